@@ -1,0 +1,148 @@
+"""Ledger problems: a starting balance, named events (some of no effect), and the balance asked for after one of them.
+
+How many steps an answer needs is in the order of the lines and in the running balance, hardly in the words or the length of the text:
+lines behind the one asked for do not count, a line may repeat, and "until" depends on the balance.
+"""
+
+import hashlib
+import random
+from dataclasses import dataclass
+
+from reasonscope.data.organism.forms import COUNTS, EVENTS
+
+NAMES = tuple(
+    "Ann Bob Carl Dan Eve Fay Gus Hal Ida Joe Kim Leo Max Nan Oli Pam Quin Rob Sue Tom Una Vic Wes Zoe".split()
+)
+DISTRACTORS = (
+    "{name} likes tea.",
+    "{name} reads the ledger.",
+    "{name} goes home early.",
+    "{name} is {a} years old.",
+    "{name} counts {a} stamps.",
+)
+MODES = {"default": "", "brief": " Think briefly.", "detail": " Think in detail."}
+SPLITS = ("train", "validation", "test")
+MAX_STEPS = 8
+_LARGEST = 99
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One needed step: `left sign a = right`, told by line `line`; `limit` where the line says "until the balance passes"."""
+
+    line: int
+    left: int
+    sign: str
+    a: int
+    right: int
+    limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One sentence of the problem. `event` is a key of `EVENTS`, or None for a line of no effect."""
+
+    text: str
+    name: str
+    event: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """A problem with its solution: every operation needed for the answer, in order (1 to 8)."""
+
+    start: int
+    lines: tuple[Line, ...]
+    asked: int
+    operations: tuple[Operation, ...]
+
+    @property
+    def answer(self) -> int:
+        return self.operations[-1].right
+
+    @property
+    def name(self) -> str:
+        """Whose line is asked for."""
+        return self.lines[self.asked].name
+
+    @property
+    def body(self) -> str:
+        lines = " ".join(line.text for line in self.lines)
+        return f"The ledger starts at {self.start}. {lines} What is the balance after {self.name}?"
+
+    def question(self, mode: str = "default") -> str:
+        """The user's message: the problem and how much to think about it (a key of `MODES`)."""
+        return self.body + MODES[mode]
+
+    @property
+    def split(self) -> str:
+        """Which set the problem belongs to, by a hash of its text: the three sets are disjoint whatever the seeds."""
+        bucket = int.from_bytes(hashlib.sha256(self.body.encode()).digest()[:2]) % 20
+        return SPLITS[max(0, bucket - 17)]
+
+
+def sample_ledger(rng: random.Random, *, split: str, steps: int | None = None) -> Ledger:
+    """Draw a problem of `split` that needs `steps` operations (None: 1 to 8, equally often)."""
+    needed = rng.randint(1, MAX_STEPS) if steps is None else steps
+    while True:
+        ledger = _draw(rng, needed)
+        if ledger is not None and ledger.split == split:
+            return ledger
+
+
+def _draw(rng: random.Random, needed: int) -> Ledger | None:
+    names = rng.sample(NAMES, 14)
+    start = rng.randint(5, 60)
+    balance, lines, operations = start, [], []
+    while len(operations) < needed:
+        if rng.random() < 0.2:
+            lines.append(_distractor(rng, names.pop()))
+            continue
+        line, new = _event(rng, names.pop(), balance, len(lines), needed - len(operations))
+        if line is None:
+            return None
+        lines.append(line)
+        operations += new
+        balance = operations[-1].right
+    asked = len(lines) - 1
+    for _ in range(rng.randint(0, max(0, 9 - len(lines)))):  # lines behind the one asked for: read, but not needed
+        line = _distractor(rng, names.pop()) if rng.random() < 0.3 else None
+        if line is None:
+            line, new = _event(rng, names.pop(), balance, len(lines), 4)
+            if line is None:
+                break
+            balance = new[-1].right
+        lines.append(line)
+    return Ledger(start=start, lines=tuple(lines), asked=asked, operations=tuple(operations))
+
+
+def _distractor(rng: random.Random, name: str) -> Line:
+    return Line(text=rng.choice(DISTRACTORS).format(name=name, a=rng.randint(2, 60)), name=name, event=None)
+
+
+def _event(
+    rng: random.Random, name: str, balance: int, line: int, room: int
+) -> tuple[Line, list[Operation]] | tuple[None, list[Operation]]:
+    """A line that keeps the balance within 0 to 99 and takes at most `room` operations; (None, []) where none was found."""
+    kinds = ["add", "subtract", "double", "add_times", "subtract_times", "add_until"]
+    for _ in range(12):
+        event = rng.choices(kinds, weights=(30, 30, 8, 12, 8, 20))[0]
+        a = rng.randint(2, 19) if event in ("add", "subtract") else rng.randint(2, 12)
+        count, limit = 1, None
+        if event.endswith("_times"):
+            count = rng.randint(2, 4)
+        if event == "add_until":
+            limit = min(balance + rng.randint(0, 4 * a), _LARGEST - a)
+            count = (limit - balance) // a + 1
+        operations = []
+        value = balance
+        for _ in range(count):
+            sign, operand = ("*", 2) if event == "double" else ("+" if event.startswith("add") else "-", a)
+            result = {"+": value + operand, "-": value - operand, "*": value * operand}[sign]
+            operations.append(Operation(line=line, left=value, sign=sign, a=operand, right=result, limit=limit))
+            value = result
+        if 1 <= count <= min(room, 4) and all(0 <= operation.right <= _LARGEST for operation in operations):
+            template = rng.choice(EVENTS[event])
+            text = template.format(name=name, a=a, count=COUNTS.get(count, ""), limit=limit)
+            return Line(text=text, name=name, event=event), operations
+    return None, []

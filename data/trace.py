@@ -1,0 +1,159 @@
+"""What flows through the toolkit: problems, and traces with exact spans over characters and tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reasonscope.data.errors import InputError
+
+Kind = Literal["execution", "reflection", "transition"]
+ThinkingState = Literal["closed", "truncated", "empty", "absent"]
+FinishReason = Literal["stop", "length", "unknown"]
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """A half-open range [start, stop) of characters or of tokens; which, is said where it stands."""
+
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.stop:
+            raise InputError(f"span [{self.start}, {self.stop}) is not a range: 0 <= start <= stop is needed")
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __contains__(self, position: int) -> bool:
+        return self.start <= position < self.stop
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A question to put to a model: `messages` (put through the chat template) or a raw `prompt`, exactly one of them.
+
+    `group` is what must stay together in a split (by default the id); `meta` is JSON.
+    """
+
+    id: str
+    messages: tuple[Message, ...] = ()
+    prompt: str | None = None
+    answer: str | None = None
+    group: str = ""
+    difficulty: float | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if bool(self.messages) == (self.prompt is not None):
+            raise InputError(f"problem {self.id!r}: give either messages or prompt, and not both")
+        if not self.group:
+            object.__setattr__(self, "group", self.id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regions:
+    """The parts of a trace; `prompt open thinking close answer` follow each other and cover it without gap or overlap.
+
+    Over characters: `open` is the opening tag with the white space behind it, `close` the closing tag with the white space around it;
+    either may be empty. Over tokens: a token belongs to the part that holds its first character. `close_window` is every token that
+    overlaps `close`, so it may begin with the last token of `thinking` where the tokenizer merged ".\\n" before the tag.
+    """
+
+    prompt: Span
+    open: Span
+    thinking: Span
+    close: Span
+    answer: Span
+    close_window: Span
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a completion was drawn. `temperature` 0 is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """One prompt and one completion.
+
+    `text` is what the model saw and wrote; `tokens` (token,) int64 are the very ids of the run, `offsets` (token, 2) their character
+    spans in `text`. `chars` and `token_regions` are the regions over characters and tokens. `logprobs` and `entropies` (generated token,)
+    float32 in nats at the generating temperature, or None. `correct` is None where there is no gold answer.
+    """
+
+    id: str
+    problem: Problem
+    text: str
+    tokens: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    chars: Regions
+    token_regions: Regions
+    state: ThinkingState
+    finish_reason: FinishReason = "unknown"
+    final_answer: str | None = None
+    correct: bool | None = None
+    sample: int = 0
+    sampling: Sampling | None = None
+    model: Mapping[str, Any] = field(default_factory=dict)
+    logprobs: NDArray[np.float32] | None = None
+    entropies: NDArray[np.float32] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_prompt_tokens(self) -> int:
+        """Tokens that were given; the rest were generated. Counts an opening tag of the template."""
+        return int(self.meta["n_prompt_tokens"]) if "n_prompt_tokens" in self.meta else len(self.token_regions.prompt)
+
+    @property
+    def thinking(self) -> str:
+        return self.text[self.chars.thinking.slice]
+
+    @property
+    def answer_text(self) -> str:
+        return self.text[self.chars.answer.slice]
+
+    @property
+    def n_thinking_tokens(self) -> int:
+        return len(self.token_regions.thinking)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A piece of thinking between blank lines. `separator` is the token that opens it (SEAL reads and steers there)."""
+
+    index: int
+    kind: Kind
+    text: str
+    chars: Span
+    tokens: Span
+    separator: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sentence:
+    """A sentence of the thinking. `chars` and `tokens` are spans in the whole trace; `tag` is its function, one of the eight."""
+
+    index: int
+    tag: str
+    text: str
+    chars: Span
+    tokens: Span
