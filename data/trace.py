@@ -95,18 +95,20 @@ class Sampling:
 class Trace:
     """One prompt and one completion.
 
-    `text` is what the model saw and wrote; `tokens` (token,) int64 are the very ids of the run, `offsets` (token, 2) their character
-    spans in `text`. `chars` and `token_regions` are the regions over characters and tokens. `logprobs` and `entropies` (generated token,)
-    float32 in nats at the generating temperature, or None. `correct` is None where there is no gold answer.
+    `text` is what the model saw and wrote; `token_ids` (token,) int64 are the very ids of the run, `offsets` (token, 2) their
+    character spans in `text`. The first `n_prompt_tokens` were given, the rest generated. `chars` and `tokens` are the regions over
+    characters and over tokens. `logprobs` and `entropies` (generated token,) float32 in nats at the generating temperature, or None.
+    `correct` is None where there is no gold answer. `model` is the fingerprint of the model that wrote it. `meta` is JSON.
     """
 
     id: str
     problem: Problem
     text: str
-    tokens: NDArray[np.int64]
+    token_ids: NDArray[np.int64]
     offsets: NDArray[np.int64]
+    n_prompt_tokens: int
     chars: Regions
-    token_regions: Regions
+    tokens: Regions
     state: ThinkingState
     finish_reason: FinishReason = "unknown"
     final_answer: str | None = None
@@ -119,11 +121,6 @@ class Trace:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def n_prompt_tokens(self) -> int:
-        """Tokens that were given; the rest were generated. Counts an opening tag of the template."""
-        return int(self.meta["n_prompt_tokens"]) if "n_prompt_tokens" in self.meta else len(self.token_regions.prompt)
-
-    @property
     def thinking(self) -> str:
         return self.text[self.chars.thinking.slice]
 
@@ -133,7 +130,7 @@ class Trace:
 
     @property
     def n_thinking_tokens(self) -> int:
-        return len(self.token_regions.thinking)
+        return len(self.tokens.thinking)
 
 
 @dataclass(frozen=True, kw_only=True)
