@@ -27,9 +27,9 @@ class Site:
 
     | point | what | shape |
     |---|---|---|
-    | `resid_pre` | the residual stream as it enters the block; Hugging Face `hidden_states[layer]` | batch token d_model |
-    | `resid_post` | as it leaves the block; `hidden_states[layer + 1]`, save the last one, which is behind the final norm there | batch token d_model |
-    | `attn_out`, `mlp_out` | what attention or MLP ADDS to the stream (behind the post-norms of Gemma and OLMo 2) | batch token d_model |
+    | `resid_pre` | the residual stream entering the block; Hugging Face `hidden_states[layer]` | batch token d_model |
+    | `resid_post` | leaving it; `hidden_states[layer + 1]` (there, the last is post-norm) | batch token d_model |
+    | `attn_out`, `mlp_out` | what is ADDED to the stream (behind post-norms: Gemma, OLMo 2) | batch token d_model |
     | `z` | what each head hands to the output projection | batch token head d_head |
     | `attn_probs` | attention of query on key (eager attention; without the column of a sink) | batch head query key |
     | `router` | the router's logits | batch token expert |

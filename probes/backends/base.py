@@ -1,9 +1,12 @@
-"""What an engine has to do for us: one forward pass that reads and writes at sites. Everything else is built on it once."""
+"""What an engine has to do for us: one forward pass that reads and writes at sites. All else is built on it once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from reasonscope.probes.sites import Site
@@ -11,21 +14,24 @@ from reasonscope.probes.sites import Site
 
 @dataclass(frozen=True, kw_only=True)
 class Positions:
-    """Where the columns of this pass stand: `index` (batch, token) absolute positions without padding, -1 on padding; `ids` alike."""
+    """Where the columns of this pass stand.
+
+    `index` (batch, token): absolute positions, padding not counted and itself -1; `ids` (batch, token): the tokens.
+    """
 
     index: Tensor
     ids: Tensor
 
 
-# Takes the activation at a site and the positions of its columns; returns what stands there from now on (the very same tensor:
-# nothing was changed). The returned tensor has the same shape and dtype.
+# Takes the activation at a site and the positions of its columns; returns what stands there from now on (the very same
+# tensor: nothing was changed). The returned tensor has the same shape and dtype.
 Edit = Callable[[Tensor, Positions], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forward:
-    """What one pass gives: `logits` (batch, token, vocab) or of the last token alone (batch, 1, vocab); what was read, by site,
-    AFTER any edit at the same site; and the cache to hand to the next pass."""
+    """What one pass gives: `logits` (batch, token, vocab), or of the last token alone (batch, 1, vocab); what was read,
+    by site, AFTER any edit at the same site; and the cache to hand to the next pass. Rows of padding mean nothing."""
 
     logits: Tensor
     activations: Mapping[Site, Tensor] = field(default_factory=dict)
@@ -51,6 +57,34 @@ class Backend(Protocol):
         """Run `ids` (batch, token), left-padded, behind what is in `cache`.
 
         `mask` (batch, cached + token) is 1 on real tokens, 0 on padding, over the cached columns too. A cache is the
-        transformers `Cache` object of the same batch rows. Under `torch.inference_mode()` unless the caller enabled gradients.
+        transformers `Cache` object of the same batch rows. Runs under `grad_mode()`.
         """
         ...
+
+
+_GRADIENTS: ContextVar[bool] = ContextVar("_GRADIENTS", default=False)
+
+
+@contextmanager
+def gradients() -> Iterator[None]:
+    """Inside, forward passes build the graph for `backward`; outside they do not, whatever torch's own mode."""
+    token = _GRADIENTS.set(True)
+    try:
+        yield
+    finally:
+        _GRADIENTS.reset(token)
+
+
+def grad_mode() -> AbstractContextManager[object]:
+    """What a backend's forward pass runs under.
+
+    Not `torch.inference_mode`: what it makes can never enter a backward pass, and a probe trained on captured
+    activations would fail far from here.
+    """
+    return torch.enable_grad() if _GRADIENTS.get() else torch.no_grad()
+
+
+def positions(ids: Tensor, mask: Tensor) -> Positions:
+    """The positions of the columns of `ids` (batch, token) under `mask` (batch, cached + token)."""
+    index = (mask.cumsum(dim=1) - 1).masked_fill(mask == 0, -1)
+    return Positions(index=index[:, -ids.shape[1] :], ids=ids)

@@ -1,0 +1,25 @@
+"""Fixtures of tests/probes: the tiny model of a family, built once a session. Tests must leave it as they found it."""
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedModel
+
+sys.path.insert(0, str(Path(__file__).parent))  # so that tests can `from families import FAMILIES`
+
+from families import FAMILIES, tiny_model  # only found once the path is set
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Every family of the layout table in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def hf_of() -> Callable[[str], PreTrainedModel]:
+    """The tiny model of a family by its name."""
+    return cache(tiny_model)
