@@ -1,0 +1,64 @@
+# `make demo` and `make test` are all that a newcomer needs; both work from a fresh clone with Python 3.11 and its pip.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO := runs/demo
+
+.PHONY: demo test test-slow test-wheel lint types ci constraints clean
+
+demo: $(VENV)/installed-all
+	$(BIN)/reasonscope demo --out $(DEMO)
+	@echo "To look at it in the browser: $(BIN)/reasonscope app $(DEMO)"
+
+test: $(VENV)/installed-all-test
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed-all-test
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/installed-dev
+	$(BIN)/mypy
+
+# The suite against the built wheel: an environment of its own that holds the wheel and borrows every dependency from the first.
+# The borrowing is by a path file, whose folders Python searches without obeying the path files in them: the checkout, which the
+# first environment knows through such a file, cannot be imported here.
+test-wheel: $(VENV)/installed-all-test
+	rm -rf build
+	$(PIP) wheel --quiet --no-deps --wheel-dir build/dist .
+	$(BIN)/python -m venv --without-pip build/venv
+	$(PIP) --python build/venv/bin/python install --quiet --no-deps build/dist/*.whl
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$(build/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+	mkdir build/elsewhere
+	cd build/elsewhere && REASONSCOPE_TEST_WHEEL=1 ../venv/bin/python -m pytest -c ../../pyproject.toml --rootdir ../.. ../../tests
+
+ci: test lint types test-wheel
+
+# One file per set of extras says that they are installed; newer requirements or pins make it out of date.
+$(VENV)/installed-all: EXTRAS := all
+$(VENV)/installed-all-test: EXTRAS := all,test
+$(VENV)/installed-dev: EXTRAS := dev
+$(VENV)/installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; say which: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The newest versions that fit each other, from an environment made for the purpose. Run the tests before you keep them.
+constraints:
+	$(PYTHON) -m venv build/newest
+	build/newest/bin/pip install '.[dev]'
+	{ head -n 2 constraints.txt; build/newest/bin/pip freeze --all --exclude reasonscope --exclude pip | sed 's/+cpu$$//'; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,34 @@
+"""The command `reasonscope`: which commands there are, and how an error reaches the terminal."""
+
+import sys
+
+import typer
+
+from reasonscope.app.commands import environment
+from reasonscope.data.errors import ReasonscopeError
+
+app = typer.Typer(
+    help="Look inside reasoning models: capture, probe, steer and analyse what they think before they answer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # an unexpected error is a bug: its plain traceback belongs in the report of it
+    rich_markup_mode=None,  # else [app] in a help text would be taken for a style
+)
+app.command()(environment.doctor)
+app.command()(environment.version)
+
+
+def main() -> None:
+    """Run the command line. A ReasonscopeError is one line on stderr and exit status 2; an interrupt is status 130."""
+    try:
+        app()
+    except ReasonscopeError as error:
+        # Some causes (of transformers, of the operating system) are several lines long.
+        typer.echo(f"reasonscope: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

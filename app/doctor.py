@@ -1,0 +1,172 @@
+"""What this installation has: versions, devices, extras and shipped models, with a remedy for whatever is missing."""
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from importlib.resources import files
+from importlib.util import find_spec
+
+import psutil
+from packaging.requirements import Requirement
+from rich.table import Table
+
+_PROJECT = "reasonscope"
+_MODELS = ("organism", "organism-base")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A required package: its `installed` version (None: not there) and whether that fits the versions `needed`."""
+
+    name: str
+    installed: str | None
+    needed: str
+    satisfied: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The core or an extra. `remedy` is the command that installs what is missing of it, None where nothing is."""
+
+    name: str
+    packages: tuple[Package, ...]
+    remedy: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Where a model can run: torch's name for it, what it is, and its memory in GiB (None: it has none of its own)."""
+
+    name: str
+    description: str
+    memory: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShippedModel:
+    """A model that comes with the package. `path` is its folder, None where config or weights are not there."""
+
+    name: str
+    path: str | None
+    remedy: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """All that `reasonscope doctor` reports."""
+
+    version: str
+    python: str
+    platform: str
+    core: Part
+    devices: tuple[Device, ...]
+    extras: tuple[Part, ...]
+    models: tuple[ShippedModel, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether everything but the extras is there."""
+        return self.core.remedy is None and all(model.path for model in self.models)
+
+
+def examine() -> Examination:
+    """Look at the running interpreter, its packages and its devices. Changes nothing and asks no network."""
+    return Examination(
+        version=version(_PROJECT),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        core=_part("core", _packages(extra=""), f"pip install --upgrade {_PROJECT}"),
+        devices=_devices(),
+        extras=_extras(),
+        models=tuple(_model(name) for name in _MODELS),
+    )
+
+
+def _packages(*, extra: str) -> tuple[Package, ...]:
+    """The requirements of `extra` alone; of the core where it is empty."""
+    found = []
+    for requirement in map(Requirement, requires(_PROJECT) or ()):
+        marker = requirement.marker
+        in_core = marker is None or marker.evaluate({"extra": ""})
+        asked = in_core if not extra else not in_core and marker is not None and marker.evaluate({"extra": extra})
+        # An extra made of other extras names the project itself; those extras have rows of their own.
+        if asked and requirement.name != _PROJECT:
+            found.append(_package(requirement))
+    return tuple(found)
+
+
+def _package(requirement: Requirement) -> Package:
+    try:
+        installed = version(requirement.name)
+    except PackageNotFoundError:
+        installed = None
+    return Package(
+        name=requirement.name,
+        installed=installed,
+        needed=str(requirement.specifier),
+        satisfied=installed is not None and requirement.specifier.contains(installed, prereleases=True),
+    )
+
+
+def _part(name: str, packages: tuple[Package, ...], remedy: str) -> Part:
+    return Part(name=name, packages=packages, remedy=None if all(p.satisfied for p in packages) else remedy)
+
+
+def _extras() -> tuple[Part, ...]:
+    names = metadata(_PROJECT).get_all("Provides-Extra") or ()
+    parts = (_part(name, _packages(extra=name), f"pip install '{_PROJECT}[{name}]'") for name in names)
+    return tuple(part for part in parts if part.packages)
+
+
+def _devices() -> tuple[Device, ...]:
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
+    found = [Device(name="cpu", description=f"{cores} cores", memory=_gib(psutil.virtual_memory().total))]
+    # Without torch no other device is of use; that it is missing is said among the packages.
+    if find_spec("torch") is not None:
+        import torch
+
+        for i in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(i)
+            found.append(Device(name=f"cuda:{i}", description=gpu.name, memory=_gib(gpu.total_memory)))
+        if torch.backends.mps.is_available():
+            found.append(Device(name="mps", description="Apple GPU, shares the memory of the CPU", memory=None))
+    return tuple(found)
+
+
+def _gib(n_bytes: int) -> float:
+    return round(n_bytes / 2**30, 1)
+
+
+def _model(name: str) -> ShippedModel:
+    folder = files("reasonscope.data.organism").joinpath(name)
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    if "config.json" in names and any(file.endswith(".safetensors") for file in names):
+        return ShippedModel(name=name, path=str(folder), remedy=None)
+    return ShippedModel(
+        name=name, path=None, remedy=f"reinstall {_PROJECT}, or: python -m reasonscope.data.organism.train"
+    )
+
+
+def tables(examination: Examination) -> tuple[Table, ...]:
+    """The examination as tables for a terminal: versions, devices, extras, models."""
+    versions = Table("package", "installed", "needed", title="Versions", title_justify="left")
+    versions.add_row(_PROJECT, examination.version, "")
+    versions.add_row("python", examination.python, metadata(_PROJECT)["Requires-Python"])
+    for package in examination.core.packages:
+        state = package.installed or "missing"
+        versions.add_row(package.name, state if package.satisfied else f"[red]{state}[/red]", package.needed)
+    devices = Table("device", "what", "memory, GiB", title="Devices", title_justify="left")
+    for device in examination.devices:
+        devices.add_row(device.name, device.description, "" if device.memory is None else f"{device.memory:.1f}")
+    parts = Table("part", "complete", "remedy", title="Core and extras", title_justify="left")
+    for part in (examination.core, *examination.extras):
+        parts.add_row(part.name, "yes" if part.remedy is None else "[red]no[/red]", _literal(part.remedy))
+    models = Table("model", "where", "remedy", title="Shipped models", title_justify="left")
+    for model in examination.models:
+        models.add_row(model.name, model.path or "[red]missing[/red]", _literal(model.remedy))
+    return versions, devices, parts, models
+
+
+def _literal(text: str | None) -> str:
+    # rich reads [app] in "pip install 'reasonscope[app]'" as a style.
+    return (text or "").replace("[", r"\[")
