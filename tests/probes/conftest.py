@@ -1,16 +1,12 @@
 """Fixtures of tests/probes: the tiny model of a family, built once a session. Tests must leave it as they found it."""
 
-import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import pytest
 from transformers import PreTrainedModel
 
-sys.path.insert(0, str(Path(__file__).parent))  # so that tests can `from families import FAMILIES`
-
-from families import FAMILIES, tiny_model  # only found once the path is set
+from reasonscope.probes.families import FAMILIES, tiny_model
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
