@@ -1,0 +1,167 @@
+"""The native engine: torch hooks on the Hugging Face model itself. The reference for the other backends, and the fast one."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from reasonscope.data.errors import InputError, SiteError
+from reasonscope.probes.backends.base import Edit, Forward, Positions, grad_mode, positions
+from reasonscope.probes.layout import Layout, head_count
+from reasonscope.probes.sites import Site
+
+# Takes the activation at a site in the shape that `Site` documents; returns what shall stand there.
+# The very same tensor means: leave it.
+Touch = Callable[[Tensor], Tensor]
+
+
+class HooksBackend:
+    """Reads and writes through hooks that live as long as one pass; any PreTrainedModel, dispatched by accelerate or not."""
+
+    name = "hooks"
+
+    def __init__(self, hf: PreTrainedModel, layout: Layout) -> None:
+        self._hf = hf
+        self._layout = layout
+
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        mask: Tensor,
+        cache: Any = None,
+        use_cache: bool = False,
+        last_logits_only: bool = False,
+        read: Sequence[Site] = (),
+        write: Mapping[Site, Edit] | None = None,
+    ) -> Forward:
+        """As `Backend.forward` says. Reading `attn_probs` runs this pass with eager attention."""
+        edits = write or {}
+        where = positions(ids, mask)
+        seen: dict[Site, Tensor] = {}
+        with ExitStack() as stack:
+            stack.enter_context(grad_mode())
+            if any(site.point == "attn_probs" for site in read):
+                stack.enter_context(eager_attention(self._hf))
+            for site in dict.fromkeys((*edits, *read)):
+                touch = _touch(site, edits.get(site), where, seen if site in read else None)
+                stack.enter_context(touching(self._hf, self._layout, site, touch))
+            output = self._hf(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=where.index.clamp(min=0),
+                past_key_values=cache,
+                use_cache=use_cache,
+                logits_to_keep=1 if last_logits_only else 0,
+            )
+        for site in (site for site in seen if site.point == "attn_probs"):
+            seen[site] = _all_keys(seen[site], mask.shape[1])
+        return Forward(logits=output.logits, activations=seen, cache=output.past_key_values if use_cache else None)
+
+
+def _touch(site: Site, edit: Edit | None, where: Positions, seen: dict[Site, Tensor] | None) -> Touch:
+    def touch(activation: Tensor) -> Tensor:
+        after = activation if edit is None else edit(activation, where)
+        if after.shape != activation.shape or after.dtype != activation.dtype:
+            raise InputError(
+                f"the edit at {site} returned {tuple(after.shape)} {after.dtype}; "
+                f"it has to keep {tuple(activation.shape)} {activation.dtype}"
+            )
+        if seen is not None:
+            seen[site] = after
+        return after
+
+    if edit is not None and site.point == "attn_probs":
+        raise SiteError(f"{site} can be read but not written; write z.{site.layer}, what the heads made of it")
+    return touch
+
+
+def _all_keys(probabilities: Tensor, n_keys: int) -> Tensor:
+    """A layer with a window caches only its last keys; the columns before them hold no attention."""
+    return nn.functional.pad(probabilities, (n_keys - probabilities.shape[-1], 0))
+
+
+@contextmanager
+def eager_attention(hf: PreTrainedModel) -> Iterator[None]:
+    """Inside, attention weights are computed and returned; fused kernels never build them. Restores what was set."""
+    before = hf.config.get_text_config()._attn_implementation
+    hf.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        hf.set_attn_implementation(before)
+
+
+@contextmanager
+def touching(hf: PreTrainedModel, layout: Layout, site: Site, touch: Touch) -> Iterator[None]:
+    """Inside, every pass of `hf` hands the activation at `site` to `touch` and goes on with what it returns."""
+    module = layout.module(hf, site)
+    if site.point == "router":
+        opened = _touching_router(layout.block(hf, site.layer), module, layout, touch)
+    elif site.point in ("resid_pre", "z"):
+        n_heads = head_count(hf.config) if site.point == "z" else None
+        opened = _removing(module.register_forward_pre_hook(_input_hook(touch, n_heads), with_kwargs=True))
+    else:
+        opened = _removing(module.register_forward_hook(_output_hook(touch, 1 if site.point == "attn_probs" else 0)))
+    with opened:
+        yield
+
+
+@contextmanager
+def _removing(*handles: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _input_hook(touch: Touch, n_heads: int | None) -> Callable[..., Any]:
+    """A hook on the first argument, seen with an axis of heads where their number is given."""
+
+    def hook(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        flat = args[0] if args else kwargs["hidden_states"]
+        seen = flat if n_heads is None else flat.unflatten(-1, (n_heads, -1))
+        after = touch(seen)
+        if after is seen:
+            return None
+        after = after.reshape(flat.shape)
+        return ((after, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": after})
+
+    return hook
+
+
+def _output_hook(touch: Touch, item: int) -> Callable[..., Any]:
+    """A hook on the output, or on one item of it where it is a tuple."""
+
+    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        seen = output[item] if isinstance(output, tuple) else output
+        after = touch(seen)
+        if after is seen:
+            return None
+        return (*output[:item], after, *output[item + 1 :]) if isinstance(output, tuple) else after
+
+    return hook
+
+
+def _touching_router(block: nn.Module, router: nn.Module, layout: Layout, touch: Touch) -> AbstractContextManager[None]:
+    """Routers work on a flat (batch · token) axis; the block's input knows the two."""
+    shape: list[torch.Size] = []
+
+    def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shape[:] = [(args[0] if args else kwargs["hidden_states"]).shape[:2]]
+
+    def hook(module: nn.Module, _: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        seen = output[0].unflatten(0, shape[0])
+        after = touch(seen)
+        if after is seen:
+            return None
+        assert layout.route is not None
+        return layout.route(module, after.flatten(0, 1))
+
+    return _removing(block.register_forward_pre_hook(remember, with_kwargs=True), router.register_forward_hook(hook))
