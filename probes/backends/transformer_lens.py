@@ -1,0 +1,133 @@
+"""TransformerLens: the same reads and writes through the hook points of a `TransformerBridge`.
+
+The bridge stands on a twin of the model, which shares its weights: it replaces submodules of whatever it is given. Weights stay
+as Hugging Face has them (no folding of norms, no centring), attention is always eager. `build_bridge_from_module` rather than
+`boot_transformers`, which wants a tokenizer, asks the hub for one where none is given, and changes the one that is.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from reasonscope.data.errors import ArchitectureError, MissingExtraError, SiteError
+from reasonscope.probes.backends.base import Edit, Forward, grad_mode, positions
+from reasonscope.probes.backends.touch import Touch, all_keys, touches
+from reasonscope.probes.backends.twin import twin
+from reasonscope.probes.layout import Layout
+from reasonscope.probes.sites import Site
+
+# The bridge's `hook_attn_out` and `hook_mlp_out` lie behind the post-norms where there are any, as ours do.
+_HOOKS = {
+    "resid_pre": "hook_in",
+    "resid_post": "hook_out",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "z": "attn.hook_z",
+    "attn_probs": "attn.hook_pattern",
+}
+
+# A function for one hook point: its name, and what the bridge calls there with (activation, hook=point).
+_Hook = tuple[str, Callable[..., Tensor | None]]
+
+
+class TransformerLensBackend:
+    """Runs a loaded model inside a `TransformerBridge`. Raises MissingExtraError, or ArchitectureError for what it cannot bridge."""
+
+    name = "transformer_lens"
+
+    def __init__(self, hf: PreTrainedModel, layout: Layout) -> None:
+        self._hf = hf
+        self._layout = layout
+        self._bridge = _bridge(hf)
+
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        mask: Tensor,
+        cache: Any = None,
+        use_cache: bool = False,
+        last_logits_only: bool = False,
+        read: Sequence[Site] = (),
+        write: Mapping[Site, Edit] | None = None,
+    ) -> Forward:
+        """As `Backend.forward` says."""
+        where = positions(ids, mask)
+        seen: dict[Site, Tensor] = {}
+        hooks = [
+            hook
+            for site, touch in touches(read, write or {}, where, seen).items()
+            for hook in self._hooks(site, touch, ids.shape)
+        ]
+        with grad_mode(), self._bridge.hooks(fwd_hooks=hooks):
+            logits, cache = self._bridge(
+                ids,
+                attention_mask=mask,
+                position_ids=where.index.clamp(min=0),
+                past_key_values=cache,
+                use_cache=use_cache,
+                logits_to_keep=1 if last_logits_only else 0,
+                return_type="logits_and_cache",
+            )
+        for site in (site for site in seen if site.point == "attn_probs"):
+            seen[site] = all_keys(seen[site], mask.shape[1])
+        return Forward(logits=logits, activations=seen, cache=cache if use_cache else None)
+
+    def _hooks(self, site: Site, touch: Touch, shape: torch.Size) -> list[_Hook]:
+        module = self._layout.module(self._hf, site)  # refuses layers and routers that this model has not
+        block = f"blocks.{site.layer}."
+        name = block + (f"{self._layout.router}.hook_out" if site.point == "router" else _HOOKS[site.point])
+        if self._bridge.get_hook_point(name) is None:
+            raise SiteError(f"{site}: TransformerLens has no hook point {name} on this model; use backend='hooks'")
+        if site.point != "router":
+            return [(name, lambda activation, hook: touch(activation))]
+        return _router_hooks(name.removesuffix("hook_out"), touch, shape, lambda logits: self._layout.route(module, logits))
+
+
+def _router_hooks(prefix: str, touch: Touch, shape: torch.Size, route: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]) -> list[_Hook]:
+    """Nothing downstream reads the logits that the bridge shows, so what follows from edited ones is set at its two later points."""
+    routed: list[tuple[Tensor, Tensor]] = []
+
+    def logits_hook(logits: Tensor, hook: object) -> Tensor | None:
+        seen = logits.unflatten(0, shape)
+        after = touch(seen)
+        if after is seen:
+            return None
+        after, scores, experts = route(after.flatten(0, 1))
+        routed.append((scores, experts))
+        return after
+
+    def weights_hook(weights: Tensor, hook: object) -> Tensor | None:
+        if not routed:
+            return None
+        scores, experts = routed[0]
+        return scores if weights.shape == scores.shape else torch.zeros_like(weights).scatter(-1, experts, scores)
+
+    def indices_hook(indices: Tensor, hook: object) -> Tensor | None:
+        return routed[0][1] if routed else None
+
+    return [
+        (f"{prefix}hook_out", logits_hook),
+        (f"{prefix}hook_expert_weights", weights_hook),
+        (f"{prefix}hook_expert_indices", indices_hook),
+    ]
+
+
+def _bridge(hf: PreTrainedModel) -> Any:
+    try:
+        from transformer_lens.model_bridge.sources import build_bridge_from_module
+    except ImportError as error:
+        raise MissingExtraError(
+            f"backend='transformer_lens' needs TransformerLens ({error}): pip install \"reasonscope[transformer-lens]\""
+        ) from error
+    model = twin(hf)
+    model.set_attn_implementation("eager")
+    try:
+        return build_bridge_from_module(model, type(hf).__name__, hf_config=model.config)
+    except (ValueError, RuntimeError, AttributeError, KeyError) as error:
+        raise ArchitectureError(
+            f"TransformerLens cannot bridge {type(hf).__name__}: {str(error)[:200]}; use backend='hooks'"
+        ) from error
