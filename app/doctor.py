@@ -142,9 +142,7 @@ def _model(name: str) -> ShippedModel:
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     if "config.json" in names and any(file.endswith(".safetensors") for file in names):
         return ShippedModel(name=name, path=str(folder), remedy=None)
-    return ShippedModel(
-        name=name, path=None, remedy=f"reinstall {_PROJECT}, or: python -m reasonscope.data.organism.train"
-    )
+    return ShippedModel(name=name, path=None, remedy=f"pip install --force-reinstall --no-deps {_PROJECT}")
 
 
 def tables(examination: Examination) -> tuple[Table, ...]:

@@ -1,0 +1,121 @@
+"""The command line: errors are one line and status 2, help is quick, doctor says what is missing and what to do."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from reasonscope.app import cli, doctor
+from reasonscope.data.errors import InputError, MissingExtraError, StoreError
+
+ROOT = Path(__file__).parents[2]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+
+
+def command(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([Path(sys.executable).with_name("reasonscope"), *args], capture_output=True, text=True)
+
+
+def failing_main(monkeypatch, error: BaseException) -> int:
+    """Run `main` with a command that raises `error`; return the exit status."""
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli.app, "registered_commands", [])
+    cli.app.command()(fail)
+    cli.app.command("other")(lambda: None)
+    monkeypatch.setattr(sys, "argv", ["reasonscope", "fail"])
+    with pytest.raises(SystemExit) as exited:
+        cli.main()
+    return exited.value.code
+
+
+@pytest.mark.parametrize("kind", [InputError, StoreError, MissingExtraError])
+def test_our_error_is_one_line_and_status_2(kind, monkeypatch, capsys):
+    assert failing_main(monkeypatch, kind("line 3 is broken:\n  'x'\nwrite JSON")) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "reasonscope: line 3 is broken: 'x' write JSON\n"
+
+
+def test_an_interrupt_is_status_130(monkeypatch, capsys):
+    assert failing_main(monkeypatch, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        failing_main(monkeypatch, ZeroDivisionError())
+
+
+def test_the_installed_command_writes_the_version():
+    done = command("version")
+    assert (done.returncode, done.stdout) == (0, f"{version('reasonscope')}\n")
+
+
+def test_help_lists_every_command():
+    done = command("--help")
+    assert done.returncode == 0
+    assert {"doctor", "version"} <= set(done.stdout.split())
+
+
+def test_an_unknown_command_is_status_2():
+    done = command("nonsense")
+    assert done.returncode == 2
+    assert "nonsense" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_reports_everything_as_json():
+    result = CliRunner().invoke(cli.app, ["doctor", "--json"])
+    report = json.loads(result.stdout)
+    assert report["version"] == version("reasonscope")
+    assert {"torch", "transformers", "numpy"} <= {package["name"] for package in report["core"]["packages"]}
+    assert report["core"]["remedy"] is None
+    assert report["devices"][0]["name"] == "cpu"
+    assert report["devices"][0]["memory"] > 0
+    assert {extra["name"] for extra in report["extras"]} == set(EXTRAS) - {"all"}
+    assert [model["name"] for model in report["models"]] == ["organism", "organism-base"]
+    assert result.exit_code == (0 if report["sound"] else 1)
+
+
+def test_doctor_finds_a_shipped_model_only_with_config_and_weights(monkeypatch, tmp_path):
+    for name, contents in {"organism": ("config.json", "model.safetensors"), "organism-base": ("config.json",)}.items():
+        (tmp_path / name).mkdir()
+        for content in contents:
+            (tmp_path / name / content).touch()
+    monkeypatch.setattr(doctor, "files", lambda package: tmp_path)
+    examination = doctor.examine()
+    whole, broken = examination.models
+    assert (whole.path, whole.remedy) == (str(tmp_path / "organism"), None)
+    assert broken.path is None
+    assert "reinstall" in broken.remedy
+    assert not examination.sound
+
+
+def test_doctor_names_the_remedy_for_a_missing_extra(monkeypatch):
+    def without_streamlit(name: str) -> str:
+        if name == "streamlit":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(doctor, "version", without_streamlit)
+    result = CliRunner().invoke(cli.app, ["doctor"])
+    assert "pip install 'reasonscope[app]'" in result.stdout
+    assert "pip install 'reasonscope[nnsight]'" not in result.stdout
+    assert doctor.examine().core.remedy is None
+
+
+def test_doctor_finds_a_version_too_old(monkeypatch):
+    monkeypatch.setattr(doctor, "version", lambda name: "0.0.1" if name == "torch" else version(name))
+    examination = doctor.examine()
+    assert examination.core.remedy == "pip install --upgrade reasonscope"
+    assert not examination.sound
+    assert [package.name for package in examination.core.packages if not package.satisfied] == ["torch"]
+    assert CliRunner().invoke(cli.app, ["doctor"]).exit_code == 1

@@ -1,0 +1,94 @@
+"""What is packaged: every folder of code, every file that it needs, and a pin for every dependency."""
+
+import os
+import re
+import sysconfig
+import tomllib
+from importlib.metadata import PackageNotFoundError, requires
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
+TOP = ("data", "probes", "steering", "analysis", "app")
+FOLDERS = SETUPTOOLS["package-dir"]
+
+
+def test_the_packages_are_the_folders_that_hold_code():
+    holding = {path.parent.relative_to(ROOT) for top in TOP for path in (ROOT / top).rglob("*.py")}
+    expected = {f"reasonscope.{'.'.join(folder.parts)}": folder.as_posix() for folder in holding}
+    assert expected == FOLDERS
+    assert sorted(expected) == sorted(SETUPTOOLS["packages"])
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_every_package_says_what_it_is(name):
+    init = ROOT / FOLDERS[name] / "__init__.py"
+    assert re.match(r'"""\w.{20,}', init.read_text(encoding="utf-8")), f"{init} needs a docstring"
+
+
+def test_the_type_checker_sees_the_same_folders():
+    links = {link.name: link.resolve() for link in (ROOT / ".types" / "reasonscope").iterdir()}
+    assert links == {top: ROOT / top for top in TOP}
+
+
+def shipped_files() -> list[Path]:
+    """Every file of the packages that git would keep, relative to the root."""
+    return [
+        path.relative_to(ROOT)
+        for top in TOP
+        for path in sorted((ROOT / top).rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
+
+
+def test_the_installed_package_holds_every_file():
+    """True by construction of an editable install; run against the wheel it shows that nothing was left out."""
+    for path in shipped_files():
+        installed = files(f"reasonscope.{path.parts[0]}").joinpath(*path.parts[1:])
+        assert installed.is_file(), f"{path} is not installed: add it to [tool.setuptools.package-data]"
+        assert installed.read_bytes() == (ROOT / path).read_bytes(), f"{path} differs from the installed file"
+
+
+def test_every_top_package_declares_its_types():
+    assert [top for top in TOP if not files(f"reasonscope.{top}").joinpath("py.typed").is_file()] == []
+
+
+@pytest.mark.skipif("REASONSCOPE_TEST_WHEEL" not in os.environ, reason="only `make test-wheel` installs a wheel")
+def test_the_wheel_is_what_is_tested():
+    assert Path(str(files("reasonscope.data"))).is_relative_to(sysconfig.get_path("purelib"))
+
+
+def dependencies(root: str) -> set[str]:
+    """All that `root` asks for, directly or not, as far as it is installed here; without what a parent pins exactly,
+    as torch does its CUDA libraries."""
+    todo, done = [Requirement(root)], set()
+    while todo:
+        requirement = todo.pop()
+        name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
+        if (name, extras) in done or str(requirement.specifier).startswith("=="):
+            continue
+        done.add((name, extras))
+        try:
+            lines = requires(name) or ()
+        except PackageNotFoundError:
+            continue
+        asked = [(child, child.marker) for child in map(Requirement, lines)]
+        todo += [
+            child
+            for child, marker in asked
+            if marker is None or any(marker.evaluate({"extra": e}) for e in {"", *extras})
+        ]
+    return {name for name, _ in done}
+
+
+def test_every_dependency_is_pinned():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==\S+$", "\n".join(lines), flags=re.MULTILINE)}
+    assert dependencies("reasonscope[dev]") - pins == {"reasonscope"}
+    assert "torch==2.13.0" in lines

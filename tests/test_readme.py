@@ -1,0 +1,114 @@
+"""The documents tell the truth: their Python and their `reasonscope` commands run, in order, as a reader would run them.
+
+A document's snippets share one namespace and one empty folder. A snippet behind `<!-- not run: reason -->` is left out; so is a
+```bash block that does not begin with `reasonscope` (installing, make).
+"""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snippet:
+    language: str
+    code: str
+    line: int
+
+
+def snippets(document: str) -> list[Snippet]:
+    """The snippets of a Markdown text that are to run; `line` counts the text's lines from 1."""
+    found, excused = [], False
+    for token in MarkdownIt().parse(document):
+        if token.type == "html_block":
+            excused = re.match(r"<!-- not run: \S.* -->", token.content) is not None
+            continue
+        runs = token.info == "python" or (token.info == "bash" and token.content.startswith("reasonscope "))
+        if token.type == "fence" and runs and not excused:
+            assert token.map is not None
+            found.append(Snippet(language=token.info, code=token.content, line=token.map[0] + 2))
+        excused = False
+    return found
+
+
+def run_python(snippet: Snippet, document: Path, namespace: dict[str, object]) -> None:
+    # Blank lines in front make a traceback name the line of the document.
+    source = "\n" * (snippet.line - 1) + snippet.code
+    exec(compile(source, document, "exec"), namespace)
+
+
+def run_bash(snippet: Snippet, document: Path) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", snippet.code],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{document}:{snippet.line}: status {done.returncode}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize(
+    "document", [d for d in DOCUMENTS if snippets(d.read_text(encoding="utf-8"))], ids=lambda d: d.name
+)
+def test_snippets_run(document, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for snippet in snippets(document.read_text(encoding="utf-8")):
+        if snippet.language == "python":
+            run_python(snippet, document, namespace)
+        else:
+            run_bash(snippet, document)
+
+
+def test_readme_has_snippets_of_both_kinds():
+    readme = snippets((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert {snippet.language for snippet in readme} == {"python", "bash"}
+
+
+def test_which_snippets_run():
+    text = """
+```python
+a = 1
+```
+
+<!-- not run: takes an hour -->
+```python
+b = 2
+```
+
+```bash
+make demo
+```
+
+```bash
+reasonscope version
+```
+
+<!-- a remark -->
+```python
+c = 3
+```
+"""
+    assert [(s.code, s.line) for s in snippets(text)] == [
+        ("a = 1\n", 3),
+        ("reasonscope version\n", 16),
+        ("c = 3\n", 21),
+    ]
+
+
+def test_documents_name_make_targets_that_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
+    texts = [document.read_text(encoding="utf-8") for document in DOCUMENTS]
+    named = {target for text in texts for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, flags=re.MULTILINE)}
+    assert {"demo", "test"} <= named <= targets
