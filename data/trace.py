@@ -1,7 +1,8 @@
 """What flows through the toolkit: problems, and traces with exact spans over characters and tokens."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -80,6 +81,13 @@ class Regions:
     answer: Span
     close_window: Span
 
+    def __post_init__(self) -> None:
+        parts = (self.prompt, self.open, self.thinking, self.close, self.answer)
+        if parts[0].start != 0 or any(a.stop != b.start for a, b in pairwise(parts)):
+            raise InputError(
+                f"regions {parts} leave a gap or overlap: each has to begin where the one before it ends, from 0"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -91,7 +99,7 @@ class Sampling:
     seed: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Trace:
     """One prompt and one completion.
 
@@ -99,6 +107,8 @@ class Trace:
     character spans in `text`. The first `n_prompt_tokens` were given, the rest generated. `chars` and `tokens` are the regions over
     characters and over tokens. `logprobs` and `entropies` (generated token,) float32 in nats at the generating temperature, or None.
     `correct` is None where there is no gold answer. `model` is the fingerprint of the model that wrote it. `meta` is JSON.
+    An imported text that nobody tokenised has no tokens: its arrays and all its token spans are empty. Two traces are equal when every
+    field is, arrays by value and dtype.
     """
 
     id: str
@@ -120,6 +130,33 @@ class Trace:
     entropies: NDArray[np.float32] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        n = len(self.token_ids)
+        if self.offsets.shape != (n, 2):
+            raise InputError(
+                f"trace {self.id!r}: offsets {self.offsets.shape} for {n} tokens; they have to be ({n}, 2)"
+            )
+        if not 0 <= self.n_prompt_tokens <= n:
+            raise InputError(f"trace {self.id!r}: {self.n_prompt_tokens} prompt tokens of {n} tokens")
+        if (self.chars.answer.stop, self.tokens.answer.stop) != (len(self.text), n):
+            raise InputError(
+                f"trace {self.id!r}: its regions do not end where its {len(self.text)} characters and {n} tokens do"
+            )
+        for name in ("logprobs", "entropies"):
+            values = getattr(self, name)
+            if values is not None and values.shape != (n - self.n_prompt_tokens,):
+                raise InputError(
+                    f"trace {self.id!r}: {name} {values.shape}; one per generated token, ({n - self.n_prompt_tokens},)"
+                )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Trace):
+            return NotImplemented
+        return all(_same(getattr(self, item.name), getattr(other, item.name)) for item in fields(self))
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.text))
+
     @property
     def thinking(self) -> str:
         return self.text[self.chars.thinking.slice]
@@ -131,6 +168,12 @@ class Trace:
     @property
     def n_thinking_tokens(self) -> int:
         return len(self.tokens.thinking)
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    return bool(type(a) is type(b) and a == b)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,114 @@
+"""Final answers: found in a text, and compared with the gold answer."""
+
+import logging
+import re
+from fractions import Fraction
+
+_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?%?|-?\.\d+")
+_STATED = re.compile(r"(?:\banswer\b[*_]*(?:\s+is\b|\s*[:=])|####)[\s:*_$]*([^\n]+)", re.IGNORECASE)
+_CONTROL = re.compile(r"<[|｜][^<>]*[|｜]>|</?s>|<eos>|<(?:start|end)_of_turn>")
+_BOX = re.compile(r"\\f?boxed\b\s*")
+# What says nothing about the value: fences, sizes, spaces, units of style. Taken off before strings are compared.
+_DECORATION = re.compile(
+    r"\\(?:left|right|[,;!:]|displaystyle|quad|qquad)(?![a-zA-Z])|\\?[$]|\\text(?:bf|rm|it)?(?=\{)|[*]{2}|\s+"
+)
+# Powers and factorials that sympy would try to write out: compared as strings instead.
+_EXPLOSIVE = re.compile(
+    r"\^\s*\{?\s*\(?-?\d{4,}|\^[^+\-=,]*\^|\*\*[^+\-=,]*\*\*|\d{4,}\s*!|!\s*!|\*\*\s*\(?-?\d{4,}|\d{400,}"
+)
+_LONGEST = 300
+
+
+def extract_answer(text: str) -> str | None:
+    r"""The final answer stated in `text`: its last \boxed{…}, else behind its last "answer is", else its last number, else None."""
+    text = _CONTROL.sub(" ", text)
+    boxed = _last_boxed(text)
+    if boxed is not None:
+        return boxed
+    stated = _STATED.findall(text)
+    if stated:
+        answer = re.split(r"[.!?](?:\s|$)", stated[-1].strip(), maxsplit=1)[0].strip(" *_$")
+        if answer:
+            return answer
+    numbers = _NUMBER.findall(text)
+    return numbers[-1] if numbers else None
+
+
+def equivalent(given: str | None, gold: str) -> bool:
+    """Whether two answers have the same value: as text, as numbers, else as mathematics (math-verify).
+
+    Never raises: what cannot be read is compared as text, and so is what would take sympy for ever (towers of powers, factorials of
+    large numbers, more than 300 characters), because math-verify's own time limit is a signal that works in the main thread alone.
+    """
+    if given is None:
+        return False
+    left, right = _plain(given), _plain(gold)
+    if left == right:
+        return bool(left)
+    numbers = _number(left), _number(right)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    if max(len(given), len(gold)) > _LONGEST or _EXPLOSIVE.search(given) or _EXPLOSIVE.search(gold):
+        return False
+    return _same_mathematics(given, gold)
+
+
+def _last_boxed(text: str) -> str | None:
+    """What stands in the last \\boxed{…} that is closed; braces nest, and \\boxed 5 takes the next word."""
+    for match in reversed(list(_BOX.finditer(text))):
+        start = match.end()
+        if not text.startswith("{", start):
+            word = re.match(r"[^\s$.,]+", text[start:])
+            if word is not None:
+                return word[0]
+            continue
+        depth = 0
+        for position in range(start, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[position], 0) if text[position - 1] != "\\" else 0
+            if depth == 0:
+                return text[start + 1 : position].strip()
+    return None
+
+
+def _plain(answer: str) -> str:
+    """`answer` without its box, decoration and final stop, in lower case."""
+    boxed = _last_boxed(answer)
+    plain = _DECORATION.sub("", answer if boxed is None else boxed).rstrip(".").lower()
+    while plain.startswith("{") and plain.endswith("}") and plain.count("{") == 1:
+        plain = plain[1:-1]
+    return plain.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\%", "%")
+
+
+def _number(plain: str) -> Fraction | None:
+    """The value of 1,234.50, -3/4, 12 % (read as 12: gold answers give the percentage with and without its sign), else None."""
+    digits = plain.removesuffix("%").removeprefix("+").replace("{", "").replace("}", "")
+    if re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?", digits):
+        digits = digits.replace(",", "")
+    if not re.fullmatch(r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:/\d+)?", digits):
+        return None
+    try:
+        numerator, _, denominator = digits.partition("/")
+        return Fraction(numerator) / Fraction(denominator or 1)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _same_mathematics(given: str, gold: str) -> bool:
+    from math_verify import parse, verify  # brings sympy, which takes a second: only where it is needed
+
+    level = logging.getLogger("math_verify").level
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs every time that its own time limit is off
+    try:
+        left, right = (parse(_as_latex(answer), parsing_timeout=None, raise_on_error=False) for answer in (gold, given))
+        if not left or not right:
+            return False
+        return bool(verify(left, right, timeout_seconds=None, raise_on_error=False))
+    except RecursionError:  # hundreds of nested brackets: the one thing that raise_on_error=False lets through
+        return False
+    finally:
+        logging.getLogger("math_verify").setLevel(level)
+
+
+def _as_latex(answer: str) -> str:
+    """In dollars, unless it has its own: bare LaTeX is read as a plain expression otherwise, and \\frac is lost."""
+    return answer if "$" in answer or "\\(" in answer else f"${answer}$"

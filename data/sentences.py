@@ -1,0 +1,130 @@
+"""Sentences of a reasoning text: the splitter of Thought Anchors, and ours, which knows abbreviations, numbers, mathematics and code."""
+
+import re
+from typing import Literal
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.trace import Span
+
+Splitter = Literal["default", "thought_anchors", "thought_anchors_reference"]
+
+_SHORT = 10  # chunks with fewer characters are glued to their neighbour by the published splitter
+# Nothing ends a sentence inside of these: fenced and inline code, display and inline mathematics. The last follows pandoc's rule (no
+# blank inside the dollars, no digit behind them), so that sums of money are no formulas.
+_PROTECTED = re.compile(
+    r"```.*?(?:```|\Z)|`[^`\n]+`|\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|(?<![\\$\w])\$(?=[^\s$])[^$\n]{0,400}?(?<=[^\s\\])\$(?!\d)",
+    re.DOTALL,
+)
+_BREAK = re.compile(
+    r"(?P<stop>[.?!…]+)[\"'”’)\]*_]*(?=\s|\Z)"  # a stop, with quotes and brackets that close behind it
+    r"|[。！？]+[”’」』）]*"
+    r"|\n[ \t]*\r?\n"  # a blank line
+    r"|\n(?=[ \t]*(?:[-•*]|\d{1,2}[.)])[ \t])"  # a list item begins
+)
+_ALWAYS = frozenset("dr mr mrs ms prof st vs cf e.g i.e resp approx viz".split())
+_BEFORE_NUMBER = frozenset("no fig figs eq eqs sec ch p pp vol thm ex".split())
+_MARKER = re.compile(r"\W*(?:\d{1,3}|[a-zA-Z]|[ivx]{1,4})\W*")
+
+
+def split_sentences(text: str, splitter: Splitter = "default") -> list[Span]:
+    """The sentences of `text` as character spans, without white space at their ends, in order and disjoint.
+
+    `thought_anchors` is the published splitter (arXiv 2506.19143) with the last piece kept; `thought_anchors_reference` drops a piece
+    that no stop closes, as the published code does. Both glue short pieces to their neighbour. `default` also ends a sentence at a
+    list item, and does not end one at "Dr.", "e.g.", "1.", a factorial, or inside mathematics and code.
+    """
+    if splitter == "default":
+        return _split(text)
+    if splitter not in ("thought_anchors", "thought_anchors_reference"):
+        raise InputError(f"splitter {splitter!r}: there are default, thought_anchors and thought_anchors_reference")
+    chunks = _glued(text, _pieces(text, keep_tail=splitter == "thought_anchors"))
+    return [Span(chunk[0].start, chunk[-1].stop) for chunk in chunks]
+
+
+def anchor_chunks(solution: str, *, keep_tail: bool = True) -> list[str]:
+    """The chunk strings of Thought Anchors: of the text between the first think tags, glued pieces joined by one space.
+
+    Source: `split_solution_into_chunks` of the published code. It drops the last piece where no stop and blank closes it;
+    `keep_tail=False` does so too.
+    """
+    if "<think>" in solution:
+        solution = solution.split("<think>")[1].strip()
+    if "</think>" in solution:
+        solution = solution.split("</think>")[0].strip()
+    chunks = _glued(solution, _pieces(solution, keep_tail=keep_tail))
+    return [" ".join(solution[piece.slice] for piece in chunk) for chunk in chunks]
+
+
+def _pieces(text: str, *, keep_tail: bool) -> list[Span]:
+    pieces = []
+    start = 0
+    for match in re.finditer(r"[.?!](?=[ \n])|\n(?=\n)|\r(?=\n\r\n)", text):
+        span = _stripped(text, start, match.end())
+        if len(span):
+            pieces.append(span)
+            start = match.end()
+    tail = _stripped(text, start, len(text))
+    return [*pieces, tail] if keep_tail and len(tail) else pieces
+
+
+def _glued(text: str, pieces: list[Span]) -> list[list[Span]]:
+    """Pieces joined with the next one while they are short; a short last one goes to the chunk before it."""
+    chunks: list[list[Span]] = []
+    pending: list[Span] = []
+    for piece in pieces:
+        pending = [*pending, piece]
+        if sum(map(len, pending)) + len(pending) - 1 >= _SHORT:
+            chunks.append(pending)
+            pending = []
+    if pending and chunks:
+        chunks[-1] = chunks[-1] + pending
+    elif pending:
+        chunks.append(pending)
+    return chunks
+
+
+def _split(text: str) -> list[Span]:
+    protected = [match.span() for match in _PROTECTED.finditer(text)]
+    found: list[Span] = []
+    start = 0
+    inside = 0  # the first protected range that does not lie wholly behind us
+    for match in _BREAK.finditer(text):
+        while inside < len(protected) and protected[inside][1] <= match.start():
+            inside += 1
+        if inside < len(protected) and protected[inside][0] <= match.start():
+            continue
+        if match["stop"] and _goes_on(text, start, match):
+            continue
+        found += _sentence(text, start, match.end(), found)
+        start = match.end()
+    found += _sentence(text, start, len(text), found)
+    return found
+
+
+def _sentence(text: str, start: int, stop: int, found: list[Span]) -> list[Span]:
+    """The sentence in [start, stop), if it says anything; a piece without a letter or digit lengthens the one before it."""
+    span = _stripped(text, start, stop)
+    if found and len(span) and not re.search(r"\w", text[span.slice]):
+        found[-1] = Span(found[-1].start, span.stop)
+        return []
+    return [span] if len(span) else []
+
+
+def _goes_on(text: str, start: int, match: re.Match[str]) -> bool:
+    """Whether the stop at `match` does not end the sentence that began at `start`."""
+    so_far = text[start : match.start()]
+    rest = text[match.end() :].lstrip()[:1]
+    if match["stop"] == ".":
+        word = re.split(r"[\s(\[\"“]", so_far)[-1].lower()
+        numbered = word in _BEFORE_NUMBER and rest.isdigit()
+        marker = _MARKER.fullmatch(so_far.strip()) or re.search(r":\s+1$", so_far)
+        return word in _ALWAYS or numbered or bool(marker) or (word == "etc" and rest.islower())
+    if match["stop"] == "!" and re.search(r"[\d)\]}]$|(?:^|\W)[a-zA-Z]$", so_far):
+        return rest.islower() or rest in tuple("=+-*/)^·×<>,")  # a factorial
+    return match["stop"] in ("...", "…") and rest.islower()
+
+
+def _stripped(text: str, start: int, stop: int) -> Span:
+    piece = text[start:stop]
+    lead = len(piece) - len(piece.lstrip())
+    return Span(start + lead, max(start + lead, start + len(piece.rstrip())))

@@ -1,0 +1,47 @@
+"""What several folders of tests need: a tiny tokenizer that merges as the real ones do, and the published traces where they are at hand."""
+
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+# The pattern of Qwen2: digits one by one, newlines kept whole and merged with the punctuation before them.
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CORPUS = (
+    "Okay, so I need to add 3 and 4.\n\nWait, let me check that: 3 + 4 = 7.\n\nAlternatively, I can count.\n\nThe answer is 7.",
+    "<think>\nHmm.\n</think>\n\nThe final answer is \\boxed{7}.\n\n",
+    "Question: what is 3 + 4?\n\nIs it 7? Wait, is it 7?\n\n Wait, 7. Yes.\nFirst step (one)\n\nSecond step\n\n\nThird: x = y * 2.\n",
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """Byte-level BPE with the pre-tokenizer of Qwen2 and the think tags as (non-special) added tokens."""
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tok.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tok.train_from_iterator(CORPUS * 4, trainer)
+    tok.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>", special=False)])
+    return tok
+
+
+@pytest.fixture(scope="session")
+def real_traces() -> Path:
+    """Published Thought Anchors traces beside the checkout; skips where there are none."""
+    path = Path(__file__).parents[2] / "shared" / "data" / "thought_anchors"
+    if not path.is_dir():
+        pytest.skip(f"no published traces in {path}")
+    return path
