@@ -1,4 +1,4 @@
-"""What every engine does with the activation it meets at a site: edit it, check the edit, remember it."""
+"""What every engine does with the activation it meets at a site: edit it and check the edit."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,34 +13,51 @@ from reasonscope.probes.sites import Site
 Touch = Callable[[Tensor], Tensor]
 
 
-def touches(
-    read: Sequence[Site], write: Mapping[Site, Edit], where: Positions, seen: dict[Site, Tensor]
-) -> dict[Site, Touch]:
-    """What to do at each site of `read` and `write`; what is read ends up in `seen`. Raises SiteError where it cannot be."""
-    return {
-        site: _touch(site, write.get(site), where, seen if site in read else None)
-        for site in dict.fromkeys((*write, *read))
-    }
+def touches(read: Sequence[Site], write: Mapping[Site, Edit] | None, where: Positions) -> dict[Site, Touch]:
+    """What to do at each site that is read or written. Raises SiteError for a site that cannot be written."""
+    edits = write or {}
+    return {site: _touch(site, edits.get(site), where) for site in dict.fromkeys((*edits, *read))}
 
 
-def _touch(site: Site, edit: Edit | None, where: Positions, seen: dict[Site, Tensor] | None) -> Touch:
-    if edit is not None and site.point == "attn_probs":
+def _touch(site: Site, edit: Edit | None, where: Positions) -> Touch:
+    if edit is None:
+        return _leave
+    if site.point == "attn_probs":
         raise SiteError(f"{site} can be read but not written; write z.{site.layer}, what the heads made of it")
+    name = str(site)  # a touch may travel to another machine: it takes along as little as it can
 
     def touch(activation: Tensor) -> Tensor:
-        after = activation if edit is None else edit(activation, where)
+        after = edit(activation, where)
         if after.shape != activation.shape or after.dtype != activation.dtype:
             raise InputError(
-                f"the edit at {site} returned {tuple(after.shape)} {after.dtype}; "
+                f"the edit at {name} returned {tuple(after.shape)} {after.dtype}; "
                 f"it has to keep {tuple(activation.shape)} {activation.dtype}"
             )
-        if seen is not None:
-            seen[site] = after
         return after
 
     return touch
 
 
-def all_keys(probabilities: Tensor, n_keys: int) -> Tensor:
-    """`attn_probs` over all keys: a layer with a window caches only the last ones, and those before them get no attention."""
-    return nn.functional.pad(probabilities, (n_keys - probabilities.shape[-1], 0))
+def _leave(activation: Tensor) -> Tensor:
+    return activation
+
+
+def recording(touch: Touch, site: Site, seen: dict[Site, Tensor]) -> Touch:
+    """`touch`, and what stands at `site` after it goes into `seen`."""
+
+    def record(activation: Tensor) -> Tensor:
+        seen[site] = after = touch(activation)
+        return after
+
+    return record
+
+
+def activations(read: Sequence[Site], seen: Mapping[Site, Tensor], n_keys: int) -> dict[Site, Tensor]:
+    """What was asked for of what was `seen`. `attn_probs` over all keys: a layer with a window caches only the last ones, and
+    those before them get no attention."""
+    return {
+        site: nn.functional.pad(seen[site], (n_keys - seen[site].shape[-1], 0))
+        if site.point == "attn_probs"
+        else seen[site]
+        for site in read
+    }

@@ -6,6 +6,7 @@ as Hugging Face has them (no folding of norms, no centring), attention is always
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 
 from reasonscope.data.errors import ArchitectureError, MissingExtraError, SiteError
 from reasonscope.probes.backends.base import Edit, Forward, grad_mode, positions
-from reasonscope.probes.backends.touch import Touch, all_keys, touches
+from reasonscope.probes.backends.touch import Touch, activations, recording, touches
 from reasonscope.probes.backends.twin import twin
 from reasonscope.probes.layout import Layout
 from reasonscope.probes.sites import Site
@@ -59,8 +60,8 @@ class TransformerLensBackend:
         seen: dict[Site, Tensor] = {}
         hooks = [
             hook
-            for site, touch in touches(read, write or {}, where, seen).items()
-            for hook in self._hooks(site, touch, ids.shape)
+            for site, touch in touches(read, write, where).items()
+            for hook in self._hooks(site, recording(touch, site, seen), ids.shape)
         ]
         with grad_mode(), self._bridge.hooks(fwd_hooks=hooks):
             logits, cache = self._bridge(
@@ -72,9 +73,9 @@ class TransformerLensBackend:
                 logits_to_keep=1 if last_logits_only else 0,
                 return_type="logits_and_cache",
             )
-        for site in (site for site in seen if site.point == "attn_probs"):
-            seen[site] = all_keys(seen[site], mask.shape[1])
-        return Forward(logits=logits, activations=seen, cache=cache if use_cache else None)
+        return Forward(
+            logits=logits, activations=activations(read, seen, mask.shape[1]), cache=cache if use_cache else None
+        )
 
     def _hooks(self, site: Site, touch: Touch, shape: torch.Size) -> list[_Hook]:
         module = self._layout.module(self._hf, site)  # refuses layers and routers that this model has not
@@ -84,15 +85,18 @@ class TransformerLensBackend:
             raise SiteError(f"{site}: TransformerLens has no hook point {name} on this model; use backend='hooks'")
         if site.point != "router":
             return [(name, lambda activation, hook: touch(activation))]
-        return _router_hooks(name.removesuffix("hook_out"), touch, shape, lambda logits: self._layout.route(module, logits))
+        assert self._layout.route is not None  # a row with a router has one
+        return _router_hooks(name.removesuffix("hook_out"), touch, shape, partial(self._layout.route, module))
 
 
-def _router_hooks(prefix: str, touch: Touch, shape: torch.Size, route: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]) -> list[_Hook]:
+def _router_hooks(
+    prefix: str, touch: Touch, shape: torch.Size, route: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+) -> list[_Hook]:
     """Nothing downstream reads the logits that the bridge shows, so what follows from edited ones is set at its two later points."""
     routed: list[tuple[Tensor, Tensor]] = []
 
     def logits_hook(logits: Tensor, hook: object) -> Tensor | None:
-        seen = logits.unflatten(0, shape)
+        seen = logits.view(*shape, -1)
         after = touch(seen)
         if after is seen:
             return None

@@ -1,0 +1,148 @@
+"""nnsight: the same reads and writes as interventions of a trace, on this machine or on NDIF.
+
+The engine stands on a twin of the model, which shares its weights: nnsight instruments every module of whatever it is given.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from reasonscope.data.errors import MissingExtraError
+from reasonscope.probes.backends.base import Edit, Forward, grad_mode, positions
+from reasonscope.probes.backends.hooks import eager_attention
+from reasonscope.probes.backends.touch import Touch, activations, touches
+from reasonscope.probes.backends.twin import twin
+from reasonscope.probes.layout import Layout, Route, head_count
+from reasonscope.probes.sites import Point, Site
+
+# A trace meets the points of a block in this order and cannot go back.
+_ORDER: tuple[Point, ...] = ("resid_pre", "z", "attn_probs", "attn_out", "router", "mlp_out", "resid_post")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Visit:
+    """What to do at one site, in words that can be sent to another machine.
+
+    `value`: "input" or "output" of the module at `path`, of which `item` is meant where it is a tuple; `view`: the shape to
+    see it in; `route`: what follows from router logits.
+    """
+
+    path: str
+    value: str
+    touch: Touch
+    item: int = 0
+    view: tuple[int, ...] | None = None
+    route: Route | None = None
+
+
+class NNsightBackend:
+    """Runs a loaded model inside nnsight's `TransformersModel`. Raises MissingExtraError.
+
+    `remote` goes to `trace` as it is: False, True (NDIF; its errors are handed through), "local" (serialised, run here as the
+    server would) or the address of a server. Edits then have to be functions that pickle.
+    """
+
+    name = "nnsight"
+
+    def __init__(self, hf: PreTrainedModel, layout: Layout, *, remote: bool | str = False) -> None:
+        self._hf = twin(hf)
+        self._layout = layout
+        self._remote = remote
+        self._engine = _engine(self._hf)
+
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        mask: Tensor,
+        cache: Any = None,
+        use_cache: bool = False,
+        last_logits_only: bool = False,
+        read: Sequence[Site] = (),
+        write: Mapping[Site, Edit] | None = None,
+    ) -> Forward:
+        """As `Backend.forward` says. Reading `attn_probs` runs this pass with eager attention."""
+        from nnsight import save
+
+        where = positions(ids, mask)
+        touch_at = touches(read, write, where)
+        sites = sorted(touch_at, key=lambda site: (site.layer, _ORDER.index(site.point)))
+        visits = [self._visit(site, touch_at[site], ids.shape) for site in sites]
+        kept = [i for i, site in enumerate(sites) if site in read]
+        engine = self._engine
+        with ExitStack() as stack:
+            stack.enter_context(grad_mode())
+            if any(site.point == "attn_probs" for site in read):
+                stack.enter_context(eager_attention(self._hf))
+            with engine.trace(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=where.index.clamp(min=0),
+                past_key_values=cache,
+                use_cache=use_cache,
+                logits_to_keep=1 if last_logits_only else 0,
+                remote=self._remote,
+            ):
+                # Only what is saved comes back, from another machine at the price of its bytes.
+                values = [_pay(engine.get(visit.path), visit) for visit in visits]
+                values = save([values[i] for i in kept])
+                logits = save(engine.output.logits)
+                cache = save(engine.output.past_key_values if use_cache else None)
+        seen = dict(zip((sites[i] for i in kept), values, strict=True))
+        return Forward(logits=logits, activations=activations(read, seen, mask.shape[1]), cache=cache)
+
+    def _visit(self, site: Site, touch: Touch, shape: torch.Size) -> _Visit:
+        layout = self._layout
+        layout.module(self._hf, site)  # refuses layers and routers that this model has not
+        path = layout.path(site)
+        match site.point:
+            case "resid_pre":
+                return _Visit(path=path, value="input", touch=touch)
+            case "z":
+                return _Visit(path=path, value="input", touch=touch, view=(*shape, head_count(self._hf.config), -1))
+            case "router":
+                return _Visit(path=path, value="output", touch=touch, view=(*shape, -1), route=layout.route)
+            case "attn_probs":
+                return _Visit(path=path, value="output", touch=touch, item=1)
+            case _:
+                return _Visit(path=path, value="output", touch=touch)
+
+
+def _pay(envoy: Any, visit: _Visit) -> Tensor:
+    """Touch what stands at the visited place while the model runs; gives what stands there from now on."""
+    whole = getattr(envoy, visit.value)
+    flat: Tensor = whole[visit.item] if isinstance(whole, tuple) else whole
+    seen = flat if visit.view is None else flat.view(visit.view)
+    after = visit.touch(seen)
+    if after is seen:
+        return after
+    flat = after.reshape(flat.shape)
+    if visit.route is not None:
+        setattr(envoy, visit.value, visit.route(envoy._module, flat))
+    elif isinstance(whole, tuple):
+        setattr(envoy, visit.value, (*whole[: visit.item], flat, *whole[visit.item + 1 :]))
+    else:
+        setattr(envoy, visit.value, flat)
+    return after
+
+
+def _engine(hf: PreTrainedModel) -> Any:
+    try:
+        from nnsight import TransformersModel, register
+    except ImportError as error:
+        raise MissingExtraError(
+            f"backend='nnsight' needs nnsight ({error}): pip install \"reasonscope[nnsight]\""
+        ) from error
+    register("reasonscope")  # what of ours a trace needs travels with it: no server has it installed
+    # The pipeline inside would move the weights, which are the caller's too, to the first accelerator it finds.
+    placed = {} if getattr(hf, "hf_device_map", None) else {"device": hf.device}
+    # nnsight changes padding in the tokenizer that it is given; only ids come here, so it gets one of its own.
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel()))  # type: ignore[no-untyped-call]
+    return TransformersModel(hf, tokenizer=tokenizer, **placed)
