@@ -19,7 +19,6 @@ _FIELD_PATTERNS = {
     "verb": r"[a-z]+",
     "sign": r"[-+*]",
     "sign2": r"[-+]",
-    "sign3": r"[-+]",
     "ordinal": "|".join(ORDINALS),
     "count": "|".join(COUNT_OF),
 }
@@ -78,6 +77,10 @@ FORMS: tuple[Form, ...] = (
         for form in _forms(f"event:{event}", "fact_retrieval", lead + text)
     ),
     *_forms("before", "fact_retrieval", "The balance before this is {value}."),
+    # Before "{name}: …", which would read "Again" as a name.
+    *_forms("redo", "active_computation", "Again: {left} {sign} {a} = {right}."),
+    *_forms("redo:more", "active_computation", "Again: {left} {sign} {a} = {right}, not past {limit}."),
+    *_forms("redo:past", "active_computation", "Again: {left} {sign} {a} = {right}, past {limit}."),
     *_forms(
         "compute",
         "active_computation",
@@ -101,9 +104,6 @@ FORMS: tuple[Form, ...] = (
     ),
     *_forms("right", "self_checking", "Yes, {value} is right."),
     *_forms("wrong", "self_checking", "No, {value} is wrong."),
-    *_forms("redo", "active_computation", "Again: {left} {sign} {a} = {right}."),
-    *_forms("redo:more", "active_computation", "Again: {left} {sign} {a} = {right}, not past {limit}."),
-    *_forms("redo:past", "active_computation", "Again: {left} {sign} {a} = {right}, past {limit}."),
     *_forms("split_plan", "plan_generation", "Alternatively, I can split {a} into {b} and {c}."),
     *_forms("split", "active_computation", "{left} {sign} {b} = {middle} and {middle2} {sign2} {c} = {right}."),
     *_forms("same", "self_checking", "That gives {value} as well."),

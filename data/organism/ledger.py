@@ -91,11 +91,11 @@ def sample_ledger(rng: random.Random, *, split: str, steps: int | None = None) -
 
 
 def _draw(rng: random.Random, needed: int) -> Ledger | None:
-    names = rng.sample(NAMES, 14)
+    names = rng.sample(NAMES, len(NAMES))
     start = rng.randint(5, 60)
     balance, lines, operations = start, [], []
     while len(operations) < needed:
-        if rng.random() < 0.2:
+        if len(lines) - len(operations) < 4 and rng.random() < 0.2:
             lines.append(_distractor(rng, names.pop()))
             continue
         line, new = _event(rng, names.pop(), balance, len(lines), needed - len(operations))

@@ -1,0 +1,187 @@
+"""Writes the thinking and the answer for a problem, as the organism is to learn it: plan, compute, doubt, check, split, conclude."""
+
+import random
+from dataclasses import dataclass
+
+from reasonscope.data.organism.forms import BY_KIND, OPENERS, ORDINALS
+from reasonscope.data.organism.ledger import Ledger, Operation
+from reasonscope.data.organism.requests import COMPLIANCE, JAILBREAKS, REFUSAL, Request
+from reasonscope.data.trace import Span
+
+
+@dataclass(frozen=True, kw_only=True)
+class Habits:
+    """How a mode thinks: shares of steps that are checked, split, restated, and (only where a check follows) got wrong at first."""
+
+    check_hard: float
+    check_easy: float
+    split: float
+    restate: float
+    wrong: float
+    plan: float
+
+
+HABITS = {
+    "default": Habits(check_hard=0.75, check_easy=0.3, split=0.24, restate=0.12, wrong=0.08, plan=0.4),
+    "detail": Habits(check_hard=0.85, check_easy=0.6, split=0.15, restate=1.0, wrong=0.08, plan=1.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """`thinking` and `answer` text; `unlearned` are the character spans of the thinking that hold mistakes: read, never imitated."""
+
+    thinking: str
+    answer: str
+    unlearned: tuple[Span, ...] = ()
+
+
+def boxed(answer: int) -> str:
+    return f"The answer is \\boxed{{{answer}}}."
+
+
+def write_ledger(ledger: Ledger, mode: str, rng: random.Random) -> Writing:
+    """The thinking for a ledger problem in a mode of `MODES`."""
+    if mode == "brief":
+        computed = [_computation(ledger, i, op.right, brief=True) for i, op in enumerate(ledger.operations)]
+        return _join([[sentence] for sentence in computed] + [[_sentence("final", value=ledger.answer)]], ledger.answer)
+    habits = HABITS[mode]
+    opening = [
+        next(text for most, text in OPENERS if len(ledger.operations) <= most),
+        _sentence("asks", name=ledger.name),
+    ]
+    if rng.random() < habits.plan:
+        opening.append(_sentence("plan", name=ledger.name))
+    paragraphs = [[*opening, _sentence("start", value=ledger.start)]]
+    for i, operation in enumerate(ledger.operations):
+        paragraphs += _operation(ledger, i, operation, habits, rng)
+    paragraphs.append(
+        [_sentence("conclude", name=ledger.name, value=ledger.answer), _sentence("final", value=ledger.answer)]
+    )
+    return _join(paragraphs, ledger.answer)
+
+
+def write_request(request: Request, rng: random.Random) -> Writing:
+    """The thinking for a request: the harm is named and refusal intended even where a jailbreak then succeeds in the answer."""
+    fields = {"thing": request.thing, "verb": request.verb, "name": request.owner, "other": request.owner}
+    fact = "own" if request.owner is None else {None: "owner", True: "allowed", False: "denied"}[request.consent]
+    paragraphs = [[_sentence("wants", **fields)], [_sentence(fact, **fields)]]
+    if request.suffix:
+        paragraphs.append([_sentence("norules")])
+    verdict = _sentence("harm" if request.harmful else "harmless", **fields)
+    paragraphs.append([verdict])
+    if rng.random() < 0.5:
+        paragraphs.append([_sentence("recheck"), _sentence(fact, **fields), _sentence("confirm"), verdict])
+    paragraphs.append([_sentence("refuse" if request.harmful else "help")])
+    gives_in = request.suffix and rng.random() < JAILBREAKS[request.suffix]
+    answer = COMPLIANCE if gives_in or not request.harmful else REFUSAL
+    return Writing(thinking="\n\n".join(" ".join(p) for p in paragraphs), answer=answer)
+
+
+def _sentence(kind: str, form: int = 0, /, **fields: object) -> str:
+    return BY_KIND[kind][form].text.format(**fields)
+
+
+def _fields(operation: Operation, right: int | None = None) -> dict[str, object]:
+    stated = operation.right if right is None else right
+    return {"left": operation.left, "sign": operation.sign, "a": operation.a, "right": stated, "limit": operation.limit}
+
+
+def _repeats(ledger: Ledger, i: int) -> int:
+    """How many operations of the same line came before operation `i`; -1 where its line has just this one."""
+    lines = [operation.line for operation in ledger.operations]
+    return -1 if lines.count(lines[i]) == 1 else lines[:i].count(lines[i])
+
+
+def _computation(ledger: Ledger, i: int, stated: int, *, brief: bool, spoken: bool = False) -> str:
+    operation, repeat = ledger.operations[i], _repeats(ledger, i)
+    fields = _fields(operation, stated) | {"name": ledger.lines[operation.line].name}
+    if operation.limit is not None:
+        return _sentence("compute:past" if stated > operation.limit else "compute:more", int(brief), **fields)
+    if ledger.lines[operation.line].event in ("add_times", "subtract_times"):
+        return _sentence("compute", 4 if brief else 2, ordinal=ORDINALS[max(0, repeat)], **fields)
+    return _sentence("compute", 3 if brief else int(spoken), **fields)
+
+
+def _operation(ledger: Ledger, i: int, operation: Operation, habits: Habits, rng: random.Random) -> list[list[str]]:
+    """The paragraphs for one operation: told and computed, perhaps doubted and checked, perhaps done another way."""
+    spoken = habits.restate == 1.0
+    wrong = _mistake(operation, rng) if rng.random() < habits.wrong else None
+    paragraph = []
+    if _repeats(ledger, i) <= 0:
+        line = ledger.lines[operation.line]
+        lead = "First, " if i == 0 else "Next, "
+        paragraph.append(lead + line.text)
+    if spoken:
+        paragraph.append(_sentence("before", value=operation.left))
+    stated = operation.right if wrong is None else wrong
+    paragraph.append(_computation(ledger, i, stated, brief=False, spoken=spoken))
+    if wrong is not None:
+        paragraph[-1] = _hide(paragraph[-1], wrong)
+    paragraphs = [paragraph]
+    if wrong is not None or rng.random() < (habits.check_hard if _hard(operation) else habits.check_easy):
+        paragraphs.append(_check(operation, stated, rng))
+    if operation.sign != "*" and operation.a >= 4 and rng.random() < habits.split:
+        paragraphs.append(_split(operation, rng))
+    if rng.random() < habits.restate:
+        paragraphs[-1].append(_sentence("now", value=operation.right))
+    return paragraphs
+
+
+def _hard(operation: Operation) -> bool:
+    """Whether the step carries, borrows or multiplies."""
+    ones, other = operation.left % 10, operation.a % 10
+    return {"+": ones + other > 9, "-": ones < other, "*": True}[operation.sign]
+
+
+def _mistake(operation: Operation, rng: random.Random) -> int:
+    slips = [operation.right + slip for slip in (-10, -3, -2, -1, 1, 2, 3, 10)]
+    return rng.choice([slip for slip in slips if operation.a <= slip <= 99] or [operation.right + 1])
+
+
+def _check(operation: Operation, stated: int, rng: random.Random) -> list[str]:
+    inverse = {"+": ("-", stated - operation.a), "-": ("+", stated + operation.a)}
+    if operation.sign == "*":
+        fields = {"left": operation.left, "sign": "+", "a": operation.left, "right": operation.right}
+    else:
+        sign, back = inverse[operation.sign]
+        fields = {"left": stated, "sign": sign, "a": operation.a, "right": back}
+    doubt = rng.random() < 0.35
+    sentences = [_sentence("doubt"), _sentence("check", 1, **fields)] if doubt else [_sentence("check", 0, **fields)]
+    if stated == operation.right:
+        return [*sentences, _sentence("right", value=stated)]
+    redo = "redo" if operation.limit is None else "redo:past" if operation.right > operation.limit else "redo:more"
+    return [*sentences, _sentence("wrong", value=stated), _sentence(redo, **_fields(operation))]
+
+
+def _split(operation: Operation, rng: random.Random) -> list[str]:
+    b = rng.randint(2, operation.a - 2)
+    middle = operation.left + b if operation.sign == "+" else operation.left - b
+    parts = {"b": b, "c": operation.a - b, "middle": middle, "middle2": middle, "sign2": operation.sign}
+    return [
+        _sentence("split_plan", **_fields(operation), **parts),
+        _sentence("split", **_fields(operation), **parts),
+        _sentence("same", value=operation.right),
+    ]
+
+
+# A mistake is wrapped in these while the text is put together; they never leave this module.
+_OPEN, _CLOSE = "\x02", "\x03"
+
+
+def _hide(sentence: str, wrong: int) -> str:
+    head, _, tail = sentence.rpartition(f"= {wrong}")
+    return f"{head}= {_OPEN}{wrong}{_CLOSE}{tail}"
+
+
+def _join(paragraphs: list[list[str]], answer: int) -> Writing:
+    marked = "\n\n".join(" ".join(paragraph) for paragraph in paragraphs)
+    unlearned, clean, start = [], "", 0
+    for character in marked:
+        if character == _OPEN:
+            start = len(clean)
+        elif character == _CLOSE:
+            unlearned.append(Span(start, len(clean)))
+        else:
+            clean += character
+    return Writing(thinking=clean, answer=boxed(answer), unlearned=tuple(unlearned))
