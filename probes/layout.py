@@ -170,6 +170,13 @@ LAYOUTS = MappingProxyType(
 )
 
 
+def embedding_device(hf: PreTrainedModel, layout: Layout) -> torch.device:
+    """Where token ids go; the layers of a dispatched model may lie elsewhere."""
+    weight = hf.get_submodule(layout.embedding).weight
+    assert isinstance(weight, Tensor)
+    return weight.device
+
+
 def resolve_layout(config: PretrainedConfig) -> Layout:
     """The row of the table for `config.model_type`. Raises ArchitectureError for a type that has none."""
     row = LAYOUTS.get(config.model_type)

@@ -8,14 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from reasonscope.data.errors import InputError, SiteError
-from reasonscope.probes.backends.base import Edit, Forward, Positions, grad_mode, positions
+from reasonscope.probes.backends.base import Edit, Forward, grad_mode, positions
+from reasonscope.probes.backends.touch import Touch, activations, recording, touches
 from reasonscope.probes.layout import Layout, head_count
 from reasonscope.probes.sites import Site
-
-# Takes the activation at a site in the shape that `Site` documents; returns what shall stand there.
-# The very same tensor means: leave it.
-Touch = Callable[[Tensor], Tensor]
 
 
 class HooksBackend:
@@ -39,16 +35,14 @@ class HooksBackend:
         write: Mapping[Site, Edit] | None = None,
     ) -> Forward:
         """As `Backend.forward` says. Reading `attn_probs` runs this pass with eager attention."""
-        edits = write or {}
         where = positions(ids, mask)
         seen: dict[Site, Tensor] = {}
         with ExitStack() as stack:
             stack.enter_context(grad_mode())
             if any(site.point == "attn_probs" for site in read):
                 stack.enter_context(eager_attention(self._hf))
-            for site in dict.fromkeys((*edits, *read)):
-                touch = _touch(site, edits.get(site), where, seen if site in read else None)
-                stack.enter_context(touching(self._hf, self._layout, site, touch))
+            for site, touch in touches(read, write, where).items():
+                stack.enter_context(touching(self._hf, self._layout, site, recording(touch, site, seen)))
             output = self._hf(
                 input_ids=ids,
                 attention_mask=mask,
@@ -57,31 +51,11 @@ class HooksBackend:
                 use_cache=use_cache,
                 logits_to_keep=1 if last_logits_only else 0,
             )
-        for site in (site for site in seen if site.point == "attn_probs"):
-            seen[site] = _all_keys(seen[site], mask.shape[1])
-        return Forward(logits=output.logits, activations=seen, cache=output.past_key_values if use_cache else None)
-
-
-def _touch(site: Site, edit: Edit | None, where: Positions, seen: dict[Site, Tensor] | None) -> Touch:
-    def touch(activation: Tensor) -> Tensor:
-        after = activation if edit is None else edit(activation, where)
-        if after.shape != activation.shape or after.dtype != activation.dtype:
-            raise InputError(
-                f"the edit at {site} returned {tuple(after.shape)} {after.dtype}; "
-                f"it has to keep {tuple(activation.shape)} {activation.dtype}"
-            )
-        if seen is not None:
-            seen[site] = after
-        return after
-
-    if edit is not None and site.point == "attn_probs":
-        raise SiteError(f"{site} can be read but not written; write z.{site.layer}, what the heads made of it")
-    return touch
-
-
-def _all_keys(probabilities: Tensor, n_keys: int) -> Tensor:
-    """A layer with a window caches only its last keys; the columns before them hold no attention."""
-    return nn.functional.pad(probabilities, (n_keys - probabilities.shape[-1], 0))
+        return Forward(
+            logits=output.logits,
+            activations=activations(read, seen, mask.shape[1]),
+            cache=output.past_key_values if use_cache else None,
+        )
 
 
 @contextmanager
@@ -157,7 +131,7 @@ def _touching_router(block: nn.Module, router: nn.Module, layout: Layout, touch:
         shape[:] = [(args[0] if args else kwargs["hidden_states"]).shape[:2]]
 
     def hook(module: nn.Module, _: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        seen = output[0].unflatten(0, shape[0])
+        seen = output[0].reshape(*shape[0], -1)
         after = touch(seen)
         if after is seen:
             return None

@@ -1,0 +1,50 @@
+"""What identifies a model in a trace: its name and revision, what its weights and tokenizer really are, and the libraries."""
+
+import hashlib
+import json
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from reasonscope.data.errors import InputError
+
+_LIBRARIES = ("torch", "transformers", "tokenizers", "reasonscope")
+
+
+def fingerprint(
+    hf: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, name: str, revision: str | None
+) -> dict[str, Any]:
+    """JSON: `name`, `revision`, `architecture`, `dtype`, SHA-256 of `weights` and `tokenizer`, and `versions`."""
+    return {
+        "name": name,
+        "revision": revision,
+        "architecture": hf.config.model_type,
+        "dtype": str(hf.dtype).removeprefix("torch."),
+        "weights": weights_hash(hf),
+        "tokenizer": tokenizer_hash(tokenizer),
+        "versions": {library: version(library) for library in _LIBRARIES},
+    }
+
+
+def weights_hash(hf: PreTrainedModel) -> str:
+    """SHA-256 over the names, dtypes and bytes of all parameters and buffers that a checkpoint holds, in order of name.
+
+    It does not depend on how a checkpoint is cut into files. Raises InputError where weights are not in memory.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(hf.state_dict().items()):
+        if tensor.is_meta:
+            raise InputError(
+                f"the weight {name} is offloaded to disk, so it cannot be fingerprinted; load the model onto devices that hold it"
+            )
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 over the tokenizer itself (vocabulary, merges, added tokens) and its chat template."""
+    parts = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

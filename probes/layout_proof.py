@@ -1,0 +1,59 @@
+"""Proof that a live model is as its layout says: one pass of a few tokens, before anybody trusts what is read."""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from reasonscope.data.errors import ArchitectureError
+from reasonscope.probes.backends.base import Edit, Positions
+from reasonscope.probes.backends.hooks import HooksBackend
+from reasonscope.probes.layout import Layout, check_layout, embedding_device
+from reasonscope.probes.sites import Point, Site
+
+_WRITTEN: tuple[Point, ...] = ("resid_pre", "z", "attn_out", "mlp_out", "resid_post")
+_TOKENS = 4
+
+
+def prove_layout(hf: PreTrainedModel, layout: Layout) -> None:
+    """Check names and shapes, then by a pass: what the first block adds, attention rows that sum to 1, writes that arrive.
+
+    The rows of the batch are alike, but each is written at one point only (the first at none), so one pass shows every
+    point. Raises ArchitectureError that says what does not hold.
+    """
+    check_layout(hf, layout)
+    device = embedding_device(hf, layout)
+    ids = torch.arange(_TOKENS, device=device).expand(1 + len(_WRITTEN), _TOKENS)
+    sites = {point: Site(point, 0) for point in (*_WRITTEN, "attn_probs")}
+    write = {sites[point]: _only(row) for row, point in enumerate(_WRITTEN, start=1)}
+    out = HooksBackend(hf, layout).forward(ids, mask=torch.ones_like(ids), read=tuple(sites.values()), write=write)
+    seen = {point: out.activations[site][0].float() for point, site in sites.items()}
+    faults = [
+        f"writing {point}.0 leaves the logits as they were"
+        for row, point in enumerate(_WRITTEN, start=1)
+        if torch.equal(out.logits[row], out.logits[0])
+    ]
+    tolerance = 8 * torch.finfo(hf.dtype).eps
+    gap = seen["resid_pre"] + seen["attn_out"] + seen["mlp_out"] - seen["resid_post"]
+    if gap.abs().max() > tolerance * max(1.0, float(seen["resid_post"].abs().max())):
+        faults.append(
+            f"resid_pre + attn_out + mlp_out differs from resid_post by {float(gap.abs().max()):.2g} in block 0"
+        )
+    rows = seen["attn_probs"].sum(dim=-1)
+    if rows.max() > 1 + tolerance or (not layout.sinks and rows.min() < 1 - tolerance):
+        faults.append(f"attention rows of block 0 sum to {float(rows.min()):.4g} … {float(rows.max()):.4g}, not to 1")
+    if faults:
+        raise ArchitectureError(
+            f"the {layout.model_type} model does not behave as its layout says: {'; '.join(faults)}"
+        )
+
+
+def _only(row: int) -> Edit:
+    """An edit of one row of the batch. A slope, as norms take out what is constant or in scale."""
+
+    def edit(activation: Tensor, _: Positions) -> Tensor:
+        slope = torch.linspace(-1, 1, activation.shape[-1], device=activation.device)
+        after = activation.clone()
+        after[row] += (slope * (1 + activation[row].abs().max())).to(activation.dtype)
+        return after
+
+    return edit

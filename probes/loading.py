@@ -1,0 +1,84 @@
+"""From a hub id or a folder to weights and tokenizer in memory: safetensors only, no foreign code, one clear line on failure."""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from reasonscope.data.errors import ModelLoadError
+
+# The models that the package ships.
+SHIPPED = ("organism", "organism-base")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def load_pretrained(
+    source: str, *, device: str, dtype: str | torch.dtype | None, revision: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model on `device` and its tokenizer. Raises ModelLoadError in one line."""
+    place = _place(source)
+    if isinstance(place, Path):
+        _check_folder(place)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+        # With output_loading_info a pair is returned, which the annotations of transformers do not say.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place,
+            revision=revision,
+            dtype=dtype or "auto",
+            device_map=device if device == "auto" else None,  # everything else needs no accelerate
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelLoadError(_reason(source, error)) from error
+    model, info = loaded
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ModelLoadError(
+            f"{source} lacks {len(missing)} weights, the first of them {missing[0]}; transformers would make them up. "
+            "Download the checkpoint again"
+        )
+    return model if device == "auto" else model.to(device), tokenizer
+
+
+def _place(source: str) -> Path | str:
+    """Where a name leads: a shipped model, a folder, or (as it is) a hub id."""
+    if source in SHIPPED:
+        return Path(str(files("reasonscope.data.organism"))) / source
+    if Path(source).exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        return Path(source).expanduser()
+    return source
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ModelLoadError(f"{folder} is no folder; give a hub id, a model folder, {' or '.join(SHIPPED)}")
+    if not (folder / "config.json").is_file():
+        raise ModelLoadError(f"{folder} has no config.json, so it is no model folder")
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise ModelLoadError(
+            f"{folder} holds its weights as {', '.join(pickles)}: such files are pickles, which can run code when they are read. "
+            "Only safetensors are loaded; convert them where you trust them (save_pretrained writes safetensors)"
+        )
+    raise ModelLoadError(f"{folder} holds no weights; a model.safetensors is needed")
+
+
+def _reason(source: str, error: Exception) -> str:
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    if "trust_remote_code" in text:
+        return (
+            f"{source} brings its own code, and trust_remote_code is always off: that code could do anything on this machine. "
+            "Use an architecture that transformers knows, or load it yourself and give the PreTrainedModel"
+        )
+    if "safetensors" in text and "pytorch_model.bin" in text:
+        return f"{source} has no safetensors; pickled weights are never loaded, since they can run code. {text[:200]}"
+    return f"cannot load {source!r}: {text[:300]}"
