@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from reasonscope.app.commands import environment
+from reasonscope.app.commands import browser, environment
 from reasonscope.data.errors import ReasonscopeError
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
 )
 app.command()(environment.doctor)
 app.command()(environment.version)
+app.command("app")(browser.browse)
 
 
 def main() -> None:

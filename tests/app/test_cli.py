@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from reasonscope.app import cli, doctor
 from reasonscope.data.errors import InputError, MissingExtraError, StoreError
+from reasonscope.probes.loading import SHIPPED
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
@@ -62,7 +63,7 @@ def test_the_installed_command_writes_the_version():
 def test_help_lists_every_command():
     done = command("--help")
     assert done.returncode == 0
-    assert {"doctor", "version"} <= set(done.stdout.split())
+    assert {"app", "doctor", "version"} <= set(done.stdout.split())
 
 
 def test_an_unknown_command_is_status_2():
@@ -81,7 +82,7 @@ def test_doctor_reports_everything_as_json():
     assert report["devices"][0]["name"] == "cpu"
     assert report["devices"][0]["memory"] > 0
     assert {extra["name"] for extra in report["extras"]} == set(EXTRAS) - {"all"}
-    assert [model["name"] for model in report["models"]] == ["organism", "organism-base"]
+    assert [model["name"] for model in report["models"]] == list(SHIPPED)
     assert result.exit_code == (0 if report["sound"] else 1)
 
 

@@ -1,0 +1,38 @@
+"""The summary of a run: `summary.json` as the demo writes it, and its numbers as rows for a table."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from reasonscope.data.errors import InputError
+
+SUMMARY = "summary.json"
+REPORT = "report.html"
+
+
+def read_summary(run: Path) -> Mapping[str, Any]:
+    """The summary of the run in the folder `run`. Raises InputError where there is none, or it is not a JSON object."""
+    path = run / SUMMARY
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path} ({error}); write one with: reasonscope demo --out {run}") from error
+    if not isinstance(summary, dict):
+        raise InputError(f"{path} holds a {type(summary).__name__}, and not a JSON object")
+    return summary
+
+
+def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and value of every number, names dotted: `("seal.tokens_base", "41.2")`; a list is one value."""
+    for name, value in summary.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", text) for inner, text in rows(value))
+        elif isinstance(value, list):
+            yield name, " … ".join(map(_text, value))
+        else:
+            yield name, _text(value)
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
