@@ -11,6 +11,7 @@ from torch import Tensor
 from reasonscope.data.errors import ContextError, InputError, SiteError
 from reasonscope.data.trace import FinishReason, Sampling
 from reasonscope.probes.backends.base import Edit
+from reasonscope.probes.batching import left_padded
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
 
@@ -232,14 +233,3 @@ class _Tape:
         self._close()
         mine = [(rows.index(row), passes) for rows, passes in self._stretches if row in rows]
         return {site: torch.cat([passes[site][0][at] for at, passes in mine])[padding:] for site in mine[0][1]}
-
-
-def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """`sequences` as one batch, right-aligned: ids (batch, token) with 0 as padding, and the mask, 1 on real tokens."""
-    width = max(map(len, sequences))
-    ids = np.zeros((len(sequences), width), dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, width - len(sequence) :] = sequence
-        mask[row, width - len(sequence) :] = 1
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)

@@ -91,7 +91,12 @@ class Model:
         not; otherwise the model is left to open it. There is one BOS at most: where the rendered text brings its own, or the
         tokenizer uses none, none is added. Raises InputError where there is no chat template, or no think tag to close.
         """
-        text = problem.prompt if problem.prompt is not None else self._render(problem, think, open_tag)
+        return self.encode_text(
+            problem.prompt if problem.prompt is not None else self._render(problem, think, open_tag)
+        )
+
+    def encode_text(self, text: str) -> list[int]:
+        """The token ids of a text, behind one BOS where the tokenizer uses one (its own in the text is that one)."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:1] != [bos] and self.tokenizer.encode("", add_special_tokens=True)[:1] == [bos]:

@@ -1,0 +1,18 @@
+"""Sequences of different lengths as one batch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """`sequences` as one batch, right-aligned: ids (batch, token) with 0 as padding, and the mask, 1 on real tokens."""
+    width = max(map(len, sequences))
+    ids = np.zeros((len(sequences), width), dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, width - len(sequence) :] = sequence
+        mask[row, width - len(sequence) :] = 1
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)

@@ -1,0 +1,257 @@
+"""Does reading this model give true numbers? The checks that a user runs on a model of their own before trusting any result."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reasonscope.data.errors import ReasonscopeError
+from reasonscope.data.trace import Message, Problem, Sampling
+from reasonscope.probes.backends.base import Edit, Positions
+from reasonscope.probes.batching import left_padded
+from reasonscope.probes.capture import replay, run_with_cache
+from reasonscope.probes.decoding import Completion, DecodingStep, generate
+from reasonscope.probes.model import Model
+from reasonscope.probes.sites import Point, Site
+
+# How far two ways to the same activation may lie apart: the norm of their difference over the norm, at the worst token.
+# A few units of rounding in each of some dozens of layers.
+_LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_LENGTHS = (11, 17, 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One check: `value` is compared with `limit` (both None where there is nothing to measure); `detail` says what is."""
+
+    name: str
+    passed: bool
+    detail: str
+    value: float | None = None
+    limit: float | None = None
+
+
+def verify(model: Model) -> list[Check]:
+    """Run every check on `model`; those that compare two computations allow for rounding in the model's dtype.
+
+    A check that cannot run has failed, and its detail is the error.
+    """
+    return [_run(name, check, model) for name, check in _CHECKS.items()]
+
+
+def _run(name: str, check: Callable[[Model], Check], model: Model) -> Check:
+    try:
+        with torch.no_grad():
+            return check(model)
+    except ReasonscopeError as error:
+        return Check(name=name, passed=False, detail=f"{type(error).__name__}: {error}")
+
+
+def _measured(name: str, detail: str, value: float, limit: float) -> Check:
+    return Check(name=name, passed=value <= limit, detail=detail, value=value, limit=limit)
+
+
+def _hidden_states(model: Model) -> Check:
+    """The Hugging Face states hold each block's output but the last, which is behind the final norm."""
+    ids = torch.tensor([_sequences(model)[0]], device=model.device)
+    sites = [Site("resid_pre", 0), *_all(model, "resid_post")]
+    _, ours = run_with_cache(model, ids, sites)
+    states = model.hf(ids, output_hidden_states=True).hidden_states
+    normed = model.hf.get_submodule(model.layout.final_norm)(ours[sites[-1]])
+    pairs = zip((*(ours[site] for site in sites[:-1]), normed), states, strict=True)
+    return _measured(
+        "hidden states",
+        "resid_post.i == hidden_states[i + 1], resid_pre.0 == hidden_states[0], norm(last resid_post) == hidden_states[-1]",
+        max(_gap(mine, theirs) for mine, theirs in pairs),
+        _limit(model),
+    )
+
+
+def _contributions(model: Model) -> Check:
+    """Nothing else is added to the stream, and nothing is done to it."""
+    sites = [
+        Site(point, i) for i in range(model.n_layers) for point in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    ]
+    _, seen = run_with_cache(model, _sequences(model)[0], sites)
+    quartets = (tuple(seen[site].float() for site in sites[i : i + 4]) for i in range(0, len(sites), 4))
+    value = max(_gap(after, before + attention + mlp) for before, attention, mlp, after in quartets)
+    return _measured(
+        "contributions", "resid_pre + attn_out + mlp_out == resid_post in every block", value, _limit(model)
+    )
+
+
+def _heads(model: Model) -> Check:
+    """What the heads write, one by one, is what attention adds (through the norm behind it, where there is one)."""
+    _, seen = run_with_cache(model, _sequences(model)[0], [*_all(model, "z"), *_all(model, "attn_out")])
+    value = 0.0
+    for layer in range(model.n_layers):
+        weight, bias = model.layout.output_weights(model.hf, layer)
+        written = torch.einsum("bthd,hdm->bthm", seen[Site("z", layer)], weight).sum(dim=2)
+        written = written if bias is None else written + bias
+        if model.layout.has_post_norm:
+            written = model.layout.module(model.hf, Site("attn_out", layer))(written)
+        value = max(value, _gap(seen[Site("attn_out", layer)], written))
+    behind = " behind the post-norm" if model.layout.has_post_norm else ""
+    return _measured("head writes", f"sum over heads of z W_O{behind} == attn_out in every block", value, _limit(model))
+
+
+def _attention(model: Model) -> Check:
+    """Attention rows are distributions over the tokens, less what a sink takes."""
+    _, seen = run_with_cache(model, _sequences(model)[0], _all(model, "attn_probs"))
+    sums = torch.stack([seen[site].float().sum(dim=-1) for site in seen])
+    off = sums.max() - 1 if model.layout.sinks else (sums - 1).abs().max()
+    allowed = "sum to at most 1 (sinks)" if model.layout.sinks else "sum to 1"
+    return _measured("attention rows", f"attn_probs {allowed}", max(0.0, float(off)), _limit(model))
+
+
+def _batch(model: Model) -> Check:
+    """A sequence is read alike alone and left-padded beside longer ones."""
+    sequences, sites = _sequences(model), _all(model, "resid_post")
+    together = replay(model, sequences, sites)
+    alone = [replay(model, [sequence], sites)[0] for sequence in sequences]
+    value = max(_gap(a[site], b[site]) for a, b in zip(together, alone, strict=True) for site in sites)
+    return _measured("batch", f"ragged batch of {len(sequences)}, left-padded == one by one", value, _limit(model))
+
+
+def _cache(model: Model) -> Check:
+    """Token by token on the cache is the same as at once, in a left-padded batch."""
+    ids, mask = left_padded(_sequences(model), model.device)
+    sites, half = _all(model, "resid_post"), ids.shape[1] // 2
+    whole = model.backend.forward(ids, mask=mask, read=sites)
+    part = model.backend.forward(ids[:, :half], mask=mask[:, :half], use_cache=True)
+    value = 0.0
+    for t in range(half, ids.shape[1]):
+        part = model.backend.forward(
+            ids[:, t : t + 1], mask=mask[:, : t + 1], cache=part.cache, use_cache=True, read=sites
+        )
+        real = mask[:, t] == 1
+        value = max(value, _gap(whole.logits[real, t], part.logits[real, 0]))
+        value = max(value, *(_gap(whole.activations[s][real, t], part.activations[s][real, 0]) for s in sites))
+    return _measured(
+        "cache", "token by token on the KV cache == one pass, logits and every resid_post", value, _limit(model)
+    )
+
+
+def _replay(model: Model) -> Check:
+    """What a replay of finished sequences reads is what was there while they were written."""
+    sites = _all(model, "resid_post")
+    written = _generate(model, read=sites)
+    replayed = replay(model, [completion.token_ids.tolist() for completion in written], sites)
+    value = max(_gap(a.activations[site], b[site]) for a, b in zip(written, replayed, strict=True) for site in sites)
+    return _measured("replay", "one teacher-forced pass == capture while decoding", value, _limit(model))
+
+
+def _zero_strength(model: Model) -> Check:
+    """Adding nothing changes nothing, to the last bit."""
+
+    def edit(activation: Tensor, _: Positions) -> Tensor:
+        return activation + 0.0 * torch.ones_like(activation)
+
+    ids, mask = left_padded(_sequences(model), model.device)
+    write = {site: edit for point in ("resid_post", "z", "mlp_out") for site in _all(model, point)}
+    plain = model.backend.forward(ids, mask=mask, last_logits_only=True).logits
+    edited = model.backend.forward(ids, mask=mask, last_logits_only=True, write=write).logits
+    value = float((plain.float() - edited.float()).abs().max())
+    return _measured(
+        "strength 0", "writing 0 · v at every resid_post, z and mlp_out leaves the logits bit-equal", value, 0.0
+    )
+
+
+def _positions(model: Model) -> Check:
+    """An edit meets each token that is fed, once, under its own position."""
+    met: Counter[tuple[int, int]] = Counter()
+    rows: list[int] = []
+
+    def follow(step: DecodingStep) -> None:
+        rows[:] = step.rows.tolist()
+
+    def edit(activation: Tensor, where: Positions) -> Tensor:
+        met.update((rows[row], at) for row, index in enumerate(where.index.tolist()) for at in index if at >= 0)
+        return activation
+
+    written = _generate(model, write={Site("resid_post", model.n_layers // 2): edit}, on_step=follow)
+    expected = Counter((row, at) for row, done in enumerate(written) for at in range(len(done.token_ids) - 1))
+    return _measured(
+        "positions touched",
+        f"an edit during generation met {met.total()} positions; prompt + generated − 1 make {expected.total()}",
+        float(((met - expected) + (expected - met)).total()),
+        0.0,
+    )
+
+
+def _bos(model: Model) -> Check:
+    """A text that brings its own BOS gets no second one."""
+    bos, token = model.tokenizer.bos_token_id, model.tokenizer.bos_token
+    problems = [Problem(id="bare", prompt="1 + 1 ="), Problem(id="own", prompt=f"{token or ''}1 + 1 =")]
+    if model.tokenizer.chat_template is not None:
+        problems.append(Problem(id="chat", messages=(Message(role="user", content="1 + 1 ="),)))
+    counts = [model.encode_prompt(problem).count(bos) if bos is not None else 0 for problem in problems]
+    detail = f"BOS {token!r}: {', '.join(f'{p.id} {n}' for p, n in zip(problems, counts, strict=True))}"
+    return _measured("one BOS", detail, float(max(counts)), 1.0)
+
+
+def _tags(model: Model) -> Check:
+    """How thinking is marked is known."""
+    if model.tags is None:
+        detail = "neither the tokenizer nor the chat template marks thinking; give load_model(…, tags=ThinkTags(…))"
+        return Check(name="think tags", passed=False, detail=detail)
+    pieces = [len(model.tokenizer.encode(tag, add_special_tokens=False)) for tag in (model.tags.open, model.tags.close)]
+    detail = f"{model.tags.open!r} … {model.tags.close!r}, of {pieces[0]} and {pieces[1]} tokens"
+    return Check(name="think tags", passed=True, detail=detail)
+
+
+def _all(model: Model, point: Point) -> list[Site]:
+    return [Site(point, layer) for layer in range(model.n_layers)]
+
+
+def _limit(model: Model) -> float:
+    return _LIMITS[model.hf.dtype]
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    """The norm of the difference over the norm of `b`, at the worst token."""
+    a, b = a.float(), b.float().to(a.device)
+    return float(((a - b).norm(dim=-1) / b.norm(dim=-1).clamp(min=1e-12)).max())
+
+
+def _sequences(model: Model) -> list[list[int]]:
+    """Ragged sequences of tokens drawn at random: what they mean does not matter, that none repeats a pattern does."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.hf.config.get_text_config().vocab_size
+    return [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in _LENGTHS]
+
+
+def _generate(
+    model: Model,
+    *,
+    read: Sequence[Site] = (),
+    write: Mapping[Site, Edit] | None = None,
+    on_step: Callable[[DecodingStep], None] | None = None,
+) -> list[Completion]:
+    sequences = _sequences(model)
+    return generate(
+        model,
+        sequences,
+        Sampling(max_new_tokens=6),
+        seeds=[0] * len(sequences),
+        read=read,
+        write=write,
+        on_step=on_step,
+    )
+
+
+_CHECKS: dict[str, Callable[[Model], Check]] = {
+    "hidden states": _hidden_states,
+    "contributions": _contributions,
+    "head writes": _heads,
+    "attention rows": _attention,
+    "batch": _batch,
+    "cache": _cache,
+    "replay": _replay,
+    "strength 0": _zero_strength,
+    "positions touched": _positions,
+    "one BOS": _bos,
+    "think tags": _tags,
+}
