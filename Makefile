@@ -38,7 +38,8 @@ test-wheel: $(VENV)/installed-all-test
 	mkdir build/elsewhere
 	cd build/elsewhere && REASONSCOPE_TEST_WHEEL=1 ../venv/bin/python -m pytest -c ../../pyproject.toml --rootdir ../.. ../../tests
 
-ci: test lint types test-wheel
+ci:
+	.ci/run
 
 # One file per set of extras says that they are installed; newer requirements or pins make it out of date.
 $(VENV)/installed-all: EXTRAS := all

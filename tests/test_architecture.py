@@ -21,7 +21,7 @@ ALLOWED = {
     "nnsight": ("probes/backends/nnsight.py",),
     "plotly": ("analysis/figures.py",),
     "streamlit": ("app/",),
-    "typer": ("app/", "data/organism/train.py"),
+    "typer": ("app/",),
 }
 
 
