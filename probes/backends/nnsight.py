@@ -144,5 +144,5 @@ def _engine(hf: PreTrainedModel) -> Any:
     # The pipeline inside would move the weights, which are the caller's too, to the first accelerator it finds.
     placed = {} if getattr(hf, "hf_device_map", None) else {"device": hf.device}
     # nnsight changes padding in the tokenizer that it is given; only ids come here, so it gets one of its own.
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel()))  # type: ignore[no-untyped-call]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel()))
     return TransformersModel(hf, tokenizer=tokenizer, **placed)
