@@ -144,9 +144,10 @@ class Trace:
             )
         for name in ("logprobs", "entropies"):
             values = getattr(self, name)
-            if values is not None and values.shape != (n - self.n_prompt_tokens,):
+            if values is not None and (values.shape, values.dtype) != ((n - self.n_prompt_tokens,), np.float32):
                 raise InputError(
-                    f"trace {self.id!r}: {name} {values.shape}; one per generated token, ({n - self.n_prompt_tokens},)"
+                    f"trace {self.id!r}: {name} are {values.dtype} {values.shape}; "
+                    f"float32 is needed, one per generated token, ({n - self.n_prompt_tokens},)"
                 )
 
     def __eq__(self, other: object) -> bool:

@@ -1,0 +1,120 @@
+"""The manifest of a store: what is in it, with a checksum of every file and of the manifest itself."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reasonscope.data.durable import sha256_of, write_durably
+from reasonscope.data.errors import InputError, StoreError
+
+FORMAT = "reasonscope-store"
+VERSION = 1
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteType:
+    """What every row of a site is: the numpy name of its type, and its shape without the row axis."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "StoredFile":
+        return cls(size=path.stat().st_size, sha256=sha256_of(path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A piece of a store: `traces` traces with `rows` rows of activations, in `files` (by name, in the folder `shards`)."""
+
+    name: str
+    traces: int
+    rows: int
+    files: Mapping[str, StoredFile]
+
+    @property
+    def table(self) -> str:
+        return f"{self.name}.parquet"
+
+    @property
+    def arrays(self) -> str:
+        return f"{self.name}.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """`meta` is the caller's JSON; `sites` maps each site to its type, None until the first traces are stored."""
+
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    sites: Mapping[str, SiteType | None] = field(default_factory=dict)
+    shards: tuple[Shard, ...] = ()
+
+    def write(self, folder: Path) -> None:
+        """Put the manifest into `folder`, in one step. Raises StoreError, or InputError where `meta` is no JSON."""
+        raw = _seal({"format": FORMAT, "version": VERSION, **asdict(self)})
+        write_durably(folder / NAME, lambda path: _write_bytes(path, raw))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Raises StoreError where there is none, where any of its bytes was altered, or where its version is newer than ours."""
+        values = _unseal(folder / NAME)
+        return cls(
+            meta=values["meta"],
+            sites={
+                name: site and SiteType(dtype=site["dtype"], shape=tuple(site["shape"]))
+                for name, site in values["sites"].items()
+            },
+            shards=tuple(_shard(shard) for shard in values["shards"]),
+        )
+
+
+def _shard(values: Mapping[str, Any]) -> Shard:
+    files = {name: StoredFile(**file) for name, file in values["files"].items()}
+    return Shard(name=values["name"], traces=values["traces"], rows=values["rows"], files=files)
+
+
+def _write_bytes(path: Path, raw: bytes) -> None:
+    path.write_bytes(raw)
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(values, indent=1, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the meta of a store has to be JSON values (no NaN); {error}") from error
+
+
+def _seal(values: Mapping[str, Any]) -> bytes:
+    digest = hashlib.sha256(_text(values).encode()).hexdigest()
+    return _text({**values, "checksum": digest}).encode()
+
+
+def _unseal(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise StoreError(
+            f"{path.parent} is no trace store: it has no {NAME}; give the folder that `record` or `import` wrote"
+        )
+    raw = path.read_bytes()
+    try:
+        values = json.loads(raw)
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged: {error}; restore it from a copy") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise StoreError(f"{path} is damaged, or not the manifest of a trace store: its format is not {FORMAT!r}")
+    version = values.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise StoreError(f"{path} is of version {version}; this reasonscope reads up to {VERSION}: upgrade reasonscope")
+    values.pop("checksum", None)
+    if _seal(values) != raw:  # compared byte by byte: not even a blank may differ
+        raise StoreError(f"{path} is damaged: its checksum does not fit its content; restore it from a copy")
+    return values

@@ -1,0 +1,117 @@
+"""One shard of a store: a Parquet table of traces and, beside it, the rows of their activations in a safetensors file."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401 - numpy knows bfloat16 once this was imported
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from reasonscope.data.durable import sha256_of, write_durably
+from reasonscope.data.errors import StoreError
+from reasonscope.data.manifest import Shard, StoredFile
+from reasonscope.data.records import TRACE_SCHEMA, traces_to_table
+from reasonscope.data.trace import Trace
+
+# Where the rows of a trace lie in every tensor of the shard, and a checksum of them per site, in the order of the manifest's sites.
+SHARD_SCHEMA = pa.unify_schemas(
+    [TRACE_SCHEMA, pa.schema([("row_start", pa.int64()), ("row_stop", pa.int64()), ("crc32", pa.list_(pa.uint32()))])]
+)
+
+Activations = Mapping[str, Sequence[NDArray[Any]]]
+
+
+def rows_of(trace: Trace) -> int:
+    """How many rows a trace has: one a token save the last, which was never fed back."""
+    return max(0, len(trace.token_ids) - 1)
+
+
+def write_shard(folder: Path, name: str, traces: Sequence[Trace], activations: Activations) -> Shard:
+    """Write `traces` with one array a trace for each site. Raises StoreError where that fails, and leaves no file then."""
+    stops = np.cumsum([rows_of(trace) for trace in traces])
+    table = traces_to_table(traces)
+    checksums = [[_crc32(arrays[i]) for arrays in activations.values()] for i in range(len(traces))]
+    for column, values in (("row_start", [0, *stops[:-1]]), ("row_stop", stops), ("crc32", checksums)):
+        table = table.append_column(SHARD_SCHEMA.field(column), pa.array(values, type=SHARD_SCHEMA.field(column).type))
+    writers = {f"{name}.parquet": partial(_write_table, table)}
+    if activations:
+        writers[f"{name}.safetensors"] = partial(_write_arrays, activations)
+    try:
+        for file, write in writers.items():
+            write_durably(folder / file, write)
+    except StoreError:
+        remove_files(folder, writers)
+        raise
+    files = {file: StoredFile.of(folder / file) for file in writers}
+    return Shard(name=name, traces=len(traces), rows=int(stops[-1]), files=files)
+
+
+def remove_files(folder: Path, names: Mapping[str, Any]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+
+def read_table(folder: Path, shard: Shard, columns: list[str] | None = None, *, verify: bool) -> pa.Table:
+    """The table of a shard; `verify` compares the whole file with its checksum first. Raises StoreError."""
+    path = folder / shard.table
+    try:
+        if verify and sha256_of(path) != shard.files[shard.table].sha256:
+            raise StoreError(f"{path} is damaged: its bytes are not those that were stored; restore it from a copy")
+        return pq.read_table(path, columns=columns, partitioning=None)
+    except (FileNotFoundError, pa.ArrowException) as error:
+        raise StoreError(f"{path} is missing or damaged: {error}; restore it from a copy") from error
+
+
+def read_rows(folder: Path, shard: Shard, site: str, start: int, stop: int, crc32: int) -> NDArray[Any]:
+    """Rows [start, stop) of a site, by memory map, so that only their bytes are read. Raises StoreError where they were altered."""
+    path = folder / shard.arrays
+    try:
+        with safe_open(path, framework="np") as file:
+            if start < stop:
+                rows: NDArray[Any] = file.get_slice(site)[start:stop]
+            else:  # the library refuses to slice nothing off the end
+                rows = file.get_tensor(site)[:0]
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{path} is missing or damaged: {error}; restore it from a copy") from error
+    if _crc32(rows) != crc32:
+        raise StoreError(
+            f"{path} is damaged: rows {start} to {stop} of {site} are not those that were stored; restore it from a copy"
+        )
+    return rows
+
+
+def length_problem(path: Path, file: StoredFile) -> str | None:
+    """What a look at the length of a file tells."""
+    if not path.is_file():
+        return f"{path} is missing; restore it from a copy"
+    size = path.stat().st_size
+    return (
+        None if size == file.size else f"{path} is damaged: {size} bytes instead of {file.size}; restore it from a copy"
+    )
+
+
+def content_problem(path: Path, file: StoredFile) -> str | None:
+    """What reading every byte of a file tells."""
+    problem = length_problem(path, file)
+    if problem is None and sha256_of(path) != file.sha256:
+        return f"{path} is damaged: its bytes are not those that were stored; restore it from a copy"
+    return problem
+
+
+def _crc32(array: NDArray[Any]) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data) if array.size else 0
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path, compression="zstd")
+
+
+def _write_arrays(activations: Activations, path: Path) -> None:
+    save_file({site: np.concatenate(arrays) for site, arrays in activations.items()}, path)

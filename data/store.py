@@ -1,0 +1,309 @@
+"""Traces and their activations on disk, in a form that a kill cannot corrupt and that opens without this package.
+
+    run/
+      manifest.json            what is here, with a checksum of every file and of itself
+      shards/
+        000000.parquet         one row a trace (see `records.TRACE_SCHEMA`), with `row_start`, `row_stop` and `crc32`
+        000000.safetensors     one tensor a site, (row, …): the rows of all traces of the shard, one trace behind the other
+        000001.parquet …
+      .lock                    held by the one who writes
+
+Row r of a trace is what stood at its token r; the last token is never fed back, so a trace of n tokens has n − 1 rows.
+Without this package: `pyarrow.parquet.read_table` and `safetensors.safe_open` (numpy reads bfloat16 after `import ml_dtypes`).
+"""
+
+import fcntl
+import os
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from reasonscope.data.durable import TEMPORARY
+from reasonscope.data.errors import InputError, SiteError, StoreError
+from reasonscope.data.manifest import NAME, Manifest, Shard, SiteType
+from reasonscope.data.records import traces_of_table
+from reasonscope.data.shards import (
+    SHARD_SCHEMA,
+    Activations,
+    content_problem,
+    length_problem,
+    read_rows,
+    read_table,
+    remove_files,
+    rows_of,
+    write_shard,
+)
+from reasonscope.data.trace import Trace
+
+_FOLDER = "shards"
+_LOCK = ".lock"
+_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where a trace lies: row `index` of its shard's table, rows [start, stop) of its tensors, with a checksum per site."""
+
+    shard: Shard
+    index: int
+    start: int
+    stop: int
+    crc32: Sequence[int]
+
+
+class TraceStore:
+    """A folder of traces with their activations; append-only. Make one with `create`, `open` or `open_or_create`.
+
+    Many may read while one writes. The first `append` takes the writer's lock, which is released by `close`, by leaving the `with`
+    block, or by the end of the process, however it came.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self._folder = path / _FOLDER
+        self._manifest = manifest
+        self._places: dict[str, _Place] | None = None
+        self._verified: set[str] = set()
+        self._recent: tuple[str, pa.Table] | None = None  # the table read last: traces are mostly asked for in order
+        self._unlock: weakref.finalize[..., Any] | None = None
+
+    @classmethod
+    def create(
+        cls, path: str | Path, *, meta: Mapping[str, Any] | None = None, sites: Sequence[str] = ()
+    ) -> "TraceStore":
+        """An empty store for activations at `sites`, in a folder that is new or empty. Raises StoreError, InputError."""
+        folder = Path(path)
+        if len(set(sites)) != len(sites):
+            raise InputError(f"sites {list(sites)} name one twice")
+        if folder.exists() and not _is_blank(folder):
+            raise StoreError(f"{folder} exists and is not empty; give another folder, or open the store that is there")
+        try:
+            (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make {folder}: {error}") from error
+        manifest = Manifest(meta=dict(meta or {}), sites=dict.fromkeys(sites))
+        store = cls(folder, manifest)
+        store._take_lock()
+        manifest.write(folder)
+        return store
+
+    @classmethod
+    def open(cls, path: str | Path) -> "TraceStore":
+        """The store in `path`. Raises StoreError where there is none, where its manifest was altered or is of a newer version, or
+        where a file of it is missing or has another length than it had."""
+        store = cls(Path(path), Manifest.read(Path(path)))
+        for shard in store._manifest.shards:
+            for name, file in shard.files.items():
+                if problem := length_problem(store._folder / name, file):
+                    raise StoreError(problem)
+        return store
+
+    @classmethod
+    def open_or_create(
+        cls, path: str | Path, *, meta: Mapping[str, Any] | None = None, sites: Sequence[str] = ()
+    ) -> "TraceStore":
+        """The store in `path`, to go on with it, else a new one. Raises StoreError where the one that is there holds other sites
+        or was written under another `meta`: what is in one store was made in one way."""
+        if not (Path(path) / NAME).exists():
+            return cls.create(path, meta=meta, sites=sites)
+        store = cls.open(path)
+        if store.sites != tuple(sites):
+            raise StoreError(
+                f"{path} holds the sites {', '.join(store.sites) or '(none)'}, not {', '.join(sites) or '(none)'}"
+            )
+        wanted, there = dict(meta or {}), dict(store.meta)
+        different = sorted(key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key))
+        if different:
+            raise StoreError(
+                f"{path} was written with another {', '.join(different)}; give another folder to start anew"
+            )
+        return store
+
+    def __enter__(self) -> "TraceStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the writer's lock, if held. Reading goes on to work."""
+        if self._unlock is not None:
+            self._unlock()
+            self._unlock = None
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        return self._manifest.meta
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return tuple(self._manifest.sites)
+
+    @property
+    def site_types(self) -> Mapping[str, SiteType | None]:
+        """Type and shape of a row of each site; None while nothing was stored."""
+        return self._manifest.sites
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of all traces, in the order in which they were stored."""
+        return tuple(self._index())
+
+    def __len__(self) -> int:
+        return sum(shard.traces for shard in self._manifest.shards)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._index()
+
+    def __iter__(self) -> Iterator[Trace]:
+        """All traces, one shard in memory at a time."""
+        for shard in self._manifest.shards:
+            yield from traces_of_table(self._table(shard))
+
+    def trace(self, id: str) -> Trace:
+        place = self._place(id)
+        if self._recent is None or self._recent[0] != place.shard.name:
+            self._recent = place.shard.name, self._table(place.shard)
+        return next(traces_of_table(self._recent[1].slice(place.index, 1)))
+
+    def table(self) -> pa.Table:
+        """All traces as one Arrow table: the columns of `records.TRACE_SCHEMA`, and where their rows lie."""
+        tables = [self._table(shard) for shard in self._manifest.shards]
+        return pa.concat_tables(tables) if tables else SHARD_SCHEMA.empty_table()
+
+    def activations(self, id: str, site: str) -> NDArray[Any]:
+        """What stood at `site` (row, …), rows as above; bfloat16 as `ml_dtypes.bfloat16`. Reads the bytes of these rows alone.
+
+        Raises InputError for an unknown id, SiteError for a site that is not stored, StoreError where the bytes were altered.
+        """
+        if site not in self._manifest.sites:
+            raise SiteError(f"{self.path} does not hold {site!r}; it holds {', '.join(self.sites) or 'no site'}")
+        place = self._place(id)
+        checksum = place.crc32[self.sites.index(site)]
+        return read_rows(self._folder, place.shard, site, place.start, place.stop, checksum)
+
+    def append(self, traces: Sequence[Trace], activations: Activations | None = None) -> None:
+        """Store `traces` as one shard, with one array (token − 1, …) a trace for every site of the store.
+
+        They are stored when this returns, and not at all if it does not. Raises InputError for an id that is there already or arrays
+        that do not fit, StoreError where another process writes or the disk is full.
+        """
+        if not traces:
+            return
+        self._take_lock()
+        types = self._fitting(traces, activations or {})
+        ordered = {site: (activations or {})[site] for site in self.sites}
+        shard = write_shard(self._folder, f"{len(self._manifest.shards):06d}", traces, ordered)
+        manifest = replace(self._manifest, sites=types, shards=(*self._manifest.shards, shard))
+        try:
+            manifest.write(self.path)
+        except StoreError:
+            remove_files(self._folder, shard.files)
+            raise
+        self._manifest = manifest
+        self._index().update(self._places_in(shard))
+
+    def check(self) -> list[str]:
+        """Everything that is wrong with the store, every byte of it read; empty where nothing is."""
+        return check_store(self.path)
+
+    def _fitting(self, traces: Sequence[Trace], activations: Activations) -> dict[str, SiteType]:
+        """The types of the sites after `traces` come in; raises InputError where something does not fit."""
+        known = set(self._index())
+        for trace in traces:
+            if trace.id in known:
+                raise InputError(f"a trace {trace.id!r} is in {self.path} already; ids have to be unique")
+            known.add(trace.id)
+        if set(activations) != set(self.sites):
+            raise InputError(f"activations at {sorted(activations)}; the store holds {sorted(self.sites)}")
+        return {site: self._type_of(site, traces, activations[site]) for site in self.sites}
+
+    def _type_of(self, site: str, traces: Sequence[Trace], arrays: Sequence[NDArray[Any]]) -> SiteType:
+        if len(arrays) != len(traces):
+            raise InputError(f"{site}: {len(arrays)} arrays for {len(traces)} traces; give one a trace")
+        wanted = self._manifest.sites[site] or SiteType(dtype=arrays[0].dtype.name, shape=arrays[0].shape[1:])
+        if wanted.dtype not in _DTYPES:
+            raise InputError(
+                f"{site}: arrays of {wanted.dtype} cannot be stored; cast them to one of {', '.join(_DTYPES)}"
+            )
+        for trace, array in zip(traces, arrays, strict=True):
+            if array.shape != (rows_of(trace), *wanted.shape) or array.dtype.name != wanted.dtype:
+                raise InputError(
+                    f"{site} of {trace.id!r}: {array.dtype.name} {array.shape} does not fit; {len(trace.token_ids)} tokens make "
+                    f"{rows_of(trace)} rows, and the store holds {wanted.dtype} {wanted.shape} a row"
+                )
+        return wanted
+
+    def _take_lock(self) -> None:
+        if self._unlock is not None:
+            return
+        try:
+            descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StoreError(f"cannot write in {self.path}: {error}") from error
+        self._unlock = weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process: a dead writer holds nothing
+        except OSError as error:
+            self.close()
+            raise StoreError(
+                f"{self.path} is being written by another process; wait for it, or give another folder"
+            ) from error
+        (self.path / (NAME + TEMPORARY)).unlink(missing_ok=True)
+        for leftover in self._folder.glob(f"*{TEMPORARY}*"):  # ours, and those that safetensors makes for itself
+            leftover.unlink()
+        if (self.path / NAME).exists():  # another writer may have been here since we read it
+            self._manifest = Manifest.read(self.path)
+            self._places = None
+
+    def _index(self) -> dict[str, _Place]:
+        if self._places is None:
+            self._places = {}
+            for shard in self._manifest.shards:
+                self._places |= self._places_in(shard)
+        return self._places
+
+    def _places_in(self, shard: Shard) -> dict[str, _Place]:
+        rows = self._table(shard, columns=["id", "row_start", "row_stop", "crc32"]).to_pylist()
+        return {
+            row["id"]: _Place(shard=shard, index=i, start=row["row_start"], stop=row["row_stop"], crc32=row["crc32"])
+            for i, row in enumerate(rows)
+        }
+
+    def _place(self, id: str) -> _Place:
+        place = self._index().get(id)
+        if place is None:
+            raise InputError(f"{self.path} has no trace {id!r}; `ids` lists its {len(self)} traces")
+        return place
+
+    def _table(self, shard: Shard, columns: list[str] | None = None) -> pa.Table:
+        table = read_table(self._folder, shard, columns, verify=shard.name not in self._verified)
+        self._verified.add(shard.name)
+        return table
+
+
+def _is_blank(folder: Path) -> bool:
+    """Whether a folder is empty, or holds no more than a writer leaves that was killed before its first manifest."""
+    left = {folder / _LOCK, folder / _FOLDER}
+    return folder.is_dir() and all(path in left or TEMPORARY in path.name for path in folder.rglob("*"))
+
+
+def check_store(path: str | Path) -> list[str]:
+    """Everything that is wrong with the store in `path`, every byte of it read, in sentences; empty where nothing is."""
+    folder = Path(path)
+    try:
+        manifest = Manifest.read(folder)
+    except StoreError as error:
+        return [str(error)]
+    files = {folder / _FOLDER / name: file for shard in manifest.shards for name, file in shard.files.items()}
+    found = [problem for name, file in files.items() if (problem := content_problem(name, file))]
+    known = {*files, folder / NAME, folder / _LOCK, folder / _FOLDER}
+    strays = sorted(name for name in folder.rglob("*") if name not in known)
+    return found + [
+        f"{name} is no part of the store: left by a writer that was killed, or put there; it may go" for name in strays
+    ]

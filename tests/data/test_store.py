@@ -1,0 +1,363 @@
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reasonscope.data.errors import InputError, SiteError, StoreError
+from reasonscope.data.manifest import Manifest
+from reasonscope.data.parse import build_trace, trace_from_text
+from reasonscope.data.store import TraceStore, check_store
+from reasonscope.data.trace import Message, Problem, Sampling, Trace
+
+SITES = ("resid_post.0", "z.1")
+BFLOAT16 = ml_dtypes.bfloat16
+
+
+def make_trace(tokenizer, id: str, completion: str = "<think>\nSo 3 + 4 = 7.\n</think>\n\nIt is 7.", **fields) -> Trace:
+    prompt = tokenizer.encode("What is 3 + 4?\n").ids
+    problem = Problem(
+        id=f"p-{id}", messages=(Message(role="user", content="What is 3 + 4?"),), answer="7", meta={"steps": [1, 2]}
+    )
+    ids = prompt + tokenizer.encode(completion).ids
+    return build_trace(
+        id=id, problem=problem, token_ids=ids, n_prompt_tokens=len(prompt), tokenizer=tokenizer, **fields
+    )
+
+
+def make_arrays(traces, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    rows = [len(trace.token_ids) - 1 for trace in traces]
+    return {
+        "resid_post.0": [rng.normal(size=(n, 4)).astype(BFLOAT16) for n in rows],
+        "z.1": [rng.normal(size=(n, 2, 3)).astype(np.float32) for n in rows],
+    }
+
+
+@pytest.fixture
+def stored(tokenizer, tmp_path):
+    """A store of two shards with three traces, and what went in."""
+    traces = [make_trace(tokenizer, "a"), make_trace(tokenizer, "b", "7"), make_trace(tokenizer, "c")]
+    arrays = make_arrays(traces)
+    with TraceStore.create(tmp_path / "run", meta={"model": "tiny"}, sites=SITES) as store:
+        store.append(traces[:2], {site: values[:2] for site, values in arrays.items()})
+        store.append(traces[2:], {site: values[2:] for site, values in arrays.items()})
+    return tmp_path / "run", traces, arrays
+
+
+def test_what_goes_in_comes_out(stored):
+    path, traces, arrays = stored
+    store = TraceStore.open(path)
+    assert store.ids == ("a", "b", "c") and len(store) == 3 and "b" in store and "x" not in store
+    assert store.sites == SITES and store.meta == {"model": "tiny"}
+    assert list(store) == traces and [store.trace(id) for id in "cab"] == [traces[2], traces[0], traces[1]]
+    for site, values in arrays.items():
+        for trace, value in zip(traces, values, strict=True):
+            found = store.activations(trace.id, site)
+            assert found.dtype == value.dtype and np.array_equal(found.view(np.uint8), value.view(np.uint8))
+    assert store.table().num_rows == 3 and store.check() == []
+    assert (store.site_types["z.1"].dtype, store.site_types["z.1"].shape) == ("float32", (2, 3))
+
+
+def test_it_opens_with_pyarrow_and_safetensors_alone(stored):
+    path, traces, arrays = stored
+    code = (
+        "import sys, json, ml_dtypes, pyarrow.parquet as pq; from safetensors import safe_open\n"
+        "row = pq.read_table('shards/000000.parquet').to_pylist()[1]\n"
+        "file = safe_open('shards/000000.safetensors', framework='np')\n"
+        "rows = file.get_slice('resid_post.0')[row['row_start']:row['row_stop']]\n"
+        "assert 'reasonscope' not in sys.modules\n"
+        "print(json.dumps([row['id'], row['text'], str(rows.dtype), rows.astype('float64').tolist()]))\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=path, capture_output=True, check=True, text=True).stdout
+    assert json.loads(out) == ["b", traces[1].text, "bfloat16", arrays["resid_post.0"][1].astype("float64").tolist()]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-99, 99) | st.text(max_size=5),
+    lambda x: st.lists(x, max_size=3),
+    max_leaves=5,
+)
+TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_round_trip_of_any_trace_is_exact(tokenizer, tmp_path_factory, data):
+    ids = data.draw(st.lists(st.integers(0, tokenizer.get_vocab_size() - 1), max_size=20))
+    n_prompt = data.draw(st.integers(0, len(ids)))
+    floats = st.lists(st.floats(width=32), min_size=len(ids) - n_prompt, max_size=len(ids) - n_prompt)
+    floats = floats.map(lambda values: np.array(values, dtype=np.float32))
+    problem = Problem(
+        id=data.draw(TEXT), prompt=data.draw(TEXT), answer=data.draw(st.none() | TEXT), group=data.draw(TEXT),
+        difficulty=data.draw(st.none() | st.floats(-9, 9)), meta=data.draw(st.dictionaries(TEXT, JSON, max_size=2)),
+    )  # fmt: skip
+    sampling = Sampling(
+        temperature=data.draw(st.floats(0, 2)), top_p=0.9, max_new_tokens=5, seed=data.draw(st.integers(0, 2**40))
+    )
+    trace = build_trace(
+        id=data.draw(TEXT), problem=problem, token_ids=ids, n_prompt_tokens=n_prompt, tokenizer=tokenizer,
+        finish_reason=data.draw(st.sampled_from(["stop", "length", "unknown"])), sample=data.draw(st.integers(0, 9)),
+        sampling=data.draw(st.none() | st.just(sampling)), model={"name": data.draw(TEXT)},
+        logprobs=data.draw(st.none() | floats), entropies=data.draw(st.none() | floats),
+        meta=data.draw(st.dictionaries(TEXT, JSON, max_size=2)),
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("store") / "run"
+    with TraceStore.create(path) as store:
+        store.append([trace])
+    assert list(TraceStore.open(path)) == [trace]
+    assert TraceStore.open(path).trace(trace.id) == trace
+
+
+def test_one_trace_reads_its_own_bytes_alone(stored):
+    path, _, arrays = stored
+    file = path / "shards" / "000000.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[_begin(file, "z.1") + 4 * 6 * len(arrays["z.1"][0])] ^= 1  # the first row of trace b
+    file.write_bytes(raw)
+    store = TraceStore.open(path)
+    assert np.array_equal(store.activations("a", "z.1"), arrays["z.1"][0])
+    assert np.array_equal(store.activations("b", "resid_post.0"), arrays["resid_post.0"][1])
+    with pytest.raises(StoreError, match="not those that were stored"):
+        store.activations("b", "z.1")
+    assert [problem.split(" is damaged")[0] for problem in store.check()] == [str(file)]
+
+
+def _begin(file: Path, site: str) -> int:
+    """Where the bytes of a tensor begin: behind the length of the header (8 bytes) and the header."""
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    return 8 + length + json.loads(raw[8 : 8 + length])[site]["data_offsets"][0]
+
+
+def test_every_byte_of_the_manifest_counts(tokenizer, tmp_path):
+    path = tmp_path / "run"
+    with TraceStore.create(path, meta={"model": "tiny"}) as store:
+        store.append([make_trace(tokenizer, "a")])
+    file = path / "manifest.json"
+    raw = file.read_bytes()
+    for position in range(len(raw)):
+        for bit in (1, 32):  # 32 turns a letter into the other case, a blank into NUL
+            file.write_bytes(raw[:position] + bytes([raw[position] ^ bit]) + raw[position + 1 :])
+            with pytest.raises(StoreError):
+                Manifest.read(path)
+    for damaged in (raw[:-1], raw + b"\n", b""):
+        file.write_bytes(damaged)
+        with pytest.raises(StoreError, match="damaged"):
+            Manifest.read(path)
+
+
+@pytest.mark.parametrize("name", ["000000.parquet", "000001.safetensors"])
+def test_every_byte_of_a_shard_is_checked(stored, name):
+    path, _, _ = stored
+    file = path / "shards" / name
+    raw = file.read_bytes()
+    for position in np.random.default_rng(0).integers(0, len(raw), 25):
+        file.write_bytes(raw[:position] + bytes([raw[position] ^ 16]) + raw[position + 1 :])
+        assert len(check_store(path)) == 1 and str(file) in check_store(path)[0]
+    file.write_bytes(raw[:-1])
+    with pytest.raises(StoreError, match=f"{len(raw) - 1} bytes instead of {len(raw)}"):
+        TraceStore.open(path)
+    file.unlink()
+    with pytest.raises(StoreError, match="is missing"):
+        TraceStore.open(path)
+    assert len(check_store(path)) == 1
+
+
+def test_an_altered_table_is_an_error_when_it_is_read(stored):
+    path, _, _ = stored
+    file = path / "shards" / "000000.parquet"
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(StoreError, match="not those that were stored"):
+        list(TraceStore.open(path))
+
+
+def test_strays_are_reported(stored):
+    path, _, _ = stored
+    (path / "shards" / "000009.parquet").write_bytes(b"x")
+    (path / "note.txt").write_text("x")
+    assert [problem.split(" is no part")[0] for problem in check_store(path)] == [
+        str(path / "note.txt"),
+        str(path / "shards" / "000009.parquet"),
+    ]
+
+
+def test_what_is_no_store(tmp_path, stored):
+    path, _, _ = stored
+    with pytest.raises(StoreError, match="is no trace store"):
+        TraceStore.open(tmp_path / "nothing")
+    (tmp_path / "manifest.json").write_text('{"format": "other"}')
+    with pytest.raises(StoreError, match="not the manifest of a trace store"):
+        TraceStore.open(tmp_path)
+    with pytest.raises(StoreError, match="not empty"):
+        TraceStore.create(path)
+    values = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**values, "version": 99}))
+    with pytest.raises(StoreError, match=r"version 99.*upgrade"):
+        TraceStore.open(path)
+
+
+def test_unknown_names(stored):
+    store = TraceStore.open(stored[0])
+    with pytest.raises(InputError, match="no trace 'x'"):
+        store.trace("x")
+    with pytest.raises(SiteError, match=r"does not hold 'z\.9'"):
+        store.activations("a", "z.9")
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_written(stored, tokenizer):
+    path, traces, arrays = stored
+    new = make_trace(tokenizer, "d")
+    fitting = make_arrays([new])
+    with TraceStore.open(path) as store:
+        cases = [
+            (traces[:1], {site: values[:1] for site, values in arrays.items()}, "in .* already"),
+            ([new, new], {site: values * 2 for site, values in fitting.items()}, "already"),
+            ([new], {"resid_post.0": fitting["resid_post.0"]}, "the store holds"),
+            ([new], {**fitting, "z.1": []}, "0 arrays for 1 traces"),
+            ([new], {**fitting, "z.1": [fitting["z.1"][0][:-1]]}, "rows"),
+            ([new], {**fitting, "z.1": [fitting["z.1"][0].astype(np.float16)]}, "float16"),
+            ([new], {**fitting, "z.1": [fitting["z.1"][0][:, :1]]}, "does not fit"),
+            ([make_trace(tokenizer, "e", meta={"x": {1, 2}})], make_arrays([new]), "JSON"),
+        ]
+        for bad, values, message in cases:
+            with pytest.raises(InputError, match=message):
+                store.append(bad, values)
+        store.append([])
+        assert store.check() == [] and len(store) == 3
+    with (
+        TraceStore.create(path.parent / "other", sites=["z.0"]) as store,
+        pytest.raises(InputError, match="cannot be stored"),
+    ):
+        store.append([new], {"z.0": [np.zeros((len(new.token_ids) - 1, 1), dtype="complex64")]})
+    with pytest.raises(InputError, match="name one twice"):
+        TraceStore.create(path.parent / "third", sites=["z.0", "z.0"])
+    with pytest.raises(InputError, match="JSON"):
+        TraceStore.create(path.parent / "fourth", meta={"x": float("nan")})
+
+
+def test_resume(stored, tokenizer):
+    path, _, _ = stored
+    with TraceStore.open_or_create(path, meta={"model": "tiny"}, sites=SITES) as store:
+        new = make_trace(tokenizer, "d")
+        store.append([new], make_arrays([new]))
+    assert TraceStore.open(path).ids == ("a", "b", "c", "d") and check_store(path) == []
+    with pytest.raises(StoreError, match="holds the sites"):
+        TraceStore.open_or_create(path, meta={"model": "tiny"}, sites=["z.1"])
+    with pytest.raises(StoreError, match="another model"):
+        TraceStore.open_or_create(path, meta={"model": "other"}, sites=SITES)
+    assert len(TraceStore.open_or_create(path.parent / "new")) == 0
+
+
+def test_two_writers_are_one_too_many(stored, tokenizer):
+    path, _, _ = stored
+    new = make_trace(tokenizer, "d")
+    first, second = TraceStore.open(path), TraceStore.open(path)
+    first.append([new], make_arrays([new]))
+    with pytest.raises(StoreError, match="written by another process"):
+        second.append([make_trace(tokenizer, "e")], make_arrays([new]))
+    first.close()
+    with pytest.raises(InputError, match="already"):  # it has seen what the first one wrote
+        second.append([new], make_arrays([new]))
+    second.append([make_trace(tokenizer, "e")], make_arrays([new]))
+    second.close()
+    assert TraceStore.open(path).ids == ("a", "b", "c", "d", "e")
+
+
+def test_text_without_tokens_is_stored_too(tmp_path):
+    trace = trace_from_text(id="t", problem=Problem(id="p", prompt="Q"), prompt="Q", completion="<think>a</think>b")
+    with TraceStore.create(tmp_path / "run", sites=["z.0"]) as store:
+        store.append([trace], {"z.0": [np.zeros((0, 4), dtype=np.float32)]})
+        assert list(store) == [trace] and store.activations("t", "z.0").shape == (0, 4)
+        assert TraceStore.open(tmp_path / "run").table()["text"].to_pylist() == [trace.text]
+
+
+def test_an_empty_store_has_a_table(tmp_path):
+    with TraceStore.create(tmp_path / "run") as store:
+        assert store.table().num_rows == 0 and "row_start" in store.table().schema.names and list(store) == []
+
+
+@pytest.mark.parametrize("limit", [0, 200, 9000])
+def test_a_full_disk_is_one_error_and_loses_nothing(stored, tokenizer, limit):
+    path, traces, _ = stored
+    new = make_trace(tokenizer, "d", "So 7. " * (1 + limit // 20))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with TraceStore.open(path) as store:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # no file may grow beyond
+        try:
+            with pytest.raises(StoreError, match="what was stored before is intact"):
+                store.append([new], make_arrays([new]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert check_store(path) == []
+        store.append([new], make_arrays([new]))
+    assert list(TraceStore.open(path)) == [*traces, new]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from reasonscope.data.store import TraceStore
+from dataclasses import replace
+path = Path(sys.argv[1])
+store = TraceStore.open(path)
+trace = store.trace("a")
+rows = np.ones((len(trace.token_ids) - 1, 4), dtype=np.float32)
+start = len(store)
+print("ready", flush=True)
+for i in range(start, 100000):
+    store.append([replace(trace, id=f"t{i}")], {"z.0": [rows * i]})
+"""
+
+
+def test_a_killed_writer_loses_at_most_one_shard(tokenizer, tmp_path):
+    path = tmp_path / "run"
+    trace = make_trace(tokenizer, "a")
+    rows = np.ones((len(trace.token_ids) - 1, 4), dtype=np.float32)
+    with TraceStore.create(path, sites=["z.0"]) as store:
+        store.append([trace], {"z.0": [rows]})
+    known = 1
+    for delay in (0.0, 0.013, 0.047, 0.11):
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE)
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        store = TraceStore.open(path)
+        assert len(store) >= known and store.ids == ("a", *(f"t{i}" for i in range(1, len(store))))
+        for i, id in enumerate(store.ids[1:], start=1):
+            assert np.array_equal(store.activations(id, "z.0"), rows * i)
+        known = len(store)
+    with TraceStore.open(path) as store:  # the dead held no lock; its half-written shard is replaced
+        store.append([make_trace(tokenizer, "last")], {"z.0": [rows]})
+    assert known > 1 and check_store(path) == []
+
+
+def test_a_writer_killed_before_its_first_manifest_leaves_room_for_a_new_one(tmp_path):
+    (tmp_path / "run" / "shards").mkdir(parents=True)
+    (tmp_path / "run" / "manifest.json.tmp").write_text("{")
+    TraceStore.create(tmp_path / "run").close()
+    assert check_store(tmp_path / "run") == []
+    (tmp_path / "run" / "manifest.json").unlink()
+    (tmp_path / "run" / "shards" / "000000.parquet").write_bytes(b"x")
+    with pytest.raises(StoreError, match="not empty"):  # a lost manifest is no empty store
+        TraceStore.create(tmp_path / "run")
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError):
+        TraceStore.create(tmp_path / "file")
+    with pytest.raises(StoreError, match="cannot make"):
+        TraceStore.create(tmp_path / "file" / "below")
