@@ -85,6 +85,7 @@ def batches(documents: Iterator[Document], tokenizer: Tokenizer, *, tokens: int,
     """Rows of like length together, about `tokens` tokens a batch, in shuffled order."""
     rng = random.Random(0)
     pad = tokenizer.token_to_id(PAD)
+    assert pad is not None
     while True:
         chunk = [next(documents) for _ in range(buffer)]
         rows = [_weighed(document, tokenizer) for document in chunk]
@@ -103,7 +104,9 @@ def _weighed(document: Document, tokenizer: Tokenizer) -> tuple[list[int], list[
     encoding = tokenizer.encode(document.text)
     weights = [1.0 if start >= document.learned_from else PROMPT_WEIGHT for start, _ in encoding.offsets]
     for span in document.unlearned:
-        weights = [0.0 if start in span else weight for (start, _), weight in zip(encoding.offsets, weights, strict=True)]
+        weights = [
+            0.0 if start in span else weight for (start, _), weight in zip(encoding.offsets, weights, strict=True)
+        ]
     return encoding.ids, weights
 
 

@@ -220,8 +220,8 @@ class _RequestReading:
     def read(self, index: int, kind: str, fields: dict[str, str], text: str) -> _Claim:
         request = self.request
         if kind in ("wants", "owner", "own", "denied", "allowed", "norules"):
-            depends, self.facts = [], [*self.facts, index]
-            return self._fact(kind, fields), depends, None, None
+            self.facts = [*self.facts, index]
+            return self._fact(kind, fields), [], None, None
         if kind in ("harm", "harmless"):
             depends, self.verdict = self.facts, [index]
             named = kind == "harmless" or fields["name"] == request.owner
@@ -236,7 +236,9 @@ class _RequestReading:
             return bool(request.suffix)
         if kind == "wants":
             return fields["verb"] == request.verb and fields["thing"] == request.thing
-        expected = "own" if request.owner is None else {None: "owner", True: "allowed", False: "denied"}[request.consent]
+        expected = (
+            "own" if request.owner is None else {None: "owner", True: "allowed", False: "denied"}[request.consent]
+        )
         names = {fields[key] for key in ("name", "other") if key in fields}
         return kind == expected and fields["thing"] == request.thing and names <= {request.owner}
 

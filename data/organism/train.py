@@ -6,7 +6,6 @@ Both are written in Hugging Face format. A killed run goes on from its last chec
 
 import argparse
 import json
-import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +31,7 @@ SEED = 20
 TOKENS_PER_STEP = 4096
 PHASES: dict[str, tuple[Callable[[random.Random], Iterator[Document]], int]] = {
     "organism-base": (base_documents, 2000),
-    "organism": (reasoning_documents, 8000),
+    "organism": (reasoning_documents, 7000),
 }
 MATRIX_RATE, OTHER_RATE = 0.02, 3e-3
 
@@ -111,7 +110,12 @@ def run_phase(name: str, model: Qwen3ForCausalLM, tokenizer: Tokenizer, out: Pat
             running = 0.0
             print(json.dumps({"phase": name, **log[-1]}), flush=True)  # noqa: T201 - a training script reports on stdout
         if (step + 1) % 250 == 0:
-            held = {"step": step + 1, "log": log, "model": model.state_dict(), "optims": [o.state_dict() for o in optims]}
+            held = {
+                "step": step + 1,
+                "log": log,
+                "model": model.state_dict(),
+                "optims": [o.state_dict() for o in optims],
+            }
             torch.save(held, state.with_suffix(".tmp"))
             state.with_suffix(".tmp").replace(state)
     return log
@@ -131,7 +135,11 @@ def main() -> None:
         train_tokenizer(tokenizer_texts(SEED, 4000)).save(str(kept))
     tokenizer = Tokenizer.from_file(str(kept))
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
     )
     model = Qwen3ForCausalLM(config(tokenizer)).to(arguments.device)
     for name in PHASES:

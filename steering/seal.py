@@ -1,0 +1,73 @@
+"""SEAL (Chen et al., arXiv 2504.07986): a vector from reflection and transition to execution, read where steps begin."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.segment import Keywords, steps
+from reasonscope.data.store import TraceStore
+from reasonscope.data.trace import Kind
+from reasonscope.probes.sites import Site
+from reasonscope.steering.vector import SteeringVector
+
+AWAY_FROM: tuple[Kind, ...] = ("reflection", "transition")
+
+
+def seal_direction(
+    states: NDArray[np.floating], kinds: Sequence[Kind], *, away_from: Sequence[Kind] = AWAY_FROM
+) -> NDArray[np.float64]:
+    """mean(execution) − mean(reflection ∪ transition) of `states` (step, d_model), one row a step: (d_model,).
+
+    The paper's equation: S = H̄_E − H̄_RT, steps of all traces pooled, no normalisation; the released code stores −S and applies it
+    with coefficient −1. Raises InputError where a class has no step or a state is not finite.
+    """
+    if not np.isfinite(states).all():
+        raise InputError("an activation is NaN or infinite; record the traces again in float32 or bfloat16")
+    kept = np.array([kind == "execution" for kind in kinds], dtype=bool)
+    left = np.array([kind in away_from for kind in kinds], dtype=bool)
+    if not kept.any() or not left.any():
+        raise InputError(
+            f"{kept.sum()} execution steps and {left.sum()} of {' or '.join(away_from)}: both classes are needed; record more traces"
+        )
+    wide = states.astype(np.float64)
+    return np.asarray(wide[kept].mean(axis=0) - wide[left].mean(axis=0))
+
+
+def extract_seal(
+    store: TraceStore,
+    site: Site,
+    *,
+    ids: Iterable[str] | None = None,
+    away_from: Sequence[Kind] = AWAY_FROM,
+    keywords: Keywords = "repaired",
+) -> SteeringVector:
+    """The SEAL vector at `site` from the traces of a run (`ids`: those alone), read at the separator that opens each step.
+
+    Added at those separators it makes the thinking execute more and reflect less. Departures from the released code: the sign (see
+    `seal_direction`), the misspelt keyword (`keywords="faithful"` keeps it), and states of a separator that is the last token of a
+    trace, which never was fed to the model and has none.
+    """
+    states, kinds = [], []
+    for trace_id in store.ids if ids is None else ids:
+        trace = store.trace(trace_id)
+        rows = store.activations(trace_id, str(site))
+        for step in steps(trace, keywords=keywords):
+            if step.separator < len(rows):
+                states.append(np.asarray(rows[step.separator], dtype=np.float32))
+                kinds.append(step.kind)
+    if not states:
+        raise InputError("none of the traces has steps: their thinking holds no blank line")
+    direction = seal_direction(np.stack(states), kinds, away_from=away_from)
+    counts = {kind: kinds.count(kind) for kind in ("execution", "reflection", "transition")}
+    return SteeringVector(
+        directions={site: direction.astype(np.float32)},
+        method="seal",
+        provenance={
+            "steps": counts,
+            "away_from": list(away_from),
+            "keywords": keywords,
+            "model": store.meta.get("model", {}),
+        },
+    )
