@@ -54,11 +54,13 @@ $(BIN)/python:
 	  || { echo "Python 3.11 or newer is needed; say which: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# The newest versions that fit each other, from an environment made for the purpose. Run the tests before you keep them.
+# The newest versions that fit each other and this torch, from an environment made for the purpose. Run the tests before you keep them.
+TORCH := torch==2.13.0
 constraints:
 	$(PYTHON) -m venv build/newest
-	build/newest/bin/pip install '.[dev]'
-	{ head -n 2 constraints.txt; build/newest/bin/pip freeze --all --exclude reasonscope --exclude pip | sed 's/+cpu$$//'; } > build/constraints.txt
+	build/newest/bin/pip install '.[dev]' $(TORCH)
+	head -n 2 constraints.txt > build/constraints.txt
+	build/newest/bin/pip freeze --all --exclude reasonscope --exclude pip | sed 's/+cpu$$//' >> build/constraints.txt
 	mv build/constraints.txt constraints.txt
 
 clean:

@@ -4,9 +4,12 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 ORDER = ("data", "probes", "steering", "analysis", "app")
@@ -49,6 +52,15 @@ def test_imports_run_one_way(path):
 def test_a_library_is_imported_where_it_may(library):
     users = {path.as_posix() for path in SOURCES for name in imports(path) if name.split(".")[0] == library}
     assert {user for user in users if not user.startswith(ALLOWED[library])} == set()
+
+
+def test_every_library_that_is_imported_is_required():
+    """By name, and not because another library happens to bring it."""
+    declared = {canonicalize_name(Requirement(line).name) for line in requires("reasonscope") or ()}
+    homes = packages_distributions()
+    top = {name.split(".")[0] for path in SOURCES for name in imports(path)} - sys.stdlib_module_names - {"reasonscope"}
+    undeclared = {name for name in top if not {canonicalize_name(home) for home in homes.get(name, ())} & declared}
+    assert undeclared == set(), "name them in pyproject.toml"
 
 
 @pytest.mark.parametrize(
