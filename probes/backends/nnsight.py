@@ -55,7 +55,7 @@ class NNsightBackend:
         self._hf = twin(hf)
         self._layout = layout
         self._remote = remote
-        self._engine = _engine(self._hf)
+        self._engine = _engine(self._hf, travels=bool(remote))
 
     def forward(
         self,
@@ -133,14 +133,15 @@ def _pay(envoy: Any, visit: _Visit) -> Tensor:
     return after
 
 
-def _engine(hf: PreTrainedModel) -> Any:
+def _engine(hf: PreTrainedModel, *, travels: bool) -> Any:
     try:
         from nnsight import TransformersModel, register
     except ImportError as error:
         raise MissingExtraError(
             f"backend='nnsight' needs nnsight ({error}): pip install \"reasonscope[nnsight]\""
         ) from error
-    register("reasonscope")  # what of ours a trace needs travels with it: no server has it installed
+    if travels:
+        register("reasonscope")  # what of ours a trace needs goes along with it: no server has it installed
     # The pipeline inside would move the weights, which are the caller's too, to the first accelerator it finds.
     placed = {} if getattr(hf, "hf_device_map", None) else {"device": hf.device}
     # nnsight changes padding in the tokenizer that it is given; only ids come here, so it gets one of its own.
