@@ -2,7 +2,10 @@
 
 import logging
 import re
+from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
+from typing import Any
 
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?%?|-?\.\d+")
 _STATED = re.compile(r"(?:\banswer\b[*_]*(?:\s+is\b|\s*[:=])|####)[\s:*_$]*([^\n]+)", re.IGNORECASE)
@@ -94,19 +97,22 @@ def _number(plain: str) -> Fraction | None:
 
 
 def _same_mathematics(given: str, gold: str) -> bool:
-    from math_verify import parse, verify  # brings sympy, which takes a second: only where it is needed
-
-    level = logging.getLogger("math_verify").level
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs every time that its own time limit is off
+    parse, verify = _math_verify()
     try:
         left, right = (parse(_as_latex(answer), parsing_timeout=None, raise_on_error=False) for answer in (gold, given))
-        if not left or not right:
-            return False
-        return bool(verify(left, right, timeout_seconds=None, raise_on_error=False))
+        return bool(left and right and verify(left, right, timeout_seconds=None, raise_on_error=False))
     except RecursionError:  # hundreds of nested brackets: the one thing that raise_on_error=False lets through
         return False
-    finally:
-        logging.getLogger("math_verify").setLevel(level)
+
+
+@lru_cache(maxsize=1)
+def _math_verify() -> tuple[Callable[..., Any], Callable[..., bool]]:
+    """Brings sympy, which takes a second: only where it is needed. Silences its warning, on every call, that its time limit is off."""
+    from math_verify import parse, verify
+
+    for name in ("math_verify.parser", "math_verify.grader"):
+        logging.getLogger(name).addFilter(lambda record: "Timeout is disabled" not in record.getMessage())
+    return parse, verify
 
 
 def _as_latex(answer: str) -> str:

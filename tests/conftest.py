@@ -3,7 +3,11 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 # The pattern of Qwen2: digits one by one, newlines kept whole and merged with the punctuation before them.
 QWEN2_PATTERN = (
