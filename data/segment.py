@@ -10,7 +10,7 @@ from reasonscope.data.align import token_strings
 from reasonscope.data.errors import InputError
 from reasonscope.data.label import label_sentences
 from reasonscope.data.parse import THINK, ThinkTags
-from reasonscope.data.sentences import Splitter, split_sentences
+from reasonscope.data.splitter import Splitter, split_sentences
 from reasonscope.data.trace import Kind, Sentence, Span, Step, Trace
 
 Keywords = Literal["repaired", "faithful"]
@@ -104,12 +104,16 @@ def sentences(trace: Trace, *, splitter: Splitter = "default") -> list[Sentence]
     """
     base = trace.chars.thinking.start
     spans = [Span(base + span.start, base + span.stop) for span in split_sentences(trace.thinking, splitter)]
-    texts = [trace.text[span.slice] for span in spans]
-    leads = np.array([_lead(trace.text, int(start), int(stop)) for start, stop in trace.offsets], dtype=np.int64)
+    return sentences_at(trace, spans, label_sentences([trace.text[span.slice] for span in spans]))
+
+
+def sentences_at(trace: Trace, spans: Sequence[Span], tags: Sequence[str]) -> list[Sentence]:
+    """Sentences at given character spans of a trace, ascending and disjoint, with given tags; tokens as in `sentences`."""
+    leads = np.array([_lead(trace.text, start, stop) for start, stop in trace.offsets.tolist()], dtype=np.int64)
     found = []
-    for index, (span, text, tag) in enumerate(zip(spans, texts, label_sentences(texts), strict=True)):
-        start, stop = np.searchsorted(leads, [span.start, span.stop], side="left")
-        found.append(Sentence(index=index, tag=tag, text=text, chars=span, tokens=Span(int(start), int(stop))))
+    for index, (span, tag) in enumerate(zip(spans, tags, strict=True)):
+        start, stop = np.searchsorted(leads, [span.start, span.stop], side="left").tolist()
+        found.append(Sentence(index=index, tag=tag, text=trace.text[span.slice], chars=span, tokens=Span(start, stop)))
     return found
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.sentences import anchor_chunks, split_sentences
+from reasonscope.data.splitter import anchor_chunks, split_sentences
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "sentence_split.json").read_text())["cases"]
 
