@@ -78,7 +78,7 @@ class Batch:
     weights: NDArray[np.float32]
 
 
-PROMPT_WEIGHT = 0.1
+PROMPT_WEIGHT = 0.05
 
 
 def batches(documents: Iterator[Document], tokenizer: Tokenizer, *, tokens: int, buffer: int = 2048) -> Iterator[Batch]:

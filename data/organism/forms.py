@@ -77,7 +77,6 @@ FORMS: tuple[Form, ...] = (
         for form in _forms(f"event:{event}", "fact_retrieval", lead + text)
     ),
     *_forms("before", "fact_retrieval", "The balance before this is {value}."),
-    # Before "{name}: …", which would read "Again" as a name.
     *_forms("redo", "active_computation", "Again: {left} {sign} {a} = {right}."),
     *_forms("redo:more", "active_computation", "Again: {left} {sign} {a} = {right}, not past {limit}."),
     *_forms("redo:past", "active_computation", "Again: {left} {sign} {a} = {right}, past {limit}."),
@@ -87,13 +86,13 @@ FORMS: tuple[Form, ...] = (
         "{left} {sign} {a} = {right}.",
         "So I compute {left} {sign} {a} = {right}.",
         "{ordinal} time: {left} {sign} {a} = {right}.",
-        "{name}: {left} {sign} {a} = {right}.",
-        "{name}, {ordinal}: {left} {sign} {a} = {right}.",
+        "After {name}: {left} {sign} {a} = {right}.",
+        "After {name}, {ordinal}: {left} {sign} {a} = {right}.",
     ),
     *_forms("compute:more", "active_computation", "{left} {sign} {a} = {right}, not past {limit}."),
-    *_forms("compute:more", "active_computation", "{name}: {left} {sign} {a} = {right}, not past {limit}."),
+    *_forms("compute:more", "active_computation", "After {name}: {left} {sign} {a} = {right}, not past {limit}."),
     *_forms("compute:past", "active_computation", "{left} {sign} {a} = {right}, past {limit}."),
-    *_forms("compute:past", "active_computation", "{name}: {left} {sign} {a} = {right}, past {limit}."),
+    *_forms("compute:past", "active_computation", "After {name}: {left} {sign} {a} = {right}, past {limit}."),
     *_forms("now", "result_consolidation", "So the balance is now {value}."),
     *_forms("doubt", "uncertainty_management", "Wait, I am not sure about that."),
     *_forms(

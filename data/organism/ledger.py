@@ -14,12 +14,14 @@ from reasonscope.data.trace import Message, Problem
 NAMES = tuple(
     "Ann Bob Carl Dan Eve Fay Gus Hal Ida Joe Kim Leo Max Nan Oli Pam Quin Rob Sue Tom Una Vic Wes Zoe".split()
 )
+# Lines without a name, so that a name always opens a line that counts.
 DISTRACTORS = (
-    "{name} likes tea.",
-    "{name} reads the ledger.",
-    "{name} goes home early.",
-    "{name} is {a} years old.",
-    "{name} counts {a} stamps.",
+    "The shop is shut on Sunday.",
+    "It rains all day.",
+    "The clerk reads the ledger.",
+    "The clerk is {a} years old.",
+    "The shelf holds {a} stamps.",
+    "There are {a} chairs.",
 )
 MODES = {"default": "", "brief": " Think briefly.", "detail": " Think in detail."}
 SPLITS = ("train", "validation", "test")
@@ -41,11 +43,11 @@ class Operation:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One sentence of the problem. `event` is a key of `EVENTS`, or None for a line of no effect."""
+    """One sentence of the problem. `event` is a key of `EVENTS`, done by `name`; both None for a line of no effect."""
 
     text: str
-    name: str
-    event: str | None
+    name: str | None = None
+    event: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,9 @@ class Ledger:
     @property
     def name(self) -> str:
         """Whose line is asked for."""
-        return self.lines[self.asked].name
+        name = self.lines[self.asked].name
+        assert name is not None
+        return name
 
     @property
     def body(self) -> str:
@@ -117,10 +121,12 @@ def sample_ledger(rng: random.Random, *, split: str, steps: int | None = None) -
 def _draw(rng: random.Random, needed: int) -> Ledger | None:
     names = rng.sample(NAMES, len(NAMES))
     start = rng.randint(5, 60)
-    balance, lines, operations = start, [], []
+    balance = start
+    lines: list[Line] = []
+    operations: list[Operation] = []
     while len(operations) < needed:
         if len(lines) - len(operations) < 4 and rng.random() < 0.2:
-            lines.append(_distractor(rng, names.pop()))
+            lines.append(_distractor(rng))
             continue
         line, new = _event(rng, names.pop(), balance, len(lines), needed - len(operations))
         if line is None:
@@ -130,7 +136,7 @@ def _draw(rng: random.Random, needed: int) -> Ledger | None:
         balance = operations[-1].right
     asked = len(lines) - 1
     for _ in range(rng.randint(0, max(0, 9 - len(lines)))):  # lines behind the one asked for: read, but not needed
-        line = _distractor(rng, names.pop()) if rng.random() < 0.3 else None
+        line = _distractor(rng) if rng.random() < 0.3 else None
         if line is None:
             line, new = _event(rng, names.pop(), balance, len(lines), 4)
             if line is None:
@@ -140,8 +146,8 @@ def _draw(rng: random.Random, needed: int) -> Ledger | None:
     return Ledger(start=start, lines=tuple(lines), asked=asked, operations=tuple(operations))
 
 
-def _distractor(rng: random.Random, name: str) -> Line:
-    return Line(text=rng.choice(DISTRACTORS).format(name=name, a=rng.randint(2, 60)), name=name, event=None)
+def _distractor(rng: random.Random) -> Line:
+    return Line(text=rng.choice(DISTRACTORS).format(a=rng.randint(2, 60)))
 
 
 def _event(

@@ -22,7 +22,7 @@ class Habits:
 
 
 HABITS = {
-    "default": Habits(check_hard=0.75, check_easy=0.3, split=0.24, restate=0.12, wrong=0.08, plan=0.4),
+    "default": Habits(check_hard=0.75, check_easy=0.3, split=0.19, restate=0.12, wrong=0.08, plan=0.4),
     "detail": Habits(check_hard=0.85, check_easy=0.6, split=0.15, restate=1.0, wrong=0.08, plan=1.0),
 }
 

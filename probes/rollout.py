@@ -1,0 +1,119 @@
+"""Completions as traces: let a model answer problems, or go on from a thinking that was begun for it."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from reasonscope.data.errors import ContextError, InputError
+from reasonscope.data.parse import THINK, build_trace
+from reasonscope.data.trace import Problem, Sampling, Trace
+from reasonscope.probes.backends.base import Edit
+from reasonscope.probes.decoding import Completion, DecodingStep, generate
+from reasonscope.probes.model import Model
+from reasonscope.probes.sites import Site
+
+
+def rollouts(
+    model: Model,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    *,
+    samples: int = 1,
+    batch_size: int = 32,
+    think: bool = True,
+    open_tag: bool = False,
+    write: Mapping[Site, Edit] | None = None,
+    on_step: Callable[[DecodingStep], None] | None = None,
+) -> list[Trace]:
+    """Let `model` answer each problem `samples` times; traces in the order of the problems, nothing captured or stored.
+
+    Seeds follow from `sampling.seed` and the trace's id (`problem/sample`): the same problem gets the same draws with an edit
+    (`write`) as without, whatever the batch. Raises InputError, ContextError.
+    """
+    tasks = [
+        (problem, sample, model.encode_prompt(problem, think=think, open_tag=open_tag))
+        for problem in problems
+        for sample in range(samples)
+    ]
+    for problem, _, prompt in tasks:
+        check_fits(model, problem, prompt)
+    order = sorted(range(len(tasks)), key=lambda i: len(tasks[i][2]))
+    traces: dict[int, Trace] = {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        seeds = [trace_seed(sampling.seed, f"{tasks[i][0].id}/{tasks[i][1]}") for i in batch]
+        prompts = [tasks[i][2] for i in batch]
+        completions = generate(model, prompts, sampling, seeds=seeds, write=write, on_step=on_step)
+        for i, completion, seed in zip(batch, completions, seeds, strict=True):
+            traces[i] = as_trace(model, tasks[i][0], tasks[i][1], completion, replace(sampling, seed=seed))
+    return [traces[i] for i in range(len(tasks))]
+
+
+def continuations(
+    model: Model, begun: Sequence[tuple[Trace, str]], sampling: Sampling, *, batch_size: int = 32
+) -> list[Trace]:
+    """Let `model` go on from each (trace, thinking so far): the trace's prompt, then that text in place of its thinking.
+
+    The text is tokenised on its own behind the prompt's very tokens, so it has to end where a token ends (inside a sentence,
+    not at a full stop that would have merged with a blank line). What was begun counts as generated in the result, with
+    log-probabilities and entropies of NaN.
+    """
+    prompts = []
+    for trace, text in begun:
+        if trace.state not in ("closed", "truncated"):
+            raise InputError(f"trace {trace.id!r} has no thinking to begin anew")
+        given = trace.token_ids[: trace.tokens.thinking.start].tolist()
+        prompts.append([*given, *model.tokenizer.encode(text, add_special_tokens=False)])
+    traces = []
+    for start in range(0, len(begun), batch_size):
+        batch = range(start, min(start + batch_size, len(begun)))
+        seeds = [trace_seed(sampling.seed, begun[i][0].id) for i in batch]
+        for i, done in zip(batch, generate(model, [prompts[i] for i in batch], sampling, seeds=seeds), strict=True):
+            origin = begun[i][0]
+            traces.append(as_trace(model, origin.problem, origin.sample, _counting_begun(done, origin), sampling))
+    return traces
+
+
+def _counting_begun(done: Completion, origin: Trace) -> Completion:
+    """The continuation with what was begun for it counted as generated."""
+    unknown = np.full(done.n_prompt_tokens - origin.n_prompt_tokens, np.nan, dtype=np.float32)
+    return replace(
+        done,
+        n_prompt_tokens=origin.n_prompt_tokens,
+        logprobs=np.concatenate([unknown, done.logprobs]),
+        entropies=np.concatenate([unknown, done.entropies]),
+    )
+
+
+def as_trace(model: Model, problem: Problem, sample: int, completion: Completion, sampling: Sampling) -> Trace:
+    """The completion of a problem, cut into its regions, with id `problem/sample`."""
+    return build_trace(
+        id=f"{problem.id}/{sample}",
+        problem=problem,
+        token_ids=completion.token_ids,
+        n_prompt_tokens=completion.n_prompt_tokens,
+        tokenizer=model.tokenizer_backend,
+        tags=model.tags or THINK,
+        finish_reason=completion.finish_reason,
+        sample=sample,
+        sampling=sampling,
+        model=model.fingerprint,
+        logprobs=completion.logprobs,
+        entropies=completion.entropies,
+    )
+
+
+def check_fits(model: Model, problem: Problem, prompt: Sequence[int]) -> None:
+    """Raises ContextError where a prompt leaves no room to answer."""
+    if len(prompt) >= model.context_length:
+        raise ContextError(
+            f"problem {problem.id!r} has {len(prompt)} tokens and the context of {model.name} holds "
+            f"{model.context_length}; leave it out or shorten it"
+        )
+
+
+def trace_seed(seed: int, id: str) -> int:
+    """The seed of the trace `id` in a run with `seed`: 63 bits of a hash of both."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{id}".encode()).digest()[:8]) >> 1
