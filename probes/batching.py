@@ -6,6 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reasonscope.data.errors import InputError
+
+
+def check_vocabulary(sequences: Sequence[Sequence[int]], vocabulary: int) -> None:
+    """Raise InputError for a token that an embedding of `vocabulary` rows does not have."""
+    for i, sequence in enumerate(sequences):
+        if foreign := [int(token) for token in sequence if not 0 <= token < vocabulary]:
+            raise InputError(
+                f"token {foreign[0]} of prompt {i} is not in the vocabulary of {vocabulary}; encode it with the model's tokenizer"
+            )
+
 
 def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """`sequences` as one batch, right-aligned: ids (batch, token) with 0 as padding, and the mask, 1 on real tokens."""

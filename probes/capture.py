@@ -9,7 +9,7 @@ from torch import Tensor
 from reasonscope.data.errors import ContextError, InputError
 from reasonscope.probes.backends.hooks import eager_attention, touching
 from reasonscope.probes.backends.touch import Touch
-from reasonscope.probes.batching import left_padded
+from reasonscope.probes.batching import check_vocabulary, left_padded
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
 
@@ -82,7 +82,7 @@ def run_with_cache(
         prompt = model.encode_text(prompt)
     ids = torch.as_tensor(prompt, dtype=torch.long, device=model.device)
     ids = ids[None] if ids.dim() == 1 else ids
-    _check_lengths(model, [ids.shape[1]])
+    _check(model, ids.tolist())
     read = tuple(Site.parse(site) for site in sites)
     out = model.backend.forward(ids, mask=torch.ones_like(ids), read=read)
     return out.logits, dict(out.activations)
@@ -95,7 +95,7 @@ def replay(model: Model, sequences: Sequence[Sequence[int]], sites: Sequence[Sit
     (head, query, key), all else with rows first. Equal to a capture while decoding up to rounding.
     """
     fed = [sequence[:-1] for sequence in sequences]
-    _check_lengths(model, [len(sequence) for sequence in fed])
+    _check(model, fed)
     ids, mask = left_padded(fed, model.device)
     seen = model.backend.forward(ids, mask=mask, last_logits_only=True, read=sites).activations
     padding = [ids.shape[1] - len(sequence) for sequence in fed]
@@ -105,10 +105,12 @@ def replay(model: Model, sequences: Sequence[Sequence[int]], sites: Sequence[Sit
     ]
 
 
-def _check_lengths(model: Model, lengths: Sequence[int]) -> None:
+def _check(model: Model, sequences: Sequence[Sequence[int]]) -> None:
+    lengths = [len(sequence) for sequence in sequences]
     if not lengths or min(lengths) < 1:
         raise InputError("there is a sequence without a token to feed; at least one is needed")
     if max(lengths) > model.context_length:
         raise ContextError(
             f"a sequence of {max(lengths)} tokens; the context of {model.name} holds {model.context_length}"
         )
+    check_vocabulary(sequences, model.vocabulary)

@@ -11,7 +11,7 @@ from torch import Tensor
 from reasonscope.data.errors import ContextError, InputError, SiteError
 from reasonscope.data.trace import FinishReason, Sampling
 from reasonscope.probes.backends.base import Edit
-from reasonscope.probes.batching import left_padded
+from reasonscope.probes.batching import check_vocabulary, left_padded
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
 
@@ -88,11 +88,15 @@ def sample(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor,
         token = logits.argmax(dim=-1)
     else:
         kept = probabilities if sampling.top_p >= 1 else _nucleus(probabilities, sampling.top_p)
-        # float64: with a vocabulary of 150,000 a float32 sum is off by more than the rare tokens weigh
-        cumulative = kept.cumsum(dim=-1, dtype=torch.float64)
-        token = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
+        cumulative = kept.cumsum(dim=-1, dtype=_precise(logits.device))
+        token = torch.searchsorted(cumulative, uniform[:, None].to(cumulative) * cumulative[:, -1:], right=True)[:, 0]
         token = token.clamp(max=logits.shape[-1] - 1)
     return token, logprobs.gather(1, token[:, None])[:, 0], entropy
+
+
+def _precise(device: torch.device) -> torch.dtype:
+    """float64 where there is one: over a vocabulary of 150,000 a float32 sum is off by more than rare tokens weigh."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
@@ -120,6 +124,7 @@ def _check(
                 f"prompt {i} has {len(prompt)} tokens and the context holds {model.context_length}; "
                 "shorten it so that at least one token can follow"
             )
+    check_vocabulary(prompts, model.vocabulary)
 
 
 class _Decoding:
@@ -139,7 +144,7 @@ class _Decoding:
         self._width = width
         # numpy's stream has the property that a shorter draw is a prefix of a longer one.
         draws = np.stack([np.random.default_rng(seed).random(longest) for seed in seeds])
-        self._uniform = torch.from_numpy(draws).to(device)
+        self._uniform = torch.from_numpy(draws).to(_precise(device)).to(device)
         self._stops = torch.tensor(sorted(model.stop_ids), device=device)
         self._cache: object = None
         self._ids = torch.zeros(n, longest, dtype=torch.long, device=device)

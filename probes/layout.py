@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from reasonscope.data.errors import ArchitectureError, SiteError
+from reasonscope.data.errors import ArchitectureError, InputError, SiteError
 from reasonscope.probes.sites import Site
 
 # What a router hands on (logits, scores, chosen experts) when its logits (row, expert) are these.
@@ -100,13 +100,32 @@ class Layout:
             raise SiteError(f"{site}: block {site.layer} of this {self.model_type} has no {site.point}") from None
 
     def output_weights(self, hf: PreTrainedModel, layer: int) -> tuple[Tensor, Tensor | None]:
-        """W_O (head, d_head, d_model) and the bias (d_model) of the output projection of block `layer`."""
+        """W_O (head, d_head, d_model) and the bias (d_model) of the output projection of block `layer`.
+
+        Raises InputError where accelerate has offloaded it.
+        """
         projection = self.block(hf, layer).get_submodule(self.o_proj)
         weight, bias = projection.weight, getattr(projection, "bias", None)
         assert isinstance(weight, Tensor)
+        if weight.is_meta:
+            raise InputError(
+                f"the output projection of block {layer} is offloaded, so its weights cannot be read; "
+                "load the model onto devices that hold it"
+            )
         if isinstance(projection, nn.Linear):
             weight = weight.T  # Linear keeps (out, in), the Conv1D of GPT-2 keeps (in, out)
         return weight.reshape(head_count(hf.config), -1, weight.shape[-1]), bias
+
+    def attention_of_heads(self, hf: PreTrainedModel, layer: int, z: Tensor) -> Tensor:
+        """`attn_out` of block `layer` from its heads' `z` (batch, token, head, d_head): each head's write, their sum, the
+        bias, and the post-norm where there is one. (batch, token, d_model)"""
+        weight, bias = self.output_weights(hf, layer)
+        written = torch.einsum("bthd,hdm->bthm", z, weight).sum(dim=2)
+        written = written if bias is None else written + bias
+        if not self.has_post_norm:
+            return written
+        normed: Tensor = self.module(hf, Site("attn_out", layer))(written)
+        return normed
 
 
 def head_count(config: PretrainedConfig) -> int:
@@ -170,11 +189,17 @@ LAYOUTS = MappingProxyType(
 )
 
 
-def embedding_device(hf: PreTrainedModel, layout: Layout) -> torch.device:
-    """Where token ids go; the layers of a dispatched model may lie elsewhere."""
+def embedding_rows(hf: PreTrainedModel, layout: Layout) -> Tensor:
+    """The embedding (vocab, d_model)."""
     weight = hf.get_submodule(layout.embedding).weight
     assert isinstance(weight, Tensor)
-    return weight.device
+    return weight
+
+
+def input_device(hf: PreTrainedModel, layout: Layout) -> torch.device:
+    """Where token ids go. Where accelerate has offloaded the embedding, it takes them from anywhere."""
+    rows = embedding_rows(hf, layout)
+    return torch.device("cpu") if rows.is_meta else rows.device
 
 
 def resolve_layout(config: PretrainedConfig) -> Layout:
@@ -205,6 +230,11 @@ def check_layout(hf: PreTrainedModel, layout: Layout) -> None:
         raise ArchitectureError(f"the {layout.model_type} model is not as its layout says. {'; '.join(faults)}")
 
 
+def is_offloaded(hf: PreTrainedModel, layout: Layout) -> bool:
+    """Whether accelerate holds the weights of the first block elsewhere and brings them only while it runs."""
+    return any(parameter.is_meta for parameter in layout.block(hf, 0).parameters())
+
+
 def _block_faults(hf: PreTrainedModel, layout: Layout, config: PretrainedConfig) -> list[str]:
     faults = []
     blocks = hf.get_submodule(layout.blocks)
@@ -218,7 +248,7 @@ def _block_faults(hf: PreTrainedModel, layout: Layout, config: PretrainedConfig)
         ]
     if layout.router is not None and not any(_has(block, layout.router) for block in blocks.children()):
         faults.append(f"router: no {layout.router!r} in any block")
-    if not faults:
+    if not faults and not is_offloaded(hf, layout):
         weight, _ = layout.output_weights(hf, 0)
         if weight.shape[-1] != config.hidden_size:
             faults.append(f"o_proj: writes {weight.shape[-1]} values into a residual stream of {config.hidden_size}")

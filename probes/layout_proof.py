@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from reasonscope.data.errors import ArchitectureError
 from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.backends.hooks import HooksBackend
-from reasonscope.probes.layout import Layout, check_layout, embedding_device
+from reasonscope.probes.layout import Layout, check_layout, input_device, is_offloaded
 from reasonscope.probes.sites import Point, Site
 
 _WRITTEN: tuple[Point, ...] = ("resid_pre", "z", "attn_out", "mlp_out", "resid_post")
@@ -21,7 +21,7 @@ def prove_layout(hf: PreTrainedModel, layout: Layout) -> None:
     point. Raises ArchitectureError that says what does not hold.
     """
     check_layout(hf, layout)
-    device = embedding_device(hf, layout)
+    device = input_device(hf, layout)
     ids = torch.arange(_TOKENS, device=device).expand(1 + len(_WRITTEN), _TOKENS)
     sites = {point: Site(point, 0) for point in (*_WRITTEN, "attn_probs")}
     write = {sites[point]: _only(row) for row, point in enumerate(_WRITTEN, start=1)}
@@ -32,12 +32,17 @@ def prove_layout(hf: PreTrainedModel, layout: Layout) -> None:
         for row, point in enumerate(_WRITTEN, start=1)
         if torch.equal(out.logits[row], out.logits[0])
     ]
-    tolerance = 8 * torch.finfo(hf.dtype).eps
+    tolerance = 16 * torch.finfo(hf.dtype).eps
     gap = seen["resid_pre"] + seen["attn_out"] + seen["mlp_out"] - seen["resid_post"]
     if gap.abs().max() > tolerance * max(1.0, float(seen["resid_post"].abs().max())):
         faults.append(
             f"resid_pre + attn_out + mlp_out differs from resid_post by {float(gap.abs().max()):.2g} in block 0"
         )
+    if not is_offloaded(hf, layout):
+        with torch.no_grad():
+            heads = layout.attention_of_heads(hf, 0, out.activations[sites["z"]][:1])[0].float()
+        if (heads - seen["attn_out"]).abs().max() > tolerance * max(1.0, float(seen["attn_out"].abs().max())):
+            faults.append("the sum of what the heads of block 0 write is not attn_out")
     rows = seen["attn_probs"].sum(dim=-1)
     if rows.max() > 1 + tolerance or (not layout.sinks and rows.min() < 1 - tolerance):
         faults.append(f"attention rows of block 0 sum to {float(rows.min()):.4g} … {float(rows.max()):.4g}, not to 1")

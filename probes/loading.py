@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import cached_file
 
 from reasonscope.data.errors import ModelLoadError
 
@@ -24,7 +25,7 @@ def load_pretrained(
     if isinstance(place, Path):
         _check_folder(place)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+        tokenizer = _tokenizer(place, revision)
         # With output_loading_info a pair is returned, which the annotations of transformers do not say.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
@@ -45,6 +46,18 @@ def load_pretrained(
             "Download the checkpoint again"
         )
     return model if device == "auto" else model.to(device), tokenizer
+
+
+def _tokenizer(place: Path | str, revision: str | None) -> Any:
+    """The tokenizer exactly as its tokenizer.json says.
+
+    Not by AutoTokenizer where there is that file: since transformers 5 it rebuilds the tokenizer as the class that the
+    architecture is registered with, with other pre-tokenization (huggingface/transformers#45488, #45920: R1 distillations,
+    OLMo 2, Yi), so that prompts become other tokens than the model was trained on.
+    """
+    if cached_file(place, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False):
+        return PreTrainedTokenizerFast.from_pretrained(place, revision=revision)
+    return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
 
 
 def _place(source: str) -> Path | str:

@@ -16,7 +16,7 @@ from reasonscope.data.parse import ThinkTags
 from reasonscope.data.trace import Problem
 from reasonscope.probes.backends.base import Backend
 from reasonscope.probes.fingerprint import fingerprint
-from reasonscope.probes.layout import Layout, embedding_device, head_count, resolve_layout
+from reasonscope.probes.layout import Layout, embedding_rows, head_count, input_device, resolve_layout
 from reasonscope.probes.layout_proof import prove_layout
 from reasonscope.probes.loading import load_pretrained
 from reasonscope.probes.tags import chat_template, find_tags, with_tag_open, with_thinking_closed
@@ -57,6 +57,11 @@ class Model:
         return int(self.hf.config.get_text_config().hidden_size)
 
     @property
+    def vocabulary(self) -> int:
+        """Number of token ids that can be fed: rows of the embedding, often more than the tokenizer has."""
+        return embedding_rows(self.hf, self.layout).shape[0]
+
+    @property
     def context_length(self) -> int:
         """The longest sequence in tokens, prompt and completion together."""
         return int(self.hf.config.get_text_config().max_position_embeddings)
@@ -64,7 +69,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where token ids go; the layers of a dispatched model may lie elsewhere."""
-        return embedding_device(self.hf, self.layout)
+        return input_device(self.hf, self.layout)
 
     @property
     def tokenizer_backend(self) -> tokenizers.Tokenizer:

@@ -48,7 +48,7 @@ def with_tag_open(text: str, tags: ThinkTags) -> str:
         return text
     if tag and behind.strip() == tags.close:  # the template switched thinking off
         text = head
-    return f"{text}{tags.open}" if tags is GPT_OSS else f"{text}{tags.open}\n"
+    return f"{text}{tags.open}" if tags == GPT_OSS else f"{text}{tags.open}\n"
 
 
 def with_thinking_closed(text: str, tags: ThinkTags) -> str:
@@ -58,5 +58,5 @@ def with_thinking_closed(text: str, tags: ThinkTags) -> str:
         return text
     if tag and not behind.strip():
         text = head
-    block = tags.open + tags.close if tags is GPT_OSS else f"{tags.open}\n\n{tags.close}\n\n"
+    block = tags.open + tags.close if tags == GPT_OSS else f"{tags.open}\n\n{tags.close}\n\n"
     return text + block

@@ -85,14 +85,10 @@ def _contributions(model: Model) -> Check:
 def _heads(model: Model) -> Check:
     """What the heads write, one by one, is what attention adds (through the norm behind it, where there is one)."""
     _, seen = run_with_cache(model, _sequences(model)[0], [*_all(model, "z"), *_all(model, "attn_out")])
-    value = 0.0
-    for layer in range(model.n_layers):
-        weight, bias = model.layout.output_weights(model.hf, layer)
-        written = torch.einsum("bthd,hdm->bthm", seen[Site("z", layer)], weight).sum(dim=2)
-        written = written if bias is None else written + bias
-        if model.layout.has_post_norm:
-            written = model.layout.module(model.hf, Site("attn_out", layer))(written)
-        value = max(value, _gap(seen[Site("attn_out", layer)], written))
+    value = max(
+        _gap(seen[Site("attn_out", i)], model.layout.attention_of_heads(model.hf, i, seen[Site("z", i)]))
+        for i in range(model.n_layers)
+    )
     behind = " behind the post-norm" if model.layout.has_post_norm else ""
     return _measured("head writes", f"sum over heads of z W_O{behind} == attn_out in every block", value, _limit(model))
 

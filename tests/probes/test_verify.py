@@ -1,0 +1,120 @@
+"""`verify` passes on every family, and fails where something is wrong: each check has its saboteur."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from reasonscope.probes.backends import hooks
+from reasonscope.probes.layout import LAYOUTS
+from reasonscope.probes.model import load_model
+from reasonscope.probes.verify import verify
+
+NAMES = [
+    "hidden states", "contributions", "head writes", "attention rows", "batch", "cache", "replay", "strength 0",
+    "positions touched", "one BOS", "think tags",
+]  # fmt: skip
+
+
+class Sabotage:
+    """A backend that hands passes on after `change` has spoilt their arguments."""
+
+    name = "sabotage"
+
+    def __init__(self, inner, change):
+        self.inner, self.change = inner, change
+
+    def forward(self, ids, **kwargs):
+        return self.inner.forward(ids, **self.change(ids, kwargs))
+
+
+def failed(checks):
+    return {check.name for check in checks if not check.passed}
+
+
+def test_every_family_passes(family, model_of):
+    checks = verify(model_of(family))
+    assert [check.name for check in checks] == NAMES
+    assert all(check.passed for check in checks), [check for check in checks if not check.passed]
+    assert all(check.value < 1e-5 for check in checks[:7])
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt_oss"])
+def test_bfloat16_passes_within_its_own_tolerance(family, hf_of, tokenizer):
+    checks = verify(load_model(deepcopy(hf_of(family)).bfloat16(), tokenizer=tokenizer))
+    assert failed(checks) == set()
+    assert checks[1].limit == 0.05
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "expected"),
+    [
+        ("gemma2", {"attn_out": "self_attn"}, {"contributions"}),
+        ("olmo2", {"mlp_out": "mlp"}, {"contributions"}),
+        ("llama", {"o_proj": "self_attn.q_proj"}, {"head writes"}),
+        ("gpt_oss", {"sinks": False}, {"attention rows"}),
+        ("llama", {"final_norm": "model.layers.0.input_layernorm"}, {"hidden states"}),
+    ],
+)
+def test_a_wrong_layout_fails(family, change, expected, model_of, hf_of):
+    layout = replace(LAYOUTS[family], **change)
+    model = replace(model_of(family), layout=layout, backend=hooks.HooksBackend(hf_of(family), layout))
+    assert expected <= failed(verify(model))
+
+
+def unmasked(ids, kwargs):
+    return {**kwargs, "mask": torch.ones_like(kwargs["mask"])}
+
+
+def noisy(ids, kwargs):
+    write = {site: lambda a, w, e=edit: e(a, w) + 1e-6 * a for site, edit in (kwargs.get("write") or {}).items()}
+    return {**kwargs, "write": write}
+
+
+def first_pass_only(ids, kwargs):
+    return {**kwargs, "write": None} if kwargs.get("cache") is not None else kwargs
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (unmasked, {"batch", "positions touched"}),
+        (noisy, {"strength 0"}),
+        (first_pass_only, {"positions touched"}),
+    ],
+)
+def test_a_backend_that_cheats_fails(change, expected, model_of):
+    model = model_of("llama")
+    checks = verify(replace(model, backend=Sabotage(model.backend, change)))
+    assert expected <= failed(checks)
+
+
+def test_a_cache_that_forgets_fails(model_of):
+    model = model_of("llama")
+
+    class Forgetful(Sabotage):
+        def forward(self, ids, **kwargs):
+            out = super().forward(ids, **kwargs)
+            if out.cache is not None:
+                for layer in out.cache.layers:
+                    layer.values = layer.values * 0.5
+            return out
+
+    checks = verify(replace(model, backend=Forgetful(model.backend, lambda ids, kwargs: kwargs)))
+    assert failed(checks) == {"cache", "replay"}
+
+
+def test_missing_tags_and_a_doubled_bos_are_told(model_of):
+    model = model_of("qwen3")
+    checks = {check.name: check for check in verify(replace(model, tags=None))}
+    assert not checks["think tags"].passed and "load_model(…, tags=" in checks["think tags"].detail
+    template = "{{ bos_token }}" + model.tokenizer.chat_template
+    doubled = replace(model, tokenizer=_with_template(model.tokenizer, template))
+    assert failed(verify(doubled)) == {"one BOS"}
+
+
+def _with_template(tokenizer, template):
+    other = deepcopy(tokenizer)
+    other.chat_template = template
+    return other
