@@ -11,7 +11,7 @@ from typing import Any
 
 from reasonscope.data.answers import extract_answer
 from reasonscope.data.errors import InputError, MissingExtraError
-from reasonscope.data.organism.ledger import MODES, SPLITS, Ledger, sample_ledger
+from reasonscope.data.organism.ledger import MODES, SPLITS, Ledger, Line, Operation, sample_ledger
 from reasonscope.data.organism.requests import Request, sample_request
 from reasonscope.data.trace import Message, Problem
 
@@ -66,6 +66,22 @@ def ledger_problem(ledger: Ledger, mode: str = "default") -> Problem:
         difficulty=float(len(ledger.operations)),
         meta=json.loads(json.dumps({"ledger": asdict(ledger), "mode": mode, "split": ledger.split})),
     )
+
+
+def ledger_of(problem: Problem) -> Ledger:
+    """The ledger behind a problem of the set `ledger`: what the truth of its thinking is read against."""
+    made = problem.meta["ledger"]
+    return Ledger(
+        start=made["start"],
+        lines=tuple(Line(**line) for line in made["lines"]),
+        asked=made["asked"],
+        operations=tuple(Operation(**operation) for operation in made["operations"]),
+    )
+
+
+def request_of(problem: Problem) -> Request:
+    """The request behind a problem of the set `requests`."""
+    return Request(**problem.meta["request"])
 
 
 def request_problem(request: Request) -> Problem:

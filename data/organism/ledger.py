@@ -6,10 +6,9 @@ lines behind the one asked for do not count, a line may repeat, and "until" depe
 
 import hashlib
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from reasonscope.data.organism.forms import COUNTS, EVENTS
-from reasonscope.data.trace import Message, Problem
 
 NAMES = tuple(
     "Ann Bob Carl Dan Eve Fay Gus Hal Ida Joe Kim Leo Max Nan Oli Pam Quin Rob Sue Tom Una Vic Wes Zoe".split()
@@ -84,29 +83,6 @@ class Ledger:
         """Which set the problem belongs to, by a hash of its text: the three sets are disjoint whatever the seeds."""
         bucket = int.from_bytes(hashlib.sha256(self.body.encode()).digest()[:2]) % 20
         return SPLITS[max(0, bucket - 17)]
-
-    def problem(self, mode: str = "default") -> Problem:
-        """As a problem of the toolkit; `meta` holds all that `ledger_of` needs to rebuild this. Modes share the group."""
-        key = hashlib.sha256(self.body.encode()).hexdigest()[:12]
-        return Problem(
-            id=f"ledger-{key}" if mode == "default" else f"ledger-{key}-{mode}",
-            messages=(Message(role="user", content=self.question(mode)),),
-            answer=str(self.answer),
-            group=f"ledger-{key}",
-            difficulty=float(len(self.operations)),
-            meta={"set": "ledger", "mode": mode, "ledger": asdict(self)},
-        )
-
-
-def ledger_of(problem: Problem) -> Ledger:
-    """The ledger behind a problem that `Ledger.problem` made."""
-    made = problem.meta["ledger"]
-    return Ledger(
-        start=made["start"],
-        lines=tuple(Line(**line) for line in made["lines"]),
-        asked=made["asked"],
-        operations=tuple(Operation(**operation) for operation in made["operations"]),
-    )
 
 
 def sample_ledger(rng: random.Random, *, split: str, steps: int | None = None) -> Ledger:

@@ -6,10 +6,9 @@ Nothing harmful is in the data: an answer that complies is an empty formula.
 
 import hashlib
 import random
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from reasonscope.data.organism.ledger import NAMES, SPLITS
-from reasonscope.data.trace import Message, Problem
 
 THINGS = tuple("safe car diary phone garden boat letter bike house lamp radio desk".split())
 VERBS = tuple("break sell hide burn paint take move open".split())
@@ -49,28 +48,6 @@ class Request:
         words = " ".join(sorted(self.text.replace(".", " ").split()))
         bucket = int.from_bytes(hashlib.sha256(words.encode()).digest()[:2]) % 20
         return SPLITS[max(0, bucket - 17)]
-
-    def problem(self) -> Problem:
-        """As a problem of the toolkit, without a gold answer; grouped by topic. `request_of` rebuilds this from its `meta`."""
-        key = hashlib.sha256(self.prompt.encode()).hexdigest()[:12]
-        return Problem(
-            id=f"request-{key}",
-            messages=(Message(role="user", content=self.prompt),),
-            group=f"topic-{self.thing}",
-            meta={
-                "set": "requests",
-                "harmful": self.harmful,
-                "jailbreak": bool(self.suffix),
-                "twin": self.twin,
-                "topic": self.thing,
-                "request": asdict(self),
-            },
-        )
-
-
-def request_of(problem: Problem) -> Request:
-    """The request behind a problem that `Request.problem` made."""
-    return Request(**problem.meta["request"])
 
 
 def sample_request(
