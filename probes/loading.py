@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from reasonscope.data.errors import ModelLoadError
 
@@ -56,7 +56,7 @@ def _tokenizer(place: Path | str, revision: str | None) -> Any:
     OLMo 2, Yi), so that prompts become other tokens than the model was trained on.
     """
     if cached_file(place, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False):
-        return PreTrainedTokenizerFast.from_pretrained(place, revision=revision)
+        return PreTrainedTokenizerFast.from_pretrained(place, revision=revision or "main")
     return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
 
 
