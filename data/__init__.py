@@ -16,7 +16,7 @@ from reasonscope.data.export import export_jsonl, export_parquet, export_thought
 from reasonscope.data.importers import import_inspect, import_jsonl, import_thought_anchors, published_sentences
 from reasonscope.data.label import TAGS, label_sentences
 from reasonscope.data.parse import GPT_OSS, THINK, ThinkTags, build_trace, find_regions, trace_from_text
-from reasonscope.data.problems import ledger_problem, load_problems, request_problem
+from reasonscope.data.problems import ledger_of, ledger_problem, load_problems, request_of, request_problem
 from reasonscope.data.segment import seal_steps, sentences, sentences_at, separator_token_ids, steps
 from reasonscope.data.splitter import anchor_chunks, split_sentences
 from reasonscope.data.store import TraceStore, check_store
@@ -58,9 +58,11 @@ __all__ = [
     "import_jsonl",
     "import_thought_anchors",
     "label_sentences",
+    "ledger_of",
     "ledger_problem",
     "load_problems",
     "published_sentences",
+    "request_of",
     "request_problem",
     "seal_steps",
     "sentences",

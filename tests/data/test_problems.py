@@ -1,12 +1,15 @@
 import builtins
 import json
+import random
 import sys
 import types
 
 import pytest
 
 from reasonscope.data.errors import InputError, MissingExtraError
-from reasonscope.data.problems import load_problems
+from reasonscope.data.organism.ledger import sample_ledger
+from reasonscope.data.organism.requests import sample_request
+from reasonscope.data.problems import ledger_of, ledger_problem, load_problems, request_of, request_problem
 
 
 def write(tmp_path, *rows):
@@ -31,6 +34,14 @@ def test_modes_share_the_group():
         p.id for p in brief
     )
     assert brief[0].messages[0].content.endswith("Think briefly.")
+
+
+def test_the_organisms_problems_hold_their_truth():
+    rng = random.Random(0)
+    ledger = sample_ledger(rng, split="train")
+    assert ledger_of(ledger_problem(ledger, "brief")) == ledger
+    request = sample_request(rng, split="train", harmful=True, jailbreak=True)
+    assert request_of(request_problem(request)) == request
 
 
 def test_requests_are_half_harmful():
