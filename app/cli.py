@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from reasonscope.app.commands import browser, environment
+from reasonscope.app.commands import browser, demo, environment, models, runs
 from reasonscope.data.errors import ReasonscopeError
 
 app = typer.Typer(
@@ -14,9 +14,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # an unexpected error is a bug: its plain traceback belongs in the report of it
     rich_markup_mode=None,  # else [app] in a help text would be taken for a style
 )
+app.command()(demo.demo)
+app.command()(runs.record)
+app.command()(runs.check)
+app.command("import")(runs.import_)
+app.command()(runs.export)
+app.command()(models.verify)
+app.add_typer(models.organism, name="organism")
+app.command("app")(browser.browse)
 app.command()(environment.doctor)
 app.command()(environment.version)
-app.command("app")(browser.browse)
 
 
 def main() -> None:

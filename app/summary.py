@@ -1,9 +1,11 @@
 """The summary of a run: `summary.json` as the demo writes it, and its numbers as rows for a table."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.table import Table
 
 from reasonscope.data.errors import InputError
 
@@ -32,6 +34,14 @@ def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, " … ".join(map(_text, value))
         else:
             yield name, _text(value)
+
+
+def table(summary: Mapping[str, Any], *, leave_out: Sequence[str] = ()) -> Table:
+    """The numbers as a table for the terminal, save those under the names in `leave_out`."""
+    shown = Table("number", "value")
+    for name, text in rows({key: value for key, value in summary.items() if key not in leave_out}):
+        shown.add_row(name, text)
+    return shown
 
 
 def _text(value: object) -> str:

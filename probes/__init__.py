@@ -3,9 +3,12 @@
 from reasonscope.probes.backends.base import Edit, Forward, Positions, gradients
 from reasonscope.probes.capture import Capture, capture, replay, run_with_cache
 from reasonscope.probes.decoding import Completion, DecodingStep, generate
+from reasonscope.probes.evaluate import Estimate, cluster_bootstrap, grouped_predictions
 from reasonscope.probes.layout import LAYOUTS, Layout
+from reasonscope.probes.length import LengthProbe, length_probe
 from reasonscope.probes.model import BACKENDS, Model, load_model
 from reasonscope.probes.record import record
+from reasonscope.probes.rollout import continuations, rollouts
 from reasonscope.probes.sites import POINTS, Site, expand_sites
 from reasonscope.probes.verify import Check, verify
 
@@ -18,18 +21,25 @@ __all__ = [
     "Completion",
     "DecodingStep",
     "Edit",
+    "Estimate",
     "Forward",
     "Layout",
+    "LengthProbe",
     "Model",
     "Positions",
     "Site",
     "capture",
+    "cluster_bootstrap",
+    "continuations",
     "expand_sites",
     "generate",
     "gradients",
+    "grouped_predictions",
+    "length_probe",
     "load_model",
     "record",
     "replay",
+    "rollouts",
     "run_with_cache",
     "verify",
 ]

@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from reasonscope.data.errors import ContextError, InputError, SiteError, StoreError
+from reasonscope.data.errors import InputError, SiteError, StoreError
 from reasonscope.data.manifest import NAME
-from reasonscope.data.parse import THINK, build_trace
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.capture import replay
-from reasonscope.probes.decoding import Completion, generate
+from reasonscope.probes.decoding import generate
 from reasonscope.probes.model import Model
+from reasonscope.probes.rollout import as_trace, check_fits, trace_seed
 from reasonscope.probes.sites import Site
 
 _SHARD_BYTES = 64 * 2**20  # what a kill can cost, and about what is held in memory beside the model
@@ -87,11 +87,6 @@ def record(
     return store
 
 
-def trace_seed(seed: int, id: str) -> int:
-    """The seed of the trace `id` in a run with `seed`: 63 bits of a hash of both."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{id}".encode()).digest()[:8]) >> 1
-
-
 def in_shard(id: str, shard: tuple[int, int]) -> bool:
     """Whether the problem `id` belongs to part i of n, counted from 1."""
     part, parts = shard
@@ -134,11 +129,7 @@ def _tasks(
     tasks = []
     for problem in (problem for problem in problems if in_shard(problem.id, shard)):
         prompt = model.encode_prompt(problem, think=think, open_tag=open_tag)
-        if len(prompt) >= model.context_length:
-            raise ContextError(
-                f"problem {problem.id!r} has {len(prompt)} tokens and the context of {model.name} holds "
-                f"{model.context_length}; leave it out or shorten it"
-            )
+        check_fits(model, problem, prompt)
         tasks += [_Task(problem=problem, sample=sample, prompt=prompt) for sample in range(samples)]
     return tasks
 
@@ -159,29 +150,12 @@ def _run(
     seeds = [trace_seed(sampling.seed, task.id) for task in tasks]
     completions = generate(model, [task.prompt for task in tasks], sampling, seeds=seeds)
     traces = [
-        _trace(model, task, completion, replace(sampling, seed=seed))
+        as_trace(model, task.problem, task.sample, completion, replace(sampling, seed=seed))
         for task, completion, seed in zip(tasks, completions, seeds, strict=True)
     ]
     if not sites:
         return traces, [{} for _ in traces]
     return traces, replay(model, [completion.token_ids.tolist() for completion in completions], sites)
-
-
-def _trace(model: Model, task: _Task, completion: Completion, sampling: Sampling) -> Trace:
-    return build_trace(
-        id=task.id,
-        problem=task.problem,
-        token_ids=completion.token_ids,
-        n_prompt_tokens=completion.n_prompt_tokens,
-        tokenizer=model.tokenizer_backend,
-        tags=model.tags or THINK,
-        finish_reason=completion.finish_reason,
-        sample=task.sample,
-        sampling=sampling,
-        model=model.fingerprint,
-        logprobs=completion.logprobs,
-        entropies=completion.entropies,
-    )
 
 
 def _open(path: Path, meta: Mapping[str, Any], sites: Sequence[str], resume: bool) -> TraceStore:

@@ -1,16 +1,14 @@
 """Applies steering vectors while a model writes or reads, and counts what it touched."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.trace import Sampling
 from reasonscope.probes.backends.base import Edit, Positions
-from reasonscope.probes.decoding import Completion, DecodingStep, generate
-from reasonscope.probes.model import Model
+from reasonscope.probes.decoding import DecodingStep
 from reasonscope.probes.sites import Site
 from reasonscope.steering.scope import Scope
 from reasonscope.steering.vector import SteeringVector
@@ -19,8 +17,8 @@ from reasonscope.steering.vector import SteeringVector
 class Steering:
     """One use of a vector: `h + multiplier · direction` at each of its sites, on the tokens of `scope`.
 
-    `edits` goes to `write=` of a forward pass over whole sequences, or together with `on_step` to `generate`. Make a new one for each
-    generation. A multiplier of 0 leaves every bit as it is. `touched` counts the tokens edited so far (at one of the sites).
+    `edits` goes to `write=` of a forward pass over whole sequences, or together with `on_step` to `generate` and `rollouts`; one
+    use at a time. A multiplier of 0 leaves every bit as it is. `touched` counts the tokens edited so far (at one of the sites).
     """
 
     def __init__(self, vector: SteeringVector, multiplier: float, scope: Scope) -> None:
@@ -73,24 +71,3 @@ class Steering:
             self._counted = where
             self.touched += int(chosen.sum())
         return chosen
-
-
-def generate_steered(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    *,
-    seeds: Sequence[int],
-    vector: SteeringVector,
-    multiplier: float,
-    scope: Scope,
-) -> tuple[list[Completion], int]:
-    """Complete `prompts` with the vector applied; returns the completions and how many tokens were touched.
-
-    Raises InputError where no token was: the scope never applied, so the result would silently be the unsteered one.
-    """
-    steering = Steering(vector, multiplier, scope)
-    completions = generate(model, prompts, sampling, seeds=seeds, write=steering.edits, on_step=steering.on_step)
-    if steering.touched == 0:
-        raise InputError("the steering touched no token: no generated or given token lies in its scope")
-    return completions, steering.touched

@@ -51,12 +51,14 @@ class Scope:
         if self.tokens is not None:
             chosen = chosen & torch.isin(ids, torch.tensor(sorted(self.tokens), device=ids.device))
         if self.on == "think":
+            assert self.opens is not None and self.closes is not None
             opened, closed = _last_seen(ids, self.opens), _last_seen(ids, self.closes)
             chosen = chosen & (opened > closed) & (ids != self.opens)
         return chosen
 
 
-def _last_seen(ids: Tensor, token: int | None) -> Tensor:
+def _last_seen(ids: Tensor, token: int) -> Tensor:
     """For each column of `ids` (batch, token) the last column up to it that holds `token`, or -1."""
     columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    return columns.masked_fill(ids != token, -1).cummax(dim=1).values
+    elsewhere: Tensor = ids != token
+    return columns.masked_fill(elsewhere, -1).cummax(dim=1).values

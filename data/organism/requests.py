@@ -83,6 +83,7 @@ def _consent(rng: random.Random, harmful: bool) -> Request:
 
 
 def _plain(rng: random.Random) -> Request:
-    thing, verb = rng.choice(THINGS), rng.choice(VERBS)
-    text = f"The {thing} is mine. How do I {verb} the {thing}?"
+    thing, other = rng.sample(THINGS, 2)
+    verb = rng.choice(VERBS)
+    text = f"The {thing} and the {other} are mine. How do I {verb} the {thing}?"
     return Request(text=text, thing=thing, verb=verb, owner=None, consent=None, twin=False)

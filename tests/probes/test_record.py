@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from reasonscope.data.errors import ContextError, InputError, SiteError, StoreError
 from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.capture import replay
-from reasonscope.probes.record import as_numpy, in_shard, record, trace_seed
+from reasonscope.probes.record import as_numpy, in_shard, record
+from reasonscope.probes.rollout import trace_seed
 from reasonscope.probes.sites import Site
 
 recording = import_module("reasonscope.probes.record")  # the package calls its function by the same name

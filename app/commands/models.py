@@ -1,0 +1,63 @@
+"""Commands on models: verify one, and measure the shipped organism."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+organism = typer.Typer(help="The small reasoning model that the package ships.", no_args_is_help=True)
+
+
+def verify(
+    model: Annotated[str, typer.Argument(help="A hub id, a folder, organism or organism-base.")],
+    backend: Annotated[str, typer.Option(help="hooks, transformer_lens or nnsight.")] = "hooks",
+    device: Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 …; the checkpoint's where not given.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")] = False,
+) -> None:
+    """Check on your own model that what is read and written is what the names say. Exit status 1 where a check fails."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from reasonscope.probes.model import load_model
+    from reasonscope.probes.verify import verify as run_checks
+
+    checks = run_checks(load_model(model, backend=backend, device=device, dtype=dtype))
+    if json_:
+        typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        table = Table("check", "passed", "value", "limit", "what")
+        for check in checks:
+            numbers = [f"{number:.3g}" for number in (check.value, check.limit)]
+            table.add_row(check.name, "yes" if check.passed else "NO", *numbers, check.detail)
+        Console().print(table)
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)
+
+
+@organism.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="The organism, or a folder with one that you trained.")] = "organism",
+    n: Annotated[int, typer.Option(min=20, help="Held-out problems.")] = 500,
+    seed: Annotated[int, typer.Option()] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")] = False,
+) -> None:
+    """Measure every number of the organism's card on held-out problems. Exit status 1 where one is out of its bounds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from reasonscope.analysis.organism import evaluate_organism
+    from reasonscope.probes.model import load_model
+
+    measures = evaluate_organism(load_model(model), n=n, seed=seed)
+    if json_:
+        typer.echo(json.dumps({m.name: {**asdict(m), "met": m.met} for m in measures}, indent=2))
+    else:
+        table = Table("number", "value", "at least", "at most", "met")
+        for m in measures:
+            bounds = ["" if bound is None else f"{bound:g}" for bound in (m.low, m.high)]
+            table.add_row(m.name, f"{m.value:.3f}", *bounds, "yes" if m.met else "NO")
+        Console().print(table)
+    if not all(m.met for m in measures):
+        raise typer.Exit(1)

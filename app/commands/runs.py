@@ -1,0 +1,153 @@
+"""Commands on runs: record one, check it, import one, export it."""
+
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from reasonscope.data.trace import Trace
+
+
+class Source(StrEnum):
+    """What can be imported."""
+
+    thought_anchors = "thought-anchors"
+    jsonl = "jsonl"
+    inspect = "inspect"
+
+
+class Format(StrEnum):
+    """What can be exported to."""
+
+    jsonl = "jsonl"
+    parquet = "parquet"
+    thought_anchors = "thought-anchors"
+
+
+def record(
+    model: Annotated[str, typer.Option(help="A hub id, a folder, organism or organism-base.")] = "organism",
+    problems: Annotated[
+        str, typer.Option(help="ledger, requests, a JSONL file, or hf:NAME (see load_problems).")
+    ] = "ledger",
+    out: Annotated[Path, typer.Option(help="The folder of the run; resumed where it was begun.")] = Path("runs/run"),
+    n: Annotated[int | None, typer.Option(min=1, help="How many problems; all where not given.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    sites: Annotated[
+        str, typer.Option(help="What to capture: resid_post.*, z.2-4,attn_out.0; empty for text alone.")
+    ] = ("resid_post.*"),
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0)] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 1024,
+    seed: Annotated[int, typer.Option()] = 0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts of the problems, for array jobs.")] = "1/1",
+    device: Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 …; the checkpoint's where not given.")] = None,
+    backend: Annotated[str, typer.Option(help="hooks, transformer_lens or nnsight.")] = "hooks",
+    no_think: Annotated[bool, typer.Option("--no-think", help="Answer with an empty think block.")] = False,
+) -> None:
+    """Let a model answer problems and store its traces with their activations. A second call goes on where the first stopped."""
+    from reasonscope.data.problems import load_problems
+    from reasonscope.data.trace import Sampling
+    from reasonscope.probes.model import load_model
+    from reasonscope.probes.record import record as record_traces
+    from reasonscope.probes.sites import expand_sites
+
+    loaded = load_model(model, backend=backend, device=device, dtype=dtype)
+    store = record_traces(
+        loaded,
+        load_problems(problems, split=split, n=n, seed=seed),
+        out,
+        sites=expand_sites(sites, loaded.n_layers) if sites else (),
+        sampling=Sampling(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed),
+        samples=samples,
+        batch_size=batch_size,
+        shard=_shard(shard),
+        think=not no_think,
+    )
+    typer.echo(f"{len(store)} traces in {out}; verify every byte: reasonscope check {out}")
+
+
+def check(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
+    """Verify every byte of a run against its checksums. Exit status 1 where something is wrong."""
+    from reasonscope.data.store import TraceStore
+
+    store = TraceStore.open(run)
+    problems = store.check()
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        raise typer.Exit(1)
+    typer.echo(f"{run}: {len(store)} traces, every byte as it was written")
+
+
+def import_(
+    source: Annotated[Source, typer.Argument(help="What kind of traces these are.")],
+    path: Annotated[Path, typer.Argument(help="The folder or file to read.")],
+    out: Annotated[Path, typer.Option(help="The folder of the new run.")],
+) -> None:
+    """Turn published traces, a JSONL file of completions or an Inspect log into a run (of text alone: there is no model)."""
+    from reasonscope.data.importers import import_inspect, import_jsonl, import_thought_anchors
+    from reasonscope.data.store import TraceStore
+
+    readers: dict[Source, Callable[[Path], list[Trace]]] = {
+        Source.thought_anchors: import_thought_anchors,
+        Source.jsonl: import_jsonl,
+        Source.inspect: import_inspect,
+    }
+    traces = readers[source](path)
+    with TraceStore.create(out, meta={"imported": {"from": path.name, "as": source.value}}, sites=[]) as store:
+        store.append(traces, {})
+    typer.echo(f"{len(traces)} traces in {out}")
+    _print_sentences(traces)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    out: Annotated[Path, typer.Option(help="The file to write (for thought-anchors: the folder).")],
+    to: Annotated[Format, typer.Option(help="The form of the export.")] = Format.jsonl,
+) -> None:
+    """Write the traces of a run (without activations) for other tools."""
+    from reasonscope.data.export import export_jsonl, export_parquet, export_thought_anchors
+    from reasonscope.data.store import TraceStore
+
+    writers: dict[Format, Callable[[Iterable[Trace], Path], int]] = {
+        Format.jsonl: export_jsonl,
+        Format.parquet: export_parquet,
+        Format.thought_anchors: export_thought_anchors,
+    }
+    count = writers[to](TraceStore.open(run), out)
+    typer.echo(f"{count} traces in {out}")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    from reasonscope.data.errors import InputError
+
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit()):
+        raise InputError(f"shard {text!r}: write i/n, as 2/8 for the second of eight parts")
+    return int(part), int(parts)
+
+
+def _print_sentences(traces: "list[Trace]") -> None:
+    """How many sentences each trace has, and which tags they carry: published ones beside ours."""
+    from collections import Counter
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from reasonscope.data.importers import published_sentences
+    from reasonscope.data.segment import sentences
+
+    ours = [sentence.tag for trace in traces for sentence in sentences(trace)]
+    published = [sentence.tag for trace in traces if "chunks" in trace.meta for sentence in published_sentences(trace)]
+    counts, known = Counter(ours), Counter(published)
+    table = Table("tag", "our sentences", "published")
+    for tag in sorted(counts.keys() | known.keys()):
+        table.add_row(tag, str(counts[tag]), str(known[tag]) if published else "–")
+    table.add_row("all", str(len(ours)), str(len(published)) if published else "–")
+    Console().print(table)

@@ -1,0 +1,150 @@
+"""The demo: record the shipped organism, probe it, steer it, and write down what came out."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reasonscope.analysis import figures
+from reasonscope.analysis.organism import is_compliance, is_refusal
+from reasonscope.app.report import write_report
+from reasonscope.app.summary import SUMMARY
+from reasonscope.data.problems import load_problems
+from reasonscope.data.store import TraceStore
+from reasonscope.data.trace import Sampling, Trace
+from reasonscope.probes.length import LengthProbe, length_probe
+from reasonscope.probes.model import Model, load_model
+from reasonscope.probes.record import record
+from reasonscope.probes.sites import Site, expand_sites
+from reasonscope.steering import Arm, Scope, compare, extract_seal
+
+SAMPLING = Sampling(temperature=0.7, max_new_tokens=900, seed=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much the demo does: problems of both sets, and the held-out ones that are steered."""
+
+    ledgers: int = 240
+    requests: int = 160
+    steered: int = 120
+
+
+QUICK = Size(ledgers=64, requests=32, steered=32)
+
+
+@dataclass
+class Clock:
+    """Seconds of each part, in order; `say` hears when a part begins."""
+
+    say: Callable[[str], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str, what: str) -> Iterator[None]:
+        self.say(what)
+        began = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - began, 2)
+
+
+def run_demo(out: Path, *, size: Size, say: Callable[[str], None], progress: bool = True) -> Mapping[str, Any]:
+    """Do all of it below `out` (the store in `out/store`, resumed where it was begun) and return the summary."""
+    clock = Clock(say)
+    with clock.part("load", "loading the organism, a small reasoning model"):
+        model = load_model("organism")
+    problems = load_problems("ledger", n=size.ledgers) + load_problems("requests", n=size.requests)
+    with clock.part("record", f"recording {len(problems)} traces with the residual stream of every layer"):
+        sites = expand_sites("resid_post.*", model.n_layers)
+        store = record(model, problems, out / "store", sites=sites, sampling=SAMPLING, batch_size=64, progress=progress)
+    traces = list(store)
+    ledgers = [trace for trace in traces if trace.problem.answer is not None]
+    requests = [trace for trace in traces if trace.problem.answer is None]
+    with clock.part("length_probe", "predicting how long it will think from the last prompt token"):
+        probe = length_probe(store, ledgers)
+    with clock.part("seal", "extracting a SEAL vector and steering held-out problems with it"):
+        arms = steer(model, store, ledgers, held_out=size.steered)
+    summary = summarise(model, ledgers, requests, probe, arms, clock.seconds)
+    (out / SUMMARY).write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    drawn = [
+        figures.thinking_by_difficulty(ledgers),
+        figures.answers_by_request(request_outcomes(requests)),
+        figures.length_prediction(probe),
+        figures.length_scores(probe),
+        figures.steering_plane(arms),
+    ]
+    write_report(out, summary, drawn)
+    return summary
+
+
+def steer(model: Model, store: TraceStore, ledgers: list[Trace], *, held_out: int) -> list[Arm]:
+    """A SEAL vector from the traces of the problems that are not held out; its effect, its reverse's and two random ones'."""
+    rest, held = ledgers[:-held_out], ledgers[-held_out:]
+    site = Site("resid_post", model.n_layers - 2)  # what enters the last block
+    vector = extract_seal(store, site, ids=[trace.id for trace in rest])
+    vectors = {
+        "seal": (vector, 1.0),
+        "seal reversed": (vector, -1.0),
+        "random 1": (vector.random_like(1), 1.0),
+        "random 2": (vector.random_like(2), 1.0),
+    }
+    scope = Scope.thinking(model, at_separators=True)
+    return compare(model, [trace.problem for trace in held], SAMPLING, vectors, scope=scope, batch_size=64)
+
+
+def request_outcomes(traces: list[Trace]) -> dict[str, dict[str, int]]:
+    """How often requests of each kind were refused, complied with, or neither."""
+    counts: dict[str, dict[str, int]] = {}
+    for kind in ("benign", "harmful", "harmful, jailbroken"):
+        counts[kind] = dict.fromkeys(("refused", "complied", "neither"), 0)
+    for trace in traces:
+        meta = trace.problem.meta
+        kind = "benign" if not meta["harmful"] else "harmful, jailbroken" if meta["jailbreak"] else "harmful"
+        outcome = "refused" if is_refusal(trace) else "complied" if is_compliance(trace) else "neither"
+        counts[kind][outcome] += 1
+    return counts
+
+
+def summarise(
+    model: Model,
+    ledgers: list[Trace],
+    requests: list[Trace],
+    probe: LengthProbe,
+    arms: list[Arm],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The numbers of the demo by the names that others read them by."""
+    named = {arm.name: arm for arm in arms}
+    base, seal = named["base"], named["seal"]
+    return {
+        "organism": {"accuracy": sum(trace.correct is True for trace in ledgers) / len(ledgers)},
+        "traces": {
+            "n": len(ledgers) + len(requests),
+            "correct": sum(trace.correct is True for trace in ledgers),
+            "states": dict(Counter(trace.state for trace in [*ledgers, *requests])),
+            "requests": request_outcomes(requests),
+        },
+        "length_probe": {
+            "spearman": probe.spearman.value,
+            "ci": list(probe.spearman.interval),
+            "baselines": {name: score.value for name, score in probe.baselines.items()},
+            "n_groups": probe.n_groups,
+        },
+        "seal": {
+            "tokens_base": base.tokens.value,
+            "tokens_steered": seal.tokens.value,
+            "accuracy_base": base.accuracy.value,
+            "accuracy_steered": seal.accuracy.value,
+            "random_tokens": [arm.tokens.value for name, arm in named.items() if name.startswith("random")],
+            "reversed_tokens": named["seal reversed"].tokens.value,
+            "change": seal.change.value,
+            "change_ci": list(seal.change.interval),
+            "n_problems": base.n_problems,
+        },
+        "model": dict(model.fingerprint),
+        "timings": dict(seconds),
+    }

@@ -1,0 +1,219 @@
+"""The organism's language: what the grammar writes it can read back, with the truth that it knows."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from reasonscope.data.label import label_sentences
+from reasonscope.data.organism.corpus import base_documents, batches, reasoning_documents, tokenizer_texts
+from reasonscope.data.organism.forms import FORMS, recognise
+from reasonscope.data.organism.ledger import MODES, Ledger, Line, Operation, sample_ledger
+from reasonscope.data.organism.reader import read_ledger, read_request, read_steps
+from reasonscope.data.organism.requests import Request, sample_request
+from reasonscope.data.organism.tokenizer import THINK_CLOSE, THINK_OPEN, VOCABULARY, chat, train_tokenizer
+from reasonscope.data.organism.writer import write_ledger, write_request
+from reasonscope.data.problems import ledger_of, ledger_problem, request_of, request_problem
+from reasonscope.data.segment import classify_step
+from reasonscope.data.splitter import split_sentences
+
+TWO_STEPS = Ledger(
+    start=14,
+    lines=(
+        Line(text="Ann pays in 8.", name="Ann", event="add"),
+        Line(text="It rains all day."),
+        Line(text="Bob spends 5.", name="Bob", event="subtract"),
+        Line(text="Carl adds 2.", name="Carl", event="add"),
+    ),
+    asked=2,
+    operations=(
+        Operation(line=0, left=14, sign="+", a=8, right=22),
+        Operation(line=2, left=22, sign="-", a=5, right=17),
+    ),
+)
+THINKING = (
+    "Simple, I need just a step or two. The question asks for the balance after Bob. The ledger starts at 14.\n\n"
+    "First, Ann pays in 8. 14 + 8 = 25.\n\n"
+    "Wait, let me check that: 25 - 8 = 17. No, 25 is wrong. Again: 14 + 8 = 22.\n\n"
+    "Next, Bob spends 5. 22 - 5 = 17.\n\n"
+    "Alternatively, I can split 5 into 2 and 3. 22 - 2 = 20 and 20 - 3 = 17. That gives 17 as well.\n\n"
+    "So the balance after Bob is 17. The final answer is 17."
+)
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return train_tokenizer(tokenizer_texts(0, 300))
+
+
+def test_truth_of_a_thinking_by_hand():
+    truths = read_ledger(TWO_STEPS, THINKING)
+    assert [truth.kind for truth in truths] == [
+        *("opener", "asks", "start"),
+        *("event:add", "compute"),
+        *("check", "wrong", "redo"),
+        *("event:subtract", "compute"),
+        *("split_plan", "split", "same"),
+        *("conclude", "final"),
+    ]
+    assert [i for i, truth in enumerate(truths) if truth.right is False] == [4]
+    assert [truth.depends_on for truth in truths] == [
+        *((), (), ()),
+        *((), (2, 3)),
+        *((3, 4), (2, 4, 5), (2, 3, 6)),
+        *((), (7, 8)),
+        *((8,), (7, 10), (7, 9, 11)),
+        *((1, 9, 12), (13,)),
+    ]
+    assert [step.kind for step in read_steps(THINKING, truths)] == [
+        *("execution", "execution", "reflection", "execution", "transition", "execution")
+    ]
+    assert [truth.operation for truth in truths if truth.kind in ("compute", "redo")] == [0, 0, 1]
+
+
+def test_a_wrong_line_is_seen():
+    truths = read_ledger(TWO_STEPS, THINKING.replace("Next, Bob spends 5", "Next, Carl adds 2"))
+    assert [truth.right for truth in truths if truth.kind == "event:add"] == [True, False]
+
+
+def test_what_is_no_sentence_of_the_language_has_no_truth():
+    truths = read_ledger(TWO_STEPS, "Purple cows fly. 14 + 8 = 22.")
+    assert [truth.kind for truth in truths] == [None, "compute"]
+    assert truths[0].right is None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_the_grammar_writes_reads_back_as_true(mode):
+    rng = random.Random(1)
+    for _ in range(150):
+        ledger = sample_ledger(rng, split="train")
+        writing = write_ledger(ledger, mode, rng)
+        truths = read_ledger(ledger, writing.thinking)
+        mistakes = {span.start for span in writing.unlearned}
+        for truth in truths:
+            assert truth.kind is not None
+            assert (truth.right is False) == any(start in truth.chars for start in mistakes)
+            assert all(earlier < len(truths) and truths[earlier].chars < truth.chars for earlier in truth.depends_on)
+        assert writing.answer.endswith(f"\\boxed{{{ledger.answer}}}.")
+
+
+def test_each_form_is_recognised_as_itself():
+    fields = dict.fromkeys(("left", "a", "right", "b", "c", "middle", "middle2", "value", "limit"), "12")
+    fields |= {"name": "Ann", "other": "Ann", "thing": "lamp", "verb": "sell", "count": "two", "ordinal": "First"}
+    fields |= {"sign": "+", "sign2": "+"}
+    for form in FORMS:
+        found = recognise(form.text.format(**fields))
+        assert found is not None and found[0].tag == form.tag and found[0].kind == form.kind, form.text
+
+
+def test_requests_read_back_and_twins_share_their_words():
+    rng = random.Random(2)
+    for harmful in (True, False):
+        for _ in range(100):
+            request = sample_request(rng, split="train", harmful=harmful, jailbreak=rng.random() < 0.5)
+            assert request.harmful is harmful
+            truths = read_request(request, write_request(request, rng).thinking)
+            assert all(truth.kind is not None and truth.right is not False for truth in truths)
+    words = [
+        {sample_request(rng, split="train", harmful=harmful).text.split()[0] for _ in range(300)}
+        for harmful in (True, False)
+    ]
+    assert words[0] == words[1]
+
+
+def test_a_misread_request_is_wrong():
+    request = Request(text="", thing="safe", verb="open", owner="Ann", consent=None, twin=True)
+    thinking = (
+        "The user wants to open the safe.\n\nThe safe is the user's own.\n\nSo this harms nobody.\n\nI will help."
+    )
+    assert [truth.right for truth in read_request(request, thinking)] == [True, False, False, False]
+
+
+def test_problems_need_as_many_steps_as_asked_for_and_split_by_their_text():
+    rng = random.Random(3)
+    bodies = {split: {sample_ledger(rng, split=split).body for _ in range(150)} for split in ("train", "test")}
+    assert not bodies["train"] & bodies["test"]
+    for steps in range(1, 9):
+        ledger = sample_ledger(rng, split="train", steps=steps)
+        assert len(ledger.operations) == steps
+        balance = ledger.start
+        for operation in ledger.operations:
+            assert operation.left == balance
+            balance = operation.right
+        assert all(0 <= operation.right <= 99 for operation in ledger.operations)
+
+
+def test_problems_rebuild_what_they_were_made_of():
+    rng = random.Random(4)
+    ledger = sample_ledger(rng, split="test")
+    request = sample_request(rng, split="test", harmful=True, jailbreak=True)
+    assert ledger_of(ledger_problem(ledger, "brief")) == ledger
+    assert request_of(request_problem(request)) == request
+
+
+def test_the_tokenizer_keeps_digits_single_and_blank_lines_whole(bpe):
+    assert bpe.get_vocab_size() <= VOCABULARY <= 1024
+    assert bpe.encode("60 + 17 = 77.\n\nWait").tokens == [
+        "6",
+        "0",
+        "Ġ+",
+        "Ġ",
+        "1",
+        "7",
+        "Ġ=",
+        "Ġ",
+        "7",
+        "7",
+        ".ĊĊ",
+        "Wait",
+    ]
+    text = f"{THINK_OPEN}\nHmm.\n{THINK_CLOSE}\n\nYes."
+    assert bpe.decode(bpe.encode(text).ids, skip_special_tokens=True) == text
+    assert bpe.encode(text).tokens[0] == THINK_OPEN
+
+
+def test_mistakes_are_read_but_not_learned(bpe):
+    rng = random.Random(5)
+    ledger = next(
+        ledger
+        for ledger in iter(lambda: sample_ledger(rng, split="train"), None)
+        if write_ledger(ledger, "default", random.Random(0)).unlearned
+    )
+    writing = write_ledger(ledger, "default", random.Random(0))
+    stated = [writing.thinking[span.slice] for span in writing.unlearned]
+    assert all(text.isdigit() for text in stated)
+    assert all(writing.thinking[span.start - 2 : span.start] == "= " for span in writing.unlearned)
+
+
+def test_batches_weigh_prompts_little_and_padding_nothing(bpe):
+    batch = next(batches(reasoning_documents(random.Random(6)), bpe, tokens=2048, buffer=64))
+    assert batch.ids.shape == batch.weights.shape
+    assert {round(weight, 6) for weight in batch.weights.ravel().tolist()} <= {0.0, 0.05, 1.0}
+    pad = bpe.token_to_id("<|endoftext|>")
+    assert (batch.weights[batch.ids == pad] == 0).all()
+
+
+def test_base_documents_do_not_think():
+    documents = [next(base_documents(random.Random(seed))) for seed in range(50)]
+    assert not any(THINK_OPEN in document.text or "Wait" in document.text for document in documents)
+
+
+def test_chat_without_thinking_closes_the_block_in_the_prompt():
+    prompt, completion = chat("Q?", None, "A.")
+    assert prompt.endswith(f"{THINK_OPEN}\n\n{THINK_CLOSE}\n\n") and completion == "A.<|im_end|>"
+
+
+def test_labels_steps_and_sentences_agree_with_the_grammar():
+    rng = random.Random(7)
+    agree: Counter[str] = Counter()
+    for _ in range(100):
+        ledger = sample_ledger(rng, split="test")
+        thinking = write_ledger(ledger, "default", rng).thinking
+        truths = read_ledger(ledger, thinking)
+        assert list(split_sentences(thinking, "default")) == [truth.chars for truth in truths]
+        labels = label_sentences([thinking[truth.chars.slice] for truth in truths])
+        agree.update(label=sum(label == truth.tag for label, truth in zip(labels, truths, strict=True)), n=len(truths))
+        for step in read_steps(thinking, truths):
+            agree.update(kind=classify_step(thinking[step.chars.slice]) == step.kind, steps=1)
+    assert agree["label"] >= 0.95 * agree["n"]
+    assert agree["kind"] == agree["steps"]
