@@ -1,1 +1,1 @@
-"""."""
+"""Traces and activations in, results out; results to figures."""

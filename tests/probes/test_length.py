@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.organism.tokenizer import chat, tokenizer_texts, train_tokenizer
+from reasonscope.data.organism.corpus import tokenizer_texts
+from reasonscope.data.organism.tokenizer import chat, train_tokenizer
 from reasonscope.data.parse import build_trace
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Problem
