@@ -26,6 +26,7 @@ from reasonscope.probes.rollout import as_trace, check_fits, trace_seed
 from reasonscope.probes.sites import Site
 
 _SHARD_BYTES = 64 * 2**20  # what a kill can cost, and about what is held in memory beside the model
+_BYTES_PER_TOKEN = 64  # of the trace itself, roughly: id, offsets, text, log-probability, entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +195,7 @@ class _Writer:
     def append(self, traces: Sequence[Trace], activations: Sequence[Mapping[Site, Tensor]]) -> None:
         for trace, seen in zip(traces, activations, strict=True):
             self._traces.append(trace)
+            self._bytes += _BYTES_PER_TOKEN * len(trace.token_ids)
             for site in self._sites:
                 array = as_numpy(seen[site])
                 self._arrays[str(site)].append(array)

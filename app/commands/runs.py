@@ -73,16 +73,15 @@ def record(
 
 
 def check(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
-    """Verify every byte of a run against its checksums. Exit status 1 where something is wrong."""
-    from reasonscope.data.store import TraceStore
+    """Verify every byte of a run against its checksums; what is wrong is listed. Exit status 2 where anything is."""
+    from reasonscope.data.store import TraceStore, check_store
 
-    store = TraceStore.open(run)
-    problems = store.check()
+    problems = check_store(run)
     for problem in problems:
-        typer.echo(problem)
+        typer.echo(f"reasonscope: {problem}", err=True)
     if problems:
-        raise typer.Exit(1)
-    typer.echo(f"{run}: {len(store)} traces, every byte as it was written")
+        raise typer.Exit(2)
+    typer.echo(f"{run}: {len(TraceStore.open(run))} traces, every byte as it was written")
 
 
 def import_(

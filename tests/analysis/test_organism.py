@@ -1,0 +1,52 @@
+"""The shipped organism is what its card says."""
+
+import json
+import random
+
+import pytest
+
+from reasonscope.analysis.organism import evaluate_organism, label_agreement, put_right, step_agreement, truths
+from reasonscope.data.problems import load_problems
+from reasonscope.data.trace import Sampling
+from reasonscope.probes.model import load_model
+from reasonscope.probes.rollout import rollouts
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("organism")
+
+
+@pytest.fixture(scope="module")
+def traces(model):
+    problems = load_problems("ledger", n=40, seed=9)
+    return rollouts(model, problems, Sampling(temperature=0.7, max_new_tokens=900), batch_size=40)
+
+
+def test_it_thinks_in_its_language_and_is_mostly_right(traces):
+    kinds = [truth.kind for trace in traces for truth in truths(trace)]
+    assert sum(kind is not None for kind in kinds) >= 0.99 * len(kinds)
+    assert sum(bool(trace.correct) for trace in traces) >= 24
+    assert all(trace.state == "closed" for trace in traces)
+
+
+def test_labels_and_steps_agree_with_the_grammar(traces):
+    assert label_agreement(traces) >= 0.95
+    assert step_agreement(traces) >= 0.99
+
+
+def test_a_forced_mistake_is_mostly_put_right(model, traces):
+    assert put_right(model, traces, random.Random(0)) >= 0.4
+
+
+def test_the_base_model_does_not_think():
+    base = load_model("organism-base")
+    trace = rollouts(base, load_problems("ledger", n=1), Sampling(max_new_tokens=40))[0]
+    assert "Wait" not in trace.text
+
+
+@pytest.mark.slow
+def test_every_number_of_the_card_holds(model):
+    measures = evaluate_organism(model)
+    assert {measure.name: measure.value for measure in measures if not measure.met} == {}
+    json.dumps([measure.value for measure in measures], allow_nan=False)

@@ -1,0 +1,112 @@
+"""Commands on runs and models: what they write, and one line and status 2 for bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.resources import files
+
+import pytest
+
+from reasonscope.data.store import TraceStore
+
+
+def cli(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "reasonscope.app.cli", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
+    )
+
+
+def refused(done, words):
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert words in done.stderr.splitlines()[-1], done.stderr
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Two short traces of the organism with the middle of the stream."""
+    folder = tmp_path_factory.mktemp("cli")
+    done = cli(*("record", "--n", 2, "--out", "run", "--sites", "resid_post.2-3", "--max-new-tokens", 30), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_record_resumes_and_check_passes(run):
+    assert TraceStore.open(run / "run").sites == ("resid_post.2", "resid_post.3")
+    again = cli("record", "--n", 2, "--out", "run", "--sites", "resid_post.2-3", "--max-new-tokens", 30, cwd=run)
+    assert again.returncode == 0 and "2 traces" in again.stdout
+    checked = cli("check", "run", cwd=run)
+    assert checked.returncode == 0 and "every byte" in checked.stdout
+
+
+def test_check_names_what_was_altered(run, tmp_path):
+    shutil.copytree(run / "run", tmp_path / "run")
+    shard = next((tmp_path / "run" / "shards").glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    done = cli("check", "run", cwd=tmp_path)
+    refused(done, shard.name)
+
+
+def test_export_and_import_round(run):
+    assert cli("export", "run", "--out", "t.jsonl", cwd=run).returncode == 0
+    assert len((run / "t.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    done = cli("import", "jsonl", "t.jsonl", "--out", "imported", cwd=run)
+    assert done.returncode == 0 and "2 traces" in done.stdout and "active_computation" in done.stdout
+    assert cli("export", "run", "--out", "anchors", "--to", "thought-anchors", cwd=run).returncode == 0
+    assert len(list((run / "anchors").rglob("chunks_labeled.json"))) == 2
+
+
+def test_published_traces_import(real_traces, tmp_path):
+    done = cli("import", "thought-anchors", real_traces, "--out", "published", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "6 traces" in done.stdout and "plan_generation" in done.stdout
+    assert TraceStore.open(tmp_path / "published").check() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("record", "--model", "nowhere/at/all", "--n", 1), "nowhere/at/all"),
+        (("record", "--n", 1, "--sites", "resid_post.99"), "resid_post.99"),
+        (("record", "--n", 1, "--sites", "nonsense.1"), "nonsense"),
+        (("record", "--problems", "broken.jsonl"), "broken.jsonl"),
+        (("record", "--problems", "empty.jsonl"), "empty.jsonl"),
+        (("record", "--problems", "long.jsonl", "--out", "long"), "context"),
+        (("record", "--n", 1, "--shard", "3"), "shard '3'"),
+        (("record", "--n", 3, "--out", "run", "--sites", "resid_post.0"), "recorded otherwise"),
+        (("check", "nowhere"), "nowhere"),
+        (("import", "jsonl", "missing.jsonl", "--out", "x"), "missing.jsonl"),
+        (("verify", "nowhere"), "nowhere"),
+        (("app", "nowhere"), "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(run, arguments, words):
+    (run / "broken.jsonl").write_text('{"prompt": "a", "id": "1"}\n{"prompt": \n', encoding="utf-8")
+    (run / "empty.jsonl").write_text("", encoding="utf-8")
+    (run / "long.jsonl").write_text(json.dumps({"prompt": "word " * 3000, "id": "1"}) + "\n", encoding="utf-8")
+    refused(cli(*arguments, cwd=run), words)
+
+
+def test_the_broken_line_is_named(run):
+    (run / "broken.jsonl").write_text('{"prompt": "a", "id": "1"}\n{"prompt": \n', encoding="utf-8")
+    refused(cli("record", "--problems", "broken.jsonl", cwd=run), "line 2")
+
+
+def test_verify_passes_on_the_organism(run):
+    done = cli("verify", "organism", "--json", cwd=run)
+    assert done.returncode == 0, done.stdout
+    assert all(check["passed"] for check in json.loads(done.stdout))
+
+
+def test_a_corrupt_model_folder_is_refused(run):
+    source = str(files("reasonscope.data.organism").joinpath("organism"))
+    for name, damage, words in (
+        ("cut", lambda weights: weights.write_bytes(weights.read_bytes()[:1000]), "cut"),
+        ("pickled", lambda weights: weights.rename(weights.with_name("pytorch_model.bin")), "safetensors"),
+    ):
+        shutil.copytree(source, run / name)
+        damage(run / name / "model.safetensors")
+        refused(cli("verify", name, cwd=run), words)
