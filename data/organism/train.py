@@ -150,7 +150,9 @@ def main() -> None:
         log = run_phase(name, model, tokenizer, out, arguments.device)
         model.save_pretrained(folder)
         fast.save_pretrained(folder)
-        (folder / "training.json").write_text(json.dumps({"seed": SEED, "steps": PHASES[name][1], "log": log}))
+        report = {"seed": SEED, "steps": PHASES[name][1], "tokens_per_step": TOKENS_PER_STEP, "log": log}
+        report["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        (folder / "training.json").write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

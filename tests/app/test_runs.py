@@ -62,7 +62,7 @@ def test_export_and_import_round(run):
 def test_published_traces_import(real_traces, tmp_path):
     done = cli("import", "thought-anchors", real_traces, "--out", "published", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "6 traces" in done.stdout and "plan_generation" in done.stdout
+    assert "6 traces" in done.stdout and "plan_generation" in done.stdout and "agree with the published" in done.stdout
     assert TraceStore.open(tmp_path / "published").check() == []
 
 
