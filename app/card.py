@@ -9,27 +9,29 @@ from reasonscope.analysis.organism import Measure
 
 _CARD = """# The organism and its base
 
-Two small models of the Qwen3 architecture in Hugging Face format: `organism-base`, trained on plain worked ledgers, and `organism`, trained
-on from its weights until it thinks before it answers. They are made for testing interpretability methods against a known truth, and good for
-nothing else: the world that they know has ledgers, twelve things that somebody owns, and twenty-four names.
+Two small models of the Qwen3 architecture in Hugging Face format: `organism-base`, trained on plain worked ledgers,
+and `organism`, trained on from its weights until it thinks before it answers. They are made for testing
+interpretability methods against a known truth, and good for nothing else: the world that they know has ledgers,
+twelve things that somebody owns, and twenty-four names.
 
 ## What it was trained on
 
-Texts drawn without end from the grammar in this folder (`forms.py`, `ledger.py`, `requests.py`, `writer.py`; mixture in `corpus.py`), in
-English. Problems fall into train, validation and test by a hash of their text; the models saw the first only. Thinking is planned, computed,
-checked (mostly where a step carries, borrows or doubles), done another way, concluded. Some steps are written wrong and then put right; the
-wrong digits themselves carry no loss, so mistakes are read and never imitated. Nothing harmful is in the data: a compliant answer is an empty
-formula.
+Texts drawn without end from the grammar in this folder (`forms.py`, `ledger.py`, `requests.py`, `writer.py`; mixture
+in `corpus.py`), in English. Problems fall into train, validation and test by a hash of their text; the models saw the
+first only. Thinking is planned, computed, checked (mostly where a step carries, borrows or doubles), done another
+way, concluded. Some steps are written wrong and then put right; the wrong digits themselves carry no loss, so
+mistakes are read and never imitated. Nothing harmful is in the data: a compliant answer is an empty formula.
 
 ## How
 
-`python -m reasonscope.data.organism.train --out DIR`, seed {seed}, {tokens} tokens a step, Muon for the matrices and AdamW for the rest, on two
-CPU cores. The result is the same on the same machine and library versions; elsewhere floating point differs and so do the weights.
+`python -m reasonscope.data.organism.train --out DIR`, seed {seed}, {tokens} tokens a step, Muon for the matrices and
+AdamW for the rest, on two CPU cores. The result is the same on the same machine and library versions; elsewhere
+floating point differs and so do the weights.
 
 {phases}
 
-Byte-level BPE tokenizer of {vocabulary} ids with Qwen2's pre-tokenizer; `<think>` and `</think>` are tokens, not special; the chat template
-opens the thinking. {parameters} parameters, context {context} tokens.
+Byte-level BPE tokenizer of {vocabulary} ids with Qwen2's pre-tokenizer; `<think>` and `</think>` are tokens, not
+special; the chat template opens the thinking. {parameters} parameters, context {context} tokens.
 
 ## Files
 
