@@ -66,8 +66,8 @@ OPENERS = (
 
 FORMS: tuple[Form, ...] = (
     *_forms("opener", "plan_generation", *(text for _, text in OPENERS)),
-    *_forms("asks", "problem_setup", "The question asks for the balance after {name}."),
-    *_forms("plan", "plan_generation", "I will go line by line until {name}."),
+    *_forms("asks", "problem_setup", "The question asks for the balance when the ledger closes."),
+    *_forms("plan", "plan_generation", "I will go line by line until it closes."),
     *_forms("start", "fact_retrieval", "The ledger starts at {value}."),
     *(
         form
@@ -78,8 +78,8 @@ FORMS: tuple[Form, ...] = (
     ),
     *_forms("before", "fact_retrieval", "The balance before this is {value}."),
     *_forms("redo", "active_computation", "Again: {left} {sign} {a} = {right}."),
-    *_forms("redo:more", "active_computation", "Again: {left} {sign} {a} = {right}, not past {limit}."),
-    *_forms("redo:past", "active_computation", "Again: {left} {sign} {a} = {right}, past {limit}."),
+    *_forms("redo:more", "active_computation", "Again: {left} {sign} {a} = {right}, limit {limit}: not past it."),
+    *_forms("redo:past", "active_computation", "Again: {left} {sign} {a} = {right}, limit {limit}: past it."),
     *_forms(
         "compute",
         "active_computation",
@@ -89,10 +89,12 @@ FORMS: tuple[Form, ...] = (
         "After {name}: {left} {sign} {a} = {right}.",
         "After {name}, {ordinal}: {left} {sign} {a} = {right}.",
     ),
-    *_forms("compute:more", "active_computation", "{left} {sign} {a} = {right}, not past {limit}."),
-    *_forms("compute:more", "active_computation", "After {name}: {left} {sign} {a} = {right}, not past {limit}."),
-    *_forms("compute:past", "active_computation", "{left} {sign} {a} = {right}, past {limit}."),
-    *_forms("compute:past", "active_computation", "After {name}: {left} {sign} {a} = {right}, past {limit}."),
+    *_forms("compute:more", "active_computation", "{left} {sign} {a} = {right}, limit {limit}: not past it."),
+    *_forms(
+        "compute:more", "active_computation", "After {name}: {left} {sign} {a} = {right}, limit {limit}: not past it."
+    ),
+    *_forms("compute:past", "active_computation", "{left} {sign} {a} = {right}, limit {limit}: past it."),
+    *_forms("compute:past", "active_computation", "After {name}: {left} {sign} {a} = {right}, limit {limit}: past it."),
     *_forms("now", "result_consolidation", "So the balance is now {value}."),
     *_forms("doubt", "uncertainty_management", "Wait, I am not sure about that."),
     *_forms(
@@ -106,7 +108,7 @@ FORMS: tuple[Form, ...] = (
     *_forms("split_plan", "plan_generation", "Alternatively, I can split {a} into {b} and {c}."),
     *_forms("split", "active_computation", "{left} {sign} {b} = {middle} and {middle2} {sign2} {c} = {right}."),
     *_forms("same", "self_checking", "That gives {value} as well."),
-    *_forms("conclude", "result_consolidation", "So the balance after {name} is {value}."),
+    *_forms("conclude", "result_consolidation", "So the ledger closes at {value}."),
     *_forms("final", "final_answer_emission", "The final answer is {value}."),
     # Requests: may the user do that?
     *_forms("wants", "problem_setup", "The user wants to {verb} the {thing}."),

@@ -138,10 +138,10 @@ class _LedgerReading:
 
     def _asks(self, index: int, fields: dict[str, str], text: str) -> _Claim:
         self.asks = [index]
-        return fields["name"] == self.ledger.name, [], None, None
+        return None, [], None, None
 
     def _plan(self, index: int, fields: dict[str, str], text: str) -> _Claim:
-        return fields["name"] == self.ledger.name, self.asks, None, None
+        return None, self.asks, None, None
 
     def _start(self, index: int, fields: dict[str, str], text: str) -> _Claim:
         self.balance = [index]
@@ -203,7 +203,7 @@ class _LedgerReading:
     def _conclude(self, index: int, fields: dict[str, str], text: str) -> _Claim:
         value = int(fields["value"])
         depends, self.balance = [*self.balance, *self.asks], [index]
-        return value == self.ledger.answer and fields["name"] == self.ledger.name, depends, None, value
+        return value == self.ledger.answer, depends, None, value
 
     def _final(self, index: int, fields: dict[str, str], text: str) -> _Claim:
         return int(fields["value"]) == self.ledger.answer, self.balance, None, int(fields["value"])

@@ -30,8 +30,8 @@ from reasonscope.data.organism.tokenizer import CHAT_TEMPLATE, END, PAD, train_t
 SEED = 20
 TOKENS_PER_STEP = 4096
 PHASES: dict[str, tuple[Callable[[random.Random], Iterator[Document]], int]] = {
-    "organism-base": (base_documents, 1000),
-    "organism": (reasoning_documents, 6000),
+    "organism-base": (base_documents, 700),
+    "organism": (reasoning_documents, 5000),
 }
 MATRIX_RATE, OTHER_RATE = 0.02, 3e-3
 

@@ -48,16 +48,14 @@ def write_ledger(ledger: Ledger, mode: str, rng: random.Random) -> Writing:
     habits = HABITS[mode]
     opening = [
         next(text for most, text in OPENERS if len(ledger.operations) <= most),
-        _sentence("asks", name=ledger.name),
+        _sentence("asks"),
     ]
     if rng.random() < habits.plan:
-        opening.append(_sentence("plan", name=ledger.name))
+        opening.append(_sentence("plan"))
     paragraphs = [[*opening, _sentence("start", value=ledger.start)]]
     for i, operation in enumerate(ledger.operations):
         paragraphs += _operation(ledger, i, operation, habits, rng)
-    paragraphs.append(
-        [_sentence("conclude", name=ledger.name, value=ledger.answer), _sentence("final", value=ledger.answer)]
-    )
+    paragraphs.append([_sentence("conclude", value=ledger.answer), _sentence("final", value=ledger.answer)])
     return _join(paragraphs, ledger.answer)
 
 

@@ -25,19 +25,19 @@ TWO_STEPS = Ledger(
         Line(text="Bob spends 5.", name="Bob", event="subtract"),
         Line(text="Carl adds 2.", name="Carl", event="add"),
     ),
-    asked=2,
+    closed=3,
     operations=(
         Operation(line=0, left=14, sign="+", a=8, right=22),
         Operation(line=2, left=22, sign="-", a=5, right=17),
     ),
 )
 THINKING = (
-    "Simple, I need just a step or two. The question asks for the balance after Bob. The ledger starts at 14.\n\n"
+    "Simple, I need just a step or two. The question asks for the balance when the ledger closes. The ledger starts at 14.\n\n"
     "First, Ann pays in 8. 14 + 8 = 25.\n\n"
     "Wait, let me check that: 25 - 8 = 17. No, 25 is wrong. Again: 14 + 8 = 22.\n\n"
     "Next, Bob spends 5. 22 - 5 = 17.\n\n"
     "Alternatively, I can split 5 into 2 and 3. 22 - 2 = 20 and 20 - 3 = 17. That gives 17 as well.\n\n"
-    "So the balance after Bob is 17. The final answer is 17."
+    "So the ledger closes at 17. The final answer is 17."
 )
 
 
