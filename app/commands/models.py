@@ -30,7 +30,7 @@ def verify(
     else:
         table = Table("check", "passed", "value", "limit", "what")
         for check in checks:
-            numbers = [f"{number:.3g}" for number in (check.value, check.limit)]
+            numbers = ["" if number is None else f"{number:.3g}" for number in (check.value, check.limit)]
             table.add_row(check.name, "yes" if check.passed else "NO", *numbers, check.detail)
         Console().print(table)
     if not all(check.passed for check in checks):
