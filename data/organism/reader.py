@@ -173,16 +173,17 @@ class _LedgerReading:
         return None, self.balance, self.done - 1, None
 
     def _check(self, index: int, fields: dict[str, str], text: str) -> _Claim:
-        return _holds(fields), [*self.balance, *self.line], self.done - 1, None
+        meant = self._current is not None and int(fields["value"]) == self._current.left
+        return _holds(fields) and meant, [*self.balance, *self.line, *self.before], self.done - 1, None
 
     def _right(self, index: int, fields: dict[str, str], text: str) -> _Claim:
         value = int(fields["value"])
-        depends, self.balance = [*self.last, *self.balance, *self.before], [*self.balance, index]
+        depends, self.balance = [*self.last, *self.balance], [*self.balance, index]
         return self._current is not None and value == self._current.right, depends, self.done - 1, value
 
     def _wrong(self, index: int, fields: dict[str, str], text: str) -> _Claim:
         refuted = self._current is not None and int(fields["value"]) != self._current.right
-        return refuted, [*self.last, *self.balance, *self.before], self.done - 1, None
+        return refuted, [*self.last, *self.balance], self.done - 1, None
 
     def _split_plan(self, index: int, fields: dict[str, str], text: str) -> _Claim:
         return int(fields["a"]) == int(fields["b"]) + int(fields["c"]), self.line, self.done - 1, None

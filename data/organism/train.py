@@ -31,7 +31,7 @@ SEED = 20
 TOKENS_PER_STEP = 4096
 PHASES: dict[str, tuple[Callable[[random.Random], Iterator[Document]], int]] = {
     "organism-base": (base_documents, 700),
-    "organism": (reasoning_documents, 3000),
+    "organism": (reasoning_documents, 2800),
 }
 MATRIX_RATE, OTHER_RATE = 0.02, 3e-3
 
