@@ -16,8 +16,9 @@ _PAGE = """<!doctype html>
 <title>{title}</title>
 <style>
 body {{ font-family: system-ui, sans-serif; color: #222; max-width: 1300px; margin: 2rem auto; padding: 0 1rem; }}
-figure {{ margin: 0; min-width: 0; }}
-.figures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); gap: 1rem; }}
+figure {{ margin: 0; min-width: 0; overflow: hidden; }}
+.figures {{ display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1rem; }}
+@media (max-width: 800px) {{ .figures {{ grid-template-columns: minmax(0, 1fr); }} }}
 table {{ border-collapse: collapse; margin: 1rem 0; }}
 td {{ border-bottom: 1px solid #ddd; padding: 0.25rem 1rem 0.25rem 0; vertical-align: top; }}
 td + td {{ font-variant-numeric: tabular-nums; }}
