@@ -44,6 +44,14 @@ class Fold:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NestedFold:
+    """An `outer` fold, and `inner` folds of its training rows to choose by; all rows are counted in the whole."""
+
+    outer: Fold
+    inner: tuple[Fold, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Transfer:
     """`scores` (train, test): fitted on the data set of the row, judged on that of the column; the diagonal is held out by folds."""
 
@@ -116,6 +124,21 @@ def grouped_folds(
     return found
 
 
+def nested_folds(
+    targets: Values, groups: Sequence[str], *, task: Task = "regression", folds: int = 5, seed: int = 0
+) -> list[NestedFold]:
+    """`grouped_folds`, and within the training part of each the same again: fewer where the rarer class has fewer groups left."""
+    labels = np.asarray(groups)
+    nested = []
+    for outer in grouped_folds(targets, groups, task=task, folds=folds, seed=seed):
+        train = outer.train
+        n_inner = min(folds, _groups_of_rarest(targets[train], labels[train], task))
+        inner = grouped_folds(targets[train], labels[train].tolist(), task=task, folds=n_inner, seed=seed)
+        whole = tuple(Fold(train=train[fold.train], test=train[fold.test]) for fold in inner)
+        nested.append(NestedFold(outer=outer, inner=whole))
+    return nested
+
+
 def grouped_predictions(
     estimator: BaseEstimator,
     features: NDArray[np.generic],
@@ -134,19 +157,20 @@ def grouped_predictions(
     for features that are not finite, and where `grouped_folds` does.
     """
     check_finite(features)
-    labels = np.asarray(groups)
     predictions = np.full(len(targets), np.nan)
-    for fold in grouped_folds(targets, groups, task=task, folds=folds, seed=seed):
-        train = fold.train
-        fitted = clone(estimator)
-        if grid is not None:
-            n_inner = min(folds, len(np.unique(labels[train])))
-            inner = grouped_folds(targets[train], labels[train].tolist(), task=task, folds=n_inner, seed=seed)
-            search = GridSearchCV(fitted, grid, cv=[(f.train, f.test) for f in inner], scoring=_SCORING[task])
-            fitted = search.fit(features[train], targets[train]).best_estimator_
-        else:
-            fitted.fit(features[train], targets[train])
-        predictions[fold.test] = predict(fitted, features[fold.test], task)
+    if grid is None:
+        for fold in grouped_folds(targets, groups, task=task, folds=folds, seed=seed):
+            fitted = clone(estimator).fit(features[fold.train], targets[fold.train])
+            predictions[fold.test] = predict(fitted, features[fold.test], task)
+        return predictions
+    for nested in nested_folds(targets, groups, task=task, folds=folds, seed=seed):
+        splits = [(fold.train, fold.test) for fold in nested.inner]
+        search = GridSearchCV(clone(estimator), grid, cv=splits, scoring=_SCORING[task], refit=False).fit(
+            features, targets
+        )
+        fitted = clone(estimator).set_params(**search.best_params_)
+        fitted.fit(features[nested.outer.train], targets[nested.outer.train])
+        predictions[nested.outer.test] = predict(fitted, features[nested.outer.test], task)
     return predictions
 
 
@@ -275,6 +299,12 @@ def _check_classes(targets: Values, labels: NDArray[np.str_], folds: int) -> Non
             raise InputError(
                 f"class {value:.0f} is in {n} groups for {folds} folds; record more of it or ask for fewer folds"
             )
+
+
+def _groups_of_rarest(targets: Values, labels: NDArray[np.str_], task: Task) -> int:
+    if task == "regression":
+        return len(np.unique(labels))
+    return min(len(np.unique(labels[targets == value])) for value in np.unique(targets))
 
 
 def _check_trainable(targets: Values, source: str, goal: str, task: Task) -> None:
