@@ -112,13 +112,18 @@ def embedding_site(store: TraceStore) -> Site:
 
 
 def residual_sites(store: TraceStore) -> list[Site]:
-    """Every recorded site of the residual stream, in the order in which the model passes them. Raises InputError for none."""
+    """Every recorded state of the residual stream, in the order in which the model passes them. Raises InputError for none.
+
+    `resid_pre.i + 1` is the state of `resid_post.i`, and is left out where both are recorded.
+    """
     sites = [site for site in map(Site.parse, store.sites) if site.point in ("resid_pre", "resid_post")]
     if not sites:
         raise InputError(
             f"the run holds no resid_post site (it holds {', '.join(store.sites) or 'none'}); record it with resid_post.*"
         )
-    return sorted(sites, key=lambda site: (site.layer, site.point == "resid_post"))
+    repeated = {("resid_pre", site.layer + 1) for site in sites if site.point == "resid_post"}
+    once = [site for site in sites if (site.point, site.layer) not in repeated]
+    return sorted(once, key=lambda site: (site.layer, site.point == "resid_post"))
 
 
 # By name, what needs the trace alone.

@@ -89,11 +89,15 @@ def trace_groups(traces: Sequence[Trace]) -> list[str]:
     """The group of each trace's problem. Raises InputError where two groups hold the same problem, by id or by its words."""
     groups = [trace.problem.group for trace in traces]
     problem_groups([trace.problem.id for trace in traces], groups)
-    asked = [
-        trace.problem.prompt or "\n".join(f"{m.role}: {m.content}" for m in trace.problem.messages) for trace in traces
-    ]
-    # A text that nobody knows (an imported trace) is its own problem.
-    problem_groups([text or trace.problem.id for text, trace in zip(asked, traces, strict=True)], groups)
+    first: dict[str, Trace] = {}
+    for trace in traces:
+        asked = trace.problem.prompt or "\n".join(f"{m.role}: {m.content}" for m in trace.problem.messages)
+        other = first.setdefault(asked, trace)
+        if asked and other.problem.group != trace.problem.group:  # nobody knows what an empty prompt asked
+            raise InputError(
+                f"problems {other.problem.id!r} and {trace.problem.id!r} ask the same in the groups {other.problem.group!r} and "
+                f"{trace.problem.group!r}; give them one group, or leave one out"
+            )
     return groups
 
 
