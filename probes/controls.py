@@ -94,6 +94,7 @@ def control_task(
     types: Sequence[object],
     groups: Sequence[str],
     *,
+    draws: int = 1000,
     seed: int = 0,
 ) -> ControlTask:
     """Judge the held-out predictions that `predict` makes for the targets and for `control_labels`, on the same resamples."""
@@ -107,7 +108,7 @@ def control_task(
         return metric(control[rows], memorised[rows])
 
     return ControlTask(
-        task=resample_groups(of_task, groups, seed=seed),
-        control=resample_groups(of_control, groups, seed=seed),
-        selectivity=resample_groups(lambda rows: of_task(rows) - of_control(rows), groups, seed=seed),
+        task=resample_groups(of_task, groups, draws=draws, seed=seed),
+        control=resample_groups(of_control, groups, draws=draws, seed=seed),
+        selectivity=resample_groups(lambda rows: of_task(rows) - of_control(rows), groups, draws=draws, seed=seed),
     )
