@@ -182,6 +182,8 @@ def _ridge(chunk: _Chunk, penalties: Tensor) -> tuple[Tensor, Tensor]:
 
 def _shrunk(gram: Tensor, right: Tensor, penalties: Tensor) -> Tensor:
     """(gram + penalty)⁻¹ right for every penalty, of `gram` (…, k, k) and `right` (…, k): (…, penalty, k)."""
+    values: Tensor
+    vectors: Tensor
     values, vectors = torch.linalg.eigh(gram)
     along = (right[..., None, :] @ vectors) / (values.clamp(min=0)[..., None, :] + penalties[:, None])
     return along @ vectors.mT
@@ -242,10 +244,10 @@ def _checked(
     problems, rows, _ = features.shape
     if targets.shape not in {(rows,), (problems, rows)}:
         raise InputError(f"targets of shape {tuple(targets.shape)} for features of {problems} problems and {rows} rows")
-    targets = targets.to(torch.float64).expand(problems, rows)
+    targets = targets.to(features.device, torch.float64).expand(problems, rows)
     if not torch.isfinite(targets).all():
         raise InputError("a target is NaN or infinite; leave its row out")
-    folds = torch.ones(problems, 1, rows, dtype=torch.bool) if mask is None else mask.bool()
+    folds = (torch.ones(problems, 1, rows) if mask is None else mask).to(features.device, torch.bool)
     folds = folds[:, None] if folds.dim() == 2 else folds
     if folds.dim() != 3 or (folds.shape[0], folds.shape[2]) != (problems, rows):
         shape = None if mask is None else tuple(mask.shape)
