@@ -14,10 +14,10 @@ from reasonscope.probes.baselines import (
     BASELINES,
     Features,
     Points,
-    baseline_predictions,
     embedding,
     residual_sites,
 )
+from reasonscope.probes.baselines import baseline_predictions as predictions_from
 from reasonscope.probes.censoring import Mask, concordance_index
 from reasonscope.probes.conformal import ResidualBand, residual_band
 from reasonscope.probes.evaluate import (
@@ -180,6 +180,16 @@ def length_data(store: TraceStore, traces: Sequence[Trace]) -> LengthData:
     )
 
 
+def baseline_predictions(traces: Sequence[Trace], *, folds: int = 5, seed: int = 0) -> dict[str, Values]:
+    """Held-out predictions of thinking tokens, (trace,), by each of `TEXT_BASELINES`: no model is needed."""
+    points, groups = Points.last_prompt_tokens(traces), trace_groups(traces)
+    tokens = np.array([trace.n_thinking_tokens for trace in traces], dtype=np.float64)
+    return {
+        name: varying_baseline(BASELINES[name](points), tokens, groups, folds=folds, seed=seed)
+        for name in TEXT_BASELINES
+    }
+
+
 def states_at(store: TraceStore, points: Points, sites: Sequence[Site]) -> NDArray[np.float32]:
     """What stood at each of `points` at every site: (row, layer, 1, d_model). Points of one trace have to stand together."""
     states: list[NDArray[np.float32]] = []
@@ -193,13 +203,13 @@ def states_at(store: TraceStore, points: Points, sites: Sequence[Site]) -> NDArr
 
 
 def varying_baseline(features: Features, targets: Values, groups: Sequence[str], *, folds: int, seed: int) -> Values:
-    """`baseline_predictions` of log(1 + tokens), in tokens; one constant for features that never vary, which order nothing.
+    """Held-out predictions of tokens from a baseline's features, fitted on log(1 + tokens); one constant for features that never vary, which order nothing.
 
     The means of the training parts would order the folds, and the wrong way round.
     """
     if features.ndim > 1 and not np.ptp(features, axis=0).any():
         return np.full(len(targets), targets.mean())
-    return _tokens(baseline_predictions(features, np.log1p(targets), groups, folds=folds, seed=seed))
+    return _tokens(predictions_from(features, np.log1p(targets), groups, folds=folds, seed=seed))
 
 
 def _baselines(store: TraceStore, data: LengthData, *, folds: int, seed: int) -> dict[str, Values]:

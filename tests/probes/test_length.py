@@ -12,7 +12,7 @@ from reasonscope.data.parse import build_trace
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Problem
 from reasonscope.probes.evaluate import spearman
-from reasonscope.probes.length import length_data, length_probe
+from reasonscope.probes.length import baseline_predictions, length_data, length_probe
 from reasonscope.probes.remaining import remaining_probe, thinking_points
 from reasonscope.probes.sites import Site
 
@@ -58,6 +58,11 @@ def test_it_finds_the_layer_that_knows(tmp_path, traces):
     assert probe.baselines.keys() == {"prompt_length", "bag_of_words", "first_layer"}
     assert all(abs(score.value) < 0.5 for score in probe.baselines.values())
     assert (probe.n_groups, probe.n_truncated) == (60, 0)
+    text = baseline_predictions(traces)
+    assert text.keys() == {"prompt_length", "bag_of_words"}
+    assert {name: spearman(probe.true, values) for name, values in text.items()} == pytest.approx(
+        {name: probe.baselines[name].value for name in text}
+    )
     assert probe.difference.low > 0
     assert probe.concordance.value > 0.9
     assert probe.r2_log.value > 0.8
