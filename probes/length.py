@@ -203,9 +203,10 @@ def states_at(store: TraceStore, points: Points, sites: Sequence[Site]) -> NDArr
 
 
 def varying_baseline(features: Features, targets: Values, groups: Sequence[str], *, folds: int, seed: int) -> Values:
-    """Held-out predictions of tokens from a baseline's features, fitted on log(1 + tokens); one constant for features that never vary, which order nothing.
+    """Held-out predictions of tokens from a baseline's features, fitted on log(1 + tokens).
 
-    The means of the training parts would order the folds, and the wrong way round.
+    Features that never vary give one constant for all rows, which orders nothing.
+    The means of the training parts would order the folds, the wrong way round.
     """
     if features.ndim > 1 and not np.ptp(features, axis=0).any():
         return np.full(len(targets), targets.mean())
