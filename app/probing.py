@@ -135,6 +135,11 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "auroc": _estimate(comparison.auroc),
         "baselines": {name: _estimate(score) for name, score in comparison.baselines.items()},
         "difference_to_best_baseline": _estimate(comparison.difference),
+        "shuffled_labels": {
+            "mean": float(comparison.shuffled.null.mean()),
+            "highest": float(comparison.shuffled.null.max()),
+            "p_value": comparison.shuffled.p_value,
+        },
         "verdict": "beats the baselines" if comparison.beats else "does not beat the baselines",
     }
 
@@ -151,7 +156,16 @@ def _cliffs(study: CliffStudy) -> dict[str, Any]:
     }
     low, high = np.quantile(study.random, [0.025, 0.975])
     shown["random_directions"] = {"drop": {"value": float(study.random.mean()), "ci": [float(low), float(high)]}}
-    return {**shown, "above_nulls": study.above_nulls}
+    shown["above_nulls"] = study.above_nulls
+    if study.excess is not None and study.random_excess is not None:
+        low, high = np.quantile(study.random_excess, [0.025, 0.975])
+        null = {"value": float(study.random_excess.mean()), "ci": [float(low), float(high)]}
+        shown["excess_over_benign"] = {
+            **_estimate(study.excess),
+            "random_directions": null,
+            "above_random": study.excess_above_random,
+        }
+    return shown
 
 
 def _probe(probe: LinearProbe) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def correctness_probe(
     baselines = baseline_features(points, store, _BASELINES)
     return CorrectnessProbe(
         position=position,
-        comparison=compared(targets, held.scores, baselines, groups, folds=folds, seed=seed),
+        comparison=compared(targets, held, range(len(chosen)), baselines, groups, folds=folds, seed=seed),
         within_problem=within_problem(right, held.scores, [trace.problem.id for trace in chosen], seed=seed),
         probe=held.final,
         sites=tuple(sites),

@@ -133,4 +133,5 @@ def _leace() -> "type[LeaceFitter]":
         raise MissingExtraError(
             "concept erasure needs the extra erasure: pip install 'reasonscope[erasure]'"
         ) from error
-    return LeaceFitter
+    fitter: type[LeaceFitter] = LeaceFitter  # the library has no types
+    return fitter

@@ -15,12 +15,14 @@ from scipy.stats import rankdata
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.baselines import BASELINES, Features, Points, baseline_predictions, embedding, embedding_site
+from reasonscope.probes.controls import Null, permutation_null
 from reasonscope.probes.evaluate import (
     Estimate,
     Rows,
     Values,
     cluster_bootstrap,
     difference_to_best,
+    grouped_predictions,
 )
 from reasonscope.probes.length import states_at
 from reasonscope.probes.linear import LinearProbe, LogisticProbe
@@ -34,13 +36,15 @@ class HeldOut:
     """`probes` (row,): of each row a probe that learned from no row of its group; `final` learned from all rows that teach.
 
     `scores` (row,): the logit of each row by its own probe. `by_layer` (layer,): held-out AUROC of each layer, the mean over folds;
-    for a map of the layers, as its maximum is biased upwards and `scores` are not.
+    for a map of the layers, as its maximum is biased upwards and `scores` are not. `shuffled`: the AUROC of the final layer and
+    penalty in as many folds among those on labels that whole groups exchanged.
     """
 
     probes: tuple[LinearProbe, ...]
     final: LinearProbe
     scores: Values
     by_layer: Values
+    shuffled: Null
 
 
 def held_out_probes(
@@ -79,7 +83,19 @@ def held_out_probes(
     layer_of = {site: layer for layer, site in enumerate(sites)}
     scores = [float(probe.scores(row[layer_of[probe.site]])) for probe, row in zip(probes, features, strict=True)]
     by_layer = np.nanmean(judged.scores[:, :, 0], axis=0)
-    return HeldOut(probes=tuple(probes), final=final, scores=np.array(scores), by_layer=by_layer)
+
+    def judge(labelled: Values) -> float:
+        again = LogisticProbe(C=1 / judged.final.penalty, standardise=True)
+        states, own = features[taught, judged.final.layer], labels[taught].tolist()
+        return auroc(labelled, grouped_predictions(again, states, labelled, own, folds=folds, task="binary", seed=seed))
+
+    return HeldOut(
+        probes=tuple(probes),
+        final=final,
+        scores=np.array(scores),
+        by_layer=by_layer,
+        shuffled=permutation_null(judge, targets[taught], labels[taught].tolist(), within=False, draws=20, seed=seed),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +132,10 @@ def layer_map(
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """AUROC of held-out scores beside those of the baselines; `difference` is to the best of them."""
+    """AUROC of held-out scores beside those of the baselines and of shuffled labels; `difference` is to the best baseline."""
 
     auroc: Estimate
+    shuffled: Null
     baselines: Mapping[str, Estimate]
     difference: Estimate
 
@@ -128,9 +145,17 @@ class Comparison:
 
 
 def compared(
-    targets: Values, scores: Values, baselines: Mapping[str, Features], groups: Sequence[str], *, folds: int, seed: int
+    targets: Values,
+    held: HeldOut,
+    rows: Sequence[int],
+    baselines: Mapping[str, Features],
+    groups: Sequence[str],
+    *,
+    folds: int,
+    seed: int,
 ) -> Comparison:
-    """Compare held-out `scores` (row,) by AUROC with what `baselines` (features by name) predict in as many grouped folds."""
+    """Compare the held-out scores of `rows` by AUROC with what `baselines` (features by name) predict in as many grouped folds."""
+    scores = held.scores[list(rows)]
     # Features that never vary order nothing; the means of the training parts would order the folds, and the wrong way round.
     predicted = {
         name: baseline_predictions(features, targets, groups, task="binary", folds=folds, seed=seed)
@@ -140,6 +165,7 @@ def compared(
     }
     return Comparison(
         auroc=cluster_bootstrap(auroc, targets, scores, groups, seed=seed),
+        shuffled=held.shuffled,
         baselines={n: cluster_bootstrap(auroc, targets, values, groups, seed=seed) for n, values in predicted.items()},
         difference=difference_to_best(auroc, targets, scores, predicted, groups, seed=seed),
     )

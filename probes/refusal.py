@@ -3,18 +3,17 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.requests import COMPLIANCE, REFUSAL
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.baselines import Points, residual_sites
-from reasonscope.probes.evaluate import Values, trace_groups
+from reasonscope.probes.evaluate import Estimate, Rows, Values, resample_groups, trace_groups
 from reasonscope.probes.heldout import (
     Comparison,
     HeldOut,
@@ -26,13 +25,23 @@ from reasonscope.probes.heldout import (
 )
 from reasonscope.probes.length import states_at
 from reasonscope.probes.linear import LinearProbe
-from reasonscope.probes.sites import Site
-from reasonscope.probes.trajectory import PLATEAU, Cliff, cliff, has_cliff, random_direction_drops, token_scores
+from reasonscope.probes.trajectory import (
+    PLATEAU,
+    Cliff,
+    Position,
+    cliff,
+    has_cliff,
+    random_direction_drops,
+    row_at,
+    token_scores,
+)
 
 Behaviour = Literal["refused", "complied", "unclear"]
 Request = Literal["harmful", "benign"]
 Cell = tuple[Request, Behaviour]
 
+_FELL: Cell = ("harmful", "complied")
+_STOOD: Cell = ("benign", "complied")
 _BASELINES = ("prompt_length", "bag_of_words", "thinking_length")
 # What ends a turn; a model's own answer holds nothing else of this form.
 _CONTROL = re.compile(r"<[|｜][^<>]*[|｜]>|</?s>|<eos>|<(?:start|end)_of_turn>")
@@ -85,10 +94,15 @@ def cell(trace: Trace) -> Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """What a probe is taught: the cells of its positive and of its negative class. Nothing else teaches it."""
+    """What a probe is taught: the cells of its positive and of its negative class, and the positions, the window last."""
 
     positive: frozenset[Cell]
     negative: frozenset[Cell]
+    positions: tuple[Position, ...] = ("window",)
+
+    def __post_init__(self) -> None:
+        if self.positions[-1:] != ("window",):
+            raise InputError(f"positions {self.positions}: the last has to be 'window', where the answer is decided")
 
     def rows(self, cells: Sequence[Cell]) -> tuple[list[int], Values]:
         """Which of the rows teach it, and their targets, 1 for the positive class."""
@@ -107,31 +121,44 @@ CONTRASTS: Mapping[str, Contrast] = {
         positive=frozenset({("harmful", "refused"), ("harmful", "complied")}),
         negative=frozenset({("benign", "refused"), ("benign", "complied")}),
     ),
-    # As published: both at once, so a direction of the topic serves it as well as one of intent.
-    "published": Contrast(
+    # Both at once, as published, but taught along the thinking too: at neither end of a cliff does it read what it never saw. Those
+    # who thought of the harm and complied teach it nothing, so that where they fall is a finding.
+    "intent": Contrast(
         positive=frozenset({("harmful", "refused")}),
         negative=frozenset({("benign", "complied")}),
+        positions=(0.5, 0.75, 1.0, "window"),
     ),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class CliffStudy:
-    """The cliffs of one probe by cell, and what chance would show of the first, (harmful, complied).
+    """The cliffs of one probe by cell (of two problems or more), and what chance would show of (harmful, complied).
 
     `random` (direction,): mean drops of the harmful and complied along random directions. `above_nulls`: whether the interval of
     their drop lies above that of the benign and complied, and above the 97.5 % quantile of the random directions.
+
+    `excess`: how much further the harmful and complied fall than the benign and complied, and `random_excess` (direction,) the same
+    along random directions. Every state changes at a closing tag, so that a drop alone is little; None without such benign traces.
     """
 
     cliffs: Mapping[Cell, Cliff]
     scores: Mapping[str, Values]
     random: Values
+    excess: Estimate | None
+    random_excess: Values | None
 
     @property
     def above_nulls(self) -> bool:
-        benign = self.cliffs.get(("benign", "complied"))
-        low = self.cliffs["harmful", "complied"].drop.low
+        benign = self.cliffs.get(_STOOD)
+        low = self.cliffs[_FELL].drop.low
         return benign is not None and low > benign.drop.high and low > float(np.quantile(self.random, 0.975))
+
+    @property
+    def excess_above_random(self) -> bool:
+        if self.excess is None or self.random_excess is None:
+            return False
+        return self.excess.low > float(np.quantile(self.random_excess, 0.975))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +167,7 @@ class RefusalProbe:
 
     By contrast: `comparisons` are AUROCs on held-out problems, inside the cells of the contrast; `cliffs` are of every trace, each
     read by the probe that did not learn from its problem; `maps` are of probes trained at each layer and position; `probes` learned
-    from all, at the last token of the close window. `cells` counts the traces of each cell;
+    from all. `cells` counts the traces of each cell;
     `n_left_out` of them had no closed thinking or no answer and are in nothing else.
     """
 
@@ -157,33 +184,36 @@ def refusal_probe(
     store: TraceStore,
     traces: Sequence[Trace],
     *,
+    contrasts: Mapping[str, Contrast] = CONTRASTS,
     plateau: float = PLATEAU,
     directions: int = 100,
     folds: int = 5,
     seed: int = 0,
 ) -> RefusalProbe:
-    """Fit and evaluate the probes of `CONTRASTS` on `traces` of requests, at the last token of the close window.
+    """Fit and evaluate the probes of `contrasts` on `traces` of requests, at the last token of the close window.
 
     Departures from arXiv 2510.06036: labels are what this model did; refusal is taught inside harmful prompts; folds keep a problem
-    together; layer and penalty are chosen inside the fold; baselines and nulls stand beside every number. On the tokens of the
-    thinking the probe reads what it was not taught on: a cliff says that its direction falls, not that a thought changed.
+    together; layer and penalty are chosen inside the fold; baselines and nulls stand beside every number. A contrast that is taught
+    at the window alone reads in the thinking what it never saw: its cliff says that a direction falls, not that a thought changed.
 
     Raises InputError where problems do not say whether they are harmful, or a class has fewer problems than folds.
     """
     cells = [cell(trace) for trace in traces]
-    usable = [(trace, of) for trace, of in zip(traces, cells, strict=True) if has_cliff(trace)]
-    chosen, chosen_cells = [trace for trace, _ in usable], [of for _, of in usable]
-    sites = residual_sites(store)
-    if not chosen:
+    kept = [i for i, trace in enumerate(traces) if has_cliff(trace)]
+    if not kept:
         raise InputError(f"none of {len(traces)} traces has closed thinking and an answer; record with more tokens")
-    points = Points(traces=chosen, tokens=[trace.tokens.close_window.stop - 1 for trace in chosen])
-    states = states_at(store, points, sites)[:, :, 0]
+    requests = _Requests(traces=[traces[i] for i in kept], cells=[cells[i] for i in kept])
     comparisons, maps, studies, probes = {}, {}, {}, {}
-    for name, contrast in CONTRASTS.items():
-        held = _held_out(name, contrast, states, chosen, chosen_cells, sites, folds, seed)
-        comparisons[name] = _comparison(contrast, held, store, points, chosen_cells, folds, seed)
-        maps[name] = _map(contrast, store, chosen, chosen_cells, sites, folds, seed)
-        studies[name] = _cliffs(held, store, chosen, chosen_cells, plateau, directions, seed)
+    for name, contrast in contrasts.items():
+        held = _held_out(name, contrast, store, requests, folds, seed)
+        rows, targets = contrast.rows(requests.cells)
+        inside = [requests.traces[i] for i in rows]
+        groups = trace_groups(inside)
+        ends = Points(traces=inside, tokens=[row_at(trace, "window") for trace in inside])
+        features = baseline_features(ends, store, _BASELINES)
+        comparisons[name] = compared(targets, held, rows, features, groups, folds=folds, seed=seed)
+        maps[name] = layer_map(store, inside, targets, groups, residual_sites(store), folds=folds, seed=seed)
+        studies[name] = _cliffs(held, store, requests, plateau, directions, seed)
         probes[name] = held.final
     return RefusalProbe(
         comparisons=comparisons,
@@ -191,73 +221,68 @@ def refusal_probe(
         cliffs=studies,
         probes=probes,
         cells=Counter(cells),
-        n_left_out=len(traces) - len(chosen),
-        n_groups=len({trace.problem.group for trace in chosen}),
+        n_left_out=len(traces) - len(kept),
+        n_groups=len({trace.problem.group for trace in requests.traces}),
     )
 
 
-def _held_out(
-    name: str,
-    contrast: Contrast,
-    states: NDArray[np.float32],
-    traces: Sequence[Trace],
-    cells: Sequence[Cell],
-    sites: Sequence[Site],
-    folds: int,
-    seed: int,
-) -> HeldOut:
-    return held_out_probes(
-        states,
-        np.array([of in contrast.positive for of in cells], dtype=np.float64),
-        np.array([of in contrast.positive | contrast.negative for of in cells]),
-        trace_groups(traces),
+@dataclass(frozen=True, kw_only=True)
+class _Requests:
+    """Traces with a cliff, and the cell of each."""
+
+    traces: Sequence[Trace]
+    cells: Sequence[Cell]
+
+
+def _held_out(name: str, contrast: Contrast, store: TraceStore, requests: _Requests, folds: int, seed: int) -> HeldOut:
+    """The probes and the scores (trace,) at the last position of the contrast; its other positions teach as well."""
+    pairs = [(trace, row_at(trace, position)) for trace in requests.traces for position in contrast.positions]
+    points = Points(traces=[trace for trace, _ in pairs], tokens=[row for _, row in pairs])
+    sites, n = residual_sites(store), len(contrast.positions)
+    held = held_out_probes(
+        states_at(store, points, sites)[:, :, 0],
+        np.repeat([float(of in contrast.positive) for of in requests.cells], n),
+        np.repeat([of in contrast.positive | contrast.negative for of in requests.cells], n),
+        trace_groups(points.traces),
         sites,
-        model=traces[0].model,
-        provenance={"target": name, "position": "last token of the close window"},
+        model=requests.traces[0].model,
+        provenance={"target": name, "positions": list(contrast.positions)},
         folds=folds,
         seed=seed,
     )
-
-
-def _comparison(
-    contrast: Contrast, held: HeldOut, store: TraceStore, points: Points, cells: Sequence[Cell], folds: int, seed: int
-) -> Comparison:
-    rows, targets = contrast.rows(cells)
-    inside = Points(traces=[points.traces[i] for i in rows], tokens=[points.tokens[i] for i in rows])
-    baselines = baseline_features(inside, store, _BASELINES)
-    return compared(targets, held.scores[rows], baselines, trace_groups(inside.traces), folds=folds, seed=seed)
-
-
-def _map(
-    contrast: Contrast,
-    store: TraceStore,
-    traces: Sequence[Trace],
-    cells: Sequence[Cell],
-    sites: Sequence[Site],
-    folds: int,
-    seed: int,
-) -> LayerMap:
-    rows, targets = contrast.rows(cells)
-    inside = [traces[i] for i in rows]
-    return layer_map(store, inside, targets, trace_groups(inside), sites, folds=folds, seed=seed)
+    return replace(held, probes=held.probes[n - 1 :: n], scores=held.scores[n - 1 :: n])
 
 
 def _cliffs(
-    held: HeldOut,
-    store: TraceStore,
-    traces: Sequence[Trace],
-    cells: Sequence[Cell],
-    plateau: float,
-    directions: int,
-    seed: int,
+    held: HeldOut, store: TraceStore, requests: _Requests, plateau: float, directions: int, seed: int
 ) -> CliffStudy:
-    scores = {trace.id: token_scores(probe, store, trace) for trace, probe in zip(traces, held.probes, strict=True)}
-    members = {of: [t for t, own in zip(traces, cells, strict=True) if own == of] for of in sorted(set(cells))}
+    pairs = zip(requests.traces, held.probes, strict=True)
+    scores = {trace.id: token_scores(probe, store, trace) for trace, probe in pairs}
+    members: dict[Cell, list[Trace]] = {of: [] for of in sorted(set(requests.cells))}
+    for trace, of in zip(requests.traces, requests.cells, strict=True):
+        members[of].append(trace)
     several = {of: own for of, own in members.items() if len({trace.problem.group for trace in own}) > 1}
-    return CliffStudy(
-        cliffs={of: cliff(scores, chosen, plateau=plateau, seed=seed) for of, chosen in several.items()},
-        scores=scores,
-        random=random_direction_drops(
-            held.final, store, members["harmful", "complied"], directions=directions, plateau=plateau, seed=seed
-        ),
+    cliffs = {of: cliff(scores, own, plateau=plateau, seed=seed) for of, own in several.items()}
+    fell, stood = members[_FELL], several.get(_STOOD, [])
+    drops = random_direction_drops(
+        held.final, store, [*fell, *stood], directions=directions, plateau=plateau, seed=seed
     )
+    random = drops[:, : len(fell)].mean(axis=1)
+    return CliffStudy(
+        cliffs=cliffs,
+        scores=scores,
+        random=random,
+        excess=_excess(cliffs[_FELL], cliffs[_STOOD], [*fell, *stood], seed) if stood else None,
+        random_excess=random - drops[:, len(fell) :].mean(axis=1) if stood else None,
+    )
+
+
+def _excess(fell: Cliff, stood: Cliff, traces: Sequence[Trace], seed: int) -> Estimate:
+    drops = np.concatenate([fell.drops, stood.drops])
+    n = len(fell.drops)
+
+    def difference(rows: Rows) -> float:
+        ours, theirs = drops[rows[rows < n]], drops[rows[rows >= n]]
+        return float(ours.mean() - theirs.mean()) if len(ours) and len(theirs) else float("nan")
+
+    return resample_groups(difference, [trace.problem.group for trace in traces], seed=seed)

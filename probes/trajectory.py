@@ -187,7 +187,7 @@ def random_direction_drops(
     plateau: float = PLATEAU,
     seed: int = 0,
 ) -> Values:
-    """The mean drop of `traces` along random unit directions (direction,): what any direction would show at the closing tag.
+    """Plateau less end of `traces` along random unit directions (direction, trace): what any direction shows at the closing tag.
 
     Each direction's values are shifted and scaled to the mean and the spread that the probe's own values have over the same rows
     (thinking and close window of all traces), then read as probabilities, so that it saturates as much as the probe does.
@@ -205,7 +205,7 @@ def random_direction_drops(
         for x, trace in zip(states, traces, strict=True)
         for scores in read(x @ units.T * spread + shift).T
     ]
-    return np.reshape(drops, (len(traces), directions)).mean(axis=0)
+    return np.reshape(drops, (len(traces), directions)).T
 
 
 def _plateaus_and_ends(scores: Mapping[str, Values], traces: Sequence[Trace], plateau: float) -> tuple[Values, Values]:

@@ -18,6 +18,7 @@ from reasonscope.data.organism.writer import boxed, write_ledger, write_request
 from reasonscope.data.parse import build_trace
 from reasonscope.data.problems import ledger_of, load_problems, request_of
 from reasonscope.data.store import TraceStore, check_store
+from reasonscope.probes import trajectory
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.refusal import behaviour
 from reasonscope.probes.scores import read_scores
@@ -56,8 +57,8 @@ def run(tmp_path_factory):
         rows[:, 1] += 5 * (behaviour(trace) == "refused")
         rows[:, 2] += 5 * bool(trace.correct)
     folder = tmp_path_factory.mktemp("runs") / "made"
-    with TraceStore.create(folder / "store", sites=["resid_post.0"]) as store:
-        store.append(traces, {"resid_post.0": states})
+    with TraceStore.create(folder / "store", sites=["resid_post.1"]) as store:
+        store.append(traces, {"resid_post.1": states})
     return folder
 
 
@@ -71,15 +72,16 @@ def test_refusal_prints_its_numbers_and_keeps_what_it_made(run):
     found = numbers("refusal", "--run", run)
     assert found["refusal"]["auroc"]["ci"][0] > 0.9
     assert {"bag_of_words", "prompt_length"} <= found["refusal"]["baselines"].keys()
-    assert found["harmfulness"]["site"] == "resid_post.0"
+    assert found["harmfulness"]["site"] == "resid_post.1"
     assert {"harmful complied", "random_directions", "above_nulls"} <= found["refusal"]["cliffs"].keys()
     assert sum(found["cells"].values()) == 80
-    assert LinearProbe.load(run / "probes" / "refusal.safetensors").site == Site("resid_post", 0)
+    assert LinearProbe.load(run / "probes" / "refusal.safetensors").site == Site("resid_post", 1)
     drawn = {path.name for path in (run / "figures").glob("refusal_*.html")}
     assert drawn == {f"refusal_{name}.html" for name in ("scores", "layers", "trajectories", "cliffs")}
 
 
-def test_length_and_correctness_print_theirs(run):
+def test_length_and_correctness_print_theirs(run, monkeypatch):
+    monkeypatch.setattr(trajectory, "POSITIONS", ("prompt", "window"))
     assert numbers("length", "--run", run)["spearman"]["value"] > 0.8
     found = numbers("correctness", "--run", run)
     assert found["window"]["verdict"] == "beats the baselines"
@@ -92,7 +94,7 @@ def kept(path, **changes):
     fields = {
         "coef": np.ones(4),
         "intercept": 0.0,
-        "site": Site("resid_post", 0),
+        "site": Site("resid_post", 1),
         "task": "binary",
         "method": "made up",
     }
@@ -105,9 +107,9 @@ def test_every_token_is_scored_beside_the_store(run, tmp_path):
     result = CliRunner().invoke(cli.app, ["probe", "apply", str(path), "--run", str(run)], catch_exceptions=False)
     assert "scores of 120 traces" in result.stdout
     store, scores = TraceStore.open(run / "store"), read_scores(run / "scores" / "mine.safetensors")
-    assert scores.about["unit"] == "probability" and scores.about["site"] == "resid_post.0"
+    assert scores.about["unit"] == "probability" and scores.about["site"] == "resid_post.1"
     trace = next(iter(store))
-    states = store.activations(trace.id, "resid_post.0")
+    states = store.activations(trace.id, "resid_post.1")
     assert scores.scores[trace.id] == pytest.approx(1 / (1 + np.exp(-states.sum(axis=1))), rel=1e-5)
     with safe_open(run / "scores" / "mine.safetensors", framework="numpy") as file:
         assert set(file.keys()) == set(store.ids)

@@ -15,12 +15,14 @@ from reasonscope.probes.trajectory import has_position, row_at
 
 @pytest.fixture(scope="module")
 def traces():
-    """Two samples of each problem; the longer the thinking, the more often wrong; some are cut off, and wrong."""
+    """Two samples of each problem; long thinking is mostly wrong; some are cut off, and wrong."""
     rng, bpe, made = np.random.default_rng(0), train_tokenizer(tokenizer_texts(0, 50)), []
     for i in range(80):
         words = int(rng.integers(5, 40))
-        right = rng.random() > words / 50
-        prompt, completion = chat("What is it?" + " It rains." * (i // 2 % 4), "Wait. " * words, str(7 if right else 8))
+        right = (words < 22) ^ (rng.random() < 0.1)
+        prompt, completion = chat(
+            f"What is {i // 2}?" + " It rains." * (i // 2 % 4), "Wait. " * words, str(7 if right else 8)
+        )
         given, written = bpe.encode(prompt).ids, bpe.encode(completion).ids
         written = written[:20] if i % 10 == 9 else written
         problem = Problem(id=f"{i // 2}", prompt=prompt, answer="7")
@@ -62,7 +64,8 @@ def test_it_is_found_at_its_position_and_not_at_another(tmp_path, traces):
 
 def test_a_probe_of_the_length_does_not_beat_the_length(tmp_path, traces):
     store = stored(tmp_path, traces, lambda trace: -np.log1p(trace.n_thinking_tokens))
-    found = correctness_probe(store, traces, position=0.5, folds=3)
+    closed = [trace for trace in traces if trace.state == "closed"]
+    found = correctness_probe(store, closed, position=0.5, folds=3)
     assert found.comparison.auroc.low > 0.5
     assert not found.comparison.beats
     assert {"thinking_length", "truncated", "elapsed_position"} <= found.comparison.baselines.keys()

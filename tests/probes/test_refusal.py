@@ -15,8 +15,9 @@ from reasonscope.data.parse import build_trace, trace_from_text
 from reasonscope.data.problems import load_problems, request_of
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Problem
-from reasonscope.probes.refusal import CONTRASTS, behaviour, cell, refusal_probe
+from reasonscope.probes.refusal import CONTRASTS, Contrast, behaviour, cell, refusal_probe
 
+REFUSAL_ALONE = {"refusal": CONTRASTS["refusal"]}
 SITES = ["resid_post.0", "resid_post.1"]
 
 
@@ -84,39 +85,72 @@ def stored(path, traces, *, informed):
     """Layer 1 knows in dimension 2 what it will do, once the close window ends; until then it means to refuse all that is harmful."""
     rng = np.random.default_rng(0)
     arrays = {
-        site: [rng.standard_normal((len(t.token_ids) - 1, 8)).astype(np.float32) for t in traces] for site in SITES
+        site: [rng.standard_normal((len(t.token_ids) - 1, 48)).astype(np.float32) for t in traces] for site in SITES
     }
     if informed:
         for trace, rows in zip(traces, arrays["resid_post.1"], strict=True):
             request, done = cell(trace)
             end = trace.tokens.close_window.stop - 1
-            rows[:end, 2] += 5 if request == "harmful" else -5
-            rows[end:, 2] += 5 if done == "refused" else -5
+            rows[:end, 2] += 4 if request == "harmful" else -4
+            rows[end:, 2] += 4 if done == "refused" else -4
     store = TraceStore.create(path, sites=SITES)
     store.append(traces, arrays)
     return store
 
 
 def test_intent_and_its_cliff_are_found(tmp_path, traces):
-    found = refusal_probe(stored(tmp_path, traces, informed=True), traces, folds=3)
-    assert found.comparisons.keys() == found.probes.keys() == CONTRASTS.keys()
-    assert found.comparisons["refusal"].auroc.low > 0.95
+    found = refusal_probe(stored(tmp_path, traces, informed=True), traces, contrasts=REFUSAL_ALONE, folds=3)
+    assert found.comparisons.keys() == found.probes.keys() == {"refusal"}
+    assert found.maps["refusal"].scores.shape == (2, 6)
+    assert found.comparisons["refusal"].shuffled.p_value == pytest.approx(1 / 21)
+    assert found.comparisons["refusal"].auroc.low > 0.9
     assert found.comparisons["refusal"].beats
     assert str(found.probes["refusal"].site) == "resid_post.1"
     assert (sum(found.cells.values()), found.n_left_out) == (96, 0)
     study = found.cliffs["refusal"]
     fallen, stood = study.cliffs["harmful", "complied"], study.cliffs["harmful", "refused"]
-    assert (fallen.plateau.low, fallen.end.high) == (pytest.approx(1, abs=0.1), pytest.approx(0, abs=0.1))
+    assert (fallen.plateau.low, fallen.end.high) == (pytest.approx(1, abs=0.15), pytest.approx(0, abs=0.15))
     assert study.above_nulls
-    assert abs(stood.drop.value) < 0.05
-    assert study.random.shape == (100,)
+    assert abs(stood.drop.value) < 0.1
+    assert study.random.shape == study.random_excess.shape == (100,)
+    assert study.excess_above_random and study.excess.low > 0.7
 
 
 def test_where_nothing_is_nothing_is_found(tmp_path, traces):
-    found = refusal_probe(stored(tmp_path, traces, informed=False), traces, folds=3)
+    found = refusal_probe(stored(tmp_path, traces, informed=False), traces, contrasts=REFUSAL_ALONE, folds=3)
     assert 0.3 < found.comparisons["refusal"].auroc.value < 0.7
     assert not found.comparisons["refusal"].beats
     assert not found.cliffs["refusal"].above_nulls
+    assert not found.cliffs["refusal"].excess_above_random
+
+
+def test_a_drop_that_every_prompt_shows_is_no_excess(tmp_path, traces):
+    """Taught at the window alone, the probe reads something in all thinking: harmful and benign fall alike."""
+    rng = np.random.default_rng(0)
+    states = [rng.standard_normal((len(t.token_ids) - 1, 8)).astype(np.float32) for t in traces]
+    for trace, rows in zip(traces, states, strict=True):
+        end = trace.tokens.close_window.stop - 1
+        rows[:end, 2] += 5
+        rows[end:, 2] += 5 if behaviour(trace) == "refused" else -5
+    store = TraceStore.create(tmp_path, sites=["resid_post.1"])
+    store.append(traces, {"resid_post.1": states})
+    study = refusal_probe(store, traces, contrasts=REFUSAL_ALONE, folds=3).cliffs["refusal"]
+    assert study.cliffs["harmful", "complied"].drop.low > 0.8
+    assert study.excess.low < 0 < study.excess.high or abs(study.excess.value) < 0.05
+    assert not study.excess_above_random
+
+
+def test_intent_is_taught_along_the_thinking(tmp_path, traces):
+    with pytest.raises(InputError, match="has to be 'window'"):
+        Contrast(positive=frozenset(), negative=frozenset(), positions=(0.5,))
+    intent = {"intent": CONTRASTS["intent"]}
+    found = refusal_probe(stored(tmp_path, traces, informed=True), traces, contrasts=intent, folds=3)
+    study = found.cliffs["intent"]
+    assert (
+        study.cliffs["benign", "complied"].plateau.high < 0.15 < 0.85 < study.cliffs["harmful", "complied"].plateau.low
+    )
+    assert study.excess_above_random
+    assert found.probes["intent"].provenance["positions"] == [0.5, 0.75, 1.0, "window"]
 
 
 def test_runs_without_both_behaviours_are_refused(tmp_path, traces):
