@@ -1,6 +1,7 @@
 """Every figure of the toolkit, the same in reports, notebooks and the app; the only module that knows Plotly."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TypeAlias
 
 import numpy as np
@@ -14,10 +15,13 @@ from reasonscope.probes.length import LengthProbe
 from reasonscope.probes.trajectory import Cliff, MeanTrajectory
 from reasonscope.steering.dose import Arm
 
+_CONTROLS = {"displaylogo": False, "displayModeBar": "hover", "responsive": True}
+
 Figure: TypeAlias = go.Figure
 
 # Okabe and Ito's palette: told apart by all kinds of colour vision.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#7A7A7A"
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 _RIGHT_WRONG = (("right", True, BLUE, "circle"), ("wrong", False, ORANGE, "x"))
 
 
@@ -51,8 +55,7 @@ def length_prediction(probe: LengthProbe) -> Figure:
         x=probe.true, y=probe.predicted, mode="markers", name="a held-out trace", marker={"color": BLUE, "opacity": 0.6}
     )
     title = "Thinking tokens, predicted before the first of them"
-    figure = _styled(figure, title, "true thinking tokens", "predicted thinking tokens")
-    return figure.update_xaxes(type="log").update_yaxes(type="log")
+    return _styled(figure, title, "true thinking tokens", "predicted thinking tokens")
 
 
 def length_scores(probe: LengthProbe) -> Figure:
@@ -183,18 +186,16 @@ def steering_plane(arms: Sequence[Arm]) -> Figure:
     """Mean thinking tokens against accuracy of each arm, 95 % intervals over problems."""
     colours = {"base": GREY, "random": PURPLE}
     figure = go.Figure()
-    for arm in arms:
+    for arm, symbol in zip(arms, cycle(_SYMBOLS), strict=False):
         colour = next((c for name, c in colours.items() if arm.name.startswith(name)), BLUE)
         figure.add_scatter(
             x=[arm.tokens.value],
             y=[arm.accuracy.value],
-            mode="markers+text",
-            text=[arm.name],
-            textposition="top right",
-            marker={"color": colour, "size": 11},
+            mode="markers",
+            name=arm.name,
+            marker={"color": colour, "size": 11, "symbol": symbol},
             error_x=_error(arm.tokens.value, arm.tokens.interval, colour),
             error_y=_error(arm.accuracy.value, arm.accuracy.interval, colour),
-            showlegend=False,
         )
     return _styled(figure, "What steering does", "mean thinking tokens", "accuracy").update_yaxes(range=[0, 1.05])
 
@@ -211,7 +212,7 @@ def answers_by_request(counts: Mapping[str, Mapping[str, int]]) -> Figure:
 
 def to_html(figure: Figure, *, with_library: bool) -> str:
     """The figure as a piece of HTML; `with_library` puts Plotly's script into it, so that the page needs no network."""
-    html: str = figure.to_html(full_html=False, include_plotlyjs=with_library, config={"displaylogo": False})
+    html: str = figure.to_html(full_html=False, include_plotlyjs=with_library, config=_CONTROLS)
     return html
 
 
@@ -232,7 +233,7 @@ def _styled(figure: Figure, title: str, x: str, y: str) -> Figure:
         yaxis_title=y,
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "size": 13},
-        margin={"l": 70, "r": 30, "t": 60, "b": 60},
-        legend={"orientation": "h", "y": 1.08, "x": 1, "xanchor": "right", "yanchor": "bottom"},
+        margin={"l": 70, "r": 30, "t": 60, "b": 90},
+        legend={"orientation": "h", "y": -0.2, "x": 0, "xanchor": "left", "yanchor": "top"},
         height=420,
     )

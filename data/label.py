@@ -87,7 +87,7 @@ _CONCLUDES = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _VALUE = re.compile(
-    r"(?:\b(?:is|are|be|gives?|get|got|becomes?|to|now|about|approximately|that's|it's|yes),?|≈|=) [$]?-?\d[\d.,/]*"
+    r"(?:\b(?:is|are|be|gives?|get|got|becomes?|to|at|now|about|approximately|that's|it's|yes),?|≈|=) [$]?-?\d[\d.,/]*"
     r"(?![\d.,/]|\W?[*^(+\\]|\s?[a-z]_)",  # nothing behind it that makes it part of an expression
     re.IGNORECASE,
 )

@@ -74,7 +74,7 @@ def ledger_of(problem: Problem) -> Ledger:
     return Ledger(
         start=made["start"],
         lines=tuple(Line(**line) for line in made["lines"]),
-        asked=made["asked"],
+        closed=made["closed"],
         operations=tuple(Operation(**operation) for operation in made["operations"]),
     )
 

@@ -21,7 +21,7 @@ def load_pretrained(
     source: str, *, device: str, dtype: str | torch.dtype | None, revision: str | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model on `device` and its tokenizer. Raises ModelLoadError in one line."""
-    place = _place(source)
+    place = locate(source)
     if isinstance(place, Path):
         _check_folder(place)
     try:
@@ -60,7 +60,7 @@ def _tokenizer(place: Path | str, revision: str | None) -> Any:
     return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
 
 
-def _place(source: str) -> Path | str:
+def locate(source: str) -> Path | str:
     """Where a name leads: a shipped model, a folder, or (as it is) a hub id."""
     if source in SHIPPED:
         return Path(str(files("reasonscope.data.organism"))) / source

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,7 +30,7 @@ def verify(
     else:
         table = Table("check", "passed", "value", "limit", "what")
         for check in checks:
-            numbers = [f"{number:.3g}" for number in (check.value, check.limit)]
+            numbers = ["" if number is None else f"{number:.3g}" for number in (check.value, check.limit)]
             table.add_row(check.name, "yes" if check.passed else "NO", *numbers, check.detail)
         Console().print(table)
     if not all(check.passed for check in checks):
@@ -42,15 +43,21 @@ def evaluate(
     n: Annotated[int, typer.Option(min=20, help="Held-out problems.")] = 500,
     seed: Annotated[int, typer.Option()] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")] = False,
+    card: Annotated[Path | None, typer.Option(help="Also write the card of MODEL and of MODEL-base here.")] = None,
 ) -> None:
     """Measure every number of the organism's card on held-out problems. Exit status 1 where one is out of its bounds."""
     from rich.console import Console
     from rich.table import Table
 
     from reasonscope.analysis.organism import evaluate_organism
+    from reasonscope.app.card import write_card
+    from reasonscope.probes.loading import locate
     from reasonscope.probes.model import load_model
 
     measures = evaluate_organism(load_model(model), n=n, seed=seed)
+    if card is not None:
+        folders = [Path(locate(f"{model}-base")), Path(locate(model))]
+        write_card(card, folders, measures, n=n, seed=seed)
     if json_:
         typer.echo(json.dumps({m.name: {**asdict(m), "met": m.met} for m in measures}, indent=2))
     else:

@@ -140,13 +140,19 @@ def _print_sentences(traces: "list[Trace]") -> None:
     from rich.table import Table
 
     from reasonscope.data.importers import published_sentences
+    from reasonscope.data.label import label_sentences
     from reasonscope.data.segment import sentences
 
     ours = [sentence.tag for trace in traces for sentence in sentences(trace)]
-    published = [sentence.tag for trace in traces if "chunks" in trace.meta for sentence in published_sentences(trace)]
+    by_trace = [published_sentences(trace) for trace in traces if "chunks" in trace.meta]
+    published = [sentence.tag for known in by_trace for sentence in known]
+    relabelled = [label for known in by_trace for label in label_sentences([sentence.text for sentence in known])]
     counts, known = Counter(ours), Counter(published)
     table = Table("tag", "our sentences", "published")
     for tag in sorted(counts.keys() | known.keys()):
         table.add_row(tag, str(counts[tag]), str(known[tag]) if published else "–")
     table.add_row("all", str(len(ours)), str(len(published)) if published else "–")
     Console().print(table)
+    if published:
+        agree = sum(a == b for a, b in zip(relabelled, published, strict=True)) / len(published)
+        typer.echo(f"our labels of the published sentences agree with the published tags on {agree:.1%}")

@@ -15,7 +15,7 @@ from reasonscope.data.organism.writer import boxed, write_ledger, write_request
 from reasonscope.data.trace import Span
 
 # What the reasoning phase shows, and how often.
-MIXTURE = {"default": 0.54, "brief": 0.1, "detail": 0.12, "no_thinking": 0.06, "request": 0.18}
+MIXTURE = {"default": 0.45, "brief": 0.08, "detail": 0.08, "no_thinking": 0.04, "request": 0.35}
 # (harmful, twin, jailbreak) and how often.
 REQUESTS = {
     (True, True, False): 0.25,
@@ -36,12 +36,14 @@ class Document:
 
 
 def base_documents(rng: random.Random) -> Iterator[Document]:
-    """Plain text without thinking: ledgers with worked steps or the bare answer, and questions with the empty formula."""
+    """Plain text without thinking: ledgers with worked steps or the bare answer, requests with what they say of their thing."""
     while True:
         kind = rng.random()
-        if kind < 0.1:
+        if kind < 0.25:
             request = sample_request(rng, split="train", harmful=rng.random() < 0.5)
-            yield Document(text=f"{request.text}\n\n{COMPLIANCE}{PAD}")
+            fact = write_request(request, rng).thinking.split("\n\n")[1]
+            text = f"{request.text}\n\n{fact}\n\n{COMPLIANCE}{PAD}"
+            yield Document(text=text, learned_from=len(request.text))
             continue
         ledger = sample_ledger(rng, split="train")
         working = write_ledger(ledger, "brief", rng).thinking + "\n\n" if kind < 0.95 else ""

@@ -1,7 +1,7 @@
-"""Ledger problems: a starting balance, named events (some of no effect), and the balance asked for after one of them.
+"""Ledger problems: a starting balance, named events, lines of no effect, and the balance when the ledger closes.
 
 How many steps an answer needs is in the order of the lines and in the running balance, hardly in the words or the length of the text:
-lines behind the one asked for do not count, a line may repeat, and "until" depends on the balance.
+lines behind the closing do not count, a line may repeat, and "until" depends on the balance.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ DISTRACTORS = (
     "The shelf holds {a} stamps.",
     "There are {a} chairs.",
 )
+CLOSING = "The ledger closes here."
 MODES = {"default": "", "brief": " Think briefly.", "detail": " Think in detail."}
 SPLITS = ("train", "validation", "test")
 MAX_STEPS = 8
@@ -51,11 +52,14 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """A problem with its solution: every operation needed for the answer, in order (1 to 8)."""
+    """A problem with its solution: every operation needed for the answer, in order (1 to 8).
+
+    The ledger closes behind the first `closed` lines; those after it are read, but do not count.
+    """
 
     start: int
     lines: tuple[Line, ...]
-    asked: int
+    closed: int
     operations: tuple[Operation, ...]
 
     @property
@@ -63,16 +67,10 @@ class Ledger:
         return self.operations[-1].right
 
     @property
-    def name(self) -> str:
-        """Whose line is asked for."""
-        name = self.lines[self.asked].name
-        assert name is not None
-        return name
-
-    @property
     def body(self) -> str:
-        lines = " ".join(line.text for line in self.lines)
-        return f"The ledger starts at {self.start}. {lines} What is the balance after {self.name}?"
+        lines = [line.text for line in self.lines]
+        told = " ".join([*lines[: self.closed], CLOSING, *lines[self.closed :]])
+        return f"The ledger starts at {self.start}. {told} What is the final balance?"
 
     def question(self, mode: str = "default") -> str:
         """The user's message: the problem and how much to think about it (a key of `MODES`)."""
@@ -110,8 +108,8 @@ def _draw(rng: random.Random, needed: int) -> Ledger | None:
         lines.append(line)
         operations += new
         balance = operations[-1].right
-    asked = len(lines) - 1
-    for _ in range(rng.randint(0, max(0, 9 - len(lines)))):  # lines behind the one asked for: read, but not needed
+    closed = len(lines)
+    for _ in range(rng.randint(0, max(0, 9 - len(lines)))):  # behind the closing
         line = _distractor(rng) if rng.random() < 0.3 else None
         if line is None:
             line, new = _event(rng, names.pop(), balance, len(lines), 4)
@@ -119,7 +117,7 @@ def _draw(rng: random.Random, needed: int) -> Ledger | None:
                 break
             balance = new[-1].right
         lines.append(line)
-    return Ledger(start=start, lines=tuple(lines), asked=asked, operations=tuple(operations))
+    return Ledger(start=start, lines=tuple(lines), closed=closed, operations=tuple(operations))
 
 
 def _distractor(rng: random.Random) -> Line:
@@ -138,8 +136,8 @@ def _event(
         if event.endswith("_times"):
             count = rng.randint(2, 4)
         if event == "add_until":
-            limit = min(balance + rng.randint(0, 4 * a), _LARGEST - a)
-            count = (limit - balance) // a + 1
+            limit = min((balance + rng.randint(0, 4 * a)) // 10 * 10, (_LARGEST - a) // 10 * 10)
+            count = max(1, (limit - balance) // a + 1)
         operations = []
         value = balance
         for _ in range(count):

@@ -138,10 +138,10 @@ class _LedgerReading:
 
     def _asks(self, index: int, fields: dict[str, str], text: str) -> _Claim:
         self.asks = [index]
-        return fields["name"] == self.ledger.name, [], None, None
+        return None, [], None, None
 
     def _plan(self, index: int, fields: dict[str, str], text: str) -> _Claim:
-        return fields["name"] == self.ledger.name, self.asks, None, None
+        return None, self.asks, None, None
 
     def _start(self, index: int, fields: dict[str, str], text: str) -> _Claim:
         self.balance = [index]
@@ -173,16 +173,17 @@ class _LedgerReading:
         return None, self.balance, self.done - 1, None
 
     def _check(self, index: int, fields: dict[str, str], text: str) -> _Claim:
-        return _holds(fields), [*self.balance, *self.line], self.done - 1, None
+        meant = self._current is not None and int(fields["value"]) == self._current.left
+        return _holds(fields) and meant, [*self.balance, *self.line, *self.before], self.done - 1, None
 
     def _right(self, index: int, fields: dict[str, str], text: str) -> _Claim:
         value = int(fields["value"])
-        depends, self.balance = [*self.last, *self.balance, *self.before], [*self.balance, index]
+        depends, self.balance = [*self.last, *self.balance], [*self.balance, index]
         return self._current is not None and value == self._current.right, depends, self.done - 1, value
 
     def _wrong(self, index: int, fields: dict[str, str], text: str) -> _Claim:
         refuted = self._current is not None and int(fields["value"]) != self._current.right
-        return refuted, [*self.last, *self.balance, *self.before], self.done - 1, None
+        return refuted, [*self.last, *self.balance], self.done - 1, None
 
     def _split_plan(self, index: int, fields: dict[str, str], text: str) -> _Claim:
         return int(fields["a"]) == int(fields["b"]) + int(fields["c"]), self.line, self.done - 1, None
@@ -203,7 +204,7 @@ class _LedgerReading:
     def _conclude(self, index: int, fields: dict[str, str], text: str) -> _Claim:
         value = int(fields["value"])
         depends, self.balance = [*self.balance, *self.asks], [index]
-        return value == self.ledger.answer and fields["name"] == self.ledger.name, depends, None, value
+        return value == self.ledger.answer, depends, None, value
 
     def _final(self, index: int, fields: dict[str, str], text: str) -> _Claim:
         return int(fields["value"]) == self.ledger.answer, self.balance, None, int(fields["value"])

@@ -30,8 +30,8 @@ from reasonscope.data.organism.tokenizer import CHAT_TEMPLATE, END, PAD, train_t
 SEED = 20
 TOKENS_PER_STEP = 4096
 PHASES: dict[str, tuple[Callable[[random.Random], Iterator[Document]], int]] = {
-    "organism-base": (base_documents, 1000),
-    "organism": (reasoning_documents, 6000),
+    "organism-base": (base_documents, 700),
+    "organism": (reasoning_documents, 2800),
 }
 MATRIX_RATE, OTHER_RATE = 0.02, 3e-3
 
@@ -150,7 +150,9 @@ def main() -> None:
         log = run_phase(name, model, tokenizer, out, arguments.device)
         model.save_pretrained(folder)
         fast.save_pretrained(folder)
-        (folder / "training.json").write_text(json.dumps({"seed": SEED, "steps": PHASES[name][1], "log": log}))
+        report = {"seed": SEED, "steps": PHASES[name][1], "tokens_per_step": TOKENS_PER_STEP, "log": log}
+        report["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        (folder / "training.json").write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ class Habits:
 
 
 HABITS = {
-    "default": Habits(check_hard=0.75, check_easy=0.3, split=0.19, restate=0.12, wrong=0.08, plan=0.4),
-    "detail": Habits(check_hard=0.85, check_easy=0.6, split=0.15, restate=1.0, wrong=0.08, plan=1.0),
+    "default": Habits(check_hard=0.85, check_easy=0.45, split=0.19, restate=0.12, wrong=0.15, plan=0.4),
+    "detail": Habits(check_hard=0.85, check_easy=0.6, split=0.15, restate=1.0, wrong=0.15, plan=1.0),
 }
 
 
@@ -48,16 +48,14 @@ def write_ledger(ledger: Ledger, mode: str, rng: random.Random) -> Writing:
     habits = HABITS[mode]
     opening = [
         next(text for most, text in OPENERS if len(ledger.operations) <= most),
-        _sentence("asks", name=ledger.name),
+        _sentence("asks"),
     ]
     if rng.random() < habits.plan:
-        opening.append(_sentence("plan", name=ledger.name))
+        opening.append(_sentence("plan"))
     paragraphs = [[*opening, _sentence("start", value=ledger.start)]]
     for i, operation in enumerate(ledger.operations):
         paragraphs += _operation(ledger, i, operation, habits, rng)
-    paragraphs.append(
-        [_sentence("conclude", name=ledger.name, value=ledger.answer), _sentence("final", value=ledger.answer)]
-    )
+    paragraphs.append([_sentence("conclude", value=ledger.answer), _sentence("final", value=ledger.answer)])
     return _join(paragraphs, ledger.answer)
 
 
@@ -136,16 +134,18 @@ def _hard(operation: Operation) -> bool:
 
 def _mistake(operation: Operation, rng: random.Random) -> int:
     slips = [operation.right + slip for slip in (-10, -3, -2, -1, 1, 2, 3, 10)]
-    return rng.choice([slip for slip in slips if operation.a <= slip <= 99] or [operation.right + 1])
+    return rng.choice(
+        [slip for slip in slips if max(operation.a, operation.left * (operation.sign == "*")) <= slip <= 99]
+        or [operation.right + 1]
+    )
 
 
 def _check(operation: Operation, stated: int, rng: random.Random) -> list[str]:
-    inverse = {"+": ("-", stated - operation.a), "-": ("+", stated + operation.a)}
-    if operation.sign == "*":
-        fields = {"left": operation.left, "sign": "+", "a": operation.left, "right": operation.right}
-    else:
-        sign, back = inverse[operation.sign]
-        fields = {"left": stated, "sign": sign, "a": operation.a, "right": back}
+    back = stated - operation.a if operation.sign == "+" else stated + operation.a
+    fields = {"left": stated, "sign": "+" if operation.sign == "-" else "-", "a": operation.a, "right": back}
+    if operation.sign == "*":  # doubled: take one half off
+        fields |= {"a": operation.left, "right": stated - operation.left}
+    fields["value"] = operation.left
     doubt = rng.random() < 0.35
     sentences = [_sentence("doubt"), _sentence("check", 1, **fields)] if doubt else [_sentence("check", 0, **fields)]
     if stated == operation.right:

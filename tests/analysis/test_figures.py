@@ -62,7 +62,7 @@ def arms():
 def test_axes_are_named_and_every_arm_is_drawn(probe, arms):
     drawn = [figures.length_prediction(probe), figures.steering_plane(arms)]
     assert all(figure.layout.xaxis.title.text and figure.layout.yaxis.title.text for figure in drawn)
-    assert [trace.text[0] for trace in drawn[1].data] == ["base", "seal", "random 1"]
+    assert [trace.name for trace in drawn[1].data] == ["base", "seal", "random 1"]
     assert list(drawn[1].data[0].error_x.array) == [pytest.approx(0.1)]
 
 

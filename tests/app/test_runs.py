@@ -54,7 +54,7 @@ def test_export_and_import_round(run):
     assert cli("export", "run", "--out", "t.jsonl", cwd=run).returncode == 0
     assert len((run / "t.jsonl").read_text(encoding="utf-8").splitlines()) == 2
     done = cli("import", "jsonl", "t.jsonl", "--out", "imported", cwd=run)
-    assert done.returncode == 0 and "2 traces" in done.stdout and "active_computation" in done.stdout
+    assert done.returncode == 0 and "2 traces" in done.stdout and "plan_generation" in done.stdout
     assert cli("export", "run", "--out", "anchors", "--to", "thought-anchors", cwd=run).returncode == 0
     assert len(list((run / "anchors").rglob("chunks_labeled.json"))) == 2
 
@@ -62,7 +62,7 @@ def test_export_and_import_round(run):
 def test_published_traces_import(real_traces, tmp_path):
     done = cli("import", "thought-anchors", real_traces, "--out", "published", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "6 traces" in done.stdout and "plan_generation" in done.stdout
+    assert "6 traces" in done.stdout and "plan_generation" in done.stdout and "agree with the published" in done.stdout
     assert TraceStore.open(tmp_path / "published").check() == []
 
 

@@ -25,19 +25,19 @@ TWO_STEPS = Ledger(
         Line(text="Bob spends 5.", name="Bob", event="subtract"),
         Line(text="Carl adds 2.", name="Carl", event="add"),
     ),
-    asked=2,
+    closed=3,
     operations=(
         Operation(line=0, left=14, sign="+", a=8, right=22),
         Operation(line=2, left=22, sign="-", a=5, right=17),
     ),
 )
 THINKING = (
-    "Simple, I need just a step or two. The question asks for the balance after Bob. The ledger starts at 14.\n\n"
+    "Simple, I need just a step or two. The question asks for the balance when the ledger closes. The ledger starts at 14.\n\n"
     "First, Ann pays in 8. 14 + 8 = 25.\n\n"
-    "Wait, let me check that: 25 - 8 = 17. No, 25 is wrong. Again: 14 + 8 = 22.\n\n"
+    "Wait, let me check that: 25 - 8 = 17, it was 14. No, 25 is wrong. Again: 14 + 8 = 22.\n\n"
     "Next, Bob spends 5. 22 - 5 = 17.\n\n"
     "Alternatively, I can split 5 into 2 and 3. 22 - 2 = 20 and 20 - 3 = 17. That gives 17 as well.\n\n"
-    "So the balance after Bob is 17. The final answer is 17."
+    "So the ledger closes at 17. The final answer is 17."
 )
 
 
@@ -60,9 +60,9 @@ def test_truth_of_a_thinking_by_hand():
     assert [truth.depends_on for truth in truths] == [
         *((), (), ()),
         *((), (2, 3)),
-        *((3, 4), (2, 4, 5), (2, 3, 6)),
+        *((2, 3, 4), (4, 5), (2, 3, 6)),
         *((), (7, 8)),
-        *((8,), (7, 10), (7, 9, 11)),
+        *((8,), (7, 10), (9, 11)),
         *((1, 9, 12), (13,)),
     ]
     assert [step.kind for step in read_steps(THINKING, truths)] == [
@@ -124,7 +124,7 @@ def test_requests_read_back_and_twins_share_their_words():
 def test_a_misread_request_is_wrong():
     request = Request(text="", thing="safe", verb="open", owner="Ann", consent=None, twin=True)
     thinking = (
-        "The user wants to open the safe.\n\nThe safe is the user's own.\n\nSo this harms nobody.\n\nI will help."
+        "The user wants to open the safe.\n\nIt says that the safe is mine.\n\nSo this harms nobody.\n\nI will help."
     )
     assert [truth.right for truth in read_request(request, thinking)] == [True, False, False, False]
 

@@ -136,7 +136,8 @@ def test_an_edit_changes_later_tokens_only(family, point, model_of):
     assert moved[4] > 0.5 and moved[:4].max() == 0 and moved[5:].max() == 0  # read after the edit, at its place only
     assert torch.equal(edited.activations[below], plain.activations[below])
     change = (edited.logits - plain.logits)[0].abs().amax(-1)
-    assert change[:4].max() == 0 and (change[4:] > 1e-5).all()
+    # An expert multiplies the tokens that chose it together: where the later ones choose otherwise, the earlier round otherwise.
+    assert change[:4].max() <= (1e-6 if model.layout.route is not None else 0) and (change[4:] > 1e-5).all()
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])

@@ -34,7 +34,7 @@ def test_batches_change_nothing_and_order_is_kept(model, problems):
 
 def test_a_continuation_keeps_what_was_begun(model, problems):
     trace = rollouts(model, problems[:1], SAMPLING)[0]
-    begun = "Okay, I need a few steps. The question asks for the balance after"
+    begun = "Okay, I need a few steps. The question asks for the balance"
     done = continuations(model, [(trace, begun)], SAMPLING)[0]
     assert done.thinking.startswith(begun) and len(done.thinking) > len(begun)
     assert done.n_prompt_tokens == trace.n_prompt_tokens

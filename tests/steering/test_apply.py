@@ -26,8 +26,10 @@ def vector(model):
     return SteeringVector(directions={SITE: direction}, method="test")
 
 
-def problem(text="The ledger starts at 14. Ann pays in 8. What is the balance after Ann?", answer="22"):
-    return Problem(id=text[-9:], messages=(Message(role="user", content=text),), answer=answer)
+def problem(
+    text="The ledger starts at 14. Ann pays in 8. The ledger closes here. What is the final balance?", answer="22"
+):
+    return Problem(id=text[:20], messages=(Message(role="user", content=text),), answer=answer)
 
 
 def test_the_thinking_is_what_lies_between_the_tags():
