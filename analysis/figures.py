@@ -60,24 +60,9 @@ def length_prediction(probe: LengthProbe) -> Figure:
 
 def length_scores(probe: LengthProbe) -> Figure:
     """Rank correlation of the probe and of each baseline with the true length, 95 % intervals."""
+    title = f"Length probe and baselines ({probe.n_groups} problems)"
     scores = {"probe": probe.spearman, **probe.baselines}
-    figure = go.Figure()
-    figure.add_scatter(
-        x=[score.value for score in scores.values()],
-        y=[name.replace("_", " ") for name in scores],
-        mode="markers",
-        marker={"color": [BLUE, *[GREY] * len(probe.baselines)], "size": 11},
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [score.high - score.value for score in scores.values()],
-            "arrayminus": [score.value - score.low for score in scores.values()],
-            "color": GREY,
-        },
-        showlegend=False,
-    )
-    figure = _styled(figure, f"Length probe and baselines ({probe.n_groups} problems)", "Spearman correlation", "")
-    return figure.update_yaxes(autorange="reversed").update_xaxes(range=[-0.3, 1])
+    return probe_scores(scores, title=title, measure="Spearman correlation", chance=0.0)
 
 
 def probe_scores(scores: Mapping[str, Estimate], *, title: str, measure: str, chance: float) -> Figure:
