@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := runs/demo
 
-.PHONY: demo test test-slow test-wheel lint types ci constraints clean
+.PHONY: demo test test-slow test-wheel lint types bench ci constraints clean
 
 demo: $(VENV)/installed-all
 	$(BIN)/reasonscope demo --out $(DEMO)
@@ -37,6 +37,13 @@ test-wheel: $(VENV)/installed-all-test
 	  > "$$(build/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
 	mkdir build/elsewhere
 	cd build/elsewhere && REASONSCOPE_TEST_WHEEL=1 ../venv/bin/python -m pytest -c ../../pyproject.toml --rootdir ../.. ../../tests
+
+# Every script prints a section; BENCH=--small runs a part and extrapolates.
+bench: $(VENV)/installed-all-test
+	mkdir -p build
+	printf '# Benchmarks\n\nWritten by `make bench` on %s.\n' "$$(uname -m)" > build/benchmarks.md
+	for script in benchmarks/*.py; do echo >> build/benchmarks.md && $(BIN)/python $$script $(BENCH) >> build/benchmarks.md || exit 1; done
+	mv build/benchmarks.md docs/benchmarks.md
 
 ci:
 	.ci/run

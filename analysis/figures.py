@@ -6,9 +6,13 @@ from typing import TypeAlias
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
+from plotly.subplots import make_subplots
 
 from reasonscope.data.trace import Trace
+from reasonscope.probes.evaluate import Estimate
 from reasonscope.probes.length import LengthProbe
+from reasonscope.probes.trajectory import Cliff, MeanTrajectory
 from reasonscope.steering.dose import Arm
 
 _CONTROLS = {"displaylogo": False, "displayModeBar": "hover", "responsive": True}
@@ -56,24 +60,111 @@ def length_prediction(probe: LengthProbe) -> Figure:
 
 def length_scores(probe: LengthProbe) -> Figure:
     """Rank correlation of the probe and of each baseline with the true length, 95 % intervals."""
+    title = f"Length probe and baselines ({probe.n_groups} problems)"
     scores = {"probe": probe.spearman, **probe.baselines}
+    return probe_scores(scores, title=title, measure="Spearman correlation", chance=0.0)
+
+
+def probe_scores(scores: Mapping[str, Estimate], *, title: str, measure: str, chance: float) -> Figure:
+    """A probe, first, and its baselines: a number each with its 95 % interval, and the line of chance."""
     figure = go.Figure()
-    figure.add_scatter(
-        x=[score.value for score in scores.values()],
-        y=[name.replace("_", " ") for name in scores],
-        mode="markers",
-        marker={"color": [BLUE, *[GREY] * len(probe.baselines)], "size": 11},
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [score.high - score.value for score in scores.values()],
-            "arrayminus": [score.value - score.low for score in scores.values()],
-            "color": GREY,
-        },
-        showlegend=False,
+    colours = [BLUE, *[GREY] * (len(scores) - 1)]
+    for (name, score), colour in zip(scores.items(), colours, strict=True):
+        figure.add_scatter(
+            x=[score.value],
+            y=[name.replace("_", " ")],
+            mode="markers",
+            marker={"color": colour, "size": 11},
+            error_x=_error(score.value, score.interval, colour),
+            showlegend=False,
+        )
+    figure.add_vline(x=chance, line={"color": GREY, "dash": "dash"})
+    return _styled(figure, title, measure, "").update_yaxes(autorange="reversed")
+
+
+def layer_position_map(
+    scores: NDArray[np.float64],
+    layers: Sequence[str],
+    positions: Sequence[str],
+    *,
+    title: str,
+    measure: str,
+    chance: float,
+) -> Figure:
+    """Held-out `scores` (layer, position) of a probe fitted at each layer and position; white is chance."""
+    reach = float(np.nanmax(np.abs(scores - chance))) or 1.0
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=scores,
+        x=list(positions),
+        y=list(layers),
+        colorscale="RdBu_r",
+        zmin=chance - reach,
+        zmax=chance + reach,
+        colorbar={"title": measure},
+        texttemplate="%{z:.2f}",
+        hovertemplate="%{y}, %{x}<br>%{z:.3f}<extra></extra>",
     )
-    figure = _styled(figure, f"Length probe and baselines ({probe.n_groups} problems)", "Spearman correlation", "")
-    return figure.update_yaxes(autorange="reversed").update_xaxes(range=[-0.3, 1])
+    return _styled(figure, title, "position in the trace", "site")
+
+
+def mean_trajectories(curves: Mapping[str, MeanTrajectory], *, title: str, measure: str, last: int = 20) -> Figure:
+    """Mean score by outcome, counted back from the last token of the close window; below, how many traces are behind each point.
+
+    Right, the `last` tokens one by one: nothing is resampled, for a cliff of two tokens would vanish in a grid.
+    """
+    figure = make_subplots(
+        rows=2,
+        cols=2,
+        shared_xaxes=True,
+        row_heights=[0.75, 0.25],
+        vertical_spacing=0.06,
+        subplot_titles=("thinking and closing tag", f"the last {last} tokens", "", ""),
+    )
+    for (name, curve), colour in zip(curves.items(), _cycle(len(curves)), strict=True):
+        for column, shown in ((1, len(curve.mean)), (2, min(last, len(curve.mean)))):
+            back = np.arange(1 - shown, 1)
+            style = {"name": name, "legendgroup": name, "line": {"color": colour}}
+            mode = "lines" if column == 1 else "lines+markers"
+            hover = "token %{x}: %{y:.3f}<br>n = %{customdata}"
+            figure.add_scatter(
+                x=back,
+                y=curve.mean[-shown:],
+                customdata=curve.n[-shown:],
+                hovertemplate=hover,
+                mode=mode,
+                showlegend=column == 1,
+                row=1,
+                col=column,
+                **style,
+            )
+            figure.add_scatter(
+                x=back, y=curve.n[-shown:], mode="lines", showlegend=False, row=2, col=column, hoverinfo="skip", **style
+            )
+    figure = _styled(figure, title, "", measure)
+    figure.update_xaxes(title="tokens to the last of the close window", row=2)
+    return figure.update_yaxes(title="traces", row=2, col=1).update_layout(height=520)
+
+
+def cliff_distribution(cliffs: Mapping[str, Cliff], random: NDArray[np.float64], *, title: str) -> Figure:
+    """Plateau less end of each trace by outcome, and the mean drops along random directions (the null)."""
+    figure = go.Figure()
+    values = {f"{name} (n = {len(found.ids)})": found.drops for name, found in cliffs.items()}
+    values[f"random directions (means, n = {len(random)})"] = random
+    colours = [*_cycle(len(cliffs)), GREY]
+    for (name, drops), colour in zip(values.items(), colours, strict=True):
+        figure.add_box(
+            y=drops,
+            name=name,
+            marker_color=colour,
+            boxpoints="all",
+            jitter=0.4,
+            pointpos=0,
+            boxmean=True,
+            showlegend=False,
+        )
+    figure.add_hline(y=0, line={"color": GREY, "dash": "dash"})
+    return _styled(figure, title, "", "plateau less end")
 
 
 def steering_plane(arms: Sequence[Arm]) -> Figure:
@@ -108,6 +199,11 @@ def to_html(figure: Figure, *, with_library: bool) -> str:
     """The figure as a piece of HTML; `with_library` puts Plotly's script into it, so that the page needs no network."""
     html: str = figure.to_html(full_html=False, include_plotlyjs=with_library, config=_CONTROLS)
     return html
+
+
+def _cycle(n: int) -> list[str]:
+    """`n` colours, the four of the palette in turn."""
+    return [(ORANGE, BLUE, GREEN, PURPLE)[i % 4] for i in range(n)]
 
 
 def _error(value: float, interval: tuple[float, float], colour: str) -> dict[str, object]:

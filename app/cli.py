@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from reasonscope.app.commands import browser, demo, environment, models, runs
+from reasonscope.app.commands import browser, demo, environment, models, probe, runs
 from reasonscope.data.errors import ReasonscopeError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.command()(runs.record)
 app.command()(runs.check)
 app.command("import")(runs.import_)
 app.command()(runs.export)
+app.add_typer(probe.probe, name="probe")
 app.command()(models.verify)
 app.add_typer(models.organism, name="organism")
 app.command("app")(browser.browse)

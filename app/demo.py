@@ -7,21 +7,29 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from reasonscope.analysis import figures
 from reasonscope.analysis.organism import is_compliance, is_refusal
+from reasonscope.app.probing import refusal_figures
 from reasonscope.app.report import write_report
 from reasonscope.app.summary import SUMMARY
+from reasonscope.data.errors import InputError
 from reasonscope.data.problems import load_problems
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Sampling, Trace
+from reasonscope.probes.correctness import CorrectnessProbe, correctness_probe
+from reasonscope.probes.evaluate import Estimate
 from reasonscope.probes.length import LengthProbe, length_probe
 from reasonscope.probes.model import Model, load_model
 from reasonscope.probes.record import record
+from reasonscope.probes.refusal import RefusalProbe, refusal_probe
 from reasonscope.probes.sites import Site, expand_sites
 from reasonscope.steering import Arm, Scope, compare, extract_seal
 
+T = TypeVar("T")
+
+REFUSAL_FIGURES = ("refusal_scores", "intent_trajectories", "intent_cliffs")
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=900, seed=0)
 
 
@@ -66,15 +74,26 @@ def run_demo(out: Path, *, size: Size, say: Callable[[str], None], progress: boo
     requests = [trace for trace in traces if trace.problem.answer is None]
     with clock.part("length_probe", "predicting how long it will think from the last prompt token"):
         probe = length_probe(store, ledgers)
+    with clock.part("refusal_probe", "predicting from the closing tag whether it will refuse"):
+        refusal = _or_why_not(lambda: refusal_probe(store, requests))
+    with clock.part("correctness_probe", "predicting from the closing tag whether the answer will be right"):
+        correctness = _or_why_not(lambda: correctness_probe(store, ledgers))
     with clock.part("seal", "extracting a SEAL vector and steering held-out problems with it"):
         arms = steer(model, store, ledgers, held_out=size.steered)
-    summary = summarise(model, ledgers, requests, probe, arms, clock.seconds)
+    summary = {
+        **summarise(model, ledgers, requests, probe, arms),
+        "refusal_probe": refusal if isinstance(refusal, str) else refusal_summary(refusal),
+        "correctness_probe": correctness if isinstance(correctness, str) else correctness_summary(correctness),
+        "model": dict(model.fingerprint),
+        "timings": dict(clock.seconds),
+    }
     (out / SUMMARY).write_text(json.dumps(summary, indent=2), encoding="utf-8")
     drawn = [
         figures.thinking_by_difficulty(ledgers),
         figures.answers_by_request(request_outcomes(requests)),
         figures.length_prediction(probe),
         figures.length_scores(probe),
+        *([] if isinstance(refusal, str) else [refusal_figures(refusal, requests)[name] for name in REFUSAL_FIGURES]),
         figures.steering_plane(arms),
     ]
     write_report(out, summary, drawn)
@@ -115,7 +134,6 @@ def summarise(
     requests: list[Trace],
     probe: LengthProbe,
     arms: list[Arm],
-    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """The numbers of the demo by the names that others read them by."""
     named = {arm.name: arm for arm in arms}
@@ -133,6 +151,8 @@ def summarise(
             "ci": list(probe.spearman.interval),
             "baselines": {name: score.value for name, score in probe.baselines.items()},
             "n_groups": probe.n_groups,
+            "above_best_text": _shown(probe.difference),
+            "within_difficulty": None if probe.within_difficulty is None else _shown(probe.within_difficulty),
         },
         "seal": {
             "tokens_base": base.tokens.value,
@@ -145,6 +165,47 @@ def summarise(
             "change_ci": list(seal.change.interval),
             "n_problems": base.n_problems,
         },
-        "model": dict(model.fingerprint),
-        "timings": dict(seconds),
     }
+
+
+def refusal_summary(found: RefusalProbe) -> dict[str, Any]:
+    """Refused or complied among the harmful, and how far the intent to refuse falls where the model complied, beside both nulls."""
+    among_harmful, study = found.comparisons["refusal"], found.cliffs["intent"]
+    fell, stood = study.cliffs["harmful", "complied"], study.cliffs.get(("harmful", "refused"))
+    return {
+        "auroc": _shown(among_harmful.auroc),
+        "above_best_baseline": _shown(among_harmful.difference),
+        "shuffled_labels": float(among_harmful.shuffled.null.mean()),
+        "cliff": {
+            "plateau": fell.plateau.value,
+            "end": fell.end.value,
+            "drop": _shown(fell.drop),
+            "drop_of_refused": None if stood is None else _shown(stood.drop),
+            "drop_beyond_benign": None if study.excess is None else _shown(study.excess),
+            "random_directions": float(study.random.mean()),
+        },
+        "n_groups": found.n_groups,
+    }
+
+
+def correctness_summary(found: CorrectnessProbe) -> dict[str, Any]:
+    """Right or wrong from the closing tag, and whether that is more than length and truncation say."""
+    return {
+        "auroc": _shown(found.comparison.auroc),
+        "above_best_baseline": _shown(found.comparison.difference),
+        "n_right": found.n_right,
+        "n_groups": found.n_groups,
+    }
+
+
+def _shown(estimate: Estimate) -> list[float]:
+    """Value, and the ends of its interval."""
+    return [estimate.value, *estimate.interval]
+
+
+def _or_why_not(measure: Callable[[], T]) -> T | str:
+    """A small run may hold too few of a class for every fold to have some; the summary then says so."""
+    try:
+        return measure()
+    except InputError as error:
+        return f"not measured: {error}"

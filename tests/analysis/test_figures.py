@@ -5,8 +5,12 @@ import pytest
 
 from reasonscope.analysis import figures
 from reasonscope.app.report import write_report
+from reasonscope.probes.conformal import ResidualBand
 from reasonscope.probes.evaluate import Estimate
 from reasonscope.probes.length import LengthProbe
+from reasonscope.probes.linear import LinearProbe
+from reasonscope.probes.sites import Site
+from reasonscope.probes.trajectory import Cliff, mean_trajectory
 from reasonscope.steering import Arm
 
 
@@ -24,6 +28,18 @@ def probe():
         n_truncated=0,
         predicted=true * 1.1,
         true=true,
+        difference=estimate(0.3),
+        within_difficulty=estimate(0.4),
+        within_dataset=None,
+        concordance=estimate(0.9),
+        r2_log=estimate(0.7),
+        r2=estimate(0.6),
+        between_share=None,
+        layer=(Site("resid_post", 1),) * 5,
+        probe=LinearProbe(
+            coef=np.ones(3), intercept=0.0, site=Site("resid_post", 1), task="regression", method="ridge", model={}
+        ),
+        band=ResidualBand(low=-0.5, high=0.5, coverage=0.9),
     )
 
 
@@ -53,6 +69,36 @@ def test_axes_are_named_and_every_arm_is_drawn(probe, arms):
 def test_scores_stand_beside_their_baselines(probe):
     figure = figures.length_scores(probe)
     assert list(figure.data[0].y) == ["probe", "prompt length", "bag of words"]
+
+
+def test_the_map_is_white_at_chance():
+    scores = np.array([[0.5, 0.6], [0.9, np.nan]])
+    figure = figures.layer_position_map(
+        scores, ["resid_post.0", "resid_post.1"], ["prompt", "window"], title="t", measure="AUROC", chance=0.5
+    )
+    drawn = figure.data[0]
+    assert (drawn.zmin, drawn.zmax) == (pytest.approx(0.1), pytest.approx(0.9))
+    assert list(drawn.x) == ["prompt", "window"] and list(drawn.y) == ["resid_post.0", "resid_post.1"]
+
+
+def test_trajectories_show_the_last_tokens_one_by_one_and_how_many_traces_there_are():
+    curve = mean_trajectory([np.linspace(0, 1, 50), np.linspace(0, 1, 30)])
+    figure = figures.mean_trajectories({"harmful complied": curve}, title="t", measure="probability", last=20)
+    whole, whole_n, close, close_n = figure.data
+    assert len(whole.x) == 50 and len(close.x) == 20
+    assert list(close.x) == list(range(-19, 1))
+    assert list(close.y) == list(curve.mean[-20:])
+    assert (whole_n.y[0], whole_n.y[-1], close_n.y[0]) == (1, 2, 2)
+
+
+def test_cliffs_are_drawn_trace_by_trace_beside_the_null():
+    plateaus, ends = np.array([0.9, 0.8]), np.array([0.2, 0.4])
+    drop = Cliff(
+        ids=("a", "b"), plateaus=plateaus, ends=ends, plateau=estimate(0.85), end=estimate(0.3), drop=estimate(0.55)
+    )
+    figure = figures.cliff_distribution({"harmful complied": drop}, np.zeros(100), title="t")
+    assert list(figure.data[0].y) == pytest.approx([0.7, 0.4])
+    assert [box.name for box in figure.data] == ["harmful complied (n = 2)", "random directions (means, n = 100)"]
 
 
 def test_the_report_holds_its_script_once_and_every_number(tmp_path, probe):

@@ -2,10 +2,33 @@
 
 import numpy as np
 import pytest
-from sklearn.linear_model import Ridge
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
 
 from reasonscope.data.errors import InputError
-from reasonscope.probes.evaluate import cluster_bootstrap, grouped_predictions, spearman
+from reasonscope.probes.baselines import Points, residual_sites
+from reasonscope.probes.conformal import residual_band
+from reasonscope.probes.controls import (
+    control_labels,
+    control_task,
+    permutation_null,
+    shuffled_between,
+    shuffled_within,
+)
+from reasonscope.probes.evaluate import (
+    cluster_bootstrap,
+    difference_to_best,
+    direction_cosines,
+    grouped_folds,
+    grouped_predictions,
+    nested_folds,
+    problem_groups,
+    spearman,
+    transfer_matrix,
+)
+from reasonscope.probes.metrics import auroc
 
 
 def test_a_label_that_only_the_group_knows_cannot_be_predicted():
@@ -52,3 +75,193 @@ def test_too_few_groups_and_nan_are_refused():
         grouped_predictions(Ridge(), np.zeros((6, 1)), np.zeros(6), ["a", "b", "c"] * 2)
     with pytest.raises(InputError, match="NaN"):
         grouped_predictions(Ridge(), np.full((6, 1), np.nan), np.zeros(6), list("abcdef"))
+
+
+@pytest.fixture
+def questions():
+    """80 problems of 6 rollouts: the question's words, and a label that depends on the problem alone."""
+    rng = np.random.default_rng(0)
+    words = np.array([f"word{i}" for i in range(400)])
+    texts = np.repeat([" ".join(rng.choice(words, 12)) for _ in range(80)], 6)
+    labels = np.repeat(rng.permutation(np.repeat([0.0, 1.0], 40)), 6)
+    return np.array(texts, dtype=object), labels, np.repeat(np.arange(80), 6).astype(str).tolist()
+
+
+def test_a_classifier_of_the_question_is_at_chance_on_labels_of_the_problem(questions):
+    """And is not where rows are split at random: that is the leak which the default splitter closes."""
+    texts, labels, groups = questions
+    classifier = make_pipeline(TfidfVectorizer(), LogisticRegression())
+    held = grouped_predictions(classifier, texts, labels, groups, task="binary")
+    estimate = cluster_bootstrap(auroc, labels, held, groups, draws=200)
+    assert estimate.low < 0.5 < estimate.high
+    leaky = cross_val_predict(
+        classifier, texts, labels, cv=KFold(5, shuffle=True, random_state=0), method="predict_proba"
+    )
+    assert auroc(labels, leaky[:, 1]) > 0.95
+
+
+def test_rows_of_a_problem_need_one_group():
+    assert problem_groups(["a", "b"]) == ["row 0", "row 1"]
+    assert problem_groups(["a", "a", "b"], ["x", "x", "x"]) == ["x", "x", "x"]
+    with pytest.raises(InputError, match="problem 'a' has rows in the groups 'row 0' and 'row 2'"):
+        problem_groups(["a", "b", "a"])
+    with pytest.raises(InputError, match="2 groups for 3 rows"):
+        problem_groups(["a", "b", "c"], ["x", "y"])
+
+
+def test_no_group_is_on_two_sides_of_any_fold(questions):
+    _, labels, groups = questions
+    names = np.asarray(groups)
+    for nested in nested_folds(labels, groups, task="binary"):
+        assert not set(names[nested.outer.train]) & set(names[nested.outer.test])
+        assert set(np.concatenate([fold.test for fold in nested.inner])) == set(nested.outer.train)
+        for fold in nested.inner:
+            assert not set(names[fold.train]) & set(names[fold.test])
+            assert not set(fold.train) & set(nested.outer.test)
+
+
+@pytest.mark.parametrize(
+    ("targets", "groups", "message"),
+    [
+        (np.ones(10), list("abcdefghij"), "all 10 rows are of class 1"),
+        (np.array([1.0, *[0.0] * 9]), list("abcdefghij"), "class 1 is in 1 groups for 5 folds"),
+        (np.arange(10.0), list("abcdefghij"), "have to be 0 and 1"),
+        (np.array([0.0, 1.0] * 5), ["a"] * 10, "1 groups for 5 folds"),
+        (np.array([0.0, np.nan] * 5), list("abcdefghij"), "NaN"),
+    ],
+)
+def test_bad_targets_are_one_clear_error(targets, groups, message):
+    with pytest.raises(InputError, match=message):
+        grouped_folds(targets, groups, task="binary")
+
+
+def test_one_group_has_no_interval_and_one_class_no_value():
+    with pytest.raises(InputError, match="one group"):
+        cluster_bootstrap(spearman, np.arange(4.0), np.arange(4.0), ["a"] * 4)
+    with pytest.raises(InputError, match="not defined"):
+        cluster_bootstrap(auroc, np.ones(4), np.arange(4.0), list("abcd"))
+
+
+def test_the_difference_is_paired_and_knows_that_the_best_was_chosen():
+    rng = np.random.default_rng(5)
+    truth = rng.standard_normal(150)
+    groups = [str(i // 2) for i in range(150)]
+    noisy = truth + rng.standard_normal(150)
+    near = noisy + 0.05 * rng.standard_normal(150)
+    same = difference_to_best(spearman, truth, noisy, {"itself": noisy}, groups)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    close = difference_to_best(spearman, truth, noisy, {"near": near}, groups, draws=300)
+    alone = cluster_bootstrap(spearman, truth, noisy, groups, draws=300)
+    assert close.high - close.low < (alone.high - alone.low) / 3
+    twice = difference_to_best(
+        spearman, truth, noisy, {"near": near, "noise": rng.standard_normal(150)}, groups, draws=300
+    )
+    assert twice.value == close.value and twice.low <= close.low
+    with pytest.raises(InputError, match="no baseline"):
+        difference_to_best(spearman, truth, noisy, {}, groups)
+
+
+def test_transfer_shows_where_a_direction_holds():
+    rng = np.random.default_rng(6)
+    features = rng.standard_normal((180, 4))
+    datasets = np.repeat(["a", "b", "c"], 60)
+    targets = np.where(datasets == "c", features[:, 1], features[:, 0])
+    groups = [str(i) for i in range(180)]
+    found = transfer_matrix(Ridge(), features, targets, datasets.tolist(), groups, spearman)
+    assert found.names == ("a", "b", "c")
+    assert found.scores[:2, :2].min() > 0.9 and found.scores[2, 2] > 0.9
+    assert np.abs([found.scores[:2, 2], found.scores[2, :2]]).max() < 0.5
+
+
+def test_a_group_of_both_data_sets_is_left_out_of_the_fit():
+    features = np.random.default_rng(7).standard_normal((20, 2))
+    with pytest.raises(InputError, match="nothing to fit in 'a' once the groups that 'b' shares are left out"):
+        transfer_matrix(Ridge(), features, features[:, 0], ["a"] * 10 + ["b"] * 10, list("abcdefghij") * 2, spearman)
+
+
+def test_cosines_of_directions():
+    assert direction_cosines(np.array([[1.0, 0.0], [2.0, 0.0], [0.0, -3.0]])) == pytest.approx(
+        np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]])
+    )
+    with pytest.raises(InputError, match="length 0"):
+        direction_cosines(np.zeros((2, 3)))
+
+
+def test_shuffles_keep_what_they_say():
+    targets = np.arange(12.0)
+    groups = list("aaabbbcccddd")
+    within = shuffled_within(targets, groups, seed=0)
+    assert [set(part) for part in within.reshape(4, 3)] == [set(part) for part in targets.reshape(4, 3)]
+    assert not np.array_equal(within, targets)
+    between = shuffled_between(targets, groups, seed=0)
+    assert {tuple(part) for part in between.reshape(4, 3)} == {tuple(part) for part in targets.reshape(4, 3)}
+    assert not np.array_equal(between, targets)
+    uneven = shuffled_between(targets, list("aaaaabbbccdd"), seed=0)
+    assert sorted(uneven) == sorted(targets)
+
+
+def test_shuffled_labels_leave_nothing_to_find():
+    rng = np.random.default_rng(8)
+    features = rng.standard_normal((90, 5))
+    targets = features[:, 0] + 0.3 * rng.standard_normal(90)
+    groups = [str(i // 3) for i in range(90)]
+
+    def judge(values):
+        return spearman(values, grouped_predictions(Ridge(), features, values, groups))
+
+    null = permutation_null(judge, targets, groups, within=False, draws=19)
+    assert null.observed > 0.8 > 0.5 > null.null.max()
+    assert null.p_value == 0.05
+    with pytest.raises(InputError, match="no shuffle within groups"):
+        permutation_null(judge, np.repeat(targets[::3], 3), groups, within=True, draws=3)
+
+
+def test_random_labels_of_a_type_cannot_be_learned_across_groups_of_it():
+    """Hewitt and Liang's control, on the problem itself: above chance only where folds share problems."""
+    rng = np.random.default_rng(9)
+    problems = np.repeat(np.arange(40), 5)
+    features = np.hstack([np.eye(40)[problems], rng.standard_normal((200, 3))])
+    targets = (features[:, -1] > 0).astype(float)
+    groups = problems.astype(str).tolist()
+
+    def predict(labels):
+        return grouped_predictions(LogisticRegression(), features, labels, groups, task="binary")
+
+    found = control_task(auroc, targets, predict, problems.tolist(), groups, draws=100)
+    assert found.task.low > 0.9
+    assert found.control.low < 0.5 < found.control.high
+    assert found.selectivity.low > 0.1
+    labels = control_labels(problems.tolist(), targets, seed=0)
+    seen = LogisticRegression(C=100).fit(features, labels).predict_proba(features)[:, 1]
+    assert auroc(labels, seen) > 0.95
+
+
+@pytest.mark.parametrize("rows_per_group", [1, 4])
+def test_the_interval_covers_new_groups(rows_per_group):
+    rng = np.random.default_rng(10)
+    inside = []
+    for _ in range(300):
+        shared = np.repeat(rng.standard_normal(30), rows_per_group)
+        residuals = np.exp(shared + 0.5 * rng.standard_normal(len(shared)))  # skewed
+        groups = np.repeat(np.arange(30), rows_per_group).astype(str).tolist()
+        band = residual_band(residuals, np.zeros(len(residuals), dtype=bool), groups, coverage=0.8)
+        inside.append(band.low <= np.exp(rng.standard_normal() + 0.5 * rng.standard_normal()) <= band.high)
+    assert 0.76 < np.mean(inside) < 0.9
+
+
+def test_an_interval_that_nobody_can_know_is_infinite():
+    residuals, groups = np.arange(40.0), [str(i) for i in range(40)]
+    assert residual_band(residuals[:10], np.zeros(10, dtype=bool), groups[:10]).high == np.inf
+    cut = residual_band(residuals, residuals > 35, groups)
+    assert np.isfinite(cut.low) and cut.high == np.inf
+    with pytest.raises(InputError, match="between 0 and 1"):
+        residual_band(residuals, residuals > 35, groups, coverage=90)
+
+
+def test_points_and_sites_are_checked():
+    class Run:
+        sites = ("resid_post.1", "resid_pre.0", "resid_pre.2", "z.0", "resid_post.0")
+
+    assert [str(site) for site in residual_sites(Run())] == ["resid_pre.0", "resid_post.0", "resid_post.1"]
+    with pytest.raises(InputError, match="1 traces and 2 tokens"):
+        Points(traces=[None], tokens=[0, 1])
