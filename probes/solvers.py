@@ -47,8 +47,9 @@ def ridge_path(
     `features` (problem, row, d_model) of any float type; `targets` (row,) or (problem, row); `mask` (problem, row) is true on the
     training rows, (problem, fold, row) gives every problem several training sets, which share what can be shared. A problem is usually a
     layer at a position. `standardise` divides by the training rows' own standard deviation; the coefficients come back in the units
-    of the features. On the CPU one tridiagonalisation per training set serves all penalties. Problems are taken to `device` (theirs if None)
-    one by one, the results are left there. Raises InputError for NaN, shapes that do not fit, or a penalty that is not above 0.
+    of the features. On the CPU one tridiagonal matrix per training set serves all penalties. Problems are taken to `device` (theirs if
+    None) one by one, the results are left there. Raises InputError for NaN, shapes that do not fit, or a penalty that is not above 0
+    or lost in rounding.
     """
     return _path(_ridge, features, targets, penalties, mask, standardise, device)
 
@@ -140,7 +141,10 @@ def _path(
         y = targets[index, rows]
         if problem is None:
             states = features[index].to(where, torch.float64)[rows]
-            problem, rows = _Problem.of(states, *_moments(states), row_space=row_space), torch.arange(len(rows), device=where)
+            problem, rows = (
+                _Problem.of(states, *_moments(states), row_space=row_space),
+                torch.arange(len(rows), device=where),
+            )
         coef, intercept = solve(problem, rows, y, grid)
         coef = coef / problem.scale
         return coef, intercept - coef @ problem.centre
@@ -150,10 +154,15 @@ def _path(
     with _on_every_core(where, n_problems * n_folds) as (run, cores):
         for start in range(0, n_problems, step := PROBLEMS_AT_A_TIME * cores):
             part = range(start, min(start + step, n_problems))
-            fits += run(fit, [(i, k, problem) for i, problem in zip(part, run(shared, part), strict=True) for k in range(n_folds)])
+            fits += run(
+                fit,
+                [(i, k, problem) for i, problem in zip(part, run(shared, part), strict=True) for k in range(n_folds)],
+            )
     coef = torch.stack([coef for coef, _ in fits]).unflatten(0, (n_problems, n_folds))
     intercept = torch.stack([intercept for _, intercept in fits]).unflatten(0, (n_problems, n_folds))
-    return LinearPath(coef, intercept) if mask is not None and mask.dim() == 3 else LinearPath(coef[:, 0], intercept[:, 0])
+    return (
+        LinearPath(coef, intercept) if mask is not None and mask.dim() == 3 else LinearPath(coef[:, 0], intercept[:, 0])
+    )
 
 
 @contextmanager
