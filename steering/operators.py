@@ -31,7 +31,8 @@ def add(states: Tensor, direction: Tensor, strength: float) -> Tensor:
 
 def scaled_add(states: Tensor, direction: Tensor, strength: float) -> Tensor:
     """h + s·‖h‖·û: the strength is a share of each state's own norm, so that one strength fits every layer."""
-    return states + strength * states.norm(dim=-1, keepdim=True) * _unit(direction)
+    length: Tensor = states.norm(dim=-1, keepdim=True)
+    return states + strength * length * _unit(direction)
 
 
 def ablate(states: Tensor, direction: Tensor, strength: float) -> Tensor:

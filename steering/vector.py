@@ -19,7 +19,7 @@ from reasonscope.probes.sites import Point, Site
 from reasonscope.steering.apply import Steering
 from reasonscope.steering.control_vector import MAGIC, read_gguf, write_gguf
 from reasonscope.steering.operators import Operator, add
-from reasonscope.steering.patch import PatchHandle, patch, patched
+from reasonscope.steering.patching import PatchHandle, patch, patched
 from reasonscope.steering.scope import Scope
 
 FORMAT_VERSION = 1
