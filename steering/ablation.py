@@ -12,7 +12,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.capture import replay
-from reasonscope.probes.evaluate import Estimate, Rows, Values, resample_groups
+from reasonscope.probes.evaluate import Estimate, Resamples, Values
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
 from reasonscope.steering.apply import Touching
@@ -239,21 +239,20 @@ def _measure(model: Model, traces: Sequence[Trace], ablation: Ablation, bank: Ba
     reader, touched = _reader(model, ablation, bank, seed, counts)
     spans = {"answer": lambda trace: trace.tokens.answer, "thinking": lambda trace: trace.tokens.thinking}
     moved = divergence(model, traces, reader, spans)
-    groups = [trace.problem.group for trace in traces]
+    resamples = Resamples([trace.problem.group for trace in traces])
+
+    def per_token(of: str, sums: Values) -> Estimate:
+        found = Resamples.estimate(resamples.means(sums / moved[of].n_tokens, moved[of].n_tokens))
+        assert found is not None  # every trace has tokens in both spans
+        return found
+
     answer, thinking = moved["answer"], moved["thinking"]
-
-    def per_token(sums: Values, n: Values) -> Estimate:
-        def statistic(rows: Rows) -> float:
-            return float(sums[rows].sum() / n[rows].sum())
-
-        return resample_groups(statistic, groups)
-
     return _Measured(
-        effect=per_token(answer.nll - answer.nll_unchanged, answer.n_tokens),
+        effect=per_token("answer", answer.nll - answer.nll_unchanged),
         side_effects={
-            "kl_thinking": per_token(thinking.kl, thinking.n_tokens),
-            "nll_thinking": per_token(thinking.nll - thinking.nll_unchanged, thinking.n_tokens),
-            "kl_answer": per_token(answer.kl, answer.n_tokens),
+            "kl_thinking": per_token("thinking", thinking.kl),
+            "nll_thinking": per_token("thinking", thinking.nll - thinking.nll_unchanged),
+            "kl_answer": per_token("answer", answer.kl),
         },
         touched=touched(),
     )
@@ -308,8 +307,8 @@ def _other_heads(
 
 @dataclass(frozen=True, kw_only=True)
 class Elsewhere(Scope):
-    """As many tokens of each sequence as `instead_of` names, drawn from those that it does not name: of the same region where it has
-    enough others, else of the whole text; fewer where even that has not as many."""
+    """As many tokens of each sequence as `instead_of` names, drawn from those that it does not name: of the same region where that has
+    enough others, else of the whole text; where even that has not, from the whole text, those that it names too."""
 
     instead_of: Scope
     seed: int = 0
@@ -323,7 +322,9 @@ class Elsewhere(Scope):
         named = self.instead_of.mask(ids, n_prompt=n_prompt)
         wanted = named.sum(dim=1, keepdim=True)
         region = super().mask(ids, n_prompt=n_prompt) & ~named
-        free = torch.where(region.sum(dim=1, keepdim=True) >= wanted, region, (ids >= 0) & ~named)
+        text = ids >= 0
+        free = torch.where((text & ~named).sum(dim=1, keepdim=True) >= wanted, text & ~named, text)
+        free = torch.where(region.sum(dim=1, keepdim=True) >= wanted, region, free)
         score = torch.rand(ids.shape, generator=torch.Generator().manual_seed(self.seed)).to(ids.device)
         rank = score.masked_fill(~free, 2.0).argsort(dim=1).argsort(dim=1)
         return free & (rank < wanted)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Problem, Sampling, Trace
-from reasonscope.probes.evaluate import Estimate, Rows, Values, resample_groups
+from reasonscope.probes.evaluate import Estimate, Resamples, Values
 from reasonscope.probes.model import Model
 from reasonscope.probes.refusal import behaviour
 from reasonscope.probes.rollout import rollouts
@@ -31,6 +31,7 @@ MEASURES = (
     "tokens", "accuracy", "refused", "refused_harmful", "refused_benign", "well_formed", "repeated_ngrams", "compression",
     "perplexity", "kl",
 )  # fmt: skip
+_UNKNOWN = Estimate(value=float("nan"), low=float("nan"), high=float("nan"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +179,7 @@ def dose_response(
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The measures (trace,) of one run of all problems; `n_tokens` (trace,) weighs what is per token of given text."""
+    """The measures (trace,) of one run of all problems; `perplexity` is the mean negative log-likelihood of the trace's tokens."""
 
     values: Mapping[str, Values]
     touched: int
@@ -205,7 +206,8 @@ class Bench:
         self._model, self._problems, self._sampling = model, problems, sampling
         self._samples, self._batch_size, self._on_given_text = samples, batch_size, on_given_text
         self.traces = self._write(None)
-        self._groups = [trace.problem.group for trace in self.traces]
+        groups = [trace.problem.group for trace in self.traces]
+        self._n_problems, self._resamples = len(set(groups)), Resamples(groups)
         self.base = Run(values=self._measured(self.traces, None), touched=0)
 
     def run(self, name: str, intervention: Intervention) -> Run:
@@ -216,15 +218,15 @@ class Bench:
         return Run(values=self._measured(traces, intervention), touched=touched)
 
     def arm(self, name: str, multiplier: float, run: Run) -> Arm:
-        tokens, before = run.values["tokens"], self.base.values["tokens"]
-        measures = {name: e for name in run.values if (e := self._estimate(name, run.values[name]))}
+        change = self._means("tokens", run) / self._means("tokens", self.base) - 1
+        measures = _estimates({name: self._means(name, run) for name in run.values})
         return Arm(
             name=name,
             multiplier=multiplier,
-            n_problems=len(set(self._groups)),
+            n_problems=self._n_problems,
             tokens=measures["tokens"],
-            accuracy=measures.get("accuracy", Estimate(value=np.nan, low=np.nan, high=np.nan)),
-            change=resample_groups(lambda rows: float(tokens[rows].mean() / before[rows].mean() - 1), self._groups),
+            accuracy=measures.get("accuracy", _UNKNOWN),
+            change=Resamples.estimate(change) or _UNKNOWN,
             touched=run.touched,
             measures=measures,
             differences=self.differences(run, [self.base]),
@@ -232,11 +234,12 @@ class Bench:
 
     def differences(self, run: Run, others: Sequence[Run]) -> dict[str, Estimate]:
         """Each measure of `run` less its mean over `others`, on the same resamples of problems."""
-        return {
-            name: estimate
-            for name in run.values
-            if (estimate := self._estimate(name, run.values[name], [other.values[name] for other in others]))
-        }
+        return _estimates(
+            {
+                name: self._means(name, run) - np.mean([self._means(name, other) for other in others], axis=0)
+                for name in run.values
+            }
+        )
 
     def _write(self, intervention: Intervention | None) -> list[Trace]:
         return rollouts(
@@ -261,24 +264,19 @@ class Bench:
             values |= {"perplexity": moved.nll / moved.n_tokens, "kl": moved.kl / moved.n_tokens}
         return values
 
-    def _estimate(self, name: str, values: Values, others: Sequence[Values] = ()) -> Estimate | None:
-        """None where the measure is defined on too few problems to say anything."""
-        lengths = np.array([len(trace.token_ids) - trace.n_prompt_tokens for trace in self.traces], dtype=np.float64)
-        weights = lengths if name in ("perplexity", "kl") else np.ones(len(values))
+    def _means(self, name: str, run: Run) -> Values:
+        """A measure of a run on every resample of problems (1 + draw,)."""
+        if name not in ("perplexity", "kl"):
+            return self._resamples.means(run.values[name])
+        lengths = np.array([len(generated(trace)) for trace in self.traces], dtype=np.float64)
+        means = self._resamples.means(run.values[name], lengths)
+        return np.exp(means) if name == "perplexity" else means
 
-        def mean(row: Values, rows: Rows) -> float:
-            defined = rows[np.isfinite(row[rows])]
-            if not len(defined):
-                return float("nan")
-            value = float(np.average(row[defined], weights=weights[defined]))
-            return float(np.exp(value)) if name == "perplexity" else value
 
-        def statistic(rows: Rows) -> float:
-            return mean(values, rows) - (float(np.mean([mean(other, rows) for other in others])) if others else 0.0)
-
-        if len({group for group, value in zip(self._groups, values, strict=True) if np.isfinite(value)}) < 2:
-            return None
-        return resample_groups(statistic, self._groups)
+def _estimates(statistics: Mapping[str, Values]) -> dict[str, Estimate]:
+    """Those that say something: a measure that is defined on too few problems is left out."""
+    found = {name: Resamples.estimate(values) for name, values in statistics.items()}
+    return {name: estimate for name, estimate in found.items() if estimate is not None}
 
 
 def _of_trace(trace: Trace) -> dict[str, float]:

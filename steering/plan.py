@@ -106,7 +106,7 @@ def _scope(value: object, where: str, model: Model) -> Scope:
     given = dict(_mapping(value, where, [*(field.name for field in fields(Scope) if field.name != "marks"), "words"]))
     if "words" in given:
         given["tokens"] = words_as_tokens(given.pop("words"), model)
-    plain = {}
+    plain: dict[str, Any] = {}
     for key, item in given.items():
         is_set = key == "tokens" or key.endswith("_tokens")
         plain[key] = (frozenset(item) if is_set else tuple(item)) if isinstance(item, list | frozenset) else item
@@ -117,6 +117,7 @@ def _scope(value: object, where: str, model: Model) -> Scope:
 def _mapping(value: object, where: str, allowed: Sequence[str]) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{where}: {value!r}; names and values are needed, any of {', '.join(allowed)}")
+    value = {"on" if key is True else key: item for key, item in value.items()}  # YAML 1.1 reads the word on as true
     if unknown := [key for key in value if key not in allowed]:
         raise InputError(f"{where}: nothing is called {unknown[0]!r} there; there are {', '.join(allowed)}")
     return value

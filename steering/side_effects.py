@@ -81,7 +81,7 @@ def divergence(
     unchanged model. `read` None is the unchanged model itself; a trace whose span is empty has 0 tokens there."""
     sums = {name: np.zeros((4, len(traces))) for name in spans}
     for batch in _batches(model, traces):
-        ids, mask = left_padded([traces[i].token_ids for i in batch], model.device)
+        ids, mask = left_padded([traces[i].token_ids.tolist() for i in batch], model.device)
         plain = model.backend.forward(ids, mask=mask).logits
         changed = plain if read is None else read(ids, mask, [traces[i].n_prompt_tokens for i in batch])
         for row, i in enumerate(batch):

@@ -125,8 +125,12 @@ class SteeringVector:
             raise InputError(f"a vector of width {self.width} for {model.name}, whose stream is {model.d_model} wide")
         for site in self.directions:
             model.layout.module(model.hf, site)
-        there = self.provenance.get("model") or {}
-        if differs := [p for p in ("architecture", "weights") if p in there and there[p] != model.fingerprint[p]]:
+        if not (there := self.provenance.get("model") or {}):
+            return
+        here = model.fingerprint
+        same_dtype = there.get("dtype", here["dtype"]) == here["dtype"]  # the bytes of other weights say nothing
+        parts = ("architecture", "weights") if same_dtype else ("architecture",)
+        if differs := [part for part in parts if part in there and there[part] != here[part]]:
             raise InputError(
                 f"the vector was made from {there.get('name', there.get('architecture'))!r}, which differs in {' and '.join(differs)} "
                 f"from {model.name!r}; extract it again, or say that it is meant with vector.for_any_model()"

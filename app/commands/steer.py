@@ -43,8 +43,8 @@ def extract(
 
     chosen, where = by_name(method), places(run)
     store = TraceStore.open(where.store)
-    loaded = model_of_run(store, model, device=device, backend=backend)
     split = split_run(store, share=held_out, n=None, seed=seed)
+    loaded = model_of_run(store, model, device=device, backend=backend)
     vector = chosen.vector(loaded, store, split.ids, expand_sites(sites, loaded.n_layers) if sites else None)
     path = out or where.results / "steering" / f"{method}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,8 +91,8 @@ def sweep(
     chosen = {name: by_name(name) for name in methods}
     given, where = numbers_from(strengths) if strengths else None, places(run)
     store = TraceStore.open(where.store)
-    loaded = model_of_run(store, model, device=device, backend=backend)
     split = split_run(store, share=held_out, n=n, seed=seed)
+    loaded = model_of_run(store, model, device=device, backend=backend)
     responses = [
         respond(
             loaded,

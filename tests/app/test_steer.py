@@ -1,28 +1,41 @@
 """The steer and ablate commands: numbers with controls as JSON, files where they belong, one line for bad input."""
 
 import json
+import random
 import sys
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from reasonscope.app import cli
 from reasonscope.data.errors import InputError
-from reasonscope.data.problems import load_problems
+from reasonscope.data.organism.tokenizer import chat
+from reasonscope.data.organism.writer import write_ledger
+from reasonscope.data.parse import build_trace
+from reasonscope.data.problems import ledger_of, load_problems
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.model import load_model
-from reasonscope.probes.record import record
 from reasonscope.steering import SteeringVector
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run as the demo leaves it, short: a few ledgers and requests with one layer of the stream."""
+    """A run of eight ledgers as their grammar writes them, with random states at one site, said to be the organism's own."""
+    model, rng, noise, traces = load_model("organism"), random.Random(0), np.random.default_rng(0), []
+    for problem in load_problems("ledger", n=8):
+        writing = write_ledger(ledger_of(problem), "default", rng)
+        prompt, completion = chat(problem.messages[0].content, writing.thinking, writing.answer)
+        given, written = (model.tokenizer_backend.encode(text).ids for text in (prompt, completion))
+        about = {"n_prompt_tokens": len(given), "tokenizer": model.tokenizer_backend, "model": model.fingerprint}
+        traces.append(build_trace(id=f"{problem.id}/0", problem=problem, token_ids=given + written, **about))
+    states = [noise.standard_normal((len(trace.token_ids) - 1, model.d_model), dtype=np.float32) for trace in traces]
+    meta = {"model": dict(model.fingerprint), "sampling": asdict(Sampling(temperature=0.7, max_new_tokens=80))}
     folder = tmp_path_factory.mktemp("runs") / "made"
-    model, problems = load_model("organism"), load_problems("requests", n=8)
-    sampling = Sampling(temperature=0.7, max_new_tokens=120)
-    record(model, problems, folder / "store", sites=["resid_post.3"], sampling=sampling, progress=False)
+    with TraceStore.create(folder / "store", meta=meta, sites=["resid_post.3"]) as store:
+        store.append(traces, {"resid_post.3": states})
     return folder
 
 
@@ -41,7 +54,7 @@ def test_extract_saves_the_vector_of_the_problems_that_are_not_held_out(run):
 
 
 def test_sweep_shows_every_strength_beside_its_controls(run):
-    args = ("--run", run, "--sites", "resid_post.3", "--strengths", "1", "--n", 3)
+    args = ("--run", run, "--sites", "resid_post.3", "--strengths", "1", "--n", 2)
     found = numbers("steer", "sweep", "seal", *args)["seal"]
     (dose,) = found["doses"]
     assert found["held_out"] is True and len(dose["random"]) == 5

@@ -26,7 +26,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def problems():
-    return load_problems("ledger", n=2) + load_problems("requests", n=4)
+    return load_problems("ledger", n=2) + load_problems("requests", n=2)
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +57,16 @@ def test_a_multiplier_of_zero_is_the_unsteered_run(bench, vector):
 
 
 def test_perplexity_and_kl_are_those_of_the_definition(bench, model, vector):
-    steering = Steering(vector, 2.0, Scope())
+    steering = Steering(vector, 20.0, Scope())
     found = divergence(model, bench.traces, reading(model, steering), {"written": generated})["written"]
     trace = bench.traces[1]
     ids = trace.token_ids
-    with vector.apply(model, multiplier=2.0):
+    with vector.apply(model, multiplier=20.0):
         changed = _logprobs(model, ids)
     plain, n = _logprobs(model, ids), trace.n_prompt_tokens
     kl = (np.exp(plain) * (plain - changed)).sum(axis=-1)[n - 1 : -1].sum()
     nll = -changed[np.arange(n - 1, len(ids) - 1), ids[n:]].sum()
-    assert (found.kl[1], found.nll[1]) == pytest.approx((kl, nll), rel=1e-4)
+    assert (found.kl[1], found.nll[1]) == pytest.approx((kl, nll), rel=1e-3)
     assert found.n_tokens[1] == len(ids) - n
     assert found.nll_unchanged[1] == pytest.approx(
         -trace.logprobs.sum() if SAMPLING.temperature == 1 else found.nll_unchanged[1]

@@ -46,7 +46,10 @@ def test_a_missing_class_and_nan_are_refused():
 
 
 SITE = Site("resid_post", 1)
-THINKING = "<think>\nOkay.\n\nFirst step (one)\n\nWait, is it 7?\n\nWe think differently here: 3.\n\nAlternatively, 4.\n\nSo 7.\n</think>\n\n7"
+THINKING = (
+    "<think>\nOkay.\n\nFirst step (one)\n\nWait, is it 7?\n\nWe think differently here: 3.\n\n"
+    "Alternatively, 4.\n\nSo 7.\n</think>\n\n7"
+)
 
 
 @pytest.fixture
