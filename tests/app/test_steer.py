@@ -32,7 +32,7 @@ def run(tmp_path_factory):
         about = {"n_prompt_tokens": len(given), "tokenizer": model.tokenizer_backend, "model": model.fingerprint}
         traces.append(build_trace(id=f"{problem.id}/0", problem=problem, token_ids=given + written, **about))
     states = [noise.standard_normal((len(trace.token_ids) - 1, model.d_model), dtype=np.float32) for trace in traces]
-    meta = {"model": dict(model.fingerprint), "sampling": asdict(Sampling(temperature=0.7, max_new_tokens=80))}
+    meta = {"model": dict(model.fingerprint), "sampling": asdict(Sampling(temperature=0.7, max_new_tokens=60))}
     folder = tmp_path_factory.mktemp("runs") / "made"
     with TraceStore.create(folder / "store", meta=meta, sites=["resid_post.3"]) as store:
         store.append(traces, {"resid_post.3": states})
