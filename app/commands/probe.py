@@ -1,12 +1,12 @@
 """`reasonscope probe`: fit and judge the probes on a run, keep them, and score every token with one."""
 
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from reasonscope.app.commands.show import keep_figures, show
 
 if TYPE_CHECKING:
     from reasonscope.analysis.figures import Figure
@@ -34,7 +34,7 @@ def length(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False) -> N
     traces = [trace for trace in store if "harmful" not in trace.problem.meta]
     found = length_probe(store, traces, folds=folds, seed=seed)
     _keep(where, {"length": found.probe}, length_figures(found))
-    _show(length_numbers(found), json_)
+    show(length_numbers(found), json_)
 
 
 @probe.command()
@@ -57,7 +57,7 @@ def refusal(
     traces = [trace for trace in store if "harmful" in trace.problem.meta]
     found = refusal_probe(store, traces, plateau=plateau, directions=directions, folds=folds, seed=seed)
     _keep(where, found.probes, refusal_figures(found, traces))
-    _show(refusal_numbers(found), json_)
+    show(refusal_numbers(found), json_)
 
 
 @probe.command()
@@ -74,7 +74,7 @@ def correctness(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False)
     traces = list(store)
     found = [correctness_probe(store, traces, position=at, folds=folds, seed=seed) for at in POSITIONS]
     _keep(where, {"correctness": found[-1].probe}, correctness_figures(found))
-    _show(correctness_numbers(found), json_)
+    show(correctness_numbers(found), json_)
 
 
 @probe.command()
@@ -98,32 +98,8 @@ def apply(
 
 def _keep(where: "Places", probes: "Mapping[str, LinearProbe]", figures: "Mapping[str, Figure]") -> None:
     """Save probes and figures under their names."""
-    from reasonscope.analysis.figures import to_html
-
     where.probes.mkdir(parents=True, exist_ok=True)
-    where.figures.mkdir(parents=True, exist_ok=True)
     for name, fitted in probes.items():
         fitted.save(where.probes / f"{name}.safetensors")
-    for name, figure in figures.items():
-        (where.figures / f"{name}.html").write_text(to_html(figure, with_library=True), encoding="utf-8")
+    keep_figures(where.figures, figures)
     typer.echo(f"probes in {where.probes}, figures in {where.figures}", err=True)
-
-
-def _show(numbers: Mapping[str, Any], json_: bool) -> None:
-    """Write nested numbers; in JSON, what is not a number is null."""
-    from rich.console import Console
-
-    from reasonscope.app.summary import table
-
-    if json_:
-        typer.echo(json.dumps(_plain(numbers), indent=2, allow_nan=False))
-    else:
-        Console().print(table(numbers))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
