@@ -24,7 +24,8 @@ class Completion:
 
     `token_ids` (token,) int64: prompt, then the generated ones with the stop token, if any. `logprobs` and `entropies`
     (generated token,) float32 in nats, of the distribution at the generating temperature (1 where that is 0) behind the
-    processors, before top_p cuts it. `activations`: by site, prompt + generated − 1 rows in the model's dtype (the last token is never fed back).
+    processors, before top_p cuts it. `activations`: by site, prompt + generated − 1 rows in the model's dtype (the last
+    token is never fed back).
     """
 
     token_ids: NDArray[np.int64]

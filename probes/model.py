@@ -95,8 +95,9 @@ class Model:
         """The token ids of a problem as the model is asked it: messages through the chat template, a raw prompt as it is.
 
         `think=False` ends messages with an empty think block. `open_tag=True` opens the think tag where the template does
-        not; otherwise the model is left to open it. A `prefill` opens it too, and stands behind it. There is one BOS at most: where the rendered text brings its own, or the
-        tokenizer uses none, none is added. Raises InputError where there is no chat template, or no think tag to close.
+        not; otherwise the model is left to open it. A `prefill` opens it too, and stands behind it. There is one BOS at
+        most: where the rendered text brings its own, or the tokenizer uses none, none is added. Raises InputError where
+        there is no chat template, or no think tag to close.
         """
         open_tag = open_tag or bool(prefill)
         text = problem.prompt if problem.prompt is not None else self._render(problem, think, open_tag)

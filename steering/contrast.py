@@ -83,7 +83,9 @@ def covariance_matched(states: States, *, norm: float, seed: int) -> NDArray[np.
     centred = states.astype(np.float64) - states.mean(axis=0, dtype=np.float64)
     drawn = np.random.default_rng(seed).standard_normal(len(states)) @ centred
     if not (length := np.linalg.norm(drawn)):
-        raise InputError(f"{len(states)} activations that do not vary have no covariance; give at least 2 different ones")
+        raise InputError(
+            f"{len(states)} activations that do not vary have no covariance; give at least 2 different ones"
+        )
     return np.asarray(drawn * (norm / length), dtype=np.float32)
 
 

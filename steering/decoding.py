@@ -106,9 +106,7 @@ class ThoughtSwitchPenalty(LogitsProcessor):
     def of(
         cls, model: Model, *, penalty: float = 3.0, window: int = 600, words: tuple[str, ...] = SWITCH_WORDS
     ) -> "ThoughtSwitchPenalty":
-        return cls(
-            thinking=Thinking.of(model), tokens=single_tokens(model, words), penalty=penalty, window=window
-        )
+        return cls(thinking=Thinking.of(model), tokens=single_tokens(model, words), penalty=penalty, window=window)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         t = self.thinking.written(input_ids)
@@ -195,7 +193,9 @@ class BudgetForcing(LogitsProcessor):
     thinking: Thinking
     wait: tuple[int, ...]
     rounds: int
-    _state: dict[bytes, tuple[int, int]] = field(default_factory=dict, init=False)  # rounds had, tokens of `wait` to come
+    _state: dict[bytes, tuple[int, int]] = field(
+        default_factory=dict, init=False
+    )  # rounds had, tokens of `wait` to come
 
     def __post_init__(self) -> None:
         _check_tokens(self.wait)

@@ -51,6 +51,8 @@ def single_tokens(model: Model, words: tuple[str, ...], *, spaced: bool = True) 
         forms = [model.tokenizer.encode(form, add_special_tokens=False) for form in (word, f" {word}")[: 1 + spaced]]
         ids = [form[0] for form in forms if len(form) == 1]
         if not ids:
-            raise InputError(f"{word!r} is more than one token for {model.name}; choose words that its vocabulary holds")
+            raise InputError(
+                f"{word!r} is more than one token for {model.name}; choose words that its vocabulary holds"
+            )
         found.update(ids)
     return tuple(sorted(found))
