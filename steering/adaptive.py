@@ -120,6 +120,8 @@ class AdaptiveSteering(LogitsProcessor):
 
         def edit(activation: Tensor, _: Positions) -> Tensor:
             if direction is not None:
+                if len(self._rows) != len(activation):
+                    raise InputError("adaptive steering follows each sequence; give its on_step to generate, too")
                 strengths = activation.new_tensor([self._strengths[row].value for row in self._rows])
                 shift = strengths[:, None] * torch.from_numpy(direction).to(activation)
                 activation = torch.cat([activation[:, :-1], (activation[:, -1] + shift)[:, None]], dim=1)

@@ -1,6 +1,6 @@
 """The refusal direction (Arditi et al., arXiv 2406.11717): difference of means, chosen by what it does, added or ablated."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.trace import Trace
 from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.batching import left_padded
 from reasonscope.probes.model import Model
@@ -58,6 +59,11 @@ def select_direction(
         return None
     row, layer = np.unravel_index(np.where(survives, scores.bypass, np.inf).argmin(), survives.shape)
     return Choice(position=int(row) - n_positions, layer=int(layer), n_surviving=int(survives.sum()))
+
+
+def answer_contexts(traces: Iterable[Trace]) -> list[list[int]]:
+    """The tokens up to where each answer begins, of the traces that closed their thinking, or never thought."""
+    return [trace.token_ids[: trace.tokens.answer.start].tolist() for trace in traces if trace.state != "truncated"]
 
 
 def refusal_candidates(

@@ -13,7 +13,7 @@ from reasonscope.data.store import TraceStore
 
 @pytest.fixture(scope="session")
 def character_tokenizer():
-    """One token a character and one for a blank line, 96 at most as the tiny models have, with think tags and a template that opens them."""
+    """A token a character and one for a blank line, 96 at most as the tiny models have; think tags and a template that opens them."""
     characters = string.ascii_letters + string.digits + "ĠĊ.,?!+-=*/:;<>|()'"
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *characters, "ĊĊ"])}
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ċ", "Ċ")]))

@@ -57,6 +57,8 @@ def test_the_strength_of_a_sequence_does_not_depend_on_its_batch(model, vector):
     together = histories([[5, 6, 7], [8, 9, 10, 11]], [0, 1])
     assert together[1] == histories([[8, 9, 10, 11]], [1])[0]
     assert len(set(together[0])) > 1
+    with pytest.raises(InputError, match="on_step"):
+        generate(model, [[5]], SAMPLING, seeds=[0], write=AdaptiveSteering(model, vector, monitored=[0]).edits)
     with pytest.raises(InputError, match="monitored layers"):
         AdaptiveSteering(model, vector, monitored=[2])
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import LogitsProcessorList
@@ -12,6 +13,8 @@ from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.decoding import generate
 from reasonscope.probes.model import load_model
 from reasonscope.probes.rollout import rollouts
+from reasonscope.probes.sites import Site
+from reasonscope.steering.apply import Steering
 from reasonscope.steering.decoding import (
     BudgetForcing,
     CloseTag,
@@ -22,7 +25,9 @@ from reasonscope.steering.decoding import (
     TokenBias,
 )
 from reasonscope.steering.prefill import PREFILLS, prefill
+from reasonscope.steering.scope import Scope
 from reasonscope.steering.thinking import Thinking, single_tokens
+from reasonscope.steering.vector import SteeringVector
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "cyclic_reflex.json").read_text(encoding="utf-8"))
 OPEN, CLOSE, OTHER, SWITCH = 0, 1, 2, 3
@@ -114,6 +119,23 @@ def test_waiting_instead_of_closing_goes_on_for_as_many_rounds(model):
     (completion,) = generate(model, [model.encode_prompt(PROBLEM)], GREEDY, seeds=[0], processors=[early, forcing])
     written = completion.token_ids[completion.n_prompt_tokens :].tolist()
     assert written[:3] == [*forcing.wait * 2, tags.closes]
+
+
+def test_a_control_and_a_vector_work_together(model):
+    tags = Thinking.of(model)
+    direction = np.random.default_rng(0).standard_normal(model.d_model).astype(np.float32)
+    vector = SteeringVector(directions={Site("resid_post", 2): direction}, method="test")
+    steering = Steering(vector, 0.5, Scope.thinking(model))
+    (trace,) = rollouts(
+        model,
+        [PROBLEM],
+        GREEDY,
+        write=steering.edits,
+        on_step=steering.on_step,
+        processors=[ForcedClose(thinking=tags, budget=6)],
+    )
+    assert steering.touched == 7  # the newline that the template gives, and six tokens
+    assert trace.token_ids.tolist().index(tags.closes) == trace.n_prompt_tokens + 6
 
 
 def test_suppressed_tokens_do_not_come_and_what_is_not_controlled_stays(model):

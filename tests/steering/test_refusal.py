@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from reasonscope.data.errors import ArchitectureError, InputError
-from reasonscope.probes.families import tiny_model
+from reasonscope.probes.families import tiny_config, tiny_model
 from reasonscope.probes.model import load_model
 from reasonscope.probes.sites import Site
 from reasonscope.steering.orthogonalise import orthogonalised, save_orthogonalised
@@ -87,8 +88,12 @@ def test_orthogonal_weights_are_the_ablation(load, family):
     assert torch.equal(before, model.hf.state_dict()["lm_head.weight"])
 
 
-def test_it_is_saved_as_a_model(load, tmp_path):
-    model = load("qwen3")
+def test_it_is_saved_as_a_model_whose_embedding_was_shared_before(character_tokenizer, tmp_path):
+    config = tiny_config("qwen3")
+    config.tie_word_embeddings = True
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = load_model(AutoModelForCausalLM.from_config(config), tokenizer=character_tokenizer)
     direction = np.ones(model.d_model)
     save_orthogonalised(model, direction, tmp_path / "clean")
     again = load_model(str(tmp_path / "clean"))
