@@ -113,8 +113,8 @@ def extract_speed(
 ) -> SteeringVector:
     """The axis at each of `sites`, unit length as published: h ← h + α·u with α from −4 to 8; α > 0 is faster.
 
-    The paper steers blocks 18–26 of 28 (behind them: resid_post), at every token. Departure: α is in units of the residual stream
-    there and here, so it fits one model: `SteeringVector.norms` against the stream's own says how much it is.
+    The paper steers blocks 18–26 of 28 (behind them: resid_post), at every token. α is in units of the residual stream, so its range
+    fits the paper's models only; the mean length of the states, `provenance["stream_norms"]`, says what it means for another.
     """
     states: dict[Site, list[list[NDArray[np.float32]]]] = {site: [[], []] for site in sites}
     for start in range(0, len(pairs), batch_size):
@@ -125,8 +125,9 @@ def extract_speed(
                 for site in sites:
                     states[site][side].append(seen[site][-1].float().cpu().numpy())
     axes = {site: speed_axis(np.array(fast), np.array(slow)) for site, (fast, slow) in states.items()}
+    streams = {str(site): float(np.linalg.norm(sides[0] + sides[1], axis=-1).mean()) for site, sides in states.items()}
     return SteeringVector(
         directions={site: axis.direction.astype(np.float32) for site, axis in axes.items()},
         method="speed",
-        provenance={"pairs": len(pairs), "model": dict(model.fingerprint)},
+        provenance={"pairs": len(pairs), "stream_norms": streams, "model": dict(model.fingerprint)},
     )
