@@ -65,7 +65,7 @@ def confidence_of_trace(
 ) -> Result:
     """Share of forced answers that give the model's OWN final answer, at parts + 1 cuts of the thinking: axis (cut,).
 
-    Null: the same for `foreign`, an answer of another problem (0 where there is none, since answers are rarely hit by chance); the
+    Null: the same for `foreign`, an answer of another problem (none is given: no null); the
     interval resamples the samples of each cut. `numbers`: spearman, kind, overconfidence against the gold answer, and both for the
     gold answer. A trace without thinking or without a final answer is undefined, with the reason.
 
@@ -87,7 +87,8 @@ def confidence_of_trace(
         unit="1",
         axes=(Axis.of("cut", [f"{k / parts:.0%}" for k in range(parts + 1)]),),
         values=forced.own,
-        null=Band.of(0.0, lucky, lucky.shape, f"answer of another problem ({foreign})"),
+        null=Band.of(0.0, lucky, lucky.shape, f"answer of another problem ({foreign})") if foreign else None,
+        null_missing="" if foreign else "no answer of another problem to compare with",
         interval=_interval(forced.answers, forced.own, draws, seed),
         arrays={"cuts": np.array(cuts), "correct": forced.correct},
         numbers={

@@ -1,11 +1,11 @@
 """Forced answers: cut the thinking, close it, and see what the model would answer now."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from reasonscope.data.answers import equivalent, extract_answer
 from reasonscope.data.errors import InputError
@@ -16,11 +16,17 @@ from reasonscope.probes.rollout import trace_seed
 
 FINAL = "The answer is \\boxed{"
 
+# A text to token ids without special ones, and ids to a text with them.
+Encoder = Callable[[str], list[int]]
+Decoder = Callable[[list[int]], str]
 
-class Encoder(Protocol):
-    """What turns a text into token ids without special ones: a tokenizer's `encode`."""
 
-    def __call__(self, text: str) -> Sequence[int]: ...
+def encoder(tokenizer: Tokenizer) -> Encoder:
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def decoder(tokenizer: Tokenizer) -> Decoder:
+    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,7 +54,7 @@ def forced_answers(
     trace: Trace,
     cuts: Sequence[int],
     stub: Sequence[int],
-    decode: "Decoder",
+    decode: Decoder,
     *,
     samples: int = 1,
     sampling: Sampling | None = None,
@@ -78,12 +84,6 @@ def forced_answers(
         correct=_share(answers, trace.problem.answer),
         own=_share(answers, trace.final_answer),
     )
-
-
-class Decoder(Protocol):
-    """What turns token ids into text."""
-
-    def __call__(self, ids: Sequence[int], /) -> str: ...
 
 
 def boxed(text: str) -> str | None:

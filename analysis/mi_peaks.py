@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from reasonscope.analysis.information import EPSILON, SIGMA, mutual_information, squared_correlation
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
-from reasonscope.analysis.statistics import benjamini_hochberg, bootstrap, permutation_p
+from reasonscope.analysis.statistics import benjamini_hochberg, mean_estimate, permutation_p
 from reasonscope.data.align import token_strings
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.writer import write_ledger
@@ -252,9 +252,7 @@ def compare_models(
         if len(known) < 2:
             raise InputError(f"{len(known)} traces have {name} under both models; 2 at least make an interval")
         change = known[:, 1] - known[:, 0]
-        found[name] = bootstrap(
-            lambda rows, change=change: float(change[rows].mean()), len(change), draws=draws, seed=seed
-        )
+        found[name] = mean_estimate(change, draws=draws, seed=seed)
     return found
 
 

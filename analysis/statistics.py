@@ -73,6 +73,14 @@ def bootstrap(
     return resample_groups(statistic, groups or [str(i) for i in range(n)], draws=draws, seed=seed)
 
 
+def mean_estimate(
+    values: ArrayLike, *, groups: Sequence[str] | None = None, draws: int = 1000, seed: int = 0
+) -> Estimate:
+    """The mean of `values` (row,) with its 95 % interval over rows, or over whole groups of them."""
+    rows = np.asarray(values, dtype=np.float64)
+    return bootstrap(lambda at: float(rows[at].mean()), len(rows), groups=groups, draws=draws, seed=seed)
+
+
 def bootstrap_band(
     statistic: Callable[[Rows], Values], n: int, *, draws: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Band:
