@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models
@@ -40,7 +41,7 @@ def golden() -> Callable[[str], list[dict[str, Any]]]:
 
 def dense_blocks(attention: Any, size: int = 7) -> Iterator[AttentionBlock]:
     """A recorded attention (layer, head, query, key) as the blocks that a model would show."""
-    for layer, heads in enumerate(torch.tensor(attention, dtype=torch.float64)):
+    for layer, heads in enumerate(torch.from_numpy(np.array(attention, dtype=np.float64))):
         for start in range(0, heads.shape[1], size):
             rows = Span(start, min(start + size, heads.shape[1]))
             shown = heads[:, rows.slice, : rows.stop]
