@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from reasonscope.analysis.attention import AttentionBlock
@@ -20,9 +20,12 @@ from reasonscope.probes.model import Model, load_model
 
 def plain_tokenizer() -> PreTrainedTokenizerFast:
     """A token a letter or tag, as many as the tiny models have."""
-    words = ["<pad>", "<s>", "</s>", "<think>", "</think>", *(chr(33 + i) for i in range(VOCAB - 5))]
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
-    inner.decoder = decoders.Fuse()
+    words = ["<pad>", "<s>", "</s>", "<think>", "</think>", "Ġ", "Ċ", *(chr(33 + i) for i in range(VOCAB - 7))]
+    inner = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(["<pad>", "<s>", "</s>"])
+    inner.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in ("<think>", "</think>")])
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
