@@ -68,7 +68,7 @@ def test_anchors_of_a_model_find_their_way_into_the_published_layout(run, tmp_pa
     if shown["dependencies"] is None:
         assert "pairs are true dependencies" in shown["dependencies_missing"]
     else:
-        assert 0 <= shown["dependencies"]["auroc"] <= 1 and shown["dependencies"]["auroc_null"][0] < 0.5
+        assert 0 <= shown["dependencies"]["auroc"] <= 1 and shown["dependencies"]["auroc_null"][0] <= 0.5
     done = CliRunner().invoke(cli.app, ["export", str(run), "--to", "thought-anchors", "--out", str(tmp_path)])
     assert done.exit_code == 0
     chunks = json.loads((tmp_path / id_ / "chunks_labeled.json").read_text())
