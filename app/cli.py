@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from reasonscope.app.commands import browser, demo, environment, models, probe, runs, steer
+from reasonscope.app.commands import analyse, browser, demo, environment, models, probe, runs, steer
 from reasonscope.data.errors import ReasonscopeError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command()(runs.export)
 app.add_typer(probe.probe, name="probe")
 app.add_typer(steer.steer, name="steer")
 app.command("ablate")(steer.ablate)
+app.add_typer(analyse.analyse, name="analyse")
 app.command()(models.verify)
 app.add_typer(models.organism, name="organism")
 app.command("app")(browser.browse)
