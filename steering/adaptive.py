@@ -101,7 +101,7 @@ class AdaptiveSteering(LogitsProcessor):
         return {site: self._edit(site) for site in sites}
 
     def on_step(self, step: DecodingStep) -> None:
-        self._rows = step.rows.tolist()
+        self._rows = [int(row) for row in step.rows.cpu().numpy()]
         if step.index == 0:
             self._strengths = {row: self._new() for row in self._rows}
             self.history = {row: [] for row in self._rows}

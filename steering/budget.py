@@ -20,7 +20,8 @@ from reasonscope.steering.thinking import Thinking
 def negative_log_density(shape: Tensor, rate: Tensor, tokens_left: Tensor) -> Tensor:
     """−[α log λ − lnΓ(α) + (α − 1) log y − λy] with y = log(tokens left + 1) ~ Gamma(shape α, rate λ); nats, elementwise."""
     y = torch.log(tokens_left + 1)
-    return -(shape * rate.log() - torch.lgamma(shape) + (shape - 1) * y.log() - rate * y)
+    density: Tensor = -(shape * rate.log() - torch.lgamma(shape) + (shape - 1) * y.log() - rate * y)
+    return density
 
 
 def fits_in(shape: Tensor, rate: Tensor, budget: Tensor) -> Tensor:

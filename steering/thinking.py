@@ -10,7 +10,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.model import Model
 from reasonscope.probes.tags import chat_template
-from reasonscope.steering.scope import Scope
+from reasonscope.steering.marks import Marks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +24,17 @@ class Thinking:
     @classmethod
     def of(cls, model: Model) -> Self:
         """Raises InputError for a model without think tags, or whose tags are not single tokens."""
-        scope = Scope.thinking(model)
-        assert scope.opens is not None and scope.closes is not None
+        marks = Marks.of(model)
+        if len(marks.opens) != 1 or len(marks.closes) != 1:
+            raise InputError(
+                f"the think tags of {model.name} take {len(marks.opens)} and {len(marks.closes)} tokens; one each is needed here"
+            )
+        (opens,), (closes,) = marks.opens, marks.closes
         given = 0
         if chat_template(model.tokenizer) is not None:
             asked = Problem(id="template", messages=(Message(role="user", content="x"),))
-            given = model.encode_prompt(asked, open_tag=True)[::-1].index(scope.opens)
-        return cls(opens=scope.opens, closes=scope.closes, given=given)
+            given = model.encode_prompt(asked, open_tag=True)[::-1].index(opens)
+        return cls(opens=opens, closes=closes, given=given)
 
     def written(self, ids: Tensor) -> Tensor:
         """Tokens of thinking that each row of `ids` (batch, token) has written, -1 where it is not thinking: (batch,)."""
