@@ -23,12 +23,13 @@ from reasonscope.probes.evaluate import Estimate
 from reasonscope.probes.length import LengthProbe, length_probe
 from reasonscope.probes.model import Model, load_model
 from reasonscope.probes.record import record
-from reasonscope.probes.refusal import RefusalProbe, refusal_probe
+from reasonscope.probes.refusal import CONTRASTS, RefusalProbe, refusal_probe
 from reasonscope.probes.sites import Site, expand_sites
 from reasonscope.steering import Arm, Scope, compare, extract_seal
 
 T = TypeVar("T")
 
+DEMO_CONTRASTS = {name: CONTRASTS[name] for name in ("refusal", "intent")}
 REFUSAL_FIGURES = ("refusal_scores", "intent_trajectories", "intent_cliffs")
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=900, seed=0)
 
@@ -75,7 +76,7 @@ def run_demo(out: Path, *, size: Size, say: Callable[[str], None], progress: boo
     with clock.part("length_probe", "predicting how long it will think from the last prompt token"):
         probe = length_probe(store, ledgers)
     with clock.part("refusal_probe", "predicting from the closing tag whether it will refuse"):
-        refusal = _or_why_not(lambda: refusal_probe(store, requests))
+        refusal = _or_why_not(lambda: refusal_probe(store, requests, contrasts=DEMO_CONTRASTS))
     with clock.part("correctness_probe", "predicting from the closing tag whether the answer will be right"):
         correctness = _or_why_not(lambda: correctness_probe(store, ledgers))
     with clock.part("seal", "extracting a SEAL vector and steering held-out problems with it"):

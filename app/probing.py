@@ -34,13 +34,15 @@ def refusal_numbers(found: RefusalProbe) -> dict[str, Any]:
     }
 
 
-def refusal_figures(found: RefusalProbe, traces: Sequence[Trace]) -> dict[str, Figure]:
+def refusal_figures(
+    found: RefusalProbe, traces: Sequence[Trace], maps: Mapping[str, LayerMap] | None = None
+) -> dict[str, Figure]:
     """Of each contrast: the probe beside its baselines, mean trajectories by outcome, and the cliffs of single traces."""
     by_id = {trace.id: trace for trace in traces}
     drawn = {}
     for name, comparison in found.comparisons.items():
         drawn[f"{name}_scores"] = _scores(f"The {name} probe at the closing tag", {name: comparison.auroc}, comparison)
-    for name, shown in found.maps.items():
+    for name, shown in (maps or {}).items():
         drawn[f"{name}_layers"] = _map(shown, f"Where {name} can be read")
     for name, study in found.cliffs.items():
         curves = {

@@ -134,7 +134,7 @@ CONTRASTS: Mapping[str, Contrast] = {
         positive=frozenset({("harmful", "refused")}),
         negative=frozenset({("benign", "complied")}),
         fallen=frozenset({("harmful", "complied")}),
-        positions=(0.5, 0.75, 1.0, "window"),
+        positions=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0, "window"),
     ),
 }
 
@@ -174,13 +174,11 @@ class RefusalProbe:
     """What the last token of the close window says of the answer, and what the tokens before it say.
 
     By contrast: `comparisons` are AUROCs on held-out problems, inside the cells of the contrast; `cliffs` are of every trace, each
-    read by the probe that did not learn from its problem; `maps` are of probes trained at each layer and position; `probes` learned
-    from all. `cells` counts the traces of each cell;
+    read by the probe that did not learn from its problem; `probes` learned from all. `cells` counts the traces of each cell;
     `n_left_out` of them had no closed thinking or no answer and are in nothing else.
     """
 
     comparisons: Mapping[str, Comparison]
-    maps: Mapping[str, LayerMap]
     cliffs: Mapping[str, CliffStudy]
     probes: Mapping[str, LinearProbe]
     cells: Mapping[Cell, int]
@@ -211,7 +209,7 @@ def refusal_probe(
     if not kept:
         raise InputError(f"none of {len(traces)} traces has closed thinking and an answer; record with more tokens")
     requests = _Requests(traces=[traces[i] for i in kept], cells=[cells[i] for i in kept])
-    comparisons, maps, studies, probes = {}, {}, {}, {}
+    comparisons, studies, probes = {}, {}, {}
     for name, contrast in contrasts.items():
         held = _held_out(name, contrast, store, requests, folds, seed)
         rows, targets = contrast.rows(requests.cells)
@@ -220,18 +218,36 @@ def refusal_probe(
         ends = Points(traces=inside, tokens=[row_at(trace, "window") for trace in inside])
         features = baseline_features(ends, store, _BASELINES)
         comparisons[name] = compared(targets, held, rows, features, groups, folds=folds, seed=seed)
-        maps[name] = layer_map(store, inside, targets, groups, residual_sites(store), folds=folds, seed=seed)
         studies[name] = _cliffs(held, store, requests, plateau, directions, seed)
         probes[name] = held.final
     return RefusalProbe(
         comparisons=comparisons,
-        maps=maps,
         cliffs=studies,
         probes=probes,
         cells=Counter(cells),
         n_left_out=len(traces) - len(kept),
         n_groups=len({trace.problem.group for trace in requests.traces}),
     )
+
+
+def refusal_maps(
+    store: TraceStore,
+    traces: Sequence[Trace],
+    *,
+    contrasts: Mapping[str, Contrast] = CONTRASTS,
+    folds: int = 5,
+    seed: int = 0,
+) -> dict[str, LayerMap]:
+    """By contrast, the held-out AUROC of probes trained at each layer and position on the deed. Raises as `refusal_probe` does."""
+    closed = [trace for trace in traces if has_cliff(trace)]
+    cells, maps = [cell(trace) for trace in closed], {}
+    for name, contrast in contrasts.items():
+        rows, targets = contrast.rows(cells)
+        inside = [closed[i] for i in rows]
+        maps[name] = layer_map(
+            store, inside, targets, trace_groups(inside), residual_sites(store), folds=folds, seed=seed
+        )
+    return maps
 
 
 @dataclass(frozen=True, kw_only=True)

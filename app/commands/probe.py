@@ -50,13 +50,13 @@ def refusal(
     from reasonscope.app.places import places
     from reasonscope.app.probing import refusal_figures, refusal_numbers
     from reasonscope.data.store import TraceStore
-    from reasonscope.probes.refusal import refusal_probe
+    from reasonscope.probes.refusal import refusal_maps, refusal_probe
 
     where = places(run)
     store = TraceStore.open(where.store)
     traces = [trace for trace in store if "harmful" in trace.problem.meta]
     found = refusal_probe(store, traces, plateau=plateau, directions=directions, folds=folds, seed=seed)
-    _keep(where, found.probes, refusal_figures(found, traces))
+    _keep(where, found.probes, refusal_figures(found, traces, refusal_maps(store, traces, folds=folds, seed=seed)))
     show(refusal_numbers(found), json_)
 
 

@@ -15,7 +15,7 @@ from reasonscope.data.parse import build_trace, trace_from_text
 from reasonscope.data.problems import load_problems, request_of
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Problem
-from reasonscope.probes.refusal import CONTRASTS, Contrast, behaviour, cell, refusal_probe
+from reasonscope.probes.refusal import CONTRASTS, Contrast, behaviour, cell, refusal_maps, refusal_probe
 
 REFUSAL_ALONE = {"refusal": CONTRASTS["refusal"]}
 SITES = ["resid_post.0", "resid_post.1"]
@@ -99,9 +99,10 @@ def stored(path, traces, *, informed):
 
 
 def test_intent_and_its_cliff_are_found(tmp_path, traces):
-    found = refusal_probe(stored(tmp_path, traces, informed=True), traces, contrasts=REFUSAL_ALONE, folds=3)
+    store = stored(tmp_path, traces, informed=True)
+    found = refusal_probe(store, traces, contrasts=REFUSAL_ALONE, folds=3)
     assert found.comparisons.keys() == found.probes.keys() == {"refusal"}
-    assert found.maps["refusal"].scores.shape == (2, 6)
+    assert refusal_maps(store, traces, contrasts=REFUSAL_ALONE, folds=3)["refusal"].scores.shape == (2, 6)
     assert found.comparisons["refusal"].shuffled.p_value == pytest.approx(1 / 21)
     assert found.comparisons["refusal"].auroc.low > 0.9
     assert found.comparisons["refusal"].beats
