@@ -13,7 +13,7 @@ demo: $(VENV)/installed-all
 	@echo "To look at it in the browser: $(BIN)/reasonscope app $(DEMO)"
 
 test: $(VENV)/installed-all-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
 test-slow: $(VENV)/installed-all-test
 	$(BIN)/python -m pytest -m slow
@@ -36,7 +36,7 @@ test-wheel: $(VENV)/installed-all-test
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > "$$(build/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
 	mkdir build/elsewhere
-	cd build/elsewhere && REASONSCOPE_TEST_WHEEL=1 ../venv/bin/python -m pytest -c ../../pyproject.toml --rootdir ../.. ../../tests
+	cd build/elsewhere && OMP_NUM_THREADS=1 REASONSCOPE_TEST_WHEEL=1 ../venv/bin/python -m pytest --numprocesses auto -c ../../pyproject.toml --rootdir ../.. ../../tests
 
 # Every script prints a section; BENCH=--small runs a part and extrapolates.
 bench: $(VENV)/installed-all-test
