@@ -1,0 +1,223 @@
+"""What an analysis hands out: numbers with named axes and units, and beside them what chance gives and how sure they are."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from reasonscope.data.durable import write_durably
+from reasonscope.data.errors import InputError
+
+FORMAT_VERSION = 1
+_HEADER = "reasonscope.result"
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One axis of a result: its name (`trace step token sentence layer head metric …`) and a label for each place on it."""
+
+    name: str
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def of(cls, name: str, labels: Any) -> "Axis":
+        """An axis labelled by the strings of `labels`, or 0 … n − 1 for a number n."""
+        return cls(name=name, labels=tuple(map(str, range(labels) if isinstance(labels, int) else labels)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Band:
+    """A range for each value: `low` and `high` of the shape of the values. `what` says what drew it and at which level."""
+
+    low: Values
+    high: Values
+    what: str
+
+    @classmethod
+    def of(cls, low: ArrayLike, high: ArrayLike, shape: tuple[int, ...], what: str) -> "Band":
+        """A band over values of `shape`, from ends that broadcast to it."""
+        ends = [np.broadcast_to(np.asarray(end, dtype=np.float64), shape).copy() for end in (low, high)]
+        return cls(low=ends[0], high=ends[1], what=what)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """One measured quantity.
+
+    `method` is the analysis (`mi_peaks`), `quantity` what the numbers are, `unit` theirs (`nats`, `tokens`; "1" for a ratio).
+    `values` float64 have the shape of `axes`. `null` is what the same statistic gives by chance, `interval` how far the value is
+    known; either is None where there is none, and `null_missing` or `reason` says why. A value that could not be measured is NaN,
+    and `reason` says why: never a zero. `arrays` are further arrays by name, `numbers` JSON beside them (peaks, p-values, rates).
+    `provenance` is JSON: run, trace, model, parameters, seed.
+
+    Raises InputError for shapes that do not fit, infinite values, NaN without a reason, and for a null that is neither given nor
+    excused.
+    """
+
+    method: str
+    quantity: str
+    unit: str
+    axes: tuple[Axis, ...]
+    values: Values
+    null: Band | None = None
+    null_missing: str = ""
+    interval: Band | None = None
+    reason: str = ""
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = tuple(map(len, self.axes))
+        object.__setattr__(self, "values", np.asarray(self.values, dtype=np.float64))
+        named = {"values": self.values}
+        for name, band in (("null", self.null), ("interval", self.interval)):
+            named |= {} if band is None else {f"{name}.low": band.low, f"{name}.high": band.high}
+        for name, array in named.items():
+            if array.shape != shape:
+                raise InputError(f"{self.method}: {name} of shape {array.shape}, but its axes are {shape}")
+        if np.isinf(self.values).any():
+            raise InputError(f"{self.method}: a value is infinite; look at the activations or logits it was made from")
+        if not self.reason and (np.isnan(self.values).any() or not self.values.size):
+            raise InputError(f"{self.method}: a value is missing, and no reason is given; set reason")
+        if self.null is None and not (self.null_missing or self.reason):
+            raise InputError(f"{self.method}: no null; give one, or say in null_missing why there is none")
+
+    @property
+    def measured(self) -> bool:
+        """Whether any value is a number; where not, `reason` says why."""
+        return bool(np.isfinite(self.values).any())
+
+    def axis(self, name: str) -> Axis:
+        for axis in self.axes:
+            if axis.name == name:
+                return axis
+        raise InputError(f"{self.method} has no axis {name!r}; it has {', '.join(a.name for a in self.axes)}")
+
+    def at(self, **labels: str) -> Values:
+        """The values at the named labels of some axes, the other axes kept: `result.at(metric="resampling_kl")`."""
+        chosen = tuple(
+            _position(self.axis(a.name), labels[a.name]) if a.name in labels else slice(None) for a in self.axes
+        )
+        for name in labels:
+            self.axis(name)
+        return np.asarray(self.values[chosen], dtype=np.float64)
+
+    def with_provenance(self, **more: Any) -> "Result":
+        return replace(self, provenance={**self.provenance, **more})
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file: the arrays, and all else as JSON in its header. Raises StoreError."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tensors: dict[str, NDArray[Any]] = {"values": self.values}
+        for name, band in (("null", self.null), ("interval", self.interval)):
+            tensors |= {} if band is None else {f"{name}.low": band.low, f"{name}.high": band.high}
+        tensors |= {f"arrays.{name}": np.asarray(array) for name, array in self.arrays.items()}
+        header = {
+            "version": FORMAT_VERSION,
+            "axes": [{"name": axis.name, "labels": axis.labels} for axis in self.axes],
+            "bands": {n: b.what for n, b in (("null", self.null), ("interval", self.interval)) if b is not None},
+            **{name: getattr(self, name) for name in ("method", "quantity", "unit", "null_missing", "reason")},
+            "numbers": _plain(self.numbers),
+            "provenance": _plain(self.provenance),
+        }
+        text = json.dumps(header, allow_nan=False)
+        write_durably(
+            target,
+            lambda file: save_file(
+                {name: np.ascontiguousarray(array) for name, array in tensors.items()}, file, metadata={_HEADER: text}
+            ),
+        )
+        return target
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Result":
+        """Read what `save` wrote. Raises InputError for any other file, and for one of a newer version."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                header = json.loads((file.metadata() or {}).get(_HEADER, "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            raise InputError(f"{path} is no result: {error}") from error
+        if not isinstance(header, dict):
+            raise InputError(f"{path} is a safetensors file, but no result of reasonscope")
+        if header.get("version", 0) > FORMAT_VERSION:
+            raise InputError(
+                f"{path} has version {header['version']}, newer than {FORMAT_VERSION}; upgrade reasonscope"
+            )
+        try:
+            return _read(tensors, header)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path} is a damaged result: {error} is missing or of the wrong kind") from error
+
+
+def undefined(*, method: str, quantity: str, unit: str, reason: str, axis: str = "value", **more: Any) -> Result:
+    """A result that says why there is none: one NaN, and the reason."""
+    return Result(
+        method=method,
+        quantity=quantity,
+        unit=unit,
+        axes=(Axis.of(axis, 1),),
+        values=np.full(1, np.nan),
+        reason=reason,
+        **more,
+    )
+
+
+def result_path(folder: str | Path, method: str, trace: str = "all") -> Path:
+    """Where the result of `method` on a trace (or on all) lies: `folder/method/trace.safetensors`, slashes quoted."""
+    return Path(folder) / method / f"{quote(trace, safe=' ')}.safetensors"
+
+
+def load_results(folder: str | Path, method: str = "*") -> Iterator[Result]:
+    """Every result that was saved below `folder`, in the order of methods and traces."""
+    for path in sorted(Path(folder).glob(f"{method}/*.safetensors")):
+        yield Result.load(path)
+
+
+def _read(tensors: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> Result:
+    bands = {
+        name: Band(low=tensors[f"{name}.low"], high=tensors[f"{name}.high"], what=what)
+        for name, what in header["bands"].items()
+    }
+    return Result(
+        axes=tuple(Axis(name=axis["name"], labels=tuple(axis["labels"])) for axis in header["axes"]),
+        values=tensors["values"],
+        null=bands.get("null"),
+        interval=bands.get("interval"),
+        arrays={name.removeprefix("arrays."): array for name, array in tensors.items() if name.startswith("arrays.")},
+        numbers=header["numbers"],
+        provenance=header["provenance"],
+        **{name: header[name] for name in ("method", "quantity", "unit", "null_missing", "reason")},
+    )
+
+
+def _position(axis: Axis, label: str) -> int:
+    if label not in axis.labels:
+        raise InputError(f"axis {axis.name} has no {label!r}; it has {', '.join(axis.labels[:20])}")
+    return axis.labels.index(label)
+
+
+def _plain(value: Any) -> Any:
+    """JSON of nested numbers; what is not a number is null, as JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,189 @@
+"""What chance gives: permutation p-values, null bands, corrections for many tests, and agreement with known dependencies."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import false_discovery_control, rankdata
+from sklearn.metrics import roc_auc_score
+
+from reasonscope.analysis.results import Band, Values
+from reasonscope.data.errors import InputError
+from reasonscope.probes.evaluate import Estimate, Rows, resample_groups
+
+Alternative = Literal["greater", "less", "two-sided"]
+
+
+def permutation_p(observed: ArrayLike, null: ArrayLike, alternative: Alternative = "greater") -> Values:
+    """How often chance does as well: (1 + draws at least as extreme) / (1 + draws), never 0.
+
+    `null` (draw, …) are draws of the statistic `observed` (…). NaN where the observed value is NaN or no draw is a number.
+    """
+    drawn, seen = np.asarray(null, dtype=np.float64), np.asarray(observed, dtype=np.float64)
+    n = np.isfinite(drawn).sum(axis=0)
+    above, below = (drawn >= seen).sum(axis=0), (drawn <= seen).sum(axis=0)
+    hits = {"greater": above, "less": below, "two-sided": np.minimum(2 * np.minimum(above, below), n)}[alternative]
+    return np.asarray(np.where(np.isfinite(seen) & (n > 0), (1 + hits) / (1 + n), np.nan), dtype=np.float64)
+
+
+def null_band(null: ArrayLike, what: str, *, level: float = 0.95) -> Band:
+    """The middle `level` of the draws (draw, …) of a null, value by value."""
+    drawn = np.asarray(null, dtype=np.float64)
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return Band.of(low, high, drawn.shape[1:], f"{what}, {level:.0%} of {len(drawn)} draws")
+
+
+def holm(p: ArrayLike) -> Values:
+    """p-values that bound the chance of ANY false finding among them (Holm 1979); NaN was not tested and stays."""
+    values = np.asarray(p, dtype=np.float64)
+    adjusted = np.full(values.shape, np.nan)
+    tested = np.isfinite(values)
+    order = np.argsort(values[tested], kind="stable")
+    ascending = values[tested][order] * np.arange(len(order), 0, -1)
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(np.maximum.accumulate(ascending), 1.0)
+    adjusted[tested] = corrected
+    return adjusted
+
+
+def benjamini_hochberg(p: ArrayLike) -> Values:
+    """p-values that bound the SHARE of false findings among those called (Benjamini and Hochberg 1995); NaN stays."""
+    values = np.asarray(p, dtype=np.float64)
+    adjusted = np.full(values.shape, np.nan)
+    tested = np.isfinite(values)
+    if tested.any():
+        adjusted[tested] = false_discovery_control(values[tested], method="bh")
+    return adjusted
+
+
+def bootstrap(
+    statistic: Callable[[Rows], float],
+    n: int,
+    *,
+    groups: Sequence[str] | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """A statistic of `n` rows (given as indices) with its 95 % interval; rows of one group are drawn together.
+
+    Raises InputError where `resample_groups` does.
+    """
+    return resample_groups(statistic, groups or [str(i) for i in range(n)], draws=draws, seed=seed)
+
+
+def bootstrap_band(
+    statistic: Callable[[Rows], Values], n: int, *, draws: int = 1000, seed: int = 0, level: float = 0.95
+) -> Band:
+    """The interval of a statistic that gives many values at once: percentiles over resamples of `n` rows.
+
+    A value that is NaN on more than half of the resamples has no interval (NaN).
+    """
+    if n < 2:
+        shape = np.shape(statistic(np.arange(n)))
+        return Band.of(np.nan, np.nan, shape, "no interval: fewer than two rows")
+    rng = np.random.default_rng(seed)
+    values = np.stack([statistic(rng.integers(n, size=n)) for _ in range(draws)])
+    known = np.isfinite(values).mean(axis=0) >= 0.5
+    filled = np.where(known, values, 0.0)  # nanquantile warns of columns without a number
+    low, high = np.nanquantile(filled, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    what = f"bootstrap over {n} rows, {level:.0%} of {draws} draws"
+    return Band.of(np.where(known, low, np.nan), np.where(known, high, np.nan), values.shape[1:], what)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DependencyAgreement:
+    """How well scores of (target, source) pairs find the true dependencies.
+
+    `auroc`: a random dependency scores above a random pair without one. `precision`: the share of true dependencies among each
+    target's k best sources, k the number that it truly has. `null_auroc` and `null_precision` (draw,): the same after shuffling
+    each target's scores among its earlier sources. `p_value` of the AUROC. `distance_auroc`: by nearness alone (source i of
+    target j scores −(j − i)), the baseline that a score of reasoning has to beat.
+    """
+
+    auroc: float
+    precision: float
+    null_auroc: Values
+    null_precision: Values
+    p_value: float
+    distance_auroc: float
+    n_pairs: int
+    n_true: int
+
+    @property
+    def above_null(self) -> bool:
+        """Whether the AUROC is above the 95 % interval of its null."""
+        return bool(self.auroc > np.quantile(self.null_auroc, 0.975))
+
+
+def dependency_agreement(
+    scores: Sequence[Values] | Values,
+    depends_on: Sequence[Sequence[Sequence[int]]] | Sequence[Sequence[int]],
+    *,
+    draws: int = 200,
+    seed: int = 0,
+) -> DependencyAgreement:
+    """Compare score matrices (target, source), one a trace, with the sources that each target truly depends on.
+
+    Pairs with source ≥ target or a score of NaN are left out; every matrix is ranked within its targets first, so that traces and
+    targets of different scale count alike. Raises InputError where no pair is true, or all are.
+    """
+    matrices = [scores] if isinstance(scores, np.ndarray) else list(scores)
+    truths = [depends_on] if isinstance(scores, np.ndarray) else list(depends_on)
+    if len(matrices) != len(truths):
+        raise InputError(
+            f"{len(matrices)} score matrices for the dependencies of {len(truths)} traces; give one a trace"
+        )
+    rows = [row for matrix, truth in zip(matrices, truths, strict=True) for row in _rows(matrix, truth)]  # type: ignore[arg-type]  # as paired above
+    true = np.concatenate([row.true for row in rows]) if rows else np.zeros(0, dtype=bool)
+    if not 0 < true.sum() < len(true):
+        raise InputError(
+            f"{int(true.sum())} of {len(true)} pairs are true dependencies; both kinds are needed to tell them apart"
+        )
+    rng = np.random.default_rng(seed)
+    null = np.array([_judge([row.shuffled(rng) for row in rows]) for _ in range(draws)])
+    auroc, precision = _judge(rows)
+    near = np.concatenate([-row.distance for row in rows])
+    return DependencyAgreement(
+        auroc=auroc,
+        precision=precision,
+        null_auroc=null[:, 0],
+        null_precision=null[:, 1],
+        p_value=float(permutation_p(auroc, null[:, 0])),
+        distance_auroc=float(roc_auc_score(true, near)),
+        n_pairs=len(true),
+        n_true=int(true.sum()),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Row:
+    """The pairs of one target: ranks of the scores in (0, 1], truth and distance of each source."""
+
+    ranks: Values
+    true: NDArray[np.bool_]
+    distance: Values
+
+    def shuffled(self, rng: np.random.Generator) -> "_Row":
+        return _Row(ranks=rng.permutation(self.ranks), true=self.true, distance=self.distance)
+
+
+def _rows(matrix: Values, truth: Sequence[Sequence[int]]) -> list[_Row]:
+    found = []
+    for target, sources in enumerate(truth):
+        earlier = np.flatnonzero(np.isfinite(matrix[target, :target]))
+        if len(earlier) > 1:
+            ranks = rankdata(matrix[target, earlier]) / len(earlier)
+            true = np.isin(earlier, np.asarray(sources, dtype=np.int64))
+            found.append(_Row(ranks=ranks, true=true, distance=(target - earlier).astype(np.float64)))
+    return found
+
+
+def _judge(rows: Sequence[_Row]) -> tuple[float, float]:
+    """AUROC over all pairs, and the precision of each target's k best, averaged over targets that depend on something."""
+    ranks, true = np.concatenate([row.ranks for row in rows]), np.concatenate([row.true for row in rows])
+    precisions = [
+        row.true[np.argsort(-row.ranks, kind="stable")[: row.true.sum()]].mean() for row in rows if row.true.any()
+    ]
+    return float(roc_auc_score(true, ranks)), float(np.mean(precisions))
