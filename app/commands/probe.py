@@ -1,7 +1,6 @@
 """`reasonscope probe`: fit and judge the probes on a run, keep them, and score every token with one."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,9 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from reasonscope.analysis.figures import Figure
     from reasonscope.app.places import Places
-    from reasonscope.probes.linear import LinearProbe
 
 probe = typer.Typer(help="Fit and judge probes on a run, and score tokens with them.", no_args_is_help=True)
 
@@ -24,6 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a tabl
 @probe.command()
 def length(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False) -> None:
     """How long will it think? Reads the traces before their first token of thinking; requests (see refusal) are left out."""
+    from reasonscope.app.keeping import keep
     from reasonscope.app.places import places
     from reasonscope.app.probing import length_figures, length_numbers
     from reasonscope.data.store import TraceStore
@@ -33,8 +31,17 @@ def length(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False) -> N
     store = TraceStore.open(where.store)
     traces = [trace for trace in store if "harmful" not in trace.problem.meta]
     found = length_probe(store, traces, folds=folds, seed=seed)
-    _keep(where, {"length": found.probe}, length_figures(found))
-    _show(length_numbers(found), json_)
+    numbers, command = length_numbers(found), _command("length", run, folds=folds, seed=seed)
+    keep(
+        where,
+        "length",
+        numbers,
+        command=command,
+        seed=seed,
+        figures=length_figures(found),
+        probes={"length": found.probe},
+    )
+    _show(numbers, where, json_)
 
 
 @probe.command()
@@ -47,6 +54,7 @@ def refusal(
     json_: Json = False,
 ) -> None:
     """Does it mean to refuse? Reads the requests of a run: those whose problem says in its meta whether it is harmful."""
+    from reasonscope.app.keeping import keep
     from reasonscope.app.places import places
     from reasonscope.app.probing import refusal_figures, refusal_numbers
     from reasonscope.data.store import TraceStore
@@ -56,13 +64,17 @@ def refusal(
     store = TraceStore.open(where.store)
     traces = [trace for trace in store if "harmful" in trace.problem.meta]
     found = refusal_probe(store, traces, plateau=plateau, directions=directions, folds=folds, seed=seed)
-    _keep(where, found.probes, refusal_figures(found, traces))
-    _show(refusal_numbers(found), json_)
+    numbers = refusal_numbers(found)
+    command = _command("refusal", run, plateau=plateau, directions=directions, folds=folds, seed=seed)
+    drawn = refusal_figures(found, traces)
+    keep(where, "refusal", numbers, command=command, seed=seed, figures=drawn, probes=found.probes)
+    _show(numbers, where, json_)
 
 
 @probe.command()
 def correctness(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False) -> None:
     """Will the answer be right? Reads the traces that have a gold answer, at six positions from the prompt to the answer."""
+    from reasonscope.app.keeping import keep
     from reasonscope.app.places import places
     from reasonscope.app.probing import correctness_figures, correctness_numbers
     from reasonscope.data.store import TraceStore
@@ -73,8 +85,10 @@ def correctness(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False)
     store = TraceStore.open(where.store)
     traces = list(store)
     found = [correctness_probe(store, traces, position=at, folds=folds, seed=seed) for at in POSITIONS]
-    _keep(where, {"correctness": found[-1].probe}, correctness_figures(found))
-    _show(correctness_numbers(found), json_)
+    numbers, command = correctness_numbers(found), _command("correctness", run, folds=folds, seed=seed)
+    probes = {"correctness": found[-1].probe}
+    keep(where, "correctness", numbers, command=command, seed=seed, figures=correctness_figures(found), probes=probes)
+    _show(numbers, where, json_)
 
 
 @probe.command()
@@ -96,34 +110,20 @@ def apply(
     typer.echo(f"scores of {count} traces in {path}")
 
 
-def _keep(where: "Places", probes: "Mapping[str, LinearProbe]", figures: "Mapping[str, Figure]") -> None:
-    """Save probes and figures under their names."""
-    from reasonscope.analysis.figures import to_html
-
-    where.probes.mkdir(parents=True, exist_ok=True)
-    where.figures.mkdir(parents=True, exist_ok=True)
-    for name, fitted in probes.items():
-        fitted.save(where.probes / f"{name}.safetensors")
-    for name, figure in figures.items():
-        (where.figures / f"{name}.html").write_text(to_html(figure, with_library=True), encoding="utf-8")
-    typer.echo(f"probes in {where.probes}, figures in {where.figures}", err=True)
+def _command(name: str, run: Path, **options: object) -> str:
+    """The line that measures the same again."""
+    return " ".join([f"reasonscope probe {name} --run {run}", *(f"--{key} {value}" for key, value in options.items())])
 
 
-def _show(numbers: Mapping[str, Any], json_: bool) -> None:
+def _show(numbers: Mapping[str, Any], where: "Places", json_: bool) -> None:
     """Write nested numbers; in JSON, what is not a number is null."""
     from rich.console import Console
 
+    from reasonscope.app.keeping import plain
     from reasonscope.app.summary import table
 
+    typer.echo(f"probes in {where.probes}, figures in {where.figures}", err=True)
     if json_:
-        typer.echo(json.dumps(_plain(numbers), indent=2, allow_nan=False))
+        typer.echo(json.dumps(plain(numbers), indent=2, allow_nan=False))
     else:
         Console().print(table(numbers))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

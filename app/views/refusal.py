@@ -1,0 +1,28 @@
+"""Refusal cliff: how the intent to refuse runs along the thinking by outcome, and how far it falls beside its nulls."""
+
+import streamlit as st
+
+from reasonscope.app import components, services
+from reasonscope.app.services import Run
+
+
+def show(run: Run) -> None:
+    components.heading(
+        "Refusal cliff",
+        "The probe's score along the thinking, counted back from the closing tag; a mean is over the traces that are that long.",
+    )
+    kept = services.numbers(run, "refusal")
+    if kept is None:
+        components.missing("The refusal cliff", f"reasonscope probe refusal --run {run.path}")
+        return
+    shown = [name for name in kept["figures"] if "trajector" in name or "cliff" in name]
+    for name in shown:
+        components.show_kept(run.where.figures, name, command=kept["command"])
+    cliffs = {
+        contrast: found["cliffs"]
+        for contrast, found in kept["numbers"].items()
+        if isinstance(found, dict) and "cliffs" in found
+    }
+    st.subheader("How far it falls", anchor=False)
+    components.show_numbers({"cells": kept["numbers"].get("cells", {}), **cliffs}, key="cliff-numbers")
+    components.made_by(kept)
