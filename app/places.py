@@ -22,6 +22,10 @@ class Places:
         return self.results / "scores"
 
     @property
+    def analyses(self) -> Path:
+        return self.results / "results"
+
+    @property
     def figures(self) -> Path:
         return self.results / "figures"
 
@@ -32,10 +36,6 @@ class Places:
     @property
     def vectors(self) -> Path:
         return self.results / "vectors"
-
-    @property
-    def analyses(self) -> Path:
-        return self.results / "results"
 
 
 def places(run: Path) -> Places:

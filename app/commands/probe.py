@@ -41,7 +41,8 @@ def length(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False) -> N
         figures=length_figures(found),
         probes={"length": found.probe},
     )
-    _show(numbers, where, json_)
+    _say_where(where)
+    show(numbers, json_)
 
 
 @probe.command()
@@ -68,7 +69,8 @@ def refusal(
     command = _command("refusal", run, plateau=plateau, directions=directions, folds=folds, seed=seed)
     drawn = refusal_figures(found, traces)
     keep(where, "refusal", numbers, command=command, seed=seed, figures=drawn, probes=found.probes)
-    _show(numbers, where, json_)
+    _say_where(where)
+    show(numbers, json_)
 
 
 @probe.command()
@@ -88,7 +90,8 @@ def correctness(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False)
     numbers, command = correctness_numbers(found), _command("correctness", run, folds=folds, seed=seed)
     probes = {"correctness": found[-1].probe}
     keep(where, "correctness", numbers, command=command, seed=seed, figures=correctness_figures(found), probes=probes)
-    _show(numbers, where, json_)
+    _say_where(where)
+    show(numbers, json_)
 
 
 @probe.command()
@@ -115,14 +118,17 @@ def _command(name: str, run: Path, **options: object) -> str:
     return " ".join([f"reasonscope probe {name} --run {run}", *(f"--{key} {value}" for key, value in options.items())])
 
 
-def _show(numbers: Mapping[str, Any], where: "Places", json_: bool) -> None:
+def _say_where(where: "Places") -> None:
+    typer.echo(f"probes in {where.probes}, figures in {where.figures}", err=True)
+
+
+def show(numbers: Mapping[str, Any], json_: bool) -> None:
     """Write nested numbers; in JSON, what is not a number is null."""
     from rich.console import Console
 
     from reasonscope.app.keeping import plain
     from reasonscope.app.summary import table
 
-    typer.echo(f"probes in {where.probes}, figures in {where.figures}", err=True)
     if json_:
         typer.echo(json.dumps(plain(numbers), indent=2, allow_nan=False))
     else:

@@ -1,0 +1,205 @@
+"""What each head looks at: how far, on what that stays, on the token before, on what followed last time (arXiv 2510.13554 and others)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reasonscope.analysis.attention import AttentionBlock, read_attention
+from reasonscope.analysis.receiver import Head
+from reasonscope.analysis.results import Axis, Band, Result, undefined
+from reasonscope.data.errors import InputError
+from reasonscope.data.trace import Span, Trace
+from reasonscope.probes.model import Model
+
+Values = NDArray[np.float64]
+
+WINDOW = 10  # tokens, of WAAD
+HORIZON: tuple[int, int | None] = (
+    10,
+    50,
+)  # tokens behind a key, of FAI; (0, None) is the paper's other setting: to the end
+SHARE = 0.3  # of all heads, the most local and the most global
+METRICS = ("span", "sink", "previous", "induction")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeadRhythm:
+    """What the heads of a model do over one sequence, from the rows of `rows` on.
+
+    `span` (layer, head): mean distance looked back, in tokens. `sink` and `previous`: mean attention on token 0 and on the token
+    before. `waad` and `fai` (layer, head, token) of the tokens of `rows`; both are linear in the attention, so that of a set of heads
+    is the mean of theirs.
+    """
+
+    rows: Span
+    span: Values
+    sink: Values
+    previous: Values
+    waad: Values
+    fai: Values
+
+
+class Rhythm:
+    """A reader of `read_attention` that keeps, of every head, what `HeadRhythm` holds: windows of attention, and sums of it."""
+
+    def __init__(
+        self,
+        rows: Span,
+        n_layers: int,
+        n_heads: int,
+        *,
+        window: int = WINDOW,
+        horizon: tuple[int, int | None] = HORIZON,
+    ) -> None:
+        if not len(rows):
+            raise InputError("no row of attention to read; a trace needs tokens behind its prompt")
+        if window < 1 or horizon[0] < 0 or (horizon[1] is not None and horizon[1] < horizon[0]):
+            raise InputError(f"window {window}, horizon {horizon}: at least 1, and 0 <= nearest <= furthest")
+        self._rows, self._window, self._horizon = rows, window, horizon
+        shape = n_layers, n_heads
+        self._sums = {name: torch.zeros(*shape, dtype=torch.float64) for name in ("span", "sink", "previous")}
+        self._waad = torch.zeros(*shape, len(rows), dtype=torch.float64)
+        self._received = torch.zeros(*shape, rows.stop, dtype=torch.float64)
+
+    def __call__(self, block: AttentionBlock) -> None:
+        start = max(block.rows.start, self._rows.start)
+        if start >= min(block.rows.stop, self._rows.stop):
+            return
+        rows = Span(start, min(block.rows.stop, self._rows.stop))
+        attention = block.probabilities[:, rows.start - block.rows.start : rows.stop - block.rows.start]
+        query = torch.arange(rows.start, rows.stop, device=attention.device)
+        key = torch.arange(block.keys.start, block.keys.stop, device=attention.device)
+        looked = attention @ torch.stack([torch.ones_like(key), key], dim=1).to(attention)
+        mass, place = looked.double().unbind(-1)
+        near = _diagonals(attention, rows, block.keys, self._window).double()
+        weights = torch.arange(self._window, 0, -1, device=attention.device, dtype=torch.float64)
+        own = self._sums
+        own["span"][block.layer] += (mass * query - place).sum(-1).cpu()
+        if block.keys.start == 0:
+            own["sink"][block.layer] += attention[..., 0].sum(-1).double().cpu()
+        own["previous"][block.layer] += (near[..., 1] if self._window > 1 else mass * 0).sum(-1).cpu()
+        # Rows sum to their mass: Σ A·min(t − s, W) = W·mass − Σ over δ < W of (W − δ)·A[t, t − δ].
+        at = slice(rows.start - self._rows.start, rows.stop - self._rows.start)
+        self._waad[block.layer, :, at] = (self._window * mass - (near * weights).sum(-1)).cpu()
+        far = query[:, None] - key
+        nearest, furthest = self._horizon
+        inside = (far >= nearest) if furthest is None else (far >= nearest) & (far <= furthest)
+        self._received[block.layer, :, block.keys.slice] += (attention * inside).sum(1).double().cpu()
+
+    def result(self) -> HeadRhythm:
+        n = len(self._rows)
+        key = np.arange(self._rows.start, self._rows.stop)
+        nearest, furthest = self._horizon
+        last = np.full(n, self._rows.stop - 1) if furthest is None else np.minimum(key + furthest, self._rows.stop - 1)
+        seen = np.maximum(last - (key + nearest) + 1, 0)
+        return HeadRhythm(
+            rows=self._rows,
+            **{name: (total / n).numpy() for name, total in self._sums.items()},
+            waad=self._waad.numpy(),
+            fai=self._received[..., self._rows.start :].numpy() / np.maximum(seen, 1),
+        )
+
+
+def head_rhythm(
+    model: Model,
+    ids: Sequence[int],
+    rows: Span,
+    *,
+    window: int = WINDOW,
+    horizon: tuple[int, int | None] = HORIZON,
+) -> HeadRhythm:
+    """The rhythm of every head of `model` reading `ids`, in the rows of the response: Attention Illuminates LLM Reasoning, section 3.
+
+    WAAD_t = Σ_s A[t, s]·min(t − s, `window`); FAI_s = mean of A[t, s] over t from s + nearest to s + furthest of `horizon`, within the
+    response (0 where there is none). Raises InputError, ContextError.
+    """
+    reader = Rhythm(rows, model.n_layers, model.n_heads, window=window, horizon=horizon)
+    read_attention(model, ids, reader)
+    return reader.result()
+
+
+def local_and_global(span: Values, share: float = SHARE) -> tuple[list[Head], list[Head]]:
+    """The `share` of all heads that look back least, and that look back furthest: `span` (layer, head)."""
+    n = int(share * span.size)
+    if n < 1:
+        raise InputError(f"a share of {share} of {span.size} heads is none; ask for more")
+    order = np.argsort(span, axis=None, kind="stable")
+    heads = [Head(layer=int(i) // span.shape[1], index=int(i) % span.shape[1]) for i in order]
+    return heads[:n], heads[::-1][:n]
+
+
+def over(values: Values, heads: Sequence[Head]) -> Values:
+    """Mean of `values` (layer, head, …) over `heads`."""
+    return np.asarray(np.mean([values[head.layer, head.index] for head in heads], axis=0))
+
+
+def induction_scores(model: Model, *, length: int = 50, repeats: int = 4, seed: int = 0) -> Values:
+    """Attention (layer, head) on the token that followed this one's last occurrence, in random tokens written twice.
+
+    The mean over the second half of `repeats` sequences of 2 · `length` tokens; chance is about 1 / (1.5 · `length`).
+    """
+    rng = np.random.default_rng(seed)
+    length = min(length, model.context_length // 2)
+    found = torch.zeros(model.n_layers, model.n_heads, dtype=torch.float64)
+
+    def read(block: AttentionBlock) -> None:
+        for row in range(max(block.rows.start, length), block.rows.stop):
+            if (key := row - length + 1) >= block.keys.start:
+                found[block.layer] += (
+                    block.probabilities[:, row - block.rows.start, key - block.keys.start].double().cpu()
+                )
+
+    for _ in range(repeats):
+        half = rng.integers(model.vocabulary, size=length).tolist()
+        read_attention(model, half * 2, read)
+    return (found / (length * repeats)).numpy()
+
+
+def head_table(model: Model, trace: Trace, *, seed: int = 0) -> Result:
+    """Span (tokens), attention on token 0 and on the token before, and induction of every head: axes (metric, layer, head).
+
+    Null: the same of a head that looks at all tokens up to its own alike. `numbers` names the most local and the most global heads;
+    `arrays` hold `waad` and `fai` (token,) over these sets, and `thinking` the first and last token they belong to. A state, with its
+    reason, for a trace without thinking. Raises InputError, ContextError.
+    """
+    common = {"method": "heads", "quantity": "what each head looks at", "unit": "tokens, or shares of attention"}
+    provenance = {"trace": trace.id, "seed": seed, "window": WINDOW, "horizon": HORIZON, "share": SHARE}
+    rows = trace.tokens.thinking
+    if not len(rows):
+        return undefined(**common, reason=f"{trace.state} thinking, so no row to read", provenance=provenance)
+    found = head_rhythm(model, trace.token_ids[: rows.stop].tolist(), rows)
+    values = np.stack([found.span, found.sink, found.previous, induction_scores(model, seed=seed)])
+    query = np.arange(rows.start, rows.stop)
+    uniform = [(query / 2).mean(), (1 / (query + 1)).mean(), (1 / (query + 1)).mean(), _uniform_induction(model)]
+    band = np.array(uniform)[:, None, None]
+    local, wide = local_and_global(found.span)
+    return Result(
+        **common,
+        axes=(Axis.of("metric", METRICS), Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),
+        values=values,
+        null=Band.of(band, band, values.shape, "a head that looks at all tokens up to its own alike"),
+        arrays={
+            "waad": over(found.waad, local),
+            "fai": over(found.fai, wide),
+            "thinking": np.array([rows.start, rows.stop]),
+        },
+        numbers={"local": list(map(str, local)), "global": list(map(str, wide))},
+        provenance=provenance,
+    )
+
+
+def _uniform_induction(model: Model, length: int = 50) -> float:
+    length = min(length, model.context_length // 2)
+    return float((1 / np.arange(length + 1, 2 * length + 1)).mean())
+
+
+def _diagonals(attention: Tensor, rows: Span, keys: Span, width: int) -> Tensor:
+    """Attention on the token itself and the `width` − 1 before it (head, row, distance), 0 where there is none."""
+    query = torch.arange(rows.start, rows.stop, device=attention.device)[:, None]
+    place = query - torch.arange(width, device=attention.device) - keys.start
+    gathered = attention.gather(2, place.clamp(min=0).expand(len(attention), -1, -1))
+    return gathered.masked_fill(place < 0, 0.0)

@@ -1,0 +1,56 @@
+"""Fixtures of tests/analysis: tiny random models of every family, and golden cases read as arrays."""
+
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from reasonscope.analysis.attention import AttentionBlock
+from reasonscope.data.trace import Span
+from reasonscope.probes.families import VOCAB, tiny_model
+from reasonscope.probes.model import Model, load_model
+
+
+def plain_tokenizer() -> PreTrainedTokenizerFast:
+    """A token a letter or tag, as many as the tiny models have."""
+    words = ["<pad>", "<s>", "</s>", "<think>", "</think>", "Ġ", "Ċ", *(chr(33 + i) for i in range(VOCAB - 7))]
+    inner = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(["<pad>", "<s>", "</s>"])
+    inner.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in ("<think>", "</think>")])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[[str], Model]:
+    """The tiny model of a family, loaded once a session. Tests leave it as they found it."""
+    return cache(lambda family: load_model(tiny_model(family), tokenizer=plain_tokenizer()))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], list[dict[str, Any]]]:
+    """The cases of a golden file by its name."""
+    folder = Path(__file__).parents[1] / "golden"
+    return lambda name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["cases"]
+
+
+def dense_blocks(attention: Any, size: int = 7) -> Iterator[AttentionBlock]:
+    """A recorded attention (layer, head, query, key) as the blocks that a model would show."""
+    for layer, heads in enumerate(torch.from_numpy(np.array(attention, dtype=np.float64))):
+        for start in range(0, heads.shape[1], size):
+            rows = Span(start, min(start + size, heads.shape[1]))
+            shown = heads[:, rows.slice, : rows.stop]
+            yield AttentionBlock(layer=layer, rows=rows, keys=Span(0, rows.stop), probabilities=shown)
+
+
+@pytest.fixture(scope="session")
+def blocks() -> Callable[..., Iterator[AttentionBlock]]:
+    return dense_blocks
