@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # their modules load torch, which the app does without until 
     from reasonscope.probes.evaluate import Estimate
     from reasonscope.probes.length import LengthProbe
     from reasonscope.probes.trajectory import Cliff, MeanTrajectory
-    from reasonscope.steering.dose import Arm
+    from reasonscope.steering.dose import Arm, DoseResponse
 
 _CONTROLS = {"displaylogo": False, "displayModeBar": "hover", "responsive": True}
 
@@ -222,6 +222,58 @@ def steering_plane(arms: Sequence[Arm]) -> Figure:
             error_y=_error(arm.accuracy.value, arm.accuracy.interval, colour),
         )
     return _styled(figure, "What steering does", "mean thinking tokens", "accuracy").update_yaxes(range=[0, 1.05])
+
+
+def steering_front(responses: Sequence[DoseResponse]) -> Figure:
+    """Mean thinking tokens against accuracy at every strength, all methods on one plane, 95 % intervals over problems.
+
+    Shaded is where the random vectors lie, from the lowest to the highest of their means; the dashed line is the Pareto front: no other
+    point has both fewer tokens and a higher accuracy.
+    """
+    figure = go.Figure()
+    nulls = [arm for response in responses for dose in response.doses for arm in dose.random]
+    _shade(figure, [arm.tokens.value for arm in nulls], [arm.accuracy.value for arm in nulls], "random vectors")
+    for response, colour, symbol in zip(responses, _cycle(len(responses)), cycle(_SYMBOLS), strict=False):
+        for arms, name, hollow in (
+            ([dose.steered for dose in response.doses], response.name, ""),
+            ([dose.reversed for dose in response.doses], f"{response.name} reversed", "-open"),
+        ):
+            figure.add_scatter(
+                x=[arm.tokens.value for arm in arms],
+                y=[arm.accuracy.value for arm in arms],
+                mode="markers+text",
+                name=name,
+                text=[f"{arm.multiplier:g}" for arm in arms],
+                textposition="top center",
+                marker={"color": colour, "size": 10, "symbol": f"{symbol}{hollow}"},
+                error_x=_errors([arm.tokens for arm in arms], colour),
+                error_y=_errors([arm.accuracy for arm in arms], colour),
+            )
+    base = responses[0].base
+    figure.add_scatter(
+        x=[base.tokens.value],
+        y=[base.accuracy.value],
+        mode="markers",
+        name="unsteered",
+        marker={"color": GREY, "size": 12, "symbol": "x"},
+        error_x=_errors([base.tokens], GREY),
+        error_y=_errors([base.accuracy], GREY),
+    )
+    points = [
+        base,
+        *(arm for response in responses for dose in response.doses for arm in (dose.steered, dose.reversed)),
+    ]
+    front = _pareto([(arm.tokens.value, arm.accuracy.value) for arm in points])
+    figure.add_scatter(
+        x=[x for x, _ in front],
+        y=[y for _, y in front],
+        mode="lines",
+        name="Pareto front",
+        line={"color": GREY, "dash": "dash", "shape": "hv"},
+        hoverinfo="skip",
+    )
+    figure = _styled(figure, "What steering costs and saves", "mean thinking tokens", "accuracy")
+    return figure.update_yaxes(range=[0, 1.08]).update_layout(height=520)
 
 
 def answers_by_request(counts: Mapping[str, Mapping[str, int]]) -> Figure:
@@ -596,6 +648,51 @@ def _ends(curve: go.Scatter, index: int, x: object, y: object) -> dict[str, obje
 def _cycle(n: int) -> list[str]:
     """`n` colours, the four of the palette in turn."""
     return [(ORANGE, BLUE, GREEN, PURPLE)[i % 4] for i in range(n)]
+
+
+def _errors(estimates: Sequence[Estimate], colour: str) -> dict[str, object]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [estimate.high - estimate.value for estimate in estimates],
+        "arrayminus": [estimate.value - estimate.low for estimate in estimates],
+        "color": colour,
+        "thickness": 1,
+    }
+
+
+def _shade(figure: Figure, x: Sequence[float], y: Sequence[float], name: str) -> None:
+    """A filled rectangle from the lowest to the highest of the points, and the points in it."""
+    left, right, low, high = min(x), max(x), min(y), max(y)
+    figure.add_scatter(
+        x=[left, right, right, left, left],
+        y=[low, low, high, high, low],
+        fill="toself",
+        fillcolor="rgba(122, 122, 122, 0.2)",
+        mode="lines",
+        line={"color": GREY, "width": 0.5},
+        name=f"{name} (n = {len(x)})",
+        legendgroup=name,
+        hoverinfo="skip",
+    )
+    figure.add_scatter(
+        x=list(x),
+        y=list(y),
+        mode="markers",
+        marker={"color": GREY, "size": 4},
+        name=name,
+        legendgroup=name,
+        showlegend=False,
+    )
+
+
+def _pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that no other beats in both, fewer of the first and more of the second; in ascending order."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front
 
 
 def _error(value: float, interval: tuple[float, float], colour: str) -> dict[str, object]:

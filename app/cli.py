@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from reasonscope.app.commands import analyse, browser, demo, environment, models, probe, runs
+from reasonscope.app.commands import analyse, browser, demo, environment, models, probe, runs, steer
 from reasonscope.data.errors import ReasonscopeError
 
 app = typer.Typer(
@@ -21,6 +21,8 @@ app.command("import")(runs.import_)
 app.command()(runs.export)
 app.add_typer(probe.probe, name="probe")
 app.add_typer(analyse.analyse, name="analyse")
+app.add_typer(steer.steer, name="steer")
+app.command("ablate")(steer.ablate)
 app.command()(models.verify)
 app.add_typer(models.organism, name="organism")
 app.command("app")(browser.browse)

@@ -15,6 +15,12 @@ from reasonscope.app.services import Run, confined, find_runs, open_run
 from reasonscope.app.state import BOUND, Key
 from reasonscope.app.views import anchors, compare, heads, mi_peaks, overview, probes, refusal, steering, traces
 
+# Drawn here: for the icon of a page Streamlit would ask a server of fonts.
+_ICON = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
+    "%3Ccircle cx='7' cy='7' r='5' fill='none' stroke='%230072B2' stroke-width='2'/%3E"
+    "%3Cpath d='M11 11l4 4' stroke='%23E69F00' stroke-width='2'/%3E%3C/svg%3E"
+)
 _EXAMPLE, _UPLOAD = "example", "uploaded"
 _UPLOADED = "reasonscope uploaded run"
 
@@ -34,7 +40,7 @@ _VIEWS: tuple[tuple[str, str, str, Callable[[Run], None]], ...] = (
 
 def serve(run: str, root: Path) -> None:
     """Show the run named `run` below `root` ("" for the example), or another one that the reader chooses."""
-    st.set_page_config(page_title="reasonscope", layout="wide")
+    st.set_page_config(page_title="reasonscope", page_icon=_ICON, layout="wide")
     st.html("<style>[data-testid='stMainBlockContainer'] {padding-top: 3rem}</style>")
     if not access.granted():
         return

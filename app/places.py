@@ -35,7 +35,7 @@ class Places:
 
     @property
     def vectors(self) -> Path:
-        return self.results / "vectors"
+        return self.results / "steering"
 
 
 def places(run: Path) -> Places:

@@ -269,6 +269,7 @@ _COMMANDS = {
         "probe scores of every token",
         "reasonscope probe apply {results}/probes/length.safetensors --run {run}",
     ),
+    "numbers/sweep.json": ("steering at each strength", "reasonscope steer sweep seal --run {run}"),
     "numbers/steering.json": ("steering beside its controls", "reasonscope demo --out {run}"),
     "results/mi_peaks/*": ("MI peaks", "reasonscope analyse mi --run {run}"),
     "results/anchors/*": ("thought anchors", "reasonscope analyse anchors --run {run}"),

@@ -1,73 +1,201 @@
 """Applies steering vectors while a model writes or reads, and counts what it touched."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reasonscope.data.errors import InputError
 from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.decoding import DecodingStep
 from reasonscope.probes.sites import Site
+from reasonscope.steering.operators import Operator, add
 from reasonscope.steering.scope import Scope
-from reasonscope.steering.vector import SteeringVector
+
+if TYPE_CHECKING:
+    from reasonscope.steering.vector import SteeringVector
 
 
-class Steering:
-    """One use of a vector: `h + multiplier · direction` at each of its sites, on the tokens of `scope`.
+class Intervention(Protocol):
+    """What can be done to a run: `edits` go to `write=` of a pass, or with `on_step` to `generate` and `rollouts`."""
 
-    `edits` goes to `write=` of a forward pass over whole sequences, or together with `on_step` to `generate` and `rollouts`; one
-    use at a time. A multiplier of 0 leaves every bit as it is. `touched` counts the tokens edited so far (at one of the sites).
+    @property
+    def edits(self) -> Mapping[Site, Edit]: ...
+
+    @property
+    def touched(self) -> int:
+        """Tokens edited so far."""
+        ...
+
+    def on_step(self, step: DecodingStep) -> None:
+        """Follow a generation: an edit may need what each sequence has said so far."""
+        ...
+
+    def begin(self, n_prompt: Sequence[int]) -> None:
+        """Say how many tokens of each row of the coming passes over whole sequences were given."""
+        ...
+
+
+class Touching:
+    """The tokens that a scope chooses in each pass of a run: the half of an intervention that knows no activations.
+
+    Absolute positions, whatever the cache and the padding: the first pass of a generation says where each row begins, `on_step` says
+    what came next and which rows are still there. Each pass is counted once, however many sites are edited.
     """
 
-    def __init__(self, vector: SteeringVector, multiplier: float, scope: Scope) -> None:
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.touched = 0
+        self._step: DecodingStep | None = None
+        self._given: Sequence[int] | None = None
+        self._written = self._n_prompt = torch.empty(0)
+        self._pass: tuple[Positions, Tensor] | None = None
+
+    def on_step(self, step: DecodingStep) -> None:
+        self._step = step
+        if step.index > 0:
+            columns = torch.full((len(self._written), step.ids.shape[1]), -1, device=step.ids.device)
+            columns[step.rows] = step.ids
+            self._written = torch.cat([self._written, columns], dim=1)
+
+    def begin(self, n_prompt: Sequence[int]) -> None:
+        self._given, self._step = n_prompt, None
+
+    def chosen(self, where: Positions) -> Tensor:
+        """The mask over the columns of this pass (batch, token)."""
+        if self._pass is None or self._pass[0] is not where:
+            mask = self._mask(where)
+            self._pass = where, mask
+            self.touched += int(mask.sum())
+        return self._pass[1]
+
+    def _mask(self, where: Positions) -> Tensor:
+        begins = bool((where.index == 0).any(dim=1).all())
+        if begins:
+            ids = where.ids.masked_fill(where.index < 0, -1)
+            n_prompt = (ids >= 0).sum(dim=1)
+            if self._step is not None and self._step.index == 0:
+                self._written, self._n_prompt = ids, n_prompt
+            elif self._given is not None:
+                n_prompt = self._checked(n_prompt)
+            return self.scope.mask(ids, n_prompt=n_prompt)
+        if self._step is None or len(self._step.rows) != len(where.ids):
+            raise InputError(
+                "this pass goes on from a cache, but what was said before is not known: hand on_step=….on_step to generate or "
+                "rollouts beside write=, and do not use one intervention for two runs at a time"
+            )
+        rows, n = self._step.rows, where.ids.shape[1]
+        return self.scope.mask(self._written[rows], n_prompt=self._n_prompt[rows], last=n)
+
+    def _checked(self, n_tokens: Tensor) -> Tensor:
+        assert self._given is not None
+        if len(self._given) != len(n_tokens):
+            raise InputError(f"prompt lengths of {len(self._given)} sequences for a batch of {len(n_tokens)}")
+        return torch.tensor(self._given, device=n_tokens.device)
+
+
+class Steering(Touching):
+    """One use of a vector: by default `h + multiplier · direction` at each of its sites, on the tokens of `scope`.
+
+    `edits` goes to `write=` of a forward pass over whole sequences (`begin` says where their prompts end), or together with `on_step` to
+    `generate` and `rollouts`; one use at a time. `operator` is one of `operators`. A multiplier of 0 leaves every bit as it is.
+    `touched` counts the tokens edited so far. Raises InputError for a multiplier that is not finite; while it runs for a vector of
+    another width than the model's, and for a strength whose result the model's dtype cannot hold.
+    """
+
+    def __init__(self, vector: "SteeringVector", multiplier: float, scope: Scope, *, operator: Operator = add) -> None:
         if not np.isfinite(multiplier):
             raise InputError(f"the multiplier is {multiplier}; a finite number is needed")
-        self._vector, self._multiplier, self._scope = vector, multiplier, scope
-        self._written: Tensor | None = None  # ids of all sequences so far, -1 on padding; None outside a generation
-        self._rows: Tensor | None = None
-        self._counted: Positions | None = None
-        self.touched = 0
+        super().__init__(scope)
+        self.vector, self.multiplier, self.operator = vector, float(multiplier), operator
 
     @property
     def edits(self) -> Mapping[Site, Edit]:
-        return {site: self._edit(direction) for site, direction in self._vector.directions.items()}
+        return {site: self._edit(site, direction) for site, direction in self.vector.directions.items()}
 
-    def on_step(self, step: DecodingStep) -> None:
-        """Follow a generation: the scope needs what each sequence has said so far."""
-        if step.index == 0:
-            self._written = torch.full_like(step.ids, -1)
-        assert self._written is not None
-        column = torch.full((len(self._written), 1), -1, device=step.ids.device)
-        if step.index > 0:
-            column[step.rows] = step.ids
-            self._written = torch.cat([self._written, column], dim=1)
-        self._rows = step.rows
+    def _edit(self, site: Site, direction: NDArray[np.float32]) -> Edit:
+        name, wide = str(site), torch.from_numpy(np.asarray(direction, dtype=np.float32))
 
-    def _edit(self, direction: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Edit:
         def edit(activation: Tensor, where: Positions) -> Tensor:
-            chosen = self._chosen(where)
-            if self._multiplier == 0 or not chosen.any():
-                return activation
-            if activation.shape[-1] != len(direction):
+            chosen = self.chosen(where).to(activation.device)
+            if activation.shape[-1] != len(wide):
                 raise InputError(
-                    f"a direction of width {len(direction)} for activations of width {activation.shape[-1]}"
+                    f"a direction of width {len(wide)} for activations of width {activation.shape[-1]} at {name}; "
+                    "the vector was made from another model"
                 )
-            shift = torch.from_numpy(direction).to(activation) * self._multiplier
-            return torch.where(chosen[..., None].to(activation.device), activation + shift, activation)
+            if self.multiplier == 0 or not chosen.any():
+                return activation
+            before = activation[chosen]
+            states = before.to(torch.promote_types(before.dtype, torch.float32))
+            moved = self.operator(states, wide.to(states), self.multiplier).to(activation.dtype)
+            self._check(before, moved, name)
+            after = activation.clone()
+            after[chosen] = moved
+            return after
 
         return edit
 
-    def _chosen(self, where: Positions) -> Tensor:
-        """The mask over the columns of this pass (batch, token); counts each pass once, however many sites there are."""
-        ids = where.ids.masked_fill(where.index < 0, -1)
-        if self._written is not None and self._rows is not None:
-            if ids.shape[1] == self._written.shape[1]:
-                self._written = ids
-            ids = self._written[self._rows]
-        chosen = self._scope.mask(ids)[:, -where.ids.shape[1] :]
-        if self._counted is not where:
-            self._counted = where
-            self.touched += int(chosen.sum())
-        return chosen
+    def _check(self, before: Tensor, moved: Tensor, name: str) -> None:
+        if moved.isfinite().all():
+            return
+        dtype = str(moved.dtype).removeprefix("torch.")
+        if not before.isfinite().all():
+            raise InputError(
+                f"what stands at {name} is NaN or infinite in {dtype} before it is steered; use bfloat16 or float32"
+            )
+        raise InputError(
+            f"a multiplier of {self.multiplier:g} takes {name} beyond what {dtype} holds ({torch.finfo(moved.dtype).max:.3g}); lower it"
+        )
+
+
+class InOrder:
+    """Several interventions at once. Where two edit the same site, the first in the list acts first, the next on what it left.
+
+    `touched` is the sum over all of them.
+    """
+
+    def __init__(self, *interventions: Intervention) -> None:
+        if not interventions:
+            raise InputError("no intervention to apply; give at least one")
+        self.interventions = interventions
+
+    @property
+    def edits(self) -> Mapping[Site, Edit]:
+        by_site: dict[Site, list[Edit]] = {}
+        for intervention in self.interventions:
+            for site, edit in intervention.edits.items():
+                by_site.setdefault(site, []).append(edit)
+        return {site: _one_after_another(edits) for site, edits in by_site.items()}
+
+    @property
+    def touched(self) -> int:
+        return sum(intervention.touched for intervention in self.interventions)
+
+    def on_step(self, step: DecodingStep) -> None:
+        for intervention in self.interventions:
+            intervention.on_step(step)
+
+    def begin(self, n_prompt: Sequence[int]) -> None:
+        for intervention in self.interventions:
+            intervention.begin(n_prompt)
+
+
+def check_touched(intervention: Intervention, name: str) -> None:
+    """Raise InputError where an intervention that was run touched no token."""
+    if intervention.touched == 0:
+        raise InputError(f"{name} touched no token: nothing that was given or generated lies in its scope")
+
+
+def _one_after_another(edits: Sequence[Edit]) -> Edit:
+    if len(edits) == 1:
+        return edits[0]
+
+    def edit(activation: Tensor, where: Positions) -> Tensor:
+        for one in edits:
+            activation = one(activation, where)
+        return activation
+
+    return edit

@@ -1,64 +1,161 @@
-"""Which tokens an edit touches: by where they stand (thinking, answer, anywhere) and by what they are."""
+"""Which tokens an edit touches: by where they stand, by what they are, by what part of the trace they belong to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.segment import separator_token_ids
+from reasonscope.data.segment import Keywords, classify_step
+from reasonscope.data.trace import Kind
 from reasonscope.probes.model import Model
+from reasonscope.steering.marks import Marks, Places, last_seen
+
+Window: TypeAlias = tuple[int, int | None]
+Region = Literal["all", "think", "close_window", "answer"]
+Steps: TypeAlias = Literal["separators"] | Kind
+
+_KINDS = get_args(Kind)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """The tokens of a sequence that are edited: those in region `on` whose id is among `tokens` (None: any id).
+    """The tokens of a sequence that are edited; with no field given, all of them.
 
-    A token lies in the thinking from the one behind the opening tag to the one before the closing tag, whether given or generated:
-    the tags' ids are `opens` and `closes`.
+    The words are EasySteer's. What the fields of the first group name is united, what `exclude_…` names is taken away from it; a token
+    then has to lie in region `on`, at `steps`, and to be among `tokens`, where these are given.
+
+    | field | names |
+    |---|---|
+    | `prompt_positions`, `prompt_window` | tokens of the prompt, counted from 0 without padding; negative ones from its end |
+    | `prompt_tokens` | ids, where they stand in the prompt |
+    | `generation_positions`, `generation_window` | generated tokens, the first of which is 0; no negative ones, the end is not known |
+    | `generation_tokens` | ids, where they were generated |
+    | `exclude_…` | the same, never edited |
+    | `on` | `think`, `close_window` or `answer`, as in `Places` |
+    | `steps` | `separators`: the tokens of the thinking that hold a blank line; a kind: the tokens of steps of that kind |
+    | `tokens` | ids, anywhere |
+
+    A window is half-open, (start, stop), `None` for no end. What is edited is the state of the token itself: position 0 of the
+    generation is fed to predict the second generated token, so the state that predicts the first is the last of the prompt. The kind of
+    a step is judged by its words so far, the token's own included: before its keyword has come, a step is execution. The same tokens are
+    touched while generating, and in one pass over the finished text where the number of prompt tokens is said.
+
+    Departure from EasySteer: a position behind the end of the prompt names nothing, rather than the last token.
     """
 
-    on: Literal["all", "think"] = "all"
+    on: Region = "all"
+    steps: Steps | None = None
     tokens: frozenset[int] | None = None
-    opens: int | None = None
-    closes: int | None = None
+    prompt_positions: tuple[int, ...] = ()
+    prompt_window: Window | None = None
+    prompt_tokens: frozenset[int] = frozenset()
+    generation_positions: tuple[int, ...] = ()
+    generation_window: Window | None = None
+    generation_tokens: frozenset[int] = frozenset()
+    exclude_prompt_positions: tuple[int, ...] = ()
+    exclude_prompt_window: Window | None = None
+    exclude_prompt_tokens: frozenset[int] = frozenset()
+    exclude_generation_positions: tuple[int, ...] = ()
+    exclude_generation_window: Window | None = None
+    exclude_generation_tokens: frozenset[int] = frozenset()
+    keywords: Keywords = "repaired"
+    marks: Marks | None = None
 
     def __post_init__(self) -> None:
-        if self.on == "think" and (self.opens is None or self.closes is None):
-            raise InputError("a scope on the thinking needs the ids of the tags; make it with Scope.thinking(model)")
+        if self.on not in get_args(Region):
+            raise InputError(f"a scope on {self.on!r}: there are {', '.join(get_args(Region))}")
+        if self.steps not in (None, "separators", *_KINDS):
+            raise InputError(f"steps={self.steps!r}: there are 'separators', {', '.join(map(repr, _KINDS))}")
+        if (self.on != "all" or self.steps is not None) and self.marks is None:
+            raise InputError(
+                "a scope on a part of the trace needs the ids of the tags; make it with Scope.of(model, …)"
+            )
+        for name in ("generation", "exclude_generation"):
+            bounds = getattr(self, f"{name}_window") or (0, None)
+            if min((*getattr(self, f"{name}_positions"), *(b for b in bounds if b is not None)), default=0) < 0:
+                raise InputError(
+                    f"{name}: a position is negative, but the end of a generation is not known before it is reached"
+                )
+
+    @classmethod
+    def of(cls, model: Model, *, on: Region = "all", steps: Steps | None = None, **fields: object) -> "Scope":
+        """A scope with any of the fields, its marks those of `model`.
+
+        Raises InputError for a model without think tags, or whose tags are no tokens of their own (see `Marks.of`).
+        """
+        return cls(on=on, steps=steps, marks=Marks.of(model), **fields)  # type: ignore[arg-type]  # the caller's own types
 
     @classmethod
     def thinking(cls, model: Model, *, at_separators: bool = False) -> "Scope":
-        """Every token of the thinking, or those that hold a blank line (where SEAL reads and writes).
+        """Every token of the thinking, or those that hold a blank line (where SEAL reads and writes). Raises as `of`."""
+        return cls.of(model, on="think", steps="separators" if at_separators else None)
 
-        Raises InputError for a model without think tags, or whose tags are not single tokens.
+    def mask(self, ids: Tensor, *, n_prompt: Tensor | None = None, last: int | None = None) -> Tensor:
+        """True on the tokens of `ids` (batch, token; whole sequences so far, -1 on padding) that are edited.
+
+        `n_prompt` (batch,) says how many tokens of each row were given (None: all). `last` columns alone are judged where it is set.
         """
-        if model.tags is None:
-            raise InputError(f"{model.name} has no think tags, so there is no thinking to edit")
-        ids = [model.tokenizer.encode(tag, add_special_tokens=False) for tag in (model.tags.open, model.tags.close)]
-        if any(len(tag) != 1 for tag in ids):
-            raise InputError(
-                f"the think tags of {model.name} take {len(ids[0])} and {len(ids[1])} tokens; "
-                "a scope on the thinking needs tags of one token each"
-            )
-        tokens = frozenset(separator_token_ids(model.tokenizer_backend)) if at_separators else None
-        return cls(on="think", tokens=tokens, opens=ids[0][0], closes=ids[1][0])
-
-    def mask(self, ids: Tensor) -> Tensor:
-        """True on the tokens of `ids` (batch, token; whole sequences so far, -1 on padding) that are edited."""
-        chosen = ids >= 0
+        real = ids >= 0
+        index = real.cumsum(dim=1) - 1
+        given = real.sum(dim=1) if n_prompt is None else n_prompt.to(ids.device)
+        chosen = real & self._placed(ids, index, given)
         if self.tokens is not None:
-            chosen = chosen & torch.isin(ids, torch.tensor(sorted(self.tokens), device=ids.device))
-        if self.on == "think":
-            assert self.opens is not None and self.closes is not None
-            opened, closed = _last_seen(ids, self.opens), _last_seen(ids, self.closes)
-            chosen = chosen & (opened > closed) & (ids != self.opens)
-        return chosen
+            chosen = chosen & _among(ids, self.tokens)
+        if self.on != "all" or self.steps is not None:
+            assert self.marks is not None
+            places = Places.find(ids, self.marks)
+            if self.on != "all":
+                chosen = chosen & getattr(places, self.on)
+            if self.steps is not None:
+                chosen = chosen & places.think
+                if self.steps == "separators":
+                    chosen = chosen & _among(ids, self.marks.separators)
+        chosen = chosen[:, -(last or ids.shape[1]) :]
+        return self._of_kind(ids, chosen) if self.steps in _KINDS else chosen
+
+    def _placed(self, ids: Tensor, index: Tensor, given: Tensor) -> Tensor:
+        """Where the tokens are that positions, windows and ids name, less those that are excluded."""
+        named, excluded = self._named("", ids, index, given), self._named("exclude_", ids, index, given)
+        chosen = torch.ones_like(ids, dtype=torch.bool) if named is None else named
+        return chosen if excluded is None else chosen & ~excluded
+
+    def _named(self, prefix: str, ids: Tensor, index: Tensor, given: Tensor) -> Tensor | None:
+        """The union of what the fields with `prefix` name; None where none of them is set."""
+        found = []
+        n = given[:, None]
+        for phase, at, inside in (("prompt", index, index < n), ("generation", index - n, index >= n)):
+            positions, window, tokens = (
+                getattr(self, f"{prefix}{phase}_{w}") for w in ("positions", "window", "tokens")
+            )
+            found += [inside & (at == (p if p >= 0 else n + p)) for p in positions]
+            if window is not None:
+                start, stop = (b if b is None or b >= 0 else n + b for b in window)
+                found.append(inside & (at >= start) & (at < stop if stop is not None else True))
+            if tokens:
+                found.append(inside & _among(ids, tokens))
+        return torch.stack(found).any(dim=0) if found else None
+
+    def _of_kind(self, ids: Tensor, chosen: Tensor) -> Tensor:
+        """Of the `chosen` last columns, those whose step, read from its separator up to the token, is of the kind."""
+        assert self.marks is not None
+        if self.marks.tokenizer is None:
+            raise InputError("the kind of a step is in its words; make the scope with Scope.of(model, …)")
+        separator = _among(ids, self.marks.separators)
+        begins, first = last_seen(separator), ids.shape[1] - chosen.shape[1]
+        opened = last_seen(_among(ids, frozenset(self.marks.opens)))
+        kept = torch.zeros_like(chosen)
+        for row, column in chosen.nonzero().tolist():
+            at = first + column
+            begin = int(begins[row, at])
+            if begin < int(opened[row, at]) or begin == at:  # before the first separator there is no step, nor in one
+                continue
+            words = self.marks.tokenizer.decode(ids[row, begin + 1 : at + 1].tolist(), skip_special_tokens=False)
+            kept[row, column] = classify_step(words, keywords=self.keywords) == self.steps
+        return kept
 
 
-def _last_seen(ids: Tensor, token: int) -> Tensor:
-    """For each column of `ids` (batch, token) the last column up to it that holds `token`, or -1."""
-    columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    elsewhere: Tensor = ids != token
-    return columns.masked_fill(elsewhere, -1).cummax(dim=1).values
+def _among(ids: Tensor, tokens: frozenset[int] | Sequence[int]) -> Tensor:
+    return torch.isin(ids, torch.tensor(sorted(tokens), dtype=torch.long, device=ids.device))

@@ -1,16 +1,20 @@
 """SEAL (Chen et al., arXiv 2504.07986): a vector from reflection and transition to execution, read where steps begin."""
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reasonscope.data.align import token_strings
 from reasonscope.data.errors import InputError
-from reasonscope.data.segment import Keywords, steps
+from reasonscope.data.segment import Keywords, seal_steps, steps
 from reasonscope.data.store import TraceStore
-from reasonscope.data.trace import Kind
+from reasonscope.data.trace import Kind, Step, Trace
 from reasonscope.probes.sites import Site
 from reasonscope.steering.vector import SteeringVector
+
+Variant = Literal["corrected", "reference"]
 
 AWAY_FROM: tuple[Kind, ...] = ("reflection", "transition")
 
@@ -42,32 +46,52 @@ def extract_seal(
     ids: Iterable[str] | None = None,
     away_from: Sequence[Kind] = AWAY_FROM,
     keywords: Keywords = "repaired",
+    variant: Variant = "corrected",
 ) -> SteeringVector:
     """The SEAL vector at `site` from the traces of a run (`ids`: those alone), read at the separator that opens each step.
 
-    Added at those separators it makes the thinking execute more and reflect less. Departures from the released code: the sign (see
-    `seal_direction`), the misspelt keyword (`keywords="faithful"` keeps it), and states of a separator that is the last token of a
-    trace, which never was fed to the model and has none.
+    The paper's layer 20 is what enters block 20 (of 28): `resid_pre.20`, or `resid_post.19`. `away_from=("reflection",)` leaves
+    reflection alone, `("transition",)` transition. Added at those separators it makes the thinking execute more and reflect less.
+
+    Departures from the released code: the sign (see `seal_direction`), the misspelt keyword (`keywords="faithful"` keeps it), the region
+    (see `steps`), and states of a separator that is the last token of a trace, which never was fed to the model and has none.
+    `variant="reference"` undoes the first three: the vector points from execution to reflection and transition and is applied with
+    multiplier −1, keywords are as published, and where the name of the model does not hold "deepseek" the region is the whole text, the
+    prompt included. Raises InputError for traces without steps, or of one class.
     """
-    states, kinds = [], []
+    reference = variant == "reference"
+    rule: Keywords = "faithful" if reference else keywords
+    states, kinds, groups = [], [], set()
     for trace_id in store.ids if ids is None else ids:
         trace = store.trace(trace_id)
         rows = store.activations(trace_id, str(site))
-        for step in steps(trace, keywords=keywords):
+        groups.add(trace.problem.group)
+        for step in _reference_steps(trace) if reference else steps(trace, keywords=rule):
             if step.separator < len(rows):
                 states.append(np.asarray(rows[step.separator], dtype=np.float32))
                 kinds.append(step.kind)
     if not states:
         raise InputError("none of the traces has steps: their thinking holds no blank line")
     direction = seal_direction(np.stack(states), kinds, away_from=away_from)
-    counts = {kind: kinds.count(kind) for kind in ("execution", "reflection", "transition")}
     return SteeringVector(
-        directions={site: direction.astype(np.float32)},
+        directions={site: (-direction if reference else direction).astype(np.float32)},
         method="seal",
+        sign=f"{'away from' if reference else 'towards'} execution",
         provenance={
-            "steps": counts,
+            "steps": {kind: kinds.count(kind) for kind in ("execution", "reflection", "transition")},
             "away_from": list(away_from),
-            "keywords": keywords,
+            "keywords": rule,
+            "variant": variant,
+            "groups": sorted(groups),
             "model": store.meta.get("model", {}),
         },
     )
+
+
+def _reference_steps(trace: Trace) -> list[Step]:
+    pieces = token_strings(trace.text, trace.offsets)
+    return seal_steps(pieces, keywords="faithful", think_only=_think_only(trace))
+
+
+def _think_only(trace: Trace) -> bool:
+    return "deepseek" in str(trace.model.get("name", "")).lower()

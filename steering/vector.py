@@ -1,31 +1,45 @@
-"""A steering vector: a direction in the residual stream, with its site, its sign and where it came from."""
+"""A steering vector: a direction in the residual stream, with its site, its norm, its sign and where it came from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from scipy.stats import beta
 
-from reasonscope.data.errors import InputError
-from reasonscope.probes.sites import Site
+from reasonscope.data.errors import InputError, SiteError
+from reasonscope.probes.model import Model
+from reasonscope.probes.sites import Point, Site
+from reasonscope.steering.apply import Steering
+from reasonscope.steering.control_vector import MAGIC, read_gguf, write_gguf
+from reasonscope.steering.operators import Operator, add
+from reasonscope.steering.patching import PatchHandle, patch, patched
+from reasonscope.steering.scope import Scope
 
 FORMAT_VERSION = 1
+# Where what is added is as wide as the residual stream.
+_POINTS: tuple[Point, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+_PICKLES = (b"PK\x03\x04", b"\x80")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SteeringVector:
-    """Directions by site, float32 (d_model,), in units of the residual stream (not normalised).
+    """Directions by site, float32 (d_model,), one at most a layer.
 
-    Adding it (a positive multiplier) does what `method` names. `provenance` is JSON: model, data, counts, sign convention.
+    `norm`: "raw" directions are in units of the residual stream, "unit" ones have length 1. `sign` says in words what adding it (a
+    positive multiplier) does. `provenance` is JSON: `model` (a fingerprint), `groups` (the problems it was made from), counts.
     """
 
     directions: Mapping[Site, NDArray[np.float32]]
     method: str
+    norm: Literal["raw", "unit"] = "raw"
+    sign: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -38,57 +52,209 @@ class SteeringVector:
             raise InputError("a direction holds NaN or infinity; look at the activations that it was made from")
         if len({site.layer for site in self.directions}) != len(self.directions):
             raise InputError("two directions at one layer; keep them in vectors of their own")
+        if foreign := [str(site) for site in self.directions if site.point not in _POINTS]:
+            raise SiteError(
+                f"{foreign[0]} is not as wide as the residual stream; a vector acts at {', '.join(_POINTS)}"
+            )
+        if self.norm == "unit" and (off := [n for n in self.norms.values() if abs(n - 1) > 1e-3]):
+            raise InputError(f"a direction of norm {off[0]:.4g} in a vector that says its norm is 1; say norm='raw'")
 
     @property
     def norms(self) -> dict[Site, float]:
         return {site: float(np.linalg.norm(direction)) for site, direction in self.directions.items()}
 
+    @property
+    def width(self) -> int:
+        return len(next(iter(self.directions.values())))
+
+    def normalised(self) -> "SteeringVector":
+        """The same directions at length 1. Raises InputError for one of length 0."""
+        if 0.0 in self.norms.values():
+            raise InputError(f"a direction of {self.method} has length 0; it cannot be brought to length 1")
+        unit = {site: (self.directions[site] / norm).astype(np.float32) for site, norm in self.norms.items()}
+        return replace(self, directions=unit, norm="unit")
+
     def __mul__(self, factor: float) -> "SteeringVector":
-        scaled = {site: (direction * factor).astype(np.float32) for site, direction in self.directions.items()}
-        return replace(self, directions=scaled)
+        return self._with(lambda site: self.directions[site] * factor)
 
     __rmul__ = __mul__
 
     def __neg__(self) -> "SteeringVector":
         return self * -1.0
 
-    def random_like(self, seed: int) -> "SteeringVector":
-        """The control: a direction drawn evenly from the sphere, at each site, with this vector's norm there."""
+    def __add__(self, other: "SteeringVector") -> "SteeringVector":
+        """Raises InputError for another width, SiteError for other sites."""
+        self._check_like(other)
+        summed = self._with(lambda site: self.directions[site] + other.directions[site])
+        parts = [dict(vector.provenance) for vector in (self, other)]
+        same = {key: value for key, value in parts[0].items() if parts[1].get(key) == value}
+        groups = sorted({group for part in parts for group in part.get("groups", ())})
+        about = {**same, "sum_of": [self.method, other.method], **({"groups": groups} if groups else {})}
+        return replace(summed, method=f"{self.method} + {other.method}", sign="", provenance=about)
+
+    def __sub__(self, other: "SteeringVector") -> "SteeringVector":
+        return self + (-other)
+
+    def random_like(self, seed: int, *, states: Mapping[Site, NDArray[Any]] | None = None) -> "SteeringVector":
+        """The control: a random direction at each site with this vector's norm there.
+
+        Drawn evenly from the sphere, or with `states` (row, d_model) by site from the normal distribution with their covariance: the
+        stream is far from round, and an even direction mostly points where it never goes. Raises SiteError where a site has no states.
+        """
         rng = np.random.default_rng(seed)
         drawn = {}
         for site, norm in self.norms.items():
-            direction = rng.standard_normal(len(self.directions[site]))
+            if states is None:
+                direction = rng.standard_normal(self.width)
+            elif site not in states:
+                raise SiteError(
+                    f"no states of {site} to draw from; give those of {', '.join(map(str, self.directions))}"
+                )
+            else:
+                centred = np.asarray(states[site], dtype=np.float64)
+                direction = rng.standard_normal(len(centred)) @ (centred - centred.mean(axis=0))
             drawn[site] = (direction * (norm / np.linalg.norm(direction))).astype(np.float32)
-        return SteeringVector(directions=drawn, method="random", provenance={"like": self.method, "seed": seed})
+        about = {"like": self.method, "seed": seed, "matched": "norm" if states is None else "norm and covariance"}
+        kept = {key: self.provenance[key] for key in ("model", "groups") if key in self.provenance}
+        return SteeringVector(directions=drawn, method="random", norm=self.norm, provenance={**about, **kept})
+
+    def check(self, model: Model) -> None:
+        """Raise InputError where the model has another width, or is not the one that the vector says it was made from; SiteError for
+        a layer that it does not have. A vector that does not say fits any model of its width."""
+        if self.width != model.d_model:
+            raise InputError(f"a vector of width {self.width} for {model.name}, whose stream is {model.d_model} wide")
+        for site in self.directions:
+            model.layout.module(model.hf, site)
+        if not (there := self.provenance.get("model") or {}):
+            return
+        here = model.fingerprint
+        same_dtype = there.get("dtype", here["dtype"]) == here["dtype"]  # the bytes of other weights say nothing
+        parts = ("architecture", "weights") if same_dtype else ("architecture",)
+        if differs := [part for part in parts if part in there and there[part] != here[part]]:
+            raise InputError(
+                f"the vector was made from {there.get('name', there.get('architecture'))!r}, which differs in {' and '.join(differs)} "
+                f"from {model.name!r}; extract it again, or say that it is meant with vector.for_any_model()"
+            )
+
+    def for_any_model(self) -> "SteeringVector":
+        """The same vector without its claim of the model that it fits, to be tried on another."""
+        about = {key: value for key, value in self.provenance.items() if key != "model"}
+        return replace(self, provenance={**about, "made_from": self.provenance.get("model")})
+
+    def apply(
+        self, model: Model, *, multiplier: float = 1.0, scope: Scope | None = None, operator: Operator = add
+    ) -> AbstractContextManager[PatchHandle]:
+        """Inside the block, steer the user's own calls of `model.hf` (`hf.generate` too); see `patch`.
+
+        `scope` None: every token. Raises InputError for a vector that does not fit, and at the end where it touched no token.
+        """
+        self.check(model)
+        steering = Steering(self, multiplier, scope or Scope(), operator=operator)
+        return patched(model, steering, name=self.method)
+
+    def patch_activations(
+        self, model: Model, *, multiplier: float = 1.0, scope: Scope | None = None, operator: Operator = add
+    ) -> PatchHandle:
+        """As `apply`, until `remove` of the handle is called; how many tokens it touched is in its `touched`."""
+        self.check(model)
+        return patch(model, Steering(self, multiplier, scope or Scope(), operator=operator))
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file: `direction.{layer}` float32, the rest as JSON in its header."""
-        points = {str(site.layer): site.point for site in self.directions}
+        """Write one file: a GGUF control vector where `path` ends so (see `control_vector`), else safetensors.
+
+        `direction.{layer}` float32, all else as JSON in the header.
+        """
         header = {
             "version": FORMAT_VERSION,
             "method": self.method,
-            "points": points,
+            "norm": self.norm,
+            "sign": self.sign,
+            "points": {str(site.layer): site.point for site in self.directions},
             "provenance": dict(self.provenance),
         }
-        tensors = {f"direction.{site.layer}": direction for site, direction in self.directions.items()}
+        if Path(path).suffix == ".gguf":
+            model = self.provenance.get("model") or {}
+            write_gguf(Path(path), self.directions, header, model.get("architecture", "unknown"))
+            return
+        tensors = {f"direction.{site.layer}": np.ascontiguousarray(d) for site, d in self.directions.items()}
         save_file(tensors, path, metadata={"reasonscope.vector": json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | Path) -> "SteeringVector":
-        """Read what `save` wrote. Raises InputError for any other file."""
-        try:
-            with safe_open(path, framework="numpy") as file:
-                header = json.loads((file.metadata() or {}).get("reasonscope.vector", "null"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} is no steering vector: {error}") from error
-        if header is None:
-            raise InputError(f"{path} is a safetensors file, but no steering vector of reasonscope")
-        if header["version"] > FORMAT_VERSION:
+        """Read what `save` wrote, or a GGUF control vector of llama.cpp, repeng or EasySteer.
+
+        Raises InputError for any other file; a pickle is never opened.
+        """
+        path = Path(path)
+        directions, header = _read(path)
+        if header.get("version", 0) > FORMAT_VERSION:
             raise InputError(
                 f"{path} has version {header['version']}, newer than {FORMAT_VERSION}; upgrade reasonscope"
             )
-        directions = {
-            Site(point, int(layer)): tensors[f"direction.{layer}"] for layer, point in header["points"].items()
-        }
-        return cls(directions=directions, method=header["method"], provenance=header["provenance"])
+        known = {key: header[key] for key in ("method", "norm", "sign", "provenance") if key in header}
+        return cls(directions=directions, **known)
+
+    def _with(self, value: Callable[[Site], NDArray[Any]]) -> "SteeringVector":
+        changed = {site: value(site).astype(np.float32) for site in self.directions}
+        kept = all(abs(float(np.linalg.norm(direction)) - 1) <= 1e-3 for direction in changed.values())
+        return replace(self, directions=changed, norm=self.norm if kept else "raw")
+
+    def _check_like(self, other: "SteeringVector") -> None:
+        if self.width != other.width:
+            raise InputError(f"vectors of width {self.width} and {other.width} cannot be added; they are of two models")
+        if self.directions.keys() != other.directions.keys():
+            ours, theirs = (", ".join(map(str, sorted(v.directions))) for v in (self, other))
+            raise SiteError(f"vectors at {ours} and at {theirs} cannot be added; apply them together with InOrder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineTable:
+    """`cosines` (site, vector, vector) of the vectors `names` at `sites`, NaN where one of two has no direction there.
+
+    `chance`: the absolute cosine that 5 % of the pairs of random directions of this width exceed.
+    """
+
+    names: tuple[str, ...]
+    sites: tuple[Site, ...]
+    cosines: NDArray[np.float64]
+    chance: float
+
+
+def cosine_table(vectors: Mapping[str, SteeringVector]) -> CosineTable:
+    """How alike vectors are at each site that any of them has. Raises InputError for none, for several widths, or a length of 0."""
+    widths = {vector.width for vector in vectors.values()}
+    if len(widths) != 1:
+        raise InputError(f"vectors of widths {sorted(widths)}; vectors of one model are compared")
+    named = {site for vector in vectors.values() for site in vector.directions}
+    sites = tuple(sorted(named, key=lambda site: (site.layer, site.point)))
+    table = np.full((len(sites), len(vectors), widths.pop()), np.nan)
+    for column, vector in enumerate(vectors.values()):
+        for site, direction in vector.normalised().directions.items():
+            table[sites.index(site), column] = direction
+    # The square of a cosine between random directions follows this distribution.
+    chance = float(np.sqrt(beta.ppf(0.95, 0.5, (table.shape[-1] - 1) / 2)))
+    cosines = np.einsum("svd,swd->svw", table, table)
+    return CosineTable(names=tuple(vectors), sites=sites, cosines=cosines, chance=chance)
+
+
+def _read(path: Path) -> tuple[Mapping[Site, NDArray[np.float32]], Mapping[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise InputError(f"{path} is no steering vector: {error}") from error
+    if start == MAGIC:
+        return read_gguf(path)
+    if start.startswith(_PICKLES):
+        raise InputError(
+            f"{path} is no steering vector but a pickle, which can run code and is not opened; save as safetensors"
+        )
+    try:
+        with safe_open(path, framework="numpy") as opened:
+            header = json.loads((opened.metadata() or {}).get("reasonscope.vector", "null"))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is no steering vector: {error}") from error
+    if header is None:
+        raise InputError(f"{path} is a safetensors file, but no steering vector of reasonscope")
+    return {Site(p, int(layer)): tensors[f"direction.{layer}"] for layer, p in header["points"].items()}, header

@@ -117,7 +117,7 @@ def _run(name: str, run: Path, chosen: list[str] | None, options: "Options", jso
     from reasonscope.analysis.figures import to_html
     from reasonscope.analysis.results import result_path
     from reasonscope.app.analysing import ANALYSES, Study, figures_of, numbers_of
-    from reasonscope.app.commands.probe import show
+    from reasonscope.app.commands.show import show
     from reasonscope.app.places import places
     from reasonscope.data.store import TraceStore
 

@@ -1,11 +1,11 @@
 """`reasonscope probe`: fit and judge the probes on a run, keep them, and score every token with one."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from reasonscope.app.commands.show import show
 
 if TYPE_CHECKING:
     from reasonscope.app.places import Places
@@ -120,16 +120,3 @@ def _command(name: str, run: Path, **options: object) -> str:
 
 def _say_where(where: "Places") -> None:
     typer.echo(f"probes in {where.probes}, figures in {where.figures}", err=True)
-
-
-def show(numbers: Mapping[str, Any], json_: bool) -> None:
-    """Write nested numbers; in JSON, what is not a number is null."""
-    from rich.console import Console
-
-    from reasonscope.app.keeping import plain
-    from reasonscope.app.summary import table
-
-    if json_:
-        typer.echo(json.dumps(plain(numbers), indent=2, allow_nan=False))
-    else:
-        Console().print(table(numbers))

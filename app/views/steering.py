@@ -17,14 +17,16 @@ def show(run: Run) -> None:
     components.heading(
         "Steering", "What steering does to length and accuracy beside random vectors, and one problem side by side."
     )
-    kept = services.numbers(run, "steering")
-    if kept is None:
-        components.missing("The effect of steering", services.command(run, "numbers/steering.json"))
-    else:
+    measured = {name: services.numbers(run, name) for name in ("sweep", "steering")}
+    if not any(measured.values()):
+        components.missing("The effect of steering", services.command(run, "numbers/sweep.json"))
+    for source, kept in measured.items():
+        if kept is None:
+            continue
         for name in kept["figures"]:
             components.show_kept(run.where.figures, name, command=kept["command"])
         with st.expander("Every number"):
-            components.show_numbers(kept["numbers"], key="steering-numbers")
+            components.show_numbers(kept["numbers"], key=f"{source}-numbers")
             components.made_by(kept)
     st.subheader("Playground", anchor=False)
     _playground(run)
@@ -35,7 +37,7 @@ def _playground(run: Run) -> None:
     """Sliders, the button, and the last two answers; the model runs when the button is pressed, never before."""
     known = playground.vectors_in(run.where.vectors)
     if not known:
-        components.missing("A steering vector for this run", services.command(run, "numbers/steering.json"))
+        components.missing("A steering vector for this run", f"reasonscope steer extract seal --run {run.path}")
         return
     meta = run.store.meta.get("model") or {}
     left, right = st.columns([2, 1])

@@ -11,7 +11,7 @@ from reasonscope.probes.length import LengthProbe
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.sites import Site
 from reasonscope.probes.trajectory import Cliff, mean_trajectory
-from reasonscope.steering import Arm
+from reasonscope.steering import Arm, Dose, DoseResponse
 
 
 def estimate(value):
@@ -64,6 +64,34 @@ def test_axes_are_named_and_every_arm_is_drawn(probe, arms):
     assert all(figure.layout.xaxis.title.text and figure.layout.yaxis.title.text for figure in drawn)
     assert [trace.name for trace in drawn[1].data] == ["base", "seal", "random 1"]
     assert list(drawn[1].data[0].error_x.array) == [pytest.approx(0.1)]
+
+
+def arm(name, tokens, accuracy, multiplier=1.0):
+    fields = {"change": estimate(0.0), "n_problems": 9, "touched": 5}
+    return Arm(name=name, multiplier=multiplier, tokens=estimate(tokens), accuracy=estimate(accuracy), **fields)
+
+
+def test_the_front_holds_what_nothing_beats_and_the_nulls_are_shaded():
+    dose = Dose(
+        strength=1.0,
+        steered=arm("seal", 60.0, 0.7),
+        reversed=arm("seal reversed", 140.0, 0.9, -1.0),
+        random=tuple(arm(f"random {i}", 95.0 + i, 0.78 + 0.01 * i) for i in range(5)),
+        excess={},
+    )
+    base = arm("base", 100.0, 0.8, 0.0)
+    response = DoseResponse(name="seal", sites=(Site("resid_post", 1),), base=base, doses=(dose,), held_out=True)
+    drawn = {
+        trace.name: trace for trace in figures.steering_front([response]).data if trace.mode != "markers" or trace.name
+    }
+    assert list(zip(drawn["Pareto front"].x, drawn["Pareto front"].y, strict=True)) == [
+        (60, 0.7),
+        (100, 0.8),
+        (140, 0.9),
+    ]
+    shade = drawn["random vectors (n = 5)"]
+    assert (min(shade.x), max(shade.x), min(shade.y), max(shade.y)) == (95, 99, 0.78, pytest.approx(0.82))
+    assert drawn["seal"].x == (60,) and drawn["seal reversed"].x == (140,) and drawn["unsteered"].x == (100,)
 
 
 def test_scores_stand_beside_their_baselines(probe):

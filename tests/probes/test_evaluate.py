@@ -18,6 +18,7 @@ from reasonscope.probes.controls import (
     shuffled_within,
 )
 from reasonscope.probes.evaluate import (
+    Resamples,
     cluster_bootstrap,
     difference_to_best,
     direction_cosines,
@@ -25,10 +26,27 @@ from reasonscope.probes.evaluate import (
     grouped_predictions,
     nested_folds,
     problem_groups,
+    resample_groups,
     spearman,
     transfer_matrix,
 )
 from reasonscope.probes.metrics import auroc
+
+
+def test_resamples_drawn_once_are_those_of_each_bootstrap():
+    rng = np.random.default_rng(0)
+    groups, values, weights = [f"{i % 7}" for i in range(30)], rng.standard_normal(30), rng.random(30)
+    values[[3, 9]] = np.nan
+
+    def mean(rows):
+        given = rows[np.isfinite(values[rows])]
+        return float(np.average(values[given], weights=weights[given]))
+
+    one_by_one, at_once = resample_groups(mean, groups), Resamples.estimate(Resamples(groups).means(values, weights))
+    assert (at_once.value, *at_once.interval) == pytest.approx((one_by_one.value, *one_by_one.interval))
+    assert Resamples.estimate(Resamples(groups).means(np.full(30, np.nan))) is None
+    with pytest.raises(InputError, match="one group"):
+        Resamples(["a", "a"])
 
 
 def test_a_label_that_only_the_group_knows_cannot_be_predicted():

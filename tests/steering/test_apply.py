@@ -9,7 +9,7 @@ from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.decoding import generate, left_padded
 from reasonscope.probes.model import load_model
 from reasonscope.probes.sites import Site
-from reasonscope.steering import Scope, Steering, SteeringVector, compare
+from reasonscope.steering import Marks, Scope, Steering, SteeringVector, compare
 
 SITE = Site("resid_post", 2)
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=40)
@@ -32,12 +32,16 @@ def problem(
     return Problem(id=text[:20], messages=(Message(role="user", content=text),), answer=answer)
 
 
+TWO = [problem(), problem("Hello?", None)]
+
+
 def test_the_thinking_is_what_lies_between_the_tags():
-    scope = Scope(on="think", opens=1, closes=2)
+    marks = Marks(opens=(1,), closes=(2,))
+    scope = Scope(on="think", marks=marks)
     ids = torch.tensor([[-1, 7, 1, 8, 9, 2, 9], [7, 8, 9, 2, 1, 1, 8], [8, 8, 8, 8, 8, 8, 8]])
     expected = [[0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0, 1], [0] * 7]
     assert scope.mask(ids).int().tolist() == expected
-    assert Scope(on="think", opens=1, closes=2, tokens=frozenset({9})).mask(ids).sum() == 1
+    assert Scope(on="think", marks=marks, tokens=frozenset({9})).mask(ids).sum() == 1
     assert Scope().mask(ids).sum() == 20
 
 
@@ -83,11 +87,11 @@ def test_the_unsteered_arm_comes_first_and_changes_nothing(model, vector):
 
 def test_what_cannot_be_steered_is_refused(model, vector):
     with pytest.raises(InputError, match="touched no token"):
-        compare(model, [problem()], SAMPLING, {"x": (vector, 1.0)}, scope=Scope(tokens=frozenset()))
+        compare(model, TWO, SAMPLING, {"x": (vector, 1.0)}, scope=Scope(tokens=frozenset()))
     with pytest.raises(InputError, match="multiplier is nan"):
         Steering(vector, float("nan"), Scope())
     wide = SteeringVector(directions={SITE: np.zeros(7, dtype=np.float32)}, method="test")
     with pytest.raises(InputError, match="width 7"):
-        compare(model, [problem()], SAMPLING, {"x": (wide, 1.0)}, scope=Scope())
-    with pytest.raises(InputError, match=r"Scope\.thinking"):
+        compare(model, TWO, SAMPLING, {"x": (wide, 1.0)}, scope=Scope())
+    with pytest.raises(InputError, match=r"Scope\.of"):
         Scope(on="think")

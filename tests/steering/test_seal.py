@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from reasonscope.data.errors import InputError
-from reasonscope.steering import seal_direction
+from reasonscope.data.parse import trace_from_text
+from reasonscope.data.segment import steps
+from reasonscope.data.store import TraceStore
+from reasonscope.data.trace import Problem
+from reasonscope.probes.sites import Site
+from reasonscope.steering import extract_seal, seal_direction
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "seal_vector.json").read_text(encoding="utf-8"))
 KINDS = {"E": "execution", "R": "reflection", "T": "transition"}
@@ -38,3 +43,65 @@ def test_a_missing_class_and_nan_are_refused():
         seal_direction(np.zeros((2, 3)), ["execution", "execution"])
     with pytest.raises(InputError, match="NaN"):
         seal_direction(np.array([[np.nan], [0.0]]), ["execution", "reflection"])
+
+
+SITE = Site("resid_post", 1)
+THINKING = (
+    "<think>\nOkay.\n\nFirst step (one)\n\nWait, is it 7?\n\nWe think differently here: 3.\n\n"
+    "Alternatively, 4.\n\nSo 7.\n</think>\n\n7"
+)
+
+
+@pytest.fixture
+def store(tokenizer, tmp_path):
+    """Two traces of one text, with random states; the prompt has a blank line too."""
+    traces = [
+        trace_from_text(
+            id=f"{name}/0",
+            problem=Problem(id=name, prompt="Question: 3 + 4?\n\n"),
+            prompt="Question: 3 + 4?\n\n",
+            completion=THINKING,
+            tokenizer=tokenizer,
+            model={"name": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "weights": "w"},
+        )
+        for name in ("a", "b")
+    ]
+    rng = np.random.default_rng(0)
+    rows = [rng.standard_normal((len(trace.token_ids) - 1, 4)).astype(np.float32) for trace in traces]
+    with TraceStore.create(tmp_path / "s", meta={"model": {"weights": "w"}}, sites=[str(SITE)]) as made:
+        made.append(traces, {str(SITE): rows})
+    return TraceStore.open(tmp_path / "s")
+
+
+def test_the_vector_of_a_run_is_that_of_the_states_at_its_separators(store):
+    vector = extract_seal(store, SITE)
+    found = [
+        (step, store.activations(id, str(SITE))[step.separator]) for id in store.ids for step in steps(store.trace(id))
+    ]
+    kinds, states = [step.kind for step, _ in found], np.stack([state for _, state in found])
+    assert kinds.count("transition") == 4  # the misspelt keyword is repaired
+    np.testing.assert_allclose(vector.directions[SITE], seal_direction(states, kinds), rtol=1e-6)
+    assert vector.provenance["groups"] == ["a", "b"] and vector.provenance["model"] == {"weights": "w"}
+
+
+def test_one_class_alone(store):
+    parts = {kind: extract_seal(store, SITE, away_from=(kind,)) for kind in ("reflection", "transition")}
+    both = extract_seal(store, SITE)
+    # the mean over the union weighs the classes by their steps: 1 reflection and 2 transitions a trace
+    pooled = (parts["reflection"].directions[SITE] + 2 * parts["transition"].directions[SITE]) / 3
+    np.testing.assert_allclose(both.directions[SITE], pooled, rtol=1e-5, atol=1e-6)
+
+
+def test_the_reference_variant_keeps_the_sign_and_the_misspelling_of_the_released_code(store):
+    reference = extract_seal(store, SITE, variant="reference")
+    faithful = extract_seal(store, SITE, keywords="faithful")
+    np.testing.assert_allclose(reference.directions[SITE], -faithful.directions[SITE], rtol=1e-6)
+    assert reference.provenance["steps"]["transition"] == 2
+    assert not np.allclose(faithful.directions[SITE], extract_seal(store, SITE).directions[SITE])
+
+
+def test_the_reference_reads_the_prompt_of_a_model_that_is_no_deepseek(store, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("reasonscope.steering.seal._think_only", lambda _: False)
+    whole = extract_seal(store, SITE, variant="reference").provenance["steps"]
+    inside = extract_seal(store, SITE).provenance["steps"]
+    assert sum(whole.values()) > sum(inside.values())

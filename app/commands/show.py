@@ -1,0 +1,20 @@
+"""How commands show what they found: numbers as a table or JSON."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+
+
+def show(numbers: Mapping[str, Any], as_json: bool) -> None:
+    """Write nested numbers; in JSON, what is not a number is null."""
+    from rich.console import Console
+
+    from reasonscope.app.keeping import plain
+    from reasonscope.app.summary import table
+
+    if as_json:
+        typer.echo(json.dumps(plain(numbers), indent=2, allow_nan=False))
+    else:
+        Console().print(table(numbers))

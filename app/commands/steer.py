@@ -1,0 +1,149 @@
+"""`reasonscope steer`: extract vectors from a run and sweep their strength; `reasonscope ablate`: run a plan of ablations."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reasonscope.app.commands.show import show
+
+steer = typer.Typer(help="Extract steering vectors from a run, and sweep their strength.", no_args_is_help=True)
+
+Run = Annotated[Path, typer.Option(help="The folder of a run, or of the demo.")]
+ModelName = Annotated[str | None, typer.Option("--model", help="The model to steer; the run's own where not given.")]
+Sites = Annotated[str | None, typer.Option(help="Where, as resid_post.3; the method's own where not given.")]
+HeldOut = Annotated[float, typer.Option(min=0, max=1, help="Share of the problems that are kept to judge on.")]
+Seed = Annotated[int, typer.Option(help="Of the split, the sampling and the random controls.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")]
+Backend = Annotated[str, typer.Option(help="hooks, transformer_lens or nnsight.")]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
+
+
+@steer.command()
+def extract(
+    method: Annotated[str, typer.Argument(help="seal, seal-reflection, …: an unknown name lists them all.")],
+    run: Run,
+    out: Annotated[
+        Path | None, typer.Option(help="A .safetensors or .gguf file; RUN/steering/METHOD.safetensors where not given.")
+    ] = None,
+    sites: Sites = None,
+    held_out: HeldOut = 0.5,
+    seed: Seed = 0,
+    model: ModelName = None,
+    device: Device = "cpu",
+    backend: Backend = "hooks",
+    json_: Json = False,
+) -> None:
+    """Make a vector from the problems of a run that are not held out, and save it."""
+    from reasonscope.app.places import places
+    from reasonscope.app.sweeping import model_of_run, split_run, vector_numbers
+    from reasonscope.data.store import TraceStore
+    from reasonscope.probes.sites import expand_sites
+    from reasonscope.steering.methods import method as by_name
+
+    chosen, where = by_name(method), places(run)
+    store = TraceStore.open(where.store)
+    split = split_run(store, share=held_out, n=None, seed=seed)
+    loaded = model_of_run(store, model, device=device, backend=backend)
+    vector = chosen.vector(loaded, store, split.ids, expand_sites(sites, loaded.n_layers) if sites else None)
+    path = out or where.results / "steering" / f"{method}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    vector.save(path)
+    show({"file": str(path), **vector_numbers(vector)}, json_)
+
+
+@steer.command()
+def sweep(
+    methods: Annotated[list[str], typer.Argument(help="One or several methods, drawn on one plane.")],
+    run: Run,
+    strengths: Annotated[str | None, typer.Option(help="As 0.5,1,2; each method's own where not given.")] = None,
+    nulls: Annotated[int, typer.Option(min=5, help="Random vectors of the same norm at each strength.")] = 5,
+    covariance: Annotated[
+        bool, typer.Option("--covariance", help="Give the random vectors the states' covariance.")
+    ] = False,
+    n: Annotated[int | None, typer.Option(min=2, help="Held-out problems to judge on; all where not given.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 1,
+    sites: Sites = None,
+    held_out: HeldOut = 0.5,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    seed: Seed = 0,
+    model: ModelName = None,
+    device: Device = "cpu",
+    backend: Backend = "hooks",
+    json_: Json = False,
+) -> None:
+    """What each strength does to length, accuracy, refusal, form and repetition, beside random vectors and the reverse."""
+    from reasonscope.analysis.figures import steering_front
+    from reasonscope.app.keeping import keep
+    from reasonscope.app.places import places
+    from reasonscope.app.sweeping import (
+        model_of_run,
+        numbers_from,
+        respond,
+        response_numbers,
+        response_rows,
+        sampling_of_run,
+        split_run,
+    )
+    from reasonscope.data.store import TraceStore
+    from reasonscope.probes.sites import expand_sites
+    from reasonscope.steering.methods import method as by_name
+
+    chosen = {name: by_name(name) for name in methods}
+    given, where = numbers_from(strengths) if strengths else None, places(run)
+    store = TraceStore.open(where.store)
+    split = split_run(store, share=held_out, n=n, seed=seed)
+    loaded = model_of_run(store, model, device=device, backend=backend)
+    responses = [
+        respond(
+            loaded,
+            store,
+            split,
+            name,
+            one,
+            sites=expand_sites(sites, loaded.n_layers) if sites else None,
+            strengths=given or one.strengths,
+            sampling=sampling_of_run(store, seed),
+            nulls=nulls,
+            covariance=covariance,
+            samples=samples,
+            batch_size=batch_size,
+            say=lambda text: typer.echo(text, err=True),
+        )
+        for name, one in chosen.items()
+    ]
+    numbers = {response.name: response_numbers(response) for response in responses}
+    command = f"reasonscope steer sweep {' '.join(methods)} --run {run} --nulls {nulls} --seed {seed}"
+    keep(where, "sweep", numbers, command=command, seed=seed, figures={"steering_front": steering_front(responses)})
+    shown = response_numbers if json_ else response_rows
+    show({response.name: shown(response) for response in responses}, json_)
+
+
+def ablate(
+    plan: Annotated[Path, typer.Argument(help="A YAML file of ablations; see reasonscope.steering.plan.")],
+    run: Run,
+    model: ModelName = None,
+    device: Device = "cpu",
+    json_: Json = False,
+) -> None:
+    """Take heads, MLPs, layers, tokens or attention edges away: what it does to the answer, beside random others, and to the thinking."""
+    from reasonscope.app.places import places
+    from reasonscope.app.sweeping import ablation_numbers, arm_numbers, model_of_run, sampling_of_run
+    from reasonscope.data.store import TraceStore
+    from reasonscope.steering.ablation import ablated_arm, ablation_effect
+    from reasonscope.steering.plan import read_plan
+
+    store = TraceStore.open(places(run).store)
+    loaded = model_of_run(store, model, device=device, backend="hooks")
+    chosen = read_plan(plan, loaded)
+    traces = list(store)[: chosen.traces]
+    problems = list({trace.problem.id: trace.problem for trace in traces}.values())[: chosen.problems]
+    shown = {}
+    for one in chosen.ablations:
+        typer.echo(one.name, err=True)
+        found = ablation_effect(loaded, traces, one, controls=chosen.controls, seed=chosen.seed)
+        shown[one.name] = ablation_numbers(found)
+        if problems and one.edges is None:
+            arm = ablated_arm(loaded, one, traces, problems, sampling_of_run(store, chosen.seed), seed=chosen.seed)
+            shown[one.name]["answered_anew"] = arm_numbers(arm)
+    show(shown, json_)
