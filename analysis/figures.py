@@ -641,7 +641,7 @@ def _ends(curve: go.Scatter, index: int, x: object, y: object) -> dict[str, obje
         error = getattr(curve, f"error_{axis}", None) if curve.type in ("scatter", "bar") else None
         if error is not None and error.array is not None:
             below = error.array if error.arrayminus is None else error.arrayminus
-            ends |= {f"{axis}_low": value - below[index], f"{axis}_high": value + error.array[index]}  # type: ignore[operator]
+            ends |= {f"{axis}_low": value - below[index], f"{axis}_high": value + error.array[index]}
     return ends
 
 

@@ -41,7 +41,7 @@ def told() -> Iterator[None]:
 
 def missing(what: str, command: str) -> None:
     """Say that something was not measured, and the line that measures it."""
-    st.info(f"{what} is not there yet. Measure it with:", icon=":material/terminal:")
+    st.info(f"Not measured on this run yet: {what}. Measure it with:", icon=":material/terminal:")
     st.code(command, language="bash", wrap_lines=True)
 
 
@@ -82,7 +82,7 @@ def show_kept(where: Path, name: str, *, command: str) -> None:
     """A figure that a command kept beside the run, or what is wrong with it."""
     path = where / f"{name}.json"
     if not path.exists():
-        missing(name.replace("_", " ").capitalize(), command)
+        missing(f"the figure {name.replace('_', ' ')}", command)
         return
     with told():
         show_figure(figures.read_figure(path), name=name, command=command, key=f"kept-{name}")

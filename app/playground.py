@@ -13,6 +13,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Message, Problem, Sampling, Trace
 
 if TYPE_CHECKING:
+    from reasonscope.probes.decoding import DecodingStep
     from reasonscope.probes.model import Model
     from reasonscope.steering.vector import SteeringVector
 
@@ -82,25 +83,27 @@ def duel(
     from reasonscope.probes.rollout import rollouts
     from reasonscope.steering.apply import Steering
     from reasonscope.steering.scope import Scope
+    from reasonscope.steering.side_effects import divergence, generated, reading
 
     problem = Problem(id="playground", messages=(Message(role="user", content=question),))
     (base,) = rollouts(model, [problem], sampling, on_step=lambda step: tell("base", step.index))
     steering = Steering(mixed(weights), 1.0, Scope.thinking(model, at_separators=at_separators))
 
-    def follow(step: object) -> None:
-        steering.on_step(step)  # type: ignore[arg-type]
-        tell("steered", step.index)  # type: ignore[attr-defined]
+    def follow(step: "DecodingStep") -> None:
+        steering.on_step(step)
+        tell("steered", step.index)
 
     (steered,) = rollouts(model, [problem], sampling, write=steering.edits, on_step=follow)
     touched = steering.touched
     if touched == 0:
         raise InputError("the vector touched no token: nothing that was generated lies in its scope")
     again = Steering(mixed(weights), 1.0, Scope.thinking(model, at_separators=at_separators))
+    divergent = divergence(model, [base], reading(model, again), {"all": generated})["all"]
     return Duel(
         base=_side(base),
         steered=_side(steered),
         parted=_parted(base, steered),
-        kl=_divergence(model, base, again.edits),
+        kl=float(divergent.kl.sum() / divergent.n_tokens.sum()),
         touched=touched,
     )
 
@@ -122,17 +125,3 @@ def _parted(base: Trace, steered: Trace) -> int | None:
         if a != b:
             return i
     return None if len(ids[0]) == len(ids[1]) else min(map(len, ids))
-
-
-def _divergence(model: "Model", base: Trace, edits: object) -> float:
-    """Mean KL(base ‖ steered) over the tokens that the base generated, at temperature 1."""
-    import torch
-
-    ids = torch.from_numpy(base.token_ids)[None].to(model.device)
-    mask = torch.ones_like(ids)
-    with torch.inference_mode():
-        plain = model.backend.forward(ids, mask=mask).logits
-        changed = model.backend.forward(ids, mask=mask, write=edits).logits  # type: ignore[arg-type]
-    rows = slice(base.n_prompt_tokens - 1, len(base.token_ids) - 1)
-    p, q = (logits[0, rows].float().log_softmax(dim=-1) for logits in (plain, changed))
-    return float((p.exp() * (p - q)).sum(dim=-1).mean())

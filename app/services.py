@@ -330,8 +330,8 @@ def _score(trace: Trace, path: Path, mtime: int) -> Colouring | None:
     unit = str(found.about.get("unit", ""))
     about = f"probe at {found.about.get('site')}; n = {len(scored)} tokens; the last token is never fed back"
     title = f"probe: {path.stem}"
-    ends = {"low": 0.0, "high": 1.0} if unit == "probability" else {}
-    return _coloured(f"score:{path.stem}", title, unit, "token", values, about, **ends)
+    low, high = (0.0, 1.0) if unit == "probability" else (None, None)
+    return _coloured(f"score:{path.stem}", title, unit, "token", values, about, low=low, high=high)
 
 
 def _slices(result: Result) -> Iterator[tuple[str, str, tuple[int, ...]]]:

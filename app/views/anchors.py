@@ -24,7 +24,7 @@ def show(run: Run) -> None:
     found, suppressed = services.results(run, "anchors"), services.results(run, "suppression")
     ids = list(dict.fromkeys(id for id in [*found, *suppressed] if id != "all"))
     if not ids:
-        components.missing("The importance of sentences", services.command(run, _NAME))
+        components.missing("the importance of sentences", services.command(run, _NAME))
         return
     id = st.selectbox("Trace", ids, key=Key.TRACE, bind=BOUND)
     metrics = _metrics(found.get(id), suppressed.get(id))

@@ -20,7 +20,7 @@ def show(run: Run) -> None:
     grids, matrices = _grids(run), _matrices(run)
     components.damage(services.damaged(run))
     if not grids:
-        components.missing("The score of heads", services.command(run, _NAME))
+        components.missing("scores of heads", services.command(run, _NAME))
         return
     name = st.selectbox("Score", list(grids), key=Key.METRIC, bind=BOUND)
     result, values = grids[name]

@@ -19,7 +19,7 @@ def show(run: Run) -> None:
     found = services.results(run, "mi_peaks")
     words = found.pop("all", None)
     if not found:
-        components.missing("The MI peaks", services.command(run, _NAME))
+        components.missing("MI peaks", services.command(run, _NAME))
         return
     id = st.selectbox("Trace", list(found), key=Key.TRACE, bind=BOUND)
     result = found[id]

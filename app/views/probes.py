@@ -16,7 +16,7 @@ def show(run: Run) -> None:
     name = st.segmented_control("Probe", _PROBES, default=_PROBES[0], key=Key.PROBE, bind=BOUND) or _PROBES[0]
     kept = services.numbers(run, name)
     if kept is None:
-        components.missing(f"The {name} probe", f"reasonscope probe {name} --run {run.path}")
+        components.missing(f"the {name} probe", f"reasonscope probe {name} --run {run.path}")
         return
     for figure in kept["figures"]:
         if "trajector" in figure or "cliff" in figure:
@@ -35,6 +35,6 @@ def _along(run: Run, name: str) -> None:
     st.subheader("Along a trace", anchor=False)
     if not path.exists():
         command = f"reasonscope probe apply {run.where.probes / scored}.safetensors --run {run.path}"
-        components.missing("The score of every token", command)
+        components.missing("the score of every token", command)
     elif st.button("Read a trace coloured by this probe", icon=":material/article:"):
         state.go("trace", **{Key.COLOUR: f"score:{scored}"})

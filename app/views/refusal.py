@@ -13,7 +13,7 @@ def show(run: Run) -> None:
     )
     kept = services.numbers(run, "refusal")
     if kept is None:
-        components.missing("The refusal cliff", f"reasonscope probe refusal --run {run.path}")
+        components.missing("the refusal cliff", f"reasonscope probe refusal --run {run.path}")
         return
     shown = [name for name in kept["figures"] if "trajector" in name or "cliff" in name]
     for name in shown:

@@ -1,6 +1,7 @@
 """Steering: what each method does beside its nulls, and a playground that answers one problem as it is and steered."""
 
 from html import escape
+from pathlib import Path
 
 import streamlit as st
 
@@ -19,7 +20,7 @@ def show(run: Run) -> None:
     )
     measured = {name: services.numbers(run, name) for name in ("sweep", "steering")}
     if not any(measured.values()):
-        components.missing("The effect of steering", services.command(run, "numbers/sweep.json"))
+        components.missing("the effect of steering", services.command(run, "numbers/sweep.json"))
     for source, kept in measured.items():
         if kept is None:
             continue
@@ -32,12 +33,12 @@ def show(run: Run) -> None:
     _playground(run)
 
 
-@st.fragment
+@st.fragment  # type: ignore[untyped-decorator]
 def _playground(run: Run) -> None:
     """Sliders, the button, and the last two answers; the model runs when the button is pressed, never before."""
     known = playground.vectors_in(run.where.vectors)
     if not known:
-        components.missing("A steering vector for this run", f"reasonscope steer extract seal --run {run.path}")
+        components.missing("a steering vector", f"reasonscope steer extract seal --run {run.path}")
         return
     meta = run.store.meta.get("model") or {}
     left, right = st.columns([2, 1])
@@ -45,7 +46,7 @@ def _playground(run: Run) -> None:
     with right:
         model = st.text_input("Model", meta.get("name") or "organism", key="model", bind=state.BOUND)
         scope = st.selectbox("Where", list(SCOPES), index=1, key="where", bind=state.BOUND)
-    weights = {}
+    weights: dict[Path, float] = {}
     for path, column in zip(known, st.columns(max(len(known), 2)), strict=False):
         weights[path] = column.slider(
             f"Strength of {path.stem}", -4.0, 4.0, 1.0, 0.25, key=f"s_{path.stem}", bind=state.BOUND
@@ -75,7 +76,7 @@ def _question(run: Run) -> str:
     return problem.messages[-1].content if problem.messages else problem.prompt or _LEDGER
 
 
-def _fought(model: str, question: str, weights: dict, at_separators: bool, sampling: Sampling) -> Duel:  # type: ignore[type-arg]
+def _fought(model: str, question: str, weights: dict[Path, float], at_separators: bool, sampling: Sampling) -> Duel:
     bar = st.progress(0.0, "loading the model")
 
     def tell(side: str, token: int) -> None:

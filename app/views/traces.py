@@ -40,7 +40,7 @@ def _forget_sentence() -> None:
     state.remember(Key.SENTENCE, None)
 
 
-@st.fragment
+@st.fragment  # type: ignore[untyped-decorator]
 def _read(run: Run, id: str, colour: str) -> None:
     """The reader and what it says of the chosen sentence; only this part runs again when another one is chosen."""
     read = services.reading(run, id)
