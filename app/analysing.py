@@ -18,6 +18,7 @@ from reasonscope.analysis.critical import critical_sentences, per_sentence
 from reasonscope.analysis.entropy import entropy_of_trace
 from reasonscope.analysis.figures import Figure
 from reasonscope.analysis.forced import closing_stub, decoder, encoder, forced_answers
+from reasonscope.analysis.heads import head_table
 from reasonscope.analysis.mi_peaks import (
     Gold,
     gold_text,
@@ -30,6 +31,7 @@ from reasonscope.analysis.organism import true_sentences
 from reasonscope.analysis.reflection import reflection_of_trace
 from reasonscope.analysis.results import Axis, Band, Result, result_path, undefined
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
+from reasonscope.analysis.suppression import suppression_matrix
 from reasonscope.analysis.trajectory import trajectory_of_trace
 from reasonscope.data.errors import InputError
 from reasonscope.data.importers import published_sentences
@@ -261,6 +263,22 @@ _SIGNALS = (
     ("anchors", "counterfactual_kl"),
     ("anchors", "forced_kl"),
 )
+
+
+def analyse_heads(study: Study) -> Iterator[Result]:
+    """What every head of the model looks at in each trace."""
+    for trace in study.traces:
+        study.progress(f"heads of {trace.id}")
+        yield head_table(study.model, trace, seed=study.options.seed)
+
+
+def analyse_suppression(study: Study) -> Iterator[Result]:
+    """What suppressing the attention to each sentence does to the later ones."""
+    for trace in study.traces:
+        study.progress(f"suppression in {trace.id}")
+        yield suppression_matrix(study.model, trace, seed=study.options.seed)
+
+
 ANALYSES: Mapping[str, Callable[[Study], Iterator[Result]]] = {
     "mi": analyse_mi,
     "anchors": analyse_anchors,
@@ -268,6 +286,8 @@ ANALYSES: Mapping[str, Callable[[Study], Iterator[Result]]] = {
     "entropy": analyse_entropy,
     "confidence": analyse_confidence,
     "reflection": analyse_reflection,
+    "heads": analyse_heads,
+    "suppression": analyse_suppression,
     "summary": analyse_summary,
 }
 

@@ -101,6 +101,26 @@ def reflection(run: Run, trace: Chosen = None, seed: Seed = 0, json_: Json = Fal
 
 
 @analyse.command()
+def heads(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
+) -> None:
+    """What each attention head looks at: span, sink, the token before, and induction."""
+    from reasonscope.app.analysing import Options
+
+    _run("heads", run, trace, Options(model=model, device=device, seed=seed), json_)
+
+
+@analyse.command()
+def suppression(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
+) -> None:
+    """What the later sentences lose when the attention to a sentence is suppressed."""
+    from reasonscope.app.analysing import Options
+
+    _run("suppression", run, trace, Options(model=model, device=device, seed=seed), json_)
+
+
+@analyse.command()
 def summary(run: Run, trace: Chosen = None, seed: Seed = 0, json_: Json = False) -> None:
     """Which sentences matter by every signal that was analysed before, side by side."""
     from reasonscope.app.analysing import Options
