@@ -22,6 +22,7 @@ _SETTINGS = (
     "--server.maxUploadSize=50",
     "--client.showErrorDetails=none",
     "--client.toolbarMode=minimal",
+    "--theme.primaryColor=#0072B2",
 )
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

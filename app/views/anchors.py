@@ -125,12 +125,11 @@ def _pane(run: Run, id: str, graph: AnchorGraph, result: Result, metric: str, ch
                 row[name] = f"{band.low[line, chosen]:.3g} … {band.high[line, chosen]:.3g}"
     st.dataframe([{"kind": graph.tags[chosen].replace("_", " "), **row}], hide_index=True, key="anchor-row")
     links = graph.links(5)
-    for title, ends in (
-        ("It hangs on", [(s, e) for s, t, e in links if t == chosen]),
-        ("It brings about", [(t, e) for s, t, e in links if s == chosen]),
-    ):
-        if ends:
-            st.caption(title)
+    given = [(s, e) for s, t, e in links if t == chosen]
+    made = [(t, e) for s, t, e in links if s == chosen]
+    for column, title, ends in zip(st.columns(2), ("It hangs on", "It brings about"), (given, made), strict=True):
+        with column:
+            st.caption(title if ends else f"{title}: nothing measured")
             for other, effect in sorted(ends, key=lambda end: -abs(end[1]))[:5]:
                 text = components.as_text(f"{other} ({effect:+.3g}) {graph.texts[other][:90]}")
                 if st.button(text, key=f"link-{title}-{other}", type="tertiary"):

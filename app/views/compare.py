@@ -24,8 +24,10 @@ def show(run: Run) -> None:
         _runs(run, other)
     left, right = st.columns(2)
     one = left.selectbox(f"Trace of {run.name}", list(ours), key=Key.TRACE, bind=BOUND)
-    same = list(theirs).index(one) if one in theirs else 0
-    two = right.selectbox(f"Trace of {other.name}", list(theirs), index=same, key=Key.OTHER_TRACE, bind=BOUND)
+    ids = list(theirs)
+    same = ids.index(one) if one in theirs else 0
+    same = (same + 1) % len(ids) if other == run else same  # a trace beside itself says nothing
+    two = right.selectbox(f"Trace of {other.name}", ids, index=same, key=Key.OTHER_TRACE, bind=BOUND)
     first, second = services.reading(run, one), services.reading(other, two)
     columns = st.columns(2)
     for column, row in zip(columns, (ours[one], theirs[two]), strict=True):

@@ -55,7 +55,7 @@ def _playground(run: Run) -> None:
     temperature = columns[0].slider("Temperature", 0.0, 1.5, 0.7, 0.1, key="temperature", bind=state.BOUND)
     seed = columns[1].number_input("Seed", 0, 10**6, 0, key="seed", bind=state.BOUND)
     longest = columns[2].number_input("Longest, tokens", 8, 4096, 500, key="longest", bind=state.BOUND)
-    start, stop = st.columns(2)
+    start, stop, _ = st.columns([1, 1, 4])
     pressed = start.button("Steer", type="primary", icon=":material/play_arrow:")
     if stop.button("Stop", icon=":material/stop:"):  # a press ends the run of this page that is at work
         st.caption("Stopped.")
