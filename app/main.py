@@ -14,6 +14,7 @@ from reasonscope.app.example import EXAMPLE
 from reasonscope.app.services import Run, confined, find_runs, open_run
 from reasonscope.app.state import BOUND, Key
 from reasonscope.app.views import anchors, compare, heads, mi_peaks, overview, probes, refusal, steering, traces
+from reasonscope.data.errors import ReasonscopeError
 
 # Drawn here: for the icon of a page Streamlit would ask a server of fonts.
 _ICON = (
@@ -22,7 +23,7 @@ _ICON = (
     "%3Cpath d='M11 11l4 4' stroke='%23E69F00' stroke-width='2'/%3E%3C/svg%3E"
 )
 _EXAMPLE, _UPLOAD = "example", "uploaded"
-_UPLOADED = "reasonscope uploaded run"
+_UPLOADED, _FILE, _PROBLEM = "reasonscope uploaded run", "reasonscope file", "reasonscope problem of the file"
 
 # Address, title, icon, and the function that shows a run.
 _VIEWS: tuple[tuple[str, str, str, Callable[[Run], None]], ...] = (
@@ -86,13 +87,23 @@ def _upload() -> None:
     """Traces of the reader's own: a JSONL of completions, read as data into a run that lasts as long as the app."""
     with st.expander("Open a file of completions"):
         st.caption("JSONL, a line each: `prompt` and `completion`, or `messages`. Nothing in it is run.")
-        given = st.file_uploader("JSONL", type=["jsonl"], label_visibility="collapsed")
-        if given is not None and st.session_state.get("reasonscope upload") != given.file_id:
-            with components.told():
-                st.session_state[_UPLOADED] = str(_imported(given.getvalue()))
-                st.session_state["reasonscope upload"] = given.file_id
-                st.session_state[Key.RUN] = _UPLOAD
-                st.rerun()
+        st.file_uploader("JSONL", type=["jsonl"], label_visibility="collapsed", key=_FILE, on_change=_take_upload)
+        with components.told():
+            if (problem := st.session_state.get(_PROBLEM)) is not None:
+                raise problem
+
+
+def _take_upload() -> None:
+    """Open the file that was just given; what is wrong with it is told where it was given."""
+    given = st.session_state[_FILE]
+    st.session_state[_PROBLEM] = None
+    if given is None:
+        return
+    try:
+        st.session_state[_UPLOADED] = str(_imported(given.getvalue()))
+        st.session_state[Key.RUN] = _UPLOAD
+    except ReasonscopeError as error:
+        st.session_state[_PROBLEM] = error
 
 
 def _imported(content: bytes) -> Path:

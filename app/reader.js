@@ -33,6 +33,7 @@ class Reader {
     this.current = null;
     this.matches = [];
     this.match = -1;
+    this.timers = {};
     this.root.querySelector(".before").onclick = () => this.move(-1);
     this.root.querySelector(".after").onclick = () => this.move(1);
     this.foldAll.onclick = () => this.toggleAll();
@@ -231,8 +232,8 @@ class Reader {
   }
 
   later(name, value) {
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => {
+    clearTimeout(this.timers[name]);
+    this.timers[name] = setTimeout(() => {
       if (name === "sentence") this.told = value;
       this.tell(name, value);
     }, PAUSE);

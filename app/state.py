@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import streamlit as st
 
@@ -67,7 +67,7 @@ _copy = st.components.v2.component(
 
 def recall(key: Key, default: str = "") -> str:
     """What the URL says under a key that no widget is bound to."""
-    return st.query_params.get(key, default)
+    return str(st.query_params.get(key, default))
 
 
 def recall_number(key: Key) -> int | None:
@@ -89,10 +89,10 @@ def offer_pages(pages: dict[str, Any]) -> None:
     st.session_state[_PAGES] = pages
 
 
-def go(page: str, **values: object) -> NoReturn:
+def go(page: str, **values: object) -> None:
     """Open another page of the same run with these values of its keys."""
-    here = {Key.RUN: st.session_state.get(Key.RUN)}
-    given = {key: str(value) for key, value in {**here, **values}.items() if value not in (None, "")}
+    chosen: dict[str, object] = {Key.RUN.value: st.session_state.get(Key.RUN), **values}
+    given = {key: str(value) for key, value in chosen.items() if value not in (None, "")}
     for key in values:  # a widget of that name remembers what it showed before
         st.session_state.pop(key, None)
     st.switch_page(st.session_state[_PAGES][page], query_params=given)
@@ -113,4 +113,4 @@ def copy_link() -> None:
 
 
 def is_dark() -> bool:
-    return st.context.theme.get("type") == "dark"
+    return bool(st.context.theme.get("type") == "dark")

@@ -117,7 +117,7 @@ def _pane(run: Run, id: str, graph: AnchorGraph, result: Result, metric: str, ch
         return
     st.subheader(f"Sentence {chosen}", anchor=False)
     st.text(graph.texts[chosen])
-    row = {"importance": float(graph.importance[chosen])}
+    row: dict[str, object] = {"importance": float(graph.importance[chosen])}
     line = next((i for i, label in enumerate(result.axes[0].labels) if label.replace("_", " ") == metric), None)
     if line is not None and result.values.shape[-1] == len(graph.importance):
         for name, band in (("95 % interval", result.interval), ("chance", result.null)):
