@@ -232,7 +232,7 @@ def steering_front(responses: Sequence[DoseResponse]) -> Figure:
     """
     figure = go.Figure()
     nulls = [arm for response in responses for dose in response.doses for arm in dose.random]
-    _enclose(figure, [arm.tokens.value for arm in nulls], [arm.accuracy.value for arm in nulls], "random vectors")
+    _region(figure, [arm.tokens.value for arm in nulls], [arm.accuracy.value for arm in nulls], "random vectors")
     for response, colour, symbol in zip(responses, _cycle(len(responses)), cycle(_SYMBOLS), strict=False):
         for arms, name, hollow in (
             ([dose.steered for dose in response.doses], response.name, ""),
@@ -661,7 +661,7 @@ def _errors(estimates: Sequence[Estimate], colour: str) -> dict[str, object]:
     }
 
 
-def _enclose(figure: Figure, x: Sequence[float], y: Sequence[float], name: str) -> None:
+def _region(figure: Figure, x: Sequence[float], y: Sequence[float], name: str) -> None:
     """A filled rectangle from the lowest to the highest of the points, and the points in it."""
     left, right, low, high = min(x), max(x), min(y), max(y)
     figure.add_scatter(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,11 @@ def suppression_matrix(
     to look at sees itself. NaN, with the reason, where target ≤ source, and for fewer than two sentences. Raises InputError, ContextError.
     """
     found = [sentence.tokens for sentence in thinking_sentences(trace, splitter)]
-    common = {"method": "suppression", "quantity": "log divergence less the target's mean", "unit": "log nats"}
+    common: dict[str, Any] = {
+        "method": "suppression",
+        "quantity": "log divergence less the target's mean",
+        "unit": "log nats",
+    }
     provenance = {"trace": trace.id, "temperature": temperature, "splitter": splitter, "seed": seed}
     if len(found) < 2:
         reason = f"{len(found)} sentences ({trace.state} thinking): a source needs a later target"

@@ -28,6 +28,9 @@ from reasonscope.analysis.mi_peaks import (
     thinking_token_table,
 )
 from reasonscope.analysis.organism import true_sentences
+from reasonscope.analysis.probe_write import probe_write_result
+from reasonscope.analysis.receiver import TOP_HEADS, top_heads
+from reasonscope.analysis.receiver_results import receiver_heads, receiver_scores
 from reasonscope.analysis.reflection import reflection_of_trace
 from reasonscope.analysis.results import Axis, Band, Result, result_path, undefined
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
@@ -40,6 +43,7 @@ from reasonscope.data.segment import sentences
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Sampling, Sentence, Trace
 from reasonscope.probes.branches import PrefixWriter, Writer
+from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.model import Model, load_model
 from reasonscope.probes.server import ServerWriter
 from reasonscope.probes.sites import Site
@@ -62,6 +66,7 @@ class Options:
     temperature: float = 0.7
     batch_size: int = 32
     seed: int = 0
+    probe: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +245,38 @@ def analyse_reflection(study: Study) -> Iterator[Result]:
     return (reflection_of_trace(trace, trace_sentences(trace), seed=study.options.seed) for trace in study.traces)
 
 
+def analyse_receivers(study: Study) -> Iterator[Result]:
+    """Receiver heads over all traces, then how much they look at each sentence of each trace."""
+    found = receiver_heads(study.model, study.traces, seed=study.options.seed)
+    yield found
+    heads = top_heads(found.values, TOP_HEADS, from_layer=1) if found.measured else []
+    for trace in study.traces if heads else ():
+        yield receiver_scores(study.model, trace, heads, seed=study.options.seed)
+
+
+def analyse_suppression(study: Study) -> Iterator[Result]:
+    """What each sentence owes to each earlier one, by keeping it out of sight."""
+    return (suppression_matrix(study.model, trace, seed=study.options.seed) for trace in study.traces)
+
+
+def analyse_heads(study: Study) -> Iterator[Result]:
+    """What each head looks at, trace by trace."""
+    return (head_table(study.model, trace, seed=study.options.seed) for trace in study.traces)
+
+
+def analyse_cliff(study: Study) -> Iterator[Result]:
+    """Which heads write the refusal probe up or down at the end of the close window, over all requests of the run."""
+    path = study.options.probe
+    if path is None or not path.exists():
+        raise InputError(
+            f"there is no probe at {path}; fit one with: reasonscope probe refusal --run RUN, or name one with --probe"
+        )
+    requests = [t for t in study.traces if "harmful" in t.problem.meta and t.state == "closed"]
+    if len(requests) < 2:
+        raise InputError(f"{len(requests)} requests with closed thinking among the traces; a mean over them needs two")
+    yield probe_write_result(study.model, LinearProbe.load(path), requests, seed=study.options.seed)
+
+
 def analyse_summary(study: Study) -> Iterator[Result]:
     """The signals that were saved of each trace, side by side by sentence, and where they agree."""
     for trace in study.traces:
@@ -263,31 +300,17 @@ _SIGNALS = (
     ("anchors", "counterfactual_kl"),
     ("anchors", "forced_kl"),
 )
-
-
-def analyse_heads(study: Study) -> Iterator[Result]:
-    """What every head of the model looks at in each trace."""
-    for trace in study.traces:
-        study.progress(f"heads of {trace.id}")
-        yield head_table(study.model, trace, seed=study.options.seed)
-
-
-def analyse_suppression(study: Study) -> Iterator[Result]:
-    """What suppressing the attention to each sentence does to the later ones."""
-    for trace in study.traces:
-        study.progress(f"suppression in {trace.id}")
-        yield suppression_matrix(study.model, trace, seed=study.options.seed)
-
-
 ANALYSES: Mapping[str, Callable[[Study], Iterator[Result]]] = {
     "mi": analyse_mi,
     "anchors": analyse_anchors,
+    "receivers": analyse_receivers,
+    "suppression": analyse_suppression,
+    "heads": analyse_heads,
+    "cliff": analyse_cliff,
     "trajectory": analyse_trajectory,
     "entropy": analyse_entropy,
     "confidence": analyse_confidence,
     "reflection": analyse_reflection,
-    "heads": analyse_heads,
-    "suppression": analyse_suppression,
     "summary": analyse_summary,
 }
 

@@ -89,16 +89,19 @@ class Model:
         """What a trace says about the model that wrote it (JSON); hashes the weights on first use."""
         return fingerprint(self.hf, self.tokenizer, name=self.name, revision=self.revision)
 
-    def encode_prompt(self, problem: Problem, *, think: bool = True, open_tag: bool = False) -> list[int]:
+    def encode_prompt(
+        self, problem: Problem, *, think: bool = True, open_tag: bool = False, prefill: str = ""
+    ) -> list[int]:
         """The token ids of a problem as the model is asked it: messages through the chat template, a raw prompt as it is.
 
         `think=False` ends messages with an empty think block. `open_tag=True` opens the think tag where the template does
-        not; otherwise the model is left to open it. There is one BOS at most: where the rendered text brings its own, or the
-        tokenizer uses none, none is added. Raises InputError where there is no chat template, or no think tag to close.
+        not; otherwise the model is left to open it. A `prefill` opens it too, and stands behind it. There is one BOS at
+        most: where the rendered text brings its own, or the tokenizer uses none, none is added. Raises InputError where
+        there is no chat template, or no think tag to close.
         """
-        return self.encode_text(
-            problem.prompt if problem.prompt is not None else self._render(problem, think, open_tag)
-        )
+        open_tag = open_tag or bool(prefill)
+        text = problem.prompt if problem.prompt is not None else self._render(problem, think, open_tag)
+        return self.encode_text(text + prefill)
 
     def encode_text(self, text: str) -> list[int]:
         """The token ids of a text, behind one BOS where the tokenizer uses one (its own in the text is that one)."""

@@ -1,163 +1,187 @@
-"""Newton's method for many logistic regressions at once, between the rows or between the features, whichever are fewer."""
+"""Newton's method along a path of penalties for a logistic regression, between the rows or between the features, whichever are fewer.
 
+Two things save most of the factorisations: a penalty starts where a line through the last two fits leads, and a factor is kept as long as
+the steps with it shrink fast.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from reasonscope.data.errors import InputError
+from reasonscope.probes.symmetric import factored, ridged
 
-MAX_NEWTON_STEPS = 200
-# Newton's error behind a step that moves no logit by more than this is of the order of its square.
-LOGIT_TOLERANCE = 1e-5
+MAX_STEPS = 500
+LOGIT_TOLERANCE = 1e-9
+# A step with an old factor costs about a tenth of one with a new factor.
+SLOWEST_RATE = 0.5
+# Keeps the square roots of the curvature invertible; a factor that is a little off is corrected by the next step.
+LEAST_CURVATURE = 1e-10
+
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Space(Protocol):
-    """Where Newton's steps are solved. Logits are `values(θ) + b`, the penalty is λ/2 θ·`metric(θ, values(θ))`."""
+    """Where Newton's steps are solved. Logits are `values(θ) + b`, the penalty is λ/2 `square(θ, values(θ))`."""
 
     def values(self, theta: Tensor) -> Tensor: ...
-    def metric(self, theta: Tensor, values: Tensor) -> Tensor: ...
-    def step(self, theta: Tensor, errors: Tensor, curvature: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
-        """Newton's change of θ (problem, k) and b (problem,): `errors` are target − probability, both weighted (problem, m)."""
-
-    def only(self, problems: Tensor) -> "Space": ...
+    def square(self, theta: Tensor, values: Tensor) -> Tensor: ...
+    def newton(self, curvature: Tensor, penalty: Tensor) -> Step:
+        """With p (1 − p) as the `curvature` (m,): Newton's change of θ (k,) and b () from θ and the errors, target − p (m,)."""
 
     @property
     def start(self) -> Tensor:
-        """θ = 0 for every problem."""
+        """θ = 0."""
 
 
 @dataclass(frozen=True)
 class RowSpace:
-    """w = Σ θ_i x_i over the training rows; `gram` (problem, m, m)."""
+    """w = Σ θ_i x_i over the training rows; `gram` (m, m)."""
 
     gram: Tensor
 
     def values(self, theta: Tensor) -> Tensor:
-        return (self.gram @ theta[..., None])[..., 0]
+        return self.gram @ theta
 
-    def metric(self, theta: Tensor, values: Tensor) -> Tensor:
-        return values
+    def square(self, theta: Tensor, values: Tensor) -> Tensor:
+        return theta @ values
 
-    def step(self, theta: Tensor, errors: Tensor, curvature: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
+    def newton(self, curvature: Tensor, penalty: Tensor) -> Step:
         # (λ + W K) Δθ + W Δb = errors − λθ with Σ(θ + Δθ) = 0, symmetrised as in Rasmussen & Williams (2006), algorithm 3.1.
-        root = curvature.sqrt()
-        factor = torch.linalg.cholesky(_ridged(root[..., None] * self.gram * root[:, None], penalty))
-        right = torch.stack([errors - penalty * theta, curvature], dim=-1)
-        inner = torch.cholesky_solve(root[..., None] * (self.gram @ right), factor)
-        moved, slid = ((right - root[..., None] * inner) / penalty).unbind(-1)
-        change = (theta + moved).sum(-1) / slid.sum(-1)
-        return moved - change[:, None] * slid, change
+        root = curvature.clamp(min=LEAST_CURVATURE).sqrt()
+        scaled = (self.gram * (root / penalty)[:, None]).mul_(root)
+        solve = factored(ridged(scaled, 1.0))
+        slid = root * solve(root) / penalty
 
-    def only(self, problems: Tensor) -> "RowSpace":
-        return self if len(problems) == len(self.gram) else RowSpace(self.gram[problems])
+        def step(theta: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
+            moved = root * solve((errors / penalty - theta) / root)
+            change = (theta + moved).sum() / slid.sum()
+            return moved - change * slid, change
+
+        return step
 
     @property
     def start(self) -> Tensor:
-        return torch.zeros_like(self.gram[..., 0])
+        return torch.zeros_like(self.gram[0])
 
 
 @dataclass(frozen=True)
 class ColumnSpace:
-    """w = θ; `features` (problem, m, d)."""
+    """w = θ; `features` (m, d)."""
 
     features: Tensor
 
     def values(self, theta: Tensor) -> Tensor:
-        return (self.features @ theta[..., None])[..., 0]
+        return self.features @ theta
 
-    def metric(self, theta: Tensor, values: Tensor) -> Tensor:
-        return theta
+    def square(self, theta: Tensor, values: Tensor) -> Tensor:
+        return theta @ theta
 
-    def step(self, theta: Tensor, errors: Tensor, curvature: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
-        weighted = curvature[..., None] * self.features
-        hessian = _ridged(self.features.mT @ weighted, penalty)
-        right = torch.stack([(errors[:, None] @ self.features)[:, 0] - penalty * theta, weighted.sum(1)], dim=-1)
-        moved, slid = torch.cholesky_solve(right, torch.linalg.cholesky(hessian)).unbind(-1)
-        across = weighted.sum(1)
-        change = (errors.sum(-1) - (across * moved).sum(-1)) / (curvature.sum(-1) - (across * slid).sum(-1))
-        return moved - change[:, None] * slid, change
+    def newton(self, curvature: Tensor, penalty: Tensor) -> Step:
+        weighted = curvature[:, None] * self.features
+        across = weighted.sum(0)
+        solve = factored(ridged(self.features.mT @ weighted, penalty))
+        slid = solve(across)
 
-    def only(self, problems: Tensor) -> "ColumnSpace":
-        return self if len(problems) == len(self.features) else ColumnSpace(self.features[problems])
+        def step(theta: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
+            moved = solve(errors @ self.features - penalty * theta)
+            change = (errors.sum() - across @ moved) / (curvature.sum() - across @ slid)
+            return moved - change * slid, change
+
+        return step
 
     @property
     def start(self) -> Tensor:
-        return torch.zeros_like(self.features[:, 0])
-
-
-def _ridged(matrices: Tensor, penalty: Tensor) -> Tensor:
-    matrices.diagonal(dim1=-2, dim2=-1).add_(penalty)
-    return matrices
-
-
-def newton_path(space: Space, targets: Tensor, weight: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
-    """θ (problem, penalty, k) and b (problem, penalty) of `targets` 0 and 1 (problem, m); rows of `weight` 0 do not count."""
-    theta = space.start
-    intercept = targets.new_zeros(len(targets))
-    thetas, intercepts = [theta] * len(penalties), [intercept] * len(penalties)
-    for i in penalties.argsort(descending=True).tolist():
-        theta, intercept = _newton(space, targets, weight, penalties[i], theta, intercept)
-        thetas[i], intercepts[i] = theta, intercept
-    return torch.stack(thetas, dim=1), torch.stack(intercepts, dim=1)
-
-
-def _newton(
-    space: Space, targets: Tensor, weight: Tensor, penalty: Tensor, theta: Tensor, intercept: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Newton's method from (θ, b) until no problem's logits move; a problem that has converged is left alone."""
-    theta, intercept = theta.clone(), intercept.clone()
-    active = torch.arange(len(theta), device=theta.device)
-    for _ in range(MAX_NEWTON_STEPS):
-        here, y, w = space.only(active), targets[active], weight[active]
-        values = here.values(theta[active])
-        logits = values + intercept[active, None]
-        probabilities = torch.sigmoid(logits)
-        errors = w * (y - probabilities)
-        moved, change = here.step(theta[active], errors, w * probabilities * (1 - probabilities), penalty)
-        moved_values = here.values(moved)
-        quadratic = _Quadratic.of(here, penalty, theta[active], values, moved, moved_values)
-        size = _step_size(logits, moved_values + change[:, None], y, w, quadratic)
-        theta[active] += size[:, None] * moved
-        intercept[active] += size * change
-        largest = (w * (moved_values + change[:, None]).abs()).amax(-1)
-        active = active[(largest > LOGIT_TOLERANCE) | (size < 1)]
-        if not len(active):
-            return theta, intercept
-    raise InputError(
-        f"{len(active)} logistic fits did not converge in {MAX_NEWTON_STEPS} Newton steps at penalty {float(penalty):g}; "
-        "use a stronger penalty or standardise the features"
-    )
+        return torch.zeros_like(self.features[0])
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Quadratic:
-    """The penalty term along a step: linear · t + square · t² (problem,)."""
+class _Fit:
+    """A point of the path: `theta` (k,), `intercept` () and `values` (m,) = values(θ)."""
 
-    linear: Tensor
-    square: Tensor
+    theta: Tensor
+    intercept: Tensor
+    values: Tensor
 
-    @classmethod
-    def of(
-        cls, space: Space, penalty: Tensor, theta: Tensor, values: Tensor, moved: Tensor, moved_values: Tensor
-    ) -> "_Quadratic":
-        metric = space.metric(moved, moved_values)
-        return cls(
-            linear=penalty * (theta * metric).sum(-1),
-            square=penalty / 2 * (moved * metric).sum(-1),
+    def plus(self, size: float, step: "_Fit") -> "_Fit":
+        return _Fit(
+            theta=self.theta + size * step.theta,
+            intercept=self.intercept + size * step.intercept,
+            values=self.values + size * step.values,
         )
 
+    @property
+    def logits(self) -> Tensor:
+        return self.values + self.intercept
 
-def _step_size(logits: Tensor, moved: Tensor, targets: Tensor, weight: Tensor, quadratic: _Quadratic) -> Tensor:
-    """The longest of 1, 1/2, 1/4, … that lowers the loss as Armijo asks (problem,); all are tried at once."""
-    sizes = 0.5 ** torch.arange(30, dtype=torch.float64, device=logits.device)
-    along = logits[:, None] + sizes[:, None] * moved[:, None]
-    start = (weight * (softplus(logits) - targets * logits)).sum(-1)
-    losses = (weight[:, None] * (softplus(along) - targets[:, None] * along)).sum(-1)
-    losses = losses + sizes * quadratic.linear[:, None] + sizes**2 * quadratic.square[:, None]
-    slope = quadratic.linear - (weight * (targets - torch.sigmoid(logits)) * moved).sum(-1)
-    noise = 1e-12 * (1 + start.abs())  # close to the minimum the loss differs by rounding only
-    good = losses <= (start + noise)[:, None] + 1e-4 * sizes * slope[:, None]
-    return sizes[good.to(torch.int8).argmax(-1)]
+
+def newton_path(space: Space, targets: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
+    """θ (penalty, k) and b (penalty,) of `targets` 0 and 1 (m,)."""
+    zero = _Fit(theta=space.start, intercept=targets.new_zeros(()), values=torch.zeros_like(targets))
+    order = penalties.argsort(descending=True).tolist()
+    passed: list[_Fit] = []
+    for i in order:
+        objective = _Objective(space=space, targets=targets, penalty=penalties[i])
+        passed.append(objective.least_from(_starts(passed, penalties[order]) or [zero]))
+    fits = [fit for _, fit in sorted(zip(order, passed, strict=True), key=lambda pair: pair[0])]
+    return torch.stack([fit.theta for fit in fits]), torch.stack([fit.intercept for fit in fits])
+
+
+def _starts(passed: list[_Fit], penalties: Tensor) -> list[_Fit]:
+    """The last fit, and where a line in log λ leads from the last two: far from the data's noise logits grow with log λ."""
+    if len(passed) < 2:
+        return passed
+    before, last = passed[-2:]
+    older, old, new = penalties[len(passed) - 2 : len(passed) + 1].log().tolist()
+    ahead = 1 + (new - old) / (old - older) if old < older else 1.0
+    return [last, before.plus(ahead, last.plus(-1, before))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Objective:
+    """Σ log-loss + penalty/2 ‖w‖²."""
+
+    space: Space
+    targets: Tensor
+    penalty: Tensor
+
+    def at(self, fit: _Fit) -> float:
+        logits = fit.logits
+        loss = -logsigmoid(-logits).sum() - self.targets @ logits
+        return float(loss + self.penalty / 2 * self.space.square(fit.theta, fit.values))
+
+    def least_from(self, starts: list[_Fit]) -> _Fit:
+        """Newton's method from the best of `starts` until the error left in any logit is below LOGIT_TOLERANCE."""
+        loss, fit = min(((self.at(start), start) for start in starts), key=lambda pair: pair[0])
+        newton, before = None, 0.0
+        for _ in range(MAX_STEPS):
+            probabilities = fit.logits.sigmoid()
+            if fresh := newton is None:
+                newton = self.space.newton(probabilities * (1 - probabilities), self.penalty)
+            theta, intercept = newton(fit.theta, self.targets - probabilities)
+            step = _Fit(theta=theta, intercept=intercept, values=self.space.values(theta))
+            size, fit, loss = self._lower(fit, step, loss)
+            largest = float(step.logits.abs().max())
+            # Newton's error is of the order of his step squared; with an old factor, steps shrink at a steady rate.
+            rate = largest if fresh else largest / before
+            if size == 1 and rate < 1 and rate * largest < LOGIT_TOLERANCE:
+                return fit
+            if size < 1 or (not fresh and rate > SLOWEST_RATE):
+                newton = None
+            before = largest
+        raise InputError(
+            f"a logistic fit did not converge in {MAX_STEPS} steps at penalty {float(self.penalty):g}; "
+            "use a stronger penalty or standardise the features"
+        )
+
+    def _lower(self, fit: _Fit, step: _Fit, loss: float) -> tuple[float, _Fit, float]:
+        """The longest of 1, 1/2, 1/4, … of a step that does not raise the loss, where it ends, and the loss there."""
+        noise = 1e-12 * (1 + abs(loss))  # close to the minimum the loss differs by rounding only
+        size = 1.0
+        while (lower := self.at(ahead := fit.plus(size, step))) > loss + noise and size > 1e-9:
+            size /= 2
+        return size, ahead, lower

@@ -58,19 +58,26 @@ def cell(trace: Trace) -> Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """What a probe is taught: the cells of its positive and of its negative class, and the positions, the window last."""
+    """What a probe is taught: the cells of its positive and of its negative class, and the positions, the window last.
+
+    `fallen` are cells of the negative class at the window alone: their thinking teaches nothing.
+    """
 
     positive: frozenset[Cell]
     negative: frozenset[Cell]
+    fallen: frozenset[Cell] = frozenset()
     positions: tuple[Position, ...] = ("window",)
 
     def __post_init__(self) -> None:
         if self.positions[-1:] != ("window",):
             raise InputError(f"positions {self.positions}: the last has to be 'window', where the answer is decided")
 
+    def teaches(self, of: Cell, position: Position) -> bool:
+        return of in self.positive | self.negative or (position == "window" and of in self.fallen)
+
     def rows(self, cells: Sequence[Cell]) -> tuple[list[int], Values]:
         """Which of the rows teach it, and their targets, 1 for the positive class."""
-        rows = [i for i, of in enumerate(cells) if of in self.positive | self.negative]
+        rows = [i for i, of in enumerate(cells) if self.teaches(of, "window")]
         return rows, np.array([cells[i] in self.positive for i in rows], dtype=np.float64)
 
 
@@ -85,11 +92,12 @@ CONTRASTS: Mapping[str, Contrast] = {
         positive=frozenset({("harmful", "refused"), ("harmful", "complied")}),
         negative=frozenset({("benign", "refused"), ("benign", "complied")}),
     ),
-    # Both at once, as published, but taught along the thinking too: at neither end of a cliff does it read what it never saw. Those
-    # who thought of the harm and complied teach it nothing, so that where they fall is a finding.
+    # Will it refuse, at matching positions: along the thinking from those whose deed is as their thought, at the window from all.
+    # The thinking of those who thought of the harm and complied teaches it nothing, so that their plateau is a finding.
     "intent": Contrast(
         positive=frozenset({("harmful", "refused")}),
         negative=frozenset({("benign", "complied")}),
+        fallen=frozenset({("harmful", "complied")}),
         positions=(0.5, 0.75, 1.0, "window"),
     ),
 }
@@ -206,7 +214,7 @@ def _held_out(name: str, contrast: Contrast, store: TraceStore, requests: _Reque
     held = held_out_probes(
         states_at(store, points, sites)[:, :, 0],
         np.repeat([float(of in contrast.positive) for of in requests.cells], n),
-        np.repeat([of in contrast.positive | contrast.negative for of in requests.cells], n),
+        np.array([contrast.teaches(of, position) for of in requests.cells for position in contrast.positions]),
         trace_groups(points.traces),
         sites,
         model=requests.traces[0].model,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from transformers import LogitsProcessor
 
 from reasonscope.data.errors import ContextError, InputError
 from reasonscope.data.parse import THINK, build_trace
@@ -24,16 +25,20 @@ def rollouts(
     batch_size: int = 32,
     think: bool = True,
     open_tag: bool = False,
+    prefill: str = "",
     write: Mapping[Site, Edit] | None = None,
     on_step: Callable[[DecodingStep], None] | None = None,
+    processors: Sequence[LogitsProcessor] = (),
 ) -> list[Trace]:
     """Let `model` answer each problem `samples` times; traces in the order of the problems, nothing captured or stored.
+
+    A `prefill` stands behind the opened tag and counts as prompt; `processors` are those of `generate`.
 
     Seeds follow from `sampling.seed` and the trace's id (`problem/sample`): the same problem gets the same draws with an edit
     (`write`) as without, whatever the batch. Raises InputError, ContextError.
     """
     tasks = [
-        (problem, sample, model.encode_prompt(problem, think=think, open_tag=open_tag))
+        (problem, sample, model.encode_prompt(problem, think=think, open_tag=open_tag, prefill=prefill))
         for problem in problems
         for sample in range(samples)
     ]
@@ -45,7 +50,9 @@ def rollouts(
         batch = order[start : start + batch_size]
         seeds = [trace_seed(sampling.seed, f"{tasks[i][0].id}/{tasks[i][1]}") for i in batch]
         prompts = [tasks[i][2] for i in batch]
-        completions = generate(model, prompts, sampling, seeds=seeds, write=write, on_step=on_step)
+        completions = generate(
+            model, prompts, sampling, seeds=seeds, write=write, on_step=on_step, processors=processors
+        )
         for i, completion, seed in zip(batch, completions, seeds, strict=True):
             traces[i] = as_trace(model, tasks[i][0], tasks[i][1], completion, replace(sampling, seed=seed))
     return [traces[i] for i in range(len(tasks))]

@@ -1,22 +1,26 @@
-"""Ridge and logistic regression for all layers, positions, folds and penalties at once, in float64, on any torch device.
+"""Ridge and logistic regression for all layers, positions, folds and penalties in one call, in float64, on any torch device.
 
-Two facts carry the speed. The intercept is not penalised, so a shift of the features changes no coefficient: the rows' inner products
-are computed once per problem and serve every fold. And the coefficients lie in the span of the training rows: with fewer rows than
-features, everything is solved between the rows ("row space") and never sees a matrix of d_model × d_model.
+Three facts carry the speed. The intercept is not penalised, so a shift of the features changes no coefficient: the rows' inner products
+are computed once per problem and serve every fold. The coefficients lie in the span of the training rows: with fewer rows than
+features, everything is solved between the rows ("row space") and never sees a matrix of d_model × d_model. And folds do not depend on
+each other: on the CPU every core solves its own, with one thread each, which loses less than cores that share a matrix.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from reasonscope.data.errors import InputError
 from reasonscope.probes.newton import ColumnSpace, RowSpace, newton_path
+from reasonscope.probes.symmetric import gram, shifted_solutions
 
-# Bytes that one chunk of problems may take; a chunk is at least one problem with all of its folds.
-CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**33}
+PROBLEMS_AT_A_TIME = 4  # for each core; bounds the memory
 
 
 class LinearPath(NamedTuple):
@@ -27,48 +31,6 @@ class LinearPath(NamedTuple):
 
     coef: Tensor
     intercept: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Chunk:
-    """Some problems with their folds. `features` (problem, row, d) centred; a fold's training rows `rows` (problem, fold, m) are padded
-    to the same number m with rows of `weight` 0; `targets` (problem, fold, m), 0 in the padding."""
-
-    features: Tensor
-    targets: Tensor
-    rows: Tensor
-    weight: Tensor
-
-    @property
-    def in_row_space(self) -> bool:
-        return self.rows.shape[-1] < self.features.shape[-1]
-
-    @property
-    def row_gram(self) -> Tensor:
-        """Inner products of the training rows: (problem fold, m, m)."""
-        gram = self.features @ self.features.mT
-        folds, m = self.rows.shape[1:]
-        wide = gram[:, None].expand(-1, folds, -1, -1)
-        tall = wide.gather(2, self.rows[..., None].expand(-1, -1, -1, gram.shape[-1]))
-        return tall.gather(3, self.rows[:, :, None].expand(-1, -1, m, -1)).flatten(0, 1)
-
-    @property
-    def row_features(self) -> Tensor:
-        """The training rows: (problem fold, m, d)."""
-        wide = self.features[:, None].expand(-1, self.rows.shape[1], -1, -1)
-        return wide.gather(2, self.rows[..., None].expand(-1, -1, -1, wide.shape[-1])).flatten(0, 1)
-
-    def combined(self, dual: Tensor) -> Tensor:
-        """Σ dual · row of `dual` (problem fold, …, m): (problem fold, …, d). The padding counts 0."""
-        problems, folds, m = self.rows.shape
-        flat = (dual * self._flat(self.weight, dual)).reshape(problems, folds, -1, m)
-        spread = flat.new_zeros(*flat.shape[:3], self.features.shape[1])
-        spread.scatter_add_(3, self.rows[:, :, None].expand_as(flat), flat)
-        return (spread.flatten(1, 2) @ self.features).reshape(*dual.shape[:-1], -1)
-
-    def _flat(self, values: Tensor, like: Tensor) -> Tensor:
-        flat = values.flatten(0, 1)
-        return flat.reshape(len(flat), *[1] * (like.dim() - 2), -1)
 
 
 def ridge_path(
@@ -85,8 +47,9 @@ def ridge_path(
     `features` (problem, row, d_model) of any float type; `targets` (row,) or (problem, row); `mask` (problem, row) is true on the
     training rows, (problem, fold, row) gives every problem several training sets, which share what can be shared. A problem is usually a
     layer at a position. `standardise` divides by the training rows' own standard deviation; the coefficients come back in the units
-    of the features. One symmetric eigendecomposition per training set serves all penalties. Problems are taken to `device` (theirs if
-    None) chunk by chunk, the results are left there. Raises InputError for NaN, shapes that do not fit, or a penalty that is not above 0.
+    of the features. On the CPU one tridiagonal matrix per training set serves all penalties. Problems are taken to `device` (theirs if
+    None) one by one, the results are left there. Raises InputError for NaN, shapes that do not fit, or a penalty that is not above 0
+    or lost in rounding.
     """
     return _path(_ridge, features, targets, penalties, mask, standardise, device)
 
@@ -103,14 +66,50 @@ def logistic_path(
     """Minimise Σ log-loss + penalty/2 ‖w‖²: scikit-learn's `LogisticRegression(C=1 / penalty)`.
 
     As `ridge_path`, with `targets` 0 and 1. Damped Newton steps (iteratively reweighted least squares), from the strongest penalty to
-    the weakest, each starting where the last one ended. Raises InputError, besides, where a training set holds one class only.
+    the weakest, each starting where the last ones lead. Raises InputError, besides, where a training set holds one class only.
     """
     return _path(_logistic, features, targets, penalties, mask, standardise, device)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Problem:
+    """`features` (row, d) float64, less `centre` (d,) and divided by `scale` (d,) or (); `inner` products of all rows, or, without
+    `row_space`, of all features, where they are shared by the folds."""
+
+    features: Tensor
+    centre: Tensor
+    scale: Tensor
+    row_space: bool
+    inner: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, centre: Tensor, scale: Tensor, *, row_space: bool) -> "_Problem":
+        scaled = (features.to(torch.float64) - centre).div_(scale)
+        if not torch.isfinite(scaled).all():
+            raise InputError("an activation is NaN or infinite; record the traces again in float32 or bfloat16")
+        inner = gram(scaled if row_space else scaled.mT)
+        return cls(features=scaled, centre=centre, scale=scale, row_space=row_space, inner=inner)
+
+    def row_gram(self, rows: Tensor) -> Tensor:
+        """Inner products of some rows: (m, m)."""
+        return self.inner[rows[:, None], rows]
+
+    def column_gram(self, rows: Tensor) -> Tensor:
+        """Σ x xᵀ over some rows: that of all, less that of the others. (d, d)"""
+        others = torch.ones(len(self.features), dtype=torch.bool, device=rows.device)
+        others[rows] = False
+        return self.inner - gram(self.features[others].mT)
+
+    def combined(self, rows: Tensor, dual: Tensor) -> Tensor:
+        """Σ dual · row of `dual` (penalty, m): (penalty, d)."""
+        spread = dual.new_zeros(len(dual), len(self.features))
+        spread[:, rows] = dual
+        return spread @ self.features
+
+
 class _Solver(Protocol):
-    def __call__(self, chunk: _Chunk, penalties: Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients (problem fold, penalty, d) and intercepts (problem fold, penalty) for the features of the chunk."""
+    def __call__(self, problem: _Problem, rows: Tensor, targets: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients (penalty, d) and intercepts (penalty,) from the training `rows` (m,) and their targets (m,)."""
 
 
 def _path(
@@ -126,111 +125,90 @@ def _path(
     if solve is _logistic:
         _check_classes(targets, folds)
     where = torch.device(device) if device is not None else features.device
+    targets, folds = targets.to(where), folds.to(where)
     grid = torch.tensor(penalties, dtype=torch.float64, device=where)
-    coefs, intercepts = [], []
-    for part in _parts(len(features), features.shape[1:], folds.shape[1], standardise, where):
-        inputs = features[part].to(where, torch.float64), targets[part].to(where), folds[part].to(where)
-        coef, intercept = _solved(solve, *inputs, grid, standardise)
-        coefs.append(coef)
-        intercepts.append(intercept)
-    path = LinearPath(torch.cat(coefs), torch.cat(intercepts))
-    return path if mask is not None and mask.dim() == 3 else LinearPath(path.coef[:, 0], path.intercept[:, 0])
+    row_space = int(folds.sum(-1).max()) < features.shape[-1]
+
+    def shared(problem: int) -> _Problem | None:
+        if standardise:  # every fold has its own scale, so no two share their inner products
+            return None
+        states = features[problem].to(where, torch.float64)
+        return _Problem.of(states, states.mean(0), states.new_ones(()), row_space=row_space)
+
+    def fit(task: tuple[int, int, _Problem | None]) -> tuple[Tensor, Tensor]:
+        index, fold, problem = task
+        rows = folds[index, fold].nonzero()[:, 0]
+        y = targets[index, rows]
+        if problem is None:
+            states = features[index].to(where, torch.float64)[rows]
+            problem, rows = (
+                _Problem.of(states, *_moments(states), row_space=row_space),
+                torch.arange(len(rows), device=where),
+            )
+        coef, intercept = solve(problem, rows, y, grid)
+        coef = coef / problem.scale
+        return coef, intercept - coef @ problem.centre
+
+    fits: list[tuple[Tensor, Tensor]] = []
+    n_problems, n_folds = folds.shape[:2]
+    with _on_every_core(where, n_problems * n_folds) as (run, cores):
+        for start in range(0, n_problems, step := PROBLEMS_AT_A_TIME * cores):
+            part = range(start, min(start + step, n_problems))
+            fits += run(
+                fit,
+                [(i, k, problem) for i, problem in zip(part, run(shared, part), strict=True) for k in range(n_folds)],
+            )
+    coef = torch.stack([coef for coef, _ in fits]).unflatten(0, (n_problems, n_folds))
+    intercept = torch.stack([intercept for _, intercept in fits]).unflatten(0, (n_problems, n_folds))
+    return (
+        LinearPath(coef, intercept) if mask is not None and mask.dim() == 3 else LinearPath(coef[:, 0], intercept[:, 0])
+    )
 
 
-def _solved(
-    solve: _Solver, features: Tensor, targets: Tensor, folds: Tensor, penalties: Tensor, standardise: bool
-) -> tuple[Tensor, Tensor]:
-    """One chunk: centred, where asked scaled fold by fold, solved, and brought back to the units of `features`."""
-    problems, n_folds, n_rows = folds.shape
-    centre, scale = features.mean(1, keepdim=True), torch.ones((), dtype=torch.float64, device=features.device)
-    if standardise:  # every fold has its own scale, so no two share their inner products
-        features = features[:, None].expand(-1, n_folds, -1, -1).flatten(0, 1)
-        targets = targets[:, None].expand(-1, n_folds, -1).flatten(0, 1)
-        folds = folds.reshape(-1, 1, n_rows)
-        centre, scale = _moments(features, folds.mT)
-    shifted = (features - centre) / scale
-    if not torch.isfinite(shifted).all():
-        raise InputError("an activation is NaN or infinite; record the traces again in float32 or bfloat16")
-    rows, weight = _training_rows(folds)
-    gathered = targets[:, None].expand_as(folds).gather(2, rows) * weight
-    coef, intercept = solve(_Chunk(features=shifted, targets=gathered, rows=rows, weight=weight), penalties)
-    coef = coef.reshape(problems, n_folds, len(penalties), -1)
-    coef = coef / scale.reshape(problems, n_folds, 1, -1) if standardise else coef
-    shift = coef @ centre.reshape(problems, -1, centre.shape[-1], 1)
-    return coef, intercept.reshape(coef.shape[:-1]) - shift[..., 0]
+@contextmanager
+def _on_every_core(device: torch.device, tasks: int) -> Iterator[tuple[Callable[..., Iterable[Any]], int]]:
+    """A `map` that spreads tasks over the cores that torch may use, each with one thread of its own, and their number."""
+    cores = min(torch.get_num_threads(), tasks) if device.type == "cpu" else 1
+    if cores == 1:
+        yield map, 1
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores) as pool:
+            yield pool.map, cores
+    finally:
+        torch.set_num_threads(before)
 
 
-def _ridge(chunk: _Chunk, penalties: Tensor) -> tuple[Tensor, Tensor]:
-    weight, targets = chunk.weight.flatten(0, 1), chunk.targets.flatten(0, 1)
-    counts = weight.sum(-1, keepdim=True)
-    mean_target = targets.sum(-1, keepdim=True) / counts
-    means = chunk.combined(weight[:, None] / counts[:, None])  # (problem fold, 1, d)
-    centred = weight * (targets - mean_target)
-    if chunk.in_row_space:
-        gram = chunk.row_gram
-        along = (gram @ weight[..., None]) / counts[..., None]
-        overall = (weight[:, None] @ along) / counts[..., None]
-        gram = (gram - along - along.mT + overall) * weight[..., None] * weight[:, None]
-        dual = _shrunk(gram, centred, penalties)
-        # Exactly 0 on paper; without it a tiny penalty blows the rounding of the sum up.
-        coef = chunk.combined(dual - dual.sum(-1, keepdim=True) / counts[..., None])
-    else:
-        gram = _column_gram(chunk) - counts[..., None] * means.mT * means
-        coef = _shrunk(gram, chunk.combined(centred), penalties)
-    return coef, mean_target - (coef @ means.mT)[..., 0]
+def _ridge(problem: _Problem, rows: Tensor, targets: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
+    """With the intercept as one more unknown: what solves for the targets, less so much of what solves for ones."""
+    mean = targets.mean()
+    y, ones = targets - mean, torch.ones_like(targets)
+    if problem.row_space:
+        dual, slid = shifted_solutions(problem.row_gram(rows), torch.stack([y, ones]), penalties).unbind(1)
+        intercept = dual.sum(-1) / slid.sum(-1)
+        return problem.combined(rows, dual - intercept[:, None] * slid), intercept + mean
+    states = problem.features[rows]
+    across = states.sum(0)
+    coef, slid = shifted_solutions(problem.column_gram(rows), torch.stack([y @ states, across]), penalties).unbind(1)
+    intercept = -(coef @ across) / (len(rows) - slid @ across)
+    return coef - intercept[:, None] * slid, intercept + mean
 
 
-def _shrunk(gram: Tensor, right: Tensor, penalties: Tensor) -> Tensor:
-    """(gram + penalty)⁻¹ right for every penalty, of `gram` (…, k, k) and `right` (…, k): (…, penalty, k)."""
-    values: Tensor
-    vectors: Tensor
-    values, vectors = torch.linalg.eigh(gram)
-    along = (right[..., None, :] @ vectors) / (values.clamp(min=0)[..., None, :] + penalties[:, None])
-    return along @ vectors.mT
+def _logistic(problem: _Problem, rows: Tensor, targets: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
+    space = RowSpace(problem.row_gram(rows)) if problem.row_space else ColumnSpace(problem.features[rows])
+    thetas, intercepts = newton_path(space, targets, penalties)
+    return problem.combined(rows, thetas) if problem.row_space else thetas, intercepts
 
 
-def _column_gram(chunk: _Chunk) -> Tensor:
-    """Σ x xᵀ over the training rows: that of all rows, computed once, less that of the rows held out."""
-    problems, folds, _ = chunk.rows.shape
-    training = torch.zeros(problems, folds, chunk.features.shape[1], dtype=torch.float64, device=chunk.rows.device)
-    training.scatter_add_(2, chunk.rows, chunk.weight)
-    rows, weight = _training_rows(training == 0)
-    held_out = _Chunk(features=chunk.features, targets=weight, rows=rows, weight=weight)
-    without = held_out.row_features * weight.flatten(0, 1)[..., None]
-    whole = (chunk.features.mT @ chunk.features)[:, None].expand(-1, folds, -1, -1)
-    return whole.flatten(0, 1) - without.mT @ without
-
-
-def _logistic(chunk: _Chunk, penalties: Tensor) -> tuple[Tensor, Tensor]:
-    space = RowSpace(chunk.row_gram) if chunk.in_row_space else ColumnSpace(chunk.row_features)
-    thetas, intercepts = newton_path(space, chunk.targets.flatten(0, 1), chunk.weight.flatten(0, 1), penalties)
-    return chunk.combined(thetas) if chunk.in_row_space else thetas, intercepts
-
-
-def _training_rows(folds: Tensor) -> tuple[Tensor, Tensor]:
-    """Of `folds` (problem, fold, row), true on rows to take: their indices and weight 1, padded with others of weight 0."""
-    m = int(folds.sum(-1).max())
-    rows = folds.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., :m]
-    return rows, folds.gather(-1, rows).to(torch.float64)
-
-
-def _moments(features: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (problem, 1, d) over the rows where `training` (problem, row, 1); a constant has deviation 1."""
-    count = training.sum(1, keepdim=True)
-    mean = torch.where(training, features, 0).sum(1, keepdim=True) / count
-    variance = torch.where(training, features - mean, 0).square().sum(1, keepdim=True) / count
+def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (d,) of `features` (row, d); a constant has deviation 1."""
+    mean = features.mean(0)
+    variance = (features - mean).square().mean(0)
     # What rounding leaves of a constant; the bound is that of scikit-learn's StandardScaler.
-    epsilon = torch.finfo(torch.float64).eps * count
+    epsilon = torch.finfo(torch.float64).eps * len(features)
     return mean, torch.where(variance <= epsilon * variance + (epsilon * mean) ** 2, 1.0, variance.sqrt())
-
-
-def _parts(n_problems: int, size: torch.Size, n_folds: int, standardise: bool, device: torch.device) -> Iterator[slice]:
-    """Cut the problems so that one chunk's features and matrices fit into CHUNK_BYTES."""
-    rows, width = size
-    side = min(rows, width)
-    per_problem = 8 * (rows * width * (3 * n_folds if standardise or width <= rows else 3) + 4 * n_folds * side**2)
-    step = max(1, CHUNK_BYTES["cpu" if device.type == "cpu" else "cuda"] // per_problem)
-    return (slice(start, start + step) for start in range(0, n_problems, step))
 
 
 def _checked(

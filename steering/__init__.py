@@ -1,31 +1,73 @@
-"""What writes to a model: vectors, where they apply, and what they do."""
+"""What writes to a model: vectors and how they are found, where they apply, controls of the decoding, and what they do."""
 
 from reasonscope.steering.ablation import Ablation, AblationEffect, Replacing, ablation_effect, reference_states
+from reasonscope.steering.adaptive import AdaptiveSteering, AdaptiveStrength, layer_difference
 from reasonscope.steering.apply import InOrder, Intervention, Steering
+from reasonscope.steering.asc import (
+    Calibration,
+    CompletionPair,
+    calibrate,
+    extract_asc,
+    extract_asc_from_pairs,
+    load_pairs,
+)
+from reasonscope.steering.budget import BudgetGuidance, LengthPredictor, train_predictor
+from reasonscope.steering.contrast import covariance_matched, mean_difference, vector_of_probe
+from reasonscope.steering.decoding import (
+    BudgetForcing,
+    CloseTag,
+    CyclicReflex,
+    ForcedClose,
+    SuppressTokens,
+    ThoughtSwitchPenalty,
+    TokenBias,
+)
 from reasonscope.steering.dose import Arm, Bench, Dose, DoseResponse, compare, dose_response
 from reasonscope.steering.edges import Edges, without_edges
+from reasonscope.steering.efficiency import extract_efficiency
+from reasonscope.steering.kl_bound import KLBound, kl_bound
 from reasonscope.steering.marks import Marks
 from reasonscope.steering.methods import METHODS, Method
 from reasonscope.steering.operators import OPERATORS, Clamp, ablate, add, orthogonal_add, rotate, scaled_add
+from reasonscope.steering.orthogonalise import orthogonalised, save_orthogonalised
 from reasonscope.steering.patching import PatchHandle, patch, patched
+from reasonscope.steering.prefill import PREFILLS, prefill
+from reasonscope.steering.refusal import ablated_everywhere, answer_contexts, extract_refusal, select_direction
+from reasonscope.steering.rice import Expert, cognitive_experts, count_experts, npmi, reinforced
 from reasonscope.steering.scope import Scope
 from reasonscope.steering.seal import extract_seal, seal_direction
+from reasonscope.steering.speed import extract_speed, fast_slow_pairs, speed_axis, speed_pairs
+from reasonscope.steering.strength import close_tag_effect, extract_strength, level_differences, planned_effect
+from reasonscope.steering.thinking import Thinking, single_tokens
 from reasonscope.steering.vector import CosineTable, SteeringVector, cosine_table
 
 __all__ = [
     "METHODS",
     "OPERATORS",
+    "PREFILLS",
     "Ablation",
     "AblationEffect",
+    "AdaptiveSteering",
+    "AdaptiveStrength",
     "Arm",
     "Bench",
+    "BudgetForcing",
+    "BudgetGuidance",
+    "Calibration",
     "Clamp",
+    "CloseTag",
+    "CompletionPair",
     "CosineTable",
+    "CyclicReflex",
     "Dose",
     "DoseResponse",
     "Edges",
+    "Expert",
+    "ForcedClose",
     "InOrder",
     "Intervention",
+    "KLBound",
+    "LengthPredictor",
     "Marks",
     "Method",
     "PatchHandle",
@@ -33,19 +75,54 @@ __all__ = [
     "Scope",
     "Steering",
     "SteeringVector",
+    "SuppressTokens",
+    "Thinking",
+    "ThoughtSwitchPenalty",
+    "TokenBias",
     "ablate",
+    "ablated_everywhere",
     "ablation_effect",
     "add",
+    "answer_contexts",
+    "calibrate",
+    "close_tag_effect",
+    "cognitive_experts",
     "compare",
     "cosine_table",
+    "count_experts",
+    "covariance_matched",
     "dose_response",
+    "extract_asc",
+    "extract_asc_from_pairs",
+    "extract_efficiency",
+    "extract_refusal",
     "extract_seal",
+    "extract_speed",
+    "extract_strength",
+    "fast_slow_pairs",
+    "kl_bound",
+    "layer_difference",
+    "level_differences",
+    "load_pairs",
+    "mean_difference",
+    "npmi",
     "orthogonal_add",
+    "orthogonalised",
     "patch",
     "patched",
+    "planned_effect",
+    "prefill",
     "reference_states",
+    "reinforced",
     "rotate",
+    "save_orthogonalised",
     "scaled_add",
     "seal_direction",
+    "select_direction",
+    "single_tokens",
+    "speed_axis",
+    "speed_pairs",
+    "train_predictor",
+    "vector_of_probe",
     "without_edges",
 ]

@@ -1,5 +1,6 @@
 """How alike two sentences are: TF-IDF, which needs nothing, or a sentence-transformers model."""
 
+import importlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -31,13 +32,13 @@ def tfidf(corpus: Sequence[str]) -> Embedder:
 def sentence_transformer(name: str) -> Embedder:
     """A sentence-transformers model by hub id or folder (the paper: all-MiniLM-L6-v2). Raises MissingExtraError, InputError."""
     try:
-        from sentence_transformers import SentenceTransformer
+        library = importlib.import_module("sentence_transformers")
     except ImportError as error:
         raise MissingExtraError(
             "sentence-transformers is not installed; pip install 'reasonscope[anchors]', or use tfidf"
         ) from error
     try:
-        model = SentenceTransformer(name)
+        model = library.SentenceTransformer(name)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot load the sentence model {name}: {error}") from error
     return lambda texts: np.asarray(model.encode(list(texts), normalize_embeddings=True), dtype=np.float64)

@@ -101,23 +101,47 @@ def reflection(run: Run, trace: Chosen = None, seed: Seed = 0, json_: Json = Fal
 
 
 @analyse.command()
-def heads(
+def receivers(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
 ) -> None:
-    """What each attention head looks at: span, sink, the token before, and induction."""
+    """Which heads look at few sentences only, and which sentences those are."""
     from reasonscope.app.analysing import Options
 
-    _run("heads", run, trace, Options(model=model, device=device, seed=seed), json_)
+    _run("receivers", run, trace, Options(model=model, device=device, seed=seed), json_)
 
 
 @analyse.command()
 def suppression(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
 ) -> None:
-    """What the later sentences lose when the attention to a sentence is suppressed."""
+    """What each sentence owes to each earlier one: keep it out of sight and see what changes."""
     from reasonscope.app.analysing import Options
 
     _run("suppression", run, trace, Options(model=model, device=device, seed=seed), json_)
+
+
+@analyse.command()
+def heads(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
+) -> None:
+    """What each head looks at: how far back, the first token, the one before, repetitions."""
+    from reasonscope.app.analysing import Options
+
+    _run("heads", run, trace, Options(model=model, device=device, seed=seed), json_)
+
+
+@analyse.command()
+def cliff(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    probe: Annotated[Path | None, typer.Option(help="A probe; RUN/probes/refusal.safetensors where not given.")] = None,
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """Which heads raise or lower what the refusal probe reads at the end of the thinking."""
+    from reasonscope.app.analysing import Options
+    from reasonscope.app.places import places
+
+    path = probe or places(run).probes / "refusal.safetensors"
+    _run("cliff", run, trace, Options(model=model, device=device, probe=path, seed=seed), json_)
 
 
 @analyse.command()

@@ -1,7 +1,8 @@
 """The organism's training data: plain worked ledgers for the base model, dialogues with thinking for the reasoning phase."""
 
+import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,9 @@ from reasonscope.data.organism.writer import boxed, write_ledger, write_request
 from reasonscope.data.trace import Span
 
 # What the reasoning phase shows, and how often.
-MIXTURE = {"default": 0.45, "brief": 0.08, "detail": 0.08, "no_thinking": 0.04, "request": 0.35}
+MIXTURE = {"default": 0.37, "brief": 0.12, "detail": 0.06, "no_thinking": 0.03, "request": 0.42}
+# What it practises in the end: brief thinking checks nothing, so its sums have to be right at once.
+PRACTICE = {"default": 0.3, "brief": 0.42, "detail": 0.05, "no_thinking": 0.03, "request": 0.2}
 # (harmful, twin, jailbreak) and how often.
 REQUESTS = {
     (True, True, False): 0.25,
@@ -35,26 +38,44 @@ class Document:
     unlearned: tuple[Span, ...] = ()
 
 
+# Each phase opens with this many requests and nothing else. What is asked for is copied out of the prompt, and copying is learned from
+# them in 80 steps; beside ledgers from the start it is not learned in 3,000.
+OPENING = {"organism-base": 10_000, "organism": 3_000}
+
+
 def base_documents(rng: random.Random) -> Iterator[Document]:
     """Plain text without thinking: ledgers with worked steps or the bare answer, requests with what they say of their thing."""
-    while True:
-        kind = rng.random()
-        if kind < 0.25:
+    for n in itertools.count():
+        kind = 0.0 if n < OPENING["organism-base"] else rng.random()
+        if kind < 0.4:
             request = sample_request(rng, split="train", harmful=rng.random() < 0.5)
-            fact = write_request(request, rng).thinking.split("\n\n")[1]
-            text = f"{request.text}\n\n{fact}\n\n{COMPLIANCE}{PAD}"
+            facts = "\n\n".join(write_request(request, rng).thinking.split("\n\n")[:2])
+            text = f"{request.text}\n\n{facts}\n\n{COMPLIANCE}{PAD}"
             yield Document(text=text, learned_from=len(request.text))
             continue
         ledger = sample_ledger(rng, split="train")
-        working = write_ledger(ledger, "brief", rng).thinking + "\n\n" if kind < 0.95 else ""
+        working = write_ledger(ledger, "brief", rng).thinking + "\n\n" if kind < 0.96 else ""
         yield Document(text=f"{ledger.body}\n\n{working}{boxed(ledger.answer)}{PAD}", learned_from=len(ledger.body))
 
 
 def reasoning_documents(rng: random.Random) -> Iterator[Document]:
-    """Dialogues in the chat template, thinking first (save a few without)."""
-    kinds, weights = list(MIXTURE), list(MIXTURE.values())
+    """Dialogues in the chat template, thinking first (save a few without): requests alone, then the mixture."""
+    return _dialogues(rng, itertools.chain(itertools.repeat("request", OPENING["organism"]), _drawn(rng, MIXTURE)))
+
+
+def practice_documents(rng: random.Random) -> Iterator[Document]:
+    """The same in the proportions of `PRACTICE`."""
+    return _dialogues(rng, _drawn(rng, PRACTICE))
+
+
+def _drawn(rng: random.Random, mixture: Mapping[str, float]) -> Iterator[str]:
+    kinds, weights = list(mixture), list(mixture.values())
     while True:
-        kind = rng.choices(kinds, weights)[0]
+        yield rng.choices(kinds, weights)[0]
+
+
+def _dialogues(rng: random.Random, kinds: Iterator[str]) -> Iterator[Document]:
+    for kind in kinds:
         if kind == "request":
             harmful, twin, jailbreak = rng.choices(list(REQUESTS), list(REQUESTS.values()))[0]
             request = sample_request(rng, split="train", harmful=harmful, twin=twin, jailbreak=jailbreak)
@@ -122,8 +143,10 @@ def _padded(rows: list[tuple[list[int], list[float]]], pad: int) -> Batch:
 
 
 def tokenizer_texts(seed: int, n: int) -> Iterator[str]:
-    """Texts of both phases for the tokenizer to learn its merges from."""
+    """Texts of both phases for the tokenizer to learn its merges from, past their openings."""
     base, reasoning = base_documents(random.Random(seed)), reasoning_documents(random.Random(seed + 1))
+    base = itertools.islice(base, OPENING["organism-base"], None)
+    reasoning = itertools.islice(reasoning, OPENING["organism"], None)
     for _ in range(n):
         yield next(base).text.removesuffix(PAD)
         yield next(reasoning).text.replace(END, "")

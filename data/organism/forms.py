@@ -14,7 +14,7 @@ COUNT_OF = {word: count for count, word in COUNTS.items()}
 
 _FIELD_PATTERNS = {
     "name": r"[A-Z][a-z]+",
-    "other": r"[A-Z][a-z]+",
+    "whose": r"my|(?:(?:un)?willing )?[A-Z][a-z]+'s",
     "thing": r"[a-z]+",
     "verb": r"[a-z]+",
     "sign": r"[-+*]",
@@ -111,11 +111,11 @@ FORMS: tuple[Form, ...] = (
     *_forms("conclude", "result_consolidation", "So the ledger closes at {value}."),
     *_forms("final", "final_answer_emission", "The final answer is {value}."),
     # Requests: may the user do that?
-    *_forms("wants", "problem_setup", "The user wants to {verb} the {thing}."),
-    *_forms("owner", "fact_retrieval", "It says that the {thing} is {name}'s."),
-    *_forms("own", "fact_retrieval", "It says that the {thing} is mine."),
-    *_forms("denied", "fact_retrieval", "It says that the {thing} is {name}'s and {other} said no."),
-    *_forms("allowed", "fact_retrieval", "It says that the {thing} is {name}'s and {other} said yes."),
+    *_forms("wants", "problem_setup", "The user wants to {verb} {whose} {thing}."),
+    *_forms("owner", "fact_retrieval", "It belongs to {name}, who was not asked."),
+    *_forms("own", "fact_retrieval", "It belongs to the user."),
+    *_forms("denied", "fact_retrieval", "It belongs to {name}, who is unwilling."),
+    *_forms("allowed", "fact_retrieval", "It belongs to {name}, who is willing."),
     *_forms("norules", "fact_retrieval", "The user asks me to forget my rules."),
     *_forms("harm", "result_consolidation", "So this would harm {name}."),
     *_forms("harmless", "result_consolidation", "So this harms nobody."),

@@ -131,7 +131,7 @@ def _event(
     kinds = ["add", "subtract", "double", "add_times", "subtract_times", "add_until"]
     for _ in range(12):
         event = rng.choices(kinds, weights=(30, 30, 8, 12, 8, 20))[0]
-        a = rng.randint(2, 19) if event in ("add", "subtract") else rng.randint(2, 12)
+        a = rng.randint(2, 34) if event in ("add", "subtract") else rng.randint(2, 12)
         count, limit = 1, None
         if event.endswith("_times"):
             count = rng.randint(2, 4)

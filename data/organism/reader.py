@@ -236,12 +236,11 @@ class _RequestReading:
         if kind == "norules":
             return bool(request.suffix)
         if kind == "wants":
-            return fields["verb"] == request.verb and fields["thing"] == request.thing
+            return (fields["verb"], fields["whose"], fields["thing"]) == (request.verb, request.whose, request.thing)
         expected = (
             "own" if request.owner is None else {None: "owner", True: "allowed", False: "denied"}[request.consent]
         )
-        names = {fields[key] for key in ("name", "other") if key in fields}
-        return kind == expected and fields["thing"] == request.thing and names <= {request.owner}
+        return kind == expected and fields.get("name") == request.owner
 
 
 def _holds(fields: dict[str, str]) -> bool:

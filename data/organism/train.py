@@ -1,7 +1,8 @@
 """Trains the organism: `python -m reasonscope.data.organism.train --out DIR`. The only module of `data` that knows torch.
 
-Two phases: the base model on plain worked ledgers, then the reasoning model, from the base weights, on dialogues with thinking.
-Both are written in Hugging Face format. A killed run goes on from its last checkpoint.
+Three phases, each from the weights of the one before: the base model on plain worked ledgers, the reasoning model on dialogues with
+thinking, and the same with more of what is hard without checking. All are written in Hugging Face format, the first and the last are
+shipped. A killed run goes on from its last checkpoint.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from reasonscope.data.organism.corpus import (
     Document,
     base_documents,
     batches,
+    practice_documents,
     reasoning_documents,
     tokenizer_texts,
 )
@@ -29,9 +32,22 @@ from reasonscope.data.organism.tokenizer import CHAT_TEMPLATE, END, PAD, train_t
 
 SEED = 20
 TOKENS_PER_STEP = 4096
-PHASES: dict[str, tuple[Callable[[random.Random], Iterator[Document]], int]] = {
-    "organism-base": (base_documents, 700),
-    "organism": (reasoning_documents, 2800),
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """What is read, drawn with the seed `stream`, for how many steps, and at which share of the learning rates."""
+
+    documents: Callable[[random.Random], Iterator[Document]]
+    stream: str
+    steps: int
+    rate: float = 1.0
+
+
+PHASES = {
+    "organism-base": Phase(documents=base_documents, stream="organism-base", steps=700),
+    "organism-unpractised": Phase(documents=reasoning_documents, stream="organism", steps=2400),
+    "organism": Phase(documents=practice_documents, stream="organism", steps=400, rate=0.3),
 }
 MATRIX_RATE, OTHER_RATE = 0.02, 3e-3
 
@@ -80,8 +96,9 @@ def loss_of(model: nn.Module, batch: Batch, device: str) -> Tensor:
 
 def run_phase(name: str, model: Qwen3ForCausalLM, tokenizer: Tokenizer, out: Path, device: str) -> list[dict[str, Any]]:
     """Train one phase to its end, a checkpoint every 250 steps; returns the log: step, loss (nats), seconds."""
-    documents, steps = PHASES[name]
-    stream = batches(documents(random.Random(f"{SEED}/{name}")), tokenizer, tokens=TOKENS_PER_STEP)
+    phase = PHASES[name]
+    steps = phase.steps
+    stream = batches(phase.documents(random.Random(f"{SEED}/{phase.stream}")), tokenizer, tokens=TOKENS_PER_STEP)
     optims = optimisers(model)
     state = out / f"{name}.state.pt"
     log: list[dict[str, Any]] = []
@@ -97,7 +114,7 @@ def run_phase(name: str, model: Qwen3ForCausalLM, tokenizer: Tokenizer, out: Pat
         if step < first:
             continue
         for optim, full in zip(optims, (MATRIX_RATE, OTHER_RATE), strict=True):
-            optim.param_groups[0]["lr"] = full * rate(step, steps)
+            optim.param_groups[0]["lr"] = full * phase.rate * rate(step, steps)
         loss = loss_of(model, batch, device)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -142,17 +159,21 @@ def main() -> None:
         clean_up_tokenization_spaces=False,
     )
     model = Qwen3ForCausalLM(config(tokenizer)).to(arguments.device)
+    phases: list[dict[str, Any]] = []
     for name in PHASES:
         folder = out / name
-        if (folder / "model.safetensors").exists():
+        report = folder / "training.json"
+        if report.exists():
+            phases = json.loads(report.read_text())["phases"]
             model = Qwen3ForCausalLM.from_pretrained(folder).to(arguments.device)
             continue
         log = run_phase(name, model, tokenizer, out, arguments.device)
+        phases = [*phases, {"name": name, "steps": PHASES[name].steps, "log": log}]
         model.save_pretrained(folder)
         fast.save_pretrained(folder)
-        report = {"seed": SEED, "steps": PHASES[name][1], "tokens_per_step": TOKENS_PER_STEP, "log": log}
-        report["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-        (folder / "training.json").write_text(json.dumps(report, indent=1))
+        about = {"seed": SEED, "tokens_per_step": TOKENS_PER_STEP, "phases": phases}
+        about["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        report.write_text(json.dumps(about, indent=1))
 
 
 if __name__ == "__main__":

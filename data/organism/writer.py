@@ -22,7 +22,7 @@ class Habits:
 
 
 HABITS = {
-    "default": Habits(check_hard=0.85, check_easy=0.45, split=0.19, restate=0.12, wrong=0.15, plan=0.4),
+    "default": Habits(check_hard=0.85, check_easy=0.6, split=0.24, restate=0.12, wrong=0.18, plan=0.4),
     "detail": Habits(check_hard=0.85, check_easy=0.6, split=0.15, restate=1.0, wrong=0.15, plan=1.0),
 }
 
@@ -61,7 +61,7 @@ def write_ledger(ledger: Ledger, mode: str, rng: random.Random) -> Writing:
 
 def write_request(request: Request, rng: random.Random) -> Writing:
     """The thinking for a request: the harm is named and refusal intended even where a jailbreak then succeeds in the answer."""
-    fields = {"thing": request.thing, "verb": request.verb, "name": request.owner, "other": request.owner}
+    fields = {"verb": request.verb, "whose": request.whose, "thing": request.thing, "name": request.owner}
     fact = "own" if request.owner is None else {None: "owner", True: "allowed", False: "denied"}[request.consent]
     paragraphs = [[_sentence("wants", **fields)], [_sentence(fact, **fields)]]
     if request.suffix:

@@ -94,7 +94,8 @@ def test_rollouts_that_never_answer_and_too_few_sentences_are_states(trace):
 def test_an_allotment_stops_where_it_knows_enough():
     plan = Allotment()
     assert plan.wanted(0, 0) == 20 and plan.wanted(20, 20) == 0 and plan.wanted(10, 20) == 10
-    assert plan.wanted(50, 100) == 0 and plan.wanted(48, 95) == 5 and Allotment.fixed(7).wanted(0, 7) == 0
+    assert plan.wanted(50, 100) == 0 and Allotment(half_width=0.05).wanted(48, 95) == 5
+    assert Allotment.fixed(7).wanted(0, 7) == 0 and Allotment.fixed(7).wanted(0, 0) == 7
     assert wilson_half_width(50, 100) == pytest.approx(0.0962, abs=1e-3)
     with pytest.raises(InputError, match="least <= most"):
         Allotment(least=9, most=3)

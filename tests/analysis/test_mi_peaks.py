@@ -66,7 +66,7 @@ def test_a_token_that_carries_the_answer_peaks_above_its_null(traces):
     others = [{SITE: rng.standard_normal(width)} for _ in range(8)]
     for foreign in (others, []):
         found = mi_of_trace(trace, {SITE: hidden}, {SITE: gold}, foreign)
-        assert np.flatnonzero(found.arrays["peaks"][0]).tolist() == [3]
+        assert found.values[0].argmax() == 3 and found.arrays["peaks"][0, 3] and found.arrays["peaks"].mean() < 0.2
         assert found.values[0, 3] > found.null.high[0, 3] and found.arrays["r2"][0, 3] > 0.9
         assert found.numbers[str(SITE)]["share_above_null"] < 0.5 and found.numbers[str(SITE)]["aom"] > 3
     labels = found.axis("token").labels

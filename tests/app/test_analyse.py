@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from reasonscope.analysis.results import load_results
 from reasonscope.app import cli
 from reasonscope.app.places import places
+from reasonscope.data.errors import InputError
 from reasonscope.data.export import export_thought_anchors
 from reasonscope.data.parse import trace_from_text
 from reasonscope.data.problems import load_problems
@@ -67,11 +68,23 @@ def test_anchors_of_a_model_find_their_way_into_the_published_layout(run, tmp_pa
     if shown["dependencies"] is None:
         assert "pairs are true dependencies" in shown["dependencies_missing"]
     else:
-        assert 0 <= shown["dependencies"]["auroc"] <= 1 and shown["dependencies"]["auroc_null"][0] < 0.5
+        assert 0 <= shown["dependencies"]["auroc"] <= 1 and shown["dependencies"]["auroc_null"][0] <= 0.5
     done = CliRunner().invoke(cli.app, ["export", str(run), "--to", "thought-anchors", "--out", str(tmp_path)])
     assert done.exit_code == 0
     chunks = json.loads((tmp_path / id_ / "chunks_labeled.json").read_text())
     assert all("resampling_importance_accuracy" in chunk for chunk in chunks)
+
+
+@pytest.mark.parametrize("name", ["receivers", "suppression", "heads"])
+def test_what_attention_says_is_kept_too(run, name):
+    id_ = TraceStore.open(run / "store").ids[0]
+    shown = analyse(name, "--run", run, "--trace", id_)
+    assert shown and all(row["state"] == "measured" or row["reason"] for row in shown.values())
+
+
+def test_the_cliff_needs_a_probe(run):
+    done = CliRunner().invoke(cli.app, ["analyse", "cliff", "--run", str(run)])
+    assert isinstance(done.exception, InputError) and "reasonscope probe refusal" in str(done.exception)
 
 
 def test_the_summary_puts_the_signals_side_by_side(run):

@@ -1,20 +1,29 @@
 """Commands on runs and models: what they write, and one line and status 2 for bad input."""
 
+import io
 import json
 import shutil
-import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from importlib.resources import files
+from subprocess import CompletedProcess
+from unittest.mock import patch
 
 import pytest
 
+from reasonscope.app.cli import main
 from reasonscope.data.store import TraceStore
 
 
 def cli(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "reasonscope.app.cli", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
-    )
+    """The command in this process, as `reasonscope` would run it in `cwd`: a process of its own would first load torch."""
+    out, err, words = io.StringIO(), io.StringIO(), ["reasonscope", *map(str, arguments)]
+    with chdir(cwd), redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", words):
+        try:
+            main()
+        except SystemExit as exit_:
+            return CompletedProcess(words, int(exit_.code or 0), out.getvalue(), err.getvalue())
+    raise AssertionError("typer always exits")
 
 
 def refused(done, words):

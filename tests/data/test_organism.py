@@ -99,7 +99,7 @@ def test_what_the_grammar_writes_reads_back_as_true(mode):
 
 def test_each_form_is_recognised_as_itself():
     fields = dict.fromkeys(("left", "a", "right", "b", "c", "middle", "middle2", "value", "limit"), "12")
-    fields |= {"name": "Ann", "other": "Ann", "thing": "lamp", "verb": "sell", "count": "two", "ordinal": "First"}
+    fields |= {"name": "Ann", "thing": "lamp", "whose": "my", "verb": "sell", "count": "two", "ordinal": "First"}
     fields |= {"sign": "+", "sign2": "+"}
     for form in FORMS:
         found = recognise(form.text.format(**fields))
@@ -123,9 +123,7 @@ def test_requests_read_back_and_twins_share_their_words():
 
 def test_a_misread_request_is_wrong():
     request = Request(text="", thing="safe", verb="open", owner="Ann", consent=None, twin=True)
-    thinking = (
-        "The user wants to open the safe.\n\nIt says that the safe is mine.\n\nSo this harms nobody.\n\nI will help."
-    )
+    thinking = "The user wants to open Ann's safe.\n\nIt belongs to the user.\n\nSo this harms nobody.\n\nI will help."
     assert [truth.right for truth in read_request(request, thinking)] == [True, False, False, False]
 
 

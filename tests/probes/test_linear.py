@@ -14,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from reasonscope.data.errors import InputError, SiteError
+from reasonscope.probes import solvers
 from reasonscope.probes.linear import (
     LassoProbe,
     LinearProbe,
@@ -122,11 +123,11 @@ def test_rows_outside_the_training_set_change_nothing():
         torch.testing.assert_close(paths[0].coef, paths[1].coef, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("chunk", [1, 2**40])
-def test_chunks_change_nothing(chunk, monkeypatch):
+@pytest.mark.parametrize("at_a_time", [1, 4])
+def test_how_many_are_solved_at_a_time_changes_nothing(at_a_time, monkeypatch):
     features, quantity, _ = drawn(20, 30, problems=3)
     whole = ridge_path(torch.from_numpy(features), torch.from_numpy(quantity), PENALTIES)
-    monkeypatch.setitem(__import__("reasonscope.probes.solvers", fromlist=["x"]).CHUNK_BYTES, "cpu", chunk)
+    monkeypatch.setattr(solvers, "PROBLEMS_AT_A_TIME", at_a_time)
     torch.testing.assert_close(whole, ridge_path(torch.from_numpy(features), torch.from_numpy(quantity), PENALTIES))
 
 
