@@ -17,7 +17,7 @@ EXAMPLE = Path(str(files("reasonscope.app").joinpath("example")))
 SHOWN = 4  # one trace of so many ships
 ANALYSED = 2  # traces that are analysed sentence by sentence
 _SCORED = ("length", "intent", "correctness")
-_ANALYSES = ("mi", "entropy", "reflection", "heads", "suppression", "anchors")
+_ANALYSES = ("mi", "entropy", "reflection", "heads", "receivers", "suppression", "anchors")
 
 
 def write_example(

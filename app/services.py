@@ -274,6 +274,8 @@ _COMMANDS = {
     "results/mi_peaks/*": ("MI peaks", "reasonscope analyse mi --run {run}"),
     "results/anchors/*": ("thought anchors", "reasonscope analyse anchors --run {run}"),
     "results/suppression/*": ("suppression of sentences", "reasonscope analyse suppression --run {run}"),
+    "results/receivers/*": ("receiver heads", "reasonscope analyse receivers --run {run}"),
+    "results/probe_write/*": ("heads that write refusal", "reasonscope analyse cliff --run {run}"),
     "results/heads/*": ("attention heads", "reasonscope analyse heads --run {run}"),
     "results/entropy/*": ("entropies and forking tokens", "reasonscope analyse entropy --run {run}"),
     "results/confidence/*": ("confidence along the thinking", "reasonscope analyse confidence --run {run}"),

@@ -22,14 +22,16 @@ def show(run: Run) -> None:
     )
     components.damage([*services.damaged(run, "anchors"), *services.damaged(run, "suppression")])
     found, suppressed = services.results(run, "anchors"), services.results(run, "suppression")
-    ids = list(dict.fromkeys(id for id in [*found, *suppressed] if id != "all"))
+    received = services.results(run, "receiver_scores")
+    ids = list(dict.fromkeys(id for id in [*found, *suppressed, *received] if id != "all"))
     if not ids:
         components.missing("the importance of sentences", services.command(run, _NAME))
         return
     id = st.selectbox("Trace", ids, key=Key.TRACE, bind=BOUND)
-    metrics = _metrics(found.get(id), suppressed.get(id))
+    measured = found.get(id), suppressed.get(id), received.get(id)
+    metrics = _metrics(*measured)
     if not metrics:
-        reason = next((one.reason for one in (found.get(id), suppressed.get(id)) if one is not None), "")
+        reason = next((one.reason for one in measured if one is not None), "")
         st.warning(components.as_text(f"Not measured on this trace: {reason}"))
         return
     metric = st.selectbox("Metric", list(metrics), key=Key.METRIC, bind=BOUND)
@@ -40,7 +42,7 @@ def show(run: Run) -> None:
 Measured = tuple[Result, NDArray[np.float64], NDArray[np.float64] | None]
 
 
-def _metrics(anchors: Result | None, suppression: Result | None) -> dict[str, Measured]:
+def _metrics(anchors: Result | None, suppression: Result | None, received: Result | None) -> dict[str, Measured]:
     """What the importance of a sentence can be, by name: its result, the values, and the effects of sentence on sentence."""
     found: dict[str, Measured] = {}
     if anchors is not None and anchors.measured and [axis.name for axis in anchors.axes] == ["metric", "sentence"]:
@@ -52,6 +54,8 @@ def _metrics(anchors: Result | None, suppression: Result | None) -> dict[str, Me
         known = np.isfinite(suppression.values)
         total = np.where(known, suppression.values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
         found["suppression"] = suppression, total, suppression.values
+    if received is not None and received.measured and [axis.name for axis in received.axes] == ["sentence"]:
+        found["attention received"] = received, received.values, None
     return found
 
 
@@ -119,10 +123,10 @@ def _pane(run: Run, id: str, graph: AnchorGraph, result: Result, metric: str, ch
     st.text(graph.texts[chosen])
     row: dict[str, object] = {"importance": float(graph.importance[chosen])}
     line = next((i for i, label in enumerate(result.axes[0].labels) if label.replace("_", " ") == metric), None)
-    if line is not None and result.values.shape[-1] == len(graph.importance):
-        for name, band in (("95 % interval", result.interval), ("chance", result.null)):
-            if band is not None:
-                row[name] = f"{band.low[line, chosen]:.3g} … {band.high[line, chosen]:.3g}"
+    at = (chosen,) if result.values.ndim == 1 else None if line is None else (line, chosen)
+    for name, band in (("95 % interval", result.interval), ("chance", result.null)):
+        if band is not None and at is not None and result.values.shape[-1] == len(graph.importance):
+            row[name] = f"{band.low[at]:.3g} … {band.high[at]:.3g}"
     st.dataframe([{"kind": graph.tags[chosen].replace("_", " "), **row}], hide_index=True, key="anchor-row")
     links = graph.links(5)
     given = [(s, e) for s, t, e in links if t == chosen]

@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from reasonscope.analysis import figures
 from reasonscope.app import components, services
 from reasonscope.app.services import Run
 
@@ -26,3 +27,19 @@ def show(run: Run) -> None:
     st.subheader("How far it falls", anchor=False)
     components.show_numbers({"cells": kept["numbers"].get("cells", {}), **cliffs}, key="cliff-numbers")
     components.made_by(kept)
+    _heads(run)
+
+
+def _heads(run: Run) -> None:
+    """What each head writes along the probe, where that was measured."""
+    st.subheader("Heads that write it", anchor=False)
+    found = {
+        id: one for id, one in services.results(run, "probe_write").items() if one.measured and one.values.ndim == 2
+    }
+    if not found:
+        components.missing("what each head writes", services.command(run, "results/probe_write/*"))
+    for id, result in found.items():
+        figure = figures.head_grid(result.values, title=result.quantity, measure=result.unit)
+        command = services.command(run, "results/probe_write/*")
+        components.show_figure(figure, name="probe_write", command=command, key=f"probe-write-{id}")
+        components.provenance(result)
