@@ -88,6 +88,17 @@ def show_kept(where: Path, name: str, *, command: str) -> None:
         show_figure(figures.read_figure(path), name=name, command=command, key=f"kept-{name}")
 
 
+def of_contrast(figures_kept: Sequence[str]) -> list[str]:
+    """Figures that several contrasts have of a kind: those of the contrast that is chosen; all where there is one contrast."""
+    contrasts = list(dict.fromkeys(name.rsplit("_", 1)[0] for name in figures_kept))
+    if len(contrasts) < 2:
+        return list(figures_kept)
+    chosen = st.segmented_control(
+        "Contrast", contrasts, default=contrasts[0], key=state.Key.CONTRAST, bind=state.BOUND, required=True
+    )
+    return [name for name in figures_kept if name.rsplit("_", 1)[0] == chosen]
+
+
 def show_numbers(numbers: Mapping[str, Any], *, key: str) -> None:
     """Nested numbers as one table: the value, its 95 % interval, and nothing hidden."""
     table = [

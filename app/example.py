@@ -17,7 +17,7 @@ EXAMPLE = Path(str(files("reasonscope.app").joinpath("example")))
 SHOWN = 4  # one trace of so many ships
 ANALYSED = 2  # traces that are analysed sentence by sentence
 _SCORED = ("length", "intent", "correctness")
-_ANALYSES = ("mi", "entropy", "reflection", "heads", "receivers", "suppression", "anchors")
+_ANALYSES = ("mi", "entropy", "reflection", "heads", "receivers", "suppression", "cliff", "anchors")
 
 
 def write_example(
@@ -58,13 +58,18 @@ def _analyse(where: Places, store: TraceStore, rollouts: int, say: Callable[[str
     from reasonscope.analysis.results import result_path
     from reasonscope.app.analysing import ANALYSES, Options, Study
 
-    fit = [trace for trace in store if trace.correct and 100 <= trace.n_thinking_tokens <= 250][:ANALYSED]
-    options = Options(rollouts=rollouts, half_width=0.2, max_new_tokens=400)
-    others = [trace for trace in store if trace.problem.answer is not None][:30]
+    ledgers = [trace for trace in store if trace.problem.answer is not None]
+    fit = [trace for trace in ledgers if trace.correct and 100 <= trace.n_thinking_tokens <= 250][:ANALYSED]
+    many = list({trace.id: trace for trace in [*fit, *ledgers[:30]]}.values())
+    # Words at all peaks, and heads over all traces, come from more traces than are looked at one by one.
+    chosen = {"mi": many, "receivers": many, "cliff": [t for t in store if "harmful" in t.problem.meta]}
+    probe = where.probes / "refusal.safetensors"
+    options = Options(rollouts=rollouts, half_width=0.2, max_new_tokens=400, probe=probe)
     for name in _ANALYSES:
+        if name == "cliff" and not probe.exists():
+            continue
         say(f"analysing: {name}")
-        # The null of a peak and the words at all peaks come from more traces than are looked at one by one.
-        traces = list({trace.id: trace for trace in [*fit, *others]}.values()) if name == "mi" else fit
+        traces = chosen.get(name, fit)
         study = Study(store=store, traces=traces, options=options, results=where.analyses)
         for result in ANALYSES[name](study):
             trace = str(result.provenance.get("trace", "all"))

@@ -109,10 +109,11 @@ class Reader {
     label.title = kind.title;
     card.style.setProperty("--kind", kind.colour);
     const words = element("span", "words");
-    // The blank lines behind a sentence are space between cards already; the pointer still tells of them.
+    // The white space around a sentence is space between cards already; the pointer still tells of it.
     const last = block.pieces.findLastIndex((piece) => piece.trim());
+    const inner = (piece, i) => (i === 0 ? piece.trimStart() : piece);
     block.pieces.forEach((piece, i) => {
-      const token = element("span", "t", i < last ? piece : i === last ? piece.trimEnd() : "");
+      const token = element("span", "t", i < last ? inner(piece, i) : i === last ? inner(piece, i).trimEnd() : "");
       token.piece = piece;
       token.dataset.t = block.first + i;
       this.tokens[block.first + i] = token;

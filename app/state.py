@@ -19,6 +19,7 @@ class Key(StrEnum):
     OUTCOME = "outcome"
     ASKED = "asked"
     PROBE = "probe"
+    CONTRAST = "contrast"
     SITE = "site"
     METRIC = "metric"
     LINKS = "links"

@@ -22,7 +22,9 @@ _SETTINGS = (
     "--server.maxUploadSize=50",
     "--client.showErrorDetails=none",
     "--client.toolbarMode=minimal",
-    "--theme.primaryColor=#0072B2",
+    # For both themes apart: one colour for all would switch the reader's choice of dark or light off.
+    "--theme.light.primaryColor=#0072B2",
+    "--theme.dark.primaryColor=#56B4E9",
 )
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -48,8 +48,9 @@ def _metrics(anchors: Result | None, suppression: Result | None, received: Resul
     if anchors is not None and anchors.measured and [axis.name for axis in anchors.axes] == ["metric", "sentence"]:
         effects = anchors.arrays.get("effects")
         square = None if effects is None else np.asarray(effects, dtype=np.float64)
-        for name, values in zip(anchors.axes[0].labels, anchors.values, strict=True):
-            found[name.replace("_", " ")] = anchors, values, square
+        named = dict(zip(anchors.axes[0].labels, anchors.values, strict=True))
+        for name in sorted(named, key=lambda name: name in ("accuracy", "published_accuracy")):  # no importance: last
+            found[name.replace("_", " ")] = anchors, named[name], square
     if suppression is not None and suppression.measured and suppression.values.ndim == 2:
         known = np.isfinite(suppression.values)
         total = np.where(known, suppression.values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)

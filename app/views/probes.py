@@ -18,9 +18,8 @@ def show(run: Run) -> None:
     if kept is None:
         components.missing(f"the {name} probe", f"reasonscope probe {name} --run {run.path}")
         return
-    for figure in kept["figures"]:
-        if "trajector" in figure or "cliff" in figure:
-            continue  # on the page of the cliff
+    shown = [name for name in kept["figures"] if not name.endswith(("trajectories", "cliffs"))]  # they have a page
+    for figure in components.of_contrast(shown):
         components.show_kept(run.where.figures, figure, command=kept["command"])
     st.subheader("Every number", anchor=False)
     components.show_numbers(kept["numbers"], key="probe-numbers")

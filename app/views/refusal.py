@@ -16,8 +16,8 @@ def show(run: Run) -> None:
     if kept is None:
         components.missing("the refusal cliff", f"reasonscope probe refusal --run {run.path}")
         return
-    shown = [name for name in kept["figures"] if "trajector" in name or "cliff" in name]
-    for name in shown:
+    shown = [name for name in kept["figures"] if name.endswith(("trajectories", "cliffs"))]
+    for name in components.of_contrast(shown):
         components.show_kept(run.where.figures, name, command=kept["command"])
     cliffs = {
         contrast: found["cliffs"]
