@@ -368,7 +368,9 @@ def head_grid(values: NDArray[np.float64], *, title: str, measure: str) -> Figur
     """Scores (layer, head) as a map; a square on each cell takes the click, for a map itself tells nobody of one."""
     layers, heads = values.shape
     figure = go.Figure()
-    figure.add_heatmap(z=values, colorscale="Viridis", colorbar={"title": measure}, hoverinfo="skip")
+    figure.add_heatmap(
+        z=values, colorscale="Viridis", colorbar={"title": {"text": measure, "side": "right"}}, hoverinfo="skip"
+    )
     rows, columns = np.mgrid[:layers, :heads]
     figure.add_scatter(
         x=columns.ravel(),
