@@ -80,7 +80,7 @@ def show_figure(figure: Figure, *, name: str, command: str, key: str, clickable:
 
 def show_kept(where: Path, name: str, *, command: str) -> None:
     """A figure that a command kept beside the run, or what is wrong with it."""
-    path = where / f"{name}.json"
+    path = where / f"{Path(name).name}.json"  # a name is read from a file of the run, and leads nowhere else
     if not path.exists():
         missing(f"the figure {name.replace('_', ' ')}", command)
         return

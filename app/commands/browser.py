@@ -52,7 +52,9 @@ def browse(
         environment[VARIABLE] = token or secrets.token_urlsafe(16)
         typer.echo(f"http://{host}:{port}/?token={environment[VARIABLE]}", err=True)
     page = str(files("reasonscope.app").joinpath("main.py"))
-    where = (f"--server.address={host}", f"--server.port={port}")
+    # On this machine only its own names are answered to: a foreign page may have a name of its own point here.
+    names = [f"--server.allowedHosts={name}" for name in _LOOPBACK] if host in _LOOPBACK else []
+    where = (f"--server.address={host}", f"--server.port={port}", *names)
     arguments = ["run", page, *where, *_SETTINGS, "--", name, str(folder)]
     raise typer.Exit(subprocess.run([sys.executable, "-m", "streamlit", *arguments], env=environment).returncode)
 
