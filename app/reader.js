@@ -383,7 +383,12 @@ class Reader {
   paintPlace(pen, x, height) {
     const view = this.text.getBoundingClientRect();
     let [first, last] = [null, null];
-    for (const card of this.text.querySelectorAll(".card")) {
+    // Step by step: to measure a card in a step that the browser has not laid out yet would make it lay out all of them.
+    const seen = [...this.text.children].filter((step) => {
+      const box = step.getBoundingClientRect();
+      return box.bottom >= view.top && box.top <= view.bottom;
+    });
+    for (const card of seen.flatMap((step) => [...step.querySelectorAll(".card")])) {
       const box = card.getBoundingClientRect();
       if (!box.height || box.bottom < view.top || box.top > view.bottom) continue;
       const words = card.querySelector(".words");
