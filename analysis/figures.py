@@ -1,20 +1,30 @@
 """Every figure of the toolkit, the same in reports, notebooks and the app; the only module that knows Plotly."""
 
+from __future__ import annotations
+
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
 from itertools import cycle
-from typing import TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
+from scipy.stats import binomtest
 
 from reasonscope.analysis.results import Band, Result
+from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Trace
-from reasonscope.probes.evaluate import Estimate
-from reasonscope.probes.length import LengthProbe
-from reasonscope.probes.trajectory import Cliff, MeanTrajectory
-from reasonscope.steering.dose import Arm, DoseResponse
+
+if TYPE_CHECKING:  # their modules load torch, which the app does without until a model is asked for
+    from reasonscope.probes.evaluate import Estimate
+    from reasonscope.probes.length import LengthProbe
+    from reasonscope.probes.trajectory import Cliff, MeanTrajectory
+    from reasonscope.steering.dose import Arm, DoseResponse
 
 _CONTROLS = {"displaylogo": False, "displayModeBar": "hover", "responsive": True}
 
@@ -44,6 +54,33 @@ def thinking_by_difficulty(traces: Sequence[Trace]) -> Figure:
             hovertemplate="%{text}<br>%{y} tokens<extra></extra>",
         )
     return _styled(figure, "How long it thinks", "steps needed (spread sideways)", "thinking tokens")
+
+
+def accuracy_by_difficulty(answers: Sequence[tuple[float, bool]]) -> Figure:
+    """Share of right answers at each difficulty with Wilson's 95 % interval; `answers` are pairs of difficulty and right."""
+    figure = go.Figure()
+    levels = sorted({difficulty for difficulty, _ in answers})
+    counts = [[right for difficulty, right in answers if difficulty == level] for level in levels]
+    shares = [sum(right) / len(right) for right in counts]
+    ends = [binomtest(sum(right), len(right)).proportion_ci(method="wilson") for right in counts]
+    figure.add_scatter(
+        x=levels,
+        y=shares,
+        mode="lines+markers",
+        marker={"color": BLUE, "size": 9},
+        line={"color": BLUE},
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": [high - share for share, (_, high) in zip(shares, ends, strict=True)],
+            "arrayminus": [share - low for share, (low, _) in zip(shares, ends, strict=True)],
+        },
+        customdata=[len(right) for right in counts],
+        hovertemplate="difficulty %{x}: %{y:.2f}<br>n = %{customdata}<extra></extra>",
+        showlegend=False,
+    )
+    title = f"How often it is right (n = {len(answers)})"
+    return _styled(figure, title, "steps needed", "share of right answers").update_yaxes(range=[0, 1.05])
 
 
 def length_prediction(probe: LengthProbe) -> Figure:
@@ -249,6 +286,179 @@ def answers_by_request(counts: Mapping[str, Mapping[str, int]]) -> Figure:
     return _styled(figure, "What it does with requests", "", "requests").update_layout(barmode="stack")
 
 
+@dataclass(frozen=True, kw_only=True)
+class AnchorGraph:
+    """What a graph of sentences shows.
+
+    `importance` (sentence,); `effects` (target, source) or None; `tags`, `texts` by sentence. `truth`: for each sentence the earlier
+    ones that it depends on, where that is known.
+    """
+
+    importance: NDArray[np.float64]
+    effects: NDArray[np.float64] | None
+    tags: Sequence[str]
+    texts: Sequence[str]
+    truth: Sequence[Sequence[int]] | None = None
+
+    def links(self, per_node: int) -> list[tuple[int, int, float]]:
+        """(source, target, effect): of each sentence the `per_node` strongest it receives and the `per_node` strongest it gives."""
+        if self.effects is None:
+            return []
+        strength = np.where(np.isfinite(self.effects), np.abs(self.effects), 0.0)
+        chosen: set[tuple[int, int]] = set()
+        for i in range(len(strength)):
+            chosen |= {(int(j), i) for j in np.argsort(-strength[i])[:per_node] if strength[i, j] > 0}
+            chosen |= {(i, int(j)) for j in np.argsort(-strength[:, i])[:per_node] if strength[j, i] > 0}
+        return [(source, target, float(self.effects[target, source])) for source, target in sorted(chosen)]
+
+
+def anchor_graph(
+    graph: AnchorGraph,
+    colours: Mapping[str, tuple[str, str]],
+    *,
+    title: str,
+    measure: str,
+    per_node: int = 3,
+    least: float = 0.0,
+    root: int | None = None,
+    direction: Literal["in", "out"] = "out",
+    depth: int = 2,
+    truth: bool = False,
+) -> Figure:
+    """Sentences as circles: size is importance, colour and number the kind and place, lines the strongest links, dots the truth.
+
+    On a circle in reading order; with `root` as a tree of what that sentence brings about (`direction` "out") or hangs on ("in").
+    Sentences of less importance than the share `least` of the highest are left out, but for the root. `colours`: word and colour of a tag.
+    """
+    size = np.nan_to_num(np.abs(graph.importance))
+    highest = float(size.max()) or 1.0
+    links = graph.links(per_node)
+    kept = [i for i in range(len(size)) if size[i] >= least * highest or i == root]
+    places = _on_a_circle(kept, len(size)) if root is None else _as_a_tree(root, links, direction, depth, set(kept))
+    figure = go.Figure()
+    _draw_links(figure, [link for link in links if link[0] in places and link[1] in places], places)
+    if truth and graph.truth is not None:
+        pairs = [(s, t) for t, row in enumerate(graph.truth) for s in row if s in places and t in places]
+        for i, (s, t) in enumerate(pairs):
+            style = {"color": GREEN, "width": 1.5, "dash": "dot"}
+            _line(figure, places[s], places[t], style, name="true dependency", legend=i == 0)
+    for tag in dict.fromkeys(graph.tags[i] for i in sorted(places)):
+        word, colour = colours.get(tag, (tag, GREY))
+        members = [i for i in sorted(places) if graph.tags[i] == tag]
+        figure.add_scatter(
+            x=[places[i][0] for i in members],
+            y=[places[i][1] for i in members],
+            mode="markers+text",
+            text=[str(i) for i in members],
+            textposition="top center",
+            name=word,
+            customdata=[[i, _short(graph.texts[i]), f"{graph.importance[i]:.3g}"] for i in members],
+            hovertemplate=f"<b>%{{customdata[0]}}</b> {word}<br>%{{customdata[1]}}<br>{measure} %{{customdata[2]}}<extra></extra>",
+            marker={
+                "color": colour,
+                "size": [8 + 26 * size[i] / highest for i in members],
+                "line": {"width": [3 if i == root else 1 for i in members], "color": GREY},
+            },
+        )
+    hidden = {"visible": False}
+    return _styled(figure, title, "", "").update_layout(height=620, xaxis=hidden, yaxis=hidden, hovermode="closest")
+
+
+def head_grid(values: NDArray[np.float64], *, title: str, measure: str) -> Figure:
+    """Scores (layer, head) as a map; a square on each cell takes the click, for a map itself tells nobody of one."""
+    layers, heads = values.shape
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=values, colorscale="Viridis", colorbar={"title": {"text": measure, "side": "right"}}, hoverinfo="skip"
+    )
+    rows, columns = np.mgrid[:layers, :heads]
+    figure.add_scatter(
+        x=columns.ravel(),
+        y=rows.ravel(),
+        mode="markers",
+        marker={"symbol": "square", "size": 22, "color": "rgba(0,0,0,0)"},
+        customdata=values.ravel(),
+        hovertemplate="layer %{y}, head %{x}<br>" + measure + " %{customdata:.4g}<extra></extra>",
+        showlegend=False,
+    )
+    return _styled(figure, title, "head", "layer").update_xaxes(dtick=1).update_yaxes(dtick=1)
+
+
+def square_map(matrix: NDArray[np.float64], *, title: str, measure: str, rows: str, columns: str) -> Figure:
+    """A matrix of sentences or tokens against others; what was not measured stays empty."""
+    signed = bool((matrix < 0).any())
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=matrix,
+        colorscale="RdBu_r" if signed else "Viridis",
+        zmid=0 if signed else None,
+        colorbar={"title": measure},
+        hovertemplate=f"{rows} %{{y}}, {columns} %{{x}}<br>%{{z:.4g}}<extra></extra>",
+    )
+    figure = _styled(figure, title, columns, rows).update_layout(height=560)
+    return figure.update_yaxes(autorange="reversed")
+
+
+def _draw_links(
+    figure: Figure, links: Sequence[tuple[int, int, float]], places: Mapping[int, tuple[float, float]]
+) -> None:
+    strongest = max((abs(effect) for _, _, effect in links), default=1.0)
+    for name, sign, colour in (("raises it", 1, BLUE), ("lowers it", -1, ORANGE)):
+        for i, (s, t, effect) in enumerate(link for link in links if link[2] * sign > 0):
+            style = {"color": colour, "width": 0.5 + 3.5 * abs(effect) / strongest}
+            _line(figure, places[s], places[t], style, name=name, legend=i == 0)
+
+
+def _on_a_circle(kept: Sequence[int], n: int) -> dict[int, tuple[float, float]]:
+    """Sentence 0 at the top, then clockwise; a sentence that is left out leaves its place empty."""
+    angles = np.pi / 2 - 2 * np.pi * np.arange(n) / max(n, 1)
+    return {i: (float(np.cos(angles[i])), float(np.sin(angles[i]))) for i in kept}
+
+
+def _as_a_tree(
+    root: int, links: Sequence[tuple[int, int, float]], direction: str, depth: int, kept: set[int]
+) -> dict[int, tuple[float, float]]:
+    """The root at the top, below it level by level what the links lead to, in reading order."""
+    ends = [(s, t) if direction == "out" else (t, s) for s, t, _ in links]
+    levels, seen = [[root]], {root}
+    for _ in range(depth):
+        below = sorted({b for a, b in ends if a in levels[-1] and b in kept} - seen)
+        if not below:
+            break
+        seen |= set(below)
+        levels.append(below)
+    return {
+        i: ((2 * place + 1) / len(level) - 1, -float(row))
+        for row, level in enumerate(levels)
+        for place, i in enumerate(level)
+    }
+
+
+def _line(
+    figure: Figure,
+    start: tuple[float, float],
+    stop: tuple[float, float],
+    style: Mapping[str, object],
+    *,
+    name: str,
+    legend: bool,
+) -> None:
+    """A line that bends towards the middle, so that links of neighbours do not hide each other."""
+    part = np.linspace(0, 1, 12)[:, None]
+    a, b = np.array([start]), np.array([stop])
+    middle = 0.55 * (a + b) / 2
+    points = (1 - part) ** 2 * a + 2 * part * (1 - part) * middle + part**2 * b
+    figure.add_scatter(
+        x=points[:, 0], y=points[:, 1], mode="lines", line=dict(style), opacity=0.55, name=name, legendgroup=name,
+        showlegend=legend, hoverinfo="skip",
+    )  # fmt: skip
+
+
+def _short(text: str) -> str:
+    """A sentence for a hover label, whose markup is disarmed."""
+    return escape(text if len(text) <= 90 else f"{text[:89]}…")
+
+
 def of_result(result: Result) -> dict[str, Figure]:
     """The figures of a result by name: maps of layers by heads and of targets by sources, else its lines along the last axis; and the
     map of sentence on sentence where it has one."""
@@ -274,7 +484,7 @@ def along(result: Result, *, only: Sequence[str] = ()) -> Figure:
     rows = {name: np.reshape(result.values, (len(first), -1))[first.index(name)] for name in chosen}
     figure = make_subplots(rows=len(rows), cols=1, shared_xaxes=True, subplot_titles=list(rows), vertical_spacing=0.06)
     x = np.arange(len(places))
-    hover = result.numbers.get("texts") or places
+    hover = [_short(str(text)) for text in result.numbers.get("texts") or places]
     for panel, (name, line) in enumerate(rows.items(), start=1):
         at, shown = first.index(name), panel == 1
         if result.null is not None:
@@ -384,6 +594,57 @@ def to_html(figure: Figure, *, with_library: bool) -> str:
     """The figure as a piece of HTML; `with_library` puts Plotly's script into it, so that the page needs no network."""
     html: str = figure.to_html(full_html=False, include_plotlyjs=with_library, config=_CONTROLS)
     return html
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """The figure as JSON, which `read_figure` reads."""
+    path.write_text(figure.to_json(), encoding="utf-8")
+
+
+def read_figure(path: Path) -> Figure:
+    """What `write_figure` wrote. Raises InputError for a file that holds no figure."""
+    try:
+        return go.Figure(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        what = str(error).strip().splitlines()[0]
+        raise InputError(f"{path} cannot be read as a figure ({what}); measure again") from error
+
+
+def in_theme(figure: Figure, *, dark: bool) -> Figure:
+    """A copy for a light or a dark page, whose background shows through."""
+    return go.Figure(figure).update_layout(
+        template="plotly_dark" if dark else "plotly_white", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)"
+    )
+
+
+def figure_data(figure: Figure) -> list[dict[str, object]]:
+    """What is drawn, one row a point: the curve it belongs to, its place and value, and the ends of its interval."""
+    rows: list[dict[str, object]] = []
+    for curve in figure.data:
+        name = curve.name or ""
+        if curve.type == "heatmap":
+            rows += [
+                {"curve": name, "x": x, "y": y, "value": z}
+                for y, line in zip(curve.y, curve.z, strict=True)
+                for x, z in zip(curve.x, line, strict=True)
+            ]
+            continue
+        ys = [] if curve.y is None else list(curve.y)
+        xs = [None] * len(ys) if curve.x is None else list(curve.x)
+        for index, (x, y) in enumerate(zip(xs, ys, strict=True)):
+            rows.append({"curve": name, "x": x, "y": y, **_ends(curve, index, x, y)})
+    return rows
+
+
+def _ends(curve: go.Scatter, index: int, x: object, y: object) -> dict[str, object]:
+    """The ends of a point's intervals, where it has some."""
+    ends: dict[str, object] = {}
+    for axis, value in (("x", x), ("y", y)):
+        error = getattr(curve, f"error_{axis}", None) if curve.type in ("scatter", "bar") else None
+        if error is not None and error.array is not None:
+            below = error.array if error.arrayminus is None else error.arrayminus
+            ends |= {f"{axis}_low": value - below[index], f"{axis}_high": value + error.array[index]}
+    return ends
 
 
 def _cycle(n: int) -> list[str]:

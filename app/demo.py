@@ -11,7 +11,16 @@ from typing import Any, TypeVar
 
 from reasonscope.analysis import figures
 from reasonscope.analysis.organism import is_compliance, is_refusal
-from reasonscope.app.probing import refusal_figures
+from reasonscope.app.keeping import keep
+from reasonscope.app.places import Places, places
+from reasonscope.app.probing import (
+    correctness_figures,
+    correctness_numbers,
+    length_figures,
+    length_numbers,
+    refusal_figures,
+    refusal_numbers,
+)
 from reasonscope.app.report import write_report
 from reasonscope.app.summary import SUMMARY
 from reasonscope.data.errors import InputError
@@ -25,7 +34,7 @@ from reasonscope.probes.model import Model, load_model
 from reasonscope.probes.record import record
 from reasonscope.probes.refusal import CONTRASTS, RefusalProbe, refusal_probe
 from reasonscope.probes.sites import Site, expand_sites
-from reasonscope.steering import Arm, Scope, compare, extract_seal
+from reasonscope.steering import Arm, Scope, SteeringVector, compare, extract_seal
 
 T = TypeVar("T")
 
@@ -80,7 +89,11 @@ def run_demo(out: Path, *, size: Size, say: Callable[[str], None], progress: boo
     with clock.part("correctness_probe", "predicting from the closing tag whether the answer will be right"):
         correctness = _or_why_not(lambda: correctness_probe(store, ledgers))
     with clock.part("seal", "extracting a SEAL vector and steering held-out problems with it"):
-        arms = steer(model, store, ledgers, held_out=size.steered)
+        vector = seal_vector(model, store, ledgers, held_out=size.steered)
+        arms = steer(model, vector, ledgers[-size.steered :])
+    where = places(out)
+    keep_probes(where, out, probe, refusal, correctness, requests)
+    keep_steering(where, out, vector, arms)
     summary = {
         **summarise(model, ledgers, requests, probe, arms),
         "refusal_probe": refusal if isinstance(refusal, str) else refusal_summary(refusal),
@@ -101,11 +114,14 @@ def run_demo(out: Path, *, size: Size, say: Callable[[str], None], progress: boo
     return summary
 
 
-def steer(model: Model, store: TraceStore, ledgers: list[Trace], *, held_out: int) -> list[Arm]:
-    """A SEAL vector from the traces of the problems that are not held out; its effect, its reverse's and two random ones'."""
-    rest, held = ledgers[:-held_out], ledgers[-held_out:]
-    site = Site("resid_post", model.n_layers - 2)  # what enters the last block
-    vector = extract_seal(store, site, ids=[trace.id for trace in rest])
+def seal_vector(model: Model, store: TraceStore, ledgers: list[Trace], *, held_out: int) -> SteeringVector:
+    """A SEAL vector from the traces of the problems that are not held out, of what enters the last block."""
+    site = Site("resid_post", model.n_layers - 2)
+    return extract_seal(store, site, ids=[trace.id for trace in ledgers[:-held_out]])
+
+
+def steer(model: Model, vector: SteeringVector, held: list[Trace]) -> list[Arm]:
+    """The effect of `vector` on the problems of `held`, its reverse's and two random ones'."""
     vectors = {
         "seal": (vector, 1.0),
         "seal reversed": (vector, -1.0),
@@ -114,6 +130,48 @@ def steer(model: Model, store: TraceStore, ledgers: list[Trace], *, held_out: in
     }
     scope = Scope.thinking(model, at_separators=True)
     return compare(model, [trace.problem for trace in held], SAMPLING, vectors, scope=scope, batch_size=64)
+
+
+def keep_probes(
+    where: Places,
+    out: Path,
+    length: LengthProbe,
+    refusal: RefusalProbe | str,
+    correctness: CorrectnessProbe | str,
+    requests: list[Trace],
+) -> None:
+    """Keep what the probe commands keep, as far as it was measured."""
+    command = f"reasonscope probe {{}} --run {out} --seed 0"
+    kept = {"length": length.probe}
+    drawn = length_figures(length)
+    keep(where, "length", length_numbers(length), command=command.format("length"), seed=0, figures=drawn, probes=kept)
+    if not isinstance(refusal, str):
+        line, drawn = command.format("refusal"), refusal_figures(refusal, requests)
+        keep(where, "refusal", refusal_numbers(refusal), command=line, seed=0, figures=drawn, probes=refusal.probes)
+    if not isinstance(correctness, str):
+        numbers, drawn = correctness_numbers([correctness]), correctness_figures([correctness])
+        kept, line = {"correctness": correctness.probe}, command.format("correctness")
+        keep(where, "correctness", numbers, command=line, seed=0, figures=drawn, probes=kept)
+
+
+def keep_steering(where: Places, out: Path, vector: SteeringVector, arms: list[Arm]) -> None:
+    """Keep the vector, and what it and its controls did."""
+    where.vectors.mkdir(parents=True, exist_ok=True)
+    vector.save(where.vectors / "seal.safetensors")
+    numbers = {arm.name: arm_numbers(arm) for arm in arms}
+    drawn = {"steering_plane": figures.steering_plane(arms)}
+    keep(where, "steering", numbers, command=f"reasonscope demo --out {out}", seed=SAMPLING.seed, figures=drawn)
+
+
+def arm_numbers(arm: Arm) -> dict[str, Any]:
+    """The numbers of one arm, each with its interval."""
+    measured = {"thinking_tokens": arm.tokens, "accuracy": arm.accuracy, "change": arm.change}
+    return {
+        "multiplier": arm.multiplier,
+        **{name: {"value": found.value, "ci": list(found.interval)} for name, found in measured.items()},
+        "n_problems": arm.n_problems,
+        "touched": arm.touched,
+    }
 
 
 def request_outcomes(traces: list[Trace]) -> dict[str, dict[str, int]]:

@@ -8,7 +8,7 @@ from reasonscope.data.manifest import NAME
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """`store` is the folder of the traces; `results` the one for probes, scores and figures, outside of it."""
+    """`store` is the folder of the traces; `results` the one for probes, scores, numbers and figures, outside of it."""
 
     store: Path
     results: Path
@@ -28,6 +28,14 @@ class Places:
     @property
     def figures(self) -> Path:
         return self.results / "figures"
+
+    @property
+    def numbers(self) -> Path:
+        return self.results / "numbers"
+
+    @property
+    def vectors(self) -> Path:
+        return self.results / "steering"
 
 
 def places(run: Path) -> Places:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from reasonscope.data.behaviour import behaviour
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.evaluate import Estimate, Resamples, Values
 from reasonscope.probes.model import Model
-from reasonscope.probes.refusal import behaviour
 from reasonscope.probes.rollout import rollouts
 from reasonscope.probes.sites import Site
 from reasonscope.steering.apply import Intervention, Steering, check_touched

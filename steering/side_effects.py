@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reasonscope.data.behaviour import behaviour
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span, Trace
 from reasonscope.probes.batching import left_padded
 from reasonscope.probes.evaluate import Values
 from reasonscope.probes.model import Model
-from reasonscope.probes.refusal import behaviour
 from reasonscope.steering.apply import Intervention
 
 _BATCH_VALUES = 2**27  # logits of one batch: 0.5 GB in float32

@@ -68,3 +68,14 @@ def evaluate(
         Console().print(table)
     if not all(m.met for m in measures):
         raise typer.Exit(1)
+
+
+@organism.command()
+def example(
+    out: Annotated[Path, typer.Option(help="The folder to write; what it holds is replaced.")] = Path("app/example"),
+) -> None:
+    """Record the example run that the app opens where no run is given. Do it again after the organism was trained anew."""
+    from reasonscope.app.bundled import write_example
+
+    write_example(out, say=lambda what: typer.echo(what, err=True))
+    typer.echo(f"{out}: {sum(file.stat().st_size for file in out.rglob('*') if file.is_file()) / 1e6:.2f} MB")

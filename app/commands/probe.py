@@ -1,17 +1,14 @@
 """`reasonscope probe`: fit and judge the probes on a run, keep them, and score every token with one."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reasonscope.app.commands.show import keep_figures, show
+from reasonscope.app.commands.show import show
 
 if TYPE_CHECKING:
-    from reasonscope.analysis.figures import Figure
     from reasonscope.app.places import Places
-    from reasonscope.probes.linear import LinearProbe
 
 probe = typer.Typer(help="Fit and judge probes on a run, and score tokens with them.", no_args_is_help=True)
 
@@ -24,6 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a tabl
 @probe.command()
 def length(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False) -> None:
     """How long will it think? Reads the traces before their first token of thinking; requests (see refusal) are left out."""
+    from reasonscope.app.keeping import keep
     from reasonscope.app.places import places
     from reasonscope.app.probing import length_figures, length_numbers
     from reasonscope.data.store import TraceStore
@@ -33,8 +31,18 @@ def length(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False) -> N
     store = TraceStore.open(where.store)
     traces = [trace for trace in store if "harmful" not in trace.problem.meta]
     found = length_probe(store, traces, folds=folds, seed=seed)
-    _keep(where, {"length": found.probe}, length_figures(found))
-    show(length_numbers(found), json_)
+    numbers, command = length_numbers(found), _command("length", run, folds=folds, seed=seed)
+    keep(
+        where,
+        "length",
+        numbers,
+        command=command,
+        seed=seed,
+        figures=length_figures(found),
+        probes={"length": found.probe},
+    )
+    _say_where(where)
+    show(numbers, json_)
 
 
 @probe.command()
@@ -47,6 +55,7 @@ def refusal(
     json_: Json = False,
 ) -> None:
     """Does it mean to refuse? Reads the requests of a run: those whose problem says in its meta whether it is harmful."""
+    from reasonscope.app.keeping import keep
     from reasonscope.app.places import places
     from reasonscope.app.probing import refusal_figures, refusal_numbers
     from reasonscope.data.store import TraceStore
@@ -56,13 +65,18 @@ def refusal(
     store = TraceStore.open(where.store)
     traces = [trace for trace in store if "harmful" in trace.problem.meta]
     found = refusal_probe(store, traces, plateau=plateau, directions=directions, folds=folds, seed=seed)
-    _keep(where, found.probes, refusal_figures(found, traces, refusal_maps(store, traces, folds=folds, seed=seed)))
-    show(refusal_numbers(found), json_)
+    numbers = refusal_numbers(found)
+    command = _command("refusal", run, plateau=plateau, directions=directions, folds=folds, seed=seed)
+    drawn = refusal_figures(found, traces, refusal_maps(store, traces, folds=folds, seed=seed))
+    keep(where, "refusal", numbers, command=command, seed=seed, figures=drawn, probes=found.probes)
+    _say_where(where)
+    show(numbers, json_)
 
 
 @probe.command()
 def correctness(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False) -> None:
     """Will the answer be right? Reads the traces that have a gold answer, at six positions from the prompt to the answer."""
+    from reasonscope.app.keeping import keep
     from reasonscope.app.places import places
     from reasonscope.app.probing import correctness_figures, correctness_numbers
     from reasonscope.data.store import TraceStore
@@ -73,8 +87,11 @@ def correctness(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False)
     store = TraceStore.open(where.store)
     traces = list(store)
     found = [correctness_probe(store, traces, position=at, folds=folds, seed=seed) for at in POSITIONS]
-    _keep(where, {"correctness": found[-1].probe}, correctness_figures(found))
-    show(correctness_numbers(found), json_)
+    numbers, command = correctness_numbers(found), _command("correctness", run, folds=folds, seed=seed)
+    probes = {"correctness": found[-1].probe}
+    keep(where, "correctness", numbers, command=command, seed=seed, figures=correctness_figures(found), probes=probes)
+    _say_where(where)
+    show(numbers, json_)
 
 
 @probe.command()
@@ -96,10 +113,10 @@ def apply(
     typer.echo(f"scores of {count} traces in {path}")
 
 
-def _keep(where: "Places", probes: "Mapping[str, LinearProbe]", figures: "Mapping[str, Figure]") -> None:
-    """Save probes and figures under their names."""
-    where.probes.mkdir(parents=True, exist_ok=True)
-    for name, fitted in probes.items():
-        fitted.save(where.probes / f"{name}.safetensors")
-    keep_figures(where.figures, figures)
+def _command(name: str, run: Path, **options: object) -> str:
+    """The line that measures the same again."""
+    return " ".join([f"reasonscope probe {name} --run {run}", *(f"--{key} {value}" for key, value in options.items())])
+
+
+def _say_where(where: "Places") -> None:
     typer.echo(f"probes in {where.probes}, figures in {where.figures}", err=True)

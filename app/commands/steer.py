@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from reasonscope.app.commands.show import keep_figures, show
+from reasonscope.app.commands.show import show
 
 steer = typer.Typer(help="Extract steering vectors from a run, and sweep their strength.", no_args_is_help=True)
 
@@ -74,6 +74,7 @@ def sweep(
 ) -> None:
     """What each strength does to length, accuracy, refusal, form and repetition, beside random vectors and the reverse."""
     from reasonscope.analysis.figures import steering_front
+    from reasonscope.app.keeping import keep
     from reasonscope.app.places import places
     from reasonscope.app.sweeping import (
         model_of_run,
@@ -111,7 +112,9 @@ def sweep(
         )
         for name, one in chosen.items()
     ]
-    keep_figures(where.figures, {"steering_front": steering_front(responses)})
+    numbers = {response.name: response_numbers(response) for response in responses}
+    command = f"reasonscope steer sweep {' '.join(methods)} --run {run} --nulls {nulls} --seed {seed}"
+    keep(where, "sweep", numbers, command=command, seed=seed, figures={"steering_front": steering_front(responses)})
     shown = response_numbers if json_ else response_rows
     show({response.name: shown(response) for response in responses}, json_)
 

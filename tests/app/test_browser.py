@@ -1,4 +1,4 @@
-"""The browser app: a run's summary and report on one page, and a clear word where there is no run."""
+"""The command that starts the browser app: for this machine only unless told, on runs below one folder, and a clear word otherwise."""
 
 import json
 import subprocess
@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
 from reasonscope.app import cli
+from reasonscope.app.access import VARIABLE
 from reasonscope.app.commands import browser
 from reasonscope.app.summary import read_summary, rows
-from reasonscope.data.errors import InputError, MissingExtraError
+from reasonscope.data.errors import InputError, MissingExtraError, StoreError
+from reasonscope.data.store import TraceStore
 
 SUMMARY = {
     "traces": {"n": 400, "correct": 201},
@@ -23,41 +24,32 @@ SUMMARY = {
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
+    TraceStore.create(tmp_path / "runs" / "mine", sites=[]).close()
+    return tmp_path / "runs" / "mine"
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What was started, and with which environment; nothing is."""
+    calls = []
+
+    def start(arguments, *, env):
+        calls.append((arguments, env))
+        return subprocess.CompletedProcess(arguments, 3)
+
+    monkeypatch.setattr(browser.subprocess, "run", start)
+    return calls
+
+
+def test_rows_name_every_number(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(SUMMARY), encoding="utf-8")
-    return tmp_path
-
-
-def _page(folder: str) -> None:
-    from pathlib import Path
-
-    from reasonscope.app.main import page
-
-    page(Path(folder))
-
-
-def test_rows_name_every_number(run):
-    assert list(rows(read_summary(run))) == [
+    assert list(rows(read_summary(tmp_path))) == [
         ("traces.n", "400"),
         ("traces.correct", "201"),
         ("length_probe.spearman", "0.8346"),
         ("length_probe.ci", "0.8 … 0.86"),
         ("model", "organism"),
     ]
-
-
-def test_the_page_shows_the_numbers_and_says_that_there_is_no_report(run):
-    page = AppTest.from_function(_page, args=(str(run),)).run()
-    assert not page.exception
-    assert page.table[0].value["value"].tolist()[0] == "400"
-    assert "no report" in page.info[0].value
-
-
-def test_the_page_embeds_the_report(run):
-    (run / "report.html").write_text("<p>A figure</p>", encoding="utf-8")
-    page = AppTest.from_function(_page, args=(str(run),)).run()
-    assert not page.exception
-    assert len(page.info) == 0
-    assert any("A figure" in str(element.proto) for element in page.main)
 
 
 @pytest.mark.parametrize("content", [None, "{", "[1]"])
@@ -68,19 +60,37 @@ def test_a_folder_without_a_summary_is_refused(content, tmp_path):
         read_summary(tmp_path)
 
 
-def test_the_command_starts_streamlit_for_this_machine_only(run, monkeypatch):
-    started = []
-
-    def start(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-        started.append(arguments)
-        return subprocess.CompletedProcess(arguments, 3)
-
-    monkeypatch.setattr(browser.subprocess, "run", start)
-    assert CliRunner().invoke(cli.app, ["app", str(run), "--port", "8600"]).exit_code == 3
-    [arguments] = started
+@pytest.mark.parametrize("form", [[], ["--run"]])
+def test_it_serves_this_machine_only(form, run, started):
+    assert CliRunner().invoke(cli.app, ["app", *form, str(run), "--port", "8600"]).exit_code == 3
+    [(arguments, environment)] = started
     assert arguments[:3] == [sys.executable, "-m", "streamlit"]
-    assert {"--server.address=localhost", "--server.port=8600"} <= set(arguments)
-    assert arguments[-1] == str(run)
+    wanted = {"--server.address=127.0.0.1", "--server.port=8600", "--server.enableXsrfProtection=true"}
+    assert wanted <= set(arguments)
+    assert arguments[-2:] == ["mine", str(run.parent)]
+    assert VARIABLE not in environment
+
+
+def test_without_a_run_the_example_is_shown(started, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(cli.app, ["app"]).exit_code == 3
+    assert started[0][0][-2:] == ["", str(tmp_path / "runs")]
+
+
+def test_another_address_asks_for_a_token(run, started):
+    done = CliRunner().invoke(cli.app, ["app", str(run), "--host", "0.0.0.0"])
+    token = started[0][1][VARIABLE]
+    assert len(token) > 16 and f"token={token}" in done.stderr
+    CliRunner().invoke(cli.app, ["app", str(run), "--host", "0.0.0.0", "--token", "mine"])
+    assert started[1][1][VARIABLE] == "mine"
+
+
+def test_a_run_outside_of_the_root_is_refused(run, tmp_path):
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match="outside"):
+        browser.browse(run, root=tmp_path / "other")
+    with pytest.raises(StoreError, match="reasonscope record"):
+        browser.browse(tmp_path / "other")
 
 
 def test_without_streamlit_the_remedy_is_named(run, monkeypatch):

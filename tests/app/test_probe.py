@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from reasonscope.app import cli
 from reasonscope.app.places import places
+from reasonscope.data.behaviour import behaviour
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.corpus import tokenizer_texts
 from reasonscope.data.organism.tokenizer import chat, train_tokenizer
@@ -20,7 +21,6 @@ from reasonscope.data.problems import ledger_of, load_problems, request_of
 from reasonscope.data.store import TraceStore, check_store
 from reasonscope.probes import trajectory
 from reasonscope.probes.linear import LinearProbe
-from reasonscope.probes.refusal import behaviour
 from reasonscope.probes.scores import read_scores
 from reasonscope.probes.sites import Site
 

@@ -1,0 +1,166 @@
+"""What the pages are put together from: headings, numbers with intervals, figures with their data, and what to do where there is none."""
+
+import csv
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from reasonscope.analysis import figures
+from reasonscope.analysis.figures import Figure
+from reasonscope.analysis.results import Result
+from reasonscope.app import state
+from reasonscope.data.errors import ReasonscopeError
+
+_LOG = logging.getLogger("reasonscope.app")
+
+
+def heading(title: str, what: str) -> None:
+    """The title of a page, what it shows, and the button that copies its address."""
+    left, right = st.columns([4, 1], vertical_alignment="bottom")
+    with left:
+        st.header(title, anchor=False)
+    with right:
+        state.copy_link()
+    st.caption(what)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Show an error of ours as one line on the page; its detail goes to the log."""
+    try:
+        yield
+    except ReasonscopeError as error:
+        _LOG.warning("%s", error, exc_info=True)
+        st.error(as_text(" ".join(str(error).split())), icon=":material/error:")
+
+
+def missing(what: str, command: str) -> None:
+    """Say that something was not measured, and the line that measures it."""
+    st.info(f"Not measured on this run yet: {what}. Measure it with:", icon=":material/terminal:")
+    st.code(command, language="bash", wrap_lines=True)
+
+
+def damage(problems: Sequence[str]) -> None:
+    """Files that cannot be read, a line each."""
+    for problem in problems:
+        st.warning(as_text(problem), icon=":material/broken_image:")
+
+
+def show_figure(figure: Figure, *, name: str, command: str, key: str, clickable: bool = False) -> list[dict[str, Any]]:
+    """A figure with its data and the line that makes it again; the points that were clicked."""
+    image = st.session_state.get(f"{key}-image", "PNG")
+    options = {
+        "displaylogo": False,
+        "toImageButtonOptions": {"format": image.lower(), "filename": name, "scale": 2 if image == "PNG" else 1},
+    }
+    drawn = figures.in_theme(figure, dark=state.is_dark())
+    event = st.plotly_chart(
+        drawn,
+        key=key,
+        theme=None,
+        config=options,
+        on_select="rerun" if clickable else "ignore",
+        selection_mode="points",
+    )
+    with st.popover("Export", icon=":material/download:"):
+        st.download_button("Data (CSV)", lambda: _csv(figures.figure_data(figure)), f"{name}.csv", key=f"{key}-csv")
+        page = "<!doctype html><meta charset='utf-8'>"
+        html = lambda: page + figures.to_html(figure, with_library=True)  # noqa: E731 - made when it is asked for
+        st.download_button("Page (HTML)", html, f"{name}.html", "text/html", key=f"{key}-html")
+        st.radio("The camera above the figure saves", ["PNG", "SVG"], key=f"{key}-image", horizontal=True)
+        st.caption("Make it again with")
+        st.code(command, language="bash", wrap_lines=True)
+    return list(event["selection"]["points"]) if clickable else []
+
+
+def show_kept(where: Path, name: str, *, command: str) -> None:
+    """A figure that a command kept beside the run, or what is wrong with it."""
+    path = where / f"{Path(name).name}.json"  # a name is read from a file of the run, and leads nowhere else
+    if not path.exists():
+        missing(f"the figure {name.replace('_', ' ')}", command)
+        return
+    with told():
+        show_figure(figures.read_figure(path), name=name, command=command, key=f"kept-{name}")
+
+
+def of_contrast(figures_kept: Sequence[str]) -> list[str]:
+    """Figures that several contrasts have of a kind: those of the contrast that is chosen; all where there is one contrast."""
+    contrasts = list(dict.fromkeys(name.rsplit("_", 1)[0] for name in figures_kept))
+    if len(contrasts) < 2:
+        return list(figures_kept)
+    chosen = st.segmented_control(
+        "Contrast", contrasts, default=contrasts[0], key=state.Key.CONTRAST, bind=state.BOUND, required=True
+    )
+    return [name for name in figures_kept if name.rsplit("_", 1)[0] == chosen]
+
+
+def show_numbers(numbers: Mapping[str, Any], *, key: str) -> None:
+    """Nested numbers as one table: the value, its 95 % interval, and nothing hidden."""
+    table = [
+        {"number": name, "value": _text(value), "95 % interval": _interval(low, high)}
+        for name, value, low, high in flattened(numbers)
+    ]
+    st.dataframe(table, hide_index=True, key=key, height="content")
+
+
+def flattened(numbers: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
+    """Name, value and the ends of the interval of each number; a value stands with its `ci` in one row."""
+    for name, value in numbers.items():
+        label = f"{prefix}{name}".replace("_", " ")
+        if isinstance(value, Mapping) and "value" in value:
+            low, high = value.get("ci") or (None, None)
+            yield label, value["value"], low, high
+            rest = {inner: other for inner, other in value.items() if inner not in ("value", "ci")}
+            yield from flattened(rest, f"{label} · ")
+        elif isinstance(value, Mapping):
+            yield from flattened(value, f"{label} · ")
+        elif isinstance(value, list):
+            yield label, " … ".join(map(_text, value)), None, None
+        else:
+            yield label, value, None, None
+
+
+def made_by(kept: Mapping[str, Any]) -> None:
+    """The line and the seed behind the numbers of a page."""
+    st.caption(f"Seed {kept['seed']}. Made by")
+    st.code(kept["command"], language="bash", wrap_lines=True)
+
+
+def provenance(result: Result) -> None:
+    """What chance is, how sure the numbers are, and where they come from."""
+    said = [
+        f"{result.quantity} [{result.unit}]",
+        f"chance: {result.null.what}" if result.null else f"no null: {result.null_missing or result.reason}",
+        f"interval: {result.interval.what}" if result.interval else "no interval",
+        *(f"{name} {value}" for name, value in result.provenance.items() if isinstance(value, int | float | str)),
+    ]
+    st.caption(as_text(" · ".join(said)))
+
+
+def as_text(text: str) -> str:
+    """A text for a Markdown place, shown as it stands: what a run holds is never read as markup."""
+    return "".join(f"\\{char}" if char in r"\`*_{}[]()<>#+-.!|~$:^" else char for char in text)
+
+
+def _csv(rows: Sequence[Mapping[str, object]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{low:.3g} … {high:.3g}"

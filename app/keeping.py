@@ -1,0 +1,61 @@
+"""What a measurement on a run leaves behind, beside its store: the probes, the numbers, and the figures with their data."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reasonscope.app.places import Places
+from reasonscope.data.errors import InputError
+
+if TYPE_CHECKING:
+    from reasonscope.analysis.figures import Figure
+    from reasonscope.probes.linear import LinearProbe
+
+
+def keep(
+    where: Places,
+    name: str,
+    numbers: Mapping[str, Any],
+    *,
+    command: str,
+    seed: int,
+    figures: "Mapping[str, Figure]",
+    probes: "Mapping[str, LinearProbe] | None" = None,
+) -> None:
+    """Write RUN/numbers/NAME.json, and each probe and figure under its own name; what was there is replaced.
+
+    `command` is the line that makes them again. A figure is written twice: as HTML that opens anywhere, and as JSON for the app.
+    """
+    from reasonscope.analysis.figures import to_html, write_figure
+
+    for folder in (where.numbers, where.probes, where.figures):
+        folder.mkdir(parents=True, exist_ok=True)
+    for probe_name, fitted in (probes or {}).items():
+        fitted.save(where.probes / f"{probe_name}.safetensors")
+    for figure_name, figure in figures.items():
+        (where.figures / f"{figure_name}.html").write_text(to_html(figure, with_library=True), encoding="utf-8")
+        write_figure(figure, where.figures / f"{figure_name}.json")
+    kept = {"command": command, "seed": seed, "figures": list(figures), "numbers": plain(numbers)}
+    (where.numbers / f"{name}.json").write_text(json.dumps(kept, indent=2, allow_nan=False), encoding="utf-8")
+
+
+def read_numbers(path: Path) -> Mapping[str, Any]:
+    """What `keep` wrote: `command`, `seed`, `figures` and `numbers`. Raises InputError for a file that is not so."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as numbers of a run ({error}); measure again") from error
+    if not isinstance(kept, dict) or not {"command", "seed", "figures", "numbers"} <= kept.keys():
+        raise InputError(f"{path} holds no numbers of a run; measure again")
+    return kept
+
+
+def plain(value: Any) -> Any:
+    """JSON of nested numbers; what is not a number is null."""
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

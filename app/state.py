@@ -1,0 +1,117 @@
+"""The state of a page, which lives in its URL: a copied link finds the same run, trace, sentence and choices again."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+
+class Key(StrEnum):
+    """The names in the URL. Those of widgets are bound to them by Streamlit itself, the rest by `remember`."""
+
+    RUN = "run"
+    TRACE = "trace"
+    COLOUR = "colour"
+    SENTENCE = "sentence"
+    QUERY = "q"
+    SEARCH = "search"
+    OUTCOME = "outcome"
+    ASKED = "asked"
+    PROBE = "probe"
+    CONTRAST = "contrast"
+    SITE = "site"
+    METRIC = "metric"
+    LINKS = "links"
+    DEPTH = "depth"
+    LEAST = "least"
+    LAYOUT = "layout"
+    HEAD = "head"
+    OTHER_RUN = "with"
+    OTHER_TRACE = "with_trace"
+
+
+BOUND = "query-params"
+_PAGES, _RUNS = "reasonscope pages", "reasonscope runs"
+
+_COPY = """
+export default function ({ parentElement, data }) {
+  const button = parentElement.querySelector("button");
+  const field = parentElement.querySelector("input");
+  button.onclick = async () => {
+    const say = (what) => { button.textContent = what; setTimeout(() => (button.textContent = "Copy link"), 1500); };
+    try {
+      await navigator.clipboard.writeText(location.href);
+      say("Copied");
+    } catch {
+      field.hidden = false;
+      field.value = location.href;
+      field.select();
+    }
+  };
+}
+"""
+_COPY_STYLE = """
+div { display: flex; gap: 0.4rem; justify-content: flex-end; }
+button, input {
+  font: inherit; font-family: var(--st-font); font-size: 0.85rem; color: var(--st-text-color); cursor: pointer; padding: 0.25rem 0.7rem;
+  background: var(--st-secondary-background-color); border: 1px solid var(--st-border-color, #8886); border-radius: 0.4rem;
+}
+"""
+_copy = st.components.v2.component(
+    "reasonscope_copy_link",
+    html='<div><input hidden readonly aria-label="link to this view"><button type="button">Copy link</button></div>',
+    css=_COPY_STYLE,
+    js=_COPY,
+)
+
+
+def recall(key: Key, default: str = "") -> str:
+    """What the URL says under a key that no widget is bound to."""
+    return str(st.query_params.get(key, default))
+
+
+def recall_number(key: Key) -> int | None:
+    """The same as a whole number from 0; None where there is none."""
+    text = recall(key)
+    return int(text) if text.isdigit() else None
+
+
+def remember(key: Key, value: object) -> None:
+    """Write into the URL; nothing (None, an empty text) leaves no trace there."""
+    if value is None or value == "":
+        st.query_params.pop(key, None)
+    else:
+        st.query_params[key] = str(value)
+
+
+def offer_pages(pages: dict[str, Any]) -> None:
+    """Say which pages there are, for `go`."""
+    st.session_state[_PAGES] = pages
+
+
+def go(page: str, **values: object) -> None:
+    """Open another page of the same run with these values of its keys."""
+    chosen: dict[str, object] = {Key.RUN.value: st.session_state.get(Key.RUN), **values}
+    given = {key: str(value) for key, value in chosen.items() if value not in (None, "")}
+    for key in values:  # a widget of that name remembers what it showed before
+        st.session_state.pop(key, None)
+    st.switch_page(st.session_state[_PAGES][page], query_params=given)
+
+
+def offer_runs(runs: dict[str, Path]) -> None:
+    """Say which runs may be shown, for the page that compares two."""
+    st.session_state[_RUNS] = runs
+
+
+def offered_runs() -> dict[str, Path]:
+    return dict(st.session_state.get(_RUNS, {}))
+
+
+def copy_link() -> None:
+    """A button that copies the address of the page as it stands."""
+    _copy(key="copy-link", data={})
+
+
+def is_dark() -> bool:
+    return bool(st.context.theme.get("type") == "dark")

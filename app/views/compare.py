@@ -1,0 +1,88 @@
+"""Compare: two runs on the problems that both answered, or two traces sentence by sentence."""
+
+from difflib import SequenceMatcher
+from html import escape
+
+import streamlit as st
+
+from reasonscope.app import components, services, state
+from reasonscope.app.reader import KINDS
+from reasonscope.app.services import Reading, Run, open_run
+from reasonscope.app.state import BOUND, Key
+
+
+def show(run: Run) -> None:
+    components.heading("Compare", "Two runs on the problems that both answered, or two traces sentence by sentence.")
+    names = state.offered_runs()
+    other_name = st.selectbox("With run", list(names), key=Key.OTHER_RUN, bind=BOUND)
+    other = open_run(names[other_name]) if names else run
+    ours, theirs = ({row.id: row for row in services.rows(one)} for one in (run, other))
+    if not ours or not theirs:
+        st.info("One of the two runs is empty: there is nothing to compare yet.")
+        return
+    if other != run:
+        _runs(run, other)
+    left, right = st.columns(2)
+    one = left.selectbox(f"Trace of {run.name}", list(ours), key=Key.TRACE, bind=BOUND)
+    ids = list(theirs)
+    same = ids.index(one) if one in theirs else 0
+    same = (same + 1) % len(ids) if other == run else same  # a trace beside itself says nothing
+    two = right.selectbox(f"Trace of {other.name}", ids, index=same, key=Key.OTHER_TRACE, bind=BOUND)
+    first, second = services.reading(run, one), services.reading(other, two)
+    columns = st.columns(2)
+    for column, row in zip(columns, (ours[one], theirs[two]), strict=True):
+        column.caption(
+            components.as_text(f"{row.outcome} · answer {row.answer or 'none'} · {row.thinking_tokens} thinking tokens")
+        )
+    st.html(_aligned(first, second))
+
+
+def _runs(run: Run, other: Run) -> None:
+    """Outcomes of the traces that both runs hold."""
+    ours, theirs = ({row.id: row for row in services.rows(one)} for one in (run, other))
+    both = [id for id in ours if id in theirs]
+    st.caption(f"{len(both)} traces are in both (n = {len(ours)} in {run.name}, {len(theirs)} in {other.name}).")
+    if not both:
+        return
+    right = [(ours[id].outcome == "right", theirs[id].outcome == "right") for id in both]
+    lengths = [(ours[id].thinking_tokens, theirs[id].thinking_tokens) for id in both]
+    st.dataframe(
+        [
+            {
+                "run": name,
+                "right": sum(pair[i] for pair in right),
+                "mean thinking tokens": sum(pair[i] for pair in lengths) / len(both),
+                "right here alone": sum(pair[i] and not pair[1 - i] for pair in right),
+            }
+            for i, name in enumerate((run.name, other.name))
+        ],
+        hide_index=True,
+        key="compare-runs",
+    )
+
+
+def _aligned(first: Reading, second: Reading) -> str:
+    """The sentences of two traces in rows: those that are word for word the same stand beside each other."""
+    a, b = ([sentence.text for sentence in read.sentences] for read in (first, second))
+    rows = []
+    for what, start, stop, from_, to in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        for k in range(max(stop - start, to - from_)):
+            cells = (
+                _cell(read, at + k if at + k < end else None, same=what == "equal")
+                for read, at, end in ((first, start, stop), (second, from_, to))
+            )
+            rows.append("".join(cells))
+    style = "display:grid;grid-template-columns:minmax(0,1fr) minmax(0,1fr);gap:.3rem 1rem"
+    return f"<div style='{style}'>{''.join(rows)}</div>"
+
+
+def _cell(read: Reading, index: int | None, *, same: bool) -> str:
+    if index is None:
+        return "<div></div>"
+    sentence = read.sentences[index]
+    word, colour = KINDS.get(sentence.tag, ("other", "#7A7A7A"))
+    style = f"border-left:.35rem solid {colour};padding-left:.5rem;overflow-wrap:anywhere;opacity:{0.6 if same else 1}"
+    sign = "=" if same else "≠"
+    return (
+        f"<div style='{style}'><small>{sign} {sentence.index} {escape(word)}</small><br>{escape(sentence.text)}</div>"
+    )

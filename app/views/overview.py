@@ -1,0 +1,134 @@
+"""Overview: what the run is, its traces, how long and how well it thought, and what was measured on it."""
+
+from collections import Counter
+from typing import Any
+
+import streamlit as st
+
+from reasonscope.analysis import figures
+from reasonscope.app import components, services, state
+from reasonscope.app.services import Row, Run
+from reasonscope.app.state import BOUND, Key
+
+_SIGNS = {
+    "right": "✓ right",
+    "wrong": "✗ wrong",
+    "refused": "⊘ refused",
+    "complied": "→ complied",
+    "unclear": "? unclear",
+}
+_MANY = 5000  # marks in a figure
+
+
+def show(run: Run) -> None:
+    components.heading(f"Run {run.name}", "What the run is, its traces, and what was measured on them.")
+    _card(run)
+    found = services.rows(run)
+    if not found:
+        st.info("The run is empty: no trace was stored yet.")
+        st.code(f"reasonscope record --out {run.path}", language="bash")
+        return
+    _table(run, found)
+    _figures(run, found)
+    _analyses(run)
+
+
+def _card(run: Run) -> None:
+    meta = run.store.meta
+    found = services.rows(run)
+    outcomes = Counter(row.outcome for row in found)
+    judged = outcomes["right"] + outcomes["wrong"]
+    facts = {
+        "Traces": str(len(found)),
+        "Right": f"{outcomes['right']} of {judged}" if judged else "–",
+        "Refused": str(outcomes["refused"]),
+        "Cut off": str(sum(row.state == "truncated" for row in found)),
+    }
+    for column, (name, value) in zip(st.columns(len(facts)), facts.items(), strict=True):
+        column.metric(name, value)
+    model: Any = meta.get("model") or {}
+    imported: Any = meta.get("imported") or {}
+    sampling: Any = meta.get("sampling") or {}
+    lines = {
+        "Model": model.get("name") or (f"unknown: imported from {imported.get('from')}" if imported else "unknown"),
+        "Sites": ", ".join(run.store.sites) or "none: text alone",
+        "Seed": sampling.get("seed", "–"),
+        "Sampling": ", ".join(f"{key} {value}" for key, value in sampling.items() if key != "seed") or "–",
+        "Weights": str(model.get("weights", "–"))[:16],
+        "Versions": ", ".join(f"{name} {value}" for name, value in (model.get("versions") or {}).items()) or "–",
+    }
+    if meta.get("note"):
+        lines["Note"] = meta["note"]
+    with st.expander("The run's card", expanded=False):
+        st.table([{"what": name, "value": str(value)} for name, value in lines.items()], hide_index=True)
+
+
+def _table(run: Run, found: tuple[Row, ...]) -> None:
+    st.subheader("Traces", anchor=False)
+    search, outcome, asked = st.columns([2, 1, 1])
+    words = search.text_input("Search ids, questions and answers", key=Key.SEARCH, bind=BOUND).lower()
+    outcomes = outcome.multiselect("Outcome", sorted({row.outcome for row in found}), key=Key.OUTCOME, bind=BOUND)
+    kinds = asked.multiselect("Asked", sorted({row.kind for row in found}), key=Key.ASKED, bind=BOUND)
+    kept = [
+        row
+        for row in found
+        if words in f"{row.id} {row.question} {row.answer}".lower()
+        and (not outcomes or row.outcome in outcomes)
+        and (not kinds or row.kind in kinds)
+    ]
+    st.caption(f"{len(kept)} of {len(found)} traces. Choose a row to read it; a click on a heading sorts.")
+    table = [
+        {
+            "trace": row.id,
+            "outcome": _SIGNS[row.outcome],
+            "thinking tokens": row.thinking_tokens,
+            "difficulty": row.difficulty,
+            "asked": row.kind,
+            "answer": row.answer,
+            "thinking": row.state,
+            "question": row.question,
+        }
+        for row in kept
+    ]
+    chosen = st.dataframe(
+        table, hide_index=True, on_select="rerun", selection_mode="single-row", key="traces-table", height=320
+    )
+    picked = chosen["selection"]["rows"]
+    if picked and picked[0] < len(kept):
+        state.go("trace", **{Key.TRACE: kept[picked[0]].id})
+
+
+def _figures(run: Run, found: tuple[Row, ...]) -> None:
+    shown = [row for row in found if row.difficulty is not None][:_MANY]
+    if not shown:
+        return
+    st.subheader("Length and accuracy by difficulty", anchor=False)
+    command = f"reasonscope app {run.path}"
+    left, right = st.columns(2)
+    with left:
+        traces = [trace for trace in services.all_traces(run)[:_MANY] if trace.problem.difficulty is not None]
+        figure = figures.thinking_by_difficulty(traces)
+        components.show_figure(figure, name="thinking_by_difficulty", command=command, key="length")
+    with right:
+        judged = [(row.difficulty or 0.0, row.outcome == "right") for row in shown if row.outcome in ("right", "wrong")]
+        figure = figures.accuracy_by_difficulty(judged)
+        components.show_figure(figure, name="accuracy_by_difficulty", command=command, key="accuracy")
+
+
+def _analyses(run: Run) -> None:
+    st.subheader("What was measured", anchor=False)
+    measured = services.analyses(run)
+    st.dataframe(
+        [
+            {
+                "measured": one.title,
+                "there": f"✓ {one.there}" if one.there else "no",
+                "command": one.command,
+            }
+            for one in measured
+        ],
+        hide_index=True,
+        key="analyses-table",
+        height="content",
+    )
+    components.damage(services.damaged(run))

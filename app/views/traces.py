@@ -1,0 +1,89 @@
+"""Trace: one trace as it was written, sentence by sentence, coloured by what a method says of it."""
+
+import re
+
+import numpy as np
+import streamlit as st
+
+from reasonscope.app import components, services, state
+from reasonscope.app.reader import show_reader
+from reasonscope.app.services import Run
+from reasonscope.app.state import BOUND, Key
+
+_FORMULA = re.compile(r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$(.+?)\$\$|\$([^$\n]+?)\$|(\\boxed\{[^{}]*\})", re.DOTALL)
+
+
+def show(run: Run) -> None:
+    components.heading(
+        "Trace", "One trace as it was written. Colour it by what a method says of its tokens or sentences."
+    )
+    found = services.rows(run)
+    if not found:
+        st.info("The run is empty: there is no trace to read.")
+        st.code(f"reasonscope record --out {run.path}", language="bash")
+        return
+    by_id = {row.id: row for row in found}
+    left, right = st.columns([3, 2])
+    chosen = left.selectbox(
+        "Trace",
+        list(by_id),
+        key=Key.TRACE,
+        bind=BOUND,
+        on_change=_forget_sentence,
+    )
+    names = services.colouring_names(run, chosen)
+    colour = right.selectbox("Colour by", list(names), key=Key.COLOUR, bind=BOUND)
+    _read(run, chosen, colour)
+
+
+def _forget_sentence() -> None:
+    state.remember(Key.SENTENCE, None)
+
+
+@st.fragment  # type: ignore[untyped-decorator]
+def _read(run: Run, id: str, colour: str) -> None:
+    """The reader and what it says of the chosen sentence; only this part runs again when another one is chosen."""
+    read = services.reading(run, id)
+    with components.told():
+        colouring = services.colouring(run, id, colour)
+        row = next(row for row in services.rows(run) if row.id == id)
+        facts = (
+            f"{row.outcome} · answer {row.answer or 'none'} · {row.thinking_tokens} thinking tokens · {len(read.sentences)} sentences"
+            f" · thinking {row.state} · {read.labels} sentence labels"
+        )
+        st.caption(components.as_text(facts))
+        show_reader(
+            read,
+            colouring,
+            key="reader",
+            sentence=state.recall_number(Key.SENTENCE),
+            query=state.recall(Key.QUERY),
+            dark=state.is_dark(),
+            on_sentence=lambda: state.remember(Key.SENTENCE, st.session_state["reader"]["sentence"]),
+            on_query=lambda: state.remember(Key.QUERY, st.session_state["reader"]["query"]),
+        )
+        _chosen(read, colouring)
+
+
+def _chosen(read: services.Reading, colouring: services.Colouring | None) -> None:
+    """The chosen sentence: where it stands, its values, its formulas set."""
+    wanted = state.recall_number(Key.SENTENCE)
+    sentence = next((one for one in read.sentences if one.index == wanted), None)
+    if sentence is None:
+        st.caption("Choose a sentence to see its values.")
+        return
+    what = sentence.tag.replace("_", " ")
+    st.markdown(f"**Sentence {sentence.index}** · {what} · tokens {sentence.tokens.start} to {sentence.tokens.stop}")
+    if colouring is not None:
+        place = sentence.tokens.slice if colouring.per == "token" else slice(sentence.index, sentence.index + 1)
+        known = colouring.values[place]
+        known = known[np.isfinite(known)]
+        if len(known):
+            said = (
+                f"{colouring.title}: mean {known.mean():.4g}, lowest {known.min():.4g}, highest {known.max():.4g} {colouring.unit} "
+                f"(n = {len(known)}). {colouring.about}"
+            )
+            st.caption(components.as_text(said))
+    formulas = ["".join(found) for found in _FORMULA.findall(sentence.text)]
+    for formula in formulas[:8]:
+        st.latex(formula)

@@ -1,0 +1,268 @@
+"""Every page of the app on the example, an empty run, a damaged one, imported traces and results; no model runs in any of them."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from reasonscope.analysis.results import Axis, Band, Result, result_path
+from reasonscope.app import components, services
+from reasonscope.app.bundled import EXAMPLE
+from reasonscope.app.keeping import keep, plain, read_numbers
+from reasonscope.app.places import places
+from reasonscope.app.reader import reader_data
+from reasonscope.data.errors import InputError, StoreError
+from reasonscope.data.importers import import_jsonl
+from reasonscope.data.store import TraceStore
+
+VIEWS = ("overview", "traces", "mi_peaks", "anchors", "heads", "probes", "refusal", "steering", "compare")
+HOSTILE = "<script>alert(1)</script> **bold** $x$ [a](http://evil.example/) ![i](http://evil.example/i.png)"
+
+
+def _show(view: str, folder: str) -> None:
+    from importlib import import_module
+    from pathlib import Path
+
+    from reasonscope.app import components, state
+    from reasonscope.app.services import open_run
+
+    state.offer_runs({"this": Path(folder)})
+    with components.told():
+        import_module(f"reasonscope.app.views.{view}").show(open_run(Path(folder)))
+
+
+def page(view: str, run: Path, **query: str) -> AppTest:
+    test = AppTest.from_function(_show, args=(view, str(run)), default_timeout=60)
+    test.query_params.update(query)
+    return test.run()
+
+
+def words(test: AppTest) -> str:
+    """All that a page says."""
+    elements = [*test.info, *test.warning, *test.error, *test.caption, *test.markdown, *test.code, *test.subheader]
+    return "\n".join(str(element.value) for element in elements)
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "empty"
+    TraceStore.create(folder, sites=[]).close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """Completions without tokens, one of which is hostile; and results on it that an analysis would leave."""
+    folder = tmp_path_factory.mktemp("runs") / "imported"
+    rows = [
+        {
+            "id": "plain",
+            "prompt": "3 + 4?",
+            "completion": "<think>\nI add. It is 7.\n\nWait, 7.\n</think>\n\n7",
+            "answer": "7",
+        },
+        {
+            "id": "hostile",
+            "prompt": HOSTILE,
+            "completion": f"<think>\n{HOSTILE} So. It is \\boxed{{7}}.\n</think>\n\n{HOSTILE}",
+        },
+    ]
+    file = folder.parent / "completions.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with TraceStore.create(folder / "store", sites=[]) as store:
+        store.append(import_jsonl(file), {})
+    leave_results(folder, "plain", 3)
+    return folder
+
+
+def leave_results(folder: Path, id: str, n: int) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.random((2, n))
+    chance = {"null_missing": "made up for a test"}
+    Result(
+        method="anchors",
+        quantity="importance",
+        unit="nats",
+        axes=(Axis.of("metric", ["resampling_kl", "counterfactual_kl"]), Axis.of("sentence", n)),
+        values=values,
+        null=Band.of(0.0, 0.1, values.shape, "shuffled"),
+        interval=Band.of(values - 0.1, values + 0.1, values.shape, "bootstrap"),
+        arrays={"effects": np.tril(rng.standard_normal((n, n)), -1)},
+        provenance={"trace": id, "seed": 0},
+    ).save(result_path(folder / "results", "anchors", id))
+    Result(
+        method="heads", quantity="span", unit="tokens", axes=(Axis.of("metric", ["span"]), Axis.of("layer", 2), Axis.of("head", 3)),
+        values=rng.random((1, 2, 3)), provenance={"trace": id}, **chance,
+    ).save(result_path(folder / "results", "heads", id))  # fmt: skip
+
+
+@pytest.fixture
+def damaged(imported, tmp_path):
+    run = tmp_path / "damaged"
+    shutil.copytree(imported, run)
+    shard = next((run / "store" / "shards").glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-9])
+    return run
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_page_shows_the_example(view):
+    test = page(view, EXAMPLE)
+    assert not test.exception
+    assert len(test.error) == 0
+    assert len(test.header) == 1
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_page_of_an_empty_run_says_what_to_do(view, empty):
+    test = page(view, empty)
+    assert not test.exception
+    assert any(word in words(test) for word in ("empty", "reasonscope "))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_page_of_a_damaged_run_is_one_line(view, damaged):
+    test = page(view, damaged)
+    assert not test.exception
+    assert len(test.error) == 1 and "\n" not in test.error[0].value
+    assert "parquet" in test.error[0].value
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_page_shows_imported_traces(view, imported):
+    test = page(view, imported)
+    assert not test.exception
+    assert len(test.error) == 0
+
+
+def test_a_run_that_is_not_there_names_the_remedy(tmp_path):
+    assert "reasonscope record" in page("overview", tmp_path / "none").error[0].value.replace("\\", "")
+
+
+def test_the_overview_filters_and_says_how_many():
+    rows = services.rows(services.open_run(EXAMPLE))
+    right = sum(row.outcome == "right" for row in rows)
+    test = page("overview", EXAMPLE, outcome="right")
+    assert f"{right} of {len(rows)} traces" in words(test)
+    assert f"0 of {len(rows)} traces" in words(page("overview", EXAMPLE, search="no such words"))
+
+
+def test_the_address_chooses_trace_colour_and_sentence():
+    run = services.open_run(EXAMPLE)
+    id = next(row.id for row in services.rows(run) if row.outcome == "right")
+    test = page("traces", EXAMPLE, trace=id, colour="entropy", sentence="2")
+    assert [box.value for box in test.selectbox] == [id, "entropy"]
+    assert "Sentence 2" in words(test) and "entropy of the next token" in words(test)
+
+
+def test_a_damaged_result_is_named_and_the_rest_is_shown(imported, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(imported, run)
+    (run / "results" / "anchors" / "hostile.safetensors").write_bytes(b"no")
+    test = page("anchors", run)
+    assert not test.exception
+    assert "hostile" in test.warning[0].value
+    assert [box.label for box in test.selectbox] == ["Trace", "Metric"]
+
+
+def test_a_chosen_sentence_shows_its_interval_and_links(imported):
+    test = page("anchors", imported, sentence="1", metric="counterfactual kl")
+    assert test.subheader[0].value == "Sentence 1"
+    assert "chance" in test.dataframe[0].value.columns
+    assert any(button.label.startswith("0 ") for button in test.button)
+
+
+def test_a_result_over_sentences_colours_the_trace(imported):
+    run = services.open_run(imported)
+    name = "result:anchors:counterfactual_kl"
+    assert name in services.colouring_names(run, "plain")
+    found = services.colouring(run, "plain", name)
+    assert found.per == "sentence" and found.null.shape == (2, 3) and "seed 0" in found.about
+
+
+def test_the_blocks_of_the_reader_are_the_whole_text():
+    run = services.open_run(EXAMPLE)
+    for row in services.rows(run)[:8]:
+        read = services.reading(run, row.id)
+        data = reader_data(read, services.colouring(run, row.id, "entropy"))
+        assert "".join(piece for block in data["blocks"] for piece in block["pieces"]) == read.trace.text
+        assert len(data["colour"]["values"]) == len(read.trace.token_ids)
+        assert [b["index"] for b in data["blocks"] if b["index"] is not None] == [s.index for s in read.sentences]
+
+
+def test_hostile_text_reaches_the_page_as_text(imported):
+    run = services.open_run(imported)
+    data = reader_data(services.reading(run, "hostile"), None)
+    assert HOSTILE in "".join(piece for block in data["blocks"] for piece in block["pieces"])
+    said = page("compare", imported, trace="hostile", with_trace="hostile")
+    markup = "".join(str(element.proto) for element in said.main if "html" in str(element.type))
+    assert "<script>" not in markup
+    assert components.as_text("![i](x) <b>") == "\\!\\[i\\]\\(x\\) \\<b\\>"
+
+
+def test_numbers_show_their_intervals():
+    numbers = {"auroc": {"value": 0.9, "ci": [0.8, 0.95]}, "n": 3, "cells": {"a": {"value": 1.0}}, "list": [1.0, 2.0]}
+    assert list(components.flattened(numbers)) == [
+        ("auroc", 0.9, 0.8, 0.95),
+        ("n", 3, None, None),
+        ("cells · a", 1.0, None, None),
+        ("list", "1 … 2", None, None),
+    ]
+
+
+def test_what_is_kept_is_read_again(tmp_path):
+    where = places(tmp_path)
+    keep(where, "mine", {"a": float("nan"), "b": {"value": 1.0}}, command="reasonscope x", seed=3, figures={})
+    kept = read_numbers(where.numbers / "mine.json")
+    assert (kept["command"], kept["seed"], kept["numbers"]) == ("reasonscope x", 3, {"a": None, "b": {"value": 1.0}})
+    (where.numbers / "mine.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(InputError, match="measure again"):
+        read_numbers(where.numbers / "mine.json")
+    assert plain((1, float("inf"))) == [1, None]
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc", "link"])
+def test_a_run_outside_of_the_root_is_refused(name, tmp_path, empty):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(empty, target_is_directory=True)
+    with pytest.raises(InputError, match="outside"):
+        services.confined(root, name)
+    assert services.find_runs(root) == []
+
+
+def test_runs_below_the_root_are_found(empty, imported, tmp_path):
+    shutil.copytree(empty, tmp_path / "a")
+    shutil.copytree(imported, tmp_path / "deep" / "b")
+    assert services.find_runs(tmp_path) == ["a", "deep/b"]
+    assert services.open_run(tmp_path / "a").name == "a"
+    with pytest.raises(StoreError, match="reasonscope record"):
+        services.open_run(tmp_path / "deep")
+
+
+def test_the_whole_app_opens_with_the_example(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py", "", str(tmp_path)])
+    test = AppTest.from_file(str(Path(services.__file__).with_name("main.py")), default_timeout=60).run()
+    assert not test.exception
+    assert test.header[0].value == "Run example"
+
+
+def test_from_elsewhere_the_token_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py", "", str(tmp_path)])
+    monkeypatch.setenv("REASONSCOPE_APP_TOKEN", "right")
+    test = AppTest.from_file(str(Path(services.__file__).with_name("main.py")), default_timeout=60).run()
+    assert not test.header and test.text_input[0].label == "Access token"
+    assert "not the token" in test.text_input[0].set_value("wrong").run().error[0].value
+    assert test.text_input[0].set_value("right").run().header[0].value == "Run example"
+
+
+def test_the_example_holds_no_activations_and_is_small():
+    run = services.open_run(EXAMPLE)
+    assert run.store.sites == ()
+    assert run.store.check() == []
+    assert sum(file.stat().st_size for file in EXAMPLE.rglob("*") if file.is_file()) < 2e6
+    assert {one.name for one in services.analyses(run) if one.there} >= {"numbers/length.json", "numbers/steering.json"}
