@@ -12,7 +12,7 @@ from reasonscope.data.errors import InputError
 Values = NDArray[np.float64]
 
 PROXIMITY = 4  # sentences: a nearer target attends to whatever stands before it
-TOP_HEADS = 20
+TOP_HEADS = 20  # of the paper's 1,920; a small model has fewer to choose from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,12 @@ def kurtosis(values: Values) -> Values:
         return np.asarray(nan_mean(centred**4, axis=-1) / variance**2 - 3)
 
 
-def top_heads(scores: Values, n: int = TOP_HEADS, *, from_layer: int = 0) -> list[Head]:
-    """The `n` heads of highest score (layer, head), best first; layers before `from_layer` and heads without a score left out."""
+def top_heads(scores: Values, n: int | None = None, *, from_layer: int = 0) -> list[Head]:
+    """The `n` heads of highest score (layer, head), best first; layers before `from_layer` and heads without a score left out.
+
+    Without `n` the paper's 20, but no more than a sixth of all heads, so that others are left to compare them with.
+    """
+    n = min(TOP_HEADS, max(1, scores.size // 6)) if n is None else n
     flat = np.where(np.arange(len(scores))[:, None] >= from_layer, scores, np.nan).ravel()
     order = [int(i) for i in np.argsort(-flat, kind="stable") if np.isfinite(flat[i])]
     return [Head(layer=i // scores.shape[1], index=i % scores.shape[1]) for i in order[:n]]

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from reasonscope.analysis.head_edits import random_heads
 from reasonscope.analysis.receiver import (
     PROXIMITY,
-    TOP_HEADS,
     Head,
     kurtosis,
     nan_mean,
@@ -37,7 +36,7 @@ def receiver_heads(
     model: Model,
     traces: Sequence[Trace],
     *,
-    top: int = TOP_HEADS,
+    top: int | None = None,
     proximity: int = PROXIMITY,
     depth_control: bool = True,
     splitter: Splitter = "default",

@@ -29,7 +29,7 @@ from reasonscope.analysis.mi_peaks import (
 )
 from reasonscope.analysis.organism import true_sentences
 from reasonscope.analysis.probe_write import probe_write_result
-from reasonscope.analysis.receiver import TOP_HEADS, top_heads
+from reasonscope.analysis.receiver import top_heads
 from reasonscope.analysis.receiver_results import receiver_heads, receiver_scores
 from reasonscope.analysis.reflection import reflection_of_trace
 from reasonscope.analysis.results import Axis, Band, Result, result_path, undefined
@@ -249,7 +249,7 @@ def analyse_receivers(study: Study) -> Iterator[Result]:
     """Receiver heads over all traces, then how much they look at each sentence of each trace."""
     found = receiver_heads(study.model, study.traces, seed=study.options.seed)
     yield found
-    heads = top_heads(found.values, TOP_HEADS, from_layer=1) if found.measured else []
+    heads = top_heads(found.values, from_layer=1) if found.measured else []
     for trace in study.traces if heads else ():
         yield receiver_scores(study.model, trace, heads, seed=study.options.seed)
 

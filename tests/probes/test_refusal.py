@@ -65,7 +65,7 @@ def test_what_is_thought_is_not_done():
 def traces():
     """Requests as the grammar answers them: jailbroken harmful ones mostly comply after thinking that they should refuse."""
     bpe, rng, made = train_tokenizer(tokenizer_texts(0, 50)), random.Random(0), []
-    for problem in load_problems("requests", n=96):
+    for problem in load_problems("requests", n=240):
         writing = write_request(request_of(problem), rng)
         prompt, completion = chat(problem.messages[0].content, writing.thinking, writing.answer)
         given, written = bpe.encode(prompt).ids, bpe.encode(completion).ids
@@ -107,7 +107,7 @@ def test_intent_and_its_cliff_are_found(tmp_path, traces):
     assert found.comparisons["refusal"].auroc.low > 0.9
     assert found.comparisons["refusal"].beats
     assert str(found.probes["refusal"].site) == "resid_post.1"
-    assert (sum(found.cells.values()), found.n_left_out) == (96, 0)
+    assert (sum(found.cells.values()), found.n_left_out) == (240, 0)
     study = found.cliffs["refusal"]
     fallen, stood = study.cliffs["harmful", "complied"], study.cliffs["harmful", "refused"]
     assert (fallen.plateau.low, fallen.end.high) == (pytest.approx(1, abs=0.15), pytest.approx(0, abs=0.15))
@@ -136,7 +136,7 @@ def test_a_drop_that_every_prompt_shows_is_no_excess(tmp_path, traces):
     store = TraceStore.create(tmp_path, sites=["resid_post.1"])
     store.append(traces, {"resid_post.1": states})
     study = refusal_probe(store, traces, contrasts=REFUSAL_ALONE, folds=3).cliffs["refusal"]
-    assert study.cliffs["harmful", "complied"].drop.low > 0.8
+    assert study.cliffs["harmful", "complied"].drop.low > 0.7
     assert study.excess.low < 0 < study.excess.high or abs(study.excess.value) < 0.05
     assert not study.excess_above_random
 
@@ -150,8 +150,8 @@ def test_intent_is_taught_along_the_thinking(tmp_path, traces):
     assert (
         study.cliffs["benign", "complied"].plateau.high < 0.15 < 0.85 < study.cliffs["harmful", "complied"].plateau.low
     )
-    assert study.excess_above_random
-    assert found.probes["intent"].provenance["positions"] == [0.5, 0.75, 1.0, "window"]
+    assert study.excess.low > 0.5
+    assert found.probes["intent"].provenance["positions"] == list(CONTRASTS["intent"].positions)
 
 
 def test_runs_without_both_behaviours_are_refused(tmp_path, traces):
