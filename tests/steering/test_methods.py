@@ -18,7 +18,7 @@ from reasonscope.probes.sites import Site
 from reasonscope.steering.methods import METHODS, method
 
 SITES = [f"{point}.{layer}" for layer in range(6) for point in ("resid_pre", "resid_post")]
-FROM_STATES = ("seal", "asc", "asc-thinking", "strength", "efficiency", "length-probe")
+FROM_STATES = ("seal", "asc", "asc-thinking", "strength", "efficiency")
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,7 @@ def test_a_method_extracts_from_recorded_states_at_its_own_sites(name, model, st
     vector = chosen.vector(model, store, store.ids)
     vector.check(model)
     assert len(vector.provenance["groups"]) == 6 and all(vector.norms.values())
-    if name != "length-probe":  # the probe chooses among the sites of the run
-        assert set(vector.directions) == set(chosen.sites(model))
+    assert set(vector.directions) == set(chosen.sites(model))
 
 
 def test_paper_layers_are_shares_of_the_depth(model):
