@@ -224,8 +224,10 @@ def steering_plane(arms: Sequence[Arm]) -> Figure:
     return _styled(figure, "What steering does", "mean thinking tokens", "accuracy").update_yaxes(range=[0, 1.05])
 
 
-def steering_front(responses: Sequence[DoseResponse]) -> Figure:
+def steering_front(responses: Sequence[DoseResponse], others: Sequence[Arm] = ()) -> Figure:
     """Mean thinking tokens against accuracy at every strength, all methods on one plane, 95 % intervals over problems.
+
+    `others` are arms without strengths, such as controls of the decoding.
 
     Shaded is where the random vectors lie, from the lowest to the highest of their means; the dashed line is the Pareto front: no other
     point has both fewer tokens and a higher accuracy.
@@ -249,6 +251,16 @@ def steering_front(responses: Sequence[DoseResponse]) -> Figure:
                 error_x=_errors([arm.tokens for arm in arms], colour),
                 error_y=_errors([arm.accuracy for arm in arms], colour),
             )
+    for arm, symbol in zip(others, cycle(_SYMBOLS), strict=False):
+        figure.add_scatter(
+            x=[arm.tokens.value],
+            y=[arm.accuracy.value],
+            mode="markers",
+            name=arm.name,
+            marker={"color": PURPLE, "size": 9, "symbol": f"{symbol}-open"},
+            error_x=_errors([arm.tokens], PURPLE),
+            error_y=_errors([arm.accuracy], PURPLE),
+        )
     base = responses[0].base
     figure.add_scatter(
         x=[base.tokens.value],
@@ -261,6 +273,7 @@ def steering_front(responses: Sequence[DoseResponse]) -> Figure:
     )
     points = [
         base,
+        *others,
         *(arm for response in responses for dose in response.doses for arm in (dose.steered, dose.reversed)),
     ]
     front = _pareto([(arm.tokens.value, arm.accuracy.value) for arm in points])

@@ -32,7 +32,14 @@ from reasonscope.steering.operators import OPERATORS, Clamp, ablate, add, orthog
 from reasonscope.steering.orthogonalise import orthogonalised, save_orthogonalised
 from reasonscope.steering.patching import PatchHandle, patch, patched
 from reasonscope.steering.prefill import PREFILLS, prefill
-from reasonscope.steering.refusal import ablated_everywhere, answer_contexts, extract_refusal, select_direction
+from reasonscope.steering.refusal import (
+    ablated_everywhere,
+    answer_contexts,
+    contexts_until,
+    extract_refusal,
+    mean_projection,
+    select_direction,
+)
 from reasonscope.steering.rice import Expert, cognitive_experts, count_experts, npmi, reinforced
 from reasonscope.steering.scope import Scope
 from reasonscope.steering.seal import extract_seal, seal_direction
@@ -88,6 +95,7 @@ __all__ = [
     "close_tag_effect",
     "cognitive_experts",
     "compare",
+    "contexts_until",
     "cosine_table",
     "count_experts",
     "covariance_matched",
@@ -105,6 +113,7 @@ __all__ = [
     "level_differences",
     "load_pairs",
     "mean_difference",
+    "mean_projection",
     "npmi",
     "orthogonal_add",
     "orthogonalised",

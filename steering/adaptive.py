@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import fmean, stdev
 
 import torch
@@ -89,7 +90,7 @@ class AdaptiveSteering(LogitsProcessor):
             raise InputError(f"monitored layers {list(monitored)}; at least one, from 0 to {model.n_layers - 2}")
         self._model, self._vector, self._variant = model, vector, variant
         self._monitored = [Site("resid_post", layer) for layer in dict.fromkeys(monitored)]
-        self._new = lambda: AdaptiveStrength(lowest=lowest, highest=highest, step=step, window=window, width=width)
+        self._new = partial(AdaptiveStrength, lowest=lowest, highest=highest, step=step, window=window, width=width)
         self._strengths: dict[int, AdaptiveStrength] = {}
         self._rows: list[int] = []
         self._early: dict[Site, Tensor] = {}

@@ -26,7 +26,8 @@ def negative_log_density(shape: Tensor, rate: Tensor, tokens_left: Tensor) -> Te
 
 def fits_in(shape: Tensor, rate: Tensor, budget: Tensor) -> Tensor:
     """P(tokens left ≤ budget) = GammaCDF(log(budget + 1)), elementwise."""
-    return torch.special.gammainc(shape, rate * torch.log(budget + 1))
+    share: Tensor = torch.special.gammainc(shape, rate * torch.log(budget + 1))
+    return share
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import LogitsProcessor
 
 from reasonscope.data.behaviour import behaviour
 from reasonscope.data.errors import InputError
@@ -208,14 +209,28 @@ class Bench:
         self.traces = self._write(None)
         groups = [trace.problem.group for trace in self.traces]
         self._n_problems, self._resamples = len(set(groups)), Resamples(groups)
-        self.base = Run(values=self._measured(self.traces, None), touched=0)
+        self.base = Run(values=self._measured(self.traces, None, on_given_text), touched=0)
 
-    def run(self, name: str, intervention: Intervention) -> Run:
-        """Raises InputError where the intervention touched no token of what it made the model write."""
-        traces = self._write(intervention)
-        check_touched(intervention, name)
-        touched = intervention.touched
-        return Run(values=self._measured(traces, intervention), touched=touched)
+    def run(
+        self,
+        name: str,
+        intervention: Intervention | None = None,
+        *,
+        processors: Sequence[LogitsProcessor] = (),
+        prefill: str = "",
+    ) -> Run:
+        """With an intervention, with controls of the decoding, or with both: all are arms of one plane.
+
+        Perplexity and KL are those of the states, so that a run with `processors`, which act behind them, or with a `prefill` has none.
+        Raises InputError where the intervention touched no token of what it made the model write.
+        """
+        traces = self._write(intervention, processors, prefill)
+        touched = 0
+        if intervention is not None:
+            check_touched(intervention, name)
+            touched = intervention.touched
+        on_given_text = self._on_given_text and not processors and not prefill
+        return Run(values=self._measured(traces, intervention, on_given_text), touched=touched)
 
     def arm(self, name: str, multiplier: float, run: Run) -> Arm:
         change = self._means("tokens", run) / self._means("tokens", self.base) - 1
@@ -241,7 +256,9 @@ class Bench:
             }
         )
 
-    def _write(self, intervention: Intervention | None) -> list[Trace]:
+    def _write(
+        self, intervention: Intervention | None, processors: Sequence[LogitsProcessor] = (), prefill: str = ""
+    ) -> list[Trace]:
         return rollouts(
             self._model,
             self._problems,
@@ -250,15 +267,19 @@ class Bench:
             batch_size=self._batch_size,
             write=intervention.edits if intervention else None,
             on_step=intervention.on_step if intervention else None,
+            processors=processors,
+            prefill=prefill,
         )
 
-    def _measured(self, traces: Sequence[Trace], intervention: Intervention | None) -> dict[str, Values]:
+    def _measured(
+        self, traces: Sequence[Trace], intervention: Intervention | None, on_given_text: bool
+    ) -> dict[str, Values]:
         rows: dict[str, list[float]] = {}
         for trace in traces:
             for name, value in _of_trace(trace).items():
                 rows.setdefault(name, []).append(value)
         values = {name: np.array(row, dtype=np.float64) for name, row in rows.items()}
-        if self._on_given_text:
+        if on_given_text:
             read = reading(self._model, intervention) if intervention else None
             moved = divergence(self._model, self.traces, read, {"written": generated})["written"]
             values |= {"perplexity": moved.nll / moved.n_tokens, "kl": moved.kl / moved.n_tokens}

@@ -66,6 +66,43 @@ def answer_contexts(traces: Iterable[Trace]) -> list[list[int]]:
     return [trace.token_ids[: trace.tokens.answer.start].tolist() for trace in traces if trace.state != "truncated"]
 
 
+def contexts_until(traces: Iterable[Trace], words: str) -> list[list[int]]:
+    """The tokens up to the end of the first `words` in the thinking of each trace that has them there.
+
+    A reasoning model may decide in its thinking, long before the answer begins; `words` are those that its verdict follows.
+    Raises InputError where no trace has them, or they end inside a token.
+    """
+    contexts = []
+    for trace in traces:
+        at = trace.text.find(words, trace.chars.thinking.start, trace.chars.thinking.stop)
+        if at >= 0:
+            stop = int(np.searchsorted(trace.offsets[:, 1], at + len(words)))
+            if trace.offsets[stop, 1] != at + len(words):
+                raise InputError(
+                    f"trace {trace.id!r}: {words!r} ends inside a token; give words that end where one does"
+                )
+            contexts.append(trace.token_ids[: stop + 1].tolist())
+    if not contexts:
+        raise InputError(f"no trace has {words!r} in its thinking; give words that the verdict follows")
+    return contexts
+
+
+def mean_projection(model: Model, vector: SteeringVector, contexts: Contexts) -> float:
+    """Mean of h·û at the last token of `contexts`, u the one direction of `vector`: where `Clamp(to=…)` puts the other class.
+
+    Projecting a direction out puts both classes at 0, which may lie on either side of where they part; this is the affine form of it
+    (arXiv 2411.09003). Raises InputError for a vector with several sites, or no contexts.
+    """
+    if len(vector.directions) != 1 or not contexts:
+        raise InputError(
+            f"a vector at {len(vector.directions)} sites and {len(contexts)} contexts; one site and a context are needed"
+        )
+    ((site, direction),) = vector.normalised().directions.items()
+    ids, mask = left_padded(contexts, model.device)
+    states = model.backend.forward(ids, mask=mask, read=[site], last_logits_only=True).activations[site][:, -1]
+    return float((states.float().cpu() @ torch.from_numpy(direction)).mean())
+
+
 def refusal_candidates(
     model: Model, harmful: Contexts, harmless: Contexts, *, n_positions: int, batch_size: int = 16
 ) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from reasonscope.data.problems import load_problems
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.model import load_model
 from reasonscope.probes.sites import Site
-from reasonscope.steering import Bench, Scope, Steering, SteeringVector, dose_response
+from reasonscope.steering import Bench, CloseTag, Scope, Steering, SteeringVector, Thinking, dose_response, prefill
 from reasonscope.steering.dose import MEASURES
 from reasonscope.steering.side_effects import compression_ratio, divergence, generated, reading, repeated_ngrams
 
@@ -107,3 +107,12 @@ def test_what_would_not_be_held_out_or_controlled_is_refused(model, problems, ve
         respond(nulls=4)
     with pytest.raises(InputError, match="no problem"):
         respond(problems=[])
+
+
+def test_controls_of_the_decoding_are_arms_of_the_same_bench(bench, model):
+    run = bench.run("close at once", processors=[CloseTag(thinking=Thinking.of(model), bias=100.0)])
+    arm = bench.arm("close at once", 0.0, run)
+    assert arm.tokens.value < bench.arm("base", 0.0, bench.base).tokens.value and arm.touched == 0
+    assert "kl" not in arm.measures and "kl" not in arm.differences
+    begun = bench.run("no thinking", prefill=prefill("nothinking", model))
+    assert (begun.values["tokens"] == begun.values["tokens"][0]).all()

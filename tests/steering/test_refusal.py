@@ -9,14 +9,18 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from reasonscope.data.errors import ArchitectureError, InputError
+from reasonscope.data.trace import Problem
 from reasonscope.probes.families import tiny_config, tiny_model
 from reasonscope.probes.model import load_model
 from reasonscope.probes.sites import Site
+from reasonscope.steering import Clamp, Scope, Steering, SteeringVector
 from reasonscope.steering.orthogonalise import orthogonalised, save_orthogonalised
 from reasonscope.steering.refusal import (
     Scores,
     ablated_everywhere,
+    contexts_until,
     extract_refusal,
+    mean_projection,
     refusal_candidates,
     refusal_logodds,
     refusal_scores,
@@ -66,6 +70,32 @@ def test_candidates_are_differences_of_means_and_scores_see_their_effect(load):
     assert vector.provenance["scores"]["bypass"] == pytest.approx(scores.bypass[0, :2].min())
     with pytest.raises(InputError, match="no direction passes"):
         extract_refusal(model, HARMFUL, HARMLESS, HARMFUL, HARMLESS, [3], kl_threshold=-1.0)
+
+
+def test_contexts_end_behind_the_words(written_store):
+    store = written_store(
+        [(Problem(id=name, prompt="q"), 0, text, "no") for name, text in (("a", "so this"), ("b", "x"))]
+    )
+    (context,) = contexts_until(store, "this")
+    trace = store.trace("a/0")
+    assert context == trace.token_ids[: len(context)].tolist() and trace.offsets[
+        len(context) - 1, 1
+    ] == trace.text.find("this") + len("this")
+    with pytest.raises(InputError, match="no trace has 'that'"):
+        contexts_until(store, "that")
+
+
+def test_clamped_states_stand_where_the_other_class_does(load):
+    model, site = load("qwen3"), Site("resid_pre", 1)
+    direction = np.random.default_rng(0).standard_normal(model.d_model).astype(np.float32)
+    vector = SteeringVector(directions={site: direction}, method="refusal")
+    level = mean_projection(model, vector, HARMLESS)
+    ids = torch.tensor(HARMFUL[:1])
+    write = Steering(vector, 1.0, Scope(), operator=Clamp(to=level)).edits
+    state = model.backend.forward(ids, mask=torch.ones_like(ids), write=write, read=[site]).activations[site][0, -1]
+    assert float(state @ torch.from_numpy(direction / np.linalg.norm(direction))) == pytest.approx(level, abs=1e-4)
+    with pytest.raises(InputError, match="0 contexts"):
+        mean_projection(model, vector, [])
 
 
 def test_log_odds():
