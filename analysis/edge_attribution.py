@@ -30,7 +30,7 @@ class EdgeScores:
     """Scores of the edges from each of `sources` to each of `targets`: `scores` (source, target), summed over tokens.
 
     `sources` are `embedding`, `head l.h` and `mlp l`; `targets` are `attention l`, `mlp l` and `logits`. `loss` is the divergence between
-    clean and corrupted logits; `completeness` the share of it that the embedding's edges carry, 1 where the steps of integration are enough.
+    clean and corrupted logits; `completeness` the share of it that the edges of the embedding carry, 1 with enough steps.
     """
 
     sources: tuple[str, ...]

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
+from reasonscope.analysis.results import Result
 from reasonscope.data.trace import Trace
 from reasonscope.probes.evaluate import Estimate
 from reasonscope.probes.length import LengthProbe
@@ -208,6 +209,50 @@ def answers_by_request(counts: Mapping[str, Mapping[str, int]]) -> Figure:
         values = [kind.get(outcome, 0) for kind in counts.values()]
         figure.add_bar(x=list(counts), y=values, name=outcome, marker_color=colour, text=values)
     return _styled(figure, "What it does with requests", "", "requests").update_layout(barmode="stack")
+
+
+def layer_head_grid(result: Result, *, title: str, values: NDArray[np.float64] | None = None) -> Figure:
+    """A number of every head: rows are layers, from the first below. Heads outside the null's band are ringed.
+
+    `values` (layer, head) stand in for those of `result`, for one metric of several or one of its arrays; they have no band.
+    """
+    shown = result.values if values is None else values
+    figure = _diverging(shown, result.quantity, "layer %{y}, head %{x}<br>%{z:.3g}")
+    if values is None and result.null is not None:
+        layer, head = np.nonzero((shown < result.null.low) | (shown > result.null.high))
+        ring = {"symbol": "circle-open", "color": "black", "size": 10}
+        name = f"outside the null ({result.null.what})"
+        figure.add_scatter(x=head, y=layer, mode="markers", marker=ring, name=name, hoverinfo="skip")
+    return _styled(figure, title, "head", "layer")
+
+
+def sentence_matrix(result: Result, *, title: str, texts: Sequence[str] = ()) -> Figure:
+    """Effects between sentences: the target in the row, the source in the column, the first above; white is 0, blank not measured.
+
+    `texts` are the sentences, to be read on hovering.
+    """
+    n = len(result.values)
+    words = [text.replace("<", "&lt;") for text in texts] or [""] * n
+    pairs = np.array([[[words[target], words[source]] for source in range(n)] for target in range(n)])
+    hover = "%{y}: %{customdata[0]}<br>from %{x}: %{customdata[1]}<br>%{z:.3g}"
+    figure = _diverging(result.values, result.unit, hover, customdata=pairs)
+    return _styled(figure, title, "source sentence", "target sentence").update_yaxes(autorange="reversed")
+
+
+def _diverging(values: NDArray[np.float64], measure: str, hover: str, **more: object) -> Figure:
+    """A heat map that is white at 0."""
+    reach = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=values,
+        colorscale="RdBu_r",
+        zmin=-reach,
+        zmax=reach,
+        colorbar={"title": measure},
+        hovertemplate=hover + "<extra></extra>",
+        **more,
+    )
+    return figure
 
 
 def to_html(figure: Figure, *, with_library: bool) -> str:

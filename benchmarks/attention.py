@@ -121,7 +121,7 @@ def report(tokens: int) -> str:
     small = [child(side, 512) for side in ("blocks", "matrices")]
     gap = max(np.abs(np.subtract(small[0][name], small[1][name])).max() for name in ("vertical",))
     ours, theirs = (child(side, tokens) for side in ("blocks", "matrices"))
-    model = random_qwen3(6, 384)
+    model = random_qwen3(6, 384, vocabulary=8_000)
     ids, spans = sequence(600, 20, model.vocabulary)
     behind, shared = timed(lambda: suppression_effect(model, ids, spans).kl)
     whole, dense = timed(lambda: full_passes(model, ids, spans))
