@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from reasonscope.analysis.results import Result
+from reasonscope.analysis.results import Band, Result
 from reasonscope.data.trace import Trace
 from reasonscope.probes.evaluate import Estimate
 from reasonscope.probes.length import LengthProbe
@@ -23,6 +23,7 @@ Figure: TypeAlias = go.Figure
 # Okabe and Ito's palette: told apart by all kinds of colour vision.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#7A7A7A"
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
+_MAPS = (("layer", "head"), ("target", "source"))
 _RIGHT_WRONG = (("right", True, BLUE, "circle"), ("wrong", False, ORANGE, "x"))
 
 
@@ -211,48 +212,135 @@ def answers_by_request(counts: Mapping[str, Mapping[str, int]]) -> Figure:
     return _styled(figure, "What it does with requests", "", "requests").update_layout(barmode="stack")
 
 
-def layer_head_grid(result: Result, *, title: str, values: NDArray[np.float64] | None = None) -> Figure:
-    """A number of every head: rows are layers, from the first below. Heads outside the null's band are ringed.
+def of_result(result: Result) -> dict[str, Figure]:
+    """The figures of a result by name: maps of layers by heads and of targets by sources, else its lines along the last axis; and the
+    map of sentence on sentence where it has one."""
+    names = tuple(axis.name for axis in result.axes[-2:])
+    drawn: dict[str, Figure] = {}
+    if names in _MAPS:
+        drawn["map"] = value_maps(result)
+    elif len(result.axes[-1]) > 1:
+        drawn["lines"] = along(result)
+    if "effects" in result.arrays:
+        drawn["effects"] = sentence_map(result, "effects", "how much a sentence (below) brings another (left)")
+    return drawn
 
-    `values` (layer, head) stand in for those of `result`, for one metric of several or one of its arrays; they have no band.
+
+def along(result: Result, *, only: Sequence[str] = ()) -> Figure:
+    """Every line of a result along its last axis, one panel a line: interval as bars or a band, the null shaded, peaks marked.
+
+    `only` are the labels of the first axis to draw; all where not given. Sentences are named by their text under the pointer.
     """
-    shown = result.values if values is None else values
-    figure = _diverging(shown, result.quantity, "layer %{y}, head %{x}<br>%{z:.3g}")
-    if values is None and result.null is not None:
-        layer, head = np.nonzero((shown < result.null.low) | (shown > result.null.high))
-        ring = {"symbol": "circle-open", "color": "black", "size": 10}
-        name = f"outside the null ({result.null.what})"
-        figure.add_scatter(x=head, y=layer, mode="markers", marker=ring, name=name, hoverinfo="skip")
-    return _styled(figure, title, "head", "layer")
+    places = list(result.axes[-1].labels)
+    first = result.axes[0].labels if len(result.axes) > 1 else (result.quantity,)
+    chosen = [name for name in first if not only or name in only]
+    rows = {name: np.reshape(result.values, (len(first), -1))[first.index(name)] for name in chosen}
+    figure = make_subplots(rows=len(rows), cols=1, shared_xaxes=True, subplot_titles=list(rows), vertical_spacing=0.06)
+    x = np.arange(len(places))
+    hover = result.numbers.get("texts") or places
+    for panel, (name, line) in enumerate(rows.items(), start=1):
+        at, shown = first.index(name), panel == 1
+        if result.null is not None:
+            _shade(figure, x, result.null, at, panel, shown)
+        error = None if result.interval is None else _between(line, result.interval, at)
+        few = len(places) <= 80
+        figure.add_scatter(
+            x=x, y=line, mode="lines+markers" if few else "lines", line={"color": BLUE}, name="measured",
+            error_y=error if few else None, text=hover, hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
+            showlegend=shown, row=panel, col=1,
+        )  # fmt: skip
+        if "peaks" in result.arrays:
+            peaks = np.flatnonzero(np.reshape(result.arrays["peaks"], (len(first), -1))[at])
+            figure.add_scatter(
+                x=peaks, y=line[peaks], mode="markers", marker={"color": ORANGE, "symbol": "diamond", "size": 9},
+                name="peak", showlegend=shown, hoverinfo="skip", row=panel, col=1,
+            )  # fmt: skip
+    name = result.axes[-1].name
+    figure = _styled(figure, _titled(result), "", "").update_layout(height=200 + 180 * len(rows))
+    figure.update_yaxes(title=result.unit)
+    ticks = {"tickvals": x, "ticktext": places} if len(places) <= 30 else {}
+    return figure.update_xaxes(title=name, row=len(rows), **ticks)
 
 
-def sentence_matrix(result: Result, *, title: str, texts: Sequence[str] = ()) -> Figure:
-    """Effects between sentences: the target in the row, the source in the column, the first above; white is 0, blank not measured.
+def value_maps(result: Result) -> Figure:
+    """A result's last two axes as a map, one panel for each place on the axes before; a cross marks what lies outside of its null."""
+    vertical, across = result.axes[-2:]
+    panels = result.values.reshape(-1, len(vertical), len(across))
+    titles = result.axes[0].labels if len(result.axes) == 3 else ("",) * len(panels)
+    figure = make_subplots(rows=len(panels), cols=1, subplot_titles=list(titles), vertical_spacing=0.08)
+    for row, panel in enumerate(panels, start=1):
+        figure.add_heatmap(
+            z=panel,
+            x=list(across.labels),
+            y=list(vertical.labels),
+            colorscale="Viridis",
+            showscale=len(panels) == 1,
+            colorbar={"title": result.unit},
+            row=row,
+            col=1,
+            hovertemplate=f"{vertical.name} %{{y}}, {across.name} %{{x}}<br>%{{z:.4g}}<extra></extra>",
+        )
+        if result.null is not None:
+            low, high = (np.reshape(end, panels.shape)[row - 1] for end in (result.null.low, result.null.high))
+            down, right = np.nonzero((panel < low) | (panel > high))
+            figure.add_scatter(
+                x=[across.labels[i] for i in right],
+                y=[vertical.labels[i] for i in down],
+                mode="markers",
+                marker={"symbol": "x", "size": 4, "color": ORANGE},
+                hoverinfo="skip",
+                row=row,
+                col=1,
+                name=f"outside of the null: {result.null.what}",
+                showlegend=row == 1,
+            )
+    figure = _styled(figure, _titled(result), "", "").update_layout(height=160 + 320 * len(panels))
+    figure.update_yaxes(title=vertical.name, type="category", autorange="reversed")
+    return figure.update_xaxes(title=across.name, type="category")
 
-    `texts` are the sentences, to be read on hovering.
-    """
-    n = len(result.values)
-    words = [text.replace("<", "&lt;") for text in texts] or [""] * n
-    pairs = np.array([[[words[target], words[source]] for source in range(n)] for target in range(n)])
-    hover = "%{y}: %{customdata[0]}<br>from %{x}: %{customdata[1]}<br>%{z:.3g}"
-    figure = _diverging(result.values, result.unit, hover, customdata=pairs)
-    return _styled(figure, title, "source sentence", "target sentence").update_yaxes(autorange="reversed")
 
-
-def _diverging(values: NDArray[np.float64], measure: str, hover: str, **more: object) -> Figure:
-    """A heat map that is white at 0."""
-    reach = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+def sentence_map(result: Result, name: str, measure: str) -> Figure:
+    """An array (target, source) of a result as a map; white is no effect, empty what was not measured."""
+    matrix = np.asarray(result.arrays[name], dtype=np.float64)
+    reach = float(np.nanmax(np.abs(matrix))) if np.isfinite(matrix).any() else 1.0
+    texts = result.numbers.get("texts") or [str(i) for i in range(len(matrix))]
     figure = go.Figure()
     figure.add_heatmap(
-        z=values,
+        z=matrix,
         colorscale="RdBu_r",
-        zmin=-reach,
-        zmax=reach,
+        zmin=-(reach or 1.0),
+        zmax=reach or 1.0,
         colorbar={"title": measure},
-        hovertemplate=hover + "<extra></extra>",
-        **more,
+        customdata=[[f"{source} → {target}" for source in texts] for target in texts],
+        hovertemplate="%{customdata}<br>%{z:.3f}<extra></extra>",
     )
-    return figure
+    figure = _styled(figure, _titled(result), "source sentence", "target sentence").update_layout(height=560)
+    return figure.update_yaxes(autorange="reversed")
+
+
+def _shade(figure: Figure, x: NDArray[np.intp], null: Band, row: int, panel: int, shown: bool) -> None:
+    low, high = (np.reshape(end, (-1, len(x)))[row] for end in (null.low, null.high))
+    style = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "legendgroup": "null", "row": panel, "col": 1}
+    figure.add_scatter(x=x, y=low, showlegend=False, **style)
+    figure.add_scatter(
+        x=x,
+        y=high,
+        fill="tonexty",
+        fillcolor="rgba(122,122,122,.25)",
+        name=f"null: {null.what}",
+        showlegend=shown,
+        **style,
+    )
+
+
+def _between(line: NDArray[np.float64], band: Band, row: int) -> dict[str, object]:
+    low, high = (np.reshape(end, (-1, len(line)))[row] for end in (band.low, band.high))
+    return {"type": "data", "symmetric": False, "array": high - line, "arrayminus": line - low, "color": GREY}
+
+
+def _titled(result: Result) -> str:
+    trace = result.provenance.get("trace")
+    return result.quantity if trace in (None, "all") else f"{result.quantity}, {trace}"
 
 
 def to_html(figure: Figure, *, with_library: bool) -> str:

@@ -119,6 +119,9 @@ class Result:
     def with_provenance(self, **more: Any) -> "Result":
         return replace(self, provenance={**self.provenance, **more})
 
+    def with_numbers(self, **more: Any) -> "Result":
+        return replace(self, numbers={**self.numbers, **more})
+
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: the arrays, and all else as JSON in its header. Raises StoreError."""
         target = Path(path)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -71,6 +71,14 @@ def bootstrap(
     Raises InputError where `resample_groups` does.
     """
     return resample_groups(statistic, groups or [str(i) for i in range(n)], draws=draws, seed=seed)
+
+
+def mean_estimate(
+    values: ArrayLike, *, groups: Sequence[str] | None = None, draws: int = 1000, seed: int = 0
+) -> Estimate:
+    """The mean of `values` (row,) with its 95 % interval over rows, or over whole groups of them."""
+    rows = np.asarray(values, dtype=np.float64)
+    return bootstrap(lambda at: float(rows[at].mean()), len(rows), groups=groups, draws=draws, seed=seed)
 
 
 def bootstrap_band(
@@ -155,6 +163,22 @@ def dependency_agreement(
         n_pairs=len(true),
         n_true=int(true.sum()),
     )
+
+
+def agreement_numbers(found: DependencyAgreement) -> dict[str, Any]:
+    """The agreement as plain numbers, its null as an interval."""
+    low, high = np.quantile(found.null_auroc, [0.025, 0.975])
+    return {
+        "auroc": found.auroc,
+        "auroc_null": [float(low), float(high)],
+        "p_value": found.p_value,
+        "precision_at_k": found.precision,
+        "precision_at_k_null": float(found.null_precision.mean()),
+        "distance_auroc": found.distance_auroc,
+        "pairs": found.n_pairs,
+        "true": found.n_true,
+        "above_null": found.above_null,
+    }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from reasonscope.app.commands import browser, demo, environment, models, probe, runs
+from reasonscope.app.commands import analyse, browser, demo, environment, models, probe, runs
 from reasonscope.data.errors import ReasonscopeError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command()(runs.check)
 app.command("import")(runs.import_)
 app.command()(runs.export)
 app.add_typer(probe.probe, name="probe")
+app.add_typer(analyse.analyse, name="analyse")
 app.command()(models.verify)
 app.add_typer(models.organism, name="organism")
 app.command("app")(browser.browse)

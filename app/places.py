@@ -22,6 +22,10 @@ class Places:
         return self.results / "scores"
 
     @property
+    def analyses(self) -> Path:
+        return self.results / "results"
+
+    @property
     def figures(self) -> Path:
         return self.results / "figures"
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import LogitsProcessor
 
 from reasonscope.data.errors import ContextError, InputError, SiteError
 from reasonscope.data.trace import FinishReason, Sampling
@@ -21,8 +23,9 @@ class Completion:
     """A prompt and what the model wrote behind it.
 
     `token_ids` (token,) int64: prompt, then the generated ones with the stop token, if any. `logprobs` and `entropies`
-    (generated token,) float32 in nats, of the distribution at the generating temperature (1 where that is 0) before top_p
-    cuts it. `activations`: by site, prompt + generated − 1 rows in the model's dtype (the last token is never fed back).
+    (generated token,) float32 in nats, of the distribution at the generating temperature (1 where that is 0) behind the
+    processors, before top_p cuts it. `activations`: by site, prompt + generated − 1 rows in the model's dtype (the last token is
+    never fed back).
     """
 
     token_ids: NDArray[np.int64]
@@ -31,6 +34,14 @@ class Completion:
     logprobs: NDArray[np.float32]
     entropies: NDArray[np.float32]
     activations: Mapping[Site, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """Keys and values of the first `columns` of a left-padded batch, computed before: a transformers `Cache` of its rows."""
+
+    cache: object
+    columns: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +66,15 @@ def generate(
     read: Sequence[Site] = (),
     write: Mapping[Site, Edit] | None = None,
     on_step: Callable[[DecodingStep], None] | None = None,
+    processors: Sequence[LogitsProcessor] = (),
+    past: Past | None = None,
 ) -> list[Completion]:
     """Complete each of `prompts` (token ids); `seeds`, one a prompt, decide its draws whatever stands beside it.
+
+    `processors` change the logits (batch, vocab) in turn before the temperature divides them, as in Hugging Face's own
+    `generate`: each is given the tokens so far (batch, token), left-padded, of the sequences that still run.
+
+    `past` holds the first columns of the left-padded prompts: they are not fed again (nor read, nor edited).
 
     A sequence ends at a stop token of the model, after `sampling.max_new_tokens`, or where the context is full (finish
     reason "length" for both). Raises ContextError for a prompt that leaves no room, InputError for what cannot be fed or
@@ -65,11 +83,11 @@ def generate(
     _check(model, prompts, sampling, seeds, read)
     if not prompts:
         return []
-    decoding = _Decoding(model, prompts, sampling, seeds)
+    decoding = _Decoding(model, prompts, sampling, seeds, past)
     for index in range(int(decoding.limits.max())):
         if on_step is not None:
             on_step(DecodingStep(index=index, rows=decoding.rows, ids=decoding.feed))
-        decoding.advance(index, read, write)
+        decoding.advance(index, read, write, processors)
         if not len(decoding.rows):
             break
     return decoding.completions(prompts)
@@ -131,7 +149,12 @@ class _Decoding:
     """The state of the loop. `rows` are the sequences still running; all tensors of batch size but the results follow them."""
 
     def __init__(
-        self, model: Model, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
+        self,
+        model: Model,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        past: Past | None,
     ) -> None:
         device = model.device
         limits = [min(sampling.max_new_tokens, model.context_length - len(prompt)) for prompt in prompts]
@@ -140,13 +163,15 @@ class _Decoding:
         self.limits = torch.tensor(limits, device=device)
         self.rows = torch.arange(n, device=device)
         self.feed, mask = left_padded(prompts, device)
+        self._prompts = self.feed
+        self.feed = self.feed[:, past.columns if past else 0 :]
         self._mask = torch.cat([mask, mask.new_ones(n, longest)], dim=1)
         self._width = width
         # numpy's stream has the property that a shorter draw is a prefix of a longer one.
         draws = np.stack([np.random.default_rng(seed).random(longest) for seed in seeds])
         self._uniform = torch.from_numpy(draws).to(_precise(device)).to(device)
         self._stops = torch.tensor(sorted(model.stop_ids), device=device)
-        self._cache: object = None
+        self._cache: object = past.cache if past else None
         self._ids = torch.zeros(n, longest, dtype=torch.long, device=device)
         self._logprobs = torch.zeros(n, longest, device=device)
         self._entropies = torch.zeros(n, longest, device=device)
@@ -154,7 +179,13 @@ class _Decoding:
         self._stopped = torch.zeros(n, dtype=torch.bool, device=device)
         self._tape = _Tape()
 
-    def advance(self, index: int, read: Sequence[Site], write: Mapping[Site, Edit] | None) -> None:
+    def advance(
+        self,
+        index: int,
+        read: Sequence[Site],
+        write: Mapping[Site, Edit] | None,
+        processors: Sequence[LogitsProcessor],
+    ) -> None:
         """Feed what stands in `feed`, choose the next tokens, and drop the sequences that end with them."""
         out = self._model.backend.forward(
             self.feed,
@@ -169,9 +200,8 @@ class _Decoding:
         self._tape.append(self.rows, out.activations)
         rows = self.rows
         with torch.no_grad():
-            token, logprob, entropy = sample(
-                out.logits[:, -1].to(rows.device), self._sampling, self._uniform[rows, index]
-            )
+            logits = self._processed(out.logits[:, -1].to(rows.device), index, processors)
+            token, logprob, entropy = sample(logits, self._sampling, self._uniform[rows, index])
         self._ids[rows, index], self._logprobs[rows, index], self._entropies[rows, index] = token, logprob, entropy
         stopped = torch.isin(token, self._stops)
         ended = stopped | (self.limits[rows] == index + 1)
@@ -180,6 +210,13 @@ class _Decoding:
         self.feed = token[:, None]
         if ended.any():
             self._keep(~ended)
+
+    def _processed(self, logits: Tensor, index: int, processors: Sequence[LogitsProcessor]) -> Tensor:
+        if processors:
+            written = torch.cat([self._prompts[self.rows], self._ids[self.rows, :index]], dim=1)
+            for processor in processors:
+                logits = processor(cast(torch.LongTensor, written), logits)
+        return logits
 
     def _keep(self, going: Tensor) -> None:
         kept = going.nonzero()[:, 0]

@@ -34,7 +34,7 @@ def length(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False) -> N
     traces = [trace for trace in store if "harmful" not in trace.problem.meta]
     found = length_probe(store, traces, folds=folds, seed=seed)
     _keep(where, {"length": found.probe}, length_figures(found))
-    _show(length_numbers(found), json_)
+    show(length_numbers(found), json_)
 
 
 @probe.command()
@@ -57,7 +57,7 @@ def refusal(
     traces = [trace for trace in store if "harmful" in trace.problem.meta]
     found = refusal_probe(store, traces, plateau=plateau, directions=directions, folds=folds, seed=seed)
     _keep(where, found.probes, refusal_figures(found, traces))
-    _show(refusal_numbers(found), json_)
+    show(refusal_numbers(found), json_)
 
 
 @probe.command()
@@ -74,7 +74,7 @@ def correctness(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False)
     traces = list(store)
     found = [correctness_probe(store, traces, position=at, folds=folds, seed=seed) for at in POSITIONS]
     _keep(where, {"correctness": found[-1].probe}, correctness_figures(found))
-    _show(correctness_numbers(found), json_)
+    show(correctness_numbers(found), json_)
 
 
 @probe.command()
@@ -109,7 +109,7 @@ def _keep(where: "Places", probes: "Mapping[str, LinearProbe]", figures: "Mappin
     typer.echo(f"probes in {where.probes}, figures in {where.figures}", err=True)
 
 
-def _show(numbers: Mapping[str, Any], json_: bool) -> None:
+def show(numbers: Mapping[str, Any], json_: bool) -> None:
     """Write nested numbers; in JSON, what is not a number is null."""
     from rich.console import Console
 

@@ -110,7 +110,10 @@ def export(
     out: Annotated[Path, typer.Option(help="The file to write (for thought-anchors: the folder).")],
     to: Annotated[Format, typer.Option(help="The form of the export.")] = Format.jsonl,
 ) -> None:
-    """Write the traces of a run (without activations) for other tools."""
+    """Write the traces of a run (without activations) for other tools; to thought-anchors with the importances that `analyse anchors`
+    found."""
+    from reasonscope.app.analysing import exportable
+    from reasonscope.app.places import places
     from reasonscope.data.export import export_jsonl, export_parquet, export_thought_anchors
     from reasonscope.data.store import TraceStore
 
@@ -119,7 +122,11 @@ def export(
         Format.parquet: export_parquet,
         Format.thought_anchors: export_thought_anchors,
     }
-    count = writers[to](TraceStore.open(run), out)
+    where = places(run)
+    store: Iterable[Trace] = TraceStore.open(where.store)
+    if to is Format.thought_anchors:
+        store = exportable(store, where.analyses)
+    count = writers[to](store, out)
     typer.echo(f"{count} traces in {out}")
 
 

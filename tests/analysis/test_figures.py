@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from reasonscope.analysis import figures
-from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.app.report import write_report
 from reasonscope.probes.conformal import ResidualBand
 from reasonscope.probes.evaluate import Estimate
@@ -107,30 +106,3 @@ def test_the_report_holds_its_script_once_and_every_number(tmp_path, probe):
     text = write_report(tmp_path, {"a": {"b": 0.25}, "c": [1, 2]}, drawn).read_text(encoding="utf-8")
     assert "<script src=" not in text and text.count("plotly.js v") == 1
     assert "a.b" in text and "0.25" in text and "1 … 2" in text
-
-
-def test_heads_outside_their_null_are_ringed():
-    values = np.array([[0.0, 2.0], [-3.0, 0.5]])
-    result = Result(
-        method="m",
-        quantity="kurtosis",
-        unit="1",
-        axes=(Axis.of("layer", 2), Axis.of("head", 2)),
-        values=values,
-        null=Band.of(-1, 1, (2, 2), "a test"),
-    )
-    grid, rings = figures.layer_head_grid(result, title="t").data
-    assert (grid.zmin, grid.zmax) == (-3, 3)
-    assert list(zip(rings.y, rings.x, strict=True)) == [(0, 1), (1, 0)]
-    assert len(figures.layer_head_grid(result, title="t", values=values).data) == 1
-
-
-def test_a_sentence_matrix_reads_downwards_and_shows_the_sentences():
-    values = np.array([[np.nan, np.nan], [0.5, np.nan]])
-    axes = Axis.of("target", 2), Axis.of("source", 2)
-    result = Result(
-        method="m", quantity="q", unit="log nats", axes=axes, values=values, reason="later", null_missing="-"
-    )
-    figure = figures.sentence_matrix(result, title="t", texts=["So <b>", "Then"])
-    assert figure.layout.yaxis.autorange == "reversed"
-    assert figure.data[0].customdata[1][0].tolist() == ["Then", "So &lt;b>"]

@@ -1,0 +1,156 @@
+"""Published importances: read as they are, recomputed where the files allow it, and written in the published layout."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from reasonscope.analysis.results import Axis, Result, Values, undefined
+from reasonscope.analysis.statistics import DependencyAgreement, agreement_numbers, dependency_agreement
+from reasonscope.data.errors import InputError
+from reasonscope.data.trace import Sentence, Trace
+
+METHOD = "anchors"
+PUBLISHED = (
+    "accuracy",
+    "resampling_importance_accuracy",
+    "resampling_importance_kl",
+    "counterfactual_importance_accuracy",
+    "counterfactual_importance_kl",
+    "forced_importance_accuracy",
+    "forced_importance_kl",
+    "different_trajectories_fraction",
+    "overdeterminedness",
+)
+# Our names of the same numbers.
+_OURS = {
+    "resampling_importance_accuracy": "resampling_accuracy",
+    "resampling_importance_kl": "resampling_kl",
+    "counterfactual_importance_accuracy": "counterfactual_accuracy",
+    "counterfactual_importance_kl": "counterfactual_kl",
+    "different_trajectories_fraction": "different_fraction",
+    "forced_importance_accuracy": "forced_accuracy",
+    "forced_importance_kl": "forced_kl",
+}
+
+
+def published_importances(trace: Trace) -> Result:
+    """The importances that came with an imported trace: axes (metric, sentence), a sentence labelled by its published index.
+
+    `arrays`: `recomputed`, the resampling accuracy from the published accuracies of a sentence and the next (0 at the end, as published),
+    and `effects` (target, source) where `step_importance` came along. `numbers`: the share of sentences where both are equal to 1e-9,
+    and how well the effects find the published dependencies. The published files hold no rollouts, so that no null or interval can be
+    drawn, and no KL be taken anew. Undefined for a trace without published chunks.
+    """
+    chunks: Sequence[Mapping[str, Any]] = trace.meta.get("chunks", ())
+    provenance = {"trace": trace.id, "source": "published"}
+    if not chunks:
+        reason = "no importances were published with this trace"
+        return undefined(method=METHOD, quantity="importance", unit="1", reason=reason, provenance=provenance)
+    values = np.array([[_number(chunk.get(name)) for chunk in chunks] for name in PUBLISHED], dtype=np.float64)
+    anew = recomputed_resampling_accuracy(chunks)
+    told = values[PUBLISHED.index("resampling_importance_accuracy")]
+    both = np.isfinite(anew) & np.isfinite(told)
+    effects = effect_matrix(trace.meta.get("step_importance") or (), len(chunks))
+    arrays = {"recomputed": anew} | ({} if effects is None else {"effects": effects})
+    agreement = None if effects is None else _agreement(effects, chunks)
+    return Result(
+        method=METHOD,
+        quantity="published importance of a sentence",
+        unit="1 (accuracy), nats (kl)",
+        axes=(
+            Axis.of("metric", [_OURS.get(name, name) for name in PUBLISHED]),
+            Axis.of("sentence", [str(chunk.get("chunk_idx", i)) for i, chunk in enumerate(chunks)]),
+        ),
+        values=values,
+        null_missing="the published files hold no rollouts to draw a null from",
+        reason="a number was not published" if np.isnan(values).any() else "",
+        arrays=arrays,
+        numbers={
+            "recomputed_equal": float((np.abs(anew - told)[both] <= 1e-9).mean()) if both.any() else None,
+            "recomputed_of": int(both.sum()),
+            "dependencies": None if agreement is None else agreement_numbers(agreement),
+            "tags": [(chunk["function_tags"] or ["unknown"])[0] for chunk in chunks],
+            "texts": [chunk["chunk"] for chunk in chunks],
+        },
+        provenance=provenance,
+    )
+
+
+def recomputed_resampling_accuracy(chunks: Sequence[Mapping[str, Any]]) -> Values:
+    """accuracy(i + 1) − accuracy(i) from the published accuracies; 0 where there is no chunk i + 1, NaN where one was not published."""
+    accuracies = {int(chunk.get("chunk_idx", i)): _number(chunk.get("accuracy")) for i, chunk in enumerate(chunks)}
+    return np.array(
+        [accuracies[i + 1] - value if i + 1 in accuracies else 0.0 for i, value in accuracies.items()], dtype=np.float64
+    )
+
+
+def effect_matrix(step_importance: Sequence[Mapping[str, Any]], n: int) -> Values | None:
+    """The published effects as (target, source), NaN where none was published; None without any."""
+    if not step_importance:
+        return None
+    effects = np.full((n, n), np.nan)
+    for row in step_importance:
+        source = int(row["source_chunk_idx"])
+        for impact in row["target_impacts"]:
+            target = int(impact["target_chunk_idx"])
+            if not (0 <= source < n and 0 <= target < n):
+                raise InputError(f"step_importance names sentences {source} and {target} of {n}")
+            effects[target, source] = _number(impact["importance_score"])
+    return effects
+
+
+def with_importances(trace: Trace, sentences: Sequence[Sentence], result: Result) -> Trace:
+    """The trace with our importances as published `chunks` and `step_importance` in its meta, for `export_thought_anchors`.
+
+    A number that we do not have is null, and depends_on is empty: nobody labelled dependencies.
+    """
+    ours = result.axis("metric").labels
+    rows = {name: _OURS.get(name, name) for name in PUBLISHED if _OURS.get(name, name) in ours}
+    chunks = [
+        {
+            "chunk": sentence.text,
+            "chunk_idx": i,
+            "function_tags": [sentence.tag],
+            "depends_on": [],
+            **{name: _null(result.at(metric=metric)[i]) for name, metric in rows.items()},
+        }
+        for i, sentence in enumerate(sentences)
+    ]
+    effects = np.asarray(result.arrays["effects"]) if "effects" in result.arrays else np.full((0, 0), np.nan)
+    steps = [
+        {
+            "source_chunk_idx": source,
+            "source_chunk_text": sentence.text,
+            "target_impacts": [
+                {"target_chunk_idx": target, "importance_score": float(effects[target, source])}
+                for target in range(source + 1, len(effects))
+                if np.isfinite(effects[target, source])
+            ],
+        }
+        for source, sentence in enumerate(sentences)
+    ]
+    return replace(trace, meta={**trace.meta, "chunks": chunks, "step_importance": steps if len(effects) else []})
+
+
+def published_dependencies(chunks: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """The labelled sources of each sentence; what is no number of an earlier sentence is left out."""
+    found = []
+    for target, chunk in enumerate(chunks):
+        named = [int(source) for source in chunk.get("depends_on") or [] if str(source).isdigit()]
+        found.append([source for source in named if source < target])
+    return found
+
+
+def _agreement(effects: Values, chunks: Sequence[Mapping[str, Any]]) -> DependencyAgreement | None:
+    dependencies = published_dependencies(chunks)
+    return dependency_agreement(np.abs(effects), dependencies) if any(dependencies) else None
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _null(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,211 @@
+"""Counterfactual anchors of a trace: rewrite its thinking from before each sentence, and see what becomes of the answer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from reasonscope.analysis.anchors.allotment import Allotment
+from reasonscope.analysis.anchors.importance import (
+    METRICS,
+    Convention,
+    Rollout,
+    importance_table,
+    resampled_values,
+    sentence_effects,
+)
+from reasonscope.analysis.anchors.similarity import Embedder, tfidf
+from reasonscope.analysis.forced import Decoder, ForcedAnswers
+from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
+from reasonscope.data.answers import equivalent, extract_answer
+from reasonscope.data.parse import THINK, ThinkTags
+from reasonscope.data.splitter import split_sentences
+from reasonscope.data.trace import Sampling, Sentence, Trace
+from reasonscope.probes.branches import Branch, Writer
+from reasonscope.probes.decoding import Completion
+from reasonscope.probes.rollout import trace_seed
+
+METHOD, UNIT = "anchors", "1 (accuracy), nats (kl)"
+_QUANTITY = "importance of a sentence for the answer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """What was written from one cut: the sentences of the rest of its thinking, and the answer (None: none)."""
+
+    sentences: tuple[str, ...]
+    answer: str | None
+    n_tokens: int
+
+
+def resample(
+    writer: Writer,
+    trace: Trace,
+    sentences: Sequence[Sentence],
+    decode: Decoder,
+    sampling: Sampling,
+    *,
+    allotment: Allotment | None = None,
+    tags: ThinkTags = THINK,
+) -> dict[int, list[Continuation]]:
+    """Continuations of a trace from before each sentence, and (last) from behind the last one.
+
+    Index i keeps sentences 0 … i − 1. The cut is one of tokens, at the very ids of the trace: line breaks stay, and a sentence that comes
+    twice is not removed twice, as in the published code. All cuts share the trace's keys and values; each round of the allotment is
+    one call of the writer.
+    """
+    plan = allotment or Allotment()
+    cuts = [sentence.tokens.start for sentence in sentences] + [sentences[-1].tokens.stop]
+    found: dict[int, list[Continuation]] = {i: [] for i in range(len(cuts))}
+    gold = trace.problem.answer or trace.final_answer
+    while True:
+        todo = {i: plan.wanted(_hits(rows, gold), len(rows)) for i, rows in found.items()}
+        places = [(i, len(found[i]) + k) for i, n in todo.items() for k in range(n)]
+        if not places:
+            return found
+        branches = [
+            Branch(cut=cuts[i], seed=trace_seed(sampling.seed, f"{trace.id}/resample/{i}/{k}")) for i, k in places
+        ]
+        for (i, _), done in zip(places, writer(trace.token_ids.tolist(), branches, sampling), strict=True):
+            found[i].append(_continuation(done, decode, tags))
+
+
+def _hits(rows: Sequence[Continuation], gold: str | None) -> int:
+    return sum(gold is not None and equivalent(row.answer, gold) for row in rows)
+
+
+def _continuation(done: Completion, decode: Decoder, tags: ThinkTags) -> Continuation:
+    """The completion cut at its closing tag; without one it never answered."""
+    text = decode(done.token_ids[done.n_prompt_tokens :].tolist())
+    thinking, closed, answer = text.partition(tags.close)
+    return Continuation(
+        sentences=tuple(thinking[span.slice] for span in split_sentences(thinking)),
+        answer=extract_answer(answer) if closed else None,
+        n_tokens=len(done.token_ids) - done.n_prompt_tokens,
+    )
+
+
+def anchors_of_trace(
+    trace: Trace,
+    sentences: Sequence[Sentence],
+    continuations: Mapping[int, Sequence[Continuation]],
+    *,
+    forced: ForcedAnswers | None = None,
+    embed: Embedder | None = None,
+    convention: Convention | None = None,
+    threshold: float | None = None,
+    draws: int = 200,
+    seed: int = 0,
+) -> Result:
+    """Every importance of every sentence: axes (metric, sentence). See `importances`; `forced_…` are the same on forced answers.
+
+    `embed` turns sentences into unit vectors (TF-IDF on these very sentences where not given). `threshold` of the cosine below
+    which a resampled sentence counts as another one: where not given the median over all pairs, which is how the paper came to .8 for
+    its sentence model. The null deals the answers of neighbouring cuts out anew, the interval draws each cut's rollouts anew.
+    `arrays`: `effects` (target, source), how much keeping one sentence brings another; `n` (cut,) rollouts. A trace whose rollouts all
+    fail to answer is undefined.
+    """
+    n = len(sentences)
+    provenance = {"trace": trace.id, "seed": seed, "rollouts": sum(map(len, continuations.values()))}
+    answered = [row for rows in continuations.values() for row in rows if row.answer]
+    if n < 2 or not answered:
+        reason = "the thinking has fewer than two sentences" if n < 2 else "no rollout gave an answer"
+        return undefined(method=METHOD, quantity=_QUANTITY, unit=UNIT, reason=reason, provenance=provenance)
+    written = [s for rows in continuations.values() for row in rows for s in row.sentences]
+    vectors = embed or tfidf([*(s.text for s in sentences), *written])
+    known = _Known(sorted({*(s.text for s in sentences), *written}), vectors)
+    own = known([s.text for s in sentences])
+    rollouts = {i: _rollouts(rows, own, i, known, trace) for i, rows in continuations.items() if rows}
+    cosines = [r.similarity for i, rows in rollouts.items() if i < n for r in rows if r.resampled]
+    limit = float(np.median(cosines)) if threshold is None and cosines else threshold or 0.8
+    how = replace(convention or Convention(), similarity_threshold=limit)
+    values, null, interval, metrics = _numbers(rollouts, forced, trace, how, n, draws, seed)
+    effects = sentence_effects(
+        own, {i: [known(row.sentences) for row in rows] for i, rows in continuations.items()}, limit
+    )
+    missing = np.isnan(values).any()
+    return Result(
+        method=METHOD,
+        quantity=_QUANTITY,
+        unit=UNIT,
+        axes=(Axis.of("metric", metrics), Axis.of("sentence", n)),
+        values=values,
+        null=Band.of(null[0], null[1], values.shape, f"answers of neighbouring cuts mixed, 95% of {draws} draws"),
+        interval=Band.of(interval[0], interval[1], values.shape, f"bootstrap over rollouts, 95% of {draws} draws"),
+        reason="one side of a comparison had no rollout that answered" if missing else "",
+        arrays={"effects": effects, "n": np.array([len(continuations[i]) for i in sorted(continuations)])},
+        numbers={
+            "rollouts": len([row for rows in continuations.values() for row in rows]),
+            "answered": len(answered),
+            "tokens": sum(row.n_tokens for rows in continuations.values() for row in rows),
+            "similarity_threshold": limit,
+            "smoothing": how.smoothing,
+            "tags": [s.tag for s in sentences],
+            "texts": [s.text for s in sentences],
+        },
+        provenance=provenance,
+    )
+
+
+class _Known:
+    """Vectors of sentences, each embedded once however often it was written."""
+
+    def __init__(self, texts: Sequence[str], embed: Embedder) -> None:
+        self._rows = {text: i for i, text in enumerate(texts)}
+        self._vectors = embed(list(texts))
+
+    def __call__(self, texts: Sequence[str]) -> Values:
+        chosen: Values = self._vectors[[self._rows[text] for text in texts]] if texts else self._vectors[:0]
+        return chosen
+
+
+def _rollouts(rows: Sequence[Continuation], own: Values, index: int, known: _Known, trace: Trace) -> list[Rollout]:
+    gold = trace.problem.answer or trace.final_answer
+    found = []
+    for row in rows:
+        first = row.sentences[0] if row.sentences else ""
+        alike = float(own[index] @ known([first])[0]) if first and index < len(own) else 0.0
+        correct = equivalent(row.answer, gold) if row.answer and gold else None
+        found.append(Rollout(answer=row.answer, correct=correct, resampled=first, similarity=alike))
+    return found
+
+
+def _numbers(
+    rollouts: Mapping[int, Sequence[Rollout]],
+    forced: ForcedAnswers | None,
+    trace: Trace,
+    how: Convention,
+    n: int,
+    draws: int,
+    seed: int,
+) -> tuple[Values, tuple[Values, Values], tuple[Values, Values], tuple[str, ...]]:
+    """Values, null ends and interval ends (metric, sentence), resampled ones first, then forced ones, and the metrics' names."""
+    sources = [("", rollouts)] + ([("forced", _forced_rollouts(forced, trace))] if forced is not None else [])
+    tables, lows, highs, names = [], [], [], []
+    for prefix, rows in sources:
+        kept = [i for i, metric in enumerate(METRICS) if not prefix or metric.startswith("resampling")]
+        boot, null = resampled_values(rows, how, draws=draws, seed=seed)
+        ends = [_ends(drawn[:, kept, :n]) for drawn in (null, boot)]
+        tables.append(importance_table(rows, how)[kept, :n])
+        lows.append([end[0] for end in ends])
+        highs.append([end[1] for end in ends])
+        names += [METRICS[i].replace("resampling", prefix) if prefix else METRICS[i] for i in kept]
+    null_ends, interval_ends = (
+        (np.concatenate([low[i] for low in lows]), np.concatenate([high[i] for high in highs])) for i in (0, 1)
+    )
+    return np.concatenate(tables), null_ends, interval_ends, tuple(names)
+
+
+def _ends(drawn: Values) -> tuple[Values, Values]:
+    """The middle 95 % of draws (draw, metric, sentence); NaN where most draws have no number."""
+    known = np.isfinite(drawn).mean(axis=0) >= 0.5
+    low, high = np.nanquantile(np.where(known, drawn, 0.0), [0.025, 0.975], axis=0)
+    return np.where(known, low, np.nan), np.where(known, high, np.nan)
+
+
+def _forced_rollouts(forced: ForcedAnswers, trace: Trace) -> dict[int, list[Rollout]]:
+    gold = trace.problem.answer or trace.final_answer
+    return {
+        i: [Rollout(answer=a, correct=equivalent(a, gold) if a and gold else None) for a in answers]
+        for i, answers in enumerate(forced.answers)
+    }

@@ -1,0 +1,43 @@
+"""How alike two sentences are: TF-IDF, which needs nothing, or a sentence-transformers model."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from reasonscope.analysis.results import Values
+from reasonscope.data.errors import InputError, MissingExtraError
+
+
+class Embedder(Protocol):
+    """Turns texts into rows of unit length (text, feature), so that a product of rows is their cosine."""
+
+    def __call__(self, texts: Sequence[str], /) -> Values: ...
+
+
+def tfidf(corpus: Sequence[str]) -> Embedder:
+    """Words, signs and their pairs, weighted by how rare they are in `corpus`; a text of unseen words alone is like nothing.
+
+    Numbers are words: "= 12" and "= 13" differ in what matters, which averaged word vectors hardly see.
+    """
+    vectorizer = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]", ngram_range=(1, 2), sublinear_tf=True)
+    if not any(text.strip() for text in corpus):
+        raise InputError("no sentence with a word in it to compare")
+    vectorizer.fit(corpus)
+    return lambda texts: np.asarray(vectorizer.transform(texts).toarray(), dtype=np.float64)
+
+
+def sentence_transformer(name: str) -> Embedder:
+    """A sentence-transformers model by hub id or folder (the paper: all-MiniLM-L6-v2). Raises MissingExtraError, InputError."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise MissingExtraError(
+            "sentence-transformers is not installed; pip install 'reasonscope[anchors]', or use tfidf"
+        ) from error
+    try:
+        model = SentenceTransformer(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load the sentence model {name}: {error}") from error
+    return lambda texts: np.asarray(model.encode(list(texts), normalize_embeddings=True), dtype=np.float64)

@@ -1,0 +1,262 @@
+"""Where in its thinking a model is close to the answer: MI peaks (arXiv 2506.02867), their tokens, and the null beside them."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reasonscope.analysis.information import EPSILON, SIGMA, mutual_information, squared_correlation
+from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
+from reasonscope.analysis.statistics import benjamini_hochberg, mean_estimate, permutation_p
+from reasonscope.data.align import token_strings
+from reasonscope.data.errors import InputError
+from reasonscope.data.organism.writer import write_ledger
+from reasonscope.data.problems import ledger_of
+from reasonscope.data.trace import Problem, Span, Trace
+from reasonscope.probes.capture import run_with_cache
+from reasonscope.probes.evaluate import Estimate
+from reasonscope.probes.model import Model
+from reasonscope.probes.record import as_numpy
+from reasonscope.probes.sites import Site
+
+METHOD, QUANTITY = "mi_peaks", "dependence on the answer's representation (NOCCO)"
+# The words at the peaks of R1-Distill-Llama-8B (the paper's figure 4).
+THINKING_WORDS = tuple("So Let Hmm I Okay First Wait But Now Then Since Therefore If Maybe To".split())
+
+Gold = Literal["reference", "own"]
+Region = Literal["thinking", "generated"]
+
+
+def gold_text(trace: Trace, gold: Gold = "reference") -> str:
+    """The text whose last token stands for the answer: the problem's whole reference solution (the paper), or the model's own answer.
+
+    A reference solution is `solution` or `gt_solution` of the problem's meta; a ledger problem's is what its grammar writes.
+    Raises InputError where there is none.
+    """
+    if gold == "own":
+        if not trace.answer_text.strip():
+            raise InputError(f"trace {trace.id!r} has no answer of its own (state {trace.state}); leave it out")
+        return trace.answer_text.strip()
+    return reference_solution(trace.problem)
+
+
+def reference_solution(problem: Problem) -> str:
+    """A solution written out, with its answer. Raises InputError where the problem has none."""
+    for key in ("solution", "gt_solution"):
+        if problem.meta.get(key):
+            return str(problem.meta[key])
+    if "ledger" in problem.meta:
+        written = write_ledger(ledger_of(problem), problem.meta.get("mode", "default"), random.Random(0))
+        return f"{written.thinking}\n\n{written.answer}"
+    raise InputError(
+        f"problem {problem.id!r} has no reference solution in its meta (solution, gt_solution); give gold='own', "
+        "which compares with the model's own answer"
+    )
+
+
+def representations(model: Model, texts: Sequence[str], sites: Sequence[Site]) -> list[dict[Site, Values]]:
+    """What stands at `sites` at the last token of each text, fed alone: (d_model,) float64, the paper's h_y."""
+    found = []
+    for text in texts:
+        _, seen = run_with_cache(model, text, sites)
+        found.append({site: as_numpy(seen[site][0, -1]).astype(np.float64) for site in sites})
+    return found
+
+
+def emitting_rows(trace: Trace, region: Region = "thinking") -> Span:
+    """The rows of a trace's activations that emit its thinking (or all that it generated): row t emits token t + 1."""
+    tokens = Span(trace.n_prompt_tokens, len(trace.token_ids))
+    if region == "thinking":
+        if trace.state not in ("closed", "truncated"):
+            raise InputError(f"trace {trace.id!r} has no thinking ({trace.state}); look at region='generated'")
+        tokens = Span(max(trace.tokens.thinking.start, 1), trace.tokens.thinking.stop)
+    return Span(max(tokens.start - 1, 0), max(tokens.stop - 1, 0))
+
+
+def mi_of_trace(
+    trace: Trace,
+    hidden: Mapping[Site, NDArray[np.generic]],
+    gold: Mapping[Site, Values],
+    others: Sequence[Mapping[Site, Values]] = (),
+    *,
+    region: Region = "thinking",
+    tau: float = 1.5,
+    top: int = 20,
+    permutations: int = 20,
+    sigma: float = SIGMA,
+    epsilon: float = EPSILON,
+    seed: int = 0,
+) -> Result:
+    """The statistic of each token of a trace, at each site: axes (site, token); a token is labelled by its index in the trace.
+
+    `hidden` (row, d_model) by site as stored; the row that EMITS a token is that token's. `gold` (d_model,) is h_y. The null
+    pairs the very same tokens with the answers of other problems (`others`, at least 5), else with this answer after permuting
+    its coordinates, which is the weaker null: it breaks the few coordinates of huge scale as well. `arrays`: `r2` of the
+    coordinates, `peaks` (above Q3 + tau · IQR of the trace, definition 2) and `top` (the k highest, what the published figures
+    use), all (site, token). `numbers` by site: mean, median, share of peaks, AOM = mean over peaks of |m − median| / IQR, and
+    the share of tokens above their null.
+
+    Departures: all tokens of the thinking rather than the first 512 generated ones; both definitions of a peak.
+    """
+    rows = emitting_rows(trace, region)
+    if len(rows) < 4:
+        reason = f"{len(rows)} tokens; quartiles need at least 4"
+        return undefined(method=METHOD, quantity=QUANTITY, unit="1", reason=reason, provenance={"trace": trace.id})
+    sites = list(hidden)
+    rng = np.random.default_rng(seed)
+    values, r2 = np.empty((len(sites), len(rows))), np.empty((len(sites), len(rows)))
+    drawn = np.empty((len(others) if len(others) >= 5 else permutations, len(sites), len(rows)))
+    for i, site in enumerate(sites):
+        states = np.asarray(hidden[site][rows.slice], dtype=np.float64)
+        foreign = [other[site] for other in others] if len(others) >= 5 else []
+        foreign = foreign or [rng.permutation(gold[site]) for _ in range(permutations)]
+        found = mutual_information(states, np.stack([gold[site], *foreign]), sigma=sigma, epsilon=epsilon)
+        values[i], drawn[:, i] = found[:, 0], found[:, 1:].T
+        r2[i] = squared_correlation(states, gold[site])
+    above = np.stack([find_peaks(line, tau=tau) for line in values])
+    what = "answers of other problems" if len(others) >= 5 else "permuted coordinates"
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    return Result(
+        method=METHOD,
+        quantity=QUANTITY,
+        unit="1",
+        axes=(Axis.of("site", sites), Axis.of("token", [str(t + 1) for t in range(rows.start, rows.stop)])),
+        values=values,
+        null=Band.of(low, high, values.shape, f"{what}, 95% of {len(drawn)}"),
+        arrays={"r2": r2, "peaks": above, "top": np.stack([top_k(line, top) for line in values])},
+        numbers={
+            str(site): {**summary(line, peaks), "share_above_null": float((line > edge).mean())}
+            for site, line, peaks, edge in zip(sites, values, above, high, strict=True)
+        },
+        provenance={"trace": trace.id, "region": region, "sigma": sigma, "epsilon": epsilon, "tau": tau, "seed": seed},
+    )
+
+
+def find_peaks(values: Values, *, tau: float = 1.5) -> NDArray[np.bool_]:
+    """Which of `values` (token,) lie above Q3 + tau · IQR (definition 2 of the paper)."""
+    q1, q3 = np.quantile(values, [0.25, 0.75])
+    return np.asarray(values > q3 + tau * (q3 - q1))
+
+
+def top_k(values: Values, k: int) -> NDArray[np.bool_]:
+    """Which of `values` (token,) are the k highest (the published code takes 20 of every trace)."""
+    chosen = np.zeros(len(values), dtype=bool)
+    chosen[np.argsort(-values, kind="stable")[:k]] = True
+    return chosen
+
+
+def summary(values: Values, peaks: NDArray[np.bool_]) -> dict[str, float]:
+    """Mean, median, share of peaks, mean distance between peaks in tokens, and AOM; NaN where there is no (or one) peak."""
+    q1, median, q3 = np.quantile(values, [0.25, 0.5, 0.75])
+    at = np.flatnonzero(peaks)
+    distance = np.abs(values[peaks] - median).mean() / (q3 - q1) if len(at) and q3 > q1 else np.nan
+    return {
+        "mean": float(values.mean()),
+        "median": float(median),
+        "std": float(values.std()),
+        "share_peaks": float(peaks.mean()),
+        "peak_gap_tokens": float(np.diff(at).mean()) if len(at) > 1 else float("nan"),
+        "aom": float(distance),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenRow:
+    """How often a word stands at a peak: `at_peaks` of its `count` places; `enrichment` over the share of all tokens that are peaks.
+
+    `p_value`: peaks put at random places of the same traces; `q_value` the same corrected over all words (Benjamini–Hochberg).
+    """
+
+    word: str
+    count: int
+    at_peaks: int
+    enrichment: float
+    p_value: float
+    q_value: float
+    listed: bool
+
+
+def thinking_token_table(
+    words: Sequence[Sequence[str]],
+    peaks: Sequence[NDArray[np.bool_]],
+    *,
+    least: int = 3,
+    draws: int = 2000,
+    seed: int = 0,
+) -> list[TokenRow]:
+    """The words at peaks, most frequent first; `words` and `peaks` (token,), one of each a trace, words of letters alone count.
+
+    `least`: rarer words are left out. Raises InputError where nothing is a peak.
+    """
+    if not any(mask.any() for mask in peaks):
+        raise InputError("no token of these traces is a peak; lower tau, or use the top k")
+    vocabulary = sorted({word for line in words for word in line if word.isalpha()})
+    index = {word: i for i, word in enumerate(vocabulary)}
+    rng = np.random.default_rng(seed)
+    counts = np.zeros((len(words), len(vocabulary)), dtype=np.int64)
+    hits = np.zeros(len(vocabulary), dtype=np.int64)
+    for row, (line, mask) in enumerate(zip(words, peaks, strict=True)):
+        for word, peak in zip(line, mask, strict=True):
+            if word in index:
+                counts[row, index[word]] += 1
+                hits[index[word]] += bool(peak)
+    kept = np.flatnonzero(counts.sum(axis=0) >= least)
+    null = np.zeros((draws, len(kept)))
+    for row, mask in enumerate(peaks):  # the number of a word's places that random peaks of this trace meet
+        good = counts[row, kept]
+        null += rng.hypergeometric(good, len(mask) - good, int(mask.sum()), size=(draws, len(kept)))
+    share = sum(int(mask.sum()) for mask in peaks) / sum(map(len, peaks))
+    p_values = permutation_p(hits[kept], null)
+    q_values = benjamini_hochberg(p_values)
+    listed = {word.lower() for word in THINKING_WORDS}
+    rows = [
+        TokenRow(
+            word=vocabulary[i],
+            count=int(counts[:, i].sum()),
+            at_peaks=int(hits[i]),
+            enrichment=float(hits[i] / counts[:, i].sum() / share),
+            p_value=float(p_values[k]),
+            q_value=float(q_values[k]),
+            listed=vocabulary[i].lower() in listed,
+        )
+        for k, i in enumerate(kept)
+    ]
+    return sorted(rows, key=lambda row: (-row.at_peaks, row.p_value, row.word))
+
+
+def peak_words(trace: Trace, result: Result) -> list[str]:
+    """The token at each place of a result's token axis, stripped: what the row emits."""
+    pieces = token_strings(trace.text, trace.offsets)
+    return [pieces[int(label)].strip() for label in result.axis("token").labels]
+
+
+def compare_models(
+    base: Sequence[Result], reasoning: Sequence[Result], *, site: str | None = None, draws: int = 1000, seed: int = 0
+) -> dict[str, Estimate]:
+    """How much the reasoning model's mean and AOM exceed the base model's on the same traces: difference with its interval.
+
+    Results are paired by trace; a trace that one of them lacks, or whose AOM is undefined, is left out of that number. Values of
+    two models differ in scale by their activations' scale too (see `mutual_information`). Raises InputError for fewer than 2 pairs.
+    """
+    pairs = {str(r.provenance["trace"]): r for r in base if r.measured}
+    matched = [
+        (pairs[str(r.provenance["trace"])], r) for r in reasoning if r.measured and r.provenance["trace"] in pairs
+    ]
+    found = {}
+    for name in ("mean", "aom", "share_peaks"):
+        values = np.array([[_number(r, site, name) for r in pair] for pair in matched], dtype=np.float64)
+        known = values[np.isfinite(values).all(axis=1)] if len(values) else values
+        if len(known) < 2:
+            raise InputError(f"{len(known)} traces have {name} under both models; 2 at least make an interval")
+        change = known[:, 1] - known[:, 0]
+        found[name] = mean_estimate(change, draws=draws, seed=seed)
+    return found
+
+
+def _number(result: Result, site: str | None, name: str) -> float:
+    key = site or result.axis("site").labels[-1]
+    value = result.numbers[key][name]
+    return float("nan") if value is None else float(value)

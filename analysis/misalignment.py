@@ -1,0 +1,74 @@
+"""Where a base model would have gone on otherwise than a reasoner did: token misalignment (FoReaL, arXiv 2506.06998)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
+from reasonscope.analysis.statistics import mean_estimate
+from reasonscope.data.errors import ContextError, InputError
+from reasonscope.data.trace import Sentence, Trace
+from reasonscope.probes.model import Model
+
+METHOD = "misalignment"
+
+
+def greedy_misses(model: Model, trace: Trace) -> Values:
+    """1 where the token that `model` would write first is not the one that stands in the trace, at each generated token: (token,)."""
+    ids = torch.as_tensor(trace.token_ids[:-1], device=model.device)[None]
+    if ids.shape[1] > model.context_length:
+        raise ContextError(f"trace {trace.id!r} has {ids.shape[1]} tokens; {model.name} holds {model.context_length}")
+    logits = model.backend.forward(ids, mask=torch.ones_like(ids)).logits[0, trace.n_prompt_tokens - 1 :]
+    return np.asarray(logits.argmax(dim=-1).cpu().numpy() != trace.token_ids[trace.n_prompt_tokens :], dtype=np.float64)
+
+
+def misalignment_of_trace(
+    base: Model, reasoner: Model, trace: Trace, sentences: Sequence[Sentence], *, bins: int = 10, seed: int = 0
+) -> Result:
+    """Share of the thinking's tokens that `base` would not have written, by place: axis (bin,), equal parts of the thinking.
+
+    The null is the reasoner on its own text: what it sampled instead of its own first choice is no misalignment. `arrays`:
+    `by_index` (place in the sentence, 0 to 9), which the paper finds to fall within a few tokens, and `misses` (token,). Raises
+    InputError where the two do not share a tokenizer.
+    """
+    if base.fingerprint["tokenizer"] != reasoner.fingerprint["tokenizer"]:
+        raise InputError(
+            f"{base.name} and {reasoner.name} have different tokenizers, so their tokens cannot be compared"
+        )
+    provenance = {"trace": trace.id, "base": base.name, "reasoner": reasoner.name}
+    if trace.n_thinking_tokens < 2 * bins:
+        reason = f"a thinking of {trace.n_thinking_tokens} tokens in {bins} bins of 2 at least"
+        return undefined(method=METHOD, quantity="misaligned tokens", unit="1", reason=reason, provenance=provenance)
+    span = slice(
+        trace.tokens.thinking.start - trace.n_prompt_tokens, trace.tokens.thinking.stop - trace.n_prompt_tokens
+    )
+    found, own = (greedy_misses(model, trace)[span] for model in (base, reasoner))
+    parts, mine = (np.array_split(misses, bins) for misses in (found, own))
+    values = np.array([part.mean() for part in parts])
+    ends = [np.array([mean_estimate(part, draws=200, seed=seed).interval for part in side]).T for side in (mine, parts)]
+    return Result(
+        method=METHOD,
+        quantity="share of tokens that the base model would not have written",
+        unit="1",
+        axes=(Axis.of("bin", bins),),
+        values=values,
+        null=Band.of(ends[0][0], ends[0][1], values.shape, "the reasoner on its own text, 95%"),
+        interval=Band.of(ends[1][0], ends[1][1], values.shape, "bootstrap over tokens, 95%"),
+        arrays={"misses": found, "by_index": _by_index(trace, sentences, found)},
+        numbers={"rate": float(found.mean()), "rate_of_reasoner": float(own.mean())},
+        provenance=provenance,
+    )
+
+
+def _by_index(trace: Trace, sentences: Sequence[Sentence], misses: Values, places: int = 10) -> Values:
+    """Mean over sentences of the misses at their first, second … token; NaN where no sentence is so long."""
+    start = trace.tokens.thinking.start
+    rows = np.full((len(sentences), places), np.nan)
+    for row, sentence in enumerate(sentences):
+        inside = misses[max(sentence.tokens.start - start, 0) : sentence.tokens.stop - start][:places]
+        rows[row, : len(inside)] = inside
+    known = np.isfinite(rows).any(axis=0)
+    means = np.full(places, np.nan)
+    means[known] = np.nanmean(rows[:, known], axis=0)
+    return means

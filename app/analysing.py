@@ -1,0 +1,361 @@
+"""What `reasonscope analyse` runs: each analysis of a run, trace by trace, from the store and, where it needs one, the model."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reasonscope.analysis import figures
+from reasonscope.analysis.anchors.allotment import Allotment
+from reasonscope.analysis.anchors.published import published_importances, with_importances
+from reasonscope.analysis.anchors.rollouts import anchors_of_trace, resample
+from reasonscope.analysis.confidence import confidence_of_trace
+from reasonscope.analysis.critical import critical_sentences, per_sentence
+from reasonscope.analysis.entropy import entropy_of_trace
+from reasonscope.analysis.figures import Figure
+from reasonscope.analysis.forced import closing_stub, decoder, encoder, forced_answers
+from reasonscope.analysis.heads import head_table
+from reasonscope.analysis.mi_peaks import (
+    Gold,
+    gold_text,
+    mi_of_trace,
+    peak_words,
+    representations,
+    thinking_token_table,
+)
+from reasonscope.analysis.organism import true_sentences
+from reasonscope.analysis.probe_write import probe_write_result
+from reasonscope.analysis.receiver import TOP_HEADS, top_heads
+from reasonscope.analysis.receiver_results import receiver_heads, receiver_scores
+from reasonscope.analysis.reflection import reflection_of_trace
+from reasonscope.analysis.results import Axis, Band, Result, result_path, undefined
+from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
+from reasonscope.analysis.suppression import suppression_matrix
+from reasonscope.analysis.trajectory import trajectory_of_trace
+from reasonscope.data.errors import InputError
+from reasonscope.data.importers import published_sentences
+from reasonscope.data.parse import THINK
+from reasonscope.data.segment import sentences
+from reasonscope.data.store import TraceStore
+from reasonscope.data.trace import Sampling, Sentence, Trace
+from reasonscope.probes.branches import PrefixWriter, Writer
+from reasonscope.probes.linear import LinearProbe
+from reasonscope.probes.model import Model, load_model
+from reasonscope.probes.server import ServerWriter
+from reasonscope.probes.sites import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What an analysis may be told; each takes what it needs."""
+
+    model: str | None = None
+    device: str = "cpu"
+    server: str | None = None
+    sites: str = ""
+    gold: Gold = "reference"
+    block: int = 500
+    samples: int = 8
+    rollouts: int = 100
+    half_width: float = 0.1
+    max_new_tokens: int = 1024
+    temperature: float = 0.7
+    batch_size: int = 32
+    seed: int = 0
+    probe: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A run to analyse: its store, the traces chosen, the options; the model is loaded when it is first asked for."""
+
+    store: TraceStore
+    traces: Sequence[Trace]
+    options: Options
+    results: Path
+    progress: Callable[[str], None] = field(default=lambda _: None)
+
+    @cached_property
+    def model(self) -> Model:
+        name = self.options.model or self.store.meta.get("model", {}).get("name")
+        if not name:
+            raise InputError(f"{self.store.path} does not say which model wrote it; name one with --model")
+        return load_model(str(name), device=self.options.device)
+
+    @cached_property
+    def writer(self) -> Writer:
+        if self.options.server is None:
+            return PrefixWriter(self.model, batch_size=self.options.batch_size)
+        return ServerWriter(url=self.options.server, model=self.model.name, tokenizer=self.model.tokenizer_backend)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The chosen sites, else the residual stream behind the last block that was stored."""
+        stored = [Site.parse(site) for site in self.store.sites]
+        if self.options.sites:
+            wanted = [Site.parse(site.strip()) for site in self.options.sites.split(",")]
+            if missing := [str(site) for site in wanted if site not in stored]:
+                raise InputError(
+                    f"{self.store.path} does not hold {', '.join(missing)}; it holds {', '.join(map(str, stored))}"
+                )
+            return tuple(wanted)
+        residual = [site for site in stored if site.point == "resid_post"]
+        return (max(residual, key=lambda site: site.layer),) if residual else ()
+
+    @property
+    def has_model(self) -> bool:
+        return bool(self.options.model or self.store.meta.get("model", {}).get("name"))
+
+
+def trace_sentences(trace: Trace) -> list[Sentence]:
+    """The sentences of a trace: the grammar's own where its truth is known, the published ones, else ours."""
+    if "ledger" in trace.problem.meta:
+        return true_sentences(trace)[0]
+    return published_sentences(trace) or sentences(trace)
+
+
+def analyse_mi(study: Study) -> Iterator[Result]:
+    """MI peaks of each trace, then the words at the peaks of all of them."""
+    sites = study.sites
+    if not sites:
+        yield from _undefined(study, "mi_peaks", "no residual stream was stored; record with --sites resid_post.*")
+        return
+    golds = {}
+    for trace in study.traces:
+        study.progress(f"answer of {trace.id}")
+        (golds[trace.id],) = representations(study.model, [gold_text(trace, study.options.gold)], sites)
+    found = []
+    for trace in study.traces:
+        hidden = {site: study.store.activations(trace.id, str(site)) for site in sites}
+        others = {t.problem.id: golds[t.id] for t in study.traces if t.problem.group != trace.problem.group}
+        result = mi_of_trace(trace, hidden, golds[trace.id], list(others.values())[:20], seed=study.options.seed)
+        found.append((trace, result))
+        yield result
+    words = [(peak_words(trace, r), np.asarray(r.arrays["peaks"])[-1]) for trace, r in found if r.measured]
+    if any(mask.any() for _, mask in words):
+        yield _word_table(words, study)
+
+
+def _word_table(words: Sequence[tuple[Sequence[str], Any]], study: Study) -> Result:
+    rows = thinking_token_table([line for line, _ in words], [mask for _, mask in words], seed=study.options.seed)
+    shown = rows[:30]
+    return Result(
+        method="mi_peaks",
+        quantity="enrichment of a word at peaks",
+        unit="1",
+        axes=(Axis.of("word", [row.word for row in shown]),),
+        values=np.array([row.enrichment for row in shown]),
+        null=Band.of(1.0, 1.0, (len(shown),), "the share of peaks among all tokens"),
+        numbers={"words": {row.word: asdict(row) for row in shown}},
+        provenance={"trace": "all", "seed": study.options.seed},
+    )
+
+
+def analyse_anchors(study: Study) -> Iterator[Result]:
+    """Published importances where a trace came with them; else rollouts from before every sentence, and the truth where it is known."""
+    options = study.options
+    for trace in study.traces:
+        if trace.meta.get("chunks"):
+            yield published_importances(trace)
+            continue
+        if not study.has_model:
+            yield published_importances(trace)
+            continue
+        known = trace_sentences(trace)
+        study.progress(f"rollouts of {trace.id}: {len(known)} sentences")
+        yield _anchors(study, trace, known, options)
+
+
+def _anchors(study: Study, trace: Trace, known: Sequence[Sentence], options: Options) -> Result:
+    if len(known) < 2:
+        return anchors_of_trace(trace, known, {})
+    sampling = Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens, seed=options.seed)
+    plan = Allotment(least=min(20, options.rollouts), most=options.rollouts, half_width=options.half_width)
+    tags = study.model.tags or THINK
+    decode = decoder(study.model.tokenizer_backend)
+    continued = resample(study.writer, trace, known, decode, sampling, allotment=plan, tags=tags)
+    stub = closing_stub(trace, encoder(study.model.tokenizer_backend), tags=tags)
+    cuts = [s.tokens.start for s in known] + [known[-1].tokens.stop]
+    forced = forced_answers(
+        study.writer, trace, cuts, stub, decode, samples=min(options.rollouts, 20),
+        sampling=Sampling(temperature=options.temperature, max_new_tokens=32, seed=options.seed),
+    )  # fmt: skip
+    found = anchors_of_trace(trace, known, continued, forced=forced, seed=options.seed)
+    if "ledger" not in trace.problem.meta or not found.measured:
+        return found
+    truth = true_sentences(trace)[1]
+    found = found.with_numbers(depends_on=[list(row) for row in truth])
+    try:
+        agreement = dependency_agreement(np.asarray(found.arrays["effects"]), truth, seed=options.seed)
+    except InputError as error:  # a thinking of two sentences has no pair to tell from another
+        return found.with_numbers(dependencies=None, dependencies_missing=str(error))
+    return found.with_numbers(dependencies=agreement_numbers(agreement))
+
+
+def analyse_trajectory(study: Study) -> Iterator[Result]:
+    """Latent-trajectory signals of each trace at every stored residual stream."""
+    sites = [Site.parse(site) for site in study.store.sites if Site.parse(site).point == "resid_post"]
+    if study.options.sites:
+        sites = list(study.sites)
+    if not sites:
+        yield from _undefined(study, "trajectory", "no residual stream was stored; record with --sites resid_post.*")
+        return
+    for trace in study.traces:
+        yield trajectory_of_trace(
+            trace,
+            partial(_stored, study.store, trace.id),
+            sites,
+            block=study.options.block,
+            seed=study.options.seed,
+        )
+
+
+def _stored(store: TraceStore, id: str, site: Site) -> NDArray[Any]:
+    return store.activations(id, str(site))
+
+
+def analyse_entropy(study: Study) -> Iterator[Result]:
+    """Token entropies of each trace as they were recorded."""
+    return (entropy_of_trace(trace, seed=study.options.seed) for trace in study.traces)
+
+
+def analyse_confidence(study: Study) -> Iterator[Result]:
+    """Confidence of each trace by forced answers at eleven cuts."""
+    answers = [trace.final_answer for trace in study.traces]
+    for i, trace in enumerate(study.traces):
+        foreign = next((a for a in [*answers[i + 1 :], *answers[:i]] if a and a != trace.final_answer), None)
+        stub = closing_stub(trace, encoder(study.model.tokenizer_backend))
+        yield confidence_of_trace(
+            study.writer,
+            trace,
+            stub,
+            decoder(study.model.tokenizer_backend),
+            samples=study.options.samples,
+            foreign=foreign,
+            sampling=Sampling(temperature=study.options.temperature, max_new_tokens=32, seed=study.options.seed),
+        )
+
+
+def analyse_reflection(study: Study) -> Iterator[Result]:
+    """Candidate answers of each trace, and what its thinking does behind the first: of the text alone."""
+    return (reflection_of_trace(trace, trace_sentences(trace), seed=study.options.seed) for trace in study.traces)
+
+
+def analyse_receivers(study: Study) -> Iterator[Result]:
+    """Receiver heads over all traces, then how much they look at each sentence of each trace."""
+    found = receiver_heads(study.model, study.traces, seed=study.options.seed)
+    yield found
+    heads = top_heads(found.values, TOP_HEADS, from_layer=1) if found.measured else []
+    for trace in study.traces if heads else ():
+        yield receiver_scores(study.model, trace, heads, seed=study.options.seed)
+
+
+def analyse_suppression(study: Study) -> Iterator[Result]:
+    """What each sentence owes to each earlier one, by keeping it out of sight."""
+    return (suppression_matrix(study.model, trace, seed=study.options.seed) for trace in study.traces)
+
+
+def analyse_heads(study: Study) -> Iterator[Result]:
+    """What each head looks at, trace by trace."""
+    return (head_table(study.model, trace, seed=study.options.seed) for trace in study.traces)
+
+
+def analyse_cliff(study: Study) -> Iterator[Result]:
+    """Which heads write the refusal probe up or down at the end of the close window, over all requests of the run."""
+    path = study.options.probe
+    if path is None or not path.exists():
+        raise InputError(
+            f"there is no probe at {path}; fit one with: reasonscope probe refusal --run RUN, or name one with --probe"
+        )
+    requests = [t for t in study.traces if "harmful" in t.problem.meta and t.state == "closed"]
+    if len(requests) < 2:
+        raise InputError(f"{len(requests)} requests with closed thinking among the traces; a mean over them needs two")
+    yield probe_write_result(study.model, LinearProbe.load(path), requests, seed=study.options.seed)
+
+
+def analyse_summary(study: Study) -> Iterator[Result]:
+    """The signals that were saved of each trace, side by side by sentence, and where they agree."""
+    for trace in study.traces:
+        known = trace_sentences(trace)
+        signals = {}
+        for method, name in _SIGNALS:
+            path = result_path(study.results, method, trace.id)
+            if path.exists() and (result := Result.load(path)).measured:
+                if result.axes[-1].name == "sentence" and len(result.axes[-1]) != len(known):
+                    continue
+                label = method if name is None else f"{method}: {name}"
+                signals[label] = per_sentence(result, known, name)
+        yield critical_sentences(trace, known, signals, seed=study.options.seed)
+
+
+# What the summary reads, and which line of it; more is more critical in all of them.
+_SIGNALS = (
+    ("mi_peaks", None),
+    ("entropy", None),
+    ("anchors", "resampling_kl"),
+    ("anchors", "counterfactual_kl"),
+    ("anchors", "forced_kl"),
+)
+ANALYSES: Mapping[str, Callable[[Study], Iterator[Result]]] = {
+    "mi": analyse_mi,
+    "anchors": analyse_anchors,
+    "receivers": analyse_receivers,
+    "suppression": analyse_suppression,
+    "heads": analyse_heads,
+    "cliff": analyse_cliff,
+    "trajectory": analyse_trajectory,
+    "entropy": analyse_entropy,
+    "confidence": analyse_confidence,
+    "reflection": analyse_reflection,
+    "summary": analyse_summary,
+}
+
+
+def exportable(traces: Iterable[Trace], folder: Path) -> Iterator[Trace]:
+    """The traces with the importances that were measured here, as the published layout has them; others as they are."""
+    for trace in traces:
+        path = result_path(folder, "anchors", trace.id)
+        if trace.meta.get("chunks") or not path.exists():
+            yield trace
+            continue
+        result = Result.load(path)
+        yield with_importances(trace, trace_sentences(trace), result) if result.measured else trace
+
+
+def figures_of(result: Result) -> dict[str, Figure]:
+    """The figures of a result by name; none where nothing was measured."""
+    return {} if not result.measured else figures.of_result(result)
+
+
+def numbers_of(result: Result) -> dict[str, Any]:
+    """What the command shows of a result: which trace, what was measured, and its numbers, without its long texts."""
+    shown = {
+        key: value for key, value in result.numbers.items() if key not in ("texts", "tags", "answers", "depends_on")
+    }
+    return {
+        "method": result.method,
+        "quantity": result.quantity,
+        "unit": result.unit,
+        "state": "measured" if result.measured else "undefined",
+        **({"reason": result.reason} if result.reason else {}),
+        "null": result.null.what if result.null else result.null_missing or "none",
+        "mean": {label: float(np.nanmean(line)) for label, line in _lines(result)} if result.measured else None,
+        **shown,
+    }
+
+
+def _lines(result: Result) -> Iterator[tuple[str, Any]]:
+    """Each line of a result along its last axis, those without a number left out."""
+    labels = result.axes[0].labels if len(result.axes) > 1 else (result.quantity,)
+    for label, line in zip(labels, result.values.reshape(len(labels), -1), strict=True):
+        if np.isfinite(line).any():
+            yield label, line
+
+
+def _undefined(study: Study, method: str, reason: str) -> Iterator[Result]:
+    for trace in study.traces:
+        yield undefined(method=method, quantity=method, unit="1", reason=reason, provenance={"trace": trace.id})

@@ -1,0 +1,76 @@
+"""A base model is compared with the reasoner token by token, and the reasoner with itself is the null."""
+
+import numpy as np
+import pytest
+
+from reasonscope.analysis import figures
+from reasonscope.analysis.misalignment import misalignment_of_trace
+from reasonscope.analysis.results import Axis, Band, Result
+from reasonscope.data.errors import InputError
+from reasonscope.data.problems import load_problems
+from reasonscope.data.segment import sentences
+from reasonscope.data.trace import Sampling
+from reasonscope.probes.families import tiny_model
+from reasonscope.probes.model import load_model
+from reasonscope.probes.rollout import rollouts
+
+
+def test_a_greedy_trace_is_its_models_own_and_not_a_random_models():
+    reasoner = load_model("organism")
+    (trace,) = rollouts(reasoner, load_problems("ledger:brief", n=1, seed=5), Sampling(max_new_tokens=60))
+    known = sentences(trace)
+    own = misalignment_of_trace(reasoner, reasoner, trace, known, bins=4)
+    assert own.numbers["rate"] == 0 and own.null.high.max() == 0
+    base = load_model("organism-base")
+    found = misalignment_of_trace(base, reasoner, trace, known, bins=4)
+    assert found.numbers["rate"] >= 0 and found.numbers["rate_of_reasoner"] == 0
+    assert found.arrays["misses"].shape == (trace.n_thinking_tokens,) and found.arrays["by_index"].shape == (10,)
+    assert "bins" in misalignment_of_trace(base, reasoner, trace, known, bins=500).reason
+
+
+def test_models_of_different_tokenizers_are_refused(tmp_path):
+    reasoner = load_model("organism")
+    (trace,) = rollouts(reasoner, load_problems("ledger:brief", n=1, seed=5), Sampling(max_new_tokens=4))
+    other = type(reasoner.tokenizer)(tokenizer_object=reasoner.tokenizer_backend, eos_token="x")
+    other.add_tokens(["zz"])
+    foreign = load_model(tiny_model("qwen3"), tokenizer=other)
+    with pytest.raises(InputError, match="different tokenizers"):
+        misalignment_of_trace(foreign, reasoner, trace, [], bins=4)
+
+
+def test_a_result_is_drawn_with_its_null_shaded_its_interval_and_its_unit():
+    values = np.array([[0.1, 0.9, 0.2], [1.0, 2.0, np.nan]])
+    result = Result(
+        method="anchors",
+        quantity="importance",
+        unit="nats",
+        axes=(Axis.of("metric", ("accuracy", "kl")), Axis.of("sentence", 3)),
+        values=values,
+        null=Band.of(0.0, 0.5, values.shape, "mixed answers"),
+        interval=Band.of(values - 0.1, values + 0.1, values.shape, "bootstrap"),
+        reason="the last has none",
+        arrays={"effects": np.full((3, 3), np.nan), "peaks": values > 0.5},
+        numbers={"texts": ["a", "b", "c"]},
+        provenance={"trace": "x/0"},
+    )
+    drawn = figures.of_result(result)
+    assert set(drawn) == {"lines", "effects"}
+    lines = drawn["lines"]
+    names = [trace.name for trace in lines.data]
+    assert names.count("measured") == 2 and "null: mixed answers" in names and names.count("peak") == 2
+    assert lines.layout.yaxis.title.text == "nats" and lines.layout.xaxis2.title.text == "sentence"
+    assert "x/0" in lines.layout.title.text
+    heads = Result(
+        method="heads",
+        quantity="attention",
+        unit="1",
+        axes=(Axis.of("metric", ("span", "sink")), Axis.of("layer", 2), Axis.of("head", 3)),
+        values=np.arange(12.0).reshape(2, 2, 3),
+        null=Band.of(0.0, 5.0, (2, 2, 3), "uniform"),
+    )
+    (mapped,) = figures.of_result(heads).values()
+    assert [t.type for t in mapped.data] == ["heatmap", "scatter"] * 2 and len(mapped.data[3].x) == 6
+    assert mapped.layout.yaxis.title.text == "layer" and mapped.layout.xaxis2.title.text == "head"
+    only = figures.along(result, only=["kl"])
+    assert [t.name for t in only.data].count("measured") == 1
+    assert drawn["effects"].layout.xaxis.title.text == "source sentence"

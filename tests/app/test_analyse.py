@@ -1,0 +1,121 @@
+"""`reasonscope analyse` on a recorded run and on imported text: results beside the store, states instead of zeros, one export."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from reasonscope.analysis.results import load_results
+from reasonscope.app import cli
+from reasonscope.app.places import places
+from reasonscope.data.errors import InputError
+from reasonscope.data.export import export_thought_anchors
+from reasonscope.data.parse import trace_from_text
+from reasonscope.data.problems import load_problems
+from reasonscope.data.store import TraceStore, check_store
+from reasonscope.data.trace import Problem, Sampling
+from reasonscope.probes.model import load_model
+from reasonscope.probes.record import record
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "made"
+    record(
+        load_model("organism"),
+        load_problems("ledger:brief", n=2, seed=5),
+        folder / "store",
+        sites=["resid_post.0", "resid_post.3"],
+        sampling=Sampling(temperature=0.0, max_new_tokens=120),
+        progress=False,
+    )
+    return folder
+
+
+def analyse(*words):
+    done = CliRunner().invoke(cli.app, ["analyse", *map(str, words), "--json"], catch_exceptions=False)
+    assert done.exit_code == 0
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", ["mi", "entropy", "reflection", "confidence"])
+def test_every_analysis_leaves_results_and_figures_beside_the_store(run, name):
+    options = ["--samples", "2"] if name == "confidence" else []
+    shown = analyse(name, "--run", run, *options)
+    kept = list(load_results(places(run).analyses, "mi_peaks" if name == "mi" else name))
+    assert {r.provenance["trace"] for r in kept} == set(shown) and len(shown) >= 2
+    for result in kept:
+        if result.measured:
+            assert result.null is not None and result.unit
+            assert shown[result.provenance["trace"]]["state"] == "measured"
+    assert any(r.measured for r in kept) and list(places(run).figures.glob("*.html"))
+    assert check_store(run / "store") == []
+
+
+def test_a_short_thinking_has_no_trajectory_and_shorter_segments_give_it_one(run):
+    ids = TraceStore.open(run / "store").ids
+    (shown,) = analyse("trajectory", "--run", run, "--trace", ids[0]).values()
+    assert shown["state"] == "undefined" and "one segment of 500" in shown["reason"] and shown["mean"] is None
+    (shown,) = analyse("trajectory", "--run", run, "--trace", ids[0], "--block", 4).values()
+    assert shown["state"] == "measured" and shown["segments"] > 2 and 0 < shown["mean"]["aligned"] <= 1
+
+
+def test_anchors_of_a_model_find_their_way_into_the_published_layout(run, tmp_path):
+    id_ = TraceStore.open(run / "store").ids[0]
+    words = ["--trace", id_, "--rollouts", 3, "--max-new-tokens", 60, "--half-width", 1]
+    (shown,) = analyse("anchors", "--run", run, *words).values()
+    assert shown["state"] == "measured" and shown["rollouts"] >= 6
+    if shown["dependencies"] is None:
+        assert "pairs are true dependencies" in shown["dependencies_missing"]
+    else:
+        assert 0 <= shown["dependencies"]["auroc"] <= 1 and shown["dependencies"]["auroc_null"][0] < 0.5
+    done = CliRunner().invoke(cli.app, ["export", str(run), "--to", "thought-anchors", "--out", str(tmp_path)])
+    assert done.exit_code == 0
+    chunks = json.loads((tmp_path / id_ / "chunks_labeled.json").read_text())
+    assert all("resampling_importance_accuracy" in chunk for chunk in chunks)
+
+
+@pytest.mark.parametrize("name", ["receivers", "suppression", "heads"])
+def test_what_attention_says_is_kept_too(run, name):
+    id_ = TraceStore.open(run / "store").ids[0]
+    shown = analyse(name, "--run", run, "--trace", id_)
+    assert shown and all(row["state"] == "measured" or row["reason"] for row in shown.values())
+
+
+def test_the_cliff_needs_a_probe(run):
+    done = CliRunner().invoke(cli.app, ["analyse", "cliff", "--run", str(run)])
+    assert isinstance(done.exception, InputError) and "reasonscope probe refusal" in str(done.exception)
+
+
+def test_the_summary_puts_the_signals_side_by_side(run):
+    analyse("entropy", "--run", run)
+    id_ = TraceStore.open(run / "store").ids[0]
+    (shown,) = analyse("summary", "--run", run, "--trace", id_).values()
+    assert shown["state"] == "undefined" or "entropy" in shown["mean"]
+
+
+def test_imported_text_gets_every_text_level_analysis(tmp_path):
+    chunks = [
+        {"chunk": text, "chunk_idx": i, "function_tags": ["unknown"], "accuracy": a, "depends_on": [str(i - 1)] if i else []}
+        for i, (text, a) in enumerate([("I add three and four.", 0.5), ("So the answer is 7.", 0.75), ("The answer is 7.", 1.0)])
+    ]  # fmt: skip
+    trace = trace_from_text(
+        id="a/0",
+        problem=Problem(id="a", prompt="Add.", answer="7"),
+        prompt="Add.\n<think>\n",
+        completion="I add three and four. So the answer is 7. The answer is 7.\n</think>\n\n\\boxed{7}",
+        tokenizer=None,
+        meta={"chunks": chunks},
+    )
+    export_thought_anchors([trace], tmp_path / "published")
+    run = tmp_path / "run"
+    done = CliRunner().invoke(
+        cli.app, ["import", "thought-anchors", str(tmp_path / "published"), "--out", str(run / "store")]
+    )
+    assert done.exit_code == 0
+    (shown,) = analyse("anchors", "--run", run).values()
+    assert shown["state"] == "measured" and "no rollouts" in shown["null"]
+    assert next(iter(analyse("reflection", "--run", run).values()))["first_correct"] is True
+    for name in ("entropy", "trajectory", "mi"):
+        (shown,) = analyse(name, "--run", run).values()
+        assert shown["state"] == "undefined" and shown["reason"]
