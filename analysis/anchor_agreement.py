@@ -5,29 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from reasonscope.analysis.organism import truths
+from reasonscope.analysis.organism import true_sentences
 from reasonscope.analysis.receiver import kurtosis, nan_mean, top_heads, vertical_scores
 from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.analysis.sentence_attention import SentenceAttention, sentence_attention
 from reasonscope.analysis.statistics import DependencyAgreement, dependency_agreement
 from reasonscope.analysis.suppression import normalised, suppression_effect
 from reasonscope.data.errors import InputError
-from reasonscope.data.segment import sentences_at
-from reasonscope.data.trace import Sentence, Span, Trace
+from reasonscope.data.trace import Trace
 from reasonscope.probes.model import Model
 
 Values = NDArray[np.float64]
 
 METHODS = ("receiver", "all heads", "suppression")
 METRICS = ("auroc", "precision", "auroc of nearness")
-
-
-def true_sentences(trace: Trace) -> tuple[list[Sentence], list[tuple[int, ...]]]:
-    """The sentences of a trace about a ledger, and of each the earlier ones that it truly depends on."""
-    known, base = truths(trace), trace.chars.thinking.start
-    spans = [Span(base + truth.chars.start, base + truth.chars.stop) for truth in known]
-    tags = [truth.tag or "unknown" for truth in known]
-    return sentences_at(trace, spans, tags), [truth.depends_on for truth in known]
 
 
 def attention_agreement(

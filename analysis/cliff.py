@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +81,7 @@ def cliff_heads(
     Departures from the released code: nothing is rescaled behind an ablation; benign refusal and accuracy stand beside; means and draws
     are taken from `traces`. A state where no trace fell, and where the model has too few other heads an InputError.
     """
-    common = {"method": "cliff", "quantity": "share of answers", "unit": "1"}
+    common: dict[str, Any] = {"method": "cliff", "quantity": "share of answers", "unit": "1"}
     provenance = {"probe": str(probe.site), "share": share, "how": how, "draws": draws, "seed": seed}
     down = fallen(traces)
     if not down:
@@ -102,10 +103,7 @@ def cliff_heads(
     values = np.array([[one.mean() for one in arm] for arm in arms.values()])
     low, high = np.quantile(random, [0.025, 0.975], axis=0)
     change, by_chance = np.abs(values[1] - values[0]), np.abs(random - values[0])
-    bands = [
-        [bootstrap_band(lambda rows, one=one: one[rows].mean(), len(one), seed=seed) for one in arm]
-        for arm in arms.values()
-    ]
+    bands = [[_interval(one, seed) for one in arm] for arm in arms.values()]
     return Result(
         **common,
         axes=(Axis.of("arm", arms), Axis.of("metric", METRICS)),
@@ -134,3 +132,7 @@ def outcomes(model: Model, trial: Trial, write: Mapping[Site, Edit]) -> list[Val
     refused = np.array([behaviour(trace) == "refused" for trace in traces[:second]], dtype=np.float64)
     right = np.array([bool(trace.correct) for trace in traces[second:]], dtype=np.float64)
     return [refused[:first], refused[first:], right]
+
+
+def _interval(answers: Values, seed: int) -> Band:
+    return bootstrap_band(lambda rows: np.asarray(answers[rows].mean()), len(answers), seed=seed)

@@ -46,7 +46,7 @@ class EdgeScores:
             if name.startswith("head "):
                 layer, index = map(int, name.removeprefix("head ").split("."))
                 found[layer, index] = np.abs(row).sum()
-        return found / max(found.sum(), np.finfo(float).tiny)
+        return np.asarray(found / max(found.sum(), np.finfo(float).tiny))
 
 
 def edge_scores(model: Model, clean: Sequence[int], corrupted: Sequence[int], *, steps: int = STEPS) -> EdgeScores:
@@ -162,7 +162,7 @@ class _Parts:
             )
         self._model = model
         layers = range(model.n_layers)
-        self._stream = [Site(point, layer) for layer in layers for point in ("resid_pre", "attn_out")]  # type: ignore[arg-type]
+        self._stream = [Site(point, layer) for layer in layers for point in ("resid_pre", "attn_out")]
         self._stream.append(Site("resid_post", model.n_layers - 1))
 
     def at(self, ids: Sequence[int]) -> _Pass:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -166,7 +167,11 @@ def head_table(model: Model, trace: Trace, *, seed: int = 0) -> Result:
     `arrays` hold `waad` and `fai` (token,) over these sets, and `thinking` the first and last token they belong to. A state, with its
     reason, for a trace without thinking. Raises InputError, ContextError.
     """
-    common = {"method": "heads", "quantity": "what each head looks at", "unit": "tokens, or shares of attention"}
+    common: dict[str, Any] = {
+        "method": "heads",
+        "quantity": "what each head looks at",
+        "unit": "tokens, or shares of attention",
+    }
     provenance = {"trace": trace.id, "seed": seed, "window": WINDOW, "horizon": HORIZON, "share": SHARE}
     rows = trace.tokens.thinking
     if not len(rows):

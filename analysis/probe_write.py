@@ -189,7 +189,8 @@ def _post_norm(model: Model, seen: Mapping[Site, Tensor], layer: int, written: T
     with torch.no_grad():  # 1e3: large enough that the norm's epsilon vanishes beside it
         gain = norm(torch.full_like(weight, 1e3)).double().cpu()
     whole = gain * (written.sum(dim=0) if bias is None else written.sum(dim=0) + bias.detach().double().cpu())
-    return gain * (seen[Site("attn_out", layer)] @ whole) / (whole @ whole)
+    factor: Tensor = gain * (seen[Site("attn_out", layer)] @ whole) / (whole @ whole)
+    return factor
 
 
 def _of_trace(model: Model, probe: LinearProbe, trace: Trace, row: int, last: int) -> dict[str, Values]:

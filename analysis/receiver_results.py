@@ -1,6 +1,7 @@
 """Receiver heads of a model over traces, and the sentences of a trace that they look at, each beside what chance gives."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,17 +52,21 @@ def receiver_heads(
     Departures from arXiv 2506.19143's code: depth control on, layer 0 out of the choice, a sentence that holds token 0 left out.
     Traces of too few sentences for a kurtosis are left out and counted; a state where none is left. Raises InputError, ContextError.
     """
-    common = {"method": "receivers", "quantity": "kurtosis of vertical scores", "unit": "1"}
+    common: dict[str, Any] = {"method": "receivers", "quantity": "kurtosis of vertical scores", "unit": "1"}
     provenance = {"traces": [trace.id for trace in traces], "proximity": proximity, "depth_control": depth_control}
     peaked, uniform, sinks = [], [], []
     for trace in traces:
         read = _read(model, trace, splitter)
         if read is None or len(read.spans) < proximity + 3:
             continue
-        options = {"proximity": proximity, "depth_control": depth_control, "exclude": sink_sentences(read)}
-        peaked.append(kurtosis(vertical_scores(read.matrix, **options)))  # type: ignore[arg-type]
+        options: dict[str, Any] = {
+            "proximity": proximity,
+            "depth_control": depth_control,
+            "exclude": sink_sentences(read),
+        }
+        peaked.append(kurtosis(vertical_scores(read.matrix, **options)))
         flat = uniform_attention(read.spans, read.n_tokens)
-        uniform.append(float(kurtosis(vertical_scores(flat, **options))))  # type: ignore[arg-type]
+        uniform.append(float(kurtosis(vertical_scores(flat, **options))))
         sinks.append(read.sink)
     if not peaked:
         reason = f"none of {len(traces)} traces thinks in {proximity + 3} sentences or more, which a kurtosis needs"
@@ -104,7 +109,11 @@ def receiver_scores(
     (sentence, sentence), mean attention between sentences in these heads. The last `proximity` sentences have no score. A state for a
     trace of fewer sentences. Raises InputError, ContextError.
     """
-    common = {"method": "receiver_scores", "quantity": "mean vertical score over receiver heads", "unit": "1"}
+    common: dict[str, Any] = {
+        "method": "receiver_scores",
+        "quantity": "mean vertical score over receiver heads",
+        "unit": "1",
+    }
     provenance = {
         "trace": trace.id,
         "heads": [str(head) for head in heads],
