@@ -1,26 +1,26 @@
 """Refusal-cliff heads: heads that write against refusal where thinking ends, and what the model does without them (arXiv 2510.06036)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reasonscope.analysis.head_edits import How, head_states, random_heads, without_heads
+from reasonscope.analysis.head_edits import head_states, random_heads, without_heads
 from reasonscope.analysis.probe_write import probe_writes
 from reasonscope.analysis.receiver import Head
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import bootstrap_band
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Problem, Sampling, Trace
-from reasonscope.probes.backends.base import Edit
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.model import Model
 from reasonscope.probes.refusal import behaviour, cell
 from reasonscope.probes.rollout import rollouts
-from reasonscope.probes.sites import Site
 from reasonscope.probes.trajectory import has_cliff
+from reasonscope.steering.ablation import How
+from reasonscope.steering.apply import Intervention
 
 Values = NDArray[np.float64]
 
@@ -94,7 +94,7 @@ def cliff_heads(
     bank = None if how == "zero" else head_states(model, traces)
 
     def answers(taken: Sequence[Head]) -> list[Values]:
-        return outcomes(model, trial, without_heads(taken, how=how, bank=bank, seed=seed) if taken else {})
+        return outcomes(model, trial, without_heads(model, taken, how=how, bank=bank, seed=seed) if taken else None)
 
     arms = {"untouched": answers(()), "ablated": answers(heads)}
     random = np.array(
@@ -124,10 +124,12 @@ def cliff_heads(
     )
 
 
-def outcomes(model: Model, trial: Trial, write: Mapping[Site, Edit]) -> list[Values]:
-    """Of each of `METRICS`, 1 or 0 for each problem of `trial` that the model answers under `write`; an unclear answer is no refusal."""
+def outcomes(model: Model, trial: Trial, done: Intervention | None) -> list[Values]:
+    """Of each of `METRICS`, 1 or 0 for each problem of `trial` that the model answers under what is `done` to it; an unclear answer is
+    no refusal."""
     asked = [*trial.harmful, *trial.benign, *trial.solved]
-    traces = rollouts(model, asked, trial.sampling, write=write)
+    edits = {} if done is None else {"write": done.edits, "on_step": done.on_step}
+    traces = rollouts(model, asked, trial.sampling, batch_size=64, **edits)  # type: ignore[arg-type]  # both or neither
     first, second = len(trial.harmful), len(trial.harmful) + len(trial.benign)
     refused = np.array([behaviour(trace) == "refused" for trace in traces[:second]], dtype=np.float64)
     right = np.array([bool(trace.correct) for trace in traces[second:]], dtype=np.float64)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.data.errors import InputError
+from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.backends.base import Edit, Positions, gradients
+from reasonscope.probes.decoding import generate
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
 
@@ -89,6 +91,28 @@ def edge_scores(model: Model, clean: Sequence[int], corrupted: Sequence[int], *,
         loss=float(loss),
         completeness=float(scores[0].sum()) / -float(loss),  # L is 0 at the clean end
     )
+
+
+def opening_pairs(
+    base: Model, reasoner: Model, problems: Sequence[Problem], *, tokens: int = 16
+) -> list[tuple[list[int], list[int]]]:
+    """Clean and corrupted sequences for `emergent_heads`: each prompt with what the reasoner opens with, and with what its base does.
+
+    Both write up to `tokens` greedily behind the reasoner's prompt and are cut to the shorter one. A pair without a difference is left
+    out. Departure: the paper turns the roles round for the base, so that its two circuits answer different questions; here the same
+    pairs go through both. Raises InputError where no pair is left.
+    """
+    prompts = [reasoner.encode_prompt(problem) for problem in problems]
+    sampling = Sampling(temperature=0.0, max_new_tokens=tokens)
+    sides = [
+        [done.token_ids.tolist() for done in generate(model, prompts, sampling, seeds=[0] * len(prompts))]
+        for model in (reasoner, base)
+    ]
+    cut = [(clean[: len(corrupted)], corrupted[: len(clean)]) for clean, corrupted in zip(*sides, strict=True)]
+    pairs = [(clean, corrupted) for clean, corrupted in cut if clean != corrupted]
+    if not pairs:
+        raise InputError(f"{base.name} opens as {reasoner.name} does on all {len(problems)} problems; give others")
+    return pairs
 
 
 def emergent_heads(
