@@ -173,7 +173,9 @@ def analyse_reflection(study: Study) -> Iterator[Result]:
     for trace in study.traces:
         found = reflection_of_trace(trace, trace_sentences(trace), seed=study.options.seed)
         depends = known_dependencies(trace)
-        yield found.with_numbers(failed_step_fraction=failed_step_fraction(unused_steps(depends)) if depends else None)
+        yield found.with_numbers(
+            failed_step_fraction=failed_step_fraction(unused_steps(depends).tolist()) if depends else None
+        )
 
 
 def known_dependencies(trace: Trace) -> Sequence[Sequence[int]]:
