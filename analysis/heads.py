@@ -174,7 +174,7 @@ def head_table(model: Model, trace: Trace, *, seed: int = 0) -> Result:
     }
     provenance = {"trace": trace.id, "seed": seed, "window": WINDOW, "horizon": HORIZON, "share": SHARE}
     rows = trace.tokens.thinking
-    if not trace.thinking.strip() or not len(rows):
+    if not len(rows):
         return undefined(**common, reason=f"{trace.state} thinking, so no row to read", provenance=provenance)
     found = head_rhythm(model, trace.token_ids[: rows.stop].tolist(), rows)
     values = np.stack([found.span, found.sink, found.previous, induction_scores(model, seed=seed)])

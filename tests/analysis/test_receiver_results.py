@@ -89,5 +89,5 @@ def test_every_head_is_described_beside_uniform_attention(model, traces):
     assert found.values.shape == (len(METRICS), model.n_layers, model.n_heads)
     assert len(found.arrays["waad"]) == len(found.arrays["fai"]) == traces[0].n_thinking_tokens
     assert len(found.numbers["local"]) == int(0.3 * model.n_layers * model.n_heads)
-    silent = written(model, traces[0].problem, "<think>\n\n</think>\n\nThe answer is 3.")
+    silent = written(model, traces[0].problem, "</think>\n\nThe answer is 3.")
     assert "no row to read" in head_table(model, silent).reason
