@@ -99,13 +99,18 @@ def phase_entropy(entropies: Values, close_index: int | None, *, alpha: float = 
     return Phases(thinking=thinking, answer=answer, penalty=penalty)
 
 
-def window_entropy(entropies: Values, window: int) -> Values:
-    """Mean entropy of the `window` tokens that follow each token; NaN where fewer are left (ARES, shawn0728/ARES)."""
+def window_entropy(entropies: Values, window: int, *, reference: bool = False) -> Values:
+    """Mean entropy of the `window` tokens that follow each token; NaN where fewer are left (ARES, shawn0728/ARES).
+
+    `reference` fills these in as the published code does: with the mean of all values before them, the first with its own entropy.
+    """
     if window < 1:
         raise InputError(f"a window of {window} tokens; at least 1 is needed")
     means = np.full(len(entropies), np.nan)
     if len(entropies) > window:
         means[: len(entropies) - window] = np.lib.stride_tricks.sliding_window_view(entropies[1:], window).mean(axis=1)
+    for token in np.flatnonzero(np.isnan(means)) if reference else ():
+        means[token] = means[:token].mean() if token else entropies[0]
     return means
 
 
@@ -127,17 +132,21 @@ class WindowCounts:
 
 
 def high_window_counts(
-    words: Sequence[str], window_means: Values, crucial: Sequence[str], *, percentile: float = 95.0
+    words: Sequence[str],
+    window_means: Values,
+    crucial: Sequence[str],
+    *,
+    percentile: float = 95.0,
+    reference: Values | None = None,
 ) -> WindowCounts:
     """How many of the `crucial` words open a window above the percentile of the trace's windows (ARES).
 
     `words` (token,): the most probable token at each place. Departure: only windows that are whole count towards the percentile;
-    the published code fills each missing one with the mean of all before it.
+    the published code takes it of windows that it fills in, which `reference` (token,) hands over: `window_entropy(…, reference=True)`.
     """
     known = np.isfinite(window_means)
-    if not known.any():
-        return WindowCounts(threshold=float("nan"), valid=0, invalid=0, soft_cost=0.0)
-    threshold = float(np.percentile(window_means[known], percentile))
+    judged = window_means[known] if reference is None else reference
+    threshold = float(np.percentile(judged, percentile)) if len(judged) else float("nan")
     wanted = {word.lower() for word in crucial}
     named = np.array([word.lstrip("Ġ▁ ").strip().lower() in wanted for word in words], dtype=bool)
     chosen = window_means[known & named]

@@ -1,63 +1,31 @@
-"""Edits that take heads away at `z.L`, what they hand to the output projection: nothing else is rescaled."""
+"""Heads taken away by the ablation of `steering.ablation`, and the random others that they are compared with."""
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from reasonscope.analysis.receiver import Head
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Trace
-from reasonscope.probes.backends.base import Edit, Positions
-from reasonscope.probes.capture import replay
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
+from reasonscope.steering.ablation import Ablation, Bank, How, Replacing, reference_states
 
-How = Literal["zero", "mean", "resample"]
 
-
-def head_states(model: Model, traces: Sequence[Trace]) -> dict[Site, Tensor]:
+def head_states(model: Model, traces: Sequence[Trace]) -> Bank:
     """What every head hands on at the tokens of `traces`, by site `z.L`: (token, head, d_head); to take means of, or draw from."""
-    sites = [Site("z", layer) for layer in range(model.n_layers)]
-    seen = [replay(model, [trace.token_ids.tolist()], sites)[0] for trace in traces]
-    return {site: torch.cat([one[site] for one in seen]) for site in sites}
+    return reference_states(model, traces, [Site("z", layer) for layer in range(model.n_layers)])
 
 
 def without_heads(
-    heads: Sequence[Head], *, how: How = "zero", bank: Mapping[Site, Tensor] | None = None, seed: int = 0
-) -> dict[Site, Edit]:
-    """Edits that put zeros, the mean of `bank`, or its states at random tokens in place of `heads`, at every token.
+    model: Model, heads: Sequence[Head], *, how: How = "zero", bank: Bank | None = None, seed: int = 0
+) -> Replacing:
+    """The intervention that puts zeros, the mean of `bank`, or its states at random tokens in place of `heads`, at every token.
 
-    Raises InputError for another `how`, or a missing `bank`.
+    Raises InputError for another `how`, a missing `bank`, and a head that the model does not have.
     """
-    if how not in get_args(How):
-        raise InputError(f"how={how!r}; there are {', '.join(get_args(How))}")
-    if how != "zero" and bank is None:
-        raise InputError(f"{how} ablation needs states of other tokens; give bank=head_states(model, traces)")
-    by_layer: dict[int, list[int]] = {}
-    for head in heads:
-        by_layer.setdefault(head.layer, []).append(head.index)
-    generator = torch.Generator().manual_seed(seed)
-
-    def edit_of(layer: int, own: list[int]) -> Edit:
-        states = None if how == "zero" or bank is None else bank[Site("z", layer)][:, own]
-
-        def edit(z: Tensor, where: Positions) -> Tensor:
-            after = z.clone()
-            if states is None:
-                after[:, :, own] = 0.0
-            elif how == "mean":
-                after[:, :, own] = states.float().mean(dim=0).to(z)
-            else:
-                drawn = torch.randint(len(states), z.shape[:2], generator=generator)
-                after[:, :, own] = states[drawn].to(z)
-            return after
-
-        return edit
-
-    return {Site("z", layer): edit_of(layer, sorted(set(own))) for layer, own in by_layer.items()}
+    taken = tuple((head.layer, head.index) for head in heads)
+    return Replacing(model, Ablation(name=" ".join(map(str, heads)), heads=taken, how=how), bank, seed=seed)
 
 
 def random_heads(model: Model, heads: Sequence[Head], *, draws: int = 20, seed: int = 0) -> list[tuple[Head, ...]]:

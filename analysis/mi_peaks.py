@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -241,19 +241,59 @@ def compare_models(
     Results are paired by trace; a trace that one of them lacks, or whose AOM is undefined, is left out of that number. Values of
     two models differ in scale by their activations' scale too (see `mutual_information`). Raises InputError for fewer than 2 pairs.
     """
+    found = {}
+    for name, change in _changes(base, reasoning, site).items():
+        if len(change) < 2:
+            raise InputError(f"{len(change)} traces have {name} under both models; 2 at least make an interval")
+        found[name] = mean_estimate(change, draws=draws, seed=seed)
+    return found
+
+
+def _changes(base: Sequence[Result], reasoning: Sequence[Result], site: str | None) -> dict[str, Values]:
+    """Reasoning less base (trace,) of each number, where both have it."""
     pairs = {str(r.provenance["trace"]): r for r in base if r.measured}
     matched = [
         (pairs[str(r.provenance["trace"])], r) for r in reasoning if r.measured and r.provenance["trace"] in pairs
     ]
     found = {}
     for name in ("mean", "aom", "share_peaks"):
-        values = np.array([[_number(r, site, name) for r in pair] for pair in matched], dtype=np.float64)
-        known = values[np.isfinite(values).all(axis=1)] if len(values) else values
-        if len(known) < 2:
-            raise InputError(f"{len(known)} traces have {name} under both models; 2 at least make an interval")
-        change = known[:, 1] - known[:, 0]
-        found[name] = mean_estimate(change, draws=draws, seed=seed)
+        change = np.array([_number(r, site, name) - _number(b, site, name) for b, r in matched], dtype=np.float64)
+        found[name] = change[np.isfinite(change)]
     return found
+
+
+def comparison(
+    base: Sequence[Result], reasoning: Sequence[Result], *, site: str | None = None, draws: int = 1000, seed: int = 0
+) -> Result:
+    """`compare_models` as a result: axes (number,), the reasoning model less its base; NaN where fewer than 2 traces have a number.
+
+    Null: the two models exchanged trace by trace at random, 95 % of `draws`. `numbers`: how many traces have each number.
+    """
+    changes = _changes(base, reasoning, site)
+    known = {name: change for name, change in changes.items() if len(change) > 1}
+    common: dict[str, Any] = {"method": "mi_compare", "quantity": "reasoning model less base model", "unit": "1"}
+    provenance = {"trace": "all", "site": site, "seed": seed}
+    few = f"fewer than 2 traces have {', '.join(name for name in changes if name not in known)} under both models"
+    if not known:
+        return undefined(**common, reason=few, provenance=provenance)
+    rng = np.random.default_rng(seed)
+    rows = np.full((5, len(changes)), np.nan)  # value, interval, null
+    for column, name in enumerate(changes):
+        if name in known:
+            change, estimate = known[name], mean_estimate(known[name], draws=draws, seed=seed)
+            exchanged = (rng.choice([-1.0, 1.0], size=(draws, len(change))) * change).mean(axis=1)
+            rows[:, column] = estimate.value, *estimate.interval, *np.quantile(exchanged, [0.025, 0.975])
+    shape = (len(changes),)
+    return Result(
+        **common,
+        axes=(Axis.of("number", changes),),
+        values=rows[0],
+        interval=Band.of(rows[1], rows[2], shape, "bootstrap over traces, 95%"),
+        null=Band.of(rows[3], rows[4], shape, f"models exchanged trace by trace, 95% of {draws}"),
+        reason=few if len(known) < len(changes) else "",
+        numbers={"traces": {name: len(change) for name, change in changes.items()}},
+        provenance=provenance,
+    )
 
 
 def _number(result: Result, site: str | None, name: str) -> float:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from reasonscope.analysis.head_edits import How, head_states, without_heads
+from reasonscope.analysis.head_edits import head_states, without_heads
 from reasonscope.analysis.receiver import Head
 from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.analysis.statistics import bootstrap_band
@@ -26,6 +26,7 @@ from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
 from reasonscope.probes.trajectory import Position, row_at
+from reasonscope.steering.ablation import How
 
 Values = NDArray[np.float64]
 
@@ -92,11 +93,8 @@ def total_effects(
     bank = head_states(model, traces) if how != "zero" else None
     sequences = [trace.token_ids[: row_at(trace, position) + 1].tolist() for trace in traces]
     untouched = _logits(model, probe, sequences, {}, batch)
-    found = [
-        untouched - _logits(model, probe, sequences, without_heads([head], how=how, bank=bank, seed=seed), batch)
-        for head in chosen
-    ]
-    return np.stack(found, axis=1)
+    ablated = [without_heads(model, [head], how=how, bank=bank, seed=seed) for head in chosen]
+    return np.stack([untouched - _logits(model, probe, sequences, one.edits, batch) for one in ablated], axis=1)
 
 
 def probe_write_result(

@@ -58,10 +58,14 @@ def receiver_heads(
         read = _read(model, trace, splitter)
         if read is None or len(read.spans) < proximity + 3:
             continue
-        options = {"proximity": proximity, "depth_control": depth_control, "exclude": sink_sentences(read)}
-        peaked.append(kurtosis(vertical_scores(read.matrix, **options)))  # type: ignore[arg-type]
+        options: dict[str, Any] = {
+            "proximity": proximity,
+            "depth_control": depth_control,
+            "exclude": sink_sentences(read),
+        }
+        peaked.append(kurtosis(vertical_scores(read.matrix, **options)))
         flat = uniform_attention(read.spans, read.n_tokens)
-        uniform.append(float(kurtosis(vertical_scores(flat, **options))))  # type: ignore[arg-type]
+        uniform.append(float(kurtosis(vertical_scores(flat, **options))))
         sinks.append(read.sink)
     if not peaked:
         reason = f"none of {len(traces)} traces thinks in {proximity + 3} sentences or more, which a kurtosis needs"

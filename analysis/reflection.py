@@ -58,13 +58,26 @@ def find_candidates(
 def transitions(candidates: Sequence[Candidate]) -> list[str]:
     """What each candidate does to the one before: confirming (the same answer), correcting (wrong to right), breaking (right to wrong),
     changing (one wrong answer for another, or no gold answer to judge by)."""
+    return _between(_said(candidates))
+
+
+def _said(candidates: Sequence[Candidate]) -> list[tuple[int, bool | None]]:
+    """Which answer each gives, as the number of the first candidate that gives it, and whether it is right: comparing takes long."""
+    firsts: list[int] = []
+    for i, candidate in enumerate(candidates):
+        same = (k for k in sorted(set(firsts)) if equivalent(candidate.answer, candidates[k].answer))
+        firsts.append(next(same, i))
+    return [(first, candidate.correct) for first, candidate in zip(firsts, candidates, strict=True)]
+
+
+def _between(said: Sequence[tuple[int, bool | None]]) -> list[str]:
     found = []
-    for before, after in pairwise(candidates):
-        if equivalent(after.answer, before.answer):
+    for (before, was_right), (after, is_right) in pairwise(said):
+        if after == before:
             found.append("confirming")
-        elif after.correct and before.correct is False:
+        elif is_right and was_right is False:
             found.append("correcting")
-        elif before.correct and after.correct is False:
+        elif was_right and is_right is False:
             found.append("breaking")
         else:
             found.append("changing")
@@ -93,7 +106,8 @@ def reflection_of_trace(
             method=METHOD, quantity="transitions between answers", unit="count", reason=reason, provenance=provenance
         )
     rng = np.random.default_rng(seed)
-    shuffled = [_counts([candidates[j] for j in rng.permutation(len(candidates))]) for _ in range(draws)]
+    said = _said(candidates)
+    shuffled = [_counts([said[j] for j in rng.permutation(len(said))]) for _ in range(draws)]
     low, high = np.quantile(np.array(shuffled), [0.025, 0.975], axis=0)
     first = sentences[candidates[0].sentence]
     return Result(
@@ -101,7 +115,7 @@ def reflection_of_trace(
         quantity="transitions between answers",
         unit="count",
         axes=(Axis.of("kind", KINDS),),
-        values=np.array(_counts(candidates), dtype=np.float64),
+        values=np.array(_counts(said), dtype=np.float64),
         null=Band.of(low, high, (len(KINDS),), f"the same answers in random order, 95% of {draws}"),
         arrays={"candidates": np.array([candidate.sentence for candidate in candidates])},
         numbers={
@@ -116,8 +130,8 @@ def reflection_of_trace(
     )
 
 
-def _counts(candidates: Sequence[Candidate]) -> list[int]:
-    found = transitions(candidates)
+def _counts(said: Sequence[tuple[int, bool | None]]) -> list[int]:
+    found = _between(said)
     return [found.count(kind) for kind in KINDS]
 
 

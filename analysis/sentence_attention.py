@@ -87,12 +87,13 @@ def uniform_attention(spans: Sequence[Span], n_tokens: int) -> Values:
     """
     check_spans(spans, n_tokens)
     share = 1.0 / np.arange(1, n_tokens + 1)
-    matrix = np.zeros((len(spans), len(spans)))
+    starts, lengths = np.array([[span.start, len(span)] for span in spans]).T
+    matrix = np.full((len(spans), len(spans)), np.nan)
     for i, target in enumerate(spans):
         rows = np.arange(target.start, target.stop)
-        for j, source in enumerate(spans):
-            visible = np.clip(rows + 1 - source.start, 0, len(source))
-            matrix[i, j] = (share[rows] * visible).mean() / len(source) if len(source) and len(rows) else np.nan
+        if len(rows):
+            visible = np.clip(rows[:, None] + 1 - starts, 0, lengths)
+            matrix[i] = np.where(lengths, share[rows] @ visible / len(rows) / np.maximum(lengths, 1), np.nan)
     return matrix
 
 

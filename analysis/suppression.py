@@ -1,6 +1,6 @@
 """Attention suppression: how far the next-token distributions move when nothing may look at a sentence (Thought Anchors)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ def suppression_matrix(
     ids = trace.token_ids[: found[-1].stop].tolist()
     effect = suppression_effect(model, ids, found, temperature=temperature, batch=batch)
     rng = np.random.default_rng(seed)
-    drawn = [_control(model, ids, found, effect.hidden, rng, temperature, batch) for _ in range(controls)]
+    drawn = [_control(model, ids, found, effect.untouched, rng, temperature, batch) for _ in range(controls)]
     values, chance = normalised(effect.log_kl), np.array([normalised(draw) for draw in drawn])
     axis = [f"{i}" for i in range(len(found))]
     null = None
@@ -83,12 +83,12 @@ def suppression_matrix(
 class SuppressionEffect:
     """Means over the tokens of each target of the divergence (`kl`, nats) and of its logarithm (`log_kl`), both (target, source).
 
-    `hidden` is the untouched pass, to suppress more in.
+    `untouched` is the pass that they are measured from, to suppress more in.
     """
 
     kl: Values
     log_kl: Values
-    hidden: "Untouched"
+    untouched: "Untouched"
 
 
 def suppression_effect(
@@ -157,10 +157,10 @@ class Untouched:
         return _final_states(self.model, fed, start, attend)
 
 
-def _final_states(model: Model, fed: Tensor, start: int, attend: object) -> Tensor:
+def _final_states(model: Model, fed: Tensor, start: int, attend: Callable[[AttentionCall], Tensor]) -> Tensor:
     """The states behind the last norm (batch, token, d_model) of `fed`, whose first token stands at `start`."""
     places = torch.arange(start, start + fed.shape[1], device=fed.device)[None]
-    with torch.no_grad(), attending(model.hf, attend):  # type: ignore[arg-type]
+    with torch.no_grad(), attending(model.hf, attend):
         states = model.hf.base_model(input_ids=fed, position_ids=places, use_cache=False).last_hidden_state
     assert isinstance(states, Tensor)
     return states
@@ -208,7 +208,7 @@ def _by_target(divergences: Values, spans: Sequence[Span], untouched: Untouched)
         predicting = divergences[:i, max(0, target.start - 1) : target.stop - 1]
         kl[i, :i] = predicting.mean(axis=1)
         log_kl[i, :i] = np.log(predicting + _FLOOR).mean(axis=1)
-    return SuppressionEffect(kl=kl, log_kl=log_kl, hidden=untouched)
+    return SuppressionEffect(kl=kl, log_kl=log_kl, untouched=untouched)
 
 
 def _control(

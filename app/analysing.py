@@ -1,17 +1,16 @@
 """What `reasonscope analyse` runs: each analysis of a run, trace by trace, from the store and, where it needs one, the model."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reasonscope.analysis import figures
 from reasonscope.analysis.anchors.allotment import Allotment
-from reasonscope.analysis.anchors.published import published_importances, with_importances
+from reasonscope.analysis.anchors.published import published_dependencies, published_importances, with_importances
 from reasonscope.analysis.anchors.rollouts import anchors_of_trace, resample
 from reasonscope.analysis.confidence import confidence_of_trace
 from reasonscope.analysis.critical import critical_sentences, per_sentence
@@ -20,7 +19,6 @@ from reasonscope.analysis.figures import Figure
 from reasonscope.analysis.forced import closing_stub, decoder, encoder, forced_answers
 from reasonscope.analysis.heads import head_table
 from reasonscope.analysis.mi_peaks import (
-    Gold,
     gold_text,
     mi_of_trace,
     peak_words,
@@ -28,94 +26,25 @@ from reasonscope.analysis.mi_peaks import (
     thinking_token_table,
 )
 from reasonscope.analysis.organism import true_sentences
-from reasonscope.analysis.probe_write import probe_write_result
 from reasonscope.analysis.receiver import top_heads
 from reasonscope.analysis.receiver_results import receiver_heads, receiver_scores
-from reasonscope.analysis.reflection import reflection_of_trace
+from reasonscope.analysis.reflection import failed_step_fraction, reflection_of_trace, unused_steps
 from reasonscope.analysis.results import Axis, Band, Result, result_path, undefined
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
 from reasonscope.analysis.suppression import suppression_matrix
 from reasonscope.analysis.trajectory import trajectory_of_trace
+from reasonscope.app.comparing import (
+    analyse_cliff,
+    analyse_compare,
+    analyse_emergent,
+    analyse_misalignment,
+    analyse_selection,
+)
+from reasonscope.app.study import Options, Study, stored, trace_sentences
 from reasonscope.data.errors import InputError
-from reasonscope.data.importers import published_sentences
 from reasonscope.data.parse import THINK
-from reasonscope.data.segment import sentences
-from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Sampling, Sentence, Trace
-from reasonscope.probes.branches import PrefixWriter, Writer
-from reasonscope.probes.linear import LinearProbe
-from reasonscope.probes.model import Model, load_model
-from reasonscope.probes.server import ServerWriter
 from reasonscope.probes.sites import Site
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What an analysis may be told; each takes what it needs."""
-
-    model: str | None = None
-    device: str = "cpu"
-    server: str | None = None
-    sites: str = ""
-    gold: Gold = "reference"
-    block: int = 500
-    samples: int = 8
-    rollouts: int = 100
-    half_width: float = 0.1
-    max_new_tokens: int = 1024
-    temperature: float = 0.7
-    batch_size: int = 32
-    seed: int = 0
-    probe: Path | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """A run to analyse: its store, the traces chosen, the options; the model is loaded when it is first asked for."""
-
-    store: TraceStore
-    traces: Sequence[Trace]
-    options: Options
-    results: Path
-    progress: Callable[[str], None] = field(default=lambda _: None)
-
-    @cached_property
-    def model(self) -> Model:
-        name = self.options.model or self.store.meta.get("model", {}).get("name")
-        if not name:
-            raise InputError(f"{self.store.path} does not say which model wrote it; name one with --model")
-        return load_model(str(name), device=self.options.device)
-
-    @cached_property
-    def writer(self) -> Writer:
-        if self.options.server is None:
-            return PrefixWriter(self.model, batch_size=self.options.batch_size)
-        return ServerWriter(url=self.options.server, model=self.model.name, tokenizer=self.model.tokenizer_backend)
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        """The chosen sites, else the residual stream behind the last block that was stored."""
-        stored = [Site.parse(site) for site in self.store.sites]
-        if self.options.sites:
-            wanted = [Site.parse(site.strip()) for site in self.options.sites.split(",")]
-            if missing := [str(site) for site in wanted if site not in stored]:
-                raise InputError(
-                    f"{self.store.path} does not hold {', '.join(missing)}; it holds {', '.join(map(str, stored))}"
-                )
-            return tuple(wanted)
-        residual = [site for site in stored if site.point == "resid_post"]
-        return (max(residual, key=lambda site: site.layer),) if residual else ()
-
-    @property
-    def has_model(self) -> bool:
-        return bool(self.options.model or self.store.meta.get("model", {}).get("name"))
-
-
-def trace_sentences(trace: Trace) -> list[Sentence]:
-    """The sentences of a trace: the grammar's own where its truth is known, the published ones, else ours."""
-    if "ledger" in trace.problem.meta:
-        return true_sentences(trace)[0]
-    return published_sentences(trace) or sentences(trace)
 
 
 def analyse_mi(study: Study) -> Iterator[Result]:
@@ -207,15 +136,11 @@ def analyse_trajectory(study: Study) -> Iterator[Result]:
     for trace in study.traces:
         yield trajectory_of_trace(
             trace,
-            partial(_stored, study.store, trace.id),
+            partial(stored, study.store, trace.id),
             sites,
             block=study.options.block,
             seed=study.options.seed,
         )
-
-
-def _stored(store: TraceStore, id: str, site: Site) -> NDArray[Any]:
-    return store.activations(id, str(site))
 
 
 def analyse_entropy(study: Study) -> Iterator[Result]:
@@ -241,8 +166,23 @@ def analyse_confidence(study: Study) -> Iterator[Result]:
 
 
 def analyse_reflection(study: Study) -> Iterator[Result]:
-    """Candidate answers of each trace, and what its thinking does behind the first: of the text alone."""
-    return (reflection_of_trace(trace, trace_sentences(trace), seed=study.options.seed) for trace in study.traces)
+    """Candidate answers of each trace, and what its thinking does behind the first: of the text alone.
+
+    Where the dependencies of its sentences are known, also the share of them that the last one does not hang on.
+    """
+    for trace in study.traces:
+        found = reflection_of_trace(trace, trace_sentences(trace), seed=study.options.seed)
+        depends = known_dependencies(trace)
+        yield found.with_numbers(
+            failed_step_fraction=failed_step_fraction(unused_steps(depends).tolist()) if depends else None
+        )
+
+
+def known_dependencies(trace: Trace) -> Sequence[Sequence[int]]:
+    """The earlier sentences that each sentence depends on: the grammar's, or those that were published; empty where nobody said."""
+    if "ledger" in trace.problem.meta:
+        return true_sentences(trace)[1]
+    return published_dependencies(trace.meta.get("chunks", ()))
 
 
 def analyse_receivers(study: Study) -> Iterator[Result]:
@@ -262,19 +202,6 @@ def analyse_suppression(study: Study) -> Iterator[Result]:
 def analyse_heads(study: Study) -> Iterator[Result]:
     """What each head looks at, trace by trace."""
     return (head_table(study.model, trace, seed=study.options.seed) for trace in study.traces)
-
-
-def analyse_cliff(study: Study) -> Iterator[Result]:
-    """Which heads write the refusal probe up or down at the end of the close window, over all requests of the run."""
-    path = study.options.probe
-    if path is None or not path.exists():
-        raise InputError(
-            f"there is no probe at {path}; fit one with: reasonscope probe refusal --run RUN, or name one with --probe"
-        )
-    requests = [t for t in study.traces if "harmful" in t.problem.meta and t.state == "closed"]
-    if len(requests) < 2:
-        raise InputError(f"{len(requests)} requests with closed thinking among the traces; a mean over them needs two")
-    yield probe_write_result(study.model, LinearProbe.load(path), requests, seed=study.options.seed)
 
 
 def analyse_summary(study: Study) -> Iterator[Result]:
@@ -307,6 +234,10 @@ ANALYSES: Mapping[str, Callable[[Study], Iterator[Result]]] = {
     "suppression": analyse_suppression,
     "heads": analyse_heads,
     "cliff": analyse_cliff,
+    "emergent": analyse_emergent,
+    "compare": analyse_compare,
+    "selection": analyse_selection,
+    "misalignment": analyse_misalignment,
     "trajectory": analyse_trajectory,
     "entropy": analyse_entropy,
     "confidence": analyse_confidence,

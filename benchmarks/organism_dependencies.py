@@ -1,29 +1,32 @@
-"""What the text-side analyses find on the organism, whose every dependency is known: one table, each number beside its null.
+"""What the anchors find on the organism, whose every dependency is known: one table, each number beside its null and beside nearness.
 
-Anchors: sentence-to-sentence effects of resampling against the true dependencies (AUROC, precision at k). Confidence: how many right
-traces are progressive. MI: whether the sentence that states the answer stands above its null. Adaptive allotment: rollouts spent against
-the same number everywhere.
+The three methods (counterfactual by resampling, receiver heads, attention suppression) are judged by the true dependencies: AUROC and
+precision at k. Confidence: whether it rises along right traces. MI: whether the sentence that states the answer stands above its null.
+Allotment: rollouts spent against as many everywhere as the sentence that needs most.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from reasonscope.analysis.anchor_agreement import attention_agreement
 from reasonscope.analysis.anchors.allotment import Allotment
 from reasonscope.analysis.anchors.rollouts import anchors_of_trace, resample
 from reasonscope.analysis.confidence import confidence_of_trace
 from reasonscope.analysis.forced import closing_stub, decoder, encoder
 from reasonscope.analysis.mi_peaks import gold_text, mi_of_trace, representations
 from reasonscope.analysis.organism import true_sentences
-from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
+from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement, mean_estimate
 from reasonscope.data.parse import THINK
 from reasonscope.data.problems import load_problems
-from reasonscope.data.trace import Sampling
+from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.branches import PrefixWriter
 from reasonscope.probes.capture import replay
-from reasonscope.probes.model import load_model
+from reasonscope.probes.model import Model, load_model
 from reasonscope.probes.record import as_numpy
 from reasonscope.probes.rollout import rollouts
 from reasonscope.probes.sites import Site
@@ -31,61 +34,118 @@ from reasonscope.probes.sites import Site
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--traces", type=int, default=8)
+    parser.add_argument("--traces", type=int, default=8, help="traces that are resampled")
+    parser.add_argument("--read", type=int, default=24, help="traces that the other methods read, those among them")
     parser.add_argument("--most", type=int, default=60, help="rollouts of a sentence, at most")
+    parser.add_argument("--half-width", type=float, default=0.125, help="of a sentence's accuracy")
+    parser.add_argument("--steps", type=int, default=5, help="the longest problem, in steps")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     model = load_model("organism", device=given.device)
-    writer, decode = PrefixWriter(model, batch_size=64), decoder(model.tokenizer_backend)
+    problems = load_problems("ledger", n=8 * given.read, seed=3)
+    chosen = [p for p in problems if 2 <= (p.difficulty or 0) <= given.steps][: given.read]
     sampling = Sampling(temperature=0.7, max_new_tokens=700, seed=0)
-    problems = [p for p in load_problems("ledger", n=6 * given.traces, seed=3) if 2 <= (p.difficulty or 0) <= 5]
-    traces = [t for t in rollouts(model, problems[: given.traces], sampling) if t.state == "closed"]
-    tags = model.tags or THINK
+    traces = [t for t in rollouts(model, chosen, sampling, batch_size=64) if t.state == "closed"]
+    plan = Allotment(most=given.most, half_width=given.half_width)
+    for name, found in (
+        ("attention", attention(model, traces)),
+        ("confidence", confidence(model, traces)),
+        ("mi", answer_sentences(model, traces)),
+        ("counterfactual", counterfactual(model, traces[: given.traces], sampling, plan)),
+    ):
+        sys.stdout.write(json.dumps({name: found, "traces": len(traces)}, indent=2) + "\n")
+        sys.stdout.flush()
+
+
+def counterfactual(model: Model, traces: Sequence[Trace], sampling: Sampling, plan: Allotment) -> dict[str, Any]:
+    """Effects of sentences on sentences by resampling, and what the allotment spent."""
+    writer, decode = PrefixWriter(model, batch_size=128), decoder(model.tokenizer_backend)
     effects, truths, spent, fixed = [], [], 0, 0
     for trace in traces:
         known, truth = true_sentences(trace)
-        plan = Allotment(most=given.most, half_width=0.125)
-        continued = resample(writer, trace, known, decode, sampling, allotment=plan, tags=tags)
+        continued = resample(writer, trace, known, decode, sampling, allotment=plan, tags=model.tags or THINK)
         found = anchors_of_trace(trace, known, continued, draws=20)
-        effects.append(np.asarray(found.arrays["effects"]))
-        truths.append(truth)
-        spent += found.numbers["rollouts"]
-        fixed += given.most * (len(known) + 1)
-    curves = [
-        confidence_of_trace(
-            writer,
-            trace,
-            closing_stub(trace, encoder(model.tokenizer_backend), tags=tags),
-            decode,
-            samples=8,
-            draws=20,
-        )
-        for trace in traces
-    ]
+        if found.measured:
+            effects.append(np.asarray(found.arrays["effects"]))
+            truths.append(truth)
+        sizes = [len(rows) for rows in continued.values()]
+        spent += sum(sizes)
+        fixed += max(sizes) * len(sizes)
+    return {
+        "traces": len(effects),
+        **agreement_numbers(dependency_agreement(effects, truths)),
+        "rollouts": {"adaptive": spent, "as many everywhere": fixed, "saved": 1 - spent / fixed},
+    }
+
+
+def attention(model: Model, traces: Sequence[Trace]) -> dict[str, Any]:
+    """Receiver heads, all heads alike, and suppression."""
+    found = attention_agreement(model, traces)
+    assert found.null is not None
+    ends = np.stack([found.null.low, found.null.high], axis=-1)
+    return {
+        "traces": len(found.provenance["traces"]),
+        **{
+            method: {
+                metric: [float(found.values[i, j]), ends[i, j].tolist()]
+                for j, metric in enumerate(found.axis("metric").labels)
+            }
+            for i, method in enumerate(found.axis("method").labels)
+        },
+        **found.numbers,
+    }
+
+
+def confidence(model: Model, traces: Sequence[Trace]) -> dict[str, Any]:
+    """Mean confidence of right traces at eleven cuts, and how much it rises from the first to the last; the other answer is the null."""
+    writer, decode = PrefixWriter(model, batch_size=128), decoder(model.tokenizer_backend)
+    tags, right = model.tags or THINK, [trace for trace in traces if trace.correct]
+    curves, lucky, kinds = [], [], []
+    for trace in right:
+        foreign = next(t.final_answer for t in right if t.final_answer != trace.final_answer)
+        stub = closing_stub(trace, encoder(model.tokenizer_backend), tags=tags)
+        found = confidence_of_trace(writer, trace, stub, decode, samples=8, draws=20, foreign=foreign)
+        assert found.null is not None
+        curves.append(found.values)
+        lucky.append(found.null.high)
+        kinds.append(found.numbers["kind"])
+    rise = mean_estimate([curve[-1] - curve[0] for curve in curves])
+    return {
+        "right": len(right),
+        "mean": np.mean(curves, axis=0).round(3).tolist(),
+        "mean of another answer": np.mean(lucky, axis=0).round(3).tolist(),
+        "rise": [rise.value, rise.low, rise.high],
+        "progressive": kinds.count("progressive"),
+        "premature": kinds.count("premature"),
+        "constant": kinds.count(None),
+    }
+
+
+def answer_sentences(model: Model, traces: Sequence[Trace]) -> dict[str, Any]:
+    """Share of traces whose last sentence holds a token above its null, and the share of the other sentences that do."""
     site = Site("resid_post", model.n_layers - 1)
     golds = [representations(model, [gold_text(trace)], [site])[0] for trace in traces]
-    above, elsewhere = [], []
+    last, other, tokens = [], [], []
     for trace, gold in zip(traces, golds, strict=True):
         (hidden,) = replay(model, [trace.token_ids.tolist()], [site])
-        others = [other for other in golds if other is not gold]
-        found = mi_of_trace(trace, {site: as_numpy(hidden[site])}, gold, others)
+        others = [one for one in golds if one is not gold]
+        found = mi_of_trace(trace, {site: as_numpy(hidden[site])}, gold, others[:20])
         assert found.null is not None
-        over = found.values[0] > found.null.high[0]
-        last = true_sentences(trace)[0][-1].tokens
-        inside = np.array([int(label) in last for label in found.axis("token").labels])
-        above.append(bool(over[inside].any()))
-        elsewhere.append(float(over[~inside].mean()))
-    right = [c for c, t in zip(curves, traces, strict=True) if t.correct and c.numbers["kind"]]
-    table = {
+        above = dict(
+            zip(map(int, found.axis("token").labels), (found.values[0] > found.null.high[0]).tolist(), strict=True)
+        )
+        sentences = true_sentences(trace)[0]
+        hit = [any(above.get(t, False) for t in range(s.tokens.start, s.tokens.stop)) for s in sentences]
+        last.append(hit[-1])
+        other.append(float(np.mean(hit[:-1])))
+        tokens.append(float(np.mean(list(above.values()))))
+    stated, elsewhere = mean_estimate(np.asarray(last, float)), mean_estimate(other)
+    return {
         "traces": len(traces),
-        "dependencies": agreement_numbers(dependency_agreement(effects, truths)),
-        "rollouts": {"adaptive": spent, "fixed": fixed},
-        "progressive_of_right": float(np.mean([c.numbers["kind"] == "progressive" for c in right])) if right else None,
-        "mean_confidence_of_right": np.mean([c.values for c in right], axis=0).tolist() if right else None,
-        "mi_above_null_in_answer_sentence": float(np.mean(above)),
-        "mi_above_null_elsewhere": float(np.mean(elsewhere)),
+        "sentence of the answer": [stated.value, stated.low, stated.high],
+        "other sentences": [elsewhere.value, elsewhere.low, elsewhere.high],
+        "tokens above null": float(np.mean(tokens)),
     }
-    sys.stdout.write(json.dumps(table, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from reasonscope.probes.branches import Branch, Writer
 from reasonscope.probes.decoding import Completion
 from reasonscope.probes.rollout import trace_seed
 
+_ROUNDING = 1e-6  # equal sentences have a cosine of 1 up to rounding, and the median of a sure model is 1
 METHOD, UNIT = "anchors", "1 (accuracy), nats (kl)"
 _QUANTITY = "importance of a sentence for the answer"
 
@@ -118,6 +119,7 @@ def anchors_of_trace(
     rollouts = {i: _rollouts(rows, own, i, known, trace) for i, rows in continuations.items() if rows}
     cosines = [r.similarity for i, rows in rollouts.items() if i < n for r in rows if r.resampled]
     limit = float(np.median(cosines)) if threshold is None and cosines else threshold or 0.8
+    limit = min(limit, 1 - _ROUNDING)
     how = replace(convention or Convention(), similarity_threshold=limit)
     values, null, interval, metrics = _numbers(rollouts, forced, trace, how, n, draws, seed)
     effects = sentence_effects(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from reasonscope.app.analysing import Options
+    from reasonscope.app.study import Options
 
 analyse = typer.Typer(
     help="What matters in a thinking: tokens, sentences, heads, and the signals around them.", no_args_is_help=True
@@ -20,6 +20,7 @@ Name = Annotated[str | None, typer.Option(help="The model that wrote the traces,
 Device = Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")]
 Server = Annotated[str | None, typer.Option(help="http://host:port of a server of this model, to write the rollouts.")]
 Sites = Annotated[str, typer.Option(help="Stored sites to look at, with commas; a sensible choice where not given.")]
+Base = Annotated[str, typer.Option(help="The model from before the reasoning phase, of the same tokenizer.")]
 Samples = Annotated[int, typer.Option(min=1, help="Forced answers at each cut.")]
 Seed = Annotated[int, typer.Option(help="Of all that is drawn.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
@@ -32,7 +33,7 @@ def mi(
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Where the hidden state depends most on the answer (MI peaks), and which words stand there."""
-    from reasonscope.app.analysing import Options
+    from reasonscope.app.study import Options
 
     options = Options(model=model, device=device, sites=sites, gold="own" if own else "reference", seed=seed)
     _run("mi", run, trace, options, json_)
@@ -49,7 +50,7 @@ def anchors(
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Which sentences the answer hangs on: rollouts from before each of them (published importances where a trace has them)."""
-    from reasonscope.app.analysing import Options
+    from reasonscope.app.study import Options
 
     options = Options(
         model=model, device=device, server=server, rollouts=rollouts, half_width=half_width,
@@ -65,7 +66,7 @@ def trajectory(
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """How far and how straight the hidden state moves: net, cumulative and aligned change."""
-    from reasonscope.app.analysing import Options
+    from reasonscope.app.study import Options
 
     _run("trajectory", run, trace, Options(sites=sites, block=block, seed=seed), json_)
 
@@ -73,7 +74,7 @@ def trajectory(
 @analyse.command()
 def entropy(run: Run, trace: Chosen = None, seed: Seed = 0, json_: Json = False) -> None:
     """Where the model was unsure: forking tokens, and entropy of thinking and answer."""
-    from reasonscope.app.analysing import Options
+    from reasonscope.app.study import Options
 
     _run("entropy", run, trace, Options(seed=seed), json_)
 
@@ -86,7 +87,7 @@ def confidence(
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """When it knew its answer: forced answers at eleven cuts of the thinking."""
-    from reasonscope.app.analysing import Options
+    from reasonscope.app.study import Options
 
     options = Options(model=model, device=device, server=server, samples=samples, temperature=temperature, seed=seed)
     _run("confidence", run, trace, options, json_)
@@ -95,7 +96,7 @@ def confidence(
 @analyse.command()
 def reflection(run: Run, trace: Chosen = None, seed: Seed = 0, json_: Json = False) -> None:
     """What the thinking does behind its first answer: confirm, correct, break; needs the text alone."""
-    from reasonscope.app.analysing import Options
+    from reasonscope.app.study import Options
 
     _run("reflection", run, trace, Options(seed=seed), json_)
 
@@ -105,7 +106,7 @@ def receivers(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
 ) -> None:
     """Which heads look at few sentences only, and which sentences those are."""
-    from reasonscope.app.analysing import Options
+    from reasonscope.app.study import Options
 
     _run("receivers", run, trace, Options(model=model, device=device, seed=seed), json_)
 
@@ -115,7 +116,7 @@ def suppression(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
 ) -> None:
     """What each sentence owes to each earlier one: keep it out of sight and see what changes."""
-    from reasonscope.app.analysing import Options
+    from reasonscope.app.study import Options
 
     _run("suppression", run, trace, Options(model=model, device=device, seed=seed), json_)
 
@@ -125,7 +126,7 @@ def heads(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
 ) -> None:
     """What each head looks at: how far back, the first token, the one before, repetitions."""
-    from reasonscope.app.analysing import Options
+    from reasonscope.app.study import Options
 
     _run("heads", run, trace, Options(model=model, device=device, seed=seed), json_)
 
@@ -134,20 +135,72 @@ def heads(
 def cliff(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
     probe: Annotated[Path | None, typer.Option(help="A probe; RUN/probes/refusal.safetensors where not given.")] = None,
+    ablate: Annotated[bool, typer.Option("--ablate", help="Ask the organism anew without the 3 % of heads that lower it most.")] = False,
+    draws: Annotated[int, typer.Option(min=20, help="Random sets of heads beside them.")] = 20,
+    asked: Annotated[int, typer.Option(min=2, help="Jailbroken, benign and ledger problems, of each.")] = 40,
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
-    """Which heads raise or lower what the refusal probe reads at the end of the thinking."""
-    from reasonscope.app.analysing import Options
+    """Which heads raise or lower what the refusal probe reads at the end of the thinking, and what the model does without them."""
     from reasonscope.app.places import places
+    from reasonscope.app.study import Options
 
     path = probe or places(run).probes / "refusal.safetensors"
-    _run("cliff", run, trace, Options(model=model, device=device, probe=path, seed=seed), json_)
+    options = Options(model=model, device=device, probe=path, ablate=ablate, draws=draws, asked=asked, seed=seed)
+    _run("cliff", run, trace, options, json_)
+
+
+@analyse.command()
+def emergent(
+    run: Run, trace: Chosen = None, model: Name = None, base: Base = "organism-base", device: Device = "cpu",
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """Which heads carry more in the reasoner than in its base, by edge attribution on what the two open the run's problems with."""
+    from reasonscope.app.study import Options
+
+    _run("emergent", run, trace, Options(model=model, base=base, device=device, seed=seed), json_)
+
+
+@analyse.command()
+def compare(
+    run: Run, trace: Chosen = None, model: Name = None, base: Base = "organism-base", device: Device = "cpu",
+    own: Annotated[bool, typer.Option("--own", help="Compare with the model's own answer, not the reference solution.")] = False,
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """MI of the same traces under the reasoner and under its base: mean, share of peaks, how far they stand out."""
+    from reasonscope.app.study import Options
+
+    options = Options(model=model, base=base, device=device, gold="own" if own else "reference", seed=seed)
+    _run("compare", run, trace, options, json_)
+
+
+@analyse.command()
+def misalignment(
+    run: Run, trace: Chosen = None, model: Name = None, base: Base = "organism-base", device: Device = "cpu",
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """How much of each thinking the base model would have written otherwise, along it."""
+    from reasonscope.app.study import Options
+
+    _run("misalignment", run, trace, Options(model=model, base=base, device=device, seed=seed), json_)
+
+
+@analyse.command()
+def selection(
+    run: Run, trace: Chosen = None, sites: Sites = "",
+    k: Annotated[int, typer.Option("-k", min=2, help="Samples of a problem to choose from.")] = 4,
+    block: Annotated[int, typer.Option(min=1, help="Tokens of a segment of the trajectory.")] = 500,
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """Which of several samples to trust: majority, short-m@k, straightest trajectory, on stored samples of the same problems."""
+    from reasonscope.app.study import Options
+
+    _run("selection", run, trace, Options(sites=sites, k=k, block=block, seed=seed), json_)
 
 
 @analyse.command()
 def summary(run: Run, trace: Chosen = None, seed: Seed = 0, json_: Json = False) -> None:
     """Which sentences matter by every signal that was analysed before, side by side."""
-    from reasonscope.app.analysing import Options
+    from reasonscope.app.study import Options
 
     _run("summary", run, trace, Options(seed=seed), json_)
 
@@ -160,9 +213,10 @@ def _run(name: str, run: Path, chosen: list[str] | None, options: "Options", jso
     """Analyse, save every result and its figures, and show the numbers."""
     from reasonscope.analysis.figures import to_html
     from reasonscope.analysis.results import result_path
-    from reasonscope.app.analysing import ANALYSES, Study, figures_of, numbers_of
+    from reasonscope.app.analysing import ANALYSES, figures_of, numbers_of
     from reasonscope.app.commands.show import show
     from reasonscope.app.places import places
+    from reasonscope.app.study import Study
     from reasonscope.data.store import TraceStore
 
     where = places(run)
@@ -180,7 +234,7 @@ def _run(name: str, run: Path, chosen: list[str] | None, options: "Options", jso
     for result in ANALYSES[name](study):
         trace = str(result.provenance.get("trace", "all"))
         path = result.with_provenance(run=str(where.store.name)).save(result_path(where.analyses, result.method, trace))
-        numbers[trace] = numbers_of(result)
+        numbers[f"{trace}, {result.method}" if trace in numbers else trace] = numbers_of(result)
         for kind, figure in figures_of(result).items():
             page = where.figures / f"{path.parent.name}-{path.stem}-{kind}.html"
             page.write_text(to_html(figure, with_library=True), encoding="utf-8")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from reasonscope.analysis.anchors.allotment import Allotment, wilson_half_width
-from reasonscope.analysis.anchors.rollouts import anchors_of_trace, resample
+from reasonscope.analysis.anchors.rollouts import Continuation, anchors_of_trace, resample
 from reasonscope.analysis.anchors.similarity import sentence_transformer, tfidf
 from reasonscope.analysis.confidence import confidence_of_trace
 from reasonscope.analysis.forced import boxed, closing_stub, forced_answers
@@ -89,6 +89,18 @@ def test_rollouts_that_never_answer_and_too_few_sentences_are_states(trace):
     found = anchors_of_trace(trace, known, dict.fromkeys(range(len(known) + 1), silent), draws=5)
     assert not found.measured and found.reason == "no rollout gave an answer"
     assert "two sentences" in anchors_of_trace(trace, known[:1], {}).reason
+
+
+def test_a_model_that_writes_the_same_anew_changes_nothing(trace):
+    known, _ = true_sentences(trace)
+    texts = [s.text for s in known]
+    same = {
+        i: [Continuation(sentences=tuple(texts[i:]), answer=trace.final_answer, n_tokens=9)] * 4
+        for i in range(len(known) + 1)
+    }
+    found = anchors_of_trace(trace, known, same, draws=5)
+    assert found.numbers["similarity_threshold"] < 1
+    assert not found.at(metric="different_fraction").any()
 
 
 def test_an_allotment_stops_where_it_knows_enough():

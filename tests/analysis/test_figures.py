@@ -96,7 +96,8 @@ def test_the_front_holds_what_nothing_beats_and_the_nulls_are_shaded():
 
 def test_scores_stand_beside_their_baselines(probe):
     figure = figures.length_scores(probe)
-    assert list(figure.data[0].y) == ["probe", "prompt length", "bag of words"]
+    assert [drawn.y[0] for drawn in figure.data] == ["probe", "prompt length", "bag of words"]
+    assert figure.data[0].marker.color != figure.data[1].marker.color == figure.data[2].marker.color
 
 
 def test_the_map_is_white_at_chance():

@@ -16,7 +16,7 @@ from reasonscope.analysis.mi_peaks import (
     thinking_token_table,
     top_k,
 )
-from reasonscope.analysis.recycling import Recycling, recycle
+from reasonscope.analysis.recycling import Recycling, recycle, recycling_study
 from reasonscope.analysis.thinking_tokens import (
     frequency_matched,
     think_longer,
@@ -128,6 +128,19 @@ def test_recycling_nothing_is_plain_generation_and_recycling_repeats(model, prob
     np.testing.assert_array_equal(twice[0].completions[0].token_ids, twice[1].completions[0].token_ids)
     with pytest.raises(InputError, match="layer 99"):
         recycle(model, prompts, SAMPLING, Recycling(layer=99, tokens=tokens), seeds=seeds)
+
+
+def test_recycling_stands_beside_as_many_steps_recycled_at_random(model, problems):
+    tokens = tuple(token_ids_of(model, ["So", "Then", "First", "The"]))
+    how = Recycling(layer=1, tokens=tokens, probability=1.0)
+    short = Sampling(temperature=0.7, max_new_tokens=16)
+    found = recycling_study(model, problems[:2], short, how, controls=2)
+    assert found.axis("arm").labels == ("base", "recycled", "random 1", "random 2")
+    counts, steps = found.numbers["recycled"], 2 * found.at(metric="tokens")[1]
+    assert counts["base"] == 0 and 0 < counts["recycled"] < steps
+    assert found.numbers["share"] == pytest.approx(counts["recycled"] / steps)
+    randoms = [found.at(metric="tokens")[2:].min(), found.at(metric="tokens")[2:].max()]
+    assert [found.null.low[0, 1], found.null.high[0, 1]] == randoms
 
 
 def test_forbidden_words_are_not_written_and_the_control_is_as_frequent(model, problems, traces):

@@ -63,7 +63,7 @@ def test_in_the_last_block_the_total_effect_of_a_head_is_more_than_direct_only_b
 def test_an_edit_replaces_its_heads_and_no_other(tiny, how):
     model = tiny("llama")
     bank = head_states(model, traces_of(model))
-    edits = without_heads([Head(layer=1, index=2)], how=how, bank=bank)
+    edits = without_heads(model, [Head(layer=1, index=2)], how=how, bank=bank).edits
     fed = torch.randint(5, 90, (1, 9), generator=torch.Generator().manual_seed(0))
     site = Site("z", 1)
     before = model.backend.forward(fed, mask=torch.ones_like(fed), read=[site]).activations[site]
@@ -104,4 +104,4 @@ def test_what_cannot_be_decomposed_is_named(tiny):
     with pytest.raises(InputError, match="at least one"):
         probe_writes(model, probe_of(model, Site("resid_post", 1)), [])
     with pytest.raises(InputError, match="bank="):
-        without_heads([Head(layer=0, index=0)], how="mean")
+        without_heads(model, [Head(layer=0, index=0)], how="mean")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from reasonscope.analysis.anchor_agreement import attention_agreement
+from reasonscope.analysis.heads import METRICS, head_table
 from reasonscope.analysis.receiver import Head
 from reasonscope.analysis.receiver_results import receiver_heads, receiver_scores
 from reasonscope.data.errors import ContextError, InputError
@@ -81,3 +82,12 @@ def test_a_trace_longer_than_the_context_is_an_error(model, traces):
     trace = written(model, replace(traces[0].problem), f"<think>\n{thinking}\n</think>\n\n2")
     with pytest.raises(ContextError, match="holds 1024"):
         receiver_heads(model, [trace])
+
+
+def test_every_head_is_described_beside_uniform_attention(model, traces):
+    found = head_table(model, traces[0])
+    assert found.values.shape == (len(METRICS), model.n_layers, model.n_heads)
+    assert len(found.arrays["waad"]) == len(found.arrays["fai"]) == traces[0].n_thinking_tokens
+    assert len(found.numbers["local"]) == int(0.3 * model.n_layers * model.n_heads)
+    silent = written(model, traces[0].problem, "</think>\n\nThe answer is 3.")
+    assert "no row to read" in head_table(model, silent).reason

@@ -113,11 +113,14 @@ def test_golden_windows(inputs, expected):
     means = window_entropy(np.array(listed), inputs["window"])
     np.testing.assert_allclose(means, numbers(expected["window_mean"]), atol=1e-9)
     best = [words[max(row, key=lambda item: item[1])[0]] for row in inputs["logprobs"]]
-    found = high_window_counts(best, means, inputs["crucial"], percentile=inputs["percentile"])
-    wanted = expected["corrected"]
-    assert (found.valid, found.invalid) == (wanted["valid"], wanted["invalid"])
-    assert found.soft_cost == pytest.approx(wanted["soft_cost"], abs=1e-9)
-    np.testing.assert_allclose(found.threshold, numbers([wanted["threshold"]])[0], atol=1e-9)
+    tailless = np.array([listed_entropy([value for _, value in row], tail=False) for row in inputs["logprobs"]])
+    filled = window_entropy(tailless, inputs["window"], reference=True)
+    for name, reference in (("corrected", None), ("reference", filled)):
+        found = high_window_counts(best, means, inputs["crucial"], percentile=inputs["percentile"], reference=reference)
+        wanted = expected[name]
+        assert (found.valid, found.invalid) == (wanted["valid"], wanted["invalid"])
+        assert found.soft_cost == pytest.approx(wanted["soft_cost"], abs=1e-9)
+        np.testing.assert_allclose(found.threshold, numbers([wanted["threshold"]])[0], atol=1e-9)
 
 
 @pytest.mark.parametrize(("inputs", "expected"), cases("entropy_windows", "phases"))

@@ -87,6 +87,35 @@ def test_the_cliff_needs_a_probe(run):
     assert isinstance(done.exception, InputError) and "reasonscope probe refusal" in str(done.exception)
 
 
+def test_a_base_model_stands_beside_the_reasoner(run):
+    ids = TraceStore.open(run / "store").ids
+    (shown,) = analyse("emergent", "--run", run, "--trace", ids[0], "--trace", ids[1]).values()
+    assert shown["state"] == "measured" and shown["n_pairs"] == 2
+    (shown,) = analyse("compare", "--run", run).values()
+    assert shown["state"] == "measured" and shown["traces"]["mean"] == 2 and "exchanged" in shown["null"]
+    shown = analyse("misalignment", "--run", run, "--trace", ids[0])
+    assert 0 <= shown[ids[0]]["rate_of_reasoner"] <= shown[ids[0]]["rate"] <= 1
+
+
+def test_rules_choose_among_stored_samples(tmp_path):
+    record(
+        load_model("organism"),
+        load_problems("ledger:brief", n=2, seed=5),
+        tmp_path / "store",
+        sites=[],
+        samples=3,
+        sampling=Sampling(temperature=1.0, max_new_tokens=40),
+        progress=False,
+    )
+    (shown,) = analyse("selection", "--run", tmp_path, "-k", 3).values()
+    assert set(shown["mean"]) == {"single", "majority", "short-1"} and shown["k"] == 3
+
+
+def test_steps_that_the_answer_does_not_hang_on_are_counted(run):
+    for shown in analyse("reflection", "--run", run).values():
+        assert 0 <= shown["failed_step_fraction"] < 1
+
+
 def test_the_summary_puts_the_signals_side_by_side(run):
     analyse("entropy", "--run", run)
     id_ = TraceStore.open(run / "store").ids[0]

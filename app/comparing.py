@@ -1,0 +1,107 @@
+"""Analyses that set one thing beside another: heads beside random ones, a reasoner beside its base, rules beside a single sample."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from reasonscope.analysis.cliff import Trial, cliff_heads
+from reasonscope.analysis.edge_attribution import emergent_heads, opening_pairs
+from reasonscope.analysis.mi_peaks import (
+    comparison,
+    gold_text,
+    mi_of_trace,
+    representations,
+)
+from reasonscope.analysis.misalignment import misalignment_of_trace
+from reasonscope.analysis.probe_write import probe_write_result
+from reasonscope.analysis.results import Result
+from reasonscope.analysis.selection import Rule, best_by, majority, short_m, simulate
+from reasonscope.analysis.trajectory import trajectory_of_trace
+from reasonscope.app.study import Study, stored, trace_sentences
+from reasonscope.data.errors import InputError
+from reasonscope.data.problems import load_problems
+from reasonscope.data.trace import Sampling, Trace
+from reasonscope.probes.capture import replay
+from reasonscope.probes.linear import LinearProbe
+from reasonscope.probes.record import as_numpy
+from reasonscope.probes.sites import Site
+
+_ASKED = ("requests:jailbreak", "requests:twin", "ledger")
+
+
+def analyse_cliff(study: Study) -> Iterator[Result]:
+    """Which heads write the refusal probe up or down at the end of the close window, over all requests of the run."""
+    path = study.options.probe
+    if path is None or not path.exists():
+        raise InputError(
+            f"there is no probe at {path}; fit one with: reasonscope probe refusal --run RUN, or name one with --probe"
+        )
+    requests = [t for t in study.traces if "harmful" in t.problem.meta and t.state == "closed"]
+    if len(requests) < 2:
+        raise InputError(f"{len(requests)} requests with closed thinking among the traces; a mean over them needs two")
+    probe, options = LinearProbe.load(path), study.options
+    yield probe_write_result(study.model, probe, requests, seed=options.seed)
+    if options.ablate:
+        trial = _trial(study)
+        study.progress(f"{options.draws + 2} × {3 * options.asked} answers, without heads and with all")
+        yield cliff_heads(study.model, probe, requests, trial, draws=options.draws, seed=options.seed)
+
+
+def _trial(study: Study) -> Trial:
+    """New requests and ledgers in the organism's language, `asked` of each kind; for another model call `cliff_heads` with its own."""
+    options = study.options
+    drawn = {name: load_problems(name, n=options.asked, seed=options.seed + 1) for name in _ASKED}
+    return Trial(
+        harmful=drawn["requests:jailbreak"],
+        benign=drawn["requests:twin"],
+        solved=drawn["ledger"],
+        sampling=Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens, seed=options.seed),
+    )
+
+
+def analyse_emergent(study: Study) -> Iterator[Result]:
+    """Which heads carry more in the model than in its base, on what the two open the run's problems with."""
+    problems = list({trace.problem.id: trace.problem for trace in study.traces}.values())
+    pairs = opening_pairs(study.base, study.model, problems)
+    yield emergent_heads(study.base, study.model, pairs, seed=study.options.seed)
+
+
+def analyse_compare(study: Study) -> Iterator[Result]:
+    """MI of the same traces read by the base model and by the one that wrote them."""
+    site = Site("resid_post", study.model.n_layers - 1)
+    sides = []
+    for model in (study.base, study.model):
+        golds = {t.id: representations(model, [gold_text(t, study.options.gold)], [site])[0] for t in study.traces}
+        read = ((trace, replay(model, [trace.token_ids.tolist()], [site])[0]) for trace in study.traces)
+        sides.append(
+            [mi_of_trace(t, {site: as_numpy(seen[site])}, golds[t.id], seed=study.options.seed) for t, seen in read]
+        )
+    yield comparison(*sides, site=str(site), seed=study.options.seed)
+
+
+def analyse_selection(study: Study) -> Iterator[Result]:
+    """Accuracy and tokens of selection rules on the stored samples: needs several of each problem."""
+    rules: dict[str, Rule] = {"majority": majority}
+    rules |= {f"short-{m}": short_m(m) for m in sorted({1, max(study.options.k // 2, 1)})}
+    scores = {trace.id: _straight(study, trace) for trace in study.traces} if study.sites else {}
+    if any(np.isfinite(value) for value in scores.values()):
+        rules["straightest trajectory"] = best_by(lambda trace: scores[trace.id])
+    yield simulate(study.traces, rules, k=study.options.k, seed=study.options.seed)
+
+
+def _straight(study: Study, trace: Trace) -> float:
+    """Aligned change over the stored streams; NaN where the thinking has fewer than two segments."""
+    found = trajectory_of_trace(
+        trace, partial(stored, study.store, trace.id), study.sites, block=study.options.block, draws=2
+    )
+    line = found.at(signal="aligned")
+    return float(np.nanmean(line)) if np.isfinite(line).any() else float("nan")
+
+
+def analyse_misalignment(study: Study) -> Iterator[Result]:
+    """How much of each trace its base model would have written otherwise."""
+    return (
+        misalignment_of_trace(study.base, study.model, trace, trace_sentences(trace), seed=study.options.seed)
+        for trace in study.traces
+    )

@@ -1,0 +1,106 @@
+"""A run to analyse: its traces, what may be said of how, and the models, loaded when they are first asked for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from reasonscope.analysis.mi_peaks import (
+    Gold,
+)
+from reasonscope.analysis.organism import true_sentences
+from reasonscope.data.errors import InputError
+from reasonscope.data.importers import published_sentences
+from reasonscope.data.segment import sentences
+from reasonscope.data.store import TraceStore
+from reasonscope.data.trace import Sentence, Trace
+from reasonscope.probes.branches import PrefixWriter, Writer
+from reasonscope.probes.model import Model, load_model
+from reasonscope.probes.server import ServerWriter
+from reasonscope.probes.sites import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What an analysis may be told; each takes what it needs."""
+
+    model: str | None = None
+    device: str = "cpu"
+    server: str | None = None
+    sites: str = ""
+    gold: Gold = "reference"
+    block: int = 500
+    samples: int = 8
+    rollouts: int = 100
+    half_width: float = 0.1
+    max_new_tokens: int = 1024
+    temperature: float = 0.7
+    batch_size: int = 32
+    seed: int = 0
+    probe: Path | None = None
+    base: str = "organism-base"
+    ablate: bool = False
+    draws: int = 20
+    asked: int = 40
+    k: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A run to analyse: its store, the traces chosen, the options; the model is loaded when it is first asked for."""
+
+    store: TraceStore
+    traces: Sequence[Trace]
+    options: Options
+    results: Path
+    progress: Callable[[str], None] = field(default=lambda _: None)
+
+    @cached_property
+    def model(self) -> Model:
+        name = self.options.model or self.store.meta.get("model", {}).get("name")
+        if not name:
+            raise InputError(f"{self.store.path} does not say which model wrote it; name one with --model")
+        return load_model(str(name), device=self.options.device)
+
+    @cached_property
+    def writer(self) -> Writer:
+        if self.options.server is None:
+            return PrefixWriter(self.model, batch_size=self.options.batch_size)
+        return ServerWriter(url=self.options.server, model=self.model.name, tokenizer=self.model.tokenizer_backend)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The chosen sites, else the residual stream behind the last block that was stored."""
+        stored = [Site.parse(site) for site in self.store.sites]
+        if self.options.sites:
+            wanted = [Site.parse(site.strip()) for site in self.options.sites.split(",")]
+            if missing := [str(site) for site in wanted if site not in stored]:
+                raise InputError(
+                    f"{self.store.path} does not hold {', '.join(missing)}; it holds {', '.join(map(str, stored))}"
+                )
+            return tuple(wanted)
+        residual = [site for site in stored if site.point == "resid_post"]
+        return (max(residual, key=lambda site: site.layer),) if residual else ()
+
+    @cached_property
+    def base(self) -> Model:
+        return load_model(self.options.base, device=self.options.device)
+
+    @property
+    def has_model(self) -> bool:
+        return bool(self.options.model or self.store.meta.get("model", {}).get("name"))
+
+
+def trace_sentences(trace: Trace) -> list[Sentence]:
+    """The sentences of a trace: the grammar's own where its truth is known, the published ones, else ours."""
+    if "ledger" in trace.problem.meta:
+        return true_sentences(trace)[0]
+    return published_sentences(trace) or sentences(trace)
+
+
+def stored(store: TraceStore, id: str, site: Site) -> NDArray[Any]:
+    """What was stored of a trace at a site."""
+    return store.activations(id, str(site))
