@@ -12,11 +12,12 @@ from reasonscope.analysis.probe_write import probe_writes
 from reasonscope.analysis.receiver import Head
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import bootstrap_band
+from reasonscope.data.behaviour import behaviour
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.model import Model
-from reasonscope.probes.refusal import behaviour, cell
+from reasonscope.probes.refusal import cell
 from reasonscope.probes.rollout import rollouts
 from reasonscope.probes.trajectory import has_cliff
 from reasonscope.steering.ablation import How

@@ -56,7 +56,8 @@ def write_example(
 def _analyse(where: Places, store: TraceStore, rollouts: int, say: Callable[[str], None]) -> None:
     """Every analysis of the app's pages, on the first few ledgers that were answered right and took some thinking."""
     from reasonscope.analysis.results import result_path
-    from reasonscope.app.analysing import ANALYSES, Options, Study
+    from reasonscope.app.analysing import ANALYSES
+    from reasonscope.app.study import Options, Study
 
     ledgers = [trace for trace in store if trace.problem.answer is not None]
     fit = [trace for trace in ledgers if trace.correct and 100 <= trace.n_thinking_tokens <= 250][:ANALYSED]

@@ -9,12 +9,12 @@ from typing import TypeAlias
 
 import numpy as np
 
+from reasonscope.data.behaviour import behaviour
 from reasonscope.data.errors import InputError
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Kind, Problem, Sampling, Trace
 from reasonscope.probes.length import length_probe
 from reasonscope.probes.model import Model
-from reasonscope.probes.refusal import behaviour
 from reasonscope.probes.sites import Site
 from reasonscope.steering.asc import extract_asc
 from reasonscope.steering.contrast import Read, state_of, vector_of_probe
