@@ -155,7 +155,7 @@ def baseline_predictions(
     grid: dict[str, list[object]] | None = (
         {"ridge__alpha": _ALPHAS} if task == "regression" else {"logisticregression__C": _CS}
     )
-    linear = Ridge() if task == "regression" else LogisticRegression(max_iter=5000)
+    linear = Ridge() if task == "regression" else LogisticRegression(solver="newton-cholesky", max_iter=1000)
     if features.ndim == 1:
         estimator = make_pipeline(TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True), linear)
     elif np.ptp(features, axis=0).any():
