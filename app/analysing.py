@@ -25,7 +25,6 @@ from reasonscope.analysis.mi_peaks import (
     representations,
     thinking_token_table,
 )
-from reasonscope.analysis.organism import true_sentences
 from reasonscope.analysis.receiver import top_heads
 from reasonscope.analysis.receiver_results import receiver_heads, receiver_scores
 from reasonscope.analysis.reflection import failed_step_fraction, reflection_of_trace, unused_steps
@@ -42,6 +41,7 @@ from reasonscope.app.comparing import (
 )
 from reasonscope.app.study import Options, Study, stored, trace_sentences
 from reasonscope.data.errors import InputError
+from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.parse import THINK
 from reasonscope.data.trace import Sampling, Sentence, Trace
 from reasonscope.probes.sites import Site

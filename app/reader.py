@@ -8,7 +8,8 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from reasonscope.app.services import Colouring, Reading
+from reasonscope.app.colourings import Colouring
+from reasonscope.app.readings import Reading
 from reasonscope.data.align import token_strings
 from reasonscope.data.trace import Trace
 
@@ -100,13 +101,14 @@ def _with_pieces(trace: Trace, parts: list[dict[str, Any]], pieces: list[str]) -
 
 
 def _colour(colour: Colouring) -> dict[str, Any]:
+    low, high = colour.ends
     return {
         "title": colour.title,
         "unit": "" if colour.unit == "1" else colour.unit,
         "per": colour.per,
         "values": _numbers(colour.values),
-        "low": colour.low,
-        "high": colour.high,
+        "low": low,
+        "high": high,
         "null": None if colour.null is None else [_numbers(end) for end in colour.null],
         "marks": list(colour.marks),
         "about": colour.about,

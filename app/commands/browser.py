@@ -61,7 +61,7 @@ def browse(
 
 def _place(run: Path | None, root: Path | None) -> tuple[Path, str]:
     """The root, and the run as a path below it ("" for the example). Raises InputError, StoreError."""
-    from reasonscope.app.services import confined, open_run
+    from reasonscope.app.runs import confined, open_run
 
     if run is None:
         return (root or Path("runs")).resolve(), ""

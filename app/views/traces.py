@@ -5,9 +5,9 @@ import re
 import numpy as np
 import streamlit as st
 
-from reasonscope.app import components, services, state
+from reasonscope.app import colourings, components, readings, state
 from reasonscope.app.reader import show_reader
-from reasonscope.app.services import Run
+from reasonscope.app.runs import Run
 from reasonscope.app.state import BOUND, Key
 
 _FORMULA = re.compile(r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$(.+?)\$\$|\$([^$\n]+?)\$|(\\boxed\{[^{}]*\})", re.DOTALL)
@@ -17,7 +17,7 @@ def show(run: Run) -> None:
     components.heading(
         "Trace", "One trace as it was written. Colour it by what a method says of its tokens or sentences."
     )
-    found = services.rows(run)
+    found = readings.rows(run)
     if not found:
         st.info("The run is empty: there is no trace to read.")
         st.code(f"reasonscope record --out {run.path}", language="bash")
@@ -31,7 +31,7 @@ def show(run: Run) -> None:
         bind=BOUND,
         on_change=_forget_sentence,
     )
-    names = services.colouring_names(run, chosen)
+    names = colourings.colouring_names(run, chosen)
     colour = right.selectbox("Colour by", list(names), key=Key.COLOUR, bind=BOUND)
     _read(run, chosen, colour)
 
@@ -43,10 +43,10 @@ def _forget_sentence() -> None:
 @st.fragment  # type: ignore[untyped-decorator]
 def _read(run: Run, id: str, colour: str) -> None:
     """The reader and what it says of the chosen sentence; only this part runs again when another one is chosen."""
-    read = services.reading(run, id)
+    read = readings.reading(run, id)
     with components.told():
-        colouring = services.colouring(run, id, colour)
-        row = next(row for row in services.rows(run) if row.id == id)
+        colouring = colourings.colouring(run, id, colour)
+        row = next(row for row in readings.rows(run) if row.id == id)
         facts = (
             f"{row.outcome} · answer {row.answer or 'none'} · {row.thinking_tokens} thinking tokens · {len(read.sentences)} sentences"
             f" · thinking {row.state} · {read.labels} sentence labels"
@@ -65,7 +65,7 @@ def _read(run: Run, id: str, colour: str) -> None:
         _chosen(read, colouring)
 
 
-def _chosen(read: services.Reading, colouring: services.Colouring | None) -> None:
+def _chosen(read: readings.Reading, colouring: colourings.Colouring | None) -> None:
     """The chosen sentence: where it stands, its values, its formulas set."""
     wanted = state.recall_number(Key.SENTENCE)
     sentence = next((one for one in read.sentences if one.index == wanted), None)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from reasonscope.app.bundled import EXAMPLE
-from reasonscope.app.services import open_run, rows
+from reasonscope.app.readings import rows
+from reasonscope.app.runs import open_run
 from reasonscope.data.importers import import_jsonl
 from reasonscope.data.store import TraceStore
 
