@@ -17,11 +17,19 @@ EXAMPLE = Path(str(files("reasonscope.app").joinpath("example")))
 SHOWN = 4  # one trace of so many ships
 ANALYSED = 2  # traces that are analysed sentence by sentence
 _SCORED = ("length", "intent", "correctness")
-_ANALYSES = ("mi", "entropy", "reflection", "heads", "receivers", "suppression", "cliff", "anchors")
+_ANALYSES = (
+    "mi", "compare", "entropy", "alternatives", "shift", "reflection", "heads", "attention", "receivers", "suppression", "cliff", "anchors",
+)  # fmt: skip
 
 
 def write_example(
-    out: Path, *, say: Callable[[str], None], size: "Size | None" = None, rollouts: int = 20, every: int = SHOWN
+    out: Path,
+    *,
+    say: Callable[[str], None],
+    size: "Size | None" = None,
+    rollouts: int = 20,
+    every: int = SHOWN,
+    ablate: bool = True,
 ) -> None:
     """Record the organism, probe, steer and analyse it, and leave in `out` what the app shows; what `out` held is replaced at the end.
 
@@ -42,7 +50,7 @@ def write_example(
         for name in _SCORED:
             if (kept := where.probes / f"{name}.safetensors").exists():
                 write_scores(LinearProbe.load(kept), store, where.scores / kept.name, name=name)
-        _analyse(where, store, rollouts, say)
+        _analyse(where, store, rollouts, ablate, say)
         note = f"{len(store)} of the {n} traces that the numbers are of; the activations were left out"
         _keep_part(where.store, store.ids, note=note)
         for numbers in where.numbers.glob("*.json"):
@@ -53,7 +61,7 @@ def write_example(
         shutil.copytree(run, out, ignore=shutil.ignore_patterns("*.html", ".lock"))
 
 
-def _analyse(where: Places, store: TraceStore, rollouts: int, say: Callable[[str], None]) -> None:
+def _analyse(where: Places, store: TraceStore, rollouts: int, ablate: bool, say: Callable[[str], None]) -> None:
     """Every analysis of the app's pages, on the first few ledgers that were answered right and took some thinking."""
     from reasonscope.analysis.results import result_path
     from reasonscope.app.analysing import ANALYSES
@@ -63,9 +71,15 @@ def _analyse(where: Places, store: TraceStore, rollouts: int, say: Callable[[str
     fit = [trace for trace in ledgers if trace.correct and 100 <= trace.n_thinking_tokens <= 250][:ANALYSED]
     many = list({trace.id: trace for trace in [*fit, *ledgers[:30]]}.values())
     # Words at all peaks, and heads over all traces, come from more traces than are looked at one by one.
-    chosen = {"mi": many, "receivers": many, "cliff": [t for t in store if "harmful" in t.problem.meta]}
+    chosen = {
+        "mi": many,
+        "compare": many,
+        "receivers": many,
+        "cliff": [t for t in store if "harmful" in t.problem.meta],
+    }
     probe = where.probes / "refusal.safetensors"
-    options = Options(rollouts=rollouts, half_width=0.2, max_new_tokens=400, probe=probe)
+    vector = where.vectors / "seal.safetensors"
+    options = Options(rollouts=rollouts, half_width=0.2, max_new_tokens=400, probe=probe, vector=vector, ablate=ablate)
     for name in _ANALYSES:
         if name == "cliff" and not probe.exists():
             continue
@@ -74,6 +88,8 @@ def _analyse(where: Places, store: TraceStore, rollouts: int, say: Callable[[str
         study = Study(store=store, traces=traces, options=options, results=where.analyses)
         for result in ANALYSES[name](study):
             trace = str(result.provenance.get("trace", "all"))
+            if result.method == "mi_base" and trace not in {one.id for one in fit}:
+                continue  # the comparison is over many traces; a second curve is drawn for few
             result.save(result_path(where.analyses, result.method, trace))
 
 

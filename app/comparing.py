@@ -1,6 +1,7 @@
 """Analyses that set one thing beside another: heads beside random ones, a reasoner beside its base, rules beside a single sample."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -68,7 +69,7 @@ def analyse_emergent(study: Study) -> Iterator[Result]:
 
 
 def analyse_compare(study: Study) -> Iterator[Result]:
-    """MI of the same traces read by the base model and by the one that wrote them."""
+    """MI of the same traces read by the base model and by the one that wrote them; first the base's own curves, trace by trace."""
     site = Site("resid_post", study.model.n_layers - 1)
     sides = []
     for model in (study.base, study.model):
@@ -77,6 +78,8 @@ def analyse_compare(study: Study) -> Iterator[Result]:
         sides.append(
             [mi_of_trace(t, {site: as_numpy(seen[site])}, golds[t.id], seed=study.options.seed) for t, seen in read]
         )
+    for result in sides[0]:
+        yield replace(result, method="mi_base").with_provenance(model=study.base.name)
     yield comparison(*sides, site=str(site), seed=study.options.seed)
 
 

@@ -44,6 +44,11 @@ class Options:
     draws: int = 20
     asked: int = 40
     k: int = 4
+    top: int = 5
+    keys: int = 8
+    vector: Path | None = None
+    strength: float = 1.0
+    at_separators: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -198,6 +198,50 @@ def selection(
 
 
 @analyse.command()
+def alternatives(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    top: Annotated[int, typer.Option(min=1, help="The likeliest tokens to keep at each place.")] = 5,
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """What else could have stood at each token, and how likely the one that stands there was."""
+    from reasonscope.app.study import Options
+
+    _run("alternatives", run, trace, Options(model=model, device=device, top=top, seed=seed), json_)
+
+
+@analyse.command()
+def shift(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    vector: Annotated[Path | None, typer.Option(help="A steering vector; RUN/steering/seal.safetensors where not given.")] = None,
+    strength: Annotated[float, typer.Option(help="Multiplier of the vector.")] = 1.0,
+    everywhere: Annotated[bool, typer.Option("--everywhere", help="On every token of the thinking, not where steps begin.")] = False,
+    draws: Annotated[int, typer.Option(min=5, help="Random vectors of the same norm beside it.")] = 20,
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """What a steering vector makes of each token that was written: its log-probability, steered less base."""
+    from reasonscope.app.places import places
+    from reasonscope.app.study import Options
+
+    path = vector or places(run).vectors / "seal.safetensors"
+    options = Options(
+        model=model, device=device, vector=path, strength=strength, at_separators=not everywhere, draws=draws, seed=seed
+    )
+    _run("shift", run, trace, options, json_)
+
+
+@analyse.command()
+def attention(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    keys: Annotated[int, typer.Option(min=1, help="Tokens to keep of those that each token looks at, for every head.")] = 8,
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """Where each head looks: between sentences, and token by token where it looks most."""
+    from reasonscope.app.study import Options
+
+    _run("attention", run, trace, Options(model=model, device=device, keys=keys, seed=seed), json_)
+
+
+@analyse.command()
 def summary(run: Run, trace: Chosen = None, seed: Seed = 0, json_: Json = False) -> None:
     """Which sentences matter by every signal that was analysed before, side by side."""
     from reasonscope.app.study import Options
