@@ -56,7 +56,9 @@ def test_steering_shifts_what_stands_behind_it_and_strength_0_nothing(model, tra
     vector = SteeringVector(directions={site: np.full(width, 3.0, dtype=np.float32)}, method="test", provenance={})
     scope = Scope.thinking(model)
     found = steering_shift(model, trace, vector, 1.0, scope, draws=5)
-    opened = trace.tokens.open.start - trace.n_prompt_tokens  # the tag itself, and what follows it, are said before any edit
+    opened = (
+        trace.tokens.open.start - trace.n_prompt_tokens
+    )  # the tag itself, and what follows it, are said before any edit
     assert not found.values[: opened + 2].any() and found.values[opened + 2 :].all()
     assert (found.arrays["kl"] >= -1e-6).all() and 0 < found.numbers["touched"] < len(trace.token_ids)
     assert found.null.what.startswith("5 random") and found.arrays["random"].shape == (5,)

@@ -189,15 +189,17 @@ def test_the_blocks_of_the_reader_are_the_whole_text():
     for row in readings.rows(run)[:8]:
         read = readings.reading(run, row.id)
         data = reader_data(read, colourings.colouring(run, row.id, "entropy"))
-        assert "".join(piece for block in data["blocks"] for piece in block["pieces"]) == read.trace.text
-        assert len(data["colour"]["values"]) == len(read.trace.token_ids)
-        assert [b["index"] for b in data["blocks"] if b["index"] is not None] == [s.index for s in read.sentences]
+        assert data["text"] == read.trace.text and data["ends"][-1] == len(read.trace.text)
+        assert len(data["colour"]["values"]) == len(data["ends"]) == len(read.trace.token_ids)
+        assert [index for _, index, *_ in data["blocks"] if index is not None] == [s.index for s in read.sentences]
+        places = [place for *_, first, count in data["blocks"] for place in range(first, first + count)]
+        assert places == list(range(len(read.trace.token_ids)))
 
 
 def test_hostile_text_reaches_the_page_as_text(imported):
     run = runs.open_run(imported)
     data = reader_data(readings.reading(run, "hostile"), None)
-    assert HOSTILE in "".join(piece for block in data["blocks"] for piece in block["pieces"])
+    assert HOSTILE in data["text"]
     said = page("compare", imported, trace="hostile", with_trace="hostile")
     markup = "".join(str(element.proto) for element in said.main if "html" in str(element.type))
     assert "<script>" not in markup
