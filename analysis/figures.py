@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import cycle
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -158,7 +159,7 @@ def mean_trajectories(curves: Mapping[str, MeanTrajectory], *, title: str, measu
         shared_xaxes=True,
         row_heights=[0.75, 0.25],
         vertical_spacing=0.06,
-        subplot_titles=("thinking and closing tag", f"the last {last} tokens", "", ""),
+        subplot_titles=("all", f"last {last} tokens", "", ""),
     )
     for (name, curve), colour in zip(curves.items(), _cycle(len(curves)), strict=True):
         for column, shown in ((1, len(curve.mean)), (2, min(last, len(curve.mean)))):
@@ -397,19 +398,75 @@ def head_grid(values: NDArray[np.float64], *, title: str, measure: str) -> Figur
     return _styled(figure, title, "head", "layer").update_xaxes(dtick=1).update_yaxes(dtick=1)
 
 
-def square_map(matrix: NDArray[np.float64], *, title: str, measure: str, rows: str, columns: str) -> Figure:
-    """A matrix of sentences or tokens against others; what was not measured stays empty."""
+def square_map(
+    matrix: NDArray[np.float64],
+    *,
+    title: str,
+    measure: str,
+    rows: str,
+    columns: str,
+    names: tuple[Sequence[str], Sequence[str]] | None = None,
+    clickable: bool = False,
+) -> Figure:
+    """A matrix of sentences or tokens against others; what was not measured stays empty.
+
+    `names` of the rows and columns stand under the pointer, and at the axes where they are few. `clickable` lays a square on each of
+    the 2,000 strongest cells, for a map itself tells nobody of a click.
+    """
     signed = bool((matrix < 0).any())
+    down, across = names or tuple([str(i) for i in range(n)] for n in matrix.shape)
+    hover = [[f"{_short(down[i])} → {_short(across[j])}" for j in range(matrix.shape[1])] for i in range(len(matrix))]
     figure = go.Figure()
     figure.add_heatmap(
         z=matrix,
+        x=np.arange(matrix.shape[1]),
+        y=np.arange(matrix.shape[0]),
+        customdata=hover,
         colorscale="RdBu_r" if signed else "Viridis",
         zmid=0 if signed else None,
-        colorbar={"title": measure},
-        hovertemplate=f"{rows} %{{y}}, {columns} %{{x}}<br>%{{z:.4g}}<extra></extra>",
+        colorbar={"title": {"text": measure, "side": "right"}},
+        hovertemplate=f"{rows} %{{y}}, {columns} %{{x}}<br>%{{customdata}}<br>%{{z:.4g}}<extra></extra>",
     )
-    figure = _styled(figure, title, columns, rows).update_layout(height=560)
+    if clickable:
+        strength = np.nan_to_num(np.abs(matrix))
+        order = np.argsort(-strength, axis=None, kind="stable")[:2000]
+        y, x = np.unravel_index(order[strength.ravel()[order] > 0], matrix.shape)
+        side = max(3, min(22, 420 // max(matrix.shape)))
+        figure.add_scatter(
+            x=x, y=y, mode="markers", hoverinfo="skip", showlegend=False,
+            marker={"symbol": "square", "size": side, "color": "rgba(0,0,0,0)"},
+        )  # fmt: skip
+    figure = _styled(figure, title, columns, rows).update_layout(height=520)
+    if names and max(matrix.shape) <= 40:
+        figure.update_xaxes(
+            tickvals=np.arange(matrix.shape[1]), ticktext=[_short(name) for name in across], tickangle=-90
+        )
+        figure.update_yaxes(tickvals=np.arange(matrix.shape[0]), ticktext=[_short(name) for name in down])
     return figure.update_yaxes(autorange="reversed")
+
+
+def arm_outcomes(result: Result) -> Figure:
+    """A result over (arm, metric): a point for each arm beside the others, with its interval, and grey the range of the null."""
+    arms, metrics = (axis.labels for axis in result.axes)
+    figure = go.Figure()
+    places = np.arange(len(metrics))
+    if result.null is not None:
+        for place, low, high in zip(places, result.null.low[-1], result.null.high[-1], strict=True):
+            figure.add_scatter(
+                x=[place - 0.35, place + 0.35, place + 0.35, place - 0.35], y=[low, low, high, high], fill="toself", mode="lines",
+                fillcolor="rgba(122,122,122,.3)", line={"width": 1, "color": GREY}, hoverinfo="skip", name=result.null.what,
+                legendgroup="null", showlegend=bool(place == 0),
+            )  # fmt: skip
+    spread = np.linspace(-0.15, 0.15, len(arms))
+    for i, (arm, colour, symbol) in enumerate(zip(arms, _cycle(len(arms)), cycle(_SYMBOLS), strict=False)):
+        figure.add_scatter(
+            x=places + spread[i], y=result.values[i], mode="markers", name=arm, customdata=metrics,
+            marker={"color": colour, "symbol": symbol, "size": 11},
+            error_y=None if result.interval is None else _between(result.values[i], result.interval, i),
+            hovertemplate=f"{escape(arm)}, %{{customdata}}: %{{y:.3f}}<extra></extra>",
+        )  # fmt: skip
+    figure = _styled(figure, _titled(result), "", f"{result.quantity} [{result.unit}]")
+    return figure.update_xaxes(tickvals=places, ticktext=list(metrics))
 
 
 def _draw_links(
@@ -479,6 +536,8 @@ def of_result(result: Result) -> dict[str, Figure]:
     drawn: dict[str, Figure] = {}
     if names in _MAPS:
         drawn["map"] = value_maps(result)
+    elif names == ("arm", "metric"):
+        drawn["arms"] = arm_outcomes(result)
     elif len(result.axes[-1]) > 1:
         drawn["lines"] = along(result)
     if "effects" in result.arrays:
@@ -486,10 +545,13 @@ def of_result(result: Result) -> dict[str, Figure]:
     return drawn
 
 
-def along(result: Result, *, only: Sequence[str] = ()) -> Figure:
+def along(
+    result: Result, *, only: Sequence[str] = (), beside: Mapping[str, NDArray[np.float64]] | None = None
+) -> Figure:
     """Every line of a result along its last axis, one panel a line: interval as bars or a band, the null shaded, peaks marked.
 
-    `only` are the labels of the first axis to draw; all where not given. Sentences are named by their text under the pointer.
+    `only` are the labels of the first axis to draw; all where not given. `beside` are other lines over the same places, by name, drawn
+    dashed in each panel. Sentences are named by their text under the pointer.
     """
     places = list(result.axes[-1].labels)
     first = result.axes[0].labels if len(result.axes) > 1 else (result.quantity,)
@@ -509,6 +571,11 @@ def along(result: Result, *, only: Sequence[str] = ()) -> Figure:
             error_y=error if few else None, text=hover, hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
             showlegend=shown, row=panel, col=1,
         )  # fmt: skip
+        for (other, values), colour in zip((beside or {}).items(), (GREEN, PURPLE, ORANGE), strict=False):
+            figure.add_scatter(
+                x=x, y=values, mode="lines", line={"color": colour, "dash": "dot", "width": 1.5}, name=other, legendgroup=other,
+                hovertemplate=f"{escape(other)} %{{y:.4g}}<extra></extra>", showlegend=shown, row=panel, col=1,
+            )  # fmt: skip
         if "peaks" in result.arrays:
             peaks = np.flatnonzero(np.reshape(result.arrays["peaks"], (len(first), -1))[at])
             figure.add_scatter(
@@ -716,13 +783,14 @@ def _error(value: float, interval: tuple[float, float], colour: str) -> dict[str
 
 
 def _styled(figure: Figure, title: str, x: str, y: str) -> Figure:
+    lines = wrap(title, 44) or [""]  # as much as a phone shows in a line
     return figure.update_layout(
-        title=title,
+        title={"text": "<br>".join(escape(line, quote=False) for line in lines), "font": {"size": 15}},
         xaxis_title=x,
         yaxis_title=y,
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "size": 13},
-        margin={"l": 70, "r": 30, "t": 60, "b": 90},
+        margin={"l": 60, "r": 20, "t": 40 + 20 * len(lines), "b": 90},
         legend={"orientation": "h", "y": -0.2, "x": 0, "xanchor": "left", "yanchor": "top"},
         height=420,
     )
