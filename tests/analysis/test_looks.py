@@ -54,9 +54,7 @@ def test_both_readers_equal_the_dense_attention(tiny, family):
     model, rows = tiny(family), Span(9, 33)
     ids = torch.randint(3, VOCAB, (40,), generator=torch.Generator().manual_seed(3)).tolist()
     attention = dense(model, ids)
-    alpha = float(
-        np.median(attention.mean(axis=1)[:, 20, :21])
-    )  # random weights look nearly evenly: what half of the keys get
+    alpha = 1.001 * float(np.median(attention.mean(axis=1)[:, 32, :33]))  # random weights look nearly evenly; off a tie
     means, again = RowMeans(rows, model.n_layers, model.n_heads), RecurrenceReader(rows, model.n_layers, alpha=alpha)
 
     def read(block):
