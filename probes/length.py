@@ -97,10 +97,7 @@ class LengthProbe:
 
     def forecast(self, activations: ArrayLike) -> LengthForecast:
         """Of states (…, d_model) of `probe.site` at the last prompt token. The interval covers `band.coverage` of new problems."""
-        scores = self.probe.scores(activations)
-        return LengthForecast(
-            tokens=_tokens(scores), low=_tokens(scores + self.band.low), high=_tokens(scores + self.band.high)
-        )
+        return forecast(self.probe, activations)
 
 
 def length_probe(
@@ -125,6 +122,8 @@ def length_probe(
     weaker = _baselines(store, data, folds=folds, seed=seed)
     strata = {id(trace): name for trace, name in zip(traces, datasets, strict=True)} if datasets is not None else {}
 
+    band = residual_band(np.log1p(data.tokens) - swept.predictions, data.truncated, data.groups, coverage=coverage)
+
     def judged(metric: Any, values: Values = predicted) -> Estimate:
         return cluster_bootstrap(metric, data.tokens, values, data.groups, seed=seed)
 
@@ -148,9 +147,22 @@ def length_probe(
         predicted=predicted,
         true=data.tokens,
         layer=tuple(data.sites[choice.layer] for choice in swept.chosen),
-        probe=_kept(swept, data, seed),
-        band=residual_band(np.log1p(data.tokens) - swept.predictions, data.truncated, data.groups, coverage=coverage),
+        probe=_kept(swept, data, band, seed),
+        band=band,
     )
+
+
+def forecast(probe: LinearProbe, activations: ArrayLike) -> LengthForecast:
+    """What a probe of `length_probe` says, kept or loaded, of states (…, d_model) of its site at the last prompt token.
+
+    Raises InputError for a probe that does not know how wrong it can be.
+    """
+    band = probe.provenance.get("interval")
+    if band is None:
+        raise InputError("this probe tells no lengths; take the one that `reasonscope probe length` keeps")
+    scores = probe.scores(activations)
+    low, high = (np.inf * sign if end is None else end for sign, end in zip((-1, 1), band["log"], strict=True))
+    return LengthForecast(tokens=_tokens(scores), low=_tokens(scores + low), high=_tokens(scores + high))
 
 
 def length_data(store: TraceStore, traces: Sequence[Trace]) -> LengthData:
@@ -251,7 +263,7 @@ def _between_share(rollouts: Sequence[Sequence[Trace]]) -> float | None:
     return float(max(0.0, 1 - within / total))
 
 
-def _kept(swept: SweepResult, data: LengthData, seed: int) -> LinearProbe:
+def _kept(swept: SweepResult, data: LengthData, band: ResidualBand, seed: int) -> LinearProbe:
     return LinearProbe(
         coef=swept.coef,
         intercept=swept.intercept,
@@ -266,6 +278,10 @@ def _kept(swept: SweepResult, data: LengthData, seed: int) -> LinearProbe:
             "rows": len(data.tokens),
             "groups": len(set(data.groups)),
             "truncated": data.n_truncated,
+            "interval": {
+                "coverage": band.coverage,
+                "log": [end if np.isfinite(end) else None for end in (band.low, band.high)],
+            },
             "seed": seed,
         },
     )
