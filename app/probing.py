@@ -11,6 +11,7 @@ from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Message, Problem, Trace
 from reasonscope.probes.capture import run_with_cache
 from reasonscope.probes.censoring import aft_predictions, concordance_index
+from reasonscope.probes.controls import Null
 from reasonscope.probes.correctness import CorrectnessProbe
 from reasonscope.probes.evaluate import Estimate, Rows, cluster_bootstrap, resample_groups, spearman
 from reasonscope.probes.heldout import Comparison, LayerMap
@@ -107,6 +108,7 @@ def length_numbers(found: LengthProbe) -> dict[str, Any]:
         "baselines": {name: _estimate(score) for name, score in found.baselines.items()},
         "difference_to_best_text_baseline": _estimate(found.difference),
         "verdict": "beats the text" if found.difference.low > 0 else "does not beat the text",
+        "shuffled_lengths": _null(found.shuffled),
         "within_difficulty": _estimate(found.within_difficulty) if found.within_difficulty else None,
         "concordance": _estimate(found.concordance),
         "r2_log": _estimate(found.r2_log),
@@ -203,13 +205,14 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         **{name: _estimate(score) for name, score in comparison.metrics.items()},
         "baselines": {name: _estimate(score) for name, score in comparison.baselines.items()},
         "difference_to_best_baseline": _estimate(comparison.difference),
-        "shuffled_labels": {
-            "mean": float(comparison.shuffled.null.mean()),
-            "highest": float(comparison.shuffled.null.max()),
-            "p_value": comparison.shuffled.p_value,
-        },
+        "shuffled_labels": _null(comparison.shuffled),
         "verdict": "beats the baselines" if comparison.beats else "does not beat the baselines",
     }
+
+
+def _null(shuffled: Null) -> dict[str, float]:
+    null = shuffled.null
+    return {"mean": float(null.mean()), "highest": float(null.max()), "p_value": shuffled.p_value}
 
 
 def _cliffs(study: CliffStudy) -> dict[str, Any]:

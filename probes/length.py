@@ -20,16 +20,18 @@ from reasonscope.probes.baselines import (
 from reasonscope.probes.baselines import baseline_predictions as predictions_from
 from reasonscope.probes.censoring import Mask, concordance_index
 from reasonscope.probes.conformal import ResidualBand, residual_band
+from reasonscope.probes.controls import Null, permutation_null
 from reasonscope.probes.evaluate import (
     Estimate,
     Values,
     cluster_bootstrap,
     difference_to_best,
+    grouped_predictions,
     resample_groups,
     spearman,
     trace_groups,
 )
-from reasonscope.probes.linear import LinearProbe
+from reasonscope.probes.linear import LinearProbe, RidgeProbe
 from reasonscope.probes.metrics import r2, r2_log, spearman_within
 from reasonscope.probes.sites import Site
 from reasonscope.probes.sweep import SweepResult, sweep
@@ -75,12 +77,14 @@ class LengthProbe:
     `predicted` and `true` (row,) in tokens, rows as in `LengthData`. `n_truncated` traces ended at the token limit: their true length is
     longer than what is counted; they stay in, and `concordance` is Harrell's C, which knows (0.5 is chance). `within_difficulty`
     and `within_dataset` are Spearman correlations inside each difficulty or data set, None where none is stated. `r2_log` is on
-    log(1 + tokens). `layer` (fold,): the site that each fold chose. `probe` is fitted on all rows, its scores are log(1 + tokens).
+    log(1 + tokens). `shuffled`: Spearman at the final layer and penalty on lengths that problems exchanged. `layer` (fold,): the site
+    that each fold chose. `probe` is fitted on all rows, its scores are log(1 + tokens).
     """
 
     spearman: Estimate
     baselines: Mapping[str, Estimate]
     difference: Estimate
+    shuffled: Null
     within_difficulty: Estimate | None
     within_dataset: Estimate | None
     concordance: Estimate
@@ -130,12 +134,20 @@ def length_probe(
     def concordance(rows: NDArray[np.intp]) -> float:
         return concordance_index(data.tokens[rows], data.truncated[rows], predicted[rows])
 
+    def judge(lengths: Values) -> float:
+        again = RidgeProbe(swept.final.penalty, standardise=True)
+        states = data.features[:, swept.final.layer, 0]
+        return spearman(
+            lengths, grouped_predictions(again, states, np.log1p(lengths), data.groups, folds=folds, seed=seed)
+        )
+
     return LengthProbe(
         spearman=judged(spearman),
         baselines={name: judged(spearman, values) for name, values in weaker.items()},
         difference=difference_to_best(
             spearman, data.tokens, predicted, {name: weaker[name] for name in TEXT_BASELINES}, data.groups, seed=seed
         ),
+        shuffled=permutation_null(judge, data.tokens, data.groups, within=False, draws=20, seed=seed),
         within_difficulty=_within(data, predicted, [trace.problem.difficulty for trace in data.traces], seed),
         within_dataset=_within(data, predicted, [strata.get(id(trace)) for trace in data.traces], seed),
         concordance=resample_groups(concordance, data.groups, draws=200, seed=seed),

@@ -20,6 +20,6 @@ from reasonscope.analysis.figures.traces import accuracy_by_difficulty, answers_
 __all__ = [
     "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "AnchorGraph", "Figure", "accuracy_by_difficulty", "along", "anchor_graph",
     "answers_by_request", "cliff_distribution", "figure_data", "head_grid", "in_theme", "layer_position_map", "length_prediction",
-    "length_scores", "mean_trajectories", "of_result", "probe_scores", "read_figure", "remaining_prediction", "sentence_map", "square_map", "steering_front",
-    "steering_plane", "thinking_by_difficulty", "to_html", "value_maps", "write_figure",
+    "length_scores", "mean_trajectories", "of_result", "probe_scores", "read_figure", "remaining_prediction", "sentence_map", "square_map",
+    "steering_front", "steering_plane", "thinking_by_difficulty", "to_html", "value_maps", "write_figure",
 ]  # fmt: skip

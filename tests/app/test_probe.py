@@ -77,6 +77,7 @@ def test_refusal_prints_its_numbers_and_keeps_what_it_made(run):
     found = numbers("refusal", "--run", run)
     assert found["refusal"]["auroc"]["ci"][0] > 0.9
     assert {"bag_of_words", "prompt_length"} <= found["refusal"]["baselines"].keys()
+    assert found["refusal"]["brier"]["value"] < 0.1 < 0.9 < found["refusal"]["pr_auc"]["value"]
     assert found["harmfulness"]["site"] == "resid_post.1"
     assert {"harmful complied", "random_directions", "above_nulls"} <= found["refusal"]["cliffs"].keys()
     assert sum(found["cells"].values()) == 80
