@@ -13,7 +13,7 @@ from reasonscope.probes.model import load_model
 from reasonscope.probes.sites import Site
 from reasonscope.steering import Bench, CloseTag, Scope, Steering, SteeringVector, Thinking, dose_response, prefill
 from reasonscope.steering.dose import MEASURES
-from reasonscope.steering.side_effects import compression_ratio, divergence, generated, reading, repeated_ngrams
+from reasonscope.steering.side_effects import compression_ratio, divergences, generated, reading, repeated_ngrams
 
 SITE = Site("resid_post", 2)
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=12)
@@ -58,7 +58,8 @@ def test_a_multiplier_of_zero_is_the_unsteered_run(bench, vector):
 
 def test_perplexity_and_kl_are_those_of_the_definition(bench, model, vector):
     steering = Steering(vector, 20.0, Scope())
-    found = divergence(model, bench.traces, reading(model, steering), {"written": generated})["written"]
+    (of_steered,) = divergences(model, bench.traces, [reading(model, steering)], {"written": generated})
+    found = of_steered["written"]
     trace = bench.traces[1]
     ids = trace.token_ids
     with vector.apply(model, multiplier=20.0):
@@ -82,7 +83,7 @@ def test_a_dose_response_has_its_controls(model, problems, vector):
     said = []
     found = dose_response(model, problems, SAMPLING, vector, [2.0, 1.0], scope=Scope(), say=said.append)
     assert [dose.strength for dose in found.doses] == [1.0, 2.0] and found.held_out
-    assert len(said) == 2 * (1 + 1 + 5) == len(found.arms) - 1
+    assert len(said) == 1 and said[0].count(",") == 2 * (1 + 1 + 5) == len(found.arms) - 1
     for dose in found.doses:
         assert dose.reversed.multiplier == -dose.strength
         changes = [arm.differences["tokens"].value for arm in dose.random]
