@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -14,8 +15,10 @@ from reasonscope.data.parse import trace_from_text
 from reasonscope.data.problems import load_problems
 from reasonscope.data.store import TraceStore, check_store
 from reasonscope.data.trace import Problem, Sampling
+from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.model import load_model
 from reasonscope.probes.record import record
+from reasonscope.probes.sites import Site
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +90,24 @@ def test_the_cliff_needs_a_probe(run):
     assert isinstance(done.exception, InputError) and "reasonscope probe refusal" in str(done.exception)
 
 
+def test_heads_that_suppress_refusal_are_taken_away_beside_random_ones(tmp_path):
+    model = load_model("organism")
+    asked = load_problems("requests:jailbreak", n=6, seed=2)
+    sampling = Sampling(temperature=0.7, max_new_tokens=120, seed=1)
+    record(model, asked, tmp_path / "store", sites=[], sampling=sampling, progress=False)
+    coef = np.random.default_rng(0).standard_normal(model.d_model)
+    probe = LinearProbe(
+        coef=coef, intercept=0.0, site=Site("resid_post", 4), task="binary", method="test", model=model.fingerprint
+    )
+    places(tmp_path).probes.mkdir()
+    probe.save(places(tmp_path).probes / "refusal.safetensors")
+    shown = analyse("cliff", "--run", tmp_path, "--ablate", "--asked", 2, "--max-new-tokens", 3)
+    writes, ablated = shown.values()
+    assert writes["method"] == "probe_write" and ablated["method"] == "cliff" and ablated["n_fallen"] >= 1
+    assert set(ablated["mean"]) == {"untouched", "ablated"} and "20 sets of other heads" in ablated["null"]
+    assert set(ablated["beyond_every_draw"]) == {"harmful refused", "benign refused", "accuracy"}
+
+
 def test_a_base_model_stands_beside_the_reasoner(run):
     ids = TraceStore.open(run / "store").ids
     (shown,) = analyse("emergent", "--run", run, "--trace", ids[0], "--trace", ids[1]).values()
@@ -109,6 +130,26 @@ def test_rules_choose_among_stored_samples(tmp_path):
     )
     (shown,) = analyse("selection", "--run", tmp_path, "-k", 3).values()
     assert set(shown["mean"]) == {"single", "majority", "short-1"} and shown["k"] == 3
+
+
+def test_a_probe_stops_stored_samples_with_the_answers_that_were_forced(tmp_path):
+    site, model = "resid_post.2", load_model("organism")
+    sampling = Sampling(temperature=1.0, max_new_tokens=150)
+    asked = load_problems("ledger:brief", n=2, seed=5)
+    record(model, asked, tmp_path / "store", sites=[site], samples=2, sampling=sampling, progress=False)
+    sure = LinearProbe(  # says .99 of everything, so it stops at the first tenth
+        coef=np.zeros(model.d_model), intercept=5.0, site=Site.parse(site), task="binary", method="t", model=model.fingerprint
+    )  # fmt: skip
+    sure.save(tmp_path / "sure.safetensors")
+    words = ["selection", "--run", tmp_path, "-k", 2, "--probe", tmp_path / "sure.safetensors"]
+    done = CliRunner().invoke(cli.app, ["analyse", *map(str, words)])
+    assert isinstance(done.exception, InputError) and "analyse confidence" in str(done.exception)
+    analyse("confidence", "--run", tmp_path, "--samples", 1)
+    analyse(*words)
+    (found,) = load_results(places(tmp_path).analyses, "selection")
+    tokens = dict(zip(found.axis("rule").labels, found.at(metric="tokens"), strict=True))
+    assert tokens["stop above 0.5"] == tokens["stop above 0.9"] < tokens["single"]
+    assert "stop above 0.9, another trace's scores" in tokens
 
 
 def test_steps_that_the_answer_does_not_hang_on_are_counted(run):
