@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -15,8 +16,8 @@ from reasonscope.analysis.mi_peaks import (
 )
 from reasonscope.analysis.misalignment import misalignment_of_trace
 from reasonscope.analysis.probe_write import probe_write_result
-from reasonscope.analysis.results import Result
-from reasonscope.analysis.selection import Rule, best_by, majority, short_m, simulate
+from reasonscope.analysis.results import Result, result_path
+from reasonscope.analysis.selection import Rule, best_by, early_stop, majority, short_m, simulate
 from reasonscope.analysis.trajectory import trajectory_of_trace
 from reasonscope.app.study import Study, stored, trace_sentences
 from reasonscope.data.errors import InputError
@@ -26,7 +27,9 @@ from reasonscope.probes.capture import replay
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.record import as_numpy
 from reasonscope.probes.sites import Site
+from reasonscope.probes.trajectory import token_scores
 
+STOPS = (0.5, 0.7, 0.9)  # of a probe's probability
 _ASKED = ("requests:jailbreak", "requests:twin", "ledger")
 
 
@@ -87,7 +90,37 @@ def analyse_selection(study: Study) -> Iterator[Result]:
     scores = {trace.id: _straight(study, trace) for trace in study.traces} if study.sites else {}
     if any(np.isfinite(value) for value in scores.values()):
         rules["straightest trajectory"] = best_by(lambda trace: scores[trace.id])
+    if study.options.probe is not None:
+        rules |= _early_stops(study, study.options.probe)
     yield simulate(study.traces, rules, k=study.options.k, seed=study.options.seed)
+
+
+def _early_stops(study: Study, path: Path) -> dict[str, Rule]:
+    """End the thinking where the probe is first above a threshold, with the answers that `analyse confidence` forced there.
+
+    The control stops by the scores of another trace, so as early as often, at places that mean nothing.
+    """
+    probe, scores, answers = LinearProbe.load(path), {}, {}
+    for trace in study.traces:
+        kept = result_path(study.results, "confidence", trace.id)
+        if not kept.exists():
+            raise InputError(
+                f"no forced answers of {trace.id!r} to stop with; force them with: reasonscope analyse confidence --run RUN"
+            )
+        found = Result.load(kept)
+        cuts = np.asarray(found.arrays.get("cuts", ()), dtype=np.int64)[1:]  # none where confidence was not measured
+        scores[trace.id] = token_scores(probe, study.store, trace)[cuts - 1]
+        answers[trace.id] = [row[0] for row in found.numbers.get("answers", ())][1:]
+    ids = list(scores)
+    other = dict(zip(ids, [*ids[len(ids) // 2 :], *ids[: len(ids) // 2]], strict=True))
+    return {
+        name: early_stop(lambda trace, of=of: scores[of[trace.id]], threshold, lambda trace, at: answers[trace.id][at])
+        for threshold in STOPS
+        for name, of in (
+            (f"stop above {threshold}", dict(zip(ids, ids, strict=True))),
+            (f"stop above {threshold}, another trace's scores", other),
+        )
+    }
 
 
 def _straight(study: Study, trace: Trace) -> float:
