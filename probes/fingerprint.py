@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from reasonscope.data.errors import InputError
 
@@ -16,13 +16,21 @@ _LIBRARIES = ("torch", "transformers", "tokenizers", "reasonscope")
 def fingerprint(
     hf: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, name: str, revision: str | None
 ) -> dict[str, Any]:
-    """JSON: `name`, `revision`, `architecture`, `dtype`, SHA-256 of `weights` and `tokenizer`, and `versions`."""
+    """As `described`, with the `dtype` and the SHA-256 of the `weights` that are in memory."""
+    known = described(hf.config, tokenizer, name=name, revision=revision)
+    return {**known, "dtype": str(hf.dtype).removeprefix("torch."), "weights": weights_hash(hf)}
+
+
+def described(
+    config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, *, name: str, revision: str | None
+) -> dict[str, Any]:
+    """JSON: `name`, `revision`, `architecture`, `dtype` and `weights` (unknown), SHA-256 of the `tokenizer`, and `versions`."""
     return {
         "name": name,
         "revision": revision,
-        "architecture": hf.config.model_type,
-        "dtype": str(hf.dtype).removeprefix("torch."),
-        "weights": weights_hash(hf),
+        "architecture": config.model_type,
+        "dtype": None,
+        "weights": None,
         "tokenizer": tokenizer_hash(tokenizer),
         "versions": {library: version(library) for library in _LIBRARIES},
     }
