@@ -218,13 +218,17 @@ class TraceStore:
         """
         self._take_lock()
         if (other.meta, other.sites) != (self.meta, self.sites):
-            raise InputError(f"{other.path} was recorded otherwise than {self.path}; only parts of one run can be joined")
+            raise InputError(
+                f"{other.path} was recorded otherwise than {self.path}; only parts of one run can be joined"
+            )
         new = [shard for shard in other._manifest.shards if not self._holds(other, shard)]
         if not new:
             return
         first = len(self._manifest.shards)
         names = [f"{first + i:06d}" for i in range(len(new))]
-        taken = tuple(link_shard(other._folder, shard, self._folder, name) for shard, name in zip(new, names, strict=True))
+        taken = tuple(
+            link_shard(other._folder, shard, self._folder, name) for shard, name in zip(new, names, strict=True)
+        )
         types = {site: self._manifest.sites[site] or other._manifest.sites[site] for site in self.sites}
         manifest = replace(self._manifest, sites=types, shards=(*self._manifest.shards, *taken))
         manifest.write(self.path)

@@ -40,10 +40,6 @@ class Model(Prompting):
     backend: Backend
 
     @property
-    def n_layers(self) -> int:
-        return int(self.hf.config.get_text_config().num_hidden_layers)
-
-    @property
     def n_heads(self) -> int:
         return head_count(self.hf.config)
 

@@ -30,6 +30,10 @@ class Prompting:
     revision: str | None = None
 
     @property
+    def n_layers(self) -> int:
+        return int(self.config.get_text_config().num_hidden_layers)
+
+    @property
     def context_length(self) -> int:
         """The longest sequence in tokens, prompt and completion together."""
         return int(self.config.get_text_config().max_position_embeddings)

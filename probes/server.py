@@ -1,6 +1,7 @@
 """Completions by a server that speaks OpenAI's protocol (vLLM, SGLang, llama.cpp, transformers serve): ids where it knows them, checked."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,10 +17,12 @@ from reasonscope.data.errors import InputError, MissingExtraError
 from reasonscope.data.trace import FinishReason, Sampling
 from reasonscope.probes.branches import Branch
 from reasonscope.probes.decoding import Completion
+from reasonscope.probes.prompting import Prompting
 
 _FINISH: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
 # vLLM's names: give ids back, and leave special tokens in the text.
 _IDS = MappingProxyType({"return_token_ids": True, "skip_special_tokens": False})
+_KEY = "REASONSCOPE_SERVER_KEY"
 _Ask = Callable[[str | list[int], int, Sampling], Mapping[str, Any]]
 
 
@@ -32,7 +35,8 @@ class ServerWriter:
     where it does not know that, its text is encoded with `tokenizer`, and `stop` put behind a completion that it says has ended.
     A server that refuses ids (transformers serve) gets the prompt as text, if that text makes the very same ids again. What
     comes back is checked: other prompt ids or another number of them than were sent, ids outside the vocabulary or ids that do
-    not spell the text are an error. Log-probabilities and entropies are NaN: nobody measured them here.
+    not spell the text are an error; so is a text where `needs_ids` says that the think tags are special tokens, which servers
+    leave out of texts. Log-probabilities and entropies are NaN: nobody measured them here.
 
     Departures: ids that are encoded from text are those that the tokenizer would write, which sampling may have spelled otherwise.
     """
@@ -41,6 +45,7 @@ class ServerWriter:
     model: str
     tokenizer: Tokenizer
     stop: int | None = None
+    needs_ids: bool = False
     workers: int = 8
     timeout: float = 600.0
     retries: int = 6
@@ -51,9 +56,7 @@ class ServerWriter:
         prompts = [[*map(int, token_ids[: branch.cut]), *branch.stub] for branch in branches]
         return self.complete(prompts, sampling, [branch.seed for branch in branches])
 
-    def complete(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
-    ) -> list[Completion]:
+    def complete(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         """A completion of each of `prompts` (token ids) with its seed, in their order; errors as above."""
         asked = [list(map(int, prompt)) for prompt in prompts]
         sent = [prompt if self.takes_ids else self._spelled(prompt) for prompt in asked]
@@ -126,6 +129,11 @@ class ServerWriter:
         text = choice["text"]
         ids = choice.get("token_ids")
         if ids is None:
+            if self.needs_ids:
+                raise InputError(
+                    f"{self.url} gives back texts without ids, and the think tags are special tokens that such texts lack; "
+                    "use a server that returns ids (vLLM)"
+                )
             ended = [self.stop] if finish == "stop" and self.stop is not None else []
             return [*self.tokenizer.encode(text, add_special_tokens=False).ids, *ended]
         size = self.tokenizer.get_vocab_size(with_added_tokens=True)
@@ -175,6 +183,23 @@ class ServerWriter:
             base_url=address, api_key=self.key or "none", max_retries=self.retries, timeout=self.timeout
         ) as client:
             yield ask
+
+
+def server_writer(url: str, model: Prompting, *, served_as: str | None = None, workers: int = 8) -> ServerWriter:
+    """The writer for `model` behind `url`, where it is called `served_as` (its own name where not given).
+
+    A server that wants a key gets the one in the environment variable REASONSCOPE_SERVER_KEY.
+    """
+    special = set(model.tokenizer.all_special_tokens)
+    return ServerWriter(
+        url=url,
+        model=served_as or model.name,
+        tokenizer=model.tokenizer_backend,
+        stop=model.tokenizer.eos_token_id,
+        needs_ids=model.tags is not None and bool({model.tags.open, model.tags.close} & special),
+        workers=workers,
+        key=os.environ.get(_KEY),
+    )
 
 
 class _Refused(InputError):
