@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reasonscope.analysis.arms import estimates
 from reasonscope.analysis.results import Axis, Band, Result, Values
-from reasonscope.analysis.statistics import mean_estimate
 from reasonscope.data.answers import equivalent
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Trace
@@ -124,12 +124,7 @@ def simulate(
     table = np.array(
         [_of_problem(samples, every, k, repeats, seed) for samples in groups.values()]
     )  # problem rule metric
-    names = list(groups)
-    values, ends = table.mean(axis=0), np.empty((2, len(every), 2))
-    for i in range(len(every)):
-        for j in range(2):
-            column = table[:, i, j]
-            ends[:, i, j] = mean_estimate(column, groups=names, draws=draws, seed=seed).interval
+    values, ends = estimates(dict(zip(every, table.swapaxes(0, 1), strict=True)), list(groups), seed, draws)
     low, high = (np.broadcast_to(end[:1], values.shape) for end in ends)
     return Result(
         method=METHOD,

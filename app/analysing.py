@@ -12,8 +12,9 @@ from reasonscope.analysis import figures
 from reasonscope.analysis.anchors.allotment import Allotment
 from reasonscope.analysis.anchors.published import published_dependencies, published_importances, with_importances
 from reasonscope.analysis.anchors.rollouts import anchors_of_trace, resample
+from reasonscope.analysis.close_attention import close_attention
 from reasonscope.analysis.confidence import confidence_of_trace
-from reasonscope.analysis.critical import critical_sentences, per_sentence
+from reasonscope.analysis.critical import METHODS, critical_sentences, signals_of
 from reasonscope.analysis.entropy import entropy_of_trace
 from reasonscope.analysis.figures import Figure
 from reasonscope.analysis.forced import closing_stub, decoder, encoder, forced_answers
@@ -28,6 +29,7 @@ from reasonscope.analysis.mi_peaks import (
 from reasonscope.analysis.organism import true_sentences
 from reasonscope.analysis.receiver import top_heads
 from reasonscope.analysis.receiver_results import receiver_heads, receiver_scores
+from reasonscope.analysis.recurrence import recurrence
 from reasonscope.analysis.reflection import failed_step_fraction, reflection_of_trace, unused_steps
 from reasonscope.analysis.results import Axis, Band, Result, result_path, undefined
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
@@ -200,33 +202,22 @@ def analyse_suppression(study: Study) -> Iterator[Result]:
 
 
 def analyse_heads(study: Study) -> Iterator[Result]:
-    """What each head looks at, trace by trace."""
-    return (head_table(study.model, trace, seed=study.options.seed) for trace in study.traces)
+    """What each head looks at, trace by trace; what the closing tag looks at, and what is looked at again."""
+    for trace in study.traces:
+        yield head_table(study.model, trace, seed=study.options.seed)
+        yield close_attention(study.model, trace)
+        yield recurrence(study.model, trace, seed=study.options.seed)
 
 
 def analyse_summary(study: Study) -> Iterator[Result]:
     """The signals that were saved of each trace, side by side by sentence, and where they agree."""
     for trace in study.traces:
         known = trace_sentences(trace)
-        signals = {}
-        for method, name in _SIGNALS:
-            path = result_path(study.results, method, trace.id)
-            if path.exists() and (result := Result.load(path)).measured:
-                if result.axes[-1].name == "sentence" and len(result.axes[-1]) != len(known):
-                    continue
-                label = method if name is None else f"{method}: {name}"
-                signals[label] = per_sentence(result, known, name)
-        yield critical_sentences(trace, known, signals, seed=study.options.seed)
+        paths = {method: result_path(study.results, method, trace.id) for method in METHODS}
+        results = {method: Result.load(path) for method, path in paths.items() if path.exists()}
+        yield critical_sentences(trace, known, signals_of(results, known), seed=study.options.seed)
 
 
-# What the summary reads, and which line of it; more is more critical in all of them.
-_SIGNALS = (
-    ("mi_peaks", None),
-    ("entropy", None),
-    ("anchors", "resampling_kl"),
-    ("anchors", "counterfactual_kl"),
-    ("anchors", "forced_kl"),
-)
 ANALYSES: Mapping[str, Callable[[Study], Iterator[Result]]] = {
     "mi": analyse_mi,
     "anchors": analyse_anchors,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
 from reasonscope.data.errors import InputError, ModelLoadError
@@ -46,6 +46,20 @@ def load_pretrained(
             "Download the checkpoint again"
         )
     return model if device == "auto" else model.to(device), tokenizer
+
+
+def load_structure(
+    source: str, *, dtype: str | torch.dtype | None, revision: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The modules of a model without its weights (on the device "meta"), and its tokenizer: for an engine that runs elsewhere."""
+    place = locate(source)
+    try:
+        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+        with torch.device("meta"):
+            hf = AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype, trust_remote_code=False)
+        return hf, load_tokenizer(place, revision)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ModelLoadError(_reason(source, error)) from error
 
 
 def load_tokenizer(place: Path | str, revision: str | None) -> Any:

@@ -16,7 +16,7 @@ from reasonscope.probes.backends.base import Backend
 from reasonscope.probes.fingerprint import fingerprint
 from reasonscope.probes.layout import Layout, embedding_rows, head_count, input_device, resolve_layout
 from reasonscope.probes.layout_proof import prove_layout
-from reasonscope.probes.loading import fast, load_pretrained
+from reasonscope.probes.loading import fast, load_pretrained, load_structure
 from reasonscope.probes.prompting import Prompting
 from reasonscope.probes.tags import find_tags
 
@@ -77,6 +77,7 @@ def load_model(
     *,
     backend: str = "hooks",
     device: str = "cpu",
+    remote: bool | str = False,
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     tokenizer: PreTrainedTokenizerFast | None = None,
@@ -88,24 +89,33 @@ def load_model(
     `source`: a hub id, a folder, `organism`, `organism-base`, or a loaded PreTrainedModel with its `tokenizer` (it stays
     where it is and is set to evaluation mode). `device`: "cpu", "cuda:0", or "auto" to spread it by accelerate. `dtype`:
     None takes the checkpoint's. `layout`: the row of an architecture that the table does not have. `tags`: the think tags
-    where they are not to be found. Code that comes with a checkpoint is never run. Raises ModelLoadError,
+    where they are not to be found. `remote`, of `backend="nnsight"`: True (NDIF) or the address of a server that holds the model of
+    this name, of which only structure and tokenizer are loaded here; "local" sends every pass through the same door and runs it
+    here. Code that comes with a checkpoint is never run. Raises ModelLoadError,
     ArchitectureError, InputError, MissingExtraError.
     """
     if backend not in _BACKENDS:
         raise InputError(f"no backend is called {backend!r}; there are {', '.join(BACKENDS)}")
+    if remote and backend != "nnsight":
+        raise InputError(f"backend {backend!r} runs here; remote is of backend='nnsight'")
+    elsewhere = bool(remote) and remote != "local"
     if isinstance(source, PreTrainedModel):
         if tokenizer is None:
             raise InputError("a loaded model needs its tokenizer: load_model(model, tokenizer=…)")
         hf, name = source, source.config.name_or_path or type(source).__name__
     else:
-        hf, own = load_pretrained(source, device=device, dtype=dtype, revision=revision)
+        if elsewhere:
+            hf, own = load_structure(source, dtype=dtype, revision=revision)
+        else:
+            hf, own = load_pretrained(source, device=device, dtype=dtype, revision=revision)
         name, tokenizer = source, tokenizer or own
     tokenizer = fast(tokenizer, name)
     row = layout or resolve_layout(hf.config)
     hf.train(False)
-    prove_layout(hf, row)
     module, _, factory = _BACKENDS[backend].partition(":")
-    engine: Backend = getattr(importlib.import_module(module), factory)(hf, row)
+    make = getattr(importlib.import_module(module), factory)
+    engine: Backend = make(hf, row, remote=remote) if remote else make(hf, row)
+    prove_layout(hf, row, engine if elsewhere else None)
     return Model(
         hf=hf,
         config=hf.config,

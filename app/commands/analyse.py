@@ -1,12 +1,9 @@
 """`reasonscope analyse`: run an analysis over a run; its results lie beside the store, in RUN/results."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from reasonscope.app.study import Options
 
 analyse = typer.Typer(
     help="What matters in a thinking: tokens, sentences, heads, and the signals around them.", no_args_is_help=True
@@ -36,10 +33,8 @@ def mi(
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Where the hidden state depends most on the answer (MI peaks), and which words stand there."""
-    from reasonscope.app.study import Options
-
-    options = Options(model=model, device=device, sites=sites, gold="own" if own else "reference", seed=seed)
-    _run("mi", run, trace, options, json_)
+    gold = "own" if own else "reference"
+    _run("mi", run, trace, json_, model=model, device=device, sites=sites, gold=gold, seed=seed)
 
 
 @analyse.command()
@@ -54,13 +49,10 @@ def anchors(
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Which sentences the answer hangs on: rollouts from before each of them (published importances where a trace has them)."""
-    from reasonscope.app.study import Options
-
-    options = Options(
-        model=model, device=device, server=server, served_as=served_as, rollouts=rollouts, half_width=half_width,
-        max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size, seed=seed,
+    _run(
+        "anchors", run, trace, json_, model=model, device=device, server=server, served_as=served_as,
+        rollouts=rollouts, half_width=half_width, max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    _run("anchors", run, trace, options, json_)
 
 
 @analyse.command()
@@ -70,17 +62,7 @@ def trajectory(
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """How far and how straight the hidden state moves: net, cumulative and aligned change."""
-    from reasonscope.app.study import Options
-
-    _run("trajectory", run, trace, Options(sites=sites, block=block, seed=seed), json_)
-
-
-@analyse.command()
-def entropy(run: Run, trace: Chosen = None, seed: Seed = 0, json_: Json = False) -> None:
-    """Where the model was unsure: forking tokens, and entropy of thinking and answer."""
-    from reasonscope.app.study import Options
-
-    _run("entropy", run, trace, Options(seed=seed), json_)
+    _run("trajectory", run, trace, json_, sites=sites, block=block, seed=seed)
 
 
 @analyse.command()
@@ -92,56 +74,10 @@ def confidence(
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """When it knew its answer: forced answers at eleven cuts of the thinking."""
-    from reasonscope.app.study import Options
-
-    options = Options(
-        model=model,
-        device=device,
-        server=server,
-        served_as=served_as,
-        samples=samples,
-        temperature=temperature,
-        seed=seed,
-    )
-    _run("confidence", run, trace, options, json_)
-
-
-@analyse.command()
-def reflection(run: Run, trace: Chosen = None, seed: Seed = 0, json_: Json = False) -> None:
-    """What the thinking does behind its first answer: confirm, correct, break; needs the text alone."""
-    from reasonscope.app.study import Options
-
-    _run("reflection", run, trace, Options(seed=seed), json_)
-
-
-@analyse.command()
-def receivers(
-    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
-) -> None:
-    """Which heads look at few sentences only, and which sentences those are."""
-    from reasonscope.app.study import Options
-
-    _run("receivers", run, trace, Options(model=model, device=device, seed=seed), json_)
-
-
-@analyse.command()
-def suppression(
-    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
-) -> None:
-    """What each sentence owes to each earlier one: keep it out of sight and see what changes."""
-    from reasonscope.app.study import Options
-
-    _run("suppression", run, trace, Options(model=model, device=device, seed=seed), json_)
-
-
-@analyse.command()
-def heads(
-    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
-) -> None:
-    """What each head looks at: how far back, the first token, the one before, repetitions."""
-    from reasonscope.app.study import Options
-
-    _run("heads", run, trace, Options(model=model, device=device, seed=seed), json_)
+    _run(
+        "confidence", run, trace, json_,
+        model=model, device=device, server=server, served_as=served_as, samples=samples, temperature=temperature, seed=seed,
+    )  # fmt: skip
 
 
 @analyse.command()
@@ -155,22 +91,12 @@ def cliff(
 ) -> None:  # fmt: skip
     """Which heads raise or lower what the refusal probe reads at the end of the thinking, and what the model does without them."""
     from reasonscope.app.places import places
-    from reasonscope.app.study import Options
 
     path = probe or places(run).probes / "refusal.safetensors"
-    options = Options(model=model, device=device, probe=path, ablate=ablate, draws=draws, asked=asked, seed=seed)
-    _run("cliff", run, trace, options, json_)
-
-
-@analyse.command()
-def emergent(
-    run: Run, trace: Chosen = None, model: Name = None, base: Base = "organism-base", device: Device = "cpu",
-    seed: Seed = 0, json_: Json = False,
-) -> None:  # fmt: skip
-    """Which heads carry more in the reasoner than in its base, by edge attribution on what the two open the run's problems with."""
-    from reasonscope.app.study import Options
-
-    _run("emergent", run, trace, Options(model=model, base=base, device=device, seed=seed), json_)
+    _run(
+        "cliff", run, trace, json_,
+        model=model, device=device, probe=path, ablate=ablate, draws=draws, asked=asked, seed=seed,
+    )  # fmt: skip
 
 
 @analyse.command()
@@ -180,21 +106,8 @@ def compare(
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """MI of the same traces under the reasoner and under its base: mean, share of peaks, how far they stand out."""
-    from reasonscope.app.study import Options
-
-    options = Options(model=model, base=base, device=device, gold="own" if own else "reference", seed=seed)
-    _run("compare", run, trace, options, json_)
-
-
-@analyse.command()
-def misalignment(
-    run: Run, trace: Chosen = None, model: Name = None, base: Base = "organism-base", device: Device = "cpu",
-    seed: Seed = 0, json_: Json = False,
-) -> None:  # fmt: skip
-    """How much of each thinking the base model would have written otherwise, along it."""
-    from reasonscope.app.study import Options
-
-    _run("misalignment", run, trace, Options(model=model, base=base, device=device, seed=seed), json_)
+    gold = "own" if own else "reference"
+    _run("compare", run, trace, json_, model=model, base=base, device=device, gold=gold, seed=seed)
 
 
 @analyse.command()
@@ -205,31 +118,67 @@ def selection(
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Which of several samples to trust: majority, short-m@k, straightest trajectory, on stored samples of the same problems."""
-    from reasonscope.app.study import Options
-
-    _run("selection", run, trace, Options(sites=sites, k=k, block=block, seed=seed), json_)
+    _run("selection", run, trace, json_, sites=sites, k=k, block=block, seed=seed)
 
 
-@analyse.command()
-def summary(run: Run, trace: Chosen = None, seed: Seed = 0, json_: Json = False) -> None:
-    """Which sentences matter by every signal that was analysed before, side by side."""
-    from reasonscope.app.study import Options
+def _of_text(name: str, help: str) -> None:
+    """A command for an analysis of what was recorded or imported, which needs no model."""
 
-    _run("summary", run, trace, Options(seed=seed), json_)
+    @analyse.command(name, help=help)
+    def command(run: Run, trace: Chosen = None, seed: Seed = 0, json_: Json = False) -> None:
+        _run(name, run, trace, json_, seed=seed)
+
+
+def _of_model(name: str, help: str) -> None:
+    """A command for an analysis that has the model read the traces."""
+
+    @analyse.command(name, help=help)
+    def command(
+        run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
+    ) -> None:
+        _run(name, run, trace, json_, model=model, device=device, seed=seed)
+
+
+def _beside_base(name: str, help: str) -> None:
+    """A command for an analysis that sets the model beside its base."""
+
+    @analyse.command(name, help=help)
+    def command(
+        run: Run, trace: Chosen = None, model: Name = None, base: Base = "organism-base", device: Device = "cpu",
+        seed: Seed = 0, json_: Json = False,
+    ) -> None:  # fmt: skip
+        _run(name, run, trace, json_, model=model, base=base, device=device, seed=seed)
+
+
+_of_text("entropy", "Where the model was unsure: forking tokens, and entropy of thinking and answer.")
+_of_text("reflection", "What the thinking does behind its first answer: confirm, correct, break; needs the text alone.")
+_of_text("summary", "Which sentences matter by every signal that was analysed before, side by side.")
+_of_model("receivers", "Which heads look at few sentences only, and which sentences those are.")
+_of_model("suppression", "What each sentence owes to each earlier one: keep it out of sight and see what changes.")
+_of_model(
+    "heads",
+    "What each head looks at: how far back, the first token, the one before, repetitions; what the closing tag looks at, and what "
+    "is looked at again after a pause.",
+)
+_beside_base(
+    "emergent",
+    "Which heads carry more in the reasoner than in its base, by edge attribution on what the two open the run's problems with.",
+)
+_beside_base("misalignment", "How much of each thinking the base model would have written otherwise, along it.")
 
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _run(name: str, run: Path, chosen: list[str] | None, options: "Options", json_: bool) -> None:
-    """Analyse, save every result and its figures, and show the numbers."""
+def _run(name: str, run: Path, chosen: list[str] | None, json_: bool, **options: Any) -> None:
+    """Analyse under `options` (fields of `Options`), save every result and its figures, and show the numbers."""
     from reasonscope.analysis.figures import to_html
     from reasonscope.analysis.results import result_path
     from reasonscope.app.analysing import ANALYSES, figures_of, numbers_of
     from reasonscope.app.commands.show import show
     from reasonscope.app.places import places
-    from reasonscope.app.study import Study
+    from reasonscope.app.study import Options, Study
     from reasonscope.data.store import TraceStore
 
     where = places(run)
@@ -238,7 +187,7 @@ def _run(name: str, run: Path, chosen: list[str] | None, options: "Options", jso
     study: Study = Study(
         store=store,
         traces=traces,
-        options=options,
+        options=Options(**options),
         results=where.analyses,
         progress=_say,
     )

@@ -48,6 +48,10 @@ def record(
     device: Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 …; the checkpoint's where not given.")] = None,
     backend: Annotated[str, typer.Option(help="hooks, transformer_lens or nnsight.")] = "hooks",
+    remote: Annotated[
+        str | None,
+        typer.Option(help="Of --backend nnsight: ndif, the address of a server of it, or local to try it here."),
+    ] = None,
     no_think: Annotated[bool, typer.Option("--no-think", help="Answer with an empty think block.")] = False,
     server: Annotated[
         str | None,
@@ -77,7 +81,13 @@ def record(
     asked = load_problems(problems, split=split, n=n, seed=seed)
     sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
     how: dict[str, Any] = {"sampling": sampling, "samples": samples, "batch_size": batch_size, "think": not no_think}
-    load: dict[str, Any] = {"source": model, "backend": backend, "device": device, "dtype": dtype}
+    load: dict[str, Any] = {
+        "source": model,
+        "backend": backend,
+        "device": device,
+        "dtype": dtype,
+        "remote": remote == "ndif" or remote or False,
+    }
     if ray is not None:
         if server is not None or shard != "1/1":
             raise InputError("--ray shares the work out by itself; leave --server and --shard away")
