@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from reasonscope.data.errors import ArchitectureError
 from reasonscope.probes.backends.base import Backend, Edit, Positions
 from reasonscope.probes.backends.hooks import HooksBackend
-from reasonscope.probes.layout import Layout, check_layout, input_device, is_offloaded
+from reasonscope.probes.layout import Layout, check_layout, input_device, unreadable
 from reasonscope.probes.sites import Point, Site
 
 _WRITTEN: tuple[Point, ...] = ("resid_pre", "z", "attn_out", "mlp_out", "resid_post")
@@ -42,7 +42,7 @@ def prove_layout(hf: PreTrainedModel, layout: Layout, backend: Backend | None = 
         faults.append(
             f"resid_pre + attn_out + mlp_out differs from resid_post by {float(gap.abs().max()):.2g} in block 0"
         )
-    if not is_offloaded(hf, layout):
+    if not unreadable(hf, layout):
         with torch.no_grad():
             heads = layout.attention_of_heads(hf, 0, out.activations[sites["z"]][:1])[0].float()
         if (heads - seen["attn_out"]).abs().max() > tolerance * max(1.0, float(seen["attn_out"].abs().max())):

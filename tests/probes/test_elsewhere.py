@@ -15,6 +15,7 @@ from reasonscope.probes.record import record
 from reasonscope.probes.rollout import rollouts
 from reasonscope.probes.sites import Site
 from reasonscope.steering.apply import Steering
+from reasonscope.steering.orthogonalise import orthogonalised
 from reasonscope.steering.scope import Scope
 from reasonscope.steering.vector import SteeringVector
 
@@ -75,6 +76,35 @@ def test_weights_that_are_held_back_cannot_be_read(tokenizer):
     offloaded = load_model(accelerate.cpu_offload(tiny_model("qwen2"), torch.device("cpu")), tokenizer=tokenizer)
     with pytest.raises(InputError, match="is offloaded"):
         offloaded.layout.output_weights(offloaded.hf, 0)
+
+
+class Packed(torch.nn.Module):
+    """A linear layer of 8-bit weights with a scale a row, as quantisers make them."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.scale = linear.weight.detach().abs().amax(dim=1, keepdim=True) / 127
+        packed = (linear.weight.detach() / self.scale).round().to(torch.int8)
+        self.weight = torch.nn.Parameter(packed, requires_grad=False)
+
+    def forward(self, rows):
+        return rows @ (self.weight * self.scale).T
+
+
+def test_quantised_weights_run_and_are_not_read(tokenizer):
+    hf, plain = tiny_model("qwen3"), tiny_model("qwen3")
+    for block, same in zip(hf.model.layers, plain.model.layers, strict=True):
+        block.self_attn.o_proj = Packed(block.self_attn.o_proj)
+        same.self_attn.o_proj.weight.data = block.self_attn.o_proj.weight * block.self_attn.o_proj.scale
+    model, other = (load_model(given, tokenizer=tokenizer) for given in (hf, plain))
+    write = {Site("z", 1): lambda a, _: a / 2}
+    outs = [m.backend.forward(IDS, mask=torch.ones_like(IDS), read=SITES, write=write) for m in (model, other)]
+    for site in SITES:
+        torch.testing.assert_close(outs[0].activations[site], outs[1].activations[site])
+    with pytest.raises(InputError, match="block 0 is quantised"):
+        model.layout.output_weights(model.hf, 0)
+    with pytest.raises(InputError, match="the weights are quantised"):
+        orthogonalised(model, np.ones(32, np.float32))
 
 
 SEQUENCES = [[1, 5, 9, 13, 17, 21], [1, 7, 11]]
