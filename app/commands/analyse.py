@@ -16,6 +16,9 @@ Chosen = Annotated[
 Name = Annotated[str | None, typer.Option(help="The model that wrote the traces, where the run does not say it.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")]
 Server = Annotated[str | None, typer.Option(help="http://host:port of a server of this model, to write the rollouts.")]
+Served = Annotated[
+    str | None, typer.Option("--served-as", help="What the server calls the model; as here where not given.")
+]
 Sites = Annotated[str, typer.Option(help="Stored sites to look at, with commas; a sensible choice where not given.")]
 Base = Annotated[str, typer.Option(help="The model from before the reasoning phase, of the same tokenizer.")]
 Samples = Annotated[int, typer.Option(min=1, help="Forced answers at each cut.")]
@@ -38,6 +41,7 @@ def mi(
 @analyse.command()
 def anchors(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", server: Server = None,
+    served_as: Served = None,
     rollouts: Annotated[int, typer.Option(min=2, help="Rollouts of a sentence, at most.")] = 100,
     half_width: Annotated[float, typer.Option(min=0.001, help="Stop where the accuracy is known to ± this.")] = 0.1,
     max_new_tokens: Longest = 1024,
@@ -47,8 +51,8 @@ def anchors(
 ) -> None:  # fmt: skip
     """Which sentences the answer hangs on: rollouts from before each of them (published importances where a trace has them)."""
     _run(
-        "anchors", run, trace, json_, model=model, device=device, server=server, rollouts=rollouts, half_width=half_width,
-        max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size, seed=seed,
+        "anchors", run, trace, json_, model=model, device=device, server=server, served_as=served_as,
+        rollouts=rollouts, half_width=half_width, max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size, seed=seed,
     )  # fmt: skip
 
 
@@ -65,6 +69,7 @@ def trajectory(
 @analyse.command()
 def confidence(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", server: Server = None,
+    served_as: Served = None,
     samples: Samples = 8,
     temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
     seed: Seed = 0, json_: Json = False,
@@ -72,7 +77,7 @@ def confidence(
     """When it knew its answer: forced answers at eleven cuts of the thinking."""
     _run(
         "confidence", run, trace, json_,
-        model=model, device=device, server=server, samples=samples, temperature=temperature, seed=seed,
+        model=model, device=device, server=server, served_as=served_as, samples=samples, temperature=temperature, seed=seed,
     )  # fmt: skip
 
 
