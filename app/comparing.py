@@ -1,6 +1,7 @@
 """Analyses that set one thing beside another: heads beside random ones, a reasoner beside its base, rules beside a single sample."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.problems import load_problems
 from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.capture import replay
+from reasonscope.probes.evaluate import Values
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.record import as_numpy
 from reasonscope.probes.sites import Site
@@ -71,7 +73,7 @@ def analyse_emergent(study: Study) -> Iterator[Result]:
 
 
 def analyse_compare(study: Study) -> Iterator[Result]:
-    """MI of the same traces read by the base model and by the one that wrote them."""
+    """MI of the same traces read by the base model and by the one that wrote them; first the base's own curves, trace by trace."""
     site = Site("resid_post", study.model.n_layers - 1)
     sides = []
     for model in (study.base, study.model):
@@ -80,6 +82,8 @@ def analyse_compare(study: Study) -> Iterator[Result]:
         sides.append(
             [mi_of_trace(t, {site: as_numpy(seen[site])}, golds[t.id], seed=study.options.seed) for t, seen in read]
         )
+    for result in sides[0]:
+        yield replace(result, method="mi_base").with_provenance(model=study.base.name)
     yield comparison(*sides, site=str(site), seed=study.options.seed)
 
 
@@ -112,14 +116,13 @@ def _early_stops(study: Study, path: Path) -> dict[str, Rule]:
         scores[trace.id] = token_scores(probe, study.store, trace)[cuts - 1]
         answers[trace.id] = [row[0] for row in found.numbers.get("answers", ())][1:]
     ids = list(scores)
-    other = dict(zip(ids, [*ids[len(ids) // 2 :], *ids[: len(ids) // 2]], strict=True))
-    return {
-        name: early_stop(lambda trace, of=of: scores[of[trace.id]], threshold, lambda trace, at: answers[trace.id][at])
-        for threshold in STOPS
-        for name, of in (
-            (f"stop above {threshold}", dict(zip(ids, ids, strict=True))),
-            (f"stop above {threshold}, another trace's scores", other),
-        )
+    others = dict(zip(ids, [scores[id] for id in (*ids[len(ids) // 2 :], *ids[: len(ids) // 2])], strict=True))
+
+    def rule(scores: Mapping[str, Values], threshold: float) -> Rule:
+        return early_stop(lambda trace: scores[trace.id], threshold, lambda trace, at: answers[trace.id][at])
+
+    return {f"stop above {threshold}": rule(scores, threshold) for threshold in STOPS} | {
+        f"stop above {threshold}, another trace's scores": rule(others, threshold) for threshold in STOPS
     }
 
 

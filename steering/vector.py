@@ -245,5 +245,5 @@ def _read(path: Path) -> tuple[Mapping[Site, NDArray[np.float32]], Mapping[str, 
         raise InputError(
             f"{path} is no steering vector but a pickle, which can run code and is not opened; save as safetensors"
         )
-    header, tensors = _KIND.read(path)
-    return {Site(p, int(layer)): tensors[f"direction.{layer}"] for layer, p in header["points"].items()}, header
+    about, tensors = _KIND.read(path)
+    return {Site(p, int(layer)): tensors[f"direction.{layer}"] for layer, p in about["points"].items()}, about

@@ -133,6 +133,30 @@ def _of_sentence(
     return found
 
 
+def resampled_sentences(
+    own: str, rollouts: Sequence[Rollout], most: int = 3
+) -> list[dict[str, float | int | str | None]]:
+    """What rollouts wrote first in place of a sentence, the `most` frequent others: text, how many of how many, share of them right.
+
+    A text that differs from `own` in white space alone is the same. `right` is None where none was judged.
+    """
+    written: dict[str, list[Rollout]] = {}
+    for rollout in rollouts:
+        if text := " ".join(rollout.resampled.split()):
+            written.setdefault(text, []).append(rollout)
+    others = [(text, rows) for text, rows in written.items() if text != " ".join(own.split())]
+    others.sort(key=lambda pair: (-len(pair[1]), pair[0]))
+    return [
+        {
+            "text": text,
+            "n": len(rows),
+            "of": len(rollouts),
+            "right": accuracy(rows) if any(row.correct is not None for row in rows) else None,
+        }
+        for text, rows in others[:most]
+    ]
+
+
 def resampled_values(
     rollouts: Mapping[int, Sequence[Rollout]], convention: Convention, *, draws: int, seed: int
 ) -> tuple[Values, Values]:

@@ -1,11 +1,13 @@
 """Maps of heads and of sentences against sentences."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from reasonscope.analysis.figures.theme import ORANGE, Figure, styled, titled
+from reasonscope.analysis.figures.theme import ORANGE, Figure, short, styled, titled
 from reasonscope.analysis.results import Result
 
 
@@ -29,18 +31,50 @@ def head_grid(values: NDArray[np.float64], *, title: str, measure: str) -> Figur
     return styled(figure, title, "head", "layer").update_xaxes(dtick=1).update_yaxes(dtick=1)
 
 
-def square_map(matrix: NDArray[np.float64], *, title: str, measure: str, rows: str, columns: str) -> Figure:
-    """A matrix of sentences or tokens against others; what was not measured stays empty."""
+def square_map(
+    matrix: NDArray[np.float64],
+    *,
+    title: str,
+    measure: str,
+    rows: str,
+    columns: str,
+    names: tuple[Sequence[str], Sequence[str]] | None = None,
+    clickable: bool = False,
+) -> Figure:
+    """A matrix of sentences or tokens against others; what was not measured stays empty.
+
+    `names` of the rows and columns stand under the pointer, and at the axes where they are few. `clickable` lays a square on each of
+    the 2,000 strongest cells, for a map itself tells nobody of a click.
+    """
     signed = bool((matrix < 0).any())
+    down, across = names or tuple([str(i) for i in range(n)] for n in matrix.shape)
+    hover = [[f"{short(down[i])} → {short(across[j])}" for j in range(matrix.shape[1])] for i in range(len(matrix))]
     figure = go.Figure()
     figure.add_heatmap(
         z=matrix,
+        x=np.arange(matrix.shape[1]),
+        y=np.arange(matrix.shape[0]),
+        customdata=hover,
         colorscale="RdBu_r" if signed else "Viridis",
         zmid=0 if signed else None,
-        colorbar={"title": measure},
-        hovertemplate=f"{rows} %{{y}}, {columns} %{{x}}<br>%{{z:.4g}}<extra></extra>",
+        colorbar={"title": {"text": measure, "side": "right"}},
+        hovertemplate=f"{rows} %{{y}}, {columns} %{{x}}<br>%{{customdata}}<br>%{{z:.4g}}<extra></extra>",
     )
-    figure = styled(figure, title, columns, rows).update_layout(height=560)
+    if clickable:
+        strength = np.nan_to_num(np.abs(matrix))
+        order = np.argsort(-strength, axis=None, kind="stable")[:2000]
+        y, x = np.unravel_index(order[strength.ravel()[order] > 0], matrix.shape)
+        side = max(3, min(22, 420 // max(matrix.shape)))
+        figure.add_scatter(
+            x=x, y=y, mode="markers", hoverinfo="skip", showlegend=False,
+            marker={"symbol": "square", "size": side, "color": "rgba(0,0,0,0)"},
+        )  # fmt: skip
+    figure = styled(figure, title, columns, rows).update_layout(height=520)
+    if names and max(matrix.shape) <= 40:
+        figure.update_xaxes(
+            tickvals=np.arange(matrix.shape[1]), ticktext=[short(name) for name in across], tickangle=-90
+        )
+        figure.update_yaxes(tickvals=np.arange(matrix.shape[0]), ticktext=[short(name) for name in down])
     return figure.update_yaxes(autorange="reversed")
 
 

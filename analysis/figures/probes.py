@@ -102,7 +102,7 @@ def mean_trajectories(curves: Mapping[str, MeanTrajectory], *, title: str, measu
         shared_xaxes=True,
         row_heights=[0.75, 0.25],
         vertical_spacing=0.06,
-        subplot_titles=("thinking and closing tag", f"the last {last} tokens", "", ""),
+        subplot_titles=("all", f"last {last} tokens", "", ""),
     )
     for (name, curve), colour in zip(curves.items(), colours_of(len(curves)), strict=True):
         for column, shown in ((1, len(curve.mean)), (2, min(last, len(curve.mean)))):

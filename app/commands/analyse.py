@@ -125,6 +125,43 @@ def selection(
     _run("selection", run, trace, json_, sites=sites, k=k, block=block, probe=probe, seed=seed)
 
 
+@analyse.command()
+def alternatives(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    top: Annotated[int, typer.Option(min=1, help="The likeliest tokens to keep at each place.")] = 5,
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """What else could have stood at each token, and how likely the one that stands there was."""
+    _run("alternatives", run, trace, json_, model=model, device=device, top=top, seed=seed)
+
+
+@analyse.command()
+def shift(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    vector: Annotated[Path | None, typer.Option(help="A steering vector; RUN/steering/seal.safetensors where not given.")] = None,
+    strength: Annotated[float, typer.Option(help="Multiplier of the vector.")] = 1.0,
+    everywhere: Annotated[bool, typer.Option("--everywhere", help="On every token of the thinking, not where steps begin.")] = False,
+    draws: Annotated[int, typer.Option(min=5, help="Random vectors of the same norm beside it.")] = 20,
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """What a steering vector makes of each token that was written: its log-probability, steered less base."""
+    from reasonscope.app.places import places
+
+    path = vector or places(run).vectors / "seal.safetensors"
+    how = {"vector": path, "strength": strength, "at_separators": not everywhere, "draws": draws}
+    _run("shift", run, trace, json_, model=model, device=device, seed=seed, **how)
+
+
+@analyse.command()
+def attention(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    keys: Annotated[int, typer.Option(min=1, help="Tokens to keep of those that each token looks at, for every head.")] = 8,
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """Where each head looks: between sentences, and token by token where it looks most."""
+    _run("attention", run, trace, json_, model=model, device=device, keys=keys, seed=seed)
+
+
 def _of_text(name: str, help: str) -> None:
     """A command for an analysis of what was recorded or imported, which needs no model."""
 
