@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from reasonscope.probes.model import Model
 from reasonscope.probes.rollout import rollouts
 from reasonscope.probes.sites import Site
 from reasonscope.steering.apply import Intervention, Steering, check_touched
-from reasonscope.steering.operators import Operator, add
+from reasonscope.steering.parts import Part, check_parts, steering
 from reasonscope.steering.scope import Scope
 from reasonscope.steering.side_effects import (
     compression_ratio,
@@ -94,6 +95,20 @@ class DoseResponse:
     doses: tuple[Dose, ...]
     held_out: bool
 
+    null_name: ClassVar[str] = "random vectors"
+
+    @property
+    def curves(self) -> dict[str, tuple[Arm, ...]]:
+        """Arms by ascending strength: the method's, and those of its reverse."""
+        return {
+            self.name: tuple(dose.steered for dose in self.doses),
+            f"{self.name} reversed": tuple(dose.reversed for dose in self.doses),
+        }
+
+    @property
+    def nulls(self) -> tuple[Arm, ...]:
+        return tuple(arm for dose in self.doses for arm in dose.random)
+
     @property
     def arms(self) -> list[Arm]:
         """All arms, the unsteered first."""
@@ -128,22 +143,17 @@ def compare(
 
 
 def dose_response(
-    model: Model,
-    problems: Sequence[Problem],
-    sampling: Sampling,
-    vector: SteeringVector,
+    bench: "Bench",
+    parts: Sequence[Part],
     strengths: Sequence[float],
     *,
-    scope: Scope,
     name: str = "",
-    operator: Operator = add,
     nulls: int = 5,
     states: Mapping[Site, NDArray[np.float32]] | None = None,
-    samples: int = 1,
-    batch_size: int = BATCH_SIZE,
     say: Callable[[str], None] = lambda _: None,
 ) -> DoseResponse:
-    """Steer `problems` at each of `strengths`, in reverse too, and with `nulls` random vectors of the same norm; same seeds throughout.
+    """Steer the problems of `bench` with all `parts` of a method at each of `strengths`, in reverse too, and with `nulls` random
+    vectors of the same norm, all of it in one batch; same seeds throughout.
 
     With `states` (row, d_model) by site the random vectors have their covariance. Raises InputError for a strength of 0 (it is there),
     for fewer than 5 nulls, for problems that the vector was made from, for a vector that does not fit, and where it touched no token.
@@ -155,10 +165,14 @@ def dose_response(
         )
     if nulls < 5:
         raise InputError(f"{nulls} random vectors; at least 5 are needed to say what chance does")
-    vector.check(model)
-    held_out = _check_held_out(vector, problems)
-    name = name or vector.method
-    drawn = [vector, *(vector.random_like(seed, states=states) for seed in range(nulls))]
+    check_parts(parts, bench.model)
+    held_out = [_check_held_out(part.vector, bench.problems) for part in parts]
+    name = name or parts[0].vector.method
+    random_parts = [
+        [part.random_like(seed * len(parts) + i, states=states) for i, part in enumerate(parts)]
+        for seed in range(nulls)
+    ]
+    drawn = [parts, *random_parts]
     names = [name, *(f"random {i + 1}" for i in range(nulls))]
     wanted = {(0, sign * strength) for strength in chosen for sign in (1, -1)}
     wanted |= {(i + 1, strength) for strength in chosen for i in range(nulls)}
@@ -166,11 +180,10 @@ def dose_response(
         (i, multiplier): Treatment(
             name=f"{names[i]} at {multiplier:g}",
             multiplier=multiplier,
-            intervention=Steering(drawn[i], multiplier, scope, operator=operator),
+            intervention=steering(drawn[i], multiplier),
         )
         for i, multiplier in sorted(wanted)
     }
-    bench = Bench(model, problems, sampling, samples=samples, batch_size=batch_size)
     runs = dict(zip(treatments, bench.run_all(list(treatments.values()), say=say), strict=True))
     doses = []
     for strength in chosen:
@@ -185,7 +198,11 @@ def dose_response(
             )
         )
     return DoseResponse(
-        name=name, sites=tuple(vector.directions), base=bench.base_arm, doses=tuple(doses), held_out=held_out
+        name=name,
+        sites=tuple(site for part in parts for site in part.vector.directions),
+        base=bench.base_arm,
+        doses=tuple(doses),
+        held_out=all(held_out),
     )
 
 
@@ -216,7 +233,7 @@ class Bench:
     ) -> None:
         if not problems:
             raise InputError("no problem to steer on; give at least two")
-        self._model, self._problems, self._sampling = model, problems, sampling
+        self.model, self.problems, self._sampling = model, tuple(problems), sampling
         self._samples, self._batch_size, self._on_given_text = samples, batch_size, on_given_text
         groups = [problem.group for problem in problems for _ in range(samples)]
         self._n_problems, self._resamples = len(set(groups)), Resamples(groups)
@@ -301,8 +318,8 @@ class Bench:
             say(", ".join(one.name for one in together))
             side_by_side = SideBySide(together)
             traces = rollouts(
-                self._model,
-                self._problems,
+                self.model,
+                self.problems,
                 self._sampling,
                 samples=self._samples,
                 batch_size=self._batch_size,
@@ -311,7 +328,7 @@ class Bench:
                 processors=[side_by_side] if any(one.processors for one in together) else (),
                 prefill=[one.prefill for one in together],
             )
-            n = len(self._problems) * self._samples
+            n = len(self.problems) * self._samples
             written += [traces[i * n : (i + 1) * n] for i in range(len(together))]
         return written
 
@@ -330,8 +347,8 @@ class Bench:
         of_states = [
             i for i, one in enumerate(treatments) if self._on_given_text and not one.processors and not one.prefill
         ]
-        readers = [reading(self._model, one) if (one := treatments[i].intervention) else None for i in of_states]
-        moved = divergences(self._model, base, readers, {"written": generated}) if readers else []
+        readers = [reading(self.model, one) if (one := treatments[i].intervention) else None for i in of_states]
+        moved = divergences(self.model, base, readers, {"written": generated}) if readers else []
         for i, found in zip(of_states, moved, strict=True):
             on_base = found["written"]
             nats = {"perplexity": on_base.nll / on_base.n_tokens, "kl": on_base.kl / on_base.n_tokens}

@@ -54,7 +54,7 @@ def treatments(model, vector):
         Treatment(name="everywhere", intervention=Steering(vector, 3.0, Scope())),
         Treatment(name="begun", prefill=prefill("nothinking", model)),
         Treatment(name="closing", processors=(closing,)),
-        Treatment(name="adaptive", intervention=_Counted(adaptive), processors=(adaptive,)),
+        Treatment(name="adaptive", intervention=adaptive, processors=(adaptive,)),
         Treatment(name="as it is"),
         Treatment(
             name="two",
@@ -64,15 +64,6 @@ def treatments(model, vector):
             processors=(closing,),
         ),
     ]
-
-
-class _Counted:
-    """An adaptive controller as an intervention: it counts no tokens of its own."""
-
-    touched = 1
-
-    def __init__(self, controller):
-        self.edits, self.on_step = controller.edits, controller.on_step
 
 
 def test_each_writes_what_it_writes_alone_and_touches_its_own_rows(model, problems, vector):
