@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from reasonscope.analysis.anchors.rollouts import Continuation
+from reasonscope.analysis.anchors.rollouts import Continuation, continuation
 from reasonscope.analysis.forced import Decoder, Encoder
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
 from reasonscope.analysis.vocabulary import Unembedding, divergence
 from reasonscope.data.errors import InputError
-from reasonscope.data.trace import Sentence, Trace
+from reasonscope.data.parse import THINK, ThinkTags
+from reasonscope.data.trace import Sampling, Sentence, Trace
+from reasonscope.probes.branches import Branch, Writer
 from reasonscope.probes.model import Model
+from reasonscope.probes.rollout import trace_seed
 
 METHOD, QUANTITY = "replacement", "divergence of a sentence after another was replaced"
 
@@ -30,6 +33,44 @@ def resampled_alternatives(
         others = [text for text in first if text and text != sentence.text.strip()]
         found[i] = tuple(sorted(set(others), key=lambda text: (-others.count(text), text))[:most])
     return found
+
+
+def replaced_rollouts(
+    writer: Writer,
+    trace: Trace,
+    sentences: Sequence[Sentence],
+    alternatives: Alternatives,
+    encode: Encoder,
+    decode: Decoder,
+    sampling: Sampling,
+    *,
+    samples: int = 20,
+    tags: ThinkTags = THINK,
+) -> dict[int, list[Continuation]]:
+    """Continuations of a trace behind an alternative in each sentence's place, `samples` each, dealt out over its alternatives.
+
+    With `sentence_effects(…, without=…)` the counterfactual importance of sentences for sentences where the model itself hardly ever
+    writes anything else. A sentence without an alternative has none.
+    """
+    ids = trace.token_ids.tolist()
+    places, branches = [], []
+    for i, texts in alternatives.items():
+        span = sentences[i].tokens
+        for k in range(samples if texts else 0):
+            stub = tuple(_in_place(decode(ids[span.slice]), texts[k % len(texts)], encode))
+            seed = trace_seed(sampling.seed, f"{trace.id}/replaced/{i}/{k}")
+            branches.append(Branch(cut=span.start, stub=stub, seed=seed))
+            places.append(i)
+    found: dict[int, list[Continuation]] = {i: [] for i in dict.fromkeys(places)}
+    for i, done in zip(places, writer(ids, branches, sampling), strict=True):
+        found[i].append(continuation(done, decode, tags))
+    return found
+
+
+def _in_place(written: str, text: str, encode: Encoder) -> list[int]:
+    """Tokens of `text` with the white space that stood around what was written there."""
+    start, stop = len(written) - len(written.lstrip()), len(written.rstrip())
+    return encode(written[:start] + text + written[stop:])
 
 
 def replacement_effects(
@@ -109,9 +150,7 @@ class _Reader:
     def __call__(self, source: int, text: str) -> Values:
         """(target,) in nats; NaN up to the source."""
         span = self._spans[source]
-        written = self._decode(self._ids[span.slice])
-        start, stop = (len(written) - len(written.lstrip()), len(written.rstrip()))  # white space stays as it was
-        put = self._encode(written[:start] + text + written[stop:])
+        put = _in_place(self._decode(self._ids[span.slice]), text, self._encode)
         changed = self._states([*self._ids[: span.start], *put, *self._ids[span.stop :]])
         # Predicting the token at t is the state at t − 1.
         behind = len(self._ids) - span.stop + 1
