@@ -30,6 +30,7 @@ from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.record import as_numpy
 from reasonscope.probes.sites import Site
 from reasonscope.probes.trajectory import token_scores
+from reasonscope.steering.scope import Scope
 
 STOPS = (0.5, 0.7, 0.9)  # of a probe's probability
 _ASKED = ("requests:jailbreak", "requests:twin", "ledger")
@@ -50,7 +51,17 @@ def analyse_cliff(study: Study) -> Iterator[Result]:
     if options.ablate:
         trial = _trial(study)
         study.progress(f"{options.draws + 2} × {3 * options.asked} answers, without heads and with all")
-        yield cliff_heads(study.model, probe, requests, trial, draws=options.draws, seed=options.seed)
+        scope = Scope.of(study.model, on="close_window") if options.at_close else None
+        yield cliff_heads(
+            study.model,
+            probe,
+            requests,
+            trial,
+            share=options.share,
+            scope=scope,
+            draws=options.draws,
+            seed=options.seed,
+        )
 
 
 def _trial(study: Study) -> Trial:

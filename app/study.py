@@ -42,6 +42,8 @@ class Options:
     probe: Path | None = None
     base: str = "organism-base"
     ablate: bool = False
+    share: float = 0.03
+    at_close: bool = False
     draws: int = 20
     asked: int = 40
     k: int = 4

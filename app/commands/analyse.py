@@ -85,7 +85,9 @@ def confidence(
 def cliff(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
     probe: Annotated[Path | None, typer.Option(help="A probe; RUN/probes/refusal.safetensors where not given.")] = None,
-    ablate: Annotated[bool, typer.Option("--ablate", help="Ask the organism anew without the 3 % of heads that lower it most.")] = False,
+    ablate: Annotated[bool, typer.Option("--ablate", help="Ask the organism anew without the heads that lower it most.")] = False,
+    share: Annotated[float, typer.Option(min=0.001, max=1, help="Of all heads, at least one.")] = 0.03,
+    at_close: Annotated[bool, typer.Option("--at-close", help="Without them in the close window alone, not everywhere.")] = False,
     draws: Annotated[int, typer.Option(min=20, help="Random sets of heads beside them.")] = 20,
     asked: Annotated[int, typer.Option(min=2, help="Jailbroken, benign and ledger problems, of each.")] = 40,
     max_new_tokens: Longest = 1024,
@@ -97,7 +99,7 @@ def cliff(
     path = probe or places(run).probes / "refusal.safetensors"
     _run(
         "cliff", run, trace, json_,
-        model=model, device=device, probe=path, ablate=ablate, draws=draws, asked=asked,
+        model=model, device=device, probe=path, ablate=ablate, share=share, at_close=at_close, draws=draws, asked=asked,
         max_new_tokens=max_new_tokens, seed=seed,
     )  # fmt: skip
 

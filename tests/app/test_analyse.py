@@ -65,8 +65,9 @@ def test_a_short_thinking_has_no_trajectory_and_shorter_segments_give_it_one(run
 def test_anchors_of_a_model_find_their_way_into_the_published_layout(run, tmp_path):
     id_ = TraceStore.open(run / "store").ids[0]
     words = ["--trace", id_, "--rollouts", 3, "--max-new-tokens", 60, "--half-width", 1]
-    (shown,) = analyse("anchors", "--run", run, *words).values()
+    shown, replaced = analyse("anchors", "--run", run, *words).values()
     assert shown["state"] == "measured" and shown["rollouts"] >= 6
+    assert replaced["method"] == "replacement" and (replaced["state"] == "measured" or replaced["reason"])
     if shown["dependencies"] is None:
         assert "pairs are true dependencies" in shown["dependencies_missing"]
     else:
