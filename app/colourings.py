@@ -1,18 +1,30 @@
 """What the tokens or sentences of a trace can be coloured by, and the values behind each. No model, no Streamlit."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reasonscope.analysis.results import Result
+from reasonscope.analysis.looking_back import mean_effect
+from reasonscope.analysis.results import Axis, Result
 from reasonscope.app.measurements import stamp, trace_results
 from reasonscope.app.readings import Reading, reading
 from reasonscope.app.runs import Run
+from reasonscope.data.scores import read_scores
 from reasonscope.data.trace import Trace
+
+_TITLES = {
+    "steering_shift": "steered − base",
+    "alternatives": "log-probability, read again",
+    "suppression": "suppression effect",
+    "receiver_scores": "attention received",
+    "mi_peaks": "MI",
+    "mi_base": "MI of the base model",
+    "anchors": "importance",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +65,7 @@ def colouring_names(run: Run, id: str) -> dict[str, str]:
     if trace.logprobs is not None:
         names["surprise"] = "surprise (−log probability)"
     names |= {f"score:{path.stem}": f"probe: {path.stem}" for path in sorted(run.where.scores.glob("*.safetensors"))}
-    for result in trace_results(run, id):
+    for result in map(_over_sources, trace_results(run, id)):
         names |= {name: title for name, title, _ in _slices(result)}
     return names
 
@@ -75,7 +87,7 @@ def colouring(run: Run, id: str, name: str) -> Colouring | None:
     if kind == "score":
         path = run.where.scores / f"{Path(which).name}.safetensors"
         return _score(trace, path, stamp(path)) if path.exists() else None
-    for result in trace_results(run, id):
+    for result in map(_over_sources, trace_results(run, id)):
         for found, title, index in _slices(result):
             if found == name:
                 return _of_result(result, index, name, title, reading(run, id))
@@ -84,8 +96,6 @@ def colouring(run: Run, id: str, name: str) -> Colouring | None:
 
 @lru_cache(maxsize=64)
 def _score(trace: Trace, path: Path, mtime: int) -> Colouring | None:
-    from reasonscope.probes.scores import read_scores
-
     found = read_scores(path, [trace.id])
     values = np.full(len(trace.token_ids), np.nan)
     scored = found.scores[trace.id]
@@ -96,6 +106,23 @@ def _score(trace: Trace, path: Path, mtime: int) -> Colouring | None:
     bottom, top = (0.0, 1.0) if unit == "probability" else (None, None)
     name = f"score:{path.stem}"
     return Colouring(name=name, title=title, unit=unit, per="token", values=values, about=about, bottom=bottom, top=top)
+
+
+def _over_sources(result: Result) -> Result:
+    """Effects of sentence on sentence as one number a sentence, the mean over what stands behind it; any other result as it is."""
+    if [axis.name for axis in result.axes] != ["target", "source"]:
+        return result
+    return replace(
+        result,
+        quantity=f"{result.quantity}, mean over later sentences",
+        axes=(Axis.of("sentence", len(result.values)),),
+        values=mean_effect(result.values),
+        null=None,
+        null_missing="the null is of single pairs",
+        interval=None,
+        arrays={},
+        reason=result.reason or "nothing stands behind the last sentence",
+    )
 
 
 def _slices(result: Result) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -109,7 +136,8 @@ def _slices(result: Result) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     for index in list(np.ndindex(shape))[:12]:
         labels = [axis.labels[i] for axis, i in zip(result.axes, index, strict=False)]
         name = ":".join(["result", result.method, *labels])
-        yield name, " · ".join([result.method.replace("_", " "), *labels]), index
+        title = _TITLES.get(result.method, result.method.replace("_", " "))
+        yield name, " · ".join([title, *(label.replace("_", " ") for label in labels)]), index
 
 
 def _of_result(result: Result, index: tuple[int, ...], name: str, title: str, read: Reading) -> Colouring | None:
@@ -130,7 +158,9 @@ def _of_result(result: Result, index: tuple[int, ...], name: str, title: str, re
         marks = tuple(int(where[i]) for i in np.flatnonzero(result.arrays["peaks"][index]))
     chance = result.null.what if result.null else result.null_missing or result.reason
     seed = result.provenance.get("seed", "–")
-    about = f"{result.quantity}; chance: {chance}; seed {seed}; n = {np.isfinite(values).sum()}"
+    what = ", ".join(f"{key} {result.provenance[key]}" for key in ("vector", "multiplier") if key in result.provenance)
+    said = [result.quantity, what, f"chance: {chance}", f"seed {seed}", f"n = {np.isfinite(values).sum()}"]
+    about = "; ".join(part for part in said if part)
     return Colouring(
         name=name, title=title, unit=result.unit, per=axis.name, values=values, about=about, null=band, marks=marks
     )

@@ -81,6 +81,7 @@ def published_importances(trace: Trace) -> Result:
             else _correlations(effects, suppressed),
             "tags": [(chunk["function_tags"] or ["unknown"])[0] for chunk in chunks],
             "texts": [chunk["chunk"] for chunk in chunks],
+            "depends_on": published_dependencies(chunks),
             "resampled": [_resampled(trace, chunk, i) for i, chunk in enumerate(chunks)],
         },
         provenance=provenance,

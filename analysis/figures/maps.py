@@ -39,12 +39,13 @@ def square_map(
     rows: str,
     columns: str,
     names: tuple[Sequence[str], Sequence[str]] | None = None,
+    named: bool = True,
     clickable: bool = False,
 ) -> Figure:
     """A matrix of sentences or tokens against others; what was not measured stays empty.
 
-    `names` of the rows and columns stand under the pointer, and at the axes where they are few. `clickable` lays a square on each of
-    the 2,000 strongest cells, for a map itself tells nobody of a click.
+    `names` of the rows and columns stand under the pointer and, where they are `named` and few, at the axes. `clickable` lays a square
+    on each of the 2,000 strongest cells, for a map itself tells nobody of a click.
     """
     signed = bool((matrix < 0).any())
     down, across = names or tuple([str(i) for i in range(n)] for n in matrix.shape)
@@ -70,7 +71,7 @@ def square_map(
             marker={"symbol": "square", "size": side, "color": "rgba(0,0,0,0)"},
         )  # fmt: skip
     figure = styled(figure, title, columns, rows).update_layout(height=520)
-    if names and max(matrix.shape) <= 40:
+    if names and named and max(matrix.shape) <= 40:
         figure.update_xaxes(
             tickvals=np.arange(matrix.shape[1]), ticktext=[short(name) for name in across], tickangle=-90
         )
