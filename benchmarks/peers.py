@@ -2,8 +2,8 @@
 
 Each tool is a process of its own, those with older requirements in an environment of their own under build/peers (made here, by
 pip). Before anything is timed, its tokens and the last row that it captured are compared with hooks written by hand. Then the tools take
-turns, in an order that rotates; a ratio is of two runs of one turn, and the table gives its median and quartiles over the turns. Seconds are
-of the processor, memory is the peak of a run above what the process held before it (the best run).
+turns, in an order that rotates; a ratio is of two runs of one turn, and the table gives its median and quartiles over the turns.
+Seconds are of the processor, memory is the peak of a run above what the process held before it (the best run).
 
 W1 reads the residual stream behind every block in one pass; W2 while it writes; W4 adds a vector behind the middle block at every
 token, W5 at generated tokens alone; W6 is W2 on 32 prompts of different lengths.
