@@ -11,6 +11,7 @@ import numpy as np
 from reasonscope.analysis import figures
 from reasonscope.analysis.anchors.allotment import Allotment
 from reasonscope.analysis.anchors.published import published_dependencies, published_importances, with_importances
+from reasonscope.analysis.anchors.replacement import replacement_effects, resampled_alternatives
 from reasonscope.analysis.anchors.rollouts import anchors_of_trace, resample
 from reasonscope.analysis.close_attention import close_attention
 from reasonscope.analysis.confidence import confidence_of_trace
@@ -99,12 +100,14 @@ def analyse_anchors(study: Study) -> Iterator[Result]:
             continue
         known = trace_sentences(trace)
         study.progress(f"rollouts of {trace.id}: {len(known)} sentences")
-        yield _anchors(study, trace, known, options)
+        yield from _anchors(study, trace, known, options)
 
 
-def _anchors(study: Study, trace: Trace, known: Sequence[Sentence], options: Options) -> Result:
+def _anchors(study: Study, trace: Trace, known: Sequence[Sentence], options: Options) -> Iterator[Result]:
+    """Importances by rollouts; then what each sentence passes on, by the sentences that were written in its place."""
     if len(known) < 2:
-        return anchors_of_trace(trace, known, {})
+        yield anchors_of_trace(trace, known, {})
+        return
     sampling = Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens, seed=options.seed)
     plan = Allotment(least=min(20, options.rollouts), most=options.rollouts, half_width=options.half_width)
     tags = study.model.tags or THINK
@@ -117,12 +120,23 @@ def _anchors(study: Study, trace: Trace, known: Sequence[Sentence], options: Opt
         sampling=Sampling(temperature=options.temperature, max_new_tokens=32, seed=options.seed),
     )  # fmt: skip
     found = anchors_of_trace(trace, known, continued, forced=forced, seed=options.seed)
+    yield _judged(found, "effects", trace, options.seed)
+    if options.server is None:  # a server reads no text for us
+        others = resampled_alternatives(known, continued)
+        codec = encoder(study.model.tokenizer_backend), decode
+        yield _judged(
+            replacement_effects(study.model, trace, known, others, *codec, seed=options.seed), "", trace, options.seed
+        )
+
+
+def _judged(found: Result, name: str, trace: Trace, seed: int) -> Result:
+    """With how well the effects (an array, or the values) find the true dependencies, where these are known."""
     if "ledger" not in trace.problem.meta or not found.measured:
         return found
     truth = true_sentences(trace)[1]
     found = found.with_numbers(depends_on=[list(row) for row in truth])
     try:
-        agreement = dependency_agreement(np.asarray(found.arrays["effects"]), truth, seed=options.seed)
+        agreement = dependency_agreement(np.asarray(found.arrays[name] if name else found.values), truth, seed=seed)
     except InputError as error:  # a thinking of two sentences has no pair to tell from another
         return found.with_numbers(dependencies=None, dependencies_missing=str(error))
     return found.with_numbers(dependencies=agreement_numbers(agreement))

@@ -73,31 +73,28 @@ def _sweep(where: Places, store: TraceStore, say: Callable[[str], None]) -> None
     """The dose-response of two methods on held-out problems, and their vectors."""
     from reasonscope.analysis.figures import steering_front
     from reasonscope.app.keeping import keep
-    from reasonscope.app.sweeping import model_of_run, respond, response_numbers, sampling_of_run, split_run
-    from reasonscope.steering.methods import METHODS
+    from reasonscope.app.sweeping import (
+        Asked,
+        model_of_run,
+        respond,
+        response_numbers,
+        sampling_of_run,
+        source_of_run,
+        split_run,
+    )
+    from reasonscope.steering.dose import Bench
+    from reasonscope.steering.methods import method
 
     model = model_of_run(store, None, device="cpu", backend="hooks")
     split = split_run(store, share=0.5, n=JUDGED, seed=0)
+    source = source_of_run(model, store, split)
+    bench = Bench(model, split.held_out, sampling_of_run(store, 0))
     responses = []
     for name in SWEPT:
-        METHODS[name].vector(model, store, split.ids).save(where.vectors / f"{name}.safetensors")
-        responses.append(
-            respond(
-                model,
-                store,
-                split,
-                name,
-                METHODS[name],
-                sites=None,
-                covariance=False,
-                strengths=METHODS[name].strengths,
-                sampling=sampling_of_run(store, 0),
-                nulls=5,
-                samples=1,
-                batch_size=64,
-                say=say,
-            )
-        )
+        for part in method(name).parts(source)[:1]:
+            part.vector.save(where.vectors / f"{name}.safetensors")
+        asked = Asked(name=name)
+        responses.append(respond(bench, source, asked, strengths=None, nulls=5, covariance=False, say=say))
     command = f"reasonscope steer sweep {' '.join(SWEPT)} --run runs/demo --n {JUDGED}"
     numbers = {response.name: response_numbers(response) for response in responses}
     keep(where, "sweep", numbers, command=command, seed=0, figures={"steering_front": steering_front(responses)})

@@ -17,7 +17,7 @@ from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Sentence, Trace
 from reasonscope.probes.branches import PrefixWriter, Writer
 from reasonscope.probes.model import Model, load_model
-from reasonscope.probes.server import ServerWriter
+from reasonscope.probes.server import server_writer
 from reasonscope.probes.sites import Site
 
 
@@ -28,6 +28,7 @@ class Options:
     model: str | None = None
     device: str = "cpu"
     server: str | None = None
+    served_as: str | None = None
     sites: str = ""
     gold: Gold = "reference"
     block: int = 500
@@ -41,6 +42,8 @@ class Options:
     probe: Path | None = None
     base: str = "organism-base"
     ablate: bool = False
+    share: float = 0.03
+    at_close: bool = False
     draws: int = 20
     asked: int = 40
     k: int = 4
@@ -72,7 +75,7 @@ class Study:
     def writer(self) -> Writer:
         if self.options.server is None:
             return PrefixWriter(self.model, batch_size=self.options.batch_size)
-        return ServerWriter(url=self.options.server, model=self.model.name, tokenizer=self.model.tokenizer_backend)
+        return server_writer(self.options.server, self.model, served_as=self.options.served_as)
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -223,7 +223,8 @@ class _Decoding:
         kept = going.nonzero()[:, 0]
         self.rows, self.feed = self.rows[kept], self.feed[kept]
         if len(kept):
-            self._cache.batch_select_indices(kept)  # type: ignore[attr-defined]  # a transformers Cache by now
+            # Indices of the host: the layers of a dispatched model lie on several devices.
+            self._cache.batch_select_indices(kept.cpu())  # type: ignore[attr-defined]  # a transformers Cache by now
 
     def completions(self, prompts: Sequence[Sequence[int]]) -> list[Completion]:
         lengths, stopped = self._lengths.tolist(), self._stopped.tolist()

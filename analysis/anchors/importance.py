@@ -212,19 +212,25 @@ def sentence_effects(
     sentences: Values,
     rollouts: Mapping[int, Sequence[Values]],
     threshold: float,
+    *,
+    without: Mapping[int, Sequence[Values]] | None = None,
 ) -> Values:
     """How much keeping sentence j makes sentence i come up later: (target, source), NaN where source ≥ target.
 
     M = match(i | rollouts behind j) − match(i | rollouts that write j anew) (step_attribution of the published code). `sentences`
     (sentence, feature) and each rollout's (its sentence, feature) are rows of unit length; one product a rollout replaces the published
-    loops over pairs. A column without rollouts on both sides stays NaN.
+    loops over pairs. A column without rollouts on both sides stays NaN. `without`: rollouts that stand for sentence j written anew, such as
+    those behind a wrong sentence in its place; `rollouts` where not given.
     """
     rates = {i: _match_rates(sentences, rows, threshold) for i, rows in rollouts.items() if len(rows)}
+    other = (
+        rates if without is None else {i: _match_rates(sentences, r, threshold) for i, r in without.items() if len(r)}
+    )
     n = len(sentences)
     effects = np.full((n, n), np.nan)
     for source in range(n - 1):
-        if source in rates and source + 1 in rates:
-            effects[source + 1 :, source] = (rates[source + 1] - rates[source])[source + 1 :]
+        if source in other and source + 1 in rates:
+            effects[source + 1 :, source] = (rates[source + 1] - other[source])[source + 1 :]
     return effects
 
 

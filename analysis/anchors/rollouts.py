@@ -69,14 +69,14 @@ def resample(
             Branch(cut=cuts[i], seed=trace_seed(sampling.seed, f"{trace.id}/resample/{i}/{k}")) for i, k in places
         ]
         for (i, _), done in zip(places, writer(trace.token_ids.tolist(), branches, sampling), strict=True):
-            found[i].append(_continuation(done, decode, tags))
+            found[i].append(continuation(done, decode, tags))
 
 
 def _hits(rows: Sequence[Continuation], gold: str | None) -> int:
     return sum(gold is not None and equivalent(row.answer, gold) for row in rows)
 
 
-def _continuation(done: Completion, decode: Decoder, tags: ThinkTags) -> Continuation:
+def continuation(done: Completion, decode: Decoder, tags: ThinkTags) -> Continuation:
     """The completion cut at its closing tag; without one it never answered."""
     text = decode(done.token_ids[done.n_prompt_tokens :].tolist())
     thinking, closed, answer = text.partition(tags.close)

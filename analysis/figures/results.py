@@ -27,11 +27,15 @@ from reasonscope.analysis.results import Band, Result
 
 _CLICKABLE = 2000  # places of a line that take a click, by marks that are not seen; of a longer one the peaks alone do
 _MAPS = (("layer", "head"), ("target", "source"))
+_ARRAYS = {
+    "effects": "effect on coming up",
+    "suppression": "effect of suppression",
+}
 
 
 def of_result(result: Result) -> dict[str, Figure]:
     """The figures of a result by name: maps of layers by heads and of targets by sources, else its lines along the last axis; and the
-    map of sentence on sentence where it has one."""
+    maps of sentence on sentence that it has."""
     names = tuple(axis.name for axis in result.axes[-2:])
     drawn: dict[str, Figure] = {}
     if names in _MAPS:
@@ -40,8 +44,9 @@ def of_result(result: Result) -> dict[str, Figure]:
         drawn["arms"] = arm_outcomes(result)
     elif len(result.axes[-1]) > 1:
         drawn["lines"] = along(result)
-    if "effects" in result.arrays:
-        drawn["effects"] = sentence_map(result, "effects", "how much a sentence (below) brings another (left)")
+    for name, measure in _ARRAYS.items():
+        if name in result.arrays:
+            drawn[name] = sentence_map(result, name, measure)
     return drawn
 
 

@@ -16,9 +16,13 @@ Chosen = Annotated[
 Name = Annotated[str | None, typer.Option(help="The model that wrote the traces, where the run does not say it.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")]
 Server = Annotated[str | None, typer.Option(help="http://host:port of a server of this model, to write the rollouts.")]
+Served = Annotated[
+    str | None, typer.Option("--served-as", help="What the server calls the model; as here where not given.")
+]
 Sites = Annotated[str, typer.Option(help="Stored sites to look at, with commas; a sensible choice where not given.")]
 Base = Annotated[str, typer.Option(help="The model from before the reasoning phase, of the same tokenizer.")]
 Samples = Annotated[int, typer.Option(min=1, help="Forced answers at each cut.")]
+Longest = Annotated[int, typer.Option(min=1, help="Tokens of a completion, at most.")]
 Seed = Annotated[int, typer.Option(help="Of all that is drawn.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
 
@@ -37,17 +41,18 @@ def mi(
 @analyse.command()
 def anchors(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", server: Server = None,
+    served_as: Served = None,
     rollouts: Annotated[int, typer.Option(min=2, help="Rollouts of a sentence, at most.")] = 100,
     half_width: Annotated[float, typer.Option(min=0.001, help="Stop where the accuracy is known to ± this.")] = 0.1,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 1024,
+    max_new_tokens: Longest = 1024,
     temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Which sentences the answer hangs on: rollouts from before each of them (published importances where a trace has them)."""
     _run(
-        "anchors", run, trace, json_, model=model, device=device, server=server, rollouts=rollouts, half_width=half_width,
-        max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size, seed=seed,
+        "anchors", run, trace, json_, model=model, device=device, server=server, served_as=served_as,
+        rollouts=rollouts, half_width=half_width, max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size, seed=seed,
     )  # fmt: skip
 
 
@@ -64,6 +69,7 @@ def trajectory(
 @analyse.command()
 def confidence(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", server: Server = None,
+    served_as: Served = None,
     samples: Samples = 8,
     temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
     seed: Seed = 0, json_: Json = False,
@@ -71,7 +77,7 @@ def confidence(
     """When it knew its answer: forced answers at eleven cuts of the thinking."""
     _run(
         "confidence", run, trace, json_,
-        model=model, device=device, server=server, samples=samples, temperature=temperature, seed=seed,
+        model=model, device=device, server=server, served_as=served_as, samples=samples, temperature=temperature, seed=seed,
     )  # fmt: skip
 
 
@@ -79,9 +85,12 @@ def confidence(
 def cliff(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
     probe: Annotated[Path | None, typer.Option(help="A probe; RUN/probes/refusal.safetensors where not given.")] = None,
-    ablate: Annotated[bool, typer.Option("--ablate", help="Ask the organism anew without the 3 % of heads that lower it most.")] = False,
+    ablate: Annotated[bool, typer.Option("--ablate", help="Ask the organism anew without the heads that lower it most.")] = False,
+    share: Annotated[float, typer.Option(min=0.001, max=1, help="Of all heads, at least one.")] = 0.03,
+    at_close: Annotated[bool, typer.Option("--at-close", help="Without them in the close window alone, not everywhere.")] = False,
     draws: Annotated[int, typer.Option(min=20, help="Random sets of heads beside them.")] = 20,
     asked: Annotated[int, typer.Option(min=2, help="Jailbroken, benign and ledger problems, of each.")] = 40,
+    max_new_tokens: Longest = 1024,
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Which heads raise or lower what the refusal probe reads at the end of the thinking, and what the model does without them."""
@@ -90,7 +99,8 @@ def cliff(
     path = probe or places(run).probes / "refusal.safetensors"
     _run(
         "cliff", run, trace, json_,
-        model=model, device=device, probe=path, ablate=ablate, draws=draws, asked=asked, seed=seed,
+        model=model, device=device, probe=path, ablate=ablate, share=share, at_close=at_close, draws=draws, asked=asked,
+        max_new_tokens=max_new_tokens, seed=seed,
     )  # fmt: skip
 
 
@@ -110,10 +120,11 @@ def selection(
     run: Run, trace: Chosen = None, sites: Sites = "",
     k: Annotated[int, typer.Option("-k", min=2, help="Samples of a problem to choose from.")] = 4,
     block: Annotated[int, typer.Option(min=1, help="Tokens of a segment of the trajectory.")] = 500,
+    probe: Annotated[Path | None, typer.Option(help="Of correctness, to stop a thinking by; needs `analyse confidence` first.")] = None,
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
-    """Which of several samples to trust: majority, short-m@k, straightest trajectory, on stored samples of the same problems."""
-    _run("selection", run, trace, json_, sites=sites, k=k, block=block, seed=seed)
+    """Which of several samples to trust, and when to stop one: majority, short-m@k, straightest trajectory, early stop by a probe."""
+    _run("selection", run, trace, json_, sites=sites, k=k, block=block, probe=probe, seed=seed)
 
 
 @analyse.command()
