@@ -113,7 +113,9 @@ def arrive() -> None:
         try:
             st.query_params[key] = value
             address[key] = value
-        except StreamlitAPIException:  # a widget of the page that is left has this key: its value is handed on, and shows in the address
+        except (
+            StreamlitAPIException
+        ):  # a widget of the page that is left has this key: its value is handed on, and shows in the address
             st.session_state[key] = value
     st.switch_page(st.session_state[_PAGES][page], query_params=address)
 

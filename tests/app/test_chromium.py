@@ -25,7 +25,7 @@ _CURVE = """([key, name]) => document.querySelector(`.st-key-${key} .js-plotly-p
 
 SIGHTS = {
     "": "",
-    "trace": "trace={trace}&colour=result:mi_peaks:resid_post.5&sentence=6",
+    "trace": "trace={trace}&colour=MI · resid_post.5&sentence=6",
     "mi-peaks": "trace={trace}",
     "anchors": "trace={trace}&sentence=6&truth=true",
     "heads": "head=4.2&heads=2.3&block=6.4",

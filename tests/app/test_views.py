@@ -214,7 +214,7 @@ def test_a_chosen_sentence_shows_its_interval_and_links(imported):
 
 def test_a_result_over_sentences_colours_the_trace(imported):
     run = runs.open_run(imported)
-    name = "result:anchors:counterfactual_kl"
+    name = "importance · counterfactual_kl"
     assert name in colourings.colouring_names(run, "plain")
     found = colourings.colouring(run, "plain", name)
     assert found.per == "sentence" and found.null.shape == (2, 3) and "seed 0" in found.about
