@@ -22,6 +22,7 @@ from reasonscope.analysis.figures.theme import (
     short,
     styled,
     titled,
+    unit_of,
 )
 from reasonscope.analysis.results import Band, Result
 
@@ -90,7 +91,7 @@ def along(
             )  # fmt: skip
     name = result.axes[-1].name
     figure = styled(figure, titled(result), "", "").update_layout(height=200 + 180 * len(rows))
-    figure.update_yaxes(title=result.unit)
+    figure.update_yaxes(title=unit_of(result))
     ticks = {"tickvals": x, "ticktext": places} if len(places) <= 30 else {}
     return figure.update_xaxes(title=name, row=len(rows), **ticks)
 
@@ -115,7 +116,7 @@ def arm_outcomes(result: Result) -> Figure:
             error_y=None if result.interval is None else _between(result.values[i], result.interval, i),
             hovertemplate=f"{escape(arm)}, %{{customdata}}: %{{y:.3f}}<extra></extra>",
         )  # fmt: skip
-    figure = styled(figure, titled(result), "", f"{result.quantity} [{result.unit}]")
+    figure = styled(figure, titled(result), "", result.quantity)
     return figure.update_xaxes(tickvals=places, ticktext=list(metrics))
 
 

@@ -22,17 +22,32 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 
 def styled(figure: Figure, title: str, x: str, y: str) -> Figure:
+    """The layout of every figure: a title that wraps on a phone, panels' titles below it, the legend below the axis."""
     lines = wrap(title, 44) or [""]  # as much as a phone shows in a line
+    panels = any(one.text for one in figure.layout.annotations)
+    figure.update_annotations(font={"size": 13})
     return figure.update_layout(
-        title={"text": "<br>".join(escape(line, quote=False) for line in lines), "font": {"size": 15}},
+        title={
+            "text": "<br>".join(escape(line, quote=False) for line in lines),
+            "font": {"size": 15},
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+            "pad": {"t": 12},
+        },
         xaxis_title=x,
         yaxis_title=y,
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "size": 13},
-        margin={"l": 60, "r": 20, "t": 40 + 20 * len(lines), "b": 90},
-        legend={"orientation": "h", "y": -0.2, "x": 0, "xanchor": "left", "yanchor": "top"},
+        margin={"l": 60, "r": 20, "t": 28 + 20 * len(lines) + 24 * panels, "b": 100},
+        legend={"orientation": "h", "y": -0.25, "x": 0, "xanchor": "left", "yanchor": "top", "itemsizing": "constant"},
         height=420,
     )
+
+
+def unit_of(result: Result) -> str:
+    """What stands at an axis: the unit, and nothing where there is none."""
+    return "" if result.unit == "1" else result.unit
 
 
 def colours_of(n: int) -> list[str]:

@@ -34,6 +34,13 @@ class Grid:
     def values(self) -> Values:
         return np.asarray(self.result.values[self.index])
 
+    @property
+    def unit(self) -> str:
+        """That of this line, where the lines of the result have several."""
+        units = self.result.numbers.get("units") or {}
+        metric = self.result.axes[0].labels[self.index[0]] if self.index else ""
+        return str(units.get(metric, "" if self.result.unit == "1" else self.result.unit))
+
     def has(self, place: tuple[int, int]) -> bool:
         layers, heads = self.values.shape
         return bool(place[0] < layers and place[1] < heads)
@@ -53,7 +60,7 @@ def show(run: Run) -> None:
         return
     name = st.selectbox("Score", list(grids), key=Key.METRIC, bind=BOUND)
     grid = grids[name]
-    figure = figures.head_grid(grid.values, title=name, measure=grid.result.unit)
+    figure = figures.head_grid(grid.values, title=name, measure=grid.unit)
     command = measurements.command_of(run, grid.result.method)
     clicked = components.show_figure(figure, name="heads", command=command, key="heads-grid", clickable=True)
     picked = next((f"{int(point['y'])}.{int(point['x'])}" for point in clicked), None)
