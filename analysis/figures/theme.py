@@ -39,8 +39,8 @@ def styled(figure: Figure, title: str, x: str, y: str) -> Figure:
         yaxis_title=y,
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "size": 13},
-        margin={"l": 60, "r": 20, "t": 28 + 20 * len(lines) + 24 * panels, "b": 100},
-        legend={"orientation": "h", "y": -0.25, "x": 0, "xanchor": "left", "yanchor": "top", "itemsizing": "constant"},
+        margin={"l": 60, "r": 20, "t": 28 + 20 * len(lines) + 24 * panels, "b": 110},
+        legend={"orientation": "h", "y": -0.3, "x": 0, "xanchor": "left", "yanchor": "top", "itemsizing": "constant"},
         height=420,
     )
 

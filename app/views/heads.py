@@ -18,6 +18,7 @@ from reasonscope.app.state import BOUND, Key
 from reasonscope.data.align import token_strings
 
 _NAME, _MAPS = "results/heads/*", "results/attention_map/*"
+_FIRST = ("receivers", "heads")  # whose scores stand first
 _SIDE_BY_SIDE = 3  # heads whose maps stand beside each other
 
 Values = NDArray[np.float64]
@@ -74,7 +75,7 @@ def show(run: Run) -> None:
 def _grids(run: Run) -> dict[str, Grid]:
     """Every score (layer, head) among the results of the run, by metric, method and trace."""
     found: dict[str, Grid] = {}
-    for method in measurements.methods(run):
+    for method in sorted(measurements.methods(run), key=lambda method: method not in _FIRST):
         for trace, result in measurements.results(run, method).items():
             axes = [axis.name for axis in result.axes]
             if axes[-2:] != ["layer", "head"] or not result.measured or len(axes) > 3:
