@@ -2,8 +2,9 @@
 
 import torch
 from nnsight import TransformersModel
-from tools.bare import load as load_bare
 from transformers import PreTrainedTokenizerFast
+
+from tools.bare import load as load_bare
 
 
 def load(folder):

@@ -3,6 +3,7 @@
 from contextlib import ExitStack, contextmanager
 
 import torch
+
 from tools.bare import greedy, load
 
 __all__ = ["WORKLOADS", "load"]

@@ -1,6 +1,7 @@
 """repeng 0.4 with an older transformers; it knows no positions. https://github.com/vgel/repeng"""
 
 from repeng import ControlModel, ControlVector
+
 from tools.bare import greedy
 from tools.bare import load as load_bare
 

@@ -5,6 +5,7 @@ Its rule for positions, `min_token_index`, counts inside each pass: of a decodin
 
 import torch
 from steering_vectors import SteeringVector
+
 from tools.bare import greedy, load
 
 __all__ = ["WORKLOADS", "load"]

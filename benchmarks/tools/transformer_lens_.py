@@ -1,8 +1,9 @@
 """TransformerLens 4: `TransformerBridge`, eager attention (it has no other). https://transformerlensorg.github.io/TransformerLens/"""
 
 import torch
-from tools.bare import load as load_bare
 from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+from tools.bare import load as load_bare
 
 
 def load(folder):
