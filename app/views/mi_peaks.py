@@ -43,7 +43,7 @@ def _curve(run: Run, id: str, result: Result) -> None:
         components.show_numbers(numbers, key="mi-numbers")
     components.provenance(result)
     if clicked:
-        token = int(result.axes[-1].labels[int(clicked[0]["x"])])
+        token = int(clicked[0]["x"])
         _open_at(run, id, token, f"result:mi_peaks:{site}")
 
 
@@ -62,5 +62,5 @@ def _words(run: Run, words: Result) -> None:
         st.dataframe(rows, hide_index=True, key="mi-words")
     components.provenance(words)
     with st.expander("As a figure"):
-        figure = figures.along(words)
+        figure = figures.points(words)
         components.show_figure(figure, name="mi_words", command=services.command(run, _NAME), key="mi-words-figure")
