@@ -27,7 +27,6 @@ from reasonscope.analysis.mi_peaks import (
     representations,
     thinking_token_table,
 )
-from reasonscope.analysis.organism import true_sentences
 from reasonscope.analysis.receiver import top_heads
 from reasonscope.analysis.receiver_results import receiver_heads, receiver_scores
 from reasonscope.analysis.recurrence import recurrence
@@ -43,8 +42,10 @@ from reasonscope.app.comparing import (
     analyse_misalignment,
     analyse_selection,
 )
+from reasonscope.app.inspecting import analyse_alternatives, analyse_attention, analyse_shift
 from reasonscope.app.study import Options, Study, stored, trace_sentences
 from reasonscope.data.errors import InputError
+from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.parse import THINK
 from reasonscope.data.trace import Sampling, Sentence, Trace
 from reasonscope.probes.sites import Site
@@ -247,6 +248,9 @@ ANALYSES: Mapping[str, Callable[[Study], Iterator[Result]]] = {
     "entropy": analyse_entropy,
     "confidence": analyse_confidence,
     "reflection": analyse_reflection,
+    "alternatives": analyse_alternatives,
+    "shift": analyse_shift,
+    "attention": analyse_attention,
     "summary": analyse_summary,
 }
 
@@ -269,9 +273,8 @@ def figures_of(result: Result) -> dict[str, Figure]:
 
 def numbers_of(result: Result) -> dict[str, Any]:
     """What the command shows of a result: which trace, what was measured, and its numbers, without its long texts."""
-    shown = {
-        key: value for key, value in result.numbers.items() if key not in ("texts", "tags", "answers", "depends_on")
-    }
+    long = ("texts", "tags", "answers", "depends_on", "resampled", "pieces")
+    shown = {key: value for key, value in result.numbers.items() if key not in long}
     return {
         "method": result.method,
         "quantity": result.quantity,

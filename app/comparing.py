@@ -1,6 +1,7 @@
 """Analyses that set one thing beside another: heads beside random ones, a reasoner beside its base, rules beside a single sample."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from reasonscope.analysis.mi_peaks import (
 )
 from reasonscope.analysis.misalignment import misalignment_of_trace
 from reasonscope.analysis.probe_write import probe_write_result
-from reasonscope.analysis.results import Result, result_path
+from reasonscope.analysis.results import Result, Values, result_path
 from reasonscope.analysis.selection import Rule, best_by, early_stop, majority, short_m, simulate
 from reasonscope.analysis.trajectory import trajectory_of_trace
 from reasonscope.app.study import Study, stored, trace_sentences
@@ -24,6 +25,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.problems import load_problems
 from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.capture import replay
+from reasonscope.probes.evaluate import Values
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.record import as_numpy
 from reasonscope.probes.sites import Site
@@ -82,7 +84,7 @@ def analyse_emergent(study: Study) -> Iterator[Result]:
 
 
 def analyse_compare(study: Study) -> Iterator[Result]:
-    """MI of the same traces read by the base model and by the one that wrote them."""
+    """MI of the same traces read by the base model and by the one that wrote them; first the base's own curves, trace by trace."""
     site = Site("resid_post", study.model.n_layers - 1)
     sides = []
     for model in (study.base, study.model):
@@ -91,6 +93,8 @@ def analyse_compare(study: Study) -> Iterator[Result]:
         sides.append(
             [mi_of_trace(t, {site: as_numpy(seen[site])}, golds[t.id], seed=study.options.seed) for t, seen in read]
         )
+    for result in sides[0]:
+        yield replace(result, method="mi_base").with_provenance(model=study.base.name)
     yield comparison(*sides, site=str(site), seed=study.options.seed)
 
 
@@ -111,7 +115,9 @@ def _early_stops(study: Study, path: Path) -> dict[str, Rule]:
 
     The control stops by the scores of another trace, so as early as often, at places that mean nothing.
     """
-    probe, scores, answers = LinearProbe.load(path), {}, {}
+    probe = LinearProbe.load(path)
+    scores: dict[str, Values] = {}
+    answers: dict[str, list[str | None]] = {}
     for trace in study.traces:
         kept = result_path(study.results, "confidence", trace.id)
         if not kept.exists():
@@ -124,14 +130,12 @@ def _early_stops(study: Study, path: Path) -> dict[str, Rule]:
         answers[trace.id] = [row[0] for row in found.numbers.get("answers", ())][1:]
     ids = list(scores)
     other = dict(zip(ids, [*ids[len(ids) // 2 :], *ids[: len(ids) // 2]], strict=True))
-    return {
-        name: early_stop(lambda trace, of=of: scores[of[trace.id]], threshold, lambda trace, at: answers[trace.id][at])
-        for threshold in STOPS
-        for name, of in (
-            (f"stop above {threshold}", dict(zip(ids, ids, strict=True))),
-            (f"stop above {threshold}, another trace's scores", other),
-        )
-    }
+
+    def stop(threshold: float, of: Mapping[str, str]) -> Rule:
+        return early_stop(lambda trace: scores[of[trace.id]], threshold, lambda trace, at: answers[trace.id][at])
+
+    rules = {f"stop above {threshold}": stop(threshold, {id: id for id in ids}) for threshold in STOPS}
+    return rules | {f"stop above {threshold}, another trace's scores": stop(threshold, other) for threshold in STOPS}
 
 
 def _straight(study: Study, trace: Trace) -> float:

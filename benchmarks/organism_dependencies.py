@@ -27,8 +27,9 @@ from reasonscope.analysis.anchors.rollouts import Continuation, resample
 from reasonscope.analysis.confidence import confidence_of_trace
 from reasonscope.analysis.forced import closing_stub, decoder, encoder
 from reasonscope.analysis.mi_peaks import gold_text, mi_of_trace, representations
-from reasonscope.analysis.organism import true_sentences, wrong_statements
+from reasonscope.analysis.organism import wrong_statements
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement, mean_estimate
+from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.parse import THINK
 from reasonscope.data.problems import load_problems
 from reasonscope.data.trace import Sampling, Trace

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from reasonscope.analysis.anchors.importance import Rollout, resampled_sentences
 from reasonscope.analysis.results import Axis, Result, Values, undefined
 from reasonscope.analysis.statistics import DependencyAgreement, agreement_numbers, dependency_agreement
 from reasonscope.data.errors import InputError
@@ -80,9 +81,17 @@ def published_importances(trace: Trace) -> Result:
             else _correlations(effects, suppressed),
             "tags": [(chunk["function_tags"] or ["unknown"])[0] for chunk in chunks],
             "texts": [chunk["chunk"] for chunk in chunks],
+            "depends_on": published_dependencies(chunks),
+            "resampled": [_resampled(trace, chunk, i) for i, chunk in enumerate(chunks)],
         },
         provenance=provenance,
     )
+
+
+def _resampled(trace: Trace, chunk: Mapping[str, Any], place: int) -> list[dict[str, Any]]:
+    """What the published rollouts wrote in place of a sentence, where that was published; their answers were not."""
+    written = (trace.meta.get("chunks_resampled") or {}).get(str(chunk.get("chunk_idx", place)), ())
+    return resampled_sentences(chunk["chunk"], [Rollout(answer=None, correct=None, resampled=text) for text in written])
 
 
 def recomputed_resampling_accuracy(chunks: Sequence[Mapping[str, Any]]) -> Values:

@@ -11,6 +11,7 @@ from reasonscope.analysis.anchors.importance import (
     Convention,
     Rollout,
     importance_table,
+    resampled_sentences,
     resampled_values,
     sentence_effects,
 )
@@ -103,7 +104,8 @@ def anchors_of_trace(
     `embed` turns sentences into unit vectors (TF-IDF on these very sentences where not given). `threshold` of the cosine below
     which a resampled sentence counts as another one: where not given the median over all pairs, which is how the paper came to .8 for
     its sentence model. The null deals the answers of neighbouring cuts out anew, the interval draws each cut's rollouts anew.
-    `arrays`: `effects` (target, source), how much keeping one sentence brings another; `n` (cut,) rollouts. A trace whose rollouts all
+    `arrays`: `effects` (target, source), how much keeping one sentence brings another; `n` (cut,) rollouts. `numbers`: `resampled`, what
+    was written in place of each sentence (see `resampled_sentences`). A trace whose rollouts all
     fail to answer is undefined.
     """
     n = len(sentences)
@@ -144,6 +146,7 @@ def anchors_of_trace(
             "smoothing": how.smoothing,
             "tags": [s.tag for s in sentences],
             "texts": [s.text for s in sentences],
+            "resampled": [resampled_sentences(s.text, rollouts.get(i, ())) for i, s in enumerate(sentences)],
         },
         provenance=provenance,
     )

@@ -1,11 +1,13 @@
 """Maps of heads and of sentences against sentences."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from reasonscope.analysis.figures.theme import ORANGE, Figure, panel_gap, styled, titled, unit_of
+from reasonscope.analysis.figures.theme import ORANGE, Figure, panel_gap, short, styled, titled, unit_of
 from reasonscope.analysis.results import Result
 
 
@@ -29,18 +31,51 @@ def head_grid(values: NDArray[np.float64], *, title: str, measure: str) -> Figur
     return styled(figure, title, "head", "layer").update_xaxes(dtick=1).update_yaxes(dtick=1)
 
 
-def square_map(matrix: NDArray[np.float64], *, title: str, measure: str, rows: str, columns: str) -> Figure:
-    """A matrix of sentences or tokens against others; what was not measured stays empty."""
+def square_map(
+    matrix: NDArray[np.float64],
+    *,
+    title: str,
+    measure: str,
+    rows: str,
+    columns: str,
+    names: tuple[Sequence[str], Sequence[str]] | None = None,
+    named: bool = True,
+    clickable: bool = False,
+) -> Figure:
+    """A matrix of sentences or tokens against others; what was not measured stays empty.
+
+    `names` of the rows and columns stand under the pointer and, where they are `named` and few, at the axes. `clickable` lays a square
+    on each of the 2,000 strongest cells, for a map itself tells nobody of a click.
+    """
     signed = bool((matrix < 0).any())
+    down, across = names or tuple([str(i) for i in range(n)] for n in matrix.shape)
+    hover = [[f"{short(down[i])} → {short(across[j])}" for j in range(matrix.shape[1])] for i in range(len(matrix))]
     figure = go.Figure()
     figure.add_heatmap(
         z=matrix,
+        x=np.arange(matrix.shape[1]),
+        y=np.arange(matrix.shape[0]),
+        customdata=hover,
         colorscale="RdBu_r" if signed else "Viridis",
         zmid=0 if signed else None,
-        colorbar={"title": measure},
-        hovertemplate=f"{rows} %{{y}}, {columns} %{{x}}<br>%{{z:.4g}}<extra></extra>",
+        colorbar={"title": {"text": measure, "side": "right"}},
+        hovertemplate=f"{rows} %{{y}}, {columns} %{{x}}<br>%{{customdata}}<br>%{{z:.4g}}<extra></extra>",
     )
-    figure = styled(figure, title, columns, rows).update_layout(height=560)
+    if clickable:
+        strength = np.nan_to_num(np.abs(matrix))
+        order = np.argsort(-strength, axis=None, kind="stable")[:2000]
+        y, x = np.unravel_index(order[strength.ravel()[order] > 0], matrix.shape)
+        side = max(3, min(22, 420 // max(matrix.shape)))
+        figure.add_scatter(
+            x=x, y=y, mode="markers", hoverinfo="skip", showlegend=False,
+            marker={"symbol": "square", "size": side, "color": "rgba(0,0,0,0)"},
+        )  # fmt: skip
+    figure = styled(figure, title, columns, rows).update_layout(height=520)
+    if names and named and max(matrix.shape) <= 40:
+        figure.update_xaxes(
+            tickvals=np.arange(matrix.shape[1]), ticktext=[short(name) for name in across], tickangle=-90
+        )
+        figure.update_yaxes(tickvals=np.arange(matrix.shape[0]), ticktext=[short(name) for name in down])
     return figure.update_yaxes(autorange="reversed")
 
 
@@ -65,7 +100,8 @@ def sentence_map(result: Result, name: str, measure: str) -> Figure:
 
 def value_maps(result: Result) -> Figure:
     """A result's last two axes as a map, one panel for each place on the axes before, each with its own scale; white is 0 where values have
-    a sign. A cross marks what lies outside of its null; a null that is one number for the whole panel is in its title instead.
+    a sign. A cross marks what lies outside of its null; a null that is one number for the whole panel is in its title
+    instead, and what it is below.
     """
     vertical, across = result.axes[-2:]
     panels = result.values.reshape(-1, len(vertical), len(across))
@@ -95,7 +131,13 @@ def value_maps(result: Result) -> Figure:
     figure = styled(figure, titled(result), "", "").update_layout(height=160 + round(tall / share))
     few = {"dtick": 1} if len(across) <= 30 else {}
     figure.update_yaxes(title=vertical.name, type="category", autorange="reversed")
-    return figure.update_xaxes(title=across.name, type="category", row=len(panels), **few)
+    below = (
+        f"<br>null: {result.null.what}"
+        if result.null is not None and _constant((result.null.low, result.null.high))
+        else ""
+    )
+    figure.update_xaxes(type="category", **few)
+    return figure.update_xaxes(title=f"{across.name}{below}", row=len(panels))
 
 
 def _scale(panel: NDArray[np.float64]) -> dict[str, object]:
@@ -113,7 +155,9 @@ def _null_of(result: Result, panel: int) -> tuple[NDArray[np.float64], NDArray[n
 
 
 def _constant(null: tuple[NDArray[np.float64], NDArray[np.float64]]) -> bool:
-    return bool(np.ptp(null) == 0)
+    """Whether the null of each panel is a single number."""
+    ends = np.reshape(null, (2, -1, *null[0].shape[-2:]))
+    return bool((np.ptp(ends, axis=(0, 2, 3)) == 0).all())
 
 
 def _named(name: str, result: Result, panel: int) -> str:
@@ -122,8 +166,7 @@ def _named(name: str, result: Result, panel: int) -> str:
     own = "" if name == result.quantity else name
     if null is None or not _constant(null):
         return own
-    assert result.null is not None
-    return f"{own} (null {null[0].flat[0]:.3g}: {result.null.what})".strip()
+    return f"{own} (null {null[0].flat[0]:.3g})".strip()
 
 
 def _mark_outside(figure: Figure, result: Result, row: int) -> None:

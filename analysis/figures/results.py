@@ -1,18 +1,25 @@
 """The figures that any result has, by the axes that it has."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import cycle
 
 import numpy as np
+import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from reasonscope.analysis.figures.maps import sentence_map, value_maps
 from reasonscope.analysis.figures.theme import (
     BLUE,
+    GREEN,
     GREY,
     ORANGE,
+    PURPLE,
     SHADE,
+    SYMBOLS,
     Figure,
+    colours_of,
     panel_gap,
     panel_titles,
     short,
@@ -37,6 +44,8 @@ def of_result(result: Result) -> dict[str, Figure]:
     drawn: dict[str, Figure] = {}
     if names in _MAPS:
         drawn["map"] = value_maps(result)
+    elif names == ("arm", "metric") and ", " not in result.unit:  # of one unit
+        drawn["arms"] = arm_outcomes(result)
     elif names[-1] in _RUNNING and len(result.axes[-1]) > 1:
         drawn["lines"] = along(result)
     elif result.values.size > 1:
@@ -47,11 +56,13 @@ def of_result(result: Result) -> dict[str, Figure]:
     return drawn
 
 
-def along(result: Result, *, only: Sequence[str] = ()) -> Figure:
+def along(
+    result: Result, *, only: Sequence[str] = (), beside: Mapping[str, NDArray[np.float64]] | None = None
+) -> Figure:
     """Every line of a result along its last axis, one panel a line: interval as bars, the null shaded, peaks marked.
 
-    `only` are the labels of the first axis to draw; all where not given. Tokens stand at their number in the trace; sentences are named
-    by their text under the pointer.
+    `only` are the labels of the first axis to draw; all where not given. `beside` are other lines over the same places, by name, drawn
+    dashed in each panel. Tokens stand at their number in the trace; sentences are named by their text under the pointer.
     """
     places = list(result.axes[-1].labels)
     first = result.axes[0].labels if len(result.axes) > 1 else (result.quantity,)
@@ -75,6 +86,11 @@ def along(result: Result, *, only: Sequence[str] = ()) -> Figure:
             error_y=error if few else None, text=hover, hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
             showlegend=shown, row=panel, col=1,
         )  # fmt: skip
+        for (other, values), colour in zip((beside or {}).items(), (GREEN, PURPLE, ORANGE), strict=False):
+            figure.add_scatter(
+                x=x, y=values, mode="lines", line={"color": colour, "dash": "dot", "width": 1.5}, name=other, legendgroup=other,
+                hovertemplate=f"{escape(other)} %{{y:.4g}}<extra></extra>", showlegend=shown, row=panel, col=1,
+            )  # fmt: skip
         if "peaks" in result.arrays:
             peaks = np.flatnonzero(np.reshape(result.arrays["peaks"], (len(first), -1))[at])
             figure.add_scatter(
@@ -101,7 +117,7 @@ def points(result: Result) -> Figure:
         place, values = {"row": 1, "col": at + 1}, np.reshape(result.values, shape)[:, at]
         if result.null is not None:
             low, high = (np.reshape(end, shape)[:, at] for end in (result.null.low, result.null.high))
-            gaps = [None] * len(things)
+            gaps = np.full(len(things), np.nan)
             figure.add_scatter(
                 x=np.stack([low, high, gaps], axis=1).ravel(), y=np.repeat(things, 3), mode="lines+markers",
                 line={"color": SHADE, "width": 9}, marker={"size": 9, "symbol": "line-ns", "line": {"width": 2, "color": GREY}},
@@ -122,6 +138,30 @@ def points(result: Result) -> Figure:
 def _bars(values: NDArray[np.float64], band: Band, shape: tuple[int, int], at: int) -> dict[str, object]:
     low, high = (np.reshape(end, shape)[:, at] for end in (band.low, band.high))
     return {"type": "data", "symmetric": False, "array": high - values, "arrayminus": values - low, "color": GREY}
+
+
+def arm_outcomes(result: Result) -> Figure:
+    """A result over (arm, metric): a point for each arm beside the others, with its interval, and grey the range of the null."""
+    arms, metrics = (axis.labels for axis in result.axes)
+    figure = go.Figure()
+    places = np.arange(len(metrics))
+    if result.null is not None:
+        for place, low, high in zip(places, result.null.low[-1], result.null.high[-1], strict=True):
+            figure.add_scatter(
+                x=[place - 0.35, place + 0.35, place + 0.35, place - 0.35], y=[low, low, high, high], fill="toself", mode="lines",
+                fillcolor="rgba(122,122,122,.3)", line={"width": 1, "color": GREY}, hoverinfo="skip", name=result.null.what,
+                legendgroup="null", showlegend=bool(place == 0),
+            )  # fmt: skip
+    spread = np.linspace(-0.15, 0.15, len(arms))
+    for i, (arm, colour, symbol) in enumerate(zip(arms, colours_of(len(arms)), cycle(SYMBOLS), strict=False)):
+        figure.add_scatter(
+            x=places + spread[i], y=result.values[i], mode="markers", name=arm, customdata=metrics,
+            marker={"color": colour, "symbol": symbol, "size": 11},
+            error_y=None if result.interval is None else _between(result.values[i], result.interval, i),
+            hovertemplate=f"{escape(arm)}, %{{customdata}}: %{{y:.3f}}<extra></extra>",
+        )  # fmt: skip
+    figure = styled(figure, titled(result), "", f"{result.quantity} [{result.unit}]")
+    return figure.update_xaxes(tickvals=places, ticktext=list(metrics))
 
 
 def _shade(figure: Figure, x: NDArray[np.intp], null: Band, row: int, panel: int, shown: bool) -> None:

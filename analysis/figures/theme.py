@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from textwrap import wrap
 from typing import TYPE_CHECKING, TypeAlias
 
 import plotly.graph_objects as go
@@ -22,13 +23,14 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 
 def styled(figure: Figure, title: str, x: str, y: str) -> Figure:
+    lines = wrap(title, 44) or [""]  # as much as a phone shows in a line
     return figure.update_layout(
-        title=title,
+        title={"text": "<br>".join(escape(line, quote=False) for line in lines), "font": {"size": 15}},
         xaxis_title=x,
         yaxis_title=y,
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "size": 13},
-        margin={"l": 70, "r": 30, "t": 80, "b": 90},
+        margin={"l": 60, "r": 20, "t": 60 + 20 * len(lines), "b": 90},
         legend={"orientation": "h", "yref": "container", "y": 0, "x": 0, "xanchor": "left", "yanchor": "bottom"},
         height=420,
     )

@@ -16,6 +16,9 @@ Chosen = Annotated[
 Name = Annotated[str | None, typer.Option(help="The model that wrote the traces, where the run does not say it.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")]
 Server = Annotated[str | None, typer.Option(help="http://host:port of a server of this model, to write the rollouts.")]
+Served = Annotated[
+    str | None, typer.Option("--served-as", help="What the server calls the model; as here where not given.")
+]
 Sites = Annotated[str, typer.Option(help="Stored sites to look at, with commas; a sensible choice where not given.")]
 Base = Annotated[str, typer.Option(help="The model from before the reasoning phase, of the same tokenizer.")]
 Samples = Annotated[int, typer.Option(min=1, help="Forced answers at each cut.")]
@@ -38,6 +41,7 @@ def mi(
 @analyse.command()
 def anchors(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", server: Server = None,
+    served_as: Served = None,
     rollouts: Annotated[int, typer.Option(min=2, help="Rollouts of a sentence, at most.")] = 100,
     half_width: Annotated[float, typer.Option(min=0.001, help="Stop where the accuracy is known to ± this.")] = 0.1,
     max_new_tokens: Longest = 1024,
@@ -47,8 +51,8 @@ def anchors(
 ) -> None:  # fmt: skip
     """Which sentences the answer hangs on: rollouts from before each of them (published importances where a trace has them)."""
     _run(
-        "anchors", run, trace, json_, model=model, device=device, server=server, rollouts=rollouts, half_width=half_width,
-        max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size, seed=seed,
+        "anchors", run, trace, json_, model=model, device=device, server=server, served_as=served_as,
+        rollouts=rollouts, half_width=half_width, max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size, seed=seed,
     )  # fmt: skip
 
 
@@ -65,6 +69,7 @@ def trajectory(
 @analyse.command()
 def confidence(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", server: Server = None,
+    served_as: Served = None,
     samples: Samples = 8,
     temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
     seed: Seed = 0, json_: Json = False,
@@ -72,7 +77,7 @@ def confidence(
     """When it knew its answer: forced answers at eleven cuts of the thinking."""
     _run(
         "confidence", run, trace, json_,
-        model=model, device=device, server=server, samples=samples, temperature=temperature, seed=seed,
+        model=model, device=device, server=server, served_as=served_as, samples=samples, temperature=temperature, seed=seed,
     )  # fmt: skip
 
 
@@ -120,6 +125,43 @@ def selection(
 ) -> None:  # fmt: skip
     """Which of several samples to trust, and when to stop one: majority, short-m@k, straightest trajectory, early stop by a probe."""
     _run("selection", run, trace, json_, sites=sites, k=k, block=block, probe=probe, seed=seed)
+
+
+@analyse.command()
+def alternatives(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    top: Annotated[int, typer.Option(min=1, help="The likeliest tokens to keep at each place.")] = 5,
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """What else could have stood at each token, and how likely the one that stands there was."""
+    _run("alternatives", run, trace, json_, model=model, device=device, top=top, seed=seed)
+
+
+@analyse.command()
+def shift(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    vector: Annotated[Path | None, typer.Option(help="A steering vector; RUN/steering/seal.safetensors where not given.")] = None,
+    strength: Annotated[float, typer.Option(help="Multiplier of the vector.")] = 1.0,
+    everywhere: Annotated[bool, typer.Option("--everywhere", help="On every token of the thinking, not where steps begin.")] = False,
+    draws: Annotated[int, typer.Option(min=5, help="Random vectors of the same norm beside it.")] = 20,
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """What a steering vector makes of each token that was written: its log-probability, steered less base."""
+    from reasonscope.app.places import places
+
+    path = vector or places(run).vectors / "seal.safetensors"
+    how = {"vector": path, "strength": strength, "at_separators": not everywhere, "draws": draws}
+    _run("shift", run, trace, json_, model=model, device=device, seed=seed, **how)
+
+
+@analyse.command()
+def attention(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    keys: Annotated[int, typer.Option(min=1, help="Tokens to keep of those that each token looks at, for every head.")] = 8,
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """Where each head looks: between sentences, and token by token where it looks most."""
+    _run("attention", run, trace, json_, model=model, device=device, keys=keys, seed=seed)
 
 
 def _of_text(name: str, help: str) -> None:

@@ -7,6 +7,7 @@ from reasonscope.analysis import figures
 from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.app.report import write_report
 from reasonscope.probes.conformal import ResidualBand
+from reasonscope.probes.controls import Null
 from reasonscope.probes.evaluate import Estimate
 from reasonscope.probes.length import LengthProbe
 from reasonscope.probes.linear import LinearProbe
@@ -30,6 +31,7 @@ def probe():
         predicted=true * 1.1,
         true=true,
         difference=estimate(0.3),
+        shuffled=Null(observed=0.8, null=np.zeros(20), p_value=1 / 21),
         within_difficulty=estimate(0.4),
         within_dataset=None,
         concordance=estimate(0.9),
@@ -168,4 +170,5 @@ def test_tokens_stand_at_their_number_and_a_signed_map_is_white_at_zero():
     )  # fmt: skip
     drawn = figures.value_maps(map_)
     (heat,) = drawn.data
-    assert (heat.zmin, heat.zmax) == (-3, 3) and "null 0.5: even" in drawn.layout.annotations[0].text
+    assert (heat.zmin, heat.zmax) == (-3, 3) and "null 0.5" in drawn.layout.annotations[0].text
+    assert drawn.layout.xaxis.title.text == "head<br>null: even"
