@@ -17,7 +17,7 @@ from reasonscope.analysis.mi_peaks import (
 )
 from reasonscope.analysis.misalignment import misalignment_of_trace
 from reasonscope.analysis.probe_write import probe_write_result
-from reasonscope.analysis.results import Result, Values, result_path
+from reasonscope.analysis.results import Result, result_path
 from reasonscope.analysis.selection import Rule, best_by, early_stop, majority, short_m, simulate
 from reasonscope.analysis.trajectory import trajectory_of_trace
 from reasonscope.app.study import Study, stored, trace_sentences
@@ -132,7 +132,12 @@ def _early_stops(study: Study, path: Path) -> dict[str, Rule]:
     other = dict(zip(ids, [*ids[len(ids) // 2 :], *ids[: len(ids) // 2]], strict=True))
 
     def stop(threshold: float, of: Mapping[str, str]) -> Rule:
-        return early_stop(lambda trace: scores[of[trace.id]], threshold, lambda trace, at: answers[trace.id][at])
+        def told(trace: Trace) -> Values:
+            return (
+                scores[of[trace.id]] if answers[trace.id] else np.zeros(0)
+            )  # a trace without thinking cannot be stopped
+
+        return early_stop(told, threshold, lambda trace, at: answers[trace.id][at])
 
     rules = {f"stop above {threshold}": stop(threshold, {id: id for id in ids}) for threshold in STOPS}
     return rules | {f"stop above {threshold}, another trace's scores": stop(threshold, other) for threshold in STOPS}
