@@ -101,7 +101,7 @@ def trajectory(
     aligned = [(result.values[2], result.null) for result in results]
     above = sum(bool((values > null.high[2]).any()) for values, null in aligned if null is not None)
     walk = [(null.low[2].mean(), null.high[2].mean()) for _, null in aligned if null is not None]
-    means = {"aligned": np.mean(scores["aligned"]), "of a random walk": np.mean(walk, axis=0), "above it": above}
+    means = {"mean aligned": np.mean(scores["aligned"]), "of a random walk": np.mean(walk, axis=0), "above it": above}
     ids = [trace.id for trace in traces]
     return {**numbers, **means}, {name: dict(zip(ids, map(float, v), strict=True)) for name, v in scores.items()}
 
