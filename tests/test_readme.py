@@ -154,6 +154,13 @@ def test_complaints():
     ]
 
 
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_files_that_are_linked_exist(document):
+    """Links between the pages of docs/ are checked where the site is built."""
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / document).read_text(encoding="utf-8"))
+    assert [target for target in targets if "://" not in target and not (ROOT / target).exists()] == []
+
+
 def test_the_command_reference_is_up_to_date():
     """`make docs` writes it anew."""
     command = typer.main.get_command(app)
