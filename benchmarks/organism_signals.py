@@ -13,12 +13,12 @@ import numpy as np
 
 from reasonscope.analysis.entropy import entropy_of_trace
 from reasonscope.analysis.misalignment import misalignment_of_trace
-from reasonscope.analysis.organism import true_sentences
 from reasonscope.analysis.reflection import reflection_of_trace
 from reasonscope.analysis.selection import best_by, majority, short_m, simulate
 from reasonscope.analysis.statistics import mean_estimate
 from reasonscope.analysis.trajectory import published_scores, trajectory_of_trace
 from reasonscope.data import Problem, Sampling, Trace, TraceStore, load_problems
+from reasonscope.data.organism.truth import true_sentences
 from reasonscope.probes import Estimate, Model, Site, cluster_bootstrap, load_model, record, run_with_cache
 from reasonscope.probes.erasure import guardedness
 from reasonscope.probes.evaluate import trace_groups
