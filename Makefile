@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := runs/demo
 
-.PHONY: demo test test-slow test-browser screenshots chromium test-wheel lint types docs notebooks bench example ci constraints clean
+.PHONY: demo test test-slow test-browser screenshots chromium test-wheel lint types docs figures notebooks bench example ci constraints clean
 
 demo: $(VENV)/installed-all
 	$(BIN)/reasonscope demo --out $(DEMO)
@@ -57,8 +57,13 @@ docs: $(VENV)/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	! grep -rE '<(script|link|img)[^>]*(src|href)="?https?:[^>]*' build/site --include='*.html'
 
+# What the pages show of the example run; needs chromium.
+figures: $(VENV)/installed-dev
+	$(BIN)/python docs/images/draw.py
+
+# Runs them and keeps no outputs.
 notebooks: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake docs/notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --nbmake docs/notebooks
 
 # Every script prints a section; BENCH=--small runs a part and extrapolates.
 bench: $(VENV)/installed-all-test
