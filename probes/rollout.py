@@ -13,6 +13,7 @@ from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.backends.base import Edit
 from reasonscope.probes.decoding import Completion, DecodingStep, generate
 from reasonscope.probes.model import Model
+from reasonscope.probes.prompting import Prompting
 from reasonscope.probes.sites import Site
 
 
@@ -104,7 +105,7 @@ def _counting_begun(done: Completion, origin: Trace) -> Completion:
     )
 
 
-def as_trace(model: Model, problem: Problem, sample: int, completion: Completion, sampling: Sampling) -> Trace:
+def as_trace(model: Prompting, problem: Problem, sample: int, completion: Completion, sampling: Sampling) -> Trace:
     """The completion of a problem, cut into its regions, with id `problem/sample`."""
     return build_trace(
         id=f"{problem.id}/{sample}",
@@ -122,7 +123,7 @@ def as_trace(model: Model, problem: Problem, sample: int, completion: Completion
     )
 
 
-def check_fits(model: Model, problem: Problem, prompt: Sequence[int]) -> None:
+def check_fits(model: Prompting, problem: Problem, prompt: Sequence[int]) -> None:
     """Raises ContextError where a prompt leaves no room to answer."""
     if len(prompt) >= model.context_length:
         raise ContextError(

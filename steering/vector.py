@@ -238,12 +238,12 @@ def _read(path: Path) -> tuple[Mapping[Site, NDArray[np.float32]], Mapping[str, 
     except OSError as error:
         raise InputError(f"{path} is no steering vector: {error}") from error
     if start == MAGIC:
-        directions, about = read_gguf(path)
-        _KIND.check(path, about)
-        return directions, about
+        directions, metadata = read_gguf(path)
+        _KIND.check(path, metadata)
+        return directions, metadata
     if start.startswith(_PICKLES):
         raise InputError(
             f"{path} is no steering vector but a pickle, which can run code and is not opened; save as safetensors"
         )
-    header, tensors = _KIND.read(path)
-    return {Site(p, int(layer)): tensors[f"direction.{layer}"] for layer, p in header["points"].items()}, header
+    about, tensors = _KIND.read(path)
+    return {Site(p, int(layer)): tensors[f"direction.{layer}"] for layer, p in about["points"].items()}, about

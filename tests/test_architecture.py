@@ -22,7 +22,7 @@ ALLOWED = {
     "transformers": ("probes/", "steering/", "analysis/", "app/", TRAINING),
     "transformer_lens": ("probes/backends/transformer_lens.py",),
     "nnsight": ("probes/backends/nnsight.py",),
-    "plotly": ("analysis/figures.py",),
+    "plotly": ("analysis/figures/",),
     "streamlit": ("app/",),
     "typer": ("app/",),
 }

@@ -133,6 +133,30 @@ def _of_sentence(
     return found
 
 
+def resampled_sentences(
+    own: str, rollouts: Sequence[Rollout], most: int = 3
+) -> list[dict[str, float | int | str | None]]:
+    """What rollouts wrote first in place of a sentence, the `most` frequent others: text, how many of how many, share of them right.
+
+    A text that differs from `own` in white space alone is the same. `right` is None where none was judged.
+    """
+    written: dict[str, list[Rollout]] = {}
+    for rollout in rollouts:
+        if text := " ".join(rollout.resampled.split()):
+            written.setdefault(text, []).append(rollout)
+    others = [(text, rows) for text, rows in written.items() if text != " ".join(own.split())]
+    others.sort(key=lambda pair: (-len(pair[1]), pair[0]))
+    return [
+        {
+            "text": text,
+            "n": len(rows),
+            "of": len(rollouts),
+            "right": accuracy(rows) if any(row.correct is not None for row in rows) else None,
+        }
+        for text, rows in others[:most]
+    ]
+
+
 def resampled_values(
     rollouts: Mapping[int, Sequence[Rollout]], convention: Convention, *, draws: int, seed: int
 ) -> tuple[Values, Values]:
@@ -187,19 +211,25 @@ def sentence_effects(
     sentences: Values,
     rollouts: Mapping[int, Sequence[Values]],
     threshold: float,
+    *,
+    without: Mapping[int, Sequence[Values]] | None = None,
 ) -> Values:
     """How much keeping sentence j makes sentence i come up later: (target, source), NaN where source ≥ target.
 
     M = match(i | rollouts behind j) − match(i | rollouts that write j anew) (step_attribution of the published code). `sentences`
     (sentence, feature) and each rollout's (its sentence, feature) are rows of unit length; one product a rollout replaces the published
-    loops over pairs. A column without rollouts on both sides stays NaN.
+    loops over pairs. A column without rollouts on both sides stays NaN. `without`: rollouts that stand for sentence j written anew, such as
+    those behind a wrong sentence in its place; `rollouts` where not given.
     """
     rates = {i: _match_rates(sentences, rows, threshold) for i, rows in rollouts.items() if len(rows)}
+    other = (
+        rates if without is None else {i: _match_rates(sentences, r, threshold) for i, r in without.items() if len(r)}
+    )
     n = len(sentences)
     effects = np.full((n, n), np.nan)
     for source in range(n - 1):
-        if source in rates and source + 1 in rates:
-            effects[source + 1 :, source] = (rates[source + 1] - rates[source])[source + 1 :]
+        if source in other and source + 1 in rates:
+            effects[source + 1 :, source] = (rates[source + 1] - other[source])[source + 1 :]
     return effects
 
 

@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 from reasonscope.analysis import figures
 from reasonscope.analysis.figures import AnchorGraph
 from reasonscope.analysis.results import Result
-from reasonscope.app import components, services, state
+from reasonscope.app import components, measurements, readings, state
 from reasonscope.app.reader import KINDS
-from reasonscope.app.services import Reading, Run
+from reasonscope.app.readings import Reading
+from reasonscope.app.runs import Run
 from reasonscope.app.state import BOUND, Key
 
 _NAME = "results/anchors/*"
@@ -20,12 +21,12 @@ def show(run: Run) -> None:
         "Thought anchors",
         "Size is importance, colour and word the kind of a sentence; lines are its strongest effects.",
     )
-    components.damage([*services.damaged(run, "anchors"), *services.damaged(run, "suppression")])
-    found, suppressed = services.results(run, "anchors"), services.results(run, "suppression")
-    received = services.results(run, "receiver_scores")
+    components.damage([*measurements.damaged(run, "anchors"), *measurements.damaged(run, "suppression")])
+    found, suppressed = measurements.results(run, "anchors"), measurements.results(run, "suppression")
+    received = measurements.results(run, "receiver_scores")
     ids = list(dict.fromkeys(id for id in [*found, *suppressed, *received] if id != "all"))
     if not ids:
-        components.missing("the importance of sentences", services.command(run, _NAME))
+        components.missing("the importance of sentences", measurements.command(run, _NAME))
         return
     id = st.selectbox("Trace", ids, key=Key.TRACE, bind=BOUND)
     measured = found.get(id), suppressed.get(id), received.get(id)
@@ -68,7 +69,7 @@ def _graph(
     importance: NDArray[np.float64],
     effects: NDArray[np.float64] | None,
 ) -> None:
-    read = services.reading(run, id)
+    read = readings.reading(run, id)
     tags, texts = _sentences(result, read, len(importance))
     truth = result.numbers.get("depends_on") or (read.depends_on if len(read.sentences) == len(importance) else None)
     graph = AnchorGraph(importance=importance, effects=effects, tags=tags, texts=texts, truth=truth)
@@ -96,7 +97,7 @@ def _graph(
             depth=depth,
             truth=overlay,
         )
-        command = f"{services.command(run, _NAME)} --trace {id}"
+        command = f"{measurements.command(run, _NAME)} --trace {id}"
         clicked = components.show_figure(figure, name="anchors", command=command, key="anchors-graph", clickable=True)
     picked = next((int(point["customdata"][0]) for point in clicked if point.get("customdata")), None)
     if picked is not None and picked != chosen:

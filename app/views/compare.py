@@ -5,9 +5,10 @@ from html import escape
 
 import streamlit as st
 
-from reasonscope.app import components, services, state
+from reasonscope.app import components, readings, state
 from reasonscope.app.reader import KINDS
-from reasonscope.app.services import Reading, Run, open_run
+from reasonscope.app.readings import Reading
+from reasonscope.app.runs import Run, open_run
 from reasonscope.app.state import BOUND, Key
 
 
@@ -16,7 +17,7 @@ def show(run: Run) -> None:
     names = state.offered_runs()
     other_name = st.selectbox("With run", list(names), key=Key.OTHER_RUN, bind=BOUND)
     other = open_run(names[other_name]) if names else run
-    ours, theirs = ({row.id: row for row in services.rows(one)} for one in (run, other))
+    ours, theirs = ({row.id: row for row in readings.rows(one)} for one in (run, other))
     if not ours or not theirs:
         st.info("One of the two runs is empty: there is nothing to compare yet.")
         return
@@ -28,7 +29,7 @@ def show(run: Run) -> None:
     same = ids.index(one) if one in theirs else 0
     same = (same + 1) % len(ids) if other == run else same  # a trace beside itself says nothing
     two = right.selectbox(f"Trace of {other.name}", ids, index=same, key=Key.OTHER_TRACE, bind=BOUND)
-    first, second = services.reading(run, one), services.reading(other, two)
+    first, second = readings.reading(run, one), readings.reading(other, two)
     columns = st.columns(2)
     for column, row in zip(columns, (ours[one], theirs[two]), strict=True):
         column.caption(
@@ -39,7 +40,7 @@ def show(run: Run) -> None:
 
 def _runs(run: Run, other: Run) -> None:
     """Outcomes of the traces that both runs hold."""
-    ours, theirs = ({row.id: row for row in services.rows(one)} for one in (run, other))
+    ours, theirs = ({row.id: row for row in readings.rows(one)} for one in (run, other))
     both = [id for id in ours if id in theirs]
     st.caption(f"{len(both)} traces are in both (n = {len(ours)} in {run.name}, {len(theirs)} in {other.name}).")
     if not both:

@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 
 from reasonscope.analysis import figures
 from reasonscope.analysis.results import Result
-from reasonscope.app import components, services, state
-from reasonscope.app.services import Run
+from reasonscope.app import components, measurements, state
+from reasonscope.app.runs import Run
 from reasonscope.app.state import BOUND, Key
 
 _NAME = "results/heads/*"
@@ -18,15 +18,15 @@ def show(run: Run) -> None:
         "Attention heads", "Each square is a head, its colour a score; a click on one shows what it looks at."
     )
     grids, matrices = _grids(run), _matrices(run)
-    components.damage(services.damaged(run))
+    components.damage(measurements.damaged(run))
     if not grids:
-        components.missing("scores of heads", services.command(run, _NAME))
+        components.missing("scores of heads", measurements.command(run, _NAME))
         return
     name = st.selectbox("Score", list(grids), key=Key.METRIC, bind=BOUND)
     result, values = grids[name]
     figure = figures.head_grid(values, title=name, measure=result.unit)
     clicked = components.show_figure(
-        figure, name="heads", command=services.command(run, _NAME), key="heads-grid", clickable=True
+        figure, name="heads", command=measurements.command(run, _NAME), key="heads-grid", clickable=True
     )
     picked = next((f"{int(point['y'])}.{int(point['x'])}" for point in clicked), None)
     if picked:
@@ -39,7 +39,7 @@ def _grids(run: Run) -> dict[str, tuple[Result, NDArray[np.float64]]]:
     """Every score (layer, head) among the results of the run, by method, metric and trace."""
     found: dict[str, tuple[Result, NDArray[np.float64]]] = {}
     for method in sorted(folder.name for folder in run.where.analyses.glob("*") if folder.is_dir()):
-        for trace, result in services.results(run, method).items():
+        for trace, result in measurements.results(run, method).items():
             axes = [axis.name for axis in result.axes]
             if axes[-2:] != ["layer", "head"] or not result.measured or len(axes) > 3:
                 continue
@@ -56,7 +56,7 @@ def _matrices(run: Run) -> dict[str, tuple[Result, NDArray[np.float64]]]:
     """Attention (layer, head, target, source) among the results, as values or as the array `matrix`."""
     found = {}
     for method in sorted(folder.name for folder in run.where.analyses.glob("*") if folder.is_dir()):
-        for trace, result in services.results(run, method).items():
+        for trace, result in measurements.results(run, method).items():
             for values in (result.values, result.arrays.get("matrix")):
                 if values is not None and values.ndim == 4 and values.shape[-1] == values.shape[-2]:
                     found[f"{method.replace('_', ' ')} · {trace}"] = result, np.asarray(values, dtype=np.float64)
@@ -95,4 +95,4 @@ def _head(
         figure = figures.square_map(
             values[place], title=f"What it looks at, {name}", measure="attention", rows="target", columns="source"
         )
-        components.show_figure(figure, name="head", command=services.command(run, _NAME), key="head-matrix")
+        components.show_figure(figure, name="head", command=measurements.command(run, _NAME), key="head-matrix")

@@ -4,8 +4,8 @@ import streamlit as st
 
 from reasonscope.analysis import figures
 from reasonscope.analysis.results import Result
-from reasonscope.app import components, services, state
-from reasonscope.app.services import Run
+from reasonscope.app import components, measurements, readings, state
+from reasonscope.app.runs import Run
 from reasonscope.app.state import BOUND, Key
 
 _NAME = "results/mi_peaks/*"
@@ -15,11 +15,11 @@ def show(run: Run) -> None:
     components.heading(
         "MI peaks", "How much the state behind each token says of the answer; grey is what chance gives."
     )
-    components.damage(services.damaged(run, "mi_peaks"))
-    found = services.results(run, "mi_peaks")
+    components.damage(measurements.damaged(run, "mi_peaks"))
+    found = measurements.results(run, "mi_peaks")
     words = found.pop("all", None)
     if not found:
-        components.missing("MI peaks", services.command(run, _NAME))
+        components.missing("MI peaks", measurements.command(run, _NAME))
         return
     id = st.selectbox("Trace", list(found), key=Key.TRACE, bind=BOUND)
     result = found[id]
@@ -35,7 +35,7 @@ def _curve(run: Run, id: str, result: Result) -> None:
     sites = result.axes[0].labels
     site = st.selectbox("Site", sites, index=len(sites) - 1, key=Key.SITE, bind=BOUND)
     figure = figures.along(result, only=[site])
-    command = f"{services.command(run, _NAME)} --trace {id}"
+    command = f"{measurements.command(run, _NAME)} --trace {id}"
     st.caption("A click on the curve opens its sentence.")
     clicked = components.show_figure(figure, name="mi_peaks", command=command, key="mi-curve", clickable=True)
     numbers = result.numbers.get(site)
@@ -49,7 +49,7 @@ def _curve(run: Run, id: str, result: Result) -> None:
 
 def _open_at(run: Run, id: str, token: int, colour: str) -> None:
     """The trace at the sentence that holds the token."""
-    read = services.reading(run, id)
+    read = readings.reading(run, id)
     before = [one.index for one in read.sentences if one.tokens.start <= token]
     state.go("trace", **{Key.TRACE: id, Key.SENTENCE: before[-1] if before else 0, Key.COLOUR: colour})
 
@@ -63,4 +63,4 @@ def _words(run: Run, words: Result) -> None:
     components.provenance(words)
     with st.expander("As a figure"):
         figure = figures.along(words)
-        components.show_figure(figure, name="mi_words", command=services.command(run, _NAME), key="mi-words-figure")
+        components.show_figure(figure, name="mi_words", command=measurements.command(run, _NAME), key="mi-words-figure")

@@ -3,8 +3,8 @@
 import streamlit as st
 
 from reasonscope.analysis import figures
-from reasonscope.app import components, services
-from reasonscope.app.services import Run
+from reasonscope.app import components, measurements
+from reasonscope.app.runs import Run
 
 
 def show(run: Run) -> None:
@@ -12,7 +12,7 @@ def show(run: Run) -> None:
         "Refusal cliff",
         "The probe's score along the thinking, counted back from the closing tag; a mean is over the traces that are that long.",
     )
-    kept = services.numbers(run, "refusal")
+    kept = measurements.numbers(run, "refusal")
     if kept is None:
         components.missing("the refusal cliff", f"reasonscope probe refusal --run {run.path}")
         return
@@ -34,12 +34,12 @@ def _heads(run: Run) -> None:
     """What each head writes along the probe, where that was measured."""
     st.subheader("Heads that write it", anchor=False)
     found = {
-        id: one for id, one in services.results(run, "probe_write").items() if one.measured and one.values.ndim == 2
+        id: one for id, one in measurements.results(run, "probe_write").items() if one.measured and one.values.ndim == 2
     }
     if not found:
-        components.missing("what each head writes", services.command(run, "results/probe_write/*"))
+        components.missing("what each head writes", measurements.command(run, "results/probe_write/*"))
     for id, result in found.items():
         figure = figures.head_grid(result.values, title=result.quantity, measure=result.unit)
-        command = services.command(run, "results/probe_write/*")
+        command = measurements.command(run, "results/probe_write/*")
         components.show_figure(figure, name="probe_write", command=command, key=f"probe-write-{id}")
         components.provenance(result)
