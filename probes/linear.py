@@ -1,6 +1,5 @@
 """Linear probes: estimators with scikit-learn's interface, and the frozen probe that is kept, with its site, model and provenance."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +8,6 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.linear_model import Lasso
@@ -18,12 +15,12 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
-from reasonscope.data.durable import write_durably
 from reasonscope.data.errors import InputError, SiteError
+from reasonscope.data.headed import Kind
 from reasonscope.probes.sites import Site
 from reasonscope.probes.solvers import LinearPath, logistic_path, ridge_path
 
-FORMAT_VERSION = 1
+_KIND = Kind(key="reasonscope.probe", noun="probe", version=1)
 Task = Literal["regression", "binary"]
 Values = NDArray[np.float64]
 # What makes two models the same: paths, names and library versions may differ.
@@ -107,33 +104,19 @@ class LinearProbe:
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, `coef` and `intercept` float64, the rest as JSON in its header. Raises StoreError."""
         header = {
-            "version": FORMAT_VERSION,
             "site": str(self.site),
             "task": self.task,
             "method": self.method,
             "model": dict(self.model),
             "provenance": dict(self.provenance),
         }
-        tensors = {"coef": np.ascontiguousarray(self.coef), "intercept": np.array([self.intercept])}
-        metadata = {"reasonscope.probe": json.dumps(header)}
-        write_durably(Path(path), lambda file: save_file(tensors, file, metadata=metadata))
+        _KIND.write(Path(path), header, {"coef": self.coef, "intercept": np.array([self.intercept])})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote. Raises InputError for any other file, a newer version, or NaN."""
+        header, tensors = _KIND.read(Path(path))
         try:
-            with safe_open(path, framework="numpy") as file:
-                header = json.loads((file.metadata() or {}).get("reasonscope.probe", "null"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} is no probe: {error}; probes are files that LinearProbe.save wrote") from error
-        if header is None:
-            raise InputError(f"{path} is a safetensors file, but no probe of reasonscope")
-        try:
-            if header["version"] > FORMAT_VERSION:
-                raise InputError(
-                    f"{path} has version {header['version']}, newer than {FORMAT_VERSION}; upgrade reasonscope"
-                )
             kept = {name: header[name] for name in ("task", "method", "model", "provenance")}
             site, coef, intercept = Site.parse(header["site"]), tensors["coef"], float(tensors["intercept"][0])
         except (KeyError, TypeError, IndexError) as error:

@@ -1,6 +1,5 @@
 """A steering vector: a direction in the residual stream, with its site, its norm, its sign and where it came from."""
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -9,11 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from scipy.stats import beta
 
 from reasonscope.data.errors import InputError, SiteError
+from reasonscope.data.headed import Kind
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Point, Site
 from reasonscope.steering.apply import Steering
@@ -22,7 +20,7 @@ from reasonscope.steering.operators import Operator, add
 from reasonscope.steering.patching import PatchHandle, patch, patched
 from reasonscope.steering.scope import Scope
 
-FORMAT_VERSION = 1
+_KIND = Kind(key="reasonscope.vector", noun="steering vector", version=1)
 # Where what is added is as wide as the residual stream.
 _POINTS: tuple[Point, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 _PICKLES = (b"PK\x03\x04", b"\x80")
@@ -165,7 +163,6 @@ class SteeringVector:
         `direction.{layer}` float32, all else as JSON in the header.
         """
         header = {
-            "version": FORMAT_VERSION,
             "method": self.method,
             "norm": self.norm,
             "sign": self.sign,
@@ -174,10 +171,11 @@ class SteeringVector:
         }
         if Path(path).suffix == ".gguf":
             model = self.provenance.get("model") or {}
-            write_gguf(Path(path), self.directions, header, model.get("architecture", "unknown"))
+            write_gguf(
+                Path(path), self.directions, {"version": _KIND.version, **header}, model.get("architecture", "unknown")
+            )
             return
-        tensors = {f"direction.{site.layer}": np.ascontiguousarray(d) for site, d in self.directions.items()}
-        save_file(tensors, path, metadata={"reasonscope.vector": json.dumps(header)})
+        _KIND.write(Path(path), header, {f"direction.{site.layer}": d for site, d in self.directions.items()})
 
     @classmethod
     def load(cls, path: str | Path) -> "SteeringVector":
@@ -187,10 +185,6 @@ class SteeringVector:
         """
         path = Path(path)
         directions, header = _read(path)
-        if header.get("version", 0) > FORMAT_VERSION:
-            raise InputError(
-                f"{path} has version {header['version']}, newer than {FORMAT_VERSION}; upgrade reasonscope"
-            )
         known = {key: header[key] for key in ("method", "norm", "sign", "provenance") if key in header}
         return cls(directions=directions, **known)
 
@@ -240,21 +234,17 @@ def cosine_table(vectors: Mapping[str, SteeringVector]) -> CosineTable:
 def _read(path: Path) -> tuple[Mapping[Site, NDArray[np.float32]], Mapping[str, Any]]:
     try:
         with path.open("rb") as file:
-            start = file.read(4)
+            start = file.read(9)
     except OSError as error:
         raise InputError(f"{path} is no steering vector: {error}") from error
-    if start == MAGIC:
-        return read_gguf(path)
-    if start.startswith(_PICKLES):
+    if start.startswith(MAGIC):
+        directions, metadata = read_gguf(path)
+        _KIND.check(path, metadata)
+        return directions, metadata
+    # The first byte of safetensors is the lowest of its header's length, which may be that of a pickle; the header opens behind eight.
+    if start.startswith(_PICKLES) and start[8:] != b"{":
         raise InputError(
             f"{path} is no steering vector but a pickle, which can run code and is not opened; save as safetensors"
         )
-    try:
-        with safe_open(path, framework="numpy") as opened:
-            header = json.loads((opened.metadata() or {}).get("reasonscope.vector", "null"))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is no steering vector: {error}") from error
-    if header is None:
-        raise InputError(f"{path} is a safetensors file, but no steering vector of reasonscope")
-    return {Site(p, int(layer)): tensors[f"direction.{layer}"] for layer, p in header["points"].items()}, header
+    about, tensors = _KIND.read(path)
+    return {Site(p, int(layer)): tensors[f"direction.{layer}"] for layer, p in about["points"].items()}, about

@@ -69,6 +69,7 @@ def test_every_library_that_is_imported_is_required():
     ("module", "unwanted"),
     [
         ("reasonscope.data", {"torch", "transformers", "datasets", "sklearn", "streamlit"}),
+        ("reasonscope.app.main", {"torch", "transformers"}),
         ("reasonscope.app.cli", {"torch", "transformers", "sklearn", "scipy", "plotly", "streamlit", "sympy"}),
     ],
 )

@@ -15,21 +15,30 @@ from reasonscope.analysis.figures.theme import BLUE, GREY, Figure, colours_of, e
 if TYPE_CHECKING:  # their modules load torch, which the app does without until a model is asked for
     from reasonscope.probes.evaluate import Estimate
     from reasonscope.probes.length import LengthProbe
+    from reasonscope.probes.remaining import RemainingProbe
     from reasonscope.probes.trajectory import Cliff, MeanTrajectory
 
 
 def length_prediction(probe: LengthProbe) -> Figure:
     """Predicted against true thinking tokens on held-out problems."""
+    title = "Thinking tokens, predicted before the first of them"
+    return _prediction(probe.true, probe.predicted, title, "thinking tokens", "a held-out trace")
+
+
+def _prediction(true: NDArray[np.float64], predicted: NDArray[np.float64], title: str, unit: str, mark: str) -> Figure:
     figure = go.Figure()
-    limits = [float(min(probe.true.min(), probe.predicted.min())), float(max(probe.true.max(), probe.predicted.max()))]
+    limits = [float(min(true.min(), predicted.min())), float(max(true.max(), predicted.max()))]
     figure.add_scatter(
         x=limits, y=limits, mode="lines", name="perfect", line={"color": GREY, "dash": "dash"}, hoverinfo="skip"
     )
-    figure.add_scatter(
-        x=probe.true, y=probe.predicted, mode="markers", name="a held-out trace", marker={"color": BLUE, "opacity": 0.6}
-    )
-    title = "Thinking tokens, predicted before the first of them"
-    return styled(figure, title, "true thinking tokens", "predicted thinking tokens")
+    figure.add_scatter(x=true, y=predicted, mode="markers", name=mark, marker={"color": BLUE, "opacity": 0.6})
+    return styled(figure, title, f"true {unit}", f"predicted {unit}")
+
+
+def remaining_prediction(probe: RemainingProbe) -> Figure:
+    """Predicted against true thinking tokens that are left, on held-out problems."""
+    title = f"Thinking tokens that are left, at {len(probe.true)} places of {len(set(probe.traces))} traces"
+    return _prediction(probe.true, probe.predicted, title, "tokens remaining", "a place in a held-out trace")
 
 
 def length_scores(probe: LengthProbe) -> Figure:
@@ -93,7 +102,7 @@ def mean_trajectories(curves: Mapping[str, MeanTrajectory], *, title: str, measu
         shared_xaxes=True,
         row_heights=[0.75, 0.25],
         vertical_spacing=0.06,
-        subplot_titles=("thinking and closing tag", f"the last {last} tokens", "", ""),
+        subplot_titles=("all", f"last {last} tokens", "", ""),
     )
     for (name, curve), colour in zip(curves.items(), colours_of(len(curves)), strict=True):
         for column, shown in ((1, len(curve.mean)), (2, min(last, len(curve.mean)))):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle
+from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
 from reasonscope.analysis.figures.theme import BLUE, GREY, PURPLE, SYMBOLS, Figure, colours_of, error_bars, styled
 
-if TYPE_CHECKING:  # its module loads torch
+if TYPE_CHECKING:  # their modules load torch
+    from reasonscope.steering.controls import ControlResponse
     from reasonscope.steering.dose import Arm, DoseResponse
 
 
@@ -32,42 +33,33 @@ def steering_plane(arms: Sequence[Arm]) -> Figure:
     return styled(figure, "What steering does", "mean thinking tokens", "accuracy").update_yaxes(range=[0, 1.05])
 
 
-def steering_front(responses: Sequence[DoseResponse], others: Sequence[Arm] = ()) -> Figure:
+def steering_front(responses: Sequence[DoseResponse | ControlResponse]) -> Figure:
     """Mean thinking tokens against accuracy at every strength, all methods on one plane, 95 % intervals over problems.
 
-    `others` are arms without strengths, such as controls of the decoding.
-
-    Shaded is where the random vectors lie, from the lowest to the highest of their means; the dashed line is the Pareto front: no other
-    point has both fewer tokens and a higher accuracy.
+    Shaded is where the random vectors (and random tokens, for controls of the decoding) lie, from the lowest to the highest of their
+    means; the dashed line is the Pareto front: no other point has both fewer tokens and a higher accuracy.
     """
     figure = go.Figure()
-    nulls = [arm for response in responses for dose in response.doses for arm in dose.random]
-    _region(figure, [arm.tokens.value for arm in nulls], [arm.accuracy.value for arm in nulls], "random vectors")
-    for response, colour, symbol in zip(responses, colours_of(len(responses)), cycle(SYMBOLS), strict=False):
-        for arms, name, hollow in (
-            ([dose.steered for dose in response.doses], response.name, ""),
-            ([dose.reversed for dose in response.doses], f"{response.name} reversed", "-open"),
-        ):
-            figure.add_scatter(
-                x=[arm.tokens.value for arm in arms],
-                y=[arm.accuracy.value for arm in arms],
-                mode="markers+text",
-                name=name,
-                text=[f"{arm.multiplier:g}" for arm in arms],
-                textposition="top center",
-                marker={"color": colour, "size": 10, "symbol": f"{symbol}{hollow}"},
-                error_x=error_bars([arm.tokens for arm in arms], colour),
-                error_y=error_bars([arm.accuracy for arm in arms], colour),
-            )
-    for arm, symbol in zip(others, cycle(SYMBOLS), strict=False):
+    for name in ("random vectors", "random tokens"):
+        if nulls := [arm for response in responses if response.null_name == name for arm in response.nulls]:
+            _region(figure, [arm.tokens.value for arm in nulls], [arm.accuracy.value for arm in nulls], name)
+    curves = [
+        (arms, name, "-open" if k else "", i)
+        for i, response in enumerate(responses)
+        for k, (name, arms) in enumerate(response.curves.items())
+    ]
+    symbols, colours = list(islice(cycle(SYMBOLS), len(responses))), colours_of(len(responses))
+    for arms, name, hollow, i in curves:
         figure.add_scatter(
-            x=[arm.tokens.value],
-            y=[arm.accuracy.value],
-            mode="markers",
-            name=arm.name,
-            marker={"color": PURPLE, "size": 9, "symbol": f"{symbol}-open"},
-            error_x=error_bars([arm.tokens], PURPLE),
-            error_y=error_bars([arm.accuracy], PURPLE),
+            x=[arm.tokens.value for arm in arms],
+            y=[arm.accuracy.value for arm in arms],
+            mode="markers+text",
+            name=name,
+            text=[f"{arm.multiplier:g}" for arm in arms],
+            textposition="top center",
+            marker={"color": colours[i], "size": 10, "symbol": f"{symbols[i]}{hollow}"},
+            error_x=error_bars([arm.tokens for arm in arms], colours[i]),
+            error_y=error_bars([arm.accuracy for arm in arms], colours[i]),
         )
     base = responses[0].base
     figure.add_scatter(
@@ -79,11 +71,7 @@ def steering_front(responses: Sequence[DoseResponse], others: Sequence[Arm] = ()
         error_x=error_bars([base.tokens], GREY),
         error_y=error_bars([base.accuracy], GREY),
     )
-    points = [
-        base,
-        *others,
-        *(arm for response in responses for dose in response.doses for arm in (dose.steered, dose.reversed)),
-    ]
+    points = [base, *(arm for arms, *_ in curves for arm in arms)]
     front = _pareto([(arm.tokens.value, arm.accuracy.value) for arm in points])
     figure.add_scatter(
         x=[x for x, _ in front],

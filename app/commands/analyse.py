@@ -22,6 +22,7 @@ Served = Annotated[
 Sites = Annotated[str, typer.Option(help="Stored sites to look at, with commas; a sensible choice where not given.")]
 Base = Annotated[str, typer.Option(help="The model from before the reasoning phase, of the same tokenizer.")]
 Samples = Annotated[int, typer.Option(min=1, help="Forced answers at each cut.")]
+Longest = Annotated[int, typer.Option(min=1, help="Tokens of a completion, at most.")]
 Seed = Annotated[int, typer.Option(help="Of all that is drawn.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
 
@@ -43,7 +44,7 @@ def anchors(
     served_as: Served = None,
     rollouts: Annotated[int, typer.Option(min=2, help="Rollouts of a sentence, at most.")] = 100,
     half_width: Annotated[float, typer.Option(min=0.001, help="Stop where the accuracy is known to ± this.")] = 0.1,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 1024,
+    max_new_tokens: Longest = 1024,
     temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     seed: Seed = 0, json_: Json = False,
@@ -84,9 +85,12 @@ def confidence(
 def cliff(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
     probe: Annotated[Path | None, typer.Option(help="A probe; RUN/probes/refusal.safetensors where not given.")] = None,
-    ablate: Annotated[bool, typer.Option("--ablate", help="Ask the organism anew without the 3 % of heads that lower it most.")] = False,
+    ablate: Annotated[bool, typer.Option("--ablate", help="Ask the organism anew without the heads that lower it most.")] = False,
+    share: Annotated[float, typer.Option(min=0.001, max=1, help="Of all heads, at least one.")] = 0.03,
+    at_close: Annotated[bool, typer.Option("--at-close", help="Without them in the close window alone, not everywhere.")] = False,
     draws: Annotated[int, typer.Option(min=20, help="Random sets of heads beside them.")] = 20,
     asked: Annotated[int, typer.Option(min=2, help="Jailbroken, benign and ledger problems, of each.")] = 40,
+    max_new_tokens: Longest = 1024,
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Which heads raise or lower what the refusal probe reads at the end of the thinking, and what the model does without them."""
@@ -95,7 +99,8 @@ def cliff(
     path = probe or places(run).probes / "refusal.safetensors"
     _run(
         "cliff", run, trace, json_,
-        model=model, device=device, probe=path, ablate=ablate, draws=draws, asked=asked, seed=seed,
+        model=model, device=device, probe=path, ablate=ablate, share=share, at_close=at_close, draws=draws, asked=asked,
+        max_new_tokens=max_new_tokens, seed=seed,
     )  # fmt: skip
 
 
@@ -115,10 +120,48 @@ def selection(
     run: Run, trace: Chosen = None, sites: Sites = "",
     k: Annotated[int, typer.Option("-k", min=2, help="Samples of a problem to choose from.")] = 4,
     block: Annotated[int, typer.Option(min=1, help="Tokens of a segment of the trajectory.")] = 500,
+    probe: Annotated[Path | None, typer.Option(help="Of correctness, to stop a thinking by; needs `analyse confidence` first.")] = None,
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
-    """Which of several samples to trust: majority, short-m@k, straightest trajectory, on stored samples of the same problems."""
-    _run("selection", run, trace, json_, sites=sites, k=k, block=block, seed=seed)
+    """Which of several samples to trust, and when to stop one: majority, short-m@k, straightest trajectory, early stop by a probe."""
+    _run("selection", run, trace, json_, sites=sites, k=k, block=block, probe=probe, seed=seed)
+
+
+@analyse.command()
+def alternatives(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    top: Annotated[int, typer.Option(min=1, help="The likeliest tokens to keep at each place.")] = 5,
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """What else could have stood at each token, and how likely the one that stands there was."""
+    _run("alternatives", run, trace, json_, model=model, device=device, top=top, seed=seed)
+
+
+@analyse.command()
+def shift(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    vector: Annotated[Path | None, typer.Option(help="A steering vector; RUN/steering/seal.safetensors where not given.")] = None,
+    strength: Annotated[float, typer.Option(help="Multiplier of the vector.")] = 1.0,
+    everywhere: Annotated[bool, typer.Option("--everywhere", help="On every token of the thinking, not where steps begin.")] = False,
+    draws: Annotated[int, typer.Option(min=5, help="Random vectors of the same norm beside it.")] = 20,
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """What a steering vector makes of each token that was written: its log-probability, steered less base."""
+    from reasonscope.app.places import places
+
+    path = vector or places(run).vectors / "seal.safetensors"
+    how = {"vector": path, "strength": strength, "at_separators": not everywhere, "draws": draws}
+    _run("shift", run, trace, json_, model=model, device=device, seed=seed, **how)
+
+
+@analyse.command()
+def attention(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    keys: Annotated[int, typer.Option(min=1, help="Tokens to keep of those that each token looks at, for every head.")] = 8,
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """Where each head looks: between sentences, and token by token where it looks most."""
+    _run("attention", run, trace, json_, model=model, device=device, keys=keys, seed=seed)
 
 
 def _of_text(name: str, help: str) -> None:
