@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -12,18 +13,21 @@ from reasonscope.data.errors import StoreError
 TEMPORARY = ".tmp"
 
 
-def write_durably(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, bring it to the disk, and give it its name in one step.
+def write_durably(path: Path, write: Callable[[Path], None]) -> str:
+    """Let `write` fill a temporary file beside `path`, bring it to the disk, and give it its name in one step. Gives its SHA-256.
 
-    Raises StoreError where that fails (a full disk), and removes the temporary file then.
+    The checksum is computed while the disk works: it takes about as long. Raises StoreError where that fails (a full disk), and
+    removes the temporary file then.
     """
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         write(temporary)
-        with temporary.open("rb+") as file:
+        with temporary.open("rb+") as file, ThreadPoolExecutor(1) as beside:
+            digest = beside.submit(sha256_of, temporary)
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
+        return digest.result()
     except (OSError, SafetensorError) as error:
         raise StoreError(
             f"cannot write {path}: {error}; what was stored before is intact, make room and run it again"
