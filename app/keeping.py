@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonscope.app.places import Places
+from reasonscope.data.durable import write_text_durably
 from reasonscope.data.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,10 +36,10 @@ def keep(
     for probe_name, fitted in (probes or {}).items():
         fitted.save(where.probes / f"{probe_name}.safetensors")
     for figure_name, figure in figures.items():
-        (where.figures / f"{figure_name}.html").write_text(to_html(figure, with_library=True), encoding="utf-8")
+        write_text_durably(where.figures / f"{figure_name}.html", to_html(figure, with_library=True))
         write_figure(figure, where.figures / f"{figure_name}.json")
     kept = {"command": command, "seed": seed, "figures": list(figures), "numbers": plain(numbers)}
-    (where.numbers / f"{name}.json").write_text(json.dumps(kept, indent=2, allow_nan=False), encoding="utf-8")
+    write_text_durably(where.numbers / f"{name}.json", json.dumps(kept, indent=2, allow_nan=False))
 
 
 def read_numbers(path: Path) -> Mapping[str, Any]:

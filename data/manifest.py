@@ -62,7 +62,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Put the manifest into `folder`, in one step. Raises StoreError, or InputError where `meta` is no JSON."""
         raw = _seal({"format": FORMAT, "version": VERSION, **asdict(self)})
-        write_durably(folder / NAME, lambda path: _write_bytes(path, raw))
+        write_durably(folder / NAME, lambda path: path.write_bytes(raw))
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -81,10 +81,6 @@ class Manifest:
 def _shard(values: Mapping[str, Any]) -> Shard:
     files = {name: StoredFile(**file) for name, file in values["files"].items()}
     return Shard(name=values["name"], traces=values["traces"], rows=values["rows"], files=files)
-
-
-def _write_bytes(path: Path, raw: bytes) -> None:
-    path.write_bytes(raw)
 
 
 def _text(values: Mapping[str, Any]) -> str:

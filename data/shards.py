@@ -28,6 +28,11 @@ SHARD_SCHEMA = pa.unify_schemas(
 Activations = Mapping[str, Sequence[NDArray[Any]]]
 
 
+def shard_name(number: int) -> str:
+    """The name of the files of shard `number`, counted from 0, without their endings."""
+    return f"{number:06d}"
+
+
 def rows_of(trace: Trace) -> int:
     """How many rows a trace has: one a token save the last, which was never fed back."""
     return max(0, len(trace.token_ids) - 1)

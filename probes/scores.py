@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from reasonscope.data.durable import write_durably
 from reasonscope.data.errors import InputError
 from reasonscope.data.store import TraceStore
 from reasonscope.probes.linear import LinearProbe
@@ -49,9 +50,7 @@ def write_scores(probe: LinearProbe, store: TraceStore, path: Path, *, name: str
         "provenance": dict(probe.provenance),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(found, temporary, metadata={_KEY: json.dumps(about)})
-    temporary.replace(path)
+    write_durably(path, lambda file: save_file(found, file, metadata={_KEY: json.dumps(about)}))
     return len(found)
 
 

@@ -1,6 +1,8 @@
 """Continuations by a server that speaks OpenAI's completions (vLLM, SGLang, llama.cpp): token ids in, token ids out, checked."""
 
+import http.client
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -16,6 +18,7 @@ from reasonscope.data.trace import FinishReason, Sampling
 from reasonscope.probes.branches import Branch
 from reasonscope.probes.decoding import Completion
 
+_LARGEST_ANSWER = 64 * 2**20  # bytes; a completion is some kilobytes
 _FINISH: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
@@ -61,13 +64,13 @@ class ServerWriter:
             }
         )
         choices = reply.get("choices")
-        if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0].get("text"), str):
+        if not isinstance(choices, list) or len(choices) != 1 or not _is_choice(choices[0]):
             raise InputError(f"{self.url} answered without one choice with a text: {json.dumps(reply)[:200]}")
         choice = choices[0]
         sent = choice.get("prompt_token_ids", reply.get("prompt_token_ids"))
-        if sent is not None and list(sent) != prompt:
+        if sent is not None and sent != prompt:
             raise InputError(
-                f"{self.url} says that it read {len(sent)} tokens other than the {len(prompt)} that were sent; "
+                f"{self.url} says that it read tokens other than the {len(prompt)} that were sent; "
                 "it runs another tokenizer, or adds tokens of its own"
             )
         written = self._written(choice)
@@ -86,7 +89,7 @@ class ServerWriter:
         if ids is None:
             return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
         size = self.tokenizer.get_vocab_size(with_added_tokens=True)
-        if not all(isinstance(i, int) and 0 <= i < size for i in ids):
+        if not isinstance(ids, list) or not all(isinstance(i, int) and 0 <= i < size for i in ids):
             raise InputError(f"{self.url} gave token ids outside the vocabulary of {size}; it runs another tokenizer")
         spellings = {self.tokenizer.decode(ids, skip_special_tokens=skip).strip() for skip in (False, True)}
         if text.strip() not in spellings and not any(text.strip() and s.startswith(text.strip()) for s in spellings):
@@ -104,13 +107,31 @@ class ServerWriter:
         request = urllib.request.Request(address, data=json.dumps(body).encode(), headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                found = json.load(reply)
+                found = json.loads(_body(reply, self.timeout))
         except urllib.error.HTTPError as error:
             raise InputError(
                 f"{address} refused ({error.code}): {error.read()[:200].decode(errors='replace')}"
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
             raise InputError(f"cannot read {address}: {error}; is the server up, and its address right?") from error
         if not isinstance(found, dict):
             raise InputError(f"{address} answered with a {type(found).__name__}; a JSON object is needed")
         return found
+
+
+def _is_choice(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("text"), str)
+
+
+def _body(reply: http.client.HTTPResponse, seconds: float) -> bytes:
+    """All of an answer. The time-out of a socket starts anew with each byte, so a server that drips has to be timed as a whole."""
+    began, body = time.monotonic(), b""
+    while piece := reply.read1(2**16):
+        body += piece
+        if time.monotonic() - began > seconds:
+            raise TimeoutError(f"the answer was not complete after {seconds:g} s")
+        if len(body) > _LARGEST_ANSWER:
+            raise ValueError(f"the answer is longer than {_LARGEST_ANSWER // 2**20} MiB")
+    if reply.length:
+        raise ConnectionError(f"the connection ended {reply.length} bytes before the answer did")
+    return body

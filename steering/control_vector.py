@@ -35,10 +35,12 @@ def write_gguf(
     writer.add_string(_OURS, json.dumps(header))
     for block, direction in sorted(named.items()):
         writer.add_tensor(f"direction.{block}", np.ascontiguousarray(direction, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()  # also on a full disk
 
 
 def read_gguf(path: Path) -> tuple[dict[Site, NDArray[np.float32]], dict[str, Any]]:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from scipy.stats import beta
 
+from reasonscope.data.durable import write_durably
 from reasonscope.data.errors import InputError, SiteError
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Point, Site
@@ -162,7 +163,8 @@ class SteeringVector:
     def save(self, path: str | Path) -> None:
         """Write one file: a GGUF control vector where `path` ends so (see `control_vector`), else safetensors.
 
-        `direction.{layer}` float32, all else as JSON in the header.
+        `direction.{layer}` float32, all else as JSON in the header. Raises StoreError where it cannot be written, InputError for a
+        site that a GGUF has no name for.
         """
         header = {
             "version": FORMAT_VERSION,
@@ -174,10 +176,12 @@ class SteeringVector:
         }
         if Path(path).suffix == ".gguf":
             model = self.provenance.get("model") or {}
-            write_gguf(Path(path), self.directions, header, model.get("architecture", "unknown"))
+            hint = model.get("architecture", "unknown")
+            write_durably(Path(path), lambda file: write_gguf(file, self.directions, header, hint))
             return
         tensors = {f"direction.{site.layer}": np.ascontiguousarray(d) for site, d in self.directions.items()}
-        save_file(tensors, path, metadata={"reasonscope.vector": json.dumps(header)})
+        metadata = {"reasonscope.vector": json.dumps(header)}
+        write_durably(Path(path), lambda file: save_file(tensors, file, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> "SteeringVector":
