@@ -10,11 +10,11 @@ from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from reasonscope.data.durable import write_durably
 from reasonscope.data.errors import InputError
+from reasonscope.data.reading import read_arrays, well_formed
 
 FORMAT_VERSION = 1
 _HEADER = "reasonscope.result"
@@ -150,22 +150,11 @@ class Result:
     @classmethod
     def load(cls, path: str | Path) -> "Result":
         """Read what `save` wrote. Raises InputError for any other file, and for one of a newer version."""
-        try:
-            with safe_open(path, framework="numpy") as file:
-                header = json.loads((file.metadata() or {}).get(_HEADER, "null"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} is no result: {error}") from error
-        if not isinstance(header, dict):
-            raise InputError(f"{path} is a safetensors file, but no result of reasonscope")
-        if header.get("version", 0) > FORMAT_VERSION:
-            raise InputError(
-                f"{path} has version {header['version']}, newer than {FORMAT_VERSION}; upgrade reasonscope"
-            )
-        try:
+        fields = dict.fromkeys(("method", "quantity", "unit", "null_missing", "reason"), str)
+        kinds = {**fields, "axes": list, "bands": dict, "numbers": dict, "provenance": dict}
+        tensors, header = read_arrays(path, _HEADER, "result", version=FORMAT_VERSION, fields=kinds)
+        with well_formed(path):
             return _read(tensors, header)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path} is a damaged result: {error} is missing or of the wrong kind") from error
 
 
 def undefined(*, method: str, quantity: str, unit: str, reason: str, axis: str = "value", **more: Any) -> Result:
@@ -198,7 +187,7 @@ def _read(tensors: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> Res
         for name, what in header["bands"].items()
     }
     return Result(
-        axes=tuple(Axis(name=axis["name"], labels=tuple(axis["labels"])) for axis in header["axes"]),
+        axes=tuple(Axis.of(str(axis["name"]), list(axis["labels"])) for axis in header["axes"]),
         values=tensors["values"],
         null=bands.get("null"),
         interval=bands.get("interval"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from reasonscope.app.places import Places
 from reasonscope.data.durable import write_text_durably
 from reasonscope.data.errors import InputError
+from reasonscope.data.reading import parse_json
 
 if TYPE_CHECKING:
     from reasonscope.analysis.figures import Figure
@@ -45,8 +46,8 @@ def keep(
 def read_numbers(path: Path) -> Mapping[str, Any]:
     """What `keep` wrote: `command`, `seed`, `figures` and `numbers`. Raises InputError for a file that is not so."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        kept = parse_json(path.read_bytes(), str(path))
+    except (OSError, InputError) as error:
         raise InputError(f"{path} cannot be read as numbers of a run ({error}); measure again") from error
     if not isinstance(kept, dict) or not {"command", "seed", "figures", "numbers"} <= kept.keys():
         raise InputError(f"{path} holds no numbers of a run; measure again")

@@ -28,11 +28,6 @@ SHARD_SCHEMA = pa.unify_schemas(
 Activations = Mapping[str, Sequence[NDArray[Any]]]
 
 
-def shard_name(number: int) -> str:
-    """The name of the files of shard `number`, counted from 0, without their endings."""
-    return f"{number:06d}"
-
-
 def rows_of(trace: Trace) -> int:
     """How many rows a trace has: one a token save the last, which was never fed back."""
     return max(0, len(trace.token_ids) - 1)
@@ -69,9 +64,15 @@ def read_table(folder: Path, shard: Shard, columns: list[str] | None = None, *, 
     try:
         if verify and sha256_of(path) != shard.files[shard.table].sha256:
             raise StoreError(f"{path} is damaged: its bytes are not those that were stored; restore it from a copy")
-        return pq.read_table(path, columns=columns, partitioning=None)
+        table = pq.read_table(path, columns=columns, partitioning=None)
     except (FileNotFoundError, pa.ArrowException) as error:
         raise StoreError(f"{path} is missing or damaged: {error}; restore it from a copy") from error
+    wanted = SHARD_SCHEMA if columns is None else pa.schema([SHARD_SCHEMA.field(name) for name in columns])
+    if not table.schema.equals(wanted) or len(table) != shard.traces:
+        raise StoreError(
+            f"{path} is no table of {shard.traces} traces with the columns of this version; restore it from a copy"
+        )
+    return table
 
 
 def read_rows(folder: Path, shard: Shard, site: str, start: int, stop: int, crc32: int) -> NDArray[Any]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from reasonscope.data.durable import TEMPORARY, remove
 from reasonscope.data.errors import InputError, SiteError, StoreError
-from reasonscope.data.manifest import NAME, Manifest, Shard, SiteType
+from reasonscope.data.manifest import NAME, Manifest, Shard, SiteType, shard_name
 from reasonscope.data.records import traces_of_table
 from reasonscope.data.shards import (
     SHARD_SCHEMA,
@@ -36,7 +36,6 @@ from reasonscope.data.shards import (
     read_table,
     remove_files,
     rows_of,
-    shard_name,
     write_shard,
 )
 from reasonscope.data.trace import Trace

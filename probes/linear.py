@@ -9,7 +9,6 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -20,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from reasonscope.data.durable import write_durably
 from reasonscope.data.errors import InputError, SiteError
+from reasonscope.data.reading import read_arrays, well_formed
 from reasonscope.probes.sites import Site
 from reasonscope.probes.solvers import LinearPath, logistic_path, ridge_path
 
@@ -121,24 +121,12 @@ class LinearProbe:
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote. Raises InputError for any other file, a newer version, or NaN."""
-        try:
-            with safe_open(path, framework="numpy") as file:
-                header = json.loads((file.metadata() or {}).get("reasonscope.probe", "null"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} is no probe: {error}; probes are files that LinearProbe.save wrote") from error
-        if header is None:
-            raise InputError(f"{path} is a safetensors file, but no probe of reasonscope")
-        try:
-            if header["version"] > FORMAT_VERSION:
-                raise InputError(
-                    f"{path} has version {header['version']}, newer than {FORMAT_VERSION}; upgrade reasonscope"
-                )
+        fields = {"site": str, "task": str, "method": str, "model": dict, "provenance": dict}
+        tensors, header = read_arrays(path, "reasonscope.probe", "probe", version=FORMAT_VERSION, fields=fields)
+        with well_formed(path):
             kept = {name: header[name] for name in ("task", "method", "model", "provenance")}
-            site, coef, intercept = Site.parse(header["site"]), tensors["coef"], float(tensors["intercept"][0])
-        except (KeyError, TypeError, IndexError) as error:
-            raise InputError(f"{path} is a damaged probe: {error}; save it again") from error
-        return cls(coef=coef, intercept=intercept, site=site, **kept)
+            coef, intercept = tensors["coef"], float(tensors["intercept"][0])
+            return cls(coef=coef, intercept=intercept, site=Site.parse(header["site"]), **kept)
 
 
 def _folded(fitted: BaseEstimator) -> tuple[Values, float, BaseEstimator]:

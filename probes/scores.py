@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from reasonscope.data.durable import write_durably
 from reasonscope.data.errors import InputError
+from reasonscope.data.reading import read_arrays
 from reasonscope.data.store import TraceStore
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.trajectory import token_scores
@@ -56,16 +56,10 @@ def write_scores(probe: LinearProbe, store: TraceStore, path: Path, *, name: str
 
 def read_scores(path: Path, ids: Sequence[str] | None = None) -> TokenScores:
     """The scores in `path`, of all traces or of `ids`. Raises InputError for a file that holds none, or an unknown id."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-            if (about.get("format"), about.get("version")) != (_FORMAT, _VERSION):
-                raise InputError(
-                    f"{path} holds no token scores of version {_VERSION}; write them with reasonscope probe apply"
-                )
-            known = set(file.keys())
-            if unknown := set(ids or ()) - known:
-                raise InputError(f"{path} has no scores of {sorted(unknown)[0]!r}; apply the probe to the run again")
-            return TokenScores(scores={id: file.get_tensor(id) for id in ids or sorted(known)}, about=about)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read as token scores: {error}") from error
+    fields = {"format": str, "name": str, "site": str, "unit": str, "provenance": dict}
+    scores, about = read_arrays(path, _KEY, "file of token scores", version=_VERSION, fields=fields)
+    if about["format"] != _FORMAT or any(values.ndim != 1 for values in scores.values()):
+        raise InputError(f"{path} holds no token scores; write them with reasonscope probe apply")
+    if unknown := set(ids or ()) - scores.keys():
+        raise InputError(f"{path} has no scores of {sorted(unknown)[0]!r}; apply the probe to the run again")
+    return TokenScores(scores={id: scores[id] for id in ids or sorted(scores)}, about=about)

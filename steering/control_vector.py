@@ -13,11 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError, MissingExtraError
+from reasonscope.data.reading import check_fields, parse_json, well_formed
 from reasonscope.probes.sites import Site
 
 MAGIC = b"GGUF"
 _ARCHITECTURE = "controlvector"
 _OURS = "reasonscope.vector"
+FORMAT_VERSION = 1
+# What the header of a vector says beside its version.
+HEADER_FIELDS = {"method": str, "norm": str, "sign": str, "points": dict, "provenance": dict}
 
 
 def write_gguf(
@@ -49,10 +53,11 @@ def read_gguf(path: Path) -> tuple[dict[Site, NDArray[np.float32]], dict[str, An
     Raises InputError for what is no control vector, MissingExtraError.
     """
     gguf = _gguf()
-    try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OSError, OverflowError) as error:
-        raise InputError(f"{path} is no GGUF file: {error}") from error
+    with well_formed(path), np.errstate(over="ignore"):
+        return _parts(path, gguf.GGUFReader(path))
+
+
+def _parts(path: Path, reader: Any) -> tuple[dict[Site, NDArray[np.float32]], dict[str, Any]]:
     if (kind := _field(reader, "general.architecture")) != _ARCHITECTURE:
         raise InputError(
             f"{path} is a GGUF file of {kind!r}, and no control vector; it holds no directions to steer with"
@@ -60,7 +65,8 @@ def read_gguf(path: Path) -> tuple[dict[Site, NDArray[np.float32]], dict[str, An
     directions = {Site("resid_post", _number(path, tensor.name)): _values(path, tensor) for tensor in reader.tensors}
     ours = _field(reader, _OURS)
     if ours is not None:
-        header = json.loads(ours)
+        header = parse_json(ours, f"the header of {path}")
+        check_fields(header, HEADER_FIELDS, str(path))
         sites = (Site(point, int(layer)) for layer, point in header["points"].items())
         return {site: directions[Site("resid_post", _block(site))] for site in sites}, header
     hint, method = _field(reader, f"{_ARCHITECTURE}.model_hint"), _field(reader, f"{_ARCHITECTURE}.method")

@@ -9,24 +9,22 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from scipy.stats import beta
 
 from reasonscope.data.durable import write_durably
 from reasonscope.data.errors import InputError, SiteError
+from reasonscope.data.reading import read_arrays, well_formed
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Point, Site
 from reasonscope.steering.apply import Steering
-from reasonscope.steering.control_vector import MAGIC, read_gguf, write_gguf
+from reasonscope.steering.control_vector import FORMAT_VERSION, HEADER_FIELDS, MAGIC, read_gguf, write_gguf
 from reasonscope.steering.operators import Operator, add
 from reasonscope.steering.patching import PatchHandle, patch, patched
 from reasonscope.steering.scope import Scope
 
-FORMAT_VERSION = 1
 # Where what is added is as wide as the residual stream.
 _POINTS: tuple[Point, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
-_PICKLES = (b"PK\x03\x04", b"\x80")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,10 +189,6 @@ class SteeringVector:
         """
         path = Path(path)
         directions, header = _read(path)
-        if header.get("version", 0) > FORMAT_VERSION:
-            raise InputError(
-                f"{path} has version {header['version']}, newer than {FORMAT_VERSION}; upgrade reasonscope"
-            )
         known = {key: header[key] for key in ("method", "norm", "sign", "provenance") if key in header}
         return cls(directions=directions, **known)
 
@@ -244,21 +238,13 @@ def cosine_table(vectors: Mapping[str, SteeringVector]) -> CosineTable:
 def _read(path: Path) -> tuple[Mapping[Site, NDArray[np.float32]], Mapping[str, Any]]:
     try:
         with path.open("rb") as file:
-            start = file.read(4)
+            start = file.read(len(MAGIC))
     except OSError as error:
         raise InputError(f"{path} is no steering vector: {error}") from error
     if start == MAGIC:
         return read_gguf(path)
-    if start.startswith(_PICKLES):
-        raise InputError(
-            f"{path} is no steering vector but a pickle, which can run code and is not opened; save as safetensors"
-        )
-    try:
-        with safe_open(path, framework="numpy") as opened:
-            header = json.loads((opened.metadata() or {}).get("reasonscope.vector", "null"))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is no steering vector: {error}") from error
-    if header is None:
-        raise InputError(f"{path} is a safetensors file, but no steering vector of reasonscope")
-    return {Site(p, int(layer)): tensors[f"direction.{layer}"] for layer, p in header["points"].items()}, header
+    tensors, header = read_arrays(
+        path, "reasonscope.vector", "steering vector", version=FORMAT_VERSION, fields=HEADER_FIELDS
+    )
+    with well_formed(path):
+        return {Site(p, int(layer)): tensors[f"direction.{layer}"] for layer, p in header["points"].items()}, header
