@@ -48,7 +48,7 @@ def export_thought_anchors(traces: Iterable[Trace], folder: str | Path) -> int:
     count = 0
     for trace in traces:
         place = PurePosixPath(trace.id)
-        if place.is_absolute() or ".." in place.parts or not place.parts:
+        if place.is_absolute() or ".." in place.parts or not place.parts or "\0" in trace.id:
             raise InputError(f"trace {trace.id!r}: its id cannot be the name of a folder below {folder}")
         target = Path(folder, *place.parts)
         try:

@@ -66,8 +66,9 @@ def read_arrays(
     """
     try:
         with Path(path).open("rb") as opened:
-            start = opened.read(4)
-        if start.startswith(_PICKLES):
+            start = opened.read(9)
+        # The length of a safetensors header may begin with the same byte; only there an object follows.
+        if start.startswith(_PICKLES) and start[8:] != b"{":
             raise InputError(
                 f"{path} is no {what} but a pickle, which can run code and is not opened; save it as safetensors"
             )
@@ -80,9 +81,10 @@ def read_arrays(
         raise InputError(f"{path} is no {what}: {error}") from error
     if not isinstance(header, dict):
         raise InputError(f"{path} is a safetensors file, but no {what} of reasonscope")
-    check_fields(header, {"version": int, **fields}, f"{what} {path}")
+    check_fields(header, {"version": int}, f"{what} {path}")
     if not 1 <= header["version"] <= version:
         raise InputError(f"{path} has version {header['version']}, newer than {version}; upgrade reasonscope")
+    check_fields(header, fields, f"{what} {path}")
     return tensors, header
 
 

@@ -242,7 +242,7 @@ def _measure(model: Model, traces: Sequence[Trace], ablation: Ablation, bank: Ba
     resamples = Resamples([trace.problem.group for trace in traces])
 
     def per_token(of: str, sums: Values) -> Estimate:
-        found = Resamples.estimate(resamples.means(sums / moved[of].n_tokens, moved[of].n_tokens))
+        found = resamples.estimate(resamples.means(sums / moved[of].n_tokens, moved[of].n_tokens))
         assert found is not None  # every trace has tokens in both spans
         return found
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from reasonscope.analysis.results import Axis, Result
 from reasonscope.data.errors import InputError
 from reasonscope.data.reading import parse_json, well_formed
 
@@ -42,3 +43,13 @@ def test_our_own_errors_pass_and_mistakes_of_other_kinds_too():
         raise AssertionError
     with pytest.raises(InputError, match="file is damaged"), well_formed("file"):
         {}["missing"]
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path):
+    written = Result(method="m", quantity="q", unit="1", axes=(Axis.of("token", 1),), values=[0.0], null_missing="none")
+    for n in range(256):
+        path = written.with_provenance(pad="x" * n).save(tmp_path / "r.safetensors")
+        if path.read_bytes()[0] == 0x80:
+            assert Result.load(path).provenance["pad"] == "x" * n
+            return
+    raise AssertionError("one of 256 lengths begins so")
