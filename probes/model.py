@@ -15,6 +15,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.parse import ThinkTags
 from reasonscope.data.trace import Problem
 from reasonscope.probes.backends.base import Backend
+from reasonscope.probes.determinism import compute_in_float32
 from reasonscope.probes.fingerprint import fingerprint
 from reasonscope.probes.layout import Layout, embedding_rows, head_count, input_device, resolve_layout
 from reasonscope.probes.layout_proof import prove_layout
@@ -34,7 +35,8 @@ BACKENDS = tuple(_BACKENDS)
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """`hf` is in evaluation mode. `tags` is None where neither tokenizer nor template marks thinking."""
+    """`hf` is in evaluation mode. `tags` is None where neither tokenizer nor template marks thinking. `float32_compute`: see
+    `load_model`."""
 
     hf: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
@@ -43,6 +45,7 @@ class Model:
     tags: ThinkTags | None
     name: str
     revision: str | None = None
+    float32_compute: bool = False
 
     @property
     def n_layers(self) -> int:
@@ -87,7 +90,13 @@ class Model:
     @cached_property
     def fingerprint(self) -> Mapping[str, Any]:
         """What a trace says about the model that wrote it (JSON); hashes the weights on first use."""
-        return fingerprint(self.hf, self.tokenizer, name=self.name, revision=self.revision)
+        found = fingerprint(self.hf, self.tokenizer, name=self.name, revision=self.revision)
+        return {**found, "compute": "float32"} if self.float32_compute else found
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the model computes in, and its activations come in: that of its weights, unless it was asked for float32."""
+        return torch.float32 if self.float32_compute else self.hf.dtype
 
     def encode_prompt(
         self, problem: Problem, *, think: bool = True, open_tag: bool = False, prefill: str = ""
@@ -144,13 +153,15 @@ def load_model(
     tokenizer: PreTrainedTokenizerFast | None = None,
     layout: Layout | None = None,
     tags: ThinkTags | None = None,
+    float32_compute: bool = False,
 ) -> Model:
     """Load a model and prove that it is as its layout says.
 
     `source`: a hub id, a folder, `organism`, `organism-base`, or a loaded PreTrainedModel with its `tokenizer` (it stays
     where it is and is set to evaluation mode). `device`: "cpu", "cuda:0", or "auto" to spread it by accelerate. `dtype`:
     None takes the checkpoint's. `layout`: the row of an architecture that the table does not have. `tags`: the think tags
-    where they are not to be found. Code that comes with a checkpoint is never run. Raises ModelLoadError,
+    where they are not to be found. `float32_compute`: compute in float32 over 16-bit weights (`determinism.compute_in_float32`; the
+    backend hooks alone). Code that comes with a checkpoint is never run. Raises ModelLoadError,
     ArchitectureError, InputError, MissingExtraError.
     """
     if backend not in _BACKENDS:
@@ -168,6 +179,10 @@ def load_model(
         )
     row = layout or resolve_layout(hf.config)
     hf.train(False)
+    if float32_compute:
+        if backend != "hooks":
+            raise InputError(f"float32 arithmetic over 16-bit weights runs on the backend hooks, not on {backend}")
+        compute_in_float32(hf)
     prove_layout(hf, row)
     module, _, factory = _BACKENDS[backend].partition(":")
     engine: Backend = getattr(importlib.import_module(module), factory)(hf, row)
@@ -179,4 +194,5 @@ def load_model(
         tags=tags or find_tags(tokenizer),
         name=name,
         revision=getattr(hf.config, "_commit_hash", None) or revision,
+        float32_compute=float32_compute,
     )

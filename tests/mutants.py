@@ -2,7 +2,7 @@
 
     python tests/mutants.py [--sample 12] [--seed 0] [--only data/store.py] [--out docs/mutants.md]
 
-A mutant is one changed operator, comparison, constant, condition or argument of a file below; its tests run in a process of their own, which
+A mutant is one changed operator, comparison, constant or condition of a file below; its tests run in a process of their own, which
 imports the changed code in place of the real one. It is killed where a test fails or takes three times as long. Survivors are listed with
 their line; `EQUIVALENT` says of those that change nothing why. mutmut and cosmic-ray look for a package where its folder is called so, and
 ours are mapped (`data` is `reasonscope.data`), hence this script.
@@ -191,7 +191,11 @@ def tests_fail(file: str, tree: ast.Module | None, seconds: float) -> bool:
                 sys.meta_path.insert(0, Instead(module, ROOT / file, tree))
             import pytest
 
-            status = int(pytest.main(["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", *(str(ROOT / t) for t in TARGETS[file])]))
+            status = int(
+                pytest.main(
+                    ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", *(str(ROOT / t) for t in TARGETS[file])]
+                )
+            )
         finally:
             os._exit(status)
     deadline = time.monotonic() + seconds
@@ -260,8 +264,6 @@ def main() -> int:
         "sklearn.model_selection",
         "pyarrow.parquet",
         "scipy.stats",
-        
-        
     ):
         importlib.import_module(name)
     tallies = []

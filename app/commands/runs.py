@@ -49,15 +49,25 @@ def record(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 …; the checkpoint's where not given.")] = None,
     backend: Annotated[str, typer.Option(help="hooks, transformer_lens or nnsight.")] = "hooks",
     no_think: Annotated[bool, typer.Option("--no-think", help="Answer with an empty think block.")] = False,
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="Kernels that give the same bits again; an error where there is none."),
+    ] = False,
+    float32_compute: Annotated[
+        bool, typer.Option("--float32-compute", help="Compute in float32 over 16-bit weights: batches change no token.")
+    ] = False,
 ) -> None:
     """Let a model answer problems and store its traces with their activations. A second call goes on where the first stopped."""
     from reasonscope.data.problems import load_problems
     from reasonscope.data.trace import Sampling
+    from reasonscope.probes.determinism import make_deterministic
     from reasonscope.probes.model import load_model
     from reasonscope.probes.record import record as record_traces
     from reasonscope.probes.sites import expand_sites
 
-    loaded = load_model(model, backend=backend, device=device, dtype=dtype)
+    if deterministic:
+        make_deterministic()
+    loaded = load_model(model, backend=backend, device=device, dtype=dtype, float32_compute=float32_compute)
     store = record_traces(
         loaded,
         load_problems(problems, split=split, n=n, seed=seed),
