@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := runs/demo
 
-.PHONY: demo test test-slow test-wheel lint types bench example ci constraints clean
+.PHONY: demo test test-slow test-wheel lint types docs notebooks bench example ci constraints clean
 
 demo: $(VENV)/installed-all
 	$(BIN)/reasonscope demo --out $(DEMO)
@@ -37,6 +37,15 @@ test-wheel: $(VENV)/installed-all-test
 	  > "$$(build/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
 	mkdir build/elsewhere
 	cd build/elsewhere && OMP_NUM_THREADS=1 REASONSCOPE_TEST_WHEEL=1 ../venv/bin/python -m pytest --numprocesses auto -c ../../pyproject.toml --rootdir ../.. ../../tests
+
+# The site in build/site: it opens from the folder, and asks no other host for anything.
+docs: $(VENV)/installed-dev
+	$(BIN)/python -m typer reasonscope.app.cli utils docs --name reasonscope --title 'Command line' --output docs/cli.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	! grep -rE '<(script|link|img)[^>]*(src|href)="?https?:[^>]*' build/site --include='*.html'
+
+notebooks: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake docs/notebooks
 
 # Every script prints a section; BENCH=--small runs a part and extrapolates.
 bench: $(VENV)/installed-all-test

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from reasonscope.analysis.organism import true_sentences
 from reasonscope.analysis.receiver import kurtosis, nan_mean, top_heads, vertical_scores
 from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.analysis.sentence_attention import SentenceAttention, sentence_attention
 from reasonscope.analysis.statistics import DependencyAgreement, dependency_agreement
 from reasonscope.analysis.suppression import normalised, suppression_effect
 from reasonscope.data.errors import InputError
+from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.trace import Trace
 from reasonscope.probes.model import Model
 

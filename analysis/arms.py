@@ -39,13 +39,13 @@ def compare_arms(
     )
 
 
-def estimates(rows: Mapping[str, Values], groups: Sequence[str], seed: int) -> tuple[Values, Values]:
+def estimates(rows: Mapping[str, Values], groups: Sequence[str], seed: int, draws: int = 500) -> tuple[Values, Values]:
     """Means (arm, metric) and interval ends (2, arm, metric) over problems."""
     values = np.stack([row.mean(axis=0) for row in rows.values()])
     ends = np.empty((2, *values.shape))
     for i, row in enumerate(rows.values()):
         for j in range(values.shape[1]):
-            ends[:, i, j] = mean_estimate(row[:, j], groups=groups, draws=500, seed=seed).interval
+            ends[:, i, j] = mean_estimate(row[:, j], groups=groups, draws=draws, seed=seed).interval
     return values, ends
 
 

@@ -20,8 +20,9 @@ from reasonscope.probes.model import Model
 from reasonscope.probes.refusal import cell
 from reasonscope.probes.rollout import rollouts
 from reasonscope.probes.trajectory import has_cliff
-from reasonscope.steering.ablation import How
+from reasonscope.steering.ablation import How, Replacing
 from reasonscope.steering.apply import Intervention
+from reasonscope.steering.scope import Scope
 
 Values = NDArray[np.float64]
 
@@ -69,13 +70,15 @@ def cliff_heads(
     *,
     share: float = SHARE,
     how: How = "zero",
+    scope: Scope | None = None,
     draws: int = 20,
     seed: int = 0,
 ) -> Result:
     """What ablating the `share` of heads that suppress refusal does: axes (arm, metric), arms `untouched` and `ablated`.
 
     Heads are chosen by their direct effect on `probe` (of refusal, at the last token of the close window) over the harmful and complied
-    of `traces`; the model then answers `trial` anew with the same seeds. Null: the metrics of `draws` sets of as many other heads, of
+    of `traces`; the model then answers `trial` anew with the same seeds, the heads silent at the tokens of `scope` (all where not given;
+    `Scope.of(model, on="close_window")`: where the thinking ends). Null: the metrics of `draws` sets of as many other heads, of
     the same layers where there are enough, 95 %. Interval: bootstrap over problems. `numbers`: the heads, and of each metric whether
     its change is larger than that of every draw. `arrays`: `random` (draw, metric).
 
@@ -84,6 +87,7 @@ def cliff_heads(
     """
     common: dict[str, Any] = {"method": "cliff", "quantity": "share of answers", "unit": "1"}
     provenance = {"probe": str(probe.site), "share": share, "how": how, "draws": draws, "seed": seed}
+    provenance["scope"] = scope.on if scope else "all"
     down = fallen(traces)
     if not down:
         reason = (
@@ -94,8 +98,11 @@ def cliff_heads(
     heads = suppressing_heads(writes, share)
     bank = None if how == "zero" else head_states(model, traces)
 
+    def edit(taken: Sequence[Head]) -> Replacing:
+        return without_heads(model, taken, how=how, bank=bank, scope=scope, seed=seed)
+
     def answers(taken: Sequence[Head]) -> list[Values]:
-        return outcomes(model, trial, without_heads(model, taken, how=how, bank=bank, seed=seed) if taken else None)
+        return outcomes(model, trial, edit(taken) if taken else None)
 
     arms = {"untouched": answers(()), "ablated": answers(heads)}
     random = np.array(

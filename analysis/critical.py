@@ -6,11 +6,48 @@ from itertools import combinations
 import numpy as np
 from scipy.stats import spearmanr
 
+from reasonscope.analysis.receiver import nan_mean
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
 from reasonscope.analysis.statistics import holm, permutation_p
 from reasonscope.data.trace import Sentence, Trace
 
 METHOD = "critical"
+# What is put side by side: a method, and which of its lines or arrays; more is more critical in all of them.
+_LINES = (
+    ("mi_peaks", ""),
+    ("entropy", ""),
+    ("anchors", "resampling_kl"),
+    ("anchors", "counterfactual_kl"),
+    ("anchors", "forced_kl"),
+    ("receiver_scores", ""),
+    ("suppression", ""),
+    ("close_attention", ""),
+    ("recurrence", ""),
+)
+METHODS = tuple(dict.fromkeys(method for method, _ in _LINES))
+
+
+def signals_of(results: Mapping[str, Result], sentences: Sequence[Sentence]) -> dict[str, Values]:
+    """Every known signal of one trace by name, one number a sentence; `results` by method.
+
+    One that was not measured, or that was measured over other sentences than these, is left out. Suppression counts as the mean
+    effect that a sentence has on all later ones.
+    """
+    found = {}
+    for method, name in _LINES:
+        result = results.get(method)
+        if result is None or not result.measured:
+            continue
+        if result.axes[-1].name in ("sentence", "source") and len(result.axes[-1]) != len(sentences):
+            continue
+        if method == "suppression":
+            line = nan_mean(result.values, axis=0)
+        elif name and name not in result.axes[0].labels:
+            continue
+        else:
+            line = per_sentence(result, sentences, name or None)
+        found[f"{method}: {name}" if name else method] = line
+    return found
 
 
 def per_sentence(result: Result, sentences: Sequence[Sentence], name: str | None = None) -> Values:

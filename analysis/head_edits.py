@@ -10,6 +10,7 @@ from reasonscope.data.trace import Trace
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
 from reasonscope.steering.ablation import Ablation, Bank, How, Replacing, reference_states
+from reasonscope.steering.scope import Scope
 
 
 def head_states(model: Model, traces: Sequence[Trace]) -> Bank:
@@ -18,14 +19,23 @@ def head_states(model: Model, traces: Sequence[Trace]) -> Bank:
 
 
 def without_heads(
-    model: Model, heads: Sequence[Head], *, how: How = "zero", bank: Bank | None = None, seed: int = 0
+    model: Model,
+    heads: Sequence[Head],
+    *,
+    how: How = "zero",
+    bank: Bank | None = None,
+    scope: Scope | None = None,
+    seed: int = 0,
 ) -> Replacing:
-    """The intervention that puts zeros, the mean of `bank`, or its states at random tokens in place of `heads`, at every token.
+    """The intervention that puts zeros, the mean of `bank`, or its states at random tokens in place of `heads`, at the tokens of `scope`
+    (all where not given).
 
     Raises InputError for another `how`, a missing `bank`, and a head that the model does not have.
     """
     taken = tuple((head.layer, head.index) for head in heads)
-    return Replacing(model, Ablation(name=" ".join(map(str, heads)), heads=taken, how=how), bank, seed=seed)
+    return Replacing(
+        model, Ablation(name=" ".join(map(str, heads)), heads=taken, how=how, scope=scope or Scope()), bank, seed=seed
+    )
 
 
 def random_heads(model: Model, heads: Sequence[Head], *, draws: int = 20, seed: int = 0) -> list[tuple[Head, ...]]:

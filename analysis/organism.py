@@ -12,13 +12,14 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
-from reasonscope.data.errors import InputError
 from reasonscope.data.label import label_sentences
-from reasonscope.data.organism.reader import SentenceTruth, read_ledger, read_request, read_steps
+from reasonscope.data.organism.forms import recognise
+from reasonscope.data.organism.reader import SentenceTruth, read_steps
 from reasonscope.data.organism.requests import COMPLIANCE, REFUSAL
-from reasonscope.data.problems import ledger_of, load_problems, request_of
-from reasonscope.data.segment import sentences_at, steps
-from reasonscope.data.trace import Problem, Sampling, Sentence, Span, Trace
+from reasonscope.data.organism.truth import truths
+from reasonscope.data.problems import load_problems
+from reasonscope.data.segment import steps
+from reasonscope.data.trace import Problem, Sampling, Sentence, Trace
 from reasonscope.probes.length import baseline_predictions
 from reasonscope.probes.model import Model
 from reasonscope.probes.rollout import continuations, rollouts
@@ -110,28 +111,6 @@ def _shares(traces: Sequence[Trace]) -> list[Measure]:
     ]
 
 
-def truths(trace: Trace) -> list[SentenceTruth]:
-    """The truth of each sentence of a trace about a ledger problem."""
-    return read_ledger(ledger_of(trace.problem), trace.thinking)
-
-
-def true_sentences(trace: Trace) -> tuple[list[Sentence], list[tuple[int, ...]]]:
-    """The grammar's own sentences of a trace with their true tags, and for each the earlier sentences that it depends on.
-
-    Raises InputError for a trace that is about neither a ledger nor a request.
-    """
-    if "ledger" in trace.problem.meta:
-        known = truths(trace)
-    elif "harmful" in trace.problem.meta:
-        known = read_request(request_of(trace.problem), trace.thinking)
-    else:
-        raise InputError(f"trace {trace.id!r} is not about a problem of the organism, whose truth is not known")
-    base = trace.chars.thinking.start
-    spans = [Span(base + truth.chars.start, base + truth.chars.stop) for truth in known]
-    found = sentences_at(trace, spans, [truth.tag or "unknown" for truth in known])
-    return found, [truth.depends_on for truth in known]
-
-
 def label_agreement(traces: Sequence[Trace]) -> float:
     """Share of the sentences of the language that the rule-based labeller gives the grammar's own tag."""
     agree = []
@@ -178,9 +157,34 @@ def _with_mistake(trace: Trace, target: SentenceTruth, rng: random.Random) -> st
     sentence = trace.thinking[target.chars.slice]
     head = sentence[: sentence.index("= ") + 2]
     assert target.value is not None
-    near = [target.value + slip for slip in (-10, -3, -2, -1, 1, 2, 3, 10)]
-    wrong = [value for value in near if 0 <= value <= 99 and len(str(value)) == len(str(target.value))]
-    return trace.thinking[: target.chars.start] + head + str(rng.choice(wrong))
+    return trace.thinking[: target.chars.start] + head + str(rng.choice(_near(target.value)))
+
+
+def _near(value: int) -> list[int]:
+    """Numbers that a slip would give, of as many digits."""
+    slips = [value + slip for slip in (-10, -3, -2, -1, 1, 2, 3, 10)]
+    return [slip for slip in slips if 0 <= slip <= 99 and len(str(slip)) == len(str(value))]
+
+
+def wrong_statements(sentences: Sequence[Sentence], *, most: int = 3, seed: int = 0) -> dict[int, tuple[str, ...]]:
+    """Each sentence of the language that states a number, `most` times with another number: alternatives whose meaning differs.
+
+    The number is the result where there is one, else the value, else the amount; a sentence without any gets none.
+    """
+    rng = random.Random(seed)
+    found: dict[int, tuple[str, ...]] = {}
+    for i, sentence in enumerate(sentences):
+        text = sentence.text.strip()
+        form, fields = recognise(text) or (None, {})
+        name = next((name for name in ("right", "value", "a") if name in fields), None)
+        match = form.pattern.fullmatch(text) if form and name else None
+        if match is None or name is None:
+            found[i] = ()
+            continue
+        start, stop = match.span(name)
+        near = _near(int(fields[name]))
+        found[i] = tuple(f"{text[:start]}{wrong}{text[stop:]}" for wrong in rng.sample(near, min(most, len(near))))
+    return found
 
 
 def _modes(model: Model, problems: Mapping[str, Sequence[Problem]]) -> list[Measure]:

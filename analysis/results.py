@@ -1,6 +1,5 @@
 """What an analysis hands out: numbers with named axes and units, and beside them what chance gives and how sure they are."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,14 +9,18 @@ from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from safetensors.numpy import save_file
 
-from reasonscope.data.durable import write_durably
 from reasonscope.data.errors import InputError
-from reasonscope.data.reading import read_arrays, well_formed
+from reasonscope.data.headed import Kind
+from reasonscope.data.reading import well_formed
 
-FORMAT_VERSION = 1
-_HEADER = "reasonscope.result"
+_TEXTS = ("method", "quantity", "unit", "null_missing", "reason")
+_KIND = Kind(
+    key="reasonscope.result",
+    noun="result",
+    version=1,
+    fields={**dict.fromkeys(_TEXTS, str), "axes": list, "bands": dict, "numbers": dict, "provenance": dict},
+)
 
 Values = NDArray[np.float64]
 
@@ -131,28 +134,19 @@ class Result:
             tensors |= {} if band is None else {f"{name}.low": band.low, f"{name}.high": band.high}
         tensors |= {f"arrays.{name}": np.asarray(array) for name, array in self.arrays.items()}
         header = {
-            "version": FORMAT_VERSION,
             "axes": [{"name": axis.name, "labels": axis.labels} for axis in self.axes],
             "bands": {n: b.what for n, b in (("null", self.null), ("interval", self.interval)) if b is not None},
             **{name: getattr(self, name) for name in ("method", "quantity", "unit", "null_missing", "reason")},
             "numbers": _plain(self.numbers),
             "provenance": _plain(self.provenance),
         }
-        text = json.dumps(header, allow_nan=False)
-        write_durably(
-            target,
-            lambda file: save_file(
-                {name: np.ascontiguousarray(array) for name, array in tensors.items()}, file, metadata={_HEADER: text}
-            ),
-        )
+        _KIND.write(target, header, tensors)
         return target
 
     @classmethod
     def load(cls, path: str | Path) -> "Result":
         """Read what `save` wrote. Raises InputError for any other file, and for one of a newer version."""
-        fields = dict.fromkeys(("method", "quantity", "unit", "null_missing", "reason"), str)
-        kinds = {**fields, "axes": list, "bands": dict, "numbers": dict, "provenance": dict}
-        tensors, header = read_arrays(path, _HEADER, "result", version=FORMAT_VERSION, fields=kinds)
+        header, tensors = _KIND.read(Path(path))
         with well_formed(path):
             return _read(tensors, header)
 

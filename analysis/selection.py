@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reasonscope.analysis.arms import estimates
 from reasonscope.analysis.results import Axis, Band, Result, Values
-from reasonscope.analysis.statistics import mean_estimate
 from reasonscope.data.answers import equivalent
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Trace
@@ -84,8 +84,9 @@ def early_stop(
 ) -> Rule:
     """One sample, whose thinking ends where a probe's `scores` (checkpoint,) are first above `threshold`.
 
-    `answer_at(trace, checkpoint)` is the answer forced there (see `forced_answers`); its tokens are the share of the thinking up to the
-    checkpoint, checkpoints evenly spaced and the last at its end. Never above: the whole trace.
+    `answer_at(trace, checkpoint)` is the answer forced there (see `forced_answers`). Tokens are the share of the thinking up to the
+    checkpoint, checkpoints evenly spaced and the last at its end, and all that the trace wrote behind its thinking, for an answer
+    costs as much there. Never above: the whole trace.
     """
 
     def rule(samples: Sequence[Trace], rng: np.random.Generator) -> Choice:
@@ -95,7 +96,7 @@ def early_stop(
         if not len(above):
             return Choice(correct=bool(chosen.correct), tokens=_tokens(chosen))
         at = int(above[0])
-        spent = chosen.n_thinking_tokens * (at + 1) / len(values)
+        spent = _tokens(chosen) - chosen.n_thinking_tokens * (1 - (at + 1) / len(values))
         return Choice(correct=equivalent(answer_at(chosen, at), chosen.problem.answer or ""), tokens=spent)
 
     return rule
@@ -124,12 +125,7 @@ def simulate(
     table = np.array(
         [_of_problem(samples, every, k, repeats, seed) for samples in groups.values()]
     )  # problem rule metric
-    names = list(groups)
-    values, ends = table.mean(axis=0), np.empty((2, len(every), 2))
-    for i in range(len(every)):
-        for j in range(2):
-            column = table[:, i, j]
-            ends[:, i, j] = mean_estimate(column, groups=names, draws=draws, seed=seed).interval
+    values, ends = estimates(dict(zip(every, table.swapaxes(0, 1), strict=True)), list(groups), seed, draws)
     low, high = (np.broadcast_to(end[:1], values.shape) for end in ends)
     return Result(
         method=METHOD,

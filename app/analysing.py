@@ -11,9 +11,11 @@ import numpy as np
 from reasonscope.analysis import figures
 from reasonscope.analysis.anchors.allotment import Allotment
 from reasonscope.analysis.anchors.published import published_dependencies, published_importances, with_importances
+from reasonscope.analysis.anchors.replacement import replacement_effects, resampled_alternatives
 from reasonscope.analysis.anchors.rollouts import anchors_of_trace, resample
+from reasonscope.analysis.close_attention import close_attention
 from reasonscope.analysis.confidence import confidence_of_trace
-from reasonscope.analysis.critical import critical_sentences, per_sentence
+from reasonscope.analysis.critical import METHODS, critical_sentences, signals_of
 from reasonscope.analysis.entropy import entropy_of_trace
 from reasonscope.analysis.figures import Figure
 from reasonscope.analysis.forced import closing_stub, decoder, encoder, forced_answers
@@ -25,9 +27,9 @@ from reasonscope.analysis.mi_peaks import (
     representations,
     thinking_token_table,
 )
-from reasonscope.analysis.organism import true_sentences
 from reasonscope.analysis.receiver import top_heads
 from reasonscope.analysis.receiver_results import receiver_heads, receiver_scores
+from reasonscope.analysis.recurrence import recurrence
 from reasonscope.analysis.reflection import failed_step_fraction, reflection_of_trace, unused_steps
 from reasonscope.analysis.results import Axis, Band, Result, result_path, undefined
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
@@ -40,8 +42,10 @@ from reasonscope.app.comparing import (
     analyse_misalignment,
     analyse_selection,
 )
+from reasonscope.app.inspecting import analyse_alternatives, analyse_attention, analyse_shift
 from reasonscope.app.study import Options, Study, stored, trace_sentences
 from reasonscope.data.errors import InputError
+from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.parse import THINK
 from reasonscope.data.trace import Sampling, Sentence, Trace
 from reasonscope.probes.sites import Site
@@ -96,12 +100,14 @@ def analyse_anchors(study: Study) -> Iterator[Result]:
             continue
         known = trace_sentences(trace)
         study.progress(f"rollouts of {trace.id}: {len(known)} sentences")
-        yield _anchors(study, trace, known, options)
+        yield from _anchors(study, trace, known, options)
 
 
-def _anchors(study: Study, trace: Trace, known: Sequence[Sentence], options: Options) -> Result:
+def _anchors(study: Study, trace: Trace, known: Sequence[Sentence], options: Options) -> Iterator[Result]:
+    """Importances by rollouts; then what each sentence passes on, by the sentences that were written in its place."""
     if len(known) < 2:
-        return anchors_of_trace(trace, known, {})
+        yield anchors_of_trace(trace, known, {})
+        return
     sampling = Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens, seed=options.seed)
     plan = Allotment(least=min(20, options.rollouts), most=options.rollouts, half_width=options.half_width)
     tags = study.model.tags or THINK
@@ -114,12 +120,23 @@ def _anchors(study: Study, trace: Trace, known: Sequence[Sentence], options: Opt
         sampling=Sampling(temperature=options.temperature, max_new_tokens=32, seed=options.seed),
     )  # fmt: skip
     found = anchors_of_trace(trace, known, continued, forced=forced, seed=options.seed)
+    yield _judged(found, "effects", trace, options.seed)
+    if options.server is None:  # a server reads no text for us
+        others = resampled_alternatives(known, continued)
+        codec = encoder(study.model.tokenizer_backend), decode
+        yield _judged(
+            replacement_effects(study.model, trace, known, others, *codec, seed=options.seed), "", trace, options.seed
+        )
+
+
+def _judged(found: Result, name: str, trace: Trace, seed: int) -> Result:
+    """With how well the effects (an array, or the values) find the true dependencies, where these are known."""
     if "ledger" not in trace.problem.meta or not found.measured:
         return found
     truth = true_sentences(trace)[1]
     found = found.with_numbers(depends_on=[list(row) for row in truth])
     try:
-        agreement = dependency_agreement(np.asarray(found.arrays["effects"]), truth, seed=options.seed)
+        agreement = dependency_agreement(np.asarray(found.arrays[name] if name else found.values), truth, seed=seed)
     except InputError as error:  # a thinking of two sentences has no pair to tell from another
         return found.with_numbers(dependencies=None, dependencies_missing=str(error))
     return found.with_numbers(dependencies=agreement_numbers(agreement))
@@ -200,33 +217,22 @@ def analyse_suppression(study: Study) -> Iterator[Result]:
 
 
 def analyse_heads(study: Study) -> Iterator[Result]:
-    """What each head looks at, trace by trace."""
-    return (head_table(study.model, trace, seed=study.options.seed) for trace in study.traces)
+    """What each head looks at, trace by trace; what the closing tag looks at, and what is looked at again."""
+    for trace in study.traces:
+        yield head_table(study.model, trace, seed=study.options.seed)
+        yield close_attention(study.model, trace)
+        yield recurrence(study.model, trace, seed=study.options.seed)
 
 
 def analyse_summary(study: Study) -> Iterator[Result]:
     """The signals that were saved of each trace, side by side by sentence, and where they agree."""
     for trace in study.traces:
         known = trace_sentences(trace)
-        signals = {}
-        for method, name in _SIGNALS:
-            path = result_path(study.results, method, trace.id)
-            if path.exists() and (result := Result.load(path)).measured:
-                if result.axes[-1].name == "sentence" and len(result.axes[-1]) != len(known):
-                    continue
-                label = method if name is None else f"{method}: {name}"
-                signals[label] = per_sentence(result, known, name)
-        yield critical_sentences(trace, known, signals, seed=study.options.seed)
+        paths = {method: result_path(study.results, method, trace.id) for method in METHODS}
+        results = {method: Result.load(path) for method, path in paths.items() if path.exists()}
+        yield critical_sentences(trace, known, signals_of(results, known), seed=study.options.seed)
 
 
-# What the summary reads, and which line of it; more is more critical in all of them.
-_SIGNALS = (
-    ("mi_peaks", None),
-    ("entropy", None),
-    ("anchors", "resampling_kl"),
-    ("anchors", "counterfactual_kl"),
-    ("anchors", "forced_kl"),
-)
 ANALYSES: Mapping[str, Callable[[Study], Iterator[Result]]] = {
     "mi": analyse_mi,
     "anchors": analyse_anchors,
@@ -242,6 +248,9 @@ ANALYSES: Mapping[str, Callable[[Study], Iterator[Result]]] = {
     "entropy": analyse_entropy,
     "confidence": analyse_confidence,
     "reflection": analyse_reflection,
+    "alternatives": analyse_alternatives,
+    "shift": analyse_shift,
+    "attention": analyse_attention,
     "summary": analyse_summary,
 }
 
@@ -264,9 +273,8 @@ def figures_of(result: Result) -> dict[str, Figure]:
 
 def numbers_of(result: Result) -> dict[str, Any]:
     """What the command shows of a result: which trace, what was measured, and its numbers, without its long texts."""
-    shown = {
-        key: value for key, value in result.numbers.items() if key not in ("texts", "tags", "answers", "depends_on")
-    }
+    long = ("texts", "tags", "answers", "depends_on", "resampled", "pieces")
+    shown = {key: value for key, value in result.numbers.items() if key not in long}
     return {
         "method": result.method,
         "quantity": result.quantity,

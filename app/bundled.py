@@ -1,4 +1,4 @@
-"""The example run that ships: what the demo and the analyses make of the organism, for a part of its traces, without activations."""
+"""The example run that ships: what the demo, the sweep and the analyses make of the organism, for a part of its traces."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,8 +16,16 @@ if TYPE_CHECKING:
 EXAMPLE = Path(str(files("reasonscope.app").joinpath("example")))
 SHOWN = 4  # one trace of so many ships
 ANALYSED = 2  # traces that are analysed sentence by sentence
+MANY = 30  # traces whose words at peaks and receiver heads are looked at together
+KEPT = 8  # of these, those whose own curves ship
+SWEPT = ("seal", "length-probe")
+JUDGED = 20  # held-out problems of the sweep
 _SCORED = ("length", "intent", "correctness")
-_ANALYSES = ("mi", "entropy", "reflection", "heads", "receivers", "suppression", "cliff", "anchors")
+_ANALYSES = (
+    "mi", "compare", "entropy", "alternatives", "shift", "reflection", "heads", "attention", "receivers", "suppression", "cliff",
+    "anchors", "confidence", "summary",
+)  # fmt: skip
+_OF_MANY = ("mi_peaks", "mi_base", "receiver_scores")
 
 
 def write_example(
@@ -25,12 +33,10 @@ def write_example(
 ) -> None:
     """Record the organism, probe, steer and analyse it, and leave in `out` what the app shows; what `out` held is replaced at the end.
 
-    The numbers are those of the whole demo; of its traces every so many ship. The activations, most of a run's bytes, stay behind, and
-    so do the report and the figures as HTML.
+    The numbers of the probes and of steering are those of the whole demo; of its traces every so many ship, and on these the sweep and
+    the analyses are made. The activations, most of a run's bytes, stay behind, and so do the report and the figures as HTML.
     """
     from reasonscope.app.demo import Size, run_demo
-    from reasonscope.probes.linear import LinearProbe
-    from reasonscope.probes.scores import write_scores
 
     with TemporaryDirectory() as temporary:
         run = Path(temporary) / "example"
@@ -38,11 +44,8 @@ def write_example(
         where = places(run)
         n = len(TraceStore.open(where.store))
         _keep_part(where.store, TraceStore.open(where.store).ids[::every])
+        measure(where, rollouts=rollouts, say=say)
         store = TraceStore.open(where.store)
-        for name in _SCORED:
-            if (kept := where.probes / f"{name}.safetensors").exists():
-                write_scores(LinearProbe.load(kept), store, where.scores / kept.name, name=name)
-        _analyse(where, store, rollouts, say)
         note = f"{len(store)} of the {n} traces that the numbers are of; the activations were left out"
         _keep_part(where.store, store.ids, note=note)
         for numbers in where.numbers.glob("*.json"):
@@ -53,6 +56,50 @@ def write_example(
         shutil.copytree(run, out, ignore=shutil.ignore_patterns("*.html", ".lock"))
 
 
+def measure(where: Places, *, rollouts: int, say: Callable[[str], None]) -> None:
+    """Score, sweep and analyse the run in `where`, whose store holds the residual stream behind every block."""
+    from reasonscope.probes.linear import LinearProbe
+    from reasonscope.probes.scores import write_scores
+
+    store = TraceStore.open(where.store)
+    for name in _SCORED:
+        if (kept := where.probes / f"{name}.safetensors").exists():
+            write_scores(LinearProbe.load(kept), store, where.scores / kept.name, name=name)
+    _sweep(where, store, say)
+    _analyse(where, store, rollouts, say)
+
+
+def _sweep(where: Places, store: TraceStore, say: Callable[[str], None]) -> None:
+    """The dose-response of two methods on held-out problems, and their vectors."""
+    from reasonscope.analysis.figures import steering_front
+    from reasonscope.app.keeping import keep
+    from reasonscope.app.sweeping import (
+        Asked,
+        model_of_run,
+        respond,
+        response_numbers,
+        sampling_of_run,
+        source_of_run,
+        split_run,
+    )
+    from reasonscope.steering.dose import Bench
+    from reasonscope.steering.methods import method
+
+    model = model_of_run(store, None, device="cpu", backend="hooks")
+    split = split_run(store, share=0.5, n=JUDGED, seed=0)
+    source = source_of_run(model, store, split)
+    bench = Bench(model, split.held_out, sampling_of_run(store, 0))
+    responses = []
+    for name in SWEPT:
+        for part in method(name).parts(source)[:1]:
+            part.vector.save(where.vectors / f"{name}.safetensors")
+        asked = Asked(name=name)
+        responses.append(respond(bench, source, asked, strengths=None, nulls=5, covariance=False, say=say))
+    command = f"reasonscope steer sweep {' '.join(SWEPT)} --run runs/demo --n {JUDGED}"
+    numbers = {response.name: response_numbers(response) for response in responses}
+    keep(where, "sweep", numbers, command=command, seed=0, figures={"steering_front": steering_front(responses)})
+
+
 def _analyse(where: Places, store: TraceStore, rollouts: int, say: Callable[[str], None]) -> None:
     """Every analysis of the app's pages, on the first few ledgers that were answered right and took some thinking."""
     from reasonscope.analysis.results import result_path
@@ -61,20 +108,24 @@ def _analyse(where: Places, store: TraceStore, rollouts: int, say: Callable[[str
 
     ledgers = [trace for trace in store if trace.problem.answer is not None]
     fit = [trace for trace in ledgers if trace.correct and 100 <= trace.n_thinking_tokens <= 250][:ANALYSED]
-    many = list({trace.id: trace for trace in [*fit, *ledgers[:30]]}.values())
-    # Words at all peaks, and heads over all traces, come from more traces than are looked at one by one.
-    chosen = {"mi": many, "receivers": many, "cliff": [t for t in store if "harmful" in t.problem.meta]}
+    many = list({trace.id: trace for trace in [*fit, *ledgers[:MANY]]}.values())
+    shown = {trace.id for trace in many[:KEPT]}
+    requests = [trace for trace in store if "harmful" in trace.problem.meta]
+    chosen = {"mi": many, "compare": many, "receivers": many, "cliff": requests, "alternatives": [*fit, *requests[:6]]}
     probe = where.probes / "refusal.safetensors"
-    options = Options(rollouts=rollouts, half_width=0.2, max_new_tokens=400, probe=probe)
+    options = Options(
+        rollouts=rollouts, half_width=0.2, max_new_tokens=400, probe=probe, ablate=True, asked=16, sites=",".join(store.sites),
+        vector=where.vectors / "seal.safetensors",
+    )  # fmt: skip
     for name in _ANALYSES:
         if name == "cliff" and not probe.exists():
             continue
         say(f"analysing: {name}")
-        traces = chosen.get(name, fit)
-        study = Study(store=store, traces=traces, options=options, results=where.analyses)
+        study = Study(store=store, traces=chosen.get(name, fit), options=options, results=where.analyses)
         for result in ANALYSES[name](study):
             trace = str(result.provenance.get("trace", "all"))
-            result.save(result_path(where.analyses, result.method, trace))
+            if result.method not in _OF_MANY or trace in shown or trace == "all":
+                result.save(result_path(where.analyses, result.method, trace))
 
 
 def _keep_part(folder: Path, ids: Sequence[str], *, note: str = "") -> None:

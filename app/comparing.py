@@ -1,7 +1,9 @@
 """Analyses that set one thing beside another: heads beside random ones, a reasoner beside its base, rules beside a single sample."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -15,18 +17,22 @@ from reasonscope.analysis.mi_peaks import (
 )
 from reasonscope.analysis.misalignment import misalignment_of_trace
 from reasonscope.analysis.probe_write import probe_write_result
-from reasonscope.analysis.results import Result
-from reasonscope.analysis.selection import Rule, best_by, majority, short_m, simulate
+from reasonscope.analysis.results import Result, result_path
+from reasonscope.analysis.selection import Rule, best_by, early_stop, majority, short_m, simulate
 from reasonscope.analysis.trajectory import trajectory_of_trace
 from reasonscope.app.study import Study, stored, trace_sentences
 from reasonscope.data.errors import InputError
 from reasonscope.data.problems import load_problems
 from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.capture import replay
+from reasonscope.probes.evaluate import Values
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.record import as_numpy
 from reasonscope.probes.sites import Site
+from reasonscope.probes.trajectory import token_scores
+from reasonscope.steering.scope import Scope
 
+STOPS = (0.5, 0.7, 0.9)  # of a probe's probability
 _ASKED = ("requests:jailbreak", "requests:twin", "ledger")
 
 
@@ -45,7 +51,17 @@ def analyse_cliff(study: Study) -> Iterator[Result]:
     if options.ablate:
         trial = _trial(study)
         study.progress(f"{options.draws + 2} × {3 * options.asked} answers, without heads and with all")
-        yield cliff_heads(study.model, probe, requests, trial, draws=options.draws, seed=options.seed)
+        scope = Scope.of(study.model, on="close_window") if options.at_close else None
+        yield cliff_heads(
+            study.model,
+            probe,
+            requests,
+            trial,
+            share=options.share,
+            scope=scope,
+            draws=options.draws,
+            seed=options.seed,
+        )
 
 
 def _trial(study: Study) -> Trial:
@@ -68,7 +84,7 @@ def analyse_emergent(study: Study) -> Iterator[Result]:
 
 
 def analyse_compare(study: Study) -> Iterator[Result]:
-    """MI of the same traces read by the base model and by the one that wrote them."""
+    """MI of the same traces read by the base model and by the one that wrote them; first the base's own curves, trace by trace."""
     site = Site("resid_post", study.model.n_layers - 1)
     sides = []
     for model in (study.base, study.model):
@@ -77,6 +93,8 @@ def analyse_compare(study: Study) -> Iterator[Result]:
         sides.append(
             [mi_of_trace(t, {site: as_numpy(seen[site])}, golds[t.id], seed=study.options.seed) for t, seen in read]
         )
+    for result in sides[0]:
+        yield replace(result, method="mi_base").with_provenance(model=study.base.name)
     yield comparison(*sides, site=str(site), seed=study.options.seed)
 
 
@@ -87,7 +105,36 @@ def analyse_selection(study: Study) -> Iterator[Result]:
     scores = {trace.id: _straight(study, trace) for trace in study.traces} if study.sites else {}
     if any(np.isfinite(value) for value in scores.values()):
         rules["straightest trajectory"] = best_by(lambda trace: scores[trace.id])
+    if study.options.probe is not None:
+        rules |= _early_stops(study, study.options.probe)
     yield simulate(study.traces, rules, k=study.options.k, seed=study.options.seed)
+
+
+def _early_stops(study: Study, path: Path) -> dict[str, Rule]:
+    """End the thinking where the probe is first above a threshold, with the answers that `analyse confidence` forced there.
+
+    The control stops by the scores of another trace, so as early as often, at places that mean nothing.
+    """
+    probe, scores, answers = LinearProbe.load(path), {}, {}
+    for trace in study.traces:
+        kept = result_path(study.results, "confidence", trace.id)
+        if not kept.exists():
+            raise InputError(
+                f"no forced answers of {trace.id!r} to stop with; force them with: reasonscope analyse confidence --run RUN"
+            )
+        found = Result.load(kept)
+        cuts = np.asarray(found.arrays.get("cuts", ()), dtype=np.int64)[1:]  # none where confidence was not measured
+        scores[trace.id] = token_scores(probe, study.store, trace)[cuts - 1]
+        answers[trace.id] = [row[0] for row in found.numbers.get("answers", ())][1:]
+    ids = list(scores)
+    others = dict(zip(ids, [scores[id] for id in (*ids[len(ids) // 2 :], *ids[: len(ids) // 2])], strict=True))
+
+    def rule(scores: Mapping[str, Values], threshold: float) -> Rule:
+        return early_stop(lambda trace: scores[trace.id], threshold, lambda trace, at: answers[trace.id][at])
+
+    return {f"stop above {threshold}": rule(scores, threshold) for threshold in STOPS} | {
+        f"stop above {threshold}, another trace's scores": rule(others, threshold) for threshold in STOPS
+    }
 
 
 def _straight(study: Study, trace: Trace) -> float:

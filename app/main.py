@@ -11,7 +11,7 @@ import streamlit as st
 
 from reasonscope.app import access, components, state
 from reasonscope.app.bundled import EXAMPLE
-from reasonscope.app.services import Run, confined, find_runs, open_run
+from reasonscope.app.runs import Run, confined, find_runs, open_run
 from reasonscope.app.state import BOUND, Key
 from reasonscope.app.views import anchors, compare, heads, mi_peaks, overview, probes, refusal, steering, traces
 from reasonscope.data.errors import ReasonscopeError

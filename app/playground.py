@@ -83,7 +83,7 @@ def duel(
     from reasonscope.probes.rollout import rollouts
     from reasonscope.steering.apply import Steering
     from reasonscope.steering.scope import Scope
-    from reasonscope.steering.side_effects import divergence, generated, reading
+    from reasonscope.steering.side_effects import divergences, generated, reading
 
     problem = Problem(id="playground", messages=(Message(role="user", content=question),))
     (base,) = rollouts(model, [problem], sampling, on_step=lambda step: tell("base", step.index))
@@ -98,7 +98,7 @@ def duel(
     if touched == 0:
         raise InputError("the vector touched no token: nothing that was generated lies in its scope")
     again = Steering(mixed(weights), 1.0, Scope.thinking(model, at_separators=at_separators))
-    divergent = divergence(model, [base], reading(model, again), {"all": generated})["all"]
+    divergent = divergences(model, [base], [reading(model, again)], {"all": generated})[0]["all"]
     return Duel(
         base=_side(base),
         steered=_side(steered),

@@ -7,13 +7,19 @@ import numpy as np
 
 from reasonscope.analysis import figures
 from reasonscope.analysis.figures import Figure
-from reasonscope.data.trace import Trace
+from reasonscope.data.store import TraceStore
+from reasonscope.data.trace import Message, Problem, Trace
+from reasonscope.probes.capture import run_with_cache
+from reasonscope.probes.censoring import aft_predictions, concordance_index
+from reasonscope.probes.controls import Null
 from reasonscope.probes.correctness import CorrectnessProbe
-from reasonscope.probes.evaluate import Estimate
+from reasonscope.probes.evaluate import Estimate, Rows, cluster_bootstrap, resample_groups, spearman
 from reasonscope.probes.heldout import Comparison, LayerMap
-from reasonscope.probes.length import LengthProbe
+from reasonscope.probes.length import LengthProbe, forecast, length_data
 from reasonscope.probes.linear import LinearProbe
+from reasonscope.probes.model import Model
 from reasonscope.probes.refusal import Cell, CliffStudy, RefusalProbe
+from reasonscope.probes.remaining import RemainingProbe
 from reasonscope.probes.trajectory import mean_trajectory, position_name, thinking_to_window
 
 
@@ -102,6 +108,7 @@ def length_numbers(found: LengthProbe) -> dict[str, Any]:
         "baselines": {name: _estimate(score) for name, score in found.baselines.items()},
         "difference_to_best_text_baseline": _estimate(found.difference),
         "verdict": "beats the text" if found.difference.low > 0 else "does not beat the text",
+        "shuffled_lengths": _null(found.shuffled),
         "within_difficulty": _estimate(found.within_difficulty) if found.within_difficulty else None,
         "concordance": _estimate(found.concordance),
         "r2_log": _estimate(found.r2_log),
@@ -112,6 +119,66 @@ def length_numbers(found: LengthProbe) -> dict[str, Any]:
         "n_groups": found.n_groups,
         "n_truncated": found.n_truncated,
         **_probe(found.probe),
+    }
+
+
+def remaining_numbers(found: RemainingProbe) -> dict[str, Any]:
+    """Rank correlations of the tokens that are left, with the position alone beside them."""
+    return {
+        "spearman": _estimate(found.spearman),
+        "baselines": {name: _estimate(score) for name, score in found.baselines.items()},
+        "difference_to_best_baseline": _estimate(found.difference),
+        "verdict": "beats the baselines" if found.difference.low > 0 else "does not beat the baselines",
+        "within_position": _estimate(found.within_position),
+        "concordance": _estimate(found.concordance),
+        "r2_log": _estimate(found.r2_log),
+        "n_rows": len(found.true),
+        "n_groups": found.n_groups,
+        "n_truncated": found.n_truncated,
+        **_probe(found.probe),
+    }
+
+
+def remaining_figures(found: RemainingProbe) -> dict[str, Figure]:
+    """Predicted against true tokens remaining, and the probe beside its baselines."""
+    return {
+        "remaining_prediction": figures.remaining_prediction(found),
+        "remaining_scores": figures.probe_scores(
+            {"probe": found.spearman, **found.baselines},
+            title=f"Tokens remaining: the probe and its baselines ({found.n_groups} problems)",
+            measure="Spearman correlation",
+            chance=0.0,
+        ),
+    }
+
+
+def aft_numbers(
+    store: TraceStore, traces: Sequence[Trace], found: LengthProbe, *, folds: int, seed: int
+) -> dict[str, Any]:
+    """The same rows at the site of the probe by a model that knows which lengths were cut off."""
+    data = length_data(store, list(traces))
+    states = data.features[:, data.sites.index(found.probe.site), 0]
+    predicted = aft_predictions(states, data.tokens, data.truncated, data.groups, folds=folds, seed=seed)
+
+    def concordance(rows: Rows) -> float:
+        return concordance_index(data.tokens[rows], data.truncated[rows], predicted[rows])
+
+    return {
+        "concordance": _estimate(resample_groups(concordance, data.groups, draws=200, seed=seed)),
+        "spearman": _estimate(cluster_bootstrap(spearman, data.tokens, predicted, data.groups, seed=seed)),
+    }
+
+
+def forecast_numbers(model: Model, probe: LinearProbe, prompts: Sequence[str]) -> dict[str, Any]:
+    """How long a model will think about each prompt, by a kept length probe. Raises InputError for a probe of another model."""
+    probe.check(probe.site, model.fingerprint)
+    problems = [Problem(id=prompt, messages=(Message(role="user", content=prompt),)) for prompt in prompts]
+    read = [run_with_cache(model, model.encode_prompt(problem), [probe.site])[1] for problem in problems]
+    said = forecast(probe, np.stack([states[probe.site][0, -1].float().cpu().numpy() for states in read]))
+    coverage = probe.provenance["interval"]["coverage"]
+    return {
+        prompt: {"thinking_tokens": float(tokens), "interval": [float(low), float(high)], "coverage": coverage}
+        for prompt, tokens, low, high in zip(prompts, said.tokens, said.low, said.high, strict=True)
     }
 
 
@@ -135,15 +202,17 @@ def _scores(title: str, scores: Mapping[str, Estimate], comparison: Comparison) 
 def _comparison(comparison: Comparison) -> dict[str, Any]:
     return {
         "auroc": _estimate(comparison.auroc),
+        **{name: _estimate(score) for name, score in comparison.metrics.items()},
         "baselines": {name: _estimate(score) for name, score in comparison.baselines.items()},
         "difference_to_best_baseline": _estimate(comparison.difference),
-        "shuffled_labels": {
-            "mean": float(comparison.shuffled.null.mean()),
-            "highest": float(comparison.shuffled.null.max()),
-            "p_value": comparison.shuffled.p_value,
-        },
+        "shuffled_labels": _null(comparison.shuffled),
         "verdict": "beats the baselines" if comparison.beats else "does not beat the baselines",
     }
+
+
+def _null(shuffled: Null) -> dict[str, float]:
+    null = shuffled.null
+    return {"mean": float(null.mean()), "highest": float(null.max()), "p_value": shuffled.p_value}
 
 
 def _cliffs(study: CliffStudy) -> dict[str, Any]:

@@ -17,6 +17,7 @@ const element = (name, className, text) => {
   if (text !== undefined) made.textContent = text;
   return made;
 };
+const percent = (logprob) => `${(100 * Math.exp(logprob)).toPrecision(3)} %`;
 const shown = (value) => (value === null || value === undefined ? "no value" : Number(value.toPrecision(4)).toString());
 
 class Reader {
@@ -42,11 +43,13 @@ class Reader {
     this.text.onscroll = () => this.draw();
     this.text.onclick = (event) => this.onClick(event);
     this.text.onmousemove = (event) => this.hover(event);
-    this.text.onmouseleave = this.strip.onmouseleave = () => (this.tip.hidden = true);
+    this.text.onmouseleave = this.strip.onmouseleave = () => (this.tip.hidden = !this.pinned);
     this.strip.onclick = (event) => this.onStrip(event);
     this.strip.onmousemove = (event) => this.hoverStrip(event);
     this.key = (event) => this.onKey(event);
     this.resized = new ResizeObserver(() => this.draw());
+    // Tokens are made where they come near the window: of 10,000 a reader sees some hundred.
+    this.near = new IntersectionObserver((seen) => this.come(seen), { root: this.text, rootMargin: "300px" });
   }
 
   show(data, tell) {
@@ -81,24 +84,38 @@ class Reader {
   build() {
     this.id = this.data.id;
     this.cards = [];
-    this.tokens = [];
+    this.blocks = [];
+    this.near.disconnect();
+    this.unpin();
     const all = document.createDocumentFragment();
     let step = null;
-    for (const block of this.data.blocks) {
-      if (block.step === null || step === null || step.number !== block.step) {
+    for (const [role, index, tag, number, first, count] of this.data.blocks) {
+      if (number === null || step === null || step.number !== number) {
         step = element("div", "step");
-        step.number = block.step;
+        step.number = number;
         all.append(step);
       }
-      step.append(this.card(block));
+      step.append(this.card({ role, index, tag, first, count }));
     }
     this.text.replaceChildren(all);
-    for (const made of this.text.children) this.head(made);
+    for (const made of this.text.children) {
+      this.head(made);
+      this.near.observe(made);
+    }
+  }
+
+  begin(token) {
+    return token === 0 ? 0 : this.data.ends[token - 1];
+  }
+
+  piece(token) {
+    return this.data.text.slice(this.begin(token), this.data.ends[token]);
   }
 
   card(block) {
     const card = element("div", `card ${block.role}`);
-    card.dataset.role = block.role;
+    card.block = block;
+    this.blocks.push({ ...block, card });
     if (block.index !== null) {
       card.dataset.index = block.index;
       card.id = `sentence-${block.index}`;
@@ -108,21 +125,59 @@ class Reader {
     const label = element("span", "kind", block.index === null ? kind.label : `${block.index} ${kind.label}`);
     label.title = kind.title;
     card.style.setProperty("--kind", kind.colour);
-    const words = element("span", "words");
     // The white space around a sentence is space between cards already; the pointer still tells of it.
-    const last = block.pieces.findLastIndex((piece) => piece.trim());
-    const inner = (piece, i) => (i === 0 ? piece.trimStart() : piece);
-    block.pieces.forEach((piece, i) => {
-      const token = element("span", "t", i < last ? inner(piece, i) : i === last ? inner(piece, i).trimEnd() : "");
-      token.piece = piece;
-      token.dataset.t = block.first + i;
-      this.tokens[block.first + i] = token;
-      words.append(token);
-    });
-    card.append(label, words);
-    card.text = words.textContent;
+    const whole = this.data.text.slice(this.begin(block.first), this.data.ends[block.first + block.count - 1]);
+    card.text = whole.trim();
+    card.start = this.begin(block.first) + whole.length - whole.trimStart().length;
+    card.words = element("span", "words", card.text);
+    card.append(label, card.words);
     if (block.role === "prompt" && card.text.length > 700) card.classList.add("shut");
     return card;
+  }
+
+  come(seen) {
+    let fresh = false;
+    for (const { target, isIntersecting } of seen) {
+      if (!isIntersecting) continue;
+      this.near.unobserve(target);
+      for (const card of target.querySelectorAll(".card")) this.split(card);
+      fresh = true;
+    }
+    if (fresh) this.highlight();
+  }
+
+  // The words of a card token by token, coloured.
+  split(card) {
+    const { first, count } = card.block;
+    const stop = card.start + card.text.length;
+    const tokens = [];
+    for (let t = first; t < first + count; t++) {
+      const from = Math.min(stop, Math.max(card.start, this.begin(t)));
+      const token = element("span", "t", this.data.text.slice(from, Math.max(from, Math.min(stop, this.data.ends[t]))));
+      token.dataset.t = t;
+      tokens.push(token);
+    }
+    card.words.replaceChildren(...tokens);
+    card.tokens = tokens;
+    this.shadeCard(card);
+  }
+
+  shadeCard(card) {
+    card.tokens.forEach((token, i) => {
+      const value = this.data.colour ? this.valueAt(card.block.first + i) : null;
+      token.style.backgroundColor = value === null ? "" : this.shade(value);
+    });
+  }
+
+  // The block that holds a token.
+  owner(token) {
+    let [low, high] = [0, this.blocks.length - 1];
+    while (low < high) {
+      const middle = (low + high + 1) >> 1;
+      if (this.blocks[middle].first <= token) low = middle;
+      else high = middle - 1;
+    }
+    return this.blocks[low];
   }
 
   // A step of several sentences (and a long prompt) can be shut to its first line.
@@ -168,8 +223,8 @@ class Reader {
     const colour = this.data.colour;
     if (!colour) return null;
     if (colour.per === "token") return colour.values[token] ?? null;
-    const owner = this.tokens[token] && this.tokens[token].closest(".card").dataset.index;
-    return owner === undefined ? null : (colour.values[owner] ?? null);
+    const { index } = this.owner(token);
+    return index === null ? null : (colour.values[index] ?? null);
   }
 
   shade(value) {
@@ -187,10 +242,7 @@ class Reader {
     const colour = this.data.colour;
     const painted = colour ? JSON.stringify([colour.title, colour.about, this.data.dark]) : "";
     if (painted !== this.painted || this.paintedId !== this.id) {
-      this.tokens.forEach((token, i) => {
-        const value = this.valueAt(i);
-        token.style.backgroundColor = colour && value !== null ? this.shade(value) : "";
-      });
+      for (const { card } of this.blocks) if (card.tokens) this.shadeCard(card);
       this.painted = painted;
       this.paintedId = this.id;
     }
@@ -205,7 +257,7 @@ class Reader {
       legend.append(element("span", "about", colour.about));
     }
     for (const [tag, kind] of Object.entries(this.data.kinds)) {
-      if (!this.data.blocks.some((block) => block.tag === tag)) continue;
+      if (!this.blocks.some((block) => block.tag === tag)) continue;
       const chip = element("span", "chip", kind.label);
       chip.title = kind.title;
       chip.style.setProperty("--kind", kind.colour);
@@ -250,7 +302,25 @@ class Reader {
 
   onClick(event) {
     const card = event.target.closest(".card");
-    if (card && card.dataset.index !== undefined && !String(getSelection())) this.select(Number(card.dataset.index));
+    if (!card || String(getSelection())) return;
+    const token = event.target.closest(".t");
+    if (token && this.pinned !== token) this.pin(token, event);
+    else this.unpin();
+    if (card.dataset.index !== undefined) this.select(Number(card.dataset.index));
+  }
+
+  // A token that was clicked keeps its values in sight, on a screen without a pointer too.
+  pin(token, event) {
+    this.unpin();
+    this.say(Number(token.dataset.t), event);
+    this.pinned = token;
+    token.classList.add("pinned");
+  }
+
+  unpin() {
+    this.pinned?.classList.remove("pinned");
+    this.pinned = null;
+    this.tip.hidden = true;
   }
 
   onKey(event) {
@@ -259,6 +329,7 @@ class Reader {
     if (target instanceof HTMLElement && target.closest("input, textarea, select, button, [contenteditable=true], [role=combobox]")) return;
     if (event.key === "j" || event.key === "k") this.move(event.key === "j" ? 1 : -1);
     else if (event.key === "/") this.find.focus();
+    else if (event.key === "Escape" && this.pinned) this.unpin();
     else if (event.key === "Enter" && this.current !== null) this.toggle(this.cards[this.current].parentElement);
     else return;
     event.preventDefault();
@@ -268,20 +339,29 @@ class Reader {
 
   search(words, tell) {
     const wanted = words.trim().toLowerCase();
+    this.wanted = wanted;
     this.matches = [];
-    const ranges = [];
-    for (const card of this.text.querySelectorAll(".card")) {
-      const at = wanted ? card.text.toLowerCase().indexOf(wanted) : -1;
-      card.classList.toggle("found", at >= 0);
-      if (at < 0) continue;
-      this.matches.push(card);
-      ranges.push(rangeIn(card, at, at + wanted.length));
+    for (const { card } of this.blocks) {
+      const found = wanted !== "" && card.text.toLowerCase().includes(wanted);
+      card.classList.toggle("found", found);
+      if (found) this.matches.push(card);
     }
-    if (globalThis.Highlight) CSS.highlights.set("reasonscope-found", new Highlight(...ranges.filter(Boolean)));
+    this.highlight();
     this.match = -1;
     this.count.textContent = wanted ? `${this.matches.length} found` : "";
     this.draw();
     if (tell) this.later("query", words.trim());
+  }
+
+  // The words that were found, in the cards that are near the window.
+  highlight() {
+    if (!globalThis.Highlight) return;
+    const near = this.matches.filter((card) => card.tokens);
+    const ranges = near.map((card) => {
+      const at = card.text.toLowerCase().indexOf(this.wanted);
+      return rangeIn(card, at, at + this.wanted.length);
+    });
+    CSS.highlights.set("reasonscope-found", new Highlight(...ranges.filter(Boolean)));
   }
 
   onFind(event) {
@@ -303,7 +383,7 @@ class Reader {
   // ---- the strip
 
   get length() {
-    return this.tokens.length || 1;
+    return this.data.ends.length || 1;
   }
 
   draw() {
@@ -322,11 +402,11 @@ class Reader {
     pen.scale(ratio, ratio);
     const floor = height - 12;
     const x = (token) => (token / this.length) * width;
-    this.data.blocks.forEach((block) => {
-      const kind = this.data.kinds[block.tag];
+    for (const { tag, first, count } of this.blocks) {
+      const kind = this.data.kinds[tag];
       pen.fillStyle = kind ? kind.colour : "rgba(128,128,128,0.35)";
-      pen.fillRect(x(block.first), floor + 2, Math.max(1, x(block.first + block.pieces.length) - x(block.first) - 0.5), 10);
-    });
+      pen.fillRect(x(first), floor + 2, Math.max(1, x(first + count) - x(first) - 0.5), 10);
+    }
     this.paintValues(pen, x, floor);
     this.paintPlace(pen, x, height);
   }
@@ -377,7 +457,7 @@ class Reader {
   }
 
   tokenOf(place) {
-    return this.data.colour.per === "token" ? place : Number(this.cards[place]?.querySelector(".t")?.dataset.t ?? 0);
+    return this.data.colour.per === "token" ? place : (this.cards[place]?.block.first ?? 0);
   }
 
   paintPlace(pen, x, height) {
@@ -391,10 +471,8 @@ class Reader {
     for (const card of seen.flatMap((step) => [...step.querySelectorAll(".card")])) {
       const box = card.getBoundingClientRect();
       if (!box.height || box.bottom < view.top || box.top > view.bottom) continue;
-      const words = card.querySelector(".words");
-      if (!words.firstChild) continue;
-      first ??= Number(words.firstChild.dataset.t);
-      last = Number(words.lastChild.dataset.t);
+      first ??= card.block.first;
+      last = card.block.first + card.block.count - 1;
     }
     if (first !== null) {
       pen.fillStyle = "rgba(128,128,128,0.14)";
@@ -403,15 +481,11 @@ class Reader {
     pen.strokeStyle = getComputedStyle(this.strip).color;
     pen.lineWidth = 1.5;
     if (this.current !== null) {
-      const words = this.cards[this.current].querySelector(".words");
-      const from = x(Number(words.firstChild?.dataset.t ?? 0));
-      pen.strokeRect(from, 0.75, Math.max(2, x(Number(words.lastChild?.dataset.t ?? 0) + 1) - from), height - 1.5);
+      const { first: from, count } = this.cards[this.current].block;
+      pen.strokeRect(x(from), 0.75, Math.max(2, x(from + count) - x(from)), height - 1.5);
     }
     pen.fillStyle = "#D55E00";
-    for (const card of this.matches) {
-      const token = card.querySelector(".t");
-      if (token) pen.fillRect(x(Number(token.dataset.t)), height - 3, 3, 3);
-    }
+    for (const card of this.matches) pen.fillRect(x(card.block.first), height - 3, 3, 3);
   }
 
   tokenAt(event) {
@@ -424,8 +498,7 @@ class Reader {
   }
 
   onStrip(event) {
-    const card = this.tokens[Math.min(this.tokens.length - 1, this.tokenAt(event))]?.closest(".card");
-    if (!card) return;
+    const { card } = this.owner(this.tokenAt(event));
     if (card.dataset.index !== undefined) this.select(Number(card.dataset.index));
     else card.scrollIntoView({ block: "nearest" });
   }
@@ -433,26 +506,31 @@ class Reader {
   // ---- hover
 
   hover(event) {
+    if (this.pinned) return;
     const token = event.target.closest(".t");
     if (!token) return (this.tip.hidden = true);
-    this.tell_(Number(token.dataset.t), event);
+    this.say(Number(token.dataset.t), event);
   }
 
   hoverStrip(event) {
-    this.tell_(Math.min(this.tokens.length - 1, this.tokenAt(event)), event);
+    this.unpin();
+    this.say(Math.min(this.length - 1, this.tokenAt(event)), event);
   }
 
-  tell_(index, event) {
-    const token = this.tokens[index];
-    if (!token) return;
-    const colour = this.data.colour;
-    const what = this.data.tokenised ? `token ${index} ${JSON.stringify(token.piece)}` : `piece ${index}`;
-    const lines = [what];
+  say(token, event) {
+    const { colour, alternatives: other } = this.data;
+    const lines = [this.data.tokenised ? `token ${token} ${JSON.stringify(this.piece(token))}` : `piece ${token}`];
     if (colour) {
-      lines.push(`${colour.title}: ${shown(this.valueAt(index))} ${colour.unit}`);
-      const owner = colour.per === "token" ? index : token.closest(".card").dataset.index;
-      if (colour.null && colour.null[0][owner] != null)
-        lines.push(`chance: ${shown(colour.null[0][owner])} to ${shown(colour.null[1][owner])}`);
+      lines.push(`${colour.title}: ${shown(this.valueAt(token))} ${colour.unit}`);
+      const place = colour.per === "token" ? token : this.owner(token).index;
+      if (colour.null && colour.null[0][place] != null)
+        lines.push(`chance: ${shown(colour.null[0][place])} to ${shown(colour.null[1][place])}`);
+    }
+    const row = other ? token - other.first : -1;
+    if (row >= 0 && row < other.said.length) {
+      lines.push(`it was written with ${percent(other.said[row])}; the likeliest here:`);
+      for (let k = row * other.top; k < (row + 1) * other.top; k++)
+        lines.push(`${percent(other.logprobs[k])}  ${JSON.stringify(other.pieces[other.ids[k]])}`);
     }
     this.tip.textContent = lines.join("\n");
     this.tip.hidden = false;
@@ -467,7 +545,7 @@ function rangeIn(card, start, stop) {
   const range = document.createRange();
   let at = 0;
   let begun = false;
-  for (const token of card.querySelectorAll(".t")) {
+  for (const token of card.tokens) {
     const node = token.firstChild;
     if (!node) continue;
     const end = at + node.length;

@@ -1,6 +1,7 @@
 """The trace reader: what `reader.js` needs of a trace, and the component that shows it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -8,9 +9,9 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from reasonscope.app.services import Colouring, Reading
-from reasonscope.data.align import token_strings
-from reasonscope.data.trace import Trace
+from reasonscope.app.alternatives import Alternatives
+from reasonscope.app.colourings import Colouring
+from reasonscope.app.readings import Reading
 
 # Okabe and Ito's palette, with a word each: colour is never the only sign.
 KINDS = {
@@ -45,6 +46,7 @@ _reader = st.components.v2.component(
 def show_reader(
     read: Reading,
     colour: Colouring | None,
+    other: Alternatives | None,
     *,
     key: str,
     sentence: int | None,
@@ -54,59 +56,95 @@ def show_reader(
     on_query: Callable[[], None],
 ) -> Any:
     """Show a trace. The result's `sentence` and `query` are what the reader chose and searches for."""
-    data = {**reader_data(read, colour), "sentence": sentence, "query": query, "dark": dark}
+    data = {**reader_data(read, colour, other), "sentence": sentence, "query": query, "dark": dark}
     return _reader(key=key, data=data, width="stretch", on_sentence_change=on_sentence, on_query_change=on_query)
 
 
-def reader_data(read: Reading, colour: Colouring | None) -> dict[str, Any]:
-    """The trace as blocks in reading order (prompt, sentences, answer), each the pieces of its text; and the values to colour by."""
+def reader_data(read: Reading, colour: Colouring | None, other: Alternatives | None = None) -> dict[str, Any]:
+    """What the page needs of a trace, as few arrays as may be: its text, where each token ends, blocks in reading order, and values.
+
+    `ends` count UTF-16 units, as JavaScript does; a trace without tokens has one piece a block. A block is (role, sentence, tag, step,
+    first token, tokens); blocks cover the text without a gap: what stands between two sentences goes with the first of them.
+    """
+    trace = read.trace
+    tokenised = bool(len(trace.token_ids))
+    blocks = _blocks(read)
+    cuts = trace.offsets[:, 1] if tokenised else np.array([block.stop for block in blocks])
     return {
-        "id": read.trace.id,
-        "tokenised": bool(len(read.trace.token_ids)),
-        "blocks": _blocks(read),
+        "id": trace.id,
+        "tokenised": tokenised,
+        "text": trace.text,
+        "ends": _utf16(trace.text, cuts).tolist(),
+        "blocks": [
+            (block.role, block.sentence, block.tag, block.step, block.start, block.stop - block.start)
+            if tokenised
+            else (block.role, block.sentence, block.tag, block.step, place, 1)
+            for place, block in enumerate(blocks)
+        ],
         "kinds": {
             tag: {"label": label, "colour": hue, "title": tag.replace("_", " ")} for tag, (label, hue) in KINDS.items()
         },
         "colour": None if colour is None else _colour(colour),
+        "alternatives": None if other is None else _alternatives(other),
     }
 
 
-def _blocks(read: Reading) -> list[dict[str, Any]]:
-    """Blocks that cover the text without a gap: what stands between two sentences goes with the first of them."""
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """A stretch [start, stop) of tokens, of characters in a trace without tokens: the prompt, a sentence, or the answer."""
+
+    role: str
+    sentence: int | None
+    tag: str
+    step: int | None
+    start: int
+    stop: int
+
+
+def _blocks(read: Reading) -> list[_Block]:
     trace, cut = read.trace, read.sentences
     tokenised = bool(len(trace.token_ids))
-    pieces = token_strings(trace.text, trace.offsets) if tokenised else []
     last = trace.tokens.thinking.stop if tokenised else trace.chars.thinking.stop
-    starts = [(s.tokens if tokenised else s.chars).start for s in cut]
-    end = len(pieces) if tokenised else len(trace.text)
-    first = starts[0] if starts else last
-    parts: list[dict[str, Any]] = [{"role": "prompt", "index": None, "tag": "", "step": None, "from": 0, "to": first}]
+    end = len(trace.token_ids) if tokenised else len(trace.text)
+    starts = [(sentence.tokens if tokenised else sentence.chars).start for sentence in cut]
+    found = [_Block(role="prompt", sentence=None, tag="", step=None, start=0, stop=starts[0] if starts else last)]
     for sentence, step, start, stop in zip(cut, read.steps, starts, [*starts[1:], last], strict=True):
-        named = {"role": "sentence", "index": sentence.index, "tag": sentence.tag, "step": step}
-        parts.append({**named, "from": start, "to": stop})
-    parts.append({"role": "answer", "index": None, "tag": "", "step": None, "from": last, "to": end})
-    return _with_pieces(trace, [part for part in parts if part["to"] > part["from"]], pieces)
+        found.append(
+            _Block(role="sentence", sentence=sentence.index, tag=sentence.tag, step=step, start=start, stop=stop)
+        )
+    found.append(_Block(role="answer", sentence=None, tag="", step=None, start=last, stop=end))
+    return [block for block in found if block.stop > block.start]
 
 
-def _with_pieces(trace: Trace, parts: list[dict[str, Any]], pieces: list[str]) -> list[dict[str, Any]]:
-    """The text of each part, token by token; of a trace without tokens in one piece."""
-    blocks, first = [], 0
-    for part in parts:
-        start, stop = part.pop("from"), part.pop("to")
-        text = pieces[start:stop] if pieces else [trace.text[start:stop]]
-        blocks.append({**part, "first": first, "pieces": text})
-        first += len(text)
-    return blocks
+def _utf16(text: str, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places in a text, counted in UTF-16 units instead of characters: one beyond the first plane is two."""
+    if text.isascii():
+        return places
+    wide = np.array([ord(char) > 0xFFFF for char in text])
+    return np.asarray(places + np.concatenate([[0], np.cumsum(wide)])[places])
+
+
+def _alternatives(other: Alternatives) -> dict[str, Any]:
+    known, ids = np.unique(other.ids, return_inverse=True)
+    return {
+        "first": other.first,
+        "top": other.ids.shape[1],
+        "said": _numbers(other.said),
+        "logprobs": _numbers(other.logprobs.ravel()),
+        "ids": ids.ravel().tolist(),
+        "pieces": [other.pieces.get(int(id), "") for id in known],
+    }
 
 
 def _colour(colour: Colouring) -> dict[str, Any]:
+    low, high = colour.ends
     return {
         "title": colour.title,
         "unit": "" if colour.unit == "1" else colour.unit,
         "per": colour.per,
         "values": _numbers(colour.values),
-        "low": colour.low,
-        "high": colour.high,
+        "low": low,
+        "high": high,
         "null": None if colour.null is None else [_numbers(end) for end in colour.null],
         "marks": list(colour.marks),
         "about": colour.about,

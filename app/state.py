@@ -26,7 +26,11 @@ class Key(StrEnum):
     DEPTH = "depth"
     LEAST = "least"
     LAYOUT = "layout"
+    DIRECTION = "direction"
+    TRUTH = "truth"
     HEAD = "head"
+    HEADS = "heads"
+    BLOCK = "block"
     OTHER_RUN = "with"
     OTHER_TRACE = "with_trace"
 

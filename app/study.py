@@ -11,15 +11,13 @@ from numpy.typing import NDArray
 from reasonscope.analysis.mi_peaks import (
     Gold,
 )
-from reasonscope.analysis.organism import true_sentences
+from reasonscope.app.readings import read
 from reasonscope.data.errors import InputError
-from reasonscope.data.importers import published_sentences
-from reasonscope.data.segment import sentences
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Sentence, Trace
 from reasonscope.probes.branches import PrefixWriter, Writer
 from reasonscope.probes.model import Model, load_model
-from reasonscope.probes.server import ServerWriter
+from reasonscope.probes.server import server_writer
 from reasonscope.probes.sites import Site
 
 
@@ -30,6 +28,7 @@ class Options:
     model: str | None = None
     device: str = "cpu"
     server: str | None = None
+    served_as: str | None = None
     sites: str = ""
     gold: Gold = "reference"
     block: int = 500
@@ -43,9 +42,16 @@ class Options:
     probe: Path | None = None
     base: str = "organism-base"
     ablate: bool = False
+    share: float = 0.03
+    at_close: bool = False
     draws: int = 20
     asked: int = 40
     k: int = 4
+    top: int = 5
+    keys: int = 8
+    vector: Path | None = None
+    strength: float = 1.0
+    at_separators: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +75,7 @@ class Study:
     def writer(self) -> Writer:
         if self.options.server is None:
             return PrefixWriter(self.model, batch_size=self.options.batch_size)
-        return ServerWriter(url=self.options.server, model=self.model.name, tokenizer=self.model.tokenizer_backend)
+        return server_writer(self.options.server, self.model, served_as=self.options.served_as)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -95,10 +101,8 @@ class Study:
 
 
 def trace_sentences(trace: Trace) -> list[Sentence]:
-    """The sentences of a trace: the grammar's own where its truth is known, the published ones, else ours."""
-    if "ledger" in trace.problem.meta:
-        return true_sentences(trace)[0]
-    return published_sentences(trace) or sentences(trace)
+    """The sentences of a trace as the app shows them: the published ones, the grammar's own where its truth is known, else ours."""
+    return list(read(trace).sentences)
 
 
 def stored(store: TraceStore, id: str, site: Site) -> NDArray[Any]:

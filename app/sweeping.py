@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,20 +15,28 @@ from reasonscope.probes.evaluate import Estimate
 from reasonscope.probes.model import Model, load_model
 from reasonscope.probes.sites import Site
 from reasonscope.steering.ablation import AblationEffect
-from reasonscope.steering.dose import Arm, DoseResponse, dose_response
-from reasonscope.steering.methods import Method
+from reasonscope.steering.controls import CONTROLS, ControlResponse, control_response
+from reasonscope.steering.dose import Arm, Bench, DoseResponse, dose_response
+from reasonscope.steering.methods import METHODS, Source, method
 from reasonscope.steering.vector import SteeringVector
 
 
-class DoseArguments(TypedDict):
-    """What of `dose_response` does not follow from the method."""
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A method of steering or a control of the decoding, and the strengths (values) to run it at, None for its own."""
 
-    strengths: Sequence[float]
-    sampling: Sampling
-    nulls: int
-    samples: int
-    batch_size: int
-    say: Callable[[str], None]
+    name: str
+    values: tuple[float, ...] | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Asked":
+        """`seal`, or `seal:0.5,1`. Raises InputError for an unknown name, or for what are no numbers."""
+        name, colon, numbers = text.partition(":")
+        if name not in METHODS and name not in CONTROLS:
+            raise InputError(
+                f"no steering method is called {name!r}; there are {', '.join(METHODS)}, and of the decoding {', '.join(CONTROLS)}"
+            )
+        return cls(name=name, values=tuple(numbers_from(numbers)) if colon else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,32 +78,48 @@ def sampling_of_run(store: TraceStore, seed: int) -> Sampling:
     return Sampling(**{**known, "seed": seed})
 
 
-def respond(
+def source_of_run(
     model: Model,
     store: TraceStore,
     split: Split,
-    name: str,
-    method: Method,
     *,
-    sites: Sequence[Site] | None,
-    covariance: bool,
-    **arguments: Unpack[DoseArguments],
-) -> DoseResponse:
-    """Extract the vector of a method from one side of the split and judge it on the other.
+    sites: Sequence[Site] | None = None,
+    verdict: str | None = None,
+    fast: str | None = None,
+) -> Source:
+    """What a method may learn from: one side of the split."""
+    return Source(model=model, store=store, ids=split.ids, sites=sites, verdict=verdict, fast=fast)
 
-    `covariance`: random vectors have that of the states which the extraction could read, the thinking of its traces.
+
+def respond(
+    bench: Bench,
+    source: Source,
+    asked: Asked,
+    *,
+    strengths: Sequence[float] | None,
+    nulls: int,
+    covariance: bool,
+    say: Callable[[str], None],
+) -> DoseResponse | ControlResponse:
+    """Judge a method, its vectors made from one side of the split, on the other; or a control of the decoding.
+
+    `strengths` are those of the methods that say none themselves. `covariance`: random vectors have that of the states which the extraction
+    could read, the thinking of its traces.
     """
-    vector = method.vector(model, store, split.ids, sites)
-    states = {at: thinking_states(store, split.ids, at) for at in vector.directions} if covariance else None
+    if asked.name in CONTROLS:
+        return control_response(bench, source, asked.name, asked.values, nulls=nulls, say=say)
+    chosen = method(asked.name)
+    parts = chosen.parts(source)
+    sites = [site for part in parts for site in part.vector.directions]
+    states = {at: thinking_states(source.store, source.ids, at) for at in sites} if covariance else None
     return dose_response(
-        model,
-        split.held_out,
-        vector=vector,
-        scope=method.scope(model),
-        operator=method.operator,
-        name=name,
+        bench,
+        parts,
+        asked.values or strengths or chosen.strengths,
+        name=asked.name,
+        nulls=nulls,
         states=states,
-        **arguments,
+        say=say,
     )
 
 
@@ -151,8 +175,16 @@ def arm_numbers(arm: Arm) -> dict[str, Any]:
     }
 
 
-def response_numbers(response: DoseResponse) -> dict[str, Any]:
+def response_numbers(response: DoseResponse | ControlResponse) -> dict[str, Any]:
     """Every arm with its measures, and of each strength the excess over the random vectors."""
+    if isinstance(response, ControlResponse):
+        return {
+            "unit": response.unit,
+            "n_problems": response.base.n_problems,
+            "base": arm_numbers(response.base),
+            "arms": [arm_numbers(arm) for arm in response.arms],
+            "random": [arm_numbers(arm) for arm in response.nulls],
+        }
     return {
         "sites": [str(site) for site in response.sites],
         "held_out": response.held_out,
@@ -172,8 +204,11 @@ def response_numbers(response: DoseResponse) -> dict[str, Any]:
     }
 
 
-def response_rows(response: DoseResponse) -> dict[str, Any]:
+def response_rows(response: DoseResponse | ControlResponse) -> dict[str, Any]:
     """The same in a few numbers a strength, for a table."""
+    if isinstance(response, ControlResponse):
+        of_arms = {f"{arm.multiplier:g} {response.unit}": _short(arm) for arm in response.arms}
+        return {"n_problems": response.base.n_problems, "unsteered": _short(response.base), **of_arms}
     shown: dict[str, Any] = {"held_out": response.held_out, "n_problems": response.base.n_problems}
     shown["unsteered"] = _short(response.base)
     for dose in response.doses:

@@ -24,6 +24,7 @@ from reasonscope.probes.model import load_model
 from reasonscope.probes.refusal import CONTRASTS, cell
 from reasonscope.probes.sites import Site
 from reasonscope.probes.trajectory import has_cliff, row_at
+from reasonscope.steering.scope import Scope
 
 
 def main() -> None:
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--benign", type=int, default=60)
     parser.add_argument("--solved", type=int, default=40)
     parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--heads", type=int, nargs="+", default=[1, 2, 3], help="how many heads are taken away")
     parser.add_argument("--pairs", type=int, default=16)
     given = parser.parse_args()
     reasoner, base = load_model("organism"), load_model("organism-base")
@@ -45,9 +47,13 @@ def main() -> None:
     store = TraceStore.open(given.run)
     traces = [trace for trace in store if has_cliff(trace)]
     site = Site("resid_post", reasoner.n_layers - 1)
-    cliff = cliff_heads(reasoner, probe_of(store, traces, site), traces, trial, draws=given.draws)
-    sys.stdout.write(json.dumps({"cliff": cliff_numbers(cliff)}, indent=2) + "\n")
-    sys.stdout.flush()
+    probe, n_heads = probe_of(store, traces, site), reasoner.n_layers * reasoner.n_heads
+    for where in ("all", "close_window"):
+        scope = Scope.of(reasoner, on="close_window") if where == "close_window" else None
+        for taken in given.heads:
+            cliff = cliff_heads(reasoner, probe, traces, trial, share=taken / n_heads, scope=scope, draws=given.draws)
+            sys.stdout.write(json.dumps({f"cliff, {taken} heads at {where}": cliff_numbers(cliff)}, indent=2) + "\n")
+            sys.stdout.flush()
     pairs = opening_pairs(base, reasoner, load_problems("ledger", n=given.pairs, seed=12))
     emergent = emergent_heads(base, reasoner, pairs)
     sys.stdout.write(json.dumps({"emergent": emergent_numbers(emergent)}, indent=2) + "\n")

@@ -1,26 +1,35 @@
 """What the anchors find on the organism, whose every dependency is known: one table, each number beside its null and beside nearness.
 
-The three methods (counterfactual by resampling, receiver heads, attention suppression) are judged by the true dependencies: AUROC and
-precision at k. Confidence: whether it rises along right traces. MI: whether the sentence that states the answer stands above its null.
+The three methods (counterfactual, receiver heads, attention suppression) are judged by the true dependencies: AUROC and precision at k.
+Counterfactual effects come five ways: as published by resampling; by the rollouts alone whose first sentence differs; by rollouts
+behind a sentence with a wrong number; and, the text behind it read and not written anew, with what was resampled or with a wrong
+number in its place. Confidence: whether it rises along right traces. MI: whether the sentence that states the answer stands above its null.
 Allotment: rollouts spent against as many everywhere as the sentence that needs most.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reasonscope.analysis.anchor_agreement import attention_agreement
 from reasonscope.analysis.anchors.allotment import Allotment
-from reasonscope.analysis.anchors.rollouts import anchors_of_trace, resample
+from reasonscope.analysis.anchors.importance import sentence_effects
+from reasonscope.analysis.anchors.replacement import replaced_rollouts, replacement_effects, resampled_alternatives
+from reasonscope.analysis.anchors.rollouts import Continuation, resample
 from reasonscope.analysis.confidence import confidence_of_trace
 from reasonscope.analysis.forced import closing_stub, decoder, encoder
 from reasonscope.analysis.mi_peaks import gold_text, mi_of_trace, representations
-from reasonscope.analysis.organism import true_sentences
+from reasonscope.analysis.organism import wrong_statements
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement, mean_estimate
+from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.parse import THINK
 from reasonscope.data.problems import load_problems
 from reasonscope.data.trace import Sampling, Trace
@@ -31,6 +40,8 @@ from reasonscope.probes.record import as_numpy
 from reasonscope.probes.rollout import rollouts
 from reasonscope.probes.sites import Site
 
+Continued = Mapping[int, Sequence[Continuation]]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -39,6 +50,8 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=60, help="rollouts of a sentence, at most")
     parser.add_argument("--half-width", type=float, default=0.125, help="of a sentence's accuracy")
     parser.add_argument("--steps", type=int, default=5, help="the longest problem, in steps")
+    parser.add_argument("--temperatures", type=float, nargs="*", default=[0.7], help="of the counterfactual rollouts")
+    parser.add_argument("--skip", nargs="*", default=[], help=f"any of {', '.join(READ)}")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     model = load_model("organism", device=given.device)
@@ -47,35 +60,78 @@ def main() -> None:
     sampling = Sampling(temperature=0.7, max_new_tokens=700, seed=0)
     traces = [t for t in rollouts(model, chosen, sampling, batch_size=64) if t.state == "closed"]
     plan = Allotment(most=given.most, half_width=given.half_width)
-    for name, found in (
-        ("attention", attention(model, traces)),
-        ("confidence", confidence(model, traces)),
-        ("mi", answer_sentences(model, traces)),
-        ("counterfactual", counterfactual(model, traces[: given.traces], sampling, plan)),
-    ):
-        sys.stdout.write(json.dumps({name: found, "traces": len(traces)}, indent=2) + "\n")
+    runs = {name: partial(run, model, traces) for name, run in READ.items() if name not in given.skip}
+    for temperature in given.temperatures:
+        how = replace(sampling, temperature=temperature)
+        name = f"counterfactual, temperature {temperature}"
+        runs[name] = partial(counterfactual, model, traces[: given.traces], how, plan)
+    for name, run in runs.items():
+        sys.stdout.write(json.dumps({name: run(), "traces": len(traces)}, indent=2) + "\n")
         sys.stdout.flush()
 
 
 def counterfactual(model: Model, traces: Sequence[Trace], sampling: Sampling, plan: Allotment) -> dict[str, Any]:
-    """Effects of sentences on sentences by resampling, and what the allotment spent."""
-    writer, decode = PrefixWriter(model, batch_size=128), decoder(model.tokenizer_backend)
-    effects, truths, spent, fixed = [], [], 0, 0
+    """Effects of sentences on sentences by rollouts and by what they wrote in a sentence's place, and what the allotment spent."""
+    writer, codec = (
+        PrefixWriter(model, batch_size=256),
+        (encoder(model.tokenizer_backend), decoder(model.tokenizer_backend)),
+    )
+    tags, effects, truths, spent, fixed = model.tags or THINK, defaultdict(list), [], 0, 0
     for trace in traces:
         known, truth = true_sentences(trace)
-        continued = resample(writer, trace, known, decode, sampling, allotment=plan, tags=model.tags or THINK)
-        found = anchors_of_trace(trace, known, continued, draws=20)
-        if found.measured:
-            effects.append(np.asarray(found.arrays["effects"]))
-            truths.append(truth)
+        own = [sentence.text.strip() for sentence in known]
+        continued = resample(writer, trace, known, codec[1], sampling, allotment=plan, tags=tags)
+        wrong = wrong_statements(known, seed=sampling.seed)
+        behind = replaced_rollouts(writer, trace, known, wrong, *codec, sampling, samples=plan.least, tags=tags)
+        unlike = {
+            i: [row for row in rows if row.sentences and row.sentences[0].strip() != own[i]]
+            for i, rows in continued.items()
+            if i < len(own)
+        }
+        effects["resampling, as published"].append(exact_effects(own, continued))
+        effects["resampling, first sentence differs"].append(exact_effects(own, continued, unlike))
+        effects["wrong numbers, text behind them written"].append(exact_effects(own, continued, behind))
+        read = replacement_effects(model, trace, known, resampled_alternatives(known, continued), *codec)
+        effects["resampled sentences, text behind them read"].append(
+            read.values if read.measured else np.full((len(own), len(own)), np.nan)
+        )
+        truths.append(truth)
         sizes = [len(rows) for rows in continued.values()]
         spent += sum(sizes)
         fixed += max(sizes) * len(sizes)
     return {
-        "traces": len(effects),
-        **agreement_numbers(dependency_agreement(effects, truths)),
+        "traces": len(truths),
+        **{name: agreement_numbers(dependency_agreement(matrices, truths)) for name, matrices in effects.items()},
         "rollouts": {"adaptive": spent, "as many everywhere": fixed, "saved": 1 - spent / fixed},
     }
+
+
+def exact_effects(own: Sequence[str], continued: Continued, without: Continued | None = None) -> NDArray[np.float64]:
+    """`sentence_effects` where the very same sentence counts as coming up, and no other: in a grammar, one number apart is another."""
+    place = {text: i for i, text in enumerate(dict.fromkeys(own))}
+
+    def vectors(texts: Sequence[str]) -> NDArray[np.float64]:
+        rows = np.zeros((len(texts), len(place)))
+        for row, text in enumerate(texts):
+            if text.strip() in place:
+                rows[row, place[text.strip()]] = 1.0
+        return rows
+
+    def embedded(rows: Continued) -> dict[int, list[NDArray[np.float64]]]:
+        return {i: [vectors(one.sentences) for one in some] for i, some in rows.items()}
+
+    other = None if without is None else embedded(without)
+    return sentence_effects(vectors(own), embedded(continued), 1.0, without=other)
+
+
+def read_behind(model: Model, traces: Sequence[Trace]) -> dict[str, Any]:
+    """Effects of wrong numbers on the sentences behind them, and of any odd sentence in their place."""
+    codec, matrices, truths = (encoder(model.tokenizer_backend), decoder(model.tokenizer_backend)), [], []
+    for trace in traces:
+        known, truth = true_sentences(trace)
+        matrices.append(replacement_effects(model, trace, known, wrong_statements(known), *codec).values)
+        truths.append(truth)
+    return {"traces": len(truths), **agreement_numbers(dependency_agreement(matrices, truths))}
 
 
 def attention(model: Model, traces: Sequence[Trace]) -> dict[str, Any]:
@@ -147,6 +203,13 @@ def answer_sentences(model: Model, traces: Sequence[Trace]) -> dict[str, Any]:
         "tokens above null": float(np.mean(tokens)),
     }
 
+
+READ: Mapping[str, Callable[[Model, Sequence[Trace]], dict[str, Any]]] = {
+    "attention": attention,
+    "replacement": read_behind,
+    "confidence": confidence,
+    "mi": answer_sentences,
+}
 
 if __name__ == "__main__":
     main()

@@ -118,6 +118,9 @@ def timed(method: Method, layers: int, positions: int, device: str) -> Timing:
     seconds, alike = [0.0, 0.0], 0
     noise, halves = np.random.default_rng(0).standard_normal((2 * FOLDS, 2)), np.arange(2.0 * FOLDS) % 2
     method.grid().fit(noise, halves)  # starts the workers
+    method.batched(
+        torch.from_numpy(noise)[None].repeat(2, 1, 1), torch.from_numpy(halves), [1.0]
+    )  # loads LAPACK, starts the threads
     for layer in range(layers):
         features, quantity = layer_of_activations(np.random.default_rng(layer))
         features = features[:positions]

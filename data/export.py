@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from reasonscope.data.durable import write_durably, write_text_durably
 from reasonscope.data.errors import InputError, StoreError
+from reasonscope.data.importers import PUBLISHED_EFFECTS
 from reasonscope.data.records import traces_to_table
 from reasonscope.data.segment import sentences
 from reasonscope.data.trace import Sentence, Trace
@@ -40,7 +41,7 @@ def export_parquet(traces: Iterable[Trace], path: str | Path) -> int:
 
 def export_thought_anchors(traces: Iterable[Trace], folder: str | Path) -> int:
     """A folder a trace (its id, which may hold slashes) with `base_solution.json`, `problem.json`, `chunks_labeled.json`, and
-    `step_importance.json` where the trace's `meta` has one. Returns the number of traces.
+    what was published of effects and of resampled sentences where the trace's `meta` has it. Returns the number of traces.
 
     Chunks are `meta["chunks"]` where the trace was imported with them, else our sentences under the published splitter with our
     labels, and without dependencies or importances. Raises InputError for an id that leads out of `folder`.
@@ -107,9 +108,8 @@ def _anchor_files(trace: Trace) -> dict[str, Any]:
         "chunks_labeled.json": trace.meta.get("chunks")
         or [_chunk(s) for s in sentences(trace, splitter="thought_anchors")],
     }
-    if trace.meta.get("step_importance"):
-        files["step_importance.json"] = trace.meta["step_importance"]
-    return files
+    kept = (*PUBLISHED_EFFECTS, "chunks_resampled")
+    return files | {f"{name}.json": trace.meta[name] for name in kept if trace.meta.get(name)}
 
 
 def _question(trace: Trace) -> str:

@@ -17,6 +17,10 @@ from reasonscope.data.segment import sentences_at
 from reasonscope.data.trace import FinishReason, Problem, Sentence, Span, Trace
 
 _LARGEST_SAMPLE = 64 * 2**20  # bytes of one sample of an Inspect log, unpacked; more is no transcript but a bomb
+PUBLISHED_EFFECTS = (
+    "step_importance",
+    "step_importance_supp",
+)  # by resampling, by attention suppression; files of these names
 _FINISH: Mapping[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
@@ -28,10 +32,11 @@ _FINISH: Mapping[str, FinishReason] = {
 def import_thought_anchors(folder: str | Path, *, tokenizer: Tokenizer | None = None) -> list[Trace]:
     """The traces below `folder`: any nesting of model/correct|incorrect/problem_N, or one problem alone.
 
-    A problem has `base_solution.json` and, beside it, `problem.json`, `chunks_labeled.json`, `step_importance.json` as far as they
-    were published. The id is the path below `folder`, the group the problem. `meta` keeps what was published about the sentences:
-    `chunks` as they are (chunk, function_tags, depends_on, importances), and `step_importance`, the effect of sentence i on sentence j
-    as a list of {source_chunk_idx, target_impacts}. Published correctness is kept, not judged anew. Raises InputError.
+    A problem has `base_solution.json` and, beside it, `problem.json`, `chunks_labeled.json`, `step_importance.json`,
+    `step_importance_supp.json` and `chunks_resampled.json` as far as they were published. The id is the path below `folder`, the group the
+    problem. `meta` keeps what was published about the sentences: `chunks` as they are (chunk, function_tags, depends_on, importances),
+    `PUBLISHED_EFFECTS`, of sentence i on sentence j, as lists of {source_chunk_idx, target_impacts}, and `chunks_resampled`, what rollouts
+    wrote in place of a sentence, by its number. Published correctness is kept, not judged anew. Raises InputError.
     """
     root = Path(folder)
     found = [_anchor_trace(path.parent, root, tokenizer) for path in sorted(root.rglob("base_solution.json"))]
@@ -129,7 +134,9 @@ def _anchor_trace(folder: Path, root: Path, tokenizer: Tokenizer | None) -> Trac
         prompt=base["prompt"],
         completion=base["solution"],
         tokenizer=tokenizer,
-        meta={"chunks": chunks, "step_importance": _beside(folder, "step_importance.json", [])},
+        meta={"chunks": chunks}
+        | {name: _beside(folder, f"{name}.json", []) for name in PUBLISHED_EFFECTS}
+        | _resampled(folder),
     )
     published: dict[str, Any] = {}
     if isinstance(base.get("is_correct"), bool):
@@ -261,6 +268,15 @@ def _content(message: Mapping[str, Any], kind: str) -> str:
     if isinstance(content, str):
         return content if kind == "text" else ""
     return "\n".join(str(part.get(kind, "")) for part in content if isinstance(part, dict) and part.get("type") == kind)
+
+
+def _resampled(folder: Path) -> dict[str, Any]:
+    """What was published of the sentences that rollouts wrote in place of others; empty where nothing was."""
+    path = folder / "chunks_resampled.json"
+    found = _object(_beside(folder, path.name, {}), str(path))
+    if any(not isinstance(texts, list) or not all(isinstance(text, str) for text in texts) for texts in found.values()):
+        raise InputError(f"{path}: a list of texts for each sentence is needed")
+    return {"chunks_resampled": found} if found else {}
 
 
 def _beside(folder: Path, name: str, default: Any) -> Any:

@@ -1,7 +1,9 @@
 """One shard of a store: a Parquet table of traces and, beside it, the rows of their activations in a safetensors file."""
 
+import shutil
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,23 @@ def write_shard(folder: Path, name: str, traces: Sequence[Trace], activations: A
         raise
     files = {file: StoredFile.of(folder / file) for file in writers}
     return Shard(name=name, traces=len(traces), rows=int(stops[-1]), files=files)
+
+
+def link_shard(source: Path, shard: Shard, folder: Path, name: str) -> Shard:
+    """`shard` of the folder `source` as shard `name` of `folder`: by hard links, or copies where there are none. Raises StoreError."""
+    files = {}
+    for old, file in shard.files.items():
+        new = name + Path(old).suffix
+        write_durably(folder / new, partial(_link_or_copy, source / old))
+        files[new] = file
+    return replace(shard, name=name, files=files)
+
+
+def _link_or_copy(source: Path, path: Path) -> None:
+    try:
+        path.hardlink_to(source)
+    except OSError:  # another file system, or one that knows no links
+        shutil.copyfile(source, path)
 
 
 def remove_files(folder: Path, names: Mapping[str, Any]) -> None:

@@ -32,6 +32,7 @@ from reasonscope.data.shards import (
     Activations,
     content_problem,
     length_problem,
+    link_shard,
     read_rows,
     read_table,
     remove_files,
@@ -207,6 +208,39 @@ class TraceStore:
             raise
         self._manifest = manifest
         self._index().update(self._places_in(shard))
+
+    def adopt(self, other: "TraceStore") -> None:
+        """Take over the shards of `other`, a store of the same `meta` and sites that nobody writes to any more; its files stay.
+
+        The shards enter in one step: a kill leaves this store without them, and a second call takes them. Those that are here
+        already are left out. Raises InputError for an `other` of another kind or with some traces that are here already,
+        StoreError where another process writes or the disk is full.
+        """
+        self._take_lock()
+        if (other.meta, other.sites) != (self.meta, self.sites):
+            raise InputError(
+                f"{other.path} was recorded otherwise than {self.path}; only parts of one run can be joined"
+            )
+        new = [shard for shard in other._manifest.shards if not self._holds(other, shard)]
+        if not new:
+            return
+        first = len(self._manifest.shards)
+        names = [f"{first + i:06d}" for i in range(len(new))]
+        taken = tuple(
+            link_shard(other._folder, shard, self._folder, name) for shard, name in zip(new, names, strict=True)
+        )
+        types = {site: self._manifest.sites[site] or other._manifest.sites[site] for site in self.sites}
+        manifest = replace(self._manifest, sites=types, shards=(*self._manifest.shards, *taken))
+        manifest.write(self.path)
+        self._manifest = manifest
+        self._places = None
+
+    def _holds(self, other: "TraceStore", shard: Shard) -> bool:
+        ids = other._places_in(shard).keys()
+        here = [id for id in ids if id in self._index()]
+        if here and len(here) < len(ids):
+            raise InputError(f"{other.path} and {self.path} both hold {here[0]!r}; ids have to be unique")
+        return bool(here)
 
     def check(self) -> list[str]:
         """Everything that is wrong with the store, every byte of it read; empty where nothing is."""

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from reasonscope.data.errors import ContextError, InputError
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.batching import check_vocabulary
+from reasonscope.probes.cache import growing_cache
 from reasonscope.probes.decoding import Completion, Past, generate
 from reasonscope.probes.model import Model
 
@@ -97,7 +98,7 @@ def _past(shared: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int]) -> Pa
     width = max(lengths)
     if width == 0:
         return None
-    cache = DynamicCache()
+    cache = growing_cache()
     for layer, both in enumerate(shared):
         rows = []
         for tensor in both:

@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from reasonscope.data.errors import ContextError, InputError
+from reasonscope.data.errors import ContextError, InputError, SiteError
+from reasonscope.data.trace import Span
 from reasonscope.probes.backends.hooks import eager_attention, touching
 from reasonscope.probes.backends.touch import Touch
 from reasonscope.probes.batching import check_vocabulary, left_padded
 from reasonscope.probes.model import Model
+from reasonscope.probes.reduction import SpanMeans
 from reasonscope.probes.sites import Site
 
 
@@ -88,21 +92,48 @@ def run_with_cache(
     return out.logits, dict(out.activations)
 
 
-def replay(model: Model, sequences: Sequence[Sequence[int]], sites: Sequence[Site]) -> list[dict[Site, Tensor]]:
+def replay(
+    model: Model,
+    sequences: Sequence[Sequence[int]],
+    sites: Sequence[Site],
+    *,
+    spans: Sequence[Sequence[Span]] | None = None,
+) -> list[dict[Site, Tensor]]:
     """Feed finished sequences in one batch, teacher-forced; of each, what stood at `sites` in the model's dtype.
 
     Rows are those of a capture while decoding: every token but the last, which was never fed back. `attn_probs` come as
     (head, query, key), all else with rows first. Equal to a capture while decoding up to rounding.
+
+    `spans` of each sequence ask for means over rows instead, (span, …): sentences, or single rows as spans of one. They are taken
+    where the model runs, so that nothing else is kept, or sent back from another machine. Raises InputError, ContextError, SiteError.
     """
     fed = [sequence[:-1] for sequence in sequences]
     _check(model, fed)
     ids, mask = left_padded(fed, model.device)
-    seen = model.backend.forward(ids, mask=mask, last_logits_only=True, read=sites).activations
     padding = [ids.shape[1] - len(sequence) for sequence in fed]
+    reduce = None if spans is None else _span_means(fed, sites, spans, padding)
+    seen = model.backend.forward(ids, mask=mask, last_logits_only=True, read=sites, reduce=reduce).activations
+    if reduce is not None:
+        ends = np.cumsum([0, *map(len, reduce.spans)]).tolist()
+        return [{site: seen[site][a:b] for site in sites} for a, b in pairwise(ends)]
     return [
         {site: seen[site][row][:, n:, n:] if site.point == "attn_probs" else seen[site][row, n:] for site in sites}
         for row, n in enumerate(padding)
     ]
+
+
+def _span_means(
+    fed: Sequence[Sequence[int]], sites: Sequence[Site], spans: Sequence[Sequence[Span]], padding: Sequence[int]
+) -> SpanMeans:
+    if len(spans) != len(fed):
+        raise InputError(f"{len(fed)} sequences but spans of {len(spans)}; give the spans of each")
+    for site in sites:
+        if site.point == "attn_probs":
+            raise SiteError(f"{site}: means over the rows of attention hide where they look; leave spans away")
+    for i, (sequence, row) in enumerate(zip(fed, spans, strict=True)):
+        if wrong := [span for span in row if not 0 <= span.start < span.stop <= len(sequence)]:
+            raise InputError(f"{wrong[0]} of sequence {i}: spans are not empty and lie within its {len(sequence)} rows")
+    return SpanMeans.of(spans, padding)
 
 
 def _check(model: Model, sequences: Sequence[Sequence[int]]) -> None:

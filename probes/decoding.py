@@ -14,6 +14,7 @@ from reasonscope.data.errors import ContextError, InputError, SiteError
 from reasonscope.data.trace import FinishReason, Sampling
 from reasonscope.probes.backends.base import Edit
 from reasonscope.probes.batching import check_vocabulary, left_padded
+from reasonscope.probes.cache import growing_cache
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
 
@@ -171,7 +172,7 @@ class _Decoding:
         draws = np.stack([np.random.default_rng(seed).random(longest) for seed in seeds])
         self._uniform = torch.from_numpy(draws).to(_precise(device)).to(device)
         self._stops = torch.tensor(sorted(model.stop_ids), device=device)
-        self._cache: object = past.cache if past else None
+        self._cache: object = past.cache if past else growing_cache(model.hf.config)
         self._ids = torch.zeros(n, longest, dtype=torch.long, device=device)
         self._logprobs = torch.zeros(n, longest, device=device)
         self._entropies = torch.zeros(n, longest, device=device)
@@ -222,7 +223,8 @@ class _Decoding:
         kept = going.nonzero()[:, 0]
         self.rows, self.feed = self.rows[kept], self.feed[kept]
         if len(kept):
-            self._cache.batch_select_indices(kept)  # type: ignore[attr-defined]  # a transformers Cache by now
+            # Indices of the host: the layers of a dispatched model lie on several devices.
+            self._cache.batch_select_indices(kept.cpu())  # type: ignore[attr-defined]  # a transformers Cache by now
 
     def completions(self, prompts: Sequence[Sequence[int]]) -> list[Completion]:
         lengths, stopped = self._lengths.tolist(), self._stopped.tolist()

@@ -6,7 +6,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, spearmanr, t
+from scipy.stats import norm, rankdata, t
+from sklearn import config_context
 from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedGroupKFold
 
@@ -63,7 +64,7 @@ def spearman(targets: Values, predictions: Values) -> float:
     """Rank correlation; 0 where either side is constant, since a constant orders nothing."""
     if np.ptp(targets) == 0 or np.ptp(predictions) == 0:
         return 0.0
-    return float(spearmanr(targets, predictions).statistic)
+    return float(np.corrcoef(rankdata(targets), rankdata(predictions))[0, 1])
 
 
 def problem_groups(problems: Sequence[str], groups: Sequence[str] | None = None) -> list[str]:
@@ -169,9 +170,11 @@ def grouped_predictions(
         return predictions
     for nested in nested_folds(targets, groups, task=task, folds=folds, seed=seed):
         splits = [(fold.train, fold.test) for fold in nested.inner]
-        search = GridSearchCV(clone(estimator), grid, cv=splits, scoring=_SCORING[task], refit=False).fit(
-            features, targets
-        )
+        search = GridSearchCV(clone(estimator), grid, cv=splits, scoring=_SCORING[task], refit=False)
+        with config_context(
+            assume_finite=True, skip_parameter_validation=True
+        ):  # a third of the time of many small fits
+            search.fit(features, targets)
         fitted = clone(estimator).set_params(**search.best_params_)
         fitted.fit(features[nested.outer.train], targets[nested.outer.train])
         predictions[nested.outer.test] = predict(fitted, features[nested.outer.test], task)

@@ -6,9 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-from reasonscope.data.errors import InputError
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "reasonscope")
 
@@ -16,32 +14,52 @@ _LIBRARIES = ("torch", "transformers", "tokenizers", "reasonscope")
 def fingerprint(
     hf: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, name: str, revision: str | None
 ) -> dict[str, Any]:
-    """JSON: `name`, `revision`, `architecture`, `dtype`, SHA-256 of `weights` and `tokenizer`, and `versions`."""
+    """As `described`, with the `dtype` and the SHA-256 of the `weights`."""
+    known = described(hf.config, tokenizer, name=name, revision=revision)
+    return {**known, "dtype": str(hf.dtype).removeprefix("torch."), "weights": weights_hash(hf)}
+
+
+def described(
+    config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, *, name: str, revision: str | None
+) -> dict[str, Any]:
+    """JSON: `name`, `revision`, `architecture`, `dtype` and `weights` (unknown), SHA-256 of the `tokenizer`, and `versions`."""
     return {
         "name": name,
         "revision": revision,
-        "architecture": hf.config.model_type,
-        "dtype": str(hf.dtype).removeprefix("torch."),
-        "weights": weights_hash(hf),
+        "architecture": config.model_type,
+        "dtype": None,
+        "weights": None,
         "tokenizer": tokenizer_hash(tokenizer),
         "versions": {library: version(library) for library in _LIBRARIES},
     }
 
 
-def weights_hash(hf: PreTrainedModel) -> str:
+def weights_hash(hf: PreTrainedModel) -> str | None:
     """SHA-256 over the names, dtypes and bytes of all parameters and buffers that a checkpoint holds, in order of name.
 
-    It does not depend on how a checkpoint is cut into files. Raises InputError where weights are not in memory.
+    It does not depend on how a checkpoint is cut into files, nor on where accelerate keeps its pieces. None where the weights are
+    on another machine.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(hf.state_dict().items()):
-        if tensor.is_meta:
-            raise InputError(
-                f"the weight {name} is offloaded to disk, so it cannot be fingerprinted; load the model onto devices that hold it"
-            )
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        value = _offloaded(hf, name) if tensor.is_meta else tensor
+        if value is None:
+            return None
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _offloaded(hf: PreTrainedModel, name: str) -> torch.Tensor | None:
+    """A weight that accelerate keeps in memory of the host or on disk and brings only while its module runs."""
+    path, _, leaf = name.rpartition(".")
+    hook = getattr(hf.get_submodule(path), "_hf_hook", None)
+    for one in (hook, *getattr(hook, "hooks", ())):
+        kept = getattr(one, "weights_map", None)
+        if kept is not None:
+            value: torch.Tensor = kept[leaf]
+            return value
+    return None
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 from scipy.stats import rankdata
 
 from reasonscope.data.store import TraceStore
@@ -26,6 +27,7 @@ from reasonscope.probes.evaluate import (
 )
 from reasonscope.probes.length import states_at
 from reasonscope.probes.linear import LinearProbe, LogisticProbe
+from reasonscope.probes.metrics import BINARY
 from reasonscope.probes.sites import Site
 from reasonscope.probes.sweep import Choice, sweep
 from reasonscope.probes.trajectory import POSITIONS, Position, position_name, row_at
@@ -132,9 +134,13 @@ def layer_map(
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """AUROC of held-out scores beside those of the baselines and of shuffled labels; `difference` is to the best baseline."""
+    """AUROC of held-out scores beside those of the baselines and of shuffled labels; `difference` is to the best baseline.
+
+    `metrics` are the other numbers of `metrics.BINARY`, of the probe's held-out probabilities.
+    """
 
     auroc: Estimate
+    metrics: Mapping[str, Estimate]
     shuffled: Null
     baselines: Mapping[str, Estimate]
     difference: Estimate
@@ -163,8 +169,14 @@ def compared(
         else np.full(len(targets), 0.5)
         for name, features in baselines.items()
     }
+    probabilities = np.asarray(expit(scores))
     return Comparison(
         auroc=cluster_bootstrap(auroc, targets, scores, groups, seed=seed),
+        metrics={
+            name: cluster_bootstrap(metric, targets, probabilities, groups, draws=200, seed=seed)
+            for name, metric in BINARY.items()
+            if name != "auroc"
+        },
         shuffled=held.shuffled,
         baselines={n: cluster_bootstrap(auroc, targets, values, groups, seed=seed) for n, values in predicted.items()},
         difference=difference_to_best(auroc, targets, scores, predicted, groups, seed=seed),

@@ -102,15 +102,15 @@ class Layout:
     def output_weights(self, hf: PreTrainedModel, layer: int) -> tuple[Tensor, Tensor | None]:
         """W_O (head, d_head, d_model) and the bias (d_model) of the output projection of block `layer`.
 
-        Raises InputError where accelerate has offloaded it.
+        Raises InputError where accelerate has offloaded it, or where it is quantised.
         """
         projection = self.block(hf, layer).get_submodule(self.o_proj)
         weight, bias = projection.weight, getattr(projection, "bias", None)
         assert isinstance(weight, Tensor)
-        if weight.is_meta:
+        if reason := _unreadable(weight):
             raise InputError(
-                f"the output projection of block {layer} is offloaded, so its weights cannot be read; "
-                "load the model onto devices that hold it"
+                f"the output projection of block {layer} is {reason}, so its weights cannot be read; "
+                "load the model unquantised, onto devices that hold it"
             )
         if isinstance(projection, nn.Linear):
             weight = weight.T  # Linear keeps (out, in), the Conv1D of GPT-2 keeps (in, out)
@@ -189,6 +189,9 @@ LAYOUTS = MappingProxyType(
 )
 
 
+_PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # others are packed, or need their scales
+
+
 def embedding_rows(hf: PreTrainedModel, layout: Layout) -> Tensor:
     """The embedding (vocab, d_model)."""
     weight = hf.get_submodule(layout.embedding).weight
@@ -230,9 +233,18 @@ def check_layout(hf: PreTrainedModel, layout: Layout) -> None:
         raise ArchitectureError(f"the {layout.model_type} model is not as its layout says. {'; '.join(faults)}")
 
 
-def is_offloaded(hf: PreTrainedModel, layout: Layout) -> bool:
-    """Whether accelerate holds the weights of the first block elsewhere and brings them only while it runs."""
-    return any(parameter.is_meta for parameter in layout.block(hf, 0).parameters())
+def unreadable(hf: PreTrainedModel, layout: Layout) -> str | None:
+    """Why the weights of the first block cannot be read as numbers (they still can be run); None where they can."""
+    for parameter in layout.block(hf, 0).parameters():
+        if reason := _unreadable(parameter):
+            return reason
+    return None
+
+
+def _unreadable(weight: Tensor) -> str | None:
+    if weight.is_meta:
+        return "offloaded"
+    return None if weight.dtype in _PLAIN else "quantised"
 
 
 def _block_faults(hf: PreTrainedModel, layout: Layout, config: PretrainedConfig) -> list[str]:
@@ -248,7 +260,7 @@ def _block_faults(hf: PreTrainedModel, layout: Layout, config: PretrainedConfig)
         ]
     if layout.router is not None and not any(_has(block, layout.router) for block in blocks.children()):
         faults.append(f"router: no {layout.router!r} in any block")
-    if not faults and not is_offloaded(hf, layout):
+    if not faults and not unreadable(hf, layout):
         weight, _ = layout.output_weights(hf, 0)
         if weight.shape[-1] != config.hidden_size:
             faults.append(f"o_proj: writes {weight.shape[-1]} values into a residual stream of {config.hidden_size}")

@@ -5,27 +5,31 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from reasonscope.data.errors import ArchitectureError
-from reasonscope.probes.backends.base import Edit, Positions
+from reasonscope.probes.backends.base import Backend, Edit, Positions
 from reasonscope.probes.backends.hooks import HooksBackend
-from reasonscope.probes.layout import Layout, check_layout, input_device, is_offloaded
+from reasonscope.probes.layout import Layout, check_layout, input_device, unreadable
 from reasonscope.probes.sites import Point, Site
 
 _WRITTEN: tuple[Point, ...] = ("resid_pre", "z", "attn_out", "mlp_out", "resid_post")
 _TOKENS = 4
 
 
-def prove_layout(hf: PreTrainedModel, layout: Layout) -> None:
+def prove_layout(hf: PreTrainedModel, layout: Layout, backend: Backend | None = None) -> None:
     """Check names and shapes, then by a pass: what the first block adds, attention rows that sum to 1, writes that arrive.
 
     The rows of the batch are alike, but each is written at one point only (the first at none), so one pass shows every
-    point. Raises ArchitectureError that says what does not hold.
+    point. Where the weights are on another machine the pass runs there, by `backend`, without attention rows, whose kernel is
+    chosen there. Raises ArchitectureError that says what does not hold.
     """
     check_layout(hf, layout)
     device = input_device(hf, layout)
     ids = torch.arange(_TOKENS, device=device).expand(1 + len(_WRITTEN), _TOKENS)
-    sites = {point: Site(point, 0) for point in (*_WRITTEN, "attn_probs")}
+    points: tuple[Point, ...] = _WRITTEN if backend else (*_WRITTEN, "attn_probs")
+    sites = {point: Site(point, 0) for point in points}
     write = {sites[point]: _only(row) for row, point in enumerate(_WRITTEN, start=1)}
-    out = HooksBackend(hf, layout).forward(ids, mask=torch.ones_like(ids), read=tuple(sites.values()), write=write)
+    out = (backend or HooksBackend(hf, layout)).forward(
+        ids, mask=torch.ones_like(ids), read=tuple(sites.values()), write=write
+    )
     seen = {point: out.activations[site][0].float() for point, site in sites.items()}
     faults = [
         f"writing {point}.0 leaves the logits as they were"
@@ -38,12 +42,12 @@ def prove_layout(hf: PreTrainedModel, layout: Layout) -> None:
         faults.append(
             f"resid_pre + attn_out + mlp_out differs from resid_post by {float(gap.abs().max()):.2g} in block 0"
         )
-    if not is_offloaded(hf, layout):
+    if not unreadable(hf, layout):
         with torch.no_grad():
             heads = layout.attention_of_heads(hf, 0, out.activations[sites["z"]][:1])[0].float()
         if (heads - seen["attn_out"]).abs().max() > tolerance * max(1.0, float(seen["attn_out"].abs().max())):
             faults.append("the sum of what the heads of block 0 write is not attn_out")
-    rows = seen["attn_probs"].sum(dim=-1)
+    rows = seen["attn_probs"].sum(dim=-1) if "attn_probs" in seen else torch.ones(1)
     if rows.max() > 1 + tolerance or (not layout.sinks and rows.min() < 1 - tolerance):
         faults.append(f"attention rows of block 0 sum to {float(rows.min()):.4g} … {float(rows.max()):.4g}, not to 1")
     if faults:

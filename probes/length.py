@@ -20,16 +20,18 @@ from reasonscope.probes.baselines import (
 from reasonscope.probes.baselines import baseline_predictions as predictions_from
 from reasonscope.probes.censoring import Mask, concordance_index
 from reasonscope.probes.conformal import ResidualBand, residual_band
+from reasonscope.probes.controls import Null, permutation_null
 from reasonscope.probes.evaluate import (
     Estimate,
     Values,
     cluster_bootstrap,
     difference_to_best,
+    grouped_predictions,
     resample_groups,
     spearman,
     trace_groups,
 )
-from reasonscope.probes.linear import LinearProbe
+from reasonscope.probes.linear import LinearProbe, RidgeProbe
 from reasonscope.probes.metrics import r2, r2_log, spearman_within
 from reasonscope.probes.sites import Site
 from reasonscope.probes.sweep import SweepResult, sweep
@@ -75,12 +77,14 @@ class LengthProbe:
     `predicted` and `true` (row,) in tokens, rows as in `LengthData`. `n_truncated` traces ended at the token limit: their true length is
     longer than what is counted; they stay in, and `concordance` is Harrell's C, which knows (0.5 is chance). `within_difficulty`
     and `within_dataset` are Spearman correlations inside each difficulty or data set, None where none is stated. `r2_log` is on
-    log(1 + tokens). `layer` (fold,): the site that each fold chose. `probe` is fitted on all rows, its scores are log(1 + tokens).
+    log(1 + tokens). `shuffled`: Spearman at the final layer and penalty on lengths that problems exchanged. `layer` (fold,): the site
+    that each fold chose. `probe` is fitted on all rows, its scores are log(1 + tokens).
     """
 
     spearman: Estimate
     baselines: Mapping[str, Estimate]
     difference: Estimate
+    shuffled: Null
     within_difficulty: Estimate | None
     within_dataset: Estimate | None
     concordance: Estimate
@@ -97,10 +101,7 @@ class LengthProbe:
 
     def forecast(self, activations: ArrayLike) -> LengthForecast:
         """Of states (…, d_model) of `probe.site` at the last prompt token. The interval covers `band.coverage` of new problems."""
-        scores = self.probe.scores(activations)
-        return LengthForecast(
-            tokens=_tokens(scores), low=_tokens(scores + self.band.low), high=_tokens(scores + self.band.high)
-        )
+        return forecast(self.probe, activations)
 
 
 def length_probe(
@@ -125,11 +126,20 @@ def length_probe(
     weaker = _baselines(store, data, folds=folds, seed=seed)
     strata = {id(trace): name for trace, name in zip(traces, datasets, strict=True)} if datasets is not None else {}
 
+    band = residual_band(np.log1p(data.tokens) - swept.predictions, data.truncated, data.groups, coverage=coverage)
+
     def judged(metric: Any, values: Values = predicted) -> Estimate:
         return cluster_bootstrap(metric, data.tokens, values, data.groups, seed=seed)
 
     def concordance(rows: NDArray[np.intp]) -> float:
         return concordance_index(data.tokens[rows], data.truncated[rows], predicted[rows])
+
+    def judge(lengths: Values) -> float:
+        again = RidgeProbe(swept.final.penalty, standardise=True)
+        states = data.features[:, swept.final.layer, 0]
+        return spearman(
+            lengths, grouped_predictions(again, states, np.log1p(lengths), data.groups, folds=folds, seed=seed)
+        )
 
     return LengthProbe(
         spearman=judged(spearman),
@@ -137,6 +147,7 @@ def length_probe(
         difference=difference_to_best(
             spearman, data.tokens, predicted, {name: weaker[name] for name in TEXT_BASELINES}, data.groups, seed=seed
         ),
+        shuffled=permutation_null(judge, data.tokens, data.groups, within=False, draws=20, seed=seed),
         within_difficulty=_within(data, predicted, [trace.problem.difficulty for trace in data.traces], seed),
         within_dataset=_within(data, predicted, [strata.get(id(trace)) for trace in data.traces], seed),
         concordance=resample_groups(concordance, data.groups, draws=200, seed=seed),
@@ -148,9 +159,22 @@ def length_probe(
         predicted=predicted,
         true=data.tokens,
         layer=tuple(data.sites[choice.layer] for choice in swept.chosen),
-        probe=_kept(swept, data, seed),
-        band=residual_band(np.log1p(data.tokens) - swept.predictions, data.truncated, data.groups, coverage=coverage),
+        probe=_kept(swept, data, band, seed),
+        band=band,
     )
+
+
+def forecast(probe: LinearProbe, activations: ArrayLike) -> LengthForecast:
+    """What a probe of `length_probe` says, kept or loaded, of states (…, d_model) of its site at the last prompt token.
+
+    Raises InputError for a probe that does not know how wrong it can be.
+    """
+    band = probe.provenance.get("interval")
+    if band is None:
+        raise InputError("this probe tells no lengths; take the one that `reasonscope probe length` keeps")
+    scores = probe.scores(activations)
+    low, high = (np.inf * sign if end is None else end for sign, end in zip((-1, 1), band["log"], strict=True))
+    return LengthForecast(tokens=_tokens(scores), low=_tokens(scores + low), high=_tokens(scores + high))
 
 
 def length_data(store: TraceStore, traces: Sequence[Trace]) -> LengthData:
@@ -251,7 +275,7 @@ def _between_share(rollouts: Sequence[Sequence[Trace]]) -> float | None:
     return float(max(0.0, 1 - within / total))
 
 
-def _kept(swept: SweepResult, data: LengthData, seed: int) -> LinearProbe:
+def _kept(swept: SweepResult, data: LengthData, band: ResidualBand, seed: int) -> LinearProbe:
     return LinearProbe(
         coef=swept.coef,
         intercept=swept.intercept,
@@ -266,6 +290,10 @@ def _kept(swept: SweepResult, data: LengthData, seed: int) -> LinearProbe:
             "rows": len(data.tokens),
             "groups": len(set(data.groups)),
             "truncated": data.n_truncated,
+            "interval": {
+                "coverage": band.coverage,
+                "log": [end if np.isfinite(end) else None for end in (band.low, band.high)],
+            },
             "seed": seed,
         },
     )

@@ -1,6 +1,5 @@
 """Linear probes: estimators with scikit-learn's interface, and the frozen probe that is kept, with its site, model and provenance."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from safetensors.numpy import save_file
 from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.linear_model import Lasso
@@ -17,13 +15,18 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
-from reasonscope.data.durable import write_durably
 from reasonscope.data.errors import InputError, SiteError
-from reasonscope.data.reading import read_arrays, well_formed
+from reasonscope.data.headed import Kind
+from reasonscope.data.reading import well_formed
 from reasonscope.probes.sites import Site
 from reasonscope.probes.solvers import LinearPath, logistic_path, ridge_path
 
-FORMAT_VERSION = 1
+_KIND = Kind(
+    key="reasonscope.probe",
+    noun="probe",
+    version=1,
+    fields={"site": str, "task": str, "method": str, "model": dict, "provenance": dict},
+)
 Task = Literal["regression", "binary"]
 Values = NDArray[np.float64]
 # What makes two models the same: paths, names and library versions may differ.
@@ -107,22 +110,18 @@ class LinearProbe:
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, `coef` and `intercept` float64, the rest as JSON in its header. Raises StoreError."""
         header = {
-            "version": FORMAT_VERSION,
             "site": str(self.site),
             "task": self.task,
             "method": self.method,
             "model": dict(self.model),
             "provenance": dict(self.provenance),
         }
-        tensors = {"coef": np.ascontiguousarray(self.coef), "intercept": np.array([self.intercept])}
-        metadata = {"reasonscope.probe": json.dumps(header)}
-        write_durably(Path(path), lambda file: save_file(tensors, file, metadata=metadata))
+        _KIND.write(Path(path), header, {"coef": self.coef, "intercept": np.array([self.intercept])})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote. Raises InputError for any other file, a newer version, or NaN."""
-        fields = {"site": str, "task": str, "method": str, "model": dict, "provenance": dict}
-        tensors, header = read_arrays(path, "reasonscope.probe", "probe", version=FORMAT_VERSION, fields=fields)
+        header, tensors = _KIND.read(Path(path))
         with well_formed(path):
             kept = {name: header[name] for name in ("task", "method", "model", "provenance")}
             coef, intercept = tensors["coef"], float(tensors["intercept"][0])

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
-from reasonscope.data.errors import ModelLoadError
+from reasonscope.data.errors import InputError, ModelLoadError
 
 # The models that the package ships.
 SHIPPED = ("organism", "organism-base")
@@ -25,7 +25,7 @@ def load_pretrained(
     if isinstance(place, Path):
         _check_folder(place)
     try:
-        tokenizer = _tokenizer(place, revision)
+        tokenizer = load_tokenizer(place, revision)
         # With output_loading_info a pair is returned, which the annotations of transformers do not say.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
@@ -48,7 +48,21 @@ def load_pretrained(
     return model if device == "auto" else model.to(device), tokenizer
 
 
-def _tokenizer(place: Path | str, revision: str | None) -> Any:
+def load_structure(
+    source: str, *, dtype: str | torch.dtype | None, revision: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The modules of a model without its weights (on the device "meta"), and its tokenizer: for an engine that runs elsewhere."""
+    place = locate(source)
+    try:
+        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+        with torch.device("meta"):
+            hf = AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype, trust_remote_code=False)
+        return hf, load_tokenizer(place, revision)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ModelLoadError(_reason(source, error)) from error
+
+
+def load_tokenizer(place: Path | str, revision: str | None) -> Any:
     """The tokenizer exactly as its tokenizer.json says.
 
     Not by AutoTokenizer where there is that file: since transformers 5 it rebuilds the tokenizer as the class that the
@@ -58,6 +72,15 @@ def _tokenizer(place: Path | str, revision: str | None) -> Any:
     if cached_file(place, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False):
         return PreTrainedTokenizerFast.from_pretrained(place, revision=revision or "main")
     return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+
+
+def fast(tokenizer: Any, name: str) -> PreTrainedTokenizerFast:
+    """`tokenizer`, if it knows where its tokens begin and end. Raises InputError."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise InputError(
+            f"the tokenizer of {name} is a {type(tokenizer).__name__}; one with offsets (a fast one) is needed"
+        )
+    return tokenizer
 
 
 def locate(source: str) -> Path | str:

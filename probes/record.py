@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.capture import replay
 from reasonscope.probes.decoding import generate
 from reasonscope.probes.model import Model
+from reasonscope.probes.prompting import Prompting
 from reasonscope.probes.rollout import as_trace, check_fits, trace_seed
+from reasonscope.probes.server import ServerWriter
 from reasonscope.probes.sites import Site
 
 _SHARD_BYTES = 64 * 2**20  # what a kill can cost, and about what is held in memory beside the model
@@ -43,7 +45,7 @@ class _Task:
 
 
 def record(
-    model: Model,
+    model: Prompting,
     problems: Sequence[Problem],
     path: str | Path,
     *,
@@ -55,32 +57,44 @@ def record(
     think: bool = True,
     open_tag: bool = False,
     resume: bool = True,
+    leave_out: Collection[str] = (),
+    server: ServerWriter | None = None,
     progress: bool = True,
 ) -> TraceStore:
     """Let `model` answer each problem `samples` times and store the traces with what stood at `sites`.
 
     A trace's id is `problem/sample`. Its seed follows from `sampling.seed` and its id, so neither the order of the problems
-    nor sharding changes what is drawn. `shard=(i, n)` takes the i-th of n parts of the problems (by a hash of their ids, from
-    1): each part goes into a store of its own. With `resume` the traces that the store has are left out; a store that was
-    made by another model, prompt, sampling or with other sites is refused, and what differs is named. Complete batches are
-    kept when the run is interrupted. Raises InputError, ContextError, SiteError, StoreError.
+    nor sharding changes what is drawn. `shard=(i, n)` takes the i-th of n parts of the problems (by a hash of their ids,
+    from 1): each part goes into a store of its own. The ids in `leave_out` are not recorded. With `resume` the traces that
+    the store has are left out; a store that was made by another model, prompt, sampling or with other sites is refused, and
+    what differs is named. Complete batches are kept when the run is interrupted.
+
+    Where a `server` is given, it writes the completions, a batch at a time; `model` then only reads its `sites` in them, and
+    may be a `Prompting` (no weights) where there are none. Raises InputError, ContextError, SiteError, StoreError.
     """
-    wanted = _sites(model, sites)
+    if not sites and server is not None:
+        reader = None
+    elif isinstance(model, Model):
+        reader = model
+    else:
+        raise InputError(f"{model.name} was loaded without weights; give a server, and no sites")
+    wanted = _sites(reader, sites) if reader else ()
     batches = list(_batches(_tasks(model, problems, samples, shard, think, open_tag), batch_size))
     meta = {
         "model": dict(model.fingerprint),
         "sampling": asdict(sampling),
         "prompt": {"think": think, "open_tag": open_tag},
+        **({"server": {"model": server.model}} if server else {}),
     }
     store = _open(Path(path), meta, [str(site) for site in wanted], resume)
-    done = set(store.ids)
+    done = {*store.ids, *leave_out}
     batches = [batch for batch in batches if not all(task.id in done for task in batch)]
     writer = _Writer(store, wanted)
     try:
         with _bar(progress) as bar:
             for batch in _shown(batches, bar, writer):
                 left = [task for task in batch if task.id not in done]
-                writer.append(*_run(model, left, wanted, sampling))
+                writer.append(*_run(model, reader, server, left, wanted, sampling))
     finally:
         # What is complete is kept, whatever stopped the run (a full disk has its own error, which then comes again).
         writer.flush()
@@ -114,7 +128,7 @@ def _sites(model: Model, names: Sequence[Site | str]) -> tuple[Site, ...]:
 
 
 def _tasks(
-    model: Model, problems: Sequence[Problem], samples: int, shard: tuple[int, int], think: bool, open_tag: bool
+    model: Prompting, problems: Sequence[Problem], samples: int, shard: tuple[int, int], think: bool, open_tag: bool
 ) -> list[_Task]:
     if not problems:
         raise InputError("there is no problem to record; give at least one")
@@ -145,18 +159,28 @@ def _batches(tasks: Sequence[_Task], size: int) -> Iterator[list[_Task]]:
 
 
 def _run(
-    model: Model, tasks: Sequence[_Task], sites: Sequence[Site], sampling: Sampling
+    model: Prompting,
+    reader: Model | None,
+    server: ServerWriter | None,
+    tasks: Sequence[_Task],
+    sites: Sequence[Site],
+    sampling: Sampling,
 ) -> tuple[list[Trace], list[dict[Site, Tensor]]]:
     """Generate at full speed with nothing captured, then read everything in one teacher-forced pass."""
     seeds = [trace_seed(sampling.seed, task.id) for task in tasks]
-    completions = generate(model, [task.prompt for task in tasks], sampling, seeds=seeds)
+    prompts = [task.prompt for task in tasks]
+    if server is not None:
+        completions = server.complete(prompts, sampling, seeds)
+    else:
+        assert reader is not None  # who has no server has weights
+        completions = generate(reader, prompts, sampling, seeds=seeds)
     traces = [
         as_trace(model, task.problem, task.sample, completion, replace(sampling, seed=seed))
         for task, completion, seed in zip(tasks, completions, seeds, strict=True)
     ]
-    if not sites:
+    if not sites or reader is None:
         return traces, [{} for _ in traces]
-    return traces, replay(model, [completion.token_ids.tolist() for completion in completions], sites)
+    return traces, replay(reader, [completion.token_ids.tolist() for completion in completions], sites)
 
 
 def _open(path: Path, meta: Mapping[str, Any], sites: Sequence[str], resume: bool) -> TraceStore:

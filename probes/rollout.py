@@ -13,6 +13,7 @@ from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.backends.base import Edit
 from reasonscope.probes.decoding import Completion, DecodingStep, generate
 from reasonscope.probes.model import Model
+from reasonscope.probes.prompting import Prompting
 from reasonscope.probes.sites import Site
 
 
@@ -25,37 +26,47 @@ def rollouts(
     batch_size: int = 32,
     think: bool = True,
     open_tag: bool = False,
-    prefill: str = "",
+    prefill: str | Sequence[str] = "",
     write: Mapping[Site, Edit] | None = None,
     on_step: Callable[[DecodingStep], None] | None = None,
     processors: Sequence[LogitsProcessor] = (),
 ) -> list[Trace]:
     """Let `model` answer each problem `samples` times; traces in the order of the problems, nothing captured or stored.
 
-    A `prefill` stands behind the opened tag and counts as prompt; `processors` are those of `generate`.
+    A `prefill` stands behind the opened tag and counts as prompt; `processors` are those of `generate`. Several prefills make several
+    sets of traces, one behind the other: each batch (of at most `batch_size` rows, one a prefill at least) holds its prompts once with
+    each of them, those with the first one first.
 
     Seeds follow from `sampling.seed` and the trace's id (`problem/sample`): the same problem gets the same draws with an edit
     (`write`) as without, whatever the batch. Raises InputError, ContextError.
     """
-    tasks = [
-        (problem, sample, model.encode_prompt(problem, think=think, open_tag=open_tag, prefill=prefill))
-        for problem in problems
-        for sample in range(samples)
+    prefills = (prefill,) if isinstance(prefill, str) else tuple(prefill)
+    asked = [(problem, sample) for problem in problems for sample in range(samples)]
+    prompts = [
+        [model.encode_prompt(problem, think=think, open_tag=open_tag, prefill=text) for problem, _ in asked]
+        for text in prefills
     ]
-    for problem, _, prompt in tasks:
-        check_fits(model, problem, prompt)
-    order = sorted(range(len(tasks)), key=lambda i: len(tasks[i][2]))
-    traces: dict[int, Trace] = {}
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        seeds = [trace_seed(sampling.seed, f"{tasks[i][0].id}/{tasks[i][1]}") for i in batch]
-        prompts = [tasks[i][2] for i in batch]
+    for prefilled in prompts:
+        for (problem, _), prompt in zip(asked, prefilled, strict=True):
+            check_fits(model, problem, prompt)
+    order = sorted(range(len(asked)), key=lambda i: len(prompts[0][i]))
+    traces: dict[tuple[int, int], Trace] = {}
+    at_once = max(1, batch_size // len(prefills))
+    for start in range(0, len(order), at_once):
+        batch = [(copy, i) for copy in range(len(prefills)) for i in order[start : start + at_once]]
+        seeds = [trace_seed(sampling.seed, f"{asked[i][0].id}/{asked[i][1]}") for _, i in batch]
         completions = generate(
-            model, prompts, sampling, seeds=seeds, write=write, on_step=on_step, processors=processors
+            model,
+            [prompts[copy][i] for copy, i in batch],
+            sampling,
+            seeds=seeds,
+            write=write,
+            on_step=on_step,
+            processors=processors,
         )
-        for i, completion, seed in zip(batch, completions, seeds, strict=True):
-            traces[i] = as_trace(model, tasks[i][0], tasks[i][1], completion, replace(sampling, seed=seed))
-    return [traces[i] for i in range(len(tasks))]
+        for (copy, i), completion, seed in zip(batch, completions, seeds, strict=True):
+            traces[copy, i] = as_trace(model, *asked[i], completion, replace(sampling, seed=seed))
+    return [traces[copy, i] for copy in range(len(prefills)) for i in range(len(asked))]
 
 
 def continuations(
@@ -94,7 +105,7 @@ def _counting_begun(done: Completion, origin: Trace) -> Completion:
     )
 
 
-def as_trace(model: Model, problem: Problem, sample: int, completion: Completion, sampling: Sampling) -> Trace:
+def as_trace(model: Prompting, problem: Problem, sample: int, completion: Completion, sampling: Sampling) -> Trace:
     """The completion of a problem, cut into its regions, with id `problem/sample`."""
     return build_trace(
         id=f"{problem.id}/{sample}",
@@ -112,7 +123,7 @@ def as_trace(model: Model, problem: Problem, sample: int, completion: Completion
     )
 
 
-def check_fits(model: Model, problem: Problem, prompt: Sequence[int]) -> None:
+def check_fits(model: Prompting, problem: Problem, prompt: Sequence[int]) -> None:
     """Raises ContextError where a prompt leaves no room to answer."""
     if len(prompt) >= model.context_length:
         raise ContextError(

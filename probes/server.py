@@ -1,93 +1,143 @@
-"""Continuations by a server that speaks OpenAI's completions (vLLM, SGLang, llama.cpp): token ids in, token ids out, checked."""
+"""Completions by a server that speaks OpenAI's protocol (vLLM, SGLang, llama.cpp, transformers serve): ids where it knows them, checked."""
 
-import http.client
 import json
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from reasonscope.data.errors import InputError
+from reasonscope.data.errors import InputError, MissingExtraError
 from reasonscope.data.trace import FinishReason, Sampling
 from reasonscope.probes.branches import Branch
 from reasonscope.probes.decoding import Completion
+from reasonscope.probes.prompting import Prompting
 
-_LARGEST_ANSWER = 64 * 2**20  # bytes; a completion is some kilobytes
 _FINISH: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
+# vLLM's names: give ids back, and leave special tokens in the text.
+_IDS = MappingProxyType({"return_token_ids": True, "skip_special_tokens": False})
+_KEY = "REASONSCOPE_SERVER_KEY"
+_Ask = Callable[[str | list[int], int, Sampling], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerWriter:
-    """Branches off a sequence with the model `model` of a server at `url` (without /v1), `workers` requests at a time.
+    """The model that a server at `url` (without /v1) calls `model`; `workers` requests at a time, each asked again up to `retries`
+    times, ever later, where the server is busy, fails or is away for a moment.
 
-    Each request carries the prompt as token ids and the branch's own seed. The server is asked to return ids
-    (`return_token_ids`, vLLM); where it does not know that, its text is encoded with `tokenizer`. What comes back is checked:
-    prompt ids other than those sent, ids outside the vocabulary or ids that do not spell the text are an error. Log-probabilities
-    and entropies are NaN: nobody measured them here.
+    Each request carries the prompt as token ids and its own seed. The server is asked to return ids (`return_token_ids`, vLLM);
+    where it does not know that, its text is encoded with `tokenizer`, and `stop` put behind a completion that it says has ended.
+    A server that refuses ids (transformers serve) gets the prompt as text, if that text makes the very same ids again. What
+    comes back is checked: other prompt ids or another number of them than were sent, ids outside the vocabulary or ids that do
+    not spell the text are an error; so is a text where `needs_ids` says that the think tags are special tokens, which servers
+    leave out of texts. Log-probabilities and entropies are NaN: nobody measured them here.
+
+    Departures: ids that are encoded from text are those that the tokenizer would write, which sampling may have spelled otherwise.
     """
 
     url: str
     model: str
     tokenizer: Tokenizer
+    stop: int | None = None
+    needs_ids: bool = False
     workers: int = 8
     timeout: float = 600.0
+    retries: int = 6
     key: str | None = None
 
     def __call__(self, token_ids: Sequence[int], branches: Sequence[Branch], sampling: Sampling) -> list[Completion]:
         """As `Writer` says. Raises InputError for a server that cannot be reached, refuses, or gives back wrong ids."""
         prompts = [[*map(int, token_ids[: branch.cut]), *branch.stub] for branch in branches]
-        with ThreadPoolExecutor(self.workers) as pool:
-            tasks = [
-                pool.submit(self._complete, prompt, branch.seed, sampling)
-                for prompt, branch in zip(prompts, branches, strict=True)
-            ]
-            return [task.result() for task in tasks]
+        return self.complete(prompts, sampling, [branch.seed for branch in branches])
 
-    def _complete(self, prompt: list[int], seed: int, sampling: Sampling) -> Completion:
-        reply = self._ask(
-            {
-                "model": self.model,
-                "prompt": prompt,
-                "max_tokens": sampling.max_new_tokens,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "seed": seed % 2**31,
-                "n": 1,
-                "return_token_ids": True,
-                "skip_special_tokens": False,
-            }
-        )
+    def complete(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """A completion of each of `prompts` (token ids) with its seed, in their order; errors as above."""
+        asked = [list(map(int, prompt)) for prompt in prompts]
+        sent = [prompt if self.takes_ids else self._spelled(prompt) for prompt in asked]
+        with self._client() as ask, ThreadPoolExecutor(self.workers) as pool:
+            tasks = [
+                pool.submit(self._completion, ask, prompt, form, seed, sampling)
+                for prompt, form, seed in zip(asked, sent, seeds, strict=True)
+            ]
+            try:
+                return [task.result() for task in tasks]
+            except InputError:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    @cached_property
+    def takes_ids(self) -> bool:
+        """Whether the server takes token ids; asked once, for a single token."""
+        from openai import BadRequestError, UnprocessableEntityError
+
+        with self._client() as ask:
+            try:
+                ask([0], 0, Sampling(temperature=0, max_new_tokens=1))
+            except _Refused as refusal:
+                if isinstance(refusal.__cause__, BadRequestError | UnprocessableEntityError):
+                    return False
+                raise
+        return True
+
+    def _completion(
+        self, ask: _Ask, prompt: list[int], sent: str | list[int], seed: int, sampling: Sampling
+    ) -> Completion:
+        reply = ask(sent, seed, sampling)
         choices = reply.get("choices")
         if not isinstance(choices, list) or len(choices) != 1 or not _is_choice(choices[0]):
             raise InputError(f"{self.url} answered without one choice with a text: {json.dumps(reply)[:200]}")
         choice = choices[0]
-        sent = choice.get("prompt_token_ids", reply.get("prompt_token_ids"))
-        if sent is not None and sent != prompt:
-            raise InputError(
-                f"{self.url} says that it read tokens other than the {len(prompt)} that were sent; "
-                "it runs another tokenizer, or adds tokens of its own"
-            )
-        written = self._written(choice)
+        told = reply.get("usage")
+        usage = told if isinstance(told, dict) else {}
+        self._check_prompt(prompt, choice.get("prompt_token_ids", reply.get("prompt_token_ids")), usage)
+        finish = _FINISH.get(str(choice.get("finish_reason")), "unknown")
+        written = self._written(choice, finish)
         return Completion(
             token_ids=np.asarray([*prompt, *written], dtype=np.int64),
             n_prompt_tokens=len(prompt),
-            finish_reason=_FINISH.get(str(choice.get("finish_reason")), "unknown"),
+            finish_reason=finish,
             logprobs=np.full(len(written), np.nan, dtype=np.float32),
             entropies=np.full(len(written), np.nan, dtype=np.float32),
         )
 
-    def _written(self, choice: Mapping[str, Any]) -> list[int]:
+    def _spelled(self, prompt: list[int]) -> str:
+        """The text that a server with this tokenizer reads as `prompt`, with the BOS that it adds or without."""
+        for ids in (prompt, prompt[1:]):
+            text: str = self.tokenizer.decode(ids, skip_special_tokens=False)
+            if self.tokenizer.encode(text).ids == prompt:
+                return text
+        raise InputError(
+            f"{self.url} takes no token ids, and no text makes these again: {prompt[-8:]}; "
+            "cut where a token ends, or use a server that takes ids (vLLM, SGLang, llama.cpp)"
+        )
+
+    def _check_prompt(self, prompt: list[int], read: Sequence[int] | None, usage: Mapping[str, Any]) -> None:
+        ids = read if isinstance(read, list) else None if read is None else []
+        n = len(ids) if ids is not None else usage.get("prompt_tokens", len(prompt))
+        if n != len(prompt) or (ids is not None and ids != prompt):
+            raise InputError(
+                f"{self.url} says that it read {n} tokens other than the {len(prompt)} that were sent; "
+                "it runs another tokenizer, or adds tokens of its own"
+            )
+
+    def _written(self, choice: Mapping[str, Any], finish: FinishReason) -> list[int]:
         """The ids of a completion, proved to spell its text."""
         text = choice["text"]
         ids = choice.get("token_ids")
         if ids is None:
-            return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+            if self.needs_ids:
+                raise InputError(
+                    f"{self.url} gives back texts without ids, and the think tags are special tokens that such texts lack; "
+                    "use a server that returns ids (vLLM)"
+                )
+            ended = [self.stop] if finish == "stop" and self.stop is not None else []
+            return [*self.tokenizer.encode(text, add_special_tokens=False).ids, *ended]
         size = self.tokenizer.get_vocab_size(with_added_tokens=True)
         if not isinstance(ids, list) or not all(isinstance(i, int) and 0 <= i < size for i in ids):
             raise InputError(f"{self.url} gave token ids outside the vocabulary of {size}; it runs another tokenizer")
@@ -99,39 +149,64 @@ class ServerWriter:
             )
         return list(ids)
 
-    def _ask(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        address = f"{self.url.rstrip('/')}/v1/completions"
-        if not address.startswith(("http://", "https://")):
+    @contextmanager
+    def _client(self) -> Iterator[_Ask]:
+        """Inside, the server can be asked: (prompt, seed, sampling) to the JSON object of its reply."""
+        if not self.url.startswith(("http://", "https://")):
             raise InputError(f"{self.url!r} is no address of a server; it has to begin with http:// or https://")
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        request = urllib.request.Request(address, data=json.dumps(body).encode(), headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                found = json.loads(_body(reply, self.timeout))
-        except urllib.error.HTTPError as error:
-            raise InputError(
-                f"{address} refused ({error.code}): {error.read()[:200].decode(errors='replace')}"
-            ) from error
-        except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
-            raise InputError(f"cannot read {address}: {error}; is the server up, and its address right?") from error
-        if not isinstance(found, dict):
-            raise InputError(f"{address} answered with a {type(found).__name__}; a JSON object is needed")
-        return found
+            import openai
+        except ImportError as error:
+            raise MissingExtraError(f'a server needs openai ({error}): pip install "reasonscope[scale]"') from error
+        address = f"{self.url.rstrip('/')}/v1"
+
+        def ask(prompt: str | list[int], seed: int, sampling: Sampling) -> Mapping[str, Any]:
+            try:
+                raw = client.completions.with_raw_response.create(
+                    model=self.model,
+                    prompt=prompt,
+                    max_tokens=sampling.max_new_tokens,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    seed=seed % 2**31,
+                    extra_body=None if isinstance(prompt, str) else dict(_IDS),
+                )
+                found = json.loads(raw.text)
+            except openai.APIStatusError as error:
+                raise _Refused(f"{address} refused ({error.status_code}): {error.response.text[:200]}") from error
+            except (openai.OpenAIError, ValueError, RecursionError) as error:
+                raise InputError(f"cannot read {address}: {error}; is the server up, and its address right?") from error
+            if not isinstance(found, dict):
+                raise InputError(f"{address} answered with a {type(found).__name__}; a JSON object is needed")
+            return found
+
+        # A key of OpenAI in the environment is not for a server of anybody else.
+        with openai.OpenAI(
+            base_url=address, api_key=self.key or "none", max_retries=self.retries, timeout=self.timeout
+        ) as client:
+            yield ask
+
+
+def server_writer(url: str, model: Prompting, *, served_as: str | None = None, workers: int = 8) -> ServerWriter:
+    """The writer for `model` behind `url`, where it is called `served_as` (its own name where not given).
+
+    A server that wants a key gets the one in the environment variable REASONSCOPE_SERVER_KEY.
+    """
+    special = set(model.tokenizer.all_special_tokens)
+    return ServerWriter(
+        url=url,
+        model=served_as or model.name,
+        tokenizer=model.tokenizer_backend,
+        stop=model.tokenizer.eos_token_id,
+        needs_ids=model.tags is not None and bool({model.tags.open, model.tags.close} & special),
+        workers=workers,
+        key=os.environ.get(_KEY),
+    )
 
 
 def _is_choice(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("text"), str)
 
 
-def _body(reply: http.client.HTTPResponse, seconds: float) -> bytes:
-    """All of an answer. The time-out of a socket starts anew with each byte, so a server that drips has to be timed as a whole."""
-    began, body = time.monotonic(), b""
-    while piece := reply.read1(2**16):
-        body += piece
-        if time.monotonic() - began > seconds:
-            raise TimeoutError(f"the answer was not complete after {seconds:g} s")
-        if len(body) > _LARGEST_ANSWER:
-            raise ValueError(f"the answer is longer than {_LARGEST_ANSWER // 2**20} MiB")
-    if reply.length:
-        raise ConnectionError(f"the connection ended {reply.length} bytes before the answer did")
-    return body
+class _Refused(InputError):
+    """A server that answered with an error."""

@@ -2,6 +2,7 @@
 
 from reasonscope.steering.ablation import Ablation, AblationEffect, Replacing, ablation_effect, reference_states
 from reasonscope.steering.adaptive import AdaptiveSteering, AdaptiveStrength, layer_difference
+from reasonscope.steering.affine import Classes, clamped_refusal, extract_affine_refusal
 from reasonscope.steering.apply import InOrder, Intervention, Steering
 from reasonscope.steering.asc import (
     Calibration,
@@ -13,6 +14,7 @@ from reasonscope.steering.asc import (
 )
 from reasonscope.steering.budget import BudgetGuidance, LengthPredictor, train_predictor
 from reasonscope.steering.contrast import covariance_matched, mean_difference, vector_of_probe
+from reasonscope.steering.controls import CONTROLS, Control, ControlResponse, control_response
 from reasonscope.steering.decoding import (
     BudgetForcing,
     CloseTag,
@@ -27,9 +29,10 @@ from reasonscope.steering.edges import Edges, without_edges
 from reasonscope.steering.efficiency import extract_efficiency
 from reasonscope.steering.kl_bound import KLBound, kl_bound
 from reasonscope.steering.marks import Marks
-from reasonscope.steering.methods import METHODS, Method
+from reasonscope.steering.methods import METHODS, Method, Source
 from reasonscope.steering.operators import OPERATORS, Clamp, ablate, add, orthogonal_add, rotate, scaled_add
 from reasonscope.steering.orthogonalise import orthogonalised, save_orthogonalised
+from reasonscope.steering.parts import Part, clamped, steering
 from reasonscope.steering.patching import PatchHandle, patch, patched
 from reasonscope.steering.prefill import PREFILLS, prefill
 from reasonscope.steering.refusal import (
@@ -46,9 +49,11 @@ from reasonscope.steering.seal import extract_seal, seal_direction
 from reasonscope.steering.speed import extract_speed, fast_slow_pairs, speed_axis, speed_pairs
 from reasonscope.steering.strength import close_tag_effect, extract_strength, level_differences, planned_effect
 from reasonscope.steering.thinking import Thinking, single_tokens
+from reasonscope.steering.treatments import SideBySide, Treatment
 from reasonscope.steering.vector import CosineTable, SteeringVector, cosine_table
 
 __all__ = [
+    "CONTROLS",
     "METHODS",
     "OPERATORS",
     "PREFILLS",
@@ -62,8 +67,11 @@ __all__ = [
     "BudgetGuidance",
     "Calibration",
     "Clamp",
+    "Classes",
     "CloseTag",
     "CompletionPair",
+    "Control",
+    "ControlResponse",
     "CosineTable",
     "CyclicReflex",
     "Dose",
@@ -77,29 +85,37 @@ __all__ = [
     "LengthPredictor",
     "Marks",
     "Method",
+    "Part",
     "PatchHandle",
     "Replacing",
     "Scope",
+    "SideBySide",
+    "Source",
     "Steering",
     "SteeringVector",
     "SuppressTokens",
     "Thinking",
     "ThoughtSwitchPenalty",
     "TokenBias",
+    "Treatment",
     "ablate",
     "ablated_everywhere",
     "ablation_effect",
     "add",
     "answer_contexts",
     "calibrate",
+    "clamped",
+    "clamped_refusal",
     "close_tag_effect",
     "cognitive_experts",
     "compare",
     "contexts_until",
+    "control_response",
     "cosine_table",
     "count_experts",
     "covariance_matched",
     "dose_response",
+    "extract_affine_refusal",
     "extract_asc",
     "extract_asc_from_pairs",
     "extract_efficiency",
@@ -131,6 +147,7 @@ __all__ = [
     "single_tokens",
     "speed_axis",
     "speed_pairs",
+    "steering",
     "train_predictor",
     "vector_of_probe",
     "without_edges",

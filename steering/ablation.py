@@ -19,7 +19,7 @@ from reasonscope.steering.apply import Touching
 from reasonscope.steering.dose import Arm, Bench
 from reasonscope.steering.edges import Edges, reading_without
 from reasonscope.steering.scope import Scope
-from reasonscope.steering.side_effects import Reader, divergence, reading
+from reasonscope.steering.side_effects import Reader, divergences, reading
 
 How = Literal["zero", "mean", "resample"]
 # What is written at each site: all of it, or the heads with these numbers.
@@ -199,10 +199,10 @@ def ablation_effect(
     drawn = [_control(model, ablation, rng, i) for i in range(controls)]
     sites = {site: None for one in (ablation, *drawn) for site in ([] if one.edges else one.parts)}
     bank = reference_states(model, read, list(sites)) if ablation.how != "zero" and sites else {}
-    measured = _measure(model, read, ablation, bank, seed)
+    seeds = [seed, *(seed + i for i in range(controls))]
+    measured, *chance = _measure(model, read, [ablation, *drawn], bank, seeds)
     if not measured.touched:
         raise InputError(f"ablation {ablation.name!r} touched nothing: no token of the traces lies in its scope")
-    chance = [_measure(model, read, one, bank, seed + i) for i, one in enumerate(drawn)]
     if any(not one.touched for one in chance):
         raise InputError(f"ablation {ablation.name!r} leaves no other token to compare with; name fewer")
     null = tuple(one.effect.value for one in chance)
@@ -234,35 +234,40 @@ _CONTROL = {
 }
 
 
-def _measure(model: Model, traces: Sequence[Trace], ablation: Ablation, bank: Bank, seed: int) -> _Measured:
-    counts: list[int] = []
-    reader, touched = _reader(model, ablation, bank, seed, counts)
+def _measure(
+    model: Model, traces: Sequence[Trace], ablations: Sequence[Ablation], bank: Bank, seeds: Sequence[int]
+) -> list[_Measured]:
+    readers = [_reader(model, one, bank, seed) for one, seed in zip(ablations, seeds, strict=True)]
     spans = {"answer": lambda trace: trace.tokens.answer, "thinking": lambda trace: trace.tokens.thinking}
-    moved = divergence(model, traces, reader, spans)
     resamples = Resamples([trace.problem.group for trace in traces])
 
-    def per_token(of: str, sums: Values) -> Estimate:
-        found = resamples.estimate(resamples.means(sums / moved[of].n_tokens, moved[of].n_tokens))
+    def per_token(sums: Values, n_tokens: Values) -> Estimate:
+        found = resamples.estimate(resamples.means(sums / n_tokens, n_tokens))
         assert found is not None  # every trace has tokens in both spans
         return found
 
-    answer, thinking = moved["answer"], moved["thinking"]
-    return _Measured(
-        effect=per_token("answer", answer.nll - answer.nll_unchanged),
-        side_effects={
-            "kl_thinking": per_token("thinking", thinking.kl),
-            "nll_thinking": per_token("thinking", thinking.nll - thinking.nll_unchanged),
-            "kl_answer": per_token("answer", answer.kl),
-        },
-        touched=touched(),
-    )
+    measured = []
+    moved = divergences(model, traces, [read for read, _ in readers], spans)
+    for of_spans, (_, touched) in zip(moved, readers, strict=True):
+        answer, thinking = of_spans["answer"], of_spans["thinking"]
+        measured.append(
+            _Measured(
+                effect=per_token(answer.nll - answer.nll_unchanged, answer.n_tokens),
+                side_effects={
+                    "kl_thinking": per_token(thinking.kl, thinking.n_tokens),
+                    "nll_thinking": per_token(thinking.nll - thinking.nll_unchanged, thinking.n_tokens),
+                    "kl_answer": per_token(answer.kl, answer.n_tokens),
+                },
+                touched=touched(),
+            )
+        )
+    return measured
 
 
-def _reader(
-    model: Model, ablation: Ablation, bank: Bank, seed: int, counts: list[int]
-) -> tuple[Reader, Callable[[], int]]:
+def _reader(model: Model, ablation: Ablation, bank: Bank, seed: int) -> tuple[Reader, Callable[[], int]]:
     """How the ablated model reads, and how much was taken away from it so far."""
     if ablation.edges is not None:
+        counts: list[int] = []
         return reading_without(model, ablation.edges, counts.append), lambda: sum(counts)
     replacing = Replacing(model, ablation, bank, seed=seed)
     return reading(model, replacing), lambda: replacing.touched

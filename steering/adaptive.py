@@ -67,7 +67,8 @@ class AdaptiveStrength:
 class AdaptiveSteering(LogitsProcessor):
     """`h + α · direction` on the newest token of each sequence, α by its own `AdaptiveStrength`; resets with every generation.
 
-    Give `edits` to `write=`, `on_step` and the object itself, last of `processors`. The layers watched are resid_post of
+    Give `edits` to `write=`, `on_step` and the object itself, last of `processors`; `touched` counts the tokens steered. The layers
+    watched are resid_post of
     `monitored`; their logits are unembedding(final norm(h)), and the last layer's are those of the model as steered. As
     published the strength found at a token acts from the next one on. Departures: every sequence has a state of its own, and
     finished ones are dropped (the released code holds for one prompt and one stop token); true Jensen–Shannon unless `variant`.
@@ -95,14 +96,20 @@ class AdaptiveSteering(LogitsProcessor):
         self._rows: list[int] = []
         self._early: dict[Site, Tensor] = {}
         self.history: dict[int, list[float]] = {}
+        self.touched = 0
 
     @property
     def edits(self) -> Mapping[Site, Edit]:
         sites = {*self._vector.directions, *self._monitored}
         return {site: self._edit(site) for site in sites}
 
+    def begin(self, n_prompt: Sequence[int]) -> None:
+        """Raises InputError: how fast it thinks follows from what it has just written."""
+        raise InputError("adaptive steering follows a generation; it cannot read finished text")
+
     def on_step(self, step: DecodingStep) -> None:
         self._rows = [int(row) for row in step.rows.cpu().numpy()]
+        self.touched += len(self._rows)
         if step.index == 0:
             self._strengths = {row: self._new() for row in self._rows}
             self.history = {row: [] for row in self._rows}

@@ -12,6 +12,7 @@ from transformers import LogitsProcessor
 from reasonscope.data.errors import InputError
 from reasonscope.data.store import TraceStore
 from reasonscope.probes.backends.base import Edit, Positions
+from reasonscope.probes.decoding import DecodingStep
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
 from reasonscope.steering.thinking import Thinking
@@ -177,6 +178,17 @@ class BudgetGuidance(LogitsProcessor):
     @property
     def edits(self) -> Mapping[Site, Edit]:
         return {site: self._reading(site) for site in self._sites}
+
+    @property
+    def touched(self) -> int:
+        """Tokens whose successor it weighted: as an intervention it is one that reads."""
+        return self.guided
+
+    def on_step(self, step: DecodingStep) -> None:
+        """What was written is told by the tokens themselves."""
+
+    def begin(self, n_prompt: Sequence[int]) -> None:
+        """Finished text is read, and not guided."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         written = self._thinking.written(input_ids)

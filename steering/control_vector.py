@@ -13,15 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError, MissingExtraError
-from reasonscope.data.reading import check_fields, parse_json, well_formed
+from reasonscope.data.headed import Kind
+from reasonscope.data.reading import parse_json, well_formed
 from reasonscope.probes.sites import Site
 
 MAGIC = b"GGUF"
 _ARCHITECTURE = "controlvector"
 _OURS = "reasonscope.vector"
-FORMAT_VERSION = 1
-# What the header of a vector says beside its version.
-HEADER_FIELDS = {"method": str, "norm": str, "sign": str, "points": dict, "provenance": dict}
+# What is kept of a vector beside its directions, in either format.
+KIND = Kind(
+    key=_OURS,
+    noun="steering vector",
+    version=1,
+    fields={"method": str, "norm": str, "sign": str, "points": dict, "provenance": dict},
+)
 
 
 def write_gguf(
@@ -66,7 +71,9 @@ def _parts(path: Path, reader: Any) -> tuple[dict[Site, NDArray[np.float32]], di
     ours = _field(reader, _OURS)
     if ours is not None:
         header = parse_json(ours, f"the header of {path}")
-        check_fields(header, HEADER_FIELDS, str(path))
+        if not isinstance(header, dict):
+            raise InputError(f"{path}: its header is no JSON object")
+        KIND.check(path, header)
         sites = (Site(point, int(layer)) for layer, point in header["points"].items())
         return {site: directions[Site("resid_post", _block(site))] for site in sites}, header
     hint, method = _field(reader, f"{_ARCHITECTURE}.model_hint"), _field(reader, f"{_ARCHITECTURE}.method")

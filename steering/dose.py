@@ -1,7 +1,8 @@
 """What steering does at each strength, beside what it is for and beside what random directions of the same norm do."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +17,17 @@ from reasonscope.probes.model import Model
 from reasonscope.probes.rollout import rollouts
 from reasonscope.probes.sites import Site
 from reasonscope.steering.apply import Intervention, Steering, check_touched
-from reasonscope.steering.operators import Operator, add
+from reasonscope.steering.parts import Part, check_parts, steering
 from reasonscope.steering.scope import Scope
 from reasonscope.steering.side_effects import (
     compression_ratio,
-    divergence,
+    divergences,
     generated,
     reading,
     repeated_ngrams,
     well_formed,
 )
+from reasonscope.steering.treatments import SideBySide, Treatment
 from reasonscope.steering.vector import SteeringVector
 
 # What is measured of each trace, NaN where it says nothing; an arm gives the mean (perplexity: the exponential of the mean).
@@ -33,6 +35,8 @@ MEASURES = (
     "tokens", "accuracy", "refused", "refused_harmful", "refused_benign", "well_formed", "repeated_ngrams", "compression",
     "perplexity", "kl",
 )  # fmt: skip
+# Rows of one pass: a small model takes hardly longer for them than for a few.
+BATCH_SIZE = 256
 _UNKNOWN = Estimate(value=float("nan"), low=float("nan"), high=float("nan"))
 
 
@@ -99,6 +103,20 @@ class DoseResponse:
     doses: tuple[Dose, ...]
     held_out: bool
 
+    null_name: ClassVar[str] = "random vectors"
+
+    @property
+    def curves(self) -> dict[str, tuple[Arm, ...]]:
+        """Arms by ascending strength: the method's, and those of its reverse."""
+        return {
+            self.name: tuple(dose.steered for dose in self.doses),
+            f"{self.name} reversed": tuple(dose.reversed for dose in self.doses),
+        }
+
+    @property
+    def nulls(self) -> tuple[Arm, ...]:
+        return tuple(arm for dose in self.doses for arm in dose.random)
+
     @property
     def arms(self) -> list[Arm]:
         """All arms, the unsteered first."""
@@ -112,37 +130,38 @@ def compare(
     vectors: Mapping[str, tuple[SteeringVector, float]],
     *,
     scope: Scope,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> list[Arm]:
     """Run `problems` unsteered (arm `base`, first) and with each vector at its multiplier; same seeds in every arm.
 
     Use problems that the vectors were not made from. Raises InputError where a vector does not fit or touched no token.
     """
-    bench = Bench(model, problems, sampling, batch_size=batch_size, on_given_text=False)
-    arms = [bench.arm("base", 0.0, bench.base)]
-    for name, (vector, multiplier) in vectors.items():
+    for vector, _ in vectors.values():
         vector.check(model)
-        arms.append(bench.arm(name, multiplier, bench.run(name, Steering(vector, multiplier, scope))))
-    return arms
+    treatments = [
+        Treatment(name=name, multiplier=multiplier, intervention=Steering(vector, multiplier, scope))
+        for name, (vector, multiplier) in vectors.items()
+    ]
+    bench = Bench(model, problems, sampling, batch_size=batch_size, on_given_text=False)
+    runs = bench.run_all(treatments)
+    return [
+        bench.base_arm,
+        *(bench.arm(one.name, one.multiplier, run) for one, run in zip(treatments, runs, strict=True)),
+    ]
 
 
 def dose_response(
-    model: Model,
-    problems: Sequence[Problem],
-    sampling: Sampling,
-    vector: SteeringVector,
+    bench: "Bench",
+    parts: Sequence[Part],
     strengths: Sequence[float],
     *,
-    scope: Scope,
     name: str = "",
-    operator: Operator = add,
     nulls: int = 5,
     states: Mapping[Site, NDArray[np.float32]] | None = None,
-    samples: int = 1,
-    batch_size: int = 32,
     say: Callable[[str], None] = lambda _: None,
 ) -> DoseResponse:
-    """Steer `problems` at each of `strengths`, in reverse too, and with `nulls` random vectors of the same norm; same seeds throughout.
+    """Steer the problems of `bench` with all `parts` of a method at each of `strengths`, in reverse too, and with `nulls` random
+    vectors of the same norm, all of it in one batch; same seeds throughout.
 
     With `states` (row, d_model) by site the random vectors have their covariance. Raises InputError for a strength of 0 (it is there),
     for fewer than 5 nulls, for problems that the vector was made from, for a vector that does not fit, and where it touched no token.
@@ -154,36 +173,45 @@ def dose_response(
         )
     if nulls < 5:
         raise InputError(f"{nulls} random vectors; at least 5 are needed to say what chance does")
-    vector.check(model)
-    held_out = _check_held_out(vector, problems)
-    name = name or vector.method
-    bench = Bench(model, problems, sampling, samples=samples, batch_size=batch_size)
-    random = [vector.random_like(seed, states=states) for seed in range(nulls)]
-    runs: dict[tuple[int, float], Run] = {}  # by the random vector (-1: the vector itself) and the multiplier
-
-    def run(which: int, multiplier: float) -> Run:
-        if (which, multiplier) not in runs:
-            label = f"{name if which < 0 else f'random {which + 1}'} at {multiplier:g}"
-            say(label)
-            steering = Steering(vector if which < 0 else random[which], multiplier, scope, operator=operator)
-            runs[which, multiplier] = bench.run(label, steering)
-        return runs[which, multiplier]
-
+    check_parts(parts, bench.model)
+    held_out = [_check_held_out(part.vector, bench.problems) for part in parts]
+    name = name or parts[0].vector.method
+    random_parts = [
+        [part.random_like(seed * len(parts) + i, states=states) for i, part in enumerate(parts)]
+        for seed in range(nulls)
+    ]
+    drawn = [parts, *random_parts]
+    names = [name, *(f"random {i + 1}" for i in range(nulls))]
+    wanted = {(0, sign * strength) for strength in chosen for sign in (1, -1)}
+    wanted |= {(i + 1, strength) for strength in chosen for i in range(nulls)}
+    treatments = {
+        (i, multiplier): Treatment(
+            name=f"{names[i]} at {multiplier:g}",
+            multiplier=multiplier,
+            intervention=steering(drawn[i], multiplier),
+        )
+        for i, multiplier in sorted(wanted)
+    }
+    runs = dict(zip(treatments, bench.run_all(list(treatments.values()), say=say), strict=True))
     doses = []
     for strength in chosen:
-        steered, reverse = run(-1, strength), run(-1, -strength)
-        drawn = [run(i, strength) for i in range(nulls)]
+        random = [runs[i + 1, strength] for i in range(nulls)]
         doses.append(
             Dose(
                 strength=strength,
-                steered=bench.arm(name, strength, steered),
-                reversed=bench.arm(f"{name} reversed", -strength, reverse),
-                random=tuple(bench.arm(f"random {i + 1}", strength, one) for i, one in enumerate(drawn)),
-                excess=bench.differences(steered, drawn),
+                steered=bench.arm(name, strength, runs[0, strength]),
+                reversed=bench.arm(f"{name} reversed", -strength, runs[0, -strength]),
+                random=tuple(bench.arm(names[i + 1], strength, run) for i, run in enumerate(random)),
+                excess=bench.differences(runs[0, strength], random),
             )
         )
-    base = bench.arm("base", 0.0, bench.base)
-    return DoseResponse(name=name, sites=tuple(vector.directions), base=base, doses=tuple(doses), held_out=held_out)
+    return DoseResponse(
+        name=name,
+        sites=tuple(site for part in parts for site in part.vector.directions),
+        base=bench.base_arm,
+        doses=tuple(doses),
+        held_out=all(held_out),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,9 +223,10 @@ class Run:
 
 
 class Bench:
-    """The same problems with the same seeds, run as often as is asked, each time measured beside the unsteered run.
+    """The same problems with the same seeds, answered in as many ways as are asked for, each measured beside the unsteered run.
 
-    `on_given_text=False` leaves out perplexity and KL. An `Intervention` of any kind may be run.
+    Ways that are asked for together run in one batch, the unsteered run with the first of them, at most `batch_size` rows (a way and a
+    problem each) at a time; each row writes what it would write alone. `on_given_text=False` leaves out perplexity and KL.
     """
 
     def __init__(
@@ -207,17 +236,29 @@ class Bench:
         sampling: Sampling,
         *,
         samples: int = 1,
-        batch_size: int = 32,
+        batch_size: int = BATCH_SIZE,
         on_given_text: bool = True,
     ) -> None:
         if not problems:
             raise InputError("no problem to steer on; give at least two")
-        self._model, self._problems, self._sampling = model, problems, sampling
+        self.model, self.problems, self._sampling = model, tuple(problems), sampling
         self._samples, self._batch_size, self._on_given_text = samples, batch_size, on_given_text
-        self.traces = self._write(None)
-        groups = [trace.problem.group for trace in self.traces]
+        groups = [problem.group for problem in problems for _ in range(samples)]
         self._n_problems, self._resamples = len(set(groups)), Resamples(groups)
-        self.base = Run(values=self._measured(self.traces, None, on_given_text), touched=0)
+        self._base: tuple[list[Trace], Run] | None = None
+
+    @property
+    def traces(self) -> list[Trace]:
+        """What the unsteered model wrote."""
+        return self._unsteered()[0]
+
+    @property
+    def base(self) -> Run:
+        return self._unsteered()[1]
+
+    @property
+    def base_arm(self) -> Arm:
+        return self.arm("base", 0.0, self.base)
 
     def run(
         self,
@@ -227,18 +268,25 @@ class Bench:
         processors: Sequence[LogitsProcessor] = (),
         prefill: str = "",
     ) -> Run:
-        """With an intervention, with controls of the decoding, or with both: all are arms of one plane.
+        """One way alone; see `run_all`."""
+        treatment = Treatment(name=name, intervention=intervention, processors=tuple(processors), prefill=prefill)
+        return self.run_all([treatment])[0]
 
-        Perplexity and KL are those of the states, so that a run with `processors`, which act behind them, or with a `prefill` has none.
-        Raises InputError where the intervention touched no token of what it made the model write.
+    def run_all(self, treatments: Sequence[Treatment], *, say: Callable[[str], None] = lambda _: None) -> list[Run]:
+        """All are arms of one plane: interventions, controls of the decoding, or both.
+
+        Perplexity and KL are those of the states, so that a run with processors, which act behind them, or with a prefill has none.
+        Raises InputError where an intervention touched no token of what it made the model write, or is given twice.
         """
-        traces = self._write(intervention, processors, prefill)
-        touched = 0
-        if intervention is not None:
-            check_touched(intervention, name)
-            touched = intervention.touched
-        on_given_text = self._on_given_text and not processors and not prefill
-        return Run(values=self._measured(traces, intervention, on_given_text), touched=touched)
+        interventions = [one.intervention for one in treatments if one.intervention is not None]
+        if len({id(one) for one in interventions}) < len(interventions):
+            raise InputError("one intervention in two treatments; it counts what it touches, so make one for each")
+        together = [*treatments] if self._base else [Treatment(name="base"), *treatments]
+        written = self._write(together, say)
+        runs = self._measured(together, written, self._base[0] if self._base else written[0])
+        if self._base is None:
+            self._base = written[0], runs.pop(0)
+        return runs
 
     def arm(self, name: str, multiplier: float, run: Run) -> Arm:
         change = self._means("tokens", run) / self._means("tokens", self.base) - 1
@@ -264,34 +312,56 @@ class Bench:
             }
         )
 
-    def _write(
-        self, intervention: Intervention | None, processors: Sequence[LogitsProcessor] = (), prefill: str = ""
-    ) -> list[Trace]:
-        return rollouts(
-            self._model,
-            self._problems,
-            self._sampling,
-            samples=self._samples,
-            batch_size=self._batch_size,
-            write=intervention.edits if intervention else None,
-            on_step=intervention.on_step if intervention else None,
-            processors=processors,
-            prefill=prefill,
-        )
+    def _unsteered(self) -> tuple[list[Trace], Run]:
+        if self._base is None:
+            self.run_all([])
+        assert self._base is not None
+        return self._base
+
+    def _write(self, treatments: Sequence[Treatment], say: Callable[[str], None]) -> list[list[Trace]]:
+        """What each of the treatments makes the model write: as many lists of traces."""
+        written: list[list[Trace]] = []
+        for start in range(0, len(treatments), self._batch_size):
+            together = treatments[start : start + self._batch_size]
+            say(", ".join(one.name for one in together))
+            side_by_side = SideBySide(together)
+            traces = rollouts(
+                self.model,
+                self.problems,
+                self._sampling,
+                samples=self._samples,
+                batch_size=self._batch_size,
+                write=side_by_side.edits,
+                on_step=side_by_side.on_step,
+                processors=[side_by_side] if any(one.processors for one in together) else (),
+                prefill=[one.prefill for one in together],
+            )
+            n = len(self.problems) * self._samples
+            written += [traces[i * n : (i + 1) * n] for i in range(len(together))]
+        return written
 
     def _measured(
-        self, traces: Sequence[Trace], intervention: Intervention | None, on_given_text: bool
-    ) -> dict[str, Values]:
-        rows: dict[str, list[float]] = {}
-        for trace in traces:
-            for name, value in _of_trace(trace).items():
-                rows.setdefault(name, []).append(value)
-        values = {name: np.array(row, dtype=np.float64) for name, row in rows.items()}
-        if on_given_text:
-            read = reading(self._model, intervention) if intervention else None
-            moved = divergence(self._model, self.traces, read, {"written": generated})["written"]
-            values |= {"perplexity": moved.nll / moved.n_tokens, "kl": moved.kl / moved.n_tokens}
-        return values
+        self, treatments: Sequence[Treatment], written: Sequence[list[Trace]], base: Sequence[Trace]
+    ) -> list[Run]:
+        runs = []
+        for treatment, traces in zip(treatments, written, strict=True):
+            rows = [_of_trace(trace) for trace in traces]
+            values = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
+            touched = 0
+            if treatment.intervention is not None:
+                check_touched(treatment.intervention, treatment.name)
+                touched = treatment.intervention.touched
+            runs.append(Run(values=values, touched=touched))
+        of_states = [
+            i for i, one in enumerate(treatments) if self._on_given_text and not one.processors and not one.prefill
+        ]
+        readers = [reading(self.model, one) if (one := treatments[i].intervention) else None for i in of_states]
+        moved = divergences(self.model, base, readers, {"written": generated}) if readers else []
+        for i, found in zip(of_states, moved, strict=True):
+            on_base = found["written"]
+            nats = {"perplexity": on_base.nll / on_base.n_tokens, "kl": on_base.kl / on_base.n_tokens}
+            runs[i] = replace(runs[i], values={**runs[i].values, **nats})
+        return runs
 
     def _estimates(self, statistics: Mapping[str, Values]) -> dict[str, Estimate]:
         """Those that say something: a measure that is defined on too few problems is left out."""

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reasonscope.data.errors import InputError
@@ -37,7 +39,7 @@ def scaled_add(states: Tensor, direction: Tensor, strength: float) -> Tensor:
 
 def ablate(states: Tensor, direction: Tensor, strength: float) -> Tensor:
     """h − s·(h·û)·û: projects the direction out (Arditi et al., arXiv 2406.11717, eq. 4, at s = 1)."""
-    return _moved_to(states, direction, 0.0, strength)
+    return _moved_to(states, direction, 0.0, strength, direction)
 
 
 def orthogonal_add(states: Tensor, direction: Tensor, strength: float) -> Tensor:
@@ -57,14 +59,20 @@ def rotate(states: Tensor, direction: Tensor, strength: float) -> Tensor:
     return torch.where(length > 1e-6 * direction.norm(), turned, states)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Clamp:
-    """h + s·(c − h·û)·û: the projection of each state on û becomes `to` at s = 1 (and half-way there at s = ½)."""
+    """h + s·(c − h·û)·û: the projection of each state on û becomes `to` at s = 1 (and half-way there at s = ½).
+
+    `read` (d_model,): the û whose projection says how far a state is moved, where that is not the direction moved along. A random
+    direction that reads what the true one does moves every state just as far: the control of a clamp.
+    """
 
     to: float
+    read: NDArray[np.float32] | None = None
 
     def __call__(self, states: Tensor, direction: Tensor, strength: float) -> Tensor:
-        return _moved_to(states, direction, self.to, strength)
+        read = direction if self.read is None else torch.from_numpy(self.read).to(direction)
+        return _moved_to(states, direction, self.to, strength, read)
 
 
 # By name, for plans and command lines; `Clamp` has a parameter and is made by hand.
@@ -79,9 +87,8 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
 )
 
 
-def _moved_to(states: Tensor, direction: Tensor, projection: float, strength: float) -> Tensor:
-    unit = _unit(direction)
-    return states + strength * (projection - states @ unit)[..., None] * unit
+def _moved_to(states: Tensor, direction: Tensor, projection: float, strength: float, read: Tensor) -> Tensor:
+    return states + strength * (projection - states @ _unit(read))[..., None] * _unit(direction)
 
 
 def _orthogonal(direction: Tensor, states: Tensor) -> Tensor:

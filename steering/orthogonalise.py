@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reasonscope.data.errors import ArchitectureError, InputError
-from reasonscope.probes.layout import embedding_rows, is_offloaded
+from reasonscope.probes.layout import embedding_rows, unreadable
 from reasonscope.probes.model import Model
 
 # Where a family's MLP writes into the residual stream. Mixtures of experts and families with a norm behind attention and MLP
@@ -43,8 +43,8 @@ def orthogonalised(model: Model, direction: NDArray[np.floating]) -> PreTrainedM
         raise InputError(
             f"a direction of shape {direction.shape} and length {norm}; ({model.d_model},), finite and not 0"
         )
-    if is_offloaded(model.hf, model.layout):
-        raise InputError("the weights are offloaded; load the model onto a device that holds it")
+    if reason := unreadable(model.hf, model.layout):
+        raise InputError(f"the weights are {reason}; load the model onto a device that holds it")
     hf = copy.deepcopy(model.hf)
     unit = torch.from_numpy(direction / norm).double()
     with torch.no_grad():

@@ -1,13 +1,16 @@
 """The refusal direction (Arditi et al., arXiv 2406.11717): difference of means, chosen by what it does, added or ablated."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reasonscope.data.behaviour import behaviour
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Trace
 from reasonscope.probes.backends.base import Edit, Positions
@@ -61,9 +64,31 @@ def select_direction(
     return Choice(position=int(row) - n_positions, layer=int(layer), n_surviving=int(survives.sum()))
 
 
+def answer_start(trace: Trace) -> int | None:
+    """The token at which the answer begins; None where the thinking was not closed."""
+    return None if trace.state == "truncated" else trace.tokens.answer.start
+
+
+def end_of_words(trace: Trace, words: str) -> int | None:
+    """The token behind the first `words` in the thinking; None where they are not there. Raises InputError where they end in a token."""
+    at = trace.text.find(words, trace.chars.thinking.start, trace.chars.thinking.stop)
+    if at < 0:
+        return None
+    stop = int(np.searchsorted(trace.offsets[:, 1], at + len(words)))
+    if trace.offsets[stop, 1] != at + len(words):
+        raise InputError(f"trace {trace.id!r}: {words!r} ends inside a token; give words that end where one does")
+    return stop + 1
+
+
+def contexts(traces: Iterable[Trace], end: Callable[[Trace], int | None]) -> list[list[int]]:
+    """The tokens of each trace up to what `end` says, of those where it says so."""
+    cuts = ((trace, end(trace)) for trace in traces)
+    return [trace.token_ids[:stop].tolist() for trace, stop in cuts if stop is not None]
+
+
 def answer_contexts(traces: Iterable[Trace]) -> list[list[int]]:
     """The tokens up to where each answer begins, of the traces that closed their thinking, or never thought."""
-    return [trace.token_ids[: trace.tokens.answer.start].tolist() for trace in traces if trace.state != "truncated"]
+    return contexts(traces, answer_start)
 
 
 def contexts_until(traces: Iterable[Trace], words: str) -> list[list[int]]:
@@ -72,19 +97,43 @@ def contexts_until(traces: Iterable[Trace], words: str) -> list[list[int]]:
     A reasoning model may decide in its thinking, long before the answer begins; `words` are those that its verdict follows.
     Raises InputError where no trace has them, or they end inside a token.
     """
-    contexts = []
-    for trace in traces:
-        at = trace.text.find(words, trace.chars.thinking.start, trace.chars.thinking.stop)
-        if at >= 0:
-            stop = int(np.searchsorted(trace.offsets[:, 1], at + len(words)))
-            if trace.offsets[stop, 1] != at + len(words):
-                raise InputError(
-                    f"trace {trace.id!r}: {words!r} ends inside a token; give words that end where one does"
-                )
-            contexts.append(trace.token_ids[: stop + 1].tolist())
-    if not contexts:
+    found = contexts(traces, partial(end_of_words, words=words))
+    if not found:
         raise InputError(f"no trace has {words!r} in its thinking; give words that the verdict follows")
-    return contexts
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Traces of harmful requests that were refused, and of benign ones that were complied with."""
+
+    harmful: tuple[Trace, ...]
+    harmless: tuple[Trace, ...]
+
+    def following(self, end: Callable[[Trace], int | None]) -> list[int]:
+        """The tokens that stand behind the contexts of the refused, and never behind those of the others."""
+        sides = [
+            {int(trace.token_ids[stop]) for trace in of if (stop := end(trace)) is not None}
+            for of in (self.harmful, self.harmless)
+        ]
+        return sorted(sides[0] - sides[1])
+
+
+def judged_halves(traces: Iterable[Trace]) -> tuple[Judged, Judged]:
+    """Of requests (whose problems say whether they are `harmful`): half of the groups make directions, half choose among them."""
+    asked = [trace for trace in traces if isinstance(trace.problem.meta.get("harmful"), bool)]
+    groups = sorted({trace.problem.group for trace in asked})
+    random.Random(0).shuffle(groups)
+    first = set(groups[: len(groups) // 2])
+
+    def half(made: bool) -> Judged:
+        mine = [trace for trace in asked if (trace.problem.group in first) is made]
+        return Judged(
+            harmful=tuple(t for t in mine if t.problem.meta["harmful"] and behaviour(t) == "refused"),
+            harmless=tuple(t for t in mine if not t.problem.meta["harmful"] and behaviour(t) == "complied"),
+        )
+
+    return half(True), half(False)
 
 
 def mean_projection(model: Model, vector: SteeringVector, contexts: Contexts) -> float:
@@ -113,16 +162,19 @@ def refusal_candidates(
     shortest = min((len(context) for context in [*harmful, *harmless]), default=0)
     if not 1 <= n_positions <= shortest:
         raise InputError(f"{n_positions} positions from the end; the shortest context has {shortest} tokens")
-    sites = [Site("resid_pre", layer) for layer in range(model.n_layers)]
-    means = []
-    for contexts in (harmful, harmless):
-        states: list[NDArray[np.float32]] = []
-        for start in range(0, len(contexts), batch_size):
-            ids, mask = left_padded(contexts[start : start + batch_size], model.device)
-            seen = model.backend.forward(ids, mask=mask, read=sites, last_logits_only=True).activations
-            states += list(torch.stack([seen[site][:, -n_positions:] for site in sites], 2).float().cpu().numpy())
-        means.append(np.array(states))
+    means = [last_states(model, contexts, n=n_positions, batch_size=batch_size) for contexts in (harmful, harmless)]
     return mean_difference(means[0], means[1])
+
+
+def last_states(model: Model, contexts: Contexts, *, n: int = 1, batch_size: int = 16) -> NDArray[np.float32]:
+    """What enters each block at the last `n` tokens of each context: (context, position, layer, d_model)."""
+    sites = [Site("resid_pre", layer) for layer in range(model.n_layers)]
+    states: list[NDArray[np.float32]] = []
+    for start in range(0, len(contexts), batch_size):
+        ids, mask = left_padded(contexts[start : start + batch_size], model.device)
+        seen = model.backend.forward(ids, mask=mask, read=sites, last_logits_only=True).activations
+        states += list(torch.stack([seen[site][:, -n:] for site in sites], 2).float().cpu().numpy())
+    return np.array(states)
 
 
 def refusal_scores(
@@ -141,7 +193,7 @@ def refusal_scores(
         raise InputError(
             f"{len(refusal_tokens)} refusal tokens, {len(harmful)} harmful and {len(harmless)} harmless contexts; each is needed"
         )
-    plain = _next_logprobs(model, harmless, {})
+    plain = next_logprobs(model, harmless, {})
     shape = candidates.shape[:2]
     bypass, induce, kl = np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, np.nan)
     for at in np.ndindex(*shape):
@@ -150,9 +202,9 @@ def refusal_scores(
             continue
         removed = ablated_everywhere(model, direction)
         added = {Site("resid_pre", at[1]): _addition(direction)}
-        bypass[at] = refusal_logodds(_next_logprobs(model, harmful, removed), refusal_tokens)
-        induce[at] = refusal_logodds(_next_logprobs(model, harmless, added), refusal_tokens)
-        kl[at] = _kl(plain, _next_logprobs(model, harmless, removed))
+        bypass[at] = refusal_logodds(next_logprobs(model, harmful, removed), refusal_tokens)
+        induce[at] = refusal_logodds(next_logprobs(model, harmless, added), refusal_tokens)
+        kl[at] = mean_kl(plain, next_logprobs(model, harmless, removed))
     return Scores(bypass=bypass, induce=induce, kl=kl)
 
 
@@ -227,7 +279,8 @@ def _addition(direction: NDArray[np.float32]) -> Edit:
     return add
 
 
-def _next_logprobs(model: Model, contexts: Contexts, edits: Mapping[Site, Edit], batch_size: int = 16) -> Tensor:
+def next_logprobs(model: Model, contexts: Contexts, edits: Mapping[Site, Edit], batch_size: int = 16) -> Tensor:
+    """Of the token behind each context: (context, vocab), float64 nats."""
     parts = []
     for start in range(0, len(contexts), batch_size):
         ids, mask = left_padded(contexts[start : start + batch_size], model.device)
@@ -236,5 +289,6 @@ def _next_logprobs(model: Model, contexts: Contexts, edits: Mapping[Site, Edit],
     return torch.cat(parts)
 
 
-def _kl(before: Tensor, after: Tensor) -> float:
+def mean_kl(before: Tensor, after: Tensor) -> float:
+    """KL(before ‖ after) of log-probabilities (context, vocab), mean over contexts, nats."""
     return float((before.exp() * (before - after)).sum(-1).mean())

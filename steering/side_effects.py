@@ -74,23 +74,30 @@ def reading(model: Model, intervention: Intervention | None) -> Reader:
     return read
 
 
-def divergence(
-    model: Model, traces: Sequence[Trace], read: Reader | None, spans: Mapping[str, Callable[[Trace], Span]]
-) -> dict[str, Divergence]:
-    """Teacher-forced: the tokens of `traces` in each of the `spans` (none of which holds the first token), read by `read` and by the
-    unchanged model. `read` None is the unchanged model itself; a trace whose span is empty has 0 tokens there."""
-    sums = {name: np.zeros((4, len(traces))) for name in spans}
+def divergences(
+    model: Model,
+    traces: Sequence[Trace],
+    readers: Sequence[Reader | None],
+    spans: Mapping[str, Callable[[Trace], Span]],
+) -> list[dict[str, Divergence]]:
+    """Teacher-forced: the tokens of `traces` in each of the `spans` (none of which holds the first token), read by each of `readers` and
+    by the unchanged model. A reader None is the unchanged model itself; a trace whose span is empty has 0 tokens there."""
+    sums = [{name: np.zeros((4, len(traces))) for name in spans} for _ in readers]
     for batch in _batches(model, traces):
         ids, mask = left_padded([traces[i].token_ids.tolist() for i in batch], model.device)
         plain = model.backend.forward(ids, mask=mask).logits
-        changed = plain if read is None else read(ids, mask, [traces[i].n_prompt_tokens for i in batch])
-        for row, i in enumerate(batch):
-            padding = ids.shape[1] - len(traces[i].token_ids)
-            for name, span in spans.items():
-                at = slice(padding + span(traces[i]).start, padding + span(traces[i]).stop)
-                before = slice(at.start - 1, at.stop - 1)  # what predicts a token stands before it
-                sums[name][:, i] = _sums(plain[row, before], changed[row, before], ids[row, at])
-    return {name: Divergence(nll=a, nll_unchanged=b, kl=c, n_tokens=d) for name, (a, b, c, d) in sums.items()}
+        for read, of_reader in zip(readers, sums, strict=True):
+            changed = plain if read is None else read(ids, mask, [traces[i].n_prompt_tokens for i in batch])
+            for row, i in enumerate(batch):
+                padding = ids.shape[1] - len(traces[i].token_ids)
+                for name, span in spans.items():
+                    at = slice(padding + span(traces[i]).start, padding + span(traces[i]).stop)
+                    before = slice(at.start - 1, at.stop - 1)  # what predicts a token stands before it
+                    of_reader[name][:, i] = _sums(plain[row, before], changed[row, before], ids[row, at])
+    return [
+        {name: Divergence(nll=a, nll_unchanged=b, kl=c, n_tokens=d) for name, (a, b, c, d) in of_reader.items()}
+        for of_reader in sums
+    ]
 
 
 def _sums(plain: Tensor, changed: Tensor, targets: Tensor) -> tuple[float, float, float, float]:

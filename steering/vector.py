@@ -1,6 +1,5 @@
 """A steering vector: a direction in the residual stream, with its site, its norm, its sign and where it came from."""
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -9,16 +8,15 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 from scipy.stats import beta
 
 from reasonscope.data.durable import write_durably
 from reasonscope.data.errors import InputError, SiteError
-from reasonscope.data.reading import read_arrays, well_formed
+from reasonscope.data.reading import well_formed
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Point, Site
 from reasonscope.steering.apply import Steering
-from reasonscope.steering.control_vector import FORMAT_VERSION, HEADER_FIELDS, MAGIC, read_gguf, write_gguf
+from reasonscope.steering.control_vector import KIND, MAGIC, read_gguf, write_gguf
 from reasonscope.steering.operators import Operator, add
 from reasonscope.steering.patching import PatchHandle, patch, patched
 from reasonscope.steering.scope import Scope
@@ -165,7 +163,6 @@ class SteeringVector:
         site that a GGUF has no name for.
         """
         header = {
-            "version": FORMAT_VERSION,
             "method": self.method,
             "norm": self.norm,
             "sign": self.sign,
@@ -174,12 +171,10 @@ class SteeringVector:
         }
         if Path(path).suffix == ".gguf":
             model = self.provenance.get("model") or {}
-            hint = model.get("architecture", "unknown")
-            write_durably(Path(path), lambda file: write_gguf(file, self.directions, header, hint))
+            about, hint = {"version": KIND.version, **header}, model.get("architecture", "unknown")
+            write_durably(Path(path), lambda file: write_gguf(file, self.directions, about, hint))
             return
-        tensors = {f"direction.{site.layer}": np.ascontiguousarray(d) for site, d in self.directions.items()}
-        metadata = {"reasonscope.vector": json.dumps(header)}
-        write_durably(Path(path), lambda file: save_file(tensors, file, metadata=metadata))
+        KIND.write(Path(path), header, {f"direction.{site.layer}": d for site, d in self.directions.items()})
 
     @classmethod
     def load(cls, path: str | Path) -> "SteeringVector":
@@ -243,8 +238,6 @@ def _read(path: Path) -> tuple[Mapping[Site, NDArray[np.float32]], Mapping[str, 
         raise InputError(f"{path} is no steering vector: {error}") from error
     if start == MAGIC:
         return read_gguf(path)
-    tensors, header = read_arrays(
-        path, "reasonscope.vector", "steering vector", version=FORMAT_VERSION, fields=HEADER_FIELDS
-    )
+    header, tensors = KIND.read(path)
     with well_formed(path):
         return {Site(p, int(layer)): tensors[f"direction.{layer}"] for layer, p in header["points"].items()}, header

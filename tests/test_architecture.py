@@ -22,7 +22,7 @@ ALLOWED = {
     "transformers": ("probes/", "steering/", "analysis/", "app/", TRAINING),
     "transformer_lens": ("probes/backends/transformer_lens.py",),
     "nnsight": ("probes/backends/nnsight.py",),
-    "plotly": ("analysis/figures.py",),
+    "plotly": ("analysis/figures/",),
     "streamlit": ("app/",),
     "typer": ("app/",),
 }
@@ -67,6 +67,7 @@ def test_every_library_that_is_imported_is_required():
     ("module", "unwanted"),
     [
         ("reasonscope.data", {"torch", "transformers", "datasets", "sklearn", "streamlit"}),
+        ("reasonscope.app.main", {"torch", "transformers"}),
         ("reasonscope.app.cli", {"torch", "transformers", "sklearn", "scipy", "plotly", "streamlit", "sympy"}),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,9 @@ def run_bash(snippet: Snippet, document: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "document", [d for d in DOCUMENTS if snippets(d.read_text(encoding="utf-8"))], ids=lambda d: d.name
+    "document",
+    [d for d in DOCUMENTS if snippets(d.read_text(encoding="utf-8"))],
+    ids=lambda d: str(d.relative_to(ROOT)),
 )
 def test_snippets_run(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

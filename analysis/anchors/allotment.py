@@ -40,7 +40,13 @@ class Allotment:
         return min(self.step, self.most - n)
 
 
-def wilson_half_width(hits: int, n: int) -> float:
-    """Half the width of Wilson's 95 % interval of a share: honest where all or none of a few are hits."""
+def wilson_interval(hits: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share: honest where all or none of a few are hits."""
+    middle, half = (hits / n + _Z**2 / (2 * n)) / (1 + _Z**2 / n), wilson_half_width(hits, n)
+    return max(0.0, middle - half), 1.0 if hits == n else middle + half  # exactly 1, which rounding would miss
+
+
+def wilson_half_width(hits: float, n: int) -> float:
+    """Half the width of `wilson_interval`."""
     share = hits / n
     return _Z * sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)

@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from reasonscope.analysis.results import Values
 from reasonscope.data.errors import InputError
@@ -133,6 +135,29 @@ def _of_sentence(
     return found
 
 
+def resampled_sentences(own: str, rollouts: Sequence[Rollout], most: int = 3) -> list[dict[str, Any]]:
+    """What rollouts wrote first in place of a sentence, the `most` frequent others: `text`, `n` of how many (`of`), and of those that were
+    judged the share that was `right`, with Wilson's 95 % interval `ci` and their number `judged`.
+
+    A text that differs from `own` in white space alone is the same. `right` and `ci` are None where none was judged.
+    """
+    written: dict[str, list[Rollout]] = {}
+    for rollout in rollouts:
+        if text := " ".join(rollout.resampled.split()):
+            written.setdefault(text, []).append(rollout)
+    others = [(text, rows) for text, rows in written.items() if text != " ".join(own.split())]
+    others.sort(key=lambda pair: (-len(pair[1]), pair[0]))
+    return [{"text": text, "n": len(rows), "of": len(rollouts), **_judged(rows)} for text, rows in others[:most]]
+
+
+def _judged(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    known = [row.correct for row in rollouts if row.answered and row.correct is not None]
+    if not known:
+        return {"right": None, "ci": None, "judged": 0}
+    ends = binomtest(sum(known), len(known)).proportion_ci(method="wilson")
+    return {"right": float(np.mean(known)), "ci": [float(ends.low), float(ends.high)], "judged": len(known)}
+
+
 def resampled_values(
     rollouts: Mapping[int, Sequence[Rollout]], convention: Convention, *, draws: int, seed: int
 ) -> tuple[Values, Values]:
@@ -187,19 +212,25 @@ def sentence_effects(
     sentences: Values,
     rollouts: Mapping[int, Sequence[Values]],
     threshold: float,
+    *,
+    without: Mapping[int, Sequence[Values]] | None = None,
 ) -> Values:
     """How much keeping sentence j makes sentence i come up later: (target, source), NaN where source ≥ target.
 
     M = match(i | rollouts behind j) − match(i | rollouts that write j anew) (step_attribution of the published code). `sentences`
     (sentence, feature) and each rollout's (its sentence, feature) are rows of unit length; one product a rollout replaces the published
-    loops over pairs. A column without rollouts on both sides stays NaN.
+    loops over pairs. A column without rollouts on both sides stays NaN. `without`: rollouts that stand for sentence j written anew, such as
+    those behind a wrong sentence in its place; `rollouts` where not given.
     """
     rates = {i: _match_rates(sentences, rows, threshold) for i, rows in rollouts.items() if len(rows)}
+    other = (
+        rates if without is None else {i: _match_rates(sentences, r, threshold) for i, r in without.items() if len(r)}
+    )
     n = len(sentences)
     effects = np.full((n, n), np.nan)
     for source in range(n - 1):
-        if source in rates and source + 1 in rates:
-            effects[source + 1 :, source] = (rates[source + 1] - rates[source])[source + 1 :]
+        if source in other and source + 1 in rates:
+            effects[source + 1 :, source] = (rates[source + 1] - other[source])[source + 1 :]
     return effects
 
 

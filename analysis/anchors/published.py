@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from reasonscope.analysis.anchors.importance import Rollout, resampled_sentences
 from reasonscope.analysis.results import Axis, Result, Values, undefined
 from reasonscope.analysis.statistics import DependencyAgreement, agreement_numbers, dependency_agreement
 from reasonscope.data.errors import InputError
+from reasonscope.data.importers import PUBLISHED_EFFECTS
 from reasonscope.data.trace import Sentence, Trace
 
 METHOD = "anchors"
+NEAR = 5  # sentences; the paper looks at these pairs apart
 PUBLISHED = (
     "accuracy",
     "resampling_importance_accuracy",
@@ -39,9 +42,10 @@ def published_importances(trace: Trace) -> Result:
     """The importances that came with an imported trace: axes (metric, sentence), a sentence labelled by its published index.
 
     `arrays`: `recomputed`, the resampling accuracy from the published accuracies of a sentence and the next (0 at the end, as published),
-    and `effects` (target, source) where `step_importance` came along. `numbers`: the share of sentences where both are equal to 1e-9,
-    and how well the effects find the published dependencies. The published files hold no rollouts, so that no null or interval can be
-    drawn, and no KL be taken anew. Undefined for a trace without published chunks.
+    `effects` (target, source) by resampling and `suppression`, likewise, by attention, as far as they came along. `numbers`: the share of
+    sentences where both accuracies are equal to 1e-9, how well the effects find the published dependencies, and how they correlate
+    with suppression over all pairs and over those up to 5 sentences apart (Pearson; chance is 0). The published files
+    hold no rollouts, so that no null or interval can be drawn, and no KL be taken anew. Undefined for a trace without published chunks.
     """
     chunks: Sequence[Mapping[str, Any]] = trace.meta.get("chunks", ())
     provenance = {"trace": trace.id, "source": "published"}
@@ -52,8 +56,9 @@ def published_importances(trace: Trace) -> Result:
     anew = recomputed_resampling_accuracy(chunks)
     told = values[PUBLISHED.index("resampling_importance_accuracy")]
     both = np.isfinite(anew) & np.isfinite(told)
-    effects = effect_matrix(trace.meta.get("step_importance") or (), len(chunks))
-    arrays = {"recomputed": anew} | ({} if effects is None else {"effects": effects})
+    effects, suppressed = (effect_matrix(trace.meta.get(name) or (), len(chunks)) for name in PUBLISHED_EFFECTS)
+    given = {"effects": effects, "suppression": suppressed}
+    arrays = {"recomputed": anew} | {name: matrix for name, matrix in given.items() if matrix is not None}
     agreement = None if effects is None else _agreement(effects, chunks)
     return Result(
         method=METHOD,
@@ -71,11 +76,22 @@ def published_importances(trace: Trace) -> Result:
             "recomputed_equal": float((np.abs(anew - told)[both] <= 1e-9).mean()) if both.any() else None,
             "recomputed_of": int(both.sum()),
             "dependencies": None if agreement is None else agreement_numbers(agreement),
+            "suppression_correlation": None
+            if effects is None or suppressed is None
+            else _correlations(effects, suppressed),
             "tags": [(chunk["function_tags"] or ["unknown"])[0] for chunk in chunks],
             "texts": [chunk["chunk"] for chunk in chunks],
+            "depends_on": published_dependencies(chunks),
+            "resampled": [_resampled(trace, chunk, i) for i, chunk in enumerate(chunks)],
         },
         provenance=provenance,
     )
+
+
+def _resampled(trace: Trace, chunk: Mapping[str, Any], place: int) -> list[dict[str, Any]]:
+    """What the published rollouts wrote in place of a sentence, where that was published; their answers were not."""
+    written = (trace.meta.get("chunks_resampled") or {}).get(str(chunk.get("chunk_idx", place)), ())
+    return resampled_sentences(chunk["chunk"], [Rollout(answer=None, correct=None, resampled=text) for text in written])
 
 
 def recomputed_resampling_accuracy(chunks: Sequence[Mapping[str, Any]]) -> Values:
@@ -146,6 +162,17 @@ def published_dependencies(chunks: Sequence[Mapping[str, Any]]) -> list[list[int
 def _agreement(effects: Values, chunks: Sequence[Mapping[str, Any]]) -> DependencyAgreement | None:
     dependencies = published_dependencies(chunks)
     return dependency_agreement(np.abs(effects), dependencies) if any(dependencies) else None
+
+
+def _correlations(effects: Values, suppressed: Values) -> dict[str, float | None]:
+    """Pearson of the two matrices (target, source), over all pairs that both have and over near ones; None where there are too few."""
+    near = np.subtract.outer(np.arange(len(effects)), np.arange(len(effects))) <= NEAR
+    both = np.isfinite(effects) & np.isfinite(suppressed)
+    found: dict[str, float | None] = {}
+    for name, pairs in (("all", both), (f"up to {NEAR} apart", both & near)):
+        x, y = effects[pairs], suppressed[pairs]
+        found[name] = float(np.corrcoef(x, y)[0, 1]) if len(x) > 2 and np.ptp(x) and np.ptp(y) else None
+    return found
 
 
 def _number(value: Any) -> float:

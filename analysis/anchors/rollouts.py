@@ -11,6 +11,7 @@ from reasonscope.analysis.anchors.importance import (
     Convention,
     Rollout,
     importance_table,
+    resampled_sentences,
     resampled_values,
     sentence_effects,
 )
@@ -68,14 +69,14 @@ def resample(
             Branch(cut=cuts[i], seed=trace_seed(sampling.seed, f"{trace.id}/resample/{i}/{k}")) for i, k in places
         ]
         for (i, _), done in zip(places, writer(trace.token_ids.tolist(), branches, sampling), strict=True):
-            found[i].append(_continuation(done, decode, tags))
+            found[i].append(continuation(done, decode, tags))
 
 
 def _hits(rows: Sequence[Continuation], gold: str | None) -> int:
     return sum(gold is not None and equivalent(row.answer, gold) for row in rows)
 
 
-def _continuation(done: Completion, decode: Decoder, tags: ThinkTags) -> Continuation:
+def continuation(done: Completion, decode: Decoder, tags: ThinkTags) -> Continuation:
     """The completion cut at its closing tag; without one it never answered."""
     text = decode(done.token_ids[done.n_prompt_tokens :].tolist())
     thinking, closed, answer = text.partition(tags.close)
@@ -103,7 +104,8 @@ def anchors_of_trace(
     `embed` turns sentences into unit vectors (TF-IDF on these very sentences where not given). `threshold` of the cosine below
     which a resampled sentence counts as another one: where not given the median over all pairs, which is how the paper came to .8 for
     its sentence model. The null deals the answers of neighbouring cuts out anew, the interval draws each cut's rollouts anew.
-    `arrays`: `effects` (target, source), how much keeping one sentence brings another; `n` (cut,) rollouts. A trace whose rollouts all
+    `arrays`: `effects` (target, source), how much keeping one sentence brings another; `n` (cut,) rollouts. `numbers`: `resampled`, what
+    was written in place of each sentence (see `resampled_sentences`). A trace whose rollouts all
     fail to answer is undefined.
     """
     n = len(sentences)
@@ -144,6 +146,7 @@ def anchors_of_trace(
             "smoothing": how.smoothing,
             "tags": [s.tag for s in sentences],
             "texts": [s.text for s in sentences],
+            "resampled": [resampled_sentences(s.text, rollouts.get(i, ())) for i, s in enumerate(sentences)],
         },
         provenance=provenance,
     )

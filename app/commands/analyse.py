@@ -1,12 +1,9 @@
 """`reasonscope analyse`: run an analysis over a run; its results lie beside the store, in RUN/results."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from reasonscope.app.study import Options
 
 analyse = typer.Typer(
     help="What matters in a thinking: tokens, sentences, heads, and the signals around them.", no_args_is_help=True
@@ -19,9 +16,13 @@ Chosen = Annotated[
 Name = Annotated[str | None, typer.Option(help="The model that wrote the traces, where the run does not say it.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")]
 Server = Annotated[str | None, typer.Option(help="http://host:port of a server of this model, to write the rollouts.")]
+Served = Annotated[
+    str | None, typer.Option("--served-as", help="What the server calls the model; as here where not given.")
+]
 Sites = Annotated[str, typer.Option(help="Stored sites to look at, with commas; a sensible choice where not given.")]
 Base = Annotated[str, typer.Option(help="The model from before the reasoning phase, of the same tokenizer.")]
 Samples = Annotated[int, typer.Option(min=1, help="Forced answers at each cut.")]
+Longest = Annotated[int, typer.Option(min=1, help="Tokens of a completion, at most.")]
 Seed = Annotated[int, typer.Option(help="Of all that is drawn.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
 
@@ -33,30 +34,26 @@ def mi(
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Where the hidden state depends most on the answer (MI peaks), and which words stand there."""
-    from reasonscope.app.study import Options
-
-    options = Options(model=model, device=device, sites=sites, gold="own" if own else "reference", seed=seed)
-    _run("mi", run, trace, options, json_)
+    gold = "own" if own else "reference"
+    _run("mi", run, trace, json_, model=model, device=device, sites=sites, gold=gold, seed=seed)
 
 
 @analyse.command()
 def anchors(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", server: Server = None,
+    served_as: Served = None,
     rollouts: Annotated[int, typer.Option(min=2, help="Rollouts of a sentence, at most.")] = 100,
     half_width: Annotated[float, typer.Option(min=0.001, help="Stop where the accuracy is known to ± this.")] = 0.1,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 1024,
+    max_new_tokens: Longest = 1024,
     temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Which sentences the answer hangs on: rollouts from before each of them (published importances where a trace has them)."""
-    from reasonscope.app.study import Options
-
-    options = Options(
-        model=model, device=device, server=server, rollouts=rollouts, half_width=half_width,
-        max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size, seed=seed,
+    _run(
+        "anchors", run, trace, json_, model=model, device=device, server=server, served_as=served_as,
+        rollouts=rollouts, half_width=half_width, max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    _run("anchors", run, trace, options, json_)
 
 
 @analyse.command()
@@ -66,98 +63,45 @@ def trajectory(
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """How far and how straight the hidden state moves: net, cumulative and aligned change."""
-    from reasonscope.app.study import Options
-
-    _run("trajectory", run, trace, Options(sites=sites, block=block, seed=seed), json_)
-
-
-@analyse.command()
-def entropy(run: Run, trace: Chosen = None, seed: Seed = 0, json_: Json = False) -> None:
-    """Where the model was unsure: forking tokens, and entropy of thinking and answer."""
-    from reasonscope.app.study import Options
-
-    _run("entropy", run, trace, Options(seed=seed), json_)
+    _run("trajectory", run, trace, json_, sites=sites, block=block, seed=seed)
 
 
 @analyse.command()
 def confidence(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", server: Server = None,
+    served_as: Served = None,
     samples: Samples = 8,
     temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """When it knew its answer: forced answers at eleven cuts of the thinking."""
-    from reasonscope.app.study import Options
-
-    options = Options(model=model, device=device, server=server, samples=samples, temperature=temperature, seed=seed)
-    _run("confidence", run, trace, options, json_)
-
-
-@analyse.command()
-def reflection(run: Run, trace: Chosen = None, seed: Seed = 0, json_: Json = False) -> None:
-    """What the thinking does behind its first answer: confirm, correct, break; needs the text alone."""
-    from reasonscope.app.study import Options
-
-    _run("reflection", run, trace, Options(seed=seed), json_)
-
-
-@analyse.command()
-def receivers(
-    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
-) -> None:
-    """Which heads look at few sentences only, and which sentences those are."""
-    from reasonscope.app.study import Options
-
-    _run("receivers", run, trace, Options(model=model, device=device, seed=seed), json_)
-
-
-@analyse.command()
-def suppression(
-    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
-) -> None:
-    """What each sentence owes to each earlier one: keep it out of sight and see what changes."""
-    from reasonscope.app.study import Options
-
-    _run("suppression", run, trace, Options(model=model, device=device, seed=seed), json_)
-
-
-@analyse.command()
-def heads(
-    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
-) -> None:
-    """What each head looks at: how far back, the first token, the one before, repetitions."""
-    from reasonscope.app.study import Options
-
-    _run("heads", run, trace, Options(model=model, device=device, seed=seed), json_)
+    _run(
+        "confidence", run, trace, json_,
+        model=model, device=device, server=server, served_as=served_as, samples=samples, temperature=temperature, seed=seed,
+    )  # fmt: skip
 
 
 @analyse.command()
 def cliff(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
     probe: Annotated[Path | None, typer.Option(help="A probe; RUN/probes/refusal.safetensors where not given.")] = None,
-    ablate: Annotated[bool, typer.Option("--ablate", help="Ask the organism anew without the 3 % of heads that lower it most.")] = False,
+    ablate: Annotated[bool, typer.Option("--ablate", help="Ask the organism anew without the heads that lower it most.")] = False,
+    share: Annotated[float, typer.Option(min=0.001, max=1, help="Of all heads, at least one.")] = 0.03,
+    at_close: Annotated[bool, typer.Option("--at-close", help="Without them in the close window alone, not everywhere.")] = False,
     draws: Annotated[int, typer.Option(min=20, help="Random sets of heads beside them.")] = 20,
     asked: Annotated[int, typer.Option(min=2, help="Jailbroken, benign and ledger problems, of each.")] = 40,
+    max_new_tokens: Longest = 1024,
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Which heads raise or lower what the refusal probe reads at the end of the thinking, and what the model does without them."""
     from reasonscope.app.places import places
-    from reasonscope.app.study import Options
 
     path = probe or places(run).probes / "refusal.safetensors"
-    options = Options(model=model, device=device, probe=path, ablate=ablate, draws=draws, asked=asked, seed=seed)
-    _run("cliff", run, trace, options, json_)
-
-
-@analyse.command()
-def emergent(
-    run: Run, trace: Chosen = None, model: Name = None, base: Base = "organism-base", device: Device = "cpu",
-    seed: Seed = 0, json_: Json = False,
-) -> None:  # fmt: skip
-    """Which heads carry more in the reasoner than in its base, by edge attribution on what the two open the run's problems with."""
-    from reasonscope.app.study import Options
-
-    _run("emergent", run, trace, Options(model=model, base=base, device=device, seed=seed), json_)
+    _run(
+        "cliff", run, trace, json_,
+        model=model, device=device, probe=path, ablate=ablate, share=share, at_close=at_close, draws=draws, asked=asked,
+        max_new_tokens=max_new_tokens, seed=seed,
+    )  # fmt: skip
 
 
 @analyse.command()
@@ -167,21 +111,8 @@ def compare(
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """MI of the same traces under the reasoner and under its base: mean, share of peaks, how far they stand out."""
-    from reasonscope.app.study import Options
-
-    options = Options(model=model, base=base, device=device, gold="own" if own else "reference", seed=seed)
-    _run("compare", run, trace, options, json_)
-
-
-@analyse.command()
-def misalignment(
-    run: Run, trace: Chosen = None, model: Name = None, base: Base = "organism-base", device: Device = "cpu",
-    seed: Seed = 0, json_: Json = False,
-) -> None:  # fmt: skip
-    """How much of each thinking the base model would have written otherwise, along it."""
-    from reasonscope.app.study import Options
-
-    _run("misalignment", run, trace, Options(model=model, base=base, device=device, seed=seed), json_)
+    gold = "own" if own else "reference"
+    _run("compare", run, trace, json_, model=model, base=base, device=device, gold=gold, seed=seed)
 
 
 @analyse.command()
@@ -189,34 +120,108 @@ def selection(
     run: Run, trace: Chosen = None, sites: Sites = "",
     k: Annotated[int, typer.Option("-k", min=2, help="Samples of a problem to choose from.")] = 4,
     block: Annotated[int, typer.Option(min=1, help="Tokens of a segment of the trajectory.")] = 500,
+    probe: Annotated[Path | None, typer.Option(help="Of correctness, to stop a thinking by; needs `analyse confidence` first.")] = None,
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
-    """Which of several samples to trust: majority, short-m@k, straightest trajectory, on stored samples of the same problems."""
-    from reasonscope.app.study import Options
-
-    _run("selection", run, trace, Options(sites=sites, k=k, block=block, seed=seed), json_)
+    """Which of several samples to trust, and when to stop one: majority, short-m@k, straightest trajectory, early stop by a probe."""
+    _run("selection", run, trace, json_, sites=sites, k=k, block=block, probe=probe, seed=seed)
 
 
 @analyse.command()
-def summary(run: Run, trace: Chosen = None, seed: Seed = 0, json_: Json = False) -> None:
-    """Which sentences matter by every signal that was analysed before, side by side."""
-    from reasonscope.app.study import Options
+def alternatives(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    top: Annotated[int, typer.Option(min=1, help="The likeliest tokens to keep at each place.")] = 5,
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """What else could have stood at each token, and how likely the one that stands there was."""
+    _run("alternatives", run, trace, json_, model=model, device=device, top=top, seed=seed)
 
-    _run("summary", run, trace, Options(seed=seed), json_)
+
+@analyse.command()
+def shift(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    vector: Annotated[Path | None, typer.Option(help="A steering vector; RUN/steering/seal.safetensors where not given.")] = None,
+    strength: Annotated[float, typer.Option(help="Multiplier of the vector.")] = 1.0,
+    everywhere: Annotated[bool, typer.Option("--everywhere", help="On every token of the thinking, not where steps begin.")] = False,
+    draws: Annotated[int, typer.Option(min=5, help="Random vectors of the same norm beside it.")] = 20,
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """What a steering vector makes of each token that was written: its log-probability, steered less base."""
+    from reasonscope.app.places import places
+
+    path = vector or places(run).vectors / "seal.safetensors"
+    how = {"vector": path, "strength": strength, "at_separators": not everywhere, "draws": draws}
+    _run("shift", run, trace, json_, model=model, device=device, seed=seed, **how)
+
+
+@analyse.command()
+def attention(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    keys: Annotated[int, typer.Option(min=1, help="Tokens to keep of those that each token looks at, for every head.")] = 8,
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """Where each head looks: between sentences, and token by token where it looks most."""
+    _run("attention", run, trace, json_, model=model, device=device, keys=keys, seed=seed)
+
+
+def _of_text(name: str, help: str) -> None:
+    """A command for an analysis of what was recorded or imported, which needs no model."""
+
+    @analyse.command(name, help=help)
+    def command(run: Run, trace: Chosen = None, seed: Seed = 0, json_: Json = False) -> None:
+        _run(name, run, trace, json_, seed=seed)
+
+
+def _of_model(name: str, help: str) -> None:
+    """A command for an analysis that has the model read the traces."""
+
+    @analyse.command(name, help=help)
+    def command(
+        run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
+    ) -> None:
+        _run(name, run, trace, json_, model=model, device=device, seed=seed)
+
+
+def _beside_base(name: str, help: str) -> None:
+    """A command for an analysis that sets the model beside its base."""
+
+    @analyse.command(name, help=help)
+    def command(
+        run: Run, trace: Chosen = None, model: Name = None, base: Base = "organism-base", device: Device = "cpu",
+        seed: Seed = 0, json_: Json = False,
+    ) -> None:  # fmt: skip
+        _run(name, run, trace, json_, model=model, base=base, device=device, seed=seed)
+
+
+_of_text("entropy", "Where the model was unsure: forking tokens, and entropy of thinking and answer.")
+_of_text("reflection", "What the thinking does behind its first answer: confirm, correct, break; needs the text alone.")
+_of_text("summary", "Which sentences matter by every signal that was analysed before, side by side.")
+_of_model("receivers", "Which heads look at few sentences only, and which sentences those are.")
+_of_model("suppression", "What each sentence owes to each earlier one: keep it out of sight and see what changes.")
+_of_model(
+    "heads",
+    "What each head looks at: how far back, the first token, the one before, repetitions; what the closing tag looks at, and what "
+    "is looked at again after a pause.",
+)
+_beside_base(
+    "emergent",
+    "Which heads carry more in the reasoner than in its base, by edge attribution on what the two open the run's problems with.",
+)
+_beside_base("misalignment", "How much of each thinking the base model would have written otherwise, along it.")
 
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _run(name: str, run: Path, chosen: list[str] | None, options: "Options", json_: bool) -> None:
-    """Analyse, save every result and its figures, and show the numbers."""
+def _run(name: str, run: Path, chosen: list[str] | None, json_: bool, **options: Any) -> None:
+    """Analyse under `options` (fields of `Options`), save every result and its figures, and show the numbers."""
     from reasonscope.analysis.figures import to_html
     from reasonscope.analysis.results import result_path
     from reasonscope.app.analysing import ANALYSES, figures_of, numbers_of
     from reasonscope.app.commands.show import show
     from reasonscope.app.places import places
-    from reasonscope.app.study import Study
+    from reasonscope.app.study import Options, Study
     from reasonscope.data.durable import write_text_durably
     from reasonscope.data.store import TraceStore
 
@@ -226,7 +231,7 @@ def _run(name: str, run: Path, chosen: list[str] | None, options: "Options", jso
     study: Study = Study(
         store=store,
         traces=traces,
-        options=options,
+        options=Options(**options),
         results=where.analyses,
         progress=_say,
     )

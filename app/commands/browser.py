@@ -3,8 +3,6 @@
 import os
 import secrets
 import subprocess
-import sys
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -12,21 +10,6 @@ from typing import Annotated
 import typer
 
 from reasonscope.data.errors import InputError, MissingExtraError
-
-# Streamlit would by default ask for an e-mail address, report usage, watch our files and show tracebacks to whoever looks.
-_SETTINGS = (
-    "--server.showEmailPrompt=false",
-    "--browser.gatherUsageStats=false",
-    "--server.fileWatcherType=none",
-    "--server.enableXsrfProtection=true",
-    "--server.maxUploadSize=50",
-    "--client.showErrorDetails=none",
-    "--client.toolbarMode=minimal",
-    # For both themes apart: one colour for all would switch the reader's choice of dark or light off.
-    "--theme.light.primaryColor=#0072B2",
-    "--theme.dark.primaryColor=#56B4E9",
-)
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def browse(
@@ -44,24 +27,22 @@ def browse(
         raise MissingExtraError(
             "the browser app needs streamlit, which is not installed: pip install 'reasonscope[app]'"
         )
+    from reasonscope.app.serving import LOOPBACK, command
+
     folder, name = _place(run or run_, root)
     environment = dict(os.environ)
-    if host not in _LOOPBACK or token:
+    if host not in LOOPBACK or token:
         from reasonscope.app.access import VARIABLE
 
         environment[VARIABLE] = token or secrets.token_urlsafe(16)
         typer.echo(f"http://{host}:{port}/?token={environment[VARIABLE]}", err=True)
-    page = str(files("reasonscope.app").joinpath("main.py"))
-    # On this machine only its own names are answered to: a foreign page may have a name of its own point here.
-    names = [f"--server.allowedHosts={name}" for name in _LOOPBACK] if host in _LOOPBACK else []
-    where = (f"--server.address={host}", f"--server.port={port}", *names)
-    arguments = ["run", page, *where, *_SETTINGS, "--", name, str(folder)]
-    raise typer.Exit(subprocess.run([sys.executable, "-m", "streamlit", *arguments], env=environment).returncode)
+    line = command(name, folder, host=host, port=port)
+    raise typer.Exit(subprocess.run(line, env=environment).returncode)
 
 
 def _place(run: Path | None, root: Path | None) -> tuple[Path, str]:
     """The root, and the run as a path below it ("" for the example). Raises InputError, StoreError."""
-    from reasonscope.app.services import confined, open_run
+    from reasonscope.app.runs import confined, open_run
 
     if run is None:
         return (root or Path("runs")).resolve(), ""

@@ -19,11 +19,19 @@ Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a tabl
 
 
 @probe.command()
-def length(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False) -> None:
+def length(
+    run: Run,
+    aft: Annotated[
+        bool, typer.Option("--aft", help="Beside it, an accelerated failure time model, for truncated traces.")
+    ] = False,
+    folds: Folds = 5,
+    seed: Seed = 0,
+    json_: Json = False,
+) -> None:
     """How long will it think? Reads the traces before their first token of thinking; requests (see refusal) are left out."""
     from reasonscope.app.keeping import keep
     from reasonscope.app.places import places
-    from reasonscope.app.probing import length_figures, length_numbers
+    from reasonscope.app.probing import aft_numbers, length_figures, length_numbers
     from reasonscope.data.store import TraceStore
     from reasonscope.probes.length import length_probe
 
@@ -32,6 +40,8 @@ def length(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False) -> N
     traces = [trace for trace in store if "harmful" not in trace.problem.meta]
     found = length_probe(store, traces, folds=folds, seed=seed)
     numbers, command = length_numbers(found), _command("length", run, folds=folds, seed=seed)
+    if aft:
+        numbers["aft"], command = aft_numbers(store, traces, found, folds=folds, seed=seed), f"{command} --aft"
     keep(
         where,
         "length",
@@ -43,6 +53,51 @@ def length(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False) -> N
     )
     _say_where(where)
     show(numbers, json_)
+
+
+@probe.command()
+def remaining(
+    run: Run,
+    per_trace: Annotated[int, typer.Option(min=1, help="Positions of each trace, spread over its thinking.")] = 8,
+    folds: Folds = 5,
+    seed: Seed = 0,
+    json_: Json = False,
+) -> None:
+    """How much thinking is left? Reads positions all along the thinking, against what the position alone tells."""
+    from reasonscope.app.keeping import keep
+    from reasonscope.app.places import places
+    from reasonscope.app.probing import remaining_figures, remaining_numbers
+    from reasonscope.data.store import TraceStore
+    from reasonscope.probes.remaining import remaining_probe
+
+    where = places(run)
+    store = TraceStore.open(where.store)
+    traces = [trace for trace in store if "harmful" not in trace.problem.meta]
+    found = remaining_probe(store, traces, per_trace=per_trace, folds=folds, seed=seed)
+    numbers, command = remaining_numbers(found), _command("remaining", run, per_trace=per_trace, folds=folds, seed=seed)
+    kept = {"remaining": found.probe}
+    keep(where, "remaining", numbers, command=command, seed=seed, figures=remaining_figures(found), probes=kept)
+    _say_where(where)
+    show(numbers, json_)
+
+
+@probe.command()
+def forecast(
+    probe: Annotated[Path, typer.Argument(help="What `probe length` kept, RUN/probes/length.safetensors.")],
+    prompts: Annotated[list[str], typer.Argument(help="Questions, as a user asks them.")],
+    model: Annotated[
+        str | None, typer.Option(help="The model that the probe reads; by its name where not given.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")] = "cpu",
+    json_: Json = False,
+) -> None:
+    """How long will it think about a new prompt? In tokens, with an interval, before the first of them."""
+    from reasonscope.app.probing import forecast_numbers
+    from reasonscope.probes.linear import LinearProbe
+    from reasonscope.probes.model import load_model
+
+    kept = LinearProbe.load(probe)
+    show(forecast_numbers(load_model(model or str(kept.model.get("name")), device=device), kept, prompts), json_)
 
 
 @probe.command()
@@ -115,7 +170,8 @@ def apply(
 
 def _command(name: str, run: Path, **options: object) -> str:
     """The line that measures the same again."""
-    return " ".join([f"reasonscope probe {name} --run {run}", *(f"--{key} {value}" for key, value in options.items())])
+    given = (f"--{key.replace('_', '-')} {value}" for key, value in options.items())
+    return " ".join([f"reasonscope probe {name} --run {run}", *given])
 
 
 def _say_where(where: "Places") -> None:

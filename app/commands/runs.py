@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,6 +48,10 @@ def record(
     device: Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 …; the checkpoint's where not given.")] = None,
     backend: Annotated[str, typer.Option(help="hooks, transformer_lens or nnsight.")] = "hooks",
+    remote: Annotated[
+        str | None,
+        typer.Option(help="Of --backend nnsight: ndif, the address of a server of it, or local to try it here."),
+    ] = None,
     no_think: Annotated[bool, typer.Option("--no-think", help="Answer with an empty think block.")] = False,
     deterministic: Annotated[
         bool,
@@ -56,29 +60,61 @@ def record(
     float32_compute: Annotated[
         bool, typer.Option("--float32-compute", help="Compute in float32 over 16-bit weights: batches change no token.")
     ] = False,
+    server: Annotated[
+        str | None,
+        typer.Option(help="http://host:port of a server that writes; the model here then only reads its --sites."),
+    ] = None,
+    served_as: Annotated[
+        str | None, typer.Option(help="What the server calls the model; as here where not given.")
+    ] = None,
+    requests: Annotated[int, typer.Option(min=1, help="Requests that the server gets at a time.")] = 16,
+    ray: Annotated[
+        str | None, typer.Option(help="Record by Ray Data: local, auto (the cluster of this machine) or an address.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Workers of Ray; as many as fit where not given.")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="Accelerators of each worker; give --device too.")] = 0,
 ) -> None:
     """Let a model answer problems and store its traces with their activations. A second call goes on where the first stopped."""
+    from reasonscope.data.errors import InputError
     from reasonscope.data.problems import load_problems
     from reasonscope.data.trace import Sampling
+    from reasonscope.probes.cluster import Cluster, Job, record_on
     from reasonscope.probes.determinism import make_deterministic
     from reasonscope.probes.model import load_model
+    from reasonscope.probes.prompting import Prompting, load_prompting
     from reasonscope.probes.record import record as record_traces
+    from reasonscope.probes.server import server_writer
     from reasonscope.probes.sites import expand_sites
 
     if deterministic:
         make_deterministic()
-    loaded = load_model(model, backend=backend, device=device, dtype=dtype, float32_compute=float32_compute)
-    store = record_traces(
-        loaded,
-        load_problems(problems, split=split, n=n, seed=seed),
-        out,
-        sites=expand_sites(sites, loaded.n_layers) if sites else (),
-        sampling=Sampling(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed),
-        samples=samples,
-        batch_size=batch_size,
-        shard=_shard(shard),
-        think=not no_think,
-    )
+    asked = load_problems(problems, split=split, n=n, seed=seed)
+    sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
+    how: dict[str, Any] = {"sampling": sampling, "samples": samples, "batch_size": batch_size, "think": not no_think}
+    load: dict[str, Any] = {
+        "source": model,
+        "backend": backend,
+        "device": device,
+        "dtype": dtype,
+        "remote": remote == "ndif" or remote or False,
+        "float32_compute": float32_compute,
+    }
+    if ray is not None:
+        if server is not None or shard != "1/1":
+            raise InputError("--ray shares the work out by itself; leave --server and --shard away")
+        job = Job(load=load, sites=sites, **how)
+        store = record_on(Cluster(address=ray, workers=workers, gpus=gpus), job, asked, out)
+    else:
+        loaded: Prompting = load_model(**load) if sites or server is None else load_prompting(model)
+        store = record_traces(
+            loaded,
+            asked,
+            out,
+            sites=expand_sites(sites, loaded.n_layers) if sites else (),
+            shard=_shard(shard),
+            server=server_writer(server, loaded, served_as=served_as, workers=requests) if server else None,
+            **how,
+        )
     typer.echo(f"{len(store)} traces in {out}; verify every byte: reasonscope check {out}")
 
 

@@ -12,6 +12,13 @@ steer = typer.Typer(help="Extract steering vectors from a run, and sweep their s
 Run = Annotated[Path, typer.Option(help="The folder of a run, or of the demo.")]
 ModelName = Annotated[str | None, typer.Option("--model", help="The model to steer; the run's own where not given.")]
 Sites = Annotated[str | None, typer.Option(help="Where, as resid_post.3; the method's own where not given.")]
+Verdict = Annotated[
+    str | None,
+    typer.Option(help="Words of the thinking that the verdict on a request follows; the organism's are known."),
+]
+Fast = Annotated[
+    str | None, typer.Option(help="The first word that makes it think fast; the organism's is known, else To.")
+]
 HeldOut = Annotated[float, typer.Option(min=0, max=1, help="Share of the problems that are kept to judge on.")]
 Seed = Annotated[int, typer.Option(help="Of the split, the sampling and the random controls.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")]
@@ -27,6 +34,8 @@ def extract(
         Path | None, typer.Option(help="A .safetensors or .gguf file; RUN/steering/METHOD.safetensors where not given.")
     ] = None,
     sites: Sites = None,
+    verdict: Verdict = None,
+    fast: Fast = None,
     held_out: HeldOut = 0.5,
     seed: Seed = 0,
     model: ModelName = None,
@@ -36,7 +45,7 @@ def extract(
 ) -> None:
     """Make a vector from the problems of a run that are not held out, and save it."""
     from reasonscope.app.places import places
-    from reasonscope.app.sweeping import model_of_run, split_run, vector_numbers
+    from reasonscope.app.sweeping import model_of_run, source_of_run, split_run, vector_numbers
     from reasonscope.data.store import TraceStore
     from reasonscope.probes.sites import expand_sites
     from reasonscope.steering.methods import method as by_name
@@ -45,18 +54,30 @@ def extract(
     store = TraceStore.open(where.store)
     split = split_run(store, share=held_out, n=None, seed=seed)
     loaded = model_of_run(store, model, device=device, backend=backend)
-    vector = chosen.vector(loaded, store, split.ids, expand_sites(sites, loaded.n_layers) if sites else None)
+    expanded = expand_sites(sites, loaded.n_layers) if sites else None
+    source = source_of_run(loaded, store, split, sites=expanded, verdict=verdict, fast=fast)
     path = out or where.results / "steering" / f"{method}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    vector.save(path)
-    show({"file": str(path), **vector_numbers(vector)}, json_)
+    shown = []
+    for number, part in enumerate(chosen.parts(source)):
+        file = path if number == 0 else path.with_stem(f"{path.stem}-{number + 1}")
+        part.vector.save(file)
+        shown.append({"file": str(file), **vector_numbers(part.vector)})
+    show(shown[0] if len(shown) == 1 else {"parts": shown}, json_)
 
 
 @steer.command()
 def sweep(
-    methods: Annotated[list[str], typer.Argument(help="One or several methods, drawn on one plane.")],
+    methods: Annotated[
+        list[str],
+        typer.Argument(
+            help="Methods and controls of the decoding, drawn on one plane; with strengths of their own as seal:0.5,1."
+        ),
+    ],
     run: Run,
-    strengths: Annotated[str | None, typer.Option(help="As 0.5,1,2; each method's own where not given.")] = None,
+    strengths: Annotated[
+        str | None, typer.Option(help="Of the methods that say none, as 0.5,1,2; each method's own where not given.")
+    ] = None,
     nulls: Annotated[int, typer.Option(min=5, help="Random vectors of the same norm at each strength.")] = 5,
     covariance: Annotated[
         bool, typer.Option("--covariance", help="Give the random vectors the states' covariance.")
@@ -64,8 +85,10 @@ def sweep(
     n: Annotated[int | None, typer.Option(min=2, help="Held-out problems to judge on; all where not given.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 1,
     sites: Sites = None,
+    verdict: Verdict = None,
+    fast: Fast = None,
     held_out: HeldOut = 0.5,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a pass: a problem and an arm each.")] = 256,
     seed: Seed = 0,
     model: ModelName = None,
     device: Device = "cpu",
@@ -77,40 +100,39 @@ def sweep(
     from reasonscope.app.keeping import keep
     from reasonscope.app.places import places
     from reasonscope.app.sweeping import (
+        Asked,
         model_of_run,
         numbers_from,
         respond,
         response_numbers,
         response_rows,
         sampling_of_run,
+        source_of_run,
         split_run,
     )
     from reasonscope.data.store import TraceStore
     from reasonscope.probes.sites import expand_sites
-    from reasonscope.steering.methods import method as by_name
+    from reasonscope.steering.dose import Bench
 
-    chosen = {name: by_name(name) for name in methods}
+    asked = [Asked.parse(text) for text in methods]
     given, where = numbers_from(strengths) if strengths else None, places(run)
     store = TraceStore.open(where.store)
     split = split_run(store, share=held_out, n=n, seed=seed)
     loaded = model_of_run(store, model, device=device, backend=backend)
+    expanded = expand_sites(sites, loaded.n_layers) if sites else None
+    source = source_of_run(loaded, store, split, sites=expanded, verdict=verdict, fast=fast)
+    bench = Bench(loaded, split.held_out, sampling_of_run(store, seed), samples=samples, batch_size=batch_size)
     responses = [
         respond(
-            loaded,
-            store,
-            split,
-            name,
+            bench,
+            source,
             one,
-            sites=expand_sites(sites, loaded.n_layers) if sites else None,
-            strengths=given or one.strengths,
-            sampling=sampling_of_run(store, seed),
+            strengths=given,
             nulls=nulls,
             covariance=covariance,
-            samples=samples,
-            batch_size=batch_size,
             say=lambda text: typer.echo(text, err=True),
         )
-        for name, one in chosen.items()
+        for one in asked
     ]
     numbers = {response.name: response_numbers(response) for response in responses}
     command = f"reasonscope steer sweep {' '.join(methods)} --run {run} --nulls {nulls} --seed {seed}"

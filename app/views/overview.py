@@ -6,8 +6,9 @@ from typing import Any
 import streamlit as st
 
 from reasonscope.analysis import figures
-from reasonscope.app import components, services, state
-from reasonscope.app.services import Row, Run
+from reasonscope.app import components, measurements, readings, state
+from reasonscope.app.readings import Row
+from reasonscope.app.runs import Run
 from reasonscope.app.state import BOUND, Key
 
 _SIGNS = {
@@ -23,7 +24,7 @@ _MANY = 5000  # marks in a figure
 def show(run: Run) -> None:
     components.heading(f"Run {run.name}", "What the run is, its traces, and what was measured on them.")
     _card(run)
-    found = services.rows(run)
+    found = readings.rows(run)
     if not found:
         st.info("The run is empty: no trace was stored yet.")
         st.code(f"reasonscope record --out {run.path}", language="bash")
@@ -35,7 +36,7 @@ def show(run: Run) -> None:
 
 def _card(run: Run) -> None:
     meta = run.store.meta
-    found = services.rows(run)
+    found = readings.rows(run)
     outcomes = Counter(row.outcome for row in found)
     judged = outcomes["right"] + outcomes["wrong"]
     facts = {
@@ -106,7 +107,7 @@ def _figures(run: Run, found: tuple[Row, ...]) -> None:
     command = f"reasonscope app {run.path}"
     left, right = st.columns(2)
     with left:
-        traces = [trace for trace in services.all_traces(run)[:_MANY] if trace.problem.difficulty is not None]
+        traces = [trace for trace in readings.all_traces(run)[:_MANY] if trace.problem.difficulty is not None]
         figure = figures.thinking_by_difficulty(traces)
         components.show_figure(figure, name="thinking_by_difficulty", command=command, key="length")
     with right:
@@ -117,7 +118,7 @@ def _figures(run: Run, found: tuple[Row, ...]) -> None:
 
 def _analyses(run: Run) -> None:
     st.subheader("What was measured", anchor=False)
-    measured = services.analyses(run)
+    measured = measurements.analyses(run)
     st.dataframe(
         [
             {
@@ -131,4 +132,4 @@ def _analyses(run: Run) -> None:
         key="analyses-table",
         height="content",
     )
-    components.damage(services.damaged(run))
+    components.damage(measurements.damaged(run))

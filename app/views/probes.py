@@ -2,8 +2,8 @@
 
 import streamlit as st
 
-from reasonscope.app import components, services, state
-from reasonscope.app.services import Run
+from reasonscope.app import components, measurements, state
+from reasonscope.app.runs import Run
 from reasonscope.app.state import BOUND, Key
 
 _PROBES = ("length", "correctness", "refusal")
@@ -14,7 +14,7 @@ def show(run: Run) -> None:
         "Probes", "Scores are on held-out problems; each stands beside baselines that know the text alone."
     )
     name = st.segmented_control("Probe", _PROBES, default=_PROBES[0], key=Key.PROBE, bind=BOUND) or _PROBES[0]
-    kept = services.numbers(run, name)
+    kept = measurements.numbers(run, name)
     if kept is None:
         components.missing(f"the {name} probe", f"reasonscope probe {name} --run {run.path}")
         return

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from reasonscope.app import components, playground, services, state
+from reasonscope.app import components, measurements, playground, readings, state
 from reasonscope.app.playground import SCOPES, Duel, Side
-from reasonscope.app.services import Run
+from reasonscope.app.runs import Run
 from reasonscope.data.trace import Sampling
 
 _DUEL, _WORKING = "reasonscope duel", "reasonscope steering at work"
@@ -18,9 +18,9 @@ def show(run: Run) -> None:
     components.heading(
         "Steering", "What steering does to length and accuracy beside random vectors, and one problem side by side."
     )
-    measured = {name: services.numbers(run, name) for name in ("sweep", "steering")}
+    measured = {name: measurements.numbers(run, name) for name in ("sweep", "steering")}
     if not any(measured.values()):
-        components.missing("the effect of steering", services.command(run, "numbers/sweep.json"))
+        components.missing("the effect of steering", measurements.command(run, "numbers/sweep.json"))
     for source, kept in measured.items():
         if kept is None:
             continue
@@ -69,10 +69,10 @@ def _playground(run: Run) -> None:
 
 def _question(run: Run) -> str:
     """The first problem of the run with a gold answer, to begin with."""
-    row = next((row for row in services.rows(run) if row.kind == "problem"), None)
+    row = next((row for row in readings.rows(run) if row.kind == "problem"), None)
     if row is None:
         return _LEDGER
-    problem = services.reading(run, row.id).trace.problem
+    problem = readings.reading(run, row.id).trace.problem
     return problem.messages[-1].content if problem.messages else problem.prompt or _LEDGER
 
 

@@ -1,23 +1,24 @@
 """Trace: one trace as it was written, sentence by sentence, coloured by what a method says of it."""
 
-import re
+import shlex
 
 import numpy as np
 import streamlit as st
 
-from reasonscope.app import components, services, state
+from reasonscope.app import colourings, components, measurements, readings, state
+from reasonscope.app.alternatives import Alternatives, alternatives
 from reasonscope.app.reader import show_reader
-from reasonscope.app.services import Run
+from reasonscope.app.runs import Run
 from reasonscope.app.state import BOUND, Key
-
-_FORMULA = re.compile(r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$(.+?)\$\$|\$([^$\n]+?)\$|(\\boxed\{[^{}]*\})", re.DOTALL)
+from reasonscope.data.align import token_strings
+from reasonscope.data.trace import Sentence
 
 
 def show(run: Run) -> None:
     components.heading(
         "Trace", "One trace as it was written. Colour it by what a method says of its tokens or sentences."
     )
-    found = services.rows(run)
+    found = readings.rows(run)
     if not found:
         st.info("The run is empty: there is no trace to read.")
         st.code(f"reasonscope record --out {run.path}", language="bash")
@@ -31,7 +32,7 @@ def show(run: Run) -> None:
         bind=BOUND,
         on_change=_forget_sentence,
     )
-    names = services.colouring_names(run, chosen)
+    names = colourings.colouring_names(run, chosen)
     colour = right.selectbox("Colour by", list(names), key=Key.COLOUR, bind=BOUND)
     _read(run, chosen, colour)
 
@@ -43,10 +44,11 @@ def _forget_sentence() -> None:
 @st.fragment  # type: ignore[untyped-decorator]
 def _read(run: Run, id: str, colour: str) -> None:
     """The reader and what it says of the chosen sentence; only this part runs again when another one is chosen."""
-    read = services.reading(run, id)
+    read = readings.reading(run, id)
     with components.told():
-        colouring = services.colouring(run, id, colour)
-        row = next(row for row in services.rows(run) if row.id == id)
+        colouring = colourings.colouring(run, id, colour)
+        other = alternatives(run, id)
+        row = next(row for row in readings.rows(run) if row.id == id)
         facts = (
             f"{row.outcome} · answer {row.answer or 'none'} · {row.thinking_tokens} thinking tokens · {len(read.sentences)} sentences"
             f" · thinking {row.state} · {read.labels} sentence labels"
@@ -55,6 +57,7 @@ def _read(run: Run, id: str, colour: str) -> None:
         show_reader(
             read,
             colouring,
+            other,
             key="reader",
             sentence=state.recall_number(Key.SENTENCE),
             query=state.recall(Key.QUERY),
@@ -62,11 +65,13 @@ def _read(run: Run, id: str, colour: str) -> None:
             on_sentence=lambda: state.remember(Key.SENTENCE, st.session_state["reader"]["sentence"]),
             on_query=lambda: state.remember(Key.QUERY, st.session_state["reader"]["query"]),
         )
-        _chosen(read, colouring)
+        _chosen(run, read, colouring, other)
 
 
-def _chosen(read: services.Reading, colouring: services.Colouring | None) -> None:
-    """The chosen sentence: where it stands, its values, its formulas set."""
+def _chosen(
+    run: Run, read: readings.Reading, colouring: colourings.Colouring | None, other: Alternatives | None
+) -> None:
+    """The chosen sentence: where it stands, its values, what else could have stood there, its formulas set."""
     wanted = state.recall_number(Key.SENTENCE)
     sentence = next((one for one in read.sentences if one.index == wanted), None)
     if sentence is None:
@@ -84,6 +89,28 @@ def _chosen(read: services.Reading, colouring: services.Colouring | None) -> Non
                 f"(n = {len(known)}). {colouring.about}"
             )
             st.caption(components.as_text(said))
-    formulas = ["".join(found) for found in _FORMULA.findall(sentence.text)]
-    for formula in formulas[:8]:
-        st.latex(formula)
+    _others(run, read, sentence, other)
+    components.formulas(sentence.text)
+
+
+def _others(run: Run, read: readings.Reading, sentence: Sentence, other: Alternatives | None) -> None:
+    """The tokens of a sentence, how likely each was, and what else the model could have written there."""
+    if not len(sentence.tokens):
+        return
+    with st.expander("What else could have stood here"):
+        if other is None:
+            command = f"{measurements.command(run, 'results/alternatives/*')} --trace {shlex.quote(read.trace.id)}"
+            components.missing("the likeliest tokens at each place", command)
+            return
+        st.caption("Read again at temperature 1. Hover over a token above, or click on it, for the same.")
+        pieces = token_strings(read.trace.text, read.trace.offsets)
+        rows = [
+            {
+                "token": token,
+                "written": components.visible(pieces[token]),
+                "probability": other.chance(token),
+                "likeliest": "  ".join(f"{components.visible(text)} {share:.1%}" for text, share in other.at(token)),
+            }
+            for token in range(sentence.tokens.start, sentence.tokens.stop)
+        ]
+        st.dataframe(rows, hide_index=True, key="alternatives")

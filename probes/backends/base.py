@@ -16,7 +16,8 @@ from reasonscope.probes.sites import Site
 class Positions:
     """Where the columns of this pass stand.
 
-    `index` (batch, token): absolute positions, padding not counted and itself -1; `ids` (batch, token): the tokens.
+    `index` (batch, token): absolute positions, padding not counted and itself -1; `ids` (batch, token): the tokens. Both lie
+    where ids are fed; of a dispatched model an activation may lie elsewhere.
     """
 
     index: Tensor
@@ -26,6 +27,8 @@ class Positions:
 # Takes the activation at a site and the positions of its columns; returns what stands there from now on (the very same
 # tensor: nothing was changed). The returned tensor has the same shape and dtype.
 Edit = Callable[[Tensor, Positions], Tensor]
+# Takes what was read at a site; what it returns is kept in its place.
+Reduce = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +56,13 @@ class Backend(Protocol):
         last_logits_only: bool = False,
         read: Sequence[Site] = (),
         write: Mapping[Site, Edit] | None = None,
+        reduce: Reduce | None = None,
     ) -> Forward:
         """Run `ids` (batch, token), left-padded, behind what is in `cache`.
 
         `mask` (batch, cached + token) is 1 on real tokens, 0 on padding, over the cached columns too. A cache is the
-        transformers `Cache` object of the same batch rows. Runs under `grad_mode()`.
+        transformers `Cache` object of the same batch rows. `reduce` takes what was read where it is read, so that the whole of it
+        is neither kept nor sent; what it returns is in `activations`. Runs under `grad_mode()`.
         """
         ...
 

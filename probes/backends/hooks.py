@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from reasonscope.probes.backends.base import Edit, Forward, grad_mode, positions
+from reasonscope.probes.backends.base import Edit, Forward, Reduce, grad_mode, positions
 from reasonscope.probes.backends.touch import Touch, activations, recording, touches
 from reasonscope.probes.layout import Layout, head_count
 from reasonscope.probes.sites import Site
@@ -33,6 +33,7 @@ class HooksBackend:
         last_logits_only: bool = False,
         read: Sequence[Site] = (),
         write: Mapping[Site, Edit] | None = None,
+        reduce: Reduce | None = None,
     ) -> Forward:
         """As `Backend.forward` says. Reading `attn_probs` runs this pass with eager attention."""
         where = positions(ids, mask)
@@ -42,7 +43,7 @@ class HooksBackend:
             if any(site.point == "attn_probs" for site in read):
                 stack.enter_context(eager_attention(self._hf))
             for site, touch in touches(read, write, where).items():
-                stack.enter_context(touching(self._hf, self._layout, site, recording(touch, site, seen)))
+                stack.enter_context(touching(self._hf, self._layout, site, recording(touch, site, seen, reduce)))
             output = self._hf(
                 input_ids=ids,
                 attention_mask=mask,
@@ -53,7 +54,7 @@ class HooksBackend:
             )
         return Forward(
             logits=output.logits,
-            activations=activations(read, seen, mask.shape[1]),
+            activations=activations(read, seen, mask.shape[1], reduce),
             cache=output.past_key_values if use_cache else None,
         )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from reasonscope.data.errors import MissingExtraError
-from reasonscope.probes.backends.base import Edit, Forward, grad_mode, positions
+from reasonscope.probes.backends.base import Edit, Forward, Reduce, grad_mode, positions
 from reasonscope.probes.backends.hooks import eager_attention
 from reasonscope.probes.backends.touch import Touch, activations, touches
 from reasonscope.probes.backends.twin import twin
@@ -67,6 +67,7 @@ class NNsightBackend:
         last_logits_only: bool = False,
         read: Sequence[Site] = (),
         write: Mapping[Site, Edit] | None = None,
+        reduce: Reduce | None = None,
     ) -> Forward:
         """As `Backend.forward` says. Reading `attn_probs` runs this pass with eager attention."""
         from nnsight import save
@@ -92,11 +93,11 @@ class NNsightBackend:
             ):
                 # Only what is saved comes back, from another machine at the price of its bytes.
                 values = [_pay(engine.get(visit.path), visit) for visit in visits]
-                values = save([values[i] for i in kept])
+                values = save([values[i] if reduce is None else reduce(values[i]) for i in kept])
                 logits = save(engine.output.logits)
                 cache = save(engine.output.past_key_values if use_cache else None)
         seen = dict(zip((sites[i] for i in kept), values, strict=True))
-        return Forward(logits=logits, activations=activations(read, seen, mask.shape[1]), cache=cache)
+        return Forward(logits=logits, activations=activations(read, seen, mask.shape[1], reduce), cache=cache)
 
     def _visit(self, site: Site, touch: Touch, shape: torch.Size) -> _Visit:
         layout = self._layout

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor, nn
 
 from reasonscope.data.errors import InputError, SiteError
-from reasonscope.probes.backends.base import Edit, Positions
+from reasonscope.probes.backends.base import Edit, Positions, Reduce
 from reasonscope.probes.sites import Site
 
 # Takes the activation at a site in the shape that `Site` documents; returns what shall stand there.
@@ -42,22 +42,25 @@ def _leave(activation: Tensor) -> Tensor:
     return activation
 
 
-def recording(touch: Touch, site: Site, seen: dict[Site, Tensor]) -> Touch:
-    """`touch`, and what stands at `site` after it goes into `seen`."""
+def recording(touch: Touch, site: Site, seen: dict[Site, Tensor], reduce: Reduce | None = None) -> Touch:
+    """`touch`, and what stands at `site` after it goes into `seen`, reduced."""
 
     def record(activation: Tensor) -> Tensor:
-        seen[site] = after = touch(activation)
+        after = touch(activation)
+        seen[site] = after if reduce is None else reduce(after)
         return after
 
     return record
 
 
-def activations(read: Sequence[Site], seen: Mapping[Site, Tensor], n_keys: int) -> dict[Site, Tensor]:
-    """What was asked for of what was `seen`. `attn_probs` over all keys: a layer with a window caches only the last ones, and
-    those before them get no attention."""
+def activations(
+    read: Sequence[Site], seen: Mapping[Site, Tensor], n_keys: int, reduce: Reduce | None = None
+) -> dict[Site, Tensor]:
+    """What was asked for of what was `seen`. `attn_probs`, where they are whole, over all keys: a layer with a window caches only
+    the last ones, and those before them get no attention."""
     return {
         site: nn.functional.pad(seen[site], (n_keys - seen[site].shape[-1], 0))
-        if site.point == "attn_probs"
+        if site.point == "attn_probs" and reduce is None
         else seen[site]
         for site in read
     }

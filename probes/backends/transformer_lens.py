@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from reasonscope.data.errors import ArchitectureError, MissingExtraError, SiteError
-from reasonscope.probes.backends.base import Edit, Forward, grad_mode, positions
+from reasonscope.probes.backends.base import Edit, Forward, Reduce, grad_mode, positions
 from reasonscope.probes.backends.touch import Touch, activations, recording, touches
 from reasonscope.probes.backends.twin import twin
 from reasonscope.probes.layout import Layout
@@ -54,6 +54,7 @@ class TransformerLensBackend:
         last_logits_only: bool = False,
         read: Sequence[Site] = (),
         write: Mapping[Site, Edit] | None = None,
+        reduce: Reduce | None = None,
     ) -> Forward:
         """As `Backend.forward` says."""
         where = positions(ids, mask)
@@ -61,7 +62,7 @@ class TransformerLensBackend:
         hooks = [
             hook
             for site, touch in touches(read, write, where).items()
-            for hook in self._hooks(site, recording(touch, site, seen), ids.shape)
+            for hook in self._hooks(site, recording(touch, site, seen, reduce), ids.shape)
         ]
         with grad_mode(), self._bridge.hooks(fwd_hooks=hooks):
             logits, cache = self._bridge(
@@ -74,7 +75,9 @@ class TransformerLensBackend:
                 return_type="logits_and_cache",
             )
         return Forward(
-            logits=logits, activations=activations(read, seen, mask.shape[1]), cache=cache if use_cache else None
+            logits=logits,
+            activations=activations(read, seen, mask.shape[1], reduce),
+            cache=cache if use_cache else None,
         )
 
     def _hooks(self, site: Site, touch: Touch, shape: torch.Size) -> list[_Hook]:

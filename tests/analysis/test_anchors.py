@@ -11,9 +11,9 @@ from reasonscope.analysis.anchors.rollouts import Continuation, anchors_of_trace
 from reasonscope.analysis.anchors.similarity import sentence_transformer, tfidf
 from reasonscope.analysis.confidence import confidence_of_trace
 from reasonscope.analysis.forced import boxed, closing_stub, forced_answers
-from reasonscope.analysis.organism import true_sentences
 from reasonscope.analysis.statistics import dependency_agreement
 from reasonscope.data.errors import InputError, MissingExtraError
+from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.parse import THINK
 from reasonscope.data.problems import load_problems
 from reasonscope.data.trace import Sampling

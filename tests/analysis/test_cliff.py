@@ -16,6 +16,7 @@ from reasonscope.data.trace import Sampling
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.model import load_model
 from reasonscope.probes.sites import Site
+from reasonscope.steering.scope import Scope
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,12 @@ def test_ablation_stands_beside_random_heads(model, probe, traces, trial):
     assert found.values.shape == (2, 3) and found.arrays["random"].shape == (2, 3)
     assert found.null is not None and found.interval is not None and len(found.numbers["heads"]) == 1
     assert set(found.numbers["beyond_every_draw"]) == {"harmful refused", "benign refused", "accuracy"}
+
+
+def test_heads_are_silent_in_the_close_window_alone(model, probe, traces, trial):
+    """Four tokens of an answer never reach the closing tag, so nothing is taken away yet."""
+    found = cliff_heads(model, probe, traces, trial, draws=1, scope=Scope.of(model, on="close_window"))
+    assert (found.values[1] == found.values[0]).all() and (found.arrays["random"] == found.values[0]).all()
 
 
 def test_no_cliff_is_a_state_and_too_few_problems_an_error(model, probe, trial):

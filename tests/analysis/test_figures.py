@@ -6,6 +6,7 @@ import pytest
 from reasonscope.analysis import figures
 from reasonscope.app.report import write_report
 from reasonscope.probes.conformal import ResidualBand
+from reasonscope.probes.controls import Null
 from reasonscope.probes.evaluate import Estimate
 from reasonscope.probes.length import LengthProbe
 from reasonscope.probes.linear import LinearProbe
@@ -29,6 +30,7 @@ def probe():
         predicted=true * 1.1,
         true=true,
         difference=estimate(0.3),
+        shuffled=Null(observed=0.8, null=np.zeros(20), p_value=1 / 21),
         within_difficulty=estimate(0.4),
         within_dataset=None,
         concordance=estimate(0.9),

@@ -1,7 +1,9 @@
 """`reasonscope analyse` on a recorded run and on imported text: results beside the store, states instead of zeros, one export."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -9,13 +11,13 @@ from reasonscope.analysis.results import load_results
 from reasonscope.app import cli
 from reasonscope.app.places import places
 from reasonscope.data.errors import InputError
-from reasonscope.data.export import export_thought_anchors
-from reasonscope.data.parse import trace_from_text
 from reasonscope.data.problems import load_problems
 from reasonscope.data.store import TraceStore, check_store
-from reasonscope.data.trace import Problem, Sampling
+from reasonscope.data.trace import Sampling
+from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.model import load_model
 from reasonscope.probes.record import record
+from reasonscope.probes.sites import Site
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +65,9 @@ def test_a_short_thinking_has_no_trajectory_and_shorter_segments_give_it_one(run
 def test_anchors_of_a_model_find_their_way_into_the_published_layout(run, tmp_path):
     id_ = TraceStore.open(run / "store").ids[0]
     words = ["--trace", id_, "--rollouts", 3, "--max-new-tokens", 60, "--half-width", 1]
-    (shown,) = analyse("anchors", "--run", run, *words).values()
+    shown, replaced = analyse("anchors", "--run", run, *words).values()
     assert shown["state"] == "measured" and shown["rollouts"] >= 6
+    assert replaced["method"] == "replacement" and (replaced["state"] == "measured" or replaced["reason"])
     if shown["dependencies"] is None:
         assert "pairs are true dependencies" in shown["dependencies_missing"]
     else:
@@ -85,6 +88,24 @@ def test_what_attention_says_is_kept_too(run, name):
 def test_the_cliff_needs_a_probe(run):
     done = CliRunner().invoke(cli.app, ["analyse", "cliff", "--run", str(run)])
     assert isinstance(done.exception, InputError) and "reasonscope probe refusal" in str(done.exception)
+
+
+def test_heads_that_suppress_refusal_are_taken_away_beside_random_ones(tmp_path):
+    model = load_model("organism")
+    asked = load_problems("requests:jailbreak", n=6, seed=2)
+    sampling = Sampling(temperature=0.7, max_new_tokens=120, seed=1)
+    record(model, asked, tmp_path / "store", sites=[], sampling=sampling, progress=False)
+    coef = np.random.default_rng(0).standard_normal(model.d_model)
+    probe = LinearProbe(
+        coef=coef, intercept=0.0, site=Site("resid_post", 4), task="binary", method="test", model=model.fingerprint
+    )
+    places(tmp_path).probes.mkdir()
+    probe.save(places(tmp_path).probes / "refusal.safetensors")
+    shown = analyse("cliff", "--run", tmp_path, "--ablate", "--asked", 2, "--max-new-tokens", 3)
+    writes, ablated = shown.values()
+    assert writes["method"] == "probe_write" and ablated["method"] == "cliff" and ablated["n_fallen"] >= 1
+    assert set(ablated["mean"]) == {"untouched", "ablated"} and "20 sets of other heads" in ablated["null"]
+    assert set(ablated["beyond_every_draw"]) == {"harmful refused", "benign refused", "accuracy"}
 
 
 def test_a_base_model_stands_beside_the_reasoner(run):
@@ -111,6 +132,26 @@ def test_rules_choose_among_stored_samples(tmp_path):
     assert set(shown["mean"]) == {"single", "majority", "short-1"} and shown["k"] == 3
 
 
+def test_a_probe_stops_stored_samples_with_the_answers_that_were_forced(tmp_path):
+    site, model = "resid_post.2", load_model("organism")
+    sampling = Sampling(temperature=1.0, max_new_tokens=150)
+    asked = load_problems("ledger:brief", n=2, seed=5)
+    record(model, asked, tmp_path / "store", sites=[site], samples=2, sampling=sampling, progress=False)
+    sure = LinearProbe(  # says .99 of everything, so it stops at the first tenth
+        coef=np.zeros(model.d_model), intercept=5.0, site=Site.parse(site), task="binary", method="t", model=model.fingerprint
+    )  # fmt: skip
+    sure.save(tmp_path / "sure.safetensors")
+    words = ["selection", "--run", tmp_path, "-k", 2, "--probe", tmp_path / "sure.safetensors"]
+    done = CliRunner().invoke(cli.app, ["analyse", *map(str, words)])
+    assert isinstance(done.exception, InputError) and "analyse confidence" in str(done.exception)
+    analyse("confidence", "--run", tmp_path, "--samples", 1)
+    analyse(*words)
+    (found,) = load_results(places(tmp_path).analyses, "selection")
+    tokens = dict(zip(found.axis("rule").labels, found.at(metric="tokens"), strict=True))
+    assert tokens["stop above 0.5"] == tokens["stop above 0.9"] < tokens["single"]
+    assert "stop above 0.9, another trace's scores" in tokens
+
+
 def test_steps_that_the_answer_does_not_hang_on_are_counted(run):
     for shown in analyse("reflection", "--run", run).values():
         assert 0 <= shown["failed_step_fraction"] < 1
@@ -123,28 +164,68 @@ def test_the_summary_puts_the_signals_side_by_side(run):
     assert shown["state"] == "undefined" or "entropy" in shown["mean"]
 
 
-def test_imported_text_gets_every_text_level_analysis(tmp_path):
+def write_published(folder):
+    """A problem in the published layout: three sentences, their importances and both matrices of effects."""
     chunks = [
-        {"chunk": text, "chunk_idx": i, "function_tags": ["unknown"], "accuracy": a, "depends_on": [str(i - 1)] if i else []}
-        for i, (text, a) in enumerate([("I add three and four.", 0.5), ("So the answer is 7.", 0.75), ("The answer is 7.", 1.0)])
+        {"chunk": text, "chunk_idx": i, "function_tags": ["unknown"], "accuracy": accuracy, "depends_on": [str(i - 1)] if i else [],
+         "resampling_importance_accuracy": step}
+        for i, (text, accuracy, step) in enumerate(
+            [("I add three and four.", 0.5, 0.25), ("So the answer is 7.", 0.75, 0.25), ("The answer is 7.", 1.0, 0.0)]
+        )
     ]  # fmt: skip
-    trace = trace_from_text(
-        id="a/0",
-        problem=Problem(id="a", prompt="Add.", answer="7"),
-        prompt="Add.\n<think>\n",
-        completion="I add three and four. So the answer is 7. The answer is 7.\n</think>\n\n\\boxed{7}",
-        tokenizer=None,
-        meta={"chunks": chunks},
-    )
-    export_thought_anchors([trace], tmp_path / "published")
-    run = tmp_path / "run"
-    done = CliRunner().invoke(
-        cli.app, ["import", "thought-anchors", str(tmp_path / "published"), "--out", str(run / "store")]
-    )
+    effects = [
+        {"source_chunk_idx": 0, "source_chunk_text": chunks[0]["chunk"], "target_impacts": [
+            {"target_chunk_idx": 1, "importance_score": 0.5}, {"target_chunk_idx": 2, "importance_score": 0.1}]},
+        {"source_chunk_idx": 1, "source_chunk_text": chunks[1]["chunk"], "target_impacts": [
+            {"target_chunk_idx": 2, "importance_score": 0.7}]},
+    ]  # fmt: skip
+    text = "I add three and four. So the answer is 7. The answer is 7.\n</think>\n\n\\boxed{7}"
+    prompt = "Add.\n<think>\n"
+    files = {
+        "base_solution": {"prompt": prompt, "solution": text, "full_cot": prompt + text, "answer": "7", "is_correct": True},
+        "problem": {"problem": "Add.", "gt_answer": "7"},
+        "chunks_labeled": chunks,
+        "step_importance": effects,
+        "step_importance_supp": effects,
+    }  # fmt: skip
+    target = folder / "model" / "correct" / "problem_1"
+    target.mkdir(parents=True)
+    for name, content in files.items():
+        (target / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("source", ["synthetic", "real"])
+def test_published_traces_get_every_text_level_analysis_and_go_back_as_they_came(source, tmp_path, request):
+    published = tmp_path / "published"
+    if source == "synthetic":
+        write_published(published)
+    else:
+        shutil.copytree(
+            request.getfixturevalue("real_traces") / "qwen-14b/correct/problem_2238", published / "m/problem_2238"
+        )
+    run, back = tmp_path / "run", tmp_path / "back"
+    done = CliRunner().invoke(cli.app, ["import", "thought-anchors", str(published), "--out", str(run / "store")])
     assert done.exit_code == 0
-    (shown,) = analyse("anchors", "--run", run).values()
-    assert shown["state"] == "measured" and "no rollouts" in shown["null"]
-    assert next(iter(analyse("reflection", "--run", run).values()))["first_correct"] is True
+    for shown in analyse("anchors", "--run", run).values():
+        assert shown["state"] == "measured" and "no rollouts" in shown["null"] and shown["recomputed_equal"] >= 0.99
+        together = shown["suppression_correlation"]
+        assert together is None or -1 <= together["all"] <= 1
+    kept = list(load_results(places(run).analyses, "anchors"))
+    assert any("suppression" in result.arrays for result in kept)
+    for shown in analyse("reflection", "--run", run).values():
+        assert shown["state"] == "measured" and 0 <= shown["failed_step_fraction"] < 1
+    assert all(
+        row["state"] == "measured" or "at least 4" in row["reason"] for row in analyse("summary", "--run", run).values()
+    )
     for name in ("entropy", "trajectory", "mi"):
-        (shown,) = analyse(name, "--run", run).values()
-        assert shown["state"] == "undefined" and shown["reason"]
+        assert all(row["state"] == "undefined" and row["reason"] for row in analyse(name, "--run", run).values())
+    done = CliRunner().invoke(cli.app, ["export", str(run), "--to", "thought-anchors", "--out", str(back)])
+    assert done.exit_code == 0
+    for path in published.rglob("base_solution.json"):
+        for name in ("chunks_labeled", "step_importance", "step_importance_supp"):
+            before = path.parent / f"{name}.json"
+            after = back / path.parent.relative_to(published) / f"{name}.json"
+            assert before.exists() == after.exists()
+            if before.exists():
+                assert json.loads(before.read_text()) == json.loads(after.read_text())

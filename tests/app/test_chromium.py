@@ -1,20 +1,16 @@
 """The app in a real browser: read, search, fold, colour, copy a link, steer; no console error, and no request to anybody else."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from reasonscope.app.bundled import EXAMPLE
-from reasonscope.app.services import open_run, rows
+from reasonscope.app.readings import rows
+from reasonscope.app.runs import open_run
+from reasonscope.app.serving import serving
 from reasonscope.data.importers import import_jsonl
 from reasonscope.data.store import TraceStore
 
@@ -48,29 +44,8 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(runs) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "STREAMLIT_SERVER_HEADLESS": "true"}
-    command = [sys.executable, "-m", "reasonscope.app.cli", "app", "--root", str(runs), "--port", str(port)]
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + 120
-        while not _answers(f"http://127.0.0.1:{port}/_stcore/health"):
-            assert server.poll() is None and time.monotonic() < until, "the app does not start"
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
+    with serving(runs) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from reasonscope.app import cli
 from reasonscope.app.places import places
+from reasonscope.app.probing import forecast_numbers
 from reasonscope.data.behaviour import behaviour
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.corpus import tokenizer_texts
@@ -18,10 +19,14 @@ from reasonscope.data.organism.tokenizer import chat, train_tokenizer
 from reasonscope.data.organism.writer import boxed, write_ledger, write_request
 from reasonscope.data.parse import build_trace
 from reasonscope.data.problems import ledger_of, load_problems, request_of
+from reasonscope.data.scores import read_scores
 from reasonscope.data.store import TraceStore, check_store
+from reasonscope.data.trace import Message, Problem
 from reasonscope.probes import trajectory
+from reasonscope.probes.capture import run_with_cache
+from reasonscope.probes.length import forecast
 from reasonscope.probes.linear import LinearProbe
-from reasonscope.probes.scores import read_scores
+from reasonscope.probes.model import load_model
 from reasonscope.probes.sites import Site
 
 MODEL = {"name": "made up", "weights": "w", "tokenizer": "t"}
@@ -72,6 +77,7 @@ def test_refusal_prints_its_numbers_and_keeps_what_it_made(run):
     found = numbers("refusal", "--run", run)
     assert found["refusal"]["auroc"]["ci"][0] > 0.9
     assert {"bag_of_words", "prompt_length"} <= found["refusal"]["baselines"].keys()
+    assert found["refusal"]["brier"]["value"] < 0.1 < 0.9 < found["refusal"]["pr_auc"]["value"]
     assert found["harmfulness"]["site"] == "resid_post.1"
     assert {"harmful complied", "random_directions", "above_nulls"} <= found["refusal"]["cliffs"].keys()
     assert sum(found["cells"].values()) == 80
@@ -154,3 +160,49 @@ def test_results_lie_outside_the_store(tmp_path):
     assert places(tmp_path / "a").results == tmp_path / "a-results"
     assert places(tmp_path / "b").store == tmp_path / "b" / "store"
     assert places(tmp_path / "b").results == places(tmp_path / "b" / "store").results == tmp_path / "b"
+
+
+def test_remaining_prints_its_numbers_beside_the_position(run):
+    found = numbers("remaining", "--run", run, "--per-trace", 4)
+    assert found["n_rows"] == 4 * 40
+    assert {"elapsed_position", "prompt_length", "bag_of_words"} == found["baselines"].keys()
+    assert LinearProbe.load(run / "probes" / "remaining.safetensors").task == "regression"
+    kept = json.loads((run / "numbers" / "remaining.json").read_text())
+    assert kept["command"] == f"reasonscope probe remaining --run {run} --per-trace 4 --folds 3 --seed 0"
+
+
+def test_length_by_a_model_that_knows_of_cut_off_traces(run):
+    found = numbers("length", "--run", run, "--aft")
+    assert found["aft"]["concordance"]["value"] > 0.8
+
+
+def test_a_kept_probe_forecasts_new_prompts(run, tmp_path):
+    organism = load_model("organism")
+    fields = {"coef": np.full(organism.d_model, 1e-3), "intercept": 5.0, "site": Site("resid_post", 2)}
+    interval = {"coverage": 0.9, "log": [-0.5, None]}
+    kept_at = kept(
+        tmp_path / "length.safetensors",
+        task="regression",
+        model=organism.fingerprint,
+        provenance={"interval": interval},
+        **fields,
+    )
+    told = CliRunner().invoke(
+        cli.app, ["probe", "forecast", str(kept_at), "Hello?", "Bye?", "--json"], catch_exceptions=False
+    )
+    said = json.loads(told.stdout)
+    assert said.keys() == {"Hello?", "Bye?"}
+    assert 0 < said["Bye?"]["interval"][0] < said["Bye?"]["thinking_tokens"]
+    assert said["Bye?"]["interval"][1] is None  # no end that the traces could show
+    prompt = organism.encode_prompt(Problem(id="x", messages=(Message(role="user", content="Bye?"),)))
+    _, states = run_with_cache(organism, prompt, [Site("resid_post", 2)])
+    read = LinearProbe.load(kept_at).scores(states[Site("resid_post", 2)][0, -1].numpy())
+    assert said["Bye?"]["thinking_tokens"] == pytest.approx(np.expm1(read), rel=1e-5)
+
+
+def test_a_probe_of_another_kind_or_model_forecasts_nothing(tmp_path):
+    other = kept(tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="differs in weights and tokenizer"):
+        forecast_numbers(load_model("organism"), LinearProbe.load(other), ["Hello?"])
+    with pytest.raises(InputError, match="tells no lengths"):
+        forecast(LinearProbe.load(other), np.ones(4))

@@ -65,6 +65,17 @@ def test_sweep_shows_every_strength_beside_its_controls(run):
     assert (run / "figures" / "steering_front.html").exists()
 
 
+def test_controls_of_the_decoding_are_swept_on_the_same_plane(run):
+    asked = ("seal-transition:1", "reflection-bias:-3", "forced-close:20", "nothinking")
+    found = numbers("steer", "sweep", *asked, "--run", run, "--sites", "resid_post.3", "--n", 2)
+    assert [len(found[name.partition(":")[0]].get("random", ())) for name in asked[1:]] == [5, 0, 0]
+    (closed,), (begun,) = found["forced-close"]["arms"], found["nothinking"]["arms"]
+    assert closed["multiplier"] == 20 and closed["measures"]["tokens"]["value"] <= 22
+    assert begun["measures"]["tokens"]["value"] < found["nothinking"]["base"]["measures"]["tokens"]["value"]
+    drawn = (run / "figures" / "steering_front.html").read_text(encoding="utf-8")
+    assert all(name in drawn for name in ("forced-close", "seal-transition reversed", "random tokens (n = 5)"))
+
+
 def test_ablate_runs_a_plan(run, tmp_path):
     plan = tmp_path / "plan.yaml"
     plan.write_text('traces: 2\nproblems: 2\nablations: [{name: heads, heads: ["1.0", "2.1"]}]', encoding="utf-8")
@@ -79,6 +90,8 @@ def test_ablate_runs_a_plan(run, tmp_path):
     [
         (("steer", "extract", "magic"), "no steering method is called 'magic'"),
         (("steer", "sweep", "seal", "--strengths", "a,b"), "numbers with commas"),
+        (("steer", "sweep", "soap"), "no steering method is called 'soap'"),
+        (("steer", "sweep", "forced-close:1.5"), "a whole number"),
         (("steer", "extract", "seal", "--held-out", "1"), "some are needed to extract from"),
     ],
 )

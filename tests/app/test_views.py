@@ -10,7 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from reasonscope.analysis.results import Axis, Band, Result, result_path
-from reasonscope.app import components, services
+from reasonscope.app import colourings, components, measurements, readings, runs
 from reasonscope.app.bundled import EXAMPLE
 from reasonscope.app.keeping import keep, plain, read_numbers
 from reasonscope.app.places import places
@@ -28,7 +28,7 @@ def _show(view: str, folder: str) -> None:
     from pathlib import Path
 
     from reasonscope.app import components, state
-    from reasonscope.app.services import open_run
+    from reasonscope.app.runs import open_run
 
     state.offer_runs({"this": Path(folder)})
     with components.told():
@@ -144,7 +144,7 @@ def test_a_run_that_is_not_there_names_the_remedy(tmp_path):
 
 
 def test_the_overview_filters_and_says_how_many():
-    rows = services.rows(services.open_run(EXAMPLE))
+    rows = readings.rows(runs.open_run(EXAMPLE))
     right = sum(row.outcome == "right" for row in rows)
     test = page("overview", EXAMPLE, outcome="right")
     assert f"{right} of {len(rows)} traces" in words(test)
@@ -152,8 +152,8 @@ def test_the_overview_filters_and_says_how_many():
 
 
 def test_the_address_chooses_trace_colour_and_sentence():
-    run = services.open_run(EXAMPLE)
-    id = next(row.id for row in services.rows(run) if row.outcome == "right")
+    run = runs.open_run(EXAMPLE)
+    id = next(row.id for row in readings.rows(run) if row.outcome == "right")
     test = page("traces", EXAMPLE, trace=id, colour="entropy", sentence="2")
     assert [box.value for box in test.selectbox] == [id, "entropy"]
     assert "Sentence 2" in words(test) and "entropy of the next token" in words(test)
@@ -177,27 +177,29 @@ def test_a_chosen_sentence_shows_its_interval_and_links(imported):
 
 
 def test_a_result_over_sentences_colours_the_trace(imported):
-    run = services.open_run(imported)
+    run = runs.open_run(imported)
     name = "result:anchors:counterfactual_kl"
-    assert name in services.colouring_names(run, "plain")
-    found = services.colouring(run, "plain", name)
+    assert name in colourings.colouring_names(run, "plain")
+    found = colourings.colouring(run, "plain", name)
     assert found.per == "sentence" and found.null.shape == (2, 3) and "seed 0" in found.about
 
 
 def test_the_blocks_of_the_reader_are_the_whole_text():
-    run = services.open_run(EXAMPLE)
-    for row in services.rows(run)[:8]:
-        read = services.reading(run, row.id)
-        data = reader_data(read, services.colouring(run, row.id, "entropy"))
-        assert "".join(piece for block in data["blocks"] for piece in block["pieces"]) == read.trace.text
-        assert len(data["colour"]["values"]) == len(read.trace.token_ids)
-        assert [b["index"] for b in data["blocks"] if b["index"] is not None] == [s.index for s in read.sentences]
+    run = runs.open_run(EXAMPLE)
+    for row in readings.rows(run)[:8]:
+        read = readings.reading(run, row.id)
+        data = reader_data(read, colourings.colouring(run, row.id, "entropy"))
+        assert data["text"] == read.trace.text and data["ends"][-1] == len(read.trace.text)
+        assert len(data["colour"]["values"]) == len(data["ends"]) == len(read.trace.token_ids)
+        assert [index for _, index, *_ in data["blocks"] if index is not None] == [s.index for s in read.sentences]
+        places = [place for *_, first, count in data["blocks"] for place in range(first, first + count)]
+        assert places == list(range(len(read.trace.token_ids)))
 
 
 def test_hostile_text_reaches_the_page_as_text(imported):
-    run = services.open_run(imported)
-    data = reader_data(services.reading(run, "hostile"), None)
-    assert HOSTILE in "".join(piece for block in data["blocks"] for piece in block["pieces"])
+    run = runs.open_run(imported)
+    data = reader_data(readings.reading(run, "hostile"), None)
+    assert HOSTILE in data["text"]
     said = page("compare", imported, trace="hostile", with_trace="hostile")
     markup = "".join(str(element.proto) for element in said.main if "html" in str(element.type))
     assert "<script>" not in markup
@@ -231,22 +233,22 @@ def test_a_run_outside_of_the_root_is_refused(name, tmp_path, empty):
     root.mkdir()
     (root / "link").symlink_to(empty, target_is_directory=True)
     with pytest.raises(InputError, match="outside"):
-        services.confined(root, name)
-    assert services.find_runs(root) == []
+        runs.confined(root, name)
+    assert runs.find_runs(root) == []
 
 
 def test_runs_below_the_root_are_found(empty, imported, tmp_path):
     shutil.copytree(empty, tmp_path / "a")
     shutil.copytree(imported, tmp_path / "deep" / "b")
-    assert services.find_runs(tmp_path) == ["a", "deep/b"]
-    assert services.open_run(tmp_path / "a").name == "a"
+    assert runs.find_runs(tmp_path) == ["a", "deep/b"]
+    assert runs.open_run(tmp_path / "a").name == "a"
     with pytest.raises(StoreError, match="reasonscope record"):
-        services.open_run(tmp_path / "deep")
+        runs.open_run(tmp_path / "deep")
 
 
 def test_the_whole_app_opens_with_the_example(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py", "", str(tmp_path)])
-    test = AppTest.from_file(str(Path(services.__file__).with_name("main.py")), default_timeout=60).run()
+    test = AppTest.from_file(str(Path(runs.__file__).with_name("main.py")), default_timeout=60).run()
     assert not test.exception
     assert test.header[0].value == "Run example"
 
@@ -254,15 +256,18 @@ def test_the_whole_app_opens_with_the_example(tmp_path, monkeypatch):
 def test_from_elsewhere_the_token_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py", "", str(tmp_path)])
     monkeypatch.setenv("REASONSCOPE_APP_TOKEN", "right")
-    test = AppTest.from_file(str(Path(services.__file__).with_name("main.py")), default_timeout=60).run()
+    test = AppTest.from_file(str(Path(runs.__file__).with_name("main.py")), default_timeout=60).run()
     assert not test.header and test.text_input[0].label == "Access token"
     assert "not the token" in test.text_input[0].set_value("wrong").run().error[0].value
     assert test.text_input[0].set_value("right").run().header[0].value == "Run example"
 
 
 def test_the_example_holds_no_activations_and_is_small():
-    run = services.open_run(EXAMPLE)
+    run = runs.open_run(EXAMPLE)
     assert run.store.sites == ()
     assert run.store.check() == []
     assert sum(file.stat().st_size for file in EXAMPLE.rglob("*") if file.is_file()) < 2e6
-    assert {one.name for one in services.analyses(run) if one.there} >= {"numbers/length.json", "numbers/steering.json"}
+    assert {one.name for one in measurements.analyses(run) if one.there} >= {
+        "numbers/length.json",
+        "numbers/steering.json",
+    }

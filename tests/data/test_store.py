@@ -361,3 +361,54 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         TraceStore.create(tmp_path / "file")
     with pytest.raises(StoreError, match="cannot make"):
         TraceStore.create(tmp_path / "file" / "below")
+
+
+def part(tokenizer, folder, *ids, meta=None, sites=SITES):
+    """A store of one shard, as a worker leaves it."""
+    traces = [make_trace(tokenizer, id) for id in ids]
+    with TraceStore.create(folder, meta=meta or {"model": "tiny"}, sites=sites) as store:
+        store.append(traces, make_arrays(traces, seed=len(ids)) if sites else {})
+    return TraceStore.open(folder)
+
+
+def test_a_store_takes_over_the_shards_of_another(stored, tokenizer, tmp_path):
+    store = TraceStore.open(stored[0])
+    other = part(tokenizer, tmp_path / "part", "d", "e")
+    store.adopt(other)
+    again = TraceStore.open(stored[0])
+    assert again.ids == store.ids == ("a", "b", "c", "d", "e") and again.check() == []
+    for id in other.ids:
+        assert again.trace(id) == other.trace(id)
+        for site in SITES:
+            np.testing.assert_array_equal(again.activations(id, site), other.activations(id, site))
+    store.adopt(other)  # a driver that was killed behind it takes it once more
+    assert len(TraceStore.open(stored[0])) == 5
+    for path in (tmp_path / "part" / "shards").iterdir():
+        path.unlink()
+    assert again.check() == []
+
+
+def test_a_new_store_learns_its_types_from_the_first_it_takes(tokenizer, tmp_path):
+    other = part(tokenizer, tmp_path / "part", "a")
+    with TraceStore.create(tmp_path / "whole", meta={"model": "tiny"}, sites=SITES) as whole:
+        whole.adopt(other)
+        assert whole.site_types == other.site_types
+
+
+def test_what_is_no_part_of_the_same_run_is_refused(stored, tokenizer, tmp_path):
+    store = TraceStore.open(stored[0])
+    with pytest.raises(InputError, match="recorded otherwise"):
+        store.adopt(part(tokenizer, tmp_path / "other", "d", meta={"model": "huge"}))
+    with pytest.raises(InputError, match="recorded otherwise"):
+        store.adopt(part(tokenizer, tmp_path / "bare", "d", sites=()))
+    with pytest.raises(InputError, match="both hold 'c'"):
+        store.adopt(part(tokenizer, tmp_path / "twice", "c", "d"))
+    assert TraceStore.open(stored[0]).ids == ("a", "b", "c")
+
+
+def test_where_no_link_can_be_made_shards_are_copied(stored, tokenizer, tmp_path, monkeypatch):
+    other = part(tokenizer, tmp_path / "part", "d")
+    monkeypatch.setattr(Path, "hardlink_to", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    store = TraceStore.open(stored[0])
+    store.adopt(other)
+    assert store.check() == [] and "d" in store

@@ -41,12 +41,12 @@ from reasonscope.data.label import label_sentences
 from reasonscope.data.manifest import NAME, _seal
 from reasonscope.data.parse import trace_from_text
 from reasonscope.data.problems import load_problems
+from reasonscope.data.scores import read_scores
 from reasonscope.data.segment import classify_step, sentences
 from reasonscope.data.store import TraceStore, check_store
 from reasonscope.data.trace import Problem
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.model import Model, load_model
-from reasonscope.probes.scores import read_scores
 from reasonscope.probes.sites import Site, expand_sites
 from reasonscope.steering.plan import read_plan
 from reasonscope.steering.vector import SteeringVector

@@ -64,6 +64,7 @@ def test_it_finds_the_layer_that_knows(tmp_path, traces):
         {name: probe.baselines[name].value for name in text}
     )
     assert probe.difference.low > 0
+    assert probe.shuffled.p_value == 1 / 21 and abs(probe.shuffled.null.mean()) < 0.3
     assert probe.concordance.value > 0.9
     assert probe.r2_log.value > 0.8
     assert set(probe.layer) == {probe.probe.site} == {Site("resid_post", 1)}

@@ -14,7 +14,6 @@ from reasonscope.probes.families import tiny_model
 from reasonscope.probes.fingerprint import weights_hash
 from reasonscope.probes.layout import LAYOUTS
 from reasonscope.probes.model import load_model
-from reasonscope.probes.sites import Site
 from reasonscope.probes.tags import find_tags, with_tag_open, with_thinking_closed
 
 CHAT = Problem(id="c", messages=(Message(role="user", content="1 + 1"),))
@@ -140,23 +139,6 @@ def test_an_architecture_of_ones_own(tokenizer):
         load_model(hf, tokenizer=tokenizer)
     row = replace(LAYOUTS["llama"], model_type="my_llama")
     assert load_model(hf.train(), tokenizer=tokenizer, layout=row).layout is row and not hf.training
-
-
-@pytest.mark.filterwarnings("default")  # accelerate's own
-def test_a_dispatched_model_is_read_and_written(model_of, tokenizer):
-    """Weights that accelerate holds back and brings in while a layer runs."""
-    accelerate = pytest.importorskip("accelerate")
-    offloaded = load_model(accelerate.cpu_offload(tiny_model("qwen2"), torch.device("cpu")), tokenizer=tokenizer)
-    sites = [Site("resid_post", 1), Site("z", 2)]
-    write = {Site("attn_out", 0): lambda a, _: a.flip(-1)}
-    outs = [
-        m.backend.forward(IDS, mask=torch.ones_like(IDS), read=sites, write=write)
-        for m in (offloaded, model_of("qwen2"))
-    ]
-    for site in sites:
-        torch.testing.assert_close(outs[0].activations[site], outs[1].activations[site])
-    with pytest.raises(InputError, match="is offloaded"):
-        offloaded.layout.output_weights(offloaded.hf, 0)
 
 
 def test_every_error_of_loading_is_ours():

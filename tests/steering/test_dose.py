@@ -11,9 +11,19 @@ from reasonscope.data.problems import load_problems
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.model import load_model
 from reasonscope.probes.sites import Site
-from reasonscope.steering import Bench, CloseTag, Scope, Steering, SteeringVector, Thinking, dose_response, prefill
+from reasonscope.steering import (
+    Bench,
+    CloseTag,
+    Part,
+    Scope,
+    Steering,
+    SteeringVector,
+    Thinking,
+    dose_response,
+    prefill,
+)
 from reasonscope.steering.dose import MEASURES
-from reasonscope.steering.side_effects import compression_ratio, divergence, generated, reading, repeated_ngrams
+from reasonscope.steering.side_effects import compression_ratio, divergences, generated, reading, repeated_ngrams
 
 SITE = Site("resid_post", 2)
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=12)
@@ -58,7 +68,8 @@ def test_a_multiplier_of_zero_is_the_unsteered_run(bench, vector):
 
 def test_perplexity_and_kl_are_those_of_the_definition(bench, model, vector):
     steering = Steering(vector, 20.0, Scope())
-    found = divergence(model, bench.traces, reading(model, steering), {"written": generated})["written"]
+    (of_steered,) = divergences(model, bench.traces, [reading(model, steering)], {"written": generated})
+    found = of_steered["written"]
     trace = bench.traces[1]
     ids = trace.token_ids
     with vector.apply(model, multiplier=20.0):
@@ -78,11 +89,11 @@ def _logprobs(model, ids):
         return model.hf(torch.from_numpy(ids[None])).logits[0].double().log_softmax(dim=-1).numpy()
 
 
-def test_a_dose_response_has_its_controls(model, problems, vector):
+def test_a_dose_response_has_its_controls(bench, vector):
     said = []
-    found = dose_response(model, problems, SAMPLING, vector, [2.0, 1.0], scope=Scope(), say=said.append)
+    found = dose_response(bench, [Part(vector=vector, scope=Scope())], [2.0, 1.0], say=said.append)
     assert [dose.strength for dose in found.doses] == [1.0, 2.0] and found.held_out
-    assert len(said) == 2 * (1 + 1 + 5) == len(found.arms) - 1
+    assert len(said) == 1 and said[0].count(",") + 1 == 2 * (1 + 1 + 5) == len(found.arms) - 1
     for dose in found.doses:
         assert dose.reversed.multiplier == -dose.strength
         changes = [arm.differences["tokens"].value for arm in dose.random]
@@ -93,9 +104,9 @@ def test_a_dose_response_has_its_controls(model, problems, vector):
     assert found.doses[1].steered.measures["kl"].value > found.doses[0].steered.measures["kl"].value
 
 
-def test_what_would_not_be_held_out_or_controlled_is_refused(model, problems, vector):
-    def respond(vector=vector, strengths=(1.0,), problems=problems, **more):
-        return dose_response(model, problems, SAMPLING, vector, strengths, scope=Scope(), **more)
+def test_what_would_not_be_held_out_or_controlled_is_refused(bench, model, problems, vector):
+    def respond(vector=vector, strengths=(1.0,), **more):
+        return dose_response(bench, [Part(vector=vector, scope=Scope())], strengths, **more)
 
     seen = SteeringVector(directions=vector.directions, method="x", provenance={"groups": [problems[0].group]})
     with pytest.raises(InputError, match="made from 1 of these problems"):
@@ -106,7 +117,7 @@ def test_what_would_not_be_held_out_or_controlled_is_refused(model, problems, ve
     with pytest.raises(InputError, match="at least 5"):
         respond(nulls=4)
     with pytest.raises(InputError, match="no problem"):
-        respond(problems=[])
+        Bench(model, [], SAMPLING)
 
 
 def test_controls_of_the_decoding_are_arms_of_the_same_bench(bench, model):

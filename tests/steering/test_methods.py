@@ -14,11 +14,11 @@ from reasonscope.data.problems import ledger_of, load_problems
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.model import load_model
-from reasonscope.probes.sites import Site
-from reasonscope.steering.methods import METHODS, method
+from reasonscope.steering.methods import METHODS, Source, method
 
 SITES = [f"{point}.{layer}" for layer in range(6) for point in ("resid_pre", "resid_post")]
-FROM_STATES = ("seal", "asc", "asc-thinking", "strength", "efficiency")
+FROM_STATES = ("seal", "seal-clamp", "asc", "asc-thinking", "strength", "efficiency")
+PAPER_SITES = {"strength": [f"resid_pre.{layer}" for layer in range(6)]}
 
 
 @pytest.fixture(scope="module")
@@ -46,31 +46,29 @@ def store(model, tmp_path_factory):
     return made
 
 
+def source(model, store, ids=None):
+    return Source(model=model, store=store, ids=ids or store.ids)
+
+
 @pytest.mark.parametrize("name", FROM_STATES)
 def test_a_method_extracts_from_recorded_states_at_its_own_sites(name, model, store):
-    chosen = method(name)
-    vector = chosen.vector(model, store, store.ids)
-    vector.check(model)
-    assert len(vector.provenance["groups"]) == 6 and all(vector.norms.values())
-    assert set(vector.directions) == set(chosen.sites(model))
+    (part,) = method(name).parts(source(model, store))
+    part.vector.check(model)
+    assert len(part.vector.provenance["groups"]) == 6 and all(part.vector.norms.values())
+    assert [str(site) for site in part.vector.directions] == PAPER_SITES.get(name, ["resid_post.3"])
 
 
-def test_paper_layers_are_shares_of_the_depth(model):
-    assert method("seal").sites(model) == (Site("resid_post", 3),)
-    assert method("speed").sites(model) == (Site("resid_post", 4), Site("resid_post", 5))
-    assert method("strength").sites(model) == tuple(Site("resid_pre", layer) for layer in range(6))
-
-
-def test_every_method_has_a_scope_and_strengths(model):
-    for chosen in METHODS.values():
-        chosen.scope(model)
-        assert chosen.summary and all(chosen.strengths)
+def test_every_method_has_strengths():
+    assert all(chosen.summary and all(chosen.strengths) for chosen in METHODS.values())
 
 
 def test_what_a_run_cannot_teach_is_said(model, store):
     with pytest.raises(InputError, match=r"0 harmful|positions from the end"):
-        method("refusal").vector(model, store, store.ids)
+        method("refusal-reference").parts(source(model, store))
+    with pytest.raises(InputError, match="0 harmful and 0 harmless contexts"):
+        method("refusal").parts(source(model, store))
     with pytest.raises(InputError, match="of 2 pairs 0 are right"):  # four tokens are too few for any answer
-        method("speed").vector(model, store, [id for id in store.ids if id.startswith(store.ids[0].split("-brief")[0])])
+        ids = [id for id in store.ids if id.startswith(store.ids[0].split("-brief")[0])]
+        method("speed").parts(source(model, store, ids))
     with pytest.raises(InputError, match="no steering method is called"):
         method("soap")

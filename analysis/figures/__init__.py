@@ -1,0 +1,26 @@
+"""Every figure of the toolkit, the same in reports, notebooks and the app; the only package that knows Plotly."""
+
+from reasonscope.analysis.figures.anchors import AnchorGraph, anchor_graph
+from reasonscope.analysis.figures.files import figure_data, in_theme, read_figure, to_html, write_figure
+from reasonscope.analysis.figures.maps import head_grid, sentence_map, square_map, value_maps
+from reasonscope.analysis.figures.probes import (
+    cliff_distribution,
+    layer_position_map,
+    length_prediction,
+    length_scores,
+    mean_trajectories,
+    probe_scores,
+    remaining_prediction,
+)
+from reasonscope.analysis.figures.results import along, arm_outcomes, of_result
+from reasonscope.analysis.figures.steering import steering_front, steering_plane
+from reasonscope.analysis.figures.theme import BLUE, GREEN, GREY, ORANGE, PURPLE, Figure
+from reasonscope.analysis.figures.traces import accuracy_by_difficulty, answers_by_request, thinking_by_difficulty
+
+__all__ = [
+    "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "AnchorGraph", "Figure", "accuracy_by_difficulty", "along", "anchor_graph",
+    "answers_by_request", "arm_outcomes", "cliff_distribution", "figure_data", "head_grid", "in_theme", "layer_position_map",
+    "length_prediction", "length_scores", "mean_trajectories", "of_result", "probe_scores", "read_figure", "remaining_prediction",
+    "sentence_map", "square_map", "steering_front", "steering_plane", "thinking_by_difficulty", "to_html", "value_maps",
+    "write_figure",
+]  # fmt: skip

@@ -1,0 +1,74 @@
+"""Figures as HTML, JSON, rows of numbers, and in the theme of a page."""
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from reasonscope.analysis.figures.theme import Figure
+from reasonscope.data.durable import write_text_durably
+from reasonscope.data.errors import InputError
+
+_CONTROLS = {"displaylogo": False, "displayModeBar": "hover", "responsive": True}
+
+
+def to_html(figure: Figure, *, with_library: bool) -> str:
+    """The figure as a piece of HTML; `with_library` puts Plotly's script into it, so that the page needs no network.
+
+    The same figure gives the same bytes: Plotly alone would draw a random id for its place in the page.
+    """
+    place = f"figure-{sha256(figure.to_json().encode()).hexdigest()[:16]}"
+    html: str = figure.to_html(full_html=False, include_plotlyjs=with_library, config=_CONTROLS, div_id=place)
+    return html
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """The figure as JSON, which `read_figure` reads."""
+    write_text_durably(path, figure.to_json())
+
+
+def read_figure(path: Path) -> Figure:
+    """What `write_figure` wrote. Raises InputError for a file that holds no figure."""
+    try:
+        return go.Figure(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        what = str(error).strip().splitlines()[0]
+        raise InputError(f"{path} cannot be read as a figure ({what}); measure again") from error
+
+
+def in_theme(figure: Figure, *, dark: bool) -> Figure:
+    """A copy for a light or a dark page, whose background shows through."""
+    return go.Figure(figure).update_layout(
+        template="plotly_dark" if dark else "plotly_white", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)"
+    )
+
+
+def figure_data(figure: Figure) -> list[dict[str, object]]:
+    """What is drawn, one row a point: the curve it belongs to, its place and value, and the ends of its interval."""
+    rows: list[dict[str, object]] = []
+    for curve in figure.data:
+        name = curve.name or ""
+        if curve.type == "heatmap":
+            rows += [
+                {"curve": name, "x": x, "y": y, "value": z}
+                for y, line in zip(curve.y, curve.z, strict=True)
+                for x, z in zip(curve.x, line, strict=True)
+            ]
+            continue
+        ys = [] if curve.y is None else list(curve.y)
+        xs = [None] * len(ys) if curve.x is None else list(curve.x)
+        for index, (x, y) in enumerate(zip(xs, ys, strict=True)):
+            rows.append({"curve": name, "x": x, "y": y, **_ends(curve, index, x, y)})
+    return rows
+
+
+def _ends(curve: go.Scatter, index: int, x: object, y: object) -> dict[str, object]:
+    """The ends of a point's intervals, where it has some."""
+    ends: dict[str, object] = {}
+    for axis, value in (("x", x), ("y", y)):
+        error = getattr(curve, f"error_{axis}", None) if curve.type in ("scatter", "bar") else None
+        if error is not None and error.array is not None:
+            below = error.array if error.arrayminus is None else error.arrayminus
+            ends |= {f"{axis}_low": value - below[index], f"{axis}_high": value + error.array[index]}
+    return ends

@@ -1,0 +1,137 @@
+"""The figures that any result has, by the axes that it has."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import cycle
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+from plotly.subplots import make_subplots
+
+from reasonscope.analysis.figures.maps import sentence_map, value_maps
+from reasonscope.analysis.figures.theme import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SYMBOLS,
+    Figure,
+    colours_of,
+    short,
+    styled,
+    titled,
+)
+from reasonscope.analysis.results import Band, Result
+
+_MAPS = (("layer", "head"), ("target", "source"))
+_ARRAYS = {
+    "effects": "effect on coming up",
+    "suppression": "effect of suppression",
+}
+
+
+def of_result(result: Result) -> dict[str, Figure]:
+    """The figures of a result by name: maps of layers by heads and of targets by sources, else its lines along the last axis; and the
+    maps of sentence on sentence that it has."""
+    names = tuple(axis.name for axis in result.axes[-2:])
+    drawn: dict[str, Figure] = {}
+    if names in _MAPS:
+        drawn["map"] = value_maps(result)
+    elif names == ("arm", "metric"):
+        drawn["arms"] = arm_outcomes(result)
+    elif len(result.axes[-1]) > 1:
+        drawn["lines"] = along(result)
+    for name, measure in _ARRAYS.items():
+        if name in result.arrays:
+            drawn[name] = sentence_map(result, name, measure)
+    return drawn
+
+
+def along(
+    result: Result, *, only: Sequence[str] = (), beside: Mapping[str, NDArray[np.float64]] | None = None
+) -> Figure:
+    """Every line of a result along its last axis, one panel a line: interval as bars or a band, the null shaded, peaks marked.
+
+    `only` are the labels of the first axis to draw; all where not given. `beside` are other lines over the same places, by name, drawn
+    dashed in each panel. Sentences are named by their text under the pointer.
+    """
+    places = list(result.axes[-1].labels)
+    first = result.axes[0].labels if len(result.axes) > 1 else (result.quantity,)
+    chosen = [name for name in first if not only or name in only]
+    rows = {name: np.reshape(result.values, (len(first), -1))[first.index(name)] for name in chosen}
+    figure = make_subplots(rows=len(rows), cols=1, shared_xaxes=True, subplot_titles=list(rows), vertical_spacing=0.06)
+    x = np.arange(len(places))
+    hover = [short(str(text)) for text in result.numbers.get("texts") or places]
+    for panel, (name, line) in enumerate(rows.items(), start=1):
+        at, shown = first.index(name), panel == 1
+        if result.null is not None:
+            _shade(figure, x, result.null, at, panel, shown)
+        error = None if result.interval is None else _between(line, result.interval, at)
+        few = len(places) <= 80
+        figure.add_scatter(
+            x=x, y=line, mode="lines+markers" if few else "lines", line={"color": BLUE}, name="measured",
+            error_y=error if few else None, text=hover, hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
+            showlegend=shown, row=panel, col=1,
+        )  # fmt: skip
+        for (other, values), colour in zip((beside or {}).items(), (GREEN, PURPLE, ORANGE), strict=False):
+            figure.add_scatter(
+                x=x, y=values, mode="lines", line={"color": colour, "dash": "dot", "width": 1.5}, name=other, legendgroup=other,
+                hovertemplate=f"{escape(other)} %{{y:.4g}}<extra></extra>", showlegend=shown, row=panel, col=1,
+            )  # fmt: skip
+        if "peaks" in result.arrays:
+            peaks = np.flatnonzero(np.reshape(result.arrays["peaks"], (len(first), -1))[at])
+            figure.add_scatter(
+                x=peaks, y=line[peaks], mode="markers", marker={"color": ORANGE, "symbol": "diamond", "size": 9},
+                name="peak", showlegend=shown, hoverinfo="skip", row=panel, col=1,
+            )  # fmt: skip
+    name = result.axes[-1].name
+    figure = styled(figure, titled(result), "", "").update_layout(height=200 + 180 * len(rows))
+    figure.update_yaxes(title=result.unit)
+    ticks = {"tickvals": x, "ticktext": places} if len(places) <= 30 else {}
+    return figure.update_xaxes(title=name, row=len(rows), **ticks)
+
+
+def arm_outcomes(result: Result) -> Figure:
+    """A result over (arm, metric): a point for each arm beside the others, with its interval, and grey the range of the null."""
+    arms, metrics = (axis.labels for axis in result.axes)
+    figure = go.Figure()
+    places = np.arange(len(metrics))
+    if result.null is not None:
+        for place, low, high in zip(places, result.null.low[-1], result.null.high[-1], strict=True):
+            figure.add_scatter(
+                x=[place - 0.35, place + 0.35, place + 0.35, place - 0.35], y=[low, low, high, high], fill="toself", mode="lines",
+                fillcolor="rgba(122,122,122,.3)", line={"width": 1, "color": GREY}, hoverinfo="skip", name=result.null.what,
+                legendgroup="null", showlegend=bool(place == 0),
+            )  # fmt: skip
+    spread = np.linspace(-0.15, 0.15, len(arms))
+    for i, (arm, colour, symbol) in enumerate(zip(arms, colours_of(len(arms)), cycle(SYMBOLS), strict=False)):
+        figure.add_scatter(
+            x=places + spread[i], y=result.values[i], mode="markers", name=arm, customdata=metrics,
+            marker={"color": colour, "symbol": symbol, "size": 11},
+            error_y=None if result.interval is None else _between(result.values[i], result.interval, i),
+            hovertemplate=f"{escape(arm)}, %{{customdata}}: %{{y:.3f}}<extra></extra>",
+        )  # fmt: skip
+    figure = styled(figure, titled(result), "", f"{result.quantity} [{result.unit}]")
+    return figure.update_xaxes(tickvals=places, ticktext=list(metrics))
+
+
+def _shade(figure: Figure, x: NDArray[np.intp], null: Band, row: int, panel: int, shown: bool) -> None:
+    low, high = (np.reshape(end, (-1, len(x)))[row] for end in (null.low, null.high))
+    style = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "legendgroup": "null", "row": panel, "col": 1}
+    figure.add_scatter(x=x, y=low, showlegend=False, **style)
+    figure.add_scatter(
+        x=x,
+        y=high,
+        fill="tonexty",
+        fillcolor="rgba(122,122,122,.25)",
+        name=f"null: {null.what}",
+        showlegend=shown,
+        **style,
+    )
+
+
+def _between(line: NDArray[np.float64], band: Band, row: int) -> dict[str, object]:
+    low, high = (np.reshape(end, (-1, len(line)))[row] for end in (band.low, band.high))
+    return {"type": "data", "symmetric": False, "array": high - line, "arrayminus": line - low, "color": GREY}

@@ -1,0 +1,119 @@
+"""What steering does to length and accuracy, arm by arm and strength by strength."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle, islice
+from typing import TYPE_CHECKING
+
+import plotly.graph_objects as go
+
+from reasonscope.analysis.figures.theme import BLUE, GREY, PURPLE, SYMBOLS, Figure, colours_of, error_bars, styled
+
+if TYPE_CHECKING:  # their modules load torch
+    from reasonscope.steering.controls import ControlResponse
+    from reasonscope.steering.dose import Arm, DoseResponse
+
+
+def steering_plane(arms: Sequence[Arm]) -> Figure:
+    """Mean thinking tokens against accuracy of each arm, 95 % intervals over problems."""
+    colours = {"base": GREY, "random": PURPLE}
+    figure = go.Figure()
+    for arm, symbol in zip(arms, cycle(SYMBOLS), strict=False):
+        colour = next((c for name, c in colours.items() if arm.name.startswith(name)), BLUE)
+        figure.add_scatter(
+            x=[arm.tokens.value],
+            y=[arm.accuracy.value],
+            mode="markers",
+            name=arm.name,
+            marker={"color": colour, "size": 11, "symbol": symbol},
+            error_x=error_bars([arm.tokens], colour),
+            error_y=error_bars([arm.accuracy], colour),
+        )
+    return styled(figure, "What steering does", "mean thinking tokens", "accuracy").update_yaxes(range=[0, 1.05])
+
+
+def steering_front(responses: Sequence[DoseResponse | ControlResponse]) -> Figure:
+    """Mean thinking tokens against accuracy at every strength, all methods on one plane, 95 % intervals over problems.
+
+    Shaded is where the random vectors (and random tokens, for controls of the decoding) lie, from the lowest to the highest of their
+    means; the dashed line is the Pareto front: no other point has both fewer tokens and a higher accuracy.
+    """
+    figure = go.Figure()
+    for name in ("random vectors", "random tokens"):
+        if nulls := [arm for response in responses if response.null_name == name for arm in response.nulls]:
+            _region(figure, [arm.tokens.value for arm in nulls], [arm.accuracy.value for arm in nulls], name)
+    curves = [
+        (arms, name, "-open" if k else "", i)
+        for i, response in enumerate(responses)
+        for k, (name, arms) in enumerate(response.curves.items())
+    ]
+    symbols, colours = list(islice(cycle(SYMBOLS), len(responses))), colours_of(len(responses))
+    for arms, name, hollow, i in curves:
+        figure.add_scatter(
+            x=[arm.tokens.value for arm in arms],
+            y=[arm.accuracy.value for arm in arms],
+            mode="markers+text",
+            name=name,
+            text=[f"{arm.multiplier:g}" for arm in arms],
+            textposition="top center",
+            marker={"color": colours[i], "size": 10, "symbol": f"{symbols[i]}{hollow}"},
+            error_x=error_bars([arm.tokens for arm in arms], colours[i]),
+            error_y=error_bars([arm.accuracy for arm in arms], colours[i]),
+        )
+    base = responses[0].base
+    figure.add_scatter(
+        x=[base.tokens.value],
+        y=[base.accuracy.value],
+        mode="markers",
+        name="unsteered",
+        marker={"color": GREY, "size": 12, "symbol": "x"},
+        error_x=error_bars([base.tokens], GREY),
+        error_y=error_bars([base.accuracy], GREY),
+    )
+    points = [base, *(arm for arms, *_ in curves for arm in arms)]
+    front = _pareto([(arm.tokens.value, arm.accuracy.value) for arm in points])
+    figure.add_scatter(
+        x=[x for x, _ in front],
+        y=[y for _, y in front],
+        mode="lines",
+        name="Pareto front",
+        line={"color": GREY, "dash": "dash", "shape": "hv"},
+        hoverinfo="skip",
+    )
+    figure = styled(figure, "What steering costs and saves", "mean thinking tokens", "accuracy")
+    return figure.update_yaxes(range=[0, 1.08]).update_layout(height=520)
+
+
+def _region(figure: Figure, x: Sequence[float], y: Sequence[float], name: str) -> None:
+    """A filled rectangle from the lowest to the highest of the points, and the points in it."""
+    left, right, low, high = min(x), max(x), min(y), max(y)
+    figure.add_scatter(
+        x=[left, right, right, left, left],
+        y=[low, low, high, high, low],
+        fill="toself",
+        fillcolor="rgba(122, 122, 122, 0.2)",
+        mode="lines",
+        line={"color": GREY, "width": 0.5},
+        name=f"{name} (n = {len(x)})",
+        legendgroup=name,
+        hoverinfo="skip",
+    )
+    figure.add_scatter(
+        x=list(x),
+        y=list(y),
+        mode="markers",
+        marker={"color": GREY, "size": 4},
+        name=name,
+        legendgroup=name,
+        showlegend=False,
+    )
+
+
+def _pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that no other beats in both, fewer of the first and more of the second; in ascending order."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front

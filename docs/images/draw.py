@@ -1,0 +1,90 @@
+"""Draw the figures of the pages from the example run that ships (`make figures`); chromium turns them into PNG files.
+
+The screenshots of the app are tests/app/test_chromium.py's; steering.png and demo.png come from runs that take long.
+"""
+
+import base64
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+from reasonscope.analysis import figures
+from reasonscope.analysis.figures import AnchorGraph, Figure, read_figure, to_html
+from reasonscope.analysis.results import Result, load_results
+from reasonscope.app.analysing import ANALYSES
+from reasonscope.app.bundled import EXAMPLE
+from reasonscope.app.reader import KINDS
+from reasonscope.app.study import Options, Study
+from reasonscope.data import TraceStore
+
+HERE = Path(__file__).parent
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
+KEPT = ("length_scores", "intent_trajectories", "intent_cliffs", "correctness_scores")
+TO_PNG = (
+    "([width, height]) => Plotly.toImage(document.querySelector('.js-plotly-plot'), {format: 'png', width, height})"
+)
+
+
+def drawn() -> Iterator[tuple[str, Figure]]:
+    """Every figure with the name of its file."""
+    for name in KEPT:
+        yield name, read_figure(EXAMPLE / "figures" / f"{name}.json")
+    anchors = result("anchors")
+    yield "anchor-graph", anchor_graph(anchors)
+    trace = anchors.provenance["trace"]
+    for name, method in {"mi-trace": "mi_peaks", "entropy": "entropy"}.items():
+        yield name, figures.along(result(method, trace))
+    yield "suppression", figures.value_maps(result("suppression", trace))
+    for name, method in {"receiver-heads": "receivers", "probe-write": "probe_write"}.items():
+        yield name, figures.value_maps(result(method, None))
+    yield "heads", figures.value_maps(result("heads", trace))
+    store = TraceStore.open(EXAMPLE / "store")
+    study = Study(
+        store=store, traces=[store.trace(trace), *list(store)[:3]], options=Options(), results=EXAMPLE / "results"
+    )
+    for name in ("confidence", "misalignment"):
+        yield name, figures.along(next(iter(ANALYSES[name](study))))
+
+
+def result(method: str, trace: object = ...) -> Result:
+    """Of a trace, of all of them (None), or the first that there is."""
+    kept = load_results(EXAMPLE / "results", method)
+    return next(found for found in kept if trace is ... or found.provenance.get("trace") == trace)
+
+
+def anchor_graph(found: Result) -> Figure:
+    metrics = [label.replace("_", " ") for label in found.axes[0].labels]
+    metric = "counterfactual kl"
+    graph = AnchorGraph(
+        importance=found.values[metrics.index(metric)],
+        effects=found.arrays["effects"],
+        tags=found.numbers["tags"],
+        texts=found.numbers["texts"],
+    )
+    return figures.anchor_graph(graph, KINDS, title=f"{metric}, {len(graph.tags)} sentences", measure=metric)
+
+
+def save(page: Page, figure: Figure, path: Path) -> None:
+    page.set_content(to_html(figure, with_library=True))
+    page.wait_for_selector(".js-plotly-plot .main-svg")
+    height = int(figure.layout.height or 450)
+    png = page.evaluate(TO_PNG, [860, height])
+    path.write_bytes(base64.b64decode(png.partition(",")[2]))
+
+
+def main() -> None:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        page = browser.new_page(viewport={"width": 900, "height": 1400})
+        for name, figure in drawn():
+            path = HERE / f"{name.replace('_', '-')}.png"
+            save(page, figure, path)
+            sys.stdout.write(f"{path.name}: {path.stat().st_size // 1000} kB\n")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

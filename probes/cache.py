@@ -1,0 +1,67 @@
+"""Keys and values of a run, kept with room to spare: a token is written where it belongs, not joined to a copy of all before it."""
+
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 256  # tokens of room that are made at once
+
+
+def growing_cache(config: PreTrainedConfig | None = None) -> DynamicCache:
+    """An empty cache for a model of `config`: its layers of full attention grow in place, windowed ones are transformers' own.
+
+    Without a configuration every layer keeps all tokens.
+    """
+    cache = DynamicCache(config=config)
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]  # type: ignore[no-untyped-call]
+    if not cache.layers:
+        cache.layer_class_to_replicate = GrowingLayer
+    return cache
+
+
+class GrowingLayer(DynamicLayer):
+    """A `DynamicLayer` whose keys and values (batch, kv_head, token, d_head) are views of larger tensors.
+
+    Whoever puts other keys and values in their place (a crop, a reordering) is noticed by it, and they are copied once.
+    """
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self._rooms: list[Tensor] = []
+        self._views: list[Tensor] = []
+
+    @property
+    def _in_place(self) -> bool:
+        """Whether the keys and values are still the views that were made last."""
+        return bool(self._views) and self.keys is self._views[0] and self.values is self._views[1]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append keys and values (batch, kv_head, new token, d_head); return those of all tokens so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        n = self.get_seq_length()
+        end = n + key_states.shape[-2]
+        if not self._in_place or end > self._rooms[0].shape[-2]:
+            self._rooms = [
+                new.new_empty(*new.shape[:-2], end + ROOM, new.shape[-1]) for new in (key_states, value_states)
+            ]
+            if n and self.keys is not None and self.values is not None:
+                self._rooms[0][..., :n, :], self._rooms[1][..., :n, :] = self.keys, self.values
+        for room, new in zip(self._rooms, (key_states, value_states), strict=True):
+            room[..., n:end, :] = new
+        return self._look(end)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows `indices`, with the room that they have."""
+        if not self.is_initialized or not self._in_place:
+            super().batch_select_indices(indices)
+        else:
+            self._rooms = [room[indices] for room in self._rooms]
+            self._look(self.get_seq_length())
+
+    def _look(self, n: int) -> tuple[Tensor, Tensor]:
+        keys, values = self._views = [room[..., :n, :] for room in self._rooms]
+        self.keys, self.values = keys, values
+        return keys, values
