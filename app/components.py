@@ -3,6 +3,8 @@
 import csv
 import io
 import logging
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +14,12 @@ import streamlit as st
 
 from reasonscope.analysis import figures
 from reasonscope.analysis.figures import Figure
-from reasonscope.analysis.results import Result
+from reasonscope.analysis.results import Band, Result
 from reasonscope.app import state
 from reasonscope.data.errors import ReasonscopeError
 
+_FORMULA = re.compile(r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$(.+?)\$\$|\$([^$\n]+?)\$|(\\boxed\{[^{}]*\})", re.DOTALL)
+_MANY_FORMULAS = 8
 _LOG = logging.getLogger("reasonscope.app")
 
 
@@ -76,6 +80,14 @@ def show_figure(figure: Figure, *, name: str, command: str, key: str, clickable:
         st.caption("Make it again with")
         st.code(command, language="bash", wrap_lines=True)
     return list(event["selection"]["points"]) if clickable else []
+
+
+def is_new(key: str, picked: object) -> bool:
+    """Whether a mark was clicked since the page was last drawn: a figure goes on to tell of its last click."""
+    last = f"{key}-picked"
+    new = picked is not None and st.session_state.get(last) != picked
+    st.session_state[last] = picked
+    return new
 
 
 def show_kept(where: Path, name: str, *, command: str) -> None:
@@ -145,6 +157,35 @@ def provenance(result: Result) -> None:
 def as_text(text: str) -> str:
     """A text for a Markdown place, shown as it stands: what a run holds is never read as markup."""
     return "".join(f"\\{char}" if char in r"\`*_{}[]()<>#+-.!|~$:^" else char for char in text)
+
+
+def number(value: float) -> str:
+    """Four digits, or that it is not known."""
+    return f"{value:.4g}" if math.isfinite(value) else "not known"
+
+
+def between(band: Band | None, at: int | tuple[int, ...] | None) -> str:
+    """The ends of a band at a place, or that they are not known."""
+    return "not known" if band is None or at is None else ends((float(band.low[at]), float(band.high[at])))
+
+
+def ends(interval: tuple[float, float]) -> str:
+    """The ends of an interval, or that they are not known."""
+    low, high = interval
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "not known"
+    return f"{low:.3g}" if low == high else f"{low:.3g} … {high:.3g}"
+
+
+def visible(text: str) -> str:
+    """A token with its white space to be seen."""
+    return text.replace(" ", "␣").replace("\n", "⏎")
+
+
+def formulas(text: str) -> None:
+    """The formulas of a text, set."""
+    for formula in ["".join(found) for found in _FORMULA.findall(text)][:_MANY_FORMULAS]:
+        st.latex(formula)
 
 
 def _csv(rows: Sequence[Mapping[str, object]]) -> str:

@@ -1,5 +1,6 @@
 """What was measured on a run: results and numbers, what is damaged among them, and the line that makes what is not there."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,11 @@ def results(run: Run, method: str) -> dict[str, Result]:
     """The results of a method by trace id (`all` for those on the whole run)."""
     found = {unquote(path.stem): _result(path, stamp(path)) for path in sorted(_folder(run, method))}
     return {name: result for name, result in found.items() if isinstance(result, Result)}
+
+
+def methods(run: Run) -> list[str]:
+    """The methods of which there are results."""
+    return sorted(folder.name for folder in run.where.analyses.glob("*") if folder.is_dir())
 
 
 def damaged(run: Run, method: str = "*") -> list[str]:
@@ -76,9 +82,20 @@ _COMMANDS = {
 }
 
 
+_MADE_WITH = {"receiver_scores": "receivers", "mi_base": "mi_compare"}  # results that come with those of another method
+
+
 def command(run: Run, name: str) -> str:
     """The line that makes what lies under a key of the table of analyses."""
-    return _COMMANDS[name][1].format(run=run.path, results=run.where.results)
+    return _COMMANDS[name][1].format(run=shlex.quote(str(run.path)), results=shlex.quote(str(run.where.results)))
+
+
+def command_of(run: Run, method: str) -> str:
+    """The line that makes the results of a method."""
+    name = f"results/{_MADE_WITH.get(method, method)}/*"
+    return (
+        command(run, name) if name in _COMMANDS else f"reasonscope analyse {method} --run {shlex.quote(str(run.path))}"
+    )
 
 
 def analyses(run: Run) -> list[Analysis]:

@@ -16,9 +16,10 @@ from reasonscope.data.trace import Sentence, Trace
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A trace in the table. `outcome` is right, wrong, refused, complied or unclear; `kind` what was asked."""
+    """A trace in the table. `outcome` is right, wrong, refused, complied or unclear; `kind` what was asked; a `group` is a problem."""
 
     id: str
+    group: str
     kind: str
     difficulty: float | None
     outcome: str
@@ -31,7 +32,19 @@ class Row:
 @lru_cache(maxsize=8)
 def rows(run: Run) -> tuple[Row, ...]:
     """Every trace of the run, in the order in which they were stored."""
-    columns = ["id", "difficulty", "gold", "correct", "state", "final_answer", "text", "chars", "tokens", "problem"]
+    columns = [
+        "id",
+        "group",
+        "difficulty",
+        "gold",
+        "correct",
+        "state",
+        "final_answer",
+        "text",
+        "chars",
+        "tokens",
+        "problem",
+    ]
     found = []
     for row in run.store.table().select(columns).to_pylist():
         problem = json.loads(row["problem"])
@@ -41,6 +54,7 @@ def rows(run: Run) -> tuple[Row, ...]:
         found.append(
             Row(
                 id=row["id"],
+                group=row["group"],
                 kind=_kind(problem),
                 difficulty=row["difficulty"],
                 outcome=_outcome(row["correct"], answer, row["state"]),

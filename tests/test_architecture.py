@@ -21,6 +21,8 @@ ALLOWED = {
     "torch": ("probes/", "steering/", "analysis/", "app/", TRAINING),
     "transformers": ("probes/", "steering/", "analysis/", "app/", TRAINING),
     "transformer_lens": ("probes/backends/transformer_lens.py",),
+    "ray": ("probes/cluster.py",),
+    "openai": ("probes/server.py",),
     "nnsight": ("probes/backends/nnsight.py",),
     "plotly": ("analysis/figures/",),
     "streamlit": ("app/",),
@@ -67,6 +69,7 @@ def test_every_library_that_is_imported_is_required():
     ("module", "unwanted"),
     [
         ("reasonscope.data", {"torch", "transformers", "datasets", "sklearn", "streamlit"}),
+        ("reasonscope.app.main", {"torch", "transformers"}),
         ("reasonscope.app.cli", {"torch", "transformers", "sklearn", "scipy", "plotly", "streamlit", "sympy"}),
     ],
 )

@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from reasonscope.analysis.results import Values
 from reasonscope.data.errors import InputError
@@ -133,12 +135,11 @@ def _of_sentence(
     return found
 
 
-def resampled_sentences(
-    own: str, rollouts: Sequence[Rollout], most: int = 3
-) -> list[dict[str, float | int | str | None]]:
-    """What rollouts wrote first in place of a sentence, the `most` frequent others: text, how many of how many, share of them right.
+def resampled_sentences(own: str, rollouts: Sequence[Rollout], most: int = 3) -> list[dict[str, Any]]:
+    """What rollouts wrote first in place of a sentence, the `most` frequent others: `text`, `n` of how many (`of`), and of those that were
+    judged the share that was `right`, with Wilson's 95 % interval `ci` and their number `judged`.
 
-    A text that differs from `own` in white space alone is the same. `right` is None where none was judged.
+    A text that differs from `own` in white space alone is the same. `right` and `ci` are None where none was judged.
     """
     written: dict[str, list[Rollout]] = {}
     for rollout in rollouts:
@@ -146,15 +147,15 @@ def resampled_sentences(
             written.setdefault(text, []).append(rollout)
     others = [(text, rows) for text, rows in written.items() if text != " ".join(own.split())]
     others.sort(key=lambda pair: (-len(pair[1]), pair[0]))
-    return [
-        {
-            "text": text,
-            "n": len(rows),
-            "of": len(rollouts),
-            "right": accuracy(rows) if any(row.correct is not None for row in rows) else None,
-        }
-        for text, rows in others[:most]
-    ]
+    return [{"text": text, "n": len(rows), "of": len(rollouts), **_judged(rows)} for text, rows in others[:most]]
+
+
+def _judged(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    known = [row.correct for row in rollouts if row.answered and row.correct is not None]
+    if not known:
+        return {"right": None, "ci": None, "judged": 0}
+    ends = binomtest(sum(known), len(known)).proportion_ci(method="wilson")
+    return {"right": float(np.mean(known)), "ci": [float(ends.low), float(ends.high)], "judged": len(known)}
 
 
 def resampled_values(

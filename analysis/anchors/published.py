@@ -81,6 +81,7 @@ def published_importances(trace: Trace) -> Result:
             else _correlations(effects, suppressed),
             "tags": [(chunk["function_tags"] or ["unknown"])[0] for chunk in chunks],
             "texts": [chunk["chunk"] for chunk in chunks],
+            "depends_on": published_dependencies(chunks),
             "resampled": [_resampled(trace, chunk, i) for i, chunk in enumerate(chunks)],
         },
         provenance=provenance,
@@ -160,7 +161,10 @@ def published_dependencies(chunks: Sequence[Mapping[str, Any]]) -> list[list[int
 
 def _agreement(effects: Values, chunks: Sequence[Mapping[str, Any]]) -> DependencyAgreement | None:
     dependencies = published_dependencies(chunks)
-    return dependency_agreement(np.abs(effects), dependencies) if any(dependencies) else None
+    try:
+        return dependency_agreement(np.abs(effects), dependencies) if any(dependencies) else None
+    except InputError:  # too few effects were published to tell a true pair from another
+        return None
 
 
 def _correlations(effects: Values, suppressed: Values) -> dict[str, float | None]:

@@ -1,11 +1,14 @@
 """Thought anchors: which sentences the answer hangs on, as a graph, with a pane for the sentence that is chosen."""
 
+import shlex
+
 import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
 from reasonscope.analysis import figures
 from reasonscope.analysis.figures import AnchorGraph
+from reasonscope.analysis.looking_back import mean_effect
 from reasonscope.analysis.results import Result
 from reasonscope.app import components, measurements, readings, state
 from reasonscope.app.reader import KINDS
@@ -53,9 +56,7 @@ def _metrics(anchors: Result | None, suppression: Result | None, received: Resul
         for name in sorted(named, key=lambda name: name in ("accuracy", "published_accuracy")):  # no importance: last
             found[name.replace("_", " ")] = anchors, named[name], square
     if suppression is not None and suppression.measured and suppression.values.ndim == 2:
-        known = np.isfinite(suppression.values)
-        total = np.where(known, suppression.values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-        found["suppression"] = suppression, total, suppression.values
+        found["suppression"] = suppression, mean_effect(suppression.values), suppression.values
     if received is not None and received.measured and [axis.name for axis in received.axes] == ["sentence"]:
         found["attention received"] = received, received.values, None
     return found
@@ -72,6 +73,7 @@ def _graph(
     read = readings.reading(run, id)
     tags, texts = _sentences(result, read, len(importance))
     truth = result.numbers.get("depends_on") or (read.depends_on if len(read.sentences) == len(importance) else None)
+    said = "Labelled" if read.labels == "published" else "True"
     graph = AnchorGraph(importance=importance, effects=effects, tags=tags, texts=texts, truth=truth)
     chosen = state.recall_number(Key.SENTENCE)
     chosen = chosen if chosen is not None and chosen < len(importance) else None
@@ -80,9 +82,11 @@ def _graph(
         layout = st.segmented_control("Layout", ["circle", "tree"], default="circle", key=Key.LAYOUT, bind=BOUND)
         links = st.slider("Links of a sentence, each way", 0, 10, 3, key=Key.LINKS, bind=BOUND)
         least = st.slider("Least importance, % of the highest", 0, 100, 0, key=Key.LEAST, bind=BOUND)
-        direction = st.radio("Tree of what it", ["brings about", "hangs on"], disabled=layout != "tree")
+        direction = st.radio(
+            "Tree of what it", ["brings about", "hangs on"], disabled=layout != "tree", key=Key.DIRECTION, bind=BOUND
+        )
         depth = st.slider("Depth of the tree", 1, 5, 2, key=Key.DEPTH, bind=BOUND, disabled=layout != "tree")
-        overlay = truth is not None and st.toggle("True dependencies", value=False)
+        overlay = truth is not None and st.toggle(f"{said} dependencies", key=Key.TRUTH, bind=BOUND)
     with right:
         root = None if layout != "tree" else chosen if chosen is not None else int(np.nanargmax(np.abs(importance)))
         figure = figures.anchor_graph(
@@ -97,10 +101,10 @@ def _graph(
             depth=depth,
             truth=overlay,
         )
-        command = f"{measurements.command(run, _NAME)} --trace {id}"
+        command = f"{measurements.command_of(run, result.method)} --trace {shlex.quote(id)}"
         clicked = components.show_figure(figure, name="anchors", command=command, key="anchors-graph", clickable=True)
     picked = next((int(point["customdata"][0]) for point in clicked if point.get("customdata")), None)
-    if picked is not None and picked != chosen:
+    if components.is_new("anchors-graph", picked):
         state.remember(Key.SENTENCE, picked)
         chosen = picked
     _pane(run, id, graph, result, metric, chosen)
@@ -117,19 +121,15 @@ def _sentences(result: Result, read: Reading, n: int) -> tuple[list[str], list[s
 
 
 def _pane(run: Run, id: str, graph: AnchorGraph, result: Result, metric: str, chosen: int | None) -> None:
-    """The chosen sentence: its text, its importance with interval and chance, and its links, each of which can be followed."""
+    """The chosen sentence: its text, its importance with interval and chance, what else was written there, and its links."""
     if chosen is None:
         st.caption("Choose a sentence in the graph to see its links.")
         return
-    st.subheader(f"Sentence {chosen}", anchor=False)
+    _walk(chosen, len(graph.texts))
     st.text(graph.texts[chosen])
-    row: dict[str, object] = {"importance": float(graph.importance[chosen])}
-    line = next((i for i, label in enumerate(result.axes[0].labels) if label.replace("_", " ") == metric), None)
-    at = (chosen,) if result.values.ndim == 1 else None if line is None else (line, chosen)
-    for name, band in (("95 % interval", result.interval), ("chance", result.null)):
-        if band is not None and at is not None and result.values.shape[-1] == len(graph.importance):
-            row[name] = f"{band.low[at]:.3g} … {band.high[at]:.3g}"
-    st.dataframe([{"kind": graph.tags[chosen].replace("_", " "), **row}], hide_index=True, key="anchor-row")
+    components.formulas(graph.texts[chosen])
+    st.dataframe(_rows(graph, result, metric, chosen), hide_index=True, key="anchor-row")
+    _instead(result, chosen)
     links = graph.links(5)
     given = [(s, e) for s, t, e in links if t == chosen]
     made = [(t, e) for s, t, e in links if s == chosen]
@@ -139,7 +139,64 @@ def _pane(run: Run, id: str, graph: AnchorGraph, result: Result, metric: str, ch
             for other, effect in sorted(ends, key=lambda end: -abs(end[1]))[:5]:
                 text = components.as_text(f"{other} ({effect:+.3g}) {graph.texts[other][:90]}")
                 if st.button(text, key=f"link-{title}-{other}", type="tertiary"):
-                    state.remember(Key.SENTENCE, other)
-                    st.rerun()
+                    _choose(other)
     if st.button("Read it in the trace", icon=":material/article:"):
         state.go("trace", **{Key.TRACE: id, Key.SENTENCE: chosen})
+
+
+def _choose(sentence: int) -> None:
+    state.remember(Key.SENTENCE, sentence)
+    st.rerun()
+
+
+def _walk(chosen: int, n: int) -> None:
+    """The number of the sentence, and the buttons to the one before and the one behind it."""
+    heading, before, behind = st.columns([4, 1, 1], vertical_alignment="bottom")
+    heading.subheader(f"Sentence {chosen}", anchor=False)
+    if before.button("Previous", icon=":material/arrow_back:", disabled=chosen == 0, width="stretch"):
+        _choose(chosen - 1)
+    if behind.button("Next", icon=":material/arrow_forward:", disabled=chosen == n - 1, width="stretch"):
+        _choose(chosen + 1)
+
+
+def _rows(graph: AnchorGraph, result: Result, metric: str, chosen: int) -> list[dict[str, object]]:
+    """Every number of the sentence in this result, the metric that is shown first: value, 95 % interval, chance."""
+    kind = graph.tags[chosen].replace("_", " ")
+    if result.values.ndim == 1 or result.axes[0].name != "metric":
+        at: tuple[int, ...] | None = (chosen,) if result.values.ndim == 1 else None
+        return [{"number": metric, "value": float(graph.importance[chosen]), **_bands(result, at), "kind": kind}]
+    lines = sorted(enumerate(result.axes[0].labels), key=lambda line: line[1].replace("_", " ") != metric)
+    return [
+        {"number": name.replace("_", " "), "value": float(result.values[i, chosen]), **_bands(result, (i, chosen)), "kind": kind}
+        for i, name in lines
+    ]  # fmt: skip
+
+
+def _bands(result: Result, at: tuple[int, ...] | None) -> dict[str, object]:
+    return {
+        "95 % interval": components.between(result.interval, at),
+        "chance": components.between(result.null, at),
+    }
+
+
+def _instead(result: Result, chosen: int) -> None:
+    """What rollouts wrote in place of the sentence, and how often they were right with it."""
+    written = result.numbers.get("resampled")
+    if not isinstance(written, list) or chosen >= len(written):
+        st.caption("What rollouts wrote in place of this sentence was not kept with this result.")
+        return
+    if not written[chosen]:
+        st.caption("Every rollout that was kept wrote this very sentence again.")
+        return
+    st.caption("What rollouts wrote in its place")
+    rows = [
+        {
+            "instead": row["text"],
+            "rollouts": f"{row['n']} of {row['of']}",
+            "right with it": f"{row['right']:.2f} ({row['ci'][0]:.2f} … {row['ci'][1]:.2f}), n = {row['judged']}"
+            if row["judged"]
+            else "not judged",
+        }
+        for row in written[chosen]
+    ]
+    st.dataframe(rows, hide_index=True, key="anchor-instead")

@@ -1,13 +1,16 @@
 """Compare: two runs on the problems that both answered, or two traces sentence by sentence."""
 
+from collections.abc import Callable
 from difflib import SequenceMatcher
 from html import escape
 
+import numpy as np
 import streamlit as st
 
+from reasonscope.analysis.paired import paired_difference
 from reasonscope.app import components, readings, state
 from reasonscope.app.reader import KINDS
-from reasonscope.app.readings import Reading
+from reasonscope.app.readings import Reading, Row
 from reasonscope.app.runs import Run, open_run
 from reasonscope.app.state import BOUND, Key
 
@@ -39,27 +42,38 @@ def show(run: Run) -> None:
 
 
 def _runs(run: Run, other: Run) -> None:
-    """Outcomes of the traces that both runs hold."""
+    """Outcomes and lengths of the traces that both runs hold, with the interval and the chance of each difference."""
     ours, theirs = ({row.id: row for row in readings.rows(one)} for one in (run, other))
     both = [id for id in ours if id in theirs]
     st.caption(f"{len(both)} traces are in both (n = {len(ours)} in {run.name}, {len(theirs)} in {other.name}).")
     if not both:
         return
-    right = [(ours[id].outcome == "right", theirs[id].outcome == "right") for id in both]
-    lengths = [(ours[id].thinking_tokens, theirs[id].thinking_tokens) for id in both]
-    st.dataframe(
-        [
+    judged = [id for id in both if {ours[id].outcome, theirs[id].outcome} <= {"right", "wrong"}]
+    asked = [id for id in both if ours[id].kind != "problem"]
+    measured: dict[str, tuple[list[str], Callable[[Row], float]]] = {
+        "right": (judged, lambda row: float(row.outcome == "right")),
+        "refused": (asked, lambda row: float(row.outcome == "refused")),
+        "thinking tokens": (both, lambda row: float(row.thinking_tokens)),
+    }
+    rows = []
+    for name, (ids, value) in measured.items():
+        if not ids:
+            continue
+        first, second = (np.array([value(one[id]) for id in ids]) for one in (ours, theirs))
+        found = paired_difference(first, second, [ours[id].group for id in ids])
+        rows.append(
             {
-                "run": name,
-                "right": sum(pair[i] for pair in right),
-                "mean thinking tokens": sum(pair[i] for pair in lengths) / len(both),
-                "right here alone": sum(pair[i] and not pair[1 - i] for pair in right),
+                "mean": name,
+                run.name if run.name != other.name else "this run": f"{found.ours:.4g}",
+                other.name if run.name != other.name else "the other": f"{found.theirs:.4g}",
+                "difference": f"{found.difference:+.4g}",
+                "95 % interval": components.ends(found.interval),
+                "chance": components.ends(found.chance),
+                "n": f"{found.n} of {found.n_groups} problems",
             }
-            for i, name in enumerate((run.name, other.name))
-        ],
-        hide_index=True,
-        key="compare-runs",
-    )
+        )
+    st.dataframe(rows, hide_index=True, key="compare-runs")
+    st.caption("Interval: bootstrap over problems, seed 0. Chance: the runs exchanged problem by problem.")
 
 
 def _aligned(first: Reading, second: Reading) -> str:

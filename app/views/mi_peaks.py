@@ -1,10 +1,13 @@
 """MI peaks: how much each token's state says of the answer, with the band of chance, and the words that stand at the peaks."""
 
+import shlex
+
 import streamlit as st
 
 from reasonscope.analysis import figures
 from reasonscope.analysis.results import Result
 from reasonscope.app import components, measurements, readings, state
+from reasonscope.app.colourings import colouring_name
 from reasonscope.app.runs import Run
 from reasonscope.app.state import BOUND, Key
 
@@ -20,13 +23,13 @@ def show(run: Run) -> None:
     words = found.pop("all", None)
     if not found:
         components.missing("MI peaks", measurements.command(run, _NAME))
-        return
-    id = st.selectbox("Trace", list(found), key=Key.TRACE, bind=BOUND)
-    result = found[id]
-    if not result.measured:
-        st.warning(components.as_text(f"Not measured on this trace: {result.reason}"))
-        return
-    _curve(run, id, result)
+    else:
+        id = st.selectbox("Trace", list(found), key=Key.TRACE, bind=BOUND)
+        if found[id].measured:
+            _curve(run, id, found[id])
+        else:
+            st.warning(components.as_text(f"Not measured on this trace: {found[id].reason}"))
+    _models(run)
     if words is not None:
         _words(run, words)
 
@@ -34,17 +37,46 @@ def show(run: Run) -> None:
 def _curve(run: Run, id: str, result: Result) -> None:
     sites = result.axes[0].labels
     site = st.selectbox("Site", sites, index=len(sites) - 1, key=Key.SITE, bind=BOUND)
-    figure = figures.along(result, only=[site])
-    command = f"{measurements.command(run, _NAME)} --trace {id}"
-    st.caption("A click on the curve opens its sentence.")
+    base = measurements.results(run, "mi_base").get(id)
+    beside = {}
+    if base is not None and base.measured and site in base.axes[0].labels and base.axes[-1] == result.axes[-1]:
+        beside["base model"] = base.at(site=site)
+    figure = figures.along(result, only=[site], beside=beside)
+    command = f"{measurements.command(run, _NAME)} --trace {shlex.quote(id)} --sites {site}"
+    st.caption(
+        "A click on the curve opens its sentence."
+        + ("" if beside else " The base model's curve was not kept at this site.")
+    )
     clicked = components.show_figure(figure, name="mi_peaks", command=command, key="mi-curve", clickable=True)
     numbers = result.numbers.get(site)
     if isinstance(numbers, dict):
         components.show_numbers(numbers, key="mi-numbers")
     components.provenance(result)
-    if clicked:
-        token = int(result.axes[-1].labels[int(clicked[0]["x"])])
-        _open_at(run, id, token, f"result:mi_peaks:{site}")
+    picked = int(clicked[0]["x"]) if clicked else None
+    if components.is_new("mi-curve", picked) and picked is not None:
+        _open_at(run, id, picked, colouring_name("mi_peaks", site))
+
+
+def _models(run: Run) -> None:
+    """The reasoner beside its base, on the same traces."""
+    st.subheader("Reasoner less base", anchor=False)
+    found = measurements.results(run, "mi_compare").get("all")
+    if found is None:
+        components.missing("MI of the base model", measurements.command(run, "results/mi_compare/*"))
+        return
+    traces = found.numbers.get("traces") or {}
+    rows = [
+        {
+            "number": name.replace("_", " "),
+            "reasoner less base": components.number(float(found.values[i])),
+            "95 % interval": components.between(found.interval, i),
+            "chance": components.between(found.null, i),
+            "traces": traces.get(name),
+        }
+        for i, name in enumerate(found.axes[-1].labels)
+    ]
+    st.dataframe(rows, hide_index=True, key="mi-models")
+    components.provenance(found)
 
 
 def _open_at(run: Run, id: str, token: int, colour: str) -> None:
@@ -62,5 +94,5 @@ def _words(run: Run, words: Result) -> None:
         st.dataframe(rows, hide_index=True, key="mi-words")
     components.provenance(words)
     with st.expander("As a figure"):
-        figure = figures.along(words)
+        figure = figures.points(words)
         components.show_figure(figure, name="mi_words", command=measurements.command(run, _NAME), key="mi-words-figure")

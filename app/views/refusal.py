@@ -3,8 +3,9 @@
 import streamlit as st
 
 from reasonscope.analysis import figures
-from reasonscope.app import components, measurements
+from reasonscope.app import components, measurements, state
 from reasonscope.app.runs import Run
+from reasonscope.app.state import Key
 
 
 def show(run: Run) -> None:
@@ -28,18 +29,56 @@ def show(run: Run) -> None:
     components.show_numbers({"cells": kept["numbers"].get("cells", {}), **cliffs}, key="cliff-numbers")
     components.made_by(kept)
     _heads(run)
+    _ablation(run)
 
 
 def _heads(run: Run) -> None:
-    """What each head writes along the probe, where that was measured."""
+    """What each head writes along the probe, where that was measured; a click on one shows where it looks."""
     st.subheader("Heads that write it", anchor=False)
     found = {
         id: one for id, one in measurements.results(run, "probe_write").items() if one.measured and one.values.ndim == 2
     }
+    command = measurements.command(run, "results/probe_write/*")
     if not found:
-        components.missing("what each head writes", measurements.command(run, "results/probe_write/*"))
+        components.missing("what each head writes", command)
     for id, result in found.items():
         figure = figures.head_grid(result.values, title=result.quantity, measure=result.unit)
-        command = measurements.command(run, "results/probe_write/*")
-        components.show_figure(figure, name="probe_write", command=command, key=f"probe-write-{id}")
+        key = f"probe-write-{id}"
+        clicked = components.show_figure(figure, name="probe_write", command=command, key=key, clickable=True)
         components.provenance(result)
+        picked = next((f"{int(point['y'])}.{int(point['x'])}" for point in clicked), None)
+        if components.is_new(key, picked):
+            state.go("heads", **{Key.HEAD: picked})
+
+
+def _ablation(run: Run) -> None:
+    """What the model does without the heads that push refusal down, beside random other heads."""
+    st.subheader("Without these heads", anchor=False)
+    found = measurements.results(run, "cliff").get("all")
+    command = measurements.command(run, "results/cliff/*")
+    if found is None:
+        components.missing("what the model does without them", command)
+        return
+    if not found.measured:
+        st.warning(components.as_text(f"Not measured: {found.reason}"))
+        return
+    figure = figures.arm_outcomes(found)
+    components.show_figure(figure, name="cliff_ablation", command=command, key="cliff-ablation")
+    arms, metrics = (axis.labels for axis in found.axes)
+    beyond = found.numbers.get("beyond_every_draw") or {}
+    rows = [
+        {
+            "arm": arm,
+            "share": metric,
+            "value": components.number(float(found.values[i, j])),
+            "95 % interval": components.between(found.interval, (i, j)),
+            "random heads": components.between(found.null, (i, j)),
+            "beyond every draw": ("yes" if beyond.get(metric) else "no") if i == len(arms) - 1 else "",
+        }
+        for i, arm in enumerate(arms)
+        for j, metric in enumerate(metrics)
+    ]
+    st.dataframe(rows, hide_index=True, key="cliff-arms")
+    heads = ", ".join(found.numbers.get("heads") or ())
+    st.caption(components.as_text(f"ablated: {heads}; chosen on n = {found.numbers.get('n_fallen')} traces that fell"))
+    components.provenance(found)

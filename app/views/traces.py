@@ -1,6 +1,5 @@
 """Trace: one trace as it was written, sentence by sentence, coloured by what a method says of it."""
 
-import re
 import shlex
 
 import numpy as np
@@ -13,8 +12,6 @@ from reasonscope.app.runs import Run
 from reasonscope.app.state import BOUND, Key
 from reasonscope.data.align import token_strings
 from reasonscope.data.trace import Sentence
-
-_FORMULA = re.compile(r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$(.+?)\$\$|\$([^$\n]+?)\$|(\\boxed\{[^{}]*\})", re.DOTALL)
 
 
 def show(run: Run) -> None:
@@ -36,7 +33,7 @@ def show(run: Run) -> None:
         on_change=_forget_sentence,
     )
     names = colourings.colouring_names(run, chosen)
-    colour = right.selectbox("Colour by", list(names), key=Key.COLOUR, bind=BOUND)
+    colour = right.selectbox("Colour by", names, key=Key.COLOUR, bind=BOUND)
     _read(run, chosen, colour)
 
 
@@ -93,9 +90,7 @@ def _chosen(
             )
             st.caption(components.as_text(said))
     _others(run, read, sentence, other)
-    formulas = ["".join(found) for found in _FORMULA.findall(sentence.text)]
-    for formula in formulas[:8]:
-        st.latex(formula)
+    components.formulas(sentence.text)
 
 
 def _others(run: Run, read: readings.Reading, sentence: Sentence, other: Alternatives | None) -> None:
@@ -112,15 +107,10 @@ def _others(run: Run, read: readings.Reading, sentence: Sentence, other: Alterna
         rows = [
             {
                 "token": token,
-                "written": _quoted(pieces[token]),
+                "written": components.visible(pieces[token]),
                 "probability": other.chance(token),
-                "likeliest": "  ".join(f"{_quoted(text)} {share:.1%}" for text, share in other.at(token)),
+                "likeliest": "  ".join(f"{components.visible(text)} {share:.1%}" for text, share in other.at(token)),
             }
             for token in range(sentence.tokens.start, sentence.tokens.stop)
         ]
         st.dataframe(rows, hide_index=True, key="alternatives")
-
-
-def _quoted(text: str) -> str:
-    """A token with its white space to be seen."""
-    return text.replace(" ", "␣").replace("\n", "⏎")

@@ -19,6 +19,7 @@ from reasonscope.data.organism.tokenizer import chat, train_tokenizer
 from reasonscope.data.organism.writer import boxed, write_ledger, write_request
 from reasonscope.data.parse import build_trace
 from reasonscope.data.problems import ledger_of, load_problems, request_of
+from reasonscope.data.scores import read_scores
 from reasonscope.data.store import TraceStore, check_store
 from reasonscope.data.trace import Message, Problem
 from reasonscope.probes import trajectory
@@ -26,7 +27,6 @@ from reasonscope.probes.capture import run_with_cache
 from reasonscope.probes.length import forecast
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.model import load_model
-from reasonscope.probes.scores import read_scores
 from reasonscope.probes.sites import Site
 
 MODEL = {"name": "made up", "weights": "w", "tokenizer": "t"}

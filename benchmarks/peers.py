@@ -1,0 +1,275 @@
+"""Capturing and steering beside the tools that are used for it: processor seconds as ratios to transformers alone, and memory.
+
+Each tool is a process of its own, those with older requirements in an environment of their own under build/peers (made here, by
+pip). Before anything is timed, its tokens and the last row that it captured are compared with hooks written by hand; where
+transformers alone writes other tokens than they do, the vector changes what is written. Then the tools take turns, in an order that
+rotates; a ratio is of two runs of one turn, and the table gives its median and quartiles over the turns. Seconds are of the
+processor, memory is the peak of a run above what the process held before it (the best run).
+
+W1 reads the residual stream behind every block in one pass; W2 while it writes; W4 adds a vector behind the middle block at every
+token, W5 at generated tokens alone; W6 is W2 on 32 prompts of different lengths.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3Config
+
+from reasonscope.probes.loading import locate
+
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "build" / "peers"
+SERVE = Path(__file__).parent / "tools" / "serve.py"
+REFERENCE, BARE = "raw_hooks", "bare"
+# Requirements of the tools that do not go together with ours.
+ENVIRONMENTS = {
+    "old": ("steering-vectors==0.12.2", "repeng==0.4.0", "torch==2.13.0"),
+    "interp-engine": ("interp-engine==1.14.0", "torch==2.13.0"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tool:
+    module: str
+    label: str
+    environment: str | None = None
+
+
+TOOLS = (
+    Tool(module=BARE, label="transformers alone"),
+    Tool(module="bare_eager", label="transformers alone, eager attention"),
+    Tool(module=REFERENCE, label="hooks by hand"),
+    Tool(module="reasonscope_", label="**reasonscope**"),
+    Tool(module="transformer_lens_", label="TransformerLens (eager)"),
+    Tool(module="nnsight_", label="nnsight"),
+    Tool(module="interp_engine_", label="interp-engine (eager)", environment="interp-engine"),
+    Tool(module="steering_vectors_", label="steering-vectors", environment="old"),
+    Tool(module="repeng_", label="repeng", environment="old"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """`lengths` of the prompts in tokens, `new` tokens to write behind each, the `goal` for the ratio, `times` of a run."""
+
+    name: str
+    label: str
+    lengths: tuple[int, ...]
+    new: int
+    goal: float
+    times: int = 1
+
+
+def workloads(prefill: int, new: int, batch_new: int) -> tuple[Workload, ...]:
+    ragged = tuple(int(n) for n in np.random.default_rng(1).integers(8, 64, size=32))
+    return (
+        Workload(name="W1", label=f"all resid_post of {prefill} tokens", lengths=(prefill,), new=0, goal=1.03, times=10),
+        Workload(name="W2", label=f"the same while writing {new} tokens", lengths=(32,), new=new, goal=1.03),
+        Workload(name="W4", label=f"steer one layer, {new} tokens", lengths=(32,), new=new, goal=1.02),
+        Workload(name="W5", label=f"steer generated tokens alone, {new}", lengths=(32,), new=new, goal=1.02),
+        Workload(name="W6", label=f"32 ragged prompts, {batch_new} tokens, all resid_post", lengths=ragged, new=batch_new, goal=1.05),
+    )  # fmt: skip
+
+
+class Child:
+    """A tool in its process."""
+
+    def __init__(self, tool: Tool, folder: Path, threads: int, strength: float) -> None:
+        self.tool, self._strength = tool, strength
+        command = [python(tool.environment), str(SERVE), tool.module, str(folder), str(threads)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "NNSIGHT_DEBUG": "0"}
+        if tool.environment:
+            environment.pop("PYTHONPATH", None)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        self.about = self._answer()
+
+    def run(self, workload: Workload, keep: Path | None = None) -> dict[str, float]:
+        asked = {"workload": workload.name, "lengths": workload.lengths, "new": workload.new, "times": workload.times}
+        asked |= {"keep": keep and str(keep), "strength": self._strength}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.tool.module}: {self._process.communicate()[1][-2000:]}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def python(environment: str | None) -> str:
+    """The interpreter of an environment; it is made where it is not there."""
+    if environment is None:
+        return sys.executable
+    folder = BUILD / environment
+    if not (folder / "made").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(folder / "bin" / "pip"), "install", "--quiet", *ENVIRONMENTS[environment]], check=True)
+        (folder / "made").touch()
+    return str(folder / "bin" / "python")
+
+
+def organism_folder() -> Path:
+    """The organism, told to know no stop token, so that every tool writes as many tokens."""
+    folder = BUILD / "organism"
+    hf = AutoModelForCausalLM.from_pretrained(locate("organism"))
+    return _without_stop(hf, folder)
+
+
+def random_folder(layers: int = 12, width: int = 768) -> Path:
+    """A random Qwen3 of 0.1 B with the organism's tokenizer, float32."""
+    folder = BUILD / f"qwen3-{layers}x{width}"
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=32_000, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, head_dim=64,
+        num_attention_heads=width // 64, num_key_value_heads=width // 192, max_position_embeddings=2048,
+        bos_token_id=None, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return _without_stop(AutoModelForCausalLM.from_config(config), folder)
+
+
+def _without_stop(hf: Any, folder: Path) -> Path:
+    hf.config.eos_token_id = None
+    hf.generation_config = GenerationConfig(pad_token_id=0)
+    hf.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(locate("organism"))
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@contextmanager
+def children(folder: Path, threads: int, strength: float, tools: Sequence[Tool] = TOOLS) -> Iterator[list[Child]]:
+    with ExitStack() as stack:
+        started = []
+        for tool in tools:
+            child = Child(tool, folder, threads, strength)
+            stack.callback(child.close)
+            started.append(child)
+        yield started
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """`ratios` to transformers alone, one a turn; `extra` bytes; `same`: whether tokens and activations are those of hooks by hand."""
+
+    tool: Tool
+    cpu: float
+    ratios: Sequence[float]
+    extra: int
+    same: str
+
+
+def compare(workload: Workload, tools: Sequence[Child], turns: int) -> list[Row]:
+    able = [child for child in tools if workload.name in child.about["workloads"]]
+    kept = {child.tool.module: BUILD / f"{child.tool.module}.npz" for child in able}
+    for child in able:  # warms it up too
+        child.run(workload, kept[child.tool.module])
+    spent: dict[str, list[dict[str, float]]] = {child.tool.module: [] for child in able}
+    for turn in range(turns):
+        for child in able[turn % len(able) :] + able[: turn % len(able)]:
+            spent[child.tool.module].append(child.run(workload))
+    bare = [one["cpu"] for one in spent[BARE]]
+    return [
+        Row(
+            tool=child.tool,
+            cpu=float(np.median([one["cpu"] for one in spent[child.tool.module]])),
+            ratios=[one["cpu"] / base for one, base in zip(spent[child.tool.module], bare, strict=True)],
+            extra=int(min(one["extra"] for one in spent[child.tool.module])),
+            same=sameness(kept[child.tool.module], kept[REFERENCE]),
+        )
+        for child in able
+    ]
+
+
+def sameness(found: Path, reference: Path) -> str:
+    with np.load(found) as one, np.load(reference) as other:
+        if "tokens" in one and "tokens" in other and not np.array_equal(one["tokens"], other["tokens"]):
+            return "other tokens"
+        if "last" not in one or "last" not in other:
+            return "tokens" if "tokens" in one else "–"
+        gap = float(np.abs(one["last"] - other["last"]).max() / np.abs(other["last"]).max())
+        return f"{gap:.0e}" if gap else "0"
+
+
+def table(workload: Workload, rows: Sequence[Row]) -> str:
+    lines = [
+        f"### {workload.name}: {workload.label}; goal ≤ {workload.goal} ×",
+        "",
+        "| | processor s | ratio, median (quartiles) | extra memory | difference from hooks by hand |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        low, middle, high = np.quantile(row.ratios, [0.25, 0.5, 0.75])
+        lines.append(
+            f"| {row.tool.label} | {row.cpu:.3f} | {middle:.3f} ({low:.3f} – {high:.3f}) | {row.extra / 2**20:.0f} MiB | {row.same} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def versions(tools: Sequence[Child]) -> str:
+    known: Mapping[str, set[str]] = {}
+    found: dict[str, set[str]] = dict(known)
+    for child in tools:
+        for name, version in child.about["versions"].items():
+            found.setdefault(name, set()).add(version)
+    return ", ".join(f"{name} {' and '.join(sorted(each))}" for name, each in sorted(found.items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="three turns, few tokens")
+    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", default="", help="workloads, with commas")
+    given = parser.parse_args()
+    turns = 3 if given.small else given.turns
+    BUILD.mkdir(parents=True, exist_ok=True)
+    say("## Capture and steering beside other tools\n")
+    say(__doc__.split("\n\n", 1)[1].strip() + "\n")
+    models = (
+        (
+            "the organism (6 layers × 128: a pass costs little, so the tool's own work shows)",
+            organism_folder(),
+            (512, 512, 64),
+        ),
+        ("a random Qwen3 of 12 layers × 768 (0.1 B: a pass costs much)", random_folder(), 1.0, (512, 128, 16)),
+    )
+    for i, (label, folder, strength, size) in enumerate(models):
+        with children(folder, given.threads, strength) as tools:
+            if not i:
+                say(f"{turns} turns, {given.threads} thread(s), load {os.getloadavg()[0]:.1f}. {versions(tools)}.\n")
+            say(f"On {label}:\n")
+            small = (size[0] // 4, size[1] // 8, size[2] // 8)
+            for workload in workloads(*(small if given.small else size)):
+                if not given.only or workload.name in given.only.split(","):
+                    say(table(workload, compare(workload, tools, turns)))
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

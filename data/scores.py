@@ -1,0 +1,54 @@
+"""Scores of every token of a run, in a file of their own beside the store: the app colours tokens by them.
+
+scores/NAME.safetensors    one tensor a trace, named by its id, (row,) float32; row r is the score at token r,
+                           the last token has none; the header's metadata say what the scores are, in JSON
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from reasonscope.data.errors import InputError
+
+_KEY, _FORMAT, _VERSION = "reasonscope", "token scores", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenScores:
+    """`scores` (row,) float32 by trace id; `about` is JSON: what they measure, from which probe and site."""
+
+    scores: Mapping[str, NDArray[np.float32]]
+    about: Mapping[str, Any]
+
+
+def save_scores(found: TokenScores, path: Path) -> None:
+    """Write scores into `path`, replacing what is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    about = {"format": _FORMAT, "version": _VERSION, **found.about}
+    save_file(dict(found.scores), temporary, metadata={_KEY: json.dumps(about)})
+    temporary.replace(path)
+
+
+def read_scores(path: Path, ids: Sequence[str] | None = None) -> TokenScores:
+    """The scores in `path`, of all traces or of `ids`. Raises InputError for a file that holds none, or an unknown id."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+            if (about.get("format"), about.get("version")) != (_FORMAT, _VERSION):
+                raise InputError(
+                    f"{path} holds no token scores of version {_VERSION}; write them with reasonscope probe apply"
+                )
+            known = set(file.keys())
+            if unknown := set(ids or ()) - known:
+                raise InputError(f"{path} has no scores of {sorted(unknown)[0]!r}; apply the probe to the run again")
+            return TokenScores(scores={id: file.get_tensor(id) for id in ids or sorted(known)}, about=about)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read as token scores: {error}") from error
