@@ -29,6 +29,7 @@ from reasonscope.analysis.figures.theme import (
 )
 from reasonscope.analysis.results import Band, Result
 
+_CLICKABLE = 2000  # places of a line that take a click, by marks that are not seen; of a longer one the peaks alone do
 _MAPS = (("layer", "head"), ("target", "source"))
 _RUNNING = ("token", "sentence", "step", "cut", "bin")
 _ARRAYS = {
@@ -82,9 +83,9 @@ def along(
         error = None if result.interval is None else _between(line, result.interval, at)
         few = len(places) <= 80
         figure.add_scatter(
-            x=x, y=line, mode="lines+markers" if few else "lines", line={"color": BLUE}, name="measured",
-            error_y=error if few else None, text=hover, hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
-            showlegend=shown, row=panel, col=1,
+            x=x, y=line, mode="lines+markers" if len(places) <= _CLICKABLE else "lines", line={"color": BLUE}, name="measured",
+            marker={} if few else {"opacity": 0, "size": 9}, error_y=error if few else None, text=hover,
+            hovertemplate="%{text}<br>%{y:.4g}<extra></extra>", showlegend=shown, row=panel, col=1,
         )  # fmt: skip
         for (other, values), colour in zip((beside or {}).items(), (GREEN, PURPLE, ORANGE), strict=False):
             figure.add_scatter(
@@ -95,7 +96,8 @@ def along(
             peaks = np.flatnonzero(np.reshape(result.arrays["peaks"], (len(first), -1))[at])
             figure.add_scatter(
                 x=x[peaks], y=line[peaks], mode="markers", marker={"color": ORANGE, "symbol": "diamond", "size": 9},
-                name="peak", showlegend=shown, hoverinfo="skip", row=panel, col=1,
+                name="peak", text=[hover[i] for i in peaks], hovertemplate="%{text}<br>peak, %{y:.4g}<extra></extra>",
+                showlegend=shown, row=panel, col=1,
             )  # fmt: skip
     figure = styled(figure, titled(result), "", "").update_layout(height=200 + 180 * len(rows))
     for panel, name in enumerate(rows, start=1):

@@ -7,6 +7,7 @@ import streamlit as st
 from reasonscope.analysis import figures
 from reasonscope.analysis.results import Result
 from reasonscope.app import components, measurements, readings, state
+from reasonscope.app.colourings import colouring_name
 from reasonscope.app.runs import Run
 from reasonscope.app.state import BOUND, Key
 
@@ -53,7 +54,7 @@ def _curve(run: Run, id: str, result: Result) -> None:
     components.provenance(result)
     picked = int(clicked[0]["x"]) if clicked else None
     if components.is_new("mi-curve", picked) and picked is not None:
-        _open_at(run, id, picked, f"result:mi_peaks:{site}")
+        _open_at(run, id, picked, colouring_name("mi_peaks", site))
 
 
 def _models(run: Run) -> None:
