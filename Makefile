@@ -6,17 +6,30 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := runs/demo
 
-.PHONY: demo test test-slow test-wheel lint types docs figures notebooks bench example ci constraints clean
+.PHONY: demo test test-slow test-browser screenshots chromium test-wheel lint types docs figures notebooks bench example ci constraints clean
 
 demo: $(VENV)/installed-all
 	$(BIN)/reasonscope demo --out $(DEMO)
 	@echo "To look at it in the browser: $(BIN)/reasonscope app $(DEMO)"
 
-test: $(VENV)/installed-all-test
+test: $(VENV)/installed-all-test chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
-test-slow: $(VENV)/installed-all-test
+test-slow: $(VENV)/installed-all-test chromium
 	$(BIN)/python -m pytest -m slow
+
+test-browser: $(VENV)/installed-all-test chromium
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/app/test_smoke.py tests/app/test_chromium.py
+
+# Every view of the app at both widths, for the README and the docs; look at them before you keep them.
+screenshots: $(VENV)/installed-all-test chromium
+	REASONSCOPE_SCREENSHOTS=docs/images $(BIN)/python -m pytest -m slow tests/app/test_chromium.py -k fits
+
+# The tests in the browser need Chromium. Root of a Debian gets it here; for anybody else they are skipped and say how to install it.
+chromium:
+	@command -v chromium > /dev/null || command -v chromium-browser > /dev/null || command -v google-chrome > /dev/null \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -qq -y --no-install-recommends chromium; } > /dev/null 2>&1; } || true
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

@@ -22,8 +22,8 @@ SWEPT = ("seal", "length-probe")
 JUDGED = 20  # held-out problems of the sweep
 _SCORED = ("length", "intent", "correctness")
 _ANALYSES = (
-    "mi", "compare", "entropy", "alternatives", "shift", "reflection", "heads", "attention", "receivers", "suppression", "cliff",
-    "anchors", "confidence", "summary",
+    "mi", "compare", "entropy", "alternatives", "shift", "reflection", "heads", "attention", "receivers", "suppression", "anchors",
+    "confidence", "summary", "cliff",
 )  # fmt: skip
 _OF_MANY = ("mi_peaks", "mi_base", "receiver_scores")
 

@@ -16,7 +16,9 @@ from reasonscope.app.runs import Run
 from reasonscope.data.scores import read_scores
 from reasonscope.data.trace import Trace
 
-_TITLES = {
+_PROBE = "probe: "
+_NAMES = {
+    "entropy": "entropy, forking tokens",
     "steering_shift": "steered − base",
     "alternatives": "log-probability, read again",
     "suppression": "suppression effect",
@@ -56,42 +58,41 @@ class Colouring:
         return low, high if high > low else low + 1.0
 
 
-def colouring_names(run: Run, id: str) -> dict[str, str]:
-    """What the trace `id` can be coloured by: name, and title."""
+def colouring_names(run: Run, id: str) -> list[str]:
+    """What the trace `id` can be coloured by, in words; the address of a page says them too."""
     trace = reading(run, id).trace
-    names = {"kind": "kind of sentence"}
-    if trace.entropies is not None:
-        names["entropy"] = "entropy of the next token"
-    if trace.logprobs is not None:
-        names["surprise"] = "surprise (−log probability)"
-    names |= {f"score:{path.stem}": f"probe: {path.stem}" for path in sorted(run.where.scores.glob("*.safetensors"))}
+    measured = {"entropy": trace.entropies, "surprise": trace.logprobs}
+    names = ["kind", *(name for name, values in measured.items() if values is not None)]
+    names += [f"{_PROBE}{path.stem}" for path in sorted(run.where.scores.glob("*.safetensors"))]
     for result in map(_over_sources, trace_results(run, id)):
-        names |= {name: title for name, title, _ in _slices(result)}
-    return names
+        names += [name for name, _ in _lines(result)]
+    return list(dict.fromkeys(names))
 
 
 def colouring(run: Run, id: str, name: str) -> Colouring | None:
     """The values behind a name of `colouring_names`; None for `kind` and for a name that the trace does not have."""
     trace = reading(run, id).trace
-    kind, _, which = name.partition(":")
-    if name in ("entropy", "surprise"):
-        measured = trace.entropies if name == "entropy" else None if trace.logprobs is None else -trace.logprobs
-        if measured is None:
-            return None
-        values = np.full(len(trace.token_ids), np.nan)
-        values[trace.n_prompt_tokens :] = measured
-        temperature = trace.sampling.temperature if trace.sampling else "unknown"
-        about = f"at the generating temperature, {temperature}; n = {np.isfinite(values).sum()} tokens"
-        title = colouring_names(run, id)[name]
-        return Colouring(name=name, title=title, unit="nats", per="token", values=values, about=about, bottom=0.0)
-    if kind == "score":
-        path = run.where.scores / f"{Path(which).name}.safetensors"
+    if name == "entropy" and trace.entropies is not None:
+        return _generated(trace, name, "entropy of the next token", trace.entropies)
+    if name == "surprise" and trace.logprobs is not None:
+        return _generated(trace, name, "surprise (−log probability)", -trace.logprobs)
+    if name.startswith(_PROBE):
+        path = run.where.scores / f"{Path(name.removeprefix(_PROBE)).name}.safetensors"
         return _score(trace, path, stamp(path)) if path.exists() else None
     for result in map(_over_sources, trace_results(run, id)):
-        for found, title, index in _slices(result):
+        for found, index in _lines(result):
             if found == name:
-                return _of_result(result, index, name, title, reading(run, id))
+                return _of_result(result, index, name, reading(run, id))
     return None
+
+
+def _generated(trace: Trace, name: str, title: str, measured: NDArray[np.floating]) -> Colouring:
+    """What was measured of each generated token while it was drawn."""
+    values = np.full(len(trace.token_ids), np.nan)
+    values[trace.n_prompt_tokens :] = measured
+    temperature = trace.sampling.temperature if trace.sampling else "unknown"
+    about = f"at the generating temperature, {temperature}; n = {np.isfinite(values).sum()} tokens"
+    return Colouring(name=name, title=title, unit="nats", per="token", values=values, about=about, bottom=0.0)
 
 
 @lru_cache(maxsize=64)
@@ -102,10 +103,9 @@ def _score(trace: Trace, path: Path, mtime: int) -> Colouring | None:
     values[: len(scored)] = scored
     unit = str(found.about.get("unit", ""))
     about = f"probe at {found.about.get('site')}; n = {len(scored)} tokens; the last token is never fed back"
-    title = f"probe: {path.stem}"
     bottom, top = (0.0, 1.0) if unit == "probability" else (None, None)
-    name = f"score:{path.stem}"
-    return Colouring(name=name, title=title, unit=unit, per="token", values=values, about=about, bottom=bottom, top=top)
+    name = f"{_PROBE}{path.stem}"
+    return Colouring(name=name, title=name, unit=unit, per="token", values=values, about=about, bottom=bottom, top=top)
 
 
 def _over_sources(result: Result) -> Result:
@@ -125,8 +125,8 @@ def _over_sources(result: Result) -> Result:
     )
 
 
-def _slices(result: Result) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Name, title and index of each line over tokens or sentences that a result holds, up to a dozen."""
+def _lines(result: Result) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and index of each line over tokens or sentences that a result holds, up to a dozen."""
     last = result.axes[-1] if result.axes else None
     if last is None or last.name not in ("token", "sentence") or not result.measured:
         return
@@ -135,12 +135,15 @@ def _slices(result: Result) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     shape = tuple(len(axis) for axis in result.axes[:-1])
     for index in list(np.ndindex(shape))[:12]:
         labels = [axis.labels[i] for axis, i in zip(result.axes, index, strict=False)]
-        name = ":".join(["result", result.method, *labels])
-        title = _TITLES.get(result.method, result.method.replace("_", " "))
-        yield name, " · ".join([title, *(label.replace("_", " ") for label in labels)]), index
+        yield colouring_name(result.method, *labels), index
 
 
-def _of_result(result: Result, index: tuple[int, ...], name: str, title: str, read: Reading) -> Colouring | None:
+def colouring_name(method: str, *labels: str) -> str:
+    """What a line of a method's result is called here."""
+    return " · ".join([_NAMES.get(method, method.replace("_", " ")), *labels])
+
+
+def _of_result(result: Result, index: tuple[int, ...], name: str, read: Reading) -> Colouring | None:
     """One line of a result, spread over the tokens or sentences of the trace by the labels of its axis."""
     axis = result.axes[-1]
     n = len(read.trace.token_ids) if axis.name == "token" else len(read.sentences)
@@ -162,5 +165,5 @@ def _of_result(result: Result, index: tuple[int, ...], name: str, title: str, re
     said = [result.quantity, what, f"chance: {chance}", f"seed {seed}", f"n = {np.isfinite(values).sum()}"]
     about = "; ".join(part for part in said if part)
     return Colouring(
-        name=name, title=title, unit=result.unit, per=axis.name, values=values, about=about, null=band, marks=marks
+        name=name, title=name, unit=result.unit, per=axis.name, values=values, about=about, null=band, marks=marks
     )

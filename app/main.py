@@ -51,6 +51,7 @@ def serve(run: str, root: Path) -> None:
     }
     state.offer_pages(pages)
     chosen = st.navigation(list(pages.values()))
+    state.arrive()
     with st.sidebar:
         opened = _choose(run, root)
         _upload()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from streamlit.errors import StreamlitAPIException
 
 
 class Key(StrEnum):
@@ -36,7 +37,7 @@ class Key(StrEnum):
 
 
 BOUND = "query-params"
-_PAGES, _RUNS = "reasonscope pages", "reasonscope runs"
+_PAGES, _RUNS, _GOING = "reasonscope pages", "reasonscope runs", "reasonscope going"
 
 _COPY = """
 export default function ({ parentElement, data }) {
@@ -96,11 +97,27 @@ def offer_pages(pages: dict[str, Any]) -> None:
 
 def go(page: str, **values: object) -> None:
     """Open another page of the same run with these values of its keys."""
-    chosen: dict[str, object] = {Key.RUN.value: st.session_state.get(Key.RUN), **values}
-    given = {key: str(value) for key, value in chosen.items() if value not in (None, "")}
-    for key in values:  # a widget of that name remembers what it showed before
-        st.session_state.pop(key, None)
-    st.switch_page(st.session_state[_PAGES][page], query_params=given)
+    st.session_state[_GOING] = page, {key: str(value) for key, value in values.items() if value not in (None, "")}
+    st.rerun()
+
+
+def arrive() -> None:
+    """Do what `go` was asked for, before any widget is there: Streamlit lets nobody set the value of one that is."""
+    page, values = st.session_state.pop(_GOING, (None, {}))
+    if page is None:
+        return
+    if Key.RUN in st.session_state:
+        values = {Key.RUN.value: st.session_state[Key.RUN], **values}
+    address = {}
+    for key, value in values.items():
+        try:
+            st.query_params[key] = value
+            address[key] = value
+        except (
+            StreamlitAPIException
+        ):  # a widget of the page that is left has this key: its value is handed on, and shows in the address
+            st.session_state[key] = value
+    st.switch_page(st.session_state[_PAGES][page], query_params=address)
 
 
 def offer_runs(runs: dict[str, Path]) -> None:

@@ -1,9 +1,10 @@
 """Capturing and steering beside the tools that are used for it: processor seconds as ratios to transformers alone, and memory.
 
 Each tool is a process of its own, those with older requirements in an environment of their own under build/peers (made here, by
-pip). Before anything is timed, its tokens and the last row that it captured are compared with hooks written by hand. Then the tools take
-turns, in an order that rotates; a ratio is of two runs of one turn, and the table gives its median and quartiles over the turns.
-Seconds are of the processor, memory is the peak of a run above what the process held before it (the best run).
+pip). Before anything is timed, its tokens and the last row that it captured are compared with hooks written by hand; where
+transformers alone writes other tokens than they do, the vector changes what is written. Then the tools take turns, in an order that
+rotates; a ratio is of two runs of one turn, and the table gives its median and quartiles over the turns. Seconds are of the
+processor, memory is the peak of a run above what the process held before it (the best run).
 
 W1 reads the residual stream behind every block in one pass; W2 while it writes; W4 adds a vector behind the middle block at every
 token, W5 at generated tokens alone; W6 is W2 on 32 prompts of different lengths.
@@ -34,6 +35,7 @@ REFERENCE, BARE = "raw_hooks", "bare"
 # Requirements of the tools that do not go together with ours.
 ENVIRONMENTS = {
     "old": ("steering-vectors==0.12.2", "repeng==0.4.0", "torch==2.13.0"),
+    "interp-engine": ("interp-engine==1.14.0", "torch==2.13.0"),
 }
 
 
@@ -51,6 +53,7 @@ TOOLS = (
     Tool(module="reasonscope_", label="**reasonscope**"),
     Tool(module="transformer_lens_", label="TransformerLens (eager)"),
     Tool(module="nnsight_", label="nnsight"),
+    Tool(module="interp_engine_", label="interp-engine (eager)", environment="interp-engine"),
     Tool(module="steering_vectors_", label="steering-vectors", environment="old"),
     Tool(module="repeng_", label="repeng", environment="old"),
 )
@@ -82,8 +85,8 @@ def workloads(prefill: int, new: int, batch_new: int) -> tuple[Workload, ...]:
 class Child:
     """A tool in its process."""
 
-    def __init__(self, tool: Tool, folder: Path, threads: int) -> None:
-        self.tool = tool
+    def __init__(self, tool: Tool, folder: Path, threads: int, strength: float) -> None:
+        self.tool, self._strength = tool, strength
         command = [python(tool.environment), str(SERVE), tool.module, str(folder), str(threads)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "NNSIGHT_DEBUG": "0"}
         if tool.environment:
@@ -95,7 +98,7 @@ class Child:
 
     def run(self, workload: Workload, keep: Path | None = None) -> dict[str, float]:
         asked = {"workload": workload.name, "lengths": workload.lengths, "new": workload.new, "times": workload.times}
-        asked["keep"] = keep and str(keep)
+        asked |= {"keep": keep and str(keep), "strength": self._strength}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
@@ -156,11 +159,11 @@ def _without_stop(hf: Any, folder: Path) -> Path:
 
 
 @contextmanager
-def children(folder: Path, threads: int, tools: Sequence[Tool] = TOOLS) -> Iterator[list[Child]]:
+def children(folder: Path, threads: int, strength: float, tools: Sequence[Tool] = TOOLS) -> Iterator[list[Child]]:
     with ExitStack() as stack:
         started = []
         for tool in tools:
-            child = Child(tool, folder, threads)
+            child = Child(tool, folder, threads, strength)
             stack.callback(child.close)
             started.append(child)
         yield started
@@ -250,10 +253,10 @@ def main() -> None:
             organism_folder(),
             (512, 512, 64),
         ),
-        ("a random Qwen3 of 12 layers × 768 (0.1 B: a pass costs much)", random_folder(), (512, 128, 16)),
+        ("a random Qwen3 of 12 layers × 768 (0.1 B: a pass costs much)", random_folder(), 1.0, (512, 128, 16)),
     )
-    for i, (label, folder, size) in enumerate(models):
-        with children(folder, given.threads) as tools:
+    for i, (label, folder, strength, size) in enumerate(models):
+        with children(folder, given.threads, strength) as tools:
             if not i:
                 say(f"{turns} turns, {given.threads} thread(s), load {os.getloadavg()[0]:.1f}. {versions(tools)}.\n")
             say(f"On {label}:\n")

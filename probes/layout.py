@@ -91,12 +91,15 @@ class Layout:
 
     def module(self, hf: PreTrainedModel, site: Site) -> nn.Module:
         """The module of `path(site)`. Raises SiteError where this model has no such layer, or no router in it."""
-        n_layers = hf.config.get_text_config().num_hidden_layers
-        if site.layer >= n_layers:
-            raise SiteError(f"{site}: the model has {n_layers} layers, so the last is {site.point}.{n_layers - 1}")
         try:
             return hf.get_submodule(self.path(site))
-        except AttributeError:  # some mixtures of experts have dense blocks in between
+        except AttributeError:
+            n_layers = hf.config.get_text_config().num_hidden_layers
+            if site.layer >= n_layers:
+                raise SiteError(
+                    f"{site}: the model has {n_layers} layers, so the last is {site.point}.{n_layers - 1}"
+                ) from None
+            # Some mixtures of experts have dense blocks in between.
             raise SiteError(f"{site}: block {site.layer} of this {self.model_type} has no {site.point}") from None
 
     def output_weights(self, hf: PreTrainedModel, layer: int) -> tuple[Tensor, Tensor | None]:

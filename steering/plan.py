@@ -2,6 +2,8 @@
 
 controls: 20                     # random ones of each, at least 20
 traces: 32                       # how many of the run are read; all where not given
+problems: 16                     # how many are answered anew by the ablated model; none where not given
+anew_controls: 5                 # random ones that answer them too (of heads, MLPs and layers)
 seed: 0
 ablations:
   - name: two heads
@@ -29,7 +31,7 @@ from reasonscope.steering.ablation import Ablation
 from reasonscope.steering.edges import Edges
 from reasonscope.steering.scope import Scope
 
-_NUMBERS = ("controls", "traces", "problems", "seed")
+_NUMBERS = ("controls", "traces", "problems", "anew_controls", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ class Plan:
     controls: int = 20
     traces: int | None = None
     problems: int = 0
+    anew_controls: int = 5
     seed: int = 0
 
 

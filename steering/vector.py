@@ -234,14 +234,15 @@ def cosine_table(vectors: Mapping[str, SteeringVector]) -> CosineTable:
 def _read(path: Path) -> tuple[Mapping[Site, NDArray[np.float32]], Mapping[str, Any]]:
     try:
         with path.open("rb") as file:
-            start = file.read(4)
+            start = file.read(9)
     except OSError as error:
         raise InputError(f"{path} is no steering vector: {error}") from error
-    if start == MAGIC:
+    if start.startswith(MAGIC):
         directions, metadata = read_gguf(path)
         _KIND.check(path, metadata)
         return directions, metadata
-    if start.startswith(_PICKLES):
+    # The first byte of safetensors is the lowest of its header's length, which may be that of a pickle; the header opens behind eight.
+    if start.startswith(_PICKLES) and start[8:] != b"{":
         raise InputError(
             f"{path} is no steering vector but a pickle, which can run code and is not opened; save as safetensors"
         )

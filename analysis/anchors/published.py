@@ -161,7 +161,10 @@ def published_dependencies(chunks: Sequence[Mapping[str, Any]]) -> list[list[int
 
 def _agreement(effects: Values, chunks: Sequence[Mapping[str, Any]]) -> DependencyAgreement | None:
     dependencies = published_dependencies(chunks)
-    return dependency_agreement(np.abs(effects), dependencies) if any(dependencies) else None
+    try:
+        return dependency_agreement(np.abs(effects), dependencies) if any(dependencies) else None
+    except InputError:  # too few effects were published to tell a true pair from another
+        return None
 
 
 def _correlations(effects: Values, suppressed: Values) -> dict[str, float | None]:

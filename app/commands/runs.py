@@ -107,6 +107,16 @@ def record(
     typer.echo(f"{len(store)} traces in {out}; verify every byte: reasonscope check {out}")
 
 
+def merge(
+    parts: Annotated[list[Path], typer.Argument(help="The folders of the parts, as record --shard wrote them.")],
+    out: Annotated[Path, typer.Option(help="The folder of the whole run; what it has already is left out.")],
+) -> None:
+    """Join the parts of a run that an array of jobs recorded. The parts stay; their files are linked, not copied."""
+    from reasonscope.data.merge import merge_stores
+
+    typer.echo(f"{len(merge_stores(parts, out))} traces in {out}")
+
+
 def check(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
     """Verify every byte of a run against its checksums; what is wrong is listed. Exit status 2 where anything is."""
     from reasonscope.data.store import TraceStore, check_store

@@ -36,4 +36,4 @@ def _along(run: Run, name: str) -> None:
         command = f"reasonscope probe apply {run.where.probes / scored}.safetensors --run {run.path}"
         components.missing("the score of every token", command)
     elif st.button("Read a trace coloured by this probe", icon=":material/article:"):
-        state.go("trace", **{Key.COLOUR: f"score:{scored}"})
+        state.go("trace", **{Key.COLOUR: f"probe: {scored}"})

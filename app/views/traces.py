@@ -33,7 +33,7 @@ def show(run: Run) -> None:
         on_change=_forget_sentence,
     )
     names = colourings.colouring_names(run, chosen)
-    colour = right.selectbox("Colour by", list(names), key=Key.COLOUR, bind=BOUND)
+    colour = right.selectbox("Colour by", names, key=Key.COLOUR, bind=BOUND)
     _read(run, chosen, colour)
 
 

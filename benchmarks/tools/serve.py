@@ -76,11 +76,9 @@ def plain(found, job):
     if "tokens" in found:
         kept["tokens"] = np.stack([np.asarray(row)[-job.new :] for row in found["tokens"]])
     if "activations" in found:
-        last = (
-            found["activations"][-1].float().numpy()
-        )  # of the last block, or of the last sequence (all blocks, row by row)
-        kept["last"] = last.reshape(-1, last.shape[-1])[-1]
-        kept["rows"] = np.array(last.size // last.shape[-1])
+        last = found["activations"][-1]  # of the last block (batch, token, d_model), or of the last sequence too
+        fed = job.ids.shape[1] + max(job.new - 1, 0)  # some tools feed the last token too
+        kept["last"] = (last if last.ndim == 2 else last[-1])[:fed][-1].float().numpy()
     return kept
 
 

@@ -1,84 +1,50 @@
-"""The app in a real browser: read, search, fold, colour, copy a link, steer; no console error, and no request to anybody else."""
+"""The app in a real browser: read, click, follow, compare, export, steer; no console error, and no request to anybody else."""
 
 import json
-import shutil
-from collections.abc import Iterator
+import os
 from pathlib import Path
 
 import pytest
 
 from reasonscope.app.bundled import EXAMPLE
+from reasonscope.app.measurements import results
 from reasonscope.app.readings import rows
 from reasonscope.app.runs import open_run
-from reasonscope.app.serving import serving
-from reasonscope.data.importers import import_jsonl
-from reasonscope.data.store import TraceStore
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright here: pip install 'reasonscope[test]'")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
-]
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
-HOSTILE = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
-WAIT = 60_000  # ms; two busy cores can be slow
+pytestmark = pytest.mark.slow
 
+HOSTILE = "<img src=x onerror"
+# Of a point of a Plotly figure, where it stands on the page: curve and number, or the values of an axis.
+_PLACE = """([key, curve, point]) => {
+  const figure = document.querySelector(`.st-key-${key} .js-plotly-plot`);
+  const drawn = figure._fullData[curve], { xaxis, yaxis } = figure._fullLayout, box = figure.getBoundingClientRect();
+  const at = (axis, value) => axis._offset + axis.d2p(value);
+  return [box.left + at(xaxis, drawn.x[point]), box.top + at(yaxis, drawn.y[point])];
+}"""
+_CURVE = """([key, name]) => document.querySelector(`.st-key-${key} .js-plotly-plot`)?._fullData?.findIndex((c) => c.name === name)"""
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    """A folder with a long trace of 10,000 tokens and more, and one of hostile text."""
-    root = tmp_path_factory.mktemp("runs")
-    thinking = "\n\n".join(
-        f"First I add {i} and {i + 1}. So it is {2 * i + 1}. Wait, let me check {i}." for i in range(500)
-    )
-    lines = [
-        {"id": "long", "prompt": "Add.", "completion": f"<think>\n{thinking}\n</think>\n\nDone."},
-        {"id": "hostile", "prompt": HOSTILE, "completion": f"<think>\n{HOSTILE} So.\n</think>\n\n{HOSTILE}"},
-    ]
-    (root / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    with TraceStore.create(root / "imported", sites=[]) as store:
-        store.append(import_jsonl(root / "lines.jsonl"), {})
-    return root
+SIGHTS = {
+    "": "",
+    "trace": "trace={trace}&colour=MI · resid_post.5&sentence=6",
+    "mi-peaks": "trace={trace}",
+    "anchors": "trace={trace}&sentence=6&truth=true",
+    "heads": "head=4.2&heads=2.3&block=6.4",
+    "probes": "",
+    "refusal": "contrast=intent",
+    "steering": "",
+    "compare": "trace={trace}",
+}
 
 
-@pytest.fixture(scope="module")
-def address(runs) -> Iterator[str]:
-    with serving(runs) as found:
-        yield found
+def analysed() -> str:
+    """A trace of the example that was analysed sentence by sentence."""
+    return next(iter(results(open_run(EXAMPLE), "anchors")))
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(chromium, address):
-    """A page whose console stays clean and which asks nobody but the app."""
-    context = chromium.new_context(
-        viewport={"width": 1280, "height": 900}, base_url=address, permissions=["clipboard-read", "clipboard-write"]
-    )
-    page = context.new_page()
-    page.set_default_timeout(WAIT)
-    wrong: list[str] = []
-    # Of a file that is not there the console says too little; the answer says which. Streamlit looks for its own below a deep address.
-    missing = "Failed to load resource"
-    page.on("console", lambda m: wrong.append(m.text) if m.type == "error" and missing not in m.text else None)
-    page.on("response", lambda r: wrong.append(r.url) if r.status >= 400 and "/_stcore/" not in r.url else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    own = (address, address.replace("http", "ws"), "data:", "blob:")
-    page.on("request", lambda request: None if request.url.startswith(own) else wrong.append(request.url))
-    yield page
-    context.close()
-    assert wrong == []
-
-
-def right_trace() -> str:
-    return next(row.id for row in rows(open_run(EXAMPLE)) if row.outcome == "right" and row.thinking_tokens > 150)
+def open_page(page, view: str, query: str = ""):
+    page.goto(f"/{view}?{query}")
+    page.wait_for_selector("h2")
+    return page
 
 
 def read(page, query: str):
@@ -87,23 +53,32 @@ def read(page, query: str):
     return page
 
 
-@pytest.mark.parametrize(
-    "address_of",
-    ["", "trace", "mi-peaks", "anchors", "heads", "probes", "refusal", "steering", "compare"],
-)
+def click_point(page, key: str, curve: int, point: int) -> None:
+    """Click a mark of the figure with this key."""
+    page.wait_for_selector(f".st-key-{key} .js-plotly-plot .main-svg")
+    page.locator(f".st-key-{key}").scroll_into_view_if_needed()
+    page.wait_for_timeout(500)  # the page still grows below
+    x, y = page.evaluate(_PLACE, [key, curve, point])
+    page.mouse.move(x, y)
+    page.wait_for_timeout(300)
+    page.mouse.click(x, y)
+
+
 @pytest.mark.parametrize("width", [1280, 390])
-def test_every_page_fits_and_says_no_error(page, address_of, width):
-    page.set_viewport_size({"width": width, "height": 844})
-    page.goto(f"/{address_of}")
-    page.wait_for_selector("h2")
-    page.wait_for_timeout(1500)
-    assert page.locator('[data-testid="stException"]').count() == 0
+@pytest.mark.parametrize("view", list(SIGHTS))
+def test_every_page_fits_and_says_no_error(page, view, width):
+    page.set_viewport_size({"width": width, "height": 1000 if width > 1000 else 844})
+    open_page(page, view, SIGHTS[view].format(trace=analysed()))
+    page.wait_for_timeout(3000)
+    assert page.locator('[data-testid="stException"], [data-testid="stAlertContentError"]').count() == 0
     main = page.locator('[data-testid="stMain"]')
     assert main.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
+    if folder := os.environ.get("REASONSCOPE_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"app-{view or 'overview'}-{width}.png")
 
 
 def test_keys_move_fold_and_search(page):
-    read(page, f"trace={right_trace()}")
+    read(page, f"trace={analysed()}")
     page.locator(".text").hover()
     page.keyboard.press("j")
     page.keyboard.press("j")
@@ -120,7 +95,7 @@ def test_keys_move_fold_and_search(page):
 
 
 def test_a_copied_link_finds_the_same_state(page):
-    read(page, f"trace={right_trace()}&colour=entropy")
+    read(page, f"trace={analysed()}&colour=entropy")
     page.locator('.card[data-index="3"]').click()
     page.wait_for_url("**sentence=3**")
     page.get_by_role("button", name="Copy link").click()
@@ -134,7 +109,7 @@ def test_a_copied_link_finds_the_same_state(page):
 
 
 def test_the_strip_leads_to_a_sentence_and_values_show_on_hover(page):
-    read(page, f"trace={right_trace()}&colour=entropy")
+    read(page, f"trace={analysed()}&colour=entropy")
     strip = page.locator("canvas")
     box = strip.bounding_box()
     strip.click(position={"x": box["width"] * 0.6, "y": box["height"] / 2})
@@ -143,11 +118,87 @@ def test_the_strip_leads_to_a_sentence_and_values_show_on_hover(page):
     assert "nats" in page.locator(".tip").inner_text()
 
 
+def test_a_token_that_is_clicked_keeps_its_alternatives_in_sight(page):
+    read(page, f"trace={analysed()}")
+    token = page.locator('.card[data-index="2"] .t').nth(3)
+    token.click()
+    page.wait_for_selector(".t.pinned")
+    page.mouse.move(5, 5)
+    said = page.locator(".tip").inner_text()
+    assert "likeliest here" in said and said.count("%") == 6
+    page.keyboard.press("Escape")
+    assert page.locator(".tip").is_hidden()
+
+
+def test_a_click_on_a_peak_lands_on_its_sentence(page):
+    id = analysed()
+    open_page(page, "mi-peaks", f"trace={id}")
+    page.wait_for_selector(".st-key-mi-curve .js-plotly-plot .main-svg")
+    measured = results(open_run(EXAMPLE), "mi_peaks")[id]
+    place = int(measured.values[-1].argmax())
+    click_point(page, "mi-curve", page.evaluate(_CURVE, ["mi-curve", "measured"]), place)
+    page.wait_for_url("**/trace?**sentence=**")
+    card = page.locator(".card[aria-current]")
+    card.wait_for()
+    first = int(card.locator(".t").first.get_attribute("data-t"))
+    tokens = card.locator(".t").count()
+    assert first <= int(measured.axes[-1].labels[place]) < first + tokens
+    assert "MI" in page.locator(".legend").inner_text()
+
+
+def test_a_node_and_its_links_choose_sentences_and_the_metric_can_be_switched(page):
+    id = analysed()
+    open_page(page, "anchors", f"trace={id}")
+    page.wait_for_selector(".st-key-anchors-graph .js-plotly-plot .main-svg")
+    curve = page.evaluate(
+        "() => document.querySelector('.st-key-anchors-graph .js-plotly-plot')._fullData.findIndex((c) => c.customdata)"
+    )
+    click_point(page, "anchors-graph", curve, 0)
+    page.get_by_role("heading", name="Sentence").wait_for()
+    page.wait_for_url("**sentence=**")
+    chosen = page.get_by_role("heading", name="Sentence").inner_text()
+    page.get_by_role("button", name="Next").click()
+    page.wait_for_function(
+        "(old) => [...document.querySelectorAll('h3')].every((h) => h.innerText !== old)", arg=chosen
+    )
+    page.get_by_role("combobox", name="Metric").click()
+    page.get_by_role("option", name="suppression").click()
+    page.wait_for_url("**metric=suppression**")
+    link = page.locator('[class*="st-key-link-"] button').first
+    link.wait_for()
+    number = link.inner_text().split()[0]
+    link.click()
+    page.get_by_role("heading", name=f"Sentence {number}", exact=True).wait_for()
+    page.reload()
+    page.get_by_role("heading", name=f"Sentence {number}", exact=True).wait_for()
+    page.get_by_role("button", name="Read it in the trace").click()
+    page.wait_for_selector(f'.card[aria-current][data-index="{number}"]')
+
+
+def test_a_head_opens_its_sentences_and_a_cell_its_tokens(page):
+    open_page(page, "heads")
+    click_point(page, "heads-grid", 1, 5)
+    page.get_by_role("heading", name="Layer 1, head 1").wait_for()
+    page.wait_for_url("**head=1.1**")
+    click_point(page, "head-1-1", 1, 2)
+    page.get_by_role("heading", name="looks at sentence").wait_for()
+    page.wait_for_selector(".st-key-head-tokens-1-1 .js-plotly-plot .main-svg")
+    page.wait_for_url("**block=**")
+
+
 def test_hostile_text_does_nothing(page):
     read(page, "run=imported&trace=hostile")
     page.wait_for_timeout(500)
     assert page.title() != "hacked"
     assert HOSTILE in page.locator(".text").inner_text()
+
+
+def test_a_published_run_is_read_and_its_labelled_dependencies_shown(page):
+    read(page, "run=published")
+    assert "published sentence labels" in page.locator('[data-testid="stMain"]').inner_text()
+    open_page(page, "anchors", "run=published&sentence=1&truth=true")
+    page.get_by_text("What rollouts wrote in its place").wait_for()
+    page.get_by_text("Labelled dependencies").wait_for()
 
 
 def test_a_long_trace_stays_responsive(page):
@@ -161,20 +212,38 @@ def test_a_long_trace_stays_responsive(page):
     assert moved < 500
 
 
-def test_a_figure_exports_its_data(page):
-    page.goto("/")
+def test_a_figure_exports_its_data_its_page_and_its_image(page):
+    open_page(page, "mi-peaks")
+    figure = page.locator(".st-key-mi-curve .js-plotly-plot")
+    figure.wait_for()
     page.get_by_role("button", name="Export").first.click()
     with page.expect_download() as waiting:
         page.get_by_role("button", name="Data (CSV)").click()
     lines = Path(waiting.value.path()).read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("curve,x,y") and len(lines) > 20
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Page (HTML)").click()
+    text = Path(waiting.value.path()).read_text(encoding="utf-8")
+    assert "Plotly" in text and "<script src" not in text and len(text) > 10**6
+    page.get_by_text("SVG", exact=True).click()
+    page.keyboard.press("Escape")
+    for name, begins in (("SVG", b"<svg"), ("PNG", b"\x89PNG")):
+        if name == "PNG":
+            page.get_by_role("button", name="Export").first.click()
+            page.get_by_text("PNG", exact=True).click()
+            page.keyboard.press("Escape")
+        page.wait_for_timeout(1500)  # the figure is drawn anew with the other camera
+        figure.hover()
+        with page.expect_download() as waiting:
+            page.locator('.st-key-mi-curve [data-title^="Download plot"]').click()
+        assert Path(waiting.value.path()).read_bytes()[:200].lstrip().startswith(begins)
 
 
 def test_the_organism_is_steered_side_by_side(page):
-    page.goto("/steering?longest=60")
+    open_page(page, "steering", "longest=60")
     page.get_by_role("button", name="Steer", exact=True).click()
     page.get_by_text("Same seed;").wait_for()
-    assert page.get_by_text("Steered ·").count() + page.get_by_text("Steered").count() > 0
+    assert page.get_by_text("Steered").count() > 0
     assert "nats a token" in page.get_by_text("Same seed;").inner_text()
 
 
@@ -188,3 +257,14 @@ def test_an_upload_becomes_a_run(page, tmp_path):
     page.get_by_text("Open a file of completions").click()
     page.locator('input[type="file"]').set_input_files(str(file))
     page.get_by_role("heading", name="Run uploaded").wait_for()
+
+
+def test_the_table_of_traces_leads_to_one(page):
+    wanted = rows(open_run(EXAMPLE))[0].id
+    open_page(page, "", f"search={wanted}")
+    page.get_by_text("1 of ").wait_for()
+    grid = page.locator('[data-testid="stDataFrame"]').first
+    grid.wait_for()
+    grid.click(position={"x": 18, "y": 52})
+    page.wait_for_selector(".card[data-index]")
+    assert wanted.split("/")[0] in page.url

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from reasonscope.analysis.anchors.published import published_importances
 from reasonscope.analysis.results import Axis, Band, Result, result_path
 from reasonscope.app import colourings, components, measurements, readings, runs
 from reasonscope.app.bundled import EXAMPLE
@@ -16,7 +17,7 @@ from reasonscope.app.keeping import keep, plain, read_numbers
 from reasonscope.app.places import places
 from reasonscope.app.reader import reader_data
 from reasonscope.data.errors import InputError, StoreError
-from reasonscope.data.importers import import_jsonl
+from reasonscope.data.importers import import_jsonl, import_thought_anchors
 from reasonscope.data.store import TraceStore
 
 VIEWS = ("overview", "traces", "mi_peaks", "anchors", "heads", "probes", "refusal", "steering", "compare")
@@ -139,6 +140,41 @@ def test_every_page_shows_imported_traces(view, imported):
     assert len(test.error) == 0
 
 
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_page_shows_a_published_run(view, published):
+    test = page(view, published)
+    assert not test.exception
+    assert len(test.error) == 0
+
+
+def test_a_published_sentence_shows_its_numbers_what_was_resampled_and_its_links(published):
+    test = page("anchors", published, sentence="1", metric="counterfactual kl", truth="true")
+    row = test.dataframe[0].value
+    assert row["number"][0] == "counterfactual kl" and row["value"][0] == 0.2
+    assert set(row["chance"]) == {"not known"}  # nothing was published to draw it from
+    instead = test.dataframe[1].value
+    assert instead["instead"].tolist() == ["So it is 8."] and instead["rollouts"].tolist() == ["2 of 3"]
+    (link,) = [button for button in test.button if button.label.startswith("3 ")]
+    link.click().run()
+    assert test.subheader[0].value == "Sentence 3" and test.query_params["sentence"] == "3"
+    assert test.latex and "boxed" in test.latex[0].value
+    [before] = [button for button in test.button if button.label == "Previous"]
+    before.click().run()
+    assert test.subheader[0].value == "Sentence 2"
+    assert any("Labelled dependencies" in toggle.label for toggle in test.toggle)
+
+
+def test_published_traces_of_the_paper_are_shown(real_traces, tmp_path):
+    traces = import_thought_anchors(real_traces)
+    with TraceStore.create(tmp_path / "store", sites=[]) as store:
+        store.append(traces, {})
+    trace = next(one for one in traces if "chunks_resampled" in one.meta)
+    published_importances(trace).save(result_path(tmp_path / "results", "anchors", trace.id))
+    test = page("anchors", tmp_path, trace=trace.id, sentence="11")
+    assert not test.exception and len(test.error) == 0
+    assert len(test.dataframe[1].value) == 3
+
+
 def test_a_run_that_is_not_there_names_the_remedy(tmp_path):
     assert "reasonscope record" in page("overview", tmp_path / "none").error[0].value.replace("\\", "")
 
@@ -178,7 +214,7 @@ def test_a_chosen_sentence_shows_its_interval_and_links(imported):
 
 def test_a_result_over_sentences_colours_the_trace(imported):
     run = runs.open_run(imported)
-    name = "result:anchors:counterfactual_kl"
+    name = "importance · counterfactual_kl"
     assert name in colourings.colouring_names(run, "plain")
     found = colourings.colouring(run, "plain", name)
     assert found.per == "sentence" and found.null.shape == (2, 3) and "seed 0" in found.about

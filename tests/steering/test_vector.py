@@ -1,6 +1,7 @@
 """Steering vectors: round trip, algebra, the random control, and files that are none."""
 
 import sys
+from dataclasses import replace
 
 import gguf
 import numpy as np
@@ -39,6 +40,16 @@ def test_the_random_control_has_the_norm_and_not_the_direction(vector):
     assert all(control.norms[SITE] == pytest.approx(5.0) for control in drawn)
     assert not np.allclose(drawn[0].directions[SITE], drawn[1].directions[SITE])
     np.testing.assert_array_equal(vector.random_like(0).directions[SITE], drawn[0].directions[SITE])
+
+
+def test_a_vector_is_read_whatever_the_length_of_its_header(vector, tmp_path):
+    first = set()
+    for n in range(0, 256, 8):
+        path = tmp_path / "v.safetensors"
+        replace(vector, provenance={"x": "x" * n}).save(path)
+        first.add(path.read_bytes()[0])
+        assert SteeringVector.load(path).provenance["x"] == "x" * n
+    assert 0x80 in first  # where a pickle begins
 
 
 def test_files_that_are_no_vector_are_refused(vector, tmp_path):
