@@ -110,7 +110,7 @@ def clamped_refusal(
     if verdict:
         last = frozenset(model.tokenizer.encode(verdict, add_special_tokens=False)[-1:])
         places.insert(0, (partial(end_of_words, words=verdict), Scope.of(model, on="think", tokens=last)))
-    parts = []
+    parts: list[Part] = []
     for end, scope in places:
         classes, others = (
             Classes(harmful=contexts(of.harmful, end), harmless=contexts(of.harmless, end)) for of in (made, held_out)
