@@ -251,6 +251,7 @@ def main() -> None:
         (
             "the organism (6 layers × 128: a pass costs little, so the tool's own work shows)",
             organism_folder(),
+            30.0,
             (512, 512, 64),
         ),
         ("a random Qwen3 of 12 layers × 768 (0.1 B: a pass costs much)", random_folder(), 1.0, (512, 128, 16)),

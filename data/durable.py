@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +13,18 @@ from reasonscope.data.errors import StoreError
 TEMPORARY = ".tmp"
 
 
-def write_durably(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, bring it to the disk, and give it its name in one step.
+def write_durably(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file, bring it to the disk, and give it its name in one step.
 
-    Raises StoreError where that fails (a full disk), and removes the temporary file then.
+    It is filled in a folder of its own, PATH.tmp: safetensors and others put temporary files of random names beside what they write, and
+    what a killed writer left goes with the folder, at the next write. Raises StoreError where that fails (a full disk), and leaves
+    nothing behind then.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    folder = path.with_name(path.name + TEMPORARY)
     try:
+        remove(folder)
+        folder.mkdir()
+        temporary = folder / path.name
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -29,7 +35,20 @@ def write_durably(path: Path, write: Callable[[Path], None]) -> None:
             f"cannot write {path}: {error}; what was stored before is intact, make room and run it again"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(folder)
+
+
+def write_text_durably(path: Path, text: str) -> None:
+    """As `write_durably`, of a text in UTF-8."""
+    write_durably(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

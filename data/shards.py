@@ -83,9 +83,15 @@ def read_table(folder: Path, shard: Shard, columns: list[str] | None = None, *, 
     try:
         if verify and sha256_of(path) != shard.files[shard.table].sha256:
             raise StoreError(f"{path} is damaged: its bytes are not those that were stored; restore it from a copy")
-        return pq.read_table(path, columns=columns, partitioning=None)
+        table = pq.read_table(path, columns=columns, partitioning=None)
     except (FileNotFoundError, pa.ArrowException) as error:
         raise StoreError(f"{path} is missing or damaged: {error}; restore it from a copy") from error
+    wanted = SHARD_SCHEMA if columns is None else pa.schema([SHARD_SCHEMA.field(name) for name in columns])
+    if not table.schema.equals(wanted) or len(table) != shard.traces:
+        raise StoreError(
+            f"{path} is no table of {shard.traces} traces with the columns of this version; restore it from a copy"
+        )
+    return table
 
 
 def read_rows(folder: Path, shard: Shard, site: str, start: int, stop: int, crc32: int) -> NDArray[Any]:
