@@ -16,6 +16,7 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(runs.record)
+app.command()(runs.merge)
 app.command()(runs.check)
 app.command("import")(runs.import_)
 app.command()(runs.export)

@@ -115,7 +115,9 @@ def _early_stops(study: Study, path: Path) -> dict[str, Rule]:
 
     The control stops by the scores of another trace, so as early as often, at places that mean nothing.
     """
-    probe, scores, answers = LinearProbe.load(path), {}, {}
+    probe = LinearProbe.load(path)
+    scores: dict[str, Values] = {}
+    answers: dict[str, list[str | None]] = {}
     for trace in study.traces:
         kept = result_path(study.results, "confidence", trace.id)
         if not kept.exists():
@@ -127,14 +129,18 @@ def _early_stops(study: Study, path: Path) -> dict[str, Rule]:
         scores[trace.id] = token_scores(probe, study.store, trace)[cuts - 1]
         answers[trace.id] = [row[0] for row in found.numbers.get("answers", ())][1:]
     ids = list(scores)
-    others = dict(zip(ids, [scores[id] for id in (*ids[len(ids) // 2 :], *ids[: len(ids) // 2])], strict=True))
+    other = dict(zip(ids, [*ids[len(ids) // 2 :], *ids[: len(ids) // 2]], strict=True))
 
-    def rule(scores: Mapping[str, Values], threshold: float) -> Rule:
-        return early_stop(lambda trace: scores[trace.id], threshold, lambda trace, at: answers[trace.id][at])
+    def stop(threshold: float, of: Mapping[str, str]) -> Rule:
+        def told(trace: Trace) -> Values:
+            return (
+                scores[of[trace.id]] if answers[trace.id] else np.zeros(0)
+            )  # a trace without thinking cannot be stopped
 
-    return {f"stop above {threshold}": rule(scores, threshold) for threshold in STOPS} | {
-        f"stop above {threshold}, another trace's scores": rule(others, threshold) for threshold in STOPS
-    }
+        return early_stop(told, threshold, lambda trace, at: answers[trace.id][at])
+
+    rules = {f"stop above {threshold}": stop(threshold, {id: id for id in ids}) for threshold in STOPS}
+    return rules | {f"stop above {threshold}, another trace's scores": stop(threshold, other) for threshold in STOPS}
 
 
 def _straight(study: Study, trace: Trace) -> float:

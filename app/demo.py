@@ -3,9 +3,9 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from reasonscope.app.probing import (
 )
 from reasonscope.app.report import write_report
 from reasonscope.app.summary import SUMMARY
+from reasonscope.data.durable import write_text_durably
 from reasonscope.data.errors import InputError
 from reasonscope.data.problems import load_problems
 from reasonscope.data.store import TraceStore
@@ -34,25 +35,29 @@ from reasonscope.probes.model import Model, load_model
 from reasonscope.probes.record import record
 from reasonscope.probes.refusal import CONTRASTS, RefusalProbe, refusal_probe
 from reasonscope.probes.sites import Site, expand_sites
-from reasonscope.steering import Arm, Scope, SteeringVector, compare, extract_seal
+from reasonscope.steering import METHODS, Arm, Bench, Part, Source, Treatment, steering
 
 T = TypeVar("T")
 
 DEMO_CONTRASTS = {name: CONTRASTS[name] for name in ("refusal", "intent")}
 REFUSAL_FIGURES = ("refusal_scores", "intent_trajectories", "intent_cliffs")
+# Multipliers, chosen on `validation` (docs/steering.md): a clamp at 1 goes all the way to the other class.
+SEAL = 0.6
+STRENGTHS = {"seal": SEAL, "asc": 1.0, "speed": 1.0}
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=900, seed=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much the demo does: problems of both sets, and the held-out ones that are steered."""
+    """How much the demo does: problems of both sets, the held-out ones that are steered, and those answered briefly, too, to learn from."""
 
     ledgers: int = 240
     requests: int = 160
-    steered: int = 120
+    steered: int = 64
+    briefly: int = 48
 
 
-QUICK = Size(ledgers=64, requests=32, steered=32)
+QUICK = Size(ledgers=64, requests=32, steered=24, briefly=16)
 
 
 @dataclass
@@ -88,12 +93,13 @@ def run_demo(out: Path, *, size: Size, say: Callable[[str], None], progress: boo
         refusal = _or_why_not(lambda: refusal_probe(store, requests, contrasts=DEMO_CONTRASTS))
     with clock.part("correctness_probe", "predicting from the closing tag whether the answer will be right"):
         correctness = _or_why_not(lambda: correctness_probe(store, ledgers))
-    with clock.part("seal", "extracting a SEAL vector and steering held-out problems with it"):
-        vector = seal_vector(model, store, ledgers, held_out=size.steered)
-        arms = steer(model, vector, ledgers[-size.steered :])
+    with clock.part("steering", "steering held-out problems by SEAL, ASC and thinking speed"):
+        modes = record_modes(model, out / "modes", size, progress=progress)
+        methods = steering_parts(model, store, modes, ledgers[: -size.steered])
+        arms = steer(model, methods, ledgers[-size.steered :])
     where = places(out)
     keep_probes(where, out, probe, refusal, correctness, requests)
-    keep_steering(where, out, vector, arms)
+    keep_steering(where, out, methods, arms)
     summary = {
         **summarise(model, ledgers, requests, probe, arms),
         "refusal_probe": refusal if isinstance(refusal, str) else refusal_summary(refusal),
@@ -101,7 +107,7 @@ def run_demo(out: Path, *, size: Size, say: Callable[[str], None], progress: boo
         "model": dict(model.fingerprint),
         "timings": dict(clock.seconds),
     }
-    (out / SUMMARY).write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    write_text_durably(out / SUMMARY, json.dumps(summary, indent=2))
     drawn = [
         figures.thinking_by_difficulty(ledgers),
         figures.answers_by_request(request_outcomes(requests)),
@@ -114,22 +120,40 @@ def run_demo(out: Path, *, size: Size, say: Callable[[str], None], progress: boo
     return summary
 
 
-def seal_vector(model: Model, store: TraceStore, ledgers: list[Trace], *, held_out: int) -> SteeringVector:
-    """A SEAL vector from the traces of the problems that are not held out, of what enters the last block."""
-    site = Site("resid_post", model.n_layers - 2)
-    return extract_seal(store, site, ids=[trace.id for trace in ledgers[:-held_out]])
+def record_modes(model: Model, out: Path, size: Size, *, progress: bool) -> TraceStore:
+    """Ledgers that are not held out, answered as they are and asked to be brief: what ASC and thinking speed learn from."""
+    n = min(size.briefly, size.ledgers - size.steered)
+    problems = [p for mode in ("ledger", "ledger:brief") for p in load_problems(mode, n=size.ledgers)[:n]]
+    sites = expand_sites("resid_post.*", model.n_layers)
+    return record(model, problems, out, sites=sites, sampling=SAMPLING, batch_size=96, progress=progress)
 
 
-def steer(model: Model, vector: SteeringVector, held: list[Trace]) -> list[Arm]:
-    """The effect of `vector` on the problems of `held`, its reverse's and two random ones'."""
-    vectors = {
-        "seal": (vector, 1.0),
-        "seal reversed": (vector, -1.0),
-        "random 1": (vector.random_like(1), 1.0),
-        "random 2": (vector.random_like(2), 1.0),
+def steering_parts(
+    model: Model, store: TraceStore, modes: TraceStore, ledgers: list[Trace]
+) -> dict[str, tuple[Part, ...]]:
+    """The vectors of the methods in STRENGTHS, from problems that are not held out; SEAL's of what enters the last block."""
+    site = [Site("resid_post", model.n_layers - 2)]
+    paired = Source(model=model, store=modes, ids=modes.ids)
+    return {
+        "seal": METHODS["seal-clamp"].parts(replace(paired, store=store, ids=[t.id for t in ledgers], sites=site)),
+        "asc": METHODS["asc-clamp"].parts(paired),
+        "speed": METHODS["speed-clamp"].parts(paired),
     }
-    scope = Scope.thinking(model, at_separators=True)
-    return compare(model, [trace.problem for trace in held], SAMPLING, vectors, scope=scope, batch_size=64)
+
+
+def steer(model: Model, methods: Mapping[str, Sequence[Part]], held: list[Trace]) -> list[Arm]:
+    """The effect of each method on the problems of `held`, SEAL's reverse, and two random ones of each, all in one batch."""
+    treatments = [Treatment(name="seal reversed", multiplier=-SEAL, intervention=steering(methods["seal"], -SEAL))]
+    for name, parts in methods.items():
+        drawn = {name: parts} | {f"random {i}, {name}": [p.random_like(i) for p in parts] for i in (1, 2)}
+        treatments += [
+            Treatment(name=arm, multiplier=STRENGTHS[name], intervention=steering(of_arm, STRENGTHS[name]))
+            for arm, of_arm in drawn.items()
+        ]
+    bench = Bench(model, [trace.problem for trace in held], SAMPLING, on_given_text=False)
+    runs = bench.run_all(treatments)
+    arms = [bench.arm(one.name, one.multiplier, run) for one, run in zip(treatments, runs, strict=True)]
+    return [bench.base_arm, *arms]
 
 
 def keep_probes(
@@ -154,10 +178,10 @@ def keep_probes(
         keep(where, "correctness", numbers, command=line, seed=0, figures=drawn, probes=kept)
 
 
-def keep_steering(where: Places, out: Path, vector: SteeringVector, arms: list[Arm]) -> None:
-    """Keep the vector, and what it and its controls did."""
+def keep_steering(where: Places, out: Path, methods: Mapping[str, Sequence[Part]], arms: list[Arm]) -> None:
+    """Keep SEAL's vector, and what the methods and their controls did."""
     where.vectors.mkdir(parents=True, exist_ok=True)
-    vector.save(where.vectors / "seal.safetensors")
+    methods["seal"][0].vector.save(where.vectors / "seal.safetensors")
     numbers = {arm.name: arm_numbers(arm) for arm in arms}
     drawn = {"steering_plane": figures.steering_plane(arms)}
     keep(where, "steering", numbers, command=f"reasonscope demo --out {out}", seed=SAMPLING.seed, figures=drawn)
@@ -196,7 +220,6 @@ def summarise(
 ) -> dict[str, Any]:
     """The numbers of the demo by the names that others read them by."""
     named = {arm.name: arm for arm in arms}
-    base, seal = named["base"], named["seal"]
     return {
         "organism": {"accuracy": sum(trace.correct is True for trace in ledgers) / len(ledgers)},
         "traces": {
@@ -213,17 +236,28 @@ def summarise(
             "above_best_text": _shown(probe.difference),
             "within_difficulty": None if probe.within_difficulty is None else _shown(probe.within_difficulty),
         },
-        "seal": {
-            "tokens_base": base.tokens.value,
-            "tokens_steered": seal.tokens.value,
-            "accuracy_base": base.accuracy.value,
-            "accuracy_steered": seal.accuracy.value,
-            "random_tokens": [arm.tokens.value for name, arm in named.items() if name.startswith("random")],
-            "reversed_tokens": named["seal reversed"].tokens.value,
-            "change": seal.change.value,
-            "change_ci": list(seal.change.interval),
-            "n_problems": base.n_problems,
-        },
+        "seal": {**steered_numbers(named, "seal"), "reversed_tokens": named["seal reversed"].tokens.value},
+        "asc": steered_numbers(named, "asc"),
+        "speed": steered_numbers(named, "speed"),
+    }
+
+
+def steered_numbers(named: Mapping[str, Arm], method: str) -> dict[str, Any]:
+    """What a method did to tokens and accuracy, paired by problem, beside its random vectors."""
+    base, steered = named["base"], named[method]
+    random = [arm for name, arm in named.items() if name.startswith("random") and name.endswith(method)]
+    return {
+        "multiplier": steered.multiplier,
+        "tokens_base": base.tokens.value,
+        "tokens_steered": steered.tokens.value,
+        "accuracy_base": base.accuracy.value,
+        "accuracy_steered": steered.accuracy.value,
+        "accuracy_change": _shown(steered.differences["accuracy"]),
+        "random_tokens": [arm.tokens.value for arm in random],
+        "random_accuracy": [arm.accuracy.value for arm in random],
+        "change": steered.change.value,
+        "change_ci": list(steered.change.interval),
+        "n_problems": base.n_problems,
     }
 
 

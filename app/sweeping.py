@@ -14,7 +14,7 @@ from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.evaluate import Estimate
 from reasonscope.probes.model import Model, load_model
 from reasonscope.probes.sites import Site
-from reasonscope.steering.ablation import AblationEffect
+from reasonscope.steering.ablation import AblationEffect, AnsweredAnew
 from reasonscope.steering.controls import CONTROLS, ControlResponse, control_response
 from reasonscope.steering.dose import Arm, Bench, DoseResponse, dose_response
 from reasonscope.steering.methods import METHODS, Source, method
@@ -160,6 +160,15 @@ def ablation_numbers(found: AblationEffect) -> dict[str, Any]:
         "side_effects": _estimates(found.side_effects),
         "touched": found.touched,
         "how": found.ablation.how,
+    }
+
+
+def anew_numbers(anew: AnsweredAnew) -> dict[str, Any]:
+    """What the ablated model wrote, and what models without random other parts did."""
+    return {
+        **arm_numbers(anew.arm),
+        "random": [arm_numbers(arm) for arm in anew.random],
+        "excess_over_random": _estimates(anew.excess),
     }
 
 

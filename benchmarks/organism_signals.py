@@ -13,12 +13,12 @@ import numpy as np
 
 from reasonscope.analysis.entropy import entropy_of_trace
 from reasonscope.analysis.misalignment import misalignment_of_trace
-from reasonscope.analysis.organism import true_sentences
 from reasonscope.analysis.reflection import reflection_of_trace
 from reasonscope.analysis.selection import best_by, majority, short_m, simulate
 from reasonscope.analysis.statistics import mean_estimate
 from reasonscope.analysis.trajectory import published_scores, trajectory_of_trace
 from reasonscope.data import Problem, Sampling, Trace, TraceStore, load_problems
+from reasonscope.data.organism.truth import true_sentences
 from reasonscope.probes import Estimate, Model, Site, cluster_bootstrap, load_model, record, run_with_cache
 from reasonscope.probes.erasure import guardedness
 from reasonscope.probes.evaluate import trace_groups
@@ -101,7 +101,7 @@ def trajectory(
     aligned = [(result.values[2], result.null) for result in results]
     above = sum(bool((values > null.high[2]).any()) for values, null in aligned if null is not None)
     walk = [(null.low[2].mean(), null.high[2].mean()) for _, null in aligned if null is not None]
-    means = {"aligned": np.mean(scores["aligned"]), "of a random walk": np.mean(walk, axis=0), "above it": above}
+    means = {"mean aligned": np.mean(scores["aligned"]), "of a random walk": np.mean(walk, axis=0), "above it": above}
     ids = [trace.id for trace in traces]
     return {**numbers, **means}, {name: dict(zip(ids, map(float, v), strict=True)) for name, v in scores.items()}
 
@@ -121,7 +121,11 @@ def misalignment(model: Model, traces: Sequence[Trace]) -> Numbers:
     found = [misalignment_of_trace(base, model, trace, true_sentences(trace)[0]) for trace in one]
     rates = {"base": "rate", "reasoner on its own text": "rate_of_reasoner"}
     numbers = {name: mean_estimate([result.numbers[key] for result in found]) for name, key in rates.items()}
-    return {**numbers, "by tenth": np.mean([result.values for result in found], axis=0), "traces": len(found)}
+    places = {
+        "by tenth": np.mean([result.values for result in found], axis=0),
+        "by place in the sentence": np.nanmean([result.arrays["by_index"] for result in found], axis=0),
+    }
+    return {**numbers, **places, "traces": len(found)}
 
 
 def erasure(model: Model, site: Site, requests: int) -> Numbers:

@@ -1,9 +1,10 @@
 """Capturing and steering beside the tools that are used for it: processor seconds as ratios to transformers alone, and memory.
 
 Each tool is a process of its own, those with older requirements in an environment of their own under build/peers (made here, by
-pip). Before anything is timed, its tokens and the last row that it captured are compared with hooks written by hand. Then the tools take
-turns, in an order that rotates; a ratio is of two runs of one turn, and the table gives its median and quartiles over the turns.
-Seconds are of the processor, memory is the peak of a run above what the process held before it (the best run).
+pip). Before anything is timed, its tokens and the last row that it captured are compared with hooks written by hand; where
+transformers alone writes other tokens than they do, the vector changes what is written. Then the tools take turns, in an order that
+rotates; a ratio is of two runs of one turn, and the table gives its median and quartiles over the turns. Seconds are of the
+processor, memory is the peak of a run above what the process held before it (the best run).
 
 W1 reads the residual stream behind every block in one pass; W2 while it writes; W4 adds a vector behind the middle block at every
 token, W5 at generated tokens alone; W6 is W2 on 32 prompts of different lengths.
@@ -34,6 +35,7 @@ REFERENCE, BARE = "raw_hooks", "bare"
 # Requirements of the tools that do not go together with ours.
 ENVIRONMENTS = {
     "old": ("steering-vectors==0.12.2", "repeng==0.4.0", "torch==2.13.0"),
+    "interp-engine": ("interp-engine==1.14.0", "torch==2.13.0"),
 }
 
 
@@ -51,6 +53,7 @@ TOOLS = (
     Tool(module="reasonscope_", label="**reasonscope**"),
     Tool(module="transformer_lens_", label="TransformerLens (eager)"),
     Tool(module="nnsight_", label="nnsight"),
+    Tool(module="interp_engine_", label="interp-engine (eager)", environment="interp-engine"),
     Tool(module="steering_vectors_", label="steering-vectors", environment="old"),
     Tool(module="repeng_", label="repeng", environment="old"),
 )
@@ -82,8 +85,8 @@ def workloads(prefill: int, new: int, batch_new: int) -> tuple[Workload, ...]:
 class Child:
     """A tool in its process."""
 
-    def __init__(self, tool: Tool, folder: Path, threads: int) -> None:
-        self.tool = tool
+    def __init__(self, tool: Tool, folder: Path, threads: int, strength: float) -> None:
+        self.tool, self._strength = tool, strength
         command = [python(tool.environment), str(SERVE), tool.module, str(folder), str(threads)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "NNSIGHT_DEBUG": "0"}
         if tool.environment:
@@ -93,9 +96,9 @@ class Child:
         )
         self.about = self._answer()
 
-    def run(self, workload: Workload, keep: Path | None = None) -> dict[str, float]:
+    def run(self, workload: Workload, keep: Path | None = None) -> dict[str, Any]:
         asked = {"workload": workload.name, "lengths": workload.lengths, "new": workload.new, "times": workload.times}
-        asked["keep"] = keep and str(keep)
+        asked |= {"keep": keep and str(keep), "strength": self._strength}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
@@ -156,11 +159,11 @@ def _without_stop(hf: Any, folder: Path) -> Path:
 
 
 @contextmanager
-def children(folder: Path, threads: int, tools: Sequence[Tool] = TOOLS) -> Iterator[list[Child]]:
+def children(folder: Path, threads: int, strength: float, tools: Sequence[Tool] = TOOLS) -> Iterator[list[Child]]:
     with ExitStack() as stack:
         started = []
         for tool in tools:
-            child = Child(tool, folder, threads)
+            child = Child(tool, folder, threads, strength)
             stack.callback(child.close)
             started.append(child)
         yield started
@@ -177,17 +180,23 @@ class Row:
     same: str
 
 
-def compare(workload: Workload, tools: Sequence[Child], turns: int) -> list[Row]:
-    able = [child for child in tools if workload.name in child.about["workloads"]]
-    kept = {child.tool.module: BUILD / f"{child.tool.module}.npz" for child in able}
-    for child in able:  # warms it up too
-        child.run(workload, kept[child.tool.module])
+def compare(workload: Workload, tools: Sequence[Child], turns: int) -> tuple[list[Row], dict[str, str]]:
+    """The rows of the tools that can do it, and what the others said when they tried."""
+    kept = {child.tool.module: BUILD / f"{child.tool.module}.npz" for child in tools}
+    able, failed = [], {}
+    for child in tools:
+        if workload.name in child.about["workloads"]:
+            first = child.run(workload, kept[child.tool.module])  # warms it up too
+            if "error" in first:
+                failed[child.tool.label] = first["error"]
+            else:
+                able.append(child)
     spent: dict[str, list[dict[str, float]]] = {child.tool.module: [] for child in able}
     for turn in range(turns):
         for child in able[turn % len(able) :] + able[: turn % len(able)]:
             spent[child.tool.module].append(child.run(workload))
     bare = [one["cpu"] for one in spent[BARE]]
-    return [
+    rows = [
         Row(
             tool=child.tool,
             cpu=float(np.median([one["cpu"] for one in spent[child.tool.module]])),
@@ -197,6 +206,7 @@ def compare(workload: Workload, tools: Sequence[Child], turns: int) -> list[Row]
         )
         for child in able
     ]
+    return rows, failed
 
 
 def sameness(found: Path, reference: Path) -> str:
@@ -209,7 +219,7 @@ def sameness(found: Path, reference: Path) -> str:
         return f"{gap:.0e}" if gap else "0"
 
 
-def table(workload: Workload, rows: Sequence[Row]) -> str:
+def table(workload: Workload, rows: Sequence[Row], failed: Mapping[str, str]) -> str:
     lines = [
         f"### {workload.name}: {workload.label}; goal ≤ {workload.goal} ×",
         "",
@@ -221,12 +231,12 @@ def table(workload: Workload, rows: Sequence[Row]) -> str:
         lines.append(
             f"| {row.tool.label} | {row.cpu:.3f} | {middle:.3f} ({low:.3f} – {high:.3f}) | {row.extra / 2**20:.0f} MiB | {row.same} |"
         )
+    lines += [f"| {label} | failed: {reason} | | | |" for label, reason in failed.items()]
     return "\n".join([*lines, ""])
 
 
 def versions(tools: Sequence[Child]) -> str:
-    known: Mapping[str, set[str]] = {}
-    found: dict[str, set[str]] = dict(known)
+    found: dict[str, set[str]] = {}
     for child in tools:
         for name, version in child.about["versions"].items():
             found.setdefault(name, set()).add(version)
@@ -248,19 +258,20 @@ def main() -> None:
         (
             "the organism (6 layers × 128: a pass costs little, so the tool's own work shows)",
             organism_folder(),
+            30.0,
             (512, 512, 64),
         ),
-        ("a random Qwen3 of 12 layers × 768 (0.1 B: a pass costs much)", random_folder(), (512, 128, 16)),
+        ("a random Qwen3 of 12 layers × 768 (0.1 B: a pass costs much)", random_folder(), 1.0, (512, 128, 16)),
     )
-    for i, (label, folder, size) in enumerate(models):
-        with children(folder, given.threads) as tools:
+    for i, (label, folder, strength, size) in enumerate(models):
+        with children(folder, given.threads, strength) as tools:
             if not i:
                 say(f"{turns} turns, {given.threads} thread(s), load {os.getloadavg()[0]:.1f}. {versions(tools)}.\n")
             say(f"On {label}:\n")
             small = (size[0] // 4, size[1] // 8, size[2] // 8)
             for workload in workloads(*(small if given.small else size)):
                 if not given.only or workload.name in given.only.split(","):
-                    say(table(workload, compare(workload, tools, turns)))
+                    say(table(workload, *compare(workload, tools, turns)))
 
 
 def say(text: str) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from reasonscope.data import errors
 from reasonscope.data.errors import InputError, MissingExtraError, ReasonscopeError, StoreError
 from reasonscope.data.manifest import NAME
+from reasonscope.data.merge import merge_stores
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.model import Model, load_model
@@ -137,14 +138,9 @@ def _parts(problems: Sequence[Problem], size: int) -> Iterator[tuple[str, list[P
 
 
 def _merge(parts: Path, path: Path) -> None:
-    """Take what the parts hold into the store at `path`; each goes when it was taken over."""
-    folders = sorted(folder for folder in parts.glob("*") if (folder / NAME).exists())
-    stores = [TraceStore.open(folder) for folder in folders]
-    if stores:
-        with TraceStore.open_or_create(path, meta=stores[0].meta, sites=stores[0].sites) as whole:
-            for folder, store in zip(folders, stores, strict=True):
-                whole.adopt(store)
-                shutil.rmtree(folder)
+    """Take what the parts hold into the store at `path`; they go when it is there."""
+    if folders := sorted(folder for folder in parts.glob("*") if (folder / NAME).exists()):
+        merge_stores(folders, path)
     if parts.exists():
         shutil.rmtree(parts)
 

@@ -91,12 +91,15 @@ class Layout:
 
     def module(self, hf: PreTrainedModel, site: Site) -> nn.Module:
         """The module of `path(site)`. Raises SiteError where this model has no such layer, or no router in it."""
-        n_layers = hf.config.get_text_config().num_hidden_layers
-        if site.layer >= n_layers:
-            raise SiteError(f"{site}: the model has {n_layers} layers, so the last is {site.point}.{n_layers - 1}")
         try:
             return hf.get_submodule(self.path(site))
-        except AttributeError:  # some mixtures of experts have dense blocks in between
+        except AttributeError:
+            n_layers = hf.config.get_text_config().num_hidden_layers
+            if site.layer >= n_layers:
+                raise SiteError(
+                    f"{site}: the model has {n_layers} layers, so the last is {site.point}.{n_layers - 1}"
+                ) from None
+            # Some mixtures of experts have dense blocks in between.
             raise SiteError(f"{site}: block {site.layer} of this {self.model_type} has no {site.point}") from None
 
     def output_weights(self, hf: PreTrainedModel, layer: int) -> tuple[Tensor, Tensor | None]:
@@ -120,8 +123,8 @@ class Layout:
         """`attn_out` of block `layer` from its heads' `z` (batch, token, head, d_head): each head's write, their sum, the
         bias, and the post-norm where there is one. (batch, token, d_model)"""
         weight, bias = self.output_weights(hf, layer)
-        written = torch.einsum("bthd,hdm->bthm", z, weight).sum(dim=2)
-        written = written if bias is None else written + bias
+        written = torch.einsum("bthd,hdm->bthm", z, weight.to(z)).sum(dim=2)
+        written = written if bias is None else written + bias.to(z)
         if not self.has_post_norm:
             return written
         normed: Tensor = self.module(hf, Site("attn_out", layer))(written)

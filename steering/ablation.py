@@ -20,6 +20,7 @@ from reasonscope.steering.dose import Arm, Bench
 from reasonscope.steering.edges import Edges, reading_without
 from reasonscope.steering.scope import Scope
 from reasonscope.steering.side_effects import Reader, divergences, reading
+from reasonscope.steering.treatments import Treatment
 
 How = Literal["zero", "mean", "resample"]
 # What is written at each site: all of it, or the heads with these numbers.
@@ -130,27 +131,56 @@ class Replacing(Touching):
         return bank[torch.randint(len(bank), (len(rows),), generator=self._rng).to(rows.device)]
 
 
-def ablated_arm(
+@dataclass(frozen=True, kw_only=True)
+class AnsweredAnew:
+    """What the ablated model writes: `arm`; `random` arms of as many other heads, MLPs or layers; `excess` of the one over their mean.
+
+    Of tokens there are no random arms (`random` is empty): which others to take is drawn over finished text.
+    """
+
+    arm: Arm
+    random: tuple[Arm, ...]
+    excess: Mapping[str, Estimate]
+
+
+def answered_anew(
     model: Model,
     ablation: Ablation,
     traces: Sequence[Trace],
     problems: Sequence[Problem],
     sampling: Sampling,
     *,
+    controls: int = 5,
     seed: int = 0,
-) -> Arm:
-    """What the ablated model writes when it answers `problems` anew, beside the unchanged one; means and draws come from `traces`.
+) -> AnsweredAnew:
+    """What the ablated model writes when it answers `problems` anew, beside the unchanged one and `controls` random ablations of the same
+    kind, all in one batch; means and draws come from `traces`.
 
     Raises InputError for edges, which are cut in finished text alone, and where nothing was touched.
     """
     if ablation.edges is not None:
         raise InputError(
-            f"ablation {ablation.name!r}: attention edges are cut in finished text; nothing can be generated"
+            f"ablation {ablation.name!r}: attention edges are cut in passes over finished text, not while the model writes; "
+            "read its effect on the given answers"
         )
-    bank = reference_states(model, traces, list(ablation.parts)) if ablation.how != "zero" else {}
+    rng = np.random.default_rng(seed)
+    drawn = [] if ablation.tokens else [_control(model, ablation, rng, i) for i in range(controls)]
+    wanted = [ablation, *drawn]
+    sites = list({site: None for one in wanted for site in one.parts})
+    bank = reference_states(model, traces, sites) if ablation.how != "zero" else {}
+    treatments = [
+        Treatment(
+            name=f"{one.name}, random {i}" if i else one.name,
+            multiplier=1.0,
+            intervention=Replacing(model, one, bank, seed=seed + i),
+        )
+        for i, one in enumerate(wanted)
+    ]
     bench = Bench(model, problems, sampling)
-    run = bench.run(ablation.name, Replacing(model, ablation, bank, seed=seed))
-    return bench.arm(ablation.name, 1.0, run)
+    runs = bench.run_all(treatments)
+    arm, *random = (bench.arm(one.name, 1.0, run) for one, run in zip(treatments, runs, strict=True))
+    excess = bench.differences(runs[0], runs[1:]) if random else {}
+    return AnsweredAnew(arm=arm, random=tuple(random), excess=excess)
 
 
 def reference_states(model: Model, traces: Sequence[Trace], sites: Sequence[Site]) -> Bank:
@@ -242,7 +272,7 @@ def _measure(
     resamples = Resamples([trace.problem.group for trace in traces])
 
     def per_token(sums: Values, n_tokens: Values) -> Estimate:
-        found = Resamples.estimate(resamples.means(sums / n_tokens, n_tokens))
+        found = resamples.estimate(resamples.means(sums / n_tokens, n_tokens))
         assert found is not None  # every trace has tokens in both spans
         return found
 

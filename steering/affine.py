@@ -5,8 +5,9 @@ put where benign ones are, and the other way round, at the tokens where the dire
 thinking follows, and behind the closing tag. A model that has decided once in its thinking decides again where the answer begins.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -65,17 +66,18 @@ def extract_affine_refusal(
     """mean(harmful) − mean(harmless) at the last token, at resid_pre of the layer where clamping does most; un-normalised.
 
     The layer is chosen by the three scores of Arditi et al. (`select_direction`) on `held_out`, of the edit that will be made: refusal of
-    harmful contexts whose last token is clamped to the harmless mean (lowest wins), refusal of harmless ones clamped to the harmful mean
-    (at least `induce_threshold`), KL on harmless ones clamped to their own mean (at most `kl_threshold` nats). `refusal_tokens` are what
-    follows where the model will refuse, and not where it will comply. `provenance` has the mean projections: `towards` the harmful, `away`
-    the harmless. Departure: late layers are not left out, since nothing is projected out of what the model reads out. Raises InputError
-    where no layer passes.
+    harmful contexts whose last token is clamped to the harmless mean, refusal of harmless ones clamped to the harmful mean (at least
+    `induce_threshold`), KL on harmless ones clamped to their own mean (at most `kl_threshold` nats). `refusal_tokens` are what follows
+    where the model will refuse, and not where it will comply. `provenance` has the mean projections: `towards` the harmful, `away` the
+    harmless. Departures: the first score less the second has to be lowest, since one direction serves both ways; late layers are not left
+    out, since nothing is projected out of what the model reads out. Raises InputError where no layer passes.
     """
     means = {kind: last_states(model, getattr(classes, kind))[:, 0] for kind in ("harmful", "harmless")}
     directions = mean_difference(means["harmful"], means["harmless"])  # layer d_model
     levels = {kind: _projections(states.mean(axis=0), directions) for kind, states in means.items()}
     scores = _scores(model, directions, levels, held_out, refusal_tokens)
-    choice = select_direction(scores, kl_threshold=kl_threshold, induce_threshold=induce_threshold, prune_share=0.0)
+    both_ways = replace(scores, bypass=scores.bypass - scores.induce)
+    choice = select_direction(both_ways, kl_threshold=kl_threshold, induce_threshold=induce_threshold, prune_share=0.0)
     if choice is None:
         raise InputError(
             f"no layer passes: the lowest KL is {np.nanmin(scores.kl):.3g} (at most {kl_threshold}), the highest induce score "
@@ -108,12 +110,14 @@ def clamped_refusal(
     if verdict:
         last = frozenset(model.tokenizer.encode(verdict, add_special_tokens=False)[-1:])
         places.insert(0, (partial(end_of_words, words=verdict), Scope.of(model, on="think", tokens=last)))
-    parts = []
+    parts: list[Part] = []
     for end, scope in places:
         classes, others = (
             Classes(harmful=contexts(of.harmful, end), harmless=contexts(of.harmless, end)) for of in (made, held_out)
         )
-        vector = extract_affine_refusal(model, classes, others, made.following(end))
+        # Where the answer begins the verdict has been spoken: turning it there alone need not be enough.
+        least = -math.inf if parts else 0.0
+        vector = extract_affine_refusal(model, classes, others, made.following(end), induce_threshold=least)
         (to,) = vector.provenance[level].values()
         parts.append(Part(vector=vector, scope=scope, operator=Clamp(to=to)))
     return tuple(parts)

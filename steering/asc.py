@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.func import jvp
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.segment import steps
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.backends.base import Positions, gradients
@@ -59,30 +61,47 @@ def load_pairs(path: str | Path) -> list[CompletionPair]:
     return pairs
 
 
-def mode_pairs(traces: Iterable[Trace]) -> list[tuple[Trace, Trace]]:
-    """(brief, detailed) traces of the organism by problem. Raises InputError where a problem has one side alone, or none has both."""
+Verbose = Literal["detail", "default"]
+
+
+def mode_pairs(traces: Iterable[Trace], *, verbose: Verbose = "detail") -> list[tuple[Trace, Trace]]:
+    """(brief, verbose) traces of the organism by problem: asked for detail, or (`default`) not told how much to think.
+
+    Traces in other modes are left out. Raises InputError where a problem has one side alone, or none has both.
+    """
     sides: dict[str, dict[str, Trace]] = {}
     for trace in traces:
-        if (mode := trace.problem.meta.get("mode")) in ("brief", "detail"):
+        if (mode := trace.problem.meta.get("mode")) in ("brief", verbose):
             sides.setdefault(f"{trace.problem.group}/{trace.sample}", {})[mode] = trace
+    if verbose == "default":  # most ledgers are asked so, and only so
+        sides = {name: side for name, side in sides.items() if "brief" in side}
     if missing := [name for name, side in sides.items() if len(side) < 2]:
         there = next(iter(sides[missing[0]]))
-        raise InputError(f"{missing[0]} was answered in mode {there!r} alone; record it in brief and in detail")
+        raise InputError(f"{missing[0]} was answered in mode {there!r} alone; record it in brief and in {verbose}")
     if not sides:
-        raise InputError("no trace says that its problem was asked in mode brief or detail; give pairs of completions")
-    return [(side["brief"], side["detail"]) for side in sides.values()]
+        raise InputError(
+            f"no trace says that its problem was asked in mode brief and in {verbose}; give pairs of completions"
+        )
+    return [(side["brief"], side[verbose]) for side in sides.values()]
 
 
 def extract_asc(
-    store: TraceStore, sites: Sequence[Site], *, read: Read = "end", ids: Iterable[str] | None = None
+    store: TraceStore,
+    sites: Sequence[Site],
+    *,
+    read: Read = "end",
+    verbose: Verbose = "detail",
+    ids: Iterable[str] | None = None,
 ) -> SteeringVector:
-    """v = (1/N) Σᵢ [h(concise)ᵢ − h(verbose)ᵢ] from a run over the organism's problems in mode brief and in mode detail.
+    """v = (1/N) Σᵢ [h(concise)ᵢ − h(verbose)ᵢ] from a run over the organism's problems in mode brief and in mode `verbose`.
 
     Read by default at the last token that was fed, as the paper does; adding it shortens. Departures: the prompts of the two modes
     differ by their last words, where the paper prefixes both completions by one question (`extract_asc_from_pairs` does so).
     """
-    pairs = mode_pairs(store.trace(id) for id in (store.ids if ids is None else ids))
-    return contrast_vector(store, pairs, sites, read=read, method="asc", provenance={"source": "modes"})
+    pairs = mode_pairs((store.trace(id) for id in (store.ids if ids is None else ids)), verbose=verbose)
+    if read == "separators":
+        pairs = [pair for pair in pairs if all(steps(trace) for trace in pair)]
+    return contrast_vector(store, pairs, sites, read=read, method="asc", provenance={"source": f"brief, {verbose}"})
 
 
 def extract_asc_from_pairs(

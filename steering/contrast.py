@@ -1,12 +1,13 @@
 """The difference between two classes of activations, and the random direction that varies as they do."""
 
-from collections.abc import Iterable, Mapping
-from typing import Literal, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.segment import steps
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.linear import LinearProbe
@@ -14,8 +15,9 @@ from reasonscope.probes.sites import Site
 from reasonscope.steering.vector import SteeringVector
 
 States: TypeAlias = NDArray[np.floating]
-# Where a trace is read: its last prompt token, the last one of its thinking, the last that was fed, or the mean over the thinking.
-Read = Literal["prompt", "thinking_end", "end", "thinking_mean"]
+# Where a trace is read: its last prompt token, the last one of its thinking, the last that was fed, or the mean over the thinking, or over
+# the separators in it, which open its steps.
+Read = Literal["prompt", "thinking_end", "end", "thinking_mean", "separators"]
 
 
 def mean_difference(towards: States, away: States) -> NDArray[np.float64]:
@@ -37,6 +39,8 @@ def state_of(store: TraceStore, trace: Trace, site: Site, read: Read) -> NDArray
     """What stood at `site` where `read` says: (d_model,). Raises InputError for a trace without thinking where it is needed."""
     rows = store.activations(trace.id, str(site))
     thinking = trace.tokens.thinking
+    if read == "separators":
+        return _separators(rows, trace)
     if read in ("thinking_end", "thinking_mean") and not len(thinking):
         raise InputError(f"trace {trace.id!r} has no thinking to read; leave it out, or read at its prompt or end")
     last = len(rows) - 1  # the last token was never fed
@@ -47,8 +51,15 @@ def state_of(store: TraceStore, trace: Trace, site: Site, read: Read) -> NDArray
         "thinking_mean": slice(thinking.start, min(thinking.stop, last + 1)),
     }
     if read not in at:
-        raise InputError(f"read {read!r}: there are {', '.join(at)}")
+        raise InputError(f"read {read!r}: there are {', '.join([*at, 'separators'])}")
     return np.asarray(rows[at[read]].astype(np.float64).mean(axis=0))
+
+
+def _separators(rows: NDArray[Any], trace: Trace) -> NDArray[np.float64]:
+    at = [step.separator for step in steps(trace) if step.separator < len(rows)]
+    if not at:
+        raise InputError(f"trace {trace.id!r} has no blank line in its thinking, so no step opens there; leave it out")
+    return np.asarray(np.asarray(rows[at], dtype=np.float64).mean(axis=0))
 
 
 def contrast_vector(
@@ -60,17 +71,32 @@ def contrast_vector(
     method: str,
     provenance: Mapping[str, object],
 ) -> SteeringVector:
-    """The mean over `pairs` (towards, away) of the difference of their states, at each of `sites`."""
+    """The mean over `pairs` (towards, away) of the difference of their states, at each of `sites`; `provenance["towards"]` has the mean
+    projection of the first ones, by site."""
     wanted = list(pairs)
-    directions = {}
+    directions, levels = {}, {}
     for site in sites:
-        towards, away = (
-            np.array([state_of(store, pair[side], site, read) for pair in wanted]).reshape(len(wanted), -1)
-            for side in (0, 1)
-        )
-        directions[site] = mean_difference(towards, away).astype(np.float32)
-    made = {"pairs": len(wanted), "read": read, "model": store.meta.get("model", {}), **provenance}
+        towards, away = paired_states(store, wanted, site, read)
+        difference = mean_difference(towards, away)
+        directions[site] = difference.astype(np.float32)
+        levels[str(site)] = projection(towards, difference)
+    made = {"pairs": len(wanted), "read": read, "towards": levels, "model": store.meta.get("model", {}), **provenance}
     return SteeringVector(directions=directions, method=method, provenance=made)
+
+
+def paired_states(
+    store: TraceStore, pairs: Sequence[tuple[Trace, Trace]], site: Site, read: Read
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The states of both sides of `pairs`, each (pair, d_model)."""
+    first, second = (
+        np.array([state_of(store, pair[side], site, read) for pair in pairs]).reshape(len(pairs), -1) for side in (0, 1)
+    )
+    return first, second
+
+
+def projection(states: States, direction: NDArray[np.floating]) -> float:
+    """Mean projection of `states` (row, d_model) on `direction`, in units of the stream; 0 for a direction of length 0."""
+    return float(states.mean(axis=0) @ direction / (np.linalg.norm(direction) or 1.0))
 
 
 def covariance_matched(states: States, *, norm: float, seed: int) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ from reasonscope.probes.length import length_probe
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
 from reasonscope.steering.affine import clamped_refusal
-from reasonscope.steering.asc import extract_asc
+from reasonscope.steering.asc import Verbose, extract_asc
 from reasonscope.steering.contrast import Read, state_of, vector_of_probe
 from reasonscope.steering.efficiency import extract_efficiency
 from reasonscope.steering.operators import Operator, ablate, add, scaled_add
@@ -23,7 +23,7 @@ from reasonscope.steering.parts import Part, clamped
 from reasonscope.steering.refusal import answer_contexts, answer_start, extract_refusal, judged_halves
 from reasonscope.steering.scope import Scope
 from reasonscope.steering.seal import Variant, extract_seal
-from reasonscope.steering.speed import extract_speed, fast_slow_pairs
+from reasonscope.steering.speed import extract_speed, extract_speed_of_modes, fast_slow_pairs
 from reasonscope.steering.strength import extract_strength
 from reasonscope.steering.vector import SteeringVector
 
@@ -108,8 +108,19 @@ def _seal(away_from: Sequence[Kind], variant: Variant = "corrected") -> Extract:
     return extract
 
 
-def _asc(read: Read) -> Extract:
-    return lambda source, sites: extract_asc(source.store, sites, read=read, ids=source.ids)
+def _asc(read: Read, verbose: Verbose = "detail") -> Extract:
+    return lambda source, sites: extract_asc(source.store, sites, read=read, verbose=verbose, ids=source.ids)
+
+
+def _speed_of_modes(read: Read) -> Extract:
+    return lambda source, sites: extract_speed_of_modes(source.store, sites, read=read, ids=source.ids)
+
+
+def _where_it_turns(extract: Callable[[Read], Extract]) -> Callable[[Source], tuple[Part, ...]]:
+    """Clamped at the last prompt token, where the thinking opens, and at the separators, where each step does; read there, too."""
+    at_prompt = _clamp(extract("prompt"), lambda _: Scope(prompt_positions=(-1,)), _every("resid_post"))
+    at_steps = _clamp(extract("separators"), _separators, _every("resid_post"))
+    return lambda source: (*at_prompt(source), *at_steps(source))
 
 
 def _efficiency(source: Source, sites: Sequence[Site]) -> SteeringVector:
@@ -233,10 +244,20 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             summary="the same, read along the thinking and applied there alone",
             make=_vector(_asc("thinking_mean"), Scope.thinking, _paper_layer),
         ),
+        "asc-clamp": Method(
+            summary="brief thinking's projections, where the thinking and its steps open, behind every block; modes brief and default",
+            make=_where_it_turns(partial(_asc, verbose="default")),
+            strengths=(0.5, 1.0),
+        ),
         "speed": Method(
             summary="fast against slow thinking (arXiv 2507.03704); strengths are shares of the state's norm, the paper's are not",
             make=_vector(_speed, _last_of_each_pass, partial(_blocks, first=18 / 28, last=27 / 28), scaled_add),
             strengths=(0.05, 0.1, 0.2),
+        ),
+        "speed-clamp": Method(
+            summary="the same along the axis of thinking speed, found by the modes brief and default",
+            make=_where_it_turns(_speed_of_modes),
+            strengths=(0.5, 1.0),
         ),
         "strength": Method(
             summary="what a harder problem adds before thinking begins (arXiv 2506.08390); adding it lengthens",

@@ -12,6 +12,7 @@ from reasonscope.data.segment import Keywords, seal_steps, steps
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Kind, Step, Trace
 from reasonscope.probes.sites import Site
+from reasonscope.steering.contrast import projection
 from reasonscope.steering.vector import SteeringVector
 
 Variant = Literal["corrected", "reference"]
@@ -73,7 +74,7 @@ def extract_seal(
     if not states:
         raise InputError("none of the traces has steps: their thinking holds no blank line")
     direction = seal_direction(np.stack(states), kinds, away_from=away_from)
-    executing = np.stack(states)[[kind == "execution" for kind in kinds]].mean(axis=0, dtype=np.float64)
+    executing = np.stack(states)[[kind == "execution" for kind in kinds]]
     return SteeringVector(
         directions={site: (-direction if reference else direction).astype(np.float32)},
         method="seal",
@@ -82,7 +83,7 @@ def extract_seal(
             "steps": {kind: kinds.count(kind) for kind in ("execution", "reflection", "transition")},
             "away_from": list(away_from),
             "keywords": rule,
-            "towards": {str(site): float(executing @ direction / (np.linalg.norm(direction) or 1.0))},
+            "towards": {str(site): projection(executing, direction)},
             "variant": variant,
             "groups": sorted(groups),
             "model": store.meta.get("model", {}),

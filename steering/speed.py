@@ -8,12 +8,14 @@ from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.segment import steps
+from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.capture import replay
 from reasonscope.probes.model import Model
 from reasonscope.probes.rollout import rollouts
 from reasonscope.probes.sites import Site
-from reasonscope.steering.contrast import States, check_finite
+from reasonscope.steering.asc import mode_pairs
+from reasonscope.steering.contrast import Read, States, check_finite, paired_states, projection
 from reasonscope.steering.vector import SteeringVector
 
 STRENGTHS = (-4.0, -2.0, 0.0, 2.0, 4.0, 8.0)  # the paper's usable range; above 16 or below −8 it repeats itself
@@ -131,3 +133,22 @@ def extract_speed(
         method="speed",
         provenance={"pairs": len(pairs), "stream_norms": streams, "model": dict(model.fingerprint)},
     )
+
+
+def extract_speed_of_modes(
+    store: TraceStore, sites: Sequence[Site], *, read: Read, ids: Iterable[str] | None = None
+) -> SteeringVector:
+    """The same axis from thinking that the model writes fast when it is asked to: the organism's mode brief against none.
+
+    A forced first word makes a model fast against its habits, and may cost what the habits were for; both sides right, as published.
+    Length 1; `provenance["towards"]` is the fast ones' mean projection by site. Raises InputError for fewer than 2 pairs.
+    """
+    pairs = mode_pairs((store.trace(id) for id in (store.ids if ids is None else ids)), verbose="default")
+    both = [pair for pair in pairs if all(trace.correct and steps(trace) for trace in pair)]
+    directions, levels = {}, {}
+    for site in sites:
+        fast, slow = paired_states(store, both, site, read)
+        direction = speed_axis(fast, slow).direction
+        directions[site], levels[str(site)] = direction.astype(np.float32), projection(fast, direction)
+    about = {"pairs": len(both), "read": read, "towards": levels, "model": store.meta.get("model", {})}
+    return SteeringVector(directions=directions, method="speed", norm="unit", provenance=about)

@@ -21,6 +21,8 @@ ALLOWED = {
     "torch": ("probes/", "steering/", "analysis/", "app/", TRAINING),
     "transformers": ("probes/", "steering/", "analysis/", "app/", TRAINING),
     "transformer_lens": ("probes/backends/transformer_lens.py",),
+    "ray": ("probes/cluster.py",),
+    "openai": ("probes/server.py",),
     "nnsight": ("probes/backends/nnsight.py",),
     "plotly": ("analysis/figures/",),
     "streamlit": ("app/",),

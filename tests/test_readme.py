@@ -6,13 +6,20 @@ A document's snippets share one namespace and one empty folder. A snippet behind
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import typer
+import typer.core
+import typer.main
 from markdown_it import MarkdownIt
+from typer.cli import get_docs_for_click
+
+from reasonscope.app.cli import app
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -106,6 +113,59 @@ c = 3
         ("reasonscope version\n", 16),
         ("c = 3\n", 21),
     ]
+
+
+def command_lines(document: str) -> list[str]:
+    """Every line of a Markdown text that calls the command: in snippets, those that do not run too, and in running text."""
+    tokens = MarkdownIt().parse(document)
+    blocks = [token.content.splitlines() for token in tokens if token.type == "fence" and token.info == "bash"]
+    inline = [child for token in tokens for child in token.children or [] if child.type == "code_inline"]
+    lines = [*(line for block in blocks for line in block), *(child.content for child in inline)]
+    return [line.strip() for line in lines if line.strip().startswith("reasonscope ")]
+
+
+def complaint(line: str) -> str:
+    """What a line that calls the command names and the command does not have; alternatives stand as a|b, what is left out as …"""
+    command = typer.main.get_command(app)
+    words = [word.strip("[]") for word in shlex.split(line, comments=True)[1:] if "…" not in word]
+    while words and isinstance(command, typer.core.TyperGroup):
+        named = words.pop(0).split("|")
+        if missing := set(named) - set(command.commands):
+            return f"no command {sorted(missing)}"
+        command = command.commands[named[0]]
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    missing = {word.partition("=")[0] for word in words if word.startswith("-")} - known
+    return f"no option {sorted(missing)}" if missing else ""
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
+def test_command_lines_name_what_exists(document):
+    lines = command_lines(document.read_text(encoding="utf-8"))
+    assert {line: found for line in lines if (found := complaint(line))} == {}
+
+
+def test_complaints():
+    assert complaint("reasonscope probe length --run RUN --folds 3") == ""
+    assert complaint("reasonscope analyse mi|nothing --run RUN") == "no command ['nothing']"
+    assert complaint("reasonscope probe length --runs=RUN") == "no option ['--runs']"
+    assert command_lines("`reasonscope a`, then\n```bash\nmake x\nreasonscope b\n```") == [
+        "reasonscope b",
+        "reasonscope a",
+    ]
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_files_that_are_linked_exist(document):
+    """Links between the pages of docs/ are checked where the site is built."""
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / document).read_text(encoding="utf-8"))
+    assert [target for target in targets if "://" not in target and not (ROOT / target).exists()] == []
+
+
+def test_the_command_reference_is_up_to_date():
+    """`make docs` writes it anew."""
+    command = typer.main.get_command(app)
+    written = get_docs_for_click(obj=command, ctx=typer.Context(command), name="reasonscope", title="Command line")
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == f"{written.strip()}\n"
 
 
 def test_documents_name_make_targets_that_exist():

@@ -12,7 +12,7 @@ from reasonscope.analysis.figures.probes import (
     probe_scores,
     remaining_prediction,
 )
-from reasonscope.analysis.figures.results import along, arm_outcomes, of_result
+from reasonscope.analysis.figures.results import along, arm_outcomes, of_result, points
 from reasonscope.analysis.figures.steering import steering_front, steering_plane
 from reasonscope.analysis.figures.theme import BLUE, GREEN, GREY, ORANGE, PURPLE, Figure
 from reasonscope.analysis.figures.traces import accuracy_by_difficulty, answers_by_request, thinking_by_difficulty
@@ -20,7 +20,7 @@ from reasonscope.analysis.figures.traces import accuracy_by_difficulty, answers_
 __all__ = [
     "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "AnchorGraph", "Figure", "accuracy_by_difficulty", "along", "anchor_graph",
     "answers_by_request", "arm_outcomes", "cliff_distribution", "figure_data", "head_grid", "in_theme", "layer_position_map",
-    "length_prediction", "length_scores", "mean_trajectories", "of_result", "probe_scores", "read_figure", "remaining_prediction",
-    "sentence_map", "square_map", "steering_front", "steering_plane", "thinking_by_difficulty", "to_html", "value_maps",
-    "write_figure",
+    "length_prediction", "length_scores", "mean_trajectories", "of_result", "points", "probe_scores", "read_figure",
+    "remaining_prediction", "sentence_map", "square_map", "steering_front", "steering_plane", "thinking_by_difficulty", "to_html",
+    "value_maps", "write_figure",
 ]  # fmt: skip

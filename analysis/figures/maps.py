@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from reasonscope.analysis.figures.theme import ORANGE, Figure, short, styled, titled
+from reasonscope.analysis.figures.theme import ORANGE, Figure, panel_gap, short, styled, titled, unit_of
 from reasonscope.analysis.results import Result
 
 
@@ -100,37 +100,93 @@ def sentence_map(result: Result, name: str, measure: str) -> Figure:
 
 
 def value_maps(result: Result) -> Figure:
-    """A result's last two axes as a map, one panel for each place on the axes before; a cross marks what lies outside of its null."""
+    """A result's last two axes as a map, one panel for each place on the axes before, each with its own scale; white is 0 where values have
+    a sign. A cross marks what lies outside of its null; a null that is one number for the whole panel is in its title
+    instead, and what it is below.
+    """
     vertical, across = result.axes[-2:]
     panels = result.values.reshape(-1, len(vertical), len(across))
-    titles = result.axes[0].labels if len(result.axes) == 3 else ("",) * len(panels)
-    figure = make_subplots(rows=len(panels), cols=1, subplot_titles=list(titles), vertical_spacing=0.08)
-    for row, panel in enumerate(panels, start=1):
+    names = result.axes[0].labels if len(result.axes) == 3 else (result.quantity,) * len(panels)
+    tall = max(240, 26 * len(vertical))
+    gap = panel_gap(len(panels), tall)
+    figure = make_subplots(
+        rows=len(panels),
+        cols=1,
+        vertical_spacing=gap,
+        subplot_titles=[_named(n, result, i) for i, n in enumerate(names)],
+    )
+    share = (1 - gap * (len(panels) - 1)) / len(panels)
+    for row, (name, panel) in enumerate(zip(names, panels, strict=True), start=1):
+        middle = 1 - (row - 1) * (share + gap) - share / 2
         figure.add_heatmap(
             z=panel,
             x=list(across.labels),
             y=list(vertical.labels),
-            colorscale="Viridis",
-            showscale=len(panels) == 1,
-            colorbar={"title": result.unit},
+            colorbar={"title": unit_of(name, result.unit), "len": share, "y": middle},
             row=row,
             col=1,
             hovertemplate=f"{vertical.name} %{{y}}, {across.name} %{{x}}<br>%{{z:.4g}}<extra></extra>",
+            **_scale(panel),
         )
-        if result.null is not None:
-            low, high = (np.reshape(end, panels.shape)[row - 1] for end in (result.null.low, result.null.high))
-            down, right = np.nonzero((panel < low) | (panel > high))
-            figure.add_scatter(
-                x=[across.labels[i] for i in right],
-                y=[vertical.labels[i] for i in down],
-                mode="markers",
-                marker={"symbol": "x", "size": 4, "color": ORANGE},
-                hoverinfo="skip",
-                row=row,
-                col=1,
-                name=f"outside of the null: {result.null.what}",
-                showlegend=row == 1,
-            )
-    figure = styled(figure, titled(result), "", "").update_layout(height=160 + 320 * len(panels))
+        _mark_outside(figure, result, row)
+    figure = styled(figure, titled(result), "", "").update_layout(height=160 + round(tall / share))
+    few = {"dtick": 1} if len(across) <= 30 else {}
     figure.update_yaxes(title=vertical.name, type="category", autorange="reversed")
-    return figure.update_xaxes(title=across.name, type="category")
+    below = (
+        f"<br>null: {result.null.what}"
+        if result.null is not None and _constant((result.null.low, result.null.high))
+        else ""
+    )
+    figure.update_xaxes(type="category", **few)
+    return figure.update_xaxes(title=f"{across.name}{below}", row=len(panels))
+
+
+def _scale(panel: NDArray[np.float64]) -> dict[str, object]:
+    """Colours: from blue to red around 0 where there is a sign, else from dark to light."""
+    reach = float(np.nanmax(np.abs(panel))) if np.isfinite(panel).any() else 1.0
+    signed = bool((panel < 0).any())
+    return {"colorscale": "RdBu_r", "zmin": -reach, "zmax": reach} if signed else {"colorscale": "Viridis"}
+
+
+def _null_of(result: Result, panel: int) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    if result.null is None:
+        return None
+    shape = (-1, len(result.axes[-2]), len(result.axes[-1]))
+    return result.null.low.reshape(shape)[panel], result.null.high.reshape(shape)[panel]
+
+
+def _constant(null: tuple[NDArray[np.float64], NDArray[np.float64]]) -> bool:
+    """Whether the null of each panel is a single number."""
+    ends = np.reshape(null, (2, -1, *null[0].shape[-2:]))
+    return bool((np.ptp(ends, axis=(0, 2, 3)) == 0).all())
+
+
+def _named(name: str, result: Result, panel: int) -> str:
+    """The title of a panel, with its null where that is one number."""
+    null = _null_of(result, panel)
+    own = "" if name == result.quantity else name
+    if null is None or not _constant(null):
+        return own
+    return f"{own} (null {null[0].flat[0]:.3g})".strip()
+
+
+def _mark_outside(figure: Figure, result: Result, row: int) -> None:
+    """A cross on each value of panel `row` that lies outside of its null."""
+    null = _null_of(result, row - 1)
+    if null is None or _constant(null):
+        return
+    assert result.null is not None
+    vertical, across = result.axes[-2:]
+    panel = result.values.reshape(-1, len(vertical), len(across))[row - 1]
+    down, right = np.nonzero((panel < null[0]) | (panel > null[1]))
+    figure.add_scatter(
+        x=[across.labels[i] for i in right],
+        y=[vertical.labels[i] for i in down],
+        mode="markers",
+        marker={"symbol": "x", "size": 5, "color": ORANGE, "line": {"width": 1, "color": "black"}},
+        hoverinfo="skip",
+        row=row,
+        col=1,
+        name=f"outside of the null: {result.null.what}",
+        showlegend=row == 1,
+    )

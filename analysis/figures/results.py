@@ -16,9 +16,12 @@ from reasonscope.analysis.figures.theme import (
     GREY,
     ORANGE,
     PURPLE,
+    SHADE,
     SYMBOLS,
     Figure,
     colours_of,
+    panel_gap,
+    panel_titles,
     short,
     styled,
     titled,
@@ -28,6 +31,7 @@ from reasonscope.analysis.results import Band, Result
 
 _CLICKABLE = 2000  # places of a line that take a click, by marks that are not seen; of a longer one the peaks alone do
 _MAPS = (("layer", "head"), ("target", "source"))
+_RUNNING = ("token", "sentence", "step", "cut", "bin")
 _ARRAYS = {
     "effects": "effect on coming up",
     "suppression": "effect of suppression",
@@ -35,16 +39,18 @@ _ARRAYS = {
 
 
 def of_result(result: Result) -> dict[str, Figure]:
-    """The figures of a result by name: maps of layers by heads and of targets by sources, else its lines along the last axis; and the
-    maps of sentence on sentence that it has."""
+    """The figures of a result by name: maps of layers by heads and of targets by sources, else its lines along a last axis that runs
+    (tokens, sentences, cuts), else its points; and the maps of sentence on sentence that it has."""
     names = tuple(axis.name for axis in result.axes[-2:])
     drawn: dict[str, Figure] = {}
     if names in _MAPS:
         drawn["map"] = value_maps(result)
-    elif names == ("arm", "metric"):
+    elif names == ("arm", "metric") and ", " not in result.unit:  # of one unit
         drawn["arms"] = arm_outcomes(result)
-    elif len(result.axes[-1]) > 1:
+    elif names[-1] in _RUNNING and len(result.axes[-1]) > 1:
         drawn["lines"] = along(result)
+    elif result.values.size > 1:
+        drawn["points"] = points(result)
     for name, measure in _ARRAYS.items():
         if name in result.arrays:
             drawn[name] = sentence_map(result, name, measure)
@@ -54,17 +60,21 @@ def of_result(result: Result) -> dict[str, Figure]:
 def along(
     result: Result, *, only: Sequence[str] = (), beside: Mapping[str, NDArray[np.float64]] | None = None
 ) -> Figure:
-    """Every line of a result along its last axis, one panel a line: interval as bars or a band, the null shaded, peaks marked.
+    """Every line of a result along its last axis, one panel a line: interval as bars, the null shaded, peaks marked.
 
     `only` are the labels of the first axis to draw; all where not given. `beside` are other lines over the same places, by name, drawn
-    dashed in each panel. Sentences are named by their text under the pointer.
+    dashed in each panel. Tokens stand at their number in the trace; sentences are named by their text under the pointer.
     """
     places = list(result.axes[-1].labels)
     first = result.axes[0].labels if len(result.axes) > 1 else (result.quantity,)
     chosen = [name for name in first if not only or name in only]
     rows = {name: np.reshape(result.values, (len(first), -1))[first.index(name)] for name in chosen}
-    figure = make_subplots(rows=len(rows), cols=1, shared_xaxes=True, subplot_titles=list(rows), vertical_spacing=0.06)
-    x = np.arange(len(places))
+    figure = make_subplots(
+        rows=len(rows), cols=1, shared_xaxes=True, subplot_titles=panel_titles(list(rows), result),
+        vertical_spacing=panel_gap(len(rows), 180),
+    )  # fmt: skip
+    numbered = all(place.isdigit() for place in places)
+    x = np.array([int(place) for place in places]) if numbered else np.arange(len(places))
     hover = [short(str(text)) for text in result.numbers.get("texts") or places]
     for panel, (name, line) in enumerate(rows.items(), start=1):
         at, shown = first.index(name), panel == 1
@@ -85,15 +95,51 @@ def along(
         if "peaks" in result.arrays:
             peaks = np.flatnonzero(np.reshape(result.arrays["peaks"], (len(first), -1))[at])
             figure.add_scatter(
-                x=peaks, y=line[peaks], mode="markers", marker={"color": ORANGE, "symbol": "diamond", "size": 9},
+                x=x[peaks], y=line[peaks], mode="markers", marker={"color": ORANGE, "symbol": "diamond", "size": 9},
                 name="peak", text=[hover[i] for i in peaks], hovertemplate="%{text}<br>peak, %{y:.4g}<extra></extra>",
                 showlegend=shown, row=panel, col=1,
             )  # fmt: skip
-    name = result.axes[-1].name
     figure = styled(figure, titled(result), "", "").update_layout(height=200 + 180 * len(rows))
-    figure.update_yaxes(title=unit_of(result))
-    ticks = {"tickvals": x, "ticktext": places} if len(places) <= 30 else {}
-    return figure.update_xaxes(title=name, row=len(rows), **ticks)
+    for panel, name in enumerate(rows, start=1):
+        figure.update_yaxes(title=unit_of(name, result.unit), row=panel)
+    ticks = {} if numbered and len(places) > 30 else {"tickvals": x, "ticktext": places}
+    return figure.update_xaxes(title=result.axes[-1].name, row=len(rows), **ticks)
+
+
+def points(result: Result) -> Figure:
+    """Values that stand for things without an order (words, arms, rules): a point each with its interval, its null a grey bar.
+
+    One panel; of a result of two axes one for each place on the last, which may differ in unit.
+    """
+    things = result.axes[0].labels
+    panels = result.axes[1].labels if len(result.axes) == 2 else (result.quantity,)
+    shape = len(things), len(panels)
+    figure = make_subplots(rows=1, cols=len(panels), shared_yaxes=True, subplot_titles=panel_titles(panels, result))
+    for at, name in enumerate(panels):
+        place, values = {"row": 1, "col": at + 1}, np.reshape(result.values, shape)[:, at]
+        if result.null is not None:
+            low, high = (np.reshape(end, shape)[:, at] for end in (result.null.low, result.null.high))
+            gaps = np.full(len(things), np.nan)
+            figure.add_scatter(
+                x=np.stack([low, high, gaps], axis=1).ravel(), y=np.repeat(things, 3), mode="lines+markers",
+                line={"color": SHADE, "width": 9}, marker={"size": 9, "symbol": "line-ns", "line": {"width": 2, "color": GREY}},
+                name=f"null: {result.null.what}", showlegend=not at, legendgroup="null", hoverinfo="skip", **place,
+            )  # fmt: skip
+        bars = None if result.interval is None else _bars(values, result.interval, shape, at)
+        figure.add_scatter(
+            x=values, y=list(things), mode="markers", marker={"color": BLUE, "size": 9}, error_x=bars, name="measured",
+            showlegend=not at, hovertemplate="%{y}<br>%{x:.4g}<extra></extra>", **place,
+        )  # fmt: skip
+        figure.update_xaxes(title=unit_of(name, result.unit), **place)
+    figure = styled(figure, titled(result), "", "").update_layout(height=200 + 26 * len(things))
+    for at, name in enumerate(panels):
+        figure.update_xaxes(title=unit_of(name, result.unit), row=1, col=at + 1)
+    return figure.update_yaxes(autorange="reversed", automargin=True)
+
+
+def _bars(values: NDArray[np.float64], band: Band, shape: tuple[int, int], at: int) -> dict[str, object]:
+    low, high = (np.reshape(end, shape)[:, at] for end in (band.low, band.high))
+    return {"type": "data", "symmetric": False, "array": high - values, "arrayminus": values - low, "color": GREY}
 
 
 def arm_outcomes(result: Result) -> Figure:
@@ -128,7 +174,7 @@ def _shade(figure: Figure, x: NDArray[np.intp], null: Band, row: int, panel: int
         x=x,
         y=high,
         fill="tonexty",
-        fillcolor="rgba(122,122,122,.25)",
+        fillcolor=SHADE,
         name=f"null: {null.what}",
         showlegend=shown,
         **style,
@@ -136,5 +182,10 @@ def _shade(figure: Figure, x: NDArray[np.intp], null: Band, row: int, panel: int
 
 
 def _between(line: NDArray[np.float64], band: Band, row: int) -> dict[str, object]:
-    low, high = (np.reshape(end, (-1, len(line)))[row] for end in (band.low, band.high))
-    return {"type": "data", "symmetric": False, "array": high - line, "arrayminus": line - low, "color": GREY}
+    n = len(line)
+    return _bars(
+        line,
+        Band(low=band.low.reshape(-1, n).T, high=band.high.reshape(-1, n).T, what=""),
+        (n, band.low.size // n),
+        row,
+    )

@@ -18,6 +18,7 @@ Figure: TypeAlias = go.Figure
 
 # Okabe and Ito's palette: told apart by all kinds of colour vision.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#7A7A7A"
+SHADE = "rgba(122,122,122,.25)"  # where chance lies
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 
@@ -39,15 +40,18 @@ def styled(figure: Figure, title: str, x: str, y: str) -> Figure:
         yaxis_title=y,
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "size": 13},
-        margin={"l": 60, "r": 20, "t": 28 + 20 * len(lines) + 24 * panels, "b": 110},
-        legend={"orientation": "h", "y": -0.3, "x": 0, "xanchor": "left", "yanchor": "top", "itemsizing": "constant"},
+        margin={"l": 60, "r": 20, "t": 28 + 20 * len(lines) + 24 * panels, "b": 90},
+        legend={
+            "orientation": "h",
+            "yref": "container",
+            "y": 0,
+            "x": 0,
+            "xanchor": "left",
+            "yanchor": "bottom",
+            "itemsizing": "constant",
+        },
         height=420,
     )
-
-
-def unit_of(result: Result) -> str:
-    """What stands at an axis: the unit, and nothing where there is none."""
-    return "" if result.unit == "1" else result.unit
 
 
 def colours_of(n: int) -> list[str]:
@@ -70,6 +74,25 @@ def error_bars(estimates: Sequence[Estimate], colour: str) -> dict[str, object]:
 def titled(result: Result) -> str:
     trace = result.provenance.get("trace")
     return result.quantity if trace in (None, "all") else f"{result.quantity}, {trace}"
+
+
+def panel_titles(names: Sequence[str], result: Result) -> list[str]:
+    """The title of each panel; none where a single one would say what the figure's title says."""
+    return [] if list(names) == [result.quantity] else list(names)
+
+
+def panel_gap(panels: int, height: float) -> float:
+    """The share of a figure between two of its panels of `height` pixels each, so that titles and ticks fit in however many there are."""
+    return 60 / (panels * (height + 60)) if panels > 1 else 0.0
+
+
+def unit_of(label: str, unit: str) -> str:
+    """The unit of one line of a result whose lines differ in it ("1 (accuracy), nats (kl), tokens"); a bare number has none to show."""
+    for part in unit.split(", ") if ", " in unit else ():
+        name, _, key = part.rstrip(")").partition(" (")
+        if (key or name) in label:
+            return "" if name == "1" else name
+    return "" if ", " in unit or unit == "1" else unit
 
 
 def short(text: str) -> str:

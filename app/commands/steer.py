@@ -150,9 +150,9 @@ def ablate(
 ) -> None:
     """Take heads, MLPs, layers, tokens or attention edges away: what it does to the answer, beside random others, and to the thinking."""
     from reasonscope.app.places import places
-    from reasonscope.app.sweeping import ablation_numbers, arm_numbers, model_of_run, sampling_of_run
+    from reasonscope.app.sweeping import ablation_numbers, anew_numbers, model_of_run, sampling_of_run
     from reasonscope.data.store import TraceStore
-    from reasonscope.steering.ablation import ablated_arm, ablation_effect
+    from reasonscope.steering.ablation import ablation_effect, answered_anew
     from reasonscope.steering.plan import read_plan
 
     store = TraceStore.open(places(run).store)
@@ -165,7 +165,14 @@ def ablate(
         typer.echo(one.name, err=True)
         found = ablation_effect(loaded, traces, one, controls=chosen.controls, seed=chosen.seed)
         shown[one.name] = ablation_numbers(found)
-        if problems and one.edges is None:
-            arm = ablated_arm(loaded, one, traces, problems, sampling_of_run(store, chosen.seed), seed=chosen.seed)
-            shown[one.name]["answered_anew"] = arm_numbers(arm)
+        if problems and one.edges is not None:
+            shown[one.name]["answered_anew"] = (
+                "not measured: attention edges are cut in passes over finished text alone"
+            )
+        elif problems:
+            sampling = sampling_of_run(store, chosen.seed)
+            anew = answered_anew(
+                loaded, one, traces, problems, sampling, controls=chosen.anew_controls, seed=chosen.seed
+            )
+            shown[one.name]["answered_anew"] = anew_numbers(anew)
     show(shown, json_)

@@ -54,7 +54,7 @@ def _curve(run: Run, id: str, result: Result) -> None:
     components.provenance(result)
     picked = int(clicked[0]["x"]) if clicked else None
     if components.is_new("mi-curve", picked) and picked is not None:
-        _open_at(run, id, int(result.axes[-1].labels[picked]), colouring_name("mi_peaks", site))
+        _open_at(run, id, picked, colouring_name("mi_peaks", site))
 
 
 def _models(run: Run) -> None:
@@ -94,5 +94,5 @@ def _words(run: Run, words: Result) -> None:
         st.dataframe(rows, hide_index=True, key="mi-words")
     components.provenance(words)
     with st.expander("As a figure"):
-        figure = figures.along(words)
+        figure = figures.points(words)
         components.show_figure(figure, name="mi_words", command=measurements.command(run, _NAME), key="mi-words-figure")

@@ -1,4 +1,4 @@
-"""nnsight 0.8: one trace with `tracer.cache(modules=…)`, edits in `tracer.all()`. https://nnsight.net/documentation/"""
+"""nnsight 0.8: one trace with `tracer.cache(modules=…)`, edits in `tracer.iter`. https://nnsight.net/documentation/"""
 
 import torch
 from nnsight import TransformersModel
@@ -36,7 +36,7 @@ def _given(job):
 def steer(model, job):
     vector, layer = torch.from_numpy(job.vector), job.layer
     with torch.no_grad(), model.generate(**_given(job)) as tracer:
-        for _ in tracer.all():
+        for _ in tracer.iter[: job.new]:
             model.model.layers[layer].output += vector
         tokens = tracer.result.save()
     return {"tokens": tokens}
@@ -45,7 +45,7 @@ def steer(model, job):
 def steer_generated(model, job):
     vector, layer = torch.from_numpy(job.vector), job.layer
     with torch.no_grad(), model.generate(**_given(job)) as tracer:
-        for _ in tracer.iter[1:]:
+        for _ in tracer.iter[1 : job.new]:
             model.model.layers[layer].output += vector
         tokens = tracer.result.save()
     return {"tokens": tokens}

@@ -70,19 +70,18 @@ def eager_attention(hf: PreTrainedModel) -> Iterator[None]:
         hf.set_attn_implementation(before)
 
 
-@contextmanager
-def touching(hf: PreTrainedModel, layout: Layout, site: Site, touch: Touch) -> Iterator[None]:
-    """Inside, every pass of `hf` hands the activation at `site` to `touch` and goes on with what it returns."""
+def touching(hf: PreTrainedModel, layout: Layout, site: Site, touch: Touch) -> AbstractContextManager[object]:
+    """Until it is left, every pass of `hf` hands the activation at `site` to `touch` and goes on with what it returns.
+
+    A handle of torch, which removes its hook when it is left: a context of our own around it would cost as much as a small layer.
+    """
     module = layout.module(hf, site)
     if site.point == "router":
-        opened = _touching_router(layout.block(hf, site.layer), module, layout, touch)
-    elif site.point in ("resid_pre", "z"):
+        return _touching_router(layout.block(hf, site.layer), module, layout, touch)
+    if site.point in ("resid_pre", "z"):
         n_heads = head_count(hf.config) if site.point == "z" else None
-        opened = _removing(module.register_forward_pre_hook(_input_hook(touch, n_heads), with_kwargs=True))
-    else:
-        opened = _removing(module.register_forward_hook(_output_hook(touch, 1 if site.point == "attn_probs" else 0)))
-    with opened:
-        yield
+        return module.register_forward_pre_hook(_input_hook(touch, n_heads), with_kwargs=True)
+    return module.register_forward_hook(_output_hook(touch, 1 if site.point == "attn_probs" else 0))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from reasonscope.analysis import figures
+from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.app.report import write_report
 from reasonscope.probes.conformal import ResidualBand
 from reasonscope.probes.controls import Null
@@ -137,3 +138,37 @@ def test_the_report_holds_its_script_once_and_every_number(tmp_path, probe):
     text = write_report(tmp_path, {"a": {"b": 0.25}, "c": [1, 2]}, drawn).read_text(encoding="utf-8")
     assert "<script src=" not in text and text.count("plotly.js v") == 1
     assert "a.b" in text and "0.25" in text and "1 … 2" in text
+
+
+def test_things_without_an_order_are_points_and_each_metric_has_its_unit():
+    values = np.array([[0.5, 100.0], [0.7, 300.0]])
+    result = Result(
+        method="selection", quantity="what a rule does", unit="1 (accuracy), tokens",
+        axes=(Axis.of("rule", ("single", "majority")), Axis.of("metric", ("accuracy", "tokens"))),
+        values=values, null=Band.of(values[:1] - 0.1, values[:1], values.shape, "a single sample"),
+        interval=Band.of(values - 0.2, values + 0.1, values.shape, "bootstrap"),
+    )  # fmt: skip
+    drawn = figures.of_result(result)["points"]
+    null, accuracy, _, tokens = drawn.data
+    assert (
+        list(accuracy.x) == [0.5, 0.7] and list(tokens.x) == [100, 300] and list(accuracy.y) == ["single", "majority"]
+    )
+    assert list(accuracy.error_x.array) == pytest.approx([0.1, 0.1]) and list(null.x[:2]) == [0.4, 0.5]
+    assert (drawn.layout.xaxis.title.text, drawn.layout.xaxis2.title.text) == ("", "tokens")
+
+
+def test_tokens_stand_at_their_number_and_a_signed_map_is_white_at_zero():
+    line = Result(
+        method="mi_peaks", quantity="q", unit="1", axes=(Axis.of("token", [str(i) for i in range(90, 140)]),),
+        values=np.arange(50.0), null_missing="by hand", arrays={"peaks": np.arange(50) == 3},
+    )  # fmt: skip
+    measured, peak = figures.along(line).data
+    assert (measured.x[0], peak.x[0], peak.y[0]) == (90, 93, 3)
+    map_ = Result(
+        method="probe_write", quantity="q", unit="logits", axes=(Axis.of("layer", 1), Axis.of("head", 2)),
+        values=np.array([[-3.0, 1.0]]), null=Band.of(0.5, 0.5, (1, 2), "even"),
+    )  # fmt: skip
+    drawn = figures.value_maps(map_)
+    (heat,) = drawn.data
+    assert (heat.zmin, heat.zmax) == (-3, 3) and "null 0.5" in drawn.layout.annotations[0].text
+    assert drawn.layout.xaxis.title.text == "head<br>null: even"

@@ -7,7 +7,7 @@ import pytest
 from reasonscope.app.demo import Size, run_demo
 from reasonscope.data.store import TraceStore
 
-TINY = Size(ledgers=24, requests=8, steered=8)
+TINY = Size(ledgers=24, requests=8, steered=6, briefly=6)
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +25,19 @@ def test_the_summary_has_what_others_read(run):
     assert summary["traces"]["n"] == 32
     assert summary["length_probe"].keys() >= {"spearman", "ci", "baselines", "n_groups"}
     assert summary["length_probe"]["n_groups"] == 24
-    seal = summary["seal"]
-    assert seal.keys() >= {"tokens_base", "tokens_steered", "accuracy_base", "accuracy_steered", "random_tokens"}
-    assert seal["tokens_base"] > 0 and seal["n_problems"] == 8
+    for name in ("seal", "asc", "speed"):
+        found = summary[name]
+        assert found.keys() >= {"tokens_base", "tokens_steered", "accuracy_base", "accuracy_steered", "random_tokens"}
+        assert found["tokens_base"] > found["tokens_steered"] > 0 and found["n_problems"] == 6
+        assert len(found["random_tokens"]) == 2
+    assert summary["asc"]["tokens_steered"] < min(summary["asc"]["random_tokens"])
     assert summary["timings"].keys() == {
         "load",
         "record",
         "length_probe",
         "refusal_probe",
         "correctness_probe",
-        "seal",
+        "steering",
     }
     assert summary["refusal_probe"].startswith("not measured: ")  # 8 requests are too few for five folds
 

@@ -119,3 +119,19 @@ def test_a_corrupt_model_folder_is_refused(run):
         shutil.copytree(source, run / name)
         damage(run / name / "model.safetensors")
         refused(cli("verify", name, cwd=run), words)
+
+
+def test_shards_are_merged_and_record_refuses_what_does_not_go_together(tmp_path):
+    how = ("--problems", "ledger", "--n", 4, "--sites", "resid_post.2", "--max-new-tokens", 8)
+    for part in ("1", "2"):
+        done = cli("record", *how, "--shard", f"{part}/2", "--out", f"parts/{part}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    for _ in range(2):  # a second merge finds nothing to do
+        done = cli("merge", "parts/1", "parts/2", "--out", "run", cwd=tmp_path)
+        assert done.returncode == 0 and done.stdout.startswith("4 traces")
+    assert cli("check", "run", cwd=tmp_path).returncode == 0
+    refused(cli("merge", "parts/3", "--out", "run", cwd=tmp_path), "no trace store")
+    both = cli("record", *how, "--ray", "local", "--server", "http://127.0.0.1:9", "--out", "other", cwd=tmp_path)
+    refused(both, "leave --server and --shard away")
+    refused(cli("record", *how, "--server", "nowhere", "--out", "other", cwd=tmp_path), "has to begin with http")
+    refused(cli("record", *how, "--remote", "local", "--out", "other", cwd=tmp_path), "remote is of backend='nnsight'")

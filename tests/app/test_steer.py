@@ -76,13 +76,42 @@ def test_controls_of_the_decoding_are_swept_on_the_same_plane(run):
     assert all(name in drawn for name in ("forced-close", "seal-transition reversed", "random tokens (n = 5)"))
 
 
-def test_ablate_runs_a_plan(run, tmp_path):
+PLAN = """
+traces: 2
+problems: 2
+anew_controls: 2
+ablations:
+  - {name: heads, heads: ["1.0", "2.1"]}
+  - {name: heads by mean, heads: ["1.0"], how: mean, scope: {on: think}}
+  - {name: heads by draw, heads: ["1.0"], how: resample}
+  - {name: mlp, mlps: [3]}
+  - {name: layer, layers: [2]}
+  - {name: early, tokens: {generation_window: [0, 5]}}
+  - {name: doubts, tokens: {on: think, words: [I]}}
+  - {name: edges, edges: {readers: {on: answer}, read: {on: think}, layers: [3, 4]}}
+"""
+
+
+def test_ablate_runs_a_plan_with_every_kind(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("reasonscope.app.sweeping.sampling_of_run", lambda *_: Sampling(max_new_tokens=12))
     plan = tmp_path / "plan.yaml"
-    plan.write_text('traces: 2\nproblems: 2\nablations: [{name: heads, heads: ["1.0", "2.1"]}]', encoding="utf-8")
-    found = numbers("ablate", plan, "--run", run)["heads"]
-    assert {"tokens", "well_formed"} <= found["answered_anew"]["differences"].keys()
-    assert found["controls"]["n"] == 20 and found["touched"] > 0
-    assert found["effect_nats_per_answer_token"]["ci"][0] <= found["effect_nats_per_answer_token"]["value"]
+    plan.write_text(PLAN, encoding="utf-8")
+    found = numbers("ablate", plan, "--run", run)
+    assert len(found) == 8
+    for one in found.values():
+        assert one["controls"]["n"] == 20 and one["touched"] > 0
+        low, high = one["effect_nats_per_answer_token"]["ci"]
+        assert low <= one["effect_nats_per_answer_token"]["value"] <= high
+    assert "not measured" in found["edges"]["answered_anew"]
+    anew = {name: one["answered_anew"] for name, one in found.items() if name != "edges"}
+    assert {name: len(one["random"]) for name, one in anew.items()} == {
+        **dict.fromkeys(("heads", "heads by mean", "heads by draw", "mlp", "layer"), 2),
+        **dict.fromkeys(("early", "doubts"), 0),
+    }
+    assert {"tokens", "well_formed"} <= anew["heads"]["excess_over_random"].keys() and not anew["early"][
+        "excess_over_random"
+    ]
+    assert all(one["touched"] > 0 and {"tokens", "well_formed"} <= one["differences"].keys() for one in anew.values())
 
 
 @pytest.mark.parametrize(
@@ -100,7 +129,7 @@ def test_bad_input_is_one_line_and_status_2(run, monkeypatch, capsys, args, mess
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = capsys.readouterr().err.splitlines()[-1]
     assert message in line
 
 

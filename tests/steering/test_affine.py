@@ -13,8 +13,16 @@ from reasonscope.data.problems import load_problems, request_of
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.decoding import left_padded
 from reasonscope.probes.model import load_model
+from reasonscope.probes.sites import Site
 from reasonscope.steering import Bench, Classes, clamped_refusal, mean_projection, steering
-from reasonscope.steering.refusal import contexts, end_of_words, judged_halves
+from reasonscope.steering.refusal import (
+    answer_contexts,
+    answer_start,
+    contexts,
+    end_of_words,
+    extract_refusal,
+    judged_halves,
+)
 from reasonscope.steering.treatments import Treatment
 
 
@@ -86,3 +94,14 @@ def test_what_teaches_nothing_is_refused(model, traces):
         Classes(harmful=[], harmless=[[1]])
     with pytest.raises(InputError, match="no layer passes"):
         clamped_refusal(model, traces, "away", verdict=" user")  # there nothing is decided
+
+
+def test_the_published_rule_finds_a_direction_where_late_layers_may_be_chosen(model, traces):
+    made, held_out = judged_halves(traces)
+    sides = [answer_contexts(of) for half in (made, held_out) for of in (half.harmful, half.harmless)]
+    opens = made.following(answer_start)
+    assert [model.tokenizer.decode([token]) for token in opens] == ["I"]
+    vector = extract_refusal(model, *sides, opens, prune_share=0.0)
+    assert list(vector.directions) == [Site("resid_pre", 5)]
+    with pytest.raises(InputError, match="no direction passes"):  # as published: not in the last fifth of six layers
+        extract_refusal(model, *sides, opens)

@@ -9,12 +9,15 @@ import pytest
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.tokenizer import chat
 from reasonscope.data.organism.writer import write_ledger
-from reasonscope.data.parse import build_trace
+from reasonscope.data.parse import build_trace, trace_from_text
 from reasonscope.data.problems import ledger_of, load_problems
 from reasonscope.data.store import TraceStore
-from reasonscope.data.trace import Sampling
+from reasonscope.data.trace import Message, Problem, Sampling
+from reasonscope.probes.capture import replay
 from reasonscope.probes.model import load_model
+from reasonscope.probes.sites import Site
 from reasonscope.steering.methods import METHODS, Source, method
+from reasonscope.steering.speed import extract_speed, fast_slow_pairs
 
 SITES = [f"{point}.{layer}" for layer in range(6) for point in ("resid_pre", "resid_post")]
 FROM_STATES = ("seal", "seal-clamp", "asc", "asc-thinking", "strength", "efficiency")
@@ -72,3 +75,41 @@ def test_what_a_run_cannot_teach_is_said(model, store):
         method("speed").parts(source(model, store, ids))
     with pytest.raises(InputError, match="no steering method is called"):
         method("soap")
+
+
+def test_the_length_probe_points_to_shorter_thinking(tmp_path, character_tokenizer):
+    rng, planted = np.random.default_rng(0), np.eye(6, dtype=np.float32)[2]
+    traces, states = [], []
+    for i in range(40):
+        n = int(rng.integers(5, 60))
+        problem = Problem(id=f"p{i}", messages=(Message(role="user", content=f"q{i}"),), answer="1")
+        about = {"problem": problem, "prompt": f"q{i}<think>\n", "tokenizer": character_tokenizer.backend_tokenizer}
+        traces.append(trace_from_text(id=f"p{i}/0", completion="x" * n + "\n</think>\n\n\\boxed{1}", **about))
+        state = rng.standard_normal((len(traces[-1].token_ids) - 1, 6)).astype(np.float32)
+        state[traces[-1].n_prompt_tokens - 1] += 8 * np.log(n) * planted
+        states.append(state)
+    with TraceStore.create(tmp_path / "store", sites=["resid_post.3"]) as store:
+        store.append(traces, {"resid_post.3": states})
+    given = Source(model=None, store=store, ids=store.ids, sites=[Site("resid_post", 3)])
+    (part,) = method("length-probe").parts(given)
+    ((site, direction),) = part.vector.directions.items()
+    assert site == Site("resid_post", 3) and direction @ planted / np.linalg.norm(direction) < -0.98
+    read = [state[trace.n_prompt_tokens - 1] @ direction for state, trace in zip(states, traces, strict=True)]
+    assert np.std(read) == pytest.approx(
+        np.linalg.norm(direction) ** 2, rel=1e-3
+    )  # one step is one deviation of what it reads
+
+
+def test_speed_is_learned_from_a_forced_first_word(model):
+    problems = [problem for problem in load_problems("ledger", n=40) if problem.difficulty == 1][:4]
+    pairs = fast_slow_pairs(model, problems, Sampling(max_new_tokens=200), first="After", n_steps=1)
+    assert len(pairs) >= 2
+    sites = [Site("resid_post", 4)]
+    vector = extract_speed(model, pairs, sites)
+    assert vector.norms[sites[0]] == pytest.approx(1.0, abs=1e-5)
+    faster = []
+    for pair in pairs:
+        assert pair.fast != pair.slow
+        fast, slow = (replay(model, [[*ids, 0]], sites)[0][sites[0]][-1].numpy() for ids in (pair.fast, pair.slow))
+        faster.append((fast - slow) @ vector.directions[sites[0]] > 0)
+    assert np.mean(faster) > 0.5

@@ -1,0 +1,249 @@
+"""What a store costs: recording to disk beside holding in memory, a kill at half, and the files beside plain ones.
+
+W3 records the organism's residual stream behind every block to disk in a process that may take 1 GiB more than it has once the model is
+loaded (RLIMIT_DATA), and captures the same while decoding, into memory, W2's way; the memory is measured for n and for 2n problems.
+W7 kills the process (SIGKILL) once half of the traces are stored, and starts it again; seconds are of the processor, from when a process
+begins to record. W12 writes arrays as a store and as plain safetensors files, both brought to the disk, reads single traces at one site in
+random order after the page cache was told to forget the files, and reads everything once.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from reasonscope.data.durable import write_durably
+from reasonscope.data.errors import StoreError
+from reasonscope.data.parse import build_trace
+from reasonscope.data.problems import load_problems
+from reasonscope.data.store import TraceStore
+from reasonscope.data.trace import Problem, Sampling, Trace
+from reasonscope.probes.decoding import generate
+from reasonscope.probes.model import load_model
+from reasonscope.probes.prompting import load_prompting
+from reasonscope.probes.record import record
+from reasonscope.probes.sites import expand_sites
+
+BUILD = Path(__file__).parents[1] / "build" / "recording"
+SAMPLING = Sampling(temperature=0.7, max_new_tokens=512, seed=0)
+CAP = 2**30
+SITES, WIDTH, ROWS = ("resid_post.0", "resid_post.1", "resid_post.2", "resid_post.3"), 1_024, 512
+
+
+def child(mode: str, n: int, path: Path | None = None) -> "subprocess.Popen[str]":
+    command = [sys.executable, __file__, "--child", mode, "--problems", str(n), "--path", str(path)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def answer(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    text, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"a process of this benchmark ended with {process.returncode}")
+    found: dict[str, Any] = json.loads(text.splitlines()[-1])
+    return found
+
+
+def run_child(mode: str, n: int, path: Path) -> None:
+    """In a process of its own: capture into memory, or record to `path`; seconds and extra memory to stdout."""
+    torch.set_num_threads(1)
+    model = load_model("organism")
+    problems = load_problems("ledger", n=n)
+    sites = expand_sites("resid_post.*", model.n_layers)
+    assert model.fingerprint  # hashed once, as both sides would
+    resource.setrlimit(resource.RLIMIT_DATA, (held("VmData") + CAP, -1))
+    before, began = held("VmHWM"), time.process_time()
+    sys.stdout.write(json.dumps({"began": began}) + "\n")
+    sys.stdout.flush()
+    if mode == "record":
+        tokens = sum(
+            len(t.token_ids) for t in record(model, problems, path, sites=sites, sampling=SAMPLING, progress=False)
+        )
+    else:
+        prompts = sorted((model.encode_prompt(problem) for problem in problems), key=len)
+        tokens = 0
+        for start in range(0, n, 16):
+            batch = prompts[start : start + 16]
+            done = generate(model, batch, SAMPLING, seeds=range(len(batch)), read=sites)
+            tokens += sum(len(one.token_ids) for one in done)
+    spent = {"cpu": time.process_time() - began, "extra": held("VmHWM") - before, "tokens": tokens}
+    sys.stdout.write(json.dumps(spent) + "\n")
+
+
+def held(kind: str) -> int:
+    """Memory of this process in bytes by the name that Linux gives it."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
+    return 1024 * int(line.split()[1])
+
+
+def to_disk(n: int, turns: int) -> list[str]:
+    """W3."""
+    memory, disk = [], []
+    for turn in range(turns):
+        for mode, kept in sorted((("memory", memory), ("record", disk)), reverse=bool(turn % 2)):
+            shutil.rmtree(BUILD / "w3", ignore_errors=True)
+            kept.append(answer(child(mode, n, BUILD / "w3")))
+    shutil.rmtree(BUILD / "w3")
+    double = answer(child("record", 2 * n, BUILD / "w3"))
+    ratios = [
+        one["cpu"] / one["tokens"] / (other["cpu"] / other["tokens"]) for one, other in zip(disk, memory, strict=True)
+    ]
+    return [
+        f"| W3 record {n} traces to disk, 1 GiB more at most | ≤ 1.15 × capture into memory, per token | {quartiles(ratios)} |",
+        f"| W3 extra memory, {n} and {2 * n} traces | flat | {mib(disk[0]['extra'])} and {mib(double['extra'])} |",
+    ]
+
+
+def killed(n: int) -> list[str]:
+    """W7."""
+    whole, cut = BUILD / "w7-whole", BUILD / "w7-cut"
+    for folder in (whole, cut):
+        shutil.rmtree(folder, ignore_errors=True)
+    plain = answer(child("record", n, whole))
+    spent_before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = child("record", n, cut)
+    assert process.stdout is not None
+    began = json.loads(process.stdout.readline())["began"]
+    while stored(cut) < n / 2:
+        if process.poll() is not None:
+            raise RuntimeError("the run ended before it was killed; give more problems")
+        time.sleep(0.05)
+    there = stored(cut)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    first = spent.ru_utime + spent.ru_stime - spent_before.ru_utime - spent_before.ru_stime - began
+    second = answer(child("record", n, cut))["cpu"]
+    return [
+        f"| W7 killed with {there} of {n} traces stored, and resumed | ≤ 1.05 × uninterrupted | {(first + second) / plain['cpu']:.3f} |",
+        f"| W7 the two stores | the same | {'the same' if same(whole, cut) else 'DIFFERENT'} |",
+    ]
+
+
+def stored(path: Path) -> int:
+    try:
+        return len(TraceStore.open(path))
+    except StoreError:
+        return 0
+
+
+def same(one: Path, other: Path) -> bool:
+    """Trace by trace, every bit."""
+    a, b = TraceStore.open(one), TraceStore.open(other)
+    return sorted(a.ids) == sorted(b.ids) and all(
+        np.array_equal(a.activations(id, site), b.activations(id, site)) and a.trace(id) == b.trace(id)
+        for id in a.ids
+        for site in a.sites
+    )
+
+
+def files(gigabytes: float) -> list[str]:
+    """W12."""
+    shutil.rmtree(BUILD / "w12", ignore_errors=True)
+    rows = np.random.default_rng(0).standard_normal((ROWS, WIDTH)).astype(np.float32)
+    per_shard, any_trace = 8, some_trace()
+    shards = max(2, int(gigabytes * 2**30 / (per_shard * len(SITES) * rows.nbytes)))
+    plain, store = BUILD / "w12" / "plain", BUILD / "w12" / "store"
+    plain.mkdir(parents=True)
+    seconds = {"plain": 0.0, "store": 0.0}
+    with TraceStore.create(store, sites=SITES) as ours:
+        for shard in range(shards):
+            arrays = [rows + np.float32(shard * per_shard + i) for i in range(per_shard)]
+            traces = [replace(any_trace, id=f"{shard}/{i}") for i in range(per_shard)]
+            started = time.perf_counter()
+            joined = {site: np.concatenate(arrays) for site in SITES}
+            write_durably(plain / f"{shard}.safetensors", lambda path, joined=joined: save_file(joined, path))
+            middle = time.perf_counter()
+            ours.append(traces, dict.fromkeys(SITES, arrays))
+            seconds["plain"] += middle - started
+            seconds["store"] += time.perf_counter() - middle
+    opened = TraceStore.open(store)
+    ids = opened.ids
+    forget(store)
+    waits = []
+    for id in np.random.default_rng(1).choice(ids, size=min(200, len(ids)), replace=False):
+        started = time.perf_counter()
+        opened.activations(str(id), SITES[1])
+        waits.append(1_000 * (time.perf_counter() - started))
+    forget(store)
+    started = time.perf_counter()
+    for id in ids:
+        for site in SITES:
+            opened.activations(id, site)
+    scan = time.perf_counter() - started
+    forget(plain)
+    started = time.perf_counter()
+    for shard in range(shards):
+        for array in load_file(plain / f"{shard}.safetensors").values():
+            array.sum()  # touched, as the store's checksums touch theirs
+    by_files = time.perf_counter() - started
+    size = shards * per_shard * len(SITES) * rows.nbytes / 2**30
+    shutil.rmtree(BUILD / "w12")
+    return [
+        f"| W12 write {size:.1f} GiB | ≥ 0.8 × the speed of safetensors files | {seconds['plain'] / seconds['store']:.2f} |",
+        f"| W12 read one trace at one site ({rows.nbytes / 2**20:.0f} MiB), median and 95 % | ≤ 5 ms | "
+        f"{np.median(waits):.1f} and {np.quantile(waits, 0.95):.1f} ms |",
+        f"| W12 read everything, checksums compared | ≥ 0.8 × the speed of safetensors files | {by_files / scan:.2f} |",
+    ]
+
+
+def some_trace() -> Trace:
+    """A trace of ROWS rows; what it says does not matter here."""
+    tokenizer = load_prompting("organism").tokenizer_backend
+    ids = tokenizer.encode("One and one makes two. " * ROWS).ids[: ROWS + 1]
+    problem = Problem(id="any", prompt="?")
+    return build_trace(id="any", problem=problem, token_ids=ids, n_prompt_tokens=1, tokenizer=tokenizer)
+
+
+def forget(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def quartiles(ratios: Sequence[float]) -> str:
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    return f"{middle:.3f} ({low:.3f} – {high:.3f})"
+
+
+def mib(n: float) -> str:
+    return f"{n / 2**20:.0f} MiB"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="few problems, one turn, 1 GiB of files")
+    parser.add_argument("--child", choices=["memory", "record"], help=argparse.SUPPRESS)
+    parser.add_argument("--problems", type=int, default=96)
+    parser.add_argument("--gigabytes", type=float, default=10)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        run_child(given.child, given.problems, given.path)
+        return
+    n, turns, gigabytes = (32, 1, 1.0) if given.small else (given.problems, given.turns, given.gigabytes)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    sys.stdout.write(f"## What a store costs\n\n{__doc__.split(chr(10) * 2, 1)[1].strip()}\n\n")
+    sys.stdout.write("| | goal | measured |\n|---|---|---|\n")
+    for part in (lambda: to_disk(n, turns), lambda: killed(4 * n), lambda: files(gigabytes)):
+        sys.stdout.write("\n".join(part()) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
