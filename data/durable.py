@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -13,12 +14,12 @@ from reasonscope.data.errors import StoreError
 TEMPORARY = ".tmp"
 
 
-def write_durably(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, bring it to the disk, and give it its name in one step.
+def write_durably(path: Path, write: Callable[[Path], object]) -> str:
+    """Let `write` fill a temporary file, bring it to the disk, and give it its name in one step. Gives its SHA-256.
 
     It is filled in a folder of its own, PATH.tmp: safetensors and others put temporary files of random names beside what they write, and
-    what a killed writer left goes with the folder, at the next write. Raises StoreError where that fails (a full disk), and leaves
-    nothing behind then.
+    what a killed writer left goes with the folder, at the next write. The checksum is computed while the disk works, since it takes
+    about as long. Raises StoreError where that fails (a full disk), and leaves nothing behind then.
     """
     folder = path.with_name(path.name + TEMPORARY)
     try:
@@ -26,10 +27,12 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> None:
         folder.mkdir()
         temporary = folder / path.name
         write(temporary)
-        with temporary.open("rb+") as file:
+        with temporary.open("rb+") as file, ThreadPoolExecutor(1) as beside:
+            digest = beside.submit(sha256_of, temporary)
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
+        return digest.result()
     except (OSError, SafetensorError) as error:
         raise StoreError(
             f"cannot write {path}: {error}; what was stored before is intact, make room and run it again"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reasonscope.data.durable import sha256_of, write_durably
+from reasonscope.data.durable import write_durably
 from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.reading import check_fields, parse_json, well_formed
 
@@ -28,10 +28,6 @@ class SiteType:
 class StoredFile:
     size: int
     sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> "StoredFile":
-        return cls(size=path.stat().st_size, sha256=sha256_of(path))
 
 
 @dataclass(frozen=True, kw_only=True)

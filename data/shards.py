@@ -45,13 +45,14 @@ def write_shard(folder: Path, name: str, traces: Sequence[Trace], activations: A
     writers = {f"{name}.parquet": partial(_write_table, table)}
     if activations:
         writers[f"{name}.safetensors"] = partial(_write_arrays, activations)
+    files = {}
     try:
         for file, write in writers.items():
-            write_durably(folder / file, write)
+            digest = write_durably(folder / file, write)
+            files[file] = StoredFile(size=(folder / file).stat().st_size, sha256=digest)
     except StoreError:
         remove_files(folder, writers)
         raise
-    files = {file: StoredFile.of(folder / file) for file in writers}
     return Shard(name=name, traces=len(traces), rows=int(stops[-1]), files=files)
 
 
