@@ -41,10 +41,9 @@ class Kind:
         A pickle is not opened. The library itself refuses headers of more than 100 MB and tensors that reach beyond the file.
         """
         self._check_start(path)
-        with well_formed(f"{path} is no {self.noun}: it"):
-            with safe_open(path, framework="numpy") as file:
-                text = (file.metadata() or {}).get(self.key, "null")
-                arrays = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - not a dict
+        with well_formed(f"{path} is no {self.noun}: it"), safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(self.key, "null")
+            arrays = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - not a dict
         header = parse_json(text, f"the header of {path}")
         if not isinstance(header, dict):
             raise InputError(f"{path} is a safetensors file, but no {self.noun} of reasonscope")
