@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := runs/demo
 
-.PHONY: demo test test-slow test-browser screenshots chromium test-wheel lint types docs figures notebooks bench example ci constraints clean
+.PHONY: demo test test-slow test-browser screenshots chromium test-wheel lint types docs figures notebooks bench bench-gpu sizing example ci constraints clean
 
 demo: $(VENV)/installed-all
 	$(BIN)/reasonscope demo --out $(DEMO)
@@ -66,11 +66,22 @@ notebooks: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --nbmake docs/notebooks
 
 # Every script prints a section; BENCH=--small runs a part and extrapolates.
+# Those that measure findings, not speed, want arguments and more time; docs/analysis.md says which.
+SPEED = $(filter-out benchmarks/allotment.py benchmarks/cliff_heads.py benchmarks/organism_%.py, $(wildcard benchmarks/*.py))
+
 bench: $(VENV)/installed-all-test
 	mkdir -p build
 	printf '# Benchmarks\n\nWritten by `make bench` on %s.\n' "$$(uname -m)" > build/benchmarks.md
-	for script in benchmarks/*.py; do echo >> build/benchmarks.md && $(BIN)/python $$script $(BENCH) >> build/benchmarks.md || exit 1; done
+	for script in $(SPEED); do echo >> build/benchmarks.md && $(BIN)/python $$script $(BENCH) >> build/benchmarks.md || exit 1; done
 	mv build/benchmarks.md docs/benchmarks.md
+
+# Says so where there is no accelerator; `make bench` keeps those rows open.
+bench-gpu: $(VENV)/installed-all
+	$(BIN)/python benchmarks/with_gpu.py
+
+# The tables of docs/scale.md.
+sizing: $(VENV)/installed-all
+	$(BIN)/python docs/sizing.py
 
 # The run that the app opens where none is given; record it anew when the organism was trained anew.
 example: $(VENV)/installed-all

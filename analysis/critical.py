@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 from scipy.stats import spearmanr
 
-from reasonscope.analysis.receiver import nan_mean
+from reasonscope.analysis.looking_back import mean_effect
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
 from reasonscope.analysis.statistics import holm, permutation_p
 from reasonscope.data.trace import Sentence, Trace
@@ -21,6 +21,7 @@ _LINES = (
     ("anchors", "forced_kl"),
     ("receiver_scores", ""),
     ("suppression", ""),
+    ("replacement", ""),
     ("close_attention", ""),
     ("recurrence", ""),
 )
@@ -30,8 +31,8 @@ METHODS = tuple(dict.fromkeys(method for method, _ in _LINES))
 def signals_of(results: Mapping[str, Result], sentences: Sequence[Sentence]) -> dict[str, Values]:
     """Every known signal of one trace by name, one number a sentence; `results` by method.
 
-    One that was not measured, or that was measured over other sentences than these, is left out. Suppression counts as the mean
-    effect that a sentence has on all later ones.
+    One that was not measured, or that was measured over other sentences than these, is left out. Effects of sentences on sentences
+    (suppression, replacement) count as the mean effect that a sentence has on all later ones.
     """
     found = {}
     for method, name in _LINES:
@@ -40,8 +41,8 @@ def signals_of(results: Mapping[str, Result], sentences: Sequence[Sentence]) -> 
             continue
         if result.axes[-1].name in ("sentence", "source") and len(result.axes[-1]) != len(sentences):
             continue
-        if method == "suppression":
-            line = nan_mean(result.values, axis=0)
+        if result.axes[-1].name == "source":
+            line = mean_effect(result.values)
         elif name and name not in result.axes[0].labels:
             continue
         else:

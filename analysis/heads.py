@@ -25,6 +25,7 @@ HORIZON: tuple[int, int | None] = (
 )  # tokens behind a key, of FAI; (0, None) is the paper's other setting: to the end
 SHARE = 0.3  # of all heads, the most local and the most global
 METRICS = ("span", "sink", "previous", "induction")
+UNITS = ("tokens", "share of attention", "share of attention", "share of attention")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -192,7 +193,11 @@ def head_table(model: Model, trace: Trace, *, seed: int = 0) -> Result:
             "fai": over(found.fai, wide),
             "thinking": np.array([rows.start, rows.stop]),
         },
-        numbers={"local": list(map(str, local)), "global": list(map(str, wide))},
+        numbers={
+            "units": dict(zip(METRICS, UNITS, strict=True)),
+            "local": list(map(str, local)),
+            "global": list(map(str, wide)),
+        },
         provenance=provenance,
     )
 

@@ -12,8 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.headed import Kind
+from reasonscope.data.reading import well_formed
 
-_KIND = Kind(key="reasonscope.result", noun="result", version=1)
+_TEXTS = ("method", "quantity", "unit", "null_missing", "reason")
+_KIND = Kind(
+    key="reasonscope.result",
+    noun="result",
+    version=1,
+    fields={**dict.fromkeys(_TEXTS, str), "axes": list, "bands": dict, "numbers": dict, "provenance": dict},
+)
 
 Values = NDArray[np.float64]
 
@@ -140,10 +147,8 @@ class Result:
     def load(cls, path: str | Path) -> "Result":
         """Read what `save` wrote. Raises InputError for any other file, and for one of a newer version."""
         header, tensors = _KIND.read(Path(path))
-        try:
+        with well_formed(path):
             return _read(tensors, header)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path} is a damaged result: {error} is missing or of the wrong kind") from error
 
 
 def undefined(*, method: str, quantity: str, unit: str, reason: str, axis: str = "value", **more: Any) -> Result:
@@ -176,7 +181,7 @@ def _read(tensors: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> Res
         for name, what in header["bands"].items()
     }
     return Result(
-        axes=tuple(Axis(name=axis["name"], labels=tuple(axis["labels"])) for axis in header["axes"]),
+        axes=tuple(Axis.of(str(axis["name"]), list(axis["labels"])) for axis in header["axes"]),
         values=tensors["values"],
         null=bands.get("null"),
         interval=bands.get("interval"),

@@ -10,7 +10,7 @@ from scipy.stats import false_discovery_control, rankdata
 
 from reasonscope.analysis.results import Band, Values
 from reasonscope.data.errors import InputError
-from reasonscope.probes.evaluate import Estimate, Rows, resample_groups
+from reasonscope.probes.evaluate import Estimate, Rows, resample_groups, tails
 
 Alternative = Literal["greater", "less", "two-sided"]
 
@@ -83,7 +83,7 @@ def mean_estimate(
 def bootstrap_band(
     statistic: Callable[[Rows], Values], n: int, *, draws: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Band:
-    """The interval of a statistic that gives many values at once: percentiles over resamples of `n` rows.
+    """The interval of a statistic that gives many values at once: percentiles over resamples of `n` rows, widened for few (`tails`).
 
     A value that is NaN on more than half of the resamples has no interval (NaN).
     """
@@ -94,7 +94,7 @@ def bootstrap_band(
     values = np.stack([statistic(rng.integers(n, size=n)) for _ in range(draws)])
     known = np.isfinite(values).mean(axis=0) >= 0.5
     filled = np.where(known, values, 0.0)  # nanquantile warns of columns without a number
-    low, high = np.nanquantile(filled, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.nanquantile(filled, tails(n, level), axis=0)
     what = f"bootstrap over {n} rows, {level:.0%} of {draws} draws"
     return Band.of(np.where(known, low, np.nan), np.where(known, high, np.nan), values.shape[1:], what)
 

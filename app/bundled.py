@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,7 @@ EXAMPLE = Path(str(files("reasonscope.app").joinpath("example")))
 SHOWN = 4  # one trace of so many ships
 ANALYSED = 2  # traces that are analysed sentence by sentence
 MANY = 30  # traces whose words at peaks and receiver heads are looked at together
-KEPT = 8  # of these, those whose own curves ship
+KEPT = 6  # of these, those whose own curves ship
 SWEPT = ("seal", "length-probe")
 JUDGED = 20  # held-out problems of the sweep
 _SCORED = ("length", "intent", "correctness")
@@ -114,14 +115,16 @@ def _analyse(where: Places, store: TraceStore, rollouts: int, say: Callable[[str
     chosen = {"mi": many, "compare": many, "receivers": many, "cliff": requests, "alternatives": [*fit, *requests[:6]]}
     probe = where.probes / "refusal.safetensors"
     options = Options(
-        rollouts=rollouts, half_width=0.2, max_new_tokens=400, probe=probe, ablate=True, asked=16, sites=",".join(store.sites),
+        rollouts=rollouts, half_width=0.2, max_new_tokens=400, probe=probe, ablate=True, asked=24, sites=",".join(store.sites),
         vector=where.vectors / "seal.safetensors",
     )  # fmt: skip
     for name in _ANALYSES:
         if name == "cliff" and not probe.exists():
             continue
         say(f"analysing: {name}")
-        study = Study(store=store, traces=chosen.get(name, fit), options=options, results=where.analyses)
+        # Asked anew, the longest ledgers take more room than the rollouts of the short ones that are analysed.
+        told = replace(options, max_new_tokens=900) if name == "cliff" else options
+        study = Study(store=store, traces=chosen.get(name, fit), options=told, results=where.analyses)
         for result in ANALYSES[name](study):
             trace = str(result.provenance.get("trace", "all"))
             if result.method not in _OF_MANY or trace in shown or trace == "all":

@@ -146,7 +146,7 @@ def made_by(kept: Mapping[str, Any]) -> None:
 def provenance(result: Result) -> None:
     """What chance is, how sure the numbers are, and where they come from."""
     said = [
-        f"{result.quantity} [{result.unit}]",
+        result.quantity if result.unit == "1" else f"{result.quantity} [{result.unit}]",
         f"chance: {result.null.what}" if result.null else f"no null: {result.null_missing or result.reason}",
         f"interval: {result.interval.what}" if result.interval else "no interval",
         *(f"{name} {value}" for name, value in result.provenance.items() if isinstance(value, int | float | str)),

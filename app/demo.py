@@ -23,6 +23,7 @@ from reasonscope.app.probing import (
 )
 from reasonscope.app.report import write_report
 from reasonscope.app.summary import SUMMARY
+from reasonscope.data.durable import write_text_durably
 from reasonscope.data.errors import InputError
 from reasonscope.data.problems import load_problems
 from reasonscope.data.store import TraceStore
@@ -106,7 +107,7 @@ def run_demo(out: Path, *, size: Size, say: Callable[[str], None], progress: boo
         "model": dict(model.fingerprint),
         "timings": dict(clock.seconds),
     }
-    (out / SUMMARY).write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    write_text_durably(out / SUMMARY, json.dumps(summary, indent=2))
     drawn = [
         figures.thinking_by_difficulty(ledgers),
         figures.answers_by_request(request_outcomes(requests)),

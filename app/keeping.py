@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonscope.app.places import Places
+from reasonscope.data.durable import write_text_durably
 from reasonscope.data.errors import InputError
+from reasonscope.data.reading import parse_json
 
 if TYPE_CHECKING:
     from reasonscope.analysis.figures import Figure
@@ -35,17 +37,17 @@ def keep(
     for probe_name, fitted in (probes or {}).items():
         fitted.save(where.probes / f"{probe_name}.safetensors")
     for figure_name, figure in figures.items():
-        (where.figures / f"{figure_name}.html").write_text(to_html(figure, with_library=True), encoding="utf-8")
+        write_text_durably(where.figures / f"{figure_name}.html", to_html(figure, with_library=True))
         write_figure(figure, where.figures / f"{figure_name}.json")
     kept = {"command": command, "seed": seed, "figures": list(figures), "numbers": plain(numbers)}
-    (where.numbers / f"{name}.json").write_text(json.dumps(kept, indent=2, allow_nan=False), encoding="utf-8")
+    write_text_durably(where.numbers / f"{name}.json", json.dumps(kept, indent=2, allow_nan=False))
 
 
 def read_numbers(path: Path) -> Mapping[str, Any]:
     """What `keep` wrote: `command`, `seed`, `figures` and `numbers`. Raises InputError for a file that is not so."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        kept = parse_json(path.read_bytes(), str(path))
+    except (OSError, InputError) as error:
         raise InputError(f"{path} cannot be read as numbers of a run ({error}); measure again") from error
     if not isinstance(kept, dict) or not {"command", "seed", "figures", "numbers"} <= kept.keys():
         raise InputError(f"{path} holds no numbers of a run; measure again")

@@ -7,6 +7,7 @@ from typing import Any
 
 from reasonscope.analysis.figures import Figure, to_html
 from reasonscope.app.summary import REPORT, rows
+from reasonscope.data.durable import write_text_durably
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -45,5 +46,5 @@ def write_report(out: Path, summary: Mapping[str, Any], figures: Sequence[Figure
     )
     table = "\n".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows(summary))
     path = out / REPORT
-    path.write_text(_PAGE.format(title=escape(f"Run {out.name}"), figures=drawn, rows=table), encoding="utf-8")
+    write_text_durably(path, _PAGE.format(title=escape(f"Run {out.name}"), figures=drawn, rows=table))
     return path

@@ -121,7 +121,11 @@ def misalignment(model: Model, traces: Sequence[Trace]) -> Numbers:
     found = [misalignment_of_trace(base, model, trace, true_sentences(trace)[0]) for trace in one]
     rates = {"base": "rate", "reasoner on its own text": "rate_of_reasoner"}
     numbers = {name: mean_estimate([result.numbers[key] for result in found]) for name, key in rates.items()}
-    return {**numbers, "by tenth": np.mean([result.values for result in found], axis=0), "traces": len(found)}
+    places = {
+        "by tenth": np.mean([result.values for result in found], axis=0),
+        "by place in the sentence": np.nanmean([result.arrays["by_index"] for result in found], axis=0),
+    }
+    return {**numbers, **places, "traces": len(found)}
 
 
 def erasure(model: Model, site: Site, requests: int) -> Numbers:

@@ -34,7 +34,9 @@ SERVE = Path(__file__).parent / "tools" / "serve.py"
 REFERENCE, BARE = "raw_hooks", "bare"
 # Requirements of the tools that do not go together with ours.
 ENVIRONMENTS = {
-    "old": ("steering-vectors==0.12.2", "repeng==0.4.0", "torch==2.13.0"),
+    "steering-vectors": ("steering-vectors==0.12.2", "torch==2.13.0"),
+    # Newer ones ask the wrapped layer for its kind of attention, which repeng's wrapper does not pass on.
+    "repeng": ("repeng==0.4.0", "transformers==4.51.3", "torch==2.13.0"),
     "interp-engine": ("interp-engine==1.14.0", "torch==2.13.0"),
 }
 
@@ -54,8 +56,8 @@ TOOLS = (
     Tool(module="transformer_lens_", label="TransformerLens (eager)"),
     Tool(module="nnsight_", label="nnsight"),
     Tool(module="interp_engine_", label="interp-engine (eager)", environment="interp-engine"),
-    Tool(module="steering_vectors_", label="steering-vectors", environment="old"),
-    Tool(module="repeng_", label="repeng", environment="old"),
+    Tool(module="steering_vectors_", label="steering-vectors", environment="steering-vectors"),
+    Tool(module="repeng_", label="repeng", environment="repeng"),
 )
 
 
@@ -96,7 +98,7 @@ class Child:
         )
         self.about = self._answer()
 
-    def run(self, workload: Workload, keep: Path | None = None) -> dict[str, float]:
+    def run(self, workload: Workload, keep: Path | None = None) -> dict[str, Any]:
         asked = {"workload": workload.name, "lengths": workload.lengths, "new": workload.new, "times": workload.times}
         asked |= {"keep": keep and str(keep), "strength": self._strength}
         assert self._process.stdin is not None
@@ -180,17 +182,23 @@ class Row:
     same: str
 
 
-def compare(workload: Workload, tools: Sequence[Child], turns: int) -> list[Row]:
-    able = [child for child in tools if workload.name in child.about["workloads"]]
-    kept = {child.tool.module: BUILD / f"{child.tool.module}.npz" for child in able}
-    for child in able:  # warms it up too
-        child.run(workload, kept[child.tool.module])
+def compare(workload: Workload, tools: Sequence[Child], turns: int) -> tuple[list[Row], dict[str, str]]:
+    """The rows of the tools that can do it, and what the others said when they tried."""
+    kept = {child.tool.module: BUILD / f"{child.tool.module}.npz" for child in tools}
+    able, failed = [], {}
+    for child in tools:
+        if workload.name in child.about["workloads"]:
+            first = child.run(workload, kept[child.tool.module])  # warms it up too
+            if "error" in first:
+                failed[child.tool.label] = first["error"]
+            else:
+                able.append(child)
     spent: dict[str, list[dict[str, float]]] = {child.tool.module: [] for child in able}
     for turn in range(turns):
         for child in able[turn % len(able) :] + able[: turn % len(able)]:
             spent[child.tool.module].append(child.run(workload))
     bare = [one["cpu"] for one in spent[BARE]]
-    return [
+    rows = [
         Row(
             tool=child.tool,
             cpu=float(np.median([one["cpu"] for one in spent[child.tool.module]])),
@@ -200,6 +208,7 @@ def compare(workload: Workload, tools: Sequence[Child], turns: int) -> list[Row]
         )
         for child in able
     ]
+    return rows, failed
 
 
 def sameness(found: Path, reference: Path) -> str:
@@ -212,7 +221,7 @@ def sameness(found: Path, reference: Path) -> str:
         return f"{gap:.0e}" if gap else "0"
 
 
-def table(workload: Workload, rows: Sequence[Row]) -> str:
+def table(workload: Workload, rows: Sequence[Row], failed: Mapping[str, str]) -> str:
     lines = [
         f"### {workload.name}: {workload.label}; goal ≤ {workload.goal} ×",
         "",
@@ -224,12 +233,12 @@ def table(workload: Workload, rows: Sequence[Row]) -> str:
         lines.append(
             f"| {row.tool.label} | {row.cpu:.3f} | {middle:.3f} ({low:.3f} – {high:.3f}) | {row.extra / 2**20:.0f} MiB | {row.same} |"
         )
+    lines += [f"| {label} | failed: {reason} | | | |" for label, reason in failed.items()]
     return "\n".join([*lines, ""])
 
 
 def versions(tools: Sequence[Child]) -> str:
-    known: Mapping[str, set[str]] = {}
-    found: dict[str, set[str]] = dict(known)
+    found: dict[str, set[str]] = {}
     for child in tools:
         for name, version in child.about["versions"].items():
             found.setdefault(name, set()).add(version)
@@ -251,6 +260,7 @@ def main() -> None:
         (
             "the organism (6 layers × 128: a pass costs little, so the tool's own work shows)",
             organism_folder(),
+            30.0,
             (512, 512, 64),
         ),
         ("a random Qwen3 of 12 layers × 768 (0.1 B: a pass costs much)", random_folder(), 1.0, (512, 128, 16)),
@@ -263,7 +273,7 @@ def main() -> None:
             small = (size[0] // 4, size[1] // 8, size[2] // 8)
             for workload in workloads(*(small if given.small else size)):
                 if not given.only or workload.name in given.only.split(","):
-                    say(table(workload, compare(workload, tools, turns)))
+                    say(table(workload, *compare(workload, tools, turns)))
 
 
 def say(text: str) -> None:

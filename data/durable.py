@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -12,24 +14,44 @@ from reasonscope.data.errors import StoreError
 TEMPORARY = ".tmp"
 
 
-def write_durably(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, bring it to the disk, and give it its name in one step.
+def write_durably(path: Path, write: Callable[[Path], object]) -> str:
+    """Let `write` fill a temporary file, bring it to the disk, and give it its name in one step. Gives its SHA-256.
 
-    Raises StoreError where that fails (a full disk), and removes the temporary file then.
+    It is filled in a folder of its own, PATH.tmp: safetensors and others put temporary files of random names beside what they write, and
+    what a killed writer left goes with the folder, at the next write. The checksum is computed while the disk works, since it takes
+    about as long. Raises StoreError where that fails (a full disk), and leaves nothing behind then.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    folder = path.with_name(path.name + TEMPORARY)
     try:
+        remove(folder)
+        folder.mkdir()
+        temporary = folder / path.name
         write(temporary)
-        with temporary.open("rb+") as file:
+        with temporary.open("rb+") as file, ThreadPoolExecutor(1) as beside:
+            digest = beside.submit(sha256_of, temporary)
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
+        return digest.result()
     except (OSError, SafetensorError) as error:
         raise StoreError(
             f"cannot write {path}: {error}; what was stored before is intact, make room and run it again"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(folder)
+
+
+def write_text_durably(path: Path, text: str) -> None:
+    """As `write_durably`, of a text in UTF-8."""
+    write_durably(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from reasonscope.data.errors import InputError
+from reasonscope.data.durable import write_durably, write_text_durably
+from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.importers import PUBLISHED_EFFECTS
 from reasonscope.data.records import traces_to_table
 from reasonscope.data.segment import sentences
@@ -19,17 +20,22 @@ def export_jsonl(traces: Iterable[Trace], path: str | Path) -> int:
     """One JSON object a line, as `import_jsonl` reads it (prompt, completion, answer …), with the thinking and what was found in it.
     Returns the number of traces."""
     count = 0
-    with Path(path).open("w", encoding="utf-8") as file:
-        for trace in traces:
-            file.write(json.dumps(_flat(trace)) + "\n")
-            count += 1
+
+    def write(target: Path) -> None:
+        nonlocal count
+        with target.open("w", encoding="utf-8") as file:
+            for trace in traces:
+                file.write(json.dumps(_flat(trace)) + "\n")
+                count += 1
+
+    write_durably(Path(path), write)
     return count
 
 
 def export_parquet(traces: Iterable[Trace], path: str | Path) -> int:
     """One table with the columns of `records.TRACE_SCHEMA`; lossless. Returns the number of traces."""
     table = traces_to_table(list(traces))
-    pq.write_table(table, Path(path), compression="zstd")
+    write_durably(Path(path), lambda file: pq.write_table(table, file, compression="zstd"))
     return int(table.num_rows)
 
 
@@ -43,12 +49,15 @@ def export_thought_anchors(traces: Iterable[Trace], folder: str | Path) -> int:
     count = 0
     for trace in traces:
         place = PurePosixPath(trace.id)
-        if place.is_absolute() or ".." in place.parts or not place.parts:
+        if place.is_absolute() or ".." in place.parts or not place.parts or "\0" in trace.id:
             raise InputError(f"trace {trace.id!r}: its id cannot be the name of a folder below {folder}")
         target = Path(folder, *place.parts)
-        target.mkdir(parents=True, exist_ok=True)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make {target}: {error}; give another folder") from error
         for name, values in _anchor_files(trace).items():
-            (target / name).write_text(json.dumps(values, indent=2), encoding="utf-8")
+            write_text_durably(target / name, json.dumps(values, indent=2))
         count += 1
     return count
 

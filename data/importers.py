@@ -1,6 +1,5 @@
 """Traces that others published or wrote: Thought Anchors folders, JSONL of completions, Inspect logs."""
 
-import json
 import re
 import zipfile
 import zlib
@@ -13,6 +12,7 @@ from tokenizers import Tokenizer
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.parse import THINK, ThinkTags, trace_from_text
+from reasonscope.data.reading import parse_json
 from reasonscope.data.segment import sentences_at
 from reasonscope.data.trace import FinishReason, Problem, Sentence, Span, Trace
 
@@ -62,7 +62,7 @@ def import_jsonl(path: str | Path, *, tokenizer: Tokenizer | None = None, tags: 
         if not line.strip():
             continue
         where = f"{source}, line {number}"
-        row = _object(_json(line, where), where)
+        row = _object(parse_json(line, where), where)
         trace = _completion_trace(row, f"{source.stem}-{number}", where, tokenizer, tags)
         if trace.id in found:
             raise InputError(f"{where}: the id {trace.id!r} came before; ids have to be unique")
@@ -148,7 +148,11 @@ def _anchor_trace(folder: Path, root: Path, tokenizer: Tokenizer | None) -> Trac
 
 def _is_chunk(value: Any) -> bool:
     return (
-        isinstance(value, dict) and isinstance(value.get("chunk"), str) and isinstance(value.get("function_tags"), list)
+        isinstance(value, dict)
+        and isinstance(value.get("chunk"), str)
+        and isinstance(value.get("chunk_idx", 0), int)
+        and isinstance(value.get("function_tags"), list)
+        and all(isinstance(tag, str) for tag in value["function_tags"])
     )
 
 
@@ -201,7 +205,7 @@ def _inspect_samples(source: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                     raise InputError(
                         f"{source}, {name}: more than {_LARGEST_SAMPLE // 2**20} MiB unpacked; split the log"
                     )
-                yield name, _object(_json(raw, f"{source}, {name}"), f"{source}, {name}")
+                yield name, _object(parse_json(raw, f"{source}, {name}"), f"{source}, {name}")
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{source}, {name}: no readable Inspect log: {error}") from error
 
@@ -277,14 +281,7 @@ def _resampled(folder: Path) -> dict[str, Any]:
 
 def _beside(folder: Path, name: str, default: Any) -> Any:
     path = folder / name
-    return _json(path.read_bytes(), str(path)) if path.is_file() else default
-
-
-def _json(raw: bytes, where: str) -> Any:
-    try:
-        return json.loads(raw)
-    except ValueError as error:
-        raise InputError(f"{where}: no JSON: {error}") from error
+    return parse_json(path.read_bytes(), str(path)) if path.is_file() else default
 
 
 def _text(value: Any, key: str, where: str) -> str:
@@ -294,8 +291,8 @@ def _text(value: Any, key: str, where: str) -> str:
 
 
 def _number(value: Any, key: str, where: str) -> float:
-    if not isinstance(value, int | float):
-        raise InputError(f"{where}: {key} {value!r} is no number")
+    if not isinstance(value, int | float) or not abs(value) < 2**63:  # NaN neither
+        raise InputError(f"{where}: {key} {value!r:.60} is no number of the usual size")
     return value
 
 

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reasonscope.data.durable import sha256_of, write_durably
+from reasonscope.data.durable import write_durably
 from reasonscope.data.errors import InputError, StoreError
+from reasonscope.data.reading import check_fields, parse_json, well_formed
 
 FORMAT = "reasonscope-store"
 VERSION = 1
@@ -27,10 +28,6 @@ class SiteType:
 class StoredFile:
     size: int
     sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> "StoredFile":
-        return cls(size=path.stat().st_size, sha256=sha256_of(path))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,29 +59,43 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Put the manifest into `folder`, in one step. Raises StoreError, or InputError where `meta` is no JSON."""
         raw = _seal({"format": FORMAT, "version": VERSION, **asdict(self)})
-        write_durably(folder / NAME, lambda path: _write_bytes(path, raw))
+        write_durably(folder / NAME, lambda path: path.write_bytes(raw))
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
         """Raises StoreError where there is none, where any of its bytes was altered, or where its version is newer than ours."""
         values = _unseal(folder / NAME)
-        return cls(
-            meta=values["meta"],
-            sites={
-                name: site and SiteType(dtype=site["dtype"], shape=tuple(site["shape"]))
-                for name, site in values["sites"].items()
-            },
-            shards=tuple(_shard(shard) for shard in values["shards"]),
-        )
+        with well_formed(folder / NAME, StoreError):
+            check_fields(values, {"meta": dict, "sites": dict, "shards": list}, str(folder / NAME))
+            return cls(
+                meta=values["meta"],
+                sites={name: site and _site_type(site) for name, site in values["sites"].items()},
+                shards=tuple(_shard(shard, number) for number, shard in enumerate(values["shards"])),
+            )
 
 
-def _shard(values: Mapping[str, Any]) -> Shard:
+def _site_type(values: Mapping[str, Any]) -> SiteType:
+    check_fields(values, {"dtype": str, "shape": list}, "the type of a site")
+    return SiteType(dtype=values["dtype"], shape=tuple(int(size) for size in values["shape"]))
+
+
+def _shard(values: Mapping[str, Any], number: int) -> Shard:
+    """Raises InputError for files of other names: a name of another kind could lead out of the store."""
+    check_fields(values, {"name": str, "traces": int, "rows": int, "files": dict}, "a shard")
     files = {name: StoredFile(**file) for name, file in values["files"].items()}
-    return Shard(name=values["name"], traces=values["traces"], rows=values["rows"], files=files)
+    for file in files.values():
+        check_fields(vars(file), {"size": int, "sha256": str}, "a file")
+    shard = Shard(name=values["name"], traces=values["traces"], rows=values["rows"], files=files)
+    if shard.name != shard_name(number) or not {shard.table} <= files.keys() <= {shard.table, shard.arrays}:
+        raise InputError(
+            f"shard {number} is called {shard.name!r}, with the files {', '.join(files)}; these are not its names"
+        )
+    return shard
 
 
-def _write_bytes(path: Path, raw: bytes) -> None:
-    path.write_bytes(raw)
+def shard_name(number: int) -> str:
+    """The name of the files of shard `number`, counted from 0, without their endings."""
+    return f"{number:06d}"
 
 
 def _text(values: Mapping[str, Any]) -> str:
@@ -106,8 +117,8 @@ def _unseal(path: Path) -> dict[str, Any]:
         )
     raw = path.read_bytes()
     try:
-        values = json.loads(raw)
-    except ValueError as error:
+        values = parse_json(raw, str(path))
+    except InputError as error:
         raise StoreError(f"{path} is damaged: {error}; restore it from a copy") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise StoreError(f"{path} is damaged, or not the manifest of a trace store: its format is not {FORMAT!r}")
@@ -115,6 +126,8 @@ def _unseal(path: Path) -> dict[str, Any]:
     if isinstance(version, int) and version > VERSION:
         raise StoreError(f"{path} is of version {version}; this reasonscope reads up to {VERSION}: upgrade reasonscope")
     values.pop("checksum", None)
-    if _seal(values) != raw:  # compared byte by byte: not even a blank may differ
+    with well_formed(path, StoreError):
+        sealed = _seal(values)
+    if sealed != raw:  # compared byte by byte: not even a blank may differ
         raise StoreError(f"{path} is damaged: its checksum does not fit its content; restore it from a copy")
     return values

@@ -13,6 +13,7 @@ from reasonscope.data.answers import extract_answer
 from reasonscope.data.errors import InputError, MissingExtraError
 from reasonscope.data.organism.ledger import MODES, SPLITS, Ledger, Line, Operation, sample_ledger
 from reasonscope.data.organism.requests import Request, sample_request
+from reasonscope.data.reading import parse_json
 from reasonscope.data.trace import Message, Problem
 
 # What each kind of request is drawn as; `requests` takes the mixed ones in turn, half of them harmful.
@@ -149,10 +150,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
             where = f"{path}, line {number}"
             if not line.strip():
                 continue
-            try:
-                yield where, json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{where}: no JSON: {error}") from error
+            yield where, parse_json(line, where)
 
 
 def _hub_rows(name: str, split: str) -> Iterator[tuple[str, Any]]:
@@ -203,7 +201,7 @@ def _from_prompt(row: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise InputError(f"{where}: has both prompt and messages; give one of them")
     return {
         **_common(row, where),
-        **({"prompt": prompt} if prompt is not None else {"messages": _messages(row["messages"], where)}),
+        **({"prompt": prompt} if prompt is not None else {"messages": _messages(row.get("messages"), where)}),
     }
 
 
@@ -250,8 +248,8 @@ def _common(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     if row.get("difficulty") is not None:
         try:
             fields["difficulty"] = float(row["difficulty"])
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{where}: difficulty {row['difficulty']!r} is no number") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"{where}: difficulty {row['difficulty']!r:.60} is no number") from error
     meta = row.get("meta", row.get("metadata"))
     if meta is not None and not isinstance(meta, dict):
         raise InputError(f"{where}: meta has to be a JSON object, not {type(meta).__name__}")

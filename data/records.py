@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from reasonscope.data.errors import InputError
+from reasonscope.data.errors import InputError, StoreError
+from reasonscope.data.reading import well_formed
 from reasonscope.data.trace import Message, Problem, Regions, Sampling, Span, Trace
 
 _REGION_NAMES = [item.name for item in fields(Regions)]
@@ -57,11 +58,13 @@ def traces_to_table(traces: Sequence[Trace]) -> pa.Table:
 
 
 def traces_of_table(table: pa.Table) -> Iterator[Trace]:
-    """The traces in a table with the columns of `TRACE_SCHEMA` (others are left alone)."""
+    """The traces in a table with the columns of `TRACE_SCHEMA` (others are left alone). Raises StoreError for a row that is no trace."""
     for batch in table.select(TRACE_SCHEMA.names).to_batches():
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         for i in range(batch.num_rows):
-            yield _trace({name: column[i] for name, column in columns.items()})
+            with well_formed(f"row {i} of a table of traces", StoreError):
+                trace = _trace({name: column[i] for name, column in columns.items()})
+            yield trace
 
 
 def problem_to_json(problem: Problem) -> dict[str, Any]:

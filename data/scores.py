@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from reasonscope.data.durable import write_durably
 from reasonscope.data.errors import InputError
+from reasonscope.data.reading import check_fields, parse_json, well_formed
 
 _KEY, _FORMAT, _VERSION = "reasonscope", "token scores", 1
 
@@ -31,24 +33,20 @@ class TokenScores:
 def save_scores(found: TokenScores, path: Path) -> None:
     """Write scores into `path`, replacing what is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     about = {"format": _FORMAT, "version": _VERSION, **found.about}
-    save_file(dict(found.scores), temporary, metadata={_KEY: json.dumps(about)})
-    temporary.replace(path)
+    write_durably(path, lambda file: save_file(dict(found.scores), file, metadata={_KEY: json.dumps(about)}))
 
 
 def read_scores(path: Path, ids: Sequence[str] | None = None) -> TokenScores:
     """The scores in `path`, of all traces or of `ids`. Raises InputError for a file that holds none, or an unknown id."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-            if (about.get("format"), about.get("version")) != (_FORMAT, _VERSION):
-                raise InputError(
-                    f"{path} holds no token scores of version {_VERSION}; write them with reasonscope probe apply"
-                )
-            known = set(file.keys())
-            if unknown := set(ids or ()) - known:
-                raise InputError(f"{path} has no scores of {sorted(unknown)[0]!r}; apply the probe to the run again")
-            return TokenScores(scores={id: file.get_tensor(id) for id in ids or sorted(known)}, about=about)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read as token scores: {error}") from error
+    with well_formed(path), safe_open(path, framework="numpy") as file:
+        about = parse_json((file.metadata() or {}).get(_KEY, "{}"), f"the header of {path}")
+        if not isinstance(about, dict) or (about.get("format"), about.get("version")) != (_FORMAT, _VERSION):
+            raise InputError(
+                f"{path} holds no token scores of version {_VERSION}; write them with reasonscope probe apply"
+            )
+        check_fields(about, {"name": str, "site": str, "unit": str, "provenance": dict}, str(path))
+        known = set(file.keys())
+        if unknown := set(ids or ()) - known:
+            raise InputError(f"{path} has no scores of {sorted(unknown)[0]!r}; apply the probe to the run again")
+        return TokenScores(scores={id: file.get_tensor(id) for id in ids or sorted(known)}, about=about)

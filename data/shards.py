@@ -45,13 +45,14 @@ def write_shard(folder: Path, name: str, traces: Sequence[Trace], activations: A
     writers = {f"{name}.parquet": partial(_write_table, table)}
     if activations:
         writers[f"{name}.safetensors"] = partial(_write_arrays, activations)
+    files = {}
     try:
         for file, write in writers.items():
-            write_durably(folder / file, write)
+            digest = write_durably(folder / file, write)
+            files[file] = StoredFile(size=(folder / file).stat().st_size, sha256=digest)
     except StoreError:
         remove_files(folder, writers)
         raise
-    files = {file: StoredFile.of(folder / file) for file in writers}
     return Shard(name=name, traces=len(traces), rows=int(stops[-1]), files=files)
 
 
@@ -83,9 +84,15 @@ def read_table(folder: Path, shard: Shard, columns: list[str] | None = None, *, 
     try:
         if verify and sha256_of(path) != shard.files[shard.table].sha256:
             raise StoreError(f"{path} is damaged: its bytes are not those that were stored; restore it from a copy")
-        return pq.read_table(path, columns=columns, partitioning=None)
+        table = pq.read_table(path, columns=columns, partitioning=None)
     except (FileNotFoundError, pa.ArrowException) as error:
         raise StoreError(f"{path} is missing or damaged: {error}; restore it from a copy") from error
+    wanted = SHARD_SCHEMA if columns is None else pa.schema([SHARD_SCHEMA.field(name) for name in columns])
+    if not table.schema.equals(wanted) or len(table) != shard.traces:
+        raise StoreError(
+            f"{path} is no table of {shard.traces} traces with the columns of this version; restore it from a copy"
+        )
+    return table
 
 
 def read_rows(folder: Path, shard: Shard, site: str, start: int, stop: int, crc32: int) -> NDArray[Any]:

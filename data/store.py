@@ -6,7 +6,7 @@
         000000.parquet         one row a trace (see `records.TRACE_SCHEMA`), with `row_start`, `row_stop` and `crc32`
         000000.safetensors     one tensor a site, (row, …): the rows of all traces of the shard, one trace behind the other
         000001.parquet …
-      .lock                    held by the one who writes
+      .lock                    held by the one who writes, and by nobody once that process has ended
 
 Row r of a trace is what stood at its token r; the last token is never fed back, so a trace of n tokens has n − 1 rows.
 Without this package: `pyarrow.parquet.read_table` and `safetensors.safe_open` (numpy reads bfloat16 after `import ml_dtypes`).
@@ -23,9 +23,9 @@ from typing import Any
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from reasonscope.data.durable import TEMPORARY
+from reasonscope.data.durable import TEMPORARY, remove
 from reasonscope.data.errors import InputError, SiteError, StoreError
-from reasonscope.data.manifest import NAME, Manifest, Shard, SiteType
+from reasonscope.data.manifest import NAME, Manifest, Shard, SiteType, shard_name
 from reasonscope.data.records import traces_of_table
 from reasonscope.data.shards import (
     SHARD_SCHEMA,
@@ -199,7 +199,7 @@ class TraceStore:
         self._take_lock()
         types = self._fitting(traces, activations or {})
         ordered = {site: (activations or {})[site] for site in self.sites}
-        shard = write_shard(self._folder, f"{len(self._manifest.shards):06d}", traces, ordered)
+        shard = write_shard(self._folder, shard_name(len(self._manifest.shards)), traces, ordered)
         manifest = replace(self._manifest, sites=types, shards=(*self._manifest.shards, shard))
         try:
             manifest.write(self.path)
@@ -288,9 +288,8 @@ class TraceStore:
             raise StoreError(
                 f"{self.path} is being written by another process; wait for it, or give another folder"
             ) from error
-        (self.path / (NAME + TEMPORARY)).unlink(missing_ok=True)
-        for leftover in self._folder.glob(f"*{TEMPORARY}*"):  # ours, and those that safetensors makes for itself
-            leftover.unlink()
+        for leftover in (self.path / (NAME + TEMPORARY), *self._folder.glob(f"*{TEMPORARY}")):
+            remove(leftover)
         if (self.path / NAME).exists():  # another writer may have been here since we read it
             self._manifest = Manifest.read(self.path)
             self._places = None
@@ -324,11 +323,14 @@ class TraceStore:
 def _is_blank(folder: Path) -> bool:
     """Whether a folder is empty, or holds no more than a writer leaves that was killed before its first manifest."""
     left = {folder / _LOCK, folder / _FOLDER}
-    return folder.is_dir() and all(path in left or TEMPORARY in path.name for path in folder.rglob("*"))
+    return folder.is_dir() and all(path in left or _is_temporary(path, folder) for path in folder.rglob("*"))
 
 
 def check_store(path: str | Path) -> list[str]:
-    """Everything that is wrong with the store in `path`, every byte of it read, in sentences; empty where nothing is."""
+    """Everything that is wrong with the store in `path`, every byte of it read, in sentences; empty where nothing is.
+
+    The shard that a writer had begun and not entered in the manifest is not wrong: nobody reads it, and the next writer replaces it.
+    """
     folder = Path(path)
     try:
         manifest = Manifest.read(folder)
@@ -337,7 +339,19 @@ def check_store(path: str | Path) -> list[str]:
     files = {folder / _FOLDER / name: file for shard in manifest.shards for name, file in shard.files.items()}
     found = [problem for name, file in files.items() if (problem := content_problem(name, file))]
     known = {*files, folder / NAME, folder / _LOCK, folder / _FOLDER}
-    strays = sorted(name for name in folder.rglob("*") if name not in known)
-    return found + [
-        f"{name} is no part of the store: left by a writer that was killed, or put there; it may go" for name in strays
-    ]
+    present = (
+        Path(at, name) for at, folders, files in os.walk(folder) for name in (*folders, *files)
+    )  # a writer may take some away
+    strays = sorted(name for name in present if name not in known and not _is_unfinished(name, folder, manifest))
+    return found + [f"{name} is no part of the store: somebody put it there; it may go" for name in strays]
+
+
+def _is_temporary(path: Path, folder: Path) -> bool:
+    """Whether `path` is, or lies in, what a writer fills before it gets its name."""
+    return any(part.endswith(TEMPORARY) for part in path.relative_to(folder).parts)
+
+
+def _is_unfinished(path: Path, folder: Path, manifest: Manifest) -> bool:
+    """Whether `path` belongs to the shard that a writer was about to add: it writes, or was killed, and the next one replaces it."""
+    coming = path.parent == folder / _FOLDER and path.stem == shard_name(len(manifest.shards))
+    return coming or _is_temporary(path, folder)

@@ -2,8 +2,8 @@
 
     python docs/sizing.py            (minutes; needs 2 GiB of disk)
 
-Sizes are exact. Rates of the large models are bounds: decoding cannot be faster than reading the weights and the cache once a step, a replay
-not faster than its multiplications. The share of such a bound that is reached is measured here on a random model of 0.1 B only.
+Sizes are exact. Rates of the large models are bounds: decoding cannot be faster than reading the weights and the cache once a step, a
+replay not faster than its multiplications. The share of such a bound that is reached is measured here on a random model of 0.1 B only.
 """
 
 import re
@@ -29,7 +29,8 @@ BANDWIDTH, FLOPS = 3.35e12, 0.99e15  # bytes/s and bfloat16 operations/s of an H
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """An architecture: `active` parameters are used for a token; `cached` numbers are kept of a token in each layer; `width` bytes a weight."""
+    """An architecture: `active` parameters are used for a token; `cached` numbers are kept of a token in each layer; `width` bytes a
+    weight."""
 
     name: str
     layers: int
@@ -77,14 +78,15 @@ SIZES = (
 
 def sizes() -> str:
     rows = [
-        f"| {s.name} | {s.weights / 1e9:,.0f} GB | {s.cache / 1024:,.0f} KiB | {s.site / 1024:.1f} KiB | {s.site * s.layers / 1024:,.0f} KiB "
-        f"| {s.site * TOKENS * TRACES / 1e9:,.0f} GB | {s.site * s.layers * TOKENS * TRACES / 1e12:.2f} TB |"
+        f"| {s.name} | {s.weights / 1e9:,.0f} GB | {s.cache / 1024:,.0f} KiB | {s.site / 1024:.1f} KiB "
+        f"| {s.site * s.layers / 1024:,.0f} KiB | {s.site * TOKENS * TRACES / 1e9:,.0f} GB "
+        f"| {s.site * s.layers * TOKENS * TRACES / 1e12:.2f} TB |"
         for s in SIZES
     ]
     return "\n".join(
         [
-            f"| model | weights | keys and values a token | a token at one site | at `resid_post.*` | {TRACES:,} traces of {TOKENS:,} tokens, "
-            "one site | the same, `resid_post.*` |",
+            "| model | weights | keys and values a token | a token at one site | at `resid_post.*` "
+            f"| {TRACES:,} traces of {TOKENS:,} tokens, one site | the same, `resid_post.*` |",
             "|---|---|---|---|---|---|---|",
             *rows,
         ]
@@ -103,7 +105,8 @@ def rates(share_decoding: float) -> str:
         )
     return "\n".join(
         [
-            "| model | accelerators | decoding, tokens/s at most | replay, tokens/s at most | traces an hour at most | to disk, `resid_post.*` |",
+            "| model | accelerators | decoding, tokens/s at most | replay, tokens/s at most | traces an hour at most "
+            "| to disk, `resid_post.*` |",
             "|---|---|---|---|---|---|",
             *rows,
             "",
@@ -122,7 +125,7 @@ def measured() -> tuple[str, float]:
         model, problems = load_model("organism"), load_problems("ledger", n=32)
         how = {"sampling": Sampling(temperature=0.7, max_new_tokens=400), "progress": False}
         started = time.process_time()
-        text = record(model, problems, folder / "text", **how)
+        record(model, problems, folder / "text", **how)
         generating = time.process_time() - started
         started = time.process_time()
         store = record(model, problems, folder / "sites", sites=[f"resid_post.{i}" for i in range(6)], **how)
@@ -151,9 +154,9 @@ def memory_bandwidth() -> float:
     array = torch.ones(2**28)
     seconds = []
     for _ in range(5):
-        started = time.perf_counter()
+        started = time.process_time()
         array.sum()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     return array.nbytes / min(seconds)
 
 
@@ -168,9 +171,9 @@ def small_decoding() -> tuple[float, float]:
     best = float("inf")
     with torch.no_grad():
         for _ in range(3):
-            started = time.perf_counter()
+            started = time.process_time()
             hf.generate(ids, max_new_tokens=32, do_sample=False)
-            best = min(best, time.perf_counter() - started)
+            best = min(best, time.process_time() - started)
     read = sum(p.nbytes for name, p in hf.named_parameters() if "embed" not in name)
     return 32 / best, float(read)
 

@@ -123,8 +123,8 @@ class Layout:
         """`attn_out` of block `layer` from its heads' `z` (batch, token, head, d_head): each head's write, their sum, the
         bias, and the post-norm where there is one. (batch, token, d_model)"""
         weight, bias = self.output_weights(hf, layer)
-        written = torch.einsum("bthd,hdm->bthm", z, weight).sum(dim=2)
-        written = written if bias is None else written + bias
+        written = torch.einsum("bthd,hdm->bthm", z, weight.to(z)).sum(dim=2)
+        written = written if bias is None else written + bias.to(z)
         if not self.has_post_norm:
             return written
         normed: Tensor = self.module(hf, Site("attn_out", layer))(written)

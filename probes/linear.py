@@ -17,10 +17,16 @@ from sklearn.utils.validation import check_is_fitted
 
 from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.headed import Kind
+from reasonscope.data.reading import well_formed
 from reasonscope.probes.sites import Site
 from reasonscope.probes.solvers import LinearPath, logistic_path, ridge_path
 
-_KIND = Kind(key="reasonscope.probe", noun="probe", version=1)
+_KIND = Kind(
+    key="reasonscope.probe",
+    noun="probe",
+    version=1,
+    fields={"site": str, "task": str, "method": str, "model": dict, "provenance": dict},
+)
 Task = Literal["regression", "binary"]
 Values = NDArray[np.float64]
 # What makes two models the same: paths, names and library versions may differ.
@@ -116,12 +122,10 @@ class LinearProbe:
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote. Raises InputError for any other file, a newer version, or NaN."""
         header, tensors = _KIND.read(Path(path))
-        try:
+        with well_formed(path):
             kept = {name: header[name] for name in ("task", "method", "model", "provenance")}
-            site, coef, intercept = Site.parse(header["site"]), tensors["coef"], float(tensors["intercept"][0])
-        except (KeyError, TypeError, IndexError) as error:
-            raise InputError(f"{path} is a damaged probe: {error}; save it again") from error
-        return cls(coef=coef, intercept=intercept, site=site, **kept)
+            coef, intercept = tensors["coef"], float(tensors["intercept"][0])
+            return cls(coef=coef, intercept=intercept, site=Site.parse(header["site"]), **kept)
 
 
 def _folded(fitted: BaseEstimator) -> tuple[Values, float, BaseEstimator]:

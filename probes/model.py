@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from reasonscope.data.errors import InputError
 from reasonscope.data.parse import ThinkTags
 from reasonscope.probes.backends.base import Backend
+from reasonscope.probes.determinism import compute_in_float32
 from reasonscope.probes.fingerprint import fingerprint
 from reasonscope.probes.layout import Layout, embedding_rows, head_count, input_device, resolve_layout
 from reasonscope.probes.layout_proof import prove_layout
@@ -33,11 +34,12 @@ BACKENDS = tuple(_BACKENDS)
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Prompting):
-    """A model that is here; `hf` is in evaluation mode."""
+    """A model that is here; `hf` is in evaluation mode. `float32_compute`: see `load_model`."""
 
     hf: PreTrainedModel
     layout: Layout
     backend: Backend
+    float32_compute: bool = False
 
     @property
     def n_heads(self) -> int:
@@ -69,7 +71,13 @@ class Model(Prompting):
     @cached_property
     def fingerprint(self) -> Mapping[str, Any]:
         """What a trace says about the model that wrote it (JSON); hashes the weights on first use."""
-        return fingerprint(self.hf, self.tokenizer, name=self.name, revision=self.revision)
+        found = fingerprint(self.hf, self.tokenizer, name=self.name, revision=self.revision)
+        return {**found, "compute": "float32"} if self.float32_compute else found
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the model computes in, and its activations come in: that of its weights, unless it was asked for float32."""
+        return torch.float32 if self.float32_compute else self.hf.dtype
 
 
 def load_model(
@@ -83,6 +91,7 @@ def load_model(
     tokenizer: PreTrainedTokenizerFast | None = None,
     layout: Layout | None = None,
     tags: ThinkTags | None = None,
+    float32_compute: bool = False,
 ) -> Model:
     """Load a model and prove that it is as its layout says.
 
@@ -91,13 +100,17 @@ def load_model(
     None takes the checkpoint's. `layout`: the row of an architecture that the table does not have. `tags`: the think tags
     where they are not to be found. `remote`, of `backend="nnsight"`: True (NDIF) or the address of a server that holds the model of
     this name, of which only structure and tokenizer are loaded here; "local" sends every pass through the same door and runs it
-    here. Code that comes with a checkpoint is never run. Raises ModelLoadError,
+    here. `float32_compute`: compute in float32 over 16-bit weights (`determinism.compute_in_float32`),
+    on the backend hooks.
+    Code that comes with a checkpoint is never run. Raises ModelLoadError,
     ArchitectureError, InputError, MissingExtraError.
     """
     if backend not in _BACKENDS:
         raise InputError(f"no backend is called {backend!r}; there are {', '.join(BACKENDS)}")
     if remote and backend != "nnsight":
         raise InputError(f"backend {backend!r} runs here; remote is of backend='nnsight'")
+    if float32_compute and backend != "hooks":
+        raise InputError(f"float32 arithmetic over 16-bit weights runs on the backend hooks, not on {backend}")
     elsewhere = bool(remote) and remote != "local"
     if isinstance(source, PreTrainedModel):
         if tokenizer is None:
@@ -112,6 +125,8 @@ def load_model(
     tokenizer = fast(tokenizer, name)
     row = layout or resolve_layout(hf.config)
     hf.train(False)
+    if float32_compute:
+        compute_in_float32(hf)
     module, _, factory = _BACKENDS[backend].partition(":")
     make = getattr(importlib.import_module(module), factory)
     engine: Backend = make(hf, row, remote=remote) if remote else make(hf, row)
@@ -125,4 +140,5 @@ def load_model(
         tags=tags or find_tags(tokenizer),
         name=name,
         revision=getattr(hf.config, "_commit_hash", None) or revision,
+        float32_compute=float32_compute,
     )

@@ -90,10 +90,11 @@ class ServerWriter:
     ) -> Completion:
         reply = ask(sent, seed, sampling)
         choices = reply.get("choices")
-        if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0].get("text"), str):
+        if not isinstance(choices, list) or len(choices) != 1 or not _is_choice(choices[0]):
             raise InputError(f"{self.url} answered without one choice with a text: {json.dumps(reply)[:200]}")
         choice = choices[0]
-        usage = reply.get("usage") or {}
+        told = reply.get("usage")
+        usage = told if isinstance(told, dict) else {}
         self._check_prompt(prompt, choice.get("prompt_token_ids", reply.get("prompt_token_ids")), usage)
         finish = _FINISH.get(str(choice.get("finish_reason")), "unknown")
         written = self._written(choice, finish)
@@ -117,8 +118,9 @@ class ServerWriter:
         )
 
     def _check_prompt(self, prompt: list[int], read: Sequence[int] | None, usage: Mapping[str, Any]) -> None:
-        n = len(read) if read is not None else usage.get("prompt_tokens", len(prompt))
-        if n != len(prompt) or (read is not None and list(read) != prompt):
+        ids = read if isinstance(read, list) else None if read is None else []
+        n = len(ids) if ids is not None else usage.get("prompt_tokens", len(prompt))
+        if n != len(prompt) or (ids is not None and ids != prompt):
             raise InputError(
                 f"{self.url} says that it read {n} tokens other than the {len(prompt)} that were sent; "
                 "it runs another tokenizer, or adds tokens of its own"
@@ -137,7 +139,7 @@ class ServerWriter:
             ended = [self.stop] if finish == "stop" and self.stop is not None else []
             return [*self.tokenizer.encode(text, add_special_tokens=False).ids, *ended]
         size = self.tokenizer.get_vocab_size(with_added_tokens=True)
-        if not all(isinstance(i, int) and 0 <= i < size for i in ids):
+        if not isinstance(ids, list) or not all(isinstance(i, int) and 0 <= i < size for i in ids):
             raise InputError(f"{self.url} gave token ids outside the vocabulary of {size}; it runs another tokenizer")
         spellings = {self.tokenizer.decode(ids, skip_special_tokens=skip).strip() for skip in (False, True)}
         if text.strip() not in spellings and not any(text.strip() and s.startswith(text.strip()) for s in spellings):
@@ -172,7 +174,7 @@ class ServerWriter:
                 found = json.loads(raw.text)
             except openai.APIStatusError as error:
                 raise _Refused(f"{address} refused ({error.status_code}): {error.response.text[:200]}") from error
-            except (openai.OpenAIError, ValueError) as error:
+            except (openai.OpenAIError, ValueError, RecursionError) as error:
                 raise InputError(f"cannot read {address}: {error}; is the server up, and its address right?") from error
             if not isinstance(found, dict):
                 raise InputError(f"{address} answered with a {type(found).__name__}; a JSON object is needed")
@@ -200,6 +202,10 @@ def server_writer(url: str, model: Prompting, *, served_as: str | None = None, w
         workers=workers,
         key=os.environ.get(_KEY),
     )
+
+
+def _is_choice(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("text"), str)
 
 
 class _Refused(InputError):

@@ -203,7 +203,7 @@ def _all(model: Model, point: Point) -> list[Site]:
 
 
 def _limit(model: Model) -> float:
-    return _LIMITS[model.hf.dtype]
+    return _LIMITS[model.compute_dtype]
 
 
 def _gap(a: Tensor, b: Tensor) -> float:

@@ -272,7 +272,7 @@ def _measure(
     resamples = Resamples([trace.problem.group for trace in traces])
 
     def per_token(sums: Values, n_tokens: Values) -> Estimate:
-        found = Resamples.estimate(resamples.means(sums / n_tokens, n_tokens))
+        found = resamples.estimate(resamples.means(sums / n_tokens, n_tokens))
         assert found is not None  # every trace has tokens in both spans
         return found
 

@@ -13,11 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError, MissingExtraError
+from reasonscope.data.headed import Kind
+from reasonscope.data.reading import parse_json, well_formed
 from reasonscope.probes.sites import Site
 
 MAGIC = b"GGUF"
 _ARCHITECTURE = "controlvector"
 _OURS = "reasonscope.vector"
+# What is kept of a vector beside its directions, in either format.
+KIND = Kind(
+    key=_OURS,
+    noun="steering vector",
+    version=1,
+    fields={"method": str, "norm": str, "sign": str, "points": dict, "provenance": dict},
+)
 
 
 def write_gguf(
@@ -35,10 +44,12 @@ def write_gguf(
     writer.add_string(_OURS, json.dumps(header))
     for block, direction in sorted(named.items()):
         writer.add_tensor(f"direction.{block}", np.ascontiguousarray(direction, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()  # also on a full disk
 
 
 def read_gguf(path: Path) -> tuple[dict[Site, NDArray[np.float32]], dict[str, Any]]:
@@ -47,10 +58,11 @@ def read_gguf(path: Path) -> tuple[dict[Site, NDArray[np.float32]], dict[str, An
     Raises InputError for what is no control vector, MissingExtraError.
     """
     gguf = _gguf()
-    try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OSError, OverflowError) as error:
-        raise InputError(f"{path} is no GGUF file: {error}") from error
+    with well_formed(path), np.errstate(over="ignore"):
+        return _parts(path, gguf.GGUFReader(path))
+
+
+def _parts(path: Path, reader: Any) -> tuple[dict[Site, NDArray[np.float32]], dict[str, Any]]:
     if (kind := _field(reader, "general.architecture")) != _ARCHITECTURE:
         raise InputError(
             f"{path} is a GGUF file of {kind!r}, and no control vector; it holds no directions to steer with"
@@ -58,7 +70,10 @@ def read_gguf(path: Path) -> tuple[dict[Site, NDArray[np.float32]], dict[str, An
     directions = {Site("resid_post", _number(path, tensor.name)): _values(path, tensor) for tensor in reader.tensors}
     ours = _field(reader, _OURS)
     if ours is not None:
-        header = json.loads(ours)
+        header = parse_json(ours, f"the header of {path}")
+        if not isinstance(header, dict):
+            raise InputError(f"{path}: its header is no JSON object")
+        KIND.check(path, header)
         sites = (Site(point, int(layer)) for layer, point in header["points"].items())
         return {site: directions[Site("resid_post", _block(site))] for site in sites}, header
     hint, method = _field(reader, f"{_ARCHITECTURE}.model_hint"), _field(reader, f"{_ARCHITECTURE}.method")

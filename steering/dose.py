@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t
 from transformers import LogitsProcessor
 
 from reasonscope.data.behaviour import behaviour
@@ -78,10 +79,17 @@ class Dose:
 
     @property
     def beyond_random(self) -> bool:
-        """Whether the change of thinking tokens lies outside all the random ones, and its excess over them is not 0."""
-        changes = [arm.change.value for arm in self.random]
-        excess = self.excess["tokens"]
-        return not min(changes) <= self.steered.change.value <= max(changes) and (excess.low > 0 or excess.high < 0)
+        """Whether the change of thinking tokens is one that a random direction makes in at most 5 % of cases, and its excess over the
+        random ones is not 0 on other problems.
+
+        The first is Student's prediction interval for one more draw of k random changes, mean ± t √(1 + 1/k) sd: to lie outside of all
+        of five happens to a random direction one time in three.
+        """
+        changes = np.array([arm.change.value for arm in self.random])
+        k, excess = len(changes), self.excess["tokens"]
+        reach = float(t.ppf(0.975, k - 1)) * np.sqrt(1 + 1 / k) * changes.std(ddof=1)
+        outside = bool(abs(self.steered.change.value - changes.mean()) > reach)
+        return outside and (excess.low > 0 or excess.high < 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,14 +290,14 @@ class Bench:
 
     def arm(self, name: str, multiplier: float, run: Run) -> Arm:
         change = self._means("tokens", run) / self._means("tokens", self.base) - 1
-        measures = _estimates({name: self._means(name, run) for name in run.values})
+        measures = self._estimates({name: self._means(name, run) for name in run.values})
         return Arm(
             name=name,
             multiplier=multiplier,
             n_problems=self._n_problems,
             tokens=measures["tokens"],
             accuracy=measures.get("accuracy", _UNKNOWN),
-            change=Resamples.estimate(change) or _UNKNOWN,
+            change=self._resamples.estimate(change) or _UNKNOWN,
             touched=run.touched,
             measures=measures,
             differences=self.differences(run, [self.base]),
@@ -297,7 +305,7 @@ class Bench:
 
     def differences(self, run: Run, others: Sequence[Run]) -> dict[str, Estimate]:
         """Each measure of `run` less its mean over `others`, on the same resamples of problems."""
-        return _estimates(
+        return self._estimates(
             {
                 name: self._means(name, run) - np.mean([self._means(name, other) for other in others], axis=0)
                 for name in run.values
@@ -355,6 +363,11 @@ class Bench:
             runs[i] = replace(runs[i], values={**runs[i].values, **nats})
         return runs
 
+    def _estimates(self, statistics: Mapping[str, Values]) -> dict[str, Estimate]:
+        """Those that say something: a measure that is defined on too few problems is left out."""
+        found = {name: self._resamples.estimate(values) for name, values in statistics.items()}
+        return {name: estimate for name, estimate in found.items() if estimate is not None}
+
     def _means(self, name: str, run: Run) -> Values:
         """A measure of a run on every resample of problems (1 + draw,)."""
         if name not in ("perplexity", "kl"):
@@ -362,12 +375,6 @@ class Bench:
         lengths = np.array([len(generated(trace)) for trace in self.traces], dtype=np.float64)
         means = self._resamples.means(run.values[name], lengths)
         return np.exp(means) if name == "perplexity" else means
-
-
-def _estimates(statistics: Mapping[str, Values]) -> dict[str, Estimate]:
-    """Those that say something: a measure that is defined on too few problems is left out."""
-    found = {name: Resamples.estimate(values) for name, values in statistics.items()}
-    return {name: estimate for name, estimate in found.items() if estimate is not None}
 
 
 def _of_trace(trace: Trace) -> dict[str, float]:

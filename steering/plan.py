@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.reading import well_formed
 from reasonscope.probes.model import Model
 from reasonscope.steering.ablation import Ablation
 from reasonscope.steering.edges import Edges
@@ -50,13 +51,18 @@ def read_plan(path: Path, model: Model) -> Plan:
     """Raises InputError for a file that is no plan, saying which entry is wrong and what is allowed there."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"cannot read the plan {path}: {error}") from error
+    with well_formed(path):
+        return _plan(content, path, model)
+
+
+def _plan(content: object, path: Path, model: Model) -> Plan:
     entries = _mapping(content, str(path), ("ablations", *_NUMBERS))
     listed = entries.get("ablations")
     if not isinstance(listed, list) or not listed:
         raise InputError(f"{path} has no ablations; list at least one under `ablations:`")
-    known = {name: int(entries[name]) for name in _NUMBERS if entries.get(name) is not None}
+    known = {name: _integer(entries[name], f"{path}, {name}") for name in _NUMBERS if entries.get(name) is not None}
     ablations = tuple(_ablation(entry, f"{path}, ablation {i + 1}", model) for i, entry in enumerate(listed))
     return Plan(ablations=ablations, **known)
 
@@ -81,16 +87,18 @@ def _ablation(entry: object, where: str, model: Model) -> Ablation:
     for key in given.keys() - {"name"}:
         value = given[key]
         if key == "heads":
-            changed[key] = tuple(_head(head, where) for head in value)
+            changed[key] = tuple(_head(head, where) for head in _listed(value, f"{where}, {key}"))
         elif key in ("mlps", "layers"):
-            changed[key] = tuple(int(layer) for layer in value)
+            changed[key] = _integers(value, f"{where}, {key}")
         elif key in ("tokens", "scope"):
             changed[key] = _scope(value, f"{where}, {key}", model)
         elif key == "edges":
             ends = _mapping(value, f"{where}, edges", ("readers", "read", "layers"))
             scopes = {end: _scope(ends.get(end), f"{where}, edges.{end}", model) for end in ("readers", "read")}
             layers = ends.get("layers")
-            changed[key] = Edges(**scopes, layers=None if layers is None else tuple(int(layer) for layer in layers))
+            changed[key] = Edges(
+                **scopes, layers=None if layers is None else _integers(layers, f"{where}, edges.layers")
+            )
         else:
             changed[key] = value
     return Ablation(**changed)
@@ -108,13 +116,41 @@ def _head(value: object, where: str) -> tuple[int, int]:
 def _scope(value: object, where: str, model: Model) -> Scope:
     given = dict(_mapping(value, where, [*(field.name for field in fields(Scope) if field.name != "marks"), "words"]))
     if "words" in given:
-        given["tokens"] = words_as_tokens(given.pop("words"), model)
+        words = _listed(given.pop("words"), f"{where}, words")
+        given["tokens"] = sorted(words_as_tokens([str(word) for word in words], model))
     plain: dict[str, Any] = {}
     for key, item in given.items():
         is_set = key == "tokens" or key.endswith("_tokens")
-        plain[key] = (frozenset(item) if is_set else tuple(item)) if isinstance(item, list | frozenset) else item
+        if is_set or key.endswith("_positions"):
+            numbers = _integers(item, f"{where}, {key}")
+            plain[key] = frozenset(numbers) if is_set else numbers
+        elif key.endswith("_window"):
+            plain[key] = _window(item, f"{where}, {key}")
+        else:
+            plain[key] = item
     needs_marks = plain.get("on", "all") != "all" or plain.get("steps") is not None
     return Scope.of(model, **plain) if needs_marks else Scope(**plain)
+
+
+def _window(value: object, where: str) -> tuple[int, int | None]:
+    start, stop = (*_listed(value, where), None, None)[:2]
+    return _integer(start, where), None if stop is None else _integer(stop, where)
+
+
+def _integers(value: object, where: str) -> tuple[int, ...]:
+    return tuple(_integer(item, where) for item in _listed(value, where))
+
+
+def _integer(value: object, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
+        raise InputError(f"{where}: {value!r:.60} is no whole number")
+    return value
+
+
+def _listed(value: object, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise InputError(f"{where}: {value!r:.60} is no list; write it in brackets")
+    return value
 
 
 def _mapping(value: object, where: str, allowed: Sequence[str]) -> Mapping[str, Any]:

@@ -10,20 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
+from reasonscope.data.durable import write_durably
 from reasonscope.data.errors import InputError, SiteError
-from reasonscope.data.headed import Kind
+from reasonscope.data.reading import well_formed
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Point, Site
 from reasonscope.steering.apply import Steering
-from reasonscope.steering.control_vector import MAGIC, read_gguf, write_gguf
+from reasonscope.steering.control_vector import KIND, MAGIC, read_gguf, write_gguf
 from reasonscope.steering.operators import Operator, add
 from reasonscope.steering.patching import PatchHandle, patch, patched
 from reasonscope.steering.scope import Scope
 
-_KIND = Kind(key="reasonscope.vector", noun="steering vector", version=1)
 # Where what is added is as wide as the residual stream.
 _POINTS: tuple[Point, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
-_PICKLES = (b"PK\x03\x04", b"\x80")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +159,8 @@ class SteeringVector:
     def save(self, path: str | Path) -> None:
         """Write one file: a GGUF control vector where `path` ends so (see `control_vector`), else safetensors.
 
-        `direction.{layer}` float32, all else as JSON in the header.
+        `direction.{layer}` float32, all else as JSON in the header. Raises StoreError where it cannot be written, InputError for a
+        site that a GGUF has no name for.
         """
         header = {
             "method": self.method,
@@ -171,11 +171,10 @@ class SteeringVector:
         }
         if Path(path).suffix == ".gguf":
             model = self.provenance.get("model") or {}
-            write_gguf(
-                Path(path), self.directions, {"version": _KIND.version, **header}, model.get("architecture", "unknown")
-            )
+            about, hint = {"version": KIND.version, **header}, model.get("architecture", "unknown")
+            write_durably(Path(path), lambda file: write_gguf(file, self.directions, about, hint))
             return
-        _KIND.write(Path(path), header, {f"direction.{site.layer}": d for site, d in self.directions.items()})
+        KIND.write(Path(path), header, {f"direction.{site.layer}": d for site, d in self.directions.items()})
 
     @classmethod
     def load(cls, path: str | Path) -> "SteeringVector":
@@ -234,17 +233,11 @@ def cosine_table(vectors: Mapping[str, SteeringVector]) -> CosineTable:
 def _read(path: Path) -> tuple[Mapping[Site, NDArray[np.float32]], Mapping[str, Any]]:
     try:
         with path.open("rb") as file:
-            start = file.read(9)
+            start = file.read(len(MAGIC))
     except OSError as error:
         raise InputError(f"{path} is no steering vector: {error}") from error
-    if start.startswith(MAGIC):
-        directions, metadata = read_gguf(path)
-        _KIND.check(path, metadata)
-        return directions, metadata
-    # The first byte of safetensors is the lowest of its header's length, which may be that of a pickle; the header opens behind eight.
-    if start.startswith(_PICKLES) and start[8:] != b"{":
-        raise InputError(
-            f"{path} is no steering vector but a pickle, which can run code and is not opened; save as safetensors"
-        )
-    about, tensors = _KIND.read(path)
-    return {Site(p, int(layer)): tensors[f"direction.{layer}"] for layer, p in about["points"].items()}, about
+    if start == MAGIC:
+        return read_gguf(path)
+    header, tensors = KIND.read(path)
+    with well_formed(path):
+        return {Site(p, int(layer)): tensors[f"direction.{layer}"] for layer, p in header["points"].items()}, header

@@ -1,25 +1,31 @@
 """Figures as HTML, JSON, rows of numbers, and in the theme of a page."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import plotly.graph_objects as go
 
 from reasonscope.analysis.figures.theme import Figure
+from reasonscope.data.durable import write_text_durably
 from reasonscope.data.errors import InputError
 
 _CONTROLS = {"displaylogo": False, "displayModeBar": "hover", "responsive": True}
 
 
 def to_html(figure: Figure, *, with_library: bool) -> str:
-    """The figure as a piece of HTML; `with_library` puts Plotly's script into it, so that the page needs no network."""
-    html: str = figure.to_html(full_html=False, include_plotlyjs=with_library, config=_CONTROLS)
+    """The figure as a piece of HTML; `with_library` puts Plotly's script into it, so that the page needs no network.
+
+    The same figure gives the same bytes: Plotly alone would draw a random id for its place in the page.
+    """
+    place = f"figure-{sha256(figure.to_json().encode()).hexdigest()[:16]}"
+    html: str = figure.to_html(full_html=False, include_plotlyjs=with_library, config=_CONTROLS, div_id=place)
     return html
 
 
 def write_figure(figure: Figure, path: Path) -> None:
     """The figure as JSON, which `read_figure` reads."""
-    path.write_text(figure.to_json(), encoding="utf-8")
+    write_text_durably(path, figure.to_json())
 
 
 def read_figure(path: Path) -> Figure:

@@ -125,7 +125,8 @@ def mean_trajectories(curves: Mapping[str, MeanTrajectory], *, title: str, measu
                 x=back, y=curve.n[-shown:], mode="lines", showlegend=False, row=2, col=column, hoverinfo="skip", **style
             )
     figure = styled(figure, title, "", measure)
-    figure.update_xaxes(title="tokens before the answer", row=2)
+    figure.update_xaxes(title="tokens before the answer", row=2, col=1)
+    figure.update_xaxes(nticks=4, tickangle=0)
     return figure.update_yaxes(title="traces", row=2, col=1).update_layout(height=520)
 
 

@@ -162,7 +162,7 @@ def arm_outcomes(result: Result) -> Figure:
             error_y=None if result.interval is None else _between(result.values[i], result.interval, i),
             hovertemplate=f"{escape(arm)}, %{{customdata}}: %{{y:.3f}}<extra></extra>",
         )  # fmt: skip
-    figure = styled(figure, titled(result), "", f"{result.quantity} [{result.unit}]")
+    figure = styled(figure, titled(result), "", result.quantity)
     return figure.update_xaxes(tickvals=places, ticktext=list(metrics))
 
 

@@ -23,15 +23,33 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 
 def styled(figure: Figure, title: str, x: str, y: str) -> Figure:
+    """The layout of every figure: a title that wraps on a phone, panels' titles below it, the legend below the axis."""
     lines = wrap(title, 44) or [""]  # as much as a phone shows in a line
+    panels = any(one.text for one in figure.layout.annotations)
+    figure.update_annotations(font={"size": 13})
     return figure.update_layout(
-        title={"text": "<br>".join(escape(line, quote=False) for line in lines), "font": {"size": 15}},
+        title={
+            "text": "<br>".join(escape(line, quote=False) for line in lines),
+            "font": {"size": 15},
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+            "pad": {"t": 12},
+        },
         xaxis_title=x,
         yaxis_title=y,
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "size": 13},
-        margin={"l": 60, "r": 20, "t": 60 + 20 * len(lines), "b": 90},
-        legend={"orientation": "h", "yref": "container", "y": 0, "x": 0, "xanchor": "left", "yanchor": "bottom"},
+        margin={"l": 60, "r": 20, "t": 28 + 20 * len(lines) + 24 * panels, "b": 90},
+        legend={
+            "orientation": "h",
+            "yref": "container",
+            "y": 0,
+            "x": 0,
+            "xanchor": "left",
+            "yanchor": "bottom",
+            "itemsizing": "constant",
+        },
         height=420,
     )
 

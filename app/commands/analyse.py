@@ -222,6 +222,7 @@ def _run(name: str, run: Path, chosen: list[str] | None, json_: bool, **options:
     from reasonscope.app.commands.show import show
     from reasonscope.app.places import places
     from reasonscope.app.study import Options, Study
+    from reasonscope.data.durable import write_text_durably
     from reasonscope.data.store import TraceStore
 
     where = places(run)
@@ -242,6 +243,6 @@ def _run(name: str, run: Path, chosen: list[str] | None, json_: bool, **options:
         numbers[f"{trace}, {result.method}" if trace in numbers else trace] = numbers_of(result)
         for kind, figure in figures_of(result).items():
             page = where.figures / f"{path.parent.name}-{path.stem}-{kind}.html"
-            page.write_text(to_html(figure, with_library=True), encoding="utf-8")
+            write_text_durably(page, to_html(figure, with_library=True))
     typer.echo(f"results in {where.analyses}, figures in {where.figures}", err=True)
     show(numbers, json_)

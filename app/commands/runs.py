@@ -53,6 +53,13 @@ def record(
         typer.Option(help="Of --backend nnsight: ndif, the address of a server of it, or local to try it here."),
     ] = None,
     no_think: Annotated[bool, typer.Option("--no-think", help="Answer with an empty think block.")] = False,
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="Kernels that give the same bits again; an error where there is none."),
+    ] = False,
+    float32_compute: Annotated[
+        bool, typer.Option("--float32-compute", help="Compute in float32 over 16-bit weights: batches change no token.")
+    ] = False,
     server: Annotated[
         str | None,
         typer.Option(help="http://host:port of a server that writes; the model here then only reads its --sites."),
@@ -72,12 +79,15 @@ def record(
     from reasonscope.data.problems import load_problems
     from reasonscope.data.trace import Sampling
     from reasonscope.probes.cluster import Cluster, Job, record_on
+    from reasonscope.probes.determinism import make_deterministic
     from reasonscope.probes.model import load_model
     from reasonscope.probes.prompting import Prompting, load_prompting
     from reasonscope.probes.record import record as record_traces
     from reasonscope.probes.server import server_writer
     from reasonscope.probes.sites import expand_sites
 
+    if deterministic:
+        make_deterministic()
     asked = load_problems(problems, split=split, n=n, seed=seed)
     sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
     how: dict[str, Any] = {"sampling": sampling, "samples": samples, "batch_size": batch_size, "think": not no_think}
@@ -87,6 +97,7 @@ def record(
         "device": device,
         "dtype": dtype,
         "remote": remote == "ndif" or remote or False,
+        "float32_compute": float32_compute,
     }
     if ray is not None:
         if server is not None or shard != "1/1":

@@ -18,6 +18,7 @@ from reasonscope.app.state import BOUND, Key
 from reasonscope.data.align import token_strings
 
 _NAME, _MAPS = "results/heads/*", "results/attention_map/*"
+_FIRST = ("receivers", "heads")  # whose scores stand first
 _SIDE_BY_SIDE = 3  # heads whose maps stand beside each other
 
 Values = NDArray[np.float64]
@@ -33,6 +34,13 @@ class Grid:
     @property
     def values(self) -> Values:
         return np.asarray(self.result.values[self.index])
+
+    @property
+    def unit(self) -> str:
+        """That of this line, where the lines of the result have several."""
+        units = self.result.numbers.get("units") or {}
+        metric = self.result.axes[0].labels[self.index[0]] if self.index else ""
+        return str(units.get(metric, "" if self.result.unit == "1" else self.result.unit))
 
     def has(self, place: tuple[int, int]) -> bool:
         layers, heads = self.values.shape
@@ -53,7 +61,7 @@ def show(run: Run) -> None:
         return
     name = st.selectbox("Score", list(grids), key=Key.METRIC, bind=BOUND)
     grid = grids[name]
-    figure = figures.head_grid(grid.values, title=name, measure=grid.result.unit)
+    figure = figures.head_grid(grid.values, title=name, measure=grid.unit)
     command = measurements.command_of(run, grid.result.method)
     clicked = components.show_figure(figure, name="heads", command=command, key="heads-grid", clickable=True)
     picked = next((f"{int(point['y'])}.{int(point['x'])}" for point in clicked), None)
@@ -67,7 +75,7 @@ def show(run: Run) -> None:
 def _grids(run: Run) -> dict[str, Grid]:
     """Every score (layer, head) among the results of the run, by metric, method and trace."""
     found: dict[str, Grid] = {}
-    for method in measurements.methods(run):
+    for method in sorted(measurements.methods(run), key=lambda method: method not in _FIRST):
         for trace, result in measurements.results(run, method).items():
             axes = [axis.name for axis in result.axes]
             if axes[-2:] != ["layer", "head"] or not result.measured or len(axes) > 3:

@@ -10,7 +10,7 @@ __all__ = ["WORKLOADS", "load"]
 
 def load(folder):
     hf = load_bare(folder)
-    return ControlModel(hf, list(range(len(hf.model.layers))))
+    return ControlModel(hf, [len(hf.model.layers) // 2])  # every layer named here needs a direction
 
 
 def steer(model, job):

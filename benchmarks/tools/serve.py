@@ -40,17 +40,24 @@ def main():
     for line in sys.stdin:
         asked = json.loads(line)
         job = read_job(folder, asked)
-        forget_peak()
-        before = peak()
-        wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(asked["times"]):
-            found = tool.WORKLOADS[asked["workload"]](state, job)
-        spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-        spent = {kind: seconds / asked["times"] for kind, seconds in spent.items()}
-        spent["extra"] = peak() - before
-        if asked.get("keep"):
-            np.savez(asked["keep"], **plain(found, job))
-        say(answers, spent)
+        try:
+            say(answers, run(tool, state, job, asked))
+        except Exception as error:  # noqa: BLE001 - whatever a tool raises is its result
+            say(answers, {"error": f"{type(error).__name__}: {error}"[:200]})
+
+
+def run(tool, state, job, asked):
+    """Seconds of one run and the memory that it needed."""
+    forget_peak()
+    before = peak()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(asked["times"]):
+        found = tool.WORKLOADS[asked["workload"]](state, job)
+    spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    spent = {kind: seconds / asked["times"] for kind, seconds in spent.items()}
+    if asked.get("keep"):
+        np.savez(asked["keep"], **plain(found, job))
+    return {**spent, "extra": peak() - before}
 
 
 def read_job(folder, asked):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from reasonscope.analysis.critical import critical_sentences, per_sentence
+from reasonscope.analysis.critical import critical_sentences, per_sentence, signals_of
 from reasonscope.analysis.reflection import (
     KINDS,
     failed_step_fraction,
@@ -110,6 +110,28 @@ def test_rules_choose_as_they_say_and_cost_what_they_generate(samples):
         simulate(samples, rules, k=5)
     with pytest.raises(InputError, match="no gold answer"):
         simulate([replace(samples[0], correct=None)], rules, k=1)
+
+
+def test_known_signals_are_taken_sentence_by_sentence():
+    known = sentences(trace())
+    n = len(known)
+    effects = np.full((n, n), np.nan)
+    effects[2:, 1] = 3.0
+    square = Result(
+        method="suppression", quantity="q", unit="1", axes=(Axis.of("target", n), Axis.of("source", n)), values=effects,
+        null_missing="by hand", reason="by hand",
+    )  # fmt: skip
+    importance = Result(
+        method="anchors", quantity="q", unit="1", axes=(Axis.of("metric", ("accuracy", "forced_kl")), Axis.of("sentence", n)),
+        values=np.stack([np.zeros(n), np.arange(n)]), null_missing="by hand",
+    )  # fmt: skip
+    foreign = Result(
+        method="entropy", quantity="q", unit="1", axes=(Axis.of("sentence", n + 1),), values=np.zeros(n + 1), null_missing="by hand"
+    )  # fmt: skip
+    found = signals_of({"suppression": square, "anchors": importance, "entropy": foreign}, known)
+    assert set(found) == {"suppression", "anchors: forced_kl"}, "the others have no such line, or other sentences"
+    np.testing.assert_array_equal(found["anchors: forced_kl"], np.arange(n))
+    assert found["suppression"][1] == 3 and np.isnan(found["suppression"][0])
 
 
 def test_signals_are_ranked_side_by_side():

@@ -112,7 +112,7 @@ def test_a_base_model_stands_beside_the_reasoner(run):
     ids = TraceStore.open(run / "store").ids
     (shown,) = analyse("emergent", "--run", run, "--trace", ids[0], "--trace", ids[1]).values()
     assert shown["state"] == "measured" and shown["n_pairs"] == 2
-    (shown,) = analyse("compare", "--run", run).values()
+    shown = analyse("compare", "--run", run)["all"]
     assert shown["state"] == "measured" and shown["traces"]["mean"] == 2 and "exchanged" in shown["null"]
     shown = analyse("misalignment", "--run", run, "--trace", ids[0])
     assert 0 <= shown[ids[0]]["rate_of_reasoner"] <= shown[ids[0]]["rate"] <= 1

@@ -13,6 +13,7 @@ from reasonscope.app.runs import open_run
 
 pytestmark = pytest.mark.slow
 
+WAIT = 60_000  # ms
 HOSTILE = "<img src=x onerror"
 # Of a point of a Plotly figure, where it stands on the page: curve and number, or the values of an axis.
 _PLACE = """([key, curve, point]) => {
@@ -53,11 +54,20 @@ def read(page, query: str):
     return page
 
 
+def settle(page) -> None:
+    """Wait until the page is whole: the server has said all, and nothing of it is still a grey place."""
+    page.wait_for_timeout(1500)
+    page.wait_for_function(
+        "() => !document.querySelector('[data-testid=stSkeleton], [data-testid=stStatusWidget]')", timeout=WAIT
+    )
+    page.wait_for_timeout(1500)
+
+
 def click_point(page, key: str, curve: int, point: int) -> None:
     """Click a mark of the figure with this key."""
     page.wait_for_selector(f".st-key-{key} .js-plotly-plot .main-svg")
+    settle(page)
     page.locator(f".st-key-{key}").scroll_into_view_if_needed()
-    page.wait_for_timeout(500)  # the page still grows below
     x, y = page.evaluate(_PLACE, [key, curve, point])
     page.mouse.move(x, y)
     page.wait_for_timeout(300)
@@ -69,7 +79,7 @@ def click_point(page, key: str, curve: int, point: int) -> None:
 def test_every_page_fits_and_says_no_error(page, view, width):
     page.set_viewport_size({"width": width, "height": 1000 if width > 1000 else 844})
     open_page(page, view, SIGHTS[view].format(trace=analysed()))
-    page.wait_for_timeout(3000)
+    settle(page)
     assert page.locator('[data-testid="stException"], [data-testid="stAlertContentError"]').count() == 0
     main = page.locator('[data-testid="stMain"]')
     assert main.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
@@ -161,9 +171,12 @@ def test_a_node_and_its_links_choose_sentences_and_the_metric_can_be_switched(pa
     page.wait_for_function(
         "(old) => [...document.querySelectorAll('h3')].every((h) => h.innerText !== old)", arg=chosen
     )
+    settle(page)  # what the server still has to say would close the list
     page.get_by_role("combobox", name="Metric").click()
+    page.keyboard.type("suppression")  # of a long list only the part in sight is there
     page.get_by_role("option", name="suppression").click()
     page.wait_for_url("**metric=suppression**")
+    settle(page)
     link = page.locator('[class*="st-key-link-"] button').first
     link.wait_for()
     number = link.inner_text().split()[0]
@@ -260,7 +273,7 @@ def test_an_upload_becomes_a_run(page, tmp_path):
 
 
 def test_the_table_of_traces_leads_to_one(page):
-    wanted = rows(open_run(EXAMPLE))[0].id
+    wanted = rows(open_run(EXAMPLE))[5].id  # the first is what the page shows anyway
     open_page(page, "", f"search={wanted}")
     page.get_by_text("1 of ").wait_for()
     grid = page.locator('[data-testid="stDataFrame"]').first

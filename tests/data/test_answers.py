@@ -52,7 +52,22 @@ def test_different_answers(given_, gold):
     assert not equivalent(given_, gold)
 
 
-@pytest.mark.parametrize("tower", ["9^9^9^9^9", "10^{10^{10}}", "1000000!", "2^{1000000}", "3!!!!", "9**9**9**9"])
+@pytest.mark.parametrize(
+    "tower",
+    [
+        "9^9^9^9^9",
+        "10^{10^{10}}",
+        "1000000!",
+        "2^{1000000}",
+        "3!!!!",
+        "(9999)!",
+        "{3^{99}}!",
+        "2^{99!}",
+        "(99!)!",
+        "x!^{9}",
+        "9**9**9**9",
+    ],
+)
 def test_what_would_take_for_ever_does_not(tower):
     start = time.monotonic()
     assert not equivalent(tower, "3")

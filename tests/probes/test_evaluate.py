@@ -42,9 +42,10 @@ def test_resamples_drawn_once_are_those_of_each_bootstrap():
         given = rows[np.isfinite(values[rows])]
         return float(np.average(values[given], weights=weights[given]))
 
-    one_by_one, at_once = resample_groups(mean, groups), Resamples.estimate(Resamples(groups).means(values, weights))
+    resamples = Resamples(groups)
+    one_by_one, at_once = resample_groups(mean, groups), resamples.estimate(resamples.means(values, weights))
     assert (at_once.value, *at_once.interval) == pytest.approx((one_by_one.value, *one_by_one.interval))
-    assert Resamples.estimate(Resamples(groups).means(np.full(30, np.nan))) is None
+    assert resamples.estimate(resamples.means(np.full(30, np.nan))) is None
     with pytest.raises(InputError, match="one group"):
         Resamples(["a", "a"])
 

@@ -1,0 +1,139 @@
+"""An edit that raises leaves no hook behind and no number changed; a server that drops, stalls or babbles is one error."""
+
+import socket
+import threading
+import time
+from contextlib import closing, suppress
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from torch import nn
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.trace import Sampling
+from reasonscope.probes.backends.hooks import HooksBackend
+from reasonscope.probes.branches import Branch
+from reasonscope.probes.capture import capture, run_with_cache
+from reasonscope.probes.decoding import generate
+from reasonscope.probes.model import load_model
+from reasonscope.probes.server import ServerWriter
+from reasonscope.probes.sites import Site
+from reasonscope.steering.scope import Scope
+from reasonscope.steering.vector import SteeringVector
+
+PROMPT = [5, 6, 7, 8]
+
+
+class Broken(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("organism")
+
+
+def hooks(module: nn.Module) -> int:
+    tables = (table for m in module.modules() for table in (m._forward_hooks, m._forward_pre_hooks))
+    return sum(hook.__module__.startswith("reasonscope") for table in tables for hook in table.values())
+
+
+def breaking(at):
+    """An edit that raises when it is called for the `at`-th time."""
+    calls = []
+
+    def edit(activation, where):
+        calls.append(where)
+        if len(calls) == at:
+            raise Broken
+        return activation
+
+    return edit
+
+
+@pytest.mark.parametrize("point", ["resid_pre", "z", "attn_out", "mlp_out", "resid_post"])
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_edit_that_raises_while_the_model_writes_leaves_nothing_behind(model, point, at):
+    sampling = Sampling(max_new_tokens=4)
+    before = generate(model, [PROMPT], sampling, seeds=[0])[0]
+    with pytest.raises(Broken):
+        generate(model, [PROMPT], sampling, seeds=[0], write={Site(point, 2): breaking(at)}, read=[Site("z", 0)])
+    assert hooks(model.hf) == 0 and isinstance(model.backend, HooksBackend)
+    after = generate(model, [PROMPT], sampling, seeds=[0])[0]
+    assert after.token_ids.tolist() == before.token_ids.tolist()
+    assert after.logprobs.tobytes() == before.logprobs.tobytes()
+
+
+def test_what_raises_inside_a_block_leaves_nothing_behind(model):
+    attention = model.hf.config._attn_implementation
+    plain, _ = run_with_cache(model, PROMPT, [])
+    vector = SteeringVector(directions={Site("resid_post", 1): torch.ones(model.d_model).numpy()}, method="ones")
+    with pytest.raises(Broken), capture(model, ["attn_probs.1", "z.2"]), vector.apply(model, scope=Scope()):
+        model.hf(torch.tensor([PROMPT]))
+        raise Broken
+    handle = vector.patch_activations(model)
+    handle.remove()
+    handle.remove()
+    assert hooks(model.hf) == 0 and model.hf.config._attn_implementation == attention
+    assert torch.equal(run_with_cache(model, PROMPT, [])[0], plain)
+
+
+def drops(connection):
+    connection.close()
+
+
+def stalls(connection):
+    time.sleep(1.5)
+    connection.close()
+
+
+def answers(*pieces):
+    def answer(connection):
+        for piece in pieces:
+            connection.sendall(piece)
+        connection.close()
+
+    return answer
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        drops,
+        stalls,
+        answers(b"nonsense\r\n\r\n"),
+        answers(HEAD + b"Content-Length: 1000\r\n\r\n", b'{"choices": ['),
+        answers(HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"),
+        answers(HEAD + b"\r\n" + b"[" * 100_000),
+        answers(HEAD + b"\r\n[]"),
+        answers(HEAD + b'\r\n{"choices": [{"text": "a", "token_ids": [[]]}]}'),
+        answers(HEAD + b'\r\n{"choices": [{"text": "a", "prompt_token_ids": 3}]}'),
+        answers(HEAD + b'\r\n{"choices": [3]}'),
+    ],
+)
+def test_a_server_that_fails_is_one_error_in_time(behaviour):
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+
+        def serve():
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return  # the test is over
+                with connection, suppress(OSError):  # the client may have gone
+                    connection.recv(65536)
+                    behaviour(connection)
+
+        threading.Thread(target=serve, daemon=True).start()
+        tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        writer = ServerWriter(url=url, model="m", tokenizer=tokenizer, timeout=0.5, retries=0)
+        began = time.monotonic()
+        with pytest.raises(InputError, match="127"):
+            writer([0, 0], [Branch(cut=1, seed=0)], Sampling(max_new_tokens=1))
+        assert time.monotonic() - began < 10
+        listener.shutdown(socket.SHUT_RDWR)
