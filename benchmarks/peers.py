@@ -34,7 +34,9 @@ SERVE = Path(__file__).parent / "tools" / "serve.py"
 REFERENCE, BARE = "raw_hooks", "bare"
 # Requirements of the tools that do not go together with ours.
 ENVIRONMENTS = {
-    "old": ("steering-vectors==0.12.2", "repeng==0.4.0", "torch==2.13.0"),
+    "steering-vectors": ("steering-vectors==0.12.2", "torch==2.13.0"),
+    # Newer ones ask the wrapped layer for its kind of attention, which repeng's wrapper does not pass on.
+    "repeng": ("repeng==0.4.0", "transformers==4.51.3", "torch==2.13.0"),
     "interp-engine": ("interp-engine==1.14.0", "torch==2.13.0"),
 }
 
@@ -54,8 +56,8 @@ TOOLS = (
     Tool(module="transformer_lens_", label="TransformerLens (eager)"),
     Tool(module="nnsight_", label="nnsight"),
     Tool(module="interp_engine_", label="interp-engine (eager)", environment="interp-engine"),
-    Tool(module="steering_vectors_", label="steering-vectors", environment="old"),
-    Tool(module="repeng_", label="repeng", environment="old"),
+    Tool(module="steering_vectors_", label="steering-vectors", environment="steering-vectors"),
+    Tool(module="repeng_", label="repeng", environment="repeng"),
 )
 
 

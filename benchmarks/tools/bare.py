@@ -7,7 +7,7 @@ KERNEL = "sdpa"
 
 
 def load(folder, kernel=KERNEL):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=kernel).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=kernel).eval()
 
 
 def greedy(model, job):
