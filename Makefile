@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := runs/demo
 
-.PHONY: demo test test-slow test-browser screenshots chromium test-wheel lint types docs figures notebooks bench bench-gpu sizing example ci constraints clean
+.PHONY: demo test test-slow test-browser screenshots chromium test-wheel lint types docs figures notebooks bench bench-gpu sizing \
+  example ci constraints clean check audit faults fuzz selftest mutants lock locked
 
 demo: $(VENV)/installed-all
 	$(BIN)/reasonscope demo --out $(DEMO)
@@ -66,10 +67,13 @@ notebooks: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --nbmake docs/notebooks
 
 # Every script prints a section; BENCH=--small runs a part and extrapolates.
+# Those that measure findings, not speed, want arguments and more time; docs/analysis.md says which.
+SPEED = $(filter-out benchmarks/allotment.py benchmarks/cliff_heads.py benchmarks/organism_%.py, $(wildcard benchmarks/*.py))
+
 bench: $(VENV)/installed-all-test
 	mkdir -p build
 	printf '# Benchmarks\n\nWritten by `make bench` on %s.\n' "$$(uname -m)" > build/benchmarks.md
-	for script in benchmarks/*.py; do echo >> build/benchmarks.md && $(BIN)/python $$script $(BENCH) >> build/benchmarks.md || exit 1; done
+	for script in $(SPEED); do echo >> build/benchmarks.md && $(BIN)/python $$script $(BENCH) >> build/benchmarks.md || exit 1; done
 	mv build/benchmarks.md docs/benchmarks.md
 
 # Says so where there is no accelerator; `make bench` keeps those rows open.
@@ -86,6 +90,27 @@ example: $(VENV)/installed-all
 
 ci:
 	.ci/run
+
+# What a change has to pass, and what its dependencies are known for. pip-audit asks PyPI, so it needs the network.
+check: lint types test audit
+
+audit: $(VENV)/installed-dev
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml data probes steering analysis app
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+# Minutes each, some of them tens of minutes: kills at 250 instants and every byte of a store; 100,000 hostile inputs; 1,000 simulated
+# runs of every interval and p-value; a sample of mutants.
+faults: $(VENV)/installed-all-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow or not slow' tests/faults
+
+fuzz: $(VENV)/installed-all-test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/fuzz.py --inputs 100000
+
+selftest: $(VENV)/installed-all-test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/selftest/simulate.py --workers 2 --out docs/statistics.md
+
+mutants: $(VENV)/installed-all-test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py --out docs/mutants.md
 
 # One file per set of extras says that they are installed; newer requirements or pins make it out of date.
 $(VENV)/installed-all: EXTRAS := all
@@ -108,6 +133,17 @@ constraints:
 	head -n 2 constraints.txt > build/constraints.txt
 	build/newest/bin/pip freeze --all --exclude reasonscope --exclude pip | sed 's/+cpu$$//' >> build/constraints.txt
 	mv build/constraints.txt constraints.txt
+
+# The same, with the hash of every file: see the head of requirements.lock.
+lock: | $(BIN)/python
+	mkdir -p build
+	$(PIP) install --dry-run --ignore-installed --quiet --report build/report.json --constraint constraints.txt '.[dev]'
+	$(BIN)/python .ci/lock.py build/report.json > requirements.lock
+
+locked: | $(BIN)/python
+	$(PIP) install --require-hashes --no-deps --extra-index-url https://download.pytorch.org/whl/cpu --requirement requirements.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	touch $(VENV)/installed-all $(VENV)/installed-all-test $(VENV)/installed-dev
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

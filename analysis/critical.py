@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 from scipy.stats import spearmanr
 
-from reasonscope.analysis.receiver import nan_mean
+from reasonscope.analysis.looking_back import mean_effect
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
 from reasonscope.analysis.statistics import holm, permutation_p
 from reasonscope.data.trace import Sentence, Trace
@@ -42,7 +42,7 @@ def signals_of(results: Mapping[str, Result], sentences: Sequence[Sentence]) -> 
         if result.axes[-1].name in ("sentence", "source") and len(result.axes[-1]) != len(sentences):
             continue
         if result.axes[-1].name == "source":
-            line = nan_mean(result.values, axis=0)
+            line = mean_effect(result.values)
         elif name and name not in result.axes[0].labels:
             continue
         else:

@@ -22,6 +22,7 @@ from reasonscope.probes.model import Model
 Values = NDArray[np.float64]
 
 TEMPERATURE = 0.6
+_WASTE = 0.1  # of the tokens of a pass that a source could have spared, at most
 _FLOOR = 1e-9  # of a divergence whose logarithm is taken, as published
 
 
@@ -97,7 +98,8 @@ def suppression_effect(
     """The matrices of `suppression_matrix` for any `spans` of tokens; NaN where target ≤ source."""
     check_spans(spans, len(ids))
     untouched = Untouched.of(model, ids)
-    divergences = untouched.divergences(_members(spans, len(ids)), temperature=temperature, batch=batch)
+    members = _members(spans[:-1], len(ids))  # the last has no later target
+    divergences = untouched.divergences(members, temperature=temperature, batch=batch)
     return _by_target(divergences, spans, untouched)
 
 
@@ -134,7 +136,7 @@ class Untouched:
         firsts = suppressed.int().argmax(dim=1)
         found = torch.zeros(suppressed.shape, dtype=torch.float64)
         unembedding = Unembedding.of(self.model)
-        for rows in torch.argsort(firsts, stable=True).split(batch):
+        for rows in _alike(firsts.tolist(), suppressed.shape[1], batch):
             start = int(firsts[rows[0]])
             changed = self._behind(start, suppressed[rows])
             with torch.no_grad():
@@ -155,6 +157,18 @@ class Untouched:
 
         fed = self.ids[start:].expand(len(hidden), -1)
         return _final_states(self.model, fed, start, attend)
+
+
+def _alike(firsts: Sequence[int], n_tokens: int, batch: int) -> list[list[int]]:
+    """Rows to run together, at most `batch`: all begin with the first of them, so none may begin much later."""
+    groups: list[list[int]] = []
+    for row in sorted(range(len(firsts)), key=firsts.__getitem__):
+        start = firsts[groups[-1][0]] if groups else 0
+        if groups and len(groups[-1]) < batch and firsts[row] - start <= _WASTE * (n_tokens - start):
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
 
 
 def _final_states(model: Model, fed: Tensor, start: int, attend: Callable[[AttentionCall], Tensor]) -> Tensor:

@@ -115,7 +115,7 @@ def _analyse(where: Places, store: TraceStore, rollouts: int, say: Callable[[str
     chosen = {"mi": many, "compare": many, "receivers": many, "cliff": requests, "alternatives": [*fit, *requests[:6]]}
     probe = where.probes / "refusal.safetensors"
     options = Options(
-        rollouts=rollouts, half_width=0.2, max_new_tokens=400, probe=probe, ablate=True, asked=16, sites=",".join(store.sites),
+        rollouts=rollouts, half_width=0.2, max_new_tokens=400, probe=probe, ablate=True, asked=24, sites=",".join(store.sites),
         vector=where.vectors / "seal.safetensors",
     )  # fmt: skip
     for name in _ANALYSES:

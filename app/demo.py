@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,15 +49,17 @@ SAMPLING = Sampling(temperature=0.7, max_new_tokens=900, seed=0)
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much the demo does: problems of both sets, the held-out ones that are steered, and those answered briefly, too, to learn from."""
+    """How much the demo does: problems of both sets, the held-out ones that are steered, by which methods (SEAL at least), and those
+    answered briefly, too, which the others learn from."""
 
     ledgers: int = 240
     requests: int = 160
     steered: int = 64
+    methods: tuple[str, ...] = ("seal", "asc", "speed")
     briefly: int = 48
 
 
-QUICK = Size(ledgers=64, requests=32, steered=24, briefly=16)
+QUICK = Size(ledgers=64, requests=32, steered=24, methods=("seal",))
 
 
 @dataclass
@@ -93,9 +95,8 @@ def run_demo(out: Path, *, size: Size, say: Callable[[str], None], progress: boo
         refusal = _or_why_not(lambda: refusal_probe(store, requests, contrasts=DEMO_CONTRASTS))
     with clock.part("correctness_probe", "predicting from the closing tag whether the answer will be right"):
         correctness = _or_why_not(lambda: correctness_probe(store, ledgers))
-    with clock.part("steering", "steering held-out problems by SEAL, ASC and thinking speed"):
-        modes = record_modes(model, out / "modes", size, progress=progress)
-        methods = steering_parts(model, store, modes, ledgers[: -size.steered])
+    with clock.part("steering", f"steering held-out problems by {', '.join(size.methods)}"):
+        methods = steering_parts(model, store, out / "modes", ledgers[: -size.steered], size, progress=progress)
         arms = steer(model, methods, ledgers[-size.steered :])
     where = places(out)
     keep_probes(where, out, probe, refusal, correctness, requests)
@@ -129,16 +130,17 @@ def record_modes(model: Model, out: Path, size: Size, *, progress: bool) -> Trac
 
 
 def steering_parts(
-    model: Model, store: TraceStore, modes: TraceStore, ledgers: list[Trace]
+    model: Model, store: TraceStore, modes: Path, ledgers: list[Trace], size: Size, *, progress: bool
 ) -> dict[str, tuple[Part, ...]]:
-    """The vectors of the methods in STRENGTHS, from problems that are not held out; SEAL's of what enters the last block."""
+    """The vectors of the methods of `size`, from problems that are not held out; SEAL's of what enters the last block."""
     site = [Site("resid_post", model.n_layers - 2)]
-    paired = Source(model=model, store=modes, ids=modes.ids)
-    return {
-        "seal": METHODS["seal-clamp"].parts(replace(paired, store=store, ids=[t.id for t in ledgers], sites=site)),
-        "asc": METHODS["asc-clamp"].parts(paired),
-        "speed": METHODS["speed-clamp"].parts(paired),
-    }
+    steps = Source(model=model, store=store, ids=[trace.id for trace in ledgers], sites=site)
+    parts = {"seal": METHODS["seal-clamp"].parts(steps)}
+    if others := [name for name in size.methods if name != "seal"]:
+        pairs = record_modes(model, modes, size, progress=progress)
+        learned = Source(model=model, store=pairs, ids=pairs.ids)
+        parts |= {name: METHODS[f"{name}-clamp"].parts(learned) for name in others}
+    return parts
 
 
 def steer(model: Model, methods: Mapping[str, Sequence[Part]], held: list[Trace]) -> list[Arm]:
@@ -237,8 +239,7 @@ def summarise(
             "within_difficulty": None if probe.within_difficulty is None else _shown(probe.within_difficulty),
         },
         "seal": {**steered_numbers(named, "seal"), "reversed_tokens": named["seal reversed"].tokens.value},
-        "asc": steered_numbers(named, "asc"),
-        "speed": steered_numbers(named, "speed"),
+        **{name: steered_numbers(named, name) for name in ("asc", "speed") if name in named},
     }
 
 

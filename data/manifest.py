@@ -86,6 +86,8 @@ def _shard(values: Mapping[str, Any], number: int) -> Shard:
     for file in files.values():
         check_fields(vars(file), {"size": int, "sha256": str}, "a file")
     shard = Shard(name=values["name"], traces=values["traces"], rows=values["rows"], files=files)
+    if not (0 < shard.traces < 2**40 and 0 <= shard.rows < 2**50):
+        raise InputError(f"shard {number} holds {shard.traces} traces with {shard.rows} rows; no store does")
     if shard.name != shard_name(number) or not {shard.table} <= files.keys() <= {shard.table, shard.arrays}:
         raise InputError(
             f"shard {number} is called {shard.name!r}, with the files {', '.join(files)}; these are not its names"

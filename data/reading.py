@@ -43,8 +43,10 @@ def well_formed(where: object, kind: type[ReasonscopeError] = InputError) -> Ite
     """
     try:
         yield
-    except ReasonscopeError:
-        raise
+    except ReasonscopeError as error:
+        if kind is InputError or isinstance(error, kind):
+            raise
+        raise kind(f"{where}: {error}") from error
     except _WRONG as error:
         raise kind(
             f"{where} is damaged, or not what it says it is ({type(error).__name__}: {error}); make it again, or restore it from a copy"

@@ -339,9 +339,10 @@ def check_store(path: str | Path) -> list[str]:
     files = {folder / _FOLDER / name: file for shard in manifest.shards for name, file in shard.files.items()}
     found = [problem for name, file in files.items() if (problem := content_problem(name, file))]
     known = {*files, folder / NAME, folder / _LOCK, folder / _FOLDER}
-    strays = sorted(
-        name for name in folder.rglob("*") if name not in known and not _is_unfinished(name, folder, manifest)
-    )
+    present = (
+        Path(at, name) for at, folders, files in os.walk(folder) for name in (*folders, *files)
+    )  # a writer may take some away
+    strays = sorted(name for name in present if name not in known and not _is_unfinished(name, folder, manifest))
     return found + [f"{name} is no part of the store: somebody put it there; it may go" for name in strays]
 
 

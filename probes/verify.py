@@ -2,14 +2,16 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from reasonscope.data.errors import ReasonscopeError
+from reasonscope.data.errors import InputError, ReasonscopeError
 from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.backends.base import Edit, Positions
+from reasonscope.probes.backends.hooks import eager_attention
 from reasonscope.probes.batching import left_padded
 from reasonscope.probes.capture import replay, run_with_cache
 from reasonscope.probes.decoding import Completion, DecodingStep, generate
@@ -139,6 +141,54 @@ def _replay(model: Model) -> Check:
     return _measured("replay", "one teacher-forced pass == capture while decoding", value, _limit(model))
 
 
+def _alone(model: Model) -> Check:
+    """A site read by itself is what it is among all others: nothing that is kept is overwritten later (a fused norm in place)."""
+    ids, points = _sequences(model)[0], ("resid_pre", "attn_out", "mlp_out", "resid_post", "z")
+    sites = [site for point in points for site in _all(model, point)]  # type: ignore[arg-type]  # names of Point
+    _, together = run_with_cache(model, ids, sites)
+    chosen = sites[:: max(1, len(sites) // 12)]
+    value = max(float((run_with_cache(model, ids, [s])[1][s] - together[s]).float().abs().max()) for s in chosen)
+    return _measured(
+        "read alone", f"each of {len(chosen)} sites is the same read alone and among all, bit by bit", value, 0.0
+    )
+
+
+def _kernels(model: Model) -> Check:
+    """The attention kernel changes rounding alone; a mask that one of them ignores, or a sink, would change more."""
+    ids, mask = left_padded(_sequences(model), model.device)
+    sites = _all(model, "resid_post")
+    own = model.backend.forward(ids, mask=mask, read=sites)
+    with eager_attention(model.hf):
+        eager = model.backend.forward(ids, mask=mask, read=sites)
+    real = mask == 1
+    value = max(_gap(own.activations[site][real], eager.activations[site][real]) for site in sites)
+    name = model.hf.config.get_text_config()._attn_implementation
+    return _measured("attention kernels", f"{name} == eager at every resid_post, left-padded", value, _limit(model))
+
+
+def _nothing_left(model: Model) -> Check:
+    """A pass after other passes, steered ones and one that raised among them, is the first one again."""
+
+    def edit(activation: Tensor, _: Positions) -> Tensor:
+        return activation + 1.0
+
+    def broken(activation: Tensor, _: Positions) -> Tensor:
+        raise InputError("meant: a pass that ends in the middle")
+
+    ids, mask = left_padded(_sequences(model), model.device)
+    site = Site("resid_post", model.n_layers // 2)
+    before = model.backend.forward(ids, mask=mask).logits
+    steered = model.backend.forward(ids, mask=mask, write={site: edit}).logits
+    with suppress(InputError):
+        model.backend.forward(ids, mask=mask, write={site: broken}, read=[site])
+    after = model.backend.forward(ids, mask=mask).logits
+    value = float((before.float() - after.float()).abs().max())
+    if torch.equal(before, steered):
+        detail = f"adding 1 at {site} left the logits as they were: writes do not arrive"
+        return Check(name="nothing left behind", passed=False, detail=detail)
+    return _measured("nothing left behind", "a pass behind steered and broken ones == the one before them", value, 0.0)
+
+
 def _zero_strength(model: Model) -> Check:
     """Adding nothing changes nothing, to the last bit."""
 
@@ -246,6 +296,9 @@ _CHECKS: dict[str, Callable[[Model], Check]] = {
     "batch": _batch,
     "cache": _cache,
     "replay": _replay,
+    "read alone": _alone,
+    "attention kernels": _kernels,
+    "nothing left behind": _nothing_left,
     "strength 0": _zero_strength,
     "positions touched": _positions,
     "one BOS": _bos,

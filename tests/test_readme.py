@@ -118,7 +118,11 @@ c = 3
 def command_lines(document: str) -> list[str]:
     """Every line of a Markdown text that calls the command: in snippets, those that do not run too, and in running text."""
     tokens = MarkdownIt().parse(document)
-    blocks = [token.content.splitlines() for token in tokens if token.type == "fence" and token.info == "bash"]
+    blocks = [
+        token.content.replace("\\\n", " ").splitlines()
+        for token in tokens
+        if token.type == "fence" and token.info == "bash"
+    ]
     inline = [child for token in tokens for child in token.children or [] if child.type == "code_inline"]
     lines = [*(line for block in blocks for line in block), *(child.content for child in inline)]
     return [line.strip() for line in lines if line.strip().startswith("reasonscope ")]

@@ -67,7 +67,8 @@ def square_map(
         y, x = np.unravel_index(order[strength.ravel()[order] > 0], matrix.shape)
         side = max(3, min(22, 420 // max(matrix.shape)))
         figure.add_scatter(
-            x=x, y=y, mode="markers", hoverinfo="skip", showlegend=False,
+            x=x, y=y, mode="markers", showlegend=False, customdata=[(hover[i][j], matrix[i, j]) for i, j in zip(y, x, strict=True)],
+            hovertemplate=f"{rows} %{{y}}, {columns} %{{x}}<br>%{{customdata[0]}}<br>%{{customdata[1]:.4g}}<extra></extra>",
             marker={"symbol": "square", "size": side, "color": "rgba(0,0,0,0)"},
         )  # fmt: skip
     figure = styled(figure, title, columns, rows).update_layout(height=520)

@@ -36,13 +36,14 @@ def steering_plane(arms: Sequence[Arm]) -> Figure:
 def steering_front(responses: Sequence[DoseResponse | ControlResponse]) -> Figure:
     """Mean thinking tokens against accuracy at every strength, all methods on one plane, 95 % intervals over problems.
 
-    Shaded is where the random vectors (and random tokens, for controls of the decoding) lie, from the lowest to the highest of their
-    means; the dashed line is the Pareto front: no other point has both fewer tokens and a higher accuracy.
+    Shaded is where the random vectors of each method (random tokens, of a control of the decoding) lie, from the lowest to the highest of
+    their means; the dashed line is the Pareto front: no other point has both fewer tokens and a higher accuracy.
     """
     figure = go.Figure()
-    for name in ("random vectors", "random tokens"):
-        if nulls := [arm for response in responses if response.null_name == name for arm in response.nulls]:
-            _region(figure, [arm.tokens.value for arm in nulls], [arm.accuracy.value for arm in nulls], name)
+    for response in responses:
+        if arms := response.nulls:
+            name = response.null_name + (f", {response.name}" if len(responses) > 1 else "")
+            _region(figure, [arm.tokens.value for arm in arms], [arm.accuracy.value for arm in arms], name)
     curves = [
         (arms, name, "-open" if k else "", i)
         for i, response in enumerate(responses)

@@ -56,6 +56,7 @@ def drawn_from(run: Path) -> Iterator[tuple[str, Figure]]:
     store = TraceStore.open(run)
     study = Study(store=store, traces=list(store), options=Options(block=50), results=run)
     yield "trajectory", figures.along(next(iter(ANALYSES["trajectory"](study))))
+    yield "selection", next(iter(figures.of_result(next(iter(ANALYSES["selection"](study)))).values()))
     eight = list({trace.problem.id: trace for trace in store}.values())[:8]
     yield "emergent", figures.value_maps(next(iter(ANALYSES["emergent"](replace(study, traces=eight)))))
 

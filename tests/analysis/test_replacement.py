@@ -8,9 +8,10 @@ import pytest
 from reasonscope.analysis.anchors.replacement import replacement_effects, resampled_alternatives
 from reasonscope.analysis.anchors.rollouts import Continuation
 from reasonscope.analysis.forced import decoder, encoder
-from reasonscope.analysis.organism import true_sentences, wrong_statements
+from reasonscope.analysis.organism import wrong_statements
 from reasonscope.analysis.statistics import dependency_agreement
 from reasonscope.data.errors import InputError
+from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.organism.writer import write_ledger
 from reasonscope.data.parse import trace_from_text
 from reasonscope.data.problems import ledger_of, load_problems

@@ -66,8 +66,8 @@ def settle(page) -> None:
 def click_point(page, key: str, curve: int, point: int) -> None:
     """Click a mark of the figure with this key."""
     page.wait_for_selector(f".st-key-{key} .js-plotly-plot .main-svg")
+    settle(page)
     page.locator(f".st-key-{key}").scroll_into_view_if_needed()
-    page.wait_for_timeout(500)  # the page still grows below
     x, y = page.evaluate(_PLACE, [key, curve, point])
     page.mouse.move(x, y)
     page.wait_for_timeout(300)
@@ -171,10 +171,12 @@ def test_a_node_and_its_links_choose_sentences_and_the_metric_can_be_switched(pa
     page.wait_for_function(
         "(old) => [...document.querySelectorAll('h3')].every((h) => h.innerText !== old)", arg=chosen
     )
-    page.wait_for_timeout(1500)  # what the server still has to say would close the list
+    settle(page)  # what the server still has to say would close the list
     page.get_by_role("combobox", name="Metric").click()
+    page.keyboard.type("suppression")  # of a long list only the part in sight is there
     page.get_by_role("option", name="suppression").click()
     page.wait_for_url("**metric=suppression**")
+    settle(page)
     link = page.locator('[class*="st-key-link-"] button').first
     link.wait_for()
     number = link.inner_text().split()[0]

@@ -73,7 +73,9 @@ def test_controls_of_the_decoding_are_swept_on_the_same_plane(run):
     assert closed["multiplier"] == 20 and closed["measures"]["tokens"]["value"] <= 22
     assert begun["measures"]["tokens"]["value"] < found["nothinking"]["base"]["measures"]["tokens"]["value"]
     drawn = (run / "figures" / "steering_front.html").read_text(encoding="utf-8")
-    assert all(name in drawn for name in ("forced-close", "seal-transition reversed", "random tokens (n = 5)"))
+    assert all(
+        name in drawn for name in ("forced-close", "seal-transition reversed", "random tokens, reflection-bias (n = 5)")
+    )
 
 
 PLAN = """

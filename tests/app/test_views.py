@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 from reasonscope.analysis.anchors.published import published_importances
 from reasonscope.analysis.results import Axis, Band, Result, result_path
 from reasonscope.app import colourings, components, measurements, readings, runs
+from reasonscope.app.alternatives import alternatives
 from reasonscope.app.bundled import EXAMPLE
 from reasonscope.app.keeping import keep, plain, read_numbers
 from reasonscope.app.places import places
@@ -307,3 +308,79 @@ def test_the_example_holds_no_activations_and_is_small():
         "numbers/length.json",
         "numbers/steering.json",
     }
+
+
+def analysed() -> str:
+    """A trace of the example that was analysed sentence by sentence."""
+    return next(iter(measurements.results(runs.open_run(EXAMPLE), "anchors")))
+
+
+def test_a_sentence_shows_what_else_could_have_stood_there():
+    test = page("traces", EXAMPLE, trace=analysed(), sentence="3")
+    (table,) = [frame.value for frame in test.dataframe if "likeliest" in frame.value.columns]
+    read = readings.reading(runs.open_run(EXAMPLE), analysed())
+    assert len(table) == len(read.sentences[3].tokens)
+    assert table["probability"].between(0, 1).all() and (table["likeliest"].str.count("%") == 5).all()
+    found = alternatives(runs.open_run(EXAMPLE), analysed())
+    data = reader_data(read, None, found)["alternatives"]
+    assert data["first"] == read.trace.n_prompt_tokens and len(data["ids"]) == 5 * len(data["said"])
+    assert data["pieces"][data["ids"][0]] == found.at(data["first"])[0][0]
+
+
+def test_a_trace_is_coloured_by_every_kind_of_method():
+    run, id = runs.open_run(EXAMPLE), analysed()
+    names = colourings.colouring_names(run, id)
+    wanted = {
+        "entropy",
+        "surprise",
+        "probe: intent",
+        "MI · resid_post.5",
+        "importance · counterfactual_kl",
+        "steered − base",
+    }
+    assert wanted | {"suppression effect", "attention received"} <= set(names)
+    for name in names[1:]:
+        found = colourings.colouring(run, id, name)
+        n = len(readings.reading(run, id).sentences) if found.per == "sentence" else len(run.store.trace(id).token_ids)
+        assert found.values.shape == (n,) and np.isfinite(found.values).any() and found.ends[0] < found.ends[1]
+    shift = colourings.colouring(run, id, "steered − base")
+    assert "vector seal" in shift.about and shift.null is not None
+
+
+def test_the_base_model_stands_beside_the_reasoner():
+    test = page("mi_peaks", EXAMPLE, trace=analysed())
+    (table,) = [frame.value for frame in test.dataframe if "reasoner less base" in frame.value.columns]
+    assert table["number"].tolist() == ["mean", "aom", "share peaks"] and table["traces"].min() > 2
+    assert "…" in table["95 % interval"][0] and "…" in table["chance"][0]
+
+
+def test_heads_are_compared_down_to_the_tokens_of_a_block():
+    test = page("heads", EXAMPLE, head="4.2", heads="2.3", block="6.2")
+    assert not test.exception and len(test.error) == 0
+    said = words(test)
+    assert "Layer 4, head 2" in said and "Sentence 6 looks at sentence 2" in said
+    (scores,) = [frame.value for frame in test.dataframe if "score" in frame.value.columns]
+    assert {"4.2", "4.2 rank", "4.2 chance", "2.3"} <= set(scores.columns)
+    odd = page("heads", EXAMPLE, head="9.9", heads="x", block="99.0")
+    assert not odd.exception and len(odd.error) == 0
+
+
+def test_two_runs_are_compared_with_their_intervals(tmp_path):
+    run = tmp_path / "other"
+    shutil.copytree(EXAMPLE, run)
+    rows = readings.rows(runs.open_run(run))
+    compare_runs = AppTest.from_function(_compare, args=(str(EXAMPLE), str(run)), default_timeout=60).run()
+    (table,) = [frame.value for frame in compare_runs.dataframe if "difference" in frame.value.columns]
+    assert table["mean"].tolist() == ["right", "refused", "thinking tokens"] and set(table["difference"]) == {"+0"}
+    assert table["n"][2].startswith(f"{len(rows)} of ")
+
+
+def _compare(first: str, second: str) -> None:
+    from pathlib import Path
+
+    from reasonscope.app import state
+    from reasonscope.app.runs import open_run
+    from reasonscope.app.views import compare
+
+    state.offer_runs({"other": Path(second), "example": Path(first)})
+    compare.show(open_run(Path(first)))

@@ -12,7 +12,8 @@ from reasonscope.probes.model import load_model
 from reasonscope.probes.verify import verify
 
 NAMES = [
-    "hidden states", "contributions", "head writes", "attention rows", "batch", "cache", "replay", "strength 0",
+    "hidden states", "contributions", "head writes", "attention rows", "batch", "cache", "replay", "read alone",
+    "attention kernels", "nothing left behind", "strength 0",
     "positions touched", "one BOS", "think tags",
 ]  # fmt: skip
 
@@ -33,8 +34,17 @@ def failed(checks):
     return {check.name for check in checks if not check.passed}
 
 
-def test_every_family_passes(family, model_of):
-    checks = verify(model_of(family))
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+def test_every_family_passes_with_both_attention_kernels(family, model_of, kernel):
+    model = model_of(family)
+    before = model.hf.config._attn_implementation
+    if kernel == "sdpa" and not model.hf._supports_sdpa:
+        pytest.skip(f"{family} has no fused attention in transformers")
+    model.hf.set_attn_implementation(kernel)
+    try:
+        checks = verify(model)
+    finally:
+        model.hf.set_attn_implementation(before)
     assert [check.name for check in checks] == NAMES
     assert all(check.passed for check in checks), [check for check in checks if not check.passed]
     assert all(check.value < 1e-5 for check in checks[:7])
@@ -72,6 +82,27 @@ def noisy(ids, kwargs):
     return {**kwargs, "write": write}
 
 
+def remembering():
+    """Keeps the edit of the pass before for the next one that has none."""
+    kept = {}
+
+    def change(ids, kwargs):
+        write, last = kwargs.get("write") or {}, dict(kept)
+        kept.clear()
+        kept.update(write)
+        return {**kwargs, "write": write or last}
+
+    return change
+
+
+def overwriting(ids, kwargs):
+    """Where several sites are read, an edit that was not asked for."""
+    if len(kwargs.get("read") or ()) > 3 and not kwargs.get("write"):
+        site = kwargs["read"][0]
+        return {**kwargs, "write": {site: lambda a, w: a * 1.001}} if site.point == "resid_pre" else kwargs
+    return kwargs
+
+
 def first_pass_only(ids, kwargs):
     return {**kwargs, "write": None} if kwargs.get("cache") is not None else kwargs
 
@@ -81,6 +112,8 @@ def first_pass_only(ids, kwargs):
     [
         (unmasked, {"batch", "positions touched"}),
         (noisy, {"strength 0"}),
+        (remembering(), {"nothing left behind"}),
+        (overwriting, {"read alone"}),
         (first_pass_only, {"positions touched"}),
     ],
 )

@@ -80,7 +80,7 @@ def test_what_a_run_cannot_teach_is_said(model, store):
 def test_the_length_probe_points_to_shorter_thinking(tmp_path, character_tokenizer):
     rng, planted = np.random.default_rng(0), np.eye(6, dtype=np.float32)[2]
     traces, states = [], []
-    for i in range(40):
+    for i in range(240):
         n = int(rng.integers(5, 60))
         problem = Problem(id=f"p{i}", messages=(Message(role="user", content=f"q{i}"),), answer="1")
         about = {"problem": problem, "prompt": f"q{i}<think>\n", "tokenizer": character_tokenizer.backend_tokenizer}

@@ -1,0 +1,38 @@
+"""Files are there whole or not at all, and nothing that a killed writer left stays."""
+
+import pytest
+
+from reasonscope.data.durable import remove, write_durably, write_text_durably
+from reasonscope.data.errors import StoreError
+
+
+def test_what_a_killed_writer_left_goes_at_the_next_write(tmp_path):
+    (tmp_path / "a.txt.tmp").mkdir()
+    (tmp_path / "a.txt.tmp" / ".tmpXYZ").write_text("half")
+    write_text_durably(tmp_path / "a.txt", "whole é")
+    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {"a.txt": "whole é"}
+    (tmp_path / "a.txt.tmp").write_text("of an older version")
+    write_text_durably(tmp_path / "a.txt", "new")
+    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {"a.txt": "new"}
+
+
+@pytest.mark.parametrize("error", [OSError("no room"), ZeroDivisionError()])
+def test_what_fails_changes_nothing(error, tmp_path):
+    write_text_durably(tmp_path / "a.txt", "before")
+
+    def fail(path):
+        path.write_text("half")
+        raise error
+
+    with pytest.raises(StoreError if isinstance(error, OSError) else ZeroDivisionError):
+        write_durably(tmp_path / "a.txt", fail)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "before"}
+
+
+def test_links_are_removed_and_not_followed(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "kept").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    remove(tmp_path / "link")
+    remove(tmp_path / "nothing")
+    assert (tmp_path / "folder" / "kept").exists() and not (tmp_path / "link").exists()

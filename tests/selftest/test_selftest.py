@@ -1,0 +1,39 @@
+"""A small version of `make selftest`, and the widening of intervals that it led to."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reasonscope.probes.evaluate import tails
+
+SIMULATE = runpy.run_path(str(Path(__file__).with_name("simulate.py")))
+
+
+@pytest.mark.parametrize(
+    "name", ["mean of 20, normal", "band of 20", "labels exchanged within problems", "two-sided, 199 draws", "Holm"]
+)
+def test_intervals_cover_and_p_values_are_uniform(name):
+    [row] = SIMULATE["simulate"](80, 120, only=name)
+    assert row.met, row
+
+
+def test_a_random_vector_is_rarely_beyond_random():
+    [row] = SIMULATE["simulate"](60, 60, only="a random vector called beyond random")
+    assert row.met, row
+
+
+def test_the_simulation_would_notice_a_narrow_interval():
+    narrow = SIMULATE["Interval"](
+        name="half as wide", where="", truth=0.0, one=lambda rng, draws: (x := rng.normal(), (x - 0.98, x + 0.98))[1]
+    )
+    assert not SIMULATE["coverage"](narrow, 200, 1, 0).met
+
+
+def test_intervals_of_few_are_wider_and_of_many_as_they_were():
+    lows = [tails(n)[0] for n in (3, 10, 20, 240, 10**6)]
+    assert lows == sorted(lows) and all(low < 0.025 for low in lows)
+    assert lows[-1] == pytest.approx(0.025, abs=1e-6)
+    assert tails(10)[0] == pytest.approx(0.00855, abs=1e-4)  # Φ(−2.262 √(10/9))
+    assert all(np.isclose(sum(tails(n)), 1) for n in (5, 50))

@@ -1,0 +1,235 @@
+"""What comes from outside does no harm: pickles, paths that lead out, links, and files that say they are larger than they are."""
+
+import ast
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from reasonscope.analysis.figures import read_figure
+from reasonscope.analysis.results import Result, result_path
+from reasonscope.app import cli
+from reasonscope.app.keeping import read_numbers
+from reasonscope.app.runs import confined, find_runs
+from reasonscope.data.errors import InputError, ModelLoadError, ReasonscopeError, StoreError
+from reasonscope.data.export import export_thought_anchors
+from reasonscope.data.importers import import_inspect, import_jsonl, import_thought_anchors
+from reasonscope.data.manifest import NAME, _seal
+from reasonscope.data.parse import trace_from_text
+from reasonscope.data.problems import load_problems
+from reasonscope.data.scores import read_scores
+from reasonscope.data.store import TraceStore, check_store
+from reasonscope.data.trace import Problem
+from reasonscope.probes.linear import LinearProbe
+from reasonscope.probes.model import load_model
+from reasonscope.steering.vector import SteeringVector
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("data", "probes", "steering", "analysis", "app")
+UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
+
+
+def sources():
+    return [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def test_nothing_of_ours_unpickles_or_runs_text():
+    found = []
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name.split(".")[0] for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [(node.module or "").split(".")[0]] if isinstance(node, ast.ImportFrom) else []
+            found += [(path.name, name) for name in names if name in UNSAFE_MODULES]
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            unsafe = called in UNSAFE_CALLS or called in ("yaml.load", "os.system")
+            unsafe |= called == "torch.load" and keywords.get("weights_only") != "True"
+            unsafe |= keywords.get("allow_pickle") == "True" or keywords.get("shell") == "True"
+            unsafe |= keywords.get("trust_remote_code") == "True"
+            if unsafe:
+                found.append((path.name, called))
+    assert sources() and found == []
+
+
+class Bomb:
+    """A pickle that leaves a file behind where it is read."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def readers(folder):
+    """Everything that opens a file of others, by name."""
+    return {
+        "vector": SteeringVector.load, "probe": LinearProbe.load, "result": Result.load, "scores": read_scores,
+        "figure": read_figure, "numbers": read_numbers, "jsonl": import_jsonl, "log": import_inspect, "problems": load_problems,
+        "store": lambda path: TraceStore.open(path.parent), "anchors": lambda path: import_thought_anchors(path.parent),
+        "model": lambda path: load_model(str(path.parent)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5, "zip"])
+@pytest.mark.parametrize("name", readers(None))
+def test_a_pickle_is_read_by_nobody(name, protocol, tmp_path):
+    went_off = tmp_path / "went off"
+    raw = pickle.dumps(Bomb(went_off), protocol=2 if protocol == "zip" else protocol)
+    if protocol == "zip":
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("archive/data.pkl", raw)
+        raw = file.getvalue()
+    folder = tmp_path / "given"
+    folder.mkdir()
+    file = {"store": NAME, "anchors": "base_solution.json", "model": "pytorch_model.bin"}.get(name, "x.safetensors")
+    (folder / file).write_bytes(raw)
+    (folder / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    with pytest.raises(ReasonscopeError):
+        readers(folder)[name](folder / file)
+    assert not went_off.exists()
+    pickle.loads(raw) if protocol in (0, 2, 5) else None  # noqa: S301 - it would have gone off
+    assert went_off.exists() or protocol == "zip"
+
+
+def test_pickled_weights_are_named_and_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "no")))
+    with pytest.raises(ModelLoadError, match="pickles, which can run code"):
+        load_model(str(tmp_path))
+    assert not (tmp_path / "no").exists()
+
+
+def test_code_that_a_checkpoint_brings_is_not_run_and_the_risk_is_named(tmp_path):
+    config = {"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n", encoding="utf-8")
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / file).write_bytes((Path(str(files("reasonscope.data.organism"))) / "organism" / file).read_bytes())
+    with pytest.raises(ModelLoadError, match="trust_remote_code is always off"):
+        load_model(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+def trace(id):
+    return trace_from_text(id=id, problem=Problem(id="p", prompt="Q"), prompt="Q", completion="<think>a. b.</think>c")
+
+
+HOSTILE = ("../out", "/tmp/reasonscope-out", "a/../../out", "..", "", "nul\0l")
+
+
+@pytest.mark.parametrize("id", HOSTILE)
+def test_an_id_leads_out_of_no_folder(id, tmp_path):
+    folder = tmp_path / "a" / "b"
+    with pytest.raises(InputError, match="cannot be the name"):
+        export_thought_anchors([trace(id)], folder)
+    place = result_path(folder, "mi", id)
+    assert place.parent == folder / "mi"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "000000.parquet/../../x", "000001"])
+def test_a_manifest_names_no_file_elsewhere(name, tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"x")
+    with TraceStore.create(tmp_path / "run") as store:
+        store.append([trace("t")])
+    file = tmp_path / "run" / NAME
+    values = json.loads(file.read_text(encoding="utf-8"))
+    values.pop("checksum")
+    [shard] = values["shards"]
+    [content] = shard["files"].values()
+    for changed in (
+        {**shard, "name": name, "files": {f"{name}.parquet": content}},
+        {**shard, "files": {name: content}},
+    ):
+        file.write_bytes(_seal({**values, "shards": [changed]}))
+        with pytest.raises(StoreError):
+            TraceStore.open(tmp_path / "run")
+        assert len(check_store(tmp_path / "run")) == 1
+
+
+def test_links_lead_the_app_nowhere(tmp_path):
+    (tmp_path / "runs").mkdir()
+    TraceStore.create(tmp_path / "elsewhere").close()
+    TraceStore.create(tmp_path / "runs" / "mine").close()
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
+    assert find_runs(tmp_path / "runs") == ["mine"]
+    for name in ("link", "../elsewhere", str(tmp_path / "elsewhere"), "mine/../../elsewhere"):
+        with pytest.raises(InputError, match="outside"):
+            confined(tmp_path / "runs", name)
+
+
+def test_names_in_an_archive_are_no_paths_and_a_bomb_is_not_unpacked(tmp_path):
+    sample = {"id": "s", "input": "Q", "output": {"choices": [{"message": {"role": "assistant", "content": "4"}}]}}
+    log = tmp_path / "in" / "log.eval"
+    log.parent.mkdir()
+    with zipfile.ZipFile(log, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("samples/../../../out.json", json.dumps(sample))
+        archive.writestr("samples/s.json", json.dumps(sample))
+    assert len(import_inspect(log)) == 1
+    with zipfile.ZipFile(log, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("samples/s.json", b" " * (65 * 2**20))
+    assert log.stat().st_size < 2**20
+    with pytest.raises(InputError, match="more than 64 MiB"):
+        import_inspect(log)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["in", "log.eval"]
+
+
+@pytest.mark.parametrize("length", [2**63, 2**40, 200_000_000])
+def test_a_header_that_says_it_is_huge_is_refused(length, tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + b"{}" * 50)
+    for read in (SteeringVector.load, LinearProbe.load, Result.load, read_scores):
+        with pytest.raises(InputError):
+            read(path)
+    tensor = {"coef": {"dtype": "F64", "shape": [2**40], "data_offsets": [0, 2**43]}}
+    text = json.dumps(tensor).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(InputError):
+        LinearProbe.load(path)
+
+
+@pytest.mark.parametrize("at", [8, 16])
+def test_counts_in_a_gguf_beyond_the_file_are_refused(at, tmp_path):
+    directions = {next(iter_sites()): np.ones(4, dtype=np.float32)}
+    path = tmp_path / "v.gguf"
+    SteeringVector(directions=directions, method="m").save(path)
+    raw = bytearray(path.read_bytes())
+    raw[at : at + 8] = struct.pack("<Q", 2**60)
+    path.write_bytes(raw)
+    with pytest.raises(InputError):
+        SteeringVector.load(path)
+
+
+def iter_sites():
+    from reasonscope.probes.sites import Site
+
+    yield Site("resid_post", 1)
+
+
+def test_another_address_without_a_token_of_its_own_gets_one_drawn(tmp_path, monkeypatch):
+    from reasonscope.app import access
+    from reasonscope.app.commands import browser
+
+    started = []
+    monkeypatch.setattr(
+        browser.subprocess, "run", lambda arguments, env: started.append(env) or type("Done", (), {"returncode": 0})
+    )
+    TraceStore.create(tmp_path / "run").close()
+    for host in ("0.0.0.0", "192.168.0.1", "::"):
+        CliRunner().invoke(cli.app, ["app", str(tmp_path / "run"), "--host", host])
+    tokens = [env[access.VARIABLE] for env in started]
+    assert len(set(tokens)) == 3 and min(map(len, tokens)) >= 20
