@@ -68,7 +68,7 @@ class Size:
 SIZES = (
     Size(name="1.5 B (Qwen2.5 shape)", layers=28, d_model=1_536, parameters=1.54e9, active=1.54e9, cached=2 * 2 * 128),
     Size(name="7 B (Qwen2.5 shape)", layers=28, d_model=3_584, parameters=7.6e9, active=7.6e9, cached=2 * 4 * 128),
-    Size(name="32 B (Qwen2.5 shape)", layers=64, d_model=5_120, parameters=32.8e9, active=32.8e9, cached=2 * 8 * 128),
+    Size(name="32 B (Qwen2.5 shape)", layers=64, d_model=5_120, parameters=32.8e9, active=32.8e9, cached=2 * 8 * 128, accelerators=2),
     Size(
         name="671 B, 37 B active (DeepSeek-V3 shape, 8-bit)", layers=61, d_model=7_168, parameters=671e9, active=37e9,
         cached=576, width=1, accelerators=16,
