@@ -372,7 +372,7 @@ def coverage(row: Interval, runs: int, draws: int, seed: int) -> Row:
     rng = np.random.default_rng([seed, runs])
     held = [low <= row.truth <= high for low, high in (row.one(rng, draws) for _ in range(runs))]
     value, (low, high) = float(np.mean(held)), row.allowed
-    error = 2 * sqrt(0.95 * 0.05 / runs) if runs < 1000 else 0.0  # a small version has to allow for its own noise
+    error = 3 * sqrt(0.95 * 0.05 / runs) if runs < 1000 else 0.0  # a small version has to allow for its own noise
     return Row(
         kind="interval", name=row.name, where=row.where, value=value, bounds=f"{low:.2f} to {high:.2f}",
         met=low - error <= value <= high + error,

@@ -15,7 +15,7 @@ SIMULATE = runpy.run_path(str(Path(__file__).with_name("simulate.py")))
     "name", ["mean of 20, normal", "band of 20", "labels exchanged within problems", "two-sided, 199 draws", "Holm"]
 )
 def test_intervals_cover_and_p_values_are_uniform(name):
-    [row] = SIMULATE["simulate"](80, 120, only=name)
+    [row] = SIMULATE["simulate"](200, 200, only=name)
     assert row.met, row
 
 
