@@ -54,7 +54,7 @@ class Size:
 
     ledgers: int = 240
     requests: int = 160
-    steered: int = 64
+    steered: int = 40
     methods: tuple[str, ...] = ("seal", "asc", "speed")
     briefly: int = 48
 
