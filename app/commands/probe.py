@@ -1,14 +1,18 @@
 """`reasonscope probe`: fit and judge the probes on a run, keep them, and score every token with one."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reasonscope.app.commands.show import show
 
 if TYPE_CHECKING:
-    from reasonscope.app.places import Places
+    from reasonscope.analysis.figures import Figure
+    from reasonscope.data.store import TraceStore
+    from reasonscope.data.trace import Trace
+    from reasonscope.probes.linear import LinearProbe
 
 probe = typer.Typer(help="Fit and judge probes on a run, and score tokens with them.", no_args_is_help=True)
 
@@ -29,30 +33,16 @@ def length(
     json_: Json = False,
 ) -> None:
     """How long will it think? Reads the traces before their first token of thinking; requests (see refusal) are left out."""
-    from reasonscope.app.keeping import keep
-    from reasonscope.app.places import places
     from reasonscope.app.probing import aft_numbers, length_figures, length_numbers
-    from reasonscope.data.store import TraceStore
     from reasonscope.probes.length import length_probe
 
-    where = places(run)
-    store = TraceStore.open(where.store)
-    traces = [trace for trace in store if "harmful" not in trace.problem.meta]
+    store, traces = _traces(run, requests=False)
     found = length_probe(store, traces, folds=folds, seed=seed)
-    numbers, command = length_numbers(found), _command("length", run, folds=folds, seed=seed)
+    numbers = length_numbers(found)
     if aft:
-        numbers["aft"], command = aft_numbers(store, traces, found, folds=folds, seed=seed), f"{command} --aft"
-    keep(
-        where,
-        "length",
-        numbers,
-        command=command,
-        seed=seed,
-        figures=length_figures(found),
-        probes={"length": found.probe},
-    )
-    _say_where(where)
-    show(numbers, json_)
+        numbers["aft"] = aft_numbers(store, traces, found, folds=folds, seed=seed)
+    kept = {"length": found.probe}
+    _keep("length", run, numbers, length_figures(found), kept, json_, aft=aft, folds=folds, seed=seed)
 
 
 @probe.command()
@@ -64,21 +54,13 @@ def remaining(
     json_: Json = False,
 ) -> None:
     """How much thinking is left? Reads positions all along the thinking, against what the position alone tells."""
-    from reasonscope.app.keeping import keep
-    from reasonscope.app.places import places
     from reasonscope.app.probing import remaining_figures, remaining_numbers
-    from reasonscope.data.store import TraceStore
     from reasonscope.probes.remaining import remaining_probe
 
-    where = places(run)
-    store = TraceStore.open(where.store)
-    traces = [trace for trace in store if "harmful" not in trace.problem.meta]
+    store, traces = _traces(run, requests=False)
     found = remaining_probe(store, traces, per_trace=per_trace, folds=folds, seed=seed)
-    numbers, command = remaining_numbers(found), _command("remaining", run, per_trace=per_trace, folds=folds, seed=seed)
-    kept = {"remaining": found.probe}
-    keep(where, "remaining", numbers, command=command, seed=seed, figures=remaining_figures(found), probes=kept)
-    _say_where(where)
-    show(numbers, json_)
+    numbers, drawn, kept = remaining_numbers(found), remaining_figures(found), {"remaining": found.probe}
+    _keep("remaining", run, numbers, drawn, kept, json_, per_trace=per_trace, folds=folds, seed=seed)
 
 
 @probe.command()
@@ -110,43 +92,27 @@ def refusal(
     json_: Json = False,
 ) -> None:
     """Does it mean to refuse? Reads the requests of a run: those whose problem says in its meta whether it is harmful."""
-    from reasonscope.app.keeping import keep
-    from reasonscope.app.places import places
     from reasonscope.app.probing import refusal_figures, refusal_numbers
-    from reasonscope.data.store import TraceStore
     from reasonscope.probes.refusal import refusal_maps, refusal_probe
 
-    where = places(run)
-    store = TraceStore.open(where.store)
-    traces = [trace for trace in store if "harmful" in trace.problem.meta]
+    store, traces = _traces(run, requests=True)
     found = refusal_probe(store, traces, plateau=plateau, directions=directions, folds=folds, seed=seed)
-    numbers = refusal_numbers(found)
-    command = _command("refusal", run, plateau=plateau, directions=directions, folds=folds, seed=seed)
     drawn = refusal_figures(found, traces, refusal_maps(store, traces, folds=folds, seed=seed))
-    keep(where, "refusal", numbers, command=command, seed=seed, figures=drawn, probes=found.probes)
-    _say_where(where)
-    show(numbers, json_)
+    options = {"plateau": plateau, "directions": directions, "folds": folds, "seed": seed}
+    _keep("refusal", run, refusal_numbers(found), drawn, found.probes, json_, **options)
 
 
 @probe.command()
 def correctness(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False) -> None:
     """Will the answer be right? Reads the traces that have a gold answer, at six positions from the prompt to the answer."""
-    from reasonscope.app.keeping import keep
-    from reasonscope.app.places import places
     from reasonscope.app.probing import correctness_figures, correctness_numbers
-    from reasonscope.data.store import TraceStore
     from reasonscope.probes.correctness import correctness_probe
     from reasonscope.probes.trajectory import POSITIONS
 
-    where = places(run)
-    store = TraceStore.open(where.store)
-    traces = list(store)
+    store, traces = _traces(run)
     found = [correctness_probe(store, traces, position=at, folds=folds, seed=seed) for at in POSITIONS]
-    numbers, command = correctness_numbers(found), _command("correctness", run, folds=folds, seed=seed)
-    probes = {"correctness": found[-1].probe}
-    keep(where, "correctness", numbers, command=command, seed=seed, figures=correctness_figures(found), probes=probes)
-    _say_where(where)
-    show(numbers, json_)
+    numbers, drawn, kept = correctness_numbers(found), correctness_figures(found), {"correctness": found[-1].probe}
+    _keep("correctness", run, numbers, drawn, kept, json_, folds=folds, seed=seed)
 
 
 @probe.command()
@@ -168,11 +134,32 @@ def apply(
     typer.echo(f"scores of {count} traces in {path}")
 
 
-def _command(name: str, run: Path, **options: object) -> str:
-    """The line that measures the same again."""
-    given = (f"--{key.replace('_', '-')} {value}" for key, value in options.items())
-    return " ".join([f"reasonscope probe {name} --run {run}", *given])
+def _traces(run: Path, *, requests: bool | None = None) -> "tuple[TraceStore, list[Trace]]":
+    """The store of a run, and its traces: of requests alone, of all but these, or all of them."""
+    from reasonscope.app.places import places
+    from reasonscope.data.store import TraceStore
+
+    store = TraceStore.open(places(run).store)
+    return store, [trace for trace in store if requests in (None, "harmful" in trace.problem.meta)]
 
 
-def _say_where(where: "Places") -> None:
+def _keep(
+    name: str,
+    run: Path,
+    numbers: "Mapping[str, Any]",
+    drawn: "Mapping[str, Figure]",
+    probes: "Mapping[str, LinearProbe]",
+    json_: bool,
+    **options: float,
+) -> None:
+    """Keep what was found beside the store, with the line that measures the same again, and show its numbers."""
+    from reasonscope.app.keeping import keep
+    from reasonscope.app.places import places
+
+    where = places(run)
+    named = {f"--{key.replace('_', '-')}": value for key, value in options.items()}
+    given = [key if value is True else f"{key} {value}" for key, value in named.items() if value is not False]
+    command = " ".join([f"reasonscope probe {name} --run {run}", *given])
+    keep(where, name, numbers, command=command, seed=int(options["seed"]), figures=drawn, probes=probes)
     typer.echo(f"probes in {where.probes}, figures in {where.figures}", err=True)
+    show(numbers, json_)
