@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 TARGETS = {
     "data/align.py": ["tests/data/test_align.py"],
     "data/answers.py": ["tests/data/test_answers.py"],
-    "data/behaviour.py": ["tests/data/test_behaviour.py", "tests/steering/test_dose.py"],
+    "data/behaviour.py": ["tests/probes/test_refusal.py"],
     "data/durable.py": ["tests/data/test_store.py", "tests/faults/test_store_faults.py"],
     "data/export.py": ["tests/data/test_importers.py"],
     "data/importers.py": ["tests/data/test_importers.py"],
