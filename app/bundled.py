@@ -83,7 +83,7 @@ def _sweep(where: Places, store: TraceStore, say: Callable[[str], None]) -> None
         source_of_run,
         split_run,
     )
-    from reasonscope.steering.dose import Bench
+    from reasonscope.steering.bench import Bench
     from reasonscope.steering.methods import method
 
     model = model_of_run(store, None, device="cpu", backend="hooks")

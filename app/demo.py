@@ -153,8 +153,7 @@ def steer(model: Model, methods: Mapping[str, Sequence[Part]], held: list[Trace]
             for arm, of_arm in drawn.items()
         ]
     bench = Bench(model, [trace.problem for trace in held], SAMPLING, on_given_text=False)
-    runs = bench.run_all(treatments)
-    arms = [bench.arm(one.name, one.multiplier, run) for one, run in zip(treatments, runs, strict=True)]
+    arms = bench.arms(treatments)
     return [bench.base_arm, *arms]
 
 

@@ -15,8 +15,9 @@ from reasonscope.probes.evaluate import Estimate
 from reasonscope.probes.model import Model, load_model
 from reasonscope.probes.sites import Site
 from reasonscope.steering.ablation import AblationEffect, AnsweredAnew
+from reasonscope.steering.bench import Arm, Bench
 from reasonscope.steering.controls import CONTROLS, ControlResponse, control_response
-from reasonscope.steering.dose import Arm, Bench, DoseResponse, dose_response
+from reasonscope.steering.dose import DoseResponse, dose_response
 from reasonscope.steering.methods import METHODS, Source, method
 from reasonscope.steering.vector import SteeringVector
 

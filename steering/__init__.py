@@ -12,6 +12,7 @@ from reasonscope.steering.asc import (
     extract_asc_from_pairs,
     load_pairs,
 )
+from reasonscope.steering.bench import Arm, Bench
 from reasonscope.steering.budget import BudgetGuidance, LengthPredictor, train_predictor
 from reasonscope.steering.contrast import covariance_matched, mean_difference, vector_of_probe
 from reasonscope.steering.controls import CONTROLS, Control, ControlResponse, control_response
@@ -24,7 +25,7 @@ from reasonscope.steering.decoding import (
     ThoughtSwitchPenalty,
     TokenBias,
 )
-from reasonscope.steering.dose import Arm, Bench, Dose, DoseResponse, compare, dose_response
+from reasonscope.steering.dose import Dose, DoseResponse, compare, dose_response
 from reasonscope.steering.edges import Edges, without_edges
 from reasonscope.steering.efficiency import extract_efficiency
 from reasonscope.steering.kl_bound import KLBound, kl_bound

@@ -16,7 +16,7 @@ from reasonscope.probes.evaluate import Estimate, Resamples, Values
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
 from reasonscope.steering.apply import Touching
-from reasonscope.steering.dose import Arm, Bench
+from reasonscope.steering.bench import Arm, Bench
 from reasonscope.steering.edges import Edges, reading_without
 from reasonscope.steering.scope import Scope
 from reasonscope.steering.side_effects import Reader, divergences, reading

@@ -11,6 +11,7 @@ from transformers import LogitsProcessor
 from reasonscope.data.errors import InputError
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
+from reasonscope.steering.bench import Arm, Bench
 from reasonscope.steering.budget import BudgetGuidance, train_predictor
 from reasonscope.steering.decoding import (
     REFLECTION_WORDS,
@@ -23,7 +24,6 @@ from reasonscope.steering.decoding import (
     ThoughtSwitchPenalty,
     TokenBias,
 )
-from reasonscope.steering.dose import Arm, Bench
 from reasonscope.steering.methods import Source
 from reasonscope.steering.prefill import PREFILLS, prefill
 from reasonscope.steering.thinking import Thinking, single_tokens
@@ -88,8 +88,7 @@ def control_response(
         for value in wanted
         for seed in range(nulls if chosen.on else 0)
     ]
-    runs = bench.run_all([*treatments, *chance], say=say)
-    arms = [bench.arm(one.name, one.multiplier, run) for one, run in zip([*treatments, *chance], runs, strict=True)]
+    arms = bench.arms([*treatments, *chance], say=say)
     n = len(treatments)
     return ControlResponse(
         name=name, unit=chosen.unit, base=bench.base_arm, arms=tuple(arms[:n]), nulls=tuple(arms[n:])

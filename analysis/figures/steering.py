@@ -11,8 +11,9 @@ import plotly.graph_objects as go
 from reasonscope.analysis.figures.theme import BLUE, GREY, PURPLE, SYMBOLS, Figure, colours_of, error_bars, styled
 
 if TYPE_CHECKING:  # their modules load torch
+    from reasonscope.steering.bench import Arm
     from reasonscope.steering.controls import ControlResponse
-    from reasonscope.steering.dose import Arm, DoseResponse
+    from reasonscope.steering.dose import DoseResponse
 
 
 def steering_plane(arms: Sequence[Arm]) -> Figure:

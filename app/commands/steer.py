@@ -112,7 +112,7 @@ def sweep(
     )
     from reasonscope.data.store import TraceStore
     from reasonscope.probes.sites import expand_sites
-    from reasonscope.steering.dose import Bench
+    from reasonscope.steering.bench import Bench
 
     asked = [Asked.parse(text) for text in methods]
     given, where = numbers_from(strengths) if strengths else None, places(run)

@@ -34,7 +34,8 @@ from reasonscope.analysis.statistics import (
 from reasonscope.probes.controls import control_task, permutation_null
 from reasonscope.probes.evaluate import Estimate, Resamples, cluster_bootstrap, difference_to_best
 from reasonscope.probes.heldout import auroc
-from reasonscope.steering.dose import Arm, Dose
+from reasonscope.steering.bench import Arm
+from reasonscope.steering.dose import Dose
 
 Values = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Values]
@@ -315,13 +316,13 @@ def _intervals() -> list[Interval]:
         ),
         Interval(
             name="change of thinking tokens, 32 problems",
-            where="steering.dose.Bench.arm",
+            where="steering.bench.Bench.arm",
             truth=-0.2,
             one=partial(_change, 32),
         ),
         Interval(
             name="excess over random vectors, 32 problems",
-            where="steering.dose.Bench.differences",
+            where="steering.bench.Bench.differences",
             truth=0.0,
             one=partial(_excess, 32),
         ),

@@ -22,7 +22,7 @@ from reasonscope.steering import (
     dose_response,
     prefill,
 )
-from reasonscope.steering.dose import MEASURES
+from reasonscope.steering.bench import MEASURES
 from reasonscope.steering.side_effects import compression_ratio, divergences, generated, reading, repeated_ngrams
 
 SITE = Site("resid_post", 2)
