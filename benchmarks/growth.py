@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config
+from rollouts import random_model
 
 from reasonscope.data.problems import load_problems
 from reasonscope.data.trace import Sampling
@@ -40,16 +40,6 @@ class Growth:
     def exponent(self) -> float:
         sizes, seconds = np.log(list(self.seconds)[-3:]), np.log(list(self.seconds.values())[-3:])
         return float(np.polyfit(sizes, seconds, 1)[0])
-
-
-def random_model(organism: Model, layers: int, width: int) -> Model:
-    config = Qwen3Config(
-        vocab_size=768, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, head_dim=32,
-        num_attention_heads=width // 32, num_key_value_heads=width // 64, max_position_embeddings=16_384,
-        bos_token_id=None, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return load_model(AutoModelForCausalLM.from_config(config), tokenizer=organism.tokenizer)
 
 
 def fastest(run: Callable[[], object], times: int) -> float:
@@ -81,16 +71,16 @@ def measure(doublings: int, times: int) -> list[Growth]:
     organism = load_model("organism")
     recorded(organism, 4)
     steps = [2**i for i in range(doublings)]
-    plain = random_model(organism, LAYERS, WIDTH)
+    plain = random_model(LAYERS, WIDTH)
     return [
         Growth(quantity="tokens", seconds={TOKENS * s: captured(plain, TOKENS * s, times) for s in steps}),
         Growth(
             quantity="layers",
-            seconds={LAYERS * s: captured(random_model(organism, LAYERS * s, WIDTH), TOKENS, times) for s in steps},
+            seconds={LAYERS * s: captured(random_model(LAYERS * s, WIDTH), TOKENS, times) for s in steps},
         ),
         Growth(
             quantity="width",
-            seconds={WIDTH * s: captured(random_model(organism, LAYERS, WIDTH * s), TOKENS, times) for s in steps},
+            seconds={WIDTH * s: captured(random_model(LAYERS, WIDTH * s), TOKENS, times) for s in steps},
         ),
         Growth(quantity="traces", seconds={16 * s: recorded(organism, 16 * s) for s in steps}),
     ]

@@ -32,7 +32,7 @@ def random_model(layers: int, width: int) -> Model:
     tokenizer = load_model("organism").tokenizer
     config = Qwen3Config(
         vocab_size=768, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, head_dim=32,
-        num_attention_heads=width // 32, num_key_value_heads=width // 64, max_position_embeddings=4_096,
+        num_attention_heads=width // 32, num_key_value_heads=width // 64, max_position_embeddings=16_384,
         bos_token_id=None, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)

@@ -206,6 +206,7 @@ def _inspect_samples(source: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                         f"{source}, {name}: more than {_LARGEST_SAMPLE // 2**20} MiB unpacked; split the log"
                     )
                 yield name, _object(parse_json(raw, f"{source}, {name}"), f"{source}, {name}")
+    # zipfile says so of a damaged member (the first four), an unknown compression, and a member that is encrypted.
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{source}, {name}: no readable Inspect log: {error}") from error
 

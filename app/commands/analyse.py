@@ -21,6 +21,7 @@ Served = Annotated[
 ]
 Sites = Annotated[str, typer.Option(help="Stored sites to look at, with commas; a sensible choice where not given.")]
 Base = Annotated[str, typer.Option(help="The model from before the reasoning phase, of the same tokenizer.")]
+Own = Annotated[bool, typer.Option("--own", help="Compare with the model's own answer, not the reference solution.")]
 Samples = Annotated[int, typer.Option(min=1, help="Forced answers at each cut.")]
 Longest = Annotated[int, typer.Option(min=1, help="Tokens of a completion, at most.")]
 Seed = Annotated[int, typer.Option(help="Of all that is drawn.")]
@@ -30,7 +31,7 @@ Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a tabl
 @analyse.command()
 def mi(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", sites: Sites = "",
-    own: Annotated[bool, typer.Option("--own", help="Compare with the model's own answer, not the reference solution.")] = False,
+    own: Own = False,
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Where the hidden state depends most on the answer (MI peaks), and which words stand there."""
@@ -107,7 +108,7 @@ def cliff(
 @analyse.command()
 def compare(
     run: Run, trace: Chosen = None, model: Name = None, base: Base = "organism-base", device: Device = "cpu",
-    own: Annotated[bool, typer.Option("--own", help="Compare with the model's own answer, not the reference solution.")] = False,
+    own: Own = False,
     seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """MI of the same traces under the reasoner and under its base: mean, share of peaks, how far they stand out."""
