@@ -116,6 +116,11 @@ def read(trace: Trace) -> Reading:
     )
 
 
+def sentence_at(read: Reading, token: int) -> int:
+    """The sentence that holds the token, or the last one before it."""
+    return max((one.index for one in read.sentences if one.tokens.start <= token), default=0)
+
+
 def _kind(problem: Mapping[str, Any]) -> str:
     meta = problem.get("meta") or {}
     if "harmful" not in meta:

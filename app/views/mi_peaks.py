@@ -81,9 +81,8 @@ def _models(run: Run) -> None:
 
 def _open_at(run: Run, id: str, token: int, colour: str) -> None:
     """The trace at the sentence that holds the token."""
-    read = readings.reading(run, id)
-    before = [one.index for one in read.sentences if one.tokens.start <= token]
-    state.go("trace", **{Key.TRACE: id, Key.SENTENCE: before[-1] if before else 0, Key.COLOUR: colour})
+    sentence = readings.sentence_at(readings.reading(run, id), token)
+    state.go("trace", **{Key.TRACE: id, Key.SENTENCE: sentence, Key.COLOUR: colour})
 
 
 def _words(run: Run, words: Result) -> None:

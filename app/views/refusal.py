@@ -18,15 +18,16 @@ def show(run: Run) -> None:
         components.missing("the refusal cliff", f"reasonscope probe refusal --run {run.path}")
         return
     shown = [name for name in kept["figures"] if name.endswith(("trajectories", "cliffs"))]
-    for name in components.of_contrast(shown):
+    chosen = components.of_contrast(shown)
+    for name in chosen:
         components.show_kept(run.where.figures, name, command=kept["command"])
     cliffs = {
         contrast: found["cliffs"]
         for contrast, found in kept["numbers"].items()
-        if isinstance(found, dict) and "cliffs" in found
+        if isinstance(found, dict) and "cliffs" in found and any(name.startswith(f"{contrast}_") for name in chosen)
     }
     st.subheader("How far it falls", anchor=False)
-    components.show_numbers({"cells": kept["numbers"].get("cells", {}), **cliffs}, key="cliff-numbers")
+    components.show_numbers({**cliffs, "traces": kept["numbers"].get("cells", {})}, key="cliff-numbers")
     components.made_by(kept)
     _heads(run)
     _ablation(run)

@@ -151,7 +151,7 @@ def test_every_page_shows_a_published_run(view, published):
 def test_a_published_sentence_shows_its_numbers_what_was_resampled_and_its_links(published):
     test = page("anchors", published, sentence="1", metric="counterfactual kl", truth="true")
     row = test.dataframe[0].value
-    assert row["number"][0] == "counterfactual kl" and row["value"][0] == 0.2
+    assert row["number"][0] == "counterfactual kl" and row["value"][0] == "0.2" and row["unit"][0] == "nats"
     assert set(row["chance"]) == {"not known"}  # nothing was published to draw it from
     instead = test.dataframe[1].value
     assert instead["instead"].tolist() == ["So it is 8."] and instead["rollouts"].tolist() == ["2 of 3"]
@@ -192,7 +192,7 @@ def test_the_address_chooses_trace_colour_and_sentence():
     run = runs.open_run(EXAMPLE)
     id = next(row.id for row in readings.rows(run) if row.outcome == "right")
     test = page("traces", EXAMPLE, trace=id, colour="entropy", sentence="2")
-    assert [box.value for box in test.selectbox] == [id, "entropy"]
+    assert [box.value for box in test.selectbox] == [id, "entropy", None]
     assert "Sentence 2" in words(test) and "entropy of the next token" in words(test)
 
 
