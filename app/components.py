@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import streamlit as st
 
 from reasonscope.analysis import figures
@@ -20,6 +21,7 @@ from reasonscope.app import state
 from reasonscope.data.errors import ReasonscopeError
 
 _FORMULA = re.compile(r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$(.+?)\$\$|\$([^$\n]+?)\$|(\\boxed\{[^{}]*\})", re.DOTALL)
+_ADDRESS = re.compile(r":(?=//)|www(?=\.)|@", re.IGNORECASE)
 _MANY_FORMULAS = 8
 _LOG = logging.getLogger("reasonscope.app")
 
@@ -120,9 +122,11 @@ def of_contrast(figures_kept: Sequence[str]) -> list[str]:
 
 def show_numbers(numbers: Mapping[str, Any], *, key: str) -> None:
     """Nested numbers as one table: the value, its 95 % interval, and nothing hidden."""
+    found = list(flattened(numbers))
+    known = any(low is not None for *_, low, _ in found)
     table = [
-        {"number": name, "value": _text(value), "95 % interval": _interval(low, high)}
-        for name, value, low, high in flattened(numbers)
+        {"number": name, "value": _text(value), **({"95 % interval": _interval(low, high)} if known else {})}
+        for name, value, low, high in found
     ]
     st.dataframe(table, hide_index=True, key=key, height="content")
 
@@ -165,9 +169,21 @@ def provenance(result: Result) -> None:
         f"{result.quantity} [{units}]" if (units := _units(result)) else result.quantity,
         f"chance: {result.null.what}" if result.null else f"no null: {result.null_missing or result.reason}",
         f"interval: {result.interval.what}" if result.interval else "no interval",
+        *_counts(result),
         *(f"{name} {value}" for name, value in result.provenance.items() if isinstance(value, int | float | str)),
     ]
     st.caption(as_text(" · ".join(said)))
+
+
+def _counts(result: Result) -> Iterator[str]:
+    """How many things were measured, and of how many the result is."""
+    last = result.axes[-1].name
+    if last in ("token", "sentence", "cut", "source", "word"):
+        known = np.isfinite(result.values).reshape(-1, len(result.axes[-1])).any(axis=0)
+        yield f"n = {int(known.sum())} {'sentence' if last == 'source' else last}s"
+    for name, value in result.numbers.items():
+        if name.startswith("n_") and isinstance(value, int):
+            yield f"n = {value} {name.removeprefix('n_').replace('_', ' ')}"
 
 
 def _units(result: Result) -> str:
@@ -177,7 +193,9 @@ def _units(result: Result) -> str:
 
 def as_text(text: str) -> str:
     """A text for a Markdown place, shown as it stands: what a run holds is never read as markup."""
-    return "".join(f"\\{char}" if char in r"\`*_{}[]()<>#+-.!|~$:^" else char for char in text)
+    # Addresses become links whatever is escaped, but for those with a word joiner in them, which nobody sees.
+    unlinked = _ADDRESS.sub("\\g<0>\u2060", text)
+    return "".join(f"\\{char}" if char in r"\`*_{}[]()<>#+-.!|~$:^" else char for char in unlinked)
 
 
 def number(value: float) -> str:

@@ -69,13 +69,13 @@ _COMMANDS = {
     "results/replacement/*": ("what a sentence passes on", "reasonscope analyse anchors --run {run}"),
     "results/suppression/*": ("suppression of sentences", "reasonscope analyse suppression --run {run}"),
     "results/receivers/*": ("receiver heads", "reasonscope analyse receivers --run {run}"),
-    "results/receiver_scores/*": ("attention that a sentence receives", "reasonscope analyse receivers --run {run}"),
+    "results/receiver_scores/*": ("attention received", "reasonscope analyse receivers --run {run}"),
     "results/probe_write/*": ("heads that write refusal", "reasonscope analyse cliff --run {run}"),
     "results/heads/*": ("attention heads", "reasonscope analyse heads --run {run}"),
     "results/close_attention/*": ("what the closing tag looks at", "reasonscope analyse heads --run {run}"),
-    "results/recurrence/*": ("tokens looked at again after a pause", "reasonscope analyse heads --run {run}"),
+    "results/recurrence/*": ("tokens looked at again", "reasonscope analyse heads --run {run}"),
     "results/entropy/*": ("entropies and forking tokens", "reasonscope analyse entropy --run {run}"),
-    "results/alternatives/*": ("what else could have stood at a token", "reasonscope analyse alternatives --run {run}"),
+    "results/alternatives/*": ("alternatives at each token", "reasonscope analyse alternatives --run {run}"),
     "results/steering_shift/*": ("tokens, steered less base", "reasonscope analyse shift --run {run}"),
     "results/attention_map/*": ("where heads look", "reasonscope analyse attention --run {run}"),
     "results/mi_compare/*": ("MI of base and reasoner", "reasonscope analyse compare --run {run}"),
@@ -84,7 +84,7 @@ _COMMANDS = {
     "results/confidence/*": ("confidence along the thinking", "reasonscope analyse confidence --run {run}"),
     "results/trajectory/*": ("latent trajectory", "reasonscope analyse trajectory --run {run}"),
     "results/reflection/*": ("reflection", "reasonscope analyse reflection --run {run}"),
-    "results/critical/*": ("all signals of a sentence, side by side", "reasonscope analyse summary --run {run}"),
+    "results/critical/*": ("all signals side by side", "reasonscope analyse summary --run {run}"),
 }
 
 

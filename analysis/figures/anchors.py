@@ -96,7 +96,8 @@ def _draw_links(
     figure: Figure, links: Sequence[tuple[int, int, float]], places: Mapping[int, tuple[float, float]]
 ) -> None:
     strongest = max((abs(effect) for _, _, effect in links), default=1.0)
-    for name, sign, colour in (("raises it", 1, BLUE), ("lowers it", -1, ORANGE)):
+    signed = any(effect < 0 for _, _, effect in links)  # a divergence has no sign
+    for name, sign, colour in (("raises it" if signed else "moves it", 1, BLUE), ("lowers it", -1, ORANGE)):
         for i, (s, t, effect) in enumerate(link for link in links if link[2] * sign > 0):
             style = {"color": colour, "width": 0.5 + 3.5 * abs(effect) / strongest}
             _line(figure, places[s], places[t], style, name=name, legend=i == 0)
@@ -142,6 +143,6 @@ def _line(
     middle = 0.55 * (a + b) / 2
     points = (1 - part) ** 2 * a + 2 * part * (1 - part) * middle + part**2 * b
     figure.add_scatter(
-        x=points[:, 0], y=points[:, 1], mode="lines", line=dict(style), opacity=0.55, name=name, legendgroup=name,
+        x=points[:, 0], y=points[:, 1], mode="lines", line=dict(style), opacity=0.7, name=name, legendgroup=name,
         showlegend=legend, hoverinfo="skip",
     )  # fmt: skip

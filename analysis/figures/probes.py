@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -148,4 +149,6 @@ def cliff_distribution(cliffs: Mapping[str, Cliff], random: NDArray[np.float64],
             showlegend=False,
         )
     figure.add_hline(y=0, line={"color": GREY, "dash": "dash"})
-    return styled(figure, title, "", "plateau less end")
+    names = [box.name for box in figure.data]
+    wrapped = ["<br>".join(wrap(name, 12)) for name in names]  # side by side on a phone, too
+    return styled(figure, title, "", "plateau less end").update_xaxes(tickvals=names, ticktext=wrapped, tickangle=0)

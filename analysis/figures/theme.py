@@ -18,7 +18,7 @@ Figure: TypeAlias = go.Figure
 
 # Okabe and Ito's palette: told apart by all kinds of colour vision.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#7A7A7A"
-SHADE = "rgba(122,122,122,.25)"  # where chance lies
+SHADE = "rgba(122,122,122,.35)"  # where chance lies
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 

@@ -155,7 +155,7 @@ def _pane(run: Run, id: str, graph: AnchorGraph, what: Metric, metric: str, chos
     components.formulas(graph.texts[chosen])
     st.dataframe(_rows(what, metric, chosen), hide_index=True, key="anchor-row", height="content")
     st.caption(_kind(graph, what, chosen))
-    _instead(what.result, chosen)
+    _instead(measurements.results(run, "anchors").get(id), chosen)
     links = graph.links(5)
     given = [(s, e) for s, t, e in links if t == chosen]
     made = [(t, e) for s, t, e in links if s == chosen]
@@ -193,7 +193,9 @@ def _kind(graph: AnchorGraph, what: Metric, chosen: int) -> str:
     said = [graph.tags[chosen].replace("_", " ")]
     if "n" in what.result.arrays:
         said.append(f"n = {int(what.result.arrays['n'][chosen])} rollouts from before it")
-    elif what.effects is not None and what.result.values.ndim == 2 and what.result.axes[-1].name == "source":
+    if "replaced" in what.result.numbers:
+        said.append(f"n = {what.result.numbers['replaced'][chosen]} other sentences in its place")
+    if what.effects is not None and what.result.values.ndim == 2 and what.result.axes[-1].name == "source":
         said.append(f"mean over n = {int(np.isfinite(what.effects[:, chosen]).sum())} later sentences")
     return components.as_text(" · ".join(said))
 
@@ -231,11 +233,11 @@ def _bands(result: Result, at: tuple[int, ...] | None) -> dict[str, object]:
     }
 
 
-def _instead(result: Result, chosen: int) -> None:
+def _instead(result: Result | None, chosen: int) -> None:
     """What rollouts wrote in place of the sentence, and how often they were right with it."""
-    written = result.numbers.get("resampled")
+    written = None if result is None else result.numbers.get("resampled")
     if not isinstance(written, list) or chosen >= len(written):
-        st.caption("What rollouts wrote in place of this sentence was not kept with this result.")
+        st.caption("What rollouts wrote in place of this sentence was not kept.")
         return
     if not written[chosen]:
         st.caption("Every rollout that was kept wrote this very sentence again.")

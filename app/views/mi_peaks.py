@@ -89,7 +89,10 @@ def _words(run: Run, words: Result) -> None:
     st.subheader("Words at the peaks", anchor=False)
     told = words.numbers.get("words")
     if isinstance(told, dict):
-        rows = [{"word": word, **{k: v for k, v in row.items() if k != "word"}} for word, row in told.items()]
+        rows = [
+            {"word": word, **{k.replace("_", " "): v for k, v in row.items() if k != "word"}}
+            for word, row in told.items()
+        ]
         st.dataframe(rows, hide_index=True, key="mi-words")
     components.provenance(words)
     with st.expander("As a figure"):

@@ -27,8 +27,7 @@ def show(run: Run) -> None:
     for source, kept in measured.items():
         if kept is None:
             continue
-        for name in _one_dose(kept["figures"]):
-            components.show_kept(run.where.figures, name, command=kept["command"])
+        _figures(run, kept["figures"], kept["command"])
         with st.expander("Every number"):
             components.show_numbers(kept["numbers"], key=f"{source}-numbers")
             components.made_by(kept)
@@ -36,14 +35,15 @@ def show(run: Run) -> None:
     _playground(run)
 
 
-def _one_dose(names: Sequence[str]) -> list[str]:
-    """The figures to show: of the dose-responses that of the method which is chosen."""
+def _figures(run: Run, names: Sequence[str], command: str) -> None:
+    """The figures that were kept; of the dose-responses that of the method which is chosen."""
     doses = {name.removeprefix(_DOSE): name for name in names if name.startswith(_DOSE)}
-    others = [name for name in names if name not in doses.values()]
-    if not doses:
-        return others
-    chosen = st.selectbox("Dose and response of", list(doses), key=Key.METHOD, bind=state.BOUND)
-    return [*others, doses[chosen]]
+    for name in names:
+        if name not in doses.values():
+            components.show_kept(run.where.figures, name, command=command)
+    if doses:
+        chosen = st.selectbox("Dose and response of", list(doses), key=Key.METHOD, bind=state.BOUND)
+        components.show_kept(run.where.figures, doses[chosen], command=command)
 
 
 @st.fragment  # type: ignore[untyped-decorator]
