@@ -94,6 +94,9 @@ def _words(run: Run, words: Result) -> None:
             for word, row in told.items()
         ]
         st.dataframe(rows, hide_index=True, key="mi-words")
+        st.caption(
+            "p: peaks at random places of the same traces. q: the same over all words. Listed: published as a thinking token."
+        )
     components.provenance(words)
     with st.expander("As a figure"):
         figure = figures.points(words)
