@@ -48,7 +48,8 @@ def steering_plane(arms: Sequence[Arm]) -> Figure:
             error_x=error_bars([arm.tokens], colour),
             error_y=error_bars([arm.accuracy], colour),
         )
-    return styled(figure, "What steering does", "mean thinking tokens", "accuracy").update_yaxes(range=[0, 1.05])
+    title = f"What steering does ({arms[0].n_problems} problems)"
+    return styled(figure, title, "mean thinking tokens", "accuracy").update_yaxes(range=[0, 1.05])
 
 
 def steering_front(responses: Sequence[DoseResponse | ControlResponse]) -> Figure:
@@ -100,7 +101,12 @@ def steering_front(responses: Sequence[DoseResponse | ControlResponse]) -> Figur
         line={"color": GREY, "dash": "dash", "shape": "hv"},
         hoverinfo="skip",
     )
-    figure = styled(figure, "What steering costs and saves", "mean thinking tokens", "accuracy")
+    figure = styled(
+        figure,
+        f"What steering costs and saves ({base.n_problems} held-out problems)",
+        "mean thinking tokens",
+        "accuracy",
+    )
     return figure.update_yaxes(range=[0, 1.08]).update_layout(height=520)
 
 

@@ -126,6 +126,8 @@ def _graph(run: Run, id: str, metric: str, what: Metric) -> None:
             depth=depth,
             truth=overlay,
         )
+        if layout == "tree" and not any(root in link[:2] for link in graph.links(links)):
+            st.caption(f"Sentence {root} has no link: nothing was measured of what it brings about or hangs on.")
         command = f"{measurements.command_of(run, result.method)} --trace {shlex.quote(id)}"
         clicked = components.show_figure(figure, name="anchors", command=command, key="anchors-graph", clickable=True)
     picked = next((int(point["customdata"][0]) for point in clicked if point.get("customdata")), None)

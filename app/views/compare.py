@@ -37,9 +37,7 @@ def show(run: Run) -> None:
     first, second = readings.reading(run, one), readings.reading(other, two)
     columns = st.columns(2)
     for column, row in zip(columns, (ours[one], theirs[two]), strict=True):
-        column.caption(
-            components.as_text(f"{row.outcome} · answer {row.answer or 'none'} · {row.thinking_tokens} thinking tokens")
-        )
+        column.caption(components.as_text(f"{row.outcome} · answer {row.answer or 'none'} · {readings.length_of(row)}"))
     st.html(_aligned(first, second))
 
 
@@ -53,10 +51,11 @@ def _runs(run: Run, other: Run) -> None:
         return
     judged = [id for id in both if {ours[id].outcome, theirs[id].outcome} <= {"right", "wrong"}]
     asked = [id for id in both if ours[id].kind != "problem"]
+    told = [id for id in both if None not in (ours[id].thinking_tokens, theirs[id].thinking_tokens)]
     measured: dict[str, tuple[list[str], Callable[[Row], float]]] = {
         "right": (judged, lambda row: float(row.outcome == "right")),
         "refused": (asked, lambda row: float(row.outcome == "refused")),
-        "thinking tokens": (both, lambda row: float(row.thinking_tokens)),
+        "thinking tokens": (told, lambda row: float(row.thinking_tokens or 0)),
     }
     rows = []
     for name, (ids, value) in measured.items():

@@ -21,6 +21,7 @@ _SIGNS = {
     "unclear": "? unclear",
 }
 _MANY = 5000  # marks in a figure
+_FEW = 8  # rows that are shown whole
 
 
 def show(run: Run) -> None:
@@ -111,7 +112,7 @@ def _table(run: Run, found: tuple[Row, ...]) -> None:
         on_select="rerun",
         selection_mode="single-row",
         key="traces-table",
-        height=320,
+        height=320 if len(table) > _FEW else "content",
     )
     picked = chosen["selection"]["rows"]
     if picked and picked[0] < len(kept):
@@ -121,7 +122,7 @@ def _table(run: Run, found: tuple[Row, ...]) -> None:
 def _ranges(found: tuple[Row, ...]) -> list[Callable[[float | None], bool]]:
     """Whether a length and a difficulty lie between the ends that are chosen."""
     measures = {
-        Key.LENGTH: ("Thinking tokens", [row.thinking_tokens for row in found]),
+        Key.LENGTH: ("Thinking tokens", [row.thinking_tokens for row in found if row.thinking_tokens is not None]),
         Key.DIFFICULTY: ("Difficulty", [math.ceil(row.difficulty) for row in found if row.difficulty is not None]),
     }
     chosen = []

@@ -11,7 +11,8 @@ from reasonscope.app.state import Key
 def show(run: Run) -> None:
     components.heading(
         "Refusal cliff",
-        "The probe's score along the thinking, counted back from the closing tag; a mean is over the traces that are that long.",
+        "The probe's score along the thinking, counted back from the closing tag; a mean is over the traces that are that long, "
+        "shaded is its 95 % interval over problems.",
     )
     kept = measurements.numbers(run, "refusal")
     if kept is None:

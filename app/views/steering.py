@@ -21,8 +21,11 @@ def show(run: Run) -> None:
     components.heading(
         "Steering", "What steering does to length and accuracy beside random vectors, and one problem side by side."
     )
-    measured = {name: measurements.numbers(run, name) for name in ("sweep", "steering")}
-    if not any(measured.values()):
+    measured = {}
+    for name in ("sweep", "steering"):
+        with components.told():  # what is wrong with one of them does not hide the other, nor the playground
+            measured[name] = measurements.numbers(run, name)
+    if measured and not any(measured.values()):
         components.missing("the effect of steering", measurements.command(run, "numbers/sweep.json"))
     for source, kept in measured.items():
         if kept is None:

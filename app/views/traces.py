@@ -83,7 +83,7 @@ def _read(run: Run, id: str, colour: str) -> None:
         other = alternatives(run, id)
         row = next(row for row in readings.rows(run) if row.id == id)
         facts = (
-            f"{row.outcome} · answer {row.answer or 'none'} · {row.thinking_tokens} thinking tokens · {len(read.sentences)} sentences"
+            f"{row.outcome} · answer {row.answer or 'none'} · {readings.length_of(row)} · {len(read.sentences)} sentences"
             f" · thinking {row.state} · {read.labels} sentence labels"
         )
         st.caption(components.as_text(facts))
@@ -118,15 +118,16 @@ def _chosen(run: Run, read: readings.Reading, colouring: Colouring | None, other
 
 def _value(sentence: Sentence, colouring: Colouring) -> str:
     """What the sentence has: its value with interval and chance, or of its tokens the mean and the ends."""
+    unit = f" {colouring.unit}" if colouring.unit else ""
     if colouring.per == "token":
         known = colouring.values[sentence.tokens.slice]
         known = known[np.isfinite(known)]
         if not len(known):
             return "not measured here"
         ends = components.ends((float(known.min()), float(known.max())))
-        return f"mean {known.mean():.4g} {colouring.unit}, lowest and highest {ends} (n = {len(known)} tokens)"
+        return f"mean {known.mean():.4g}{unit}, lowest and highest {ends} (n = {len(known)} tokens)"
     value = float(colouring.values[sentence.index])
-    said = [f"{components.number(value)} {colouring.unit}"]
+    said = [f"{components.number(value)}{unit}"]
     for name, band in (("95 % interval", colouring.interval), ("chance", colouring.null)):
         low, high = (math.nan, math.nan) if band is None else band[:, sentence.index].tolist()
         said.append(f"{name} {components.ends((low, high))}")

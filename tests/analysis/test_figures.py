@@ -118,9 +118,10 @@ def test_the_map_is_white_at_chance():
 
 
 def test_trajectories_show_the_last_tokens_one_by_one_and_how_many_traces_there_are():
-    curve = mean_trajectory([np.linspace(0, 1, 50), np.linspace(0, 1, 30)])
+    curve = mean_trajectory([np.linspace(0, 1, 50), np.linspace(0, 1, 30) / 2], groups=["a", "b"])
     figure = figures.mean_trajectories({"harmful complied": curve}, title="t", measure="probability", last=20)
-    whole, whole_n, close, close_n = figure.data
+    low, high, whole, whole_n, _, _, close, close_n = figure.data
+    assert np.isnan(low.y[0]) and low.y[-1] < whole.y[-1] < high.y[-1]  # one problem alone has no interval
     assert len(whole.x) == 50 and len(close.x) == 20
     assert list(close.x) == list(range(-19, 1))
     assert list(close.y) == list(curve.mean[-20:])
