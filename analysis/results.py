@@ -119,6 +119,17 @@ class Result:
             self.axis(name)
         return np.asarray(self.values[chosen], dtype=np.float64)
 
+    def unit_of(self, label: str) -> str:
+        """The unit of the line `label` of a result whose lines may differ in it: `numbers["units"]` says it by label, or `unit` does
+        ("1 (accuracy), nats (kl), tokens"); "" for a bare number."""
+        units = self.numbers.get("units")
+        if isinstance(units, Mapping):
+            return _spoken(str(units.get(label, "")))
+        if ", " not in self.unit:
+            return _spoken(self.unit)
+        parts = (part.rstrip(")").partition(" (") for part in self.unit.split(", "))
+        return next((_spoken(name) for name, _, key in parts if (key or name) in label), "")
+
     def with_provenance(self, **more: Any) -> "Result":
         return replace(self, provenance={**self.provenance, **more})
 
@@ -190,6 +201,10 @@ def _read(tensors: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> Res
         provenance=header["provenance"],
         **{name: header[name] for name in ("method", "quantity", "unit", "null_missing", "reason")},
     )
+
+
+def _spoken(unit: str) -> str:
+    return "" if unit == "1" else unit
 
 
 def _position(axis: Axis, label: str) -> int:

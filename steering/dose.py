@@ -61,6 +61,7 @@ class DoseResponse:
     held_out: bool
 
     null_name: ClassVar[str] = "random vectors"
+    unit: ClassVar[str] = "below 0 the reverse"
 
     @property
     def curves(self) -> dict[str, tuple[Arm, ...]]:

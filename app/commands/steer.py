@@ -96,7 +96,7 @@ def sweep(
     json_: Json = False,
 ) -> None:
     """What each strength does to length, accuracy, refusal, form and repetition, beside random vectors and the reverse."""
-    from reasonscope.analysis.figures import steering_front
+    from reasonscope.analysis.figures import sweep_figures
     from reasonscope.app.keeping import keep
     from reasonscope.app.places import places
     from reasonscope.app.sweeping import (
@@ -136,7 +136,7 @@ def sweep(
     ]
     numbers = {response.name: response_numbers(response) for response in responses}
     command = f"reasonscope steer sweep {' '.join(methods)} --run {run} --nulls {nulls} --seed {seed}"
-    keep(where, "sweep", numbers, command=command, seed=seed, figures={"steering_front": steering_front(responses)})
+    keep(where, "sweep", numbers, command=command, seed=seed, figures=sweep_figures(responses))
     shown = response_numbers if json_ else response_rows
     show({response.name: shown(response) for response in responses}, json_)
 
