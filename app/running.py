@@ -171,8 +171,8 @@ def _save(where: Places, study: Study, result: Result) -> list[Path]:
 
 
 def _key(task: Task, analysis: ByTrace, study: Study) -> str:
-    """Of all that the results hang on; where the server is that writes is not of it."""
-    told: dict[str, Any] = asdict(replace(task.options, server=task.options.server and "a server"))
+    """Of all that the results hang on; where the server is that writes, and how long it may take, is not of it."""
+    told: dict[str, Any] = asdict(replace(task.options, server=task.options.server and "a server", server_timeout=0.0))
     read = {path for trace in study.traces for path in analysis.reads(study, trace)}
     files = {study.store.path / NAME} | read | {value for value in told.values() if isinstance(value, Path)}
     digests = sorted((str(path), sha256_of(path)) for path in files if path.exists())

@@ -27,6 +27,7 @@ class Options:
     device: str = "cpu"
     server: str | None = None
     served_as: str | None = None
+    server_timeout: float = 600.0
     sites: str = ""
     gold: Gold = "reference"
     block: int = 500
@@ -78,7 +79,13 @@ class Study:
     def writer(self) -> Writer:
         if self.options.server is None:
             return PrefixWriter(self.model, batch_size=self.options.batch_size)
-        return server_writer(self.options.server, self.model, served_as=self.options.served_as)
+        return server_writer(
+            self.options.server,
+            self.model,
+            served_as=self.options.served_as,
+            timeout=self.options.server_timeout,
+            keep=self.kept,
+        )
 
     @property
     def sites(self) -> tuple[Site, ...]:

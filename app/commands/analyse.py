@@ -19,6 +19,10 @@ Server = Annotated[str | None, typer.Option(help="http://host:port of a server o
 Served = Annotated[
     str | None, typer.Option("--served-as", help="What the server calls the model; as here where not given.")
 ]
+Timeout = Annotated[
+    float,
+    typer.Option("--server-timeout", min=0.1, help="Seconds that a request to the server may take, to its last byte."),
+]
 Sites = Annotated[str, typer.Option(help="Stored sites to look at, with commas; a sensible choice where not given.")]
 Base = Annotated[str, typer.Option(help="The model from before the reasoning phase, of the same tokenizer.")]
 Own = Annotated[bool, typer.Option("--own", help="Compare with the model's own answer, not the reference solution.")]
@@ -63,7 +67,7 @@ def mi(
 @analyse.command()
 def anchors(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", server: Server = None,
-    served_as: Served = None,
+    served_as: Served = None, server_timeout: Timeout = 600.0,
     rollouts: Annotated[int, typer.Option(min=2, help="Rollouts of a sentence, at most.")] = 100,
     half_width: Annotated[float, typer.Option(min=0.001, help="Stop where the accuracy is known to ± this.")] = 0.1,
     max_new_tokens: Longest = 1024,
@@ -73,7 +77,7 @@ def anchors(
 ) -> None:  # fmt: skip
     """Which sentences the answer hangs on: rollouts from before each of them (published importances where a trace has them)."""
     _run(
-        "anchors", run, trace, json_, model=model, device=device, server=server, served_as=served_as,
+        "anchors", run, trace, json_, model=model, device=device, server=server, served_as=served_as, server_timeout=server_timeout,
         rollouts=rollouts, half_width=half_width, max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size, seed=seed,
         ray=ray, workers=workers, gpus=gpus,
     )  # fmt: skip
@@ -92,7 +96,7 @@ def trajectory(
 @analyse.command()
 def confidence(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", server: Server = None,
-    served_as: Served = None,
+    served_as: Served = None, server_timeout: Timeout = 600.0,
     samples: Samples = 8,
     temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
     ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
@@ -100,7 +104,8 @@ def confidence(
     """When it knew its answer: forced answers at eleven cuts of the thinking."""
     _run(
         "confidence", run, trace, json_,
-        model=model, device=device, server=server, served_as=served_as, samples=samples, temperature=temperature, seed=seed,
+        model=model, device=device, server=server, served_as=served_as, server_timeout=server_timeout,
+        samples=samples, temperature=temperature, seed=seed,
         ray=ray, workers=workers, gpus=gpus,
     )  # fmt: skip
 
