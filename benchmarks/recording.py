@@ -4,7 +4,7 @@ W3 records the organism's residual stream behind every block to disk in a proces
 loaded (RLIMIT_DATA), and captures the same while decoding, into memory, W2's way; the memory is measured for n and for 2n problems.
 W7 kills the process (SIGKILL) once half of the traces are stored, and starts it again; seconds are of the processor, from when a process
 begins to record. W12 writes arrays as a store and as plain safetensors files, both brought to the disk, reads single traces at one site in
-random order after the page cache was told to forget the files, beside a plain read of as many bytes from the middle of a plain file
+random order after the page cache was told to forget the files, beside plain reads of as many bytes
 (what the disk takes), and reads everything once.
 """
 
@@ -179,7 +179,8 @@ def files(gigabytes: float) -> list[str]:
         opened.activations(str(id), SITES[1])
         waits.append(1_000 * (time.perf_counter() - started))
     forget(plain)
-    raw = [plain_read(plain / f"{shard}.safetensors", rows.nbytes) for shard in rng.integers(shards, size=len(waits))]
+    chosen = rng.choice(shards * per_shard * len(SITES), size=len(waits), replace=False)
+    raw = [plain_read(plain / f"{i % shards}.safetensors", i // shards * rows.nbytes, rows.nbytes) for i in chosen]
     forget(store)
     started = time.perf_counter()
     for id in ids:
@@ -203,11 +204,11 @@ def files(gigabytes: float) -> list[str]:
     ]
 
 
-def plain_read(path: Path, size: int) -> float:
-    """Milliseconds for `size` bytes in the middle of a file."""
+def plain_read(path: Path, offset: int, size: int) -> float:
+    """Milliseconds for `size` bytes of a file."""
     started = time.perf_counter()
     with path.open("rb", buffering=0) as file:
-        os.pread(file.fileno(), size, path.stat().st_size // 2)
+        os.pread(file.fileno(), size, offset)
     return 1_000 * (time.perf_counter() - started)
 
 
