@@ -88,7 +88,12 @@ def sweep(
     verdict: Verdict = None,
     fast: Fast = None,
     held_out: HeldOut = 0.5,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a pass: a problem and an arm each.")] = 256,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Rows of a pass, a problem and an arm each; up to 256 as the memory allows where not given."
+        ),
+    ] = None,
     seed: Seed = 0,
     model: ModelName = None,
     device: Device = "cpu",
