@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.headed import Kind
 from reasonscope.data.reading import well_formed
 
+_LONGEST_NAME = 200  # bytes of a file name, of the 255 that file systems take
 _TEXTS = ("method", "quantity", "unit", "null_missing", "reason")
 _KIND = Kind(
     key="reasonscope.result",
@@ -176,8 +178,11 @@ def undefined(*, method: str, quantity: str, unit: str, reason: str, axis: str =
 
 
 def result_path(folder: str | Path, method: str, trace: str = "all") -> Path:
-    """Where the result of `method` on a trace (or on all) lies: `folder/method/trace.safetensors`, slashes quoted."""
-    return Path(folder) / method / f"{quote(trace, safe=' ')}.safetensors"
+    """Where the result of `method` on a trace (or on all) lies: `folder/method/trace.safetensors`, slashes quoted, long names cut."""
+    name = quote(trace, safe=" ")
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}-{sha256(trace.encode()).hexdigest()[:16]}"
+    return Path(folder) / method / f"{name}.safetensors"
 
 
 def load_results(folder: str | Path, method: str = "*") -> Iterator[Result]:
