@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 TARGETS = {
     "data/align.py": ["tests/data/test_align.py"],
     "data/answers.py": ["tests/data/test_answers.py"],
-    "data/behaviour.py": ["tests/probes/test_refusal.py"],
+    "data/behaviour.py": ["tests/data/test_behaviour.py"],
     "data/durable.py": ["tests/data/test_store.py", "tests/faults/test_store_faults.py"],
     "data/export.py": ["tests/data/test_importers.py"],
     "data/headed.py": ["tests/data/test_headed.py"],
@@ -359,8 +359,8 @@ def outcome(tallies: Sequence[Tally]) -> str:
 def markdown(tallies: Sequence[Tally], seed: int) -> str:
     lines = [
         "# Which mistakes the tests would notice", "",
-        "A mutant is the code with one operator, comparison, constant, word, condition or returned value changed. It is killed where a test",
-        "of its file fails or computes three times as long. Written by `make mutants`, from a random sample "
+        "A mutant is the code with one operator, comparison, constant, word, condition or returned value changed. It is killed where",
+        "a test of its file fails or computes three times as long. Written by `make mutants`, from a random sample "
         f"(seed {seed}) of {sum(t.there for t in tallies)}:",
         f"{outcome(tallies)}.", "",
         "| file | mutants | tried | killed | survived with a reason | survived |", "|---|---|---|---|---|---|",

@@ -1,5 +1,8 @@
 """Chance is reported as it is: known p-values, corrections, and agreement that shuffling destroys."""
 
+import inspect
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,11 +22,19 @@ from reasonscope.analysis.statistics import (
 from reasonscope.data.errors import InputError
 
 
+@pytest.mark.parametrize("call", [bootstrap, bootstrap_band, mean_estimate])
+def test_every_interval_is_of_1000_resamples_and_one_seed(call):
+    defaults = inspect.signature(call).parameters
+    assert (defaults["draws"].default, defaults["seed"].default) == (1000, 0)
+
+
 def test_permutation_p_counts_the_draws_that_do_as_well():
     null = np.arange(9.0)[:, None] * np.ones(2)
     np.testing.assert_allclose(permutation_p([9.0, 4.0], null), [0.1, 0.6])
     np.testing.assert_allclose(permutation_p([-1.0, 4.0], null, "less"), [0.1, 0.6])
     np.testing.assert_allclose(permutation_p([9.0, 4.0], null, "two-sided"), [0.1, 1.0])
+    np.testing.assert_allclose(permutation_p([1.0, 6.0], null, "two-sided"), [0.5, 0.7])
+    assert permutation_p(1.0, [0.0]) == 0.5
     assert np.isnan(permutation_p(np.nan, np.arange(9.0)))
 
 
@@ -65,7 +76,8 @@ def test_bands_hold_what_they_should():
     assert np.ptp([found.low, found.high], axis=0).max() < 0.3
     estimate = bootstrap(lambda chosen: float(rows[chosen, 1].mean()), 400, draws=300)
     assert 4.8 < estimate.low < estimate.value < estimate.high < 5.2
-    assert np.isnan(bootstrap_band(lambda chosen: rows[chosen].mean(axis=0), 1).low).all()
+    none = bootstrap_band(lambda chosen: rows[chosen].mean(axis=0), 1)
+    assert np.isnan([none.low, none.high]).all() and none.what == "no interval: fewer than two rows"
 
 
 def test_a_band_has_the_width_of_students_interval_and_says_what_it_is():
@@ -88,6 +100,8 @@ def test_a_value_that_is_mostly_no_number_has_no_interval():
     """Row 0 is left out of a resample of 3 rows about .3 of the time, of 2 rows .25 of the time: what needs it is known mostly."""
     band = bootstrap_band(lambda chosen: np.where([0 in chosen, 0 not in chosen], chosen.mean() + 1, np.nan), 3)
     assert band.low[0] >= 1 and band.high[0] <= 3 and np.isnan([band.low[1], band.high[1]]).all()
+    every_other = itertools.cycle([np.array([1.0]), np.array([np.nan])])
+    assert bootstrap_band(lambda chosen: next(every_other), 3, draws=10).high == 1
 
 
 def test_rows_of_one_group_are_drawn_together():

@@ -14,7 +14,7 @@ from reasonscope.data.answers import equivalent, extract_answer
         (r"so \boxed{\frac{1}{2}} done", r"\frac{1}{2}"),
         (r"\boxed{a} and \boxed{b{c}}", "b{c}"),
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-        (r"\boxed 5.", "5"),
+        (r"\boxed 5. Then 7", "5"),
         (r"It is 4 or \boxed{5", "5"),  # an unclosed box is no box: the last number counts
         ("The answer is 6.17%. Bye 3", "6.17%"),
         ("**Final Answer**\nThe answer is: **42**.", "42"),
@@ -35,6 +35,7 @@ SAME = [
     (r"\dfrac{3}{4}", r"\frac34"), ("x=5", "5"), ("(1,2)", "(1, 2)"), (r"\sqrt{8}", r"2\sqrt{2}"), ("Evelyn", r"\text{Evelyn}"),
     (r"\text{(C)}", "C"), (r"\boxed{5}", "5"), ("x^2+2x+1", "(x+1)^2"), (r"\{1,2\}", r"\{2,1\}"), (r"90^\circ", "90"),
     ("-3.50", "-7/2"), ("5.", "5"), (r"\infty", r"+\infty"), ("9^9^9^9", "9^9^9^9"),
+    (r"x^2\!+1", "1+x^2"), ("{Evelyn}", "Evelyn"),
 ]  # fmt: skip
 DIFFERENT = [
     ("7", "8"), ("-3", "3"), ("(2,1)", "(1,2)"), ("blah", "7"), ("", ""), ("", "7"), (None, "7"), ("1/0", "3"), ("0.333333", "1/3"),

@@ -35,7 +35,7 @@ def test_plans_name_the_operators():
         "orthogonal_add": orthogonal_add,
         "rotate": rotate,
     }
-    assert OPERATORS == expected
+    assert expected == OPERATORS
 
 
 @pytest.mark.parametrize(
