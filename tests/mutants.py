@@ -37,8 +37,8 @@ TARGETS = {
     "data/headed.py": ["tests/data/test_headed.py"],
     "data/importers.py": ["tests/data/test_importers.py"],
     "data/label.py": ["tests/data/test_label.py"],
-    "data/manifest.py": ["tests/data/test_store.py"],
-    "data/merge.py": ["tests/data/test_store.py"],
+    "data/manifest.py": ["tests/data/test_manifest.py", "tests/data/test_store.py"],
+    "data/merge.py": ["tests/data/test_merge.py"],
     "data/organism/forms.py": ["tests/data/test_organism.py"],
     "data/organism/ledger.py": ["tests/data/test_organism.py"],
     "data/organism/reader.py": ["tests/data/test_organism.py"],
@@ -175,7 +175,7 @@ def _ways(node: ast.AST) -> list[tuple[int, str]]:
     if isinstance(node, ast.If | ast.IfExp | ast.While):
         return [(0, "condition")]
     if isinstance(node, ast.Return):
-        return [(0, "returns None")] if node.value is not None else []
+        return [] if node.value is None or ast.unparse(node.value) == "None" else [(0, "returns None")]
     if isinstance(node, ast.Continue | ast.Break):
         return [(0, "pass")]
     return []
@@ -208,7 +208,11 @@ def _seen(node: ast.AST, parents: dict[int, ast.AST]) -> ast.AST:
 def _one_line(before: str, after: str) -> str:
     """The first line in which the two differ: of a function or a loop the rest is the same."""
     pairs = zip(before.splitlines(), after.splitlines(), strict=True)
-    return next(f"{old.strip()} → {new.strip()}" for old, new in pairs if old != new)
+    old, new = next((old.strip(), new.strip()) for old, new in pairs if old != new)
+    if len(old) > 140:  # a table, or the head of a function
+        begin = max(0, next(i for i, pair in enumerate(zip(old, new, strict=False)) if len(set(pair)) == 2) - 40)
+        old, new = f"… {old[begin : begin + 80]} …", f"… {new[begin : begin + 80]} …"
+    return f"{old} → {new}"
 
 
 def _function(node: ast.AST, parents: dict[int, ast.AST]) -> str:

@@ -14,7 +14,7 @@ SCORES = {"b": np.array([0.5, -1.0], dtype=np.float32), "a": np.array([3.0], dty
 
 
 def test_scores_come_back_as_they_were(tmp_path):
-    path = tmp_path / "scores" / "length.safetensors"
+    path = tmp_path / "run" / "scores" / "length.safetensors"
     save_scores(TokenScores(scores=SCORES, about=ABOUT), path)
     found = read_scores(path)
     assert list(found.scores) == ["a", "b"]
