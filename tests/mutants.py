@@ -55,7 +55,7 @@ TARGETS = {
     "data/shards.py": ["tests/data/test_store.py"],
     "data/splitter.py": ["tests/data/test_splitter.py"],
     "data/store.py": ["tests/data/test_store.py"],
-    "data/trace.py": ["tests/data/test_parse.py", "tests/data/test_store.py"],
+    "data/trace.py": ["tests/data/test_trace.py", "tests/data/test_parse.py"],
     "probes/linear.py": ["tests/probes/test_linear.py"],
     "probes/evaluate.py": ["tests/probes/test_evaluate.py"],
     "steering/operators.py": ["tests/steering/test_operators.py"],
