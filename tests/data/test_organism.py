@@ -84,7 +84,8 @@ def drawn(make, n=60):
 
 
 def test_the_seeds_of_published_numbers_draw_what_they_drew():
-    """Where a checksum changes, so do the problems that the numbers in the docs are of: say so in CHANGELOG, and measure them anew."""
+    """Problems, the organism's training texts, and their truth. Where a checksum changes, so does what the numbers in the docs are of: say
+    so in CHANGELOG, and measure them anew."""
 
     def ledger(rng, i):
         return asdict(sample_ledger(rng, split=SPLITS[i % 3], steps=None if i % 2 else 1 + i % 8))
@@ -95,22 +96,28 @@ def test_the_seeds_of_published_numbers_draw_what_they_drew():
         )
 
     def written(rng, i):
-        return asdict(write_ledger(sample_ledger(rng, split="train"), tuple(MODES)[i % 3], rng))
+        ledger = sample_ledger(rng, split="train")
+        writing = write_ledger(ledger, tuple(MODES)[i % 3], rng)
+        known = read_ledger(ledger, writing.thinking)
+        return [asdict(writing), *map(asdict, known), *map(asdict, read_steps(writing.thinking, known))]
 
     def answered(rng, i):
-        return asdict(write_request(sample_request(rng, split="train", harmful=i % 2 == 0, jailbreak=i % 3 == 0), rng))
+        request = sample_request(rng, split="train", harmful=i % 2 == 0, jailbreak=i % 3 == 0)
+        writing = write_request(request, rng)
+        return [asdict(writing), *map(asdict, read_request(request, writing.thinking))]
 
     def published(rng, i):
+        # By name, as `record` draws them.
         name = ("ledger", "ledger:brief", "ledger:detail", "requests", "requests:jailbreak", "requests:plain")[i]
-        return [(problem.id, problem.answer) for problem in load_problems(name, split=SPLITS[i % 3], n=9)]
+        return [asdict(problem) for problem in load_problems(name, split=SPLITS[i % 3], n=9)]
 
     assert {make.__name__: drawn(make) for make in (ledger, request, written, answered)} == {
         "ledger": "18aec5376e7ca260",
         "request": "63fc08878249b328",
-        "written": "c459ab605fc917fb",
-        "answered": "4161d2a09bf432bf",
+        "written": "fadf7f3f03ece635",
+        "answered": "be323605744f8009",
     }
-    assert drawn(published, 6) == "6406b307213dbe8a"
+    assert drawn(published, 6) == "694c71792e885766"
 
 
 def test_the_template_writes_what_the_organism_learned():
