@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from reasonscope.data.errors import ArchitectureError, MissingExtraError, SiteError
-from reasonscope.probes.backends.base import Edit, Forward, Reduce, grad_mode, positions
+from reasonscope.probes.backends.base import Edit, Forward, PassByPass, Reduce, full_mask, grad_mode, positions
 from reasonscope.probes.backends.touch import Touch, activations, recording, touches
 from reasonscope.probes.backends.twin import twin
 from reasonscope.probes.layout import Layout
@@ -34,7 +34,7 @@ _HOOKS = {
 _Hook = tuple[str, Callable[..., Tensor | None]]
 
 
-class TransformerLensBackend:
+class TransformerLensBackend(PassByPass):
     """Runs a loaded model inside a `TransformerBridge`. Raises MissingExtraError, or ArchitectureError for what it cannot bridge."""
 
     name = "transformer_lens"
@@ -48,7 +48,7 @@ class TransformerLensBackend:
         self,
         ids: Tensor,
         *,
-        mask: Tensor,
+        mask: Tensor | None,
         cache: Any = None,
         use_cache: bool = False,
         last_logits_only: bool = False,
@@ -57,6 +57,7 @@ class TransformerLensBackend:
         reduce: Reduce | None = None,
     ) -> Forward:
         """As `Backend.forward` says."""
+        mask = full_mask(ids, cache) if mask is None else mask
         where = positions(ids, mask)
         seen: dict[Site, Tensor] = {}
         hooks = [

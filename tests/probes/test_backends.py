@@ -79,8 +79,8 @@ class _OneLayerOff(HooksBackend):
 
 
 class _ForgetsEdits(HooksBackend):
-    def forward(self, ids: Tensor, *, write: Any = None, **arguments: Any) -> Any:
-        return super().forward(ids, **arguments)
+    def passes(self, *, write: Any = None, **arguments: Any) -> Any:
+        return super().passes(**arguments)
 
 
 class _ForgetsPadding(HooksBackend):
