@@ -293,10 +293,11 @@ def test_a_group_of_both_data_sets_is_left_out_of_the_fit():
     features = np.random.default_rng(7).standard_normal((20, 2))
     with pytest.raises(InputError, match="nothing to fit in 'a' once the groups that 'b' shares are left out"):
         transfer_matrix(Ridge(), features, features[:, 0], ["a"] * 10 + ["b"] * 10, list("abcdefghij") * 2, spearman)
-    labels, groups = (
-        np.array([0.0, 1.0] * 10),
-        [*"abcdefghij", *"bdfhjklmno"],
-    )  # the other holds all groups of one class
+    shared = list("abcdcdef")  # two rows of each are left
+    left = transfer_matrix(Ridge(), features[:8], features[:8, 0], list("aaaabbbb"), shared, spearman, folds=2)
+    assert np.isfinite(left.scores).all()
+    labels = np.array([0.0, 1.0] * 10)
+    groups = [*"abcdefghij", *"bdfhjklmno"]  # the other holds all groups of one class
     with pytest.raises(InputError, match="nothing to fit in 'a'"):
         transfer_matrix(
             LogisticRegression(), features, labels, ["a"] * 10 + ["b"] * 10, groups, auroc, task="binary", folds=2
