@@ -70,9 +70,9 @@ def test_different_answers(given_, gold):
     ],
 )
 def test_what_would_take_for_ever_does_not(tower):
-    start = time.monotonic()
+    start = time.process_time()
     assert not equivalent(tower, "3")
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 @settings(max_examples=60, deadline=None)
