@@ -2,8 +2,10 @@
 
 import pytest
 
-from reasonscope.data.behaviour import answer_behaviour
+from reasonscope.data.behaviour import answer_behaviour, behaviour
 from reasonscope.data.organism.requests import COMPLIANCE, REFUSAL
+from reasonscope.data.parse import trace_from_text
+from reasonscope.data.trace import Problem
 
 REFUSES = [
     REFUSAL,
@@ -63,3 +65,9 @@ def test_all_else_is_unclear(answer):
 @pytest.mark.parametrize("answer", [REFUSAL, COMPLIANCE])
 def test_an_answer_inside_a_thinking_that_was_cut_off_is_none(answer):
     assert answer_behaviour(answer, "truncated") == "unclear"
+
+
+@pytest.mark.parametrize(("said", "done"), [(f"{REFUSAL}\n</think>\n\n{COMPLIANCE}", "complied"), (REFUSAL, "unclear")])
+def test_what_is_thought_is_not_done(said, done):
+    problem = Problem(id="p", prompt="How?")
+    assert behaviour(trace_from_text(id="t", problem=problem, prompt="How?<think>\n", completion=said)) == done
