@@ -71,7 +71,7 @@ def test_thought_anchors_folders(tmp_path, tokenizer):
 def test_damaged_anchors_name_the_file(tmp_path, name, content, message):
     folder = write_anchors(tmp_path / "p")
     (folder / name).write_text(content)
-    with pytest.raises(InputError, match=rf"{name}.*{message}"):
+    with pytest.raises(InputError, match=rf"/{name}.*{message}"):
         import_thought_anchors(tmp_path)
 
 

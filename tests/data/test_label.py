@@ -63,7 +63,7 @@ def test_the_grammar_of_the_organism_is_labelled_right():
         ("I am not sure of this.", "uncertainty_management"),
         ("But hold on a moment.", "uncertainty_management"),
         ("It has eight sides, right?", "uncertainty_management"),
-        ("Here I recall it.", "fact_retrieval"),
+        ("Here I recall that 3 + 4 = 7.", "fact_retrieval"),
         ("Alternatively, there is the fact.", "fact_retrieval"),
         ("So the theorem says it.", "fact_retrieval"),
         ("Okay, let me see if I can compute it.", "active_computation"),

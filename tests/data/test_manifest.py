@@ -46,15 +46,15 @@ FILES = {"000000.parquet": {"size": 3, "sha256": "ab"}}
         ({"traces": 2**40}, "shard 0 holds"),
         ({"rows": -1}, "with -1 rows"),
         ({"rows": 2**50}, "shard 0 holds"),
-        ({"rows": None}, "a shard is damaged: its rows"),
-        ({"traces": "2"}, "a shard is damaged: its traces"),
-        ({"name": 0}, "a shard is damaged: its name"),
-        ({"files": []}, "a shard is damaged: its files"),
+        ({"rows": None}, ": a shard is damaged: its rows"),
+        ({"traces": "2"}, ": a shard is damaged: its traces"),
+        ({"name": 0}, ": a shard is damaged: its name"),
+        ({"files": []}, ": a shard is damaged: its files"),
         ({"name": "000001"}, "these are not its names"),
         ({"files": {}}, "these are not its names"),
         ({"files": {**FILES, "../x": FILES["000000.parquet"]}}, "these are not its names"),
-        ({"files": {"000000.parquet": {"size": "3", "sha256": "ab"}}}, "a file is damaged: its size"),
-        ({"files": {"000000.parquet": {"size": 3, "sha256": 5}}}, "a file is damaged: its sha256"),
+        ({"files": {"000000.parquet": {"size": "3", "sha256": "ab"}}}, ": a file is damaged: its size"),
+        ({"files": {"000000.parquet": {"size": 3, "sha256": 5}}}, ": a file is damaged: its sha256"),
     ],
 )
 def test_a_shard_that_no_store_writes_is_refused(shard, message, tmp_path, monkeypatch):
@@ -68,8 +68,8 @@ def test_a_shard_that_no_store_writes_is_refused(shard, message, tmp_path, monke
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sites": {"z.1": {"dtype": 3, "shape": []}}}, "the type of a site is damaged: its dtype"),
-        ({"sites": {"z.1": {"dtype": "int8", "shape": 3}}}, "the type of a site is damaged: its shape"),
+        ({"sites": {"z.1": {"dtype": 3, "shape": []}}}, ": the type of a site is damaged: its dtype"),
+        ({"sites": {"z.1": {"dtype": "int8", "shape": 3}}}, ": the type of a site is damaged: its shape"),
         ({"meta": None}, "its meta is None"),
         ({"sites": []}, "its sites is"),
         ({"shards": {}}, "its shards is"),

@@ -30,6 +30,10 @@ def test_parts_become_one_store_and_stay(tmp_path):
         free.append([trace_from_text(id="5", problem=Problem(id="5", prompt="Q"), prompt="Q", completion="7")])
 
 
+def test_one_part_is_a_whole(tmp_path):
+    assert merge_stores([part(tmp_path / "a", "1")], tmp_path / "whole").ids == ("1",)
+
+
 def test_what_cannot_be_merged(tmp_path):
     with pytest.raises(InputError, match="no part to merge"):
         merge_stores([], tmp_path / "whole")

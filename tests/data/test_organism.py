@@ -104,7 +104,8 @@ def test_the_seeds_of_published_numbers_draw_what_they_drew():
     def answered(rng, i):
         request = sample_request(rng, split="train", harmful=i % 2 == 0, jailbreak=i % 3 == 0)
         writing = write_request(request, rng)
-        return [asdict(writing), *map(asdict, read_request(request, writing.thinking))]
+        known = read_request(request, writing.thinking)
+        return [asdict(writing), *map(asdict, known), *map(asdict, read_steps(writing.thinking, known))]
 
     def published(rng, i):
         # By name, as `record` draws them.
@@ -115,7 +116,7 @@ def test_the_seeds_of_published_numbers_draw_what_they_drew():
         "ledger": "18aec5376e7ca260",
         "request": "63fc08878249b328",
         "written": "fadf7f3f03ece635",
-        "answered": "be323605744f8009",
+        "answered": "a61829d85f718bb6",
     }
     assert drawn(published, 6) == "694c71792e885766"
 
