@@ -77,7 +77,7 @@ def test_every_form_has_one_of_the_tags():
     assert recognise("So I will refuse.") is None and recognise("I will refuse.")[1] == {}
 
 
-def drawn(make, n=60):
+def drawn(make, n=200):
     """A checksum of `n` draws, one after the other from one seed."""
     rng = random.Random(0)
     return hashlib.sha256(json.dumps([make(rng, i) for i in range(n)]).encode()).hexdigest()[:16]
@@ -113,10 +113,10 @@ def test_the_seeds_of_published_numbers_draw_what_they_drew():
         return [asdict(problem) for problem in load_problems(name, split=SPLITS[i % 3], n=9)]
 
     assert {make.__name__: drawn(make) for make in (ledger, request, written, answered)} == {
-        "ledger": "18aec5376e7ca260",
-        "request": "63fc08878249b328",
-        "written": "fadf7f3f03ece635",
-        "answered": "a61829d85f718bb6",
+        "ledger": "e596cff114671912",
+        "request": "543fe5ab4018dcf0",
+        "written": "69f956a9cd93f9ce",
+        "answered": "460c07c8ac5844e9",
     }
     assert drawn(published, 6) == "694c71792e885766"
 
