@@ -102,7 +102,7 @@ def test_the_seeds_of_published_numbers_draw_what_they_drew():
         return [asdict(writing), *map(asdict, known), *map(asdict, read_steps(writing.thinking, known))]
 
     def answered(rng, i):
-        request = sample_request(rng, split="train", harmful=i % 2 == 0, jailbreak=i % 3 == 0)
+        request = sample_request(rng, split="train", harmful=i % 2 == 0, jailbreak=i % 3 > 0)
         writing = write_request(request, rng)
         known = read_request(request, writing.thinking)
         return [asdict(writing), *map(asdict, known), *map(asdict, read_steps(writing.thinking, known))]
@@ -116,7 +116,7 @@ def test_the_seeds_of_published_numbers_draw_what_they_drew():
         "ledger": "e596cff114671912",
         "request": "543fe5ab4018dcf0",
         "written": "69f956a9cd93f9ce",
-        "answered": "460c07c8ac5844e9",
+        "answered": "b8474c1e7061777c",
     }
     assert drawn(published, 6) == "694c71792e885766"
 
