@@ -87,6 +87,11 @@ def test_channels_of_gpt_oss():
     assert parts("<|start|>assistant", "<|channel|>final<|message|>7", GPT_OSS)[0] == "absent"
 
 
+def test_tags_at_the_very_beginning():
+    assert parts("", "<think>a</think>b") == ("closed", "<think>", "a", "</think>", "b")
+    assert parts("", "</think>b") == ("empty", "", "", "</think>", "b")
+
+
 def test_implied_opening_tag():
     assert parts("", "So 3 + 4 is", ThinkTags(implied=True))[:3] == ("truncated", "", "So 3 + 4 is")
     assert parts("", "So 3 + 4 is")[0] == "absent"
