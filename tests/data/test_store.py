@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from reasonscope.data.durable import write_text_durably
 from reasonscope.data.errors import InputError, SiteError, StoreError
 from reasonscope.data.manifest import Manifest
 from reasonscope.data.parse import build_trace, trace_from_text
@@ -441,3 +442,8 @@ def test_where_no_link_can_be_made_shards_are_copied(stored, tokenizer, tmp_path
     store = TraceStore.open(stored[0])
     store.adopt(other)
     assert store.check() == [] and "d" in store
+
+
+def test_a_name_that_no_file_can_have_is_told(tmp_path):
+    with pytest.raises(StoreError, match="cannot write"):
+        write_text_durably(tmp_path / ("x" * 300), "text")
