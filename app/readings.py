@@ -7,7 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from reasonscope.app.runs import Run
-from reasonscope.data.behaviour import CONTROL, answer_behaviour
+from reasonscope.data.answers import CONTROL
+from reasonscope.data.behaviour import answer_behaviour
 from reasonscope.data.importers import published_sentences
 from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.segment import sentences
