@@ -19,6 +19,7 @@ from reasonscope.app.sweeping import Asked, respond, response_numbers
 from reasonscope.data import Problem, Sampling, load_problems
 from reasonscope.probes import Model, Site, load_model, record
 from reasonscope.steering import METHODS, AdaptiveSteering, Bench, ControlResponse, DoseResponse, Treatment
+from reasonscope.steering.budget import BudgetGuidance, LengthPredictor, Trust, train_predictor
 from reasonscope.steering.methods import Source
 from reasonscope.steering.speed import extract_speed_of_modes
 from reasonscope.steering.vector import SteeringVector
@@ -36,6 +37,7 @@ PLANES: Mapping[str, tuple[str, ...]] = {
     "decoding-closing": ("close-bias:4,8", "forced-close:0,30,60,120", "budget-forcing:1"),
     "decoding-prefills": ("nothinking", "autothink", "zerothink", "lessthink", "safepath"),
     "budget-guidance": ("budget-guidance:60,120,10000",),
+    "budget-guidance-all": ("budget guidance, all trusted",),
 }
 REFUSAL = ("refusal", "refusal-ablate", "refusal-reference", "refusal-ablate-reference")
 REACHES = (0.1, 0.3)  # of the adaptive form: its highest strength as a share of the state's norm
@@ -56,7 +58,7 @@ def main() -> None:
             figure = refused(responses)
         else:
             responses = list(on_ledgers(model, given.run, PLANES[name], given.learn, given.n, given.nulls))
-            figure = steering_front(responses)
+            figure = plane(responses)
         (given.run / "figures").mkdir(exist_ok=True)
         write_figure(figure, given.run / "figures" / f"{name}.json")
         with (given.run / "numbers.jsonl").open("a", encoding="utf-8") as kept:
@@ -78,6 +80,9 @@ def on_ledgers(model: Model, run: Path, asked: Sequence[str], learn: int, n: int
         if one.startswith("adaptive"):
             yield adaptive(bench, source_of(model, run, learn, one), one, nulls)
             continue
+        if one.endswith("all trusted"):
+            yield guided(bench, source_of(model, run, learn, one), one, nulls)
+            continue
         named = Asked.parse(one)
         source = source_of(model, run, learn, named.name)
         yield respond(bench, source, named, strengths=None, nulls=nulls, covariance=False, say=lambda _: None)
@@ -97,6 +102,31 @@ def source_of(model: Model, run: Path, learn: int, name: str) -> Source:
     wanted = {problem.id for problem in problems}
     ids = [trace.id for trace in store if trace.problem.id in wanted]
     return Source(model=model, store=store, ids=ids, sites=[Site("resid_post", 4)] if name == "seal-clamp" else None)
+
+
+def guided(bench: Bench, source: Source, name: str, nulls: int) -> ControlResponse:
+    """Budget guidance without the released rule of trust, which gives a token no chance where its prediction is not sharp."""
+    model, sites = source.model, [Site.parse(site) for site in source.store.sites]
+    predictor, loss = train_predictor(source.store, sites, vocabulary=model.vocabulary, ids=source.ids)
+    sys.stdout.write(json.dumps({"loss of the predictor, nats": loss}) + "\n")
+
+    def treatment(one: LengthPredictor, budget: float) -> Treatment:
+        trust = Trust(rate=0.0, mode=-1.0)
+        guidance = BudgetGuidance(model, one, sites, budget=int(budget), temperature=SAMPLING.temperature, trust=trust)
+        return Treatment(name=name, multiplier=budget, intervention=guidance, processors=(guidance,))
+
+    budgets = (60.0, 120.0, 10000.0)
+    exchanged = [predictor.with_tokens_exchanged(seed) for seed in range(nulls)]
+    arms = bench.arms([treatment(predictor, budget) for budget in budgets])
+    chance = bench.arms([treatment(one, budget) for one in exchanged for budget in budgets])
+    return ControlResponse(
+        name=name,
+        unit="tokens",
+        base=bench.base_arm,
+        arms=tuple(arms),
+        nulls=tuple(chance),
+        null_name="its weights on other tokens",
+    )
 
 
 def adaptive(bench: Bench, source: Source, name: str, nulls: int) -> ControlResponse:
@@ -144,6 +174,13 @@ def on_requests(model: Model, run: Path, learn: int, n: int, nulls: int) -> Iter
             )
         except ValueError as error:  # the published rule may find no direction
             sys.stdout.write(f"{name}: {error}\n")
+
+
+def plane(responses: Sequence[Response]) -> Figure:
+    """The plane of all, from the lowest accuracy on that any arm may have."""
+    arms = [arm for one in responses for arm in (*one.nulls, *(arm for curve in one.curves.values() for arm in curve))]
+    lowest = min(arm.accuracy.low for arm in arms)
+    return steering_front(responses).update_yaxes(range=[max(0.0, lowest - 0.1), 1.08])
 
 
 def refused(responses: Sequence[Response]) -> Figure:
