@@ -175,7 +175,7 @@ def failed_steps(model: Model, n: int) -> Found:
     names = [trace.problem.id for trace in traces]
     found = {name: within_question_correlation(values, right, names) for name, values in measures.items()}
     intervals = {name: within_interval(values, right, names) for name, values in measures.items()}
-    quantity = "rank correlation with being right, within problems"
+    quantity = "correlation with being right, by problem"
     result = result_of_estimates(
         {name: {quantity: one} for name, one in intervals.items()},
         {name: {quantity: tuple(np.quantile(one.null, [0.025, 0.975]))} for name, one in found.items()},
