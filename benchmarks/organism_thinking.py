@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/thinking"))
     parser.add_argument("--n", type=int, default=40, help="ledgers, of 3 to 8 steps")
     parser.add_argument("--layer", type=int, default=3, help="the block whose output is fed again")
+    parser.add_argument("--only", nargs="*", help="any of token-suppression, recycling, time-scaling")
     given = parser.parse_args()
     model = load_model("organism")
     drawn = load_problems("ledger", n=2 * given.n, seed=5)
@@ -43,6 +44,8 @@ def main() -> None:
     }
     (given.out / "figures").mkdir(parents=True, exist_ok=True)
     for name, study in studies.items():
+        if given.only and name not in given.only:
+            continue
         found = study()
         write_figure(points(found), given.out / "figures" / f"{name}.json")
         assert found.interval is not None and found.null is not None
