@@ -86,6 +86,7 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         page = browser.new_page(viewport={"width": 900, "height": 1400})
+        page.set_default_timeout(200_000)  # Plotly's library is read anew with each figure, which takes long on a crowded machine
         for name, figure in drawn_from(map(Path, sys.argv[1:])) if sys.argv[1:] else drawn():
             path = HERE / f"{name.replace('_', '-')}.png"
             save(page, figure, path)
