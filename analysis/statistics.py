@@ -1,6 +1,6 @@
 """What chance gives: permutation p-values, null bands, corrections for many tests, and agreement with known dependencies."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import false_discovery_control, rankdata
 
-from reasonscope.analysis.results import Band, Values
+from reasonscope.analysis.results import Axis, Band, Result, Values
 from reasonscope.data.errors import InputError
 from reasonscope.probes.evaluate import Estimate, Rows, resample_groups, tails
 
@@ -78,6 +78,35 @@ def mean_estimate(
     """The mean of `values` (row,) with its 95 % interval over rows, or over whole groups of them."""
     rows = np.asarray(values, dtype=np.float64)
     return bootstrap(lambda at: float(rows[at].mean()), len(rows), groups=groups, draws=draws, seed=seed)
+
+
+def result_of_estimates(
+    found: Mapping[str, Mapping[str, Estimate]],
+    chance: Mapping[str, Mapping[str, tuple[float, float]]],
+    *,
+    method: str,
+    quantity: str,
+    null: str,
+    unit: str = "1",
+) -> Result:
+    """Numbers that were estimated one by one as a result of axes (row, metric); every row of `found` has the same metrics.
+
+    `chance` is the range (low, high) of each by chance, which `null` describes; what has none has NaN there.
+    """
+    metrics = next(iter(found.values()))
+    ranges = [[chance.get(row, {}).get(metric, (np.nan, np.nan)) for metric in metrics] for row in found]
+    ends = np.array([[[one[metric].low, one[metric].high] for metric in metrics] for one in found.values()])
+    values = np.array([[one[metric].value for metric in metrics] for one in found.values()])
+    low, high = np.moveaxis(np.array(ranges), -1, 0)
+    return Result(
+        method=method,
+        quantity=quantity,
+        unit=unit,
+        axes=(Axis.of("row", found), Axis.of("metric", metrics)),
+        values=values,
+        null=Band.of(low, high, values.shape, null),
+        interval=Band.of(ends[..., 0], ends[..., 1], values.shape, "95 % over problems"),
+    )
 
 
 def bootstrap_band(

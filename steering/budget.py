@@ -1,5 +1,6 @@
 """Budget guidance (arXiv 2506.13752): each next token is weighted by the chance that the thinking then fits into the budget."""
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -90,6 +91,14 @@ class LengthPredictor(nn.Module):
         encoded = self.encoder(torch.cat([summary, layers], dim=1))[:, 0]
         tiny = torch.finfo(encoded.dtype).tiny
         return softplus(self.shape(encoded)) + tiny, softplus(self.rate(encoded)) + tiny
+
+    def with_tokens_exchanged(self, seed: int) -> "LengthPredictor":
+        """A copy that gives each token the prediction of another: what guidance does that is as sure and knows nothing."""
+        other = copy.deepcopy(self)
+        order = torch.randperm(len(self.shape.weight), generator=torch.Generator().manual_seed(seed))
+        for head in (other.shape, other.rate):
+            head.weight.data = head.weight.data[order]
+        return other
 
 
 def train_predictor(

@@ -1,9 +1,9 @@
 """Controls of the decoding by name, as arms of the same plane as steering vectors."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from transformers import LogitsProcessor
@@ -34,33 +34,36 @@ _WAITING = ("Wait", "Let", "Hmm", "But", "However", "Alternatively")
 
 # (thinking, tokens, value) to a processor that acts on the logits of these tokens.
 OnTokens: TypeAlias = Callable[[Thinking, tuple[int, ...], float], LogitsProcessor]
+# A value of what is varied, and a seed for what chance does in its place (None: the control itself).
+Treat: TypeAlias = Callable[[float, int | None], Treatment]
+_RANDOM_TOKENS = "random tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """`treat` makes the treatment for a value of what is varied: `values` to begin with, in `unit`.
+    """`prepare` makes of a source what makes the treatments: `values` of what is varied to begin with, in `unit`.
 
-    A control that acts on tokens (`on`, of `words`) has its own control: the same on as many random tokens.
+    `chance` names what stands in the control's place as its own control, drawn by a seed: mostly as many random tokens. "" where a control
+    has none.
     """
 
     summary: str
     unit: str
     values: tuple[float, ...]
-    treat: Callable[[Source, float], Treatment] | None = None
-    on: OnTokens | None = None
-    words: tuple[str, ...] = ()
+    prepare: Callable[[Source], Treat]
+    chance: str = _RANDOM_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControlResponse:
-    """The arms of a control by ascending value; `nulls` those of random tokens in its tokens' place, where it acts on tokens."""
+    """The arms of a control by ascending value; `nulls` those of what stands in its place by chance, `null_name`, where it has that."""
 
     name: str
     unit: str
     base: Arm
     arms: tuple[Arm, ...]
     nulls: tuple[Arm, ...]
-    null_name: ClassVar[str] = "random tokens"
+    null_name: str = _RANDOM_TOKENS
 
     @property
     def curves(self) -> dict[str, tuple[Arm, ...]]:
@@ -82,16 +85,22 @@ def control_response(
     wanted = sorted(set(chosen.values if values is None else values))
     if not wanted:
         raise InputError(f"no value for {name}; give at least one ({chosen.unit})")
-    treatments = [_treatment(chosen, source, name, value) for value in wanted]
+    treat = chosen.prepare(source)
+    treatments = [replace(treat(value, None), name=name, multiplier=value) for value in wanted]
     chance = [
-        _on_tokens(chosen, source.model, f"{name}, random tokens {seed + 1}", value, seed)
+        replace(treat(value, seed), name=f"{name}, {chosen.chance} {seed + 1}", multiplier=value)
         for value in wanted
-        for seed in range(nulls if chosen.on else 0)
+        for seed in range(nulls if chosen.chance else 0)
     ]
     arms = bench.arms([*treatments, *chance], say=say)
     n = len(treatments)
     return ControlResponse(
-        name=name, unit=chosen.unit, base=bench.base_arm, arms=tuple(arms[:n]), nulls=tuple(arms[n:])
+        name=name,
+        unit=chosen.unit,
+        base=bench.base_arm,
+        arms=tuple(arms[:n]),
+        nulls=tuple(arms[n:]),
+        null_name=chosen.chance,
     )
 
 
@@ -100,33 +109,6 @@ def control(name: str) -> Control:
     if name not in CONTROLS:
         raise InputError(f"no control of the decoding is called {name!r}; there are {', '.join(CONTROLS)}")
     return CONTROLS[name]
-
-
-def _treatment(chosen: Control, source: Source, name: str, value: float) -> Treatment:
-    if chosen.on is not None:
-        return _on_tokens(chosen, source.model, name, value, None)
-    assert chosen.treat is not None
-    treatment = chosen.treat(source, value)
-    return Treatment(
-        name=name,
-        multiplier=value,
-        intervention=treatment.intervention,
-        processors=treatment.processors,
-        prefill=treatment.prefill,
-    )
-
-
-def _on_tokens(chosen: Control, model: Model, name: str, value: float, seed: int | None) -> Treatment:
-    """On the tokens of the control's words, or on as many others drawn by `seed`."""
-    assert chosen.on is not None
-    tokens = known_tokens(model, chosen.words)
-    thinking = Thinking.of(model)
-    if seed is not None:
-        kept = {*tokens, thinking.opens, thinking.closes, *model.stop_ids}
-        others = [token for token in range(model.vocabulary) if token not in kept]
-        drawn = np.random.default_rng(seed).choice(others, size=len(tokens), replace=False)
-        tokens = tuple(int(token) for token in sorted(drawn))
-    return Treatment(name=name, multiplier=value, processors=(chosen.on(thinking, tokens, value),))
 
 
 def known_tokens(model: Model, words: Sequence[str]) -> tuple[int, ...]:
@@ -142,22 +124,65 @@ def known_tokens(model: Model, words: Sequence[str]) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+def other_tokens(model: Model, tokens: Sequence[int], seed: int) -> tuple[int, ...]:
+    """As many tokens as `tokens`, drawn by `seed` from all others but those that open, close and stop."""
+    thinking = Thinking.of(model)
+    kept = {*tokens, thinking.opens, thinking.closes, *model.stop_ids}
+    others = [token for token in range(model.vocabulary) if token not in kept]
+    drawn = np.random.default_rng(seed).choice(others, size=len(tokens), replace=False)
+    return tuple(int(token) for token in sorted(drawn))
+
+
 def _whole(value: float, what: str) -> int:
     if value != int(value) or value < 0:
         raise InputError(f"{value:g} {what}; give a whole number that is not below 0")
     return int(value)
 
 
-def _processor(make: Callable[[Thinking, float], LogitsProcessor]) -> Callable[[Source, float], Treatment]:
-    return lambda source, value: Treatment(name="", processors=(make(Thinking.of(source.model), value),))
+def _on(words: Sequence[str], make: OnTokens) -> Callable[[Source], Treat]:
+    def prepare(source: Source) -> Treat:
+        tokens, thinking = known_tokens(source.model, words), Thinking.of(source.model)
+
+        def treat(value: float, seed: int | None) -> Treatment:
+            chosen = tokens if seed is None else other_tokens(source.model, tokens, seed)
+            return Treatment(name="", processors=(make(thinking, chosen, value),))
+
+        return treat
+
+    return prepare
 
 
-def _budget_forcing(source: Source, value: float) -> Treatment:
-    forcing = BudgetForcing.of(source.model, rounds=_whole(value, "rounds"))
-    return Treatment(name="", processors=(forcing,))
+def _close_bias(source: Source) -> Treat:
+    thinking = Thinking.of(source.model)
+
+    def treat(value: float, seed: int | None) -> Treatment:
+        if seed is None:
+            return Treatment(name="", processors=(CloseTag(thinking=thinking, bias=value),))
+        token = other_tokens(source.model, (thinking.closes,), seed)
+        return Treatment(name="", processors=(TokenBias(thinking=thinking, tokens=token, bias=value),))
+
+    return treat
 
 
-def _budget_guidance(source: Source, value: float) -> Treatment:
+def _forced_close(source: Source) -> Treat:
+    def treat(value: float, _: int | None) -> Treatment:
+        forced = ForcedClose(thinking=Thinking.of(source.model), budget=_whole(value, "tokens"))
+        return Treatment(name="", processors=(forced,))
+
+    return treat
+
+
+def _budget_forcing(source: Source) -> Treat:
+    def treat(value: float, seed: int | None) -> Treatment:
+        forcing = BudgetForcing.of(source.model, rounds=_whole(value, "rounds"))
+        if seed is not None:
+            forcing = replace(forcing, wait=other_tokens(source.model, forcing.wait, seed))
+        return Treatment(name="", processors=(forcing,))
+
+    return treat
+
+
+def _budget_guidance(source: Source) -> Treat:
     """The predictor learns from the traces of the run, at every layer that it stored."""
     sites = [Site.parse(site) for site in source.store.sites if site.startswith("resid_")]
     if not sites:
@@ -166,17 +191,37 @@ def _budget_guidance(source: Source, value: float) -> Treatment:
         )
     predictor, _ = train_predictor(source.store, sites, vocabulary=source.model.vocabulary, ids=source.ids)
     temperature = float(source.store.meta.get("sampling", {}).get("temperature", 1.0))
-    guidance = BudgetGuidance(source.model, predictor, sites, budget=_whole(value, "tokens"), temperature=temperature)
-    return Treatment(name="", intervention=guidance, processors=(guidance,))
+
+    def treat(value: float, seed: int | None) -> Treatment:
+        chosen = predictor if seed is None else predictor.with_tokens_exchanged(seed)
+        budget = _whole(value, "tokens")
+        guidance = BudgetGuidance(source.model, chosen, sites, budget=budget, temperature=temperature)
+        return Treatment(name="", intervention=guidance, processors=(guidance,))
+
+    return treat
 
 
-def _begun(text: str) -> Control:
+def _begun(name: str, chance: str = _RANDOM_TOKENS) -> Control:
+    def prepare(source: Source) -> Treat:
+        text = prefill(name, source.model)
+        return lambda _, seed: Treatment(
+            name="", prefill=text if seed is None else _other_words(source.model, text, seed)
+        )
+
     return Control(
-        summary=f"the thinking begins as {text} makes it",
+        summary=f"the thinking begins as {name} makes it",
         unit="as published",
         values=(1.0,),
-        treat=lambda source, _: Treatment(name="", prefill=prefill(text, source.model)),
+        prepare=prepare,
+        chance=chance,
     )
+
+
+def _other_words(model: Model, text: str, seed: int) -> str:
+    """`text` with as many random tokens in its first line's place; what is behind it, the closing tag above all, stays."""
+    line = text.partition("\n")[0]
+    drawn = other_tokens(model, model.tokenizer.encode(line, add_special_tokens=False), seed)
+    return model.tokenizer_backend.decode(list(drawn), skip_special_tokens=False) + text[len(line) :]
 
 
 CONTROLS: Mapping[str, Control] = MappingProxyType(
@@ -185,56 +230,63 @@ CONTROLS: Mapping[str, Control] = MappingProxyType(
             summary="a penalty on words that switch thoughts, early in each thought (TIP, arXiv 2501.18585)",
             unit="logits",
             values=(3.0,),
-            on=lambda thinking, tokens, value: ThoughtSwitchPenalty(thinking=thinking, tokens=tokens, penalty=value),
-            words=SWITCH_WORDS,
+            prepare=_on(
+                SWITCH_WORDS,
+                lambda thinking, tokens, value: ThoughtSwitchPenalty(thinking=thinking, tokens=tokens, penalty=value),
+            ),
         ),
         "cyclic-reflex": Control(
             summary="a triangle wave on words of reflection (CyclicReflex, arXiv 2506.11077), period 100",
             unit="logits",
             values=(3.0,),
-            on=lambda thinking, tokens, value: CyclicReflex(
-                thinking=thinking, tokens=tokens, amplitude=value, period=100.0
+            prepare=_on(
+                REFLECTION_WORDS,
+                lambda thinking, tokens, value: CyclicReflex(
+                    thinking=thinking, tokens=tokens, amplitude=value, period=100.0
+                ),
             ),
-            words=REFLECTION_WORDS,
         ),
         "reflection-bias": Control(
             summary="a constant on words that open a check or another approach (SEAL's baseline: −3)",
             unit="logits",
             values=(-3.0, -1.0),
-            on=lambda thinking, tokens, value: TokenBias(thinking=thinking, tokens=tokens, bias=value),
-            words=_WAITING,
+            prepare=_on(
+                _WAITING, lambda thinking, tokens, value: TokenBias(thinking=thinking, tokens=tokens, bias=value)
+            ),
         ),
         "suppress": Control(
             summary="words that open a check or another approach cannot be written while thinking (MI-Peaks, arXiv 2506.02867)",
             unit="as published",
             values=(1.0,),
-            on=lambda thinking, tokens, _: SuppressTokens(thinking=thinking, tokens=tokens),
-            words=_WAITING,
+            prepare=_on(_WAITING, lambda thinking, tokens, _: SuppressTokens(thinking=thinking, tokens=tokens)),
         ),
         "close-bias": Control(
             summary="the closing tag made likelier (TS, arXiv 2505.07961)",
             unit="logits",
             values=(2.0, 4.0, 8.0),
-            treat=_processor(lambda thinking, value: CloseTag(thinking=thinking, bias=value)),
+            prepare=_close_bias,
         ),
         "forced-close": Control(
             summary="the thinking is closed at a budget (s1, arXiv 2501.19393)",
             unit="tokens",
             values=(60.0, 120.0),
-            treat=_processor(lambda thinking, value: ForcedClose(thinking=thinking, budget=_whole(value, "tokens"))),
+            prepare=_forced_close,
+            chance="",
         ),
         "budget-forcing": Control(
             summary="the first times that it would close, it writes Wait instead (s1, arXiv 2501.19393)",
             unit="rounds",
             values=(1.0,),
-            treat=_budget_forcing,
+            prepare=_budget_forcing,
         ),
         "budget-guidance": Control(
             summary="each token weighted by the chance to fit into a budget (arXiv 2506.13752); the predictor learns from the run",
             unit="tokens",
             values=(60.0, 120.0),
-            treat=_budget_guidance,
+            prepare=_budget_guidance,
+            chance="its weights on other tokens",
         ),
-        **{name: _begun(name) for name in PREFILLS},
+        **{name: _begun(name) for name in PREFILLS if name != "zerothink"},
+        "zerothink": _begun("zerothink", chance=""),  # closes at once and says nothing
     }
 )

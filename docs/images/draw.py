@@ -1,6 +1,6 @@
 """Draw the figures of the pages from the example run that ships (`make figures`); chromium turns them into PNG files.
 
-Those that need activations or several samples are drawn where a run is given: that of benchmarks/organism_signals.py.
+Given folders, it draws the figures that are in them instead: those that the scripts benchmarks/organism_*.py wrote.
 
 The screenshots of the app are tests/app/test_chromium.py's; steering.png and demo.png come from runs that take long, and growth.png is
 benchmarks/growth.py's.
@@ -9,9 +9,8 @@ benchmarks/growth.py's.
 import base64
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
@@ -54,13 +53,9 @@ def drawn() -> Iterator[tuple[str, Figure]]:
         yield name, figures.along(next(iter(ANALYSES[name](study))))
 
 
-def drawn_from(run: Path) -> Iterator[tuple[str, Figure]]:
-    store = TraceStore.open(run)
-    study = Study(store=store, traces=list(store), options=Options(block=50), results=run)
-    yield "trajectory", figures.along(next(iter(ANALYSES["trajectory"](study))))
-    yield "selection", next(iter(figures.of_result(next(iter(ANALYSES["selection"](study)))).values()))
-    eight = list({trace.problem.id: trace for trace in store}.values())[:8]
-    yield "emergent", figures.value_maps(next(iter(ANALYSES["emergent"](replace(study, traces=eight)))))
+def drawn_from(folders: Iterable[Path]) -> Iterator[tuple[str, Figure]]:
+    for path in (path for folder in folders for path in sorted(folder.glob("*.json"))):
+        yield path.stem, read_figure(path)
 
 
 def result(method: str, trace: object = ...) -> Result:
@@ -93,13 +88,17 @@ def save(page: Page, figure: Figure, path: Path) -> None:
 def blank_page() -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        yield browser.new_page(viewport={"width": 900, "height": 1400})
+        page = browser.new_page(viewport={"width": 900, "height": 1400})
+        page.set_default_timeout(
+            200_000
+        )  # Plotly's library is read anew with each figure, which takes long on a crowded machine
+        yield page
         browser.close()
 
 
 def main() -> None:
     with blank_page() as page:
-        for name, figure in drawn_from(Path(sys.argv[1])) if sys.argv[1:] else drawn():
+        for name, figure in drawn_from(map(Path, sys.argv[1:])) if sys.argv[1:] else drawn():
             path = HERE / f"{name.replace('_', '-')}.png"
             save(page, figure, path)
             sys.stdout.write(f"{path.name}: {path.stat().st_size // 1000} kB\n")

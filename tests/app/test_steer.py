@@ -68,7 +68,7 @@ def test_sweep_shows_every_strength_beside_its_controls(run):
 def test_controls_of_the_decoding_are_swept_on_the_same_plane(run):
     asked = ("seal-transition:1", "reflection-bias:-3", "forced-close:20", "nothinking")
     found = numbers("steer", "sweep", *asked, "--run", run, "--sites", "resid_post.3", "--n", 2)
-    assert [len(found[name.partition(":")[0]].get("random", ())) for name in asked[1:]] == [5, 0, 0]
+    assert [len(found[name.partition(":")[0]].get("random", ())) for name in asked[1:]] == [5, 0, 5]
     (closed,), (begun,) = found["forced-close"]["arms"], found["nothinking"]["arms"]
     assert closed["multiplier"] == 20 and closed["measures"]["tokens"]["value"] <= 22
     assert begun["measures"]["tokens"]["value"] < found["nothinking"]["base"]["measures"]["tokens"]["value"]

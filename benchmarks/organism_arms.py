@@ -1,0 +1,222 @@
+"""Ways to steer the organism, and controls of its decoding, on planes of thinking tokens and accuracy: what docs/methods says of them.
+
+Vectors, and the predictor of budget guidance, learn from ledgers of the split `train`; what they do is judged on ledgers of 1 to 4 steps
+of `test`. Every arm stands beside what chance does in its place: random vectors, random tokens, a predictor whose tokens were
+exchanged. `--run` gets the runs, the numbers (numbers.jsonl) and the figures, which docs/images/draw.py turns into PNG files;
+`--only` names some of the planes.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from reasonscope.analysis.figures import Figure, points, steering_front, write_figure
+from reasonscope.analysis.statistics import result_of_estimates
+from reasonscope.app.sweeping import Asked, respond, response_numbers
+from reasonscope.data import Problem, Sampling, load_problems
+from reasonscope.probes import Model, Site, load_model, record
+from reasonscope.steering import METHODS, AdaptiveSteering, Bench, ControlResponse, DoseResponse, Treatment
+from reasonscope.steering.budget import BudgetGuidance, LengthPredictor, Trust, train_predictor
+from reasonscope.steering.methods import Source
+from reasonscope.steering.speed import extract_speed_of_modes
+from reasonscope.steering.vector import SteeringVector
+
+SAMPLING = Sampling(temperature=0.7, max_new_tokens=450, seed=0)
+Response = DoseResponse | ControlResponse
+
+# What is drawn together: methods and controls by name, with the strengths and values to run them at; which runs they learn from is below.
+PLANES: Mapping[str, tuple[str, ...]] = {
+    "clamps": ("seal-clamp:0.6", "asc-clamp:1", "speed-clamp:1"),
+    "strength": ("strength:0.2,0.4,0.8",),
+    "speed": ("speed:0.1,0.3", "adaptive speed", "adaptive speed of modes"),
+    "efficiency": ("efficiency:1,2", "length-probe:4"),
+    "decoding-words": ("tip:3", "cyclic-reflex:3", "reflection-bias:-3", "suppress"),
+    "decoding-closing": ("close-bias:4,8", "forced-close:0,30,60,120", "budget-forcing:1"),
+    "decoding-prefills": ("nothinking", "autothink", "zerothink", "lessthink", "safepath"),
+    "budget-guidance": ("budget-guidance:60,120,10000",),
+    "budget-guidance-all": ("budget guidance, all trusted",),
+}
+REFUSAL = ("refusal", "refusal-ablate", "refusal-reference", "refusal-ablate-reference")
+REACHES = (0.1, 0.3)  # of the adaptive form: its highest strength as a share of the state's norm
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("runs/arms"))
+    parser.add_argument("--only", nargs="*", default=[*PLANES, "refusal"], help=f"any of {', '.join(PLANES)}, refusal")
+    parser.add_argument("--learn", type=int, default=64, help="ledgers (and requests) that the vectors are made from")
+    parser.add_argument("--n", type=int, default=40, help="ledgers that they are judged on")
+    parser.add_argument("--nulls", type=int, default=5)
+    given = parser.parse_args()
+    model = load_model("organism")
+    for name in given.only:
+        if name == "refusal":
+            responses = list(on_requests(model, given.run, given.learn, given.n, given.nulls))
+            figure = refused(responses)
+        else:
+            responses = list(on_ledgers(model, given.run, PLANES[name], given.learn, given.n, given.nulls))
+            figure = plane(responses)
+        (given.run / "figures").mkdir(exist_ok=True)
+        write_figure(figure, given.run / "figures" / f"{name}.json")
+        with (given.run / "numbers.jsonl").open("a", encoding="utf-8") as kept:
+            for response in responses:
+                kept.write(json.dumps({"plane": name, response.name: response_numbers(response)}) + "\n")
+                sys.stdout.write("\n".join(lines(response)) + "\n")
+                sys.stdout.flush()
+
+
+def ledgers(n: int, split: str, mode: str = "") -> list[Problem]:
+    """Of 1 to 4 steps."""
+    drawn = load_problems(f"ledger{mode}", split=split, n=2 * n)
+    return [problem for problem in drawn if (problem.difficulty or 0) <= 4][:n]
+
+
+def on_ledgers(model: Model, run: Path, asked: Sequence[str], learn: int, n: int, nulls: int) -> Iterator[Response]:
+    bench = Bench(model, ledgers(n, "test"), SAMPLING)
+    for one in asked:
+        if one.startswith("adaptive"):
+            yield adaptive(bench, source_of(model, run, learn, one), one, nulls)
+            continue
+        if one.endswith("all trusted"):
+            yield guided(bench, source_of(model, run, learn, one), one, nulls)
+            continue
+        named = Asked.parse(one)
+        source = source_of(model, run, learn, named.name)
+        yield respond(bench, source, named, strengths=None, nulls=nulls, covariance=False, say=lambda _: None)
+
+
+def source_of(model: Model, run: Path, learn: int, name: str) -> Source:
+    """What a method learns from: four samples of each ledger; both modes where it compares them; for what adds before the blocks, there."""
+    sites = ["resid_pre.0", *(f"resid_post.{layer}" for layer in range(model.n_layers))]
+    folder, problems, samples = "ledgers", ledgers(learn, "train"), 4
+    if name.endswith(("clamp", "modes")):
+        folder, problems, samples = "modes", [*problems, *ledgers(learn, "train", ":brief")], 1
+    elif name == "strength":
+        folder, sites, samples = "before", [f"resid_pre.{layer}" for layer in range(model.n_layers)], 1
+    store = record(
+        model, problems, run / folder, sites=sites, sampling=SAMPLING, samples=samples, batch_size=64, progress=False
+    )
+    wanted = {problem.id for problem in problems}
+    ids = [trace.id for trace in store if trace.problem.id in wanted]
+    return Source(model=model, store=store, ids=ids, sites=[Site("resid_post", 4)] if name == "seal-clamp" else None)
+
+
+def guided(bench: Bench, source: Source, name: str, nulls: int) -> ControlResponse:
+    """Budget guidance without the released rule of trust, which gives a token no chance where its prediction is not sharp."""
+    model, sites = source.model, [Site.parse(site) for site in source.store.sites]
+    predictor, loss = train_predictor(source.store, sites, vocabulary=model.vocabulary, ids=source.ids)
+    sys.stdout.write(json.dumps({"loss of the predictor, nats": loss}) + "\n")
+
+    def treatment(one: LengthPredictor, budget: float) -> Treatment:
+        trust = Trust(rate=0.0, mode=-1.0)
+        guidance = BudgetGuidance(model, one, sites, budget=int(budget), temperature=SAMPLING.temperature, trust=trust)
+        return Treatment(name=name, multiplier=budget, intervention=guidance, processors=(guidance,))
+
+    budgets = (60.0, 120.0, 10000.0)
+    exchanged = [predictor.with_tokens_exchanged(seed) for seed in range(nulls)]
+    arms = bench.arms([treatment(predictor, budget) for budget in budgets])
+    chance = bench.arms([treatment(one, budget) for one in exchanged for budget in budgets])
+    return ControlResponse(
+        name=name,
+        unit="tokens",
+        base=bench.base_arm,
+        arms=tuple(arms),
+        nulls=tuple(chance),
+        null_name="its weights on other tokens",
+    )
+
+
+def adaptive(bench: Bench, source: Source, name: str, nulls: int) -> ControlResponse:
+    """Adaptive speed on the axis of a forced first word, or of the modes; strengths from −reach/2 to reach in steps of reach/4."""
+    (part,) = METHODS["speed"].parts(source)
+    vector, norms = part.vector, part.vector.provenance["stream_norms"]
+    if name.endswith("modes"):
+        modes = extract_speed_of_modes(source.store, list(vector.directions), read="separators", ids=source.ids)
+        vector = replace(vector, directions=modes.directions)
+    vector = replace(vector, directions={site: u * norms[str(site)] for site, u in vector.directions.items()})
+    random = [vector.random_like(seed) for seed in range(nulls)]
+    arms = bench.arms([adapting(bench.model, vector, reach, name) for reach in REACHES])
+    nulls_ = bench.arms([adapting(bench.model, one, reach, "random") for one in random for reach in REACHES])
+    return ControlResponse(
+        name=name,
+        unit="of the norm",
+        base=bench.base_arm,
+        arms=tuple(arms),
+        nulls=tuple(nulls_),
+        null_name="random vectors",
+    )
+
+
+def adapting(model: Model, vector: SteeringVector, reach: float, name: str) -> Treatment:
+    steering = AdaptiveSteering(
+        model, vector, monitored=range(model.n_layers - 1), lowest=-reach / 2, highest=reach, step=reach / 4
+    )
+    return Treatment(name=name, multiplier=reach, intervention=steering, processors=(steering,))
+
+
+def on_requests(model: Model, run: Path, learn: int, n: int, nulls: int) -> Iterator[Response]:
+    """Learned from requests on half of the topics, judged on the other half."""
+    kinds = {kind: load_problems(f"requests:{kind}", n=4 * n) for kind in ("harmful", "twin")}
+    topics = sorted({problem.group for problem in kinds["harmful"]})
+    learned = set(topics[: len(topics) // 2])
+    asked = [one for one in load_problems("requests", split="train", n=3 * learn) if one.group in learned][:learn]
+    judged = [one for drawn in kinds.values() for one in [p for p in drawn if p.group not in learned][: 2 * n // 3]]
+    sites = [f"resid_pre.{layer}" for layer in range(model.n_layers)]
+    store = record(model, asked, run / "requests", sites=sites, sampling=SAMPLING, batch_size=64, progress=False)
+    bench, source = Bench(model, judged, SAMPLING), Source(model=model, store=store, ids=store.ids)
+    for name in REFUSAL:
+        try:
+            yield respond(
+                bench, source, Asked(name=name), strengths=None, nulls=nulls, covariance=False, say=lambda _: None
+            )
+        except ValueError as error:  # the published rule may find no direction
+            sys.stdout.write(f"{name}: {error}\n")
+
+
+def plane(responses: Sequence[Response]) -> Figure:
+    """The plane of all, from the lowest accuracy on that any arm may have."""
+    arms = [arm for one in responses for arm in (*one.nulls, *(arm for curve in one.curves.values() for arm in curve))]
+    lowest = min(arm.accuracy.low for arm in arms)
+    return steering_front(responses).update_yaxes(range=[max(0.0, lowest - 0.1), 1.08])
+
+
+def refused(responses: Sequence[Response]) -> Figure:
+    """Share of harmful requests and of benign twins that are refused, by arm; grey is the range of the random directions."""
+    measures = {"refused_harmful": "harmful requests refused", "refused_benign": "benign twins refused"}
+    rows = {"unsteered": (responses[0].base, ())}
+    rows |= {arm.name: (arm, one.nulls) for one in responses for arm in next(iter(one.curves.values()))}
+    found = {name: {text: arm.measures[key] for key, text in measures.items()} for name, (arm, _) in rows.items()}
+    chance = {}
+    for name, (_, nulls) in rows.items():
+        drawn = {text: [arm.measures[key].value for arm in nulls] for key, text in measures.items()}
+        chance[name] = {text: (min(values), max(values)) for text, values in drawn.items() if values}
+    return points(
+        result_of_estimates(
+            found,
+            chance,
+            method="refusal",
+            quantity="share of requests that are refused",
+            null="range of random directions, moved as far",
+        )
+    )
+
+
+def lines(response: Response) -> Iterator[str]:
+    """Every arm in a line: tokens, their change, and the difference of what it is judged by, with 95 % intervals over problems."""
+    arms = [response.base, *(arm for curve in response.curves.values() for arm in curve), *response.nulls]
+    yield f"{response.name}, {response.base.n_problems} problems"
+    for arm in arms:
+        shown = {"tokens": arm.tokens, "change": arm.change}
+        shown |= {
+            f"Δ {name}": one for name, one in arm.differences.items() if name in ("accuracy", "kl", "well_formed")
+        }
+        shown |= {name: one for name, one in arm.measures.items() if name.startswith("refused_")}
+        numbers = "  ".join(f"{name} {one.value:.3f} ({one.low:.3f} … {one.high:.3f})" for name, one in shown.items())
+        yield f"  {arm.name} at {arm.multiplier:g}: {numbers}  touched {arm.touched}"
+
+
+if __name__ == "__main__":
+    main()
