@@ -98,12 +98,12 @@ audit: $(VENV)/installed-dev
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml data probes steering analysis app
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
-# Minutes each, some of them tens of minutes: kills at 250 instants and every byte of a store; 100,000 hostile inputs; 1,000 simulated
-# runs of every interval and p-value; a sample of mutants.
 # Fifty readers of the app for five minutes.
 soak: $(VENV)/installed-all-test
 	REASONSCOPE_SOAK_SECONDS=300 $(BIN)/python -m pytest -m slow tests/app/test_sessions.py
 
+# Minutes each, some of them tens of minutes: kills at 250 instants and every byte of a store; 100,000 hostile inputs; 1,000 simulated
+# runs of every interval and p-value; a sample of mutants.
 faults: $(VENV)/installed-all-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow or not slow' tests/faults
 

@@ -23,16 +23,16 @@ def mutual_information(x: Values, y: Values, *, sigma: float = SIGMA, epsilon: f
     of other layers and models are not comparable without saying so. Raises InputError for shapes or values that do not fit.
     """
     rows, targets = np.atleast_2d(np.asarray(x, np.float64)), np.atleast_2d(np.asarray(y, np.float64))
-    if rows.shape[-1] != targets.shape[-1] or rows.ndim != 2 or targets.ndim != 2 or rows.shape[-1] < 2:
+    if rows.ndim != 2 or targets.ndim != 2 or rows.shape[1] != targets.shape[1] or rows.shape[1] < 2:
         raise InputError(f"representations {np.shape(x)} and {np.shape(y)}; both need the same last axis, d_model >= 2")
     if not (np.isfinite(rows).all() and np.isfinite(targets).all()):
         raise InputError("a representation is NaN or infinite; record the traces again in float32 or bfloat16")
     if not (sigma > 0 and epsilon > 0):
         raise InputError(f"sigma {sigma} and epsilon {epsilon} have to be above 0")
-    ridge = epsilon * rows.shape[-1]
+    ridge = epsilon * rows.shape[1]
     sides = [_Side(target[None], sigma, ridge) for target in targets]
     values = np.empty((len(rows), len(targets)))
-    chunk = max(1, _CHUNK // rows.shape[-1])
+    chunk = max(1, _CHUNK // rows.shape[1])
     for start in range(0, len(rows), chunk):
         left = _Side(rows[start : start + chunk], sigma, ridge)
         for column, right in enumerate(sides):
@@ -42,7 +42,7 @@ def mutual_information(x: Values, y: Values, *, sigma: float = SIGMA, epsilon: f
 
 def squared_correlation(x: Values, y: Values) -> Values:
     """r² of the coordinates of each row of `x` (row, d_model) with those of `y` (d_model,): the linear part of the above; (row,)."""
-    rows = np.asarray(x, np.float64) - np.mean(x, axis=-1, keepdims=True)
+    rows = np.asarray(x, np.float64) - np.mean(x, axis=1, keepdims=True)
     target = np.asarray(y, np.float64) - np.mean(y)
     products = rows @ target
     norms = np.einsum("td,td->t", rows, rows) * float(target @ target)
@@ -56,7 +56,7 @@ class _Side:
         factor = kernel_factor(rows, sigma)
         self.factor = factor - factor.mean(axis=-1, keepdims=True)
         self.gram = self.factor @ self.factor.transpose(0, 2, 1)
-        self.gram += ridge * np.eye(self.gram.shape[-1])
+        self.gram += ridge * np.eye(self.gram.shape[1])
 
     def dependence(self, other: "_Side") -> Values:
         """tr(G_x⁻¹ C G_y⁻¹ Cᵀ) of every row here with the one row of `other`."""

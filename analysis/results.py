@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.headed import Kind
 from reasonscope.data.reading import well_formed
 
+_LONGEST_NAME = 200  # bytes of a file name, of the 255 that file systems take
 _TEXTS = ("method", "quantity", "unit", "null_missing", "reason")
 _KIND = Kind(
     key="reasonscope.result",
@@ -119,6 +121,17 @@ class Result:
             self.axis(name)
         return np.asarray(self.values[chosen], dtype=np.float64)
 
+    def unit_of(self, label: str) -> str:
+        """The unit of the line `label` of a result whose lines may differ in it: `numbers["units"]` says it by label, or `unit` does
+        ("1 (accuracy), nats (kl), tokens"); "" for a bare number."""
+        units = self.numbers.get("units")
+        if isinstance(units, Mapping):
+            return _spoken(str(units.get(label, "")))
+        if ", " not in self.unit:
+            return _spoken(self.unit)
+        parts = (part.rstrip(")").partition(" (") for part in self.unit.split(", "))
+        return next((_spoken(name) for name, _, key in parts if (key or name) in label), "")
+
     def with_provenance(self, **more: Any) -> "Result":
         return replace(self, provenance={**self.provenance, **more})
 
@@ -165,8 +178,11 @@ def undefined(*, method: str, quantity: str, unit: str, reason: str, axis: str =
 
 
 def result_path(folder: str | Path, method: str, trace: str = "all") -> Path:
-    """Where the result of `method` on a trace (or on all) lies: `folder/method/trace.safetensors`, slashes quoted."""
-    return Path(folder) / method / f"{quote(trace, safe=' ')}.safetensors"
+    """Where the result of `method` on a trace (or on all) lies: `folder/method/trace.safetensors`, slashes quoted, long names cut."""
+    name = quote(trace, safe=" ")
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}-{sha256(trace.encode()).hexdigest()[:16]}"
+    return Path(folder) / method / f"{name}.safetensors"
 
 
 def load_results(folder: str | Path, method: str = "*") -> Iterator[Result]:
@@ -190,6 +206,10 @@ def _read(tensors: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> Res
         provenance=header["provenance"],
         **{name: header[name] for name in ("method", "quantity", "unit", "null_missing", "reason")},
     )
+
+
+def _spoken(unit: str) -> str:
+    return "" if unit == "1" else unit
 
 
 def _position(axis: Axis, label: str) -> int:

@@ -11,7 +11,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span, Trace
 from reasonscope.probes.sites import Site
 
-METHOD = "trajectory"
+METHOD, UNIT = "trajectory", "residual norm (net), residual norm (cumulative), cosine (aligned)"
 SIGNALS = ("net", "cumulative", "aligned")
 
 
@@ -123,7 +123,7 @@ def trajectory_of_trace(
     if reason:
         values = np.full(shape, np.nan)
         return Result(
-            method=METHOD, quantity="change of the segment means", unit="residual norm", axes=axes, values=values,
+            method=METHOD, quantity="change of the segment means", unit=UNIT, axes=axes, values=values,
             reason=reason, provenance=provenance,
         )  # fmt: skip
     cut = blocks(rows, block)
@@ -135,7 +135,7 @@ def trajectory_of_trace(
     return Result(
         method=METHOD,
         quantity="change of the segment means",
-        unit="residual norm",
+        unit=UNIT,
         axes=axes,
         values=values,
         null=Band.of(low, high, shape, f"random walk of the same step lengths, 95% of {draws}"),

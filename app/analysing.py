@@ -20,13 +20,7 @@ from reasonscope.analysis.entropy import entropy_of_trace
 from reasonscope.analysis.figures import Figure
 from reasonscope.analysis.forced import closing_stub, decoder, encoder, forced_answers
 from reasonscope.analysis.heads import head_table
-from reasonscope.analysis.mi_peaks import (
-    gold_text,
-    mi_of_trace,
-    peak_words,
-    representations,
-    thinking_token_table,
-)
+from reasonscope.analysis.mi_peaks import mi_of_trace, peak_words, thinking_token_table
 from reasonscope.analysis.receiver import top_heads
 from reasonscope.analysis.receiver_results import receiver_heads, receiver_scores
 from reasonscope.analysis.recurrence import recurrence
@@ -35,6 +29,7 @@ from reasonscope.analysis.results import Axis, Band, Result, result_path, undefi
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
 from reasonscope.analysis.suppression import suppression_matrix
 from reasonscope.analysis.trajectory import trajectory_of_trace
+from reasonscope.app.by_trace import ByTrace, by_trace
 from reasonscope.app.comparing import (
     analyse_cliff,
     analyse_compare,
@@ -51,26 +46,25 @@ from reasonscope.data.trace import Sampling, Sentence, Trace
 from reasonscope.probes.sites import Site
 
 
-def analyse_mi(study: Study) -> Iterator[Result]:
-    """MI peaks of each trace, then the words at the peaks of all of them."""
-    sites = study.sites
-    if not sites:
-        yield from _undefined(study, "mi_peaks", "no residual stream was stored; record with --sites resid_post.*")
+def _mi(study: Study, trace: Trace) -> Iterator[Result]:
+    if not study.sites:
+        yield _undefined(trace, "mi_peaks", "no residual stream was stored; record with --sites resid_post.*")
         return
-    golds = {}
-    for trace in study.traces:
-        study.progress(f"answer of {trace.id}")
-        (golds[trace.id],) = representations(study.model, [gold_text(trace, study.options.gold)], sites)
-    found = []
-    for trace in study.traces:
-        hidden = {site: study.store.activations(trace.id, str(site)) for site in sites}
-        others = {t.problem.id: golds[t.id] for t in study.traces if t.problem.group != trace.problem.group}
-        result = mi_of_trace(trace, hidden, golds[trace.id], list(others.values())[:20], seed=study.options.seed)
-        found.append((trace, result))
-        yield result
+    hidden = {site: study.store.activations(trace.id, str(site)) for site in study.sites}
+    others = {t.problem.id: t for t in study.traces if t.problem.group != trace.problem.group}
+    golds = [study.gold(other) for other in list(others.values())[:20]]
+    yield mi_of_trace(trace, hidden, study.gold(trace), golds, seed=study.options.seed)
+
+
+def _mi_words(study: Study, results: Sequence[Result]) -> Iterator[Result]:
+    found = zip(study.traces, results, strict=True)
     words = [(peak_words(trace, r), np.asarray(r.arrays["peaks"])[-1]) for trace, r in found if r.measured]
     if any(mask.any() for _, mask in words):
         yield _word_table(words, study)
+
+
+# MI peaks of each trace, then the words at the peaks of all of them.
+analyse_mi = ByTrace(each=_mi, over_all=_mi_words)
 
 
 def _word_table(words: Sequence[tuple[Sequence[str], Any]], study: Study) -> Result:
@@ -88,19 +82,15 @@ def _word_table(words: Sequence[tuple[Sequence[str], Any]], study: Study) -> Res
     )
 
 
-def analyse_anchors(study: Study) -> Iterator[Result]:
+@by_trace
+def analyse_anchors(study: Study, trace: Trace) -> Iterator[Result]:
     """Published importances where a trace came with them; else rollouts from before every sentence, and the truth where it is known."""
-    options = study.options
-    for trace in study.traces:
-        if trace.meta.get("chunks"):
-            yield published_importances(trace)
-            continue
-        if not study.has_model:
-            yield published_importances(trace)
-            continue
-        known = trace_sentences(trace)
-        study.progress(f"rollouts of {trace.id}: {len(known)} sentences")
-        yield from _anchors(study, trace, known, options)
+    if trace.meta.get("chunks") or not study.has_model:
+        yield published_importances(trace)
+        return
+    known = trace_sentences(trace)
+    study.progress(f"rollouts of {trace.id}: {len(known)} sentences")
+    yield from _anchors(study, trace, known, study.options)
 
 
 def _anchors(study: Study, trace: Trace, known: Sequence[Sentence], options: Options) -> Iterator[Result]:
@@ -142,57 +132,57 @@ def _judged(found: Result, name: str, trace: Trace, seed: int) -> Result:
     return found.with_numbers(dependencies=agreement_numbers(agreement))
 
 
-def analyse_trajectory(study: Study) -> Iterator[Result]:
+@by_trace
+def analyse_trajectory(study: Study, trace: Trace) -> Iterator[Result]:
     """Latent-trajectory signals of each trace at every stored residual stream."""
     sites = [Site.parse(site) for site in study.store.sites if Site.parse(site).point == "resid_post"]
     if study.options.sites:
         sites = list(study.sites)
     if not sites:
-        yield from _undefined(study, "trajectory", "no residual stream was stored; record with --sites resid_post.*")
+        yield _undefined(trace, "trajectory", "no residual stream was stored; record with --sites resid_post.*")
         return
-    for trace in study.traces:
-        yield trajectory_of_trace(
-            trace,
-            partial(stored, study.store, trace.id),
-            sites,
-            block=study.options.block,
-            seed=study.options.seed,
-        )
+    yield trajectory_of_trace(
+        trace,
+        partial(stored, study.store, trace.id),
+        sites,
+        block=study.options.block,
+        seed=study.options.seed,
+    )
 
 
-def analyse_entropy(study: Study) -> Iterator[Result]:
+@by_trace
+def analyse_entropy(study: Study, trace: Trace) -> Iterator[Result]:
     """Token entropies of each trace as they were recorded."""
-    return (entropy_of_trace(trace, seed=study.options.seed) for trace in study.traces)
+    yield entropy_of_trace(trace, seed=study.options.seed)
 
 
-def analyse_confidence(study: Study) -> Iterator[Result]:
+@by_trace
+def analyse_confidence(study: Study, trace: Trace) -> Iterator[Result]:
     """Confidence of each trace by forced answers at eleven cuts."""
-    answers = [trace.final_answer for trace in study.traces]
-    for i, trace in enumerate(study.traces):
-        foreign = next((a for a in [*answers[i + 1 :], *answers[:i]] if a and a != trace.final_answer), None)
-        stub = closing_stub(trace, encoder(study.model.tokenizer_backend))
-        yield confidence_of_trace(
-            study.writer,
-            trace,
-            stub,
-            decoder(study.model.tokenizer_backend),
-            samples=study.options.samples,
-            foreign=foreign,
-            sampling=Sampling(temperature=study.options.temperature, max_new_tokens=32, seed=study.options.seed),
-        )
+    answers, i = [other.final_answer for other in study.traces], [other.id for other in study.traces].index(trace.id)
+    foreign = next((a for a in [*answers[i + 1 :], *answers[:i]] if a and a != trace.final_answer), None)
+    yield confidence_of_trace(
+        study.writer,
+        trace,
+        closing_stub(trace, encoder(study.model.tokenizer_backend)),
+        decoder(study.model.tokenizer_backend),
+        samples=study.options.samples,
+        foreign=foreign,
+        sampling=Sampling(temperature=study.options.temperature, max_new_tokens=32, seed=study.options.seed),
+    )
 
 
-def analyse_reflection(study: Study) -> Iterator[Result]:
+@by_trace
+def analyse_reflection(study: Study, trace: Trace) -> Iterator[Result]:
     """Candidate answers of each trace, and what its thinking does behind the first: of the text alone.
 
     Where the dependencies of its sentences are known, also the share of them that the last one does not hang on.
     """
-    for trace in study.traces:
-        found = reflection_of_trace(trace, trace_sentences(trace), seed=study.options.seed)
-        depends = known_dependencies(trace)
-        yield found.with_numbers(
-            failed_step_fraction=failed_step_fraction(unused_steps(depends).tolist()) if depends else None
-        )
+    found = reflection_of_trace(trace, trace_sentences(trace), seed=study.options.seed)
+    depends = known_dependencies(trace)
+    yield found.with_numbers(
+        failed_step_fraction=failed_step_fraction(unused_steps(depends).tolist()) if depends else None
+    )
 
 
 def known_dependencies(trace: Trace) -> Sequence[Sequence[int]]:
@@ -211,26 +201,33 @@ def analyse_receivers(study: Study) -> Iterator[Result]:
         yield receiver_scores(study.model, trace, heads, seed=study.options.seed)
 
 
-def analyse_suppression(study: Study) -> Iterator[Result]:
+@by_trace
+def analyse_suppression(study: Study, trace: Trace) -> Iterator[Result]:
     """What each sentence owes to each earlier one, by keeping it out of sight."""
-    return (suppression_matrix(study.model, trace, seed=study.options.seed) for trace in study.traces)
+    yield suppression_matrix(study.model, trace, seed=study.options.seed)
 
 
-def analyse_heads(study: Study) -> Iterator[Result]:
+@by_trace
+def analyse_heads(study: Study, trace: Trace) -> Iterator[Result]:
     """What each head looks at, trace by trace; what the closing tag looks at, and what is looked at again."""
-    for trace in study.traces:
-        yield head_table(study.model, trace, seed=study.options.seed)
-        yield close_attention(study.model, trace)
-        yield recurrence(study.model, trace, seed=study.options.seed)
+    yield head_table(study.model, trace, seed=study.options.seed)
+    yield close_attention(study.model, trace)
+    yield recurrence(study.model, trace, seed=study.options.seed)
 
 
-def analyse_summary(study: Study) -> Iterator[Result]:
-    """The signals that were saved of each trace, side by side by sentence, and where they agree."""
-    for trace in study.traces:
-        known = trace_sentences(trace)
-        paths = {method: result_path(study.results, method, trace.id) for method in METHODS}
-        results = {method: Result.load(path) for method, path in paths.items() if path.exists()}
-        yield critical_sentences(trace, known, signals_of(results, known), seed=study.options.seed)
+def _summary(study: Study, trace: Trace) -> Iterator[Result]:
+    known = trace_sentences(trace)
+    results = {path.parent.name: Result.load(path) for path in _signals(study, trace)}
+    yield critical_sentences(trace, known, signals_of(results, known), seed=study.options.seed)
+
+
+def _signals(study: Study, trace: Trace) -> Iterator[Path]:
+    paths = (result_path(study.results, method, trace.id) for method in METHODS)
+    return (path for path in paths if path.exists())
+
+
+# The signals that were saved of each trace, side by side by sentence, and where they agree.
+analyse_summary = ByTrace(each=_summary, reads=_signals)
 
 
 ANALYSES: Mapping[str, Callable[[Study], Iterator[Result]]] = {
@@ -295,6 +292,5 @@ def _lines(result: Result) -> Iterator[tuple[str, Any]]:
             yield label, line
 
 
-def _undefined(study: Study, method: str, reason: str) -> Iterator[Result]:
-    for trace in study.traces:
-        yield undefined(method=method, quantity=method, unit="1", reason=reason, provenance={"trace": trace.id})
+def _undefined(trace: Trace, method: str, reason: str) -> Result:
+    return undefined(method=method, quantity=method, unit="1", reason=reason, provenance={"trace": trace.id})

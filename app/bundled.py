@@ -24,7 +24,7 @@ JUDGED = 20  # held-out problems of the sweep
 _SCORED = ("length", "intent", "correctness")
 _ANALYSES = (
     "mi", "compare", "entropy", "alternatives", "shift", "reflection", "heads", "attention", "receivers", "suppression", "anchors",
-    "confidence", "summary", "cliff",
+    "confidence", "trajectory", "summary", "cliff",
 )  # fmt: skip
 _OF_MANY = ("mi_peaks", "mi_base", "receiver_scores")
 
@@ -72,7 +72,7 @@ def measure(where: Places, *, rollouts: int, say: Callable[[str], None]) -> None
 
 def _sweep(where: Places, store: TraceStore, say: Callable[[str], None]) -> None:
     """The dose-response of two methods on held-out problems, and their vectors."""
-    from reasonscope.analysis.figures import steering_front
+    from reasonscope.analysis.figures import sweep_figures
     from reasonscope.app.keeping import keep
     from reasonscope.app.sweeping import (
         Asked,
@@ -98,7 +98,7 @@ def _sweep(where: Places, store: TraceStore, say: Callable[[str], None]) -> None
         responses.append(respond(bench, source, asked, strengths=None, nulls=5, covariance=False, say=say))
     command = f"reasonscope steer sweep {' '.join(SWEPT)} --run runs/demo --n {JUDGED}"
     numbers = {response.name: response_numbers(response) for response in responses}
-    keep(where, "sweep", numbers, command=command, seed=0, figures={"steering_front": steering_front(responses)})
+    keep(where, "sweep", numbers, command=command, seed=0, figures=sweep_figures(responses))
 
 
 def _analyse(where: Places, store: TraceStore, rollouts: int, say: Callable[[str], None]) -> None:
@@ -115,7 +115,7 @@ def _analyse(where: Places, store: TraceStore, rollouts: int, say: Callable[[str
     chosen = {"mi": many, "compare": many, "receivers": many, "cliff": requests, "alternatives": [*fit, *requests[:6]]}
     probe = where.probes / "refusal.safetensors"
     options = Options(
-        rollouts=rollouts, half_width=0.2, max_new_tokens=400, probe=probe, ablate=True, asked=24, sites=",".join(store.sites),
+        rollouts=rollouts, half_width=0.2, max_new_tokens=400, probe=probe, ablate=True, asked=24, sites=",".join(store.sites), block=20,
         vector=where.vectors / "seal.safetensors",
     )  # fmt: skip
     for name in _ANALYSES:

@@ -22,7 +22,10 @@ _NAMES = {
     "steering_shift": "steered − base",
     "alternatives": "log-probability, read again",
     "suppression": "suppression effect",
+    "replacement": "replacement effect",
     "receiver_scores": "attention received",
+    "close_attention": "attention of the closing tag",
+    "recurrence": "longest pause before a look",
     "mi_peaks": "MI",
     "mi_base": "MI of the base model",
     "anchors": "importance",
@@ -33,8 +36,8 @@ _NAMES = {
 class Colouring:
     """A value for every token (`per` "token") or sentence of a trace, NaN where there is none.
 
-    `null` is the band of chance (2, …), `marks` the places that stand out. `bottom` and `top` are the ends of the scale where they are
-    known beforehand.
+    `null` is the band of chance (2, …), `interval` how far each value is known (2, …), `marks` the places that stand out.
+    `bottom` and `top` are the ends of the scale where they are known beforehand.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Colouring:
     bottom: float | None = None
     top: float | None = None
     null: NDArray[np.float64] | None = None
+    interval: NDArray[np.float64] | None = None
     marks: tuple[int, ...] = ()
 
     @property
@@ -101,7 +105,7 @@ def _score(trace: Trace, path: Path, mtime: int) -> Colouring | None:
     values = np.full(len(trace.token_ids), np.nan)
     scored = found.scores[trace.id]
     values[: len(scored)] = scored
-    unit = str(found.about.get("unit", ""))
+    unit = str(found.about.get("unit", "")).removeprefix("1")
     about = f"probe at {found.about.get('site')}; n = {len(scored)} tokens; the last token is never fed back"
     bottom, top = (0.0, 1.0) if unit == "probability" else (None, None)
     name = f"{_PROBE}{path.stem}"
@@ -134,8 +138,13 @@ def _lines(result: Result) -> Iterator[tuple[str, tuple[int, ...]]]:
         return
     shape = tuple(len(axis) for axis in result.axes[:-1])
     for index in list(np.ndindex(shape))[:12]:
-        labels = [axis.labels[i] for axis, i in zip(result.axes, index, strict=False)]
+        labels = [_said(axis, i) for axis, i in zip(result.axes, index, strict=False)]
         yield colouring_name(result.method, *labels), index
+
+
+def _said(axis: Axis, place: int) -> str:
+    label = axis.labels[place]
+    return f"{axis.name} {label}" if label.isdigit() else label
 
 
 def colouring_name(method: str, *labels: str) -> str:
@@ -152,10 +161,10 @@ def _of_result(result: Result, index: tuple[int, ...], name: str, read: Reading)
         return None
     values = np.full(n, np.nan)
     values[where] = result.values[index]
-    band = None
-    if result.null is not None:
-        band = np.full((2, n), np.nan)
-        band[0, where], band[1, where] = result.null.low[index], result.null.high[index]
+    null, interval = (
+        None if band is None else _spread(np.stack([band.low[index], band.high[index]]), where, n)
+        for band in (result.null, result.interval)
+    )
     marks: tuple[int, ...] = ()
     if "peaks" in result.arrays and result.arrays["peaks"].shape == result.values.shape:
         marks = tuple(int(where[i]) for i in np.flatnonzero(result.arrays["peaks"][index]))
@@ -164,6 +173,22 @@ def _of_result(result: Result, index: tuple[int, ...], name: str, read: Reading)
     what = ", ".join(f"{key} {result.provenance[key]}" for key in ("vector", "multiplier") if key in result.provenance)
     said = [result.quantity, what, f"chance: {chance}", f"seed {seed}", f"n = {np.isfinite(values).sum()}"]
     about = "; ".join(part for part in said if part)
+    unit = result.unit_of(result.axes[0].labels[index[0]] if index else "")
     return Colouring(
-        name=name, title=name, unit=result.unit, per=axis.name, values=values, about=about, null=band, marks=marks
+        name=name,
+        title=name,
+        unit=unit,
+        per=axis.name,
+        values=values,
+        about=about,
+        null=null,
+        interval=interval,
+        marks=marks,
     )
+
+
+def _spread(ends: NDArray[np.float64], where: list[int], n: int) -> NDArray[np.float64]:
+    """(2, place) as (2, n), NaN where there is no place."""
+    found = np.full((2, n), np.nan)
+    found[:, where] = ends
+    return found

@@ -20,6 +20,7 @@ from reasonscope.analysis.probe_write import probe_write_result
 from reasonscope.analysis.results import Result, result_path
 from reasonscope.analysis.selection import Rule, best_by, early_stop, majority, short_m, simulate
 from reasonscope.analysis.trajectory import trajectory_of_trace
+from reasonscope.app.by_trace import by_trace
 from reasonscope.app.study import Study, stored, trace_sentences
 from reasonscope.data.errors import InputError
 from reasonscope.data.problems import load_problems
@@ -152,9 +153,7 @@ def _straight(study: Study, trace: Trace) -> float:
     return float(np.nanmean(line)) if np.isfinite(line).any() else float("nan")
 
 
-def analyse_misalignment(study: Study) -> Iterator[Result]:
+@by_trace
+def analyse_misalignment(study: Study, trace: Trace) -> Iterator[Result]:
     """How much of each trace its base model would have written otherwise."""
-    return (
-        misalignment_of_trace(study.base, study.model, trace, trace_sentences(trace), seed=study.options.seed)
-        for trace in study.traces
-    )
+    yield misalignment_of_trace(study.base, study.model, trace, trace_sentences(trace), seed=study.options.seed)

@@ -10,15 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import streamlit as st
 
 from reasonscope.analysis import figures
+from reasonscope.analysis.anchors.allotment import wilson_interval
 from reasonscope.analysis.figures import Figure
 from reasonscope.analysis.results import Band, Result
 from reasonscope.app import state
 from reasonscope.data.errors import ReasonscopeError
 
 _FORMULA = re.compile(r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$(.+?)\$\$|\$([^$\n]+?)\$|(\\boxed\{[^{}]*\})", re.DOTALL)
+_ADDRESS = re.compile(r":(?=//)|www(?=\.)|@", re.IGNORECASE)
 _MANY_FORMULAS = 8
 _LOG = logging.getLogger("reasonscope.app")
 
@@ -27,7 +30,7 @@ def heading(title: str, what: str) -> None:
     """The title of a page, what it shows, and the button that copies its address."""
     left, right = st.columns([4, 1], vertical_alignment="bottom")
     with left:
-        st.header(title, anchor=False)
+        st.header(as_text(title), anchor=False)
     with right:
         state.copy_link()
     st.caption(what)
@@ -45,7 +48,7 @@ def told() -> Iterator[None]:
 
 def missing(what: str, command: str) -> None:
     """Say that something was not measured, and the line that measures it."""
-    st.info(f"Not measured on this run yet: {what}. Measure it with:", icon=":material/terminal:")
+    st.info(as_text(f"Not measured on this run yet: {what}. Measure it with:"), icon=":material/terminal:")
     st.code(command, language="bash", wrap_lines=True)
 
 
@@ -106,16 +109,24 @@ def of_contrast(figures_kept: Sequence[str]) -> list[str]:
     if len(contrasts) < 2:
         return list(figures_kept)
     chosen = st.segmented_control(
-        "Contrast", contrasts, default=contrasts[0], key=state.Key.CONTRAST, bind=state.BOUND, required=True
+        "Contrast",
+        contrasts,
+        default=contrasts[0],
+        format_func=as_text,
+        key=state.Key.CONTRAST,
+        bind=state.BOUND,
+        required=True,
     )
     return [name for name in figures_kept if name.rsplit("_", 1)[0] == chosen]
 
 
 def show_numbers(numbers: Mapping[str, Any], *, key: str) -> None:
     """Nested numbers as one table: the value, its 95 % interval, and nothing hidden."""
+    found = list(flattened(numbers))
+    known = any(low is not None for *_, low, _ in found)
     table = [
-        {"number": name, "value": _text(value), "95 % interval": _interval(low, high)}
-        for name, value, low, high in flattened(numbers)
+        {"number": name, "value": _text(value), **({"95 % interval": _interval(low, high)} if known else {})}
+        for name, value, low, high in found
     ]
     st.dataframe(table, hide_index=True, key=key, height="content")
 
@@ -131,32 +142,60 @@ def flattened(numbers: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
             yield from flattened(rest, f"{label} · ")
         elif isinstance(value, Mapping):
             yield from flattened(value, f"{label} · ")
+        elif isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
+            for place, inner in enumerate(value):
+                yield from flattened({_named(inner, place): inner}, f"{label} · ")
         elif isinstance(value, list):
             yield label, " … ".join(map(_text, value)), None, None
         else:
             yield label, value, None, None
 
 
+def _named(value: object, place: int) -> str:
+    """What a list calls one of its members: by its name or strength, else by its place."""
+    known = value if isinstance(value, Mapping) else {}
+    return str(known.get("name", f"strength {known['strength']:g}" if "strength" in known else place))
+
+
 def made_by(kept: Mapping[str, Any]) -> None:
     """The line and the seed behind the numbers of a page."""
-    st.caption(f"Seed {kept['seed']}. Made by")
-    st.code(kept["command"], language="bash", wrap_lines=True)
+    st.caption(as_text(f"Seed {kept['seed']}. Made by"))
+    st.code(str(kept["command"]), language="bash", wrap_lines=True)
 
 
 def provenance(result: Result) -> None:
     """What chance is, how sure the numbers are, and where they come from."""
     said = [
-        result.quantity if result.unit == "1" else f"{result.quantity} [{result.unit}]",
+        f"{result.quantity} [{units}]" if (units := _units(result)) else result.quantity,
         f"chance: {result.null.what}" if result.null else f"no null: {result.null_missing or result.reason}",
         f"interval: {result.interval.what}" if result.interval else "no interval",
+        *_counts(result),
         *(f"{name} {value}" for name, value in result.provenance.items() if isinstance(value, int | float | str)),
     ]
     st.caption(as_text(" · ".join(said)))
 
 
+def _counts(result: Result) -> Iterator[str]:
+    """How many things were measured, and of how many the result is."""
+    last = result.axes[-1].name
+    if last in ("token", "sentence", "cut", "source", "word"):
+        known = np.isfinite(result.values).reshape(-1, len(result.axes[-1])).any(axis=0)
+        yield f"n = {int(known.sum())} {'sentence' if last == 'source' else last}s"
+    for name, value in result.numbers.items():
+        if name.startswith("n_") and isinstance(value, int):
+            yield f"n = {value} {name.removeprefix('n_').replace('_', ' ')}"
+
+
+def _units(result: Result) -> str:
+    """The units of a result without its bare numbers."""
+    return ", ".join(part for part in result.unit.split(", ") if part.partition(" ")[0] != "1")
+
+
 def as_text(text: str) -> str:
     """A text for a Markdown place, shown as it stands: what a run holds is never read as markup."""
-    return "".join(f"\\{char}" if char in r"\`*_{}[]()<>#+-.!|~$:^" else char for char in text)
+    # Addresses become links whatever is escaped, but for those with a word joiner in them, which nobody sees.
+    unlinked = _ADDRESS.sub("\\g<0>\u2060", text)
+    return "".join(f"\\{char}" if char in r"\`*_{}[]()<>#+-.!|~$:^" else char for char in unlinked)
 
 
 def number(value: float) -> str:
@@ -175,6 +214,11 @@ def ends(interval: tuple[float, float]) -> str:
     if not (math.isfinite(low) and math.isfinite(high)):
         return "not known"
     return f"{low:.3g}" if low == high else f"{low:.3g} … {high:.3g}"
+
+
+def share_interval(right: int, n: int) -> str:
+    """The 95 % interval of a share, after Wilson."""
+    return ends(wilson_interval(right, n))
 
 
 def visible(text: str) -> str:
@@ -200,6 +244,8 @@ def _csv(rows: Sequence[Mapping[str, object]]) -> str:
 def _text(value: object) -> str:
     if value is None:
         return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -5,18 +5,22 @@ from collections.abc import Iterator
 from reasonscope.analysis.attention_map import attention_map
 from reasonscope.analysis.next_tokens import alternatives, steering_shift
 from reasonscope.analysis.results import Result
+from reasonscope.app.by_trace import by_trace
 from reasonscope.app.study import Study, trace_sentences
 from reasonscope.data.errors import InputError
+from reasonscope.data.trace import Trace
 from reasonscope.steering.scope import Scope
 from reasonscope.steering.vector import SteeringVector
 
 
-def analyse_alternatives(study: Study) -> Iterator[Result]:
+@by_trace
+def analyse_alternatives(study: Study, trace: Trace) -> Iterator[Result]:
     """What else could have stood at each token, trace by trace."""
-    return (alternatives(study.model, trace, top=study.options.top) for trace in study.traces)
+    yield alternatives(study.model, trace, top=study.options.top)
 
 
-def analyse_shift(study: Study) -> Iterator[Result]:
+@by_trace
+def analyse_shift(study: Study, trace: Trace) -> Iterator[Result]:
     """What a steering vector makes of each token that was written, trace by trace, beside random vectors."""
     options = study.options
     path = options.vector
@@ -26,13 +30,12 @@ def analyse_shift(study: Study) -> Iterator[Result]:
         )
     vector = SteeringVector.load(path)
     scope = Scope.thinking(study.model, at_separators=options.at_separators)
-    for trace in study.traces:
-        yield steering_shift(
-            study.model, trace, vector, options.strength, scope, name=path.stem, draws=options.draws, seed=options.seed
-        )
+    yield steering_shift(
+        study.model, trace, vector, options.strength, scope, name=path.stem, draws=options.draws, seed=options.seed
+    )
 
 
-def analyse_attention(study: Study) -> Iterator[Result]:
+@by_trace
+def analyse_attention(study: Study, trace: Trace) -> Iterator[Result]:
     """Where the tokens of each trace look: between sentences, and token by token where they look most."""
-    for trace in study.traces:
-        yield attention_map(study.model, trace, trace_sentences(trace), keys=study.options.keys)
+    yield attention_map(study.model, trace, trace_sentences(trace), keys=study.options.keys)

@@ -66,23 +66,26 @@ _COMMANDS = {
     "numbers/steering.json": ("steering beside its controls", "reasonscope demo --out {run}"),
     "results/mi_peaks/*": ("MI peaks", "reasonscope analyse mi --run {run}"),
     "results/anchors/*": ("thought anchors", "reasonscope analyse anchors --run {run}"),
+    "results/replacement/*": ("what a sentence passes on", "reasonscope analyse anchors --run {run}"),
     "results/suppression/*": ("suppression of sentences", "reasonscope analyse suppression --run {run}"),
     "results/receivers/*": ("receiver heads", "reasonscope analyse receivers --run {run}"),
+    "results/receiver_scores/*": ("attention received", "reasonscope analyse receivers --run {run}"),
     "results/probe_write/*": ("heads that write refusal", "reasonscope analyse cliff --run {run}"),
     "results/heads/*": ("attention heads", "reasonscope analyse heads --run {run}"),
+    "results/close_attention/*": ("what the closing tag looks at", "reasonscope analyse heads --run {run}"),
+    "results/recurrence/*": ("tokens looked at again", "reasonscope analyse heads --run {run}"),
     "results/entropy/*": ("entropies and forking tokens", "reasonscope analyse entropy --run {run}"),
-    "results/alternatives/*": ("what else could have stood at a token", "reasonscope analyse alternatives --run {run}"),
+    "results/alternatives/*": ("alternatives at each token", "reasonscope analyse alternatives --run {run}"),
     "results/steering_shift/*": ("tokens, steered less base", "reasonscope analyse shift --run {run}"),
     "results/attention_map/*": ("where heads look", "reasonscope analyse attention --run {run}"),
     "results/mi_compare/*": ("MI of base and reasoner", "reasonscope analyse compare --run {run}"),
+    "results/mi_base/*": ("MI of the base model", "reasonscope analyse compare --run {run}"),
     "results/cliff/*": ("the model without its cliff heads", "reasonscope analyse cliff --ablate --run {run}"),
     "results/confidence/*": ("confidence along the thinking", "reasonscope analyse confidence --run {run}"),
     "results/trajectory/*": ("latent trajectory", "reasonscope analyse trajectory --run {run}"),
     "results/reflection/*": ("reflection", "reasonscope analyse reflection --run {run}"),
+    "results/critical/*": ("all signals side by side", "reasonscope analyse summary --run {run}"),
 }
-
-
-_MADE_WITH = {"receiver_scores": "receivers", "mi_base": "mi_compare"}  # results that come with those of another method
 
 
 def command(run: Run, name: str) -> str:
@@ -92,7 +95,7 @@ def command(run: Run, name: str) -> str:
 
 def command_of(run: Run, method: str) -> str:
     """The line that makes the results of a method."""
-    name = f"results/{_MADE_WITH.get(method, method)}/*"
+    name = f"results/{method}/*"
     return (
         command(run, name) if name in _COMMANDS else f"reasonscope analyse {method} --run {shlex.quote(str(run.path))}"
     )

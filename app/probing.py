@@ -52,7 +52,10 @@ def refusal_figures(
         drawn[f"{name}_layers"] = _map(shown, f"Where {name} can be read")
     for name, study in found.cliffs.items():
         curves = {
-            _name(of): mean_trajectory([study.scores[id][thinking_to_window(by_id[id]).slice] for id in cliff.ids])
+            _name(of): mean_trajectory(
+                [study.scores[id][thinking_to_window(by_id[id]).slice] for id in cliff.ids],
+                groups=[by_id[id].problem.group for id in cliff.ids],
+            )
             for of, cliff in study.cliffs.items()
         }
         drawn[f"{name}_trajectories"] = figures.mean_trajectories(

@@ -433,7 +433,7 @@ class Reader {
         }
       }
       const at = x((from + to) / 2);
-      if (best !== null) lines.value.push([at, y(best)]);
+      lines.value.push(best === null ? null : [at, y(best)]); // nothing joins what stands on both sides of an unmeasured place
       if (low !== null) lines.low.push([at, y(low)]), lines.high.push([at, y(high)]);
     }
     if (lines.low.length) {
@@ -444,8 +444,13 @@ class Reader {
     }
     pen.strokeStyle = this.data.dark ? "#56B4E9" : "#0072B2";
     pen.lineWidth = 1.2;
+    pen.lineCap = "round";
     pen.beginPath();
-    lines.value.forEach(([a, b], i) => (i ? pen.lineTo(a, b) : pen.moveTo(a, b)));
+    lines.value.forEach((place, i) => {
+      if (!place) return;
+      if (!lines.value[i - 1]) pen.moveTo(...place);
+      pen.lineTo(...place);
+    });
     pen.stroke();
     pen.fillStyle = "#D55E00";
     for (const mark of colour.marks) {

@@ -7,7 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from reasonscope.app.runs import Run
-from reasonscope.data.behaviour import CONTROL, answer_behaviour
+from reasonscope.data.answers import CONTROL
+from reasonscope.data.behaviour import answer_behaviour
 from reasonscope.data.importers import published_sentences
 from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.segment import sentences
@@ -16,14 +17,17 @@ from reasonscope.data.trace import Sentence, Trace
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A trace in the table. `outcome` is right, wrong, refused, complied or unclear; `kind` what was asked; a `group` is a problem."""
+    """A trace in the table; the length of a thinking whose tokens are not known is None.
+
+    `outcome` is right, wrong, refused, complied or unclear; `kind` what was asked; a `group` is a problem.
+    """
 
     id: str
     group: str
     kind: str
     difficulty: float | None
     outcome: str
-    thinking_tokens: int
+    thinking_tokens: int | None
     state: str
     answer: str
     question: str
@@ -50,7 +54,8 @@ def rows(run: Run) -> tuple[Row, ...]:
         problem = json.loads(row["problem"])
         text, chars = row["text"], row["chars"]
         answer = text[slice(*chars["answer"])]
-        thinking = row["tokens"]["thinking"]
+        start, stop = row["tokens"]["thinking"]
+        untold = start == stop and chars["thinking"][0] < chars["thinking"][1]
         found.append(
             Row(
                 id=row["id"],
@@ -58,13 +63,19 @@ def rows(run: Run) -> tuple[Row, ...]:
                 kind=_kind(problem),
                 difficulty=row["difficulty"],
                 outcome=_outcome(row["correct"], answer, row["state"]),
-                thinking_tokens=thinking[1] - thinking[0],
+                thinking_tokens=None if untold else stop - start,
                 state=row["state"],
                 answer=(row["final_answer"] or CONTROL.sub(" ", answer).strip())[:80],
                 question=_question(problem)[:160],
             )
         )
     return tuple(found)
+
+
+def length_of(row: Row) -> str:
+    """How long the trace thought, in words."""
+    known = row.thinking_tokens
+    return "thinking tokens not known" if known is None else f"{known} thinking tokens"
 
 
 @lru_cache(maxsize=4)
@@ -114,6 +125,11 @@ def read(trace: Trace) -> Reading:
         labels=labels,
         depends_on=None if depends_on is None else tuple(depends_on),
     )
+
+
+def sentence_at(read: Reading, token: int) -> int:
+    """The sentence that holds the token, or the last one before it."""
+    return max((one.index for one in read.sentences if one.tokens.start <= token), default=0)
 
 
 def _kind(problem: Mapping[str, Any]) -> str:

@@ -8,9 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from reasonscope.analysis.mi_peaks import (
-    Gold,
-)
+from reasonscope.analysis.mi_peaks import Gold, gold_text, representations
 from reasonscope.app.readings import read
 from reasonscope.data.errors import InputError
 from reasonscope.data.store import TraceStore
@@ -29,6 +27,7 @@ class Options:
     device: str = "cpu"
     server: str | None = None
     served_as: str | None = None
+    server_timeout: float = 600.0
     sites: str = ""
     gold: Gold = "reference"
     block: int = 500
@@ -56,13 +55,18 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A run to analyse: its store, the traces chosen, the options; the model is loaded when it is first asked for."""
+    """A run to analyse: its store, the traces chosen, the options; the model is loaded when it is first asked for.
+
+    What a server writes is kept in the folder `kept` until the analysis is done, where one is given.
+    """
 
     store: TraceStore
     traces: Sequence[Trace]
     options: Options
     results: Path
     progress: Callable[[str], None] = field(default=lambda _: None)
+    kept: Path | None = None
+    _golds: dict[str, dict[Site, NDArray[Any]]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def model(self) -> Model:
@@ -75,7 +79,13 @@ class Study:
     def writer(self) -> Writer:
         if self.options.server is None:
             return PrefixWriter(self.model, batch_size=self.options.batch_size)
-        return server_writer(self.options.server, self.model, served_as=self.options.served_as)
+        return server_writer(
+            self.options.server,
+            self.model,
+            served_as=self.options.served_as,
+            timeout=self.options.server_timeout,
+            keep=self.kept,
+        )
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -90,6 +100,14 @@ class Study:
             return tuple(wanted)
         residual = [site for site in stored if site.point == "resid_post"]
         return (max(residual, key=lambda site: site.layer),) if residual else ()
+
+    def gold(self, trace: Trace) -> dict[Site, NDArray[Any]]:
+        """What stands at the chosen sites behind the answer of a trace; each is read once."""
+        if trace.id not in self._golds:
+            self.progress(f"answer of {trace.id}")
+            text = gold_text(trace, self.options.gold)
+            (self._golds[trace.id],) = representations(self.model, [text], self.sites)
+        return self._golds[trace.id]
 
     @cached_property
     def base(self) -> Model:

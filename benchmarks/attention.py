@@ -138,7 +138,7 @@ def report(tokens: int, layers: int) -> str:
         [
             "## Attention without matrices",
             "",
-            f"Random Qwen3 of {layers} layers × {WIDTH} ({'0.1 B' if layers == LAYERS else f'of the {LAYERS} of 0.1 B no more fit'}), "
+            f"Random Qwen3 of {layers} layers × {WIDTH} ({'0.1 B' if layers == LAYERS else f'of the {LAYERS} of 0.1 B'}), "
             f"{tokens:,} tokens, sentences of 25; {torch.get_num_threads()} threads.",
             "",
             "| | processor seconds | extra peak memory |",
@@ -160,14 +160,16 @@ def report(tokens: int, layers: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="1,024 tokens, 4 layers")
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--layers", type=int, help=f"of the model, {LAYERS} or what fits where not given")
     parser.add_argument("--receiver", choices=("blocks", "matrices"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.receiver:
         receiver(arguments.receiver, arguments.tokens, arguments.layers or LAYERS)
-    else:
-        sys.stdout.write(report(arguments.tokens, arguments.layers or fitting_layers(arguments.tokens)))
+        return
+    tokens, layers = (1024, 4) if arguments.small else (arguments.tokens, arguments.layers)
+    sys.stdout.write(report(tokens, layers or fitting_layers(tokens)))
 
 
 if __name__ == "__main__":

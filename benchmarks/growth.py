@@ -2,10 +2,11 @@
 
 A random Qwen3 of 4 layers × 256 reads one sequence of 256 tokens; of tokens, layers and width one is doubled at a time. Traces are
 recorded by the organism to disk, 48 tokens each. The exponent is the slope of a straight line through the logarithms of the three
-largest sizes: what is fixed for each pass bends the curve at its small end. The lines are drawn in build/growth.html.
+largest sizes: what is fixed for each pass bends the curve at its small end. Dotted is an exponent of 1.
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -18,6 +19,7 @@ import plotly.graph_objects as go
 import torch
 from rollouts import random_model
 
+from reasonscope.analysis.figures.theme import GREY, SYMBOLS, Figure, colours_of, styled
 from reasonscope.data.problems import load_problems
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.capture import run_with_cache
@@ -25,7 +27,7 @@ from reasonscope.probes.model import Model, load_model
 from reasonscope.probes.record import record
 from reasonscope.probes.sites import Site
 
-PAGE = Path(__file__).parents[1] / "build" / "growth.html"
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
 TOKENS, LAYERS, WIDTH = 256, 4, 256
 
 
@@ -86,18 +88,37 @@ def measure(doublings: int, times: int) -> list[Growth]:
     ]
 
 
-def draw(found: list[Growth]) -> str:
+def drawn(found: list[Growth]) -> Figure:
     """The lines over sizes relative to the smallest, on logarithmic axes."""
     figure = go.Figure()
-    for growth in found:
+    steps = np.array([1.0, max(max(growth.seconds) / min(growth.seconds) for growth in found)])
+    figure.add_scatter(x=steps, y=steps, name="exponent 1", mode="lines", line={"dash": "dot", "color": GREY})
+    for growth, colour, symbol in zip(found, colours_of(len(found)), SYMBOLS, strict=False):
         sizes, seconds = np.array(list(growth.seconds)), np.array(list(growth.seconds.values()))
-        name = f"{growth.quantity}: exponent {growth.exponent:.2f}"
-        figure.add_scatter(x=sizes / sizes[0], y=seconds / seconds[0], name=name, mode="lines+markers")
-    figure.update_layout(xaxis_title="size, smallest = 1", yaxis_title="processor seconds, smallest = 1")
-    figure.update_xaxes(type="log", dtick=np.log10(2))
-    figure.update_yaxes(type="log")
-    page: str = figure.to_html(include_plotlyjs=True)
-    return page
+        figure.add_scatter(
+            x=sizes / sizes[0],
+            y=seconds / seconds[0],
+            name=f"{growth.quantity}: {growth.exponent:.2f}",
+            mode="lines+markers",
+            line={"color": colour},
+            marker={"symbol": symbol, "size": 9},
+        )
+    styled(figure, "How cost grows, with the fitted exponents", "size, smallest = 1", "processor seconds, smallest = 1")
+    powers = [2**i for i in range(int(np.log2(steps[-1])) + 1)]
+    figure.update_xaxes(type="log", tickvals=powers)
+    return figure.update_yaxes(type="log", tickvals=[4**i for i in range(-1, 6)])
+
+
+def save_image(figure: Figure, path: Path) -> None:
+    """As the figures of the pages are drawn; without chromium the image stays as it was."""
+    if shutil.which("chromium") is None:
+        sys.stderr.write(f"no chromium, so that {path.name} is not drawn\n")
+        return
+    sys.path.append(str(IMAGES))
+    from draw import blank_page, save
+
+    with blank_page() as page:
+        save(page, figure, path)
 
 
 def main() -> None:
@@ -107,12 +128,13 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     found = measure(3, 1) if given.small else measure(given.doublings, 3)
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(draw(found), encoding="utf-8")
+    save_image(drawn(found), IMAGES / "growth.png")
     lines = [
         "## How cost grows",
         "",
         __doc__.split("\n\n", 1)[1].strip(),
+        "",
+        f"![Processor seconds over {', '.join(growth.quantity for growth in found)}](images/growth.png)",
         "",
         "| | processor seconds | exponent |",
         "|---|---|---|",

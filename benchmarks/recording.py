@@ -4,7 +4,8 @@ W3 records the organism's residual stream behind every block to disk in a proces
 loaded (RLIMIT_DATA), and captures the same while decoding, into memory, W2's way; the memory is measured for n and for 2n problems.
 W7 kills the process (SIGKILL) once half of the traces are stored, and starts it again; seconds are of the processor, from when a process
 begins to record. W12 writes arrays as a store and as plain safetensors files, both brought to the disk, reads single traces at one site in
-random order after the page cache was told to forget the files, and reads everything once.
+random order after the page cache was told to forget the files, beside plain reads of as many bytes
+(what the disk takes), and reads everything once.
 """
 
 import argparse
@@ -172,11 +173,14 @@ def files(gigabytes: float) -> list[str]:
     opened = TraceStore.open(store)
     ids = opened.ids
     forget(store)
-    waits = []
-    for id in np.random.default_rng(1).choice(ids, size=min(200, len(ids)), replace=False):
+    rng, waits = np.random.default_rng(1), []
+    for id in rng.choice(ids, size=min(200, len(ids)), replace=False):
         started = time.perf_counter()
         opened.activations(str(id), SITES[1])
         waits.append(1_000 * (time.perf_counter() - started))
+    forget(plain)
+    chosen = rng.choice(shards * per_shard * len(SITES), size=len(waits), replace=False)
+    raw = [plain_read(plain / f"{i % shards}.safetensors", i // shards * rows.nbytes, rows.nbytes) for i in chosen]
     forget(store)
     started = time.perf_counter()
     for id in ids:
@@ -195,8 +199,17 @@ def files(gigabytes: float) -> list[str]:
         f"| W12 write {size:.1f} GiB | ≥ 0.8 × the speed of safetensors files | {seconds['plain'] / seconds['store']:.2f} |",
         f"| W12 read one trace at one site ({rows.nbytes / 2**20:.0f} MiB), median and 95 % | ≤ 5 ms | "
         f"{np.median(waits):.1f} and {np.quantile(waits, 0.95):.1f} ms |",
+        f"| W12 the same by a plain read | | {np.median(raw):.1f} and {np.quantile(raw, 0.95):.1f} ms |",
         f"| W12 read everything, checksums compared | ≥ 0.8 × the speed of safetensors files | {by_files / scan:.2f} |",
     ]
+
+
+def plain_read(path: Path, offset: int, size: int) -> float:
+    """Milliseconds for `size` bytes of a file."""
+    started = time.perf_counter()
+    with path.open("rb", buffering=0) as file:
+        os.pread(file.fileno(), size, offset)
+    return 1_000 * (time.perf_counter() - started)
 
 
 def some_trace() -> Trace:

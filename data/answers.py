@@ -9,7 +9,8 @@ from typing import Any
 
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?%?|-?\.\d+")
 _STATED = re.compile(r"(?:\banswer\b[*_]*(?:\s+is\b|\s*[:=])|####)[\s:*_$]*([^\n]+)", re.IGNORECASE)
-_CONTROL = re.compile(r"<[|｜][^<>]*[|｜]>|</?s>|<eos>|<(?:start|end)_of_turn>")
+# What ends a turn; a model's own answer holds nothing else of this form.
+CONTROL = re.compile(r"<[|｜][^<>]*[|｜]>|</?s>|<eos>|<(?:start|end)_of_turn>")
 _BOX = re.compile(r"\\f?boxed\b\s*")
 # What says nothing about the value: fences, sizes, spaces, units of style. Taken off before strings are compared.
 _DECORATION = re.compile(
@@ -23,7 +24,7 @@ _LONGEST = 300
 
 def extract_answer(text: str) -> str | None:
     r"""The final answer stated in `text`: its last \boxed{…}, else behind its last "answer is", else its last number, else None."""
-    text = _CONTROL.sub(" ", text)
+    text = CONTROL.sub(" ", text)
     boxed = _last_boxed(text)
     if boxed is not None:
         return boxed

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -38,7 +39,8 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> str:
             f"cannot write {path}: {error}; what was stored before is intact, make room and run it again"
         ) from error
     finally:
-        remove(folder)
+        with suppress(OSError):  # a name that is too long cannot be removed either
+            remove(folder)
 
 
 def write_text_durably(path: Path, text: str) -> None:

@@ -139,7 +139,7 @@ def _regions(spans: Mapping[str, Sequence[int]]) -> Regions:
 
 
 def _array(scalar: Any, dtype: type) -> Any:
-    return np.array(scalar.values.to_numpy(zero_copy_only=False), dtype=dtype)
+    return np.array(scalar.values.to_numpy(), dtype=dtype)
 
 
 def _dump(trace: Trace, values: Mapping[str, Any]) -> str:

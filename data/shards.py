@@ -1,5 +1,7 @@
 """One shard of a store: a Parquet table of traces and, beside it, the rows of their activations in a safetensors file."""
 
+import json
+import os
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
@@ -26,6 +28,8 @@ from reasonscope.data.trace import Trace
 SHARD_SCHEMA = pa.unify_schemas(
     [TRACE_SCHEMA, pa.schema([("row_start", pa.int64()), ("row_stop", pa.int64()), ("crc32", pa.list_(pa.uint32()))])]
 )
+
+_HEAD = 2**16  # of a file; more than the header of a shard mostly has
 
 Activations = Mapping[str, Sequence[NDArray[Any]]]
 
@@ -99,9 +103,13 @@ def read_rows(folder: Path, shard: Shard, site: str, start: int, stop: int, crc3
     """Rows [start, stop) of a site, by memory map, so that only their bytes are read. Raises StoreError where they were altered."""
     path = folder / shard.arrays
     try:
+        _announce(path, 0, _HEAD)
         with safe_open(path, framework="np") as file:
             if start < stop:
-                rows: NDArray[Any] = file.get_slice(site)[start:stop]
+                part = file.get_slice(site)
+                offset, size = _place(path, site, start, stop)
+                _announce(path, offset, 2 * size)  # as much again behind them: what is next where all is read in turn
+                rows: NDArray[Any] = part[start:stop]
             else:  # the library refuses to slice nothing off the end
                 rows = file.get_tensor(site)[:0]
     except (OSError, SafetensorError) as error:
@@ -111,6 +119,23 @@ def read_rows(folder: Path, shard: Shard, site: str, start: int, stop: int, crc3
             f"{path} is damaged: rows {start} to {stop} of {site} are not those that were stored; restore it from a copy"
         )
     return rows
+
+
+def _announce(path: Path, offset: int, size: int) -> None:
+    """Tell the system which bytes come next: a page of a memory map that is not there brings megabytes around it instead."""
+    if hasattr(os, "posix_fadvise"):  # macOS has none
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
+
+
+def _place(path: Path, site: str, start: int, stop: int) -> tuple[int, int]:
+    """Offset and size in bytes of rows [start, stop) of a site, in a file whose header safetensors has found to be sound."""
+    with path.open("rb") as file:
+        head = int.from_bytes(file.read(8), "little")
+        told = json.loads(file.read(head))[site]
+    first, end = told["data_offsets"]
+    row = (end - first) // told["shape"][0]
+    return 8 + head + first + start * row, (stop - start) * row
 
 
 def length_problem(path: Path, file: StoredFile) -> str | None:

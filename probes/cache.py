@@ -5,6 +5,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 ROOM = 256  # tokens of room that are made at once
+SMALL = 2**20  # bytes of keys up to which a copy, warm in the processor's cache, costs no more than what lies elsewhere
 
 
 def growing_cache(config: PreTrainedConfig | None = None) -> DynamicCache:
@@ -41,6 +42,8 @@ class GrowingLayer(DynamicLayer):
         """Append keys and values (batch, kv_head, new token, d_head); return those of all tokens so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if not self._in_place and (self.keys is None or self.keys.nbytes < SMALL):
+            return super().update(key_states, value_states)
         n = self.get_seq_length()
         end = n + key_states.shape[-2]
         if not self._in_place or end > self._rooms[0].shape[-2]:
@@ -50,7 +53,7 @@ class GrowingLayer(DynamicLayer):
             if n and self.keys is not None and self.values is not None:
                 self._rooms[0][..., :n, :], self._rooms[1][..., :n, :] = self.keys, self.values
         for room, new in zip(self._rooms, (key_states, value_states), strict=True):
-            room[..., n:end, :] = new
+            room.narrow(-2, n, end - n).copy_(new)
         return self._look(end)
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -62,6 +65,6 @@ class GrowingLayer(DynamicLayer):
             self._look(self.get_seq_length())
 
     def _look(self, n: int) -> tuple[Tensor, Tensor]:
-        keys, values = self._views = [room[..., :n, :] for room in self._rooms]
+        keys, values = self._views = [room.narrow(-2, 0, n) for room in self._rooms]
         self.keys, self.values = keys, values
         return keys, values

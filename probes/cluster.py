@@ -1,4 +1,4 @@
-"""Recording on many machines or accelerators by Ray Data: workers write ordinary stores of parts, which become one store.
+"""Work shared out to many machines or accelerators by Ray Data: any work in parts (`work_on`), and recording (`record_on`).
 
     run/                   the store, as `record` writes it
     run.parts/<part>/      a store a part while the run lasts, on a file system that all machines share
@@ -12,13 +12,13 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from reasonscope.data import errors
 from reasonscope.data.errors import InputError, MissingExtraError, ReasonscopeError, StoreError
@@ -26,7 +26,7 @@ from reasonscope.data.manifest import NAME
 from reasonscope.data.merge import merge_stores
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling
-from reasonscope.probes.model import Model, load_model
+from reasonscope.probes.model import load_model
 from reasonscope.probes.record import record
 from reasonscope.probes.sites import expand_sites
 
@@ -37,6 +37,7 @@ _QUIET = MappingProxyType(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
 )
+_PART = TypeVar("_PART")
 _BATCHES = 4  # of a part: enough for the padding to stay small, few enough for the last workers to end together
 
 
@@ -74,7 +75,6 @@ def record_on(cluster: Cluster, job: Job, problems: Sequence[Problem], path: str
     Batches differ from those of one process, and so does the last digit of what is captured. Raises what `record` raises,
     MissingExtraError where Ray is not installed, InputError where no such cluster is found.
     """
-    ray = _ray()
     path = Path(path).absolute()
     parts = path.with_name(path.name + ".parts")
     _merge(parts, path)
@@ -83,41 +83,73 @@ def record_on(cluster: Cluster, job: Job, problems: Sequence[Problem], path: str
     todo = list(_parts(left, max(1, _BATCHES * job.batch_size // job.samples)))
     if not problems:
         raise InputError("there is no problem to record; give at least one")
-    if todo:
-        with _connected(ray, cluster):
-            _work(ray, cluster, _Recorder, (job, todo, str(parts), frozenset(done)), len(todo))
+    work_on(cluster, partial(_Recorder, job, parts, frozenset(done)), todo)
     _merge(parts, path)
     return TraceStore.open(path)
 
 
-class _Recorder:
-    """A worker: loads the model once, for its first part, then records part after part."""
+def work_on(cluster: Cluster, make: Callable[[], Callable[[_PART], object]], parts: Sequence[_PART]) -> None:
+    """Call what `make` gives with each of `parts`, by the workers of `cluster`, each of which makes it once, for its first part.
 
-    def __init__(
-        self, job: Job, parts: Sequence[tuple[str, Sequence[Problem]]], folder: str, done: frozenset[str]
-    ) -> None:
-        self._job, self._parts, self._folder, self._done = job, parts, Path(folder), done
+    A part whose worker dies is begun again by another one: whatever a part does has to leave its traces whole or not at all, and a
+    second call for it has to go on behind them. The first error of ours ends the work and is raised here. Raises MissingExtraError
+    where Ray is not installed, InputError where no such cluster is found, StoreError where the workers fail otherwise.
+    """
+    ray = _ray()
+    if not parts:
+        return
+    with _connected(ray, cluster):
+        done = ray.data.from_items(
+            [{"part": i} for i in range(len(parts))], override_num_blocks=len(parts)
+        ).map_batches(
+            _Worker,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(cluster.workers or _room(ray, cluster), len(parts))),
+            fn_constructor_args=(make, parts),
+            num_cpus=cluster.cpus,
+            num_gpus=cluster.gpus,
+        )
+        try:
+            for row in done.iter_rows():  # in the order in which they are done: the first error ends the run
+                if row["error"]:
+                    raise getattr(errors, row["error"])(row["message"])
+        except ray.exceptions.RayError as error:
+            raise StoreError(f"the workers failed: {error}; what they had stored is kept") from error
 
-    @cached_property
-    def _model(self) -> Model:
-        return load_model(**self._job.load)
+
+class _Worker:
+    """Makes what does the work for its first part, then does part after part; a batch {"part": [number]} is one of them."""
+
+    def __init__(self, make: Callable[[], Callable[[_PART], object]], parts: Sequence[_PART]) -> None:
+        self._make, self._parts = make, parts
+        self._work: Callable[[Any], object] | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Of an error of ours Ray would hand on a text with tracebacks: it goes back as a result."""
         try:
+            self._work = self._work or self._make()
             for index in batch["part"]:
-                self._record(*self._parts[int(index)])
+                self._work(self._parts[int(index)])
         except ReasonscopeError as error:
-            return {"error": [type(error).__name__], "message": [str(error)]}
+            kind = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+            return {"error": [kind.__name__], "message": [str(error)]}
         return {"error": [""], "message": [""]}
 
-    def _record(self, name: str, problems: Sequence[Problem]) -> None:
-        job, model = self._job, self._model
+
+class _Recorder:
+    """Loads the model, then records part after part."""
+
+    def __init__(self, job: Job, folder: Path, done: frozenset[str]) -> None:
+        self._job, self._folder, self._done = job, folder, done
+        self._model = load_model(**job.load)
+
+    def __call__(self, part: tuple[str, Sequence[Problem]]) -> None:
+        (name, problems), job = part, self._job
         record(
-            model,
+            self._model,
             problems,
             self._folder / name,
-            sites=expand_sites(job.sites, model.n_layers) if job.sites else (),
+            sites=expand_sites(job.sites, self._model.n_layers) if job.sites else (),
             sampling=job.sampling,
             samples=job.samples,
             batch_size=job.batch_size,
@@ -143,25 +175,6 @@ def _merge(parts: Path, path: Path) -> None:
         merge_stores(folders, path)
     if parts.exists():
         shutil.rmtree(parts)
-
-
-def _work(ray: Any, cluster: Cluster, worker: type, arguments: tuple[Any, ...], parts: int) -> None:
-    """Let workers made with `arguments` take up `parts` numbers from 0, each as a batch {"part": [number]} of one."""
-    wanted = cluster.workers or _room(ray, cluster)
-    done = ray.data.from_items([{"part": i} for i in range(parts)], override_num_blocks=parts).map_batches(
-        worker,
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(wanted, parts)),
-        fn_constructor_args=arguments,
-        num_cpus=cluster.cpus,
-        num_gpus=cluster.gpus,
-    )
-    try:
-        for row in done.iter_rows():  # in the order in which they are done: the first error ends the run
-            if row["error"]:
-                raise getattr(errors, row["error"])(row["message"])
-    except ray.exceptions.RayError as error:
-        raise StoreError(f"the workers failed: {error}; what they had stored is kept") from error
 
 
 def _room(ray: Any, cluster: Cluster) -> int:

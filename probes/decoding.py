@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from transformers import LogitsProcessor
 
 from reasonscope.data.errors import ContextError, InputError, SiteError
 from reasonscope.data.trace import FinishReason, Sampling
-from reasonscope.probes.backends.base import Edit
+from reasonscope.probes.backends.base import Edit, Pass
 from reasonscope.probes.batching import check_vocabulary, left_padded
 from reasonscope.probes.cache import growing_cache
 from reasonscope.probes.model import Model
@@ -85,12 +85,13 @@ def generate(
     if not prompts:
         return []
     decoding = _Decoding(model, prompts, sampling, seeds, past)
-    for index in range(int(decoding.limits.max())):
-        if on_step is not None:
-            on_step(DecodingStep(index=index, rows=decoding.rows, ids=decoding.feed))
-        decoding.advance(index, read, write, processors)
-        if not len(decoding.rows):
-            break
+    with model.backend.passes(read=read, write=write) as run:
+        for index in range(decoding.longest):
+            if on_step is not None:
+                on_step(DecodingStep(index=index, rows=decoding.rows, ids=decoding.feed))
+            decoding.advance(index, run, processors)
+            if not len(decoding.rows):
+                break
     return decoding.completions(prompts)
 
 
@@ -99,7 +100,7 @@ def sample(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor,
 
     The draw inverts the cumulative distribution over the vocabulary, so that a row's choice depends on its own number alone.
     """
-    scaled = logits.float() / (sampling.temperature or 1.0)
+    scaled = logits.float() / sampling.temperature if sampling.temperature else logits.float()
     logprobs = scaled.log_softmax(dim=-1)
     probabilities = logprobs.exp()
     entropy = torch.special.entr(probabilities).sum(dim=-1)
@@ -147,7 +148,7 @@ def _check(
 
 
 class _Decoding:
-    """The state of the loop. `rows` are the sequences still running; all tensors of batch size but the results follow them."""
+    """The state of the loop. `rows` are the sequences still running; what has the size of the batch follows them."""
 
     def __init__(
         self,
@@ -159,121 +160,107 @@ class _Decoding:
     ) -> None:
         device = model.device
         limits = [min(sampling.max_new_tokens, model.context_length - len(prompt)) for prompt in prompts]
-        width, longest, n = max(map(len, prompts)), max(limits), len(prompts)
-        self._model, self._sampling = model, sampling
-        self.limits = torch.tensor(limits, device=device)
-        self.rows = torch.arange(n, device=device)
-        self.feed, mask = left_padded(prompts, device)
-        self._prompts = self.feed
-        self.feed = self.feed[:, past.columns if past else 0 :]
-        self._mask = torch.cat([mask, mask.new_ones(n, longest)], dim=1)
-        self._width = width
+        self.longest = max(limits)
+        self._sampling = sampling
+        self._width = max(map(len, prompts))
+        self._padding = [self._width - len(prompt) for prompt in prompts]
+        self.rows = torch.arange(len(prompts), device=device)
+        self._written, mask = left_padded(prompts, device)
+        self.feed = self._written[:, past.columns if past else 0 :]
+        # Nothing is masked where nothing is padding: kernels need no mask then.
+        self._mask = torch.cat([mask, mask.new_ones(len(prompts), self.longest)], dim=1) if any(self._padding) else None
+        self._limits = torch.tensor(limits, device=device)
+        self._shortest = min(limits)
         # numpy's stream has the property that a shorter draw is a prefix of a longer one.
-        draws = np.stack([np.random.default_rng(seed).random(longest) for seed in seeds])
+        draws = np.stack([np.random.default_rng(seed).random(self.longest) for seed in seeds])
         self._uniform = torch.from_numpy(draws).to(_precise(device)).to(device)
         self._stops = torch.tensor(sorted(model.stop_ids), device=device)
         self._cache: object = past.cache if past else growing_cache(model.hf.config)
-        self._ids = torch.zeros(n, longest, dtype=torch.long, device=device)
-        self._logprobs = torch.zeros(n, longest, device=device)
-        self._entropies = torch.zeros(n, longest, device=device)
-        self._lengths = torch.zeros(n, dtype=torch.long, device=device)
-        self._stopped = torch.zeros(n, dtype=torch.bool, device=device)
-        self._tape = _Tape()
+        self._stopped: set[int] = set()
+        self._read: _Tape[Site] = _Tape()
+        self._chosen: _Tape[str] = _Tape()
 
-    def advance(
-        self,
-        index: int,
-        read: Sequence[Site],
-        write: Mapping[Site, Edit] | None,
-        processors: Sequence[LogitsProcessor],
-    ) -> None:
+    def advance(self, index: int, run: Pass, processors: Sequence[LogitsProcessor]) -> None:
         """Feed what stands in `feed`, choose the next tokens, and drop the sequences that end with them."""
-        out = self._model.backend.forward(
-            self.feed,
-            mask=self._mask[self.rows, : self._width + index],
-            cache=self._cache,
-            use_cache=True,
-            last_logits_only=True,
-            read=read,
-            write=write,
-        )
+        mask = None if self._mask is None else self._mask[:, : self._width + index]
+        out = run(self.feed, mask=mask, cache=self._cache, use_cache=True, last_logits_only=True)
         self._cache = out.cache
-        self._tape.append(self.rows, out.activations)
-        rows = self.rows
+        self._read.append(self.rows, out.activations)
         with torch.no_grad():
-            logits = self._processed(out.logits[:, -1].to(rows.device), index, processors)
-            token, logprob, entropy = sample(logits, self._sampling, self._uniform[rows, index])
-        self._ids[rows, index], self._logprobs[rows, index], self._entropies[rows, index] = token, logprob, entropy
-        stopped = torch.isin(token, self._stops)
-        ended = stopped | (self.limits[rows] == index + 1)
-        self._lengths[rows] = index + 1
-        self._stopped[rows] = stopped
-        self.feed = token[:, None]
-        if ended.any():
-            self._keep(~ended)
-
-    def _processed(self, logits: Tensor, index: int, processors: Sequence[LogitsProcessor]) -> Tensor:
-        if processors:
-            written = torch.cat([self._prompts[self.rows], self._ids[self.rows, :index]], dim=1)
+            logits = out.logits[:, -1].to(self.rows.device)
             for processor in processors:
-                logits = processor(cast(torch.LongTensor, written), logits)
-        return logits
+                logits = processor(cast(torch.LongTensor, self._written), logits)
+            token, logprob, entropy = sample(logits, self._sampling, self._uniform[:, index])
+        self.feed = token[:, None]
+        if processors:
+            self._written = torch.cat([self._written, self.feed], dim=1)
+        self._chosen.append(self.rows, {"ids": self.feed, "logprobs": logprob[:, None], "entropies": entropy[:, None]})
+        stopped = (self.feed == self._stops).any(dim=1)
+        ended = stopped if index + 1 < self._shortest else stopped | (self._limits == index + 1)
+        if ended.any():
+            self._stopped.update(self.rows[stopped].tolist())
+            self._keep(~ended)
 
     def _keep(self, going: Tensor) -> None:
         kept = going.nonzero()[:, 0]
-        self.rows, self.feed = self.rows[kept], self.feed[kept]
+        self.rows, self.feed, self._written = self.rows[kept], self.feed[kept], self._written[kept]
+        self._limits, self._uniform = self._limits[kept], self._uniform[kept]
+        if self._mask is not None:
+            self._mask = self._mask[kept]
         if len(kept):
             # Indices of the host: the layers of a dispatched model lie on several devices.
             self._cache.batch_select_indices(kept.cpu())  # type: ignore[attr-defined]  # a transformers Cache by now
 
     def completions(self, prompts: Sequence[Sequence[int]]) -> list[Completion]:
-        lengths, stopped = self._lengths.tolist(), self._stopped.tolist()
-        ids, logprobs, entropies = (t.cpu().numpy() for t in (self._ids, self._logprobs, self._entropies))
         completions = []
-        for row, (prompt, n) in enumerate(zip(prompts, lengths, strict=True)):
-            if not np.isfinite(logprobs[row, :n]).all():
+        for row, (prompt, padding) in enumerate(zip(prompts, self._padding, strict=True)):
+            chosen = {name: values.cpu().numpy() for name, values in self._chosen.sequence(row).items()}
+            if not np.isfinite(chosen["logprobs"]).all():
                 raise InputError(
                     f"the logits of prompt {row} are not numbers; where an edit wrote, lower its strength, "
                     "otherwise load the model in bfloat16 or float32"
                 )
-            padding = max(map(len, prompts)) - len(prompt)
             completions.append(
                 Completion(
-                    token_ids=np.concatenate([np.asarray(prompt, dtype=np.int64), ids[row, :n]]),
+                    token_ids=np.concatenate([np.asarray(prompt, dtype=np.int64), chosen["ids"]]),
                     n_prompt_tokens=len(prompt),
-                    finish_reason="stop" if stopped[row] else "length",
-                    logprobs=logprobs[row, :n],
-                    entropies=entropies[row, :n],
-                    activations=self._tape.sequence(row, padding),
+                    finish_reason="stop" if row in self._stopped else "length",
+                    logprobs=chosen["logprobs"],
+                    entropies=chosen["entropies"],
+                    activations={site: rows[padding:] for site, rows in self._read.sequence(row).items()},
                 )
             )
         return completions
 
 
-class _Tape:
-    """What was read, in stretches between which the rows of the batch did not change."""
+_Name = TypeVar("_Name")
+
+
+class _Tape(Generic[_Name]):
+    """What every pass gave, (batch, token, …) by name, in stretches between which the rows of the batch did not change."""
 
     def __init__(self) -> None:
-        self._stretches: list[tuple[list[int], dict[Site, list[Tensor]]]] = []
+        self._stretches: list[tuple[list[int], dict[_Name, list[Tensor]]]] = []
         self._rows: Tensor | None = None
 
-    def append(self, rows: Tensor, activations: Mapping[Site, Tensor]) -> None:
+    def append(self, rows: Tensor, given: Mapping[_Name, Tensor]) -> None:
         if self._rows is not rows:
             self._close()
             self._rows = rows
-            self._stretches.append((rows.tolist(), {site: [] for site in activations}))
-        for site, activation in activations.items():
-            self._stretches[-1][1][site].append(activation)
+            self._stretches.append((rows.tolist(), {name: [] for name in given}))
+        for name, values in given.items():
+            self._stretches[-1][1][name].append(values)
 
     def _close(self) -> None:
         """Join the passes of the last stretch, so that what is kept are few large tensors."""
         if self._stretches:
             passes = self._stretches[-1][1]
-            for site, parts in passes.items():
-                passes[site] = [torch.cat(parts, dim=1)]
+            for name, parts in passes.items():
+                if len(parts) > 1:
+                    passes[name] = [torch.cat(parts, dim=1)]
 
-    def sequence(self, row: int, padding: int) -> dict[Site, Tensor]:
-        """Everything read of one sequence, (token, …) by site, without its `padding`."""
+    def sequence(self, row: int) -> dict[_Name, Tensor]:
+        """Everything given of one sequence, (token, …) by name."""
         self._close()
         mine = [(rows.index(row), passes) for rows, passes in self._stretches if row in rows]
-        return {site: torch.cat([passes[site][0][at] for at, passes in mine])[padding:] for site in mine[0][1]}
+        return {name: torch.cat([passes[name][0][at] for at, passes in mine]) for name in mine[0][1]}

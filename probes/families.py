@@ -43,6 +43,22 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
         "mlp_only_layers": [1],
     },
+    "deepseek_v3": {  # queries and keys of 8 + 4, values of 6
+        **_COMMON,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 20,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+        "n_routed_experts": 8,
+        "n_group": 4,
+        "topk_group": 2,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "first_k_dense_replace": 1,
+        "num_mtp_layers": 0,
+    },
     "mistral": {**_GROUPED, "sliding_window": _WINDOW},
     "phi3": {**_GROUPED, "sliding_window": _WINDOW},
     "gemma2": _GEMMA,
@@ -85,5 +101,8 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
         for parameter in model.parameters():
             # Norms' weights and sinks too: at their initial 1 or 0 a forgotten norm or sink would go unseen.
             torch.nn.init.normal_(parameter, std=0.2 if parameter.dim() > 1 else 0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):  # DeepSeek's, by which experts are chosen, is no parameter
+                torch.nn.init.normal_(buffer, std=0.2)
     assert isinstance(model, PreTrainedModel)
     return model

@@ -30,6 +30,21 @@ def _topk_then_softmax(router: nn.Module, logits: Tensor) -> tuple[Tensor, Tenso
     return logits, torch.softmax(values, dim=-1, dtype=values.dtype), experts
 
 
+def _sigmoid_in_groups(router: nn.Module, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """DeepSeek-V3: sigmoids choose, with a bias that balances the load, among the best groups of experts, and weigh without it."""
+    factor = router.routed_scaling_factor
+    assert isinstance(factor, int | float)
+    scores = logits.sigmoid()
+    biased = (scores + router.get_buffer("e_score_correction_bias")).unflatten(-1, (router.num_group, -1))
+    groups = biased.topk(2, dim=-1).values.sum(dim=-1).topk(router.topk_group, dim=-1, sorted=False).indices
+    allowed = torch.zeros_like(biased[..., 0]).scatter(-1, groups, 1).bool()[..., None]
+    experts = biased.where(allowed, -torch.inf).flatten(-2).topk(_chosen(router), dim=-1, sorted=False).indices
+    weights = scores.gather(-1, experts)
+    if router.norm_topk_prob:
+        weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+    return logits, weights * factor, experts
+
+
 def _chosen(router: nn.Module) -> int:
     """How many experts a token goes to."""
     assert isinstance(router.top_k, int)
@@ -179,6 +194,8 @@ LAYOUTS = MappingProxyType(
             replace(_LLAMA, model_type="qwen2"),
             replace(_LLAMA, model_type="qwen3"),
             replace(_LLAMA, model_type="qwen3_moe", router="mlp.gate", route=_softmax_then_topk),
+            # Latent attention: `z` has the values' width (v_head_dim), which is not that of queries and keys.
+            replace(_LLAMA, model_type="deepseek_v3", router="mlp.gate", route=_sigmoid_in_groups),
             replace(_LLAMA, model_type="mistral"),
             replace(_LLAMA, model_type="phi3"),
             replace(_LLAMA, model_type="gpt_oss", router="mlp.router", route=_topk_then_softmax, sinks=True),

@@ -138,8 +138,10 @@ def _folded(fitted: BaseEstimator) -> tuple[Values, float, BaseEstimator]:
         raise InputError(f"{last} has no coef_; fit it first")
     coef, intercept = np.asarray(last.coef_, dtype=np.float64).reshape(-1), float(np.ravel(last.intercept_)[0])
     for scaler in before:
-        coef = coef / (1.0 if scaler.scale_ is None else scaler.scale_)
-        intercept -= float(coef @ (0.0 if scaler.mean_ is None else scaler.mean_))
+        if scaler.with_std:
+            coef = coef / scaler.scale_
+        if scaler.with_mean:  # without, `mean_` is there all the same
+            intercept -= float(coef @ scaler.mean_)
     return coef, intercept, last
 
 

@@ -29,6 +29,7 @@ from reasonscope.probes.sites import Site
 
 _SHARD_BYTES = 64 * 2**20  # what a kill can cost, and about what is held in memory beside the model
 _BYTES_PER_TOKEN = 64  # of the trace itself, roughly: id, offsets, text, log-probability, entropy
+_READ_TOKENS = 4096  # of one pass that reads, padding included
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +167,7 @@ def _run(
     sites: Sequence[Site],
     sampling: Sampling,
 ) -> tuple[list[Trace], list[dict[Site, Tensor]]]:
-    """Generate at full speed with nothing captured, then read everything in one teacher-forced pass."""
+    """Generate at full speed with nothing captured, then read what was written, teacher-forced."""
     seeds = [trace_seed(sampling.seed, task.id) for task in tasks]
     prompts = [task.prompt for task in tasks]
     if server is not None:
@@ -180,7 +181,20 @@ def _run(
     ]
     if not sites or reader is None:
         return traces, [{} for _ in traces]
-    return traces, replay(reader, [completion.token_ids.tolist() for completion in completions], sites)
+    return traces, _read(reader, [completion.token_ids.tolist() for completion in completions], sites)
+
+
+def _read(reader: Model, sequences: Sequence[Sequence[int]], sites: Sequence[Site]) -> list[dict[Site, Tensor]]:
+    """Sequences of like length together, few enough that neither padding nor what is read of them at once grows with the batch."""
+    seen: dict[int, dict[Site, Tensor]] = {}
+    group: list[int] = []
+    for i in sorted(range(len(sequences)), key=lambda i: len(sequences[i])):
+        if group and (len(group) + 1) * len(sequences[i]) > _READ_TOKENS:
+            seen |= zip(group, replay(reader, [sequences[j] for j in group], sites), strict=True)
+            group = []
+        group.append(i)
+    seen |= zip(group, replay(reader, [sequences[j] for j in group], sites), strict=True)
+    return [seen[i] for i in range(len(sequences))]
 
 
 def _open(path: Path, meta: Mapping[str, Any], sites: Sequence[str], resume: bool) -> TraceStore:

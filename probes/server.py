@@ -1,14 +1,17 @@
 """Completions by a server that speaks OpenAI's protocol (vLLM, SGLang, llama.cpp, transformers serve): ids where it knows them, checked."""
 
+import asyncio
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -17,19 +20,22 @@ from reasonscope.data.errors import InputError, MissingExtraError
 from reasonscope.data.trace import FinishReason, Sampling
 from reasonscope.probes.branches import Branch
 from reasonscope.probes.decoding import Completion
+from reasonscope.probes.kept import Kept
 from reasonscope.probes.prompting import Prompting
 
 _FINISH: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
 # vLLM's names: give ids back, and leave special tokens in the text.
 _IDS = MappingProxyType({"return_token_ids": True, "skip_special_tokens": False})
 _KEY = "REASONSCOPE_SERVER_KEY"
-_Ask = Callable[[str | list[int], int, Sampling], Mapping[str, Any]]
+_Ask = Callable[[str | list[int], int, Sampling], Awaitable[Mapping[str, Any]]]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerWriter:
     """The model that a server at `url` (without /v1) calls `model`; `workers` requests at a time, each asked again up to `retries`
-    times, ever later, where the server is busy, fails or is away for a moment.
+    times, ever later, where the server is busy, fails, is away for a moment, or has not answered to the last byte within `timeout`
+    seconds. What it wrote is kept in the folder `keep`, where one is given, and not asked for again.
 
     Each request carries the prompt as token ids and its own seed. The server is asked to return ids (`return_token_ids`, vLLM);
     where it does not know that, its text is encoded with `tokenizer`, and `stop` put behind a completion that it says has ended.
@@ -50,6 +56,7 @@ class ServerWriter:
     timeout: float = 600.0
     retries: int = 6
     key: str | None = None
+    keep: Path | None = None
 
     def __call__(self, token_ids: Sequence[int], branches: Sequence[Branch], sampling: Sampling) -> list[Completion]:
         """As `Writer` says. Raises InputError for a server that cannot be reached, refuses, or gives back wrong ids."""
@@ -59,36 +66,55 @@ class ServerWriter:
     def complete(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         """A completion of each of `prompts` (token ids) with its seed, in their order; errors as above."""
         asked = [list(map(int, prompt)) for prompt in prompts]
-        sent = [prompt if self.takes_ids else self._spelled(prompt) for prompt in asked]
-        with self._client() as ask, ThreadPoolExecutor(self.workers) as pool:
-            tasks = [
-                pool.submit(self._completion, ask, prompt, form, seed, sampling)
-                for prompt, form, seed in zip(asked, sent, seeds, strict=True)
-            ]
-            try:
-                return [task.result() for task in tasks]
-            except InputError:
-                pool.shutdown(cancel_futures=True)
-                raise
+        keys = [self._key(prompt, sampling, seed) for prompt, seed in zip(asked, seeds, strict=True)]
+        known = [self._kept.get(key) if self._kept else None for key in keys]
+        todo = [i for i, found in enumerate(known) if found is None]
+        sent = {i: asked[i] if self.takes_ids else self._spelled(asked[i]) for i in todo}
+
+        async def all_written() -> None:
+            room = asyncio.Semaphore(self.workers)
+
+            async def one(i: int) -> None:
+                async with room:
+                    known[i] = self._checked(asked[i], await ask(sent[i], seeds[i], sampling))
+                if self._kept:
+                    self._kept.put(keys[i], known[i])
+
+            async with self._client() as ask, asyncio.TaskGroup() as tasks:
+                for i in todo:
+                    tasks.create_task(one(i))
+
+        if todo:
+            _run(all_written())
+        return [_completion(prompt, *found) for prompt, found in zip(asked, known, strict=True) if found is not None]
 
     @cached_property
     def takes_ids(self) -> bool:
         """Whether the server takes token ids; asked once, for a single token."""
         from openai import BadRequestError, UnprocessableEntityError
 
-        with self._client() as ask:
-            try:
-                ask([0], 0, Sampling(temperature=0, max_new_tokens=1))
-            except _Refused as refusal:
-                if isinstance(refusal.__cause__, BadRequestError | UnprocessableEntityError):
-                    return False
-                raise
+        async def once() -> None:
+            async with self._client() as ask:
+                await ask([0], 0, Sampling(temperature=0, max_new_tokens=1))
+
+        try:
+            _run(once())
+        except _Refused as refusal:
+            if isinstance(refusal.__cause__, BadRequestError | UnprocessableEntityError):
+                return False
+            raise
         return True
 
-    def _completion(
-        self, ask: _Ask, prompt: list[int], sent: str | list[int], seed: int, sampling: Sampling
-    ) -> Completion:
-        reply = ask(sent, seed, sampling)
+    @cached_property
+    def _kept(self) -> Kept | None:
+        return None if self.keep is None else Kept(self.keep)
+
+    def _key(self, prompt: list[int], sampling: Sampling, seed: int) -> str:
+        asked = json.dumps([self.model, prompt, asdict(sampling), seed])
+        return hashlib.sha256(asked.encode()).hexdigest()
+
+    def _checked(self, prompt: list[int], reply: Mapping[str, Any]) -> tuple[list[int], FinishReason]:
+        """The ids that were written, and how they ended."""
         choices = reply.get("choices")
         if not isinstance(choices, list) or len(choices) != 1 or not _is_choice(choices[0]):
             raise InputError(f"{self.url} answered without one choice with a text: {json.dumps(reply)[:200]}")
@@ -97,14 +123,7 @@ class ServerWriter:
         usage = told if isinstance(told, dict) else {}
         self._check_prompt(prompt, choice.get("prompt_token_ids", reply.get("prompt_token_ids")), usage)
         finish = _FINISH.get(str(choice.get("finish_reason")), "unknown")
-        written = self._written(choice, finish)
-        return Completion(
-            token_ids=np.asarray([*prompt, *written], dtype=np.int64),
-            n_prompt_tokens=len(prompt),
-            finish_reason=finish,
-            logprobs=np.full(len(written), np.nan, dtype=np.float32),
-            entropies=np.full(len(written), np.nan, dtype=np.float32),
-        )
+        return self._written(choice, finish), finish
 
     def _spelled(self, prompt: list[int]) -> str:
         """The text that a server with this tokenizer reads as `prompt`, with the BOS that it adds or without."""
@@ -149,8 +168,8 @@ class ServerWriter:
             )
         return list(ids)
 
-    @contextmanager
-    def _client(self) -> Iterator[_Ask]:
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[_Ask]:
         """Inside, the server can be asked: (prompt, seed, sampling) to the JSON object of its reply."""
         if not self.url.startswith(("http://", "https://")):
             raise InputError(f"{self.url!r} is no address of a server; it has to begin with http:// or https://")
@@ -160,9 +179,20 @@ class ServerWriter:
             raise MissingExtraError(f'a server needs openai ({error}): pip install "reasonscope[scale]"') from error
         address = f"{self.url.rstrip('/')}/v1"
 
-        def ask(prompt: str | list[int], seed: int, sampling: Sampling) -> Mapping[str, Any]:
+        async def ask(prompt: str | list[int], seed: int, sampling: Sampling) -> Mapping[str, Any]:
+            for _ in range(1 + self.retries):
+                # The library's own limits are between two bytes: a server that sends one a second never meets them.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self.timeout):
+                        return await answered(prompt, seed, sampling)
+            raise InputError(
+                f"{address} gave no whole answer within {self.timeout:g} seconds, asked {1 + self.retries} times; give it more time, "
+                "fewer requests at once, or fewer tokens to write"
+            )
+
+        async def answered(prompt: str | list[int], seed: int, sampling: Sampling) -> Mapping[str, Any]:
             try:
-                raw = client.completions.with_raw_response.create(
+                raw = await client.completions.with_raw_response.create(
                     model=self.model,
                     prompt=prompt,
                     max_tokens=sampling.max_new_tokens,
@@ -181,14 +211,22 @@ class ServerWriter:
             return found
 
         # A key of OpenAI in the environment is not for a server of anybody else.
-        with openai.OpenAI(
-            base_url=address, api_key=self.key or "none", max_retries=self.retries, timeout=self.timeout
+        async with openai.AsyncOpenAI(
+            base_url=address, api_key=self.key or "none", max_retries=self.retries, timeout=None
         ) as client:
             yield ask
 
 
-def server_writer(url: str, model: Prompting, *, served_as: str | None = None, workers: int = 8) -> ServerWriter:
-    """The writer for `model` behind `url`, where it is called `served_as` (its own name where not given).
+def server_writer(
+    url: str,
+    model: Prompting,
+    *,
+    served_as: str | None = None,
+    workers: int = 8,
+    timeout: float = 600.0,
+    keep: Path | None = None,
+) -> ServerWriter:
+    """The writer for `model` behind `url`, where it is called `served_as` (its own name where not given); see `ServerWriter`.
 
     A server that wants a key gets the one in the environment variable REASONSCOPE_SERVER_KEY.
     """
@@ -200,8 +238,38 @@ def server_writer(url: str, model: Prompting, *, served_as: str | None = None, w
         stop=model.tokenizer.eos_token_id,
         needs_ids=model.tags is not None and bool({model.tags.open, model.tags.close} & special),
         workers=workers,
+        timeout=timeout,
+        keep=keep,
         key=os.environ.get(_KEY),
     )
+
+
+def _completion(prompt: list[int], written: list[int], finish: FinishReason) -> Completion:
+    return Completion(
+        token_ids=np.asarray([*prompt, *written], dtype=np.int64),
+        n_prompt_tokens=len(prompt),
+        finish_reason=finish,
+        logprobs=np.full(len(written), np.nan, dtype=np.float32),
+        entropies=np.full(len(written), np.nan, dtype=np.float32),
+    )
+
+
+def _run(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run `work` to its end, beside the event loop that runs already in a notebook; of several errors at once the first."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        beside = False
+    else:
+        beside = True
+    try:
+        if not beside:
+            return asyncio.run(work)
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, work).result()
+    except ExceptionGroup as errors:
+        first = errors.exceptions[0]
+        raise first from first.__cause__
 
 
 def _is_choice(value: object) -> bool:

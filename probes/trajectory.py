@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
+from scipy.stats import t
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.store import TraceStore
@@ -26,10 +27,15 @@ PLATEAU = 0.5  # the share of the thinking, counted from its end, whose median i
 
 @dataclass(frozen=True, kw_only=True)
 class MeanTrajectory:
-    """Mean score and number of traces `n` at each position (position,); the last position is the last score of every trace."""
+    """Mean score and number of traces `n` at each position (position,); the last position is the last score of every trace.
+
+    `low`, `high`: the 95 % interval of each mean over problems, NaN where fewer than two problems reach a position or none were named.
+    """
 
     mean: Values
     n: NDArray[np.int64]
+    low: Values
+    high: Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,18 +119,20 @@ def position_name(position: Position) -> str:
 
 
 def mean_trajectory(
-    scores: Sequence[Values], *, mode: Literal["corrected", "reference"] = "corrected"
+    scores: Sequence[Values], *, groups: Sequence[str] = (), mode: Literal["corrected", "reference"] = "corrected"
 ) -> MeanTrajectory:
-    """Mean over traces of `scores` (one array (row,) each), aligned at their last rows.
+    """Mean over traces of `scores` (one array (row,) each), aligned at their last rows; `groups` names the problem of each.
 
     `corrected`: over the traces that reach a position, so that a constant score stays constant whatever the lengths.
     `reference`: as the code of arXiv 2510.06036 does, absent positions count as 0, which draws a rise where there is none.
-    Raises InputError for no trace or a trace without scores.
+    Raises InputError for no trace, a trace without scores, or groups that are not one a trace.
     """
     if mode not in ("corrected", "reference"):
         raise InputError(f"mode {mode!r}: there are 'corrected' and 'reference'")
     if not scores or not all(len(values) for values in scores):
         raise InputError(f"{len(scores)} trajectories, some of them empty perhaps: give at least one score a trace")
+    if groups and len(groups) != len(scores):
+        raise InputError(f"{len(groups)} groups for {len(scores)} trajectories: name the problem of each, or none")
     longest = max(len(values) for values in scores)
     padded = np.full((len(scores), longest), np.nan)
     for row, values in zip(padded, scores, strict=True):
@@ -132,7 +140,31 @@ def mean_trajectory(
     reached = ~np.isnan(padded)
     total = np.where(reached, padded, 0.0).sum(axis=0)
     n = reached.sum(axis=0)
-    return MeanTrajectory(mean=total / (n if mode == "corrected" else len(scores)), n=n)
+    counted = n if mode == "corrected" else np.full(longest, len(scores))
+    mean = total / counted
+    reach = _reach(padded, groups) * n / counted
+    return MeanTrajectory(mean=mean, n=n, low=mean - reach, high=mean + reach)
+
+
+def _reach(padded: Values, groups: Sequence[str]) -> Values:
+    """Half the 95 % interval of the mean over the traces at each position, traces of one problem not being independent.
+
+    Student's t over the G problems there, with the cluster-robust variance of a mean, G / (G − 1) · Σ_g (Σ_{i in g} (x_i − mean))² / n².
+    """
+    names, of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    reached = ~np.isnan(padded)
+    sums = np.zeros((len(names), padded.shape[1]))
+    there = np.zeros_like(sums, dtype=bool)
+    if len(names):
+        centre = np.where(reached, padded, 0.0).sum(axis=0) / reached.sum(axis=0)
+        np.add.at(sums, of, np.where(reached, padded - centre, 0.0))
+        np.logical_or.at(there, of, reached)
+    many = there.sum(axis=0)
+    known = many > 1
+    reach = np.full(padded.shape[1], np.nan)
+    n, g = reached.sum(axis=0)[known], many[known]
+    reach[known] = t.ppf(0.975, g - 1) * np.sqrt(g / (g - 1) * (sums[:, known] ** 2).sum(axis=0)) / n
+    return reach
 
 
 def plateau_and_end(scores: Values, trace: Trace, *, plateau: float = PLATEAU) -> tuple[float, float]:

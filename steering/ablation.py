@@ -106,18 +106,15 @@ class Replacing(Touching):
 
     def _edit(self, site: Site, heads: tuple[int, ...] | None) -> Edit:
         def edit(activation: Tensor, where: Positions) -> Tensor:
-            chosen = self.chosen(where).to(activation.device)
-            if not chosen.any():
-                return activation
-            rows = activation[chosen]
+            return self.change(activation, where, replaced)
+
+        def replaced(rows: Tensor) -> Tensor:
             value = self._value(site, rows)
-            if heads is not None:
-                kept = rows.clone()
-                kept[:, list(heads)] = value[:, list(heads)]
-                value = kept
-            after = activation.clone()
-            after[chosen] = value
-            return after
+            if heads is None:
+                return value
+            kept = rows.clone()
+            kept[:, list(heads)] = value[:, list(heads)]
+            return kept
 
         return edit
 

@@ -1,6 +1,6 @@
 """Applies steering vectors while a model writes or reads, and counts what it touched."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -52,11 +52,11 @@ class Touching:
         self._step: DecodingStep | None = None
         self._given: Sequence[int] | None = None
         self._written = self._n_prompt = torch.empty(0)
-        self._pass: tuple[Positions, Tensor] | None = None
+        self._pass: tuple[Positions, Tensor, int] | None = None
 
     def on_step(self, step: DecodingStep) -> None:
         self._step = step
-        if step.index > 0:
+        if step.index > 0 and not self.scope.is_local:
             columns = torch.full((len(self._written), step.ids.shape[1]), -1, device=step.ids.device)
             columns[step.rows] = step.ids
             self._written = torch.cat([self._written, columns], dim=1)
@@ -64,17 +64,28 @@ class Touching:
     def begin(self, n_prompt: Sequence[int]) -> None:
         self._given, self._step = n_prompt, None
 
-    def chosen(self, where: Positions) -> Tensor:
-        """The mask over the columns of this pass (batch, token)."""
+    def change(self, activation: Tensor, where: Positions, changed: Callable[[Tensor], Tensor]) -> Tensor:
+        """`activation` (batch, token, …) with what `changed` makes of its chosen rows (row, …); itself where that is nothing new."""
         if self._pass is None or self._pass[0] is not where:
             mask = self._mask(where)
-            self._pass = where, mask
-            self.touched += int(mask.sum())
-        return self._pass[1]
+            self._pass = where, mask, int(mask.sum())
+            self.touched += self._pass[2]
+        _, mask, n = self._pass
+        if n == 0:
+            return activation
+        whole, mask = n == mask.numel(), mask.to(activation.device)
+        rows = activation.flatten(0, 1) if whole else activation[mask]
+        new = changed(rows)
+        if new is rows:
+            return activation
+        if whole:
+            return new.reshape(activation.shape).contiguous()
+        after = activation.clone()
+        after[mask] = new
+        return after
 
     def _mask(self, where: Positions) -> Tensor:
-        begins = bool((where.index == 0).any(dim=1).all())
-        if begins:
+        if self._begins(where):
             ids = where.ids.masked_fill(where.index < 0, -1)
             n_prompt = (ids >= 0).sum(dim=1)
             if self._step is not None and self._step.index == 0:
@@ -88,7 +99,15 @@ class Touching:
                 "rollouts beside write=, and do not use one intervention for two runs at a time"
             )
         rows, n = self._step.rows, where.ids.shape[1]
+        if self.scope.is_local:
+            return self.scope.local_mask(where.ids, where.index, self._n_prompt[rows])
         return self.scope.mask(self._written[rows], n_prompt=self._n_prompt[rows], last=n)
+
+    def _begins(self, where: Positions) -> bool:
+        """Whether this pass feeds sequences from their first token: not one that `on_step` has announced to go on."""
+        if self._step is not None and self._step.index > 0 and self._step.ids is where.ids:
+            return False
+        return bool((where.index == 0).any(dim=1).all())
 
     def _checked(self, n_tokens: Tensor) -> Tensor:
         assert self._given is not None
@@ -120,20 +139,19 @@ class Steering(Touching):
         name, wide = str(site), torch.from_numpy(np.asarray(direction, dtype=np.float32))
 
         def edit(activation: Tensor, where: Positions) -> Tensor:
-            chosen = self.chosen(where).to(activation.device)
             if activation.shape[-1] != len(wide):
                 raise InputError(
                     f"a direction of width {len(wide)} for activations of width {activation.shape[-1]} at {name}; "
                     "the vector was made from another model"
                 )
-            if self.multiplier == 0 or not chosen.any():
-                return activation
-            before = activation[chosen]
+            return self.change(activation, where, moved)
+
+        def moved(before: Tensor) -> Tensor:
+            if self.multiplier == 0:
+                return before
             states = before.to(torch.promote_types(before.dtype, torch.float32))
-            moved = self.operator(states, wide.to(states), self.multiplier).to(activation.dtype)
-            self._check(before, moved, name)
-            after = activation.clone()
-            after[chosen] = moved
+            after = self.operator(states, wide.to(states), self.multiplier).to(before.dtype)
+            self._check(before, after, name)
             return after
 
         return edit

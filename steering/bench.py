@@ -10,6 +10,7 @@ from reasonscope.data.behaviour import behaviour
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.evaluate import Estimate, Resamples, Values
+from reasonscope.probes.fitting import fitting_rows
 from reasonscope.probes.model import Model
 from reasonscope.probes.rollout import rollouts
 from reasonscope.steering.apply import Intervention, check_touched
@@ -28,8 +29,8 @@ MEASURES = (
     "tokens", "accuracy", "refused", "refused_harmful", "refused_benign", "well_formed", "repeated_ngrams", "compression",
     "perplexity", "kl",
 )  # fmt: skip
-# Rows of one pass: a small model takes hardly longer for them than for a few.
-BATCH_SIZE = 256
+# Rows of one pass, at most: a small model takes hardly longer for them than for a few.
+MOST_ROWS = 256
 _UNKNOWN = Estimate(value=float("nan"), low=float("nan"), high=float("nan"))
 
 
@@ -69,7 +70,8 @@ class Bench:
     """The same problems with the same seeds, answered in as many ways as are asked for, each measured beside the unsteered run.
 
     Ways that are asked for together run in one batch, the unsteered run with the first of them, at most `batch_size` rows (a way and a
-    problem each) at a time; each row writes what it would write alone. `on_given_text=False` leaves out perplexity and KL.
+    problem each) at a time, where none is given as many as there is room for (`fitting_rows`) up to 256; each row writes what it would
+    write alone. `on_given_text=False` leaves out perplexity and KL.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Bench:
         sampling: Sampling,
         *,
         samples: int = 1,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         on_given_text: bool = True,
     ) -> None:
         if not problems:
@@ -169,8 +171,9 @@ class Bench:
     def _write(self, treatments: Sequence[Treatment], say: Callable[[str], None]) -> list[list[Trace]]:
         """What each of the treatments makes the model write: as many lists of traces."""
         written: list[list[Trace]] = []
-        for start in range(0, len(treatments), self._batch_size):
-            together = treatments[start : start + self._batch_size]
+        rows = self._batch_size or self._fitting([one.prefill for one in treatments])
+        for start in range(0, len(treatments), rows):
+            together = treatments[start : start + rows]
             say(", ".join(one.name for one in together))
             side_by_side = SideBySide(together)
             traces = rollouts(
@@ -178,7 +181,7 @@ class Bench:
                 self.problems,
                 self._sampling,
                 samples=self._samples,
-                batch_size=self._batch_size,
+                batch_size=rows,
                 write=side_by_side.edits,
                 on_step=side_by_side.on_step,
                 processors=[side_by_side] if any(one.processors for one in together) else (),
@@ -187,6 +190,16 @@ class Bench:
             n = len(self.problems) * self._samples
             written += [traces[i * n : (i + 1) * n] for i in range(len(together))]
         return written
+
+    def _fitting(self, prefills: Sequence[str]) -> int:
+        """Rows of the longest prompt and all that may be written behind it, up to the whole context."""
+        longest = max(
+            len(self.model.encode_prompt(problem, prefill=prefill))
+            for prefill in set(prefills)
+            for problem in self.problems
+        )
+        tokens = min(longest + self._sampling.max_new_tokens, self.model.context_length)
+        return fitting_rows(self.model, tokens, most=MOST_ROWS)
 
     def _measured(
         self, treatments: Sequence[Treatment], written: Sequence[list[Trace]], base: Sequence[Trace]

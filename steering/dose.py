@@ -14,7 +14,7 @@ from reasonscope.probes.evaluate import Estimate
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
 from reasonscope.steering.apply import Steering
-from reasonscope.steering.bench import BATCH_SIZE, Arm, Bench
+from reasonscope.steering.bench import Arm, Bench
 from reasonscope.steering.parts import Part, check_parts, steering
 from reasonscope.steering.scope import Scope
 from reasonscope.steering.treatments import Treatment
@@ -61,6 +61,7 @@ class DoseResponse:
     held_out: bool
 
     null_name: ClassVar[str] = "random vectors"
+    unit: ClassVar[str] = "below 0 the reverse"
 
     @property
     def curves(self) -> dict[str, tuple[Arm, ...]]:
@@ -87,7 +88,7 @@ def compare(
     vectors: Mapping[str, tuple[SteeringVector, float]],
     *,
     scope: Scope,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> list[Arm]:
     """Run `problems` unsteered (arm `base`, first) and with each vector at its multiplier; same seeds in every arm.
 

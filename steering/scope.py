@@ -99,11 +99,9 @@ class Scope:
         `n_prompt` (batch,) says how many tokens of each row were given (None: all). `last` columns alone are judged where it is set.
         """
         real = ids >= 0
-        index = real.cumsum(dim=1) - 1
+        index = (real.cumsum(dim=1) - 1).masked_fill(~real, -1)
         given = real.sum(dim=1) if n_prompt is None else n_prompt.to(ids.device)
-        chosen = real & self._placed(ids, index, given)
-        if self.tokens is not None:
-            chosen = chosen & _among(ids, self.tokens)
+        chosen = self.local_mask(ids, index, given)
         if self.on != "all" or self.steps is not None:
             assert self.marks is not None
             places = Places.find(ids, self.marks)
@@ -116,20 +114,34 @@ class Scope:
         chosen = chosen[:, -(last or ids.shape[1]) :]
         return self._of_kind(ids, chosen) if self.steps in _KINDS else chosen
 
-    def _placed(self, ids: Tensor, index: Tensor, given: Tensor) -> Tensor:
-        """Where the tokens are that positions, windows and ids name, less those that are excluded."""
-        named, excluded = self._named("", ids, index, given), self._named("exclude_", ids, index, given)
-        chosen = torch.ones_like(ids, dtype=torch.bool) if named is None else named
-        return chosen if excluded is None else chosen & ~excluded
+    @property
+    def is_local(self) -> bool:
+        """Whether a token's own place and id decide, whatever was said before it."""
+        return self.on == "all" and self.steps is None
+
+    def local_mask(self, ids: Tensor, index: Tensor, n_prompt: Tensor) -> Tensor:
+        """True on the columns that positions, windows and ids name, less those that are excluded.
+
+        `ids` and `index` (batch, token) may be any columns of the sequences: `index` says where they stand, -1 on padding.
+        """
+        chosen = index >= 0
+        if (named := self._named("", ids, index, n_prompt)) is not None:
+            chosen = chosen & named
+        if (excluded := self._named("exclude_", ids, index, n_prompt)) is not None:
+            chosen = chosen & ~excluded
+        return chosen if self.tokens is None else chosen & _among(ids, self.tokens)
 
     def _named(self, prefix: str, ids: Tensor, index: Tensor, given: Tensor) -> Tensor | None:
         """The union of what the fields with `prefix` name; None where none of them is set."""
         found = []
         n = given[:, None]
-        for phase, at, inside in (("prompt", index, index < n), ("generation", index - n, index >= n)):
+        for phase in ("prompt", "generation"):
             positions, window, tokens = (
                 getattr(self, f"{prefix}{phase}_{w}") for w in ("positions", "window", "tokens")
             )
+            if not positions and window is None and not tokens:
+                continue
+            at, inside = (index, index < n) if phase == "prompt" else (index - n, index >= n)
             found += [inside & (at == (p if p >= 0 else n + p)) for p in positions]
             if window is not None:
                 start, stop = (b if b is None or b >= 0 else n + b for b in window)

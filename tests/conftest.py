@@ -6,7 +6,8 @@ import pytest
 from hypothesis import settings
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-settings.register_profile("repeatable", derandomize=True)
+# No deadline: on a busy machine it fails at random, and a mutant would seem to be noticed.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 # The pattern of Qwen2: digits one by one, newlines kept whole and merged with the punctuation before them.

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Literal
 
 import numpy as np
@@ -46,6 +47,7 @@ def anchor_graph(
     per_node: int = 3,
     least: float = 0.0,
     root: int | None = None,
+    marked: int | None = None,
     direction: Literal["in", "out"] = "out",
     depth: int = 2,
     truth: bool = False,
@@ -53,12 +55,13 @@ def anchor_graph(
     """Sentences as circles: size is importance, colour and number the kind and place, lines the strongest links, dots the truth.
 
     On a circle in reading order; with `root` as a tree of what that sentence brings about (`direction` "out") or hangs on ("in").
-    Sentences of less importance than the share `least` of the highest are left out, but for the root. `colours`: word and colour of a tag.
+    Sentences of less importance than the share `least` of the highest are left out, but for the root and the one
+    that is `marked` by a heavy ring. `colours`: word and colour of a tag.
     """
     size = np.nan_to_num(np.abs(graph.importance))
     highest = float(size.max()) or 1.0
     links = graph.links(per_node)
-    kept = [i for i in range(len(size)) if size[i] >= least * highest or i == root]
+    kept = [i for i in range(len(size)) if size[i] >= least * highest or i in (root, marked)]
     places = _on_a_circle(kept, len(size)) if root is None else _as_a_tree(root, links, direction, depth, set(kept))
     figure = go.Figure()
     _draw_links(figure, [link for link in links if link[0] in places and link[1] in places], places)
@@ -68,7 +71,7 @@ def anchor_graph(
             style = {"color": GREEN, "width": 1.5, "dash": "dot"}
             _line(figure, places[s], places[t], style, name="true dependency", legend=i == 0)
     for tag in dict.fromkeys(graph.tags[i] for i in sorted(places)):
-        word, colour = colours.get(tag, (tag, GREY))
+        word, colour = colours.get(tag, (escape(tag), GREY))
         members = [i for i in sorted(places) if graph.tags[i] == tag]
         figure.add_scatter(
             x=[places[i][0] for i in members],
@@ -78,11 +81,11 @@ def anchor_graph(
             textposition="top center",
             name=word,
             customdata=[[i, short(graph.texts[i]), f"{graph.importance[i]:.3g}"] for i in members],
-            hovertemplate=f"<b>%{{customdata[0]}}</b> {word}<br>%{{customdata[1]}}<br>{measure} %{{customdata[2]}}<extra></extra>",
+            hovertemplate=f"<b>%{{customdata[0]}}</b> {word}<br>%{{customdata[1]}}<br>{escape(measure)} %{{customdata[2]}}<extra></extra>",
             marker={
                 "color": colour,
                 "size": [8 + 26 * size[i] / highest for i in members],
-                "line": {"width": [3 if i == root else 1 for i in members], "color": GREY},
+                "line": {"width": [4 if i in (root, marked) else 1 for i in members], "color": GREY},
             },
         )
     hidden = {"visible": False}
@@ -93,7 +96,8 @@ def _draw_links(
     figure: Figure, links: Sequence[tuple[int, int, float]], places: Mapping[int, tuple[float, float]]
 ) -> None:
     strongest = max((abs(effect) for _, _, effect in links), default=1.0)
-    for name, sign, colour in (("raises it", 1, BLUE), ("lowers it", -1, ORANGE)):
+    signed = any(effect < 0 for _, _, effect in links)  # a divergence has no sign
+    for name, sign, colour in (("raises it" if signed else "moves it", 1, BLUE), ("lowers it", -1, ORANGE)):
         for i, (s, t, effect) in enumerate(link for link in links if link[2] * sign > 0):
             style = {"color": colour, "width": 0.5 + 3.5 * abs(effect) / strongest}
             _line(figure, places[s], places[t], style, name=name, legend=i == 0)
@@ -139,6 +143,6 @@ def _line(
     middle = 0.55 * (a + b) / 2
     points = (1 - part) ** 2 * a + 2 * part * (1 - part) * middle + part**2 * b
     figure.add_scatter(
-        x=points[:, 0], y=points[:, 1], mode="lines", line=dict(style), opacity=0.55, name=name, legendgroup=name,
+        x=points[:, 0], y=points[:, 1], mode="lines", line=dict(style), opacity=0.7, name=name, legendgroup=name,
         showlegend=legend, hoverinfo="skip",
     )  # fmt: skip

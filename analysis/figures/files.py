@@ -1,15 +1,23 @@
 """Figures as HTML, JSON, rows of numbers, and in the theme of a page."""
 
 import json
+import re
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from textwrap import wrap
+from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from reasonscope.analysis.figures.theme import Figure
 from reasonscope.data.durable import write_text_durably
 from reasonscope.data.errors import InputError
 
+_KINDS = {"scatter", "bar", "box", "heatmap"}
+_LINK = re.compile(r"<(?=\s*a\b)", re.IGNORECASE)
+_PHONE = 40  # letters that a legend has room for on a phone
 _CONTROLS = {"displaylogo": False, "displayModeBar": "hover", "responsive": True}
 
 
@@ -19,7 +27,9 @@ def to_html(figure: Figure, *, with_library: bool) -> str:
     The same figure gives the same bytes: Plotly alone would draw a random id for its place in the page.
     """
     place = f"figure-{sha256(figure.to_json().encode()).hexdigest()[:16]}"
-    html: str = figure.to_html(full_html=False, include_plotlyjs=with_library, config=_CONTROLS, div_id=place)
+    html: str = _unlinked(figure).to_html(
+        full_html=False, include_plotlyjs=with_library, config=_CONTROLS, div_id=place
+    )
     return html
 
 
@@ -29,19 +39,41 @@ def write_figure(figure: Figure, path: Path) -> None:
 
 
 def read_figure(path: Path) -> Figure:
-    """What `write_figure` wrote. Raises InputError for a file that holds no figure."""
+    """What `write_figure` wrote. Raises InputError for a file that holds no figure, or one that would ask another host for something."""
     try:
-        return go.Figure(json.loads(path.read_text(encoding="utf-8")))
+        figure = go.Figure(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         what = str(error).strip().splitlines()[0]
         raise InputError(f"{path} cannot be read as a figure ({what}); measure again") from error
+    # Plotly loads images and maps from where a figure says.
+    if (kinds := {curve.type for curve in figure.data} - _KINDS) or figure.layout.images:
+        raise InputError(f"{path} has {', '.join(kinds) or 'images'}, as no figure of ours does; measure again")
+    return figure
 
 
 def in_theme(figure: Figure, *, dark: bool) -> Figure:
-    """A copy for a light or a dark page, whose background shows through."""
-    return go.Figure(figure).update_layout(
+    """A copy for a light or a dark page, whose background shows through; long names in the legend are broken for a phone."""
+    copy = _unlinked(figure).update_layout(
         template="plotly_dark" if dark else "plotly_white", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)"
     )
+    return copy.for_each_trace(
+        lambda curve: curve.update(name="<br>".join(wrap(curve.name or "", _PHONE)) or curve.name)
+    )
+
+
+def _unlinked(figure: Figure) -> Figure:
+    """A copy in whose texts no link works: Plotly sets those of labels and names, which come from a run."""
+    return go.Figure(_without_links(figure.to_dict()))
+
+
+def _without_links(value: Any) -> Any:
+    if isinstance(value, str):
+        return _LINK.sub("&lt;", value)
+    if isinstance(value, Mapping):
+        return {key: _without_links(inner) for key, inner in value.items()}
+    if isinstance(value, np.ndarray):
+        return _without_links(value.tolist()) if value.dtype == object else value
+    return [_without_links(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def figure_data(figure: Figure) -> list[dict[str, object]]:

@@ -7,16 +7,19 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from reasonscope.analysis.figures.theme import ORANGE, Figure, panel_gap, short, styled, titled, unit_of
+from reasonscope.analysis.figures.theme import ORANGE, Figure, panel_gap, short, styled, titled
 from reasonscope.analysis.results import Result
 
 
 def head_grid(values: NDArray[np.float64], *, title: str, measure: str) -> Figure:
-    """Scores (layer, head) as a map; a square on each cell takes the click, for a map itself tells nobody of one."""
+    """Scores (layer, head) as a map, white at 0 where they have a sign.
+
+    A square on each cell takes the click, for a map itself tells nobody of one.
+    """
     layers, heads = values.shape
     figure = go.Figure()
     figure.add_heatmap(
-        z=values, colorscale="Viridis", colorbar={"title": {"text": measure, "side": "right"}}, hoverinfo="skip"
+        z=values, colorbar={"title": {"text": measure, "side": "right"}}, hoverinfo="skip", **_scale(values)
     )
     rows, columns = np.mgrid[:layers, :heads]
     figure.add_scatter(
@@ -122,7 +125,7 @@ def value_maps(result: Result) -> Figure:
             z=panel,
             x=list(across.labels),
             y=list(vertical.labels),
-            colorbar={"title": unit_of(name, result.unit), "len": share, "y": middle},
+            colorbar={"title": result.unit_of(name), "len": share, "y": middle},
             row=row,
             col=1,
             hovertemplate=f"{vertical.name} %{{y}}, {across.name} %{{x}}<br>%{{z:.4g}}<extra></extra>",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,7 +93,8 @@ def layer_position_map(
 
 
 def mean_trajectories(curves: Mapping[str, MeanTrajectory], *, title: str, measure: str, last: int = 20) -> Figure:
-    """Mean score by outcome, counted back from the last token of the close window; below, how many traces are behind each point.
+    """Mean score by outcome with its 95 % interval over problems, counted back from the last token of the close window; below, how many
+    traces are behind each point.
 
     Right, the `last` tokens one by one: nothing is resampled, for a cliff of two tokens would vanish in a grid.
     """
@@ -110,6 +112,12 @@ def mean_trajectories(curves: Mapping[str, MeanTrajectory], *, title: str, measu
             style = {"name": name, "legendgroup": name, "line": {"color": colour}}
             mode = "lines" if column == 1 else "lines+markers"
             hover = "token %{x}: %{y:.3f}<br>n = %{customdata}"
+            for end, fill in ((curve.low, None), (curve.high, "tonexty")):
+                figure.add_scatter(
+                    x=back, y=end[-shown:], mode="lines", line={"width": 0}, fill=fill, opacity=0.2, hoverinfo="skip",
+                    fillcolor=f"rgba({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))}, 0.2)", name=f"{name}, 95 %",
+                    legendgroup=name, showlegend=False, row=1, col=column,
+                )  # fmt: skip
             figure.add_scatter(
                 x=back,
                 y=curve.mean[-shown:],
@@ -148,4 +156,6 @@ def cliff_distribution(cliffs: Mapping[str, Cliff], random: NDArray[np.float64],
             showlegend=False,
         )
     figure.add_hline(y=0, line={"color": GREY, "dash": "dash"})
-    return styled(figure, title, "", "plateau less end")
+    names = [box.name for box in figure.data]
+    wrapped = ["<br>".join(wrap(name, 12)) for name in names]  # side by side on a phone, too
+    return styled(figure, title, "", "plateau less end").update_xaxes(tickvals=names, ticktext=wrapped, tickangle=0)

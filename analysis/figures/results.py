@@ -25,13 +25,12 @@ from reasonscope.analysis.figures.theme import (
     short,
     styled,
     titled,
-    unit_of,
 )
 from reasonscope.analysis.results import Band, Result
 
 _CLICKABLE = 2000  # places of a line that take a click, by marks that are not seen; of a longer one the peaks alone do
 _MAPS = (("layer", "head"), ("target", "source"))
-_RUNNING = ("token", "sentence", "step", "cut", "bin")
+_RUNNING = ("token", "sentence", "step", "cut", "bin", "site", "layer")
 _ARRAYS = {
     "effects": "effect on coming up",
     "suppression": "effect of suppression",
@@ -40,7 +39,7 @@ _ARRAYS = {
 
 def of_result(result: Result) -> dict[str, Figure]:
     """The figures of a result by name: maps of layers by heads and of targets by sources, else its lines along a last axis that runs
-    (tokens, sentences, cuts), else its points; and the maps of sentence on sentence that it has."""
+    (tokens, sentences, cuts, layers; a panel with its own unit each), else its points; and the maps of sentence on sentence that it has."""
     names = tuple(axis.name for axis in result.axes[-2:])
     drawn: dict[str, Figure] = {}
     if names in _MAPS:
@@ -101,7 +100,7 @@ def along(
             )  # fmt: skip
     figure = styled(figure, titled(result), "", "").update_layout(height=200 + 180 * len(rows))
     for panel, name in enumerate(rows, start=1):
-        figure.update_yaxes(title=unit_of(name, result.unit), row=panel)
+        figure.update_yaxes(title=result.unit_of(name), row=panel)
     ticks = {} if numbered and len(places) > 30 else {"tickvals": x, "ticktext": places}
     return figure.update_xaxes(title=result.axes[-1].name, row=len(rows), **ticks)
 
@@ -130,10 +129,10 @@ def points(result: Result) -> Figure:
             x=values, y=list(things), mode="markers", marker={"color": BLUE, "size": 9}, error_x=bars, name="measured",
             showlegend=not at, hovertemplate="%{y}<br>%{x:.4g}<extra></extra>", **place,
         )  # fmt: skip
-        figure.update_xaxes(title=unit_of(name, result.unit), **place)
+        figure.update_xaxes(title=result.unit_of(name), **place)
     figure = styled(figure, titled(result), "", "").update_layout(height=200 + 26 * len(things))
     for at, name in enumerate(panels):
-        figure.update_xaxes(title=unit_of(name, result.unit), row=1, col=at + 1)
+        figure.update_xaxes(title=result.unit_of(name), row=1, col=at + 1)
     return figure.update_yaxes(autorange="reversed", automargin=True)
 
 
@@ -168,7 +167,8 @@ def arm_outcomes(result: Result) -> Figure:
 
 def _shade(figure: Figure, x: NDArray[np.intp], null: Band, row: int, panel: int, shown: bool) -> None:
     low, high = (np.reshape(end, (-1, len(x)))[row] for end in (null.low, null.high))
-    style = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "legendgroup": "null", "row": panel, "col": 1}
+    line = {"width": 1 if np.array_equal(low, high) else 0, "color": GREY}  # a band of no width is a line
+    style = {"mode": "lines", "line": line, "hoverinfo": "skip", "legendgroup": "null", "row": panel, "col": 1}
     figure.add_scatter(x=x, y=low, showlegend=False, **style)
     figure.add_scatter(
         x=x,

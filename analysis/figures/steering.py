@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from reasonscope.analysis.figures.theme import BLUE, GREY, PURPLE, SYMBOLS, Figure, colours_of, error_bars, styled
+from reasonscope.analysis.figures.theme import (
+    BLUE,
+    GREY,
+    PURPLE,
+    SHADE,
+    SYMBOLS,
+    Figure,
+    colours_of,
+    error_bars,
+    styled,
+)
 
 if TYPE_CHECKING:  # their modules load torch
+    from reasonscope.probes.evaluate import Estimate
     from reasonscope.steering.bench import Arm
     from reasonscope.steering.controls import ControlResponse
     from reasonscope.steering.dose import DoseResponse
+
+_MEASURES: Mapping[str, Callable[[Arm], Estimate]] = {
+    "mean thinking tokens": lambda arm: arm.tokens,
+    "accuracy": lambda arm: arm.accuracy,
+}
 
 
 def steering_plane(arms: Sequence[Arm]) -> Figure:
@@ -31,7 +48,8 @@ def steering_plane(arms: Sequence[Arm]) -> Figure:
             error_x=error_bars([arm.tokens], colour),
             error_y=error_bars([arm.accuracy], colour),
         )
-    return styled(figure, "What steering does", "mean thinking tokens", "accuracy").update_yaxes(range=[0, 1.05])
+    title = f"What steering does ({arms[0].n_problems} problems)"
+    return styled(figure, title, "mean thinking tokens", "accuracy").update_yaxes(range=[0, 1.05])
 
 
 def steering_front(responses: Sequence[DoseResponse | ControlResponse]) -> Figure:
@@ -83,8 +101,54 @@ def steering_front(responses: Sequence[DoseResponse | ControlResponse]) -> Figur
         line={"color": GREY, "dash": "dash", "shape": "hv"},
         hoverinfo="skip",
     )
-    figure = styled(figure, "What steering costs and saves", "mean thinking tokens", "accuracy")
+    figure = styled(
+        figure,
+        f"What steering costs and saves ({base.n_problems} held-out problems)",
+        "mean thinking tokens",
+        "accuracy",
+    )
     return figure.update_yaxes(range=[0, 1.08]).update_layout(height=520)
+
+
+def sweep_figures(responses: Sequence[DoseResponse | ControlResponse]) -> dict[str, Figure]:
+    """The figures of a sweep by name: all methods on one plane, and the dose-response of each."""
+    curves = {f"dose_{response.name}": dose_curves(response) for response in responses}
+    return {"steering_front": steering_front(responses), **curves}
+
+
+def dose_curves(response: DoseResponse | ControlResponse) -> Figure:
+    """Mean thinking tokens and accuracy by strength, 95 % intervals over problems; a strength below 0 is the reverse.
+
+    Shaded is where the random vectors (random tokens, of a control of the decoding) of each strength lie, from the lowest to the highest
+    of their means; the dashed line is the unsteered model.
+    """
+    base, nulls = response.base, response.nulls
+    arms = sorted((arm for arms in response.curves.values() for arm in arms), key=lambda arm: arm.multiplier)
+    x = [arm.multiplier for arm in arms]
+    strengths = sorted({arm.multiplier for arm in nulls})
+    each = len(nulls) // max(len(strengths), 1)
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    for row, (name, read) in enumerate(_MEASURES.items(), start=1):
+        place = {"row": row, "col": 1}
+        ranges = [[read(arm).value for arm in nulls if arm.multiplier == strength] for strength in strengths]
+        for ends, fill in ((list(map(min, ranges)), None), (list(map(max, ranges)), "tonexty")):
+            figure.add_scatter(
+                x=strengths, y=ends, mode="lines", line={"color": GREY, "width": 0.5}, fill=fill, fillcolor=SHADE, hoverinfo="skip",
+                name=f"{response.null_name} ({each} a strength)", legendgroup="null", showlegend=row == 1 and fill is not None, **place,
+            )  # fmt: skip
+        figure.add_scatter(
+            x=x, y=[read(arm).value for arm in arms], mode="lines+markers", name=response.name, showlegend=row == 1,
+            line={"color": BLUE}, marker={"size": 9}, error_y=error_bars([read(arm) for arm in arms], BLUE),
+            hovertemplate="strength %{x:g}<br>%{y:.4g}<extra></extra>", **place,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[min([*x, *strengths]), max([*x, *strengths])], y=[read(base).value] * 2, mode="lines", name="unsteered",
+            line={"color": GREY, "dash": "dash"}, showlegend=row == 1, hoverinfo="skip", **place,
+        )  # fmt: skip
+        figure.update_yaxes(title=name, **place)
+    title = f"{response.name}: dose and response ({base.n_problems} held-out problems)"
+    figure = styled(figure, title, "", next(iter(_MEASURES))).update_layout(height=560)
+    return figure.update_xaxes(title=f"strength ({response.unit})", row=2, col=1)
 
 
 def _region(figure: Figure, x: Sequence[float], y: Sequence[float], name: str) -> None:

@@ -18,7 +18,7 @@ Figure: TypeAlias = go.Figure
 
 # Okabe and Ito's palette: told apart by all kinds of colour vision.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#7A7A7A"
-SHADE = "rgba(122,122,122,.25)"  # where chance lies
+SHADE = "rgba(122,122,122,.35)"  # where chance lies
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 
@@ -77,22 +77,16 @@ def titled(result: Result) -> str:
 
 
 def panel_titles(names: Sequence[str], result: Result) -> list[str]:
-    """The title of each panel; none where a single one would say what the figure's title says."""
-    return [] if list(names) == [result.quantity] else list(names)
+    """The title of each panel, a bare number with what it counts; none where a single one would say what the figure's title says."""
+    counted = result.axes[0].name if len(result.axes) > 1 else ""
+    return (
+        [] if list(names) == [result.quantity] else [f"{counted} {name}" if name.isdigit() else name for name in names]
+    )
 
 
 def panel_gap(panels: int, height: float) -> float:
     """The share of a figure between two of its panels of `height` pixels each, so that titles and ticks fit in however many there are."""
     return 60 / (panels * (height + 60)) if panels > 1 else 0.0
-
-
-def unit_of(label: str, unit: str) -> str:
-    """The unit of one line of a result whose lines differ in it ("1 (accuracy), nats (kl), tokens"); a bare number has none to show."""
-    for part in unit.split(", ") if ", " in unit else ():
-        name, _, key = part.rstrip(")").partition(" (")
-        if (key or name) in label:
-            return "" if name == "1" else name
-    return "" if ", " in unit or unit == "1" else unit
 
 
 def short(text: str) -> str:

@@ -19,12 +19,24 @@ Server = Annotated[str | None, typer.Option(help="http://host:port of a server o
 Served = Annotated[
     str | None, typer.Option("--served-as", help="What the server calls the model; as here where not given.")
 ]
+Timeout = Annotated[
+    float,
+    typer.Option("--server-timeout", min=0.1, help="Seconds that a request to the server may take, to its last byte."),
+]
 Sites = Annotated[str, typer.Option(help="Stored sites to look at, with commas; a sensible choice where not given.")]
 Base = Annotated[str, typer.Option(help="The model from before the reasoning phase, of the same tokenizer.")]
 Own = Annotated[bool, typer.Option("--own", help="Compare with the model's own answer, not the reference solution.")]
 Samples = Annotated[int, typer.Option(min=1, help="Forced answers at each cut.")]
 Longest = Annotated[int, typer.Option(min=1, help="Tokens of a completion, at most.")]
 Seed = Annotated[int, typer.Option(help="Of all that is drawn.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", help="Share the traces out by Ray Data: local, auto (the cluster of this machine) or an address."
+    ),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Workers of Ray; as many as fit where not given.")]
+Gpus = Annotated[float, typer.Option(min=0, help="Accelerators of each worker; give --device too.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
 
 
@@ -32,28 +44,42 @@ Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a tabl
 def mi(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", sites: Sites = "",
     own: Own = False,
-    seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Where the hidden state depends most on the answer (MI peaks), and which words stand there."""
     gold = "own" if own else "reference"
-    _run("mi", run, trace, json_, model=model, device=device, sites=sites, gold=gold, seed=seed)
+    _run(
+        "mi",
+        run,
+        trace,
+        json_,
+        model=model,
+        device=device,
+        sites=sites,
+        gold=gold,
+        seed=seed,
+        ray=ray,
+        workers=workers,
+        gpus=gpus,
+    )
 
 
 @analyse.command()
 def anchors(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", server: Server = None,
-    served_as: Served = None,
+    served_as: Served = None, server_timeout: Timeout = 600.0,
     rollouts: Annotated[int, typer.Option(min=2, help="Rollouts of a sentence, at most.")] = 100,
     half_width: Annotated[float, typer.Option(min=0.001, help="Stop where the accuracy is known to ± this.")] = 0.1,
     max_new_tokens: Longest = 1024,
     temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Which sentences the answer hangs on: rollouts from before each of them (published importances where a trace has them)."""
     _run(
-        "anchors", run, trace, json_, model=model, device=device, server=server, served_as=served_as,
+        "anchors", run, trace, json_, model=model, device=device, server=server, served_as=served_as, server_timeout=server_timeout,
         rollouts=rollouts, half_width=half_width, max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size, seed=seed,
+        ray=ray, workers=workers, gpus=gpus,
     )  # fmt: skip
 
 
@@ -61,24 +87,26 @@ def anchors(
 def trajectory(
     run: Run, trace: Chosen = None, sites: Sites = "",
     block: Annotated[int, typer.Option(min=1, help="Tokens of a segment.")] = 500,
-    seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """How far and how straight the hidden state moves: net, cumulative and aligned change."""
-    _run("trajectory", run, trace, json_, sites=sites, block=block, seed=seed)
+    _run("trajectory", run, trace, json_, sites=sites, block=block, seed=seed, ray=ray, workers=workers, gpus=gpus)
 
 
 @analyse.command()
 def confidence(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", server: Server = None,
-    served_as: Served = None,
+    served_as: Served = None, server_timeout: Timeout = 600.0,
     samples: Samples = 8,
     temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
-    seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """When it knew its answer: forced answers at eleven cuts of the thinking."""
     _run(
         "confidence", run, trace, json_,
-        model=model, device=device, server=server, served_as=served_as, samples=samples, temperature=temperature, seed=seed,
+        model=model, device=device, server=server, served_as=served_as, server_timeout=server_timeout,
+        samples=samples, temperature=temperature, seed=seed,
+        ray=ray, workers=workers, gpus=gpus,
     )  # fmt: skip
 
 
@@ -132,10 +160,22 @@ def selection(
 def alternatives(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
     top: Annotated[int, typer.Option(min=1, help="The likeliest tokens to keep at each place.")] = 5,
-    seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """What else could have stood at each token, and how likely the one that stands there was."""
-    _run("alternatives", run, trace, json_, model=model, device=device, top=top, seed=seed)
+    _run(
+        "alternatives",
+        run,
+        trace,
+        json_,
+        model=model,
+        device=device,
+        top=top,
+        seed=seed,
+        ray=ray,
+        workers=workers,
+        gpus=gpus,
+    )
 
 
 @analyse.command()
@@ -145,105 +185,127 @@ def shift(
     strength: Annotated[float, typer.Option(help="Multiplier of the vector.")] = 1.0,
     everywhere: Annotated[bool, typer.Option("--everywhere", help="On every token of the thinking, not where steps begin.")] = False,
     draws: Annotated[int, typer.Option(min=5, help="Random vectors of the same norm beside it.")] = 20,
-    seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """What a steering vector makes of each token that was written: its log-probability, steered less base."""
     from reasonscope.app.places import places
 
     path = vector or places(run).vectors / "seal.safetensors"
     how = {"vector": path, "strength": strength, "at_separators": not everywhere, "draws": draws}
-    _run("shift", run, trace, json_, model=model, device=device, seed=seed, **how)
+    _run("shift", run, trace, json_, model=model, device=device, seed=seed, ray=ray, workers=workers, gpus=gpus, **how)
 
 
 @analyse.command()
 def attention(
     run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
     keys: Annotated[int, typer.Option(min=1, help="Tokens to keep of those that each token looks at, for every head.")] = 8,
-    seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Where each head looks: between sentences, and token by token where it looks most."""
-    _run("attention", run, trace, json_, model=model, device=device, keys=keys, seed=seed)
+    _run(
+        "attention",
+        run,
+        trace,
+        json_,
+        model=model,
+        device=device,
+        keys=keys,
+        seed=seed,
+        ray=ray,
+        workers=workers,
+        gpus=gpus,
+    )
+
+
+@analyse.command()
+def receivers(
+    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
+) -> None:
+    """Which heads look at few sentences only, and which sentences those are."""
+    _run("receivers", run, trace, json_, model=model, device=device, seed=seed)
+
+
+@analyse.command()
+def emergent(
+    run: Run, trace: Chosen = None, model: Name = None, base: Base = "organism-base", device: Device = "cpu",
+    seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """Which heads carry more in the reasoner than in its base, by edge attribution on what the two open the run's problems with."""
+    _run("emergent", run, trace, json_, model=model, base=base, device=device, seed=seed)
+
+
+@analyse.command()
+def misalignment(
+    run: Run, trace: Chosen = None, model: Name = None, base: Base = "organism-base", device: Device = "cpu",
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
+) -> None:  # fmt: skip
+    """How much of each thinking the base model would have written otherwise, along it."""
+    _run(
+        "misalignment", run, trace, json_,
+        model=model, base=base, device=device, seed=seed, ray=ray, workers=workers, gpus=gpus,
+    )  # fmt: skip
 
 
 def _of_text(name: str, help: str) -> None:
     """A command for an analysis of what was recorded or imported, which needs no model."""
 
     @analyse.command(name, help=help)
-    def command(run: Run, trace: Chosen = None, seed: Seed = 0, json_: Json = False) -> None:
-        _run(name, run, trace, json_, seed=seed)
+    def command(
+        run: Run, trace: Chosen = None, ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0,
+        json_: Json = False,
+    ) -> None:  # fmt: skip
+        _run(name, run, trace, json_, ray=ray, workers=workers, gpus=gpus, seed=seed)
 
 
 def _of_model(name: str, help: str) -> None:
-    """A command for an analysis that has the model read the traces."""
+    """A command for an analysis that has the model read the traces, one by one."""
 
     @analyse.command(name, help=help)
     def command(
-        run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
-    ) -> None:
-        _run(name, run, trace, json_, model=model, device=device, seed=seed)
-
-
-def _beside_base(name: str, help: str) -> None:
-    """A command for an analysis that sets the model beside its base."""
-
-    @analyse.command(name, help=help)
-    def command(
-        run: Run, trace: Chosen = None, model: Name = None, base: Base = "organism-base", device: Device = "cpu",
-        seed: Seed = 0, json_: Json = False,
+        run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", ray: Ray = None, workers: Workers = None,
+        gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
     ) -> None:  # fmt: skip
-        _run(name, run, trace, json_, model=model, base=base, device=device, seed=seed)
+        _run(name, run, trace, json_, model=model, device=device, ray=ray, workers=workers, gpus=gpus, seed=seed)
 
 
 _of_text("entropy", "Where the model was unsure: forking tokens, and entropy of thinking and answer.")
 _of_text("reflection", "What the thinking does behind its first answer: confirm, correct, break; needs the text alone.")
 _of_text("summary", "Which sentences matter by every signal that was analysed before, side by side.")
-_of_model("receivers", "Which heads look at few sentences only, and which sentences those are.")
 _of_model("suppression", "What each sentence owes to each earlier one: keep it out of sight and see what changes.")
 _of_model(
     "heads",
     "What each head looks at: how far back, the first token, the one before, repetitions; what the closing tag looks at, and what "
     "is looked at again after a pause.",
 )
-_beside_base(
-    "emergent",
-    "Which heads carry more in the reasoner than in its base, by edge attribution on what the two open the run's problems with.",
-)
-_beside_base("misalignment", "How much of each thinking the base model would have written otherwise, along it.")
 
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _run(name: str, run: Path, chosen: list[str] | None, json_: bool, **options: Any) -> None:
-    """Analyse under `options` (fields of `Options`), save every result and its figures, and show the numbers."""
-    from reasonscope.analysis.figures import to_html
-    from reasonscope.analysis.results import result_path
-    from reasonscope.app.analysing import ANALYSES, figures_of, numbers_of
+def _run(
+    name: str,
+    run: Path,
+    chosen: list[str] | None,
+    json_: bool,
+    *,
+    ray: str | None = None,
+    workers: int | None = None,
+    gpus: float = 0,
+    **options: Any,
+) -> None:
+    """Analyse under `options` (fields of `Options`), by workers of Ray where `ray` names a cluster, and show the numbers."""
+    from reasonscope.app.analysing import numbers_of
     from reasonscope.app.commands.show import show
-    from reasonscope.app.places import places
-    from reasonscope.app.study import Options, Study
-    from reasonscope.data.durable import write_text_durably
-    from reasonscope.data.store import TraceStore
+    from reasonscope.app.running import Task, run_analysis
+    from reasonscope.app.study import Options
+    from reasonscope.probes.cluster import Cluster
 
-    where = places(run)
-    store = TraceStore.open(where.store)
-    traces = [store.trace(id) for id in chosen] if chosen else list(store)
-    study: Study = Study(
-        store=store,
-        traces=traces,
-        options=Options(**options),
-        results=where.analyses,
-        progress=_say,
-    )
+    task = Task(run=run, name=name, options=Options(**options), traces=tuple(chosen) if chosen else None)
+    cluster = None if ray is None else Cluster(address=ray, workers=workers, gpus=gpus)
     numbers: dict[str, Any] = {}
-    where.figures.mkdir(parents=True, exist_ok=True)
-    for result in ANALYSES[name](study):
+    for result in run_analysis(task, cluster=cluster, say=_say):
         trace = str(result.provenance.get("trace", "all"))
-        path = result.with_provenance(run=str(where.store.name)).save(result_path(where.analyses, result.method, trace))
         numbers[f"{trace}, {result.method}" if trace in numbers else trace] = numbers_of(result)
-        for kind, figure in figures_of(result).items():
-            page = where.figures / f"{path.parent.name}-{path.stem}-{kind}.html"
-            write_text_durably(page, to_html(figure, with_library=True))
-    typer.echo(f"results in {where.analyses}, figures in {where.figures}", err=True)
+    _say(f"results in {task.where.analyses}, figures in {task.where.figures}")
     show(numbers, json_)

@@ -68,6 +68,9 @@ def record(
         str | None, typer.Option(help="What the server calls the model; as here where not given.")
     ] = None,
     requests: Annotated[int, typer.Option(min=1, help="Requests that the server gets at a time.")] = 16,
+    server_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that a request to the server may take, to its last byte.")
+    ] = 600.0,
     ray: Annotated[
         str | None, typer.Option(help="Record by Ray Data: local, auto (the cluster of this machine) or an address.")
     ] = None,
@@ -112,7 +115,9 @@ def record(
             out,
             sites=expand_sites(sites, loaded.n_layers) if sites else (),
             shard=_shard(shard),
-            server=server_writer(server, loaded, served_as=served_as, workers=requests) if server else None,
+            server=server_writer(server, loaded, served_as=served_as, workers=requests, timeout=server_timeout)
+            if server
+            else None,
             **how,
         )
     typer.echo(f"{len(store)} traces in {out}; verify every byte: reasonscope check {out}")

@@ -88,7 +88,12 @@ def sweep(
     verdict: Verdict = None,
     fast: Fast = None,
     held_out: HeldOut = 0.5,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a pass: a problem and an arm each.")] = 256,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Rows of a pass, a problem and an arm each; up to 256 as the memory allows where not given."
+        ),
+    ] = None,
     seed: Seed = 0,
     model: ModelName = None,
     device: Device = "cpu",
@@ -96,7 +101,7 @@ def sweep(
     json_: Json = False,
 ) -> None:
     """What each strength does to length, accuracy, refusal, form and repetition, beside random vectors and the reverse."""
-    from reasonscope.analysis.figures import steering_front
+    from reasonscope.analysis.figures import sweep_figures
     from reasonscope.app.keeping import keep
     from reasonscope.app.places import places
     from reasonscope.app.sweeping import (
@@ -136,7 +141,7 @@ def sweep(
     ]
     numbers = {response.name: response_numbers(response) for response in responses}
     command = f"reasonscope steer sweep {' '.join(methods)} --run {run} --nulls {nulls} --seed {seed}"
-    keep(where, "sweep", numbers, command=command, seed=seed, figures={"steering_front": steering_front(responses)})
+    keep(where, "sweep", numbers, command=command, seed=seed, figures=sweep_figures(responses))
     shown = response_numbers if json_ else response_rows
     show({response.name: shown(response) for response in responses}, json_)
 

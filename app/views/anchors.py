@@ -1,6 +1,8 @@
 """Thought anchors: which sentences the answer hangs on, as a graph, with a pane for the sentence that is chosen."""
 
 import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import streamlit as st
@@ -17,6 +19,10 @@ from reasonscope.app.runs import Run
 from reasonscope.app.state import BOUND, Key
 
 _NAME = "results/anchors/*"
+# What the importance of a sentence is read off, and what it is called: effects of sentences on later ones, and numbers of sentences.
+_EFFECTS = {"suppression": "suppression", "replacement": "replacement"}
+_RECEIVED = {"receiver_scores": "attention received", "close_attention": "attention of the closing tag"}
+_METHODS = {"anchors": "rollouts", **_EFFECTS, **_RECEIVED}
 
 
 def show(run: Run) -> None:
@@ -24,57 +30,75 @@ def show(run: Run) -> None:
         "Thought anchors",
         "Size is importance, colour and word the kind of a sentence; lines are its strongest effects.",
     )
-    components.damage([*measurements.damaged(run, "anchors"), *measurements.damaged(run, "suppression")])
-    found, suppressed = measurements.results(run, "anchors"), measurements.results(run, "suppression")
-    received = measurements.results(run, "receiver_scores")
-    ids = list(dict.fromkeys(id for id in [*found, *suppressed, *received] if id != "all"))
+    components.damage([problem for method in _METHODS for problem in measurements.damaged(run, method)])
+    found = {method: measurements.results(run, method) for method in _METHODS}
+    ids = list(dict.fromkeys(id for results in found.values() for id in results if id != "all"))
     if not ids:
         components.missing("the importance of sentences", measurements.command(run, _NAME))
         return
     id = st.selectbox("Trace", ids, key=Key.TRACE, bind=BOUND)
-    measured = found.get(id), suppressed.get(id), received.get(id)
-    metrics = _metrics(*measured)
-    if not metrics:
-        reason = next((one.reason for one in measured if one is not None), "")
-        st.warning(components.as_text(f"Not measured on this trace: {reason}"))
-        return
-    metric = st.selectbox("Metric", list(metrics), key=Key.METRIC, bind=BOUND)
-    result, importance, effects = metrics[metric]
-    _graph(run, id, metric, result, importance, effects)
+    measured = {method: results[id] for method, results in found.items() if id in results}
+    metrics = _metrics(measured)
+    if metrics:
+        metric = st.selectbox("Metric", list(metrics), key=Key.METRIC, bind=BOUND)
+        _graph(run, id, metric, metrics[metric])
+    _not_measured(run, id, measured)
 
 
-Measured = tuple[Result, NDArray[np.float64], NDArray[np.float64] | None]
+def _not_measured(run: Run, id: str, measured: Mapping[str, Result]) -> None:
+    """Why a metric is not among those to choose from, and the line that measures it."""
+    for result in measured.values():
+        if not result.measured:
+            st.warning(components.as_text(f"{result.quantity}: not measured on this trace: {result.reason}"))
+    if missing := [method for method in _METHODS if method not in measured]:
+        with st.expander(f"Not measured on this trace: {', '.join(_METHODS[method] for method in missing)}"):
+            for line in dict.fromkeys(measurements.command_of(run, method) for method in missing):
+                st.code(f"{line} --trace {shlex.quote(id)}", language="bash", wrap_lines=True)
 
 
-def _metrics(anchors: Result | None, suppression: Result | None, received: Result | None) -> dict[str, Measured]:
-    """What the importance of a sentence can be, by name: its result, the values, and the effects of sentence on sentence."""
-    found: dict[str, Measured] = {}
-    if anchors is not None and anchors.measured and [axis.name for axis in anchors.axes] == ["metric", "sentence"]:
-        effects = anchors.arrays.get("effects")
-        square = None if effects is None else np.asarray(effects, dtype=np.float64)
-        named = dict(zip(anchors.axes[0].labels, anchors.values, strict=True))
-        for name in sorted(named, key=lambda name: name in ("accuracy", "published_accuracy")):  # no importance: last
-            found[name.replace("_", " ")] = anchors, named[name], square
-    if suppression is not None and suppression.measured and suppression.values.ndim == 2:
-        found["suppression"] = suppression, mean_effect(suppression.values), suppression.values
-    if received is not None and received.measured and [axis.name for axis in received.axes] == ["sentence"]:
-        found["attention received"] = received, received.values, None
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What the importance of a sentence can be: the result it is read off, the values (sentence,), and effects (target, source)."""
+
+    result: Result
+    importance: NDArray[np.float64]
+    effects: NDArray[np.float64] | None = None
+    unit: str = ""
+
+
+def _metrics(measured: Mapping[str, Result]) -> dict[str, Metric]:
+    """The metrics of a trace by name, those of rollouts first."""
+    found: dict[str, Metric] = {}
+    for method, result in measured.items():
+        axes = [axis.name for axis in result.axes]
+        if not result.measured:
+            continue
+        if axes == ["metric", "sentence"]:
+            effects = result.arrays.get("effects")
+            square = None if effects is None else np.asarray(effects, dtype=np.float64)
+            named = dict(zip(result.axes[0].labels, result.values, strict=True))
+            for name in sorted(
+                named, key=lambda name: name in ("accuracy", "published_accuracy")
+            ):  # no importance: last
+                found[name.replace("_", " ")] = Metric(
+                    result=result, importance=named[name], effects=square, unit=result.unit_of(name)
+                )
+        elif method in _EFFECTS and result.values.ndim == 2:
+            found[_EFFECTS[method]] = Metric(
+                result=result, importance=mean_effect(result.values), effects=result.values, unit=result.unit_of("")
+            )
+        elif axes == ["sentence"]:
+            found[_RECEIVED[method]] = Metric(result=result, importance=result.values, unit=result.unit_of(""))
     return found
 
 
-def _graph(
-    run: Run,
-    id: str,
-    metric: str,
-    result: Result,
-    importance: NDArray[np.float64],
-    effects: NDArray[np.float64] | None,
-) -> None:
+def _graph(run: Run, id: str, metric: str, what: Metric) -> None:
+    result, importance = what.result, what.importance
     read = readings.reading(run, id)
     tags, texts = _sentences(result, read, len(importance))
     truth = result.numbers.get("depends_on") or (read.depends_on if len(read.sentences) == len(importance) else None)
     said = "Labelled" if read.labels == "published" else "True"
-    graph = AnchorGraph(importance=importance, effects=effects, tags=tags, texts=texts, truth=truth)
+    graph = AnchorGraph(importance=importance, effects=what.effects, tags=tags, texts=texts, truth=truth)
     chosen = state.recall_number(Key.SENTENCE)
     chosen = chosen if chosen is not None and chosen < len(importance) else None
     left, right = st.columns([1, 3])
@@ -93,7 +117,8 @@ def _graph(
             graph,
             KINDS,
             title=f"{metric}, {len(importance)} sentences",
-            measure=metric,
+            measure=f"{metric} [{what.unit}]" if what.unit else metric,
+            marked=chosen,
             per_node=links,
             least=least / 100,
             root=root,
@@ -101,13 +126,15 @@ def _graph(
             depth=depth,
             truth=overlay,
         )
+        if layout == "tree" and not any(root in link[:2] for link in graph.links(links)):
+            st.caption(f"Sentence {root} has no link: nothing was measured of what it brings about or hangs on.")
         command = f"{measurements.command_of(run, result.method)} --trace {shlex.quote(id)}"
         clicked = components.show_figure(figure, name="anchors", command=command, key="anchors-graph", clickable=True)
     picked = next((int(point["customdata"][0]) for point in clicked if point.get("customdata")), None)
     if components.is_new("anchors-graph", picked):
         state.remember(Key.SENTENCE, picked)
         chosen = picked
-    _pane(run, id, graph, result, metric, chosen)
+    _pane(run, id, graph, what, metric, chosen)
     components.provenance(result)
 
 
@@ -120,7 +147,7 @@ def _sentences(result: Result, read: Reading, n: int) -> tuple[list[str], list[s
     return [s.tag for s in own] or ["unknown"] * n, [s.text for s in own] or [f"sentence {i}" for i in range(n)]
 
 
-def _pane(run: Run, id: str, graph: AnchorGraph, result: Result, metric: str, chosen: int | None) -> None:
+def _pane(run: Run, id: str, graph: AnchorGraph, what: Metric, metric: str, chosen: int | None) -> None:
     """The chosen sentence: its text, its importance with interval and chance, what else was written there, and its links."""
     if chosen is None:
         st.caption("Choose a sentence in the graph to see its links.")
@@ -128,8 +155,9 @@ def _pane(run: Run, id: str, graph: AnchorGraph, result: Result, metric: str, ch
     _walk(chosen, len(graph.texts))
     st.text(graph.texts[chosen])
     components.formulas(graph.texts[chosen])
-    st.dataframe(_rows(graph, result, metric, chosen), hide_index=True, key="anchor-row")
-    _instead(result, chosen)
+    st.dataframe(_rows(what, metric, chosen), hide_index=True, key="anchor-row", height="content")
+    st.caption(_kind(graph, what, chosen))
+    _instead(measurements.results(run, "anchors").get(id), chosen)
     links = graph.links(5)
     given = [(s, e) for s, t, e in links if t == chosen]
     made = [(t, e) for s, t, e in links if s == chosen]
@@ -137,7 +165,10 @@ def _pane(run: Run, id: str, graph: AnchorGraph, result: Result, metric: str, ch
         with column:
             st.caption(title if ends else f"{title}: nothing measured")
             for other, effect in sorted(ends, key=lambda end: -abs(end[1]))[:5]:
-                text = components.as_text(f"{other} ({effect:+.3g}) {graph.texts[other][:90]}")
+                pair = (chosen, other) if ends is given else (other, chosen)
+                text = components.as_text(
+                    f"{other} ({effect:+.3g}{_of_pair(what.result, pair)}) {graph.texts[other][:90]}"
+                )
                 if st.button(text, key=f"link-{title}-{other}", type="tertiary"):
                     _choose(other)
     if st.button("Read it in the trace", icon=":material/article:"):
@@ -159,17 +190,42 @@ def _walk(chosen: int, n: int) -> None:
         _choose(chosen + 1)
 
 
-def _rows(graph: AnchorGraph, result: Result, metric: str, chosen: int) -> list[dict[str, object]]:
-    """Every number of the sentence in this result, the metric that is shown first: value, 95 % interval, chance."""
-    kind = graph.tags[chosen].replace("_", " ")
-    if result.values.ndim == 1 or result.axes[0].name != "metric":
+def _kind(graph: AnchorGraph, what: Metric, chosen: int) -> str:
+    """What the sentence is, and how many rollouts or later sentences its numbers are means of."""
+    said = [graph.tags[chosen].replace("_", " ")]
+    if "n" in what.result.arrays:
+        said.append(f"n = {int(what.result.arrays['n'][chosen])} rollouts from before it")
+    if "replaced" in what.result.numbers:
+        said.append(f"n = {what.result.numbers['replaced'][chosen]} other sentences in its place")
+    if what.effects is not None and what.result.values.ndim == 2 and what.result.axes[-1].name == "source":
+        said.append(f"mean over n = {int(np.isfinite(what.effects[:, chosen]).sum())} later sentences")
+    return components.as_text(" · ".join(said))
+
+
+def _of_pair(result: Result, pair: tuple[int, int]) -> str:
+    """What chance gives a pair (target, source), where that was measured of pairs."""
+    if result.null is None or [axis.name for axis in result.axes] != ["target", "source"]:
+        return ""
+    return f", chance {components.between(result.null, pair)}"
+
+
+def _rows(what: Metric, metric: str, chosen: int) -> list[dict[str, object]]:
+    """Every number of the sentence in this result, the metric that is shown first: value, unit, 95 % interval, chance."""
+    result = what.result
+    if [axis.name for axis in result.axes] != ["metric", "sentence"]:
         at: tuple[int, ...] | None = (chosen,) if result.values.ndim == 1 else None
-        return [{"number": metric, "value": float(graph.importance[chosen]), **_bands(result, at), "kind": kind}]
+        value = components.number(float(what.importance[chosen]))
+        return [{"number": metric, "value": value, "unit": what.unit, **_bands(result, at)}]
     lines = sorted(enumerate(result.axes[0].labels), key=lambda line: line[1].replace("_", " ") != metric)
     return [
-        {"number": name.replace("_", " "), "value": float(result.values[i, chosen]), **_bands(result, (i, chosen)), "kind": kind}
+        {
+            "number": name.replace("_", " "),
+            "value": components.number(float(result.values[i, chosen])),
+            "unit": result.unit_of(name),
+            **_bands(result, (i, chosen)),
+        }
         for i, name in lines
-    ]  # fmt: skip
+    ]
 
 
 def _bands(result: Result, at: tuple[int, ...] | None) -> dict[str, object]:
@@ -179,11 +235,11 @@ def _bands(result: Result, at: tuple[int, ...] | None) -> dict[str, object]:
     }
 
 
-def _instead(result: Result, chosen: int) -> None:
+def _instead(result: Result | None, chosen: int) -> None:
     """What rollouts wrote in place of the sentence, and how often they were right with it."""
-    written = result.numbers.get("resampled")
+    written = None if result is None else result.numbers.get("resampled")
     if not isinstance(written, list) or chosen >= len(written):
-        st.caption("What rollouts wrote in place of this sentence was not kept with this result.")
+        st.caption("What rollouts wrote in place of this sentence was not kept.")
         return
     if not written[chosen]:
         st.caption("Every rollout that was kept wrote this very sentence again.")

@@ -27,17 +27,17 @@ def show(run: Run) -> None:
     if other != run:
         _runs(run, other)
     left, right = st.columns(2)
-    one = left.selectbox(f"Trace of {run.name}", list(ours), key=Key.TRACE, bind=BOUND)
+    one = left.selectbox(components.as_text(f"Trace of {run.name}"), list(ours), key=Key.TRACE, bind=BOUND)
     ids = list(theirs)
     same = ids.index(one) if one in theirs else 0
     same = (same + 1) % len(ids) if other == run else same  # a trace beside itself says nothing
-    two = right.selectbox(f"Trace of {other.name}", ids, index=same, key=Key.OTHER_TRACE, bind=BOUND)
+    two = right.selectbox(
+        components.as_text(f"Trace of {other.name}"), ids, index=same, key=Key.OTHER_TRACE, bind=BOUND
+    )
     first, second = readings.reading(run, one), readings.reading(other, two)
     columns = st.columns(2)
     for column, row in zip(columns, (ours[one], theirs[two]), strict=True):
-        column.caption(
-            components.as_text(f"{row.outcome} · answer {row.answer or 'none'} · {row.thinking_tokens} thinking tokens")
-        )
+        column.caption(components.as_text(f"{row.outcome} · answer {row.answer or 'none'} · {readings.length_of(row)}"))
     st.html(_aligned(first, second))
 
 
@@ -45,15 +45,17 @@ def _runs(run: Run, other: Run) -> None:
     """Outcomes and lengths of the traces that both runs hold, with the interval and the chance of each difference."""
     ours, theirs = ({row.id: row for row in readings.rows(one)} for one in (run, other))
     both = [id for id in ours if id in theirs]
-    st.caption(f"{len(both)} traces are in both (n = {len(ours)} in {run.name}, {len(theirs)} in {other.name}).")
+    said = f"{len(both)} traces are in both (n = {len(ours)} in {run.name}, {len(theirs)} in {other.name})."
+    st.caption(components.as_text(said))
     if not both:
         return
     judged = [id for id in both if {ours[id].outcome, theirs[id].outcome} <= {"right", "wrong"}]
     asked = [id for id in both if ours[id].kind != "problem"]
+    told = [id for id in both if None not in (ours[id].thinking_tokens, theirs[id].thinking_tokens)]
     measured: dict[str, tuple[list[str], Callable[[Row], float]]] = {
         "right": (judged, lambda row: float(row.outcome == "right")),
         "refused": (asked, lambda row: float(row.outcome == "refused")),
-        "thinking tokens": (both, lambda row: float(row.thinking_tokens)),
+        "thinking tokens": (told, lambda row: float(row.thinking_tokens or 0)),
     }
     rows = []
     for name, (ids, value) in measured.items():

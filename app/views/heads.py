@@ -12,12 +12,14 @@ from reasonscope.analysis import figures
 from reasonscope.analysis.looking_back import token_block
 from reasonscope.analysis.results import Result
 from reasonscope.app import components, measurements, readings, state
+from reasonscope.app.colourings import colouring_name
 from reasonscope.app.readings import Reading
 from reasonscope.app.runs import Run
 from reasonscope.app.state import BOUND, Key
 from reasonscope.data.align import token_strings
 
-_NAME, _MAPS = "results/heads/*", "results/attention_map/*"
+_NAME = "results/heads/*"
+_MAP, _CLOSE, _AGAIN = "attention_map", "close_attention", "recurrence"
 _FIRST = ("receivers", "heads")  # whose scores stand first
 _SIDE_BY_SIDE = 3  # heads whose maps stand beside each other
 
@@ -38,9 +40,7 @@ class Grid:
     @property
     def unit(self) -> str:
         """That of this line, where the lines of the result have several."""
-        units = self.result.numbers.get("units") or {}
-        metric = self.result.axes[0].labels[self.index[0]] if self.index else ""
-        return str(units.get(metric, "" if self.result.unit == "1" else self.result.unit))
+        return self.result.unit_of(self.result.axes[0].labels[self.index[0]] if self.index else "")
 
     def has(self, place: tuple[int, int]) -> bool:
         layers, heads = self.values.shape
@@ -54,11 +54,17 @@ def show(run: Run) -> None:
     components.heading(
         "Attention heads", "Each square is a head, its colour a score; a click on one shows what it looks at."
     )
-    grids = _grids(run)
     components.damage(measurements.damaged(run))
-    if not grids:
+    if grids := _grids(run):
+        _grid(grids, run)
+        _chosen(run, grids)
+    else:
         components.missing("scores of heads", measurements.command(run, _NAME))
-        return
+    _of_trace(run)
+
+
+def _grid(grids: Mapping[str, Grid], run: Run) -> None:
+    """Every head by one score."""
     name = st.selectbox("Score", list(grids), key=Key.METRIC, bind=BOUND)
     grid = grids[name]
     figure = figures.head_grid(grid.values, title=name, measure=grid.unit)
@@ -69,7 +75,6 @@ def show(run: Run) -> None:
         state.remember(Key.HEAD, picked)
         state.remember(Key.BLOCK, None)
     components.provenance(grid.result)
-    _chosen(run, grids)
 
 
 def _grids(run: Run) -> dict[str, Grid]:
@@ -102,9 +107,12 @@ def _chosen(run: Run, grids: Mapping[str, Grid]) -> None:
     others = st.multiselect(
         "Compare with", [name for name in names if name != own], max_selections=_SIDE_BY_SIDE - 1, key=Key.HEADS, bind=BOUND
     )  # fmt: skip
-    chosen = {name: place for name in (own, *others) if (place := _place(name)) is not None}
-    st.dataframe(_scores(grids, chosen), hide_index=True, key="head-scores")
-    _maps(run, chosen)
+    st.dataframe(_scores(grids, _places(own, others)), hide_index=True, key="head-scores")
+
+
+def _places(own: str, others: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """The heads by name, the chosen one first."""
+    return {name: place for name in (own, *others) if (place := _place(name)) is not None}
 
 
 def _place(name: str) -> tuple[int, int] | None:
@@ -130,22 +138,115 @@ def _scores(grids: Mapping[str, Grid], chosen: Mapping[str, tuple[int, int]]) ->
     return rows
 
 
-def _maps(run: Run, chosen: Mapping[str, tuple[int, int]]) -> None:
-    """Sentence by sentence what the chosen heads look at, on one of the traces whose attention was kept."""
-    kept = {id: one for id, one in measurements.results(run, "attention_map").items() if "matrix" in one.arrays}
-    if not kept:
-        components.missing("where heads look", measurements.command(run, _MAPS))
+def _of_trace(run: Run) -> None:
+    """One trace: where the chosen heads look, what its closing tag looks at, and what is looked at again after a pause."""
+    kept = {method: measurements.results(run, method) for method in (_MAP, _CLOSE, _AGAIN)}
+    chosen = _places(state.recall(Key.HEAD), st.session_state.get(Key.HEADS) or ())
+    ids = list(dict.fromkeys(id for results in kept.values() for id in results))
+    st.subheader("On one trace", anchor=False)
+    if not ids:
+        components.missing("where heads look", measurements.command_of(run, _MAP))
+        components.missing(
+            "what the closing tag looks at, and what is looked at again", measurements.command(run, _NAME)
+        )
         return
-    id = st.selectbox("Attention of the trace", list(kept), key=Key.TRACE, bind=BOUND)
-    result, read = kept[id], readings.reading(run, id)
-    matrix = np.asarray(result.arrays["matrix"], dtype=np.float64)
+    id = st.selectbox("Trace", ids, key=Key.TRACE, bind=BOUND)
+    if (result := kept[_MAP].get(id)) is None or "matrix" not in result.arrays:
+        components.missing("where heads look on this trace", _on(run, _MAP, id))
+    elif chosen:
+        _maps(run, id, result, chosen)
+    _closing(run, id, kept[_CLOSE].get(id), chosen)
+    _again(run, id, kept[_AGAIN].get(id), chosen)
+
+
+def _on(run: Run, method: str, id: str) -> str:
+    return f"{measurements.command_of(run, method)} --trace {shlex.quote(id)}"
+
+
+def _closing(run: Run, id: str, result: Result | None, chosen: Mapping[str, tuple[int, int]]) -> None:
+    """How much the end of the thinking looks at each of its sentences: all heads together, and the chosen ones beside them."""
+    st.subheader("What the closing tag looks at", anchor=False)
+    if not _there(run, id, result, _CLOSE) or result is None:
+        return
+    heads = np.asarray(result.arrays["heads"], dtype=np.float64)
+    beside = {
+        f"head {name}": heads[place]
+        for name, place in chosen.items()
+        if place[0] < heads.shape[0] and place[1] < heads.shape[1]
+    }
+    figure = figures.along(result, beside=beside)
+    clicked = components.show_figure(
+        figure, name="close_attention", command=_on(run, _CLOSE, id), key="close-attention", clickable=True
+    )
+    st.caption("Mean share of attention of a token of the sentence; a click opens the sentence.")
+    components.provenance(result)
+    picked = next((int(point["x"]) for point in clicked), None)
+    if components.is_new("close-attention", picked):
+        state.go("trace", **{Key.TRACE: id, Key.SENTENCE: picked, Key.COLOUR: colouring_name(_CLOSE)})
+
+
+def _again(run: Run, id: str, result: Result | None, chosen: Mapping[str, tuple[int, int]]) -> None:
+    """How long each token waits before it is looked at again, in one layer; and of every layer how many do."""
+    st.subheader("What is looked at again after a pause", anchor=False)
+    if not _there(run, id, result, _AGAIN) or result is None:
+        return
+    layers = result.axes[0].labels
+    own = next((str(place[0]) for place in chosen.values() if str(place[0]) in layers), layers[-1])
+    layer = st.selectbox("Layer", layers, index=layers.index(own), key=Key.LAYER, bind=BOUND)
+    figure = figures.along(result, only=[layer])
+    clicked = components.show_figure(
+        figure, name="recurrence", command=_on(run, _AGAIN, id), key="recurrence", clickable=True
+    )
+    st.dataframe(_by_layer(result), hide_index=True, key="recurrence-layers", height="content")
+    st.caption(
+        "A token comes back where it is looked at after a pause of more than one token; the percentile is of those that do. "
+        f"n = {len(result.axes[-1])} tokens in each layer."
+    )
+    components.provenance(result)
+    picked = next((int(point["x"]) for point in clicked), None)
+    if components.is_new("recurrence", picked) and picked is not None:
+        sentence = readings.sentence_at(readings.reading(run, id), picked)
+        colour = colouring_name(_AGAIN, f"layer {layer}")
+        state.go("trace", **{Key.TRACE: id, Key.SENTENCE: sentence, Key.COLOUR: colour})
+
+
+def _by_layer(result: Result) -> list[dict[str, object]]:
+    """Of each layer the share of tokens that come back and the 80th percentile of their pauses, beside the null's."""
+    rows: list[dict[str, object]] = []
+    pairs = zip(result.numbers["by_layer"], result.numbers["by_layer_null"], strict=True)
+    for layer, (seen, chance) in zip(result.axes[0].labels, pairs, strict=True):
+        row: dict[str, object] = {"layer": layer}
+        for name, key in (("tokens that come back", "recurring"), ("80th percentile, tokens", "percentile_80")):
+            row |= {name: _known(seen[key]), f"{name}: chance": _known(chance[key])}
+        rows.append(row)
+    return rows
+
+
+def _known(value: float | None) -> str:
+    return "none" if value is None else components.number(value)
+
+
+def _there(run: Run, id: str, result: Result | None, method: str) -> bool:
+    """Whether there is something to show of a trace; where not, why, and the line that measures it."""
+    if result is None:
+        components.missing("this trace", _on(run, method, id))
+    elif not result.measured:
+        st.warning(components.as_text(f"Not measured on this trace: {result.reason}"))
+    return result is not None and result.measured
+
+
+def _maps(run: Run, id: str, result: Result, chosen: Mapping[str, tuple[int, int]]) -> None:
+    """Sentence by sentence what the chosen heads look at."""
+    read = readings.reading(run, id)
+    matrix = np.array(result.arrays["matrix"], dtype=np.float64)
+    matrix[:, :, *np.triu_indices(matrix.shape[-1], 1)] = np.nan  # nobody looks at what stands behind
     texts = [f"{one.index} {one.text}" for one in read.sentences]
     if matrix.shape[-1] != len(texts):
         texts = [str(i) for i in range(matrix.shape[-1])]
     st.caption(
         "A click on a cell shows the tokens of its two sentences. Mean attention of a token of the row on one of the column."
     )
-    command = f"{measurements.command(run, _MAPS)} --trace {shlex.quote(id)}"
+    command = _on(run, _MAP, id)
     for column, (name, place) in zip(st.columns(len(chosen)), chosen.items(), strict=True):
         if place[0] >= matrix.shape[0] or place[1] >= matrix.shape[1]:
             continue

@@ -81,17 +81,22 @@ def _models(run: Run) -> None:
 
 def _open_at(run: Run, id: str, token: int, colour: str) -> None:
     """The trace at the sentence that holds the token."""
-    read = readings.reading(run, id)
-    before = [one.index for one in read.sentences if one.tokens.start <= token]
-    state.go("trace", **{Key.TRACE: id, Key.SENTENCE: before[-1] if before else 0, Key.COLOUR: colour})
+    sentence = readings.sentence_at(readings.reading(run, id), token)
+    state.go("trace", **{Key.TRACE: id, Key.SENTENCE: sentence, Key.COLOUR: colour})
 
 
 def _words(run: Run, words: Result) -> None:
     st.subheader("Words at the peaks", anchor=False)
     told = words.numbers.get("words")
     if isinstance(told, dict):
-        rows = [{"word": word, **{k: v for k, v in row.items() if k != "word"}} for word, row in told.items()]
+        rows = [
+            {"word": word, **{k.replace("_", " "): v for k, v in row.items() if k != "word"}}
+            for word, row in told.items()
+        ]
         st.dataframe(rows, hide_index=True, key="mi-words")
+        st.caption(
+            "p: peaks at random places of the same traces. q: the same over all words. Listed: published as a thinking token."
+        )
     components.provenance(words)
     with st.expander("As a figure"):
         figure = figures.points(words)

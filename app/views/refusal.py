@@ -11,22 +11,24 @@ from reasonscope.app.state import Key
 def show(run: Run) -> None:
     components.heading(
         "Refusal cliff",
-        "The probe's score along the thinking, counted back from the closing tag; a mean is over the traces that are that long.",
+        "The probe's score along the thinking, counted back from the closing tag; a mean is over the traces that are that long, "
+        "shaded is its 95 % interval over problems.",
     )
     kept = measurements.numbers(run, "refusal")
     if kept is None:
         components.missing("the refusal cliff", f"reasonscope probe refusal --run {run.path}")
         return
     shown = [name for name in kept["figures"] if name.endswith(("trajectories", "cliffs"))]
-    for name in components.of_contrast(shown):
+    chosen = components.of_contrast(shown)
+    for name in chosen:
         components.show_kept(run.where.figures, name, command=kept["command"])
     cliffs = {
         contrast: found["cliffs"]
         for contrast, found in kept["numbers"].items()
-        if isinstance(found, dict) and "cliffs" in found
+        if isinstance(found, dict) and "cliffs" in found and any(name.startswith(f"{contrast}_") for name in chosen)
     }
     st.subheader("How far it falls", anchor=False)
-    components.show_numbers({"cells": kept["numbers"].get("cells", {}), **cliffs}, key="cliff-numbers")
+    components.show_numbers({**cliffs, "traces": kept["numbers"].get("cells", {})}, key="cliff-numbers")
     components.made_by(kept)
     _heads(run)
     _ablation(run)

@@ -1,5 +1,6 @@
 """Steering: what each method does beside its nulls, and a playground that answers one problem as it is and steered."""
 
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import streamlit as st
 from reasonscope.app import components, measurements, playground, readings, state
 from reasonscope.app.playground import SCOPES, Duel, Side
 from reasonscope.app.runs import Run
+from reasonscope.app.state import Key
 from reasonscope.data.trace import Sampling
 
 _DUEL, _WORKING = "reasonscope duel", "reasonscope steering at work"
+_DOSE = "dose_"  # how the figure of a method's dose-response begins
 _LEDGER = "Mia has 14 apples. She buys 7 more apples. Then she gives away 5 apples. How many apples does Mia have now?"
 
 
@@ -18,19 +21,32 @@ def show(run: Run) -> None:
     components.heading(
         "Steering", "What steering does to length and accuracy beside random vectors, and one problem side by side."
     )
-    measured = {name: measurements.numbers(run, name) for name in ("sweep", "steering")}
-    if not any(measured.values()):
+    measured = {}
+    for name in ("sweep", "steering"):
+        with components.told():  # what is wrong with one of them does not hide the other, nor the playground
+            measured[name] = measurements.numbers(run, name)
+    if measured and not any(measured.values()):
         components.missing("the effect of steering", measurements.command(run, "numbers/sweep.json"))
     for source, kept in measured.items():
         if kept is None:
             continue
-        for name in kept["figures"]:
-            components.show_kept(run.where.figures, name, command=kept["command"])
+        _figures(run, kept["figures"], kept["command"])
         with st.expander("Every number"):
             components.show_numbers(kept["numbers"], key=f"{source}-numbers")
             components.made_by(kept)
     st.subheader("Playground", anchor=False)
     _playground(run)
+
+
+def _figures(run: Run, names: Sequence[str], command: str) -> None:
+    """The figures that were kept; of the dose-responses that of the method which is chosen."""
+    doses = {name.removeprefix(_DOSE): name for name in names if name.startswith(_DOSE)}
+    for name in names:
+        if name not in doses.values():
+            components.show_kept(run.where.figures, name, command=command)
+    if doses:
+        chosen = st.selectbox("Dose and response of", list(doses), key=Key.METHOD, bind=state.BOUND)
+        components.show_kept(run.where.figures, doses[chosen], command=command)
 
 
 @st.fragment  # type: ignore[untyped-decorator]
@@ -49,7 +65,7 @@ def _playground(run: Run) -> None:
     weights: dict[Path, float] = {}
     for path, column in zip(known, st.columns(max(len(known), 2)), strict=False):
         weights[path] = column.slider(
-            f"Strength of {path.stem}", -4.0, 4.0, 1.0, 0.25, key=f"s_{path.stem}", bind=state.BOUND
+            components.as_text(f"Strength of {path.stem}"), -4.0, 4.0, 1.0, 0.25, key=f"s_{path.stem}", bind=state.BOUND
         )
     columns = st.columns(3)
     temperature = columns[0].slider("Temperature", 0.0, 1.5, 0.7, 0.1, key="temperature", bind=state.BOUND)

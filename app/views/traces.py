@@ -1,12 +1,15 @@
 """Trace: one trace as it was written, sentence by sentence, coloured by what a method says of it."""
 
+import math
 import shlex
 
 import numpy as np
 import streamlit as st
 
+from reasonscope.analysis import figures
 from reasonscope.app import colourings, components, measurements, readings, state
 from reasonscope.app.alternatives import Alternatives, alternatives
+from reasonscope.app.colourings import Colouring
 from reasonscope.app.reader import show_reader
 from reasonscope.app.runs import Run
 from reasonscope.app.state import BOUND, Key
@@ -35,6 +38,36 @@ def show(run: Run) -> None:
     names = colourings.colouring_names(run, chosen)
     colour = right.selectbox("Colour by", names, key=Key.COLOUR, bind=BOUND)
     _read(run, chosen, colour)
+    _measured(run, chosen)
+
+
+def _measured(run: Run, id: str) -> None:
+    """Any result of the trace that was saved, as its figures: the signals that have no colour, too."""
+    found = {result.method: result for result in measurements.trace_results(run, id)}
+    if not found:
+        return
+    names = {method: method.replace("_", " ") for method in found}
+    method = st.selectbox(
+        "All that was measured of this trace", list(names), format_func=lambda name: names.get(name, name), index=None,
+        placeholder="Choose a result to see it whole", key=Key.MEASURED, bind=BOUND,
+    )  # fmt: skip
+    if method not in found:
+        return
+    result = found[method]
+    if not result.measured:
+        st.warning(components.as_text(f"Not measured on this trace: {result.reason}"))
+        return
+    command = f"{measurements.command_of(run, method)} --trace {shlex.quote(id)}"
+    for name, figure in figures.of_result(result).items():
+        components.show_figure(figure, name=f"{method}_{name}", command=command, key=f"measured-{name}")
+    if numbers := {name: value for name, value in result.numbers.items() if _is_number(value)}:
+        components.show_numbers(numbers, key="measured-numbers")
+    components.provenance(result)
+
+
+def _is_number(value: object) -> bool:
+    """Not a text, nor a list: those are of sentences or tokens, and long."""
+    return not isinstance(value, list | str)
 
 
 def _forget_sentence() -> None:
@@ -50,7 +83,7 @@ def _read(run: Run, id: str, colour: str) -> None:
         other = alternatives(run, id)
         row = next(row for row in readings.rows(run) if row.id == id)
         facts = (
-            f"{row.outcome} · answer {row.answer or 'none'} · {row.thinking_tokens} thinking tokens · {len(read.sentences)} sentences"
+            f"{row.outcome} · answer {row.answer or 'none'} · {readings.length_of(row)} · {len(read.sentences)} sentences"
             f" · thinking {row.state} · {read.labels} sentence labels"
         )
         st.caption(components.as_text(facts))
@@ -68,29 +101,37 @@ def _read(run: Run, id: str, colour: str) -> None:
         _chosen(run, read, colouring, other)
 
 
-def _chosen(
-    run: Run, read: readings.Reading, colouring: colourings.Colouring | None, other: Alternatives | None
-) -> None:
+def _chosen(run: Run, read: readings.Reading, colouring: Colouring | None, other: Alternatives | None) -> None:
     """The chosen sentence: where it stands, its values, what else could have stood there, its formulas set."""
     wanted = state.recall_number(Key.SENTENCE)
     sentence = next((one for one in read.sentences if one.index == wanted), None)
     if sentence is None:
         st.caption("Choose a sentence to see its values.")
         return
-    what = sentence.tag.replace("_", " ")
+    what = components.as_text(sentence.tag.replace("_", " "))
     st.markdown(f"**Sentence {sentence.index}** · {what} · tokens {sentence.tokens.start} to {sentence.tokens.stop}")
     if colouring is not None:
-        place = sentence.tokens.slice if colouring.per == "token" else slice(sentence.index, sentence.index + 1)
-        known = colouring.values[place]
-        known = known[np.isfinite(known)]
-        if len(known):
-            said = (
-                f"{colouring.title}: mean {known.mean():.4g}, lowest {known.min():.4g}, highest {known.max():.4g} {colouring.unit} "
-                f"(n = {len(known)}). {colouring.about}"
-            )
-            st.caption(components.as_text(said))
+        st.caption(components.as_text(f"{colouring.title}: {_value(sentence, colouring)}. {colouring.about}"))
     _others(run, read, sentence, other)
     components.formulas(sentence.text)
+
+
+def _value(sentence: Sentence, colouring: Colouring) -> str:
+    """What the sentence has: its value with interval and chance, or of its tokens the mean and the ends."""
+    unit = f" {colouring.unit}" if colouring.unit else ""
+    if colouring.per == "token":
+        known = colouring.values[sentence.tokens.slice]
+        known = known[np.isfinite(known)]
+        if not len(known):
+            return "not measured here"
+        ends = components.ends((float(known.min()), float(known.max())))
+        return f"mean {known.mean():.4g}{unit}, lowest and highest {ends} (n = {len(known)} tokens)"
+    value = float(colouring.values[sentence.index])
+    said = [f"{components.number(value)}{unit}"]
+    for name, band in (("95 % interval", colouring.interval), ("chance", colouring.null)):
+        low, high = (math.nan, math.nan) if band is None else band[:, sentence.index].tolist()
+        said.append(f"{name} {components.ends((low, high))}")
+    return ", ".join(said)
 
 
 def _others(run: Run, read: readings.Reading, sentence: Sentence, other: Alternatives | None) -> None:

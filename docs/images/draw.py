@@ -2,13 +2,15 @@
 
 Given folders, it draws the figures that are in them instead: those that the scripts benchmarks/organism_*.py wrote.
 
-The screenshots of the app are tests/app/test_chromium.py's; steering.png and demo.png come from runs that take long.
+The screenshots of the app are tests/app/test_chromium.py's; steering.png and demo.png come from runs that take long, and growth.png is
+benchmarks/growth.py's.
 """
 
 import base64
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
@@ -82,16 +84,24 @@ def save(page: Page, figure: Figure, path: Path) -> None:
     path.write_bytes(base64.b64decode(png.partition(",")[2]))
 
 
-def main() -> None:
+@contextmanager
+def blank_page() -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         page = browser.new_page(viewport={"width": 900, "height": 1400})
-        page.set_default_timeout(200_000)  # Plotly's library is read anew with each figure, which takes long on a crowded machine
+        page.set_default_timeout(
+            200_000
+        )  # Plotly's library is read anew with each figure, which takes long on a crowded machine
+        yield page
+        browser.close()
+
+
+def main() -> None:
+    with blank_page() as page:
         for name, figure in drawn_from(map(Path, sys.argv[1:])) if sys.argv[1:] else drawn():
             path = HERE / f"{name.replace('_', '-')}.png"
             save(page, figure, path)
             sys.stdout.write(f"{path.name}: {path.stat().st_size // 1000} kB\n")
-        browser.close()
 
 
 if __name__ == "__main__":

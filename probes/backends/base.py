@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -41,6 +42,20 @@ class Forward:
     cache: Any = None
 
 
+class Pass(Protocol):
+    """`Backend.forward` with its sites already said."""
+
+    def __call__(
+        self,
+        ids: Tensor,
+        *,
+        mask: Tensor | None,
+        cache: Any = None,
+        use_cache: bool = False,
+        last_logits_only: bool = False,
+    ) -> Forward: ...
+
+
 class Backend(Protocol):
     """An engine holding one loaded model. It leaves no hook behind, whatever happens."""
 
@@ -50,7 +65,7 @@ class Backend(Protocol):
         self,
         ids: Tensor,
         *,
-        mask: Tensor,
+        mask: Tensor | None,
         cache: Any = None,
         use_cache: bool = False,
         last_logits_only: bool = False,
@@ -60,11 +75,29 @@ class Backend(Protocol):
     ) -> Forward:
         """Run `ids` (batch, token), left-padded, behind what is in `cache`.
 
-        `mask` (batch, cached + token) is 1 on real tokens, 0 on padding, over the cached columns too. A cache is the
-        transformers `Cache` object of the same batch rows. `reduce` takes what was read where it is read, so that the whole of it
-        is neither kept nor sent; what it returns is in `activations`. Runs under `grad_mode()`.
+        `mask` (batch, cached + token) is 1 on real tokens, 0 on padding, over the cached columns too; None where nothing is padding.
+        A cache is the transformers `Cache` object of the same batch rows. `reduce` takes what was read where it is read, so that the
+        whole of it is neither kept nor sent; what it returns is in `activations`. Runs under `grad_mode()`.
         """
         ...
+
+    def passes(
+        self, *, read: Sequence[Site] = (), write: Mapping[Site, Edit] | None = None, reduce: Reduce | None = None
+    ) -> AbstractContextManager[Pass]:
+        """Inside, a `forward` that reads and writes the same every time: what prepares it is done once."""
+        ...
+
+
+class PassByPass:
+    """`Backend.passes` of an engine that has nothing to gain from knowing that passes are alike."""
+
+    forward: Callable[..., Forward]
+
+    @contextmanager
+    def passes(
+        self, *, read: Sequence[Site] = (), write: Mapping[Site, Edit] | None = None, reduce: Reduce | None = None
+    ) -> Iterator[Pass]:
+        yield partial(self.forward, read=read, write=write, reduce=reduce)
 
 
 _GRADIENTS: ContextVar[bool] = ContextVar("_GRADIENTS", default=False)
@@ -89,7 +122,22 @@ def grad_mode() -> AbstractContextManager[object]:
     return torch.enable_grad() if _GRADIENTS.get() else torch.no_grad()
 
 
-def positions(ids: Tensor, mask: Tensor) -> Positions:
-    """The positions of the columns of `ids` (batch, token) under `mask` (batch, cached + token)."""
+def cached(cache: Any) -> int:
+    """Columns that a transformers `Cache` holds; none where it is None."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def full_mask(ids: Tensor, cache: Any) -> Tensor:
+    """The mask (batch, cached + token) of a batch without padding, for an engine that has to be given one."""
+    return ids.new_ones(ids.shape[0], cached(cache) + ids.shape[1])
+
+
+def positions(ids: Tensor, mask: Tensor | None, cache: Any = None) -> Positions:
+    """The positions of the columns of `ids` (batch, token) under `mask` (batch, cached + token), or of all behind `cache`."""
+    if mask is None:
+        before = cached(cache)
+        return Positions(
+            index=torch.arange(before, before + ids.shape[1], device=ids.device).expand(ids.shape), ids=ids
+        )
     index = (mask.cumsum(dim=1) - 1).masked_fill(mask == 0, -1)
     return Positions(index=index[:, -ids.shape[1] :], ids=ids)

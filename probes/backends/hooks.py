@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from reasonscope.probes.backends.base import Edit, Forward, Reduce, grad_mode, positions
+from reasonscope.probes.backends.base import Edit, Forward, Pass, Reduce, cached, grad_mode, positions
 from reasonscope.probes.backends.touch import Touch, activations, recording, touches
 from reasonscope.probes.layout import Layout, head_count
 from reasonscope.probes.sites import Site
 
 
 class HooksBackend:
-    """Reads and writes through hooks that live as long as one pass; any PreTrainedModel, dispatched by accelerate or not."""
+    """Reads and writes through hooks that live as long as the passes they are for; any PreTrainedModel, dispatched by accelerate or not."""
 
     name = "hooks"
 
@@ -27,7 +27,7 @@ class HooksBackend:
         self,
         ids: Tensor,
         *,
-        mask: Tensor,
+        mask: Tensor | None,
         cache: Any = None,
         use_cache: bool = False,
         last_logits_only: bool = False,
@@ -36,27 +36,59 @@ class HooksBackend:
         reduce: Reduce | None = None,
     ) -> Forward:
         """As `Backend.forward` says. Reading `attn_probs` runs this pass with eager attention."""
-        where = positions(ids, mask)
+        with self.passes(read=read, write=write, reduce=reduce) as run:
+            return run(ids, mask=mask, cache=cache, use_cache=use_cache, last_logits_only=last_logits_only)
+
+    @contextmanager
+    def passes(
+        self, *, read: Sequence[Site] = (), write: Mapping[Site, Edit] | None = None, reduce: Reduce | None = None
+    ) -> Iterator[Pass]:
+        """As `Backend.passes` says. The hooks stay for all of them, and do nothing between two: what else runs there is not seen."""
+        now: dict[Site, Touch] = {}
         seen: dict[Site, Tensor] = {}
+
+        def run(
+            ids: Tensor,
+            *,
+            mask: Tensor | None,
+            cache: Any = None,
+            use_cache: bool = False,
+            last_logits_only: bool = False,
+        ) -> Forward:
+            where = positions(ids, mask, cache)
+            n_keys = cached(cache) + ids.shape[1]
+            seen.clear()
+            now.update(touches(read, write, where))
+            try:
+                with grad_mode():
+                    output = self._hf(
+                        input_ids=ids,
+                        attention_mask=mask,
+                        position_ids=where.index if mask is None else where.index.clamp(min=0),
+                        past_key_values=cache,
+                        use_cache=use_cache,
+                        logits_to_keep=1 if last_logits_only else 0,
+                    )
+            finally:
+                now.clear()
+            return Forward(
+                logits=output.logits,
+                activations=activations(read, seen, n_keys, reduce),
+                cache=output.past_key_values if use_cache else None,
+            )
+
+        def touch_at(site: Site) -> Touch:
+            def touch(activation: Tensor) -> Tensor:
+                return recording(now[site], site, seen, reduce)(activation) if now else activation
+
+            return touch
+
         with ExitStack() as stack:
-            stack.enter_context(grad_mode())
             if any(site.point == "attn_probs" for site in read):
                 stack.enter_context(eager_attention(self._hf))
-            for site, touch in touches(read, write, where).items():
-                stack.enter_context(touching(self._hf, self._layout, site, recording(touch, site, seen, reduce)))
-            output = self._hf(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=where.index.clamp(min=0),
-                past_key_values=cache,
-                use_cache=use_cache,
-                logits_to_keep=1 if last_logits_only else 0,
-            )
-        return Forward(
-            logits=output.logits,
-            activations=activations(read, seen, mask.shape[1], reduce),
-            cache=output.past_key_values if use_cache else None,
-        )
+            for site in dict.fromkeys((*(write or {}), *read)):
+                stack.enter_context(touching(self._hf, self._layout, site, touch_at(site)))
+            yield run
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from reasonscope.data.errors import MissingExtraError
-from reasonscope.probes.backends.base import Edit, Forward, Reduce, grad_mode, positions
+from reasonscope.probes.backends.base import Edit, Forward, PassByPass, Reduce, full_mask, grad_mode, positions
 from reasonscope.probes.backends.hooks import eager_attention
 from reasonscope.probes.backends.touch import Touch, activations, touches
 from reasonscope.probes.backends.twin import twin
@@ -42,7 +42,7 @@ class _Visit:
     route: Route | None = None
 
 
-class NNsightBackend:
+class NNsightBackend(PassByPass):
     """Runs a loaded model inside nnsight's `TransformersModel`. Raises MissingExtraError.
 
     `remote` goes to `trace` as it is: False, True (NDIF; its errors are handed through), "local" (serialised, run here as the
@@ -61,7 +61,7 @@ class NNsightBackend:
         self,
         ids: Tensor,
         *,
-        mask: Tensor,
+        mask: Tensor | None,
         cache: Any = None,
         use_cache: bool = False,
         last_logits_only: bool = False,
@@ -72,6 +72,7 @@ class NNsightBackend:
         """As `Backend.forward` says. Reading `attn_probs` runs this pass with eager attention."""
         from nnsight import save
 
+        mask = full_mask(ids, cache) if mask is None else mask
         where = positions(ids, mask)
         touch_at = touches(read, write, where)
         sites = sorted(touch_at, key=lambda site: (site.layer, _ORDER.index(site.point)))

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from reasonscope.data.errors import ArchitectureError, MissingExtraError, SiteError
-from reasonscope.probes.backends.base import Edit, Forward, Reduce, grad_mode, positions
+from reasonscope.probes.backends.base import Edit, Forward, PassByPass, Reduce, full_mask, grad_mode, positions
 from reasonscope.probes.backends.touch import Touch, activations, recording, touches
 from reasonscope.probes.backends.twin import twin
-from reasonscope.probes.layout import Layout
+from reasonscope.probes.layout import Layout, head_count
 from reasonscope.probes.sites import Site
 
 # The bridge's `hook_attn_out` and `hook_mlp_out` lie behind the post-norms where there are any, as ours do.
@@ -34,7 +34,7 @@ _HOOKS = {
 _Hook = tuple[str, Callable[..., Tensor | None]]
 
 
-class TransformerLensBackend:
+class TransformerLensBackend(PassByPass):
     """Runs a loaded model inside a `TransformerBridge`. Raises MissingExtraError, or ArchitectureError for what it cannot bridge."""
 
     name = "transformer_lens"
@@ -48,7 +48,7 @@ class TransformerLensBackend:
         self,
         ids: Tensor,
         *,
-        mask: Tensor,
+        mask: Tensor | None,
         cache: Any = None,
         use_cache: bool = False,
         last_logits_only: bool = False,
@@ -57,6 +57,7 @@ class TransformerLensBackend:
         reduce: Reduce | None = None,
     ) -> Forward:
         """As `Backend.forward` says."""
+        mask = full_mask(ids, cache) if mask is None else mask
         where = positions(ids, mask)
         seen: dict[Site, Tensor] = {}
         hooks = [
@@ -82,14 +83,23 @@ class TransformerLensBackend:
 
     def _hooks(self, site: Site, touch: Touch, shape: torch.Size) -> list[_Hook]:
         module = self._layout.module(self._hf, site)  # refuses layers and routers that this model has not
+        hooks: list[_Hook]
         block = f"blocks.{site.layer}."
         name = block + (f"{self._layout.router}.hook_out" if site.point == "router" else _HOOKS[site.point])
-        if self._bridge.get_hook_point(name) is None:
-            raise SiteError(f"{site}: TransformerLens has no hook point {name} on this model; use backend='hooks'")
-        if site.point != "router":
-            return [(name, lambda activation, hook: touch(activation))]
-        assert self._layout.route is not None  # a row with a router has one
-        return _router_hooks(name.removesuffix("hook_out"), touch, shape, partial(self._layout.route, module))
+        if (
+            site.point == "z"
+        ):  # where values have another width than queries and keys (DeepSeek), the bridge splits them wrongly
+            heads = head_count(self._hf.config)
+            hooks = [(name, lambda seen, hook: touch(seen.reshape(*shape, heads, -1)).reshape(seen.shape))]
+        elif site.point == "router":
+            assert self._layout.route is not None  # a row with a router has one
+            hooks = _router_hooks(name.removesuffix("hook_out"), touch, shape, partial(self._layout.route, module))
+        else:
+            hooks = [(name, lambda activation, hook: touch(activation))]
+        for name, _ in hooks:
+            if self._bridge.get_hook_point(name) is None:
+                raise SiteError(f"{site}: TransformerLens has no hook point {name} on this model; use backend='hooks'")
+        return hooks
 
 
 def _router_hooks(

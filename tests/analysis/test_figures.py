@@ -1,11 +1,15 @@
 """Figures say what they show: labelled axes, every arm and score drawn, and a page that needs no network."""
 
+import json
+
 import numpy as np
 import pytest
 
 from reasonscope.analysis import figures
 from reasonscope.analysis.results import Axis, Band, Result
+from reasonscope.analysis.trajectory import SIGNALS, UNIT
 from reasonscope.app.report import write_report
+from reasonscope.data.errors import InputError
 from reasonscope.probes.conformal import ResidualBand
 from reasonscope.probes.controls import Null
 from reasonscope.probes.evaluate import Estimate
@@ -114,9 +118,10 @@ def test_the_map_is_white_at_chance():
 
 
 def test_trajectories_show_the_last_tokens_one_by_one_and_how_many_traces_there_are():
-    curve = mean_trajectory([np.linspace(0, 1, 50), np.linspace(0, 1, 30)])
+    curve = mean_trajectory([np.linspace(0, 1, 50), np.linspace(0, 1, 30) / 2], groups=["a", "b"])
     figure = figures.mean_trajectories({"harmful complied": curve}, title="t", measure="probability", last=20)
-    whole, whole_n, close, close_n = figure.data
+    low, high, whole, whole_n, _, _, close, close_n = figure.data
+    assert np.isnan(low.y[0]) and low.y[-1] < whole.y[-1] < high.y[-1]  # one problem alone has no interval
     assert len(whole.x) == 50 and len(close.x) == 20
     assert list(close.x) == list(range(-19, 1))
     assert list(close.y) == list(curve.mean[-20:])
@@ -172,3 +177,111 @@ def test_tokens_stand_at_their_number_and_a_signed_map_is_white_at_zero():
     (heat,) = drawn.data
     assert (heat.zmin, heat.zmax) == (-3, 3) and "null 0.5" in drawn.layout.annotations[0].text
     assert drawn.layout.xaxis.title.text == "head<br>null: even"
+
+
+def test_lines_of_different_units_have_a_panel_and_a_unit_each():
+    result = Result(
+        method="trajectory", quantity="change", unit=UNIT,
+        axes=(Axis.of("signal", SIGNALS), Axis.of("site", ["resid_post.0", "resid_post.1"])),
+        values=np.array([[300.0, 400.0], [900.0, 950.0], [0.1, -0.2]]), null_missing="by hand",
+    )  # fmt: skip
+    drawn = figures.of_result(result)["lines"]
+    assert {curve.yaxis: list(curve.y) for curve in drawn.data} == {
+        "y": [300, 400],
+        "y2": [900, 950],
+        "y3": [0.1, -0.2],
+    }
+    titles = [axis.title.text for axis in (drawn.layout.yaxis, drawn.layout.yaxis2, drawn.layout.yaxis3)]
+    assert titles == ["residual norm", "residual norm", "cosine"]
+    assert list(drawn.layout.xaxis3.ticktext) == ["resid_post.0", "resid_post.1"]
+
+
+def test_a_unit_is_that_of_the_line():
+    common = {"method": "m", "quantity": "q", "axes": (Axis.of("metric", ["span", "sink"]),), "values": np.ones(2)}
+    named = Result(
+        **common, unit="tokens, or shares", numbers={"units": {"span": "tokens", "sink": "1"}}, null_missing="-"
+    )
+    assert (named.unit_of("span"), named.unit_of("sink")) == ("tokens", "")
+    keyed = Result(**common, unit="1 (accuracy), nats (kl)", null_missing="by hand")
+    assert (keyed.unit_of("resampling_kl"), keyed.unit_of("accuracy")) == ("nats", "")
+    assert Result(**common, unit="nats", null_missing="by hand").unit_of("anything") == "nats"
+
+
+def test_a_null_of_no_width_is_a_line_that_is_seen():
+    line = Result(
+        method="close_attention", quantity="q", unit="1", axes=(Axis.of("sentence", 3),), values=np.arange(3.0),
+        null=Band.of(0.5, 0.5, (3,), "alike"),
+    )  # fmt: skip
+    low, high, _ = figures.along(line).data
+    assert low.line.width == high.line.width == 1
+    assert list(high.y) == [0.5] * 3
+
+
+def test_the_dose_response_has_a_curve_through_both_signs_and_a_band_of_random_vectors():
+    doses = tuple(
+        Dose(
+            strength=strength,
+            steered=arm("seal", 60.0 / strength, 0.7, strength),
+            reversed=arm("seal reversed", 140.0 * strength, 0.9, -strength),
+            random=tuple(arm(f"random {i}", 95.0 + i, 0.78, strength) for i in range(5)),
+            excess={},
+        )
+        for strength in (1.0, 2.0)
+    )
+    base = arm("base", 100.0, 0.8, 0.0)
+    response = DoseResponse(name="seal", sites=(Site("resid_post", 1),), base=base, doses=doses, held_out=True)
+    drawn = figures.dose_curves(response)
+    low, high, seal, unsteered, *_ = drawn.data
+    assert list(seal.x) == [-2, -1, 1, 2] and list(seal.y) == [280, 140, 60, 30]
+    assert list(low.x) == [1, 2] and list(low.y) == [95, 95] and list(high.y) == [99, 99]
+    assert set(unsteered.y) == {100} and "9 held-out" in drawn.layout.title.text
+    assert list(figures.sweep_figures([response])) == ["steering_front", "dose_seal"]
+
+
+def test_a_head_that_pushes_down_is_told_from_one_that_pushes_up_by_colour():
+    signed = figures.head_grid(np.array([[-3.0, 1.0]]), title="t", measure="logits").data[0]
+    assert (signed.zmin, signed.zmax) == (-3, 3)
+    assert figures.head_grid(np.array([[3.0, 1.0]]), title="t", measure="m").data[0].zmin is None
+
+
+def test_a_long_name_is_broken_for_a_phone_and_stays_whole_in_the_data():
+    line = Result(
+        method="m", quantity="q", unit="1", axes=(Axis.of("sentence", 3),), values=np.arange(3.0),
+        null=Band.of(0.0, 0.5, (3,), "as many other words as a legend of a phone cannot hold in one line"),
+    )  # fmt: skip
+    figure = figures.along(line)
+    shown = [curve.name for curve in figures.in_theme(figure, dark=True).data if curve.name]
+    assert max(len(part) for name in shown for part in name.split("<br>")) <= 40
+    assert any(len(str(row["curve"])) > 60 for row in figures.figure_data(figure))
+
+
+HOSTILE_FIGURES = {
+    "an image from elsewhere": {"data": [], "layout": {"images": [{"source": "http://evil.example/x.png"}]}},
+    "a kind that loads maps": {"data": [{"type": "scattergeo", "lat": [0], "lon": [0]}]},
+}
+
+
+@pytest.mark.parametrize("name", list(HOSTILE_FIGURES))
+def test_a_kept_figure_that_asks_elsewhere_is_refused(name, tmp_path):
+    path = tmp_path / "figure.json"
+    path.write_text(json.dumps(HOSTILE_FIGURES[name]), encoding="utf-8")
+    with pytest.raises(InputError, match="measure again"):
+        figures.read_figure(path)
+
+
+def test_no_link_of_a_label_works():
+    link = "<a href='http://evil.example'>more</a>"
+    result = Result(
+        method="m", quantity=link, unit=link, axes=(Axis.of("sentence", [link, "<A\thref=x>b</A>"]),), values=np.arange(2.0),
+        null=Band.of(0.0, 0.5, (2,), link), numbers={"texts": [link, link]},
+    )  # fmt: skip
+    figure = figures.along(result)
+    assert link in figure.to_dict()["layout"]["yaxis"]["title"]["text"]
+    for shown in (str(figures.in_theme(figure, dark=True).to_dict()), figures.to_html(figure, with_library=False)):
+        assert "<a" not in shown.lower() and "u003ca" not in shown.lower() and "evil.example" in shown
+
+
+def test_a_kept_figure_is_read_as_it_was_written(tmp_path, probe):
+    figure = figures.length_scores(probe)
+    figures.write_figure(figure, tmp_path / "figure.json")
+    assert figures.read_figure(tmp_path / "figure.json") == figure

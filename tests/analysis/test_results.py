@@ -69,3 +69,8 @@ def test_an_undefined_result_says_why(tmp_path):
     assert np.isnan(Result.load(nothing.save(tmp_path / "x.safetensors")).values).all()
     with pytest.raises(InputError, match="no axis"):
         nothing.at(layer="1")
+
+
+def test_the_file_of_a_long_name_is_short_and_its_own(tmp_path):
+    one, other = (result_path(tmp_path, "mi", "€" * 300 + end) for end in "ab")
+    assert len(one.name) < 255 and one != other and one == result_path(tmp_path, "mi", "€" * 300 + "a")

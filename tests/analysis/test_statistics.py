@@ -1,20 +1,31 @@
 """Chance is reported as it is: known p-values, corrections, and agreement that shuffling destroys."""
 
+import inspect
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reasonscope.analysis.statistics import (
+    agreement_numbers,
     benjamini_hochberg,
     bootstrap,
     bootstrap_band,
     dependency_agreement,
     holm,
+    mean_estimate,
     null_band,
     permutation_p,
 )
 from reasonscope.data.errors import InputError
+
+
+@pytest.mark.parametrize("call", [bootstrap, bootstrap_band, mean_estimate])
+def test_every_interval_is_of_1000_resamples_and_one_seed(call):
+    defaults = inspect.signature(call).parameters
+    assert (defaults["draws"].default, defaults["seed"].default) == (1000, 0)
 
 
 def test_permutation_p_counts_the_draws_that_do_as_well():
@@ -22,7 +33,16 @@ def test_permutation_p_counts_the_draws_that_do_as_well():
     np.testing.assert_allclose(permutation_p([9.0, 4.0], null), [0.1, 0.6])
     np.testing.assert_allclose(permutation_p([-1.0, 4.0], null, "less"), [0.1, 0.6])
     np.testing.assert_allclose(permutation_p([9.0, 4.0], null, "two-sided"), [0.1, 1.0])
+    np.testing.assert_allclose(permutation_p([1.0, 6.0], null, "two-sided"), [0.5, 0.7])
+    assert permutation_p(1.0, [0.0]) == 0.5
     assert np.isnan(permutation_p(np.nan, np.arange(9.0)))
+
+
+def test_draws_that_are_no_number_count_for_nothing():
+    null = np.array([[1.0, np.nan, 1.0], [np.nan, np.nan, 2.0], [3.0, np.nan, 3.0]])
+    np.testing.assert_allclose(permutation_p([2.0, 2.0, 2.0], null), [2 / 3, np.nan, 3 / 4])
+    np.testing.assert_allclose(permutation_p([0.0, 2.0, 2.0], null, "two-sided"), [1 / 3, np.nan, 1.0])
+    assert permutation_p(2.5, null[:, 0]) == 2 / 3
 
 
 def test_corrections_of_a_published_example():
@@ -39,17 +59,59 @@ def test_corrected_values_are_never_smaller_and_holm_is_the_stricter(values):
     assert (holm(p) <= 1).all()
 
 
+def test_where_nothing_was_tested_nothing_is_corrected():
+    assert np.isnan(holm([np.nan])).all() and np.isnan(benjamini_hochberg([np.nan])).all()
+
+
 def test_bands_hold_what_they_should():
     rng = np.random.default_rng(0)
     band = null_band(rng.standard_normal((4000, 3)), "noise")
-    assert np.abs(band.high - 1.96).max() < 0.15 and "4000 draws" in band.what
+    assert np.abs(band.high - 1.96).max() < 0.15 and np.abs(band.low + 1.96).max() < 0.15
+    assert band.what == "noise, 95% of 4000 draws"
+    half = null_band([[0.0], [1.0], [2.0], [np.nan], [3.0], [4.0]], "five", level=0.5)
+    assert (half.low.item(), half.high.item()) == (1.0, 3.0)
     rows = rng.normal([0.0, 5.0], 1.0, (400, 2))
     found = bootstrap_band(lambda chosen: rows[chosen].mean(axis=0), 400, draws=300)
     assert (found.low < rows.mean(axis=0)).all() and (found.high > rows.mean(axis=0)).all()
     assert np.ptp([found.low, found.high], axis=0).max() < 0.3
     estimate = bootstrap(lambda chosen: float(rows[chosen, 1].mean()), 400, draws=300)
     assert 4.8 < estimate.low < estimate.value < estimate.high < 5.2
-    assert np.isnan(bootstrap_band(lambda chosen: rows[chosen].mean(axis=0), 1).low).all()
+    none = bootstrap_band(lambda chosen: rows[chosen].mean(axis=0), 1)
+    assert np.isnan([none.low, none.high]).all() and none.what == "no interval: fewer than two rows"
+
+
+def test_a_band_has_the_width_of_students_interval_and_says_what_it_is():
+    rows = np.random.default_rng(1).standard_normal((40, 2))
+
+    def means(chosen):
+        return rows[chosen].mean(axis=0)
+
+    band, narrow = bootstrap_band(means, 40), bootstrap_band(means, 40, level=0.5)
+    assert band.what == "bootstrap over 40 rows, 95% of 1000 draws"
+    error = rows.std(axis=0, ddof=1) / np.sqrt(40)
+    np.testing.assert_allclose((band.high - band.low) / error, 2 * 2.02, rtol=0.12)
+    np.testing.assert_allclose((narrow.high - narrow.low) / error, 2 * 0.68, rtol=0.12)
+    np.testing.assert_array_equal(band.low, bootstrap_band(means, 40, seed=0).low)
+    assert (band.low != bootstrap_band(means, 40, seed=1).low).all()
+    assert np.isfinite(bootstrap_band(means, 2, draws=20).low).all()
+
+
+def test_a_value_that_is_mostly_no_number_has_no_interval():
+    """Row 0 is left out of a resample of 3 rows about .3 of the time, of 2 rows .25 of the time: what needs it is known mostly."""
+    band = bootstrap_band(lambda chosen: np.where([0 in chosen, 0 not in chosen], chosen.mean() + 1, np.nan), 3)
+    assert band.low[0] >= 1 and band.high[0] <= 3 and np.isnan([band.low[1], band.high[1]]).all()
+    every_other = itertools.cycle([np.array([1.0]), np.array([np.nan])])
+    assert bootstrap_band(lambda chosen: next(every_other), 3, draws=10).high == 1
+
+
+def test_rows_of_one_group_are_drawn_together():
+    values = np.repeat([0.0, 1.0, 2.0, 3.0], 10) + np.tile(np.linspace(-0.01, 0.01, 10), 4)
+    alone, together = mean_estimate(values), mean_estimate(values, groups=[str(i // 10) for i in range(40)])
+    assert alone.value == together.value == pytest.approx(1.5)
+    assert together.high - together.low > 3 * (alone.high - alone.low) > 0
+    assert mean_estimate(values) == alone == bootstrap(lambda at: float(values[at].mean()), 40)
+    assert alone == mean_estimate(values, draws=1000, seed=0)
+    assert mean_estimate(values, seed=1) != alone != mean_estimate(values, draws=999)
 
 
 def test_a_score_that_knows_the_dependencies_is_told_from_one_that_does_not():
@@ -69,6 +131,55 @@ def test_a_score_that_knows_the_dependencies_is_told_from_one_that_does_not():
     assert abs(good.null_auroc.mean() - 0.5) < 0.03 and abs(good.distance_auroc - 0.5) < 0.15
     one = dependency_agreement(oracle[0], truths[0])
     assert one.n_pairs == 65 and one.n_true < good.n_true
+
+
+HAND = np.array([[9.0, 9, 9, 9], [9, 9, 9, 9], [0.9, 0.1, 9, 9], [0.2, 0.8, 0.5, 9]])
+HAND_TRUTH = [[], [0], [0], [0, 1]]
+
+
+def test_agreement_by_hand():
+    """Targets 2 and 3 have more than one source; ranks are 1, 1/2 (of them 1 true) and 1/3, 1, 2/3 (of them 1/3 and 1 true)."""
+    found = dependency_agreement(HAND, HAND_TRUTH)
+    assert (found.n_pairs, found.n_true) == (5, 3)
+    assert found.auroc == pytest.approx(4 / 6) and found.precision == pytest.approx((1 + 1 / 2) / 2)
+    assert found.distance_auroc == 0  # the true sources are the far ones
+    assert found.null_auroc.shape == found.null_precision.shape == (200,)
+    assert found.p_value == (1 + (found.null_auroc >= found.auroc).sum()) / 201
+    assert found.null_precision.mean() == pytest.approx((1 / 2 + 2 / 3) / 2, abs=0.05) and not found.above_null
+    np.testing.assert_array_equal(found.null_auroc, dependency_agreement(HAND, HAND_TRUTH, seed=0).null_auroc)
+    assert (found.null_auroc != dependency_agreement(HAND, HAND_TRUTH, seed=1).null_auroc).any()
+    unknown = HAND.copy()
+    unknown[3, 2] = np.nan
+    assert dependency_agreement(unknown, HAND_TRUTH).n_pairs == 4
+    ties = HAND.copy()
+    ties[3, :3] = 0.5
+    assert dependency_agreement(ties, HAND_TRUTH).auroc == pytest.approx((1 + 1 + 2 * 1 + 2 * 0.5) / 6, abs=1 / 6)
+
+
+def test_agreement_in_numbers_has_its_null_beside_it():
+    found = dependency_agreement(HAND, HAND_TRUTH)
+    numbers = agreement_numbers(found)
+    low, high = numbers.pop("auroc_null")
+    assert low == np.quantile(found.null_auroc, 0.025) and high == np.quantile(found.null_auroc, 0.975) and low < high
+    assert numbers == {
+        "auroc": found.auroc,
+        "p_value": found.p_value,
+        "precision_at_k": found.precision,
+        "precision_at_k_null": found.null_precision.mean(),
+        "distance_auroc": 0.0,
+        "pairs": 5,
+        "true": 3,
+        "above_null": False,
+    }
+
+
+def test_every_trace_needs_its_dependencies():
+    with pytest.raises(InputError, match="1 score matrices for the dependencies of 2 traces"):
+        dependency_agreement([HAND], [HAND_TRUTH, HAND_TRUTH])
+    with pytest.raises(InputError, match="5 of 5 pairs"):
+        dependency_agreement(HAND, [[], [0], [0, 1], [0, 1, 2]])
+    with pytest.raises(InputError, match="0 of 0 pairs"):
+        dependency_agreement(np.ones((1, 1)), [[]])
 
 
 def test_agreement_needs_both_kinds_of_pairs():

@@ -151,7 +151,7 @@ def test_every_page_shows_a_published_run(view, published):
 def test_a_published_sentence_shows_its_numbers_what_was_resampled_and_its_links(published):
     test = page("anchors", published, sentence="1", metric="counterfactual kl", truth="true")
     row = test.dataframe[0].value
-    assert row["number"][0] == "counterfactual kl" and row["value"][0] == 0.2
+    assert row["number"][0] == "counterfactual kl" and row["value"][0] == "0.2" and row["unit"][0] == "nats"
     assert set(row["chance"]) == {"not known"}  # nothing was published to draw it from
     instead = test.dataframe[1].value
     assert instead["instead"].tolist() == ["So it is 8."] and instead["rollouts"].tolist() == ["2 of 3"]
@@ -192,7 +192,7 @@ def test_the_address_chooses_trace_colour_and_sentence():
     run = runs.open_run(EXAMPLE)
     id = next(row.id for row in readings.rows(run) if row.outcome == "right")
     test = page("traces", EXAMPLE, trace=id, colour="entropy", sentence="2")
-    assert [box.value for box in test.selectbox] == [id, "entropy"]
+    assert [box.value for box in test.selectbox] == [id, "entropy", None]
     assert "Sentence 2" in words(test) and "entropy of the next token" in words(test)
 
 
@@ -384,3 +384,99 @@ def _compare(first: str, second: str) -> None:
 
     state.offer_runs({"other": Path(second), "example": Path(first)})
     compare.show(open_run(Path(first)))
+
+
+def test_what_a_sentence_passes_on_is_a_metric_with_its_chance():
+    test = page("anchors", EXAMPLE, trace=analysed(), metric="replacement", sentence="6")
+    assert not test.exception and test.selectbox[1].value == "replacement"
+    row = test.dataframe[0].value
+    result = measurements.results(runs.open_run(EXAMPLE), "replacement")[analysed()]
+    later = result.values[:, 6][np.isfinite(result.values[:, 6])]
+    assert float(row["value"][0]) == pytest.approx(later.mean(), rel=1e-3) and row["unit"][0] == "nats"
+    assert f"n = {len(later)} later sentences" in words(test).replace("\\", "")
+    links = [button.label for button in test.button if "chance" in button.label]
+    assert links and all(
+        components.between(result.null, (7, 6)).split()[0] in label.replace("\\", "") for label in links
+    )
+    assert "instead" in test.dataframe[1].value.columns  # what the rollouts wrote stands beside it
+
+
+def test_the_metrics_of_thought_anchors_name_the_closing_tag_and_what_is_missing(imported):
+    assert "attention of the closing tag" in page("anchors", EXAMPLE, trace=analysed()).selectbox[1].options
+    test = page("anchors", imported)
+    (missing,) = [one.label for one in test.expander if one.label.startswith("Not measured")]
+    assert "replacement" in missing and "attention of the closing tag" in missing and "rollouts" not in missing
+    lines = {code.value.split(" --run")[0] for code in test.code if "--trace plain" in code.value}
+    assert {"reasonscope analyse heads", "reasonscope analyse anchors", "reasonscope analyse suppression"} <= lines
+
+
+def test_the_closing_tag_and_what_is_looked_at_again_stand_with_the_heads():
+    test = page("heads", EXAMPLE, trace=analysed(), head="3.2", layer="3")
+    said = words(test)
+    assert not test.exception and {"What the closing tag looks at", "What is looked at again after a pause"} <= set(
+        said.split("\n")
+    )
+    (table,) = [frame.value for frame in test.dataframe if "tokens that come back" in frame.value.columns]
+    measured = measurements.results(runs.open_run(EXAMPLE), "recurrence")[analysed()].numbers
+    assert table["layer"].tolist() == list("012345")
+    assert float(table["tokens that come back"][3]) == pytest.approx(measured["by_layer"][3]["recurring"], rel=1e-3)
+    chance = table["tokens that come back: chance"]
+    assert float(chance[3]) == pytest.approx(measured["by_layer_null"][3]["recurring"], rel=1e-3)
+
+
+def test_heads_without_these_results_say_which_command_makes_them(imported):
+    lines = [code.value for code in page("heads", imported).code if code.language == "bash"]
+    assert any("analyse heads" in line for line in lines) and any("analyse attention" in line for line in lines)
+
+
+def test_a_trace_is_coloured_by_attention_of_the_closing_tag_and_by_pauses():
+    run, id = runs.open_run(EXAMPLE), analysed()
+    again = colourings.colouring(run, id, "longest pause before a look · layer 4")
+    assert (again.per, again.unit) == ("token", "tokens") and again.null is not None
+    importance = colourings.colouring(run, id, "importance · counterfactual_kl")
+    assert importance.unit == "nats" and importance.interval.shape == importance.null.shape == (
+        2,
+        len(importance.values),
+    )
+    said = words(page("traces", EXAMPLE, trace=id, sentence="6", colour="importance · counterfactual_kl")).replace(
+        "\\", ""
+    )
+    low, high = importance.interval[:, 6]
+    assert f"95 % interval {low:.3g} … {high:.3g}, chance " in said
+    assert "attention of the closing tag" in colourings.colouring_names(run, id)
+
+
+@pytest.mark.parametrize("method", ["recurrence", "confidence", "critical"])
+def test_every_result_of_a_trace_can_be_seen_whole(method):
+    test = page("traces", EXAMPLE, trace=analysed(), measured=method)
+    assert not test.exception and len(test.error) == 0
+    assert f"reasonscope analyse {measurements.command_of(runs.open_run(EXAMPLE), method).split()[2]}" in words(test)
+    result = measurements.results(runs.open_run(EXAMPLE), method)[analysed()]
+    assert result.quantity in words(test).replace("\\", "")
+
+
+def test_the_overview_filters_by_length_and_difficulty_and_says_shares_with_their_interval():
+    found = readings.rows(runs.open_run(EXAMPLE))
+    long = [row for row in found if 300 <= row.thinking_tokens <= 400]
+    test = page("overview", EXAMPLE)
+    test.slider[0].set_value((300, 400)).run()
+    assert f"{len(long)} of {len(found)} traces" in words(test)
+    test.slider[1].set_value((5, 5)).run()
+    assert f"{sum(row.difficulty == 5 for row in long)} of {len(found)} traces" in words(test)
+    right, judged = (sum(row.outcome in of for row in found) for of in (("right",), ("right", "wrong")))
+    assert components.share_interval(right, judged) in words(test).replace("\\", "")
+
+
+def test_every_kind_of_result_names_the_command_that_makes_it():
+    run = runs.open_run(EXAMPLE)
+    assert all(one.command for one in measurements.analyses(run))
+    assert measurements.command_of(run, "close_attention").startswith("reasonscope analyse heads")
+    assert measurements.command_of(run, "replacement").startswith("reasonscope analyse anchors")
+
+
+def test_numbers_of_arms_are_named_and_addresses_are_no_links():
+    numbers = {"random": [{"name": "random 1", "tokens": {"value": 3.0, "ci": [2.0, 4.0]}}], "above": True}
+    assert list(components.flattened(numbers))[1] == ("random · random 1 · tokens", 3.0, 2.0, 4.0)
+    assert components._text(True) == "yes"
+    shown = components.as_text("see http://evil.example or www.evil.example")
+    assert "://" not in shown and "\u2060" in shown

@@ -1,8 +1,10 @@
 """Files are there whole or not at all, and nothing that a killed writer left stays."""
 
+import hashlib
+
 import pytest
 
-from reasonscope.data.durable import remove, write_durably, write_text_durably
+from reasonscope.data.durable import remove, sha256_of, write_durably, write_text_durably
 from reasonscope.data.errors import StoreError
 
 
@@ -27,6 +29,11 @@ def test_what_fails_changes_nothing(error, tmp_path):
     with pytest.raises(StoreError if isinstance(error, OSError) else ZeroDivisionError):
         write_durably(tmp_path / "a.txt", fail)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "before"}
+
+
+def test_what_is_written_has_its_checksum(tmp_path):
+    digest = write_durably(tmp_path / "a", lambda path: path.write_bytes(b"abc"))
+    assert digest == hashlib.sha256(b"abc").hexdigest() == sha256_of(tmp_path / "a")
 
 
 def test_links_are_removed_and_not_followed(tmp_path):

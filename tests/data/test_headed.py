@@ -32,8 +32,33 @@ def test_other_files_are_refused(tmp_path):
         ({KIND.key: "[1]"}, "but no thing"),
         ({KIND.key: "{"}, "the header of .*x: no JSON"),
         ({KIND.key: json.dumps({"version": 3})}, "newer than 2"),
+        ({KIND.key: json.dumps({"version": "2"})}, "version '2', newer than 2"),
     ):
         save_file({"a": np.zeros(1)}, tmp_path / "x", metadata=metadata)
         refused(match)
     with pytest.raises(ValueError, match="JSON"):
         KIND.write(tmp_path / "y", {"score": float("nan")}, {})
+
+
+@pytest.mark.parametrize("start", [b"PK\x03\x04" + bytes(20), b"\x80\x04\x95" + bytes(20)])
+def test_a_pickle_is_called_one(start, tmp_path):
+    (tmp_path / "x").write_bytes(start)
+    with pytest.raises(InputError, match="is no thing but a pickle"):
+        KIND.read(tmp_path / "x")
+
+
+def test_a_header_whose_length_begins_as_a_pickle_does_is_read(tmp_path):
+    for length in range(128):
+        KIND.write(tmp_path / "x", {"name": "n" * length}, {})
+        if (tmp_path / "x").read_bytes().startswith(b"\x80"):
+            break
+    assert KIND.read(tmp_path / "x")[0]["name"] == "n" * length
+
+
+def test_headers_lack_nothing_that_their_kind_has():
+    kind = Kind(key="k", noun="thing", version=2, fields={"n": int})
+    kind.check("x", {"n": 1})  # older than the version field
+    kind.check("x", {"version": 2, "n": 1})
+    for header in ({}, {"n": "1"}, {"n": True}):
+        with pytest.raises(InputError, match="thing x is damaged: its n is"):
+            kind.check("x", header)

@@ -1,14 +1,16 @@
 import json
 import zipfile
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 
-from reasonscope.data.errors import InputError
+from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.export import export_jsonl, export_parquet, export_thought_anchors
 from reasonscope.data.importers import import_inspect, import_jsonl, import_thought_anchors, published_sentences
-from reasonscope.data.parse import ThinkTags
+from reasonscope.data.parse import ThinkTags, trace_from_text
 from reasonscope.data.records import traces_of_table
+from reasonscope.data.trace import Message, Problem, Sampling
 
 SOLUTION = "Okay, I add them up. It is 3 + 4.\n\nSo it is 7, I think.\n</think>\n\nThe answer is \\boxed{7}."
 CHUNKS = [
@@ -69,7 +71,7 @@ def test_thought_anchors_folders(tmp_path, tokenizer):
 def test_damaged_anchors_name_the_file(tmp_path, name, content, message):
     folder = write_anchors(tmp_path / "p")
     (folder / name).write_text(content)
-    with pytest.raises(InputError, match=rf"{name}.*{message}"):
+    with pytest.raises(InputError, match=rf"/{name}.*{message}"):
         import_thought_anchors(tmp_path)
 
 
@@ -225,6 +227,82 @@ def test_exports_come_in_again(tmp_path, tokenizer):
     assert export_thought_anchors(traces, tmp_path / "out") == 1
     (anchors,) = import_thought_anchors(tmp_path / "out", tokenizer=tokenizer)
     assert anchors.meta == traces[0].meta and anchors.text == traces[0].text and anchors.id == traces[0].id
+
+
+def test_a_line_tells_all_of_a_trace(tmp_path):
+    line = {
+        "id": "a",
+        "prompt": "Q<think>",
+        "completion": "So 7.</think>It is 7.",
+        "answer": "7",
+        "model": "m",
+        "meta": {"n": 1},
+    }
+    (trace,) = import_jsonl(write_lines(tmp_path / "runs.jsonl", line))
+    trace = replace(trace, sampling=Sampling(temperature=0.5, seed=3), finish_reason="stop", sample=2)
+    export_jsonl([trace], tmp_path / "t.jsonl")
+    (found,) = map(json.loads, (tmp_path / "t.jsonl").read_text().splitlines())
+    sampling = found.pop("sampling")
+    assert (sampling["temperature"], sampling["seed"]) == (0.5, 3)
+    assert found == {
+        "id": "a",
+        "problem_id": trace.problem.id,
+        "group": trace.problem.group,
+        "difficulty": None,
+        "answer": "7",
+        "sample": 2,
+        "prompt": "Q",
+        "completion": "<think>So 7.</think>It is 7.",
+        "thinking": "So 7.",
+        "state": "closed",
+        "finish_reason": "stop",
+        "final_answer": "7",
+        "correct": True,
+        "n_thinking_tokens": trace.n_thinking_tokens,
+        "model": {"name": "m"},
+        "meta": {"n": 1},
+    }
+
+
+def test_anchors_tell_the_question_and_the_answers(tmp_path):
+    asked = (Message(role="system", content="Be brief."), Message(role="user", content="3 + 4?"))
+    for id, completion, answer in (
+        ("a/b", "<think>So 7.</think>7", "7"),
+        ("c", "<think>So", "7"),
+        ("d", "<think></think>", None),
+    ):
+        problem = Problem(id="p", messages=asked, answer=answer, meta={"level": 2})
+        trace = trace_from_text(
+            id=id, problem=problem, prompt="Q", completion=completion, meta={"chunks_resampled": []}
+        )
+        assert export_thought_anchors([trace], tmp_path) == 1
+        files = {path.name: json.loads(path.read_text()) for path in (tmp_path / id).iterdir()}
+        assert set(files) == {"base_solution.json", "problem.json", "chunks_labeled.json"}
+        assert files["problem.json"] == {"problem": "3 + 4?", "gt_answer": answer, "level": 2}
+        correct = id == "a/b"
+        assert files["base_solution.json"] == {
+            "prompt": "Q",
+            "solution": completion,
+            "full_cot": "Q" + completion,
+            "answer": "7" if correct else "",
+            "is_correct": correct,
+        }
+    chunks = json.loads((tmp_path / "a" / "b" / "chunks_labeled.json").read_text())
+    assert chunks == [{"chunk": "So 7.", "chunk_idx": 0, "function_tags": ["fact_retrieval"], "depends_on": []}]
+
+
+@pytest.mark.parametrize("id", ["/a", "../a", "a/../../b", ".", "a\0b"])
+def test_anchors_stay_in_their_folder(id, tmp_path):
+    trace = trace_from_text(id=id, problem=Problem(id="p", prompt="Q"), prompt="Q", completion="7")
+    with pytest.raises(InputError, match="cannot be the name of a folder"):
+        export_thought_anchors([trace], tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "out").touch()
+    trace = trace_from_text(id="a", problem=Problem(id="p", prompt="Q"), prompt="Q", completion="7")
+    with pytest.raises(StoreError, match="cannot make"):
+        export_thought_anchors([trace], tmp_path / "out")
 
 
 def test_anchors_of_a_trace_without_published_chunks(tmp_path):

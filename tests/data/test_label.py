@@ -47,6 +47,36 @@ def test_the_grammar_of_the_organism_is_labelled_right():
         ("So the total is 36.", "result_consolidation"),
         (r"So it is \boxed{36}.", "final_answer_emission"),
         ("The problem asks for the total.", "problem_setup"),
+        ("Final answer", "final_answer_emission"),
+        ("I think the answer is to be found.", "fact_retrieval"),
+        ("The answer is 4.", "final_answer_emission"),
+        ("But wait, I should verify it.", "uncertainty_management"),
+        ("Wait, I should check it, because it is odd.", "uncertainty_management"),
+        ("Let's go through it.", "self_checking"),
+        ("Yes, it is.", "self_checking"),
+        ("So it matches the sum.", "result_consolidation"),
+        ("It is all correct", "fact_retrieval"),
+        ("It is all correct, I see.", "self_checking"),
+        ("They match.", "self_checking"),
+        ("The user wants a sum.", "problem_setup"),
+        ("This is a hard problem here.", "problem_setup"),
+        ("I am not sure of this.", "uncertainty_management"),
+        ("But hold on a moment.", "uncertainty_management"),
+        ("It has eight sides, right?", "uncertainty_management"),
+        ("Here I recall that 3 + 4 = 7.", "fact_retrieval"),
+        ("Alternatively, there is the fact.", "fact_retrieval"),
+        ("So the theorem says it.", "fact_retrieval"),
+        ("Okay, let me see if I can compute it.", "active_computation"),
+        ("Okay, I'll do the second part.", "plan_generation"),
+        ("Alternatively, go there.", "plan_generation"),
+        ("Multiplying both.", "active_computation"),
+        ("It follows by plugging it in.", "active_computation"),
+        ("The sum was 4 plus 3.", "active_computation"),
+        ("So x = 4.", "result_consolidation"),
+        ("So this holds.", "result_consolidation"),
+        ("Therefore it becomes 4.", "result_consolidation"),
+        ("So it holds.", "fact_retrieval"),
+        ("Here y = mx.", "fact_retrieval"),
     ],
 )
 def test_plain_cases(text, tag):
@@ -62,6 +92,17 @@ def test_calculations_behind_an_announced_check_are_part_of_it():
         "result_consolidation",
         "active_computation",
     ]
+
+
+def test_a_formula_goes_with_what_came_before():
+    assert label_sentences(["A start.", "I will use a line.", "y = mx", "y = mx"])[2:] == ["plan_generation"] * 2
+    assert label_sentences(["A start.", "12 * 3 = 36", "y = mx"])[2] == "fact_retrieval"
+
+
+def test_the_task_is_set_up_in_what_the_thinking_opens_with():
+    opening = ["I need to find it.", "Then compute the rest.", "Then evaluate the rest.", "Then evaluate the rest."]
+    assert label_sentences(opening)[:3] == ["problem_setup"] * 3 and label_sentences(opening)[3] != "problem_setup"
+    assert label_sentences(["It rains.", "I need to find it."])[1] == "plan_generation"
 
 
 def test_no_sentence_at_all():

@@ -1,21 +1,38 @@
 """The organism's language: what the grammar writes it can read back, with the truth that it knows."""
 
+import hashlib
+import json
 import random
 from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
 
+import jinja2
 import pytest
 
-from reasonscope.data.label import label_sentences
+from reasonscope.data.errors import InputError
+from reasonscope.data.label import TAGS, label_sentences
 from reasonscope.data.organism.corpus import base_documents, batches, reasoning_documents, tokenizer_texts
-from reasonscope.data.organism.forms import FORMS, recognise
-from reasonscope.data.organism.ledger import MODES, Ledger, Line, Operation, sample_ledger
+from reasonscope.data.organism.forms import BY_KIND, FORMS, recognise
+from reasonscope.data.organism.ledger import MODES, SPLITS, Ledger, Line, Operation, sample_ledger
 from reasonscope.data.organism.reader import read_ledger, read_request, read_steps
 from reasonscope.data.organism.requests import Request, sample_request
-from reasonscope.data.organism.tokenizer import THINK_CLOSE, THINK_OPEN, VOCABULARY, chat, train_tokenizer
+from reasonscope.data.organism.tokenizer import (
+    CHAT_TEMPLATE,
+    THINK_CLOSE,
+    THINK_OPEN,
+    VOCABULARY,
+    chat,
+    train_tokenizer,
+)
+from reasonscope.data.organism.truth import true_sentences, truths
 from reasonscope.data.organism.writer import write_ledger, write_request
-from reasonscope.data.problems import ledger_of, ledger_problem, request_of, request_problem
-from reasonscope.data.segment import classify_step
+from reasonscope.data.parse import trace_from_text
+from reasonscope.data.problems import ledger_of, ledger_problem, load_problems, request_of, request_problem
+from reasonscope.data.segment import classify_step, sentences
 from reasonscope.data.splitter import split_sentences
+from reasonscope.data.store import TraceStore
+from reasonscope.data.trace import Problem
 
 TWO_STEPS = Ledger(
     start=14,
@@ -44,6 +61,94 @@ THINKING = (
 @pytest.fixture(scope="module")
 def bpe():
     return train_tokenizer(tokenizer_texts(0, 300))
+
+
+def test_the_shipped_organism_speaks_this_language():
+    """Its weights were trained on these sentences, to the letter: with another wording it would have to be trained anew."""
+    shipped = TraceStore.open(Path(__file__).parents[2] / "app" / "example" / "store")
+    found = [recognise(sentence.text) for trace in shipped for sentence in sentences(trace)]
+    assert len(found) > 1000 and None not in found
+    assert len({form.text for form, _ in found}) >= 49
+
+
+def test_every_form_has_one_of_the_tags():
+    assert {form.tag for form in FORMS} == set(TAGS)
+    assert set(BY_KIND) == {form.kind for form in FORMS} and sum(map(len, BY_KIND.values())) == len(FORMS) == 59
+    assert recognise("So I will refuse.") is None and recognise("I will refuse.")[1] == {}
+
+
+def drawn(make, n=200):
+    """A checksum of `n` draws, one after the other from one seed."""
+    rng = random.Random(0)
+    return hashlib.sha256(json.dumps([make(rng, i) for i in range(n)]).encode()).hexdigest()[:16]
+
+
+def test_the_seeds_of_published_numbers_draw_what_they_drew():
+    """Problems, the organism's training texts, and their truth. Where a checksum changes, so does what the numbers in the docs are of: say
+    so in CHANGELOG, and measure them anew."""
+
+    def ledger(rng, i):
+        return asdict(sample_ledger(rng, split=SPLITS[i % 3], steps=None if i % 2 else 1 + i % 8))
+
+    def request(rng, i):
+        return asdict(
+            sample_request(rng, split=SPLITS[i % 3], harmful=i % 2 == 0, twin=i % 4 < 3, jailbreak=i % 5 == 0)
+        )
+
+    def written(rng, i):
+        ledger = sample_ledger(rng, split="train")
+        writing = write_ledger(ledger, tuple(MODES)[i % 3], rng)
+        known = read_ledger(ledger, writing.thinking)
+        return [asdict(writing), *map(asdict, known), *map(asdict, read_steps(writing.thinking, known))]
+
+    def answered(rng, i):
+        request = sample_request(rng, split="train", harmful=i % 2 == 0, jailbreak=i % 3 > 0)
+        writing = write_request(request, rng)
+        known = read_request(request, writing.thinking)
+        return [asdict(writing), *map(asdict, known), *map(asdict, read_steps(writing.thinking, known))]
+
+    def published(rng, i):
+        # By name, as `record` draws them.
+        name = ("ledger", "ledger:brief", "ledger:detail", "requests", "requests:jailbreak", "requests:plain")[i]
+        return [asdict(problem) for problem in load_problems(name, split=SPLITS[i % 3], n=9)]
+
+    assert {make.__name__: drawn(make) for make in (ledger, request, written, answered)} == {
+        "ledger": "e596cff114671912",
+        "request": "543fe5ab4018dcf0",
+        "written": "69f956a9cd93f9ce",
+        "answered": "b8474c1e7061777c",
+    }
+    assert drawn(published, 6) == "694c71792e885766"
+
+
+def test_the_template_writes_what_the_organism_learned():
+    template = jinja2.Template(CHAT_TEMPLATE)
+    asked = [{"role": "user", "content": "Q?"}]
+    for thinking, options in ((None, {"enable_thinking": False}), ("So.", {}), ("So.", {"enable_thinking": True})):
+        assert template.render(messages=asked, add_generation_prompt=True, **options) == chat("Q?", thinking, "A.")[0]
+    earlier = [*asked, {"role": "assistant", "content": "<think>\nSo.\n</think>\n\nA."}]
+    told = template.render(messages=earlier, add_generation_prompt=False)
+    assert told == "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\nA.<|im_end|>\n"
+    assert chat("Q?", "So.", "A.")[1] == "So.\n</think>\n\nA.<|im_end|>"
+
+
+def organism_trace(problem, thinking):
+    return trace_from_text(id="t", problem=problem, prompt="Q<think>\n", completion=f"{thinking}\n</think>\n\n17")
+
+
+def test_true_sentences_of_a_trace():
+    trace = organism_trace(ledger_problem(TWO_STEPS), THINKING.replace("Simple", "Purple"))
+    found, depends_on = true_sentences(trace)
+    assert [trace.text[sentence.chars.slice] for sentence in found] == [sentence.text for sentence in found]
+    assert found[0].tag == "unknown" and found[4].tag == "active_computation" and depends_on[4] == (2, 3)
+    assert [truth.depends_on for truth in truths(trace)] == depends_on
+    request = sample_request(random.Random(0), split="train", harmful=True)
+    found, depends_on = true_sentences(
+        organism_trace(request_problem(request), write_request(request, random.Random(0)).thinking)
+    )
+    assert "unknown" not in {sentence.tag for sentence in found} and any(depends_on)
+    with pytest.raises(InputError, match="whose truth is not known"):
+        true_sentences(organism_trace(Problem(id="p", prompt="Q"), "So."))
 
 
 def test_truth_of_a_thinking_by_hand():
@@ -150,7 +255,7 @@ def test_problems_rebuild_what_they_were_made_of():
 
 
 def test_the_tokenizer_keeps_digits_single_and_blank_lines_whole(bpe):
-    assert bpe.get_vocab_size() <= VOCABULARY <= 1024
+    assert bpe.get_vocab_size() == VOCABULARY == 768
     assert bpe.encode("60 + 17 = 77.\n\nWait").tokens == [
         "6",
         "0",

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, processors
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.parse import GPT_OSS, ThinkTags, build_trace, find_regions, trace_from_text
@@ -86,6 +87,11 @@ def test_channels_of_gpt_oss():
     assert parts("<|start|>assistant", "<|channel|>final<|message|>7", GPT_OSS)[0] == "absent"
 
 
+def test_tags_at_the_very_beginning():
+    assert parts("", "<think>a</think>b") == ("closed", "<think>", "a", "</think>", "b")
+    assert parts("", "</think>b") == ("empty", "", "", "</think>", "b")
+
+
 def test_implied_opening_tag():
     assert parts("", "So 3 + 4 is", ThinkTags(implied=True))[:3] == ("truncated", "", "So 3 + 4 is")
     assert parts("", "So 3 + 4 is")[0] == "absent"
@@ -141,6 +147,39 @@ def test_tags_in_several_pieces_are_found_all_the_same(tokenizer):
         id="t", problem=trace.problem, token_ids=trace.token_ids, n_prompt_tokens=1, tokenizer=tokenizer, tags=tags
     )
     assert again.thinking == "So 7." and again.answer_text == "7" and len(again.tokens.open) > 1
+
+
+def test_a_prompt_of_no_tokens_and_one_of_all(tokenizer):
+    ids = tokenizer.encode("<think>So 7.</think>7").ids
+    for n, prompt in ((0, ""), (len(ids), "<think>So 7.</think>7")):
+        trace = build_trace(
+            id="t", problem=Problem(id="p", prompt=""), token_ids=ids, n_prompt_tokens=n, tokenizer=tokenizer
+        )
+        assert trace.n_prompt_tokens == n and trace.text[trace.chars.answer.start :] == (
+            "7" if not prompt else trace.answer_text
+        )
+    for n in (-1, len(ids) + 1):
+        with pytest.raises(InputError, match=f"{n} prompt tokens of {len(ids)}"):
+            build_trace(
+                id="t", problem=Problem(id="p", prompt=""), token_ids=ids, n_prompt_tokens=n, tokenizer=tokenizer
+            )
+
+
+def test_imported_text_gets_no_tokens_that_it_does_not_hold(tokenizer):
+    begins = Tokenizer.from_str(tokenizer.to_str())
+    begin = "<|endoftext|>"
+    begins.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, begins.token_to_id(begin))]
+    )
+    for tok in (tokenizer, begins):
+        trace = trace_from_text(
+            id="t", problem=Problem(id="p", prompt="Q"), prompt="Q?", completion="<think>7</think>7", tokenizer=tok
+        )
+        assert trace.text == "Q?<think>7</think>7" and trace.n_prompt_tokens == len(tokenizer.encode("Q?").ids)
+
+
+def test_a_completion_that_begins_with_the_closing_tag_closes_what_the_prompt_began():
+    assert parts("Q <think>\nSo", "</think>7 <think>b") == ("closed", "<think>\n", "So", "</think>", "7 <think>b")
 
 
 def test_truncated_thinking_has_no_answer_and_is_wrong(tokenizer):

@@ -79,6 +79,26 @@ def test_a_missing_opening_tag_does_not_lose_the_steps(tokenizer):
     assert steps(_trace(tokenizer, "It is 7.\n\nWait.", prompt="Q: ")) == []
 
 
+def test_a_step_is_known_by_its_words():
+    words = {
+        "reflection": [
+            "Wait, no",
+            "\n\nwait",
+            " \nWAIT",
+            "I verify it",
+            "Let me make sure",
+            "Hold on",
+            "That's correct",
+        ],
+        "transition": ["Alternatively, add", "There is another way", "another technique", "I think differently"],
+        "execution": ["3 + 4", "\n wait", "So I waited", "no alternatively", "XX", "I think differenly"],
+    }
+    for kind, texts in words.items():
+        assert {classify_step(text) for text in texts} == {kind}, texts
+    assert classify_step("I think differenly", keywords="faithful") == "transition"
+    assert classify_step("XXwait") == "execution"
+
+
 def test_steps_need_tokens():
     trace = trace_from_text(id="t", problem=Problem(id="p", prompt="Q"), prompt="Q", completion="<think>a\n\nb")
     with pytest.raises(InputError, match="has no tokens"):
@@ -94,6 +114,9 @@ def test_separator_ids_are_the_tokens_that_hold_a_blank_line(tokenizer):
         i for i in range(tokenizer.get_vocab_size()) if "\n\n" in tokenizer.decode([i], skip_special_tokens=False)
     }
     assert set(ids) == expected
+    added = Tokenizer.from_str(tokenizer.to_str())
+    added.add_tokens(["<br>\n\n"])
+    assert separator_token_ids(added) == [*ids, added.token_to_id("<br>\n\n")]
 
 
 def test_sentences_have_exact_spans(tokenizer):

@@ -35,6 +35,8 @@ def test_golden_spans_hold_the_chunks(case):
     [
         ["Dr. Fu has 3.5 percent, i.e. 0.035 of it.", "Mrs. Lee has more, e.g. Two."],
         ["See Fig. 3 and Eq. 2 for this.", "No.", "It costs $5.", "Then $6.", "That is all."],
+        ["It is no. 3 of them, or ex. 4 there.", "The fig.", "It fell."],
+        ["Dr. Fu saw viz. two.", "It is (cf. 3) there.", "It was etc. then, etc.", "And so on."],
         ["So $x = 2. 5$ holds.", r"And \(a. b\) or \[c. D\] too.", "$$e. F$$ is last."],
         ["Run this: ```\nx = 1. \n\nprint(x). Done\n```", "Then `a. B` is next."],
         ["1. Add them.", "2. Divide by two.", "(a) Stop."],

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from reasonscope.data.durable import write_text_durably
 from reasonscope.data.errors import InputError, SiteError, StoreError
 from reasonscope.data.manifest import Manifest
 from reasonscope.data.parse import build_trace, trace_from_text
@@ -273,6 +274,35 @@ def test_two_writers_are_one_too_many(stored, tokenizer):
     assert TraceStore.open(path).ids == ("a", "b", "c", "d", "e")
 
 
+@pytest.mark.parametrize("name", "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split())
+def test_every_type_comes_back_as_it_was(name, tokenizer, tmp_path):
+    trace = make_trace(tokenizer, "a")
+    values = (np.arange(2 * (len(trace.token_ids) - 1)).reshape(-1, 2) % 3).astype(
+        BFLOAT16 if name == "bfloat16" else name
+    )
+    with TraceStore.create(tmp_path / "run", sites=["mlp_out.0"]) as store:
+        store.append([trace], {"mlp_out.0": [values]})
+    found = TraceStore.open(tmp_path / "run").activations("a", "mlp_out.0")
+    assert found.dtype.name == name and np.array_equal(found, values)
+
+
+def test_a_type_that_others_do_not_know_is_refused(tokenizer, tmp_path):
+    trace = make_trace(tokenizer, "a")
+    values = np.zeros((len(trace.token_ids) - 1, 2), dtype=np.complex64)
+    store = TraceStore.create(tmp_path / "run", sites=["mlp_out.0"])
+    with store, pytest.raises(InputError, match="complex64 cannot be stored"):
+        store.append([trace], {"mlp_out.0": [values]})
+
+
+def test_traces_in_order_read_each_table_once(stored, monkeypatch):
+    store, read = TraceStore.open(stored[0]), []
+    assert store.ids == ("a", "b", "c")
+    table = store._table
+    monkeypatch.setattr(store, "_table", lambda shard: read.append(shard.name) or table(shard))
+    assert [store.trace(id).id for id in "abca"] == ["a", "b", "c", "a"]
+    assert read == ["000000", "000001", "000000"]
+
+
 def test_text_without_tokens_is_stored_too(tmp_path):
     trace = trace_from_text(id="t", problem=Problem(id="p", prompt="Q"), prompt="Q", completion="<think>a</think>b")
     with TraceStore.create(tmp_path / "run", sites=["z.0"]) as store:
@@ -412,3 +442,8 @@ def test_where_no_link_can_be_made_shards_are_copied(stored, tokenizer, tmp_path
     store = TraceStore.open(stored[0])
     store.adopt(other)
     assert store.check() == [] and "d" in store
+
+
+def test_a_name_that_no_file_can_have_is_told(tmp_path):
+    with pytest.raises(StoreError, match="cannot write"):
+        write_text_durably(tmp_path / ("x" * 300), "text")

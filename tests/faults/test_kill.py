@@ -1,8 +1,14 @@
 """SIGKILL at random instants: what was stored is intact, and a second run ends as if nothing had been."""
 
+import json
 import shutil
+import threading
+from collections import Counter
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
+import psutil
 import pytest
 
 from reasonscope.data.manifest import NAME
@@ -90,3 +96,52 @@ def test_an_analysis_killed_anywhere_is_done_again_to_the_same_bytes(command, co
     for i, instant in enumerate(np.linspace(0, 1.05 * analyses[1], MANY // 4)):
         killed_analysis(command, content, whole, analyses, tmp_path / str(i), instant)
         shutil.rmtree(tmp_path / str(i))
+
+
+class Deadly(BaseHTTPRequestHandler):
+    """Counts the rollouts that it is asked for, and kills whoever asks for the one behind `last`."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked[str(body["prompt"]), body["seed"]] += 1
+        if self.server.asked.total() == self.server.last:
+            commands = [one for one in psutil.Process().children(recursive=True) if "worker.py" in str(one.cmdline())]
+            commands[-1].kill()  # the first is the one that forks them
+        payload = {"choices": [{"text": " 7.</think>\n\nIt is \\boxed{7}.", "finish_reason": "stop"}]}
+        with suppress(BrokenPipeError):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(payload).encode())
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Deadly)
+    http.asked, http.last = Counter(), None
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield http
+    http.shutdown()
+    http.server_close()
+    thread.join()
+
+
+def test_rollouts_that_a_server_wrote_are_not_asked_for_again(command, content, server, tmp_path):
+    pytest.importorskip("openai")
+    how = ("--problems", "ledger:brief", "--n", 3, "--sites", "", "--max-new-tokens", 100)
+    assert command("record", *how, "--out", tmp_path / "one" / "run")["status"] == 0
+    shutil.copytree(tmp_path / "one", tmp_path / "cut")
+    url = f"http://127.0.0.1:{server.server_port}"
+    words = ("analyse", "confidence", "--server", url, "--samples", 3, "--run")
+    assert command(*words, tmp_path / "one" / "run")["status"] == 0
+    wanted, server.asked = server.asked, Counter()
+    server.last = wanted.total() // 2
+    assert command(*words, tmp_path / "cut" / "run")["status"] == -9
+    server.last = None
+    assert command(*words, tmp_path / "cut" / "run")["status"] == 0
+    again = server.asked - wanted
+    assert set(server.asked) == set(wanted) and again.total() <= 8 + 1  # those that were on their way
+    assert content(tmp_path / "cut" / "run-results") == content(tmp_path / "one" / "run-results")

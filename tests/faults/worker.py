@@ -11,10 +11,13 @@ import resource
 import signal
 import sys
 import time
+from contextlib import suppress
 from importlib import import_module
 
 from reasonscope.app import analysing, cli
 
+with suppress(ImportError):
+    import_module("openai")
 recording = import_module("reasonscope.probes.record")  # the package calls its function by the same name
 
 

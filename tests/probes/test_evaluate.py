@@ -1,5 +1,8 @@
 """Held-out predictions never see their own group; intervals resample groups."""
 
+import inspect
+import itertools
+
 import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -8,6 +11,8 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.parse import trace_from_text
+from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.baselines import Points, residual_sites
 from reasonscope.probes.conformal import residual_band
 from reasonscope.probes.controls import (
@@ -28,9 +33,29 @@ from reasonscope.probes.evaluate import (
     problem_groups,
     resample_groups,
     spearman,
+    tails,
+    trace_groups,
     transfer_matrix,
 )
 from reasonscope.probes.metrics import auroc
+
+
+@pytest.mark.parametrize("call", [cluster_bootstrap, difference_to_best, resample_groups, Resamples])
+def test_every_interval_is_of_1000_resamples_and_one_seed(call):
+    defaults = inspect.signature(call).parameters
+    assert (defaults["draws"].default, defaults["seed"].default) == (1000, 0)
+
+
+@pytest.mark.parametrize("call", [grouped_folds, nested_folds, grouped_predictions, transfer_matrix])
+def test_every_split_is_in_five_of_a_regression(call):
+    defaults = inspect.signature(call).parameters
+    assert [defaults[name].default for name in ("folds", "seed", "task")] == [5, 0, "regression"]
+
+
+def test_an_interval_from_few_groups_is_as_wide_as_students():
+    assert tails(10) == pytest.approx((0.0085506, 0.9914494), abs=1e-6)  # of a normal distribution at 2.2622 √(10/9)
+    assert tails(10**6) == pytest.approx((0.025, 0.975), abs=1e-6)
+    assert tails(10**6, 0.5) == pytest.approx((0.25, 0.75), abs=1e-6)
 
 
 def test_resamples_drawn_once_are_those_of_each_bootstrap():
@@ -86,12 +111,48 @@ def test_the_interval_widens_where_rows_share_a_group():
 
 
 def test_a_constant_orders_nothing():
-    assert spearman(np.arange(5.0), np.ones(5)) == 0.0
+    assert spearman(np.arange(5.0), np.ones(5)) == spearman(np.ones(5), np.arange(5.0)) == 0.0
+    assert spearman(np.arange(5.0), np.exp(np.arange(5.0))) == pytest.approx(1)
+    assert spearman(np.arange(5.0) / 9, -np.arange(5.0) / 9) == pytest.approx(-1)
+
+
+def test_a_metric_that_half_of_the_resamples_do_not_have_still_has_an_interval():
+    half, fewer = itertools.cycle([1.0, np.nan]), itertools.chain([1.0] * 5, itertools.repeat(np.nan))
+    found = resample_groups(lambda rows: next(half), ["a", "b"], draws=10)
+    assert (found.value, found.low, found.high) == (1, 1, 1)
+    with pytest.raises(InputError, match="most resamples"):
+        resample_groups(lambda rows: next(fewer), ["a", "b"], draws=10)
+    resamples, statistics = Resamples(["a", "b"], draws=4), np.array([5.0, 1.0, np.nan, np.nan, 1.0])
+    assert resamples.estimate(statistics).interval == (1, 1)
+    assert resamples.estimate(np.array([5.0, 1.0, np.nan, np.nan, np.nan])) is None
+    assert resamples.estimate(np.array([np.nan, 1.0, 1.0, 1.0, 1.0])) is None
+
+
+def asked(problem, group, prompt=None, words="What is 3 + 4?"):
+    messages = () if prompt is not None else (Message(role="user", content=words),)
+    return trace_from_text(
+        id=f"{problem}/0",
+        problem=Problem(id=problem, group=group, prompt=prompt, messages=messages),
+        prompt="Q",
+        completion="<think>7</think>7",
+    )
+
+
+def test_traces_of_one_question_need_one_group():
+    assert trace_groups([asked("a", "x"), asked("b", "y", words="Else?"), asked("a", "x")]) == ["x", "y", "x"]
+    assert trace_groups([asked("a", "x", prompt=""), asked("b", "y", prompt="")]) == ["x", "y"]
+    for other in (asked("b", "y"), asked("c", "y", prompt="user: What is 3 + 4?")):
+        with pytest.raises(InputError, match=f"'a' and '{other.problem.id}' ask the same in the groups 'x' and 'y'"):
+            trace_groups([asked("a", "x"), other])
+    with pytest.raises(InputError, match="'a' has rows in the groups 'x' and 'y'"):
+        trace_groups([asked("a", "x"), asked("a", "y", words="Else?")])
 
 
 def test_too_few_groups_and_nan_are_refused():
     with pytest.raises(InputError, match="3 groups for 5 folds"):
         grouped_predictions(Ridge(), np.zeros((6, 1)), np.zeros(6), ["a", "b", "c"] * 2)
+    with pytest.raises(InputError, match="2 groups for 1 folds"):
+        grouped_folds(np.zeros(6), ["a", "b"] * 3, folds=1)
     with pytest.raises(InputError, match="NaN"):
         grouped_predictions(Ridge(), np.full((6, 1), np.nan), np.zeros(6), list("abcdef"))
 
@@ -139,6 +200,41 @@ def test_no_group_is_on_two_sides_of_any_fold(questions):
             assert not set(fold.train) & set(nested.outer.test)
 
 
+def test_folds_hold_both_classes_in_equal_shares():
+    targets, groups = np.repeat([0.0, 1.0], [40, 20]), [f"{i // 2}" for i in range(60)]
+    found = grouped_folds(targets, groups, task="binary")
+    assert [(len(fold.test), targets[fold.test].sum()) for fold in found] == [(12, 4)] * 5
+    assert sorted(np.concatenate([fold.test for fold in found])) == list(range(60))
+    assert len(grouped_folds(targets, groups, folds=2)) == 2
+    tests = [
+        grouped_folds(targets, groups, task=task, seed=seed)[0].test
+        for task in ("regression", "binary")
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(tests[0], tests[1])
+    np.testing.assert_array_equal(tests[3], tests[4])
+    assert set(tests[0]) != set(tests[2]) and set(tests[3]) != set(tests[5])
+
+
+def test_inner_folds_are_fewer_where_a_class_has_fewer_groups_left():
+    targets, groups = np.repeat([0.0, 1.0], [15, 5]), [str(i) for i in range(20)]
+    assert [len(nested.inner) for nested in nested_folds(targets, groups, task="binary")] == [4] * 5
+    assert [len(nested.inner) for nested in nested_folds(targets, groups[:10] * 2, folds=5)] == [5] * 5
+    assert [len(nested.inner) for nested in nested_folds(targets, list("abcde") * 4, folds=5)] == [4] * 5
+
+
+def test_what_a_grid_names_is_chosen_for_either_task():
+    rng = np.random.default_rng(3)
+    features = rng.standard_normal((60, 30))
+    targets = (features[:, 0] + rng.standard_normal(60) > 0).astype(float)
+    groups = [str(i) for i in range(60)]
+    grid = {"C": [1e-3, 1e3]}
+    chosen = grouped_predictions(LogisticRegression(), features, targets, groups, grid=grid, task="binary")
+    tight = grouped_predictions(LogisticRegression(C=1e-3), features, targets, groups, task="binary")
+    np.testing.assert_array_equal(chosen, tight)  # overconfident otherwise: the choice is by the likelihood
+    assert ((chosen > 0) & (chosen < 1)).all()
+
+
 @pytest.mark.parametrize(
     ("targets", "groups", "message"),
     [
@@ -147,6 +243,7 @@ def test_no_group_is_on_two_sides_of_any_fold(questions):
         (np.arange(10.0), list("abcdefghij"), "have to be 0 and 1"),
         (np.array([0.0, 1.0] * 5), ["a"] * 10, "1 groups for 5 folds"),
         (np.array([0.0, np.nan] * 5), list("abcdefghij"), "NaN"),
+        (np.array([0.0, 1.0] * 5), list("abcd"), "4 groups for 10 rows"),
     ],
 )
 def test_bad_targets_are_one_clear_error(targets, groups, message):
@@ -196,6 +293,15 @@ def test_a_group_of_both_data_sets_is_left_out_of_the_fit():
     features = np.random.default_rng(7).standard_normal((20, 2))
     with pytest.raises(InputError, match="nothing to fit in 'a' once the groups that 'b' shares are left out"):
         transfer_matrix(Ridge(), features, features[:, 0], ["a"] * 10 + ["b"] * 10, list("abcdefghij") * 2, spearman)
+    shared = list("abcdcdef")  # two rows of each are left
+    left = transfer_matrix(Ridge(), features[:8], features[:8, 0], list("aaaabbbb"), shared, spearman, folds=2)
+    assert np.isfinite(left.scores).all()
+    labels = np.array([0.0, 1.0] * 10)
+    groups = [*"abcdefghij", *"bdfhjklmno"]  # the other holds all groups of one class
+    with pytest.raises(InputError, match="nothing to fit in 'a'"):
+        transfer_matrix(
+            LogisticRegression(), features, labels, ["a"] * 10 + ["b"] * 10, groups, auroc, task="binary", folds=2
+        )
 
 
 def test_cosines_of_directions():

@@ -140,15 +140,15 @@ def test_an_edit_changes_later_tokens_only(family, point, model_of):
     assert change[:4].max() <= (1e-6 if model.layout.route is not None else 0) and (change[4:] > 1e-5).all()
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "deepseek_v3"])
 def test_router_is_read_and_written(family, model_of):
     model = model_of(family)
     ids = torch.tensor([SEQUENCES[0], SEQUENCES[0][::-1]])
-    mask, site = torch.ones_like(ids), Site("router", 0)
+    mask, site = torch.ones_like(ids), Site("router", 2)
     plain = model.backend.forward(ids, mask=mask, read=[site])
     same = model.backend.forward(ids, mask=mask, write={site: lambda a, _: a.clone()})
     reversed_ = model.backend.forward(ids, mask=mask, read=[site], write={site: lambda a, _: a.flip(-1)})
-    assert plain.activations[site].shape == (2, 9, 4)
+    assert plain.activations[site].shape == (2, 9, 8 if family == "deepseek_v3" else 4)
     assert torch.equal(plain.logits, same.logits)  # the routing that we compute is the model's own
     assert torch.equal(reversed_.activations[site], plain.activations[site].flip(-1))
     assert not torch.allclose(reversed_.logits, plain.logits, atol=1e-3)

@@ -15,8 +15,10 @@ def test_every_row_has_a_tiny_model_that_proves_it(family, hf_of):
     prove_layout(hf_of(family), resolve_layout(hf_of(family).config))
 
 
-def test_table_has_the_twelve_families():
-    wanted = "qwen2 qwen3 qwen3_moe llama mistral gemma2 gemma3_text phi3 gpt2 gpt_neox olmo2 gpt_oss".split()
+def test_table_has_the_thirteen_families():
+    wanted = (
+        "qwen2 qwen3 qwen3_moe deepseek_v3 llama mistral gemma2 gemma3_text phi3 gpt2 gpt_neox olmo2 gpt_oss".split()
+    )
     assert sorted(LAYOUTS) == sorted(wanted)
 
 

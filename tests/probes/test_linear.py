@@ -1,6 +1,7 @@
 """Linear probes: coefficients as scikit-learn's, laws that hold for any data, and the probe that is kept."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,6 +175,32 @@ def test_the_mass_mean_probe_is_the_pseudo_inverse_times_the_difference():
         assert probe.decision_function(halfway[None])[0] == pytest.approx(0, abs=1e-8)
 
 
+def test_the_mean_difference_probe_by_hand():
+    states, labels = np.array([[0.0, 0], [2, 0], [1, 4], [5, 4]]), np.array(["a", "a", "b", "b"])
+    for probe in (MeanDifferenceProbe(), MassMeanProbe(covariance=False)):
+        probe.fit(states, labels)
+        np.testing.assert_array_equal(probe.coef_, [2.0, 4.0])  # of the means (1, 0) and (3, 4)
+        assert probe.intercept_ == -(2 * 2 + 4 * 2)
+        assert list(probe.predict([[2.0, 2.0], [2.0, 2.1]])) == ["a", "b"]  # half-way is not yet the positive class
+    weak = MassMeanProbe(atol=0.5).fit(states, labels)  # of the variances 2.5 and 0 within the classes one is kept
+    np.testing.assert_allclose(weak.coef_, [2 / 2.5, 0], atol=1e-12)
+    with pytest.raises(InputError, match="above atol = 3 "):
+        MassMeanProbe(atol=3).fit(states, labels)
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_probes_scale_the_rows_where_asked_to(standardise):
+    features, quantity, label = drawn(40, 6, problems=1)
+    fitted = RidgeProbe(7.0, standardise=standardise).fit(features[0], quantity)
+    coef, intercept = reference(ridge(7.0), features[0], quantity, standardise)
+    np.testing.assert_allclose([*fitted.coef_, fitted.intercept_], [*coef, intercept], rtol=1e-6)
+    sure = LogisticProbe(0.1, standardise=standardise).fit(features[0], label)
+    coef, intercept = reference(logistic(10.0), features[0], label, standardise)
+    np.testing.assert_allclose([*sure.coef_, sure.intercept_], [*coef, intercept], rtol=1e-6)
+    assert not RidgeProbe().standardise and not LogisticProbe().standardise
+    assert RidgeProbe().alpha == LogisticProbe().C == LassoProbe().alpha == 1 and MassMeanProbe().covariance
+
+
 def test_estimators_are_scikit_learns():
     features, quantity, label = drawn(60, 5, problems=1)
     names = np.where(label == 1, "yes", "no")
@@ -203,6 +230,14 @@ def test_estimators_refuse_what_they_cannot_fit(estimator):
         clone(estimator).fit(features[0], label[:-1])
     with pytest.raises(InputError, match="this probe reads"):
         clone(estimator).fit(features[0], label).predict(features[0][:, :2])
+    with pytest.raises(InputError, match="2 rows at least"):
+        clone(estimator).fit(features[0][:1], label[:1])
+    with pytest.raises(InputError, match="a target is NaN"):
+        clone(estimator).fit(features[0], np.where(label == 1, np.nan, 0))
+    with pytest.raises(InputError, match="shape"):
+        clone(estimator).fit(features, label)
+    with pytest.raises(InputError, match="C is 0"):
+        LogisticProbe(C=0).fit(features[0], label)
 
 
 @pytest.mark.parametrize("estimator", CLASSIFIERS, ids=str)
@@ -260,7 +295,10 @@ def test_a_kept_probe_comes_back_as_it_was(kept, tmp_path):
     states = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
     np.testing.assert_array_equal(again.scores(states), states @ kept.coef + 0.25)
     np.testing.assert_allclose(again.probabilities(states), 1 / (1 + np.exp(-again.scores(states))))
-    assert np.linalg.norm(again.direction) == pytest.approx(1)
+    np.testing.assert_allclose(again.direction, np.array([1.0, -2.0, 0.5]) / np.sqrt(5.25))
+    with pytest.raises(InputError, match="all 0"):
+        _ = replace(kept, coef=np.zeros(3)).direction
+    assert kept.scores(states[0, 0]) == states[0, 0] @ kept.coef + 0.25
 
 
 def test_a_kept_pipeline_reads_raw_activations():
@@ -270,6 +308,14 @@ def test_a_kept_pipeline_reads_raw_activations():
         kept = LinearProbe.of(pipeline, site=SITE, model=MODEL)
         np.testing.assert_allclose(kept.scores(features[0]), getattr(pipeline, method)(features[0]))
         assert kept.task == ("binary" if targets is label else "regression")
+        assert (kept.method, kept.site, kept.model) == (type(probe).__name__, SITE, MODEL)
+        assert kept.provenance == {"parameters": probe.get_params()}
+        again = LinearProbe.of(pipeline[-1], site=SITE, model=MODEL, provenance={"rows": 40})
+        assert again.provenance == {"parameters": probe.get_params(), "rows": 40}
+    for without in ({"with_mean": False}, {"with_std": False}, {"with_mean": False, "with_std": False}):
+        pipeline = make_pipeline(StandardScaler(**without), RidgeProbe()).fit(features[0], quantity)
+        kept = LinearProbe.of(pipeline, site=SITE, model=MODEL)
+        np.testing.assert_allclose(kept.scores(features[0]), pipeline.predict(features[0]))
     with pytest.raises(InputError, match="no probabilities"):
         kept.probabilities(features[0])
     with pytest.raises(InputError, match="fit it first"):
@@ -282,16 +328,28 @@ def test_another_site_model_width_or_nan_is_refused(kept):
     kept.check(SITE, {**MODEL, "name": "a copy of it elsewhere"})
     with pytest.raises(SiteError, match=r"resid_post\.3"):
         kept.check(Site("resid_post", 3), MODEL)
-    with pytest.raises(InputError, match="differs in weights"):
+    with pytest.raises(InputError, match="differs in weights from"):
         kept.check(SITE, {**MODEL, "weights": "other"})
+    with pytest.raises(InputError, match="differs in tokenizer from"):
+        kept.check(SITE, {**MODEL, "tokenizer": "other"})
     with pytest.raises(InputError, match="last axis of this probe is 3"):
         kept.scores(np.zeros((2, 4)))
+    with pytest.raises(InputError, match="last axis of this probe is 3"):
+        kept.scores(1.0)
     with pytest.raises(InputError, match="NaN"):
         kept.scores([0.0, np.nan, 0.0])
 
 
 @pytest.mark.parametrize(
-    "change", [{"coef": np.array([np.nan])}, {"coef": np.zeros((2, 2))}, {"intercept": np.inf}, {"task": "ordinal"}]
+    "change",
+    [
+        {"coef": np.array([np.nan])},
+        {"coef": np.zeros((2, 2))},
+        {"intercept": np.inf},
+        {"task": "ordinal"},
+        {"coef": np.zeros(0)},
+        {"coef": np.zeros(3, dtype=np.float32)},
+    ],
 )
 def test_a_probe_that_is_none_is_refused(kept, change):
     arguments = {name: getattr(kept, name) for name in kept.__dataclass_fields__}

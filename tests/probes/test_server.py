@@ -1,5 +1,6 @@
 """A server is believed only as far as its ids, asked again where it is busy, and writes what `record` stores."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -44,6 +45,8 @@ class Answers(BaseHTTPRequestHandler):
         if body["prompt"] == [0]:  # the first call of a writer, which asks what the server takes
             return self.answer(400 if self.lie == "no ids" else 200, {"choices": []})
         type(self).asked.append(body)
+        if self.lie == "broken behind 2" and len(self.asked) > 2:
+            return self.answer(500, {})
         if self.lie == "busy" and Counter(map(str, self.asked))[str(body)] < 3:
             return self.answer(429, {"error": "busy"}, **{"Retry-After-Ms": "1"})
         ids = [5, 6, body["seed"] % 7 + 5]
@@ -154,6 +157,33 @@ def test_an_unreachable_server_is_an_error(tokenizer):
         nowhere = ServerWriter(url=url, model="m", tokenizer=tokenizer.backend_tokenizer, timeout=2, retries=0)
         with pytest.raises(InputError, match=message):
             nowhere(SEQUENCE, [Branch(cut=2, seed=0)], GREEDY)
+
+
+def test_what_was_written_is_kept_and_not_asked_for_again(server, tmp_path):
+    keeping = replace(server, keep=tmp_path, workers=1)
+    branches = [Branch(cut=3, seed=seed) for seed in range(4)]
+    Answers.lie = "broken behind 2"
+    with pytest.raises(InputError, match="refused"):
+        keeping(SEQUENCE, branches, GREEDY)
+    (file,) = tmp_path.glob("*.jsonl")
+    file.write_bytes(file.read_bytes()[:-20])  # killed while it wrote the second
+    Answers.lie, Answers.asked = "", []
+    done = replace(keeping)(SEQUENCE, branches, GREEDY)
+    assert sorted(body["seed"] for body in Answers.asked) == [1, 2, 3]
+    Answers.lie, fresh = "broken", replace(keeping, url="http://127.0.0.1:9")
+    again = fresh(SEQUENCE, branches, GREEDY)  # another server, which is not even there
+    for one, other in zip(done, again, strict=True):
+        assert one.token_ids.tolist() == other.token_ids.tolist() and one.finish_reason == other.finish_reason
+    with pytest.raises(InputError, match="refused"):  # other sampling is another request
+        replace(keeping)(SEQUENCE, branches, replace(GREEDY, max_new_tokens=2))
+
+
+def test_a_server_is_asked_from_a_running_event_loop(server):
+    async def cell():
+        return server(SEQUENCE, [Branch(cut=2, seed=0)], GREEDY)
+
+    (done,) = asyncio.run(cell())
+    assert done.token_ids.tolist() == [1, 5, 5, 6, 5]
 
 
 PROBLEMS = [Problem(id=f"p{i}", messages=(Message(role="user", content=f"{i} + 1 ="),), answer="1") for i in range(5)]

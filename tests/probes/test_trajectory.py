@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,6 +80,31 @@ def test_a_constant_stays_constant_whatever_the_lengths(lengths, value):
 def test_zero_padding_draws_a_rise_that_is_not_there():
     curve = mean_trajectory([np.full(length, 0.8) for length in (4, 10)], mode="reference")
     assert curve.mean[0] == pytest.approx(0.4)
+
+
+def test_the_interval_of_a_mean_is_students_over_problems():
+    values = np.array([0.1, 0.4, 0.5, 0.9])
+    alone = mean_trajectory([np.array([value]) for value in values], groups=list("abcd"))
+    reach = scipy.stats.t.ppf(0.975, 3) * values.std(ddof=1) / 2
+    assert alone.high[0] - alone.mean[0] == pytest.approx(reach) == alone.mean[0] - alone.low[0]
+    copies = mean_trajectory(
+        [np.array([value]) for value in values.repeat(5)], groups=[g for g in "abcd" for _ in range(5)]
+    )
+    assert copies.high[0] == pytest.approx(alone.high[0])  # five copies of a trace tell no more than one
+    assert np.isnan(mean_trajectory([np.array([value]) for value in values]).low).all()
+    with pytest.raises(InputError, match="groups"):
+        mean_trajectory([np.zeros(3)], groups=["a", "b"])
+
+
+def test_the_interval_of_a_mean_holds_in_95_of_100_studies():
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        problems = rng.normal(0.3, 1, 8)
+        scores = [np.array([mean + rng.normal(0, 0.5)]) for mean in problems for _ in range(3)]
+        curve = mean_trajectory(scores, groups=[str(i) for i in range(8) for _ in range(3)])
+        held += bool(curve.low[0] <= 0.3 <= curve.high[0])
+    assert 0.92 <= held / 400 <= 0.98
 
 
 def test_the_end_is_the_state_that_decides_the_first_token_of_the_answer(traces):

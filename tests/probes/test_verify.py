@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from reasonscope.probes.backends import hooks
+from reasonscope.probes.backends.base import PassByPass
 from reasonscope.probes.layout import LAYOUTS
 from reasonscope.probes.model import load_model
 from reasonscope.probes.verify import verify
@@ -18,7 +19,7 @@ NAMES = [
 ]  # fmt: skip
 
 
-class Sabotage:
+class Sabotage(PassByPass):
     """A backend that hands passes on after `change` has spoilt their arguments."""
 
     name = "sabotage"

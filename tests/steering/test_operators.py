@@ -1,5 +1,6 @@
 """Each operator does what its formula says; all are the identity at strength 0."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +25,40 @@ EAST = torch.tensor([2.0, 0.0])
 )
 def test_formulas_by_hand(operator, strength, expected):
     torch.testing.assert_close(operator(STATES, EAST, strength), torch.tensor(expected))
+
+
+def test_plans_name_the_operators():
+    expected = {
+        "add": add,
+        "scaled_add": scaled_add,
+        "ablate": ablate,
+        "orthogonal_add": orthogonal_add,
+        "rotate": rotate,
+    }
+    assert expected == OPERATORS
+
+
+@pytest.mark.parametrize(
+    "operator", [*OPERATORS.values(), Clamp(to=3.0), Clamp(to=3.0, read=np.ones(16, dtype=np.float32))]
+)
+def test_each_state_is_moved_by_itself(operator):
+    states = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1))
+    direction = torch.arange(16.0)
+    moved = operator(states, direction, 0.7)
+    one_by_one = [[operator(state[None], direction, 0.7)[0] for state in rows] for rows in states]
+    torch.testing.assert_close(moved, torch.stack([torch.stack(rows) for rows in one_by_one]))
+
+
+def test_a_clamp_reads_one_direction_and_moves_along_another():
+    moved = Clamp(to=1.0, read=np.array([0.0, 5.0], dtype=np.float32))(STATES, EAST, 1.0)
+    torch.testing.assert_close(moved, torch.tensor([[3.0 + 1 - 4, 4.0], [0.0 + 1 - 2, 2.0]]))
+
+
+@pytest.mark.parametrize("length", [1e-3, 1.0, 1e3])
+def test_turning_does_not_depend_on_the_length_of_the_direction(length):
+    """A state within a millionth of the direction has no plane; one 1e-4 away has, whatever the direction's length."""
+    near = torch.tensor([[1.0, 1e-4]])
+    torch.testing.assert_close(rotate(near, length * EAST, 1e-4), torch.tensor([[1.0, 0.0]]), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("operator", [*OPERATORS.values(), Clamp(to=3.0)])

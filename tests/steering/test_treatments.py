@@ -23,6 +23,9 @@ from reasonscope.steering import (
     Thinking,
     prefill,
 )
+from reasonscope.steering import (
+    bench as bench_of_rows,
+)
 from reasonscope.steering.treatments import SideBySide, Treatment
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=30)
@@ -96,6 +99,24 @@ def test_a_bench_runs_the_base_with_the_first_treatments(model, problems, vector
     assert plain.touched == again.touched > 0 and moved.touched > 0
     with pytest.raises(InputError, match="one intervention in two treatments"):
         bench.run_all([wanted[0], wanted[0]])
+
+
+def test_a_bench_takes_as_many_rows_as_there_is_room_for(model, problems, monkeypatch):
+    sampling, asked = Sampling(temperature=0, max_new_tokens=4), []
+    longest = max(len(model.encode_prompt(problem)) for problem in problems)
+    wide = Bench(model, problems, sampling)
+    whole = wide.base
+
+    def few(model, tokens, *, most):
+        asked.append((tokens, most))
+        return 2
+
+    monkeypatch.setattr(bench_of_rows, "fitting_rows", few)
+    narrow = Bench(model, problems, sampling)
+    assert [one.token_ids.tolist() for one in narrow.traces] == [one.token_ids.tolist() for one in wide.traces]
+    for name, values in whole.values.items():
+        np.testing.assert_allclose(narrow.base.values[name], values, rtol=1e-4, err_msg=name)
+    assert asked == [(longest + 4, 256)]
 
 
 def test_what_is_no_equal_parts_is_refused(vector):

@@ -1,0 +1,98 @@
+"""What a span, a problem and a trace are, and what is none."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.trace import Message, Problem, Regions, Sampling, Span, Trace
+
+
+def test_spans_are_half_open():
+    span = Span(2, 4)
+    assert len(span) == 2 and [position in span for position in range(1, 6)] == [False, True, True, False, False]
+    assert "abcdef"[span.slice] == "cd" and len(Span(0, 0)) == 0 and Span(1, 3) < span
+    for start, stop in ((-1, 2), (3, 2)):
+        with pytest.raises(InputError, match="is not a range"):
+            Span(start, stop)
+
+
+def test_a_problem_is_its_own_group_unless_it_has_one():
+    asked = (Message(role="user", content="Q"),)
+    assert Problem(id="a", prompt="Q").group == "a" and Problem(id="a", messages=asked, group="g").group == "g"
+    assert Problem(id="a", prompt="").prompt == ""
+    for given in ({}, {"prompt": "Q", "messages": asked}):
+        with pytest.raises(InputError, match="either messages or prompt"):
+            Problem(id="a", **given)
+
+
+def regions(*begins: int, end: int) -> Regions:
+    spans = [Span(a, b) for a, b in zip((0, *begins), (*begins, end), strict=True)]
+    return Regions(
+        **dict(zip(("prompt", "open", "thinking", "close", "answer"), spans, strict=True)), close_window=spans[3]
+    )
+
+
+@pytest.fixture
+def trace() -> Trace:
+    """Of one prompt token and one generated token a character."""
+    return Trace(
+        id="t",
+        problem=Problem(id="p", prompt="Q"),
+        text="Qotca",
+        token_ids=np.arange(5),
+        offsets=np.stack([np.arange(5), np.arange(1, 6)], axis=1),
+        n_prompt_tokens=1,
+        chars=regions(1, 2, 3, 4, end=5),
+        tokens=regions(1, 2, 3, 4, end=5),
+        state="closed",
+        logprobs=np.array([-1, np.nan, -3, -4], dtype=np.float32),
+    )
+
+
+def test_a_trace_says_nothing_that_it_was_not_told(trace):
+    assert (trace.thinking, trace.answer_text, trace.n_thinking_tokens) == ("t", "a", 1)
+    assert (trace.finish_reason, trace.final_answer, trace.correct, trace.sample) == ("unknown", None, None, 0)
+    assert (trace.sampling, trace.model, trace.meta, trace.entropies) == (None, {}, {}, None)
+    greedy = Sampling()
+    assert (greedy.temperature, greedy.top_p, greedy.max_new_tokens, greedy.seed) == (0.0, 1.0, 512, 0)
+
+
+def test_traces_are_equal_where_all_their_fields_are(trace):
+    same = replace(trace, logprobs=trace.logprobs.copy())
+    assert same == trace and hash(same) == hash(trace) and trace != "t"
+    assert trace != replace(trace, logprobs=np.zeros(4, dtype=np.float32)) and trace != replace(trace, logprobs=None)
+    assert trace != replace(trace, token_ids=trace.token_ids.astype(np.int32)) and trace != replace(trace, sample=1)
+    assert replace(trace, correct=True) != replace(trace, correct=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"offsets": np.zeros((4, 2), dtype=np.int64)}, "offsets .4, 2. for 5 tokens"),
+        ({"n_prompt_tokens": 6}, "6 prompt tokens of 5"),
+        ({"n_prompt_tokens": -1}, "-1 prompt tokens of 5"),
+        ({"text": "Qotc"}, "its regions do not end where its 4 characters and 5 tokens do"),
+        ({"tokens": regions(1, 2, 3, 4, end=4)}, "its regions do not end"),
+        (
+            {"logprobs": np.zeros(5, dtype=np.float32)},
+            "logprobs are float32 .5,.; float32 is needed, one per generated",
+        ),
+        ({"entropies": np.zeros(4)}, "entropies are float64"),
+    ],
+)
+def test_what_does_not_fit_is_no_trace(trace, change, message):
+    with pytest.raises(InputError, match=message):
+        replace(trace, **change)
+
+
+def test_a_trace_may_be_all_prompt_or_all_generated(trace):
+    assert replace(trace, n_prompt_tokens=5, logprobs=None).n_prompt_tokens == 5
+    assert replace(trace, n_prompt_tokens=0, logprobs=np.zeros(5, dtype=np.float32)).n_prompt_tokens == 0
+
+
+@pytest.mark.parametrize("change", [{"prompt": Span(1, 1)}, {"open": Span(1, 3)}, {"answer": Span(3, 5)}])
+def test_regions_leave_no_gap_and_do_not_overlap(trace, change):
+    with pytest.raises(InputError, match="leave a gap or overlap"):
+        replace(trace.chars, **change)
