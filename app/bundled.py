@@ -37,7 +37,7 @@ def write_example(
     The numbers of the probes and of steering are those of the whole demo; of its traces every so many ship, and on these the sweep and
     the analyses are made. The activations, most of a run's bytes, stay behind, and so do the report and the figures as HTML.
     """
-    from reasonscope.app.demo import Size, run_demo
+    from reasonscope.app.demo import MODES, Size, run_demo
 
     with TemporaryDirectory() as temporary:
         run = Path(temporary) / "example"
@@ -54,7 +54,7 @@ def write_example(
             numbers.write_text(text.replace(str(run), "runs/demo"), encoding="utf-8")
         if out.exists():
             shutil.rmtree(out)
-        shutil.copytree(run, out, ignore=shutil.ignore_patterns("*.html", ".lock"))
+        shutil.copytree(run, out, ignore=shutil.ignore_patterns("*.html", ".lock", MODES))
 
 
 def measure(where: Places, *, rollouts: int, say: Callable[[str], None]) -> None:

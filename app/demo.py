@@ -44,6 +44,7 @@ REFUSAL_FIGURES = ("refusal_scores", "intent_trajectories", "intent_cliffs")
 # Multipliers, chosen on `validation` (docs/steering.md): a clamp at 1 goes all the way to the other class.
 SEAL = 0.6
 STRENGTHS = {"seal": SEAL, "asc": 1.0, "speed": 1.0}
+MODES = "modes"  # the folder of what was answered in both modes, beside the store
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=900, seed=0)
 
 
@@ -96,7 +97,7 @@ def run_demo(out: Path, *, size: Size, say: Callable[[str], None], progress: boo
     with clock.part("correctness_probe", "predicting from the closing tag whether the answer will be right"):
         correctness = _or_why_not(lambda: correctness_probe(store, ledgers))
     with clock.part("steering", f"steering held-out problems by {', '.join(size.methods)}"):
-        methods = steering_parts(model, store, out / "modes", ledgers[: -size.steered], size, progress=progress)
+        methods = steering_parts(model, store, out / MODES, ledgers[: -size.steered], size, progress=progress)
         arms = steer(model, methods, ledgers[-size.steered :])
     where = places(out)
     keep_probes(where, out, probe, refusal, correctness, requests)
