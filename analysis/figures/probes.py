@@ -93,7 +93,7 @@ def layer_position_map(
 
 
 def mean_trajectories(curves: Mapping[str, MeanTrajectory], *, title: str, measure: str, last: int = 20) -> Figure:
-    """Mean score by outcome with its 95 % interval over problems, counted back from the last token of the close window; below, how many
+    """Mean probability by outcome with its 95 % interval over problems, counted back from the last token of the close window; below, how many
     traces are behind each point.
 
     Right, the `last` tokens one by one: nothing is resampled, for a cliff of two tokens would vanish in a grid.
@@ -135,6 +135,7 @@ def mean_trajectories(curves: Mapping[str, MeanTrajectory], *, title: str, measu
     figure = styled(figure, title, "", measure)
     figure.update_xaxes(title="tokens before the answer", row=2, col=1)
     figure.update_xaxes(nticks=4, tickangle=0)
+    figure.update_yaxes(range=[-0.02, 1.02], row=1)
     return figure.update_yaxes(title="traces", row=2, col=1).update_layout(height=520)
 
 
