@@ -178,11 +178,14 @@ def undefined(*, method: str, quantity: str, unit: str, reason: str, axis: str =
 
 
 def result_path(folder: str | Path, method: str, trace: str = "all") -> Path:
-    """Where the result of `method` on a trace (or on all) lies: `folder/method/trace.safetensors`, slashes quoted, long names cut."""
+    """Where the result of `method` on a trace (or on all) lies: `folder/method/trace.safetensors`."""
+    return Path(folder) / method / f"{file_name(trace)}.safetensors"
+
+
+def file_name(trace: str) -> str:
+    """The id of a trace as the name of a file: slashes and what is not ASCII quoted, what is too long cut and told apart by its SHA-256."""
     name = quote(trace, safe=" ")
-    if len(name) > _LONGEST_NAME:
-        name = f"{name[:_LONGEST_NAME]}-{sha256(trace.encode()).hexdigest()[:16]}"
-    return Path(folder) / method / f"{name}.safetensors"
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{sha256(trace.encode()).hexdigest()[:16]}"
 
 
 def load_results(folder: str | Path, method: str = "*") -> Iterator[Result]:

@@ -16,10 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from reasonscope.analysis.figures import to_html
-from reasonscope.analysis.results import Result, result_path
+from reasonscope.analysis.results import Result, file_name, result_path
 from reasonscope.app.analysing import ANALYSES, figures_of
 from reasonscope.app.by_trace import ByTrace
 from reasonscope.app.places import Places, places
@@ -143,7 +142,7 @@ class Notes:
             self.folder.parent.rmdir()
 
     def _of(self, id: str) -> Path:
-        return self.folder / f"{quote(id, safe=' ')}.json"
+        return self.folder / f"{file_name(id)}.json"
 
     def _name(self, path: Path) -> str:
         return path.absolute().relative_to(self.root).as_posix()

@@ -93,8 +93,8 @@ def layer_position_map(
 
 
 def mean_trajectories(curves: Mapping[str, MeanTrajectory], *, title: str, measure: str, last: int = 20) -> Figure:
-    """Mean probability by outcome with its 95 % interval over problems, counted back from the last token of the close window; below, how many
-    traces are behind each point.
+    """Mean probability by outcome with its 95 % interval over problems, counted back from the last token of the close window; below, how
+    many traces are behind each point.
 
     Right, the `last` tokens one by one: nothing is resampled, for a cliff of two tokens would vanish in a grid.
     """
