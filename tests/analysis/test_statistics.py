@@ -18,8 +18,27 @@ from reasonscope.analysis.statistics import (
     mean_estimate,
     null_band,
     permutation_p,
+    result_of_estimates,
 )
 from reasonscope.data.errors import InputError
+from reasonscope.probes.evaluate import Estimate
+
+
+def test_estimates_make_a_result_with_their_intervals_beside_chance():
+    found = {
+        name: {"auroc": Estimate(value=at, low=at - 0.1, high=at + 0.2), "n": Estimate(value=3, low=2, high=4)}
+        for name, at in {"a": 0.5, "b": 0.7}.items()
+    }
+    chance = {"a": {"auroc": (0.4, 0.6)}}
+    result = result_of_estimates(found, chance, method="signals", quantity="how well", null="shuffled", unit="share")
+    assert [(axis.name, axis.labels) for axis in result.axes] == [("row", ("a", "b")), ("metric", ("auroc", "n"))]
+    assert (result.method, result.quantity, result.unit) == ("signals", "how well", "share")
+    assert result.values.tolist() == [[0.5, 3], [0.7, 3]]
+    assert np.allclose(result.interval.low, [[0.4, 2], [0.6, 2]]) and np.allclose(
+        result.interval.high, [[0.7, 4], [0.9, 4]]
+    )
+    assert np.array_equal(result.null.low, [[0.4, np.nan], [np.nan, np.nan]], equal_nan=True)
+    assert np.array_equal(result.null.high, [[0.6, np.nan], [np.nan, np.nan]], equal_nan=True)
 
 
 @pytest.mark.parametrize("call", [bootstrap, bootstrap_band, mean_estimate])

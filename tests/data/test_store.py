@@ -15,6 +15,7 @@ from reasonscope.data.durable import write_text_durably
 from reasonscope.data.errors import InputError, SiteError, StoreError
 from reasonscope.data.manifest import Manifest
 from reasonscope.data.parse import build_trace, trace_from_text
+from reasonscope.data.shards import _place
 from reasonscope.data.store import TraceStore, check_store
 from reasonscope.data.trace import Message, Problem, Sampling, Trace
 
@@ -65,6 +66,15 @@ def test_what_goes_in_comes_out(stored):
             assert found.dtype == value.dtype and np.array_equal(found.view(np.uint8), value.view(np.uint8))
     assert store.table().num_rows == 3 and store.check() == []
     assert (store.site_types["z.1"].dtype, store.site_types["z.1"].shape) == ("float32", (2, 3))
+
+
+def test_rows_lie_where_they_are_announced(stored):
+    path, _, arrays = stored
+    shard = min((path / "shards").glob("*.safetensors"))
+    for site, values in arrays.items():
+        rows = np.concatenate(values[:2])
+        offset, size = _place(shard, site, 1, 3)
+        assert shard.read_bytes()[offset : offset + size] == rows[1:3].tobytes()
 
 
 def test_it_opens_with_pyarrow_and_safetensors_alone(stored):
