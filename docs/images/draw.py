@@ -77,6 +77,8 @@ def anchor_graph(found: Result) -> Figure:
 
 
 def save(page: Page, figure: Figure, path: Path) -> None:
+    if figure.layout.title.text:  # broken for a phone
+        figure.update_layout(title_text=figure.layout.title.text.replace("<br>", " "))
     page.set_content(to_html(figure, with_library=True))
     page.wait_for_selector(".js-plotly-plot .main-svg")
     height = int(figure.layout.height or 450)
