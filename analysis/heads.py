@@ -24,8 +24,8 @@ HORIZON: tuple[int, int | None] = (
     50,
 )  # tokens behind a key, of FAI; (0, None) is the paper's other setting: to the end
 SHARE = 0.3  # of all heads, the most local and the most global
-METRICS = ("span", "sink", "previous", "induction")
-UNITS = ("tokens", "share of attention", "share of attention", "share of attention")
+METRICS = ("span", "sink", "previous", "induction", "waad", "fai")
+UNITS = ("tokens", "share of attention", "share of attention", "share of attention", "tokens", "share of attention")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,7 +162,8 @@ def induction_scores(model: Model, *, length: int = 50, repeats: int = 4, seed: 
 
 
 def head_table(model: Model, trace: Trace, *, seed: int = 0) -> Result:
-    """Span (tokens), attention on token 0 and on the token before, and induction of every head: axes (metric, layer, head).
+    """What every head looks at: axes (metric, layer, head). Span (tokens), attention on token 0 and on the token before, induction, and the
+    means of WAAD (tokens) and FAI over the thinking.
 
     Null: the same of a head that looks at all tokens up to its own alike. `numbers` names the most local and the most global heads;
     `arrays` hold `waad` and `fai` (token,) over these sets, and `thinking` the first and last token they belong to. A state, with its
@@ -178,9 +179,11 @@ def head_table(model: Model, trace: Trace, *, seed: int = 0) -> Result:
     if not len(rows):
         return undefined(**common, reason=f"{trace.state} thinking, so no row to read", provenance=provenance)
     found = head_rhythm(model, trace.token_ids[: rows.stop].tolist(), rows)
-    values = np.stack([found.span, found.sink, found.previous, induction_scores(model, seed=seed)])
+    averages = [found.waad.mean(axis=-1), found.fai.mean(axis=-1)]
+    values = np.stack([found.span, found.sink, found.previous, induction_scores(model, seed=seed), *averages])
     query = np.arange(rows.start, rows.stop)
-    uniform = [(query / 2).mean(), (1 / (query + 1)).mean(), (1 / (query + 1)).mean(), _uniform_induction(model)]
+    alike = 1 / (query + 1)
+    uniform = [(query / 2).mean(), alike.mean(), alike.mean(), _uniform_induction(model), *_uniform_rhythm(query)]
     band = np.array(uniform)[:, None, None]
     local, wide = local_and_global(found.span)
     return Result(
@@ -205,6 +208,15 @@ def head_table(model: Model, trace: Trace, *, seed: int = 0) -> Result:
 def _uniform_induction(model: Model, length: int = 50) -> float:
     length = min(length, model.context_length // 2)
     return float((1 / np.arange(length + 1, 2 * length + 1)).mean())
+
+
+def _uniform_rhythm(query: NDArray[np.int64]) -> tuple[float, float]:
+    """Mean WAAD and FAI of a head that looks at all tokens up to its own alike."""
+    near = np.minimum(query, WINDOW)
+    waad = (near * (near + 1) / 2 + WINDOW * (query - near)) / (query + 1)
+    nearest, furthest = HORIZON
+    later = [1 / (query[i + nearest : None if furthest is None else i + furthest + 1] + 1) for i in range(len(query))]
+    return float(waad.mean()), float(np.mean([shares.mean() if len(shares) else 0.0 for shares in later]))
 
 
 def _diagonals(attention: Tensor, rows: Span, keys: Span, width: int) -> Tensor:

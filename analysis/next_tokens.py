@@ -1,6 +1,6 @@
-"""What else a model could have written at each token of a trace, and how a steering vector changes its mind about what it wrote."""
+"""What else a model could have written at each token of a trace, and how a steering vector, or a head less, changes its mind."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,11 @@ from torch import Tensor
 
 from reasonscope.analysis.attention import check_sequence
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
+from reasonscope.analysis.statistics import bootstrap_band
 from reasonscope.data.trace import Trace
+from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.model import Model
+from reasonscope.probes.sites import Site
 from reasonscope.steering.apply import Intervention, Steering
 from reasonscope.steering.scope import Scope
 from reasonscope.steering.vector import SteeringVector
@@ -123,6 +126,76 @@ def steering_shift(
         },
         provenance=provenance,
     )
+
+
+def head_effects(model: Model, trace: Trace, *, draws: int = 5, seed: int = 0) -> Result:
+    """KL (nats) of what is foretold without a head (its `z` is 0) from what is foretold with it, mean over the generated tokens: axes
+    (layer, head), with the 95 % interval over tokens.
+
+    Null: in place of the head, at each token a vector as long as what its absence changes of `attn_out` is added there in a random
+    direction; the range of `draws`. A state for a trace without generated tokens. Raises InputError, ContextError, SiteError.
+    """
+    common: dict[str, Any] = {
+        "method": "head_effects",
+        "quantity": "KL of the next tokens without the head",
+        "unit": "nats",
+    }
+    provenance = {"trace": trace.id, "draws": draws, "seed": seed}
+    if reason := _nothing_written(trace):
+        return undefined(**common, reason=reason, provenance=provenance)
+    fed = trace.token_ids[:-1].tolist()
+    check_sequence(model, fed)
+    ids, random = torch.tensor([fed], device=model.device), torch.Generator().manual_seed(seed)
+
+    def read(site: Site, edits: Mapping[Site, Edit]) -> tuple[Tensor, Tensor]:
+        out = model.backend.forward(ids, mask=None, read=[site], write=edits)
+        return out.logits[0, trace.n_prompt_tokens - 1 :].float().log_softmax(dim=-1), out.activations[site][0]
+
+    values = np.empty((model.n_layers, model.n_heads, len(fed) - trace.n_prompt_tokens + 1))
+    chance = np.empty((draws, model.n_layers, model.n_heads))
+    for layer in range(model.n_layers):
+        written = Site("attn_out", layer)
+        plain, with_all = read(written, {})
+        for head in range(model.n_heads):
+            without, left = read(written, {Site("z", layer): _without(head)})
+            values[layer, head] = _divergence(plain, without)
+            length = (with_all - left).float().norm(dim=-1, keepdim=True)
+            for draw in range(draws):
+                noise = torch.nn.functional.normalize(torch.randn(with_all.shape, generator=random), dim=-1).to(length)
+                moved, _ = read(written, {written: _adding(length * noise)})
+                chance[draw, layer, head] = _divergence(plain, moved).mean()
+    return Result(
+        **common,
+        axes=(Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),
+        values=values.mean(axis=-1),
+        null=Band.of(
+            chance.min(axis=0),
+            chance.max(axis=0),
+            values.shape[:2],
+            f"range of {draws} random directions, each token moved as far",
+        ),
+        interval=bootstrap_band(lambda at: values[..., at].mean(axis=-1), values.shape[-1], seed=seed),
+        numbers={"tokens": values.shape[-1]},
+        provenance=provenance,
+    )
+
+
+def _without(head: int) -> Edit:
+    def edit(z: Tensor, _: Positions) -> Tensor:
+        after = z.clone()
+        after[:, :, head] = 0
+        return after
+
+    return edit
+
+
+def _adding(vectors: Tensor) -> Edit:
+    return lambda activation, _: activation + vectors.to(activation)
+
+
+def _divergence(plain: Tensor, changed: Tensor) -> Values:
+    """KL of each row (row,) in nats: the plain distribution from the changed one."""
+    return _array([torch.nn.functional.kl_div(changed, plain, log_target=True, reduction="none").sum(dim=-1)])
 
 
 def _nothing_written(trace: Trace) -> str:

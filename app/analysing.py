@@ -21,6 +21,7 @@ from reasonscope.analysis.figures import Figure
 from reasonscope.analysis.forced import closing_stub, decoder, encoder, forced_answers
 from reasonscope.analysis.heads import head_table
 from reasonscope.analysis.mi_peaks import mi_of_trace, peak_words, thinking_token_table
+from reasonscope.analysis.next_tokens import head_effects
 from reasonscope.analysis.receiver import top_heads
 from reasonscope.analysis.receiver_results import receiver_heads, receiver_scores
 from reasonscope.analysis.recurrence import recurrence
@@ -209,8 +210,9 @@ def analyse_suppression(study: Study, trace: Trace) -> Iterator[Result]:
 
 @by_trace
 def analyse_heads(study: Study, trace: Trace) -> Iterator[Result]:
-    """What each head looks at, trace by trace; what the closing tag looks at, and what is looked at again."""
+    """What each head looks at, trace by trace, and what is foretold without it; what the closing tag looks at, what is looked at again."""
     yield head_table(study.model, trace, seed=study.options.seed)
+    yield head_effects(study.model, trace, seed=study.options.seed)
     yield close_attention(study.model, trace)
     yield recurrence(study.model, trace, seed=study.options.seed)
 

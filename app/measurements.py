@@ -72,6 +72,7 @@ _COMMANDS = {
     "results/receiver_scores/*": ("attention received", "reasonscope analyse receivers --run {run}"),
     "results/probe_write/*": ("heads that write refusal", "reasonscope analyse cliff --run {run}"),
     "results/heads/*": ("attention heads", "reasonscope analyse heads --run {run}"),
+    "results/head_effects/*": ("what is foretold without a head", "reasonscope analyse heads --run {run}"),
     "results/close_attention/*": ("what the closing tag looks at", "reasonscope analyse heads --run {run}"),
     "results/recurrence/*": ("tokens looked at again", "reasonscope analyse heads --run {run}"),
     "results/entropy/*": ("entropies and forking tokens", "reasonscope analyse entropy --run {run}"),

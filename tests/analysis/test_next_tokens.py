@@ -1,15 +1,18 @@
 """What else could have been written, what steering makes of what was, and where each token looked: against the plain computation."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
 
 from reasonscope.analysis.attention_map import REGIONS, attention_map
-from reasonscope.analysis.next_tokens import alternatives, steering_shift
+from reasonscope.analysis.next_tokens import alternatives, head_effects, steering_shift
 from reasonscope.data.parse import build_trace, trace_from_text
 from reasonscope.data.segment import sentences
 from reasonscope.data.trace import Problem
 from reasonscope.probes.capture import run_with_cache
+from reasonscope.probes.model import load_model
 from reasonscope.probes.sites import Site
 from reasonscope.steering.scope import Scope
 from reasonscope.steering.vector import SteeringVector
@@ -68,9 +71,34 @@ def test_steering_shifts_what_stands_behind_it_and_strength_0_nothing(model, tra
     assert not away.measured and "scope" in away.reason
 
 
+def test_a_head_that_writes_nothing_has_no_effect_and_the_others_that_of_their_absence(model, trace):
+    model = load_model(deepcopy(model.hf), tokenizer=model.tokenizer)
+    weight = model.layout.block(model.hf, 1).self_attn.o_proj.weight
+    size = weight.shape[1] // model.n_heads
+    with torch.no_grad():
+        weight[:, :size] = 0
+    found = head_effects(model, trace, draws=3)
+    assert found.values.shape == (model.n_layers, model.n_heads) and found.numbers["tokens"] == len(trace.token_ids) - 4
+    assert found.values[1, 0] == 0 and found.null.low[1, 0] == found.null.high[1, 0] == 0
+    assert (found.null.low[0] > 0).all() and (found.null.low <= found.null.high).all()
+    ids = torch.tensor([trace.token_ids[:-1].tolist()])
+
+    def silenced(z, where):
+        return torch.cat([z[:, :, :1], 0 * z[:, :, 1:2], z[:, :, 2:]], dim=2)
+
+    with torch.no_grad():
+        plain = model.backend.forward(ids, mask=None).logits[0, 3:].double().softmax(-1)
+        without = (
+            model.backend.forward(ids, mask=None, write={Site("z", 1): silenced}).logits[0, 3:].double().softmax(-1)
+        )
+    by_hand = (plain * (plain / without).log()).sum(-1).mean()
+    assert found.values[1, 1] == pytest.approx(float(by_hand), rel=1e-3, abs=1e-7) and by_hand > 0
+    assert found.interval.low[1, 1] <= found.values[1, 1] <= found.interval.high[1, 1]
+
+
 def test_a_text_without_tokens_is_a_state(model):
     text = trace_from_text(id="t", problem=Problem(id="t", prompt="a?"), prompt="a?", completion=TEXT)
-    assert "no tokens" in alternatives(model, text).reason
+    assert "no tokens" in alternatives(model, text).reason and "no tokens" in head_effects(model, text).reason
     assert not attention_map(model, text, sentences(text)).measured
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from reasonscope.analysis.anchor_agreement import attention_agreement
-from reasonscope.analysis.heads import METRICS, head_table
+from reasonscope.analysis.heads import METRICS, _uniform_rhythm, head_table
 from reasonscope.analysis.receiver import Head
 from reasonscope.analysis.receiver_results import receiver_heads, receiver_scores
 from reasonscope.data.errors import ContextError, InputError
@@ -87,7 +87,17 @@ def test_a_trace_longer_than_the_context_is_an_error(model, traces):
 def test_every_head_is_described_beside_uniform_attention(model, traces):
     found = head_table(model, traces[0])
     assert found.values.shape == (len(METRICS), model.n_layers, model.n_heads)
+    assert found.unit_of("waad") == "tokens" and (found.values[METRICS.index("waad")] <= 10).all()
     assert len(found.arrays["waad"]) == len(found.arrays["fai"]) == traces[0].n_thinking_tokens
     assert len(found.numbers["local"]) == int(0.3 * model.n_layers * model.n_heads)
     silent = written(model, traces[0].problem, "</think>\n\nThe answer is 3.")
     assert "no row to read" in head_table(model, silent).reason
+
+
+def test_a_head_that_looks_at_all_alike_has_the_waad_and_fai_of_chance():
+    first, n = 7, 90
+    query, key = np.arange(first, first + n)[:, None], np.arange(first + n)
+    alike = np.where(key <= query, 1 / (query + 1), 0.0)
+    waad = (alike * np.minimum(query - key, 10)).sum(axis=1).mean()
+    fai = [alike[i + 10 : i + 51, first + i].mean() if i + 10 < n else 0.0 for i in range(n)]
+    assert _uniform_rhythm(query[:, 0]) == pytest.approx((waad, np.mean(fai)))
