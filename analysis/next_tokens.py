@@ -112,13 +112,12 @@ def steering_shift(
         control = Steering(vector.random_like(seed + draw), multiplier, scope)
         controls.append(_change(plain, _logits(model, trace, control).float().log_softmax(dim=-1), trace))
     low, high = np.quantile(controls, [0.025, 0.975], axis=0)
-    kl = torch.nn.functional.kl_div(plain, moved, log_target=True, reduction="none").sum(dim=-1)
     return Result(
         **common,
         axes=(_generated(trace),),
         values=values,
         null=Band.of(low, high, values.shape, f"{draws} random vectors of the same norm, 95 %"),
-        arrays={"kl": kl.double().cpu().numpy(), "random": np.mean(controls, axis=1)},
+        arrays={"kl": _divergence(moved, plain), "random": np.mean(controls, axis=1)},
         numbers={
             "touched": steering.touched,
             "mean": float(values.mean()),
@@ -129,7 +128,7 @@ def steering_shift(
 
 
 def head_effects(model: Model, trace: Trace, *, draws: int = 5, seed: int = 0) -> Result:
-    """KL (nats) of what is foretold without a head (its `z` is 0) from what is foretold with it, mean over the generated tokens: axes
+    """KL(with ‖ without) in nats of the next token, without a head meaning that its `z` is 0, mean over the generated tokens: axes
     (layer, head), with the 95 % interval over tokens.
 
     Null: in place of the head, at each token a vector as long as what its absence changes of `attn_out` is added there in a random
@@ -147,22 +146,23 @@ def head_effects(model: Model, trace: Trace, *, draws: int = 5, seed: int = 0) -
     check_sequence(model, fed)
     ids, random = torch.tensor([fed], device=model.device), torch.Generator().manual_seed(seed)
 
-    def read(site: Site, edits: Mapping[Site, Edit]) -> tuple[Tensor, Tensor]:
-        out = model.backend.forward(ids, mask=None, read=[site], write=edits)
-        return out.logits[0, trace.n_prompt_tokens - 1 :].float().log_softmax(dim=-1), out.activations[site][0]
+    def read(sites: Sequence[Site], edits: Mapping[Site, Edit]) -> tuple[Tensor, Mapping[Site, Tensor]]:
+        out = model.backend.forward(ids, mask=None, read=sites, write=edits)
+        return out.logits[0, trace.n_prompt_tokens - 1 :].float().log_softmax(dim=-1), out.activations
 
     values = np.empty((model.n_layers, model.n_heads, len(fed) - trace.n_prompt_tokens + 1))
     chance = np.empty((draws, model.n_layers, model.n_heads))
-    for layer in range(model.n_layers):
-        written = Site("attn_out", layer)
-        plain, with_all = read(written, {})
+    writes = [Site("attn_out", layer) for layer in range(model.n_layers)]
+    plain, with_all = read(writes, {})
+    for layer, written in enumerate(writes):
         for head in range(model.n_heads):
-            without, left = read(written, {Site("z", layer): _without(head)})
+            without, left = read([written], {Site("z", layer): _without(head)})
             values[layer, head] = _divergence(plain, without)
-            length = (with_all - left).float().norm(dim=-1, keepdim=True)
+            length = (with_all[written][0] - left[written][0]).float().norm(dim=-1, keepdim=True)
             for draw in range(draws):
-                noise = torch.nn.functional.normalize(torch.randn(with_all.shape, generator=random), dim=-1).to(length)
-                moved, _ = read(written, {written: _adding(length * noise)})
+                noise = torch.randn(with_all[written][0].shape, generator=random)
+                noise = torch.nn.functional.normalize(noise, dim=-1).to(length)
+                moved, _ = read((), {written: _adding(length * noise)})
                 chance[draw, layer, head] = _divergence(plain, moved).mean()
     return Result(
         **common,
@@ -193,9 +193,9 @@ def _adding(vectors: Tensor) -> Edit:
     return lambda activation, _: activation + vectors.to(activation)
 
 
-def _divergence(plain: Tensor, changed: Tensor) -> Values:
-    """KL of each row (row,) in nats: the plain distribution from the changed one."""
-    return _array([torch.nn.functional.kl_div(changed, plain, log_target=True, reduction="none").sum(dim=-1)])
+def _divergence(one: Tensor, other: Tensor) -> Values:
+    """KL(one ‖ other) of each row (row,) in nats, of log-probabilities (row, vocab)."""
+    return _array([torch.nn.functional.kl_div(other, one, log_target=True, reduction="none").sum(dim=-1)])
 
 
 def _nothing_written(trace: Trace) -> str:

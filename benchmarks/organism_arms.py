@@ -117,16 +117,9 @@ def guided(bench: Bench, source: Source, name: str, nulls: int) -> ControlRespon
 
     budgets = (60.0, 120.0, 10000.0)
     exchanged = [predictor.with_tokens_exchanged(seed) for seed in range(nulls)]
-    arms = bench.arms([treatment(predictor, budget) for budget in budgets])
-    chance = bench.arms([treatment(one, budget) for one in exchanged for budget in budgets])
-    return ControlResponse(
-        name=name,
-        unit="tokens",
-        base=bench.base_arm,
-        arms=tuple(arms),
-        nulls=tuple(chance),
-        null_name="its weights on other tokens",
-    )
+    arms = [treatment(predictor, budget) for budget in budgets]
+    chance = [treatment(one, budget) for one in exchanged for budget in budgets]
+    return responded(bench, name, "tokens", arms, chance, "its weights on other tokens")
 
 
 def adaptive(bench: Bench, source: Source, name: str, nulls: int) -> ControlResponse:
@@ -138,15 +131,22 @@ def adaptive(bench: Bench, source: Source, name: str, nulls: int) -> ControlResp
         vector = replace(vector, directions=modes.directions)
     vector = replace(vector, directions={site: u * norms[str(site)] for site, u in vector.directions.items()})
     random = [vector.random_like(seed) for seed in range(nulls)]
-    arms = bench.arms([adapting(bench.model, vector, reach, name) for reach in REACHES])
-    nulls_ = bench.arms([adapting(bench.model, one, reach, "random") for one in random for reach in REACHES])
+    arms = [adapting(bench.model, vector, reach, name) for reach in REACHES]
+    chance = [adapting(bench.model, one, reach, "random") for one in random for reach in REACHES]
+    return responded(bench, name, "of the norm", arms, chance, "random vectors")
+
+
+def responded(
+    bench: Bench, name: str, unit: str, arms: Sequence[Treatment], chance: Sequence[Treatment], null_name: str
+) -> ControlResponse:
+    """What the treatments do, and those that chance puts in their place."""
     return ControlResponse(
         name=name,
-        unit="of the norm",
+        unit=unit,
         base=bench.base_arm,
-        arms=tuple(arms),
-        nulls=tuple(nulls_),
-        null_name="random vectors",
+        arms=tuple(bench.arms(arms)),
+        nulls=tuple(bench.arms(chance)),
+        null_name=null_name,
     )
 
 

@@ -8,9 +8,8 @@ from reasonscope.probes.model import Model
 
 # Of the memory that is free; the other half is for the pass over the prompts, and for what is copied when a row ends.
 SHARE = 0.5
-_LOGITS = (
-    24  # bytes of one logit while a token is drawn: float32 logits, log-probabilities, probabilities, and a float64 sum
-)
+# Bytes of one logit while a token is drawn: float32 logits, log-probabilities and probabilities, and a float64 sum.
+_LOGITS = 24
 
 
 def fitting_rows(model: Model, tokens: int, *, most: int) -> int:
@@ -30,9 +29,7 @@ def fitting_rows(model: Model, tokens: int, *, most: int) -> int:
 def _row_bytes(model: Model, tokens: int) -> dict[torch.device, int]:
     """What a row takes on each device. A window counts as if it were the whole text."""
     fed = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-    out = model.backend.forward(
-        fed, mask=torch.ones_like(fed), cache=growing_cache(), use_cache=True, last_logits_only=True
-    )
+    out = model.backend.forward(fed, mask=None, cache=growing_cache(), use_cache=True, last_logits_only=True)
     found = {out.logits.device: _LOGITS * out.logits.shape[-1]}
     for layer in getattr(out.cache, "layers", ()):
         for kept in (layer.keys, layer.values):
