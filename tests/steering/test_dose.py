@@ -90,8 +90,9 @@ def _logprobs(model, ids):
 
 
 def test_a_dose_response_has_its_controls(bench, vector):
-    said = []
+    base, said = bench.base_arm, []  # run once for a bench: the sweep runs the others, whichever test came before
     found = dose_response(bench, [Part(vector=vector, scope=Scope())], [2.0, 1.0], say=said.append)
+    assert found.base.measures["tokens"] == base.measures["tokens"]
     assert [dose.strength for dose in found.doses] == [1.0, 2.0] and found.held_out
     assert len(said) == 1 and said[0].count(",") + 1 == 2 * (1 + 1 + 5) == len(found.arms) - 1
     for dose in found.doses:
