@@ -108,7 +108,7 @@ faults: $(VENV)/installed-all-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow or not slow' tests/faults
 
 fuzz: $(VENV)/installed-all-test
-	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/fuzz.py --inputs 100000
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/faults/fuzz.py --inputs 100000
 
 selftest: $(VENV)/installed-all-test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/selftest/simulate.py --workers 2 --out docs/statistics.md

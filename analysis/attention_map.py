@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from reasonscope.analysis.attention import AttentionBlock, read_attention
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.sentence_attention import SentenceMeans
+from reasonscope.data.segment import sentence_of_each
 from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.model import Model
 
@@ -64,9 +65,7 @@ def attention_map(model: Model, trace: Trace, sentences: Sequence[Sentence], *, 
         return undefined(**common, reason=reason, provenance=provenance)
     rows = Span(spans[0].start, spans[-1].stop)
     begins = np.array([span.start for span in spans])
-    owner = (
-        np.searchsorted(begins, np.arange(rows.stop), side="right") - 1
-    )  # white space behind a sentence goes with it
+    owner = sentence_of_each(sentences, rows.stop)  # white space behind a sentence goes with it
     strongest = Strongest(rows, owner, model.n_layers, model.n_heads, min(keys, rows.stop))
     means = SentenceMeans(spans, rows.stop, model.n_layers, model.n_heads)
 

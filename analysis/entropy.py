@@ -13,7 +13,8 @@ from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
 from reasonscope.analysis.statistics import bootstrap_band
 from reasonscope.data.align import token_strings
 from reasonscope.data.errors import InputError
-from reasonscope.data.trace import Trace
+from reasonscope.data.segment import sentence_of_each
+from reasonscope.data.trace import Sentence, Trace
 
 METHOD = "entropy"
 FIXED_THRESHOLD = 0.672  # nats: the 80th percentile of Qwen3-8B's thinking on AIME, the paper's fixed threshold
@@ -159,13 +160,20 @@ def high_window_counts(
 
 
 def entropy_of_trace(
-    trace: Trace, *, percentile: float = 80.0, window: int = 8, draws: int = 500, seed: int = 0
+    trace: Trace,
+    *,
+    sentences: Sequence[Sentence] = (),
+    percentile: float = 80.0,
+    window: int = 8,
+    draws: int = 500,
+    seed: int = 0,
 ) -> Result:
     """Entropy of each generated token of a trace, as recorded at its generating temperature: axis (token,), nats.
 
     Null: the middle 95 % of the trace's own entropies, in which a token's place says nothing. `arrays`: `forking` by the trace's own
-    percentile, `forking_fixed` by .672 nats, `window` means. `numbers`: phases with a bootstrap interval of the thinking's mean, and the
-    words that fork most. A trace that was not generated here has no entropies: undefined, with the reason.
+    percentile, `forking_fixed` by .672 nats, `window` means. `numbers`: phases, with the 95 % interval of the thinking's mean over the
+    trace's `sentences` (without two of them, none), and the words that fork most. A trace that was not generated here has no entropies:
+    undefined, with the reason.
     """
     values = None if trace.entropies is None else np.asarray(trace.entropies, dtype=np.float64)
     if values is None or not np.isfinite(values).any():
@@ -177,9 +185,17 @@ def entropy_of_trace(
     close = None if trace.state != "closed" else trace.tokens.close.start - first
     phases = phase_entropy(np.where(known, values, 0.0), close)
     thinking = values[: close if close is not None else len(values)]
+    units = sentence_of_each(sentences, first + len(thinking))[first:][np.isfinite(thinking)]
     thinking = thinking[np.isfinite(thinking)]
     low, high = np.quantile(values[known], [0.025, 0.975])
-    interval = bootstrap_band(lambda rows: np.array([thinking[rows].mean()]), len(thinking), draws=draws, seed=seed)
+    interval = bootstrap_band(
+        lambda rows: np.array([thinking[rows].mean()]),
+        len(thinking),
+        groups=units,
+        unit="sentences",
+        draws=draws,
+        seed=seed,
+    )
     return Result(
         method=METHOD,
         quantity="entropy of the next-token distribution",

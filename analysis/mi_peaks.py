@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 
 from reasonscope.analysis.information import EPSILON, SIGMA, mutual_information, squared_correlation
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
-from reasonscope.analysis.statistics import benjamini_hochberg, mean_estimate, permutation_p
+from reasonscope.analysis.statistics import benjamini_hochberg, bootstrap_band, mean_estimate, permutation_p
 from reasonscope.data.align import token_strings
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.writer import write_ledger
 from reasonscope.data.problems import ledger_of
-from reasonscope.data.trace import Problem, Span, Trace
+from reasonscope.data.segment import sentence_of_each
+from reasonscope.data.trace import Problem, Sentence, Span, Trace
 from reasonscope.probes.capture import run_with_cache
-from reasonscope.probes.evaluate import Estimate
+from reasonscope.probes.evaluate import Estimate, Rows
 from reasonscope.probes.model import Model
 from reasonscope.probes.record import as_numpy
 from reasonscope.probes.sites import Site
@@ -82,6 +83,7 @@ def mi_of_trace(
     gold: Mapping[Site, Values],
     others: Sequence[Mapping[Site, Values]] = (),
     *,
+    sentences: Sequence[Sentence] = (),
     region: Region = "thinking",
     tau: float = 1.5,
     top: int = 20,
@@ -97,7 +99,8 @@ def mi_of_trace(
     its coordinates, which is the weaker null: it breaks the few coordinates of huge scale as well. `arrays`: `r2` of the
     coordinates, `peaks` (above Q3 + tau · IQR of the trace, definition 2) and `top` (the k highest, what the published figures
     use), all (site, token). `numbers` by site: mean, median, share of peaks, AOM = mean over peaks of |m − median| / IQR, and
-    the share of tokens above their null.
+    the share of tokens above their null, each with its 95 % interval over the trace's `sentences` (without two of them, none:
+    tokens of a sentence are not independent).
 
     Departures: all tokens of the thinking rather than the first 512 generated ones; both definitions of a peak.
     """
@@ -119,6 +122,9 @@ def mi_of_trace(
     above = np.stack([find_peaks(line, tau=tau) for line in values])
     what = "answers of other problems" if len(others) >= 5 else "permuted coordinates"
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    units = sentence_of_each(sentences, rows.stop + 1)[
+        rows.start + 1 :
+    ]  # a row is the place of the token that it emits
     return Result(
         method=METHOD,
         quantity=QUANTITY,
@@ -128,11 +134,28 @@ def mi_of_trace(
         null=Band.of(low, high, values.shape, f"{what}, 95% of {len(drawn)}"),
         arrays={"r2": r2, "peaks": above, "top": np.stack([top_k(line, top) for line in values])},
         numbers={
-            str(site): {**summary(line, peaks), "share_above_null": float((line > edge).mean())}
-            for site, line, peaks, edge in zip(sites, values, above, high, strict=True)
+            str(site): _estimated(line, edge, units, tau=tau, seed=seed)
+            for site, line, edge in zip(sites, values, high, strict=True)
         },
         provenance={"trace": trace.id, "region": region, "sigma": sigma, "epsilon": epsilon, "tau": tau, "seed": seed},
     )
+
+
+def _estimated(line: Values, edge: Values, units: NDArray[np.int64], *, tau: float, seed: int) -> dict[str, Any]:
+    """The numbers of one site's line (token,), each with its interval over `units` (token,), the sentences; `edge` is the null's end."""
+
+    def told(at: Rows) -> dict[str, float]:
+        drawn = line[at]
+        return {**summary(drawn, find_peaks(drawn, tau=tau)), "share_above_null": float((drawn > edge[at]).mean())}
+
+    seen = told(np.arange(len(line)))
+    band = bootstrap_band(
+        lambda at: np.array(list(told(at).values())), len(line), groups=units, unit="sentences", seed=seed
+    )
+    ends = zip(band.low.tolist(), band.high.tolist(), strict=True)
+    found = {name: {"value": value, "ci": list(ci)} for (name, value), ci in zip(seen.items(), ends, strict=True)}
+    del found["peak_gap_tokens"]["ci"]  # resampled sentences do not stand in a row
+    return found
 
 
 def find_peaks(values: Values, *, tau: float = 1.5) -> NDArray[np.bool_]:
@@ -298,5 +321,5 @@ def comparison(
 
 def _number(result: Result, site: str | None, name: str) -> float:
     key = site or result.axis("site").labels[-1]
-    value = result.numbers[key][name]
+    value = result.numbers[key][name]["value"]
     return float("nan") if value is None else float(value)

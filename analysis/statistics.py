@@ -10,7 +10,7 @@ from scipy.stats import false_discovery_control, rankdata
 
 from reasonscope.analysis.results import Axis, Band, Result, Values
 from reasonscope.data.errors import InputError
-from reasonscope.probes.evaluate import Estimate, Rows, resample_groups, tails
+from reasonscope.probes.evaluate import Estimate, Rows, drawn_groups, resample_groups, tails
 
 Alternative = Literal["greater", "less", "two-sided"]
 
@@ -110,21 +110,29 @@ def result_of_estimates(
 
 
 def bootstrap_band(
-    statistic: Callable[[Rows], Values], n: int, *, draws: int = 1000, seed: int = 0, level: float = 0.95
+    statistic: Callable[[Rows], Values],
+    n: int,
+    *,
+    groups: ArrayLike | None = None,
+    unit: str = "rows",
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> Band:
     """The interval of a statistic that gives many values at once: percentiles over resamples of `n` rows, widened for few (`tails`).
 
-    A value that is NaN on more than half of the resamples has no interval (NaN).
+    Rows of one of `groups` (row,) are drawn together; `unit` says what is drawn. A value that is NaN on more than half of the
+    resamples has no interval (NaN).
     """
-    if n < 2:
+    labels = np.arange(n) if groups is None else np.asarray(groups)
+    if (units := len(np.unique(labels))) < 2:
         shape = np.shape(statistic(np.arange(n)))
-        return Band.of(np.nan, np.nan, shape, "no interval: fewer than two rows")
-    rng = np.random.default_rng(seed)
-    values = np.stack([statistic(rng.integers(n, size=n)) for _ in range(draws)])
+        return Band.of(np.nan, np.nan, shape, f"no interval: fewer than two {unit}")
+    values = np.stack([statistic(rows) for rows in drawn_groups(labels, draws=draws, seed=seed)])
     known = np.isfinite(values).mean(axis=0) >= 0.5
     filled = np.where(known, values, 0.0)  # nanquantile warns of columns without a number
-    low, high = np.nanquantile(filled, tails(n, level), axis=0)
-    what = f"bootstrap over {n} rows, {level:.0%} of {draws} draws"
+    low, high = np.nanquantile(filled, tails(units, level), axis=0)
+    what = f"bootstrap over {units} {unit}, {level:.0%} of {draws} draws"
     return Band.of(np.where(known, low, np.nan), np.where(known, high, np.nan), values.shape[1:], what)
 
 

@@ -54,7 +54,9 @@ def _mi(study: Study, trace: Trace) -> Iterator[Result]:
     hidden = {site: study.store.activations(trace.id, str(site)) for site in study.sites}
     others = {t.problem.id: t for t in study.traces if t.problem.group != trace.problem.group}
     golds = [study.gold(other) for other in list(others.values())[:20]]
-    yield mi_of_trace(trace, hidden, study.gold(trace), golds, seed=study.options.seed)
+    yield mi_of_trace(
+        trace, hidden, study.gold(trace), golds, sentences=trace_sentences(trace), seed=study.options.seed
+    )
 
 
 def _mi_words(study: Study, results: Sequence[Result]) -> Iterator[Result]:
@@ -154,7 +156,7 @@ def analyse_trajectory(study: Study, trace: Trace) -> Iterator[Result]:
 @by_trace
 def analyse_entropy(study: Study, trace: Trace) -> Iterator[Result]:
     """Token entropies of each trace as they were recorded."""
-    yield entropy_of_trace(trace, seed=study.options.seed)
+    yield entropy_of_trace(trace, sentences=trace_sentences(trace), seed=study.options.seed)
 
 
 @by_trace

@@ -92,7 +92,16 @@ def analyse_compare(study: Study) -> Iterator[Result]:
         golds = {t.id: representations(model, [gold_text(t, study.options.gold)], [site])[0] for t in study.traces}
         read = ((trace, replay(model, [trace.token_ids.tolist()], [site])[0]) for trace in study.traces)
         sides.append(
-            [mi_of_trace(t, {site: as_numpy(seen[site])}, golds[t.id], seed=study.options.seed) for t, seen in read]
+            [
+                mi_of_trace(
+                    t,
+                    {site: as_numpy(seen[site])},
+                    golds[t.id],
+                    sentences=trace_sentences(t),
+                    seed=study.options.seed,
+                )
+                for t, seen in read
+            ]
         )
     for result in sides[0]:
         yield replace(result, method="mi_base").with_provenance(model=study.base.name)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from reasonscope.data.align import token_strings
@@ -115,6 +116,12 @@ def sentences_at(trace: Trace, spans: Sequence[Span], tags: Sequence[str]) -> li
         start, stop = np.searchsorted(leads, [span.start, span.stop], side="left").tolist()
         found.append(Sentence(index=index, tag=tag, text=trace.text[span.slice], chars=span, tokens=Span(start, stop)))
     return found
+
+
+def sentence_of_each(sentences: Sequence[Sentence], n_tokens: int) -> NDArray[np.int64]:
+    """The place in `sentences` of each of a trace's first `n_tokens` tokens: the last that begins at or before it, −1 before all."""
+    begins = [one.tokens.start for one in sentences]
+    return np.asarray(np.searchsorted(begins, np.arange(n_tokens), side="right") - 1)
 
 
 def _lead(text: str, start: int, stop: int) -> int:

@@ -1,11 +1,11 @@
 """Held-out evaluation: predictions from folds that keep a problem together, and intervals that resample whole problems."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm, rankdata, t
 from sklearn import config_context
 from sklearn.base import BaseEstimator, clone
@@ -246,20 +246,26 @@ def resample_groups(
     Resamples on which it is NaN (one class drawn) are left out. Raises InputError for one group only, or where the statistic is NaN
     on all rows or on more than half of the resamples.
     """
-    labels = np.unique(np.asarray(groups), return_inverse=True)[1]
-    members = [np.flatnonzero(labels == group) for group in range(labels.max() + 1)]
-    if len(members) < 2:
+    n = len(np.unique(np.asarray(groups)))
+    if n < 2:
         raise InputError("all rows are of one group, which has no interval; record more problems")
-    value = statistic(np.arange(len(labels)))
+    value = statistic(np.arange(len(groups)))
     if np.isnan(value):
         raise InputError("the metric is not defined on these rows: they hold one class, or one target, only")
-    rng = np.random.default_rng(seed)
-    drawn = (rng.integers(len(members), size=len(members)) for _ in range(draws))
-    values = np.array([statistic(np.concatenate([members[group] for group in chosen])) for chosen in drawn])
+    values = np.array([statistic(rows) for rows in drawn_groups(groups, draws=draws, seed=seed)])
     if np.isnan(values).mean() > 0.5:
         raise InputError("most resamples hold one class only; record more problems of the rarer class")
-    low, high = np.nanquantile(values, tails(len(members)))
+    low, high = np.nanquantile(values, tails(n))
     return Estimate(value=value, low=float(low), high=float(high))
+
+
+def drawn_groups(groups: ArrayLike, *, draws: int, seed: int) -> Iterator[Rows]:
+    """The rows of each resample: as many groups as there are, drawn with replacement, and all rows of each."""
+    labels = np.unique(np.asarray(groups), return_inverse=True)[1]
+    members = [np.flatnonzero(labels == group) for group in range(labels.max() + 1)]
+    rng = np.random.default_rng(seed)
+    for _ in range(draws):
+        yield np.concatenate([members[group] for group in rng.integers(len(members), size=len(members))])
 
 
 class Resamples:

@@ -56,7 +56,8 @@ def steering_front(responses: Sequence[DoseResponse | ControlResponse]) -> Figur
     """Mean thinking tokens against accuracy at every strength, all methods on one plane, 95 % intervals over problems.
 
     Shaded is where the random vectors of each method (random tokens, of a control of the decoding) lie, from the lowest to the highest of
-    their means; the dashed line is the Pareto front: no other point has both fewer tokens and a higher accuracy.
+    their means; the dashed line is the Pareto front: no other point has both fewer tokens and a higher accuracy. Strengths stand beside
+    the points that have room for them.
     """
     figure = go.Figure()
     for response in responses:
@@ -68,6 +69,7 @@ def steering_front(responses: Sequence[DoseResponse | ControlResponse]) -> Figur
         for i, response in enumerate(responses)
         for k, (name, arms) in enumerate(response.curves.items())
     ]
+    told = _with_room([arm for arms, *_ in curves for arm in arms])
     symbols, colours = list(islice(cycle(SYMBOLS), len(responses))), colours_of(len(responses))
     for arms, name, hollow, i in curves:
         figure.add_scatter(
@@ -75,8 +77,10 @@ def steering_front(responses: Sequence[DoseResponse | ControlResponse]) -> Figur
             y=[arm.accuracy.value for arm in arms],
             mode="markers+text",
             name=name,
-            text=[f"{arm.multiplier:g}" for arm in arms],
+            text=[f"{arm.multiplier:g}" if arm in told else "" for arm in arms],
             textposition="top center",
+            customdata=[arm.multiplier for arm in arms],
+            hovertemplate="strength %{customdata:g}<br>%{x:.4g} tokens, accuracy %{y:.3g}<extra>%{fullData.name}</extra>",
             marker={"color": colours[i], "size": 10, "symbol": f"{symbols[i]}{hollow}"},
             error_x=error_bars([arm.tokens for arm in arms], colours[i]),
             error_y=error_bars([arm.accuracy for arm in arms], colours[i]),
@@ -108,6 +112,18 @@ def steering_front(responses: Sequence[DoseResponse | ControlResponse]) -> Figur
         "accuracy",
     )
     return figure.update_yaxes(range=[0, 1.08]).update_layout(height=520)
+
+
+def _with_room(arms: Sequence[Arm]) -> list[Arm]:
+    """Those whose strength can be written beside them: no other point lies within a label of theirs. The pointer tells the others'."""
+    tokens = [arm.tokens.value for arm in arms]
+    width, height = 0.06 * (max(tokens) - min(tokens)), 0.08
+
+    def near(one: Arm, other: Arm) -> bool:
+        across, up = one.tokens.value - other.tokens.value, one.accuracy.value - other.accuracy.value
+        return abs(across) <= width and abs(up) <= height
+
+    return [one for one in arms if not any(near(one, other) for other in arms if other is not one)]
 
 
 def sweep_figures(responses: Sequence[DoseResponse | ControlResponse]) -> dict[str, Figure]:

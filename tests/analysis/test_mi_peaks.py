@@ -26,7 +26,8 @@ from reasonscope.analysis.thinking_tokens import (
 )
 from reasonscope.data.errors import InputError
 from reasonscope.data.problems import load_problems
-from reasonscope.data.trace import Sampling
+from reasonscope.data.segment import sentence_of_each, sentences
+from reasonscope.data.trace import Sampling, Span
 from reasonscope.probes.decoding import generate
 from reasonscope.probes.model import load_model
 from reasonscope.probes.rollout import rollouts
@@ -68,12 +69,33 @@ def test_a_token_that_carries_the_answer_peaks_above_its_null(traces):
         found = mi_of_trace(trace, {SITE: hidden}, {SITE: gold}, foreign)
         assert found.values[0].argmax() == 3 and found.arrays["peaks"][0, 3] and found.arrays["peaks"].mean() < 0.2
         assert found.values[0, 3] > found.null.high[0, 3] and found.arrays["r2"][0, 3] > 0.9
-        assert found.numbers[str(SITE)]["share_above_null"] < 0.5 and found.numbers[str(SITE)]["aom"] > 3
+        assert found.numbers[str(SITE)]["share_above_null"]["value"] < 0.5
+        assert found.numbers[str(SITE)]["aom"]["value"] > 3
     labels = found.axis("token").labels
     assert int(labels[0]) == trace.tokens.thinking.start and len(labels) == trace.n_thinking_tokens
     assert len(peak_words(trace, found)) == len(labels)
     short = replace(trace, tokens=replace(trace.tokens, thinking=trace.tokens.thinking))
     assert mi_of_trace(short, {SITE: hidden}, {SITE: gold}, region="generated").measured
+
+
+def test_numbers_of_one_trace_have_intervals_over_its_sentences(traces):
+    trace, rng = traces[0], np.random.default_rng(0)
+    hidden, gold = rng.standard_normal((len(trace.token_ids) - 1, 64)), rng.standard_normal(64)
+    cut = sentences(trace)
+    told = mi_of_trace(trace, {SITE: hidden}, {SITE: gold}, sentences=cut).numbers[str(SITE)]
+    for name in ("mean", "median", "std", "share_peaks", "share_above_null"):
+        low, high = told[name]["ci"]
+        assert low <= told[name]["value"] <= high and low < high
+    assert "ci" not in told["peak_gap_tokens"]
+    # Sentences whose tokens are all alike say as little as there are sentences: more is not known for having more tokens.
+    owner = sentence_of_each(cut, len(trace.token_ids))[1:]
+    alike = rng.standard_normal((owner.max() + 2, 64))[owner]
+    wide = mi_of_trace(trace, {SITE: alike}, {SITE: gold}, sentences=cut).numbers[str(SITE)]["mean"]["ci"]
+    one_a_token = [replace(cut[0], tokens=Span(i, i + 1)) for i in range(len(trace.token_ids))]
+    narrow = mi_of_trace(trace, {SITE: alike}, {SITE: gold}, sentences=one_a_token).numbers[str(SITE)]["mean"]["ci"]
+    assert wide[1] - wide[0] > 1.3 * (narrow[1] - narrow[0])
+    none = mi_of_trace(trace, {SITE: hidden}, {SITE: gold}).numbers[str(SITE)]["mean"]["ci"]
+    assert np.isnan(none).all()
 
 
 def test_words_at_peaks_are_told_from_words_everywhere():

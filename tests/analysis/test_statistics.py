@@ -131,6 +131,9 @@ def test_rows_of_one_group_are_drawn_together():
     assert mean_estimate(values) == alone == bootstrap(lambda at: float(values[at].mean()), 40)
     assert alone == mean_estimate(values, draws=1000, seed=0)
     assert mean_estimate(values, seed=1) != alone != mean_estimate(values, draws=999)
+    band = bootstrap_band(lambda at: values[at].mean(), 40, groups=np.repeat(range(4), 10), unit="sentences")
+    assert (band.low, band.high) == together.interval and band.what.startswith("bootstrap over 4 sentences")
+    assert np.isnan(bootstrap_band(lambda at: values[at].mean(), 40, groups=np.zeros(40), unit="sentences").low)
 
 
 def test_a_score_that_knows_the_dependencies_is_told_from_one_that_does_not():

@@ -11,6 +11,7 @@ same targets to it, which follows the coverage of our own modules.
 import argparse
 import io
 import json
+import math
 import os
 import random
 import signal
@@ -560,7 +561,7 @@ def main() -> int:
         return 0
     total, status = sum(target.share for target in chosen), 0
     for target in chosen:
-        n, began = round(given.inputs * target.share / total), time.monotonic()
+        n, began = math.ceil(given.inputs * target.share / total), time.monotonic()
         found = fuzz(target, n, given.seed)
         sys.stdout.write(f"{target.name}: {n} inputs, {len(found)} findings, {time.monotonic() - began:.0f} s\n")
         for finding in found:
