@@ -25,6 +25,7 @@ test-browser: $(VENV)/installed-all-test chromium
 # Every view of the app at both widths, for the README and the docs; look at them before you keep them.
 screenshots: $(VENV)/installed-all-test chromium
 	REASONSCOPE_SCREENSHOTS=docs/images $(BIN)/python -m pytest -m slow tests/app/test_chromium.py -k fits
+	$(BIN)/python docs/images/shrink.py docs/images/app-*.png
 
 # The tests in the browser need Chromium. Root of a Debian gets it here; for anybody else they are skipped and say how to install it.
 chromium:

@@ -78,7 +78,7 @@ def anchor_graph(
             y=[places[i][1] for i in members],
             mode="markers+text",
             text=[str(i) for i in members],
-            textposition="top center",
+            textposition=["bottom center" if root is None and places[i][1] < 0 else "top center" for i in members],
             name=word,
             customdata=[[i, short(graph.texts[i]), f"{graph.importance[i]:.3g}"] for i in members],
             hovertemplate=f"<b>%{{customdata[0]}}</b> {word}<br>%{{customdata[1]}}<br>{escape(measure)} %{{customdata[2]}}<extra></extra>",

@@ -75,6 +75,7 @@ def along(
     numbered = all(place.isdigit() for place in places)
     x = np.array([int(place) for place in places]) if numbered else np.arange(len(places))
     hover = [short(str(text)) for text in result.numbers.get("texts") or places]
+    told = False  # the word for a peak, in the legend
     for panel, (name, line) in enumerate(rows.items(), start=1):
         at, shown = first.index(name), panel == 1
         if result.null is not None:
@@ -96,8 +97,9 @@ def along(
             figure.add_scatter(
                 x=x[peaks], y=line[peaks], mode="markers", marker={"color": ORANGE, "symbol": "diamond", "size": 9},
                 name="peak", text=[hover[i] for i in peaks], hovertemplate="%{text}<br>peak, %{y:.4g}<extra></extra>",
-                showlegend=shown, row=panel, col=1,
+                showlegend=not told and len(peaks) > 0, row=panel, col=1,
             )  # fmt: skip
+            told = told or len(peaks) > 0
     figure = styled(figure, titled(result), "", "").update_layout(height=200 + 180 * len(rows))
     for panel, name in enumerate(rows, start=1):
         figure.update_yaxes(title=result.unit_of(name), row=panel)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
+from shrink import shrunk
 
 from reasonscope.analysis import figures
 from reasonscope.analysis.figures import AnchorGraph, Figure, read_figure, to_html
@@ -83,7 +84,7 @@ def save(page: Page, figure: Figure, path: Path) -> None:
     page.wait_for_selector(".js-plotly-plot .main-svg")
     height = int(figure.layout.height or 450)
     png = page.evaluate(TO_PNG, [860, height])
-    path.write_bytes(base64.b64decode(png.partition(",")[2]))
+    path.write_bytes(shrunk(base64.b64decode(png.partition(",")[2])))
 
 
 @contextmanager
