@@ -1,5 +1,6 @@
 """Applies steering vectors while a model writes or reads, and counts what it touched."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -52,7 +53,7 @@ class Touching:
         self._step: DecodingStep | None = None
         self._given: Sequence[int] | None = None
         self._written = self._n_prompt = torch.empty(0)
-        self._pass: tuple[Positions, Tensor, int] | None = None
+        self._pass: tuple[Positions, Tensor | bool, int] | None = None
 
     def on_step(self, step: DecodingStep) -> None:
         self._step = step
@@ -68,23 +69,26 @@ class Touching:
         """`activation` (batch, token, …) with what `changed` makes of its chosen rows (row, …); itself where that is nothing new."""
         if self._pass is None or self._pass[0] is not where:
             mask = self._mask(where)
-            self._pass = where, mask, int(mask.sum())
+            self._pass = where, mask, where.ids.numel() * mask if isinstance(mask, bool) else int(mask.sum())
             self.touched += self._pass[2]
         _, mask, n = self._pass
         if n == 0:
             return activation
-        whole, mask = n == mask.numel(), mask.to(activation.device)
-        rows = activation.flatten(0, 1) if whole else activation[mask]
+        if isinstance(mask, bool) or n == mask.numel():
+            rows = activation.flatten(0, 1)
+            new = changed(rows)
+            return activation if new is rows else new.reshape(activation.shape).contiguous()
+        mask = mask.to(activation.device)
+        rows = activation[mask]
         new = changed(rows)
         if new is rows:
             return activation
-        if whole:
-            return new.reshape(activation.shape).contiguous()
         after = activation.clone()
         after[mask] = new
         return after
 
-    def _mask(self, where: Positions) -> Tensor:
+    def _mask(self, where: Positions) -> Tensor | bool:
+        """The columns of this pass that are chosen; one bool where that is all of them or none."""
         if self._begins(where):
             ids = where.ids.masked_fill(where.index < 0, -1)
             n_prompt = (ids >= 0).sum(dim=1)
@@ -99,6 +103,8 @@ class Touching:
                 "rollouts beside write=, and do not use one intervention for two runs at a time"
             )
         rows, n = self._step.rows, where.ids.shape[1]
+        if (alike := self.scope.of_generated(self._step.index - 1)) is not None:
+            return alike
         if self.scope.is_local:
             return self.scope.local_mask(where.ids, where.index, self._n_prompt[rows])
         return self.scope.mask(self._written[rows], n_prompt=self._n_prompt[rows], last=n)
@@ -157,7 +163,9 @@ class Steering(Touching):
         return edit
 
     def _check(self, before: Tensor, moved: Tensor, name: str) -> None:
-        if moved.isfinite().all():
+        if (
+            math.isfinite(moved.sum(dtype=torch.float32)) or moved.isfinite().all()
+        ):  # the first is one step, and mostly tells
             return
         dtype = str(moved.dtype).removeprefix("torch.")
         if not before.isfinite().all():

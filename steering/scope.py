@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -119,6 +120,29 @@ class Scope:
         """Whether a token's own place and id decide, whatever was said before it."""
         return self.on == "all" and self.steps is None
 
+    def of_generated(self, index: int) -> bool | None:
+        """Whether the generated token `index` is edited, whatever it and those beside it are; None where that hangs on words."""
+        if not self._by_place:
+            return None
+        named = index in self.generation_positions or _within(index, self.generation_window)
+        excluded = index in self.exclude_generation_positions or _within(index, self.exclude_generation_window)
+        return (named or self._of_all) and not excluded
+
+    @cached_property
+    def _by_place(self) -> bool:
+        return (
+            self.is_local and self.tokens is None and not self.generation_tokens and not self.exclude_generation_tokens
+        )
+
+    @cached_property
+    def _of_all(self) -> bool:
+        """Whether no field of the first group is set."""
+        return not any(
+            getattr(self, f"{phase}_{what}") not in ((), None, frozenset())
+            for phase in ("prompt", "generation")
+            for what in ("positions", "window", "tokens")
+        )
+
     def local_mask(self, ids: Tensor, index: Tensor, n_prompt: Tensor) -> Tensor:
         """True on the columns that positions, windows and ids name, less those that are excluded.
 
@@ -167,6 +191,10 @@ class Scope:
             words = self.marks.tokenizer.decode(ids[row, begin + 1 : at + 1].tolist(), skip_special_tokens=False)
             kept[row, column] = classify_step(words, keywords=self.keywords) == self.steps
         return kept
+
+
+def _within(index: int, window: Window | None) -> bool:
+    return window is not None and window[0] <= index and (window[1] is None or index < window[1])
 
 
 def _among(ids: Tensor, tokens: frozenset[int] | Sequence[int]) -> Tensor:

@@ -38,6 +38,35 @@ def test_positions_windows_and_tokens(fields, expected):
     assert named(**fields) == expected
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"generation_window": (0, None)},
+        {"generation_window": (1, 3)},
+        {"generation_positions": (0, 4)},
+        {"generation_positions": (0,), "generation_window": (3, None)},
+        {"prompt_positions": (-1,)},
+        {"prompt_tokens": frozenset({7})},
+        {"exclude_generation_positions": (2,)},
+        {"generation_window": (1, None), "exclude_generation_window": (2, 4)},
+        {"exclude_prompt_window": (0, None)},
+    ],
+)
+def test_what_a_place_alone_decides_is_what_the_mask_says(fields):
+    scope, n = Scope(**fields), torch.tensor([3])
+    ids = torch.tensor([[7, 7, 7, 7, 8, 9, 7, 8]])
+    assert [scope.of_generated(i) for i in range(5)] == scope.mask(ids, n_prompt=n)[0, 3:].tolist()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"tokens": frozenset({7})}, {"generation_tokens": frozenset({7})}, {"exclude_generation_tokens": frozenset({7})}],
+)
+def test_what_hangs_on_words_is_not_decided_by_a_place(fields):
+    assert Scope(**fields).of_generated(0) is None
+
+
 def test_the_last_columns_alone_are_those_of_the_whole():
     scope = Scope(prompt_positions=(-1,), generation_positions=(0, 2))
     whole = scope.mask(IDS, n_prompt=GIVEN)
