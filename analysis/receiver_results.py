@@ -31,6 +31,9 @@ from reasonscope.probes.model import Model
 
 Values = NDArray[np.float64]
 
+_UNIFORM = "uniform attention over all earlier tokens, in closed form"
+_ALIKE = "a head whose vertical scores are all alike has no kurtosis"
+
 
 def receiver_heads(
     model: Model,
@@ -51,41 +54,79 @@ def receiver_heads(
     Departures from arXiv 2506.19143's code: depth control on, layer 0 out of the choice, a sentence that holds token 0 left out.
     Traces of too few sentences for a kurtosis are left out and counted; a state where none is left. Raises InputError, ContextError.
     """
-    common: dict[str, Any] = {"method": "receivers", "quantity": "kurtosis of vertical scores", "unit": "1"}
-    provenance = {"traces": [trace.id for trace in traces], "proximity": proximity, "depth_control": depth_control}
-    peaked, uniform, sinks = [], [], []
-    for trace in traces:
-        read = _read(model, trace, splitter)
-        if read is None or len(read.spans) < proximity + 3:
-            continue
-        options: dict[str, Any] = {
-            "proximity": proximity,
-            "depth_control": depth_control,
-            "exclude": sink_sentences(read),
-        }
-        peaked.append(kurtosis(vertical_scores(read.matrix, **options)))
-        flat = uniform_attention(read.spans, read.n_tokens)
-        uniform.append(float(kurtosis(vertical_scores(flat, **options))))
-        sinks.append(read.sink)
-    if not peaked:
-        reason = f"none of {len(traces)} traces thinks in {proximity + 3} sentences or more, which a kurtosis needs"
+    options: dict[str, Any] = {"proximity": proximity, "depth_control": depth_control, "splitter": splitter}
+    return receivers_of([head_kurtosis(model, trace, **options) for trace in traces], top=top, seed=seed)
+
+
+def head_kurtosis(
+    model: Model,
+    trace: Trace,
+    *,
+    proximity: int = PROXIMITY,
+    depth_control: bool = True,
+    splitter: Splitter = "default",
+) -> Result:
+    """Kurtosis of each head's vertical scores over the sentences of one trace, axes (layer, head).
+
+    Null: a head that looks at all before it alike, on the same sentences. `arrays`: `sink` (layer, head), mean attention on token 0. A
+    state for a trace of too few sentences. Raises InputError, ContextError.
+    """
+    common: dict[str, Any] = {"method": "head_kurtosis", "quantity": "kurtosis of vertical scores", "unit": "1"}
+    provenance = {"trace": trace.id, "proximity": proximity, "depth_control": depth_control}
+    read = _read(model, trace, splitter)
+    if read is None or len(read.spans) < proximity + 3:
+        n = 0 if read is None else len(read.spans)
+        reason = f"{n} sentences ({trace.state} thinking); a kurtosis needs {proximity + 3}"
         return undefined(**common, reason=reason, provenance=provenance)
-    per_trace = np.stack(peaked)
-    values = nan_mean(per_trace, axis=0)
-    chance = float(nan_mean(np.array(uniform), axis=0))
+    options: dict[str, Any] = {
+        "proximity": proximity,
+        "depth_control": depth_control,
+        "exclude": sink_sentences(read),
+    }
+    values = kurtosis(vertical_scores(read.matrix, **options))
+    flat = float(kurtosis(vertical_scores(uniform_attention(read.spans, read.n_tokens), **options)))
     return Result(
         **common,
         axes=(Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),
         values=values,
-        null=Band.of(chance, chance, values.shape, "uniform attention over all earlier tokens, in closed form"),
+        null=Band.of(flat, flat, values.shape, _UNIFORM),
+        reason="" if np.isfinite(values).all() else _ALIKE,
+        arrays={"sink": read.sink},
+        provenance=provenance,
+    )
+
+
+def receivers_of(found: Sequence[Result], *, top: int | None = None, seed: int = 0) -> Result:
+    """`receiver_heads` from the `head_kurtosis` of each trace, all taken with the same options."""
+    told = found[0].provenance if found else {}
+    provenance = {
+        "traces": [one.provenance["trace"] for one in found],
+        "proximity": told.get("proximity"),
+        "depth_control": told.get("depth_control"),
+    }
+    common: dict[str, Any] = {"method": "receivers", "quantity": "kurtosis of vertical scores", "unit": "1"}
+    measured = [one for one in found if one.measured]
+    if not measured:
+        reason = (
+            f"none of {len(found)} traces thinks in enough sentences, {PROXIMITY + 3} or more, which a kurtosis needs"
+        )
+        return undefined(**common, reason=reason, provenance=provenance)
+    per_trace = np.stack([one.values for one in measured])
+    values = nan_mean(per_trace, axis=0)
+    chance = float(nan_mean(np.array([one.null.high.flat[0] for one in measured if one.null is not None]), axis=0))
+    return Result(
+        **common,
+        axes=measured[0].axes,
+        values=values,
+        null=Band.of(chance, chance, values.shape, _UNIFORM),
         interval=bootstrap_band(lambda rows: nan_mean(per_trace[rows], axis=0), len(per_trace), seed=seed),
-        reason="" if np.isfinite(values).all() else "a head whose vertical scores are all alike has no kurtosis",
-        arrays={"per_trace": per_trace, "sink": np.mean(sinks, axis=0)},
+        reason="" if np.isfinite(values).all() else _ALIKE,
+        arrays={"per_trace": per_trace, "sink": np.mean([one.arrays["sink"] for one in measured], axis=0)},
         numbers={
             "heads": [str(head) for head in top_heads(values, top, from_layer=1)],
             "split_half_reliability": split_half_reliability(per_trace, seed=seed),
             "n_traces": len(per_trace),
-            "n_left_out": len(traces) - len(per_trace),
+            "n_left_out": len(found) - len(per_trace),
         },
         provenance={**provenance, "seed": seed},
     )

@@ -22,8 +22,8 @@ from reasonscope.analysis.forced import closing_stub, decoder, encoder, forced_a
 from reasonscope.analysis.heads import head_table
 from reasonscope.analysis.mi_peaks import mi_of_trace, peak_words, thinking_token_table
 from reasonscope.analysis.next_tokens import head_effects
-from reasonscope.analysis.receiver import top_heads
-from reasonscope.analysis.receiver_results import receiver_heads, receiver_scores
+from reasonscope.analysis.receiver import Head, top_heads
+from reasonscope.analysis.receiver_results import head_kurtosis, receiver_scores, receivers_of
 from reasonscope.analysis.recurrence import recurrence
 from reasonscope.analysis.reflection import failed_step_fraction, reflection_of_trace, unused_steps
 from reasonscope.analysis.results import Axis, Band, Result, result_path, undefined
@@ -195,13 +195,26 @@ def known_dependencies(trace: Trace) -> Sequence[Sequence[int]]:
     return published_dependencies(trace.meta.get("chunks", ()))
 
 
-def analyse_receivers(study: Study) -> Iterator[Result]:
-    """Receiver heads over all traces, then how much they look at each sentence of each trace."""
-    found = receiver_heads(study.model, study.traces, seed=study.options.seed)
-    yield found
-    heads = top_heads(found.values, from_layer=1) if found.measured else []
-    for trace in study.traces if heads else ():
+def _kurtosis(study: Study, trace: Trace) -> Iterator[Result]:
+    yield head_kurtosis(study.model, trace)
+
+
+def _receivers(study: Study, results: Sequence[Result]) -> Iterator[Result]:
+    yield receivers_of(results, seed=study.options.seed)
+
+
+def _looked_at(found: Sequence[Result]) -> ByTrace:
+    heads = top_heads(found[0].values, from_layer=1) if found[0].measured else []
+    return ByTrace(each=partial(_receiver_scores, heads))
+
+
+def _receiver_scores(heads: Sequence[Head], study: Study, trace: Trace) -> Iterator[Result]:
+    if heads:
         yield receiver_scores(study.model, trace, heads, seed=study.options.seed)
+
+
+# How peaked each head is on each trace, the receiver heads over all of them, then how much these look at each sentence of each trace.
+analyse_receivers = ByTrace(each=_kurtosis, over_all=_receivers, then=_looked_at)
 
 
 @by_trace

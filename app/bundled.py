@@ -26,7 +26,7 @@ _ANALYSES = (
     "mi", "compare", "entropy", "alternatives", "shift", "reflection", "heads", "attention", "receivers", "suppression", "anchors",
     "confidence", "trajectory", "summary", "cliff",
 )  # fmt: skip
-_OF_MANY = ("mi_peaks", "mi_base", "receiver_scores")
+_OF_MANY = ("mi_peaks", "mi_base", "head_kurtosis", "receiver_scores")
 
 
 def write_example(

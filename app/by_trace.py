@@ -13,12 +13,13 @@ from reasonscope.data.trace import Trace
 class ByTrace:
     """The results of `each` trace, then what is made of all of them in the order of the traces (`over_all`).
 
-    `each` may look at the other traces of the study, not at their results. `reads`: files beside the store that a trace's results hang
-    on. Called with a study it is an analysis as any other.
+    `each` may look at the other traces of the study, not at their results. `then`: the analysis that follows, made from the results over
+    all. `reads`: files beside the store that a trace's results hang on. Called with a study it is an analysis as any other.
     """
 
     each: Callable[[Study, Trace], Iterator[Result]]
     over_all: Callable[[Study, Sequence[Result]], Iterator[Result]] | None = None
+    then: "Callable[[Sequence[Result]], ByTrace] | None" = None
     reads: Callable[[Study, Trace], Iterable[Path]] = field(default=lambda study, trace: ())
 
     def __call__(self, study: Study) -> Iterator[Result]:
@@ -28,8 +29,10 @@ class ByTrace:
                 if self.over_all is not None:
                     found.append(result)
                 yield result
-        if self.over_all is not None:
-            yield from self.over_all(study, found)
+        over = list(self.over_all(study, found)) if self.over_all is not None else []
+        yield from over
+        if self.then is not None:
+            yield from self.then(over)(study)
 
 
 def by_trace(each: Callable[[Study, Trace], Iterator[Result]]) -> ByTrace:

@@ -1,6 +1,6 @@
 """Analyses that set one thing beside another: heads beside random ones, a reasoner beside its base, rules beside a single sample."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from reasonscope.analysis.probe_write import probe_write_result
 from reasonscope.analysis.results import Result, result_path
 from reasonscope.analysis.selection import Rule, best_by, early_stop, majority, short_m, simulate
 from reasonscope.analysis.trajectory import trajectory_of_trace
-from reasonscope.app.by_trace import by_trace
+from reasonscope.app.by_trace import ByTrace, by_trace
 from reasonscope.app.study import Study, stored, trace_sentences
 from reasonscope.data.errors import InputError
 from reasonscope.data.problems import load_problems
@@ -28,6 +28,7 @@ from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.capture import replay
 from reasonscope.probes.evaluate import Values
 from reasonscope.probes.linear import LinearProbe
+from reasonscope.probes.model import Model
 from reasonscope.probes.record import as_numpy
 from reasonscope.probes.sites import Site
 from reasonscope.probes.trajectory import token_scores
@@ -84,28 +85,31 @@ def analyse_emergent(study: Study) -> Iterator[Result]:
     yield emergent_heads(study.base, study.model, pairs, seed=study.options.seed)
 
 
-def analyse_compare(study: Study) -> Iterator[Result]:
-    """MI of the same traces read by the base model and by the one that wrote them; first the base's own curves, trace by trace."""
-    site = Site("resid_post", study.model.n_layers - 1)
-    sides = []
-    for model in (study.base, study.model):
-        golds = {t.id: representations(model, [gold_text(t, study.options.gold)], [site])[0] for t in study.traces}
-        read = ((trace, replay(model, [trace.token_ids.tolist()], [site])[0]) for trace in study.traces)
-        sides.append(
-            [
-                mi_of_trace(
-                    t,
-                    {site: as_numpy(seen[site])},
-                    golds[t.id],
-                    sentences=trace_sentences(t),
-                    seed=study.options.seed,
-                )
-                for t, seen in read
-            ]
-        )
-    for result in sides[0]:
-        yield replace(result, method="mi_base").with_provenance(model=study.base.name)
-    yield comparison(*sides, site=str(site), seed=study.options.seed)
+def _read_by_both(study: Study, trace: Trace) -> Iterator[Result]:
+    """The base's own curve of a trace, with the reasoner's numbers beside its own."""
+    site = _last(study)
+    base, own = (_mi_as_read(model, study, trace, site) for model in (study.base, study.model))
+    yield replace(base, method="mi_base").with_numbers(reasoner=own.numbers).with_provenance(model=study.base.name)
+
+
+def _mi_as_read(model: Model, study: Study, trace: Trace, site: Site) -> Result:
+    gold = representations(model, [gold_text(trace, study.options.gold)], [site])[0]
+    (seen,) = replay(model, [trace.token_ids.tolist()], [site])
+    states = {site: as_numpy(seen[site])}
+    return mi_of_trace(trace, states, gold, sentences=trace_sentences(trace), seed=study.options.seed)
+
+
+def _compared(study: Study, results: Sequence[Result]) -> Iterator[Result]:
+    own = [replace(base, numbers=base.numbers["reasoner"]) for base in results]
+    yield comparison(results, own, site=str(_last(study)), seed=study.options.seed)
+
+
+def _last(study: Study) -> Site:
+    return Site("resid_post", study.model.n_layers - 1)
+
+
+# MI of the same traces read by the base model and by the one that wrote them.
+analyse_compare = ByTrace(each=_read_by_both, over_all=_compared)
 
 
 def analyse_selection(study: Study) -> Iterator[Result]:

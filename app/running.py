@@ -11,7 +11,7 @@ The key says what the results hang on: traces, options, the files that are read.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,9 +24,9 @@ from reasonscope.app.by_trace import ByTrace
 from reasonscope.app.places import Places, places
 from reasonscope.app.study import Options, Study
 from reasonscope.data.durable import sha256_of, write_text_durably
-from reasonscope.data.errors import InputError
 from reasonscope.data.manifest import NAME
 from reasonscope.data.store import TraceStore
+from reasonscope.data.trace import Trace
 from reasonscope.probes.cluster import Cluster, work_on
 
 
@@ -54,8 +54,8 @@ def run_analysis(
 ) -> Iterator[Result]:
     """Save every result of the analysis with its figures; gives them as they lie there, in the order of the traces.
 
-    With a `cluster` its workers take up the traces, and each loads the model once; the files are those of one process. Raises
-    InputError where an analysis that looks at all traces together is given one, what the analysis raises, and what `work_on` raises.
+    With a `cluster` its workers take up the traces, and each loads the model once; one of them takes up an analysis that looks at all
+    traces together. The files are those of one process. Raises what the analysis raises, and what `work_on` raises.
     """
     analysis, study = ANALYSES[task.name], task.study(say)
     if isinstance(analysis, ByTrace):
@@ -63,39 +63,64 @@ def run_analysis(
     elif cluster is None:
         yield from (_saved(task.where, study, result) for result in analysis(study))
     else:
-        raise InputError(
-            f"`analyse {task.name}` looks at all traces together, so that workers cannot share them; leave --ray away"
-        )
+        notes = Notes.of(task, analysis, study)
+        notes.clear()
+        study.progress("by a worker")
+        work_on(cluster, partial(_Whole, task, notes), ["all"])
+        yield from map(Result.load, notes.results("all"))
+        notes.clear()
 
 
 def _trace_by_trace(task: Task, analysis: ByTrace, study: Study, cluster: Cluster | None) -> Iterator[Result]:
-    notes = Notes.of(task, analysis, study)
+    stages: list[Notes] = []
+    following = analysis
+    while True:
+        notes = Notes.of(task, following, study, stage=len(stages))
+        stages.append(notes)
+        over = yield from _stage(task, following, notes, study, cluster)
+        if following.then is None:
+            break
+        following = following.then(over)
+    for notes in stages:
+        notes.clear()
+
+
+def _stage(
+    task: Task, analysis: ByTrace, notes: "Notes", study: Study, cluster: Cluster | None
+) -> Generator[Result, None, list[Result]]:
+    """The results of the traces, as noted or anew, and of all; gives back those of all."""
     left = [trace.id for trace in study.traces if not notes.finished(trace.id)]
     if cluster is None:
-        analyst = Analyst(task, notes, study)
+        analyst = Analyst(task, analysis.each, notes, study)
         for id in left:
             analyst(id)
     else:
         study.progress(f"{len(left)} of {len(study.traces)} traces by workers")
-        work_on(cluster, partial(Analyst, task, notes), left)
+        work_on(cluster, partial(Analyst, task, analysis.each, notes), left)
     found = []
     for path in (path for trace in study.traces for path in notes.results(trace.id)):
         result = Result.load(path)
         if analysis.over_all is not None:
             found.append(result)
         yield result
-    if analysis.over_all is not None:
-        yield from (_saved(task.where, study, result) for result in analysis.over_all(study, found))
-    notes.clear()
+    over = []
+    for result in analysis.over_all(study, found) if analysis.over_all is not None else ():
+        over.append(_saved(task.where, study, result))
+        yield over[-1]
+    return over
 
 
 class Analyst:
     """Analyses trace after trace with the model loaded once; leaves the results of a trace, their figures and a note of them."""
 
-    def __init__(self, task: Task, notes: "Notes", study: Study | None = None) -> None:
-        analysis = ANALYSES[task.name]
-        assert isinstance(analysis, ByTrace)
-        self._each, self._notes, self._where = analysis.each, notes, task.where
+    def __init__(
+        self,
+        task: Task,
+        each: Callable[[Study, Trace], Iterator[Result]],
+        notes: "Notes",
+        study: Study | None = None,
+    ) -> None:
+        self._each, self._notes, self._where = each, notes, task.where
         self._study = replace(study or task.study(), kept=notes.folder / "written")
         self._traces = {trace.id: trace for trace in self._study.traces}
 
@@ -106,6 +131,17 @@ class Analyst:
         self._notes.write(id, [_save(self._where, self._study, result) for result in results])
 
 
+class _Whole:
+    """Makes an analysis of all traces together, and leaves its results, their figures and a note of them."""
+
+    def __init__(self, task: Task, notes: "Notes") -> None:
+        self._task, self._notes, self._study = task, notes, task.study()
+
+    def __call__(self, id: str) -> None:
+        results = ANALYSES[self._task.name](self._study)
+        self._notes.write(id, [_save(self._task.where, self._study, result) for result in results])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Notes:
     """Which traces are finished, in `folder`; paths in them start at `root`."""
@@ -114,9 +150,9 @@ class Notes:
     root: Path
 
     @classmethod
-    def of(cls, task: Task, analysis: ByTrace, study: Study) -> "Notes":
-        root = task.where.results.absolute()
-        return cls(folder=root / "unfinished" / f"{task.name}-{_key(task, analysis, study)}", root=root)
+    def of(cls, task: Task, analysis: Callable[[Study], Iterator[Result]], study: Study, *, stage: int = 0) -> "Notes":
+        root, name = task.where.results.absolute(), task.name if not stage else f"{task.name}-{stage + 1}"
+        return cls(folder=root / "unfinished" / f"{name}-{_key(task, analysis, study)}", root=root)
 
     def write(self, id: str, saved: Sequence[Sequence[Path]]) -> None:
         """Note the files of the results of a trace, the result itself first."""
@@ -169,10 +205,11 @@ def _save(where: Places, study: Study, result: Result) -> list[Path]:
     return saved
 
 
-def _key(task: Task, analysis: ByTrace, study: Study) -> str:
+def _key(task: Task, analysis: Callable[[Study], Iterator[Result]], study: Study) -> str:
     """Of all that the results hang on; where the server is that writes, and how long it may take, is not of it."""
     told: dict[str, Any] = asdict(replace(task.options, server=task.options.server and "a server", server_timeout=0.0))
-    read = {path for trace in study.traces for path in analysis.reads(study, trace)}
+    reads = analysis.reads if isinstance(analysis, ByTrace) else lambda *_: ()
+    read = {path for trace in study.traces for path in reads(study, trace)}
     files = {study.store.path / NAME} | read | {value for value in told.values() if isinstance(value, Path)}
     digests = sorted((str(path), sha256_of(path)) for path in files if path.exists())
     chosen = [trace.id for trace in study.traces]

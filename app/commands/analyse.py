@@ -32,7 +32,9 @@ Seed = Annotated[int, typer.Option(help="Of all that is drawn.")]
 Ray = Annotated[
     str | None,
     typer.Option(
-        "--ray", help="Share the traces out by Ray Data: local, auto (the cluster of this machine) or an address."
+        "--ray",
+        help="Share the traces out by Ray Data (what looks at all of them together goes to one worker): local, auto (the cluster of "
+        "this machine) or an address.",
     ),
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Workers of Ray; as many as fit where not given.")]
@@ -120,7 +122,7 @@ def cliff(
     draws: Annotated[int, typer.Option(min=20, help="Random sets of heads beside them.")] = 20,
     asked: Annotated[int, typer.Option(min=2, help="Jailbroken, benign and ledger problems, of each.")] = 40,
     max_new_tokens: Longest = 1024,
-    seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Which heads raise or lower what the refusal probe reads at the end of the thinking, and what the model does without them."""
     from reasonscope.app.places import places
@@ -129,7 +131,7 @@ def cliff(
     _run(
         "cliff", run, trace, json_,
         model=model, device=device, probe=path, ablate=ablate, share=share, at_close=at_close, draws=draws, asked=asked,
-        max_new_tokens=max_new_tokens, seed=seed,
+        max_new_tokens=max_new_tokens, seed=seed, ray=ray, workers=workers, gpus=gpus,
     )  # fmt: skip
 
 
@@ -137,11 +139,14 @@ def cliff(
 def compare(
     run: Run, trace: Chosen = None, model: Name = None, base: Base = "organism-base", device: Device = "cpu",
     own: Own = False,
-    seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """MI of the same traces under the reasoner and under its base: mean, share of peaks, how far they stand out."""
     gold = "own" if own else "reference"
-    _run("compare", run, trace, json_, model=model, base=base, device=device, gold=gold, seed=seed)
+    _run(
+        "compare", run, trace, json_,
+        model=model, base=base, device=device, gold=gold, seed=seed, ray=ray, workers=workers, gpus=gpus,
+    )  # fmt: skip
 
 
 @analyse.command()
@@ -150,10 +155,23 @@ def selection(
     k: Annotated[int, typer.Option("-k", min=2, help="Samples of a problem to choose from.")] = 4,
     block: Annotated[int, typer.Option(min=1, help="Tokens of a segment of the trajectory.")] = 500,
     probe: Annotated[Path | None, typer.Option(help="Of correctness, to stop a thinking by; needs `analyse confidence` first.")] = None,
-    seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Which of several samples to trust, and when to stop one: majority, short-m@k, straightest trajectory, early stop by a probe."""
-    _run("selection", run, trace, json_, sites=sites, k=k, block=block, probe=probe, seed=seed)
+    _run(
+        "selection",
+        run,
+        trace,
+        json_,
+        sites=sites,
+        k=k,
+        block=block,
+        probe=probe,
+        seed=seed,
+        ray=ray,
+        workers=workers,
+        gpus=gpus,
+    )
 
 
 @analyse.command()
@@ -218,20 +236,15 @@ def attention(
 
 
 @analyse.command()
-def receivers(
-    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", seed: Seed = 0, json_: Json = False
-) -> None:
-    """Which heads look at few sentences only, and which sentences those are."""
-    _run("receivers", run, trace, json_, model=model, device=device, seed=seed)
-
-
-@analyse.command()
 def emergent(
     run: Run, trace: Chosen = None, model: Name = None, base: Base = "organism-base", device: Device = "cpu",
-    seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Which heads carry more in the reasoner than in its base, by edge attribution on what the two open the run's problems with."""
-    _run("emergent", run, trace, json_, model=model, base=base, device=device, seed=seed)
+    _run(
+        "emergent", run, trace, json_,
+        model=model, base=base, device=device, seed=seed, ray=ray, workers=workers, gpus=gpus,
+    )  # fmt: skip
 
 
 @analyse.command()
@@ -271,6 +284,7 @@ def _of_model(name: str, help: str) -> None:
 _of_text("entropy", "Where the model was unsure: forking tokens, and entropy of thinking and answer.")
 _of_text("reflection", "What the thinking does behind its first answer: confirm, correct, break; needs the text alone.")
 _of_text("summary", "Which sentences matter by every signal that was analysed before, side by side.")
+_of_model("receivers", "Which heads look at few sentences only, and which sentences those are.")
 _of_model("suppression", "What each sentence owes to each earlier one: keep it out of sight and see what changes.")
 _of_model(
     "heads",

@@ -1,17 +1,19 @@
 """An analysis that was stopped goes on behind the traces that are finished, and begins again where what they hang on has changed."""
 
 import shutil
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from reasonscope.analysis.entropy import entropy_of_trace
 from reasonscope.analysis.results import Result, result_path
 from reasonscope.app import running
+from reasonscope.app.analysing import ANALYSES
 from reasonscope.app.by_trace import ByTrace
 from reasonscope.app.places import places
 from reasonscope.app.running import Task, run_analysis
 from reasonscope.app.study import Options
-from reasonscope.data.errors import InputError
 from reasonscope.data.problems import load_problems
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Sampling
@@ -42,7 +44,7 @@ def analysed(recorded, tmp_path, monkeypatch):
         if len(done) == stop[0]:
             raise Stopped
         done.append(trace.id)
-        yield entropy_of_trace(trace, seed=study.options.seed)
+        yield entropy_of_trace(trace).with_provenance(seed=study.options.seed)
 
     monkeypatch.setitem(running.ANALYSES, "entropy", ByTrace(each=each, reads=lambda study, trace: [tmp_path / "read"]))
 
@@ -81,6 +83,70 @@ def test_finished_traces_hang_on_options_files_and_their_results(analysed, recor
     assert analysed(server_timeout=9.0)[0] == [ids[0], ids[2]]  # how long a server may take changes nothing
 
 
-def test_an_analysis_of_all_traces_is_not_shared_out(recorded):
-    with pytest.raises(InputError, match="`analyse receivers` looks at all traces together"):
-        list(run_analysis(Task(run=recorded, name="receivers", options=Options()), cluster=Cluster()))
+@pytest.fixture(scope="module")
+def by_one_process(tmp_path_factory):
+    """What one process makes of three longer traces, for the analyses of several stages and for one that looks at all of them together."""
+    folder = tmp_path_factory.mktemp("alone")
+    how = {"sampling": Sampling(temperature=0, max_new_tokens=200), "progress": False}
+    record(load_model("organism"), load_problems("ledger", n=3), folder / "store", **how).close()
+    return folder, {name: list(run_analysis(Task(run=folder, name=name, options=Options()))) for name in STAGED}
+
+
+STAGED = ("receivers", "compare", "emergent")
+
+
+def test_stages_come_one_after_another(by_one_process):
+    folder, found = by_one_process
+    ids = list(TraceStore.open(folder / "store").ids)
+    told = [(result.method, result.provenance.get("trace", "all")) for result in found["receivers"]]
+    trace_by_trace = [[(method, id) for id in ids] for method in ("head_kurtosis", "receiver_scores")]
+    assert told == [*trace_by_trace[0], ("receivers", "all"), *trace_by_trace[1]]
+    study = Task(run=folder, name="receivers", options=Options()).study()
+    assert [result.method for result in ANALYSES["receivers"](study)] == [method for method, _ in told]
+    assert not (folder / "unfinished").exists()
+
+
+def test_a_killed_second_stage_does_not_repeat_the_first(recorded, tmp_path, monkeypatch):
+    shutil.copytree(recorded, tmp_path / "store")
+    done, last = [], [4]
+
+    def each(stage, study, trace):
+        if len(done) == last[0]:
+            raise Stopped
+        done.append((stage, trace.id))
+        yield replace(entropy_of_trace(trace), method=stage)
+
+    def over(study, results):
+        yield replace(results[0], method="over").with_provenance(trace="all")
+
+    second = ByTrace(each=partial(each, "second"))
+    analysis = ByTrace(
+        each=partial(each, "first"), over_all=over, then=lambda found: second if found[0].method == "over" else None
+    )
+    monkeypatch.setitem(running.ANALYSES, "entropy", analysis)
+    task, ids = Task(run=tmp_path, name="entropy", options=Options()), list(TraceStore.open(recorded).ids)
+    with pytest.raises(Stopped):
+        list(run_analysis(task))
+    last[0] = 99
+    list(run_analysis(task))
+    assert done == [(stage, id) for stage in ("first", "second") for id in ids]
+    assert not (tmp_path / "unfinished").exists()
+
+
+@pytest.mark.filterwarnings("default")  # Ray leaves sockets and files open, and warns of options of its own
+def test_workers_make_what_one_process_makes(by_one_process, tmp_path):
+    ray = pytest.importorskip("ray")
+    alone, found = by_one_process
+    shutil.copytree(alone / "store", tmp_path / "store")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        for name in ("receivers", "emergent"):  # of two stages; of all traces together
+            shared = run_analysis(Task(run=tmp_path, name=name, options=Options()), cluster=Cluster(workers=2))
+            assert [result.method for result in shared] == [result.method for result in found[name]]
+    finally:
+        ray.shutdown()
+    written, there = (places(run).analyses for run in (tmp_path, alone))
+    files = {path.relative_to(written) for path in written.rglob("*.safetensors")}
+    assert {path.parts[0] for path in files} == {"head_kurtosis", "receivers", "receiver_scores", "emergent_heads"}
+    assert all((written / path).read_bytes() == (there / path).read_bytes() for path in files)
+    assert not (tmp_path / "unfinished").exists()
