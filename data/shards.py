@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,23 +42,37 @@ def rows_of(trace: Trace) -> int:
 
 def write_shard(folder: Path, name: str, traces: Sequence[Trace], activations: Activations) -> Shard:
     """Write `traces` with one array a trace for each site. Raises StoreError where that fails, and leaves no file then."""
-    stops = np.cumsum([rows_of(trace) for trace in traces])
-    table = traces_to_table(traces)
-    checksums = [[_crc32(arrays[i]) for arrays in activations.values()] for i in range(len(traces))]
-    for column, values in (("row_start", [0, *stops[:-1]]), ("row_stop", stops), ("crc32", checksums)):
-        table = table.append_column(SHARD_SCHEMA.field(column), pa.array(values, type=SHARD_SCHEMA.field(column).type))
-    writers = {f"{name}.parquet": partial(_write_table, table)}
-    if activations:
-        writers[f"{name}.safetensors"] = partial(_write_arrays, activations)
+    arrays, table = f"{name}.safetensors", f"{name}.parquet"
     files = {}
     try:
-        for file, write in writers.items():
-            digest = write_durably(folder / file, write)
-            files[file] = StoredFile(size=(folder / file).stat().st_size, sha256=digest)
+        with ThreadPoolExecutor(1) as beside:  # the checksums, while the disk is waited for
+            checksums = beside.submit(_checksums, activations, len(traces))
+            if activations:
+                files[arrays] = _stored(folder / arrays, partial(_write_arrays, activations))
+        files[table] = _stored(folder / table, partial(_write_table, _table(traces, checksums.result())))
     except StoreError:
-        remove_files(folder, writers)
+        remove_files(folder, (arrays, table))
         raise
-    return Shard(name=name, traces=len(traces), rows=int(stops[-1]), files=files)
+    rows = sum(map(rows_of, traces))
+    return Shard(name=name, traces=len(traces), rows=rows, files=dict(sorted(files.items())))
+
+
+def _table(traces: Sequence[Trace], checksums: Sequence[Sequence[int]]) -> pa.Table:
+    table = traces_to_table(traces)
+    stops = np.cumsum([rows_of(trace) for trace in traces])
+    for column, values in (("row_start", [0, *stops[:-1]]), ("row_stop", stops), ("crc32", checksums)):
+        table = table.append_column(SHARD_SCHEMA.field(column), pa.array(values, type=SHARD_SCHEMA.field(column).type))
+    return table
+
+
+def _checksums(activations: Activations, n: int) -> list[list[int]]:
+    """Of the rows of each of `n` traces, by site."""
+    return [[_crc32(arrays[i]) for arrays in activations.values()] for i in range(n)]
+
+
+def _stored(path: Path, write: Callable[[Path], object]) -> StoredFile:
+    digest = write_durably(path, write)
+    return StoredFile(size=path.stat().st_size, sha256=digest)
 
 
 def link_shard(source: Path, shard: Shard, folder: Path, name: str) -> Shard:
@@ -77,7 +92,7 @@ def _link_or_copy(source: Path, path: Path) -> None:
         shutil.copyfile(source, path)
 
 
-def remove_files(folder: Path, names: Mapping[str, Any]) -> None:
+def remove_files(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         (folder / name).unlink(missing_ok=True)
 
