@@ -24,7 +24,7 @@ def compare_arms(
         for name, traces in arms.items()
     }
     groups = [trace.problem.group for trace in next(iter(arms.values()))]
-    values, ends = estimates(rows, groups, seed)
+    values, ends = estimates(rows, groups)
     random = np.stack([row.mean(axis=0) for name, row in rows.items() if name.startswith("random")])
     return Result(
         method=method,
@@ -33,19 +33,19 @@ def compare_arms(
         axes=(Axis.of("arm", arms), Axis.of("metric", ("accuracy", "tokens"))),
         values=values,
         null=Band.of(random.min(axis=0), random.max(axis=0), values.shape, f"range of {len(random)} random controls"),
-        interval=Band.of(ends[0], ends[1], values.shape, "bootstrap over problems"),
+        interval=Band.of(ends[0], ends[1], values.shape, "over problems, 95%"),
         numbers=numbers,
         provenance={"seed": seed, "traces": len(groups)},
     )
 
 
-def estimates(rows: Mapping[str, Values], groups: Sequence[str], seed: int, draws: int = 500) -> tuple[Values, Values]:
+def estimates(rows: Mapping[str, Values], groups: Sequence[str]) -> tuple[Values, Values]:
     """Means (arm, metric) and interval ends (2, arm, metric) over problems."""
     values = np.stack([row.mean(axis=0) for row in rows.values()])
     ends = np.empty((2, *values.shape))
     for i, row in enumerate(rows.values()):
         for j in range(values.shape[1]):
-            ends[:, i, j] = mean_estimate(row[:, j], groups=groups, draws=draws, seed=seed).interval
+            ends[:, i, j] = mean_estimate(row[:, j], groups=groups).interval
     return values, ends
 
 

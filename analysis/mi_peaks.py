@@ -257,7 +257,7 @@ def peak_words(trace: Trace, result: Result) -> list[str]:
 
 
 def compare_models(
-    base: Sequence[Result], reasoning: Sequence[Result], *, site: str | None = None, draws: int = 1000, seed: int = 0
+    base: Sequence[Result], reasoning: Sequence[Result], *, site: str | None = None
 ) -> dict[str, Estimate]:
     """How much the reasoning model's mean and AOM exceed the base model's on the same traces: difference with its interval.
 
@@ -268,7 +268,7 @@ def compare_models(
     for name, change in _changes(base, reasoning, site).items():
         if len(change) < 2:
             raise InputError(f"{len(change)} traces have {name} under both models; 2 at least make an interval")
-        found[name] = mean_estimate(change, draws=draws, seed=seed)
+        found[name] = mean_estimate(change)
     return found
 
 
@@ -303,7 +303,7 @@ def comparison(
     rows = np.full((5, len(changes)), np.nan)  # value, interval, null
     for column, name in enumerate(changes):
         if name in known:
-            change, estimate = known[name], mean_estimate(known[name], draws=draws, seed=seed)
+            change, estimate = known[name], mean_estimate(known[name])
             exchanged = (rng.choice([-1.0, 1.0], size=(draws, len(change))) * change).mean(axis=1)
             rows[:, column] = estimate.value, *estimate.interval, *np.quantile(exchanged, [0.025, 0.975])
     shape = (len(changes),)
@@ -311,7 +311,7 @@ def comparison(
         **common,
         axes=(Axis.of("number", changes),),
         values=rows[0],
-        interval=Band.of(rows[1], rows[2], shape, "bootstrap over traces, 95%"),
+        interval=Band.of(rows[1], rows[2], shape, "over traces, 95%"),
         null=Band.of(rows[3], rows[4], shape, f"models exchanged trace by trace, 95% of {draws}"),
         reason=few if len(known) < len(changes) else "",
         numbers={"traces": {name: len(change) for name, change in changes.items()}},

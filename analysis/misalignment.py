@@ -24,7 +24,7 @@ def greedy_misses(model: Model, trace: Trace) -> Values:
 
 
 def misalignment_of_trace(
-    base: Model, reasoner: Model, trace: Trace, sentences: Sequence[Sentence], *, bins: int = 10, seed: int = 0
+    base: Model, reasoner: Model, trace: Trace, sentences: Sequence[Sentence], *, bins: int = 10
 ) -> Result:
     """Share of the thinking's tokens that `base` would not have written, by place: axis (bin,), equal parts of the thinking.
 
@@ -46,7 +46,7 @@ def misalignment_of_trace(
     found, own = (greedy_misses(model, trace)[span] for model in (base, reasoner))
     parts, mine = (np.array_split(misses, bins) for misses in (found, own))
     values = np.array([part.mean() for part in parts])
-    ends = [np.array([mean_estimate(part, draws=200, seed=seed).interval for part in side]).T for side in (mine, parts)]
+    ends = [np.array([mean_estimate(part).interval for part in side]).T for side in (mine, parts)]
     return Result(
         method=METHOD,
         quantity="share of tokens that the base model would not have written",
@@ -54,7 +54,7 @@ def misalignment_of_trace(
         axes=(Axis.of("bin", bins),),
         values=values,
         null=Band.of(ends[0][0], ends[0][1], values.shape, "the reasoner on its own text, 95%"),
-        interval=Band.of(ends[1][0], ends[1][1], values.shape, "bootstrap over tokens, 95%"),
+        interval=Band.of(ends[1][0], ends[1][1], values.shape, "over tokens, 95%"),
         arrays={"misses": found, "by_index": _by_index(trace, sentences, found)},
         numbers={"rate": float(found.mean()), "rate_of_reasoner": float(own.mean())},
         provenance=provenance,

@@ -102,12 +102,10 @@ def early_stop(
     return rule
 
 
-def simulate(
-    traces: Sequence[Trace], rules: dict[str, Rule], *, k: int, repeats: int = 20, draws: int = 500, seed: int = 0
-) -> Result:
+def simulate(traces: Sequence[Trace], rules: dict[str, Rule], *, k: int, repeats: int = 20, seed: int = 0) -> Result:
     """Accuracy and tokens of each rule on k stored samples of each problem: axes (rule, metric).
 
-    `repeats` random choices of k samples a problem, the same for every rule; the interval resamples problems. The null is a
+    `repeats` random choices of k samples a problem, the same for every rule; the interval is over problems. The null is a
     single sample, whose accuracy is the band of every rule's, and `numbers` has the share of problems with any right sample (the
     ceiling). Raises InputError for traces without a gold answer, or with fewer than k samples of a problem.
     """
@@ -125,7 +123,7 @@ def simulate(
     table = np.array(
         [_of_problem(samples, every, k, repeats, seed) for samples in groups.values()]
     )  # problem rule metric
-    values, ends = estimates(dict(zip(every, table.swapaxes(0, 1), strict=True)), list(groups), seed, draws)
+    values, ends = estimates(dict(zip(every, table.swapaxes(0, 1), strict=True)), list(groups))
     low, high = (np.broadcast_to(end[:1], values.shape) for end in ends)
     return Result(
         method=METHOD,
@@ -134,7 +132,7 @@ def simulate(
         axes=(Axis.of("rule", every), Axis.of("metric", ("accuracy", "tokens"))),
         values=values,
         null=Band.of(low, high, values.shape, "a single sample, 95% over problems"),
-        interval=Band.of(ends[0], ends[1], values.shape, f"bootstrap over {len(groups)} problems"),
+        interval=Band.of(ends[0], ends[1], values.shape, f"over {len(groups)} problems, 95%"),
         numbers={"k": k, "any_right": float(np.mean([any(t.correct for t in g) for g in groups.values()]))},
         provenance={"traces": len(traces), "repeats": repeats, "seed": seed},
     )

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import false_discovery_control, rankdata
+from scipy.optimize import brentq
+from scipy.stats import binom, false_discovery_control, rankdata, t
 
 from reasonscope.analysis.results import Axis, Band, Result, Values
 from reasonscope.data.errors import InputError
@@ -72,12 +73,63 @@ def bootstrap(
     return resample_groups(statistic, groups or [str(i) for i in range(n)], draws=draws, seed=seed)
 
 
-def mean_estimate(
-    values: ArrayLike, *, groups: Sequence[str] | None = None, draws: int = 1000, seed: int = 0
-) -> Estimate:
-    """The mean of `values` (row,) with its 95 % interval over rows, or over whole groups of them."""
+def mean_estimate(values: ArrayLike, *, groups: Sequence[str] | None = None) -> Estimate:
+    """The mean of `values` (row,) with its 95 % interval over rows, or over whole groups of them.
+
+    Rows of one group count as one: the mean with that group's part in what is left of it. The interval is Student's t, its skewness
+    removed by a cubic map (Hall, On the removal of skewness by transformation, J. R. Stat. Soc. B 54, 1992): of lengths and other skewed
+    values the percentiles of a bootstrap, and t alone, hold the mean of ten .90 of the time instead of .95. A share (each row 0 or 1 and
+    a group of its own) has the exact binomial interval at mid-p (Lancaster, Significance tests in discrete distributions, 1961). The
+    interval of rows that all lie in 0 to 1 does so too.
+
+    Raises InputError for fewer than two groups, or values that are no numbers.
+    """
     rows = np.asarray(values, dtype=np.float64)
-    return bootstrap(lambda at: float(rows[at].mean()), len(rows), groups=groups, draws=draws, seed=seed)
+    labels = np.arange(len(rows)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    n = len(np.unique(labels))
+    if n < 2:
+        raise InputError("all rows are of one group, which has no interval; record more problems")
+    if not np.isfinite(rows).all():
+        raise InputError("a mean of values that are no numbers; leave them out")
+    mean = float(rows.mean())
+    if n == len(rows) and np.isin(rows, (0.0, 1.0)).all():
+        low, high = _share_interval(int(rows.sum()), n)
+    else:
+        left = np.bincount(labels, weights=rows - mean) * n / len(rows)  # of each group, in units of the mean
+        low, high = _mean_interval(mean, left)
+        if rows.min() >= 0 and rows.max() <= 1:
+            low, high = max(low, 0.0), min(high, 1.0)
+    return Estimate(value=mean, low=low, high=high)
+
+
+def _mean_interval(mean: float, left: Values, level: float = 0.95) -> tuple[float, float]:
+    """Of a mean from what is left of each unit when it is taken away."""
+    n, spread = len(left), float(left.std())
+    if spread == 0:
+        return mean, mean
+    quantile, error = float(t.ppf((1 + level) / 2, n - 1)), float(left.std(ddof=1)) / np.sqrt(n)
+    skew = float((left**3).mean() / spread**3) / np.sqrt(n)
+
+    def unskewed(value: float) -> float:  # the inverse of T + γT²/3 + γ²T³/27 + γ/6
+        return value if abs(skew) < 1e-6 else float(3 / skew * (np.cbrt(1 + skew * (value - skew / 6)) - 1))
+
+    return mean - error * unskewed(quantile), mean - error * unskewed(-quantile)
+
+
+def _share_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """The shares under which as many hits or more, and as many or fewer, both happen (1 − level) / 2 of the time; `hits` count half."""
+
+    def beyond(share: float, tail: Callable[..., float]) -> float:
+        return float(tail(hits, n, share) - binom.pmf(hits, n, share) / 2 - (1 - level) / 2)
+
+    def at_least(share: float) -> float:
+        return beyond(share, lambda k, *of: binom.sf(k - 1, *of))
+
+    def at_most(share: float) -> float:
+        return beyond(share, binom.cdf)
+
+    low = 0.0 if hits == 0 else float(brentq(at_least, 0.0, 1.0))
+    return low, 1.0 if hits == n else float(brentq(at_most, 0.0, 1.0))
 
 
 def result_of_estimates(

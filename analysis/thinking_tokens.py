@@ -165,7 +165,7 @@ def time_scaling(
             [equivalent(a, t.problem.answer or "") for a, t in zip(answers, traces, strict=True)], dtype=np.float64
         )
     groups = [trace.problem.group for trace in traces]
-    values, ends = estimates({name: hits[:, None] for name, hits in outcomes.items()}, groups, seed)
+    values, ends = estimates({name: hits[:, None] for name, hits in outcomes.items()}, groups)
     null = np.array([outcomes[word].mean() for word in controls])
     return Result(
         method="time_scaling",

@@ -169,4 +169,4 @@ def _straight(study: Study, trace: Trace) -> float:
 @by_trace
 def analyse_misalignment(study: Study, trace: Trace) -> Iterator[Result]:
     """How much of each trace its base model would have written otherwise."""
-    yield misalignment_of_trace(study.base, study.model, trace, trace_sentences(trace), seed=study.options.seed)
+    yield misalignment_of_trace(study.base, study.model, trace, trace_sentences(trace))

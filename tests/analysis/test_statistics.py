@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom, t
 
 from reasonscope.analysis.statistics import (
     agreement_numbers,
@@ -41,7 +42,7 @@ def test_estimates_make_a_result_with_their_intervals_beside_chance():
     assert np.array_equal(result.null.high, [[0.6, np.nan], [np.nan, np.nan]], equal_nan=True)
 
 
-@pytest.mark.parametrize("call", [bootstrap, bootstrap_band, mean_estimate])
+@pytest.mark.parametrize("call", [bootstrap, bootstrap_band])
 def test_every_interval_is_of_1000_resamples_and_one_seed(call):
     defaults = inspect.signature(call).parameters
     assert (defaults["draws"].default, defaults["seed"].default) == (1000, 0)
@@ -128,12 +129,54 @@ def test_rows_of_one_group_are_drawn_together():
     alone, together = mean_estimate(values), mean_estimate(values, groups=[str(i // 10) for i in range(40)])
     assert alone.value == together.value == pytest.approx(1.5)
     assert together.high - together.low > 3 * (alone.high - alone.low) > 0
-    assert mean_estimate(values) == alone == bootstrap(lambda at: float(values[at].mean()), 40)
-    assert alone == mean_estimate(values, draws=1000, seed=0)
-    assert mean_estimate(values, seed=1) != alone != mean_estimate(values, draws=999)
     band = bootstrap_band(lambda at: values[at].mean(), 40, groups=np.repeat(range(4), 10), unit="sentences")
-    assert (band.low, band.high) == together.interval and band.what.startswith("bootstrap over 4 sentences")
+    groups = [str(i // 10) for i in range(40)]
+    assert (band.low, band.high) == bootstrap(lambda at: float(values[at].mean()), 40, groups=groups).interval
+    assert band.what.startswith("bootstrap over 4 sentences")
     assert np.isnan(bootstrap_band(lambda at: values[at].mean(), 40, groups=np.zeros(40), unit="sentences").low)
+
+
+def test_the_interval_of_a_mean_is_students_where_nothing_is_skewed():
+    values = np.array([-3.0, -1.0, -0.5, 0.5, 1.0, 3.0]) + 7
+    found = mean_estimate(values)
+    np.testing.assert_allclose(found.interval, t.interval(0.95, 5, loc=7, scale=values.std(ddof=1) / np.sqrt(6)))
+    means = [values[[0, 1]].mean(), values[[2, 3]].mean(), values[[4, 5]].mean()]
+    together = mean_estimate(values, groups=["a", "a", "b", "b", "c", "c"])
+    np.testing.assert_allclose([together.value, *together.interval], [7, *mean_estimate(means).interval])
+
+
+def test_the_interval_of_skewed_values_is_longer_on_their_side():
+    """By hand: of 0, 0, 0, 4 the mean is 1, the population's spread √3, its skewness 2/√3; n = 4, γ = 1/√3, t = 3.182."""
+    found = mean_estimate([0.0, 0.0, 0.0, 4.0])
+    gamma, error, quantile = 1 / 3**0.5, 1.0, t.ppf(0.975, 3)
+    ends = [3 / gamma * (np.cbrt(1 + gamma * (u - gamma / 6)) - 1) for u in (quantile, -quantile)]
+    np.testing.assert_allclose(found.interval, [1 - error * end for end in ends])
+    assert found.high - 1 > 3 * (1 - found.low)
+
+
+def test_a_share_has_the_exact_interval_at_mid_p():
+    for hits, n in ((7, 10), (1, 4), (19, 20)):
+        found = mean_estimate([1.0] * hits + [0.0] * (n - hits))
+        low, high = found.interval
+        assert found.value == hits / n and low < hits / n < high
+        assert binom.sf(hits, n, low) + binom.pmf(hits, n, low) / 2 == pytest.approx(0.025)
+        assert binom.cdf(hits - 1, n, high) + binom.pmf(hits, n, high) / 2 == pytest.approx(0.025)
+    none, all_ = mean_estimate([0.0] * 10), mean_estimate([1.0] * 10)
+    assert none.low == 0 and all_.high == 1 and none.high == pytest.approx(1 - all_.low) == pytest.approx(1 - 0.05**0.1)
+
+
+def test_the_interval_of_shares_stays_within_them():
+    shares, groups = np.array([1.0, 1, 1, 1, 1, 1, 1, 0]), [*"aabbccdd"]
+    assert mean_estimate(shares, groups=groups).high == 1 and mean_estimate(shares, groups=groups).low < 0.7
+    assert mean_estimate([0.0, 0.1, 0.0, 0.9, 0.05]).low == 0
+    assert mean_estimate([2.0, 2.0, 2.0]).interval == (2, 2)
+
+
+def test_a_mean_without_an_interval_is_refused():
+    with pytest.raises(InputError, match="one group"):
+        mean_estimate([1.0, 2.0], groups=["a", "a"])
+    with pytest.raises(InputError, match="no numbers"):
+        mean_estimate([1.0, np.nan])
 
 
 def test_a_score_that_knows_the_dependencies_is_told_from_one_that_does_not():

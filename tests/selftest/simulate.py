@@ -25,6 +25,7 @@ from reasonscope.analysis.mi_peaks import thinking_token_table
 from reasonscope.analysis.reflection import within_question_correlation
 from reasonscope.analysis.statistics import (
     benjamini_hochberg,
+    bootstrap,
     bootstrap_band,
     dependency_agreement,
     holm,
@@ -91,15 +92,23 @@ def _ends(estimate: Estimate | None) -> tuple[float, float]:
 
 
 def _mean(draw: Draw, n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
-    return _ends(mean_estimate(draw(rng, n), draws=draws, seed=int(rng.integers(2**31))))
+    return _ends(mean_estimate(draw(rng, n)))
 
 
 def _clustered(n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
+    rows, groups = _four_each(rng, n)
+    return _ends(mean_estimate(rows, groups=groups))
+
+
+def _resampled(n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
+    rows, groups = _four_each(rng, n)
+    seed = int(rng.integers(2**31))
+    return _ends(bootstrap(lambda at: float(rows[at].mean()), 4 * n, groups=groups, draws=draws, seed=seed))
+
+
+def _four_each(rng: np.random.Generator, n: int) -> tuple[Values, list[str]]:
     """Four rows a problem, half of the variance between problems."""
-    rows = np.repeat(rng.normal(size=n), 4) + rng.normal(size=4 * n)
-    return _ends(
-        mean_estimate(rows, groups=[str(i // 4) for i in range(4 * n)], draws=draws, seed=int(rng.integers(2**31)))
-    )
+    return np.repeat(rng.normal(size=n), 4) + rng.normal(size=4 * n), [str(i // 4) for i in range(4 * n)]
 
 
 def _ranked(targets: Values, predictions: Values) -> float:
@@ -271,11 +280,10 @@ def _intervals() -> list[Interval]:
                 )
             )
     rows += [
-        Interval(
-            name=f"mean over {n} problems of 4 rows",
-            where="probes.evaluate.resample_groups",
-            truth=0.0,
-            one=partial(_clustered, n),
+        Interval(name=f"mean over {n} problems of 4 rows", where=where, truth=0.0, one=partial(one, n))
+        for where, one in (
+            ("analysis.statistics.mean_estimate", _clustered),
+            ("probes.evaluate.resample_groups", _resampled),
         )
         for n in (20, 40)
     ]
