@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
-from scipy.stats import binom, false_discovery_control, rankdata, t
+from scipy.stats import beta, false_discovery_control, norm, rankdata, t
 
 from reasonscope.analysis.results import Axis, Band, Result, Values
 from reasonscope.data.errors import InputError
@@ -76,11 +75,11 @@ def bootstrap(
 def mean_estimate(values: ArrayLike, *, groups: Sequence[str] | None = None) -> Estimate:
     """The mean of `values` (row,) with its 95 % interval over rows, or over whole groups of them.
 
-    Rows of one group count as one: the mean with that group's part in what is left of it. The interval is Student's t, its skewness
-    removed by a cubic map (Hall, On the removal of skewness by transformation, J. R. Stat. Soc. B 54, 1992): of lengths and other skewed
-    values the percentiles of a bootstrap, and t alone, hold the mean of ten .90 of the time instead of .95. A share (each row 0 or 1 and
-    a group of its own) has the exact binomial interval at mid-p (Lancaster, Significance tests in discrete distributions, 1961). The
-    interval of rows that all lie in 0 to 1 does so too.
+    Rows of one group count as one: by the group's part in what is left of them when the mean is taken away. The interval is Student's t
+    with its skewness removed by a cubic map (Hall, On the removal of skewness by transformation, J. R. Stat. Soc. B 54, 1992): of lengths
+    and other skewed values the percentiles of a bootstrap, and t alone, hold the mean of ten .90 of the time instead of .95. Where all
+    values lie in 0 to 1 (shares, accuracies) it is Jeffreys' interval of as many tries as their spread is worth, for so few units
+    (Korn and Graubard, Survey Methodology 24, 1998): it stays in 0 to 1, and is not a point where all of them are right.
 
     Raises InputError for fewer than two groups, or values that are no numbers.
     """
@@ -92,17 +91,12 @@ def mean_estimate(values: ArrayLike, *, groups: Sequence[str] | None = None) -> 
     if not np.isfinite(rows).all():
         raise InputError("a mean of values that are no numbers; leave them out")
     mean = float(rows.mean())
-    if n == len(rows) and np.isin(rows, (0.0, 1.0)).all():
-        low, high = _share_interval(int(rows.sum()), n)
-    else:
-        left = np.bincount(labels, weights=rows - mean) * n / len(rows)  # of each group, in units of the mean
-        low, high = _mean_interval(mean, left)
-        if rows.min() >= 0 and rows.max() <= 1:
-            low, high = max(low, 0.0), min(high, 1.0)
+    left = np.bincount(labels, weights=rows - mean) * n / len(rows)  # of each group, in units of the mean
+    low, high = (_share_ends if rows.min() >= 0 and rows.max() <= 1 else _mean_ends)(mean, left)
     return Estimate(value=mean, low=low, high=high)
 
 
-def _mean_interval(mean: float, left: Values, level: float = 0.95) -> tuple[float, float]:
+def _mean_ends(mean: float, left: Values, level: float = 0.95) -> tuple[float, float]:
     """Of a mean from what is left of each unit when it is taken away."""
     n, spread = len(left), float(left.std())
     if spread == 0:
@@ -116,20 +110,13 @@ def _mean_interval(mean: float, left: Values, level: float = 0.95) -> tuple[floa
     return mean - error * unskewed(quantile), mean - error * unskewed(-quantile)
 
 
-def _share_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """The shares under which as many hits or more, and as many or fewer, both happen (1 − level) / 2 of the time; `hits` count half."""
-
-    def beyond(share: float, tail: Callable[..., float]) -> float:
-        return float(tail(hits, n, share) - binom.pmf(hits, n, share) / 2 - (1 - level) / 2)
-
-    def at_least(share: float) -> float:
-        return beyond(share, lambda k, *of: binom.sf(k - 1, *of))
-
-    def at_most(share: float) -> float:
-        return beyond(share, binom.cdf)
-
-    low = 0.0 if hits == 0 else float(brentq(at_least, 0.0, 1.0))
-    return low, 1.0 if hits == n else float(brentq(at_most, 0.0, 1.0))
+def _share_ends(mean: float, left: Values, level: float = 0.95) -> tuple[float, float]:
+    """The same of a mean that lies in 0 to 1."""
+    n, variance = len(left), float(left.var()) / len(left)
+    tries = mean * (1 - mean) / variance if variance else float(n)
+    tries *= float(norm.ppf((1 + level) / 2) / t.ppf((1 + level) / 2, n - 1)) ** 2
+    ends = beta.ppf([(1 - level) / 2, (1 + level) / 2], mean * tries + 0.5, (1 - mean) * tries + 0.5)
+    return 0.0 if mean == 0 else float(ends[0]), 1.0 if mean == 1 else float(ends[1])
 
 
 def result_of_estimates(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom, t
+from scipy.stats import beta, norm, t
 
 from reasonscope.analysis.statistics import (
     agreement_numbers,
@@ -154,22 +154,39 @@ def test_the_interval_of_skewed_values_is_longer_on_their_side():
     assert found.high - 1 > 3 * (1 - found.low)
 
 
-def test_a_share_has_the_exact_interval_at_mid_p():
-    for hits, n in ((7, 10), (1, 4), (19, 20)):
-        found = mean_estimate([1.0] * hits + [0.0] * (n - hits))
-        low, high = found.interval
-        assert found.value == hits / n and low < hits / n < high
-        assert binom.sf(hits, n, low) + binom.pmf(hits, n, low) / 2 == pytest.approx(0.025)
-        assert binom.cdf(hits - 1, n, high) + binom.pmf(hits, n, high) / 2 == pytest.approx(0.025)
-    none, all_ = mean_estimate([0.0] * 10), mean_estimate([1.0] * 10)
-    assert none.low == 0 and all_.high == 1 and none.high == pytest.approx(1 - all_.low) == pytest.approx(1 - 0.05**0.1)
+def test_the_interval_of_a_share_is_that_of_as_many_tries_as_its_spread_is_worth():
+    shares = np.array([1.0] * 7 + [0.0] * 3)
+    fewer = 10 * (norm.ppf(0.975) / t.ppf(0.975, 9)) ** 2  # tries: as for ten units Student's t is wider
+    expected = beta.ppf([0.025, 0.975], 0.7 * fewer + 0.5, 0.3 * fewer + 0.5)
+    np.testing.assert_allclose(mean_estimate(shares).interval, expected)
+    # Four rows of each problem that always agree say no more than one, which never does so much as forty.
+    groups = [str(i) for i in range(10) for _ in range(4)]
+    np.testing.assert_allclose(mean_estimate(np.repeat(shares, 4), groups=groups).interval, expected)
+    assert np.subtract(*mean_estimate(np.repeat(shares, 4)).interval) > -0.7 * (expected[1] - expected[0])
 
 
 def test_the_interval_of_shares_stays_within_them():
-    shares, groups = np.array([1.0, 1, 1, 1, 1, 1, 1, 0]), [*"aabbccdd"]
-    assert mean_estimate(shares, groups=groups).high == 1 and mean_estimate(shares, groups=groups).low < 0.7
-    assert mean_estimate([0.0, 0.1, 0.0, 0.9, 0.05]).low == 0
+    none, all_ = mean_estimate([0.0] * 10), mean_estimate([1.0] * 10)
+    assert none.low == 0 and all_.high == 1 and none.high == pytest.approx(1 - all_.low) and 0.2 < none.high < 0.4
+    mostly = mean_estimate([1.0] * 28 + [0.5, 0.0])
+    assert 0.75 < mostly.low < 0.95 < mostly.high < 1
     assert mean_estimate([2.0, 2.0, 2.0]).interval == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("draw", "truth"),
+    [
+        (lambda rng: rng.exponential(size=10), 1.0),
+        (lambda rng: 1 + rng.lognormal(sigma=0.6, size=10), 1 + np.exp(0.18)),
+        (lambda rng: rng.normal(size=10), 0.0),
+        (lambda rng: (rng.random(10) < 0.7).astype(float), 0.7),
+        (lambda rng: rng.binomial(4, rng.beta(8, 1, size=20)) / 4, 8 / 9),
+    ],
+)
+def test_an_interval_of_few_values_holds_their_mean_as_often_as_it_says(draw, truth):
+    rng = np.random.default_rng(0)
+    held = [(found := mean_estimate(draw(rng))).low <= truth <= found.high for _ in range(2000)]
+    assert 0.93 <= np.mean(held) <= 0.975
 
 
 def test_a_mean_without_an_interval_is_refused():
