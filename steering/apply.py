@@ -163,9 +163,8 @@ class Steering(Touching):
         return edit
 
     def _check(self, before: Tensor, moved: Tensor, name: str) -> None:
-        if (
-            math.isfinite(moved.sum(dtype=torch.float32)) or moved.isfinite().all()
-        ):  # the first is one step, and mostly tells
+        whole = moved.detach().sum(dtype=torch.float32)  # one step, and mostly tells
+        if math.isfinite(whole.item()) or moved.isfinite().all():
             return
         dtype = str(moved.dtype).removeprefix("torch.")
         if not before.isfinite().all():
