@@ -53,10 +53,12 @@ class Touching:
         self._step: DecodingStep | None = None
         self._given: Sequence[int] | None = None
         self._written = self._n_prompt = torch.empty(0)
+        self._generated = 0
         self._pass: tuple[Positions, Tensor | bool, int] | None = None
 
     def on_step(self, step: DecodingStep) -> None:
         self._step = step
+        self._generated = self._generated + step.ids.shape[1] if step.index > 0 else 0
         if step.index > 0 and not self.scope.is_local:
             columns = torch.full((len(self._written), step.ids.shape[1]), -1, device=step.ids.device)
             columns[step.rows] = step.ids
@@ -103,7 +105,7 @@ class Touching:
                 "rollouts beside write=, and do not use one intervention for two runs at a time"
             )
         rows, n = self._step.rows, where.ids.shape[1]
-        if (alike := self.scope.of_generated(self._step.index - 1)) is not None:
+        if n == 1 and (alike := self.scope.of_generated(self._generated - 1)) is not None:
             return alike
         if self.scope.is_local:
             return self.scope.local_mask(where.ids, where.index, self._n_prompt[rows])

@@ -68,6 +68,21 @@ def test_generate_of_transformers_steers_the_tokens_that_our_loop_steers(model, 
     assert hooks(model) == 0
 
 
+def test_a_pass_of_several_generated_tokens_is_steered_at_their_places(model, prompts):
+    """As assisted decoding feeds them: three tokens at once, of which the second is in the scope."""
+    ids, fed = torch.tensor([prompts[0]]), torch.tensor([[7, 8, 9]])
+    whole = torch.cat([ids, fed], dim=1)
+    vector = made(model.d_model)
+    steering = Steering(vector, 1.0, Scope(generation_window=(1, 2)))
+    steering.begin([len(prompts[0])])
+    expected = model.backend.forward(whole, mask=None, write=steering.edits).logits[:, -3:]
+    with vector.apply(model, scope=Scope(generation_window=(1, 2))) as handle:
+        cache = model.hf(ids, use_cache=True).past_key_values
+        seen = model.hf(fed, past_key_values=cache).logits
+    assert handle.touched == 1
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_handle_steers_until_it_is_removed(model, prompts):
     ids = torch.tensor([prompts[0]])
     plain = model.hf(ids).logits
