@@ -540,7 +540,7 @@ def fuzz_by_coverage(target: Target, inputs: int) -> None:
         rng.seed(seed)
         try:
             return target.mutate(rng, raw or rng.choice(corpus))[:largest]
-        except (ValueError, KeyError, IndexError, zipfile.BadZipFile, yaml.YAMLError, RecursionError, EOFError):
+        except Exception:  # noqa: BLE001 - what libFuzzer made of the bytes is of no format any more: begin anew with one of the corpus
             return target.mutate(rng, rng.choice(corpus))[:largest]
 
     for function in [one for one in gc.get_objects() if isinstance(one, FunctionType)]:
