@@ -122,9 +122,8 @@ def mi_of_trace(
     above = np.stack([find_peaks(line, tau=tau) for line in values])
     what = "answers of other problems" if len(others) >= 5 else "permuted coordinates"
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    units = sentence_of_each(sentences, rows.stop + 1)[
-        rows.start + 1 :
-    ]  # a row is the place of the token that it emits
+    # A row is of the token that it emits, the next one.
+    units = sentence_of_each(sentences, rows.stop + 1)[rows.start + 1 :]
     return Result(
         method=METHOD,
         quantity=QUANTITY,

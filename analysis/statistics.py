@@ -113,6 +113,8 @@ def _mean_ends(mean: float, left: Values, level: float = 0.95) -> tuple[float, f
 def _share_ends(mean: float, left: Values, level: float = 0.95) -> tuple[float, float]:
     """The same of a mean that lies in 0 to 1."""
     n, variance = len(left), float(left.var()) / len(left)
+    if variance == 0 and 0 < mean < 1:
+        return mean, mean
     tries = mean * (1 - mean) / variance if variance else float(n)
     tries *= float(norm.ppf((1 + level) / 2) / t.ppf((1 + level) / 2, n - 1)) ** 2
     ends = beta.ppf([(1 - level) / 2, (1 + level) / 2], mean * tries + 0.5, (1 - mean) * tries + 0.5)

@@ -170,7 +170,7 @@ def test_the_interval_of_shares_stays_within_them():
     assert none.low == 0 and all_.high == 1 and none.high == pytest.approx(1 - all_.low) and 0.2 < none.high < 0.4
     mostly = mean_estimate([1.0] * 28 + [0.5, 0.0])
     assert 0.75 < mostly.low < 0.95 < mostly.high < 1
-    assert mean_estimate([2.0, 2.0, 2.0]).interval == (2, 2)
+    assert mean_estimate([2.0, 2.0, 2.0]).interval == (2, 2) and mean_estimate([0.5, 0.5]).interval == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(
