@@ -68,6 +68,7 @@ _COMMANDS = {
     "results/anchors/*": ("thought anchors", "reasonscope analyse anchors --run {run}"),
     "results/replacement/*": ("what a sentence passes on", "reasonscope analyse anchors --run {run}"),
     "results/suppression/*": ("suppression of sentences", "reasonscope analyse suppression --run {run}"),
+    "results/head_kurtosis/*": ("how peaked each head is", "reasonscope analyse receivers --run {run}"),
     "results/receivers/*": ("receiver heads", "reasonscope analyse receivers --run {run}"),
     "results/receiver_scores/*": ("attention received", "reasonscope analyse receivers --run {run}"),
     "results/probe_write/*": ("heads that write refusal", "reasonscope analyse cliff --run {run}"),

@@ -99,7 +99,7 @@ def test_rules_choose_as_they_say_and_cost_what_they_generate(samples):
         "sequential": first_above(lambda t: float(bool(t.correct)), 0.5),
         "stop": early_stop(lambda t: np.array([0.0, 1.0]), 0.5, lambda t, at: "7"),
     }
-    found = simulate(samples, rules, k=4, repeats=10, draws=100)
+    found = simulate(samples, rules, k=4, repeats=10)
     accuracy = dict(zip(found.axis("rule").labels, found.at(metric="accuracy"), strict=True))
     tokens = dict(zip(found.axis("rule").labels, found.at(metric="tokens"), strict=True))
     assert accuracy["majority"] == accuracy["short-1"] == accuracy["oracle"] == accuracy["stop"] == 1
