@@ -54,7 +54,7 @@ class Touching:
         self._given: Sequence[int] | None = None
         self._written = self._n_prompt = torch.empty(0)
         self._generated = 0
-        self._pass: tuple[Positions, Tensor | bool, int] | None = None
+        self._pass: tuple[Positions, Tensor | None, int] | None = None
 
     def on_step(self, step: DecodingStep) -> None:
         self._step = step
@@ -71,22 +71,21 @@ class Touching:
         """`activation` (batch, token, …) with what `changed` makes of its chosen rows (row, …); itself where that is nothing new."""
         if self._pass is None or self._pass[0] is not where:
             mask = self._mask(where)
-            self._pass = where, mask, where.ids.numel() * mask if isinstance(mask, bool) else int(mask.sum())
-            self.touched += self._pass[2]
-        _, mask, n = self._pass
+            n = where.ids.numel() * mask if isinstance(mask, bool) else int(mask.sum())
+            self._pass = where, None if isinstance(mask, bool) or n == mask.numel() else mask, n
+            self.touched += n
+        _, chosen, n = self._pass
         if n == 0:
             return activation
-        if isinstance(mask, bool) or n == mask.numel():
-            rows = activation.flatten(0, 1)
-            new = changed(rows)
-            return activation if new is rows else new.reshape(activation.shape).contiguous()
-        mask = mask.to(activation.device)
-        rows = activation[mask]
+        chosen = None if chosen is None else chosen.to(activation.device)
+        rows = activation.flatten(0, 1) if chosen is None else activation[chosen]
         new = changed(rows)
         if new is rows:
             return activation
+        if chosen is None:
+            return new.reshape(activation.shape).contiguous()
         after = activation.clone()
-        after[mask] = new
+        after[chosen] = new
         return after
 
     def _mask(self, where: Positions) -> Tensor | bool:

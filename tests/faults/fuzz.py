@@ -22,6 +22,7 @@ import tempfile
 import time
 import traceback
 import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ from reasonscope.steering.plan import read_plan
 from reasonscope.steering.vector import SteeringVector
 
 Mutate = Callable[[random.Random, bytes], bytes]
+_NO_FORMAT = (
+    ValueError, TypeError, LookupError, RuntimeError, EOFError, struct.error, zlib.error, zipfile.BadZipFile, yaml.YAMLError,
+)  # fmt: skip
 HOSTILE = (
     None, True, False, 0, -1, 2**31, 2**63, 10**400, 1.5, -0.0, float("nan"), float("inf"), "", " ", "\x00", "\ud800", "../../x", "/etc/x",
     "a" * 5000, "\n\n", "<think>", "</think>", "resid_post.99999999999999999999", "direction.1", "\u202e", [], [[]], {}, {"": None},
@@ -540,7 +544,7 @@ def fuzz_by_coverage(target: Target, inputs: int) -> None:
         rng.seed(seed)
         try:
             return target.mutate(rng, raw or rng.choice(corpus))[:largest]
-        except Exception:  # noqa: BLE001 - what libFuzzer made of the bytes is of no format any more: begin anew with one of the corpus
+        except _NO_FORMAT:  # what libFuzzer made of the bytes: begin anew with one of the corpus
             return target.mutate(rng, rng.choice(corpus))[:largest]
 
     for function in [one for one in gc.get_objects() if isinstance(one, FunctionType)]:
