@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from reasonscope.analysis.attention import AttentionBlock, read_attention
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.sentence_attention import SentenceMeans
+from reasonscope.analysis.statistics import mean_band
 from reasonscope.data.segment import sentence_of_each
 from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.model import Model
@@ -18,7 +19,10 @@ REGIONS = ("prompt", "earlier sentences", "own sentence")
 
 
 class Strongest:
-    """A reader of `read_attention` that keeps, of the rows `rows`, the `keys` tokens that each looks at most, and its shares by region."""
+    """A reader of `read_attention` that keeps, of the rows `rows`, the `keys` tokens that each looks at most, and its shares by region.
+
+    `shares` (region, layer, head, row): of attention on the prompt, earlier sentences and the row's own.
+    """
 
     def __init__(self, rows: Span, owner: NDArray[np.int64], n_layers: int, n_heads: int, keys: int) -> None:
         shape = n_layers, n_heads, len(rows), keys
@@ -26,7 +30,7 @@ class Strongest:
         self.key = np.zeros(shape, dtype=np.uint16 if rows.stop <= 2**16 else np.int32)
         self.weight = np.zeros(shape, dtype=np.float16)
         self._owner = torch.from_numpy(owner)  # the sentence of each token, −1 in the prompt
-        self._shares = torch.zeros(len(REGIONS), n_layers, n_heads, dtype=torch.float64)
+        self.shares = np.zeros((len(REGIONS), *shape[:3]))
 
     def __call__(self, block: AttentionBlock) -> None:
         rows = Span(max(block.rows.start, self._rows.start), min(block.rows.stop, self._rows.stop))
@@ -40,16 +44,11 @@ class Strongest:
         self.weight[block.layer, :, at, :n] = best.values.float().cpu().numpy()
         own, seen = self._owner[rows.slice, None], self._owner[None, block.keys.slice]
         for i, inside in enumerate((seen < 0, (seen >= 0) & (seen < own), seen == own)):
-            self._shares[i, block.layer] += (shown.cpu() * inside).sum(dim=(1, 2)).double()
-
-    @property
-    def shares(self) -> NDArray[np.float64]:
-        """Mean share of attention (region, layer, head) on the prompt, earlier sentences and the row's own."""
-        return np.asarray((self._shares / len(self._rows)).numpy())
+            self.shares[i, block.layer, :, at] = (shown.cpu() * inside).sum(dim=2).double().numpy()
 
 
-def attention_map(model: Model, trace: Trace, sentences: Sequence[Sentence], *, keys: int = 8) -> Result:
-    """Where the tokens of a trace's sentences look: shares by region, axes (region, layer, head).
+def attention_map(model: Model, trace: Trace, sentences: Sequence[Sentence], *, keys: int = 8, seed: int = 0) -> Result:
+    """Where the tokens of a trace's sentences look: mean shares by region, axes (region, layer, head), with intervals over sentences.
 
     Null: a head that looks at all tokens up to its own alike. `arrays`: `matrix` (layer, head, target, source), mean attention between
     sentences; `key` and `weight` (layer, head, token, rank), of each token from `first` on the `keys` tokens that it looks at most, and
@@ -77,12 +76,13 @@ def attention_map(model: Model, trace: Trace, sentences: Sequence[Sentence], *, 
     row, begin = np.arange(rows.start, rows.stop), begins[owner[rows.slice]]
     seen = np.stack([np.full(len(row), rows.start), begin - rows.start, row + 1 - begin])
     chance = (seen / (row + 1)).mean(axis=1)[:, None, None]
-    values = strongest.shares
+    values = strongest.shares.mean(axis=-1)
     return Result(
         **common,
         axes=(Axis.of("region", REGIONS), Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),
         values=values,
         null=Band.of(chance, chance, values.shape, "a head that looks at all tokens up to its own alike"),
+        interval=mean_band(strongest.shares, owner[rows.slice], seed=seed),
         arrays={
             "matrix": means.result().matrix.astype(np.float16),
             "key": strongest.key,

@@ -12,8 +12,10 @@ from torch import Tensor
 from reasonscope.analysis.attention import AttentionBlock, read_attention
 from reasonscope.analysis.receiver import Head
 from reasonscope.analysis.results import Axis, Band, Result, undefined
+from reasonscope.analysis.statistics import mean_band
 from reasonscope.data.errors import InputError
-from reasonscope.data.trace import Span, Trace
+from reasonscope.data.segment import sentence_of_each
+from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.model import Model
 
 Values = NDArray[np.float64]
@@ -32,9 +34,8 @@ UNITS = ("tokens", "share of attention", "share of attention", "share of attenti
 class HeadRhythm:
     """What the heads of a model do over one sequence, from the rows of `rows` on.
 
-    `span` (layer, head): mean distance looked back, in tokens. `sink` and `previous`: mean attention on token 0 and on the token
-    before. `waad` and `fai` (layer, head, token) of the tokens of `rows`; both are linear in the attention, so that of a set of heads
-    is the mean of theirs.
+    All (layer, head, token) of the tokens of `rows`. `span`: distance looked back, in tokens. `sink` and `previous`: attention on token 0
+    and on the token before. `waad` and `fai` are linear in the attention, so that of a set of heads is the mean of theirs.
     """
 
     rows: Span
@@ -46,7 +47,7 @@ class HeadRhythm:
 
 
 class Rhythm:
-    """A reader of `read_attention` that keeps, of every head, what `HeadRhythm` holds: windows of attention, and sums of it."""
+    """A reader of `read_attention` that keeps, of every head, what `HeadRhythm` holds."""
 
     def __init__(
         self,
@@ -63,8 +64,8 @@ class Rhythm:
             raise InputError(f"window {window}, horizon {horizon}: at least 1, and 0 <= nearest <= furthest")
         self._rows, self._window, self._horizon = rows, window, horizon
         shape = n_layers, n_heads
-        self._sums = {name: torch.zeros(*shape, dtype=torch.float64) for name in ("span", "sink", "previous")}
-        self._waad = torch.zeros(*shape, len(rows), dtype=torch.float64)
+        kept = ("span", "sink", "previous", "waad")
+        self._kept = {name: torch.zeros(*shape, len(rows), dtype=torch.float64) for name in kept}
         self._received = torch.zeros(*shape, rows.stop, dtype=torch.float64)
 
     def __call__(self, block: AttentionBlock) -> None:
@@ -79,14 +80,14 @@ class Rhythm:
         mass, place = looked.double().unbind(-1)
         near = _diagonals(attention, rows, block.keys, self._window).double()
         weights = torch.arange(self._window, 0, -1, device=attention.device, dtype=torch.float64)
-        own = self._sums
-        own["span"][block.layer] += (mass * query - place).sum(-1).cpu()
+        found = {"span": mass * query - place, "previous": near[..., 1] if self._window > 1 else mass * 0}
         if block.keys.start == 0:
-            own["sink"][block.layer] += attention[..., 0].sum(-1).double().cpu()
-        own["previous"][block.layer] += (near[..., 1] if self._window > 1 else mass * 0).sum(-1).cpu()
+            found["sink"] = attention[..., 0].double()
         # Rows sum to their mass: Σ A·min(t − s, W) = W·mass − Σ over δ < W of (W − δ)·A[t, t − δ].
+        found["waad"] = self._window * mass - (near * weights).sum(-1)
         at = slice(rows.start - self._rows.start, rows.stop - self._rows.start)
-        self._waad[block.layer, :, at] = (self._window * mass - (near * weights).sum(-1)).cpu()
+        for name, values in found.items():
+            self._kept[name][block.layer, :, at] = values.cpu()
         far = query[:, None] - key
         nearest, furthest = self._horizon
         inside = (far >= nearest) if furthest is None else (far >= nearest) & (far <= furthest)
@@ -100,8 +101,7 @@ class Rhythm:
         seen = np.maximum(last - (key + nearest) + 1, 0)
         return HeadRhythm(
             rows=self._rows,
-            **{name: (total / n).numpy() for name, total in self._sums.items()},
-            waad=self._waad.numpy(),
+            **{name: values.numpy() for name, values in self._kept.items()},
             fai=self._received[..., self._rows.start :].numpy() / np.maximum(seen, 1),
         )
 
@@ -140,30 +140,30 @@ def over(values: Values, heads: Sequence[Head]) -> Values:
 
 
 def induction_scores(model: Model, *, length: int = 50, repeats: int = 4, seed: int = 0) -> Values:
-    """Attention (layer, head) on the token that followed this one's last occurrence, in random tokens written twice.
+    """Attention (layer, head, place) on the token that followed this one's last occurrence, in random tokens written twice.
 
-    The mean over the second half of `repeats` sequences of 2 · `length` tokens; chance is about 1 / (1.5 · `length`).
+    The places are those of the second half of `repeats` sequences of 2 · `length` tokens; chance is about 1 / (1.5 · `length`).
     """
     rng = np.random.default_rng(seed)
     length = min(length, model.context_length // 2)
-    found = torch.zeros(model.n_layers, model.n_heads, dtype=torch.float64)
+    found = torch.zeros(model.n_layers, model.n_heads, repeats, length, dtype=torch.float64)
 
     def read(block: AttentionBlock) -> None:
         for row in range(max(block.rows.start, length), block.rows.stop):
             if (key := row - length + 1) >= block.keys.start:
-                found[block.layer] += (
-                    block.probabilities[:, row - block.rows.start, key - block.keys.start].double().cpu()
-                )
+                seen = block.probabilities[:, row - block.rows.start, key - block.keys.start]
+                found[block.layer, :, repeat, row - length] = seen.double().cpu()
 
-    for _ in range(repeats):
+    for repeat in range(repeats):  # noqa: B007 - read writes there
         half = rng.integers(model.vocabulary, size=length).tolist()
         read_attention(model, half * 2, read)
-    return (found / (length * repeats)).numpy()
+    return found.flatten(2).numpy()
 
 
-def head_table(model: Model, trace: Trace, *, seed: int = 0) -> Result:
-    """What every head looks at: axes (metric, layer, head). Span (tokens), attention on token 0 and on the token before, induction, and the
-    means of WAAD (tokens) and FAI over the thinking.
+def head_table(model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *, seed: int = 0) -> Result:
+    """What every head looks at: axes (metric, layer, head). Means over the thinking of span (tokens), attention on token 0 and on the token
+    before, WAAD (tokens) and FAI; induction over random tokens. The intervals are over the trace's `sentences` (without two of them,
+    none), of induction over its places.
 
     Null: the same of a head that looks at all tokens up to its own alike. `numbers` names the most local and the most global heads;
     `arrays` hold `waad` and `fai` (token,) over these sets, and `thinking` the first and last token they belong to. A state, with its
@@ -179,18 +179,27 @@ def head_table(model: Model, trace: Trace, *, seed: int = 0) -> Result:
     if not len(rows):
         return undefined(**common, reason=f"{trace.state} thinking, so no row to read", provenance=provenance)
     found = head_rhythm(model, trace.token_ids[: rows.stop].tolist(), rows)
-    averages = [found.waad.mean(axis=-1), found.fai.mean(axis=-1)]
-    values = np.stack([found.span, found.sink, found.previous, induction_scores(model, seed=seed), *averages])
+    owner = sentence_of_each(sentences, rows.stop)[rows.slice]
+    induction = induction_scores(model, seed=seed)
+    of_trace = np.stack([found.span, found.sink, found.previous, found.waad, found.fai])
+    values = np.insert(of_trace.mean(axis=-1), METRICS.index("induction"), induction.mean(axis=-1), axis=0)
+    sure = mean_band(of_trace, owner, seed=seed)
+    places = mean_band(induction, np.arange(induction.shape[-1]), unit="places", seed=seed)
+    ends = [
+        np.insert(a, METRICS.index("induction"), b, axis=0)
+        for a, b in ((sure.low, places.low), (sure.high, places.high))
+    ]
     query = np.arange(rows.start, rows.stop)
     alike = 1 / (query + 1)
     uniform = [(query / 2).mean(), alike.mean(), alike.mean(), _uniform_induction(model), *_uniform_rhythm(query)]
     band = np.array(uniform)[:, None, None]
-    local, wide = local_and_global(found.span)
+    local, wide = local_and_global(found.span.mean(axis=-1))
     return Result(
         **common,
         axes=(Axis.of("metric", METRICS), Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),
         values=values,
         null=Band.of(band, band, values.shape, "a head that looks at all tokens up to its own alike"),
+        interval=Band(low=ends[0], high=ends[1], what=f"{sure.what}; induction: {places.what}"),
         arrays={
             "waad": over(found.waad, local),
             "fai": over(found.fai, wide),

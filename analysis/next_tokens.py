@@ -10,8 +10,9 @@ from torch import Tensor
 
 from reasonscope.analysis.attention import check_sequence
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
-from reasonscope.analysis.statistics import bootstrap_band
-from reasonscope.data.trace import Trace
+from reasonscope.analysis.statistics import mean_band, mean_number
+from reasonscope.data.segment import sentence_of_each
+from reasonscope.data.trace import Sentence, Trace
 from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
@@ -22,11 +23,14 @@ from reasonscope.steering.vector import SteeringVector
 _ROWS = 256  # tokens whose distributions are sorted at a time
 
 
-def alternatives(model: Model, trace: Trace, *, top: int = 5) -> Result:
+def alternatives(
+    model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *, top: int = 5, seed: int = 0
+) -> Result:
     """Log-probability (nats, temperature 1) of each token that was generated, the trace read again: axes (token,).
 
     A token is labelled by its index in the trace. `arrays`: `ids` and `logprobs` (token, rank) of the `top` likeliest tokens at its
-    place; `numbers`: `pieces`, the text of each of these ids, and `first_choice`, the share of tokens that were the likeliest.
+    place; `numbers`: `pieces`, the text of each of these ids, and `first_choice`, the share of tokens that were the likeliest,
+    with its interval over the trace's `sentences` (without two of them, none).
     Null: the log-probability of what the model would draw there itself, 95 % of its own distribution. Raises InputError, ContextError.
     """
     common: dict[str, Any] = {
@@ -62,7 +66,9 @@ def alternatives(model: Model, trace: Trace, *, top: int = 5) -> Result:
         null=Band.of(_array(low), _array(high), values.shape, "what the model would draw there itself, 95 %"),
         arrays={"ids": chosen, "logprobs": _array(best).astype(np.float32)},
         numbers={
-            "first_choice": float((chosen[:, 0] == trace.token_ids[trace.n_prompt_tokens :]).mean()),
+            "first_choice": mean_number(
+                chosen[:, 0] == trace.token_ids[trace.n_prompt_tokens :], _sentence_of(trace, sentences), seed=seed
+            ),
             "pieces": {str(id): model.tokenizer_backend.decode([id], skip_special_tokens=False) for id in np.unique(chosen).tolist()},
         },
         provenance=provenance,
@@ -75,6 +81,7 @@ def steering_shift(
     vector: SteeringVector,
     multiplier: float,
     scope: Scope,
+    sentences: Sequence[Sentence] = (),
     *,
     name: str = "",
     draws: int = 20,
@@ -83,7 +90,8 @@ def steering_shift(
     """Log-probability (nats, temperature 1) that the steered model gives each generated token, less the model's own: axes (token,).
 
     The trace is read again, so both say it of the same words. `arrays`: `kl` (token,), of the steered from the unsteered distribution;
-    `random` (draw,), the mean change of each control. Null: vectors of the same norm in random directions, applied alike, 95 % of
+    `random` (draw,), the mean change of each control. `numbers`: means with intervals over the trace's `sentences` (without two of
+    them, none). Null: vectors of the same norm in random directions, applied alike, 95 % of
     `draws`. A state where the scope touches none of the trace's tokens. Raises InputError, ContextError.
     """
     common: dict[str, Any] = {
@@ -112,6 +120,7 @@ def steering_shift(
         control = Steering(vector.random_like(seed + draw), multiplier, scope)
         controls.append(_change(plain, _logits(model, trace, control).float().log_softmax(dim=-1), trace))
     low, high = np.quantile(controls, [0.025, 0.975], axis=0)
+    owner = _sentence_of(trace, sentences)
     return Result(
         **common,
         axes=(_generated(trace),),
@@ -120,16 +129,18 @@ def steering_shift(
         arrays={"kl": _divergence(moved, plain), "random": np.mean(controls, axis=1)},
         numbers={
             "touched": steering.touched,
-            "mean": float(values.mean()),
-            "share_outside_null": float(((values < low) | (values > high)).mean()),
+            "mean": mean_number(values, owner, seed=seed),
+            "share_outside_null": mean_number((values < low) | (values > high), owner, seed=seed),
         },
         provenance=provenance,
     )
 
 
-def head_effects(model: Model, trace: Trace, *, draws: int = 5, seed: int = 0) -> Result:
+def head_effects(
+    model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *, draws: int = 5, seed: int = 0
+) -> Result:
     """KL(with ‖ without) in nats of the next token, without a head meaning that its `z` is 0, mean over the generated tokens: axes
-    (layer, head), with the 95 % interval over tokens.
+    (layer, head), with the 95 % interval over the trace's `sentences` (without two of them, none).
 
     Null: in place of the head, at each token a vector as long as what its absence changes of `attn_out` is added there in a random
     direction; the range of `draws`. A state for a trace without generated tokens. Raises InputError, ContextError, SiteError.
@@ -174,10 +185,15 @@ def head_effects(model: Model, trace: Trace, *, draws: int = 5, seed: int = 0) -
             values.shape[:2],
             f"range of {draws} random directions, each token moved as far",
         ),
-        interval=bootstrap_band(lambda at: values[..., at].mean(axis=-1), values.shape[-1], seed=seed),
+        interval=mean_band(values, _sentence_of(trace, sentences), seed=seed),
         numbers={"tokens": values.shape[-1]},
         provenance=provenance,
     )
+
+
+def _sentence_of(trace: Trace, sentences: Sequence[Sentence]) -> NDArray[np.int64]:
+    """The sentence of each generated token."""
+    return sentence_of_each(sentences, len(trace.token_ids))[trace.n_prompt_tokens :]
 
 
 def _without(head: int) -> Edit:

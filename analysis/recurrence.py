@@ -1,5 +1,6 @@
 """Tokens that are looked at again after a pause: how long until the last of them comes back (LazyEviction, arXiv 2506.15969)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reasonscope.analysis.attention import AttentionBlock, read_attention
-from reasonscope.analysis.results import Axis, Band, Result, undefined
+from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
+from reasonscope.analysis.statistics import bootstrap_band
 from reasonscope.data.errors import InputError
-from reasonscope.data.trace import Span, Trace
+from reasonscope.data.segment import sentence_of_each
+from reasonscope.data.trace import Sentence, Span, Trace
+from reasonscope.probes.evaluate import Rows
 from reasonscope.probes.model import Model
 
 ALPHA = 0.01  # of a layer's mean attention; the paper's threshold depends on its models
@@ -67,13 +71,16 @@ class RecurrenceReader:
         return Recurrence(last=self._last.numpy(), interval=self._interval.numpy())
 
 
-def recurrence(model: Model, trace: Trace, *, alpha: float = ALPHA, seed: int = 0) -> Result:
+def recurrence(
+    model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *, alpha: float = ALPHA, seed: int = 0
+) -> Result:
     """The longest pause of each token of a thinking before a look at it: axes (layer, token), in tokens (arXiv 2506.15969, section 3).
 
     A token is looked at where a layer's mean attention over heads is above `alpha`; a token that is never looked at behind its own
     place has 0. Null: the same after dealing each query's attention out anew among the keys that it sees, 95 % of a layer's tokens.
     `arrays`: `last` (layer, token), the query that looked last. `numbers`: by layer the share of tokens that come back after a pause
-    (interval above 1), the 80th percentile of their intervals, and both of the null. A state, with its reason, for a trace without
+    (interval above 1), the 80th percentile of their intervals, each with its interval over the trace's `sentences`
+    (without two of them, none), and both of the null. A state, with its reason, for a trace without
     thinking. Raises InputError, ContextError.
 
     Departures: `alpha` is a share of the mean over heads of one layer, by layer; the paper tracks each cache's own heads while it decodes.
@@ -94,18 +101,34 @@ def recurrence(model: Model, trace: Trace, *, alpha: float = ALPHA, seed: int = 
     seen, chance = (reader.result() for reader in readers)
     values, null = (one.interval[:, rows.slice].astype(np.float64) for one in (seen, chance))
     low, high = np.quantile(null, [0.025, 0.975], axis=1, keepdims=True)
+    owner = sentence_of_each(sentences, rows.stop)[rows.slice]
     return Result(
         **common,
         axes=(Axis.of("layer", model.n_layers), Axis.of("token", [str(i) for i in range(rows.start, rows.stop)])),
         values=values,
         null=Band.of(low, high, values.shape, "each query's attention dealt out anew, 95 % of a layer's tokens"),
         arrays={"last": seen.last[:, rows.slice]},
-        numbers={"alpha": alpha, "by_layer": _by_layer(values), "by_layer_null": _by_layer(null)},
+        numbers={"alpha": alpha, "by_layer": _estimated(values, owner, seed), "by_layer_null": _by_layer(null)},
         provenance=provenance,
     )
 
 
-def _by_layer(intervals: NDArray[np.float64]) -> list[dict[str, float | None]]:
+def _estimated(intervals: Values, owner: NDArray[np.int64], seed: int) -> list[dict[str, Any]]:
+    """`_by_layer`, each number as `value` and `ci`; `owner` (token,) is the sentence of each token."""
+
+    def told(at: Rows) -> Values:
+        return np.array([list(row.values()) for row in _by_layer(intervals[:, at])], dtype=np.float64)
+
+    band = bootstrap_band(told, intervals.shape[1], groups=owner, unit="sentences", seed=seed)
+    ends = np.stack([band.low, band.high], axis=-1).tolist()
+    return [
+        {name: {"value": value, "ci": ci} for (name, value), ci in zip(row.items(), line, strict=True)}
+        for row, line in zip(_by_layer(intervals), ends, strict=True)
+    ]
+
+
+def _by_layer(intervals: Values) -> list[dict[str, float | None]]:
+    """Of `intervals` (layer, token)."""
     found: list[dict[str, float | None]] = []
     for line in intervals:
         again = line[line > 1]

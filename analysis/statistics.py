@@ -177,6 +177,22 @@ def bootstrap_band(
     return Band.of(np.where(known, low, np.nan), np.where(known, high, np.nan), values.shape[1:], what)
 
 
+def mean_band(values: Values, groups: ArrayLike, *, unit: str = "sentences", draws: int = 1000, seed: int = 0) -> Band:
+    """The interval of the mean over the last axis of `values` (…, row), as `bootstrap_band` with `groups` (row,), from the groups' sums."""
+    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    member = (np.arange(len(names))[:, None] == group_of).astype(np.float64)
+    sums, sizes = values @ member.T, member.sum(axis=1)
+    mean = lambda at: sums[..., at].sum(axis=-1) / sizes[at].sum()  # noqa: E731 - the statistic that is resampled
+    return bootstrap_band(mean, len(names), unit=unit, draws=draws, seed=seed)
+
+
+def mean_number(values: ArrayLike, groups: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
+    """The mean of `values` (row,) as a result keeps it: `value`, and `ci`, the ends of `mean_band`."""
+    known = np.asarray(values, dtype=np.float64)
+    band = mean_band(known, groups, seed=seed)
+    return {"value": float(known.mean()), "ci": [float(band.low), float(band.high)]}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DependencyAgreement:
     """How well scores of (target, source) pairs find the true dependencies.

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.analysis.results import Axis, Band, Result, Values
+from reasonscope.analysis.statistics import bootstrap_band
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span, Trace
 from reasonscope.probes.sites import Site
@@ -88,10 +89,18 @@ def random_walk(segment_means: Values, *, draws: int, seed: int = 0) -> Values:
     for i in range(draws):
         steps = rng.standard_normal((n_layers, n - 1, width))
         steps *= (lengths / np.linalg.norm(steps, axis=2))[:, :, None]
-        walk = np.concatenate([np.zeros((n_layers, 1, width)), np.cumsum(steps, axis=1)], axis=1)
-        found = signals(walk)
-        drawn[i] = found.net, found.cumulative, found.aligned
+        drawn[i] = _stacked(signals(_walk(steps)))
     return drawn
+
+
+def _walk(steps: Values) -> Values:
+    """Where a walk from 0 has come to before the first and behind each of `steps` (layer, step, d_model)."""
+    return np.concatenate([np.zeros_like(steps[:, :1]), np.cumsum(steps, axis=1)], axis=1)
+
+
+def _stacked(found: Signals) -> Values:
+    """(signal, layer)."""
+    return np.stack([found.net, found.cumulative, found.aligned])
 
 
 def trajectory_of_trace(
@@ -106,8 +115,9 @@ def trajectory_of_trace(
     """The signals of a trace's thinking, its closing tag included: axes (signal, site).
 
     `read(site)` gives the trace's rows (row, d_model), one site in memory at a time; segments are blocks of `block` tokens. The null is
-    a random walk with the same step lengths (its cumulative change is the same by construction). A thinking of one block has no
-    signal: NaN, and the reason says so. `numbers`: the mean over layers, which is the published score, and the number of segments.
+    a random walk with the same step lengths (its cumulative change is the same by construction); the interval draws the steps anew. A
+    thinking of one block has no signal: NaN, and the reason says so. `numbers`: the mean over layers, which is the published score, with
+    its interval, and the number of segments.
     """
     axes = (Axis.of("signal", SIGNALS), Axis.of("site", sites))
     shape = (len(SIGNALS), len(sites))
@@ -128,24 +138,33 @@ def trajectory_of_trace(
         )  # fmt: skip
     cut = blocks(rows, block)
     means = np.stack([segment_mean(np.asarray(read(site))[span.start : span.start + rows], cut) for site in sites])
-    found = signals(means)
     null = random_walk(means, draws=draws, seed=seed)
     low, high = np.quantile(null, [0.025, 0.975], axis=0)
-    values = np.stack([found.net, found.cumulative, found.aligned])
+    steps = np.diff(means, axis=1)
+    told = lambda at: _with_mean(_stacked(signals(_walk(steps[:, at]))))  # noqa: E731 - the statistic that is resampled
+    values = _with_mean(_stacked(signals(means)))
+    sure = bootstrap_band(told, steps.shape[1], unit="steps", seed=seed)
+    average = zip(SIGNALS, values[:, -1], sure.low[:, -1], sure.high[:, -1], strict=True)
     return Result(
         method=METHOD,
         quantity="change of the segment means",
         unit=UNIT,
         axes=axes,
-        values=values,
+        values=values[:, :-1],
         null=Band.of(low, high, shape, f"random walk of the same step lengths, 95% of {draws}"),
+        interval=Band(low=sure.low[:, :-1], high=sure.high[:, :-1], what=sure.what),
         numbers={
-            **{f"mean_{name}": float(line.mean()) for name, line in zip(SIGNALS, values, strict=True)},
+            **{f"mean_{name}": {"value": float(mean), "ci": [float(a), float(b)]} for name, mean, a, b in average},
             "segments": len(cut),
             "aligned_of_random_walk": float(null[:, 2].mean()),
         },
         provenance=provenance,
     )
+
+
+def _with_mean(values: Values) -> Values:
+    """The mean over layers behind `values` (signal, layer)."""
+    return np.column_stack([values, values.mean(axis=1)])
 
 
 def published_scores(results: Sequence[Result]) -> Mapping[str, Values]:

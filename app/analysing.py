@@ -226,10 +226,11 @@ def analyse_suppression(study: Study, trace: Trace) -> Iterator[Result]:
 @by_trace
 def analyse_heads(study: Study, trace: Trace) -> Iterator[Result]:
     """What each head looks at, trace by trace, and what is foretold without it; what the closing tag looks at, what is looked at again."""
-    yield head_table(study.model, trace, seed=study.options.seed)
-    yield head_effects(study.model, trace, seed=study.options.seed)
+    known = trace_sentences(trace)
+    yield head_table(study.model, trace, known, seed=study.options.seed)
+    yield head_effects(study.model, trace, known, seed=study.options.seed)
     yield close_attention(study.model, trace)
-    yield recurrence(study.model, trace, seed=study.options.seed)
+    yield recurrence(study.model, trace, known, seed=study.options.seed)
 
 
 def _summary(study: Study, trace: Trace) -> Iterator[Result]:

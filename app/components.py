@@ -23,6 +23,7 @@ from reasonscope.data.errors import ReasonscopeError
 _FORMULA = re.compile(r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$(.+?)\$\$|\$([^$\n]+?)\$|(\\boxed\{[^{}]*\})", re.DOTALL)
 _ADDRESS = re.compile(r":(?=//)|www(?=\.)|@", re.IGNORECASE)
 _MANY_FORMULAS = 8
+_THINGS = ("token", "sentence", "cut", "word")  # what an axis can count
 _LOG = logging.getLogger("reasonscope.app")
 
 
@@ -125,7 +126,7 @@ def show_numbers(numbers: Mapping[str, Any], *, key: str) -> None:
     found = list(flattened(numbers))
     known = any(low is not None for *_, low, _ in found)
     table = [
-        {"number": name, "value": _text(value), **({"95 % interval": _interval(low, high)} if known else {})}
+        {"number": name, "value": _text(value), **({"95 % interval": interval(low, high)} if known else {})}
         for name, value, low, high in found
     ]
     st.dataframe(table, hide_index=True, key=key, height="content")
@@ -168,17 +169,25 @@ def provenance(result: Result) -> None:
     said = [
         f"{result.quantity} [{units}]" if (units := _units(result)) else result.quantity,
         f"chance: {result.null.what}" if result.null else f"no null: {result.null_missing or result.reason}",
-        f"interval: {result.interval.what}" if result.interval else "no interval",
+        f"interval: {result.interval.what}" if result.interval else f"no interval: {_of_one(result)}",
         *_counts(result),
         *(f"{name} {value}" for name, value in result.provenance.items() if isinstance(value, int | float | str)),
     ]
     st.caption(as_text(" · ".join(said)))
 
 
+def _of_one(result: Result) -> str:
+    """What each value is of, where nothing was drawn anew that an interval could be over."""
+    last = result.axes[-1].name
+    if last == "source":
+        return "each value is of one pair of sentences"
+    return f"each value is of one {last}" if last in _THINGS else "all values are of this trace alone"
+
+
 def _counts(result: Result) -> Iterator[str]:
     """How many things were measured, and of how many the result is."""
     last = result.axes[-1].name
-    if last in ("token", "sentence", "cut", "source", "word"):
+    if last in (*_THINGS, "source"):
         known = np.isfinite(result.values).reshape(-1, len(result.axes[-1])).any(axis=0)
         yield f"n = {int(known.sum())} {'sentence' if last == 'source' else last}s"
     for name, value in result.numbers.items():
@@ -216,6 +225,11 @@ def ends(interval: tuple[float, float]) -> str:
     return f"{low:.3g}" if low == high else f"{low:.3g} … {high:.3g}"
 
 
+def interval(low: float | None, high: float | None) -> str:
+    """The ends of a number's interval; empty where it has none."""
+    return "" if low is None or high is None else ends((low, high))
+
+
 def share_interval(right: int, n: int) -> str:
     """The 95 % interval of a share, after Wilson."""
     return ends(wilson_interval(right, n))
@@ -247,7 +261,3 @@ def _text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{low:.3g} … {high:.3g}"

@@ -16,7 +16,7 @@ from reasonscope.steering.vector import SteeringVector
 @by_trace
 def analyse_alternatives(study: Study, trace: Trace) -> Iterator[Result]:
     """What else could have stood at each token, trace by trace."""
-    yield alternatives(study.model, trace, top=study.options.top)
+    yield alternatives(study.model, trace, trace_sentences(trace), top=study.options.top, seed=study.options.seed)
 
 
 @by_trace
@@ -30,12 +30,13 @@ def analyse_shift(study: Study, trace: Trace) -> Iterator[Result]:
         )
     vector = SteeringVector.load(path)
     scope = Scope.thinking(study.model, at_separators=options.at_separators)
+    known, name = trace_sentences(trace), path.stem
     yield steering_shift(
-        study.model, trace, vector, options.strength, scope, name=path.stem, draws=options.draws, seed=options.seed
+        study.model, trace, vector, options.strength, scope, known, name=name, draws=options.draws, seed=options.seed
     )
 
 
 @by_trace
 def analyse_attention(study: Study, trace: Trace) -> Iterator[Result]:
     """Where the tokens of each trace look: between sentences, and token by token where they look most."""
-    yield attention_map(study.model, trace, trace_sentences(trace), keys=study.options.keys)
+    yield attention_map(study.model, trace, trace_sentences(trace), keys=study.options.keys, seed=study.options.seed)

@@ -78,7 +78,7 @@ def of_trace(model: Model, trace: Trace) -> dict[str, Scores]:
         begins[inside.start] = 1.0
         used_later[inside], hangs_on[inside] = used[i], hung[i]
     rhythm = head_rhythm(model, trace.token_ids[: thinking.stop].tolist(), thinking)
-    local, wide = local_and_global(rhythm.span)
+    local, wide = local_and_global(rhythm.span.mean(axis=-1))
     place = np.arange(len(thinking), dtype=np.float64)
     found = {
         "WAAD: a sentence begins": signal(begins, rhythm.waad, local, place),
@@ -162,7 +162,7 @@ def again(model: Model, traces: Sequence[Trace]) -> list[dict[str, object]]:
     return [
         {
             "layer": layer,
-            "share": short([one["by_layer"][layer]["recurring"] for one in numbers]),
+            "share": short([one["by_layer"][layer]["recurring"]["value"] for one in numbers]),
             "null": short([one["by_layer_null"][layer]["recurring"] for one in numbers]),
         }
         for layer in range(model.n_layers)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from reasonscope.analysis import figures
 from reasonscope.analysis.looking_back import token_block
-from reasonscope.analysis.results import Result
+from reasonscope.analysis.results import Band, Result
 from reasonscope.app import components, measurements, readings, state
 from reasonscope.app.colourings import colouring_name
 from reasonscope.app.readings import Reading
@@ -46,8 +46,8 @@ class Grid:
         layers, heads = self.values.shape
         return bool(place[0] < layers and place[1] < heads)
 
-    def chance(self, place: tuple[int, int]) -> str:
-        return components.between(self.result.null, (*self.index, *place) if self.has(place) else None)
+    def between(self, band: Band | None, place: tuple[int, int]) -> str:
+        return components.between(band, (*self.index, *place) if self.has(place) else None)
 
 
 def show(run: Run) -> None:
@@ -122,7 +122,7 @@ def _place(name: str) -> tuple[int, int] | None:
 
 
 def _scores(grids: Mapping[str, Grid], chosen: Mapping[str, tuple[int, int]]) -> list[dict[str, object]]:
-    """A row a score: of each head its value, chance and rank."""
+    """A row a score: of each head its value, interval, chance and rank."""
     rows: list[dict[str, object]] = []
     for name, grid in grids.items():
         row: dict[str, object] = {"score": name}
@@ -133,7 +133,8 @@ def _scores(grids: Mapping[str, Grid], chosen: Mapping[str, tuple[int, int]]) ->
                     head: f"{value:.4g}",
                     f"{head} rank": f"{1 + int((grid.values > value).sum())} of {grid.values.size}",
                 }
-                row[f"{head} chance"] = grid.chance(place)
+                row[f"{head} 95 % interval"] = grid.between(grid.result.interval, place)
+                row[f"{head} chance"] = grid.between(grid.result.null, place)
         rows.append(row)
     return rows
 
@@ -211,13 +212,17 @@ def _again(run: Run, id: str, result: Result | None, chosen: Mapping[str, tuple[
 
 
 def _by_layer(result: Result) -> list[dict[str, object]]:
-    """Of each layer the share of tokens that come back and the 80th percentile of their pauses, beside the null's."""
+    """Of each layer the share of tokens that come back and the 80th percentile of their pauses, their intervals and the null's."""
     rows: list[dict[str, object]] = []
     pairs = zip(result.numbers["by_layer"], result.numbers["by_layer_null"], strict=True)
     for layer, (seen, chance) in zip(result.axes[0].labels, pairs, strict=True):
         row: dict[str, object] = {"layer": layer}
         for name, key in (("tokens that come back", "recurring"), ("80th percentile, tokens", "percentile_80")):
-            row |= {name: _known(seen[key]), f"{name}: chance": _known(chance[key])}
+            row |= {
+                name: _known(seen[key]["value"]),
+                f"{name}: 95 % interval": components.interval(*seen[key]["ci"]),
+                f"{name}: chance": _known(chance[key]),
+            }
         rows.append(row)
     return rows
 

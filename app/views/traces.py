@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections.abc import Mapping
 
 import numpy as np
 import streamlit as st
@@ -66,8 +67,9 @@ def _measured(run: Run, id: str) -> None:
 
 
 def _is_number(value: object) -> bool:
-    """Not a text, nor a list: those are of sentences or tokens, and long."""
-    return not isinstance(value, list | str)
+    """Not a text, nor texts by name, nor a list: those are of sentences or tokens, and long."""
+    texts = isinstance(value, Mapping) and all(isinstance(inner, str) for inner in value.values())
+    return not texts and not isinstance(value, list | str)
 
 
 def _forget_sentence() -> None:

@@ -9,6 +9,7 @@ from reasonscope.analysis.close_attention import RowMeans, close_attention
 from reasonscope.analysis.recurrence import RecurrenceReader, recurrence
 from reasonscope.data.errors import InputError
 from reasonscope.data.parse import trace_from_text
+from reasonscope.data.segment import sentences
 from reasonscope.data.trace import Problem, Span
 from reasonscope.probes.families import VOCAB
 from reasonscope.probes.model import load_model
@@ -98,8 +99,15 @@ def test_recurrence_is_counted_in_the_thinking_by_layer(organism):
     trace = told(organism, THINKING)
     found = recurrence(organism, trace)
     assert found.values.shape == (organism.n_layers, trace.n_thinking_tokens)
-    assert all(0 <= row["recurring"] <= 1 for row in [*found.numbers["by_layer"], *found.numbers["by_layer_null"]])
-    assert recurrence(organism, trace, alpha=0.999).numbers["by_layer"][0]["percentile_80"] is None
+    recurring = [row["recurring"] for row in found.numbers["by_layer"]]
+    np.testing.assert_allclose([one["value"] for one in recurring], (found.values > 1).mean(axis=1))
+    assert np.isnan([one["ci"] for one in recurring]).all(), "no sentences, so no interval over them"
+    assert all(0 <= row["recurring"] <= 1 for row in found.numbers["by_layer_null"])
+    known = recurrence(organism, trace, sentences(trace)).numbers["by_layer"]
+    inside = [low <= one["value"] <= high for row in known for one in row.values() for low, high in [one["ci"]]]
+    assert all(inside) and known[-1]["recurring"]["ci"][0] < known[-1]["recurring"]["ci"][1]
+    never = recurrence(organism, trace, sentences(trace), alpha=0.999).numbers["by_layer"][0]["percentile_80"]
+    assert never["value"] is None and np.isnan(never["ci"]).all()
 
 
 def test_what_has_no_close_or_no_thinking_is_a_state(organism):

@@ -39,7 +39,7 @@ def logprobs(model, trace):
 
 
 def test_alternatives_are_the_likeliest_tokens_and_the_null_is_the_models_own_draw(model, trace, logprobs):
-    found = alternatives(model, trace, top=3)
+    found = alternatives(model, trace, sentences(trace), top=3)
     written = trace.token_ids[trace.n_prompt_tokens :]
     np.testing.assert_allclose(found.values, logprobs[torch.arange(len(written)), written].numpy(), atol=1e-6)
     best = logprobs.topk(3)
@@ -47,6 +47,9 @@ def test_alternatives_are_the_likeliest_tokens_and_the_null_is_the_models_own_dr
     np.testing.assert_allclose(found.arrays["logprobs"], best.values.numpy(), atol=1e-6)
     assert found.axis("token").labels == tuple(str(i) for i in range(4, len(trace.token_ids)))
     assert {str(id) for id in np.unique(found.arrays["ids"])} == set(found.numbers["pieces"])
+    likeliest = found.numbers["first_choice"]
+    assert likeliest["value"] == pytest.approx(np.mean(best.indices[:, 0].numpy() == written))
+    assert likeliest["ci"][0] <= likeliest["value"] <= likeliest["ci"][1]
     # Of 4,000 tokens that the model draws itself, 95 % lie within the band.
     draws = torch.distributions.Categorical(logits=logprobs).sample((4000,))
     said = logprobs.gather(1, draws.T).numpy()
@@ -58,7 +61,9 @@ def test_steering_shifts_what_stands_behind_it_and_strength_0_nothing(model, tra
     width, site = model.hf.config.hidden_size, Site("resid_post", 0)
     vector = SteeringVector(directions={site: np.full(width, 3.0, dtype=np.float32)}, method="test", provenance={})
     scope = Scope.thinking(model)
-    found = steering_shift(model, trace, vector, 1.0, scope, draws=5)
+    found = steering_shift(model, trace, vector, 1.0, scope, sentences(trace), draws=5)
+    mean = found.numbers["mean"]
+    assert mean["value"] == pytest.approx(found.values.mean()) and mean["ci"][0] < mean["value"] < mean["ci"][1]
     opened = (
         trace.tokens.open.start - trace.n_prompt_tokens
     )  # the tag itself, and what follows it, are said before any edit
@@ -77,7 +82,7 @@ def test_a_head_that_writes_nothing_has_no_effect_and_the_others_that_of_their_a
     size = weight.shape[1] // model.n_heads
     with torch.no_grad():
         weight[:, :size] = 0
-    found = head_effects(model, trace, draws=3)
+    found = head_effects(model, trace, sentences(trace), draws=3)
     assert found.values.shape == (model.n_layers, model.n_heads) and found.numbers["tokens"] == len(trace.token_ids) - 4
     assert found.values[1, 0] == 0 and found.null.low[1, 0] == found.null.high[1, 0] == 0
     assert (found.null.low[0] > 0).all() and (found.null.low <= found.null.high).all()
@@ -108,6 +113,8 @@ def test_the_attention_map_holds_the_strongest_keys_and_shares_that_sum_to_1(mod
     assert [axis.name for axis in found.axes] == ["region", "layer", "head"] and len(found.values) == len(REGIONS)
     np.testing.assert_allclose(found.values.sum(axis=0), 1, atol=1e-5)
     np.testing.assert_allclose(found.null.low.sum(axis=0), 1, atol=1e-9)
+    assert (found.interval.low <= found.values).all() and (found.values <= found.interval.high).all()
+    assert found.interval.what.startswith(f"bootstrap over {len(known)} sentences")
     first, stop = found.numbers["first"], known[-1].tokens.stop
     _, seen = run_with_cache(model, trace.token_ids[:stop].tolist(), [Site("attn_probs", 1)])
     dense = seen[Site("attn_probs", 1)][0, :, first:]

@@ -14,6 +14,7 @@ from reasonscope.data.errors import ContextError, InputError
 from reasonscope.data.organism.writer import write_ledger
 from reasonscope.data.parse import build_trace
 from reasonscope.data.problems import ledger_of, load_problems
+from reasonscope.data.segment import sentences
 from reasonscope.probes.model import load_model
 
 
@@ -85,7 +86,13 @@ def test_a_trace_longer_than_the_context_is_an_error(model, traces):
 
 
 def test_every_head_is_described_beside_uniform_attention(model, traces):
-    found = head_table(model, traces[0])
+    known = sentences(traces[0])
+    found = head_table(model, traces[0], known)
+    assert (
+        found.interval.what.startswith(f"bootstrap over {len(known)} sentences") and "200 places" in found.interval.what
+    )
+    assert (found.interval.low <= found.values).all() and (found.values <= found.interval.high).all()
+    assert (found.interval.low < found.interval.high).any(axis=(1, 2)).all()
     assert found.values.shape == (len(METRICS), model.n_layers, model.n_heads)
     assert found.unit_of("waad") == "tokens" and (found.values[METRICS.index("waad")] <= 10).all()
     assert len(found.arrays["waad"]) == len(found.arrays["fai"]) == traces[0].n_thinking_tokens

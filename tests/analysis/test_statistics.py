@@ -16,7 +16,9 @@ from reasonscope.analysis.statistics import (
     bootstrap_band,
     dependency_agreement,
     holm,
+    mean_band,
     mean_estimate,
+    mean_number,
     null_band,
     permutation_p,
     result_of_estimates,
@@ -114,6 +116,15 @@ def test_a_band_has_the_width_of_students_interval_and_says_what_it_is():
     np.testing.assert_array_equal(band.low, bootstrap_band(means, 40, seed=0).low)
     assert (band.low != bootstrap_band(means, 40, seed=1).low).all()
     assert np.isfinite(bootstrap_band(means, 2, draws=20).low).all()
+
+
+def test_the_band_of_means_by_their_groups_is_that_of_the_bootstrap():
+    values, groups = np.random.default_rng(2).standard_normal((2, 60)), np.repeat(np.arange(12), [3, 7] * 6)
+    plain = bootstrap_band(lambda at: values[:, at].mean(axis=-1), 60, groups=groups, unit="sentences")
+    found, number = mean_band(values, groups), mean_number(values[0], groups)
+    np.testing.assert_allclose([found.low, found.high], [plain.low, plain.high], atol=1e-12)
+    assert found.what == plain.what and number["value"] == values[0].mean()
+    np.testing.assert_allclose(number["ci"], [found.low[0], found.high[0]], atol=1e-12)
 
 
 def test_a_value_that_is_mostly_no_number_has_no_interval():
