@@ -40,7 +40,7 @@ def keep(
         write_text_durably(where.figures / f"{figure_name}.html", to_html(figure, with_library=True))
         write_figure(figure, where.figures / f"{figure_name}.json")
     kept = {"command": command, "seed": seed, "figures": list(figures), "numbers": plain(numbers)}
-    write_text_durably(where.numbers / f"{name}.json", json.dumps(kept, indent=2, allow_nan=False))
+    write_text_durably(where.numbers / f"{name}.json", json.dumps(kept, indent=1, allow_nan=False))
 
 
 def read_numbers(path: Path) -> Mapping[str, Any]:
