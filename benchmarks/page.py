@@ -60,7 +60,7 @@ def _git(*arguments: str) -> str:
 
 
 def head(small: bool, minutes: float, sections: str) -> str:
-    size = ", `BENCH=--small`, which only tries the scripts" if small else ""
+    size = " with `BENCH=--small`, which only tries the scripts," if small else ""
     return "\n\n".join(
         [
             "# Benchmarks",

@@ -4,9 +4,9 @@ Each tool is a process of its own, those with older requirements in an environme
 pip). Before anything is timed, its tokens and the last row that it captured are compared with hooks written by hand; where
 transformers alone writes other tokens than they do, the vector changes what is written. Then the tools take turns, in an order that
 rotates; a ratio is of two runs of one turn, and the table gives its median and quartiles over the turns. Seconds are of the
-processor, memory is the peak of a run above what the process held before it (the best run). What a tool adds to a token fed, in
-microseconds, is as much on a small model as on a large one, where it is a smaller part: beside hooks by hand it tells what is
-reasonscope's own. First among the tools is the least median, transformers alone and hooks by hand aside.
+processor, memory is the peak of a run above what the process held before it (the best run). What a tool adds to a token fed
+is given in microseconds (the median over turns): as much as hooks by hand add, any hook costs. First among the tools is the one of the
+least median ratio, transformers alone and hooks by hand aside.
 
 W1 reads the residual stream behind every block in one pass; W2 while it writes; W4 adds a vector behind the middle block at every
 token, W5 at generated tokens alone; W6 is W2 on 32 prompts of different lengths.

@@ -8,7 +8,8 @@ trace is timed apart; the rest of the shared side is writing, and were the prefi
 
 The adaptive allotment is compared with a fixed number on accuracies p of sentences spread evenly over [0, 1] and on those of a sure model
 (nine in ten sentences always right): the same largest half-width of the intervals, `most` rollouts everywhere or as many as needed. At
-one half-width a sentence needs rollouts as p (1 − p), and a fixed number as one half does: the least possible share is the mean of 4 p (1 − p).
+one half-width a sentence needs rollouts as p (1 − p), and a fixed number is what one half needs: the least possible share is the mean of
+4 p (1 − p).
 """
 
 import argparse
