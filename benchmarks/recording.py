@@ -293,7 +293,7 @@ def main() -> None:
     if given.child:
         run_child(given.child, given.problems, given.path)
         return
-    n, turns, gigabytes = (16, 1, 1.0) if given.small else (given.problems, given.turns, given.gigabytes)
+    n, turns, gigabytes = (24, 1, 1.0) if given.small else (given.problems, given.turns, given.gigabytes)
     BUILD.mkdir(parents=True, exist_ok=True)
     sys.stdout.write(f"## What a store costs\n\n{__doc__.split(chr(10) * 2, 1)[1].strip()}\n\n")
     sys.stdout.write("| | goal | measured | |\n|---|---|---|---|\n")
