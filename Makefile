@@ -67,15 +67,10 @@ figures: $(VENV)/installed-dev
 notebooks: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --nbmake docs/notebooks
 
-# Every script prints a section; BENCH=--small runs a part and extrapolates.
+# Writes docs/benchmarks.md, in about forty minutes on two idle cores; BENCH=--small only tries the scripts.
 # Those that measure findings, not speed, want arguments and more time; docs/analysis.md says which.
-SPEED = $(filter-out benchmarks/allotment.py benchmarks/cliff_heads.py benchmarks/organism_%.py, $(wildcard benchmarks/*.py))
-
-bench: $(VENV)/installed-all-test
-	mkdir -p build
-	printf '# Benchmarks\n\nWritten by `make bench` on %s.\n' "$$(uname -m)" > build/benchmarks.md
-	for script in $(SPEED); do echo >> build/benchmarks.md && $(BIN)/python $$script $(BENCH) >> build/benchmarks.md || exit 1; done
-	mv build/benchmarks.md docs/benchmarks.md
+bench: $(VENV)/installed-all-test chromium
+	$(BIN)/python benchmarks/page.py $(BENCH)
 
 # Says so where there is no accelerator; `make bench` keeps those rows open.
 bench-gpu: $(VENV)/installed-all

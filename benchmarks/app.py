@@ -23,6 +23,9 @@ from reasonscope.data.parse import build_trace
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Problem
 
+sys.path.insert(0, str(Path(__file__).parent))
+from goals import verdict
+
 GOALS = {"first paint": 2000, "interaction": 500}
 
 
@@ -129,10 +132,11 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(rows))  # noqa: T201
         return
-    print(f"## The app on a trace of {what}\n\n| | median, ms | slowest, ms | goal, ms |\n|---|---|---|---|")  # noqa: T201
+    print(f"## The app on a trace of {what}\n\n| | median, ms | slowest, ms | goal, ms | |\n|---|---|---|---|---|")  # noqa: T201
     for name, values in rows.items():
         goal = GOALS.get(name, GOALS["interaction"])
-        print(f"| {name} | {statistics.median(values):,.0f} | {max(values):,.0f} | {goal:,} |")  # noqa: T201
+        times = f"{statistics.median(values):,.0f} | {max(values):,.0f} | ≤ {goal:,}"
+        print(f"| {name} | {times} | {verdict(values, at_most=goal)} |")  # noqa: T201
 
 
 if __name__ == "__main__":

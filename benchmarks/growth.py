@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from rollouts import random_model
 
 from reasonscope.analysis.figures.theme import GREY, SYMBOLS, Figure, colours_of, styled
 from reasonscope.data.problems import load_problems
@@ -26,6 +25,9 @@ from reasonscope.probes.capture import run_with_cache
 from reasonscope.probes.model import Model, load_model
 from reasonscope.probes.record import record
 from reasonscope.probes.sites import Site
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rollouts import random_model
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 TOKENS, LAYERS, WIDTH = 256, 4, 256

@@ -1,0 +1,93 @@
+"""Runs the benchmarks one after another and writes docs/benchmarks.md: the machine, the goals missed, and what every script prints."""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from goals import MET, MISSED, NOISE
+
+HERE = Path(__file__).parent
+OPEN = "with_gpu"  # has no small form
+SCRIPTS = ("peers", "recording", "attention", "mi_low_rank", "rollouts", "probe_sweep", "app", "growth", OPEN)
+
+
+def section(script: str, small: bool) -> tuple[str, bool]:
+    """What a script prints, and whether it came to its end; a line in its place says where it did not."""
+    arguments = ["--small"] if small and script != OPEN else []
+    done = subprocess.run([sys.executable, str(HERE / f"{script}.py"), *arguments], stdout=subprocess.PIPE, text=True)
+    printed = done.stdout.strip()
+    if done.returncode:
+        printed += f"\n\n**`benchmarks/{script}.py` failed** (exit status {done.returncode}); what it was to measure is missing here."
+    return printed.strip() if printed.startswith("## ") else f"## {script}\n\n{printed.strip()}", not done.returncode
+
+
+def verdicts(text: str) -> Iterator[tuple[str, str]]:
+    """The verdict of every row that has one, behind the nearest heading and the row's first cell."""
+    heading = ""
+    for line in text.splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        for cell in cells:
+            if cell.removesuffix(NOISE) in (MET, MISSED):
+                yield cell, f"{heading} – {cells[0]}"
+
+
+def missed(text: str) -> str:
+    found = list(verdicts(text))
+    rows = [f"- {row}: {said}" for said, row in found if said.startswith(MISSED)]
+    return "\n".join(
+        [f"{len(found) - len(rows)} of {len(found)} goals are met." + (" Missed:\n" if rows else ""), *rows]
+    )
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
+    commit = _git("rev-parse", "--short", "HEAD") + (" and changes" if _git("status", "--porcelain", "-uno") else "")
+    return f"{os.cpu_count()} cores of {model}; {datetime.now(UTC):%d %B %Y}, commit {commit}"
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True).stdout.strip()
+
+
+def head(small: bool, minutes: float, sections: str) -> str:
+    size = " with `BENCH=--small`, which only tries the scripts," if small else ""
+    return "\n\n".join(
+        [
+            "# Benchmarks",
+            f"Written by `make bench`{size} in {minutes:.0f} minutes, on {machine()}.",
+            'Beside a number stands whether it is within its goal; "within the noise" where the quartiles over the turns lie on both '
+            "sides of it. Why a goal is missed stands in its section: what the time goes to, or what bounds it.",
+            missed(sections),
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--small", action="store_true", help="the small form of every script")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "benchmarks.md")
+    given = parser.parse_args()
+    began, sections, ended = time.perf_counter(), [], []
+    for script in SCRIPTS:
+        started = time.perf_counter()
+        text, whole = section(script, given.small)
+        sections.append(text)
+        ended.append(whole)
+        sys.stderr.write(f"{script}: {time.perf_counter() - started:.0f} s{'' if whole else ', failed'}\n")
+    body = "\n\n".join(sections)
+    given.out.write_text(f"{head(given.small, (time.perf_counter() - began) / 60, body)}\n\n{body}\n", encoding="utf-8")
+    sys.exit(not all(ended))
+
+
+if __name__ == "__main__":
+    main()
