@@ -130,7 +130,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     found = measure(3, 1) if given.small else measure(given.doublings, 3)
-    save_image(drawn(found), IMAGES / "growth.png")
+    if not given.small:
+        save_image(drawn(found), IMAGES / "growth.png")
     lines = [
         "## How cost grows",
         "",

@@ -75,8 +75,9 @@ def head(small: bool, minutes: float, sections: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="the small form of every script")
-    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "benchmarks.md")
+    parser.add_argument("--out", type=Path, help="docs/benchmarks.md, of small forms build/benchmarks.md")
     given = parser.parse_args()
+    out = given.out or HERE.parent / ("build" if given.small else "docs") / "benchmarks.md"
     began, sections, ended = time.perf_counter(), [], []
     for script in SCRIPTS:
         started = time.perf_counter()
@@ -85,7 +86,8 @@ def main() -> None:
         ended.append(whole)
         sys.stderr.write(f"{script}: {time.perf_counter() - started:.0f} s{'' if whole else ', failed'}\n")
     body = "\n\n".join(sections)
-    given.out.write_text(f"{head(given.small, (time.perf_counter() - began) / 60, body)}\n\n{body}\n", encoding="utf-8")
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(f"{head(given.small, (time.perf_counter() - began) / 60, body)}\n\n{body}\n", encoding="utf-8")
     sys.exit(not all(ended))
 
 
