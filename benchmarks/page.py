@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -19,13 +20,23 @@ SCRIPTS = ("peers", "recording", "attention", "mi_low_rank", "rollouts", "probe_
 
 
 def section(script: str, small: bool) -> tuple[str, bool]:
-    """What a script prints, and whether it came to its end; a line in its place says where it did not."""
+    """What a script prints and when, and whether it came to its end; a line in its place says where it did not."""
     arguments = ["--small"] if small and script != OPEN else []
+    began, where = time.perf_counter(), machine()
     done = subprocess.run([sys.executable, str(HERE / f"{script}.py"), *arguments], stdout=subprocess.PIPE, text=True)
     printed = done.stdout.strip()
     if done.returncode:
         printed += f"\n\n**`benchmarks/{script}.py` failed** (exit status {done.returncode}); what it was to measure is missing here."
-    return printed.strip() if printed.startswith("## ") else f"## {script}\n\n{printed.strip()}", not done.returncode
+    if not printed.startswith("## "):
+        printed = f"## {script}\n\n{printed.strip()}"
+    seconds = time.perf_counter() - began
+    sys.stderr.write(f"{script}: {seconds:.0f} s{', failed' if done.returncode else ''}\n")
+    return f"{printed}\n\n*{where}; {seconds:.0f} s.*", not done.returncode
+
+
+def sections(page: str) -> dict[str, str]:
+    """Those of a page, by heading."""
+    return {part.splitlines()[0]: f"## {part.strip()}" for part in re.split(r"^## ", page, flags=re.MULTILINE)[1:]}
 
 
 def verdicts(text: str) -> Iterator[tuple[str, str]]:
@@ -59,15 +70,15 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True).stdout.strip()
 
 
-def head(small: bool, minutes: float, sections: str) -> str:
-    size = " with `BENCH=--small`, which only tries the scripts," if small else ""
+def head(small: bool, body: str) -> str:
+    size = " with `BENCH=--small`, which only tries the scripts" if small else ""
     return "\n\n".join(
         [
             "# Benchmarks",
-            f"Written by `make bench`{size} in {minutes:.0f} minutes, on {machine()}.",
+            f"Written by `make bench`{size}; where and when stands below each section.",
             'Beside a number stands whether it is within its goal; "within the noise" where the quartiles over the turns lie on both '
             "sides of it. Why a goal is missed stands in its section: what the time goes to, or what bounds it.",
-            missed(sections),
+            missed(body),
         ]
     )
 
@@ -76,18 +87,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="the small form of every script")
     parser.add_argument("--out", type=Path, help="docs/benchmarks.md, of small forms build/benchmarks.md")
+    parser.add_argument(
+        "--only", nargs="+", choices=SCRIPTS, default=SCRIPTS, help="the other sections stay as they are"
+    )
     given = parser.parse_args()
     out = given.out or HERE.parent / ("build" if given.small else "docs") / "benchmarks.md"
-    began, sections, ended = time.perf_counter(), [], []
-    for script in SCRIPTS:
-        started = time.perf_counter()
-        text, whole = section(script, given.small)
-        sections.append(text)
-        ended.append(whole)
-        sys.stderr.write(f"{script}: {time.perf_counter() - started:.0f} s{'' if whole else ', failed'}\n")
-    body = "\n\n".join(sections)
     out.parent.mkdir(exist_ok=True)
-    out.write_text(f"{head(given.small, (time.perf_counter() - began) / 60, body)}\n\n{body}\n", encoding="utf-8")
+    found, ended = sections(out.read_text(encoding="utf-8") if out.exists() else ""), []
+    for script in given.only:
+        text, whole = section(script, given.small)
+        found |= sections(text)
+        ended.append(whole)
+    body = "\n\n".join(found.values())
+    out.write_text(f"{head(given.small, body)}\n\n{body}\n", encoding="utf-8")
     sys.exit(not all(ended))
 
 

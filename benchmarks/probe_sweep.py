@@ -10,10 +10,12 @@ import argparse
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -23,8 +25,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, KFold
 from torch import Tensor
 from torch.nn.functional import softplus
-from torch.profiler import ProfilerActivity, profile
 
+from reasonscope.probes import solvers, symmetric
 from reasonscope.probes.solvers import LinearPath, logistic_path, ridge_path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -150,17 +152,34 @@ def timed(method: Method, layers: int, positions: int, device: str) -> Timing:
         alike += int((ours == theirs).sum())
     return Timing(
         method=method.name, batched=seconds[0], scikit_learn=seconds[1], alike=alike, cells=layers * positions,
-        shares=operations(lambda: batched(method, features, targets, device)),
+        shares=routines(lambda: batched(method, features, targets, device)),
     )  # fmt: skip
 
 
-def operations(run: Callable[[], object], most: int = 4) -> str:
-    """The operations of torch that take most of a run's processor time, and their shares of it."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+def routines(run: Callable[[], object]) -> str:
+    """Shares of a run's processor time by routine of BLAS and LAPACK, on the CPU: what is left is torch, numpy and Python."""
+    spent: dict[str, float] = defaultdict(float)
+
+    def timed_by(name: Callable[..., str], call: Callable[..., object]) -> Callable[..., object]:
+        def timed(*arguments: object) -> object:
+            began = time.thread_time()
+            found = call(*arguments)
+            spent[name(*arguments)] += time.thread_time() - began
+            return found
+
+        return timed
+
+    began = time.process_time()
+    with (
+        patch.object(symmetric, "_call", timed_by(lambda library, name, *_: name, symmetric._call)),
+        patch.object(solvers, "gram", timed_by(lambda _: "inner products", solvers.gram)),
+    ):
         run()
-    found = sorted(profiler.key_averages(), key=lambda one: -one.self_cpu_time_total)
-    whole = sum(one.self_cpu_time_total for one in found)
-    return ", ".join(f"`{one.key}` {one.self_cpu_time_total / whole:.0%}" for one in found[:most])
+    whole = time.process_time() - began
+    spent["the rest"] = whole - sum(spent.values())
+    return ", ".join(
+        f"{name} {seconds / whole:.0%}" for name, seconds in sorted(spent.items(), key=lambda pair: -pair[1])
+    )
 
 
 def report(timings: list[Timing], device: str) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reasonscope.data.errors import InputError
 from reasonscope.probes.newton import ColumnSpace, RowSpace, newton_path
-from reasonscope.probes.symmetric import gram, shifted_solutions
+from reasonscope.probes.symmetric import bordered_solutions, gram
 
 PROBLEMS_AT_A_TIME = 4  # for each core; bounds the memory
 
@@ -84,7 +84,8 @@ class _Problem:
 
     @classmethod
     def of(cls, features: Tensor, centre: Tensor, scale: Tensor, *, row_space: bool) -> "_Problem":
-        scaled = features.to(torch.float64) - centre
+        """Overwrites `features`."""
+        scaled = features.sub_(centre)
         scaled = scaled.div_(scale) if scale.dim() else scaled
         if not torch.isfinite(scaled.sum()):  # one that is not makes the sum so, in a tenth of the time of asking each
             raise InputError("an activation is NaN or infinite; record the traces again in float32 or bfloat16")
@@ -133,7 +134,7 @@ def _path(
     def shared(problem: int) -> _Problem | None:
         if standardise:  # every fold has its own scale, so no two share their inner products
             return None
-        states = features[problem].to(where, torch.float64)
+        states = features[problem].to(where, torch.float64, copy=True)
         return _Problem.of(states, states.mean(0), states.new_ones(()), row_space=row_space)
 
     def fit(task: tuple[int, int, _Problem | None]) -> tuple[Tensor, Tensor]:
@@ -183,18 +184,15 @@ def _on_every_core(device: torch.device, tasks: int) -> Iterator[tuple[Callable[
 
 
 def _ridge(problem: _Problem, rows: Tensor, targets: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
-    """With the intercept as one more unknown: what solves for the targets, less so much of what solves for ones."""
+    """With the intercept as one more unknown: Σ dual = 0 between the rows, Σ (target − w·x − b) = 0 between the features."""
     mean = targets.mean()
-    y, ones = targets - mean, torch.ones_like(targets)
+    y = targets - mean
     if problem.row_space:
-        dual, slid = shifted_solutions(problem.row_gram(rows), torch.stack([y, ones]), penalties).unbind(1)
-        intercept = dual.sum(-1) / slid.sum(-1)
-        return problem.combined(rows, dual - intercept[:, None] * slid), intercept + mean
+        dual, intercept = bordered_solutions(problem.row_gram(rows), y, torch.ones_like(y), 0, penalties)
+        return problem.combined(rows, dual), intercept + mean
     states = problem.features[rows]
-    across = states.sum(0)
-    coef, slid = shifted_solutions(problem.column_gram(rows), torch.stack([y @ states, across]), penalties).unbind(1)
-    intercept = -(coef @ across) / (len(rows) - slid @ across)
-    return coef - intercept[:, None] * slid, intercept + mean
+    coef, intercept = bordered_solutions(problem.column_gram(rows), y @ states, states.sum(0), len(rows), penalties)
+    return coef, intercept + mean
 
 
 def _logistic(problem: _Problem, rows: Tensor, targets: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,15 +1,16 @@
 """Systems of a symmetric positive definite matrix: by LAPACK on the CPU, by torch on other devices. Matrices given here are overwritten.
 
-LAPACK is called as scipy offers it to Cython, through ctypes, which gives Python's lock back meanwhile; `scipy.linalg.lapack` keeps it,
-so that threads would wait for each other.
+LAPACK and BLAS are called as scipy offers them to Cython, through ctypes, which gives Python's lock back meanwhile; `scipy.linalg.lapack`
+keeps it, so that threads would wait for each other.
 """
 
 import ctypes
 from collections.abc import Callable
 from functools import cache
+from types import ModuleType
 
 import torch
-from scipy.linalg import cython_lapack
+from scipy.linalg import cython_blas, cython_lapack
 from torch import Tensor
 
 from reasonscope.data.errors import InputError
@@ -36,7 +37,8 @@ def factored(matrix: Tensor) -> Callable[[Tensor], Tensor]:
 
     def solve(right: Tensor) -> Tensor:
         solution = right.clone()
-        _lapack("dpotrs", b"L", k, 1, matrix, k, solution, k)
+        for transposed in (b"N", b"T"):  # for one right side a third of dpotrs' time, which packs the factor for many
+            _call(cython_blas, "dtrsv", b"L", transposed, b"N", k, matrix, k, solution, 1)
         return solution
 
     return solve
@@ -48,28 +50,42 @@ def ridged(matrix: Tensor, penalty: Tensor | float) -> Tensor:
     return matrix
 
 
-def shifted_solutions(matrix: Tensor, right: Tensor, penalties: Tensor) -> Tensor:
-    """(matrix + penalty)⁻¹ right for every penalty, of `matrix` (k, k) and `right` (side, k): (penalty, side, k).
+def bordered_solutions(
+    matrix: Tensor, right: Tensor, border: Tensor, corner: float, penalties: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x (penalty, k) and b (penalty,) where (matrix + penalty) x + b border = right and border · x + b corner = 0, for every penalty.
 
-    On the CPU one tridiagonal matrix, of the same eigenvalues, serves all penalties for the price of four Cholesky factors.
+    `matrix` (k, k), `right` and `border` (k,). On the CPU one tridiagonal matrix, of the same eigenvalues, serves all penalties for the
+    price of four Cholesky factors.
     """
+    sides = torch.stack([right, border])
     if matrix.device.type != "cpu":
         solvers = [factored(ridged(matrix.clone(), penalty)) for penalty in penalties]
-        return torch.stack([torch.stack([solve(side) for side in right]) for solve in solvers])
+        return _bordered(
+            torch.stack([torch.stack([solve(side) for side in sides]) for solve in solvers]), border, corner
+        )
     k = len(matrix)
     diagonal, beside, reflectors = matrix.new_empty(k), matrix.new_empty(k - 1), matrix.new_empty(k)
     work = matrix.new_empty(_BLOCK * (k + _BLOCK))
     _lapack("dsytrd", b"L", k, matrix, k, diagonal, beside, reflectors, work, len(work))
 
     def rotated(sides: Tensor, transposed: bytes) -> Tensor:
-        n = sides.numel() // k
-        _lapack("dormtr", b"L", b"L", transposed, k, n, matrix, k, reflectors, sides, k, work, len(work))
+        _lapack("dormtr", b"L", b"L", transposed, k, len(sides), matrix, k, reflectors, sides, k, work, len(work))
         return sides
 
-    solutions = rotated(right.clone(), b"T").repeat(len(penalties), 1, 1)
+    sides = rotated(sides, b"T")
+    solutions = sides.repeat(len(penalties), 1, 1)
     for solution, penalty in zip(solutions, penalties, strict=True):
-        _check(_lapack("dptsv", k, len(right), diagonal + penalty, beside.clone(), solution, k))
-    return rotated(solutions, b"N")
+        _check(_lapack("dptsv", k, 2, diagonal + penalty, beside.clone(), solution, k))
+    x, b = _bordered(solutions, sides[1], corner)
+    return rotated(x, b"N"), b
+
+
+def _bordered(solutions: Tensor, border: Tensor, corner: float) -> tuple[Tensor, Tensor]:
+    """What solves for the right side, less so much of what solves for the border: of both (penalty, 2, k)."""
+    plain, slid = solutions.unbind(1)
+    b = (plain @ border) / (slid @ border - corner)
+    return plain - b[:, None] * slid, b
 
 
 def _check(info: int) -> None:
@@ -80,22 +96,29 @@ def _check(info: int) -> None:
 
 
 def _lapack(name: str, *arguments: bytes | int | Tensor) -> int:
-    """Call a routine with letters, sizes and contiguous tensors (column by column, so transposed), and return its `info`."""
+    """The `info` of a routine of LAPACK."""
     info = ctypes.c_int()
-    _routine(name, len(arguments) + 1)(*(_pointer(argument) for argument in arguments), ctypes.byref(info))
+    _call(cython_lapack, name, *arguments, info)
     return info.value
 
 
-def _pointer(argument: bytes | int | Tensor) -> object:
+def _call(library: ModuleType, name: str, *arguments: bytes | int | Tensor | ctypes.c_int) -> None:
+    """A routine with letters, sizes and contiguous tensors (column by column, so transposed)."""
+    _routine(library, name, len(arguments))(*map(_pointer, arguments))
+
+
+def _pointer(argument: bytes | int | Tensor | ctypes.c_int) -> object:
     if isinstance(argument, Tensor):
         return argument.data_ptr()
-    return ctypes.byref(ctypes.c_int(argument)) if isinstance(argument, int) else argument
+    if isinstance(argument, bytes):
+        return argument
+    return ctypes.byref(argument if isinstance(argument, ctypes.c_int) else ctypes.c_int(argument))
 
 
 @cache
-def _routine(name: str, n_arguments: int) -> Callable[..., None]:
-    """The compiled routine of LAPACK that `scipy.linalg.cython_lapack` keeps in a capsule."""
-    capsule = cython_lapack.__pyx_capi__[name]
+def _routine(library: ModuleType, name: str, n_arguments: int) -> Callable[..., None]:
+    """The compiled routine that `scipy.linalg.cython_blas` or `cython_lapack` keeps in a capsule."""
+    capsule = library.__pyx_capi__[name]
     name_of = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", ctypes.pythonapi))
     address_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
         ("PyCapsule_GetPointer", ctypes.pythonapi)

@@ -6,7 +6,7 @@ import torch
 
 from reasonscope.data.errors import InputError
 from reasonscope.probes import solvers
-from reasonscope.probes.symmetric import factored, gram, ridged, shifted_solutions
+from reasonscope.probes.symmetric import bordered_solutions, factored, gram, ridged
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
 
@@ -22,16 +22,18 @@ def test_solutions_are_numpys(features, rows, device):
     matrix = gram(features[:rows].to(device))
     dense = matrix.cpu().numpy()
     np.testing.assert_allclose(dense, features[:rows].numpy() @ features[:rows].numpy().T, rtol=1e-12)
-    right = features[:2, :rows].contiguous().to(device)
+    right, border = features[:2, :rows].to(device)
     penalties = torch.tensor([0.1, 1e4, 3.0], dtype=torch.float64, device=device)
-    found = shifted_solutions(matrix.clone(), right, penalties).cpu()
-    assert found.shape == (3, 2, rows)
-    for solution, penalty in zip(found.numpy(), penalties.tolist(), strict=True):
-        expected = np.linalg.solve(dense + penalty * np.eye(rows), right.cpu().numpy().T)
-        np.testing.assert_allclose(solution.T, expected, rtol=1e-9)
-    solve = factored(ridged(matrix.clone(), 3.0))
-    for side, expected in zip(right, found[2], strict=True):
-        torch.testing.assert_close(solve(side).cpu(), expected, rtol=1e-9, atol=0)
+    known = np.append(right.cpu().numpy(), 0)
+    for corner in (0.0, float(rows)):
+        found, last = bordered_solutions(matrix.clone(), right, border, corner, penalties)
+        assert found.shape == (3, rows) and last.shape == (3,)
+        for solution, end, penalty in zip(found.cpu().numpy(), last.tolist(), penalties.tolist(), strict=True):
+            edge = border.cpu().numpy()[:, None]
+            whole = np.block([[dense + penalty * np.eye(rows), edge], [edge.T, np.full((1, 1), corner)]])
+            np.testing.assert_allclose(np.append(solution, end), np.linalg.solve(whole, known), rtol=1e-8, atol=1e-12)
+    expected = np.linalg.solve(dense + 3 * np.eye(rows), right.cpu().numpy())
+    np.testing.assert_allclose(factored(ridged(matrix.clone(), 3.0))(right).cpu().numpy(), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -40,7 +42,7 @@ def test_a_penalty_lost_in_rounding_is_refused(features, device):
     with pytest.raises(InputError, match="lost in the rounding"):
         factored(indefinite.clone())
     with pytest.raises(InputError, match="lost in the rounding"):
-        shifted_solutions(indefinite, features[:2, :70].to(device), torch.tensor([1.0], dtype=torch.float64))
+        bordered_solutions(indefinite, *features[:2, :70].to(device), 0, torch.tensor([1.0], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("path", [solvers.ridge_path, solvers.logistic_path])
