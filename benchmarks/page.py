@@ -15,13 +15,24 @@ sys.path.insert(0, str(Path(__file__).parent))
 from goals import MET, MISSED, NOISE
 
 HERE = Path(__file__).parent
-OPEN = "with_gpu"  # has no small form
-SCRIPTS = ("peers", "recording", "attention", "mi_low_rank", "rollouts", "probe_sweep", "app", "growth", OPEN)
+ONE_FORM = ("under_cap", "with_gpu")  # no small one
+SCRIPTS = (
+    "peers",
+    "recording",
+    "under_cap",
+    "attention",
+    "mi_low_rank",
+    "rollouts",
+    "probe_sweep",
+    "app",
+    "growth",
+    "with_gpu",
+)
 
 
 def section(script: str, small: bool) -> tuple[str, bool]:
     """What a script prints and when, and whether it came to its end; a line in its place says where it did not."""
-    arguments = ["--small"] if small and script != OPEN else []
+    arguments = ["--small"] if small and script not in ONE_FORM else []
     began, where = time.perf_counter(), machine()
     done = subprocess.run([sys.executable, str(HERE / f"{script}.py"), *arguments], stdout=subprocess.PIPE, text=True)
     printed = done.stdout.strip()

@@ -121,9 +121,9 @@ class Child:
         )
         self.about = self._answer()
 
-    def run(self, workload: Workload, keep: Path | None = None) -> dict[str, Any]:
+    def run(self, workload: Workload, keep: Path | None = None, **more: int) -> dict[str, Any]:
         asked = {"workload": workload.name, "lengths": workload.lengths, "new": workload.new, "times": workload.times}
-        asked |= {"keep": keep and str(keep), "strength": self._strength}
+        asked |= {"keep": keep and str(keep), "strength": self._strength, **more}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()

@@ -6,6 +6,7 @@ Needs torch, numpy and the tool alone: it runs in environments that hold no reas
 """
 
 import json
+import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ def main():
         asked = json.loads(line)
         job = read_job(folder, asked)
         try:
-            say(answers, run(tool, state, job, asked))
+            say(answers, (hold if "hold" in asked else run)(tool, state, job, asked))
         except Exception as error:  # noqa: BLE001 - whatever a tool raises is its result
             say(answers, {"error": f"{type(error).__name__}: {error}"[:200]})
 
@@ -58,6 +59,22 @@ def run(tool, state, job, asked):
     if asked.get("keep"):
         np.savez(asked["keep"], **plain(found, job))
     return {**spent, "extra": peak() - before}
+
+
+def hold(tool, state, job, asked):
+    """How many of `hold` passes' activations can be kept within `cap` bytes more than are held now."""
+    forget_peak()
+    before, kept, error = peak(), [], None
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (status("VmData") + asked["cap"], limits[1]))
+    try:
+        for _ in range(asked["hold"]):
+            kept.append(tool.WORKLOADS[asked["workload"]](state, job)["activations"])
+    except (MemoryError, RuntimeError) as found:  # torch raises the latter
+        error = f"{type(found).__name__}: {found}".splitlines()[0][:200]
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+    return {"passes": len(kept), "extra": peak() - before, "error": error}
 
 
 def read_job(folder, asked):
@@ -90,9 +107,14 @@ def plain(found, job):
 
 
 def peak():
-    """The most memory that this process has held since `forget_peak`, in bytes (Linux)."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    """The most memory that this process has held since `forget_peak`, in bytes."""
+    return status("VmHWM")
+
+
+def status(name):
+    """Memory of this process in bytes by the name that Linux gives it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def forget_peak():
