@@ -57,7 +57,7 @@ from reasonscope.steering.vector import SteeringVector
 
 Mutate = Callable[[random.Random, bytes], bytes]
 _NO_FORMAT = (
-    ValueError, TypeError, LookupError, RuntimeError, EOFError, struct.error, zlib.error, zipfile.BadZipFile, yaml.YAMLError,
+    ValueError, TypeError, AttributeError, LookupError, RuntimeError, EOFError, struct.error, zlib.error, zipfile.BadZipFile, yaml.YAMLError,
 )  # fmt: skip
 HOSTILE = (
     None, True, False, 0, -1, 2**31, 2**63, 10**400, 1.5, -0.0, float("nan"), float("inf"), "", " ", "\x00", "\ud800", "../../x", "/etc/x",
