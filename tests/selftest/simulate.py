@@ -29,6 +29,7 @@ from reasonscope.analysis.statistics import (
     bootstrap_band,
     dependency_agreement,
     holm,
+    mean_band,
     mean_estimate,
     permutation_p,
 )
@@ -177,6 +178,14 @@ def _band(n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
     values = _normal(rng, n)
     band = bootstrap_band(lambda rows: np.array([values[rows].mean()]), n, draws=draws, seed=int(rng.integers(2**31)))
     return float(band.low[0]), float(band.high[0])
+
+
+def _by_sentence(n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
+    """Tokens of `n` sentences of unequal length; those of a sentence are alike."""
+    sentence = np.repeat(np.arange(n), rng.integers(5, 25, size=n))
+    values = 0.7 * rng.normal(size=n)[sentence] + rng.normal(size=len(sentence))
+    band = mean_band(values, sentence, draws=draws, seed=int(rng.integers(2**31)))
+    return float(band.low), float(band.high)
 
 
 def _wilson(n: int, p: float, rng: np.random.Generator, _: int) -> tuple[float, float]:
@@ -336,6 +345,12 @@ def _intervals() -> list[Interval]:
         ),
         Interval(name="band of 20", where="analysis.statistics.bootstrap_band", truth=0.0, one=partial(_band, 20)),
         Interval(name="band of 40", where="analysis.statistics.bootstrap_band", truth=0.0, one=partial(_band, 40)),
+        Interval(
+            name="tokens of 14 sentences",
+            where="analysis.statistics.mean_band",
+            truth=0.0,
+            one=partial(_by_sentence, 14),
+        ),
         Interval(
             name="share .8 of 20 rollouts", where="analysis.anchors.allotment", truth=0.8, one=partial(_wilson, 20, 0.8)
         ),
