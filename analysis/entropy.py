@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
-from reasonscope.analysis.statistics import bootstrap_band
+from reasonscope.analysis.statistics import mean_band
 from reasonscope.data.align import token_strings
 from reasonscope.data.errors import InputError
 from reasonscope.data.segment import sentence_of_each
@@ -188,14 +188,7 @@ def entropy_of_trace(
     units = sentence_of_each(sentences, first + len(thinking))[first:][np.isfinite(thinking)]
     thinking = thinking[np.isfinite(thinking)]
     low, high = np.quantile(values[known], [0.025, 0.975])
-    interval = bootstrap_band(
-        lambda rows: np.array([thinking[rows].mean()]),
-        len(thinking),
-        groups=units,
-        unit="sentences",
-        draws=draws,
-        seed=seed,
-    )
+    interval = mean_band(thinking, units, draws=draws, seed=seed)
     return Result(
         method=METHOD,
         quantity="entropy of the next-token distribution",
@@ -211,7 +204,7 @@ def entropy_of_trace(
         },
         numbers={
             "threshold": threshold,
-            "thinking": {"value": phases.thinking, "ci": [interval.low[0], interval.high[0]]},
+            "thinking": {"value": phases.thinking, "ci": [float(interval.low), float(interval.high)]},
             "answer": phases.answer,
             "penalty": phases.penalty,
             "forking_words": _forking_words(trace, values, known & (values >= threshold)),

@@ -182,13 +182,9 @@ def head_table(model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *
     owner = sentence_of_each(sentences, rows.stop)[rows.slice]
     induction = induction_scores(model, seed=seed)
     of_trace = np.stack([found.span, found.sink, found.previous, found.waad, found.fai])
-    values = np.insert(of_trace.mean(axis=-1), METRICS.index("induction"), induction.mean(axis=-1), axis=0)
+    values = _beside(of_trace.mean(axis=-1), induction.mean(axis=-1))
     sure = mean_band(of_trace, owner, seed=seed)
     places = mean_band(induction, np.arange(induction.shape[-1]), unit="places", seed=seed)
-    ends = [
-        np.insert(a, METRICS.index("induction"), b, axis=0)
-        for a, b in ((sure.low, places.low), (sure.high, places.high))
-    ]
     query = np.arange(rows.start, rows.stop)
     alike = 1 / (query + 1)
     uniform = [(query / 2).mean(), alike.mean(), alike.mean(), _uniform_induction(model), *_uniform_rhythm(query)]
@@ -199,7 +195,11 @@ def head_table(model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *
         axes=(Axis.of("metric", METRICS), Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),
         values=values,
         null=Band.of(band, band, values.shape, "a head that looks at all tokens up to its own alike"),
-        interval=Band(low=ends[0], high=ends[1], what=f"{sure.what}; induction: {places.what}"),
+        interval=Band(
+            low=_beside(sure.low, places.low),
+            high=_beside(sure.high, places.high),
+            what=f"{sure.what}; induction: {places.what}",
+        ),
         arrays={
             "waad": over(found.waad, local),
             "fai": over(found.fai, wide),
@@ -212,6 +212,11 @@ def head_table(model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *
         },
         provenance=provenance,
     )
+
+
+def _beside(of_trace: Values, induction: Values) -> Values:
+    """The metrics of a trace (metric, layer, head), and induction (layer, head) at its place among METRICS."""
+    return np.insert(of_trace, METRICS.index("induction"), induction, axis=0)
 
 
 def _uniform_induction(model: Model, length: int = 50) -> float:

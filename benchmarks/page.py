@@ -98,14 +98,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="the small form of every script")
     parser.add_argument("--out", type=Path, help="docs/benchmarks.md, of small forms build/benchmarks.md")
-    parser.add_argument(
-        "--only", nargs="+", choices=SCRIPTS, default=SCRIPTS, help="the other sections stay as they are"
-    )
+    parser.add_argument("--only", nargs="+", choices=SCRIPTS, help="the other sections stay as they are")
     given = parser.parse_args()
     out = given.out or HERE.parent / ("build" if given.small else "docs") / "benchmarks.md"
     out.parent.mkdir(exist_ok=True)
-    found, ended = sections(out.read_text(encoding="utf-8") if out.exists() else ""), []
-    for script in given.only:
+    found, ended = sections(out.read_text(encoding="utf-8")) if given.only and out.exists() else {}, []
+    for script in given.only or SCRIPTS:
         text, whole = section(script, given.small)
         found |= sections(text)
         ended.append(whole)

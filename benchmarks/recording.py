@@ -41,6 +41,7 @@ from reasonscope.probes.sites import expand_sites
 
 sys.path.insert(0, str(Path(__file__).parent))
 from goals import quartiles, verdict
+from tools.serve import status
 
 BUILD = Path(__file__).parents[1] / "build" / "recording"
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=512, seed=0)
@@ -74,9 +75,9 @@ def run_child(mode: str, n: int, path: Path) -> None:
     problems = load_problems("ledger", n=n)
     sites = expand_sites("resid_post.*", model.n_layers)
     assert model.fingerprint  # hashed once, as both sides would
-    resource.setrlimit(resource.RLIMIT_DATA, (held("VmData") + CAP, -1))
+    resource.setrlimit(resource.RLIMIT_DATA, (status("VmData") + CAP, -1))
     parts = clocked()
-    before, began = held("VmHWM"), time.process_time()
+    before, began = status("VmHWM"), time.process_time()
     sys.stdout.write(json.dumps({"began": began}) + "\n")
     sys.stdout.flush()
     if mode == "record":
@@ -90,7 +91,7 @@ def run_child(mode: str, n: int, path: Path) -> None:
             batch = prompts[start : start + 16]
             done = generate(model, batch, SAMPLING, seeds=range(len(batch)), read=sites)
             tokens += sum(len(one.token_ids) for one in done)
-    spent = {"cpu": time.process_time() - began, "extra": held("VmHWM") - before, "tokens": tokens, "parts": parts}
+    spent = {"cpu": time.process_time() - began, "extra": status("VmHWM") - before, "tokens": tokens, "parts": parts}
     sys.stdout.write(json.dumps(spent) + "\n")
 
 
@@ -119,12 +120,6 @@ def shares(runs: Sequence[dict[str, Any]]) -> str:
     """Of the processor seconds of recording, over all runs."""
     whole = sum(run["cpu"] for run in runs)
     return ", ".join(f"{label} {sum(run['parts'][part] for run in runs) / whole:.0%}" for part, label in PARTS.items())
-
-
-def held(kind: str) -> int:
-    """Memory of this process in bytes by the name that Linux gives it."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
-    return 1024 * int(line.split()[1])
 
 
 def to_disk(n: int, turns: int) -> list[str]:
