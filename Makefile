@@ -87,12 +87,13 @@ example: $(VENV)/installed-all
 ci:
 	.ci/run
 
-# What a change has to pass, and what its dependencies are known for. pip-audit asks PyPI, so it needs the network.
+# What a change has to pass, and what its dependencies are known for. pip-audit asks PyPI, so it needs the network; a package that it
+# cannot look up is an error.
 check: lint types test audit
 
 audit: $(VENV)/installed-dev
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml data probes steering analysis app
-	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 # Fifty readers of the app for five minutes.
 soak: $(VENV)/installed-all-test

@@ -87,9 +87,17 @@ def dependencies(root: str) -> set[str]:
     return {name for name, _ in done}
 
 
-def test_every_dependency_is_pinned():
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = {canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==\S+$", "\n".join(lines), flags=re.MULTILINE)}
+def pins(file: str) -> set[tuple[str, str]]:
+    """The packages of a file and their versions, without the build that they are for."""
+    found = re.findall(r"^([\w.-]+)==([^\s+]+)", (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {(canonicalize_name(name), version) for name, version in found}
+
+
+def test_every_dependency_is_pinned_and_locked():
+    pinned, locked = pins("constraints.txt"), pins("requirements.lock")
     installer = {"pip"}  # pip-audit asks for it; it is what installs the pins
-    assert dependencies("reasonscope[dev]") - pins - installer == {"reasonscope"}
-    assert "torch==2.13.0" in lines
+    assert dependencies("reasonscope[dev]") - {name for name, _ in pinned} - installer == {"reasonscope"}
+    assert ("torch", "2.13.0") in pinned
+    assert {name for name, _ in locked ^ pinned} == installer
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    assert sum(bool(re.search(r" --hash=sha256:[0-9a-f]{64}$", line)) for line in lines) == len(locked)

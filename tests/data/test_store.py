@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -15,7 +16,6 @@ from reasonscope.data.durable import write_text_durably
 from reasonscope.data.errors import InputError, SiteError, StoreError
 from reasonscope.data.manifest import Manifest
 from reasonscope.data.parse import build_trace, trace_from_text
-from reasonscope.data.shards import _place
 from reasonscope.data.store import TraceStore, check_store
 from reasonscope.data.trace import Message, Problem, Sampling, Trace
 
@@ -68,13 +68,21 @@ def test_what_goes_in_comes_out(stored):
     assert (store.site_types["z.1"].dtype, store.site_types["z.1"].shape) == ("float32", (2, 3))
 
 
-def test_rows_lie_where_they_are_announced(stored):
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no such advice")
+def test_the_header_and_the_rows_are_announced(stored, monkeypatch):
     path, _, arrays = stored
-    shard = min((path / "shards").glob("*.safetensors"))
+    told = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, *where: told.append(where))
+    store = TraceStore.open(path)
+    file = path / "shards" / "000000.safetensors"
     for site, values in arrays.items():
-        rows = np.concatenate(values[:2])
-        offset, size = _place(shard, site, 1, 3)
-        assert shard.read_bytes()[offset : offset + size] == rows[1:3].tobytes()
+        rows = values[1].tobytes()  # of trace b, behind those of a
+        store.activations("b", site)
+        assert [advice for *_, advice in told] == [os.POSIX_FADV_WILLNEED] * 2
+        (start, header, _), (offset, size, _) = told
+        assert start == 0 and header >= int.from_bytes(file.read_bytes()[:8], "little") + 8
+        assert file.read_bytes()[offset : offset + len(rows)] == rows and size == 2 * len(rows)
+        told.clear()
 
 
 def test_it_opens_with_pyarrow_and_safetensors_alone(stored):
