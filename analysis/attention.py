@@ -18,6 +18,7 @@ from reasonscope.data.errors import ContextError, InputError
 from reasonscope.data.trace import Span
 from reasonscope.probes.backends.hooks import HooksBackend
 from reasonscope.probes.batching import check_vocabulary
+from reasonscope.probes.determinism import at_least_float32
 from reasonscope.probes.model import Model
 
 BLOCK = 128  # queries at a time
@@ -169,7 +170,7 @@ def attending(hf: PreTrainedModel, attend: Callable[[AttentionCall], Tensor]) ->
 
 
 def _softmax(scores: Tensor, rows: Span, keys: Span, rule: ScoreRule) -> Tensor:
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).mul_(rule.scaling)
+    scores = at_least_float32(scores).mul_(rule.scaling)
     if rule.softcap is not None:
         scores = scores.div_(rule.softcap).tanh_().mul_(rule.softcap)
     _hide(scores, rows, keys, rule.window)

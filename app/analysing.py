@@ -167,7 +167,7 @@ def analyse_confidence(study: Study, trace: Trace) -> Iterator[Result]:
     yield confidence_of_trace(
         study.writer,
         trace,
-        closing_stub(trace, encoder(study.model.tokenizer_backend)),
+        closing_stub(trace, encoder(study.model.tokenizer_backend), tags=study.model.tags or THINK),
         decoder(study.model.tokenizer_backend),
         samples=study.options.samples,
         foreign=foreign,

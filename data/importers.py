@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.parse import THINK, ThinkTags, trace_from_text
-from reasonscope.data.reading import parse_json
+from reasonscope.data.reading import json_lines, parse_json
 from reasonscope.data.segment import sentences_at
 from reasonscope.data.trace import FinishReason, Problem, Sentence, Span, Trace
 
@@ -53,17 +53,10 @@ def import_jsonl(path: str | Path, *, tokenizer: Tokenizer | None = None, tags: 
     (role: content), since the template is not in the file. Raises InputError naming the line.
     """
     source = Path(path)
-    try:
-        lines = source.read_bytes().splitlines()
-    except OSError as error:
-        raise InputError(f"cannot read {source}: {error}") from error
     found: dict[str, Trace] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{source}, line {number}"
-        row = _object(parse_json(line, where), where)
-        trace = _completion_trace(row, f"{source.stem}-{number}", where, tokenizer, tags)
+    for where, value in json_lines(source):
+        row = _object(value, where)
+        trace = _completion_trace(row, f"{source.stem}-{where.rpartition(' ')[2]}", where, tokenizer, tags)
         if trace.id in found:
             raise InputError(f"{where}: the id {trace.id!r} came before; ids have to be unique")
         found[trace.id] = trace

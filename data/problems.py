@@ -13,7 +13,7 @@ from reasonscope.data.answers import extract_answer
 from reasonscope.data.errors import InputError, MissingExtraError
 from reasonscope.data.organism.ledger import MODES, SPLITS, Ledger, Line, Operation, sample_ledger
 from reasonscope.data.organism.requests import Request, sample_request
-from reasonscope.data.reading import parse_json
+from reasonscope.data.reading import json_lines
 from reasonscope.data.trace import Message, Problem
 
 # What each kind of request is drawn as; `requests` takes the mixed ones in turn, half of them harmful.
@@ -142,15 +142,9 @@ def _chosen(problems: list[Problem], n: int | None, seed: int) -> list[Problem]:
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each line of a JSONL file with the place to name in an error."""
     if not path.is_file():
         raise InputError(f"{path} is no file; give a JSONL file, ledger, requests or hf:NAME")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}, line {number}"
-            if not line.strip():
-                continue
-            yield where, parse_json(line, where)
+    return json_lines(path)
 
 
 def _hub_rows(name: str, split: str) -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -33,6 +34,18 @@ def parse_json(raw: str | bytes, where: str) -> Any:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: no JSON: {error}") from error
     return value
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """The value of each line of a JSONL file that is not blank, behind the place to name in an error. Raises InputError."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    where = f"{path}, line {number}"
+                    yield where, parse_json(line, where)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give a JSONL file") from error
 
 
 @contextmanager

@@ -26,6 +26,11 @@ def make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
+def at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    """In float32, or as wide as they are: sums of 16-bit numbers lose what is small, and float64 keeps its own."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def compute_in_float32(hf: PreTrainedModel) -> None:
     """From here on every module of `hf` computes in float32, and its weights stay in memory in 16 bits.
 

@@ -166,7 +166,8 @@ def refusal_probe(
     together; layer and penalty are chosen inside the fold; baselines and nulls stand beside every number. A contrast that is taught
     at the window alone reads in the thinking what it never saw: its cliff says that a direction falls, not that a thought changed.
 
-    Raises InputError where problems do not say whether they are harmful, or a class has fewer problems than folds.
+    Raises InputError where problems do not say whether they are harmful, a class has fewer problems than folds, or fewer than two
+    harmful requests were complied with.
     """
     cells = [cell(trace) for trace in traces]
     kept = [i for i, trace in enumerate(traces) if has_cliff(trace)]
@@ -251,7 +252,9 @@ def _cliffs(
         members[of].append(trace)
     several = {of: own for of, own in members.items() if len({trace.problem.group for trace in own}) > 1}
     cliffs = {of: cliff(scores, own, plateau=plateau, seed=seed) for of, own in several.items()}
-    fell, stood = members[_FELL], several.get(_STOOD, [])
+    if _FELL not in several:
+        raise InputError("fewer than two harmful requests were complied with: nothing falls; record more of them")
+    fell, stood = several[_FELL], several.get(_STOOD, [])
     drops = random_direction_drops(
         held.final, store, [*fell, *stood], directions=directions, plateau=plateau, seed=seed
     )

@@ -78,28 +78,30 @@ def continuations(
     not at a full stop that would have merged with a blank line). What was begun counts as generated in the result, with
     log-probabilities and entropies of NaN.
     """
-    prompts = []
+    prompts, given = [], []
     for trace, text in begun:
         if trace.state not in ("closed", "truncated"):
             raise InputError(f"trace {trace.id!r} has no thinking to begin anew")
-        given = trace.token_ids[: trace.tokens.thinking.start].tolist()
-        prompts.append([*given, *model.tokenizer.encode(text, add_special_tokens=False)])
+        start = trace.tokens.thinking.start
+        prompts.append([*trace.token_ids[:start].tolist(), *model.tokenizer.encode(text, add_special_tokens=False)])
+        given.append(min(trace.n_prompt_tokens, start))  # what it was prefilled with gives way to the text
     traces = []
     for start in range(0, len(begun), batch_size):
         batch = range(start, min(start + batch_size, len(begun)))
         seeds = [trace_seed(sampling.seed, begun[i][0].id) for i in batch]
-        for i, done in zip(batch, generate(model, [prompts[i] for i in batch], sampling, seeds=seeds), strict=True):
-            origin = begun[i][0]
-            traces.append(as_trace(model, origin.problem, origin.sample, _counting_begun(done, origin), sampling))
+        completions = generate(model, [prompts[i] for i in batch], sampling, seeds=seeds)
+        for i, seed, done in zip(batch, seeds, completions, strict=True):
+            origin, whole = begun[i][0], counting_begun(done, given[i])
+            traces.append(as_trace(model, origin.problem, origin.sample, whole, replace(sampling, seed=seed)))
     return traces
 
 
-def _counting_begun(done: Completion, origin: Trace) -> Completion:
-    """The continuation with what was begun for it counted as generated."""
-    unknown = np.full(done.n_prompt_tokens - origin.n_prompt_tokens, np.nan, dtype=np.float32)
+def counting_begun(done: Completion, n_prompt_tokens: int) -> Completion:
+    """The continuation with what was begun for it, behind `n_prompt_tokens`, counted as generated."""
+    unknown = np.full(done.n_prompt_tokens - n_prompt_tokens, np.nan, dtype=np.float32)
     return replace(
         done,
-        n_prompt_tokens=origin.n_prompt_tokens,
+        n_prompt_tokens=n_prompt_tokens,
         logprobs=np.concatenate([unknown, done.logprobs]),
         entropies=np.concatenate([unknown, done.entropies]),
     )

@@ -15,6 +15,7 @@ from reasonscope.probes.backends.hooks import eager_attention
 from reasonscope.probes.batching import left_padded
 from reasonscope.probes.capture import replay, run_with_cache
 from reasonscope.probes.decoding import Completion, DecodingStep, generate
+from reasonscope.probes.determinism import at_least_float32
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Point, Site
 
@@ -77,7 +78,7 @@ def _contributions(model: Model) -> Check:
         Site(point, i) for i in range(model.n_layers) for point in ("resid_pre", "attn_out", "mlp_out", "resid_post")
     ]
     _, seen = run_with_cache(model, _sequences(model)[0], sites)
-    quartets = (tuple(seen[site].float() for site in sites[i : i + 4]) for i in range(0, len(sites), 4))
+    quartets = (tuple(at_least_float32(seen[site]) for site in sites[i : i + 4]) for i in range(0, len(sites), 4))
     value = max(_gap(after, before + attention + mlp) for before, attention, mlp, after in quartets)
     return _measured(
         "contributions", "resid_pre + attn_out + mlp_out == resid_post in every block", value, _limit(model)
@@ -98,10 +99,10 @@ def _heads(model: Model) -> Check:
 def _attention(model: Model) -> Check:
     """Attention rows are distributions over the tokens, less what a sink takes."""
     _, seen = run_with_cache(model, _sequences(model)[0], _all(model, "attn_probs"))
-    sums = torch.stack([seen[site].float().sum(dim=-1) for site in seen])
+    sums = torch.stack([at_least_float32(seen[site]).sum(dim=-1) for site in seen])
     off = sums.max() - 1 if model.layout.sinks else (sums - 1).abs().max()
     allowed = "sum to at most 1 (sinks)" if model.layout.sinks else "sum to 1"
-    return _measured("attention rows", f"attn_probs {allowed}", max(0.0, float(off)), _limit(model))
+    return _measured("attention rows", f"attn_probs {allowed}", max(0.0, float(off)), _softmax_limit(model))
 
 
 def _batch(model: Model) -> Check:
@@ -147,7 +148,7 @@ def _alone(model: Model) -> Check:
     sites = [site for point in points for site in _all(model, point)]  # type: ignore[arg-type]  # names of Point
     _, together = run_with_cache(model, ids, sites)
     chosen = sites[:: max(1, len(sites) // 12)]
-    value = max(float((run_with_cache(model, ids, [s])[1][s] - together[s]).float().abs().max()) for s in chosen)
+    value = max(float((run_with_cache(model, ids, [s])[1][s] - together[s]).abs().max()) for s in chosen)
     return _measured(
         "read alone", f"each of {len(chosen)} sites is the same read alone and among all, bit by bit", value, 0.0
     )
@@ -163,7 +164,9 @@ def _kernels(model: Model) -> Check:
     real = mask == 1
     value = max(_gap(own.activations[site][real], eager.activations[site][real]) for site in sites)
     name = model.hf.config.get_text_config()._attn_implementation
-    return _measured("attention kernels", f"{name} == eager at every resid_post, left-padded", value, _limit(model))
+    return _measured(
+        "attention kernels", f"{name} == eager at every resid_post, left-padded", value, _softmax_limit(model)
+    )
 
 
 def _nothing_left(model: Model) -> Check:
@@ -182,7 +185,7 @@ def _nothing_left(model: Model) -> Check:
     with suppress(InputError):
         model.backend.forward(ids, mask=mask, write={site: broken}, read=[site])
     after = model.backend.forward(ids, mask=mask).logits
-    value = float((before.float() - after.float()).abs().max())
+    value = float((before - after).abs().max())
     if torch.equal(before, steered):
         detail = f"adding 1 at {site} left the logits as they were: writes do not arrive"
         return Check(name="nothing left behind", passed=False, detail=detail)
@@ -199,7 +202,7 @@ def _zero_strength(model: Model) -> Check:
     write = {site: edit for point in ("resid_post", "z", "mlp_out") for site in _all(model, point)}
     plain = model.backend.forward(ids, mask=mask, last_logits_only=True).logits
     edited = model.backend.forward(ids, mask=mask, last_logits_only=True, write=write).logits
-    value = float((plain.float() - edited.float()).abs().max())
+    value = float((plain - edited).abs().max())
     return _measured(
         "strength 0", "writing 0 · v at every resid_post, z and mlp_out leaves the logits bit-equal", value, 0.0
     )
@@ -256,9 +259,14 @@ def _limit(model: Model) -> float:
     return _LIMITS[model.compute_dtype]
 
 
+def _softmax_limit(model: Model) -> float:
+    """Eager attention takes its softmax in float32, whatever the rest computes in."""
+    return max(_limit(model), _LIMITS[torch.float32])
+
+
 def _gap(a: Tensor, b: Tensor) -> float:
     """The norm of the difference over the norm of `b`, at the worst token."""
-    a, b = a.float(), b.float().to(a.device)
+    a, b = at_least_float32(a), at_least_float32(b).to(a.device)
     return float(((a - b).norm(dim=-1) / b.norm(dim=-1).clamp(min=1e-12)).max())
 
 

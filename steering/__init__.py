@@ -14,7 +14,7 @@ from reasonscope.steering.asc import (
 )
 from reasonscope.steering.bench import Arm, Bench
 from reasonscope.steering.budget import BudgetGuidance, LengthPredictor, train_predictor
-from reasonscope.steering.contrast import covariance_matched, mean_difference, vector_of_probe
+from reasonscope.steering.contrast import mean_difference, vector_of_probe
 from reasonscope.steering.controls import CONTROLS, Control, ControlResponse, control_response
 from reasonscope.steering.decoding import (
     BudgetForcing,
@@ -51,7 +51,7 @@ from reasonscope.steering.speed import extract_speed, fast_slow_pairs, speed_axi
 from reasonscope.steering.strength import close_tag_effect, extract_strength, level_differences, planned_effect
 from reasonscope.steering.thinking import Thinking, single_tokens
 from reasonscope.steering.treatments import SideBySide, Treatment
-from reasonscope.steering.vector import CosineTable, SteeringVector, cosine_table
+from reasonscope.steering.vector import CosineTable, SteeringVector, cosine_table, covariance_matched
 
 __all__ = [
     "CONTROLS",

@@ -12,6 +12,7 @@ from torch import Tensor
 from reasonscope.data.errors import InputError
 from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.decoding import DecodingStep
+from reasonscope.probes.determinism import at_least_float32
 from reasonscope.probes.sites import Site
 from reasonscope.steering.operators import Operator, add
 from reasonscope.steering.scope import Scope
@@ -156,7 +157,7 @@ class Steering(Touching):
         def moved(before: Tensor) -> Tensor:
             if self.multiplier == 0:
                 return before
-            states = before.to(torch.promote_types(before.dtype, torch.float32))
+            states = at_least_float32(before)
             after = self.operator(states, wide.to(states), self.multiplier).to(before.dtype)
             self._check(before, after, name)
             return after

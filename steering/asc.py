@@ -1,6 +1,5 @@
 """Activation-steered compression (ASC, arXiv 2507.04742): from verbose to concise answers, as strong as a bound on the KL allows."""
 
-import json
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,14 @@ from torch import Tensor
 from torch.func import jvp
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.reading import json_lines
 from reasonscope.data.segment import steps
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.backends.base import Positions, gradients
 from reasonscope.probes.backends.hooks import eager_attention
 from reasonscope.probes.batching import left_padded
+from reasonscope.probes.determinism import at_least_float32
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
 from reasonscope.steering.contrast import Read, contrast_vector, mean_difference
@@ -47,15 +48,11 @@ class CompletionPair:
 def load_pairs(path: str | Path) -> list[CompletionPair]:
     """The pairs of a JSONL file: `question`, `concise`, `verbose` in each line. Raises InputError, the line named."""
     pairs = []
-    with Path(path).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-                pairs.append(
-                    CompletionPair(**{side: row.get(side) or "" for side in ("question", "concise", "verbose")})
-                )
-            except (ValueError, AttributeError) as error:
-                raise InputError(f"{path}, line {number}: {error}") from error
+    for where, row in json_lines(Path(path)):
+        try:
+            pairs.append(CompletionPair(**{side: row.get(side) or "" for side in ("question", "concise", "verbose")}))
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"{where}: {error}") from error
     if not pairs:
         raise InputError(f"{path} holds no pair")
     return pairs
@@ -231,9 +228,9 @@ def _logits(model: Model, site: Site, direction: Tensor, context: Sequence[int],
     """Next-token logits (vocab,) behind `context` with γ·`direction` added to its last token; γ (1,)."""
 
     def edit(activation: Tensor, _: Positions) -> Tensor:
-        last = activation[:, -1:] + gamma * direction.to(activation)
+        last = activation[:, -1:] + gamma.to(activation.device) * direction.to(activation)
         return torch.cat([activation[:, :-1], last.to(activation.dtype)], dim=1)
 
     ids, mask = left_padded([context], model.device)
     logits: Tensor = model.backend.forward(ids, mask=mask, write={site: edit}, last_logits_only=True).logits[0, -1]
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return at_least_float32(logits)

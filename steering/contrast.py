@@ -99,22 +99,6 @@ def projection(states: States, direction: NDArray[np.floating]) -> float:
     return float(states.mean(axis=0) @ direction / (np.linalg.norm(direction) or 1.0))
 
 
-def covariance_matched(states: States, *, norm: float, seed: int) -> NDArray[np.float32]:
-    """A random direction drawn from the covariance of `states` (row, d_model) and scaled to `norm`: (d_model,) float32.
-
-    A sum of the centred rows with normal weights has their covariance without a d_model × d_model matrix. It is the sterner control:
-    an isotropic direction hardly lies where the model's activations vary. Raises InputError for fewer than 2 different rows or NaN.
-    """
-    check_finite(states)
-    centred = states.astype(np.float64) - states.mean(axis=0, dtype=np.float64)
-    drawn = np.random.default_rng(seed).standard_normal(len(states)) @ centred
-    if not (length := np.linalg.norm(drawn)):
-        raise InputError(
-            f"{len(states)} activations that do not vary have no covariance; give at least 2 different ones"
-        )
-    return np.asarray(drawn * (norm / length), dtype=np.float32)
-
-
 def vector_of_probe(probe: LinearProbe, *, norm: float) -> SteeringVector:
     """The probe's normal as a vector of length `norm`: adding it raises what the probe reads.
 

@@ -183,7 +183,7 @@ def _budget_forcing(source: Source) -> Treat:
 
 
 def _budget_guidance(source: Source) -> Treat:
-    """The predictor learns from the traces of the run, at every layer that it stored."""
+    """The predictor learns from the traces of the run, at every layer that it stored; the draws are to be at the run's temperature."""
     sites = [Site.parse(site) for site in source.store.sites if site.startswith("resid_")]
     if not sites:
         raise InputError(

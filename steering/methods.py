@@ -179,7 +179,7 @@ def _length_probe(source: Source, _: Sequence[Site]) -> SteeringVector:
     traces = [trace for trace in source.traces if trace.problem.answer is not None]
     probe = length_probe(source.store, traces).probe
     read = np.array([state_of(source.store, trace, probe.site, "prompt") @ probe.direction for trace in traces])
-    return -vector_of_probe(probe, norm=float(read.std()))
+    return replace(-vector_of_probe(probe, norm=float(read.std())), sign="towards shorter thinking")
 
 
 def _single(sites: Sequence[Site]) -> Site:

@@ -28,15 +28,15 @@ _MLP_OUTPUT = MappingProxyType(
 def orthogonalised(model: Model, direction: NDArray[np.floating]) -> PreTrainedModel:
     """A copy of the model whose embedding, attention and MLP outputs, biases too, hold nothing of `direction`: W ← W − r̂ r̂ᵀW.
 
-    The same logits as `refusal.ablation`, up to rounding. Departure: where embedding and unembedding share their weights, they are
-    untied first; the released code changes what the model reads out as well. Raises ArchitectureError for families where
-    it does not hold (experts, norms behind attention and MLP), InputError for weights elsewhere or a direction of 0, NaN or another width.
+    The same logits as `refusal.ablated_everywhere`, up to rounding. Departure: where embedding and unembedding share their weights, they
+    are untied first; the released code changes what the model reads out as well. Raises ArchitectureError for families where it does
+    not hold (experts, norms behind attention and MLP), InputError for weights elsewhere or a direction of 0, NaN or another width.
     """
     path = _MLP_OUTPUT.get(model.layout.model_type)
     if path is None:
         raise ArchitectureError(
             f"weights of {model.layout.model_type} cannot be orthogonalised; it holds for {', '.join(sorted(_MLP_OUTPUT))}: "
-            "ablate while it runs instead (steering.refusal.ablation)"
+            "ablate while it runs instead (steering.refusal.ablated_everywhere)"
         )
     norm = float(np.linalg.norm(direction))
     if direction.shape != (model.d_model,) or not norm or not np.isfinite(norm):

@@ -133,8 +133,12 @@ def _scope(value: object, where: str, model: Model) -> Scope:
 
 
 def _window(value: object, where: str) -> tuple[int, int | None]:
-    start, stop = (*_listed(value, where), None, None)[:2]
-    return _integer(start, where), None if stop is None else _integer(stop, where)
+    match _listed(value, where):
+        case [start]:
+            return _integer(start, where), None
+        case [start, stop]:
+            return _integer(start, where), None if stop is None else _integer(stop, where)
+    raise InputError(f"{where}: {value!r:.60} is no window; write [first, behind the last], or [first]")
 
 
 def _integers(value: object, where: str) -> tuple[int, ...]:

@@ -24,6 +24,9 @@ from reasonscope.steering.scope import Scope
 # Where what is added is as wide as the residual stream.
 _POINTS: tuple[Point, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 
+# Of `provenance`: by site, the mean projections on the direction of the two classes that it tells apart.
+_LEVELS = ("towards", "away")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SteeringVector:
@@ -72,7 +75,16 @@ class SteeringVector:
         return replace(self, directions=unit, norm="unit")
 
     def __mul__(self, factor: float) -> "SteeringVector":
-        return self._with(lambda site: self.directions[site] * factor)
+        """A negative factor takes the words of `sign` away, and the levels of the two classes change their sign."""
+        scaled = self._with(lambda site: self.directions[site] * factor)
+        if factor >= 0:
+            return scaled
+        turned = {
+            side: {site: -level for site, level in self.provenance[side].items()}
+            for side in _LEVELS
+            if side in self.provenance
+        }
+        return replace(scaled, sign="", provenance={**self.provenance, **turned})
 
     __rmul__ = __mul__
 
@@ -84,7 +96,7 @@ class SteeringVector:
         self._check_like(other)
         summed = self._with(lambda site: self.directions[site] + other.directions[site])
         parts = [dict(vector.provenance) for vector in (self, other)]
-        same = {key: value for key, value in parts[0].items() if parts[1].get(key) == value}
+        same = {key: value for key, value in parts[0].items() if key not in _LEVELS and parts[1].get(key) == value}
         groups = sorted({group for part in parts for group in part.get("groups", ())})
         about = {**same, "sum_of": [self.method, other.method], **({"groups": groups} if groups else {})}
         return replace(summed, method=f"{self.method} + {other.method}", sign="", provenance=about)
@@ -96,21 +108,21 @@ class SteeringVector:
         """The control: a random direction at each site with this vector's norm there.
 
         Drawn evenly from the sphere, or with `states` (row, d_model) by site from the normal distribution with their covariance: the
-        stream is far from round, and an even direction mostly points where it never goes. Raises SiteError where a site has no states.
+        stream is far from round, and an even direction mostly points where it never goes. Raises SiteError where a site has no states,
+        InputError for states that do not vary.
         """
         rng = np.random.default_rng(seed)
         drawn = {}
         for site, norm in self.norms.items():
             if states is None:
                 direction = rng.standard_normal(self.width)
+                drawn[site] = (direction * (norm / np.linalg.norm(direction))).astype(np.float32)
             elif site not in states:
                 raise SiteError(
                     f"no states of {site} to draw from; give those of {', '.join(map(str, self.directions))}"
                 )
             else:
-                centred = np.asarray(states[site], dtype=np.float64)
-                direction = rng.standard_normal(len(centred)) @ (centred - centred.mean(axis=0))
-            drawn[site] = (direction * (norm / np.linalg.norm(direction))).astype(np.float32)
+                drawn[site] = covariance_matched(states[site], norm=norm, seed=rng)
         about = {"like": self.method, "seed": seed, "matched": "norm" if states is None else "norm and covariance"}
         kept = {key: self.provenance[key] for key in ("model", "groups") if key in self.provenance}
         return SteeringVector(directions=drawn, method="random", norm=self.norm, provenance={**about, **kept})
@@ -198,6 +210,23 @@ class SteeringVector:
         if self.directions.keys() != other.directions.keys():
             ours, theirs = (", ".join(map(str, sorted(v.directions))) for v in (self, other))
             raise SiteError(f"vectors at {ours} and at {theirs} cannot be added; apply them together with InOrder")
+
+
+def covariance_matched(
+    states: NDArray[np.floating], *, norm: float, seed: int | np.random.Generator
+) -> NDArray[np.float32]:
+    """A random direction drawn from the covariance of `states` (row, d_model) and scaled to `norm`: (d_model,) float32.
+
+    A sum of the centred rows with normal weights has their covariance without a d_model × d_model matrix. It is the sterner control:
+    an isotropic direction hardly lies where the model's activations vary. Raises InputError for fewer than 2 different rows or NaN.
+    """
+    centred = states.astype(np.float64) - states.mean(axis=0, dtype=np.float64)
+    drawn = np.random.default_rng(seed).standard_normal(len(states)) @ centred
+    if not 0 < (length := float(np.linalg.norm(drawn))) < np.inf:
+        raise InputError(
+            f"{len(states)} activations that do not vary, or hold NaN, have no covariance; give at least 2 different ones"
+        )
+    return np.asarray(drawn * (norm / length), dtype=np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)

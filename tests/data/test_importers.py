@@ -143,7 +143,7 @@ def test_a_damaged_line_is_named(tmp_path, line, message):
 def test_nothing_to_import(tmp_path):
     with pytest.raises(InputError, match="no completion"):
         import_jsonl(write_lines(tmp_path / "runs.jsonl"))
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="cannot be read"):
         import_jsonl(tmp_path / "none.jsonl")
 
 

@@ -7,7 +7,7 @@ from reasonscope.data.errors import ContextError, InputError
 from reasonscope.data.problems import load_problems
 from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.model import load_model
-from reasonscope.probes.rollout import continuations, rollouts
+from reasonscope.probes.rollout import continuations, rollouts, trace_seed
 
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=60)
 
@@ -41,6 +41,17 @@ def test_a_continuation_keeps_what_was_begun(model, problems):
     assert done.text[: done.chars.prompt.stop] == trace.text[: trace.chars.prompt.stop]
     known = np.isfinite(done.logprobs)
     assert not known[0] and known[-1]
+    assert len(done.logprobs) == len(done.token_ids) - done.n_prompt_tokens
+    assert done.sampling.seed == trace_seed(SAMPLING.seed, trace.id)
+
+
+def test_a_continuation_takes_the_place_of_what_a_thinking_was_prefilled_with(model, problems):
+    prefilled = rollouts(
+        model, problems[:1], SAMPLING, prefill="Okay, I need a few steps. The question asks for the balance"
+    )
+    assert prefilled[0].tokens.thinking.start < prefilled[0].n_prompt_tokens
+    done = continuations(model, [(prefilled[0], "Okay")], SAMPLING)[0]
+    assert done.thinking.startswith("Okay") and done.n_prompt_tokens == done.tokens.thinking.start
     assert len(done.logprobs) == len(done.token_ids) - done.n_prompt_tokens
 
 

@@ -179,6 +179,7 @@ def test_a_plan_says_what_to_do(model, tmp_path):
         ("ablations: [{name: x, heads: [1.10]}]", "in quotes"),
         ("ablations: [{name: x, tokens: {words: ['no such word at all']}}]", "no single token"),
         ("ablations: [{name: x, tokens: {where: 3}}]", "nothing is called 'where'"),
+        ("ablations: [{name: x, tokens: {prompt_window: [1, 2, 3]}}]", "is no window"),
     ],
 )
 def test_a_plan_that_is_none_is_refused(model, tmp_path, text, message):

@@ -8,8 +8,9 @@ from reasonscope.data.trace import Problem
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.sites import Site
 from reasonscope.steering.asc import CompletionPair, extract_asc, load_pairs, mode_pairs
-from reasonscope.steering.contrast import covariance_matched, mean_difference, state_of, vector_of_probe
+from reasonscope.steering.contrast import mean_difference, state_of, vector_of_probe
 from reasonscope.steering.efficiency import efficient_pairs, extract_efficiency
+from reasonscope.steering.vector import covariance_matched
 
 SITE = Site("resid_post", 0)
 
@@ -51,6 +52,8 @@ def test_a_missing_side_is_named(written_store, tmp_path):
     path.write_text('{"question": "q", "concise": "a", "verbose": "b"}\n{"question": "q", "concise": "a"}\n')
     with pytest.raises(InputError, match=r"line 2.*no verbose side"):
         load_pairs(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        load_pairs(tmp_path / "none.jsonl")
 
 
 def test_efficiency_compares_the_shortest_with_the_longest_right_answer(written_store):

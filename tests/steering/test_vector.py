@@ -35,6 +35,16 @@ def test_algebra_and_norm(vector):
     assert (2 * vector).norms[SITE] == 10.0
 
 
+def test_a_vector_turned_round_says_so(vector):
+    levels = {"towards": {str(SITE): 5.0}, "away": {str(SITE): -1.0}}
+    told = replace(vector, sign="towards execution", provenance={**vector.provenance, **levels})
+    assert (2 * told).sign == "towards execution" and (2 * told).provenance == told.provenance
+    turned = -told
+    assert turned.sign == "" and turned.provenance["steps"] == {"execution": 2}
+    assert (turned.provenance["towards"], turned.provenance["away"]) == ({str(SITE): -5.0}, {str(SITE): 1.0})
+    assert not {"towards", "away"} & (told + told).provenance.keys()
+
+
 def test_the_random_control_has_the_norm_and_not_the_direction(vector):
     drawn = [vector.random_like(seed) for seed in range(2)]
     assert all(control.norms[SITE] == pytest.approx(5.0) for control in drawn)
@@ -105,6 +115,8 @@ def test_the_covariance_matched_control_lies_where_the_states_lie(vector):
     )  # the round one does not
     with pytest.raises(SiteError, match="no states"):
         vector.random_like(0, states={})
+    with pytest.raises(InputError, match="do not vary"):
+        vector.random_like(0, states={SITE: np.ones((3, 3))})
 
 
 def test_cosines_stand_beside_what_chance_gives(vector):
