@@ -51,7 +51,7 @@ def test_every_family_passes_with_both_attention_kernels(family, model_of, kerne
     assert all(check.value < 1e-5 for check in checks[:7])
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt2"])
+@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
 def test_float64_is_judged_in_float64(family, hf_of, tokenizer):
     checks = verify(load_model(deepcopy(hf_of(family)).double(), tokenizer=tokenizer))
     assert failed(checks) == set() and checks[1].limit == 1e-9
