@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from reasonscope.analysis.looking_back import mean_effect
 from reasonscope.analysis.results import Axis, Result
 from reasonscope.app.measurements import stamp, trace_results
-from reasonscope.app.readings import Reading, reading
+from reasonscope.app.readings import Reading, places_of, reading
 from reasonscope.app.runs import Run
 from reasonscope.data.scores import read_scores
 from reasonscope.data.trace import Trace
@@ -156,18 +156,20 @@ def _of_result(result: Result, index: tuple[int, ...], name: str, read: Reading)
     """One line of a result, spread over the tokens or sentences of the trace by the labels of its axis."""
     axis = result.axes[-1]
     n = len(read.trace.token_ids) if axis.name == "token" else len(read.sentences)
-    where = [int(label) if label.isdigit() else -1 for label in axis.labels]
-    if not where or min(where) < 0 or max(where) >= n:
+    places = places_of(read, result)
+    there = [i for i, place in enumerate(places) if place >= 0]
+    if not there:
         return None
+    where = [places[i] for i in there]
     values = np.full(n, np.nan)
-    values[where] = result.values[index]
+    values[where] = result.values[index][there]
     null, interval = (
-        None if band is None else _spread(np.stack([band.low[index], band.high[index]]), where, n)
+        None if band is None else _spread(np.stack([band.low[index], band.high[index]])[:, there], where, n)
         for band in (result.null, result.interval)
     )
     marks: tuple[int, ...] = ()
     if "peaks" in result.arrays and result.arrays["peaks"].shape == result.values.shape:
-        marks = tuple(int(where[i]) for i in np.flatnonzero(result.arrays["peaks"][index]))
+        marks = tuple(places[i] for i in np.flatnonzero(result.arrays["peaks"][index]))
     chance = result.null.what if result.null else result.null_missing or result.reason
     seed = result.provenance.get("seed", "–")
     what = ", ".join(f"{key} {result.provenance[key]}" for key in ("vector", "multiplier") if key in result.provenance)

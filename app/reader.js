@@ -296,7 +296,7 @@ class Reader {
     const last = this.cards.length - 1;
     if (last < 0) return;
     let next = this.current === null ? (by > 0 ? 0 : last) : this.current + by;
-    while (next >= 0 && next <= last && !this.cards[next]) next += by; // published sentences may skip a number
+    while (next >= 0 && next <= last && !this.cards[next]) next += by; // a sentence without a token has no card
     this.select(next);
   }
 

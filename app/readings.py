@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from reasonscope.analysis.results import Result
 from reasonscope.app.runs import Run
 from reasonscope.data.answers import CONTROL
 from reasonscope.data.behaviour import answer_behaviour
-from reasonscope.data.importers import published_sentences
+from reasonscope.data.importers import published_numbers, published_sentences
 from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.segment import sentences
 from reasonscope.data.trace import Sentence, Trace
@@ -130,6 +131,21 @@ def read(trace: Trace) -> Reading:
 def sentence_at(read: Reading, token: int) -> int:
     """The sentence that holds the token, or the last one before it."""
     return max((one.index for one in read.sentences if one.tokens.start <= token), default=0)
+
+
+def places_of(read: Reading, result: Result) -> list[int]:
+    """The token or sentence of the trace that each label of a result's last axis means, −1 for a sentence that is not in the trace.
+
+    Published importances name sentences by their published numbers; all other results count. Empty for a result over other tokens or
+    sentences than these.
+    """
+    axis = result.axes[-1]
+    if result.provenance.get("source") == "published":
+        known = {str(number): place for place, number in enumerate(published_numbers(read.trace))}
+        return [known.get(label, -1) for label in axis.labels]
+    n = len(read.trace.token_ids) if axis.name == "token" else len(read.sentences)
+    places = [int(label) if label.isdigit() else -1 for label in axis.labels]
+    return places if all(0 <= place < n for place in places) else []
 
 
 def _kind(problem: Mapping[str, Any]) -> str:

@@ -101,8 +101,8 @@ def _anchor_files(trace: Trace) -> dict[str, Any]:
             "prompt": prompt,
             "solution": completion,
             "full_cot": trace.text,
-            "answer": trace.final_answer or "",
-            "is_correct": bool(trace.correct),
+            "answer": trace.final_answer,
+            "is_correct": trace.correct,
         },
         "problem.json": {"problem": _question(trace), "gt_answer": trace.problem.answer, **trace.problem.meta},
         "chunks_labeled.json": trace.meta.get("chunks")

@@ -91,22 +91,33 @@ def import_inspect(path: str | Path, *, tokenizer: Tokenizer | None = None, tags
 def published_sentences(trace: Trace) -> list[Sentence]:
     """The published sentences of an imported Thought Anchors trace, with exact spans and their first published tag.
 
-    `index` is the published `chunk_idx`. The chunks lost their line breaks when they were cut, so they are found in the thinking without
-    regard to white space; one that is not there (an edited row) is left out. Empty for a trace without published chunks.
+    The chunks lost their line breaks when they were cut, so they are found in the thinking without regard to white space; one that is
+    not there (an edited row) is left out. Empty for a trace without published chunks.
     """
+    placed = _placed_chunks(trace)
+    tags = [(chunk["function_tags"] or ["unknown"])[0] for _, _, chunk in placed]
+    return sentences_at(trace, [span for span, _, _ in placed], tags)
+
+
+def published_numbers(trace: Trace) -> list[int]:
+    """The published `chunk_idx` of each of `published_sentences`: what published importances and effects name it by."""
+    return [number for _, number, _ in _placed_chunks(trace)]
+
+
+def _placed_chunks(trace: Trace) -> list[tuple[Span, int, Mapping[str, Any]]]:
+    """Where each published chunk stands in the text, its `chunk_idx`, and the chunk; without those that are not there."""
     thinking, base = trace.thinking, trace.chars.thinking.start
     places = [i for i, char in enumerate(thinking) if not char.isspace()]
     dense = "".join(thinking[i] for i in places)
-    spans, chunks, cursor = [], [], 0
+    found, cursor = [], 0
     for index, chunk in enumerate(trace.meta.get("chunks", ())):
         text = "".join(chunk["chunk"].split())
         start = dense.find(text, cursor)
         if text and start >= 0:
             cursor = start + len(text)
-            spans.append(Span(base + places[start], base + places[cursor - 1] + 1))
-            chunks.append((int(chunk.get("chunk_idx", index)), (chunk["function_tags"] or ["unknown"])[0]))
-    found = sentences_at(trace, spans, [tag for _, tag in chunks])
-    return [replace(sentence, index=index) for sentence, (index, _) in zip(found, chunks, strict=True)]
+            span = Span(base + places[start], base + places[cursor - 1] + 1)
+            found.append((span, int(chunk.get("chunk_idx", index)), chunk))
+    return found
 
 
 def _anchor_trace(folder: Path, root: Path, tokenizer: Tokenizer | None) -> Trace:
@@ -152,7 +163,7 @@ def _is_chunk(value: Any) -> bool:
 def _completion_trace(
     row: Mapping[str, Any], id: str, where: str, tokenizer: Tokenizer | None, tags: ThinkTags
 ) -> Trace:
-    id = str(row.get("id", id))
+    id = str(_given(row, "id", id))
     if "messages" in row:
         *asked, answered = _message_list(row["messages"], where)
         if answered["role"] != "assistant":
@@ -164,10 +175,10 @@ def _completion_trace(
         )
     gold = row.get("answer")
     problem = Problem(
-        id=str(row.get("problem_id", id)),
+        id=str(_given(row, "problem_id", id)),
         prompt=prompt,
         answer=None if gold is None else str(gold),
-        group=str(row.get("group") or ""),
+        group=str(_given(row, "group", "")),
         difficulty=None if row.get("difficulty") is None else _number(row["difficulty"], "difficulty", where),
     )
     model = row.get("model") or {}
@@ -179,7 +190,7 @@ def _completion_trace(
         tokenizer=tokenizer,
         tags=tags,
         finish_reason=_FINISH.get(str(row.get("finish_reason")), "unknown"),
-        sample=int(_number(row.get("sample", 0), "sample", where)),
+        sample=int(_number(_given(row, "sample", 0), "sample", where)),
         model=model if isinstance(model, dict) else {"name": str(model)},
         meta=_object(row.get("meta") or {}, f"{where}: meta"),
     )
@@ -215,12 +226,12 @@ def _inspect_trace(
     asked = row.get("input")
     asked = [{"role": "user", "content": asked}] if isinstance(asked, str) else _message_list(asked, where)
     target = row.get("target")
-    gold = target[0] if isinstance(target, list) and target else target
-    id, epoch = str(row.get("id", Path(where).stem)), int(_number(row.get("epoch", 1), "epoch", where))
+    gold = next(iter(target), None) if isinstance(target, list) else target
+    id, epoch = str(_given(row, "id", Path(where).stem)), int(_number(_given(row, "epoch", 1), "epoch", where))
     prompt = _plain_prompt(asked)
     return trace_from_text(
         id=f"{id}-{epoch}",
-        problem=Problem(id=id, prompt=prompt, answer=str(gold) if gold else None),
+        problem=Problem(id=id, prompt=prompt, answer=None if gold in (None, "") else str(gold)),
         prompt=prompt,
         completion=_assistant_text(_object(choice.get("message"), f"{where}: message"), where, tags),
         tokenizer=tokenizer,
@@ -276,6 +287,11 @@ def _resampled(folder: Path) -> dict[str, Any]:
 def _beside(folder: Path, name: str, default: Any) -> Any:
     path = folder / name
     return parse_json(path.read_bytes(), str(path)) if path.is_file() else default
+
+
+def _given(row: Mapping[str, Any], key: str, default: Any) -> Any:
+    """The value of `key`, or `default` where there is none or it is null."""
+    return default if row.get(key) is None else row[key]
 
 
 def _text(value: Any, key: str, where: str) -> str:

@@ -1,6 +1,7 @@
 """Problem sets by one call: the organism's own, files of several known forms, and data sets of the Hugging Face hub."""
 
 import json
+import math
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -200,30 +201,32 @@ def _from_prompt(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _from_gsm8k(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    solution = str(row["answer"])
+    fields = _common(row, where)
+    solution = fields.get("answer", "")
     gold = solution.rpartition("####")[2].strip().replace(",", "")
     return {
-        **_common(row, where),
+        **fields,
         "messages": _user(row["question"], where),
-        "answer": gold,
-        "meta": {"solution": solution},
+        "answer": gold or None,
+        "meta": {**fields["meta"], "solution": solution},
     }
 
 
 def _from_math(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    gold = row.get("answer") or extract_answer(str(row.get("solution", "")))
+    gold = row.get("answer")
+    if gold in (None, ""):
+        gold = extract_answer(str(row.get("solution", "")))
     if gold is None:
         raise InputError(f"{where}: neither an answer nor a solution with \\boxed{{…}}")
     level = re.search(r"\d+", str(row.get("level", "")))
-    fields = _common({**row, "id": row.get("id", row.get("unique_id"))}, where)
+    given = {"id": _first(row, "id", "unique_id"), "difficulty": level[0] if level else row.get("difficulty")}
+    fields = _common({**row, **given}, where)
     meta = {key: row[key] for key in ("solution", "subject", "type", "level") if key in row}
-    difficulty = float(level[0]) if level else fields.get("difficulty")
     return {
         **fields,
         "messages": _user(row["problem"], where),
         "answer": str(gold),
-        "difficulty": difficulty,
-        "meta": meta,
+        "meta": {**fields["meta"], **meta},
     }
 
 
@@ -242,12 +245,19 @@ def _common(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     if row.get("difficulty") is not None:
         try:
             fields["difficulty"] = float(row["difficulty"])
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"{where}: difficulty {row['difficulty']!r:.60} is no number") from error
-    meta = row.get("meta", row.get("metadata"))
+        except (TypeError, ValueError, OverflowError):
+            fields["difficulty"] = math.nan
+        if not math.isfinite(fields["difficulty"]):
+            raise InputError(f"{where}: difficulty {row['difficulty']!r:.60} is no number of the usual size")
+    meta = _first(row, "meta", "metadata")
     if meta is not None and not isinstance(meta, dict):
         raise InputError(f"{where}: meta has to be a JSON object, not {type(meta).__name__}")
     return {**fields, "meta": meta or {}}
+
+
+def _first(row: Mapping[str, Any], *keys: str) -> Any:
+    """The first of these values that is not null; None where all are."""
+    return next((row[key] for key in keys if row.get(key) is not None), None)
 
 
 def _messages(values: Any, where: str) -> tuple[Message, ...]:

@@ -49,4 +49,6 @@ def read_scores(path: Path, ids: Sequence[str] | None = None) -> TokenScores:
         known = set(file.keys())
         if unknown := set(ids or ()) - known:
             raise InputError(f"{path} has no scores of {sorted(unknown)[0]!r}; apply the probe to the run again")
-        return TokenScores(scores={id: file.get_tensor(id) for id in ids or sorted(known)}, about=about)
+        return TokenScores(
+            scores={id: file.get_tensor(id) for id in (sorted(known) if ids is None else ids)}, about=about
+        )

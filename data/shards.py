@@ -76,12 +76,17 @@ def _stored(path: Path, write: Callable[[Path], object]) -> StoredFile:
 
 
 def link_shard(source: Path, shard: Shard, folder: Path, name: str) -> Shard:
-    """`shard` of the folder `source` as shard `name` of `folder`: by hard links, or copies where there are none. Raises StoreError."""
-    files = {}
-    for old, file in shard.files.items():
-        new = name + Path(old).suffix
-        write_durably(folder / new, partial(_link_or_copy, source / old))
-        files[new] = file
+    """`shard` of the folder `source` as shard `name` of `folder`: by hard links, or copies where there are none.
+
+    Raises StoreError where that fails, and leaves no file then.
+    """
+    files = {name + Path(old).suffix: file for old, file in shard.files.items()}
+    try:
+        for old in shard.files:
+            write_durably(folder / (name + Path(old).suffix), partial(_link_or_copy, source / old))
+    except StoreError:
+        remove_files(folder, files)
+        raise
     return replace(shard, name=name, files=files)
 
 

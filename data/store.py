@@ -24,7 +24,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from reasonscope.data.durable import TEMPORARY, remove
-from reasonscope.data.errors import InputError, SiteError, StoreError
+from reasonscope.data.errors import InputError, ReasonscopeError, SiteError, StoreError
 from reasonscope.data.manifest import NAME, Manifest, Shard, SiteType, shard_name
 from reasonscope.data.records import traces_of_table
 from reasonscope.data.shards import (
@@ -81,8 +81,7 @@ class TraceStore:
         folder = Path(path)
         if len(set(sites)) != len(sites):
             raise InputError(f"sites {list(sites)} name one twice")
-        if folder.exists() and not _is_blank(folder):
-            raise StoreError(f"{folder} exists and is not empty; give another folder, or open the store that is there")
+        _need_blank(folder)
         try:
             (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -90,7 +89,12 @@ class TraceStore:
         manifest = Manifest(meta=dict(meta or {}), sites=dict.fromkeys(sites))
         store = cls(folder, manifest)
         store._take_lock()
-        manifest.write(folder)
+        try:
+            _need_blank(folder)  # another writer may have been here before we held the lock
+            manifest.write(folder)
+        except ReasonscopeError:
+            store.close()
+            raise
         return store
 
     @classmethod
@@ -224,14 +228,17 @@ class TraceStore:
         new = [shard for shard in other._manifest.shards if not self._holds(other, shard)]
         if not new:
             return
-        first = len(self._manifest.shards)
-        names = [f"{first + i:06d}" for i in range(len(new))]
-        taken = tuple(
-            link_shard(other._folder, shard, self._folder, name) for shard, name in zip(new, names, strict=True)
-        )
         types = {site: self._manifest.sites[site] or other._manifest.sites[site] for site in self.sites}
-        manifest = replace(self._manifest, sites=types, shards=(*self._manifest.shards, *taken))
-        manifest.write(self.path)
+        taken: list[Shard] = []
+        try:
+            for number, shard in enumerate(new, start=len(self._manifest.shards)):
+                taken.append(link_shard(other._folder, shard, self._folder, shard_name(number)))
+            manifest = replace(self._manifest, sites=types, shards=(*self._manifest.shards, *taken))
+            manifest.write(self.path)
+        except StoreError:
+            for shard in taken:
+                remove_files(self._folder, shard.files)
+            raise
         self._manifest = manifest
         self._places = None
 
@@ -291,7 +298,11 @@ class TraceStore:
         for leftover in (self.path / (NAME + TEMPORARY), *self._folder.glob(f"*{TEMPORARY}")):
             remove(leftover)
         if (self.path / NAME).exists():  # another writer may have been here since we read it
-            self._manifest = Manifest.read(self.path)
+            try:
+                self._manifest = Manifest.read(self.path)
+            except StoreError:
+                self.close()
+                raise
             self._places = None
 
     def _index(self) -> dict[str, _Place]:
@@ -320,16 +331,18 @@ class TraceStore:
         return table
 
 
-def _is_blank(folder: Path) -> bool:
-    """Whether a folder is empty, or holds no more than a writer leaves that was killed before its first manifest."""
+def _need_blank(folder: Path) -> None:
+    """Raise StoreError unless a folder is new, empty, or holds no more than a writer leaves that was killed before its first manifest."""
     left = {folder / _LOCK, folder / _FOLDER}
-    return folder.is_dir() and all(path in left or _is_temporary(path, folder) for path in folder.rglob("*"))
+    blank = folder.is_dir() and all(path in left or _is_temporary(path, folder) for path in folder.rglob("*"))
+    if folder.exists() and not blank:
+        raise StoreError(f"{folder} exists and is not empty; give another folder, or open the store that is there")
 
 
 def check_store(path: str | Path) -> list[str]:
     """Everything that is wrong with the store in `path`, every byte of it read, in sentences; empty where nothing is.
 
-    The shard that a writer had begun and not entered in the manifest is not wrong: nobody reads it, and the next writer replaces it.
+    Shards that a writer had begun and not entered in the manifest are not wrong: nobody reads them, and the next ones replace them.
     """
     folder = Path(path)
     try:
@@ -352,6 +365,8 @@ def _is_temporary(path: Path, folder: Path) -> bool:
 
 
 def _is_unfinished(path: Path, folder: Path, manifest: Manifest) -> bool:
-    """Whether `path` belongs to the shard that a writer was about to add: it writes, or was killed, and the next one replaces it."""
-    coming = path.parent == folder / _FOLDER and path.stem == shard_name(len(manifest.shards))
+    """Whether `path` belongs to a shard that a writer was about to add: it writes, or was killed, and the next ones replace it."""
+    number = int(path.stem) if path.stem.isdecimal() else -1
+    named = path.stem == shard_name(number) and path.suffix in (".parquet", ".safetensors")
+    coming = path.parent == folder / _FOLDER and named and number >= len(manifest.shards)
     return coming or _is_temporary(path, folder)

@@ -191,7 +191,8 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Sentence:
-    """A sentence of the thinking. `chars` and `tokens` are spans in the whole trace; `tag` is its function, one of the eight."""
+    """A sentence of the thinking: `index` is its place among them, `chars` and `tokens` are spans in the whole trace; `tag` is its
+    function, one of the eight."""
 
     index: int
     tag: str

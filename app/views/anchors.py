@@ -171,8 +171,9 @@ def _pane(run: Run, id: str, graph: AnchorGraph, what: Metric, metric: str, chos
                 )
                 if st.button(text, key=f"link-{title}-{other}", type="tertiary"):
                     _choose(other)
-    if st.button("Read it in the trace", icon=":material/article:"):
-        state.go("trace", **{Key.TRACE: id, Key.SENTENCE: chosen})
+    places = readings.places_of(readings.reading(run, id), what.result)
+    if places and places[chosen] >= 0 and st.button("Read it in the trace", icon=":material/article:"):
+        state.go("trace", **{Key.TRACE: id, Key.SENTENCE: places[chosen]})
 
 
 def _choose(sentence: int) -> None:

@@ -19,6 +19,7 @@ from reasonscope.analysis.reflection import (
 from reasonscope.analysis.results import Axis, Result
 from reasonscope.analysis.selection import best_by, early_stop, first_above, majority, short_m, simulate
 from reasonscope.data.errors import InputError
+from reasonscope.data.importers import published_sentences
 from reasonscope.data.parse import trace_from_text
 from reasonscope.data.segment import sentences
 from reasonscope.data.trace import Problem
@@ -52,6 +53,17 @@ def test_reflection_is_counted_behind_the_first_candidate():
     silent = reflection_of_trace(trace("I think."), sentences(trace("I think.")))
     assert not silent.measured and "states an answer" in silent.reason
     assert transitions(candidates[:1]) == [] and np.isnan(review_ratio([]))
+
+
+def test_reflection_reads_published_sentences_of_which_one_is_left_out():
+    texts = ["Nobody wrote this.", "I add them.", "So the answer is 8.", "Wait, the answer is 7."]
+    chunks = [{"chunk": text, "chunk_idx": i, "function_tags": []} for i, text in enumerate(texts)]
+    whole = replace(trace(" ".join(texts[1:])), meta={"chunks": chunks})
+    known = published_sentences(whole)
+    found = reflection_of_trace(whole, known)
+    assert found.arrays["candidates"].tolist() == [1, 2] and found.numbers["answers"] == ["8", "7"]
+    behind = whole.chars.thinking.stop - known[1].chars.stop
+    assert found.numbers["first"] == 1 and found.numbers["reflection"] == behind / len(whole.thinking)
 
 
 def test_a_step_that_the_last_does_not_hang_on_is_unused():

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from reasonscope.analysis.anchors.published import published_importances
 from reasonscope.analysis.results import Axis, Band, Result, result_path
-from reasonscope.app import colourings, components, measurements, readings, runs
+from reasonscope.app import colourings, components, measurements, readings, runs, state
 from reasonscope.app.alternatives import alternatives
 from reasonscope.app.bundled import EXAMPLE
 from reasonscope.app.keeping import keep, plain, read_numbers
@@ -163,6 +164,52 @@ def test_a_published_sentence_shows_its_numbers_what_was_resampled_and_its_links
     before.click().run()
     assert test.subheader[0].value == "Sentence 2"
     assert any("Labelled dependencies" in toggle.label for toggle in test.toggle)
+
+
+@pytest.fixture
+def edited(published, tmp_path):
+    """The published run, one of whose published sentences was edited: it stands nowhere in the thinking."""
+    with TraceStore.create(tmp_path / "store", sites=[]) as store:
+        for trace in TraceStore.open(published / "store"):
+            chunks = [dict(chunk) for chunk in trace.meta["chunks"]]
+            chunks[1]["chunk"] = "Nobody wrote this."
+            store.append([trace := replace(trace, meta={**trace.meta, "chunks": chunks})], {})
+            published_importances(trace).save(result_path(tmp_path / "results", "anchors", trace.id))
+            leave_line(tmp_path, trace.id, [10.0, 11.0, 12.0])
+    return tmp_path
+
+
+def leave_line(folder: Path, id: str, values: list[float]) -> None:
+    Result(
+        method="close_attention", quantity="attention", unit="1", axes=(Axis.of("sentence", len(values)),), values=values,
+        null_missing="made up for a test", provenance={"trace": id},
+    ).save(result_path(folder / "results", "close_attention", id))  # fmt: skip
+
+
+def test_a_trace_of_which_a_published_sentence_is_left_out_is_coloured_in_place(edited):
+    run = runs.open_run(edited)
+    (row,) = readings.rows(run)
+    ours, theirs = colourings.colouring_name("close_attention"), "importance · counterfactual_kl"
+    for name, values, said in ((ours, [10, 11, 12], "12"), (theirs, [0, 0.4, 0.6], "0.6")):
+        colour = colourings.colouring(run, row.id, name)
+        np.testing.assert_allclose(colour.values, values)
+        data = reader_data(readings.reading(run, row.id), colour)
+        assert [index for _, index, *_ in data["blocks"] if index is not None] == [0, 1, 2]
+        test = page("traces", edited, trace=row.id, colour=name, sentence="2")
+        assert not test.exception and "boxed" in test.latex[0].value
+        assert f": {said}" in words(test).replace("\\", "")
+
+
+def test_a_published_sentence_is_read_where_it_stands(edited, monkeypatch):
+    went = []
+    monkeypatch.setattr(state, "go", lambda page, **values: went.append(values[state.Key.SENTENCE]))
+    for sentence in "0123":
+        test = page("anchors", edited, sentence=sentence, metric="counterfactual kl")
+        assert test.subheader[0].value == f"Sentence {sentence}"
+        for button in test.button:
+            if button.label == "Read it in the trace":
+                button.click().run()
+    assert went == [0, 1, 2], "the one that is left out stands nowhere"
 
 
 def test_published_traces_of_the_paper_are_shown(real_traces, tmp_path):

@@ -7,7 +7,13 @@ import pytest
 
 from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.export import export_jsonl, export_parquet, export_thought_anchors
-from reasonscope.data.importers import import_inspect, import_jsonl, import_thought_anchors, published_sentences
+from reasonscope.data.importers import (
+    import_inspect,
+    import_jsonl,
+    import_thought_anchors,
+    published_numbers,
+    published_sentences,
+)
 from reasonscope.data.parse import ThinkTags, trace_from_text
 from reasonscope.data.records import traces_of_table
 from reasonscope.data.trace import Message, Problem, Sampling
@@ -56,6 +62,17 @@ def test_thought_anchors_folders(tmp_path, tokenizer):
     assert all(len(s.tokens) and trace.text[s.chars.slice] == s.text for s in found)
     (alone,) = import_thought_anchors(tmp_path / "m" / "correct" / "problem_1")
     assert alone.id == "problem_1" and alone.meta["chunks"] == CHUNKS and len(published_sentences(alone)) == 2
+
+
+def test_sentences_count_on_where_a_chunk_is_left_out(tmp_path):
+    folder = write_anchors(tmp_path / "p")
+    edited = {"chunk": "Nobody wrote this.", "chunk_idx": 1, "function_tags": []}
+    chunks = [CHUNKS[0], edited, {**CHUNKS[1], "chunk_idx": 2}]
+    (folder / "chunks_labeled.json").write_text(json.dumps(chunks))
+    (trace,) = import_thought_anchors(folder)
+    found = published_sentences(trace)
+    assert [(s.index, s.tag) for s in found] == [(0, "plan_generation"), (1, "active_computation")]
+    assert published_numbers(trace) == [0, 2]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +128,21 @@ def test_jsonl_of_completions(tmp_path):
         "user: 3 + 4?\n\nassistant: <think>\nSo 7.\n</think>\n\nIt is 7."
     )
     assert third.thinking == "So 7." and third.answer_text == "It is 7." and third.finish_reason == "length"
+
+
+def test_a_null_is_not_given_and_a_zero_is(tmp_path):
+    null = dict.fromkeys(("id", "problem_id", "group", "sample"))
+    rows = [null | {"completion": "7"}, {"id": 0, "problem_id": 0, "group": 0, "answer": 0, "completion": "0"}]
+    first, second = import_jsonl(write_lines(tmp_path / "runs.jsonl", *rows))
+    assert (first.id, first.problem.id, first.problem.group, first.sample) == ("runs-1", "runs-1", "runs-1", 0)
+    assert (second.id, second.problem.id, second.problem.group, second.correct) == ("0", "0", "0", True)
+    null = {"id": None, "epoch": None, "target": []}
+    rows = {"samples__a_json": sample("7", **null), "samples__b_json": sample("0", target=0)}
+    rows |= {"samples__c_json": sample("0", epoch=3, target=["0"]), "samples__d_json": sample("0", epoch=4, target="")}
+    traces = import_inspect(write_log(tmp_path / "log.eval", **rows))
+    assert [trace.id for trace in traces] == ["a-1", "q1-2", "q1-3", "q1-4"]
+    assert [trace.problem.answer for trace in traces] == [None, "0", "0", None]
+    assert [trace.correct for trace in traces] == [None, True, True, None]
 
 
 def test_a_template_that_opened_the_tag_can_be_told(tmp_path):
@@ -284,9 +316,11 @@ def test_anchors_tell_the_question_and_the_answers(tmp_path):
             "prompt": "Q",
             "solution": completion,
             "full_cot": "Q" + completion,
-            "answer": "7" if correct else "",
-            "is_correct": correct,
+            "answer": "7" if correct else None,
+            "is_correct": None if answer is None else correct,
         }
+        (again,) = import_thought_anchors(tmp_path / id)
+        assert (again.final_answer, again.correct) == (trace.final_answer, trace.correct)
     chunks = json.loads((tmp_path / "a" / "b" / "chunks_labeled.json").read_text())
     assert chunks == [{"chunk": "So 7.", "chunk_idx": 0, "function_tags": ["fact_retrieval"], "depends_on": []}]
 

@@ -111,6 +111,25 @@ def test_gsm8k_and_math_500_lines(tmp_path):
     assert (bare.answer, bare.difficulty, bare.meta["level"]) == ("3", 2.0, "Level 2")
 
 
+def test_what_a_row_of_a_known_set_gives_is_kept(tmp_path):
+    more = {"group": 0, "difficulty": 0, "meta": {"source": "web"}}
+    path = write(
+        tmp_path,
+        {"question": "Apples?", "answer": "#### 0", **more},
+        {"problem": "Find x.", "answer": 0, "solution": r"Not \boxed{3}.", "unique_id": 0, "id": None, **more},
+        {"question": "Hidden?", "answer": None, "meta": None, "metadata": {"a": 1}},
+        {"problem": "Find y.", "answer": "", "solution": r"So \boxed{0}.", "level": 2, **more},
+    )
+    gsm, math, hidden, bare = load_problems(path)
+    assert (gsm.answer, gsm.group, gsm.difficulty, gsm.meta) == (
+        "0", "0", 0.0, {"source": "web", "solution": "#### 0"},
+    )  # fmt: skip
+    assert (math.id, math.answer, math.difficulty) == ("0", "0", 0.0)
+    assert math.meta == {"source": "web", "solution": r"Not \boxed{3}."}
+    assert hidden.answer is None and hidden.meta["a"] == 1
+    assert (bare.answer, bare.difficulty, bare.meta["source"], bare.meta["level"]) == ("0", 2.0, "web", 2)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -122,7 +141,11 @@ def test_gsm8k_and_math_500_lines(tmp_path):
         ('{"prompt": ["a"]}', "has to be a string"),
         ('{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}', "both prompt and messages"),
         ('{"prompt": "a", "difficulty": "hard"}', "is no number"),
+        ('{"prompt": "a", "difficulty": "nan"}', "is no number"),
+        ('{"prompt": "a", "difficulty": "-inf"}', "is no number"),
+        ('{"prompt": "a", "difficulty": 1e999}', "is no number"),
         ('{"prompt": "a", "meta": 3}', "meta has to be"),
+        ('{"question": "a", "answer": "b", "meta": 3}', "meta has to be"),
         ('{"problem": "a", "solution": "none"}', "neither an answer"),
         ('{"id": "one", "prompt": "b"}', "taken by .*line 1"),
         (b"\xff{}", "no JSON"),

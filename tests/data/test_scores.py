@@ -22,6 +22,7 @@ def test_scores_come_back_as_they_were(tmp_path):
         np.testing.assert_array_equal(found.scores[id], scores, strict=True)
     assert found.about == {"format": "token scores", "version": 1, **ABOUT}
     assert list(read_scores(path, ["b"]).scores) == ["b"]
+    assert not read_scores(path, []).scores
     with pytest.raises(InputError, match="no scores of 'x'"):
         read_scores(path, ["a", "x"])
     save_scores(TokenScores(scores={"c": SCORES["a"]}, about=ABOUT), path)

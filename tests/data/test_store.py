@@ -202,12 +202,11 @@ def test_an_altered_table_is_an_error_when_it_is_read(stored):
 
 def test_strays_are_reported(stored):
     path, _, _ = stored
-    (path / "shards" / "000009.parquet").write_bytes(b"x")
-    (path / "note.txt").write_text("x")
-    assert [problem.split(" is no part")[0] for problem in check_store(path)] == [
-        str(path / "note.txt"),
-        str(path / "shards" / "000009.parquet"),
-    ]
+    strays = [path / name for name in ("000002.parquet", "note.txt")]
+    strays += [path / "shards" / name for name in ("000002.txt", "00009.parquet", "0000010.parquet", "x.parquet")]
+    for stray in strays:
+        stray.write_bytes(b"x")
+    assert [problem.split(" is no part")[0] for problem in check_store(path)] == sorted(map(str, strays))
 
 
 def test_what_is_no_store(tmp_path, stored):
@@ -290,6 +289,33 @@ def test_two_writers_are_one_too_many(stored, tokenizer):
     second.append([make_trace(tokenizer, "e")], make_arrays([new]))
     second.close()
     assert TraceStore.open(path).ids == ("a", "b", "c", "d", "e")
+
+
+def test_a_store_that_another_made_before_the_lock_was_held_stays(tokenizer, tmp_path, monkeypatch):
+    path, take = tmp_path / "run", TraceStore._take_lock
+
+    def late(store):
+        monkeypatch.setattr(TraceStore, "_take_lock", take)
+        with TraceStore.create(path) as other:
+            other.append([make_trace(tokenizer, "a")])
+        take(store)
+
+    monkeypatch.setattr(TraceStore, "_take_lock", late)
+    with pytest.raises(StoreError, match="not empty") as raised:
+        TraceStore.create(path)
+    with TraceStore.open(path) as store:  # the lock was released, although the error is still at hand
+        store.append([make_trace(tokenizer, "b")])
+    assert TraceStore.open(path).ids == ("a", "b") and check_store(path) == [] and raised
+
+
+def test_a_writer_that_finds_the_manifest_damaged_writes_nothing(tokenizer, tmp_path):
+    TraceStore.create(tmp_path / "run").close()
+    store, file = TraceStore.open(tmp_path / "run"), tmp_path / "run" / "manifest.json"
+    file.write_bytes(file.read_bytes()[:-1])
+    for _ in range(2):
+        with pytest.raises(StoreError, match="damaged"):
+            store.append([make_trace(tokenizer, "a")])
+    assert not any((tmp_path / "run" / "shards").iterdir())
 
 
 @pytest.mark.parametrize("name", "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split())
@@ -434,6 +460,59 @@ def test_a_store_takes_over_the_shards_of_another(stored, tokenizer, tmp_path):
     for path in (tmp_path / "part" / "shards").iterdir():
         path.unlink()
     assert again.check() == []
+
+
+def parts(tokenizer, folder):
+    """A store of three shards."""
+    with TraceStore.create(folder, meta={"model": "tiny"}, sites=SITES) as store:
+        for id in "def":
+            store.append([new := make_trace(tokenizer, id)], make_arrays([new]))
+    return TraceStore.open(folder)
+
+
+def test_a_killed_adoption_leaves_no_strays_and_is_done_by_a_second_one(stored, tokenizer, tmp_path, monkeypatch):
+    path, other = stored[0], parts(tokenizer, tmp_path / "part")
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, TraceStore.open(path) as store:
+        patch.setattr(Manifest, "write", kill)
+        with pytest.raises(Killed):
+            store.adopt(other)
+    assert (path / "shards" / "000004.safetensors").exists() and check_store(path) == []
+    with TraceStore.open(path) as store:
+        store.append([new := make_trace(tokenizer, "g")], make_arrays([new]))
+        store.adopt(other)
+    again = TraceStore.open(path)
+    assert again.ids == (*"abcgdef",) and again.check() == other.check() == []
+    for id in other.ids:
+        assert again.trace(id) == other.trace(id)
+        for site in SITES:
+            np.testing.assert_array_equal(again.activations(id, site), other.activations(id, site))
+
+
+@pytest.mark.parametrize("failing", ["000003.parquet", "000003.safetensors", "manifest.json"])
+def test_an_adoption_that_fails_leaves_nothing_behind(stored, tokenizer, tmp_path, monkeypatch, failing):
+    path, other = stored[0], parts(tokenizer, tmp_path / "part")
+    before, rename = sorted(path.rglob("*")), Path.replace
+
+    def replace(self, target):
+        if target.name == failing:
+            raise OSError("no space left")
+        return rename(self, target)
+
+    with TraceStore.open(path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", replace)
+            with pytest.raises(StoreError, match="no space left"):
+                store.adopt(other)
+        assert sorted(path.rglob("*")) == before and store.ids == (*"abc",)
+        store.adopt(other)
+    assert TraceStore.open(path).ids == (*"abcdef",) and check_store(path) == []
 
 
 def test_a_new_store_learns_its_types_from_the_first_it_takes(tokenizer, tmp_path):
