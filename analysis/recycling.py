@@ -13,7 +13,7 @@ from reasonscope.analysis.results import Result
 from reasonscope.data.errors import ContextError, InputError
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.backends.base import Edit, Positions
-from reasonscope.probes.batching import left_padded
+from reasonscope.probes.batching import check_vocabulary, left_padded
 from reasonscope.probes.decoding import Completion, sample
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
@@ -106,10 +106,12 @@ def recycle(
 
 def _limits(model: Model, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> Tensor:
     """How many tokens can follow each of the prompts: (prompt,)."""
-    if not prompts or len(seeds) != len(prompts) or sampling.max_new_tokens < 1:
+    if not prompts or len(seeds) != len(prompts) or not all(map(len, prompts)) or sampling.max_new_tokens < 1:
         raise InputError(
-            f"{len(prompts)} prompts, {len(seeds)} seeds, {sampling.max_new_tokens} new tokens; give one seed a prompt, and at least 1"
+            f"{len(prompts)} prompts, {len(seeds)} seeds, {sampling.max_new_tokens} new tokens; give prompts with tokens, a seed for each, "
+            "and at least 1 new token"
         )
+    check_vocabulary(prompts, model.vocabulary)
     room = [model.context_length - len(prompt) for prompt in prompts]
     if min(room) < 1:
         raise ContextError(f"a prompt leaves no room to answer in the {model.context_length} tokens of {model.name}")

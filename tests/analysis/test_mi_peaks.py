@@ -167,8 +167,13 @@ def test_a_prompt_near_the_end_of_the_context_leaves_the_others_their_room(tiny,
         assert one.finish_reason == other.finish_reason
     with pytest.raises(ContextError, match="no room"):
         recycle(model, [[5, 6], [9] * 128], SAMPLING, off, seeds=[3, 4])
-    with pytest.raises(InputError, match="1 seeds"):
-        recycle(model, prompts, SAMPLING, off, seeds=[3])
+    for wrong, seeds, message in (
+        (prompts, [3], "1 seeds"),
+        ([[], [9]], [3, 4], "prompts with tokens"),
+        ([[999]], [3], "vocabulary"),
+    ):
+        with pytest.raises(InputError, match=message):
+            recycle(model, wrong, SAMPLING, off, seeds=seeds)
 
 
 def test_arms_differ_in_their_coins_and_not_in_their_draws(model, problems):
