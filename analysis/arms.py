@@ -1,6 +1,7 @@
 """Arms of a generation experiment: the same problems and draws in each, and accuracy beside length, with the controls' range."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -61,5 +62,6 @@ def answered(
             check_fits(model, problem, prompt)
         seeds = [trace_seed(sampling.seed, f"{problem.id}/0") for problem in batch]
         done = complete(prompts, seeds)
-        traces += [as_trace(model, p, 0, c, sampling) for p, c in zip(batch, done, strict=True)]
+        for problem, completion, seed in zip(batch, done, seeds, strict=True):
+            traces.append(as_trace(model, problem, 0, completion, replace(sampling, seed=seed)))
     return traces

@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 from reasonscope.analysis.forced import Decoder, forced_answers
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
 from reasonscope.analysis.statistics import bootstrap_band
+from reasonscope.data.answers import equivalent
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.branches import Writer
@@ -79,8 +80,7 @@ def confidence_of_trace(
     forced = forced_answers(writer, trace, cuts, stub, decode, samples=samples, sampling=sampling)
     own = classify_confidence(forced.own, threshold=threshold)
     gold = classify_confidence(forced.correct, threshold=threshold)
-    hit = np.array([[answer == foreign and answer is not None for answer in row] for row in forced.answers], float)
-    lucky = hit.mean(axis=1)
+    lucky = np.array([np.mean([equivalent(answer, foreign or "") for answer in row]) for row in forced.answers])
     return Result(
         method=METHOD,
         quantity="share of forced answers that are the final one",

@@ -92,12 +92,11 @@ class Phases:
     penalty: float
 
 
-def phase_entropy(entropies: Values, close_index: int | None, *, alpha: float = 1.0) -> Phases:
-    """The phases before and behind the closing tag at `close_index` (its own entropy counts in neither); None: all thinking."""
-    close = len(entropies) if close_index is None else close_index
-    thinking, answer = _mean(entropies[:close]), _mean(entropies[close + 1 :])
-    penalty = max(0.0, thinking - alpha * answer) if np.isfinite([thinking, answer]).all() else float("nan")
-    return Phases(thinking=thinking, answer=answer, penalty=penalty)
+def phase_entropy(thinking: Values, answer: Values, *, alpha: float = 1.0) -> Phases:
+    """The phases from the entropies of the tokens of each (token,), the tags in neither; NaN for a phase without a token."""
+    before, behind = _mean(thinking), _mean(answer)
+    penalty = max(0.0, before - alpha * behind) if np.isfinite([before, behind]).all() else float("nan")
+    return Phases(thinking=before, answer=behind, penalty=penalty)
 
 
 def window_entropy(entropies: Values, window: int, *, reference: bool = False) -> Values:
@@ -171,9 +170,9 @@ def entropy_of_trace(
     """Entropy of each generated token of a trace, as recorded at its generating temperature: axis (token,), nats.
 
     Null: the middle 95 % of the trace's own entropies, in which a token's place says nothing. `arrays`: `forking` by the trace's own
-    percentile, `forking_fixed` by .672 nats, `window` means. `numbers`: phases, with the 95 % interval of the thinking's mean over the
-    trace's `sentences` (without two of them, none), and the words that fork most. A trace that was not generated here has no entropies:
-    undefined, with the reason.
+    percentile, `forking_fixed` by .672 nats, `window` means. `numbers`: phases, of the thinking and the answer as far as the model wrote
+    them (a prefill has no entropies), with the 95 % interval of the thinking's mean over the trace's `sentences` (without two of them,
+    none), and the words that fork most. A trace that was not generated here has no entropies: undefined, with the reason.
     """
     values = None if trace.entropies is None else np.asarray(trace.entropies, dtype=np.float64)
     if values is None or not np.isfinite(values).any():
@@ -182,13 +181,14 @@ def entropy_of_trace(
     known = np.isfinite(values)
     threshold = float(np.percentile(values[known], percentile))
     first = trace.n_prompt_tokens
-    close = None if trace.state != "closed" else trace.tokens.close.start - first
-    phases = phase_entropy(np.where(known, values, 0.0), close)
-    thinking = values[: close if close is not None else len(values)]
-    units = sentence_of_each(sentences, first + len(thinking))[first:][np.isfinite(thinking)]
-    thinking = thinking[np.isfinite(thinking)]
+    tokens = np.arange(first, len(trace.token_ids))
+    inside, behind = (
+        known & (tokens >= part.start) & (tokens < part.stop) for part in (trace.tokens.thinking, trace.tokens.answer)
+    )
+    phases = phase_entropy(values[inside], values[behind])
+    units = sentence_of_each(sentences, len(trace.token_ids))[first:][inside]
     low, high = np.quantile(values[known], [0.025, 0.975])
-    interval = mean_band(thinking, units, draws=draws, seed=seed)
+    interval = mean_band(values[inside], units, draws=draws, seed=seed)
     return Result(
         method=METHOD,
         quantity="entropy of the next-token distribution",
@@ -200,7 +200,7 @@ def entropy_of_trace(
         arrays={
             "forking": known & (values >= threshold),
             "forking_fixed": known & (values > FIXED_THRESHOLD),
-            "window": window_entropy(np.where(known, values, 0.0), window),
+            "window": window_entropy(values, window),
         },
         numbers={
             "threshold": threshold,

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from reasonscope.analysis.receiver import nan_mean
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span
 
@@ -11,9 +12,7 @@ Values = NDArray[np.float64]
 
 def mean_effect(effects: Values) -> Values:
     """Mean effect of each source on the targets behind it: `effects` (target, source) → (source,), NaN for a source without a target."""
-    known = np.isfinite(effects)
-    n = known.sum(axis=0)
-    return np.where(n > 0, np.where(known, effects, 0.0).sum(axis=0) / np.maximum(n, 1), np.nan)
+    return nan_mean(effects, axis=0)
 
 
 def token_block(

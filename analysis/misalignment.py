@@ -28,21 +28,21 @@ def misalignment_of_trace(
 ) -> Result:
     """Share of the thinking's tokens that `base` would not have written, by place: axis (bin,), equal parts of the thinking.
 
-    The null is the reasoner on its own text: what it sampled instead of its own first choice is no misalignment. `arrays`:
-    `by_index` (place in the sentence, 0 to 9), which the paper finds to fall within a few tokens, and `misses` (token,). Raises
-    InputError where the two do not share a tokenizer.
+    The null is the reasoner on its own text: what it sampled instead of its own first choice is no misalignment. What was given of the
+    thinking (a prefill) is not judged. `arrays`: `by_index` (place in the sentence, 0 to 9), which the paper finds to fall within a few
+    tokens, and `misses` (token,). Raises InputError where the two do not share a tokenizer.
     """
     if base.fingerprint["tokenizer"] != reasoner.fingerprint["tokenizer"]:
         raise InputError(
             f"{base.name} and {reasoner.name} have different tokenizers, so their tokens cannot be compared"
         )
     provenance = {"trace": trace.id, "base": base.name, "reasoner": reasoner.name}
-    if trace.n_thinking_tokens < 2 * bins:
-        reason = f"a thinking of {trace.n_thinking_tokens} tokens in {bins} bins of 2 at least"
+    first = max(trace.tokens.thinking.start, trace.n_prompt_tokens)
+    n = max(trace.tokens.thinking.stop - first, 0)
+    if not trace.n_prompt_tokens or n < 2 * bins:
+        reason = f"{n} tokens of thinking written behind a prompt of {trace.n_prompt_tokens}; {bins} bins need 2 each, and a prompt"
         return undefined(method=METHOD, quantity="misaligned tokens", unit="1", reason=reason, provenance=provenance)
-    span = slice(
-        trace.tokens.thinking.start - trace.n_prompt_tokens, trace.tokens.thinking.stop - trace.n_prompt_tokens
-    )
+    span = slice(first - trace.n_prompt_tokens, first - trace.n_prompt_tokens + n)
     found, own = (greedy_misses(model, trace)[span] for model in (base, reasoner))
     parts, mine = (np.array_split(misses, bins) for misses in (found, own))
     values = np.array([part.mean() for part in parts])
@@ -55,18 +55,18 @@ def misalignment_of_trace(
         values=values,
         null=Band.of(ends[0][0], ends[0][1], values.shape, "the reasoner on its own text, 95%"),
         interval=Band.of(ends[1][0], ends[1][1], values.shape, "over tokens, 95%"),
-        arrays={"misses": found, "by_index": _by_index(trace, sentences, found)},
+        arrays={"misses": found, "by_index": _by_index(sentences, found, first)},
         numbers={"rate": float(found.mean()), "rate_of_reasoner": float(own.mean())},
         provenance=provenance,
     )
 
 
-def _by_index(trace: Trace, sentences: Sequence[Sentence], misses: Values, places: int = 10) -> Values:
-    """Mean over sentences of the misses at their first, second … token; NaN where no sentence is so long."""
-    start = trace.tokens.thinking.start
+def _by_index(sentences: Sequence[Sentence], misses: Values, first: int, places: int = 10) -> Values:
+    """Mean over sentences of the misses, of tokens from `first` on, at their first, second … token; NaN where none was judged."""
+    judged = np.concatenate([np.full(first, np.nan), misses])
     rows = np.full((len(sentences), places), np.nan)
     for row, sentence in enumerate(sentences):
-        inside = misses[max(sentence.tokens.start - start, 0) : sentence.tokens.stop - start][:places]
+        inside = judged[sentence.tokens.slice][:places]
         rows[row, : len(inside)] = inside
     known = np.isfinite(rows).any(axis=0)
     means = np.full(places, np.nan)

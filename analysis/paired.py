@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
 
 from reasonscope.data.errors import InputError
 
@@ -16,8 +15,8 @@ Values = NDArray[np.float64]
 class PairedDifference:
     """Means `ours` and `theirs` over `n` traces of `n_groups` problems, and `difference` = ours − theirs.
 
-    `interval`: percentile bootstrap over whole problems, 95 %, of which nothing is known (NaN) from a single one. `chance`: the difference
-    where the two runs are exchanged problem by problem at random, 95 %.
+    `interval`: bootstrap over whole problems, 95 %, widened for few of them; NaN for a single one, which says nothing of it. `chance`: the
+    difference where the two runs are exchanged problem by problem at random, 95 %.
     """
 
     ours: float
@@ -38,25 +37,23 @@ def paired_difference(
     """
     if not len(ours) or len(ours) != len(theirs) or len(ours) != len(groups):
         raise InputError(f"{len(ours)} and {len(theirs)} traces, {len(groups)} groups; give the same, and at least one")
+    from reasonscope.probes.evaluate import Resamples  # it brings torch, without which the app starts
+
     _, place = np.unique(list(groups), return_inverse=True)
     change = np.bincount(place, weights=ours - theirs)
     counts = np.bincount(place).astype(np.float64)
     rng = np.random.default_rng(seed)
     exchanged = rng.choice([-1.0, 1.0], size=(draws, len(change))) @ change / counts.sum()
-    interval = (float("nan"), float("nan"))
+    found = None
     if len(change) > 1:
-        found = bootstrap(
-            (change, counts),
-            lambda sums, sizes, axis: sums.sum(axis=axis) / sizes.sum(axis=axis),
-            n_resamples=draws, paired=True, vectorized=True, method="percentile", rng=rng,
-        ).confidence_interval  # fmt: skip
-        interval = float(found.low), float(found.high)
+        resamples = Resamples(groups, draws=draws, seed=seed)
+        found = resamples.estimate(resamples.means(ours - theirs))
     low, high = np.quantile(exchanged, [0.025, 0.975])
     return PairedDifference(
         ours=float(ours.mean()),
         theirs=float(theirs.mean()),
         difference=float(change.sum() / counts.sum()),
-        interval=interval,
+        interval=found.interval if found else (float("nan"), float("nan")),
         chance=(float(low), float(high)),
         n=len(ours),
         n_groups=len(change),

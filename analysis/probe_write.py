@@ -25,7 +25,7 @@ from reasonscope.probes.capture import replay
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
-from reasonscope.probes.trajectory import Position, row_at
+from reasonscope.probes.trajectory import Position, has_position, row_at
 from reasonscope.steering.ablation import How
 
 Values = NDArray[np.float64]
@@ -60,13 +60,14 @@ def probe_writes(
 
     Behind a post-norm (Gemma, OLMo 2) a head's share is taken at the scale that the norm had for the whole. Departures from the code of
     arXiv 2510.06036: MLPs, biases and the embedding are counted, so that the sum can be checked, and is; nothing is called a cosine.
-    Raises SiteError for a probe that does not read the residual stream, InputError for no trace, or a probe of another model.
+    Raises SiteError for a probe that does not read the residual stream, InputError for no trace, one that `position` was not read in
+    (a run that stopped right behind its closing tag), or a probe of another model.
     """
     last = _blocks_before(probe)
     if not traces:
         raise InputError("no trace to decompose a probe's logit on; give at least one")
     probe.check(probe.site, model.fingerprint)
-    found = [_of_trace(model, probe, trace, row_at(trace, position), last) for trace in traces]
+    found = [_of_trace(model, probe, trace, _row(trace, position), last) for trace in traces]
     return ProbeWrites(
         intercept=probe.intercept,
         **{name: np.stack([one[name] for one in found]) for name in ("heads", "mlps", "biases", "embedding", "logit")},
@@ -91,7 +92,7 @@ def total_effects(
     last = _blocks_before(probe)
     chosen = heads or [Head(layer=layer, index=i) for layer in range(last) for i in range(model.n_heads)]
     bank = head_states(model, traces) if how != "zero" else None
-    sequences = [trace.token_ids[: row_at(trace, position) + 1].tolist() for trace in traces]
+    sequences = [trace.token_ids[: _row(trace, position) + 1].tolist() for trace in traces]
     untouched = _logits(model, probe, sequences, {}, batch)
     ablated = [without_heads(model, [head], how=how, bank=bank, seed=seed) for head in chosen]
     return np.stack([untouched - _logits(model, probe, sequences, one.edits, batch) for one in ablated], axis=1)
@@ -147,11 +148,17 @@ def _random_directions(
     last = _blocks_before(probe)
     sums = np.zeros((model.n_layers, model.n_heads, n))
     for trace in traces:
-        seen = _states(model, trace, row_at(trace, position), last, probe.site)
+        seen = _states(model, trace, _row(trace, position), last, probe.site)
         for layer in range(last):
             sums[layer] += (_head_writes(model, seen, layer) @ torch.from_numpy(units.T)).numpy()
     low, high = np.quantile(sums / len(traces), [0.025, 0.975], axis=-1)
     return Band.of(low, high, low.shape, f"{n} random directions of the probe's length, 95 %")
+
+
+def _row(trace: Trace, position: Position) -> int:
+    if not has_position(trace, position):
+        raise InputError(f"trace {trace.id!r} ({trace.state} thinking) has no position {position}; leave it out")
+    return row_at(trace, position)
 
 
 def _blocks_before(probe: LinearProbe) -> int:

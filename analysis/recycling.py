@@ -10,10 +10,10 @@ from transformers import DynamicCache
 
 from reasonscope.analysis.arms import answered, compare_arms
 from reasonscope.analysis.results import Result
-from reasonscope.data.errors import InputError
+from reasonscope.data.errors import ContextError, InputError
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.backends.base import Edit, Positions
-from reasonscope.probes.batching import left_padded
+from reasonscope.probes.batching import check_vocabulary, left_padded
 from reasonscope.probes.decoding import Completion, sample
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
@@ -23,12 +23,13 @@ from reasonscope.probes.sites import Site
 class Recycling:
     """Representation Recycling: with `probability`, a step about to write one of `tokens` runs its input again, with the input of block
     `layer` at the last position replaced by what that block just put out. `at_random` recycles that share of ALL steps instead: the
-    control for the extra computation."""
+    control for the extra computation. Other `coins` fall otherwise on the same draws."""
 
     layer: int
     tokens: tuple[int, ...]
     probability: float = 0.5
     at_random: float | None = None
+    coins: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1 or not 0 <= (self.at_random or 0) <= 1:
@@ -50,22 +51,25 @@ def recycle(
 
     Departures: coins come from the sequence's own seed, so a run can be repeated (the code draws them unseeded, from all sequences in
     turn); the second run REPLACES the keys and values of the first (with recent transformers the code appends them, and the position
-    counts twice); layer 0 is possible. Probability 0 gives exactly what `generate` gives.
+    counts twice); layer 0 is possible. Probability 0 gives exactly what `generate` gives. Raises InputError for a layer that is not
+    there, or prompts and seeds that cannot be fed, ContextError for a prompt that leaves no room.
     """
     if not 0 <= how.layer < model.n_layers:
         raise InputError(f"layer {how.layer}; {model.name} has {model.n_layers} blocks, from 0")
-    limit = min(sampling.max_new_tokens, *(model.context_length - len(prompt) for prompt in prompts))
-    device = model.device
+    limits = _limits(model, prompts, sampling, seeds)
+    longest, device = int(limits.max()), model.device
     feed, mask = left_padded(prompts, device)
-    draws = torch.from_numpy(np.stack([np.random.default_rng(seed).random(limit) for seed in seeds])).to(device)
-    coins = torch.from_numpy(np.stack([np.random.default_rng([seed, 1]).random(limit) for seed in seeds])).to(device)
+    draws = torch.from_numpy(np.stack([np.random.default_rng(seed).random(longest) for seed in seeds])).to(device)
+    fallen = [np.random.default_rng([seed, 1 + how.coins]).random(longest) for seed in seeds]
+    coins = torch.from_numpy(np.stack(fallen)).to(device)
     wanted, stops = (torch.tensor(sorted(ids), device=device) for ids in (how.tokens, model.stop_ids))
     going = torch.ones(len(prompts), dtype=torch.bool, device=device)
+    stopped = torch.zeros_like(going)
     again = torch.zeros(len(prompts), dtype=torch.long, device=device)
     cache: object = DynamicCache()
     written: list[tuple[Tensor, Tensor, Tensor]] = []
-    lengths = torch.full((len(prompts),), limit, device=device)
-    for index in range(limit):
+    lengths = limits.clone()
+    for index in range(longest):
         out = model.backend.forward(
             feed, mask=mask, cache=cache, use_cache=True, last_logits_only=True, read=[Site("resid_post", how.layer)]
         )
@@ -89,13 +93,29 @@ def recycle(
             again += chosen
         cache = out.cache
         written.append((token, logprob, entropy))
-        ended = going & torch.isin(token, stops)
-        lengths[ended] = index + 1
-        going &= ~ended
-        feed, mask = token[:, None], torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+        now = going & torch.isin(token, stops)
+        lengths[now] = index + 1
+        stopped |= now
+        going &= ~now & (limits > index + 1)
+        # What has ended is fed on, masked: its positions stay within the context.
+        feed, mask = token[:, None], torch.cat([mask, going[:, None].to(mask)], dim=1)
         if not going.any():
             break
-    return Recycled(completions=_completions(prompts, written, lengths, going), recycled=tuple(again.tolist()))
+    return Recycled(completions=_completions(prompts, written, lengths, stopped), recycled=tuple(again.tolist()))
+
+
+def _limits(model: Model, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> Tensor:
+    """How many tokens can follow each of the prompts: (prompt,)."""
+    if not prompts or len(seeds) != len(prompts) or not all(map(len, prompts)) or sampling.max_new_tokens < 1:
+        raise InputError(
+            f"{len(prompts)} prompts, {len(seeds)} seeds, {sampling.max_new_tokens} new tokens; give prompts with tokens, a seed for each, "
+            "and at least 1 new token"
+        )
+    check_vocabulary(prompts, model.vocabulary)
+    room = [model.context_length - len(prompt) for prompt in prompts]
+    if min(room) < 1:
+        raise ContextError(f"a prompt leaves no room to answer in the {model.context_length} tokens of {model.name}")
+    return torch.tensor(room, device=model.device).clamp(max=sampling.max_new_tokens)
 
 
 def _forget(cache: object, tokens: int) -> None:
@@ -115,14 +135,14 @@ def _replacing(state: Tensor, rows: Tensor) -> Edit:
 
 
 def _completions(
-    prompts: Sequence[Sequence[int]], written: Sequence[tuple[Tensor, ...]], lengths: Tensor, going: Tensor
+    prompts: Sequence[Sequence[int]], written: Sequence[tuple[Tensor, ...]], lengths: Tensor, stopped: Tensor
 ) -> list[Completion]:
     ids, logprobs, entropies = (torch.stack(parts, dim=1).cpu().numpy() for parts in zip(*written, strict=True))
     return [
         Completion(
             token_ids=np.concatenate([np.asarray(prompt, dtype=np.int64), ids[row, :n]]),
             n_prompt_tokens=len(prompt),
-            finish_reason="length" if going[row] else "stop",
+            finish_reason="stop" if stopped[row] else "length",
             logprobs=logprobs[row, :n].astype(np.float32),
             entropies=entropies[row, :n].astype(np.float32),
         )
@@ -146,17 +166,17 @@ def recycling_study(
     """
     counts: dict[str, int] = {}
 
-    def run(name: str, chosen: Recycling, shift: int) -> list[Trace]:
+    def run(name: str, chosen: Recycling) -> list[Trace]:
         def complete(prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Completion]:
-            done = recycle(model, prompts, sampling, chosen, seeds=[s + shift for s in seeds])
+            done = recycle(model, prompts, sampling, chosen, seeds=seeds)
             counts[name] = counts.get(name, 0) + sum(done.recycled)
             return done.completions
 
         return answered(model, problems, sampling, batch_size, complete)
 
-    arms = {"base": run("base", replace(how, probability=0.0), 0), "recycled": run("recycled", how, 0)}
+    arms = {"base": run("base", replace(how, probability=0.0)), "recycled": run("recycled", how)}
     steps = sum(len(trace.token_ids) - trace.n_prompt_tokens for trace in arms["recycled"])
     share = counts["recycled"] / max(steps, 1)
     for draw in range(controls):
-        arms[f"random {draw + 1}"] = run(f"random {draw + 1}", replace(how, at_random=share), 0 if draw == 0 else draw)
+        arms[f"random {draw + 1}"] = run(f"random {draw + 1}", replace(how, at_random=share, coins=draw))
     return compare_arms("recycling", arms, seed=seed, numbers={"layer": how.layer, "recycled": counts, "share": share})

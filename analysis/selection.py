@@ -85,8 +85,8 @@ def early_stop(
     """One sample, whose thinking ends where a probe's `scores` (checkpoint,) are first above `threshold`.
 
     `answer_at(trace, checkpoint)` is the answer forced there (see `forced_answers`). Tokens are the share of the thinking up to the
-    checkpoint, checkpoints evenly spaced and the last at its end, and all that the trace wrote behind its thinking, for an answer
-    costs as much there. Never above: the whole trace.
+    checkpoint, checkpoints evenly spaced and the last at its end, as far as it was not given (a prefill), and all that the trace wrote
+    behind its thinking, for an answer costs as much there. Never above: the whole trace.
     """
 
     def rule(samples: Sequence[Trace], rng: np.random.Generator) -> Choice:
@@ -96,7 +96,8 @@ def early_stop(
         if not len(above):
             return Choice(correct=bool(chosen.correct), tokens=_tokens(chosen))
         at = int(above[0])
-        spent = _tokens(chosen) - chosen.n_thinking_tokens * (1 - (at + 1) / len(values))
+        unwritten = chosen.n_thinking_tokens * (1 - (at + 1) / len(values))
+        spent = _tokens(chosen) - min(unwritten, max(0, chosen.tokens.thinking.stop - chosen.n_prompt_tokens))
         return Choice(correct=equivalent(answer_at(chosen, at), chosen.problem.answer or ""), tokens=spent)
 
     return rule

@@ -178,7 +178,12 @@ def bootstrap_band(
 
 
 def mean_band(values: Values, groups: ArrayLike, *, unit: str = "sentences", draws: int = 1000, seed: int = 0) -> Band:
-    """The interval of the mean over the last axis of `values` (…, row), as `bootstrap_band` with `groups` (row,), from the groups' sums."""
+    """The interval of the mean over the last axis of `values` (…, row), as `bootstrap_band` with `groups` (row,), from the groups' sums.
+
+    NaN where there is no row.
+    """
+    if not values.shape[-1]:
+        return Band.of(np.nan, np.nan, values.shape[:-1], f"no interval: fewer than two {unit}")
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
     member = (np.arange(len(names))[:, None] == group_of).astype(np.float64)
     sums, sizes = values @ member.T, member.sum(axis=1)

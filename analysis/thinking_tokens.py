@@ -133,7 +133,7 @@ def _longer(
             logprobs=np.concatenate([given, done.logprobs]),
             entropies=np.concatenate([given, done.entropies]),
         )
-        current = as_trace(model, trace.problem, trace.sample, whole, sampling)
+        current = as_trace(model, trace.problem, trace.sample, whole, replace(sampling, seed=seed))
     if stub and current.state == "closed" and current.final_answer is not None:
         return current.final_answer
     closing = closing_stub(current, encoder(model.tokenizer_backend), tags=model.tags) if model.tags else ()

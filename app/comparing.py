@@ -31,7 +31,7 @@ from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.model import Model
 from reasonscope.probes.record import as_numpy
 from reasonscope.probes.sites import Site
-from reasonscope.probes.trajectory import token_scores
+from reasonscope.probes.trajectory import has_cliff, token_scores
 from reasonscope.steering.scope import Scope
 
 STOPS = (0.5, 0.7, 0.9)  # of a probe's probability
@@ -45,9 +45,11 @@ def analyse_cliff(study: Study) -> Iterator[Result]:
         raise InputError(
             f"there is no probe at {path}; fit one with: reasonscope probe refusal --run RUN, or name one with --probe"
         )
-    requests = [t for t in study.traces if "harmful" in t.problem.meta and t.state == "closed"]
+    requests = [t for t in study.traces if "harmful" in t.problem.meta and has_cliff(t)]
     if len(requests) < 2:
-        raise InputError(f"{len(requests)} requests with closed thinking among the traces; a mean over them needs two")
+        raise InputError(
+            f"{len(requests)} requests with closed thinking and an answer among the traces; a mean over them needs two"
+        )
     probe, options = LinearProbe.load(path), study.options
     yield probe_write_result(study.model, probe, requests, seed=options.seed)
     if options.ablate:

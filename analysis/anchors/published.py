@@ -11,6 +11,7 @@ from reasonscope.analysis.results import Axis, Result, Values, undefined
 from reasonscope.analysis.statistics import DependencyAgreement, agreement_numbers, dependency_agreement
 from reasonscope.data.errors import InputError
 from reasonscope.data.importers import PUBLISHED_EFFECTS
+from reasonscope.data.reading import well_formed
 from reasonscope.data.trace import Sentence, Trace
 
 METHOD = "anchors"
@@ -46,14 +47,22 @@ def published_importances(trace: Trace) -> Result:
     sentences where both accuracies are equal to 1e-9, how well the effects find the published dependencies, and how they correlate
     with suppression over all pairs and over those up to 5 sentences apart (Pearson; chance is 0). The published files
     hold no rollouts, so that no null or interval can be drawn, and no KL be taken anew. Undefined for a trace without published chunks.
+    Raises InputError for what is not in the published layout.
     """
     chunks: Sequence[Mapping[str, Any]] = trace.meta.get("chunks", ())
     provenance = {"trace": trace.id, "source": "published"}
     if not chunks:
         reason = "no importances were published with this trace"
         return undefined(method=METHOD, quantity="importance", unit="1", reason=reason, provenance=provenance)
-    values = np.array([[_number(chunk.get(name)) for chunk in chunks] for name in PUBLISHED], dtype=np.float64)
-    anew = recomputed_resampling_accuracy(chunks)
+    with well_formed(f"what was published with trace {trace.id!r}"):
+        values = np.array([[_number(chunk.get(name)) for chunk in chunks] for name in PUBLISHED], dtype=np.float64)
+        anew = recomputed_resampling_accuracy(chunks)
+        about = {
+            "tags": [(chunk["function_tags"] or ["unknown"])[0] for chunk in chunks],
+            "texts": [chunk["chunk"] for chunk in chunks],
+            "depends_on": published_dependencies(chunks),
+            "resampled": [_resampled(trace, chunk, i) for i, chunk in enumerate(chunks)],
+        }
     told = values[PUBLISHED.index("resampling_importance_accuracy")]
     both = np.isfinite(anew) & np.isfinite(told)
     effects, suppressed = (effect_matrix(trace.meta.get(name) or (), len(chunks)) for name in PUBLISHED_EFFECTS)
@@ -79,10 +88,7 @@ def published_importances(trace: Trace) -> Result:
             "suppression_correlation": None
             if effects is None or suppressed is None
             else _correlations(effects, suppressed),
-            "tags": [(chunk["function_tags"] or ["unknown"])[0] for chunk in chunks],
-            "texts": [chunk["chunk"] for chunk in chunks],
-            "depends_on": published_dependencies(chunks),
-            "resampled": [_resampled(trace, chunk, i) for i, chunk in enumerate(chunks)],
+            **about,
         },
         provenance=provenance,
     )
@@ -96,24 +102,24 @@ def _resampled(trace: Trace, chunk: Mapping[str, Any], place: int) -> list[dict[
 
 def recomputed_resampling_accuracy(chunks: Sequence[Mapping[str, Any]]) -> Values:
     """accuracy(i + 1) − accuracy(i) from the published accuracies; 0 where there is no chunk i + 1, NaN where one was not published."""
-    accuracies = {int(chunk.get("chunk_idx", i)): _number(chunk.get("accuracy")) for i, chunk in enumerate(chunks)}
-    return np.array(
-        [accuracies[i + 1] - value if i + 1 in accuracies else 0.0 for i, value in accuracies.items()], dtype=np.float64
-    )
+    told = [(int(chunk.get("chunk_idx", i)), _number(chunk.get("accuracy"))) for i, chunk in enumerate(chunks)]
+    accuracies = dict(told)
+    return np.array([accuracies[i + 1] - value if i + 1 in accuracies else 0.0 for i, value in told], dtype=np.float64)
 
 
 def effect_matrix(step_importance: Sequence[Mapping[str, Any]], n: int) -> Values | None:
-    """The published effects as (target, source), NaN where none was published; None without any."""
+    """The published effects as (target, source), NaN where none was published; None without any. Raises InputError."""
     if not step_importance:
         return None
     effects = np.full((n, n), np.nan)
-    for row in step_importance:
-        source = int(row["source_chunk_idx"])
-        for impact in row["target_impacts"]:
-            target = int(impact["target_chunk_idx"])
-            if not (0 <= source < n and 0 <= target < n):
-                raise InputError(f"step_importance names sentences {source} and {target} of {n}")
-            effects[target, source] = _number(impact["importance_score"])
+    with well_formed("step_importance"):
+        for row in step_importance:
+            source = int(row["source_chunk_idx"])
+            for impact in row["target_impacts"]:
+                target = int(impact["target_chunk_idx"])
+                if not (0 <= source < n and 0 <= target < n):
+                    raise InputError(f"step_importance names sentences {source} and {target} of {n}")
+                effects[target, source] = _number(impact["importance_score"])
     return effects
 
 
@@ -154,7 +160,7 @@ def published_dependencies(chunks: Sequence[Mapping[str, Any]]) -> list[list[int
     """The labelled sources of each sentence; what is no number of an earlier sentence is left out."""
     found = []
     for target, chunk in enumerate(chunks):
-        named = [int(source) for source in chunk.get("depends_on") or [] if str(source).isdigit()]
+        named = [int(source) for source in chunk.get("depends_on") or [] if str(source).isdecimal()]
         found.append([source for source in named if source < target])
     return found
 

@@ -120,8 +120,8 @@ def anchors_of_trace(
     own = known([s.text for s in sentences])
     rollouts = {i: _rollouts(rows, own, i, known, trace) for i, rows in continuations.items() if rows}
     cosines = [r.similarity for i, rows in rollouts.items() if i < n for r in rows if r.resampled]
-    limit = float(np.median(cosines)) if threshold is None and cosines else threshold or 0.8
-    limit = min(limit, 1 - _ROUNDING)
+    typical = float(np.median(cosines)) if cosines else 0.8
+    limit = min(typical if threshold is None else threshold, 1 - _ROUNDING)
     how = replace(convention or Convention(), similarity_threshold=limit)
     values, null, interval, metrics = _numbers(rollouts, forced, trace, how, n, draws, seed)
     effects = sentence_effects(

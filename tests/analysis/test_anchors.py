@@ -101,6 +101,7 @@ def test_a_model_that_writes_the_same_anew_changes_nothing(trace):
     found = anchors_of_trace(trace, known, same, draws=5)
     assert found.numbers["similarity_threshold"] < 1
     assert not found.at(metric="different_fraction").any()
+    assert anchors_of_trace(trace, known, same, threshold=0.0, draws=5).numbers["similarity_threshold"] == 0
 
 
 def test_an_allotment_stops_where_it_knows_enough():
@@ -143,6 +144,11 @@ def test_forced_answers_read_the_box_and_share_the_prefix(model, trace):
         PrefixWriter(model), trace, stub, model.tokenizer.decode, parts=4, samples=3, foreign="-1", draws=20
     )
     assert result.values.shape == (5,) and result.values[-1] == 1 and result.null.high.max() == 0
+    same = f"{trace.final_answer}.0"  # another way to write the answer
+    result = confidence_of_trace(
+        PrefixWriter(model), trace, stub, model.tokenizer.decode, parts=4, samples=3, foreign=same, draws=20
+    )
+    np.testing.assert_array_equal(result.null.high, result.values)
 
 
 def test_true_dependencies_are_known_of_the_organism(trace):

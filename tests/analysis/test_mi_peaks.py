@@ -1,10 +1,13 @@
 """Peaks, their words and the null, on states whose dependence on the answer is known; and the experiments with thinking tokens."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from reasonscope.analysis import thinking_tokens
+from reasonscope.analysis.arms import answered
 from reasonscope.analysis.mi_peaks import (
     compare_models,
     emitting_rows,
@@ -24,13 +27,13 @@ from reasonscope.analysis.thinking_tokens import (
     token_ids_of,
     token_suppression,
 )
-from reasonscope.data.errors import InputError
+from reasonscope.data.errors import ContextError, InputError
 from reasonscope.data.problems import load_problems
 from reasonscope.data.segment import sentence_of_each, sentences
 from reasonscope.data.trace import Sampling, Span
 from reasonscope.probes.decoding import generate
 from reasonscope.probes.model import load_model
-from reasonscope.probes.rollout import rollouts
+from reasonscope.probes.rollout import rollouts, trace_seed
 from reasonscope.probes.sites import Site
 
 SITE = Site("resid_post", 1)
@@ -152,6 +155,37 @@ def test_recycling_nothing_is_plain_generation_and_recycling_repeats(model, prob
         recycle(model, prompts, SAMPLING, Recycling(layer=99, tokens=tokens), seeds=seeds)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_prompt_near_the_end_of_the_context_leaves_the_others_their_room(tiny, family):
+    model = tiny(family)
+    prompts, off = [[5, 6, 7], [9] * 126], Recycling(layer=0, tokens=(8,), probability=0.0)
+    plain = generate(model, prompts, SAMPLING, seeds=[3, 4])
+    found = recycle(model, prompts, SAMPLING, off, seeds=[3, 4])
+    assert [len(one.token_ids) for one in plain] == [27, 128]
+    for one, other in zip(found.completions, plain, strict=True):
+        np.testing.assert_array_equal(one.token_ids, other.token_ids)
+        assert one.finish_reason == other.finish_reason
+    with pytest.raises(ContextError, match="no room"):
+        recycle(model, [[5, 6], [9] * 128], SAMPLING, off, seeds=[3, 4])
+    for wrong, seeds, message in (
+        (prompts, [3], "1 seeds"),
+        ([[], [9]], [3, 4], "prompts with tokens"),
+        ([[999]], [3], "vocabulary"),
+    ):
+        with pytest.raises(InputError, match=message):
+            recycle(model, wrong, SAMPLING, off, seeds=seeds)
+
+
+def test_arms_differ_in_their_coins_and_not_in_their_draws(model, problems):
+    long = Sampling(temperature=1.0, max_new_tokens=80)
+    never = Recycling(layer=1, tokens=(0,), probability=0.0)  # nothing is recycled, so that only the draws are left
+    found = recycling_study(model, problems, long, never, controls=2)
+    assert found.numbers["share"] == 0 and (found.values == found.values[0]).all()
+    prompts, half = [model.encode_prompt(problems[0])], replace(never, at_random=0.5)
+    fallen = [recycle(model, prompts, long, replace(half, coins=i), seeds=[3]).recycled for i in range(3)]
+    assert len(set(fallen)) > 1
+
+
 def test_recycling_stands_beside_as_many_steps_recycled_at_random(model, problems):
     tokens = tuple(token_ids_of(model, ["So", "Then", "First", "The"]))
     how = Recycling(layer=1, tokens=tokens, probability=1.0)
@@ -184,3 +218,18 @@ def test_thinking_on_from_a_word_gives_answers(model, problems):
     assert agree and all(agree)  # greedy, and nothing was added
     found = time_scaling(model, whole, SAMPLING, words=("So",), controls=("the",))
     assert found.axis("word").labels == ("(none)", "So", "the") and np.isfinite(found.values).all()
+
+
+def test_a_trace_knows_the_seed_that_it_was_drawn_with(model, problems, traces, monkeypatch):
+    complete = lambda prompts, seeds: generate(model, prompts, SAMPLING, seeds=seeds)  # noqa: E731
+    done = answered(model, problems, SAMPLING, 2, complete)
+    assert [one.sampling for one in done] == [one.sampling for one in traces]
+    longer = []
+
+    def keep(writer, trace, *_):
+        longer.append(trace)
+        return SimpleNamespace(answers=((None,),))
+
+    monkeypatch.setattr(thinking_tokens, "forced_answers", keep)
+    think_longer(model, traces[:1], "So", replace(SAMPLING, max_new_tokens=2))
+    assert longer[0].sampling.seed == trace_seed(SAMPLING.seed, f"{traces[0].id}/longer/0")

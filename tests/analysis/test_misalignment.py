@@ -1,5 +1,7 @@
 """A base model is compared with the reasoner token by token, and the reasoner with itself is the null."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -27,6 +29,28 @@ def test_a_greedy_trace_is_its_models_own_and_not_a_random_models():
     assert found.numbers["rate"] >= 0 and found.numbers["rate_of_reasoner"] == 0
     assert found.arrays["misses"].shape == (trace.n_thinking_tokens,) and found.arrays["by_index"].shape == (10,)
     assert "bins" in misalignment_of_trace(base, reasoner, trace, known, bins=500).reason
+
+
+def test_what_was_given_of_the_thinking_is_not_judged():
+    reasoner, base = load_model("organism"), load_model("organism-base")
+    (trace,) = rollouts(reasoner, load_problems("ledger:brief", n=1, seed=5), Sampling(max_new_tokens=60))
+    known, start = sentences(trace), trace.tokens.thinking.start
+    whole = misalignment_of_trace(base, reasoner, trace, known, bins=4).arrays["misses"]
+
+    def prefilled(n):
+        cut = replace(trace, n_prompt_tokens=n, logprobs=None, entropies=None)
+        return misalignment_of_trace(base, reasoner, cut, known, bins=4)
+
+    found = prefilled(start + 10)
+    np.testing.assert_array_equal(found.arrays["misses"], whole[10:])
+    judged = np.where(np.arange(len(whole)) < 10, np.nan, whole)
+    for place, value in enumerate(found.arrays["by_index"]):
+        there = [judged[s.tokens.start + place - start] for s in known if place < len(s.tokens)]
+        there = [miss for miss in there if np.isfinite(miss)]
+        np.testing.assert_allclose(value, np.mean(there) if there else np.nan)
+    assert np.nansum(found.arrays["by_index"]) > 0
+    for n in (trace.tokens.thinking.stop - 7, trace.tokens.thinking.stop, 0):
+        assert "bins" in prefilled(n).reason
 
 
 def test_models_of_different_tokenizers_are_refused(tmp_path):

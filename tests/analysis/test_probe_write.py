@@ -103,5 +103,12 @@ def test_what_cannot_be_decomposed_is_named(tiny):
         probe_writes(model, probe_of(model, Site("mlp_out", 1)), traces_of(model))
     with pytest.raises(InputError, match="at least one"):
         probe_writes(model, probe_of(model, Site("resid_post", 1)), [])
+    cut = build_trace(
+        id="cut", problem=Problem(id="cut", prompt="?"), token_ids=[10, 3, 20, 21, 22, 4], n_prompt_tokens=1,
+        tokenizer=model.tokenizer_backend,
+    )  # fmt: skip
+    for read in (probe_writes, total_effects, probe_write_result):  # the closing tag was written last and never fed
+        with pytest.raises(InputError, match="no position window"):
+            read(model, probe_of(model, Site("resid_post", 1)), [cut])
     with pytest.raises(InputError, match="bank="):
         without_heads(model, [Head(layer=0, index=0)], how="mean")

@@ -41,7 +41,10 @@ def chunk(i, accuracy, **more):
 def test_resampling_accuracy_is_the_step_of_the_accuracies():
     chunks = [chunk(0, 0.5), chunk(1, 0.75), chunk(3, 0.25), chunk(4, None)]
     np.testing.assert_allclose(recomputed_resampling_accuracy(chunks), [0.25, 0, np.nan, 0])
-    assert published_dependencies([{"depends_on": ["0"]}, {"depends_on": ["0", "x", "5"]}, {}]) == [[], [0], []]
+    np.testing.assert_allclose(
+        recomputed_resampling_accuracy([chunk(0, 0.5), chunk(0, 0.25), chunk(1, 1.0)]), [0.5, 0.75, 0]
+    )
+    assert published_dependencies([{"depends_on": ["0"]}, {"depends_on": ["0", "x", "²", "5"]}, {}]) == [[], [0], []]
 
 
 def test_the_published_numbers_equal_the_recomputed(real_traces):
@@ -59,6 +62,29 @@ def test_a_trace_without_chunks_is_undefined_and_a_wrong_index_refused():
     assert not found.measured and "no importances" in found.reason
     with pytest.raises(InputError, match="of 2"):
         effect_matrix([{"source_chunk_idx": 0, "target_impacts": [{"target_chunk_idx": 2, "importance_score": 1}]}], 2)
+
+
+@pytest.mark.parametrize(
+    "effects",
+    [
+        {"a": 1},
+        [1],
+        [{"source_chunk_idx": 0}],
+        [{"source_chunk_idx": "x", "target_impacts": []}],
+        [{"source_chunk_idx": 0, "target_impacts": [{"target_chunk_idx": 1}]}],
+    ],
+)
+def test_effects_in_another_layout_are_refused(effects):
+    with pytest.raises(InputError, match="step_importance is damaged"):
+        effect_matrix(effects, 2)
+
+
+@pytest.mark.parametrize(
+    "chunks", [7, [7], [{"chunk": "a"}], [chunk(0, 0.5, depends_on=3)], [{**chunk(0, 0.5), "chunk_idx": None}]]
+)
+def test_sentences_in_another_layout_are_refused(chunks):
+    with pytest.raises(InputError, match="published with trace 'a/0' is damaged"):
+        published_importances(trace(chunks=chunks))
 
 
 def test_our_importances_leave_and_come_back_in_the_published_layout(tmp_path):

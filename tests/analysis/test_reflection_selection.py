@@ -22,7 +22,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.importers import published_sentences
 from reasonscope.data.parse import trace_from_text
 from reasonscope.data.segment import sentences
-from reasonscope.data.trace import Problem
+from reasonscope.data.trace import Problem, Span
 
 THINKING = (
     "Let me add the numbers. So the answer is 8. Wait, I am not sure. The answer is 8 again? "
@@ -122,6 +122,19 @@ def test_rules_choose_as_they_say_and_cost_what_they_generate(samples):
         simulate(samples, rules, k=5)
     with pytest.raises(InputError, match="no gold answer"):
         simulate([replace(samples[0], correct=None)], rules, k=1)
+
+
+def test_stopping_early_saves_nothing_that_was_given(samples):
+    stop = early_stop(lambda t: np.array([1.0] + [0.0] * 3), 0.5, lambda t, at: "7")
+    one = samples[2]
+    thinking = replace(
+        one.tokens, thinking=Span(0, 20), close=Span(20, 20), answer=Span(20, 40), close_window=Span(20, 20)
+    )
+    spent = [
+        stop([replace(one, tokens=thinking, n_prompt_tokens=given)], np.random.default_rng(0)).tokens
+        for given in (0, 2, 10, 20, 30)
+    ]
+    assert spent == [25, 23, 20, 20, 10]
 
 
 def test_known_signals_are_taken_sentence_by_sentence():

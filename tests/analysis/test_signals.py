@@ -1,6 +1,7 @@
 """Trajectories, entropies and confidence equal the golden numbers; what is too short or missing says so."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from reasonscope.analysis.confidence import classify_confidence, cut_points, overconfidence
 from reasonscope.analysis.entropy import (
     entropy_of,
+    entropy_of_trace,
     forking_masks,
     forking_thresholds,
     high_window_counts,
@@ -22,7 +24,9 @@ from reasonscope.analysis.entropy import (
 )
 from reasonscope.analysis.trajectory import SIGNALS, blocks, random_walk, segment_mean, signals
 from reasonscope.data.errors import InputError
-from reasonscope.data.trace import Span
+from reasonscope.data.parse import trace_from_text
+from reasonscope.data.segment import sentences
+from reasonscope.data.trace import Problem, Span
 
 
 def cases(name, kind):
@@ -125,9 +129,35 @@ def test_golden_windows(inputs, expected):
 
 @pytest.mark.parametrize(("inputs", "expected"), cases("entropy_windows", "phases"))
 def test_golden_phases(inputs, expected):
-    found = phase_entropy(np.array(inputs["entropies"]), inputs["close_index"], alpha=inputs["alpha"])
+    values, close = np.array(inputs["entropies"]), inputs["close_index"]
+    close = len(values) if close is None else close
+    found = phase_entropy(values[:close], values[close + 1 :], alpha=inputs["alpha"])
     wanted = numbers([expected[f"{name}"] for name in ("think_mean", "answer_mean", "penalty")])
     np.testing.assert_allclose([found.thinking, found.answer, found.penalty], wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("given", "written", "thinking", "answer"),
+    [
+        ("<think>\n", "Wait, let me check. It is 7.\n</think>\n\nThe answer is 7.", 1, 3),
+        ("<think>\nOkay, so I need", " to add 3 and 4. It is 7.\n</think>\n\nThe answer is 7.", 1, 3),
+        ("<think>\nOkay, so I need", " to add 3 and 4.", 1, np.nan),
+        ("<think>\nHmm.", "\n</think>\n\nThe answer is 7.", np.nan, 3),
+        ("<think>\nOkay, I can answer it without thinking.\n</think>\n\n", "The answer is 7.", np.nan, 3),
+        ("<think>\n\n</think>\n\n", "The answer is 7.", np.nan, 3),
+        ("", "The answer is 7.", np.nan, 3),
+    ],
+)
+def test_phases_are_those_of_what_the_model_wrote(tokenizer, given, written, thinking, answer):
+    trace = trace_from_text(
+        id="a/0", problem=Problem(id="a", prompt="?"), prompt=f"What is 3 + 4?\n{given}", completion=written, tokenizer=tokenizer
+    )  # fmt: skip
+    begins = trace.offsets[trace.n_prompt_tokens :, 0]
+    values = np.select([begins < trace.chars.close.start, begins < trace.chars.answer.start], [1.0, 9.0], 3.0)
+    values[-1] = np.nan  # nobody measured it
+    found = entropy_of_trace(replace(trace, entropies=values.astype(np.float32)), sentences=sentences(trace))
+    np.testing.assert_array_equal([found.numbers["thinking"]["value"], found.numbers["answer"]], [thinking, answer])
+    assert np.isnan(found.arrays["window"][-9:]).all() and not found.arrays["forking"][-1]
 
 
 @pytest.mark.parametrize(("inputs", "expected"), cases("premature_confidence", "curve"))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ from typer.testing import CliRunner
 
 from reasonscope.analysis.results import load_results
 from reasonscope.app import cli
+from reasonscope.app.comparing import analyse_cliff
 from reasonscope.app.places import places
 from reasonscope.data.errors import InputError
+from reasonscope.data.parse import trace_from_text
 from reasonscope.data.problems import load_problems
 from reasonscope.data.store import TraceStore, check_store
-from reasonscope.data.trace import Sampling
+from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.model import load_model
 from reasonscope.probes.record import record
@@ -88,6 +91,21 @@ def test_what_attention_says_is_kept_too(run, name):
 def test_the_cliff_needs_a_probe(run):
     done = CliRunner().invoke(cli.app, ["analyse", "cliff", "--run", str(run)])
     assert isinstance(done.exception, InputError) and "reasonscope probe refusal" in str(done.exception)
+
+
+def test_a_request_that_stopped_at_its_closing_tag_has_no_cliff(tmp_path):
+    (tmp_path / "probe").touch()
+    cut = trace_from_text(
+        id="a/0",
+        problem=Problem(id="a", prompt="?", meta={"harmful": True}),
+        prompt="?\n<think>\n",
+        completion="Let me see.\n</think>",
+        tokenizer=load_model("organism").tokenizer_backend,
+    )
+    assert cut.state == "closed"
+    study = SimpleNamespace(options=SimpleNamespace(probe=tmp_path / "probe"), traces=[cut, cut])
+    with pytest.raises(InputError, match="0 requests with closed thinking and an answer"):
+        next(analyse_cliff(study))
 
 
 def test_heads_that_suppress_refusal_are_taken_away_beside_random_ones(tmp_path):

@@ -22,6 +22,7 @@ from scipy.stats import kstest, norm
 
 from reasonscope.analysis.anchors.allotment import wilson_half_width
 from reasonscope.analysis.mi_peaks import thinking_token_table
+from reasonscope.analysis.paired import paired_difference
 from reasonscope.analysis.reflection import within_question_correlation
 from reasonscope.analysis.statistics import (
     benjamini_hochberg,
@@ -164,6 +165,12 @@ def _change(n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]
     steered = 0.8 * base * rng.lognormal(mean=-0.02, sigma=0.2, size=n)
     resamples = Resamples(_groups(n), draws=draws, seed=int(rng.integers(2**31)))
     return _ends(resamples.estimate(resamples.means(steered) / resamples.means(base) - 1))
+
+
+def _paired(n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
+    """Two runs whose difference changes from problem to problem."""
+    change, groups = _four_each(rng, n)
+    return paired_difference(change, np.zeros(4 * n), groups, draws=draws, seed=int(rng.integers(2**31))).interval
 
 
 def _excess(n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
@@ -342,6 +349,12 @@ def _intervals() -> list[Interval]:
             where="steering.bench.Bench.differences",
             truth=0.0,
             one=partial(_excess, 32),
+        ),
+        Interval(
+            name="difference of two runs, 20 problems",
+            where="analysis.paired.paired_difference",
+            truth=0.0,
+            one=partial(_paired, 20),
         ),
         Interval(name="band of 20", where="analysis.statistics.bootstrap_band", truth=0.0, one=partial(_band, 20)),
         Interval(name="band of 40", where="analysis.statistics.bootstrap_band", truth=0.0, one=partial(_band, 40)),
