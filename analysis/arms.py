@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from reasonscope.analysis.results import Axis, Band, Result, Values
-from reasonscope.analysis.statistics import mean_estimate
+from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.decoding import Completion
 from reasonscope.probes.model import Model

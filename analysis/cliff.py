@@ -11,9 +11,9 @@ from reasonscope.analysis.head_edits import head_states, random_heads, without_h
 from reasonscope.analysis.probe_write import probe_writes
 from reasonscope.analysis.receiver import Head
 from reasonscope.analysis.results import Axis, Band, Result, undefined
-from reasonscope.analysis.statistics import bootstrap_band
 from reasonscope.data.behaviour import behaviour
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.model import Model
@@ -41,10 +41,8 @@ class Trial:
 
     def __post_init__(self) -> None:
         for name in ("harmful", "benign", "solved"):
-            if len(getattr(self, name)) < 2:
-                raise InputError(
-                    f"{len(getattr(self, name))} problems in {name!r}; a rate with an interval needs two or more"
-                )
+            if (n := len({problem.group for problem in getattr(self, name)})) < 2:
+                raise InputError(f"{n} problems in {name!r}; a rate with an interval needs two or more")
 
 
 def suppressing_heads(writes: Values, share: float = SHARE) -> list[Head]:
@@ -111,17 +109,19 @@ def cliff_heads(
     values = np.array([[one.mean() for one in arm] for arm in arms.values()])
     low, high = np.quantile(random, [0.025, 0.975], axis=0)
     change, by_chance = np.abs(values[1] - values[0]), np.abs(random - values[0])
-    bands = [[_interval(one, seed) for one in arm] for arm in arms.values()]
+    sets = (trial.harmful, trial.benign, trial.solved)
+    ends = np.array(
+        [
+            [mean_estimate(one, groups=[p.group for p in asked]).interval for one, asked in zip(arm, sets, strict=True)]
+            for arm in arms.values()
+        ]
+    )
     return Result(
         **common,
         axes=(Axis.of("arm", arms), Axis.of("metric", METRICS)),
         values=values,
         null=Band.of(low, high, values.shape, f"{draws} sets of other heads ablated alike, 95 %"),
-        interval=Band(
-            low=np.array([[float(band.low) for band in row] for row in bands]),
-            high=np.array([[float(band.high) for band in row] for row in bands]),
-            what=bands[0][0].what,
-        ),
+        interval=Band.of(ends[..., 0], ends[..., 1], values.shape, "over problems, 95%"),
         arrays={"random": random, "writes": writes},
         numbers={
             "heads": [str(head) for head in heads],
@@ -142,7 +142,3 @@ def outcomes(model: Model, trial: Trial, done: Intervention | None) -> list[Valu
     refused = np.array([behaviour(trace) == "refused" for trace in traces[:second]], dtype=np.float64)
     right = np.array([bool(trace.correct) for trace in traces[second:]], dtype=np.float64)
     return [refused[:first], refused[first:], right]
-
-
-def _interval(answers: Values, seed: int) -> Band:
-    return bootstrap_band(lambda rows: np.asarray(answers[rows].mean()), len(answers), seed=seed)

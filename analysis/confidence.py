@@ -9,13 +9,12 @@ from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from reasonscope.analysis.forced import Decoder, forced_answers
-from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
-from reasonscope.analysis.statistics import bootstrap_band
+from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.data.answers import equivalent
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import wilson_interval
 from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.branches import Writer
-from reasonscope.probes.evaluate import Rows
 
 METHOD = "confidence"
 
@@ -61,13 +60,12 @@ def confidence_of_trace(
     sampling: Sampling | None = None,
     threshold: float = 0.4,
     foreign: str | None = None,
-    draws: int = 500,
     seed: int = 0,
 ) -> Result:
     """Share of forced answers that give the model's OWN final answer, at parts + 1 cuts of the thinking: axis (cut,).
 
     Null: the same for `foreign`, an answer of another problem (none is given: no null); the
-    interval resamples the samples of each cut. `numbers`: spearman, kind, overconfidence against the gold answer, and both for the
+    interval is Wilson's, of the samples of each cut. `numbers`: spearman, kind, overconfidence against the gold answer, and both for the
     gold answer. A trace without thinking or without a final answer is undefined, with the reason.
 
     Departures: the class of a constant curve is None (its correlation is undefined); cuts in tokens of the thinking alone.
@@ -81,6 +79,7 @@ def confidence_of_trace(
     own = classify_confidence(forced.own, threshold=threshold)
     gold = classify_confidence(forced.correct, threshold=threshold)
     lucky = np.array([np.mean([equivalent(answer, foreign or "") for answer in row]) for row in forced.answers])
+    ends = np.transpose([wilson_interval(round(share * samples), samples) for share in forced.own])
     return Result(
         method=METHOD,
         quantity="share of forced answers that are the final one",
@@ -89,7 +88,7 @@ def confidence_of_trace(
         values=forced.own,
         null=Band.of(0.0, lucky, lucky.shape, f"answer of another problem ({foreign})") if foreign else None,
         null_missing="" if foreign else "no answer of another problem to compare with",
-        interval=_interval(forced.answers, forced.own, draws, seed),
+        interval=Band.of(ends[0], ends[1], forced.own.shape, f"Wilson's, of {samples} samples a cut, 95%"),
         arrays={"cuts": np.array(cuts), "correct": forced.correct},
         numbers={
             "spearman": own.spearman,
@@ -109,16 +108,3 @@ def _unfit(trace: Trace) -> str:
     if trace.final_answer is None:
         return "the trace has no final answer to compare with"
     return ""
-
-
-def _interval(answers: Sequence[Sequence[str | None]], share: Values, draws: int, seed: int) -> Band:
-    """Resamples over the samples of each cut, the same draw in all; the mean is linear, so only the hits matter."""
-    n = len(answers[0])
-    hits = np.zeros((n, len(answers)))
-    for column, (row, value) in enumerate(zip(answers, share, strict=True)):
-        hits[: round(value * len(row)), column] = 1  # exchangeable: which of the samples hit does not matter
-
-    def mean(rows: Rows) -> Values:
-        return np.asarray(hits[rows].mean(axis=0), dtype=np.float64)
-
-    return bootstrap_band(mean, n, draws=draws, seed=seed)

@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 
 from reasonscope.analysis.looking_back import mean_effect
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
-from reasonscope.analysis.statistics import holm, permutation_p
+from reasonscope.analysis.statistics import holm, serial_correlation
 from reasonscope.data.trace import Sentence, Trace
 
 METHOD = "critical"
@@ -76,8 +76,8 @@ def critical_sentences(
     """Each signal's standing of each sentence: axes (signal, sentence), as rank from 0 to 1 within the trace, NaN where not measured.
 
     The null is a signal that knows nothing: the mean rank over all signals, in 95 % of permutations, is the band of each place.
-    `numbers`: for each pair of signals their rank correlation, its p-value by permuting sentences, and the same corrected for all pairs
-    (Holm); `top`, the sentences whose mean rank is above the band, first the highest.
+    `numbers`: for each pair of signals their rank correlation, what of it is `beyond_place` (`serial_correlation`) with its p-value, and
+    the same corrected for all pairs (Holm); `top`, the sentences whose mean rank is above the band, first the highest.
     """
     n = len(sentences)
     provenance = {"trace": trace.id, "seed": seed}
@@ -103,7 +103,7 @@ def critical_sentences(
         arrays={"mean_rank": mean},
         numbers={
             "top": [int(i) for i in order if mean[i] > high],
-            "agreement": _agreement(signals, rng, draws),
+            "agreement": _agreement(signals),
             "texts": [sentence.text for sentence in sentences],
             "tags": [sentence.tag for sentence in sentences],
         },
@@ -131,20 +131,18 @@ def _permuted(line: Values, rng: np.random.Generator) -> Values:
     return np.asarray(rng.permutation(line), dtype=np.float64)
 
 
-def _agreement(signals: Mapping[str, Values], rng: np.random.Generator, draws: int) -> dict[str, dict[str, float]]:
-    pairs, p_values, found = [], [], []
+def _agreement(signals: Mapping[str, Values]) -> dict[str, dict[str, float]]:
+    found = {}
     for one, other in combinations(signals, 2):
         both = np.isfinite(signals[one]) & np.isfinite(signals[other])
         x, y = signals[one][both], signals[other][both]
-        if both.sum() < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        if both.sum() < 5 or np.ptp(x) == 0 or np.ptp(y) == 0:
             continue
-        value = float(spearmanr(x, y).statistic)
-        null = [float(spearmanr(x, rng.permutation(y)).statistic) for _ in range(min(draws, 200))]
-        pairs.append(f"{one} ~ {other}")
-        p_values.append(float(permutation_p(value, null, "two-sided")))
-        found.append(value)
-    corrected = holm(p_values)
-    return {
-        pair: {"spearman": value, "p_value": p, "holm": float(q)}
-        for pair, value, p, q in zip(pairs, found, p_values, corrected, strict=True)
-    }
+        beyond, p_value = serial_correlation(x, y)
+        found[f"{one} ~ {other}"] = {
+            "spearman": float(spearmanr(x, y).statistic),
+            "beyond_place": beyond,
+            "p_value": p_value,
+        }
+    corrected = holm([pair["p_value"] for pair in found.values()])
+    return {name: {**pair, "holm": float(q)} for (name, pair), q in zip(found.items(), corrected, strict=True)}

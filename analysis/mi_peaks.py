@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 from reasonscope.analysis.information import EPSILON, SIGMA, mutual_information, squared_correlation
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
-from reasonscope.analysis.statistics import benjamini_hochberg, bootstrap_band, mean_estimate, permutation_p
+from reasonscope.analysis.statistics import benjamini_hochberg, bootstrap_band
 from reasonscope.data.align import token_strings
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Estimate, Rows, mean_estimate, permutation_p
 from reasonscope.data.organism.writer import write_ledger
 from reasonscope.data.problems import ledger_of
 from reasonscope.data.segment import sentence_of_each
 from reasonscope.data.trace import Problem, Sentence, Span, Trace
 from reasonscope.probes.capture import run_with_cache
-from reasonscope.probes.evaluate import Estimate, Rows
 from reasonscope.probes.model import Model
 from reasonscope.probes.record import as_numpy
 from reasonscope.probes.sites import Site
@@ -154,6 +154,7 @@ def _estimated(line: Values, edge: Values, units: NDArray[np.int64], *, tau: flo
     ends = zip(band.low.tolist(), band.high.tolist(), strict=True)
     found = {name: {"value": value, "ci": list(ci)} for (name, value), ci in zip(seen.items(), ends, strict=True)}
     del found["peak_gap_tokens"]["ci"]  # resampled sentences do not stand in a row
+    del found["std"]["ci"]  # of heavy tails a resample holds too little
     return found
 
 

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
-from reasonscope.analysis.statistics import mean_estimate
 from reasonscope.data.errors import ContextError, InputError
+from reasonscope.data.intervals import mean_estimate
+from reasonscope.data.segment import sentence_of_each
 from reasonscope.data.trace import Sentence, Trace
 from reasonscope.probes.model import Model
 
@@ -28,9 +30,10 @@ def misalignment_of_trace(
 ) -> Result:
     """Share of the thinking's tokens that `base` would not have written, by place: axis (bin,), equal parts of the thinking.
 
-    The null is the reasoner on its own text: what it sampled instead of its own first choice is no misalignment. What was given of the
-    thinking (a prefill) is not judged. `arrays`: `by_index` (place in the sentence, 0 to 9), which the paper finds to fall within a few
-    tokens, and `misses` (token,). Raises InputError where the two do not share a tokenizer.
+    The null is the reasoner on its own text: what it sampled instead of its own first choice is no misalignment. Intervals are over the
+    sentences of a bin, NaN where it is of one. What was given of the thinking (a prefill) is not judged. `arrays`: `by_index` (place in
+    the sentence, 0 to 9), which the paper finds to fall within a few tokens, and `misses` (token,). Raises InputError where the two do
+    not share a tokenizer.
     """
     if base.fingerprint["tokenizer"] != reasoner.fingerprint["tokenizer"]:
         raise InputError(
@@ -45,8 +48,9 @@ def misalignment_of_trace(
     span = slice(first - trace.n_prompt_tokens, first - trace.n_prompt_tokens + n)
     found, own = (greedy_misses(model, trace)[span] for model in (base, reasoner))
     parts, mine = (np.array_split(misses, bins) for misses in (found, own))
+    units = np.array_split(sentence_of_each(sentences, first + n)[first:], bins)
     values = np.array([part.mean() for part in parts])
-    ends = [np.array([mean_estimate(part).interval for part in side]).T for side in (mine, parts)]
+    ends = [np.transpose([_ends(*pair) for pair in zip(side, units, strict=True)]) for side in (mine, parts)]
     return Result(
         method=METHOD,
         quantity="share of tokens that the base model would not have written",
@@ -54,11 +58,16 @@ def misalignment_of_trace(
         axes=(Axis.of("bin", bins),),
         values=values,
         null=Band.of(ends[0][0], ends[0][1], values.shape, "the reasoner on its own text, 95%"),
-        interval=Band.of(ends[1][0], ends[1][1], values.shape, "over tokens, 95%"),
+        interval=Band.of(ends[1][0], ends[1][1], values.shape, "over the sentences of a bin, 95%"),
         arrays={"misses": found, "by_index": _by_index(sentences, found, first)},
         numbers={"rate": float(found.mean()), "rate_of_reasoner": float(own.mean())},
         provenance=provenance,
     )
+
+
+def _ends(misses: Values, units: NDArray[np.int64]) -> tuple[float, float]:
+    """The interval of a bin's mean over its sentences: the tokens of one are alike. NaN where they are all of one."""
+    return mean_estimate(misses, groups=units).interval if len(set(units.tolist())) > 1 else (np.nan, np.nan)
 
 
 def _by_index(sentences: Sequence[Sentence], misses: Values, first: int, places: int = 10) -> Values:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import difference_estimate
 
 Values = NDArray[np.float64]
 
@@ -15,8 +16,8 @@ Values = NDArray[np.float64]
 class PairedDifference:
     """Means `ours` and `theirs` over `n` traces of `n_groups` problems, and `difference` = ours − theirs.
 
-    `interval`: bootstrap over whole problems, 95 %, widened for few of them; NaN for a single one, which says nothing of it. `chance`: the
-    difference where the two runs are exchanged problem by problem at random, 95 %.
+    `interval`: over whole problems, 95 % (`difference_estimate`); NaN for a single one, which says nothing of it. `chance`: the difference
+    where the two runs are exchanged problem by problem at random, 95 %.
     """
 
     ours: float
@@ -37,23 +38,18 @@ def paired_difference(
     """
     if not len(ours) or len(ours) != len(theirs) or len(ours) != len(groups):
         raise InputError(f"{len(ours)} and {len(theirs)} traces, {len(groups)} groups; give the same, and at least one")
-    from reasonscope.probes.evaluate import Resamples  # it brings torch, without which the app starts
-
     _, place = np.unique(list(groups), return_inverse=True)
     change = np.bincount(place, weights=ours - theirs)
     counts = np.bincount(place).astype(np.float64)
     rng = np.random.default_rng(seed)
     exchanged = rng.choice([-1.0, 1.0], size=(draws, len(change))) @ change / counts.sum()
-    found = None
-    if len(change) > 1:
-        resamples = Resamples(groups, draws=draws, seed=seed)
-        found = resamples.estimate(resamples.means(ours - theirs))
+    found = difference_estimate(ours, theirs, groups=groups).interval if len(change) > 1 else (np.nan, np.nan)
     low, high = np.quantile(exchanged, [0.025, 0.975])
     return PairedDifference(
         ours=float(ours.mean()),
         theirs=float(theirs.mean()),
         difference=float(change.sum() / counts.sum()),
-        interval=found.interval if found else (float("nan"), float("nan")),
+        interval=found,
         chance=(float(low), float(high)),
         n=len(ours),
         n_groups=len(change),

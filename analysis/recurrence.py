@@ -13,9 +13,9 @@ from reasonscope.analysis.attention import AttentionBlock, read_attention
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
 from reasonscope.analysis.statistics import bootstrap_band
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Rows
 from reasonscope.data.segment import sentence_of_each
 from reasonscope.data.trace import Sentence, Span, Trace
-from reasonscope.probes.evaluate import Rows
 from reasonscope.probes.model import Model
 
 ALPHA = 0.01  # of a layer's mean attention; the paper's threshold depends on its models

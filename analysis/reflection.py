@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
-from reasonscope.analysis.statistics import permutation_p
 from reasonscope.data.answers import equivalent, extract_answer
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import permutation_p
 from reasonscope.data.trace import Sentence, Trace
 
 METHOD = "reflection"

@@ -2,29 +2,44 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import beta, false_discovery_control, norm, rankdata, t
+from scipy.stats import false_discovery_control, rankdata, t
 
 from reasonscope.analysis.results import Axis, Band, Result, Values
 from reasonscope.data.errors import InputError
-from reasonscope.probes.evaluate import Estimate, Rows, drawn_groups, resample_groups, tails
-
-Alternative = Literal["greater", "less", "two-sided"]
+from reasonscope.data.intervals import Estimate, Rows, drawn_groups, permutation_p, resample_groups, tails
 
 
-def permutation_p(observed: ArrayLike, null: ArrayLike, alternative: Alternative = "greater") -> Values:
-    """How often chance does as well: (1 + draws at least as extreme) / (1 + draws), never 0.
+def serial_correlation(one: Values, other: Values) -> tuple[float, float]:
+    """Rank correlation of two lines (place,) beyond what both owe to the place alone, and its two-sided p-value.
 
-    `null` (draw, …) are draws of the statistic `observed` (…). NaN where the observed value is NaN or no draw is a number.
+    Neighbours in a thinking are alike and many signals rise or fall along it, so that shuffling the places would find two lines that know
+    nothing of each other alike a third of the time. The straight trend is taken out of both ranks, and the p-value is Student's of as many
+    independent places as the lines' autocorrelations leave: 1/n' = 1/n + 2/n Σ (1 − k/n) r_k s_k, lags up to n/4 (Pyper and
+    Peterman, Can. J. Fish. Aquat. Sci. 55, 1998). NaN where a line is constant beyond its trend, or fewer than 5 places are left.
     """
-    drawn, seen = np.asarray(null, dtype=np.float64), np.asarray(observed, dtype=np.float64)
-    n = np.isfinite(drawn).sum(axis=0)
-    above, below = (drawn >= seen).sum(axis=0), (drawn <= seen).sum(axis=0)
-    hits = {"greater": above, "less": below, "two-sided": np.minimum(2 * np.minimum(above, below), n)}[alternative]
-    return np.asarray(np.where(np.isfinite(seen) & (n > 0), (1 + hits) / (1 + n), np.nan), dtype=np.float64)
+    n = len(one)
+    left = [_detrended(rankdata(line)) for line in (one, other)]
+    lengths = [float(np.sqrt(line @ line)) for line in left]
+    if n < 5 or min(lengths) < 1e-9:
+        return float("nan"), float("nan")
+    first, second = (line / length for line, length in zip(left, lengths, strict=True))
+    rho = float(np.clip(first @ second, -1, 1))
+    shared = sum(n / (n - k) * (first[:-k] @ first[k:]) * (second[:-k] @ second[k:]) for k in range(1, n // 4 + 1))
+    independent = n / (1 + 2 * shared) if shared > 0 else n  # more than there are would be too bold
+    freedom = max(independent - 3, 0.5)
+    with np.errstate(divide="ignore"):
+        return rho, float(2 * t.sf(abs(rho) * np.sqrt(freedom / (1 - rho**2)), freedom))
+
+
+def _detrended(line: Values) -> Values:
+    """What is left when the mean and the straight line through (place,) are taken away."""
+    place = np.arange(len(line)) - (len(line) - 1) / 2
+    centred = line - line.mean()
+    return np.asarray(centred - place * (place @ centred) / (place @ place))
 
 
 def null_band(null: ArrayLike, what: str, *, level: float = 0.95) -> Band:
@@ -70,55 +85,6 @@ def bootstrap(
     Raises InputError where `resample_groups` does.
     """
     return resample_groups(statistic, groups or [str(i) for i in range(n)], draws=draws, seed=seed)
-
-
-def mean_estimate(values: ArrayLike, *, groups: Sequence[str] | None = None) -> Estimate:
-    """The mean of `values` (row,) with its 95 % interval over rows, or over whole groups of them.
-
-    Rows of one group count as one: by the group's part in what is left of them when the mean is taken away. The interval is Student's t
-    with its skewness removed by a cubic map (Hall, On the removal of skewness by transformation, J. R. Stat. Soc. B 54, 1992): of lengths
-    and other skewed values the percentiles of a bootstrap, and t alone, hold the mean of ten .90 of the time instead of .95. Where all
-    values lie in 0 to 1 (shares, accuracies) it is Jeffreys' interval of as many tries as their spread is worth, for so few units
-    (Korn and Graubard, Survey Methodology 24, 1998): it stays in 0 to 1, and is not a point where all of them are right.
-
-    Raises InputError for fewer than two groups, or values that are no numbers.
-    """
-    rows = np.asarray(values, dtype=np.float64)
-    labels = np.arange(len(rows)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    n = len(np.unique(labels))
-    if n < 2:
-        raise InputError("all rows are of one group, which has no interval; record more problems")
-    if not np.isfinite(rows).all():
-        raise InputError("a mean of values that are no numbers; leave them out")
-    mean = float(rows.mean())
-    left = np.bincount(labels, weights=rows - mean) * n / len(rows)  # of each group, in units of the mean
-    low, high = (_share_ends if rows.min() >= 0 and rows.max() <= 1 else _mean_ends)(mean, left)
-    return Estimate(value=mean, low=low, high=high)
-
-
-def _mean_ends(mean: float, left: Values, level: float = 0.95) -> tuple[float, float]:
-    """Of a mean from what is left of each unit when it is taken away."""
-    n, spread = len(left), float(left.std())
-    if spread == 0:
-        return mean, mean
-    quantile, error = float(t.ppf((1 + level) / 2, n - 1)), float(left.std(ddof=1)) / np.sqrt(n)
-    skew = float((left**3).mean() / spread**3) / np.sqrt(n)
-
-    def unskewed(value: float) -> float:  # the inverse of T + γT²/3 + γ²T³/27 + γ/6
-        return value if abs(skew) < 1e-6 else float(3 / skew * (np.cbrt(1 + skew * (value - skew / 6)) - 1))
-
-    return mean - error * unskewed(quantile), mean - error * unskewed(-quantile)
-
-
-def _share_ends(mean: float, left: Values, level: float = 0.95) -> tuple[float, float]:
-    """The same of a mean that lies in 0 to 1."""
-    n, variance = len(left), float(left.var()) / len(left)
-    if variance == 0 and 0 < mean < 1:
-        return mean, mean
-    tries = mean * (1 - mean) / variance if variance else float(n)
-    tries *= float(norm.ppf((1 + level) / 2) / t.ppf((1 + level) / 2, n - 1)) ** 2
-    ends = beta.ppf([(1 - level) / 2, (1 + level) / 2], mean * tries + 0.5, (1 - mean) * tries + 0.5)
-    return 0.0 if mean == 0 else float(ends[0]), 1.0 if mean == 1 else float(ends[1])
 
 
 def result_of_estimates(

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.analysis.results import Axis, Band, Result, Values
-from reasonscope.analysis.statistics import bootstrap_band
+from reasonscope.analysis.statistics import mean_band
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span, Trace
 from reasonscope.probes.sites import Site
@@ -115,9 +115,10 @@ def trajectory_of_trace(
     """The signals of a trace's thinking, its closing tag included: axes (signal, site).
 
     `read(site)` gives the trace's rows (row, d_model), one site in memory at a time; segments are blocks of `block` tokens. The null is
-    a random walk with the same step lengths (its cumulative change is the same by construction); the interval draws the steps anew. A
-    thinking of one block has no signal: NaN, and the reason says so. `numbers`: the mean over layers, which is the published score, with
-    its interval, and the number of segments.
+    a random walk with the same step lengths (its cumulative change is the same by construction). The interval of the cumulative change
+    draws the steps anew; net and aligned have none, for steps drawn twice point the same way and reach further than any walk did. A
+    thinking of one block has no signal: NaN, and the reason says so. `numbers`: the mean over layers, which is the published score, and
+    the number of segments.
     """
     axes = (Axis.of("signal", SIGNALS), Axis.of("site", sites))
     shape = (len(SIGNALS), len(sites))
@@ -140,31 +141,34 @@ def trajectory_of_trace(
     means = np.stack([segment_mean(np.asarray(read(site))[span.start : span.start + rows], cut) for site in sites])
     null = random_walk(means, draws=draws, seed=seed)
     low, high = np.quantile(null, [0.025, 0.975], axis=0)
-    steps = np.diff(means, axis=1)
-    told = lambda at: _with_mean(_stacked(signals(_walk(steps[:, at]))))  # noqa: E731 - the statistic that is resampled
-    values = _with_mean(_stacked(signals(means)))
-    sure = bootstrap_band(told, steps.shape[1], unit="steps", seed=seed)
-    average = zip(SIGNALS, values[:, -1], sure.low[:, -1], sure.high[:, -1], strict=True)
+    values = _stacked(signals(means))
+    lengths = np.linalg.norm(np.diff(means, axis=1), axis=2)
+    steps = np.arange(lengths.shape[1])
+    sure = mean_band(np.vstack([lengths, lengths.mean(axis=0)]), steps, unit="steps", seed=seed)
+    none = np.full(len(sites), np.nan)
+    low_end, high_end = (np.stack([none, len(steps) * end[:-1], none]) for end in (sure.low, sure.high))
     return Result(
         method=METHOD,
         quantity="change of the segment means",
         unit=UNIT,
         axes=axes,
-        values=values[:, :-1],
+        values=values,
         null=Band.of(low, high, shape, f"random walk of the same step lengths, 95% of {draws}"),
-        interval=Band(low=sure.low[:, :-1], high=sure.high[:, :-1], what=sure.what),
+        interval=Band.of(
+            low_end, high_end, shape, f"of the cumulative change: {sure.what}; net and aligned are of one path"
+        ),
         numbers={
-            **{f"mean_{name}": {"value": float(mean), "ci": [float(a), float(b)]} for name, mean, a, b in average},
+            "mean_net": {"value": float(values[0].mean())},
+            "mean_cumulative": {
+                "value": float(values[1].mean()),
+                "ci": [float(len(steps) * end[-1]) for end in (sure.low, sure.high)],
+            },
+            "mean_aligned": {"value": float(values[2].mean())},
             "segments": len(cut),
             "aligned_of_random_walk": float(null[:, 2].mean()),
         },
         provenance=provenance,
     )
-
-
-def _with_mean(values: Values) -> Values:
-    """The mean over layers behind `values` (signal, layer)."""
-    return np.column_stack([values, values.mean(axis=1)])
 
 
 def published_scores(results: Sequence[Result]) -> Mapping[str, Values]:

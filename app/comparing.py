@@ -23,10 +23,10 @@ from reasonscope.analysis.trajectory import trajectory_of_trace
 from reasonscope.app.by_trace import ByTrace, by_trace
 from reasonscope.app.study import Study, stored, trace_sentences
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Values
 from reasonscope.data.problems import load_problems
 from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.capture import replay
-from reasonscope.probes.evaluate import Values
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.model import Model
 from reasonscope.probes.record import as_numpy

@@ -14,11 +14,11 @@ import numpy as np
 import streamlit as st
 
 from reasonscope.analysis import figures
-from reasonscope.analysis.anchors.allotment import wilson_interval
 from reasonscope.analysis.figures import Figure
 from reasonscope.analysis.results import Band, Result
 from reasonscope.app import state
 from reasonscope.data.errors import ReasonscopeError
+from reasonscope.data.intervals import wilson_interval
 
 _FORMULA = re.compile(r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$(.+?)\$\$|\$([^$\n]+?)\$|(\\boxed\{[^{}]*\})", re.DOTALL)
 _ADDRESS = re.compile(r":(?=//)|www(?=\.)|@", re.IGNORECASE)

@@ -25,11 +25,11 @@ from reasonscope.app.report import write_report
 from reasonscope.app.summary import SUMMARY
 from reasonscope.data.durable import write_text_durably
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Estimate
 from reasonscope.data.problems import load_problems
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.correctness import CorrectnessProbe, correctness_probe
-from reasonscope.probes.evaluate import Estimate
 from reasonscope.probes.length import LengthProbe, length_probe
 from reasonscope.probes.model import Model, load_model
 from reasonscope.probes.record import record

@@ -7,13 +7,14 @@ import numpy as np
 
 from reasonscope.analysis import figures
 from reasonscope.analysis.figures import Figure
+from reasonscope.data.intervals import Estimate, Rows, resample_groups
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Message, Problem, Trace
 from reasonscope.probes.capture import run_with_cache
 from reasonscope.probes.censoring import aft_predictions, concordance_index
 from reasonscope.probes.controls import Null
 from reasonscope.probes.correctness import CorrectnessProbe
-from reasonscope.probes.evaluate import Estimate, Rows, cluster_bootstrap, resample_groups, spearman
+from reasonscope.probes.evaluate import cluster_bootstrap, spearman
 from reasonscope.probes.heldout import Comparison, LayerMap
 from reasonscope.probes.length import LengthProbe, forecast, length_data
 from reasonscope.probes.linear import LinearProbe

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Estimate
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling
-from reasonscope.probes.evaluate import Estimate
 from reasonscope.probes.model import Model, load_model
 from reasonscope.probes.sites import Site
 from reasonscope.steering.ablation import AblationEffect, AnsweredAnew

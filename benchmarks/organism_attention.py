@@ -21,9 +21,10 @@ from reasonscope.analysis.heads import head_rhythm, local_and_global, over
 from reasonscope.analysis.receiver import Head
 from reasonscope.analysis.recurrence import recurrence
 from reasonscope.analysis.results import Result
-from reasonscope.analysis.statistics import mean_estimate, result_of_estimates
+from reasonscope.analysis.statistics import result_of_estimates
 from reasonscope.analysis.uqac import attention_chain, reduced_attention
 from reasonscope.data import Sampling, Span, Trace, load_problems
+from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.organism.truth import true_sentences
 from reasonscope.probes import Model, load_model, rollouts
 from reasonscope.probes.metrics import auroc

@@ -28,7 +28,8 @@ from reasonscope.analysis.confidence import confidence_of_trace
 from reasonscope.analysis.forced import closing_stub, decoder, encoder
 from reasonscope.analysis.mi_peaks import gold_text, mi_of_trace, representations
 from reasonscope.analysis.organism import wrong_statements
-from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement, mean_estimate
+from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
+from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.parse import THINK
 from reasonscope.data.problems import load_problems
@@ -160,7 +161,7 @@ def confidence(model: Model, traces: Sequence[Trace]) -> dict[str, Any]:
     for trace in right:
         foreign = next(t.final_answer for t in right if t.final_answer != trace.final_answer)
         stub = closing_stub(trace, encoder(model.tokenizer_backend), tags=tags)
-        found = confidence_of_trace(writer, trace, stub, decode, samples=8, draws=20, foreign=foreign)
+        found = confidence_of_trace(writer, trace, stub, decode, samples=8, foreign=foreign)
         assert found.null is not None
         curves.append(found.values)
         lucky.append(found.null.high)

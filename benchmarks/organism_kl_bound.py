@@ -16,8 +16,8 @@ import torch
 
 from reasonscope.analysis.figures import along, write_figure
 from reasonscope.analysis.results import Axis, Band, Result
-from reasonscope.analysis.statistics import mean_estimate
 from reasonscope.data import Problem, Sampling, Trace, load_problems
+from reasonscope.data.intervals import mean_estimate
 from reasonscope.probes import Model, Site, load_model, record, rollouts
 from reasonscope.steering import SteeringVector, calibrate, extract_asc, extract_seal
 from reasonscope.steering.asc import last_token_kl

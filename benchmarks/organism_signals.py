@@ -27,16 +27,17 @@ from reasonscope.analysis.reflection import (
 )
 from reasonscope.analysis.results import Result
 from reasonscope.analysis.selection import best_by, majority, short_m, simulate
-from reasonscope.analysis.statistics import mean_estimate, result_of_estimates
+from reasonscope.analysis.statistics import result_of_estimates
 from reasonscope.analysis.trajectory import published_scores, trajectory_of_trace
 from reasonscope.app.analysing import ANALYSES
 from reasonscope.app.study import Options, Study
 from reasonscope.data import Sampling, Trace, TraceStore, load_problems
+from reasonscope.data.intervals import mean_estimate, resample_groups
 from reasonscope.data.organism.reader import read_steps
 from reasonscope.data.organism.truth import true_sentences, truths
 from reasonscope.probes import Estimate, Model, Site, cluster_bootstrap, load_model, record, rollouts, run_with_cache
 from reasonscope.probes.erasure import guardedness
-from reasonscope.probes.evaluate import resample_groups, trace_groups
+from reasonscope.probes.evaluate import trace_groups
 from reasonscope.probes.metrics import auroc
 from reasonscope.probes.remaining import remaining_probe
 from reasonscope.steering import BudgetForcing

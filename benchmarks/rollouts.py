@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from reasonscope.analysis.anchors.allotment import Allotment, wilson_half_width
+from reasonscope.analysis.anchors.allotment import Allotment
+from reasonscope.data.intervals import wilson_half_width
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.branches import Branch, PrefixWriter
 from reasonscope.probes.decoding import generate

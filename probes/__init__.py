@@ -1,9 +1,10 @@
 """What reads a model: loading, sites, capture, decoding, recording, and the proof that the numbers are true."""
 
+from reasonscope.data.intervals import Estimate
 from reasonscope.probes.backends.base import Edit, Forward, Positions, gradients
 from reasonscope.probes.capture import Capture, capture, replay, run_with_cache
 from reasonscope.probes.decoding import Completion, DecodingStep, generate
-from reasonscope.probes.evaluate import Estimate, cluster_bootstrap, grouped_predictions
+from reasonscope.probes.evaluate import cluster_bootstrap, grouped_predictions
 from reasonscope.probes.layout import LAYOUTS, Layout
 from reasonscope.probes.length import LengthProbe, length_probe
 from reasonscope.probes.model import BACKENDS, Model, load_model

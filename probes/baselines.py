@@ -17,9 +17,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Values
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Trace
-from reasonscope.probes.evaluate import Task, Values, grouped_predictions
+from reasonscope.probes.evaluate import Task, grouped_predictions
 from reasonscope.probes.sites import Site
 
 Features = NDArray[Any]

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from reasonscope.data.errors import InputError, MissingExtraError
-from reasonscope.probes.evaluate import Values, check_finite, grouped_folds
+from reasonscope.data.intervals import Values
+from reasonscope.probes.evaluate import check_finite, grouped_folds
 
 Mask = NDArray[np.bool_]
 

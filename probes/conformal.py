@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError
-from reasonscope.probes.evaluate import Values
+from reasonscope.data.intervals import Values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError
-from reasonscope.probes.evaluate import Estimate, Metric, Rows, Values, resample_groups
+from reasonscope.data.intervals import Estimate, Rows, Values, permutation_p, resample_groups
+from reasonscope.probes.evaluate import Metric
 
 # Targets to the score of held-out predictions for them: the whole fit, choices and folds included.
 Judge = Callable[[Values], float]
@@ -84,7 +85,7 @@ def permutation_null(
         )
     observed = judge(targets)
     null = np.array([judge(values) for values in moved])
-    return Null(observed=observed, null=null, p_value=float((1 + np.sum(null >= observed)) / (1 + draws)))
+    return Null(observed=observed, null=null, p_value=float(permutation_p(observed, null)))
 
 
 def control_task(

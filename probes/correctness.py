@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Estimate, Values, resample_groups
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.baselines import Points, residual_sites
-from reasonscope.probes.evaluate import Estimate, Values, resample_groups, trace_groups
+from reasonscope.probes.evaluate import trace_groups
 from reasonscope.probes.heldout import Comparison, baseline_features, compared, held_out_probes
 from reasonscope.probes.length import states_at
 from reasonscope.probes.linear import LinearProbe

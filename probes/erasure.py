@@ -13,14 +13,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from reasonscope.data.errors import InputError, MissingExtraError
-from reasonscope.probes.evaluate import (
-    Estimate,
-    Values,
-    check_finite,
-    cluster_bootstrap,
-    grouped_folds,
-    grouped_predictions,
-)
+from reasonscope.data.intervals import Estimate, Values
+from reasonscope.probes.evaluate import check_finite, cluster_bootstrap, grouped_folds, grouped_predictions
 from reasonscope.probes.metrics import auroc
 
 if TYPE_CHECKING:

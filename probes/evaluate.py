@@ -1,39 +1,25 @@
 """Held-out evaluation: predictions from folds that keep a problem together, and intervals that resample whole problems."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm, rankdata, t
+from numpy.typing import NDArray
+from scipy.stats import rankdata
 from sklearn import config_context
 from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedGroupKFold
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Estimate, Rows, Values, resample_groups
 from reasonscope.data.trace import Trace
 
-Values = NDArray[np.float64]
-Rows = NDArray[np.intp]
 # (targets, predictions) of some rows to one number.
 Metric = Callable[[Values, Values], float]
 Task = Literal["regression", "binary"]
 
 _SCORING: Mapping[Task, str] = {"regression": "neg_mean_squared_error", "binary": "neg_log_loss"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A number with the `low` and `high` end of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return self.low, self.high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,79 +211,6 @@ def difference_to_best(
         return metric(targets[rows], predictions[rows]) - best
 
     return resample_groups(difference, groups, draws=draws, seed=seed)
-
-
-def tails(n: int, level: float = 0.95) -> tuple[float, float]:
-    """The quantiles of a bootstrap distribution over `n` units between which an interval of `level` lies.
-
-    The plain percentiles (.025 and .975) are those of a normal distribution whose spread is known; from few units it is estimated, and
-    by the resamples too small by √((n − 1)/n), so that a mean of 10 is covered .90 instead of .95 of the time. Widened to Student's t:
-    Φ(−t √(n/(n − 1))), t with n − 1 degrees of freedom (Hesterberg, What Teachers Should Know About the Bootstrap, 2015, section 4.4).
-    """
-    low = float(norm.cdf(-t.ppf((1 + level) / 2, n - 1) * np.sqrt(n / (n - 1))))
-    return low, 1 - low
-
-
-def resample_groups(
-    statistic: Callable[[Rows], float], groups: Sequence[str], *, draws: int = 1000, seed: int = 0
-) -> Estimate:
-    """A statistic of rows (given as indices) with its percentile interval over resamples of whole groups, widened for few (`tails`).
-
-    Resamples on which it is NaN (one class drawn) are left out. Raises InputError for one group only, or where the statistic is NaN
-    on all rows or on more than half of the resamples.
-    """
-    n = len(np.unique(np.asarray(groups)))
-    if n < 2:
-        raise InputError("all rows are of one group, which has no interval; record more problems")
-    value = statistic(np.arange(len(groups)))
-    if np.isnan(value):
-        raise InputError("the metric is not defined on these rows: they hold one class, or one target, only")
-    values = np.array([statistic(rows) for rows in drawn_groups(groups, draws=draws, seed=seed)])
-    if np.isnan(values).mean() > 0.5:
-        raise InputError("most resamples hold one class only; record more problems of the rarer class")
-    low, high = np.nanquantile(values, tails(n))
-    return Estimate(value=value, low=float(low), high=float(high))
-
-
-def drawn_groups(groups: ArrayLike, *, draws: int, seed: int) -> Iterator[Rows]:
-    """The rows of each resample: as many groups as there are, drawn with replacement, and all rows of each."""
-    labels = np.unique(np.asarray(groups), return_inverse=True)[1]
-    members = [np.flatnonzero(labels == group) for group in range(labels.max() + 1)]
-    rng = np.random.default_rng(seed)
-    for _ in range(draws):
-        yield np.concatenate([members[group] for group in rng.integers(len(members), size=len(members))])
-
-
-class Resamples:
-    """The resamples of whole groups that `resample_groups` draws, drawn once for many means: much faster, the same numbers.
-
-    `means` and what is computed from them are (1 + draw,): first of all rows as they are, then of each resample. Raises InputError for
-    one group only.
-    """
-
-    def __init__(self, groups: Sequence[str], *, draws: int = 1000, seed: int = 0) -> None:
-        names, self._group_of = np.unique(np.asarray(groups), return_inverse=True)
-        if len(names) < 2:
-            raise InputError("all rows are of one group, which has no interval; record more problems")
-        rng = np.random.default_rng(seed)
-        drawn = [np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)) for _ in range(draws)]
-        self._counts = np.stack([np.ones(len(names), dtype=np.int64), *drawn])
-
-    def means(self, values: Values, weights: Values | None = None) -> Values:
-        """The weighted mean of `values` (row,) that are not NaN; NaN where a resample holds none."""
-        given = np.isfinite(values)
-        share = np.where(given, np.ones(len(values)) if weights is None else weights, 0.0)
-        sums = np.bincount(self._group_of, weights=share * np.where(given, values, 0.0))
-        totals = np.bincount(self._group_of, weights=share)
-        with np.errstate(invalid="ignore"):
-            return np.asarray(self._counts @ sums / (self._counts @ totals))
-
-    def estimate(self, statistics: Values) -> Estimate | None:
-        """The first of `statistics` (1 + draw,) with the 95 % interval of the others; None where most of them are NaN."""
-        if np.isnan(statistics[0]) or np.isnan(statistics[1:]).mean() > 0.5:
-            return None
-        low, high = np.nanquantile(statistics[1:], tails(self._counts.shape[1]))
-        return Estimate(value=float(statistics[0]), low=float(low), high=float(high))
 
 
 def transfer_matrix(

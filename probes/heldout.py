@@ -13,18 +13,12 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import rankdata
 
+from reasonscope.data.intervals import Estimate, Rows, Values
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.baselines import BASELINES, Features, Points, baseline_predictions, embedding, embedding_site
 from reasonscope.probes.controls import Null, permutation_null
-from reasonscope.probes.evaluate import (
-    Estimate,
-    Rows,
-    Values,
-    cluster_bootstrap,
-    difference_to_best,
-    grouped_predictions,
-)
+from reasonscope.probes.evaluate import cluster_bootstrap, difference_to_best, grouped_predictions
 from reasonscope.probes.length import states_at
 from reasonscope.probes.linear import LinearProbe, LogisticProbe
 from reasonscope.probes.metrics import BINARY

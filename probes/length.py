@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Estimate, Values, resample_groups
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.baselines import (
@@ -22,12 +23,9 @@ from reasonscope.probes.censoring import Mask, concordance_index
 from reasonscope.probes.conformal import ResidualBand, residual_band
 from reasonscope.probes.controls import Null, permutation_null
 from reasonscope.probes.evaluate import (
-    Estimate,
-    Values,
     cluster_bootstrap,
     difference_to_best,
     grouped_predictions,
-    resample_groups,
     spearman,
     trace_groups,
 )

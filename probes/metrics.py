@@ -10,7 +10,8 @@ import numpy as np
 from sklearn import metrics
 
 from reasonscope.data.errors import InputError
-from reasonscope.probes.evaluate import Metric, Values, spearman
+from reasonscope.data.intervals import Values
+from reasonscope.probes.evaluate import Metric, spearman
 
 _TINY = np.finfo(np.float64).eps
 

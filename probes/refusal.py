@@ -9,10 +9,11 @@ import numpy as np
 
 from reasonscope.data.behaviour import Behaviour, behaviour
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Estimate, Rows, Values, resample_groups
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.baselines import Points, residual_sites
-from reasonscope.probes.evaluate import Estimate, Rows, Values, resample_groups, trace_groups
+from reasonscope.probes.evaluate import trace_groups
 from reasonscope.probes.heldout import (
     Comparison,
     HeldOut,

@@ -6,20 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Estimate, Rows, Values, resample_groups
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.baselines import BASELINES, Points, residual_sites
 from reasonscope.probes.censoring import concordance_index
-from reasonscope.probes.evaluate import (
-    Estimate,
-    Rows,
-    Values,
-    cluster_bootstrap,
-    difference_to_best,
-    resample_groups,
-    spearman,
-    trace_groups,
-)
+from reasonscope.probes.evaluate import cluster_bootstrap, difference_to_best, spearman, trace_groups
 from reasonscope.probes.length import states_at, varying_baseline
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.metrics import r2_log, spearman_within

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Values
 from reasonscope.probes.evaluate import (
     Fold,
     Metric,
     NestedFold,
     Task,
-    Values,
     check_finite,
     direction_cosines,
     nested_folds,

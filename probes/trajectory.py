@@ -14,9 +14,10 @@ from scipy.special import expit
 from scipy.stats import t
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Estimate, Values
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Span, Trace
-from reasonscope.probes.evaluate import Estimate, Values, cluster_bootstrap
+from reasonscope.probes.evaluate import cluster_bootstrap
 from reasonscope.probes.linear import LinearProbe
 
 # The last prompt token, the share of the thinking that has passed, or the last token of the close window.

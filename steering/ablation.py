@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Estimate, Resamples, Values, permutation_p
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.capture import replay
-from reasonscope.probes.evaluate import Estimate, Resamples, Values
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
 from reasonscope.steering.apply import Touching
@@ -238,7 +238,7 @@ def ablation_effect(
         effect=measured.effect,
         null=null,
         n_distinct=len(set(null)),
-        p_value=(1 + sum(value >= measured.effect.value for value in null)) / (1 + len(null)),
+        p_value=float(permutation_p(measured.effect.value, null)),
         side_effects=measured.side_effects,
         touched=measured.touched,
         control=_CONTROL[next(kind for kind in _CONTROL if getattr(ablation, kind))],

@@ -8,8 +8,8 @@ from transformers import LogitsProcessor
 
 from reasonscope.data.behaviour import behaviour
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Estimate, Resamples, Values, difference_estimate, mean_estimate
 from reasonscope.data.trace import Problem, Sampling, Trace
-from reasonscope.probes.evaluate import Estimate, Resamples, Values
 from reasonscope.probes.fitting import fitting_rows
 from reasonscope.probes.model import Model
 from reasonscope.probes.rollout import rollouts
@@ -29,6 +29,8 @@ MEASURES = (
     "tokens", "accuracy", "refused", "refused_harmful", "refused_benign", "well_formed", "repeated_ngrams", "compression",
     "perplexity", "kl",
 )  # fmt: skip
+# Those that are 0 or 1 for each trace.
+VERDICTS = frozenset(("accuracy", "refused", "refused_harmful", "refused_benign", "well_formed"))
 # Rows of one pass, at most: a small model takes hardly longer for them than for a few.
 MOST_ROWS = 256
 _UNKNOWN = Estimate(value=float("nan"), low=float("nan"), high=float("nan"))
@@ -88,8 +90,8 @@ class Bench:
             raise InputError("no problem to steer on; give at least two")
         self.model, self.problems, self._sampling = model, tuple(problems), sampling
         self._samples, self._batch_size, self._on_given_text = samples, batch_size, on_given_text
-        groups = [problem.group for problem in problems for _ in range(samples)]
-        self._n_problems, self._resamples = len(set(groups)), Resamples(groups)
+        self._groups = [problem.group for problem in problems for _ in range(samples)]
+        self._n_problems, self._resamples = len(set(self._groups)), Resamples(self._groups)
         self._base: tuple[list[Trace], Run] | None = None
 
     @property
@@ -140,7 +142,7 @@ class Bench:
 
     def arm(self, name: str, multiplier: float, run: Run) -> Arm:
         change = self._means("tokens", run) / self._means("tokens", self.base) - 1
-        measures = self._estimates({name: self._means(name, run) for name in run.values})
+        measures = _known({name: self._estimate(name, run) for name in run.values})
         return Arm(
             name=name,
             multiplier=multiplier,
@@ -155,12 +157,7 @@ class Bench:
 
     def differences(self, run: Run, others: Sequence[Run]) -> dict[str, Estimate]:
         """Each measure of `run` less its mean over `others`, on the same resamples of problems."""
-        return self._estimates(
-            {
-                name: self._means(name, run) - np.mean([self._means(name, other) for other in others], axis=0)
-                for name in run.values
-            }
-        )
+        return _known({name: self._difference(name, run, others) for name in run.values})
 
     def _unsteered(self) -> tuple[list[Trace], Run]:
         if self._base is None:
@@ -224,10 +221,28 @@ class Bench:
             runs[i] = replace(runs[i], values={**runs[i].values, **nats})
         return runs
 
-    def _estimates(self, statistics: Mapping[str, Values]) -> dict[str, Estimate]:
-        """Those that say something: a measure that is defined on too few problems is left out."""
-        found = {name: self._resamples.estimate(values) for name, values in statistics.items()}
-        return {name: estimate for name, estimate in found.items() if estimate is not None}
+    def _estimate(self, name: str, run: Run) -> Estimate | None:
+        if name not in VERDICTS:
+            return self._resamples.estimate(self._means(name, run))
+        return self._verdicts(run.values[name], np.zeros(0))
+
+    def _difference(self, name: str, run: Run, others: Sequence[Run]) -> Estimate | None:
+        if name not in VERDICTS or len(others) > 1:
+            means = np.mean([self._means(name, other) for other in others], axis=0)
+            return self._resamples.estimate(self._means(name, run) - means)
+        return self._verdicts(run.values[name], others[0].values[name])
+
+    def _verdicts(self, ours: Values, theirs: Values) -> Estimate | None:
+        """The mean of verdicts, less that of others where there are any; without an interval where they are of one problem."""
+        known = np.isfinite(ours + theirs if len(theirs) else ours)
+        groups = [group for group, there in zip(self._groups, known, strict=True) if there]
+        if len(set(groups)) < 2:
+            nan = float("nan")
+            less = theirs[known].mean() if len(theirs) and groups else 0.0
+            return Estimate(value=float(ours[known].mean() - less), low=nan, high=nan) if groups else None
+        if len(theirs):
+            return difference_estimate(ours[known], theirs[known], groups=groups)
+        return mean_estimate(ours[known], groups=groups)
 
     def _means(self, name: str, run: Run) -> Values:
         """A measure of a run on every resample of problems (1 + draw,)."""
@@ -236,6 +251,11 @@ class Bench:
         lengths = np.array([len(generated(trace)) for trace in self.traces], dtype=np.float64)
         means = self._resamples.means(run.values[name], lengths)
         return np.exp(means) if name == "perplexity" else means
+
+
+def _known(estimates: Mapping[str, Estimate | None]) -> dict[str, Estimate]:
+    """Those that say something: a measure that is defined on too few problems is left out."""
+    return {name: estimate for name, estimate in estimates.items() if estimate is not None}
 
 
 def _of_trace(trace: Trace) -> dict[str, float]:

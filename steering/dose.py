@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.stats import t
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Estimate
 from reasonscope.data.trace import Problem, Sampling
-from reasonscope.probes.evaluate import Estimate
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
 from reasonscope.steering.apply import Steering

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from reasonscope.data.behaviour import behaviour
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Values
 from reasonscope.data.trace import Span, Trace
 from reasonscope.probes.batching import left_padded
-from reasonscope.probes.evaluate import Values
 from reasonscope.probes.model import Model
 from reasonscope.steering.apply import Intervention
 

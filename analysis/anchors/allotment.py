@@ -1,11 +1,9 @@
 """How many rollouts a sentence gets: as many as its accuracy needs to be known well, and no more."""
 
 from dataclasses import dataclass
-from math import sqrt
 
 from reasonscope.data.errors import InputError
-
-_Z = 1.959964  # 95 %
+from reasonscope.data.intervals import wilson_half_width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +36,3 @@ class Allotment:
         if n >= self.most or wilson_half_width(hits, n) <= self.half_width:
             return 0
         return min(self.step, self.most - n)
-
-
-def wilson_interval(hits: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share: honest where all or none of a few are hits."""
-    middle, half = (hits / n + _Z**2 / (2 * n)) / (1 + _Z**2 / n), wilson_half_width(hits, n)
-    return max(0.0, middle - half), 1.0 if hits == n else middle + half  # exactly 1, which rounding would miss
-
-
-def wilson_half_width(hits: float, n: int) -> float:
-    """Half the width of `wilson_interval`."""
-    share = hits / n
-    return _Z * sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)

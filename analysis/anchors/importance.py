@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from reasonscope.analysis.results import Values
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import shares_difference, wilson_interval
 
 REFERENCE_SMOOTHING, SMOOTHING = 1e-9, 1.0
 METRICS = (
@@ -84,7 +84,7 @@ def _kl(counts: Values) -> float:
 
 def accuracy(rollouts: Sequence[Rollout], empty: float = 0.0) -> float:
     """Share of right ones among the rollouts that answered and were judged."""
-    judged = [r.correct for r in rollouts if r.answered and r.correct is not None]
+    judged = _verdicts(rollouts)
     return float(np.mean(judged)) if judged else empty
 
 
@@ -135,6 +135,47 @@ def _of_sentence(
     return found
 
 
+def importance_ends(rollouts: Mapping[int, Sequence[Rollout]], convention: Convention) -> tuple[Values, Values]:
+    """The ends (metric, sentence) of 95 % intervals over rollouts: Wilson's of shares, Agresti and Caffo's of their differences.
+
+    The KLs and `overdeterminedness` have none (NaN): a few answers always differ by some nats from a few others, and what is drawn from
+    them anew by more, so that an interval of resamples lies above the truth.
+    """
+    indices = sorted(rollouts)
+    found = [
+        _ends_of_sentence(
+            rollouts[i], rollouts.get(i + 1), rollouts[following] if following is not None else (), convention
+        )
+        for i, following in zip(indices, [*indices[1:], None], strict=True)
+    ]
+    ends = np.array([[one.get(metric, (np.nan, np.nan)) for one in found] for metric in METRICS], dtype=np.float64)
+    return ends[..., 0], ends[..., 1]
+
+
+def _ends_of_sentence(
+    here: Sequence[Rollout], exact: Sequence[Rollout] | None, following: Sequence[Rollout], how: Convention
+) -> dict[str, tuple[float, float]]:
+    answered = [r for r in here if r.answered]
+    unlike = [r for r in answered if r.similarity < how.similarity_threshold]
+    before, kept, other = _verdicts(here), _verdicts(following), _verdicts(unlike)
+    found = {}
+    if before:
+        found["accuracy"] = wilson_interval(sum(before), len(before))
+    if exact is not None and before and (after := _verdicts(exact)):
+        found["resampling_accuracy"] = shares_difference(sum(after), len(after), sum(before), len(before))
+    if kept and other:
+        low, high = shares_difference(sum(kept), len(kept), sum(other), len(other))
+        found["counterfactual_accuracy"] = (-high, -low) if how.reference else (low, high)
+    if answered and following:
+        found["different_fraction"] = wilson_interval(len(unlike), len(answered))
+    return found
+
+
+def _verdicts(rollouts: Sequence[Rollout]) -> list[bool]:
+    """Of those that answered and were judged, whether they are right."""
+    return [r.correct for r in rollouts if r.answered and r.correct is not None]
+
+
 def resampled_sentences(own: str, rollouts: Sequence[Rollout], most: int = 3) -> list[dict[str, Any]]:
     """What rollouts wrote first in place of a sentence, the `most` frequent others: `text`, `n` of how many (`of`), and of those that were
     judged the share that was `right`, with Wilson's 95 % interval `ci` and their number `judged`.
@@ -151,26 +192,20 @@ def resampled_sentences(own: str, rollouts: Sequence[Rollout], most: int = 3) ->
 
 
 def _judged(rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    known = [row.correct for row in rollouts if row.answered and row.correct is not None]
+    known = _verdicts(rollouts)
     if not known:
         return {"right": None, "ci": None, "judged": 0}
-    ends = binomtest(sum(known), len(known)).proportion_ci(method="wilson")
-    return {"right": float(np.mean(known)), "ci": [float(ends.low), float(ends.high)], "judged": len(known)}
+    return {
+        "right": float(np.mean(known)),
+        "ci": list(wilson_interval(sum(known), len(known))),
+        "judged": len(known),
+    }
 
 
-def resampled_values(
-    rollouts: Mapping[int, Sequence[Rollout]], convention: Convention, *, draws: int, seed: int
-) -> tuple[Values, Values]:
-    """(draw, metric, sentence) twice: with each sentence's rollouts drawn anew (the interval), and with those of i and i + 1 mixed up
-    (the null: sentence i changes nothing)."""
+def null_values(rollouts: Mapping[int, Sequence[Rollout]], convention: Convention, *, draws: int, seed: int) -> Values:
+    """(draw, metric, sentence) with the rollouts of i and i + 1 mixed up: sentence i changes nothing."""
     rng = np.random.default_rng(seed)
-    boot = np.stack([_table(importances(_bootstrapped(rollouts, rng), convention)) for _ in range(draws)])
-    null = np.stack([_mixed_table(rollouts, convention, rng) for _ in range(draws)])
-    return boot, null
-
-
-def _bootstrapped(rollouts: Mapping[int, Sequence[Rollout]], rng: np.random.Generator) -> dict[int, list[Rollout]]:
-    return {i: [rows[j] for j in rng.integers(len(rows), size=len(rows))] for i, rows in rollouts.items()}
+    return np.stack([_mixed_table(rollouts, convention, rng) for _ in range(draws)])
 
 
 def _mixed_table(rollouts: Mapping[int, Sequence[Rollout]], convention: Convention, rng: np.random.Generator) -> Values:

@@ -10,9 +10,10 @@ from reasonscope.analysis.anchors.importance import (
     METRICS,
     Convention,
     Rollout,
+    importance_ends,
     importance_table,
+    null_values,
     resampled_sentences,
-    resampled_values,
     sentence_effects,
 )
 from reasonscope.analysis.anchors.similarity import Embedder, tfidf
@@ -29,6 +30,9 @@ from reasonscope.probes.rollout import trace_seed
 _ROUNDING = 1e-6  # equal sentences have a cosine of 1 up to rounding, and the median of a sure model is 1
 METHOD, UNIT = "anchors", "1 (accuracy), nats (kl)"
 _QUANTITY = "importance of a sentence for the answer"
+_INTERVAL = (
+    "over rollouts, 95%: Wilson's of shares, Agresti and Caffo's of differences; none of nats and of distinct sentences"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +107,7 @@ def anchors_of_trace(
 
     `embed` turns sentences into unit vectors (TF-IDF on these very sentences where not given). `threshold` of the cosine below
     which a resampled sentence counts as another one: where not given the median over all pairs, which is how the paper came to .8 for
-    its sentence model. The null deals the answers of neighbouring cuts out anew, the interval draws each cut's rollouts anew.
+    its sentence model. The null deals the answers of neighbouring cuts out anew, the intervals are `importance_ends`.
     `arrays`: `effects` (target, source), how much keeping one sentence brings another; `n` (cut,) rollouts. `numbers`: `resampled`, what
     was written in place of each sentence (see `resampled_sentences`). A trace whose rollouts all
     fail to answer is undefined.
@@ -135,7 +139,7 @@ def anchors_of_trace(
         axes=(Axis.of("metric", metrics), Axis.of("sentence", n)),
         values=values,
         null=Band.of(null[0], null[1], values.shape, f"answers of neighbouring cuts mixed, 95% of {draws} draws"),
-        interval=Band.of(interval[0], interval[1], values.shape, f"bootstrap over rollouts, 95% of {draws} draws"),
+        interval=Band.of(interval[0], interval[1], values.shape, _INTERVAL),
         reason="one side of a comparison had no rollout that answered" if missing else "",
         arrays={"effects": effects, "n": np.array([len(continuations[i]) for i in sorted(continuations)])},
         numbers={
@@ -189,11 +193,10 @@ def _numbers(
     tables, lows, highs, names = [], [], [], []
     for prefix, rows in sources:
         kept = [i for i, metric in enumerate(METRICS) if not prefix or metric.startswith("resampling")]
-        boot, null = resampled_values(rows, how, draws=draws, seed=seed)
-        ends = [_ends(drawn[:, kept, :n]) for drawn in (null, boot)]
+        ends = [_ends(null_values(rows, how, draws=draws, seed=seed)), importance_ends(rows, how)]
         tables.append(importance_table(rows, how)[kept, :n])
-        lows.append([end[0] for end in ends])
-        highs.append([end[1] for end in ends])
+        lows.append([end[0][kept, :n] for end in ends])
+        highs.append([end[1][kept, :n] for end in ends])
         names += [METRICS[i].replace("resampling", prefix) if prefix else METRICS[i] for i in kept]
     null_ends, interval_ends = (
         (np.concatenate([low[i] for low in lows]), np.concatenate([high[i] for high in highs])) for i in (0, 1)

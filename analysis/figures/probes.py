@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from reasonscope.analysis.figures.theme import BLUE, GREY, Figure, colours_of, error_bars, styled
 
 if TYPE_CHECKING:  # their modules load torch, which the app does without until a model is asked for
-    from reasonscope.probes.evaluate import Estimate
+    from reasonscope.data.intervals import Estimate
     from reasonscope.probes.length import LengthProbe
     from reasonscope.probes.remaining import RemainingProbe
     from reasonscope.probes.trajectory import Cliff, MeanTrajectory

@@ -22,7 +22,7 @@ from reasonscope.analysis.figures.theme import (
 )
 
 if TYPE_CHECKING:  # their modules load torch
-    from reasonscope.probes.evaluate import Estimate
+    from reasonscope.data.intervals import Estimate
     from reasonscope.steering.bench import Arm
     from reasonscope.steering.controls import ControlResponse
     from reasonscope.steering.dose import DoseResponse

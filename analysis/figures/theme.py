@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from reasonscope.analysis.results import Result
 
 if TYPE_CHECKING:  # its module loads torch, which the app does without until a model is asked for
-    from reasonscope.probes.evaluate import Estimate
+    from reasonscope.data.intervals import Estimate
 
 Figure: TypeAlias = go.Figure
 

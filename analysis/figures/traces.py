@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-from scipy.stats import binomtest
 
 from reasonscope.analysis.figures.theme import BLUE, GREY, ORANGE, Figure, styled
+from reasonscope.data.intervals import wilson_interval
 from reasonscope.data.trace import Trace
 
 _RIGHT_WRONG = (("right", True, BLUE, "circle"), ("wrong", False, ORANGE, "x"))
@@ -37,7 +37,7 @@ def accuracy_by_difficulty(answers: Sequence[tuple[float, bool]]) -> Figure:
     levels = sorted({difficulty for difficulty, _ in answers})
     counts = [[right for difficulty, right in answers if difficulty == level] for level in levels]
     shares = [sum(right) / len(right) for right in counts]
-    ends = [binomtest(sum(right), len(right)).proportion_ci(method="wilson") for right in counts]
+    ends = [wilson_interval(sum(right), len(right)) for right in counts]
     figure.add_scatter(
         x=levels,
         y=shares,

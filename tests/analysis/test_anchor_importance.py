@@ -13,10 +13,11 @@ from reasonscope.analysis.anchors.importance import (
     Rollout,
     answer_kl,
     correctness_kl,
+    importance_ends,
     importance_table,
     importances,
     match_rate,
-    resampled_values,
+    null_values,
     sentence_effects,
 )
 from reasonscope.data.errors import InputError
@@ -93,11 +94,16 @@ def test_the_null_and_the_interval_tell_an_anchor_from_a_filler():
     rollouts = {0: draw(0.2), 1: draw(0.9), 2: draw(0.9)}
     how = Convention()
     values = importance_table(rollouts, how)
-    boot, null = resampled_values(rollouts, how, draws=100, seed=0)
-    assert boot.shape == null.shape == (100, len(METRICS), 3)
+    null = null_values(rollouts, how, draws=100, seed=0)
+    assert null.shape == (100, len(METRICS), 3)
     at = METRICS.index("resampling_accuracy")
-    high, low = np.quantile(null[:, at, 0], 0.975), np.quantile(boot[:, at, 0], 0.025)
-    assert values[at, 0] > high and low > 0
+    low, high = importance_ends(rollouts, how)
+    assert values[at, 0] > np.quantile(null[:, at, 0], 0.975) and low[at, 0] > 0 and low[at, 1] < 0 < high[at, 1]
+    known = np.isfinite(low)
+    assert (low[known] <= values[known]).all() and (values[known] <= high[known]).all() and (low < high)[known].all()
+    assert not known[
+        [METRICS.index(name) for name in ("resampling_kl", "counterfactual_kl", "overdeterminedness")]
+    ].any()
     assert abs(values[at, 1]) < np.quantile(np.abs(null[:, at, 1]), 0.99)
 
 

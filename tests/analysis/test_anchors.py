@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from reasonscope.analysis.anchors.allotment import Allotment, wilson_half_width
+from reasonscope.analysis.anchors.allotment import Allotment
 from reasonscope.analysis.anchors.rollouts import Continuation, anchors_of_trace, resample
 from reasonscope.analysis.anchors.similarity import sentence_transformer, tfidf
 from reasonscope.analysis.confidence import confidence_of_trace
 from reasonscope.analysis.forced import boxed, closing_stub, forced_answers
 from reasonscope.analysis.statistics import dependency_agreement
 from reasonscope.data.errors import InputError, MissingExtraError
+from reasonscope.data.intervals import wilson_half_width
 from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.parse import THINK
 from reasonscope.data.problems import load_problems
@@ -141,12 +142,12 @@ def test_forced_answers_read_the_box_and_share_the_prefix(model, trace):
     with pytest.raises(InputError, match="greedy"):
         forced_answers(PrefixWriter(model), trace, cuts, stub, model.tokenizer.decode, samples=2)
     result = confidence_of_trace(
-        PrefixWriter(model), trace, stub, model.tokenizer.decode, parts=4, samples=3, foreign="-1", draws=20
+        PrefixWriter(model), trace, stub, model.tokenizer.decode, parts=4, samples=3, foreign="-1"
     )
     assert result.values.shape == (5,) and result.values[-1] == 1 and result.null.high.max() == 0
     same = f"{trace.final_answer}.0"  # another way to write the answer
     result = confidence_of_trace(
-        PrefixWriter(model), trace, stub, model.tokenizer.decode, parts=4, samples=3, foreign=same, draws=20
+        PrefixWriter(model), trace, stub, model.tokenizer.decode, parts=4, samples=3, foreign=same
     )
     np.testing.assert_array_equal(result.null.high, result.values)
 

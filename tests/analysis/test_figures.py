@@ -10,9 +10,9 @@ from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.analysis.trajectory import SIGNALS, UNIT
 from reasonscope.app.report import write_report
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Estimate
 from reasonscope.probes.conformal import ResidualBand
 from reasonscope.probes.controls import Null
-from reasonscope.probes.evaluate import Estimate
 from reasonscope.probes.length import LengthProbe
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.sites import Site

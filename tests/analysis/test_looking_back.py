@@ -8,7 +8,6 @@ from reasonscope.analysis.anchors.importance import Rollout, resampled_sentences
 from reasonscope.analysis.looking_back import mean_effect, token_block
 from reasonscope.analysis.paired import paired_difference
 from reasonscope.analysis.results import Axis, Band, Result
-from reasonscope.analysis.statistics import bootstrap
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span
 
@@ -31,12 +30,12 @@ def test_runs_are_paired_by_problem():
     ours = np.array([1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0])
     found = paired_difference(ours, np.zeros(8), list("aabbccdd"))
     assert found.difference == pytest.approx(7 / 8) and found.n == 8 and found.n_groups == 4
-    assert 0.5 <= found.interval[0] <= found.difference <= found.interval[1] <= 1
-    drawn = bootstrap(lambda rows: float(ours[rows].mean()), 8, groups=list("aabbccdd"))
-    assert found.interval == pytest.approx(drawn.interval)
+    assert 0 < found.interval[0] <= found.difference <= found.interval[1] <= 1
     assert found.chance[0] < 0 < found.chance[1] <= found.difference
     same = paired_difference(ours, ours, list("aabbccdd"))
-    assert same.interval == (0, 0) and same.chance == (0, 0)
+    assert same.interval[0] < 0 < same.interval[1] and same.chance == (0, 0), (
+        "four problems that agree do not prove that all do"
+    )
     assert np.isnan(paired_difference(ours, np.zeros(8), ["a"] * 8).interval).all()
     with pytest.raises(InputError, match="at least one"):
         paired_difference(np.zeros(0), np.zeros(0), [])

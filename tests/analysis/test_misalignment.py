@@ -22,8 +22,9 @@ def test_a_greedy_trace_is_its_models_own_and_not_a_random_models():
     (trace,) = rollouts(reasoner, load_problems("ledger:brief", n=1, seed=5), Sampling(max_new_tokens=60))
     known = sentences(trace)
     own = misalignment_of_trace(reasoner, reasoner, trace, known, bins=4)
-    assert own.numbers["rate"] == 0 and own.null.low.max() == 0
-    assert (own.null.high < 0.6).all()  # a few tokens of a tenth that are its own do not say that all are
+    assert own.numbers["rate"] == 0 and np.nanmax(own.null.low) == 0
+    several = np.isfinite(own.null.high)
+    assert several.any() and (own.null.high[several] > 0.05).all(), "a few sentences of its own do not say that all are"
     base = load_model("organism-base")
     found = misalignment_of_trace(base, reasoner, trace, known, bins=4)
     assert found.numbers["rate"] >= 0 and found.numbers["rate_of_reasoner"] == 0

@@ -173,5 +173,12 @@ def test_signals_are_ranked_side_by_side():
     found = critical_sentences(trace(), known, {"one": rising, "two": rising**2, "three": gap}, draws=200)
     assert found.numbers["top"][0] == n - 1 and found.at(signal="one")[0] == 0 and found.at(signal="one")[-1] == 1
     assert found.numbers["agreement"]["one ~ two"]["spearman"] == pytest.approx(1)
-    assert found.numbers["agreement"]["one ~ two"]["holm"] < 0.05 and np.isnan(found.at(signal="three")[2])
+    assert np.isnan(found.numbers["agreement"]["one ~ two"]["p_value"]), (
+        "both rise along the thinking, and that is all they do"
+    )
+    assert np.isnan(found.at(signal="three")[2])
+    wave, rising = np.random.default_rng(0).normal(size=6 * n), np.arange(6.0 * n) / n
+    signals = {"one": wave, "two": wave + rising}
+    [pair] = critical_sentences(trace(), known * 6, signals).numbers["agreement"].values()
+    assert pair["beyond_place"] > 0.8 and pair["holm"] < 0.05
     assert not critical_sentences(trace(), known[:2], {"one": rising[:2]}).measured

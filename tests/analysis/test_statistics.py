@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import beta, norm, t
+from scipy.stats import beta, binom, norm, t
 
 from reasonscope.analysis.statistics import (
     agreement_numbers,
@@ -17,14 +17,13 @@ from reasonscope.analysis.statistics import (
     dependency_agreement,
     holm,
     mean_band,
-    mean_estimate,
     mean_number,
     null_band,
-    permutation_p,
     result_of_estimates,
+    serial_correlation,
 )
 from reasonscope.data.errors import InputError
-from reasonscope.probes.evaluate import Estimate
+from reasonscope.data.intervals import Estimate, difference_estimate, mean_estimate, permutation_p, shares_difference
 
 
 def test_estimates_make_a_result_with_their_intervals_beside_chance():
@@ -167,13 +166,45 @@ def test_the_interval_of_skewed_values_is_longer_on_their_side():
 
 def test_the_interval_of_a_share_is_that_of_as_many_tries_as_its_spread_is_worth():
     shares = np.array([1.0] * 7 + [0.0] * 3)
-    fewer = 10 * (norm.ppf(0.975) / t.ppf(0.975, 9)) ** 2  # tries: as for ten units Student's t is wider
-    expected = beta.ppf([0.025, 0.975], 0.7 * fewer + 0.5, 0.3 * fewer + 0.5)
-    np.testing.assert_allclose(mean_estimate(shares).interval, expected)
+    low, high = mean_estimate(shares).interval
+    for share, seen in ((low, 7), (1 - high, 3)):  # mid-P: what was seen counts half
+        assert binom.sf(seen, 10, share) + binom.pmf(seen, 10, share) / 2 == pytest.approx(0.025)
     # Four rows of each problem that always agree say no more than one, which never does so much as forty.
     groups = [str(i) for i in range(10) for _ in range(4)]
-    np.testing.assert_allclose(mean_estimate(np.repeat(shares, 4), groups=groups).interval, expected)
+    fewer = 10 * (norm.ppf(0.975) / t.ppf(0.975, 9)) ** 2  # tries: as for ten units Student's t is wider
+    expected = beta.ppf([0.025, 0.975], 0.7 * fewer + 0.5, 0.3 * fewer + 0.5)
+    np.testing.assert_allclose(mean_estimate(np.repeat(shares, 4), groups=groups).interval, expected, rtol=1e-6)
     assert np.subtract(*mean_estimate(np.repeat(shares, 4)).interval) > -0.7 * (expected[1] - expected[0])
+
+
+def test_verdicts_that_agree_are_no_proof_that_all_do():
+    same = difference_estimate([1, 1, 0, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1, 1, 1])
+    assert same.value == 0 and same.low == pytest.approx(-same.high) == pytest.approx(-0.196, abs=1e-3)
+    # Agresti and Min's own numbers for 24 pairs of which 6 changed one way and 1 the other.
+    ours, theirs = [1] * 6 + [0] + [1] * 17, [0] * 6 + [1] + [1] * 17
+    n, change = 26, (6.5 - 1.5) / 26
+    half = 1.959964 * np.sqrt(6.5 + 1.5 - n * change**2) / n
+    found = difference_estimate(ours, theirs)
+    np.testing.assert_allclose([found.value, found.low, found.high], [5 / 24, change - half, change + half])
+    lengths, others = np.array([3.0, 5.0, 4.0, 9.0]), np.array([1.0, 2.0, 4.0, 3.0])
+    assert difference_estimate(lengths, others).interval == mean_estimate(lengths - others).interval
+    assert shares_difference(8, 8, 8, 8) == pytest.approx((-0.2632, 0.2632), abs=2e-3)
+
+
+def test_two_lines_that_rise_along_a_thinking_do_not_agree_for_that():
+    place, rng = np.arange(30.0), np.random.default_rng(0)
+    wave = rng.normal(size=30)
+    rho, p = serial_correlation(wave + place / 10, wave - place / 5)
+    assert rho > 0.8 and p < 0.01
+    rho, p = serial_correlation(rng.normal(size=30) + place, rng.normal(size=30) + place)
+    assert abs(rho) < 0.5 and p > 0.01
+    assert (
+        np.isnan(serial_correlation(place, place**2)).all() and np.isnan(serial_correlation(wave[:4], wave[:4])).all()
+    )
+    slow, other = np.repeat(rng.normal(size=(2, 6)), 5, axis=1)
+    mixed = rng.permutation(30)
+    like = slow + other  # blocks of five alike say less than thirty places of their own would
+    assert serial_correlation(slow, like)[1] > 2 * serial_correlation(slow[mixed], like[mixed])[1]
 
 
 def test_the_interval_of_shares_stays_within_them():

@@ -11,6 +11,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Resamples, resample_groups, tails
 from reasonscope.data.parse import trace_from_text
 from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.baselines import Points, residual_sites
@@ -23,7 +24,6 @@ from reasonscope.probes.controls import (
     shuffled_within,
 )
 from reasonscope.probes.evaluate import (
-    Resamples,
     cluster_bootstrap,
     difference_to_best,
     direction_cosines,
@@ -31,9 +31,7 @@ from reasonscope.probes.evaluate import (
     grouped_predictions,
     nested_folds,
     problem_groups,
-    resample_groups,
     spearman,
-    tails,
     trace_groups,
     transfer_matrix,
 )

@@ -31,11 +31,10 @@ from reasonscope.analysis.statistics import (
     dependency_agreement,
     holm,
     mean_band,
-    mean_estimate,
-    permutation_p,
 )
+from reasonscope.data.intervals import Estimate, Resamples, mean_estimate, permutation_p
 from reasonscope.probes.controls import control_task, permutation_null
-from reasonscope.probes.evaluate import Estimate, Resamples, cluster_bootstrap, difference_to_best
+from reasonscope.probes.evaluate import cluster_bootstrap, difference_to_best
 from reasonscope.probes.heldout import auroc
 from reasonscope.steering.bench import Arm
 from reasonscope.steering.dose import Dose

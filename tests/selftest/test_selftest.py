@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reasonscope.probes.evaluate import tails
+from reasonscope.data.intervals import tails
 
 SIMULATE = runpy.run_path(str(Path(__file__).with_name("simulate.py")))
 
