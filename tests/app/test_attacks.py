@@ -4,6 +4,7 @@ import base64
 import http.client
 import os
 import re
+import time
 from contextlib import closing, contextmanager
 from urllib.parse import urlsplit
 
@@ -198,17 +199,39 @@ def test_a_file_is_taken_with_the_cookie_alone(guarded):
         connect(f"ws://{guarded}/_stcore/stream", origin=f"http://{guarded}")
 
 
+@contextmanager
+def uploaded(url, folder, cookie=""):
+    """A session whose upload became a run in `folder`."""
+    with session(urlsplit(url).netloc, cookie) as (socket, put, run):
+        assert put(b'{"prompt": "a?", "completion": "2"}') == 204
+        elements = [came.delta.new_element for came in run if came.HasField("delta")]
+        (field,) = (one.file_uploader.id for one in elements if one.HasField("file_uploader"))
+        given = {"file_id": "file", "name": "mine.jsonl", "size": 36, "file_urls": {"file_id": "file"}}
+        state = {"id": field, "file_uploader_state_value": {"uploaded_file_info": [given]}}
+        rerun(socket, BackMsg(rerun_script={"widget_states": {"widgets": [state]}}))
+        assert [path.name for path in folder.glob("reasonscope-upload-*/*")] == ["uploaded"]
+        yield
+
+
 @pytest.mark.parametrize("token", ["", TOKEN])
 def test_what_was_uploaded_goes_with_the_server(token, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with serving(tmp_path, token=token) as url:
-        address = urlsplit(url).netloc
-        with session(address, cookie_of(address) if token else "") as (socket, put, run):
-            assert put(b'{"prompt": "a?", "completion": "2"}') == 204
-            elements = [came.delta.new_element for came in run if came.HasField("delta")]
-            (field,) = (one.file_uploader.id for one in elements if one.HasField("file_uploader"))
-            given = {"file_id": "file", "name": "mine.jsonl", "size": 36, "file_urls": {"file_id": "file"}}
-            state = {"id": field, "file_uploader_state_value": {"uploaded_file_info": [given]}}
-            rerun(socket, BackMsg(rerun_script={"widget_states": {"widgets": [state]}}))
-            assert [path.name for path in tmp_path.glob("reasonscope-upload-*/*")] == ["uploaded"]
+        with uploaded(url, tmp_path, cookie_of(urlsplit(url).netloc) if token else ""):
+            pass
+        assert [*tmp_path.glob("reasonscope-upload-*")]
     assert [*tmp_path.glob("reasonscope-upload-*")] == []
+
+
+def test_what_was_uploaded_goes_with_its_session(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("STREAMLIT_SERVER_DISCONNECTED_SESSION_TTL", "1")
+    with serving(tmp_path) as url:
+        with uploaded(url, tmp_path):
+            pass
+        until = time.monotonic() + 60
+        while [*tmp_path.glob("reasonscope-upload-*")] and time.monotonic() < until:
+            time.sleep(1)
+            with session(urlsplit(url).netloc, ""):  # Streamlit looks for sessions that are over when one comes or goes
+                pass
+        assert [*tmp_path.glob("reasonscope-upload-*")] == []
