@@ -135,11 +135,12 @@ def merge(
 
 def check(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
     """Verify every byte of a run against its checksums; what is wrong is listed. Exit status 2 where anything is."""
+    from reasonscope.app.terminal import printable
     from reasonscope.data.store import TraceStore, check_store
 
     problems = check_store(run)
     for problem in problems:
-        typer.echo(f"reasonscope: {problem}", err=True)
+        typer.echo(f"reasonscope: {printable(problem)}", err=True)
     if problems:
         raise typer.Exit(2)
     typer.echo(f"{run}: {len(TraceStore.open(run))} traces, every byte as it was written")
@@ -207,6 +208,7 @@ def _print_sentences(traces: "list[Trace]") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from reasonscope.app.terminal import cell
     from reasonscope.data.importers import published_sentences
     from reasonscope.data.label import label_sentences
     from reasonscope.data.segment import sentences
@@ -218,7 +220,7 @@ def _print_sentences(traces: "list[Trace]") -> None:
     counts, known = Counter(ours), Counter(published)
     table = Table("tag", "our sentences", "published")
     for tag in sorted(counts.keys() | known.keys()):
-        table.add_row(tag, str(counts[tag]), str(known[tag]) if published else "–")
+        table.add_row(cell(tag), str(counts[tag]), str(known[tag]) if published else "–")
     table.add_row("all", str(len(ours)), str(len(published)) if published else "–")
     Console().print(table)
     if published:

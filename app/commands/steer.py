@@ -46,6 +46,7 @@ def extract(
     """Make a vector from the problems of a run that are not held out, and save it."""
     from reasonscope.app.places import places
     from reasonscope.app.sweeping import model_of_run, source_of_run, split_run, vector_numbers
+    from reasonscope.data.durable import make_folder
     from reasonscope.data.store import TraceStore
     from reasonscope.probes.sites import expand_sites
     from reasonscope.steering.methods import method as by_name
@@ -57,7 +58,7 @@ def extract(
     expanded = expand_sites(sites, loaded.n_layers) if sites else None
     source = source_of_run(loaded, store, split, sites=expanded, verdict=verdict, fast=fast)
     path = out or where.results / "steering" / f"{method}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     shown = []
     for number, part in enumerate(chosen.parts(source)):
         file = path if number == 0 else path.with_stem(f"{path.stem}-{number + 1}")

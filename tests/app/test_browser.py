@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from reasonscope.app import cli
 from reasonscope.app.access import VARIABLE, Guard
 from reasonscope.app.commands import browser
-from reasonscope.app.summary import read_summary, rows
+from reasonscope.app.summary import read_summary, rows, table
 from reasonscope.data.errors import InputError, MissingExtraError, StoreError
 from reasonscope.data.store import TraceStore
 
@@ -52,7 +53,13 @@ def test_rows_name_every_number(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("content", [None, "{", "[1]"])
+def test_brackets_and_escapes_in_a_summary_are_text(capsys):
+    Console().print(table({"[/bold]": "[/red]", "x": "\x1b[31m"}))
+    shown = capsys.readouterr().out
+    assert "[/bold]" in shown and "[/red]" in shown and "\\x1b[31m" in shown and "\x1b[31m" not in shown
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]", pytest.param("[" * 100_000, id="deep")])
 def test_a_folder_without_a_summary_is_refused(content, tmp_path):
     if content is not None:
         (tmp_path / "summary.json").write_text(content, encoding="utf-8")

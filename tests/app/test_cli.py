@@ -45,6 +45,11 @@ def test_our_error_is_one_line_and_status_2(kind, monkeypatch, capsys):
     assert err == "reasonscope: line 3 is broken: 'x' write JSON\n"
 
 
+def test_an_error_does_nothing_to_the_terminal(monkeypatch, capsys):
+    assert failing_main(monkeypatch, InputError("é: \x1b]0;x\x07\x1b[2J\u202e\udc80")) == 2
+    assert capsys.readouterr().err == "reasonscope: é: \\x1b]0;x\\x07\\x1b[2J\\u202e\\udc80\n"
+
+
 def test_an_interrupt_is_status_130(monkeypatch, capsys):
     assert failing_main(monkeypatch, KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == ""
