@@ -11,6 +11,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from reasonscope.data.durable import make_folder
 from reasonscope.data.errors import InputError
 from reasonscope.data.headed import Kind
 from reasonscope.data.reading import well_formed
@@ -141,7 +142,7 @@ class Result:
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: the arrays, and all else as JSON in its header. Raises StoreError."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         tensors: dict[str, NDArray[Any]] = {"values": self.values}
         for name, band in (("null", self.null), ("interval", self.interval)):
             tensors |= {} if band is None else {f"{name}.low": band.low, f"{name}.high": band.high}

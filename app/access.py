@@ -1,27 +1,85 @@
-"""Who may look: on this machine everybody, from elsewhere who knows the token."""
+"""Who is answered where a token is asked for: before Streamlit sees a request, of whatever kind, it has to show that it knows the token."""
 
 import hmac
-import os
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from html import escape
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
-import streamlit as st
+from reasonscope.data.errors import InputError
 
 VARIABLE = "REASONSCOPE_APP_TOKEN"
-_GRANTED = "reasonscope access"
+_REFUSED = b"Open the link with the token that the app said when it was started.\n"
+
+_Message = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[_Message]]
+_Send = Callable[[_Message], Awaitable[None]]
+_App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 
 
-def granted() -> bool:
-    """Whether the page may be shown; asks for the token where one is needed and was not given.
+class Guard:
+    """An ASGI app that hands on to `app` what bears the cookie of this start; the link with the token gets the cookie, all else 403.
 
-    A token in the address is taken once and then removed from it, so that a copied link does not hand it on.
+    The cookie is drawn anew at every start, and no script of a page and no page of another site gets at it. Raises InputError for an
+    empty token.
     """
-    wanted = os.environ.get(VARIABLE, "")
-    if not wanted or st.session_state.get(_GRANTED):
-        return True
-    given = st.query_params.get("token") or st.text_input("Access token", type="password")
-    st.query_params.pop("token", None)
-    if given and hmac.compare_digest(given.encode(), wanted.encode()):
-        st.session_state[_GRANTED] = True
-        st.rerun()
-    if given:
-        st.error("That is not the token that the app was started with.")
-    return False
+
+    def __init__(self, app: _App, token: str) -> None:
+        if not token:
+            raise InputError(f"the app asks for a token, and there is none; set {VARIABLE}")
+        self._app = app
+        self._token = token
+        self._cookie = secrets.token_urlsafe(32)
+
+    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "GET" and _same(_query(scope).get("token", ""), self._token):
+            await self._welcome(scope, send)
+        elif scope["type"] == "lifespan" or self._bears_cookie(scope):
+            await self._app(scope, receive, send)
+        else:
+            await _answer(scope, send, 403, "text/plain", _REFUSED)
+
+    def _bears_cookie(self, scope: _Message) -> bool:
+        sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"cookie"]
+        return any(_same(one.strip(), f"{_name(scope)}={self._cookie}") for one in ";".join(sent).split(";"))
+
+    async def _welcome(self, scope: _Message, send: _Send) -> None:
+        """The cookie, and on to the same page without the token, so that a link copied there does not hand it on.
+
+        By a page and not by a redirect: where a link of another site was followed, a redirect would come without a strict cookie.
+        """
+        rest = urlencode([(key, value) for key, value in _query(scope).items() if key != "token"])
+        page = f'<!doctype html><meta http-equiv="refresh" content="0;url=?{escape(rest)}">'
+        cookie = f"{_name(scope)}={self._cookie}; Path=/; HttpOnly; SameSite=Strict"
+        await _answer(scope, send, 200, "text/html", page.encode(), (b"set-cookie", cookie.encode()))
+
+
+def _name(scope: _Message) -> str:
+    """Of the cookie: browsers send one to every port of a host, and on another there may be another app."""
+    _, port = scope.get("server") or ("", "")
+    return f"reasonscope_{port}"
+
+
+def _query(scope: _Message) -> dict[str, str]:
+    return dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+
+
+def _same(given: str, wanted: str) -> bool:
+    return hmac.compare_digest(given.encode(errors="replace"), wanted.encode())
+
+
+async def _answer(
+    scope: _Message, send: _Send, status: int, kind: str, body: bytes, *headers: tuple[bytes, bytes]
+) -> None:
+    """A whole answer behind which the connection ends: what more was sent, a body that was not asked for, is not waited for."""
+    prefix = "websocket.http" if scope["type"] == "websocket" else "http"
+    about = {
+        b"content-type": f"{kind}; charset=utf-8".encode(),
+        b"content-length": str(len(body)).encode(),
+        b"cache-control": b"no-store",
+        b"referrer-policy": b"no-referrer",
+        b"connection": b"close",
+    }
+    await send({"type": f"{prefix}.response.start", "status": status, "headers": [*about.items(), *headers]})
+    await send({"type": f"{prefix}.response.body", "body": body})

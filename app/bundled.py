@@ -86,7 +86,7 @@ def _sweep(where: Places, store: TraceStore, say: Callable[[str], None]) -> None
     from reasonscope.steering.bench import Bench
     from reasonscope.steering.methods import method
 
-    model = model_of_run(store, None, device="cpu", backend="hooks")
+    model = model_of_run(store, None)
     split = split_run(store, share=0.5, n=JUDGED, seed=0)
     source = source_of_run(model, store, split)
     bench = Bench(model, split.held_out, sampling_of_run(store, 0))

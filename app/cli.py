@@ -5,6 +5,7 @@ import sys
 import typer
 
 from reasonscope.app.commands import analyse, browser, demo, environment, models, probe, runs, steer
+from reasonscope.app.terminal import printable
 from reasonscope.data.errors import ReasonscopeError
 
 app = typer.Typer(
@@ -37,7 +38,7 @@ def main() -> None:
         app()
     except ReasonscopeError as error:
         # Some causes (of transformers, of the operating system) are several lines long.
-        typer.echo(f"reasonscope: {' '.join(str(error).split())}", err=True)
+        typer.echo(f"reasonscope: {printable(' '.join(str(error).split()))}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -82,6 +82,8 @@ def _trial(study: Study) -> Trial:
 
 def analyse_emergent(study: Study) -> Iterator[Result]:
     """Which heads carry more in the model than in its base, on what the two open the run's problems with."""
+    if study.options.float32_compute:
+        raise InputError("edge attribution takes gradients, and none flow through --float32-compute; leave it away")
     problems = list({trace.problem.id: trace.problem for trace in study.traces}.values())
     pairs = opening_pairs(study.base, study.model, problems)
     yield emergent_heads(study.base, study.model, pairs, seed=study.options.seed)

@@ -23,7 +23,7 @@ from reasonscope.app.probing import (
 )
 from reasonscope.app.report import write_report
 from reasonscope.app.summary import SUMMARY
-from reasonscope.data.durable import write_text_durably
+from reasonscope.data.durable import make_folder, write_text_durably
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate
 from reasonscope.data.problems import load_problems
@@ -182,7 +182,7 @@ def keep_probes(
 
 def keep_steering(where: Places, out: Path, methods: Mapping[str, Sequence[Part]], arms: list[Arm]) -> None:
     """Keep SEAL's vector, and what the methods and their controls did."""
-    where.vectors.mkdir(parents=True, exist_ok=True)
+    make_folder(where.vectors)
     methods["seal"][0].vector.save(where.vectors / "seal.safetensors")
     numbers = {arm.name: arm_numbers(arm) for arm in arms}
     drawn = {"steering_plane": figures.steering_plane(arms)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonscope.app.places import Places
-from reasonscope.data.durable import write_text_durably
+from reasonscope.data.durable import make_folder, write_text_durably
 from reasonscope.data.errors import InputError
 from reasonscope.data.reading import parse_json
 
@@ -33,7 +33,7 @@ def keep(
     from reasonscope.analysis.figures import to_html, write_figure
 
     for folder in (where.numbers, where.probes, where.figures):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     for probe_name, fitted in (probes or {}).items():
         fitted.save(where.probes / f"{probe_name}.safetensors")
     for figure_name, figure in figures.items():

@@ -5,16 +5,16 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import streamlit as st
 
-from reasonscope.app import access, components, state
+from reasonscope.app import components, state
 from reasonscope.app.bundled import EXAMPLE
 from reasonscope.app.runs import Run, confined, find_runs, open_run
 from reasonscope.app.state import BOUND, Key
 from reasonscope.app.views import anchors, compare, heads, mi_peaks, overview, probes, refusal, steering, traces
-from reasonscope.data.errors import ReasonscopeError
+from reasonscope.data.errors import InputError, ReasonscopeError
 
 # Drawn here: for the icon of a page Streamlit would ask a server of fonts.
 _ICON = (
@@ -23,6 +23,7 @@ _ICON = (
     "%3Cpath d='M11 11l4 4' stroke='%23E69F00' stroke-width='2'/%3E%3C/svg%3E"
 )
 _EXAMPLE, _UPLOAD = "example", "uploaded"
+_MOST_LINES = 2_000  # of an upload: a short line is cheap to send, and a trace of its own to parse, keep and show
 _UPLOADED, _FILE, _PROBLEM = "reasonscope uploaded run", "reasonscope file", "reasonscope problem of the file"
 
 # Address, title, icon, and the function that shows a run.
@@ -43,8 +44,6 @@ def serve(run: str, root: Path) -> None:
     """Show the run named `run` below `root` ("" for the example), or another one that the reader chooses."""
     st.set_page_config(page_title="reasonscope", page_icon=_ICON, layout="wide")
     st.html("<style>[data-testid='stMainBlockContainer'] {padding-top: 3rem}</style>")
-    if not access.granted():
-        return
     pages = {
         address: st.Page(partial(_page, show), title=title, icon=icon, url_path=address, default=address == "overview")
         for address, title, icon, show in _VIEWS
@@ -74,7 +73,7 @@ def _choose(run: str, root: Path) -> Path | None:
     if EXAMPLE.is_dir():
         runs.setdefault(_EXAMPLE, EXAMPLE)
     if _UPLOADED in st.session_state:
-        runs[_UPLOAD] = Path(st.session_state[_UPLOADED])
+        runs[_UPLOAD] = Path(st.session_state[_UPLOADED].name) / _UPLOAD
     if not run and _EXAMPLE in runs:  # what is opened where none was asked for stands first
         runs = {_EXAMPLE: runs[_EXAMPLE], **runs}
     state.offer_runs(runs)
@@ -85,7 +84,7 @@ def _choose(run: str, root: Path) -> Path | None:
 
 
 def _upload() -> None:
-    """Traces of the reader's own: a JSONL of completions, read as data into a run that lasts as long as the app."""
+    """Traces of the reader's own: a JSONL of completions, read as data into a run that lasts as long as the reader's session."""
     with st.expander("Open a file of completions"):
         st.caption("JSONL, a line each: `prompt` and `completion`, or `messages`. Nothing in it is run.")
         st.file_uploader("JSONL", type=["jsonl"], label_visibility="collapsed", key=_FILE, on_change=_take_upload)
@@ -95,30 +94,42 @@ def _upload() -> None:
 
 
 def _take_upload() -> None:
-    """Open the file that was just given; what is wrong with it is told where it was given."""
+    """Open the file that was just given, in place of the one before; what is wrong with it is told where it was given."""
     given = st.session_state[_FILE]
     st.session_state[_PROBLEM] = None
     if given is None:
         return
+    folder = TemporaryDirectory(
+        prefix="reasonscope-upload-"
+    )  # goes with the session that holds it, at the latest when the app ends
     try:
-        st.session_state[_UPLOADED] = str(_imported(given.getvalue()))
-        st.session_state[Key.RUN] = _UPLOAD
+        _import(given.getvalue(), Path(folder.name))
     except ReasonscopeError as error:
+        folder.cleanup()
         st.session_state[_PROBLEM] = error
+        return
+    if _UPLOADED in st.session_state:
+        st.session_state[_UPLOADED].cleanup()
+    st.session_state[_UPLOADED] = folder
+    st.session_state[Key.RUN] = _UPLOAD
 
 
-def _imported(content: bytes) -> Path:
-    """A run of the completions in `content`. Raises InputError naming the line that is wrong."""
+def _import(content: bytes, folder: Path) -> None:
+    """Make a run of the completions in `content`. Raises InputError for too many of them, or naming the line that is wrong."""
     from reasonscope.data.importers import import_jsonl
     from reasonscope.data.store import TraceStore
 
-    folder = Path(mkdtemp(prefix="reasonscope-upload-"))
+    if (n := content.rstrip().count(b"\n") + 1) > _MOST_LINES:
+        raise InputError(
+            f"the file has {n:,} lines, and {_MOST_LINES:,} can be opened here; import it on the command line: "
+            "reasonscope import jsonl FILE --out runs/NAME"
+        )
     file = folder / "upload.jsonl"
     file.write_bytes(content)
     found = import_jsonl(file)
+    file.unlink()
     with TraceStore.create(folder / _UPLOAD, meta={"imported": {"as": "jsonl", "from": "an upload"}}) as store:
         store.append(found, {})
-    return folder / _UPLOAD
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from reasonscope.app.analysing import ANALYSES, figures_of
 from reasonscope.app.by_trace import ByTrace
 from reasonscope.app.places import Places, places
 from reasonscope.app.study import Options, Study
-from reasonscope.data.durable import sha256_of, write_text_durably
+from reasonscope.data.durable import make_folder, sha256_of, write_text_durably
 from reasonscope.data.manifest import NAME
 from reasonscope.data.store import TraceStore
 from reasonscope.data.trace import Trace
@@ -156,7 +156,7 @@ class Notes:
 
     def write(self, id: str, saved: Sequence[Sequence[Path]]) -> None:
         """Note the files of the results of a trace, the result itself first."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         noted = [{self._name(path): sha256_of(path) for path in paths} for paths in saved]
         write_text_durably(self._of(id), json.dumps(noted))
 
@@ -198,7 +198,7 @@ def _save(where: Places, study: Study, result: Result) -> list[Path]:
     trace = str(result.provenance.get("trace", "all"))
     named = result.with_provenance(run=str(study.store.path.name))
     saved = [named.save(result_path(where.analyses, result.method, trace))]
-    where.figures.mkdir(parents=True, exist_ok=True)
+    make_folder(where.figures)
     for kind, figure in figures_of(result).items():
         saved.append(where.figures / f"{result.method}-{saved[0].stem}-{kind}.html")
         write_text_durably(saved[-1], to_html(figure, with_library=True))

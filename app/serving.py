@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from urllib.error import HTTPError
 
+from reasonscope.app.access import VARIABLE
 from reasonscope.data.errors import InputError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -20,7 +22,7 @@ _SETTINGS = (
     "--browser.gatherUsageStats=false",
     "--server.fileWatcherType=none",
     "--server.enableXsrfProtection=true",
-    "--server.maxUploadSize=50",
+    "--server.maxUploadSize=20",
     "--client.showErrorDetails=none",
     "--client.toolbarMode=minimal",
     # For both themes apart: one colour for all would switch the reader's choice of dark or light off.
@@ -29,9 +31,12 @@ _SETTINGS = (
 )
 
 
-def command(run: str, root: Path, *, host: str, port: int) -> list[str]:
-    """The line that serves the runs below `root`, of which `run` ("" for the example) is opened, on `host`:`port`."""
-    page = str(files("reasonscope.app").joinpath("main.py"))
+def command(run: str, root: Path, *, host: str, port: int, guarded: bool) -> list[str]:
+    """The line that serves the runs below `root`, of which `run` ("" for the example) is opened, on `host`:`port`.
+
+    `guarded`, it answers nothing to whoever does not know the token, which it takes from the environment.
+    """
+    page = str(files("reasonscope.app").joinpath("guarded.py" if guarded else "main.py"))
     # On this machine only its own names are answered to: a foreign page may have a name of its own point here.
     names = [f"--server.allowedHosts={name}" for name in LOOPBACK] if host in LOOPBACK else []
     where = (f"--server.address={host}", f"--server.port={port}", *names)
@@ -39,16 +44,16 @@ def command(run: str, root: Path, *, host: str, port: int) -> list[str]:
 
 
 @contextmanager
-def serving(root: Path, run: str = "", *, within: float = 120.0) -> Iterator[str]:
-    """Serve the runs below `root` on a free port of this machine while the block runs; gives the address.
+def serving(root: Path, run: str = "", *, token: str = "", within: float = 120.0) -> Iterator[str]:
+    """Serve the runs below `root` on a free port of this machine while the block runs; gives the address. A `token` is asked for.
 
     Raises InputError where the app does not answer `within` seconds.
     """
     with socket.socket() as free:
         free.bind((LOOPBACK[0], 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "STREAMLIT_SERVER_HEADLESS": "true"}
-    line = command(run, root, host=LOOPBACK[0], port=port)
+    environment = {**os.environ, "STREAMLIT_SERVER_HEADLESS": "true", VARIABLE: token}
+    line = command(run, root, host=LOOPBACK[0], port=port, guarded=bool(token))
     server = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address, until = f"http://{LOOPBACK[0]}:{port}", time.monotonic() + within
     try:
@@ -63,8 +68,11 @@ def serving(root: Path, run: str = "", *, within: float = 120.0) -> Iterator[str
 
 
 def _answers(url: str) -> bool:
+    """Whether somebody serves there, if only to ask for the token."""
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
             return bool(answer.status == 200)
+    except HTTPError as error:
+        return error.code == 403
     except OSError:
         return False

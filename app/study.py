@@ -25,6 +25,8 @@ class Options:
 
     model: str | None = None
     device: str = "cpu"
+    deterministic: bool = False
+    float32_compute: bool = False
     server: str | None = None
     served_as: str | None = None
     server_timeout: float = 600.0
@@ -73,7 +75,7 @@ class Study:
         name = self.options.model or self.store.meta.get("model", {}).get("name")
         if not name:
             raise InputError(f"{self.store.path} does not say which model wrote it; name one with --model")
-        return load_model(str(name), device=self.options.device)
+        return self._load(str(name))
 
     @cached_property
     def writer(self) -> Writer:
@@ -111,7 +113,11 @@ class Study:
 
     @cached_property
     def base(self) -> Model:
-        return load_model(self.options.base, device=self.options.device)
+        return self._load(self.options.base)
+
+    def _load(self, name: str) -> Model:
+        how = self.options
+        return load_model(name, device=how.device, deterministic=how.deterministic, float32_compute=how.float32_compute)
 
     @property
     def has_model(self) -> bool:

@@ -65,12 +65,13 @@ def split_run(store: TraceStore, *, share: float, n: int | None, seed: int) -> S
     return Split(ids=ids, held_out=tuple(unique.values())[:n])
 
 
-def model_of_run(store: TraceStore, model: str | None, *, device: str, backend: str) -> Model:
-    """The model that wrote the run, or another by name. Raises InputError where the run does not say which wrote it."""
+def model_of_run(store: TraceStore, model: str | None, **how: Any) -> Model:
+    """The model that wrote the run, or another by name, loaded as `how` tells `load_model`. Raises InputError where the run does not
+    say which wrote it."""
     name = model or store.meta.get("model", {}).get("name")
     if not name:
         raise InputError(f"{store.path} does not say which model wrote it; give --model")
-    return load_model(name, device=device, backend=backend)
+    return load_model(name, **how)
 
 
 def sampling_of_run(store: TraceStore, seed: int) -> Sampling:

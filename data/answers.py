@@ -12,6 +12,8 @@ _STATED = re.compile(r"(?:\banswer\b[*_]*(?:\s+is\b|\s*[:=])|####)[\s:*_$]*([^\n
 # What ends a turn; a model's own answer holds nothing else of this form.
 CONTROL = re.compile(r"<[|｜][^<>]*[|｜]>|</?s>|<eos>|<(?:start|end)_of_turn>")
 _BOX = re.compile(r"\\f?boxed\b\s*")
+_WORD = re.compile(r"[^\s$.,]+")
+_BRACE = re.compile(r"(?<!\\)[{}]")
 # What says nothing about the value: fences, sizes, spaces, units of style. Taken off before strings are compared.
 _DECORATION = re.compile(
     r"\\(?:left|right|[,;!:]|displaystyle|quad|qquad)(?![a-zA-Z])|\\?[$]|\\text(?:bf|rm|it)?(?=\{)|[*]{2}|\s+"
@@ -65,19 +67,27 @@ def _explosive(answer: str) -> bool:
 
 def _last_boxed(text: str) -> str | None:
     """What stands in the last \\boxed{…} that is closed; braces nest, and \\boxed 5 takes the next word."""
-    for match in reversed(list(_BOX.finditer(text))):
-        start = match.end()
-        if not text.startswith("{", start):
-            word = re.match(r"[^\s$.,]+", text[start:])
-            if word is not None:
-                return word[0]
-            continue
-        depth = 0
-        for position in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0) if text[position - 1] != "\\" else 0
-            if depth == 0:
-                return text[start + 1 : position].strip()
+    starts = [match.end() for match in _BOX.finditer(text)]
+    closed = _closed(text) if starts else {}
+    for start in reversed(starts):
+        if text.startswith("{", start):
+            if start in closed:
+                return text[start + 1 : closed[start]].strip()
+        elif word := _WORD.match(text, start):
+            return word[0]
     return None
+
+
+def _closed(text: str) -> dict[int, int]:
+    """Where the braces that open in `text` are closed; none that is not, or that stands behind a backslash."""
+    closed: dict[int, int] = {}
+    opened: list[int] = []
+    for match in _BRACE.finditer(text):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif opened:
+            closed[opened.pop()] = match.start()
+    return closed
 
 
 def _plain(answer: str) -> str:

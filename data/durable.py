@@ -20,10 +20,13 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> str:
 
     It is filled in a folder of its own, PATH.tmp: safetensors and others put temporary files of random names beside what they write, and
     what a killed writer left goes with the folder, at the next write. The checksum is computed while the disk works, since it takes
-    about as long. Raises StoreError where that fails (a full disk), and leaves nothing behind then.
+    about as long. Raises StoreError where that fails (a full disk), and leaves nothing behind then; and for a path that is no regular
+    file (a folder, a device, a pipe), which stays as it is.
     """
-    folder = path.with_name(path.name + TEMPORARY)
+    folder = path.parent / (path.name + TEMPORARY)
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is there and no regular file")
         remove(folder)
         folder.mkdir()
         temporary = folder / path.name
@@ -46,6 +49,14 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> str:
 def write_text_durably(path: Path, text: str) -> None:
     """As `write_durably`, of a text in UTF-8."""
     write_durably(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def make_folder(path: Path) -> None:
+    """The folder `path` with those above it, where it is not there yet. Raises StoreError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {path}: {error}; give another one, or make room there") from error
 
 
 def remove(path: Path) -> None:

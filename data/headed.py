@@ -62,6 +62,8 @@ class Kind:
         check_fields(header, self.fields, f"{self.noun} {path}")
 
     def _check_start(self, path: Path) -> None:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise InputError(f"{path} is no {self.noun}: it is no regular file; give a file that reasonscope saved")
         try:
             with path.open("rb") as opened:
                 start = opened.read(9)

@@ -1,5 +1,6 @@
 """Traces that others published or wrote: Thought Anchors folders, JSONL of completions, Inspect logs."""
 
+import lzma
 import re
 import zipfile
 import zlib
@@ -17,6 +18,7 @@ from reasonscope.data.segment import sentences_at
 from reasonscope.data.trace import FinishReason, Problem, Sentence, Span, Trace
 
 _LARGEST_SAMPLE = 64 * 2**20  # bytes of one sample of an Inspect log, unpacked; more is no transcript but a bomb
+_LARGEST_LOG = 512 * 2**20  # of all its samples together, of which one is in memory as JSON at a time
 PUBLISHED_EFFECTS = (
     "step_importance",
     "step_importance_supp",
@@ -70,7 +72,7 @@ def import_inspect(path: str | Path, *, tokenizer: Tokenizer | None = None, tags
 
     Reasoning is taken from the content parts of type `reasoning`, or from inline tags; `meta["scores"]` keeps the log's scores. A
     sample that failed before the model said anything is left out. Nothing is unpacked to disk, names in the archive are never used as
-    paths, and a sample of more than 64 MiB is refused. Raises InputError naming the sample.
+    paths, and a sample of more than 64 MiB, or samples of more than 512 MiB in all, are refused. Raises InputError naming the sample.
     """
     source = Path(path)
     found = []
@@ -197,21 +199,31 @@ def _completion_trace(
 
 
 def _inspect_samples(source: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    name = "the archive"
+    name, left = "the archive", _LARGEST_LOG
     try:
         with zipfile.ZipFile(source) as archive:
             for name in sorted(archive.namelist()):
                 if not re.fullmatch(r"samples/[^/]+\.json", name):
                     continue
                 with archive.open(name) as file:
-                    raw = file.read(_LARGEST_SAMPLE + 1)  # the size that the archive states may be a lie
-                if len(raw) > _LARGEST_SAMPLE:
+                    raw = file.read(min(_LARGEST_SAMPLE, left) + 1)  # the size that the archive states may be a lie
+                if len(raw) > min(_LARGEST_SAMPLE, left):
                     raise InputError(
-                        f"{source}, {name}: more than {_LARGEST_SAMPLE // 2**20} MiB unpacked; split the log"
+                        f"{source}, {name}: more than {_LARGEST_SAMPLE // 2**20} MiB unpacked, or {_LARGEST_LOG // 2**20} MiB with "
+                        "the samples before it; split the log"
                     )
+                left -= len(raw)
                 yield name, _object(parse_json(raw, f"{source}, {name}"), f"{source}, {name}")
-    # zipfile says so of a damaged member (the first four), an unknown compression, and a member that is encrypted.
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+    # zipfile says so of a damaged member (the first six), an unknown compression, and a member that is encrypted.
+    except (
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
         raise InputError(f"{source}, {name}: no readable Inspect log: {error}") from error
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from reasonscope.data.durable import write_durably
+from reasonscope.data.durable import make_folder, write_durably
 from reasonscope.data.errors import InputError
 from reasonscope.data.reading import check_fields, parse_json, well_formed
 
@@ -32,7 +32,7 @@ class TokenScores:
 
 def save_scores(found: TokenScores, path: Path) -> None:
     """Write scores into `path`, replacing what is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     about = {"format": _FORMAT, "version": _VERSION, **found.about}
     write_durably(path, lambda file: save_file(dict(found.scores), file, metadata={_KEY: json.dumps(about)}))
 

@@ -16,13 +16,14 @@ _PROTECTED = re.compile(
     re.DOTALL,
 )
 _BREAK = re.compile(
-    r"(?P<stop>[.?!…]+)[\"'”’)\]*_]*(?=\s|\Z)"  # a stop, with quotes and brackets that close behind it
+    r"(?<![.?!…])(?P<stop>[.?!…]+)[\"'”’)\]*_]*(?=\s|\Z)"  # a stop, with quotes and brackets that close behind it
     r"|[。！？]+[”’」』）]*"
     r"|\n[ \t]*\r?\n"  # a blank line
     r"|\n(?=[ \t]*(?:[-•*]|\d{1,2}[.)])[ \t])"  # a list item begins
 )
 _ALWAYS = frozenset("dr mr mrs ms prof st vs cf e.g i.e resp approx viz".split())
 _BEFORE_NUMBER = frozenset("no fig figs eq eqs sec ch p pp vol thm ex".split())
+_BEHIND = re.compile(r"\s*(\S?)")
 _MARKER = re.compile(r"\W*(?:\d{1,3}|[a-zA-Z]|[ivx]{1,4})\W*")
 
 
@@ -60,9 +61,8 @@ def _pieces(text: str, *, keep_tail: bool) -> list[Span]:
     start = 0
     for match in re.finditer(r"[.?!](?=[ \n])|\n(?=\n)|\r(?=\n\r\n)", text):
         span = _stripped(text, start, match.end())
-        if len(span):
-            pieces.append(span)
-            start = match.end()
+        pieces += [span] if len(span) else []
+        start = match.end()
     tail = _stripped(text, start, len(text))
     return [*pieces, tail] if keep_tail and len(tail) else pieces
 
@@ -84,21 +84,33 @@ def _glued(text: str, pieces: list[Span]) -> list[list[Span]]:
 
 
 def _split(text: str) -> list[Span]:
-    protected = [match.span() for match in _PROTECTED.finditer(text)]
+    protected = [match.span() for match in _PROTECTED.finditer(_unopened(text))]
     found: list[Span] = []
     start = 0
+    said, seen = "", 0  # what the sentence has said before the character `seen`, shortened
     inside = 0  # the first protected range that does not lie wholly behind us
     for match in _BREAK.finditer(text):
         while inside < len(protected) and protected[inside][1] <= match.start():
             inside += 1
         if inside < len(protected) and protected[inside][0] <= match.start():
             continue
-        if match["stop"] and _goes_on(text, start, match):
+        if match["stop"] and _goes_on(said + text[seen : match.start()], match):
+            last = match.end() - 1
+            said, seen = _shortened(said + text[seen:last]), last
             continue
         found += _sentence(text, start, match.end(), found)
-        start = match.end()
+        start = seen = match.end()
+        said = ""
     found += _sentence(text, start, len(text), found)
     return found
+
+
+def _unopened(text: str) -> str:
+    """`text` without the openings of mathematics that nothing closes, each of which would be looked for to the very end."""
+    for opening, closing in (("\\[", "\\]"), ("\\(", "\\)")):
+        last = max(text.rfind(closing), 0)
+        text = text[:last] + text[last:].replace(opening, "\\.")
+    return text
 
 
 def _sentence(text: str, start: int, stop: int, found: list[Span]) -> list[Span]:
@@ -110,10 +122,15 @@ def _sentence(text: str, start: int, stop: int, found: list[Span]) -> list[Span]
     return [span] if len(span) else []
 
 
-def _goes_on(text: str, start: int, match: re.Match[str]) -> bool:
-    """Whether the stop at `match` does not end the sentence that began at `start`."""
-    so_far = text[start : match.start()]
-    rest = text[match.end() :].lstrip()[:1]
+def _shortened(said: str) -> str:
+    """A beginning in which `_MARKER` sees what it sees in `said`: eight characters are more than any marker has."""
+    return re.sub(r"\W+", " ", said)[:8]
+
+
+def _goes_on(so_far: str, match: re.Match[str]) -> bool:
+    """Whether the stop at `match` does not end the sentence that says `so_far`, of which all before its last stop may be shortened."""
+    behind = _BEHIND.match(match.string, match.end())
+    rest = behind[1] if behind else ""
     if match["stop"] == ".":
         word = re.split(r"[\s(\[\"“]", so_far)[-1].lower()
         numbered = word in _BEFORE_NUMBER and rest.isdigit()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from reasonscope.data.durable import make_folder
 from reasonscope.data.errors import StoreError
 
 
@@ -33,7 +34,7 @@ class Kept:
 
     @cached_property
     def _file(self) -> Path:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         return self._folder / f"{uuid4().hex}.jsonl"
 
     @cached_property

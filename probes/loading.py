@@ -1,16 +1,24 @@
 """From a hub id or a folder to weights and tokenizer in memory: safetensors only, no foreign code, one clear line on failure."""
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils.hub import cached_file
 
-from reasonscope.data.errors import InputError, ModelLoadError
+from reasonscope.data.errors import InputError, ModelLoadError, ReasonscopeError
 
 # The models that the package ships.
 SHIPPED = ("organism", "organism-base")
@@ -24,7 +32,8 @@ def load_pretrained(
     place = locate(source)
     if isinstance(place, Path):
         _check_folder(place)
-    try:
+    with foreign(source):
+        _check_kernels(place, revision)
         tokenizer = load_tokenizer(place, revision)
         # With output_loading_info a pair is returned, which the annotations of transformers do not say.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -36,8 +45,6 @@ def load_pretrained(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise ModelLoadError(_reason(source, error)) from error
     model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -53,12 +60,25 @@ def load_structure(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The modules of a model without its weights (on the device "meta"), and its tokenizer: for an engine that runs elsewhere."""
     place = locate(source)
-    try:
+    with foreign(source):
+        _check_kernels(place, revision)
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
         with torch.device("meta"):
             hf = AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype, trust_remote_code=False)
         return hf, load_tokenizer(place, revision)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+
+
+@contextmanager
+def foreign(source: str) -> Iterator[None]:
+    """Inside, whatever is raised that is no error of ours is a ModelLoadError that names `source`.
+
+    For calls of transformers that read files of others, and for nothing else: such files make it stumble anywhere.
+    """
+    try:
+        yield
+    except ReasonscopeError:
+        raise
+    except Exception as error:
         raise ModelLoadError(_reason(source, error)) from error
 
 
@@ -108,6 +128,25 @@ def _check_folder(folder: Path) -> None:
     raise ModelLoadError(f"{folder} holds no weights; a model.safetensors is needed")
 
 
+def _check_kernels(place: Path | str, revision: str | None) -> None:
+    """Refuse a configuration that names a kernel of the hub, which transformers would fetch and run."""
+    config, _ = PretrainedConfig.get_config_dict(place, revision=revision)
+    for key, value in _entries(config):
+        if key.endswith("_implementation") and "/" in str(value):
+            raise ModelLoadError(
+                f"{place} asks for {key} {value!r:.60}, which is code from the hub: it could do anything on this machine and is "
+                "never run. Take the entry out of its config.json"
+            )
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every key and value in nested JSON."""
+    if isinstance(value, Mapping):
+        yield from value.items()
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _entries(inner)
+
+
 def _reason(source: str, error: Exception) -> str:
     text = re.sub(r"\s+", " ", str(error)).strip()
     if "trust_remote_code" in text:
@@ -117,4 +156,4 @@ def _reason(source: str, error: Exception) -> str:
         )
     if "safetensors" in text and "pytorch_model.bin" in text:
         return f"{source} has no safetensors; pickled weights are never loaded, since they can run code. {text[:200]}"
-    return f"cannot load {source!r}: {text[:300]}"
+    return f"cannot load {source!r}: {type(error).__name__}: {text[:300]}"

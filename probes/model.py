@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from reasonscope.data.errors import InputError
 from reasonscope.data.parse import ThinkTags
 from reasonscope.probes.backends.base import Backend
-from reasonscope.probes.determinism import compute_in_float32
+from reasonscope.probes.determinism import compute_in_float32, make_deterministic
 from reasonscope.probes.fingerprint import fingerprint
 from reasonscope.probes.layout import Layout, embedding_rows, head_count, input_device, resolve_layout
 from reasonscope.probes.layout_proof import prove_layout
@@ -91,6 +91,7 @@ def load_model(
     tokenizer: PreTrainedTokenizerFast | None = None,
     layout: Layout | None = None,
     tags: ThinkTags | None = None,
+    deterministic: bool = False,
     float32_compute: bool = False,
 ) -> Model:
     """Load a model and prove that it is as its layout says.
@@ -100,7 +101,8 @@ def load_model(
     None takes the checkpoint's. `layout`: the row of an architecture that the table does not have. `tags`: the think tags
     where they are not to be found. `remote`, of `backend="nnsight"`: True (NDIF) or the address of a server that holds the model of
     this name, of which only structure and tokenizer are loaded here; "local" sends every pass through the same door and runs it
-    here. `float32_compute`: compute in float32 over 16-bit weights (`determinism.compute_in_float32`),
+    here. `deterministic`: from here on the whole process has kernels that give the same bits again
+    (`determinism.make_deterministic`). `float32_compute`: compute in float32 over 16-bit weights (`determinism.compute_in_float32`),
     on the backend hooks.
     Code that comes with a checkpoint is never run. Raises ModelLoadError,
     ArchitectureError, InputError, MissingExtraError.
@@ -111,6 +113,8 @@ def load_model(
         raise InputError(f"backend {backend!r} runs here; remote is of backend='nnsight'")
     if float32_compute and backend != "hooks":
         raise InputError(f"float32 arithmetic over 16-bit weights runs on the backend hooks, not on {backend}")
+    if deterministic:
+        make_deterministic()
     elsewhere = bool(remote) and remote != "local"
     if isinstance(source, PreTrainedModel):
         if tokenizer is None:

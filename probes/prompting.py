@@ -8,11 +8,11 @@ from typing import Any
 import tokenizers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from reasonscope.data.errors import InputError, ModelLoadError
+from reasonscope.data.errors import InputError
 from reasonscope.data.parse import ThinkTags
 from reasonscope.data.trace import Problem
 from reasonscope.probes.fingerprint import described
-from reasonscope.probes.loading import fast, load_tokenizer, locate
+from reasonscope.probes.loading import fast, foreign, load_tokenizer, locate
 from reasonscope.probes.tags import chat_template, find_tags, with_tag_open, with_thinking_closed
 
 
@@ -75,15 +75,21 @@ class Prompting:
                 f"problem {problem.id!r} has messages, but the tokenizer of {self.name} has no chat template; "
                 "give the problem a prompt instead, or use an instruction-tuned model"
             )
-        text = self.tokenizer.apply_chat_template(
-            [{"role": message.role, "content": message.content} for message in problem.messages],
-            tokenize=False,
-            add_generation_prompt=True,
-            # The names of the switch in the templates of Qwen3, of DeepSeek V3.1 and of minimind; unknown ones do nothing.
-            enable_thinking=think,
-            thinking=think,
-            open_thinking=think,
-        )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": message.role, "content": message.content} for message in problem.messages],
+                tokenize=False,
+                add_generation_prompt=True,
+                # The names of the switch in the templates of Qwen3, of DeepSeek V3.1 and of minimind; unknown ones do nothing.
+                enable_thinking=think,
+                thinking=think,
+                open_thinking=think,
+            )
+        except Exception as error:  # the template is a program of somebody else, and may raise anything
+            raise InputError(
+                f"the chat template of {self.name} fails on problem {problem.id!r} ({type(error).__name__}: {error!s:.200}); "
+                "give the problem a prompt instead, or mend the template"
+            ) from error
         assert isinstance(text, str)
         if think and not open_tag:
             return text
@@ -95,9 +101,8 @@ class Prompting:
 def load_prompting(source: str, *, revision: str | None = None) -> Prompting:
     """Tokenizer and configuration of `source` (as in `load_model`), without its weights. Raises ModelLoadError, InputError."""
     place = locate(source)
-    try:
+    with foreign(source):
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
-        tokenizer = fast(load_tokenizer(place, revision), source)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelLoadError(f"cannot load the tokenizer of {source!r}: {error}") from error
+        tokenizer = load_tokenizer(place, revision)
+    tokenizer = fast(tokenizer, source)
     return Prompting(config=config, tokenizer=tokenizer, tags=find_tags(tokenizer), name=source, revision=revision)

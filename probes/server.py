@@ -17,6 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from reasonscope.data.errors import InputError, MissingExtraError
+from reasonscope.data.reading import parse_json
 from reasonscope.data.trace import FinishReason, Sampling
 from reasonscope.probes.branches import Branch
 from reasonscope.probes.decoding import Completion
@@ -27,6 +28,8 @@ _FINISH: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
 # vLLM's names: give ids back, and leave special tokens in the text.
 _IDS = MappingProxyType({"return_token_ids": True, "skip_special_tokens": False})
 _KEY = "REASONSCOPE_SERVER_KEY"
+# Bytes of a reply that any may have, and that each token of prompt and completion may add: ids, and a text all in escapes.
+_REPLY, _REPLY_TOKEN = 2**20, 2**10
 _Ask = Callable[[str | list[int], int, Sampling], Awaitable[Mapping[str, Any]]]
 _T = TypeVar("_T")
 
@@ -42,7 +45,8 @@ class ServerWriter:
     A server that refuses ids (transformers serve) gets the prompt as text, if that text makes the very same ids again. What
     comes back is checked: other prompt ids or another number of them than were sent, ids outside the vocabulary or ids that do
     not spell the text are an error; so is a text where `needs_ids` says that the think tags are special tokens, which servers
-    leave out of texts. Log-probabilities and entropies are NaN: nobody measured them here.
+    leave out of texts. A reply that is compressed, or far longer than what was asked for can be, is not read. Log-probabilities and
+    entropies are NaN: nobody measured them here.
 
     Departures: ids that are encoded from text are those that the tokenizer would write, which sampling may have spelled otherwise.
     """
@@ -80,7 +84,8 @@ class ServerWriter:
                 if self._kept:
                     self._kept.put(keys[i], known[i])
 
-            async with self._client() as ask, asyncio.TaskGroup() as tasks:
+            tokens = max(map(len, asked)) + sampling.max_new_tokens
+            async with self._client(tokens) as ask, asyncio.TaskGroup() as tasks:
                 for i in todo:
                     tasks.create_task(one(i))
 
@@ -94,7 +99,7 @@ class ServerWriter:
         from openai import BadRequestError, UnprocessableEntityError
 
         async def once() -> None:
-            async with self._client() as ask:
+            async with self._client(2) as ask:
                 await ask([0], 0, Sampling(temperature=0, max_new_tokens=1))
 
         try:
@@ -169,8 +174,8 @@ class ServerWriter:
         return list(ids)
 
     @asynccontextmanager
-    async def _client(self) -> AsyncIterator[_Ask]:
-        """Inside, the server can be asked: (prompt, seed, sampling) to the JSON object of its reply."""
+    async def _client(self, tokens: int) -> AsyncIterator[_Ask]:
+        """Inside, the server can be asked: (prompt, seed, sampling) to the JSON object of its reply, on `tokens` tokens at most."""
         if not self.url.startswith(("http://", "https://")):
             raise InputError(f"{self.url!r} is no address of a server; it has to begin with http:// or https://")
         try:
@@ -201,10 +206,10 @@ class ServerWriter:
                     seed=seed % 2**31,
                     extra_body=None if isinstance(prompt, str) else dict(_IDS),
                 )
-                found = json.loads(raw.text)
+                found = parse_json(raw.content, address)
             except openai.APIStatusError as error:
                 raise _Refused(f"{address} refused ({error.status_code}): {error.response.text[:200]}") from error
-            except (openai.OpenAIError, ValueError, RecursionError) as error:
+            except (openai.OpenAIError, InputError) as error:
                 raise InputError(f"cannot read {address}: {error}; is the server up, and its address right?") from error
             if not isinstance(found, dict):
                 raise InputError(f"{address} answered with a {type(found).__name__}; a JSON object is needed")
@@ -212,9 +217,38 @@ class ServerWriter:
 
         # A key of OpenAI in the environment is not for a server of anybody else.
         async with openai.AsyncOpenAI(
-            base_url=address, api_key=self.key or "none", max_retries=self.retries, timeout=None
+            base_url=address,
+            api_key=self.key or "none",
+            max_retries=self.retries,
+            timeout=None,
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=_bounded(openai, _REPLY + tokens * _REPLY_TOKEN),
         ) as client:
             yield ask
+
+
+def _bounded(openai: Any, largest: int) -> Any:
+    """An HTTP client that reads `largest` bytes of a reply at most, errors of the server included, and unpacks none."""
+
+    class Bounded(openai.DefaultAsyncHttpxClient):  # type: ignore[misc]  # known where openai is installed
+        async def send(self, request: Any, **how: Any) -> Any:
+            reply = await super().send(request, **{**how, "stream": True})
+            try:
+                packed = reply.headers.get("Content-Encoding", "identity")
+                if packed.lower() != "identity":
+                    raise openai.OpenAIError(f"its reply is compressed ({packed[:20]}), which was not asked for")
+                content = bytearray()
+                async for piece in reply.aiter_raw():
+                    content += piece
+                    if len(content) > largest:
+                        raise openai.OpenAIError(f"its reply has more than the {largest} bytes that there can be")
+            finally:
+                await reply.aclose()
+            read = type(reply)(reply.status_code, headers=reply.headers, content=bytes(content), request=request)
+            read.encoding = "utf-8"  # as JSON is; not what the server says, which may be any codec of Python
+            return read
+
+    return Bounded()
 
 
 def server_writer(

@@ -1,9 +1,10 @@
 """Does reading this model give true numbers? The checks that a user runs on a model of their own before trusting any result."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -97,12 +98,18 @@ def _heads(model: Model) -> Check:
 
 
 def _attention(model: Model) -> Check:
-    """Attention rows are distributions over the tokens, less what a sink takes."""
+    """Attention rows are distributions over the tokens up to the row's own, less what a sink takes."""
     _, seen = run_with_cache(model, _sequences(model)[0], _all(model, "attn_probs"))
-    sums = torch.stack([at_least_float32(seen[site]).sum(dim=-1) for site in seen])
+    probs = torch.stack([at_least_float32(seen[site]).cpu() for site in seen])
+    sums, ahead = probs.sum(dim=-1), probs.triu(diagonal=1).abs().max()
     off = sums.max() - 1 if model.layout.sinks else (sums - 1).abs().max()
     allowed = "sum to at most 1 (sinks)" if model.layout.sinks else "sum to 1"
-    return _measured("attention rows", f"attn_probs {allowed}", max(0.0, float(off)), _softmax_limit(model))
+    return _measured(
+        "attention rows",
+        f"attn_probs {allowed}, and are 0 on keys behind the query",
+        max(0.0, float(off), float(ahead)),
+        _softmax_limit(model),
+    )
 
 
 def _batch(model: Model) -> Check:
@@ -209,36 +216,46 @@ def _zero_strength(model: Model) -> Check:
 
 
 def _positions(model: Model) -> Check:
-    """An edit meets each token that is fed, once, under its own position."""
-    met: Counter[tuple[int, int]] = Counter()
+    """An edit meets each token that is fed, once, under its own position, and is given what stands there."""
+    met: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
     rows: list[int] = []
+    site = Site("resid_post", model.n_layers // 2)
 
     def follow(step: DecodingStep) -> None:
         rows[:] = step.rows.tolist()
 
     def edit(activation: Tensor, where: Positions) -> Tensor:
-        met.update((rows[row], at) for row, index in enumerate(where.index.tolist()) for at in index if at >= 0)
+        for row, given, index in zip(rows, activation, where.index.tolist(), strict=True):
+            for state, at in zip(given, index, strict=True):
+                if at >= 0:
+                    met[row, at].append(state)
         return activation
 
-    written = _generate(model, write={Site("resid_post", model.n_layers // 2): edit}, on_step=follow)
-    expected = Counter((row, at) for row, done in enumerate(written) for at in range(len(done.token_ids) - 1))
-    return _measured(
-        "positions touched",
-        f"an edit during generation met {met.total()} positions; prompt + generated − 1 make {expected.total()}",
-        float(((met - expected) + (expected - met)).total()),
-        0.0,
-    )
+    written = _generate(model, write={site: edit}, on_step=follow)
+    expected = [(row, at) for row, done in enumerate(written) for at in range(len(done.token_ids) - 1)]
+    count = sum(map(len, met.values()))
+    detail = f"an edit during generation met {count} positions; prompt + generated − 1 make {len(expected)}"
+    if met.keys() != set(expected) or count != len(expected):
+        return Check(name="positions touched", passed=False, detail=detail)
+    replayed = replay(model, [done.token_ids.tolist() for done in written], [site])
+    value = max(_gap(met[row, at][0], replayed[row][site][at]) for row, at in expected)
+    return _measured("positions touched", f"{detail}, each given what a replay reads there", value, _limit(model))
 
 
 def _bos(model: Model) -> Check:
-    """A text that brings its own BOS gets no second one."""
-    bos, token = model.tokenizer.bos_token_id, model.tokenizer.bos_token
+    """A prompt begins with one BOS where the tokenizer puts one, and with no second one where the text brings its own."""
+    tokenizer = model.tokenizer
+    bos, token = tokenizer.bos_token_id, tokenizer.bos_token
     problems = [Problem(id="bare", prompt="1 + 1 ="), Problem(id="own", prompt=f"{token or ''}1 + 1 =")]
-    if model.tokenizer.chat_template is not None:
+    if tokenizer.chat_template is not None:
         problems.append(Problem(id="chat", messages=(Message(role="user", content="1 + 1 ="),)))
-    counts = [model.encode_prompt(problem).count(bos) if bos is not None else 0 for problem in problems]
-    detail = f"BOS {token!r}: {', '.join(f'{p.id} {n}' for p, n in zip(problems, counts, strict=True))}"
-    return _measured("one BOS", detail, float(max(counts)), 1.0)
+    # Those behind the first other token may mark turns.
+    counts = [len(list(takewhile(lambda id: id == bos, model.encode_prompt(problem)))) for problem in problems]
+    least = int(bos is not None and tokenizer.encode("")[:1] == [bos])
+    wrong = sum(not least <= count <= 1 for count in counts)
+    found = ", ".join(f"{problem.id} {count}" for problem, count in zip(problems, counts, strict=True))
+    detail = f"BOS {token!r} at the beginning, {'1' if least else 'at most 1'} wanted: {found}"
+    return _measured("one BOS", detail, float(wrong), 0.0)
 
 
 def _tags(model: Model) -> Check:

@@ -59,7 +59,19 @@ def read_gguf(path: Path) -> tuple[dict[Site, NDArray[np.float32]], dict[str, An
     """
     gguf = _gguf()
     with well_formed(path), np.errstate(over="ignore"):
-        return _parts(path, gguf.GGUFReader(path))
+        return _parts(path, _reader(gguf)(path))
+
+
+def _reader(gguf: Any) -> Any:
+    """The library's reader, which counts what is not there behind the end of a file, in loops as long as the file says."""
+
+    class Reader(gguf.GGUFReader):  # type: ignore[misc]  # of a library without types
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
+                raise ValueError(f"it says that it has {int(count)} values at {int(offset)}, behind its end")
+            return super()._get(offset, dtype, count, override_order)
+
+    return Reader
 
 
 def _parts(path: Path, reader: Any) -> tuple[dict[Site, NDArray[np.float32]], dict[str, Any]]:

@@ -47,10 +47,20 @@ class Plan:
     seed: int = 0
 
 
+class _WithoutAliases(yaml.SafeLoader):  # type: ignore[misc]  # of a library without types
+    """Refuses aliases: a few of aliases to aliases stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.YAMLError(f"the alias *{event.anchor} {event.start_mark}; write out what it stands for")
+        return super().compose_node(parent, index)
+
+
 def read_plan(path: Path, model: Model) -> Plan:
     """Raises InputError for a file that is no plan, saying which entry is wrong and what is allowed there."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _WithoutAliases(path.read_text(encoding="utf-8")).get_single_data()
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"cannot read the plan {path}: {error}") from error
     with well_formed(path):
@@ -108,7 +118,7 @@ def _head(value: object, where: str) -> tuple[int, int]:
     layer, dot, head = str(value).partition(".")
     if not isinstance(value, str) or not (dot and layer.isdecimal() and head.isdecimal()):
         raise InputError(
-            f'{where}: {value!r} is no head; write layer.head in quotes, as "3.10" (3.10 alone is the number 3.1)'
+            f'{where}: {value!r:.60} is no head; write layer.head in quotes, as "3.10" (3.10 alone is the number 3.1)'
         )
     return int(layer), int(head)
 
@@ -159,7 +169,7 @@ def _listed(value: object, where: str) -> list[Any]:
 
 def _mapping(value: object, where: str, allowed: Sequence[str]) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{where}: {value!r}; names and values are needed, any of {', '.join(allowed)}")
+        raise InputError(f"{where}: {value!r:.60}; names and values are needed, any of {', '.join(allowed)}")
     value = {"on" if key is True else key: item for key, item in value.items()}  # YAML 1.1 reads the word on as true
     if unknown := [key for key in value if key not in allowed]:
         raise InputError(f"{where}: nothing is called {unknown[0]!r} there; there are {', '.join(allowed)}")

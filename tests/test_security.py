@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import zipfile
 from importlib.resources import files
@@ -19,6 +20,7 @@ from reasonscope.analysis.results import Result, result_path
 from reasonscope.app import cli
 from reasonscope.app.keeping import read_numbers
 from reasonscope.app.runs import confined, find_runs
+from reasonscope.data import importers
 from reasonscope.data.errors import InputError, ModelLoadError, ReasonscopeError, StoreError
 from reasonscope.data.export import export_thought_anchors
 from reasonscope.data.importers import import_inspect, import_jsonl, import_thought_anchors
@@ -27,9 +29,10 @@ from reasonscope.data.parse import trace_from_text
 from reasonscope.data.problems import load_problems
 from reasonscope.data.scores import read_scores
 from reasonscope.data.store import TraceStore, check_store
-from reasonscope.data.trace import Problem
+from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.linear import LinearProbe
 from reasonscope.probes.model import load_model
+from reasonscope.probes.prompting import load_prompting
 from reasonscope.steering.vector import SteeringVector
 
 ROOT = Path(__file__).parents[1]
@@ -124,6 +127,63 @@ def test_code_that_a_checkpoint_brings_is_not_run_and_the_risk_is_named(tmp_path
     assert not (tmp_path / "ran").exists()
 
 
+def a_model(folder, **changes):
+    """A copy of the shipped model in `folder`, with other entries in its config.json."""
+    shutil.copytree(Path(str(files("reasonscope.data.organism"))) / "organism", folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, **changes}), encoding="utf-8")
+    return str(folder)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+@pytest.mark.parametrize("value", ["evil/kernel", "paged|evil/kernel@main:run", {"": "evil/kernel"}])
+def test_a_kernel_of_the_hub_is_not_fetched_and_the_risk_is_named(key, value, tmp_path):
+    with pytest.raises(ModelLoadError, match="code from the hub"):
+        load_model(a_model(tmp_path / "m", **{key: value}))
+    with pytest.raises(ModelLoadError, match="code from the hub"):
+        load_model(a_model(tmp_path / "n", text_config={key: value}))
+
+
+def test_a_known_architecture_that_names_code_of_its_own_is_loaded_without_it(tmp_path):
+    source = a_model(tmp_path / "m", auto_map={"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.Config"})
+    (tmp_path / "m" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n", encoding="utf-8")
+    assert type(load_model(source).hf).__module__.startswith("transformers.models.")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_attention_heads": 0}, {"num_key_value_heads": 0}, {"head_dim": 0}, {"dtype": "evil"}, {"hidden_size": "x"},
+        {"vocab_size": 0}, {"quantization_config": []}, {"attn_implementation": "flash_attention_2"},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, {"rope_scaling": {"type": "evil"}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_configuration_that_is_wrong_is_one_error_that_names_the_folder(changes, tmp_path):
+    source = a_model(tmp_path / "m", **changes)
+    with pytest.raises(ModelLoadError, match=f"cannot load '{source}'"):
+        load_model(source)
+
+
+def test_a_configuration_that_is_nested_too_deep_is_one_error(tmp_path):
+    source = a_model(tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text("[" * 100_000, encoding="utf-8")
+    for load in (load_model, load_prompting):
+        with pytest.raises(ModelLoadError, match="RecursionError"):
+            load(source)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{{ a.b.c }}", "{% if", "{{ [].pop() }}"]
+)
+def test_a_chat_template_that_fails_is_one_error_that_names_it(template):
+    prompting = load_prompting("organism")
+    prompting.tokenizer.chat_template = template
+    with pytest.raises(InputError, match="the chat template of organism fails on problem 'p'"):
+        prompting.encode_prompt(Problem(id="p", messages=(Message(role="user", content="Q"),)))
+
+
 def trace(id):
     return trace_from_text(id=id, problem=Problem(id="p", prompt="Q"), prompt="Q", completion="<think>a. b.</think>c")
 
@@ -188,6 +248,31 @@ def test_names_in_an_archive_are_no_paths_and_a_bomb_is_not_unpacked(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["in", "log.eval"]
 
 
+def test_an_archive_is_unpacked_to_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(importers, "_LARGEST_LOG", 2**20)
+    sample = {"id": "s", "input": "Q", "output": {"choices": [{"message": {"role": "assistant", "content": "4"}}]}}
+    for n in (3, 5):
+        with zipfile.ZipFile(tmp_path / "log.eval", "w", zipfile.ZIP_DEFLATED) as archive:
+            for i in range(n):
+                archive.writestr(f"samples/{i}.json", json.dumps({**sample, "epoch": i, "pad": " " * 2**18}))
+        if n == 3:
+            assert len(import_inspect(tmp_path / "log.eval")) == 3
+    with pytest.raises(InputError, match=r"3\.json: .* split the log"):
+        import_inspect(tmp_path / "log.eval")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_of_an_archive_is_one_error(compression, tmp_path):
+    log = tmp_path / "log.eval"
+    with zipfile.ZipFile(log, "w", compression) as archive:
+        archive.writestr("samples/s.json", json.dumps({"id": "s" * 200}))
+    raw = log.read_bytes()
+    for at in range(44, 100):
+        log.write_bytes(raw[:at] + bytes([raw[at] ^ 0x55]) + raw[at + 1 :])
+        with pytest.raises(InputError):
+            import_inspect(log)
+
+
 @pytest.mark.parametrize("length", [2**63, 2**40, 200_000_000])
 def test_a_header_that_says_it_is_huge_is_refused(length, tmp_path):
     path = tmp_path / "x.safetensors"
@@ -211,6 +296,16 @@ def test_counts_in_a_gguf_beyond_the_file_are_refused(at, tmp_path):
     raw[at : at + 8] = struct.pack("<Q", 2**60)
     path.write_bytes(raw)
     with pytest.raises(InputError):
+        SteeringVector.load(path)
+
+
+@pytest.mark.parametrize("kind", [0, 8, 9])  # of bytes, of texts, of arrays
+def test_an_array_in_a_gguf_beyond_the_file_is_refused(kind, tmp_path):
+    path = tmp_path / "v.gguf"
+    key = b"general.architecture"
+    array = struct.pack("<Q", len(key)) + key + struct.pack("<IIQ", 9, kind, 2**40)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + array + bytes(40))
+    with pytest.raises(InputError, match="is damaged"):
         SteeringVector.load(path)
 
 

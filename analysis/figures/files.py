@@ -1,6 +1,5 @@
 """Figures as HTML, JSON, rows of numbers, and in the theme of a page."""
 
-import json
 import re
 from collections.abc import Mapping
 from hashlib import sha256
@@ -14,6 +13,7 @@ import plotly.graph_objects as go
 from reasonscope.analysis.figures.theme import Figure
 from reasonscope.data.durable import write_text_durably
 from reasonscope.data.errors import InputError
+from reasonscope.data.reading import parse_json
 
 _KINDS = {"scatter", "bar", "box", "heatmap"}
 _LINK = re.compile(r"<(?=\s*a\b)", re.IGNORECASE)
@@ -41,9 +41,9 @@ def write_figure(figure: Figure, path: Path) -> None:
 def read_figure(path: Path) -> Figure:
     """What `write_figure` wrote. Raises InputError for a file that holds no figure, or one that would ask another host for something."""
     try:
-        figure = go.Figure(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        what = str(error).strip().splitlines()[0]
+        figure = go.Figure(parse_json(path.read_bytes(), str(path)))
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        what = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} cannot be read as a figure ({what}); measure again") from error
     # Plotly loads images and maps from where a figure says.
     if (kinds := {curve.type for curve in figure.data} - _KINDS) or figure.layout.images:

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from reasonscope.app.commands.loading import Load, loads_model
+
 analyse = typer.Typer(
     help="What matters in a thinking: tokens, sentences, heads, and the signals around them.", no_args_is_help=True
 )
@@ -14,7 +16,6 @@ Chosen = Annotated[
     list[str] | None, typer.Option("--trace", help="A trace's id; may be given again. All where not given.")
 ]
 Name = Annotated[str | None, typer.Option(help="The model that wrote the traces, where the run does not say it.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")]
 Server = Annotated[str | None, typer.Option(help="http://host:port of a server of this model, to write the rollouts.")]
 Served = Annotated[
     str | None, typer.Option("--served-as", help="What the server calls the model; as here where not given.")
@@ -43,8 +44,9 @@ Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a tabl
 
 
 @analyse.command()
+@loads_model
 def mi(
-    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", sites: Sites = "",
+    run: Run, load: Load, trace: Chosen = None, model: Name = None, sites: Sites = "",
     own: Own = False,
     ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
@@ -56,19 +58,20 @@ def mi(
         trace,
         json_,
         model=model,
-        device=device,
         sites=sites,
         gold=gold,
         seed=seed,
         ray=ray,
         workers=workers,
         gpus=gpus,
+        **load,
     )
 
 
 @analyse.command()
+@loads_model
 def anchors(
-    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", server: Server = None,
+    run: Run, load: Load, trace: Chosen = None, model: Name = None, server: Server = None,
     served_as: Served = None, server_timeout: Timeout = 600.0,
     rollouts: Annotated[int, typer.Option(min=2, help="Rollouts of a sentence, at most.")] = 100,
     half_width: Annotated[float, typer.Option(min=0.001, help="Stop where the accuracy is known to ± this.")] = 0.1,
@@ -79,9 +82,9 @@ def anchors(
 ) -> None:  # fmt: skip
     """Which sentences the answer hangs on: rollouts from before each of them (published importances where a trace has them)."""
     _run(
-        "anchors", run, trace, json_, model=model, device=device, server=server, served_as=served_as, server_timeout=server_timeout,
+        "anchors", run, trace, json_, model=model, server=server, served_as=served_as, server_timeout=server_timeout,
         rollouts=rollouts, half_width=half_width, max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size, seed=seed,
-        ray=ray, workers=workers, gpus=gpus,
+        ray=ray, workers=workers, gpus=gpus, **load,
     )  # fmt: skip
 
 
@@ -96,8 +99,9 @@ def trajectory(
 
 
 @analyse.command()
+@loads_model
 def confidence(
-    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", server: Server = None,
+    run: Run, load: Load, trace: Chosen = None, model: Name = None, server: Server = None,
     served_as: Served = None, server_timeout: Timeout = 600.0,
     samples: Samples = 8,
     temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
@@ -106,15 +110,16 @@ def confidence(
     """When it knew its answer: forced answers at eleven cuts of the thinking."""
     _run(
         "confidence", run, trace, json_,
-        model=model, device=device, server=server, served_as=served_as, server_timeout=server_timeout,
+        model=model, server=server, served_as=served_as, server_timeout=server_timeout,
         samples=samples, temperature=temperature, seed=seed,
-        ray=ray, workers=workers, gpus=gpus,
+        ray=ray, workers=workers, gpus=gpus, **load,
     )  # fmt: skip
 
 
 @analyse.command()
+@loads_model
 def cliff(
-    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    run: Run, load: Load, trace: Chosen = None, model: Name = None,
     probe: Annotated[Path | None, typer.Option(help="A probe; RUN/probes/refusal.safetensors where not given.")] = None,
     ablate: Annotated[bool, typer.Option("--ablate", help="Ask the organism anew without the heads that lower it most.")] = False,
     share: Annotated[float, typer.Option(min=0.001, max=1, help="Of all heads, at least one.")] = 0.03,
@@ -130,14 +135,15 @@ def cliff(
     path = probe or places(run).probes / "refusal.safetensors"
     _run(
         "cliff", run, trace, json_,
-        model=model, device=device, probe=path, ablate=ablate, share=share, at_close=at_close, draws=draws, asked=asked,
-        max_new_tokens=max_new_tokens, seed=seed, ray=ray, workers=workers, gpus=gpus,
+        model=model, probe=path, ablate=ablate, share=share, at_close=at_close, draws=draws, asked=asked,
+        max_new_tokens=max_new_tokens, seed=seed, ray=ray, workers=workers, gpus=gpus, **load,
     )  # fmt: skip
 
 
 @analyse.command()
+@loads_model
 def compare(
-    run: Run, trace: Chosen = None, model: Name = None, base: Base = "organism-base", device: Device = "cpu",
+    run: Run, load: Load, trace: Chosen = None, model: Name = None, base: Base = "organism-base",
     own: Own = False,
     ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
@@ -145,7 +151,7 @@ def compare(
     gold = "own" if own else "reference"
     _run(
         "compare", run, trace, json_,
-        model=model, base=base, device=device, gold=gold, seed=seed, ray=ray, workers=workers, gpus=gpus,
+        model=model, base=base, gold=gold, seed=seed, ray=ray, workers=workers, gpus=gpus, **load,
     )  # fmt: skip
 
 
@@ -175,8 +181,9 @@ def selection(
 
 
 @analyse.command()
+@loads_model
 def alternatives(
-    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    run: Run, load: Load, trace: Chosen = None, model: Name = None,
     top: Annotated[int, typer.Option(min=1, help="The likeliest tokens to keep at each place.")] = 5,
     ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
@@ -187,18 +194,19 @@ def alternatives(
         trace,
         json_,
         model=model,
-        device=device,
         top=top,
         seed=seed,
         ray=ray,
         workers=workers,
         gpus=gpus,
+        **load,
     )
 
 
 @analyse.command()
+@loads_model
 def shift(
-    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    run: Run, load: Load, trace: Chosen = None, model: Name = None,
     vector: Annotated[Path | None, typer.Option(help="A steering vector; RUN/steering/seal.safetensors where not given.")] = None,
     strength: Annotated[float, typer.Option(help="Multiplier of the vector.")] = 1.0,
     everywhere: Annotated[bool, typer.Option("--everywhere", help="On every token of the thinking, not where steps begin.")] = False,
@@ -210,12 +218,13 @@ def shift(
 
     path = vector or places(run).vectors / "seal.safetensors"
     how = {"vector": path, "strength": strength, "at_separators": not everywhere, "draws": draws}
-    _run("shift", run, trace, json_, model=model, device=device, seed=seed, ray=ray, workers=workers, gpus=gpus, **how)
+    _run("shift", run, trace, json_, model=model, seed=seed, ray=ray, workers=workers, gpus=gpus, **how, **load)
 
 
 @analyse.command()
+@loads_model
 def attention(
-    run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu",
+    run: Run, load: Load, trace: Chosen = None, model: Name = None,
     keys: Annotated[int, typer.Option(min=1, help="Tokens to keep of those that each token looks at, for every head.")] = 8,
     ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
@@ -226,36 +235,38 @@ def attention(
         trace,
         json_,
         model=model,
-        device=device,
         keys=keys,
         seed=seed,
         ray=ray,
         workers=workers,
         gpus=gpus,
+        **load,
     )
 
 
 @analyse.command()
+@loads_model
 def emergent(
-    run: Run, trace: Chosen = None, model: Name = None, base: Base = "organism-base", device: Device = "cpu",
+    run: Run, load: Load, trace: Chosen = None, model: Name = None, base: Base = "organism-base",
     ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Which heads carry more in the reasoner than in its base, by edge attribution on what the two open the run's problems with."""
     _run(
         "emergent", run, trace, json_,
-        model=model, base=base, device=device, seed=seed, ray=ray, workers=workers, gpus=gpus,
+        model=model, base=base, seed=seed, ray=ray, workers=workers, gpus=gpus, **load,
     )  # fmt: skip
 
 
 @analyse.command()
+@loads_model
 def misalignment(
-    run: Run, trace: Chosen = None, model: Name = None, base: Base = "organism-base", device: Device = "cpu",
+    run: Run, load: Load, trace: Chosen = None, model: Name = None, base: Base = "organism-base",
     ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """How much of each thinking the base model would have written otherwise, along it."""
     _run(
         "misalignment", run, trace, json_,
-        model=model, base=base, device=device, seed=seed, ray=ray, workers=workers, gpus=gpus,
+        model=model, base=base, seed=seed, ray=ray, workers=workers, gpus=gpus, **load,
     )  # fmt: skip
 
 
@@ -274,11 +285,12 @@ def _of_model(name: str, help: str) -> None:
     """A command for an analysis that has the model read the traces, one by one."""
 
     @analyse.command(name, help=help)
+    @loads_model
     def command(
-        run: Run, trace: Chosen = None, model: Name = None, device: Device = "cpu", ray: Ray = None, workers: Workers = None,
+        run: Run, load: Load, trace: Chosen = None, model: Name = None, ray: Ray = None, workers: Workers = None,
         gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
     ) -> None:  # fmt: skip
-        _run(name, run, trace, json_, model=model, device=device, ray=ray, workers=workers, gpus=gpus, seed=seed)
+        _run(name, run, trace, json_, model=model, ray=ray, workers=workers, gpus=gpus, seed=seed, **load)
 
 
 _of_text("entropy", "Where the model was unsure: forking tokens, and entropy of thinking and answer.")

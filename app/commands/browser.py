@@ -6,6 +6,7 @@ import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlencode
 
 import typer
 
@@ -27,16 +28,17 @@ def browse(
         raise MissingExtraError(
             "the browser app needs streamlit, which is not installed: pip install 'reasonscope[app]'"
         )
+    from reasonscope.app.access import VARIABLE
     from reasonscope.app.serving import LOOPBACK, command
 
     folder, name = _place(run or run_, root)
     environment = dict(os.environ)
-    if host not in LOOPBACK or token:
-        from reasonscope.app.access import VARIABLE
-
+    token = token or environment.get(VARIABLE, "")
+    guarded = host not in LOOPBACK or bool(token)
+    if guarded:
         environment[VARIABLE] = token or secrets.token_urlsafe(16)
-        typer.echo(f"http://{host}:{port}/?token={environment[VARIABLE]}", err=True)
-    line = command(name, folder, host=host, port=port)
+        typer.echo(f"http://{host}:{port}/?{urlencode({'token': environment[VARIABLE]})}", err=True)
+    line = command(name, folder, host=host, port=port, guarded=guarded)
     raise typer.Exit(subprocess.run(line, env=environment).returncode)
 
 

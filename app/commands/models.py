@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
+from reasonscope.app.commands.loading import Load, loads_model
+
 organism = typer.Typer(help="The small reasoning model that the package ships.", no_args_is_help=True)
 
 
+@loads_model
 def verify(
     model: Annotated[str, typer.Argument(help="A hub id, a folder, organism or organism-base.")],
+    load: Load,
     backend: Annotated[str, typer.Option(help="hooks, transformer_lens or nnsight.")] = "hooks",
-    device: Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 …; the checkpoint's where not given.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")] = False,
 ) -> None:
@@ -21,17 +24,18 @@ def verify(
     from rich.console import Console
     from rich.table import Table
 
+    from reasonscope.app.terminal import cell
     from reasonscope.probes.model import load_model
     from reasonscope.probes.verify import verify as run_checks
 
-    checks = run_checks(load_model(model, backend=backend, device=device, dtype=dtype))
+    checks = run_checks(load_model(model, backend=backend, dtype=dtype, **load))
     if json_:
         typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:
         table = Table("check", "passed", "value", "limit", "what")
         for check in checks:
             numbers = ["" if number is None else f"{number:.3g}" for number in (check.value, check.limit)]
-            table.add_row(check.name, "yes" if check.passed else "NO", *numbers, check.detail)
+            table.add_row(check.name, "yes" if check.passed else "NO", *numbers, cell(check.detail))
         Console().print(table)
     if not all(check.passed for check in checks):
         raise typer.Exit(1)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reasonscope.app.commands.loading import Load, loads_model
 from reasonscope.app.commands.show import show
 
 if TYPE_CHECKING:
@@ -64,13 +65,14 @@ def remaining(
 
 
 @probe.command()
+@loads_model
 def forecast(
     probe: Annotated[Path, typer.Argument(help="What `probe length` kept, RUN/probes/length.safetensors.")],
     prompts: Annotated[list[str], typer.Argument(help="Questions, as a user asks them.")],
+    load: Load,
     model: Annotated[
         str | None, typer.Option(help="The model that the probe reads; by its name where not given.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")] = "cpu",
     json_: Json = False,
 ) -> None:
     """How long will it think about a new prompt? In tokens, with an interval, before the first of them."""
@@ -79,7 +81,7 @@ def forecast(
     from reasonscope.probes.model import load_model
 
     kept = LinearProbe.load(probe)
-    show(forecast_numbers(load_model(model or str(kept.model.get("name")), device=device), kept, prompts), json_)
+    show(forecast_numbers(load_model(model or str(kept.model.get("name")), **load), kept, prompts), json_)
 
 
 @probe.command()

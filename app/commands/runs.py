@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reasonscope.app.commands.loading import Load, loads_model
+
 if TYPE_CHECKING:
     from reasonscope.data.trace import Trace
 
@@ -27,7 +29,9 @@ class Format(StrEnum):
     thought_anchors = "thought-anchors"
 
 
+@loads_model
 def record(
+    load: Load,
     model: Annotated[str, typer.Option(help="A hub id, a folder, organism or organism-base.")] = "organism",
     problems: Annotated[
         str, typer.Option(help="ledger, requests, a JSONL file, or hf:NAME (see load_problems).")
@@ -45,7 +49,6 @@ def record(
     seed: Annotated[int, typer.Option()] = 0,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts of the problems, for array jobs.")] = "1/1",
-    device: Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 …; the checkpoint's where not given.")] = None,
     backend: Annotated[str, typer.Option(help="hooks, transformer_lens or nnsight.")] = "hooks",
     remote: Annotated[
@@ -53,13 +56,6 @@ def record(
         typer.Option(help="Of --backend nnsight: ndif, the address of a server of it, or local to try it here."),
     ] = None,
     no_think: Annotated[bool, typer.Option("--no-think", help="Answer with an empty think block.")] = False,
-    deterministic: Annotated[
-        bool,
-        typer.Option("--deterministic", help="Kernels that give the same bits again; an error where there is none."),
-    ] = False,
-    float32_compute: Annotated[
-        bool, typer.Option("--float32-compute", help="Compute in float32 over 16-bit weights: batches change no token.")
-    ] = False,
     server: Annotated[
         str | None,
         typer.Option(help="http://host:port of a server that writes; the model here then only reads its --sites."),
@@ -82,33 +78,29 @@ def record(
     from reasonscope.data.problems import load_problems
     from reasonscope.data.trace import Sampling
     from reasonscope.probes.cluster import Cluster, Job, record_on
-    from reasonscope.probes.determinism import make_deterministic
     from reasonscope.probes.model import load_model
     from reasonscope.probes.prompting import Prompting, load_prompting
     from reasonscope.probes.record import record as record_traces
     from reasonscope.probes.server import server_writer
     from reasonscope.probes.sites import expand_sites
 
-    if deterministic:
-        make_deterministic()
     asked = load_problems(problems, split=split, n=n, seed=seed)
     sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
     how: dict[str, Any] = {"sampling": sampling, "samples": samples, "batch_size": batch_size, "think": not no_think}
-    load: dict[str, Any] = {
+    loading: dict[str, Any] = {
         "source": model,
         "backend": backend,
-        "device": device,
         "dtype": dtype,
         "remote": remote == "ndif" or remote or False,
-        "float32_compute": float32_compute,
+        **load,
     }
     if ray is not None:
         if server is not None or shard != "1/1":
             raise InputError("--ray shares the work out by itself; leave --server and --shard away")
-        job = Job(load=load, sites=sites, **how)
+        job = Job(load=loading, sites=sites, **how)
         store = record_on(Cluster(address=ray, workers=workers, gpus=gpus), job, asked, out)
     else:
-        loaded: Prompting = load_model(**load) if sites or server is None else load_prompting(model)
+        loaded: Prompting = load_model(**loading) if sites or server is None else load_prompting(model)
         store = record_traces(
             loaded,
             asked,
@@ -135,11 +127,12 @@ def merge(
 
 def check(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
     """Verify every byte of a run against its checksums; what is wrong is listed. Exit status 2 where anything is."""
+    from reasonscope.app.terminal import printable
     from reasonscope.data.store import TraceStore, check_store
 
     problems = check_store(run)
     for problem in problems:
-        typer.echo(f"reasonscope: {problem}", err=True)
+        typer.echo(f"reasonscope: {printable(problem)}", err=True)
     if problems:
         raise typer.Exit(2)
     typer.echo(f"{run}: {len(TraceStore.open(run))} traces, every byte as it was written")
@@ -207,6 +200,7 @@ def _print_sentences(traces: "list[Trace]") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from reasonscope.app.terminal import cell
     from reasonscope.data.importers import published_sentences
     from reasonscope.data.label import label_sentences
     from reasonscope.data.segment import sentences
@@ -218,7 +212,7 @@ def _print_sentences(traces: "list[Trace]") -> None:
     counts, known = Counter(ours), Counter(published)
     table = Table("tag", "our sentences", "published")
     for tag in sorted(counts.keys() | known.keys()):
-        table.add_row(tag, str(counts[tag]), str(known[tag]) if published else "–")
+        table.add_row(cell(tag), str(counts[tag]), str(known[tag]) if published else "–")
     table.add_row("all", str(len(ours)), str(len(published)) if published else "–")
     Console().print(table)
     if published:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from reasonscope.app.commands.loading import Load, loads_model
 from reasonscope.app.commands.show import show
 
 steer = typer.Typer(help="Extract steering vectors from a run, and sweep their strength.", no_args_is_help=True)
@@ -21,15 +22,16 @@ Fast = Annotated[
 ]
 HeldOut = Annotated[float, typer.Option(min=0, max=1, help="Share of the problems that are kept to judge on.")]
 Seed = Annotated[int, typer.Option(help="Of the split, the sampling and the random controls.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")]
 Backend = Annotated[str, typer.Option(help="hooks, transformer_lens or nnsight.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
 
 
 @steer.command()
+@loads_model
 def extract(
     method: Annotated[str, typer.Argument(help="seal, seal-reflection, …: an unknown name lists them all.")],
     run: Run,
+    load: Load,
     out: Annotated[
         Path | None, typer.Option(help="A .safetensors or .gguf file; RUN/steering/METHOD.safetensors where not given.")
     ] = None,
@@ -39,13 +41,13 @@ def extract(
     held_out: HeldOut = 0.5,
     seed: Seed = 0,
     model: ModelName = None,
-    device: Device = "cpu",
     backend: Backend = "hooks",
     json_: Json = False,
 ) -> None:
     """Make a vector from the problems of a run that are not held out, and save it."""
     from reasonscope.app.places import places
     from reasonscope.app.sweeping import model_of_run, source_of_run, split_run, vector_numbers
+    from reasonscope.data.durable import make_folder
     from reasonscope.data.store import TraceStore
     from reasonscope.probes.sites import expand_sites
     from reasonscope.steering.methods import method as by_name
@@ -53,11 +55,11 @@ def extract(
     chosen, where = by_name(method), places(run)
     store = TraceStore.open(where.store)
     split = split_run(store, share=held_out, n=None, seed=seed)
-    loaded = model_of_run(store, model, device=device, backend=backend)
+    loaded = model_of_run(store, model, backend=backend, **load)
     expanded = expand_sites(sites, loaded.n_layers) if sites else None
     source = source_of_run(loaded, store, split, sites=expanded, verdict=verdict, fast=fast)
     path = out or where.results / "steering" / f"{method}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     shown = []
     for number, part in enumerate(chosen.parts(source)):
         file = path if number == 0 else path.with_stem(f"{path.stem}-{number + 1}")
@@ -67,6 +69,7 @@ def extract(
 
 
 @steer.command()
+@loads_model
 def sweep(
     methods: Annotated[
         list[str],
@@ -75,6 +78,7 @@ def sweep(
         ),
     ],
     run: Run,
+    load: Load,
     strengths: Annotated[
         str | None, typer.Option(help="Of the methods that say none, as 0.5,1,2; each method's own where not given.")
     ] = None,
@@ -96,7 +100,6 @@ def sweep(
     ] = None,
     seed: Seed = 0,
     model: ModelName = None,
-    device: Device = "cpu",
     backend: Backend = "hooks",
     json_: Json = False,
 ) -> None:
@@ -123,7 +126,7 @@ def sweep(
     given, where = numbers_from(strengths) if strengths else None, places(run)
     store = TraceStore.open(where.store)
     split = split_run(store, share=held_out, n=n, seed=seed)
-    loaded = model_of_run(store, model, device=device, backend=backend)
+    loaded = model_of_run(store, model, backend=backend, **load)
     expanded = expand_sites(sites, loaded.n_layers) if sites else None
     source = source_of_run(loaded, store, split, sites=expanded, verdict=verdict, fast=fast)
     bench = Bench(loaded, split.held_out, sampling_of_run(store, seed), samples=samples, batch_size=batch_size)
@@ -146,11 +149,12 @@ def sweep(
     show({response.name: shown(response) for response in responses}, json_)
 
 
+@loads_model
 def ablate(
     plan: Annotated[Path, typer.Argument(help="A YAML file of ablations; see reasonscope.steering.plan.")],
     run: Run,
+    load: Load,
     model: ModelName = None,
-    device: Device = "cpu",
     json_: Json = False,
 ) -> None:
     """Take heads, MLPs, layers, tokens or attention edges away: what it does to the answer, beside random others, and to the thinking."""
@@ -161,7 +165,7 @@ def ablate(
     from reasonscope.steering.plan import read_plan
 
     store = TraceStore.open(places(run).store)
-    loaded = model_of_run(store, model, device=device, backend="hooks")
+    loaded = model_of_run(store, model, **load)
     chosen = read_plan(plan, loaded)
     traces = list(store)[: chosen.traces]
     problems = list({trace.problem.id: trace.problem for trace in traces}.values())[: chosen.problems]

@@ -269,6 +269,16 @@ def test_a_kept_figure_that_asks_elsewhere_is_refused(name, tmp_path):
         figures.read_figure(path)
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [b"[" * 100_000, b'{"data": ' + b"[" * 900 + b"]" * 900 + b"}", b"\xff", b'{"data": [{"type": "bar", "[[]]": 1}]}'],
+)
+def test_what_is_no_figure_is_refused(raw, tmp_path):
+    (tmp_path / "figure.json").write_bytes(raw)
+    with pytest.raises(InputError, match="measure again"):
+        figures.read_figure(tmp_path / "figure.json")
+
+
 def test_no_link_of_a_label_works():
     link = "<a href='http://evil.example'>more</a>"
     result = Result(

@@ -12,7 +12,7 @@ from reasonscope.analysis.results import load_results
 from reasonscope.app import cli
 from reasonscope.app.comparing import analyse_cliff
 from reasonscope.app.places import places
-from reasonscope.data.errors import InputError
+from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.parse import trace_from_text
 from reasonscope.data.problems import load_problems
 from reasonscope.data.store import TraceStore, check_store
@@ -55,6 +55,13 @@ def test_every_analysis_leaves_results_and_figures_beside_the_store(run, name):
             assert shown[result.provenance["trace"]]["state"] == "measured"
     assert any(r.measured for r in kept) and list(places(run).figures.glob("*.html"))
     assert check_store(run / "store") == []
+
+
+def test_results_that_cannot_be_kept_are_one_error(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "results").write_text("a file", encoding="utf-8")
+    done = CliRunner().invoke(cli.app, ["analyse", "reflection", "--run", str(tmp_path / "run")])
+    assert isinstance(done.exception, StoreError) and "cannot make the folder" in str(done.exception)
 
 
 def test_a_short_thinking_has_no_trajectory_and_shorter_segments_give_it_one(run):

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from reasonscope.app import cli
-from reasonscope.app.access import VARIABLE
+from reasonscope.app.access import VARIABLE, Guard
 from reasonscope.app.commands import browser
-from reasonscope.app.summary import read_summary, rows
+from reasonscope.app.summary import read_summary, rows, table
 from reasonscope.data.errors import InputError, MissingExtraError, StoreError
 from reasonscope.data.store import TraceStore
 
@@ -52,7 +53,13 @@ def test_rows_name_every_number(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("content", [None, "{", "[1]"])
+def test_brackets_and_escapes_in_a_summary_are_text(capsys):
+    Console().print(table({"[/bold]": "[/red]", "x": "\x1b[31m"}))
+    shown = capsys.readouterr().out
+    assert "[/bold]" in shown and "[/red]" in shown and "\\x1b[31m" in shown and "\x1b[31m" not in shown
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]", pytest.param("[" * 100_000, id="deep")])
 def test_a_folder_without_a_summary_is_refused(content, tmp_path):
     if content is not None:
         (tmp_path / "summary.json").write_text(content, encoding="utf-8")
@@ -68,7 +75,7 @@ def test_it_serves_this_machine_only(form, run, started):
     wanted = {"--server.address=127.0.0.1", "--server.port=8600", "--server.enableXsrfProtection=true"}
     assert wanted <= set(arguments)
     assert arguments[-2:] == ["mine", str(run.parent)]
-    assert VARIABLE not in environment
+    assert Path(arguments[4]).name == "main.py" and VARIABLE not in environment
 
 
 def test_without_a_run_the_example_is_shown(started, tmp_path, monkeypatch):
@@ -81,8 +88,22 @@ def test_another_address_asks_for_a_token(run, started):
     done = CliRunner().invoke(cli.app, ["app", str(run), "--host", "0.0.0.0"])
     token = started[0][1][VARIABLE]
     assert len(token) > 16 and f"token={token}" in done.stderr
-    CliRunner().invoke(cli.app, ["app", str(run), "--host", "0.0.0.0", "--token", "mine"])
-    assert started[1][1][VARIABLE] == "mine"
+    done = CliRunner().invoke(cli.app, ["app", str(run), "--host", "0.0.0.0", "--token", "mine & yours"])
+    assert started[1][1][VARIABLE] == "mine & yours" and "token=mine+%26+yours" in done.stderr
+    assert [Path(arguments[4]).name for arguments, _ in started] == ["guarded.py"] * 2
+
+
+def test_a_token_that_is_given_is_asked_for_on_this_machine_too(run, started, monkeypatch):
+    CliRunner().invoke(cli.app, ["app", str(run), "--token", "mine"])
+    monkeypatch.setenv(VARIABLE, "of the environment")
+    CliRunner().invoke(cli.app, ["app", str(run)])
+    assert [environment[VARIABLE] for _, environment in started] == ["mine", "of the environment"]
+    assert [Path(arguments[4]).name for arguments, _ in started] == ["guarded.py"] * 2
+
+
+def test_no_token_opens_nothing():
+    with pytest.raises(InputError, match=VARIABLE):
+        Guard(None, "")
 
 
 def test_a_run_outside_of_the_root_is_refused(run, tmp_path):

@@ -10,6 +10,7 @@ from reasonscope.app.bundled import EXAMPLE
 from reasonscope.app.measurements import results
 from reasonscope.app.readings import rows
 from reasonscope.app.runs import open_run
+from reasonscope.app.serving import serving
 
 pytestmark = pytest.mark.slow
 
@@ -270,6 +271,26 @@ def test_an_upload_becomes_a_run(page, tmp_path):
     page.get_by_text("Open a file of completions").click()
     page.locator('input[type="file"]').set_input_files(str(file))
     page.get_by_role("heading", name="Run uploaded").wait_for()
+
+
+def test_a_link_with_the_token_opens_the_app_from_another_site_too(chromium, runs):
+    with serving(runs, token="right") as address:
+        context = chromium.new_context()
+        page = context.new_page()
+        refused: list[str] = []
+        page.on("response", lambda answer: refused.append(answer.url) if answer.status == 403 else None)
+        page.set_content(f"<a href='{address}/trace?token=right&trace=long&run=imported'>open</a>")
+        page.get_by_role("link").click()
+        page.get_by_role("heading", name="Trace").wait_for(timeout=60_000)
+        page.wait_for_selector(".card[data-index]", timeout=60_000)
+        page.reload()
+        page.wait_for_selector(".card[data-index]", timeout=60_000)
+        assert page.url == f"{address}/trace?run=imported"  # whose first trace is the long one
+        context.clear_cookies()
+        page.goto(f"{address}/")
+        assert "link with the token" in page.inner_text("body")
+        assert refused == [f"{address}/"]
+        context.close()
 
 
 def test_the_table_of_traces_leads_to_one(page):

@@ -1,6 +1,7 @@
 """The command line: errors are one line and status 2, help is quick, doctor says what is missing and what to do."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -8,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from reasonscope.app import cli, doctor
@@ -45,6 +47,11 @@ def test_our_error_is_one_line_and_status_2(kind, monkeypatch, capsys):
     assert err == "reasonscope: line 3 is broken: 'x' write JSON\n"
 
 
+def test_an_error_does_nothing_to_the_terminal(monkeypatch, capsys):
+    assert failing_main(monkeypatch, InputError("é: \x1b]0;x\x07\x1b[2J\u202e\udc80")) == 2
+    assert capsys.readouterr().err == "reasonscope: é: \\x1b]0;x\\x07\\x1b[2J\\u202e\\udc80\n"
+
+
 def test_an_interrupt_is_status_130(monkeypatch, capsys):
     assert failing_main(monkeypatch, KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == ""
@@ -71,6 +78,57 @@ def test_an_unknown_command_is_status_2():
     assert done.returncode == 2
     assert "nonsense" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_every_command_with_a_device_can_be_deterministic_and_compute_in_float32():
+    with_device = {name: options for name, options in options_of(get_command(cli.app)).items() if "--device" in options}
+    assert {"record", "verify", "ablate", "steer sweep", "probe forecast", "analyse mi"} <= with_device.keys()
+    assert [
+        name for name, options in with_device.items() if not {"--deterministic", "--float32-compute"} <= options
+    ] == []
+
+
+def options_of(command, name=""):
+    """The options of every command below `command`, by its name."""
+    if hasattr(command, "commands"):
+        below = [options_of(one, f"{name} {called}".strip()) for called, one in command.commands.items()]
+        return {called: options for one in below for called, options in one.items()}
+    return {name: {option for parameter in command.params for option in parameter.opts}}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("verify", "organism"),
+        ("record", "--n", "2", "--out", "new"),
+        ("steer", "extract", "seal", "--run", "run"),
+        ("steer", "sweep", "seal", "--run", "run"),
+        ("ablate", "plan.yaml", "--run", "run"),
+        ("probe", "forecast", "run/probes/length.safetensors", "Why?"),
+        ("analyse", "alternatives", "--run", "run"),
+        ("analyse", "receivers", "--run", "run"),
+        ("analyse", "compare", "--run", "run"),
+    ],
+    ids=" ".join,
+)
+def test_what_says_how_to_compute_reaches_the_model(words, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("reasonscope.probes.model.make_deterministic", lambda: asked.append(True))
+    shutil.copytree(ROOT / "app" / "example", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"the weights are torch\.float32"):
+        CliRunner().invoke(cli.app, [*words, "--deterministic", "--float32-compute"], catch_exceptions=False)
+    assert asked == [True]
+
+
+def test_no_gradients_through_float32_over_16_bit_weights(tmp_path):
+    shutil.copytree(ROOT / "app" / "example", tmp_path / "run")
+    with pytest.raises(InputError, match="takes gradients"):
+        CliRunner().invoke(
+            cli.app,
+            ["analyse", "emergent", "--run", str(tmp_path / "run"), "--float32-compute"],
+            catch_exceptions=False,
+        )
 
 
 def test_doctor_reports_everything_as_json():

@@ -75,6 +75,30 @@ def test_published_traces_import(real_traces, tmp_path):
     assert TraceStore.open(tmp_path / "published").check() == []
 
 
+def test_tags_of_others_are_text(tmp_path):
+    folder = tmp_path / "published"
+    folder.mkdir()
+    (folder / "base_solution.json").write_text(
+        '{"prompt": "P", "solution": "<think>I add.</think>4"}', encoding="utf-8"
+    )
+    chunk = {"chunk": "I add.", "function_tags": ["[/bold]\x1b[2J"]}
+    (folder / "chunks_labeled.json").write_text(json.dumps([chunk]), encoding="utf-8")
+    done = cli("import", "thought-anchors", "published", "--out", "x", cwd=tmp_path)
+    assert done.returncode == 0 and "[/bold]\\x1b[2J" in done.stdout
+
+
+def test_check_shows_the_name_of_a_stray_file_as_text(run, tmp_path):
+    shutil.copytree(run / "run", tmp_path / "run")
+    shard = next((tmp_path / "run").rglob("*.parquet"))
+    (shard.parent / "\x1b[2J.parquet").touch()
+    done = cli("check", "run", cwd=tmp_path)
+    assert "\x1b" not in done.stderr and (done.returncode == 0 or "\\x1b[2J" in done.stderr)
+
+
+def test_exporting_onto_a_folder_is_refused(run):
+    refused(cli("export", "run", "--out", ".", cwd=run), "no regular file")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -337,15 +337,6 @@ def test_the_whole_app_opens_with_the_example(tmp_path, monkeypatch):
     assert test.header[0].value == "Run example"
 
 
-def test_from_elsewhere_the_token_is_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["main.py", "", str(tmp_path)])
-    monkeypatch.setenv("REASONSCOPE_APP_TOKEN", "right")
-    test = AppTest.from_file(str(Path(runs.__file__).with_name("main.py")), default_timeout=60).run()
-    assert not test.header and test.text_input[0].label == "Access token"
-    assert "not the token" in test.text_input[0].set_value("wrong").run().error[0].value
-    assert test.text_input[0].set_value("right").run().header[0].value == "Run example"
-
-
 def test_the_example_holds_no_activations_and_is_small():
     run = runs.open_run(EXAMPLE)
     assert run.store.sites == ()

@@ -89,6 +89,11 @@ def test_what_would_take_for_ever_does_not(tower):
     assert time.process_time() - start < 5
 
 
+@pytest.mark.parametrize("piece", [r"\boxed{", r"\boxed{}{", r"\fboxed {\{", r"\boxed ."])
+def test_many_boxes_are_read_in_one_pass(piece):
+    assert extract_answer(piece * 100_000) in (None, "")
+
+
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(alphabet="0123456789abx\\{}()[]^_+-*/=,.$% fracsqrtboxed\n", max_size=25))
 def test_garbage_never_raises(text):

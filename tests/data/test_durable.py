@@ -1,10 +1,12 @@
 """Files are there whole or not at all, and nothing that a killed writer left stays."""
 
 import hashlib
+import os
+from pathlib import Path
 
 import pytest
 
-from reasonscope.data.durable import remove, sha256_of, write_durably, write_text_durably
+from reasonscope.data.durable import make_folder, remove, sha256_of, write_durably, write_text_durably
 from reasonscope.data.errors import StoreError
 
 
@@ -34,6 +36,25 @@ def test_what_fails_changes_nothing(error, tmp_path):
 def test_what_is_written_has_its_checksum(tmp_path):
     digest = write_durably(tmp_path / "a", lambda path: path.write_bytes(b"abc"))
     assert digest == hashlib.sha256(b"abc").hexdigest() == sha256_of(tmp_path / "a")
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("folder").mkdir()
+    for path in ("pipe", "folder", ".", ".."):
+        with pytest.raises(StoreError, match="no regular file"):
+            write_text_durably(Path(path), "new")
+    assert Path("pipe").is_fifo() and sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_error(tmp_path):
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    (tmp_path / "file").touch()
+    for path in ("file", "file/in", "a/" + "x" * 300):
+        with pytest.raises(StoreError, match="cannot make the folder"):
+            make_folder(tmp_path / path)
 
 
 def test_links_are_removed_and_not_followed(tmp_path):

@@ -1,6 +1,7 @@
 """Arrays with a header: what is written is read, and nothing else is."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -38,6 +39,12 @@ def test_other_files_are_refused(tmp_path):
         refused(match)
     with pytest.raises(ValueError, match="JSON"):
         KIND.write(tmp_path / "y", {"score": float("nan")}, {})
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(InputError, match="no regular file"):
+        KIND.read(tmp_path / "x")
 
 
 @pytest.mark.parametrize("start", [b"PK\x03\x04" + bytes(20), b"\x80\x04\x95" + bytes(20)])

@@ -74,6 +74,21 @@ def test_spans_are_ordered_stripped_and_lose_nothing(text, splitter):
     assert "".join("".join(text[s.slice] for s in spans).split()) == "".join(text.split())
 
 
+@pytest.mark.parametrize(
+    "piece", ["Mr. ", "e.g. ", "1. -. ", "3! = ", "... a ", "-- cf. ", ".", "\\[", "\\(", "a\\]\\[", ". ", "\n"]
+)
+def test_many_stops_in_a_sentence_are_read_in_one_pass(piece):
+    text = piece * 20_000 + "a"
+    for splitter in ("default", "thought_anchors"):
+        spans = split_sentences(text, splitter)
+        assert "".join(text[s.slice] for s in spans).replace(" ", "") == "".join(text.split())
+
+
+def test_what_is_said_before_a_stop_that_goes_on_is_remembered():
+    text = "1. -. -. Add. Mr. A. is: 1. so. iv. -. x."
+    assert [text[s.slice] for s in split_sentences(text)] == ["1. -. -. Add.", "Mr. A.", "is: 1. so.", "iv. -. x."]
+
+
 def test_an_unknown_splitter_is_refused():
     with pytest.raises(InputError, match="thought_anchors_reference"):
         split_sentences("a", "other")

@@ -32,10 +32,13 @@ from types import FunctionType
 
 import numpy as np
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
+from reasonscope.analysis.figures import read_figure
 from reasonscope.analysis.results import Axis, Result
 from reasonscope.app import cli
+from reasonscope.app.summary import SUMMARY, read_summary, table
 from reasonscope.data.align import decode_with_offsets
 from reasonscope.data.answers import equivalent, extract_answer
 from reasonscope.data.errors import ReasonscopeError
@@ -45,12 +48,16 @@ from reasonscope.data.label import label_sentences
 from reasonscope.data.manifest import NAME, _seal
 from reasonscope.data.parse import trace_from_text
 from reasonscope.data.problems import load_problems
+from reasonscope.data.reading import parse_json
 from reasonscope.data.scores import read_scores
 from reasonscope.data.segment import classify_step, sentences
 from reasonscope.data.store import TraceStore, check_store
-from reasonscope.data.trace import Problem
+from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.linear import LinearProbe
+from reasonscope.probes.loading import locate
 from reasonscope.probes.model import Model, load_model
+from reasonscope.probes.prompting import Prompting, load_prompting
+from reasonscope.probes.server import ServerWriter
 from reasonscope.probes.sites import Site, expand_sites
 from reasonscope.steering.plan import read_plan
 from reasonscope.steering.vector import SteeringVector
@@ -214,12 +221,15 @@ def archivewise(rng: random.Random, raw: bytes) -> bytes:
         members = {name: archive.read(name) for name in archive.namelist()}
     name = rng.choice(list(members))
     members[rng.choice((name, name, name, "samples/../../x.json", "/samples/x.json"))] = jsonwise(rng, members[name])
-    return packed(members)
+    return packed(members, rng.choice(COMPRESSIONS))
 
 
-def packed(members: dict[str, bytes]) -> bytes:
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+
+
+def packed(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(file, "w", compression) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return file.getvalue()
@@ -278,7 +288,8 @@ def logs() -> list[bytes]:
         "output": {"model": "m", "choices": [{"stop_reason": "stop", "message": {"role": "assistant", "content": [
             {"type": "reasoning", "reasoning": "R"}, {"type": "text", "text": "4"}]}}]},
     }  # fmt: skip
-    return [packed({"header.json": b"{}", "samples/s_epoch_1.json": json.dumps(sample).encode()})]
+    members = {"header.json": b"{}", "samples/s_epoch_1.json": json.dumps(sample).encode()}
+    return [packed(members, compression) for compression in COMPRESSIONS]
 
 
 def anchor_folders() -> list[bytes]:
@@ -341,6 +352,34 @@ def a_store() -> dict[str, bytes]:
         with TraceStore.create(folder, meta={"model": {"name": "m"}}, sites=["z.0"]) as store:
             store.append([trace], {"z.0": [np.zeros((0, 3), dtype=np.float32)]})
         return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def numbers_of_runs() -> list[bytes]:
+    return [b'{"traces": {"n": 400, "[/bold]": [0.8, "\\u001b[2J"]}, "model": "organism"}']
+
+
+def drawn_figures() -> list[bytes]:
+    return [
+        b'{"data": [{"type": "scatter", "x": [0, 1], "y": [1, 2], "name": "a"}], "layout": {"title": {"text": "t"}}}'
+    ]
+
+
+@cache
+def a_model_folder() -> dict[str, bytes]:
+    folder = locate("organism")
+    return {name: (folder / name).read_bytes() for name in ("config.json", "tokenizer.json", "tokenizer_config.json")}
+
+
+def templates() -> list[bytes]:
+    return [
+        b"{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}<think>",
+        b"{{ messages[0].content / 0 }}",
+    ]
+
+
+def replies() -> list[bytes]:
+    choice = {"text": "a", "token_ids": [1], "prompt_token_ids": [1], "finish_reason": "stop"}
+    return [json.dumps({"choices": [choice], "usage": {"prompt_tokens": 1}}).encode()]
 
 
 def plans() -> list[bytes]:
@@ -436,6 +475,36 @@ def read_words(raw: bytes, _: Path) -> None:
             read(text)
 
 
+def summary(raw: bytes, folder: Path) -> None:
+    (folder / SUMMARY).write_bytes(raw)
+    Console(file=io.StringIO()).print(table(read_summary(folder)))
+
+
+def model_folder(raw: bytes, folder: Path) -> None:
+    for name, content in a_model_folder().items():
+        (folder / name).write_bytes(content)
+    (folder / "config.json").write_bytes(raw)
+    load_prompting(str(folder))
+
+
+def chat(raw: bytes, _: Path) -> None:
+    prompting = asking()
+    prompting.tokenizer.chat_template = raw.decode("utf-8", errors="replace")
+    prompting.encode_prompt(Problem(id="p", messages=(Message(role="user", content="Q"),)))
+
+
+def reply(raw: bytes, _: Path) -> None:
+    server = ServerWriter(url="http://nowhere", model="m", tokenizer=asking().tokenizer_backend, stop=2)
+    found = parse_json(raw, "reply")
+    if isinstance(found, dict):
+        server._checked([1], found)
+
+
+@cache
+def asking() -> Prompting:
+    return load_prompting("organism")
+
+
 def command_line(raw: bytes, folder: Path) -> None:
     try:
         words = json.loads(raw)
@@ -473,6 +542,11 @@ TARGETS = (
     Target(name="token scores", corpus=score_files, mutate=headerwise, read=into("x.safetensors", read_scores)),
     Target(name="stores", corpus=lambda: [a_store()[NAME]], mutate=manifestwise, read=a_damaged_store, share=0.5),
     Target(name="ablation plans", corpus=plans, mutate=yamlwise, read=into("x.yaml", lambda path: read_plan(path, organism())), share=0.3),
+    Target(name="summaries of runs", corpus=numbers_of_runs, mutate=jsonwise, read=summary),
+    Target(name="figures", corpus=drawn_figures, mutate=jsonwise, read=into("x.json", read_figure), share=0.3),
+    Target(name="configurations of models", corpus=lambda: [a_model_folder()["config.json"]], mutate=jsonwise, read=model_folder, share=0.1),
+    Target(name="chat templates", corpus=templates, mutate=bytewise, read=chat, share=0.3),
+    Target(name="replies of servers", corpus=replies, mutate=jsonwise, read=reply),
     Target(name="command line", corpus=lambda: [b"[]"], mutate=wordwise, read=command_line, share=0.05),
 )  # fmt: skip
 

@@ -1,9 +1,10 @@
 """An edit that raises leaves no hook behind and no number changed; a server that drops, stalls or babbles is one error."""
 
+import gzip
 import socket
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 import torch
@@ -129,9 +130,46 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
         answers(HEAD + b'\r\n{"choices": [{"text": "a", "token_ids": [[]]}]}'),
         answers(HEAD + b'\r\n{"choices": [{"text": "a", "prompt_token_ids": 3}]}'),
         answers(HEAD + b'\r\n{"choices": [3]}'),
+        answers(HEAD + b'\r\n{"choices": [{"text": "\\ud800"}]}'),
     ],
 )
 def test_a_server_that_fails_is_one_error_in_time(behaviour):
+    late = "no whole answer within 0.5 seconds, asked 1 times" if behaviour in (stalls, drips, drips_a_body) else "127"
+    began = time.monotonic()
+    with asked(behaviour) as ask, pytest.raises(InputError, match=late):
+        ask()
+    assert time.monotonic() - began < 10
+
+
+CODECS = ("base64", "hex", "zlib", "bz2", "uu", "quopri", "rot13", "no such")
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"400 Bad Request"])
+@pytest.mark.parametrize("codec", CODECS)
+def test_no_server_chooses_how_its_reply_is_read(status, codec):
+    head = b"HTTP/1.1 " + status + b"\r\nContent-Type: application/json; charset=" + codec.encode() + b"\r\n\r\n"
+    with asked(answers(head + b'{"choices": [{"text": "a", "finish_reason": "length"}], "x": "\xc3\xa9"}')) as ask:
+        if status.startswith(b"200"):
+            assert ask()[0].token_ids.tolist() == [0, 0]
+        else:
+            with pytest.raises(InputError, match=r"refused \(400\).*é"):
+                ask()
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"400 Bad Request"])
+def test_a_reply_is_read_to_a_bound_and_not_unpacked(status):
+    head = b"HTTP/1.1 " + status + b"\r\nContent-Type: application/json\r\n"
+    endless = answers(head + b"\r\n", *[b" " * 2**20] * 300)
+    with asked(endless, timeout=60) as ask, pytest.raises(InputError, match="has more than the 10"):
+        ask()
+    bomb = answers(head + b"Content-Encoding: gzip\r\n\r\n", gzip.compress(b" " * 2**24))
+    with asked(bomb) as ask, pytest.raises(InputError, match=r"compressed \(gzip\)"):
+        ask()
+
+
+@contextmanager
+def asked(behaviour, timeout=0.5):
+    """Something to call that asks a server which does so for one token."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
 
         def serve():
@@ -147,12 +185,6 @@ def test_a_server_that_fails_is_one_error_in_time(behaviour):
         threading.Thread(target=serve, daemon=True).start()
         tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        writer = ServerWriter(url=url, model="m", tokenizer=tokenizer, timeout=0.5, retries=0)
-        began = time.monotonic()
-        late = (
-            "no whole answer within 0.5 seconds, asked 1 times" if behaviour in (stalls, drips, drips_a_body) else "127"
-        )
-        with pytest.raises(InputError, match=late):
-            writer([0, 0], [Branch(cut=1, seed=0)], Sampling(max_new_tokens=1))
-        assert time.monotonic() - began < 10
+        writer = ServerWriter(url=url, model="m", tokenizer=tokenizer, timeout=timeout, retries=0)
+        yield lambda: writer([0, 0], [Branch(cut=1, seed=0)], Sampling(max_new_tokens=1))
         listener.shutdown(socket.SHUT_RDWR)

@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers import processors
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.backends import hooks
 from reasonscope.probes.backends.base import PassByPass
 from reasonscope.probes.layout import LAYOUTS
-from reasonscope.probes.model import load_model
+from reasonscope.probes.model import Model, load_model
 from reasonscope.probes.verify import verify
 
 NAMES = [
@@ -114,6 +117,17 @@ def first_pass_only(ids, kwargs):
     return {**kwargs, "write": None} if kwargs.get("cache") is not None else kwargs
 
 
+def deaf(ids, kwargs):
+    return {**kwargs, "write": None}
+
+
+def rolled(ids, kwargs):
+    """Edits are given, and change, what stands one token to the left."""
+    write = kwargs.get("write") or {}
+    rolled = {site: lambda a, w, e=edit: e(a.roll(1, 1), w).roll(-1, 1) for site, edit in write.items()}
+    return {**kwargs, "write": rolled}
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -122,6 +136,8 @@ def first_pass_only(ids, kwargs):
         (remembering(), {"nothing left behind"}),
         (overwriting, {"read alone"}),
         (first_pass_only, {"positions touched"}),
+        (deaf, {"nothing left behind", "positions touched"}),
+        (rolled, {"positions touched"}),
     ],
 )
 def test_a_backend_that_cheats_fails(change, expected, model_of):
@@ -142,7 +158,55 @@ def test_a_cache_that_forgets_fails(model_of):
             return out
 
     checks = verify(replace(model, backend=Forgetful(model.backend, lambda ids, kwargs: kwargs)))
-    assert failed(checks) == {"cache", "replay"}
+    assert failed(checks) == {"cache", "replay", "positions touched"}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+@pytest.mark.parametrize(("by", "axis"), [(1, -1), (-1, -1), (1, -2), (-1, -2)])
+def test_attention_rows_off_by_one_token_fail(family, by, axis, model_of):
+    model = model_of(family)
+
+    class Shifted(Sabotage):
+        def forward(self, ids, **kwargs):
+            out = super().forward(ids, **kwargs)
+            shifted = {
+                site: a.roll(by, axis) if site.point == "attn_probs" else a for site, a in out.activations.items()
+            }
+            return replace(out, activations=shifted)
+
+    checks = verify(replace(model, backend=Shifted(model.backend, lambda ids, kwargs: kwargs)))
+    assert failed(checks) == {"attention rows"}
+
+
+def test_a_kernel_that_scales_otherwise_fails(hf_of, tokenizer, monkeypatch):
+    model = load_model(deepcopy(hf_of("llama")), tokenizer=tokenizer)
+    model.hf.set_attn_implementation("sdpa")
+    right = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def louder(*args, scaling, **kwargs):
+        return right(*args, scaling=1.2 * scaling, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", louder)
+    assert failed(verify(model)) == {"attention kernels"}
+
+
+def test_a_lost_bos_is_told(model_of, monkeypatch):
+    encode = Model.encode_prompt
+    monkeypatch.setattr(Model, "encode_prompt", lambda self, problem: encode(self, problem)[1:])
+    model = model_of("qwen3")
+    checks = {check.name: check for check in verify(model)}
+    assert failed(checks.values()) == {"one BOS"} and "bare 0, own 0, chat 0" in checks["one BOS"].detail
+    by_template = deepcopy(model.tokenizer)  # one that puts no BOS by itself loses none
+    by_template.backend_tokenizer.post_processor = processors.Sequence([])
+    assert failed(verify(replace(model, tokenizer=by_template))) == set()
+
+
+def test_a_bos_that_marks_each_turn_is_no_doubled_one(model_of):
+    model = model_of("qwen3")
+    template = "{% for m in messages %}{{ bos_token }}{{ m.content }}{% endfor %}{{ bos_token }}<think>"
+    marked = replace(model, tokenizer=_with_template(model.tokenizer, template))
+    assert marked.encode_prompt(Problem(id="a", messages=(Message(role="user", content="1"),))).count(1) == 2
+    assert failed(verify(marked)) == set()
 
 
 def test_missing_tags_and_a_doubled_bos_are_told(model_of):

@@ -172,6 +172,11 @@ def test_a_plan_says_what_to_do(model, tmp_path):
     ("text", "message"),
     [
         ("[", "cannot read the plan"),
+        (
+            "a0: &a0 [1]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30)),
+            "alias [*]a0",
+        ),
+        ("&a [*a]", "alias [*]a"),
         ("- 1", "names and values are needed"),
         ("ablations: []", "has no ablations"),
         ("ablations: [{heads: ['1.0']}]", "ablation 1 has no name"),
