@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.analysis.results import Axis, Band, Result, Values
-from reasonscope.analysis.statistics import mean_band
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.trace import Span, Trace
 from reasonscope.probes.sites import Site
 
@@ -116,7 +116,7 @@ def trajectory_of_trace(
 
     `read(site)` gives the trace's rows (row, d_model), one site in memory at a time; segments are blocks of `block` tokens. The null is
     a random walk with the same step lengths (its cumulative change is the same by construction). The interval of the cumulative change
-    draws the steps anew; net and aligned have none, for steps drawn twice point the same way and reach further than any walk did. A
+    is over its steps; net and aligned have none, for steps drawn twice point the same way and reach further than any walk did. A
     thinking of one block has no signal: NaN, and the reason says so. `numbers`: the mean over layers, which is the published score, and
     the number of segments.
     """
@@ -143,10 +143,9 @@ def trajectory_of_trace(
     low, high = np.quantile(null, [0.025, 0.975], axis=0)
     values = _stacked(signals(means))
     lengths = np.linalg.norm(np.diff(means, axis=1), axis=2)
-    steps = np.arange(lengths.shape[1])
-    sure = mean_band(np.vstack([lengths, lengths.mean(axis=0)]), steps, unit="steps", seed=seed)
+    ends = np.array([_sum_ends(line) for line in (*lengths, lengths.mean(axis=0))])
     none = np.full(len(sites), np.nan)
-    low_end, high_end = (np.stack([none, len(steps) * end[:-1], none]) for end in (sure.low, sure.high))
+    low_end, high_end = (np.stack([none, ends[:-1, side], none]) for side in (0, 1))
     return Result(
         method=METHOD,
         quantity="change of the segment means",
@@ -155,13 +154,13 @@ def trajectory_of_trace(
         values=values,
         null=Band.of(low, high, shape, f"random walk of the same step lengths, 95% of {draws}"),
         interval=Band.of(
-            low_end, high_end, shape, f"of the cumulative change: {sure.what}; net and aligned are of one path"
+            low_end, high_end, shape, "of the cumulative change over its steps, 95%; net and aligned are of one path"
         ),
         numbers={
             "mean_net": {"value": float(values[0].mean())},
             "mean_cumulative": {
                 "value": float(values[1].mean()),
-                "ci": [float(len(steps) * end[-1]) for end in (sure.low, sure.high)],
+                "ci": ends[-1].tolist(),
             },
             "mean_aligned": {"value": float(values[2].mean())},
             "segments": len(cut),
@@ -169,6 +168,14 @@ def trajectory_of_trace(
         },
         provenance=provenance,
     )
+
+
+def _sum_ends(lengths: Values) -> tuple[float, float]:
+    """The interval of the sum of `lengths` (step,); NaN of one step."""
+    if len(lengths) < 2:
+        return np.nan, np.nan
+    low, high = mean_estimate(lengths, shares=False).interval
+    return len(lengths) * low, len(lengths) * high
 
 
 def published_scores(results: Sequence[Result]) -> Mapping[str, Values]:

@@ -31,7 +31,7 @@ class Estimate:
         return self.low, self.high
 
 
-def mean_estimate(values: ArrayLike, *, groups: ArrayLike | None = None) -> Estimate:
+def mean_estimate(values: ArrayLike, *, groups: ArrayLike | None = None, shares: bool = True) -> Estimate:
     """The mean of `values` (row,) with its 95 % interval over rows, or over whole groups of them.
 
     Rows of one group count as one: by the group's part in what is left of them when the mean is taken away. The interval is Student's t
@@ -39,13 +39,13 @@ def mean_estimate(values: ArrayLike, *, groups: ArrayLike | None = None) -> Esti
     and other skewed values the percentiles of a bootstrap, and t alone, hold the mean of ten .90 of the time instead of .95. Where all
     values lie in 0 to 1 (shares, accuracies) it is Jeffreys' interval of as many tries as their spread is worth, for so few units
     (Korn and Graubard, Survey Methodology 24, 1998), and where each row is a 0 or 1 by itself the mid-P one (Berry and Armitage, The
-    Statistician 44, 1995): it stays in 0 to 1, and is not a point where all of them are right.
+    Statistician 44, 1995): it stays in 0 to 1, and is not a point where all of them are right. `shares=False`: what lies there is none.
 
     Raises InputError for fewer than two groups, or values that are no numbers.
     """
     rows = np.asarray(values, dtype=np.float64)
     mean, left = _left(rows, groups)
-    if rows.min() < 0 or rows.max() > 1:
+    if not shares or rows.min() < 0 or rows.max() > 1:
         low, high = _mean_ends(mean, left)
     elif len(left) == len(rows) and _judged(rows):
         hits, n = int(rows.sum()), len(rows)
@@ -124,7 +124,7 @@ def _mean_ends(mean: float, left: Values) -> tuple[float, float]:
 
 def _share_ends(mean: float, left: Values) -> tuple[float, float]:
     """The same of a mean that lies in 0 to 1."""
-    n, variance = len(left), float(left.var()) / len(left)
+    n, variance = len(left), float(left.var(ddof=1)) / len(left)
     if variance == 0 and 0 < mean < 1:
         return mean, mean
     tries = mean * (1 - mean) / variance if variance else float(n)

@@ -171,7 +171,9 @@ def test_the_interval_of_a_share_is_that_of_as_many_tries_as_its_spread_is_worth
         assert binom.sf(seen, 10, share) + binom.pmf(seen, 10, share) / 2 == pytest.approx(0.025)
     # Four rows of each problem that always agree say no more than one, which never does so much as forty.
     groups = [str(i) for i in range(10) for _ in range(4)]
-    fewer = 10 * (norm.ppf(0.975) / t.ppf(0.975, 9)) ** 2  # tries: as for ten units Student's t is wider
+    fewer = (
+        9 * (norm.ppf(0.975) / t.ppf(0.975, 9)) ** 2
+    )  # tries: their spread is known from ten, and Student's t is wider
     expected = beta.ppf([0.025, 0.975], 0.7 * fewer + 0.5, 0.3 * fewer + 0.5)
     np.testing.assert_allclose(mean_estimate(np.repeat(shares, 4), groups=groups).interval, expected, rtol=1e-6)
     assert np.subtract(*mean_estimate(np.repeat(shares, 4)).interval) > -0.7 * (expected[1] - expected[0])

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import gammaln
 from scipy.stats import kstest, norm
 
-from reasonscope.analysis.anchors.allotment import wilson_half_width
-from reasonscope.analysis.mi_peaks import thinking_token_table
+from reasonscope.analysis.mi_peaks import _estimated, thinking_token_table
 from reasonscope.analysis.paired import paired_difference
 from reasonscope.analysis.reflection import within_question_correlation
 from reasonscope.analysis.statistics import (
@@ -31,8 +31,18 @@ from reasonscope.analysis.statistics import (
     dependency_agreement,
     holm,
     mean_band,
+    serial_correlation,
 )
-from reasonscope.data.intervals import Estimate, Resamples, mean_estimate, permutation_p
+from reasonscope.analysis.trajectory import _sum_ends
+from reasonscope.data.intervals import (
+    Estimate,
+    Resamples,
+    difference_estimate,
+    mean_estimate,
+    permutation_p,
+    shares_difference,
+    wilson_interval,
+)
 from reasonscope.probes.controls import control_task, permutation_null
 from reasonscope.probes.evaluate import cluster_bootstrap, difference_to_best
 from reasonscope.probes.heldout import auroc
@@ -41,6 +51,14 @@ from reasonscope.steering.dose import Dose
 
 Values = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Values]
+# Of the processes below, by arithmetic or of lines of twenty million.
+_STEP = float(np.sqrt(2) * np.exp(gammaln(8.5) - gammaln(8) + 0.08))
+_MUTUAL = {
+    "mean": float(np.exp(0.09)),
+    "median": 1.0,
+    "share_peaks": 0.0315,
+    "share_above_null": float(norm.sf(np.log(1.5) / sqrt(0.18))),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,10 +213,53 @@ def _by_sentence(n: int, rng: np.random.Generator, draws: int) -> tuple[float, f
 
 
 def _wilson(n: int, p: float, rng: np.random.Generator, _: int) -> tuple[float, float]:
-    hits = int(rng.binomial(n, p))
-    z2 = norm.ppf(0.975) ** 2
-    centre, half = (hits + z2 / 2) / (n + z2), wilson_half_width(hits, n)
-    return centre - half, centre + half
+    return wilson_interval(int(rng.binomial(n, p)), n)
+
+
+def _any_share(
+    one: Callable[[int, int], tuple[float, float]], n: int, rng: np.random.Generator, _: int
+) -> tuple[float, float]:
+    """Of hits and tries, less the true share, which is another in each run."""
+    p = rng.uniform(0.02, 0.98)
+    low, high = one(int(rng.binomial(n, p)), n)
+    return low - p, high - p
+
+
+def _mean_of_verdicts(hits: int, n: int) -> tuple[float, float]:
+    return mean_estimate(np.arange(n) < hits).interval
+
+
+def _verdicts(n: int, worse: float, better: float, rng: np.random.Generator, _: int) -> tuple[float, float]:
+    """Two arms that judge `n` problems alike but for some."""
+    change = rng.choice([1.0, -1.0, 0.0], size=n, p=[better, worse, 1 - better - worse])
+    theirs = np.where(change == 0, rng.random(n) < 0.5, change < 0).astype(float)
+    return difference_estimate(theirs + change, theirs).interval
+
+
+def _two_shares(n: int, one: float, other: float, rng: np.random.Generator, _: int) -> tuple[float, float]:
+    return shares_difference(int(rng.binomial(n, one)), n, int(rng.binomial(n, other)), n)
+
+
+def _path(n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
+    """The length of a walk of `n` steps at one layer, as `trajectory_of_trace` tells it."""
+    steps = np.linalg.norm(rng.normal(size=(1, n, 16)) * rng.lognormal(sigma=0.4, size=(1, n, 1)), axis=2)
+    low, high = _sum_ends(steps[0])
+    return low / n, high / n
+
+
+def _misaligned(n: int, rng: np.random.Generator, _: int) -> tuple[float, float]:
+    """Tokens of a bin that are wrong more often in some of its `n` sentences than in others."""
+    sentence = np.repeat(np.arange(n), rng.integers(5, 15, size=n))
+    wrong = rng.random(len(sentence)) < rng.beta(3, 7, size=n)[sentence]
+    return mean_estimate(wrong, groups=sentence).interval
+
+
+def _mutual(name: str, n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
+    """A number of a line of positive values, those of each of `n` sentences alike, less what it is of a very long line."""
+    units = np.repeat(np.arange(n), 12)
+    line = np.exp(0.3 * rng.normal(size=n)[units] + 0.3 * rng.normal(size=len(units)))
+    found = _estimated(line, np.full(len(line), 1.5), units, tau=1.5, seed=int(rng.integers(2**31)))[name]["ci"]
+    return found[0] - _MUTUAL[name], found[1] - _MUTUAL[name]
 
 
 def _between(rng: np.random.Generator) -> float:
@@ -220,6 +281,19 @@ def _within(rng: np.random.Generator) -> float:
 
 def _two_sided(rng: np.random.Generator) -> float:
     return float(permutation_p(rng.normal(), rng.normal(size=199), "two-sided"))
+
+
+def _like_its_neighbours(share: float, rng: np.random.Generator) -> float:
+    """Two lines of 30 sentences that know nothing of each other; `share` of each place is its neighbour's."""
+    lines = rng.normal(size=(2, 30))
+    for i in range(1, 30):
+        lines[:, i] = share * lines[:, i - 1] + sqrt(1 - share**2) * lines[:, i]
+    return serial_correlation(*lines)[1]
+
+
+def _trending(rng: np.random.Generator) -> float:
+    """The same of two lines that rise or fall along the thinking."""
+    return serial_correlation(*(rng.normal(size=(2, 30)) + rng.normal(size=(2, 1)) * np.linspace(-2, 2, 30)))[1]
 
 
 def _random_heads(rng: np.random.Generator) -> float:
@@ -289,7 +363,7 @@ def _intervals() -> list[Interval]:
             rows.append(
                 Interval(
                     name=f"mean of {n}, {name}",
-                    where="analysis.statistics.mean_estimate",
+                    where="data.intervals.mean_estimate",
                     truth=truth,
                     one=partial(_mean, draw, n),
                 )
@@ -297,8 +371,8 @@ def _intervals() -> list[Interval]:
     rows += [
         Interval(name=f"mean over {n} problems of 4 rows", where=where, truth=0.0, one=partial(one, n))
         for where, one in (
-            ("analysis.statistics.mean_estimate", _clustered),
-            ("probes.evaluate.resample_groups", _resampled),
+            ("data.intervals.mean_estimate", _clustered),
+            ("data.intervals.resample_groups", _resampled),
         )
         for n in (20, 40)
     ]
@@ -339,13 +413,13 @@ def _intervals() -> list[Interval]:
         ),
         Interval(
             name="change of thinking tokens, 32 problems",
-            where="steering.bench.Bench.arm",
+            where="data.intervals.Resamples",
             truth=-0.2,
             one=partial(_change, 32),
         ),
         Interval(
             name="excess over random vectors, 32 problems",
-            where="steering.bench.Bench.differences",
+            where="data.intervals.Resamples",
             truth=0.0,
             one=partial(_excess, 32),
         ),
@@ -364,22 +438,88 @@ def _intervals() -> list[Interval]:
             one=partial(_by_sentence, 14),
         ),
         Interval(
-            name="share .8 of 20 rollouts", where="analysis.anchors.allotment", truth=0.8, one=partial(_wilson, 20, 0.8)
+            name="share .8 of 20 rollouts",
+            where="data.intervals.wilson_interval",
+            truth=0.8,
+            one=partial(_wilson, 20, 0.8),
         ),
         Interval(
             name="share .5 of 100 rollouts",
-            where="analysis.anchors.allotment",
+            where="data.intervals.wilson_interval",
             truth=0.5,
             one=partial(_wilson, 100, 0.5),
+        ),
+        *(
+            Interval(
+                name=f"any share of {n} {what}",
+                where=f"data.intervals.{of.__name__}",
+                truth=0.0,
+                one=partial(_any_share, one, n),
+            )
+            for n, what, of, one in (
+                (8, "samples", wilson_interval, wilson_interval),
+                (20, "rollouts", wilson_interval, wilson_interval),
+                (10, "problems", mean_estimate, _mean_of_verdicts),
+                (24, "problems", mean_estimate, _mean_of_verdicts),
+                (40, "problems", mean_estimate, _mean_of_verdicts),
+            )
+        ),
+        *(
+            Interval(
+                name=f"accuracy of two arms, {n} problems, {worse:.0%} lost and {better:.0%} won",
+                where="data.intervals.difference_estimate",
+                truth=better - worse,
+                one=partial(_verdicts, n, worse, better),
+            )
+            for n, worse, better in ((24, 0.2, 0.2), (24, 0.1, 0.3), (40, 0.05, 0.15))
+        ),
+        *(
+            Interval(
+                name=f"difference of shares {one:.1f} and {other:.1f}, {n} rollouts each",
+                where="data.intervals.shares_difference",
+                truth=one - other,
+                one=partial(_two_shares, n, one, other),
+            )
+            for n, one, other in ((20, 0.8, 0.6), (20, 0.5, 0.5), (100, 0.9, 0.8))
+        ),
+        Interval(
+            name="cumulative change of 10 steps",
+            where="analysis.trajectory.trajectory_of_trace",
+            truth=_STEP,
+            one=partial(_path, 10),
+        ),
+        Interval(
+            name="misaligned tokens of 6 sentences",
+            where="data.intervals.mean_estimate",
+            truth=0.3,
+            one=partial(_misaligned, 6),
+        ),
+        *(
+            Interval(
+                name=f"{name.replace('_', ' ')} of mutual information, 30 sentences",
+                where="analysis.mi_peaks.mi_of_trace",
+                truth=0.0,
+                one=partial(_mutual, name, 30),
+            )
+            for name in ("mean", "median", "share_peaks", "share_above_null")
         ),
     ]
     return rows
 
 
 TESTS = (
+    *(
+        Test(name=name, where="analysis.statistics.serial_correlation", one=one)
+        for name, one in (
+            ("two signals of a trace", partial(_like_its_neighbours, 0.0)),
+            ("two signals, neighbours half alike", partial(_like_its_neighbours, 0.5)),
+            ("two signals, neighbours much alike", partial(_like_its_neighbours, 0.8)),
+            ("two signals with trends", _trending),
+        )
+    ),
     Test(name="labels exchanged between problems", where="probes.controls.permutation_null", one=_between),
     Test(name="labels exchanged within problems", where="probes.controls.permutation_null", one=_within),
-    Test(name="two-sided, 199 draws", where="analysis.statistics.permutation_p", one=_two_sided),
+    Test(name="two-sided, 199 draws", where="data.intervals.permutation_p", one=_two_sided),
     Test(name="heads among 20 random sets", where="steering.ablation", one=_random_heads, discrete=True),
     Test(name="dependencies, scores shuffled", where="analysis.statistics.dependency_agreement", one=_dependencies),
     Test(name="reflection within problems", where="analysis.reflection.within_question_correlation", one=_reflection),
