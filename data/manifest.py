@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -100,6 +102,20 @@ def shard_name(number: int) -> str:
     return f"{number:06d}"
 
 
+def look_at(path: Path) -> os.stat_result | None:
+    """The status of a file of a store; None where there is none. Raises StoreError where it may not be looked at, and for all that is
+    no plain file: a link could lead out of the store."""
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a name that no file can have
+        return None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error}; give yourself the right to, or another folder") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise StoreError(f"{path} is a link, a folder or the like, and no file; put the file itself there")
+    return found
+
+
 def _text(values: Mapping[str, Any]) -> str:
     try:
         return json.dumps(values, indent=1, allow_nan=False) + "\n"
@@ -113,11 +129,14 @@ def _seal(values: Mapping[str, Any]) -> bytes:
 
 
 def _unseal(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if look_at(path) is None:
         raise StoreError(
             f"{path.parent} is no trace store: it has no {NAME}; give the folder that `record` or `import` wrote"
         )
-    raw = path.read_bytes()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
     try:
         values = parse_json(raw, str(path))
     except InputError as error:

@@ -1,11 +1,13 @@
 """One shard of a store: a Parquet table of traces and, beside it, the rows of their activations in a safetensors file."""
 
+import hashlib
 import json
 import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,7 @@ from safetensors.numpy import save_file
 
 from reasonscope.data.durable import sha256_of, write_durably
 from reasonscope.data.errors import StoreError
-from reasonscope.data.manifest import Shard, StoredFile
+from reasonscope.data.manifest import Shard, SiteType, StoredFile, look_at
 from reasonscope.data.records import TRACE_SCHEMA, traces_to_table
 from reasonscope.data.trace import Trace
 
@@ -30,7 +32,15 @@ SHARD_SCHEMA = pa.unify_schemas(
     [TRACE_SCHEMA, pa.schema([("row_start", pa.int64()), ("row_stop", pa.int64()), ("crc32", pa.list_(pa.uint32()))])]
 )
 
+# The types that rows may have, as numpy calls them and as safetensors does.
+DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
+    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+
 _HEAD = 2**16  # of a file; more than the header of a shard mostly has
+_HARMLESS = 2**28  # bytes of a table unpacked
+_PACKED = 1000  # how many times smaller than that a larger table may be on the disk; text is 3 to 10 times
 
 Activations = Mapping[str, Sequence[NDArray[Any]]]
 
@@ -91,6 +101,7 @@ def link_shard(source: Path, shard: Shard, folder: Path, name: str) -> Shard:
 
 
 def _link_or_copy(source: Path, path: Path) -> None:
+    look_at(source)
     try:
         path.hardlink_to(source)
     except OSError:  # another file system, or one that knows no links
@@ -99,18 +110,21 @@ def _link_or_copy(source: Path, path: Path) -> None:
 
 def remove_files(folder: Path, names: Iterable[str]) -> None:
     for name in names:
-        (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be removed it lies in nobody's way: a writer replaces it
+            (folder / name).unlink(missing_ok=True)
 
 
-def read_table(folder: Path, shard: Shard, columns: list[str] | None = None, *, verify: bool) -> pa.Table:
-    """The table of a shard; `verify` compares the whole file with its checksum first. Raises StoreError."""
+def read_table(folder: Path, shard: Shard, columns: list[str] | None = None) -> pa.Table:
+    """The table of a shard, out of the very bytes that were compared with their checksum. Raises StoreError."""
     path = folder / shard.table
+    look_at(path)
     try:
-        if verify and sha256_of(path) != shard.files[shard.table].sha256:
-            raise StoreError(f"{path} is damaged: its bytes are not those that were stored; restore it from a copy")
-        table = pq.read_table(path, columns=columns, partitioning=None)
-    except (FileNotFoundError, pa.ArrowException) as error:
+        raw = path.read_bytes()
+    except OSError as error:
         raise StoreError(f"{path} is missing or damaged: {error}; restore it from a copy") from error
+    if hashlib.sha256(raw).hexdigest() != shard.files[shard.table].sha256:
+        raise StoreError(f"{path} is damaged: its bytes are not those that were stored; restore it from a copy")
+    table = _parsed(path, raw, columns)
     wanted = SHARD_SCHEMA if columns is None else pa.schema([SHARD_SCHEMA.field(name) for name in columns])
     if not table.schema.equals(wanted) or len(table) != shard.traces:
         raise StoreError(
@@ -119,19 +133,47 @@ def read_table(folder: Path, shard: Shard, columns: list[str] | None = None, *, 
     return table
 
 
-def read_rows(folder: Path, shard: Shard, site: str, start: int, stop: int, crc32: int) -> NDArray[Any]:
-    """Rows [start, stop) of a site, by memory map, so that only their bytes are read. Raises StoreError where they were altered."""
+def _parsed(path: Path, raw: bytes, columns: list[str] | None) -> pa.Table:
+    try:
+        file = pq.ParquetFile(pa.BufferReader(raw))
+        size = _unpacked(file.metadata)
+        if size <= max(_HARMLESS, _PACKED * len(raw)):
+            return file.read(columns)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise StoreError(f"{path} is no Parquet file that Arrow can read: {error}; restore it from a copy") from error
+    raise StoreError(f"{path} would unpack {len(raw)} bytes to {size}, which no table of traces does; make it again")
+
+
+def _unpacked(told: pq.FileMetaData) -> int:
+    """How many bytes a Parquet file is, as it says itself, once it is unpacked. Of its groups: Arrow ends the process when it is asked
+    for a column whose statistics are damaged."""
+    return sum(told.row_group(i).total_byte_size for i in range(told.num_row_groups))
+
+
+def read_rows(
+    folder: Path, shard: Shard, site: str, kind: SiteType | None, start: int, stop: int, crc32: int
+) -> NDArray[Any]:
+    """Rows [start, stop) of a site, by memory map, so that only their bytes are read. Raises StoreError where they, or what the file
+    says of their type and shape, were altered."""
     path = folder / shard.arrays
+    look_at(path)
     try:
         _announce(path, 0, _HEAD)
         with safe_open(path, framework="np") as file:
+            part = file.get_slice(site)
+            if not _fits(part.get_dtype(), part.get_shape(), kind, start, stop):
+                raise StoreError(
+                    f"{path} is damaged: {site} is {part.get_dtype()} {part.get_shape()}, which is not what was stored; restore it from "
+                    f"a copy"
+                )
             if start < stop:
-                part = file.get_slice(site)
                 offset, size = _place(path, site, start, stop)
                 _announce(path, offset, 2 * size)  # as much again behind them: what is next where all is read in turn
                 rows: NDArray[Any] = part[start:stop]
             else:  # the library refuses to slice nothing off the end
                 rows = file.get_tensor(site)[:0]
+    except StoreError:
+        raise
     except (OSError, SafetensorError) as error:
         raise StoreError(f"{path} is missing or damaged: {error}; restore it from a copy") from error
     if _crc32(rows) != crc32:
@@ -139,6 +181,12 @@ def read_rows(folder: Path, shard: Shard, site: str, start: int, stop: int, crc3
             f"{path} is damaged: rows {start} to {stop} of {site} are not those that were stored; restore it from a copy"
         )
     return rows
+
+
+def _fits(dtype: str, shape: list[int], kind: SiteType | None, start: int, stop: int) -> bool:
+    """Whether an array of a file is one of `kind` that has rows [start, stop)."""
+    typed = kind is not None and (dtype, shape[1:]) == (DTYPES.get(kind.dtype), list(kind.shape))
+    return typed and 0 <= start <= stop and [stop] <= shape[:1]
 
 
 def _announce(path: Path, offset: int, size: int) -> None:
@@ -160,9 +208,13 @@ def _place(path: Path, site: str, start: int, stop: int) -> tuple[int, int]:
 
 def length_problem(path: Path, file: StoredFile) -> str | None:
     """What a look at the length of a file tells."""
-    if not path.is_file():
+    try:
+        found = look_at(path)
+    except StoreError as error:
+        return str(error)
+    if found is None:
         return f"{path} is missing; restore it from a copy"
-    size = path.stat().st_size
+    size = found.st_size
     return (
         None if size == file.size else f"{path} is damaged: {size} bytes instead of {file.size}; restore it from a copy"
     )
@@ -170,9 +222,12 @@ def length_problem(path: Path, file: StoredFile) -> str | None:
 
 def content_problem(path: Path, file: StoredFile) -> str | None:
     """What reading every byte of a file tells."""
-    problem = length_problem(path, file)
-    if problem is None and sha256_of(path) != file.sha256:
-        return f"{path} is damaged: its bytes are not those that were stored; restore it from a copy"
+    try:
+        problem = length_problem(path, file)
+        if problem is None and sha256_of(path) != file.sha256:
+            return f"{path} is damaged: its bytes are not those that were stored; restore it from a copy"
+    except OSError as error:
+        return f"{path} cannot be read: {error}"
     return problem
 
 

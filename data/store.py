@@ -16,6 +16,7 @@ import fcntl
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ from numpy.typing import NDArray
 
 from reasonscope.data.durable import TEMPORARY, remove
 from reasonscope.data.errors import InputError, ReasonscopeError, SiteError, StoreError
-from reasonscope.data.manifest import NAME, Manifest, Shard, SiteType, shard_name
+from reasonscope.data.manifest import NAME, Manifest, Shard, SiteType, look_at, shard_name
+from reasonscope.data.reading import well_formed
 from reasonscope.data.records import traces_of_table
 from reasonscope.data.shards import (
+    DTYPES,
     SHARD_SCHEMA,
     Activations,
     content_problem,
@@ -43,7 +46,6 @@ from reasonscope.data.trace import Trace
 
 _FOLDER = "shards"
 _LOCK = ".lock"
-_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ class _Place:
     index: int
     start: int
     stop: int
-    crc32: Sequence[int]
+    crc32: Mapping[str, int]
 
 
 class TraceStore:
@@ -69,8 +71,8 @@ class TraceStore:
         self._folder = path / _FOLDER
         self._manifest = manifest
         self._places: dict[str, _Place] | None = None
-        self._verified: set[str] = set()
         self._recent: tuple[str, pa.Table] | None = None  # the table read last: traces are mostly asked for in order
+        self._lock = -1  # the descriptor, while `_unlock` is there to close it
         self._unlock: weakref.finalize[..., Any] | None = None
 
     @classmethod
@@ -91,7 +93,7 @@ class TraceStore:
         store._take_lock()
         try:
             _need_blank(folder)  # another writer may have been here before we held the lock
-            manifest.write(folder)
+            store._write(manifest)
         except ReasonscopeError:
             store.close()
             raise
@@ -100,8 +102,10 @@ class TraceStore:
     @classmethod
     def open(cls, path: str | Path) -> "TraceStore":
         """The store in `path`. Raises StoreError where there is none, where its manifest was altered or is of a newer version, or
-        where a file of it is missing or has another length than it had."""
+        where a file of it is missing, has another length than it had, may not be read, or is a link."""
         store = cls(Path(path), Manifest.read(Path(path)))
+        if problem := _link_problem(store._folder):
+            raise StoreError(problem)
         for shard in store._manifest.shards:
             for name, file in shard.files.items():
                 if problem := length_problem(store._folder / name, file):
@@ -114,7 +118,7 @@ class TraceStore:
     ) -> "TraceStore":
         """The store in `path`, to go on with it, else a new one. Raises StoreError where the one that is there holds other sites
         or was written under another `meta`: what is in one store was made in one way."""
-        if not (Path(path) / NAME).exists():
+        if look_at(Path(path) / NAME) is None:
             return cls.create(path, meta=meta, sites=sites)
         store = cls.open(path)
         if store.sites != tuple(sites):
@@ -189,14 +193,15 @@ class TraceStore:
         if site not in self._manifest.sites:
             raise SiteError(f"{self.path} does not hold {site!r}; it holds {', '.join(self.sites) or 'no site'}")
         place = self._place(id)
-        checksum = place.crc32[self.sites.index(site)]
-        return read_rows(self._folder, place.shard, site, place.start, place.stop, checksum)
+        kind = self._manifest.sites[site]
+        return read_rows(self._folder, place.shard, site, kind, place.start, place.stop, place.crc32[site])
 
     def append(self, traces: Sequence[Trace], activations: Activations | None = None) -> None:
         """Store `traces` as one shard, with one array (token − 1, …) a trace for every site of the store.
 
-        They are stored when this returns, and not at all if it does not. Raises InputError for an id that is there already or arrays
-        that do not fit, StoreError where another process writes or the disk is full.
+        They are stored when this returns, and not at all if it does not, unless the disk fails in the very last step: then the store
+        may hold them, whole. Raises InputError for an id that is there already or arrays that do not fit, StoreError where another
+        process writes or the disk is full.
         """
         if not traces:
             return
@@ -204,13 +209,11 @@ class TraceStore:
         types = self._fitting(traces, activations or {})
         ordered = {site: (activations or {})[site] for site in self.sites}
         shard = write_shard(self._folder, shard_name(len(self._manifest.shards)), traces, ordered)
-        manifest = replace(self._manifest, sites=types, shards=(*self._manifest.shards, shard))
         try:
-            manifest.write(self.path)
+            self._write(replace(self._manifest, sites=types, shards=(*self._manifest.shards, shard)))
         except StoreError:
-            remove_files(self._folder, shard.files)
+            self._withdraw([shard])
             raise
-        self._manifest = manifest
         self._index().update(self._places_in(shard))
 
     def adopt(self, other: "TraceStore") -> None:
@@ -229,18 +232,35 @@ class TraceStore:
         if not new:
             return
         types = {site: self._manifest.sites[site] or other._manifest.sites[site] for site in self.sites}
+        for site, kind in other._manifest.sites.items():
+            if kind != types[site]:
+                raise InputError(f"{other.path} holds {site} as {kind}, {self.path} as {types[site]}; record it alike")
         taken: list[Shard] = []
         try:
             for number, shard in enumerate(new, start=len(self._manifest.shards)):
                 taken.append(link_shard(other._folder, shard, self._folder, shard_name(number)))
-            manifest = replace(self._manifest, sites=types, shards=(*self._manifest.shards, *taken))
-            manifest.write(self.path)
+            self._write(replace(self._manifest, sites=types, shards=(*self._manifest.shards, *taken)))
         except StoreError:
-            for shard in taken:
-                remove_files(self._folder, shard.files)
+            self._withdraw(taken)
             raise
-        self._manifest = manifest
         self._places = None
+
+    def _write(self, manifest: Manifest) -> None:
+        self._need_lock()
+        manifest.write(self.path)
+        self._manifest = manifest
+
+    def _withdraw(self, shards: Sequence[Shard]) -> None:
+        """Remove the files of `shards`, which were to enter with a manifest that could not be written, and start from the manifest that
+        is there. They stay where it names them, its write having failed at the very end, or where they may be another writer's."""
+        if self._unlock is None:
+            return
+        with suppress(StoreError):
+            self._need_lock()
+            self._manifest, self._places = Manifest.read(self.path), None
+            named = {name for shard in self._manifest.shards for name in shard.files}
+            for shard in shards:
+                remove_files(self._folder, shard.files.keys() - named)
 
     def _holds(self, other: "TraceStore", shard: Shard) -> bool:
         ids = other._places_in(shard).keys()
@@ -268,9 +288,9 @@ class TraceStore:
         if len(arrays) != len(traces):
             raise InputError(f"{site}: {len(arrays)} arrays for {len(traces)} traces; give one a trace")
         wanted = self._manifest.sites[site] or SiteType(dtype=arrays[0].dtype.name, shape=arrays[0].shape[1:])
-        if wanted.dtype not in _DTYPES:
+        if wanted.dtype not in DTYPES:
             raise InputError(
-                f"{site}: arrays of {wanted.dtype} cannot be stored; cast them to one of {', '.join(_DTYPES)}"
+                f"{site}: arrays of {wanted.dtype} cannot be stored; cast them to one of {', '.join(DTYPES)}"
             )
         for trace, array in zip(traces, arrays, strict=True):
             if array.shape != (rows_of(trace), *wanted.shape) or array.dtype.name != wanted.dtype:
@@ -282,42 +302,67 @@ class TraceStore:
 
     def _take_lock(self) -> None:
         if self._unlock is not None:
+            self._need_lock()
             return
         try:
-            descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            if problem := _link_problem(self._folder):
+                raise StoreError(problem)
+            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise StoreError(f"cannot write in {self.path}: {error}") from error
-        self._unlock = weakref.finalize(self, os.close, descriptor)
+        self._unlock = weakref.finalize(self, os.close, self._lock)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process: a dead writer holds nothing
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process: a dead writer holds nothing
         except OSError as error:
             self.close()
             raise StoreError(
                 f"{self.path} is being written by another process; wait for it, or give another folder"
             ) from error
-        for leftover in (self.path / (NAME + TEMPORARY), *self._folder.glob(f"*{TEMPORARY}")):
-            remove(leftover)
-        if (self.path / NAME).exists():  # another writer may have been here since we read it
-            try:
-                self._manifest = Manifest.read(self.path)
-            except StoreError:
-                self.close()
-                raise
-            self._places = None
+        try:
+            self._need_lock()
+            self._start()
+        except StoreError:
+            self.close()
+            raise
+
+    def _need_lock(self) -> None:
+        """Raise StoreError, and let go of the lock, unless it is the one that another writer would find."""
+        held, found = os.fstat(self._lock), None
+        with suppress(OSError):
+            found = (self.path / _LOCK).lstat()
+        if found is None or not os.path.samestat(held, found):
+            self.close()
+            raise StoreError(
+                f"the lock {self.path / _LOCK} was removed while it was held, and another process may write; what was stored is "
+                f"intact: end the other one, and run it again"
+            )
+
+    def _start(self) -> None:
+        """Clear away what a killed writer left, and take what another one wrote since we read the manifest."""
+        try:
+            for leftover in (self.path / (NAME + TEMPORARY), *self._folder.glob(f"*{TEMPORARY}")):
+                remove(leftover)
+        except OSError as error:
+            raise StoreError(f"cannot write in {self.path}: {error}") from error
+        if look_at(self.path / NAME) is not None:
+            self._manifest, self._places = Manifest.read(self.path), None
 
     def _index(self) -> dict[str, _Place]:
         if self._places is None:
-            self._places = {}
+            places: dict[str, _Place] = {}
             for shard in self._manifest.shards:
-                self._places |= self._places_in(shard)
+                places |= self._places_in(shard)
+            self._places = places
         return self._places
 
     def _places_in(self, shard: Shard) -> dict[str, _Place]:
-        rows = self._table(shard, columns=["id", "row_start", "row_stop", "crc32"]).to_pylist()
-        return {
-            row["id"]: _Place(shard=shard, index=i, start=row["row_start"], stop=row["row_stop"], crc32=row["crc32"])
-            for i, row in enumerate(rows)
-        }
+        table = self._table(shard, columns=["id", "row_start", "row_stop", "crc32"])
+        with well_formed(self._folder / shard.table, StoreError):
+            return {row["id"]: self._placed(shard, i, row) for i, row in enumerate(table.to_pylist())}
+
+    def _placed(self, shard: Shard, index: int, row: Mapping[str, Any]) -> _Place:
+        crc32 = dict(zip(self.sites, row["crc32"], strict=True))
+        return _Place(shard=shard, index=index, start=int(row["row_start"]), stop=int(row["row_stop"]), crc32=crc32)
 
     def _place(self, id: str) -> _Place:
         place = self._index().get(id)
@@ -326,16 +371,18 @@ class TraceStore:
         return place
 
     def _table(self, shard: Shard, columns: list[str] | None = None) -> pa.Table:
-        table = read_table(self._folder, shard, columns, verify=shard.name not in self._verified)
-        self._verified.add(shard.name)
-        return table
+        return read_table(self._folder, shard, columns)
 
 
 def _need_blank(folder: Path) -> None:
     """Raise StoreError unless a folder is new, empty, or holds no more than a writer leaves that was killed before its first manifest."""
     left = {folder / _LOCK, folder / _FOLDER}
-    blank = folder.is_dir() and all(path in left or _is_temporary(path, folder) for path in folder.rglob("*"))
-    if folder.exists() and not blank:
+    try:
+        there = folder.exists()
+        blank = folder.is_dir() and all(path in left or _is_temporary(path, folder) for path in folder.rglob("*"))
+    except OSError as error:
+        raise StoreError(f"cannot make {folder}: {error}") from error
+    if there and not blank:
         raise StoreError(f"{folder} exists and is not empty; give another folder, or open the store that is there")
 
 
@@ -350,13 +397,19 @@ def check_store(path: str | Path) -> list[str]:
     except StoreError as error:
         return [str(error)]
     files = {folder / _FOLDER / name: file for shard in manifest.shards for name, file in shard.files.items()}
-    found = [problem for name, file in files.items() if (problem := content_problem(name, file))]
+    found = [problem for name in (_FOLDER, _LOCK) if (problem := _link_problem(folder / name))]
+    if not (folder / _FOLDER).is_symlink():
+        found += [problem for name, file in files.items() if (problem := content_problem(name, file))]
     known = {*files, folder / NAME, folder / _LOCK, folder / _FOLDER}
     present = (
         Path(at, name) for at, folders, files in os.walk(folder) for name in (*folders, *files)
     )  # a writer may take some away
     strays = sorted(name for name in present if name not in known and not _is_unfinished(name, folder, manifest))
     return found + [f"{name} is no part of the store: somebody put it there; it may go" for name in strays]
+
+
+def _link_problem(path: Path) -> str | None:
+    return f"{path} is a link, which could lead out of the store; put itself there" if path.is_symlink() else None
 
 
 def _is_temporary(path: Path, folder: Path) -> bool:

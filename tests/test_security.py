@@ -221,6 +221,57 @@ def test_a_manifest_names_no_file_elsewhere(name, tmp_path):
         assert len(check_store(tmp_path / "run")) == 1
 
 
+def linked(path, target):
+    """`path` becomes a link to `target`, where it is moved to if it is there."""
+    if path.exists():
+        path.rename(target)
+    path.symlink_to(target)
+
+
+@pytest.mark.parametrize("name", ["shards", ".lock", NAME, "shards/000000.parquet", "shards/000000.safetensors"])
+def test_a_link_in_a_run_leads_nowhere(name, tmp_path):
+    with TraceStore.create(tmp_path / "run", sites=["z.0"]) as store:
+        store.append([trace("t")], {"z.0": [np.zeros((0, 2), dtype=np.float32)]})
+        assert store.ids
+    out = tmp_path / "outside"
+    linked(tmp_path / "run" / name, out)
+    if out.is_dir():
+        (out / "precious.tmp").write_bytes(b"x")
+    before = sorted(tmp_path.rglob("*")), out.stat().st_mtime_ns
+    assert [f"{name} is a link" in problem for problem in check_store(tmp_path / "run")] == [True]
+    if name != ".lock":
+        with pytest.raises(StoreError, match="is a link"):
+            TraceStore.open(tmp_path / "run")
+    if name.startswith("shards/"):
+        with pytest.raises(StoreError, match="is a link"):
+            store.trace("t") if name.endswith("parquet") else store.activations("t", "z.0")
+    else:
+        with pytest.raises(StoreError):
+            store.append([trace("u")], {"z.0": [np.zeros((0, 2), dtype=np.float32)]})
+    assert (sorted(tmp_path.rglob("*")), out.stat().st_mtime_ns) == before
+
+
+def test_a_lock_that_is_a_link_makes_no_file_elsewhere(tmp_path):
+    TraceStore.create(tmp_path / "run").close()
+    (tmp_path / "run" / ".lock").unlink()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "outside")
+    with TraceStore.open(tmp_path / "run") as store, pytest.raises(StoreError, match="cannot write"):
+        store.append([trace("t")])
+    assert not (tmp_path / "outside").exists() and "is a link" in check_store(tmp_path / "run")[0]
+
+
+def test_a_run_may_be_reached_by_a_link_and_a_part_with_a_link_is_not_taken(tmp_path):
+    with TraceStore.create(tmp_path / "part") as store:
+        store.append([trace("t")])
+    (tmp_path / "link").symlink_to(tmp_path / "part")
+    part = TraceStore.open(tmp_path / "link")
+    assert part.ids == ("t",) and part.check() == []
+    linked(tmp_path / "part" / "shards" / "000000.parquet", tmp_path / "outside")
+    with TraceStore.create(tmp_path / "whole") as whole, pytest.raises(StoreError, match="is a link"):
+        whole.adopt(part)
+    assert check_store(tmp_path / "whole") == []
+
+
 def test_links_lead_the_app_nowhere(tmp_path):
     (tmp_path / "runs").mkdir()
     TraceStore.create(tmp_path / "elsewhere").close()

@@ -1,20 +1,25 @@
+import hashlib
 import json
 import os
 import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from reasonscope.data import durable, shards
+from reasonscope.data import store as store_module
 from reasonscope.data.durable import write_text_durably
 from reasonscope.data.errors import InputError, SiteError, StoreError
-from reasonscope.data.manifest import Manifest
+from reasonscope.data.manifest import Manifest, StoredFile
 from reasonscope.data.parse import build_trace, trace_from_text
 from reasonscope.data.store import TraceStore, check_store
 from reasonscope.data.trace import Message, Problem, Sampling, Trace
@@ -544,3 +549,232 @@ def test_where_no_link_can_be_made_shards_are_copied(stored, tokenizer, tmp_path
 def test_a_name_that_no_file_can_have_is_told(tmp_path):
     with pytest.raises(StoreError, match="cannot write"):
         write_text_durably(tmp_path / ("x" * 300), "text")
+
+
+def test_a_table_that_was_damaged_after_its_ids_were_read_is_never_read(stored):
+    path = stored[0]
+    store, file = TraceStore.open(path), path / "shards" / "000000.parquet"
+    assert store.ids == ("a", "b", "c")
+    whole = file.read_bytes()
+    for position in range(0, len(whole), 97):
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        for read in (lambda: store.trace("a"), lambda: next(iter(store)), store.table):
+            with pytest.raises(StoreError, match="not those that were stored"):
+                read()
+
+
+def test_a_damaged_table_is_an_error_each_time_it_is_asked_for(stored):
+    file = stored[0] / "shards" / "000001.parquet"
+    raw = file.read_bytes()
+    file.write_bytes(raw[:50] + bytes([raw[50] ^ 1]) + raw[51:])
+    store = TraceStore.open(stored[0])
+    for _ in range(2):
+        with pytest.raises(StoreError, match="damaged"):
+            _ = store.ids
+
+
+def test_what_is_no_parquet_is_an_error_although_its_checksum_fits(stored):
+    path = stored[0]
+    file, manifest = path / "shards" / "000000.parquet", Manifest.read(path)
+    for raw in (
+        b"",
+        b"PAR1",
+        file.read_bytes()[:-9] + b"\0" * 5 + b"PAR1",
+        b"PAR1" + b"\xff" * 400 + b"\x90\1\0\0PAR1",
+    ):
+        file.write_bytes(raw)
+        entry = StoredFile(size=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+        first = replace(manifest.shards[0], files={**manifest.shards[0].files, file.name: entry})
+        replace(manifest, shards=(first, manifest.shards[1])).write(path)
+        with pytest.raises(StoreError, match="no Parquet file"):
+            TraceStore.open(path).table()
+
+
+def test_a_table_that_unpacks_to_far_more_than_its_file_is_refused_unread(tokenizer, tmp_path, monkeypatch):
+    with TraceStore.create(tmp_path / "run") as store:
+        store.append([make_trace(tokenizer, "a", meta={"x": "a" * 2**24})])
+    size = (tmp_path / "run" / "shards" / "000000.parquet").stat().st_size
+    assert list(store)  # a table of some megabytes may be as repetitive as it likes
+    monkeypatch.setattr("reasonscope.data.shards._HARMLESS", 2**20)
+    monkeypatch.setattr("reasonscope.data.shards._PACKED", 2**24 // size + 2)
+    assert list(store)
+    monkeypatch.setattr("reasonscope.data.shards._PACKED", 2**24 // size - 1)
+    with pytest.raises(StoreError, match=f"would unpack {size} bytes to 167"):
+        list(store)
+
+
+def read_the_first(store):
+    """What reads the files of the first shard, by their endings."""
+    return {".parquet": lambda: store.trace("a"), ".safetensors": lambda: store.activations("a", "z.1")}
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".safetensors"])
+def test_a_file_that_became_a_folder_is_an_error(stored, ending):
+    path = stored[0]
+    store = TraceStore.open(path)
+    assert store.ids
+    (path / "shards" / f"000000{ending}").unlink()
+    (path / "shards" / f"000000{ending}").mkdir()
+    with pytest.raises(StoreError, match="and no file"):
+        read_the_first(store)[ending]()
+    assert len(check_store(path)) == 1 and "and no file" in check_store(path)[0]
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".safetensors", ".json"])
+def test_a_file_that_may_not_be_read_is_an_error(stored, monkeypatch, ending):
+    path, opens = stored[0], Path.open
+    store = TraceStore.open(path)
+    assert store.ids
+
+    def refused(self, *words, **named):
+        if self.suffix == ending:
+            raise PermissionError(13, "Permission denied", str(self))
+        return opens(self, *words, **named)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(StoreError, match="Permission denied"):
+        ({".json": lambda: TraceStore.open(path)} | read_the_first(store))[ending]()
+    assert check_store(path) and all("cannot be read" in problem for problem in check_store(path))
+
+
+def test_a_folder_that_may_not_be_looked_at_is_an_error(stored, monkeypatch):
+    path = stored[0]
+
+    def refused(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    for name in ("lstat", "exists"):
+        monkeypatch.setattr(Path, name, refused)
+    for read in (TraceStore.open, TraceStore.create, TraceStore.open_or_create):
+        with pytest.raises(StoreError, match="Permission denied"):
+            read(path)
+    assert len(check_store(path)) == 1
+
+
+def test_a_name_that_is_too_long_is_an_error(tmp_path):
+    path = tmp_path / ("x" * 300)
+    for read in (TraceStore.open, TraceStore.create, TraceStore.open_or_create):
+        with pytest.raises(StoreError, match="too long"):
+            read(path)
+    assert len(check_store(path)) == 1
+    with pytest.raises(StoreError, match="no trace store"):
+        TraceStore.open(tmp_path / "a\0b")
+
+
+def test_what_a_killed_writer_left_and_nobody_may_remove_is_an_error_and_frees_the_lock(tokenizer, stored, monkeypatch):
+    def refused(_):
+        raise PermissionError(13, "Permission denied")
+
+    with TraceStore.open(stored[0]) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr("reasonscope.data.store.remove", refused)
+            with pytest.raises(StoreError, match="cannot write"):
+                store.append([make_trace(tokenizer, "d")], {})
+        with TraceStore.open(stored[0]) as other:
+            other.append([new := make_trace(tokenizer, "d")], make_arrays([new]))
+
+
+def test_a_writer_whose_lock_was_removed_writes_no_more(stored, tokenizer):
+    path, new = stored[0], [make_trace(tokenizer, id) for id in "def"]
+    with TraceStore.open(path) as first, TraceStore.open(path) as second:
+        first.append(new[:1], make_arrays(new[:1]))
+        (path / ".lock").unlink()
+        with pytest.raises(StoreError, match=r"lock .* was removed"):
+            first.append(new[1:2], make_arrays(new[1:2]))
+        first.append(new[1:2], make_arrays(new[1:2]))  # it holds a new one, and nobody else has written
+        (path / ".lock").unlink()
+        second.append(new[2:], make_arrays(new[2:]))
+        with pytest.raises(StoreError, match=r"lock .* was removed"):
+            first.append(new[:1], make_arrays(new[:1]))
+        with pytest.raises(StoreError, match="written by another process"):
+            first.append(new[:1], make_arrays(new[:1]))
+    assert TraceStore.open(path).ids == (*"abcdef",) and check_store(path) == []
+
+
+@pytest.mark.parametrize("adopting", [False, True])
+def test_a_lock_that_is_removed_during_a_write_keeps_the_manifest_of_the_other_and_its_files(
+    stored, tokenizer, tmp_path, monkeypatch, adopting
+):
+    path, [new, other] = stored[0], [make_trace(tokenizer, id) for id in "de"]
+    name = "link_shard" if adopting else "write_shard"
+    taken, write = part(tokenizer, tmp_path / "part", "d"), getattr(store_module, name)
+
+    def late(*words):
+        shard = write(*words)
+        monkeypatch.setattr(store_module, name, write)
+        (path / ".lock").unlink()
+        with TraceStore.open(path) as second:
+            second.append([other], make_arrays([other]))
+        return shard
+
+    monkeypatch.setattr(store_module, name, late)
+    with TraceStore.open(path) as first:
+        with pytest.raises(StoreError, match=r"lock .* was removed"):
+            first.adopt(taken) if adopting else first.append([new], make_arrays([new]))
+        assert check_store(path) == []
+        first.adopt(taken) if adopting else first.append([new], make_arrays([new]))
+    assert TraceStore.open(path).ids == (*"abced",) and check_store(path) == []
+
+
+def test_an_adoption_that_fails_without_its_lock_removes_nothing(stored, tokenizer, tmp_path, monkeypatch):
+    path, other, link = stored[0], parts(tokenizer, tmp_path / "part"), store_module.link_shard
+
+    def fail(*words):
+        if words[-1] == "000003":
+            (path / ".lock").unlink()
+            raise StoreError("no space left")
+        return link(*words)
+
+    monkeypatch.setattr(store_module, "link_shard", fail)
+    with TraceStore.open(path) as store, pytest.raises(StoreError, match="no space left"):
+        store.adopt(other)
+    assert (path / "shards" / "000002.parquet").exists() and check_store(path) == []
+
+
+@pytest.mark.parametrize("adopting", [False, True])
+def test_a_disk_that_fails_behind_the_new_manifest_takes_no_file_that_it_names(
+    stored, tokenizer, tmp_path, monkeypatch, adopting
+):
+    path, new = stored[0], make_trace(tokenizer, "d")
+    taken, sync = part(tokenizer, tmp_path / "part", "d"), durable.sync_folder
+
+    def fail(folder):
+        if folder == path:
+            raise OSError("input/output error")
+        sync(folder)
+
+    with TraceStore.open(path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(durable, "sync_folder", fail)
+            with pytest.raises(StoreError, match="input/output error"):
+                store.adopt(taken) if adopting else store.append([new], make_arrays([new]))
+        assert check_store(path) == [] and store.ids == TraceStore.open(path).ids == (*"abcd",)
+        store.append([last := make_trace(tokenizer, "e")], make_arrays([last]))
+    assert TraceStore.open(path).ids == (*"abcde",) and check_store(path) == []
+
+
+def test_a_store_whose_rows_are_of_another_type_is_not_taken_over(tmp_path):
+    for name, dtype in (("one", np.float32), ("two", np.float16)):
+        trace = trace_from_text(id=name, problem=Problem(id="p", prompt="Q"), prompt="Q", completion="b")
+        with TraceStore.create(tmp_path / name, sites=["z.0"]) as store:
+            store.append([trace], {"z.0": [np.zeros((0, 3), dtype=dtype)]})
+    with TraceStore.open(tmp_path / "one") as store, pytest.raises(InputError, match="float16"):
+        store.adopt(TraceStore.open(tmp_path / "two"))
+
+
+def test_a_row_that_says_nothing_of_its_place_is_an_error(tokenizer, tmp_path, monkeypatch):
+    for column, values in (("row_stop", [None]), ("crc32", [[1]]), ("crc32", [None])):
+        table = shards._table
+
+        def changed(*words, table=table, column=column, values=values):
+            made = table(*words)
+            at = made.schema.get_field_index(column)
+            return made.set_column(at, made.schema.field(at), pa.array(values, made.schema.field(at).type))
+
+        folder = tmp_path / f"{column}{values}"
+        with monkeypatch.context() as patch, TraceStore.create(folder) as store:
+            patch.setattr(shards, "_table", changed)
+            with pytest.raises(StoreError, match=r"000000\.parquet is damaged"):
+                store.append([make_trace(tokenizer, "a")])
+        with pytest.raises(StoreError, match=r"000000\.parquet is damaged"):
+            _ = TraceStore.open(folder).ids

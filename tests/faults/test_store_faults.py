@@ -161,27 +161,39 @@ def damaged(tokenizer, tmp_path_factory):
             }
             store.append([trace], arrays)
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
-    return folder, files, read(folder)
+    return folder, files, read(TraceStore.open(folder))
 
 
-def read(folder):
+def read(store):
     """Everything that a reader gets out of a store."""
-    store = TraceStore.open(folder)
-    return list(store), [store.activations(id, site).tobytes() for id in store.ids for site in store.sites]
+    arrays = [store.activations(id, site) for id in store.ids for site in store.sites]
+    return list(store), [store.trace(id) for id in store.ids], [(a.dtype.name, a.shape, a.tobytes()) for a in arrays]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_bit_of_any_file_and_any_truncation_is_found_and_never_read(damaged, data):
+def test_any_byte_of_any_file_and_any_truncation_is_found_and_never_read(damaged, data):
     folder, files, whole = damaged
     path = data.draw(st.sampled_from(sorted(files)))
     position = data.draw(st.integers(0, len(files[path]) - 1))
     changed = bytearray(files[path])
     if data.draw(st.booleans()):
-        changed[position] ^= 1 << data.draw(st.integers(0, 7))
+        changed[position] ^= data.draw(st.integers(1, 255))
     else:
         changed = changed[:position]
-    found_and_never_read(folder, path, bytes(changed), whole, files)
+    found_and_never_read(folder, path, bytes(changed), whole, files, opened=data.draw(st.booleans()))
+
+
+def test_a_type_that_was_changed_in_a_header_is_never_read(damaged):
+    folder, files, whole = damaged
+    for path, raw in files.items():
+        for a, b in ((b"F32", b"I32"), (b"F32", b"U32"), (b"[2,2,3]", b"[2,3,2]"), (b"[2,4]", b"[4,2]")):
+            if path.suffix == ".safetensors" and (changed := raw.replace(a, b)) != raw:
+                found_and_never_read(folder, path, changed, whole, files)
+                path.write_bytes(changed)
+                with pytest.raises(StoreError, match="not what was stored"):
+                    read(TraceStore.open(folder))
+                path.write_bytes(raw)
 
 
 @pytest.mark.slow
@@ -189,24 +201,32 @@ def test_every_byte_of_every_file_counts(damaged):
     folder, files, whole = damaged
     rng = np.random.default_rng(0)
     for path, raw in files.items():
+        header = int.from_bytes(raw[:8], "little") if path.suffix == ".safetensors" else 0
         for position in range(len(raw)):
-            changed = bytearray(raw)
-            changed[position] ^= 1 << int(rng.integers(8))
-            found_and_never_read(folder, path, bytes(changed), whole, files)
+            for byte in {
+                raw[position] ^ int(rng.integers(1, 256)),
+                *(b"IUF0123456" if 8 <= position < 8 + header else b""),
+            }:
+                if byte != raw[position]:
+                    found_and_never_read(
+                        folder, path, raw[:position] + bytes([byte]) + raw[position + 1 :], whole, files
+                    )
             found_and_never_read(folder, path, raw[:position], whole, files)
 
 
-def found_and_never_read(folder, path, changed, whole, files):
+def found_and_never_read(folder, path, changed, whole, files, *, opened=False):
     """`check` finds the damage; a reader gets an error, or (where the damage is in what nobody asked for) what was stored."""
+    store = TraceStore.open(folder)
+    assert not opened or store.ids  # it knows by now where every trace lies
     path.write_bytes(changed)
     try:
         assert len(check_store(folder)) == 1
         try:
-            traces, arrays = read(folder)
+            found = read(store if opened else TraceStore.open(folder))
         except ReasonscopeError as error:
             assert isinstance(error, StoreError)
         else:
-            assert (traces, arrays) == whole
+            assert found == whole
     finally:
         path.write_bytes(files[path])
     assert check_store(folder) == []
