@@ -58,7 +58,7 @@ def test_every_analysis_leaves_results_and_figures_beside_the_store(run, name):
 
 
 def test_results_that_cannot_be_kept_are_one_error(run, tmp_path):
-    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("results"))
     (tmp_path / "run" / "results").write_text("a file", encoding="utf-8")
     done = CliRunner().invoke(cli.app, ["analyse", "reflection", "--run", str(tmp_path / "run")])
     assert isinstance(done.exception, StoreError) and "cannot make the folder" in str(done.exception)
