@@ -36,6 +36,7 @@ TARGETS = {
     "data/export.py": ["tests/data/test_importers.py"],
     "data/headed.py": ["tests/data/test_headed.py"],
     "data/importers.py": ["tests/data/test_importers.py"],
+    "data/intervals.py": ["tests/data/test_intervals.py", "tests/probes/test_evaluate.py"],
     "data/label.py": ["tests/data/test_label.py"],
     "data/manifest.py": ["tests/data/test_manifest.py", "tests/data/test_store.py"],
     "data/merge.py": ["tests/data/test_merge.py"],

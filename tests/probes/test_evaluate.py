@@ -11,7 +11,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Resamples, resample_groups, tails
+from reasonscope.data.intervals import Resamples, resample_groups
 from reasonscope.data.parse import trace_from_text
 from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.baselines import Points, residual_sites
@@ -48,29 +48,6 @@ def test_every_interval_is_of_1000_resamples_and_one_seed(call):
 def test_every_split_is_in_five_of_a_regression(call):
     defaults = inspect.signature(call).parameters
     assert [defaults[name].default for name in ("folds", "seed", "task")] == [5, 0, "regression"]
-
-
-def test_an_interval_from_few_groups_is_as_wide_as_students():
-    assert tails(10) == pytest.approx((0.0085506, 0.9914494), abs=1e-6)  # of a normal distribution at 2.2622 √(10/9)
-    assert tails(10**6) == pytest.approx((0.025, 0.975), abs=1e-6)
-    assert tails(10**6, 0.5) == pytest.approx((0.25, 0.75), abs=1e-6)
-
-
-def test_resamples_drawn_once_are_those_of_each_bootstrap():
-    rng = np.random.default_rng(0)
-    groups, values, weights = [f"{i % 7}" for i in range(30)], rng.standard_normal(30), rng.random(30)
-    values[[3, 9]] = np.nan
-
-    def mean(rows):
-        given = rows[np.isfinite(values[rows])]
-        return float(np.average(values[given], weights=weights[given]))
-
-    resamples = Resamples(groups)
-    one_by_one, at_once = resample_groups(mean, groups), resamples.estimate(resamples.means(values, weights))
-    assert (at_once.value, *at_once.interval) == pytest.approx((one_by_one.value, *one_by_one.interval))
-    assert resamples.estimate(resamples.means(np.full(30, np.nan))) is None
-    with pytest.raises(InputError, match="one group"):
-        Resamples(["a", "a"])
 
 
 def test_a_label_that_only_the_group_knows_cannot_be_predicted():
