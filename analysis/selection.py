@@ -124,7 +124,9 @@ def simulate(traces: Sequence[Trace], rules: dict[str, Rule], *, k: int, repeats
     table = np.array(
         [_of_problem(samples, every, k, repeats, seed) for samples in groups.values()]
     )  # problem rule metric
-    values, ends = estimates(dict(zip(every, table.swapaxes(0, 1), strict=True)), list(groups))
+    values, ends = estimates(
+        dict(zip(every, table.swapaxes(0, 1), strict=True)), [samples[0].problem.group for samples in groups.values()]
+    )
     low, high = (np.broadcast_to(end[:1], values.shape) for end in ends)
     return Result(
         method=METHOD,

@@ -17,7 +17,7 @@ from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.branches import Branch, PrefixWriter
 from reasonscope.probes.decoding import generate
 from reasonscope.probes.model import Model
-from reasonscope.probes.rollout import as_trace, trace_seed
+from reasonscope.probes.rollout import as_trace, counting_begun, trace_seed
 
 
 def token_ids_of(model: Model, words: Sequence[str] = THINKING_WORDS) -> list[int]:
@@ -126,13 +126,7 @@ def _longer(
         seed = trace_seed(sampling.seed, f"{trace.id}/longer/{round_}")
         branch = Branch(cut=current.tokens.thinking.stop, stub=stub, seed=seed)
         (done,) = writer(current.token_ids.tolist(), [branch], sampling)
-        given = np.full(done.n_prompt_tokens - trace.n_prompt_tokens, np.nan, dtype=np.float32)
-        whole = replace(
-            done,
-            n_prompt_tokens=trace.n_prompt_tokens,
-            logprobs=np.concatenate([given, done.logprobs]),
-            entropies=np.concatenate([given, done.entropies]),
-        )
+        whole = counting_begun(done, trace.n_prompt_tokens)
         current = as_trace(model, trace.problem, trace.sample, whole, replace(sampling, seed=seed))
     if stub and current.state == "closed" and current.final_answer is not None:
         return current.final_answer
@@ -174,7 +168,7 @@ def time_scaling(
         axes=(Axis.of("word", outcomes), Axis.of("metric", ("accuracy",))),
         values=values,
         null=Band.of(null.min(), null.max(), values.shape, f"range of the words {', '.join(controls)}"),
-        interval=Band.of(ends[0], ends[1], values.shape, "bootstrap over problems"),
+        interval=Band.of(ends[0], ends[1], values.shape, "over problems, 95%"),
         numbers={"mean_over_words": float(np.mean([outcomes[w].mean() for w in words])), "rounds": rounds},
         provenance={"traces": len(traces), "seed": seed},
     )

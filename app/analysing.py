@@ -40,6 +40,7 @@ from reasonscope.app.comparing import (
 )
 from reasonscope.app.inspecting import analyse_alternatives, analyse_attention, analyse_shift
 from reasonscope.app.study import Options, Study, stored, trace_sentences
+from reasonscope.data.answers import equivalent
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.parse import THINK
@@ -163,7 +164,8 @@ def analyse_entropy(study: Study, trace: Trace) -> Iterator[Result]:
 def analyse_confidence(study: Study, trace: Trace) -> Iterator[Result]:
     """Confidence of each trace by forced answers at eleven cuts."""
     answers, i = [other.final_answer for other in study.traces], [other.id for other in study.traces].index(trace.id)
-    foreign = next((a for a in [*answers[i + 1 :], *answers[:i]] if a and a != trace.final_answer), None)
+    others = [*answers[i + 1 :], *answers[:i]]
+    foreign = next((answer for answer in others if answer and not equivalent(answer, trace.final_answer or "")), None)
     yield confidence_of_trace(
         study.writer,
         trace,

@@ -108,7 +108,7 @@ def sample(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor,
         token = logits.argmax(dim=-1)
     else:
         kept = probabilities if sampling.top_p >= 1 else _nucleus(probabilities, sampling.top_p)
-        cumulative = kept.cumsum(dim=-1, dtype=_precise(logits.device))
+        cumulative = _running_sum(kept, _precise(logits.device))
         token = torch.searchsorted(cumulative, uniform[:, None].to(cumulative) * cumulative[:, -1:], right=True)[:, 0]
         token = token.clamp(max=logits.shape[-1] - 1)
     return token, logprobs.gather(1, token[:, None])[:, 0], entropy
@@ -119,10 +119,17 @@ def _precise(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def _running_sum(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Over the last axis. CUDA has no deterministic one of floats: where it has to be, the host does it."""
+    if values.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return values.cpu().cumsum(dim=-1, dtype=dtype).to(values.device)
+    return values.cumsum(dim=-1, dtype=dtype)
+
+
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     """The smallest set of tokens that holds `top_p` of the probability, always at least the first; the others at 0."""
     ordered, indices = probabilities.sort(dim=-1, descending=True, stable=True)
-    outside = ordered.cumsum(dim=-1) - ordered >= top_p
+    outside = _running_sum(ordered, ordered.dtype) - ordered >= top_p
     return probabilities.masked_fill(torch.zeros_like(outside).scatter(1, indices, outside), 0.0)
 
 

@@ -75,7 +75,7 @@ class Clamp:
         return _moved_to(states, direction, self.to, strength, read)
 
 
-# By name, for plans and command lines; `Clamp` has a parameter and is made by hand.
+# By name; `Clamp` has a parameter and is made by hand.
 OPERATORS: Mapping[str, Operator] = MappingProxyType(
     {
         "add": add,
