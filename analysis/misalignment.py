@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
 from reasonscope.data.errors import ContextError, InputError
-from reasonscope.data.intervals import mean_estimate
+from reasonscope.data.intervals import wilson_interval
 from reasonscope.data.segment import sentence_of_each
 from reasonscope.data.trace import Sentence, Trace
 from reasonscope.probes.model import Model
@@ -30,10 +30,10 @@ def misalignment_of_trace(
 ) -> Result:
     """Share of the thinking's tokens that `base` would not have written, by place: axis (bin,), equal parts of the thinking.
 
-    The null is the reasoner on its own text: what it sampled instead of its own first choice is no misalignment. Intervals are over the
-    sentences of a bin, NaN where it is of one. What was given of the thinking (a prefill) is not judged. `arrays`: `by_index` (place in
-    the sentence, 0 to 9), which the paper finds to fall within a few tokens, and `misses` (token,). Raises InputError where the two do
-    not share a tokenizer.
+    The null is the reasoner on its own text: what it sampled instead of its own first choice is no misalignment. Intervals are Wilson's,
+    of a bin's tokens times what one of the thinking is `worth`. What was given of the thinking (a prefill) is not judged. `arrays`:
+    `by_index` (place in the sentence, 0 to 9), which the paper finds to fall within a few tokens, and `misses` (token,). Raises
+    InputError where the two do not share a tokenizer.
     """
     if base.fingerprint["tokenizer"] != reasoner.fingerprint["tokenizer"]:
         raise InputError(
@@ -48,9 +48,9 @@ def misalignment_of_trace(
     span = slice(first - trace.n_prompt_tokens, first - trace.n_prompt_tokens + n)
     found, own = (greedy_misses(model, trace)[span] for model in (base, reasoner))
     parts, mine = (np.array_split(misses, bins) for misses in (found, own))
-    units = np.array_split(sentence_of_each(sentences, first + n)[first:], bins)
+    units = sentence_of_each(sentences, first + n)[first:]
     values = np.array([part.mean() for part in parts])
-    ends = [np.transpose([_ends(*pair) for pair in zip(side, units, strict=True)]) for side in (mine, parts)]
+    ends = [_ends(side, worth(misses, units)) for side, misses in ((mine, own), (parts, found))]
     return Result(
         method=METHOD,
         quantity="share of tokens that the base model would not have written",
@@ -58,16 +58,27 @@ def misalignment_of_trace(
         axes=(Axis.of("bin", bins),),
         values=values,
         null=Band.of(ends[0][0], ends[0][1], values.shape, "the reasoner on its own text, 95%"),
-        interval=Band.of(ends[1][0], ends[1][1], values.shape, "over the sentences of a bin, 95%"),
+        interval=Band.of(
+            ends[1][0], ends[1][1], values.shape, "over tokens, as few as the likeness in a sentence leaves, 95%"
+        ),
         arrays={"misses": found, "by_index": _by_index(sentences, found, first)},
         numbers={"rate": float(found.mean()), "rate_of_reasoner": float(own.mean())},
         provenance=provenance,
     )
 
 
-def _ends(misses: Values, units: NDArray[np.int64]) -> tuple[float, float]:
-    """The interval of a bin's mean over its sentences: the tokens of one are alike. NaN where they are all of one."""
-    return mean_estimate(misses, groups=units).interval if len(set(units.tolist())) > 1 else (np.nan, np.nan)
+def worth(misses: Values, units: NDArray[np.int64]) -> float:
+    """How many independent tries one of `misses` (token,) is, up to 1, for the tokens of a sentence (`units`) are alike: p (1 − p) / n over
+    the variance that the sentences show (Kish's design effect, Survey Sampling, 1965). 1 where all are alike, or of one sentence."""
+    n, mean = len(np.unique(units)), misses.mean()
+    left = np.bincount(np.unique(units, return_inverse=True)[1], weights=misses - mean)
+    seen = float(left @ left) * n / max(n - 1, 1) / len(misses) ** 2
+    return min(1.0, float(mean * (1 - mean) / len(misses) / seen)) if seen else 1.0
+
+
+def _ends(parts: Sequence[Values], each: float) -> Values:
+    """The ends (2, bin) of Wilson's interval of each part's mean, `each` of its values so much of a try."""
+    return np.transpose([wilson_interval(part.sum() * each, len(part) * each) for part in parts])
 
 
 def _by_index(sentences: Sequence[Sentence], misses: Values, first: int, places: int = 10) -> Values:

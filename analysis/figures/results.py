@@ -75,11 +75,11 @@ def along(
     numbered = all(place.isdigit() for place in places)
     x = np.array([int(place) for place in places]) if numbered else np.arange(len(places))
     hover = [short(str(text)) for text in result.numbers.get("texts") or places]
-    told = False  # the word for a peak, in the legend
+    told = shaded = False  # the words for a peak and for the null, in the legend
     for panel, (name, line) in enumerate(rows.items(), start=1):
         at, shown = first.index(name), panel == 1
         if result.null is not None:
-            _shade(figure, x, result.null, at, panel, shown)
+            shaded = _shade(figure, x, result.null, at, panel, not shaded) or shaded
         error = None if result.interval is None else _between(line, result.interval, at)
         few = len(places) <= 80
         figure.add_scatter(
@@ -167,20 +167,25 @@ def arm_outcomes(result: Result) -> Figure:
     return figure.update_xaxes(tickvals=places, ticktext=list(metrics))
 
 
-def _shade(figure: Figure, x: NDArray[np.intp], null: Band, row: int, panel: int, shown: bool) -> None:
+def _shade(figure: Figure, x: NDArray[np.intp], null: Band, row: int, panel: int, shown: bool) -> bool:
+    """The null as an area, one for each stretch of places that have one; whether there is any."""
     low, high = (np.reshape(end, (-1, len(x)))[row] for end in (null.low, null.high))
-    line = {"width": 1 if np.array_equal(low, high) else 0, "color": GREY}  # a band of no width is a line
-    style = {"mode": "lines", "line": line, "hoverinfo": "skip", "legendgroup": "null", "row": panel, "col": 1}
-    figure.add_scatter(x=x, y=low, showlegend=False, **style)
-    figure.add_scatter(
-        x=x,
-        y=high,
-        fill="tonexty",
-        fillcolor=SHADE,
-        name=f"null: {null.what}",
-        showlegend=shown,
-        **style,
-    )
+    known = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
+    for stretch in np.split(known, np.flatnonzero(np.diff(known) > 1) + 1):
+        if not len(stretch):
+            continue
+        if len(stretch) == 1:  # an area of no width would not be seen
+            at, ends = x[stretch[0]] + np.array([-0.25, 0.25]), [np.repeat(end[stretch], 2) for end in (low, high)]
+        else:
+            at, ends = x[stretch], [end[stretch] for end in (low, high)]
+        line = {"width": 1 if np.array_equal(ends[0], ends[1]) else 0, "color": GREY}  # a band of no width is a line
+        style = {"mode": "lines", "line": line, "hoverinfo": "skip", "legendgroup": "null", "row": panel, "col": 1}
+        figure.add_scatter(x=at, y=ends[0], showlegend=False, **style)
+        figure.add_scatter(
+            x=at, y=ends[1], fill="tonexty", fillcolor=SHADE, name=f"null: {null.what}", showlegend=shown, **style,
+        )  # fmt: skip
+        shown = False
+    return len(known) > 0
 
 
 def _between(line: NDArray[np.float64], band: Band, row: int) -> dict[str, object]:

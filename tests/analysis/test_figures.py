@@ -295,3 +295,13 @@ def test_a_kept_figure_is_read_as_it_was_written(tmp_path, probe):
     figure = figures.length_scores(probe)
     figures.write_figure(figure, tmp_path / "figure.json")
     assert figures.read_figure(tmp_path / "figure.json") == figure
+
+
+def test_the_null_is_shaded_where_it_is_known_and_nowhere_between():
+    low = np.array([0.1, 0.2, np.nan, 0.1, np.nan, 0.3, 0.3])
+    result = Result(
+        method="x", quantity="q", unit="1", axes=(Axis.of("bin", 7),), values=np.full(7, 0.5), null=Band.of(low, low + 0.2, (7,), "even"),
+    )  # fmt: skip
+    shades = [one for one in figures.along(result).data if one.legendgroup == "null"]
+    assert [list(one.x) for one in shades[::2]] == [[0, 1], [2.75, 3.25], [5, 6]]
+    assert all(np.isfinite(one.y).all() for one in shades) and sum(bool(one.showlegend) for one in shades) == 1

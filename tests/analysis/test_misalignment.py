@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reasonscope.analysis import figures
-from reasonscope.analysis.misalignment import misalignment_of_trace
+from reasonscope.analysis.misalignment import misalignment_of_trace, worth
 from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.data.errors import InputError
 from reasonscope.data.problems import load_problems
@@ -22,9 +22,8 @@ def test_a_greedy_trace_is_its_models_own_and_not_a_random_models():
     (trace,) = rollouts(reasoner, load_problems("ledger:brief", n=1, seed=5), Sampling(max_new_tokens=60))
     known = sentences(trace)
     own = misalignment_of_trace(reasoner, reasoner, trace, known, bins=4)
-    assert own.numbers["rate"] == 0 and np.nanmax(own.null.low) == 0
-    several = np.isfinite(own.null.high)
-    assert several.any() and (own.null.high[several] > 0.05).all(), "a few sentences of its own do not say that all are"
+    assert own.numbers["rate"] == 0 and own.null.low.max() == 0
+    assert (own.null.high > 0.05).all(), "a few tokens that are its own do not say that all are"
     base = load_model("organism-base")
     found = misalignment_of_trace(base, reasoner, trace, known, bins=4)
     assert found.numbers["rate"] >= 0 and found.numbers["rate_of_reasoner"] == 0
@@ -100,3 +99,12 @@ def test_a_result_is_drawn_with_its_null_shaded_its_interval_and_its_unit():
     only = figures.along(result, only=["kl"])
     assert [t.name for t in only.data].count("measured") == 1
     assert drawn["effects"].layout.xaxis.title.text == "source sentence"
+
+
+def test_tokens_of_a_sentence_that_are_alike_are_worth_less():
+    sentence = np.repeat(np.arange(20), 10)
+    each = np.random.default_rng(0).random(200) < 0.3
+    assert worth(each.astype(float), sentence) > 0.7
+    alike = np.repeat(np.arange(20) % 4 == 0, 10).astype(float)
+    assert worth(alike, sentence) == pytest.approx(0.1 * 19 / 20), "twenty sentences, and their spread from as many"
+    assert worth(np.ones(200), sentence) == 1 and worth(each.astype(float), np.zeros(200, dtype=int)) == 1

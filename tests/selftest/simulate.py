@@ -22,6 +22,8 @@ from scipy.special import gammaln
 from scipy.stats import kstest, norm
 
 from reasonscope.analysis.mi_peaks import _estimated, thinking_token_table
+from reasonscope.analysis.misalignment import _ends as _bin_ends
+from reasonscope.analysis.misalignment import worth
 from reasonscope.analysis.paired import paired_difference
 from reasonscope.analysis.reflection import within_question_correlation
 from reasonscope.analysis.statistics import (
@@ -248,10 +250,11 @@ def _path(n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
 
 
 def _misaligned(n: int, rng: np.random.Generator, _: int) -> tuple[float, float]:
-    """Tokens of a bin that are wrong more often in some of its `n` sentences than in others."""
+    """A tenth of a thinking whose tokens are wrong more often in some of its `n` sentences than in others."""
     sentence = np.repeat(np.arange(n), rng.integers(5, 15, size=n))
-    wrong = rng.random(len(sentence)) < rng.beta(3, 7, size=n)[sentence]
-    return mean_estimate(wrong, groups=sentence).interval
+    wrong = (rng.random(len(sentence)) < rng.beta(6, 14, size=n)[sentence]).astype(float)
+    low, high = _bin_ends(np.array_split(wrong, 10), worth(wrong, sentence))
+    return float(low[3]), float(high[3])
 
 
 def _mutual(name: str, n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
@@ -489,10 +492,10 @@ def _intervals() -> list[Interval]:
             one=partial(_path, 10),
         ),
         Interval(
-            name="misaligned tokens of 6 sentences",
-            where="data.intervals.mean_estimate",
+            name="misaligned tokens, a tenth of 20 sentences",
+            where="analysis.misalignment.misalignment_of_trace",
             truth=0.3,
-            one=partial(_misaligned, 6),
+            one=partial(_misaligned, 20),
         ),
         *(
             Interval(
