@@ -608,6 +608,8 @@ _HEAD = """# What the intervals and p-values are worth
 Written by `make selftest`: {runs:,} simulated runs a row, {draws} resamples each, seed {seed}. The data come from processes whose true
 value is known. An interval should hold it 95 % of the time and is required to do so {low:.0%} to {high:.0%}; a p-value should be at most .05
 in 5 % of the runs in which nothing is to be found, and is compared with a uniform distribution besides (Kolmogorov and Smirnov).
+A share of few tries takes few values, so that at a fixed one an interval holds it .90 to .99 of the time, whatever the formula; where a
+row says "any share", each run has another.
 """
 
 
