@@ -268,7 +268,7 @@ def compare_models(
     for name, change in _changes(base, reasoning, site).items():
         if len(change) < 2:
             raise InputError(f"{len(change)} traces have {name} under both models; 2 at least make an interval")
-        found[name] = mean_estimate(change)
+        found[name] = mean_estimate(change, shares=False)
     return found
 
 
@@ -303,7 +303,7 @@ def comparison(
     rows = np.full((5, len(changes)), np.nan)  # value, interval, null
     for column, name in enumerate(changes):
         if name in known:
-            change, estimate = known[name], mean_estimate(known[name])
+            change, estimate = known[name], mean_estimate(known[name], shares=False)
             exchanged = (rng.choice([-1.0, 1.0], size=(draws, len(change))) * change).mean(axis=1)
             rows[:, column] = estimate.value, *estimate.interval, *np.quantile(exchanged, [0.025, 0.975])
     shape = (len(changes),)

@@ -30,11 +30,11 @@ class PairedDifference:
 
 
 def paired_difference(
-    ours: Values, theirs: Values, groups: Sequence[str], *, draws: int = 1000, seed: int = 0
+    ours: Values, theirs: Values, groups: Sequence[str], *, verdicts: bool = False, draws: int = 1000, seed: int = 0
 ) -> PairedDifference:
     """Of a number of each trace (trace,) in two runs, the same traces in the same order, whose problems are `groups`.
 
-    Raises InputError for no trace and for lengths that differ.
+    `verdicts`: it is 0 or 1. Raises InputError for no trace and for lengths that differ.
     """
     if not len(ours) or len(ours) != len(theirs) or len(ours) != len(groups):
         raise InputError(f"{len(ours)} and {len(theirs)} traces, {len(groups)} groups; give the same, and at least one")
@@ -43,7 +43,11 @@ def paired_difference(
     counts = np.bincount(place).astype(np.float64)
     rng = np.random.default_rng(seed)
     exchanged = rng.choice([-1.0, 1.0], size=(draws, len(change))) @ change / counts.sum()
-    found = difference_estimate(ours, theirs, groups=groups).interval if len(change) > 1 else (np.nan, np.nan)
+    found = (
+        difference_estimate(ours, theirs, verdicts=verdicts, groups=groups).interval
+        if len(change) > 1
+        else (np.nan, np.nan)
+    )
     low, high = np.quantile(exchanged, [0.025, 0.975])
     return PairedDifference(
         ours=float(ours.mean()),

@@ -175,7 +175,7 @@ def _sum_ends(lengths: Values) -> tuple[float, float]:
     if len(lengths) < 2:
         return np.nan, np.nan
     low, high = mean_estimate(lengths, shares=False).interval
-    return len(lengths) * low, len(lengths) * high
+    return max(0.0, len(lengths) * low), len(lengths) * high
 
 
 def published_scores(results: Sequence[Result]) -> Mapping[str, Values]:

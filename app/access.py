@@ -30,7 +30,8 @@ class Guard:
             raise InputError(f"the app asks for a token, and there is none; set {VARIABLE}")
         self._app = app
         self._token = token
-        self._cookie = secrets.token_urlsafe(32)
+        # Browsers send a cookie to every port of a host, and on another there may be another app: a name of its own.
+        self._cookie = f"reasonscope_{secrets.token_hex(4)}={secrets.token_urlsafe(32)}"
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
         if scope["type"] == "http" and scope["method"] == "GET" and _same(_query(scope).get("token", ""), self._token):
@@ -42,7 +43,7 @@ class Guard:
 
     def _bears_cookie(self, scope: _Message) -> bool:
         sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"cookie"]
-        return any(_same(one.strip(), f"{_name(scope)}={self._cookie}") for one in ";".join(sent).split(";"))
+        return any(_same(one.strip(), self._cookie) for one in ";".join(sent).split(";"))
 
     async def _welcome(self, scope: _Message, send: _Send) -> None:
         """The cookie, and on to the same page without the token, so that a link copied there does not hand it on.
@@ -51,14 +52,8 @@ class Guard:
         """
         rest = urlencode([(key, value) for key, value in _query(scope).items() if key != "token"])
         page = f'<!doctype html><meta http-equiv="refresh" content="0;url=?{escape(rest)}">'
-        cookie = f"{_name(scope)}={self._cookie}; Path=/; HttpOnly; SameSite=Strict"
+        cookie = f"{self._cookie}; Path=/; HttpOnly; SameSite=Strict"
         await _answer(scope, send, 200, "text/html", page.encode(), (b"set-cookie", cookie.encode()))
-
-
-def _name(scope: _Message) -> str:
-    """Of the cookie: browsers send one to every port of a host, and on another there may be another app."""
-    _, port = scope.get("server") or ("", "")
-    return f"reasonscope_{port}"
 
 
 def _query(scope: _Message) -> dict[str, str]:

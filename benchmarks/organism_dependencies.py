@@ -166,7 +166,7 @@ def confidence(model: Model, traces: Sequence[Trace]) -> dict[str, Any]:
         curves.append(found.values)
         lucky.append(found.null.high)
         kinds.append(found.numbers["kind"])
-    rise = mean_estimate([curve[-1] - curve[0] for curve in curves])
+    rise = mean_estimate([curve[-1] - curve[0] for curve in curves], shares=False)
     return {
         "right": len(right),
         "mean": np.mean(curves, axis=0).round(3).tolist(),

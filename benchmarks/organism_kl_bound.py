@@ -78,7 +78,7 @@ def beyond(model: Model, vector: SteeringVector, gamma: float, contexts: Sequenc
         unit = torch.from_numpy(one.normalised().directions[SITE])
         return [last_token_kl(model, SITE, unit * gamma * multiple, contexts) for multiple in MULTIPLES]
 
-    measured = [mean_estimate(values) for values in means(vector)]
+    measured = [mean_estimate(values, shares=False) for values in means(vector)]
     random = np.array([[values.mean() for values in means(vector.random_like(seed))] for seed in range(DIRECTIONS)])
     shape, name = (1, len(MULTIPLES)), f"KL of the next token, {vector.method} at {SITE}"
     return Result(

@@ -119,7 +119,7 @@ def entropy(traces: Sequence[Trace]) -> Numbers:
         "thinking": [result.numbers["thinking"]["value"] for result in found],
         "answer": [result.numbers["answer"] for result in found],
     }
-    means = {name: mean_estimate(values, groups=trace_groups(traces)) for name, values in phases.items()}
+    means = {name: mean_estimate(values, groups=trace_groups(traces), shares=False) for name, values in phases.items()}
     return {**means, "below .01": np.mean(every < 0.01), "from .672": np.mean(every >= 0.672), "tokens": len(every)}
 
 

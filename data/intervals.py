@@ -16,6 +16,7 @@ Values = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Alternative = Literal["greater", "less", "two-sided"]
 _Z = 1.959964  # 95 %
+_ROUNDING = 1e-24  # a variance that is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,26 +52,32 @@ def mean_estimate(values: ArrayLike, *, groups: ArrayLike | None = None, shares:
         hits, n = int(rows.sum()), len(rows)
         low, high = _least_share(hits, n), 1 - _least_share(n - hits, n)
     else:
-        low, high = _share_ends(mean, left)
+        low, high = _share_ends(mean, left, len(rows) if _judged(rows) else 0)
     return Estimate(value=mean, low=low, high=high)
 
 
-def difference_estimate(ours: ArrayLike, theirs: ArrayLike, *, groups: ArrayLike | None = None) -> Estimate:
+def difference_estimate(
+    ours: ArrayLike, theirs: ArrayLike, *, verdicts: bool, groups: ArrayLike | None = None
+) -> Estimate:
     """The mean of `ours` − `theirs` (row,), paired, with its 95 % interval over rows, or over whole groups of them.
 
-    Of verdicts (0 or 1) it is that of Agresti and Min (Simple improved confidence intervals for comparing matched proportions, Stat. Med.
-    24, 2005): two more pairs, of which each of the four outcomes is half a one, so that a few pairs that agree are no proof that all do.
-    Of anything else it is `mean_estimate`'s, by formula, of the differences. Raises InputError as that does.
+    Of `verdicts` (0 or 1, or a mean of them) it is that of Agresti and Min (Simple improved confidence intervals for comparing matched
+    proportions, Stat. Med. 24, 2005): two more pairs, of which each of the four outcomes is half a one, so that a few pairs that agree are
+    no proof that all do. Of groups of rows, two beside as many pairs as the groups' spread is worth. Of anything else it is
+    `mean_estimate`'s, by formula, of the differences. Raises InputError as that does.
     """
-    one, other = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
-    mean, left = _left(one - other, groups)
-    if not (_judged(one) and _judged(other)):
+    change = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
+    mean, left = _left(change, groups)
+    if not verdicts:
         low, high = _mean_ends(mean, left)
         return Estimate(value=mean, low=low, high=high)
-    n = len(left) + 2
-    middle = (len(left) * mean) / n
-    half = _Z * np.sqrt((((left + mean) ** 2).sum() + 1) / n - middle**2) / np.sqrt(n)
-    return Estimate(value=mean, low=max(-1.0, float(middle - half)), high=min(1.0, float(middle + half)))
+    n, square, error = len(left), float((change**2).mean()), float(left.var(ddof=1)) / len(left)
+    pairs = float(n)
+    if n < len(change) and error > _ROUNDING:
+        pairs = min((square - mean**2) / error, len(change)) * _few(n)
+    middle = pairs * mean / (pairs + 2)
+    half = _Z * float(np.sqrt((pairs * square + 1) / (pairs + 2) - middle**2) / np.sqrt(pairs + 2))
+    return Estimate(value=mean, low=max(-1.0, middle - half), high=min(1.0, middle + half))
 
 
 def shares_difference(hits: float, n: int, other_hits: float, other_n: int) -> tuple[float, float]:
@@ -122,15 +129,19 @@ def _mean_ends(mean: float, left: Values) -> tuple[float, float]:
     return mean - error * unskewed(quantile), mean - error * unskewed(-quantile)
 
 
-def _share_ends(mean: float, left: Values) -> tuple[float, float]:
-    """The same of a mean that lies in 0 to 1."""
+def _share_ends(mean: float, left: Values, verdicts: int) -> tuple[float, float]:
+    """The same of a mean that lies in 0 to 1; `verdicts` is how many rows there are where each is a 0 or 1, else 0."""
     n, variance = len(left), float(left.var(ddof=1)) / len(left)
-    if variance == 0 and 0 < mean < 1:
+    if variance <= _ROUNDING and not verdicts and 0 < mean < 1:
         return mean, mean
-    tries = mean * (1 - mean) / variance if variance else float(n)
-    tries *= (_Z / float(t.ppf(0.975, n - 1))) ** 2
+    tries = (mean * (1 - mean) / variance if variance > _ROUNDING else float(max(n, verdicts))) * _few(n)
     ends = beta.ppf([0.025, 0.975], mean * tries + 0.5, (1 - mean) * tries + 0.5)
     return 0.0 if mean == 0 else float(ends[0]), 1.0 if mean == 1 else float(ends[1])
+
+
+def _few(n: int) -> float:
+    """What a try counts where the spread is known from `n` units alone."""
+    return float((_Z / t.ppf(0.975, n - 1)) ** 2)
 
 
 def _least_share(hits: int, n: int) -> float:

@@ -243,7 +243,8 @@ class TraceStore:
         except StoreError:
             self._withdraw(taken)
             raise
-        self._places = None
+        for shard in taken:
+            self._index().update(self._places_in(shard))
 
     def _write(self, manifest: Manifest) -> None:
         self._need_lock()

@@ -227,10 +227,10 @@ class Bench:
         return self._verdicts(run.values[name], np.zeros(0))
 
     def _difference(self, name: str, run: Run, others: Sequence[Run]) -> Estimate | None:
-        if name not in VERDICTS or len(others) > 1:
+        if name not in VERDICTS or others[0] is run:  # less itself it is 0, and known to be
             means = np.mean([self._means(name, other) for other in others], axis=0)
             return self._resamples.estimate(self._means(name, run) - means)
-        return self._verdicts(run.values[name], others[0].values[name])
+        return self._verdicts(run.values[name], np.mean([other.values[name] for other in others], axis=0))
 
     def _verdicts(self, ours: Values, theirs: Values) -> Estimate | None:
         """The mean of verdicts, less that of others where there are any; without an interval where they are of one problem."""
@@ -241,7 +241,7 @@ class Bench:
             less = theirs[known].mean() if len(theirs) and groups else 0.0
             return Estimate(value=float(ours[known].mean() - less), low=nan, high=nan) if groups else None
         if len(theirs):
-            return difference_estimate(ours[known], theirs[known], groups=groups)
+            return difference_estimate(ours[known], theirs[known], verdicts=True, groups=groups)
         return mean_estimate(ours[known], groups=groups)
 
     def _means(self, name: str, run: Run) -> Values:

@@ -62,7 +62,8 @@ def _runs(run: Run, other: Run) -> None:
         if not ids:
             continue
         first, second = (np.array([value(one[id]) for id in ids]) for one in (ours, theirs))
-        found = paired_difference(first, second, [ours[id].group for id in ids])
+        groups = [ours[id].group for id in ids]
+        found = paired_difference(first, second, groups, verdicts=name in ("right", "refused"))
         rows.append(
             {
                 "mean": name,
@@ -75,7 +76,7 @@ def _runs(run: Run, other: Run) -> None:
             }
         )
     st.dataframe(rows, hide_index=True, key="compare-runs")
-    st.caption("Interval: bootstrap over problems, seed 0. Chance: the runs exchanged problem by problem.")
+    st.caption("Interval: over problems. Chance: the runs exchanged problem by problem, seed 0.")
 
 
 def _aligned(first: Reading, second: Reading) -> str:

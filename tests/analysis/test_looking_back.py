@@ -27,16 +27,16 @@ def test_a_block_holds_the_kept_keys_and_nothing_else():
 
 
 def test_runs_are_paired_by_problem():
-    ours = np.array([1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0])
-    found = paired_difference(ours, np.zeros(8), list("aabbccdd"))
-    assert found.difference == pytest.approx(7 / 8) and found.n == 8 and found.n_groups == 4
-    assert 0 < found.interval[0] <= found.difference <= found.interval[1] <= 1
+    ours, pairs = np.array([1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0] * 3), [i // 2 for i in range(24)]
+    found = paired_difference(ours, np.zeros(24), [str(pair) for pair in pairs], verdicts=True)
+    assert found.difference == pytest.approx(7 / 8) and found.n == 24 and found.n_groups == 12
+    assert 0.5 < found.interval[0] <= found.difference <= found.interval[1] <= 1
     assert found.chance[0] < 0 < found.chance[1] <= found.difference
-    same = paired_difference(ours, ours, list("aabbccdd"))
+    same = paired_difference(ours[:8], ours[:8], list("aabbccdd"), verdicts=True)
     assert same.interval[0] < 0 < same.interval[1] and same.chance == (0, 0), (
         "four problems that agree do not prove that all do"
     )
-    assert np.isnan(paired_difference(ours, np.zeros(8), ["a"] * 8).interval).all()
+    assert np.isnan(paired_difference(ours[:8], np.zeros(8), ["a"] * 8).interval).all()
     with pytest.raises(InputError, match="at least one"):
         paired_difference(np.zeros(0), np.zeros(0), [])
 

@@ -479,11 +479,12 @@ def test_a_trace_is_coloured_by_attention_of_the_closing_tag_and_by_pauses():
         2,
         len(importance.values),
     )
-    said = words(page("traces", EXAMPLE, trace=id, sentence="6", colour="importance · counterfactual_kl")).replace(
-        "\\", ""
-    )
-    low, high = importance.interval[:, 6]
-    assert f"95 % interval {low:.3g} … {high:.3g}, chance " in said
+    for metric in ("counterfactual_accuracy", "counterfactual_kl"):
+        name = f"importance · {metric}"
+        said = words(page("traces", EXAMPLE, trace=id, sentence="6", colour=name)).replace("\\", "")
+        low, high = colourings.colouring(run, id, name).interval[:, 6]
+        assert "chance " in said and "nan" not in said.split()
+        assert (f"95 % interval {low:.3g} … {high:.3g}, chance " in said) == bool(np.isfinite(low))
     assert "attention of the closing tag" in colourings.colouring_names(run, id)
 
 

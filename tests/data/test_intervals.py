@@ -92,16 +92,16 @@ def test_the_interval_of_a_share_is_that_of_as_many_tries_as_its_spread_is_worth
 
 
 def test_verdicts_that_agree_are_no_proof_that_all_do():
-    same = difference_estimate([1, 1, 0, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1, 1, 1])
+    same = difference_estimate([1, 1, 0, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1, 1, 1], verdicts=True)
     assert same.value == 0 and same.low == pytest.approx(-same.high) == pytest.approx(-0.196, abs=1e-3)
     # Agresti and Min's own numbers for 24 pairs of which 6 changed one way and 1 the other.
     ours, theirs = [1] * 6 + [0] + [1] * 17, [0] * 6 + [1] + [1] * 17
     n, change = 26, (6.5 - 1.5) / 26
     half = 1.959964 * np.sqrt(6.5 + 1.5 - n * change**2) / n
-    found = difference_estimate(ours, theirs)
+    found = difference_estimate(ours, theirs, verdicts=True)
     np.testing.assert_allclose([found.value, found.low, found.high], [5 / 24, change - half, change + half])
     lengths, others = np.array([3.0, 5.0, 4.0, 9.0]), np.array([1.0, 2.0, 4.0, 3.0])
-    assert difference_estimate(lengths, others).interval == mean_estimate(lengths - others).interval
+    assert difference_estimate(lengths, others, verdicts=False).interval == mean_estimate(lengths - others).interval
     assert shares_difference(8, 8, 8, 8) == pytest.approx((-0.2632, 0.2632), abs=2e-3)
 
 
@@ -142,3 +142,18 @@ def test_wilsons_interval_is_scipys(hits, n):
     assert wilson_interval(hits, n) == pytest.approx((ends.low, ends.high), abs=1e-6)
     assert (wilson_interval(0, n)[0], wilson_interval(n, n)[1]) == (0, 1)
     assert wilson_half_width(hits, n) == pytest.approx((ends.high - ends.low) / 2, abs=1e-6)
+
+
+def test_many_samples_of_few_problems_say_more_than_the_problems():
+    rng = np.random.default_rng(0)
+    problem = np.repeat(np.arange(10), 16)
+    theirs = (rng.random(160) < 0.5).astype(float)
+    ours = np.where(rng.random(160) < 0.2, 1.0, theirs)
+    found = difference_estimate(ours, theirs, verdicts=True, groups=problem)
+    by_spread = difference_estimate(ours, theirs, verdicts=False, groups=problem)
+    assert 0 < found.low < found.value < found.high
+    assert 0.8 < (found.high - found.low) / (by_spread.high - by_spread.low) < 1.5
+    for values in (theirs, np.tile([0.0, 1.0], 5)):  # shares that are equal in all problems are no proof that all are
+        equal = mean_estimate(np.tile(values[:10], 2), groups=np.repeat([0, 1], 10))
+        assert equal.low < equal.value < equal.high
+    assert 0.2 < mean_estimate([1, 1, 1, 1 - 1e-16]).low < 0.5, "what is off by rounding has no spread"

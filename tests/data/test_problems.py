@@ -10,6 +10,7 @@ from reasonscope.data.errors import InputError, MissingExtraError
 from reasonscope.data.organism.ledger import sample_ledger
 from reasonscope.data.organism.requests import sample_request
 from reasonscope.data.problems import ledger_of, ledger_problem, load_problems, request_of, request_problem
+from reasonscope.data.trace import Message
 
 
 def write(tmp_path, *rows):
@@ -183,6 +184,7 @@ def test_a_data_set_of_the_hub(monkeypatch):
     fake.load_dataset = load_dataset
     monkeypatch.setitem(sys.modules, "datasets", fake)
     (problem,) = load_problems("hf:openai/gsm8k:main")
+    assert problem.messages == (Message(role="user", content="Apples?"),)
     assert problem.answer == "3" and problem.id == "gsm8k:main-test-1" and calls == [("openai/gsm8k", "main", "test")]
     with pytest.raises(InputError, match="Unknown split"):
         load_problems("hf:openai/gsm8k", split="dev")

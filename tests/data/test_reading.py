@@ -3,7 +3,7 @@
 import pytest
 
 from reasonscope.data.errors import InputError, StoreError
-from reasonscope.data.reading import check_fields, parse_json, well_formed
+from reasonscope.data.reading import check_fields, json_lines, parse_json, well_formed
 
 
 @pytest.mark.parametrize("raw", ['{"a": [1, null]}', b'{"a": [1, null]}'])
@@ -59,3 +59,14 @@ def test_fields_have_their_type_and_a_bool_is_no_number():
     for values in ({}, {"n": "1", "b": True}, {"n": True, "b": True}, {"n": 1, "b": 1}):
         with pytest.raises(InputError, match=r"x is damaged: its [nb] is"):
             check_fields(values, {"n": int, "b": bool}, "x")
+
+
+def test_lines_are_read_with_the_places_to_name(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n \n2\r\n{\n', encoding="utf-8")
+    lines = json_lines(path)
+    assert [next(lines), next(lines)] == [(f"{path}, line 1", {"a": 1}), (f"{path}, line 3", 2)]
+    with pytest.raises(InputError, match="line 4: no JSON"):
+        next(lines)
+    with pytest.raises(InputError, match="cannot be read"):
+        next(json_lines(tmp_path))

@@ -9,7 +9,7 @@ value, for a test how often p ≤ .05 where nothing is there. With 1,000 runs a 
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -235,7 +235,20 @@ def _verdicts(n: int, worse: float, better: float, rng: np.random.Generator, _: 
     """Two arms that judge `n` problems alike but for some."""
     change = rng.choice([1.0, -1.0, 0.0], size=n, p=[better, worse, 1 - better - worse])
     theirs = np.where(change == 0, rng.random(n) < 0.5, change < 0).astype(float)
-    return difference_estimate(theirs + change, theirs).interval
+    return difference_estimate(theirs + change, theirs, verdicts=True).interval
+
+
+def _verdicts_of_problems(sizes: Sequence[int], better: float, rng: np.random.Generator, _: int) -> tuple[float, float]:
+    """Two arms that judge several samples of each problem, some problems easier for either."""
+    problem = np.repeat(np.arange(len(sizes)), sizes)
+    theirs, ours = (rng.random(len(problem)) < p[problem] for p in _two_rates(len(sizes), better, rng))
+    return difference_estimate(ours, theirs, verdicts=True, groups=problem).interval
+
+
+def _two_rates(n: int, better: float, rng: np.random.Generator) -> tuple[Values, Values]:
+    """The accuracies of `n` problems in two arms, on average .5 and `better` more."""
+    hard = rng.uniform(-0.2, 0.2, size=n)
+    return 0.5 + hard + rng.uniform(-0.15, 0.15, size=n), 0.5 + better + hard + rng.uniform(-0.15, 0.15, size=n)
 
 
 def _two_shares(n: int, one: float, other: float, rng: np.random.Generator, _: int) -> tuple[float, float]:
@@ -475,6 +488,19 @@ def _intervals() -> list[Interval]:
                 one=partial(_verdicts, n, worse, better),
             )
             for n, worse, better in ((24, 0.2, 0.2), (24, 0.1, 0.3), (40, 0.05, 0.15))
+        ),
+        *(
+            Interval(
+                name=f"accuracy of two arms, {what}",
+                where="data.intervals.difference_estimate",
+                truth=0.1,
+                one=partial(_verdicts_of_problems, sizes, 0.1),
+            )
+            for what, sizes in (
+                ("20 problems of 8 samples", (8,) * 20),
+                ("40 problems of 4 samples", (4,) * 40),
+                ("20 problems of 1 to 8 samples", tuple(i % 8 + 1 for i in range(20))),
+            )
         ),
         *(
             Interval(
