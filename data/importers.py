@@ -214,7 +214,7 @@ def _inspect_samples(source: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                     )
                 left -= len(raw)
                 yield name, _object(parse_json(raw, f"{source}, {name}"), f"{source}, {name}")
-    # zipfile says so of a damaged member (the first six), an unknown compression, and a member that is encrypted.
+    # zipfile says so of a damaged member (the first five), an unknown compression, a member that is encrypted, and a name that is no text.
     except (
         OSError,
         EOFError,
@@ -223,6 +223,7 @@ def _inspect_samples(source: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         lzma.LZMAError,
         NotImplementedError,
         RuntimeError,
+        UnicodeDecodeError,
     ) as error:
         raise InputError(f"{source}, {name}: no readable Inspect log: {error}") from error
 

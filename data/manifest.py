@@ -71,7 +71,7 @@ class Manifest:
             check_fields(values, {"meta": dict, "sites": dict, "shards": list}, str(folder / NAME))
             return cls(
                 meta=values["meta"],
-                sites={name: site and _site_type(site) for name, site in values["sites"].items()},
+                sites={name: None if site is None else _site_type(site) for name, site in values["sites"].items()},
                 shards=tuple(_shard(shard, number) for number, shard in enumerate(values["shards"])),
             )
 

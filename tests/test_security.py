@@ -324,6 +324,15 @@ def test_a_damaged_member_of_an_archive_is_one_error(compression, tmp_path):
             import_inspect(log)
 
 
+def test_an_archive_whose_names_are_no_text_is_one_error(tmp_path):
+    log = tmp_path / "log.eval"
+    with zipfile.ZipFile(log, "w") as archive:
+        archive.writestr("samples/é.json", "{}")
+    log.write_bytes(log.read_bytes().replace("é".encode(), b"\xff\xff"))
+    with pytest.raises(InputError, match="no readable Inspect log"):
+        import_inspect(log)
+
+
 @pytest.mark.parametrize("length", [2**63, 2**40, 200_000_000])
 def test_a_header_that_says_it_is_huge_is_refused(length, tmp_path):
     path = tmp_path / "x.safetensors"

@@ -70,6 +70,7 @@ def test_a_shard_that_no_store_writes_is_refused(shard, message, tmp_path, monke
     [
         ({"sites": {"z.1": {"dtype": 3, "shape": []}}}, ": the type of a site is damaged: its dtype"),
         ({"sites": {"z.1": {"dtype": "int8", "shape": 3}}}, ": the type of a site is damaged: its shape"),
+        *(({"sites": {"z.1": value}}, "the type of a site|is damaged") for value in (0, "", [], False)),
         ({"meta": None}, "its meta is None"),
         ({"sites": []}, "its sites is"),
         ({"shards": {}}, "its shards is"),
