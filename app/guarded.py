@@ -12,7 +12,6 @@ from reasonscope.app.access import VARIABLE, Guard
 # Uvicorn ends by the very signal that it was sent; at an exit what was uploaded is removed.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
-app = App(
-    Path(__file__).with_name("main.py")
-)  # for Streamlit, which looks for this line and serves what bears the name
+# For Streamlit, which looks for this line and serves what bears the name.
+app = App(Path(__file__).with_name("main.py"))
 app = Guard(app, os.environ[VARIABLE])

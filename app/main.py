@@ -99,9 +99,7 @@ def _take_upload() -> None:
     st.session_state[_PROBLEM] = None
     if given is None:
         return
-    folder = TemporaryDirectory(
-        prefix="reasonscope-upload-"
-    )  # goes with the session that holds it, at the latest when the app ends
+    folder = TemporaryDirectory(prefix="reasonscope-upload-")  # goes with the session that holds it, or with the app
     try:
         _import(given.getvalue(), Path(folder.name))
     except ReasonscopeError as error:

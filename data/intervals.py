@@ -101,14 +101,19 @@ def wilson_half_width(hits: float, n: float) -> float:
 
 def _left(rows: Values, groups: ArrayLike | None) -> tuple[float, Values]:
     """The mean, and what is left of each group when it is taken away, in units of the mean."""
-    labels = np.arange(len(rows)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    n = len(np.unique(labels))
-    if n < 2:
-        raise InputError("all rows are of one group, which has no interval; record more problems")
+    n, labels = _numbered(np.arange(len(rows)) if groups is None else groups)
     if not np.isfinite(rows).all():
         raise InputError("a mean of values that are no numbers; leave them out")
     mean = float(rows.mean())
     return mean, np.bincount(labels, weights=rows - mean) * n / len(rows)
+
+
+def _numbered(groups: ArrayLike) -> tuple[int, Rows]:
+    """How many groups there are, and the number of each row's. Raises InputError for one alone."""
+    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        raise InputError("all rows are of one group, which has no interval; record more problems")
+    return len(names), group_of
 
 
 def _judged(rows: Values) -> bool:
@@ -168,9 +173,7 @@ def resample_groups(
     Resamples on which it is NaN (one class drawn) are left out. Raises InputError for one group only, or where the statistic is NaN
     on all rows or on more than half of the resamples.
     """
-    n = len(np.unique(np.asarray(groups)))
-    if n < 2:
-        raise InputError("all rows are of one group, which has no interval; record more problems")
+    n, _ = _numbered(groups)
     value = statistic(np.arange(len(groups)))
     if np.isnan(value):
         raise InputError("the metric is not defined on these rows: they hold one class, or one target, only")
@@ -198,12 +201,10 @@ class Resamples:
     """
 
     def __init__(self, groups: Sequence[str], *, draws: int = 1000, seed: int = 0) -> None:
-        names, self._group_of = np.unique(np.asarray(groups), return_inverse=True)
-        if len(names) < 2:
-            raise InputError("all rows are of one group, which has no interval; record more problems")
+        n, self._group_of = _numbered(groups)
         rng = np.random.default_rng(seed)
-        drawn = [np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)) for _ in range(draws)]
-        self._counts = np.stack([np.ones(len(names), dtype=np.int64), *drawn])
+        drawn = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(draws)]
+        self._counts = np.stack([np.ones(n, dtype=np.int64), *drawn])
 
     def means(self, values: Values, weights: Values | None = None) -> Values:
         """The weighted mean of `values` (row,) that are not NaN; NaN where a resample holds none."""

@@ -224,7 +224,7 @@ class Bench:
     def _estimate(self, name: str, run: Run) -> Estimate | None:
         if name not in VERDICTS:
             return self._resamples.estimate(self._means(name, run))
-        return self._verdicts(run.values[name], np.zeros(0))
+        return self._verdicts(run.values[name])
 
     def _difference(self, name: str, run: Run, others: Sequence[Run]) -> Estimate | None:
         if name not in VERDICTS or others[0] is run:  # less itself it is 0, and known to be
@@ -232,17 +232,18 @@ class Bench:
             return self._resamples.estimate(self._means(name, run) - means)
         return self._verdicts(run.values[name], np.mean([other.values[name] for other in others], axis=0))
 
-    def _verdicts(self, ours: Values, theirs: Values) -> Estimate | None:
+    def _verdicts(self, ours: Values, theirs: Values | None = None) -> Estimate | None:
         """The mean of verdicts, less that of others where there are any; without an interval where they are of one problem."""
-        known = np.isfinite(ours + theirs if len(theirs) else ours)
+        told = ours if theirs is None else ours - theirs
+        known = np.isfinite(told)
         groups = [group for group, there in zip(self._groups, known, strict=True) if there]
+        if not groups:
+            return None
         if len(set(groups)) < 2:
-            nan = float("nan")
-            less = theirs[known].mean() if len(theirs) and groups else 0.0
-            return Estimate(value=float(ours[known].mean() - less), low=nan, high=nan) if groups else None
-        if len(theirs):
-            return difference_estimate(ours[known], theirs[known], verdicts=True, groups=groups)
-        return mean_estimate(ours[known], groups=groups)
+            return replace(_UNKNOWN, value=float(told[known].mean()))
+        if theirs is None:
+            return mean_estimate(ours[known], groups=groups)
+        return difference_estimate(ours[known], theirs[known], verdicts=True, groups=groups)
 
     def _means(self, name: str, run: Run) -> Values:
         """A measure of a run on every resample of problems (1 + draw,)."""
