@@ -5,7 +5,7 @@ import http.client
 import os
 import re
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from urllib.parse import urlsplit
 
 import pytest
@@ -44,13 +44,14 @@ def asked(address, path, *, method="GET", headers=None, body=None):
 
 def answered(address, path, *, method="GET", headers=None, body=None):
     """The same, and the headers of the answer."""
-    connection = http.client.HTTPConnection(address, timeout=20)
-    connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-    for name, value in {"Host": address, "Content-Length": str(len(body or b"")), **(headers or {})}.items():
-        connection.putheader(name, value)
-    connection.endheaders(body)
-    with closing(connection), connection.getresponse() as answer:
-        return answer.status, b"" if answer.status == 101 else answer.read(), answer.headers
+    with closing(http.client.HTTPConnection(address, timeout=20)) as connection:
+        connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+        for name, value in {"Host": address, "Content-Length": str(len(body or b"")), **(headers or {})}.items():
+            connection.putheader(name, value)
+        with suppress(BrokenPipeError, ConnectionResetError):  # whoever is refused is answered before the body is read
+            connection.endheaders(body)
+        with connection.getresponse() as answer:
+            return answer.status, b"" if answer.status == 101 else answer.read(), answer.headers
 
 
 def opened(address, *, origin, host=None, cookie="", query=""):
@@ -194,7 +195,8 @@ def test_a_cookie_ends_with_the_start_that_gave_it(guarded, tmp_path):
 def test_a_file_is_taken_with_the_cookie_alone(guarded):
     with session(guarded, cookie_of(guarded)) as (_, put, _):
         assert put(bytes(2**21)) == 204
-        assert put(bytes(2**21), Cookie=f"{cookie_of(guarded)}x") == 403
+        # A small one: where the server hangs up while a long one is still sent, its answer can be lost on the way.
+        assert put(b"", Cookie=f"{cookie_of(guarded)}x") == 403
     with pytest.raises(InvalidStatus, match="403"):
         connect(f"ws://{guarded}/_stcore/stream", origin=f"http://{guarded}")
 
