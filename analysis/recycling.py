@@ -10,11 +10,11 @@ from transformers import DynamicCache
 
 from reasonscope.analysis.arms import answered, compare_arms
 from reasonscope.analysis.results import Result
-from reasonscope.data.errors import ContextError, InputError
+from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.backends.base import Edit, Positions
-from reasonscope.probes.batching import check_vocabulary, left_padded
-from reasonscope.probes.decoding import Completion, sample
+from reasonscope.probes.batching import left_padded
+from reasonscope.probes.decoding import Completion, room_for, sample
 from reasonscope.probes.model import Model
 from reasonscope.probes.sites import Site
 
@@ -56,7 +56,9 @@ def recycle(
     """
     if not 0 <= how.layer < model.n_layers:
         raise InputError(f"layer {how.layer}; {model.name} has {model.n_layers} blocks, from 0")
-    limits = _limits(model, prompts, sampling, seeds)
+    limits = torch.tensor(room_for(model, prompts, sampling, seeds), device=model.device)
+    if not prompts:
+        return Recycled(completions=[], recycled=())
     longest, device = int(limits.max()), model.device
     feed, mask = left_padded(prompts, device)
     draws = torch.from_numpy(np.stack([np.random.default_rng(seed).random(longest) for seed in seeds])).to(device)
@@ -102,20 +104,6 @@ def recycle(
         if not going.any():
             break
     return Recycled(completions=_completions(prompts, written, lengths, stopped), recycled=tuple(again.tolist()))
-
-
-def _limits(model: Model, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> Tensor:
-    """How many tokens can follow each of the prompts: (prompt,)."""
-    if not prompts or len(seeds) != len(prompts) or not all(map(len, prompts)) or sampling.max_new_tokens < 1:
-        raise InputError(
-            f"{len(prompts)} prompts, {len(seeds)} seeds, {sampling.max_new_tokens} new tokens; give prompts with tokens, a seed for each, "
-            "and at least 1 new token"
-        )
-    check_vocabulary(prompts, model.vocabulary)
-    room = [model.context_length - len(prompt) for prompt in prompts]
-    if min(room) < 1:
-        raise ContextError(f"a prompt leaves no room to answer in the {model.context_length} tokens of {model.name}")
-    return torch.tensor(room, device=model.device).clamp(max=sampling.max_new_tokens)
 
 
 def _forget(cache: object, tokens: int) -> None:

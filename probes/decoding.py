@@ -81,10 +81,13 @@ def generate(
     reason "length" for both). Raises ContextError for a prompt that leaves no room, InputError for what cannot be fed or
     for logits that are not numbers, SiteError for reading `attn_probs` (replay the sequences instead).
     """
-    _check(model, prompts, sampling, seeds, read)
+    for site in read:
+        if site.point == "attn_probs":
+            raise SiteError(f"{site} cannot be read while decoding (its columns grow); replay the finished sequence")
+    limits = room_for(model, prompts, sampling, seeds)
     if not prompts:
         return []
-    decoding = _Decoding(model, prompts, sampling, seeds, past)
+    decoding = _Decoding(model, prompts, limits, sampling, seeds, past)
     with model.backend.passes(read=read, write=write) as run:
         for index in range(decoding.longest):
             if on_step is not None:
@@ -133,14 +136,13 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     return probabilities.masked_fill(torch.zeros_like(outside).scatter(1, indices, outside), 0.0)
 
 
-def _check(
-    model: Model, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], read: Sequence[Site]
-) -> None:
+def room_for(model: Model, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[int]:
+    """How many tokens are to follow each prompt at most: what `sampling` allows, or the context.
+
+    Raises InputError for what cannot be fed and for a seed that is missing, ContextError for a prompt that leaves no room.
+    """
     if len(seeds) != len(prompts):
         raise InputError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed for each prompt")
-    for site in read:
-        if site.point == "attn_probs":
-            raise SiteError(f"{site} cannot be read while decoding (its columns grow); replay the finished sequence")
     if sampling.max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {sampling.max_new_tokens}; at least 1 is needed")
     for i, prompt in enumerate(prompts):
@@ -152,6 +154,7 @@ def _check(
                 "shorten it so that at least one token can follow"
             )
     check_vocabulary(prompts, model.vocabulary)
+    return [min(sampling.max_new_tokens, model.context_length - len(prompt)) for prompt in prompts]
 
 
 class _Decoding:
@@ -161,12 +164,12 @@ class _Decoding:
         self,
         model: Model,
         prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
         sampling: Sampling,
         seeds: Sequence[int],
         past: Past | None,
     ) -> None:
         device = model.device
-        limits = [min(sampling.max_new_tokens, model.context_length - len(prompt)) for prompt in prompts]
         self.longest = max(limits)
         self._sampling = sampling
         self._width = max(map(len, prompts))

@@ -165,11 +165,12 @@ def test_a_prompt_near_the_end_of_the_context_leaves_the_others_their_room(tiny,
     for one, other in zip(found.completions, plain, strict=True):
         np.testing.assert_array_equal(one.token_ids, other.token_ids)
         assert one.finish_reason == other.finish_reason
-    with pytest.raises(ContextError, match="no room"):
+    assert recycle(model, [], SAMPLING, off, seeds=[]).completions == []
+    with pytest.raises(ContextError, match="at least one token can follow"):
         recycle(model, [[5, 6], [9] * 128], SAMPLING, off, seeds=[3, 4])
     for wrong, seeds, message in (
         (prompts, [3], "1 seeds"),
-        ([[], [9]], [3, 4], "prompts with tokens"),
+        ([[], [9]], [3, 4], "prompt 0 has no tokens"),
         ([[999]], [3], "vocabulary"),
     ):
         with pytest.raises(InputError, match=message):
