@@ -1,5 +1,6 @@
 """What several folders of tests need: a tiny tokenizer that merges as the real ones do, and the published traces where they are at hand."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 # No deadline: on a busy machine it fails at random, and a mutant would seem to be noticed.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+# Ray's workers yield to everything else, by minutes where other tests keep the cores busy.
+os.environ.update(RAY_worker_niceness="0")
 
 # The pattern of Qwen2: digits one by one, newlines kept whole and merged with the punctuation before them.
 QWEN2_PATTERN = (

@@ -4,7 +4,7 @@ import random
 import shutil
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import psutil
@@ -53,7 +53,12 @@ def task(folder):
 
 
 def workers():
-    return [one for one in psutil.Process().children(recursive=True) if "MapWorker" in one.name()]
+    found = []
+    for one in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "MapWorker" in one.name():
+                found.append(one)
+    return found
 
 
 @contextmanager
@@ -68,10 +73,12 @@ def killing(instant, begun, draw):
         if over.wait(instant):
             return
         found = workers()
-        if found:
-            before = draw()
-            random.choice(found).kill()
-            seen.append(before)
+        # A run that ends just now puts away what is looked at, and lets its workers go.
+        with suppress(FileNotFoundError, psutil.NoSuchProcess):
+            if found:
+                before = draw()
+                random.choice(found).kill()
+                seen.append(before)
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -86,7 +93,7 @@ def shards(folder):
     """The finished shards of a store, or of many, by the file itself, whatever its name is."""
     return {
         path.with_suffix(".safetensors").stat().st_ino
-        for manifest in folder.rglob(NAME)
+        for manifest in (*folder.glob(NAME), *folder.glob(f"*/{NAME}"))
         for path in (manifest.parent / "shards").glob("*.parquet")
         if path.stem in manifest.read_text()
     }
@@ -106,13 +113,18 @@ def recorded(joined, alone, folder, instant, begun):
     return seen
 
 
+def notes(folder):
+    """Those that bear their names: one that is being written lies in a folder of its own."""
+    return [*folder.glob("unfinished/*/*.json")]
+
+
 def analysed(joined, alone, content, folder, instant, begun):
     shutil.copytree(alone / "bare" / "store", folder / "store")
     results = places(folder).analyses
 
     def finished():
-        notes = list((folder / "unfinished").rglob("*.json"))
-        return {path: path.stat().st_mtime_ns for note in notes for path in results.glob(f"*/{note.stem}.safetensors")}
+        noted = notes(folder)
+        return {path: path.stat().st_mtime_ns for note in noted for path in results.glob(f"*/{note.stem}.safetensors")}
 
     with killing(instant, lambda: begun(folder), finished) as seen:
         found = [result.provenance["trace"] for result in run_analysis(task(folder), cluster=joined)]
@@ -147,8 +159,7 @@ def test_a_killed_recorder_loses_and_repeats_nothing(joined, alone, tmp_path):
 
 
 def test_a_killed_analyst_loses_and_repeats_nothing(joined, alone, content, tmp_path):
-    begun = lambda folder: any((folder / "unfinished").rglob("*.json"))  # noqa: E731
-    seen = analysed(joined, alone, content, tmp_path, 0.1, begun)
+    seen = analysed(joined, alone, content, tmp_path, 0.1, notes)
     assert seen and seen[0]
 
 
