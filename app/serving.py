@@ -64,7 +64,11 @@ def serving(root: Path, run: str = "", *, token: str = "", within: float = 120.0
         yield address
     finally:
         server.terminate()
-        server.wait(20)
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
 def _answers(url: str) -> bool:

@@ -11,7 +11,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 # Ray's workers yield to everything else, by minutes where other tests keep the cores busy.
-os.environ.update(RAY_worker_niceness="0")
+os.environ.update(RAY_worker_niceness="0", HF_HUB_OFFLINE="1")
+os.environ.pop("COLUMNS", None)  # Rich folds what it says at the width of whoever runs the tests
 
 # The pattern of Qwen2: digits one by one, newlines kept whole and merged with the punctuation before them.
 QWEN2_PATTERN = (

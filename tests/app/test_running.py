@@ -138,7 +138,7 @@ def test_workers_make_what_one_process_makes(by_one_process, tmp_path):
     ray = pytest.importorskip("ray")
     alone, found = by_one_process
     shutil.copytree(alone / "store", tmp_path / "store")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         for name in ("receivers", "emergent"):  # of two stages; of all traces together
             shared = run_analysis(Task(run=tmp_path, name=name, options=Options()), cluster=Cluster(workers=2))

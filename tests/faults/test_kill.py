@@ -103,9 +103,12 @@ class Deadly(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked[str(body["prompt"]), body["seed"]] += 1
-        if self.server.asked.total() == self.server.last:
-            commands = [one for one in psutil.Process().children(recursive=True) if "worker.py" in str(one.cmdline())]
+        with self.server.lock:
+            self.server.asked[str(body["prompt"]), body["seed"]] += 1
+            reached = self.server.asked.total() == self.server.last
+        if reached:
+            children = psutil.Process().children(recursive=True)
+            commands = [one for one in children if "worker.py" in str(one.as_dict(["cmdline"]))]
             commands[-1].kill()  # the first is the one that forks them
         payload = {"choices": [{"text": " 7.</think>\n\nIt is \\boxed{7}.", "finish_reason": "stop"}]}
         with suppress(BrokenPipeError):
@@ -120,7 +123,7 @@ class Deadly(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     http = ThreadingHTTPServer(("127.0.0.1", 0), Deadly)
-    http.asked, http.last = Counter(), None
+    http.asked, http.last, http.lock = Counter(), None, threading.Lock()
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield http

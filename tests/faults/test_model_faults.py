@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
+from itertools import takewhile
 
 import pytest
 import torch
@@ -106,7 +107,8 @@ def drips_a_body(connection):
 def hear(connection):
     """Take the whole request: a connection that is closed with some of it unread is reset, and with it the reply."""
     with connection.makefile("rb") as lines:
-        fields = dict(line.lower().split(b": ", 1) for line in iter(lines.readline, b"\r\n") if b": " in line)
+        head = takewhile(lambda line: line.strip(), lines)
+        fields = dict(line.lower().split(b": ", 1) for line in head if b": " in line)
         lines.read(int(fields.get(b"content-length", 0)))
 
 
@@ -141,11 +143,12 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
     ],
 )
 def test_a_server_that_fails_is_one_error_in_time(behaviour):
-    late = "no whole answer within 0.5 seconds, asked 1 times" if behaviour in (stalls, drips, drips_a_body) else "127"
+    late = behaviour in (stalls, drips, drips_a_body)
+    message = "no whole answer within 0.5 seconds, asked 1 times" if late else "127"
     began = time.monotonic()
-    with asked(behaviour) as ask, pytest.raises(InputError, match=late):
+    with asked(behaviour, timeout=0.5 if late else 60) as ask, pytest.raises(InputError, match=message):
         ask()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 CODECS = ("base64", "hex", "zlib", "bz2", "uu", "quopri", "rot13", "no such")
@@ -167,7 +170,7 @@ def test_no_server_chooses_how_its_reply_is_read(status, codec):
 def test_a_reply_is_read_to_a_bound_and_not_unpacked(status):
     head = b"HTTP/1.1 " + status + b"\r\nContent-Type: application/json\r\n"
     endless = answers(head + b"\r\n", *[b" " * 2**20] * 300)
-    with asked(endless, timeout=60) as ask, pytest.raises(InputError, match="has more than the 10"):
+    with asked(endless) as ask, pytest.raises(InputError, match="has more than the 10"):
         ask()
     bomb = answers(head + b"Content-Encoding: gzip\r\n\r\n", gzip.compress(b" " * 2**24))
     with asked(bomb) as ask, pytest.raises(InputError, match=r"compressed \(gzip\)"):
@@ -175,7 +178,7 @@ def test_a_reply_is_read_to_a_bound_and_not_unpacked(status):
 
 
 @contextmanager
-def asked(behaviour, timeout=0.5):
+def asked(behaviour, timeout=60):
     """Something to call that asks a server which does so for one token."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
 

@@ -32,7 +32,7 @@ MANY = 20  # instants of each kind
 @pytest.fixture(scope="module")
 def joined():
     """A Ray of two CPUs, started once; the runs join it."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield Cluster(workers=2)
     ray.shutdown()
 

@@ -104,14 +104,16 @@ def test_readers_never_see_half_a_shard_while_one_writes(tmp_path):
         stop = threading.Event()
 
         def write():
-            for i in range(2, 20):
-                writer.append([small_trace(i)], {"z.0": [np.zeros((0, 3), dtype=np.float32)]})
-            stop.set()
+            try:
+                for i in range(2, 20):
+                    writer.append([small_trace(i)], {"z.0": [np.zeros((0, 3), dtype=np.float32)]})
+            finally:
+                stop.set()
 
         thread = threading.Thread(target=write)
         thread.start()
         seen = []
-        while not stop.is_set():
+        while not stop.is_set() or not seen:
             assert check_store(tmp_path / "run") == []
             seen.append([trace.id for trace in TraceStore.open(tmp_path / "run")])
         thread.join()
