@@ -12,6 +12,7 @@ import argparse
 import gc
 import io
 import json
+import lzma
 import math
 import os
 import random
@@ -64,7 +65,8 @@ from reasonscope.steering.vector import SteeringVector
 
 Mutate = Callable[[random.Random, bytes], bytes]
 _NO_FORMAT = (
-    ValueError, TypeError, AttributeError, LookupError, RuntimeError, EOFError, struct.error, zlib.error, zipfile.BadZipFile, yaml.YAMLError,
+    ValueError, TypeError, AttributeError, LookupError, RuntimeError, EOFError, OSError, struct.error, zlib.error, lzma.LZMAError,
+    zipfile.BadZipFile, yaml.YAMLError,
 )  # fmt: skip
 HOSTILE = (
     None, True, False, 0, -1, 2**31, 2**63, 10**400, 1.5, -0.0, float("nan"), float("inf"), "", " ", "\x00", "\ud800", "../../x", "/etc/x",
