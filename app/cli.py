@@ -33,10 +33,13 @@ app.command()(environment.version)
 
 
 def main() -> None:
-    """Run the command line. A ReasonscopeError is one line on stderr and exit status 2; an interrupt is status 130."""
+    """Run the command line. An error of ours or of the operating system is one line on stderr and status 2; an interrupt is status 130.
+
+    The operating system refuses names that are too long, folders without rights, a full disk: its words name the file.
+    """
     try:
         app()
-    except ReasonscopeError as error:
+    except (ReasonscopeError, OSError) as error:
         # Some causes (of transformers, of the operating system) are several lines long.
         typer.echo(f"reasonscope: {printable(' '.join(str(error).split()))}", err=True)
         sys.exit(2)

@@ -113,6 +113,9 @@ def test_exporting_onto_a_folder_is_refused(run):
         (("check", "nowhere"), "nowhere"),
         (("import", "jsonl", "missing.jsonl", "--out", "x"), "missing.jsonl"),
         (("verify", "nowhere"), "nowhere"),
+        (("verify", "a" * 5000), "File name too long"),
+        (("record", "--n", 1, "--problems", "a" * 5000), "File name too long"),
+        (("record", "--n", 1, "--out", "a" * 5000), "File name too long"),
         (("app", "nowhere"), "nowhere"),
     ],
 )

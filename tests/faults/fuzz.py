@@ -25,7 +25,7 @@ import traceback
 import zipfile
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,7 +34,6 @@ from types import FunctionType
 import numpy as np
 import yaml
 from rich.console import Console
-from typer.testing import CliRunner
 
 from reasonscope.analysis.figures import read_figure
 from reasonscope.analysis.results import Axis, Result
@@ -514,14 +513,15 @@ def command_line(raw: bytes, folder: Path) -> None:
         words = [raw.decode(errors="replace")]
     (folder / "run").mkdir()
     (folder / "file.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
-    before = Path.cwd()
+    before, arguments, stdin = Path.cwd(), sys.argv, sys.stdin
     os.chdir(folder)
+    sys.argv, sys.stdin = ["reasonscope", *(str(word) for word in words)], io.StringIO()
     try:
-        done = CliRunner().invoke(cli.app, [str(word) for word in words])
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), suppress(SystemExit):
+            cli.main()
     finally:
+        sys.argv, sys.stdin = arguments, stdin
         os.chdir(before)
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
 
 
 @cache
