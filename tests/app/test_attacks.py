@@ -193,10 +193,13 @@ def test_a_cookie_ends_with_the_start_that_gave_it(guarded, tmp_path):
 
 
 def test_a_file_is_taken_with_the_cookie_alone(guarded):
+    wrong = f"{cookie_of(guarded)}x"
     with session(guarded, cookie_of(guarded)) as (_, put, _):
         assert put(bytes(2**21)) == 204
-        # A small one: where the server hangs up while a long one is still sent, its answer can be lost on the way.
-        assert put(b"", Cookie=f"{cookie_of(guarded)}x") == 403
+        assert put(b"", Cookie=wrong) == 403
+        # The server hangs up while a long one is still sent, so that its answer can be lost on the way.
+        with suppress(ConnectionResetError, http.client.IncompleteRead):
+            assert put(bytes(2**21), Cookie=wrong) == 403
     with pytest.raises(InvalidStatus, match="403"):
         connect(f"ws://{guarded}/_stcore/stream", origin=f"http://{guarded}")
 
