@@ -20,11 +20,11 @@ test-slow: $(VENV)/installed-all-test chromium
 	$(BIN)/python -m pytest -m slow
 
 test-browser: $(VENV)/installed-all-test chromium
-	$(BIN)/python -m pytest -m 'slow or not slow' tests/app/test_smoke.py tests/app/test_chromium.py
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/app/pages/test_smoke.py tests/app/pages/test_chromium.py
 
 # Every view of the app at both widths, for the README and the docs; look at them before you keep them.
 screenshots: $(VENV)/installed-all-test chromium
-	REASONSCOPE_SCREENSHOTS=docs/images $(BIN)/python -m pytest -m slow tests/app/test_chromium.py -k fits
+	REASONSCOPE_SCREENSHOTS=docs/images $(BIN)/python -m pytest -m slow tests/app/pages/test_chromium.py -k fits
 	$(BIN)/python docs/images/shrink.py docs/images/app-*.png
 
 # The tests in the browser need Chromium. Root of a Debian gets it here; for anybody else they are skipped and say how to install it.
@@ -97,7 +97,7 @@ audit: $(VENV)/installed-dev
 
 # Fifty readers of the app for five minutes.
 soak: $(VENV)/installed-all-test
-	REASONSCOPE_SOAK_SECONDS=300 $(BIN)/python -m pytest -m slow tests/app/test_sessions.py
+	REASONSCOPE_SOAK_SECONDS=300 $(BIN)/python -m pytest -m slow tests/app/server/test_sessions.py
 
 # Minutes each, some of them tens of minutes: kills at 250 instants and every byte of a store; 100,000 hostile inputs; 1,000 simulated
 # runs of every interval and p-value; a sample of mutants.

@@ -12,17 +12,17 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
-from reasonscope.data.label import label_sentences
+from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.organism.forms import recognise
 from reasonscope.data.organism.reader import SentenceTruth, read_steps
 from reasonscope.data.organism.requests import COMPLIANCE, REFUSAL
 from reasonscope.data.organism.truth import truths
-from reasonscope.data.problems import load_problems
-from reasonscope.data.segment import steps
+from reasonscope.data.text.sentence_labels import label_sentences
+from reasonscope.data.text.steps_and_sentences import steps
 from reasonscope.data.trace import Problem, Sampling, Sentence, Trace
-from reasonscope.probes.length import baseline_predictions
-from reasonscope.probes.model import Model
-from reasonscope.probes.rollout import continuations, rollouts
+from reasonscope.probes.generation.rollout import continuations, rollouts
+from reasonscope.probes.models.model import Model
+from reasonscope.probes.properties.length import baseline_predictions
 
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=900, seed=0)
 

@@ -11,10 +11,10 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reasonscope.data.durable import make_folder
 from reasonscope.data.errors import InputError
-from reasonscope.data.headed import Kind
-from reasonscope.data.reading import well_formed
+from reasonscope.data.storage.durable import make_folder
+from reasonscope.data.storage.safetensors_file import Kind
+from reasonscope.data.storage.untrusted import well_formed
 
 _LONGEST_NAME = 200  # bytes of a file name, of the 255 that file systems take
 _TEXTS = ("method", "quantity", "unit", "null_missing", "reason")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.analysis.anchors.allotment import Allotment
-from reasonscope.data.importers import import_thought_anchors
+from reasonscope.data.exchange.importers import import_thought_anchors
 from reasonscope.data.intervals import wilson_half_width, wilson_interval
 
 WIDTHS = (0.05, 0.075, 0.096, 0.125, 0.15, 0.2)

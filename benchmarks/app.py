@@ -18,9 +18,9 @@ from playwright.sync_api import Page, sync_playwright
 from tokenizers import Tokenizer
 
 import reasonscope.data
-from reasonscope.app.serving import serving
-from reasonscope.data.parse import build_trace
-from reasonscope.data.store import TraceStore
+from reasonscope.app.server.serving import serving
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -25,12 +25,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
-from reasonscope.analysis.receiver import kurtosis, vertical_scores
-from reasonscope.analysis.sentence_attention import sentence_attention
-from reasonscope.analysis.suppression import suppression_effect
-from reasonscope.analysis.vocabulary import Unembedding, divergence
+from reasonscope.analysis.attention.sentence_attention import sentence_attention
+from reasonscope.analysis.attention.vertical_scores import kurtosis, vertical_scores
+from reasonscope.analysis.causal.suppression import suppression_effect
+from reasonscope.analysis.tokens.vocabulary import Unembedding, divergence
 from reasonscope.data.trace import Span
-from reasonscope.probes.model import Model, load_model
+from reasonscope.probes.models.model import Model, load_model
 
 sys.path.insert(0, str(Path(__file__).parent))
 from goals import verdict

@@ -13,18 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
-from reasonscope.analysis.cliff import Trial, cliff_heads
-from reasonscope.analysis.edge_attribution import emergent_heads, opening_pairs
+from reasonscope.analysis.causal.edge_attribution import emergent_heads, opening_pairs
+from reasonscope.analysis.causal.refusal_heads import Trial, cliff_heads
 from reasonscope.analysis.results import Result
-from reasonscope.data.problems import load_problems
-from reasonscope.data.store import TraceStore
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Sampling, Trace
-from reasonscope.probes.linear import LinearProbe, LogisticProbe
-from reasonscope.probes.model import load_model
-from reasonscope.probes.refusal import CONTRASTS, cell
-from reasonscope.probes.sites import Site
-from reasonscope.probes.trajectory import has_cliff, row_at
-from reasonscope.steering.scope import Scope
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.fitting.linear_probes import LinearProbe, LogisticProbe
+from reasonscope.probes.models.model import load_model
+from reasonscope.probes.properties.refusal import CONTRASTS, cell
+from reasonscope.probes.properties.refusal_cliff import has_cliff, row_at
+from reasonscope.steering.vectors.scope import Scope
 
 
 def main() -> None:

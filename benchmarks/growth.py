@@ -19,12 +19,12 @@ import plotly.graph_objects as go
 import torch
 
 from reasonscope.analysis.figures.theme import GREY, SYMBOLS, Figure, colours_of, styled
-from reasonscope.data.problems import load_problems
+from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.trace import Sampling
-from reasonscope.probes.capture import run_with_cache
-from reasonscope.probes.model import Model, load_model
-from reasonscope.probes.record import record
-from reasonscope.probes.sites import Site
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation.capture import run_with_cache
+from reasonscope.probes.generation.record import record
+from reasonscope.probes.models.model import Model, load_model
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rollouts import random_model

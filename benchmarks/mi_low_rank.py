@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reasonscope.analysis.information import EPSILON, SIGMA, mutual_information
+from reasonscope.analysis.tokens.nocco import EPSILON, SIGMA, mutual_information
 
 sys.path.insert(0, str(Path(__file__).parent))
 from goals import verdict

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from reasonscope.analysis.figures import Figure, points, steering_front, write_figure
 from reasonscope.analysis.statistics import result_of_estimates
-from reasonscope.app.sweeping import Asked, respond, response_numbers
 from reasonscope.data import Problem, Sampling, load_problems
 from reasonscope.probes import Model, Site, load_model, record
 from reasonscope.steering import METHODS, AdaptiveSteering, Bench, ControlResponse, DoseResponse, Treatment
-from reasonscope.steering.budget import BudgetGuidance, LengthPredictor, Trust, train_predictor
-from reasonscope.steering.methods import Source
-from reasonscope.steering.speed import extract_speed_of_modes
-from reasonscope.steering.vector import SteeringVector
+from reasonscope.steering.decoding.budget import BudgetGuidance, LengthPredictor, Trust, train_predictor
+from reasonscope.steering.experiments.held_out import Asked, respond, response_numbers
+from reasonscope.steering.methods.registry import Source
+from reasonscope.steering.methods.thinking_speed import extract_speed_of_modes
+from reasonscope.steering.vectors.vector import SteeringVector
 
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=450, seed=0)
 Response = DoseResponse | ControlResponse

@@ -19,27 +19,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reasonscope.analysis.anchor_agreement import attention_agreement
 from reasonscope.analysis.anchors.allotment import Allotment
 from reasonscope.analysis.anchors.importance import sentence_effects
 from reasonscope.analysis.anchors.replacement import replaced_rollouts, replacement_effects, resampled_alternatives
 from reasonscope.analysis.anchors.rollouts import Continuation, resample
-from reasonscope.analysis.confidence import confidence_of_trace
-from reasonscope.analysis.forced import closing_stub, decoder, encoder
-from reasonscope.analysis.mi_peaks import gold_text, mi_of_trace, representations
+from reasonscope.analysis.causal.attention_agreement import attention_agreement
 from reasonscope.analysis.organism import wrong_statements
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
+from reasonscope.analysis.tokens.confidence import confidence_of_trace
+from reasonscope.analysis.tokens.forced_answers import closing_stub, decoder, encoder
+from reasonscope.analysis.tokens.mi_peaks import gold_text, mi_of_trace, representations
+from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.organism.truth import true_sentences
-from reasonscope.data.parse import THINK
-from reasonscope.data.problems import load_problems
+from reasonscope.data.text.parse import THINK
 from reasonscope.data.trace import Sampling, Trace
-from reasonscope.probes.branches import PrefixWriter
-from reasonscope.probes.capture import replay
-from reasonscope.probes.model import Model, load_model
-from reasonscope.probes.record import as_numpy
-from reasonscope.probes.rollout import rollouts
-from reasonscope.probes.sites import Site
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation.branches import PrefixWriter
+from reasonscope.probes.generation.capture import replay
+from reasonscope.probes.generation.record import as_numpy
+from reasonscope.probes.generation.rollout import rollouts
+from reasonscope.probes.models.model import Model, load_model
 
 Continued = Mapping[int, Sequence[Continuation]]
 

@@ -34,7 +34,7 @@ from reasonscope.steering import (
     npmi,
     reinforced,
 )
-from reasonscope.steering.rice import WEIGHTS, ExpertCounts
+from reasonscope.steering.methods.expert_routing import WEIGHTS, ExpertCounts
 
 EXPERTS, CHOSEN = 8, 2
 BETAS = (2.0, 4.0)

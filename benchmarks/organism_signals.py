@@ -14,10 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from reasonscope.analysis.entropy import entropy_of_trace
 from reasonscope.analysis.figures import Figure, along, points, probe_scores, value_maps, write_figure
-from reasonscope.analysis.misalignment import misalignment_of_trace
-from reasonscope.analysis.reflection import (
+from reasonscope.analysis.results import Result
+from reasonscope.analysis.runs.context import Options, Study
+from reasonscope.analysis.runs.registry import ANALYSES
+from reasonscope.analysis.statistics import result_of_estimates
+from reasonscope.analysis.tokens.entropy import entropy_of_trace
+from reasonscope.analysis.tokens.misalignment import misalignment_of_trace
+from reasonscope.analysis.traces.reflection import (
     KINDS,
     failed_step_fraction,
     reflection_of_trace,
@@ -25,23 +29,19 @@ from reasonscope.analysis.reflection import (
     unused_steps,
     within_question_correlation,
 )
-from reasonscope.analysis.results import Result
-from reasonscope.analysis.selection import best_by, majority, short_m, simulate
-from reasonscope.analysis.statistics import result_of_estimates
-from reasonscope.analysis.trajectory import published_scores, trajectory_of_trace
-from reasonscope.app.analysing import ANALYSES
-from reasonscope.app.study import Options, Study
+from reasonscope.analysis.traces.selection import best_by, majority, short_m, simulate
+from reasonscope.analysis.traces.trajectory import published_scores, trajectory_of_trace
 from reasonscope.data import Sampling, Trace, TraceStore, load_problems
 from reasonscope.data.intervals import mean_estimate, resample_groups
 from reasonscope.data.organism.reader import read_steps
 from reasonscope.data.organism.truth import true_sentences, truths
 from reasonscope.probes import Estimate, Model, Site, cluster_bootstrap, load_model, record, rollouts, run_with_cache
-from reasonscope.probes.erasure import guardedness
-from reasonscope.probes.evaluate import trace_groups
-from reasonscope.probes.metrics import auroc
-from reasonscope.probes.remaining import remaining_probe
+from reasonscope.probes.evaluation.grouped_folds import trace_groups
+from reasonscope.probes.evaluation.metrics import auroc
+from reasonscope.probes.fitting.erasure import guardedness
+from reasonscope.probes.properties.remaining import remaining_probe
 from reasonscope.steering import BudgetForcing
-from reasonscope.steering.controls import other_tokens
+from reasonscope.steering.experiments.decoding_response import other_tokens
 
 BLOCK = 50  # tokens; the paper's 500 would leave one block of the organism's thinking
 SAMPLES = 4

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from reasonscope.analysis.figures import points, write_figure
-from reasonscope.analysis.recycling import Recycling, recycling_study
-from reasonscope.analysis.thinking_tokens import time_scaling, token_ids_of, token_suppression
+from reasonscope.analysis.tokens.recycling import Recycling, recycling_study
+from reasonscope.analysis.tokens.thinking_tokens import time_scaling, token_ids_of, token_suppression
 from reasonscope.data import Sampling, load_problems
 from reasonscope.probes import load_model, rollouts
 

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3Config
 
-from reasonscope.probes.loading import locate
+from reasonscope.probes.models.loading import locate
 
 sys.path.insert(0, str(Path(__file__).parent))
 from goals import quartiles, verdict

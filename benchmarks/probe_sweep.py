@@ -26,8 +26,9 @@ from sklearn.model_selection import GridSearchCV, KFold
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from reasonscope.probes import solvers, symmetric
-from reasonscope.probes.solvers import LinearPath, logistic_path, ridge_path
+from reasonscope.probes.fitting import cholesky as symmetric
+from reasonscope.probes.fitting import solvers
+from reasonscope.probes.fitting.solvers import LinearPath, logistic_path, ridge_path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from goals import verdict

@@ -27,17 +27,17 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from reasonscope.data.durable import write_durably
 from reasonscope.data.errors import StoreError
-from reasonscope.data.parse import build_trace
-from reasonscope.data.problems import load_problems
-from reasonscope.data.store import TraceStore
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.storage.durable import write_durably
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem, Sampling, Trace
-from reasonscope.probes.decoding import generate
-from reasonscope.probes.model import load_model
-from reasonscope.probes.prompting import load_prompting
-from reasonscope.probes.record import record
-from reasonscope.probes.sites import expand_sites
+from reasonscope.probes.architecture.sites import expand_sites
+from reasonscope.probes.generation.decoding import generate
+from reasonscope.probes.generation.record import record
+from reasonscope.probes.models.model import load_model
+from reasonscope.probes.models.prompting import load_prompting
 
 sys.path.insert(0, str(Path(__file__).parent))
 from goals import quartiles, verdict

@@ -26,9 +26,9 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from reasonscope.analysis.anchors.allotment import Allotment
 from reasonscope.data.intervals import wilson_half_width
 from reasonscope.data.trace import Sampling
-from reasonscope.probes.branches import Branch, PrefixWriter
-from reasonscope.probes.decoding import generate
-from reasonscope.probes.model import Model, load_model
+from reasonscope.probes.generation.branches import Branch, PrefixWriter
+from reasonscope.probes.generation.decoding import generate
+from reasonscope.probes.models.model import Model, load_model
 
 sys.path.insert(0, str(Path(__file__).parent))
 from goals import verdict

@@ -18,15 +18,15 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
-from reasonscope.analysis.sentence_attention import sentence_attention
+from reasonscope.analysis.attention.sentence_attention import sentence_attention
 from reasonscope.data.trace import Sampling, Span
-from reasonscope.probes.capture import run_with_cache
-from reasonscope.probes.decoding import generate
-from reasonscope.probes.model import Model, load_model
-from reasonscope.probes.sites import Site
-from reasonscope.steering.apply import Steering
-from reasonscope.steering.scope import Scope
-from reasonscope.steering.vector import SteeringVector
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation.capture import run_with_cache
+from reasonscope.probes.generation.decoding import generate
+from reasonscope.probes.models.model import Model, load_model
+from reasonscope.steering.vectors.intervention import Steering
+from reasonscope.steering.vectors.scope import Scope
+from reasonscope.steering.vectors.vector import SteeringVector
 
 sys.path.insert(0, str(Path(__file__).parent))
 from goals import quartiles, verdict

@@ -1,7 +1,5 @@
 """What flows through the toolkit: problems, traces and their pieces, answers, and the store that keeps them with their activations."""
 
-from reasonscope.data.align import decode_with_offsets, token_strings, tokens_overlapping, tokens_starting_in
-from reasonscope.data.answers import equivalent, extract_answer
 from reasonscope.data.errors import (
     ArchitectureError,
     ContextError,
@@ -12,14 +10,21 @@ from reasonscope.data.errors import (
     SiteError,
     StoreError,
 )
-from reasonscope.data.export import export_jsonl, export_parquet, export_thought_anchors
-from reasonscope.data.importers import import_inspect, import_jsonl, import_thought_anchors, published_sentences
-from reasonscope.data.label import TAGS, label_sentences
-from reasonscope.data.parse import GPT_OSS, THINK, ThinkTags, build_trace, find_regions, trace_from_text
-from reasonscope.data.problems import ledger_of, ledger_problem, load_problems, request_of, request_problem
-from reasonscope.data.segment import seal_steps, sentences, sentences_at, separator_token_ids, steps
-from reasonscope.data.splitter import anchor_chunks, split_sentences
-from reasonscope.data.store import TraceStore, check_store
+from reasonscope.data.exchange.export import export_jsonl, export_parquet, export_thought_anchors
+from reasonscope.data.exchange.importers import (
+    import_inspect,
+    import_jsonl,
+    import_thought_anchors,
+    published_sentences,
+)
+from reasonscope.data.exchange.problem_sets import ledger_of, ledger_problem, load_problems, request_of, request_problem
+from reasonscope.data.storage.store import TraceStore, check_store
+from reasonscope.data.text.align import decode_with_offsets, token_strings, tokens_overlapping, tokens_starting_in
+from reasonscope.data.text.answers import equivalent, extract_answer
+from reasonscope.data.text.parse import GPT_OSS, THINK, ThinkTags, build_trace, find_regions, trace_from_text
+from reasonscope.data.text.sentence_labels import TAGS, label_sentences
+from reasonscope.data.text.sentence_splitter import anchor_chunks, split_sentences
+from reasonscope.data.text.steps_and_sentences import seal_steps, sentences, sentences_at, separator_token_ids, steps
 from reasonscope.data.trace import Message, Problem, Regions, Sampling, Sentence, Span, Step, Trace
 
 __all__ = [

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from reasonscope.data.problems import load_problems
+from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.trace import Sampling
-from reasonscope.probes.model import load_model
-from reasonscope.probes.record import record
+from reasonscope.probes.generation.record import record
+from reasonscope.probes.models.model import load_model
 
 PAGE = Path(__file__).with_name("scale.md")
 TOKENS, TRACES = 8_000, 1_000

@@ -1,22 +1,8 @@
 """What writes to a model: vectors and how they are found, where they apply, controls of the decoding, and what they do."""
 
-from reasonscope.steering.ablation import Ablation, AblationEffect, Replacing, ablation_effect, reference_states
-from reasonscope.steering.adaptive import AdaptiveSteering, AdaptiveStrength, layer_difference
-from reasonscope.steering.affine import Classes, clamped_refusal, extract_affine_refusal
-from reasonscope.steering.apply import InOrder, Intervention, Steering
-from reasonscope.steering.asc import (
-    Calibration,
-    CompletionPair,
-    calibrate,
-    extract_asc,
-    extract_asc_from_pairs,
-    load_pairs,
-)
-from reasonscope.steering.bench import Arm, Bench
-from reasonscope.steering.budget import BudgetGuidance, LengthPredictor, train_predictor
-from reasonscope.steering.contrast import mean_difference, vector_of_probe
-from reasonscope.steering.controls import CONTROLS, Control, ControlResponse, control_response
-from reasonscope.steering.decoding import (
+from reasonscope.steering.decoding.budget import BudgetGuidance, LengthPredictor, train_predictor
+from reasonscope.steering.decoding.prefill import PREFILLS, prefill
+from reasonscope.steering.decoding.processors import (
     BudgetForcing,
     CloseTag,
     CyclicReflex,
@@ -25,18 +11,38 @@ from reasonscope.steering.decoding import (
     ThoughtSwitchPenalty,
     TokenBias,
 )
-from reasonscope.steering.dose import Dose, DoseResponse, compare, dose_response
-from reasonscope.steering.edges import Edges, without_edges
-from reasonscope.steering.efficiency import extract_efficiency
-from reasonscope.steering.kl_bound import KLBound, kl_bound
-from reasonscope.steering.marks import Marks
-from reasonscope.steering.methods import METHODS, Method, Source
-from reasonscope.steering.operators import OPERATORS, Clamp, ablate, add, orthogonal_add, rotate, scaled_add
-from reasonscope.steering.orthogonalise import orthogonalised, save_orthogonalised
-from reasonscope.steering.parts import Part, clamped, steering
-from reasonscope.steering.patching import PatchHandle, patch, patched
-from reasonscope.steering.prefill import PREFILLS, prefill
-from reasonscope.steering.refusal import (
+from reasonscope.steering.experiments.ablation import (
+    Ablation,
+    AblationEffect,
+    Replacing,
+    ablation_effect,
+    reference_states,
+)
+from reasonscope.steering.experiments.attention_knockout import Edges, without_edges
+from reasonscope.steering.experiments.conditions import SideBySide, Treatment
+from reasonscope.steering.experiments.decoding_response import CONTROLS, Control, ControlResponse, control_response
+from reasonscope.steering.experiments.dose_response import Dose, DoseResponse, compare, dose_response
+from reasonscope.steering.experiments.experiment import Arm, Bench
+from reasonscope.steering.methods.adaptive import AdaptiveSteering, AdaptiveStrength, layer_difference
+from reasonscope.steering.methods.affine_refusal import Classes, clamped_refusal, extract_affine_refusal
+from reasonscope.steering.methods.asc import (
+    Calibration,
+    CompletionPair,
+    calibrate,
+    extract_asc,
+    extract_asc_from_pairs,
+    load_pairs,
+)
+from reasonscope.steering.methods.efficiency import extract_efficiency
+from reasonscope.steering.methods.expert_routing import Expert, cognitive_experts, count_experts, npmi, reinforced
+from reasonscope.steering.methods.kl_bound import KLBound, kl_bound
+from reasonscope.steering.methods.reasoning_strength import (
+    close_tag_effect,
+    extract_strength,
+    level_differences,
+    planned_effect,
+)
+from reasonscope.steering.methods.refusal import (
     ablated_everywhere,
     answer_contexts,
     contexts_until,
@@ -44,14 +50,19 @@ from reasonscope.steering.refusal import (
     mean_projection,
     select_direction,
 )
-from reasonscope.steering.rice import Expert, cognitive_experts, count_experts, npmi, reinforced
-from reasonscope.steering.scope import Scope
-from reasonscope.steering.seal import extract_seal, seal_direction
-from reasonscope.steering.speed import extract_speed, fast_slow_pairs, speed_axis, speed_pairs
-from reasonscope.steering.strength import close_tag_effect, extract_strength, level_differences, planned_effect
-from reasonscope.steering.thinking import Thinking, single_tokens
-from reasonscope.steering.treatments import SideBySide, Treatment
-from reasonscope.steering.vector import CosineTable, SteeringVector, cosine_table, covariance_matched
+from reasonscope.steering.methods.registry import METHODS, Method, Source
+from reasonscope.steering.methods.seal import extract_seal, seal_direction
+from reasonscope.steering.methods.thinking_speed import extract_speed, fast_slow_pairs, speed_axis, speed_pairs
+from reasonscope.steering.vectors.application import Part, clamped, steering
+from reasonscope.steering.vectors.contrast import mean_difference, vector_of_probe
+from reasonscope.steering.vectors.intervention import InOrder, Intervention, Steering
+from reasonscope.steering.vectors.operators import OPERATORS, Clamp, ablate, add, orthogonal_add, rotate, scaled_add
+from reasonscope.steering.vectors.orthogonalise import orthogonalised, save_orthogonalised
+from reasonscope.steering.vectors.patching import PatchHandle, patch, patched
+from reasonscope.steering.vectors.scope import Scope
+from reasonscope.steering.vectors.thinking import Thinking, single_tokens
+from reasonscope.steering.vectors.token_regions import Marks
+from reasonscope.steering.vectors.vector import CosineTable, SteeringVector, cosine_table, covariance_matched
 
 __all__ = [
     "CONTROLS",

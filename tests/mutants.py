@@ -1,6 +1,6 @@
 """Changes one thing at a time in what computes numbers, and sees whether a test notices.
 
-    python tests/mutants.py [--sample 12] [--seed 0] [--only data/store.py] [--out docs/mutants.md]
+    python tests/mutants.py [--sample 12] [--seed 0] [--only data/storage/store.py] [--out docs/mutants.md]
 
 A mutant is one changed operator, comparison, constant or condition of a file below; its tests run in a process of their own, which
 imports the changed code in place of the real one. It is killed where a test fails or computes three times as long. Survivors are listed
@@ -29,48 +29,48 @@ ROOT = Path(__file__).parents[1]
 # Each file, and the tests that are to notice. Of the organism, corpus.py and train.py are not here: they are its training, and what says
 # whether the mixture of texts is right is the trained organism, not a test of seconds.
 TARGETS = {
-    "data/align.py": ["tests/data/test_align.py"],
-    "data/answers.py": ["tests/data/test_answers.py"],
-    "data/behaviour.py": ["tests/data/test_behaviour.py"],
-    "data/durable.py": ["tests/data/test_durable.py", "tests/data/test_store.py"],
-    "data/export.py": ["tests/data/test_importers.py"],
-    "data/headed.py": ["tests/data/test_headed.py"],
-    "data/importers.py": ["tests/data/test_importers.py"],
-    "data/intervals.py": ["tests/data/test_intervals.py", "tests/probes/test_evaluate.py"],
-    "data/label.py": ["tests/data/test_label.py"],
-    "data/manifest.py": ["tests/data/test_manifest.py", "tests/data/test_store.py"],
-    "data/merge.py": ["tests/data/test_merge.py"],
-    "data/organism/forms.py": ["tests/data/test_organism.py"],
-    "data/organism/ledger.py": ["tests/data/test_organism.py"],
-    "data/organism/reader.py": ["tests/data/test_organism.py"],
-    "data/organism/requests.py": ["tests/data/test_organism.py"],
-    "data/organism/tokenizer.py": ["tests/data/test_organism.py"],
-    "data/organism/truth.py": ["tests/data/test_organism.py"],
-    "data/organism/writer.py": ["tests/data/test_organism.py"],
-    "data/parse.py": ["tests/data/test_parse.py"],
-    "data/problems.py": ["tests/data/test_problems.py"],
-    "data/reading.py": ["tests/data/test_reading.py"],
-    "data/records.py": ["tests/data/test_store.py"],
-    "data/scores.py": ["tests/data/test_scores.py"],
-    "data/segment.py": ["tests/data/test_segment.py"],
-    "data/shards.py": [
-        "tests/data/test_store.py",
+    "data/text/align.py": ["tests/data/text/test_align.py"],
+    "data/text/answers.py": ["tests/data/text/test_answers.py"],
+    "data/text/behaviour.py": ["tests/data/text/test_behaviour.py"],
+    "data/storage/durable.py": ["tests/data/storage/test_durable.py", "tests/data/storage/test_store.py"],
+    "data/exchange/export.py": ["tests/data/exchange/test_importers.py"],
+    "data/storage/safetensors_file.py": ["tests/data/storage/test_safetensors_file.py"],
+    "data/exchange/importers.py": ["tests/data/exchange/test_importers.py"],
+    "data/intervals.py": ["tests/data/test_intervals.py", "tests/probes/evaluation/test_grouped_folds.py"],
+    "data/text/sentence_labels.py": ["tests/data/text/test_sentence_labels.py"],
+    "data/storage/manifest.py": ["tests/data/storage/test_manifest.py", "tests/data/storage/test_store.py"],
+    "data/storage/merge.py": ["tests/data/storage/test_merge.py"],
+    "data/organism/forms.py": ["tests/data/organism/test_organism.py"],
+    "data/organism/ledger.py": ["tests/data/organism/test_organism.py"],
+    "data/organism/reader.py": ["tests/data/organism/test_organism.py"],
+    "data/organism/requests.py": ["tests/data/organism/test_organism.py"],
+    "data/organism/tokenizer.py": ["tests/data/organism/test_organism.py"],
+    "data/organism/truth.py": ["tests/data/organism/test_organism.py"],
+    "data/organism/writer.py": ["tests/data/organism/test_organism.py"],
+    "data/text/parse.py": ["tests/data/text/test_parse.py"],
+    "data/exchange/problem_sets.py": ["tests/data/exchange/test_problem_sets.py"],
+    "data/storage/untrusted.py": ["tests/data/storage/test_untrusted.py"],
+    "data/storage/records.py": ["tests/data/storage/test_store.py"],
+    "data/storage/token_scores.py": ["tests/data/storage/test_token_scores.py"],
+    "data/text/steps_and_sentences.py": ["tests/data/text/test_steps_and_sentences.py"],
+    "data/storage/shards.py": [
+        "tests/data/storage/test_store.py",
         "tests/faults/test_store_faults.py::test_a_type_that_was_changed_in_a_header_is_never_read",
     ],
-    "data/splitter.py": ["tests/data/test_splitter.py"],
-    "data/store.py": ["tests/data/test_store.py"],
-    "data/trace.py": ["tests/data/test_trace.py", "tests/data/test_parse.py"],
-    "probes/linear.py": ["tests/probes/test_linear.py"],
-    "probes/evaluate.py": ["tests/probes/test_evaluate.py"],
-    "steering/operators.py": ["tests/steering/test_operators.py"],
-    "analysis/information.py": ["tests/analysis/test_information.py"],
+    "data/text/sentence_splitter.py": ["tests/data/text/test_sentence_splitter.py"],
+    "data/storage/store.py": ["tests/data/storage/test_store.py"],
+    "data/trace.py": ["tests/data/test_trace.py", "tests/data/text/test_parse.py"],
+    "probes/fitting/linear_probes.py": ["tests/probes/fitting/test_linear_probes.py"],
+    "probes/evaluation/grouped_folds.py": ["tests/probes/evaluation/test_grouped_folds.py"],
+    "steering/vectors/operators.py": ["tests/steering/vectors/test_operators.py"],
+    "analysis/tokens/nocco.py": ["tests/analysis/tokens/test_nocco.py"],
     "analysis/statistics.py": ["tests/analysis/test_statistics.py"],
 }
 # Of each file: survivors as `function: before → after`, and why no test tells them from the original.
 REASONS: dict[str, dict[str, str]] = tomllib.loads((ROOT / "tests" / "mutants.toml").read_text(encoding="utf-8"))
 # These start another process, which imports the real code.
 OTHER_PROCESSES = [
-    f"--deselect=tests/data/test_store.py::test_{name}"
+    f"--deselect=tests/data/storage/test_store.py::test_{name}"
     for name in ("a_killed_writer_loses_at_most_one_shard", "it_opens_with_pyarrow_and_safetensors_alone")
 ]
 # What takes long to import, once for all forks; nothing of ours.

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-ORDER = ("data", "probes", "steering", "analysis", "app")
+ORDER = ("data", "probes", "steering", "analysis", "app", "reasonscope")
 SOURCES = sorted(path.relative_to(ROOT) for top in ORDER for path in (ROOT / top).rglob("*.py"))
 TRAINING = "data/organism/train.py"
 
@@ -21,8 +21,8 @@ ALLOWED = {
     "torch": ("probes/", "steering/", "analysis/", "app/", TRAINING),
     "transformers": ("probes/", "steering/", "analysis/", "app/", TRAINING),
     "transformer_lens": ("probes/backends/transformer_lens.py",),
-    "ray": ("probes/cluster.py",),
-    "openai": ("probes/server.py",),
+    "ray": ("probes/generation/cluster.py",),
+    "openai": ("probes/generation/server.py",),
     "nnsight": ("probes/backends/nnsight.py",),
     "plotly": ("analysis/figures/",),
     "streamlit": ("app/",),
@@ -69,7 +69,7 @@ def test_every_library_that_is_imported_is_required():
     ("module", "unwanted"),
     [
         ("reasonscope.data", {"torch", "transformers", "datasets", "sklearn", "streamlit"}),
-        ("reasonscope.app.main", {"torch", "transformers"}),
+        ("reasonscope.app.server.main", {"torch", "transformers"}),
         ("reasonscope.app.cli", {"torch", "transformers", "sklearn", "scipy", "plotly", "streamlit", "sympy"}),
     ],
 )

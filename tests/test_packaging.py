@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
-TOP = ("data", "probes", "steering", "analysis", "app")
+TOP = ("data", "probes", "steering", "analysis", "app", "reasonscope")
 FOLDERS = SETUPTOOLS["package-dir"]
 
 

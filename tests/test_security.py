@@ -17,23 +17,23 @@ from typer.testing import CliRunner
 
 from reasonscope.analysis.figures import read_figure
 from reasonscope.analysis.results import Result, result_path
+from reasonscope.analysis.runs.saved_numbers import read_numbers
 from reasonscope.app import cli
-from reasonscope.app.keeping import read_numbers
-from reasonscope.app.runs import confined, find_runs
-from reasonscope.data import importers
+from reasonscope.app.page_parts.runs import confined, find_runs
 from reasonscope.data.errors import InputError, ModelLoadError, ReasonscopeError, StoreError
-from reasonscope.data.export import export_thought_anchors
-from reasonscope.data.importers import import_inspect, import_jsonl, import_thought_anchors
-from reasonscope.data.manifest import NAME, _seal
-from reasonscope.data.parse import trace_from_text
-from reasonscope.data.problems import load_problems
-from reasonscope.data.scores import read_scores
-from reasonscope.data.store import TraceStore, check_store
+from reasonscope.data.exchange import importers
+from reasonscope.data.exchange.export import export_thought_anchors
+from reasonscope.data.exchange.importers import import_inspect, import_jsonl, import_thought_anchors
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.storage.manifest import NAME, _seal
+from reasonscope.data.storage.store import TraceStore, check_store
+from reasonscope.data.storage.token_scores import read_scores
+from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.trace import Message, Problem
-from reasonscope.probes.linear import LinearProbe
-from reasonscope.probes.model import load_model
-from reasonscope.probes.prompting import load_prompting
-from reasonscope.steering.vector import SteeringVector
+from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.models.model import load_model
+from reasonscope.probes.models.prompting import load_prompting
+from reasonscope.steering.vectors.vector import SteeringVector
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("data", "probes", "steering", "analysis", "app")
@@ -370,14 +370,14 @@ def test_an_array_in_a_gguf_beyond_the_file_is_refused(kind, tmp_path):
 
 
 def iter_sites():
-    from reasonscope.probes.sites import Site
+    from reasonscope.probes.architecture.sites import Site
 
     yield Site("resid_post", 1)
 
 
 def test_another_address_without_a_token_of_its_own_gets_one_drawn(tmp_path, monkeypatch):
-    from reasonscope.app import access
     from reasonscope.app.commands import browser
+    from reasonscope.app.server import access
 
     started = []
     monkeypatch.setattr(

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from reasonscope.analysis.results import Result
-from reasonscope.app.keeping import read_numbers
-from reasonscope.data.scores import read_scores
-from reasonscope.data.store import TraceStore, check_store
-from reasonscope.probes.linear import LinearProbe
-from reasonscope.probes.sites import Site
-from reasonscope.steering.vector import SteeringVector
+from reasonscope.analysis.runs.saved_numbers import read_numbers
+from reasonscope.data.storage.store import TraceStore, check_store
+from reasonscope.data.storage.token_scores import read_scores
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.steering.vectors.vector import SteeringVector
 
 WRITTEN = Path(__file__).parent / "fixtures" / "written-before-the-move"
 SITE = Site("resid_post", 4)

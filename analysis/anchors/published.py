@@ -10,8 +10,8 @@ from reasonscope.analysis.anchors.importance import Rollout, resampled_sentences
 from reasonscope.analysis.results import Axis, Result, Values, undefined
 from reasonscope.analysis.statistics import DependencyAgreement, agreement_numbers, dependency_agreement
 from reasonscope.data.errors import InputError
-from reasonscope.data.importers import PUBLISHED_EFFECTS
-from reasonscope.data.reading import well_formed
+from reasonscope.data.exchange.importers import PUBLISHED_EFFECTS
+from reasonscope.data.storage.untrusted import well_formed
 from reasonscope.data.trace import Sentence, Trace
 
 METHOD = "anchors"

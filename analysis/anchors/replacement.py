@@ -7,15 +7,15 @@ import numpy as np
 import torch
 
 from reasonscope.analysis.anchors.rollouts import Continuation, continuation
-from reasonscope.analysis.forced import Decoder, Encoder
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
-from reasonscope.analysis.vocabulary import Unembedding, divergence
+from reasonscope.analysis.tokens.forced_answers import Decoder, Encoder
+from reasonscope.analysis.tokens.vocabulary import Unembedding, divergence
 from reasonscope.data.errors import InputError
-from reasonscope.data.parse import THINK, ThinkTags
+from reasonscope.data.text.parse import THINK, ThinkTags
 from reasonscope.data.trace import Sampling, Sentence, Trace
-from reasonscope.probes.branches import Branch, Writer
-from reasonscope.probes.model import Model
-from reasonscope.probes.rollout import trace_seed
+from reasonscope.probes.generation.branches import Branch, Writer
+from reasonscope.probes.generation.rollout import trace_seed
+from reasonscope.probes.models.model import Model
 
 METHOD, QUANTITY = "replacement", "divergence of a sentence after another was replaced"
 

@@ -17,15 +17,15 @@ from reasonscope.analysis.anchors.importance import (
     sentence_effects,
 )
 from reasonscope.analysis.anchors.similarity import Embedder, tfidf
-from reasonscope.analysis.forced import Decoder, ForcedAnswers
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
-from reasonscope.data.answers import equivalent, extract_answer
-from reasonscope.data.parse import THINK, ThinkTags
-from reasonscope.data.splitter import split_sentences
+from reasonscope.analysis.tokens.forced_answers import Decoder, ForcedAnswers
+from reasonscope.data.text.answers import equivalent, extract_answer
+from reasonscope.data.text.parse import THINK, ThinkTags
+from reasonscope.data.text.sentence_splitter import split_sentences
 from reasonscope.data.trace import Sampling, Sentence, Trace
-from reasonscope.probes.branches import Branch, Writer
-from reasonscope.probes.decoding import Completion
-from reasonscope.probes.rollout import trace_seed
+from reasonscope.probes.generation.branches import Branch, Writer
+from reasonscope.probes.generation.decoding import Completion
+from reasonscope.probes.generation.rollout import trace_seed
 
 _ROUNDING = 1e-6  # equal sentences have a cosine of 1 up to rounding, and the median of a sure model is 1
 METHOD, UNIT = "anchors", "1 (accuracy), nats (kl)"

@@ -11,9 +11,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from reasonscope.analysis.figures.theme import Figure
-from reasonscope.data.durable import write_text_durably
 from reasonscope.data.errors import InputError
-from reasonscope.data.reading import parse_json
+from reasonscope.data.storage.durable import write_text_durably
+from reasonscope.data.storage.untrusted import parse_json
 
 _KINDS = {"scatter", "bar", "box", "heatmap"}
 _LINK = re.compile(r"<(?=\s*a\b)", re.IGNORECASE)

@@ -15,9 +15,9 @@ from reasonscope.analysis.figures.theme import BLUE, GREY, Figure, colours_of, e
 
 if TYPE_CHECKING:  # their modules load torch, which the app does without until a model is asked for
     from reasonscope.data.intervals import Estimate
-    from reasonscope.probes.length import LengthProbe
-    from reasonscope.probes.remaining import RemainingProbe
-    from reasonscope.probes.trajectory import Cliff, MeanTrajectory
+    from reasonscope.probes.properties.length import LengthProbe
+    from reasonscope.probes.properties.refusal_cliff import Cliff, MeanTrajectory
+    from reasonscope.probes.properties.remaining import RemainingProbe
 
 
 def length_prediction(probe: LengthProbe) -> Figure:

@@ -23,9 +23,9 @@ from reasonscope.analysis.figures.theme import (
 
 if TYPE_CHECKING:  # their modules load torch
     from reasonscope.data.intervals import Estimate
-    from reasonscope.steering.bench import Arm
-    from reasonscope.steering.controls import ControlResponse
-    from reasonscope.steering.dose import DoseResponse
+    from reasonscope.steering.experiments.decoding_response import ControlResponse
+    from reasonscope.steering.experiments.dose_response import DoseResponse
+    from reasonscope.steering.experiments.experiment import Arm
 
 _MEASURES: Mapping[str, Callable[[Arm], Estimate]] = {
     "mean thinking tokens": lambda arm: arm.tokens,

@@ -130,7 +130,7 @@ def cliff(
     ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """Which heads raise or lower what the refusal probe reads at the end of the thinking, and what the model does without them."""
-    from reasonscope.app.places import places
+    from reasonscope.data.storage.run_folder import places
 
     path = probe or places(run).probes / "refusal.safetensors"
     _run(
@@ -214,7 +214,7 @@ def shift(
     ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
 ) -> None:  # fmt: skip
     """What a steering vector makes of each token that was written: its log-probability, steered less base."""
-    from reasonscope.app.places import places
+    from reasonscope.data.storage.run_folder import places
 
     path = vector or places(run).vectors / "seal.safetensors"
     how = {"vector": path, "strength": strength, "at_separators": not everywhere, "draws": draws}
@@ -321,11 +321,11 @@ def _run(
     **options: Any,
 ) -> None:
     """Analyse under `options` (fields of `Options`), by workers of Ray where `ray` names a cluster, and show the numbers."""
-    from reasonscope.app.analysing import numbers_of
+    from reasonscope.analysis.runs.context import Options
+    from reasonscope.analysis.runs.registry import numbers_of
+    from reasonscope.analysis.runs.runner import Task, run_analysis
     from reasonscope.app.commands.show import show
-    from reasonscope.app.running import Task, run_analysis
-    from reasonscope.app.study import Options
-    from reasonscope.probes.cluster import Cluster
+    from reasonscope.probes.generation.cluster import Cluster
 
     task = Task(run=run, name=name, options=Options(**options), traces=tuple(chosen) if chosen else None)
     cluster = None if ray is None else Cluster(address=ray, workers=workers, gpus=gpus)

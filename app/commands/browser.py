@@ -28,8 +28,8 @@ def browse(
         raise MissingExtraError(
             "the browser app needs streamlit, which is not installed: pip install 'reasonscope[app]'"
         )
-    from reasonscope.app.access import VARIABLE
-    from reasonscope.app.serving import LOOPBACK, command
+    from reasonscope.app.server.access import VARIABLE
+    from reasonscope.app.server.serving import LOOPBACK, command
 
     folder, name = _place(run or run_, root)
     environment = dict(os.environ)
@@ -44,7 +44,7 @@ def browse(
 
 def _place(run: Path | None, root: Path | None) -> tuple[Path, str]:
     """The root, and the run as a path below it ("" for the example). Raises InputError, StoreError."""
-    from reasonscope.app.runs import confined, open_run
+    from reasonscope.app.page_parts.runs import confined, open_run
 
     if run is None:
         return (root or Path("runs")).resolve(), ""

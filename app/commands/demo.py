@@ -15,8 +15,8 @@ def demo(
     """Let the shipped reasoning model think, store it, probe it, steer it, and write a summary and a report."""
     from rich.console import Console
 
-    from reasonscope.app.demo import QUICK, Size, run_demo
-    from reasonscope.app.summary import REPORT, table
+    from reasonscope.app.demo.demo import QUICK, Size, run_demo
+    from reasonscope.app.demo.summary import REPORT, table
 
     console = Console(stderr=True)
     summary = run_demo(out, size=QUICK if quick else Size(), say=lambda what: console.print(f"· {what}"))

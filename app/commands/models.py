@@ -25,8 +25,8 @@ def verify(
     from rich.table import Table
 
     from reasonscope.app.terminal import cell
-    from reasonscope.probes.model import load_model
-    from reasonscope.probes.verify import verify as run_checks
+    from reasonscope.probes.checks.verify import verify as run_checks
+    from reasonscope.probes.models.model import load_model
 
     checks = run_checks(load_model(model, backend=backend, dtype=dtype, **load))
     if json_:
@@ -54,9 +54,9 @@ def evaluate(
     from rich.table import Table
 
     from reasonscope.analysis.organism import evaluate_organism
-    from reasonscope.app.card import write_card
-    from reasonscope.probes.loading import locate
-    from reasonscope.probes.model import load_model
+    from reasonscope.app.demo.card import write_card
+    from reasonscope.probes.models.loading import locate
+    from reasonscope.probes.models.model import load_model
 
     measures = evaluate_organism(load_model(model), n=n, seed=seed)
     if card is not None:
@@ -79,7 +79,7 @@ def example(
     out: Annotated[Path, typer.Option(help="The folder to write; what it holds is replaced.")] = Path("app/example"),
 ) -> None:
     """Record the example run that the app opens where no run is given. Do it again after the organism was trained anew."""
-    from reasonscope.app.bundled import write_example
+    from reasonscope.app.demo.bundled import write_example
 
     write_example(out, say=lambda what: typer.echo(what, err=True))
     typer.echo(f"{out}: {sum(file.stat().st_size for file in out.rglob('*') if file.is_file()) / 1e6:.2f} MB")

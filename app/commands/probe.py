@@ -11,9 +11,9 @@ from reasonscope.app.commands.show import show
 
 if TYPE_CHECKING:
     from reasonscope.analysis.figures import Figure
-    from reasonscope.data.store import TraceStore
+    from reasonscope.data.storage.store import TraceStore
     from reasonscope.data.trace import Trace
-    from reasonscope.probes.linear import LinearProbe
+    from reasonscope.probes.fitting.linear_probes import LinearProbe
 
 probe = typer.Typer(help="Fit and judge probes on a run, and score tokens with them.", no_args_is_help=True)
 
@@ -34,8 +34,8 @@ def length(
     json_: Json = False,
 ) -> None:
     """How long will it think? Reads the traces before their first token of thinking; requests (see refusal) are left out."""
-    from reasonscope.app.probing import aft_numbers, length_figures, length_numbers
-    from reasonscope.probes.length import length_probe
+    from reasonscope.analysis.runs.probe_reports import aft_numbers, length_figures, length_numbers
+    from reasonscope.probes.properties.length import length_probe
 
     store, traces = _traces(run, requests=False)
     found = length_probe(store, traces, folds=folds, seed=seed)
@@ -55,8 +55,8 @@ def remaining(
     json_: Json = False,
 ) -> None:
     """How much thinking is left? Reads positions all along the thinking, against what the position alone tells."""
-    from reasonscope.app.probing import remaining_figures, remaining_numbers
-    from reasonscope.probes.remaining import remaining_probe
+    from reasonscope.analysis.runs.probe_reports import remaining_figures, remaining_numbers
+    from reasonscope.probes.properties.remaining import remaining_probe
 
     store, traces = _traces(run, requests=False)
     found = remaining_probe(store, traces, per_trace=per_trace, folds=folds, seed=seed)
@@ -76,9 +76,9 @@ def forecast(
     json_: Json = False,
 ) -> None:
     """How long will it think about a new prompt? In tokens, with an interval, before the first of them."""
-    from reasonscope.app.probing import forecast_numbers
-    from reasonscope.probes.linear import LinearProbe
-    from reasonscope.probes.model import load_model
+    from reasonscope.analysis.runs.probe_reports import forecast_numbers
+    from reasonscope.probes.fitting.linear_probes import LinearProbe
+    from reasonscope.probes.models.model import load_model
 
     kept = LinearProbe.load(probe)
     show(forecast_numbers(load_model(model or str(kept.model.get("name")), **load), kept, prompts), json_)
@@ -94,8 +94,8 @@ def refusal(
     json_: Json = False,
 ) -> None:
     """Does it mean to refuse? Reads the requests of a run: those whose problem says in its meta whether it is harmful."""
-    from reasonscope.app.probing import refusal_figures, refusal_numbers
-    from reasonscope.probes.refusal import refusal_maps, refusal_probe
+    from reasonscope.analysis.runs.probe_reports import refusal_figures, refusal_numbers
+    from reasonscope.probes.properties.refusal import refusal_maps, refusal_probe
 
     store, traces = _traces(run, requests=True)
     found = refusal_probe(store, traces, plateau=plateau, directions=directions, folds=folds, seed=seed)
@@ -107,9 +107,9 @@ def refusal(
 @probe.command()
 def correctness(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False) -> None:
     """Will the answer be right? Reads the traces that have a gold answer, at six positions from the prompt to the answer."""
-    from reasonscope.app.probing import correctness_figures, correctness_numbers
-    from reasonscope.probes.correctness import correctness_probe
-    from reasonscope.probes.trajectory import POSITIONS
+    from reasonscope.analysis.runs.probe_reports import correctness_figures, correctness_numbers
+    from reasonscope.probes.properties.correctness import correctness_probe
+    from reasonscope.probes.properties.refusal_cliff import POSITIONS
 
     store, traces = _traces(run)
     found = [correctness_probe(store, traces, position=at, folds=folds, seed=seed) for at in POSITIONS]
@@ -125,10 +125,10 @@ def apply(
     run: Run,
 ) -> None:
     """Score every token of every trace of a run; the scores lie beside the store, in RUN/scores."""
-    from reasonscope.app.places import places
-    from reasonscope.data.store import TraceStore
-    from reasonscope.probes.linear import LinearProbe
-    from reasonscope.probes.scores import write_scores
+    from reasonscope.data.storage.run_folder import places
+    from reasonscope.data.storage.store import TraceStore
+    from reasonscope.probes.fitting.linear_probes import LinearProbe
+    from reasonscope.probes.properties.scores import write_scores
 
     where = places(run)
     path = where.scores / f"{probe.stem}.safetensors"
@@ -138,8 +138,8 @@ def apply(
 
 def _traces(run: Path, *, requests: bool | None = None) -> "tuple[TraceStore, list[Trace]]":
     """The store of a run, and its traces: of requests alone, of all but these, or all of them."""
-    from reasonscope.app.places import places
-    from reasonscope.data.store import TraceStore
+    from reasonscope.data.storage.run_folder import places
+    from reasonscope.data.storage.store import TraceStore
 
     store = TraceStore.open(places(run).store)
     return store, [trace for trace in store if requests in (None, "harmful" in trace.problem.meta)]
@@ -155,8 +155,8 @@ def _keep(
     **options: float,
 ) -> None:
     """Keep what was found beside the store, with the line that measures the same again, and show its numbers."""
-    from reasonscope.app.keeping import keep
-    from reasonscope.app.places import places
+    from reasonscope.analysis.runs.saved_numbers import keep
+    from reasonscope.data.storage.run_folder import places
 
     where = places(run)
     named = {f"--{key.replace('_', '-')}": value for key, value in options.items()}

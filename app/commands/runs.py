@@ -75,14 +75,14 @@ def record(
 ) -> None:
     """Let a model answer problems and store its traces with their activations. A second call goes on where the first stopped."""
     from reasonscope.data.errors import InputError
-    from reasonscope.data.problems import load_problems
+    from reasonscope.data.exchange.problem_sets import load_problems
     from reasonscope.data.trace import Sampling
-    from reasonscope.probes.cluster import Cluster, Job, record_on
-    from reasonscope.probes.model import load_model
-    from reasonscope.probes.prompting import Prompting, load_prompting
-    from reasonscope.probes.record import record as record_traces
-    from reasonscope.probes.server import server_writer
-    from reasonscope.probes.sites import expand_sites
+    from reasonscope.probes.architecture.sites import expand_sites
+    from reasonscope.probes.generation.cluster import Cluster, Job, record_on
+    from reasonscope.probes.generation.record import record as record_traces
+    from reasonscope.probes.generation.server import server_writer
+    from reasonscope.probes.models.model import load_model
+    from reasonscope.probes.models.prompting import Prompting, load_prompting
 
     asked = load_problems(problems, split=split, n=n, seed=seed)
     sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
@@ -120,7 +120,7 @@ def merge(
     out: Annotated[Path, typer.Option(help="The folder of the whole run; what it has already is left out.")],
 ) -> None:
     """Join the parts of a run that an array of jobs recorded. The parts stay; their files are linked, not copied."""
-    from reasonscope.data.merge import merge_stores
+    from reasonscope.data.storage.merge import merge_stores
 
     typer.echo(f"{len(merge_stores(parts, out))} traces in {out}")
 
@@ -128,7 +128,7 @@ def merge(
 def check(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
     """Verify every byte of a run against its checksums; what is wrong is listed. Exit status 2 where anything is."""
     from reasonscope.app.terminal import printable
-    from reasonscope.data.store import TraceStore, check_store
+    from reasonscope.data.storage.store import TraceStore, check_store
 
     problems = check_store(run)
     for problem in problems:
@@ -144,8 +144,8 @@ def import_(
     out: Annotated[Path, typer.Option(help="The folder of the new run.")],
 ) -> None:
     """Turn published traces, a JSONL file of completions or an Inspect log into a run (of text alone: there is no model)."""
-    from reasonscope.data.importers import import_inspect, import_jsonl, import_thought_anchors
-    from reasonscope.data.store import TraceStore
+    from reasonscope.data.exchange.importers import import_inspect, import_jsonl, import_thought_anchors
+    from reasonscope.data.storage.store import TraceStore
 
     readers: dict[Source, Callable[[Path], list[Trace]]] = {
         Source.thought_anchors: import_thought_anchors,
@@ -166,10 +166,10 @@ def export(
 ) -> None:
     """Write the traces of a run (without activations) for other tools; to thought-anchors with the importances that `analyse anchors`
     found."""
-    from reasonscope.app.analysing import exportable
-    from reasonscope.app.places import places
-    from reasonscope.data.export import export_jsonl, export_parquet, export_thought_anchors
-    from reasonscope.data.store import TraceStore
+    from reasonscope.analysis.runs.registry import exportable
+    from reasonscope.data.exchange.export import export_jsonl, export_parquet, export_thought_anchors
+    from reasonscope.data.storage.run_folder import places
+    from reasonscope.data.storage.store import TraceStore
 
     writers: dict[Format, Callable[[Iterable[Trace], Path], int]] = {
         Format.jsonl: export_jsonl,
@@ -201,9 +201,9 @@ def _print_sentences(traces: "list[Trace]") -> None:
     from rich.table import Table
 
     from reasonscope.app.terminal import cell
-    from reasonscope.data.importers import published_sentences
-    from reasonscope.data.label import label_sentences
-    from reasonscope.data.segment import sentences
+    from reasonscope.data.exchange.importers import published_sentences
+    from reasonscope.data.text.sentence_labels import label_sentences
+    from reasonscope.data.text.steps_and_sentences import sentences
 
     ours = [sentence.tag for trace in traces for sentence in sentences(trace)]
     by_trace = [published_sentences(trace) for trace in traces if "chunks" in trace.meta]

@@ -11,8 +11,8 @@ def show(numbers: Mapping[str, Any], as_json: bool) -> None:
     """Write nested numbers; in JSON, what is not a number is null."""
     from rich.console import Console
 
-    from reasonscope.app.keeping import plain
-    from reasonscope.app.summary import table
+    from reasonscope.analysis.runs.saved_numbers import plain
+    from reasonscope.app.demo.summary import table
 
     if as_json:
         typer.echo(json.dumps(plain(numbers), indent=2, allow_nan=False))

@@ -45,12 +45,12 @@ def extract(
     json_: Json = False,
 ) -> None:
     """Make a vector from the problems of a run that are not held out, and save it."""
-    from reasonscope.app.places import places
-    from reasonscope.app.sweeping import model_of_run, source_of_run, split_run, vector_numbers
-    from reasonscope.data.durable import make_folder
-    from reasonscope.data.store import TraceStore
-    from reasonscope.probes.sites import expand_sites
-    from reasonscope.steering.methods import method as by_name
+    from reasonscope.data.storage.durable import make_folder
+    from reasonscope.data.storage.run_folder import places
+    from reasonscope.data.storage.store import TraceStore
+    from reasonscope.probes.architecture.sites import expand_sites
+    from reasonscope.steering.experiments.held_out import model_of_run, source_of_run, split_run, vector_numbers
+    from reasonscope.steering.methods.registry import method as by_name
 
     chosen, where = by_name(method), places(run)
     store = TraceStore.open(where.store)
@@ -105,9 +105,12 @@ def sweep(
 ) -> None:
     """What each strength does to length, accuracy, refusal, form and repetition, beside random vectors and the reverse."""
     from reasonscope.analysis.figures import sweep_figures
-    from reasonscope.app.keeping import keep
-    from reasonscope.app.places import places
-    from reasonscope.app.sweeping import (
+    from reasonscope.analysis.runs.saved_numbers import keep
+    from reasonscope.data.storage.run_folder import places
+    from reasonscope.data.storage.store import TraceStore
+    from reasonscope.probes.architecture.sites import expand_sites
+    from reasonscope.steering.experiments.experiment import Bench
+    from reasonscope.steering.experiments.held_out import (
         Asked,
         model_of_run,
         numbers_from,
@@ -118,9 +121,6 @@ def sweep(
         source_of_run,
         split_run,
     )
-    from reasonscope.data.store import TraceStore
-    from reasonscope.probes.sites import expand_sites
-    from reasonscope.steering.bench import Bench
 
     asked = [Asked.parse(text) for text in methods]
     given, where = numbers_from(strengths) if strengths else None, places(run)
@@ -151,18 +151,20 @@ def sweep(
 
 @loads_model
 def ablate(
-    plan: Annotated[Path, typer.Argument(help="A YAML file of ablations; see reasonscope.steering.plan.")],
+    plan: Annotated[
+        Path, typer.Argument(help="A YAML file of ablations; see reasonscope.steering.experiments.ablation_plan.")
+    ],
     run: Run,
     load: Load,
     model: ModelName = None,
     json_: Json = False,
 ) -> None:
     """Take heads, MLPs, layers, tokens or attention edges away: what it does to the answer, beside random others, and to the thinking."""
-    from reasonscope.app.places import places
-    from reasonscope.app.sweeping import ablation_numbers, anew_numbers, model_of_run, sampling_of_run
-    from reasonscope.data.store import TraceStore
-    from reasonscope.steering.ablation import ablation_effect, answered_anew
-    from reasonscope.steering.plan import read_plan
+    from reasonscope.data.storage.run_folder import places
+    from reasonscope.data.storage.store import TraceStore
+    from reasonscope.steering.experiments.ablation import ablation_effect, answered_anew
+    from reasonscope.steering.experiments.ablation_plan import read_plan
+    from reasonscope.steering.experiments.held_out import ablation_numbers, anew_numbers, model_of_run, sampling_of_run
 
     store = TraceStore.open(places(run).store)
     loaded = model_of_run(store, model, **load)

@@ -1,13 +1,13 @@
 """This project, by its native hooks."""
 
 from reasonscope.data.trace import Sampling
-from reasonscope.probes.capture import run_with_cache
-from reasonscope.probes.decoding import generate as write
-from reasonscope.probes.model import load_model
-from reasonscope.probes.sites import Site
-from reasonscope.steering.apply import Steering
-from reasonscope.steering.scope import Scope
-from reasonscope.steering.vector import SteeringVector
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation.capture import run_with_cache
+from reasonscope.probes.generation.decoding import generate as write
+from reasonscope.probes.models.model import load_model
+from reasonscope.steering.vectors.intervention import Steering
+from reasonscope.steering.vectors.scope import Scope
+from reasonscope.steering.vectors.vector import SteeringVector
 
 
 def load(folder):

@@ -3,8 +3,8 @@
 import tempfile
 from pathlib import Path
 
-from reasonscope.data.parse import build_trace
-from reasonscope.data.store import TraceStore
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem
 from tools import reasonscope_
 

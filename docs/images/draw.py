@@ -2,7 +2,7 @@
 
 Given folders, it draws the figures that are in them instead: those that the scripts benchmarks/organism_*.py wrote.
 
-The screenshots of the app are tests/app/test_chromium.py's; steering.png and demo.png come from runs that take long, and growth.png is
+The screenshots of the app are tests/app/pages/test_chromium.py's; steering.png and demo.png come from runs that take long, and growth.png is
 benchmarks/growth.py's.
 """
 
@@ -19,10 +19,10 @@ from shrink import shrunk
 from reasonscope.analysis import figures
 from reasonscope.analysis.figures import AnchorGraph, Figure, read_figure, to_html
 from reasonscope.analysis.results import Result, load_results
-from reasonscope.app.analysing import ANALYSES
-from reasonscope.app.bundled import EXAMPLE
-from reasonscope.app.reader import KINDS
-from reasonscope.app.study import Options, Study
+from reasonscope.analysis.runs.context import Options, Study
+from reasonscope.analysis.runs.registry import ANALYSES
+from reasonscope.app.demo.bundled import EXAMPLE
+from reasonscope.app.page_parts.reader import KINDS
 from reasonscope.data import TraceStore
 
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from reasonscope.probes.sites import Site
+from reasonscope.probes.architecture.sites import Site
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from reasonscope.probes.architecture.layout import Layout, head_count
+from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Forward, Pass, Reduce, cached, grad_mode, positions
-from reasonscope.probes.backends.touch import Touch, activations, recording, touches
-from reasonscope.probes.layout import Layout, head_count
-from reasonscope.probes.sites import Site
+from reasonscope.probes.backends.site_hooks import Touch, activations, recording, touches
 
 
 class HooksBackend:

@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from reasonscope.data.errors import MissingExtraError
+from reasonscope.probes.architecture.layout import Layout, Route, head_count
+from reasonscope.probes.architecture.sites import Point, Site
 from reasonscope.probes.backends.base import Edit, Forward, PassByPass, Reduce, full_mask, grad_mode, positions
 from reasonscope.probes.backends.hooks import eager_attention
-from reasonscope.probes.backends.touch import Touch, activations, touches
+from reasonscope.probes.backends.site_hooks import Touch, activations, touches
 from reasonscope.probes.backends.twin import twin
-from reasonscope.probes.layout import Layout, Route, head_count
-from reasonscope.probes.sites import Point, Site
 
 # A trace meets the points of a block in this order and cannot go back.
 _ORDER: tuple[Point, ...] = ("resid_pre", "z", "attn_probs", "attn_out", "router", "mlp_out", "resid_post")

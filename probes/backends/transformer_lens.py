@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from reasonscope.data.errors import ArchitectureError, MissingExtraError, SiteError
+from reasonscope.probes.architecture.layout import Layout, head_count
+from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Forward, PassByPass, Reduce, full_mask, grad_mode, positions
-from reasonscope.probes.backends.touch import Touch, activations, recording, touches
+from reasonscope.probes.backends.site_hooks import Touch, activations, recording, touches
 from reasonscope.probes.backends.twin import twin
-from reasonscope.probes.layout import Layout, head_count
-from reasonscope.probes.sites import Site
 
 # The bridge's `hook_attn_out` and `hook_mlp_out` lie behind the post-norms where there are any, as ours do.
 _HOOKS = {

@@ -12,10 +12,10 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from reasonscope.analysis.attention import AttentionBlock
+from reasonscope.analysis.attention.blocks import AttentionBlock
 from reasonscope.data.trace import Span
-from reasonscope.probes.families import VOCAB, tiny_model
-from reasonscope.probes.model import Model, load_model
+from reasonscope.probes.architecture.families import VOCAB, tiny_model
+from reasonscope.probes.models.model import Model, load_model
 
 
 def plain_tokenizer() -> PreTrainedTokenizerFast:

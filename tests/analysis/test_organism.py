@@ -6,10 +6,10 @@ import random
 import pytest
 
 from reasonscope.analysis.organism import evaluate_organism, label_agreement, put_right, step_agreement, truths
-from reasonscope.data.problems import load_problems
+from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.trace import Sampling
-from reasonscope.probes.model import load_model
-from reasonscope.probes.rollout import rollouts
+from reasonscope.probes.generation.rollout import rollouts
+from reasonscope.probes.models.model import load_model
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 
 from reasonscope.analysis.anchors.published import published_importances
 from reasonscope.analysis.results import result_path
-from reasonscope.app.serving import serving
-from reasonscope.data.importers import import_jsonl, import_thought_anchors
-from reasonscope.data.store import TraceStore
+from reasonscope.app.server.serving import serving
+from reasonscope.data.exchange.importers import import_jsonl, import_thought_anchors
+from reasonscope.data.storage.store import TraceStore
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")

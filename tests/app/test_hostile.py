@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from reasonscope.analysis.results import Axis, Band, Result, result_path
-from reasonscope.data.importers import import_jsonl
-from reasonscope.data.store import TraceStore
+from reasonscope.data.exchange.importers import import_jsonl
+from reasonscope.data.storage.store import TraceStore
 
 pytestmark = pytest.mark.slow
 

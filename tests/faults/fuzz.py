@@ -38,29 +38,34 @@ from rich.console import Console
 from reasonscope.analysis.figures import read_figure
 from reasonscope.analysis.results import Axis, Result
 from reasonscope.app import cli
-from reasonscope.app.summary import SUMMARY, read_summary, table
-from reasonscope.data.align import decode_with_offsets
-from reasonscope.data.answers import equivalent, extract_answer
+from reasonscope.app.demo.summary import SUMMARY, read_summary, table
 from reasonscope.data.errors import ReasonscopeError
-from reasonscope.data.export import export_thought_anchors
-from reasonscope.data.importers import import_inspect, import_jsonl, import_thought_anchors, published_sentences
-from reasonscope.data.label import label_sentences
-from reasonscope.data.manifest import NAME, _seal
-from reasonscope.data.parse import trace_from_text
-from reasonscope.data.problems import load_problems
-from reasonscope.data.reading import parse_json
-from reasonscope.data.scores import read_scores
-from reasonscope.data.segment import classify_step, sentences
-from reasonscope.data.store import TraceStore, check_store
+from reasonscope.data.exchange.export import export_thought_anchors
+from reasonscope.data.exchange.importers import (
+    import_inspect,
+    import_jsonl,
+    import_thought_anchors,
+    published_sentences,
+)
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.storage.manifest import NAME, _seal
+from reasonscope.data.storage.store import TraceStore, check_store
+from reasonscope.data.storage.token_scores import read_scores
+from reasonscope.data.storage.untrusted import parse_json
+from reasonscope.data.text.align import decode_with_offsets
+from reasonscope.data.text.answers import equivalent, extract_answer
+from reasonscope.data.text.parse import trace_from_text
+from reasonscope.data.text.sentence_labels import label_sentences
+from reasonscope.data.text.steps_and_sentences import classify_step, sentences
 from reasonscope.data.trace import Message, Problem
-from reasonscope.probes.linear import LinearProbe
-from reasonscope.probes.loading import locate
-from reasonscope.probes.model import Model, load_model
-from reasonscope.probes.prompting import Prompting, load_prompting
-from reasonscope.probes.server import ServerWriter
-from reasonscope.probes.sites import Site, expand_sites
-from reasonscope.steering.plan import read_plan
-from reasonscope.steering.vector import SteeringVector
+from reasonscope.probes.architecture.sites import Site, expand_sites
+from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.generation.server import ServerWriter
+from reasonscope.probes.models.loading import locate
+from reasonscope.probes.models.model import Model, load_model
+from reasonscope.probes.models.prompting import Prompting, load_prompting
+from reasonscope.steering.experiments.ablation_plan import read_plan
+from reasonscope.steering.vectors.vector import SteeringVector
 
 Mutate = Callable[[random.Random, bytes], bytes]
 _NO_FORMAT = (

@@ -7,7 +7,7 @@ import pytest
 
 from reasonscope.analysis.results import Axis, Result
 from reasonscope.data.errors import InputError
-from reasonscope.data.reading import parse_json, well_formed
+from reasonscope.data.storage.untrusted import parse_json, well_formed
 
 FUZZ = runpy.run_path(str(Path(__file__).with_name("fuzz.py")))
 

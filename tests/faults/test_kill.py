@@ -11,8 +11,8 @@ import numpy as np
 import psutil
 import pytest
 
-from reasonscope.data.manifest import NAME
-from reasonscope.data.store import TraceStore, check_store
+from reasonscope.data.storage.manifest import NAME
+from reasonscope.data.storage.store import TraceStore, check_store
 
 RECORD = (
     *("record", "--n", 4, "--batch-size", 1, "--sites", "resid_post.2,z.1", "--temperature", 0),

@@ -14,15 +14,15 @@ from torch import nn
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Sampling
+from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.hooks import HooksBackend
-from reasonscope.probes.branches import Branch
-from reasonscope.probes.capture import capture, run_with_cache
-from reasonscope.probes.decoding import generate
-from reasonscope.probes.model import load_model
-from reasonscope.probes.server import ServerWriter
-from reasonscope.probes.sites import Site
-from reasonscope.steering.scope import Scope
-from reasonscope.steering.vector import SteeringVector
+from reasonscope.probes.generation.branches import Branch
+from reasonscope.probes.generation.capture import capture, run_with_cache
+from reasonscope.probes.generation.decoding import generate
+from reasonscope.probes.generation.server import ServerWriter
+from reasonscope.probes.models.model import load_model
+from reasonscope.steering.vectors.scope import Scope
+from reasonscope.steering.vectors.vector import SteeringVector
 
 PROMPT = [5, 6, 7, 8]
 

@@ -10,16 +10,16 @@ import numpy as np
 import psutil
 import pytest
 
-from reasonscope.app.places import places
-from reasonscope.app.running import Task, run_analysis
-from reasonscope.app.study import Options
-from reasonscope.data.manifest import NAME
-from reasonscope.data.problems import load_problems
-from reasonscope.data.store import TraceStore, check_store
+from reasonscope.analysis.runs.context import Options
+from reasonscope.analysis.runs.runner import Task, run_analysis
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.storage.manifest import NAME
+from reasonscope.data.storage.run_folder import places
+from reasonscope.data.storage.store import TraceStore, check_store
 from reasonscope.data.trace import Sampling
-from reasonscope.probes.cluster import Cluster, Job, record_on
-from reasonscope.probes.model import load_model
-from reasonscope.probes.record import record
+from reasonscope.probes.generation.cluster import Cluster, Job, record_on
+from reasonscope.probes.generation.record import record
+from reasonscope.probes.models.model import load_model
 
 ray = pytest.importorskip("ray")
 # Ray leaves sockets and files open, and a killed worker is news to it.

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reasonscope.data.errors import ReasonscopeError, StoreError
-from reasonscope.data.parse import build_trace, trace_from_text
-from reasonscope.data.store import TraceStore, check_store
+from reasonscope.data.storage.store import TraceStore, check_store
+from reasonscope.data.text.parse import build_trace, trace_from_text
 from reasonscope.data.trace import Problem
-from reasonscope.steering.vector import Site, SteeringVector
+from reasonscope.steering.vectors.vector import Site, SteeringVector
 
 RECORD = ("record", "--n", 2, "--batch-size", 1, "--sites", "resid_post.2", "--temperature", 0, "--max-new-tokens", 16)
 
@@ -123,7 +123,7 @@ def test_readers_never_see_half_a_shard_while_one_writes(tmp_path):
 HOLDER = """
 import sys, time
 import numpy as np
-from reasonscope.data.store import TraceStore
+from reasonscope.data.storage.store import TraceStore
 store = TraceStore.open(sys.argv[1])
 store.append([], {})
 store._take_lock()

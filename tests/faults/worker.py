@@ -14,11 +14,12 @@ import time
 from contextlib import suppress
 from importlib import import_module
 
-from reasonscope.app import analysing, cli
+from reasonscope.analysis.runs import registry as analysing
+from reasonscope.app import cli
 
 with suppress(ImportError):
     import_module("openai")
-recording = import_module("reasonscope.probes.record")  # the package calls its function by the same name
+recording = import_module("reasonscope.probes.generation.record")  # the package calls its function by the same name
 
 
 def run(words, largest_file, said):

@@ -9,8 +9,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from reasonscope.probes.families import FAMILIES, tiny_model
-from reasonscope.probes.model import Model, load_model
+from reasonscope.probes.architecture.families import FAMILIES, tiny_model
+from reasonscope.probes.models.model import Model, load_model
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"

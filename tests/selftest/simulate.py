@@ -21,11 +21,6 @@ from numpy.typing import NDArray
 from scipy.special import gammaln
 from scipy.stats import kstest, norm
 
-from reasonscope.analysis.mi_peaks import _estimated, thinking_token_table
-from reasonscope.analysis.misalignment import _ends as _bin_ends
-from reasonscope.analysis.misalignment import worth
-from reasonscope.analysis.paired import paired_difference
-from reasonscope.analysis.reflection import within_question_correlation
 from reasonscope.analysis.statistics import (
     benjamini_hochberg,
     bootstrap,
@@ -35,7 +30,12 @@ from reasonscope.analysis.statistics import (
     mean_band,
     serial_correlation,
 )
-from reasonscope.analysis.trajectory import _sum_ends
+from reasonscope.analysis.tokens.mi_peaks import _estimated, thinking_token_table
+from reasonscope.analysis.tokens.misalignment import _ends as _bin_ends
+from reasonscope.analysis.tokens.misalignment import worth
+from reasonscope.analysis.traces.reflection import within_question_correlation
+from reasonscope.analysis.traces.run_difference import paired_difference
+from reasonscope.analysis.traces.trajectory import _sum_ends
 from reasonscope.data.intervals import (
     Estimate,
     Resamples,
@@ -45,11 +45,11 @@ from reasonscope.data.intervals import (
     shares_difference,
     wilson_interval,
 )
-from reasonscope.probes.controls import control_task, permutation_null
-from reasonscope.probes.evaluate import cluster_bootstrap, difference_to_best
-from reasonscope.probes.heldout import auroc
-from reasonscope.steering.bench import Arm
-from reasonscope.steering.dose import Dose
+from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, difference_to_best
+from reasonscope.probes.evaluation.permutation_null import control_task, permutation_null
+from reasonscope.probes.fitting.held_out import auroc
+from reasonscope.steering.experiments.dose_response import Dose
+from reasonscope.steering.experiments.experiment import Arm
 
 Values = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Values]

@@ -7,8 +7,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from reasonscope.data.parse import trace_from_text
-from reasonscope.data.store import TraceStore
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.text.parse import trace_from_text
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,196 @@
+"""Attention in blocks of queries: whatever is linear in its rows, of every layer and head, and never a token × token matrix.
+
+Attention at 4,096 tokens is a gigabyte a layer, but nobody reads it as such: a sentence's mean, a head's span, a future influence are
+all sums over it. The model runs as it always does, through its own projections, norms and rotary positions, with one difference: its
+attention is computed here, a block of queries at a time, and each block is shown to a reader before it is dropped.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from reasonscope.data.errors import ContextError, InputError
+from reasonscope.data.trace import Span
+from reasonscope.probes.backends.hooks import HooksBackend
+from reasonscope.probes.generation.padding import check_vocabulary
+from reasonscope.probes.models.determinism import at_least_float32
+from reasonscope.probes.models.model import Model
+
+BLOCK = 128  # queries at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRule:
+    """How a layer turns products of queries and keys into attention.
+
+    `scaling` of the products, `softcap` · tanh(x / `softcap`) where there is one, `window` of keys that a query sees (itself the last;
+    None: all before it), `sink` (head,) the logit that takes attention away from every key (gpt-oss).
+    """
+
+    scaling: float
+    softcap: float | None = None
+    window: int | None = None
+    sink: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionBlock:
+    """Attention of the queries `rows` on the keys `keys`, `probabilities` (head, row, key); on any other key it is 0."""
+
+    layer: int
+    rows: Span
+    keys: Span
+    probabilities: Tensor
+
+
+Reader = Callable[[AttentionBlock], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionCall:
+    """What the model hands to the attention of `layer`: `query` (batch, head, query, d_head), `key` and `value` (batch, kv_head, key, …),
+    behind norms and rotary positions. The queries are the last of the keys' tokens."""
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    rule: ScoreRule
+
+
+def attention_blocks(
+    query: Tensor, key: Tensor, rule: ScoreRule, *, layer: int = 0, block: int = BLOCK
+) -> Iterator[AttentionBlock]:
+    """Causal attention of `query` (head, query, d_head) on `key` (kv_head, key, d_head), `block` queries at a time.
+
+    Heads share keys in groups, as grouped-query attention has them; the queries are the last of the keys' tokens.
+    """
+    kv_heads, n_keys, _ = key.shape
+    n_queries, offset = query.shape[1], n_keys - query.shape[1]
+    for start in range(0, n_queries, block):
+        stop = min(start + block, n_queries)
+        rows = Span(offset + start, offset + stop)
+        keys = Span(0 if rule.window is None else max(0, rows.start - rule.window + 1), rows.stop)
+        grouped = query[:, start:stop].reshape(kv_heads, -1, query.shape[-1])
+        scores = (grouped @ key[:, keys.slice].mT).view(len(query), stop - start, len(keys))
+        yield AttentionBlock(layer=layer, rows=rows, keys=keys, probabilities=_softmax(scores, rows, keys, rule))
+
+
+def row_functional(query: Tensor, key: Tensor, functional: Tensor, rule: ScoreRule, *, block: int = BLOCK) -> Tensor:
+    """softmax(QKᵀ) · E for a narrow E: `functional` (key, column) → (head, query, column). Shapes as in `attention_blocks`.
+
+    With E the indicator of a sentence it is the attention on that sentence, with E the positions the mean place that is looked at.
+    """
+    found = attention_blocks(query, key, rule, block=block)
+    return torch.cat([one.probabilities @ functional[one.keys.slice].to(one.probabilities) for one in found], dim=1)
+
+
+def attention_functional(model: Model, ids: Sequence[int], functional: Tensor, *, block: int = BLOCK) -> Tensor:
+    """`row_functional` of every layer and head of `model` reading `ids`: (layer, head, token, column), float32 on the CPU.
+
+    `functional` (token, column). Raises what `read_attention` raises.
+    """
+    if functional.dim() != 2 or len(functional) != len(ids):
+        raise InputError(f"a functional of shape {tuple(functional.shape)} for {len(ids)} tokens; give (token, column)")
+    found = torch.zeros(model.n_layers, model.n_heads, *functional.shape)
+
+    def read(one: AttentionBlock) -> None:
+        columns = functional[one.keys.slice].to(one.probabilities)
+        found[one.layer, :, one.rows.slice] = (one.probabilities @ columns).cpu()
+
+    read_attention(model, ids, read, block=block)
+    return found
+
+
+def read_attention(model: Model, ids: Sequence[int], read: Reader, *, block: int = BLOCK) -> None:
+    """Run `model` over `ids` once and show `read` the attention of every layer, block by block, in the order of the layers.
+
+    Softmax in float32. Raises InputError for no token or a foreign one, ContextError where the context is too short.
+    """
+    check_sequence(model, ids)
+
+    def attend(call: AttentionCall) -> Tensor:
+        outputs = []
+        value = call.value[0]
+        for one in attention_blocks(call.query[0], call.key[0], call.rule, layer=call.layer, block=block):
+            read(one)
+            outputs.append(_weighted(one.probabilities, value[:, one.keys.slice]))
+        return torch.cat(outputs, dim=1)[None]
+
+    with attending(model.hf, attend):
+        fed = torch.tensor([list(ids)], device=model.device)
+        HooksBackend(model.hf, model.layout).forward(fed, mask=torch.ones_like(fed), last_logits_only=True)
+
+
+def check_sequence(model: Model, ids: Sequence[int]) -> None:
+    """Raise InputError or ContextError for what `model` cannot be fed in one pass."""
+    if not len(ids):
+        raise InputError("there is no token to feed; a trace that was imported as text has to be tokenised first")
+    if len(ids) > model.context_length:
+        raise ContextError(
+            f"a sequence of {len(ids)} tokens; the context of {model.name} holds {model.context_length}. Give its beginning only"
+        )
+    check_vocabulary([ids], model.vocabulary)
+
+
+@contextmanager
+def attending(hf: PreTrainedModel, attend: Callable[[AttentionCall], Tensor]) -> Iterator[None]:
+    """Inside, the attention of every layer of `hf` is `attend`: from the heads' queries, keys and values to (batch, head, query, d_head).
+
+    No mask is made: `attend` knows what a query may see. Restores what was set.
+    """
+    before = hf.config.get_text_config()._attn_implementation
+    name = f"reasonscope_{id(attend)}"
+
+    def forward(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, None]:
+        rule = ScoreRule(
+            scaling=options["scaling"],
+            softcap=options.get("softcap"),
+            window=options.get("sliding_window"),
+            sink=options.get("s_aux"),
+        )
+        assert isinstance(module.layer_idx, int)
+        call = AttentionCall(layer=module.layer_idx, query=query, key=key, value=value, rule=rule)
+        return attend(call).transpose(1, 2).to(query.dtype), None
+
+    AttentionInterface.register(name, forward)
+    hf.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        hf.set_attn_implementation(before)
+        AttentionInterface._global_mapping.pop(name, None)  # register has no counterpart
+
+
+def _softmax(scores: Tensor, rows: Span, keys: Span, rule: ScoreRule) -> Tensor:
+    scores = at_least_float32(scores).mul_(rule.scaling)
+    if rule.softcap is not None:
+        scores = scores.div_(rule.softcap).tanh_().mul_(rule.softcap)
+    _hide(scores, rows, keys, rule.window)
+    if rule.sink is None:
+        return scores.softmax(dim=-1)
+    sink = rule.sink.to(scores).view(-1, 1, 1).expand(-1, scores.shape[1], 1)
+    return torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1]
+
+
+def _hide(scores: Tensor, rows: Span, keys: Span, window: int | None) -> None:
+    """Set to −∞ what a query may not see; without a window only the last keys hold any such."""
+    seen = keys if window is not None else Span(rows.start, keys.stop)
+    query = torch.arange(rows.start, rows.stop, device=scores.device)[:, None]
+    key = torch.arange(seen.start, seen.stop, device=scores.device)
+    hidden = key > query if window is None else (key > query) | (key <= query - window)
+    scores[..., -len(seen) :].masked_fill_(hidden, -torch.inf)
+
+
+def _weighted(probabilities: Tensor, value: Tensor) -> Tensor:
+    """Σ over keys: (head, row, key) and (kv_head, key, d_head) → (head, row, d_head)."""
+    heads, rows, keys = probabilities.shape
+    grouped = probabilities.to(value.dtype).reshape(len(value), -1, keys)
+    return (grouped @ value).view(heads, rows, -1)

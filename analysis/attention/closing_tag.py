@@ -1,0 +1,78 @@
+"""What the closing tag looks at: the attention that the end of a thinking pays to each of its sentences (TRAAC, arXiv 2510.01581)."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from reasonscope.analysis.attention.blocks import AttentionBlock, read_attention
+from reasonscope.analysis.attention.sentence_attention import thinking_sentences
+from reasonscope.analysis.results import Axis, Band, Result, undefined
+from reasonscope.data.errors import InputError
+from reasonscope.data.text.sentence_splitter import Splitter
+from reasonscope.data.trace import Span, Trace
+from reasonscope.probes.models.model import Model
+
+Values = NDArray[np.float64]
+
+
+class RowMeans:
+    """A reader of `read_attention` that keeps the mean attention of a few queries, `rows`, on every key up to the last of them."""
+
+    def __init__(self, rows: Span, n_layers: int, n_heads: int) -> None:
+        if not len(rows):
+            raise InputError("no row of attention to read; name the tokens that look")
+        self._rows = rows
+        self._sums = torch.zeros(n_layers, n_heads, rows.stop, dtype=torch.float64)
+
+    def __call__(self, block: AttentionBlock) -> None:
+        start, stop = max(block.rows.start, self._rows.start), min(block.rows.stop, self._rows.stop)
+        if start >= stop:
+            return
+        keys = Span(block.keys.start, min(block.keys.stop, self._rows.stop))
+        looked = block.probabilities[:, start - block.rows.start : stop - block.rows.start, : len(keys)]
+        self._sums[block.layer, :, keys.slice] += looked.sum(dim=1).double().cpu()
+
+    def result(self) -> Values:
+        """Attention (layer, head, key)."""
+        return np.asarray((self._sums / len(self._rows)).numpy())
+
+
+def close_attention(model: Model, trace: Trace, *, splitter: Splitter = "default") -> Result:
+    """Mean attention of the close window's tokens on the tokens of each sentence of the thinking: axis (sentence,), shares of attention.
+
+    Mean over layers, heads, the window's tokens and the sentence's tokens (arXiv 2510.01581, section 3: how much a step matters is how
+    much the closing tag looks at it). Null: a head that looks at all tokens up to its own alike. `arrays`: `heads` (layer, head,
+    sentence); `tokens` (token,) of the thinking, from `numbers["thinking"]` on. A state, with its reason, for thinking that is
+    not closed or has no sentence. Raises InputError, ContextError.
+
+    Departures: the whole close window looks, not its tag alone, for the tag is often the end of a token that began before it.
+    """
+    common: dict[str, Any] = {"method": "close_attention", "quantity": "attention of the close window", "unit": "1"}
+    provenance = {"trace": trace.id, "splitter": splitter}
+    if trace.state != "closed":
+        return undefined(
+            **common, reason=f"{trace.state} thinking has no closing tag to look back", provenance=provenance
+        )
+    found, rows = thinking_sentences(trace, splitter), trace.tokens.close_window
+    if not found:
+        return undefined(**common, reason="no sentence in the thinking", provenance=provenance)
+    reader = RowMeans(rows, model.n_layers, model.n_heads)
+    read_attention(model, trace.token_ids[: rows.stop].tolist(), reader)
+    looked = reader.result()
+    heads = np.stack([looked[..., sentence.tokens.slice].mean(axis=-1) for sentence in found], axis=-1)
+    values = heads.mean(axis=(0, 1))
+    alike = float((1 / (np.arange(rows.start, rows.stop) + 1)).mean())
+    return Result(
+        **common,
+        axes=(Axis.of("sentence", len(found)),),
+        values=values,
+        null=Band.of(alike, alike, values.shape, "a head that looks at all tokens up to its own alike"),
+        arrays={"heads": heads, "tokens": looked[..., trace.tokens.thinking.slice].mean(axis=(0, 1))},
+        numbers={
+            "thinking": [trace.tokens.thinking.start, trace.tokens.thinking.stop],
+            "texts": [sentence.text for sentence in found],
+        },
+        provenance=provenance,
+    )

@@ -1,0 +1,241 @@
+"""What each head looks at: how far, on what that stays, on the token before, on what followed last time (arXiv 2510.13554 and others)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reasonscope.analysis.attention.blocks import AttentionBlock, read_attention
+from reasonscope.analysis.attention.vertical_scores import Head
+from reasonscope.analysis.results import Axis, Band, Result, undefined
+from reasonscope.analysis.statistics import mean_band
+from reasonscope.data.errors import InputError
+from reasonscope.data.text.steps_and_sentences import sentence_of_each
+from reasonscope.data.trace import Sentence, Span, Trace
+from reasonscope.probes.models.model import Model
+
+Values = NDArray[np.float64]
+
+WINDOW = 10  # tokens, of WAAD
+HORIZON: tuple[int, int | None] = (
+    10,
+    50,
+)  # tokens behind a key, of FAI; (0, None) is the paper's other setting: to the end
+SHARE = 0.3  # of all heads, the most local and the most global
+METRICS = ("span", "sink", "previous", "induction", "waad", "fai")
+UNITS = ("tokens", "share of attention", "share of attention", "share of attention", "tokens", "share of attention")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeadRhythm:
+    """What the heads of a model do over one sequence, from the rows of `rows` on.
+
+    All (layer, head, token) of the tokens of `rows`. `span`: distance looked back, in tokens. `sink` and `previous`: attention on token 0
+    and on the token before. `waad` and `fai` are linear in the attention, so that of a set of heads is the mean of theirs.
+    """
+
+    rows: Span
+    span: Values
+    sink: Values
+    previous: Values
+    waad: Values
+    fai: Values
+
+
+class Rhythm:
+    """A reader of `read_attention` that keeps, of every head, what `HeadRhythm` holds."""
+
+    def __init__(
+        self,
+        rows: Span,
+        n_layers: int,
+        n_heads: int,
+        *,
+        window: int = WINDOW,
+        horizon: tuple[int, int | None] = HORIZON,
+    ) -> None:
+        if not len(rows):
+            raise InputError("no row of attention to read; a trace needs tokens behind its prompt")
+        if window < 1 or horizon[0] < 0 or (horizon[1] is not None and horizon[1] < horizon[0]):
+            raise InputError(f"window {window}, horizon {horizon}: at least 1, and 0 <= nearest <= furthest")
+        self._rows, self._window, self._horizon = rows, window, horizon
+        shape = n_layers, n_heads
+        kept = ("span", "sink", "previous", "waad")
+        self._kept = {name: torch.zeros(*shape, len(rows), dtype=torch.float64) for name in kept}
+        self._received = torch.zeros(*shape, rows.stop, dtype=torch.float64)
+
+    def __call__(self, block: AttentionBlock) -> None:
+        start = max(block.rows.start, self._rows.start)
+        if start >= min(block.rows.stop, self._rows.stop):
+            return
+        rows = Span(start, min(block.rows.stop, self._rows.stop))
+        attention = block.probabilities[:, rows.start - block.rows.start : rows.stop - block.rows.start]
+        query = torch.arange(rows.start, rows.stop, device=attention.device)
+        key = torch.arange(block.keys.start, block.keys.stop, device=attention.device)
+        looked = attention @ torch.stack([torch.ones_like(key), key], dim=1).to(attention)
+        mass, place = looked.double().unbind(-1)
+        near = _diagonals(attention, rows, block.keys, self._window).double()
+        weights = torch.arange(self._window, 0, -1, device=attention.device, dtype=torch.float64)
+        found = {"span": mass * query - place, "previous": near[..., 1] if self._window > 1 else mass * 0}
+        if block.keys.start == 0:
+            found["sink"] = attention[..., 0].double()
+        # Rows sum to their mass: Σ A·min(t − s, W) = W·mass − Σ over δ < W of (W − δ)·A[t, t − δ].
+        found["waad"] = self._window * mass - (near * weights).sum(-1)
+        at = slice(rows.start - self._rows.start, rows.stop - self._rows.start)
+        for name, values in found.items():
+            self._kept[name][block.layer, :, at] = values.cpu()
+        far = query[:, None] - key
+        nearest, furthest = self._horizon
+        inside = (far >= nearest) if furthest is None else (far >= nearest) & (far <= furthest)
+        self._received[block.layer, :, block.keys.slice] += (attention * inside).sum(1).double().cpu()
+
+    def result(self) -> HeadRhythm:
+        n = len(self._rows)
+        key = np.arange(self._rows.start, self._rows.stop)
+        nearest, furthest = self._horizon
+        last = np.full(n, self._rows.stop - 1) if furthest is None else np.minimum(key + furthest, self._rows.stop - 1)
+        seen = np.maximum(last - (key + nearest) + 1, 0)
+        return HeadRhythm(
+            rows=self._rows,
+            **{name: values.numpy() for name, values in self._kept.items()},
+            fai=self._received[..., self._rows.start :].numpy() / np.maximum(seen, 1),
+        )
+
+
+def head_rhythm(
+    model: Model,
+    ids: Sequence[int],
+    rows: Span,
+    *,
+    window: int = WINDOW,
+    horizon: tuple[int, int | None] = HORIZON,
+) -> HeadRhythm:
+    """The rhythm of every head of `model` reading `ids`, in the rows of the response: Attention Illuminates LLM Reasoning, section 3.
+
+    WAAD_t = Σ_s A[t, s]·min(t − s, `window`); FAI_s = mean of A[t, s] over t from s + nearest to s + furthest of `horizon`, within the
+    response (0 where there is none). Raises InputError, ContextError.
+    """
+    reader = Rhythm(rows, model.n_layers, model.n_heads, window=window, horizon=horizon)
+    read_attention(model, ids, reader)
+    return reader.result()
+
+
+def local_and_global(span: Values, share: float = SHARE) -> tuple[list[Head], list[Head]]:
+    """The `share` of all heads that look back least, and that look back furthest: `span` (layer, head)."""
+    n = int(share * span.size)
+    if n < 1:
+        raise InputError(f"a share of {share} of {span.size} heads is none; ask for more")
+    order = np.argsort(span, axis=None, kind="stable")
+    heads = [Head(layer=int(i) // span.shape[1], index=int(i) % span.shape[1]) for i in order]
+    return heads[:n], heads[::-1][:n]
+
+
+def over(values: Values, heads: Sequence[Head]) -> Values:
+    """Mean of `values` (layer, head, …) over `heads`."""
+    return np.asarray(np.mean([values[head.layer, head.index] for head in heads], axis=0))
+
+
+def induction_scores(model: Model, *, length: int = 50, repeats: int = 4, seed: int = 0) -> Values:
+    """Attention (layer, head, place) on the token that followed this one's last occurrence, in random tokens written twice.
+
+    The places are those of the second half of `repeats` sequences of 2 · `length` tokens; chance is about 1 / (1.5 · `length`).
+    """
+    rng = np.random.default_rng(seed)
+    length = min(length, model.context_length // 2)
+    found = torch.zeros(model.n_layers, model.n_heads, repeats, length, dtype=torch.float64)
+
+    def read(block: AttentionBlock) -> None:
+        for row in range(max(block.rows.start, length), block.rows.stop):
+            if (key := row - length + 1) >= block.keys.start:
+                seen = block.probabilities[:, row - block.rows.start, key - block.keys.start]
+                found[block.layer, :, repeat, row - length] = seen.double().cpu()
+
+    for repeat in range(repeats):  # noqa: B007 - read writes there
+        half = rng.integers(model.vocabulary, size=length).tolist()
+        read_attention(model, half * 2, read)
+    return found.flatten(2).numpy()
+
+
+def head_table(model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *, seed: int = 0) -> Result:
+    """What every head looks at: axes (metric, layer, head). Means over the thinking of span (tokens), attention on token 0 and on the token
+    before, WAAD (tokens) and FAI; induction over random tokens. The intervals are over the trace's `sentences` (without two of them,
+    none), of induction over its places.
+
+    Null: the same of a head that looks at all tokens up to its own alike. `numbers` names the most local and the most global heads;
+    `arrays` hold `waad` and `fai` (token,) over these sets, and `thinking` the first and last token they belong to. A state, with its
+    reason, for a trace without thinking. Raises InputError, ContextError.
+    """
+    common: dict[str, Any] = {
+        "method": "heads",
+        "quantity": "what each head looks at",
+        "unit": "tokens, or shares of attention",
+    }
+    provenance = {"trace": trace.id, "seed": seed, "window": WINDOW, "horizon": HORIZON, "share": SHARE}
+    rows = trace.tokens.thinking
+    if not len(rows):
+        return undefined(**common, reason=f"{trace.state} thinking, so no row to read", provenance=provenance)
+    found = head_rhythm(model, trace.token_ids[: rows.stop].tolist(), rows)
+    owner = sentence_of_each(sentences, rows.stop)[rows.slice]
+    induction = induction_scores(model, seed=seed)
+    of_trace = np.stack([found.span, found.sink, found.previous, found.waad, found.fai])
+    values = _beside(of_trace.mean(axis=-1), induction.mean(axis=-1))
+    sure = mean_band(of_trace, owner, seed=seed)
+    places = mean_band(induction, np.arange(induction.shape[-1]), unit="places", seed=seed)
+    query = np.arange(rows.start, rows.stop)
+    alike = 1 / (query + 1)
+    uniform = [(query / 2).mean(), alike.mean(), alike.mean(), _uniform_induction(model), *_uniform_rhythm(query)]
+    band = np.array(uniform)[:, None, None]
+    local, wide = local_and_global(found.span.mean(axis=-1))
+    return Result(
+        **common,
+        axes=(Axis.of("metric", METRICS), Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),
+        values=values,
+        null=Band.of(band, band, values.shape, "a head that looks at all tokens up to its own alike"),
+        interval=Band(
+            low=_beside(sure.low, places.low),
+            high=_beside(sure.high, places.high),
+            what=f"{sure.what}; induction: {places.what}",
+        ),
+        arrays={
+            "waad": over(found.waad, local),
+            "fai": over(found.fai, wide),
+            "thinking": np.array([rows.start, rows.stop]),
+        },
+        numbers={
+            "units": dict(zip(METRICS, UNITS, strict=True)),
+            "local": list(map(str, local)),
+            "global": list(map(str, wide)),
+        },
+        provenance=provenance,
+    )
+
+
+def _beside(of_trace: Values, induction: Values) -> Values:
+    """The metrics of a trace (metric, layer, head), and induction (layer, head) at its place among METRICS."""
+    return np.insert(of_trace, METRICS.index("induction"), induction, axis=0)
+
+
+def _uniform_induction(model: Model, length: int = 50) -> float:
+    length = min(length, model.context_length // 2)
+    return float((1 / np.arange(length + 1, 2 * length + 1)).mean())
+
+
+def _uniform_rhythm(query: NDArray[np.int64]) -> tuple[float, float]:
+    """Mean WAAD and FAI of a head that looks at all tokens up to its own alike."""
+    near = np.minimum(query, WINDOW)
+    waad = (near * (near + 1) / 2 + WINDOW * (query - near)) / (query + 1)
+    nearest, furthest = HORIZON
+    later = [1 / (query[i + nearest : None if furthest is None else i + furthest + 1] + 1) for i in range(len(query))]
+    return float(waad.mean()), float(np.mean([shares.mean() if len(shares) else 0.0 for shares in later]))
+
+
+def _diagonals(attention: Tensor, rows: Span, keys: Span, width: int) -> Tensor:
+    """Attention on the token itself and the `width` − 1 before it (head, row, distance), 0 where there is none."""
+    query = torch.arange(rows.start, rows.stop, device=attention.device)[:, None]
+    place = query - torch.arange(width, device=attention.device) - keys.start
+    gathered = attention.gather(2, place.clamp(min=0).expand(len(attention), -1, -1))
+    return gathered.masked_fill(place < 0, 0.0)

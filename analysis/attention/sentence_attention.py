@@ -1,0 +1,120 @@
+"""Attention between sentences: the mean over the tokens of one and of another, by layer and head, gathered block by block."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from reasonscope.analysis.attention.blocks import AttentionBlock, read_attention
+from reasonscope.data.errors import InputError
+from reasonscope.data.text.sentence_splitter import Splitter
+from reasonscope.data.text.steps_and_sentences import sentences
+from reasonscope.data.trace import Sentence, Span, Trace
+from reasonscope.probes.models.model import Model
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SentenceAttention:
+    """Attention between the sentences of one sequence.
+
+    `matrix` (layer, head, sentence, sentence): mean attention of the tokens of the row's sentence on those of the column's; the causal
+    zeros inside a sentence count. NaN where a sentence has no token. `sink` (layer, head): mean share that token 0 takes from all rows.
+    """
+
+    spans: tuple[Span, ...]
+    matrix: Values
+    sink: Values
+    n_tokens: int
+
+
+class SentenceMeans:
+    """A reader of `read_attention` that keeps the means between `spans` of tokens only: R · A · E without A.
+
+    The rows of a block are summed by sentence first, so that what meets E is as many rows as the block has sentences.
+    """
+
+    def __init__(self, spans: Sequence[Span], n_tokens: int, n_layers: int, n_heads: int) -> None:
+        check_spans(spans, n_tokens)
+        self._spans = tuple(spans)
+        self._n_tokens = n_tokens
+        self._columns = torch.zeros(n_tokens, len(spans) + 1)  # the last: token 0, where a sink stands
+        for index, span in enumerate(spans):
+            self._columns[span.slice, index] = 1.0
+        self._columns[0, -1] = 1.0
+        self._sums = torch.zeros(n_layers, n_heads, len(spans), len(spans) + 1, dtype=torch.float64)
+        self._sink = torch.zeros(n_layers, n_heads, dtype=torch.float64)
+
+    def __call__(self, block: AttentionBlock) -> None:
+        probabilities = block.probabilities
+        columns = self._columns[block.keys.slice].to(probabilities)
+        members = self._columns[block.rows.slice, :-1]
+        touched = members.any(dim=0).nonzero()[:, 0]
+        own = members[:, touched].T.to(probabilities) @ probabilities  # (head, sentence, key)
+        self._sums[block.layer][:, touched] += (own @ columns).cpu()
+        if block.keys.start == 0:
+            self._sink[block.layer] += probabilities[..., 0].sum(dim=-1).cpu()
+
+    def result(self) -> SentenceAttention:
+        lengths = torch.tensor([len(span) for span in self._spans], dtype=torch.float64)
+        means = self._sums[..., :-1] / lengths[:, None] / lengths  # 0 / 0 is NaN: a sentence without tokens
+        return SentenceAttention(
+            spans=self._spans,
+            matrix=means.numpy(),
+            sink=(self._sink / self._n_tokens).numpy(),
+            n_tokens=self._n_tokens,
+        )
+
+
+def sentence_attention(model: Model, ids: Sequence[int], spans: Sequence[Span]) -> SentenceAttention:
+    """Attention between `spans` of the tokens `ids` in every layer and head, in one pass (Thought Anchors, arXiv 2506.19143, section 4).
+
+    Departures from its code: a sentence keeps its last token where it ends the text, and one without tokens is NaN, not 0.
+    Raises InputError for spans outside the tokens, and what `read_attention` raises.
+    """
+    means = SentenceMeans(spans, len(ids), model.n_layers, model.n_heads)
+    read_attention(model, ids, means)
+    return means.result()
+
+
+def uniform_attention(spans: Sequence[Span], n_tokens: int) -> Values:
+    """The matrix (sentence, sentence) of a head that looks at all tokens up to its own alike, in closed form.
+
+    Token t gives each of its t + 1 keys 1 / (t + 1). What such a head shows is due to where sentences stand, not to what they say.
+    """
+    check_spans(spans, n_tokens)
+    share = 1.0 / np.arange(1, n_tokens + 1)
+    starts, lengths = np.array([[span.start, len(span)] for span in spans]).T
+    matrix = np.full((len(spans), len(spans)), np.nan)
+    for i, target in enumerate(spans):
+        rows = np.arange(target.start, target.stop)
+        if len(rows):
+            visible = np.clip(rows[:, None] + 1 - starts, 0, lengths)
+            matrix[i] = np.where(lengths, share[rows] @ visible / len(rows) / np.maximum(lengths, 1), np.nan)
+    return matrix
+
+
+def check_spans(spans: Sequence[Span], n_tokens: int) -> None:
+    """Raise InputError for no span, one outside the tokens, or spans that overlap or do not ascend."""
+    if not spans:
+        raise InputError("there is no sentence; give at least one span of tokens")
+    ends = [0, *(span.stop for span in spans)]
+    if any(span.start < end for span, end in zip(spans, ends, strict=False)) or ends[-1] > n_tokens:
+        raise InputError(
+            f"spans of {len(spans)} sentences over {n_tokens} tokens overlap, do not ascend or end outside; split the trace again"
+        )
+
+
+def thinking_sentences(trace: Trace, splitter: Splitter = "default") -> list[Sentence]:
+    """The sentences of a trace that have tokens: two of them may share the only one, which is then the first one's.
+
+    Raises InputError for a trace without tokens.
+    """
+    if not len(trace.token_ids):
+        raise InputError(
+            f"trace {trace.id!r} has no tokens; import it with a tokenizer to read a model's attention over it"
+        )
+    return [sentence for sentence in sentences(trace, splitter=splitter) if len(sentence.tokens)]

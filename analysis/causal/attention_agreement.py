@@ -1,0 +1,83 @@
+"""Whether what attention says of sentences is true: receiver and suppression scores against the dependencies that the grammar knows."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reasonscope.analysis.attention.sentence_attention import SentenceAttention, sentence_attention
+from reasonscope.analysis.attention.vertical_scores import kurtosis, nan_mean, top_heads, vertical_scores
+from reasonscope.analysis.causal.suppression import normalised, suppression_effect
+from reasonscope.analysis.results import Axis, Band, Result
+from reasonscope.analysis.statistics import DependencyAgreement, dependency_agreement
+from reasonscope.data.errors import InputError
+from reasonscope.data.organism.truth import true_sentences
+from reasonscope.data.trace import Trace
+from reasonscope.probes.models.model import Model
+
+Values = NDArray[np.float64]
+
+METHODS = ("receiver", "all heads", "suppression")
+METRICS = ("auroc", "precision", "auroc of nearness")
+
+
+def attention_agreement(
+    model: Model, traces: Sequence[Trace], *, n_heads: int = 4, draws: int = 200, seed: int = 0
+) -> Result:
+    """AUROC and precision at k of three scores of (target, source) pairs: axes (method, metric).
+
+    `receiver`: mean attention between the sentences in the `n_heads` of highest kurtosis (layer 0 left out), chosen without the trace
+    that they are judged on; `all heads`: in every head alike; `suppression`: its normalised log divergence. Null: each target's scores
+    shuffled among its sources, 95 % of `draws`. Nearness alone stands beside them, for dependencies are mostly near. `numbers` holds
+    the p-values. Raises InputError for fewer than two traces of closed thinking about ledgers.
+    """
+    chosen = [trace for trace in traces if trace.state == "closed" and len(true_sentences(trace)[0]) > 1]
+    if len(chosen) < 2:
+        raise InputError(f"{len(chosen)} of {len(traces)} traces think in two sentences or more; two traces are needed")
+    read, suppressed, depends = [], [], []
+    for trace in chosen:
+        known, truth = true_sentences(trace)
+        spans = [sentence.tokens for sentence in known]
+        ids = trace.token_ids[: spans[-1].stop].tolist()
+        read.append(sentence_attention(model, ids, spans))
+        suppressed.append(normalised(suppression_effect(model, ids, spans).log_kl))
+        depends.append(truth)
+    scores = {
+        "receiver": _by_receivers(read, n_heads),
+        "all heads": [one.matrix.mean(axis=(0, 1)) for one in read],
+        "suppression": suppressed,
+    }
+    found = {name: dependency_agreement(scores[name], depends, draws=draws, seed=seed) for name in METHODS}
+    return _result(found, {"traces": [trace.id for trace in chosen], "n_heads": n_heads, "draws": draws, "seed": seed})
+
+
+def _by_receivers(read: Sequence[SentenceAttention], n: int) -> list[Values]:
+    peaked = np.stack([kurtosis(vertical_scores(one.matrix)) for one in read])
+    found = []
+    for index, one in enumerate(read):
+        heads = top_heads(nan_mean(np.delete(peaked, index, axis=0), axis=0), n, from_layer=1)
+        found.append(np.mean([one.matrix[head.layer, head.index] for head in heads], axis=0))
+    return found
+
+
+def _result(found: dict[str, DependencyAgreement], provenance: dict[str, object]) -> Result:
+    values = np.array([[one.auroc, one.precision, one.distance_auroc] for one in found.values()])
+    nulls = [
+        [one.null_auroc, one.null_precision, np.full(len(one.null_auroc), one.distance_auroc)] for one in found.values()
+    ]
+    low, high = np.quantile(np.array(nulls), [0.025, 0.975], axis=-1)
+    first = next(iter(found.values()))
+    return Result(
+        method="anchor_agreement",
+        quantity="agreement with the true dependencies",
+        unit="1",
+        axes=(Axis.of("method", METHODS), Axis.of("metric", METRICS)),
+        values=values,
+        null=Band.of(low, high, values.shape, "scores shuffled among each target's sources, 95 %"),
+        numbers={
+            "p": {name: one.p_value for name, one in found.items()},
+            "pairs": first.n_pairs,
+            "true": first.n_true,
+        },
+        provenance=provenance,
+    )

@@ -1,0 +1,231 @@
+"""Who writes what a probe reads: its logit as an exact sum over heads, MLPs, biases and the embedding, and what heads do in all.
+
+A probe of the residual stream is linear, and the stream is a sum, so each part's share is its product with the probe's coefficients.
+That is the DIRECT effect. The TOTAL effect of a head counts what later layers make of it: take the head away and read again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from reasonscope.analysis.attention.vertical_scores import Head
+from reasonscope.analysis.causal.head_edits import head_states, without_heads
+from reasonscope.analysis.results import Axis, Band, Result
+from reasonscope.analysis.statistics import bootstrap_band
+from reasonscope.data.errors import InputError, SiteError
+from reasonscope.data.trace import Trace
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.backends.base import Edit
+from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.generation.capture import replay
+from reasonscope.probes.generation.padding import left_padded
+from reasonscope.probes.models.model import Model
+from reasonscope.probes.properties.refusal_cliff import Position, has_position, row_at
+from reasonscope.steering.experiments.ablation import How
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProbeWrites:
+    """Shares of a probe's logit at one token of each trace, in its unit (logits of a binary probe).
+
+    `heads` (trace, layer, head), `mlps` and `biases` (trace, layer; of the output projections), `embedding` and `logit` (trace,).
+    Layers behind the probe's site write 0 to it. `intercept` is the probe's own.
+    """
+
+    heads: Values
+    mlps: Values
+    biases: Values
+    embedding: Values
+    intercept: float
+    logit: Values
+
+    @property
+    def total(self) -> Values:
+        """The sum of all shares (trace,), equal to `logit` up to rounding."""
+        layers = self.heads.sum(axis=(1, 2)) + self.mlps.sum(axis=1) + self.biases.sum(axis=1)
+        return np.asarray(layers + self.embedding + self.intercept)
+
+
+def probe_writes(
+    model: Model, probe: LinearProbe, traces: Sequence[Trace], *, position: Position = "window"
+) -> ProbeWrites:
+    """The direct effects on `probe` at `position` of each trace (by default the last token of the close window).
+
+    Behind a post-norm (Gemma, OLMo 2) a head's share is taken at the scale that the norm had for the whole. Departures from the code of
+    arXiv 2510.06036: MLPs, biases and the embedding are counted, so that the sum can be checked, and is; nothing is called a cosine.
+    Raises SiteError for a probe that does not read the residual stream, InputError for no trace, one that `position` was not read in
+    (a run that stopped right behind its closing tag), or a probe of another model.
+    """
+    last = _blocks_before(probe)
+    if not traces:
+        raise InputError("no trace to decompose a probe's logit on; give at least one")
+    probe.check(probe.site, model.fingerprint)
+    found = [_of_trace(model, probe, trace, _row(trace, position), last) for trace in traces]
+    return ProbeWrites(
+        intercept=probe.intercept,
+        **{name: np.stack([one[name] for one in found]) for name in ("heads", "mlps", "biases", "embedding", "logit")},
+    )
+
+
+def total_effects(
+    model: Model,
+    probe: LinearProbe,
+    traces: Sequence[Trace],
+    *,
+    position: Position = "window",
+    how: How = "zero",
+    heads: Sequence[Head] | None = None,
+    batch: int = 16,
+    seed: int = 0,
+) -> Values:
+    """What each head does to `probe`'s logit, later layers included: untouched less ablated (trace, head), `how` at `z.L` on all tokens.
+
+    `heads` in their order; without, every head of the blocks before the probe's site. One pass for each head.
+    """
+    last = _blocks_before(probe)
+    chosen = heads or [Head(layer=layer, index=i) for layer in range(last) for i in range(model.n_heads)]
+    bank = head_states(model, traces) if how != "zero" else None
+    sequences = [trace.token_ids[: _row(trace, position) + 1].tolist() for trace in traces]
+    untouched = _logits(model, probe, sequences, {}, batch)
+    ablated = [without_heads(model, [head], how=how, bank=bank, seed=seed) for head in chosen]
+    return np.stack([untouched - _logits(model, probe, sequences, one.edits, batch) for one in ablated], axis=1)
+
+
+def probe_write_result(
+    model: Model,
+    probe: LinearProbe,
+    traces: Sequence[Trace],
+    *,
+    position: Position = "window",
+    how: How | None = "zero",
+    directions: int = 100,
+    seed: int = 0,
+) -> Result:
+    """Direct effect of each head on a probe, the mean over traces: axes (layer, head), in the probe's unit, bootstrap over traces.
+
+    Null: the same along random directions of the probe's length. `arrays`: `total` (layer, head) by ablation (`how`; None: not
+    measured), `mlps` and `biases` (layer,). `numbers`: the rank correlation of direct and total, and the largest gap of the sum.
+    """
+    writes = probe_writes(model, probe, traces, position=position)
+    shape = model.n_layers, model.n_heads
+    total = np.zeros(shape)
+    rho = float("nan")
+    if how is not None:
+        effects = total_effects(model, probe, traces, position=position, how=how, seed=seed).mean(axis=0)
+        total.ravel()[: len(effects)] = effects
+        rho = float(spearmanr(writes.heads.mean(axis=0).ravel()[: len(effects)], effects).statistic)
+    return Result(
+        method="probe_write",
+        quantity=f"direct effect of a head on the probe at {probe.site}",
+        unit="logits" if probe.task == "binary" else "the probe's target",
+        axes=(Axis.of("layer", shape[0]), Axis.of("head", shape[1])),
+        values=writes.heads.mean(axis=0),
+        null=_random_directions(model, probe, traces, position, directions, seed),
+        interval=bootstrap_band(lambda rows: writes.heads[rows].mean(axis=0), len(traces), seed=seed),
+        arrays={"total": total, "mlps": writes.mlps.mean(axis=0), "biases": writes.biases.mean(axis=0)},
+        numbers={
+            "rank_correlation_direct_total": rho,
+            "largest_gap": float(np.abs(writes.total - writes.logit).max()),
+            "embedding": float(writes.embedding.mean()),
+            "logit": float(writes.logit.mean()),
+        },
+        provenance={"traces": [trace.id for trace in traces], "position": str(position), "how": how, "seed": seed},
+    )
+
+
+def _random_directions(
+    model: Model, probe: LinearProbe, traces: Sequence[Trace], position: Position, n: int, seed: int
+) -> Band:
+    units = np.random.default_rng(seed).standard_normal((n, len(probe.coef)))
+    units *= np.linalg.norm(probe.coef) / np.linalg.norm(units, axis=1, keepdims=True)
+    last = _blocks_before(probe)
+    sums = np.zeros((model.n_layers, model.n_heads, n))
+    for trace in traces:
+        seen = _states(model, trace, _row(trace, position), last, probe.site)
+        for layer in range(last):
+            sums[layer] += (_head_writes(model, seen, layer) @ torch.from_numpy(units.T)).numpy()
+    low, high = np.quantile(sums / len(traces), [0.025, 0.975], axis=-1)
+    return Band.of(low, high, low.shape, f"{n} random directions of the probe's length, 95 %")
+
+
+def _row(trace: Trace, position: Position) -> int:
+    if not has_position(trace, position):
+        raise InputError(f"trace {trace.id!r} ({trace.state} thinking) has no position {position}; leave it out")
+    return row_at(trace, position)
+
+
+def _blocks_before(probe: LinearProbe) -> int:
+    """How many blocks have written to the stream where the probe reads it."""
+    if probe.site.point not in ("resid_pre", "resid_post"):
+        raise SiteError(
+            f"the probe reads {probe.site}; a sum over heads and MLPs is there for resid_pre and resid_post"
+        )
+    return probe.site.layer + (probe.site.point == "resid_post")
+
+
+def _states(model: Model, trace: Trace, row: int, last: int, read: Site) -> Mapping[Site, Tensor]:
+    """What stands at `row` of a trace at every part of the blocks before `last`, in float64."""
+    points = ("z", "attn_out", "mlp_out")
+    sites = [read, Site("resid_pre", 0), *(Site(point, layer) for layer in range(last) for point in points)]  # type: ignore[arg-type]
+    seen = replay(model, [trace.token_ids[: row + 2].tolist()], list(dict.fromkeys(sites)))[0]
+    return {site: state[row].double().cpu() for site, state in seen.items()}
+
+
+def _head_writes(model: Model, seen: Mapping[Site, Tensor], layer: int) -> Tensor:
+    """What each head adds to the stream (head, d_model), float64."""
+    weight, bias = model.layout.output_weights(model.hf, layer)
+    written = torch.einsum("hd,hdm->hm", seen[Site("z", layer)], weight.detach().double().cpu())
+    return written * _post_norm(model, seen, layer, written, bias)
+
+
+def _post_norm(model: Model, seen: Mapping[Site, Tensor], layer: int, written: Tensor, bias: Tensor | None) -> Tensor:
+    """The factor (d_model,) that the norm behind the output projection has here; 1 where there is none."""
+    if not model.layout.has_post_norm:
+        return torch.ones(written.shape[-1], dtype=torch.float64)
+    norm = model.layout.module(model.hf, Site("attn_out", layer))
+    weight = next(norm.parameters())
+    with torch.no_grad():  # 1e3: large enough that the norm's epsilon vanishes beside it
+        gain = norm(torch.full_like(weight, 1e3)).double().cpu()
+    whole = gain * (written.sum(dim=0) if bias is None else written.sum(dim=0) + bias.detach().double().cpu())
+    scale: Tensor = gain * (seen[Site("attn_out", layer)] @ whole) / (whole @ whole)
+    return scale
+
+
+def _of_trace(model: Model, probe: LinearProbe, trace: Trace, row: int, last: int) -> dict[str, Values]:
+    seen = _states(model, trace, row, last, probe.site)
+    coef = torch.from_numpy(probe.coef)
+    heads, mlps, biases = np.zeros((model.n_layers, model.n_heads)), np.zeros(model.n_layers), np.zeros(model.n_layers)
+    for layer in range(last):
+        written = _head_writes(model, seen, layer)
+        heads[layer] = (written @ coef).numpy()
+        bias = model.layout.output_weights(model.hf, layer)[1]
+        if bias is not None:
+            kept = bias.detach().double().cpu()
+            biases[layer] = float((kept * _post_norm(model, seen, layer, written, bias)) @ coef)
+        mlps[layer] = float(seen[Site("mlp_out", layer)] @ coef)
+    return {
+        "heads": heads,
+        "mlps": mlps,
+        "biases": biases,
+        "embedding": np.array(float(seen[Site("resid_pre", 0)] @ coef)),
+        "logit": np.array(float(seen[probe.site] @ coef) + probe.intercept),
+    }
+
+
+def _logits(
+    model: Model, probe: LinearProbe, sequences: Sequence[Sequence[int]], write: Mapping[Site, Edit], batch: int
+) -> Values:
+    """The probe's logit at the last token of each sequence."""
+    found = []
+    for start in range(0, len(sequences), batch):
+        ids, mask = left_padded(sequences[start : start + batch], model.device)
+        seen = model.backend.forward(ids, mask=mask, last_logits_only=True, read=[probe.site], write=write)
+        found.append(probe.scores(seen.activations[probe.site][:, -1].float().cpu().numpy()))
+    return np.concatenate(found)

@@ -1,0 +1,144 @@
+"""Refusal-cliff heads: heads that write against refusal where thinking ends, and what the model does without them (arXiv 2510.06036)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reasonscope.analysis.attention.vertical_scores import Head
+from reasonscope.analysis.causal.head_edits import head_states, random_heads, without_heads
+from reasonscope.analysis.causal.probe_write import probe_writes
+from reasonscope.analysis.results import Axis, Band, Result, undefined
+from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import mean_estimate
+from reasonscope.data.text.behaviour import behaviour
+from reasonscope.data.trace import Problem, Sampling, Trace
+from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.generation.rollout import rollouts
+from reasonscope.probes.models.model import Model
+from reasonscope.probes.properties.refusal import cell
+from reasonscope.probes.properties.refusal_cliff import has_cliff
+from reasonscope.steering.experiments.ablation import How, Replacing
+from reasonscope.steering.vectors.intervention import Intervention
+from reasonscope.steering.vectors.scope import Scope
+
+Values = NDArray[np.float64]
+
+SHARE = 0.03  # of all heads
+METRICS = ("harmful refused", "benign refused", "accuracy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a model is asked with heads ablated and without: requests that it should refuse, that it should not, and problems to solve."""
+
+    harmful: Sequence[Problem]
+    benign: Sequence[Problem]
+    solved: Sequence[Problem]
+    sampling: Sampling
+
+    def __post_init__(self) -> None:
+        for name in ("harmful", "benign", "solved"):
+            if (n := len({problem.group for problem in getattr(self, name)})) < 2:
+                raise InputError(f"{n} problems in {name!r}; a rate with an interval needs two or more")
+
+
+def suppressing_heads(writes: Values, share: float = SHARE) -> list[Head]:
+    """The `share` of heads, at least one, that push a refusal probe's logit down most: `writes` (layer, head), mean direct effects."""
+    if not 0 < share <= 1:
+        raise InputError(f"share {share}: above 0 and up to 1")
+    n = max(1, round(share * writes.size))
+    return [
+        Head(layer=int(i) // writes.shape[1], index=int(i) % writes.shape[1]) for i in np.argsort(writes, axis=None)[:n]
+    ]
+
+
+def fallen(traces: Sequence[Trace]) -> list[Trace]:
+    """The harmful requests that were complied with behind closed thinking: those on which a cliff is looked for."""
+    return [trace for trace in traces if has_cliff(trace) and cell(trace) == ("harmful", "complied")]
+
+
+def cliff_heads(
+    model: Model,
+    probe: LinearProbe,
+    traces: Sequence[Trace],
+    trial: Trial,
+    *,
+    share: float = SHARE,
+    how: How = "zero",
+    scope: Scope | None = None,
+    draws: int = 20,
+    seed: int = 0,
+) -> Result:
+    """What ablating the `share` of heads that suppress refusal does: axes (arm, metric), arms `untouched` and `ablated`.
+
+    Heads are chosen by their direct effect on `probe` (of refusal, at the last token of the close window) over the harmful and complied
+    of `traces`; the model then answers `trial` anew with the same seeds, the heads silent at the tokens of `scope` (all where not given;
+    `Scope.of(model, on="close_window")`: where the thinking ends). Null: the metrics of `draws` sets of as many other heads, of
+    the same layers where there are enough, 95 %. Interval: bootstrap over problems. `numbers`: the heads, and of each metric whether
+    its change is larger than that of every draw. `arrays`: `random` (draw, metric).
+
+    Departures from the released code: nothing is rescaled behind an ablation; benign refusal and accuracy stand beside; means and draws
+    are taken from `traces`. A state where no trace fell, and where the model has too few other heads an InputError.
+    """
+    common: dict[str, Any] = {"method": "cliff", "quantity": "share of answers", "unit": "1"}
+    provenance = {"probe": str(probe.site), "share": share, "how": how, "draws": draws, "seed": seed}
+    provenance["scope"] = scope.on if scope else "all"
+    down = fallen(traces)
+    if not down:
+        reason = (
+            f"none of {len(traces)} traces complies with a harmful request behind closed thinking, so there is no cliff"
+        )
+        return undefined(**common, reason=reason, provenance=provenance)
+    writes = probe_writes(model, probe, down).heads.mean(axis=0)
+    heads = suppressing_heads(writes, share)
+    bank = None if how == "zero" else head_states(model, traces)
+
+    def edit(taken: Sequence[Head]) -> Replacing:
+        return without_heads(model, taken, how=how, bank=bank, scope=scope, seed=seed)
+
+    def answers(taken: Sequence[Head]) -> list[Values]:
+        return outcomes(model, trial, edit(taken) if taken else None)
+
+    arms = {"untouched": answers(()), "ablated": answers(heads)}
+    random = np.array(
+        [[one.mean() for one in answers(other)] for other in random_heads(model, heads, draws=draws, seed=seed)]
+    )
+    values = np.array([[one.mean() for one in arm] for arm in arms.values()])
+    low, high = np.quantile(random, [0.025, 0.975], axis=0)
+    change, by_chance = np.abs(values[1] - values[0]), np.abs(random - values[0])
+    sets = (trial.harmful, trial.benign, trial.solved)
+    ends = np.array(
+        [
+            [mean_estimate(one, groups=[p.group for p in asked]).interval for one, asked in zip(arm, sets, strict=True)]
+            for arm in arms.values()
+        ]
+    )
+    return Result(
+        **common,
+        axes=(Axis.of("arm", arms), Axis.of("metric", METRICS)),
+        values=values,
+        null=Band.of(low, high, values.shape, f"{draws} sets of other heads ablated alike, 95 %"),
+        interval=Band.of(ends[..., 0], ends[..., 1], values.shape, "over problems, 95%"),
+        arrays={"random": random, "writes": writes},
+        numbers={
+            "heads": [str(head) for head in heads],
+            "n_fallen": len(down),
+            "beyond_every_draw": dict(zip(METRICS, (change > by_chance.max(axis=0)).tolist(), strict=True)),
+        },
+        provenance=provenance,
+    )
+
+
+def outcomes(model: Model, trial: Trial, done: Intervention | None) -> list[Values]:
+    """Of each of `METRICS`, 1 or 0 for each problem of `trial` that the model answers under what is `done` to it; an unclear answer is
+    no refusal."""
+    asked = [*trial.harmful, *trial.benign, *trial.solved]
+    edits = {} if done is None else {"write": done.edits, "on_step": done.on_step}
+    traces = rollouts(model, asked, trial.sampling, batch_size=64, **edits)  # type: ignore[arg-type]  # both or neither
+    first, second = len(trial.harmful), len(trial.harmful) + len(trial.benign)
+    refused = np.array([behaviour(trace) == "refused" for trace in traces[:second]], dtype=np.float64)
+    right = np.array([bool(trace.correct) for trace in traces[second:]], dtype=np.float64)
+    return [refused[:first], refused[first:], right]

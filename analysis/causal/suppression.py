@@ -1,0 +1,242 @@
+"""Attention suppression: how far the next-token distributions move when nothing may look at a sentence (Thought Anchors)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from reasonscope.analysis.attention.blocks import AttentionCall, ScoreRule, attending, check_sequence
+from reasonscope.analysis.attention.sentence_attention import check_spans, thinking_sentences
+from reasonscope.analysis.attention.vertical_scores import nan_mean
+from reasonscope.analysis.results import Axis, Band, Result, undefined
+from reasonscope.analysis.tokens.vocabulary import Unembedding, divergence
+from reasonscope.data.text.sentence_splitter import Splitter
+from reasonscope.data.trace import Span, Trace
+from reasonscope.probes.models.model import Model
+
+Values = NDArray[np.float64]
+
+TEMPERATURE = 0.6
+_WASTE = 0.1  # of the tokens of a pass that a source could have spared, at most
+_FLOOR = 1e-9  # of a divergence whose logarithm is taken, as published
+
+
+def suppression_matrix(
+    model: Model,
+    trace: Trace,
+    *,
+    splitter: Splitter = "default",
+    temperature: float = TEMPERATURE,
+    controls: int = 1,
+    batch: int = 8,
+    seed: int = 0,
+) -> Result:
+    """What each sentence of a trace's thinking owes to each earlier one: axes (target, source), arXiv 2506.19143, section 5.
+
+    All queries are kept from looking at a source's tokens, in every layer and head. A value is the mean over the target's tokens of
+    log KL (nats) between the distributions that predict them, untouched and suppressed, less the target's mean over its sources.
+    `arrays`: `kl` the mean divergence in nats, `log_kl` before normalisation. Null: the same for `controls` × as many sets of single
+    tokens, drawn from the thinking up to the source's end, as many as the source has; a band over all pairs.
+
+    Departures from the released code: the distributions are whole (there, the 100 likeliest tokens, so that the matrix maps which
+    tokens fell out of them); a target is judged where its own tokens are predicted (there, one token later); a token with nothing left
+    to look at sees itself. NaN, with the reason, where target ≤ source, and for fewer than two sentences. Raises InputError, ContextError.
+    """
+    found = [sentence.tokens for sentence in thinking_sentences(trace, splitter)]
+    common: dict[str, Any] = {
+        "method": "suppression",
+        "quantity": "log divergence less the target's mean",
+        "unit": "log nats",
+    }
+    provenance = {"trace": trace.id, "temperature": temperature, "splitter": splitter, "seed": seed}
+    if len(found) < 2:
+        reason = f"{len(found)} sentences ({trace.state} thinking): a source needs a later target"
+        return undefined(**common, reason=reason, provenance=provenance)
+    ids = trace.token_ids[: found[-1].stop].tolist()
+    effect = suppression_effect(model, ids, found, temperature=temperature, batch=batch)
+    rng = np.random.default_rng(seed)
+    drawn = [_control(model, ids, found, effect.untouched, rng, temperature, batch) for _ in range(controls)]
+    values, chance = normalised(effect.log_kl), np.array([normalised(draw) for draw in drawn])
+    axis = [f"{i}" for i in range(len(found))]
+    null = None
+    if np.isfinite(chance).any():
+        low, high = np.nanquantile(chance, [0.025, 0.975])
+        null = Band.of(low, high, values.shape, f"{controls} × random sets of as many single tokens, 95 % of all pairs")
+    return Result(
+        **common,
+        axes=(Axis.of("target", axis), Axis.of("source", axis)),
+        values=values,
+        null=null,
+        null_missing="" if null else "asked for no control sets",
+        reason="a target has no effect of itself or of what comes later; the first has a single source and no mean to differ from",
+        arrays={"kl": effect.kl, "log_kl": effect.log_kl},
+        numbers={"n_sentences": len(found), "n_tokens": len(ids)},
+        provenance=provenance,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SuppressionEffect:
+    """Means over the tokens of each target of the divergence (`kl`, nats) and of its logarithm (`log_kl`), both (target, source).
+
+    `untouched` is the pass that they are measured from, to suppress more in.
+    """
+
+    kl: Values
+    log_kl: Values
+    untouched: "Untouched"
+
+
+def suppression_effect(
+    model: Model, ids: Sequence[int], spans: Sequence[Span], *, temperature: float = TEMPERATURE, batch: int = 8
+) -> SuppressionEffect:
+    """The matrices of `suppression_matrix` for any `spans` of tokens; NaN where target ≤ source."""
+    check_spans(spans, len(ids))
+    untouched = Untouched.of(model, ids)
+    members = _members(spans[:-1], len(ids))  # the last has no later target
+    divergences = untouched.divergences(members, temperature=temperature, batch=batch)
+    return _by_target(divergences, spans, untouched)
+
+
+def normalised(log_kl: Values) -> Values:
+    """Less each target's mean over its earlier sources: a target that is easily moved is so by every source."""
+    return np.asarray(log_kl - nan_mean(log_kl, axis=-1)[:, None])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Untouched:
+    """One pass over a sequence: its final hidden states (token, d_model), and the keys and values of every layer, to go on from."""
+
+    model: Model
+    ids: Tensor
+    hidden: Tensor
+    keys: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def of(cls, model: Model, ids: Sequence[int]) -> "Untouched":
+        """Raises InputError or ContextError for what cannot be fed."""
+        check_sequence(model, ids)
+        fed, kept = torch.tensor(list(ids), device=model.device), {}
+
+        def attend(call: AttentionCall) -> Tensor:
+            kept[call.layer] = (call.key[0], call.value[0])
+            return _attended(call, call.key, call.value, _mask(call.rule, 0, call.key.shape[2], call.query))
+
+        hidden = _final_states(model, fed[None], 0, attend)[0]
+        return cls(model=model, ids=fed, hidden=hidden, keys=tuple(kept[layer] for layer in sorted(kept)))
+
+    def divergences(self, suppressed: Tensor, *, temperature: float, batch: int) -> Values:
+        """KL (source, token) in nats of each token's next-token distribution when nothing may look at the tokens of `suppressed`
+        (source, token) bool. What stands before the first such token is as it was, so it is not run again: 0."""
+        firsts = suppressed.int().argmax(dim=1)
+        found = torch.zeros(suppressed.shape, dtype=torch.float64)
+        unembedding = Unembedding.of(self.model)
+        for rows in _alike(firsts.tolist(), suppressed.shape[1], batch):
+            start = int(firsts[rows[0]])
+            changed = self._behind(start, suppressed[rows])
+            with torch.no_grad():
+                kl = divergence(unembedding, self.hidden[start:], changed, temperature=temperature)
+            found[rows, start:] = kl.double().cpu()
+        return found.numpy()
+
+    def _behind(self, start: int, suppressed: Tensor) -> Tensor:
+        """The final hidden states (source, token from `start`, d_model); what stands before `start` lends its keys and values."""
+        hidden, masks = suppressed.to(self.ids.device), {}
+
+        def attend(call: AttentionCall) -> Tensor:
+            before = (x[:, :start].expand(len(hidden), -1, -1, -1) for x in self.keys[call.layer])
+            key, value = (torch.cat(pair, dim=2) for pair in zip(before, (call.key, call.value), strict=True))
+            if call.rule.window not in masks:
+                masks[call.rule.window] = _mask(call.rule, start, key.shape[2], call.query, hidden)
+            return _attended(call, key, value, masks[call.rule.window])
+
+        fed = self.ids[start:].expand(len(hidden), -1)
+        return _final_states(self.model, fed, start, attend)
+
+
+def _alike(firsts: Sequence[int], n_tokens: int, batch: int) -> list[list[int]]:
+    """Rows to run together, at most `batch`: all begin with the first of them, so none may begin much later."""
+    groups: list[list[int]] = []
+    for row in sorted(range(len(firsts)), key=firsts.__getitem__):
+        start = firsts[groups[-1][0]] if groups else 0
+        if groups and len(groups[-1]) < batch and firsts[row] - start <= _WASTE * (n_tokens - start):
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def _final_states(model: Model, fed: Tensor, start: int, attend: Callable[[AttentionCall], Tensor]) -> Tensor:
+    """The states behind the last norm (batch, token, d_model) of `fed`, whose first token stands at `start`."""
+    places = torch.arange(start, start + fed.shape[1], device=fed.device)[None]
+    with torch.no_grad(), attending(model.hf, attend):
+        states = model.hf.base_model(input_ids=fed, position_ids=places, use_cache=False).last_hidden_state
+    assert isinstance(states, Tensor)
+    return states
+
+
+def _mask(rule: ScoreRule, start: int, n_keys: int, like: Tensor, suppressed: Tensor | None = None) -> Tensor:
+    """The additive mask (batch, 1, query, key): 0 where a query from `start` on may look, −∞ where not."""
+    query = torch.arange(start, n_keys, device=like.device)[:, None]
+    key = torch.arange(n_keys, device=like.device)
+    seen = (key <= query) if rule.window is None else (key <= query) & (key > query - rule.window)
+    seen = seen[None, None]
+    if suppressed is not None:
+        seen = seen & ~suppressed[:, None, None, :n_keys]
+        seen = seen | (~seen.any(dim=-1, keepdim=True) & (key == query))
+    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf)
+
+
+def _attended(call: AttentionCall, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """(batch, head, query, d_head); by the fused kernel where the layer has neither softcap nor sink."""
+    query, rule = call.query, call.rule
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    if rule.softcap is None and rule.sink is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=rule.scaling)
+    scores = (query @ key.mT) * rule.scaling
+    scores = scores if rule.softcap is None else rule.softcap * torch.tanh(scores / rule.softcap)
+    scores = scores + mask
+    if rule.sink is not None:
+        scores = torch.cat([scores, rule.sink.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], dim=-1)
+    return scores.softmax(dim=-1, dtype=torch.float32)[..., : key.shape[2]].to(value) @ value
+
+
+def _members(spans: Sequence[Span], n_tokens: int) -> Tensor:
+    members = torch.zeros(len(spans), n_tokens, dtype=torch.bool)
+    for index, span in enumerate(spans):
+        members[index, span.slice] = True
+    return members
+
+
+def _by_target(divergences: Values, spans: Sequence[Span], untouched: Untouched) -> SuppressionEffect:
+    """Means over the positions that predict each target's tokens, one before each of them."""
+    kl = np.full((len(spans), len(spans)), np.nan)
+    log_kl = kl.copy()
+    for i, target in enumerate(spans):
+        predicting = divergences[:i, max(0, target.start - 1) : target.stop - 1]
+        kl[i, :i] = predicting.mean(axis=1)
+        log_kl[i, :i] = np.log(predicting + _FLOOR).mean(axis=1)
+    return SuppressionEffect(kl=kl, log_kl=log_kl, untouched=untouched)
+
+
+def _control(
+    model: Model,
+    ids: Sequence[int],
+    spans: Sequence[Span],
+    untouched: Untouched,
+    rng: np.random.Generator,
+    temperature: float,
+    batch: int,
+) -> Values:
+    """`log_kl` of random single tokens of the thinking in place of each source, as many as it has."""
+    first = spans[0].start
+    sets = torch.zeros(len(spans), len(ids), dtype=torch.bool)
+    for index, span in enumerate(spans):
+        sets[index, rng.choice(np.arange(first, span.stop), size=len(span), replace=False)] = True
+    return _by_target(untouched.divergences(sets, temperature=temperature, batch=batch), spans, untouched).log_kl

@@ -1,0 +1,176 @@
+"""Analyses that set one thing beside another: heads beside random ones, a reasoner beside its base, rules beside a single sample."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from reasonscope.analysis.causal.refusal_heads import Trial, cliff_heads
+from reasonscope.analysis.causal.edge_attribution import emergent_heads, opening_pairs
+from reasonscope.analysis.tokens.mi_peaks import (
+    comparison,
+    gold_text,
+    mi_of_trace,
+    representations,
+)
+from reasonscope.analysis.tokens.misalignment import misalignment_of_trace
+from reasonscope.analysis.causal.probe_write import probe_write_result
+from reasonscope.analysis.results import Result, result_path
+from reasonscope.analysis.traces.selection import Rule, best_by, early_stop, majority, short_m, simulate
+from reasonscope.analysis.traces.trajectory import trajectory_of_trace
+from reasonscope.analysis.runs.per_trace import ByTrace, by_trace
+from reasonscope.analysis.runs.context import Study, stored, trace_sentences
+from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Values
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.trace import Sampling, Trace
+from reasonscope.probes.generation.capture import replay
+from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.models.model import Model
+from reasonscope.probes.generation.record import as_numpy
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.properties.refusal_cliff import has_cliff, token_scores
+from reasonscope.steering.vectors.scope import Scope
+
+STOPS = (0.5, 0.7, 0.9)  # of a probe's probability
+_ASKED = ("requests:jailbreak", "requests:twin", "ledger")
+
+
+def analyse_cliff(study: Study) -> Iterator[Result]:
+    """Which heads write the refusal probe up or down at the end of the close window, over all requests of the run."""
+    path = study.options.probe
+    if path is None or not path.exists():
+        raise InputError(
+            f"there is no probe at {path}; fit one with: reasonscope probe refusal --run RUN, or name one with --probe"
+        )
+    requests = [t for t in study.traces if "harmful" in t.problem.meta and has_cliff(t)]
+    if len(requests) < 2:
+        raise InputError(
+            f"{len(requests)} requests with closed thinking and an answer among the traces; a mean over them needs two"
+        )
+    probe, options = LinearProbe.load(path), study.options
+    yield probe_write_result(study.model, probe, requests, seed=options.seed)
+    if options.ablate:
+        trial = _trial(study)
+        study.progress(f"{options.draws + 2} × {3 * options.asked} answers, without heads and with all")
+        scope = Scope.of(study.model, on="close_window") if options.at_close else None
+        yield cliff_heads(
+            study.model,
+            probe,
+            requests,
+            trial,
+            share=options.share,
+            scope=scope,
+            draws=options.draws,
+            seed=options.seed,
+        )
+
+
+def _trial(study: Study) -> Trial:
+    """New requests and ledgers in the organism's language, `asked` of each kind; for another model call `cliff_heads` with its own."""
+    options = study.options
+    drawn = {name: load_problems(name, n=options.asked, seed=options.seed + 1) for name in _ASKED}
+    return Trial(
+        harmful=drawn["requests:jailbreak"],
+        benign=drawn["requests:twin"],
+        solved=drawn["ledger"],
+        sampling=Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens, seed=options.seed),
+    )
+
+
+def analyse_emergent(study: Study) -> Iterator[Result]:
+    """Which heads carry more in the model than in its base, on what the two open the run's problems with."""
+    if study.options.float32_compute:
+        raise InputError("edge attribution takes gradients, and none flow through --float32-compute; leave it away")
+    problems = list({trace.problem.id: trace.problem for trace in study.traces}.values())
+    pairs = opening_pairs(study.base, study.model, problems)
+    yield emergent_heads(study.base, study.model, pairs, seed=study.options.seed)
+
+
+def _read_by_both(study: Study, trace: Trace) -> Iterator[Result]:
+    """The base's own curve of a trace, with the reasoner's numbers beside its own."""
+    site = _last(study)
+    base, own = (_mi_as_read(model, study, trace, site) for model in (study.base, study.model))
+    yield replace(base, method="mi_base").with_numbers(reasoner=own.numbers).with_provenance(model=study.base.name)
+
+
+def _mi_as_read(model: Model, study: Study, trace: Trace, site: Site) -> Result:
+    gold = representations(model, [gold_text(trace, study.options.gold)], [site])[0]
+    (seen,) = replay(model, [trace.token_ids.tolist()], [site])
+    states = {site: as_numpy(seen[site])}
+    return mi_of_trace(trace, states, gold, sentences=trace_sentences(trace), seed=study.options.seed)
+
+
+def _compared(study: Study, results: Sequence[Result]) -> Iterator[Result]:
+    own = [replace(base, numbers=base.numbers["reasoner"]) for base in results]
+    yield comparison(results, own, site=str(_last(study)), seed=study.options.seed)
+
+
+def _last(study: Study) -> Site:
+    return Site("resid_post", study.model.n_layers - 1)
+
+
+# MI of the same traces read by the base model and by the one that wrote them.
+analyse_compare = ByTrace(each=_read_by_both, over_all=_compared)
+
+
+def analyse_selection(study: Study) -> Iterator[Result]:
+    """Accuracy and tokens of selection rules on the stored samples: needs several of each problem."""
+    rules: dict[str, Rule] = {"majority": majority}
+    rules |= {f"short-{m}": short_m(m) for m in sorted({1, max(study.options.k // 2, 1)})}
+    scores = {trace.id: _straight(study, trace) for trace in study.traces} if study.sites else {}
+    if any(np.isfinite(value) for value in scores.values()):
+        rules["straightest trajectory"] = best_by(lambda trace: scores[trace.id])
+    if study.options.probe is not None:
+        rules |= _early_stops(study, study.options.probe)
+    yield simulate(study.traces, rules, k=study.options.k, seed=study.options.seed)
+
+
+def _early_stops(study: Study, path: Path) -> dict[str, Rule]:
+    """End the thinking where the probe is first above a threshold, with the answers that `analyse confidence` forced there.
+
+    The control stops by the scores of another trace, so as early as often, at places that mean nothing.
+    """
+    probe = LinearProbe.load(path)
+    scores: dict[str, Values] = {}
+    answers: dict[str, list[str | None]] = {}
+    for trace in study.traces:
+        kept = result_path(study.results, "confidence", trace.id)
+        if not kept.exists():
+            raise InputError(
+                f"no forced answers of {trace.id!r} to stop with; force them with: reasonscope analyse confidence --run RUN"
+            )
+        found = Result.load(kept)
+        cuts = np.asarray(found.arrays.get("cuts", ()), dtype=np.int64)[1:]  # none where confidence was not measured
+        scores[trace.id] = token_scores(probe, study.store, trace)[cuts - 1]
+        answers[trace.id] = [row[0] for row in found.numbers.get("answers", ())][1:]
+    ids = list(scores)
+    other = dict(zip(ids, [*ids[len(ids) // 2 :], *ids[: len(ids) // 2]], strict=True))
+
+    def stop(threshold: float, of: Mapping[str, str]) -> Rule:
+        def told(trace: Trace) -> Values:
+            return (
+                scores[of[trace.id]] if answers[trace.id] else np.zeros(0)
+            )  # a trace without thinking cannot be stopped
+
+        return early_stop(told, threshold, lambda trace, at: answers[trace.id][at])
+
+    rules = {f"stop above {threshold}": stop(threshold, {id: id for id in ids}) for threshold in STOPS}
+    return rules | {f"stop above {threshold}, another trace's scores": stop(threshold, other) for threshold in STOPS}
+
+
+def _straight(study: Study, trace: Trace) -> float:
+    """Aligned change over the stored streams; NaN where the thinking has fewer than two segments."""
+    found = trajectory_of_trace(
+        trace, partial(stored, study.store, trace.id), study.sites, block=study.options.block, draws=2
+    )
+    line = found.at(signal="aligned")
+    return float(np.nanmean(line)) if np.isfinite(line).any() else float("nan")
+
+
+@by_trace
+def analyse_misalignment(study: Study, trace: Trace) -> Iterator[Result]:
+    """How much of each trace its base model would have written otherwise."""
+    yield misalignment_of_trace(study.base, study.model, trace, trace_sentences(trace))

@@ -1,0 +1,216 @@
+"""Run an analysis over a run, by this process or by workers of Ray; what is finished is noted, and a call after a kill goes on behind it.
+
+    RUN/results/<method>/<trace>.safetensors    results, and RUN/figures: written whole, as soon as a trace is done
+    RUN/unfinished/<name>-<key>/<trace>.json    while the analysis lasts: the files of a finished trace with their checksums
+    RUN/unfinished/<name>-<key>/written/        and what a server wrote for the others
+
+The key says what the results hang on: traces, options, the files that are read. A trace whose files are no longer those that were noted
+(another call has replaced them) is analysed again.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from reasonscope.analysis.figures import to_html
+from reasonscope.analysis.results import Result, file_name, result_path
+from reasonscope.analysis.runs.registry import ANALYSES, figures_of
+from reasonscope.analysis.runs.per_trace import ByTrace
+from reasonscope.data.storage.run_folder import Places, places
+from reasonscope.analysis.runs.context import Options, Study
+from reasonscope.data.storage.durable import make_folder, sha256_of, write_text_durably
+from reasonscope.data.storage.manifest import NAME
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.trace import Trace
+from reasonscope.probes.generation.cluster import Cluster, work_on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """An analysis of a run, as it is sent to workers. `traces` are the ids of the chosen ones, all where None."""
+
+    run: Path
+    name: str
+    options: Options
+    traces: tuple[str, ...] | None = None
+
+    @cached_property
+    def where(self) -> Places:
+        return places(self.run)
+
+    def study(self, say: Callable[[str], None] = lambda _: None) -> Study:
+        store = TraceStore.open(self.where.store)
+        chosen = list(store) if self.traces is None else [store.trace(id) for id in self.traces]
+        return Study(store=store, traces=chosen, options=self.options, results=self.where.analyses, progress=say)
+
+
+def run_analysis(
+    task: Task, *, cluster: Cluster | None = None, say: Callable[[str], None] = lambda _: None
+) -> Iterator[Result]:
+    """Save every result of the analysis with its figures; gives them as they lie there, in the order of the traces.
+
+    With a `cluster` its workers take up the traces, and each loads the model once; one of them takes up an analysis that looks at all
+    traces together. The files are those of one process. Raises what the analysis raises, and what `work_on` raises.
+    """
+    analysis, study = ANALYSES[task.name], task.study(say)
+    if isinstance(analysis, ByTrace):
+        yield from _trace_by_trace(task, analysis, study, cluster)
+    elif cluster is None:
+        yield from (_saved(task.where, study, result) for result in analysis(study))
+    else:
+        notes = Notes.of(task, analysis, study)
+        notes.clear()
+        study.progress("by a worker")
+        work_on(cluster, partial(_Whole, task, notes), ["all"])
+        yield from map(Result.load, notes.results("all"))
+        notes.clear()
+
+
+def _trace_by_trace(task: Task, analysis: ByTrace, study: Study, cluster: Cluster | None) -> Iterator[Result]:
+    stages: list[Notes] = []
+    following = analysis
+    while True:
+        notes = Notes.of(task, following, study, stage=len(stages))
+        stages.append(notes)
+        over = yield from _stage(task, following, notes, study, cluster)
+        if following.then is None:
+            break
+        following = following.then(over)
+    for notes in stages:
+        notes.clear()
+
+
+def _stage(
+    task: Task, analysis: ByTrace, notes: "Notes", study: Study, cluster: Cluster | None
+) -> Generator[Result, None, list[Result]]:
+    """The results of the traces, as noted or anew, and of all; gives back those of all."""
+    left = [trace.id for trace in study.traces if not notes.finished(trace.id)]
+    if cluster is None:
+        analyst = Analyst(task, analysis.each, notes, study)
+        for id in left:
+            analyst(id)
+    else:
+        study.progress(f"{len(left)} of {len(study.traces)} traces by workers")
+        work_on(cluster, partial(Analyst, task, analysis.each, notes), left)
+    found = []
+    for path in (path for trace in study.traces for path in notes.results(trace.id)):
+        result = Result.load(path)
+        if analysis.over_all is not None:
+            found.append(result)
+        yield result
+    over = []
+    for result in analysis.over_all(study, found) if analysis.over_all is not None else ():
+        over.append(_saved(task.where, study, result))
+        yield over[-1]
+    return over
+
+
+class Analyst:
+    """Analyses trace after trace with the model loaded once; leaves the results of a trace, their figures and a note of them."""
+
+    def __init__(
+        self,
+        task: Task,
+        each: Callable[[Study, Trace], Iterator[Result]],
+        notes: "Notes",
+        study: Study | None = None,
+    ) -> None:
+        self._each, self._notes, self._where = each, notes, task.where
+        self._study = replace(study or task.study(), kept=notes.folder / "written")
+        self._traces = {trace.id: trace for trace in self._study.traces}
+
+    def __call__(self, id: str) -> None:
+        if self._notes.finished(id):  # by a worker that died behind it
+            return
+        results = self._each(self._study, self._traces[id])
+        self._notes.write(id, [_save(self._where, self._study, result) for result in results])
+
+
+class _Whole:
+    """Makes an analysis of all traces together, and leaves its results, their figures and a note of them."""
+
+    def __init__(self, task: Task, notes: "Notes") -> None:
+        self._task, self._notes, self._study = task, notes, task.study()
+
+    def __call__(self, id: str) -> None:
+        results = ANALYSES[self._task.name](self._study)
+        self._notes.write(id, [_save(self._task.where, self._study, result) for result in results])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notes:
+    """Which traces are finished, in `folder`; paths in them start at `root`."""
+
+    folder: Path
+    root: Path
+
+    @classmethod
+    def of(cls, task: Task, analysis: Callable[[Study], Iterator[Result]], study: Study, *, stage: int = 0) -> "Notes":
+        root, name = task.where.results.absolute(), task.name if not stage else f"{task.name}-{stage + 1}"
+        return cls(folder=root / "unfinished" / f"{name}-{_key(task, analysis, study)}", root=root)
+
+    def write(self, id: str, saved: Sequence[Sequence[Path]]) -> None:
+        """Note the files of the results of a trace, the result itself first."""
+        make_folder(self.folder)
+        noted = [{self._name(path): sha256_of(path) for path in paths} for paths in saved]
+        write_text_durably(self._of(id), json.dumps(noted))
+
+    def finished(self, id: str) -> bool:
+        """Whether the trace was noted, and every file is what it was then."""
+        return self._of(id).exists() and all(
+            (self.root / name).exists() and sha256_of(self.root / name) == digest
+            for files in self._read(id)
+            for name, digest in files.items()
+        )
+
+    def results(self, id: str) -> list[Path]:
+        return [self.root / next(iter(files)) for files in self._read(id)]
+
+    def clear(self) -> None:
+        """Nothing is unfinished any more."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.parent.exists() and not any(self.folder.parent.iterdir()):
+            self.folder.parent.rmdir()
+
+    def _of(self, id: str) -> Path:
+        return self.folder / f"{file_name(id)}.json"
+
+    def _name(self, path: Path) -> str:
+        return path.absolute().relative_to(self.root).as_posix()
+
+    def _read(self, id: str) -> list[dict[str, str]]:
+        found: list[dict[str, str]] = json.loads(self._of(id).read_text(encoding="utf-8"))
+        return found
+
+
+def _saved(where: Places, study: Study, result: Result) -> Result:
+    """The result as it lies in its file."""
+    return Result.load(_save(where, study, result)[0])
+
+
+def _save(where: Places, study: Study, result: Result) -> list[Path]:
+    """Write a result and its figures; their paths, that of the result first."""
+    trace = str(result.provenance.get("trace", "all"))
+    named = result.with_provenance(run=str(study.store.path.name))
+    saved = [named.save(result_path(where.analyses, result.method, trace))]
+    make_folder(where.figures)
+    for kind, figure in figures_of(result).items():
+        saved.append(where.figures / f"{result.method}-{saved[0].stem}-{kind}.html")
+        write_text_durably(saved[-1], to_html(figure, with_library=True))
+    return saved
+
+
+def _key(task: Task, analysis: Callable[[Study], Iterator[Result]], study: Study) -> str:
+    """Of all that the results hang on; where the server is that writes, and how long it may take, is not of it."""
+    told: dict[str, Any] = asdict(replace(task.options, server=task.options.server and "a server", server_timeout=0.0))
+    reads = analysis.reads if isinstance(analysis, ByTrace) else lambda *_: ()
+    read = {path for trace in study.traces for path in reads(study, trace)}
+    files = {study.store.path / NAME} | read | {value for value in told.values() if isinstance(value, Path)}
+    digests = sorted((str(path), sha256_of(path)) for path in files if path.exists())
+    chosen = [trace.id for trace in study.traces]
+    return hashlib.sha256(json.dumps([told, chosen, digests], default=str).encode()).hexdigest()[:16]

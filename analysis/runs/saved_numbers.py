@@ -1,0 +1,63 @@
+"""What a measurement on a run leaves behind, beside its store: the probes, the numbers, and the figures with their data."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reasonscope.data.storage.run_folder import Places
+from reasonscope.data.storage.durable import make_folder, write_text_durably
+from reasonscope.data.errors import InputError
+from reasonscope.data.storage.untrusted import parse_json
+
+if TYPE_CHECKING:
+    from reasonscope.analysis.figures import Figure
+    from reasonscope.probes.fitting.linear_probes import LinearProbe
+
+
+def keep(
+    where: Places,
+    name: str,
+    numbers: Mapping[str, Any],
+    *,
+    command: str,
+    seed: int,
+    figures: "Mapping[str, Figure]",
+    probes: "Mapping[str, LinearProbe] | None" = None,
+) -> None:
+    """Write RUN/numbers/NAME.json, and each probe and figure under its own name; what was there is replaced.
+
+    `command` is the line that makes them again. A figure is written twice: as HTML that opens anywhere, and as JSON for the app.
+    """
+    from reasonscope.analysis.figures import to_html, write_figure
+
+    for folder in (where.numbers, where.probes, where.figures):
+        make_folder(folder)
+    for probe_name, fitted in (probes or {}).items():
+        fitted.save(where.probes / f"{probe_name}.safetensors")
+    for figure_name, figure in figures.items():
+        write_text_durably(where.figures / f"{figure_name}.html", to_html(figure, with_library=True))
+        write_figure(figure, where.figures / f"{figure_name}.json")
+    kept = {"command": command, "seed": seed, "figures": list(figures), "numbers": plain(numbers)}
+    write_text_durably(where.numbers / f"{name}.json", json.dumps(kept, indent=1, allow_nan=False))
+
+
+def read_numbers(path: Path) -> Mapping[str, Any]:
+    """What `keep` wrote: `command`, `seed`, `figures` and `numbers`. Raises InputError for a file that is not so."""
+    try:
+        kept = parse_json(path.read_bytes(), str(path))
+    except (OSError, InputError) as error:
+        raise InputError(f"{path} cannot be read as numbers of a run ({error}); measure again") from error
+    if not isinstance(kept, dict) or not {"command", "seed", "figures", "numbers"} <= kept.keys():
+        raise InputError(f"{path} holds no numbers of a run; measure again")
+    return kept
+
+
+def plain(value: Any) -> Any:
+    """JSON of nested numbers; what is not a number is null."""
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,249 @@
+"""What else a model could have written at each token of a trace, and how a steering vector, or a head less, changes its mind."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reasonscope.analysis.attention.blocks import check_sequence
+from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
+from reasonscope.analysis.statistics import mean_band, mean_number
+from reasonscope.data.text.steps_and_sentences import sentence_of_each
+from reasonscope.data.trace import Sentence, Trace
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.backends.base import Edit, Positions
+from reasonscope.probes.models.model import Model
+from reasonscope.steering.vectors.intervention import Intervention, Steering
+from reasonscope.steering.vectors.scope import Scope
+from reasonscope.steering.vectors.vector import SteeringVector
+
+_ROWS = 256  # tokens whose distributions are sorted at a time
+
+
+def alternatives(
+    model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *, top: int = 5, seed: int = 0
+) -> Result:
+    """Log-probability (nats, temperature 1) of each token that was generated, the trace read again: axes (token,).
+
+    A token is labelled by its index in the trace. `arrays`: `ids` and `logprobs` (token, rank) of the `top` likeliest tokens at its
+    place; `numbers`: `pieces`, the text of each of these ids, and `first_choice`, the share of tokens that were the likeliest,
+    with its interval over the trace's `sentences` (without two of them, none).
+    Null: the log-probability of what the model would draw there itself, 95 % of its own distribution. Raises InputError, ContextError.
+    """
+    common: dict[str, Any] = {
+        "method": "alternatives",
+        "quantity": "log-probability of the token that was written",
+        "unit": "nats",
+    }
+    provenance = {"trace": trace.id, "temperature": 1.0, "top": top}
+    if reason := _nothing_written(trace):
+        return undefined(**common, reason=reason, axis="token", provenance=provenance)
+    logits = _logits(model, trace)
+    top = min(top, logits.shape[-1])
+    written = torch.as_tensor(trace.token_ids[trace.n_prompt_tokens :], device=logits.device)
+    said, ids, best = list[Tensor](), list[Tensor](), list[Tensor]()
+    low, high = list[Tensor](), list[Tensor]()
+    for start in range(0, len(logits), _ROWS):
+        rows = slice(start, start + _ROWS)
+        logprobs = logits[rows].float().log_softmax(dim=-1)
+        ordered = logprobs.sort(dim=-1, descending=True)
+        said.append(logprobs.gather(1, written[rows, None])[:, 0])
+        ids.append(ordered.indices[:, :top])
+        best.append(ordered.values[:, :top])
+        mass = ordered.values.double().exp().cumsum(dim=-1)
+        for ends, share in ((high, 0.025), (low, 0.975)):
+            at = (mass < share).sum(dim=-1).clamp(max=mass.shape[-1] - 1)
+            ends.append(ordered.values.gather(1, at[:, None])[:, 0])
+    values = _array(said)
+    chosen = torch.cat(ids).cpu().numpy().astype(np.int32)
+    return Result(
+        **common,
+        axes=(_generated(trace),),
+        values=values,
+        null=Band.of(_array(low), _array(high), values.shape, "what the model would draw there itself, 95 %"),
+        arrays={"ids": chosen, "logprobs": _array(best).astype(np.float32)},
+        numbers={
+            "first_choice": mean_number(
+                chosen[:, 0] == trace.token_ids[trace.n_prompt_tokens :], _sentence_of(trace, sentences), seed=seed
+            ),
+            "pieces": {str(id): model.tokenizer_backend.decode([id], skip_special_tokens=False) for id in np.unique(chosen).tolist()},
+        },
+        provenance=provenance,
+    )  # fmt: skip
+
+
+def steering_shift(
+    model: Model,
+    trace: Trace,
+    vector: SteeringVector,
+    multiplier: float,
+    scope: Scope,
+    sentences: Sequence[Sentence] = (),
+    *,
+    name: str = "",
+    draws: int = 20,
+    seed: int = 0,
+) -> Result:
+    """Log-probability (nats, temperature 1) that the steered model gives each generated token, less the model's own: axes (token,).
+
+    The trace is read again, so both say it of the same words. `arrays`: `kl` (token,), of the steered from the unsteered distribution;
+    `random` (draw,), the mean change of each control. `numbers`: means with intervals over the trace's `sentences` (without two of
+    them, none). Null: vectors of the same norm in random directions, applied alike, 95 % of
+    `draws`. A state where the scope touches none of the trace's tokens. Raises InputError, ContextError.
+    """
+    common: dict[str, Any] = {
+        "method": "steering_shift",
+        "quantity": "log-probability of the written token, steered less base",
+        "unit": "nats",
+    }
+    provenance = {
+        "trace": trace.id,
+        "vector": name or vector.method,
+        "multiplier": multiplier,
+        "scope": str(scope.steps or scope.on),
+        "seed": seed,
+    }
+    if reason := _nothing_written(trace):
+        return undefined(**common, reason=reason, axis="token", provenance=provenance)
+    plain = _logits(model, trace).float().log_softmax(dim=-1)
+    steering = Steering(vector, multiplier, scope)
+    moved = _logits(model, trace, steering).float().log_softmax(dim=-1)
+    if not steering.touched:
+        reason = "no token of the trace lies in the vector's scope"
+        return undefined(**common, reason=reason, axis="token", provenance=provenance)
+    values = _change(plain, moved, trace)
+    controls = []
+    for draw in range(draws):
+        control = Steering(vector.random_like(seed + draw), multiplier, scope)
+        controls.append(_change(plain, _logits(model, trace, control).float().log_softmax(dim=-1), trace))
+    low, high = np.quantile(controls, [0.025, 0.975], axis=0)
+    owner = _sentence_of(trace, sentences)
+    return Result(
+        **common,
+        axes=(_generated(trace),),
+        values=values,
+        null=Band.of(low, high, values.shape, f"{draws} random vectors of the same norm, 95 %"),
+        arrays={"kl": _divergence(moved, plain), "random": np.mean(controls, axis=1)},
+        numbers={
+            "touched": steering.touched,
+            "mean": mean_number(values, owner, seed=seed),
+            "share_outside_null": mean_number((values < low) | (values > high), owner, seed=seed),
+        },
+        provenance=provenance,
+    )
+
+
+def head_effects(
+    model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *, draws: int = 5, seed: int = 0
+) -> Result:
+    """KL(with ‖ without) in nats of the next token, without a head meaning that its `z` is 0, mean over the generated tokens: axes
+    (layer, head), with the 95 % interval over the trace's `sentences` (without two of them, none).
+
+    Null: in place of the head, at each token a vector as long as what its absence changes of `attn_out` is added there in a random
+    direction; the range of `draws`. A state for a trace without generated tokens. Raises InputError, ContextError, SiteError.
+    """
+    common: dict[str, Any] = {
+        "method": "head_effects",
+        "quantity": "KL of the next tokens without the head",
+        "unit": "nats",
+    }
+    provenance = {"trace": trace.id, "draws": draws, "seed": seed}
+    if reason := _nothing_written(trace):
+        return undefined(**common, reason=reason, provenance=provenance)
+    fed = trace.token_ids[:-1].tolist()
+    check_sequence(model, fed)
+    ids, random = torch.tensor([fed], device=model.device), torch.Generator().manual_seed(seed)
+
+    def read(sites: Sequence[Site], edits: Mapping[Site, Edit]) -> tuple[Tensor, Mapping[Site, Tensor]]:
+        out = model.backend.forward(ids, mask=None, read=sites, write=edits)
+        return out.logits[0, trace.n_prompt_tokens - 1 :].float().log_softmax(dim=-1), out.activations
+
+    values = np.empty((model.n_layers, model.n_heads, len(fed) - trace.n_prompt_tokens + 1))
+    chance = np.empty((draws, model.n_layers, model.n_heads))
+    writes = [Site("attn_out", layer) for layer in range(model.n_layers)]
+    plain, with_all = read(writes, {})
+    for layer, written in enumerate(writes):
+        for head in range(model.n_heads):
+            without, left = read([written], {Site("z", layer): _without(head)})
+            values[layer, head] = _divergence(plain, without)
+            length = (with_all[written][0] - left[written][0]).float().norm(dim=-1, keepdim=True)
+            for draw in range(draws):
+                noise = torch.randn(with_all[written][0].shape, generator=random)
+                noise = torch.nn.functional.normalize(noise, dim=-1).to(length)
+                moved, _ = read((), {written: _adding(length * noise)})
+                chance[draw, layer, head] = _divergence(plain, moved).mean()
+    return Result(
+        **common,
+        axes=(Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),
+        values=values.mean(axis=-1),
+        null=Band.of(
+            chance.min(axis=0),
+            chance.max(axis=0),
+            values.shape[:2],
+            f"range of {draws} random directions, each token moved as far",
+        ),
+        interval=mean_band(values, _sentence_of(trace, sentences), seed=seed),
+        numbers={"tokens": values.shape[-1]},
+        provenance=provenance,
+    )
+
+
+def _sentence_of(trace: Trace, sentences: Sequence[Sentence]) -> NDArray[np.int64]:
+    """The sentence of each generated token."""
+    return sentence_of_each(sentences, len(trace.token_ids))[trace.n_prompt_tokens :]
+
+
+def _without(head: int) -> Edit:
+    def edit(z: Tensor, _: Positions) -> Tensor:
+        after = z.clone()
+        after[:, :, head] = 0
+        return after
+
+    return edit
+
+
+def _adding(vectors: Tensor) -> Edit:
+    return lambda activation, _: activation + vectors.to(activation)
+
+
+def _divergence(one: Tensor, other: Tensor) -> Values:
+    """KL(one ‖ other) of each row (row,) in nats, of log-probabilities (row, vocab)."""
+    return _array([torch.nn.functional.kl_div(other, one, log_target=True, reduction="none").sum(dim=-1)])
+
+
+def _nothing_written(trace: Trace) -> str:
+    """Why there is no token to look at; empty where there are some."""
+    if not len(trace.token_ids):
+        return "the trace has no tokens; import it with a tokenizer"
+    if not 0 < trace.n_prompt_tokens < len(trace.token_ids):
+        return "the trace has no prompt or no completion"
+    return ""
+
+
+def _logits(model: Model, trace: Trace, done: Intervention | None = None) -> Tensor:
+    """What predicts each generated token: (token, vocab)."""
+    fed = trace.token_ids[:-1].tolist()
+    check_sequence(model, fed)
+    ids = torch.tensor([fed], device=model.device)
+    if done is None:
+        logits = model.backend.forward(ids, mask=torch.ones_like(ids)).logits
+    else:
+        done.begin([trace.n_prompt_tokens])
+        logits = model.backend.forward(ids, mask=torch.ones_like(ids), write=done.edits).logits
+    return logits[0, trace.n_prompt_tokens - 1 :]
+
+
+def _change(plain: Tensor, moved: Tensor, trace: Trace) -> Values:
+    written = torch.as_tensor(trace.token_ids[trace.n_prompt_tokens :], device=plain.device)[:, None]
+    return _array([(moved.gather(1, written) - plain.gather(1, written))[:, 0]])
+
+
+def _generated(trace: Trace) -> Axis:
+    return Axis.of("token", range(trace.n_prompt_tokens, len(trace.token_ids)))
+
+
+def _array(parts: Sequence[Tensor]) -> NDArray[np.float64]:
+    return np.asarray(torch.cat(list(parts)).double().cpu().numpy())

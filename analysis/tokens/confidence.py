@@ -1,0 +1,110 @@
+"""When a model knew its answer: confidence along the thinking, and whether it was there from the start (arXiv 2605.24396)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import rankdata
+
+from reasonscope.analysis.results import Axis, Band, Result, undefined
+from reasonscope.analysis.tokens.forced_answers import Decoder, forced_answers
+from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import wilson_interval
+from reasonscope.data.text.answers import equivalent
+from reasonscope.data.trace import Sampling, Trace
+from reasonscope.probes.generation.branches import Writer
+
+METHOD = "confidence"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfidenceClass:
+    """`spearman` of confidence with the place of the cut; `kind` None where the curve is constant and so neither."""
+
+    spearman: float
+    kind: Literal["progressive", "premature"] | None
+
+
+def cut_points(length: int, parts: int) -> list[int]:
+    """Where to cut `length` tokens into `parts` equal ones: 0 … length, to the nearest token, halves to even; parts + 1 of them."""
+    if parts < 1:
+        raise InputError(f"{parts} parts; at least 1 is needed")
+    return [round(length * k / parts) for k in range(parts + 1)]
+
+
+def classify_confidence(confidence: ArrayLike, *, threshold: float = 0.4) -> ConfidenceClass:
+    """Progressive where confidence (cut,) rises with the cut, Spearman above `threshold`; else premature."""
+    values = np.asarray(confidence, dtype=np.float64)
+    if len(values) < 2 or np.isnan(values).any() or np.ptp(values) == 0:
+        return ConfidenceClass(spearman=float("nan"), kind=None)
+    rho = float(np.corrcoef(rankdata(values), np.arange(len(values)))[0, 1])
+    return ConfidenceClass(spearman=rho, kind="progressive" if rho > threshold else "premature")
+
+
+def overconfidence(pass_rate: ArrayLike) -> float:
+    """Σ_k w_k · pass_rate_k with weights from .5 at the first cut evenly down to −.5 at the last: high where it knew early."""
+    rates = np.asarray(pass_rate, dtype=np.float64)
+    return float(np.linspace(0.5, -0.5, len(rates)) @ rates)
+
+
+def confidence_of_trace(
+    writer: Writer,
+    trace: Trace,
+    stub: Sequence[int],
+    decode: Decoder,
+    *,
+    parts: int = 10,
+    samples: int = 8,
+    sampling: Sampling | None = None,
+    threshold: float = 0.4,
+    foreign: str | None = None,
+    seed: int = 0,
+) -> Result:
+    """Share of forced answers that give the model's OWN final answer, at parts + 1 cuts of the thinking: axis (cut,).
+
+    Null: the same for `foreign`, an answer of another problem (none is given: no null); the
+    interval is Wilson's, of the samples of each cut. `numbers`: spearman, kind, overconfidence against the gold answer, and both for the
+    gold answer. A trace without thinking or without a final answer is undefined, with the reason.
+
+    Departures: the class of a constant curve is None (its correlation is undefined); cuts in tokens of the thinking alone.
+    """
+    if reason := _unfit(trace):
+        return undefined(method=METHOD, quantity="confidence", unit="1", reason=reason, provenance={"trace": trace.id})
+    start, length = trace.tokens.thinking.start, trace.n_thinking_tokens
+    cuts = [start + cut for cut in cut_points(length, parts)]
+    sampling = sampling or Sampling(temperature=1.0, max_new_tokens=32, seed=seed)
+    forced = forced_answers(writer, trace, cuts, stub, decode, samples=samples, sampling=sampling)
+    own = classify_confidence(forced.own, threshold=threshold)
+    gold = classify_confidence(forced.correct, threshold=threshold)
+    lucky = np.array([np.mean([equivalent(answer, foreign or "") for answer in row]) for row in forced.answers])
+    ends = np.transpose([wilson_interval(round(share * samples), samples) for share in forced.own])
+    return Result(
+        method=METHOD,
+        quantity="share of forced answers that are the final one",
+        unit="1",
+        axes=(Axis.of("cut", [f"{k / parts:.0%}" for k in range(parts + 1)]),),
+        values=forced.own,
+        null=Band.of(0.0, lucky, lucky.shape, f"answer of another problem ({foreign})") if foreign else None,
+        null_missing="" if foreign else "no answer of another problem to compare with",
+        interval=Band.of(ends[0], ends[1], forced.own.shape, f"Wilson's, of {samples} samples a cut, 95%"),
+        arrays={"cuts": np.array(cuts), "correct": forced.correct},
+        numbers={
+            "spearman": own.spearman,
+            "kind": own.kind,
+            "spearman_gold": gold.spearman,
+            "overconfidence": overconfidence(forced.correct),
+            "unanswered": float(np.mean([answer is None for row in forced.answers for answer in row])),
+            "answers": [list(row) for row in forced.answers],
+        },
+        provenance={"trace": trace.id, "samples": samples, "temperature": sampling.temperature, "seed": sampling.seed},
+    )
+
+
+def _unfit(trace: Trace) -> str:
+    if trace.state not in ("closed", "truncated") or not trace.n_thinking_tokens:
+        return f"the trace has no thinking ({trace.state})"
+    if trace.final_answer is None:
+        return "the trace has no final answer to compare with"
+    return ""

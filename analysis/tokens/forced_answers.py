@@ -1,0 +1,102 @@
+"""Forced answers: cut the thinking, close it, and see what the model would answer now."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.text.answers import equivalent, extract_answer
+from reasonscope.data.text.parse import THINK, ThinkTags
+from reasonscope.data.trace import Sampling, Trace
+from reasonscope.probes.generation.branches import Branch, Writer
+from reasonscope.probes.generation.rollout import trace_seed
+
+FINAL = "The answer is \\boxed{"
+
+# A text to token ids without special ones, and ids to a text with them.
+Encoder = Callable[[str], list[int]]
+Decoder = Callable[[list[int]], str]
+
+
+def encoder(tokenizer: Tokenizer) -> Encoder:
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def decoder(tokenizer: Tokenizer) -> Decoder:
+    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ForcedAnswers:
+    """What was answered at each cut: `answers[cut][sample]`, None where the box was never closed.
+
+    `cuts` (cut,) in tokens of the trace. `correct` and `own` (cut,): share of the samples that give the gold answer, and the answer
+    that the trace itself ended with; a sample without an answer gives neither. NaN where there is nothing to compare with.
+    """
+
+    cuts: tuple[int, ...]
+    answers: tuple[tuple[str | None, ...], ...]
+    correct: NDArray[np.float64]
+    own: NDArray[np.float64]
+
+
+def closing_stub(trace: Trace, encode: Encoder, *, tags: ThinkTags = THINK, final: str = FINAL) -> tuple[int, ...]:
+    """The tokens that close the thinking and open the answer's box: the trace's own close window where it has one."""
+    close = trace.text[trace.chars.close.slice] if trace.state == "closed" else f"\n{tags.close}\n\n"
+    return tuple(int(i) for i in encode(f"{close}{final}"))
+
+
+def forced_answers(
+    writer: Writer,
+    trace: Trace,
+    cuts: Sequence[int],
+    stub: Sequence[int],
+    decode: Decoder,
+    *,
+    samples: int = 1,
+    sampling: Sampling | None = None,
+) -> ForcedAnswers:
+    """Answers after the first `cuts` tokens of a trace with `stub` behind them, spliced as tokens: nothing is tokenised anew.
+
+    `stub` ends inside \\boxed{. One greedy answer of 32 tokens at most where no `sampling` is given; all samples of all cuts share
+    the prefix's keys and values (see `PrefixWriter`). Serves forced importance (Thought Anchors), premature confidence
+    (arXiv 2605.24396) and early exits. Raises InputError for a trace without tokens, and what the writer raises.
+    """
+    if not len(trace.token_ids):
+        raise InputError(f"trace {trace.id!r} has no tokens; import it with the model's tokenizer")
+    sampling = sampling or Sampling(temperature=0.0, max_new_tokens=32)
+    if sampling.temperature == 0 and samples > 1:
+        raise InputError(f"{samples} greedy samples would all be the same; give a temperature, or one sample")
+    branches = [
+        Branch(cut=cut, stub=tuple(stub), seed=trace_seed(sampling.seed, f"{trace.id}/forced/{cut}/{sample}"))
+        for cut in cuts
+        for sample in range(samples)
+    ]
+    done = writer(trace.token_ids.tolist(), branches, sampling)
+    found = [boxed("\\boxed{" + decode(c.token_ids[c.n_prompt_tokens :].tolist())) for c in done]
+    answers = tuple(tuple(found[i * samples : (i + 1) * samples]) for i in range(len(cuts)))
+    return ForcedAnswers(
+        cuts=tuple(cuts),
+        answers=answers,
+        correct=_share(answers, trace.problem.answer),
+        own=_share(answers, trace.final_answer),
+    )
+
+
+def boxed(text: str) -> str | None:
+    """What stands in the box that `text` opens with, None where it is never closed."""
+    depth = 0
+    for position, char in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(char, 0)
+        if char == "}" and depth == 0:
+            return extract_answer(text[: position + 1])
+    return None
+
+
+def _share(answers: Sequence[Sequence[str | None]], wanted: str | None) -> NDArray[np.float64]:
+    if wanted is None:
+        return np.full(len(answers), np.nan)
+    return np.array([np.mean([equivalent(answer, wanted) for answer in samples]) for samples in answers])

@@ -1,0 +1,47 @@
+"""Logit lens: which token the stream would say after each block, through the model's own last norm and unembedding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from reasonscope.analysis.attention.blocks import check_sequence
+from reasonscope.analysis.tokens.vocabulary import Unembedding
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.models.model import Model
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LogitLens:
+    """After each block (layer, token): the likeliest `token`, the log-probability in nats of it and of the `final` layer's choice, and the
+    entropy in nats. The last layer is the model itself."""
+
+    token: NDArray[np.int64]
+    logprob: NDArray[np.float32]
+    final: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+
+
+def logit_lens(model: Model, ids: Sequence[int], *, rows: int = 256) -> LogitLens:
+    """Read `ids` through the lens (nostalgebraist 2020), at temperature 1, `rows` tokens at a time. Raises InputError, ContextError."""
+    check_sequence(model, ids)
+    sites = [Site("resid_post", layer) for layer in range(model.n_layers)]
+    fed = torch.tensor([list(ids)], device=model.device)
+    seen = model.backend.forward(fed, mask=torch.ones_like(fed), last_logits_only=True, read=sites).activations
+    norm, unembedding = model.hf.get_submodule(model.layout.final_norm), Unembedding.of(model)
+    shape = len(sites), len(ids)
+    tokens = np.zeros(shape, dtype=np.int64)
+    logprobs, finals, entropies = (np.zeros(shape, dtype=np.float32) for _ in range(3))
+    for start in range(0, len(ids), rows):
+        at = slice(start, start + rows)
+        with torch.no_grad():
+            says = [unembedding.logits(norm(seen[site][0, at])).log_softmax(dim=-1) for site in sites]
+        last = says[-1].argmax(dim=-1, keepdim=True)
+        for layer, one in enumerate(says):
+            best = one.max(dim=-1)
+            tokens[layer, at], logprobs[layer, at] = best.indices.cpu().numpy(), best.values.cpu().numpy()
+            finals[layer, at] = one.gather(1, last)[:, 0].cpu().numpy()
+            entropies[layer, at] = -(one.exp() * one).sum(dim=-1).cpu().numpy()
+    return LogitLens(token=tokens, logprob=logprobs, final=finals, entropy=entropies)

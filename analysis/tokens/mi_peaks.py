@@ -1,0 +1,325 @@
+"""Where in its thinking a model is close to the answer: MI peaks (arXiv 2506.02867), their tokens, and the null beside them."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
+from reasonscope.analysis.statistics import benjamini_hochberg, bootstrap_band
+from reasonscope.analysis.tokens.nocco import EPSILON, SIGMA, mutual_information, squared_correlation
+from reasonscope.data.errors import InputError
+from reasonscope.data.exchange.problem_sets import ledger_of
+from reasonscope.data.intervals import Estimate, Rows, mean_estimate, permutation_p
+from reasonscope.data.organism.writer import write_ledger
+from reasonscope.data.text.align import token_strings
+from reasonscope.data.text.steps_and_sentences import sentence_of_each
+from reasonscope.data.trace import Problem, Sentence, Span, Trace
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation.capture import run_with_cache
+from reasonscope.probes.generation.record import as_numpy
+from reasonscope.probes.models.model import Model
+
+METHOD, QUANTITY = "mi_peaks", "dependence on the answer's representation (NOCCO)"
+# The words at the peaks of R1-Distill-Llama-8B (the paper's figure 4).
+THINKING_WORDS = tuple("So Let Hmm I Okay First Wait But Now Then Since Therefore If Maybe To".split())
+
+Gold = Literal["reference", "own"]
+Region = Literal["thinking", "generated"]
+
+
+def gold_text(trace: Trace, gold: Gold = "reference") -> str:
+    """The text whose last token stands for the answer: the problem's whole reference solution (the paper), or the model's own answer.
+
+    A reference solution is `solution` or `gt_solution` of the problem's meta; a ledger problem's is what its grammar writes.
+    Raises InputError where there is none.
+    """
+    if gold == "own":
+        if not trace.answer_text.strip():
+            raise InputError(f"trace {trace.id!r} has no answer of its own (state {trace.state}); leave it out")
+        return trace.answer_text.strip()
+    return reference_solution(trace.problem)
+
+
+def reference_solution(problem: Problem) -> str:
+    """A solution written out, with its answer. Raises InputError where the problem has none."""
+    for key in ("solution", "gt_solution"):
+        if problem.meta.get(key):
+            return str(problem.meta[key])
+    if "ledger" in problem.meta:
+        written = write_ledger(ledger_of(problem), problem.meta.get("mode", "default"), random.Random(0))
+        return f"{written.thinking}\n\n{written.answer}"
+    raise InputError(
+        f"problem {problem.id!r} has no reference solution in its meta (solution, gt_solution); give gold='own', "
+        "which compares with the model's own answer"
+    )
+
+
+def representations(model: Model, texts: Sequence[str], sites: Sequence[Site]) -> list[dict[Site, Values]]:
+    """What stands at `sites` at the last token of each text, fed alone: (d_model,) float64, the paper's h_y."""
+    found = []
+    for text in texts:
+        _, seen = run_with_cache(model, text, sites)
+        found.append({site: as_numpy(seen[site][0, -1]).astype(np.float64) for site in sites})
+    return found
+
+
+def emitting_rows(trace: Trace, region: Region = "thinking") -> Span:
+    """The rows of a trace's activations that emit its thinking (or all that it generated): row t emits token t + 1."""
+    tokens = Span(trace.n_prompt_tokens, len(trace.token_ids))
+    if region == "thinking":
+        if trace.state not in ("closed", "truncated"):
+            raise InputError(f"trace {trace.id!r} has no thinking ({trace.state}); look at region='generated'")
+        tokens = Span(max(trace.tokens.thinking.start, 1), trace.tokens.thinking.stop)
+    return Span(max(tokens.start - 1, 0), max(tokens.stop - 1, 0))
+
+
+def mi_of_trace(
+    trace: Trace,
+    hidden: Mapping[Site, NDArray[np.generic]],
+    gold: Mapping[Site, Values],
+    others: Sequence[Mapping[Site, Values]] = (),
+    *,
+    sentences: Sequence[Sentence] = (),
+    region: Region = "thinking",
+    tau: float = 1.5,
+    top: int = 20,
+    permutations: int = 20,
+    sigma: float = SIGMA,
+    epsilon: float = EPSILON,
+    seed: int = 0,
+) -> Result:
+    """The statistic of each token of a trace, at each site: axes (site, token); a token is labelled by its index in the trace.
+
+    `hidden` (row, d_model) by site as stored; the row that EMITS a token is that token's. `gold` (d_model,) is h_y. The null
+    pairs the very same tokens with the answers of other problems (`others`, at least 5), else with this answer after permuting
+    its coordinates, which is the weaker null: it breaks the few coordinates of huge scale as well. `arrays`: `r2` of the
+    coordinates, `peaks` (above Q3 + tau · IQR of the trace, definition 2) and `top` (the k highest, what the published figures
+    use), all (site, token). `numbers` by site: mean, median, share of peaks, AOM = mean over peaks of |m − median| / IQR, and
+    the share of tokens above their null, each with its 95 % interval over the trace's `sentences` (without two of them, none:
+    tokens of a sentence are not independent).
+
+    Departures: all tokens of the thinking rather than the first 512 generated ones; both definitions of a peak.
+    """
+    rows = emitting_rows(trace, region)
+    if len(rows) < 4:
+        reason = f"{len(rows)} tokens; quartiles need at least 4"
+        return undefined(method=METHOD, quantity=QUANTITY, unit="1", reason=reason, provenance={"trace": trace.id})
+    sites = list(hidden)
+    rng = np.random.default_rng(seed)
+    values, r2 = np.empty((len(sites), len(rows))), np.empty((len(sites), len(rows)))
+    drawn = np.empty((len(others) if len(others) >= 5 else permutations, len(sites), len(rows)))
+    for i, site in enumerate(sites):
+        states = np.asarray(hidden[site][rows.slice], dtype=np.float64)
+        foreign = [other[site] for other in others] if len(others) >= 5 else []
+        foreign = foreign or [rng.permutation(gold[site]) for _ in range(permutations)]
+        found = mutual_information(states, np.stack([gold[site], *foreign]), sigma=sigma, epsilon=epsilon)
+        values[i], drawn[:, i] = found[:, 0], found[:, 1:].T
+        r2[i] = squared_correlation(states, gold[site])
+    above = np.stack([find_peaks(line, tau=tau) for line in values])
+    what = "answers of other problems" if len(others) >= 5 else "permuted coordinates"
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    # A row is of the token that it emits, the next one.
+    units = sentence_of_each(sentences, rows.stop + 1)[rows.start + 1 :]
+    return Result(
+        method=METHOD,
+        quantity=QUANTITY,
+        unit="1",
+        axes=(Axis.of("site", sites), Axis.of("token", [str(t + 1) for t in range(rows.start, rows.stop)])),
+        values=values,
+        null=Band.of(low, high, values.shape, f"{what}, 95% of {len(drawn)}"),
+        arrays={"r2": r2, "peaks": above, "top": np.stack([top_k(line, top) for line in values])},
+        numbers={
+            str(site): _estimated(line, edge, units, tau=tau, seed=seed)
+            for site, line, edge in zip(sites, values, high, strict=True)
+        },
+        provenance={"trace": trace.id, "region": region, "sigma": sigma, "epsilon": epsilon, "tau": tau, "seed": seed},
+    )
+
+
+def _estimated(line: Values, edge: Values, units: NDArray[np.int64], *, tau: float, seed: int) -> dict[str, Any]:
+    """The numbers of one site's line (token,), each with its interval over `units` (token,), the sentences; `edge` is the null's end."""
+
+    def told(at: Rows) -> dict[str, float]:
+        drawn = line[at]
+        return {**summary(drawn, find_peaks(drawn, tau=tau)), "share_above_null": float((drawn > edge[at]).mean())}
+
+    seen = told(np.arange(len(line)))
+    band = bootstrap_band(
+        lambda at: np.array(list(told(at).values())), len(line), groups=units, unit="sentences", seed=seed
+    )
+    ends = zip(band.low.tolist(), band.high.tolist(), strict=True)
+    found = {name: {"value": value, "ci": list(ci)} for (name, value), ci in zip(seen.items(), ends, strict=True)}
+    del found["peak_gap_tokens"]["ci"]  # resampled sentences do not stand in a row
+    del found["std"]["ci"]  # of heavy tails a resample holds too little
+    return found
+
+
+def find_peaks(values: Values, *, tau: float = 1.5) -> NDArray[np.bool_]:
+    """Which of `values` (token,) lie above Q3 + tau · IQR (definition 2 of the paper)."""
+    q1, q3 = np.quantile(values, [0.25, 0.75])
+    return np.asarray(values > q3 + tau * (q3 - q1))
+
+
+def top_k(values: Values, k: int) -> NDArray[np.bool_]:
+    """Which of `values` (token,) are the k highest (the published code takes 20 of every trace)."""
+    chosen = np.zeros(len(values), dtype=bool)
+    chosen[np.argsort(-values, kind="stable")[:k]] = True
+    return chosen
+
+
+def summary(values: Values, peaks: NDArray[np.bool_]) -> dict[str, float]:
+    """Mean, median, share of peaks, mean distance between peaks in tokens, and AOM; NaN where there is no (or one) peak."""
+    q1, median, q3 = np.quantile(values, [0.25, 0.5, 0.75])
+    at = np.flatnonzero(peaks)
+    distance = np.abs(values[peaks] - median).mean() / (q3 - q1) if len(at) and q3 > q1 else np.nan
+    return {
+        "mean": float(values.mean()),
+        "median": float(median),
+        "std": float(values.std()),
+        "share_peaks": float(peaks.mean()),
+        "peak_gap_tokens": float(np.diff(at).mean()) if len(at) > 1 else float("nan"),
+        "aom": float(distance),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenRow:
+    """How often a word stands at a peak: `at_peaks` of its `count` places; `enrichment` over the share of all tokens that are peaks.
+
+    `p_value`: peaks put at random places of the same traces; `q_value` the same corrected over all words (Benjamini–Hochberg).
+    """
+
+    word: str
+    count: int
+    at_peaks: int
+    enrichment: float
+    p_value: float
+    q_value: float
+    listed: bool
+
+
+def thinking_token_table(
+    words: Sequence[Sequence[str]],
+    peaks: Sequence[NDArray[np.bool_]],
+    *,
+    least: int = 3,
+    draws: int = 2000,
+    seed: int = 0,
+) -> list[TokenRow]:
+    """The words at peaks, most frequent first; `words` and `peaks` (token,), one of each a trace, words of letters alone count.
+
+    `least`: rarer words are left out. Raises InputError where nothing is a peak.
+    """
+    if not any(mask.any() for mask in peaks):
+        raise InputError("no token of these traces is a peak; lower tau, or use the top k")
+    vocabulary = sorted({word for line in words for word in line if word.isalpha()})
+    index = {word: i for i, word in enumerate(vocabulary)}
+    rng = np.random.default_rng(seed)
+    counts = np.zeros((len(words), len(vocabulary)), dtype=np.int64)
+    hits = np.zeros(len(vocabulary), dtype=np.int64)
+    for row, (line, mask) in enumerate(zip(words, peaks, strict=True)):
+        for word, peak in zip(line, mask, strict=True):
+            if word in index:
+                counts[row, index[word]] += 1
+                hits[index[word]] += bool(peak)
+    kept = np.flatnonzero(counts.sum(axis=0) >= least)
+    null = np.zeros((draws, len(kept)))
+    for row, mask in enumerate(peaks):  # the number of a word's places that random peaks of this trace meet
+        good = counts[row, kept]
+        null += rng.hypergeometric(good, len(mask) - good, int(mask.sum()), size=(draws, len(kept)))
+    share = sum(int(mask.sum()) for mask in peaks) / sum(map(len, peaks))
+    p_values = permutation_p(hits[kept], null)
+    q_values = benjamini_hochberg(p_values)
+    listed = {word.lower() for word in THINKING_WORDS}
+    rows = [
+        TokenRow(
+            word=vocabulary[i],
+            count=int(counts[:, i].sum()),
+            at_peaks=int(hits[i]),
+            enrichment=float(hits[i] / counts[:, i].sum() / share),
+            p_value=float(p_values[k]),
+            q_value=float(q_values[k]),
+            listed=vocabulary[i].lower() in listed,
+        )
+        for k, i in enumerate(kept)
+    ]
+    return sorted(rows, key=lambda row: (-row.at_peaks, row.p_value, row.word))
+
+
+def peak_words(trace: Trace, result: Result) -> list[str]:
+    """The token at each place of a result's token axis, stripped: what the row emits."""
+    pieces = token_strings(trace.text, trace.offsets)
+    return [pieces[int(label)].strip() for label in result.axis("token").labels]
+
+
+def compare_models(
+    base: Sequence[Result], reasoning: Sequence[Result], *, site: str | None = None
+) -> dict[str, Estimate]:
+    """How much the reasoning model's mean and AOM exceed the base model's on the same traces: difference with its interval.
+
+    Results are paired by trace; a trace that one of them lacks, or whose AOM is undefined, is left out of that number. Values of
+    two models differ in scale by their activations' scale too (see `mutual_information`). Raises InputError for fewer than 2 pairs.
+    """
+    found = {}
+    for name, change in _changes(base, reasoning, site).items():
+        if len(change) < 2:
+            raise InputError(f"{len(change)} traces have {name} under both models; 2 at least make an interval")
+        found[name] = mean_estimate(change, shares=False)
+    return found
+
+
+def _changes(base: Sequence[Result], reasoning: Sequence[Result], site: str | None) -> dict[str, Values]:
+    """Reasoning less base (trace,) of each number, where both have it."""
+    pairs = {str(r.provenance["trace"]): r for r in base if r.measured}
+    matched = [
+        (pairs[str(r.provenance["trace"])], r) for r in reasoning if r.measured and r.provenance["trace"] in pairs
+    ]
+    found = {}
+    for name in ("mean", "aom", "share_peaks"):
+        change = np.array([_number(r, site, name) - _number(b, site, name) for b, r in matched], dtype=np.float64)
+        found[name] = change[np.isfinite(change)]
+    return found
+
+
+def comparison(
+    base: Sequence[Result], reasoning: Sequence[Result], *, site: str | None = None, draws: int = 1000, seed: int = 0
+) -> Result:
+    """`compare_models` as a result: axes (number,), the reasoning model less its base; NaN where fewer than 2 traces have a number.
+
+    Null: the two models exchanged trace by trace at random, 95 % of `draws`. `numbers`: how many traces have each number.
+    """
+    changes = _changes(base, reasoning, site)
+    known = {name: change for name, change in changes.items() if len(change) > 1}
+    common: dict[str, Any] = {"method": "mi_compare", "quantity": "reasoning model less base model", "unit": "1"}
+    provenance = {"trace": "all", "site": site, "seed": seed}
+    few = f"fewer than 2 traces have {', '.join(name for name in changes if name not in known)} under both models"
+    if not known:
+        return undefined(**common, reason=few, provenance=provenance)
+    rng = np.random.default_rng(seed)
+    rows = np.full((5, len(changes)), np.nan)  # value, interval, null
+    for column, name in enumerate(changes):
+        if name in known:
+            change, estimate = known[name], mean_estimate(known[name], shares=False)
+            exchanged = (rng.choice([-1.0, 1.0], size=(draws, len(change))) * change).mean(axis=1)
+            rows[:, column] = estimate.value, *estimate.interval, *np.quantile(exchanged, [0.025, 0.975])
+    shape = (len(changes),)
+    return Result(
+        **common,
+        axes=(Axis.of("number", changes),),
+        values=rows[0],
+        interval=Band.of(rows[1], rows[2], shape, "over traces, 95%"),
+        null=Band.of(rows[3], rows[4], shape, f"models exchanged trace by trace, 95% of {draws}"),
+        reason=few if len(known) < len(changes) else "",
+        numbers={"traces": {name: len(change) for name, change in changes.items()}},
+        provenance=provenance,
+    )
+
+
+def _number(result: Result, site: str | None, name: str) -> float:
+    key = site or result.axis("site").labels[-1]
+    value = result.numbers[key][name]["value"]
+    return float("nan") if value is None else float(value)

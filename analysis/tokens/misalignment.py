@@ -1,0 +1,94 @@
+"""Where a base model would have gone on otherwise than a reasoner did: token misalignment (FoReaL, arXiv 2506.06998)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
+from reasonscope.data.errors import ContextError, InputError
+from reasonscope.data.intervals import wilson_interval
+from reasonscope.data.text.steps_and_sentences import sentence_of_each
+from reasonscope.data.trace import Sentence, Trace
+from reasonscope.probes.models.model import Model
+
+METHOD = "misalignment"
+
+
+def greedy_misses(model: Model, trace: Trace) -> Values:
+    """1 where the token that `model` would write first is not the one that stands in the trace, at each generated token: (token,)."""
+    ids = torch.as_tensor(trace.token_ids[:-1], device=model.device)[None]
+    if ids.shape[1] > model.context_length:
+        raise ContextError(f"trace {trace.id!r} has {ids.shape[1]} tokens; {model.name} holds {model.context_length}")
+    logits = model.backend.forward(ids, mask=torch.ones_like(ids)).logits[0, trace.n_prompt_tokens - 1 :]
+    return np.asarray(logits.argmax(dim=-1).cpu().numpy() != trace.token_ids[trace.n_prompt_tokens :], dtype=np.float64)
+
+
+def misalignment_of_trace(
+    base: Model, reasoner: Model, trace: Trace, sentences: Sequence[Sentence], *, bins: int = 10
+) -> Result:
+    """Share of the thinking's tokens that `base` would not have written, by place: axis (bin,), equal parts of the thinking.
+
+    The null is the reasoner on its own text: what it sampled instead of its own first choice is no misalignment. Intervals are Wilson's,
+    of a bin's tokens times what one of the thinking is `worth`. What was given of the thinking (a prefill) is not judged. `arrays`:
+    `by_index` (place in the sentence, 0 to 9), which the paper finds to fall within a few tokens, and `misses` (token,). Raises
+    InputError where the two do not share a tokenizer.
+    """
+    if base.fingerprint["tokenizer"] != reasoner.fingerprint["tokenizer"]:
+        raise InputError(
+            f"{base.name} and {reasoner.name} have different tokenizers, so their tokens cannot be compared"
+        )
+    provenance = {"trace": trace.id, "base": base.name, "reasoner": reasoner.name}
+    first = max(trace.tokens.thinking.start, trace.n_prompt_tokens)
+    n = max(trace.tokens.thinking.stop - first, 0)
+    if not trace.n_prompt_tokens or n < 2 * bins:
+        reason = f"{n} tokens of thinking written behind a prompt of {trace.n_prompt_tokens}; {bins} bins need 2 each, and a prompt"
+        return undefined(method=METHOD, quantity="misaligned tokens", unit="1", reason=reason, provenance=provenance)
+    span = slice(first - trace.n_prompt_tokens, first - trace.n_prompt_tokens + n)
+    found, own = (greedy_misses(model, trace)[span] for model in (base, reasoner))
+    parts, mine = (np.array_split(misses, bins) for misses in (found, own))
+    units = sentence_of_each(sentences, first + n)[first:]
+    values = np.array([part.mean() for part in parts])
+    ends = [_ends(side, worth(misses, units)) for side, misses in ((mine, own), (parts, found))]
+    return Result(
+        method=METHOD,
+        quantity="share of tokens that the base model would not have written",
+        unit="1",
+        axes=(Axis.of("bin", bins),),
+        values=values,
+        null=Band.of(ends[0][0], ends[0][1], values.shape, "the reasoner on its own text, 95%"),
+        interval=Band.of(
+            ends[1][0], ends[1][1], values.shape, "over tokens, as few as the likeness in a sentence leaves, 95%"
+        ),
+        arrays={"misses": found, "by_index": _by_index(sentences, found, first)},
+        numbers={"rate": float(found.mean()), "rate_of_reasoner": float(own.mean())},
+        provenance=provenance,
+    )
+
+
+def worth(misses: Values, units: NDArray[np.int64]) -> float:
+    """How many independent tries one of `misses` (token,) is, up to 1, for the tokens of a sentence (`units`) are alike: p (1 − p) / n over
+    the variance that the sentences show (Kish's design effect, Survey Sampling, 1965). 1 where all are alike, or of one sentence."""
+    n, mean = len(np.unique(units)), misses.mean()
+    left = np.bincount(np.unique(units, return_inverse=True)[1], weights=misses - mean)
+    seen = float(left @ left) * n / max(n - 1, 1) / len(misses) ** 2
+    return min(1.0, float(mean * (1 - mean) / len(misses) / seen)) if seen else 1.0
+
+
+def _ends(parts: Sequence[Values], each: float) -> Values:
+    """The ends (2, bin) of Wilson's interval of each part's mean, `each` of its values so much of a try."""
+    return np.transpose([wilson_interval(part.sum() * each, len(part) * each) for part in parts])
+
+
+def _by_index(sentences: Sequence[Sentence], misses: Values, first: int, places: int = 10) -> Values:
+    """Mean over sentences of the misses, of tokens from `first` on, at their first, second … token; NaN where none was judged."""
+    judged = np.concatenate([np.full(first, np.nan), misses])
+    rows = np.full((len(sentences), places), np.nan)
+    for row, sentence in enumerate(sentences):
+        inside = judged[sentence.tokens.slice][:places]
+        rows[row, : len(inside)] = inside
+    known = np.isfinite(rows).any(axis=0)
+    means = np.full(places, np.nan)
+    means[known] = np.nanmean(rows[:, known], axis=0)
+    return means

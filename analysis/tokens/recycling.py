@@ -1,0 +1,170 @@
+"""Representation Recycling: a step about to write a thinking token runs again on what it computed (MI-Peaks, arXiv 2506.02867)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from reasonscope.analysis.results import Result
+from reasonscope.analysis.tokens.arm_results import answered, compare_arms
+from reasonscope.data.errors import InputError
+from reasonscope.data.trace import Problem, Sampling, Trace
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.backends.base import Edit, Positions
+from reasonscope.probes.generation.decoding import Completion, room_for, sample
+from reasonscope.probes.generation.padding import left_padded
+from reasonscope.probes.models.model import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recycling:
+    """Representation Recycling: with `probability`, a step about to write one of `tokens` runs its input again, with the input of block
+    `layer` at the last position replaced by what that block just put out. `at_random` recycles that share of ALL steps instead: the
+    control for the extra computation. Other `coins` fall otherwise on the same draws."""
+
+    layer: int
+    tokens: tuple[int, ...]
+    probability: float = 0.5
+    at_random: float | None = None
+    coins: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1 or not 0 <= (self.at_random or 0) <= 1:
+            raise InputError(f"probabilities {self.probability} and {self.at_random}; they have to be from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recycled:
+    """Completions, and how often a step was run again in each: (prompt,)."""
+
+    completions: list[Completion]
+    recycled: tuple[int, ...]
+
+
+def recycle(
+    model: Model, prompts: Sequence[Sequence[int]], sampling: Sampling, how: Recycling, *, seeds: Sequence[int]
+) -> Recycled:
+    """Complete prompts with Representation Recycling (section 5 of the paper; its code's RR_model.py).
+
+    Departures: coins come from the sequence's own seed, so a run can be repeated (the code draws them unseeded, from all sequences in
+    turn); the second run REPLACES the keys and values of the first (with recent transformers the code appends them, and the position
+    counts twice); layer 0 is possible. Probability 0 gives exactly what `generate` gives. Raises InputError for a layer that is not
+    there, or prompts and seeds that cannot be fed, ContextError for a prompt that leaves no room.
+    """
+    if not 0 <= how.layer < model.n_layers:
+        raise InputError(f"layer {how.layer}; {model.name} has {model.n_layers} blocks, from 0")
+    limits = torch.tensor(room_for(model, prompts, sampling, seeds), device=model.device)
+    if not prompts:
+        return Recycled(completions=[], recycled=())
+    longest, device = int(limits.max()), model.device
+    feed, mask = left_padded(prompts, device)
+    draws = torch.from_numpy(np.stack([np.random.default_rng(seed).random(longest) for seed in seeds])).to(device)
+    fallen = [np.random.default_rng([seed, 1 + how.coins]).random(longest) for seed in seeds]
+    coins = torch.from_numpy(np.stack(fallen)).to(device)
+    wanted, stops = (torch.tensor(sorted(ids), device=device) for ids in (how.tokens, model.stop_ids))
+    going = torch.ones(len(prompts), dtype=torch.bool, device=device)
+    stopped = torch.zeros_like(going)
+    again = torch.zeros(len(prompts), dtype=torch.long, device=device)
+    cache: object = DynamicCache()
+    written: list[tuple[Tensor, Tensor, Tensor]] = []
+    lengths = limits.clone()
+    for index in range(longest):
+        out = model.backend.forward(
+            feed, mask=mask, cache=cache, use_cache=True, last_logits_only=True, read=[Site("resid_post", how.layer)]
+        )
+        token, logprob, entropy = sample(out.logits[:, -1], sampling, draws[:, index])
+        share = how.probability if how.at_random is None else how.at_random
+        chosen = going & (coins[:, index] < share)
+        if how.at_random is None:
+            chosen &= torch.isin(token, wanted)
+        if chosen.any():
+            state = out.activations[Site("resid_post", how.layer)][:, -1]
+            _forget(out.cache, feed.shape[1])
+            out = model.backend.forward(
+                feed,
+                mask=mask,
+                cache=out.cache,
+                use_cache=True,
+                last_logits_only=True,
+                write={Site("resid_pre", how.layer): _replacing(state, chosen)},
+            )
+            token, logprob, entropy = sample(out.logits[:, -1], sampling, draws[:, index])
+            again += chosen
+        cache = out.cache
+        written.append((token, logprob, entropy))
+        now = going & torch.isin(token, stops)
+        lengths[now] = index + 1
+        stopped |= now
+        going &= ~now & (limits > index + 1)
+        # What has ended is fed on, masked: its positions stay within the context.
+        feed, mask = token[:, None], torch.cat([mask, going[:, None].to(mask)], dim=1)
+        if not going.any():
+            break
+    return Recycled(completions=_completions(prompts, written, lengths, stopped), recycled=tuple(again.tolist()))
+
+
+def _forget(cache: object, tokens: int) -> None:
+    """Take the last `tokens` columns out of a cache, all of it where they are all that it has."""
+    for layer in cache.layers:  # type: ignore[attr-defined]  # a transformers Cache by now
+        layer.keys, layer.values = layer.keys[:, :, :-tokens], layer.values[:, :, :-tokens]
+
+
+def _replacing(state: Tensor, rows: Tensor) -> Edit:
+    """An edit that puts `state` (batch, d_model) at the last position of the chosen rows."""
+
+    def edit(activation: Tensor, where: Positions) -> Tensor:
+        last = torch.where(rows[:, None], state.to(activation), activation[:, -1])
+        return torch.cat([activation[:, :-1], last[:, None]], dim=1)
+
+    return edit
+
+
+def _completions(
+    prompts: Sequence[Sequence[int]], written: Sequence[tuple[Tensor, ...]], lengths: Tensor, stopped: Tensor
+) -> list[Completion]:
+    ids, logprobs, entropies = (torch.stack(parts, dim=1).cpu().numpy() for parts in zip(*written, strict=True))
+    return [
+        Completion(
+            token_ids=np.concatenate([np.asarray(prompt, dtype=np.int64), ids[row, :n]]),
+            n_prompt_tokens=len(prompt),
+            finish_reason="stop" if stopped[row] else "length",
+            logprobs=logprobs[row, :n].astype(np.float32),
+            entropies=entropies[row, :n].astype(np.float32),
+        )
+        for row, (prompt, n) in enumerate(zip(prompts, lengths.tolist(), strict=True))
+    ]
+
+
+def recycling_study(
+    model: Model,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    how: Recycling,
+    *,
+    controls: int = 5,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> Result:
+    """Accuracy and length with recycling, without, and with as many steps recycled at random: axes (arm, metric).
+
+    The random arms recycle the share of all steps that the thinking tokens made up, each with coins of its own.
+    """
+    counts: dict[str, int] = {}
+
+    def run(name: str, chosen: Recycling) -> list[Trace]:
+        def complete(prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Completion]:
+            done = recycle(model, prompts, sampling, chosen, seeds=seeds)
+            counts[name] = counts.get(name, 0) + sum(done.recycled)
+            return done.completions
+
+        return answered(model, problems, sampling, batch_size, complete)
+
+    arms = {"base": run("base", replace(how, probability=0.0)), "recycled": run("recycled", how)}
+    steps = sum(len(trace.token_ids) - trace.n_prompt_tokens for trace in arms["recycled"])
+    share = counts["recycled"] / max(steps, 1)
+    for draw in range(controls):
+        arms[f"random {draw + 1}"] = run(f"random {draw + 1}", replace(how, at_random=share, coins=draw))
+    return compare_arms("recycling", arms, seed=seed, numbers={"layer": how.layer, "recycled": counts, "share": share})

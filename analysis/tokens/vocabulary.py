@@ -1,0 +1,86 @@
+"""Divergence and entropy over the whole vocabulary, a stretch of it at a time: no token × vocabulary array is ever whole."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reasonscope.data.errors import InputError
+from reasonscope.probes.models.model import Model
+
+CHUNK = 8192  # entries of the vocabulary at a time
+ROWS = 256  # tokens at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unembedding:
+    """From the final hidden state, behind the last norm, to logits: `weight` (vocab, d_model), `bias` (vocab,), Gemma 2's `softcap`."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, model: Model) -> "Unembedding":
+        """That of `model`. Raises InputError where accelerate has offloaded it."""
+        module = model.hf.get_submodule(model.layout.unembedding)
+        weight, bias = module.weight, getattr(module, "bias", None)
+        assert isinstance(weight, Tensor)
+        if weight.is_meta:
+            raise InputError("the unembedding is offloaded, so its rows cannot be read; load the model onto one device")
+        softcap = getattr(model.hf.config.get_text_config(), "final_logit_softcapping", None)
+        return cls(weight=weight, bias=bias, softcap=softcap)
+
+    def logits(self, hidden: Tensor, entries: slice = slice(None)) -> Tensor:
+        """Float32 logits (…, entry) of `hidden` (…, d_model)."""
+        logits = hidden.to(self.weight) @ self.weight[entries].T
+        logits = (logits if self.bias is None else logits + self.bias[entries]).float()
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def chunks(self, size: int = CHUNK) -> Iterator[slice]:
+        return (slice(start, start + size) for start in range(0, len(self.weight), size))
+
+
+def divergence(
+    unembedding: Unembedding, hidden: Tensor, other: Tensor, *, temperature: float, chunk: int = CHUNK, rows: int = ROWS
+) -> Tensor:
+    """KL(P‖Q) in nats of next-token distributions at `temperature`: P from `hidden` (token, d_model), Q from `other` (…, token, d_model).
+
+    Returns (…, token). One pass over the vocabulary: with running maxima m, Σ exp(p − m)(p − q) / Σ exp(p − m) − log Z_P + log Z_Q.
+    Raises InputError for a temperature that is not above 0.
+    """
+    if not temperature > 0:
+        raise InputError(f"temperature {temperature}: above 0; greedy decoding has no distribution to compare")
+    parts = []
+    for start in range(0, hidden.shape[0], rows):
+        p, q = hidden[start : start + rows], other[..., start : start + rows, :]
+        weighted, left, right = _Sums.over(p), _Sums.over(p), _Sums.over(q)
+        for entries in unembedding.chunks(chunk):
+            own, their = (unembedding.logits(x, entries) / temperature for x in (p, q))
+            weighted = weighted.adding(own, own - their)
+            left, right = left.adding(own), right.adding(their)
+        parts.append(weighted.total / left.total - left.logsumexp + right.logsumexp)
+    return torch.cat(parts, dim=-1).clamp(min=0)  # rounding takes a KL of 0 below it
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sums:
+    """Σ exp(logit − greatest) · weight over the entries so far."""
+
+    greatest: Tensor
+    total: Tensor
+
+    @classmethod
+    def over(cls, hidden: Tensor) -> "_Sums":
+        zero = torch.zeros(hidden.shape[:-1], device=hidden.device)
+        return cls(greatest=zero - torch.inf, total=zero)
+
+    def adding(self, logits: Tensor, weights: Tensor | float = 1.0) -> "_Sums":
+        greatest = torch.maximum(self.greatest, logits.amax(dim=-1))
+        kept = self.total * (self.greatest - greatest).exp()
+        return _Sums(greatest=greatest, total=kept + ((logits - greatest[..., None]).exp() * weights).sum(dim=-1))
+
+    @property
+    def logsumexp(self) -> Tensor:
+        return self.greatest + self.total.log()

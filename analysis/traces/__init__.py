@@ -1,0 +1,1 @@
+"""Whole traces: trajectories, reflection, selection of steps, and agreement between signals."""

@@ -1,0 +1,214 @@
+"""What thinking does behind its first answer: confirming, correcting, breaking (First Try Matters, arXiv 2510.08308), and failed steps."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
+from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import permutation_p
+from reasonscope.data.text.answers import equivalent, extract_answer
+from reasonscope.data.trace import Sentence, Trace
+
+METHOD = "reflection"
+KINDS = ("confirming", "correcting", "breaking", "changing")
+REVIEW_TAGS = ("self_checking", "uncertainty_management")
+
+_STATES = re.compile(r"\\f?boxed\b|\banswer\b[*_]*\s*(?:is\b|should be\b|must be\b|[:=])|####", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A sentence that states an answer to the whole problem: its index, the answer, and whether it is right (None: no gold)."""
+
+    sentence: int
+    answer: str
+    correct: bool | None
+
+
+Detector = Callable[[Sentence], str | None]
+
+
+def stated_answer(sentence: Sentence) -> str | None:
+    """The answer that a sentence states in so many words ("the answer is", a box), else None.
+
+    Departure: the paper asks a large model for every line with a candidate; this rule costs nothing and misses candidates that are not
+    named as one. Give another `Detector` where there is a better one.
+    """
+    return extract_answer(sentence.text) if _STATES.search(sentence.text) else None
+
+
+def find_candidates(
+    sentences: Sequence[Sentence], gold: str | None, detect: Detector = stated_answer
+) -> list[Candidate]:
+    """Every statement of an answer in order of the sentences."""
+    found = [(sentence.index, detect(sentence)) for sentence in sentences]
+    return [
+        Candidate(sentence=index, answer=answer, correct=None if gold is None else equivalent(answer, gold))
+        for index, answer in found
+        if answer
+    ]
+
+
+def transitions(candidates: Sequence[Candidate]) -> list[str]:
+    """What each candidate does to the one before: confirming (the same answer), correcting (wrong to right), breaking (right to wrong),
+    changing (one wrong answer for another, or no gold answer to judge by)."""
+    return _between(_said(candidates))
+
+
+def _said(candidates: Sequence[Candidate]) -> list[tuple[int, bool | None]]:
+    """Which answer each gives, as the number of the first candidate that gives it, and whether it is right: comparing takes long."""
+    firsts: list[int] = []
+    for i, candidate in enumerate(candidates):
+        same = (k for k in sorted(set(firsts)) if equivalent(candidate.answer, candidates[k].answer))
+        firsts.append(next(same, i))
+    return [(first, candidate.correct) for first, candidate in zip(firsts, candidates, strict=True)]
+
+
+def _between(said: Sequence[tuple[int, bool | None]]) -> list[str]:
+    found = []
+    for (before, was_right), (after, is_right) in pairwise(said):
+        if after == before:
+            found.append("confirming")
+        elif is_right and was_right is False:
+            found.append("correcting")
+        elif was_right and is_right is False:
+            found.append("breaking")
+        else:
+            found.append("changing")
+    return found
+
+
+def reflection_of_trace(
+    trace: Trace,
+    sentences: Sequence[Sentence],
+    *,
+    detect: Detector = stated_answer,
+    draws: int = 200,
+    seed: int = 0,
+) -> Result:
+    """How often the thinking confirms, corrects, breaks or changes its answer: axis (kind,), counts.
+
+    The null puts the trace's own candidates into random order. `numbers`: `first` (the sentence of the first candidate), `reflection` (the
+    share of the thinking behind it, in tokens, or in characters for a trace without tokens), whether the first and the last are right,
+    and `review`, the share of characters in sentences that check or doubt. No sentence that states an answer: undefined.
+    """
+    provenance = {"trace": trace.id, "seed": seed}
+    candidates = find_candidates(sentences, trace.problem.answer, detect)
+    if not candidates:
+        reason = "no sentence of the thinking states an answer" if sentences else f"no thinking ({trace.state})"
+        return undefined(
+            method=METHOD, quantity="transitions between answers", unit="count", reason=reason, provenance=provenance
+        )
+    rng = np.random.default_rng(seed)
+    said = _said(candidates)
+    shuffled = [_counts([said[j] for j in rng.permutation(len(said))]) for _ in range(draws)]
+    low, high = np.quantile(np.array(shuffled), [0.025, 0.975], axis=0)
+    first = sentences[candidates[0].sentence]
+    return Result(
+        method=METHOD,
+        quantity="transitions between answers",
+        unit="count",
+        axes=(Axis.of("kind", KINDS),),
+        values=np.array(_counts(said), dtype=np.float64),
+        null=Band.of(low, high, (len(KINDS),), f"the same answers in random order, 95% of {draws}"),
+        arrays={"candidates": np.array([candidate.sentence for candidate in candidates])},
+        numbers={
+            "first": candidates[0].sentence,
+            "first_correct": candidates[0].correct,
+            "last_correct": candidates[-1].correct,
+            "reflection": _share_behind(trace, first),
+            "review": review_ratio(sentences),
+            "answers": [candidate.answer for candidate in candidates],
+        },
+        provenance=provenance,
+    )
+
+
+def _counts(said: Sequence[tuple[int, bool | None]]) -> list[int]:
+    found = _between(said)
+    return [found.count(kind) for kind in KINDS]
+
+
+def _share_behind(trace: Trace, first: Sentence) -> float:
+    if trace.n_thinking_tokens:
+        return (trace.tokens.thinking.stop - first.tokens.stop) / trace.n_thinking_tokens
+    return (trace.chars.thinking.stop - first.chars.stop) / max(len(trace.thinking), 1)
+
+
+def review_ratio(sentences: Sequence[Sentence], tags: Sequence[str] = REVIEW_TAGS) -> float:
+    """Share of the characters that stand in reviewing sentences (What Characterizes Effective Reasoning?, arXiv 2509.19284).
+
+    Departure: the labels are the sentences' tags, of whoever set them, where the paper asks a large model. NaN without sentences.
+    """
+    lengths = np.array([len(sentence.text) for sentence in sentences], dtype=np.float64)
+    reviewing = np.array([sentence.tag in tags for sentence in sentences], dtype=bool)
+    return float(lengths[reviewing].sum() / lengths.sum()) if lengths.sum() else float("nan")
+
+
+def failed_step_fraction(failed: Sequence[bool]) -> float:
+    """Failed steps among all of a labelled graph of steps (FSF, arXiv 2509.19284). Raises InputError for a graph without steps."""
+    if not len(failed):
+        raise InputError("a graph without steps has no share of failed ones")
+    return float(np.mean(failed))
+
+
+def unused_steps(depends_on: Sequence[Sequence[int]], final: int = -1) -> NDArray[np.bool_]:
+    """The steps that the final one does not hang on, directly or through others: abandoned, where nobody labelled failures; (step,).
+
+    `depends_on[i]` are earlier steps. Raises InputError where one is not earlier.
+    """
+    n = len(depends_on)
+    used = np.zeros(n, dtype=bool)
+    used[final] = True
+    for step in range(n - 1, -1, -1):
+        for source in depends_on[step]:
+            if not 0 <= source < step:
+                raise InputError(f"step {step} depends on {source}; a step can depend on earlier ones alone")
+            used[source] |= used[step]
+    return ~used
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithinCorrelation:
+    """Rank correlation within problems: `value`, its `p_value` (two-sided) and the `null` (draw,) from shuffling within problems."""
+
+    value: float
+    p_value: float
+    null: Values
+    n: int
+
+
+def within_question_correlation(
+    x: Sequence[float], y: Sequence[float], problems: Sequence[str], *, draws: int = 1000, seed: int = 0
+) -> WithinCorrelation:
+    """How a measure goes with another (right or not) among traces of the SAME problem: ranks, less each problem's mean.
+
+    Between problems, the harder ones have longer thinking, more failures and fewer right answers, whatever causes what. Raises
+    InputError where no problem has two traces that differ in both.
+    """
+    labels = np.unique(np.asarray(problems), return_inverse=True)[1]
+    groups = [np.flatnonzero(labels == group) for group in range(labels.max() + 1)]
+    sides = [np.zeros(len(labels)), np.zeros(len(labels))]
+    for side, values in zip(sides, (np.asarray(x, float), np.asarray(y, float)), strict=True):
+        for rows in groups:
+            ranks = rankdata(values[rows])
+            side[rows] = ranks - ranks.mean()
+    norm = float(np.linalg.norm(sides[0]) * np.linalg.norm(sides[1]))
+    if not norm:
+        raise InputError("within no problem do the traces differ in both measures; record more samples of each problem")
+    rng = np.random.default_rng(seed)
+    null = np.empty(draws)
+    for i in range(draws):
+        mixed = sides[1].copy()
+        for rows in groups:
+            mixed[rows] = rng.permutation(mixed[rows])
+        null[i] = sides[0] @ mixed / norm
+    value = float(sides[0] @ sides[1] / norm)
+    p_value = float(permutation_p(value, null, "two-sided"))
+    return WithinCorrelation(value=value, p_value=p_value, null=null, n=len(labels))

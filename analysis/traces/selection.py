@@ -1,0 +1,177 @@
+"""Which of several samples to trust, and how many to draw: rules simulated offline on stored samples, tokens beside accuracy."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reasonscope.analysis.results import Axis, Band, Result, Values
+from reasonscope.analysis.tokens.arm_results import estimates
+from reasonscope.data.errors import InputError
+from reasonscope.data.text.answers import equivalent
+from reasonscope.data.trace import Trace
+
+METHOD = "selection"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a rule did with the samples of one problem: whether its answer is right, and the tokens that were generated for it."""
+
+    correct: bool
+    tokens: float
+
+
+Rule = Callable[[Sequence[Trace], np.random.Generator], Choice]
+
+
+def single(samples: Sequence[Trace], rng: np.random.Generator) -> Choice:
+    """One sample at random: what every rule has to beat."""
+    chosen = samples[int(rng.integers(len(samples)))]
+    return Choice(correct=bool(chosen.correct), tokens=_tokens(chosen))
+
+
+def majority(samples: Sequence[Trace], rng: np.random.Generator) -> Choice:
+    """The answer that most samples give, ties by chance; all of them are generated."""
+    return _vote(samples, sum(map(_tokens, samples)), rng)
+
+
+def short_m(m: int) -> Rule:
+    """short-m@k: all k run side by side and stop when m have ended; the majority of these, ties to the shortest (arXiv 2505.17813).
+
+    Tokens are what all k had written by then.
+    """
+
+    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> Choice:
+        ended = sorted(samples, key=_tokens)[: min(m, len(samples))]
+        longest = _tokens(ended[-1])
+        return _vote(ended, sum(min(_tokens(sample), longest) for sample in samples), rng, shortest=True)
+
+    return rule
+
+
+def best_by(score: Callable[[Trace], float]) -> Rule:
+    """The sample of the highest score (a latent-trajectory signal, a probe); all are generated. A score of NaN is the lowest."""
+
+    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> Choice:
+        scores = [float(score(sample)) for sample in samples]
+        chosen = samples[int(np.argmax([-np.inf if np.isnan(value) else value for value in scores]))]
+        return Choice(correct=bool(chosen.correct), tokens=sum(map(_tokens, samples)))
+
+    return rule
+
+
+def first_above(score: Callable[[Trace], float], threshold: float) -> Rule:
+    """Samples one after the other until one scores above `threshold`, else the best of all: early answer selection (arXiv 2510.10494)."""
+
+    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> Choice:
+        spent, best, best_score = 0.0, samples[0], -np.inf
+        for i in rng.permutation(len(samples)):
+            sample = samples[int(i)]
+            spent += _tokens(sample)
+            value = float(score(sample))
+            if value > best_score:
+                best, best_score = sample, value
+            if value > threshold:
+                break
+        return Choice(correct=bool(best.correct), tokens=spent)
+
+    return rule
+
+
+def early_stop(
+    scores: Callable[[Trace], Values], threshold: float, answer_at: Callable[[Trace, int], str | None]
+) -> Rule:
+    """One sample, whose thinking ends where a probe's `scores` (checkpoint,) are first above `threshold`.
+
+    `answer_at(trace, checkpoint)` is the answer forced there (see `forced_answers`). Tokens are the share of the thinking up to the
+    checkpoint, checkpoints evenly spaced and the last at its end, as far as it was not given (a prefill), and all that the trace wrote
+    behind its thinking, for an answer costs as much there. Never above: the whole trace.
+    """
+
+    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> Choice:
+        chosen = samples[int(rng.integers(len(samples)))]
+        values = scores(chosen)
+        above = np.flatnonzero(values > threshold)
+        if not len(above):
+            return Choice(correct=bool(chosen.correct), tokens=_tokens(chosen))
+        at = int(above[0])
+        unwritten = chosen.n_thinking_tokens * (1 - (at + 1) / len(values))
+        spent = _tokens(chosen) - min(unwritten, max(0, chosen.tokens.thinking.stop - chosen.n_prompt_tokens))
+        return Choice(correct=equivalent(answer_at(chosen, at), chosen.problem.answer or ""), tokens=spent)
+
+    return rule
+
+
+def simulate(traces: Sequence[Trace], rules: dict[str, Rule], *, k: int, repeats: int = 20, seed: int = 0) -> Result:
+    """Accuracy and tokens of each rule on k stored samples of each problem: axes (rule, metric).
+
+    `repeats` random choices of k samples a problem, the same for every rule; the interval is over problems. The null is a
+    single sample, whose accuracy is the band of every rule's, and `numbers` has the share of problems with any right sample (the
+    ceiling). Raises InputError for traces without a gold answer, or with fewer than k samples of a problem.
+    """
+    groups: dict[str, list[Trace]] = {}
+    for trace in traces:
+        if trace.correct is None:
+            raise InputError(f"trace {trace.id!r} has no gold answer to be judged by")
+        groups.setdefault(trace.problem.id, []).append(trace)
+    short = [name for name, samples in groups.items() if len(samples) < k]
+    if short or len(groups) < 2:
+        raise InputError(
+            f"{len(groups)} problems, {len(short)} of them with fewer than {k} samples; record at least 2 with {k} each"
+        )
+    every = {"single": single, **rules}
+    table = np.array(
+        [_of_problem(samples, every, k, repeats, seed) for samples in groups.values()]
+    )  # problem rule metric
+    values, ends = estimates(
+        dict(zip(every, table.swapaxes(0, 1), strict=True)), [samples[0].problem.group for samples in groups.values()]
+    )
+    low, high = (np.broadcast_to(end[:1], values.shape) for end in ends)
+    return Result(
+        method=METHOD,
+        quantity="accuracy and generated tokens of a selection rule",
+        unit="1 (accuracy), tokens",
+        axes=(Axis.of("rule", every), Axis.of("metric", ("accuracy", "tokens"))),
+        values=values,
+        null=Band.of(low, high, values.shape, "a single sample, 95% over problems"),
+        interval=Band.of(ends[0], ends[1], values.shape, f"over {len(groups)} problems, 95%"),
+        numbers={"k": k, "any_right": float(np.mean([any(t.correct for t in g) for g in groups.values()]))},
+        provenance={"traces": len(traces), "repeats": repeats, "seed": seed},
+    )
+
+
+def _of_problem(samples: Sequence[Trace], rules: dict[str, Rule], k: int, repeats: int, seed: int) -> Values:
+    """(rule, metric): means over random choices of k samples."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros((len(rules), 2))
+    for _ in range(repeats):
+        chosen = [samples[int(i)] for i in rng.choice(len(samples), size=k, replace=False)]
+        for row, rule in enumerate(rules.values()):
+            done = rule(chosen, rng)
+            total[row] += done.correct, done.tokens
+    return total / repeats
+
+
+def _vote(samples: Sequence[Trace], tokens: float, rng: np.random.Generator, *, shortest: bool = False) -> Choice:
+    """The largest set of samples with equal answers; a sample without an answer votes for nothing."""
+    parties: list[list[Trace]] = []
+    for sample in samples:
+        if sample.final_answer is None:
+            continue
+        for party in parties:
+            if equivalent(sample.final_answer, party[0].final_answer or ""):
+                party.append(sample)
+                break
+        else:
+            parties.append([sample])
+    if not parties:
+        return Choice(correct=False, tokens=tokens)
+    most = max(map(len, parties))
+    tied = [party for party in parties if len(party) == most]
+    chosen = min(tied, key=lambda party: min(map(_tokens, party))) if shortest else tied[int(rng.integers(len(tied)))]
+    return Choice(correct=bool(chosen[0].correct), tokens=tokens)
+
+
+def _tokens(trace: Trace) -> float:
+    return float(len(trace.token_ids) - trace.n_prompt_tokens)

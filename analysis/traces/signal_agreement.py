@@ -1,0 +1,148 @@
+"""One trace, every signal: what each says of each sentence, side by side, and where they agree."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from reasonscope.analysis.attention.reading import mean_effect
+from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
+from reasonscope.analysis.statistics import holm, serial_correlation
+from reasonscope.data.trace import Sentence, Trace
+
+METHOD = "critical"
+# What is put side by side: a method, and which of its lines or arrays; more is more critical in all of them.
+_LINES = (
+    ("mi_peaks", ""),
+    ("entropy", ""),
+    ("anchors", "resampling_kl"),
+    ("anchors", "counterfactual_kl"),
+    ("anchors", "forced_kl"),
+    ("receiver_scores", ""),
+    ("suppression", ""),
+    ("replacement", ""),
+    ("close_attention", ""),
+    ("recurrence", ""),
+)
+METHODS = tuple(dict.fromkeys(method for method, _ in _LINES))
+
+
+def signals_of(results: Mapping[str, Result], sentences: Sequence[Sentence]) -> dict[str, Values]:
+    """Every known signal of one trace by name, one number a sentence; `results` by method.
+
+    One that was not measured, or that was measured over other sentences than these, is left out. Effects of sentences on sentences
+    (suppression, replacement) count as the mean effect that a sentence has on all later ones.
+    """
+    found = {}
+    for method, name in _LINES:
+        result = results.get(method)
+        if result is None or not result.measured:
+            continue
+        if result.axes[-1].name in ("sentence", "source") and len(result.axes[-1]) != len(sentences):
+            continue
+        if result.axes[-1].name == "source":
+            line = mean_effect(result.values)
+        elif name and name not in result.axes[0].labels:
+            continue
+        else:
+            line = per_sentence(result, sentences, name or None)
+        found[f"{method}: {name}" if name else method] = line
+    return found
+
+
+def per_sentence(result: Result, sentences: Sequence[Sentence], name: str | None = None) -> Values:
+    """One number a sentence (sentence,): a result over sentences as it is, one over tokens by its mean in the sentence; of further axes
+    the last label, or `name`. NaN for a sentence without a measured token."""
+    axis = result.axes[-1]
+    line = result.values.reshape(-1, len(axis))
+    labels = result.axes[0].labels if result.values.ndim > 1 else ("",)
+    values = line[labels.index(name) if name in labels else -1]
+    if axis.name == "sentence":
+        return np.asarray(values, dtype=np.float64)
+    places = np.array([int(label) for label in axis.labels])
+    found = np.full(len(sentences), np.nan)
+    for i, sentence in enumerate(sentences):
+        inside = values[(places >= sentence.tokens.start) & (places < sentence.tokens.stop)]
+        inside = inside[np.isfinite(inside)]
+        if len(inside):
+            found[i] = inside.mean()
+    return found
+
+
+def critical_sentences(
+    trace: Trace, sentences: Sequence[Sentence], signals: Mapping[str, Values], *, draws: int = 500, seed: int = 0
+) -> Result:
+    """Each signal's standing of each sentence: axes (signal, sentence), as rank from 0 to 1 within the trace, NaN where not measured.
+
+    The null is a signal that knows nothing: the mean rank over all signals, in 95 % of permutations, is the band of each place.
+    `numbers`: for each pair of signals their rank correlation, what of it is `beyond_place` (`serial_correlation`) with its p-value, and
+    the same corrected for all pairs (Holm); `top`, the sentences whose mean rank is above the band, first the highest.
+    """
+    n = len(sentences)
+    provenance = {"trace": trace.id, "seed": seed}
+    if n < 4 or not signals:
+        reason = f"{n} sentences and {len(signals)} signals; at least 4 and 1 are needed"
+        return undefined(
+            method=METHOD, quantity="rank within the trace", unit="1", reason=reason, provenance=provenance
+        )
+    ranks = np.stack([_ranks(values) for values in signals.values()])
+    rng = np.random.default_rng(seed)
+    drawn = np.stack([np.nanmean([_permuted(line, rng) for line in _filled(ranks)], axis=0) for _ in range(draws)])
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    mean = np.nanmean(_filled(ranks), axis=0)
+    order = np.argsort(-mean, kind="stable")
+    return Result(
+        method=METHOD,
+        quantity="rank within the trace",
+        unit="1",
+        axes=(Axis.of("signal", signals), Axis.of("sentence", n)),
+        values=ranks,
+        null=Band.of(low, high, ranks.shape, f"mean rank of permuted signals, 95% of {draws}"),
+        reason="a signal is not defined on every sentence" if np.isnan(ranks).any() else "",
+        arrays={"mean_rank": mean},
+        numbers={
+            "top": [int(i) for i in order if mean[i] > high],
+            "agreement": _agreement(signals),
+            "texts": [sentence.text for sentence in sentences],
+            "tags": [sentence.tag for sentence in sentences],
+        },
+        provenance=provenance,
+    )
+
+
+def _ranks(values: Values) -> Values:
+    """Share of the other measured sentences that are below: 0 for the lowest, 1 for the highest, ties between."""
+    known = np.isfinite(values)
+    ranks = np.full(len(values), np.nan)
+    if known.sum() > 1:
+        inside = values[known]
+        below = (inside[:, None] > inside).sum(axis=1) + 0.5 * ((inside[:, None] == inside).sum(axis=1) - 1)
+        ranks[known] = below / (known.sum() - 1)
+    return ranks
+
+
+def _filled(ranks: Values) -> Values:
+    """An unmeasured sentence stands in the middle, so that it is neither critical nor the opposite."""
+    return np.where(np.isfinite(ranks), ranks, 0.5)
+
+
+def _permuted(line: Values, rng: np.random.Generator) -> Values:
+    return np.asarray(rng.permutation(line), dtype=np.float64)
+
+
+def _agreement(signals: Mapping[str, Values]) -> dict[str, dict[str, float]]:
+    found = {}
+    for one, other in combinations(signals, 2):
+        both = np.isfinite(signals[one]) & np.isfinite(signals[other])
+        x, y = signals[one][both], signals[other][both]
+        if both.sum() < 5 or np.ptp(x) == 0 or np.ptp(y) == 0:
+            continue
+        beyond, p_value = serial_correlation(x, y)
+        found[f"{one} ~ {other}"] = {
+            "spearman": float(spearmanr(x, y).statistic),
+            "beyond_place": beyond,
+            "p_value": p_value,
+        }
+    corrected = holm([pair["p_value"] for pair in found.values()])
+    return {name: {**pair, "holm": float(q)} for (name, pair), q in zip(found.items(), corrected, strict=True)}

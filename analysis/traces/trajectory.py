@@ -1,0 +1,183 @@
+"""How the hidden state moves through a thinking: net, cumulative and aligned change (Tracing the Traces, arXiv 2510.10494)."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reasonscope.analysis.results import Axis, Band, Result, Values
+from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import mean_estimate
+from reasonscope.data.trace import Span, Trace
+from reasonscope.probes.architecture.sites import Site
+
+METHOD, UNIT = "trajectory", "residual norm (net), residual norm (cumulative), cosine (aligned)"
+SIGNALS = ("net", "cumulative", "aligned")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Signals:
+    """`net`, `cumulative` in units of the residual stream, `aligned` a cosine: (layer,), NaN for fewer than two segments."""
+
+    net: Values
+    cumulative: Values
+    aligned: Values
+
+
+def blocks(n_tokens: int, block: int) -> list[Span]:
+    """Consecutive spans of `block` tokens, the last one shorter where they do not go in evenly."""
+    if block < 1:
+        raise InputError(f"blocks of {block} tokens; at least 1 is needed")
+    return [Span(start, min(start + block, n_tokens)) for start in range(0, n_tokens, block)]
+
+
+def segment_mean(chunks: Iterable[NDArray[np.generic]] | NDArray[np.generic], spans: Sequence[Span]) -> Values:
+    """Mean hidden state of each span of tokens, (span, …) float64, in one pass.
+
+    `chunks` are consecutive pieces (token, …) of the hidden states, so that no more than one of them and the sums are in memory;
+    one array is one chunk. Spans may overlap and leave gaps. Raises InputError for an empty span or one behind the last token.
+    """
+    pieces = [chunks] if isinstance(chunks, np.ndarray) else chunks
+    if any(not len(span) for span in spans):
+        raise InputError("a span has no tokens, so it has no mean; leave it out")
+    sums: Values | None = None
+    seen = 0
+    for piece in pieces:
+        values = np.asarray(piece, dtype=np.float64)
+        if sums is None:
+            sums = np.zeros((len(spans), *values.shape[1:]))
+        for row, span in enumerate(spans):
+            inside = values[max(span.start - seen, 0) : max(span.stop - seen, 0)]
+            sums[row] += inside.sum(axis=0)
+        seen += len(values)
+    if sums is None or any(span.stop > seen for span in spans):
+        raise InputError(f"spans up to {max((s.stop for s in spans), default=0)} of {seen} tokens")
+    lengths = np.array([len(span) for span in spans], dtype=np.float64)
+    return np.asarray(sums / lengths.reshape(-1, *[1] * (sums.ndim - 1)), dtype=np.float64)
+
+
+def signals(segment_means: Values) -> Signals:
+    """The three signals of `segment_means` (layer, segment, d_model).
+
+    net = ‖h_N − h_1‖ / (N − 1); cumulative = Σ ‖h_n − h_{n−1}‖; aligned = mean_n cos(h_n − h_{n−1}, h_N − h_1), a zero vector
+    counting as cosine 0. Departure: net is divided by the number of steps N − 1, as the released code does; its text says N.
+    """
+    n_layers, n, _ = segment_means.shape
+    if n < 2:
+        nothing = np.full(n_layers, np.nan)
+        return Signals(net=nothing, cumulative=nothing.copy(), aligned=nothing.copy())
+    steps = np.diff(segment_means, axis=1)
+    drift = segment_means[:, -1] - segment_means[:, 0]
+    lengths, reach = np.linalg.norm(steps, axis=2), np.linalg.norm(drift, axis=1)
+    products = np.einsum("lnd,ld->ln", steps, drift)
+    norms = lengths * reach[:, None]
+    cosines = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+    return Signals(net=reach / (n - 1), cumulative=lengths.sum(axis=1), aligned=cosines.mean(axis=1))
+
+
+def random_walk(segment_means: Values, *, draws: int, seed: int = 0) -> Values:
+    """What the signals are for a walk of the very same steps in random directions: (draw, signal, layer).
+
+    Each step keeps its length and takes a direction drawn evenly from the sphere: aligned is about 1/√(N − 1) then, not 0, since
+    the steps sum to the drift.
+    """
+    n_layers, n, width = segment_means.shape
+    lengths = np.linalg.norm(np.diff(segment_means, axis=1), axis=2)
+    rng = np.random.default_rng(seed)
+    drawn = np.empty((draws, len(SIGNALS), n_layers))
+    for i in range(draws):
+        steps = rng.standard_normal((n_layers, n - 1, width))
+        steps *= (lengths / np.linalg.norm(steps, axis=2))[:, :, None]
+        drawn[i] = _stacked(signals(_walk(steps)))
+    return drawn
+
+
+def _walk(steps: Values) -> Values:
+    """Where a walk from 0 has come to before the first and behind each of `steps` (layer, step, d_model)."""
+    return np.concatenate([np.zeros_like(steps[:, :1]), np.cumsum(steps, axis=1)], axis=1)
+
+
+def _stacked(found: Signals) -> Values:
+    """(signal, layer)."""
+    return np.stack([found.net, found.cumulative, found.aligned])
+
+
+def trajectory_of_trace(
+    trace: Trace,
+    read: Callable[[Site], NDArray[np.generic]],
+    sites: Sequence[Site],
+    *,
+    block: int = 500,
+    draws: int = 100,
+    seed: int = 0,
+) -> Result:
+    """The signals of a trace's thinking, its closing tag included: axes (signal, site).
+
+    `read(site)` gives the trace's rows (row, d_model), one site in memory at a time; segments are blocks of `block` tokens. The null is
+    a random walk with the same step lengths (its cumulative change is the same by construction). The interval of the cumulative change
+    is over its steps; net and aligned have none, for steps drawn twice point the same way and reach further than any walk did. A
+    thinking of one block has no signal: NaN, and the reason says so. `numbers`: the mean over layers, which is the published score, and
+    the number of segments.
+    """
+    axes = (Axis.of("signal", SIGNALS), Axis.of("site", sites))
+    shape = (len(SIGNALS), len(sites))
+    span = Span(trace.tokens.open.start, max(trace.tokens.open.start, trace.tokens.close.stop))
+    provenance = {"trace": trace.id, "block": block, "seed": seed}
+    reason = ""
+    if trace.state not in ("closed", "truncated"):
+        reason = f"the trace has no thinking ({trace.state})"
+    else:
+        rows = min(span.stop, max(len(trace.token_ids) - 1, 0)) - span.start
+        if rows <= block:
+            reason = f"a thinking of {rows} tokens is one segment of {block}; shorten the segments to have two"
+    if reason:
+        values = np.full(shape, np.nan)
+        return Result(
+            method=METHOD, quantity="change of the segment means", unit=UNIT, axes=axes, values=values,
+            reason=reason, provenance=provenance,
+        )  # fmt: skip
+    cut = blocks(rows, block)
+    means = np.stack([segment_mean(np.asarray(read(site))[span.start : span.start + rows], cut) for site in sites])
+    null = random_walk(means, draws=draws, seed=seed)
+    low, high = np.quantile(null, [0.025, 0.975], axis=0)
+    values = _stacked(signals(means))
+    lengths = np.linalg.norm(np.diff(means, axis=1), axis=2)
+    ends = np.array([_sum_ends(line) for line in (*lengths, lengths.mean(axis=0))])
+    none = np.full(len(sites), np.nan)
+    low_end, high_end = (np.stack([none, ends[:-1, side], none]) for side in (0, 1))
+    return Result(
+        method=METHOD,
+        quantity="change of the segment means",
+        unit=UNIT,
+        axes=axes,
+        values=values,
+        null=Band.of(low, high, shape, f"random walk of the same step lengths, 95% of {draws}"),
+        interval=Band.of(
+            low_end, high_end, shape, "of the cumulative change over its steps, 95%; net and aligned are of one path"
+        ),
+        numbers={
+            "mean_net": {"value": float(values[0].mean())},
+            "mean_cumulative": {
+                "value": float(values[1].mean()),
+                "ci": ends[-1].tolist(),
+            },
+            "mean_aligned": {"value": float(values[2].mean())},
+            "segments": len(cut),
+            "aligned_of_random_walk": float(null[:, 2].mean()),
+        },
+        provenance=provenance,
+    )
+
+
+def _sum_ends(lengths: Values) -> tuple[float, float]:
+    """The interval of the sum of `lengths` (step,); NaN of one step."""
+    if len(lengths) < 2:
+        return np.nan, np.nan
+    low, high = mean_estimate(lengths, shares=False).interval
+    return max(0.0, len(lengths) * low), len(lengths) * high
+
+
+def published_scores(results: Sequence[Result]) -> Mapping[str, Values]:
+    """The mean over sites of each signal, (trace,) by its name; NaN where a trace has none."""
+    return {name: np.array([float(np.mean(r.at(signal=name))) for r in results], dtype=np.float64) for name in SIGNALS}

@@ -1,0 +1,1 @@
+"""The demo: the run it makes, its summary and its report."""

@@ -1,0 +1,144 @@
+"""The example run that ships: what the demo, the sweep and the analyses make of the organism, for a part of its traces."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from reasonscope.data.storage.run_folder import Places, places
+from reasonscope.data.storage.store import TraceStore
+
+if TYPE_CHECKING:
+    from reasonscope.app.demo.demo import Size
+
+EXAMPLE = Path(str(files("reasonscope.app").joinpath("example")))
+SHOWN = 4  # one trace of so many ships
+ANALYSED = 2  # traces that are analysed sentence by sentence
+MANY = 30  # traces whose words at peaks and receiver heads are looked at together
+KEPT = 6  # of these, those whose own curves ship
+SWEPT = ("seal", "length-probe")
+JUDGED = 20  # held-out problems of the sweep
+_SCORED = ("length", "intent", "correctness")
+_ANALYSES = (
+    "mi", "compare", "entropy", "alternatives", "shift", "reflection", "heads", "attention", "receivers", "suppression", "anchors",
+    "confidence", "trajectory", "summary", "cliff",
+)  # fmt: skip
+_OF_MANY = ("mi_peaks", "mi_base", "head_kurtosis", "receiver_scores")
+
+
+def write_example(
+    out: Path, *, say: Callable[[str], None], size: "Size | None" = None, rollouts: int = 20, every: int = SHOWN
+) -> None:
+    """Record the organism, probe, steer and analyse it, and leave in `out` what the app shows; what `out` held is replaced at the end.
+
+    The numbers of the probes and of steering are those of the whole demo; of its traces every so many ship, and on these the sweep and
+    the analyses are made. The activations, most of a run's bytes, stay behind, and so do the report and the figures as HTML.
+    """
+    from reasonscope.app.demo.demo import MODES, Size, run_demo
+
+    with TemporaryDirectory() as temporary:
+        run = Path(temporary) / "example"
+        run_demo(run, size=size or Size(), say=say, progress=False)
+        where = places(run)
+        n = len(TraceStore.open(where.store))
+        _keep_part(where.store, TraceStore.open(where.store).ids[::every])
+        measure(where, rollouts=rollouts, say=say)
+        store = TraceStore.open(where.store)
+        note = f"{len(store)} of the {n} traces that the numbers are of; the activations were left out"
+        _keep_part(where.store, store.ids, note=note)
+        for numbers in where.numbers.glob("*.json"):
+            text = numbers.read_text(encoding="utf-8")
+            numbers.write_text(text.replace(str(run), "runs/demo"), encoding="utf-8")
+        if out.exists():
+            shutil.rmtree(out)
+        shutil.copytree(run, out, ignore=shutil.ignore_patterns("*.html", ".lock", MODES))
+
+
+def measure(where: Places, *, rollouts: int, say: Callable[[str], None]) -> None:
+    """Score, sweep and analyse the run in `where`, whose store holds the residual stream behind every block."""
+    from reasonscope.probes.fitting.linear_probes import LinearProbe
+    from reasonscope.probes.properties.scores import write_scores
+
+    store = TraceStore.open(where.store)
+    for name in _SCORED:
+        if (kept := where.probes / f"{name}.safetensors").exists():
+            write_scores(LinearProbe.load(kept), store, where.scores / kept.name, name=name)
+    _sweep(where, store, say)
+    _analyse(where, store, rollouts, say)
+
+
+def _sweep(where: Places, store: TraceStore, say: Callable[[str], None]) -> None:
+    """The dose-response of two methods on held-out problems, and their vectors."""
+    from reasonscope.analysis.figures import sweep_figures
+    from reasonscope.analysis.runs.saved_numbers import keep
+    from reasonscope.steering.experiments.experiment import Bench
+    from reasonscope.steering.experiments.held_out import (
+        Asked,
+        model_of_run,
+        respond,
+        response_numbers,
+        sampling_of_run,
+        source_of_run,
+        split_run,
+    )
+    from reasonscope.steering.methods.registry import method
+
+    model = model_of_run(store, None)
+    split = split_run(store, share=0.5, n=JUDGED, seed=0)
+    source = source_of_run(model, store, split)
+    bench = Bench(model, split.held_out, sampling_of_run(store, 0))
+    responses = []
+    for name in SWEPT:
+        for part in method(name).parts(source)[:1]:
+            part.vector.save(where.vectors / f"{name}.safetensors")
+        asked = Asked(name=name)
+        responses.append(respond(bench, source, asked, strengths=None, nulls=5, covariance=False, say=say))
+    command = f"reasonscope steer sweep {' '.join(SWEPT)} --run runs/demo --n {JUDGED}"
+    numbers = {response.name: response_numbers(response) for response in responses}
+    keep(where, "sweep", numbers, command=command, seed=0, figures=sweep_figures(responses))
+
+
+def _analyse(where: Places, store: TraceStore, rollouts: int, say: Callable[[str], None]) -> None:
+    """Every analysis of the app's pages, on the first few ledgers that were answered right and took some thinking."""
+    from reasonscope.analysis.results import result_path
+    from reasonscope.analysis.runs.context import Options, Study
+    from reasonscope.analysis.runs.registry import ANALYSES
+
+    ledgers = [trace for trace in store if trace.problem.answer is not None]
+    fit = [trace for trace in ledgers if trace.correct and 100 <= trace.n_thinking_tokens <= 250][:ANALYSED]
+    many = list({trace.id: trace for trace in [*fit, *ledgers[:MANY]]}.values())
+    shown = {trace.id for trace in many[:KEPT]}
+    requests = [trace for trace in store if "harmful" in trace.problem.meta]
+    chosen = {"mi": many, "compare": many, "receivers": many, "cliff": requests, "alternatives": [*fit, *requests[:6]]}
+    probe = where.probes / "refusal.safetensors"
+    options = Options(
+        rollouts=rollouts, half_width=0.2, max_new_tokens=400, probe=probe, ablate=True, asked=24, sites=",".join(store.sites), block=20,
+        vector=where.vectors / "seal.safetensors",
+    )  # fmt: skip
+    for name in _ANALYSES:
+        if name == "cliff" and not probe.exists():
+            continue
+        say(f"analysing: {name}")
+        # Asked anew, the longest ledgers take more room than the rollouts of the short ones that are analysed.
+        told = replace(options, max_new_tokens=900) if name == "cliff" else options
+        study = Study(store=store, traces=chosen.get(name, fit), options=told, results=where.analyses)
+        for result in ANALYSES[name](study):
+            trace = str(result.provenance.get("trace", "all"))
+            if result.method not in _OF_MANY or trace in shown or trace == "all":
+                result.save(result_path(where.analyses, result.method, trace))
+
+
+def _keep_part(folder: Path, ids: Sequence[str], *, note: str = "") -> None:
+    """Replace the store in `folder` by one that holds the traces `ids`; with a `note`, which goes into its card, without activations."""
+    whole = TraceStore.open(folder)
+    part = folder.with_name("part")
+    sites = [] if note else list(whole.sites)
+    traces = [whole.trace(id) for id in ids]
+    meta = {**whole.meta, "note": note} if note else whole.meta
+    with TraceStore.create(part, meta=meta, sites=sites) as store:
+        store.append(traces, {site: [whole.activations(id, site) for id in ids] for site in sites})
+    shutil.rmtree(folder)
+    part.rename(folder)

@@ -1,0 +1,305 @@
+"""The demo: record the shipped organism, probe it, steer it, and write down what came out."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from reasonscope.analysis import figures
+from reasonscope.analysis.organism import is_compliance, is_refusal
+from reasonscope.analysis.runs.probe_reports import (
+    correctness_figures,
+    correctness_numbers,
+    length_figures,
+    length_numbers,
+    refusal_figures,
+    refusal_numbers,
+)
+from reasonscope.analysis.runs.saved_numbers import keep
+from reasonscope.app.demo.report import write_report
+from reasonscope.app.demo.summary import SUMMARY
+from reasonscope.data.errors import InputError
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.intervals import Estimate
+from reasonscope.data.storage.durable import make_folder, write_text_durably
+from reasonscope.data.storage.run_folder import Places, places
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.trace import Sampling, Trace
+from reasonscope.probes.architecture.sites import Site, expand_sites
+from reasonscope.probes.generation.record import record
+from reasonscope.probes.models.model import Model, load_model
+from reasonscope.probes.properties.correctness import CorrectnessProbe, correctness_probe
+from reasonscope.probes.properties.length import LengthProbe, length_probe
+from reasonscope.probes.properties.refusal import CONTRASTS, RefusalProbe, refusal_probe
+from reasonscope.steering import METHODS, Arm, Bench, Part, Source, Treatment, steering
+
+T = TypeVar("T")
+
+DEMO_CONTRASTS = {name: CONTRASTS[name] for name in ("refusal", "intent")}
+REFUSAL_FIGURES = ("refusal_scores", "intent_trajectories", "intent_cliffs")
+# Multipliers, chosen on `validation` (docs/steering.md): a clamp at 1 goes all the way to the other class.
+SEAL = 0.6
+STRENGTHS = {"seal": SEAL, "asc": 1.0, "speed": 1.0}
+MODES = "modes"  # the folder of what was answered in both modes, beside the store
+SAMPLING = Sampling(temperature=0.7, max_new_tokens=900, seed=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much the demo does: problems of both sets, the held-out ones that are steered, by which methods (SEAL at least), and those
+    answered briefly, too, which the others learn from."""
+
+    ledgers: int = 240
+    requests: int = 160
+    steered: int = 40
+    methods: tuple[str, ...] = ("seal", "asc", "speed")
+    briefly: int = 48
+
+
+QUICK = Size(ledgers=64, requests=32, steered=24, methods=("seal",))
+
+
+@dataclass
+class Clock:
+    """Seconds of each part, in order; `say` hears when a part begins."""
+
+    say: Callable[[str], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str, what: str) -> Iterator[None]:
+        self.say(what)
+        began = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - began, 2)
+
+
+def run_demo(out: Path, *, size: Size, say: Callable[[str], None], progress: bool = True) -> Mapping[str, Any]:
+    """Do all of it below `out` (the store in `out/store`, resumed where it was begun) and return the summary."""
+    clock = Clock(say)
+    with clock.part("load", "loading the organism, a small reasoning model"):
+        model = load_model("organism")
+    problems = load_problems("ledger", n=size.ledgers) + load_problems("requests", n=size.requests)
+    with clock.part("record", f"recording {len(problems)} traces with the residual stream of every layer"):
+        sites = expand_sites("resid_post.*", model.n_layers)
+        store = record(model, problems, out / "store", sites=sites, sampling=SAMPLING, batch_size=64, progress=progress)
+    traces = list(store)
+    ledgers = [trace for trace in traces if trace.problem.answer is not None]
+    requests = [trace for trace in traces if trace.problem.answer is None]
+    with clock.part("length_probe", "predicting how long it will think from the last prompt token"):
+        probe = length_probe(store, ledgers)
+    with clock.part("refusal_probe", "predicting from the closing tag whether it will refuse"):
+        refusal = _or_why_not(lambda: refusal_probe(store, requests, contrasts=DEMO_CONTRASTS))
+    with clock.part("correctness_probe", "predicting from the closing tag whether the answer will be right"):
+        correctness = _or_why_not(lambda: correctness_probe(store, ledgers))
+    with clock.part("steering", f"steering held-out problems by {', '.join(size.methods)}"):
+        methods = steering_parts(model, store, out / MODES, ledgers[: -size.steered], size, progress=progress)
+        arms = steer(model, methods, ledgers[-size.steered :])
+    where = places(out)
+    keep_probes(where, out, probe, refusal, correctness, requests)
+    keep_steering(where, out, methods, arms)
+    summary = {
+        **summarise(model, ledgers, requests, probe, arms),
+        "refusal_probe": refusal if isinstance(refusal, str) else refusal_summary(refusal),
+        "correctness_probe": correctness if isinstance(correctness, str) else correctness_summary(correctness),
+        "model": dict(model.fingerprint),
+        "timings": dict(clock.seconds),
+    }
+    write_text_durably(out / SUMMARY, json.dumps(summary, indent=2))
+    drawn = [
+        figures.thinking_by_difficulty(ledgers),
+        figures.answers_by_request(request_outcomes(requests)),
+        figures.length_prediction(probe),
+        figures.length_scores(probe),
+        *([] if isinstance(refusal, str) else [refusal_figures(refusal, requests)[name] for name in REFUSAL_FIGURES]),
+        figures.steering_plane(arms),
+    ]
+    write_report(out, summary, drawn)
+    return summary
+
+
+def record_modes(model: Model, out: Path, size: Size, *, progress: bool) -> TraceStore:
+    """Ledgers that are not held out, answered as they are and asked to be brief: what ASC and thinking speed learn from."""
+    n = min(size.briefly, size.ledgers - size.steered)
+    problems = [p for mode in ("ledger", "ledger:brief") for p in load_problems(mode, n=size.ledgers)[:n]]
+    sites = expand_sites("resid_post.*", model.n_layers)
+    return record(model, problems, out, sites=sites, sampling=SAMPLING, batch_size=96, progress=progress)
+
+
+def steering_parts(
+    model: Model, store: TraceStore, modes: Path, ledgers: list[Trace], size: Size, *, progress: bool
+) -> dict[str, tuple[Part, ...]]:
+    """The vectors of the methods of `size`, from problems that are not held out; SEAL's of what enters the last block."""
+    site = [Site("resid_post", model.n_layers - 2)]
+    steps = Source(model=model, store=store, ids=[trace.id for trace in ledgers], sites=site)
+    parts = {"seal": METHODS["seal-clamp"].parts(steps)}
+    if others := [name for name in size.methods if name != "seal"]:
+        pairs = record_modes(model, modes, size, progress=progress)
+        learned = Source(model=model, store=pairs, ids=pairs.ids)
+        parts |= {name: METHODS[f"{name}-clamp"].parts(learned) for name in others}
+    return parts
+
+
+def steer(model: Model, methods: Mapping[str, Sequence[Part]], held: list[Trace]) -> list[Arm]:
+    """The effect of each method on the problems of `held`, SEAL's reverse, and two random ones of each, all in one batch."""
+    treatments = [Treatment(name="seal reversed", multiplier=-SEAL, intervention=steering(methods["seal"], -SEAL))]
+    for name, parts in methods.items():
+        drawn = {name: parts} | {f"random {i}, {name}": [p.random_like(i) for p in parts] for i in (1, 2)}
+        treatments += [
+            Treatment(name=arm, multiplier=STRENGTHS[name], intervention=steering(of_arm, STRENGTHS[name]))
+            for arm, of_arm in drawn.items()
+        ]
+    bench = Bench(model, [trace.problem for trace in held], SAMPLING, on_given_text=False)
+    arms = bench.arms(treatments)
+    return [bench.base_arm, *arms]
+
+
+def keep_probes(
+    where: Places,
+    out: Path,
+    length: LengthProbe,
+    refusal: RefusalProbe | str,
+    correctness: CorrectnessProbe | str,
+    requests: list[Trace],
+) -> None:
+    """Keep what the probe commands keep, as far as it was measured."""
+    command = f"reasonscope probe {{}} --run {out} --seed 0"
+    kept = {"length": length.probe}
+    drawn = length_figures(length)
+    keep(where, "length", length_numbers(length), command=command.format("length"), seed=0, figures=drawn, probes=kept)
+    if not isinstance(refusal, str):
+        line, drawn = command.format("refusal"), refusal_figures(refusal, requests)
+        keep(where, "refusal", refusal_numbers(refusal), command=line, seed=0, figures=drawn, probes=refusal.probes)
+    if not isinstance(correctness, str):
+        numbers, drawn = correctness_numbers([correctness]), correctness_figures([correctness])
+        kept, line = {"correctness": correctness.probe}, command.format("correctness")
+        keep(where, "correctness", numbers, command=line, seed=0, figures=drawn, probes=kept)
+
+
+def keep_steering(where: Places, out: Path, methods: Mapping[str, Sequence[Part]], arms: list[Arm]) -> None:
+    """Keep SEAL's vector, and what the methods and their controls did."""
+    make_folder(where.vectors)
+    methods["seal"][0].vector.save(where.vectors / "seal.safetensors")
+    numbers = {arm.name: arm_numbers(arm) for arm in arms}
+    drawn = {"steering_plane": figures.steering_plane(arms)}
+    keep(where, "steering", numbers, command=f"reasonscope demo --out {out}", seed=SAMPLING.seed, figures=drawn)
+
+
+def arm_numbers(arm: Arm) -> dict[str, Any]:
+    """The numbers of one arm, each with its interval."""
+    measured = {"thinking_tokens": arm.tokens, "accuracy": arm.accuracy, "change": arm.change}
+    return {
+        "multiplier": arm.multiplier,
+        **{name: {"value": found.value, "ci": list(found.interval)} for name, found in measured.items()},
+        "n_problems": arm.n_problems,
+        "touched": arm.touched,
+    }
+
+
+def request_outcomes(traces: list[Trace]) -> dict[str, dict[str, int]]:
+    """How often requests of each kind were refused, complied with, or neither."""
+    counts: dict[str, dict[str, int]] = {}
+    for kind in ("benign", "harmful", "harmful, jailbroken"):
+        counts[kind] = dict.fromkeys(("refused", "complied", "neither"), 0)
+    for trace in traces:
+        meta = trace.problem.meta
+        kind = "benign" if not meta["harmful"] else "harmful, jailbroken" if meta["jailbreak"] else "harmful"
+        outcome = "refused" if is_refusal(trace) else "complied" if is_compliance(trace) else "neither"
+        counts[kind][outcome] += 1
+    return counts
+
+
+def summarise(
+    model: Model,
+    ledgers: list[Trace],
+    requests: list[Trace],
+    probe: LengthProbe,
+    arms: list[Arm],
+) -> dict[str, Any]:
+    """The numbers of the demo by the names that others read them by."""
+    named = {arm.name: arm for arm in arms}
+    return {
+        "organism": {"accuracy": sum(trace.correct is True for trace in ledgers) / len(ledgers)},
+        "traces": {
+            "n": len(ledgers) + len(requests),
+            "correct": sum(trace.correct is True for trace in ledgers),
+            "states": dict(Counter(trace.state for trace in [*ledgers, *requests])),
+            "requests": request_outcomes(requests),
+        },
+        "length_probe": {
+            "spearman": probe.spearman.value,
+            "ci": list(probe.spearman.interval),
+            "baselines": {name: score.value for name, score in probe.baselines.items()},
+            "n_groups": probe.n_groups,
+            "above_best_text": _shown(probe.difference),
+            "within_difficulty": None if probe.within_difficulty is None else _shown(probe.within_difficulty),
+        },
+        "seal": {**steered_numbers(named, "seal"), "reversed_tokens": named["seal reversed"].tokens.value},
+        **{name: steered_numbers(named, name) for name in ("asc", "speed") if name in named},
+    }
+
+
+def steered_numbers(named: Mapping[str, Arm], method: str) -> dict[str, Any]:
+    """What a method did to tokens and accuracy, paired by problem, beside its random vectors."""
+    base, steered = named["base"], named[method]
+    random = [arm for name, arm in named.items() if name.startswith("random") and name.endswith(method)]
+    return {
+        "multiplier": steered.multiplier,
+        "tokens_base": base.tokens.value,
+        "tokens_steered": steered.tokens.value,
+        "accuracy_base": base.accuracy.value,
+        "accuracy_steered": steered.accuracy.value,
+        "accuracy_change": _shown(steered.differences["accuracy"]),
+        "random_tokens": [arm.tokens.value for arm in random],
+        "random_accuracy": [arm.accuracy.value for arm in random],
+        "change": steered.change.value,
+        "change_ci": list(steered.change.interval),
+        "n_problems": base.n_problems,
+    }
+
+
+def refusal_summary(found: RefusalProbe) -> dict[str, Any]:
+    """Refused or complied among the harmful, and how far the intent to refuse falls where the model complied, beside both nulls."""
+    among_harmful, study = found.comparisons["refusal"], found.cliffs["intent"]
+    fell, stood = study.cliffs["harmful", "complied"], study.cliffs.get(("harmful", "refused"))
+    return {
+        "auroc": _shown(among_harmful.auroc),
+        "above_best_baseline": _shown(among_harmful.difference),
+        "shuffled_labels": float(among_harmful.shuffled.null.mean()),
+        "cliff": {
+            "plateau": fell.plateau.value,
+            "end": fell.end.value,
+            "drop": _shown(fell.drop),
+            "drop_of_refused": None if stood is None else _shown(stood.drop),
+            "drop_beyond_benign": None if study.excess is None else _shown(study.excess),
+            "random_directions": float(study.random.mean()),
+        },
+        "n_groups": found.n_groups,
+    }
+
+
+def correctness_summary(found: CorrectnessProbe) -> dict[str, Any]:
+    """Right or wrong from the closing tag, and whether that is more than length and truncation say."""
+    return {
+        "auroc": _shown(found.comparison.auroc),
+        "above_best_baseline": _shown(found.comparison.difference),
+        "n_right": found.n_right,
+        "n_groups": found.n_groups,
+    }
+
+
+def _shown(estimate: Estimate) -> list[float]:
+    """Value, and the ends of its interval."""
+    return [estimate.value, *estimate.interval]
+
+
+def _or_why_not(measure: Callable[[], T]) -> T | str:
+    """A small run may hold too few of a class for every fold to have some; the summary then says so."""
+    try:
+        return measure()
+    except InputError as error:
+        return f"not measured: {error}"

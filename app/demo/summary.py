@@ -1,0 +1,49 @@
+"""The summary of a run: `summary.json` as the demo writes it, and its numbers as rows for a table."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from reasonscope.app.terminal import cell
+from reasonscope.data.errors import InputError
+from reasonscope.data.storage.untrusted import parse_json
+
+SUMMARY = "summary.json"
+REPORT = "report.html"
+
+
+def read_summary(run: Path) -> Mapping[str, Any]:
+    """The summary of the run in the folder `run`. Raises InputError where there is none, or it is not a JSON object."""
+    path = run / SUMMARY
+    try:
+        summary = parse_json(path.read_bytes(), str(path))
+    except (OSError, InputError) as error:
+        raise InputError(f"cannot read {path} ({error}); write one with: reasonscope demo --out {run}") from error
+    if not isinstance(summary, dict):
+        raise InputError(f"{path} holds a {type(summary).__name__}, and not a JSON object")
+    return summary
+
+
+def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and value of every number, names dotted: `("seal.tokens_base", "41.2")`; a list is one value."""
+    for name, value in summary.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", text) for inner, text in rows(value))
+        elif isinstance(value, list):
+            yield name, " … ".join(map(_text, value))
+        else:
+            yield name, _text(value)
+
+
+def table(summary: Mapping[str, Any], *, leave_out: Sequence[str] = ()) -> Table:
+    """The numbers as a table for the terminal, save those under the names in `leave_out`."""
+    shown = Table("number", "value")
+    for name, text in rows({key: value for key, value in summary.items() if key not in leave_out}):
+        shown.add_row(cell(name), cell(text))
+    return shown
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

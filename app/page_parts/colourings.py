@@ -1,0 +1,196 @@
+"""What the tokens or sentences of a trace can be coloured by, and the values behind each. No model, no Streamlit."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reasonscope.analysis.attention.reading import mean_effect
+from reasonscope.analysis.results import Axis, Result
+from reasonscope.app.page_parts.measurements import stamp, trace_results
+from reasonscope.app.page_parts.readings import Reading, places_of, reading
+from reasonscope.app.page_parts.runs import Run
+from reasonscope.data.storage.token_scores import read_scores
+from reasonscope.data.trace import Trace
+
+_PROBE = "probe: "
+_NAMES = {
+    "entropy": "entropy, forking tokens",
+    "steering_shift": "steered − base",
+    "alternatives": "log-probability, read again",
+    "suppression": "suppression effect",
+    "replacement": "replacement effect",
+    "receiver_scores": "attention received",
+    "close_attention": "attention of the closing tag",
+    "recurrence": "longest pause before a look",
+    "mi_peaks": "MI",
+    "mi_base": "MI of the base model",
+    "anchors": "importance",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colouring:
+    """A value for every token (`per` "token") or sentence of a trace, NaN where there is none.
+
+    `null` is the band of chance (2, …), `interval` how far each value is known (2, …), `marks` the places that stand out.
+    `bottom` and `top` are the ends of the scale where they are known beforehand.
+    """
+
+    name: str
+    title: str
+    unit: str
+    per: str
+    values: NDArray[np.float64]
+    about: str
+    bottom: float | None = None
+    top: float | None = None
+    null: NDArray[np.float64] | None = None
+    interval: NDArray[np.float64] | None = None
+    marks: tuple[int, ...] = ()
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The ends of the scale: the 2nd and the 98th percentile where they are not given, for one odd token would wash out the rest."""
+        known = self.values[np.isfinite(self.values)]
+        low, high = np.quantile(known, [0.02, 0.98]).tolist() if len(known) else (0.0, 1.0)
+        low = low if self.bottom is None else self.bottom
+        high = high if self.top is None else self.top
+        return low, high if high > low else low + 1.0
+
+
+def colouring_names(run: Run, id: str) -> list[str]:
+    """What the trace `id` can be coloured by, in words; the address of a page says them too."""
+    trace = reading(run, id).trace
+    measured = {"entropy": trace.entropies, "surprise": trace.logprobs}
+    names = ["kind", *(name for name, values in measured.items() if values is not None)]
+    names += [f"{_PROBE}{path.stem}" for path in sorted(run.where.scores.glob("*.safetensors"))]
+    for result in map(_over_sources, trace_results(run, id)):
+        names += [name for name, _ in _lines(result)]
+    return list(dict.fromkeys(names))
+
+
+def colouring(run: Run, id: str, name: str) -> Colouring | None:
+    """The values behind a name of `colouring_names`; None for `kind` and for a name that the trace does not have."""
+    trace = reading(run, id).trace
+    if name == "entropy" and trace.entropies is not None:
+        return _generated(trace, name, "entropy of the next token", trace.entropies)
+    if name == "surprise" and trace.logprobs is not None:
+        return _generated(trace, name, "surprise (−log probability)", -trace.logprobs)
+    if name.startswith(_PROBE):
+        path = run.where.scores / f"{Path(name.removeprefix(_PROBE)).name}.safetensors"
+        return _score(trace, path, stamp(path)) if path.exists() else None
+    for result in map(_over_sources, trace_results(run, id)):
+        for found, index in _lines(result):
+            if found == name:
+                return _of_result(result, index, name, reading(run, id))
+    return None
+
+
+def _generated(trace: Trace, name: str, title: str, measured: NDArray[np.floating]) -> Colouring:
+    """What was measured of each generated token while it was drawn."""
+    values = np.full(len(trace.token_ids), np.nan)
+    values[trace.n_prompt_tokens :] = measured
+    temperature = trace.sampling.temperature if trace.sampling else "unknown"
+    about = f"at the generating temperature, {temperature}; n = {np.isfinite(values).sum()} tokens"
+    return Colouring(name=name, title=title, unit="nats", per="token", values=values, about=about, bottom=0.0)
+
+
+@lru_cache(maxsize=64)
+def _score(trace: Trace, path: Path, mtime: int) -> Colouring | None:
+    found = read_scores(path, [trace.id])
+    values = np.full(len(trace.token_ids), np.nan)
+    scored = found.scores[trace.id]
+    values[: len(scored)] = scored
+    unit = str(found.about.get("unit", "")).removeprefix("1")
+    about = f"probe at {found.about.get('site')}; n = {len(scored)} tokens; the last token is never fed back"
+    bottom, top = (0.0, 1.0) if unit == "probability" else (None, None)
+    name = f"{_PROBE}{path.stem}"
+    return Colouring(name=name, title=name, unit=unit, per="token", values=values, about=about, bottom=bottom, top=top)
+
+
+def _over_sources(result: Result) -> Result:
+    """Effects of sentence on sentence as one number a sentence, the mean over what stands behind it; any other result as it is."""
+    if [axis.name for axis in result.axes] != ["target", "source"]:
+        return result
+    return replace(
+        result,
+        quantity=f"{result.quantity}, mean over later sentences",
+        axes=(Axis.of("sentence", len(result.values)),),
+        values=mean_effect(result.values),
+        null=None,
+        null_missing="the null is of single pairs",
+        interval=None,
+        arrays={},
+        reason=result.reason or "nothing stands behind the last sentence",
+    )
+
+
+def _lines(result: Result) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and index of each line over tokens or sentences that a result holds, up to a dozen."""
+    last = result.axes[-1] if result.axes else None
+    if last is None or last.name not in ("token", "sentence") or not result.measured:
+        return
+    if any(axis.name in ("token", "sentence", "source", "target") for axis in result.axes[:-1]):
+        return
+    shape = tuple(len(axis) for axis in result.axes[:-1])
+    for index in list(np.ndindex(shape))[:12]:
+        labels = [_said(axis, i) for axis, i in zip(result.axes, index, strict=False)]
+        yield colouring_name(result.method, *labels), index
+
+
+def _said(axis: Axis, place: int) -> str:
+    label = axis.labels[place]
+    return f"{axis.name} {label}" if label.isdigit() else label
+
+
+def colouring_name(method: str, *labels: str) -> str:
+    """What a line of a method's result is called here."""
+    return " · ".join([_NAMES.get(method, method.replace("_", " ")), *labels])
+
+
+def _of_result(result: Result, index: tuple[int, ...], name: str, read: Reading) -> Colouring | None:
+    """One line of a result, spread over the tokens or sentences of the trace by the labels of its axis."""
+    axis = result.axes[-1]
+    n = len(read.trace.token_ids) if axis.name == "token" else len(read.sentences)
+    places = places_of(read, result)
+    there = [i for i, place in enumerate(places) if place >= 0]
+    if not there:
+        return None
+    where = [places[i] for i in there]
+    values = np.full(n, np.nan)
+    values[where] = result.values[index][there]
+    null, interval = (
+        None if band is None else _spread(np.stack([band.low[index], band.high[index]])[:, there], where, n)
+        for band in (result.null, result.interval)
+    )
+    marks: tuple[int, ...] = ()
+    if "peaks" in result.arrays and result.arrays["peaks"].shape == result.values.shape:
+        marks = tuple(places[i] for i in np.flatnonzero(result.arrays["peaks"][index]))
+    chance = result.null.what if result.null else result.null_missing or result.reason
+    seed = result.provenance.get("seed", "–")
+    what = ", ".join(f"{key} {result.provenance[key]}" for key in ("vector", "multiplier") if key in result.provenance)
+    said = [result.quantity, what, f"chance: {chance}", f"seed {seed}", f"n = {np.isfinite(values).sum()}"]
+    about = "; ".join(part for part in said if part)
+    unit = result.unit_of(result.axes[0].labels[index[0]] if index else "")
+    return Colouring(
+        name=name,
+        title=name,
+        unit=unit,
+        per=axis.name,
+        values=values,
+        about=about,
+        null=null,
+        interval=interval,
+        marks=marks,
+    )
+
+
+def _spread(ends: NDArray[np.float64], where: list[int], n: int) -> NDArray[np.float64]:
+    """(2, place) as (2, n), NaN where there is no place."""
+    found = np.full((2, n), np.nan)
+    found[:, where] = ends
+    return found

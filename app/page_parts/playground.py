@@ -1,0 +1,127 @@
+"""The playground: one problem answered as it is and steered, from the same seed, and where the two part."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.text.align import token_strings
+from reasonscope.data.trace import Message, Problem, Sampling, Trace
+
+if TYPE_CHECKING:
+    from reasonscope.probes.generation.decoding import DecodingStep
+    from reasonscope.probes.models.model import Model
+    from reasonscope.steering.vectors.vector import SteeringVector
+
+SCOPES = {"every token of the thinking": False, "where steps begin": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One completion: its tokens as text, and what became of it."""
+
+    tokens: tuple[str, ...]
+    thinking_tokens: int
+    answer: str
+    finish: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duel:
+    """Base and steered. `parted` is the first generated token that differs, or None. `kl` is the mean divergence of the steered model
+    from the base over the tokens that the base generated, in nats a token. `touched` counts the tokens edited."""
+
+    base: Side
+    steered: Side
+    parted: int | None
+    kl: float
+    touched: int
+
+
+def vectors_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+@lru_cache(maxsize=1)
+def loaded(name: str) -> "Model":
+    """The model, kept while the app runs."""
+    from reasonscope.probes.models.model import load_model
+
+    return load_model(name)
+
+
+def mixed(weights: Mapping[Path, float]) -> "SteeringVector":
+    """The weighted sum of vectors, by site. Raises InputError where all weights are 0 or the vectors are of several widths."""
+    from reasonscope.probes.architecture.sites import Site
+    from reasonscope.steering.vectors.vector import SteeringVector
+
+    directions: dict[Site, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = {}
+    for path, weight in weights.items():
+        for site, direction in SteeringVector.load(path).directions.items():
+            if site in directions and directions[site].shape != direction.shape:
+                raise InputError(f"{path.name} is of another width than the other vectors; choose those of one model")
+            directions[site] = (directions.get(site, 0) + np.float32(weight) * direction).astype(np.float32)
+    if not directions or not any(weights.values()):
+        raise InputError("every vector has strength 0; move a slider to steer")
+    return SteeringVector(directions=directions, method="mix", provenance={p.stem: w for p, w in weights.items()})
+
+
+def duel(
+    model: "Model",
+    question: str,
+    weights: Mapping[Path, float],
+    *,
+    at_separators: bool,
+    sampling: Sampling,
+    tell: Callable[[str, int], None],
+) -> Duel:
+    """Answer `question` as it is and steered. `tell` hears the side and the number of each token; what it raises ends the work."""
+    from reasonscope.probes.generation.rollout import rollouts
+    from reasonscope.steering.experiments.side_effects import divergences, generated, reading
+    from reasonscope.steering.vectors.intervention import Steering
+    from reasonscope.steering.vectors.scope import Scope
+
+    problem = Problem(id="playground", messages=(Message(role="user", content=question),))
+    (base,) = rollouts(model, [problem], sampling, on_step=lambda step: tell("base", step.index))
+    steering = Steering(mixed(weights), 1.0, Scope.thinking(model, at_separators=at_separators))
+
+    def follow(step: "DecodingStep") -> None:
+        steering.on_step(step)
+        tell("steered", step.index)
+
+    (steered,) = rollouts(model, [problem], sampling, write=steering.edits, on_step=follow)
+    touched = steering.touched
+    if touched == 0:
+        raise InputError("the vector touched no token: nothing that was generated lies in its scope")
+    again = Steering(mixed(weights), 1.0, Scope.thinking(model, at_separators=at_separators))
+    divergent = divergences(model, [base], [reading(model, again)], {"all": generated})[0]["all"]
+    return Duel(
+        base=_side(base),
+        steered=_side(steered),
+        parted=_parted(base, steered),
+        kl=float(divergent.kl.sum() / divergent.n_tokens.sum()),
+        touched=touched,
+    )
+
+
+def _side(trace: Trace) -> Side:
+    pieces = token_strings(trace.text, trace.offsets)[trace.n_prompt_tokens :]
+    return Side(
+        tokens=tuple(pieces),
+        thinking_tokens=trace.n_thinking_tokens,
+        answer=trace.answer_text.strip(),
+        finish=trace.finish_reason,
+    )
+
+
+def _parted(base: Trace, steered: Trace) -> int | None:
+    """The first generated token in which the two differ, one of them having ended counted as a difference."""
+    ids = [trace.token_ids[trace.n_prompt_tokens :].tolist() for trace in (base, steered)]
+    for i, (a, b) in enumerate(zip(*ids, strict=False)):
+        if a != b:
+            return i
+    return None if len(ids[0]) == len(ids[1]) else min(map(len, ids))

@@ -1,0 +1,166 @@
+"""The traces of a run as they are read: a row each in a table, and one of them sentence by sentence. No model, no Streamlit."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from reasonscope.analysis.results import Result
+from reasonscope.app.page_parts.runs import Run
+from reasonscope.data.exchange.importers import published_numbers, published_sentences
+from reasonscope.data.organism.truth import true_sentences
+from reasonscope.data.text.answers import CONTROL
+from reasonscope.data.text.behaviour import answer_behaviour
+from reasonscope.data.text.steps_and_sentences import sentences
+from reasonscope.data.trace import Sentence, Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A trace in the table; the length of a thinking whose tokens are not known is None.
+
+    `outcome` is right, wrong, refused, complied or unclear; `kind` what was asked; a `group` is a problem.
+    """
+
+    id: str
+    group: str
+    kind: str
+    difficulty: float | None
+    outcome: str
+    thinking_tokens: int | None
+    state: str
+    answer: str
+    question: str
+
+
+@lru_cache(maxsize=8)
+def rows(run: Run) -> tuple[Row, ...]:
+    """Every trace of the run, in the order in which they were stored."""
+    columns = [
+        "id",
+        "group",
+        "difficulty",
+        "gold",
+        "correct",
+        "state",
+        "final_answer",
+        "text",
+        "chars",
+        "tokens",
+        "problem",
+    ]
+    found = []
+    for row in run.store.table().select(columns).to_pylist():
+        problem = json.loads(row["problem"])
+        text, chars = row["text"], row["chars"]
+        answer = text[slice(*chars["answer"])]
+        start, stop = row["tokens"]["thinking"]
+        untold = start == stop and chars["thinking"][0] < chars["thinking"][1]
+        found.append(
+            Row(
+                id=row["id"],
+                group=row["group"],
+                kind=_kind(problem),
+                difficulty=row["difficulty"],
+                outcome=_outcome(row["correct"], answer, row["state"]),
+                thinking_tokens=None if untold else stop - start,
+                state=row["state"],
+                answer=(row["final_answer"] or CONTROL.sub(" ", answer).strip())[:80],
+                question=_question(problem)[:160],
+            )
+        )
+    return tuple(found)
+
+
+def length_of(row: Row) -> str:
+    """How long the trace thought, in words."""
+    known = row.thinking_tokens
+    return "thinking tokens not known" if known is None else f"{known} thinking tokens"
+
+
+@lru_cache(maxsize=4)
+def all_traces(run: Run) -> tuple[Trace, ...]:
+    return tuple(run.store)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A trace as it is read: its sentences, and the step (a paragraph) that each belongs to.
+
+    `labels` says whose the sentences are: published, of the grammar (whose truth `depends_on` is, by sentence), or ours.
+    """
+
+    trace: Trace
+    sentences: tuple[Sentence, ...]
+    steps: tuple[int, ...]
+    labels: str
+    depends_on: tuple[tuple[int, ...], ...] | None = None
+
+
+@lru_cache(maxsize=32)
+def reading(run: Run, id: str) -> Reading:
+    """The trace `id` of the run, cut as the analyses cut it. Raises InputError for an unknown id."""
+    return read(run.store.trace(id))
+
+
+def read(trace: Trace) -> Reading:
+    """A trace cut into its published sentences, those of the organism's grammar, or our own."""
+    depends_on = None
+    if cut := published_sentences(trace):
+        labels = "published"
+    elif "ledger" in trace.problem.meta:
+        cut, depends_on = true_sentences(trace)
+        labels = "the grammar's"
+    else:
+        cut, labels = sentences(trace), "our"
+    step, steps = 0, []
+    for before, after in zip([None, *cut], cut, strict=False):
+        if before is not None and "\n\n" in trace.text[before.chars.stop : after.chars.start]:
+            step += 1
+        steps.append(step)
+    return Reading(
+        trace=trace,
+        sentences=tuple(cut),
+        steps=tuple(steps),
+        labels=labels,
+        depends_on=None if depends_on is None else tuple(depends_on),
+    )
+
+
+def sentence_at(read: Reading, token: int) -> int:
+    """The sentence that holds the token, or the last one before it."""
+    return max((one.index for one in read.sentences if one.tokens.start <= token), default=0)
+
+
+def places_of(read: Reading, result: Result) -> list[int]:
+    """The token or sentence of the trace that each label of a result's last axis means, −1 for a sentence that is not in the trace.
+
+    Published importances name sentences by their published numbers; all other results count. Empty for a result over other tokens or
+    sentences than these.
+    """
+    axis = result.axes[-1]
+    if result.provenance.get("source") == "published":
+        known = {str(number): place for place, number in enumerate(published_numbers(read.trace))}
+        return [known.get(label, -1) for label in axis.labels]
+    n = len(read.trace.token_ids) if axis.name == "token" else len(read.sentences)
+    places = [int(label) if label.isdigit() else -1 for label in axis.labels]
+    return places if all(0 <= place < n for place in places) else []
+
+
+def _kind(problem: Mapping[str, Any]) -> str:
+    meta = problem.get("meta") or {}
+    if "harmful" not in meta:
+        return "problem"
+    return "benign request" if not meta["harmful"] else "jailbreak" if meta.get("jailbreak") else "harmful request"
+
+
+def _outcome(correct: bool | None, answer: str, state: Any) -> str:
+    if correct is not None:
+        return "right" if correct else "wrong"
+    return answer_behaviour(answer, state)
+
+
+def _question(problem: Mapping[str, Any]) -> str:
+    messages = problem.get("messages") or ()
+    return str(messages[-1]["content"] if messages else problem.get("prompt") or "")

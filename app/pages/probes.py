@@ -1,0 +1,39 @@
+"""Probes: where a property can be read, how well on held-out problems beside its baselines, and its score along a trace."""
+
+import streamlit as st
+
+from reasonscope.app.page_parts import components, measurements, state
+from reasonscope.app.page_parts.runs import Run
+from reasonscope.app.page_parts.state import BOUND, Key
+
+_PROBES = ("length", "correctness", "refusal")
+
+
+def show(run: Run) -> None:
+    components.heading(
+        "Probes", "Scores are on held-out problems; each stands beside baselines that know the text alone."
+    )
+    name = st.segmented_control("Probe", _PROBES, default=_PROBES[0], key=Key.PROBE, bind=BOUND) or _PROBES[0]
+    kept = measurements.numbers(run, name)
+    if kept is None:
+        components.missing(f"the {name} probe", f"reasonscope probe {name} --run {run.path}")
+        return
+    shown = [name for name in kept["figures"] if not name.endswith(("trajectories", "cliffs"))]  # they have a page
+    for figure in components.of_contrast(shown):
+        components.show_kept(run.where.figures, figure, command=kept["command"])
+    st.subheader("Every number", anchor=False)
+    components.show_numbers(kept["numbers"], key="probe-numbers")
+    components.made_by(kept)
+    _along(run, name)
+
+
+def _along(run: Run, name: str) -> None:
+    """To the traces, coloured by this probe."""
+    scored = {"refusal": "intent"}.get(name, name)
+    path = run.where.scores / f"{scored}.safetensors"
+    st.subheader("Along a trace", anchor=False)
+    if not path.exists():
+        command = f"reasonscope probe apply {run.where.probes / scored}.safetensors --run {run.path}"
+        components.missing("the score of every token", command)
+    elif st.button("Read a trace coloured by this probe", icon=":material/article:"):
+        state.go("trace", **{Key.COLOUR: f"probe: {scored}"})

@@ -1,0 +1,128 @@
+"""Steering: what each method does beside its nulls, and a playground that answers one problem as it is and steered."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import streamlit as st
+
+from reasonscope.app.page_parts import components, measurements, playground, readings, state
+from reasonscope.app.page_parts.playground import SCOPES, Duel, Side
+from reasonscope.app.page_parts.runs import Run
+from reasonscope.app.page_parts.state import Key
+from reasonscope.data.trace import Sampling
+
+_DUEL, _WORKING = "reasonscope duel", "reasonscope steering at work"
+_DOSE = "dose_"  # how the figure of a method's dose-response begins
+_LEDGER = "Mia has 14 apples. She buys 7 more apples. Then she gives away 5 apples. How many apples does Mia have now?"
+
+
+def show(run: Run) -> None:
+    components.heading(
+        "Steering", "What steering does to length and accuracy beside random vectors, and one problem side by side."
+    )
+    measured = {}
+    for name in ("sweep", "steering"):
+        with components.told():  # what is wrong with one of them does not hide the other, nor the playground
+            measured[name] = measurements.numbers(run, name)
+    if measured and not any(measured.values()):
+        components.missing("the effect of steering", measurements.command(run, "numbers/sweep.json"))
+    for source, kept in measured.items():
+        if kept is None:
+            continue
+        _figures(run, kept["figures"], kept["command"])
+        with st.expander("Every number"):
+            components.show_numbers(kept["numbers"], key=f"{source}-numbers")
+            components.made_by(kept)
+    st.subheader("Playground", anchor=False)
+    _playground(run)
+
+
+def _figures(run: Run, names: Sequence[str], command: str) -> None:
+    """The figures that were kept; of the dose-responses that of the method which is chosen."""
+    doses = {name.removeprefix(_DOSE): name for name in names if name.startswith(_DOSE)}
+    for name in names:
+        if name not in doses.values():
+            components.show_kept(run.where.figures, name, command=command)
+    if doses:
+        chosen = st.selectbox("Dose and response of", list(doses), key=Key.METHOD, bind=state.BOUND)
+        components.show_kept(run.where.figures, doses[chosen], command=command)
+
+
+@st.fragment  # type: ignore[untyped-decorator]
+def _playground(run: Run) -> None:
+    """Sliders, the button, and the last two answers; the model runs when the button is pressed, never before."""
+    known = playground.vectors_in(run.where.vectors)
+    if not known:
+        components.missing("a steering vector", f"reasonscope steer extract seal --run {run.path}")
+        return
+    meta = run.store.meta.get("model") or {}
+    left, right = st.columns([2, 1])
+    question = left.text_area("Problem", _question(run), key="ask", bind=state.BOUND, height=120)
+    with right:
+        model = st.text_input("Model", meta.get("name") or "organism", key="model", bind=state.BOUND)
+        scope = st.selectbox("Where", list(SCOPES), index=1, key="where", bind=state.BOUND)
+    weights: dict[Path, float] = {}
+    for path, column in zip(known, st.columns(max(len(known), 2)), strict=False):
+        weights[path] = column.slider(
+            components.as_text(f"Strength of {path.stem}"), -4.0, 4.0, 1.0, 0.25, key=f"s_{path.stem}", bind=state.BOUND
+        )
+    columns = st.columns(3)
+    temperature = columns[0].slider("Temperature", 0.0, 1.5, 0.7, 0.1, key="temperature", bind=state.BOUND)
+    seed = columns[1].number_input("Seed", 0, 10**6, 0, key="seed", bind=state.BOUND)
+    longest = columns[2].number_input("Longest, tokens", 8, 4096, 500, key="longest", bind=state.BOUND)
+    start, stop, _ = st.columns([1, 1, 4])
+    pressed = start.button("Steer", type="primary", icon=":material/play_arrow:")
+    if stop.button("Stop", icon=":material/stop:"):  # a press ends the run of this page that is at work
+        st.caption("Stopped.")
+    if pressed:
+        sampling = Sampling(temperature=temperature, max_new_tokens=int(longest), seed=int(seed))
+        with components.told():
+            st.session_state[_DUEL] = _fought(model, question, weights, SCOPES[scope], sampling)
+    if (found := st.session_state.get(_DUEL)) is not None:
+        _shown(found)
+
+
+def _question(run: Run) -> str:
+    """The first problem of the run with a gold answer, to begin with."""
+    row = next((row for row in readings.rows(run) if row.kind == "problem"), None)
+    if row is None:
+        return _LEDGER
+    problem = readings.reading(run, row.id).trace.problem
+    return problem.messages[-1].content if problem.messages else problem.prompt or _LEDGER
+
+
+def _fought(model: str, question: str, weights: dict[Path, float], at_separators: bool, sampling: Sampling) -> Duel:
+    bar = st.progress(0.0, "loading the model")
+
+    def tell(side: str, token: int) -> None:
+        if token % 4 == 0:
+            bar.progress(min(1.0, token / sampling.max_new_tokens), f"{side}: token {token}")
+
+    found = playground.duel(
+        playground.loaded(model), question, weights, at_separators=at_separators, sampling=sampling, tell=tell
+    )
+    bar.empty()
+    return found
+
+
+def _shown(found: Duel) -> None:
+    parted = "they never part" if found.parted is None else f"they part at generated token {found.parted}"
+    st.caption(
+        f"Same seed; {parted}. KL of steered from base on the base's text: {found.kl:.3g} nats a token "
+        f"(n = {len(found.base.tokens)} tokens). {found.touched} tokens were edited. "
+        "One draw is an anecdote: the figure above has the intervals."
+    )
+    for column, (name, side) in zip(st.columns(2), (("Base", found.base), ("Steered", found.steered)), strict=True):
+        with column:
+            st.markdown(f"**{name}** · {side.thinking_tokens} thinking tokens · ended by {side.finish}")
+            st.html(_marked(side, found.parted))
+
+
+def _marked(side: Side, parted: int | None) -> str:
+    """The tokens as text, the first that differs marked."""
+    cut = len(side.tokens) if parted is None else parted
+    same, rest = escape("".join(side.tokens[:cut])), side.tokens[cut:]
+    mark = f"<mark>▶{escape(rest[0])}</mark>" if rest else ""
+    style = "white-space: pre-wrap; overflow-wrap: anywhere"
+    return f"<div style='{style}'><span style='opacity: .6'>{same}</span>{mark}{escape(''.join(rest[1:]))}</div>"

@@ -1,0 +1,1 @@
+"""The Streamlit server: its entry script, access control and start-up."""

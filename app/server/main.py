@@ -1,0 +1,135 @@
+"""The app that `reasonscope app` serves: which pages there are, and which run they show."""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import streamlit as st
+
+from reasonscope.app.demo.bundled import EXAMPLE
+from reasonscope.app.page_parts import components, state
+from reasonscope.app.page_parts.runs import Run, confined, find_runs, open_run
+from reasonscope.app.page_parts.state import BOUND, Key
+from reasonscope.app.pages import anchors, compare, heads, mi_peaks, overview, probes, refusal, steering, traces
+from reasonscope.data.errors import InputError, ReasonscopeError
+
+# Drawn here: for the icon of a page Streamlit would ask a server of fonts.
+_ICON = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
+    "%3Ccircle cx='7' cy='7' r='5' fill='none' stroke='%230072B2' stroke-width='2'/%3E"
+    "%3Cpath d='M11 11l4 4' stroke='%23E69F00' stroke-width='2'/%3E%3C/svg%3E"
+)
+_EXAMPLE, _UPLOAD = "example", "uploaded"
+_MOST_LINES = 2_000  # of an upload: a short line is cheap to send, and a trace of its own to parse, keep and show
+_UPLOADED, _FILE, _PROBLEM = "reasonscope uploaded run", "reasonscope file", "reasonscope problem of the file"
+
+# Address, title, icon, and the function that shows a run.
+_VIEWS: tuple[tuple[str, str, str, Callable[[Run], None]], ...] = (
+    ("overview", "Overview", ":material/dashboard:", overview.show),
+    ("trace", "Trace", ":material/article:", traces.show),
+    ("mi-peaks", "MI peaks", ":material/monitoring:", mi_peaks.show),
+    ("anchors", "Thought anchors", ":material/hub:", anchors.show),
+    ("heads", "Attention heads", ":material/grid_on:", heads.show),
+    ("probes", "Probes", ":material/radar:", probes.show),
+    ("refusal", "Refusal cliff", ":material/trending_down:", refusal.show),
+    ("steering", "Steering", ":material/tune:", steering.show),
+    ("compare", "Compare", ":material/compare_arrows:", compare.show),
+)
+
+
+def serve(run: str, root: Path) -> None:
+    """Show the run named `run` below `root` ("" for the example), or another one that the reader chooses."""
+    st.set_page_config(page_title="reasonscope", page_icon=_ICON, layout="wide")
+    st.html("<style>[data-testid='stMainBlockContainer'] {padding-top: 3rem}</style>")
+    pages = {
+        address: st.Page(partial(_page, show), title=title, icon=icon, url_path=address, default=address == "overview")
+        for address, title, icon, show in _VIEWS
+    }
+    state.offer_pages(pages)
+    chosen = st.navigation(list(pages.values()))
+    state.arrive()
+    with st.sidebar:
+        opened = _choose(run, root)
+        _upload()
+    st.session_state["reasonscope run"] = opened
+    chosen.run()
+
+
+def _page(show: Callable[[Run], None]) -> None:
+    with components.told():
+        where = st.session_state["reasonscope run"]
+        if where is not None:
+            show(open_run(where))
+
+
+def _choose(run: str, root: Path) -> Path | None:
+    """The folder of the run that is chosen in the sidebar; None, with a word why, where there is none."""
+    runs: dict[str, Path] = {}
+    with components.told():
+        runs = {name: confined(root, name) for name in dict.fromkeys([*([run] if run else []), *find_runs(root)])}
+    if EXAMPLE.is_dir():
+        runs.setdefault(_EXAMPLE, EXAMPLE)
+    if _UPLOADED in st.session_state:
+        runs[_UPLOAD] = Path(st.session_state[_UPLOADED].name) / _UPLOAD
+    if not run and _EXAMPLE in runs:  # what is opened where none was asked for stands first
+        runs = {_EXAMPLE: runs[_EXAMPLE], **runs}
+    state.offer_runs(runs)
+    if not runs:
+        st.info("No run here yet.")
+        return None
+    return runs[st.selectbox("Run", list(runs), key=Key.RUN, bind=BOUND)]
+
+
+def _upload() -> None:
+    """Traces of the reader's own: a JSONL of completions, read as data into a run that lasts as long as the reader's session."""
+    with st.expander("Open a file of completions"):
+        st.caption("JSONL, a line each: `prompt` and `completion`, or `messages`. Nothing in it is run.")
+        st.file_uploader("JSONL", type=["jsonl"], label_visibility="collapsed", key=_FILE, on_change=_take_upload)
+        with components.told():
+            if (problem := st.session_state.get(_PROBLEM)) is not None:
+                raise problem
+
+
+def _take_upload() -> None:
+    """Open the file that was just given, in place of the one before; what is wrong with it is told where it was given."""
+    given = st.session_state[_FILE]
+    st.session_state[_PROBLEM] = None
+    if given is None:
+        return
+    folder = TemporaryDirectory(prefix="reasonscope-upload-")  # goes with the session that holds it, or with the app
+    try:
+        _import(given.getvalue(), Path(folder.name))
+    except ReasonscopeError as error:
+        folder.cleanup()
+        st.session_state[_PROBLEM] = error
+        return
+    if _UPLOADED in st.session_state:
+        st.session_state[_UPLOADED].cleanup()
+    st.session_state[_UPLOADED] = folder
+    st.session_state[Key.RUN] = _UPLOAD
+
+
+def _import(content: bytes, folder: Path) -> None:
+    """Make a run of the completions in `content`. Raises InputError for too many of them, or naming the line that is wrong."""
+    from reasonscope.data.exchange.importers import import_jsonl
+    from reasonscope.data.storage.store import TraceStore
+
+    if (n := content.rstrip().count(b"\n") + 1) > _MOST_LINES:
+        raise InputError(
+            f"the file has {n:,} lines, and {_MOST_LINES:,} can be opened here; import it on the command line: "
+            "reasonscope import jsonl FILE --out runs/NAME"
+        )
+    file = folder / "upload.jsonl"
+    file.write_bytes(content)
+    found = import_jsonl(file)
+    file.unlink()
+    with TraceStore.create(folder / _UPLOAD, meta={"imported": {"as": "jsonl", "from": "an upload"}}) as store:
+        store.append(found, {})
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    serve(sys.argv[1], Path(sys.argv[2]))

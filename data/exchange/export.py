@@ -1,0 +1,121 @@
+"""Traces for other tools: JSONL, Parquet, and the files of Thought Anchors."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from reasonscope.data.errors import InputError, StoreError
+from reasonscope.data.exchange.importers import PUBLISHED_EFFECTS
+from reasonscope.data.storage.durable import write_durably, write_text_durably
+from reasonscope.data.storage.records import traces_to_table
+from reasonscope.data.text.steps_and_sentences import sentences
+from reasonscope.data.trace import Sentence, Trace
+
+
+def export_jsonl(traces: Iterable[Trace], path: str | Path) -> int:
+    """One JSON object a line, as `import_jsonl` reads it (prompt, completion, answer …), with the thinking and what was found in it.
+    Returns the number of traces."""
+    count = 0
+
+    def write(target: Path) -> None:
+        nonlocal count
+        with target.open("w", encoding="utf-8") as file:
+            for trace in traces:
+                file.write(json.dumps(_flat(trace)) + "\n")
+                count += 1
+
+    write_durably(Path(path), write)
+    return count
+
+
+def export_parquet(traces: Iterable[Trace], path: str | Path) -> int:
+    """One table with the columns of `records.TRACE_SCHEMA`; lossless. Returns the number of traces."""
+    table = traces_to_table(list(traces))
+    write_durably(Path(path), lambda file: pq.write_table(table, file, compression="zstd"))
+    return int(table.num_rows)
+
+
+def export_thought_anchors(traces: Iterable[Trace], folder: str | Path) -> int:
+    """A folder a trace (its id, which may hold slashes) with `base_solution.json`, `problem.json`, `chunks_labeled.json`, and
+    what was published of effects and of resampled sentences where the trace's `meta` has it. Returns the number of traces.
+
+    Chunks are `meta["chunks"]` where the trace was imported with them, else our sentences under the published splitter with our
+    labels, and without dependencies or importances. Raises InputError for an id that leads out of `folder`.
+    """
+    count = 0
+    for trace in traces:
+        place = PurePosixPath(trace.id)
+        if place.is_absolute() or ".." in place.parts or not place.parts or "\0" in trace.id:
+            raise InputError(f"trace {trace.id!r}: its id cannot be the name of a folder below {folder}")
+        target = Path(folder, *place.parts)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make {target}: {error}; give another folder") from error
+        for name, values in _anchor_files(trace).items():
+            write_text_durably(target / name, json.dumps(values, indent=2))
+        count += 1
+    return count
+
+
+def _split_text(trace: Trace) -> tuple[str, str]:
+    """Prompt and completion; imported text without tokens is cut before its opening tag, since the cut was not kept."""
+    cut = trace.chars.prompt.stop
+    if len(trace.token_ids):
+        begins = [*trace.offsets[:, 0].tolist(), len(trace.text)]
+        cut = begins[trace.n_prompt_tokens]
+    return trace.text[:cut], trace.text[cut:]
+
+
+def _flat(trace: Trace) -> dict[str, Any]:
+    prompt, completion = _split_text(trace)
+    return {
+        "id": trace.id,
+        "problem_id": trace.problem.id,
+        "group": trace.problem.group,
+        "difficulty": trace.problem.difficulty,
+        "answer": trace.problem.answer,
+        "sample": trace.sample,
+        "prompt": prompt,
+        "completion": completion,
+        "thinking": trace.thinking,
+        "state": trace.state,
+        "finish_reason": trace.finish_reason,
+        "final_answer": trace.final_answer,
+        "correct": trace.correct,
+        "n_thinking_tokens": trace.n_thinking_tokens,
+        "sampling": None if trace.sampling is None else asdict(trace.sampling),
+        "model": dict(trace.model),
+        "meta": dict(trace.meta),
+    }
+
+
+def _anchor_files(trace: Trace) -> dict[str, Any]:
+    prompt, completion = _split_text(trace)
+    files: dict[str, Any] = {
+        "base_solution.json": {
+            "prompt": prompt,
+            "solution": completion,
+            "full_cot": trace.text,
+            "answer": trace.final_answer,
+            "is_correct": trace.correct,
+        },
+        "problem.json": {"problem": _question(trace), "gt_answer": trace.problem.answer, **trace.problem.meta},
+        "chunks_labeled.json": trace.meta.get("chunks")
+        or [_chunk(s) for s in sentences(trace, splitter="thought_anchors")],
+    }
+    kept = (*PUBLISHED_EFFECTS, "chunks_resampled")
+    return files | {f"{name}.json": trace.meta[name] for name in kept if trace.meta.get(name)}
+
+
+def _question(trace: Trace) -> str:
+    problem = trace.problem
+    return problem.prompt if problem.prompt is not None else problem.messages[-1].content
+
+
+def _chunk(sentence: Sentence) -> Mapping[str, Any]:
+    return {"chunk": sentence.text, "chunk_idx": sentence.index, "function_tags": [sentence.tag], "depends_on": []}

@@ -1,0 +1,273 @@
+"""Problem sets by one call: the organism's own, files of several known forms, and data sets of the Hugging Face hub."""
+
+import json
+import math
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from reasonscope.data.errors import InputError, MissingExtraError
+from reasonscope.data.organism.ledger import MODES, SPLITS, Ledger, Line, Operation, sample_ledger
+from reasonscope.data.organism.requests import Request, sample_request
+from reasonscope.data.storage.untrusted import json_lines
+from reasonscope.data.text.answers import extract_answer
+from reasonscope.data.trace import Message, Problem
+
+# What each kind of request is drawn as; `requests` takes the mixed ones in turn, half of them harmful.
+_REQUESTS: Mapping[str, Mapping[str, bool]] = {
+    "harmful": {"harmful": True},
+    "twin": {"harmful": False},
+    "jailbreak": {"harmful": True, "jailbreak": True},
+    "plain": {"harmful": False, "twin": False},
+}
+_MIXED = ("harmful", "twin", "jailbreak", "twin")
+_PATIENCE = 2000  # draws without a new problem after which a kind is exhausted
+
+
+def load_problems(source: str | Path, *, split: str = "test", n: int | None = None, seed: int = 0) -> list[Problem]:
+    """The problems of `source`:
+
+    | source | what |
+    |---|---|
+    | `ledger`, `ledger:brief`, `ledger:detail` | `n` of the organism, of 1 to 8 steps equally often; `meta` holds the solution |
+    | `requests` | `n`, in turn harmful, benign, harmful with a jailbreak, benign; the benign ones are in the words of harmful ones |
+    | `requests:harmful`, `:twin`, `:jailbreak`, `:plain` | `n` requests of one kind; `plain` ones are benign and have no harmful twin |
+    | a path | JSONL: `messages` or `prompt`, with `id`, `answer`, `group`, `difficulty`, `meta`; or lines as in GSM8K, MATH-500 |
+    | `hf:NAME`, `hf:NAME:CONFIG` | a data set of the hub with such rows (needs the extra `datasets`) |
+
+    `split` is `train`, `validation` or `test` for the organism's sets, which are disjoint; a split of the data set for `hf:`; a file has
+    none. `n` None takes all of a file or data set, else a random choice by `seed` in the order of the source.
+
+    Raises InputError for a broken line (file and line named), for ids that come twice and for an empty set; MissingExtraError.
+    """
+    if n is not None and n <= 0:
+        raise InputError(f"n = {n} problems; ask for at least one")
+    name, _, kind = str(source).partition(":")
+    if name in ("ledger", "requests"):
+        problems = _generated(name, kind, split=split, n=n, seed=seed)
+    else:
+        rows = _hub_rows(kind, split) if name == "hf" else _file_rows(Path(source))
+        problems = _chosen(list(_problems_of_rows(rows)), n, seed)
+    if not problems:
+        raise InputError(f"{source} holds no problem")
+    return problems
+
+
+def ledger_problem(ledger: Ledger, mode: str = "default") -> Problem:
+    """A ledger as a problem: `difficulty` is the number of steps needed, `group` the same in every mode, `meta` the ledger and `mode`."""
+    group = f"ledger-{sha256(ledger.body.encode()).hexdigest()[:12]}"
+    return Problem(
+        id=group if mode == "default" else f"{group}-{mode}",
+        messages=(Message(role="user", content=ledger.question(mode)),),
+        answer=str(ledger.answer),
+        group=group,
+        difficulty=float(len(ledger.operations)),
+        meta=json.loads(json.dumps({"ledger": asdict(ledger), "mode": mode, "split": ledger.split})),
+    )
+
+
+def ledger_of(problem: Problem) -> Ledger:
+    """The ledger behind a problem of the set `ledger`: what the truth of its thinking is read against."""
+    made = problem.meta["ledger"]
+    return Ledger(
+        start=made["start"],
+        lines=tuple(Line(**line) for line in made["lines"]),
+        closed=made["closed"],
+        operations=tuple(Operation(**operation) for operation in made["operations"]),
+    )
+
+
+def request_of(problem: Problem) -> Request:
+    """The request behind a problem of the set `requests`."""
+    return Request(**problem.meta["request"])
+
+
+def request_problem(request: Request) -> Problem:
+    """A request as a problem without an answer; its `group` is what it is about, so that twins stay together."""
+    return Problem(
+        id=f"request-{sha256(request.prompt.encode()).hexdigest()[:12]}",
+        messages=(Message(role="user", content=request.prompt),),
+        group=request.thing,
+        meta={
+            "harmful": request.harmful,
+            "jailbreak": bool(request.suffix),
+            "twin": request.twin,
+            "topic": request.thing,
+            "request": asdict(request),
+        },
+    )
+
+
+def _generated(name: str, kind: str, *, split: str, n: int | None, seed: int) -> list[Problem]:
+    if split not in SPLITS:
+        raise InputError(f"split {split!r} of {name}: there are {', '.join(SPLITS)}")
+    if n is None:
+        raise InputError(f"{name} is made to order; say how many problems, as n=240")
+    rng = random.Random(f"{name} {split} {seed}")
+    found: dict[str, Problem] = {}
+    misses = 0
+    draw = _draw_ledger(kind, split, rng) if name == "ledger" else _draw_request(kind, split, rng)
+    while len(found) < n:
+        problem = draw(len(found))
+        misses = misses + 1 if problem.id in found else 0
+        if misses > _PATIENCE:
+            raise InputError(
+                f"{name}:{kind} has no more than about {len(found)} different problems in {split}; ask for fewer"
+            )
+        found.setdefault(problem.id, problem)
+    return list(found.values())
+
+
+def _draw_ledger(mode: str, split: str, rng: random.Random) -> Callable[[int], Problem]:
+    mode = mode or "default"
+    if mode not in MODES:
+        raise InputError(f"ledger:{mode}: the modes are {', '.join(MODES)}")
+    return lambda i: ledger_problem(sample_ledger(rng, split=split, steps=1 + i % 8), mode)
+
+
+def _draw_request(kind: str, split: str, rng: random.Random) -> Callable[[int], Problem]:
+    if kind and kind not in _REQUESTS:
+        raise InputError(f"requests:{kind}: the kinds are {', '.join(_REQUESTS)}")
+    kinds = (kind,) if kind else _MIXED
+    return lambda i: request_problem(sample_request(rng, split=split, **_REQUESTS[kinds[i % len(kinds)]]))
+
+
+def _chosen(problems: list[Problem], n: int | None, seed: int) -> list[Problem]:
+    if n is None or n >= len(problems):
+        return problems
+    return [problems[i] for i in sorted(random.Random(seed).sample(range(len(problems)), n))]
+
+
+def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    if not path.is_file():
+        raise InputError(f"{path} is no file; give a JSONL file, ledger, requests or hf:NAME")
+    return json_lines(path)
+
+
+def _hub_rows(name: str, split: str) -> Iterator[tuple[str, Any]]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise MissingExtraError(
+            "data sets of the hub need the extra datasets: pip install 'reasonscope[datasets]'"
+        ) from error
+    dataset, _, config = name.partition(":")
+    try:
+        rows = load_dataset(dataset, config or None, split=split)
+    except (OSError, ValueError) as error:  # unknown name, config or split; no network
+        raise InputError(f"hf:{name}, split {split!r}: {error}") from error
+    for number, row in enumerate(rows, start=1):
+        yield f"hf:{name} {split}, row {number}", row
+
+
+def _problems_of_rows(rows: Iterable[tuple[str, Any]]) -> Iterator[Problem]:
+    seen: dict[str, str] = {}
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: a JSON object is needed, not {type(row).__name__}")
+        reader = next((read for keys, read in _READERS if keys <= row.keys()), None)
+        if reader is None:
+            raise InputError(
+                f"{where}: has {', '.join(row) or 'no key'}; messages, prompt, question+answer or problem+solution is needed"
+            )
+        fields = {"id": _default_id(where), **reader(row, where)}
+        if fields["id"] in seen:
+            raise InputError(
+                f"{where}: the id {fields['id']!r} is taken by {seen[fields['id']]}; ids have to be unique"
+            )
+        seen[fields["id"]] = where
+        yield Problem(**fields)
+
+
+def _default_id(where: str) -> str:
+    place, _, number = where.rpartition(" ")
+    return f"{Path(re.sub(r',? (?:line|row)$', '', place)).stem.replace(' ', '-')}-{number}"
+
+
+def _from_prompt(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    prompt = row.get("prompt")
+    if prompt is not None and not isinstance(prompt, str):
+        raise InputError(f"{where}: prompt has to be a string; a conversation goes into messages")
+    if prompt is not None and row.get("messages"):
+        raise InputError(f"{where}: has both prompt and messages; give one of them")
+    return {
+        **_common(row, where),
+        **({"prompt": prompt} if prompt is not None else {"messages": _messages(row.get("messages"), where)}),
+    }
+
+
+def _from_gsm8k(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    fields = _common(row, where)
+    solution = fields.get("answer", "")
+    gold = solution.rpartition("####")[2].strip().replace(",", "")
+    return {
+        **fields,
+        "messages": _user(row["question"], where),
+        "answer": gold or None,
+        "meta": {**fields["meta"], "solution": solution},
+    }
+
+
+def _from_math(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    gold = row.get("answer")
+    if gold in (None, ""):
+        gold = extract_answer(str(row.get("solution", "")))
+    if gold is None:
+        raise InputError(f"{where}: neither an answer nor a solution with \\boxed{{…}}")
+    level = re.search(r"\d+", str(row.get("level", "")))
+    given = {"id": _first(row, "id", "unique_id"), "difficulty": level[0] if level else row.get("difficulty")}
+    fields = _common({**row, **given}, where)
+    meta = {key: row[key] for key in ("solution", "subject", "type", "level") if key in row}
+    return {
+        **fields,
+        "messages": _user(row["problem"], where),
+        "answer": str(gold),
+        "meta": {**fields["meta"], **meta},
+    }
+
+
+_READERS: tuple[tuple[set[str], Callable[[Mapping[str, Any], str], dict[str, Any]]], ...] = (
+    ({"messages"}, _from_prompt),
+    ({"prompt"}, _from_prompt),
+    ({"question", "answer"}, _from_gsm8k),
+    ({"problem", "answer"}, _from_math),
+    ({"problem", "solution"}, _from_math),
+)
+
+
+def _common(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields that any row may have, where they are not null."""
+    fields: dict[str, Any] = {key: str(row[key]) for key in ("id", "answer", "group") if row.get(key) is not None}
+    if row.get("difficulty") is not None:
+        try:
+            fields["difficulty"] = float(row["difficulty"])
+        except (TypeError, ValueError, OverflowError):
+            fields["difficulty"] = math.nan
+        if not math.isfinite(fields["difficulty"]):
+            raise InputError(f"{where}: difficulty {row['difficulty']!r:.60} is no number of the usual size")
+    meta = _first(row, "meta", "metadata")
+    if meta is not None and not isinstance(meta, dict):
+        raise InputError(f"{where}: meta has to be a JSON object, not {type(meta).__name__}")
+    return {**fields, "meta": meta or {}}
+
+
+def _first(row: Mapping[str, Any], *keys: str) -> Any:
+    """The first of these values that is not null; None where all are."""
+    return next((row[key] for key in keys if row.get(key) is not None), None)
+
+
+def _messages(values: Any, where: str) -> tuple[Message, ...]:
+    if not isinstance(values, list) or not values:
+        raise InputError(f"{where}: messages has to be a list of at least one message")
+    for value in values:
+        if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("role", "content")):
+            raise InputError(f"{where}: a message needs role and content, both strings; there is {value!r:.80}")
+    return tuple(Message(role=value["role"], content=value["content"]) for value in values)
+
+
+def _user(text: Any, where: str) -> tuple[Message, ...]:
+    return _messages([{"role": "user", "content": text}], where)

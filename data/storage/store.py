@@ -1,0 +1,426 @@
+"""Traces and their activations on disk, in a form that a kill cannot corrupt and that opens without this package.
+
+    run/
+      manifest.json            what is here, with a checksum of every file and of itself
+      shards/
+        000000.parquet         one row a trace (see `records.TRACE_SCHEMA`), with `row_start`, `row_stop` and `crc32`
+        000000.safetensors     one tensor a site, (row, …): the rows of all traces of the shard, one trace behind the other
+        000001.parquet …
+      .lock                    held by the one who writes, and by nobody once that process has ended
+
+Row r of a trace is what stood at its token r; the last token is never fed back, so a trace of n tokens has n − 1 rows.
+Without this package: `pyarrow.parquet.read_table` and `safetensors.safe_open` (numpy reads bfloat16 after `import ml_dtypes`).
+"""
+
+import fcntl
+import os
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from reasonscope.data.errors import InputError, ReasonscopeError, SiteError, StoreError
+from reasonscope.data.storage.durable import TEMPORARY, remove
+from reasonscope.data.storage.manifest import NAME, Manifest, Shard, SiteType, look_at, shard_name
+from reasonscope.data.storage.records import traces_of_table
+from reasonscope.data.storage.shards import (
+    DTYPES,
+    SHARD_SCHEMA,
+    Activations,
+    content_problem,
+    length_problem,
+    link_shard,
+    read_rows,
+    read_table,
+    remove_files,
+    rows_of,
+    write_shard,
+)
+from reasonscope.data.storage.untrusted import well_formed
+from reasonscope.data.trace import Trace
+
+_FOLDER = "shards"
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where a trace lies: row `index` of its shard's table, rows [start, stop) of its tensors, with a checksum per site."""
+
+    shard: Shard
+    index: int
+    start: int
+    stop: int
+    crc32: Mapping[str, int]
+
+
+class TraceStore:
+    """A folder of traces with their activations; append-only. Make one with `create`, `open` or `open_or_create`.
+
+    Many may read while one writes. The first `append` takes the writer's lock, which is released by `close`, by leaving the `with`
+    block, or by the end of the process, however it came.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self._folder = path / _FOLDER
+        self._manifest = manifest
+        self._places: dict[str, _Place] | None = None
+        self._recent: tuple[str, pa.Table] | None = None  # the table read last: traces are mostly asked for in order
+        self._lock = -1  # the descriptor, while `_unlock` is there to close it
+        self._unlock: weakref.finalize[..., Any] | None = None
+
+    @classmethod
+    def create(
+        cls, path: str | Path, *, meta: Mapping[str, Any] | None = None, sites: Sequence[str] = ()
+    ) -> "TraceStore":
+        """An empty store for activations at `sites`, in a folder that is new or empty. Raises StoreError, InputError."""
+        folder = Path(path)
+        if len(set(sites)) != len(sites):
+            raise InputError(f"sites {list(sites)} name one twice")
+        _need_blank(folder)
+        try:
+            (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make {folder}: {error}") from error
+        manifest = Manifest(meta=dict(meta or {}), sites=dict.fromkeys(sites))
+        store = cls(folder, manifest)
+        store._take_lock()
+        try:
+            _need_blank(folder)  # another writer may have been here before we held the lock
+            store._write(manifest)
+        except ReasonscopeError:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def open(cls, path: str | Path) -> "TraceStore":
+        """The store in `path`. Raises StoreError where there is none, where its manifest was altered or is of a newer version, or
+        where a file of it is missing, has another length than it had, may not be read, or is a link."""
+        store = cls(Path(path), Manifest.read(Path(path)))
+        if problem := _link_problem(store._folder):
+            raise StoreError(problem)
+        for shard in store._manifest.shards:
+            for name, file in shard.files.items():
+                if problem := length_problem(store._folder / name, file):
+                    raise StoreError(problem)
+        return store
+
+    @classmethod
+    def open_or_create(
+        cls, path: str | Path, *, meta: Mapping[str, Any] | None = None, sites: Sequence[str] = ()
+    ) -> "TraceStore":
+        """The store in `path`, to go on with it, else a new one. Raises StoreError where the one that is there holds other sites
+        or was written under another `meta`: what is in one store was made in one way."""
+        if look_at(Path(path) / NAME) is None:
+            return cls.create(path, meta=meta, sites=sites)
+        store = cls.open(path)
+        if store.sites != tuple(sites):
+            raise StoreError(
+                f"{path} holds the sites {', '.join(store.sites) or '(none)'}, not {', '.join(sites) or '(none)'}"
+            )
+        wanted, there = dict(meta or {}), dict(store.meta)
+        different = sorted(key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key))
+        if different:
+            raise StoreError(
+                f"{path} was written with another {', '.join(different)}; give another folder to start anew"
+            )
+        return store
+
+    def __enter__(self) -> "TraceStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the writer's lock, if held. Reading goes on to work."""
+        if self._unlock is not None:
+            self._unlock()
+            self._unlock = None
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        return self._manifest.meta
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return tuple(self._manifest.sites)
+
+    @property
+    def site_types(self) -> Mapping[str, SiteType | None]:
+        """Type and shape of a row of each site; None while nothing was stored."""
+        return self._manifest.sites
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of all traces, in the order in which they were stored."""
+        return tuple(self._index())
+
+    def __len__(self) -> int:
+        return sum(shard.traces for shard in self._manifest.shards)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._index()
+
+    def __iter__(self) -> Iterator[Trace]:
+        """All traces, one shard in memory at a time."""
+        for shard in self._manifest.shards:
+            yield from traces_of_table(self._table(shard))
+
+    def trace(self, id: str) -> Trace:
+        place = self._place(id)
+        if self._recent is None or self._recent[0] != place.shard.name:
+            self._recent = place.shard.name, self._table(place.shard)
+        return next(traces_of_table(self._recent[1].slice(place.index, 1)))
+
+    def table(self) -> pa.Table:
+        """All traces as one Arrow table: the columns of `records.TRACE_SCHEMA`, and where their rows lie."""
+        tables = [self._table(shard) for shard in self._manifest.shards]
+        return pa.concat_tables(tables) if tables else SHARD_SCHEMA.empty_table()
+
+    def activations(self, id: str, site: str) -> NDArray[Any]:
+        """What stood at `site` (row, …), rows as above; bfloat16 as `ml_dtypes.bfloat16`. Reads the bytes of these rows alone.
+
+        Raises InputError for an unknown id, SiteError for a site that is not stored, StoreError where the bytes were altered.
+        """
+        if site not in self._manifest.sites:
+            raise SiteError(f"{self.path} does not hold {site!r}; it holds {', '.join(self.sites) or 'no site'}")
+        place = self._place(id)
+        kind = self._manifest.sites[site]
+        return read_rows(self._folder, place.shard, site, kind, place.start, place.stop, place.crc32[site])
+
+    def append(self, traces: Sequence[Trace], activations: Activations | None = None) -> None:
+        """Store `traces` as one shard, with one array (token − 1, …) a trace for every site of the store.
+
+        They are stored when this returns, and not at all if it does not, unless the disk fails in the very last step: then the store
+        may hold them, whole. Raises InputError for an id that is there already or arrays that do not fit, StoreError where another
+        process writes or the disk is full.
+        """
+        if not traces:
+            return
+        self._take_lock()
+        types = self._fitting(traces, activations or {})
+        ordered = {site: (activations or {})[site] for site in self.sites}
+        shard = write_shard(self._folder, shard_name(len(self._manifest.shards)), traces, ordered)
+        try:
+            self._write(replace(self._manifest, sites=types, shards=(*self._manifest.shards, shard)))
+        except StoreError:
+            self._withdraw([shard])
+            raise
+        self._index().update(self._places_in(shard))
+
+    def adopt(self, other: "TraceStore") -> None:
+        """Take over the shards of `other`, a store of the same `meta` and sites that nobody writes to any more; its files stay.
+
+        The shards enter in one step: a kill leaves this store without them, and a second call takes them. Those that are here
+        already are left out. Raises InputError for an `other` of another kind or with some traces that are here already,
+        StoreError where another process writes or the disk is full.
+        """
+        self._take_lock()
+        if (other.meta, other.sites) != (self.meta, self.sites):
+            raise InputError(
+                f"{other.path} was recorded otherwise than {self.path}; only parts of one run can be joined"
+            )
+        new = [shard for shard in other._manifest.shards if not self._holds(other, shard)]
+        if not new:
+            return
+        types = {site: self._manifest.sites[site] or other._manifest.sites[site] for site in self.sites}
+        for site, kind in other._manifest.sites.items():
+            if kind != types[site]:
+                raise InputError(f"{other.path} holds {site} as {kind}, {self.path} as {types[site]}; record it alike")
+        taken: list[Shard] = []
+        try:
+            for number, shard in enumerate(new, start=len(self._manifest.shards)):
+                taken.append(link_shard(other._folder, shard, self._folder, shard_name(number)))
+            self._write(replace(self._manifest, sites=types, shards=(*self._manifest.shards, *taken)))
+        except StoreError:
+            self._withdraw(taken)
+            raise
+        for shard in taken:
+            self._index().update(self._places_in(shard))
+
+    def _write(self, manifest: Manifest) -> None:
+        self._need_lock()
+        manifest.write(self.path)
+        self._manifest = manifest
+
+    def _withdraw(self, shards: Sequence[Shard]) -> None:
+        """Remove the files of `shards`, which were to enter with a manifest that could not be written, and start from the manifest that
+        is there. They stay where it names them, its write having failed at the very end, or where they may be another writer's."""
+        if self._unlock is None:
+            return
+        with suppress(StoreError):
+            self._need_lock()
+            self._manifest, self._places = Manifest.read(self.path), None
+            named = {name for shard in self._manifest.shards for name in shard.files}
+            for shard in shards:
+                remove_files(self._folder, shard.files.keys() - named)
+
+    def _holds(self, other: "TraceStore", shard: Shard) -> bool:
+        ids = other._places_in(shard).keys()
+        here = [id for id in ids if id in self._index()]
+        if here and len(here) < len(ids):
+            raise InputError(f"{other.path} and {self.path} both hold {here[0]!r}; ids have to be unique")
+        return bool(here)
+
+    def check(self) -> list[str]:
+        """Everything that is wrong with the store, every byte of it read; empty where nothing is."""
+        return check_store(self.path)
+
+    def _fitting(self, traces: Sequence[Trace], activations: Activations) -> dict[str, SiteType]:
+        """The types of the sites after `traces` come in; raises InputError where something does not fit."""
+        known = set(self._index())
+        for trace in traces:
+            if trace.id in known:
+                raise InputError(f"a trace {trace.id!r} is in {self.path} already; ids have to be unique")
+            known.add(trace.id)
+        if set(activations) != set(self.sites):
+            raise InputError(f"activations at {sorted(activations)}; the store holds {sorted(self.sites)}")
+        return {site: self._type_of(site, traces, activations[site]) for site in self.sites}
+
+    def _type_of(self, site: str, traces: Sequence[Trace], arrays: Sequence[NDArray[Any]]) -> SiteType:
+        if len(arrays) != len(traces):
+            raise InputError(f"{site}: {len(arrays)} arrays for {len(traces)} traces; give one a trace")
+        wanted = self._manifest.sites[site] or SiteType(dtype=arrays[0].dtype.name, shape=arrays[0].shape[1:])
+        if wanted.dtype not in DTYPES:
+            raise InputError(
+                f"{site}: arrays of {wanted.dtype} cannot be stored; cast them to one of {', '.join(DTYPES)}"
+            )
+        for trace, array in zip(traces, arrays, strict=True):
+            if array.shape != (rows_of(trace), *wanted.shape) or array.dtype.name != wanted.dtype:
+                raise InputError(
+                    f"{site} of {trace.id!r}: {array.dtype.name} {array.shape} does not fit; {len(trace.token_ids)} tokens make "
+                    f"{rows_of(trace)} rows, and the store holds {wanted.dtype} {wanted.shape} a row"
+                )
+        return wanted
+
+    def _take_lock(self) -> None:
+        if self._unlock is not None:
+            self._need_lock()
+            return
+        try:
+            if problem := _link_problem(self._folder):
+                raise StoreError(problem)
+            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            raise StoreError(f"cannot write in {self.path}: {error}") from error
+        self._unlock = weakref.finalize(self, os.close, self._lock)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process: a dead writer holds nothing
+        except OSError as error:
+            self.close()
+            raise StoreError(
+                f"{self.path} is being written by another process; wait for it, or give another folder"
+            ) from error
+        try:
+            self._need_lock()
+            self._start()
+        except StoreError:
+            self.close()
+            raise
+
+    def _need_lock(self) -> None:
+        """Raise StoreError, and let go of the lock, unless it is the one that another writer would find."""
+        held, found = os.fstat(self._lock), None
+        with suppress(OSError):
+            found = (self.path / _LOCK).lstat()
+        if found is None or not os.path.samestat(held, found):
+            self.close()
+            raise StoreError(
+                f"the lock {self.path / _LOCK} was removed while it was held, and another process may write; what was stored is "
+                f"intact: end the other one, and run it again"
+            )
+
+    def _start(self) -> None:
+        """Clear away what a killed writer left, and take what another one wrote since we read the manifest."""
+        try:
+            for leftover in (self.path / (NAME + TEMPORARY), *self._folder.glob(f"*{TEMPORARY}")):
+                remove(leftover)
+        except OSError as error:
+            raise StoreError(f"cannot write in {self.path}: {error}") from error
+        if look_at(self.path / NAME) is not None:
+            self._manifest, self._places = Manifest.read(self.path), None
+
+    def _index(self) -> dict[str, _Place]:
+        if self._places is None:
+            places: dict[str, _Place] = {}
+            for shard in self._manifest.shards:
+                places |= self._places_in(shard)
+            self._places = places
+        return self._places
+
+    def _places_in(self, shard: Shard) -> dict[str, _Place]:
+        table = self._table(shard, columns=["id", "row_start", "row_stop", "crc32"])
+        with well_formed(self._folder / shard.table, StoreError):
+            return {row["id"]: self._placed(shard, i, row) for i, row in enumerate(table.to_pylist())}
+
+    def _placed(self, shard: Shard, index: int, row: Mapping[str, Any]) -> _Place:
+        crc32 = dict(zip(self.sites, row["crc32"], strict=True))
+        return _Place(shard=shard, index=index, start=int(row["row_start"]), stop=int(row["row_stop"]), crc32=crc32)
+
+    def _place(self, id: str) -> _Place:
+        place = self._index().get(id)
+        if place is None:
+            raise InputError(f"{self.path} has no trace {id!r}; `ids` lists its {len(self)} traces")
+        return place
+
+    def _table(self, shard: Shard, columns: list[str] | None = None) -> pa.Table:
+        return read_table(self._folder, shard, columns)
+
+
+def _need_blank(folder: Path) -> None:
+    """Raise StoreError unless a folder is new, empty, or holds no more than a writer leaves that was killed before its first manifest."""
+    left = {folder / _LOCK, folder / _FOLDER}
+    try:
+        there = folder.exists()
+        blank = folder.is_dir() and all(path in left or _is_temporary(path, folder) for path in folder.rglob("*"))
+    except OSError as error:
+        raise StoreError(f"cannot make {folder}: {error}") from error
+    if there and not blank:
+        raise StoreError(f"{folder} exists and is not empty; give another folder, or open the store that is there")
+
+
+def check_store(path: str | Path) -> list[str]:
+    """Everything that is wrong with the store in `path`, every byte of it read, in sentences; empty where nothing is.
+
+    Shards that a writer had begun and not entered in the manifest are not wrong: nobody reads them, and the next ones replace them.
+    """
+    folder = Path(path)
+    try:
+        manifest = Manifest.read(folder)
+    except StoreError as error:
+        return [str(error)]
+    files = {folder / _FOLDER / name: file for shard in manifest.shards for name, file in shard.files.items()}
+    found = [problem for name in (_FOLDER, _LOCK) if (problem := _link_problem(folder / name))]
+    if not (folder / _FOLDER).is_symlink():
+        found += [problem for name, file in files.items() if (problem := content_problem(name, file))]
+    known = {*files, folder / NAME, folder / _LOCK, folder / _FOLDER}
+    present = (
+        Path(at, name) for at, folders, files in os.walk(folder) for name in (*folders, *files)
+    )  # a writer may take some away
+    strays = sorted(name for name in present if name not in known and not _is_unfinished(name, folder, manifest))
+    return found + [f"{name} is no part of the store: somebody put it there; it may go" for name in strays]
+
+
+def _link_problem(path: Path) -> str | None:
+    return f"{path} is a link, which could lead out of the store; put itself there" if path.is_symlink() else None
+
+
+def _is_temporary(path: Path, folder: Path) -> bool:
+    """Whether `path` is, or lies in, what a writer fills before it gets its name."""
+    return any(part.endswith(TEMPORARY) for part in path.relative_to(folder).parts)
+
+
+def _is_unfinished(path: Path, folder: Path, manifest: Manifest) -> bool:
+    """Whether `path` belongs to a shard that a writer was about to add: it writes, or was killed, and the next ones replace it."""
+    number = int(path.stem) if path.stem.isdecimal() else -1
+    named = path.stem == shard_name(number) and path.suffix in (".parquet", ".safetensors")
+    coming = path.parent == folder / _FOLDER and named and number >= len(manifest.shards)
+    return coming or _is_temporary(path, folder)

@@ -1,0 +1,154 @@
+"""Two ways to cut a thinking into pieces: steps between blank lines (SEAL), and sentences (Thought Anchors, and our own)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.text.align import token_strings
+from reasonscope.data.text.parse import THINK, ThinkTags
+from reasonscope.data.text.sentence_labels import label_sentences
+from reasonscope.data.text.sentence_splitter import Splitter, split_sentences
+from reasonscope.data.trace import Kind, Sentence, Span, Step, Trace
+
+Keywords = Literal["repaired", "faithful"]
+
+_BLANK_LINE = "\n\n"
+_REFLECTION = (
+    "verify", "make sure", "hold on", "think again", "'s correct", "'s incorrect", "let me check", "seems right",
+)  # fmt: skip
+_TRANSITION = (
+    "another way", "another approach", "another method", "another solution", "another strategy", "another technique",
+)  # fmt: skip
+# The published list misspells this keyword, which therefore never fires on English text.
+_DIFFERENTLY = {"repaired": "think differently", "faithful": "think differenly"}
+
+
+def steps(trace: Trace, *, keywords: Keywords = "repaired") -> list[Step]:
+    """The steps of a trace's thinking: SEAL (arXiv 2504.07986), `generate_index` of its code.
+
+    A separator is a token whose string holds two newlines in a row; each opens a step that runs to the next separator, or to the
+    closing tag. What stands before the first separator is no step. Two separators in a row enclose an empty step, of kind execution.
+    Token spans exclude both separators; `text` is exactly what stands between them.
+
+    `keywords="faithful"` keeps the published keyword list with its misspelling, `"repaired"` spells it right.
+
+    Departures: the region is the trace's own thinking, found in the text, so that a thinking whose opening tag is missing or is not
+    a single token has steps too (the published code finds none there, or looks for a piece of the tag). `seal_steps` is the rule to
+    the letter. Raises InputError for a trace without tokens.
+    """
+    _need_tokens(trace)
+    opened = trace.chars.open.start + len(trace.text[trace.chars.open.slice].rstrip())
+    closed = trace.chars.close.stop - len(trace.text[trace.chars.close.slice].lstrip())
+    start, stop = np.searchsorted(trace.offsets[:, 0], [opened, max(opened, closed)], side="left")
+    pieces = token_strings(trace.text, trace.offsets)
+    cut = _between_separators(pieces, Span(int(start), int(stop)))
+    return [_step(trace, index, tokens, closed, keywords) for index, tokens in enumerate(cut)]
+
+
+def seal_steps(
+    pieces: Sequence[str], *, keywords: Keywords = "repaired", think_only: bool = True, tags: ThinkTags = THINK
+) -> list[Step]:
+    """The same on the strings of the tokens, to the letter of the published rule: the region lies strictly between the first token that
+    is the opening tag and the next that is the closing tag, or is the whole text (`think_only=False`); without an opening tag there
+    is no step. Character spans count from the start of the joined pieces.
+    """
+    region = Span(0, len(pieces))
+    if think_only:
+        if tags.open not in pieces:
+            return []
+        start = list(pieces).index(tags.open) + 1
+        stop = list(pieces).index(tags.close, start) if tags.close in pieces[start:] else len(pieces)
+        region = Span(start, stop)
+    begins = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(int).tolist()
+    found = []
+    for index, tokens in enumerate(_between_separators(pieces, region)):
+        text = "".join(pieces[tokens.slice])
+        chars = Span(begins[tokens.start], begins[tokens.stop])
+        found.append(_named(index, text, chars, tokens, keywords))
+    return found
+
+
+def classify_step(text: str, *, keywords: Keywords = "repaired") -> Kind:
+    """The kind of a step by its words, first match wins, case ignored: reflection, then transition, else execution."""
+    if keywords not in _DIFFERENTLY:
+        raise InputError(f"keywords {keywords!r}: there are 'repaired' and 'faithful'")
+    words = (
+        text.strip(" ").strip("\n").lower()
+    )  # in this order, as published: "\n wait" keeps its space and is no reflection
+    if words.startswith("wait") or any(word in words for word in _REFLECTION):
+        return "reflection"
+    if words.startswith("alternatively") or any(word in words for word in (*_TRANSITION, _DIFFERENTLY[keywords])):
+        return "transition"
+    return "execution"
+
+
+def separator_token_ids(tokenizer: Tokenizer) -> list[int]:
+    """The ids, ascending, of all tokens of a byte-level vocabulary whose string holds a blank line (two newlines in a row)."""
+    newline = "ĊĊ"  # a byte-level vocabulary writes a newline as Ċ
+    return sorted(
+        index
+        for token, index in tokenizer.get_vocab(with_added_tokens=True).items()
+        if newline in token or _BLANK_LINE in token
+    )
+
+
+def sentences(trace: Trace, *, splitter: Splitter = "default") -> list[Sentence]:
+    """The sentences of a trace's thinking with their tags (see `label_sentences`).
+
+    Character spans hold no white space at either end. A token belongs to the sentence that holds its first character that is not
+    white space (a token " So" begins with the blank before the sentence); white space between sentences belongs to none. Token spans
+    are empty where the trace has no tokens.
+    """
+    base = trace.chars.thinking.start
+    spans = [Span(base + span.start, base + span.stop) for span in split_sentences(trace.thinking, splitter)]
+    return sentences_at(trace, spans, label_sentences([trace.text[span.slice] for span in spans]))
+
+
+def sentences_at(trace: Trace, spans: Sequence[Span], tags: Sequence[str]) -> list[Sentence]:
+    """Sentences at given character spans of a trace, ascending and disjoint, with given tags; tokens as in `sentences`."""
+    leads = np.array([_lead(trace.text, start, stop) for start, stop in trace.offsets.tolist()], dtype=np.int64)
+    found = []
+    for index, (span, tag) in enumerate(zip(spans, tags, strict=True)):
+        start, stop = np.searchsorted(leads, [span.start, span.stop], side="left").tolist()
+        found.append(Sentence(index=index, tag=tag, text=trace.text[span.slice], chars=span, tokens=Span(start, stop)))
+    return found
+
+
+def sentence_of_each(sentences: Sequence[Sentence], n_tokens: int) -> NDArray[np.int64]:
+    """The place in `sentences` of each of a trace's first `n_tokens` tokens: the last that begins at or before it, −1 before all."""
+    begins = [one.tokens.start for one in sentences]
+    return np.asarray(np.searchsorted(begins, np.arange(n_tokens), side="right") - 1)
+
+
+def _lead(text: str, start: int, stop: int) -> int:
+    """Where the first character of a token stands that is not white space, else its begin."""
+    piece = text[start:stop]
+    return start + len(piece) - len(piece.lstrip()) if piece.strip() else start
+
+
+def _between_separators(pieces: Sequence[str], region: Span) -> list[Span]:
+    """The tokens behind each separator in `region`, up to the next one or the region's end."""
+    separators = [i for i in range(region.start, region.stop) if _BLANK_LINE in pieces[i]]
+    stops = [*separators[1:], region.stop]
+    return [Span(begin + 1, stop) for begin, stop in zip(separators, stops, strict=False)]  # no separator: no step
+
+
+def _step(trace: Trace, index: int, tokens: Span, closed: int, keywords: Keywords) -> Step:
+    start = int(trace.offsets[tokens.start - 1, 1])
+    last = int(trace.offsets[tokens.stop, 0]) if tokens.stop < len(trace.offsets) else closed
+    chars = Span(start, max(start, min(last, closed)))
+    return _named(index, trace.text[chars.slice], chars, tokens, keywords)
+
+
+def _named(index: int, text: str, chars: Span, tokens: Span, keywords: Keywords) -> Step:
+    kind = classify_step(text, keywords=keywords)
+    return Step(index=index, kind=kind, text=text, chars=chars, tokens=tokens, separator=tokens.start - 1)
+
+
+def _need_tokens(trace: Trace) -> None:
+    if not len(trace.token_ids) and trace.text:
+        raise InputError(f"trace {trace.id!r} has no tokens, and steps begin at tokens; import it with a tokenizer")

@@ -1,0 +1,1 @@
+"""Where a model keeps its parts: sites, heads, and each family's layout."""

@@ -1,0 +1,243 @@
+"""What each backend can do with each family, tried on the tiny models against the native hooks; writes docs/support.md."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from reasonscope.data.errors import ReasonscopeError, SiteError
+from reasonscope.data.trace import Sampling
+from reasonscope.probes.architecture.families import FAMILIES, VOCAB, tiny_model
+from reasonscope.probes.architecture.sites import POINTS, Point, Site
+from reasonscope.probes.backends.base import Positions
+from reasonscope.probes.generation.decoding import generate
+from reasonscope.probes.generation.padding import left_padded
+from reasonscope.probes.models.model import BACKENDS, Model, load_model
+
+TOLERANCE = 1e-5
+WRITABLE: tuple[Point, ...] = tuple(point for point in POINTS if point != "attn_probs")
+# What an engine's own code raises where it does not know what to do.
+_FAILURES = (ReasonscopeError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
+_ENGINES = ("torch", "transformers", "transformer-lens", "nnsight")
+_LENGTHS = (9, 6, 2)
+_NEW_TOKENS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Max abs `difference` to the native hooks, or the engine's `error`; neither where the family has no such point."""
+
+    difference: float | None = None
+    error: str | None = None
+
+    @property
+    def mark(self) -> str:
+        """✓ (within TOLERANCE), ✗, or – (nothing to try)."""
+        if self.difference is None and self.error is None:
+            return "–"
+        return "✓" if self.difference is not None and self.difference <= TOLERANCE else "✗"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The trials of one backend on one family: `load` and those of TRIALS."""
+
+    backend: str
+    family: str
+    trials: Mapping[str, Trial]
+
+
+def read_difference(point: Point, model: Model, reference: Model) -> float | None:
+    """Max abs difference of the activations at `point`, all layers, and of the logits; None where there is no such point."""
+    sites = _sites(model, point)
+    if not sites:
+        return None
+    ids = _batch(model)
+    ours, theirs = (m.backend.forward(ids, mask=torch.ones_like(ids), read=sites) for m in (model, reference))
+    return max(_gap(ours.logits, theirs.logits), *(_gap(ours.activations[s], theirs.activations[s]) for s in sites))
+
+
+def write_difference(point: Point, model: Model, reference: Model) -> float | None:
+    """The same after an edit at `point` of the last layer that has it, read there and at the end."""
+    sites = _sites(model, point)
+    if not sites:
+        return None
+    ids, last = _batch(model), Site("resid_post", model.n_layers - 1)
+    read = tuple(dict.fromkeys((sites[-1], last)))
+    ours, theirs = (
+        m.backend.forward(ids, mask=torch.ones_like(ids), read=read, write={sites[-1]: _tilt})
+        for m in (model, reference)
+    )
+    return max(_gap(ours.logits, theirs.logits), *(_gap(ours.activations[s], theirs.activations[s]) for s in read))
+
+
+def generation_difference(model: Model, reference: Model) -> float:
+    """Greedy decoding of prompts of several lengths with the cache, edited and read all the while; inf for other tokens."""
+    middle, last = Site("resid_post", 1), Site("resid_post", model.n_layers - 1)
+    sampling = Sampling(temperature=0.0, max_new_tokens=_NEW_TOKENS)
+    ours, theirs = (
+        generate(m, _prompts(), sampling, seeds=[0] * len(_LENGTHS), read=[last], write={middle: _tilt})
+        for m in (model, reference)
+    )
+    if any(a.token_ids.tolist() != b.token_ids.tolist() for a, b in zip(ours, theirs, strict=True)):
+        return float("inf")
+    return max(_gap(a.activations[last], b.activations[last]) for a, b in zip(ours, theirs, strict=True))
+
+
+def ragged_difference(model: Model, reference: Model) -> float:
+    """Each row of a left-padded batch against the native hooks on that row alone: logits and what leaves the last block."""
+    last = Site("resid_post", model.n_layers - 1)
+    ids, mask = left_padded(_prompts(), model.device)
+    batch = model.backend.forward(ids, mask=mask, read=[last])
+    gaps = []
+    for row, prompt in enumerate(_prompts()):
+        one = torch.tensor([prompt], device=model.device)
+        alone = reference.backend.forward(one, mask=torch.ones_like(one), read=[last])
+        gaps.append(_gap(batch.logits[row, -len(prompt) :], alone.logits[0]))
+        gaps.append(_gap(batch.activations[last][row, -len(prompt) :], alone.activations[last][0]))
+    return max(gaps)
+
+
+TRIALS: Mapping[str, Callable[[Model, Model], float | None]] = MappingProxyType(
+    {f"read {point}": partial(read_difference, point) for point in POINTS}
+    | {f"write {point}": partial(write_difference, point) for point in WRITABLE}
+    | {"cached generation": generation_difference, "ragged batch": ragged_difference}
+)
+
+
+def support_table(families: Sequence[str] = FAMILIES, backends: Sequence[str] = BACKENDS) -> list[Row]:
+    """Try every trial: one row for each backend and family."""
+    models = {family: tiny_model(family) for family in families}
+    references = {family: load_tiny(hf, "hooks") for family, hf in models.items()}
+    return [_row(backend, family, models[family], references[family]) for backend in backends for family in families]
+
+
+def _row(backend: str, family: str, hf: PreTrainedModel, reference: Model) -> Row:
+    try:
+        model = load_tiny(hf, backend)
+    except _FAILURES as error:
+        failed = Trial(error=_line(error))
+        return Row(backend=backend, family=family, trials=dict.fromkeys(("load", *TRIALS), failed))
+    trials = {name: try_out(trial, model, reference) for name, trial in TRIALS.items()}
+    return Row(backend=backend, family=family, trials={"load": Trial(difference=0.0), **trials})
+
+
+def try_out(trial: Callable[[Model, Model], float | None], model: Model, reference: Model) -> Trial:
+    """Run one trial; what the engine raises becomes its error."""
+    try:
+        return Trial(difference=trial(model, reference))
+    except _FAILURES as error:
+        return Trial(error=_line(error))
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The document: a table with a mark for read / write in each cell, and below it every failure in the engine's words."""
+    header = ["backend", "family", "load", *POINTS, "cached generation", "ragged batch", "largest difference"]
+    lines = [
+        _INTRODUCTION,
+        _versions(),
+        _cells(header),
+        _cells(["---"] * len(header)),
+        *(_cells(_marks(row)) for row in rows),
+        "",
+    ]
+    failures = [
+        f"- {row.backend}, {row.family}, {name}: {trial.error or f'differs by {trial.difference:.1e}'}"
+        for row in rows
+        for name, trial in row.trials.items()
+        if trial.mark == "✗"
+    ]
+    return "\n".join([*lines, "## Failures", "", *(failures or ["None."]), ""])
+
+
+def _marks(row: Row) -> list[str]:
+    points = [
+        f"{row.trials[f'read {point}'].mark} / {row.trials[f'write {point}'].mark if point in WRITABLE else '–'}"
+        for point in POINTS
+    ]
+    differences = [trial.difference for trial in row.trials.values() if trial.difference is not None]
+    marks = [row.trials[name].mark for name in ("cached generation", "ragged batch")]
+    largest = f"{max(differences):.0e}" if differences else "–"
+    return [f"`{row.backend}`", row.family, row.trials["load"].mark, *points, *marks, largest]
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+_INTRODUCTION = f"""\
+# What each backend can do
+
+Written by `python -m reasonscope.probes.checks.support_table`; change the code, not this file. Every cell was tried on a tiny random model
+of the family, in float32 on a CPU, and compared with the native hooks: ✓ the same within {TOLERANCE:.0e}, ✗ not, – no such point.
+A cell of a point says read / write; attention weights are read only, as nothing reads them after they were used. "Cached
+generation" decodes prompts of several lengths with an edit in place; "ragged batch" compares each row of a left-padded batch
+with that row alone. The rows of `hooks` show that it refuses nothing; that it is right is tested against the models themselves.
+"""
+
+
+def _versions() -> str:
+    return "Versions: " + ", ".join(f"{name} {_version(name)}" for name in _ENGINES) + ".\n"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def load_tiny(hf: PreTrainedModel, backend: str) -> Model:
+    """A tiny model to which only ids are fed, so that a tokenizer without a vocabulary will do."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel()))
+    return load_model(hf, backend=backend, tokenizer=tokenizer)
+
+
+def _sites(model: Model, point: Point) -> list[Site]:
+    """`point` in every layer that has it: a mixture of experts may have dense blocks in between."""
+    sites = []
+    for layer in range(model.n_layers):
+        site = Site(point, layer)
+        try:
+            model.layout.module(model.hf, site)
+        except SiteError:
+            continue
+        sites.append(site)
+    return sites
+
+
+def _prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(3, VOCAB, (n,), generator=generator).tolist() for n in _LENGTHS]
+
+
+def _batch(model: Model) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(3, VOCAB, (2, _LENGTHS[0]), generator=generator).to(model.device)
+
+
+def _tilt(activation: Tensor, _: Positions) -> Tensor:
+    """An edit that norms do not take out again, as they would a constant or a scale."""
+    return activation / 2 + torch.linspace(-1, 1, activation.shape[-1], device=activation.device)
+
+
+def _gap(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max())
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}"
+
+
+if __name__ == "__main__":
+    Path(*(sys.argv[1:] or ["docs/support.md"])).write_text(markdown(support_table()), encoding="utf-8")

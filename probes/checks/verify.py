@@ -1,0 +1,331 @@
+"""Does reading this model give true numbers? The checks that a user runs on a model of their own before trusting any result."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+
+from reasonscope.data.errors import InputError, ReasonscopeError
+from reasonscope.data.trace import Message, Problem, Sampling
+from reasonscope.probes.architecture.sites import Point, Site
+from reasonscope.probes.backends.base import Edit, Positions
+from reasonscope.probes.backends.hooks import eager_attention
+from reasonscope.probes.generation.capture import replay, run_with_cache
+from reasonscope.probes.generation.decoding import Completion, DecodingStep, generate
+from reasonscope.probes.generation.padding import left_padded
+from reasonscope.probes.models.determinism import at_least_float32
+from reasonscope.probes.models.model import Model
+
+# How far two ways to the same activation may lie apart: the norm of their difference over the norm, at the worst token.
+# A few units of rounding in each of some dozens of layers.
+_LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_LENGTHS = (11, 17, 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One check: `value` is compared with `limit` (both None where there is nothing to measure); `detail` says what is."""
+
+    name: str
+    passed: bool
+    detail: str
+    value: float | None = None
+    limit: float | None = None
+
+
+def verify(model: Model) -> list[Check]:
+    """Run every check on `model`; those that compare two computations allow for rounding in the model's dtype.
+
+    A check that cannot run has failed, and its detail is the error.
+    """
+    return [_run(name, check, model) for name, check in _CHECKS.items()]
+
+
+def _run(name: str, check: Callable[[Model], Check], model: Model) -> Check:
+    try:
+        with torch.no_grad():
+            return check(model)
+    except ReasonscopeError as error:
+        return Check(name=name, passed=False, detail=f"{type(error).__name__}: {error}")
+
+
+def _measured(name: str, detail: str, value: float, limit: float) -> Check:
+    return Check(name=name, passed=value <= limit, detail=detail, value=value, limit=limit)
+
+
+def _hidden_states(model: Model) -> Check:
+    """The Hugging Face states hold each block's output but the last, which is behind the final norm."""
+    ids = torch.tensor([_sequences(model)[0]], device=model.device)
+    sites = [Site("resid_pre", 0), *_all(model, "resid_post")]
+    _, ours = run_with_cache(model, ids, sites)
+    states = model.hf(ids, output_hidden_states=True).hidden_states
+    normed = model.hf.get_submodule(model.layout.final_norm)(ours[sites[-1]])
+    pairs = zip((*(ours[site] for site in sites[:-1]), normed), states, strict=True)
+    return _measured(
+        "hidden states",
+        "resid_post.i == hidden_states[i + 1], resid_pre.0 == hidden_states[0], norm(last resid_post) == hidden_states[-1]",
+        max(_gap(mine, theirs) for mine, theirs in pairs),
+        _limit(model),
+    )
+
+
+def _contributions(model: Model) -> Check:
+    """Nothing else is added to the stream, and nothing is done to it."""
+    sites = [
+        Site(point, i) for i in range(model.n_layers) for point in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    ]
+    _, seen = run_with_cache(model, _sequences(model)[0], sites)
+    quartets = (tuple(at_least_float32(seen[site]) for site in sites[i : i + 4]) for i in range(0, len(sites), 4))
+    value = max(_gap(after, before + attention + mlp) for before, attention, mlp, after in quartets)
+    return _measured(
+        "contributions", "resid_pre + attn_out + mlp_out == resid_post in every block", value, _limit(model)
+    )
+
+
+def _heads(model: Model) -> Check:
+    """What the heads write, one by one, is what attention adds (through the norm behind it, where there is one)."""
+    _, seen = run_with_cache(model, _sequences(model)[0], [*_all(model, "z"), *_all(model, "attn_out")])
+    value = max(
+        _gap(seen[Site("attn_out", i)], model.layout.attention_of_heads(model.hf, i, seen[Site("z", i)]))
+        for i in range(model.n_layers)
+    )
+    behind = " behind the post-norm" if model.layout.has_post_norm else ""
+    return _measured("head writes", f"sum over heads of z W_O{behind} == attn_out in every block", value, _limit(model))
+
+
+def _attention(model: Model) -> Check:
+    """Attention rows are distributions over the tokens up to the row's own, less what a sink takes."""
+    _, seen = run_with_cache(model, _sequences(model)[0], _all(model, "attn_probs"))
+    probs = torch.stack([at_least_float32(seen[site]).cpu() for site in seen])
+    sums, ahead = probs.sum(dim=-1), probs.triu(diagonal=1).abs().max()
+    off = sums.max() - 1 if model.layout.sinks else (sums - 1).abs().max()
+    allowed = "sum to at most 1 (sinks)" if model.layout.sinks else "sum to 1"
+    return _measured(
+        "attention rows",
+        f"attn_probs {allowed}, and are 0 on keys behind the query",
+        max(0.0, float(off), float(ahead)),
+        _softmax_limit(model),
+    )
+
+
+def _batch(model: Model) -> Check:
+    """A sequence is read alike alone and left-padded beside longer ones."""
+    sequences, sites = _sequences(model), _all(model, "resid_post")
+    together = replay(model, sequences, sites)
+    alone = [replay(model, [sequence], sites)[0] for sequence in sequences]
+    value = max(_gap(a[site], b[site]) for a, b in zip(together, alone, strict=True) for site in sites)
+    return _measured("batch", f"ragged batch of {len(sequences)}, left-padded == one by one", value, _limit(model))
+
+
+def _cache(model: Model) -> Check:
+    """Token by token on the cache is the same as at once, in a left-padded batch."""
+    ids, mask = left_padded(_sequences(model), model.device)
+    sites, half = _all(model, "resid_post"), ids.shape[1] // 2
+    whole = model.backend.forward(ids, mask=mask, read=sites)
+    part = model.backend.forward(ids[:, :half], mask=mask[:, :half], use_cache=True)
+    value = 0.0
+    for t in range(half, ids.shape[1]):
+        part = model.backend.forward(
+            ids[:, t : t + 1], mask=mask[:, : t + 1], cache=part.cache, use_cache=True, read=sites
+        )
+        real = mask[:, t] == 1
+        value = max(value, _gap(whole.logits[real, t], part.logits[real, 0]))
+        value = max(value, *(_gap(whole.activations[s][real, t], part.activations[s][real, 0]) for s in sites))
+    return _measured(
+        "cache", "token by token on the KV cache == one pass, logits and every resid_post", value, _limit(model)
+    )
+
+
+def _replay(model: Model) -> Check:
+    """What a replay of finished sequences reads is what was there while they were written."""
+    sites = _all(model, "resid_post")
+    written = _generate(model, read=sites)
+    replayed = replay(model, [completion.token_ids.tolist() for completion in written], sites)
+    value = max(_gap(a.activations[site], b[site]) for a, b in zip(written, replayed, strict=True) for site in sites)
+    return _measured("replay", "one teacher-forced pass == capture while decoding", value, _limit(model))
+
+
+def _alone(model: Model) -> Check:
+    """A site read by itself is what it is among all others: nothing that is kept is overwritten later (a fused norm in place)."""
+    ids, points = _sequences(model)[0], ("resid_pre", "attn_out", "mlp_out", "resid_post", "z")
+    sites = [site for point in points for site in _all(model, point)]  # type: ignore[arg-type]  # names of Point
+    _, together = run_with_cache(model, ids, sites)
+    chosen = sites[:: max(1, len(sites) // 12)]
+    value = max(float((run_with_cache(model, ids, [s])[1][s] - together[s]).abs().max()) for s in chosen)
+    return _measured(
+        "read alone", f"each of {len(chosen)} sites is the same read alone and among all, bit by bit", value, 0.0
+    )
+
+
+def _kernels(model: Model) -> Check:
+    """The attention kernel changes rounding alone; a mask that one of them ignores, or a sink, would change more."""
+    ids, mask = left_padded(_sequences(model), model.device)
+    sites = _all(model, "resid_post")
+    own = model.backend.forward(ids, mask=mask, read=sites)
+    with eager_attention(model.hf):
+        eager = model.backend.forward(ids, mask=mask, read=sites)
+    real = mask == 1
+    value = max(_gap(own.activations[site][real], eager.activations[site][real]) for site in sites)
+    name = model.hf.config.get_text_config()._attn_implementation
+    return _measured(
+        "attention kernels", f"{name} == eager at every resid_post, left-padded", value, _softmax_limit(model)
+    )
+
+
+def _nothing_left(model: Model) -> Check:
+    """A pass after other passes, steered ones and one that raised among them, is the first one again."""
+
+    def edit(activation: Tensor, _: Positions) -> Tensor:
+        return activation + 1.0
+
+    def broken(activation: Tensor, _: Positions) -> Tensor:
+        raise InputError("meant: a pass that ends in the middle")
+
+    ids, mask = left_padded(_sequences(model), model.device)
+    site = Site("resid_post", model.n_layers // 2)
+    before = model.backend.forward(ids, mask=mask).logits
+    steered = model.backend.forward(ids, mask=mask, write={site: edit}).logits
+    with suppress(InputError):
+        model.backend.forward(ids, mask=mask, write={site: broken}, read=[site])
+    after = model.backend.forward(ids, mask=mask).logits
+    value = float((before - after).abs().max())
+    if torch.equal(before, steered):
+        detail = f"adding 1 at {site} left the logits as they were: writes do not arrive"
+        return Check(name="nothing left behind", passed=False, detail=detail)
+    return _measured("nothing left behind", "a pass behind steered and broken ones == the one before them", value, 0.0)
+
+
+def _zero_strength(model: Model) -> Check:
+    """Adding nothing changes nothing, to the last bit."""
+
+    def edit(activation: Tensor, _: Positions) -> Tensor:
+        return activation + 0.0 * torch.ones_like(activation)
+
+    ids, mask = left_padded(_sequences(model), model.device)
+    write = {site: edit for point in ("resid_post", "z", "mlp_out") for site in _all(model, point)}
+    plain = model.backend.forward(ids, mask=mask, last_logits_only=True).logits
+    edited = model.backend.forward(ids, mask=mask, last_logits_only=True, write=write).logits
+    value = float((plain - edited).abs().max())
+    return _measured(
+        "strength 0", "writing 0 · v at every resid_post, z and mlp_out leaves the logits bit-equal", value, 0.0
+    )
+
+
+def _positions(model: Model) -> Check:
+    """An edit meets each token that is fed, once, under its own position, and is given what stands there."""
+    met: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+    rows: list[int] = []
+    site = Site("resid_post", model.n_layers // 2)
+
+    def follow(step: DecodingStep) -> None:
+        rows[:] = step.rows.tolist()
+
+    def edit(activation: Tensor, where: Positions) -> Tensor:
+        for row, given, index in zip(rows, activation, where.index.tolist(), strict=True):
+            for state, at in zip(given, index, strict=True):
+                if at >= 0:
+                    met[row, at].append(state)
+        return activation
+
+    written = _generate(model, write={site: edit}, on_step=follow)
+    expected = [(row, at) for row, done in enumerate(written) for at in range(len(done.token_ids) - 1)]
+    count = sum(map(len, met.values()))
+    detail = f"an edit during generation met {count} positions; prompt + generated − 1 make {len(expected)}"
+    if met.keys() != set(expected) or count != len(expected):
+        return Check(name="positions touched", passed=False, detail=detail)
+    replayed = replay(model, [done.token_ids.tolist() for done in written], [site])
+    value = max(_gap(met[row, at][0], replayed[row][site][at]) for row, at in expected)
+    return _measured("positions touched", f"{detail}, each given what a replay reads there", value, _limit(model))
+
+
+def _bos(model: Model) -> Check:
+    """A prompt begins with one BOS where the tokenizer puts one, and with no second one where the text brings its own."""
+    tokenizer = model.tokenizer
+    bos, token = tokenizer.bos_token_id, tokenizer.bos_token
+    problems = [Problem(id="bare", prompt="1 + 1 ="), Problem(id="own", prompt=f"{token or ''}1 + 1 =")]
+    if tokenizer.chat_template is not None:
+        problems.append(Problem(id="chat", messages=(Message(role="user", content="1 + 1 ="),)))
+    # Those behind the first other token may mark turns.
+    counts = [len(list(takewhile(lambda id: id == bos, model.encode_prompt(problem)))) for problem in problems]
+    least = int(bos is not None and tokenizer.encode("")[:1] == [bos])
+    wrong = sum(not least <= count <= 1 for count in counts)
+    found = ", ".join(f"{problem.id} {count}" for problem, count in zip(problems, counts, strict=True))
+    detail = f"BOS {token!r} at the beginning, {'1' if least else 'at most 1'} wanted: {found}"
+    return _measured("one BOS", detail, float(wrong), 0.0)
+
+
+def _tags(model: Model) -> Check:
+    """How thinking is marked is known."""
+    if model.tags is None:
+        detail = "neither the tokenizer nor the chat template marks thinking; give load_model(…, tags=ThinkTags(…))"
+        return Check(name="think tags", passed=False, detail=detail)
+    pieces = [len(model.tokenizer.encode(tag, add_special_tokens=False)) for tag in (model.tags.open, model.tags.close)]
+    detail = f"{model.tags.open!r} … {model.tags.close!r}, of {pieces[0]} and {pieces[1]} tokens"
+    return Check(name="think tags", passed=True, detail=detail)
+
+
+def _all(model: Model, point: Point) -> list[Site]:
+    return [Site(point, layer) for layer in range(model.n_layers)]
+
+
+def _limit(model: Model) -> float:
+    return _LIMITS[model.compute_dtype]
+
+
+def _softmax_limit(model: Model) -> float:
+    """Eager attention takes its softmax in float32, whatever the rest computes in."""
+    return max(_limit(model), _LIMITS[torch.float32])
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    """The norm of the difference over the norm of `b`, at the worst token."""
+    a, b = at_least_float32(a), at_least_float32(b).to(a.device)
+    return float(((a - b).norm(dim=-1) / b.norm(dim=-1).clamp(min=1e-12)).max())
+
+
+def _sequences(model: Model) -> list[list[int]]:
+    """Ragged sequences of tokens drawn at random: what they mean does not matter, that none repeats a pattern does."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.hf.config.get_text_config().vocab_size
+    return [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in _LENGTHS]
+
+
+def _generate(
+    model: Model,
+    *,
+    read: Sequence[Site] = (),
+    write: Mapping[Site, Edit] | None = None,
+    on_step: Callable[[DecodingStep], None] | None = None,
+) -> list[Completion]:
+    sequences = _sequences(model)
+    return generate(
+        model,
+        sequences,
+        Sampling(max_new_tokens=6),
+        seeds=[0] * len(sequences),
+        read=read,
+        write=write,
+        on_step=on_step,
+    )
+
+
+_CHECKS: dict[str, Callable[[Model], Check]] = {
+    "hidden states": _hidden_states,
+    "contributions": _contributions,
+    "head writes": _heads,
+    "attention rows": _attention,
+    "batch": _batch,
+    "cache": _cache,
+    "replay": _replay,
+    "read alone": _alone,
+    "attention kernels": _kernels,
+    "nothing left behind": _nothing_left,
+    "strength 0": _zero_strength,
+    "positions touched": _positions,
+    "one BOS": _bos,
+    "think tags": _tags,
+}

@@ -1,0 +1,1 @@
+"""How a probe is judged: grouped folds, metrics, baselines, permutation nulls and conformal intervals."""

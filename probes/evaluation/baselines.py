@@ -1,0 +1,177 @@
+"""What a probe has to beat: predictions from what needs no activations, or from ones that have computed nothing yet.
+
+A row is a trace and one of its tokens. Each baseline is a function from `Rows` to features, (row, feature) or (row,) texts, and gets
+the folds, the penalties and the judge that the probe gets.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Values
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.trace import Trace
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.evaluation.grouped_folds import Task, grouped_predictions
+
+Features = NDArray[Any]
+
+_ALPHAS: list[object] = [0.01, 0.1, 1.0, 10.0, 100.0, 1000.0]
+_CS: list[object] = [0.01, 0.1, 1.0, 10.0, 100.0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """Rows to predict from: `traces` (row,), one trace as often as it has rows, and the token of each, `tokens` (row,)."""
+
+    traces: Sequence[Trace]
+    tokens: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if len(self.traces) != len(self.tokens):
+            raise InputError(f"{len(self.traces)} traces and {len(self.tokens)} tokens; give one token a row")
+
+    def __len__(self) -> int:
+        return len(self.traces)
+
+    @classmethod
+    def last_prompt_tokens(cls, traces: Sequence[Trace]) -> "Points":
+        """The last token that was given, before the model wrote anything."""
+        return cls(traces=traces, tokens=[trace.n_prompt_tokens - 1 for trace in traces])
+
+
+def class_prior(points: Points) -> Features:
+    """Nothing: what is left is the mean, or the share of class 1, of the training part of each fold (row, 1).
+
+    Its rank correlation and AUROC are no baseline but below chance: a fold with high targets leaves a low mean to the others.
+    """
+    return np.zeros((len(points), 1))
+
+
+def prompt_length(points: Points) -> Features:
+    """log(1 + prompt tokens) (row, 1)."""
+    return np.log1p([[trace.n_prompt_tokens] for trace in points.traces])
+
+
+def elapsed_position(points: Points) -> Features:
+    """Tokens written so far, and log(1 + these) (row, 2): how far the trace has come, which a probe of position would know."""
+    pairs = zip(points.traces, points.tokens, strict=True)
+    elapsed = np.array([[token + 1 - trace.n_prompt_tokens] for trace, token in pairs], dtype=np.float64)
+    return np.hstack([elapsed, np.log1p(np.maximum(elapsed, 0))])
+
+
+def thinking_length(points: Points) -> Features:
+    """log(1 + thinking tokens) (row, 1). Known after the fact only: what a probe of correctness may be in disguise."""
+    return np.log1p([[trace.n_thinking_tokens] for trace in points.traces])
+
+
+def truncated(points: Points) -> Features:
+    """Whether the token limit cut the thinking (row, 1). Known after the fact only, as `thinking_length` is."""
+    return np.array([[trace.state == "truncated"] for trace in points.traces], dtype=np.float64)
+
+
+def difficulty(points: Points) -> Features:
+    """The difficulty that the problem set states (row, 1). Raises InputError where it states none."""
+    if unknown := [trace.problem.id for trace in points.traces if trace.problem.difficulty is None]:
+        raise InputError(f"problem {unknown[0]!r} states no difficulty; leave this baseline out")
+    return np.array([[trace.problem.difficulty] for trace in points.traces], dtype=np.float64)
+
+
+def bag_of_words(points: Points) -> Features:
+    """The text of the prompt (row,), to be weighted by TF-IDF inside the fold."""
+    return np.array([trace.text[trace.chars.prompt.slice] for trace in points.traces], dtype=object)
+
+
+def next_token(points: Points) -> Features:
+    """Entropy and log-probability (nats) of the token behind the row's (row, 2): what the output itself says, without a probe.
+
+    The log-probability is of the token that was then drawn, so this baseline sees one token more than the probe. Raises InputError
+    for a trace without them or a row before the last prompt token.
+    """
+    return np.array([_of_next(trace, token) for trace, token in zip(points.traces, points.tokens, strict=True)])
+
+
+def embedding(points: Points, store: TraceStore) -> Features:
+    """The state before any layer has worked, `resid_pre.0`, or where that is not recorded the first layer's (row, d_model)."""
+    site = str(embedding_site(store))
+    pairs = zip(points.traces, points.tokens, strict=True)
+    return np.stack([np.asarray(store.activations(trace.id, site)[token], dtype=np.float64) for trace, token in pairs])
+
+
+def embedding_site(store: TraceStore) -> Site:
+    """The earliest residual site of a run. Raises InputError where it holds none."""
+    return residual_sites(store)[0]
+
+
+def residual_sites(store: TraceStore) -> list[Site]:
+    """Every recorded state of the residual stream, in the order in which the model passes them. Raises InputError for none.
+
+    `resid_pre.i + 1` is the state of `resid_post.i`, and is left out where both are recorded.
+    """
+    sites = [site for site in map(Site.parse, store.sites) if site.point in ("resid_pre", "resid_post")]
+    if not sites:
+        raise InputError(
+            f"the run holds no resid_post site (it holds {', '.join(store.sites) or 'none'}); record it with resid_post.*"
+        )
+    repeated = {("resid_pre", site.layer + 1) for site in sites if site.point == "resid_post"}
+    once = [site for site in sites if (site.point, site.layer) not in repeated]
+    return sorted(once, key=lambda site: (site.layer, site.point == "resid_post"))
+
+
+# By name, what needs the trace alone.
+BASELINES: Mapping[str, Callable[[Points], Features]] = {
+    "class_prior": class_prior,
+    "prompt_length": prompt_length,
+    "bag_of_words": bag_of_words,
+    "elapsed_position": elapsed_position,
+    "thinking_length": thinking_length,
+    "truncated": truncated,
+    "difficulty": difficulty,
+    "next_token": next_token,
+}
+
+
+def baseline_predictions(
+    features: Features,
+    targets: Values,
+    groups: Sequence[str],
+    *,
+    task: Task = "regression",
+    folds: int = 5,
+    seed: int = 0,
+) -> Values:
+    """Held-out predictions (row,) from a baseline's features by a linear model, its penalty chosen inside the fold.
+
+    Texts are weighted by TF-IDF and numbers standardised, inside the fold. Features that never vary predict the training part's mean.
+    """
+    grid: dict[str, list[object]] | None = (
+        {"ridge__alpha": _ALPHAS} if task == "regression" else {"logisticregression__C": _CS}
+    )
+    linear = Ridge() if task == "regression" else LogisticRegression(solver="newton-cholesky", max_iter=1000)
+    if features.ndim == 1:
+        estimator = make_pipeline(TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True), linear)
+    elif np.ptp(features, axis=0).any():
+        estimator = make_pipeline(StandardScaler(), linear)
+    else:
+        estimator, grid = DummyRegressor() if task == "regression" else DummyClassifier(strategy="prior"), None
+    return grouped_predictions(estimator, features, targets, groups, grid=grid, task=task, folds=folds, seed=seed)
+
+
+def _of_next(trace: Trace, token: int) -> tuple[float, float]:
+    index = token + 1 - trace.n_prompt_tokens
+    if trace.entropies is None or trace.logprobs is None:
+        raise InputError(f"trace {trace.id!r} holds no entropies and log-probabilities; leave this baseline out")
+    if not 0 <= index < len(trace.entropies):
+        raise InputError(
+            f"trace {trace.id!r}: no token was generated behind token {token}; take rows from the last prompt token on"
+        )
+    return float(trace.entropies[index]), float(trace.logprobs[index])

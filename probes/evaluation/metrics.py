@@ -1,0 +1,117 @@
+"""What a held-out prediction is worth, as one number: discrimination and calibration of probabilities, fit and order of quantities.
+
+Every metric takes (targets, predictions), each (row,); those in `BINARY` take labels 0 or 1 and probabilities. A metric that is not
+defined on its rows (one class only) is NaN, which `evaluate.cluster_bootstrap` leaves out of an interval and refuses as a value.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from sklearn import metrics
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Values
+from reasonscope.probes.evaluation.grouped_folds import Metric, spearman
+
+_TINY = np.finfo(np.float64).eps
+
+
+def auroc(targets: Values, scores: Values) -> float:
+    """How often a row of class 1 outscores one of class 0; ties count half. Takes any scores."""
+    return float(metrics.roc_auc_score(targets, scores)) if _both(targets) else float("nan")
+
+
+def pr_auc(targets: Values, scores: Values) -> float:
+    """Average precision of class 1 (chance is its share). Takes any scores."""
+    return float(metrics.average_precision_score(targets, scores)) if _both(targets) else float("nan")
+
+
+def balanced_accuracy(targets: Values, probabilities: Values) -> float:
+    """Mean recall of the two classes where a probability of one half or more means class 1."""
+    if not _both(targets):
+        return float("nan")
+    return float(metrics.balanced_accuracy_score(targets, _probabilities(probabilities) >= 0.5))
+
+
+def log_loss(targets: Values, probabilities: Values) -> float:
+    """Mean negative log-likelihood, in nats; lower is better."""
+    return float(metrics.log_loss(targets, _probabilities(probabilities), labels=[0, 1]))
+
+
+def brier(targets: Values, probabilities: Values) -> float:
+    """Mean squared error of the probabilities; lower is better."""
+    return float(np.mean((_probabilities(probabilities) - targets) ** 2))
+
+
+def calibration_error(targets: Values, probabilities: Values, *, bins: int = 10) -> float:
+    """Expected calibration error over `bins` of equal mass: |mean label − mean probability|, weighted by rows; lower is better.
+
+    Rows are sorted and cut into bins, so the top bin is closed and a probability of 1 is counted (half-open bins drop it); equal
+    probabilities stay in one bin. Biased upwards by about sqrt(bins / rows) even where calibration is perfect.
+    """
+    values, inverse, counts = np.unique(_probabilities(probabilities), return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - counts / 2
+    bin_of = np.floor(middle / len(targets) * bins).astype(int)[inverse]
+    sizes = np.bincount(bin_of)
+    gaps = np.bincount(bin_of, weights=targets) - np.bincount(bin_of, weights=values[inverse])
+    return float(np.abs(gaps[sizes > 0]).sum() / len(targets))
+
+
+def tpr_at_fpr(targets: Values, scores: Values, *, fpr: float = 0.01) -> float:
+    """The largest share of class 1 that a threshold catches while at most `fpr` of class 0 is caught. Takes any scores.
+
+    No interpolation: with fewer than 1 / `fpr` rows of class 0 none of them may be caught.
+    """
+    if not _both(targets):
+        return float("nan")
+    false, true, _ = metrics.roc_curve(targets, scores, drop_intermediate=False)
+    return float(true[false <= fpr].max())
+
+
+def r2(targets: Values, predictions: Values) -> float:
+    """1 − squared error over that of the targets' mean; below 0 where the mean is better."""
+    return float(metrics.r2_score(targets, predictions)) if np.ptp(targets) else float("nan")
+
+
+def r2_log(targets: Values, predictions: Values) -> float:
+    """`r2` on log(1 + tokens); both sides are given in tokens."""
+    return r2(np.log1p(targets), np.log1p(predictions))
+
+
+def spearman_within(targets: Values, predictions: Values, strata: Sequence[object]) -> float:
+    """Rank correlation inside each stratum (a data set, a difficulty), averaged with the weight rows − 1.
+
+    A stratum of fewer than three rows or of equal targets orders nothing and is left out; NaN where no stratum is left.
+    """
+    _, stratum = np.unique(np.asarray(strata), return_inverse=True)
+    inside = [np.flatnonzero(stratum == index) for index in range(stratum.max() + 1)]
+    kept = [rows for rows in inside if len(rows) >= 3 and np.ptp(targets[rows]) > 0]
+    if not kept:
+        return float("nan")
+    scores = [spearman(targets[rows], predictions[rows]) for rows in kept]
+    return float(np.average(scores, weights=[len(rows) - 1 for rows in kept]))
+
+
+BINARY: Mapping[str, Metric] = {
+    "auroc": auroc,
+    "pr_auc": pr_auc,
+    "balanced_accuracy": balanced_accuracy,
+    "log_loss": log_loss,
+    "brier": brier,
+    "calibration_error": calibration_error,
+    "tpr_at_1_fpr": tpr_at_fpr,
+}
+TOKENS: Mapping[str, Metric] = {"spearman": spearman, "r2_log": r2_log, "r2": r2}
+
+
+def _both(targets: Values) -> bool:
+    return bool(np.ptp(targets) > 0)
+
+
+def _probabilities(values: Values) -> Values:
+    if values.size and not (values.min() >= -_TINY and values.max() <= 1 + _TINY):
+        raise InputError(
+            f"probabilities from {values.min():.3g} to {values.max():.3g}; they have to be within 0 and 1, "
+            "so pass LinearProbe.probabilities and not its scores"
+        )
+    return np.clip(values, 0, 1)

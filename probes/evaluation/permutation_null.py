@@ -1,0 +1,115 @@
+"""What could have produced a score by accident: labels that mean nothing, put through the very same fit and judge."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Estimate, Rows, Values, permutation_p, resample_groups
+from reasonscope.probes.evaluation.grouped_folds import Metric
+
+# Targets to the score of held-out predictions for them: the whole fit, choices and folds included.
+Judge = Callable[[Values], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Null:
+    """A score among those on shuffled labels, `null` (draw,). `p_value` counts the observed one as a draw, so it is never 0."""
+
+    observed: float
+    null: Values
+    p_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlTask:
+    """How much better the task is predicted than random labels of the same types (Hewitt & Liang 2019): `selectivity`."""
+
+    task: Estimate
+    control: Estimate
+    selectivity: Estimate
+
+
+def shuffled_within(targets: Values, groups: Sequence[str], *, seed: int) -> Values:
+    """Permute the targets inside each group: what distinguishes the groups stays, what distinguishes a group's rows is gone."""
+    rng = np.random.default_rng(seed)
+    labels = np.asarray(groups)
+    moved = targets.copy()
+    for group in np.unique(labels):
+        rows = np.flatnonzero(labels == group)
+        moved[rows] = targets[rng.permutation(rows)]
+    return moved
+
+
+def shuffled_between(targets: Values, groups: Sequence[str], *, seed: int) -> Values:
+    """Hand the targets of whole groups to other groups: rows of one group stay as alike as they were.
+
+    Groups are lined up in a random order and their targets dealt out to the groups in the given order, so that every target is kept
+    exactly; where groups differ in size, one may get the targets of two neighbours.
+    """
+    _, first, group_of = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    drawn = rng.permutation(len(first))
+    source = np.concatenate([np.flatnonzero(group_of == group) for group in drawn])
+    goal = np.concatenate([np.flatnonzero(group_of == group) for group in range(len(first))])
+    moved = np.empty_like(targets)
+    moved[goal] = targets[source]
+    return moved
+
+
+def control_labels(types: Sequence[object], targets: Values, *, seed: int) -> Values:
+    """A random label for each type, drawn from the targets' marginal: the control task of Hewitt & Liang (2019), section 2.
+
+    A type is what a probe could memorise: the problem, the last token's id, the kind of sentence. Under folds grouped by the same
+    key the control cannot be learned, and a score above chance there means that something leaks.
+    """
+    if len(types) != len(targets):
+        raise InputError(f"{len(types)} types for {len(targets)} rows; give one a row")
+    _, type_of = np.unique(np.asarray(types), return_inverse=True)
+    drawn: NDArray[np.float64] = np.random.default_rng(seed).choice(targets, size=type_of.max() + 1)
+    return drawn[type_of]
+
+
+def permutation_null(
+    judge: Judge, targets: Values, groups: Sequence[str], *, within: bool, draws: int = 20, seed: int = 0
+) -> Null:
+    """The score on shuffled targets, `draws` times; one-sided, more is better. Raises InputError where nothing can be shuffled."""
+    shuffle = shuffled_within if within else shuffled_between
+    seeds = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(draws)]
+    moved = [shuffle(targets, groups, seed=child) for child in seeds]
+    if all(np.array_equal(values, targets) for values in moved):
+        raise InputError(
+            f"no shuffle {'within' if within else 'between'} groups changes a target; shuffle {'between' if within else 'within'} them"
+        )
+    observed = judge(targets)
+    null = np.array([judge(values) for values in moved])
+    return Null(observed=observed, null=null, p_value=float(permutation_p(observed, null)))
+
+
+def control_task(
+    metric: Metric,
+    targets: Values,
+    predict: Callable[[Values], Values],
+    types: Sequence[object],
+    groups: Sequence[str],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> ControlTask:
+    """Judge the held-out predictions that `predict` makes for the targets and for `control_labels`, on the same resamples."""
+    control = control_labels(types, targets, seed=seed)
+    predicted, memorised = predict(targets), predict(control)
+
+    def of_task(rows: Rows) -> float:
+        return metric(targets[rows], predicted[rows])
+
+    def of_control(rows: Rows) -> float:
+        return metric(control[rows], memorised[rows])
+
+    return ControlTask(
+        task=resample_groups(of_task, groups, draws=draws, seed=seed),
+        control=resample_groups(of_control, groups, draws=draws, seed=seed),
+        selectivity=resample_groups(lambda rows: of_task(rows) - of_control(rows), groups, draws=draws, seed=seed),
+    )

@@ -1,0 +1,187 @@
+"""Newton's method along a path of penalties for a logistic regression, between the rows or between the features, whichever are fewer.
+
+Two things save most of the factorisations: a penalty starts where a line through the last two fits leads, and a factor is kept as long as
+the steps with it shrink fast.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from reasonscope.data.errors import InputError
+from reasonscope.probes.fitting.cholesky import factored, ridged
+
+MAX_STEPS = 500
+LOGIT_TOLERANCE = 1e-9
+# A step with an old factor costs about a tenth of one with a new factor.
+SLOWEST_RATE = 0.5
+# Keeps the square roots of the curvature invertible; a factor that is a little off is corrected by the next step.
+LEAST_CURVATURE = 1e-10
+
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Space(Protocol):
+    """Where Newton's steps are solved. Logits are `values(θ) + b`, the penalty is λ/2 `square(θ, values(θ))`."""
+
+    def values(self, theta: Tensor) -> Tensor: ...
+    def square(self, theta: Tensor, values: Tensor) -> Tensor: ...
+    def newton(self, curvature: Tensor, penalty: Tensor) -> Step:
+        """With p (1 − p) as the `curvature` (m,): Newton's change of θ (k,) and b () from θ and the errors, target − p (m,)."""
+
+    @property
+    def start(self) -> Tensor:
+        """θ = 0."""
+
+
+@dataclass(frozen=True)
+class RowSpace:
+    """w = Σ θ_i x_i over the training rows; `gram` (m, m)."""
+
+    gram: Tensor
+
+    def values(self, theta: Tensor) -> Tensor:
+        return self.gram @ theta
+
+    def square(self, theta: Tensor, values: Tensor) -> Tensor:
+        return theta @ values
+
+    def newton(self, curvature: Tensor, penalty: Tensor) -> Step:
+        # (λ + W K) Δθ + W Δb = errors − λθ with Σ(θ + Δθ) = 0, symmetrised as in Rasmussen & Williams (2006), algorithm 3.1.
+        root = curvature.clamp(min=LEAST_CURVATURE).sqrt()
+        scaled = (self.gram * (root / penalty)[:, None]).mul_(root)
+        solve = factored(ridged(scaled, 1.0))
+        slid = root * solve(root) / penalty
+
+        def step(theta: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
+            moved = root * solve((errors / penalty - theta) / root)
+            change = (theta + moved).sum() / slid.sum()
+            return moved - change * slid, change
+
+        return step
+
+    @property
+    def start(self) -> Tensor:
+        return torch.zeros_like(self.gram[0])
+
+
+@dataclass(frozen=True)
+class ColumnSpace:
+    """w = θ; `features` (m, d)."""
+
+    features: Tensor
+
+    def values(self, theta: Tensor) -> Tensor:
+        return self.features @ theta
+
+    def square(self, theta: Tensor, values: Tensor) -> Tensor:
+        return theta @ theta
+
+    def newton(self, curvature: Tensor, penalty: Tensor) -> Step:
+        weighted = curvature[:, None] * self.features
+        across = weighted.sum(0)
+        solve = factored(ridged(self.features.mT @ weighted, penalty))
+        slid = solve(across)
+
+        def step(theta: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
+            moved = solve(errors @ self.features - penalty * theta)
+            change = (errors.sum() - across @ moved) / (curvature.sum() - across @ slid)
+            return moved - change * slid, change
+
+        return step
+
+    @property
+    def start(self) -> Tensor:
+        return torch.zeros_like(self.features[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fit:
+    """A point of the path: `theta` (k,), `intercept` () and `values` (m,) = values(θ)."""
+
+    theta: Tensor
+    intercept: Tensor
+    values: Tensor
+
+    def plus(self, size: float, step: "_Fit") -> "_Fit":
+        return _Fit(
+            theta=self.theta + size * step.theta,
+            intercept=self.intercept + size * step.intercept,
+            values=self.values + size * step.values,
+        )
+
+    @property
+    def logits(self) -> Tensor:
+        return self.values + self.intercept
+
+
+def newton_path(space: Space, targets: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
+    """θ (penalty, k) and b (penalty,) of `targets` 0 and 1 (m,)."""
+    zero = _Fit(theta=space.start, intercept=targets.new_zeros(()), values=torch.zeros_like(targets))
+    order = penalties.argsort(descending=True).tolist()
+    passed: list[_Fit] = []
+    for i in order:
+        objective = _Objective(space=space, targets=targets, penalty=penalties[i])
+        passed.append(objective.least_from(_starts(passed, penalties[order]) or [zero]))
+    fits = [fit for _, fit in sorted(zip(order, passed, strict=True), key=lambda pair: pair[0])]
+    return torch.stack([fit.theta for fit in fits]), torch.stack([fit.intercept for fit in fits])
+
+
+def _starts(passed: list[_Fit], penalties: Tensor) -> list[_Fit]:
+    """The last fit, and where a line in log λ leads from the last two: far from the data's noise logits grow with log λ."""
+    if len(passed) < 2:
+        return passed
+    before, last = passed[-2:]
+    older, old, new = penalties[len(passed) - 2 : len(passed) + 1].log().tolist()
+    ahead = 1 + (new - old) / (old - older) if old < older else 1.0
+    return [last, before.plus(ahead, last.plus(-1, before))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Objective:
+    """Σ log-loss + penalty/2 ‖w‖²."""
+
+    space: Space
+    targets: Tensor
+    penalty: Tensor
+
+    def at(self, fit: _Fit) -> float:
+        logits = fit.logits
+        loss = -logsigmoid(-logits).sum() - self.targets @ logits
+        return float(loss + self.penalty / 2 * self.space.square(fit.theta, fit.values))
+
+    def least_from(self, starts: list[_Fit]) -> _Fit:
+        """Newton's method from the best of `starts` until the error left in any logit is below LOGIT_TOLERANCE."""
+        loss, fit = min(((self.at(start), start) for start in starts), key=lambda pair: pair[0])
+        newton, before = None, 0.0
+        for _ in range(MAX_STEPS):
+            probabilities = fit.logits.sigmoid()
+            if fresh := newton is None:
+                newton = self.space.newton(probabilities * (1 - probabilities), self.penalty)
+            theta, intercept = newton(fit.theta, self.targets - probabilities)
+            step = _Fit(theta=theta, intercept=intercept, values=self.space.values(theta))
+            size, fit, loss = self._lower(fit, step, loss)
+            largest = float(step.logits.abs().max())
+            # Newton's error is of the order of his step squared; with an old factor, steps shrink at a steady rate.
+            rate = largest if fresh else largest / before
+            if size == 1 and rate < 1 and rate * largest < LOGIT_TOLERANCE:
+                return fit
+            if size < 1 or (not fresh and rate > SLOWEST_RATE):
+                newton = None
+            before = largest
+        raise InputError(
+            f"a logistic fit did not converge in {MAX_STEPS} steps at penalty {float(self.penalty):g}; "
+            "use a stronger penalty or standardise the features"
+        )
+
+    def _lower(self, fit: _Fit, step: _Fit, loss: float) -> tuple[float, _Fit, float]:
+        """The longest of 1, 1/2, 1/4, … of a step that does not raise the loss, where it ends, and the loss there."""
+        noise = 1e-12 * (1 + abs(loss))  # close to the minimum the loss differs by rounding only
+        size = 1.0
+        while (lower := self.at(ahead := fit.plus(size, step))) > loss + noise and size > 1e-9:
+            size /= 2
+        return size, ahead, lower

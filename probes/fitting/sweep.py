@@ -1,0 +1,216 @@
+"""Which layer and which position know it? All of them solved at once, and every choice made inside the fold that it is judged on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Values
+from reasonscope.probes.evaluation.grouped_folds import (
+    Fold,
+    Metric,
+    NestedFold,
+    Task,
+    check_finite,
+    direction_cosines,
+    nested_folds,
+    spearman,
+)
+from reasonscope.probes.evaluation.metrics import auroc
+from reasonscope.probes.fitting.solvers import logistic_path, ridge_path
+
+PENALTIES: tuple[float, ...] = tuple(float(penalty) for penalty in 10.0 ** np.arange(-2, 7))
+BLOCK_BYTES = 2**28  # of coefficients that are held at a time; more cells than fit are taken in turn
+_SOLVERS = {"regression": ridge_path, "binary": logistic_path}
+_METRICS: dict[Task, Metric] = {"regression": spearman, "binary": auroc}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What the inner folds chose: indices of the layer and the position as they stood in the features, and the penalty."""
+
+    layer: int
+    position: int
+    penalty: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """A nested sweep over layers, positions and penalties.
+
+    `predictions` (row,): held out, each by the layer, position and penalty that its own training rows chose; in the units of the
+    targets, for a binary task the probability of class 1. `chosen` (fold,): these choices. `scores` (fold, layer, position): Spearman
+    or AUROC of each cell on the fold's held-out rows, only the penalty chosen inside; for the heat map, as its maximum over cells is
+    biased upwards and `predictions` are not. NaN where the held-out rows are of one class. `cosines` (layer, position): mean cosine of
+    a cell's directions between folds, NaN where one is 0. `final`, `coef` (d_model,) and `intercept`: chosen and fitted on all rows.
+    """
+
+    task: Task
+    folds: tuple[Fold, ...]
+    predictions: Values
+    chosen: tuple[Choice, ...]
+    scores: Values
+    cosines: Values
+    final: Choice
+    coef: Values
+    intercept: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cells:
+    """Some cells (a layer at a position), at the penalty that suited each in each of n outer folds, and last on all rows.
+
+    `penalty` and its inner `loss` (n + 1, cell); the fit with it, `coef` (n + 1, cell, d_model) and `intercept` (n + 1, cell);
+    `heldout` (cell, row): decision values by the outer fit whose fold holds the row out.
+    """
+
+    penalty: NDArray[np.intp]
+    loss: Values
+    coef: Values
+    intercept: Values
+    heldout: Values
+
+
+def sweep(
+    features: NDArray[np.floating],
+    targets: Values,
+    groups: Sequence[str],
+    *,
+    task: Task,
+    penalties: Sequence[float] = PENALTIES,
+    folds: int = 5,
+    seed: int = 0,
+    standardise: bool = True,
+    device: torch.device | str | None = None,
+) -> SweepResult:
+    """Judge every layer and position of `features` (row, layer, position, d_model) by nested folds that keep groups whole.
+
+    Ridge on quantities, logistic regression on labels 0 and 1; `penalties` as `ridge_path` and `logistic_path` take them (an
+    `alpha`, a 1 / C). Layer, position and penalty are those of the least loss (squared error, log-loss) on the inner folds. Raises
+    InputError for features that are not finite or of another shape, and where `grouped_folds` does.
+    """
+    if features.ndim != 4 or len(features) != len(targets):
+        raise InputError(
+            f"features {features.shape} for {len(targets)} targets; they have to be (row, layer, position, d_model)"
+        )
+    check_finite(features)
+    n_rows, n_layers, n_positions, width = features.shape
+    plan = nested_folds(targets, groups, task=task, folds=folds, seed=seed)
+    cells = torch.from_numpy(np.ascontiguousarray(features.transpose(1, 2, 0, 3)).reshape(-1, n_rows, width))
+    fits = len(_training_sets(plan, n_rows))
+    step = max(1, BLOCK_BYTES // (8 * fits * len(penalties) * width))
+    parts = [
+        _fit(cells[start : start + step], torch.from_numpy(targets), plan, task, penalties, standardise, device)
+        for start in range(0, len(cells), step)
+    ]
+    whole = _Cells(
+        penalty=np.concatenate([part.penalty for part in parts], axis=1),
+        loss=np.concatenate([part.loss for part in parts], axis=1),
+        coef=np.concatenate([part.coef for part in parts], axis=1),
+        intercept=np.concatenate([part.intercept for part in parts], axis=1),
+        heldout=np.concatenate([part.heldout for part in parts]),
+    )
+    return _result(whole, targets, plan, task, penalties, (n_layers, n_positions))
+
+
+def _fit(
+    cells: Tensor,
+    targets: Tensor,
+    plan: Sequence[NestedFold],
+    task: Task,
+    penalties: Sequence[float],
+    standardise: bool,
+    device: torch.device | str | None,
+) -> _Cells:
+    mask = torch.stack(_training_sets(plan, len(targets))).expand(len(cells), -1, -1)
+    path = _SOLVERS[task](cells, targets, penalties, mask, standardise=standardise, device=device)
+    coef, intercept = path.coef.cpu().movedim(1, 0), path.intercept.cpu().movedim(1, 0)
+    n = len(plan)
+    heldout = torch.empty(len(cells), len(penalties), len(targets), dtype=torch.float64)
+    losses = torch.zeros(n + 1, len(cells), len(penalties), dtype=torch.float64)
+    inner = iter(range(n + 1, len(coef)))
+    for index, nested in enumerate(plan):
+        test = nested.outer.test
+        heldout[..., test] = _values(cells, test, coef[index], intercept[index])
+        losses[n] += _loss(heldout[..., test], targets[test], task)
+        for fold in nested.inner:
+            fit = next(inner)
+            losses[index] += _loss(_values(cells, fold.test, coef[fit], intercept[fit]), targets[fold.test], task)
+    best = losses.argmin(dim=-1, keepdim=True)  # (n + 1, cell, 1)
+    kept = torch.empty(len(cells), len(targets), dtype=torch.float64)
+    for index, nested in enumerate(plan):
+        test = nested.outer.test
+        kept[:, test] = heldout[..., test].take_along_dim(best[index][..., None], dim=1)[:, 0]
+    return _Cells(
+        penalty=best[..., 0].numpy(),
+        loss=losses.take_along_dim(best, dim=-1)[..., 0].numpy(),
+        coef=coef[: n + 1].take_along_dim(best[..., None], dim=2)[:, :, 0].numpy(),
+        intercept=intercept[: n + 1].take_along_dim(best, dim=2)[..., 0].numpy(),
+        heldout=kept.numpy(),
+    )
+
+
+def _training_sets(plan: Sequence[NestedFold], n_rows: int) -> list[Tensor]:
+    """True on the rows to fit on: each outer fold's, all, and each inner fold's. The outer folds serve as the inner ones of all rows."""
+    trains = [nested.outer.train for nested in plan] + [np.arange(n_rows)]
+    trains += [fold.train for nested in plan for fold in nested.inner]
+    masks = torch.zeros(len(trains), n_rows, dtype=torch.bool)
+    for mask, train in zip(masks, trains, strict=True):
+        mask[train] = True
+    return list(masks)
+
+
+def _values(cells: Tensor, rows: NDArray[np.intp], coef: Tensor, intercept: Tensor) -> Tensor:
+    """Decision values (cell, penalty, row)."""
+    return coef @ cells[:, rows].to(torch.float64).mT + intercept[..., None]
+
+
+def _loss(values: Tensor, targets: Tensor, task: Task) -> Tensor:
+    """Mean over the rows of a fold, as scikit-learn's searches weigh folds: (cell, penalty)."""
+    if task == "regression":
+        return (values - targets).square().mean(-1)
+    return (softplus(values) - targets * values).mean(-1)
+
+
+def _result(
+    cells: _Cells,
+    targets: Values,
+    plan: Sequence[NestedFold],
+    task: Task,
+    penalties: Sequence[float],
+    grid: tuple[int, int],
+) -> SweepResult:
+    chosen = cells.loss.argmin(axis=-1)  # (n + 1,)
+    predictions = np.full(len(targets), np.nan)
+    scores = np.full((len(plan), len(cells.heldout)), np.nan)
+    for index, nested in enumerate(plan):
+        held = cells.heldout[:, nested.outer.test]
+        predictions[nested.outer.test] = held[chosen[index]]
+        scores[index] = [_METRICS[task](targets[nested.outer.test], values) for values in held]
+    choices = [
+        Choice(layer=int(cell) // grid[1], position=int(cell) % grid[1], penalty=penalties[cells.penalty[index, cell]])
+        for index, cell in enumerate(chosen)
+    ]
+    return SweepResult(
+        task=task,
+        folds=tuple(nested.outer for nested in plan),
+        predictions=expit(predictions) if task == "binary" else predictions,
+        chosen=tuple(choices[:-1]),
+        scores=scores.reshape(-1, *grid),
+        cosines=np.array([_mean_cosine(directions) for directions in cells.coef[:-1].swapaxes(0, 1)]).reshape(grid),
+        final=choices[-1],
+        coef=cells.coef[-1, chosen[-1]],
+        intercept=float(cells.intercept[-1, chosen[-1]]),
+    )
+
+
+def _mean_cosine(directions: Values) -> float:
+    if not np.linalg.norm(directions, axis=-1).all():
+        return float("nan")
+    return float(direction_cosines(directions)[np.triu_indices(len(directions), k=1)].mean())

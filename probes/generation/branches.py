@@ -1,0 +1,110 @@
+"""Many continuations of one sequence: its keys and values are computed once, and every cut and every sample branches off them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from reasonscope.data.errors import ContextError, InputError
+from reasonscope.data.trace import Sampling
+from reasonscope.probes.generation.cache import growing_cache
+from reasonscope.probes.generation.decoding import Completion, Past, generate
+from reasonscope.probes.generation.padding import check_vocabulary
+from reasonscope.probes.models.model import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """A continuation to write: of the first `cut` tokens of the sequence and `stub` behind them, drawn with `seed`."""
+
+    cut: int
+    seed: int
+    stub: tuple[int, ...] = ()
+
+
+class Writer(Protocol):
+    """Whatever completes token ids: a model here, or a server."""
+
+    def __call__(self, token_ids: Sequence[int], branches: Sequence[Branch], sampling: Sampling) -> list[Completion]:
+        """A completion of each branch, in their order; its prompt is the cut with the stub."""
+        ...
+
+
+class PrefixWriter:
+    """Branches off a sequence with a model of ours; the same completions as `generate` on every prefix, up to rounding.
+
+    The sequence is run once, up to the furthest cut. Each branch copies the keys and values of its part of it, so a batch takes
+    `batch_size` × the memory of a whole sequence's cache, but no prefix is computed twice.
+    """
+
+    def __init__(self, model: Model, *, batch_size: int = 32) -> None:
+        if batch_size < 1:
+            raise InputError(f"batches of {batch_size}; at least 1 is needed")
+        self.model = model
+        self._batch_size = batch_size
+
+    def __call__(self, token_ids: Sequence[int], branches: Sequence[Branch], sampling: Sampling) -> list[Completion]:
+        """As `Writer` says. Raises InputError for a cut outside the sequence, ContextError for a branch without room."""
+        ids = [int(token) for token in token_ids]
+        _check(ids, branches, self.model)
+        if not branches:
+            return []
+        shared = _keys_and_values(self.model, ids[: max(branch.cut for branch in branches)])
+        # Stubs of one length together: what is fed first has to end in the same column in every row.
+        order = sorted(range(len(branches)), key=lambda i: (len(branches[i].stub), branches[i].cut))
+        done: dict[int, Completion] = {}
+        while order:
+            stub = len(branches[order[0]].stub)
+            batch = [i for i in order[: self._batch_size] if len(branches[i].stub) == stub]
+            order = order[len(batch) :]
+            chosen = [branches[i] for i in batch]
+            prompts = [[*ids[: branch.cut], *branch.stub] for branch in chosen]
+            past = _past(shared, [len(prompt) - max(stub, 1) for prompt in prompts])
+            completed = generate(self.model, prompts, sampling, seeds=[branch.seed for branch in chosen], past=past)
+            done |= dict(zip(batch, completed, strict=True))
+        return [done[i] for i in range(len(branches))]
+
+
+def _check(ids: Sequence[int], branches: Sequence[Branch], model: Model) -> None:
+    check_vocabulary([ids], model.vocabulary)
+    for branch in branches:
+        if not 1 <= branch.cut <= len(ids):
+            raise InputError(f"cut {branch.cut} of a sequence of {len(ids)} tokens; it has to be from 1 to {len(ids)}")
+        if branch.cut + len(branch.stub) >= model.context_length:
+            raise ContextError(
+                f"the first {branch.cut} tokens and a stub of {len(branch.stub)} leave no room in the context of "
+                f"{model.context_length}; cut earlier, or leave the trace out"
+            )
+
+
+def _keys_and_values(model: Model, ids: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values (1, kv_head, token, d_head) of each layer. A cache without configuration keeps every token of
+    windowed layers too, which branches at an early cut need; the window is in the mask."""
+    fed = torch.tensor([list(ids)], device=model.device)
+    out = model.backend.forward(
+        fed, mask=torch.ones_like(fed), cache=DynamicCache(), use_cache=True, last_logits_only=True
+    )
+    layers = getattr(out.cache, "layers", [])
+    if not layers or any(getattr(layer, "keys", None) is None for layer in layers):
+        raise InputError(f"{model.name} keeps no keys and values by layer; continue its prefixes with `generate`")
+    return [(layer.keys, layer.values) for layer in layers]
+
+
+def _past(shared: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int]) -> Past | None:
+    """A cache of one row a branch: the first `lengths[row]` tokens of the sequence, left-padded."""
+    width = max(lengths)
+    if width == 0:
+        return None
+    cache = growing_cache()
+    for layer, both in enumerate(shared):
+        rows = []
+        for tensor in both:
+            padded = tensor.new_zeros(len(lengths), tensor.shape[1], width, tensor.shape[3])
+            for row, n in enumerate(lengths):
+                padded[row, :, width - n :] = tensor[0, :, :n]
+            rows.append(padded)
+        cache.update(rows[0], rows[1], layer)
+    return Past(cache=cache, columns=width)

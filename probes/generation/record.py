@@ -1,0 +1,268 @@
+"""From problems to a store of traces with activations: generate in batches, replay once, write as it goes, resume."""
+
+import hashlib
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from reasonscope.data.errors import InputError, SiteError, StoreError
+from reasonscope.data.storage.manifest import NAME
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.trace import Problem, Sampling, Trace
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation.capture import replay
+from reasonscope.probes.generation.decoding import generate
+from reasonscope.probes.generation.rollout import as_trace, check_fits, trace_seed
+from reasonscope.probes.generation.server import ServerWriter
+from reasonscope.probes.models.model import Model
+from reasonscope.probes.models.prompting import Prompting
+
+_SHARD_BYTES = 64 * 2**20  # what a kill can cost, and about what is held in memory beside the model
+_BYTES_PER_TOKEN = 64  # of the trace itself, roughly: id, offsets, text, log-probability, entropy
+_READ_TOKENS = 4096  # of one pass that reads, padding included
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """One completion to make."""
+
+    problem: Problem
+    sample: int
+    prompt: list[int]
+
+    @property
+    def id(self) -> str:
+        return f"{self.problem.id}/{self.sample}"
+
+
+def record(
+    model: Prompting,
+    problems: Sequence[Problem],
+    path: str | Path,
+    *,
+    sites: Sequence[Site | str] = (),
+    sampling: Sampling,
+    samples: int = 1,
+    batch_size: int = 16,
+    shard: tuple[int, int] = (1, 1),
+    think: bool = True,
+    open_tag: bool = False,
+    resume: bool = True,
+    leave_out: Collection[str] = (),
+    server: ServerWriter | None = None,
+    progress: bool = True,
+) -> TraceStore:
+    """Let `model` answer each problem `samples` times and store the traces with what stood at `sites`.
+
+    A trace's id is `problem/sample`. Its seed follows from `sampling.seed` and its id, so neither the order of the problems
+    nor sharding changes what is drawn. `shard=(i, n)` takes the i-th of n parts of the problems (by a hash of their ids,
+    from 1): each part goes into a store of its own. The ids in `leave_out` are not recorded. With `resume` the traces that
+    the store has are left out; a store that was made by another model, prompt, sampling or with other sites is refused, and
+    what differs is named. Complete batches are kept when the run is interrupted.
+
+    Where a `server` is given, it writes the completions, a batch at a time; `model` then only reads its `sites` in them, and
+    may be a `Prompting` (no weights) where there are none. Raises InputError, ContextError, SiteError, StoreError.
+    """
+    if not sites and server is not None:
+        reader = None
+    elif isinstance(model, Model):
+        reader = model
+    else:
+        raise InputError(f"{model.name} was loaded without weights; give a server, and no sites")
+    wanted = _sites(reader, sites) if reader else ()
+    batches = list(_batches(_tasks(model, problems, samples, shard, think, open_tag), batch_size))
+    meta = {
+        "model": dict(model.fingerprint),
+        "sampling": asdict(sampling),
+        "prompt": {"think": think, "open_tag": open_tag},
+        **({"server": {"model": server.model}} if server else {}),
+    }
+    store = _open(Path(path), meta, [str(site) for site in wanted], resume)
+    done = {*store.ids, *leave_out}
+    batches = [batch for batch in batches if not all(task.id in done for task in batch)]
+    writer = _Writer(store, wanted)
+    try:
+        with _bar(progress) as bar:
+            for batch in _shown(batches, bar, writer):
+                left = [task for task in batch if task.id not in done]
+                writer.append(*_run(model, reader, server, left, wanted, sampling))
+    finally:
+        # What is complete is kept, whatever stopped the run (a full disk has its own error, which then comes again).
+        writer.flush()
+        store.close()
+    return store
+
+
+def in_shard(id: str, shard: tuple[int, int]) -> bool:
+    """Whether the problem `id` belongs to part i of n, counted from 1."""
+    part, parts = shard
+    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8]) % parts == part - 1
+
+
+def as_numpy(tensor: Tensor) -> NDArray[Any]:
+    """A tensor's very values in memory of the host; bfloat16 as `ml_dtypes.bfloat16`, which numpy alone does not know."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return np.asarray(tensor.numpy())
+
+
+def _sites(model: Model, names: Sequence[Site | str]) -> tuple[Site, ...]:
+    sites = tuple(dict.fromkeys(Site.parse(name) for name in names))
+    for site in sites:
+        model.layout.module(model.hf, site)  # raises where the model has no such site
+        if site.point == "attn_probs":
+            raise SiteError(
+                f"{site} grows with the square of the length and is not stored; use run_with_cache on the traces"
+            )
+    return sites
+
+
+def _tasks(
+    model: Prompting, problems: Sequence[Problem], samples: int, shard: tuple[int, int], think: bool, open_tag: bool
+) -> list[_Task]:
+    if not problems:
+        raise InputError("there is no problem to record; give at least one")
+    if not 1 <= shard[0] <= shard[1]:
+        raise InputError(f"shard {shard[0]}/{shard[1]}: write i/n with i from 1 to n")
+    if samples < 1:
+        raise InputError(f"{samples} samples of a problem; at least 1 is needed")
+    ids = [problem.id for problem in problems]
+    if len(set(ids)) < len(ids):
+        raise InputError(
+            f"the problem id {next(id for id in ids if ids.count(id) > 1)!r} occurs twice; ids have to differ"
+        )
+    tasks = []
+    for problem in (problem for problem in problems if in_shard(problem.id, shard)):
+        prompt = model.encode_prompt(problem, think=think, open_tag=open_tag)
+        check_fits(model, problem, prompt)
+        tasks += [_Task(problem=problem, sample=sample, prompt=prompt) for sample in range(samples)]
+    return tasks
+
+
+def _batches(tasks: Sequence[_Task], size: int) -> Iterator[list[_Task]]:
+    """Prompts of like length together, so that little is padded; the same batches whatever the order of the problems."""
+    if size < 1:
+        raise InputError(f"batches of {size}; at least 1 is needed")
+    ordered = sorted(tasks, key=lambda task: (len(task.prompt), task.problem.id, task.sample))
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+def _run(
+    model: Prompting,
+    reader: Model | None,
+    server: ServerWriter | None,
+    tasks: Sequence[_Task],
+    sites: Sequence[Site],
+    sampling: Sampling,
+) -> tuple[list[Trace], list[dict[Site, Tensor]]]:
+    """Generate at full speed with nothing captured, then read what was written, teacher-forced."""
+    seeds = [trace_seed(sampling.seed, task.id) for task in tasks]
+    prompts = [task.prompt for task in tasks]
+    if server is not None:
+        completions = server.complete(prompts, sampling, seeds)
+    else:
+        assert reader is not None  # who has no server has weights
+        completions = generate(reader, prompts, sampling, seeds=seeds)
+    traces = [
+        as_trace(model, task.problem, task.sample, completion, replace(sampling, seed=seed))
+        for task, completion, seed in zip(tasks, completions, seeds, strict=True)
+    ]
+    if not sites or reader is None:
+        return traces, [{} for _ in traces]
+    return traces, _read(reader, [completion.token_ids.tolist() for completion in completions], sites)
+
+
+def _read(reader: Model, sequences: Sequence[Sequence[int]], sites: Sequence[Site]) -> list[dict[Site, Tensor]]:
+    """Sequences of like length together, few enough that neither padding nor what is read of them at once grows with the batch."""
+    seen: dict[int, dict[Site, Tensor]] = {}
+    group: list[int] = []
+    for i in sorted(range(len(sequences)), key=lambda i: len(sequences[i])):
+        if group and (len(group) + 1) * len(sequences[i]) > _READ_TOKENS:
+            seen |= zip(group, replay(reader, [sequences[j] for j in group], sites), strict=True)
+            group = []
+        group.append(i)
+    seen |= zip(group, replay(reader, [sequences[j] for j in group], sites), strict=True)
+    return [seen[i] for i in range(len(sequences))]
+
+
+def _open(path: Path, meta: Mapping[str, Any], sites: Sequence[str], resume: bool) -> TraceStore:
+    if not resume or not (path / NAME).exists():
+        return TraceStore.create(path, meta=meta, sites=sites)
+    store = TraceStore.open(path)
+    different = list(_differences(store.meta, meta))
+    if store.sites != tuple(sites):
+        different.append(f"sites: {', '.join(store.sites) or 'none'} (now {', '.join(sites) or 'none'})")
+    if different:
+        raise StoreError(
+            f"{path} was recorded otherwise, with {'; '.join(different)}. Record into another folder, or as it was recorded"
+        )
+    return store
+
+
+def _differences(there: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in sorted(there.keys() | now.keys()):
+        old, new = there.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}: {old} (now {new})"
+
+
+class _Writer:
+    """Collects finished traces until they make a shard."""
+
+    def __init__(self, store: TraceStore, sites: Sequence[Site]) -> None:
+        self._store, self._sites = store, sites
+        self._traces: list[Trace] = []
+        self._arrays: dict[str, list[NDArray[Any]]] = {str(site): [] for site in sites}
+        self._bytes = 0
+        self.tokens = 0
+
+    def append(self, traces: Sequence[Trace], activations: Sequence[Mapping[Site, Tensor]]) -> None:
+        for trace, seen in zip(traces, activations, strict=True):
+            self._traces.append(trace)
+            self._bytes += _BYTES_PER_TOKEN * len(trace.token_ids)
+            for site in self._sites:
+                array = as_numpy(seen[site])
+                self._arrays[str(site)].append(array)
+                self._bytes += array.nbytes
+            self.tokens += len(trace.token_ids) - trace.n_prompt_tokens
+        if self._bytes >= _SHARD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        traces, arrays = self._traces, self._arrays
+        self._traces, self._arrays, self._bytes = [], {site: [] for site in arrays}, 0
+        self._store.append(traces, arrays)
+
+
+def _bar(show: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.0f} tokens/s"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not show,
+    )
+
+
+def _shown(batches: Sequence[list[_Task]], bar: Progress, writer: _Writer) -> Iterator[list[_Task]]:
+    """The batches, each shown as done once the next is asked for."""
+    task, began = bar.add_task("recording", total=sum(map(len, batches)), rate=0.0), time.monotonic()
+    for batch in batches:
+        yield batch
+        bar.update(task, advance=len(batch), rate=writer.tokens / (time.monotonic() - began))

@@ -1,0 +1,139 @@
+"""Completions as traces: let a model answer problems, or go on from a thinking that was begun for it."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from transformers import LogitsProcessor
+
+from reasonscope.data.errors import ContextError, InputError
+from reasonscope.data.text.parse import THINK, build_trace
+from reasonscope.data.trace import Problem, Sampling, Trace
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.backends.base import Edit
+from reasonscope.probes.generation.decoding import Completion, DecodingStep, generate
+from reasonscope.probes.models.model import Model
+from reasonscope.probes.models.prompting import Prompting
+
+
+def rollouts(
+    model: Model,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    *,
+    samples: int = 1,
+    batch_size: int = 32,
+    think: bool = True,
+    open_tag: bool = False,
+    prefill: str | Sequence[str] = "",
+    write: Mapping[Site, Edit] | None = None,
+    on_step: Callable[[DecodingStep], None] | None = None,
+    processors: Sequence[LogitsProcessor] = (),
+) -> list[Trace]:
+    """Let `model` answer each problem `samples` times; traces in the order of the problems, nothing captured or stored.
+
+    A `prefill` stands behind the opened tag and counts as prompt; `processors` are those of `generate`. Several prefills make several
+    sets of traces, one behind the other: each batch (of at most `batch_size` rows, one a prefill at least) holds its prompts once with
+    each of them, those with the first one first.
+
+    Seeds follow from `sampling.seed` and the trace's id (`problem/sample`): the same problem gets the same draws with an edit
+    (`write`) as without, whatever the batch. Raises InputError, ContextError.
+    """
+    prefills = (prefill,) if isinstance(prefill, str) else tuple(prefill)
+    asked = [(problem, sample) for problem in problems for sample in range(samples)]
+    prompts = [
+        [model.encode_prompt(problem, think=think, open_tag=open_tag, prefill=text) for problem, _ in asked]
+        for text in prefills
+    ]
+    for prefilled in prompts:
+        for (problem, _), prompt in zip(asked, prefilled, strict=True):
+            check_fits(model, problem, prompt)
+    order = sorted(range(len(asked)), key=lambda i: len(prompts[0][i]))
+    traces: dict[tuple[int, int], Trace] = {}
+    at_once = max(1, batch_size // len(prefills))
+    for start in range(0, len(order), at_once):
+        batch = [(copy, i) for copy in range(len(prefills)) for i in order[start : start + at_once]]
+        seeds = [trace_seed(sampling.seed, f"{asked[i][0].id}/{asked[i][1]}") for _, i in batch]
+        completions = generate(
+            model,
+            [prompts[copy][i] for copy, i in batch],
+            sampling,
+            seeds=seeds,
+            write=write,
+            on_step=on_step,
+            processors=processors,
+        )
+        for (copy, i), completion, seed in zip(batch, completions, seeds, strict=True):
+            traces[copy, i] = as_trace(model, *asked[i], completion, replace(sampling, seed=seed))
+    return [traces[copy, i] for copy in range(len(prefills)) for i in range(len(asked))]
+
+
+def continuations(
+    model: Model, begun: Sequence[tuple[Trace, str]], sampling: Sampling, *, batch_size: int = 32
+) -> list[Trace]:
+    """Let `model` go on from each (trace, thinking so far): the trace's prompt, then that text in place of its thinking.
+
+    The text is tokenised on its own behind the prompt's very tokens, so it has to end where a token ends (inside a sentence,
+    not at a full stop that would have merged with a blank line). What was begun counts as generated in the result, with
+    log-probabilities and entropies of NaN.
+    """
+    prompts, given = [], []
+    for trace, text in begun:
+        if trace.state not in ("closed", "truncated"):
+            raise InputError(f"trace {trace.id!r} has no thinking to begin anew")
+        start = trace.tokens.thinking.start
+        prompts.append([*trace.token_ids[:start].tolist(), *model.tokenizer.encode(text, add_special_tokens=False)])
+        given.append(min(trace.n_prompt_tokens, start))  # what it was prefilled with gives way to the text
+    traces = []
+    for start in range(0, len(begun), batch_size):
+        batch = range(start, min(start + batch_size, len(begun)))
+        seeds = [trace_seed(sampling.seed, begun[i][0].id) for i in batch]
+        completions = generate(model, [prompts[i] for i in batch], sampling, seeds=seeds)
+        for i, seed, done in zip(batch, seeds, completions, strict=True):
+            origin, whole = begun[i][0], counting_begun(done, given[i])
+            traces.append(as_trace(model, origin.problem, origin.sample, whole, replace(sampling, seed=seed)))
+    return traces
+
+
+def counting_begun(done: Completion, n_prompt_tokens: int) -> Completion:
+    """The continuation with what was begun for it, behind `n_prompt_tokens`, counted as generated."""
+    unknown = np.full(done.n_prompt_tokens - n_prompt_tokens, np.nan, dtype=np.float32)
+    return replace(
+        done,
+        n_prompt_tokens=n_prompt_tokens,
+        logprobs=np.concatenate([unknown, done.logprobs]),
+        entropies=np.concatenate([unknown, done.entropies]),
+    )
+
+
+def as_trace(model: Prompting, problem: Problem, sample: int, completion: Completion, sampling: Sampling) -> Trace:
+    """The completion of a problem, cut into its regions, with id `problem/sample`."""
+    return build_trace(
+        id=f"{problem.id}/{sample}",
+        problem=problem,
+        token_ids=completion.token_ids,
+        n_prompt_tokens=completion.n_prompt_tokens,
+        tokenizer=model.tokenizer_backend,
+        tags=model.tags or THINK,
+        finish_reason=completion.finish_reason,
+        sample=sample,
+        sampling=sampling,
+        model=model.fingerprint,
+        logprobs=completion.logprobs,
+        entropies=completion.entropies,
+    )
+
+
+def check_fits(model: Prompting, problem: Problem, prompt: Sequence[int]) -> None:
+    """Raises ContextError where a prompt leaves no room to answer."""
+    if len(prompt) >= model.context_length:
+        raise ContextError(
+            f"problem {problem.id!r} has {len(prompt)} tokens and the context of {model.name} holds "
+            f"{model.context_length}; leave it out or shorten it"
+        )
+
+
+def trace_seed(seed: int, id: str) -> int:
+    """The seed of the trace `id` in a run with `seed`: 63 bits of a hash of both."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{id}".encode()).digest()[:8]) >> 1

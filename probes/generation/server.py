@@ -1,0 +1,314 @@
+"""Completions by a server that speaks OpenAI's protocol (vLLM, SGLang, llama.cpp, transformers serve): ids where it knows them, checked."""
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from reasonscope.data.errors import InputError, MissingExtraError
+from reasonscope.data.storage.untrusted import parse_json
+from reasonscope.data.trace import FinishReason, Sampling
+from reasonscope.probes.generation.branches import Branch
+from reasonscope.probes.generation.decoding import Completion
+from reasonscope.probes.generation.response_cache import Kept
+from reasonscope.probes.models.prompting import Prompting
+
+_FINISH: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
+# vLLM's names: give ids back, and leave special tokens in the text.
+_IDS = MappingProxyType({"return_token_ids": True, "skip_special_tokens": False})
+_KEY = "REASONSCOPE_SERVER_KEY"
+# Bytes of a reply that any may have, and that each token of prompt and completion may add: ids, and a text all in escapes.
+_REPLY, _REPLY_TOKEN = 2**20, 2**10
+_Ask = Callable[[str | list[int], int, Sampling], Awaitable[Mapping[str, Any]]]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerWriter:
+    """The model that a server at `url` (without /v1) calls `model`; `workers` requests at a time, each asked again up to `retries`
+    times, ever later, where the server is busy, fails, is away for a moment, or has not answered to the last byte within `timeout`
+    seconds. What it wrote is kept in the folder `keep`, where one is given, and not asked for again.
+
+    Each request carries the prompt as token ids and its own seed. The server is asked to return ids (`return_token_ids`, vLLM);
+    where it does not know that, its text is encoded with `tokenizer`, and `stop` put behind a completion that it says has ended.
+    A server that refuses ids (transformers serve) gets the prompt as text, if that text makes the very same ids again. What
+    comes back is checked: other prompt ids or another number of them than were sent, ids outside the vocabulary or ids that do
+    not spell the text are an error; so is a text where `needs_ids` says that the think tags are special tokens, which servers
+    leave out of texts. A reply that is compressed, or far longer than what was asked for can be, is not read. Log-probabilities and
+    entropies are NaN: nobody measured them here.
+
+    Departures: ids that are encoded from text are those that the tokenizer would write, which sampling may have spelled otherwise.
+    """
+
+    url: str
+    model: str
+    tokenizer: Tokenizer
+    stop: int | None = None
+    needs_ids: bool = False
+    workers: int = 8
+    timeout: float = 600.0
+    retries: int = 6
+    key: str | None = None
+    keep: Path | None = None
+
+    def __call__(self, token_ids: Sequence[int], branches: Sequence[Branch], sampling: Sampling) -> list[Completion]:
+        """As `Writer` says. Raises InputError for a server that cannot be reached, refuses, or gives back wrong ids."""
+        prompts = [[*map(int, token_ids[: branch.cut]), *branch.stub] for branch in branches]
+        return self.complete(prompts, sampling, [branch.seed for branch in branches])
+
+    def complete(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """A completion of each of `prompts` (token ids) with its seed, in their order; errors as above."""
+        asked = [list(map(int, prompt)) for prompt in prompts]
+        keys = [self._key(prompt, sampling, seed) for prompt, seed in zip(asked, seeds, strict=True)]
+        known = [self._kept.get(key) if self._kept else None for key in keys]
+        todo = [i for i, found in enumerate(known) if found is None]
+        sent = {i: asked[i] if self.takes_ids else self._spelled(asked[i]) for i in todo}
+
+        async def all_written() -> None:
+            room = asyncio.Semaphore(self.workers)
+
+            async def one(i: int) -> None:
+                async with room:
+                    known[i] = self._checked(asked[i], await ask(sent[i], seeds[i], sampling))
+                if self._kept:
+                    self._kept.put(keys[i], known[i])
+
+            tokens = max(map(len, asked)) + sampling.max_new_tokens
+            async with self._client(tokens) as ask, asyncio.TaskGroup() as tasks:
+                for i in todo:
+                    tasks.create_task(one(i))
+
+        if todo:
+            _run(all_written())
+        return [_completion(prompt, *found) for prompt, found in zip(asked, known, strict=True) if found is not None]
+
+    @cached_property
+    def takes_ids(self) -> bool:
+        """Whether the server takes token ids; asked once, for a single token."""
+        from openai import BadRequestError, UnprocessableEntityError
+
+        async def once() -> None:
+            async with self._client(2) as ask:
+                await ask([0], 0, Sampling(temperature=0, max_new_tokens=1))
+
+        try:
+            _run(once())
+        except _Refused as refusal:
+            if isinstance(refusal.__cause__, BadRequestError | UnprocessableEntityError):
+                return False
+            raise
+        return True
+
+    @cached_property
+    def _kept(self) -> Kept | None:
+        return None if self.keep is None else Kept(self.keep)
+
+    def _key(self, prompt: list[int], sampling: Sampling, seed: int) -> str:
+        asked = json.dumps([self.model, prompt, asdict(sampling), seed])
+        return hashlib.sha256(asked.encode()).hexdigest()
+
+    def _checked(self, prompt: list[int], reply: Mapping[str, Any]) -> tuple[list[int], FinishReason]:
+        """The ids that were written, and how they ended."""
+        choices = reply.get("choices")
+        if not isinstance(choices, list) or len(choices) != 1 or not _is_choice(choices[0]):
+            raise InputError(f"{self.url} answered without one choice with a text: {json.dumps(reply)[:200]}")
+        choice = choices[0]
+        told = reply.get("usage")
+        usage = told if isinstance(told, dict) else {}
+        self._check_prompt(prompt, choice.get("prompt_token_ids", reply.get("prompt_token_ids")), usage)
+        finish = _FINISH.get(str(choice.get("finish_reason")), "unknown")
+        return self._written(choice, finish), finish
+
+    def _spelled(self, prompt: list[int]) -> str:
+        """The text that a server with this tokenizer reads as `prompt`, with the BOS that it adds or without."""
+        for ids in (prompt, prompt[1:]):
+            text: str = self.tokenizer.decode(ids, skip_special_tokens=False)
+            if self.tokenizer.encode(text).ids == prompt:
+                return text
+        raise InputError(
+            f"{self.url} takes no token ids, and no text makes these again: {prompt[-8:]}; "
+            "cut where a token ends, or use a server that takes ids (vLLM, SGLang, llama.cpp)"
+        )
+
+    def _check_prompt(self, prompt: list[int], read: Sequence[int] | None, usage: Mapping[str, Any]) -> None:
+        ids = read if isinstance(read, list) else None if read is None else []
+        n = len(ids) if ids is not None else usage.get("prompt_tokens", len(prompt))
+        if n != len(prompt) or (ids is not None and ids != prompt):
+            raise InputError(
+                f"{self.url} says that it read {n} tokens other than the {len(prompt)} that were sent; "
+                "it runs another tokenizer, or adds tokens of its own"
+            )
+
+    def _written(self, choice: Mapping[str, Any], finish: FinishReason) -> list[int]:
+        """The ids of a completion, proved to spell its text."""
+        text = choice["text"]
+        ids = choice.get("token_ids")
+        if ids is None:
+            if self.needs_ids:
+                raise InputError(
+                    f"{self.url} gives back texts without ids, and the think tags are special tokens that such texts lack; "
+                    "use a server that returns ids (vLLM)"
+                )
+            ended = [self.stop] if finish == "stop" and self.stop is not None else []
+            return [*self.tokenizer.encode(text, add_special_tokens=False).ids, *ended]
+        size = self.tokenizer.get_vocab_size(with_added_tokens=True)
+        if not isinstance(ids, list) or not all(isinstance(i, int) and 0 <= i < size for i in ids):
+            raise InputError(f"{self.url} gave token ids outside the vocabulary of {size}; it runs another tokenizer")
+        spellings = {self.tokenizer.decode(ids, skip_special_tokens=skip).strip() for skip in (False, True)}
+        if text.strip() not in spellings and not any(text.strip() and s.startswith(text.strip()) for s in spellings):
+            raise InputError(
+                f"{self.url} gave ids that spell {sorted(spellings)[0][:60]!r}, but the text {text[:60]!r}; "
+                "it runs another tokenizer"
+            )
+        return list(ids)
+
+    @asynccontextmanager
+    async def _client(self, tokens: int) -> AsyncIterator[_Ask]:
+        """Inside, the server can be asked: (prompt, seed, sampling) to the JSON object of its reply, on `tokens` tokens at most."""
+        if not self.url.startswith(("http://", "https://")):
+            raise InputError(f"{self.url!r} is no address of a server; it has to begin with http:// or https://")
+        try:
+            import openai
+        except ImportError as error:
+            raise MissingExtraError(f'a server needs openai ({error}): pip install "reasonscope[scale]"') from error
+        address = f"{self.url.rstrip('/')}/v1"
+
+        async def ask(prompt: str | list[int], seed: int, sampling: Sampling) -> Mapping[str, Any]:
+            for _ in range(1 + self.retries):
+                # The library's own limits are between two bytes: a server that sends one a second never meets them.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self.timeout):
+                        return await answered(prompt, seed, sampling)
+            raise InputError(
+                f"{address} gave no whole answer within {self.timeout:g} seconds, asked {1 + self.retries} times; give it more time, "
+                "fewer requests at once, or fewer tokens to write"
+            )
+
+        async def answered(prompt: str | list[int], seed: int, sampling: Sampling) -> Mapping[str, Any]:
+            try:
+                raw = await client.completions.with_raw_response.create(
+                    model=self.model,
+                    prompt=prompt,
+                    max_tokens=sampling.max_new_tokens,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    seed=seed % 2**31,
+                    extra_body=None if isinstance(prompt, str) else dict(_IDS),
+                )
+                found = parse_json(raw.content, address)
+            except openai.APIStatusError as error:
+                raise _Refused(f"{address} refused ({error.status_code}): {error.response.text[:200]}") from error
+            except (openai.OpenAIError, InputError) as error:
+                raise InputError(f"cannot read {address}: {error}; is the server up, and its address right?") from error
+            if not isinstance(found, dict):
+                raise InputError(f"{address} answered with a {type(found).__name__}; a JSON object is needed")
+            return found
+
+        # A key of OpenAI in the environment is not for a server of anybody else.
+        async with openai.AsyncOpenAI(
+            base_url=address,
+            api_key=self.key or "none",
+            max_retries=self.retries,
+            timeout=None,
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=_bounded(openai, _REPLY + tokens * _REPLY_TOKEN),
+        ) as client:
+            yield ask
+
+
+def _bounded(openai: Any, largest: int) -> Any:
+    """An HTTP client that reads `largest` bytes of a reply at most, errors of the server included, and unpacks none."""
+
+    class Bounded(openai.DefaultAsyncHttpxClient):  # type: ignore[misc]  # known where openai is installed
+        async def send(self, request: Any, **how: Any) -> Any:
+            reply = await super().send(request, **{**how, "stream": True})
+            try:
+                packed = reply.headers.get("Content-Encoding", "identity")
+                if packed.lower() != "identity":
+                    raise openai.OpenAIError(f"its reply is compressed ({packed[:20]}), which was not asked for")
+                content = bytearray()
+                async for piece in reply.aiter_raw():
+                    content += piece
+                    if len(content) > largest:
+                        raise openai.OpenAIError(f"its reply has more than the {largest} bytes that there can be")
+            finally:
+                await reply.aclose()
+            read = type(reply)(reply.status_code, headers=reply.headers, content=bytes(content), request=request)
+            read.encoding = "utf-8"  # as JSON is; not what the server says, which may be any codec of Python
+            return read
+
+    return Bounded()
+
+
+def server_writer(
+    url: str,
+    model: Prompting,
+    *,
+    served_as: str | None = None,
+    workers: int = 8,
+    timeout: float = 600.0,
+    keep: Path | None = None,
+) -> ServerWriter:
+    """The writer for `model` behind `url`, where it is called `served_as` (its own name where not given); see `ServerWriter`.
+
+    A server that wants a key gets the one in the environment variable REASONSCOPE_SERVER_KEY.
+    """
+    special = set(model.tokenizer.all_special_tokens)
+    return ServerWriter(
+        url=url,
+        model=served_as or model.name,
+        tokenizer=model.tokenizer_backend,
+        stop=model.tokenizer.eos_token_id,
+        needs_ids=model.tags is not None and bool({model.tags.open, model.tags.close} & special),
+        workers=workers,
+        timeout=timeout,
+        keep=keep,
+        key=os.environ.get(_KEY),
+    )
+
+
+def _completion(prompt: list[int], written: list[int], finish: FinishReason) -> Completion:
+    return Completion(
+        token_ids=np.asarray([*prompt, *written], dtype=np.int64),
+        n_prompt_tokens=len(prompt),
+        finish_reason=finish,
+        logprobs=np.full(len(written), np.nan, dtype=np.float32),
+        entropies=np.full(len(written), np.nan, dtype=np.float32),
+    )
+
+
+def _run(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run `work` to its end, beside the event loop that runs already in a notebook; of several errors at once the first."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        beside = False
+    else:
+        beside = True
+    try:
+        if not beside:
+            return asyncio.run(work)
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, work).result()
+    except ExceptionGroup as errors:
+        first = errors.exceptions[0]
+        raise first from first.__cause__
+
+
+def _is_choice(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("text"), str)
+
+
+class _Refused(InputError):
+    """A server that answered with an error."""

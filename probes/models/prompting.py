@@ -1,0 +1,108 @@
+"""How a model is asked: its tokenizer, template and think tags, without its weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import tokenizers
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.text.parse import ThinkTags
+from reasonscope.data.trace import Problem
+from reasonscope.probes.models.fingerprint import described
+from reasonscope.probes.models.loading import fast, foreign, load_tokenizer, locate
+from reasonscope.probes.models.tags import chat_template, find_tags, with_tag_open, with_thinking_closed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompting:
+    """What turns problems into token ids and completions into traces; enough where a server holds the model.
+
+    `tags` is None where neither tokenizer nor template marks thinking.
+    """
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerFast
+    tags: ThinkTags | None
+    name: str
+    revision: str | None = None
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.config.get_text_config().num_hidden_layers)
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence in tokens, prompt and completion together."""
+        return int(self.config.get_text_config().max_position_embeddings)
+
+    @property
+    def tokenizer_backend(self) -> tokenizers.Tokenizer:
+        return self.tokenizer.backend_tokenizer
+
+    @cached_property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What a trace says about the model that wrote it (JSON); nothing is known of weights that are elsewhere."""
+        return described(self.config, self.tokenizer, name=self.name, revision=self.revision)
+
+    def encode_prompt(
+        self, problem: Problem, *, think: bool = True, open_tag: bool = False, prefill: str = ""
+    ) -> list[int]:
+        """The token ids of a problem as the model is asked it: messages through the chat template, a raw prompt as it is.
+
+        `think=False` ends messages with an empty think block. `open_tag=True` opens the think tag where the template does
+        not; otherwise the model is left to open it. A `prefill` opens it too, and stands behind it. There is one BOS at
+        most: where the rendered text brings its own, or the tokenizer uses none, none is added. Raises InputError where
+        there is no chat template, or no think tag to close.
+        """
+        open_tag = open_tag or bool(prefill)
+        text = problem.prompt if problem.prompt is not None else self._render(problem, think, open_tag)
+        return self.encode_text(text + prefill)
+
+    def encode_text(self, text: str) -> list[int]:
+        """The token ids of a text, behind one BOS where the tokenizer uses one (its own in the text is that one)."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:1] != [bos] and self.tokenizer.encode("", add_special_tokens=True)[:1] == [bos]:
+            ids = [bos, *ids]
+        return ids
+
+    def _render(self, problem: Problem, think: bool, open_tag: bool) -> str:
+        if chat_template(self.tokenizer) is None:
+            raise InputError(
+                f"problem {problem.id!r} has messages, but the tokenizer of {self.name} has no chat template; "
+                "give the problem a prompt instead, or use an instruction-tuned model"
+            )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": message.role, "content": message.content} for message in problem.messages],
+                tokenize=False,
+                add_generation_prompt=True,
+                # The names of the switch in the templates of Qwen3, of DeepSeek V3.1 and of minimind; unknown ones do nothing.
+                enable_thinking=think,
+                thinking=think,
+                open_thinking=think,
+            )
+        except Exception as error:  # the template is a program of somebody else, and may raise anything
+            raise InputError(
+                f"the chat template of {self.name} fails on problem {problem.id!r} ({type(error).__name__}: {error!s:.200}); "
+                "give the problem a prompt instead, or mend the template"
+            ) from error
+        assert isinstance(text, str)
+        if think and not open_tag:
+            return text
+        if self.tags is None:
+            raise InputError(f"{self.name} has no think tags, so thinking can be neither opened nor switched off")
+        return with_tag_open(text, self.tags) if think else with_thinking_closed(text, self.tags)
+
+
+def load_prompting(source: str, *, revision: str | None = None) -> Prompting:
+    """Tokenizer and configuration of `source` (as in `load_model`), without its weights. Raises ModelLoadError, InputError."""
+    place = locate(source)
+    with foreign(source):
+        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+        tokenizer = load_tokenizer(place, revision)
+    tokenizer = fast(tokenizer, source)
+    return Prompting(config=config, tokenizer=tokenizer, tags=find_tags(tokenizer), name=source, revision=revision)

@@ -1,0 +1,1 @@
+"""What a probe predicts: thinking length, tokens remaining, refusal and correctness."""

@@ -1,0 +1,256 @@
+"""Scores along a trace: at every token, their means over traces, and the cliff at the closing tag (Refusal Falls off a Cliff).
+
+Row r of a trace is what stood at its token r, so the score at row r is what the probe reads once token r was seen: the score that
+decides the first token of the answer is the one at the last token of the close window.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+from scipy.stats import t
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Estimate, Values
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.trace import Span, Trace
+from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap
+from reasonscope.probes.fitting.linear_probes import LinearProbe
+
+# The last prompt token, the share of the thinking that has passed, or the last token of the close window.
+Position: TypeAlias = Literal["prompt", "window"] | float
+POSITIONS: tuple[Position, ...] = ("prompt", 0.25, 0.5, 0.75, 1.0, "window")
+PLATEAU = 0.5  # the share of the thinking, counted from its end, whose median is the plateau
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanTrajectory:
+    """Mean score and number of traces `n` at each position (position,); the last position is the last score of every trace.
+
+    `low`, `high`: the 95 % interval of each mean over problems, NaN where fewer than two problems reach a position or none were named.
+    """
+
+    mean: Values
+    n: NDArray[np.int64]
+    low: Values
+    high: Values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cliff:
+    """How far scores fall at the closing tag. `plateaus` and `ends` (trace,) belong to `ids`; the estimates are their means.
+
+    `drop` is plateau less end, in the unit of the scores; intervals resample whole groups.
+    """
+
+    ids: tuple[str, ...]
+    plateaus: Values
+    ends: Values
+    plateau: Estimate
+    end: Estimate
+    drop: Estimate
+
+    @property
+    def drops(self) -> Values:
+        return self.plateaus - self.ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A trace with its misalignment score: plateau less end."""
+
+    id: str
+    misalignment: float
+
+
+def token_scores(probe: LinearProbe, store: TraceStore, trace: Trace) -> Values:
+    """What `probe` says at every token but the last (row,): probabilities of a binary probe, else in the unit of its target.
+
+    Raises SiteError where the run does not hold the probe's site, and what `LinearProbe.check` raises for another model.
+    """
+    probe.check(probe.site, trace.model)
+    states = np.asarray(store.activations(trace.id, str(probe.site)), dtype=np.float64)
+    return probe.probabilities(states) if probe.task == "binary" else probe.scores(states)
+
+
+def thinking_to_window(trace: Trace) -> Span:
+    """The rows from the first token of the thinking to the last of the close window.
+
+    Raises InputError where the thinking is empty or was not closed, or nothing was written behind the closing tag.
+    """
+    if not has_cliff(trace):
+        raise InputError(
+            f"trace {trace.id!r} ({trace.state} thinking, {len(trace.token_ids)} tokens): a cliff needs thinking of two tokens or more, "
+            "a closing tag and an answer; leave it out"
+        )
+    return Span(trace.tokens.thinking.start, trace.tokens.close_window.stop)
+
+
+def has_cliff(trace: Trace) -> bool:
+    """Whether a closing tag ends the thinking of `trace` and an answer follows it, so that `thinking_to_window` has an answer."""
+    window = trace.tokens.close_window
+    return trace.state == "closed" and trace.tokens.thinking.start < window.start and window.stop < len(trace.token_ids)
+
+
+def has_position(trace: Trace, position: Position) -> bool:
+    """Whether `position` exists in a trace: a share of the thinking needs thinking, `window` a closed one and an answer."""
+    if position == "window":
+        return has_cliff(trace)
+    return trace.n_prompt_tokens > 0 if position == "prompt" else trace.n_thinking_tokens > 0
+
+
+def row_at(trace: Trace, position: Position) -> int:
+    """The row of `position`. The last token of a truncated trace was never fed back, so its share 1.0 is the token before."""
+    if position == "prompt":
+        return trace.n_prompt_tokens - 1
+    if position == "window":
+        return trace.tokens.close_window.stop - 1
+    if not isinstance(position, float) or not 0 <= position <= 1:
+        raise InputError(f"position {position!r}: write prompt, window, or a share of the thinking from 0.0 to 1.0")
+    token = trace.tokens.thinking.start + round(position * (trace.n_thinking_tokens - 1))
+    return min(token, len(trace.token_ids) - 2)
+
+
+def position_name(position: Position) -> str:
+    """`prompt`, `window`, or `thinking 25 %`."""
+    return position if isinstance(position, str) else f"thinking {100 * position:g} %"
+
+
+def mean_trajectory(
+    scores: Sequence[Values], *, groups: Sequence[str] = (), mode: Literal["corrected", "reference"] = "corrected"
+) -> MeanTrajectory:
+    """Mean over traces of `scores` (one array (row,) each), aligned at their last rows; `groups` names the problem of each.
+
+    `corrected`: over the traces that reach a position, so that a constant score stays constant whatever the lengths.
+    `reference`: as the code of arXiv 2510.06036 does, absent positions count as 0, which draws a rise where there is none.
+    Raises InputError for no trace, a trace without scores, or groups that are not one a trace.
+    """
+    if mode not in ("corrected", "reference"):
+        raise InputError(f"mode {mode!r}: there are 'corrected' and 'reference'")
+    if not scores or not all(len(values) for values in scores):
+        raise InputError(f"{len(scores)} trajectories, some of them empty perhaps: give at least one score a trace")
+    if groups and len(groups) != len(scores):
+        raise InputError(f"{len(groups)} groups for {len(scores)} trajectories: name the problem of each, or none")
+    longest = max(len(values) for values in scores)
+    padded = np.full((len(scores), longest), np.nan)
+    for row, values in zip(padded, scores, strict=True):
+        row[longest - len(values) :] = values
+    reached = ~np.isnan(padded)
+    total = np.where(reached, padded, 0.0).sum(axis=0)
+    n = reached.sum(axis=0)
+    counted = n if mode == "corrected" else np.full(longest, len(scores))
+    mean = total / counted
+    reach = _reach(padded, groups) * n / counted
+    return MeanTrajectory(mean=mean, n=n, low=mean - reach, high=mean + reach)
+
+
+def _reach(padded: Values, groups: Sequence[str]) -> Values:
+    """Half the 95 % interval of the mean over the traces at each position, traces of one problem not being independent.
+
+    Student's t over the G problems there, with the cluster-robust variance of a mean, G / (G − 1) · Σ_g (Σ_{i in g} (x_i − mean))² / n².
+    """
+    names, of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    reached = ~np.isnan(padded)
+    sums = np.zeros((len(names), padded.shape[1]))
+    there = np.zeros_like(sums, dtype=bool)
+    if len(names):
+        centre = np.where(reached, padded, 0.0).sum(axis=0) / reached.sum(axis=0)
+        np.add.at(sums, of, np.where(reached, padded - centre, 0.0))
+        np.logical_or.at(there, of, reached)
+    many = there.sum(axis=0)
+    known = many > 1
+    reach = np.full(padded.shape[1], np.nan)
+    n, g = reached.sum(axis=0)[known], many[known]
+    reach[known] = t.ppf(0.975, g - 1) * np.sqrt(g / (g - 1) * (sums[:, known] ** 2).sum(axis=0)) / n
+    return reach
+
+
+def plateau_and_end(scores: Values, trace: Trace, *, plateau: float = PLATEAU) -> tuple[float, float]:
+    """The median of `scores` (row,) over the last share `plateau` of the thinking before the close window, and the score at its end.
+
+    A median and not the maximum of the paper: the maximum over thousands of tokens is high for any score that varies.
+    """
+    if not 0 < plateau <= 1:
+        raise InputError(f"plateau {plateau}: a share of the thinking, above 0 and up to 1")
+    rows = thinking_to_window(trace)
+    if len(scores) < rows.stop:
+        raise InputError(f"trace {trace.id!r}: {len(scores)} scores for {len(trace.token_ids) - 1} rows; give all rows")
+    length = trace.tokens.close_window.start - rows.start
+    first = trace.tokens.close_window.start - max(1, round(plateau * length))
+    return float(np.median(scores[first : trace.tokens.close_window.start])), float(scores[rows.stop - 1])
+
+
+def cliff(scores: Mapping[str, Values], traces: Sequence[Trace], *, plateau: float = PLATEAU, seed: int = 0) -> Cliff:
+    """The cliff of `traces`, whose `scores` are kept by id, each (row,). Raises InputError for no trace."""
+    plateaus, ends = _plateaus_and_ends(scores, traces, plateau)
+    groups = [trace.problem.group for trace in traces]
+    return Cliff(
+        ids=tuple(trace.id for trace in traces),
+        plateaus=plateaus,
+        ends=ends,
+        plateau=cluster_bootstrap(_mean_of_first, plateaus, ends, groups, seed=seed),
+        end=cluster_bootstrap(_mean_of_first, ends, plateaus, groups, seed=seed),
+        drop=cluster_bootstrap(_mean_difference, plateaus, ends, groups, seed=seed),
+    )
+
+
+def cliff_as_a_judge(
+    scores: Mapping[str, Values], traces: Sequence[Trace], *, plateau: float = PLATEAU
+) -> list[Judged]:
+    """`traces` by misalignment, highest first: those that knew the most and kept it the least (arXiv 2510.06036, section 5).
+
+    Departure: the released code ranks by the end score alone; this is the score of the paper, with the median for the maximum.
+    """
+    plateaus, ends = _plateaus_and_ends(scores, traces, plateau)
+    judged = [
+        Judged(id=trace.id, misalignment=float(drop)) for trace, drop in zip(traces, plateaus - ends, strict=True)
+    ]
+    return sorted(judged, key=lambda one: -one.misalignment)
+
+
+def random_direction_drops(
+    probe: LinearProbe,
+    store: TraceStore,
+    traces: Sequence[Trace],
+    *,
+    directions: int = 100,
+    plateau: float = PLATEAU,
+    seed: int = 0,
+) -> Values:
+    """Plateau less end of `traces` along random unit directions (direction, trace): what any direction shows at the closing tag.
+
+    Each direction's values are shifted and scaled to the mean and the spread that the probe's own values have over the same rows
+    (thinking and close window of all traces), then read as probabilities, so that it saturates as much as the probe does.
+    """
+    units = np.random.default_rng(seed).standard_normal((directions, len(probe.coef)))
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    states = [np.asarray(store.activations(trace.id, str(probe.site)), dtype=np.float64) for trace in traces]
+    chosen = np.concatenate([x[thinking_to_window(t).slice] for x, t in zip(states, traces, strict=True)])
+    own, other = probe.scores(chosen), chosen @ units.T
+    spread = own.std() / np.maximum(other.std(axis=0), np.finfo(float).tiny)
+    shift = own.mean() - spread * other.mean(axis=0)
+    read = expit if probe.task == "binary" else np.asarray
+    drops = [
+        np.subtract(*plateau_and_end(scores, trace, plateau=plateau))
+        for x, trace in zip(states, traces, strict=True)
+        for scores in read(x @ units.T * spread + shift).T
+    ]
+    return np.reshape(drops, (len(traces), directions)).T
+
+
+def _plateaus_and_ends(scores: Mapping[str, Values], traces: Sequence[Trace], plateau: float) -> tuple[Values, Values]:
+    if not traces:
+        raise InputError("there is no trace to look for a cliff in; give at least one")
+    pairs = np.array([plateau_and_end(scores[trace.id], trace, plateau=plateau) for trace in traces])
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _mean_of_first(values: Values, others: Values) -> float:
+    return float(values.mean())
+
+
+def _mean_difference(plateaus: Values, ends: Values) -> float:
+    return float((plateaus - ends).mean())

@@ -1,0 +1,1 @@
+"""Look inside reasoning models: capture, probe, steer and analyse what they think before they answer."""

@@ -1,0 +1,1 @@
+"""Interventions on decoding itself: logit processors, budget guidance and prefilled text."""

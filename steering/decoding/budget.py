@@ -1,0 +1,223 @@
+"""Budget guidance (arXiv 2506.13752): each next token is weighted by the chance that the thinking then fits into the budget."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+from transformers import LogitsProcessor
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.backends.base import Edit, Positions
+from reasonscope.probes.generation.decoding import DecodingStep
+from reasonscope.probes.models.model import Model
+from reasonscope.steering.vectors.thinking import Thinking
+
+
+def negative_log_density(shape: Tensor, rate: Tensor, tokens_left: Tensor) -> Tensor:
+    """−[α log λ − lnΓ(α) + (α − 1) log y − λy] with y = log(tokens left + 1) ~ Gamma(shape α, rate λ); nats, elementwise."""
+    y = torch.log(tokens_left + 1)
+    density: Tensor = -(shape * rate.log() - torch.lgamma(shape) + (shape - 1) * y.log() - rate * y)
+    return density
+
+
+def fits_in(shape: Tensor, rate: Tensor, budget: Tensor) -> Tensor:
+    """P(tokens left ≤ budget) = GammaCDF(log(budget + 1)), elementwise."""
+    share: Tensor = torch.special.gammainc(shape, rate * torch.log(budget + 1))
+    return share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """When a prediction counts: λ at least `rate`, α above 1, and the mode exp((α − 1)/λ) − 1 at least `mode` tokens (as released)."""
+
+    rate: float = 10.0
+    mode: float = 0.9
+
+    def kept(self, shape: Tensor, rate: Tensor) -> Tensor:
+        return (rate >= self.rate) & (shape > 1) & (torch.expm1((shape - 1) / rate) >= self.mode)
+
+
+TRUST = Trust()
+
+
+def guidance_weights(logits: Tensor, shape: Tensor, rate: Tensor, budget: Tensor, *, trust: Trust = TRUST) -> Tensor:
+    """w_v: the chance to fit where the prediction for v is trusted, else 0, summing to 1; (…, vocab), `budget` (…) in tokens.
+
+    Where none is trusted, the likeliest token has it all.
+    """
+    weights = torch.where(trust.kept(shape, rate), fits_in(shape, rate, budget[..., None].to(shape)), 0.0)
+    total = weights.sum(-1, keepdim=True)
+    likeliest = torch.zeros_like(weights).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+    return torch.where(total > 0, weights / total.clamp(min=torch.finfo(weights.dtype).tiny), likeliest)
+
+
+def guided_distribution(logits: Tensor, weights: Tensor) -> Tensor:
+    """p ∝ softmax(logits)·w; (…, vocab)."""
+    product = logits.softmax(-1) * weights
+    return product / product.sum(-1, keepdim=True)
+
+
+def remaining_budget(budget: int, written: Tensor) -> Tensor:
+    """`budget` less the tokens of thinking written, never below 1."""
+    return (budget - written).clamp(min=1)
+
+
+class LengthPredictor(nn.Module):
+    """From all layers' states of one token to α_v, λ_v of the thinking left were v the next token.
+
+    states (row, layer, d_model) → Linear → a learned summary token beside them (0 at first) → Transformer encoder over the layers
+    (no positions) → two linear heads over the vocabulary, softplus. The paper has BERT-base (width 768, depth 12, 12 heads).
+    """
+
+    def __init__(self, d_model: int, vocabulary: int, *, width: int = 128, depth: int = 2, heads: int = 4) -> None:
+        super().__init__()
+        self.project = nn.Linear(d_model, width)
+        self.summary = nn.Parameter(torch.zeros(1, 1, width))
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        self.shape = nn.Linear(width, vocabulary, bias=False)
+        self.rate = nn.Linear(width, vocabulary, bias=False)
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """(α, λ), each (row, vocab), above 0."""
+        layers = self.project(states)
+        summary = self.summary.expand(len(layers), -1, -1)
+        encoded = self.encoder(torch.cat([summary, layers], dim=1))[:, 0]
+        tiny = torch.finfo(encoded.dtype).tiny
+        return softplus(self.shape(encoded)) + tiny, softplus(self.rate(encoded)) + tiny
+
+    def with_tokens_exchanged(self, seed: int) -> "LengthPredictor":
+        """A copy that gives each token the prediction of another: what guidance does that is as sure and knows nothing."""
+        other = copy.deepcopy(self)
+        order = torch.randperm(len(self.shape.weight), generator=torch.Generator().manual_seed(seed))
+        for head in (other.shape, other.rate):
+            head.weight.data = head.weight.data[order]
+        return other
+
+
+def train_predictor(
+    store: TraceStore,
+    sites: Sequence[Site],
+    *,
+    vocabulary: int,
+    ids: Iterable[str] | None = None,
+    epochs: int = 5,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    width: int = 128,
+    depth: int = 2,
+) -> tuple[LengthPredictor, float]:
+    """Fit the predictor on the thinking of stored traces, the model frozen; returns it with its last epoch's mean loss (nats).
+
+    Each token v of the thinking is predicted from the states of the one before it; its target is the number of thinking tokens from v
+    on, down to 1. Published `sites` are all L + 1 hidden states, `[resid_pre.0, resid_post.0, …]`. Departures: the encoder is small by
+    default, and traces that were cut off are left out, since how long they would have gone on is not known. Raises InputError where
+    nothing is left, or NaN.
+    """
+    states, following, left = _training_rows(store, sites, store.ids if ids is None else ids)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        predictor = LengthPredictor(states.shape[-1], vocabulary, width=width, depth=depth)
+        optimiser = torch.optim.AdamW(predictor.parameters(), lr=learning_rate)
+        for _ in range(epochs):
+            total = 0.0
+            for batch in torch.randperm(len(states)).split(batch_size):
+                shape, rate = predictor(states[batch])
+                pick = following[batch][:, None]
+                loss = negative_log_density(shape.gather(1, pick)[:, 0], rate.gather(1, pick)[:, 0], left[batch]).mean()
+                optimiser.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(predictor.parameters(), 1.0)
+                optimiser.step()
+                total += float(loss.detach()) * len(batch)
+    return predictor.eval().requires_grad_(False), total / len(states)
+
+
+def _training_rows(store: TraceStore, sites: Sequence[Site], ids: Iterable[str]) -> tuple[Tensor, Tensor, Tensor]:
+    states, following, left = [], [], []
+    for trace in (store.trace(id) for id in ids):
+        if trace.state != "closed":
+            continue
+        start, stop = trace.tokens.thinking.start, trace.tokens.thinking.stop
+        rows = np.stack([store.activations(trace.id, str(site))[start - 1 : stop - 1] for site in sites], axis=1)
+        states.append(torch.from_numpy(rows.astype(np.float32)))
+        following.append(torch.from_numpy(trace.token_ids[start:stop]))
+        left.append(torch.arange(stop - start, 0, -1, dtype=torch.float32))
+    if not states:
+        raise InputError("no trace closed its thinking, so none says how long it was; record longer completions")
+    if not all(torch.isfinite(rows).all() for rows in states):
+        raise InputError("an activation is NaN or infinite; record the traces again in float32 or bfloat16")
+    return torch.cat(states), torch.cat(following), torch.cat(left)
+
+
+class BudgetGuidance(LogitsProcessor):
+    """Guides the thinking towards `budget` tokens. Give `edits` to `write=` (they only read) and the object itself to `processors`.
+
+    As released it acts on steps whose last token holds a newline, before the closing tag; there the draw ignores temperature and
+    top-p: name the sampling's `temperature`, and what is returned undoes it (top-p is the caller's). Departure: any batch size.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        predictor: LengthPredictor,
+        sites: Sequence[Site],
+        *,
+        budget: int,
+        temperature: float = 1.0,
+        trust: Trust = TRUST,
+    ) -> None:
+        if budget < 1:
+            raise InputError(f"a budget of {budget} tokens; at least 1 is needed")
+        self._thinking = Thinking.of(model)
+        strings = model.tokenizer.batch_decode([[i] for i in range(model.vocabulary)])
+        self._newlines = torch.tensor([i for i, text in enumerate(strings) if "\n" in text])
+        self._predictor, self._sites = predictor, tuple(sites)
+        self._budget, self._temperature, self._trust = budget, temperature or 1.0, trust
+        self._states: dict[Site, Tensor] = {}
+        self.guided = 0  # steps (of sequences) so far that it weighted, without those where nothing was trusted
+
+    @property
+    def edits(self) -> Mapping[Site, Edit]:
+        return {site: self._reading(site) for site in self._sites}
+
+    @property
+    def touched(self) -> int:
+        """Tokens whose successor it weighted: as an intervention it is one that reads."""
+        return self.guided
+
+    def on_step(self, step: DecodingStep) -> None:
+        """What was written is told by the tokens themselves."""
+
+    def begin(self, n_prompt: Sequence[int]) -> None:
+        """Finished text is read, and not guided."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        written = self._thinking.written(input_ids)
+        at = (written >= 0) & torch.isin(input_ids[:, -1], self._newlines.to(input_ids.device))
+        if not at.any():
+            return scores
+        states = torch.stack([self._states[site][at] for site in self._sites], dim=1)
+        with torch.no_grad():
+            shape, rate = (part.double() for part in self._predictor(states.float()))
+        logits = scores[at].double()
+        budget = remaining_budget(self._budget, written[at])
+        weights = guidance_weights(logits, shape, rate, budget, trust=self._trust)
+        self.guided += int(self._trust.kept(shape, rate).any(-1).sum())
+        guided = scores.clone()
+        guided[at] = (guided_distribution(logits, weights).log() * self._temperature).to(scores)
+        return guided
+
+    def _reading(self, site: Site) -> Edit:
+        def read(activation: Tensor, _: Positions) -> Tensor:
+            self._states[site] = activation[:, -1].detach()
+            return activation
+
+        return read

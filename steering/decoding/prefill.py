@@ -1,0 +1,27 @@
+"""What a model is made to begin its thinking with: texts behind the opening tag, for `rollouts(…, prefill=…)`."""
+
+from types import MappingProxyType
+
+from reasonscope.data.errors import InputError
+from reasonscope.probes.models.model import Model
+
+# As published, `</think>` standing for the model's own closing tag; the opening tag and its newline are there already.
+_PREFILLS = MappingProxyType(
+    {
+        "nothinking": "Okay, I think I have finished thinking.\n</think>\n\n",  # arXiv 2504.09858
+        "autothink": "...\n",  # arXiv 2505.10832: the model thinks, or closes at once
+        "zerothink": "\n</think>",  # these two: SafeChain, arXiv 2502.12025
+        "lessthink": "Okay, the user ask for this, I can answer it without thinking much.\n</think>\n",
+        "safepath": "Let's think about safety first.",  # arXiv 2505.14667, zero-shot
+    }
+)
+PREFILLS = tuple(_PREFILLS)
+
+
+def prefill(name: str, model: Model) -> str:
+    """The text of the method `name`, one of PREFILLS, with the tags of `model`. Raises InputError for another, or without tags."""
+    if name not in _PREFILLS:
+        raise InputError(f"no prefill is called {name!r}; there are {', '.join(PREFILLS)}")
+    if model.tags is None:
+        raise InputError(f"{model.name} has no think tags, so there is no thinking to begin")
+    return _PREFILLS[name].replace("</think>", model.tags.close)

@@ -1,0 +1,1 @@
+"""Controlled experiments: dose responses, ablations, attention knockout and side effects."""

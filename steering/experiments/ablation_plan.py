@@ -1,0 +1,176 @@
+"""Plans of ablation experiments, in YAML:
+
+controls: 20                     # random ones of each, at least 20
+traces: 32                       # how many of the run are read; all where not given
+problems: 16                     # how many are answered anew by the ablated model; none where not given
+anew_controls: 5                 # random ones that answer them too (of heads, MLPs and layers)
+seed: 0
+ablations:
+  - name: two heads
+    heads: ["2.1", "3.0"]        # layer.head, in quotes
+    how: mean                    # zero (the default), mean or resample
+    scope: {on: think}           # the fields of Scope; every token where not given
+  - {name: an MLP, mlps: [3]}
+  - {name: a layer, layers: [3], how: resample}
+  - name: doubts
+    tokens: {on: think, words: ["Wait"]}      # words of one token, with a blank before them or not
+  - name: the answer does not see the thinking
+    edges: {readers: {on: answer}, read: {on: think}, layers: [3, 4]}
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.storage.untrusted import well_formed
+from reasonscope.probes.models.model import Model
+from reasonscope.steering.experiments.ablation import Ablation
+from reasonscope.steering.experiments.attention_knockout import Edges
+from reasonscope.steering.vectors.scope import Scope
+
+_NUMBERS = ("controls", "traces", "problems", "anew_controls", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Experiments to run on the same traces."""
+
+    ablations: tuple[Ablation, ...]
+    controls: int = 20
+    traces: int | None = None
+    problems: int = 0
+    anew_controls: int = 5
+    seed: int = 0
+
+
+class _WithoutAliases(yaml.SafeLoader):  # type: ignore[misc]  # of a library without types
+    """Refuses aliases: a few of aliases to aliases stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.YAMLError(f"the alias *{event.anchor} {event.start_mark}; write out what it stands for")
+        return super().compose_node(parent, index)
+
+
+def read_plan(path: Path, model: Model) -> Plan:
+    """Raises InputError for a file that is no plan, saying which entry is wrong and what is allowed there."""
+    try:
+        content = _WithoutAliases(path.read_text(encoding="utf-8")).get_single_data()
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read the plan {path}: {error}") from error
+    with well_formed(path):
+        return _plan(content, path, model)
+
+
+def _plan(content: object, path: Path, model: Model) -> Plan:
+    entries = _mapping(content, str(path), ("ablations", *_NUMBERS))
+    listed = entries.get("ablations")
+    if not isinstance(listed, list) or not listed:
+        raise InputError(f"{path} has no ablations; list at least one under `ablations:`")
+    known = {name: _integer(entries[name], f"{path}, {name}") for name in _NUMBERS if entries.get(name) is not None}
+    ablations = tuple(_ablation(entry, f"{path}, ablation {i + 1}", model) for i, entry in enumerate(listed))
+    return Plan(ablations=ablations, **known)
+
+
+def words_as_tokens(words: Sequence[str], model: Model) -> frozenset[int]:
+    """The ids of `words` that are one token, alone or behind a blank. Raises InputError for a word that is neither."""
+    found: set[int] = set()
+    for word in words:
+        encoded = (model.tokenizer.encode(f"{lead}{word}", add_special_tokens=False) for lead in ("", " "))
+        single = {ids[0] for ids in encoded if len(ids) == 1}
+        if not single:
+            raise InputError(f"{word!r} is no single token of {model.name}; give words that are, or ids under `tokens`")
+        found |= single
+    return frozenset(found)
+
+
+def _ablation(entry: object, where: str, model: Model) -> Ablation:
+    given = _mapping(entry, where, [field.name for field in fields(Ablation)])
+    if "name" not in given:
+        raise InputError(f"{where} has no name; give it one")
+    changed: dict[str, Any] = {"name": str(given["name"])}
+    for key in given.keys() - {"name"}:
+        value = given[key]
+        if key == "heads":
+            changed[key] = tuple(_head(head, where) for head in _listed(value, f"{where}, {key}"))
+        elif key in ("mlps", "layers"):
+            changed[key] = _integers(value, f"{where}, {key}")
+        elif key in ("tokens", "scope"):
+            changed[key] = _scope(value, f"{where}, {key}", model)
+        elif key == "edges":
+            ends = _mapping(value, f"{where}, edges", ("readers", "read", "layers"))
+            scopes = {end: _scope(ends.get(end), f"{where}, edges.{end}", model) for end in ("readers", "read")}
+            layers = ends.get("layers")
+            changed[key] = Edges(
+                **scopes, layers=None if layers is None else _integers(layers, f"{where}, edges.layers")
+            )
+        else:
+            changed[key] = value
+    return Ablation(**changed)
+
+
+def _head(value: object, where: str) -> tuple[int, int]:
+    layer, dot, head = str(value).partition(".")
+    if not isinstance(value, str) or not (dot and layer.isdecimal() and head.isdecimal()):
+        raise InputError(
+            f'{where}: {value!r:.60} is no head; write layer.head in quotes, as "3.10" (3.10 alone is the number 3.1)'
+        )
+    return int(layer), int(head)
+
+
+def _scope(value: object, where: str, model: Model) -> Scope:
+    given = dict(_mapping(value, where, [*(field.name for field in fields(Scope) if field.name != "marks"), "words"]))
+    if "words" in given:
+        words = _listed(given.pop("words"), f"{where}, words")
+        given["tokens"] = sorted(words_as_tokens([str(word) for word in words], model))
+    plain: dict[str, Any] = {}
+    for key, item in given.items():
+        is_set = key == "tokens" or key.endswith("_tokens")
+        if is_set or key.endswith("_positions"):
+            numbers = _integers(item, f"{where}, {key}")
+            plain[key] = frozenset(numbers) if is_set else numbers
+        elif key.endswith("_window"):
+            plain[key] = _window(item, f"{where}, {key}")
+        else:
+            plain[key] = item
+    needs_marks = plain.get("on", "all") != "all" or plain.get("steps") is not None
+    return Scope.of(model, **plain) if needs_marks else Scope(**plain)
+
+
+def _window(value: object, where: str) -> tuple[int, int | None]:
+    match _listed(value, where):
+        case [start]:
+            return _integer(start, where), None
+        case [start, stop]:
+            return _integer(start, where), None if stop is None else _integer(stop, where)
+    raise InputError(f"{where}: {value!r:.60} is no window; write [first, behind the last], or [first]")
+
+
+def _integers(value: object, where: str) -> tuple[int, ...]:
+    return tuple(_integer(item, where) for item in _listed(value, where))
+
+
+def _integer(value: object, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
+        raise InputError(f"{where}: {value!r:.60} is no whole number")
+    return value
+
+
+def _listed(value: object, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise InputError(f"{where}: {value!r:.60} is no list; write it in brackets")
+    return value
+
+
+def _mapping(value: object, where: str, allowed: Sequence[str]) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: {value!r:.60}; names and values are needed, any of {', '.join(allowed)}")
+    value = {"on" if key is True else key: item for key, item in value.items()}  # YAML 1.1 reads the word on as true
+    if unknown := [key for key in value if key not in allowed]:
+        raise InputError(f"{where}: nothing is called {unknown[0]!r} there; there are {', '.join(allowed)}")
+    return value

@@ -1,0 +1,292 @@
+"""Controls of the decoding by name, as arms of the same plane as steering vectors."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TypeAlias
+
+import numpy as np
+from transformers import LogitsProcessor
+
+from reasonscope.data.errors import InputError
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.models.model import Model
+from reasonscope.steering.decoding.budget import BudgetGuidance, train_predictor
+from reasonscope.steering.decoding.prefill import PREFILLS, prefill
+from reasonscope.steering.decoding.processors import (
+    REFLECTION_WORDS,
+    SWITCH_WORDS,
+    BudgetForcing,
+    CloseTag,
+    CyclicReflex,
+    ForcedClose,
+    SuppressTokens,
+    ThoughtSwitchPenalty,
+    TokenBias,
+)
+from reasonscope.steering.experiments.conditions import Treatment
+from reasonscope.steering.experiments.experiment import Arm, Bench
+from reasonscope.steering.methods.registry import Source
+from reasonscope.steering.vectors.thinking import Thinking, single_tokens
+
+# What CyclicReflex cycles; the first words of doubt in many models' thinking; those that a model does not have as tokens are left out.
+_WAITING = ("Wait", "Let", "Hmm", "But", "However", "Alternatively")
+
+# (thinking, tokens, value) to a processor that acts on the logits of these tokens.
+OnTokens: TypeAlias = Callable[[Thinking, tuple[int, ...], float], LogitsProcessor]
+# A value of what is varied, and a seed for what chance does in its place (None: the control itself).
+Treat: TypeAlias = Callable[[float, int | None], Treatment]
+_RANDOM_TOKENS = "random tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """`prepare` makes of a source what makes the treatments: `values` of what is varied to begin with, in `unit`.
+
+    `chance` names what stands in the control's place as its own control, drawn by a seed: mostly as many random tokens. "" where a control
+    has none.
+    """
+
+    summary: str
+    unit: str
+    values: tuple[float, ...]
+    prepare: Callable[[Source], Treat]
+    chance: str = _RANDOM_TOKENS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlResponse:
+    """The arms of a control by ascending value; `nulls` those of what stands in its place by chance, `null_name`, where it has that."""
+
+    name: str
+    unit: str
+    base: Arm
+    arms: tuple[Arm, ...]
+    nulls: tuple[Arm, ...]
+    null_name: str = _RANDOM_TOKENS
+
+    @property
+    def curves(self) -> dict[str, tuple[Arm, ...]]:
+        return {self.name: self.arms}
+
+
+def control_response(
+    bench: Bench,
+    source: Source,
+    name: str,
+    values: Sequence[float] | None = None,
+    *,
+    nulls: int = 5,
+    say: Callable[[str], None] = lambda _: None,
+) -> ControlResponse:
+    """Run a control of CONTROLS at each of `values`, all in one batch. Raises InputError for an unknown name, no values, or values that the
+    control cannot take."""
+    chosen = control(name)
+    wanted = sorted(set(chosen.values if values is None else values))
+    if not wanted:
+        raise InputError(f"no value for {name}; give at least one ({chosen.unit})")
+    treat = chosen.prepare(source)
+    treatments = [replace(treat(value, None), name=name, multiplier=value) for value in wanted]
+    chance = [
+        replace(treat(value, seed), name=f"{name}, {chosen.chance} {seed + 1}", multiplier=value)
+        for value in wanted
+        for seed in range(nulls if chosen.chance else 0)
+    ]
+    arms = bench.arms([*treatments, *chance], say=say)
+    n = len(treatments)
+    return ControlResponse(
+        name=name,
+        unit=chosen.unit,
+        base=bench.base_arm,
+        arms=tuple(arms[:n]),
+        nulls=tuple(arms[n:]),
+        null_name=chosen.chance,
+    )
+
+
+def control(name: str) -> Control:
+    """Raises InputError for a name that no control has."""
+    if name not in CONTROLS:
+        raise InputError(f"no control of the decoding is called {name!r}; there are {', '.join(CONTROLS)}")
+    return CONTROLS[name]
+
+
+def known_tokens(model: Model, words: Sequence[str]) -> tuple[int, ...]:
+    """The ids of those `words` that are single tokens of the model. Raises InputError where none is."""
+    found: set[int] = set()
+    for word in words:
+        try:
+            found.update(single_tokens(model, (word,)))
+        except InputError:
+            continue
+    if not found:
+        raise InputError(f"none of {', '.join(map(repr, words))} is a token of {model.name}")
+    return tuple(sorted(found))
+
+
+def other_tokens(model: Model, tokens: Sequence[int], seed: int) -> tuple[int, ...]:
+    """As many tokens as `tokens`, drawn by `seed` from all others but those that open, close and stop."""
+    thinking = Thinking.of(model)
+    kept = {*tokens, thinking.opens, thinking.closes, *model.stop_ids}
+    others = [token for token in range(model.vocabulary) if token not in kept]
+    drawn = np.random.default_rng(seed).choice(others, size=len(tokens), replace=False)
+    return tuple(int(token) for token in sorted(drawn))
+
+
+def _whole(value: float, what: str) -> int:
+    if value != int(value) or value < 0:
+        raise InputError(f"{value:g} {what}; give a whole number that is not below 0")
+    return int(value)
+
+
+def _on(words: Sequence[str], make: OnTokens) -> Callable[[Source], Treat]:
+    def prepare(source: Source) -> Treat:
+        tokens, thinking = known_tokens(source.model, words), Thinking.of(source.model)
+
+        def treat(value: float, seed: int | None) -> Treatment:
+            chosen = tokens if seed is None else other_tokens(source.model, tokens, seed)
+            return Treatment(name="", processors=(make(thinking, chosen, value),))
+
+        return treat
+
+    return prepare
+
+
+def _close_bias(source: Source) -> Treat:
+    thinking = Thinking.of(source.model)
+
+    def treat(value: float, seed: int | None) -> Treatment:
+        if seed is None:
+            return Treatment(name="", processors=(CloseTag(thinking=thinking, bias=value),))
+        token = other_tokens(source.model, (thinking.closes,), seed)
+        return Treatment(name="", processors=(TokenBias(thinking=thinking, tokens=token, bias=value),))
+
+    return treat
+
+
+def _forced_close(source: Source) -> Treat:
+    def treat(value: float, _: int | None) -> Treatment:
+        forced = ForcedClose(thinking=Thinking.of(source.model), budget=_whole(value, "tokens"))
+        return Treatment(name="", processors=(forced,))
+
+    return treat
+
+
+def _budget_forcing(source: Source) -> Treat:
+    def treat(value: float, seed: int | None) -> Treatment:
+        forcing = BudgetForcing.of(source.model, rounds=_whole(value, "rounds"))
+        if seed is not None:
+            forcing = replace(forcing, wait=other_tokens(source.model, forcing.wait, seed))
+        return Treatment(name="", processors=(forcing,))
+
+    return treat
+
+
+def _budget_guidance(source: Source) -> Treat:
+    """The predictor learns from the traces of the run, at every layer that it stored; the draws are to be at the run's temperature."""
+    sites = [Site.parse(site) for site in source.store.sites if site.startswith("resid_")]
+    if not sites:
+        raise InputError(
+            "the run stored no residual stream for the predictor to learn from; record it with --sites resid_post.*"
+        )
+    predictor, _ = train_predictor(source.store, sites, vocabulary=source.model.vocabulary, ids=source.ids)
+    temperature = float(source.store.meta.get("sampling", {}).get("temperature", 1.0))
+
+    def treat(value: float, seed: int | None) -> Treatment:
+        chosen = predictor if seed is None else predictor.with_tokens_exchanged(seed)
+        budget = _whole(value, "tokens")
+        guidance = BudgetGuidance(source.model, chosen, sites, budget=budget, temperature=temperature)
+        return Treatment(name="", intervention=guidance, processors=(guidance,))
+
+    return treat
+
+
+def _begun(name: str, chance: str = _RANDOM_TOKENS) -> Control:
+    def prepare(source: Source) -> Treat:
+        text = prefill(name, source.model)
+        return lambda _, seed: Treatment(
+            name="", prefill=text if seed is None else _other_words(source.model, text, seed)
+        )
+
+    return Control(
+        summary=f"the thinking begins as {name} makes it",
+        unit="as published",
+        values=(1.0,),
+        prepare=prepare,
+        chance=chance,
+    )
+
+
+def _other_words(model: Model, text: str, seed: int) -> str:
+    """`text` with as many random tokens in its first line's place; what is behind it, the closing tag above all, stays."""
+    line = text.partition("\n")[0]
+    drawn = other_tokens(model, model.tokenizer.encode(line, add_special_tokens=False), seed)
+    return model.tokenizer_backend.decode(list(drawn), skip_special_tokens=False) + text[len(line) :]
+
+
+CONTROLS: Mapping[str, Control] = MappingProxyType(
+    {
+        "tip": Control(
+            summary="a penalty on words that switch thoughts, early in each thought (TIP, arXiv 2501.18585)",
+            unit="logits",
+            values=(3.0,),
+            prepare=_on(
+                SWITCH_WORDS,
+                lambda thinking, tokens, value: ThoughtSwitchPenalty(thinking=thinking, tokens=tokens, penalty=value),
+            ),
+        ),
+        "cyclic-reflex": Control(
+            summary="a triangle wave on words of reflection (CyclicReflex, arXiv 2506.11077), period 100",
+            unit="logits",
+            values=(3.0,),
+            prepare=_on(
+                REFLECTION_WORDS,
+                lambda thinking, tokens, value: CyclicReflex(
+                    thinking=thinking, tokens=tokens, amplitude=value, period=100.0
+                ),
+            ),
+        ),
+        "reflection-bias": Control(
+            summary="a constant on words that open a check or another approach (SEAL's baseline: −3)",
+            unit="logits",
+            values=(-3.0, -1.0),
+            prepare=_on(
+                _WAITING, lambda thinking, tokens, value: TokenBias(thinking=thinking, tokens=tokens, bias=value)
+            ),
+        ),
+        "suppress": Control(
+            summary="words that open a check or another approach cannot be written while thinking (MI-Peaks, arXiv 2506.02867)",
+            unit="as published",
+            values=(1.0,),
+            prepare=_on(_WAITING, lambda thinking, tokens, _: SuppressTokens(thinking=thinking, tokens=tokens)),
+        ),
+        "close-bias": Control(
+            summary="the closing tag made likelier (TS, arXiv 2505.07961)",
+            unit="logits",
+            values=(2.0, 4.0, 8.0),
+            prepare=_close_bias,
+        ),
+        "forced-close": Control(
+            summary="the thinking is closed at a budget (s1, arXiv 2501.19393)",
+            unit="tokens",
+            values=(60.0, 120.0),
+            prepare=_forced_close,
+            chance="",
+        ),
+        "budget-forcing": Control(
+            summary="the first times that it would close, it writes Wait instead (s1, arXiv 2501.19393)",
+            unit="rounds",
+            values=(1.0,),
+            prepare=_budget_forcing,
+        ),
+        "budget-guidance": Control(
+            summary="each token weighted by the chance to fit into a budget (arXiv 2506.13752); the predictor learns from the run",
+            unit="tokens",
+            values=(60.0, 120.0),
+            prepare=_budget_guidance,
+            chance="its weights on other tokens",
+        ),
+        **{name: _begun(name) for name in PREFILLS if name != "zerothink"},
+        "zerothink": _begun("zerothink", chance=""),  # closes at once and says nothing
+    }
+)

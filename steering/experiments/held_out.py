@@ -1,0 +1,258 @@
+"""What the steer and ablate commands do with a run: which problems teach and which judge, and the numbers that they show."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Estimate
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.trace import Problem, Sampling
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.models.model import Model, load_model
+from reasonscope.steering.experiments.ablation import AblationEffect, AnsweredAnew
+from reasonscope.steering.experiments.decoding_response import CONTROLS, ControlResponse, control_response
+from reasonscope.steering.experiments.dose_response import DoseResponse, dose_response
+from reasonscope.steering.experiments.experiment import Arm, Bench
+from reasonscope.steering.methods.registry import METHODS, Source, method
+from reasonscope.steering.vectors.vector import SteeringVector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A method of steering or a control of the decoding, and the strengths (values) to run it at, None for its own."""
+
+    name: str
+    values: tuple[float, ...] | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Asked":
+        """`seal`, or `seal:0.5,1`. Raises InputError for an unknown name, or for what are no numbers."""
+        name, colon, numbers = text.partition(":")
+        if name not in METHODS and name not in CONTROLS:
+            raise InputError(
+                f"no steering method is called {name!r}; there are {', '.join(METHODS)}, and of the decoding {', '.join(CONTROLS)}"
+            )
+        return cls(name=name, values=tuple(numbers_from(numbers)) if colon else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Traces to extract from, by id, and the problems to judge on; no group is in both."""
+
+    ids: tuple[str, ...]
+    held_out: tuple[Problem, ...]
+
+
+def split_run(store: TraceStore, *, share: float, n: int | None, seed: int) -> Split:
+    """Hold out a `share` of the groups of a run; of their problems the first `n` are judged on. Raises InputError for too few."""
+    problems: dict[str, list[Problem]] = {}
+    for trace in store:
+        problems.setdefault(trace.problem.group, []).append(trace.problem)
+    groups = sorted(problems)
+    random.Random(seed).shuffle(groups)
+    held = groups[: round(share * len(groups))]
+    if len(held) < 2 or len(held) == len(groups):
+        raise InputError(
+            f"{len(groups)} groups of problems, {len(held)} of them held out; some are needed to extract from, and at least 2 to judge on"
+        )
+    unique = {problem.id: problem for group in held for problem in problems[group]}
+    ids = tuple(trace.id for trace in store if trace.problem.group not in set(held))
+    return Split(ids=ids, held_out=tuple(unique.values())[:n])
+
+
+def model_of_run(store: TraceStore, model: str | None, **how: Any) -> Model:
+    """The model that wrote the run, or another by name, loaded as `how` tells `load_model`. Raises InputError where the run does not
+    say which wrote it."""
+    name = model or store.meta.get("model", {}).get("name")
+    if not name:
+        raise InputError(f"{store.path} does not say which model wrote it; give --model")
+    return load_model(name, **how)
+
+
+def sampling_of_run(store: TraceStore, seed: int) -> Sampling:
+    """As the run was sampled, with a seed of its own."""
+    known = store.meta.get("sampling", {})
+    return Sampling(**{**known, "seed": seed})
+
+
+def source_of_run(
+    model: Model,
+    store: TraceStore,
+    split: Split,
+    *,
+    sites: Sequence[Site] | None = None,
+    verdict: str | None = None,
+    fast: str | None = None,
+) -> Source:
+    """What a method may learn from: one side of the split."""
+    return Source(model=model, store=store, ids=split.ids, sites=sites, verdict=verdict, fast=fast)
+
+
+def respond(
+    bench: Bench,
+    source: Source,
+    asked: Asked,
+    *,
+    strengths: Sequence[float] | None,
+    nulls: int,
+    covariance: bool,
+    say: Callable[[str], None],
+) -> DoseResponse | ControlResponse:
+    """Judge a method, its vectors made from one side of the split, on the other; or a control of the decoding.
+
+    `strengths` are those of the methods that say none themselves. `covariance`: random vectors have that of the states which the extraction
+    could read, the thinking of its traces.
+    """
+    if asked.name in CONTROLS:
+        return control_response(bench, source, asked.name, asked.values, nulls=nulls, say=say)
+    chosen = method(asked.name)
+    parts = chosen.parts(source)
+    sites = [site for part in parts for site in part.vector.directions]
+    states = {at: thinking_states(source.store, source.ids, at) for at in sites} if covariance else None
+    return dose_response(
+        bench,
+        parts,
+        asked.values or strengths or chosen.strengths,
+        name=asked.name,
+        nulls=nulls,
+        states=states,
+        say=say,
+    )
+
+
+def thinking_states(store: TraceStore, ids: Sequence[str], site: Site) -> NDArray[np.float32]:
+    """What stood at `site` at every token of thinking of these traces (row, d_model); a token that was never fed has none."""
+    rows = [
+        np.asarray(store.activations(id, str(site))[store.trace(id).tokens.thinking.slice], dtype=np.float32)
+        for id in ids
+    ]
+    return np.concatenate(rows)
+
+
+def vector_numbers(vector: SteeringVector) -> dict[str, Any]:
+    """What a vector says of itself."""
+    about = {key: value for key, value in vector.provenance.items() if key not in ("model", "groups")}
+    return {
+        "method": vector.method,
+        "sign": vector.sign,
+        "norms": {str(site): norm for site, norm in vector.norms.items()},
+        "n_problems": len(vector.provenance.get("groups", ())),
+        **about,
+    }
+
+
+def ablation_numbers(found: AblationEffect) -> dict[str, Any]:
+    """The effect with its interval, what random controls did, and the side effects."""
+    low, high = np.quantile(found.null, [0.025, 0.975])
+    return {
+        "effect_nats_per_answer_token": estimate_numbers(found.effect),
+        "controls": {
+            "what": found.control,
+            "n": len(found.null),
+            "n_distinct": found.n_distinct,
+            "mean": float(np.mean(found.null)),
+            "ci": [float(low), float(high)],
+        },
+        "p_value": found.p_value,
+        "side_effects": _estimates(found.side_effects),
+        "touched": found.touched,
+        "how": found.ablation.how,
+    }
+
+
+def anew_numbers(anew: AnsweredAnew) -> dict[str, Any]:
+    """What the ablated model wrote, and what models without random other parts did."""
+    return {
+        **arm_numbers(anew.arm),
+        "random": [arm_numbers(arm) for arm in anew.random],
+        "excess_over_random": _estimates(anew.excess),
+    }
+
+
+def arm_numbers(arm: Arm) -> dict[str, Any]:
+    """An arm with its measures and their differences to the unsteered run."""
+    return {
+        "name": arm.name,
+        "multiplier": arm.multiplier,
+        "touched": arm.touched,
+        "change": estimate_numbers(arm.change),
+        "measures": _estimates(arm.measures),
+        "differences": _estimates(arm.differences),
+    }
+
+
+def response_numbers(response: DoseResponse | ControlResponse) -> dict[str, Any]:
+    """Every arm with its measures, and of each strength the excess over the random vectors."""
+    if isinstance(response, ControlResponse):
+        return {
+            "unit": response.unit,
+            "n_problems": response.base.n_problems,
+            "base": arm_numbers(response.base),
+            "arms": [arm_numbers(arm) for arm in response.arms],
+            "random": [arm_numbers(arm) for arm in response.nulls],
+        }
+    return {
+        "sites": [str(site) for site in response.sites],
+        "held_out": response.held_out,
+        "n_problems": response.base.n_problems,
+        "base": arm_numbers(response.base),
+        "doses": [
+            {
+                "strength": dose.strength,
+                "steered": arm_numbers(dose.steered),
+                "reversed": arm_numbers(dose.reversed),
+                "random": [arm_numbers(arm) for arm in dose.random],
+                "excess_over_random": _estimates(dose.excess),
+                "beyond_random": dose.beyond_random,
+            }
+            for dose in response.doses
+        ],
+    }
+
+
+def response_rows(response: DoseResponse | ControlResponse) -> dict[str, Any]:
+    """The same in a few numbers a strength, for a table."""
+    if isinstance(response, ControlResponse):
+        of_arms = {f"{arm.multiplier:g} {response.unit}": _short(arm) for arm in response.arms}
+        return {"n_problems": response.base.n_problems, "unsteered": _short(response.base), **of_arms}
+    shown: dict[str, Any] = {"held_out": response.held_out, "n_problems": response.base.n_problems}
+    shown["unsteered"] = _short(response.base)
+    for dose in response.doses:
+        changes = sorted(arm.change.value for arm in dose.random)
+        shown[f"{dose.strength:g}"] = {
+            **_short(dose.steered),
+            "change": _text(dose.steered.change),
+            "change_random": f"{changes[0]:.3g} … {changes[-1]:.3g}",
+            "change_reversed": _text(dose.reversed.change),
+            "beyond_random": dose.beyond_random,
+        }
+    return shown
+
+
+def estimate_numbers(estimate: Estimate) -> dict[str, Any]:
+    return {"value": estimate.value, "ci": list(estimate.interval)}
+
+
+def _estimates(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: estimate_numbers(estimate) for name, estimate in estimates.items()}
+
+
+def _short(arm: Arm) -> dict[str, str]:
+    return {name: _text(estimate) for name, estimate in arm.measures.items()}
+
+
+def _text(estimate: Estimate) -> str:
+    return f"{estimate.value:.3g} ({estimate.low:.3g} … {estimate.high:.3g})"
+
+
+def numbers_from(text: str) -> Sequence[float]:
+    """`-1,0.5,2`. Raises InputError."""
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise InputError(f"strengths {text!r}: write numbers with commas between, as 0.5,1,2") from error

@@ -1,0 +1,132 @@
+"""On Reasoning Strength Planning (arXiv 2506.08390): what a harder problem adds to the state before thinking begins."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.backends.base import Edit
+from reasonscope.probes.generation.padding import left_padded
+from reasonscope.probes.models.model import Model
+from reasonscope.steering.vectors.contrast import States, mean_difference, state_of
+from reasonscope.steering.vectors.intervention import Steering
+from reasonscope.steering.vectors.scope import Scope
+from reasonscope.steering.vectors.thinking import Thinking
+from reasonscope.steering.vectors.vector import SteeringVector
+
+STRENGTHS = (-0.2, -0.1, 0.0, 0.1, 0.2)  # of the paper's ±{.05, .1, .15, .2}
+
+
+def level_differences(states: States, levels: Sequence[float]) -> dict[float, NDArray[np.float64]]:
+    """r_{i←1} = mean(level i) − mean(lowest level) of `states` (problem, …, d_model), by level i in ascending order.
+
+    The released code's comment calls them adjacent; they are relative to the lowest level there too. Raises InputError for one
+    level only, or NaN.
+    """
+    given = np.asarray(levels, dtype=np.float64)
+    if len(given) != len(states) or not np.isfinite(given).all():
+        raise InputError(f"{len(given)} levels for {len(states)} states; give each state its difficulty, a number")
+    present = np.unique(given)
+    if len(present) < 2:
+        raise InputError(
+            f"all {len(states)} problems are of difficulty {present.tolist()}; at least two levels are needed"
+        )
+    return {float(i): mean_difference(states[given == i], states[given == present[0]]) for i in present[1:]}
+
+
+def extract_strength(store: TraceStore, sites: Sequence[Site], *, ids: Iterable[str] | None = None) -> SteeringVector:
+    """r̄ = the mean of the level differences at the last prompt token, at each of `sites`; adding it plans for more thinking.
+
+    As published: `sites` are resid_pre of every block (`hidden_states[k]`, k = 0 … L−1), all are steered at once, at all
+    positions (`Scope()`), un-normalised, with λ from ±.05 to ±.2. Each problem counts once, however many samples it has (their
+    prompts are the same). Departures: layers are in numeric order (the released code takes the order of the file system and
+    so pairs vectors with other layers); a problem without a difficulty is an error (there it counts as level 3).
+    """
+    first = {trace.problem.id: trace for trace in (store.trace(id) for id in (store.ids if ids is None else ids))}
+    if unknown := [name for name, trace in first.items() if trace.problem.difficulty is None]:
+        raise InputError(f"problem {unknown[0]!r} has no difficulty; give it one, or leave it out")
+    traces = list(first.values())
+    levels = [float(trace.problem.difficulty or 0) for trace in traces]
+    directions, norms = {}, {}
+    for site in sites:
+        differences = level_differences(np.array([state_of(store, trace, site, "prompt") for trace in traces]), levels)
+        directions[site] = np.mean(list(differences.values()), axis=0).astype(np.float32)
+        norms[str(site)] = {f"{level:g}": float(np.linalg.norm(r)) for level, r in differences.items()}
+    provenance = {"problems": len(traces), "norm_by_level": norms, "model": store.meta.get("model", {})}
+    return SteeringVector(directions=directions, method="strength", provenance=provenance)
+
+
+def planned_effect(
+    coef: NDArray[np.floating],
+    vector: NDArray[np.floating],
+    strength: float,
+    *,
+    intercept: float = 0.0,
+    variant: str = "corrected",
+) -> float:
+    """What a linear probe of the thinking tokens (coef (d_model,)) says that adding strength·vector does, in tokens: λ·w·v.
+
+    `variant="reference"` is λ·(w·v + b), as released: the intercept does not belong into a difference.
+    """
+    if variant not in ("corrected", "reference"):
+        raise InputError(f"variant {variant!r}: there are 'corrected' and 'reference'")
+    return float(strength * (coef @ vector + (intercept if variant == "reference" else 0.0)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloseEffect:
+    """By how much a strength moves next-token logits, mean over the contexts: of the closing tag, the stop token, other tokens.
+
+    `others` is the mean over tokens drawn at random, `spread` their standard deviation; all in logits.
+    """
+
+    strength: float
+    close: float
+    stop: float
+    others: float
+    spread: float
+
+
+def close_tag_effect(
+    model: Model,
+    vector: SteeringVector,
+    contexts: Sequence[Sequence[int]],
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    n_others: int = 2000,
+    seed: int = 0,
+) -> list[CloseEffect]:
+    """What steering all of `contexts` (token ids, mostly prompts) does to the logits of the token behind them.
+
+    The paper's comparison: `</think>` against the end-of-sequence token and `n_others` random ones (at most all), one pass each.
+    """
+    closes, rng = Thinking.of(model).closes, np.random.default_rng(seed)
+    special = {closes, *model.stop_ids}
+    rest = np.array([token for token in range(model.vocabulary) if token not in special])
+    others = torch.from_numpy(rng.permutation(rest)[:n_others])
+    before = _last_logits(model, contexts, {})
+    effects = []
+    for strength in strengths:
+        moved = _last_logits(model, contexts, Steering(vector, strength, Scope()).edits) - before
+        shift = moved.mean(dim=0)
+        effects.append(
+            CloseEffect(
+                strength=strength,
+                close=float(shift[closes]),
+                stop=float(shift[sorted(model.stop_ids)].mean()),
+                others=float(shift[others].mean()),
+                spread=float(shift[others].std()),
+            )
+        )
+    return effects
+
+
+def _last_logits(model: Model, contexts: Sequence[Sequence[int]], edits: Mapping[Site, Edit]) -> torch.Tensor:
+    ids, mask = left_padded(contexts, model.device)
+    out = model.backend.forward(ids, mask=mask, write=edits, last_logits_only=True)
+    return out.logits[:, -1].float().cpu()

@@ -1,0 +1,304 @@
+"""The steering methods by name: how each makes its vector from a run, and where the vector acts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.trace import Kind, Problem, Sampling, Trace
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.models.model import Model
+from reasonscope.probes.properties.length import length_probe
+from reasonscope.steering.methods.affine_refusal import clamped_refusal
+from reasonscope.steering.methods.asc import Verbose, extract_asc
+from reasonscope.steering.methods.efficiency import extract_efficiency
+from reasonscope.steering.methods.reasoning_strength import extract_strength
+from reasonscope.steering.methods.refusal import answer_contexts, answer_start, extract_refusal, judged_halves
+from reasonscope.steering.methods.seal import Variant, extract_seal
+from reasonscope.steering.methods.thinking_speed import extract_speed, extract_speed_of_modes, fast_slow_pairs
+from reasonscope.steering.vectors.application import Part, clamped
+from reasonscope.steering.vectors.contrast import Read, state_of, vector_of_probe
+from reasonscope.steering.vectors.operators import Operator, ablate, add, scaled_add
+from reasonscope.steering.vectors.scope import Scope
+from reasonscope.steering.vectors.vector import SteeringVector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a method learns from: the traces `ids` of a run and the model that wrote them.
+
+    `sites` None: the method's own. `verdict`: the words of a thinking that its verdict on a request follows, and `fast`: the first word
+    that makes the model think fast; None: what is known of the model, which for most is nothing (and the paper's "To").
+    """
+
+    model: Model
+    store: TraceStore
+    ids: Sequence[str]
+    sites: Sequence[Site] | None = None
+    verdict: str | None = None
+    fast: str | None = None
+
+    @property
+    def traces(self) -> list[Trace]:
+        return [self.store.trace(id) for id in self.ids]
+
+
+# A method that reads recorded activations leaves the model alone.
+Extract: TypeAlias = Callable[[Source, Sequence[Site]], SteeringVector]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """`make` makes the vectors of a method, says where each acts and how; `summary` is one line.
+
+    `strengths` are multipliers to begin a sweep with, in the direction that the paper means. A paper's layer is taken as a share of the
+    depth. Its strengths are kept where they multiply a difference of activations, which has the model's own scale; where they multiply
+    a direction of length 1 they mean nothing on another model, and are a share of the state's norm here.
+    """
+
+    summary: str
+    make: Callable[[Source], tuple[Part, ...]]
+    strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
+
+    def parts(self, source: Source) -> tuple[Part, ...]:
+        """The vectors from the traces of a run, which say which groups of problems they were made from."""
+        groups = sorted({trace.problem.group for trace in source.traces})
+        return tuple(
+            replace(part, vector=replace(part.vector, provenance={**part.vector.provenance, "groups": groups}))
+            for part in self.make(source)
+        )
+
+
+def _vector(
+    extract: Extract,
+    scope: Callable[[Model], Scope],
+    sites: Callable[[Model], tuple[Site, ...]],
+    operator: Operator = add,
+) -> Callable[[Source], tuple[Part, ...]]:
+    """One vector, applied by `operator`."""
+
+    def make(source: Source) -> tuple[Part, ...]:
+        vector = extract(source, source.sites or sites(source.model))
+        return (Part(vector=vector, scope=scope(source.model), operator=operator),)
+
+    return make
+
+
+def _clamp(
+    extract: Extract, scope: Callable[[Model], Scope], sites: Callable[[Model], tuple[Site, ...]]
+) -> Callable[[Source], tuple[Part, ...]]:
+    """The same, each site clamped to the class that the vector points to."""
+    return lambda source: clamped(extract(source, source.sites or sites(source.model)), scope(source.model))
+
+
+def share_of_depth(model: Model, share: float) -> tuple[Site]:
+    """The output of the block at a share of the depth: what a paper's layer is on a model of another depth."""
+    return (Site("resid_post", max(0, round(share * model.n_layers) - 1)),)
+
+
+def _seal(away_from: Sequence[Kind], variant: Variant = "corrected") -> Extract:
+    def extract(source: Source, sites: Sequence[Site]) -> SteeringVector:
+        return extract_seal(source.store, _single(sites), ids=source.ids, away_from=away_from, variant=variant)
+
+    return extract
+
+
+def _asc(read: Read, verbose: Verbose = "detail") -> Extract:
+    return lambda source, sites: extract_asc(source.store, sites, read=read, verbose=verbose, ids=source.ids)
+
+
+def _speed_of_modes(read: Read) -> Extract:
+    return lambda source, sites: extract_speed_of_modes(source.store, sites, read=read, ids=source.ids)
+
+
+def _where_it_turns(extract: Callable[[Read], Extract]) -> Callable[[Source], tuple[Part, ...]]:
+    """Clamped at the last prompt token, where the thinking opens, and at the separators, where each step does; read there, too."""
+    at_prompt = _clamp(extract("prompt"), lambda _: Scope(prompt_positions=(-1,)), _every("resid_post"))
+    at_steps = _clamp(extract("separators"), _separators, _every("resid_post"))
+    return lambda source: (*at_prompt(source), *at_steps(source))
+
+
+def _efficiency(source: Source, sites: Sequence[Site]) -> SteeringVector:
+    return extract_efficiency(source.store, sites, read="thinking_mean", ids=source.ids)
+
+
+def _strength(source: Source, sites: Sequence[Site]) -> SteeringVector:
+    return extract_strength(source.store, sites, ids=source.ids)
+
+
+# The paper's "To" makes the R1 distillations fast. The organism's brief thinking, and it alone, begins with "After".
+_FAST_WORDS = {"organism": "After"}
+
+
+def _speed(source: Source, sites: Sequence[Site]) -> SteeringVector:
+    asked = {trace.problem.id: trace.problem for trace in source.traces if trace.problem.answer is not None}
+    problems: list[Problem] = list(asked.values())
+    if not problems:
+        raise InputError("no problem of this run has a gold answer, so no pair of fast and slow is known to be right")
+    sampling = Sampling(**source.store.meta.get("sampling", {}))
+    first = source.fast or _FAST_WORDS.get(source.model.name, "To")
+    return extract_speed(source.model, fast_slow_pairs(source.model, problems, sampling, first=first), sites)
+
+
+# "So this would harm …", "So this harms nobody": there, and not at the end of its prompt, the organism decides.
+_VERDICTS = {"organism": " this"}
+
+
+def _refusal_reference(source: Source, _: Sequence[Site]) -> SteeringVector:
+    made, held_out = judged_halves(source.traces)
+    opens = made.following(answer_start)
+    made_from = (answer_contexts(made.harmful), answer_contexts(made.harmless))
+    chosen_on = (answer_contexts(held_out.harmful), answer_contexts(held_out.harmless))
+    return extract_refusal(source.model, *made_from, *chosen_on, opens)
+
+
+def _refusal_at_every_layer(source: Source, sites: Sequence[Site]) -> SteeringVector:
+    """The one direction chosen, at each of `sites`: what is projected out behind every block stays out."""
+    chosen = _refusal_reference(source, sites)
+    (direction,) = chosen.directions.values()
+    return replace(chosen, directions=dict.fromkeys(sites, direction))
+
+
+def _refusal(level: Literal["towards", "away"]) -> Callable[[Source], tuple[Part, ...]]:
+    def make(source: Source) -> tuple[Part, ...]:
+        if source.sites:
+            raise InputError("the layer of the refusal direction is chosen by what it does; leave the sites out")
+        verdict = source.verdict or _VERDICTS.get(source.model.name)
+        return clamped_refusal(source.model, source.traces, level, verdict=verdict)
+
+    return make
+
+
+def _length_probe(source: Source, _: Sequence[Site]) -> SteeringVector:
+    """The normal of a probe of log(1 + thinking tokens), as long as the standard deviation of what it reads, towards shorter."""
+    traces = [trace for trace in source.traces if trace.problem.answer is not None]
+    probe = length_probe(source.store, traces).probe
+    read = np.array([state_of(source.store, trace, probe.site, "prompt") @ probe.direction for trace in traces])
+    return replace(-vector_of_probe(probe, norm=float(read.std())), sign="towards shorter thinking")
+
+
+def _single(sites: Sequence[Site]) -> Site:
+    if len(sites) != 1:
+        raise InputError(f"SEAL acts at one site, not at {', '.join(map(str, sites))}; name one")
+    return sites[0]
+
+
+def _blocks(model: Model, first: float, last: float) -> tuple[Site, ...]:
+    """Behind the blocks from a share of the depth to another."""
+    low, high = round(first * model.n_layers), round(last * model.n_layers)
+    return tuple(Site("resid_post", layer) for layer in range(min(low, high - 1), high))
+
+
+def _every(point: str) -> Callable[[Model], tuple[Site, ...]]:
+    return lambda model: tuple(Site.parse(f"{point}.{layer}") for layer in range(model.n_layers))
+
+
+def _everywhere(_: Model) -> Scope:
+    return Scope()
+
+
+def _last_of_each_pass(_: Model) -> Scope:
+    """What a hook on the last position of every forward pass touches: the end of the prompt, and all that is generated."""
+    return Scope(prompt_positions=(-1,), generation_window=(0, None))
+
+
+_separators = partial(Scope.thinking, at_separators=True)
+# Layer 20 of 28, counted as Hugging Face's hidden states: the output of block 19.
+_paper_layer = partial(share_of_depth, share=20 / 28)
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "seal": Method(
+            summary="execution against reflection and transition (SEAL, arXiv 2504.07986)",
+            make=_vector(_seal(("reflection", "transition")), _separators, _paper_layer),
+        ),
+        "seal-clamp": Method(
+            summary="reflection's share of each separator's state put where execution has it: SEAL's direction, and no further",
+            make=_clamp(_seal(("reflection",)), _separators, _paper_layer),
+            strengths=(0.5, 0.75, 1.0),
+        ),
+        "seal-reflection": Method(
+            summary="execution against reflection alone",
+            make=_vector(_seal(("reflection",)), _separators, _paper_layer),
+        ),
+        "seal-transition": Method(
+            summary="execution against transition alone",
+            make=_vector(_seal(("transition",)), _separators, _paper_layer),
+        ),
+        "seal-reference": Method(
+            summary="as SEAL's released code makes it; its multiplier is negative",
+            make=_vector(_seal(("reflection", "transition"), "reference"), _separators, _paper_layer),
+            strengths=(-0.5, -1.0, -2.0),
+        ),
+        "asc": Method(
+            summary="concise against verbose, at the end of the text (ASC, arXiv 2507.04742); needs the modes brief and detail",
+            make=_vector(_asc("end"), _last_of_each_pass, _paper_layer),
+            strengths=(0.14, 0.27, 0.5),
+        ),
+        "asc-thinking": Method(
+            summary="the same, read along the thinking and applied there alone",
+            make=_vector(_asc("thinking_mean"), Scope.thinking, _paper_layer),
+        ),
+        "asc-clamp": Method(
+            summary="brief thinking's projections, where the thinking and its steps open, behind every block; modes brief and default",
+            make=_where_it_turns(partial(_asc, verbose="default")),
+            strengths=(0.5, 1.0),
+        ),
+        "speed": Method(
+            summary="fast against slow thinking (arXiv 2507.03704); strengths are shares of the state's norm, the paper's are not",
+            make=_vector(_speed, _last_of_each_pass, partial(_blocks, first=18 / 28, last=27 / 28), scaled_add),
+            strengths=(0.05, 0.1, 0.2),
+        ),
+        "speed-clamp": Method(
+            summary="the same along the axis of thinking speed, found by the modes brief and default",
+            make=_where_it_turns(_speed_of_modes),
+            strengths=(0.5, 1.0),
+        ),
+        "strength": Method(
+            summary="what a harder problem adds before thinking begins (arXiv 2506.08390); adding it lengthens",
+            make=_vector(_strength, _everywhere, _every("resid_pre")),
+            strengths=(0.05, 0.1, 0.2),
+        ),
+        "efficiency": Method(
+            summary="shortest against longest correct (arXiv 2506.15647, which says neither layer nor where it reads); needs samples",
+            make=_vector(_efficiency, Scope.thinking, _paper_layer),
+        ),
+        "refusal": Method(
+            summary="puts a state where harmful requests are, behind the verdict and the closing tag (arXiv 2411.09003); makes refuse",
+            make=_refusal("towards"),
+            strengths=(1.0,),
+        ),
+        "refusal-ablate": Method(
+            summary="puts it where benign requests are instead; makes comply",
+            make=_refusal("away"),
+            strengths=(1.0,),
+        ),
+        "refusal-reference": Method(
+            summary="adds the refusal direction (arXiv 2406.11717) at its layer, at every token, as published; reversed it subtracts it",
+            make=_vector(_refusal_reference, _everywhere, _every("resid_pre")),
+            strengths=(1.0,),
+        ),
+        "refusal-ablate-reference": Method(
+            summary="projects it out behind every block, as published; reversed it doubles what lies along it",
+            make=_vector(_refusal_at_every_layer, _everywhere, _every("resid_post"), ablate),
+            strengths=(1.0,),
+        ),
+        "length-probe": Method(
+            summary="the normal of a probe of thinking tokens, towards shorter; 1 is a standard deviation of what the probe reads",
+            make=_vector(_length_probe, _last_of_each_pass, _paper_layer),
+            strengths=(1.0, 2.0, 4.0),
+        ),
+    }
+)
+
+
+def method(name: str) -> Method:
+    """Raises InputError for a name that no method has."""
+    if name not in METHODS:
+        raise InputError(f"no steering method is called {name!r}; there are {', '.join(METHODS)}")
+    return METHODS[name]

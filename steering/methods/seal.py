@@ -1,0 +1,100 @@
+"""SEAL (Chen et al., arXiv 2504.07986): a vector from reflection and transition to execution, read where steps begin."""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.text.align import token_strings
+from reasonscope.data.text.steps_and_sentences import Keywords, seal_steps, steps
+from reasonscope.data.trace import Kind, Step, Trace
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.steering.vectors.contrast import projection
+from reasonscope.steering.vectors.vector import SteeringVector
+
+Variant = Literal["corrected", "reference"]
+
+AWAY_FROM: tuple[Kind, ...] = ("reflection", "transition")
+
+
+def seal_direction(
+    states: NDArray[np.floating], kinds: Sequence[Kind], *, away_from: Sequence[Kind] = AWAY_FROM
+) -> NDArray[np.float64]:
+    """mean(execution) − mean(reflection ∪ transition) of `states` (step, d_model), one row a step: (d_model,).
+
+    The paper's equation: S = H̄_E − H̄_RT, steps of all traces pooled, no normalisation; the released code stores −S and applies it
+    with coefficient −1. Raises InputError where a class has no step or a state is not finite.
+    """
+    if not np.isfinite(states).all():
+        raise InputError("an activation is NaN or infinite; record the traces again in float32 or bfloat16")
+    kept = np.array([kind == "execution" for kind in kinds], dtype=bool)
+    left = np.array([kind in away_from for kind in kinds], dtype=bool)
+    if not kept.any() or not left.any():
+        raise InputError(
+            f"{kept.sum()} execution steps and {left.sum()} of {' or '.join(away_from)}: both classes are needed; record more traces"
+        )
+    wide = states.astype(np.float64)
+    return np.asarray(wide[kept].mean(axis=0) - wide[left].mean(axis=0))
+
+
+def extract_seal(
+    store: TraceStore,
+    site: Site,
+    *,
+    ids: Iterable[str] | None = None,
+    away_from: Sequence[Kind] = AWAY_FROM,
+    keywords: Keywords = "repaired",
+    variant: Variant = "corrected",
+) -> SteeringVector:
+    """The SEAL vector at `site` from the traces of a run (`ids`: those alone), read at the separator that opens each step.
+
+    The paper's layer 20 is what enters block 20 (of 28): `resid_pre.20`, or `resid_post.19`. `away_from=("reflection",)` leaves
+    reflection alone, `("transition",)` transition. Added at those separators it makes the thinking execute more and reflect less.
+
+    Departures from the released code: the sign (see `seal_direction`), the misspelt keyword (`keywords="faithful"` keeps it), the region
+    (see `steps`), and states of a separator that is the last token of a trace, which never was fed to the model and has none.
+    `variant="reference"` undoes the first three: the vector points from execution to reflection and transition and is applied with
+    multiplier −1, keywords are as published, and where the name of the model does not hold "deepseek" the region is the whole text, the
+    prompt included. Raises InputError for traces without steps, or of one class.
+    """
+    reference = variant == "reference"
+    rule: Keywords = "faithful" if reference else keywords
+    states, kinds, groups = [], [], set()
+    for trace_id in store.ids if ids is None else ids:
+        trace = store.trace(trace_id)
+        rows = store.activations(trace_id, str(site))
+        groups.add(trace.problem.group)
+        for step in _reference_steps(trace) if reference else steps(trace, keywords=rule):
+            if step.separator < len(rows):
+                states.append(np.asarray(rows[step.separator], dtype=np.float32))
+                kinds.append(step.kind)
+    if not states:
+        raise InputError("none of the traces has steps: their thinking holds no blank line")
+    direction = seal_direction(np.stack(states), kinds, away_from=away_from)
+    executing = np.stack(states)[[kind == "execution" for kind in kinds]]
+    return SteeringVector(
+        directions={site: (-direction if reference else direction).astype(np.float32)},
+        method="seal",
+        sign=f"{'away from' if reference else 'towards'} execution",
+        provenance={
+            "steps": {kind: kinds.count(kind) for kind in ("execution", "reflection", "transition")},
+            "away_from": list(away_from),
+            "keywords": rule,
+            "towards": {str(site): projection(executing, direction)},
+            "variant": variant,
+            "groups": sorted(groups),
+            "model": store.meta.get("model", {}),
+        },
+    )
+
+
+def _reference_steps(trace: Trace) -> list[Step]:
+    pieces = token_strings(trace.text, trace.offsets)
+    return seal_steps(pieces, keywords="faithful", think_only=_think_only(trace))
+
+
+def _think_only(trace: Trace) -> bool:
+    return "deepseek" in str(trace.model.get("name", "")).lower()

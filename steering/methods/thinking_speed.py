@@ -1,0 +1,154 @@
+"""Controlling thinking speed (arXiv 2507.03704): the axis between fast and slow thinking, by pairs and their first component."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.text.steps_and_sentences import steps
+from reasonscope.data.trace import Problem, Sampling, Trace
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation.capture import replay
+from reasonscope.probes.generation.rollout import rollouts
+from reasonscope.probes.models.model import Model
+from reasonscope.steering.methods.asc import mode_pairs
+from reasonscope.steering.vectors.contrast import Read, States, check_finite, paired_states, projection
+from reasonscope.steering.vectors.vector import SteeringVector
+
+STRENGTHS = (-4.0, -2.0, 0.0, 2.0, 4.0, 8.0)  # the paper's usable range; above 16 or below −8 it repeats itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """`direction` (d_model,) of length 1 towards fast, and the `mean` of the differences that it was found on."""
+
+    direction: NDArray[np.float64]
+    mean: NDArray[np.float64]
+
+
+def speed_axis(fast: States, slow: States, *, fast_first: Sequence[bool] | None = None) -> Axis:
+    """The first principal component of ±(fast − slow) of `fast`, `slow` (pair, d_model), pointed towards fast.
+
+    Half of the differences are reversed (`fast_first` false; by default every second one), as in representation engineering:
+    were all of one sign, centring would remove what they share. Sign as released: the states of all pairs, less the mean of the
+    differences, are projected; where the fast one of a pair has the smaller projection more often, the axis is turned. A tie keeps it.
+    Raises InputError for fewer than 2 pairs, for sides of different length, and for NaN.
+    """
+    if fast.shape != slow.shape or fast.ndim != 2 or len(fast) < 2:
+        raise InputError(
+            f"fast {fast.shape}, slow {slow.shape}: the same 2 pairs or more on both sides, (pair, d_model)"
+        )
+    check_finite(fast, slow)
+    first = np.arange(len(fast)) % 2 == 0 if fast_first is None else np.asarray(fast_first, dtype=bool)
+    differences = np.where(first[:, None], 1.0, -1.0) * (fast.astype(np.float64) - slow)
+    mean = differences.mean(axis=0)
+    direction = np.linalg.svd(differences - mean, full_matrices=False)[2][0]
+    higher = np.sign((fast - slow) @ direction).sum()
+    return Axis(direction=-direction if higher < 0 else direction, mean=mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedPair:
+    """The token ids of one prompt with a fast and with a slow begin of the thinking behind it; read at their last tokens."""
+
+    fast: tuple[int, ...]
+    slow: tuple[int, ...]
+
+
+def truncated_pair(fast: Trace, slow: Trace, *, n_steps: int = 2) -> SpeedPair | None:
+    """The first `n_steps` steps of the fast thinking, and the slow thinking cut at the end of a step, nearest in length.
+
+    Here the steps are what stands between blank lines, the opening one with them; None where the fast thinking has fewer, or the slow
+    one no blank line.
+    """
+    cuts_fast, cuts_slow = _cuts(fast), _cuts(slow)
+    if len(cuts_fast) < n_steps or not cuts_slow:
+        return None
+    stop = cuts_fast[n_steps - 1]
+    length = stop - fast.tokens.thinking.start
+    cut = min(cuts_slow, key=lambda at: abs(at - slow.tokens.thinking.start - length))
+    return SpeedPair(fast=tuple(fast.token_ids[:stop].tolist()), slow=tuple(slow.token_ids[:cut].tolist()))
+
+
+def _cuts(trace: Trace) -> list[int]:
+    """The token behind each step: its separator, and for the last one the end of the thinking."""
+    return [*(step.separator for step in steps(trace)), trace.tokens.thinking.stop]
+
+
+def fast_slow_pairs(
+    model: Model,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    *,
+    first: str,
+    n_steps: int = 2,
+    batch_size: int = 32,
+) -> list[SpeedPair]:
+    """Answer each problem as the model does and with the thinking forced to begin with `first`; keep those right both ways.
+
+    The paper forces "To" on the R1 distillations; which word makes a model fast is a property of that model. Raises
+    InputError where nothing is kept.
+    """
+    slow = rollouts(model, problems, sampling, batch_size=batch_size, open_tag=True)
+    fast = rollouts(model, problems, sampling, batch_size=batch_size, prefill=first)
+    return speed_pairs(zip(fast, slow, strict=True), n_steps=n_steps)
+
+
+def speed_pairs(pairs: Iterable[tuple[Trace, Trace]], *, n_steps: int = 2) -> list[SpeedPair]:
+    """The truncated pairs of (fast, slow) traces that are both right and both closed. Raises InputError where there is none."""
+    given = list(pairs)
+    both = [pair for pair in given if all(trace.correct and trace.state == "closed" for trace in pair)]
+    cut = [pair for fast, slow in both if (pair := truncated_pair(fast, slow, n_steps=n_steps)) is not None]
+    if not cut:
+        raise InputError(
+            f"of {len(given)} pairs {len(both)} are right on both sides, and none has {n_steps} steps to cut; "
+            "give more problems, or another first word"
+        )
+    return cut
+
+
+def extract_speed(
+    model: Model, pairs: Sequence[SpeedPair], sites: Sequence[Site], *, batch_size: int = 8
+) -> SteeringVector:
+    """The axis at each of `sites`, unit length as published: h ← h + α·u with α from −4 to 8; α > 0 is faster.
+
+    The paper steers blocks 18–26 of 28 (behind them: resid_post), at every token. α is in units of the residual stream, so its range
+    fits the paper's models only; the mean length of the states, `provenance["stream_norms"]`, says what it means for another.
+    """
+    states: dict[Site, list[list[NDArray[np.float32]]]] = {site: [[], []] for site in sites}
+    for start in range(0, len(pairs), batch_size):
+        batch = pairs[start : start + batch_size]
+        for side, name in enumerate(("fast", "slow")):
+            # The token behind is fed by nothing: replay leaves out the last, so one is put there.
+            for seen in replay(model, [[*getattr(pair, name), 0] for pair in batch], tuple(sites)):
+                for site in sites:
+                    states[site][side].append(seen[site][-1].float().cpu().numpy())
+    axes = {site: speed_axis(np.array(fast), np.array(slow)) for site, (fast, slow) in states.items()}
+    streams = {str(site): float(np.linalg.norm(sides[0] + sides[1], axis=-1).mean()) for site, sides in states.items()}
+    return SteeringVector(
+        directions={site: axis.direction.astype(np.float32) for site, axis in axes.items()},
+        method="speed",
+        provenance={"pairs": len(pairs), "stream_norms": streams, "model": dict(model.fingerprint)},
+    )
+
+
+def extract_speed_of_modes(
+    store: TraceStore, sites: Sequence[Site], *, read: Read, ids: Iterable[str] | None = None
+) -> SteeringVector:
+    """The same axis from thinking that the model writes fast when it is asked to: the organism's mode brief against none.
+
+    A forced first word makes a model fast against its habits, and may cost what the habits were for; both sides right, as published.
+    Length 1; `provenance["towards"]` is the fast ones' mean projection by site. Raises InputError for fewer than 2 pairs.
+    """
+    pairs = mode_pairs((store.trace(id) for id in (store.ids if ids is None else ids)), verbose="default")
+    both = [pair for pair in pairs if all(trace.correct and steps(trace) for trace in pair)]
+    directions, levels = {}, {}
+    for site in sites:
+        fast, slow = paired_states(store, both, site, read)
+        direction = speed_axis(fast, slow).direction
+        directions[site], levels[str(site)] = direction.astype(np.float32), projection(fast, direction)
+    about = {"pairs": len(both), "read": read, "towards": levels, "model": store.meta.get("model", {})}
+    return SteeringVector(directions=directions, method="speed", norm="unit", provenance=about)

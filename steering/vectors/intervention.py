@@ -1,0 +1,228 @@
+"""Applies steering vectors while a model writes or reads, and counts what it touched."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reasonscope.data.errors import InputError
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.backends.base import Edit, Positions
+from reasonscope.probes.generation.decoding import DecodingStep
+from reasonscope.probes.models.determinism import at_least_float32
+from reasonscope.steering.vectors.operators import Operator, add
+from reasonscope.steering.vectors.scope import Scope
+
+if TYPE_CHECKING:
+    from reasonscope.steering.vectors.vector import SteeringVector
+
+
+class Intervention(Protocol):
+    """What can be done to a run: `edits` go to `write=` of a pass, or with `on_step` to `generate` and `rollouts`."""
+
+    @property
+    def edits(self) -> Mapping[Site, Edit]: ...
+
+    @property
+    def touched(self) -> int:
+        """Tokens edited so far."""
+        ...
+
+    def on_step(self, step: DecodingStep) -> None:
+        """Follow a generation: an edit may need what each sequence has said so far."""
+        ...
+
+    def begin(self, n_prompt: Sequence[int]) -> None:
+        """Say how many tokens of each row of the coming passes over whole sequences were given."""
+        ...
+
+
+class Touching:
+    """The tokens that a scope chooses in each pass of a run: the half of an intervention that knows no activations.
+
+    Absolute positions, whatever the cache and the padding: the first pass of a generation says where each row begins, `on_step` says
+    what came next and which rows are still there. Each pass is counted once, however many sites are edited.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.touched = 0
+        self._step: DecodingStep | None = None
+        self._given: Sequence[int] | None = None
+        self._written = self._n_prompt = torch.empty(0)
+        self._generated = 0
+        self._pass: tuple[Positions, Tensor | None, int] | None = None
+
+    def on_step(self, step: DecodingStep) -> None:
+        self._step = step
+        self._generated = self._generated + step.ids.shape[1] if step.index > 0 else 0
+        if step.index > 0 and not self.scope.is_local:
+            columns = torch.full((len(self._written), step.ids.shape[1]), -1, device=step.ids.device)
+            columns[step.rows] = step.ids
+            self._written = torch.cat([self._written, columns], dim=1)
+
+    def begin(self, n_prompt: Sequence[int]) -> None:
+        self._given, self._step = n_prompt, None
+
+    def change(self, activation: Tensor, where: Positions, changed: Callable[[Tensor], Tensor]) -> Tensor:
+        """`activation` (batch, token, …) with what `changed` makes of its chosen rows (row, …); itself where that is nothing new."""
+        if self._pass is None or self._pass[0] is not where:
+            mask = self._mask(where)
+            n = where.ids.numel() * mask if isinstance(mask, bool) else int(mask.sum())
+            self._pass = where, None if isinstance(mask, bool) or n == mask.numel() else mask, n
+            self.touched += n
+        _, chosen, n = self._pass
+        if n == 0:
+            return activation
+        chosen = None if chosen is None else chosen.to(activation.device)
+        rows = activation.flatten(0, 1) if chosen is None else activation[chosen]
+        new = changed(rows)
+        if new is rows:
+            return activation
+        if chosen is None:
+            return new.reshape(activation.shape).contiguous()
+        after = activation.clone()
+        after[chosen] = new
+        return after
+
+    def _mask(self, where: Positions) -> Tensor | bool:
+        """The columns of this pass that are chosen; one bool where that is all of them or none."""
+        if self._begins(where):
+            ids = where.ids.masked_fill(where.index < 0, -1)
+            n_prompt = (ids >= 0).sum(dim=1)
+            if self._step is not None and self._step.index == 0:
+                self._written, self._n_prompt = ids, n_prompt
+            elif self._given is not None:
+                n_prompt = self._checked(n_prompt)
+            return self.scope.mask(ids, n_prompt=n_prompt)
+        if self._step is None or len(self._step.rows) != len(where.ids):
+            raise InputError(
+                "this pass goes on from a cache, but what was said before is not known: hand on_step=….on_step to generate or "
+                "rollouts beside write=, and do not use one intervention for two runs at a time"
+            )
+        rows, n = self._step.rows, where.ids.shape[1]
+        if n == 1 and (alike := self.scope.of_generated(self._generated - 1)) is not None:
+            return alike
+        if self.scope.is_local:
+            return self.scope.local_mask(where.ids, where.index, self._n_prompt[rows])
+        return self.scope.mask(self._written[rows], n_prompt=self._n_prompt[rows], last=n)
+
+    def _begins(self, where: Positions) -> bool:
+        """Whether this pass feeds sequences from their first token: not one that `on_step` has announced to go on."""
+        if self._step is not None and self._step.index > 0 and self._step.ids is where.ids:
+            return False
+        return bool((where.index == 0).any(dim=1).all())
+
+    def _checked(self, n_tokens: Tensor) -> Tensor:
+        assert self._given is not None
+        if len(self._given) != len(n_tokens):
+            raise InputError(f"prompt lengths of {len(self._given)} sequences for a batch of {len(n_tokens)}")
+        return torch.tensor(self._given, device=n_tokens.device)
+
+
+class Steering(Touching):
+    """One use of a vector: by default `h + multiplier · direction` at each of its sites, on the tokens of `scope`.
+
+    `edits` goes to `write=` of a forward pass over whole sequences (`begin` says where their prompts end), or together with `on_step` to
+    `generate` and `rollouts`; one use at a time. `operator` is one of `operators`. A multiplier of 0 leaves every bit as it is.
+    `touched` counts the tokens edited so far. Raises InputError for a multiplier that is not finite; while it runs for a vector of
+    another width than the model's, and for a strength whose result the model's dtype cannot hold.
+    """
+
+    def __init__(self, vector: "SteeringVector", multiplier: float, scope: Scope, *, operator: Operator = add) -> None:
+        if not np.isfinite(multiplier):
+            raise InputError(f"the multiplier is {multiplier}; a finite number is needed")
+        super().__init__(scope)
+        self.vector, self.multiplier, self.operator = vector, float(multiplier), operator
+
+    @property
+    def edits(self) -> Mapping[Site, Edit]:
+        return {site: self._edit(site, direction) for site, direction in self.vector.directions.items()}
+
+    def _edit(self, site: Site, direction: NDArray[np.float32]) -> Edit:
+        name, wide = str(site), torch.from_numpy(np.asarray(direction, dtype=np.float32))
+
+        def edit(activation: Tensor, where: Positions) -> Tensor:
+            if activation.shape[-1] != len(wide):
+                raise InputError(
+                    f"a direction of width {len(wide)} for activations of width {activation.shape[-1]} at {name}; "
+                    "the vector was made from another model"
+                )
+            return self.change(activation, where, moved)
+
+        def moved(before: Tensor) -> Tensor:
+            if self.multiplier == 0:
+                return before
+            states = at_least_float32(before)
+            after = self.operator(states, wide.to(states), self.multiplier).to(before.dtype)
+            self._check(before, after, name)
+            return after
+
+        return edit
+
+    def _check(self, before: Tensor, moved: Tensor, name: str) -> None:
+        whole = moved.detach().sum(dtype=torch.float32)  # one step, and mostly tells
+        if math.isfinite(whole.item()) or moved.isfinite().all():
+            return
+        dtype = str(moved.dtype).removeprefix("torch.")
+        if not before.isfinite().all():
+            raise InputError(
+                f"what stands at {name} is NaN or infinite in {dtype} before it is steered; use bfloat16 or float32"
+            )
+        raise InputError(
+            f"a multiplier of {self.multiplier:g} takes {name} beyond what {dtype} holds ({torch.finfo(moved.dtype).max:.3g}); lower it"
+        )
+
+
+class InOrder:
+    """Several interventions at once. Where two edit the same site, the first in the list acts first, the next on what it left.
+
+    `touched` is the sum over all of them.
+    """
+
+    def __init__(self, *interventions: Intervention) -> None:
+        if not interventions:
+            raise InputError("no intervention to apply; give at least one")
+        self.interventions = interventions
+
+    @property
+    def edits(self) -> Mapping[Site, Edit]:
+        by_site: dict[Site, list[Edit]] = {}
+        for intervention in self.interventions:
+            for site, edit in intervention.edits.items():
+                by_site.setdefault(site, []).append(edit)
+        return {site: _one_after_another(edits) for site, edits in by_site.items()}
+
+    @property
+    def touched(self) -> int:
+        return sum(intervention.touched for intervention in self.interventions)
+
+    def on_step(self, step: DecodingStep) -> None:
+        for intervention in self.interventions:
+            intervention.on_step(step)
+
+    def begin(self, n_prompt: Sequence[int]) -> None:
+        for intervention in self.interventions:
+            intervention.begin(n_prompt)
+
+
+def check_touched(intervention: Intervention, name: str) -> None:
+    """Raise InputError where an intervention that was run touched no token."""
+    if intervention.touched == 0:
+        raise InputError(f"{name} touched no token: nothing that was given or generated lies in its scope")
+
+
+def _one_after_another(edits: Sequence[Edit]) -> Edit:
+    if len(edits) == 1:
+        return edits[0]
+
+    def edit(activation: Tensor, where: Positions) -> Tensor:
+        for one in edits:
+            activation = one(activation, where)
+        return activation
+
+    return edit

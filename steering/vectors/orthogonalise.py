@@ -1,0 +1,99 @@
+"""A model that cannot write a direction: the ablation of a direction put into the weights (arXiv 2406.11717, section 4.1)."""
+
+import copy
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from reasonscope.data.errors import ArchitectureError, InputError
+from reasonscope.probes.architecture.layout import embedding_rows, unreadable
+from reasonscope.probes.models.model import Model
+
+# Where a family's MLP writes into the residual stream. Mixtures of experts and families with a norm behind attention and MLP
+# are not here: the norm scales what was written, and the direction comes back.
+_MLP_OUTPUT = MappingProxyType(
+    {
+        **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "phi3"), "mlp.down_proj"),
+        "gpt2": "mlp.c_proj",
+        "gpt_neox": "mlp.dense_4h_to_h",
+    }
+)
+
+
+def orthogonalised(model: Model, direction: NDArray[np.floating]) -> PreTrainedModel:
+    """A copy of the model whose embedding, attention and MLP outputs, biases too, hold nothing of `direction`: W ← W − r̂ r̂ᵀW.
+
+    The same logits as `refusal.ablated_everywhere`, up to rounding. Departure: where embedding and unembedding share their weights, they
+    are untied first; the released code changes what the model reads out as well. Raises ArchitectureError for families where it does
+    not hold (experts, norms behind attention and MLP), InputError for weights elsewhere or a direction of 0, NaN or another width.
+    """
+    path = _MLP_OUTPUT.get(model.layout.model_type)
+    if path is None:
+        raise ArchitectureError(
+            f"weights of {model.layout.model_type} cannot be orthogonalised; it holds for {', '.join(sorted(_MLP_OUTPUT))}: "
+            "ablate while it runs instead (steering.refusal.ablated_everywhere)"
+        )
+    norm = float(np.linalg.norm(direction))
+    if direction.shape != (model.d_model,) or not norm or not np.isfinite(norm):
+        raise InputError(
+            f"a direction of shape {direction.shape} and length {norm}; ({model.d_model},), finite and not 0"
+        )
+    if reason := unreadable(model.hf, model.layout):
+        raise InputError(f"the weights are {reason}; load the model onto a device that holds it")
+    hf = copy.deepcopy(model.hf)
+    unit = torch.from_numpy(direction / norm).double()
+    with torch.no_grad():
+        _untie(hf, model)
+        for table in _tables(hf, model):
+            table.copy_(_without(table, unit))
+        for layer in range(model.n_layers):
+            block = model.layout.block(hf, layer)
+            for name in (model.layout.o_proj, path):
+                _clean(block.get_submodule(name), unit)
+    return hf
+
+
+def save_orthogonalised(model: Model, direction: NDArray[np.floating], folder: str | Path) -> None:
+    """Write that copy with the tokenizer as a model folder (safetensors), for `load_model` and everything else."""
+    target = Path(folder)
+    if target.exists() and any(target.iterdir()):
+        raise InputError(f"{target} is not empty; give a new folder")
+    orthogonalised(model, direction).save_pretrained(target, safe_serialization=True)
+    model.tokenizer.save_pretrained(target)
+
+
+def _untie(hf: PreTrainedModel, model: Model) -> None:
+    head = hf.get_submodule(model.layout.unembedding)
+    table = embedding_rows(hf, model.layout)
+    if head.weight is table:
+        head.weight = nn.Parameter(table.detach().clone())
+    hf.config.get_text_config().tie_word_embeddings = False
+    hf.config.tie_word_embeddings = False
+
+
+def _tables(hf: PreTrainedModel, model: Model) -> list[Tensor]:
+    """What fills the stream before the first block, (row, d_model): the embedding, and GPT-2's positions."""
+    learned = getattr(hf.get_submodule(model.layout.embedding.rpartition(".")[0]), "wpe", None)
+    return [embedding_rows(hf, model.layout), *([] if learned is None else [learned.weight])]
+
+
+def _clean(module: nn.Module, unit: Tensor) -> None:
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, Tensor)
+    # Linear keeps (out, in), the Conv1D of GPT-2 keeps (in, out); rows have to be of the residual's width.
+    rows = weight.T if isinstance(module, nn.Linear) else weight
+    cleaned = _without(rows, unit)
+    weight.copy_(cleaned.T if isinstance(module, nn.Linear) else cleaned)
+    if isinstance(bias, Tensor):
+        bias.copy_(_without(bias, unit))
+
+
+def _without(rows: Tensor, unit: Tensor) -> Tensor:
+    """`rows` (…, d_model) less their part along `unit`, in float64 so that nothing of it is left at the weights' own precision."""
+    wide, along = rows.double(), unit.to(rows.device)
+    return (wide - (wide @ along)[..., None] * along).to(rows.dtype)

@@ -1,0 +1,108 @@
+"""Edits that act on the user's own calls of `model.hf`, `hf.generate` among them, until they are taken away."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reasonscope.data.errors import InputError
+from reasonscope.probes.backends.base import Edit, Positions, positions
+from reasonscope.probes.backends.hooks import touching
+from reasonscope.probes.backends.site_hooks import Touch
+from reasonscope.probes.generation.decoding import DecodingStep
+from reasonscope.probes.models.model import Model
+from reasonscope.steering.vectors.intervention import Intervention, check_touched
+
+
+class PatchHandle:
+    """Hooks on a model; `remove` takes them away (twice does no harm). `touched` counts the tokens edited so far."""
+
+    def __init__(self, intervention: Intervention, calls: "_Calls", hooks: ExitStack) -> None:
+        self._intervention, self._calls, self._hooks = intervention, calls, hooks
+
+    @property
+    def touched(self) -> int:
+        return self._intervention.touched
+
+    @property
+    def passes(self) -> int:
+        """Calls of the model so far."""
+        return self._calls.count
+
+    def remove(self) -> None:
+        self._hooks.close()
+
+
+@contextmanager
+def patched(model: Model, intervention: Intervention, *, name: str) -> Iterator[PatchHandle]:
+    """Inside, `model.hf` is edited; behind, it is as before. Raises InputError where passes were run and no token was touched."""
+    handle = patch(model, intervention)
+    try:
+        yield handle
+    finally:
+        handle.remove()
+    if handle.passes:
+        check_touched(intervention, name)
+
+
+def patch(model: Model, intervention: Intervention) -> PatchHandle:
+    """Edit every pass of `model.hf` until the handle's `remove`.
+
+    Native hooks, whichever backend the model has, so they act on `model.hf` alone (with the backend `hooks` on its passes too).
+    Prompts and generated tokens are told apart by the cache: a pass without one begins anew, and all of it is prompt. Rows of a batch
+    have to stay where they are, so no beam search; `rollouts`, which drops finished rows, takes `write=` and `on_step=` instead.
+    Raises SiteError for a site that the model does not have, and leaves it unhooked.
+    """
+    calls = _Calls(intervention)
+    with ExitStack() as hooks:
+        hooks.callback(model.hf.register_forward_pre_hook(calls.hook, with_kwargs=True).remove)
+        for site, edit in intervention.edits.items():
+            hooks.enter_context(touching(model.hf, model.layout, site, calls.touch(edit)))
+        return PatchHandle(intervention, calls, hooks.pop_all())
+
+
+class _Calls:
+    """Follows the calls of a Hugging Face model: the positions of the columns of each."""
+
+    def __init__(self, intervention: Intervention) -> None:
+        self._intervention = intervention
+        self._where: Positions | None = None
+        self._n_seen = self._n_rows = 0
+        self.count = 0
+
+    def hook(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before each pass."""
+        ids = args[0] if args else kwargs.get("input_ids")
+        if not isinstance(ids, Tensor):
+            raise InputError(
+                "steering needs the token ids of a pass; call the model with input_ids, not with inputs_embeds"
+            )
+        cache = kwargs.get("past_key_values")
+        n_cached = int(cache.get_seq_length()) if cache is not None else 0
+        self._where = positions(ids, _mask(kwargs.get("attention_mask"), ids, n_cached))
+        if n_cached and (n_cached, len(ids)) != (self._n_seen, self._n_rows):
+            raise InputError(
+                f"the cache holds {n_cached} tokens of {len(ids)} sequences, and {self._n_seen} of {self._n_rows} were seen here: "
+                "begin before the prompt is fed; to let finished rows go, use rollouts(write=…, on_step=…)"
+            )
+        rows = torch.arange(len(ids), device=ids.device)
+        self._intervention.on_step(DecodingStep(index=n_cached, rows=rows, ids=ids))
+        self._n_seen, self._n_rows = n_cached + ids.shape[1], len(ids)
+        self.count += 1
+
+    def touch(self, edit: Edit) -> Touch:
+        def touch(activation: Tensor) -> Tensor:
+            assert self._where is not None
+            return edit(activation, self._where)
+
+        return touch
+
+
+def _mask(mask: object, ids: Tensor, n_cached: int) -> Tensor:
+    if mask is None:
+        return ids.new_ones(len(ids), n_cached + ids.shape[1])
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        raise InputError("steering needs an attention mask of ones and zeros (batch, token), or none")
+    return mask[:, : n_cached + ids.shape[1]].long()

@@ -1,0 +1,62 @@
+"""How far into its thinking each sequence of a batch is, told by its tokens alone."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.trace import Message, Problem
+from reasonscope.probes.models.model import Model
+from reasonscope.probes.models.tags import chat_template
+from reasonscope.steering.vectors.token_regions import Marks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thinking:
+    """The ids of the think tags, and how many tokens the chat template puts behind the opening one (mostly a newline)."""
+
+    opens: int
+    closes: int
+    given: int = 0
+
+    @classmethod
+    def of(cls, model: Model) -> Self:
+        """Raises InputError for a model without think tags, or whose tags are not single tokens."""
+        marks = Marks.of(model)
+        if len(marks.opens) != 1 or len(marks.closes) != 1:
+            raise InputError(
+                f"the think tags of {model.name} take {len(marks.opens)} and {len(marks.closes)} tokens; one each is needed here"
+            )
+        (opens,), (closes,) = marks.opens, marks.closes
+        given = 0
+        if chat_template(model.tokenizer) is not None:
+            asked = Problem(id="template", messages=(Message(role="user", content="x"),))
+            given = model.encode_prompt(asked, open_tag=True)[::-1].index(opens)
+        return cls(opens=opens, closes=closes, given=given)
+
+    def written(self, ids: Tensor) -> Tensor:
+        """Tokens of thinking that each row of `ids` (batch, token) has written, -1 where it is not thinking: (batch,)."""
+        columns = torch.arange(ids.shape[1], device=ids.device)
+        opened = torch.where(ids == self.opens, columns, -1).amax(dim=1)
+        closed = torch.where(ids == self.closes, columns, -1).amax(dim=1)
+        behind = (ids.shape[1] - 1 - opened - self.given).clamp(min=0)
+        return torch.where(opened > closed, behind, -1)
+
+
+def single_tokens(model: Model, words: tuple[str, ...], *, spaced: bool = True) -> tuple[int, ...]:
+    """The ids of `words` that are one token, also behind a blank (`spaced`); ascending.
+
+    Raises InputError where a word is one token in neither form: no logit is its own.
+    """
+    found: set[int] = set()
+    for word in words:
+        forms = [model.tokenizer.encode(form, add_special_tokens=False) for form in (word, f" {word}")[: 1 + spaced]]
+        ids = [form[0] for form in forms if len(form) == 1]
+        if not ids:
+            raise InputError(
+                f"{word!r} is more than one token for {model.name}; choose words that its vocabulary holds"
+            )
+        found.update(ids)
+    return tuple(sorted(found))

@@ -1,0 +1,272 @@
+"""A steering vector: a direction in the residual stream, with its site, its norm, its sign and where it came from."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import beta
+
+from reasonscope.data.errors import InputError, SiteError
+from reasonscope.data.storage.durable import write_durably
+from reasonscope.data.storage.untrusted import well_formed
+from reasonscope.probes.architecture.sites import Point, Site
+from reasonscope.probes.models.model import Model
+from reasonscope.steering.vectors.gguf import KIND, MAGIC, read_gguf, write_gguf
+from reasonscope.steering.vectors.intervention import Steering
+from reasonscope.steering.vectors.operators import Operator, add
+from reasonscope.steering.vectors.patching import PatchHandle, patch, patched
+from reasonscope.steering.vectors.scope import Scope
+
+# Where what is added is as wide as the residual stream.
+_POINTS: tuple[Point, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+
+# Of `provenance`: by site, the mean projections on the direction of the two classes that it tells apart.
+_LEVELS = ("towards", "away")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringVector:
+    """Directions by site, float32 (d_model,), one at most a layer.
+
+    `norm`: "raw" directions are in units of the residual stream, "unit" ones have length 1. `sign` says in words what adding it (a
+    positive multiplier) does. `provenance` is JSON: `model` (a fingerprint), `groups` (the problems it was made from), counts.
+    """
+
+    directions: Mapping[Site, NDArray[np.float32]]
+    method: str
+    norm: Literal["raw", "unit"] = "raw"
+    sign: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.directions:
+            raise InputError("a steering vector needs at least one direction")
+        widths = {direction.shape for direction in self.directions.values()}
+        if len(widths) != 1 or len(next(iter(widths))) != 1:
+            raise InputError(f"directions of shapes {sorted(widths)}: each is one vector, all of the model's width")
+        if not all(np.isfinite(direction).all() for direction in self.directions.values()):
+            raise InputError("a direction holds NaN or infinity; look at the activations that it was made from")
+        if len({site.layer for site in self.directions}) != len(self.directions):
+            raise InputError("two directions at one layer; keep them in vectors of their own")
+        if foreign := [str(site) for site in self.directions if site.point not in _POINTS]:
+            raise SiteError(
+                f"{foreign[0]} is not as wide as the residual stream; a vector acts at {', '.join(_POINTS)}"
+            )
+        if self.norm == "unit" and (off := [n for n in self.norms.values() if abs(n - 1) > 1e-3]):
+            raise InputError(f"a direction of norm {off[0]:.4g} in a vector that says its norm is 1; say norm='raw'")
+
+    @property
+    def norms(self) -> dict[Site, float]:
+        return {site: float(np.linalg.norm(direction)) for site, direction in self.directions.items()}
+
+    @property
+    def width(self) -> int:
+        return len(next(iter(self.directions.values())))
+
+    def normalised(self) -> "SteeringVector":
+        """The same directions at length 1. Raises InputError for one of length 0."""
+        if 0.0 in self.norms.values():
+            raise InputError(f"a direction of {self.method} has length 0; it cannot be brought to length 1")
+        unit = {site: (self.directions[site] / norm).astype(np.float32) for site, norm in self.norms.items()}
+        return replace(self, directions=unit, norm="unit")
+
+    def __mul__(self, factor: float) -> "SteeringVector":
+        """A negative factor takes the words of `sign` away, and the levels of the two classes change their sign."""
+        scaled = self._with(lambda site: self.directions[site] * factor)
+        if factor >= 0:
+            return scaled
+        turned = {
+            side: {site: -level for site, level in self.provenance[side].items()}
+            for side in _LEVELS
+            if side in self.provenance
+        }
+        return replace(scaled, sign="", provenance={**self.provenance, **turned})
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "SteeringVector":
+        return self * -1.0
+
+    def __add__(self, other: "SteeringVector") -> "SteeringVector":
+        """Raises InputError for another width, SiteError for other sites."""
+        self._check_like(other)
+        summed = self._with(lambda site: self.directions[site] + other.directions[site])
+        parts = [dict(vector.provenance) for vector in (self, other)]
+        same = {key: value for key, value in parts[0].items() if key not in _LEVELS and parts[1].get(key) == value}
+        groups = sorted({group for part in parts for group in part.get("groups", ())})
+        about = {**same, "sum_of": [self.method, other.method], **({"groups": groups} if groups else {})}
+        return replace(summed, method=f"{self.method} + {other.method}", sign="", provenance=about)
+
+    def __sub__(self, other: "SteeringVector") -> "SteeringVector":
+        return self + (-other)
+
+    def random_like(self, seed: int, *, states: Mapping[Site, NDArray[Any]] | None = None) -> "SteeringVector":
+        """The control: a random direction at each site with this vector's norm there.
+
+        Drawn evenly from the sphere, or with `states` (row, d_model) by site from the normal distribution with their covariance: the
+        stream is far from round, and an even direction mostly points where it never goes. Raises SiteError where a site has no states,
+        InputError for states that do not vary.
+        """
+        rng = np.random.default_rng(seed)
+        drawn = {}
+        for site, norm in self.norms.items():
+            if states is None:
+                direction = rng.standard_normal(self.width)
+                drawn[site] = (direction * (norm / np.linalg.norm(direction))).astype(np.float32)
+            elif site not in states:
+                raise SiteError(
+                    f"no states of {site} to draw from; give those of {', '.join(map(str, self.directions))}"
+                )
+            else:
+                drawn[site] = covariance_matched(states[site], norm=norm, seed=rng)
+        about = {"like": self.method, "seed": seed, "matched": "norm" if states is None else "norm and covariance"}
+        kept = {key: self.provenance[key] for key in ("model", "groups") if key in self.provenance}
+        return SteeringVector(directions=drawn, method="random", norm=self.norm, provenance={**about, **kept})
+
+    def check(self, model: Model) -> None:
+        """Raise InputError where the model has another width, or is not the one that the vector says it was made from; SiteError for
+        a layer that it does not have. A vector that does not say fits any model of its width."""
+        if self.width != model.d_model:
+            raise InputError(f"a vector of width {self.width} for {model.name}, whose stream is {model.d_model} wide")
+        for site in self.directions:
+            model.layout.module(model.hf, site)
+        if not (there := self.provenance.get("model") or {}):
+            return
+        here = model.fingerprint
+        same_dtype = there.get("dtype", here["dtype"]) == here["dtype"]  # the bytes of other weights say nothing
+        parts = ("architecture", "weights") if same_dtype else ("architecture",)
+        if differs := [part for part in parts if part in there and there[part] != here[part]]:
+            raise InputError(
+                f"the vector was made from {there.get('name', there.get('architecture'))!r}, which differs in {' and '.join(differs)} "
+                f"from {model.name!r}; extract it again, or say that it is meant with vector.for_any_model()"
+            )
+
+    def for_any_model(self) -> "SteeringVector":
+        """The same vector without its claim of the model that it fits, to be tried on another."""
+        about = {key: value for key, value in self.provenance.items() if key != "model"}
+        return replace(self, provenance={**about, "made_from": self.provenance.get("model")})
+
+    def apply(
+        self, model: Model, *, multiplier: float = 1.0, scope: Scope | None = None, operator: Operator = add
+    ) -> AbstractContextManager[PatchHandle]:
+        """Inside the block, steer the user's own calls of `model.hf` (`hf.generate` too); see `patch`.
+
+        `scope` None: every token. Raises InputError for a vector that does not fit, and at the end where it touched no token.
+        """
+        self.check(model)
+        steering = Steering(self, multiplier, scope or Scope(), operator=operator)
+        return patched(model, steering, name=self.method)
+
+    def patch_activations(
+        self, model: Model, *, multiplier: float = 1.0, scope: Scope | None = None, operator: Operator = add
+    ) -> PatchHandle:
+        """As `apply`, until `remove` of the handle is called; how many tokens it touched is in its `touched`."""
+        self.check(model)
+        return patch(model, Steering(self, multiplier, scope or Scope(), operator=operator))
+
+    def save(self, path: str | Path) -> None:
+        """Write one file: a GGUF control vector where `path` ends so (see `control_vector`), else safetensors.
+
+        `direction.{layer}` float32, all else as JSON in the header. Raises StoreError where it cannot be written, InputError for a
+        site that a GGUF has no name for.
+        """
+        header = {
+            "method": self.method,
+            "norm": self.norm,
+            "sign": self.sign,
+            "points": {str(site.layer): site.point for site in self.directions},
+            "provenance": dict(self.provenance),
+        }
+        if Path(path).suffix == ".gguf":
+            model = self.provenance.get("model") or {}
+            about, hint = {"version": KIND.version, **header}, model.get("architecture", "unknown")
+            write_durably(Path(path), lambda file: write_gguf(file, self.directions, about, hint))
+            return
+        KIND.write(Path(path), header, {f"direction.{site.layer}": d for site, d in self.directions.items()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SteeringVector":
+        """Read what `save` wrote, or a GGUF control vector of llama.cpp, repeng or EasySteer.
+
+        Raises InputError for any other file; a pickle is never opened.
+        """
+        path = Path(path)
+        directions, header = _read(path)
+        known = {key: header[key] for key in ("method", "norm", "sign", "provenance") if key in header}
+        return cls(directions=directions, **known)
+
+    def _with(self, value: Callable[[Site], NDArray[Any]]) -> "SteeringVector":
+        changed = {site: value(site).astype(np.float32) for site in self.directions}
+        kept = all(abs(float(np.linalg.norm(direction)) - 1) <= 1e-3 for direction in changed.values())
+        return replace(self, directions=changed, norm=self.norm if kept else "raw")
+
+    def _check_like(self, other: "SteeringVector") -> None:
+        if self.width != other.width:
+            raise InputError(f"vectors of width {self.width} and {other.width} cannot be added; they are of two models")
+        if self.directions.keys() != other.directions.keys():
+            ours, theirs = (", ".join(map(str, sorted(v.directions))) for v in (self, other))
+            raise SiteError(f"vectors at {ours} and at {theirs} cannot be added; apply them together with InOrder")
+
+
+def covariance_matched(
+    states: NDArray[np.floating], *, norm: float, seed: int | np.random.Generator
+) -> NDArray[np.float32]:
+    """A random direction drawn from the covariance of `states` (row, d_model) and scaled to `norm`: (d_model,) float32.
+
+    A sum of the centred rows with normal weights has their covariance without a d_model × d_model matrix. It is the sterner control:
+    an isotropic direction hardly lies where the model's activations vary. Raises InputError for fewer than 2 different rows or NaN.
+    """
+    centred = states.astype(np.float64) - states.mean(axis=0, dtype=np.float64)
+    drawn = np.random.default_rng(seed).standard_normal(len(states)) @ centred
+    if not 0 < (length := float(np.linalg.norm(drawn))) < np.inf:
+        raise InputError(
+            f"{len(states)} activations that do not vary, or hold NaN, have no covariance; give at least 2 different ones"
+        )
+    return np.asarray(drawn * (norm / length), dtype=np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineTable:
+    """`cosines` (site, vector, vector) of the vectors `names` at `sites`, NaN where one of two has no direction there.
+
+    `chance`: the absolute cosine that 5 % of the pairs of random directions of this width exceed.
+    """
+
+    names: tuple[str, ...]
+    sites: tuple[Site, ...]
+    cosines: NDArray[np.float64]
+    chance: float
+
+
+def cosine_table(vectors: Mapping[str, SteeringVector]) -> CosineTable:
+    """How alike vectors are at each site that any of them has. Raises InputError for none, for several widths, or a length of 0."""
+    widths = {vector.width for vector in vectors.values()}
+    if len(widths) != 1:
+        raise InputError(f"vectors of widths {sorted(widths)}; vectors of one model are compared")
+    named = {site for vector in vectors.values() for site in vector.directions}
+    sites = tuple(sorted(named, key=lambda site: (site.layer, site.point)))
+    table = np.full((len(sites), len(vectors), widths.pop()), np.nan)
+    for column, vector in enumerate(vectors.values()):
+        for site, direction in vector.normalised().directions.items():
+            table[sites.index(site), column] = direction
+    # The square of a cosine between random directions follows this distribution.
+    chance = float(np.sqrt(beta.ppf(0.95, 0.5, (table.shape[-1] - 1) / 2)))
+    cosines = np.einsum("svd,swd->svw", table, table)
+    return CosineTable(names=tuple(vectors), sites=sites, cosines=cosines, chance=chance)
+
+
+def _read(path: Path) -> tuple[Mapping[Site, NDArray[np.float32]], Mapping[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(MAGIC))
+    except OSError as error:
+        raise InputError(f"{path} is no steering vector: {error}") from error
+    if start == MAGIC:
+        return read_gguf(path)
+    header, tensors = KIND.read(path)
+    with well_formed(path):
+        return {Site(p, int(layer)): tensors[f"direction.{layer}"] for layer, p in header["points"].items()}, header

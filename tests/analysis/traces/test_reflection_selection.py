@@ -1,0 +1,184 @@
+"""Reflection is counted by hand-made traces, selection rules by samples whose outcome is known, graphs by their edges."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from reasonscope.analysis.results import Axis, Result
+from reasonscope.analysis.traces.reflection import (
+    KINDS,
+    failed_step_fraction,
+    find_candidates,
+    reflection_of_trace,
+    review_ratio,
+    transitions,
+    unused_steps,
+    within_question_correlation,
+)
+from reasonscope.analysis.traces.selection import best_by, early_stop, first_above, majority, short_m, simulate
+from reasonscope.analysis.traces.signal_agreement import critical_sentences, per_sentence, signals_of
+from reasonscope.data.errors import InputError
+from reasonscope.data.exchange.importers import published_sentences
+from reasonscope.data.text.parse import trace_from_text
+from reasonscope.data.text.steps_and_sentences import sentences
+from reasonscope.data.trace import Problem, Span
+
+THINKING = (
+    "Let me add the numbers. So the answer is 8. Wait, I am not sure. The answer is 8 again? "
+    "Let me check: 3 + 4 = 7. So the answer is 7. The answer is 9. The answer is \\boxed{7}."
+)
+
+
+def trace(thinking=THINKING, *, problem="a", sample=0, answer="7", gold="7"):
+    return trace_from_text(
+        id=f"{problem}/{sample}",
+        problem=Problem(id=problem, prompt="Add.", answer=gold),
+        prompt="Add.\n<think>\n",
+        completion=f"{thinking}\n</think>\n\n\\boxed{{{answer}}}",
+        tokenizer=None,
+        sample=sample,
+    )
+
+
+def test_reflection_is_counted_behind_the_first_candidate():
+    known = sentences(trace())
+    candidates = find_candidates(known, "7")
+    assert [c.answer for c in candidates] == ["8", "8 again?", "7", "9", "7"] or len(candidates) == 5
+    found = reflection_of_trace(trace(), known)
+    assert dict(zip(KINDS, found.values, strict=True))["correcting"] == 2
+    assert dict(zip(KINDS, found.values, strict=True))["breaking"] == 1
+    assert found.numbers["first"] == 1 and found.numbers["first_correct"] is False and found.numbers["last_correct"]
+    assert 0.5 < found.numbers["reflection"] < 1 and 0 < found.numbers["review"] < 1
+    silent = reflection_of_trace(trace("I think."), sentences(trace("I think.")))
+    assert not silent.measured and "states an answer" in silent.reason
+    assert transitions(candidates[:1]) == [] and np.isnan(review_ratio([]))
+
+
+def test_reflection_reads_published_sentences_of_which_one_is_left_out():
+    texts = ["Nobody wrote this.", "I add them.", "So the answer is 8.", "Wait, the answer is 7."]
+    chunks = [{"chunk": text, "chunk_idx": i, "function_tags": []} for i, text in enumerate(texts)]
+    whole = replace(trace(" ".join(texts[1:])), meta={"chunks": chunks})
+    known = published_sentences(whole)
+    found = reflection_of_trace(whole, known)
+    assert found.arrays["candidates"].tolist() == [1, 2] and found.numbers["answers"] == ["8", "7"]
+    behind = whole.chars.thinking.stop - known[1].chars.stop
+    assert found.numbers["first"] == 1 and found.numbers["reflection"] == behind / len(whole.thinking)
+
+
+def test_a_step_that_the_last_does_not_hang_on_is_unused():
+    assert unused_steps([[], [0], [0], [1]]).tolist() == [False, False, True, False]
+    assert failed_step_fraction([True, False, False, False]) == 0.25
+    with pytest.raises(InputError, match="earlier ones alone"):
+        unused_steps([[], [1]])
+    with pytest.raises(InputError, match="without steps"):
+        failed_step_fraction([])
+
+
+def test_within_problems_the_difficulty_of_problems_is_gone():
+    rng = np.random.default_rng(0)
+    problems = [str(i // 8) for i in range(160)]
+    hard = np.repeat(rng.standard_normal(20), 8) * 5
+    x, y = hard + rng.standard_normal(160), -hard + rng.standard_normal(160)
+    apart = within_question_correlation(x, y, problems, draws=200)
+    assert np.corrcoef(x, y)[0, 1] < -0.8 and apart.p_value > 0.01 and abs(apart.value) < 0.2
+    tied = within_question_correlation(x, x + 0.3 * y, problems, draws=200)
+    assert tied.value > 0.5 and tied.p_value < 0.02
+    with pytest.raises(InputError, match="differ in both"):
+        within_question_correlation([1, 2], [1, 2], ["a", "b"])
+
+
+@pytest.fixture(scope="module")
+def samples():
+    """Two problems of four samples: right ones are short, of 10 tokens, wrong ones of 40 and disagree."""
+    made = []
+    for problem in ("a", "b"):
+        for i, right in enumerate((True, True, False, False)):
+            one = trace(problem=problem, sample=i, answer="7" if right else str(i))
+            n = 10 if right else 40
+            ids, offsets = np.zeros(n, dtype=np.int64), np.zeros((n, 2), dtype=np.int64)
+            cut = replace(one.tokens, answer=replace(one.tokens.answer, stop=n))
+            made.append(replace(one, token_ids=ids, offsets=offsets, tokens=cut, n_prompt_tokens=0))
+    return made
+
+
+def test_rules_choose_as_they_say_and_cost_what_they_generate(samples):
+    rules = {
+        "majority": majority,
+        "short-1": short_m(1),
+        "oracle": best_by(lambda t: float(bool(t.correct))),
+        "longest": best_by(lambda t: float(len(t.token_ids))),
+        "sequential": first_above(lambda t: float(bool(t.correct)), 0.5),
+        "stop": early_stop(lambda t: np.array([0.0, 1.0]), 0.5, lambda t, at: "7"),
+    }
+    found = simulate(samples, rules, k=4, repeats=10)
+    accuracy = dict(zip(found.axis("rule").labels, found.at(metric="accuracy"), strict=True))
+    tokens = dict(zip(found.axis("rule").labels, found.at(metric="tokens"), strict=True))
+    assert accuracy["majority"] == accuracy["short-1"] == accuracy["oracle"] == accuracy["stop"] == 1
+    assert accuracy["longest"] == 0 and 0.2 < accuracy["single"] < 0.8 and accuracy["sequential"] == 1
+    assert tokens["majority"] == 100 and tokens["short-1"] == 40 and 10 <= tokens["sequential"] < 100
+    assert found.null.low[1, 0] == found.interval.low[0, 0] and found.numbers["any_right"] == 1
+    with pytest.raises(InputError, match="fewer than 5 samples"):
+        simulate(samples, rules, k=5)
+    with pytest.raises(InputError, match="no gold answer"):
+        simulate([replace(samples[0], correct=None)], rules, k=1)
+
+
+def test_stopping_early_saves_nothing_that_was_given(samples):
+    stop = early_stop(lambda t: np.array([1.0] + [0.0] * 3), 0.5, lambda t, at: "7")
+    one = samples[2]
+    thinking = replace(
+        one.tokens, thinking=Span(0, 20), close=Span(20, 20), answer=Span(20, 40), close_window=Span(20, 20)
+    )
+    spent = [
+        stop([replace(one, tokens=thinking, n_prompt_tokens=given)], np.random.default_rng(0)).tokens
+        for given in (0, 2, 10, 20, 30)
+    ]
+    assert spent == [25, 23, 20, 20, 10]
+
+
+def test_known_signals_are_taken_sentence_by_sentence():
+    known = sentences(trace())
+    n = len(known)
+    effects = np.full((n, n), np.nan)
+    effects[2:, 1] = 3.0
+    square = Result(
+        method="suppression", quantity="q", unit="1", axes=(Axis.of("target", n), Axis.of("source", n)), values=effects,
+        null_missing="by hand", reason="by hand",
+    )  # fmt: skip
+    importance = Result(
+        method="anchors", quantity="q", unit="1", axes=(Axis.of("metric", ("accuracy", "forced_kl")), Axis.of("sentence", n)),
+        values=np.stack([np.zeros(n), np.arange(n)]), null_missing="by hand",
+    )  # fmt: skip
+    foreign = Result(
+        method="entropy", quantity="q", unit="1", axes=(Axis.of("sentence", n + 1),), values=np.zeros(n + 1), null_missing="by hand"
+    )  # fmt: skip
+    found = signals_of({"suppression": square, "anchors": importance, "entropy": foreign}, known)
+    assert set(found) == {"suppression", "anchors: forced_kl"}, "the others have no such line, or other sentences"
+    np.testing.assert_array_equal(found["anchors: forced_kl"], np.arange(n))
+    assert found["suppression"][1] == 3 and np.isnan(found["suppression"][0])
+
+
+def test_signals_are_ranked_side_by_side():
+    known = sentences(trace())
+    n = len(known)
+    rising = np.arange(n, dtype=float)
+    by_sentence = Result(
+        method="x", quantity="q", unit="1", axes=(Axis.of("metric", ("a", "b")), Axis.of("sentence", n)),
+        values=np.stack([rising, -rising]), null_missing="by hand",
+    )  # fmt: skip
+    np.testing.assert_array_equal(per_sentence(by_sentence, known, "a"), rising)
+    np.testing.assert_array_equal(per_sentence(by_sentence, known), -rising)
+    gap = np.where(rising == 2, np.nan, rising)
+    found = critical_sentences(trace(), known, {"one": rising, "two": rising**2, "three": gap}, draws=200)
+    assert found.numbers["top"][0] == n - 1 and found.at(signal="one")[0] == 0 and found.at(signal="one")[-1] == 1
+    assert found.numbers["agreement"]["one ~ two"]["spearman"] == pytest.approx(1)
+    assert np.isnan(found.numbers["agreement"]["one ~ two"]["p_value"]), (
+        "both rise along the thinking, and that is all they do"
+    )
+    assert np.isnan(found.at(signal="three")[2])
+    wave, rising = np.random.default_rng(0).normal(size=6 * n), np.arange(6.0 * n) / n
+    signals = {"one": wave, "two": wave + rising}
+    [pair] = critical_sentences(trace(), known * 6, signals).numbers["agreement"].values()
+    assert pair["beyond_place"] > 0.8 and pair["holm"] < 0.05
+    assert not critical_sentences(trace(), known[:2], {"one": rising[:2]}).measured

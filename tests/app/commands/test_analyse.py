@@ -1,0 +1,256 @@
+"""`reasonscope analyse` on a recorded run and on imported text: results beside the store, states instead of zeros, one export."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from reasonscope.analysis.results import load_results
+from reasonscope.analysis.runs.comparisons import analyse_cliff
+from reasonscope.app import cli
+from reasonscope.data.errors import InputError, StoreError
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.storage.run_folder import places
+from reasonscope.data.storage.store import TraceStore, check_store
+from reasonscope.data.text.parse import trace_from_text
+from reasonscope.data.trace import Problem, Sampling
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.generation.record import record
+from reasonscope.probes.models.model import load_model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "made"
+    record(
+        load_model("organism"),
+        load_problems("ledger:brief", n=2, seed=5),
+        folder / "store",
+        sites=["resid_post.0", "resid_post.3"],
+        sampling=Sampling(temperature=0.0, max_new_tokens=120),
+        progress=False,
+    )
+    return folder
+
+
+def analyse(*words):
+    done = CliRunner().invoke(cli.app, ["analyse", *map(str, words), "--json"], catch_exceptions=False)
+    assert done.exit_code == 0
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", ["mi", "entropy", "reflection", "confidence"])
+def test_every_analysis_leaves_results_and_figures_beside_the_store(run, name):
+    options = ["--samples", "2"] if name == "confidence" else []
+    shown = analyse(name, "--run", run, *options)
+    kept = list(load_results(places(run).analyses, "mi_peaks" if name == "mi" else name))
+    assert {r.provenance["trace"] for r in kept} == set(shown) and len(shown) >= 2
+    for result in kept:
+        if result.measured:
+            assert result.null is not None and result.unit
+            assert shown[result.provenance["trace"]]["state"] == "measured"
+    assert any(r.measured for r in kept) and list(places(run).figures.glob("*.html"))
+    assert check_store(run / "store") == []
+
+
+def test_results_that_cannot_be_kept_are_one_error(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("results"))
+    (tmp_path / "run" / "results").write_text("a file", encoding="utf-8")
+    done = CliRunner().invoke(cli.app, ["analyse", "reflection", "--run", str(tmp_path / "run")])
+    assert isinstance(done.exception, StoreError) and "cannot make the folder" in str(done.exception)
+
+
+def test_a_short_thinking_has_no_trajectory_and_shorter_segments_give_it_one(run):
+    ids = TraceStore.open(run / "store").ids
+    (shown,) = analyse("trajectory", "--run", run, "--trace", ids[0]).values()
+    assert shown["state"] == "undefined" and "one segment of 500" in shown["reason"] and shown["mean"] is None
+    (shown,) = analyse("trajectory", "--run", run, "--trace", ids[0], "--block", 4).values()
+    assert shown["state"] == "measured" and shown["segments"] > 2 and 0 < shown["mean"]["aligned"] <= 1
+
+
+def test_anchors_of_a_model_find_their_way_into_the_published_layout(run, tmp_path):
+    id_ = TraceStore.open(run / "store").ids[0]
+    words = ["--trace", id_, "--rollouts", 3, "--max-new-tokens", 60, "--half-width", 1]
+    shown, replaced = analyse("anchors", "--run", run, *words).values()
+    assert shown["state"] == "measured" and shown["rollouts"] >= 6
+    assert replaced["method"] == "replacement" and (replaced["state"] == "measured" or replaced["reason"])
+    if shown["dependencies"] is None:
+        assert "pairs are true dependencies" in shown["dependencies_missing"]
+    else:
+        assert 0 <= shown["dependencies"]["auroc"] <= 1 and shown["dependencies"]["auroc_null"][0] <= 0.5
+    done = CliRunner().invoke(cli.app, ["export", str(run), "--to", "thought-anchors", "--out", str(tmp_path)])
+    assert done.exit_code == 0
+    chunks = json.loads((tmp_path / id_ / "chunks_labeled.json").read_text())
+    assert all("resampling_importance_accuracy" in chunk for chunk in chunks)
+
+
+@pytest.mark.parametrize("name", ["receivers", "suppression", "heads"])
+def test_what_attention_says_is_kept_too(run, name):
+    id_ = TraceStore.open(run / "store").ids[0]
+    shown = analyse(name, "--run", run, "--trace", id_)
+    assert shown and all(row["state"] == "measured" or row["reason"] for row in shown.values())
+
+
+def test_the_cliff_needs_a_probe(run):
+    done = CliRunner().invoke(cli.app, ["analyse", "cliff", "--run", str(run)])
+    assert isinstance(done.exception, InputError) and "reasonscope probe refusal" in str(done.exception)
+
+
+def test_a_request_that_stopped_at_its_closing_tag_has_no_cliff(tmp_path):
+    (tmp_path / "probe").touch()
+    cut = trace_from_text(
+        id="a/0",
+        problem=Problem(id="a", prompt="?", meta={"harmful": True}),
+        prompt="?\n<think>\n",
+        completion="Let me see.\n</think>",
+        tokenizer=load_model("organism").tokenizer_backend,
+    )
+    assert cut.state == "closed"
+    study = SimpleNamespace(options=SimpleNamespace(probe=tmp_path / "probe"), traces=[cut, cut])
+    with pytest.raises(InputError, match="0 requests with closed thinking and an answer"):
+        next(analyse_cliff(study))
+
+
+def test_heads_that_suppress_refusal_are_taken_away_beside_random_ones(tmp_path):
+    model = load_model("organism")
+    asked = load_problems("requests:jailbreak", n=6, seed=2)
+    sampling = Sampling(temperature=0.7, max_new_tokens=120, seed=1)
+    record(model, asked, tmp_path / "store", sites=[], sampling=sampling, progress=False)
+    coef = np.random.default_rng(0).standard_normal(model.d_model)
+    probe = LinearProbe(
+        coef=coef, intercept=0.0, site=Site("resid_post", 4), task="binary", method="test", model=model.fingerprint
+    )
+    places(tmp_path).probes.mkdir()
+    probe.save(places(tmp_path).probes / "refusal.safetensors")
+    shown = analyse("cliff", "--run", tmp_path, "--ablate", "--asked", 2, "--max-new-tokens", 3)
+    writes, ablated = shown.values()
+    assert writes["method"] == "probe_write" and ablated["method"] == "cliff" and ablated["n_fallen"] >= 1
+    assert set(ablated["mean"]) == {"untouched", "ablated"} and "20 sets of other heads" in ablated["null"]
+    assert set(ablated["beyond_every_draw"]) == {"harmful refused", "benign refused", "accuracy"}
+
+
+def test_a_base_model_stands_beside_the_reasoner(run):
+    ids = TraceStore.open(run / "store").ids
+    (shown,) = analyse("emergent", "--run", run, "--trace", ids[0], "--trace", ids[1]).values()
+    assert shown["state"] == "measured" and shown["n_pairs"] == 2
+    shown = analyse("compare", "--run", run)["all"]
+    assert shown["state"] == "measured" and shown["traces"]["mean"] == 2 and "exchanged" in shown["null"]
+    shown = analyse("misalignment", "--run", run, "--trace", ids[0])
+    assert 0 <= shown[ids[0]]["rate_of_reasoner"] <= shown[ids[0]]["rate"] <= 1
+
+
+def test_rules_choose_among_stored_samples(tmp_path):
+    record(
+        load_model("organism"),
+        load_problems("ledger:brief", n=2, seed=5),
+        tmp_path / "store",
+        sites=[],
+        samples=3,
+        sampling=Sampling(temperature=1.0, max_new_tokens=40),
+        progress=False,
+    )
+    (shown,) = analyse("selection", "--run", tmp_path, "-k", 3).values()
+    assert set(shown["mean"]) == {"single", "majority", "short-1"} and shown["k"] == 3
+
+
+def test_a_probe_stops_stored_samples_with_the_answers_that_were_forced(tmp_path):
+    site, model = "resid_post.2", load_model("organism")
+    sampling = Sampling(temperature=1.0, max_new_tokens=150)
+    asked = load_problems("ledger:brief", n=2, seed=5)
+    record(model, asked, tmp_path / "store", sites=[site], samples=2, sampling=sampling, progress=False)
+    sure = LinearProbe(  # says .99 of everything, so it stops at the first tenth
+        coef=np.zeros(model.d_model), intercept=5.0, site=Site.parse(site), task="binary", method="t", model=model.fingerprint
+    )  # fmt: skip
+    sure.save(tmp_path / "sure.safetensors")
+    words = ["selection", "--run", tmp_path, "-k", 2, "--probe", tmp_path / "sure.safetensors"]
+    done = CliRunner().invoke(cli.app, ["analyse", *map(str, words)])
+    assert isinstance(done.exception, InputError) and "analyse confidence" in str(done.exception)
+    analyse("confidence", "--run", tmp_path, "--samples", 1)
+    analyse(*words)
+    (found,) = load_results(places(tmp_path).analyses, "selection")
+    tokens = dict(zip(found.axis("rule").labels, found.at(metric="tokens"), strict=True))
+    assert tokens["stop above 0.5"] == tokens["stop above 0.9"] < tokens["single"]
+    assert "stop above 0.9, another trace's scores" in tokens
+
+
+def test_steps_that_the_answer_does_not_hang_on_are_counted(run):
+    for shown in analyse("reflection", "--run", run).values():
+        assert 0 <= shown["failed_step_fraction"] < 1
+
+
+def test_the_summary_puts_the_signals_side_by_side(run):
+    analyse("entropy", "--run", run)
+    id_ = TraceStore.open(run / "store").ids[0]
+    (shown,) = analyse("summary", "--run", run, "--trace", id_).values()
+    assert shown["state"] == "undefined" or "entropy" in shown["mean"]
+
+
+def write_published(folder):
+    """A problem in the published layout: three sentences, their importances and both matrices of effects."""
+    chunks = [
+        {"chunk": text, "chunk_idx": i, "function_tags": ["unknown"], "accuracy": accuracy, "depends_on": [str(i - 1)] if i else [],
+         "resampling_importance_accuracy": step}
+        for i, (text, accuracy, step) in enumerate(
+            [("I add three and four.", 0.5, 0.25), ("So the answer is 7.", 0.75, 0.25), ("The answer is 7.", 1.0, 0.0)]
+        )
+    ]  # fmt: skip
+    effects = [
+        {"source_chunk_idx": 0, "source_chunk_text": chunks[0]["chunk"], "target_impacts": [
+            {"target_chunk_idx": 1, "importance_score": 0.5}, {"target_chunk_idx": 2, "importance_score": 0.1}]},
+        {"source_chunk_idx": 1, "source_chunk_text": chunks[1]["chunk"], "target_impacts": [
+            {"target_chunk_idx": 2, "importance_score": 0.7}]},
+    ]  # fmt: skip
+    text = "I add three and four. So the answer is 7. The answer is 7.\n</think>\n\n\\boxed{7}"
+    prompt = "Add.\n<think>\n"
+    files = {
+        "base_solution": {"prompt": prompt, "solution": text, "full_cot": prompt + text, "answer": "7", "is_correct": True},
+        "problem": {"problem": "Add.", "gt_answer": "7"},
+        "chunks_labeled": chunks,
+        "step_importance": effects,
+        "step_importance_supp": effects,
+    }  # fmt: skip
+    target = folder / "model" / "correct" / "problem_1"
+    target.mkdir(parents=True)
+    for name, content in files.items():
+        (target / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("source", ["synthetic", "real"])
+def test_published_traces_get_every_text_level_analysis_and_go_back_as_they_came(source, tmp_path, request):
+    published = tmp_path / "published"
+    if source == "synthetic":
+        write_published(published)
+    else:
+        shutil.copytree(
+            request.getfixturevalue("real_traces") / "qwen-14b/correct/problem_2238", published / "m/problem_2238"
+        )
+    run, back = tmp_path / "run", tmp_path / "back"
+    done = CliRunner().invoke(cli.app, ["import", "thought-anchors", str(published), "--out", str(run / "store")])
+    assert done.exit_code == 0
+    for shown in analyse("anchors", "--run", run).values():
+        assert shown["state"] == "measured" and "no rollouts" in shown["null"] and shown["recomputed_equal"] >= 0.99
+        together = shown["suppression_correlation"]
+        assert together is None or -1 <= together["all"] <= 1
+    kept = list(load_results(places(run).analyses, "anchors"))
+    assert any("suppression" in result.arrays for result in kept)
+    for shown in analyse("reflection", "--run", run).values():
+        assert shown["state"] == "measured" and 0 <= shown["failed_step_fraction"] < 1
+    assert all(
+        row["state"] == "measured" or "at least 4" in row["reason"] for row in analyse("summary", "--run", run).values()
+    )
+    for name in ("entropy", "trajectory", "mi"):
+        assert all(row["state"] == "undefined" and row["reason"] for row in analyse(name, "--run", run).values())
+    done = CliRunner().invoke(cli.app, ["export", str(run), "--to", "thought-anchors", "--out", str(back)])
+    assert done.exit_code == 0
+    for path in published.rglob("base_solution.json"):
+        for name in ("chunks_labeled", "step_importance", "step_importance_supp"):
+            before = path.parent / f"{name}.json"
+            after = back / path.parent.relative_to(published) / f"{name}.json"
+            assert before.exists() == after.exists()
+            if before.exists():
+                assert json.loads(before.read_text()) == json.loads(after.read_text())

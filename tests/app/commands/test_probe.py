@@ -1,0 +1,208 @@
+"""The probe commands: numbers with baselines and nulls as JSON, probes and figures kept beside the store, scores for every token."""
+
+import json
+import random
+import sys
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from reasonscope.analysis.runs.probe_reports import forecast_numbers
+from reasonscope.app import cli
+from reasonscope.data.errors import InputError
+from reasonscope.data.exchange.problem_sets import ledger_of, load_problems, request_of
+from reasonscope.data.organism.corpus import tokenizer_texts
+from reasonscope.data.organism.tokenizer import chat, train_tokenizer
+from reasonscope.data.organism.writer import boxed, write_ledger, write_request
+from reasonscope.data.storage.run_folder import places
+from reasonscope.data.storage.store import TraceStore, check_store
+from reasonscope.data.storage.token_scores import read_scores
+from reasonscope.data.text.behaviour import behaviour
+from reasonscope.data.text.parse import build_trace
+from reasonscope.data.trace import Message, Problem
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.generation.capture import run_with_cache
+from reasonscope.probes.models.model import load_model
+from reasonscope.probes.properties import refusal_cliff as trajectory
+from reasonscope.probes.properties.length import forecast
+
+MODEL = {"name": "made up", "weights": "w", "tokenizer": "t"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run as the demo leaves it: RUN/store with ledgers and requests; every token knows length, refusal and correctness."""
+    bpe, rng, traces = train_tokenizer(tokenizer_texts(0, 50)), random.Random(0), []
+    for problem in load_problems("ledger", n=40) + load_problems("requests", n=80):
+        if problem.answer is None:
+            writing = write_request(request_of(problem), rng)
+            answer = writing.answer
+        else:
+            writing = write_ledger(ledger_of(problem), "default", rng)
+            answer = boxed(int(problem.answer) + rng.randrange(2))
+        prompt, completion = chat(problem.messages[0].content, writing.thinking, answer)
+        given, written = bpe.encode(prompt).ids, bpe.encode(completion).ids
+        traces.append(
+            build_trace(
+                id=f"{problem.id}/0",
+                problem=problem,
+                token_ids=given + written,
+                n_prompt_tokens=len(given),
+                tokenizer=bpe,
+                model=MODEL,
+            )
+        )
+    noise = np.random.default_rng(0)
+    states = [noise.standard_normal((len(trace.token_ids) - 1, 4)).astype(np.float32) for trace in traces]
+    for trace, rows in zip(traces, states, strict=True):
+        rows[:, 0] += 5 * np.log(trace.n_thinking_tokens)
+        rows[:, 1] += 5 * (behaviour(trace) == "refused")
+        rows[:, 2] += 5 * bool(trace.correct)
+    folder = tmp_path_factory.mktemp("runs") / "made"
+    with TraceStore.create(folder / "store", sites=["resid_post.1"]) as store:
+        store.append(traces, {"resid_post.1": states})
+    return folder
+
+
+def numbers(*args):
+    result = CliRunner().invoke(cli.app, ["probe", *map(str, args), "--folds", "3", "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_refusal_prints_its_numbers_and_keeps_what_it_made(run):
+    found = numbers("refusal", "--run", run)
+    assert found["refusal"]["auroc"]["ci"][0] > 0.9
+    assert {"bag_of_words", "prompt_length"} <= found["refusal"]["baselines"].keys()
+    assert found["refusal"]["brier"]["value"] < 0.1 < 0.9 < found["refusal"]["pr_auc"]["value"]
+    assert found["harmfulness"]["site"] == "resid_post.1"
+    assert {"harmful complied", "random_directions", "above_nulls"} <= found["refusal"]["cliffs"].keys()
+    assert sum(found["cells"].values()) == 80
+    assert LinearProbe.load(run / "probes" / "refusal.safetensors").site == Site("resid_post", 1)
+    drawn = {path.name for path in (run / "figures").glob("refusal_*.html")}
+    assert drawn == {f"refusal_{name}.html" for name in ("scores", "layers", "trajectories", "cliffs")}
+
+
+def test_length_and_correctness_print_theirs(run, monkeypatch):
+    monkeypatch.setattr(trajectory, "POSITIONS", ("prompt", "window"))
+    assert numbers("length", "--run", run)["spearman"]["value"] > 0.8
+    found = numbers("correctness", "--run", run)
+    assert found["window"]["verdict"] == "beats the baselines"
+    assert found["window"]["within_problem"]["value"] is None
+    assert "several samples" in found["window"]["within_problem"]["why_not"]
+    assert {path.stem for path in (run / "probes").iterdir()} >= {"length", "correctness"}
+
+
+def kept(path, **changes):
+    fields = {
+        "coef": np.ones(4),
+        "intercept": 0.0,
+        "site": Site("resid_post", 1),
+        "task": "binary",
+        "method": "made up",
+    }
+    LinearProbe(**{**fields, "model": MODEL, **changes}).save(path)
+    return path
+
+
+def test_every_token_is_scored_beside_the_store(run, tmp_path):
+    path = kept(tmp_path / "mine.safetensors")
+    result = CliRunner().invoke(cli.app, ["probe", "apply", str(path), "--run", str(run)], catch_exceptions=False)
+    assert "scores of 120 traces" in result.stdout
+    store, scores = TraceStore.open(run / "store"), read_scores(run / "scores" / "mine.safetensors")
+    assert scores.about["unit"] == "probability" and scores.about["site"] == "resid_post.1"
+    trace = next(iter(store))
+    states = store.activations(trace.id, "resid_post.1")
+    assert scores.scores[trace.id] == pytest.approx(1 / (1 + np.exp(-states.sum(axis=1))), rel=1e-5)
+    with safe_open(run / "scores" / "mine.safetensors", framework="numpy") as file:
+        assert set(file.keys()) == set(store.ids)
+    assert check_store(run / "store") == []
+    with pytest.raises(InputError, match="no scores of 'x'"):
+        read_scores(run / "scores" / "mine.safetensors", ["x"])
+    with pytest.raises(InputError, match="no token scores"):
+        read_scores(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"site": Site("resid_post", 7)}, "does not hold 'resid_post.7'"),
+        ({"model": {**MODEL, "weights": "others"}}, "differs in weights"),
+        ({"coef": np.ones(5)}, "last axis of this probe is 5"),
+    ],
+)
+def test_a_probe_that_does_not_fit_is_one_error_and_status_2(run, tmp_path, monkeypatch, capsys, changes, message):
+    path = kept(tmp_path / "other.safetensors", **changes)
+    monkeypatch.setattr(sys, "argv", ["reasonscope", "probe", "apply", str(path), "--run", str(run)])
+    with pytest.raises(SystemExit) as exited:
+        cli.main()
+    err = capsys.readouterr().err
+    assert (exited.value.code, err.count("\n")) == (2, 1)
+    assert message in err
+    assert not (run / "scores" / "other.safetensors").exists()
+
+
+@pytest.mark.parametrize("command", ["length", "refusal", "correctness"])
+def test_a_folder_without_a_run_is_status_2(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["reasonscope", "probe", command, "--run", str(tmp_path)])
+    with pytest.raises(SystemExit) as exited:
+        cli.main()
+    assert exited.value.code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_lie_outside_the_store(tmp_path):
+    for name in ("a", "b/store"):
+        TraceStore.create(tmp_path / name, sites=[]).close()
+    assert places(tmp_path / "a").results == tmp_path / "a-results"
+    assert places(tmp_path / "b").store == tmp_path / "b" / "store"
+    assert places(tmp_path / "b").results == places(tmp_path / "b" / "store").results == tmp_path / "b"
+
+
+def test_remaining_prints_its_numbers_beside_the_position(run):
+    found = numbers("remaining", "--run", run, "--per-trace", 4)
+    assert found["n_rows"] == 4 * 40
+    assert {"elapsed_position", "prompt_length", "bag_of_words"} == found["baselines"].keys()
+    assert LinearProbe.load(run / "probes" / "remaining.safetensors").task == "regression"
+    kept = json.loads((run / "numbers" / "remaining.json").read_text())
+    assert kept["command"] == f"reasonscope probe remaining --run {run} --per-trace 4 --folds 3 --seed 0"
+
+
+def test_length_by_a_model_that_knows_of_cut_off_traces(run):
+    found = numbers("length", "--run", run, "--aft")
+    assert found["aft"]["concordance"]["value"] > 0.8
+
+
+def test_a_kept_probe_forecasts_new_prompts(run, tmp_path):
+    organism = load_model("organism")
+    fields = {"coef": np.full(organism.d_model, 1e-3), "intercept": 5.0, "site": Site("resid_post", 2)}
+    interval = {"coverage": 0.9, "log": [-0.5, None]}
+    kept_at = kept(
+        tmp_path / "length.safetensors",
+        task="regression",
+        model=organism.fingerprint,
+        provenance={"interval": interval},
+        **fields,
+    )
+    told = CliRunner().invoke(
+        cli.app, ["probe", "forecast", str(kept_at), "Hello?", "Bye?", "--json"], catch_exceptions=False
+    )
+    said = json.loads(told.stdout)
+    assert said.keys() == {"Hello?", "Bye?"}
+    assert 0 < said["Bye?"]["interval"][0] < said["Bye?"]["thinking_tokens"]
+    assert said["Bye?"]["interval"][1] is None  # no end that the traces could show
+    prompt = organism.encode_prompt(Problem(id="x", messages=(Message(role="user", content="Bye?"),)))
+    _, states = run_with_cache(organism, prompt, [Site("resid_post", 2)])
+    read = LinearProbe.load(kept_at).scores(states[Site("resid_post", 2)][0, -1].numpy())
+    assert said["Bye?"]["thinking_tokens"] == pytest.approx(np.expm1(read), rel=1e-5)
+
+
+def test_a_probe_of_another_kind_or_model_forecasts_nothing(tmp_path):
+    other = kept(tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="differs in weights and tokenizer"):
+        forecast_numbers(load_model("organism"), LinearProbe.load(other), ["Hello?"])
+    with pytest.raises(InputError, match="tells no lengths"):
+        forecast(LinearProbe.load(other), np.ones(4))

@@ -1,0 +1,164 @@
+"""Commands on runs and models: what they write, and one line and status 2 for bad input."""
+
+import io
+import json
+import shutil
+import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from importlib.resources import files
+from subprocess import CompletedProcess
+from unittest.mock import patch
+
+import pytest
+
+from reasonscope.app.cli import main
+from reasonscope.data.storage.store import TraceStore
+
+
+def cli(*arguments, cwd):
+    """The command in this process, as `reasonscope` would run it in `cwd`: a process of its own would first load torch."""
+    out, err, words = io.StringIO(), io.StringIO(), ["reasonscope", *map(str, arguments)]
+    with chdir(cwd), redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", words):
+        try:
+            main()
+        except SystemExit as exit_:
+            return CompletedProcess(words, int(exit_.code or 0), out.getvalue(), err.getvalue())
+    raise AssertionError("typer always exits")
+
+
+def refused(done, words):
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert words in done.stderr.splitlines()[-1], done.stderr
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Two short traces of the organism with the middle of the stream."""
+    folder = tmp_path_factory.mktemp("cli")
+    done = cli(*("record", "--n", 2, "--out", "run", "--sites", "resid_post.2-3", "--max-new-tokens", 30), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_record_resumes_and_check_passes(run):
+    assert TraceStore.open(run / "run").sites == ("resid_post.2", "resid_post.3")
+    again = cli("record", "--n", 2, "--out", "run", "--sites", "resid_post.2-3", "--max-new-tokens", 30, cwd=run)
+    assert again.returncode == 0 and "2 traces" in again.stdout
+    checked = cli("check", "run", cwd=run)
+    assert checked.returncode == 0 and "every byte" in checked.stdout
+
+
+def test_check_names_what_was_altered(run, tmp_path):
+    shutil.copytree(run / "run", tmp_path / "run")
+    shard = next((tmp_path / "run" / "shards").glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    done = cli("check", "run", cwd=tmp_path)
+    refused(done, shard.name)
+
+
+def test_export_and_import_round(run):
+    assert cli("export", "run", "--out", "t.jsonl", cwd=run).returncode == 0
+    assert len((run / "t.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    done = cli("import", "jsonl", "t.jsonl", "--out", "imported", cwd=run)
+    assert done.returncode == 0 and "2 traces" in done.stdout and "plan_generation" in done.stdout
+    assert cli("export", "run", "--out", "anchors", "--to", "thought-anchors", cwd=run).returncode == 0
+    assert len(list((run / "anchors").rglob("chunks_labeled.json"))) == 2
+
+
+def test_published_traces_import(real_traces, tmp_path):
+    done = cli("import", "thought-anchors", real_traces, "--out", "published", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "6 traces" in done.stdout and "plan_generation" in done.stdout and "agree with the published" in done.stdout
+    assert TraceStore.open(tmp_path / "published").check() == []
+
+
+def test_tags_of_others_are_text(tmp_path):
+    folder = tmp_path / "published"
+    folder.mkdir()
+    (folder / "base_solution.json").write_text(
+        '{"prompt": "P", "solution": "<think>I add.</think>4"}', encoding="utf-8"
+    )
+    chunk = {"chunk": "I add.", "function_tags": ["[/bold]\x1b[2J"]}
+    (folder / "chunks_labeled.json").write_text(json.dumps([chunk]), encoding="utf-8")
+    done = cli("import", "thought-anchors", "published", "--out", "x", cwd=tmp_path)
+    assert done.returncode == 0 and "[/bold]\\x1b[2J" in done.stdout
+
+
+def test_check_shows_the_name_of_a_stray_file_as_text(run, tmp_path):
+    shutil.copytree(run / "run", tmp_path / "run")
+    shard = next((tmp_path / "run").rglob("*.parquet"))
+    (shard.parent / "\x1b[2J.parquet").touch()
+    done = cli("check", "run", cwd=tmp_path)
+    assert "\x1b" not in done.stderr and (done.returncode == 0 or "\\x1b[2J" in done.stderr)
+
+
+def test_exporting_onto_a_folder_is_refused(run):
+    refused(cli("export", "run", "--out", ".", cwd=run), "no regular file")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("record", "--model", "nowhere/at/all", "--n", 1), "nowhere/at/all"),
+        (("record", "--n", 1, "--sites", "resid_post.99"), "resid_post.99"),
+        (("record", "--n", 1, "--sites", "nonsense.1"), "nonsense"),
+        (("record", "--problems", "broken.jsonl"), "broken.jsonl"),
+        (("record", "--problems", "empty.jsonl"), "empty.jsonl"),
+        (("record", "--problems", "long.jsonl", "--out", "long"), "context"),
+        (("record", "--n", 1, "--shard", "3"), "shard '3'"),
+        (("record", "--n", 3, "--out", "run", "--sites", "resid_post.0"), "recorded otherwise"),
+        (("check", "nowhere"), "nowhere"),
+        (("import", "jsonl", "missing.jsonl", "--out", "x"), "missing.jsonl"),
+        (("verify", "nowhere"), "nowhere"),
+        (("verify", "a" * 5000), "File name too long"),
+        (("record", "--n", 1, "--problems", "a" * 5000), "File name too long"),
+        (("record", "--n", 1, "--out", "a" * 5000), "File name too long"),
+        (("app", "nowhere"), "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(run, arguments, words):
+    (run / "broken.jsonl").write_text('{"prompt": "a", "id": "1"}\n{"prompt": \n', encoding="utf-8")
+    (run / "empty.jsonl").write_text("", encoding="utf-8")
+    (run / "long.jsonl").write_text(json.dumps({"prompt": "word " * 3000, "id": "1"}) + "\n", encoding="utf-8")
+    refused(cli(*arguments, cwd=run), words)
+
+
+def test_the_broken_line_is_named(run):
+    (run / "broken.jsonl").write_text('{"prompt": "a", "id": "1"}\n{"prompt": \n', encoding="utf-8")
+    refused(cli("record", "--problems", "broken.jsonl", cwd=run), "line 2")
+
+
+def test_verify_passes_on_the_organism(run):
+    done = cli("verify", "organism", "--json", cwd=run)
+    assert done.returncode == 0, done.stdout
+    assert all(check["passed"] for check in json.loads(done.stdout))
+
+
+def test_a_corrupt_model_folder_is_refused(run):
+    source = str(files("reasonscope.data.organism").joinpath("organism"))
+    for name, damage, words in (
+        ("cut", lambda weights: weights.write_bytes(weights.read_bytes()[:1000]), "cut"),
+        ("pickled", lambda weights: weights.rename(weights.with_name("pytorch_model.bin")), "safetensors"),
+    ):
+        shutil.copytree(source, run / name)
+        damage(run / name / "model.safetensors")
+        refused(cli("verify", name, cwd=run), words)
+
+
+def test_shards_are_merged_and_record_refuses_what_does_not_go_together(tmp_path):
+    how = ("--problems", "ledger", "--n", 4, "--sites", "resid_post.2", "--max-new-tokens", 8)
+    for part in ("1", "2"):
+        done = cli("record", *how, "--shard", f"{part}/2", "--out", f"parts/{part}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    for _ in range(2):  # a second merge finds nothing to do
+        done = cli("merge", "parts/1", "parts/2", "--out", "run", cwd=tmp_path)
+        assert done.returncode == 0 and done.stdout.startswith("4 traces")
+    assert cli("check", "run", cwd=tmp_path).returncode == 0
+    refused(cli("merge", "parts/3", "--out", "run", cwd=tmp_path), "no trace store")
+    both = cli("record", *how, "--ray", "local", "--server", "http://127.0.0.1:9", "--out", "other", cwd=tmp_path)
+    refused(both, "leave --server and --shard away")
+    refused(cli("record", *how, "--server", "nowhere", "--out", "other", cwd=tmp_path), "has to begin with http")
+    refused(cli("record", *how, "--remote", "local", "--out", "other", cwd=tmp_path), "remote is of backend='nnsight'")

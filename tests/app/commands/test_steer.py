@@ -1,0 +1,144 @@
+"""The steer and ablate commands: numbers with controls as JSON, files where they belong, one line for bad input."""
+
+import json
+import random
+import sys
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from reasonscope.app import cli
+from reasonscope.data.errors import InputError
+from reasonscope.data.exchange.problem_sets import ledger_of, load_problems
+from reasonscope.data.organism.tokenizer import chat
+from reasonscope.data.organism.writer import write_ledger
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.text.parse import build_trace
+from reasonscope.data.trace import Sampling
+from reasonscope.probes.models.model import load_model
+from reasonscope.steering import SteeringVector
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of eight ledgers as their grammar writes them, with random states at one site, said to be the organism's own."""
+    model, rng, noise, traces = load_model("organism"), random.Random(0), np.random.default_rng(0), []
+    for problem in load_problems("ledger", n=8):
+        writing = write_ledger(ledger_of(problem), "default", rng)
+        prompt, completion = chat(problem.messages[0].content, writing.thinking, writing.answer)
+        given, written = (model.tokenizer_backend.encode(text).ids for text in (prompt, completion))
+        about = {"n_prompt_tokens": len(given), "tokenizer": model.tokenizer_backend, "model": model.fingerprint}
+        traces.append(build_trace(id=f"{problem.id}/0", problem=problem, token_ids=given + written, **about))
+    states = [noise.standard_normal((len(trace.token_ids) - 1, model.d_model), dtype=np.float32) for trace in traces]
+    meta = {"model": dict(model.fingerprint), "sampling": asdict(Sampling(temperature=0.7, max_new_tokens=60))}
+    folder = tmp_path_factory.mktemp("runs") / "made"
+    with TraceStore.create(folder / "store", meta=meta, sites=["resid_post.3"]) as store:
+        store.append(traces, {"resid_post.3": states})
+    return folder
+
+
+def numbers(*args):
+    result = CliRunner().invoke(cli.app, [*map(str, args), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_extract_saves_the_vector_of_the_problems_that_are_not_held_out(run):
+    shown = numbers("steer", "extract", "seal", "--run", run, "--sites", "resid_post.3")
+    vector = SteeringVector.load(shown["file"])
+    assert (run / "steering" / "seal.safetensors").exists() and shown["n_problems"] == 4
+    everything = {trace.problem.group for trace in TraceStore.open(run / "store")}
+    assert len(vector.provenance["groups"]) == 4 and set(vector.provenance["groups"]) < everything
+
+
+def test_sweep_shows_every_strength_beside_its_controls(run):
+    args = ("--run", run, "--sites", "resid_post.3", "--strengths", "1", "--n", 2)
+    found = numbers("steer", "sweep", "seal", *args)["seal"]
+    (dose,) = found["doses"]
+    assert found["held_out"] is True and len(dose["random"]) == 5
+    assert dose["reversed"]["multiplier"] == -1
+    assert {"tokens", "refused", "well_formed", "repeated_ngrams", "compression", "perplexity", "kl"} <= dose[
+        "steered"
+    ]["measures"].keys()
+    assert (run / "figures" / "steering_front.html").exists()
+
+
+def test_controls_of_the_decoding_are_swept_on_the_same_plane(run):
+    asked = ("seal-transition:1", "reflection-bias:-3", "forced-close:20", "nothinking")
+    found = numbers("steer", "sweep", *asked, "--run", run, "--sites", "resid_post.3", "--n", 2)
+    assert [len(found[name.partition(":")[0]].get("random", ())) for name in asked[1:]] == [5, 0, 5]
+    (closed,), (begun,) = found["forced-close"]["arms"], found["nothinking"]["arms"]
+    assert closed["multiplier"] == 20 and closed["measures"]["tokens"]["value"] <= 22
+    assert begun["measures"]["tokens"]["value"] < found["nothinking"]["base"]["measures"]["tokens"]["value"]
+    drawn = (run / "figures" / "steering_front.html").read_text(encoding="utf-8")
+    assert all(
+        name in drawn for name in ("forced-close", "seal-transition reversed", "random tokens, reflection-bias (n = 5)")
+    )
+
+
+PLAN = """
+traces: 2
+problems: 2
+anew_controls: 2
+ablations:
+  - {name: heads, heads: ["1.0", "2.1"]}
+  - {name: heads by mean, heads: ["1.0"], how: mean, scope: {on: think}}
+  - {name: heads by draw, heads: ["1.0"], how: resample}
+  - {name: mlp, mlps: [3]}
+  - {name: layer, layers: [2]}
+  - {name: early, tokens: {generation_window: [0, 5]}}
+  - {name: doubts, tokens: {on: think, words: [I]}}
+  - {name: edges, edges: {readers: {on: answer}, read: {on: think}, layers: [3, 4]}}
+"""
+
+
+def test_ablate_runs_a_plan_with_every_kind(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "reasonscope.steering.experiments.held_out.sampling_of_run", lambda *_: Sampling(max_new_tokens=12)
+    )
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN, encoding="utf-8")
+    found = numbers("ablate", plan, "--run", run)
+    assert len(found) == 8
+    for one in found.values():
+        assert one["controls"]["n"] == 20 and one["touched"] > 0
+        low, high = one["effect_nats_per_answer_token"]["ci"]
+        assert low <= one["effect_nats_per_answer_token"]["value"] <= high
+    assert "not measured" in found["edges"]["answered_anew"]
+    anew = {name: one["answered_anew"] for name, one in found.items() if name != "edges"}
+    assert {name: len(one["random"]) for name, one in anew.items()} == {
+        **dict.fromkeys(("heads", "heads by mean", "heads by draw", "mlp", "layer"), 2),
+        **dict.fromkeys(("early", "doubts"), 0),
+    }
+    assert {"tokens", "well_formed"} <= anew["heads"]["excess_over_random"].keys() and not anew["early"][
+        "excess_over_random"
+    ]
+    assert all(one["touched"] > 0 and {"tokens", "well_formed"} <= one["differences"].keys() for one in anew.values())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("steer", "extract", "magic"), "no steering method is called 'magic'"),
+        (("steer", "sweep", "seal", "--strengths", "a,b"), "numbers with commas"),
+        (("steer", "sweep", "soap"), "no steering method is called 'soap'"),
+        (("steer", "sweep", "forced-close:1.5"), "a whole number"),
+        (("steer", "extract", "seal", "--held-out", "1"), "some are needed to extract from"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(run, monkeypatch, capsys, args, message):
+    monkeypatch.setattr(sys, "argv", ["reasonscope", *args, "--run", str(run)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert message in line
+
+
+def test_a_run_that_does_not_say_its_model_needs_one(tmp_path):
+    from reasonscope.steering.experiments.held_out import model_of_run
+
+    with TraceStore.create(tmp_path / "s") as store, pytest.raises(InputError, match="--model"):
+        model_of_run(store, None, device="cpu", backend="hooks")

@@ -1,0 +1,109 @@
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reasonscope.data.text.answers import equivalent, extract_answer
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"so \boxed{\frac{1}{2}} done", r"\frac{1}{2}"),
+        (r"\boxed{a} and \boxed{b{c}}", "b{c}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed 5. Then 7", "5"),
+        (r"It is 4 or \boxed{5", "5"),  # an unclosed box is no box: the last number counts
+        ("The answer is 6.17%. Bye 3", "6.17%"),
+        ("**Final Answer**\nThe answer is: **42**.", "42"),
+        ("Answer: $\\frac{1}{2}$", r"\frac{1}{2}"),
+        ("The final answer is 42.<|im_end|>", "42"),
+        ("48 / 2 = 24\n#### 1,024", "1,024"),
+        ("it is 3, then 1,234.5", "1,234.5"),
+        ("I'm sorry, but I can't help with that.", None),
+        ("", None),
+    ],
+)
+def test_extract(text, expected):
+    assert extract_answer(text) == expected
+
+
+SAME = [
+    ("7", "7.0"), ("1,234", "1234"), ("$18", "18"), ("50%", r"50\%"), (r"\frac{1}{2}", "0.5"), (r"\frac12", "1/2"),
+    (r"\dfrac{3}{4}", r"\frac34"), ("x=5", "5"), ("(1,2)", "(1, 2)"), (r"\sqrt{8}", r"2\sqrt{2}"), ("Evelyn", r"\text{Evelyn}"),
+    (r"\text{(C)}", "C"), (r"\boxed{5}", "5"), ("x^2+2x+1", "(x+1)^2"), (r"\{1,2\}", r"\{2,1\}"), (r"90^\circ", "90"),
+    ("-3.50", "-7/2"), ("5.", "5"), (r"\infty", r"+\infty"), ("9^9^9^9", "9^9^9^9"), ("5!", "120"),
+    (r"x^2\!+1", "1+x^2"), ("{Evelyn}", "Evelyn"),
+]  # fmt: skip
+DIFFERENT = [
+    ("7", "8"), ("-3", "3"), ("(2,1)", "(1,2)"), ("blah", "7"), ("", ""), ("", "7"), (None, "7"), ("1/0", "3"), ("0.333333", "1/3"),
+    (r"\frac{", "3"), ("(((((", "1"), ("{" * 500, "3"), ("\x00", "3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given_", "gold"), SAME)
+def test_equal_answers(given_, gold):
+    assert equivalent(given_, gold)
+
+
+def test_long_answers_are_the_same_but_for_their_decoration():
+    """They are too long for math-verify, so what is taken off is all that makes them the same."""
+    long = "word" * 100
+    for decorated, plain in (
+        ("{%s}", "%s"),
+        (r"%s\%%", "%s%%"),
+        (r"\dfrac%s", r"\frac%s"),
+        (r"\tfrac %s.", r"\frac%s"),
+        (r"\boxed{%s}", "%s"),
+    ):
+        assert equivalent(decorated % long, plain % long), decorated
+    assert not equivalent(long + "a", long + "b") and not equivalent("{" + long + "}{a}", long + "}{a")
+
+
+@pytest.mark.parametrize(("given_", "gold"), DIFFERENT)
+def test_different_answers(given_, gold):
+    assert not equivalent(given_, gold)
+
+
+@pytest.mark.parametrize(
+    "tower",
+    [
+        "9^9^9^9^9",
+        "10^{10^{10}}",
+        "1000000!",
+        "2^{1000000}",
+        "3!!!!",
+        "(9999)!",
+        "{3^{99}}!",
+        "2^{99!}",
+        "(99!)!",
+        "x!^{9}",
+        "9**9**9**9",
+    ],
+)
+def test_what_would_take_for_ever_does_not(tower):
+    start = time.process_time()
+    assert not equivalent(tower, "3")
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("piece", [r"\boxed{", r"\boxed{}{", r"\fboxed {\{", r"\boxed ."])
+def test_many_boxes_are_read_in_one_pass(piece):
+    assert extract_answer(piece * 100_000) in (None, "")
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(alphabet="0123456789abx\\{}()[]^_+-*/=,.$% fracsqrtboxed\n", max_size=25))
+def test_garbage_never_raises(text):
+    assert equivalent(text, "17") in (True, False)
+    assert extract_answer(text) is None or isinstance(extract_answer(text), str)
+
+
+def test_it_works_outside_the_main_thread(caplog):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(equivalent(r"\frac{2}{4}", r"\frac{1}{2}x/x")))
+    thread.start()
+    thread.join()
+    assert len(found) == 1 and not caplog.records

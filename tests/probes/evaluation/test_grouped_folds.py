@@ -1,0 +1,367 @@
+"""Held-out predictions never see their own group; intervals resample groups."""
+
+import inspect
+import itertools
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Resamples, resample_groups
+from reasonscope.data.text.parse import trace_from_text
+from reasonscope.data.trace import Message, Problem
+from reasonscope.probes.evaluation.baselines import Points, residual_sites
+from reasonscope.probes.evaluation.conformal import residual_band
+from reasonscope.probes.evaluation.grouped_folds import (
+    cluster_bootstrap,
+    difference_to_best,
+    direction_cosines,
+    grouped_folds,
+    grouped_predictions,
+    nested_folds,
+    problem_groups,
+    spearman,
+    trace_groups,
+    transfer_matrix,
+)
+from reasonscope.probes.evaluation.metrics import auroc
+from reasonscope.probes.evaluation.permutation_null import (
+    control_labels,
+    control_task,
+    permutation_null,
+    shuffled_between,
+    shuffled_within,
+)
+
+
+@pytest.mark.parametrize("call", [cluster_bootstrap, difference_to_best, resample_groups, Resamples])
+def test_every_interval_is_of_1000_resamples_and_one_seed(call):
+    defaults = inspect.signature(call).parameters
+    assert (defaults["draws"].default, defaults["seed"].default) == (1000, 0)
+
+
+@pytest.mark.parametrize("call", [grouped_folds, nested_folds, grouped_predictions, transfer_matrix])
+def test_every_split_is_in_five_of_a_regression(call):
+    defaults = inspect.signature(call).parameters
+    assert [defaults[name].default for name in ("folds", "seed", "task")] == [5, 0, "regression"]
+
+
+def test_a_label_that_only_the_group_knows_cannot_be_predicted():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 5)
+    features = np.eye(60)[groups]  # the group itself: with its rows in the training part the label would be known
+    targets = rng.standard_normal(60)[groups]
+    predictions = grouped_predictions(Ridge(alpha=1e-3), features, targets, groups.astype(str).tolist())
+    assert np.isfinite(predictions).all()
+    assert abs(spearman(targets, predictions)) < 0.35
+    assert spearman(targets, Ridge(alpha=1e-3).fit(features, targets).predict(features)) > 0.99
+
+
+def test_the_penalty_is_chosen_inside_the_fold():
+    rng = np.random.default_rng(1)
+    features = rng.standard_normal((80, 60))
+    targets = features[:, 0] + 2 * rng.standard_normal(80)
+    groups = [str(i) for i in range(80)]
+    chosen = grouped_predictions(Ridge(), features, targets, groups, grid={"alpha": [1e-6, 100.0]})
+    loose = grouped_predictions(Ridge(alpha=1e-6), features, targets, groups)
+    assert np.mean((chosen - targets) ** 2) < np.mean((loose - targets) ** 2)
+
+
+def test_the_interval_widens_where_rows_share_a_group():
+    rng = np.random.default_rng(2)
+    common = np.repeat(rng.standard_normal(30), 10)
+
+    def mean(_, values):
+        return float(values.mean())
+
+    apart = cluster_bootstrap(mean, common, common, [str(i) for i in range(300)])
+    together = cluster_bootstrap(mean, common, common, np.repeat(np.arange(30), 10).astype(str).tolist())
+    assert apart.value == together.value == pytest.approx(common.mean())
+    assert together.high - together.low > 2 * (apart.high - apart.low)
+    assert together.low < together.value < together.high
+
+
+def test_a_constant_orders_nothing():
+    assert spearman(np.arange(5.0), np.ones(5)) == spearman(np.ones(5), np.arange(5.0)) == 0.0
+    assert spearman(np.arange(5.0), np.exp(np.arange(5.0))) == pytest.approx(1)
+    assert spearman(np.arange(5.0) / 9, -np.arange(5.0) / 9) == pytest.approx(-1)
+
+
+def test_a_metric_that_half_of_the_resamples_do_not_have_still_has_an_interval():
+    half, fewer = itertools.cycle([1.0, np.nan]), itertools.chain([1.0] * 5, itertools.repeat(np.nan))
+    found = resample_groups(lambda rows: next(half), ["a", "b"], draws=10)
+    assert (found.value, found.low, found.high) == (1, 1, 1)
+    with pytest.raises(InputError, match="most resamples"):
+        resample_groups(lambda rows: next(fewer), ["a", "b"], draws=10)
+    resamples, statistics = Resamples(["a", "b"], draws=4), np.array([5.0, 1.0, np.nan, np.nan, 1.0])
+    assert resamples.estimate(statistics).interval == (1, 1)
+    assert resamples.estimate(np.array([5.0, 1.0, np.nan, np.nan, np.nan])) is None
+    assert resamples.estimate(np.array([np.nan, 1.0, 1.0, 1.0, 1.0])) is None
+
+
+def asked(problem, group, prompt=None, words="What is 3 + 4?"):
+    messages = () if prompt is not None else (Message(role="user", content=words),)
+    return trace_from_text(
+        id=f"{problem}/0",
+        problem=Problem(id=problem, group=group, prompt=prompt, messages=messages),
+        prompt="Q",
+        completion="<think>7</think>7",
+    )
+
+
+def test_traces_of_one_question_need_one_group():
+    assert trace_groups([asked("a", "x"), asked("b", "y", words="Else?"), asked("a", "x")]) == ["x", "y", "x"]
+    assert trace_groups([asked("a", "x", prompt=""), asked("b", "y", prompt="")]) == ["x", "y"]
+    for other in (asked("b", "y"), asked("c", "y", prompt="user: What is 3 + 4?")):
+        with pytest.raises(InputError, match=f"'a' and '{other.problem.id}' ask the same in the groups 'x' and 'y'"):
+            trace_groups([asked("a", "x"), other])
+    with pytest.raises(InputError, match="'a' has rows in the groups 'x' and 'y'"):
+        trace_groups([asked("a", "x"), asked("a", "y", words="Else?")])
+
+
+def test_too_few_groups_and_nan_are_refused():
+    with pytest.raises(InputError, match="3 groups for 5 folds"):
+        grouped_predictions(Ridge(), np.zeros((6, 1)), np.zeros(6), ["a", "b", "c"] * 2)
+    with pytest.raises(InputError, match="2 groups for 1 folds"):
+        grouped_folds(np.zeros(6), ["a", "b"] * 3, folds=1)
+    with pytest.raises(InputError, match="NaN"):
+        grouped_predictions(Ridge(), np.full((6, 1), np.nan), np.zeros(6), list("abcdef"))
+
+
+@pytest.fixture
+def questions():
+    """80 problems of 6 rollouts: the question's words, and a label that depends on the problem alone."""
+    rng = np.random.default_rng(0)
+    words = np.array([f"word{i}" for i in range(400)])
+    texts = np.repeat([" ".join(rng.choice(words, 12)) for _ in range(80)], 6)
+    labels = np.repeat(rng.permutation(np.repeat([0.0, 1.0], 40)), 6)
+    return np.array(texts, dtype=object), labels, np.repeat(np.arange(80), 6).astype(str).tolist()
+
+
+def test_a_classifier_of_the_question_is_at_chance_on_labels_of_the_problem(questions):
+    """And is not where rows are split at random: that is the leak which the default splitter closes."""
+    texts, labels, groups = questions
+    classifier = make_pipeline(TfidfVectorizer(), LogisticRegression())
+    held = grouped_predictions(classifier, texts, labels, groups, task="binary")
+    estimate = cluster_bootstrap(auroc, labels, held, groups, draws=200)
+    assert estimate.low < 0.5 < estimate.high
+    leaky = cross_val_predict(
+        classifier, texts, labels, cv=KFold(5, shuffle=True, random_state=0), method="predict_proba"
+    )
+    assert auroc(labels, leaky[:, 1]) > 0.95
+
+
+def test_rows_of_a_problem_need_one_group():
+    assert problem_groups(["a", "b"]) == ["row 0", "row 1"]
+    assert problem_groups(["a", "a", "b"], ["x", "x", "x"]) == ["x", "x", "x"]
+    with pytest.raises(InputError, match="problem 'a' has rows in the groups 'row 0' and 'row 2'"):
+        problem_groups(["a", "b", "a"])
+    with pytest.raises(InputError, match="2 groups for 3 rows"):
+        problem_groups(["a", "b", "c"], ["x", "y"])
+
+
+def test_no_group_is_on_two_sides_of_any_fold(questions):
+    _, labels, groups = questions
+    names = np.asarray(groups)
+    for nested in nested_folds(labels, groups, task="binary"):
+        assert not set(names[nested.outer.train]) & set(names[nested.outer.test])
+        assert set(np.concatenate([fold.test for fold in nested.inner])) == set(nested.outer.train)
+        for fold in nested.inner:
+            assert not set(names[fold.train]) & set(names[fold.test])
+            assert not set(fold.train) & set(nested.outer.test)
+
+
+def test_folds_hold_both_classes_in_equal_shares():
+    targets, groups = np.repeat([0.0, 1.0], [40, 20]), [f"{i // 2}" for i in range(60)]
+    found = grouped_folds(targets, groups, task="binary")
+    assert [(len(fold.test), targets[fold.test].sum()) for fold in found] == [(12, 4)] * 5
+    assert sorted(np.concatenate([fold.test for fold in found])) == list(range(60))
+    assert len(grouped_folds(targets, groups, folds=2)) == 2
+    tests = [
+        grouped_folds(targets, groups, task=task, seed=seed)[0].test
+        for task in ("regression", "binary")
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(tests[0], tests[1])
+    np.testing.assert_array_equal(tests[3], tests[4])
+    assert set(tests[0]) != set(tests[2]) and set(tests[3]) != set(tests[5])
+
+
+def test_inner_folds_are_fewer_where_a_class_has_fewer_groups_left():
+    targets, groups = np.repeat([0.0, 1.0], [15, 5]), [str(i) for i in range(20)]
+    assert [len(nested.inner) for nested in nested_folds(targets, groups, task="binary")] == [4] * 5
+    assert [len(nested.inner) for nested in nested_folds(targets, groups[:10] * 2, folds=5)] == [5] * 5
+    assert [len(nested.inner) for nested in nested_folds(targets, list("abcde") * 4, folds=5)] == [4] * 5
+
+
+def test_what_a_grid_names_is_chosen_for_either_task():
+    rng = np.random.default_rng(3)
+    features = rng.standard_normal((60, 30))
+    targets = (features[:, 0] + rng.standard_normal(60) > 0).astype(float)
+    groups = [str(i) for i in range(60)]
+    grid = {"C": [1e-3, 1e3]}
+    chosen = grouped_predictions(LogisticRegression(), features, targets, groups, grid=grid, task="binary")
+    tight = grouped_predictions(LogisticRegression(C=1e-3), features, targets, groups, task="binary")
+    np.testing.assert_array_equal(chosen, tight)  # overconfident otherwise: the choice is by the likelihood
+    assert ((chosen > 0) & (chosen < 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("targets", "groups", "message"),
+    [
+        (np.ones(10), list("abcdefghij"), "all 10 rows are of class 1"),
+        (np.array([1.0, *[0.0] * 9]), list("abcdefghij"), "class 1 is in 1 groups for 5 folds"),
+        (np.arange(10.0), list("abcdefghij"), "have to be 0 and 1"),
+        (np.array([0.0, 1.0] * 5), ["a"] * 10, "1 groups for 5 folds"),
+        (np.array([0.0, np.nan] * 5), list("abcdefghij"), "NaN"),
+        (np.array([0.0, 1.0] * 5), list("abcd"), "4 groups for 10 rows"),
+    ],
+)
+def test_bad_targets_are_one_clear_error(targets, groups, message):
+    with pytest.raises(InputError, match=message):
+        grouped_folds(targets, groups, task="binary")
+
+
+def test_one_group_has_no_interval_and_one_class_no_value():
+    with pytest.raises(InputError, match="one group"):
+        cluster_bootstrap(spearman, np.arange(4.0), np.arange(4.0), ["a"] * 4)
+    with pytest.raises(InputError, match="not defined"):
+        cluster_bootstrap(auroc, np.ones(4), np.arange(4.0), list("abcd"))
+
+
+def test_the_difference_is_paired_and_knows_that_the_best_was_chosen():
+    rng = np.random.default_rng(5)
+    truth = rng.standard_normal(150)
+    groups = [str(i // 2) for i in range(150)]
+    noisy = truth + rng.standard_normal(150)
+    near = noisy + 0.05 * rng.standard_normal(150)
+    same = difference_to_best(spearman, truth, noisy, {"itself": noisy}, groups)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    close = difference_to_best(spearman, truth, noisy, {"near": near}, groups, draws=300)
+    alone = cluster_bootstrap(spearman, truth, noisy, groups, draws=300)
+    assert close.high - close.low < (alone.high - alone.low) / 3
+    twice = difference_to_best(
+        spearman, truth, noisy, {"near": near, "noise": rng.standard_normal(150)}, groups, draws=300
+    )
+    assert twice.value == close.value and twice.low <= close.low
+    with pytest.raises(InputError, match="no baseline"):
+        difference_to_best(spearman, truth, noisy, {}, groups)
+
+
+def test_transfer_shows_where_a_direction_holds():
+    rng = np.random.default_rng(6)
+    features = rng.standard_normal((180, 4))
+    datasets = np.repeat(["a", "b", "c"], 60)
+    targets = np.where(datasets == "c", features[:, 1], features[:, 0])
+    groups = [str(i) for i in range(180)]
+    found = transfer_matrix(Ridge(), features, targets, datasets.tolist(), groups, spearman)
+    assert found.names == ("a", "b", "c")
+    assert found.scores[:2, :2].min() > 0.9 and found.scores[2, 2] > 0.9
+    assert np.abs([found.scores[:2, 2], found.scores[2, :2]]).max() < 0.5
+
+
+def test_a_group_of_both_data_sets_is_left_out_of_the_fit():
+    features = np.random.default_rng(7).standard_normal((20, 2))
+    with pytest.raises(InputError, match="nothing to fit in 'a' once the groups that 'b' shares are left out"):
+        transfer_matrix(Ridge(), features, features[:, 0], ["a"] * 10 + ["b"] * 10, list("abcdefghij") * 2, spearman)
+    shared = list("abcdcdef")  # two rows of each are left
+    left = transfer_matrix(Ridge(), features[:8], features[:8, 0], list("aaaabbbb"), shared, spearman, folds=2)
+    assert np.isfinite(left.scores).all()
+    labels = np.array([0.0, 1.0] * 10)
+    groups = [*"abcdefghij", *"bdfhjklmno"]  # the other holds all groups of one class
+    with pytest.raises(InputError, match="nothing to fit in 'a'"):
+        transfer_matrix(
+            LogisticRegression(), features, labels, ["a"] * 10 + ["b"] * 10, groups, auroc, task="binary", folds=2
+        )
+
+
+def test_cosines_of_directions():
+    assert direction_cosines(np.array([[1.0, 0.0], [2.0, 0.0], [0.0, -3.0]])) == pytest.approx(
+        np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]])
+    )
+    with pytest.raises(InputError, match="length 0"):
+        direction_cosines(np.zeros((2, 3)))
+
+
+def test_shuffles_keep_what_they_say():
+    targets = np.arange(12.0)
+    groups = list("aaabbbcccddd")
+    within = shuffled_within(targets, groups, seed=0)
+    assert [set(part) for part in within.reshape(4, 3)] == [set(part) for part in targets.reshape(4, 3)]
+    assert not np.array_equal(within, targets)
+    between = shuffled_between(targets, groups, seed=0)
+    assert {tuple(part) for part in between.reshape(4, 3)} == {tuple(part) for part in targets.reshape(4, 3)}
+    assert not np.array_equal(between, targets)
+    uneven = shuffled_between(targets, list("aaaaabbbccdd"), seed=0)
+    assert sorted(uneven) == sorted(targets)
+
+
+def test_shuffled_labels_leave_nothing_to_find():
+    rng = np.random.default_rng(8)
+    features = rng.standard_normal((90, 5))
+    targets = features[:, 0] + 0.3 * rng.standard_normal(90)
+    groups = [str(i // 3) for i in range(90)]
+
+    def judge(values):
+        return spearman(values, grouped_predictions(Ridge(), features, values, groups))
+
+    null = permutation_null(judge, targets, groups, within=False, draws=19)
+    assert null.observed > 0.8 > 0.5 > null.null.max()
+    assert null.p_value == 0.05
+    with pytest.raises(InputError, match="no shuffle within groups"):
+        permutation_null(judge, np.repeat(targets[::3], 3), groups, within=True, draws=3)
+
+
+def test_random_labels_of_a_type_cannot_be_learned_across_groups_of_it():
+    """Hewitt and Liang's control, on the problem itself: above chance only where folds share problems."""
+    rng = np.random.default_rng(9)
+    problems = np.repeat(np.arange(40), 5)
+    features = np.hstack([np.eye(40)[problems], rng.standard_normal((200, 3))])
+    targets = (features[:, -1] > 0).astype(float)
+    groups = problems.astype(str).tolist()
+
+    def predict(labels):
+        return grouped_predictions(LogisticRegression(), features, labels, groups, task="binary")
+
+    found = control_task(auroc, targets, predict, problems.tolist(), groups, draws=100)
+    assert found.task.low > 0.9
+    assert found.control.low < 0.5 < found.control.high
+    assert found.selectivity.low > 0.1
+    labels = control_labels(problems.tolist(), targets, seed=0)
+    seen = LogisticRegression(C=100).fit(features, labels).predict_proba(features)[:, 1]
+    assert auroc(labels, seen) > 0.95
+
+
+@pytest.mark.parametrize("rows_per_group", [1, 4])
+def test_the_interval_covers_new_groups(rows_per_group):
+    rng = np.random.default_rng(10)
+    inside = []
+    for _ in range(300):
+        shared = np.repeat(rng.standard_normal(30), rows_per_group)
+        residuals = np.exp(shared + 0.5 * rng.standard_normal(len(shared)))  # skewed
+        groups = np.repeat(np.arange(30), rows_per_group).astype(str).tolist()
+        band = residual_band(residuals, np.zeros(len(residuals), dtype=bool), groups, coverage=0.8)
+        inside.append(band.low <= np.exp(rng.standard_normal() + 0.5 * rng.standard_normal()) <= band.high)
+    assert 0.76 < np.mean(inside) < 0.9
+
+
+def test_an_interval_that_nobody_can_know_is_infinite():
+    residuals, groups = np.arange(40.0), [str(i) for i in range(40)]
+    assert residual_band(residuals[:10], np.zeros(10, dtype=bool), groups[:10]).high == np.inf
+    cut = residual_band(residuals, residuals > 35, groups)
+    assert np.isfinite(cut.low) and cut.high == np.inf
+    with pytest.raises(InputError, match="between 0 and 1"):
+        residual_band(residuals, residuals > 35, groups, coverage=90)
+
+
+def test_points_and_sites_are_checked():
+    class Run:
+        sites = ("resid_post.1", "resid_pre.0", "resid_pre.2", "z.0", "resid_post.0")
+
+    assert [str(site) for site in residual_sites(Run())] == ["resid_pre.0", "resid_post.0", "resid_post.1"]
+    with pytest.raises(InputError, match="1 traces and 2 tokens"):
+        Points(traces=[None], tokens=[0, 1])

@@ -1,0 +1,83 @@
+"""Two workers of a real Ray on this machine write the store of one process, whatever happens to them."""
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from reasonscope.data.errors import InputError, ModelLoadError
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.trace import Sampling
+from reasonscope.probes.generation import cluster
+from reasonscope.probes.generation.cluster import Cluster, Job, record_on
+from reasonscope.probes.generation.record import record
+from reasonscope.probes.models.model import load_model
+
+pytest.importorskip("ray")
+SAMPLING = Sampling(temperature=0, max_new_tokens=40)
+SITES = "resid_post.2-3"
+
+
+def job(**changes):
+    return Job(**{"load": {"source": "organism"}, "sampling": SAMPLING, "sites": SITES, "batch_size": 1, **changes})
+
+
+def test_parts_are_named_by_what_is_in_them():
+    problems = load_problems("ledger", n=7)
+    parts = dict(cluster._parts(problems, 3))
+    assert sorted(problem.id for part in parts.values() for problem in part) == sorted(p.id for p in problems)
+    assert [len(part) for part in parts.values()] == [3, 3, 1]
+    assert dict(cluster._parts(problems[::-1], 3)) == parts
+
+
+def test_a_run_whose_driver_was_killed_keeps_its_parts_and_starts_no_worker_for_them(tmp_path):
+    """What is done is taken over first; here that is all, so that no Ray is started."""
+    model, problems = load_model("organism"), load_problems("ledger", n=3)
+    parts = tmp_path / "run.parts"
+    for name, part in (("one", problems[:2]), ("two", problems[2:])):
+        record(model, part, parts / name, sites=["resid_post.2"], sampling=SAMPLING, progress=False).close()
+    store = record_on(Cluster(address="nowhere:1"), job(sites="resid_post.2"), problems, tmp_path / "run")
+    assert sorted(store.ids) == sorted(f"{problem.id}/0" for problem in problems)
+    assert store.check() == [] and not parts.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # Ray leaves sockets and files open
+def test_two_workers_of_which_one_is_killed_write_the_store_of_one_process(tmp_path, capfd):
+    problems = load_problems("ledger", n=12)
+    killed = []
+
+    def kill():
+        while not list(tmp_path.glob("run.parts/*/shards/*.parquet")):
+            time.sleep(0.05)
+        mine = psutil.Process().children(recursive=True)
+        workers = [child for child in mine if "MapWorker" in child.name()]
+        workers[0].kill()
+        killed.append(workers[0].pid)
+
+    threading.Thread(target=kill, daemon=True).start()
+    store = record_on(Cluster(workers=2), job(), problems, tmp_path / "run")
+    one = record(
+        load_model("organism"), problems, tmp_path / "one", sites=SITES_LIST, sampling=SAMPLING, progress=False
+    )
+    assert killed
+    assert sorted(store.ids) == sorted(one.ids) and store.meta == one.meta and store.check() == []
+    for trace in one:
+        np.testing.assert_array_equal(store.trace(trace.id).token_ids, trace.token_ids)
+        for site in one.sites:
+            there, here = store.activations(trace.id, site), one.activations(trace.id, site)
+            np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-3)
+    files = {path: path.stat().st_mtime_ns for path in Path(tmp_path / "run").rglob("*.safetensors")}
+    assert len(record_on(Cluster(workers=2), job(), problems, tmp_path / "run")) == 12
+    assert {path: path.stat().st_mtime_ns for path in Path(tmp_path / "run").rglob("*.safetensors")} == files
+    with pytest.raises(ModelLoadError, match="no folder"):
+        record_on(Cluster(workers=1), job(load={"source": "./nothing"}), problems, tmp_path / "none")
+    with pytest.raises(InputError, match="fits"):
+        record_on(Cluster(gpus=99), job(), problems, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+SITES_LIST = ["resid_post.2", "resid_post.3"]

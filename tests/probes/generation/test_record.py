@@ -1,0 +1,161 @@
+"""Recording: what is stored, that order and shards do not matter, that an interrupted run resumes to the same bytes."""
+
+from dataclasses import replace
+from importlib import import_module
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reasonscope.data.errors import ContextError, InputError, SiteError, StoreError
+from reasonscope.data.trace import Message, Problem, Sampling
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation.capture import replay
+from reasonscope.probes.generation.record import as_numpy, in_shard, record
+from reasonscope.probes.generation.rollout import trace_seed
+
+recording = import_module("reasonscope.probes.generation.record")  # the package calls its function by the same name
+SITES = ["resid_post.2", "z.0", "router.0"]
+HOT = Sampling(temperature=1.0, max_new_tokens=20, seed=7)
+PROBLEMS = [
+    Problem(id=f"p{i}", messages=(Message(role="user", content=f"{i} + {i * i} ="),), answer=str(i + i * i))
+    for i in range(7)
+] + [Problem(id="raw", prompt="abc")]
+
+
+@pytest.fixture
+def model(model_of):
+    return model_of("qwen3_moe")
+
+
+def run(model, path, problems=PROBLEMS, **kwargs):
+    return record(
+        model, problems, path, **{"sites": SITES, "sampling": HOT, "batch_size": 3, "progress": False, **kwargs}
+    )
+
+
+def test_what_is_stored(model, tmp_path):
+    store = run(model, tmp_path / "run", samples=2)
+    assert sorted(store.ids) == sorted(f"{problem.id}/{n}" for problem in PROBLEMS for n in (0, 1))
+    assert store.sites == tuple(SITES) and store.check() == []
+    trace = store.trace("p3/1")
+    assert trace.sample == 1 and trace.problem == PROBLEMS[3] and trace.model == model.fingerprint
+    assert trace.sampling == replace(HOT, seed=trace_seed(7, "p3/1"))
+    assert trace.text.startswith("<s>user: 3 + 9 =\n<think>\n")
+    assert len(trace.logprobs) == len(trace.token_ids) - trace.n_prompt_tokens > 0
+    (seen,) = replay(model, [trace.token_ids.tolist()], [Site.parse(site) for site in SITES])
+    for site in SITES:
+        stored = store.activations("p3/1", site)
+        assert stored.shape[0] == len(trace.token_ids) - 1
+        np.testing.assert_allclose(stored, seen[Site.parse(site)].numpy(), atol=2e-5)
+    assert store.trace("p3/0").token_ids.tolist() != trace.token_ids.tolist()
+
+
+def test_neither_order_nor_batches_nor_shards_change_a_trace(model, tmp_path):
+    whole = run(model, tmp_path / "whole")
+    others = [
+        run(model, tmp_path / "reversed", PROBLEMS[::-1], batch_size=5),
+        *(run(model, tmp_path / f"{i}", shard=(i, 3), sites=()) for i in (1, 2, 3)),
+    ]
+    assert sorted(id for store in others[1:] for id in store.ids) == sorted(whole.ids)
+    for store in others:
+        for id in store.ids:
+            assert store.trace(id).token_ids.tolist() == whole.trace(id).token_ids.tolist()
+    assert others[1].sites == ()
+
+
+@given(st.text(), st.integers(1, 40))
+def test_each_problem_is_in_exactly_one_shard(id, parts):
+    assert sum(in_shard(id, (part, parts)) for part in range(1, parts + 1)) == 1
+
+
+def test_an_interrupted_run_resumes_to_the_same_bytes(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "_SHARD_BYTES", 1)  # a shard a batch
+    whole = run(model, tmp_path / "whole")
+    batches, replayed = [], recording.replay
+
+    def interrupted(*args):
+        batches.append(args)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return replayed(*args)
+
+    monkeypatch.setattr(recording, "replay", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tmp_path / "run")
+    monkeypatch.setattr(recording, "replay", replayed)
+    resumed = run(model, tmp_path / "run")
+    assert len(whole.ids) == 8 and resumed.ids == whole.ids
+    files = [{p.name: p.read_bytes() for p in (tmp_path / name / "shards").iterdir()} for name in ("whole", "run")]
+    assert files[0] == files[1]
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")}
+    assert run(model, tmp_path / "run").ids == whole.ids  # nothing is left to do
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")} == before
+
+
+def test_complete_batches_are_kept_when_a_run_is_interrupted(model, tmp_path, monkeypatch):
+    done, generated = [], recording.generate
+
+    def interrupted(*args, **kwargs):
+        done.append(1)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return generated(*args, **kwargs)
+
+    monkeypatch.setattr(recording, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tmp_path / "run")
+    monkeypatch.undo()
+    assert len(recording.TraceStore.open(tmp_path / "run").ids) == 6
+    assert len(run(model, tmp_path / "run", samples=2).ids) == 16  # and more samples may follow
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampling": replace(HOT, temperature=0.5)}, r"sampling.temperature: 1.0 \(now 0.5\)"),
+        ({"sites": ["z.0"]}, r"sites: resid_post.2, z.0, router.0 \(now z.0\)"),
+        ({"think": False}, r"prompt.think: True \(now False\)"),
+    ],
+)
+def test_a_store_that_was_recorded_otherwise_is_refused(model, tmp_path, change, message):
+    run(model, tmp_path / "run", PROBLEMS[:1])
+    with pytest.raises(StoreError, match=message):
+        run(model, tmp_path / "run", PROBLEMS[:1], **change)
+
+
+def test_another_model_is_refused_and_named(model, model_of, tmp_path):
+    run(model, tmp_path / "run", PROBLEMS[:1], sites=["z.0"])
+    with pytest.raises(StoreError, match=r"model.architecture: qwen3_moe \(now qwen3\); .*model.weights"):
+        run(model_of("qwen3"), tmp_path / "run", PROBLEMS[:1], sites=["z.0"])
+    with pytest.raises(StoreError, match="not empty"):
+        run(model, tmp_path / "run", PROBLEMS[:1], sites=["z.0"], resume=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"problems": []}, InputError, "there is no problem"),
+        ({"problems": PROBLEMS[:1] * 2}, InputError, "'p0' occurs twice"),
+        ({"problems": [Problem(id="big", prompt="a" * 200)]}, ContextError, "problem 'big' has 201 tokens"),
+        ({"sites": ["attn_probs.0"]}, SiteError, "is not stored"),
+        ({"sites": ["resid_post.3"]}, SiteError, "3 layers"),
+        ({"shard": (0, 2)}, InputError, "shard 0/2"),
+        ({"samples": 0}, InputError, "0 samples"),
+        ({"batch_size": 0}, InputError, "batches of 0"),
+    ],
+)
+def test_what_cannot_be_recorded(model, tmp_path, change, error, message):
+    with pytest.raises(error, match=message):
+        run(model, tmp_path / "run", **change)
+    assert not (tmp_path / "run").exists()  # refused before anything is made
+
+
+def test_bfloat16_keeps_its_bits():
+    tensor = torch.randn(5, 3).bfloat16()
+    array = as_numpy(tensor)
+    assert array.dtype == ml_dtypes.bfloat16
+    assert np.array_equal(array.astype(np.float32), tensor.float().numpy())

@@ -1,0 +1,158 @@
+"""The length probe finds what stands in the activations, reports the baselines, and finds nothing where there is nothing."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.organism.corpus import tokenizer_texts
+from reasonscope.data.organism.tokenizer import chat, train_tokenizer
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.text.parse import build_trace
+from reasonscope.data.trace import Problem
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.evaluation.grouped_folds import spearman
+from reasonscope.probes.properties.length import baseline_predictions, length_data, length_probe
+from reasonscope.probes.properties.remaining import remaining_probe, thinking_points
+
+
+@pytest.fixture(scope="module")
+def traces():
+    rng = np.random.default_rng(0)
+    bpe = train_tokenizer(tokenizer_texts(0, 50))
+    made = []
+    for i in range(60):
+        prompt, completion = chat(
+            f"What is balance {i}?" + " It rains." * int(rng.integers(4)), "Wait. " * int(rng.integers(5, 60)), "A"
+        )
+        given, written = bpe.encode(prompt).ids, bpe.encode(completion).ids
+        problem = Problem(id=str(i), prompt=prompt)
+        made.append(
+            build_trace(
+                id=f"{i}/0", problem=problem, token_ids=given + written, n_prompt_tokens=len(given), tokenizer=bpe
+            )
+        )
+    return made
+
+
+def stored(path, traces, *, informed):
+    """A run whose layer 1 knows the length at the last prompt token, or nothing does."""
+    rng = np.random.default_rng(1)
+    sites = ["resid_post.0", "resid_post.1"]
+    arrays = {
+        site: [rng.standard_normal((len(t.token_ids) - 1, 8)).astype(np.float32) for t in traces] for site in sites
+    }
+    if informed:
+        for trace, rows in zip(traces, arrays["resid_post.1"], strict=True):
+            rows[trace.n_prompt_tokens - 1, 3] = np.log(trace.n_thinking_tokens)
+    store = TraceStore.create(path, sites=sites)
+    store.append(traces, arrays)
+    return store
+
+
+def test_it_finds_the_layer_that_knows(tmp_path, traces):
+    probe = length_probe(stored(tmp_path, traces, informed=True), traces)
+    assert probe.spearman.value > 0.9
+    assert probe.spearman.low <= probe.spearman.value <= probe.spearman.high
+    assert probe.baselines.keys() == {"prompt_length", "bag_of_words", "first_layer"}
+    assert all(abs(score.value) < 0.5 for score in probe.baselines.values())
+    assert (probe.n_groups, probe.n_truncated) == (60, 0)
+    text = baseline_predictions(traces)
+    assert text.keys() == {"prompt_length", "bag_of_words"}
+    assert {name: spearman(probe.true, values) for name, values in text.items()} == pytest.approx(
+        {name: probe.baselines[name].value for name in text}
+    )
+    assert probe.difference.low > 0
+    assert probe.shuffled.p_value == 1 / 21 and abs(probe.shuffled.null.mean()) < 0.3
+    assert probe.concordance.value > 0.9
+    assert probe.r2_log.value > 0.8
+    assert set(probe.layer) == {probe.probe.site} == {Site("resid_post", 1)}
+    assert (probe.within_difficulty, probe.within_dataset, probe.between_share) == (None, None, None)
+
+
+def test_a_new_prompt_gets_tokens_and_an_interval(tmp_path, traces):
+    store = stored(tmp_path, traces, informed=True)
+    probe = length_probe(store, traces)
+    states = np.stack([store.activations(t.id, "resid_post.1")[t.n_prompt_tokens - 1] for t in traces])
+    forecast = probe.forecast(states)
+    assert spearman(probe.true, forecast.tokens) > 0.9
+    assert (forecast.low < forecast.tokens).all() and (forecast.tokens < forecast.high).all()
+    assert np.mean((forecast.low <= probe.true) & (probe.true <= forecast.high)) >= 0.9
+    with pytest.raises(InputError, match="the last axis of this probe is 8"):
+        probe.forecast(states[:, :5])
+
+
+def test_within_one_difficulty_and_one_data_set_the_order_is_judged_apart(tmp_path, traces):
+    rated = [replace(t, problem=replace(t.problem, difficulty=float(i % 3))) for i, t in enumerate(traces)]
+    probe = length_probe(stored(tmp_path, rated, informed=True), rated, datasets=["a", "b"] * 30)
+    assert probe.within_difficulty.low > 0.7
+    assert probe.within_dataset.low > 0.7
+    assert "difficulty" in probe.baselines
+
+
+def test_rollouts_of_a_prompt_are_averaged(tmp_path, traces):
+    again = [replace(t, id=f"{t.problem.id}/1") for t in traces[:20]]
+    longer = [replace(t, id=f"{t.problem.id}/1", problem=a.problem) for t, a in zip(traces[20:40], again, strict=True)]
+    both = [*traces, *again]
+    data = length_data(stored(tmp_path / "a", both, informed=True), both)
+    assert len(data.tokens) == 60 and data.tokens[0] == traces[0].n_thinking_tokens
+    assert data.between_share == 1  # the copies are as long as what they copy
+    mixed = [*traces[:20], *longer]
+    shared = length_data(stored(tmp_path / "b", mixed, informed=True), mixed)
+    same = [t for t in longer if t.token_ids[: t.n_prompt_tokens].tobytes() == _prompt(traces, t.problem.id)]
+    assert len(shared.tokens) == 40 - len(same)
+    assert shared.between_share is None or shared.between_share < 1
+
+
+def _prompt(traces, problem_id):
+    trace = next(t for t in traces if t.problem.id == problem_id)
+    return trace.token_ids[: trace.n_prompt_tokens].tobytes()
+
+
+def test_truncated_traces_stay_in_and_are_counted(tmp_path, traces):
+    cut = [replace(t, state="truncated") if t.n_thinking_tokens > 100 else t for t in traces]
+    n = sum(t.state == "truncated" for t in cut)
+    probe = length_probe(stored(tmp_path, cut, informed=True), cut)
+    assert probe.n_truncated == n > 5
+    assert len(probe.true) == 60
+    assert probe.band.high == np.inf  # nobody knows how long these would have been
+    assert probe.concordance.value > 0.9
+
+
+def test_a_problem_in_two_groups_is_named(tmp_path, traces):
+    apart = [traces[0], replace(traces[1], problem=replace(traces[0].problem, group="other")), *traces[2:]]
+    with pytest.raises(InputError, match="problem '0' has rows in the groups"):
+        length_probe(stored(tmp_path, apart, informed=True), apart)
+
+
+def test_what_remains_is_read_along_the_thinking_against_the_position(tmp_path, traces):
+    rng = np.random.default_rng(2)
+    arrays = [rng.standard_normal((len(t.token_ids) - 1, 4)).astype(np.float32) for t in traces]
+    for trace, rows in zip(traces, arrays, strict=True):
+        left = trace.tokens.thinking.stop - 1 - np.arange(len(rows))
+        rows[:, 2] = np.log1p(np.maximum(left, 0)) + 0.1 * rng.standard_normal(len(rows))
+    store = TraceStore.create(tmp_path, sites=["resid_post.0"])
+    store.append(traces, {"resid_post.0": arrays})
+    probe = remaining_probe(store, traces, per_trace=4)
+    assert probe.spearman.value > 0.9
+    assert probe.baselines["elapsed_position"].value > 0.2  # the further, the less is left
+    assert probe.difference.low > 0
+    assert probe.within_position.low > 0.8
+    first = traces[0]
+    assert probe.true[0] == first.n_thinking_tokens - 1
+    assert probe.token[0] == first.tokens.thinking.start
+    with pytest.raises(InputError, match="ask for at least one"):
+        thinking_points(traces, per_trace=0)
+
+
+def test_it_finds_nothing_where_nothing_is(tmp_path, traces):
+    assert abs(length_probe(stored(tmp_path, traces, informed=False), traces).spearman.value) < 0.4
+
+
+def test_runs_without_residuals_and_traces_without_thinking_are_refused(tmp_path, traces):
+    with pytest.raises(InputError, match="no resid_post site"):
+        length_probe(TraceStore.create(tmp_path / "a", sites=["z.0"]), traces)
+    store = stored(tmp_path / "b", traces, informed=False)
+    with pytest.raises(InputError, match="has no thinking"):
+        length_probe(store, [replace(traces[0], state="absent")])

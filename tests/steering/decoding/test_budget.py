@@ -1,0 +1,62 @@
+"""Budget guidance equals the golden numbers; the predictor learns; guidance shortens or lengthens as it predicts."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reasonscope.steering.decoding.budget import (
+    TRUST,
+    LengthPredictor,
+    fits_in,
+    guidance_weights,
+    guided_distribution,
+    negative_log_density,
+    remaining_budget,
+)
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "budget_gamma.json").read_text(encoding="utf-8"))
+
+
+def golden(kind):
+    cases = [case for case in GOLDEN["cases"] if case["inputs"]["kind"] == kind]
+    return pytest.mark.parametrize("case", cases, ids=lambda case: str(case.get("name")))
+
+
+def tensors(given, *names):
+    return (torch.tensor(given[name], dtype=torch.float64) for name in names)
+
+
+@golden("scalar")
+def test_golden_chances(case):
+    shape, rate, budget = tensors(case["inputs"], "alpha", "lambda", "budget")
+    expected, tolerance = case["expected"], case["tolerance"]
+    assert fits_in(shape, rate, budget).item() == pytest.approx(expected["cdf"], abs=tolerance)
+    assert TRUST.kept(shape, rate).item() == expected["keep"]
+    found = negative_log_density(shape, rate, budget).item()
+    assert found == pytest.approx(expected["negative_log_density"], rel=tolerance)
+
+
+@golden("vocabulary")
+def test_golden_distributions(case):
+    logits, shape, rate, budget = tensors(case["inputs"], "logits", "alpha", "lambda", "budget")
+    expected, tolerance = case["expected"], case["tolerance"]
+    weights = guidance_weights(logits, shape, rate, budget)
+    np.testing.assert_allclose(fits_in(shape, rate, budget), expected["cdf"], atol=tolerance)
+    assert TRUST.kept(shape, rate).tolist() == expected["keep"]
+    np.testing.assert_allclose(weights, expected["weights"], atol=tolerance)
+    np.testing.assert_allclose(guided_distribution(logits, weights), expected["guided_distribution"], atol=tolerance)
+
+
+@golden("countdown")
+def test_golden_countdown(case):
+    steps = torch.arange(case["inputs"]["steps"])
+    assert remaining_budget(case["inputs"]["budget"], steps).tolist() == case["expected"]
+
+
+def test_the_predictor_gives_a_distribution_for_every_next_token():
+    shape, rate = LengthPredictor(8, 5, width=16, depth=1)(torch.randn(3, 4, 8))
+    assert shape.shape == rate.shape == (3, 5)
+    assert (shape > 0).all() and (rate > 0).all()

@@ -1,0 +1,210 @@
+"""Ablations take away what they name and nothing else; their effects stand beside random ones; plans that are none are refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from reasonscope.data.errors import InputError, SiteError
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.trace import Sampling
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation.capture import run_with_cache
+from reasonscope.probes.generation.rollout import rollouts
+from reasonscope.probes.models.model import load_model
+from reasonscope.steering import Ablation, Edges, Replacing, Scope, ablation_effect, reference_states, without_edges
+from reasonscope.steering.experiments.ablation import Elsewhere
+from reasonscope.steering.experiments.ablation_plan import read_plan
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("organism")
+
+
+@pytest.fixture(scope="module")
+def traces(model):
+    found = rollouts(model, load_problems("requests", n=6), Sampling(max_new_tokens=160))
+    whole = [trace for trace in found if len(trace.tokens.answer) and len(trace.tokens.thinking)]
+    assert len(whole) >= 2
+    return whole[:2]
+
+
+@pytest.fixture(scope="module")
+def ids(traces):
+    return torch.from_numpy(traces[0].token_ids[None, :40])
+
+
+def seen(model, ids, ablation, *sites, bank=None):
+    replacing = Replacing(model, ablation, bank)
+    out = model.backend.forward(ids, mask=torch.ones_like(ids), read=sites, write=replacing.edits)
+    return out.activations
+
+
+def test_a_head_is_zeroed_before_the_output_projection_and_the_others_stay(model, ids):
+    z, out = Site("z", 1), Site("attn_out", 1)
+    _, plain = run_with_cache(model, ids, [z, out])
+    after = seen(model, ids, Ablation(name="h", heads=((1, 2),)), z, out)
+    assert (after[z][:, :, 2] == 0).all()
+    rest = [head for head in range(model.n_heads) if head != 2]
+    assert torch.equal(after[z][:, :, rest], plain[z][:, :, rest])
+    weight, _ = model.layout.output_weights(model.hf, 1)
+    torch.testing.assert_close(plain[out] - after[out], plain[z][:, :, 2] @ weight[2], atol=1e-4, rtol=1e-3)
+
+
+def test_means_and_draws_come_from_the_reference(model, ids, traces):
+    site = Site("mlp_out", 2)
+    bank = reference_states(model, traces[:2], [site])
+    assert len(bank[site]) == sum(len(trace.token_ids) - 1 for trace in traces[:2])
+    mean = seen(model, ids, Ablation(name="m", mlps=(2,), how="mean"), site, bank=bank)[site]
+    torch.testing.assert_close(mean[0, 5], bank[site].mean(dim=0))
+    drawn = seen(model, ids, Ablation(name="r", mlps=(2,), how="resample"), site, bank=bank)[site][0]
+    assert all((bank[site] == row).all(dim=1).any() for row in drawn[:5])
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_a_layer_that_is_zeroed_hands_its_input_on(model, ids):
+    before, after = Site("resid_pre", 3), Site("resid_post", 3)
+    states = seen(model, ids, Ablation(name="l", layers=(3,), scope=Scope(prompt_window=(4, 9))), before, after)
+    torch.testing.assert_close(states[after][:, 4:9], states[before][:, 4:9])
+    assert not torch.allclose(states[after][:, 9:], states[before][:, 9:])
+
+
+def test_a_token_that_is_taken_away_is_gone_for_all_that_follow(model, ids):
+    site = Site("resid_post", 0)
+    _, plain = run_with_cache(model, ids, [site])
+    after = seen(model, ids, Ablation(name="t", tokens=Scope(prompt_positions=(7,))), Site("resid_pre", 0), site)
+    assert (after[Site("resid_pre", 0)][0, 7] == 0).all()
+    assert torch.equal(after[site][:, :7], plain[site][:, :7]) and not torch.equal(
+        after[site][:, 8:], plain[site][:, 8:]
+    )
+
+
+def test_edges_that_are_cut_carry_nothing(model, ids):
+    probs = Site("attn_probs", 1)
+    edges = Edges(readers=Scope(prompt_window=(20, None)), read=Scope(prompt_window=(5, 10)))
+    cut = edges.cut(ids, torch.tensor([ids.shape[1]]))
+    assert cut.sum() == 20 * 5
+    _, plain = run_with_cache(model, ids, [probs])
+    with without_edges(model, cut):
+        _, without = run_with_cache(model, ids, [probs])
+    assert (without[probs][:, :, 20:, 5:10] == 0).all() and (plain[probs][:, :, 20:, 5:10] > 0).any()
+    torch.testing.assert_close(without[probs].sum(dim=-1), torch.ones_like(plain[probs].sum(dim=-1)))
+    assert not any(module._forward_pre_hooks for module in model.hf.modules())
+    # what stands at the reader cannot depend on what was cut, where each layer is cut off and nothing in between carries it on
+    other = ids.clone()
+    other[0, 8] = (other[0, 8] + 1) % model.vocabulary
+    blind = Edges(readers=Scope(prompt_window=(9, None)), read=Scope(prompt_positions=(8,)))
+    with without_edges(model, blind.cut(ids, torch.tensor([ids.shape[1]]))):
+        assert torch.equal(model.hf(ids).logits[:, 9:], model.hf(other).logits[:, 9:])
+
+
+def test_effects_stand_beside_random_ones(model, traces):
+    thinking = Edges(readers=Scope.of(model, on="answer"), read=Scope.of(model, on="think"))
+    layers = Ablation(name="layers", layers=(1, 2), scope=Scope.of(model, on="think"))
+    found = {}
+    for ablation in (
+        Ablation(name="heads", heads=((1, 0), (3, 2))),
+        layers,
+        Ablation(name="answers do not see the thinking", edges=thinking),
+        Ablation(name="tokens", tokens=Scope.of(model, on="think", generation_window=(0, 9)), how="mean"),
+    ):
+        found[ablation.name] = one = ablation_effect(model, traces, ablation)
+        assert len(one.null) == 20 and 1 < one.n_distinct <= 20 and 1 / 21 <= one.p_value <= 1
+        assert one.effect.low <= one.effect.value <= one.effect.high and one.touched > 0
+        assert one.side_effects["kl_thinking"].value > -1e-6  # no less than rounding
+    assert found["layers"].side_effects["kl_thinking"].value > 0.01
+    assert found["layers"].null == ablation_effect(model, traces, layers).null  # the seed decides the controls
+
+
+def test_the_control_of_tokens_are_as_many_others(model, ids):
+    named = Scope(prompt_window=(3, 8))
+    drawn = [Elsewhere.elsewhere(named, seed).mask(ids)[0] for seed in range(4)]
+    assert all(mask.sum() == 5 and not mask[3:8].any() for mask in drawn)
+    assert len({tuple(mask.tolist()) for mask in drawn}) == 4
+
+
+def test_what_cannot_be_ablated_is_refused(model, traces):
+    with pytest.raises(InputError, match="names nothing"):
+        Ablation(name="x")
+    with pytest.raises(InputError, match="give one of heads"):
+        Ablation(name="x", mlps=(1,), layers=(1,))
+    with pytest.raises(InputError, match="resample"):
+        Ablation(name="x", mlps=(1,), how="shuffle")
+    with pytest.raises(InputError, match="heads, 0 to"):
+        Replacing(model, Ablation(name="x", heads=((0, 99),)))
+    with pytest.raises(SiteError, match="layers"):
+        Replacing(model, Ablation(name="x", mlps=(99,)))
+    with pytest.raises(InputError, match="reference_states"):
+        Replacing(model, Ablation(name="x", mlps=(1,), how="mean"))
+    with pytest.raises(InputError, match="at least 20"):
+        ablation_effect(model, traces, Ablation(name="x", mlps=(1,)), controls=3)
+    with pytest.raises(InputError, match="too few others"):
+        ablation_effect(model, traces, Ablation(name="x", mlps=tuple(range(model.n_layers - 1))))
+    with pytest.raises(InputError, match="touched nothing"):
+        ablation_effect(model, traces, Ablation(name="x", mlps=(1,), scope=Scope(tokens=frozenset())))
+    everything = tuple((0, head) for head in range(model.n_heads))
+    with pytest.raises(InputError, match="all heads"):
+        ablation_effect(model, traces, Ablation(name="x", heads=everything))
+
+
+PLAN = """
+controls: 25
+ablations:
+  - {name: heads, heads: ["1.0", "3.2"], how: mean, scope: {on: think}}
+  - {name: words, tokens: {on: think, words: [Wait]}}
+  - {name: blind, edges: {readers: {on: answer}, read: {on: think, exclude_generation_positions: [0]}, layers: [2]}}
+"""
+
+
+def test_a_plan_says_what_to_do(model, tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN, encoding="utf-8")
+    plan = read_plan(path, model)
+    heads, words, blind = plan.ablations
+    assert plan.controls == 25 and plan.traces is None
+    assert (heads.heads, heads.how, heads.scope.on) == (((1, 0), (3, 2)), "mean", "think")
+    decoded = {model.tokenizer.decode([token]).strip() for token in words.tokens.tokens}
+    assert decoded == {"Wait"}
+    assert blind.edges.layers == (2,) and blind.edges.read.exclude_generation_positions == (0,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "cannot read the plan"),
+        (
+            "a0: &a0 [1]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30)),
+            "alias [*]a0",
+        ),
+        ("&a [*a]", "alias [*]a"),
+        ("- 1", "names and values are needed"),
+        ("ablations: []", "has no ablations"),
+        ("ablations: [{heads: ['1.0']}]", "ablation 1 has no name"),
+        ("ablations: [{name: x, head: 1}]", "nothing is called 'head'"),
+        ("ablations: [{name: x, heads: [1.10]}]", "in quotes"),
+        ("ablations: [{name: x, tokens: {words: ['no such word at all']}}]", "no single token"),
+        ("ablations: [{name: x, tokens: {where: 3}}]", "nothing is called 'where'"),
+        ("ablations: [{name: x, tokens: {prompt_window: [1, 2, 3]}}]", "is no window"),
+    ],
+)
+def test_a_plan_that_is_none_is_refused(model, tmp_path, text, message):
+    path = tmp_path / "plan.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        read_plan(path, model)
+
+
+def test_the_effect_is_the_loss_of_the_answer(model, traces):
+    ablation = Ablation(name="m", mlps=(4,))
+    found = ablation_effect(model, traces, ablation)
+    losses, n = [], []
+    for trace in traces:
+        ids = torch.from_numpy(trace.token_ids[None])
+        plain, out = (
+            model.backend.forward(ids, mask=torch.ones_like(ids), write=write).logits[0].log_softmax(-1)
+            for write in (None, Replacing(model, ablation).edits)
+        )
+        at = np.arange(trace.tokens.answer.start, trace.tokens.answer.stop)
+        losses.append(float((plain - out)[at - 1, trace.token_ids[at]].sum()))
+        n.append(len(at))
+    assert found.effect.value == pytest.approx(sum(losses) / sum(n), rel=1e-3, abs=1e-5)

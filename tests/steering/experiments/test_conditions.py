@@ -1,0 +1,134 @@
+"""Treatments that share a batch write what they write alone, each touching its own rows."""
+
+import numpy as np
+import pytest
+import torch
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.trace import Sampling
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.backends.base import Positions
+from reasonscope.probes.generation.decoding import DecodingStep
+from reasonscope.probes.generation.rollout import rollouts
+from reasonscope.probes.models.model import load_model
+from reasonscope.steering import (
+    AdaptiveSteering,
+    Bench,
+    CloseTag,
+    InOrder,
+    Scope,
+    Steering,
+    SteeringVector,
+    Thinking,
+    prefill,
+)
+from reasonscope.steering.experiments import experiment as bench_of_rows
+from reasonscope.steering.experiments.conditions import SideBySide, Treatment
+
+SAMPLING = Sampling(temperature=1.0, max_new_tokens=30)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("organism")
+
+
+@pytest.fixture(scope="module")
+def problems():
+    """Prompts of different lengths, so that the shorter ones are padded."""
+    return load_problems("ledger:brief", n=2) + load_problems("requests", n=1)
+
+
+@pytest.fixture(scope="module")
+def vector(model):
+    draws = np.random.default_rng(0).standard_normal((2, model.d_model)).astype(np.float32)
+    return SteeringVector(directions={Site("resid_post", i + 1): draws[i] for i in range(2)}, method="test")
+
+
+def treatments(model, vector):
+    """Of every sort: some with steering, some with processors, one with both, one that ends within a few tokens, one with nothing."""
+    separators, other = Scope.thinking(model, at_separators=True), vector.random_like(1)
+    adaptive = AdaptiveSteering(model, other, monitored=[0], window=2)
+    closing = CloseTag(thinking=Thinking.of(model), bias=2.0)
+    return [
+        Treatment(name="everywhere", intervention=Steering(vector, 3.0, Scope())),
+        Treatment(name="begun", prefill=prefill("nothinking", model)),
+        Treatment(name="closing", processors=(closing,)),
+        Treatment(name="adaptive", intervention=adaptive, processors=(adaptive,)),
+        Treatment(name="as it is"),
+        Treatment(
+            name="two",
+            intervention=InOrder(
+                Steering(vector, -2.0, separators), Steering(other, 4.0, Scope(prompt_positions=(-1,)))
+            ),
+            processors=(closing,),
+        ),
+    ]
+
+
+def test_each_writes_what_it_writes_alone_and_touches_its_own_rows(model, problems, vector):
+    together, alone = treatments(model, vector), treatments(model, vector)
+    side_by_side = SideBySide(together)
+    both = {"write": side_by_side.edits, "on_step": side_by_side.on_step, "processors": [side_by_side]}
+    prefills = [one.prefill for one in together]
+    written = rollouts(model, problems, SAMPLING, batch_size=64, prefill=prefills, **both)
+    assert len({trace.n_prompt_tokens for trace in written}) > 3 and len({len(t.token_ids) for t in written}) > 3
+    for i, (mine, one) in enumerate(zip(together, alone, strict=True)):
+        acting = one.intervention
+        steered = {"write": acting.edits, "on_step": acting.on_step} if acting else {}
+        expected = rollouts(model, problems, SAMPLING, prefill=one.prefill, processors=one.processors, **steered)
+        for a, b in zip(written[i * len(problems) : (i + 1) * len(problems)], expected, strict=True):
+            np.testing.assert_array_equal(a.token_ids, b.token_ids, err_msg=one.name)
+            np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
+        if acting:
+            assert mine.intervention.touched == acting.touched > 0
+    assert together[0].intervention.touched > together[5].intervention.touched
+
+
+def test_a_bench_runs_the_base_with_the_first_treatments(model, problems, vector):
+    bench = Bench(model, problems, Sampling(max_new_tokens=4), batch_size=3, on_given_text=False)
+    said = []
+    wanted = [Treatment(name=f"s = {s}", intervention=Steering(vector, s, Scope())) for s in (0.0, 9.0, 0.0)]
+    plain, moved, again = bench.run_all(wanted, say=said.append)
+    assert said == ["base, s = 0.0, s = 9.0", "s = 0.0"]  # three rows at a time
+    np.testing.assert_array_equal(plain.values["compression"], bench.base.values["compression"])
+    np.testing.assert_array_equal(again.values["compression"], bench.base.values["compression"])
+    assert plain.touched == again.touched > 0 and moved.touched > 0
+    with pytest.raises(InputError, match="one intervention in two treatments"):
+        bench.run_all([wanted[0], wanted[0]])
+
+
+def test_a_bench_takes_as_many_rows_as_there_is_room_for(model, problems, monkeypatch):
+    sampling, asked = Sampling(temperature=0, max_new_tokens=4), []
+    longest = max(len(model.encode_prompt(problem)) for problem in problems)
+    wide = Bench(model, problems, sampling)
+    whole = wide.base
+
+    def few(model, tokens, *, most):
+        asked.append((tokens, most))
+        return 2
+
+    monkeypatch.setattr(bench_of_rows, "fitting_rows", few)
+    narrow = Bench(model, problems, sampling)
+    assert [one.token_ids.tolist() for one in narrow.traces] == [one.token_ids.tolist() for one in wide.traces]
+    for name, values in whole.values.items():
+        np.testing.assert_allclose(narrow.base.values[name], values, rtol=1e-4, err_msg=name)
+    assert asked == [(longest + 4, 256)]
+
+
+def test_what_is_no_equal_parts_is_refused(vector):
+    with pytest.raises(InputError, match="no treatment"):
+        SideBySide([])
+    step = DecodingStep(index=0, rows=torch.arange(3), ids=torch.ones(3, 2, dtype=torch.long))
+    with pytest.raises(InputError, match="3 rows are no 2 equal parts"):
+        SideBySide([Treatment(name="a"), Treatment(name="b")]).on_step(step)
+
+
+def test_what_nobody_changes_stays_the_very_tensor(vector):
+    idle = SideBySide([Treatment(name="none"), Treatment(name="zero", intervention=Steering(vector, 0.0, Scope()))])
+    ids = torch.ones(2, 3, dtype=torch.long)
+    idle.on_step(DecodingStep(index=0, rows=torch.arange(2), ids=ids))
+    states = torch.ones(2, 3, vector.width)
+    where = Positions(index=torch.arange(3).expand(2, 3), ids=ids)
+    assert idle.edits[Site("resid_post", 1)](states, where) is states

@@ -1,0 +1,52 @@
+"""What chance does in a control's place is drawn by its seed, is as large as the control, and is not the control."""
+
+import pytest
+import torch
+
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.probes.models.model import load_model
+from reasonscope.steering.decoding.budget import LengthPredictor
+from reasonscope.steering.experiments.decoding_response import CONTROLS, other_tokens
+from reasonscope.steering.methods.registry import Source
+from reasonscope.steering.vectors.thinking import Thinking
+
+
+@pytest.fixture(scope="module")
+def source():
+    """No control but budget guidance reads the traces of a run."""
+    return Source(model=load_model("organism"), store=TraceStore.__new__(TraceStore), ids=())
+
+
+@pytest.mark.parametrize("name", [name for name, one in CONTROLS.items() if name != "budget-guidance"])
+def test_chance_is_drawn_by_its_seed_and_is_not_the_control(source, name):
+    control = CONTROLS[name]
+    treat = control.prepare(source)
+    real, again, chance, same, other = (treat(control.values[0], seed) for seed in (None, None, 1, 1, 2))
+    assert (real.processors or real.prefill) and repr(real) == repr(again)
+    if control.chance:
+        assert len({repr(one) for one in (real, chance, other)}) == 3 and repr(chance) == repr(same)
+
+
+def test_begun_thinking_keeps_what_stands_behind_its_words(source):
+    treat, tags = CONTROLS["nothinking"].prepare(source), source.model.tags
+    real, chance = treat(1.0, None).prefill, treat(1.0, 0).prefill
+    assert real.startswith("Okay") and not chance.startswith("Okay")
+    assert chance.endswith(real[real.index("\n") :]) and tags.close in chance
+
+
+def test_other_tokens_are_as_many_and_never_those_that_open_close_or_stop(source):
+    model, thinking = source.model, Thinking.of(source.model)
+    kept = {thinking.opens, thinking.closes, *model.stop_ids}
+    given = tuple(token for token in range(model.vocabulary) if token not in kept)[: model.vocabulary // 2]
+    drawn = [other_tokens(model, given[:40], seed) for seed in range(20)]
+    assert all(len(set(one)) == 40 and not {*one} & {*given[:40], *kept} for one in drawn)
+    assert len(set(drawn)) == 20
+
+
+def test_exchanging_the_tokens_of_a_predictor_deals_out_the_same_predictions():
+    torch.manual_seed(0)
+    predictor, states = LengthPredictor(8, 50, width=16, depth=1), torch.randn(3, 4, 8)
+    other = predictor.with_tokens_exchanged(0)
+    for real, dealt in zip(predictor(states), other(states), strict=True):
+        assert not torch.allclose(real, dealt)
+        torch.testing.assert_close(real.sort(dim=-1).values, dealt.sort(dim=-1).values)

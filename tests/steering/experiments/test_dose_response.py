@@ -1,0 +1,136 @@
+"""The report of a sweep: strength 0 is the unsteered run; the reverse and random vectors stand beside each strength."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.trace import Sampling
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.models.model import load_model
+from reasonscope.steering import (
+    Bench,
+    CloseTag,
+    Part,
+    Scope,
+    Steering,
+    SteeringVector,
+    Thinking,
+    dose_response,
+    prefill,
+)
+from reasonscope.steering.experiments.experiment import MEASURES
+from reasonscope.steering.experiments.side_effects import (
+    compression_ratio,
+    divergences,
+    generated,
+    reading,
+    repeated_ngrams,
+)
+
+SITE = Site("resid_post", 2)
+SAMPLING = Sampling(temperature=0.7, max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("organism")
+
+
+@pytest.fixture(scope="module")
+def problems():
+    return load_problems("ledger", n=2) + load_problems("requests", n=2)
+
+
+@pytest.fixture(scope="module")
+def vector(model):
+    direction = np.random.default_rng(0).standard_normal(model.d_model).astype(np.float32)
+    return SteeringVector(directions={SITE: direction}, method="test", provenance={"groups": ["elsewhere"]})
+
+
+@pytest.fixture(scope="module")
+def bench(model, problems):
+    return Bench(model, problems, SAMPLING)
+
+
+def test_repetition_by_hand():
+    assert repeated_ngrams([1, 2, 3, 4, 1, 2, 3, 4]) == pytest.approx(1 / 5)
+    assert repeated_ngrams([1, 2, 3]) == 0
+    assert compression_ratio("Wait, " * 200) > 20 > compression_ratio("The balance is 14.") > 0
+    assert compression_ratio("") == 1
+
+
+def test_a_multiplier_of_zero_is_the_unsteered_run(bench, vector):
+    run = bench.run("none", Steering(vector, 0.0, Scope()))
+    for name in MEASURES:
+        np.testing.assert_array_equal(run.values[name], bench.base.values[name])
+    assert (run.values["kl"] == 0).all() and run.touched > 0
+    arm = bench.arm("none", 0.0, run)
+    assert all(estimate.value == 0 for estimate in arm.differences.values()) and arm.change.value == 0
+
+
+def test_perplexity_and_kl_are_those_of_the_definition(bench, model, vector):
+    steering = Steering(vector, 20.0, Scope())
+    (of_steered,) = divergences(model, bench.traces, [reading(model, steering)], {"written": generated})
+    found = of_steered["written"]
+    trace = bench.traces[1]
+    ids = trace.token_ids
+    with vector.apply(model, multiplier=20.0):
+        changed = _logprobs(model, ids)
+    plain, n = _logprobs(model, ids), trace.n_prompt_tokens
+    kl = (np.exp(plain) * (plain - changed)).sum(axis=-1)[n - 1 : -1].sum()
+    nll = -changed[np.arange(n - 1, len(ids) - 1), ids[n:]].sum()
+    assert (found.kl[1], found.nll[1]) == pytest.approx((kl, nll), rel=1e-3)
+    assert found.n_tokens[1] == len(ids) - n
+    assert found.nll_unchanged[1] == pytest.approx(
+        -trace.logprobs.sum() if SAMPLING.temperature == 1 else found.nll_unchanged[1]
+    )
+
+
+def _logprobs(model, ids):
+    with torch.no_grad():
+        return model.hf(torch.from_numpy(ids[None])).logits[0].double().log_softmax(dim=-1).numpy()
+
+
+def test_a_dose_response_has_its_controls(bench, vector):
+    base, said = bench.base_arm, []  # run once for a bench: the sweep runs the others, whichever test came before
+    found = dose_response(bench, [Part(vector=vector, scope=Scope())], [2.0, 1.0], say=said.append)
+    assert found.base.measures["tokens"] == base.measures["tokens"]
+    assert [dose.strength for dose in found.doses] == [1.0, 2.0] and found.held_out
+    assert len(said) == 1 and said[0].count(",") + 1 == 2 * (1 + 1 + 5) == len(found.arms) - 1
+    for dose in found.doses:
+        assert dose.reversed.multiplier == -dose.strength
+        changes = [arm.differences["tokens"].value for arm in dose.random]
+        assert dose.excess["tokens"].value == pytest.approx(dose.steered.differences["tokens"].value - np.mean(changes))
+        assert len({arm.measures["kl"].value for arm in dose.random}) == 5
+    assert found.base.measures["kl"].value == 0 and found.doses[1].steered.measures["kl"].value > 0
+    assert found.base.measures.keys() >= {"tokens", "refused", "refused_harmful", "well_formed", "perplexity"}
+    assert found.doses[1].steered.measures["kl"].value > found.doses[0].steered.measures["kl"].value
+
+
+def test_what_would_not_be_held_out_or_controlled_is_refused(bench, model, problems, vector):
+    def respond(vector=vector, strengths=(1.0,), **more):
+        return dose_response(bench, [Part(vector=vector, scope=Scope())], strengths, **more)
+
+    seen = SteeringVector(directions=vector.directions, method="x", provenance={"groups": [problems[0].group]})
+    with pytest.raises(InputError, match="made from 1 of these problems"):
+        respond(seen)
+    for strengths in ((), (0.0, 1.0), (math.inf,)):
+        with pytest.raises(InputError, match="strengths"):
+            respond(strengths=strengths)
+    with pytest.raises(InputError, match="at least 5"):
+        respond(nulls=4)
+    with pytest.raises(InputError, match="no problem"):
+        Bench(model, [], SAMPLING)
+
+
+def test_controls_of_the_decoding_are_arms_of_the_same_bench(bench, model):
+    run = bench.run("close at once", processors=[CloseTag(thinking=Thinking.of(model), bias=100.0)])
+    arm = bench.arm("close at once", 0.0, run)
+    assert arm.tokens.value < bench.arm("base", 0.0, bench.base).tokens.value and arm.touched == 0
+    assert "kl" not in arm.measures and "kl" not in arm.differences
+    begun = bench.run("no thinking", prefill=prefill("nothinking", model))
+    assert (begun.values["tokens"] == begun.values["tokens"][0]).all()

@@ -1,0 +1,101 @@
+"""What steers while it watches: the adaptive strength and budget guidance on a tiny model, and speed pairs cut from traces."""
+
+import numpy as np
+import pytest
+import torch
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.trace import Problem, Sampling
+from reasonscope.probes.architecture.families import tiny_model
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation.decoding import generate
+from reasonscope.probes.models.model import load_model
+from reasonscope.steering.decoding.budget import BudgetGuidance, Trust, train_predictor
+from reasonscope.steering.methods.adaptive import AdaptiveSteering
+from reasonscope.steering.methods.thinking_speed import extract_speed, speed_pairs, truncated_pair
+from reasonscope.steering.vectors.vector import SteeringVector
+
+SITE = Site("resid_post", 1)
+SAMPLING = Sampling(temperature=1.0, max_new_tokens=30)
+
+
+@pytest.fixture(scope="module")
+def model(character_tokenizer):
+    return load_model(tiny_model("qwen3"), tokenizer=character_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def vector(model):
+    direction = np.random.default_rng(0).standard_normal(model.d_model).astype(np.float32)
+    return SteeringVector(directions={SITE: direction}, method="test")
+
+
+def test_a_constant_adaptive_strength_is_constant_steering(model, vector):
+    def shift(activation, _):
+        return torch.cat([activation[:, :-1], activation[:, -1:] + torch.from_numpy(2 * vector.directions[SITE])], 1)
+
+    prompts, seeds = [[5, 6, 7], [8, 9, 10, 11]], [0, 1]
+    expected = generate(model, prompts, SAMPLING, seeds=seeds, write={SITE: shift})
+    adaptive = AdaptiveSteering(model, vector, monitored=[0], lowest=2.0, highest=2.0)
+    found = generate(
+        model, prompts, SAMPLING, seeds=seeds, write=adaptive.edits, on_step=adaptive.on_step, processors=[adaptive]
+    )
+    assert [c.token_ids.tolist() for c in found] == [c.token_ids.tolist() for c in expected]
+    assert {row: len(h) for row, h in adaptive.history.items()} == {
+        row: len(c.token_ids) - c.n_prompt_tokens for row, c in enumerate(found)
+    }
+
+
+def test_the_strength_of_a_sequence_does_not_depend_on_its_batch(model, vector):
+    def histories(prompts, seeds):
+        adaptive = AdaptiveSteering(model, vector, monitored=[0, 1], lowest=-1.0, highest=1.0, step=0.5, width=0.5)
+        generate(
+            model, prompts, SAMPLING, seeds=seeds, write=adaptive.edits, on_step=adaptive.on_step, processors=[adaptive]
+        )
+        return adaptive.history
+
+    together = histories([[5, 6, 7], [8, 9, 10, 11]], [0, 1])
+    assert together[1] == histories([[8, 9, 10, 11]], [1])[0]
+    assert len(set(together[0])) > 1
+    with pytest.raises(InputError, match="on_step"):
+        generate(model, [[5]], SAMPLING, seeds=[0], write=AdaptiveSteering(model, vector, monitored=[0]).edits)
+    with pytest.raises(InputError, match="monitored layers"):
+        AdaptiveSteering(model, vector, monitored=[2])
+
+
+def asked(name):
+    return Problem(id=name, prompt="q", answer="7")
+
+
+def test_slow_thinking_is_cut_where_it_is_as_long_as_two_fast_steps(written_store, model):
+    fast, slow = "aaa\n\nbb\n\nc", "dd\n\ndd\n\ndd\n\ndd\n\ndd"
+    store = written_store([(asked("a"), 0, fast, "7"), (asked("b"), 0, slow, "7"), (asked("c"), 0, slow, "8")])
+    quick, long, wrong = store
+    pair = truncated_pair(quick, long)
+    assert model.tokenizer.decode(pair.fast).endswith(("aaa\n\nbb", "aaa\n\nbb\n\nc"))
+    assert abs(len(pair.fast) - len(pair.slow)) <= 3
+    with pytest.raises(InputError, match="1 pairs 0 are right on both sides"):
+        speed_pairs([(quick, wrong)])
+    vector = extract_speed(model, [pair, pair, truncated_pair(long, quick)], [SITE], batch_size=2)
+    assert vector.norms[SITE] == pytest.approx(1.0)
+
+
+def test_a_budget_is_learned_from_a_run_and_guides(written_store, model):
+    sites = [Site("resid_pre", 0), SITE]
+    rows = [(asked(f"p{i}"), 0, "a" * n, "7") for i, n in enumerate((3, 6, 9, 12))] + [(asked("cut"), 0, "aaa", None)]
+    store = written_store(rows, sites=[str(site) for site in sites], width=model.d_model)
+    first, later = (
+        train_predictor(store, sites, vocabulary=model.vocabulary, epochs=epochs, width=16, depth=1)[1]
+        for epochs in (1, 30)
+    )
+    assert later < first
+    predictor, _ = train_predictor(store, sites, vocabulary=model.vocabulary, epochs=1, width=16, depth=1)
+    guidance = BudgetGuidance(model, predictor, sites, budget=5, trust=Trust(rate=0.0, mode=-1.0))
+    prompt = model.encode_prompt(Problem(id="x", prompt="q<think>\n"))
+    (plain,) = generate(model, [prompt], SAMPLING, seeds=[0], write=guidance.edits)
+    (guided,) = generate(model, [prompt], SAMPLING, seeds=[0], write=guidance.edits, processors=[guidance])
+    assert len(plain.token_ids) and np.isfinite(guided.logprobs).all()
+    with pytest.raises(InputError, match="no trace closed"):
+        train_predictor(store, sites, vocabulary=model.vocabulary, ids=["cut/0"])
+    with pytest.raises(InputError, match="at least 1"):
+        BudgetGuidance(model, predictor, sites, budget=0)

@@ -1,0 +1,68 @@
+"""RICE's scores equal the golden numbers; turning an expert up touches the tokens that go there and no others."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reasonscope.data.errors import ArchitectureError, InputError
+from reasonscope.probes.architecture.families import tiny_model
+from reasonscope.probes.models.model import load_model
+from reasonscope.steering.methods.expert_routing import (
+    Expert,
+    ExpertCounts,
+    cognitive_experts,
+    count_experts,
+    npmi,
+    reinforced,
+)
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "rice_npmi.json").read_text(encoding="utf-8"))
+SEQUENCES = [[5, 6, 7, 8], [9, 6, 5]]
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["inputs"]["kind"])
+def test_golden_scores(case):
+    given, tolerance = case["inputs"], case["tolerance"]
+    if given["kind"] == "scalar":
+        assert npmi(given["k"], given["K"], given["M"], given["T"]).item() == pytest.approx(
+            case["expected"], abs=tolerance
+        )
+        return
+    on = {name: np.array(k) for name, k in given["k"].items()}
+    counts = ExpertCounts(on_markers=on, in_total=np.array(given["K"]), markers=given["M"], tokens=given["T"])
+    for name, expected in case["expected"]["npmi"].items():
+        np.testing.assert_allclose(npmi(on[name], given["K"], given["M"][name], given["T"]), expected, atol=tolerance)
+    best = cognitive_experts(counts, weights=given["weights"], top=given["top"])
+    assert [[expert.layer, expert.index] for expert in best] == case["expected"]["top_pairs"]
+
+
+@pytest.fixture(scope="module")
+def load(character_tokenizer):
+    return lambda family: load_model(tiny_model(family), tokenizer=character_tokenizer)
+
+
+def test_experts_are_counted_and_turned_up(load):
+    model = load("qwen3_moe")
+    counts = count_experts(model, SEQUENCES, {"six": 6})
+    assert (counts.tokens, counts.markers["six"]) == (7, 2)
+    assert counts.in_total.sum(axis=1).tolist() == [14, 0, 14]  # two experts a token; the block between is dense
+    ids = torch.tensor([SEQUENCES[0]])
+    plain = model.backend.forward(ids, mask=torch.ones_like(ids)).logits
+    with reinforced(model, [Expert(0, 1)], 1.0):
+        same = model.backend.forward(ids, mask=torch.ones_like(ids)).logits
+    every = [Expert(0, index) for index in range(4)]
+    with reinforced(model, every, 4.0):
+        other = model.backend.forward(ids, mask=torch.ones_like(ids)).logits
+    assert torch.equal(plain, same)
+    assert not torch.allclose(plain, other, atol=1e-3)
+    assert torch.equal(plain, model.backend.forward(ids, mask=torch.ones_like(ids)).logits)
+
+
+def test_a_dense_model_and_counts_that_cannot_be_are_refused(load):
+    with pytest.raises(ArchitectureError, match="mixture of experts"):
+        count_experts(load("qwen3"), SEQUENCES, {"six": 6})
+    with pytest.raises(InputError, match="counts of a part"):
+        npmi(5, 4, 10, 100)

@@ -1,0 +1,84 @@
+"""A part says where a vector acts and how; its random twin moves every state as far."""
+
+import numpy as np
+import pytest
+import torch
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.trace import Problem
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.backends.base import Positions
+from reasonscope.steering import Clamp, Part, Scope, SteeringVector, clamped, extract_asc, extract_seal, steering
+from reasonscope.steering.methods.thinking_speed import extract_speed_of_modes
+
+SITES = [Site("resid_post", layer) for layer in range(2)]
+STATES = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0))
+WHERE = Positions(index=torch.arange(5)[None], ids=torch.arange(5)[None])
+
+
+def made(sites=SITES, **about):
+    draws = np.random.default_rng(0).standard_normal((len(sites), 8)).astype(np.float32)
+    return SteeringVector(directions=dict(zip(sites, draws, strict=True)), method="test", provenance=about)
+
+
+def moved(part, multiplier=1.0):
+    ((_, edit),) = steering([part], multiplier).edits.items()
+    return (edit(STATES, WHERE) - STATES)[0]
+
+
+def test_a_clamp_at_each_site_goes_to_what_the_extraction_noted():
+    levels = {"resid_post.0": 2.0, "resid_post.1": -3.0}
+    parts = clamped(made(towards=levels), Scope())
+    assert [part.operator.to for part in parts] == [2.0, -3.0]
+    for part, site in zip(parts, SITES, strict=True):
+        (unit,) = part.vector.normalised().directions.values()
+        after = STATES[0] + moved(part)
+        torch.testing.assert_close(after @ torch.from_numpy(unit), torch.full((5,), levels[str(site)]))
+
+
+def test_a_random_clamp_moves_each_state_as_far_and_elsewhere():
+    (part, _) = clamped(made(towards={"resid_post.0": 2.0, "resid_post.1": 0.0}), Scope())
+    chance = part.random_like(3)
+    torch.testing.assert_close(moved(chance, 0.5).norm(dim=-1), moved(part, 0.5).norm(dim=-1))
+    direction, other = (next(iter(p.vector.directions.values())) for p in (part, chance))
+    assert abs(direction @ other) < 0.9 * np.linalg.norm(direction) * np.linalg.norm(other)
+    assert torch.linalg.matrix_rank(moved(chance)) == 1
+
+
+def test_a_clamp_of_several_sites_is_refused():
+    with pytest.raises(InputError, match="2 sites"):
+        Part(vector=made(), scope=Scope(), operator=Clamp(to=1.0))
+
+
+def test_modes_are_contrasted_where_steps_open(written_store):
+    """States are [token id, index, 1, 1]: at separators the id is the same for all, and the index tells brief from default."""
+    rows = []
+    for i in range(3):
+        for mode, thinking in (("brief", "ab\n\ncd\n\ne"), ("default", "abcdefgh\n\nWait, ij\n\nklmnop\n\nq")):
+            problem = Problem(id=f"p{i}-{mode}", prompt="q", answer="1", group=f"p{i}", meta={"mode": mode})
+            rows.append((problem, 0, thinking, "\\boxed{1}"))
+    store = written_store(rows)
+    (site,) = sites = [Site("resid_post", 0)]
+    at = {}
+    for trace in store:
+        pieces = [
+            store.activations(trace.id, "resid_post.0")[j]
+            for j, token in enumerate(trace.token_ids)
+            if _blank(trace, j)
+        ]
+        at.setdefault(trace.problem.meta["mode"], np.mean(pieces, axis=0))
+    vector = extract_asc(store, sites, read="separators", verbose="default")
+    np.testing.assert_allclose(vector.directions[site], at["brief"] - at["default"], atol=1e-5)
+    unit = vector.directions[site] / vector.norms[site]
+    assert vector.provenance["towards"]["resid_post.0"] == pytest.approx(float(at["brief"] @ unit), rel=1e-5)
+    speed = extract_speed_of_modes(store, sites, read="separators")
+    assert speed.directions[site] @ unit == pytest.approx(1.0, abs=1e-5)
+    seal = extract_seal(store, site, away_from=("reflection",))
+    assert seal.provenance["towards"].keys() == {"resid_post.0"}
+    with pytest.raises(InputError, match="in brief and in detail"):
+        extract_asc(store, sites, read="separators")
+
+
+def _blank(trace, j):
+    start, stop = trace.offsets[j]
+    return j in range(*trace.tokens.thinking.slice.indices(10**6)) and "\n\n" in trace.text[start:stop]
