@@ -21,9 +21,9 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe, LogisticProbe
+from reasonscope.probes.fitting.positions import has_cliff, row_at
 from reasonscope.probes.models.model import load_model
 from reasonscope.probes.properties.refusal import CONTRASTS, cell
-from reasonscope.probes.properties.refusal_cliff import has_cliff, row_at
 from reasonscope.steering.vectors.scope import Scope
 
 

@@ -19,7 +19,6 @@ from reasonscope.analysis.attention.closing_tag import close_attention
 from reasonscope.analysis.attention.head_profiles import head_rhythm, local_and_global, over
 from reasonscope.analysis.attention.revisits import recurrence
 from reasonscope.analysis.attention.uqac import attention_chain, reduced_attention
-from reasonscope.analysis.attention.vertical_scores import Head
 from reasonscope.analysis.figures import points, write_figure
 from reasonscope.analysis.results import Result
 from reasonscope.analysis.statistics import result_of_estimates
@@ -27,6 +26,7 @@ from reasonscope.data import Sampling, Span, Trace, load_problems
 from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.organism.truth import true_sentences
 from reasonscope.probes import Model, load_model, rollouts
+from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.evaluation.metrics import auroc
 
 DRAWS = 20

@@ -17,7 +17,8 @@ from reasonscope.data.exchange.importers import (
     import_thought_anchors,
     published_sentences,
 )
-from reasonscope.data.exchange.problem_sets import ledger_of, ledger_problem, load_problems, request_of, request_problem
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.organism.problems import ledger_of, ledger_problem, request_of, request_problem
 from reasonscope.data.storage.store import TraceStore, check_store
 from reasonscope.data.text.align import decode_with_offsets, token_strings, tokens_overlapping, tokens_starting_in
 from reasonscope.data.text.answers import equivalent, extract_answer

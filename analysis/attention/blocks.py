@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from reasonscope.data.errors import ContextError, InputError
+from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span
 from reasonscope.probes.backends.hooks import HooksBackend
-from reasonscope.probes.generation.padding import check_vocabulary
+from reasonscope.probes.generation.padding import check_sequence
 from reasonscope.probes.models.determinism import at_least_float32
 from reasonscope.probes.models.model import Model
 
@@ -125,17 +125,6 @@ def read_attention(model: Model, ids: Sequence[int], read: Reader, *, block: int
     with attending(model.hf, attend):
         fed = torch.tensor([list(ids)], device=model.device)
         HooksBackend(model.hf, model.layout).forward(fed, mask=torch.ones_like(fed), last_logits_only=True)
-
-
-def check_sequence(model: Model, ids: Sequence[int]) -> None:
-    """Raise InputError or ContextError for what `model` cannot be fed in one pass."""
-    if not len(ids):
-        raise InputError("there is no token to feed; a trace that was imported as text has to be tokenised first")
-    if len(ids) > model.context_length:
-        raise ContextError(
-            f"a sequence of {len(ids)} tokens; the context of {model.name} holds {model.context_length}. Give its beginning only"
-        )
-    check_vocabulary([ids], model.vocabulary)
 
 
 @contextmanager

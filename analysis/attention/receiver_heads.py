@@ -14,7 +14,6 @@ from reasonscope.analysis.attention.sentence_attention import (
 )
 from reasonscope.analysis.attention.vertical_scores import (
     PROXIMITY,
-    Head,
     kurtosis,
     nan_mean,
     receiver_score,
@@ -22,11 +21,11 @@ from reasonscope.analysis.attention.vertical_scores import (
     top_heads,
     vertical_scores,
 )
-from reasonscope.analysis.causal.head_edits import random_heads
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import bootstrap_band
 from reasonscope.data.text.sentence_splitter import Splitter
 from reasonscope.data.trace import Trace
+from reasonscope.probes.architecture.heads import Head, random_heads
 from reasonscope.probes.models.model import Model
 
 Values = NDArray[np.float64]
@@ -169,7 +168,10 @@ def receiver_scores(
         read.matrix, proximity=proximity, depth_control=depth_control, exclude=sink_sentences(read)
     )
     values = receiver_score(vertical, heads)
-    drawn = [receiver_score(vertical, other) for other in random_heads(model, heads, draws=controls, seed=seed)]
+    drawn = [
+        receiver_score(vertical, other)
+        for other in random_heads(heads, n_layers=model.n_layers, n_heads=model.n_heads, draws=controls, seed=seed)
+    ]
     known = np.isfinite(values)
     low, high = np.quantile(np.where(known, drawn, 0.0), [0.025, 0.975], axis=0)
     return Result(

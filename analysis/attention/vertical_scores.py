@@ -1,29 +1,18 @@
 """Receiver heads: heads whose attention narrows to few sentences, and the sentences that they look at (Thought Anchors)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from reasonscope.data.errors import InputError
+from reasonscope.probes.architecture.heads import Head
 
 Values = NDArray[np.float64]
 
 PROXIMITY = 4  # sentences: a nearer target attends to whatever stands before it
 TOP_HEADS = 20  # of the paper's 1,920; a small model has fewer to choose from
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """A head of a block, both counted from 0."""
-
-    layer: int
-    index: int
-
-    def __str__(self) -> str:
-        return f"{self.layer}.{self.index}"
 
 
 def vertical_scores(

@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from reasonscope.analysis.attention.vertical_scores import Head
 from reasonscope.analysis.causal.head_edits import head_states, without_heads
 from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.analysis.statistics import bootstrap_band
 from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.trace import Trace
+from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit
 from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.fitting.positions import Position, has_position, row_at
 from reasonscope.probes.generation.capture import replay
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.model import Model
-from reasonscope.probes.properties.refusal_cliff import Position, has_position, row_at
 from reasonscope.steering.experiments.ablation import How
 
 Values = NDArray[np.float64]

@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reasonscope.analysis.attention.vertical_scores import Head
-from reasonscope.analysis.causal.head_edits import head_states, random_heads, without_heads
+from reasonscope.analysis.causal.head_edits import head_states, without_heads
 from reasonscope.analysis.causal.probe_write import probe_writes
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.trace import Problem, Sampling, Trace
+from reasonscope.probes.architecture.heads import Head, random_heads
 from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.fitting.positions import has_cliff
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.properties.refusal import cell
-from reasonscope.probes.properties.refusal_cliff import has_cliff
 from reasonscope.steering.experiments.ablation import How, Replacing
 from reasonscope.steering.vectors.intervention import Intervention
 from reasonscope.steering.vectors.scope import Scope
@@ -104,7 +104,10 @@ def cliff_heads(
 
     arms = {"untouched": answers(()), "ablated": answers(heads)}
     random = np.array(
-        [[one.mean() for one in answers(other)] for other in random_heads(model, heads, draws=draws, seed=seed)]
+        [
+            [one.mean() for one in answers(other)]
+            for other in random_heads(heads, n_layers=model.n_layers, n_heads=model.n_heads, draws=draws, seed=seed)
+        ]
     )
     values = np.array([[one.mean() for one in arm] for arm in arms.values()])
     low, high = np.quantile(random, [0.025, 0.975], axis=0)

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from reasonscope.analysis.attention.blocks import AttentionCall, ScoreRule, attending, check_sequence
+from reasonscope.analysis.attention.blocks import AttentionCall, ScoreRule, attending
 from reasonscope.analysis.attention.sentence_attention import check_spans, thinking_sentences
 from reasonscope.analysis.attention.vertical_scores import nan_mean
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.tokens.vocabulary import Unembedding, divergence
 from reasonscope.data.text.sentence_splitter import Splitter
 from reasonscope.data.trace import Span, Trace
+from reasonscope.probes.generation.padding import check_sequence
 from reasonscope.probes.models.model import Model
 
 Values = NDArray[np.float64]

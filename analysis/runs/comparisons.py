@@ -31,7 +31,8 @@ from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.generation.record import as_numpy
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.properties.refusal_cliff import has_cliff, token_scores
+from reasonscope.probes.properties.refusal_cliff import token_scores
+from reasonscope.probes.fitting.positions import has_cliff
 from reasonscope.steering.vectors.scope import Scope
 
 STOPS = (0.5, 0.7, 0.9)  # of a probe's probability

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from reasonscope.analysis.tokens.mi_peaks import Gold, gold_text, representations
-from reasonscope.app.page_parts.readings import read
+from reasonscope.data.sentence_cut import read
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Sentence, Trace

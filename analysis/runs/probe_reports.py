@@ -21,7 +21,8 @@ from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.properties.refusal import Cell, CliffStudy, RefusalProbe
 from reasonscope.probes.properties.remaining import RemainingProbe
-from reasonscope.probes.properties.refusal_cliff import mean_trajectory, position_name, thinking_to_window
+from reasonscope.probes.properties.refusal_cliff import mean_trajectory
+from reasonscope.probes.fitting.positions import position_name, thinking_to_window
 
 
 def refusal_numbers(found: RefusalProbe) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from reasonscope.analysis.tokens.forced_answers import closing_stub, decoder, en
 from reasonscope.analysis.attention.head_profiles import head_table
 from reasonscope.analysis.tokens.mi_peaks import mi_of_trace, peak_words, thinking_token_table
 from reasonscope.analysis.tokens.alternatives import head_effects
-from reasonscope.analysis.attention.vertical_scores import Head, top_heads
+from reasonscope.analysis.attention.vertical_scores import top_heads
+from reasonscope.probes.architecture.heads import Head
 from reasonscope.analysis.attention.receiver_heads import head_kurtosis, receiver_scores, receivers_of
 from reasonscope.analysis.attention.revisits import recurrence
 from reasonscope.analysis.traces.reflection import failed_step_fraction, reflection_of_trace, unused_steps

@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reasonscope.analysis.attention.blocks import check_sequence
 from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
 from reasonscope.analysis.statistics import mean_band, mean_number
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Sentence, Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions
+from reasonscope.probes.generation.padding import check_sequence
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.intervention import Intervention, Steering
 from reasonscope.steering.vectors.scope import Scope

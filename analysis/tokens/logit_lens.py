@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reasonscope.analysis.attention.blocks import check_sequence
 from reasonscope.analysis.tokens.vocabulary import Unembedding
 from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation.padding import check_sequence
 from reasonscope.probes.models.model import Model
 
 

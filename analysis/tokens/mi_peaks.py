@@ -12,8 +12,8 @@ from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
 from reasonscope.analysis.statistics import benjamini_hochberg, bootstrap_band
 from reasonscope.analysis.tokens.nocco import EPSILON, SIGMA, mutual_information, squared_correlation
 from reasonscope.data.errors import InputError
-from reasonscope.data.exchange.problem_sets import ledger_of
 from reasonscope.data.intervals import Estimate, Rows, mean_estimate, permutation_p
+from reasonscope.data.organism.problems import ledger_of
 from reasonscope.data.organism.writer import write_ledger
 from reasonscope.data.text.align import token_strings
 from reasonscope.data.text.steps_and_sentences import sentence_of_each

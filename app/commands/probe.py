@@ -108,8 +108,8 @@ def refusal(
 def correctness(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False) -> None:
     """Will the answer be right? Reads the traces that have a gold answer, at six positions from the prompt to the answer."""
     from reasonscope.analysis.runs.probe_reports import correctness_figures, correctness_numbers
+    from reasonscope.probes.fitting.positions import POSITIONS
     from reasonscope.probes.properties.correctness import correctness_probe
-    from reasonscope.probes.properties.refusal_cliff import POSITIONS
 
     store, traces = _traces(run)
     found = [correctness_probe(store, traces, position=at, folds=folds, seed=seed) for at in POSITIONS]

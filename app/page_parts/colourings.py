@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from reasonscope.analysis.attention.reading import mean_effect
 from reasonscope.analysis.results import Axis, Result
 from reasonscope.app.page_parts.measurements import stamp, trace_results
-from reasonscope.app.page_parts.readings import Reading, places_of, reading
+from reasonscope.app.page_parts.readings import places_of, reading
 from reasonscope.app.page_parts.runs import Run
+from reasonscope.data.sentence_cut import Reading
 from reasonscope.data.storage.token_scores import read_scores
 from reasonscope.data.trace import Trace
 

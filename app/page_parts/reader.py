@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from reasonscope.app.page_parts.alternatives import Alternatives
 from reasonscope.app.page_parts.colourings import Colouring
-from reasonscope.app.page_parts.readings import Reading
+from reasonscope.data.sentence_cut import Reading
 
 # Okabe and Ito's palette, with a word each: colour is never the only sign.
 KINDS = {

@@ -8,12 +8,11 @@ from typing import Any
 
 from reasonscope.analysis.results import Result
 from reasonscope.app.page_parts.runs import Run
-from reasonscope.data.exchange.importers import published_numbers, published_sentences
-from reasonscope.data.organism.truth import true_sentences
+from reasonscope.data.exchange.importers import published_numbers
+from reasonscope.data.sentence_cut import Reading, read
 from reasonscope.data.text.answers import CONTROL
 from reasonscope.data.text.behaviour import answer_behaviour
-from reasonscope.data.text.steps_and_sentences import sentences
-from reasonscope.data.trace import Sentence, Trace
+from reasonscope.data.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,53 +83,10 @@ def all_traces(run: Run) -> tuple[Trace, ...]:
     return tuple(run.store)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """A trace as it is read: its sentences, and the step (a paragraph) that each belongs to.
-
-    `labels` says whose the sentences are: published, of the grammar (whose truth `depends_on` is, by sentence), or ours.
-    """
-
-    trace: Trace
-    sentences: tuple[Sentence, ...]
-    steps: tuple[int, ...]
-    labels: str
-    depends_on: tuple[tuple[int, ...], ...] | None = None
-
-
 @lru_cache(maxsize=32)
 def reading(run: Run, id: str) -> Reading:
     """The trace `id` of the run, cut as the analyses cut it. Raises InputError for an unknown id."""
     return read(run.store.trace(id))
-
-
-def read(trace: Trace) -> Reading:
-    """A trace cut into its published sentences, those of the organism's grammar, or our own."""
-    depends_on = None
-    if cut := published_sentences(trace):
-        labels = "published"
-    elif "ledger" in trace.problem.meta:
-        cut, depends_on = true_sentences(trace)
-        labels = "the grammar's"
-    else:
-        cut, labels = sentences(trace), "our"
-    step, steps = 0, []
-    for before, after in zip([None, *cut], cut, strict=False):
-        if before is not None and "\n\n" in trace.text[before.chars.stop : after.chars.start]:
-            step += 1
-        steps.append(step)
-    return Reading(
-        trace=trace,
-        sentences=tuple(cut),
-        steps=tuple(steps),
-        labels=labels,
-        depends_on=None if depends_on is None else tuple(depends_on),
-    )
-
-
-def sentence_at(read: Reading, token: int) -> int:
-    """The sentence that holds the token, or the last one before it."""
-    return max((one.index for one in read.sentences if one.tokens.start <= token), default=0)
 
 
 def places_of(read: Reading, result: Result) -> list[int]:

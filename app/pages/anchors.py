@@ -14,9 +14,9 @@ from reasonscope.analysis.figures import AnchorGraph
 from reasonscope.analysis.results import Result
 from reasonscope.app.page_parts import components, measurements, readings, state
 from reasonscope.app.page_parts.reader import KINDS
-from reasonscope.app.page_parts.readings import Reading
 from reasonscope.app.page_parts.runs import Run
 from reasonscope.app.page_parts.state import BOUND, Key
+from reasonscope.data.sentence_cut import Reading
 
 _NAME = "results/anchors/*"
 # What the importance of a sentence is read off, and what it is called: effects of sentences on later ones, and numbers of sentences.

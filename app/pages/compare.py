@@ -10,9 +10,10 @@ import streamlit as st
 from reasonscope.analysis.traces.run_difference import paired_difference
 from reasonscope.app.page_parts import components, readings, state
 from reasonscope.app.page_parts.reader import KINDS
-from reasonscope.app.page_parts.readings import Reading, Row
+from reasonscope.app.page_parts.readings import Row
 from reasonscope.app.page_parts.runs import Run, open_run
 from reasonscope.app.page_parts.state import BOUND, Key
+from reasonscope.data.sentence_cut import Reading
 
 
 def show(run: Run) -> None:

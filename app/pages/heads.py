@@ -13,9 +13,9 @@ from reasonscope.analysis.attention.reading import token_block
 from reasonscope.analysis.results import Band, Result
 from reasonscope.app.page_parts import components, measurements, readings, state
 from reasonscope.app.page_parts.colourings import colouring_name
-from reasonscope.app.page_parts.readings import Reading
 from reasonscope.app.page_parts.runs import Run
 from reasonscope.app.page_parts.state import BOUND, Key
+from reasonscope.data.sentence_cut import Reading
 from reasonscope.data.text.align import token_strings
 
 _NAME = "results/heads/*"

@@ -1,7 +1,7 @@
 """What the grammar knows of a trace: the sentences of its thinking, their true tags, and what each depends on."""
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.exchange.problem_sets import ledger_of, request_of
+from reasonscope.data.organism.problems import ledger_of, request_of
 from reasonscope.data.organism.reader import SentenceTruth, read_ledger, read_request
 from reasonscope.data.text.steps_and_sentences import sentences_at
 from reasonscope.data.trace import Sentence, Span, Trace

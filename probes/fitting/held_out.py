@@ -29,9 +29,8 @@ from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, diffe
 from reasonscope.probes.evaluation.metrics import BINARY
 from reasonscope.probes.evaluation.permutation_null import Null, permutation_null
 from reasonscope.probes.fitting.linear_probes import LinearProbe, LogisticProbe
+from reasonscope.probes.fitting.positions import POSITIONS, Position, position_name, row_at, states_at
 from reasonscope.probes.fitting.sweep import Choice, sweep
-from reasonscope.probes.properties.length import states_at
-from reasonscope.probes.properties.refusal_cliff import POSITIONS, Position, position_name, row_at
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reasonscope.data.errors import InputError
+from reasonscope.data.errors import ContextError, InputError
+from reasonscope.probes.models.model import Model
 
 
 def check_vocabulary(sequences: Sequence[Sequence[int]], vocabulary: int) -> None:
@@ -27,3 +28,14 @@ def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tup
         ids[row, width - len(sequence) :] = sequence
         mask[row, width - len(sequence) :] = 1
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+
+
+def check_sequence(model: Model, ids: Sequence[int]) -> None:
+    """Raise InputError or ContextError for what `model` cannot be fed in one pass."""
+    if not len(ids):
+        raise InputError("there is no token to feed; a trace that was imported as text has to be tokenised first")
+    if len(ids) > model.context_length:
+        raise ContextError(
+            f"a sequence of {len(ids)} tokens; the context of {model.name} holds {model.context_length}. Give its beginning only"
+        )
+    check_vocabulary([ids], model.vocabulary)

@@ -15,8 +15,7 @@ from reasonscope.probes.evaluation.baselines import Points, residual_sites
 from reasonscope.probes.evaluation.grouped_folds import trace_groups
 from reasonscope.probes.fitting.held_out import Comparison, baseline_features, compared, held_out_probes
 from reasonscope.probes.fitting.linear_probes import LinearProbe
-from reasonscope.probes.properties.length import states_at
-from reasonscope.probes.properties.refusal_cliff import Position, has_position, row_at
+from reasonscope.probes.fitting.positions import Position, has_position, row_at, states_at
 
 _BASELINES = ("prompt_length", "bag_of_words", "thinking_length", "elapsed_position", "truncated")
 

@@ -32,6 +32,7 @@ from reasonscope.probes.evaluation.metrics import r2, r2_log, spearman_within
 from reasonscope.probes.evaluation.permutation_null import Null, permutation_null
 from reasonscope.probes.fitting.censoring import Mask, concordance_index
 from reasonscope.probes.fitting.linear_probes import LinearProbe, RidgeProbe
+from reasonscope.probes.fitting.positions import states_at
 from reasonscope.probes.fitting.sweep import SweepResult, sweep
 
 # What the prompt's text says without a model; the difference is to the best of these.
@@ -210,18 +211,6 @@ def baseline_predictions(traces: Sequence[Trace], *, folds: int = 5, seed: int =
         name: varying_baseline(BASELINES[name](points), tokens, groups, folds=folds, seed=seed)
         for name in TEXT_BASELINES
     }
-
-
-def states_at(store: TraceStore, points: Points, sites: Sequence[Site]) -> NDArray[np.float32]:
-    """What stood at each of `points` at every site: (row, layer, 1, d_model). Points of one trace have to stand together."""
-    states: list[NDArray[np.float32]] = []
-    rows: dict[str, list[int]] = {}
-    for trace, token in zip(points.traces, points.tokens, strict=True):
-        rows.setdefault(trace.id, []).append(token)
-    for trace_id, tokens in rows.items():
-        read = [store.activations(trace_id, str(site))[tokens] for site in sites]
-        states.append(np.stack([np.asarray(values, dtype=np.float32) for values in read], axis=1))
-    return np.concatenate(states)[:, :, None]
 
 
 def varying_baseline(features: Features, targets: Values, groups: Sequence[str], *, folds: int, seed: int) -> Values:

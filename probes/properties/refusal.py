@@ -24,17 +24,8 @@ from reasonscope.probes.fitting.held_out import (
     layer_map,
 )
 from reasonscope.probes.fitting.linear_probes import LinearProbe
-from reasonscope.probes.properties.length import states_at
-from reasonscope.probes.properties.refusal_cliff import (
-    PLATEAU,
-    Cliff,
-    Position,
-    cliff,
-    has_cliff,
-    random_direction_drops,
-    row_at,
-    token_scores,
-)
+from reasonscope.probes.fitting.positions import Position, has_cliff, row_at, states_at
+from reasonscope.probes.properties.refusal_cliff import PLATEAU, Cliff, cliff, random_direction_drops, token_scores
 
 Request = Literal["harmful", "benign"]
 Cell = tuple[Request, Behaviour]

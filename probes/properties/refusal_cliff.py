@@ -6,7 +6,7 @@ decides the first token of the answer is the one at the last token of the close 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +16,11 @@ from scipy.stats import t
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, Values
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.trace import Span, Trace
+from reasonscope.data.trace import Trace
 from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap
 from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.fitting.positions import thinking_to_window
 
-# The last prompt token, the share of the thinking that has passed, or the last token of the close window.
-Position: TypeAlias = Literal["prompt", "window"] | float
-POSITIONS: tuple[Position, ...] = ("prompt", 0.25, 0.5, 0.75, 1.0, "window")
 PLATEAU = 0.5  # the share of the thinking, counted from its end, whose median is the plateau
 
 
@@ -74,49 +72,6 @@ def token_scores(probe: LinearProbe, store: TraceStore, trace: Trace) -> Values:
     probe.check(probe.site, trace.model)
     states = np.asarray(store.activations(trace.id, str(probe.site)), dtype=np.float64)
     return probe.probabilities(states) if probe.task == "binary" else probe.scores(states)
-
-
-def thinking_to_window(trace: Trace) -> Span:
-    """The rows from the first token of the thinking to the last of the close window.
-
-    Raises InputError where the thinking is empty or was not closed, or nothing was written behind the closing tag.
-    """
-    if not has_cliff(trace):
-        raise InputError(
-            f"trace {trace.id!r} ({trace.state} thinking, {len(trace.token_ids)} tokens): a cliff needs thinking of two tokens or more, "
-            "a closing tag and an answer; leave it out"
-        )
-    return Span(trace.tokens.thinking.start, trace.tokens.close_window.stop)
-
-
-def has_cliff(trace: Trace) -> bool:
-    """Whether a closing tag ends the thinking of `trace` and an answer follows it, so that `thinking_to_window` has an answer."""
-    window = trace.tokens.close_window
-    return trace.state == "closed" and trace.tokens.thinking.start < window.start and window.stop < len(trace.token_ids)
-
-
-def has_position(trace: Trace, position: Position) -> bool:
-    """Whether `position` exists in a trace: a share of the thinking needs thinking, `window` a closed one and an answer."""
-    if position == "window":
-        return has_cliff(trace)
-    return trace.n_prompt_tokens > 0 if position == "prompt" else trace.n_thinking_tokens > 0
-
-
-def row_at(trace: Trace, position: Position) -> int:
-    """The row of `position`. The last token of a truncated trace was never fed back, so its share 1.0 is the token before."""
-    if position == "prompt":
-        return trace.n_prompt_tokens - 1
-    if position == "window":
-        return trace.tokens.close_window.stop - 1
-    if not isinstance(position, float) or not 0 <= position <= 1:
-        raise InputError(f"position {position!r}: write prompt, window, or a share of the thinking from 0.0 to 1.0")
-    token = trace.tokens.thinking.start + round(position * (trace.n_thinking_tokens - 1))
-    return min(token, len(trace.token_ids) - 2)
-
-
-def position_name(position: Position) -> str:
-    """`prompt`, `window`, or `thinking 25 %`."""
-    return position if isinstance(position, str) else f"thinking {100 * position:g} %"
 
 
 def mean_trajectory(

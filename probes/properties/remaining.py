@@ -15,8 +15,9 @@ from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, diffe
 from reasonscope.probes.evaluation.metrics import r2_log, spearman_within
 from reasonscope.probes.fitting.censoring import concordance_index
 from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.fitting.positions import states_at
 from reasonscope.probes.fitting.sweep import sweep
-from reasonscope.probes.properties.length import states_at, varying_baseline
+from reasonscope.probes.properties.length import varying_baseline
 
 _BASELINES = ("elapsed_position", "prompt_length", "bag_of_words")
 

@@ -11,7 +11,8 @@ from reasonscope.analysis.organism import wrong_statements
 from reasonscope.analysis.statistics import dependency_agreement
 from reasonscope.analysis.tokens.forced_answers import decoder, encoder
 from reasonscope.data.errors import InputError
-from reasonscope.data.exchange.problem_sets import ledger_of, load_problems
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.organism.problems import ledger_of
 from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.organism.writer import write_ledger
 from reasonscope.data.text.parse import trace_from_text

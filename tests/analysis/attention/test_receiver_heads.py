@@ -8,13 +8,14 @@ import pytest
 
 from reasonscope.analysis.attention.head_profiles import METRICS, _uniform_rhythm, head_table
 from reasonscope.analysis.attention.receiver_heads import receiver_heads, receiver_scores
-from reasonscope.analysis.attention.vertical_scores import Head
 from reasonscope.analysis.causal.attention_agreement import attention_agreement
 from reasonscope.data.errors import ContextError, InputError
-from reasonscope.data.exchange.problem_sets import ledger_of, load_problems
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.organism.problems import ledger_of
 from reasonscope.data.organism.writer import write_ledger
 from reasonscope.data.text.parse import build_trace
 from reasonscope.data.text.steps_and_sentences import sentences
+from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.models.model import load_model
 
 

@@ -7,7 +7,6 @@ import torch
 from reasonscope.analysis.attention.blocks import AttentionBlock
 from reasonscope.analysis.attention.sentence_attention import SentenceMeans, sentence_attention, uniform_attention
 from reasonscope.analysis.attention.vertical_scores import (
-    Head,
     kurtosis,
     receiver_score,
     split_half_reliability,
@@ -16,6 +15,7 @@ from reasonscope.analysis.attention.vertical_scores import (
 )
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span
+from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.architecture.sites import Site
 
 

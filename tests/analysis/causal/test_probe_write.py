@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from reasonscope.analysis.attention.vertical_scores import Head
-from reasonscope.analysis.causal.head_edits import head_states, random_heads, without_heads
+from reasonscope.analysis.causal.head_edits import head_states, without_heads
 from reasonscope.analysis.causal.probe_write import probe_write_result, probe_writes, total_effects
 from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.families import FAMILIES
+from reasonscope.probes.architecture.heads import Head, random_heads
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 
@@ -80,13 +80,13 @@ def test_an_edit_replaces_its_heads_and_no_other(tiny, how):
 
 def test_control_sets_are_different_and_from_the_same_layers_where_there_are_enough(tiny):
     model, heads = tiny("llama"), [Head(layer=1, index=0), Head(layer=2, index=1)]
-    sets = random_heads(model, heads, draws=9)
+    sets = random_heads(heads, n_layers=model.n_layers, n_heads=model.n_heads, draws=9)
     assert len(set(sets)) == 9 and all({head.layer for head in drawn} == {1, 2} for drawn in sets)
     assert not {head for drawn in sets for head in drawn} & set(heads)
-    wide = random_heads(model, heads[:1], draws=11)
+    wide = random_heads(heads[:1], n_layers=model.n_layers, n_heads=model.n_heads, draws=11)
     assert len({head.layer for drawn in wide for head in drawn}) > 1
     with pytest.raises(InputError, match="not to be had"):
-        random_heads(model, heads[:1], draws=12)
+        random_heads(heads[:1], n_layers=model.n_layers, n_heads=model.n_heads, draws=12)
 
 
 def test_the_result_has_null_interval_and_a_checked_sum(tiny):

@@ -5,14 +5,15 @@ import random
 import numpy as np
 import pytest
 
-from reasonscope.analysis.attention.vertical_scores import Head
 from reasonscope.analysis.causal.refusal_heads import Trial, cliff_heads, fallen, suppressing_heads
 from reasonscope.data.errors import InputError
-from reasonscope.data.exchange.problem_sets import load_problems, request_of
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.organism.problems import request_of
 from reasonscope.data.organism.requests import COMPLIANCE
 from reasonscope.data.organism.writer import write_request
 from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Sampling
+from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.models.model import load_model

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from reasonscope.analysis.runs.probe_reports import forecast_numbers
 from reasonscope.app import cli
 from reasonscope.data.errors import InputError
-from reasonscope.data.exchange.problem_sets import ledger_of, load_problems, request_of
+from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.organism.corpus import tokenizer_texts
+from reasonscope.data.organism.problems import ledger_of, request_of
 from reasonscope.data.organism.tokenizer import chat, train_tokenizer
 from reasonscope.data.organism.writer import boxed, write_ledger, write_request
 from reasonscope.data.storage.run_folder import places

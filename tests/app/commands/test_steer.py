@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from reasonscope.app import cli
 from reasonscope.data.errors import InputError
-from reasonscope.data.exchange.problem_sets import ledger_of, load_problems
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.organism.problems import ledger_of
 from reasonscope.data.organism.tokenizer import chat
 from reasonscope.data.organism.writer import write_ledger
 from reasonscope.data.storage.store import TraceStore

@@ -7,8 +7,9 @@ import types
 import pytest
 
 from reasonscope.data.errors import InputError, MissingExtraError
-from reasonscope.data.exchange.problem_sets import ledger_of, ledger_problem, load_problems, request_of, request_problem
+from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.organism.ledger import sample_ledger
+from reasonscope.data.organism.problems import ledger_of, ledger_problem, request_of, request_problem
 from reasonscope.data.organism.requests import sample_request
 from reasonscope.data.trace import Message
 

@@ -11,10 +11,11 @@ import jinja2
 import pytest
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.exchange.problem_sets import ledger_of, ledger_problem, load_problems, request_of, request_problem
+from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.organism.corpus import base_documents, batches, reasoning_documents, tokenizer_texts
 from reasonscope.data.organism.forms import BY_KIND, FORMS, recognise
 from reasonscope.data.organism.ledger import MODES, SPLITS, Ledger, Line, Operation, sample_ledger
+from reasonscope.data.organism.problems import ledger_of, ledger_problem, request_of, request_problem
 from reasonscope.data.organism.reader import read_ledger, read_request, read_steps
 from reasonscope.data.organism.requests import Request, sample_request
 from reasonscope.data.organism.tokenizer import (

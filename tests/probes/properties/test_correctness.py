@@ -9,8 +9,8 @@ from reasonscope.data.organism.tokenizer import chat, train_tokenizer
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem
+from reasonscope.probes.fitting.positions import has_position, row_at
 from reasonscope.probes.properties.correctness import correctness_probe, within_problem
-from reasonscope.probes.properties.refusal_cliff import has_position, row_at
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.exchange.problem_sets import load_problems, request_of
+from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.organism.corpus import tokenizer_texts
+from reasonscope.data.organism.problems import request_of
 from reasonscope.data.organism.requests import COMPLIANCE, REFUSAL
 from reasonscope.data.organism.tokenizer import chat, train_tokenizer
 from reasonscope.data.organism.writer import write_request

@@ -17,14 +17,13 @@ from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.fitting.positions import has_cliff, thinking_to_window
 from reasonscope.probes.properties.refusal_cliff import (
     cliff,
     cliff_as_a_judge,
-    has_cliff,
     mean_trajectory,
     plateau_and_end,
     random_direction_drops,
-    thinking_to_window,
     token_scores,
 )
 

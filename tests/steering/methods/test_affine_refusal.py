@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.exchange.problem_sets import load_problems, request_of
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.organism.problems import request_of
 from reasonscope.data.organism.tokenizer import chat
 from reasonscope.data.organism.writer import write_request
 from reasonscope.data.text.parse import build_trace
