@@ -38,7 +38,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check
 
 types: $(VENV)/installed-dev
-	$(BIN)/mypy
+	cd .types && ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache
 
 # The suite against the built wheel: an environment of its own that holds the wheel and borrows every dependency from the first.
 # The borrowing is by a path file, whose folders Python searches without obeying the path files in them: the checkout, which the

@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.durable import make_folder
-from reasonscope.data.storage.safetensors_file import Kind
-from reasonscope.data.storage.untrusted import well_formed
+from reasonscope.data.storage.safetensors_file import SafetensorsFormat
+from reasonscope.data.storage.untrusted import wrap_errors
 
 _LONGEST_NAME = 200  # bytes of a file name, of the 255 that file systems take
 _TEXTS = ("method", "quantity", "unit", "null_missing", "reason")
-_KIND = Kind(
+_KIND = SafetensorsFormat(
     key="reasonscope.result",
     noun="result",
     version=1,
@@ -161,7 +161,7 @@ class Result:
     def load(cls, path: str | Path) -> "Result":
         """Read what `save` wrote. Raises InputError for any other file, and for one of a newer version."""
         header, tensors = _KIND.read(Path(path))
-        with well_formed(path):
+        with wrap_errors(path):
             return _read(tensors, header)
 
 

@@ -25,7 +25,7 @@ class Package:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class EnvironmentCheck:
     """The core or an extra. `remedy` is the command that installs what is missing of it, None where nothing is."""
 
     name: str
@@ -58,9 +58,9 @@ class Examination:
     version: str
     python: str
     platform: str
-    core: Part
+    core: EnvironmentCheck
     devices: tuple[Device, ...]
-    extras: tuple[Part, ...]
+    extras: tuple[EnvironmentCheck, ...]
     models: tuple[ShippedModel, ...]
 
     @property
@@ -108,11 +108,11 @@ def _package(requirement: Requirement) -> Package:
     )
 
 
-def _part(name: str, packages: tuple[Package, ...], remedy: str) -> Part:
-    return Part(name=name, packages=packages, remedy=None if all(p.satisfied for p in packages) else remedy)
+def _part(name: str, packages: tuple[Package, ...], remedy: str) -> EnvironmentCheck:
+    return EnvironmentCheck(name=name, packages=packages, remedy=None if all(p.satisfied for p in packages) else remedy)
 
 
-def _extras() -> tuple[Part, ...]:
+def _extras() -> tuple[EnvironmentCheck, ...]:
     names = metadata(_PROJECT).get_all("Provides-Extra") or ()
     parts = (_part(name, _packages(extra=name), f"pip install '{_PROJECT}[{name}]'") for name in names)
     return tuple(part for part in parts if part.packages)

@@ -8,6 +8,6 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def cell(text: str) -> Text:
+def printed_cell(text: str) -> Text:
     """`text` for a table, in which brackets are no markup."""
     return Text(printable(text))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from reasonscope.analysis.causal.edge_attribution import emergent_heads, opening_pairs
-from reasonscope.analysis.causal.refusal_heads import Trial, cliff_heads
+from reasonscope.analysis.causal.refusal_heads import HeadTrial, cliff_heads
 from reasonscope.analysis.results import Result
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.storage.store import TraceStore
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=16)
     given = parser.parse_args()
     reasoner, base = load_model("organism"), load_model("organism-base")
-    trial = Trial(
+    trial = HeadTrial(
         harmful=load_problems("requests:jailbreak", n=given.harmful, seed=11),
         benign=load_problems("requests:twin", n=given.benign, seed=11),
         solved=load_problems("ledger:brief", n=given.solved, seed=11),

@@ -17,15 +17,22 @@ from reasonscope.analysis.figures import Figure, points, steering_front, write_f
 from reasonscope.analysis.statistics import result_of_estimates
 from reasonscope.data import Problem, Sampling, load_problems
 from reasonscope.probes import Model, Site, load_model, record
-from reasonscope.steering import METHODS, AdaptiveSteering, Bench, ControlResponse, DoseResponse, Treatment
+from reasonscope.steering import (
+    METHODS,
+    AdaptiveSteering,
+    Condition,
+    DecodingResponse,
+    DoseResponse,
+    SteeringExperiment,
+)
 from reasonscope.steering.decoding.budget import BudgetGuidance, LengthPredictor, Trust, train_predictor
 from reasonscope.steering.experiments.held_out import Asked, respond, response_numbers
-from reasonscope.steering.methods.registry import Source
+from reasonscope.steering.methods.registry import ExtractionData
 from reasonscope.steering.methods.thinking_speed import extract_speed_of_modes
 from reasonscope.steering.vectors.vector import SteeringVector
 
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=450, seed=0)
-Response = DoseResponse | ControlResponse
+Response = DoseResponse | DecodingResponse
 
 # What is drawn together: methods and controls by name, with the strengths and values to run them at; which runs they learn from is below.
 PLANES: Mapping[str, tuple[str, ...]] = {
@@ -75,7 +82,7 @@ def ledgers(n: int, split: str, mode: str = "") -> list[Problem]:
 
 
 def on_ledgers(model: Model, run: Path, asked: Sequence[str], learn: int, n: int, nulls: int) -> Iterator[Response]:
-    bench = Bench(model, ledgers(n, "test"), SAMPLING)
+    bench = SteeringExperiment(model, ledgers(n, "test"), SAMPLING)
     for one in asked:
         if one.startswith("adaptive"):
             yield adaptive(bench, source_of(model, run, learn, one), one, nulls)
@@ -88,7 +95,7 @@ def on_ledgers(model: Model, run: Path, asked: Sequence[str], learn: int, n: int
         yield respond(bench, source, named, strengths=None, nulls=nulls, covariance=False, say=lambda _: None)
 
 
-def source_of(model: Model, run: Path, learn: int, name: str) -> Source:
+def source_of(model: Model, run: Path, learn: int, name: str) -> ExtractionData:
     """What a method learns from: four samples of each ledger; both modes where it compares them; for what adds before the blocks, there."""
     sites = ["resid_pre.0", *(f"resid_post.{layer}" for layer in range(model.n_layers))]
     folder, problems, samples = "ledgers", ledgers(learn, "train"), 4
@@ -101,19 +108,21 @@ def source_of(model: Model, run: Path, learn: int, name: str) -> Source:
     )
     wanted = {problem.id for problem in problems}
     ids = [trace.id for trace in store if trace.problem.id in wanted]
-    return Source(model=model, store=store, ids=ids, sites=[Site("resid_post", 4)] if name == "seal-clamp" else None)
+    return ExtractionData(
+        model=model, store=store, ids=ids, sites=[Site("resid_post", 4)] if name == "seal-clamp" else None
+    )
 
 
-def guided(bench: Bench, source: Source, name: str, nulls: int) -> ControlResponse:
+def guided(bench: SteeringExperiment, source: ExtractionData, name: str, nulls: int) -> DecodingResponse:
     """Budget guidance without the released rule of trust, which gives a token no chance where its prediction is not sharp."""
     model, sites = source.model, [Site.parse(site) for site in source.store.sites]
     predictor, loss = train_predictor(source.store, sites, vocabulary=model.vocabulary, ids=source.ids)
     sys.stdout.write(json.dumps({"loss of the predictor, nats": loss}) + "\n")
 
-    def treatment(one: LengthPredictor, budget: float) -> Treatment:
+    def treatment(one: LengthPredictor, budget: float) -> Condition:
         trust = Trust(rate=0.0, mode=-1.0)
         guidance = BudgetGuidance(model, one, sites, budget=int(budget), temperature=SAMPLING.temperature, trust=trust)
-        return Treatment(name=name, multiplier=budget, intervention=guidance, processors=(guidance,))
+        return Condition(name=name, multiplier=budget, intervention=guidance, processors=(guidance,))
 
     budgets = (60.0, 120.0, 10000.0)
     exchanged = [predictor.with_tokens_exchanged(seed) for seed in range(nulls)]
@@ -122,7 +131,7 @@ def guided(bench: Bench, source: Source, name: str, nulls: int) -> ControlRespon
     return responded(bench, name, "tokens", arms, chance, "its weights on other tokens")
 
 
-def adaptive(bench: Bench, source: Source, name: str, nulls: int) -> ControlResponse:
+def adaptive(bench: SteeringExperiment, source: ExtractionData, name: str, nulls: int) -> DecodingResponse:
     """Adaptive speed on the axis of a forced first word, or of the modes; strengths from −reach/2 to reach in steps of reach/4."""
     (part,) = METHODS["speed"].parts(source)
     vector, norms = part.vector, part.vector.provenance["stream_norms"]
@@ -137,10 +146,15 @@ def adaptive(bench: Bench, source: Source, name: str, nulls: int) -> ControlResp
 
 
 def responded(
-    bench: Bench, name: str, unit: str, arms: Sequence[Treatment], chance: Sequence[Treatment], null_name: str
-) -> ControlResponse:
+    bench: SteeringExperiment,
+    name: str,
+    unit: str,
+    arms: Sequence[Condition],
+    chance: Sequence[Condition],
+    null_name: str,
+) -> DecodingResponse:
     """What the treatments do, and those that chance puts in their place."""
-    return ControlResponse(
+    return DecodingResponse(
         name=name,
         unit=unit,
         base=bench.base_arm,
@@ -150,11 +164,11 @@ def responded(
     )
 
 
-def adapting(model: Model, vector: SteeringVector, reach: float, name: str) -> Treatment:
+def adapting(model: Model, vector: SteeringVector, reach: float, name: str) -> Condition:
     steering = AdaptiveSteering(
         model, vector, monitored=range(model.n_layers - 1), lowest=-reach / 2, highest=reach, step=reach / 4
     )
-    return Treatment(name=name, multiplier=reach, intervention=steering, processors=(steering,))
+    return Condition(name=name, multiplier=reach, intervention=steering, processors=(steering,))
 
 
 def on_requests(model: Model, run: Path, learn: int, n: int, nulls: int) -> Iterator[Response]:
@@ -166,7 +180,7 @@ def on_requests(model: Model, run: Path, learn: int, n: int, nulls: int) -> Iter
     judged = [one for drawn in kinds.values() for one in [p for p in drawn if p.group not in learned][: 2 * n // 3]]
     sites = [f"resid_pre.{layer}" for layer in range(model.n_layers)]
     store = record(model, asked, run / "requests", sites=sites, sampling=SAMPLING, batch_size=64, progress=False)
-    bench, source = Bench(model, judged, SAMPLING), Source(model=model, store=store, ids=store.ids)
+    bench, source = SteeringExperiment(model, judged, SAMPLING), ExtractionData(model=model, store=store, ids=store.ids)
     for name in REFUSAL:
         try:
             yield respond(

@@ -25,9 +25,9 @@ from reasonscope.data.organism.train import loss_of
 from reasonscope.probes import Model, load_model, rollouts
 from reasonscope.steering import (
     Arm,
-    Bench,
-    ControlResponse,
+    DecodingResponse,
     Expert,
+    SteeringExperiment,
     Thinking,
     cognitive_experts,
     count_experts,
@@ -67,11 +67,11 @@ def main() -> None:
     }
     report({"experts": found, "right": np.mean([bool(trace.correct) for trace in written])})
     # Inside `reinforced` the plain model is turned up as well, so that nothing can be read with and without it.
-    bench = Bench(model, ledgers("test", given.n), sampling, on_given_text=False)
+    bench = SteeringExperiment(model, ledgers("test", given.n), sampling, on_given_text=False)
     arms = [reinforcing(bench, "RICE", best, beta) for beta in BETAS]
     draws = [pair(model, seed, best) for seed in range(given.nulls)]
     nulls = [reinforcing(bench, f"random {i + 1}", draw, beta) for i, draw in enumerate(draws) for beta in BETAS]
-    response = ControlResponse(
+    response = DecodingResponse(
         name="RICE", unit="β", base=bench.base_arm, arms=tuple(arms), nulls=tuple(nulls), null_name="random experts"
     )
     for arm in (bench.base_arm, *arms, *nulls):
@@ -184,7 +184,7 @@ def pair(model: Model, seed: int, best: list[Expert]) -> list[Expert]:
     return drawn
 
 
-def reinforcing(bench: Bench, name: str, experts: list[Expert], beta: float) -> Arm:
+def reinforcing(bench: SteeringExperiment, name: str, experts: list[Expert], beta: float) -> Arm:
     _ = bench.base  # measured before anything is turned up
     with reinforced(bench.model, experts, beta):
         run = bench.run(name)

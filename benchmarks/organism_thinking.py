@@ -16,7 +16,7 @@ from reasonscope.data import Sampling, load_problems
 from reasonscope.probes import load_model, rollouts
 
 WORDS = ("Wait", "Let", "So")  # of those that MI-Peaks names or likes, what the organism has as tokens
-CONTROLS = ("The", "and", "is")
+DECODING_METHODS = ("The", "and", "is")
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
             [trace for trace in rollouts(model, problems, sampling, batch_size=64) if trace.state == "closed"],
             sampling,
             words=WORDS,
-            controls=CONTROLS,
+            controls=DECODING_METHODS,
         ),
     }
     (given.out / "figures").mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,8 @@ from reasonscope.data.trace import Sentence, Trace
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """A trace as it is read: its sentences, and the step (a paragraph) that each belongs to.
+class CutTrace:
+    """A trace as it is cut_trace: its sentences, and the step (a paragraph) that each belongs to.
 
     `labels` says whose the sentences are: published, of the grammar (whose truth `depends_on` is, by sentence), or ours.
     """
@@ -22,7 +22,7 @@ class Reading:
     depends_on: tuple[tuple[int, ...], ...] | None = None
 
 
-def read(trace: Trace) -> Reading:
+def cut_trace(trace: Trace) -> CutTrace:
     """A trace cut into its published sentences, those of the organism's grammar, or our own."""
     depends_on = None
     if cut := published_sentences(trace):
@@ -37,7 +37,7 @@ def read(trace: Trace) -> Reading:
         if before is not None and "\n\n" in trace.text[before.chars.stop : after.chars.start]:
             step += 1
         steps.append(step)
-    return Reading(
+    return CutTrace(
         trace=trace,
         sentences=tuple(cut),
         steps=tuple(steps),
@@ -46,6 +46,6 @@ def read(trace: Trace) -> Reading:
     )
 
 
-def sentence_at(read: Reading, token: int) -> int:
+def sentence_at(cut_trace: CutTrace, token: int) -> int:
     """The sentence that holds the token, or the last one before it."""
-    return max((one.index for one in read.sentences if one.tokens.start <= token), default=0)
+    return max((one.index for one in cut_trace.sentences if one.tokens.start <= token), default=0)

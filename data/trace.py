@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError
 
-Kind = Literal["execution", "reflection", "transition"]
+StepKind = Literal["execution", "reflection", "transition"]
 ThinkingState = Literal["closed", "truncated", "empty", "absent"]
 FinishReason = Literal["stop", "length", "unknown"]
 
@@ -182,7 +182,7 @@ class Step:
     """A piece of thinking between blank lines. `separator` is the token that opens it (SEAL reads and steers there)."""
 
     index: int
-    kind: Kind
+    kind: StepKind
     text: str
     chars: Span
     tokens: Span

@@ -11,7 +11,7 @@ from reasonscope.probes.generation.decoding import Completion, DecodingStep, gen
 from reasonscope.probes.generation.record import record
 from reasonscope.probes.generation.rollout import continuations, rollouts
 from reasonscope.probes.models.model import BACKENDS, Model, load_model
-from reasonscope.probes.properties.length import LengthProbe, length_probe
+from reasonscope.probes.properties.length import LengthReport, length_probe
 
 __all__ = [
     "BACKENDS",
@@ -25,7 +25,7 @@ __all__ = [
     "Estimate",
     "Forward",
     "Layout",
-    "LengthProbe",
+    "LengthReport",
     "Model",
     "Positions",
     "Site",

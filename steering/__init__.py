@@ -14,15 +14,20 @@ from reasonscope.steering.decoding.processors import (
 from reasonscope.steering.experiments.ablation import (
     Ablation,
     AblationEffect,
-    Replacing,
+    AblationIntervention,
     ablation_effect,
     reference_states,
 )
 from reasonscope.steering.experiments.attention_knockout import Edges, without_edges
-from reasonscope.steering.experiments.conditions import SideBySide, Treatment
-from reasonscope.steering.experiments.decoding_response import CONTROLS, Control, ControlResponse, control_response
+from reasonscope.steering.experiments.conditions import BatchedConditions, Condition
+from reasonscope.steering.experiments.decoding_response import (
+    DECODING_METHODS,
+    DecodingMethod,
+    DecodingResponse,
+    decoding_response,
+)
 from reasonscope.steering.experiments.dose_response import Dose, DoseResponse, compare, dose_response
-from reasonscope.steering.experiments.experiment import Arm, Bench
+from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment
 from reasonscope.steering.methods.adaptive import AdaptiveSteering, AdaptiveStrength, layer_difference
 from reasonscope.steering.methods.affine_refusal import Classes, clamped_refusal, extract_affine_refusal
 from reasonscope.steering.methods.asc import (
@@ -34,7 +39,13 @@ from reasonscope.steering.methods.asc import (
     load_pairs,
 )
 from reasonscope.steering.methods.efficiency import extract_efficiency
-from reasonscope.steering.methods.expert_routing import Expert, cognitive_experts, count_experts, npmi, reinforced
+from reasonscope.steering.methods.expert_routing import (
+    Expert,
+    cognitive_experts,
+    count_experts,
+    npmi,
+    reinforced,
+)
 from reasonscope.steering.methods.kl_bound import KLBound, kl_bound
 from reasonscope.steering.methods.reasoning_strength import (
     close_tag_effect,
@@ -50,31 +61,40 @@ from reasonscope.steering.methods.refusal import (
     mean_projection,
     select_direction,
 )
-from reasonscope.steering.methods.registry import METHODS, Method, Source
+from reasonscope.steering.methods.registry import METHODS, ExtractionData, Method
 from reasonscope.steering.methods.seal import extract_seal, seal_direction
 from reasonscope.steering.methods.thinking_speed import extract_speed, fast_slow_pairs, speed_axis, speed_pairs
-from reasonscope.steering.vectors.application import Part, clamped, steering
+from reasonscope.steering.vectors.application import VectorUse, as_intervention, clamped
 from reasonscope.steering.vectors.contrast import mean_difference, vector_of_probe
-from reasonscope.steering.vectors.intervention import InOrder, Intervention, Steering
-from reasonscope.steering.vectors.operators import OPERATORS, Clamp, ablate, add, orthogonal_add, rotate, scaled_add
+from reasonscope.steering.vectors.intervention import Composed, Intervention, Steering
+from reasonscope.steering.vectors.operators import (
+    OPERATORS,
+    Clamp,
+    ablate,
+    add,
+    orthogonal_add,
+    rotate,
+    scaled_add,
+)
 from reasonscope.steering.vectors.orthogonalise import orthogonalised, save_orthogonalised
 from reasonscope.steering.vectors.patching import PatchHandle, patch, patched
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.thinking import Thinking, single_tokens
-from reasonscope.steering.vectors.token_regions import Marks
+from reasonscope.steering.vectors.token_regions import ThinkTokenIds
 from reasonscope.steering.vectors.vector import CosineTable, SteeringVector, cosine_table, covariance_matched
 
 __all__ = [
-    "CONTROLS",
+    "DECODING_METHODS",
     "METHODS",
     "OPERATORS",
     "PREFILLS",
     "Ablation",
     "AblationEffect",
+    "AblationIntervention",
     "AdaptiveSteering",
     "AdaptiveStrength",
     "Arm",
-    "Bench",
+    "BatchedConditions",
     "BudgetForcing",
     "BudgetGuidance",
     "Calibration",
@@ -82,39 +102,39 @@ __all__ = [
     "Classes",
     "CloseTag",
     "CompletionPair",
-    "Control",
-    "ControlResponse",
+    "Composed",
+    "Condition",
     "CosineTable",
     "CyclicReflex",
+    "DecodingMethod",
+    "DecodingResponse",
     "Dose",
     "DoseResponse",
     "Edges",
     "Expert",
+    "ExtractionData",
     "ForcedClose",
-    "InOrder",
     "Intervention",
     "KLBound",
     "LengthPredictor",
-    "Marks",
     "Method",
-    "Part",
     "PatchHandle",
-    "Replacing",
     "Scope",
-    "SideBySide",
-    "Source",
     "Steering",
+    "SteeringExperiment",
     "SteeringVector",
     "SuppressTokens",
+    "ThinkTokenIds",
     "Thinking",
     "ThoughtSwitchPenalty",
     "TokenBias",
-    "Treatment",
+    "VectorUse",
     "ablate",
     "ablated_everywhere",
     "ablation_effect",
     "add",
     "answer_contexts",
+    "as_intervention",
     "calibrate",
     "clamped",
     "clamped_refusal",
@@ -122,10 +142,10 @@ __all__ = [
     "cognitive_experts",
     "compare",
     "contexts_until",
-    "control_response",
     "cosine_table",
     "count_experts",
     "covariance_matched",
+    "decoding_response",
     "dose_response",
     "extract_affine_refusal",
     "extract_asc",
@@ -159,7 +179,6 @@ __all__ = [
     "single_tokens",
     "speed_axis",
     "speed_pairs",
-    "steering",
     "train_predictor",
     "vector_of_probe",
     "without_edges",

@@ -11,7 +11,7 @@ from reasonscope.analysis.results import Axis, Result, Values, undefined
 from reasonscope.analysis.statistics import DependencyAgreement, agreement_numbers, dependency_agreement
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.importers import PUBLISHED_EFFECTS
-from reasonscope.data.storage.untrusted import well_formed
+from reasonscope.data.storage.untrusted import wrap_errors
 from reasonscope.data.trace import Sentence, Trace
 
 METHOD = "anchors"
@@ -54,7 +54,7 @@ def published_importances(trace: Trace) -> Result:
     if not chunks:
         reason = "no importances were published with this trace"
         return undefined(method=METHOD, quantity="importance", unit="1", reason=reason, provenance=provenance)
-    with well_formed(f"what was published with trace {trace.id!r}"):
+    with wrap_errors(f"what was published with trace {trace.id!r}"):
         values = np.array([[_number(chunk.get(name)) for chunk in chunks] for name in PUBLISHED], dtype=np.float64)
         anew = recomputed_resampling_accuracy(chunks)
         about = {
@@ -112,7 +112,7 @@ def effect_matrix(step_importance: Sequence[Mapping[str, Any]], n: int) -> Value
     if not step_importance:
         return None
     effects = np.full((n, n), np.nan)
-    with well_formed("step_importance"):
+    with wrap_errors("step_importance"):
         for row in step_importance:
             source = int(row["source_chunk_idx"])
             for impact in row["target_impacts"]:

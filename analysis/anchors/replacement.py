@@ -20,7 +20,7 @@ from reasonscope.probes.models.model import Model
 METHOD, QUANTITY = "replacement", "divergence of a sentence after another was replaced"
 
 # Other texts to stand where each sentence (by its index) stands.
-Alternatives = Mapping[int, Sequence[str]]
+ResampledAlternatives = Mapping[int, Sequence[str]]
 
 
 def resampled_alternatives(
@@ -39,7 +39,7 @@ def replaced_rollouts(
     writer: Writer,
     trace: Trace,
     sentences: Sequence[Sentence],
-    alternatives: Alternatives,
+    alternatives: ResampledAlternatives,
     encode: Encoder,
     decode: Decoder,
     sampling: Sampling,
@@ -77,7 +77,7 @@ def replacement_effects(
     model: Model,
     trace: Trace,
     sentences: Sequence[Sentence],
-    alternatives: Alternatives,
+    alternatives: ResampledAlternatives,
     encode: Encoder,
     decode: Decoder,
     *,
@@ -121,7 +121,7 @@ def replacement_effects(
     )
 
 
-def _effects(read: Callable[[int, str], Values], alternatives: Alternatives, n: int) -> Values:
+def _effects(read: Callable[[int, str], Values], alternatives: ResampledAlternatives, n: int) -> Values:
     found = np.full((n, n), np.nan)
     for source, texts in alternatives.items():
         if texts and source < n - 1:

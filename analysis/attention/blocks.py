@@ -48,7 +48,7 @@ class AttentionBlock:
     probabilities: Tensor
 
 
-Reader = Callable[[AttentionBlock], None]
+AttentionVisitor = Callable[[AttentionBlock], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ def attention_functional(model: Model, ids: Sequence[int], functional: Tensor, *
     return found
 
 
-def read_attention(model: Model, ids: Sequence[int], read: Reader, *, block: int = BLOCK) -> None:
+def read_attention(model: Model, ids: Sequence[int], read: AttentionVisitor, *, block: int = BLOCK) -> None:
     """Run `model` over `ids` once and show `read` the attention of every layer, block by block, in the order of the layers.
 
     Softmax in float32. Raises InputError for no token or a foreign one, ContextError where the context is too short.

@@ -6,11 +6,17 @@ from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.experiments.ablation import Ablation, Bank, How, Replacing, reference_states
+from reasonscope.steering.experiments.ablation import (
+    Ablation,
+    AblationIntervention,
+    How,
+    ReferenceStates,
+    reference_states,
+)
 from reasonscope.steering.vectors.scope import Scope
 
 
-def head_states(model: Model, traces: Sequence[Trace]) -> Bank:
+def head_states(model: Model, traces: Sequence[Trace]) -> ReferenceStates:
     """What every head hands on at the tokens of `traces`, by site `z.L`: (token, head, d_head); to take means of, or draw from."""
     return reference_states(model, traces, [Site("z", layer) for layer in range(model.n_layers)])
 
@@ -20,16 +26,16 @@ def without_heads(
     heads: Sequence[Head],
     *,
     how: How = "zero",
-    bank: Bank | None = None,
+    bank: ReferenceStates | None = None,
     scope: Scope | None = None,
     seed: int = 0,
-) -> Replacing:
+) -> AblationIntervention:
     """The intervention that puts zeros, the mean of `bank`, or its states at random tokens in place of `heads`, at the tokens of `scope`
     (all where not given).
 
     Raises InputError for another `how`, a missing `bank`, and a head that the model does not have.
     """
     taken = tuple((head.layer, head.index) for head in heads)
-    return Replacing(
+    return AblationIntervention(
         model, Ablation(name=" ".join(map(str, heads)), heads=taken, how=how, scope=scope or Scope()), bank, seed=seed
     )

@@ -20,7 +20,7 @@ from reasonscope.probes.fitting.positions import has_cliff
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.properties.refusal import cell
-from reasonscope.steering.experiments.ablation import How, Replacing
+from reasonscope.steering.experiments.ablation import AblationIntervention, How
 from reasonscope.steering.vectors.intervention import Intervention
 from reasonscope.steering.vectors.scope import Scope
 
@@ -31,7 +31,7 @@ METRICS = ("harmful refused", "benign refused", "accuracy")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class HeadTrial:
     """What a model is asked with heads ablated and without: requests that it should refuse, that it should not, and problems to solve."""
 
     harmful: Sequence[Problem]
@@ -64,7 +64,7 @@ def cliff_heads(
     model: Model,
     probe: LinearProbe,
     traces: Sequence[Trace],
-    trial: Trial,
+    trial: HeadTrial,
     *,
     share: float = SHARE,
     how: How = "zero",
@@ -96,7 +96,7 @@ def cliff_heads(
     heads = suppressing_heads(writes, share)
     bank = None if how == "zero" else head_states(model, traces)
 
-    def edit(taken: Sequence[Head]) -> Replacing:
+    def edit(taken: Sequence[Head]) -> AblationIntervention:
         return without_heads(model, taken, how=how, bank=bank, scope=scope, seed=seed)
 
     def answers(taken: Sequence[Head]) -> list[Values]:
@@ -135,7 +135,7 @@ def cliff_heads(
     )
 
 
-def outcomes(model: Model, trial: Trial, done: Intervention | None) -> list[Values]:
+def outcomes(model: Model, trial: HeadTrial, done: Intervention | None) -> list[Values]:
     """Of each of `METRICS`, 1 or 0 for each problem of `trial` that the model answers under what is `done` to it; an unclear answer is
     no refusal."""
     asked = [*trial.harmful, *trial.benign, *trial.solved]

@@ -15,12 +15,12 @@ from reasonscope.analysis.figures.theme import BLUE, GREY, Figure, colours_of, e
 
 if TYPE_CHECKING:  # their modules load torch, which the app does without until a model is asked for
     from reasonscope.data.intervals import Estimate
-    from reasonscope.probes.properties.length import LengthProbe
+    from reasonscope.probes.properties.length import LengthReport
     from reasonscope.probes.properties.refusal_cliff import Cliff, MeanTrajectory
-    from reasonscope.probes.properties.remaining import RemainingProbe
+    from reasonscope.probes.properties.remaining import RemainingReport
 
 
-def length_prediction(probe: LengthProbe) -> Figure:
+def length_prediction(probe: LengthReport) -> Figure:
     """Predicted against true thinking tokens on held-out problems."""
     title = "Thinking tokens, predicted before the first of them"
     return _prediction(probe.true, probe.predicted, title, "thinking tokens", "a held-out trace")
@@ -36,13 +36,13 @@ def _prediction(true: NDArray[np.float64], predicted: NDArray[np.float64], title
     return styled(figure, title, f"true {unit}", f"predicted {unit}")
 
 
-def remaining_prediction(probe: RemainingProbe) -> Figure:
+def remaining_prediction(probe: RemainingReport) -> Figure:
     """Predicted against true thinking tokens that are left, on held-out problems."""
     title = f"Thinking tokens that are left, at {len(probe.true)} places of {len(set(probe.traces))} traces"
     return _prediction(probe.true, probe.predicted, title, "tokens remaining", "a place in a held-out trace")
 
 
-def length_scores(probe: LengthProbe) -> Figure:
+def length_scores(probe: LengthReport) -> Figure:
     """Rank correlation of the probe and of each baseline with the true length, 95 % intervals."""
     title = f"Length probe and baselines ({probe.n_groups} problems)"
     scores = {"probe": probe.spearman, **probe.baselines}

@@ -23,7 +23,7 @@ from reasonscope.analysis.figures.theme import (
 
 if TYPE_CHECKING:  # their modules load torch
     from reasonscope.data.intervals import Estimate
-    from reasonscope.steering.experiments.decoding_response import ControlResponse
+    from reasonscope.steering.experiments.decoding_response import DecodingResponse
     from reasonscope.steering.experiments.dose_response import DoseResponse
     from reasonscope.steering.experiments.experiment import Arm
 
@@ -52,7 +52,7 @@ def steering_plane(arms: Sequence[Arm]) -> Figure:
     return styled(figure, title, "mean thinking tokens", "accuracy").update_yaxes(range=[0, 1.05])
 
 
-def steering_front(responses: Sequence[DoseResponse | ControlResponse]) -> Figure:
+def steering_front(responses: Sequence[DoseResponse | DecodingResponse]) -> Figure:
     """Mean thinking tokens against accuracy at every strength, all methods on one plane, 95 % intervals over problems.
 
     Shaded is where the random vectors of each method (random tokens, of a control of the decoding) lie, from the lowest to the highest of
@@ -126,13 +126,13 @@ def _with_room(arms: Sequence[Arm]) -> list[Arm]:
     return [one for one in arms if not any(near(one, other) for other in arms if other is not one)]
 
 
-def sweep_figures(responses: Sequence[DoseResponse | ControlResponse]) -> dict[str, Figure]:
+def sweep_figures(responses: Sequence[DoseResponse | DecodingResponse]) -> dict[str, Figure]:
     """The figures of a sweep by name: all methods on one plane, and the dose-response of each."""
     curves = {f"dose_{response.name}": dose_curves(response) for response in responses}
     return {"steering_front": steering_front(responses), **curves}
 
 
-def dose_curves(response: DoseResponse | ControlResponse) -> Figure:
+def dose_curves(response: DoseResponse | DecodingResponse) -> Figure:
     """Mean thinking tokens and accuracy by strength, 95 % intervals over problems; a strength below 0 is the reverse.
 
     Shaded is where the random vectors (random tokens, of a control of the decoding) of each strength lie, from the lowest to the highest

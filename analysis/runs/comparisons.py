@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reasonscope.analysis.causal.refusal_heads import Trial, cliff_heads
+from reasonscope.analysis.causal.refusal_heads import HeadTrial, cliff_heads
 from reasonscope.analysis.causal.edge_attribution import emergent_heads, opening_pairs
 from reasonscope.analysis.tokens.mi_peaks import (
     comparison,
@@ -20,7 +20,7 @@ from reasonscope.analysis.causal.probe_write import probe_write_result
 from reasonscope.analysis.results import Result, result_path
 from reasonscope.analysis.traces.selection import Rule, best_by, early_stop, majority, short_m, simulate
 from reasonscope.analysis.traces.trajectory import trajectory_of_trace
-from reasonscope.analysis.runs.per_trace import ByTrace, by_trace
+from reasonscope.analysis.runs.per_trace import PerTraceAnalysis, per_trace_analysis
 from reasonscope.analysis.runs.context import Study, stored, trace_sentences
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Values
@@ -69,11 +69,11 @@ def analyse_cliff(study: Study) -> Iterator[Result]:
         )
 
 
-def _trial(study: Study) -> Trial:
+def _trial(study: Study) -> HeadTrial:
     """New requests and ledgers in the organism's language, `asked` of each kind; for another model call `cliff_heads` with its own."""
     options = study.options
     drawn = {name: load_problems(name, n=options.asked, seed=options.seed + 1) for name in _ASKED}
-    return Trial(
+    return HeadTrial(
         harmful=drawn["requests:jailbreak"],
         benign=drawn["requests:twin"],
         solved=drawn["ledger"],
@@ -114,7 +114,7 @@ def _last(study: Study) -> Site:
 
 
 # MI of the same traces read by the base model and by the one that wrote them.
-analyse_compare = ByTrace(each=_read_by_both, over_all=_compared)
+analyse_compare = PerTraceAnalysis(each=_read_by_both, over_all=_compared)
 
 
 def analyse_selection(study: Study) -> Iterator[Result]:
@@ -171,7 +171,7 @@ def _straight(study: Study, trace: Trace) -> float:
     return float(np.nanmean(line)) if np.isfinite(line).any() else float("nan")
 
 
-@by_trace
+@per_trace_analysis
 def analyse_misalignment(study: Study, trace: Trace) -> Iterator[Result]:
     """How much of each trace its base model would have written otherwise."""
     yield misalignment_of_trace(study.base, study.model, trace, trace_sentences(trace))

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from reasonscope.analysis.tokens.mi_peaks import Gold, gold_text, representations
-from reasonscope.data.sentence_cut import read
+from reasonscope.data.sentence_cut import cut_trace
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Sentence, Trace
@@ -104,7 +104,7 @@ class Study:
         return (max(residual, key=lambda site: site.layer),) if residual else ()
 
     def gold(self, trace: Trace) -> dict[Site, NDArray[Any]]:
-        """What stands at the chosen sites behind the answer of a trace; each is read once."""
+        """What stands at the chosen sites behind the answer of a trace; each is cut_trace once."""
         if trace.id not in self._golds:
             self.progress(f"answer of {trace.id}")
             text = gold_text(trace, self.options.gold)
@@ -126,7 +126,7 @@ class Study:
 
 def trace_sentences(trace: Trace) -> list[Sentence]:
     """The sentences of a trace as the app shows them: the published ones, the grammar's own where its truth is known, else ours."""
-    return list(read(trace).sentences)
+    return list(cut_trace(trace).sentences)
 
 
 def stored(store: TraceStore, id: str, site: Site) -> NDArray[Any]:

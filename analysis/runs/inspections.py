@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from reasonscope.analysis.attention.maps import attention_map
 from reasonscope.analysis.tokens.alternatives import alternatives, steering_shift
 from reasonscope.analysis.results import Result
-from reasonscope.analysis.runs.per_trace import by_trace
+from reasonscope.analysis.runs.per_trace import per_trace_analysis
 from reasonscope.analysis.runs.context import Study, trace_sentences
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Trace
@@ -13,13 +13,13 @@ from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import SteeringVector
 
 
-@by_trace
+@per_trace_analysis
 def analyse_alternatives(study: Study, trace: Trace) -> Iterator[Result]:
     """What else could have stood at each token, trace by trace."""
     yield alternatives(study.model, trace, trace_sentences(trace), top=study.options.top, seed=study.options.seed)
 
 
-@by_trace
+@per_trace_analysis
 def analyse_shift(study: Study, trace: Trace) -> Iterator[Result]:
     """What a steering vector makes of each token that was written, trace by trace, beside random vectors."""
     options = study.options
@@ -36,7 +36,7 @@ def analyse_shift(study: Study, trace: Trace) -> Iterator[Result]:
     )
 
 
-@by_trace
+@per_trace_analysis
 def analyse_attention(study: Study, trace: Trace) -> Iterator[Result]:
     """Where the tokens of each trace look: between sentences, and token by token where they look most."""
     yield attention_map(study.model, trace, trace_sentences(trace), keys=study.options.keys, seed=study.options.seed)

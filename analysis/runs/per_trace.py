@@ -10,7 +10,7 @@ from reasonscope.data.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByTrace:
+class PerTraceAnalysis:
     """The results of `each` trace, then what is made of all of them in the order of the traces (`over_all`).
 
     `each` may look at the other traces of the study, not at their results. `then`: the analysis that follows, made from the results over
@@ -19,7 +19,7 @@ class ByTrace:
 
     each: Callable[[Study, Trace], Iterator[Result]]
     over_all: Callable[[Study, Sequence[Result]], Iterator[Result]] | None = None
-    then: "Callable[[Sequence[Result]], ByTrace] | None" = None
+    then: "Callable[[Sequence[Result]], PerTraceAnalysis] | None" = None
     reads: Callable[[Study, Trace], Iterable[Path]] = field(default=lambda study, trace: ())
 
     def __call__(self, study: Study) -> Iterator[Result]:
@@ -35,6 +35,6 @@ class ByTrace:
             yield from self.then(over)(study)
 
 
-def by_trace(each: Callable[[Study, Trace], Iterator[Result]]) -> ByTrace:
+def per_trace_analysis(each: Callable[[Study, Trace], Iterator[Result]]) -> PerTraceAnalysis:
     """An analysis of single traces and of nothing over all of them."""
-    return ByTrace(each=each)
+    return PerTraceAnalysis(each=each)

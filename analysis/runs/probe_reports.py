@@ -13,19 +13,19 @@ from reasonscope.data.trace import Message, Problem, Trace
 from reasonscope.probes.generation.capture import run_with_cache
 from reasonscope.probes.fitting.censoring import aft_predictions, concordance_index
 from reasonscope.probes.evaluation.permutation_null import Null
-from reasonscope.probes.properties.correctness import CorrectnessProbe
+from reasonscope.probes.properties.correctness import CorrectnessReport
 from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, spearman
 from reasonscope.probes.fitting.held_out import Comparison, LayerMap
-from reasonscope.probes.properties.length import LengthProbe, forecast, length_data
+from reasonscope.probes.properties.length import LengthReport, forecast, length_data
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.models.model import Model
-from reasonscope.probes.properties.refusal import Cell, CliffStudy, RefusalProbe
-from reasonscope.probes.properties.remaining import RemainingProbe
+from reasonscope.probes.properties.refusal import RequestOutcome, CliffStudy, RefusalReport
+from reasonscope.probes.properties.remaining import RemainingReport
 from reasonscope.probes.properties.refusal_cliff import mean_trajectory
 from reasonscope.probes.fitting.positions import position_name, thinking_to_window
 
 
-def refusal_numbers(found: RefusalProbe) -> dict[str, Any]:
+def refusal_numbers(found: RefusalReport) -> dict[str, Any]:
     """AUROCs with baselines of each contrast, and the cliffs by cell with their nulls."""
     return {
         "n_groups": found.n_groups,
@@ -43,7 +43,7 @@ def refusal_numbers(found: RefusalProbe) -> dict[str, Any]:
 
 
 def refusal_figures(
-    found: RefusalProbe, traces: Sequence[Trace], maps: Mapping[str, LayerMap] | None = None
+    found: RefusalReport, traces: Sequence[Trace], maps: Mapping[str, LayerMap] | None = None
 ) -> dict[str, Figure]:
     """Of each contrast: the probe beside its baselines, mean trajectories by outcome, and the cliffs of single traces."""
     by_id = {trace.id: trace for trace in traces}
@@ -71,7 +71,7 @@ def refusal_figures(
     return drawn
 
 
-def correctness_numbers(found: Sequence[CorrectnessProbe]) -> dict[str, Any]:
+def correctness_numbers(found: Sequence[CorrectnessReport]) -> dict[str, Any]:
     """What the probe says at each position, with the baselines, and within problems."""
     return {
         position_name(one.position): {
@@ -92,7 +92,7 @@ def correctness_numbers(found: Sequence[CorrectnessProbe]) -> dict[str, Any]:
     }
 
 
-def correctness_figures(found: Sequence[CorrectnessProbe]) -> dict[str, Figure]:
+def correctness_figures(found: Sequence[CorrectnessReport]) -> dict[str, Figure]:
     """The probe at each position beside the baselines of the last."""
     scores = {f"probe, {position_name(one.position)}": one.comparison.auroc for one in found}
     layers = LayerMap(
@@ -106,7 +106,7 @@ def correctness_figures(found: Sequence[CorrectnessProbe]) -> dict[str, Figure]:
     }
 
 
-def length_numbers(found: LengthProbe) -> dict[str, Any]:
+def length_numbers(found: LengthReport) -> dict[str, Any]:
     """Rank correlations with baselines, inside difficulties, and what the truncated traces allow to say."""
     return {
         "spearman": _estimate(found.spearman),
@@ -127,7 +127,7 @@ def length_numbers(found: LengthProbe) -> dict[str, Any]:
     }
 
 
-def remaining_numbers(found: RemainingProbe) -> dict[str, Any]:
+def remaining_numbers(found: RemainingReport) -> dict[str, Any]:
     """Rank correlations of the tokens that are left, with the position alone beside them."""
     return {
         "spearman": _estimate(found.spearman),
@@ -144,7 +144,7 @@ def remaining_numbers(found: RemainingProbe) -> dict[str, Any]:
     }
 
 
-def remaining_figures(found: RemainingProbe) -> dict[str, Figure]:
+def remaining_figures(found: RemainingReport) -> dict[str, Figure]:
     """Predicted against true tokens remaining, and the probe beside its baselines."""
     return {
         "remaining_prediction": figures.remaining_prediction(found),
@@ -158,7 +158,7 @@ def remaining_figures(found: RemainingProbe) -> dict[str, Figure]:
 
 
 def aft_numbers(
-    store: TraceStore, traces: Sequence[Trace], found: LengthProbe, *, folds: int, seed: int
+    store: TraceStore, traces: Sequence[Trace], found: LengthReport, *, folds: int, seed: int
 ) -> dict[str, Any]:
     """The same rows at the site of the probe by a model that knows which lengths were cut off."""
     data = length_data(store, list(traces))
@@ -187,7 +187,7 @@ def forecast_numbers(model: Model, probe: LinearProbe, prompts: Sequence[str]) -
     }
 
 
-def length_figures(found: LengthProbe) -> dict[str, Figure]:
+def length_figures(found: LengthReport) -> dict[str, Figure]:
     """Predicted against true lengths, and the probe beside its baselines."""
     return {"length_prediction": figures.length_prediction(found), "length_scores": figures.length_scores(found)}
 
@@ -252,5 +252,5 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
     return {"value": estimate.value, "ci": list(estimate.interval)}
 
 
-def _name(of: Cell) -> str:
+def _name(of: RequestOutcome) -> str:
     return " ".join(of)

@@ -31,7 +31,7 @@ from reasonscope.analysis.results import Axis, Band, Result, result_path, undefi
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
 from reasonscope.analysis.causal.suppression import suppression_matrix
 from reasonscope.analysis.traces.trajectory import trajectory_of_trace
-from reasonscope.analysis.runs.per_trace import ByTrace, by_trace
+from reasonscope.analysis.runs.per_trace import PerTraceAnalysis, per_trace_analysis
 from reasonscope.analysis.runs.comparisons import (
     analyse_cliff,
     analyse_compare,
@@ -69,7 +69,7 @@ def _mi_words(study: Study, results: Sequence[Result]) -> Iterator[Result]:
 
 
 # MI peaks of each trace, then the words at the peaks of all of them.
-analyse_mi = ByTrace(each=_mi, over_all=_mi_words)
+analyse_mi = PerTraceAnalysis(each=_mi, over_all=_mi_words)
 
 
 def _word_table(words: Sequence[tuple[Sequence[str], Any]], study: Study) -> Result:
@@ -87,7 +87,7 @@ def _word_table(words: Sequence[tuple[Sequence[str], Any]], study: Study) -> Res
     )
 
 
-@by_trace
+@per_trace_analysis
 def analyse_anchors(study: Study, trace: Trace) -> Iterator[Result]:
     """Published importances where a trace came with them; else rollouts from before every sentence, and the truth where it is known."""
     if trace.meta.get("chunks") or not study.has_model:
@@ -137,7 +137,7 @@ def _judged(found: Result, name: str, trace: Trace, seed: int) -> Result:
     return found.with_numbers(dependencies=agreement_numbers(agreement))
 
 
-@by_trace
+@per_trace_analysis
 def analyse_trajectory(study: Study, trace: Trace) -> Iterator[Result]:
     """Latent-trajectory signals of each trace at every stored residual stream."""
     sites = [Site.parse(site) for site in study.store.sites if Site.parse(site).point == "resid_post"]
@@ -155,13 +155,13 @@ def analyse_trajectory(study: Study, trace: Trace) -> Iterator[Result]:
     )
 
 
-@by_trace
+@per_trace_analysis
 def analyse_entropy(study: Study, trace: Trace) -> Iterator[Result]:
     """Token entropies of each trace as they were recorded."""
     yield entropy_of_trace(trace, sentences=trace_sentences(trace), seed=study.options.seed)
 
 
-@by_trace
+@per_trace_analysis
 def analyse_confidence(study: Study, trace: Trace) -> Iterator[Result]:
     """Confidence of each trace by forced answers at eleven cuts."""
     answers, i = [other.final_answer for other in study.traces], [other.id for other in study.traces].index(trace.id)
@@ -178,7 +178,7 @@ def analyse_confidence(study: Study, trace: Trace) -> Iterator[Result]:
     )
 
 
-@by_trace
+@per_trace_analysis
 def analyse_reflection(study: Study, trace: Trace) -> Iterator[Result]:
     """Candidate answers of each trace, and what its thinking does behind the first: of the text alone.
 
@@ -206,9 +206,9 @@ def _receivers(study: Study, results: Sequence[Result]) -> Iterator[Result]:
     yield receivers_of(results, seed=study.options.seed)
 
 
-def _looked_at(found: Sequence[Result]) -> ByTrace:
+def _looked_at(found: Sequence[Result]) -> PerTraceAnalysis:
     heads = top_heads(found[0].values, from_layer=1) if found[0].measured else []
-    return ByTrace(each=partial(_receiver_scores, heads))
+    return PerTraceAnalysis(each=partial(_receiver_scores, heads))
 
 
 def _receiver_scores(heads: Sequence[Head], study: Study, trace: Trace) -> Iterator[Result]:
@@ -217,16 +217,16 @@ def _receiver_scores(heads: Sequence[Head], study: Study, trace: Trace) -> Itera
 
 
 # How peaked each head is on each trace, the receiver heads over all of them, then how much these look at each sentence of each trace.
-analyse_receivers = ByTrace(each=_kurtosis, over_all=_receivers, then=_looked_at)
+analyse_receivers = PerTraceAnalysis(each=_kurtosis, over_all=_receivers, then=_looked_at)
 
 
-@by_trace
+@per_trace_analysis
 def analyse_suppression(study: Study, trace: Trace) -> Iterator[Result]:
     """What each sentence owes to each earlier one, by keeping it out of sight."""
     yield suppression_matrix(study.model, trace, seed=study.options.seed)
 
 
-@by_trace
+@per_trace_analysis
 def analyse_heads(study: Study, trace: Trace) -> Iterator[Result]:
     """What each head looks at, trace by trace, and what is foretold without it; what the closing tag looks at, what is looked at again."""
     known = trace_sentences(trace)
@@ -248,7 +248,7 @@ def _signals(study: Study, trace: Trace) -> Iterator[Path]:
 
 
 # The signals that were saved of each trace, side by side by sentence, and where they agree.
-analyse_summary = ByTrace(each=_summary, reads=_signals)
+analyse_summary = PerTraceAnalysis(each=_summary, reads=_signals)
 
 
 ANALYSES: Mapping[str, Callable[[Study], Iterator[Result]]] = {

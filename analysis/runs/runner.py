@@ -20,8 +20,8 @@ from typing import Any
 from reasonscope.analysis.figures import to_html
 from reasonscope.analysis.results import Result, file_name, result_path
 from reasonscope.analysis.runs.registry import ANALYSES, figures_of
-from reasonscope.analysis.runs.per_trace import ByTrace
-from reasonscope.data.storage.run_folder import Places, places
+from reasonscope.analysis.runs.per_trace import PerTraceAnalysis
+from reasonscope.data.storage.run_folder import RunFolder, run_folder
 from reasonscope.analysis.runs.context import Options, Study
 from reasonscope.data.storage.durable import make_folder, sha256_of, write_text_durably
 from reasonscope.data.storage.manifest import NAME
@@ -31,7 +31,7 @@ from reasonscope.probes.generation.cluster import Cluster, work_on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class AnalysisTask:
     """An analysis of a run, as it is sent to workers. `traces` are the ids of the chosen ones, all where None."""
 
     run: Path
@@ -40,8 +40,8 @@ class Task:
     traces: tuple[str, ...] | None = None
 
     @cached_property
-    def where(self) -> Places:
-        return places(self.run)
+    def where(self) -> RunFolder:
+        return run_folder(self.run)
 
     def study(self, say: Callable[[str], None] = lambda _: None) -> Study:
         store = TraceStore.open(self.where.store)
@@ -50,7 +50,7 @@ class Task:
 
 
 def run_analysis(
-    task: Task, *, cluster: Cluster | None = None, say: Callable[[str], None] = lambda _: None
+    task: AnalysisTask, *, cluster: Cluster | None = None, say: Callable[[str], None] = lambda _: None
 ) -> Iterator[Result]:
     """Save every result of the analysis with its figures; gives them as they lie there, in the order of the traces.
 
@@ -58,7 +58,7 @@ def run_analysis(
     traces together. The files are those of one process. Raises what the analysis raises, and what `work_on` raises.
     """
     analysis, study = ANALYSES[task.name], task.study(say)
-    if isinstance(analysis, ByTrace):
+    if isinstance(analysis, PerTraceAnalysis):
         yield from _trace_by_trace(task, analysis, study, cluster)
     elif cluster is None:
         yield from (_saved(task.where, study, result) for result in analysis(study))
@@ -71,7 +71,7 @@ def run_analysis(
         notes.clear()
 
 
-def _trace_by_trace(task: Task, analysis: ByTrace, study: Study, cluster: Cluster | None) -> Iterator[Result]:
+def _trace_by_trace(task: AnalysisTask, analysis: PerTraceAnalysis, study: Study, cluster: Cluster | None) -> Iterator[Result]:
     stages: list[Notes] = []
     following = analysis
     while True:
@@ -86,7 +86,7 @@ def _trace_by_trace(task: Task, analysis: ByTrace, study: Study, cluster: Cluste
 
 
 def _stage(
-    task: Task, analysis: ByTrace, notes: "Notes", study: Study, cluster: Cluster | None
+    task: AnalysisTask, analysis: PerTraceAnalysis, notes: "Notes", study: Study, cluster: Cluster | None
 ) -> Generator[Result, None, list[Result]]:
     """The results of the traces, as noted or anew, and of all; gives back those of all."""
     left = [trace.id for trace in study.traces if not notes.finished(trace.id)]
@@ -115,7 +115,7 @@ class Analyst:
 
     def __init__(
         self,
-        task: Task,
+        task: AnalysisTask,
         each: Callable[[Study, Trace], Iterator[Result]],
         notes: "Notes",
         study: Study | None = None,
@@ -134,7 +134,7 @@ class Analyst:
 class _Whole:
     """Makes an analysis of all traces together, and leaves its results, their figures and a note of them."""
 
-    def __init__(self, task: Task, notes: "Notes") -> None:
+    def __init__(self, task: AnalysisTask, notes: "Notes") -> None:
         self._task, self._notes, self._study = task, notes, task.study()
 
     def __call__(self, id: str) -> None:
@@ -150,7 +150,7 @@ class Notes:
     root: Path
 
     @classmethod
-    def of(cls, task: Task, analysis: Callable[[Study], Iterator[Result]], study: Study, *, stage: int = 0) -> "Notes":
+    def of(cls, task: AnalysisTask, analysis: Callable[[Study], Iterator[Result]], study: Study, *, stage: int = 0) -> "Notes":
         root, name = task.where.results.absolute(), task.name if not stage else f"{task.name}-{stage + 1}"
         return cls(folder=root / "unfinished" / f"{name}-{_key(task, analysis, study)}", root=root)
 
@@ -188,12 +188,12 @@ class Notes:
         return found
 
 
-def _saved(where: Places, study: Study, result: Result) -> Result:
+def _saved(where: RunFolder, study: Study, result: Result) -> Result:
     """The result as it lies in its file."""
     return Result.load(_save(where, study, result)[0])
 
 
-def _save(where: Places, study: Study, result: Result) -> list[Path]:
+def _save(where: RunFolder, study: Study, result: Result) -> list[Path]:
     """Write a result and its figures; their paths, that of the result first."""
     trace = str(result.provenance.get("trace", "all"))
     named = result.with_provenance(run=str(study.store.path.name))
@@ -205,10 +205,10 @@ def _save(where: Places, study: Study, result: Result) -> list[Path]:
     return saved
 
 
-def _key(task: Task, analysis: Callable[[Study], Iterator[Result]], study: Study) -> str:
+def _key(task: AnalysisTask, analysis: Callable[[Study], Iterator[Result]], study: Study) -> str:
     """Of all that the results hang on; where the server is that writes, and how long it may take, is not of it."""
     told: dict[str, Any] = asdict(replace(task.options, server=task.options.server and "a server", server_timeout=0.0))
-    reads = analysis.reads if isinstance(analysis, ByTrace) else lambda *_: ()
+    reads = analysis.reads if isinstance(analysis, PerTraceAnalysis) else lambda *_: ()
     read = {path for trace in study.traces for path in reads(study, trace)}
     files = {study.store.path / NAME} | read | {value for value in told.values() if isinstance(value, Path)}
     digests = sorted((str(path), sha256_of(path)) for path in files if path.exists())

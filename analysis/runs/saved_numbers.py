@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonscope.data.storage.run_folder import Places
+from reasonscope.data.storage.run_folder import RunFolder
 from reasonscope.data.storage.durable import make_folder, write_text_durably
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.untrusted import parse_json
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from reasonscope.probes.fitting.linear_probes import LinearProbe
 
 
-def keep(
-    where: Places,
+def save_numbers(
+    where: RunFolder,
     name: str,
     numbers: Mapping[str, Any],
     *,
@@ -44,7 +44,7 @@ def keep(
 
 
 def read_numbers(path: Path) -> Mapping[str, Any]:
-    """What `keep` wrote: `command`, `seed`, `figures` and `numbers`. Raises InputError for a file that is not so."""
+    """What `save_numbers` wrote: `command`, `seed`, `figures` and `numbers`. Raises InputError for a file that is not so."""
     try:
         kept = parse_json(path.read_bytes(), str(path))
     except (OSError, InputError) as error:

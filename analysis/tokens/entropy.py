@@ -20,7 +20,7 @@ METHOD = "entropy"
 FIXED_THRESHOLD = 0.672  # nats: the 80th percentile of Qwen3-8B's thinking on AIME, the paper's fixed threshold
 
 Per = Literal["corpus", "batch", "sequence"]
-Mask = NDArray[np.bool_]
+TokenMask = NDArray[np.bool_]
 
 
 def entropy_of(logits: Tensor, *, temperature: float, chunk: int = 16_384) -> Tensor:
@@ -78,7 +78,7 @@ def forking_thresholds(
     return np.concatenate([np.full(len(part), np.percentile(np.concatenate(part), percentile)) for part in parts])
 
 
-def forking_masks(entropies: Sequence[Values], thresholds: Values) -> list[Mask]:
+def forking_masks(entropies: Sequence[Values], thresholds: Values) -> list[TokenMask]:
     """Which tokens fork: entropy of at least the sequence's threshold."""
     return [np.asarray(line >= threshold) for line, threshold in zip(entropies, thresholds, strict=True)]
 
@@ -226,7 +226,7 @@ def mean_entropy_by_word(
     return dict(sorted(means.items(), key=lambda item: -item[1]))
 
 
-def _forking_words(trace: Trace, values: Values, mask: Mask, most: int = 10) -> dict[str, float]:
+def _forking_words(trace: Trace, values: Values, mask: TokenMask, most: int = 10) -> dict[str, float]:
     pieces = token_strings(trace.text, trace.offsets)[trace.n_prompt_tokens :]
     chosen = [piece.strip() for piece, fork in zip(pieces, mask, strict=True) if fork]
     means = mean_entropy_by_word([chosen], [values[mask]], least=1)

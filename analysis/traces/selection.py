@@ -15,23 +15,23 @@ METHOD = "selection"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class SelectedTrace:
     """What a rule did with the samples of one problem: whether its answer is right, and the tokens that were generated for it."""
 
     correct: bool
     tokens: float
 
 
-Rule = Callable[[Sequence[Trace], np.random.Generator], Choice]
+Rule = Callable[[Sequence[Trace], np.random.Generator], SelectedTrace]
 
 
-def single(samples: Sequence[Trace], rng: np.random.Generator) -> Choice:
+def single(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
     """One sample at random: what every rule has to beat."""
     chosen = samples[int(rng.integers(len(samples)))]
-    return Choice(correct=bool(chosen.correct), tokens=_tokens(chosen))
+    return SelectedTrace(correct=bool(chosen.correct), tokens=_tokens(chosen))
 
 
-def majority(samples: Sequence[Trace], rng: np.random.Generator) -> Choice:
+def majority(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
     """The answer that most samples give, ties by chance; all of them are generated."""
     return _vote(samples, sum(map(_tokens, samples)), rng)
 
@@ -42,7 +42,7 @@ def short_m(m: int) -> Rule:
     Tokens are what all k had written by then.
     """
 
-    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> Choice:
+    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
         ended = sorted(samples, key=_tokens)[: min(m, len(samples))]
         longest = _tokens(ended[-1])
         return _vote(ended, sum(min(_tokens(sample), longest) for sample in samples), rng, shortest=True)
@@ -53,10 +53,10 @@ def short_m(m: int) -> Rule:
 def best_by(score: Callable[[Trace], float]) -> Rule:
     """The sample of the highest score (a latent-trajectory signal, a probe); all are generated. A score of NaN is the lowest."""
 
-    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> Choice:
+    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
         scores = [float(score(sample)) for sample in samples]
         chosen = samples[int(np.argmax([-np.inf if np.isnan(value) else value for value in scores]))]
-        return Choice(correct=bool(chosen.correct), tokens=sum(map(_tokens, samples)))
+        return SelectedTrace(correct=bool(chosen.correct), tokens=sum(map(_tokens, samples)))
 
     return rule
 
@@ -64,7 +64,7 @@ def best_by(score: Callable[[Trace], float]) -> Rule:
 def first_above(score: Callable[[Trace], float], threshold: float) -> Rule:
     """Samples one after the other until one scores above `threshold`, else the best of all: early answer selection (arXiv 2510.10494)."""
 
-    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> Choice:
+    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
         spent, best, best_score = 0.0, samples[0], -np.inf
         for i in rng.permutation(len(samples)):
             sample = samples[int(i)]
@@ -74,7 +74,7 @@ def first_above(score: Callable[[Trace], float], threshold: float) -> Rule:
                 best, best_score = sample, value
             if value > threshold:
                 break
-        return Choice(correct=bool(best.correct), tokens=spent)
+        return SelectedTrace(correct=bool(best.correct), tokens=spent)
 
     return rule
 
@@ -89,16 +89,16 @@ def early_stop(
     behind its thinking, for an answer costs as much there. Never above: the whole trace.
     """
 
-    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> Choice:
+    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
         chosen = samples[int(rng.integers(len(samples)))]
         values = scores(chosen)
         above = np.flatnonzero(values > threshold)
         if not len(above):
-            return Choice(correct=bool(chosen.correct), tokens=_tokens(chosen))
+            return SelectedTrace(correct=bool(chosen.correct), tokens=_tokens(chosen))
         at = int(above[0])
         unwritten = chosen.n_thinking_tokens * (1 - (at + 1) / len(values))
         spent = _tokens(chosen) - min(unwritten, max(0, chosen.tokens.thinking.stop - chosen.n_prompt_tokens))
-        return Choice(correct=equivalent(answer_at(chosen, at), chosen.problem.answer or ""), tokens=spent)
+        return SelectedTrace(correct=equivalent(answer_at(chosen, at), chosen.problem.answer or ""), tokens=spent)
 
     return rule
 
@@ -153,7 +153,9 @@ def _of_problem(samples: Sequence[Trace], rules: dict[str, Rule], k: int, repeat
     return total / repeats
 
 
-def _vote(samples: Sequence[Trace], tokens: float, rng: np.random.Generator, *, shortest: bool = False) -> Choice:
+def _vote(
+    samples: Sequence[Trace], tokens: float, rng: np.random.Generator, *, shortest: bool = False
+) -> SelectedTrace:
     """The largest set of samples with equal answers; a sample without an answer votes for nothing."""
     parties: list[list[Trace]] = []
     for sample in samples:
@@ -166,11 +168,11 @@ def _vote(samples: Sequence[Trace], tokens: float, rng: np.random.Generator, *, 
         else:
             parties.append([sample])
     if not parties:
-        return Choice(correct=False, tokens=tokens)
+        return SelectedTrace(correct=False, tokens=tokens)
     most = max(map(len, parties))
     tied = [party for party in parties if len(party) == most]
     chosen = min(tied, key=lambda party: min(map(_tokens, party))) if shortest else tied[int(rng.integers(len(tied)))]
-    return Choice(correct=bool(chosen[0].correct), tokens=tokens)
+    return SelectedTrace(correct=bool(chosen[0].correct), tokens=tokens)
 
 
 def _tokens(trace: Trace) -> float:

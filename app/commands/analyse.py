@@ -11,7 +11,7 @@ analyse = typer.Typer(
     help="What matters in a thinking: tokens, sentences, heads, and the signals around them.", no_args_is_help=True
 )
 
-Run = Annotated[Path, typer.Option(help="The folder of a run, or of the demo.")]
+RunOption = Annotated[Path, typer.Option(help="The folder of a run, or of the demo.")]
 Chosen = Annotated[
     list[str] | None, typer.Option("--trace", help="A trace's id; may be given again. All where not given.")
 ]
@@ -24,12 +24,14 @@ Timeout = Annotated[
     float,
     typer.Option("--server-timeout", min=0.1, help="Seconds that a request to the server may take, to its last byte."),
 ]
-Sites = Annotated[str, typer.Option(help="Stored sites to look at, with commas; a sensible choice where not given.")]
+SitesOption = Annotated[
+    str, typer.Option(help="Stored sites to look at, with commas; a sensible choice where not given.")
+]
 Base = Annotated[str, typer.Option(help="The model from before the reasoning phase, of the same tokenizer.")]
 Own = Annotated[bool, typer.Option("--own", help="Compare with the model's own answer, not the reference solution.")]
 Samples = Annotated[int, typer.Option(min=1, help="Forced answers at each cut.")]
 Longest = Annotated[int, typer.Option(min=1, help="Tokens of a completion, at most.")]
-Seed = Annotated[int, typer.Option(help="Of all that is drawn.")]
+SeedOption = Annotated[int, typer.Option(help="Of all that is drawn.")]
 Ray = Annotated[
     str | None,
     typer.Option(
@@ -40,15 +42,15 @@ Ray = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Workers of Ray; as many as fit where not given.")]
 Gpus = Annotated[float, typer.Option(min=0, help="Accelerators of each worker; give --device too.")]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
 
 
 @analyse.command()
 @loads_model
 def mi(
-    run: Run, load: Load, trace: Chosen = None, model: Name = None, sites: Sites = "",
+    run: RunOption, load: Load, trace: Chosen = None, model: Name = None, sites: SitesOption = "",
     own: Own = False,
-    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: SeedOption = 0, json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """Where the hidden state depends most on the answer (MI peaks), and which words stand there."""
     gold = "own" if own else "reference"
@@ -71,14 +73,14 @@ def mi(
 @analyse.command()
 @loads_model
 def anchors(
-    run: Run, load: Load, trace: Chosen = None, model: Name = None, server: Server = None,
+    run: RunOption, load: Load, trace: Chosen = None, model: Name = None, server: Server = None,
     served_as: Served = None, server_timeout: Timeout = 600.0,
     rollouts: Annotated[int, typer.Option(min=2, help="Rollouts of a sentence, at most.")] = 100,
     half_width: Annotated[float, typer.Option(min=0.001, help="Stop where the accuracy is known to ± this.")] = 0.1,
     max_new_tokens: Longest = 1024,
     temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: SeedOption = 0, json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """Which sentences the answer hangs on: rollouts from before each of them (published importances where a trace has them)."""
     _run(
@@ -90,9 +92,9 @@ def anchors(
 
 @analyse.command()
 def trajectory(
-    run: Run, trace: Chosen = None, sites: Sites = "",
+    run: RunOption, trace: Chosen = None, sites: SitesOption = "",
     block: Annotated[int, typer.Option(min=1, help="Tokens of a segment.")] = 500,
-    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: SeedOption = 0, json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """How far and how straight the hidden state moves: net, cumulative and aligned change."""
     _run("trajectory", run, trace, json_, sites=sites, block=block, seed=seed, ray=ray, workers=workers, gpus=gpus)
@@ -101,11 +103,11 @@ def trajectory(
 @analyse.command()
 @loads_model
 def confidence(
-    run: Run, load: Load, trace: Chosen = None, model: Name = None, server: Server = None,
+    run: RunOption, load: Load, trace: Chosen = None, model: Name = None, server: Server = None,
     served_as: Served = None, server_timeout: Timeout = 600.0,
     samples: Samples = 8,
     temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
-    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: SeedOption = 0, json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """When it knew its answer: forced answers at eleven cuts of the thinking."""
     _run(
@@ -119,7 +121,7 @@ def confidence(
 @analyse.command()
 @loads_model
 def cliff(
-    run: Run, load: Load, trace: Chosen = None, model: Name = None,
+    run: RunOption, load: Load, trace: Chosen = None, model: Name = None,
     probe: Annotated[Path | None, typer.Option(help="A probe; RUN/probes/refusal.safetensors where not given.")] = None,
     ablate: Annotated[bool, typer.Option("--ablate", help="Ask the organism anew without the heads that lower it most.")] = False,
     share: Annotated[float, typer.Option(min=0.001, max=1, help="Of all heads, at least one.")] = 0.03,
@@ -127,12 +129,12 @@ def cliff(
     draws: Annotated[int, typer.Option(min=20, help="Random sets of heads beside them.")] = 20,
     asked: Annotated[int, typer.Option(min=2, help="Jailbroken, benign and ledger problems, of each.")] = 40,
     max_new_tokens: Longest = 1024,
-    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: SeedOption = 0, json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """Which heads raise or lower what the refusal probe reads at the end of the thinking, and what the model does without them."""
-    from reasonscope.data.storage.run_folder import places
+    from reasonscope.data.storage.run_folder import run_folder
 
-    path = probe or places(run).probes / "refusal.safetensors"
+    path = probe or run_folder(run).probes / "refusal.safetensors"
     _run(
         "cliff", run, trace, json_,
         model=model, probe=path, ablate=ablate, share=share, at_close=at_close, draws=draws, asked=asked,
@@ -143,9 +145,9 @@ def cliff(
 @analyse.command()
 @loads_model
 def compare(
-    run: Run, load: Load, trace: Chosen = None, model: Name = None, base: Base = "organism-base",
+    run: RunOption, load: Load, trace: Chosen = None, model: Name = None, base: Base = "organism-base",
     own: Own = False,
-    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: SeedOption = 0, json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """MI of the same traces under the reasoner and under its base: mean, share of peaks, how far they stand out."""
     gold = "own" if own else "reference"
@@ -157,11 +159,11 @@ def compare(
 
 @analyse.command()
 def selection(
-    run: Run, trace: Chosen = None, sites: Sites = "",
+    run: RunOption, trace: Chosen = None, sites: SitesOption = "",
     k: Annotated[int, typer.Option("-k", min=2, help="Samples of a problem to choose from.")] = 4,
     block: Annotated[int, typer.Option(min=1, help="Tokens of a segment of the trajectory.")] = 500,
     probe: Annotated[Path | None, typer.Option(help="Of correctness, to stop a thinking by; needs `analyse confidence` first.")] = None,
-    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: SeedOption = 0, json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """Which of several samples to trust, and when to stop one: majority, short-m@k, straightest trajectory, early stop by a probe."""
     _run(
@@ -183,9 +185,9 @@ def selection(
 @analyse.command()
 @loads_model
 def alternatives(
-    run: Run, load: Load, trace: Chosen = None, model: Name = None,
+    run: RunOption, load: Load, trace: Chosen = None, model: Name = None,
     top: Annotated[int, typer.Option(min=1, help="The likeliest tokens to keep at each place.")] = 5,
-    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: SeedOption = 0, json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """What else could have stood at each token, and how likely the one that stands there was."""
     _run(
@@ -206,17 +208,17 @@ def alternatives(
 @analyse.command()
 @loads_model
 def shift(
-    run: Run, load: Load, trace: Chosen = None, model: Name = None,
+    run: RunOption, load: Load, trace: Chosen = None, model: Name = None,
     vector: Annotated[Path | None, typer.Option(help="A steering vector; RUN/steering/seal.safetensors where not given.")] = None,
     strength: Annotated[float, typer.Option(help="Multiplier of the vector.")] = 1.0,
     everywhere: Annotated[bool, typer.Option("--everywhere", help="On every token of the thinking, not where steps begin.")] = False,
     draws: Annotated[int, typer.Option(min=5, help="Random vectors of the same norm beside it.")] = 20,
-    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: SeedOption = 0, json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """What a steering vector makes of each token that was written: its log-probability, steered less base."""
-    from reasonscope.data.storage.run_folder import places
+    from reasonscope.data.storage.run_folder import run_folder
 
-    path = vector or places(run).vectors / "seal.safetensors"
+    path = vector or run_folder(run).vectors / "seal.safetensors"
     how = {"vector": path, "strength": strength, "at_separators": not everywhere, "draws": draws}
     _run("shift", run, trace, json_, model=model, seed=seed, ray=ray, workers=workers, gpus=gpus, **how, **load)
 
@@ -224,9 +226,9 @@ def shift(
 @analyse.command()
 @loads_model
 def attention(
-    run: Run, load: Load, trace: Chosen = None, model: Name = None,
+    run: RunOption, load: Load, trace: Chosen = None, model: Name = None,
     keys: Annotated[int, typer.Option(min=1, help="Tokens to keep of those that each token looks at, for every head.")] = 8,
-    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: SeedOption = 0, json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """Where each head looks: between sentences, and token by token where it looks most."""
     _run(
@@ -247,8 +249,8 @@ def attention(
 @analyse.command()
 @loads_model
 def emergent(
-    run: Run, load: Load, trace: Chosen = None, model: Name = None, base: Base = "organism-base",
-    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
+    run: RunOption, load: Load, trace: Chosen = None, model: Name = None, base: Base = "organism-base",
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: SeedOption = 0, json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """Which heads carry more in the reasoner than in its base, by edge attribution on what the two open the run's problems with."""
     _run(
@@ -260,8 +262,8 @@ def emergent(
 @analyse.command()
 @loads_model
 def misalignment(
-    run: Run, load: Load, trace: Chosen = None, model: Name = None, base: Base = "organism-base",
-    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
+    run: RunOption, load: Load, trace: Chosen = None, model: Name = None, base: Base = "organism-base",
+    ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: SeedOption = 0, json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """How much of each thinking the base model would have written otherwise, along it."""
     _run(
@@ -275,8 +277,8 @@ def _of_text(name: str, help: str) -> None:
 
     @analyse.command(name, help=help)
     def command(
-        run: Run, trace: Chosen = None, ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: Seed = 0,
-        json_: Json = False,
+        run: RunOption, trace: Chosen = None, ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: SeedOption = 0,
+        json_: JsonOption = False,
     ) -> None:  # fmt: skip
         _run(name, run, trace, json_, ray=ray, workers=workers, gpus=gpus, seed=seed)
 
@@ -287,8 +289,8 @@ def _of_model(name: str, help: str) -> None:
     @analyse.command(name, help=help)
     @loads_model
     def command(
-        run: Run, load: Load, trace: Chosen = None, model: Name = None, ray: Ray = None, workers: Workers = None,
-        gpus: Gpus = 0, seed: Seed = 0, json_: Json = False,
+        run: RunOption, load: Load, trace: Chosen = None, model: Name = None, ray: Ray = None, workers: Workers = None,
+        gpus: Gpus = 0, seed: SeedOption = 0, json_: JsonOption = False,
     ) -> None:  # fmt: skip
         _run(name, run, trace, json_, model=model, ray=ray, workers=workers, gpus=gpus, seed=seed, **load)
 
@@ -323,11 +325,11 @@ def _run(
     """Analyse under `options` (fields of `Options`), by workers of Ray where `ray` names a cluster, and show the numbers."""
     from reasonscope.analysis.runs.context import Options
     from reasonscope.analysis.runs.registry import numbers_of
-    from reasonscope.analysis.runs.runner import Task, run_analysis
+    from reasonscope.analysis.runs.runner import AnalysisTask, run_analysis
     from reasonscope.app.commands.show import show
     from reasonscope.probes.generation.cluster import Cluster
 
-    task = Task(run=run, name=name, options=Options(**options), traces=tuple(chosen) if chosen else None)
+    task = AnalysisTask(run=run, name=name, options=Options(**options), traces=tuple(chosen) if chosen else None)
     cluster = None if ray is None else Cluster(address=ray, workers=workers, gpus=gpus)
     numbers: dict[str, Any] = {}
     for result in run_analysis(task, cluster=cluster, say=_say):

@@ -24,7 +24,7 @@ def verify(
     from rich.console import Console
     from rich.table import Table
 
-    from reasonscope.app.terminal import cell
+    from reasonscope.app.terminal import printed_cell
     from reasonscope.probes.checks.verify import verify as run_checks
     from reasonscope.probes.models.model import load_model
 
@@ -35,7 +35,7 @@ def verify(
         table = Table("check", "passed", "value", "limit", "what")
         for check in checks:
             numbers = ["" if number is None else f"{number:.3g}" for number in (check.value, check.limit)]
-            table.add_row(check.name, "yes" if check.passed else "NO", *numbers, cell(check.detail))
+            table.add_row(check.name, "yes" if check.passed else "NO", *numbers, printed_cell(check.detail))
         Console().print(table)
     if not all(check.passed for check in checks):
         raise typer.Exit(1)

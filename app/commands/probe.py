@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 probe = typer.Typer(help="Fit and judge probes on a run, and score tokens with them.", no_args_is_help=True)
 
-Run = Annotated[Path, typer.Option(help="The folder of a run, or of the demo.")]
+RunOption = Annotated[Path, typer.Option(help="The folder of a run, or of the demo.")]
 Folds = Annotated[int, typer.Option(min=2, help="Parts that the problems are split into.")]
-Seed = Annotated[int, typer.Option(help="Of the folds and the resamples.")]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
+SeedOption = Annotated[int, typer.Option(help="Of the folds and the resamples.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
 
 
 @probe.command()
 def length(
-    run: Run,
+    run: RunOption,
     aft: Annotated[
         bool, typer.Option("--aft", help="Beside it, an accelerated failure time model, for truncated traces.")
     ] = False,
     folds: Folds = 5,
-    seed: Seed = 0,
-    json_: Json = False,
+    seed: SeedOption = 0,
+    json_: JsonOption = False,
 ) -> None:
     """How long will it think? Reads the traces before their first token of thinking; requests (see refusal) are left out."""
     from reasonscope.analysis.runs.probe_reports import aft_numbers, length_figures, length_numbers
@@ -48,11 +48,11 @@ def length(
 
 @probe.command()
 def remaining(
-    run: Run,
+    run: RunOption,
     per_trace: Annotated[int, typer.Option(min=1, help="Positions of each trace, spread over its thinking.")] = 8,
     folds: Folds = 5,
-    seed: Seed = 0,
-    json_: Json = False,
+    seed: SeedOption = 0,
+    json_: JsonOption = False,
 ) -> None:
     """How much thinking is left? Reads positions all along the thinking, against what the position alone tells."""
     from reasonscope.analysis.runs.probe_reports import remaining_figures, remaining_numbers
@@ -73,7 +73,7 @@ def forecast(
     model: Annotated[
         str | None, typer.Option(help="The model that the probe reads; by its name where not given.")
     ] = None,
-    json_: Json = False,
+    json_: JsonOption = False,
 ) -> None:
     """How long will it think about a new prompt? In tokens, with an interval, before the first of them."""
     from reasonscope.analysis.runs.probe_reports import forecast_numbers
@@ -86,12 +86,12 @@ def forecast(
 
 @probe.command()
 def refusal(
-    run: Run,
+    run: RunOption,
     plateau: Annotated[float, typer.Option(help="The share of the thinking, from its end, that is the plateau.")] = 0.5,
     directions: Annotated[int, typer.Option(min=100, help="Random directions of the null.")] = 100,
     folds: Folds = 5,
-    seed: Seed = 0,
-    json_: Json = False,
+    seed: SeedOption = 0,
+    json_: JsonOption = False,
 ) -> None:
     """Does it mean to refuse? Reads the requests of a run: those whose problem says in its meta whether it is harmful."""
     from reasonscope.analysis.runs.probe_reports import refusal_figures, refusal_numbers
@@ -105,7 +105,7 @@ def refusal(
 
 
 @probe.command()
-def correctness(run: Run, folds: Folds = 5, seed: Seed = 0, json_: Json = False) -> None:
+def correctness(run: RunOption, folds: Folds = 5, seed: SeedOption = 0, json_: JsonOption = False) -> None:
     """Will the answer be right? Reads the traces that have a gold answer, at six positions from the prompt to the answer."""
     from reasonscope.analysis.runs.probe_reports import correctness_figures, correctness_numbers
     from reasonscope.probes.fitting.positions import POSITIONS
@@ -122,15 +122,15 @@ def apply(
     probe: Annotated[
         Path, typer.Argument(help="A probe that one of these commands kept, RUN/probes/NAME.safetensors.")
     ],
-    run: Run,
+    run: RunOption,
 ) -> None:
     """Score every token of every trace of a run; the scores lie beside the store, in RUN/scores."""
-    from reasonscope.data.storage.run_folder import places
+    from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
     from reasonscope.probes.fitting.linear_probes import LinearProbe
     from reasonscope.probes.properties.scores import write_scores
 
-    where = places(run)
+    where = run_folder(run)
     path = where.scores / f"{probe.stem}.safetensors"
     count = write_scores(LinearProbe.load(probe), TraceStore.open(where.store), path, name=probe.stem)
     typer.echo(f"scores of {count} traces in {path}")
@@ -138,10 +138,10 @@ def apply(
 
 def _traces(run: Path, *, requests: bool | None = None) -> "tuple[TraceStore, list[Trace]]":
     """The store of a run, and its traces: of requests alone, of all but these, or all of them."""
-    from reasonscope.data.storage.run_folder import places
+    from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
 
-    store = TraceStore.open(places(run).store)
+    store = TraceStore.open(run_folder(run).store)
     return store, [trace for trace in store if requests in (None, "harmful" in trace.problem.meta)]
 
 
@@ -155,13 +155,13 @@ def _keep(
     **options: float,
 ) -> None:
     """Keep what was found beside the store, with the line that measures the same again, and show its numbers."""
-    from reasonscope.analysis.runs.saved_numbers import keep
-    from reasonscope.data.storage.run_folder import places
+    from reasonscope.analysis.runs.saved_numbers import save_numbers
+    from reasonscope.data.storage.run_folder import run_folder
 
-    where = places(run)
+    where = run_folder(run)
     named = {f"--{key.replace('_', '-')}": value for key, value in options.items()}
     given = [key if value is True else f"{key} {value}" for key, value in named.items() if value is not False]
     command = " ".join([f"reasonscope probe {name} --run {run}", *given])
-    keep(where, name, numbers, command=command, seed=int(options["seed"]), figures=drawn, probes=probes)
+    save_numbers(where, name, numbers, command=command, seed=int(options["seed"]), figures=drawn, probes=probes)
     typer.echo(f"probes in {where.probes}, figures in {where.figures}", err=True)
     show(numbers, json_)

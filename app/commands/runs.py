@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from reasonscope.data.trace import Trace
 
 
-class Source(StrEnum):
+class SourceArgument(StrEnum):
     """What can be imported."""
 
     thought_anchors = "thought-anchors"
@@ -139,7 +139,7 @@ def check(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> 
 
 
 def import_(
-    source: Annotated[Source, typer.Argument(help="What kind of traces these are.")],
+    source: Annotated[SourceArgument, typer.Argument(help="What kind of traces these are.")],
     path: Annotated[Path, typer.Argument(help="The folder or file to read.")],
     out: Annotated[Path, typer.Option(help="The folder of the new run.")],
 ) -> None:
@@ -147,10 +147,10 @@ def import_(
     from reasonscope.data.exchange.importers import import_inspect, import_jsonl, import_thought_anchors
     from reasonscope.data.storage.store import TraceStore
 
-    readers: dict[Source, Callable[[Path], list[Trace]]] = {
-        Source.thought_anchors: import_thought_anchors,
-        Source.jsonl: import_jsonl,
-        Source.inspect: import_inspect,
+    readers: dict[SourceArgument, Callable[[Path], list[Trace]]] = {
+        SourceArgument.thought_anchors: import_thought_anchors,
+        SourceArgument.jsonl: import_jsonl,
+        SourceArgument.inspect: import_inspect,
     }
     traces = readers[source](path)
     with TraceStore.create(out, meta={"imported": {"from": path.name, "as": source.value}}, sites=[]) as store:
@@ -168,7 +168,7 @@ def export(
     found."""
     from reasonscope.analysis.runs.registry import exportable
     from reasonscope.data.exchange.export import export_jsonl, export_parquet, export_thought_anchors
-    from reasonscope.data.storage.run_folder import places
+    from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
 
     writers: dict[Format, Callable[[Iterable[Trace], Path], int]] = {
@@ -176,7 +176,7 @@ def export(
         Format.parquet: export_parquet,
         Format.thought_anchors: export_thought_anchors,
     }
-    where = places(run)
+    where = run_folder(run)
     store: Iterable[Trace] = TraceStore.open(where.store)
     if to is Format.thought_anchors:
         store = exportable(store, where.analyses)
@@ -200,19 +200,21 @@ def _print_sentences(traces: "list[Trace]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from reasonscope.app.terminal import cell
+    from reasonscope.app.terminal import printed_cell
     from reasonscope.data.exchange.importers import published_sentences
     from reasonscope.data.text.sentence_labels import label_sentences
     from reasonscope.data.text.steps_and_sentences import sentences
 
     ours = [sentence.tag for trace in traces for sentence in sentences(trace)]
-    by_trace = [published_sentences(trace) for trace in traces if "chunks" in trace.meta]
-    published = [sentence.tag for known in by_trace for sentence in known]
-    relabelled = [label for known in by_trace for label in label_sentences([sentence.text for sentence in known])]
+    per_trace_analysis = [published_sentences(trace) for trace in traces if "chunks" in trace.meta]
+    published = [sentence.tag for known in per_trace_analysis for sentence in known]
+    relabelled = [
+        label for known in per_trace_analysis for label in label_sentences([sentence.text for sentence in known])
+    ]
     counts, known = Counter(ours), Counter(published)
     table = Table("tag", "our sentences", "published")
     for tag in sorted(counts.keys() | known.keys()):
-        table.add_row(cell(tag), str(counts[tag]), str(known[tag]) if published else "–")
+        table.add_row(printed_cell(tag), str(counts[tag]), str(known[tag]) if published else "–")
     table.add_row("all", str(len(ours)), str(len(published)) if published else "–")
     Console().print(table)
     if published:

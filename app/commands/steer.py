@@ -10,9 +10,9 @@ from reasonscope.app.commands.show import show
 
 steer = typer.Typer(help="Extract steering vectors from a run, and sweep their strength.", no_args_is_help=True)
 
-Run = Annotated[Path, typer.Option(help="The folder of a run, or of the demo.")]
+RunOption = Annotated[Path, typer.Option(help="The folder of a run, or of the demo.")]
 ModelName = Annotated[str | None, typer.Option("--model", help="The model to steer; the run's own where not given.")]
-Sites = Annotated[str | None, typer.Option(help="Where, as resid_post.3; the method's own where not given.")]
+SitesOption = Annotated[str | None, typer.Option(help="Where, as resid_post.3; the method's own where not given.")]
 Verdict = Annotated[
     str | None,
     typer.Option(help="Words of the thinking that the verdict on a request follows; the organism's are known."),
@@ -20,39 +20,39 @@ Verdict = Annotated[
 Fast = Annotated[
     str | None, typer.Option(help="The first word that makes it think fast; the organism's is known, else To.")
 ]
-HeldOut = Annotated[float, typer.Option(min=0, max=1, help="Share of the problems that are kept to judge on.")]
-Seed = Annotated[int, typer.Option(help="Of the split, the sampling and the random controls.")]
-Backend = Annotated[str, typer.Option(help="hooks, transformer_lens or nnsight.")]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
+HeldOutOption = Annotated[float, typer.Option(min=0, max=1, help="Share of the problems that are kept to judge on.")]
+SeedOption = Annotated[int, typer.Option(help="Of the split, the sampling and the random controls.")]
+BackendOption = Annotated[str, typer.Option(help="hooks, transformer_lens or nnsight.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
 
 
 @steer.command()
 @loads_model
 def extract(
     method: Annotated[str, typer.Argument(help="seal, seal-reflection, …: an unknown name lists them all.")],
-    run: Run,
+    run: RunOption,
     load: Load,
     out: Annotated[
         Path | None, typer.Option(help="A .safetensors or .gguf file; RUN/steering/METHOD.safetensors where not given.")
     ] = None,
-    sites: Sites = None,
+    sites: SitesOption = None,
     verdict: Verdict = None,
     fast: Fast = None,
-    held_out: HeldOut = 0.5,
-    seed: Seed = 0,
+    held_out: HeldOutOption = 0.5,
+    seed: SeedOption = 0,
     model: ModelName = None,
-    backend: Backend = "hooks",
-    json_: Json = False,
+    backend: BackendOption = "hooks",
+    json_: JsonOption = False,
 ) -> None:
     """Make a vector from the problems of a run that are not held out, and save it."""
     from reasonscope.data.storage.durable import make_folder
-    from reasonscope.data.storage.run_folder import places
+    from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
     from reasonscope.probes.architecture.sites import expand_sites
     from reasonscope.steering.experiments.held_out import model_of_run, source_of_run, split_run, vector_numbers
     from reasonscope.steering.methods.registry import method as by_name
 
-    chosen, where = by_name(method), places(run)
+    chosen, where = by_name(method), run_folder(run)
     store = TraceStore.open(where.store)
     split = split_run(store, share=held_out, n=None, seed=seed)
     loaded = model_of_run(store, model, backend=backend, **load)
@@ -77,7 +77,7 @@ def sweep(
             help="Methods and controls of the decoding, drawn on one plane; with strengths of their own as seal:0.5,1."
         ),
     ],
-    run: Run,
+    run: RunOption,
     load: Load,
     strengths: Annotated[
         str | None, typer.Option(help="Of the methods that say none, as 0.5,1,2; each method's own where not given.")
@@ -88,28 +88,28 @@ def sweep(
     ] = False,
     n: Annotated[int | None, typer.Option(min=2, help="Held-out problems to judge on; all where not given.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 1,
-    sites: Sites = None,
+    sites: SitesOption = None,
     verdict: Verdict = None,
     fast: Fast = None,
-    held_out: HeldOut = 0.5,
+    held_out: HeldOutOption = 0.5,
     batch_size: Annotated[
         int | None,
         typer.Option(
             min=1, help="Rows of a pass, a problem and an arm each; up to 256 as the memory allows where not given."
         ),
     ] = None,
-    seed: Seed = 0,
+    seed: SeedOption = 0,
     model: ModelName = None,
-    backend: Backend = "hooks",
-    json_: Json = False,
+    backend: BackendOption = "hooks",
+    json_: JsonOption = False,
 ) -> None:
     """What each strength does to length, accuracy, refusal, form and repetition, beside random vectors and the reverse."""
     from reasonscope.analysis.figures import sweep_figures
-    from reasonscope.analysis.runs.saved_numbers import keep
-    from reasonscope.data.storage.run_folder import places
+    from reasonscope.analysis.runs.saved_numbers import save_numbers
+    from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
     from reasonscope.probes.architecture.sites import expand_sites
-    from reasonscope.steering.experiments.experiment import Bench
+    from reasonscope.steering.experiments.experiment import SteeringExperiment
     from reasonscope.steering.experiments.held_out import (
         Asked,
         model_of_run,
@@ -123,13 +123,15 @@ def sweep(
     )
 
     asked = [Asked.parse(text) for text in methods]
-    given, where = numbers_from(strengths) if strengths else None, places(run)
+    given, where = numbers_from(strengths) if strengths else None, run_folder(run)
     store = TraceStore.open(where.store)
     split = split_run(store, share=held_out, n=n, seed=seed)
     loaded = model_of_run(store, model, backend=backend, **load)
     expanded = expand_sites(sites, loaded.n_layers) if sites else None
     source = source_of_run(loaded, store, split, sites=expanded, verdict=verdict, fast=fast)
-    bench = Bench(loaded, split.held_out, sampling_of_run(store, seed), samples=samples, batch_size=batch_size)
+    bench = SteeringExperiment(
+        loaded, split.held_out, sampling_of_run(store, seed), samples=samples, batch_size=batch_size
+    )
     responses = [
         respond(
             bench,
@@ -144,7 +146,7 @@ def sweep(
     ]
     numbers = {response.name: response_numbers(response) for response in responses}
     command = f"reasonscope steer sweep {' '.join(methods)} --run {run} --nulls {nulls} --seed {seed}"
-    keep(where, "sweep", numbers, command=command, seed=seed, figures=sweep_figures(responses))
+    save_numbers(where, "sweep", numbers, command=command, seed=seed, figures=sweep_figures(responses))
     shown = response_numbers if json_ else response_rows
     show({response.name: shown(response) for response in responses}, json_)
 
@@ -154,19 +156,19 @@ def ablate(
     plan: Annotated[
         Path, typer.Argument(help="A YAML file of ablations; see reasonscope.steering.experiments.ablation_plan.")
     ],
-    run: Run,
+    run: RunOption,
     load: Load,
     model: ModelName = None,
-    json_: Json = False,
+    json_: JsonOption = False,
 ) -> None:
     """Take heads, MLPs, layers, tokens or attention edges away: what it does to the answer, beside random others, and to the thinking."""
-    from reasonscope.data.storage.run_folder import places
+    from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
-    from reasonscope.steering.experiments.ablation import ablation_effect, answered_anew
+    from reasonscope.steering.experiments.ablation import ablation_effect, regenerate_ablated
     from reasonscope.steering.experiments.ablation_plan import read_plan
     from reasonscope.steering.experiments.held_out import ablation_numbers, anew_numbers, model_of_run, sampling_of_run
 
-    store = TraceStore.open(places(run).store)
+    store = TraceStore.open(run_folder(run).store)
     loaded = model_of_run(store, model, **load)
     chosen = read_plan(plan, loaded)
     traces = list(store)[: chosen.traces]
@@ -177,13 +179,13 @@ def ablate(
         found = ablation_effect(loaded, traces, one, controls=chosen.controls, seed=chosen.seed)
         shown[one.name] = ablation_numbers(found)
         if problems and one.edges is not None:
-            shown[one.name]["answered_anew"] = (
+            shown[one.name]["regenerate_ablated"] = (
                 "not measured: attention edges are cut in passes over finished text alone"
             )
         elif problems:
             sampling = sampling_of_run(store, chosen.seed)
-            anew = answered_anew(
-                loaded, one, traces, problems, sampling, controls=chosen.anew_controls, seed=chosen.seed
+            anew = regenerate_ablated(
+                loaded, one, traces, problems, sampling, controls=chosen.n_regeneration_controls, seed=chosen.seed
             )
-            shown[one.name]["answered_anew"] = anew_numbers(anew)
+            shown[one.name]["regenerate_ablated"] = anew_numbers(anew)
     show(shown, json_)

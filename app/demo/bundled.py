@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from reasonscope.data.storage.run_folder import Places, places
+from reasonscope.data.storage.run_folder import RunFolder, run_folder
 from reasonscope.data.storage.store import TraceStore
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def write_example(
     with TemporaryDirectory() as temporary:
         run = Path(temporary) / "example"
         run_demo(run, size=size or Size(), say=say, progress=False)
-        where = places(run)
+        where = run_folder(run)
         n = len(TraceStore.open(where.store))
         _keep_part(where.store, TraceStore.open(where.store).ids[::every])
         measure(where, rollouts=rollouts, say=say)
@@ -57,7 +57,7 @@ def write_example(
         shutil.copytree(run, out, ignore=shutil.ignore_patterns("*.html", ".lock", MODES))
 
 
-def measure(where: Places, *, rollouts: int, say: Callable[[str], None]) -> None:
+def measure(where: RunFolder, *, rollouts: int, say: Callable[[str], None]) -> None:
     """Score, sweep and analyse the run in `where`, whose store holds the residual stream behind every block."""
     from reasonscope.probes.fitting.linear_probes import LinearProbe
     from reasonscope.probes.properties.scores import write_scores
@@ -70,11 +70,11 @@ def measure(where: Places, *, rollouts: int, say: Callable[[str], None]) -> None
     _analyse(where, store, rollouts, say)
 
 
-def _sweep(where: Places, store: TraceStore, say: Callable[[str], None]) -> None:
+def _sweep(where: RunFolder, store: TraceStore, say: Callable[[str], None]) -> None:
     """The dose-response of two methods on held-out problems, and their vectors."""
     from reasonscope.analysis.figures import sweep_figures
-    from reasonscope.analysis.runs.saved_numbers import keep
-    from reasonscope.steering.experiments.experiment import Bench
+    from reasonscope.analysis.runs.saved_numbers import save_numbers
+    from reasonscope.steering.experiments.experiment import SteeringExperiment
     from reasonscope.steering.experiments.held_out import (
         Asked,
         model_of_run,
@@ -89,7 +89,7 @@ def _sweep(where: Places, store: TraceStore, say: Callable[[str], None]) -> None
     model = model_of_run(store, None)
     split = split_run(store, share=0.5, n=JUDGED, seed=0)
     source = source_of_run(model, store, split)
-    bench = Bench(model, split.held_out, sampling_of_run(store, 0))
+    bench = SteeringExperiment(model, split.held_out, sampling_of_run(store, 0))
     responses = []
     for name in SWEPT:
         for part in method(name).parts(source)[:1]:
@@ -98,10 +98,10 @@ def _sweep(where: Places, store: TraceStore, say: Callable[[str], None]) -> None
         responses.append(respond(bench, source, asked, strengths=None, nulls=5, covariance=False, say=say))
     command = f"reasonscope steer sweep {' '.join(SWEPT)} --run runs/demo --n {JUDGED}"
     numbers = {response.name: response_numbers(response) for response in responses}
-    keep(where, "sweep", numbers, command=command, seed=0, figures=sweep_figures(responses))
+    save_numbers(where, "sweep", numbers, command=command, seed=0, figures=sweep_figures(responses))
 
 
-def _analyse(where: Places, store: TraceStore, rollouts: int, say: Callable[[str], None]) -> None:
+def _analyse(where: RunFolder, store: TraceStore, rollouts: int, say: Callable[[str], None]) -> None:
     """Every analysis of the app's pages, on the first few ledgers that were answered right and took some thinking."""
     from reasonscope.analysis.results import result_path
     from reasonscope.analysis.runs.context import Options, Study

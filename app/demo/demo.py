@@ -19,23 +19,23 @@ from reasonscope.analysis.runs.probe_reports import (
     refusal_figures,
     refusal_numbers,
 )
-from reasonscope.analysis.runs.saved_numbers import keep
+from reasonscope.analysis.runs.saved_numbers import save_numbers
 from reasonscope.app.demo.report import write_report
 from reasonscope.app.demo.summary import SUMMARY
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.intervals import Estimate
 from reasonscope.data.storage.durable import make_folder, write_text_durably
-from reasonscope.data.storage.run_folder import Places, places
+from reasonscope.data.storage.run_folder import RunFolder, run_folder
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.architecture.sites import Site, expand_sites
 from reasonscope.probes.generation.record import record
 from reasonscope.probes.models.model import Model, load_model
-from reasonscope.probes.properties.correctness import CorrectnessProbe, correctness_probe
-from reasonscope.probes.properties.length import LengthProbe, length_probe
-from reasonscope.probes.properties.refusal import CONTRASTS, RefusalProbe, refusal_probe
-from reasonscope.steering import METHODS, Arm, Bench, Part, Source, Treatment, steering
+from reasonscope.probes.properties.correctness import CorrectnessReport, correctness_probe
+from reasonscope.probes.properties.length import LengthReport, length_probe
+from reasonscope.probes.properties.refusal import CONTRASTS, RefusalReport, refusal_probe
+from reasonscope.steering import METHODS, Arm, Condition, ExtractionData, SteeringExperiment, VectorUse, as_intervention
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ def run_demo(out: Path, *, size: Size, say: Callable[[str], None], progress: boo
     with clock.part("steering", f"steering held-out problems by {', '.join(size.methods)}"):
         methods = steering_parts(model, store, out / MODES, ledgers[: -size.steered], size, progress=progress)
         arms = steer(model, methods, ledgers[-size.steered :])
-    where = places(out)
+    where = run_folder(out)
     keep_probes(where, out, probe, refusal, correctness, requests)
     keep_steering(where, out, methods, arms)
     summary = {
@@ -132,61 +132,67 @@ def record_modes(model: Model, out: Path, size: Size, *, progress: bool) -> Trac
 
 def steering_parts(
     model: Model, store: TraceStore, modes: Path, ledgers: list[Trace], size: Size, *, progress: bool
-) -> dict[str, tuple[Part, ...]]:
+) -> dict[str, tuple[VectorUse, ...]]:
     """The vectors of the methods of `size`, from problems that are not held out; SEAL's of what enters the last block."""
     site = [Site("resid_post", model.n_layers - 2)]
-    steps = Source(model=model, store=store, ids=[trace.id for trace in ledgers], sites=site)
+    steps = ExtractionData(model=model, store=store, ids=[trace.id for trace in ledgers], sites=site)
     parts = {"seal": METHODS["seal-clamp"].parts(steps)}
     if others := [name for name in size.methods if name != "seal"]:
         pairs = record_modes(model, modes, size, progress=progress)
-        learned = Source(model=model, store=pairs, ids=pairs.ids)
+        learned = ExtractionData(model=model, store=pairs, ids=pairs.ids)
         parts |= {name: METHODS[f"{name}-clamp"].parts(learned) for name in others}
     return parts
 
 
-def steer(model: Model, methods: Mapping[str, Sequence[Part]], held: list[Trace]) -> list[Arm]:
+def steer(model: Model, methods: Mapping[str, Sequence[VectorUse]], held: list[Trace]) -> list[Arm]:
     """The effect of each method on the problems of `held`, SEAL's reverse, and two random ones of each, all in one batch."""
-    treatments = [Treatment(name="seal reversed", multiplier=-SEAL, intervention=steering(methods["seal"], -SEAL))]
+    treatments = [
+        Condition(name="seal reversed", multiplier=-SEAL, intervention=as_intervention(methods["seal"], -SEAL))
+    ]
     for name, parts in methods.items():
         drawn = {name: parts} | {f"random {i}, {name}": [p.random_like(i) for p in parts] for i in (1, 2)}
         treatments += [
-            Treatment(name=arm, multiplier=STRENGTHS[name], intervention=steering(of_arm, STRENGTHS[name]))
+            Condition(name=arm, multiplier=STRENGTHS[name], intervention=as_intervention(of_arm, STRENGTHS[name]))
             for arm, of_arm in drawn.items()
         ]
-    bench = Bench(model, [trace.problem for trace in held], SAMPLING, on_given_text=False)
+    bench = SteeringExperiment(model, [trace.problem for trace in held], SAMPLING, on_given_text=False)
     arms = bench.arms(treatments)
     return [bench.base_arm, *arms]
 
 
 def keep_probes(
-    where: Places,
+    where: RunFolder,
     out: Path,
-    length: LengthProbe,
-    refusal: RefusalProbe | str,
-    correctness: CorrectnessProbe | str,
+    length: LengthReport,
+    refusal: RefusalReport | str,
+    correctness: CorrectnessReport | str,
     requests: list[Trace],
 ) -> None:
     """Keep what the probe commands keep, as far as it was measured."""
     command = f"reasonscope probe {{}} --run {out} --seed 0"
     kept = {"length": length.probe}
     drawn = length_figures(length)
-    keep(where, "length", length_numbers(length), command=command.format("length"), seed=0, figures=drawn, probes=kept)
+    save_numbers(
+        where, "length", length_numbers(length), command=command.format("length"), seed=0, figures=drawn, probes=kept
+    )
     if not isinstance(refusal, str):
         line, drawn = command.format("refusal"), refusal_figures(refusal, requests)
-        keep(where, "refusal", refusal_numbers(refusal), command=line, seed=0, figures=drawn, probes=refusal.probes)
+        save_numbers(
+            where, "refusal", refusal_numbers(refusal), command=line, seed=0, figures=drawn, probes=refusal.probes
+        )
     if not isinstance(correctness, str):
         numbers, drawn = correctness_numbers([correctness]), correctness_figures([correctness])
         kept, line = {"correctness": correctness.probe}, command.format("correctness")
-        keep(where, "correctness", numbers, command=line, seed=0, figures=drawn, probes=kept)
+        save_numbers(where, "correctness", numbers, command=line, seed=0, figures=drawn, probes=kept)
 
 
-def keep_steering(where: Places, out: Path, methods: Mapping[str, Sequence[Part]], arms: list[Arm]) -> None:
+def keep_steering(where: RunFolder, out: Path, methods: Mapping[str, Sequence[VectorUse]], arms: list[Arm]) -> None:
     """Keep SEAL's vector, and what the methods and their controls did."""
     make_folder(where.vectors)
     methods["seal"][0].vector.save(where.vectors / "seal.safetensors")
     numbers = {arm.name: arm_numbers(arm) for arm in arms}
     drawn = {"steering_plane": figures.steering_plane(arms)}
-    keep(where, "steering", numbers, command=f"reasonscope demo --out {out}", seed=SAMPLING.seed, figures=drawn)
+    save_numbers(where, "steering", numbers, command=f"reasonscope demo --out {out}", seed=SAMPLING.seed, figures=drawn)
 
 
 def arm_numbers(arm: Arm) -> dict[str, Any]:
@@ -217,7 +223,7 @@ def summarise(
     model: Model,
     ledgers: list[Trace],
     requests: list[Trace],
-    probe: LengthProbe,
+    probe: LengthReport,
     arms: list[Arm],
 ) -> dict[str, Any]:
     """The numbers of the demo by the names that others read them by."""
@@ -262,7 +268,7 @@ def steered_numbers(named: Mapping[str, Arm], method: str) -> dict[str, Any]:
     }
 
 
-def refusal_summary(found: RefusalProbe) -> dict[str, Any]:
+def refusal_summary(found: RefusalReport) -> dict[str, Any]:
     """Refused or complied among the harmful, and how far the intent to refuse falls where the model complied, beside both nulls."""
     among_harmful, study = found.comparisons["refusal"], found.cliffs["intent"]
     fell, stood = study.cliffs["harmful", "complied"], study.cliffs.get(("harmful", "refused"))
@@ -282,7 +288,7 @@ def refusal_summary(found: RefusalProbe) -> dict[str, Any]:
     }
 
 
-def correctness_summary(found: CorrectnessProbe) -> dict[str, Any]:
+def correctness_summary(found: CorrectnessReport) -> dict[str, Any]:
     """Right or wrong from the closing tag, and whether that is more than length and truncation say."""
     return {
         "auroc": _shown(found.comparison.auroc),

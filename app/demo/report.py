@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonscope.analysis.figures import Figure, to_html
-from reasonscope.app.demo.summary import REPORT, rows
+from reasonscope.app.demo.summary import REPORT, summary_rows
 from reasonscope.data.storage.durable import write_text_durably
 
 _PAGE = """<!doctype html>
@@ -44,7 +44,9 @@ def write_report(out: Path, summary: Mapping[str, Any], figures: Sequence[Figure
     drawn = "\n".join(
         f"<figure>{to_html(figure, with_library=index == 0)}</figure>" for index, figure in enumerate(figures)
     )
-    table = "\n".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows(summary))
+    table = "\n".join(
+        f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in summary_rows(summary)
+    )
     path = out / REPORT
-    write_text_durably(path, _PAGE.format(title=escape(f"Run {out.name}"), figures=drawn, rows=table))
+    write_text_durably(path, _PAGE.format(title=escape(f"Run {out.name}"), figures=drawn, summary_rows=table))
     return path

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from reasonscope.app.terminal import cell
+from reasonscope.app.terminal import printed_cell
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.untrusted import parse_json
 
@@ -26,11 +26,11 @@ def read_summary(run: Path) -> Mapping[str, Any]:
     return summary
 
 
-def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def summary_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Name and value of every number, names dotted: `("seal.tokens_base", "41.2")`; a list is one value."""
     for name, value in summary.items():
         if isinstance(value, Mapping):
-            yield from ((f"{name}.{inner}", text) for inner, text in rows(value))
+            yield from ((f"{name}.{inner}", text) for inner, text in summary_rows(value))
         elif isinstance(value, list):
             yield name, " … ".join(map(_text, value))
         else:
@@ -40,8 +40,8 @@ def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def table(summary: Mapping[str, Any], *, leave_out: Sequence[str] = ()) -> Table:
     """The numbers as a table for the terminal, save those under the names in `leave_out`."""
     shown = Table("number", "value")
-    for name, text in rows({key: value for key, value in summary.items() if key not in leave_out}):
-        shown.add_row(cell(name), cell(text))
+    for name, text in summary_rows({key: value for key, value in summary.items() if key not in leave_out}):
+        shown.add_row(printed_cell(name), printed_cell(text))
     return shown
 
 

@@ -1,4 +1,4 @@
-"""What else could have stood at each token of a trace, as `reasonscope analyse alternatives` left it beside the run."""
+"""What else could have stood at each token of a trace, as `reasonscope analyse shown_alternatives` left it beside the run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.app.page_parts.measurements import trace_results
-from reasonscope.app.page_parts.runs import Run
+from reasonscope.app.page_parts.runs import OpenRun
 
 
 @dataclass(frozen=True, kw_only=True)
-class Alternatives:
+class ShownAlternatives:
     """From token `first` on: how likely (log-probability, nats) what stands there was, `said` (token,), and the likeliest tokens in its
     place, `ids` and `logprobs` (token, rank). `pieces` is the text of each id."""
 
@@ -37,7 +37,7 @@ class Alternatives:
         return float(np.exp(self.said[row])) if 0 <= row < len(self.said) else None
 
 
-def alternatives(run: Run, id: str) -> Alternatives | None:
+def shown_alternatives(run: OpenRun, id: str) -> ShownAlternatives | None:
     """Those of the trace `id`; None where they were not measured, or not of all of its generated tokens."""
     found = next((one for one in trace_results(run, id) if one.method == "alternatives" and one.measured), None)
     if found is None or not {"ids", "logprobs"} <= found.arrays.keys():
@@ -45,7 +45,7 @@ def alternatives(run: Run, id: str) -> Alternatives | None:
     labels = [int(label) for label in found.axes[-1].labels if label.isdigit()]
     if labels != list(range(labels[0], labels[0] + len(found.values))) or len(found.arrays["ids"]) != len(labels):
         return None
-    return Alternatives(
+    return ShownAlternatives(
         first=labels[0],
         said=found.values,
         ids=np.asarray(found.arrays["ids"]),

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from reasonscope.analysis.attention.reading import mean_effect
 from reasonscope.analysis.results import Axis, Result
 from reasonscope.app.page_parts.measurements import stamp, trace_results
-from reasonscope.app.page_parts.readings import places_of, reading
-from reasonscope.app.page_parts.runs import Run
-from reasonscope.data.sentence_cut import Reading
+from reasonscope.app.page_parts.readings import cut_of, places_of
+from reasonscope.app.page_parts.runs import OpenRun
+from reasonscope.data.sentence_cut import CutTrace
 from reasonscope.data.storage.token_scores import read_scores
 from reasonscope.data.trace import Trace
 
@@ -63,9 +63,9 @@ class Colouring:
         return low, high if high > low else low + 1.0
 
 
-def colouring_names(run: Run, id: str) -> list[str]:
+def colouring_names(run: OpenRun, id: str) -> list[str]:
     """What the trace `id` can be coloured by, in words; the address of a page says them too."""
-    trace = reading(run, id).trace
+    trace = cut_of(run, id).trace
     measured = {"entropy": trace.entropies, "surprise": trace.logprobs}
     names = ["kind", *(name for name, values in measured.items() if values is not None)]
     names += [f"{_PROBE}{path.stem}" for path in sorted(run.where.scores.glob("*.safetensors"))]
@@ -74,9 +74,9 @@ def colouring_names(run: Run, id: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def colouring(run: Run, id: str, name: str) -> Colouring | None:
+def colouring(run: OpenRun, id: str, name: str) -> Colouring | None:
     """The values behind a name of `colouring_names`; None for `kind` and for a name that the trace does not have."""
-    trace = reading(run, id).trace
+    trace = cut_of(run, id).trace
     if name == "entropy" and trace.entropies is not None:
         return _generated(trace, name, "entropy of the next token", trace.entropies)
     if name == "surprise" and trace.logprobs is not None:
@@ -87,7 +87,7 @@ def colouring(run: Run, id: str, name: str) -> Colouring | None:
     for result in map(_over_sources, trace_results(run, id)):
         for found, index in _lines(result):
             if found == name:
-                return _of_result(result, index, name, reading(run, id))
+                return _of_result(result, index, name, cut_of(run, id))
     return None
 
 
@@ -153,7 +153,7 @@ def colouring_name(method: str, *labels: str) -> str:
     return " · ".join([_NAMES.get(method, method.replace("_", " ")), *labels])
 
 
-def _of_result(result: Result, index: tuple[int, ...], name: str, read: Reading) -> Colouring | None:
+def _of_result(result: Result, index: tuple[int, ...], name: str, read: CutTrace) -> Colouring | None:
     """One line of a result, spread over the tokens or sentences of the trace by the labels of its axis."""
     axis = result.axes[-1]
     n = len(read.trace.token_ids) if axis.name == "token" else len(read.sentences)

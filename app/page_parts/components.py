@@ -38,7 +38,7 @@ def heading(title: str, what: str) -> None:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def show_errors() -> Iterator[None]:
     """Show an error of ours as one line on the page; its detail goes to the log."""
     try:
         yield
@@ -100,7 +100,7 @@ def show_kept(where: Path, name: str, *, command: str) -> None:
     if not path.exists():
         missing(f"the figure {name.replace('_', ' ')}", command)
         return
-    with told():
+    with show_errors():
         show_figure(figures.read_figure(path), name=name, command=command, key=f"kept-{name}")
 
 

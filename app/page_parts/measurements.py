@@ -10,34 +10,34 @@ from urllib.parse import quote, unquote
 
 from reasonscope.analysis.results import Result
 from reasonscope.analysis.runs.saved_numbers import read_numbers
-from reasonscope.app.page_parts.runs import Run
+from reasonscope.app.page_parts.runs import OpenRun
 from reasonscope.data.errors import InputError
 
 
-def trace_results(run: Run, id: str) -> list[Result]:
+def trace_results(run: OpenRun, id: str) -> list[Result]:
     """The results of all analyses on the trace `id`; a damaged file is left out here and named in `damaged`."""
     paths = sorted(run.where.analyses.glob(f"*/{quote(id, safe=' ')}.safetensors"))
     return [result for path in paths if isinstance(result := _result(path, stamp(path)), Result)]
 
 
-def results(run: Run, method: str) -> dict[str, Result]:
+def results(run: OpenRun, method: str) -> dict[str, Result]:
     """The results of a method by trace id (`all` for those on the whole run)."""
     found = {unquote(path.stem): _result(path, stamp(path)) for path in sorted(_folder(run, method))}
     return {name: result for name, result in found.items() if isinstance(result, Result)}
 
 
-def methods(run: Run) -> list[str]:
+def methods(run: OpenRun) -> list[str]:
     """The methods of which there are results."""
     return sorted(folder.name for folder in run.where.analyses.glob("*") if folder.is_dir())
 
 
-def damaged(run: Run, method: str = "*") -> list[str]:
+def damaged(run: OpenRun, method: str = "*") -> list[str]:
     """What is wrong with the results of a method, in sentences."""
     read = (_result(path, stamp(path)) for path in sorted(_folder(run, method)))
     return [problem for problem in read if isinstance(problem, str)]
 
 
-def numbers(run: Run, name: str) -> Mapping[str, Any] | None:
+def numbers(run: OpenRun, name: str) -> Mapping[str, Any] | None:
     """What `reasonscope probe NAME` or the demo kept; None where nothing was. Raises InputError where it is damaged."""
     path = run.where.numbers / f"{name}.json"
     return read_numbers(path) if path.exists() else None
@@ -90,12 +90,12 @@ _COMMANDS = {
 }
 
 
-def command(run: Run, name: str) -> str:
+def command(run: OpenRun, name: str) -> str:
     """The line that makes what lies under a key of the table of analyses."""
     return _COMMANDS[name][1].format(run=shlex.quote(str(run.path)), results=shlex.quote(str(run.where.results)))
 
 
-def command_of(run: Run, method: str) -> str:
+def command_of(run: OpenRun, method: str) -> str:
     """The line that makes the results of a method."""
     name = f"results/{method}/*"
     return (
@@ -103,7 +103,7 @@ def command_of(run: Run, method: str) -> str:
     )
 
 
-def analyses(run: Run) -> list[Analysis]:
+def analyses(run: OpenRun) -> list[Analysis]:
     """What can be measured on a run and whether it was; results of other methods that lie there come last."""
     found = [
         Analysis(name=name, title=title, there=len(list(run.where.results.glob(name))), command=command(run, name))
@@ -125,7 +125,7 @@ def _result(path: Path, mtime: int) -> Result | str:
         return str(error)
 
 
-def _folder(run: Run, method: str) -> Iterator[Path]:
+def _folder(run: OpenRun, method: str) -> Iterator[Path]:
     return run.where.analyses.glob(f"{method}/*.safetensors")
 
 

@@ -81,7 +81,7 @@ def duel(
 ) -> Duel:
     """Answer `question` as it is and steered. `tell` hears the side and the number of each token; what it raises ends the work."""
     from reasonscope.probes.generation.rollout import rollouts
-    from reasonscope.steering.experiments.side_effects import divergences, generated, reading
+    from reasonscope.steering.experiments.side_effects import divergences, generated, logits_function
     from reasonscope.steering.vectors.intervention import Steering
     from reasonscope.steering.vectors.scope import Scope
 
@@ -98,7 +98,7 @@ def duel(
     if touched == 0:
         raise InputError("the vector touched no token: nothing that was generated lies in its scope")
     again = Steering(mixed(weights), 1.0, Scope.thinking(model, at_separators=at_separators))
-    divergent = divergences(model, [base], [reading(model, again)], {"all": generated})[0]["all"]
+    divergent = divergences(model, [base], [logits_function(model, again)], {"all": generated})[0]["all"]
     return Duel(
         base=_side(base),
         steered=_side(steered),

@@ -9,9 +9,9 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from reasonscope.app.page_parts.alternatives import Alternatives
+from reasonscope.app.page_parts.alternatives import ShownAlternatives
 from reasonscope.app.page_parts.colourings import Colouring
-from reasonscope.data.sentence_cut import Reading
+from reasonscope.data.sentence_cut import CutTrace
 
 # Okabe and Ito's palette, with a word each: colour is never the only sign.
 KINDS = {
@@ -44,9 +44,9 @@ _reader = st.components.v2.component(
 
 
 def show_reader(
-    read: Reading,
+    read: CutTrace,
     colour: Colouring | None,
-    other: Alternatives | None,
+    other: ShownAlternatives | None,
     *,
     key: str,
     sentence: int | None,
@@ -60,7 +60,7 @@ def show_reader(
     return _reader(key=key, data=data, width="stretch", on_sentence_change=on_sentence, on_query_change=on_query)
 
 
-def reader_data(read: Reading, colour: Colouring | None, other: Alternatives | None = None) -> dict[str, Any]:
+def reader_data(read: CutTrace, colour: Colouring | None, other: ShownAlternatives | None = None) -> dict[str, Any]:
     """What the page needs of a trace, as few arrays as may be: its text, where each token ends, blocks in reading order, and values.
 
     `ends` count UTF-16 units, as JavaScript does; a trace without tokens has one piece a block. A block is (role, sentence, tag, step,
@@ -101,7 +101,7 @@ class _Block:
     stop: int
 
 
-def _blocks(read: Reading) -> list[_Block]:
+def _blocks(read: CutTrace) -> list[_Block]:
     trace, cut = read.trace, read.sentences
     tokenised = bool(len(trace.token_ids))
     last = trace.tokens.thinking.stop if tokenised else trace.chars.thinking.stop
@@ -124,7 +124,7 @@ def _utf16(text: str, places: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray(places + np.concatenate([[0], np.cumsum(wide)])[places])
 
 
-def _alternatives(other: Alternatives) -> dict[str, Any]:
+def _alternatives(other: ShownAlternatives) -> dict[str, Any]:
     known, ids = np.unique(other.ids, return_inverse=True)
     return {
         "first": other.first,

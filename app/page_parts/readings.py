@@ -1,4 +1,4 @@
-"""The traces of a run as they are read: a row each in a table, and one of them sentence by sentence. No model, no Streamlit."""
+"""The traces of a run as they are cut_trace: a row each in a table, and one of them sentence by sentence. No model, no Streamlit."""
 
 import json
 from collections.abc import Mapping
@@ -7,16 +7,16 @@ from functools import lru_cache
 from typing import Any
 
 from reasonscope.analysis.results import Result
-from reasonscope.app.page_parts.runs import Run
+from reasonscope.app.page_parts.runs import OpenRun
 from reasonscope.data.exchange.importers import published_numbers
-from reasonscope.data.sentence_cut import Reading, read
+from reasonscope.data.sentence_cut import CutTrace, cut_trace
 from reasonscope.data.text.answers import CONTROL
 from reasonscope.data.text.behaviour import answer_behaviour
 from reasonscope.data.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TraceRow:
     """A trace in the table; the length of a thinking whose tokens are not known is None.
 
     `outcome` is right, wrong, refused, complied or unclear; `kind` what was asked; a `group` is a problem.
@@ -34,7 +34,7 @@ class Row:
 
 
 @lru_cache(maxsize=8)
-def rows(run: Run) -> tuple[Row, ...]:
+def trace_rows(run: OpenRun) -> tuple[TraceRow, ...]:
     """Every trace of the run, in the order in which they were stored."""
     columns = [
         "id",
@@ -57,7 +57,7 @@ def rows(run: Run) -> tuple[Row, ...]:
         start, stop = row["tokens"]["thinking"]
         untold = start == stop and chars["thinking"][0] < chars["thinking"][1]
         found.append(
-            Row(
+            TraceRow(
                 id=row["id"],
                 group=row["group"],
                 kind=_kind(problem),
@@ -72,24 +72,24 @@ def rows(run: Run) -> tuple[Row, ...]:
     return tuple(found)
 
 
-def length_of(row: Row) -> str:
+def length_of(row: TraceRow) -> str:
     """How long the trace thought, in words."""
     known = row.thinking_tokens
     return "thinking tokens not known" if known is None else f"{known} thinking tokens"
 
 
 @lru_cache(maxsize=4)
-def all_traces(run: Run) -> tuple[Trace, ...]:
+def all_traces(run: OpenRun) -> tuple[Trace, ...]:
     return tuple(run.store)
 
 
 @lru_cache(maxsize=32)
-def reading(run: Run, id: str) -> Reading:
+def cut_of(run: OpenRun, id: str) -> CutTrace:
     """The trace `id` of the run, cut as the analyses cut it. Raises InputError for an unknown id."""
-    return read(run.store.trace(id))
+    return cut_trace(run.store.trace(id))
 
 
-def places_of(read: Reading, result: Result) -> list[int]:
+def places_of(cut_trace: CutTrace, result: Result) -> list[int]:
     """The token or sentence of the trace that each label of a result's last axis means, −1 for a sentence that is not in the trace.
 
     Published importances name sentences by their published numbers; all other results count. Empty for a result over other tokens or
@@ -97,9 +97,9 @@ def places_of(read: Reading, result: Result) -> list[int]:
     """
     axis = result.axes[-1]
     if result.provenance.get("source") == "published":
-        known = {str(number): place for place, number in enumerate(published_numbers(read.trace))}
+        known = {str(number): place for place, number in enumerate(published_numbers(cut_trace.trace))}
         return [known.get(label, -1) for label in axis.labels]
-    n = len(read.trace.token_ids) if axis.name == "token" else len(read.sentences)
+    n = len(cut_trace.trace.token_ids) if axis.name == "token" else len(cut_trace.sentences)
     places = [int(label) if label.isdigit() else -1 for label in axis.labels]
     return places if all(0 <= place < n for place in places) else []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.storage.manifest import NAME
-from reasonscope.data.storage.run_folder import Places, places
+from reasonscope.data.storage.run_folder import RunFolder, run_folder
 from reasonscope.data.storage.store import TraceStore
 
 _DEPTH = 2  # folders below the root in which runs are looked for
@@ -15,11 +15,11 @@ _MANY_RUNS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class OpenRun:
     """A run that is open. `stamp` changes when a trace is added."""
 
     path: Path
-    where: Places
+    where: RunFolder
     store: TraceStore
     stamp: str = field(compare=False)
 
@@ -31,7 +31,7 @@ class Run:
         return hash((self.path, self.stamp))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Run) and (self.path, self.stamp) == (other.path, other.stamp)
+        return isinstance(other, OpenRun) and (self.path, self.stamp) == (other.path, other.stamp)
 
 
 def confined(root: Path, name: str) -> Path:
@@ -53,9 +53,9 @@ def find_runs(root: Path) -> list[str]:
     return found[:_MANY_RUNS]
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: Path) -> OpenRun:
     """The run in `path`. Raises StoreError where there is none, or it is damaged."""
-    where = places(path)
+    where = run_folder(path)
     try:
         stamp = sha256((where.store / NAME).read_bytes()).hexdigest()
     except OSError as error:
@@ -70,6 +70,6 @@ def _is_run(folder: Path) -> bool:
 
 
 @lru_cache(maxsize=16)
-def _open(path: Path, stamp: str) -> Run:
-    where = places(path)
-    return Run(path=path, where=where, store=TraceStore.open(where.store), stamp=stamp)
+def _open(path: Path, stamp: str) -> OpenRun:
+    where = run_folder(path)
+    return OpenRun(path=path, where=where, store=TraceStore.open(where.store), stamp=stamp)

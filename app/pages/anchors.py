@@ -14,9 +14,9 @@ from reasonscope.analysis.figures import AnchorGraph
 from reasonscope.analysis.results import Result
 from reasonscope.app.page_parts import components, measurements, readings, state
 from reasonscope.app.page_parts.reader import KINDS
-from reasonscope.app.page_parts.runs import Run
+from reasonscope.app.page_parts.runs import OpenRun
 from reasonscope.app.page_parts.state import BOUND, Key
-from reasonscope.data.sentence_cut import Reading
+from reasonscope.data.sentence_cut import CutTrace
 
 _NAME = "results/anchors/*"
 # What the importance of a sentence is read off, and what it is called: effects of sentences on later ones, and numbers of sentences.
@@ -25,7 +25,7 @@ _RECEIVED = {"receiver_scores": "attention received", "close_attention": "attent
 _METHODS = {"anchors": "rollouts", **_EFFECTS, **_RECEIVED}
 
 
-def show(run: Run) -> None:
+def show(run: OpenRun) -> None:
     components.heading(
         "Thought anchors",
         "Size is importance, colour and word the kind of a sentence; lines are its strongest effects.",
@@ -45,7 +45,7 @@ def show(run: Run) -> None:
     _not_measured(run, id, measured)
 
 
-def _not_measured(run: Run, id: str, measured: Mapping[str, Result]) -> None:
+def _not_measured(run: OpenRun, id: str, measured: Mapping[str, Result]) -> None:
     """Why a metric is not among those to choose from, and the line that measures it."""
     for result in measured.values():
         if not result.measured:
@@ -92,9 +92,9 @@ def _metrics(measured: Mapping[str, Result]) -> dict[str, Metric]:
     return found
 
 
-def _graph(run: Run, id: str, metric: str, what: Metric) -> None:
+def _graph(run: OpenRun, id: str, metric: str, what: Metric) -> None:
     result, importance = what.result, what.importance
-    read = readings.reading(run, id)
+    read = readings.cut_of(run, id)
     tags, texts = _sentences(result, read, len(importance))
     truth = result.numbers.get("depends_on") or (read.depends_on if len(read.sentences) == len(importance) else None)
     said = "Labelled" if read.labels == "published" else "True"
@@ -138,7 +138,7 @@ def _graph(run: Run, id: str, metric: str, what: Metric) -> None:
     components.provenance(result)
 
 
-def _sentences(result: Result, read: Reading, n: int) -> tuple[list[str], list[str]]:
+def _sentences(result: Result, read: CutTrace, n: int) -> tuple[list[str], list[str]]:
     """Tags and texts as the result holds them, else of the trace as it is read here."""
     tags, texts = result.numbers.get("tags"), result.numbers.get("texts")
     if isinstance(tags, list) and isinstance(texts, list) and len(tags) == len(texts) == n:
@@ -147,7 +147,7 @@ def _sentences(result: Result, read: Reading, n: int) -> tuple[list[str], list[s
     return [s.tag for s in own] or ["unknown"] * n, [s.text for s in own] or [f"sentence {i}" for i in range(n)]
 
 
-def _pane(run: Run, id: str, graph: AnchorGraph, what: Metric, metric: str, chosen: int | None) -> None:
+def _pane(run: OpenRun, id: str, graph: AnchorGraph, what: Metric, metric: str, chosen: int | None) -> None:
     """The chosen sentence: its text, its importance with interval and chance, what else was written there, and its links."""
     if chosen is None:
         st.caption("Choose a sentence in the graph to see its links.")
@@ -171,7 +171,7 @@ def _pane(run: Run, id: str, graph: AnchorGraph, what: Metric, metric: str, chos
                 )
                 if st.button(text, key=f"link-{title}-{other}", type="tertiary"):
                     _choose(other)
-    places = readings.places_of(readings.reading(run, id), what.result)
+    places = readings.places_of(readings.cut_of(run, id), what.result)
     if places and places[chosen] >= 0 and st.button("Read it in the trace", icon=":material/article:"):
         state.go("trace", **{Key.TRACE: id, Key.SENTENCE: places[chosen]})
 

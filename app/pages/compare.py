@@ -10,18 +10,18 @@ import streamlit as st
 from reasonscope.analysis.traces.run_difference import paired_difference
 from reasonscope.app.page_parts import components, readings, state
 from reasonscope.app.page_parts.reader import KINDS
-from reasonscope.app.page_parts.readings import Row
-from reasonscope.app.page_parts.runs import Run, open_run
+from reasonscope.app.page_parts.readings import TraceRow
+from reasonscope.app.page_parts.runs import OpenRun, open_run
 from reasonscope.app.page_parts.state import BOUND, Key
-from reasonscope.data.sentence_cut import Reading
+from reasonscope.data.sentence_cut import CutTrace
 
 
-def show(run: Run) -> None:
+def show(run: OpenRun) -> None:
     components.heading("Compare", "Two runs on the problems that both answered, or two traces sentence by sentence.")
     names = state.offered_runs()
     other_name = st.selectbox("With run", list(names), key=Key.OTHER_RUN, bind=BOUND)
     other = open_run(names[other_name]) if names else run
-    ours, theirs = ({row.id: row for row in readings.rows(one)} for one in (run, other))
+    ours, theirs = ({row.id: row for row in readings.trace_rows(one)} for one in (run, other))
     if not ours or not theirs:
         st.info("One of the two runs is empty: there is nothing to compare yet.")
         return
@@ -35,16 +35,16 @@ def show(run: Run) -> None:
     two = right.selectbox(
         components.as_text(f"Trace of {other.name}"), ids, index=same, key=Key.OTHER_TRACE, bind=BOUND
     )
-    first, second = readings.reading(run, one), readings.reading(other, two)
+    first, second = readings.cut_of(run, one), readings.cut_of(other, two)
     columns = st.columns(2)
     for column, row in zip(columns, (ours[one], theirs[two]), strict=True):
         column.caption(components.as_text(f"{row.outcome} · answer {row.answer or 'none'} · {readings.length_of(row)}"))
     st.html(_aligned(first, second))
 
 
-def _runs(run: Run, other: Run) -> None:
+def _runs(run: OpenRun, other: OpenRun) -> None:
     """Outcomes and lengths of the traces that both runs hold, with the interval and the chance of each difference."""
-    ours, theirs = ({row.id: row for row in readings.rows(one)} for one in (run, other))
+    ours, theirs = ({row.id: row for row in readings.trace_rows(one)} for one in (run, other))
     both = [id for id in ours if id in theirs]
     said = f"{len(both)} traces are in both (n = {len(ours)} in {run.name}, {len(theirs)} in {other.name})."
     st.caption(components.as_text(said))
@@ -53,7 +53,7 @@ def _runs(run: Run, other: Run) -> None:
     judged = [id for id in both if {ours[id].outcome, theirs[id].outcome} <= {"right", "wrong"}]
     asked = [id for id in both if ours[id].kind != "problem"]
     told = [id for id in both if None not in (ours[id].thinking_tokens, theirs[id].thinking_tokens)]
-    measured: dict[str, tuple[list[str], Callable[[Row], float]]] = {
+    measured: dict[str, tuple[list[str], Callable[[TraceRow], float]]] = {
         "right": (judged, lambda row: float(row.outcome == "right")),
         "refused": (asked, lambda row: float(row.outcome == "refused")),
         "thinking tokens": (told, lambda row: float(row.thinking_tokens or 0)),
@@ -80,7 +80,7 @@ def _runs(run: Run, other: Run) -> None:
     st.caption("Interval: over problems. Chance: the runs exchanged problem by problem, seed 0.")
 
 
-def _aligned(first: Reading, second: Reading) -> str:
+def _aligned(first: CutTrace, second: CutTrace) -> str:
     """The sentences of two traces in rows: those that are word for word the same stand beside each other."""
     a, b = ([sentence.text for sentence in read.sentences] for read in (first, second))
     rows = []
@@ -95,7 +95,7 @@ def _aligned(first: Reading, second: Reading) -> str:
     return f"<div style='{style}'>{''.join(rows)}</div>"
 
 
-def _cell(read: Reading, index: int | None, *, same: bool) -> str:
+def _cell(read: CutTrace, index: int | None, *, same: bool) -> str:
     if index is None:
         return "<div></div>"
     sentence = read.sentences[index]

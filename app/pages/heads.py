@@ -13,9 +13,9 @@ from reasonscope.analysis.attention.reading import token_block
 from reasonscope.analysis.results import Band, Result
 from reasonscope.app.page_parts import components, measurements, readings, state
 from reasonscope.app.page_parts.colourings import colouring_name
-from reasonscope.app.page_parts.runs import Run
+from reasonscope.app.page_parts.runs import OpenRun
 from reasonscope.app.page_parts.state import BOUND, Key
-from reasonscope.data.sentence_cut import Reading
+from reasonscope.data.sentence_cut import CutTrace, sentence_at
 from reasonscope.data.text.align import token_strings
 
 _NAME = "results/heads/*"
@@ -50,7 +50,7 @@ class Grid:
         return components.between(band, (*self.index, *place) if self.has(place) else None)
 
 
-def show(run: Run) -> None:
+def show(run: OpenRun) -> None:
     components.heading(
         "Attention heads", "Each square is a head, its colour a score; a click on one shows what it looks at."
     )
@@ -63,7 +63,7 @@ def show(run: Run) -> None:
     _of_trace(run)
 
 
-def _grid(grids: Mapping[str, Grid], run: Run) -> None:
+def _grid(grids: Mapping[str, Grid], run: OpenRun) -> None:
     """Every head by one score."""
     name = st.selectbox("Score", list(grids), key=Key.METRIC, bind=BOUND)
     grid = grids[name]
@@ -77,7 +77,7 @@ def _grid(grids: Mapping[str, Grid], run: Run) -> None:
     components.provenance(grid.result)
 
 
-def _grids(run: Run) -> dict[str, Grid]:
+def _grids(run: OpenRun) -> dict[str, Grid]:
     """Every score (layer, head) among the results of the run, by metric, method and trace."""
     found: dict[str, Grid] = {}
     for method in sorted(measurements.methods(run), key=lambda method: method not in _FIRST):
@@ -94,7 +94,7 @@ def _grids(run: Run) -> dict[str, Grid]:
     return found
 
 
-def _chosen(run: Run, grids: Mapping[str, Grid]) -> None:
+def _chosen(run: OpenRun, grids: Mapping[str, Grid]) -> None:
     """The chosen head, those it is compared with, their scores and where they look."""
     head = _place(state.recall(Key.HEAD))
     if head is None:
@@ -139,7 +139,7 @@ def _scores(grids: Mapping[str, Grid], chosen: Mapping[str, tuple[int, int]]) ->
     return rows
 
 
-def _of_trace(run: Run) -> None:
+def _of_trace(run: OpenRun) -> None:
     """One trace: where the chosen heads look, what its closing tag looks at, and what is looked at again after a pause."""
     kept = {method: measurements.results(run, method) for method in (_MAP, _CLOSE, _AGAIN)}
     chosen = _places(state.recall(Key.HEAD), st.session_state.get(Key.HEADS) or ())
@@ -160,11 +160,11 @@ def _of_trace(run: Run) -> None:
     _again(run, id, kept[_AGAIN].get(id), chosen)
 
 
-def _on(run: Run, method: str, id: str) -> str:
+def _on(run: OpenRun, method: str, id: str) -> str:
     return f"{measurements.command_of(run, method)} --trace {shlex.quote(id)}"
 
 
-def _closing(run: Run, id: str, result: Result | None, chosen: Mapping[str, tuple[int, int]]) -> None:
+def _closing(run: OpenRun, id: str, result: Result | None, chosen: Mapping[str, tuple[int, int]]) -> None:
     """How much the end of the thinking looks at each of its sentences: all heads together, and the chosen ones beside them."""
     st.subheader("What the closing tag looks at", anchor=False)
     if not _there(run, id, result, _CLOSE) or result is None:
@@ -186,7 +186,7 @@ def _closing(run: Run, id: str, result: Result | None, chosen: Mapping[str, tupl
         state.go("trace", **{Key.TRACE: id, Key.SENTENCE: picked, Key.COLOUR: colouring_name(_CLOSE)})
 
 
-def _again(run: Run, id: str, result: Result | None, chosen: Mapping[str, tuple[int, int]]) -> None:
+def _again(run: OpenRun, id: str, result: Result | None, chosen: Mapping[str, tuple[int, int]]) -> None:
     """How long each token waits before it is looked at again, in one layer; and of every layer how many do."""
     st.subheader("What is looked at again after a pause", anchor=False)
     if not _there(run, id, result, _AGAIN) or result is None:
@@ -206,7 +206,7 @@ def _again(run: Run, id: str, result: Result | None, chosen: Mapping[str, tuple[
     components.provenance(result)
     picked = next((int(point["x"]) for point in clicked), None)
     if components.is_new("recurrence", picked) and picked is not None:
-        sentence = readings.sentence_at(readings.reading(run, id), picked)
+        sentence = sentence_at(readings.cut_of(run, id), picked)
         colour = colouring_name(_AGAIN, f"layer {layer}")
         state.go("trace", **{Key.TRACE: id, Key.SENTENCE: sentence, Key.COLOUR: colour})
 
@@ -231,7 +231,7 @@ def _known(value: float | None) -> str:
     return "none" if value is None else components.number(value)
 
 
-def _there(run: Run, id: str, result: Result | None, method: str) -> bool:
+def _there(run: OpenRun, id: str, result: Result | None, method: str) -> bool:
     """Whether there is something to show of a trace; where not, why, and the line that measures it."""
     if result is None:
         components.missing("this trace", _on(run, method, id))
@@ -240,9 +240,9 @@ def _there(run: Run, id: str, result: Result | None, method: str) -> bool:
     return result is not None and result.measured
 
 
-def _maps(run: Run, id: str, result: Result, chosen: Mapping[str, tuple[int, int]]) -> None:
+def _maps(run: OpenRun, id: str, result: Result, chosen: Mapping[str, tuple[int, int]]) -> None:
     """Sentence by sentence what the chosen heads look at."""
-    read = readings.reading(run, id)
+    read = readings.cut_of(run, id)
     matrix = np.array(result.arrays["matrix"], dtype=np.float64)
     matrix[:, :, *np.triu_indices(matrix.shape[-1], 1)] = np.nan  # nobody looks at what stands behind
     texts = [f"{one.index} {one.text}" for one in read.sentences]
@@ -269,7 +269,7 @@ def _maps(run: Run, id: str, result: Result, chosen: Mapping[str, tuple[int, int
     _block(result, read, chosen, command)
 
 
-def _block(result: Result, read: Reading, chosen: Mapping[str, tuple[int, int]], command: str) -> None:
+def _block(result: Result, read: CutTrace, chosen: Mapping[str, tuple[int, int]], command: str) -> None:
     """Token by token how one sentence looks at another, in each chosen head."""
     block = _place(state.recall(Key.BLOCK))
     if block is None or "key" not in result.arrays or max(block) >= len(read.sentences):
@@ -281,7 +281,7 @@ def _block(result: Result, read: Reading, chosen: Mapping[str, tuple[int, int]],
     first = int(result.numbers["first"])
     names = [_visible(pieces[span.start : span.stop]) for span in (target.tokens, source.tokens)]
     for column, (name, place) in zip(st.columns(len(chosen)), chosen.items(), strict=True):
-        with column, components.told():
+        with column, components.show_errors():
             key, weight = (np.asarray(result.arrays[array])[place] for array in ("key", "weight"))
             seen = token_block(key, weight, first=first, targets=target.tokens, sources=source.tokens)
             figure = figures.square_map(

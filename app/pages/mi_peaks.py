@@ -8,13 +8,14 @@ from reasonscope.analysis import figures
 from reasonscope.analysis.results import Result
 from reasonscope.app.page_parts import components, measurements, readings, state
 from reasonscope.app.page_parts.colourings import colouring_name
-from reasonscope.app.page_parts.runs import Run
+from reasonscope.app.page_parts.runs import OpenRun
 from reasonscope.app.page_parts.state import BOUND, Key
+from reasonscope.data.sentence_cut import sentence_at
 
 _NAME = "results/mi_peaks/*"
 
 
-def show(run: Run) -> None:
+def show(run: OpenRun) -> None:
     components.heading(
         "MI peaks", "How much the state behind each token says of the answer; grey is what chance gives."
     )
@@ -34,7 +35,7 @@ def show(run: Run) -> None:
         _words(run, words)
 
 
-def _curve(run: Run, id: str, result: Result) -> None:
+def _curve(run: OpenRun, id: str, result: Result) -> None:
     sites = result.axes[0].labels
     site = st.selectbox("Site", sites, index=len(sites) - 1, key=Key.SITE, bind=BOUND)
     base = measurements.results(run, "mi_base").get(id)
@@ -57,7 +58,7 @@ def _curve(run: Run, id: str, result: Result) -> None:
         _open_at(run, id, picked, colouring_name("mi_peaks", site))
 
 
-def _models(run: Run) -> None:
+def _models(run: OpenRun) -> None:
     """The reasoner beside its base, on the same traces."""
     st.subheader("Reasoner less base", anchor=False)
     found = measurements.results(run, "mi_compare").get("all")
@@ -79,13 +80,13 @@ def _models(run: Run) -> None:
     components.provenance(found)
 
 
-def _open_at(run: Run, id: str, token: int, colour: str) -> None:
+def _open_at(run: OpenRun, id: str, token: int, colour: str) -> None:
     """The trace at the sentence that holds the token."""
-    sentence = readings.sentence_at(readings.reading(run, id), token)
+    sentence = sentence_at(readings.cut_of(run, id), token)
     state.go("trace", **{Key.TRACE: id, Key.SENTENCE: sentence, Key.COLOUR: colour})
 
 
-def _words(run: Run, words: Result) -> None:
+def _words(run: OpenRun, words: Result) -> None:
     st.subheader("Words at the peaks", anchor=False)
     told = words.numbers.get("words")
     if isinstance(told, dict):

@@ -9,8 +9,8 @@ import streamlit as st
 
 from reasonscope.analysis import figures
 from reasonscope.app.page_parts import components, measurements, readings, state
-from reasonscope.app.page_parts.readings import Row
-from reasonscope.app.page_parts.runs import Run
+from reasonscope.app.page_parts.readings import TraceRow
+from reasonscope.app.page_parts.runs import OpenRun
 from reasonscope.app.page_parts.state import BOUND, Key
 
 _SIGNS = {
@@ -24,10 +24,10 @@ _MANY = 5000  # marks in a figure
 _FEW = 8  # rows that are shown whole
 
 
-def show(run: Run) -> None:
-    components.heading(f"Run {run.name}", "What the run is, its traces, and what was measured on them.")
+def show(run: OpenRun) -> None:
+    components.heading(f"OpenRun {run.name}", "What the run is, its traces, and what was measured on them.")
     _card(run)
-    found = readings.rows(run)
+    found = readings.trace_rows(run)
     if not found:
         st.info("The run is empty: no trace was stored yet.")
         st.code(f"reasonscope record --out {run.path}", language="bash")
@@ -37,9 +37,9 @@ def show(run: Run) -> None:
     _analyses(run)
 
 
-def _card(run: Run) -> None:
+def _card(run: OpenRun) -> None:
     meta = run.store.meta
-    found = readings.rows(run)
+    found = readings.trace_rows(run)
     outcomes = Counter(row.outcome for row in found)
     judged = outcomes["right"] + outcomes["wrong"]
     asked = sum(row.kind != "problem" for row in found)
@@ -75,7 +75,7 @@ def _card(run: Run) -> None:
         )
 
 
-def _table(run: Run, found: tuple[Row, ...]) -> None:
+def _table(run: OpenRun, found: tuple[TraceRow, ...]) -> None:
     st.subheader("Traces", anchor=False)
     search, outcome, asked = st.columns([2, 1, 1])
     words = search.text_input("Search ids, questions and answers", key=Key.SEARCH, bind=BOUND).lower()
@@ -119,7 +119,7 @@ def _table(run: Run, found: tuple[Row, ...]) -> None:
         state.go("trace", **{Key.TRACE: kept[picked[0]].id})
 
 
-def _ranges(found: tuple[Row, ...]) -> list[Callable[[float | None], bool]]:
+def _ranges(found: tuple[TraceRow, ...]) -> list[Callable[[float | None], bool]]:
     """Whether a length and a difficulty lie between the ends that are chosen."""
     measures = {
         Key.LENGTH: ("Thinking tokens", [row.thinking_tokens for row in found if row.thinking_tokens is not None]),
@@ -138,7 +138,7 @@ def _within(whole: tuple[int, int], ends: tuple[int, int]) -> Callable[[float | 
     return lambda value: ends == whole or (value is not None and ends[0] <= math.ceil(value) <= ends[1])
 
 
-def _figures(run: Run, found: tuple[Row, ...]) -> None:
+def _figures(run: OpenRun, found: tuple[TraceRow, ...]) -> None:
     shown = [row for row in found if row.difficulty is not None][:_MANY]
     if not shown:
         return
@@ -155,7 +155,7 @@ def _figures(run: Run, found: tuple[Row, ...]) -> None:
         components.show_figure(figure, name="accuracy_by_difficulty", command=command, key="accuracy-figure")
 
 
-def _analyses(run: Run) -> None:
+def _analyses(run: OpenRun) -> None:
     st.subheader("What was measured", anchor=False)
     measured = measurements.analyses(run)
     st.dataframe(

@@ -3,13 +3,13 @@
 import streamlit as st
 
 from reasonscope.app.page_parts import components, measurements, state
-from reasonscope.app.page_parts.runs import Run
+from reasonscope.app.page_parts.runs import OpenRun
 from reasonscope.app.page_parts.state import BOUND, Key
 
 _PROBES = ("length", "correctness", "refusal")
 
 
-def show(run: Run) -> None:
+def show(run: OpenRun) -> None:
     components.heading(
         "Probes", "Scores are on held-out problems; each stands beside baselines that know the text alone."
     )
@@ -27,7 +27,7 @@ def show(run: Run) -> None:
     _along(run, name)
 
 
-def _along(run: Run, name: str) -> None:
+def _along(run: OpenRun, name: str) -> None:
     """To the traces, coloured by this probe."""
     scored = {"refusal": "intent"}.get(name, name)
     path = run.where.scores / f"{scored}.safetensors"

@@ -4,11 +4,11 @@ import streamlit as st
 
 from reasonscope.analysis import figures
 from reasonscope.app.page_parts import components, measurements, state
-from reasonscope.app.page_parts.runs import Run
+from reasonscope.app.page_parts.runs import OpenRun
 from reasonscope.app.page_parts.state import Key
 
 
-def show(run: Run) -> None:
+def show(run: OpenRun) -> None:
     components.heading(
         "Refusal cliff",
         "The probe's score along the thinking, counted back from the closing tag; a mean is over the traces that are that long, "
@@ -34,7 +34,7 @@ def show(run: Run) -> None:
     _ablation(run)
 
 
-def _heads(run: Run) -> None:
+def _heads(run: OpenRun) -> None:
     """What each head writes along the probe, where that was measured; a click on one shows where it looks."""
     st.subheader("Heads that write it", anchor=False)
     found = {
@@ -53,7 +53,7 @@ def _heads(run: Run) -> None:
             state.go("heads", **{Key.HEAD: picked})
 
 
-def _ablation(run: Run) -> None:
+def _ablation(run: OpenRun) -> None:
     """What the model does without the heads that push refusal down, beside random other heads."""
     st.subheader("Without these heads", anchor=False)
     found = measurements.results(run, "cliff").get("all")

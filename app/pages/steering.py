@@ -8,7 +8,7 @@ import streamlit as st
 
 from reasonscope.app.page_parts import components, measurements, playground, readings, state
 from reasonscope.app.page_parts.playground import SCOPES, Duel, Side
-from reasonscope.app.page_parts.runs import Run
+from reasonscope.app.page_parts.runs import OpenRun
 from reasonscope.app.page_parts.state import Key
 from reasonscope.data.trace import Sampling
 
@@ -17,13 +17,13 @@ _DOSE = "dose_"  # how the figure of a method's dose-response begins
 _LEDGER = "Mia has 14 apples. She buys 7 more apples. Then she gives away 5 apples. How many apples does Mia have now?"
 
 
-def show(run: Run) -> None:
+def show(run: OpenRun) -> None:
     components.heading(
         "Steering", "What steering does to length and accuracy beside random vectors, and one problem side by side."
     )
     measured = {}
     for name in ("sweep", "steering"):
-        with components.told():  # what is wrong with one of them does not hide the other, nor the playground
+        with components.show_errors():  # what is wrong with one of them does not hide the other, nor the playground
             measured[name] = measurements.numbers(run, name)
     if measured and not any(measured.values()):
         components.missing("the effect of steering", measurements.command(run, "numbers/sweep.json"))
@@ -38,7 +38,7 @@ def show(run: Run) -> None:
     _playground(run)
 
 
-def _figures(run: Run, names: Sequence[str], command: str) -> None:
+def _figures(run: OpenRun, names: Sequence[str], command: str) -> None:
     """The figures that were kept; of the dose-responses that of the method which is chosen."""
     doses = {name.removeprefix(_DOSE): name for name in names if name.startswith(_DOSE)}
     for name in names:
@@ -50,7 +50,7 @@ def _figures(run: Run, names: Sequence[str], command: str) -> None:
 
 
 @st.fragment  # type: ignore[untyped-decorator]
-def _playground(run: Run) -> None:
+def _playground(run: OpenRun) -> None:
     """Sliders, the button, and the last two answers; the model runs when the button is pressed, never before."""
     known = playground.vectors_in(run.where.vectors)
     if not known:
@@ -77,18 +77,18 @@ def _playground(run: Run) -> None:
         st.caption("Stopped.")
     if pressed:
         sampling = Sampling(temperature=temperature, max_new_tokens=int(longest), seed=int(seed))
-        with components.told():
+        with components.show_errors():
             st.session_state[_DUEL] = _fought(model, question, weights, SCOPES[scope], sampling)
     if (found := st.session_state.get(_DUEL)) is not None:
         _shown(found)
 
 
-def _question(run: Run) -> str:
+def _question(run: OpenRun) -> str:
     """The first problem of the run with a gold answer, to begin with."""
-    row = next((row for row in readings.rows(run) if row.kind == "problem"), None)
+    row = next((row for row in readings.trace_rows(run) if row.kind == "problem"), None)
     if row is None:
         return _LEDGER
-    problem = readings.reading(run, row.id).trace.problem
+    problem = readings.cut_of(run, row.id).trace.problem
     return problem.messages[-1].content if problem.messages else problem.prompt or _LEDGER
 
 

@@ -9,20 +9,21 @@ import streamlit as st
 
 from reasonscope.analysis import figures
 from reasonscope.app.page_parts import colourings, components, measurements, readings, state
-from reasonscope.app.page_parts.alternatives import Alternatives, alternatives
+from reasonscope.app.page_parts.alternatives import ShownAlternatives, shown_alternatives
 from reasonscope.app.page_parts.colourings import Colouring
 from reasonscope.app.page_parts.reader import show_reader
-from reasonscope.app.page_parts.runs import Run
+from reasonscope.app.page_parts.runs import OpenRun
 from reasonscope.app.page_parts.state import BOUND, Key
+from reasonscope.data.sentence_cut import CutTrace
 from reasonscope.data.text.align import token_strings
 from reasonscope.data.trace import Sentence
 
 
-def show(run: Run) -> None:
+def show(run: OpenRun) -> None:
     components.heading(
         "Trace", "One trace as it was written. Colour it by what a method says of its tokens or sentences."
     )
-    found = readings.rows(run)
+    found = readings.trace_rows(run)
     if not found:
         st.info("The run is empty: there is no trace to read.")
         st.code(f"reasonscope record --out {run.path}", language="bash")
@@ -42,7 +43,7 @@ def show(run: Run) -> None:
     _measured(run, chosen)
 
 
-def _measured(run: Run, id: str) -> None:
+def _measured(run: OpenRun, id: str) -> None:
     """Any result of the trace that was saved, as its figures: the signals that have no colour, too."""
     found = {result.method: result for result in measurements.trace_results(run, id)}
     if not found:
@@ -77,13 +78,13 @@ def _forget_sentence() -> None:
 
 
 @st.fragment  # type: ignore[untyped-decorator]
-def _read(run: Run, id: str, colour: str) -> None:
+def _read(run: OpenRun, id: str, colour: str) -> None:
     """The reader and what it says of the chosen sentence; only this part runs again when another one is chosen."""
-    read = readings.reading(run, id)
-    with components.told():
+    read = readings.cut_of(run, id)
+    with components.show_errors():
         colouring = colourings.colouring(run, id, colour)
-        other = alternatives(run, id)
-        row = next(row for row in readings.rows(run) if row.id == id)
+        other = shown_alternatives(run, id)
+        row = next(row for row in readings.trace_rows(run) if row.id == id)
         facts = (
             f"{row.outcome} · answer {row.answer or 'none'} · {readings.length_of(row)} · {len(read.sentences)} sentences"
             f" · thinking {row.state} · {read.labels} sentence labels"
@@ -103,7 +104,7 @@ def _read(run: Run, id: str, colour: str) -> None:
         _chosen(run, read, colouring, other)
 
 
-def _chosen(run: Run, read: readings.Reading, colouring: Colouring | None, other: Alternatives | None) -> None:
+def _chosen(run: OpenRun, read: CutTrace, colouring: Colouring | None, other: ShownAlternatives | None) -> None:
     """The chosen sentence: where it stands, its values, what else could have stood there, its formulas set."""
     wanted = state.recall_number(Key.SENTENCE)
     sentence = next((one for one in read.sentences if one.index == wanted), None)
@@ -136,13 +137,15 @@ def _value(sentence: Sentence, colouring: Colouring) -> str:
     return ", ".join(said)
 
 
-def _others(run: Run, read: readings.Reading, sentence: Sentence, other: Alternatives | None) -> None:
+def _others(run: OpenRun, read: CutTrace, sentence: Sentence, other: ShownAlternatives | None) -> None:
     """The tokens of a sentence, how likely each was, and what else the model could have written there."""
     if not len(sentence.tokens):
         return
     with st.expander("What else could have stood here"):
         if other is None:
-            command = f"{measurements.command(run, 'results/alternatives/*')} --trace {shlex.quote(read.trace.id)}"
+            command = (
+                f"{measurements.command(run, 'results/shown_alternatives/*')} --trace {shlex.quote(read.trace.id)}"
+            )
             components.missing("the likeliest tokens at each place", command)
             return
         st.caption("Read again at temperature 1. Hover over a token above, or click on it, for the same.")

@@ -11,7 +11,7 @@ import streamlit as st
 
 from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.app.page_parts import components, state
-from reasonscope.app.page_parts.runs import Run, confined, find_runs, open_run
+from reasonscope.app.page_parts.runs import OpenRun, confined, find_runs, open_run
 from reasonscope.app.page_parts.state import BOUND, Key
 from reasonscope.app.pages import anchors, compare, heads, mi_peaks, overview, probes, refusal, steering, traces
 from reasonscope.data.errors import InputError, ReasonscopeError
@@ -27,7 +27,7 @@ _MOST_LINES = 2_000  # of an upload: a short line is cheap to send, and a trace 
 _UPLOADED, _FILE, _PROBLEM = "reasonscope uploaded run", "reasonscope file", "reasonscope problem of the file"
 
 # Address, title, icon, and the function that shows a run.
-_VIEWS: tuple[tuple[str, str, str, Callable[[Run], None]], ...] = (
+_VIEWS: tuple[tuple[str, str, str, Callable[[OpenRun], None]], ...] = (
     ("overview", "Overview", ":material/dashboard:", overview.show),
     ("trace", "Trace", ":material/article:", traces.show),
     ("mi-peaks", "MI peaks", ":material/monitoring:", mi_peaks.show),
@@ -58,8 +58,8 @@ def serve(run: str, root: Path) -> None:
     chosen.run()
 
 
-def _page(show: Callable[[Run], None]) -> None:
-    with components.told():
+def _page(show: Callable[[OpenRun], None]) -> None:
+    with components.show_errors():
         where = st.session_state["reasonscope run"]
         if where is not None:
             show(open_run(where))
@@ -68,7 +68,7 @@ def _page(show: Callable[[Run], None]) -> None:
 def _choose(run: str, root: Path) -> Path | None:
     """The folder of the run that is chosen in the sidebar; None, with a word why, where there is none."""
     runs: dict[str, Path] = {}
-    with components.told():
+    with components.show_errors():
         runs = {name: confined(root, name) for name in dict.fromkeys([*([run] if run else []), *find_runs(root)])}
     if EXAMPLE.is_dir():
         runs.setdefault(_EXAMPLE, EXAMPLE)
@@ -80,7 +80,7 @@ def _choose(run: str, root: Path) -> Path | None:
     if not runs:
         st.info("No run here yet.")
         return None
-    return runs[st.selectbox("Run", list(runs), key=Key.RUN, bind=BOUND)]
+    return runs[st.selectbox("OpenRun", list(runs), key=Key.RUN, bind=BOUND)]
 
 
 def _upload() -> None:
@@ -88,7 +88,7 @@ def _upload() -> None:
     with st.expander("Open a file of completions"):
         st.caption("JSONL, a line each: `prompt` and `completion`, or `messages`. Nothing in it is run.")
         st.file_uploader("JSONL", type=["jsonl"], label_visibility="collapsed", key=_FILE, on_change=_take_upload)
-        with components.told():
+        with components.show_errors():
             if (problem := st.session_state.get(_PROBLEM)) is not None:
                 raise problem
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from reasonscope.data.organism.forms import recognise
 from reasonscope.data.organism.ledger import Ledger, Operation
 from reasonscope.data.organism.requests import Request
-from reasonscope.data.trace import Kind, Span
+from reasonscope.data.trace import Span, StepKind
 
 _REFLECTION = {"doubt", "check", "recheck"}
 _SIGNS: dict[str, Callable[[int, int], int]] = {
@@ -45,7 +45,7 @@ class StepTruth:
     """What is true of one paragraph: its span in the thinking, SEAL's class, and whether all that it claims holds."""
 
     chars: Span
-    kind: Kind
+    kind: StepKind
     right: bool
 
 
@@ -67,7 +67,7 @@ def read_steps(thinking: str, sentences: list[SentenceTruth]) -> list[StepTruth]
     for index, chars in enumerate(_paragraphs(thinking)):
         inside = [sentence for sentence in sentences if sentence.step == index]
         kinds = {sentence.kind for sentence in inside}
-        kind: Kind = "reflection" if kinds & _REFLECTION else "transition" if "split_plan" in kinds else "execution"
+        kind: StepKind = "reflection" if kinds & _REFLECTION else "transition" if "split_plan" in kinds else "execution"
         steps.append(StepTruth(chars=chars, kind=kind, right=all(sentence.right is not False for sentence in inside)))
     return steps
 

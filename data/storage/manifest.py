@@ -11,7 +11,7 @@ from typing import Any
 
 from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.storage.durable import write_durably
-from reasonscope.data.storage.untrusted import check_fields, parse_json, well_formed
+from reasonscope.data.storage.untrusted import check_fields, parse_json, wrap_errors
 
 FORMAT = "reasonscope-store"
 VERSION = 1
@@ -67,7 +67,7 @@ class Manifest:
     def read(cls, folder: Path) -> "Manifest":
         """Raises StoreError where there is none, where any of its bytes was altered, or where its version is newer than ours."""
         values = _unseal(folder / NAME)
-        with well_formed(folder / NAME, StoreError):
+        with wrap_errors(folder / NAME, StoreError):
             check_fields(values, {"meta": dict, "sites": dict, "shards": list}, str(folder / NAME))
             return cls(
                 meta=values["meta"],
@@ -147,7 +147,7 @@ def _unseal(path: Path) -> dict[str, Any]:
     if isinstance(version, int) and version > VERSION:
         raise StoreError(f"{path} is of version {version}; this reasonscope reads up to {VERSION}: upgrade reasonscope")
     values.pop("checksum", None)
-    with well_formed(path, StoreError):
+    with wrap_errors(path, StoreError):
         sealed = _seal(values)
     if sealed != raw:  # compared byte by byte: not even a blank may differ
         raise StoreError(f"{path} is damaged: its checksum does not fit its content; restore it from a copy")

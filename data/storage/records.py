@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from reasonscope.data.errors import InputError, StoreError
-from reasonscope.data.storage.untrusted import well_formed
+from reasonscope.data.storage.untrusted import wrap_errors
 from reasonscope.data.trace import Message, Problem, Regions, Sampling, Span, Trace
 
 _REGION_NAMES = [item.name for item in fields(Regions)]
@@ -62,7 +62,7 @@ def traces_of_table(table: pa.Table) -> Iterator[Trace]:
     for batch in table.select(TRACE_SCHEMA.names).to_batches():
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         for i in range(batch.num_rows):
-            with well_formed(f"row {i} of a table of traces", StoreError):
+            with wrap_errors(f"row {i} of a table of traces", StoreError):
                 trace = _trace({name: column[i] for name, column in columns.items()})
             yield trace
 

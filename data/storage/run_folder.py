@@ -7,7 +7,7 @@ from reasonscope.data.storage.manifest import NAME
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class RunFolder:
     """`store` is the folder of the traces; `results` the one for probes, scores, numbers and figures, outside of it."""
 
     store: Path
@@ -38,14 +38,14 @@ class Places:
         return self.results / "steering"
 
 
-def places(run: Path) -> Places:
+def run_folder(run: Path) -> RunFolder:
     """The places of `run`: a folder that holds `store`, or a store itself.
 
     Results go into the folder that holds `store`; for a store of another name into a folder beside it, RUN-results.
     """
     if not (run / NAME).exists():
-        return Places(store=run / "store" if (run / "store" / NAME).exists() else run, results=run)
+        return RunFolder(store=run / "store" if (run / "store" / NAME).exists() else run, results=run)
     whole = run.resolve()
-    return Places(
+    return RunFolder(
         store=run, results=whole.parent if whole.name == "store" else whole.with_name(f"{whole.name}-results")
     )

@@ -13,14 +13,14 @@ from safetensors.numpy import save_file
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.durable import write_durably
-from reasonscope.data.storage.untrusted import check_fields, parse_json, well_formed
+from reasonscope.data.storage.untrusted import check_fields, parse_json, wrap_errors
 
 # How a zip archive (which torch writes) and a plain pickle begin.
 _PICKLES = (b"PK\x03\x04", b"\x80")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class SafetensorsFormat:
     """What a file holds: `key` of the header's metadata, `noun` for messages, the newest `version` that is understood, and the
     `fields` that the header has to have, with their types."""
 
@@ -41,7 +41,7 @@ class Kind:
         A pickle is not opened. The library itself refuses headers of more than 100 MB and tensors that reach beyond the file.
         """
         self._check_start(path)
-        with well_formed(f"{path} is no {self.noun}: it"), safe_open(path, framework="numpy") as file:
+        with wrap_errors(f"{path} is no {self.noun}: it"), safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(self.key, "null")
             arrays = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - not a dict
         header = parse_json(text, f"the header of {path}")

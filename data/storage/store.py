@@ -41,7 +41,7 @@ from reasonscope.data.storage.shards import (
     rows_of,
     write_shard,
 )
-from reasonscope.data.storage.untrusted import well_formed
+from reasonscope.data.storage.untrusted import wrap_errors
 from reasonscope.data.trace import Trace
 
 _FOLDER = "shards"
@@ -358,7 +358,7 @@ class TraceStore:
 
     def _places_in(self, shard: Shard) -> dict[str, _Place]:
         table = self._table(shard, columns=["id", "row_start", "row_stop", "crc32"])
-        with well_formed(self._folder / shard.table, StoreError):
+        with wrap_errors(self._folder / shard.table, StoreError):
             return {row["id"]: self._placed(shard, i, row) for i, row in enumerate(table.to_pylist())}
 
     def _placed(self, shard: Shard, index: int, row: Mapping[str, Any]) -> _Place:

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.durable import make_folder, write_durably
-from reasonscope.data.storage.untrusted import check_fields, parse_json, well_formed
+from reasonscope.data.storage.untrusted import check_fields, parse_json, wrap_errors
 
 _KEY, _FORMAT, _VERSION = "reasonscope", "token scores", 1
 
@@ -39,7 +39,7 @@ def save_scores(found: TokenScores, path: Path) -> None:
 
 def read_scores(path: Path, ids: Sequence[str] | None = None) -> TokenScores:
     """The scores in `path`, of all traces or of `ids`. Raises InputError for a file that holds none, or an unknown id."""
-    with well_formed(path), safe_open(path, framework="numpy") as file:
+    with wrap_errors(path), safe_open(path, framework="numpy") as file:
         about = parse_json((file.metadata() or {}).get(_KEY, "{}"), f"the header of {path}")
         if not isinstance(about, dict) or (about.get("format"), about.get("version")) != (_FORMAT, _VERSION):
             raise InputError(

@@ -49,7 +49,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 @contextmanager
-def well_formed(where: object, kind: type[ReasonscopeError] = InputError) -> Iterator[None]:
+def wrap_errors(where: object, kind: type[ReasonscopeError] = InputError) -> Iterator[None]:
     """Inside, a value that is missing, or not of the kind that the format says, raises `kind` naming `where`.
 
     For code that takes a foreign file apart, and for nothing else: elsewhere these exceptions are mistakes of ours.

@@ -12,7 +12,7 @@ from reasonscope.data.text.align import token_strings
 from reasonscope.data.text.parse import THINK, ThinkTags
 from reasonscope.data.text.sentence_labels import label_sentences
 from reasonscope.data.text.sentence_splitter import Splitter, split_sentences
-from reasonscope.data.trace import Kind, Sentence, Span, Step, Trace
+from reasonscope.data.trace import Sentence, Span, Step, StepKind, Trace
 
 Keywords = Literal["repaired", "faithful"]
 
@@ -72,7 +72,7 @@ def seal_steps(
     return found
 
 
-def classify_step(text: str, *, keywords: Keywords = "repaired") -> Kind:
+def classify_step(text: str, *, keywords: Keywords = "repaired") -> StepKind:
     """The kind of a step by its words, first match wins, case ignored: reflection, then transition, else execution."""
     if keywords not in _DIFFERENTLY:
         raise InputError(f"keywords {keywords!r}: there are 'repaired' and 'faithful'")

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from reasonscope.probes.architecture.layout import Layout, head_count
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Forward, Pass, Reduce, cached, grad_mode, positions
-from reasonscope.probes.backends.site_hooks import Touch, activations, recording, touches
+from reasonscope.probes.backends.site_hooks import SiteHook, activations, keep_activation, site_hooks_for
 
 
 class HooksBackend:
@@ -44,7 +44,7 @@ class HooksBackend:
         self, *, read: Sequence[Site] = (), write: Mapping[Site, Edit] | None = None, reduce: Reduce | None = None
     ) -> Iterator[Pass]:
         """As `Backend.passes` says. The hooks stay for all of them, and do nothing between two: what else runs there is not seen."""
-        now: dict[Site, Touch] = {}
+        now: dict[Site, SiteHook] = {}
         seen: dict[Site, Tensor] = {}
 
         def run(
@@ -58,7 +58,7 @@ class HooksBackend:
             where = positions(ids, mask, cache)
             n_keys = cached(cache) + ids.shape[1]
             seen.clear()
-            now.update(touches(read, write, where))
+            now.update(site_hooks_for(read, write, where))
             try:
                 with grad_mode():
                     output = self._hf(
@@ -77,9 +77,9 @@ class HooksBackend:
                 cache=output.past_key_values if use_cache else None,
             )
 
-        def touch_at(site: Site) -> Touch:
+        def touch_at(site: Site) -> SiteHook:
             def touch(activation: Tensor) -> Tensor:
-                return recording(now[site], site, seen, reduce)(activation) if now else activation
+                return keep_activation(now[site], site, seen, reduce)(activation) if now else activation
 
             return touch
 
@@ -87,7 +87,7 @@ class HooksBackend:
             if any(site.point == "attn_probs" for site in read):
                 stack.enter_context(eager_attention(self._hf))
             for site in dict.fromkeys((*(write or {}), *read)):
-                stack.enter_context(touching(self._hf, self._layout, site, touch_at(site)))
+                stack.enter_context(hook_site(self._hf, self._layout, site, touch_at(site)))
             yield run
 
 
@@ -102,14 +102,14 @@ def eager_attention(hf: PreTrainedModel) -> Iterator[None]:
         hf.set_attn_implementation(before)
 
 
-def touching(hf: PreTrainedModel, layout: Layout, site: Site, touch: Touch) -> AbstractContextManager[object]:
+def hook_site(hf: PreTrainedModel, layout: Layout, site: Site, touch: SiteHook) -> AbstractContextManager[object]:
     """Until it is left, every pass of `hf` hands the activation at `site` to `touch` and goes on with what it returns.
 
     A handle of torch, which removes its hook when it is left: a context of our own around it would cost as much as a small layer.
     """
     module = layout.module(hf, site)
     if site.point == "router":
-        return _touching_router(layout.block(hf, site.layer), module, layout, touch)
+        return _hook_router(layout.block(hf, site.layer), module, layout, touch)
     if site.point in ("resid_pre", "z"):
         n_heads = head_count(hf.config) if site.point == "z" else None
         return module.register_forward_pre_hook(_input_hook(touch, n_heads), with_kwargs=True)
@@ -125,7 +125,7 @@ def _removing(*handles: Any) -> Iterator[None]:
             handle.remove()
 
 
-def _input_hook(touch: Touch, n_heads: int | None) -> Callable[..., Any]:
+def _input_hook(touch: SiteHook, n_heads: int | None) -> Callable[..., Any]:
     """A hook on the first argument, seen with an axis of heads where their number is given."""
 
     def hook(
@@ -142,7 +142,7 @@ def _input_hook(touch: Touch, n_heads: int | None) -> Callable[..., Any]:
     return hook
 
 
-def _output_hook(touch: Touch, item: int) -> Callable[..., Any]:
+def _output_hook(touch: SiteHook, item: int) -> Callable[..., Any]:
     """A hook on the output, or on one item of it where it is a tuple."""
 
     def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
@@ -155,7 +155,7 @@ def _output_hook(touch: Touch, item: int) -> Callable[..., Any]:
     return hook
 
 
-def _touching_router(block: nn.Module, router: nn.Module, layout: Layout, touch: Touch) -> AbstractContextManager[None]:
+def _hook_router(block: nn.Module, router: nn.Module, layout: Layout, touch: SiteHook) -> AbstractContextManager[None]:
     """Routers work on a flat (batch · token) axis; the block's input knows the two."""
     shape: list[torch.Size] = []
 

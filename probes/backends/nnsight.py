@@ -19,7 +19,7 @@ from reasonscope.probes.architecture.layout import Layout, Route, head_count
 from reasonscope.probes.architecture.sites import Point, Site
 from reasonscope.probes.backends.base import Edit, Forward, PassByPass, Reduce, full_mask, grad_mode, positions
 from reasonscope.probes.backends.hooks import eager_attention
-from reasonscope.probes.backends.site_hooks import Touch, activations, touches
+from reasonscope.probes.backends.site_hooks import SiteHook, activations, site_hooks_for
 from reasonscope.probes.backends.twin import twin
 
 # A trace meets the points of a block in this order and cannot go back.
@@ -36,7 +36,7 @@ class _Visit:
 
     path: str
     value: str
-    touch: Touch
+    touch: SiteHook
     item: int = 0
     view: tuple[int, ...] | None = None
     route: Route | None = None
@@ -74,7 +74,7 @@ class NNsightBackend(PassByPass):
 
         mask = full_mask(ids, cache) if mask is None else mask
         where = positions(ids, mask)
-        touch_at = touches(read, write, where)
+        touch_at = site_hooks_for(read, write, where)
         sites = sorted(touch_at, key=lambda site: (site.layer, _ORDER.index(site.point)))
         visits = [self._visit(site, touch_at[site], ids.shape) for site in sites]
         kept = [i for i, site in enumerate(sites) if site in read]
@@ -100,7 +100,7 @@ class NNsightBackend(PassByPass):
         seen = dict(zip((sites[i] for i in kept), values, strict=True))
         return Forward(logits=logits, activations=activations(read, seen, mask.shape[1], reduce), cache=cache)
 
-    def _visit(self, site: Site, touch: Touch, shape: torch.Size) -> _Visit:
+    def _visit(self, site: Site, touch: SiteHook, shape: torch.Size) -> _Visit:
         layout = self._layout
         layout.module(self._hf, site)  # refuses layers and routers that this model has not
         path = layout.path(site)
@@ -118,7 +118,7 @@ class NNsightBackend(PassByPass):
 
 
 def _pay(envoy: Any, visit: _Visit) -> Tensor:
-    """Touch what stands at the visited place while the model runs; gives what stands there from now on."""
+    """SiteHook what stands at the visited place while the model runs; gives what stands there from now on."""
     whole = getattr(envoy, visit.value)
     flat: Tensor = whole[visit.item] if isinstance(whole, tuple) else whole
     seen = flat if visit.view is None else flat.view(visit.view)

@@ -10,16 +10,16 @@ from reasonscope.probes.backends.base import Edit, Positions, Reduce
 
 # Takes the activation at a site in the shape that `Site` documents; returns what shall stand there.
 # The very same tensor means: leave it.
-Touch = Callable[[Tensor], Tensor]
+SiteHook = Callable[[Tensor], Tensor]
 
 
-def touches(read: Sequence[Site], write: Mapping[Site, Edit] | None, where: Positions) -> dict[Site, Touch]:
+def site_hooks_for(read: Sequence[Site], write: Mapping[Site, Edit] | None, where: Positions) -> dict[Site, SiteHook]:
     """What to do at each site that is read or written. Raises SiteError for a site that cannot be written."""
     edits = write or {}
-    return {site: _touch(site, edits.get(site), where) for site in dict.fromkeys((*edits, *read))}
+    return {site: _site_hook(site, edits.get(site), where) for site in dict.fromkeys((*edits, *read))}
 
 
-def _touch(site: Site, edit: Edit | None, where: Positions) -> Touch:
+def _site_hook(site: Site, edit: Edit | None, where: Positions) -> SiteHook:
     if edit is None:
         return _leave
     if site.point == "attn_probs":
@@ -42,7 +42,7 @@ def _leave(activation: Tensor) -> Tensor:
     return activation
 
 
-def recording(touch: Touch, site: Site, seen: dict[Site, Tensor], reduce: Reduce | None = None) -> Touch:
+def keep_activation(touch: SiteHook, site: Site, seen: dict[Site, Tensor], reduce: Reduce | None = None) -> SiteHook:
     """`touch`, and what stands at `site` after it goes into `seen`, reduced."""
 
     def record(activation: Tensor) -> Tensor:

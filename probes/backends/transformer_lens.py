@@ -17,7 +17,7 @@ from reasonscope.data.errors import ArchitectureError, MissingExtraError, SiteEr
 from reasonscope.probes.architecture.layout import Layout, head_count
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Forward, PassByPass, Reduce, full_mask, grad_mode, positions
-from reasonscope.probes.backends.site_hooks import Touch, activations, recording, touches
+from reasonscope.probes.backends.site_hooks import SiteHook, activations, keep_activation, site_hooks_for
 from reasonscope.probes.backends.twin import twin
 
 # The bridge's `hook_attn_out` and `hook_mlp_out` lie behind the post-norms where there are any, as ours do.
@@ -62,8 +62,8 @@ class TransformerLensBackend(PassByPass):
         seen: dict[Site, Tensor] = {}
         hooks = [
             hook
-            for site, touch in touches(read, write, where).items()
-            for hook in self._hooks(site, recording(touch, site, seen, reduce), ids.shape)
+            for site, touch in site_hooks_for(read, write, where).items()
+            for hook in self._hooks(site, keep_activation(touch, site, seen, reduce), ids.shape)
         ]
         with grad_mode(), self._bridge.hooks(fwd_hooks=hooks):
             logits, cache = self._bridge(
@@ -81,7 +81,7 @@ class TransformerLensBackend(PassByPass):
             cache=cache if use_cache else None,
         )
 
-    def _hooks(self, site: Site, touch: Touch, shape: torch.Size) -> list[_Hook]:
+    def _hooks(self, site: Site, touch: SiteHook, shape: torch.Size) -> list[_Hook]:
         module = self._layout.module(self._hf, site)  # refuses layers and routers that this model has not
         hooks: list[_Hook]
         block = f"blocks.{site.layer}."
@@ -103,7 +103,7 @@ class TransformerLensBackend(PassByPass):
 
 
 def _router_hooks(
-    prefix: str, touch: Touch, shape: torch.Size, route: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+    prefix: str, touch: SiteHook, shape: torch.Size, route: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 ) -> list[_Hook]:
     """Nothing downstream reads the logits that the bridge shows, so what follows from edited ones is set at its two later points."""
     routed: list[tuple[Tensor, Tensor]] = []

@@ -33,7 +33,7 @@ _NEW_TOKENS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class SupportTrial:
     """Max abs `difference` to the native hooks, or the engine's `error`; neither where the family has no such point."""
 
     difference: float | None = None
@@ -48,12 +48,12 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SupportRow:
     """The trials of one backend on one family: `load` and those of TRIALS."""
 
     backend: str
     family: str
-    trials: Mapping[str, Trial]
+    trials: Mapping[str, SupportTrial]
 
 
 def read_difference(point: Point, model: Model, reference: Model) -> float | None:
@@ -114,32 +114,32 @@ TRIALS: Mapping[str, Callable[[Model, Model], float | None]] = MappingProxyType(
 )
 
 
-def support_table(families: Sequence[str] = FAMILIES, backends: Sequence[str] = BACKENDS) -> list[Row]:
+def support_table(families: Sequence[str] = FAMILIES, backends: Sequence[str] = BACKENDS) -> list[SupportRow]:
     """Try every trial: one row for each backend and family."""
     models = {family: tiny_model(family) for family in families}
     references = {family: load_tiny(hf, "hooks") for family, hf in models.items()}
     return [_row(backend, family, models[family], references[family]) for backend in backends for family in families]
 
 
-def _row(backend: str, family: str, hf: PreTrainedModel, reference: Model) -> Row:
+def _row(backend: str, family: str, hf: PreTrainedModel, reference: Model) -> SupportRow:
     try:
         model = load_tiny(hf, backend)
     except _FAILURES as error:
-        failed = Trial(error=_line(error))
-        return Row(backend=backend, family=family, trials=dict.fromkeys(("load", *TRIALS), failed))
+        failed = SupportTrial(error=_line(error))
+        return SupportRow(backend=backend, family=family, trials=dict.fromkeys(("load", *TRIALS), failed))
     trials = {name: try_out(trial, model, reference) for name, trial in TRIALS.items()}
-    return Row(backend=backend, family=family, trials={"load": Trial(difference=0.0), **trials})
+    return SupportRow(backend=backend, family=family, trials={"load": SupportTrial(difference=0.0), **trials})
 
 
-def try_out(trial: Callable[[Model, Model], float | None], model: Model, reference: Model) -> Trial:
+def try_out(trial: Callable[[Model, Model], float | None], model: Model, reference: Model) -> SupportTrial:
     """Run one trial; what the engine raises becomes its error."""
     try:
-        return Trial(difference=trial(model, reference))
+        return SupportTrial(difference=trial(model, reference))
     except _FAILURES as error:
-        return Trial(error=_line(error))
+        return SupportTrial(error=_line(error))
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[SupportRow]) -> str:
     """The document: a table with a mark for read / write in each cell, and below it every failure in the engine's words."""
     header = ["backend", "family", "load", *POINTS, "cached generation", "ragged batch", "largest difference"]
     lines = [
@@ -159,7 +159,7 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "## Failures", "", *(failures or ["None."]), ""])
 
 
-def _marks(row: Row) -> list[str]:
+def _marks(row: SupportRow) -> list[str]:
     points = [
         f"{row.trials[f'read {point}'].mark} / {row.trials[f'write {point}'].mark if point in WRITABLE else '–'}"
         for point in POINTS

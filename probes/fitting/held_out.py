@@ -30,7 +30,7 @@ from reasonscope.probes.evaluation.metrics import BINARY
 from reasonscope.probes.evaluation.permutation_null import Null, permutation_null
 from reasonscope.probes.fitting.linear_probes import LinearProbe, LogisticProbe
 from reasonscope.probes.fitting.positions import POSITIONS, Position, position_name, row_at, states_at
-from reasonscope.probes.fitting.sweep import Choice, sweep
+from reasonscope.probes.fitting.sweep import LayerChoice, sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def held_out_probes(
         features[taught][:, :, None], targets[taught], labels[taught].tolist(), task="binary", folds=folds, seed=seed
     )
 
-    def fit(choice: Choice, rows: Rows) -> LinearProbe:
+    def fit(choice: LayerChoice, rows: Rows) -> LinearProbe:
         fitted = LogisticProbe(C=1 / choice.penalty, standardise=True).fit(features[rows, choice.layer], targets[rows])
         about = {**provenance, "rows": len(rows), "seed": seed}
         return LinearProbe.of(fitted, site=sites[choice.layer], model=model, provenance=about)

@@ -16,12 +16,12 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
 from reasonscope.data.errors import InputError, SiteError
-from reasonscope.data.storage.safetensors_file import Kind
-from reasonscope.data.storage.untrusted import well_formed
+from reasonscope.data.storage.safetensors_file import SafetensorsFormat
+from reasonscope.data.storage.untrusted import wrap_errors
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.solvers import LinearPath, logistic_path, ridge_path
 
-_KIND = Kind(
+_KIND = SafetensorsFormat(
     key="reasonscope.probe",
     noun="probe",
     version=1,
@@ -122,7 +122,7 @@ class LinearProbe:
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote. Raises InputError for any other file, a newer version, or NaN."""
         header, tensors = _KIND.read(Path(path))
-        with well_formed(path):
+        with wrap_errors(path):
             kept = {name: header[name] for name in ("task", "method", "model", "provenance")}
             coef, intercept = tensors["coef"], float(tensors["intercept"][0])
             return cls(coef=coef, intercept=intercept, site=Site.parse(header["site"]), **kept)

@@ -22,7 +22,7 @@ SLOWEST_RATE = 0.5
 # Keeps the square roots of the curvature invertible; a factor that is a little off is corrected by the next step.
 LEAST_CURVATURE = 1e-10
 
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+NewtonStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Space(Protocol):
@@ -30,7 +30,7 @@ class Space(Protocol):
 
     def values(self, theta: Tensor) -> Tensor: ...
     def square(self, theta: Tensor, values: Tensor) -> Tensor: ...
-    def newton(self, curvature: Tensor, penalty: Tensor) -> Step:
+    def newton(self, curvature: Tensor, penalty: Tensor) -> NewtonStep:
         """With p (1 − p) as the `curvature` (m,): Newton's change of θ (k,) and b () from θ and the errors, target − p (m,)."""
 
     @property
@@ -50,7 +50,7 @@ class RowSpace:
     def square(self, theta: Tensor, values: Tensor) -> Tensor:
         return theta @ values
 
-    def newton(self, curvature: Tensor, penalty: Tensor) -> Step:
+    def newton(self, curvature: Tensor, penalty: Tensor) -> NewtonStep:
         # (λ + W K) Δθ + W Δb = errors − λθ with Σ(θ + Δθ) = 0, symmetrised as in Rasmussen & Williams (2006), algorithm 3.1.
         root = curvature.clamp(min=LEAST_CURVATURE).sqrt()
         scaled = (self.gram * (root / penalty)[:, None]).mul_(root)
@@ -81,7 +81,7 @@ class ColumnSpace:
     def square(self, theta: Tensor, values: Tensor) -> Tensor:
         return theta @ theta
 
-    def newton(self, curvature: Tensor, penalty: Tensor) -> Step:
+    def newton(self, curvature: Tensor, penalty: Tensor) -> NewtonStep:
         weighted = curvature[:, None] * self.features
         across = weighted.sum(0)
         solve = factored(ridged(self.features.mT @ weighted, penalty))

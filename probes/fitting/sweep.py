@@ -32,7 +32,7 @@ _METRICS: dict[Task, Metric] = {"regression": spearman, "binary": auroc}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class LayerChoice:
     """What the inner folds chose: indices of the layer and the position as they stood in the features, and the penalty."""
 
     layer: int
@@ -54,10 +54,10 @@ class SweepResult:
     task: Task
     folds: tuple[Fold, ...]
     predictions: Values
-    chosen: tuple[Choice, ...]
+    chosen: tuple[LayerChoice, ...]
     scores: Values
     cosines: Values
-    final: Choice
+    final: LayerChoice
     coef: Values
     intercept: float
 
@@ -194,7 +194,9 @@ def _result(
         predictions[nested.outer.test] = held[chosen[index]]
         scores[index] = [_METRICS[task](targets[nested.outer.test], values) for values in held]
     choices = [
-        Choice(layer=int(cell) // grid[1], position=int(cell) % grid[1], penalty=penalties[cells.penalty[index, cell]])
+        LayerChoice(
+            layer=int(cell) // grid[1], position=int(cell) % grid[1], penalty=penalties[cells.penalty[index, cell]]
+        )
         for index, cell in enumerate(chosen)
     ]
     return SweepResult(

@@ -12,7 +12,7 @@ SHARE = 0.5
 _LOGITS = 24
 
 
-def fitting_rows(model: Model, tokens: int, *, most: int) -> int:
+def max_rows_that_fit(model: Model, tokens: int, *, most: int) -> int:
     """The first of `most`, its half, its quarter … of rows whose caches fit, each of `tokens` tokens; at least 1.
 
     A row takes (tokens + ROOM) × bytes of keys and values a token, measured on one token in every layer and counted on the device where

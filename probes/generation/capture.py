@@ -11,8 +11,8 @@ from torch import Tensor
 from reasonscope.data.errors import ContextError, InputError, SiteError
 from reasonscope.data.trace import Span
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.backends.hooks import eager_attention, touching
-from reasonscope.probes.backends.site_hooks import Touch
+from reasonscope.probes.backends.hooks import eager_attention, hook_site
+from reasonscope.probes.backends.site_hooks import SiteHook
 from reasonscope.probes.generation.padding import check_vocabulary, left_padded
 from reasonscope.probes.generation.span_means import SpanMeans
 from reasonscope.probes.models.model import Model
@@ -63,11 +63,11 @@ def capture(model: Model, sites: Sequence[Site | str]) -> Iterator[Capture]:
         if any(site.point == "attn_probs" for site in wanted):
             stack.enter_context(eager_attention(model.hf))
         for site in wanted:
-            stack.enter_context(touching(model.hf, model.layout, site, _appending(seen._passes[site])))
+            stack.enter_context(hook_site(model.hf, model.layout, site, _appending(seen._passes[site])))
         yield seen
 
 
-def _appending(passes: list[Tensor]) -> Touch:
+def _appending(passes: list[Tensor]) -> SiteHook:
     def touch(activation: Tensor) -> Tensor:
         passes.append(activation)
         return activation

@@ -10,7 +10,7 @@ from reasonscope.data.errors import StoreError
 from reasonscope.data.storage.durable import make_folder
 
 
-class Kept:
+class ResponseCache:
     """What is in the JSONL files of `folder`; each process adds a file of its own, so that several can keep at a time.
 
     A line that was being written by a process that was killed is none.

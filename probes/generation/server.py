@@ -21,7 +21,7 @@ from reasonscope.data.storage.untrusted import parse_json
 from reasonscope.data.trace import FinishReason, Sampling
 from reasonscope.probes.generation.branches import Branch
 from reasonscope.probes.generation.decoding import Completion
-from reasonscope.probes.generation.response_cache import Kept
+from reasonscope.probes.generation.response_cache import ResponseCache
 from reasonscope.probes.models.prompting import Prompting
 
 _FINISH: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
@@ -111,8 +111,8 @@ class ServerWriter:
         return True
 
     @cached_property
-    def _kept(self) -> Kept | None:
-        return None if self.keep is None else Kept(self.keep)
+    def _kept(self) -> ResponseCache | None:
+        return None if self.keep is None else ResponseCache(self.keep)
 
     def _key(self, prompt: list[int], sampling: Sampling, seed: int) -> str:
         asked = json.dumps([self.model, prompt, asdict(sampling), seed])

@@ -33,7 +33,7 @@ class WithinProblem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorrectnessProbe:
+class CorrectnessReport:
     """What the state at `position` says of the answer, on problems that the probe did not learn from.
 
     `comparison.beats` is the finding: whether the interval of the difference to the best baseline lies above 0.
@@ -56,7 +56,7 @@ class CorrectnessProbe:
 
 def correctness_probe(
     store: TraceStore, traces: Sequence[Trace], *, position: Position = "window", folds: int = 5, seed: int = 0
-) -> CorrectnessProbe:
+) -> CorrectnessReport:
     """Fit and evaluate on those of `traces` that have a gold answer and the position, folds keeping a problem's samples together.
 
     The baselines know the prompt's words and length, how long the whole thinking is (also where that is still to come, which is
@@ -85,7 +85,7 @@ def correctness_probe(
         seed=seed,
     )
     baselines = baseline_features(points, store, _BASELINES)
-    return CorrectnessProbe(
+    return CorrectnessReport(
         position=position,
         comparison=compared(targets, held, range(len(chosen)), baselines, groups, folds=folds, seed=seed),
         within_problem=within_problem(right, held.scores, [trace.problem.id for trace in chosen], seed=seed),

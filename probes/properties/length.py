@@ -69,7 +69,7 @@ class LengthForecast:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LengthProbe:
+class LengthReport:
     """How well thinking tokens are predicted before the first of them, on held-out problems.
 
     `spearman` is of the probe; `baselines` the same for what needs no trained probe; `difference` is to the best of `TEXT_BASELINES`.
@@ -111,7 +111,7 @@ def length_probe(
     folds: int = 5,
     coverage: float = 0.9,
     datasets: Sequence[str] | None = None,
-) -> LengthProbe:
+) -> LengthReport:
     """Fit and evaluate on `traces` of a run with residual sites: ridge on log(1 + thinking tokens), groups kept together.
 
     The state is that of the last prompt token, which opens the thinking. `datasets` (trace,) names the data set of each trace.
@@ -140,7 +140,7 @@ def length_probe(
             lengths, grouped_predictions(again, states, np.log1p(lengths), data.groups, folds=folds, seed=seed)
         )
 
-    return LengthProbe(
+    return LengthReport(
         spearman=judged(spearman),
         baselines={name: judged(spearman, values) for name, values in weaker.items()},
         difference=difference_to_best(

@@ -27,15 +27,15 @@ from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.positions import Position, has_cliff, row_at, states_at
 from reasonscope.probes.properties.refusal_cliff import PLATEAU, Cliff, cliff, random_direction_drops, token_scores
 
-Request = Literal["harmful", "benign"]
-Cell = tuple[Request, Behaviour]
+RequestLabel = Literal["harmful", "benign"]
+RequestOutcome = tuple[RequestLabel, Behaviour]
 
-_FELL: Cell = ("harmful", "complied")
-_STOOD: Cell = ("benign", "complied")
+HARMFUL_COMPLIED: RequestOutcome = ("harmful", "complied")
+BENIGN_COMPLIED: RequestOutcome = ("benign", "complied")
 _BASELINES = ("prompt_length", "bag_of_words", "thinking_length")
 
 
-def cell(trace: Trace) -> Cell:
+def cell(trace: Trace) -> RequestOutcome:
     """Which of the cells harmful or benign × refused, complied or unclear a trace falls into.
 
     Raises InputError where the problem's meta does not say whether the request is harmful.
@@ -52,24 +52,24 @@ def cell(trace: Trace) -> Cell:
 class Contrast:
     """What a probe is taught: the cells of its positive and of its negative class, and the positions, the window last.
 
-    `fallen` are cells of the negative class at the window alone: their thinking teaches nothing.
+    `negative_at_window` are cells of the negative class at the window alone: their thinking teaches nothing.
     """
 
-    positive: frozenset[Cell]
-    negative: frozenset[Cell]
-    fallen: frozenset[Cell] = frozenset()
+    positive: frozenset[RequestOutcome]
+    negative: frozenset[RequestOutcome]
+    negative_at_window: frozenset[RequestOutcome] = frozenset()
     positions: tuple[Position, ...] = ("window",)
 
     def __post_init__(self) -> None:
         if self.positions[-1:] != ("window",):
             raise InputError(f"positions {self.positions}: the last has to be 'window', where the answer is decided")
 
-    def teaches(self, of: Cell, position: Position) -> bool:
-        return of in self.positive | self.negative or (position == "window" and of in self.fallen)
+    def is_training_cell(self, of: RequestOutcome, position: Position) -> bool:
+        return of in self.positive | self.negative or (position == "window" and of in self.negative_at_window)
 
-    def rows(self, cells: Sequence[Cell]) -> tuple[list[int], Values]:
+    def rows(self, cells: Sequence[RequestOutcome]) -> tuple[list[int], Values]:
         """Which of the rows teach it, and their targets, 1 for the positive class."""
-        rows = [i for i, of in enumerate(cells) if self.teaches(of, "window")]
+        rows = [i for i, of in enumerate(cells) if self.is_training_cell(of, "window")]
         return rows, np.array([cells[i] in self.positive for i in rows], dtype=np.float64)
 
 
@@ -89,7 +89,7 @@ CONTRASTS: Mapping[str, Contrast] = {
     "intent": Contrast(
         positive=frozenset({("harmful", "refused")}),
         negative=frozenset({("benign", "complied")}),
-        fallen=frozenset({("harmful", "complied")}),
+        negative_at_window=frozenset({("harmful", "complied")}),
         positions=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0, "window"),
     ),
 }
@@ -106,7 +106,7 @@ class CliffStudy:
     along random directions. Every state changes at a closing tag, so that a drop alone is little; None without such benign traces.
     """
 
-    cliffs: Mapping[Cell, Cliff]
+    cliffs: Mapping[RequestOutcome, Cliff]
     scores: Mapping[str, Values]
     random: Values
     excess: Estimate | None
@@ -114,8 +114,8 @@ class CliffStudy:
 
     @property
     def above_nulls(self) -> bool:
-        benign = self.cliffs.get(_STOOD)
-        low = self.cliffs[_FELL].drop.low
+        benign = self.cliffs.get(BENIGN_COMPLIED)
+        low = self.cliffs[HARMFUL_COMPLIED].drop.low
         return benign is not None and low > benign.drop.high and low > float(np.quantile(self.random, 0.975))
 
     @property
@@ -126,7 +126,7 @@ class CliffStudy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefusalProbe:
+class RefusalReport:
     """What the last token of the close window says of the answer, and what the tokens before it say.
 
     By contrast: `comparisons` are AUROCs on held-out problems, inside the cells of the contrast; `cliffs` are of every trace, each
@@ -137,7 +137,7 @@ class RefusalProbe:
     comparisons: Mapping[str, Comparison]
     cliffs: Mapping[str, CliffStudy]
     probes: Mapping[str, LinearProbe]
-    cells: Mapping[Cell, int]
+    cells: Mapping[RequestOutcome, int]
     n_left_out: int
     n_groups: int
 
@@ -151,7 +151,7 @@ def refusal_probe(
     directions: int = 100,
     folds: int = 5,
     seed: int = 0,
-) -> RefusalProbe:
+) -> RefusalReport:
     """Fit and evaluate the probes of `contrasts` on `traces` of requests, at the last token of the close window.
 
     Departures from arXiv 2510.06036: labels are what this model did; refusal is taught inside harmful prompts; folds keep a problem
@@ -177,7 +177,7 @@ def refusal_probe(
         comparisons[name] = compared(targets, held, rows, features, groups, folds=folds, seed=seed)
         studies[name] = _cliffs(held, store, requests, plateau, directions, seed)
         probes[name] = held.final
-    return RefusalProbe(
+    return RefusalReport(
         comparisons=comparisons,
         cliffs=studies,
         probes=probes,
@@ -212,7 +212,7 @@ class _Requests:
     """Traces with a cliff, and the cell of each."""
 
     traces: Sequence[Trace]
-    cells: Sequence[Cell]
+    cells: Sequence[RequestOutcome]
 
 
 def _held_out(name: str, contrast: Contrast, store: TraceStore, requests: _Requests, folds: int, seed: int) -> HeldOut:
@@ -223,7 +223,7 @@ def _held_out(name: str, contrast: Contrast, store: TraceStore, requests: _Reque
     held = held_out_probes(
         states_at(store, points, sites)[:, :, 0],
         np.repeat([float(of in contrast.positive) for of in requests.cells], n),
-        np.array([contrast.teaches(of, position) for of in requests.cells for position in contrast.positions]),
+        np.array([contrast.is_training_cell(of, position) for of in requests.cells for position in contrast.positions]),
         trace_groups(points.traces),
         sites,
         model=requests.traces[0].model,
@@ -239,14 +239,14 @@ def _cliffs(
 ) -> CliffStudy:
     pairs = zip(requests.traces, held.probes, strict=True)
     scores = {trace.id: token_scores(probe, store, trace) for trace, probe in pairs}
-    members: dict[Cell, list[Trace]] = {of: [] for of in sorted(set(requests.cells))}
+    members: dict[RequestOutcome, list[Trace]] = {of: [] for of in sorted(set(requests.cells))}
     for trace, of in zip(requests.traces, requests.cells, strict=True):
         members[of].append(trace)
     several = {of: own for of, own in members.items() if len({trace.problem.group for trace in own}) > 1}
     cliffs = {of: cliff(scores, own, plateau=plateau, seed=seed) for of, own in several.items()}
-    if _FELL not in several:
+    if HARMFUL_COMPLIED not in several:
         raise InputError("fewer than two harmful requests were complied with: nothing falls; record more of them")
-    fell, stood = several[_FELL], several.get(_STOOD, [])
+    fell, stood = several[HARMFUL_COMPLIED], several.get(BENIGN_COMPLIED, [])
     drops = random_direction_drops(
         held.final, store, [*fell, *stood], directions=directions, plateau=plateau, seed=seed
     )
@@ -255,7 +255,7 @@ def _cliffs(
         cliffs=cliffs,
         scores=scores,
         random=random,
-        excess=_excess(cliffs[_FELL], cliffs[_STOOD], [*fell, *stood], seed) if stood else None,
+        excess=_excess(cliffs[HARMFUL_COMPLIED], cliffs[BENIGN_COMPLIED], [*fell, *stood], seed) if stood else None,
         random_excess=random - drops[:, len(fell) :].mean(axis=1) if stood else None,
     )
 

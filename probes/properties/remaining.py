@@ -23,7 +23,7 @@ _BASELINES = ("elapsed_position", "prompt_length", "bag_of_words")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemainingProbe:
+class RemainingReport:
     """How well the thinking tokens that are left are predicted from one state, on held-out problems.
 
     A row is a position of a trace: `token` (row,) its index, `elapsed` (row,) the tokens written before the next one. `predicted` and
@@ -51,7 +51,7 @@ class RemainingProbe:
 
 def remaining_probe(
     store: TraceStore, traces: Sequence[Trace], *, per_trace: int = 8, folds: int = 5, seed: int = 0
-) -> RemainingProbe:
+) -> RemainingReport:
     """Ridge on log(1 + thinking tokens remaining) at `per_trace` positions of each trace, spread evenly over its thinking.
 
     One probe serves all positions. Layer and penalty are chosen inside the fold, groups are kept together. Every trace weighs the
@@ -77,7 +77,7 @@ def remaining_probe(
     def concordance(rows: Rows) -> float:
         return concordance_index(true[rows], truncated[rows], predicted[rows])
 
-    return RemainingProbe(
+    return RemainingReport(
         spearman=cluster_bootstrap(spearman, true, predicted, groups, seed=seed),
         baselines={
             name: cluster_bootstrap(spearman, true, values, groups, seed=seed) for name, values in weaker.items()

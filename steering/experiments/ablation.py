@@ -16,17 +16,17 @@ from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.generation.capture import replay
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.experiments.attention_knockout import Edges, reading_without
-from reasonscope.steering.experiments.conditions import Treatment
-from reasonscope.steering.experiments.experiment import Arm, Bench
-from reasonscope.steering.experiments.side_effects import Reader, divergences, reading
-from reasonscope.steering.vectors.intervention import Touching
+from reasonscope.steering.experiments.conditions import Condition
+from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment
+from reasonscope.steering.experiments.side_effects import LogitsFunction, divergences, logits_function
+from reasonscope.steering.vectors.intervention import MaskedEdit
 from reasonscope.steering.vectors.scope import Scope
 
 How = Literal["zero", "mean", "resample"]
 # What is written at each site: all of it, or the heads with these numbers.
 Parts: TypeAlias = Mapping[Site, tuple[int, ...] | None]
 # States of other tokens at each site (row, …), to take means of or draw from.
-Bank: TypeAlias = Mapping[Site, Tensor]
+ReferenceStates: TypeAlias = Mapping[Site, Tensor]
 
 _BANK_TRACES = 16
 
@@ -79,13 +79,13 @@ class Ablation:
         }
 
 
-class Replacing(Touching):
+class AblationIntervention(MaskedEdit):
     """The intervention of an ablation of heads, MLPs, layers or tokens. `bank` is needed where `how` is not zero.
 
     Raises SiteError for a layer, and InputError for a head, that the model does not have.
     """
 
-    def __init__(self, model: Model, ablation: Ablation, bank: Bank | None = None, *, seed: int = 0) -> None:
+    def __init__(self, model: Model, ablation: Ablation, bank: ReferenceStates | None = None, *, seed: int = 0) -> None:
         super().__init__(ablation.tokens or ablation.scope)
         self._how, self._bank, self._parts = ablation.how, bank or {}, ablation.parts
         self._rng = torch.Generator().manual_seed(seed)
@@ -129,7 +129,7 @@ class Replacing(Touching):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnsweredAnew:
+class RegenerationEffect:
     """What the ablated model writes: `arm`; `random` arms of as many other heads, MLPs or layers; `excess` of the one over their mean.
 
     Of tokens there are no random arms (`random` is empty): which others to take is drawn over finished text.
@@ -140,7 +140,7 @@ class AnsweredAnew:
     excess: Mapping[str, Estimate]
 
 
-def answered_anew(
+def regenerate_ablated(
     model: Model,
     ablation: Ablation,
     traces: Sequence[Trace],
@@ -149,7 +149,7 @@ def answered_anew(
     *,
     controls: int = 5,
     seed: int = 0,
-) -> AnsweredAnew:
+) -> RegenerationEffect:
     """What the ablated model writes when it answers `problems` anew, beside the unchanged one and `controls` random ablations of the same
     kind, all in one batch; means and draws come from `traces`.
 
@@ -166,21 +166,21 @@ def answered_anew(
     sites = list({site: None for one in wanted for site in one.parts})
     bank = reference_states(model, traces, sites) if ablation.how != "zero" else {}
     treatments = [
-        Treatment(
+        Condition(
             name=f"{one.name}, random {i}" if i else one.name,
             multiplier=1.0,
-            intervention=Replacing(model, one, bank, seed=seed + i),
+            intervention=AblationIntervention(model, one, bank, seed=seed + i),
         )
         for i, one in enumerate(wanted)
     ]
-    bench = Bench(model, problems, sampling)
+    bench = SteeringExperiment(model, problems, sampling)
     runs = bench.run_all(treatments)
     arm, *random = (bench.arm(one.name, 1.0, run) for one, run in zip(treatments, runs, strict=True))
     excess = bench.differences(runs[0], runs[1:]) if random else {}
-    return AnsweredAnew(arm=arm, random=tuple(random), excess=excess)
+    return RegenerationEffect(arm=arm, random=tuple(random), excess=excess)
 
 
-def reference_states(model: Model, traces: Sequence[Trace], sites: Sequence[Site]) -> Bank:
+def reference_states(model: Model, traces: Sequence[Trace], sites: Sequence[Site]) -> ReferenceStates:
     """What stood at `sites` at every token of `traces` (the first 16): (row, …) by site."""
     parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
     for trace in traces[:_BANK_TRACES]:
@@ -262,7 +262,7 @@ _CONTROL = {
 
 
 def _measure(
-    model: Model, traces: Sequence[Trace], ablations: Sequence[Ablation], bank: Bank, seeds: Sequence[int]
+    model: Model, traces: Sequence[Trace], ablations: Sequence[Ablation], bank: ReferenceStates, seeds: Sequence[int]
 ) -> list[_Measured]:
     readers = [_reader(model, one, bank, seed) for one, seed in zip(ablations, seeds, strict=True)]
     spans = {"answer": lambda trace: trace.tokens.answer, "thinking": lambda trace: trace.tokens.thinking}
@@ -291,13 +291,15 @@ def _measure(
     return measured
 
 
-def _reader(model: Model, ablation: Ablation, bank: Bank, seed: int) -> tuple[Reader, Callable[[], int]]:
+def _reader(
+    model: Model, ablation: Ablation, bank: ReferenceStates, seed: int
+) -> tuple[LogitsFunction, Callable[[], int]]:
     """How the ablated model reads, and how much was taken away from it so far."""
     if ablation.edges is not None:
         counts: list[int] = []
         return reading_without(model, ablation.edges, counts.append), lambda: sum(counts)
-    replacing = Replacing(model, ablation, bank, seed=seed)
-    return reading(model, replacing), lambda: replacing.touched
+    replacing = AblationIntervention(model, ablation, bank, seed=seed)
+    return logits_function(model, replacing), lambda: replacing.touched
 
 
 def _control(model: Model, ablation: Ablation, rng: np.random.Generator, number: int) -> Ablation:
@@ -315,9 +317,9 @@ def _control(model: Model, ablation: Ablation, rng: np.random.Generator, number:
             return replace(ablation, **{kind: tuple(sorted(chosen))})  # type: ignore[arg-type]
     seed = int(rng.integers(2**31)) + number
     if ablation.tokens is not None:
-        return replace(ablation, tokens=Elsewhere.elsewhere(ablation.tokens, seed))
+        return replace(ablation, tokens=RandomScope.like(ablation.tokens, seed))
     assert ablation.edges is not None
-    return replace(ablation, edges=replace(ablation.edges, read=Elsewhere.elsewhere(ablation.edges.read, seed)))
+    return replace(ablation, edges=replace(ablation.edges, read=RandomScope.like(ablation.edges.read, seed)))
 
 
 def _other_heads(
@@ -338,7 +340,7 @@ def _other_heads(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Elsewhere(Scope):
+class RandomScope(Scope):
     """As many tokens of each sequence as `instead_of` names, drawn from those that it does not name: of the same region where that has
     enough others, else of the whole text; where even that has not, from the whole text, those that it names too."""
 
@@ -346,7 +348,7 @@ class Elsewhere(Scope):
     seed: int = 0
 
     @classmethod
-    def elsewhere(cls, scope: Scope, seed: int) -> "Elsewhere":
+    def like(cls, scope: Scope, seed: int) -> "RandomScope":
         return cls(on=scope.on, marks=scope.marks, instead_of=scope, seed=seed)
 
     def mask(self, ids: Tensor, *, n_prompt: Tensor | None = None, last: int | None = None) -> Tensor:

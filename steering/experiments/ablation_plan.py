@@ -3,7 +3,7 @@
 controls: 20                     # random ones of each, at least 20
 traces: 32                       # how many of the run are read; all where not given
 problems: 16                     # how many are answered anew by the ablated model; none where not given
-anew_controls: 5                 # random ones that answer them too (of heads, MLPs and layers)
+n_regeneration_controls: 5                 # random ones that answer them too (of heads, MLPs and layers)
 seed: 0
 ablations:
   - name: two heads
@@ -26,13 +26,13 @@ from typing import Any
 import yaml
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.storage.untrusted import well_formed
+from reasonscope.data.storage.untrusted import wrap_errors
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.experiments.ablation import Ablation
 from reasonscope.steering.experiments.attention_knockout import Edges
 from reasonscope.steering.vectors.scope import Scope
 
-_NUMBERS = ("controls", "traces", "problems", "anew_controls", "seed")
+_NUMBERS = ("controls", "traces", "problems", "n_regeneration_controls", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Plan:
     controls: int = 20
     traces: int | None = None
     problems: int = 0
-    anew_controls: int = 5
+    n_regeneration_controls: int = 5
     seed: int = 0
 
 
@@ -63,7 +63,7 @@ def read_plan(path: Path, model: Model) -> Plan:
         content = _WithoutAliases(path.read_text(encoding="utf-8")).get_single_data()
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"cannot read the plan {path}: {error}") from error
-    with well_formed(path):
+    with wrap_errors(path):
         return _plan(content, path, model)
 
 

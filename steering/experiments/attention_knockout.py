@@ -13,7 +13,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import positions
 from reasonscope.probes.backends.hooks import eager_attention
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.experiments.side_effects import Reader
+from reasonscope.steering.experiments.side_effects import LogitsFunction
 from reasonscope.steering.vectors.scope import Scope
 
 
@@ -47,7 +47,7 @@ def without_edges(model: Model, cut: Tensor, layers: Sequence[int] | None = None
         yield
 
 
-def reading_without(model: Model, edges: Edges, count: Callable[[int], None] = lambda _: None) -> Reader:
+def reading_without(model: Model, edges: Edges, count: Callable[[int], None] = lambda _: None) -> LogitsFunction:
     """A reader of whole sequences without `edges`; `count` hears how many went in each pass. Raises InputError for a backend other than
     the native hooks, which alone let the mask be changed."""
     if model.backend.name != "hooks":

@@ -16,7 +16,7 @@ from reasonscope.steering.vectors.intervention import Intervention
 
 
 @dataclass(frozen=True, kw_only=True)
-class Treatment:
+class Condition:
     """One way to let a model answer: steered, with controls of its decoding, with a thinking that was begun for it; or as it is.
 
     `multiplier` is kept for the tables, where there is one.
@@ -29,7 +29,7 @@ class Treatment:
     prefill: str = ""
 
 
-class SideBySide(LogitsProcessor):
+class BatchedConditions(LogitsProcessor):
     """Several treatments in one batch, each on rows of its own: the prompts are as many equal parts, one behind the other.
 
     `edits`, `on_step` and, among the processors, the object itself go to `generate`. A treatment meets its rows as though they were a
@@ -37,7 +37,7 @@ class SideBySide(LogitsProcessor):
     treatment's rows always stand together.
     """
 
-    def __init__(self, treatments: Sequence[Treatment]) -> None:
+    def __init__(self, treatments: Sequence[Condition]) -> None:
         if not treatments:
             raise InputError("no treatment to apply; give at least one")
         self._treatments = tuple(treatments)

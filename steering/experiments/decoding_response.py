@@ -24,9 +24,9 @@ from reasonscope.steering.decoding.processors import (
     ThoughtSwitchPenalty,
     TokenBias,
 )
-from reasonscope.steering.experiments.conditions import Treatment
-from reasonscope.steering.experiments.experiment import Arm, Bench
-from reasonscope.steering.methods.registry import Source
+from reasonscope.steering.experiments.conditions import Condition
+from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment
+from reasonscope.steering.methods.registry import ExtractionData
 from reasonscope.steering.vectors.thinking import Thinking, single_tokens
 
 # What CyclicReflex cycles; the first words of doubt in many models' thinking; those that a model does not have as tokens are left out.
@@ -35,12 +35,12 @@ _WAITING = ("Wait", "Let", "Hmm", "But", "However", "Alternatively")
 # (thinking, tokens, value) to a processor that acts on the logits of these tokens.
 OnTokens: TypeAlias = Callable[[Thinking, tuple[int, ...], float], LogitsProcessor]
 # A value of what is varied, and a seed for what chance does in its place (None: the control itself).
-Treat: TypeAlias = Callable[[float, int | None], Treatment]
+Treat: TypeAlias = Callable[[float, int | None], Condition]
 _RANDOM_TOKENS = "random tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Control:
+class DecodingMethod:
     """`prepare` makes of a source what makes the treatments: `values` of what is varied to begin with, in `unit`.
 
     `chance` names what stands in the control's place as its own control, drawn by a seed: mostly as many random tokens. "" where a control
@@ -50,12 +50,12 @@ class Control:
     summary: str
     unit: str
     values: tuple[float, ...]
-    prepare: Callable[[Source], Treat]
+    prepare: Callable[[ExtractionData], Treat]
     chance: str = _RANDOM_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlResponse:
+class DecodingResponse:
     """The arms of a control by ascending value; `nulls` those of what stands in its place by chance, `null_name`, where it has that."""
 
     name: str
@@ -70,16 +70,16 @@ class ControlResponse:
         return {self.name: self.arms}
 
 
-def control_response(
-    bench: Bench,
-    source: Source,
+def decoding_response(
+    bench: SteeringExperiment,
+    source: ExtractionData,
     name: str,
     values: Sequence[float] | None = None,
     *,
     nulls: int = 5,
     say: Callable[[str], None] = lambda _: None,
-) -> ControlResponse:
-    """Run a control of CONTROLS at each of `values`, all in one batch. Raises InputError for an unknown name, no values, or values that the
+) -> DecodingResponse:
+    """Run a control of DECODING_METHODS at each of `values`, all in one batch. Raises InputError for an unknown name, no values, or values that the
     control cannot take."""
     chosen = control(name)
     wanted = sorted(set(chosen.values if values is None else values))
@@ -94,7 +94,7 @@ def control_response(
     ]
     arms = bench.arms([*treatments, *chance], say=say)
     n = len(treatments)
-    return ControlResponse(
+    return DecodingResponse(
         name=name,
         unit=chosen.unit,
         base=bench.base_arm,
@@ -104,11 +104,11 @@ def control_response(
     )
 
 
-def control(name: str) -> Control:
+def control(name: str) -> DecodingMethod:
     """Raises InputError for a name that no control has."""
-    if name not in CONTROLS:
-        raise InputError(f"no control of the decoding is called {name!r}; there are {', '.join(CONTROLS)}")
-    return CONTROLS[name]
+    if name not in DECODING_METHODS:
+        raise InputError(f"no control of the decoding is called {name!r}; there are {', '.join(DECODING_METHODS)}")
+    return DECODING_METHODS[name]
 
 
 def known_tokens(model: Model, words: Sequence[str]) -> tuple[int, ...]:
@@ -139,50 +139,50 @@ def _whole(value: float, what: str) -> int:
     return int(value)
 
 
-def _on(words: Sequence[str], make: OnTokens) -> Callable[[Source], Treat]:
-    def prepare(source: Source) -> Treat:
+def _on(words: Sequence[str], make: OnTokens) -> Callable[[ExtractionData], Treat]:
+    def prepare(source: ExtractionData) -> Treat:
         tokens, thinking = known_tokens(source.model, words), Thinking.of(source.model)
 
-        def treat(value: float, seed: int | None) -> Treatment:
+        def treat(value: float, seed: int | None) -> Condition:
             chosen = tokens if seed is None else other_tokens(source.model, tokens, seed)
-            return Treatment(name="", processors=(make(thinking, chosen, value),))
+            return Condition(name="", processors=(make(thinking, chosen, value),))
 
         return treat
 
     return prepare
 
 
-def _close_bias(source: Source) -> Treat:
+def _close_bias(source: ExtractionData) -> Treat:
     thinking = Thinking.of(source.model)
 
-    def treat(value: float, seed: int | None) -> Treatment:
+    def treat(value: float, seed: int | None) -> Condition:
         if seed is None:
-            return Treatment(name="", processors=(CloseTag(thinking=thinking, bias=value),))
+            return Condition(name="", processors=(CloseTag(thinking=thinking, bias=value),))
         token = other_tokens(source.model, (thinking.closes,), seed)
-        return Treatment(name="", processors=(TokenBias(thinking=thinking, tokens=token, bias=value),))
+        return Condition(name="", processors=(TokenBias(thinking=thinking, tokens=token, bias=value),))
 
     return treat
 
 
-def _forced_close(source: Source) -> Treat:
-    def treat(value: float, _: int | None) -> Treatment:
+def _forced_close(source: ExtractionData) -> Treat:
+    def treat(value: float, _: int | None) -> Condition:
         forced = ForcedClose(thinking=Thinking.of(source.model), budget=_whole(value, "tokens"))
-        return Treatment(name="", processors=(forced,))
+        return Condition(name="", processors=(forced,))
 
     return treat
 
 
-def _budget_forcing(source: Source) -> Treat:
-    def treat(value: float, seed: int | None) -> Treatment:
+def _budget_forcing(source: ExtractionData) -> Treat:
+    def treat(value: float, seed: int | None) -> Condition:
         forcing = BudgetForcing.of(source.model, rounds=_whole(value, "rounds"))
         if seed is not None:
             forcing = replace(forcing, wait=other_tokens(source.model, forcing.wait, seed))
-        return Treatment(name="", processors=(forcing,))
+        return Condition(name="", processors=(forcing,))
 
     return treat
 
 
-def _budget_guidance(source: Source) -> Treat:
+def _budget_guidance(source: ExtractionData) -> Treat:
     """The predictor learns from the traces of the run, at every layer that it stored; the draws are to be at the run's temperature."""
     sites = [Site.parse(site) for site in source.store.sites if site.startswith("resid_")]
     if not sites:
@@ -192,23 +192,23 @@ def _budget_guidance(source: Source) -> Treat:
     predictor, _ = train_predictor(source.store, sites, vocabulary=source.model.vocabulary, ids=source.ids)
     temperature = float(source.store.meta.get("sampling", {}).get("temperature", 1.0))
 
-    def treat(value: float, seed: int | None) -> Treatment:
+    def treat(value: float, seed: int | None) -> Condition:
         chosen = predictor if seed is None else predictor.with_tokens_exchanged(seed)
         budget = _whole(value, "tokens")
         guidance = BudgetGuidance(source.model, chosen, sites, budget=budget, temperature=temperature)
-        return Treatment(name="", intervention=guidance, processors=(guidance,))
+        return Condition(name="", intervention=guidance, processors=(guidance,))
 
     return treat
 
 
-def _begun(name: str, chance: str = _RANDOM_TOKENS) -> Control:
-    def prepare(source: Source) -> Treat:
+def _begun(name: str, chance: str = _RANDOM_TOKENS) -> DecodingMethod:
+    def prepare(source: ExtractionData) -> Treat:
         text = prefill(name, source.model)
-        return lambda _, seed: Treatment(
+        return lambda _, seed: Condition(
             name="", prefill=text if seed is None else _other_words(source.model, text, seed)
         )
 
-    return Control(
+    return DecodingMethod(
         summary=f"the thinking begins as {name} makes it",
         unit="as published",
         values=(1.0,),
@@ -224,9 +224,9 @@ def _other_words(model: Model, text: str, seed: int) -> str:
     return model.tokenizer_backend.decode(list(drawn), skip_special_tokens=False) + text[len(line) :]
 
 
-CONTROLS: Mapping[str, Control] = MappingProxyType(
+DECODING_METHODS: Mapping[str, DecodingMethod] = MappingProxyType(
     {
-        "tip": Control(
+        "tip": DecodingMethod(
             summary="a penalty on words that switch thoughts, early in each thought (TIP, arXiv 2501.18585)",
             unit="logits",
             values=(3.0,),
@@ -235,7 +235,7 @@ CONTROLS: Mapping[str, Control] = MappingProxyType(
                 lambda thinking, tokens, value: ThoughtSwitchPenalty(thinking=thinking, tokens=tokens, penalty=value),
             ),
         ),
-        "cyclic-reflex": Control(
+        "cyclic-reflex": DecodingMethod(
             summary="a triangle wave on words of reflection (CyclicReflex, arXiv 2506.11077), period 100",
             unit="logits",
             values=(3.0,),
@@ -246,7 +246,7 @@ CONTROLS: Mapping[str, Control] = MappingProxyType(
                 ),
             ),
         ),
-        "reflection-bias": Control(
+        "reflection-bias": DecodingMethod(
             summary="a constant on words that open a check or another approach (SEAL's baseline: −3)",
             unit="logits",
             values=(-3.0, -1.0),
@@ -254,32 +254,32 @@ CONTROLS: Mapping[str, Control] = MappingProxyType(
                 _WAITING, lambda thinking, tokens, value: TokenBias(thinking=thinking, tokens=tokens, bias=value)
             ),
         ),
-        "suppress": Control(
+        "suppress": DecodingMethod(
             summary="words that open a check or another approach cannot be written while thinking (MI-Peaks, arXiv 2506.02867)",
             unit="as published",
             values=(1.0,),
             prepare=_on(_WAITING, lambda thinking, tokens, _: SuppressTokens(thinking=thinking, tokens=tokens)),
         ),
-        "close-bias": Control(
+        "close-bias": DecodingMethod(
             summary="the closing tag made likelier (TS, arXiv 2505.07961)",
             unit="logits",
             values=(2.0, 4.0, 8.0),
             prepare=_close_bias,
         ),
-        "forced-close": Control(
+        "forced-close": DecodingMethod(
             summary="the thinking is closed at a budget (s1, arXiv 2501.19393)",
             unit="tokens",
             values=(60.0, 120.0),
             prepare=_forced_close,
             chance="",
         ),
-        "budget-forcing": Control(
+        "budget-forcing": DecodingMethod(
             summary="the first times that it would close, it writes Wait instead (s1, arXiv 2501.19393)",
             unit="rounds",
             values=(1.0,),
             prepare=_budget_forcing,
         ),
-        "budget-guidance": Control(
+        "budget-guidance": DecodingMethod(
             summary="each token weighted by the chance to fit into a budget (arXiv 2506.13752); the predictor learns from the run",
             unit="tokens",
             values=(60.0, 120.0),

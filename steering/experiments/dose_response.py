@@ -13,9 +13,9 @@ from reasonscope.data.intervals import Estimate
 from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.experiments.conditions import Treatment
-from reasonscope.steering.experiments.experiment import Arm, Bench
-from reasonscope.steering.vectors.application import Part, check_parts, steering
+from reasonscope.steering.experiments.conditions import Condition
+from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment
+from reasonscope.steering.vectors.application import VectorUse, as_intervention, check_uses
 from reasonscope.steering.vectors.intervention import Steering
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import SteeringVector
@@ -97,17 +97,17 @@ def compare(
     for vector, _ in vectors.values():
         vector.check(model)
     treatments = [
-        Treatment(name=name, multiplier=multiplier, intervention=Steering(vector, multiplier, scope))
+        Condition(name=name, multiplier=multiplier, intervention=Steering(vector, multiplier, scope))
         for name, (vector, multiplier) in vectors.items()
     ]
-    bench = Bench(model, problems, sampling, batch_size=batch_size, on_given_text=False)
+    bench = SteeringExperiment(model, problems, sampling, batch_size=batch_size, on_given_text=False)
     arms = bench.arms(treatments)
     return [bench.base_arm, *arms]
 
 
 def dose_response(
-    bench: Bench,
-    parts: Sequence[Part],
+    bench: SteeringExperiment,
+    parts: Sequence[VectorUse],
     strengths: Sequence[float],
     *,
     name: str = "",
@@ -128,7 +128,7 @@ def dose_response(
         )
     if nulls < 5:
         raise InputError(f"{nulls} random vectors; at least 5 are needed to say what chance does")
-    check_parts(parts, bench.model)
+    check_uses(parts, bench.model)
     held_out = [_check_held_out(part.vector, bench.problems) for part in parts]
     name = name or parts[0].vector.method
     random_parts = [
@@ -140,10 +140,10 @@ def dose_response(
     wanted = {(0, sign * strength) for strength in chosen for sign in (1, -1)}
     wanted |= {(i + 1, strength) for strength in chosen for i in range(nulls)}
     treatments = {
-        (i, multiplier): Treatment(
+        (i, multiplier): Condition(
             name=f"{names[i]} at {multiplier:g}",
             multiplier=multiplier,
-            intervention=steering(drawn[i], multiplier),
+            intervention=as_intervention(drawn[i], multiplier),
         )
         for i, multiplier in sorted(wanted)
     }

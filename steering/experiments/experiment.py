@@ -10,27 +10,27 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, Resamples, Values, difference_estimate, mean_estimate
 from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.trace import Problem, Sampling, Trace
-from reasonscope.probes.generation.batch_size import fitting_rows
+from reasonscope.probes.generation.batch_size import max_rows_that_fit
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.experiments.conditions import SideBySide, Treatment
+from reasonscope.steering.experiments.conditions import BatchedConditions, Condition
 from reasonscope.steering.experiments.side_effects import (
     compression_ratio,
     divergences,
     generated,
-    reading,
+    is_well_formed_answer,
+    logits_function,
     repeated_ngrams,
-    well_formed,
 )
-from reasonscope.steering.vectors.intervention import Intervention, check_touched
+from reasonscope.steering.vectors.intervention import Intervention, require_edits
 
 # What is measured of each trace, NaN where it says nothing; an arm gives the mean (perplexity: the exponential of the mean).
 MEASURES = (
-    "tokens", "accuracy", "refused", "refused_harmful", "refused_benign", "well_formed", "repeated_ngrams", "compression",
+    "tokens", "accuracy", "refused", "refused_harmful", "refused_benign", "is_well_formed_answer", "repeated_ngrams", "compression",
     "perplexity", "kl",
 )  # fmt: skip
 # Those that are 0 or 1 for each trace.
-VERDICTS = frozenset(("accuracy", "refused", "refused_harmful", "refused_benign", "well_formed"))
+VERDICTS = frozenset(("accuracy", "refused", "refused_harmful", "refused_benign", "is_well_formed_answer"))
 # Rows of one pass, at most: a small model takes hardly longer for them than for a few.
 MOST_ROWS = 256
 _UNKNOWN = Estimate(value=float("nan"), low=float("nan"), high=float("nan"))
@@ -44,7 +44,7 @@ class Arm:
     unsteered arm as a share of its mean, paired by problem (0 for that arm itself). `touched` counts the tokens edited.
 
     `measures` holds all of them by the names of MEASURES: `tokens` of thinking, `accuracy` (of problems with a gold answer), `refused`
-    (and of the harmful and the benign requests apart), `well_formed` answers, `repeated_ngrams` (share of 4-grams), `compression` (ratio),
+    (and of the harmful and the benign requests apart), `is_well_formed_answer` answers, `repeated_ngrams` (share of 4-grams), `compression` (ratio),
     and on the text that the unsteered model wrote `perplexity` under the steered model and `kl` from the unsteered one (nats a token).
     `differences` are those to the unsteered arm, paired by problem and seed. What says nothing (accuracy without gold answers) is absent.
     """
@@ -61,18 +61,18 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class ArmMeasurements:
     """The measures (trace,) of one run of all problems; `perplexity` is the mean negative log-likelihood of the trace's tokens."""
 
     values: Mapping[str, Values]
     touched: int
 
 
-class Bench:
+class SteeringExperiment:
     """The same problems with the same seeds, answered in as many ways as are asked for, each measured beside the unsteered run.
 
     Ways that are asked for together run in one batch, the unsteered run with the first of them, at most `batch_size` rows (a way and a
-    problem each) at a time, where none is given as many as there is room for (`fitting_rows`) up to 256; each row writes what it would
+    problem each) at a time, where none is given as many as there is room for (`max_rows_that_fit`) up to 256; each row writes what it would
     write alone. `on_given_text=False` leaves out perplexity and KL.
     """
 
@@ -92,7 +92,7 @@ class Bench:
         self._samples, self._batch_size, self._on_given_text = samples, batch_size, on_given_text
         self._groups = [problem.group for problem in problems for _ in range(samples)]
         self._n_problems, self._resamples = len(set(self._groups)), Resamples(self._groups)
-        self._base: tuple[list[Trace], Run] | None = None
+        self._base: tuple[list[Trace], ArmMeasurements] | None = None
 
     @property
     def traces(self) -> list[Trace]:
@@ -100,7 +100,7 @@ class Bench:
         return self._unsteered()[0]
 
     @property
-    def base(self) -> Run:
+    def base(self) -> ArmMeasurements:
         return self._unsteered()[1]
 
     @property
@@ -114,12 +114,14 @@ class Bench:
         *,
         processors: Sequence[LogitsProcessor] = (),
         prefill: str = "",
-    ) -> Run:
+    ) -> ArmMeasurements:
         """One way alone; see `run_all`."""
-        treatment = Treatment(name=name, intervention=intervention, processors=tuple(processors), prefill=prefill)
+        treatment = Condition(name=name, intervention=intervention, processors=tuple(processors), prefill=prefill)
         return self.run_all([treatment])[0]
 
-    def run_all(self, treatments: Sequence[Treatment], *, say: Callable[[str], None] = lambda _: None) -> list[Run]:
+    def run_all(
+        self, treatments: Sequence[Condition], *, say: Callable[[str], None] = lambda _: None
+    ) -> list[ArmMeasurements]:
         """All are arms of one plane: interventions, controls of the decoding, or both.
 
         Perplexity and KL are those of the states, so that a run with processors, which act behind them, or with a prefill has none.
@@ -128,19 +130,19 @@ class Bench:
         interventions = [one.intervention for one in treatments if one.intervention is not None]
         if len({id(one) for one in interventions}) < len(interventions):
             raise InputError("one intervention in two treatments; it counts what it touches, so make one for each")
-        together = [*treatments] if self._base else [Treatment(name="base"), *treatments]
+        together = [*treatments] if self._base else [Condition(name="base"), *treatments]
         written = self._write(together, say)
         runs = self._measured(together, written, self._base[0] if self._base else written[0])
         if self._base is None:
             self._base = written[0], runs.pop(0)
         return runs
 
-    def arms(self, treatments: Sequence[Treatment], *, say: Callable[[str], None] = lambda _: None) -> list[Arm]:
+    def arms(self, treatments: Sequence[Condition], *, say: Callable[[str], None] = lambda _: None) -> list[Arm]:
         """As `run_all`, of each treatment its arm."""
         runs = self.run_all(treatments, say=say)
         return [self.arm(one.name, one.multiplier, run) for one, run in zip(treatments, runs, strict=True)]
 
-    def arm(self, name: str, multiplier: float, run: Run) -> Arm:
+    def arm(self, name: str, multiplier: float, run: ArmMeasurements) -> Arm:
         change = self._means("tokens", run) / self._means("tokens", self.base) - 1
         measures = _known({name: self._estimate(name, run) for name in run.values})
         return Arm(
@@ -155,24 +157,24 @@ class Bench:
             differences=self.differences(run, [self.base]),
         )
 
-    def differences(self, run: Run, others: Sequence[Run]) -> dict[str, Estimate]:
+    def differences(self, run: ArmMeasurements, others: Sequence[ArmMeasurements]) -> dict[str, Estimate]:
         """Each measure of `run` less its mean over `others`, on the same resamples of problems."""
         return _known({name: self._difference(name, run, others) for name in run.values})
 
-    def _unsteered(self) -> tuple[list[Trace], Run]:
+    def _unsteered(self) -> tuple[list[Trace], ArmMeasurements]:
         if self._base is None:
             self.run_all([])
         assert self._base is not None
         return self._base
 
-    def _write(self, treatments: Sequence[Treatment], say: Callable[[str], None]) -> list[list[Trace]]:
+    def _write(self, treatments: Sequence[Condition], say: Callable[[str], None]) -> list[list[Trace]]:
         """What each of the treatments makes the model write: as many lists of traces."""
         written: list[list[Trace]] = []
         rows = self._batch_size or self._fitting([one.prefill for one in treatments])
         for start in range(0, len(treatments), rows):
             together = treatments[start : start + rows]
             say(", ".join(one.name for one in together))
-            side_by_side = SideBySide(together)
+            side_by_side = BatchedConditions(together)
             traces = rollouts(
                 self.model,
                 self.problems,
@@ -196,24 +198,24 @@ class Bench:
             for problem in self.problems
         )
         tokens = min(longest + self._sampling.max_new_tokens, self.model.context_length)
-        return fitting_rows(self.model, tokens, most=MOST_ROWS)
+        return max_rows_that_fit(self.model, tokens, most=MOST_ROWS)
 
     def _measured(
-        self, treatments: Sequence[Treatment], written: Sequence[list[Trace]], base: Sequence[Trace]
-    ) -> list[Run]:
+        self, treatments: Sequence[Condition], written: Sequence[list[Trace]], base: Sequence[Trace]
+    ) -> list[ArmMeasurements]:
         runs = []
         for treatment, traces in zip(treatments, written, strict=True):
             rows = [_of_trace(trace) for trace in traces]
             values = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
             touched = 0
             if treatment.intervention is not None:
-                check_touched(treatment.intervention, treatment.name)
+                require_edits(treatment.intervention, treatment.name)
                 touched = treatment.intervention.touched
-            runs.append(Run(values=values, touched=touched))
+            runs.append(ArmMeasurements(values=values, touched=touched))
         of_states = [
             i for i, one in enumerate(treatments) if self._on_given_text and not one.processors and not one.prefill
         ]
-        readers = [reading(self.model, one) if (one := treatments[i].intervention) else None for i in of_states]
+        readers = [logits_function(self.model, one) if (one := treatments[i].intervention) else None for i in of_states]
         moved = divergences(self.model, base, readers, {"written": generated}) if readers else []
         for i, found in zip(of_states, moved, strict=True):
             on_base = found["written"]
@@ -221,12 +223,12 @@ class Bench:
             runs[i] = replace(runs[i], values={**runs[i].values, **nats})
         return runs
 
-    def _estimate(self, name: str, run: Run) -> Estimate | None:
+    def _estimate(self, name: str, run: ArmMeasurements) -> Estimate | None:
         if name not in VERDICTS:
             return self._resamples.estimate(self._means(name, run))
         return self._verdicts(run.values[name])
 
-    def _difference(self, name: str, run: Run, others: Sequence[Run]) -> Estimate | None:
+    def _difference(self, name: str, run: ArmMeasurements, others: Sequence[ArmMeasurements]) -> Estimate | None:
         if name not in VERDICTS or others[0] is run:  # less itself it is 0, and known to be
             means = np.mean([self._means(name, other) for other in others], axis=0)
             return self._resamples.estimate(self._means(name, run) - means)
@@ -245,7 +247,7 @@ class Bench:
             return mean_estimate(ours[known], groups=groups)
         return difference_estimate(ours[known], theirs[known], verdicts=True, groups=groups)
 
-    def _means(self, name: str, run: Run) -> Values:
+    def _means(self, name: str, run: ArmMeasurements) -> Values:
         """A measure of a run on every resample of problems (1 + draw,)."""
         if name not in ("perplexity", "kl"):
             return self._resamples.means(run.values[name])
@@ -268,7 +270,7 @@ def _of_trace(trace: Trace) -> dict[str, float]:
         "refused": refused,
         "refused_harmful": refused if harmful is True else np.nan,
         "refused_benign": refused if harmful is False else np.nan,
-        "well_formed": float(well_formed(trace)),
+        "is_well_formed_answer": float(is_well_formed_answer(trace)),
         "repeated_ngrams": repeated_ngrams(written),
         "compression": compression_ratio(trace.text[trace.chars.open.start :]),
     }

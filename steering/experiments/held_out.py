@@ -14,11 +14,11 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model, load_model
-from reasonscope.steering.experiments.ablation import AblationEffect, AnsweredAnew
-from reasonscope.steering.experiments.decoding_response import CONTROLS, ControlResponse, control_response
+from reasonscope.steering.experiments.ablation import AblationEffect, RegenerationEffect
+from reasonscope.steering.experiments.decoding_response import DECODING_METHODS, DecodingResponse, decoding_response
 from reasonscope.steering.experiments.dose_response import DoseResponse, dose_response
-from reasonscope.steering.experiments.experiment import Arm, Bench
-from reasonscope.steering.methods.registry import METHODS, Source, method
+from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment
+from reasonscope.steering.methods.registry import METHODS, ExtractionData, method
 from reasonscope.steering.vectors.vector import SteeringVector
 
 
@@ -33,9 +33,9 @@ class Asked:
     def parse(cls, text: str) -> "Asked":
         """`seal`, or `seal:0.5,1`. Raises InputError for an unknown name, or for what are no numbers."""
         name, colon, numbers = text.partition(":")
-        if name not in METHODS and name not in CONTROLS:
+        if name not in METHODS and name not in DECODING_METHODS:
             raise InputError(
-                f"no steering method is called {name!r}; there are {', '.join(METHODS)}, and of the decoding {', '.join(CONTROLS)}"
+                f"no steering method is called {name!r}; there are {', '.join(METHODS)}, and of the decoding {', '.join(DECODING_METHODS)}"
             )
         return cls(name=name, values=tuple(numbers_from(numbers)) if colon else None)
 
@@ -88,28 +88,28 @@ def source_of_run(
     sites: Sequence[Site] | None = None,
     verdict: str | None = None,
     fast: str | None = None,
-) -> Source:
+) -> ExtractionData:
     """What a method may learn from: one side of the split."""
-    return Source(model=model, store=store, ids=split.ids, sites=sites, verdict=verdict, fast=fast)
+    return ExtractionData(model=model, store=store, ids=split.ids, sites=sites, verdict=verdict, fast=fast)
 
 
 def respond(
-    bench: Bench,
-    source: Source,
+    bench: SteeringExperiment,
+    source: ExtractionData,
     asked: Asked,
     *,
     strengths: Sequence[float] | None,
     nulls: int,
     covariance: bool,
     say: Callable[[str], None],
-) -> DoseResponse | ControlResponse:
+) -> DoseResponse | DecodingResponse:
     """Judge a method, its vectors made from one side of the split, on the other; or a control of the decoding.
 
     `strengths` are those of the methods that say none themselves. `covariance`: random vectors have that of the states which the extraction
     could read, the thinking of its traces.
     """
-    if asked.name in CONTROLS:
-        return control_response(bench, source, asked.name, asked.values, nulls=nulls, say=say)
+    if asked.name in DECODING_METHODS:
+        return decoding_response(bench, source, asked.name, asked.values, nulls=nulls, say=say)
     chosen = method(asked.name)
     parts = chosen.parts(source)
     sites = [site for part in parts for site in part.vector.directions]
@@ -165,7 +165,7 @@ def ablation_numbers(found: AblationEffect) -> dict[str, Any]:
     }
 
 
-def anew_numbers(anew: AnsweredAnew) -> dict[str, Any]:
+def anew_numbers(anew: RegenerationEffect) -> dict[str, Any]:
     """What the ablated model wrote, and what models without random other parts did."""
     return {
         **arm_numbers(anew.arm),
@@ -186,9 +186,9 @@ def arm_numbers(arm: Arm) -> dict[str, Any]:
     }
 
 
-def response_numbers(response: DoseResponse | ControlResponse) -> dict[str, Any]:
+def response_numbers(response: DoseResponse | DecodingResponse) -> dict[str, Any]:
     """Every arm with its measures, and of each strength the excess over the random vectors."""
-    if isinstance(response, ControlResponse):
+    if isinstance(response, DecodingResponse):
         return {
             "unit": response.unit,
             "n_problems": response.base.n_problems,
@@ -215,9 +215,9 @@ def response_numbers(response: DoseResponse | ControlResponse) -> dict[str, Any]
     }
 
 
-def response_rows(response: DoseResponse | ControlResponse) -> dict[str, Any]:
+def response_rows(response: DoseResponse | DecodingResponse) -> dict[str, Any]:
     """The same in a few numbers a strength, for a table."""
-    if isinstance(response, ControlResponse):
+    if isinstance(response, DecodingResponse):
         of_arms = {f"{arm.multiplier:g} {response.unit}": _short(arm) for arm in response.arms}
         return {"n_problems": response.base.n_problems, "unsteered": _short(response.base), **of_arms}
     shown: dict[str, Any] = {"held_out": response.held_out, "n_problems": response.base.n_problems}

@@ -20,7 +20,7 @@ from reasonscope.steering.vectors.intervention import Intervention
 _BATCH_VALUES = 2**27  # logits of one batch: 0.5 GB in float32
 
 # Reads whole sequences (ids, mask, prompt lengths) and gives the logits (batch, token, vocab).
-Reader: TypeAlias = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+LogitsFunction: TypeAlias = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def compression_ratio(text: str) -> float:
     return len(raw) / len(zlib.compress(raw, 9)) if raw else 1.0
 
 
-def well_formed(trace: Trace) -> bool:
+def is_well_formed_answer(trace: Trace) -> bool:
     """Whether a completion ended by itself with its thinking closed and an answer that can be read: a final answer where there is a gold
     one, else one that clearly refuses or complies."""
     if trace.finish_reason == "length" or trace.state == "truncated":
@@ -62,7 +62,7 @@ def generated(trace: Trace) -> Span:
     return Span(trace.n_prompt_tokens, len(trace.token_ids))
 
 
-def reading(model: Model, intervention: Intervention | None) -> Reader:
+def logits_function(model: Model, intervention: Intervention | None) -> LogitsFunction:
     """Passes over whole sequences under an intervention; None is the unchanged model."""
 
     def read(ids: Tensor, mask: Tensor, n_prompt: Sequence[int]) -> Tensor:
@@ -77,7 +77,7 @@ def reading(model: Model, intervention: Intervention | None) -> Reader:
 def divergences(
     model: Model,
     traces: Sequence[Trace],
-    readers: Sequence[Reader | None],
+    readers: Sequence[LogitsFunction | None],
     spans: Mapping[str, Callable[[Trace], Span]],
 ) -> list[dict[str, Divergence]]:
     """Teacher-forced: the tokens of `traces` in each of the `spans` (none of which holds the first token), read by each of `readers` and

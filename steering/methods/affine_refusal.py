@@ -33,7 +33,7 @@ from reasonscope.steering.methods.refusal import (
     refusal_logodds,
     select_direction,
 )
-from reasonscope.steering.vectors.application import Part
+from reasonscope.steering.vectors.application import VectorUse
 from reasonscope.steering.vectors.contrast import mean_difference
 from reasonscope.steering.vectors.operators import Clamp
 from reasonscope.steering.vectors.scope import Scope
@@ -102,7 +102,7 @@ def extract_affine_refusal(
 
 def clamped_refusal(
     model: Model, traces: Sequence[Trace], level: Literal["towards", "away"], *, verdict: str | None
-) -> tuple[Part, ...]:
+) -> tuple[VectorUse, ...]:
     """Clamps to the level of the harmful (`towards`) or of the harmless: behind the words `verdict` where they are thought, if any are
     given, and in the close window. Raises InputError where a class is empty, or no layer passes."""
     made, held_out = judged_halves(traces)
@@ -110,7 +110,7 @@ def clamped_refusal(
     if verdict:
         last = frozenset(model.tokenizer.encode(verdict, add_special_tokens=False)[-1:])
         places.insert(0, (partial(end_of_words, words=verdict), Scope.of(model, on="think", tokens=last)))
-    parts: list[Part] = []
+    parts: list[VectorUse] = []
     for end, scope in places:
         classes, others = (
             Classes(harmful=contexts(of.harmful, end), harmless=contexts(of.harmless, end)) for of in (made, held_out)
@@ -119,7 +119,7 @@ def clamped_refusal(
         least = -math.inf if parts else 0.0
         vector = extract_affine_refusal(model, classes, others, made.following(end), induce_threshold=least)
         (to,) = vector.provenance[level].values()
-        parts.append(Part(vector=vector, scope=scope, operator=Clamp(to=to)))
+        parts.append(VectorUse(vector=vector, scope=scope, operator=Clamp(to=to)))
     return tuple(parts)
 
 

@@ -38,7 +38,7 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class DirectionChoice:
     """The candidate taken: `position` from the end (−1: the last token) and `layer`; of `n_surviving` that passed."""
 
     position: int
@@ -48,7 +48,7 @@ class Choice:
 
 def select_direction(
     scores: Scores, *, kl_threshold: float = 0.1, induce_threshold: float = 0.0, prune_share: float = 0.2
-) -> Choice | None:
+) -> DirectionChoice | None:
     """The candidate of the lowest bypass score whose KL is not above and whose induce score is not below its threshold.
 
     Candidates of the last `prune_share` of the layers, and with a score that is not a number, are left out; ties go to the
@@ -61,7 +61,7 @@ def select_direction(
     if not survives.any():
         return None
     row, layer = np.unravel_index(np.where(survives, scores.bypass, np.inf).argmin(), survives.shape)
-    return Choice(position=int(row) - n_positions, layer=int(layer), n_surviving=int(survives.sum()))
+    return DirectionChoice(position=int(row) - n_positions, layer=int(layer), n_surviving=int(survives.sum()))
 
 
 def answer_start(trace: Trace) -> int | None:
@@ -104,7 +104,7 @@ def contexts_until(traces: Iterable[Trace], words: str) -> list[list[int]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class DirectionScore:
     """Traces of harmful requests that were refused, and of benign ones that were complied with."""
 
     harmful: tuple[Trace, ...]
@@ -119,16 +119,16 @@ class Judged:
         return sorted(sides[0] - sides[1])
 
 
-def judged_halves(traces: Iterable[Trace]) -> tuple[Judged, Judged]:
+def judged_halves(traces: Iterable[Trace]) -> tuple[DirectionScore, DirectionScore]:
     """Of requests (whose problems say whether they are `harmful`): half of the groups make directions, half choose among them."""
     asked = [trace for trace in traces if isinstance(trace.problem.meta.get("harmful"), bool)]
     groups = sorted({trace.problem.group for trace in asked})
     random.Random(0).shuffle(groups)
     first = set(groups[: len(groups) // 2])
 
-    def half(made: bool) -> Judged:
+    def half(made: bool) -> DirectionScore:
         mine = [trace for trace in asked if (trace.problem.group in first) is made]
-        return Judged(
+        return DirectionScore(
             harmful=tuple(t for t in mine if t.problem.meta["harmful"] and behaviour(t) == "refused"),
             harmless=tuple(t for t in mine if not t.problem.meta["harmful"] and behaviour(t) == "complied"),
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.trace import Kind, Problem, Sampling, Trace
+from reasonscope.data.trace import Problem, Sampling, StepKind, Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.properties.length import length_probe
@@ -21,7 +21,7 @@ from reasonscope.steering.methods.reasoning_strength import extract_strength
 from reasonscope.steering.methods.refusal import answer_contexts, answer_start, extract_refusal, judged_halves
 from reasonscope.steering.methods.seal import Variant, extract_seal
 from reasonscope.steering.methods.thinking_speed import extract_speed, extract_speed_of_modes, fast_slow_pairs
-from reasonscope.steering.vectors.application import Part, clamped
+from reasonscope.steering.vectors.application import VectorUse, clamped
 from reasonscope.steering.vectors.contrast import Read, state_of, vector_of_probe
 from reasonscope.steering.vectors.operators import Operator, ablate, add, scaled_add
 from reasonscope.steering.vectors.scope import Scope
@@ -29,7 +29,7 @@ from reasonscope.steering.vectors.vector import SteeringVector
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ExtractionData:
     """What a method learns from: the traces `ids` of a run and the model that wrote them.
 
     `sites` None: the method's own. `verdict`: the words of a thinking that its verdict on a request follows, and `fast`: the first word
@@ -49,7 +49,7 @@ class Source:
 
 
 # A method that reads recorded activations leaves the model alone.
-Extract: TypeAlias = Callable[[Source, Sequence[Site]], SteeringVector]
+Extract: TypeAlias = Callable[[ExtractionData, Sequence[Site]], SteeringVector]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +62,10 @@ class Method:
     """
 
     summary: str
-    make: Callable[[Source], tuple[Part, ...]]
+    make: Callable[[ExtractionData], tuple[VectorUse, ...]]
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
 
-    def parts(self, source: Source) -> tuple[Part, ...]:
+    def parts(self, source: ExtractionData) -> tuple[VectorUse, ...]:
         """The vectors from the traces of a run, which say which groups of problems they were made from."""
         groups = sorted({trace.problem.group for trace in source.traces})
         return tuple(
@@ -79,19 +79,19 @@ def _vector(
     scope: Callable[[Model], Scope],
     sites: Callable[[Model], tuple[Site, ...]],
     operator: Operator = add,
-) -> Callable[[Source], tuple[Part, ...]]:
+) -> Callable[[ExtractionData], tuple[VectorUse, ...]]:
     """One vector, applied by `operator`."""
 
-    def make(source: Source) -> tuple[Part, ...]:
+    def make(source: ExtractionData) -> tuple[VectorUse, ...]:
         vector = extract(source, source.sites or sites(source.model))
-        return (Part(vector=vector, scope=scope(source.model), operator=operator),)
+        return (VectorUse(vector=vector, scope=scope(source.model), operator=operator),)
 
     return make
 
 
 def _clamp(
     extract: Extract, scope: Callable[[Model], Scope], sites: Callable[[Model], tuple[Site, ...]]
-) -> Callable[[Source], tuple[Part, ...]]:
+) -> Callable[[ExtractionData], tuple[VectorUse, ...]]:
     """The same, each site clamped to the class that the vector points to."""
     return lambda source: clamped(extract(source, source.sites or sites(source.model)), scope(source.model))
 
@@ -101,8 +101,8 @@ def share_of_depth(model: Model, share: float) -> tuple[Site]:
     return (Site("resid_post", max(0, round(share * model.n_layers) - 1)),)
 
 
-def _seal(away_from: Sequence[Kind], variant: Variant = "corrected") -> Extract:
-    def extract(source: Source, sites: Sequence[Site]) -> SteeringVector:
+def _seal(away_from: Sequence[StepKind], variant: Variant = "corrected") -> Extract:
+    def extract(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector:
         return extract_seal(source.store, _single(sites), ids=source.ids, away_from=away_from, variant=variant)
 
     return extract
@@ -116,18 +116,18 @@ def _speed_of_modes(read: Read) -> Extract:
     return lambda source, sites: extract_speed_of_modes(source.store, sites, read=read, ids=source.ids)
 
 
-def _where_it_turns(extract: Callable[[Read], Extract]) -> Callable[[Source], tuple[Part, ...]]:
+def _where_it_turns(extract: Callable[[Read], Extract]) -> Callable[[ExtractionData], tuple[VectorUse, ...]]:
     """Clamped at the last prompt token, where the thinking opens, and at the separators, where each step does; read there, too."""
     at_prompt = _clamp(extract("prompt"), lambda _: Scope(prompt_positions=(-1,)), _every("resid_post"))
     at_steps = _clamp(extract("separators"), _separators, _every("resid_post"))
     return lambda source: (*at_prompt(source), *at_steps(source))
 
 
-def _efficiency(source: Source, sites: Sequence[Site]) -> SteeringVector:
+def _efficiency(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector:
     return extract_efficiency(source.store, sites, read="thinking_mean", ids=source.ids)
 
 
-def _strength(source: Source, sites: Sequence[Site]) -> SteeringVector:
+def _strength(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector:
     return extract_strength(source.store, sites, ids=source.ids)
 
 
@@ -135,7 +135,7 @@ def _strength(source: Source, sites: Sequence[Site]) -> SteeringVector:
 _FAST_WORDS = {"organism": "After"}
 
 
-def _speed(source: Source, sites: Sequence[Site]) -> SteeringVector:
+def _speed(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector:
     asked = {trace.problem.id: trace.problem for trace in source.traces if trace.problem.answer is not None}
     problems: list[Problem] = list(asked.values())
     if not problems:
@@ -149,7 +149,7 @@ def _speed(source: Source, sites: Sequence[Site]) -> SteeringVector:
 _VERDICTS = {"organism": " this"}
 
 
-def _refusal_reference(source: Source, _: Sequence[Site]) -> SteeringVector:
+def _refusal_reference(source: ExtractionData, _: Sequence[Site]) -> SteeringVector:
     made, held_out = judged_halves(source.traces)
     opens = made.following(answer_start)
     made_from = (answer_contexts(made.harmful), answer_contexts(made.harmless))
@@ -157,15 +157,15 @@ def _refusal_reference(source: Source, _: Sequence[Site]) -> SteeringVector:
     return extract_refusal(source.model, *made_from, *chosen_on, opens)
 
 
-def _refusal_at_every_layer(source: Source, sites: Sequence[Site]) -> SteeringVector:
+def _refusal_at_every_layer(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector:
     """The one direction chosen, at each of `sites`: what is projected out behind every block stays out."""
     chosen = _refusal_reference(source, sites)
     (direction,) = chosen.directions.values()
     return replace(chosen, directions=dict.fromkeys(sites, direction))
 
 
-def _refusal(level: Literal["towards", "away"]) -> Callable[[Source], tuple[Part, ...]]:
-    def make(source: Source) -> tuple[Part, ...]:
+def _refusal(level: Literal["towards", "away"]) -> Callable[[ExtractionData], tuple[VectorUse, ...]]:
+    def make(source: ExtractionData) -> tuple[VectorUse, ...]:
         if source.sites:
             raise InputError("the layer of the refusal direction is chosen by what it does; leave the sites out")
         verdict = source.verdict or _VERDICTS.get(source.model.name)
@@ -174,7 +174,7 @@ def _refusal(level: Literal["towards", "away"]) -> Callable[[Source], tuple[Part
     return make
 
 
-def _length_probe(source: Source, _: Sequence[Site]) -> SteeringVector:
+def _length_probe(source: ExtractionData, _: Sequence[Site]) -> SteeringVector:
     """The normal of a probe of log(1 + thinking tokens), as long as the standard deviation of what it reads, towards shorter."""
     traces = [trace for trace in source.traces if trace.problem.answer is not None]
     probe = length_probe(source.store, traces).probe

@@ -10,18 +10,18 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.align import token_strings
 from reasonscope.data.text.steps_and_sentences import Keywords, seal_steps, steps
-from reasonscope.data.trace import Kind, Step, Trace
+from reasonscope.data.trace import Step, StepKind, Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.steering.vectors.contrast import projection
 from reasonscope.steering.vectors.vector import SteeringVector
 
 Variant = Literal["corrected", "reference"]
 
-AWAY_FROM: tuple[Kind, ...] = ("reflection", "transition")
+AWAY_FROM: tuple[StepKind, ...] = ("reflection", "transition")
 
 
 def seal_direction(
-    states: NDArray[np.floating], kinds: Sequence[Kind], *, away_from: Sequence[Kind] = AWAY_FROM
+    states: NDArray[np.floating], kinds: Sequence[StepKind], *, away_from: Sequence[StepKind] = AWAY_FROM
 ) -> NDArray[np.float64]:
     """mean(execution) − mean(reflection ∪ transition) of `states` (step, d_model), one row a step: (d_model,).
 
@@ -45,7 +45,7 @@ def extract_seal(
     site: Site,
     *,
     ids: Iterable[str] | None = None,
-    away_from: Sequence[Kind] = AWAY_FROM,
+    away_from: Sequence[StepKind] = AWAY_FROM,
     keywords: Keywords = "repaired",
     variant: Variant = "corrected",
 ) -> SteeringVector:

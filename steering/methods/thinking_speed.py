@@ -22,14 +22,14 @@ STRENGTHS = (-4.0, -2.0, 0.0, 2.0, 4.0, 8.0)  # the paper's usable range; above 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Axis:
+class SpeedAxis:
     """`direction` (d_model,) of length 1 towards fast, and the `mean` of the differences that it was found on."""
 
     direction: NDArray[np.float64]
     mean: NDArray[np.float64]
 
 
-def speed_axis(fast: States, slow: States, *, fast_first: Sequence[bool] | None = None) -> Axis:
+def speed_axis(fast: States, slow: States, *, fast_first: Sequence[bool] | None = None) -> SpeedAxis:
     """The first principal component of ±(fast − slow) of `fast`, `slow` (pair, d_model), pointed towards fast.
 
     Half of the differences are reversed (`fast_first` false; by default every second one), as in representation engineering:
@@ -47,7 +47,7 @@ def speed_axis(fast: States, slow: States, *, fast_first: Sequence[bool] | None 
     mean = differences.mean(axis=0)
     direction = np.linalg.svd(differences - mean, full_matrices=False)[2][0]
     higher = np.sign((fast - slow) @ direction).sum()
-    return Axis(direction=-direction if higher < 0 else direction, mean=mean)
+    return SpeedAxis(direction=-direction if higher < 0 else direction, mean=mean)
 
 
 @dataclass(frozen=True, kw_only=True)

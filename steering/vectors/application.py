@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from reasonscope.data.errors import InputError
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.vectors.intervention import InOrder, Intervention, Steering
+from reasonscope.steering.vectors.intervention import Composed, Intervention, Steering
 from reasonscope.steering.vectors.operators import Clamp, Operator, add
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import SteeringVector
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class VectorUse:
     """A vector, the tokens at which it acts, and what is done there. A `Clamp` takes one site."""
 
     vector: SteeringVector
@@ -27,7 +27,7 @@ class Part:
         if isinstance(self.operator, Clamp) and len(self.vector.directions) != 1:
             raise InputError(f"a clamp at {len(self.vector.directions)} sites; each has a projection of its own")
 
-    def random_like(self, seed: int, *, states: Mapping[Site, NDArray[Any]] | None = None) -> "Part":
+    def random_like(self, seed: int, *, states: Mapping[Site, NDArray[Any]] | None = None) -> "VectorUse":
         """The control: random directions of the same norm, at the same tokens; for a clamp each state is moved as far as it would be."""
         operator = self.operator
         if isinstance(operator, Clamp):
@@ -36,21 +36,21 @@ class Part:
         return replace(self, vector=self.vector.random_like(seed, states=states), operator=operator)
 
 
-def clamped(vector: SteeringVector, scope: Scope) -> tuple[Part, ...]:
+def clamped(vector: SteeringVector, scope: Scope) -> tuple[VectorUse, ...]:
     """At each site of `vector`, projections become those of the class that it points to: the mean that its extraction has noted."""
     parts = []
     for site, direction in vector.directions.items():
         one = replace(vector, directions={site: direction})
-        parts.append(Part(vector=one, scope=scope, operator=Clamp(to=vector.provenance["towards"][str(site)])))
+        parts.append(VectorUse(vector=one, scope=scope, operator=Clamp(to=vector.provenance["towards"][str(site)])))
     return tuple(parts)
 
 
-def steering(parts: Sequence[Part], multiplier: float) -> Intervention:
+def as_intervention(parts: Sequence[VectorUse], multiplier: float) -> Intervention:
     """All parts at one multiplier, in order."""
-    return InOrder(*(Steering(part.vector, multiplier, part.scope, operator=part.operator) for part in parts))
+    return Composed(*(Steering(part.vector, multiplier, part.scope, operator=part.operator) for part in parts))
 
 
-def check_parts(parts: Sequence[Part], model: Model) -> None:
+def check_uses(parts: Sequence[VectorUse], model: Model) -> None:
     """Raise InputError for no part, or where a vector does not fit the model."""
     if not parts:
         raise InputError("no vector to steer with; give at least one")

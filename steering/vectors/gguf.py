@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError, MissingExtraError
-from reasonscope.data.storage.safetensors_file import Kind
-from reasonscope.data.storage.untrusted import parse_json, well_formed
+from reasonscope.data.storage.safetensors_file import SafetensorsFormat
+from reasonscope.data.storage.untrusted import parse_json, wrap_errors
 from reasonscope.probes.architecture.sites import Site
 
 MAGIC = b"GGUF"
 _ARCHITECTURE = "controlvector"
 _OURS = "reasonscope.vector"
 # What is kept of a vector beside its directions, in either format.
-KIND = Kind(
+GGUF_FORMAT = SafetensorsFormat(
     key=_OURS,
     noun="steering vector",
     version=1,
@@ -58,7 +58,7 @@ def read_gguf(path: Path) -> tuple[dict[Site, NDArray[np.float32]], dict[str, An
     Raises InputError for what is no control vector, MissingExtraError.
     """
     gguf = _gguf()
-    with well_formed(path), np.errstate(over="ignore"):
+    with wrap_errors(path), np.errstate(over="ignore"):
         return _parts(path, _reader(gguf)(path))
 
 
@@ -85,7 +85,7 @@ def _parts(path: Path, reader: Any) -> tuple[dict[Site, NDArray[np.float32]], di
         header = parse_json(ours, f"the header of {path}")
         if not isinstance(header, dict):
             raise InputError(f"{path}: its header is no JSON object")
-        KIND.check(path, header)
+        GGUF_FORMAT.check(path, header)
         sites = (Site(point, int(layer)) for layer, point in header["points"].items())
         return {site: directions[Site("resid_post", _block(site))] for site in sites}, header
     hint, method = _field(reader, f"{_ARCHITECTURE}.model_hint"), _field(reader, f"{_ARCHITECTURE}.method")

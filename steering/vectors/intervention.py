@@ -41,7 +41,7 @@ class Intervention(Protocol):
         ...
 
 
-class Touching:
+class MaskedEdit:
     """The tokens that a scope chooses in each pass of a run: the half of an intervention that knows no activations.
 
     Absolute positions, whatever the cache and the padding: the first pass of a generation says where each row begins, `on_step` says
@@ -124,7 +124,7 @@ class Touching:
         return torch.tensor(self._given, device=n_tokens.device)
 
 
-class Steering(Touching):
+class Steering(MaskedEdit):
     """One use of a vector: by default `h + multiplier · direction` at each of its sites, on the tokens of `scope`.
 
     `edits` goes to `write=` of a forward pass over whole sequences (`begin` says where their prompts end), or together with `on_step` to
@@ -178,7 +178,7 @@ class Steering(Touching):
         )
 
 
-class InOrder:
+class Composed:
     """Several interventions at once. Where two edit the same site, the first in the list acts first, the next on what it left.
 
     `touched` is the sum over all of them.
@@ -210,7 +210,7 @@ class InOrder:
             intervention.begin(n_prompt)
 
 
-def check_touched(intervention: Intervention, name: str) -> None:
+def require_edits(intervention: Intervention, name: str) -> None:
     """Raise InputError where an intervention that was run touched no token."""
     if intervention.touched == 0:
         raise InputError(f"{name} touched no token: nothing that was given or generated lies in its scope")

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from reasonscope.data.errors import InputError
 from reasonscope.probes.backends.base import Edit, Positions, positions
-from reasonscope.probes.backends.hooks import touching
-from reasonscope.probes.backends.site_hooks import Touch
+from reasonscope.probes.backends.hooks import hook_site
+from reasonscope.probes.backends.site_hooks import SiteHook
 from reasonscope.probes.generation.decoding import DecodingStep
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.vectors.intervention import Intervention, check_touched
+from reasonscope.steering.vectors.intervention import Intervention, require_edits
 
 
 class PatchHandle:
@@ -44,7 +44,7 @@ def patched(model: Model, intervention: Intervention, *, name: str) -> Iterator[
     finally:
         handle.remove()
     if handle.passes:
-        check_touched(intervention, name)
+        require_edits(intervention, name)
 
 
 def patch(model: Model, intervention: Intervention) -> PatchHandle:
@@ -59,7 +59,7 @@ def patch(model: Model, intervention: Intervention) -> PatchHandle:
     with ExitStack() as hooks:
         hooks.callback(model.hf.register_forward_pre_hook(calls.hook, with_kwargs=True).remove)
         for site, edit in intervention.edits.items():
-            hooks.enter_context(touching(model.hf, model.layout, site, calls.touch(edit)))
+            hooks.enter_context(hook_site(model.hf, model.layout, site, calls.touch(edit)))
         return PatchHandle(intervention, calls, hooks.pop_all())
 
 
@@ -92,7 +92,7 @@ class _Calls:
         self._n_seen, self._n_rows = n_cached + ids.shape[1], len(ids)
         self.count += 1
 
-    def touch(self, edit: Edit) -> Touch:
+    def touch(self, edit: Edit) -> SiteHook:
         def touch(activation: Tensor) -> Tensor:
             assert self._where is not None
             return edit(activation, self._where)

@@ -1,4 +1,4 @@
-"""Which tokens an edit touches: by where they stand, by what they are, by what part of the trace they belong to."""
+"""Which tokens an edit changes: by where they stand, by what they are, by what part of the trace they belong to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.steps_and_sentences import Keywords, classify_step
-from reasonscope.data.trace import Kind
+from reasonscope.data.trace import StepKind
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.vectors.token_regions import Marks, Places, last_seen
+from reasonscope.steering.vectors.token_regions import ThinkTokenIds, TokenRegions, last_seen
 
 Window: TypeAlias = tuple[int, int | None]
 Region = Literal["all", "think", "close_window", "answer"]
-Steps: TypeAlias = Literal["separators"] | Kind
+Steps: TypeAlias = Literal["separators"] | StepKind
 
-_KINDS = get_args(Kind)
+_KINDS = get_args(StepKind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Scope:
     | `generation_positions`, `generation_window` | generated tokens, the first of which is 0; no negative ones, the end is not known |
     | `generation_tokens` | ids, where they were generated |
     | `exclude_…` | the same, never edited |
-    | `on` | `think`, `close_window` or `answer`, as in `Places` |
+    | `on` | `think`, `close_window` or `answer`, as in `TokenRegions` |
     | `steps` | `separators`: the tokens of the thinking that hold a blank line; a kind: the tokens of steps of that kind |
     | `tokens` | ids, anywhere |
 
@@ -63,7 +63,7 @@ class Scope:
     exclude_generation_window: Window | None = None
     exclude_generation_tokens: frozenset[int] = frozenset()
     keywords: Keywords = "repaired"
-    marks: Marks | None = None
+    marks: ThinkTokenIds | None = None
 
     def __post_init__(self) -> None:
         if self.on not in get_args(Region):
@@ -85,9 +85,9 @@ class Scope:
     def of(cls, model: Model, *, on: Region = "all", steps: Steps | None = None, **fields: object) -> "Scope":
         """A scope with any of the fields, its marks those of `model`.
 
-        Raises InputError for a model without think tags, or whose tags are no tokens of their own (see `Marks.of`).
+        Raises InputError for a model without think tags, or whose tags are no tokens of their own (see `ThinkTokenIds.of`).
         """
-        return cls(on=on, steps=steps, marks=Marks.of(model), **fields)  # type: ignore[arg-type]  # the caller's own types
+        return cls(on=on, steps=steps, marks=ThinkTokenIds.of(model), **fields)  # type: ignore[arg-type]  # the caller's own types
 
     @classmethod
     def thinking(cls, model: Model, *, at_separators: bool = False) -> "Scope":
@@ -105,7 +105,7 @@ class Scope:
         chosen = self.local_mask(ids, index, given)
         if self.on != "all" or self.steps is not None:
             assert self.marks is not None
-            places = Places.find(ids, self.marks)
+            places = TokenRegions.find(ids, self.marks)
             if self.on != "all":
                 chosen = chosen & getattr(places, self.on)
             if self.steps is not None:

@@ -10,7 +10,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.models.tags import chat_template
-from reasonscope.steering.vectors.token_regions import Marks
+from reasonscope.steering.vectors.token_regions import ThinkTokenIds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Thinking:
     @classmethod
     def of(cls, model: Model) -> Self:
         """Raises InputError for a model without think tags, or whose tags are not single tokens."""
-        marks = Marks.of(model)
+        marks = ThinkTokenIds.of(model)
         if len(marks.opens) != 1 or len(marks.closes) != 1:
             raise InputError(
                 f"the think tags of {model.name} take {len(marks.opens)} and {len(marks.closes)} tokens; one each is needed here"

@@ -15,7 +15,7 @@ _WHITE = str.maketrans({"Ċ": " ", "Ġ": " ", "ĉ": " ", "č": " ", "▁": " "})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Marks:
+class ThinkTokenIds:
     """`opens` and `closes`: the ids of the think tags, in order. `separators`: tokens that hold a blank line (they open steps).
     `blanks`: tokens of white space alone. `tokenizer` reads the words of a step."""
 
@@ -26,7 +26,7 @@ class Marks:
     tokenizer: Tokenizer | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, model: Model) -> "Marks":
+    def of(cls, model: Model) -> "ThinkTokenIds":
         """Raises InputError for a model without think tags, or whose tags may be merged with what stands beside them."""
         if model.tags is None:
             raise InputError(f"{model.name} has no think tags, so there is no thinking to edit")
@@ -48,7 +48,7 @@ class Marks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class TokenRegions:
     """For each column of a batch (batch, token): whether it is in the thinking, in the close window, in the answer.
 
     A token is judged by what stands before it and itself, since that is all there is while a model writes: the close window is the
@@ -60,7 +60,7 @@ class Places:
     answer: Tensor
 
     @classmethod
-    def find(cls, ids: Tensor, marks: Marks) -> "Places":
+    def find(cls, ids: Tensor, marks: ThinkTokenIds) -> "TokenRegions":
         opened = last_seen(_ends(ids, marks.opens))
         # The first token of the closing tag ends the thinking: no tag of several tokens begins with one that may be thought.
         ended, closed = last_seen(ids == marks.closes[0]), last_seen(_ends(ids, marks.closes))

@@ -12,10 +12,10 @@ from scipy.stats import beta
 
 from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.storage.durable import write_durably
-from reasonscope.data.storage.untrusted import well_formed
+from reasonscope.data.storage.untrusted import wrap_errors
 from reasonscope.probes.architecture.sites import Point, Site
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.vectors.gguf import KIND, MAGIC, read_gguf, write_gguf
+from reasonscope.steering.vectors.gguf import GGUF_FORMAT, MAGIC, read_gguf, write_gguf
 from reasonscope.steering.vectors.intervention import Steering
 from reasonscope.steering.vectors.operators import Operator, add
 from reasonscope.steering.vectors.patching import PatchHandle, patch, patched
@@ -183,10 +183,10 @@ class SteeringVector:
         }
         if Path(path).suffix == ".gguf":
             model = self.provenance.get("model") or {}
-            about, hint = {"version": KIND.version, **header}, model.get("architecture", "unknown")
+            about, hint = {"version": GGUF_FORMAT.version, **header}, model.get("architecture", "unknown")
             write_durably(Path(path), lambda file: write_gguf(file, self.directions, about, hint))
             return
-        KIND.write(Path(path), header, {f"direction.{site.layer}": d for site, d in self.directions.items()})
+        GGUF_FORMAT.write(Path(path), header, {f"direction.{site.layer}": d for site, d in self.directions.items()})
 
     @classmethod
     def load(cls, path: str | Path) -> "SteeringVector":
@@ -209,7 +209,7 @@ class SteeringVector:
             raise InputError(f"vectors of width {self.width} and {other.width} cannot be added; they are of two models")
         if self.directions.keys() != other.directions.keys():
             ours, theirs = (", ".join(map(str, sorted(v.directions))) for v in (self, other))
-            raise SiteError(f"vectors at {ours} and at {theirs} cannot be added; apply them together with InOrder")
+            raise SiteError(f"vectors at {ours} and at {theirs} cannot be added; apply them together with Composed")
 
 
 def covariance_matched(
@@ -267,6 +267,6 @@ def _read(path: Path) -> tuple[Mapping[Site, NDArray[np.float32]], Mapping[str, 
         raise InputError(f"{path} is no steering vector: {error}") from error
     if start == MAGIC:
         return read_gguf(path)
-    header, tensors = KIND.read(path)
-    with well_formed(path):
+    header, tensors = GGUF_FORMAT.read(path)
+    with wrap_errors(path):
         return {Site(p, int(layer)): tensors[f"direction.{layer}"] for layer, p in header["points"].items()}, header

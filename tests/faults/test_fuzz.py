@@ -7,7 +7,7 @@ import pytest
 
 from reasonscope.analysis.results import Axis, Result
 from reasonscope.data.errors import InputError
-from reasonscope.data.storage.untrusted import parse_json, well_formed
+from reasonscope.data.storage.untrusted import parse_json, wrap_errors
 
 FUZZ = runpy.run_path(str(Path(__file__).with_name("fuzz.py")))
 
@@ -37,11 +37,11 @@ def test_what_is_no_json_is_one_error_that_names_the_place(raw):
 
 
 def test_our_own_errors_pass_and_mistakes_of_other_kinds_too():
-    with pytest.raises(InputError, match=r"^mine$"), well_formed("file"):
+    with pytest.raises(InputError, match=r"^mine$"), wrap_errors("file"):
         raise InputError("mine")
-    with pytest.raises(AssertionError), well_formed("file"):
+    with pytest.raises(AssertionError), wrap_errors("file"):
         raise AssertionError
-    with pytest.raises(InputError, match="file is damaged"), well_formed("file"):
+    with pytest.raises(InputError, match="file is damaged"), wrap_errors("file"):
         {}["missing"]
 
 

@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from reasonscope.analysis.runs.context import Options
-from reasonscope.analysis.runs.runner import Task, run_analysis
+from reasonscope.analysis.runs.runner import AnalysisTask, run_analysis
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.storage.manifest import NAME
-from reasonscope.data.storage.run_folder import places
+from reasonscope.data.storage.run_folder import run_folder
 from reasonscope.data.storage.store import TraceStore, check_store
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.generation.cluster import Cluster, Job, record_on
@@ -49,7 +49,7 @@ def alone(tmp_path_factory):
 
 
 def task(folder):
-    return Task(run=folder, name="mi", options=Options())
+    return AnalysisTask(run=folder, name="mi", options=Options())
 
 
 def workers():
@@ -120,7 +120,7 @@ def notes(folder):
 
 def analysed(joined, alone, content, folder, instant, begun):
     shutil.copytree(alone / "bare" / "store", folder / "store")
-    results = places(folder).analyses
+    results = run_folder(folder).analyses
 
     def finished():
         noted = notes(folder)

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from reasonscope.analysis.causal.refusal_heads import Trial, cliff_heads, fallen, suppressing_heads
+from reasonscope.analysis.causal.refusal_heads import HeadTrial, cliff_heads, fallen, suppressing_heads
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.organism.problems import request_of
@@ -49,7 +49,7 @@ def traces(model):
 
 @pytest.fixture(scope="module")
 def trial():
-    return Trial(
+    return HeadTrial(
         harmful=load_problems("requests:jailbreak", n=2, seed=3),
         benign=load_problems("requests:plain", n=2, seed=3),
         solved=load_problems("ledger", n=2, seed=3),
@@ -90,4 +90,4 @@ def test_heads_are_silent_in_the_close_window_alone(model, probe, traces, trial)
 def test_no_cliff_is_a_state_and_too_few_problems_an_error(model, probe, trial):
     assert "no cliff" in cliff_heads(model, probe, [], trial).reason
     with pytest.raises(InputError, match="two or more"):
-        Trial(harmful=[], benign=trial.benign, solved=trial.solved, sampling=trial.sampling)
+        HeadTrial(harmful=[], benign=trial.benign, solved=trial.solved, sampling=trial.sampling)

@@ -15,7 +15,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.conformal import ResidualBand
 from reasonscope.probes.evaluation.permutation_null import Null
 from reasonscope.probes.fitting.linear_probes import LinearProbe
-from reasonscope.probes.properties.length import LengthProbe
+from reasonscope.probes.properties.length import LengthReport
 from reasonscope.probes.properties.refusal_cliff import Cliff, mean_trajectory
 from reasonscope.steering import Arm, Dose, DoseResponse
 
@@ -27,7 +27,7 @@ def estimate(value):
 @pytest.fixture
 def probe():
     true = np.array([10.0, 20.0, 40.0])
-    return LengthProbe(
+    return LengthReport(
         spearman=estimate(0.8),
         baselines={"prompt_length": estimate(0.3), "bag_of_words": estimate(0.5)},
         n_groups=3,

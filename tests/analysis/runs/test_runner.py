@@ -10,9 +10,9 @@ from reasonscope.analysis.tokens.entropy import entropy_of_trace
 from reasonscope.analysis.results import Result, result_path
 from reasonscope.analysis.runs import runner as running
 from reasonscope.analysis.runs.registry import ANALYSES
-from reasonscope.analysis.runs.per_trace import ByTrace
-from reasonscope.data.storage.run_folder import places
-from reasonscope.analysis.runs.runner import Task, run_analysis
+from reasonscope.analysis.runs.per_trace import PerTraceAnalysis
+from reasonscope.data.storage.run_folder import run_folder
+from reasonscope.analysis.runs.runner import AnalysisTask, run_analysis
 from reasonscope.analysis.runs.context import Options
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.storage.store import TraceStore
@@ -46,13 +46,13 @@ def analysed(recorded, tmp_path, monkeypatch):
         done.append(trace.id)
         yield entropy_of_trace(trace).with_provenance(seed=study.options.seed)
 
-    monkeypatch.setitem(running.ANALYSES, "entropy", ByTrace(each=each, reads=lambda study, trace: [tmp_path / "read"]))
+    monkeypatch.setitem(running.ANALYSES, "entropy", PerTraceAnalysis(each=each, reads=lambda study, trace: [tmp_path / "read"]))
 
     def run(stop_at=99, **options):
         done.clear()
         stop[0] = stop_at
         try:
-            found = list(run_analysis(Task(run=tmp_path, name="entropy", options=Options(**options))))
+            found = list(run_analysis(AnalysisTask(run=tmp_path, name="entropy", options=Options(**options))))
         except Stopped:
             return list(done), None
         return list(done), [result.provenance["trace"] for result in found]
@@ -78,7 +78,7 @@ def test_finished_traces_hang_on_options_files_and_their_results(analysed, recor
     (tmp_path / "read").write_text("another")
     assert analysed()[0] == ids
     analysed(stop_at=2)
-    path = result_path(places(tmp_path).analyses, "entropy", ids[0])
+    path = result_path(run_folder(tmp_path).analyses, "entropy", ids[0])
     Result.load(path).with_numbers(other=1).save(path)
     assert analysed(server_timeout=9.0)[0] == [ids[0], ids[2]]  # how long a server may take changes nothing
 
@@ -89,7 +89,7 @@ def by_one_process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     how = {"sampling": Sampling(temperature=0, max_new_tokens=200), "progress": False}
     record(load_model("organism"), load_problems("ledger", n=3), folder / "store", **how).close()
-    return folder, {name: list(run_analysis(Task(run=folder, name=name, options=Options()))) for name in STAGED}
+    return folder, {name: list(run_analysis(AnalysisTask(run=folder, name=name, options=Options()))) for name in STAGED}
 
 
 STAGED = ("receivers", "compare", "emergent")
@@ -101,7 +101,7 @@ def test_stages_come_one_after_another(by_one_process):
     told = [(result.method, result.provenance.get("trace", "all")) for result in found["receivers"]]
     trace_by_trace = [[(method, id) for id in ids] for method in ("head_kurtosis", "receiver_scores")]
     assert told == [*trace_by_trace[0], ("receivers", "all"), *trace_by_trace[1]]
-    study = Task(run=folder, name="receivers", options=Options()).study()
+    study = AnalysisTask(run=folder, name="receivers", options=Options()).study()
     assert [result.method for result in ANALYSES["receivers"](study)] == [method for method, _ in told]
     assert not (folder / "unfinished").exists()
 
@@ -119,12 +119,12 @@ def test_a_killed_second_stage_does_not_repeat_the_first(recorded, tmp_path, mon
     def over(study, results):
         yield replace(results[0], method="over").with_provenance(trace="all")
 
-    second = ByTrace(each=partial(each, "second"))
-    analysis = ByTrace(
+    second = PerTraceAnalysis(each=partial(each, "second"))
+    analysis = PerTraceAnalysis(
         each=partial(each, "first"), over_all=over, then=lambda found: second if found[0].method == "over" else None
     )
     monkeypatch.setitem(running.ANALYSES, "entropy", analysis)
-    task, ids = Task(run=tmp_path, name="entropy", options=Options()), list(TraceStore.open(recorded).ids)
+    task, ids = AnalysisTask(run=tmp_path, name="entropy", options=Options()), list(TraceStore.open(recorded).ids)
     with pytest.raises(Stopped):
         list(run_analysis(task))
     last[0] = 99
@@ -141,11 +141,11 @@ def test_workers_make_what_one_process_makes(by_one_process, tmp_path):
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         for name in ("receivers", "emergent"):  # of two stages; of all traces together
-            shared = run_analysis(Task(run=tmp_path, name=name, options=Options()), cluster=Cluster(workers=2))
+            shared = run_analysis(AnalysisTask(run=tmp_path, name=name, options=Options()), cluster=Cluster(workers=2))
             assert [result.method for result in shared] == [result.method for result in found[name]]
     finally:
         ray.shutdown()
-    written, there = (places(run).analyses for run in (tmp_path, alone))
+    written, there = (run_folder(run).analyses for run in (tmp_path, alone))
     files = {path.relative_to(written) for path in written.rglob("*.safetensors")}
     assert {path.parts[0] for path in files} == {"head_kurtosis", "receivers", "receiver_scores", "emergent_heads"}
     assert all((written / path).read_bytes() == (there / path).read_bytes() for path in files)

@@ -13,7 +13,7 @@ from reasonscope.analysis.runs.comparisons import analyse_cliff
 from reasonscope.app import cli
 from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.exchange.problem_sets import load_problems
-from reasonscope.data.storage.run_folder import places
+from reasonscope.data.storage.run_folder import run_folder
 from reasonscope.data.storage.store import TraceStore, check_store
 from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.trace import Problem, Sampling
@@ -47,13 +47,13 @@ def analyse(*words):
 def test_every_analysis_leaves_results_and_figures_beside_the_store(run, name):
     options = ["--samples", "2"] if name == "confidence" else []
     shown = analyse(name, "--run", run, *options)
-    kept = list(load_results(places(run).analyses, "mi_peaks" if name == "mi" else name))
+    kept = list(load_results(run_folder(run).analyses, "mi_peaks" if name == "mi" else name))
     assert {r.provenance["trace"] for r in kept} == set(shown) and len(shown) >= 2
     for result in kept:
         if result.measured:
             assert result.null is not None and result.unit
             assert shown[result.provenance["trace"]]["state"] == "measured"
-    assert any(r.measured for r in kept) and list(places(run).figures.glob("*.html"))
+    assert any(r.measured for r in kept) and list(run_folder(run).figures.glob("*.html"))
     assert check_store(run / "store") == []
 
 
@@ -124,8 +124,8 @@ def test_heads_that_suppress_refusal_are_taken_away_beside_random_ones(tmp_path)
     probe = LinearProbe(
         coef=coef, intercept=0.0, site=Site("resid_post", 4), task="binary", method="test", model=model.fingerprint
     )
-    places(tmp_path).probes.mkdir()
-    probe.save(places(tmp_path).probes / "refusal.safetensors")
+    run_folder(tmp_path).probes.mkdir()
+    probe.save(run_folder(tmp_path).probes / "refusal.safetensors")
     shown = analyse("cliff", "--run", tmp_path, "--ablate", "--asked", 2, "--max-new-tokens", 3)
     writes, ablated = shown.values()
     assert writes["method"] == "probe_write" and ablated["method"] == "cliff" and ablated["n_fallen"] >= 1
@@ -171,7 +171,7 @@ def test_a_probe_stops_stored_samples_with_the_answers_that_were_forced(tmp_path
     assert isinstance(done.exception, InputError) and "analyse confidence" in str(done.exception)
     analyse("confidence", "--run", tmp_path, "--samples", 1)
     analyse(*words)
-    (found,) = load_results(places(tmp_path).analyses, "selection")
+    (found,) = load_results(run_folder(tmp_path).analyses, "selection")
     tokens = dict(zip(found.axis("rule").labels, found.at(metric="tokens"), strict=True))
     assert tokens["stop above 0.5"] == tokens["stop above 0.9"] < tokens["single"]
     assert "stop above 0.9, another trace's scores" in tokens
@@ -236,7 +236,7 @@ def test_published_traces_get_every_text_level_analysis_and_go_back_as_they_came
         assert shown["state"] == "measured" and "no rollouts" in shown["null"] and shown["recomputed_equal"] >= 0.99
         together = shown["suppression_correlation"]
         assert together is None or -1 <= together["all"] <= 1
-    kept = list(load_results(places(run).analyses, "anchors"))
+    kept = list(load_results(run_folder(run).analyses, "anchors"))
     assert any("suppression" in result.arrays for result in kept)
     for shown in analyse("reflection", "--run", run).values():
         assert shown["state"] == "measured" and 0 <= shown["failed_step_fraction"] < 1

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from reasonscope.app import cli
 from reasonscope.app.commands import browser
-from reasonscope.app.demo.summary import read_summary, rows, table
+from reasonscope.app.demo.summary import read_summary, summary_rows, table
 from reasonscope.app.server.access import VARIABLE, Guard
 from reasonscope.data.errors import InputError, MissingExtraError, StoreError
 from reasonscope.data.storage.store import TraceStore
@@ -44,7 +44,7 @@ def started(monkeypatch):
 
 def test_rows_name_every_number(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(SUMMARY), encoding="utf-8")
-    assert list(rows(read_summary(tmp_path))) == [
+    assert list(summary_rows(read_summary(tmp_path))) == [
         ("traces.n", "400"),
         ("traces.correct", "201"),
         ("length_probe.spearman", "0.8346"),

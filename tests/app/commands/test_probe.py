@@ -17,7 +17,7 @@ from reasonscope.data.organism.corpus import tokenizer_texts
 from reasonscope.data.organism.problems import ledger_of, request_of
 from reasonscope.data.organism.tokenizer import chat, train_tokenizer
 from reasonscope.data.organism.writer import boxed, write_ledger, write_request
-from reasonscope.data.storage.run_folder import places
+from reasonscope.data.storage.run_folder import run_folder
 from reasonscope.data.storage.store import TraceStore, check_store
 from reasonscope.data.storage.token_scores import read_scores
 from reasonscope.data.text.behaviour import behaviour
@@ -158,9 +158,9 @@ def test_a_folder_without_a_run_is_status_2(command, tmp_path, monkeypatch, caps
 def test_results_lie_outside_the_store(tmp_path):
     for name in ("a", "b/store"):
         TraceStore.create(tmp_path / name, sites=[]).close()
-    assert places(tmp_path / "a").results == tmp_path / "a-results"
-    assert places(tmp_path / "b").store == tmp_path / "b" / "store"
-    assert places(tmp_path / "b").results == places(tmp_path / "b" / "store").results == tmp_path / "b"
+    assert run_folder(tmp_path / "a").results == tmp_path / "a-results"
+    assert run_folder(tmp_path / "b").store == tmp_path / "b" / "store"
+    assert run_folder(tmp_path / "b").results == run_folder(tmp_path / "b" / "store").results == tmp_path / "b"
 
 
 def test_remaining_prints_its_numbers_beside_the_position(run):

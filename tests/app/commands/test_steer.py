@@ -82,7 +82,7 @@ def test_controls_of_the_decoding_are_swept_on_the_same_plane(run):
 PLAN = """
 traces: 2
 problems: 2
-anew_controls: 2
+n_regeneration_controls: 2
 ablations:
   - {name: heads, heads: ["1.0", "2.1"]}
   - {name: heads by mean, heads: ["1.0"], how: mean, scope: {on: think}}
@@ -107,8 +107,8 @@ def test_ablate_runs_a_plan_with_every_kind(run, tmp_path, monkeypatch):
         assert one["controls"]["n"] == 20 and one["touched"] > 0
         low, high = one["effect_nats_per_answer_token"]["ci"]
         assert low <= one["effect_nats_per_answer_token"]["value"] <= high
-    assert "not measured" in found["edges"]["answered_anew"]
-    anew = {name: one["answered_anew"] for name, one in found.items() if name != "edges"}
+    assert "not measured" in found["edges"]["regenerate_ablated"]
+    anew = {name: one["regenerate_ablated"] for name, one in found.items() if name != "edges"}
     assert {name: len(one["random"]) for name, one in anew.items()} == {
         **dict.fromkeys(("heads", "heads by mean", "heads by draw", "mlp", "layer"), 2),
         **dict.fromkeys(("early", "doubts"), 0),

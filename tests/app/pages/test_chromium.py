@@ -8,7 +8,7 @@ import pytest
 
 from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.app.page_parts.measurements import results
-from reasonscope.app.page_parts.readings import rows
+from reasonscope.app.page_parts.readings import trace_rows
 from reasonscope.app.page_parts.runs import open_run
 from reasonscope.app.server.serving import serving
 
@@ -294,7 +294,7 @@ def test_a_link_with_the_token_opens_the_app_from_another_site_too(chromium, run
 
 
 def test_the_table_of_traces_leads_to_one(page):
-    wanted = rows(open_run(EXAMPLE))[5].id  # the first is what the page shows anyway
+    wanted = trace_rows(open_run(EXAMPLE))[5].id  # the first is what the page shows anyway
     open_page(page, "", f"search={wanted}")
     page.get_by_text("1 of ").wait_for()
     grid = page.locator('[data-testid="stDataFrame"]').first

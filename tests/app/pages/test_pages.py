@@ -12,15 +12,15 @@ from streamlit.testing.v1 import AppTest
 
 from reasonscope.analysis.anchors.published import published_importances
 from reasonscope.analysis.results import Axis, Band, Result, result_path
-from reasonscope.analysis.runs.saved_numbers import keep, plain, read_numbers
+from reasonscope.analysis.runs.saved_numbers import plain, read_numbers, save_numbers
 from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.app.page_parts import colourings, components, measurements, readings, runs, state
-from reasonscope.app.page_parts.alternatives import alternatives
+from reasonscope.app.page_parts.alternatives import shown_alternatives
 from reasonscope.app.page_parts.reader import reader_data
 from reasonscope.app.server import main
 from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.exchange.importers import import_jsonl, import_thought_anchors
-from reasonscope.data.storage.run_folder import places
+from reasonscope.data.storage.run_folder import run_folder
 from reasonscope.data.storage.store import TraceStore
 
 VIEWS = ("overview", "traces", "mi_peaks", "anchors", "heads", "probes", "refusal", "steering", "compare")
@@ -35,7 +35,7 @@ def _show(view: str, folder: str) -> None:
     from reasonscope.app.page_parts.runs import open_run
 
     state.offer_runs({"this": Path(folder)})
-    with components.told():
+    with components.show_errors():
         import_module(f"reasonscope.app.pages.{view}").show(open_run(Path(folder)))
 
 
@@ -189,12 +189,12 @@ def leave_line(folder: Path, id: str, values: list[float]) -> None:
 
 def test_a_trace_of_which_a_published_sentence_is_left_out_is_coloured_in_place(edited):
     run = runs.open_run(edited)
-    (row,) = readings.rows(run)
+    (row,) = readings.trace_rows(run)
     ours, theirs = colourings.colouring_name("close_attention"), "importance · counterfactual_kl"
     for name, values, said in ((ours, [10, 11, 12], "12"), (theirs, [0, 0.4, 0.6], "0.6")):
         colour = colourings.colouring(run, row.id, name)
         np.testing.assert_allclose(colour.values, values)
-        data = reader_data(readings.reading(run, row.id), colour)
+        data = reader_data(readings.cut_of(run, row.id), colour)
         assert [index for _, index, *_ in data["blocks"] if index is not None] == [0, 1, 2]
         test = page("traces", edited, trace=row.id, colour=name, sentence="2")
         assert not test.exception and "boxed" in test.latex[0].value
@@ -229,7 +229,7 @@ def test_a_run_that_is_not_there_names_the_remedy(tmp_path):
 
 
 def test_the_overview_filters_and_says_how_many():
-    rows = readings.rows(runs.open_run(EXAMPLE))
+    rows = readings.trace_rows(runs.open_run(EXAMPLE))
     right = sum(row.outcome == "right" for row in rows)
     test = page("overview", EXAMPLE, outcome="right")
     assert f"{right} of {len(rows)} traces" in words(test)
@@ -238,7 +238,7 @@ def test_the_overview_filters_and_says_how_many():
 
 def test_the_address_chooses_trace_colour_and_sentence():
     run = runs.open_run(EXAMPLE)
-    id = next(row.id for row in readings.rows(run) if row.outcome == "right")
+    id = next(row.id for row in readings.trace_rows(run) if row.outcome == "right")
     test = page("traces", EXAMPLE, trace=id, colour="entropy", sentence="2")
     assert [box.value for box in test.selectbox] == [id, "entropy", None]
     assert "Sentence 2" in words(test) and "entropy of the next token" in words(test)
@@ -271,8 +271,8 @@ def test_a_result_over_sentences_colours_the_trace(imported):
 
 def test_the_blocks_of_the_reader_are_the_whole_text():
     run = runs.open_run(EXAMPLE)
-    for row in readings.rows(run)[:8]:
-        read = readings.reading(run, row.id)
+    for row in readings.trace_rows(run)[:8]:
+        read = readings.cut_of(run, row.id)
         data = reader_data(read, colourings.colouring(run, row.id, "entropy"))
         assert data["text"] == read.trace.text and data["ends"][-1] == len(read.trace.text)
         assert len(data["colour"]["values"]) == len(data["ends"]) == len(read.trace.token_ids)
@@ -283,7 +283,7 @@ def test_the_blocks_of_the_reader_are_the_whole_text():
 
 def test_hostile_text_reaches_the_page_as_text(imported):
     run = runs.open_run(imported)
-    data = reader_data(readings.reading(run, "hostile"), None)
+    data = reader_data(readings.cut_of(run, "hostile"), None)
     assert HOSTILE in data["text"]
     said = page("compare", imported, trace="hostile", with_trace="hostile")
     markup = "".join(str(element.proto) for element in said.main if "html" in str(element.type))
@@ -302,8 +302,8 @@ def test_numbers_show_their_intervals():
 
 
 def test_what_is_kept_is_read_again(tmp_path):
-    where = places(tmp_path)
-    keep(where, "mine", {"a": float("nan"), "b": {"value": 1.0}}, command="reasonscope x", seed=3, figures={})
+    where = run_folder(tmp_path)
+    save_numbers(where, "mine", {"a": float("nan"), "b": {"value": 1.0}}, command="reasonscope x", seed=3, figures={})
     kept = read_numbers(where.numbers / "mine.json")
     assert (kept["command"], kept["seed"], kept["numbers"]) == ("reasonscope x", 3, {"a": None, "b": {"value": 1.0}})
     (where.numbers / "mine.json").write_text("[]", encoding="utf-8")
@@ -357,10 +357,10 @@ def analysed() -> str:
 def test_a_sentence_shows_what_else_could_have_stood_there():
     test = page("traces", EXAMPLE, trace=analysed(), sentence="3")
     (table,) = [frame.value for frame in test.dataframe if "likeliest" in frame.value.columns]
-    read = readings.reading(runs.open_run(EXAMPLE), analysed())
+    read = readings.cut_of(runs.open_run(EXAMPLE), analysed())
     assert len(table) == len(read.sentences[3].tokens)
     assert table["probability"].between(0, 1).all() and (table["likeliest"].str.count("%") == 5).all()
-    found = alternatives(runs.open_run(EXAMPLE), analysed())
+    found = shown_alternatives(runs.open_run(EXAMPLE), analysed())
     data = reader_data(read, None, found)["alternatives"]
     assert data["first"] == read.trace.n_prompt_tokens and len(data["ids"]) == 5 * len(data["said"])
     assert data["pieces"][data["ids"][0]] == found.at(data["first"])[0][0]
@@ -380,7 +380,7 @@ def test_a_trace_is_coloured_by_every_kind_of_method():
     assert wanted | {"suppression effect", "attention received"} <= set(names)
     for name in names[1:]:
         found = colourings.colouring(run, id, name)
-        n = len(readings.reading(run, id).sentences) if found.per == "sentence" else len(run.store.trace(id).token_ids)
+        n = len(readings.cut_of(run, id).sentences) if found.per == "sentence" else len(run.store.trace(id).token_ids)
         assert found.values.shape == (n,) and np.isfinite(found.values).any() and found.ends[0] < found.ends[1]
     shift = colourings.colouring(run, id, "steered − base")
     assert "vector seal" in shift.about and shift.null is not None
@@ -407,7 +407,7 @@ def test_heads_are_compared_down_to_the_tokens_of_a_block():
 def test_two_runs_are_compared_with_their_intervals(tmp_path):
     run = tmp_path / "other"
     shutil.copytree(EXAMPLE, run)
-    rows = readings.rows(runs.open_run(run))
+    rows = readings.trace_rows(runs.open_run(run))
     compare_runs = AppTest.from_function(_compare, args=(str(EXAMPLE), str(run)), default_timeout=60).run()
     (table,) = [frame.value for frame in compare_runs.dataframe if "difference" in frame.value.columns]
     assert table["mean"].tolist() == ["right", "refused", "thinking tokens"] and set(table["difference"]) == {"+0"}
@@ -499,7 +499,7 @@ def test_every_result_of_a_trace_can_be_seen_whole(method):
 
 
 def test_the_overview_filters_by_length_and_difficulty_and_says_shares_with_their_interval():
-    found = readings.rows(runs.open_run(EXAMPLE))
+    found = readings.trace_rows(runs.open_run(EXAMPLE))
     long = [row for row in found if 300 <= row.thinking_tokens <= 400]
     test = page("overview", EXAMPLE)
     test.slider[0].set_value((300, 400)).run()

@@ -8,9 +8,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.storage.safetensors_file import Kind
+from reasonscope.data.storage.safetensors_file import SafetensorsFormat
 
-KIND = Kind(key="reasonscope.thing", noun="thing", version=2)
+KIND = SafetensorsFormat(key="reasonscope.thing", noun="thing", version=2)
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -63,7 +63,7 @@ def test_a_header_whose_length_begins_as_a_pickle_does_is_read(tmp_path):
 
 
 def test_headers_lack_nothing_that_their_kind_has():
-    kind = Kind(key="k", noun="thing", version=2, fields={"n": int})
+    kind = SafetensorsFormat(key="k", noun="thing", version=2, fields={"n": int})
     kind.check("x", {"n": 1})  # older than the version field
     kind.check("x", {"version": 2, "n": 1})
     for header in ({}, {"n": "1"}, {"n": True}):

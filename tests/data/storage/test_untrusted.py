@@ -3,7 +3,7 @@
 import pytest
 
 from reasonscope.data.errors import InputError, StoreError
-from reasonscope.data.storage.untrusted import check_fields, json_lines, parse_json, well_formed
+from reasonscope.data.storage.untrusted import check_fields, json_lines, parse_json, wrap_errors
 
 
 @pytest.mark.parametrize("raw", ['{"a": [1, null]}', b'{"a": [1, null]}'])
@@ -34,9 +34,9 @@ def test_what_is_no_json_is_named(raw, message):
     "error", [KeyError("a"), TypeError("b"), OSError("c"), UnicodeDecodeError("utf-8", b"", 0, 1, "d")]
 )
 def test_a_file_that_is_taken_apart_in_vain_is_damaged(error):
-    with pytest.raises(InputError, match="the file x is damaged.*" + type(error).__name__), well_formed("the file x"):
+    with pytest.raises(InputError, match="the file x is damaged.*" + type(error).__name__), wrap_errors("the file x"):
         raise error
-    with pytest.raises(StoreError, match="the file x is damaged"), well_formed("the file x", StoreError):
+    with pytest.raises(StoreError, match="the file x is damaged"), wrap_errors("the file x", StoreError):
         raise error
 
 
@@ -46,11 +46,11 @@ def test_errors_of_ours_pass_as_they_are_or_become_the_kind_asked_for():
         (StoreError, InputError, "^y$"),
         (StoreError, StoreError, "^y$"),
     ):
-        with pytest.raises(raised, match=seen), well_formed("x", asked):
+        with pytest.raises(raised, match=seen), wrap_errors("x", asked):
             raise raised("y")
-    with pytest.raises(StoreError, match=r"^x: y$"), well_formed("x", StoreError):
+    with pytest.raises(StoreError, match=r"^x: y$"), wrap_errors("x", StoreError):
         raise InputError("y")
-    with pytest.raises(AssertionError), well_formed("x"):
+    with pytest.raises(AssertionError), wrap_errors("x"):
         raise AssertionError
 
 

@@ -20,7 +20,7 @@ from reasonscope.probes.backends.hooks import HooksBackend
 from reasonscope.probes.backends.nnsight import NNsightBackend
 from reasonscope.probes.backends.transformer_lens import TransformerLensBackend
 from reasonscope.probes.backends.twin import twin
-from reasonscope.probes.checks.support_table import TRIALS, Row, load_tiny, markdown, support_table, try_out
+from reasonscope.probes.checks.support_table import TRIALS, SupportRow, load_tiny, markdown, support_table, try_out
 from reasonscope.probes.models.model import BACKENDS, Model
 
 ENGINES = {"hooks": HooksBackend, "transformer_lens": TransformerLensBackend, "nnsight": NNsightBackend}
@@ -33,7 +33,7 @@ MIDDLE, LAST = Site("resid_post", 1), Site("resid_post", 2)
 
 
 @pytest.fixture(scope="session")
-def table() -> dict[tuple[str, str], Row]:
+def table() -> dict[tuple[str, str], SupportRow]:
     return {(row.backend, row.family): row for row in support_table()}
 
 
@@ -48,7 +48,7 @@ def engine(request: pytest.FixtureRequest, hf_of: Callable[[str], PreTrainedMode
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_backend_gives_the_numbers_of_the_native_hooks(
-    backend: str, family: str, table: dict[tuple[str, str], Row]
+    backend: str, family: str, table: dict[tuple[str, str], SupportRow]
 ) -> None:
     trials = table[backend, family].trials
     untried = {"read router", "write router"} if family not in MIXTURES else set()
@@ -58,7 +58,7 @@ def test_backend_gives_the_numbers_of_the_native_hooks(
     }, {name: trial for name, trial in trials.items() if trial.mark == "✗"}
 
 
-def test_committed_table_says_what_is_so(table: dict[tuple[str, str], Row]) -> None:
+def test_committed_table_says_what_is_so(table: dict[tuple[str, str], SupportRow]) -> None:
     committed = (Path(__file__).parents[3] / "docs" / "support.md").read_text(encoding="utf-8")
     assert list(_marks(committed)) == list(_marks(markdown(list(table.values())))), (
         "run python -m reasonscope.probes.checks.support_table"
@@ -123,7 +123,7 @@ def test_an_engine_that_breaks_is_quoted_in_one_line(hf_of: Callable[[str], PreT
     reference = load_tiny(hf_of("qwen2"), "hooks")
     trial = try_out(TRIALS["read z"], _with(_Breaks, reference), reference)
     assert trial.error == "NotImplementedError: no such thing"
-    row = Row(backend="hooks", family="qwen2", trials=dict.fromkeys(("load", *TRIALS), trial))
+    row = SupportRow(backend="hooks", family="qwen2", trials=dict.fromkeys(("load", *TRIALS), trial))
     assert "- hooks, qwen2, read z: NotImplementedError: no such thing" in markdown([row])
 
 

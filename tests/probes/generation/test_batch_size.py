@@ -4,7 +4,7 @@ import pytest
 
 from reasonscope.probes.architecture.families import N_LAYERS, VOCAB
 from reasonscope.probes.generation import batch_size as fitting
-from reasonscope.probes.generation.batch_size import SHARE, fitting_rows
+from reasonscope.probes.generation.batch_size import SHARE, max_rows_that_fit
 from reasonscope.probes.generation.cache import ROOM
 
 TOKENS = 40
@@ -17,8 +17,8 @@ DEEPSEEK = N_LAYERS * (16 + 4) * 4 * (TOKENS + ROOM) + 24 * VOCAB
 def test_rows_are_halved_until_they_fit(family, of_row, model_of, monkeypatch):
     for free, rows in ((32 * of_row, 32), (32 * of_row - 1, 16), (9 * of_row, 8), (0, 1)):
         monkeypatch.setattr(fitting, "_free", lambda device, free=free: free / SHARE)
-        assert fitting_rows(model_of(family), TOKENS, most=32) == rows
+        assert max_rows_that_fit(model_of(family), TOKENS, most=32) == rows
 
 
 def test_this_host_has_room_for_a_tiny_model(model_of):
-    assert fitting_rows(model_of("qwen3"), TOKENS, most=100) == 100
+    assert max_rows_that_fit(model_of("qwen3"), TOKENS, most=100) == 100

@@ -11,8 +11,16 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.capture import run_with_cache
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import load_model
-from reasonscope.steering import Ablation, Edges, Replacing, Scope, ablation_effect, reference_states, without_edges
-from reasonscope.steering.experiments.ablation import Elsewhere
+from reasonscope.steering import (
+    Ablation,
+    AblationIntervention,
+    Edges,
+    Scope,
+    ablation_effect,
+    reference_states,
+    without_edges,
+)
+from reasonscope.steering.experiments.ablation import RandomScope
 from reasonscope.steering.experiments.ablation_plan import read_plan
 
 
@@ -35,7 +43,7 @@ def ids(traces):
 
 
 def seen(model, ids, ablation, *sites, bank=None):
-    replacing = Replacing(model, ablation, bank)
+    replacing = AblationIntervention(model, ablation, bank)
     out = model.backend.forward(ids, mask=torch.ones_like(ids), read=sites, write=replacing.edits)
     return out.activations
 
@@ -118,7 +126,7 @@ def test_effects_stand_beside_random_ones(model, traces):
 
 def test_the_control_of_tokens_are_as_many_others(model, ids):
     named = Scope(prompt_window=(3, 8))
-    drawn = [Elsewhere.elsewhere(named, seed).mask(ids)[0] for seed in range(4)]
+    drawn = [RandomScope.elsewhere(named, seed).mask(ids)[0] for seed in range(4)]
     assert all(mask.sum() == 5 and not mask[3:8].any() for mask in drawn)
     assert len({tuple(mask.tolist()) for mask in drawn}) == 4
 
@@ -131,11 +139,11 @@ def test_what_cannot_be_ablated_is_refused(model, traces):
     with pytest.raises(InputError, match="resample"):
         Ablation(name="x", mlps=(1,), how="shuffle")
     with pytest.raises(InputError, match="heads, 0 to"):
-        Replacing(model, Ablation(name="x", heads=((0, 99),)))
+        AblationIntervention(model, Ablation(name="x", heads=((0, 99),)))
     with pytest.raises(SiteError, match="layers"):
-        Replacing(model, Ablation(name="x", mlps=(99,)))
+        AblationIntervention(model, Ablation(name="x", mlps=(99,)))
     with pytest.raises(InputError, match="reference_states"):
-        Replacing(model, Ablation(name="x", mlps=(1,), how="mean"))
+        AblationIntervention(model, Ablation(name="x", mlps=(1,), how="mean"))
     with pytest.raises(InputError, match="at least 20"):
         ablation_effect(model, traces, Ablation(name="x", mlps=(1,)), controls=3)
     with pytest.raises(InputError, match="too few others"):
@@ -202,7 +210,7 @@ def test_the_effect_is_the_loss_of_the_answer(model, traces):
         ids = torch.from_numpy(trace.token_ids[None])
         plain, out = (
             model.backend.forward(ids, mask=torch.ones_like(ids), write=write).logits[0].log_softmax(-1)
-            for write in (None, Replacing(model, ablation).edits)
+            for write in (None, AblationIntervention(model, ablation).edits)
         )
         at = np.arange(trace.tokens.answer.start, trace.tokens.answer.stop)
         losses.append(float((plain - out)[at - 1, trace.token_ids[at]].sum()))

@@ -1,4 +1,4 @@
-"""Treatments that share a batch write what they write alone, each touching its own rows."""
+"""Treatments that share a batch write what they write alone, each on its own rows."""
 
 import numpy as np
 import pytest
@@ -14,17 +14,17 @@ from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering import (
     AdaptiveSteering,
-    Bench,
     CloseTag,
-    InOrder,
+    Composed,
     Scope,
     Steering,
+    SteeringExperiment,
     SteeringVector,
     Thinking,
     prefill,
 )
 from reasonscope.steering.experiments import experiment as bench_of_rows
-from reasonscope.steering.experiments.conditions import SideBySide, Treatment
+from reasonscope.steering.experiments.conditions import BatchedConditions, Condition
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=30)
 
@@ -52,14 +52,14 @@ def treatments(model, vector):
     adaptive = AdaptiveSteering(model, other, monitored=[0], window=2)
     closing = CloseTag(thinking=Thinking.of(model), bias=2.0)
     return [
-        Treatment(name="everywhere", intervention=Steering(vector, 3.0, Scope())),
-        Treatment(name="begun", prefill=prefill("nothinking", model)),
-        Treatment(name="closing", processors=(closing,)),
-        Treatment(name="adaptive", intervention=adaptive, processors=(adaptive,)),
-        Treatment(name="as it is"),
-        Treatment(
+        Condition(name="everywhere", intervention=Steering(vector, 3.0, Scope())),
+        Condition(name="begun", prefill=prefill("nothinking", model)),
+        Condition(name="closing", processors=(closing,)),
+        Condition(name="adaptive", intervention=adaptive, processors=(adaptive,)),
+        Condition(name="as it is"),
+        Condition(
             name="two",
-            intervention=InOrder(
+            intervention=Composed(
                 Steering(vector, -2.0, separators), Steering(other, 4.0, Scope(prompt_positions=(-1,)))
             ),
             processors=(closing,),
@@ -69,7 +69,7 @@ def treatments(model, vector):
 
 def test_each_writes_what_it_writes_alone_and_touches_its_own_rows(model, problems, vector):
     together, alone = treatments(model, vector), treatments(model, vector)
-    side_by_side = SideBySide(together)
+    side_by_side = BatchedConditions(together)
     both = {"write": side_by_side.edits, "on_step": side_by_side.on_step, "processors": [side_by_side]}
     prefills = [one.prefill for one in together]
     written = rollouts(model, problems, SAMPLING, batch_size=64, prefill=prefills, **both)
@@ -87,9 +87,9 @@ def test_each_writes_what_it_writes_alone_and_touches_its_own_rows(model, proble
 
 
 def test_a_bench_runs_the_base_with_the_first_treatments(model, problems, vector):
-    bench = Bench(model, problems, Sampling(max_new_tokens=4), batch_size=3, on_given_text=False)
+    bench = SteeringExperiment(model, problems, Sampling(max_new_tokens=4), batch_size=3, on_given_text=False)
     said = []
-    wanted = [Treatment(name=f"s = {s}", intervention=Steering(vector, s, Scope())) for s in (0.0, 9.0, 0.0)]
+    wanted = [Condition(name=f"s = {s}", intervention=Steering(vector, s, Scope())) for s in (0.0, 9.0, 0.0)]
     plain, moved, again = bench.run_all(wanted, say=said.append)
     assert said == ["base, s = 0.0, s = 9.0", "s = 0.0"]  # three rows at a time
     np.testing.assert_array_equal(plain.values["compression"], bench.base.values["compression"])
@@ -102,15 +102,15 @@ def test_a_bench_runs_the_base_with_the_first_treatments(model, problems, vector
 def test_a_bench_takes_as_many_rows_as_there_is_room_for(model, problems, monkeypatch):
     sampling, asked = Sampling(temperature=0, max_new_tokens=4), []
     longest = max(len(model.encode_prompt(problem)) for problem in problems)
-    wide = Bench(model, problems, sampling)
+    wide = SteeringExperiment(model, problems, sampling)
     whole = wide.base
 
     def few(model, tokens, *, most):
         asked.append((tokens, most))
         return 2
 
-    monkeypatch.setattr(bench_of_rows, "fitting_rows", few)
-    narrow = Bench(model, problems, sampling)
+    monkeypatch.setattr(bench_of_rows, "max_rows_that_fit", few)
+    narrow = SteeringExperiment(model, problems, sampling)
     assert [one.token_ids.tolist() for one in narrow.traces] == [one.token_ids.tolist() for one in wide.traces]
     for name, values in whole.values.items():
         np.testing.assert_allclose(narrow.base.values[name], values, rtol=1e-4, err_msg=name)
@@ -119,14 +119,16 @@ def test_a_bench_takes_as_many_rows_as_there_is_room_for(model, problems, monkey
 
 def test_what_is_no_equal_parts_is_refused(vector):
     with pytest.raises(InputError, match="no treatment"):
-        SideBySide([])
+        BatchedConditions([])
     step = DecodingStep(index=0, rows=torch.arange(3), ids=torch.ones(3, 2, dtype=torch.long))
     with pytest.raises(InputError, match="3 rows are no 2 equal parts"):
-        SideBySide([Treatment(name="a"), Treatment(name="b")]).on_step(step)
+        BatchedConditions([Condition(name="a"), Condition(name="b")]).on_step(step)
 
 
 def test_what_nobody_changes_stays_the_very_tensor(vector):
-    idle = SideBySide([Treatment(name="none"), Treatment(name="zero", intervention=Steering(vector, 0.0, Scope()))])
+    idle = BatchedConditions(
+        [Condition(name="none"), Condition(name="zero", intervention=Steering(vector, 0.0, Scope()))]
+    )
     ids = torch.ones(2, 3, dtype=torch.long)
     idle.on_step(DecodingStep(index=0, rows=torch.arange(2), ids=ids))
     states = torch.ones(2, 3, vector.width)

@@ -6,20 +6,20 @@ import torch
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering.decoding.budget import LengthPredictor
-from reasonscope.steering.experiments.decoding_response import CONTROLS, other_tokens
-from reasonscope.steering.methods.registry import Source
+from reasonscope.steering.experiments.decoding_response import DECODING_METHODS, other_tokens
+from reasonscope.steering.methods.registry import ExtractionData
 from reasonscope.steering.vectors.thinking import Thinking
 
 
 @pytest.fixture(scope="module")
 def source():
     """No control but budget guidance reads the traces of a run."""
-    return Source(model=load_model("organism"), store=TraceStore.__new__(TraceStore), ids=())
+    return ExtractionData(model=load_model("organism"), store=TraceStore.__new__(TraceStore), ids=())
 
 
-@pytest.mark.parametrize("name", [name for name, one in CONTROLS.items() if name != "budget-guidance"])
+@pytest.mark.parametrize("name", [name for name, one in DECODING_METHODS.items() if name != "budget-guidance"])
 def test_chance_is_drawn_by_its_seed_and_is_not_the_control(source, name):
-    control = CONTROLS[name]
+    control = DECODING_METHODS[name]
     treat = control.prepare(source)
     real, again, chance, same, other = (treat(control.values[0], seed) for seed in (None, None, 1, 1, 2))
     assert (real.processors or real.prefill) and repr(real) == repr(again)
@@ -28,7 +28,7 @@ def test_chance_is_drawn_by_its_seed_and_is_not_the_control(source, name):
 
 
 def test_begun_thinking_keeps_what_stands_behind_its_words(source):
-    treat, tags = CONTROLS["nothinking"].prepare(source), source.model.tags
+    treat, tags = DECODING_METHODS["nothinking"].prepare(source), source.model.tags
     real, chance = treat(1.0, None).prefill, treat(1.0, 0).prefill
     assert real.startswith("Okay") and not chance.startswith("Okay")
     assert chance.endswith(real[real.index("\n") :]) and tags.close in chance

@@ -12,13 +12,13 @@ from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering import (
-    Bench,
     CloseTag,
-    Part,
     Scope,
     Steering,
+    SteeringExperiment,
     SteeringVector,
     Thinking,
+    VectorUse,
     dose_response,
     prefill,
 )
@@ -27,7 +27,7 @@ from reasonscope.steering.experiments.side_effects import (
     compression_ratio,
     divergences,
     generated,
-    reading,
+    logits_function,
     repeated_ngrams,
 )
 
@@ -53,7 +53,7 @@ def vector(model):
 
 @pytest.fixture(scope="module")
 def bench(model, problems):
-    return Bench(model, problems, SAMPLING)
+    return SteeringExperiment(model, problems, SAMPLING)
 
 
 def test_repetition_by_hand():
@@ -74,7 +74,7 @@ def test_a_multiplier_of_zero_is_the_unsteered_run(bench, vector):
 
 def test_perplexity_and_kl_are_those_of_the_definition(bench, model, vector):
     steering = Steering(vector, 20.0, Scope())
-    (of_steered,) = divergences(model, bench.traces, [reading(model, steering)], {"written": generated})
+    (of_steered,) = divergences(model, bench.traces, [logits_function(model, steering)], {"written": generated})
     found = of_steered["written"]
     trace = bench.traces[1]
     ids = trace.token_ids
@@ -97,7 +97,7 @@ def _logprobs(model, ids):
 
 def test_a_dose_response_has_its_controls(bench, vector):
     base, said = bench.base_arm, []  # run once for a bench: the sweep runs the others, whichever test came before
-    found = dose_response(bench, [Part(vector=vector, scope=Scope())], [2.0, 1.0], say=said.append)
+    found = dose_response(bench, [VectorUse(vector=vector, scope=Scope())], [2.0, 1.0], say=said.append)
     assert found.base.measures["tokens"] == base.measures["tokens"]
     assert [dose.strength for dose in found.doses] == [1.0, 2.0] and found.held_out
     assert len(said) == 1 and said[0].count(",") + 1 == 2 * (1 + 1 + 5) == len(found.arms) - 1
@@ -113,7 +113,7 @@ def test_a_dose_response_has_its_controls(bench, vector):
 
 def test_what_would_not_be_held_out_or_controlled_is_refused(bench, model, problems, vector):
     def respond(vector=vector, strengths=(1.0,), **more):
-        return dose_response(bench, [Part(vector=vector, scope=Scope())], strengths, **more)
+        return dose_response(bench, [VectorUse(vector=vector, scope=Scope())], strengths, **more)
 
     seen = SteeringVector(directions=vector.directions, method="x", provenance={"groups": [problems[0].group]})
     with pytest.raises(InputError, match="made from 1 of these problems"):
@@ -124,7 +124,7 @@ def test_what_would_not_be_held_out_or_controlled_is_refused(bench, model, probl
     with pytest.raises(InputError, match="at least 5"):
         respond(nulls=4)
     with pytest.raises(InputError, match="no problem"):
-        Bench(model, [], SAMPLING)
+        SteeringExperiment(model, [], SAMPLING)
 
 
 def test_controls_of_the_decoding_are_arms_of_the_same_bench(bench, model):

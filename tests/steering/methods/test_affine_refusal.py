@@ -15,8 +15,8 @@ from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.decoding import left_padded
 from reasonscope.probes.models.model import load_model
-from reasonscope.steering import Bench, Classes, clamped_refusal, mean_projection, steering
-from reasonscope.steering.experiments.conditions import Treatment
+from reasonscope.steering import Classes, SteeringExperiment, as_intervention, clamped_refusal, mean_projection
+from reasonscope.steering.experiments.conditions import Condition
 from reasonscope.steering.methods.refusal import (
     answer_contexts,
     answer_start,
@@ -78,14 +78,14 @@ def test_the_verdict_turns_and_a_random_direction_does_not_turn_it(model, traces
 
         own = float(kind == "harmful")
         assert would_harm(None) == own
-        assert would_harm(steering(parts[level], 1.0)) == 1 - own
-        assert would_harm(steering([part.random_like(1) for part in parts[level]], 1.0)) == own
+        assert would_harm(as_intervention(parts[level], 1.0)) == 1 - own
+        assert would_harm(as_intervention([part.random_like(1) for part in parts[level]], 1.0)) == own
 
 
 def test_harmful_requests_are_answered(model, parts):
     problems = load_problems("requests:harmful", n=3)
-    bench = Bench(model, problems, Sampling(max_new_tokens=120), on_given_text=False)
-    (run,) = bench.run_all([Treatment(name="away", intervention=steering(parts["away"], 1.0))])
+    bench = SteeringExperiment(model, problems, Sampling(max_new_tokens=120), on_given_text=False)
+    (run,) = bench.run_all([Condition(name="away", intervention=as_intervention(parts["away"], 1.0))])
     assert bench.base.values["refused"].tolist() == [1, 1, 1]
     assert run.values["refused"].tolist() == [0, 0, 0] and run.values["well_formed"].all()
 

@@ -17,7 +17,7 @@ from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.capture import replay
 from reasonscope.probes.models.model import load_model
-from reasonscope.steering.methods.registry import METHODS, Source, method
+from reasonscope.steering.methods.registry import METHODS, ExtractionData, method
 from reasonscope.steering.methods.thinking_speed import extract_speed, fast_slow_pairs
 
 SITES = [f"{point}.{layer}" for layer in range(6) for point in ("resid_pre", "resid_post")]
@@ -51,7 +51,7 @@ def store(model, tmp_path_factory):
 
 
 def source(model, store, ids=None):
-    return Source(model=model, store=store, ids=ids or store.ids)
+    return ExtractionData(model=model, store=store, ids=ids or store.ids)
 
 
 @pytest.mark.parametrize("name", FROM_STATES)
@@ -91,7 +91,7 @@ def test_the_length_probe_points_to_shorter_thinking(tmp_path, character_tokeniz
         states.append(state)
     with TraceStore.create(tmp_path / "store", sites=["resid_post.3"]) as store:
         store.append(traces, {"resid_post.3": states})
-    given = Source(model=None, store=store, ids=store.ids, sites=[Site("resid_post", 3)])
+    given = ExtractionData(model=None, store=store, ids=store.ids, sites=[Site("resid_post", 3)])
     (part,) = method("length-probe").parts(given)
     ((site, direction),) = part.vector.directions.items()
     assert site == Site("resid_post", 3) and direction @ planted / np.linalg.norm(direction) < -0.98

@@ -8,7 +8,16 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Positions
-from reasonscope.steering import Clamp, Part, Scope, SteeringVector, clamped, extract_asc, extract_seal, steering
+from reasonscope.steering import (
+    Clamp,
+    Scope,
+    SteeringVector,
+    VectorUse,
+    as_intervention,
+    clamped,
+    extract_asc,
+    extract_seal,
+)
 from reasonscope.steering.methods.thinking_speed import extract_speed_of_modes
 
 SITES = [Site("resid_post", layer) for layer in range(2)]
@@ -22,7 +31,7 @@ def made(sites=SITES, **about):
 
 
 def moved(part, multiplier=1.0):
-    ((_, edit),) = steering([part], multiplier).edits.items()
+    ((_, edit),) = as_intervention([part], multiplier).edits.items()
     return (edit(STATES, WHERE) - STATES)[0]
 
 
@@ -47,7 +56,7 @@ def test_a_random_clamp_moves_each_state_as_far_and_elsewhere():
 
 def test_a_clamp_of_several_sites_is_refused():
     with pytest.raises(InputError, match="2 sites"):
-        Part(vector=made(), scope=Scope(), operator=Clamp(to=1.0))
+        VectorUse(vector=made(), scope=Scope(), operator=Clamp(to=1.0))
 
 
 def test_modes_are_contrasted_where_steps_open(written_store):

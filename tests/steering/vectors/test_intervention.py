@@ -9,7 +9,7 @@ from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.decoding import generate, left_padded
 from reasonscope.probes.models.model import load_model
-from reasonscope.steering import Marks, Scope, Steering, SteeringVector, compare
+from reasonscope.steering import Scope, Steering, SteeringVector, ThinkTokenIds, compare
 
 SITE = Site("resid_post", 2)
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=40)
@@ -36,7 +36,7 @@ TWO = [problem(), problem("Hello?", None)]
 
 
 def test_the_thinking_is_what_lies_between_the_tags():
-    marks = Marks(opens=(1,), closes=(2,))
+    marks = ThinkTokenIds(opens=(1,), closes=(2,))
     scope = Scope(on="think", marks=marks)
     ids = torch.tensor([[-1, 7, 1, 8, 9, 2, 9], [7, 8, 9, 2, 1, 1, 8], [8, 8, 8, 8, 8, 8, 8]])
     expected = [[0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0, 1], [0] * 7]

@@ -10,7 +10,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.decoding import generate, left_padded
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import BACKENDS, load_model
-from reasonscope.steering import InOrder, Scope, Steering, SteeringVector, ablate
+from reasonscope.steering import Composed, Scope, Steering, SteeringVector, ablate
 
 SITE = Site("resid_post", 2)
 GREEDY = Sampling(max_new_tokens=10)
@@ -143,7 +143,7 @@ def test_every_backend_writes_and_replays_the_same_steered_tokens(backend, model
     scope = Scope.of(model, generation_window=(1, 9), exclude_generation_positions=(4,))
 
     def steered(one):
-        steering = InOrder(
+        steering = Composed(
             Steering(made(one.d_model), 1.0, scope), Steering(made(one.d_model, 1), 1.0, scope, operator=ablate)
         )
         traces = rollouts(one, PROBLEMS, sampling, write=steering.edits, on_step=steering.on_step)
@@ -167,7 +167,7 @@ def test_the_first_in_order_acts_first(model, prompts):
     v = made(model.d_model)
 
     def projection(*steerings):
-        out = model.backend.forward(ids, mask=mask, read=[SITE], write=InOrder(*steerings).edits)
+        out = model.backend.forward(ids, mask=mask, read=[SITE], write=Composed(*steerings).edits)
         direction = torch.from_numpy(v.normalised().directions[SITE])
         return (out.activations[SITE][0] @ direction).abs().max()
 

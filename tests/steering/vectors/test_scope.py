@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reasonscope.data.errors import InputError
-from reasonscope.steering import Marks, Scope
+from reasonscope.steering import Scope, ThinkTokenIds
 
 # two rows, prompts of 3 and 2 tokens: padding is -1
 IDS = torch.tensor([[10, 11, 12, 13, 14, 15], [-1, 20, 21, 13, 14, 15]])
@@ -74,7 +74,7 @@ def test_the_last_columns_alone_are_those_of_the_whole():
 
 
 # <think>=1, </think>=2, a blank line=3, a blank=4, words from 5
-MARKS = Marks(opens=(1,), closes=(2,), separators=frozenset({3}), blanks=frozenset({3, 4}))
+MARKS = ThinkTokenIds(opens=(1,), closes=(2,), separators=frozenset({3}), blanks=frozenset({3, 4}))
 
 
 def test_the_regions_of_a_trace():
@@ -89,7 +89,7 @@ def test_the_regions_of_a_trace():
 
 
 def test_tags_of_several_tokens():
-    marks = Marks(opens=(1, 5, 1), closes=(2, 6, 2), blanks=frozenset({4}))
+    marks = ThinkTokenIds(opens=(1, 5, 1), closes=(2, 6, 2), blanks=frozenset({4}))
     ids = torch.tensor([[2, 1, 5, 1, 7, 2, 6, 2, 4, 8]])  # the first 2 ends an earlier turn
     at = {
         on: Scope(on=on, marks=marks).mask(ids)[0].nonzero()[:, 0].tolist()
@@ -101,7 +101,7 @@ def test_tags_of_several_tokens():
 def test_the_kind_of_a_step_is_known_once_its_word_is_there(tokenizer):
     text = "<think>\nOkay.\n\nLet me check that: 7.\n\nThe answer is 7.\n\nWait, no.\n</think>"
     ids = torch.tensor([tokenizer.encode(text).ids])
-    marks = Marks(
+    marks = ThinkTokenIds(
         opens=(tokenizer.token_to_id("<think>"),),
         closes=(tokenizer.token_to_id("</think>"),),
         separators=frozenset(i for t, i in tokenizer.get_vocab().items() if "ĊĊ" in t),
