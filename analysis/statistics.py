@@ -77,14 +77,14 @@ def bootstrap(
     n: int,
     *,
     groups: Sequence[str] | None = None,
-    draws: int = 1000,
+    n_resamples: int = 1000,
     seed: int = 0,
 ) -> Estimate:
     """A statistic of `n` rows (given as indices) with its 95 % interval; rows of one group are drawn together.
 
     Raises InputError where `resample_groups` does.
     """
-    return resample_groups(statistic, groups or [str(i) for i in range(n)], draws=draws, seed=seed)
+    return resample_groups(statistic, groups or [str(i) for i in range(n)], n_resamples=n_resamples, seed=seed)
 
 
 def result_of_estimates(
@@ -122,7 +122,7 @@ def bootstrap_band(
     *,
     groups: ArrayLike | None = None,
     unit: str = "rows",
-    draws: int = 1000,
+    n_resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
 ) -> Band:
@@ -135,15 +135,17 @@ def bootstrap_band(
     if (units := len(np.unique(labels))) < 2:
         shape = np.shape(statistic(np.arange(n)))
         return Band.of(np.nan, np.nan, shape, f"no interval: fewer than two {unit}")
-    values = np.stack([statistic(rows) for rows in drawn_groups(labels, draws=draws, seed=seed)])
+    values = np.stack([statistic(rows) for rows in drawn_groups(labels, n_resamples=n_resamples, seed=seed)])
     known = np.isfinite(values).mean(axis=0) >= 0.5
     filled = np.where(known, values, 0.0)  # nanquantile warns of columns without a number
     low, high = np.nanquantile(filled, tails(units, level), axis=0)
-    what = f"bootstrap over {units} {unit}, {level:.0%} of {draws} draws"
+    what = f"bootstrap over {units} {unit}, {level:.0%} of {n_resamples} draws"
     return Band.of(np.where(known, low, np.nan), np.where(known, high, np.nan), values.shape[1:], what)
 
 
-def mean_band(values: Values, groups: ArrayLike, *, unit: str = "sentences", draws: int = 1000, seed: int = 0) -> Band:
+def mean_band(
+    values: Values, groups: ArrayLike, *, unit: str = "sentences", n_resamples: int = 1000, seed: int = 0
+) -> Band:
     """The interval of the mean over the last axis of `values` (…, row), as `bootstrap_band` with `groups` (row,), from the groups' sums.
 
     NaN where there is no row.
@@ -154,7 +156,7 @@ def mean_band(values: Values, groups: ArrayLike, *, unit: str = "sentences", dra
     member = (np.arange(len(names))[:, None] == group_of).astype(np.float64)
     sums, sizes = values @ member.T, member.sum(axis=1)
     mean = lambda at: sums[..., at].sum(axis=-1) / sizes[at].sum()  # noqa: E731 - the statistic that is resampled
-    return bootstrap_band(mean, len(names), unit=unit, draws=draws, seed=seed)
+    return bootstrap_band(mean, len(names), unit=unit, n_resamples=n_resamples, seed=seed)
 
 
 def mean_number(values: ArrayLike, groups: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
@@ -193,7 +195,7 @@ def dependency_agreement(
     scores: Sequence[Values] | Values,
     depends_on: Sequence[Sequence[Sequence[int]]] | Sequence[Sequence[int]],
     *,
-    draws: int = 200,
+    n_permutations: int = 200,
     seed: int = 0,
 ) -> DependencyAgreement:
     """Compare score matrices (target, source), one a trace, with the sources that each target truly depends on.
@@ -214,7 +216,7 @@ def dependency_agreement(
             f"{int(true.sum())} of {len(true)} pairs are true dependencies; both kinds are needed to tell them apart"
         )
     rng = np.random.default_rng(seed)
-    null = np.array([_judge([row.shuffled(rng) for row in rows]) for _ in range(draws)])
+    null = np.array([_judge([row.shuffled(rng) for row in rows]) for _ in range(n_permutations)])
     auroc, precision = _judge(rows)
     near = np.concatenate([-row.distance for row in rows])
     return DependencyAgreement(

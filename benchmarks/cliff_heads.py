@@ -51,7 +51,9 @@ def main() -> None:
     for where in ("all", "close_window"):
         scope = Scope.of(reasoner, on="close_window") if where == "close_window" else None
         for taken in given.heads:
-            cliff = cliff_heads(reasoner, probe, traces, trial, share=taken / n_heads, scope=scope, draws=given.draws)
+            cliff = cliff_heads(
+                reasoner, probe, traces, trial, share=taken / n_heads, scope=scope, n_controls=given.draws
+            )
             sys.stdout.write(json.dumps({f"cliff, {taken} heads at {where}": cliff_numbers(cliff)}, indent=2) + "\n")
             sys.stdout.flush()
     pairs = opening_pairs(base, reasoner, load_problems("ledger", n=given.pairs, seed=12))

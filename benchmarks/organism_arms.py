@@ -92,7 +92,7 @@ def on_ledgers(model: Model, run: Path, asked: Sequence[str], learn: int, n: int
             continue
         named = Asked.parse(one)
         source = source_of(model, run, learn, named.name)
-        yield respond(bench, source, named, strengths=None, nulls=nulls, covariance=False, say=lambda _: None)
+        yield respond(bench, source, named, strengths=None, n_controls=nulls, covariance=False, say=lambda _: None)
 
 
 def source_of(model: Model, run: Path, learn: int, name: str) -> ExtractionData:
@@ -184,7 +184,7 @@ def on_requests(model: Model, run: Path, learn: int, n: int, nulls: int) -> Iter
     for name in REFUSAL:
         try:
             yield respond(
-                bench, source, Asked(name=name), strengths=None, nulls=nulls, covariance=False, say=lambda _: None
+                bench, source, Asked(name=name), strengths=None, n_controls=nulls, covariance=False, say=lambda _: None
             )
         except ValueError as error:  # the published rule may find no direction
             sys.stdout.write(f"{name}: {error}\n")

@@ -202,9 +202,9 @@ def within_interval(values: Sequence[float], right: Sequence[float], problems: S
     x, y, names = np.array(values), np.array(right), np.array(problems)
 
     def statistic(rows: np.ndarray) -> float:
-        return within_question_correlation(x[rows], y[rows], list(names[rows]), draws=1).value
+        return within_question_correlation(x[rows], y[rows], list(names[rows]), n_resamples=1).value
 
-    return resample_groups(statistic, problems, draws=300)
+    return resample_groups(statistic, problems, n_resamples=300)
 
 
 def trajectory(study: Study, sites: Sequence[Site]) -> Found:

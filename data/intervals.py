@@ -166,7 +166,7 @@ def tails(n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def resample_groups(
-    statistic: Callable[[Rows], float], groups: Sequence[str], *, draws: int = 1000, seed: int = 0
+    statistic: Callable[[Rows], float], groups: Sequence[str], *, n_resamples: int = 1000, seed: int = 0
 ) -> Estimate:
     """A statistic of rows (given as indices) with its percentile interval over resamples of whole groups, widened for few (`tails`).
 
@@ -177,19 +177,19 @@ def resample_groups(
     value = statistic(np.arange(len(groups)))
     if np.isnan(value):
         raise InputError("the metric is not defined on these rows: they hold one class, or one target, only")
-    values = np.array([statistic(rows) for rows in drawn_groups(groups, draws=draws, seed=seed)])
+    values = np.array([statistic(rows) for rows in drawn_groups(groups, n_resamples=n_resamples, seed=seed)])
     if np.isnan(values).mean() > 0.5:
         raise InputError("most resamples hold one class only; record more problems of the rarer class")
     low, high = np.nanquantile(values, tails(n))
     return Estimate(value=value, low=float(low), high=float(high))
 
 
-def drawn_groups(groups: ArrayLike, *, draws: int, seed: int) -> Iterator[Rows]:
+def drawn_groups(groups: ArrayLike, *, n_resamples: int, seed: int) -> Iterator[Rows]:
     """The rows of each resample: as many groups as there are, drawn with replacement, and all rows of each."""
     labels = np.unique(np.asarray(groups), return_inverse=True)[1]
     members = [np.flatnonzero(labels == group) for group in range(labels.max() + 1)]
     rng = np.random.default_rng(seed)
-    for _ in range(draws):
+    for _ in range(n_resamples):
         yield np.concatenate([members[group] for group in rng.integers(len(members), size=len(members))])
 
 
@@ -200,10 +200,10 @@ class Resamples:
     one group only.
     """
 
-    def __init__(self, groups: Sequence[str], *, draws: int = 1000, seed: int = 0) -> None:
+    def __init__(self, groups: Sequence[str], *, n_resamples: int = 1000, seed: int = 0) -> None:
         n, self._group_of = _numbered(groups)
         rng = np.random.default_rng(seed)
-        drawn = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(draws)]
+        drawn = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(n_resamples)]
         self._counts = np.stack([np.ones(n, dtype=np.int64), *drawn])
 
     def means(self, values: Values, weights: Values | None = None) -> Values:

@@ -202,10 +202,12 @@ def _judged(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     }
 
 
-def null_values(rollouts: Mapping[int, Sequence[Rollout]], convention: Convention, *, draws: int, seed: int) -> Values:
+def null_values(
+    rollouts: Mapping[int, Sequence[Rollout]], convention: Convention, *, n_permutations: int, seed: int
+) -> Values:
     """(draw, metric, sentence) with the rollouts of i and i + 1 mixed up: sentence i changes nothing."""
     rng = np.random.default_rng(seed)
-    return np.stack([_mixed_table(rollouts, convention, rng) for _ in range(draws)])
+    return np.stack([_mixed_table(rollouts, convention, rng) for _ in range(n_permutations)])
 
 
 def _mixed_table(rollouts: Mapping[int, Sequence[Rollout]], convention: Convention, rng: np.random.Generator) -> Values:

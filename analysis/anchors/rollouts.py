@@ -100,7 +100,7 @@ def anchors_of_trace(
     embed: Embedder | None = None,
     convention: Convention | None = None,
     threshold: float | None = None,
-    draws: int = 200,
+    n_permutations: int = 200,
     seed: int = 0,
 ) -> Result:
     """Every importance of every sentence: axes (metric, sentence). See `importances`; `forced_…` are the same on forced answers.
@@ -127,7 +127,7 @@ def anchors_of_trace(
     typical = float(np.median(cosines)) if cosines else 0.8
     limit = min(typical if threshold is None else threshold, 1 - _ROUNDING)
     how = replace(convention or Convention(), similarity_threshold=limit)
-    values, null, interval, metrics = _numbers(rollouts, forced, trace, how, n, draws, seed)
+    values, null, interval, metrics = _numbers(rollouts, forced, trace, how, n, n_permutations, seed)
     effects = sentence_effects(
         own, {i: [known(row.sentences) for row in rows] for i, rows in continuations.items()}, limit
     )
@@ -138,7 +138,9 @@ def anchors_of_trace(
         unit=UNIT,
         axes=(Axis.of("metric", metrics), Axis.of("sentence", n)),
         values=values,
-        null=Band.of(null[0], null[1], values.shape, f"answers of neighbouring cuts mixed, 95% of {draws} draws"),
+        null=Band.of(
+            null[0], null[1], values.shape, f"answers of neighbouring cuts mixed, 95% of {n_permutations} draws"
+        ),
         interval=Band.of(interval[0], interval[1], values.shape, _INTERVAL),
         reason="one side of a comparison had no rollout that answered" if missing else "",
         arrays={"effects": effects, "n": np.array([len(continuations[i]) for i in sorted(continuations)])},
@@ -185,7 +187,7 @@ def _numbers(
     trace: Trace,
     how: Convention,
     n: int,
-    draws: int,
+    n_permutations: int,
     seed: int,
 ) -> tuple[Values, tuple[Values, Values], tuple[Values, Values], tuple[str, ...]]:
     """Values, null ends and interval ends (metric, sentence), resampled ones first, then forced ones, and the metrics' names."""
@@ -193,7 +195,7 @@ def _numbers(
     tables, lows, highs, names = [], [], [], []
     for prefix, rows in sources:
         kept = [i for i, metric in enumerate(METRICS) if not prefix or metric.startswith("resampling")]
-        ends = [_ends(null_values(rows, how, draws=draws, seed=seed)), importance_ends(rows, how)]
+        ends = [_ends(null_values(rows, how, n_permutations=n_permutations, seed=seed)), importance_ends(rows, how)]
         tables.append(importance_table(rows, how)[kept, :n])
         lows.append([end[0][kept, :n] for end in ends])
         highs.append([end[1][kept, :n] for end in ends])

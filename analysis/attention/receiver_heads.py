@@ -139,12 +139,12 @@ def receiver_scores(
     proximity: int = PROXIMITY,
     depth_control: bool = True,
     splitter: Splitter = "default",
-    controls: int = 20,
+    n_controls: int = 20,
     seed: int = 0,
 ) -> Result:
     """How much `heads` look at each sentence of a trace: mean vertical score, axes (sentence,).
 
-    Null: the score by `controls` sets of as many other heads, of the same layers where there are enough, 95 %. `arrays`: `matrix`
+    Null: the score by `n_controls` sets of as many other heads, of the same layers where there are enough, 95 %. `arrays`: `matrix`
     (sentence, sentence), mean attention between sentences in these heads. The last `proximity` sentences have no score. A state for a
     trace of fewer sentences. Raises InputError, ContextError.
     """
@@ -170,7 +170,9 @@ def receiver_scores(
     values = receiver_score(vertical, heads)
     drawn = [
         receiver_score(vertical, other)
-        for other in random_heads(heads, n_layers=model.n_layers, n_heads=model.n_heads, draws=controls, seed=seed)
+        for other in random_heads(
+            heads, n_layers=model.n_layers, n_heads=model.n_heads, n_controls=n_controls, seed=seed
+        )
     ]
     known = np.isfinite(values)
     low, high = np.quantile(np.where(known, drawn, 0.0), [0.025, 0.975], axis=0)
@@ -179,7 +181,10 @@ def receiver_scores(
         axes=(Axis.of("sentence", len(values)),),
         values=values,
         null=Band.of(
-            np.where(known, low, np.nan), np.where(known, high, np.nan), values.shape, f"{controls} sets of other heads"
+            np.where(known, low, np.nan),
+            np.where(known, high, np.nan),
+            values.shape,
+            f"{n_controls} sets of other heads",
         ),
         reason=f"nothing stands {proximity} sentences behind the last ones",
         arrays={"matrix": np.mean([read.matrix[head.layer, head.index] for head in heads], axis=0)},

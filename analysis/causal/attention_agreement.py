@@ -22,13 +22,13 @@ METRICS = ("auroc", "precision", "auroc of nearness")
 
 
 def attention_agreement(
-    model: Model, traces: Sequence[Trace], *, n_heads: int = 4, draws: int = 200, seed: int = 0
+    model: Model, traces: Sequence[Trace], *, n_heads: int = 4, n_permutations: int = 200, seed: int = 0
 ) -> Result:
     """AUROC and precision at k of three scores of (target, source) pairs: axes (method, metric).
 
     `receiver`: mean attention between the sentences in the `n_heads` of highest kurtosis (layer 0 left out), chosen without the trace
     that they are judged on; `all heads`: in every head alike; `suppression`: its normalised log divergence. Null: each target's scores
-    shuffled among its sources, 95 % of `draws`. Nearness alone stands beside them, for dependencies are mostly near. `numbers` holds
+    shuffled among its sources, 95 % of `n_permutations`. Nearness alone stands beside them, for dependencies are mostly near. `numbers` holds
     the p-values. Raises InputError for fewer than two traces of closed thinking about ledgers.
     """
     chosen = [trace for trace in traces if trace.state == "closed" and len(true_sentences(trace)[0]) > 1]
@@ -47,8 +47,12 @@ def attention_agreement(
         "all heads": [one.matrix.mean(axis=(0, 1)) for one in read],
         "suppression": suppressed,
     }
-    found = {name: dependency_agreement(scores[name], depends, draws=draws, seed=seed) for name in METHODS}
-    return _result(found, {"traces": [trace.id for trace in chosen], "n_heads": n_heads, "draws": draws, "seed": seed})
+    found = {
+        name: dependency_agreement(scores[name], depends, n_permutations=n_permutations, seed=seed) for name in METHODS
+    }
+    return _result(
+        found, {"traces": [trace.id for trace in chosen], "n_heads": n_heads, "draws": n_permutations, "seed": seed}
+    )
 
 
 def _by_receivers(read: Sequence[SentenceAttention], n: int) -> list[Values]:

@@ -105,7 +105,7 @@ def probe_write_result(
     *,
     position: Position = "window",
     how: How | None = "zero",
-    directions: int = 100,
+    n_controls: int = 100,
     seed: int = 0,
 ) -> Result:
     """Direct effect of each head on a probe, the mean over traces: axes (layer, head), in the probe's unit, bootstrap over traces.
@@ -127,7 +127,7 @@ def probe_write_result(
         unit="logits" if probe.task == "binary" else "the probe's target",
         axes=(Axis.of("layer", shape[0]), Axis.of("head", shape[1])),
         values=writes.heads.mean(axis=0),
-        null=_random_directions(model, probe, traces, position, directions, seed),
+        null=_random_directions(model, probe, traces, position, n_controls, seed),
         interval=bootstrap_band(lambda rows: writes.heads[rows].mean(axis=0), len(traces), seed=seed),
         arrays={"total": total, "mlps": writes.mlps.mean(axis=0), "biases": writes.biases.mean(axis=0)},
         numbers={

@@ -69,14 +69,14 @@ def cliff_heads(
     share: float = SHARE,
     how: How = "zero",
     scope: Scope | None = None,
-    draws: int = 20,
+    n_controls: int = 20,
     seed: int = 0,
 ) -> Result:
     """What ablating the `share` of heads that suppress refusal does: axes (arm, metric), arms `untouched` and `ablated`.
 
     Heads are chosen by their direct effect on `probe` (of refusal, at the last token of the close window) over the harmful and complied
     of `traces`; the model then answers `trial` anew with the same seeds, the heads silent at the tokens of `scope` (all where not given;
-    `Scope.of(model, on="close_window")`: where the thinking ends). Null: the metrics of `draws` sets of as many other heads, of
+    `Scope.of(model, on="close_window")`: where the thinking ends). Null: the metrics of `n_controls` sets of as many other heads, of
     the same layers where there are enough, 95 %. Interval: bootstrap over problems. `numbers`: the heads, and of each metric whether
     its change is larger than that of every draw. `arrays`: `random` (draw, metric).
 
@@ -84,7 +84,7 @@ def cliff_heads(
     are taken from `traces`. A state where no trace fell, and where the model has too few other heads an InputError.
     """
     common: dict[str, Any] = {"method": "cliff", "quantity": "share of answers", "unit": "1"}
-    provenance = {"probe": str(probe.site), "share": share, "how": how, "draws": draws, "seed": seed}
+    provenance = {"probe": str(probe.site), "share": share, "how": how, "draws": n_controls, "seed": seed}
     provenance["scope"] = scope.on if scope else "all"
     down = fallen(traces)
     if not down:
@@ -106,7 +106,9 @@ def cliff_heads(
     random = np.array(
         [
             [one.mean() for one in answers(other)]
-            for other in random_heads(heads, n_layers=model.n_layers, n_heads=model.n_heads, draws=draws, seed=seed)
+            for other in random_heads(
+                heads, n_layers=model.n_layers, n_heads=model.n_heads, n_controls=n_controls, seed=seed
+            )
         ]
     )
     values = np.array([[one.mean() for one in arm] for arm in arms.values()])
@@ -123,7 +125,7 @@ def cliff_heads(
         **common,
         axes=(Axis.of("arm", arms), Axis.of("metric", METRICS)),
         values=values,
-        null=Band.of(low, high, values.shape, f"{draws} sets of other heads ablated alike, 95 %"),
+        null=Band.of(low, high, values.shape, f"{n_controls} sets of other heads ablated alike, 95 %"),
         interval=Band.of(ends[..., 0], ends[..., 1], values.shape, "over problems, 95%"),
         arrays={"random": random, "writes": writes},
         numbers={

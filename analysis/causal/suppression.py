@@ -33,7 +33,7 @@ def suppression_matrix(
     *,
     splitter: Splitter = "default",
     temperature: float = TEMPERATURE,
-    controls: int = 1,
+    n_controls: int = 1,
     batch: int = 8,
     seed: int = 0,
 ) -> Result:
@@ -41,7 +41,7 @@ def suppression_matrix(
 
     All queries are kept from looking at a source's tokens, in every layer and head. A value is the mean over the target's tokens of
     log KL (nats) between the distributions that predict them, untouched and suppressed, less the target's mean over its sources.
-    `arrays`: `kl` the mean divergence in nats, `log_kl` before normalisation. Null: the same for `controls` × as many sets of single
+    `arrays`: `kl` the mean divergence in nats, `log_kl` before normalisation. Null: the same for `n_controls` × as many sets of single
     tokens, drawn from the thinking up to the source's end, as many as the source has; a band over all pairs.
 
     Departures from the released code: the distributions are whole (there, the 100 likeliest tokens, so that the matrix maps which
@@ -61,13 +61,15 @@ def suppression_matrix(
     ids = trace.token_ids[: found[-1].stop].tolist()
     effect = suppression_effect(model, ids, found, temperature=temperature, batch=batch)
     rng = np.random.default_rng(seed)
-    drawn = [_control(model, ids, found, effect.untouched, rng, temperature, batch) for _ in range(controls)]
+    drawn = [_control(model, ids, found, effect.untouched, rng, temperature, batch) for _ in range(n_controls)]
     values, chance = normalised(effect.log_kl), np.array([normalised(draw) for draw in drawn])
     axis = [f"{i}" for i in range(len(found))]
     null = None
     if np.isfinite(chance).any():
         low, high = np.nanquantile(chance, [0.025, 0.975])
-        null = Band.of(low, high, values.shape, f"{controls} × random sets of as many single tokens, 95 % of all pairs")
+        null = Band.of(
+            low, high, values.shape, f"{n_controls} × random sets of as many single tokens, 95 % of all pairs"
+        )
     return Result(
         **common,
         axes=(Axis.of("target", axis), Axis.of("source", axis)),

@@ -64,7 +64,7 @@ def analyse_cliff(study: Study) -> Iterator[Result]:
             trial,
             share=options.share,
             scope=scope,
-            draws=options.draws,
+            n_controls=options.draws,
             seed=options.seed,
         )
 
@@ -165,7 +165,7 @@ def _early_stops(study: Study, path: Path) -> dict[str, Rule]:
 def _straight(study: Study, trace: Trace) -> float:
     """Aligned change over the stored streams; NaN where the thinking has fewer than two segments."""
     found = trajectory_of_trace(
-        trace, partial(stored, study.store, trace.id), study.sites, block=study.options.block, draws=2
+        trace, partial(stored, study.store, trace.id), study.sites, block=study.options.block, n_controls=2
     )
     line = found.at(signal="aligned")
     return float(np.nanmean(line)) if np.isfinite(line).any() else float("nan")

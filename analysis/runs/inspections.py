@@ -32,7 +32,7 @@ def analyse_shift(study: Study, trace: Trace) -> Iterator[Result]:
     scope = Scope.thinking(study.model, at_separators=options.at_separators)
     known, name = trace_sentences(trace), path.stem
     yield steering_shift(
-        study.model, trace, vector, options.strength, scope, known, name=name, draws=options.draws, seed=options.seed
+        study.model, trace, vector, options.strength, scope, known, name=name, n_controls=options.draws, seed=options.seed
     )
 
 

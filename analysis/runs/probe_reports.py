@@ -169,7 +169,7 @@ def aft_numbers(
         return concordance_index(data.tokens[rows], data.truncated[rows], predicted[rows])
 
     return {
-        "concordance": _estimate(resample_groups(concordance, data.groups, draws=200, seed=seed)),
+        "concordance": _estimate(resample_groups(concordance, data.groups, n_resamples=200, seed=seed)),
         "spearman": _estimate(cluster_bootstrap(spearman, data.tokens, predicted, data.groups, seed=seed)),
     }
 

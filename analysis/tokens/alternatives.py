@@ -84,7 +84,7 @@ def steering_shift(
     sentences: Sequence[Sentence] = (),
     *,
     name: str = "",
-    draws: int = 20,
+    n_controls: int = 20,
     seed: int = 0,
 ) -> Result:
     """Log-probability (nats, temperature 1) that the steered model gives each generated token, less the model's own: axes (token,).
@@ -92,7 +92,7 @@ def steering_shift(
     The trace is read again, so both say it of the same words. `arrays`: `kl` (token,), of the steered from the unsteered distribution;
     `random` (draw,), the mean change of each control. `numbers`: means with intervals over the trace's `sentences` (without two of
     them, none). Null: vectors of the same norm in random directions, applied alike, 95 % of
-    `draws`. A state where the scope touches none of the trace's tokens. Raises InputError, ContextError.
+    `n_controls`. A state where the scope touches none of the trace's tokens. Raises InputError, ContextError.
     """
     common: dict[str, Any] = {
         "method": "steering_shift",
@@ -116,7 +116,7 @@ def steering_shift(
         return undefined(**common, reason=reason, axis="token", provenance=provenance)
     values = _change(plain, moved, trace)
     controls = []
-    for draw in range(draws):
+    for draw in range(n_controls):
         control = Steering(vector.random_like(seed + draw), multiplier, scope)
         controls.append(_change(plain, _logits(model, trace, control).float().log_softmax(dim=-1), trace))
     low, high = np.quantile(controls, [0.025, 0.975], axis=0)
@@ -125,7 +125,7 @@ def steering_shift(
         **common,
         axes=(_generated(trace),),
         values=values,
-        null=Band.of(low, high, values.shape, f"{draws} random vectors of the same norm, 95 %"),
+        null=Band.of(low, high, values.shape, f"{n_controls} random vectors of the same norm, 95 %"),
         arrays={"kl": _divergence(moved, plain), "random": np.mean(controls, axis=1)},
         numbers={
             "touched": steering.touched,
@@ -137,20 +137,20 @@ def steering_shift(
 
 
 def head_effects(
-    model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *, draws: int = 5, seed: int = 0
+    model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *, n_controls: int = 5, seed: int = 0
 ) -> Result:
     """KL(with ‖ without) in nats of the next token, without a head meaning that its `z` is 0, mean over the generated tokens: axes
     (layer, head), with the 95 % interval over the trace's `sentences` (without two of them, none).
 
     Null: in place of the head, at each token a vector as long as what its absence changes of `attn_out` is added there in a random
-    direction; the range of `draws`. A state for a trace without generated tokens. Raises InputError, ContextError, SiteError.
+    direction; the range of `n_controls`. A state for a trace without generated tokens. Raises InputError, ContextError, SiteError.
     """
     common: dict[str, Any] = {
         "method": "head_effects",
         "quantity": "KL of the next tokens without the head",
         "unit": "nats",
     }
-    provenance = {"trace": trace.id, "draws": draws, "seed": seed}
+    provenance = {"trace": trace.id, "draws": n_controls, "seed": seed}
     if reason := _nothing_written(trace):
         return undefined(**common, reason=reason, provenance=provenance)
     fed = trace.token_ids[:-1].tolist()
@@ -162,7 +162,7 @@ def head_effects(
         return out.logits[0, trace.n_prompt_tokens - 1 :].float().log_softmax(dim=-1), out.activations
 
     values = np.empty((model.n_layers, model.n_heads, len(fed) - trace.n_prompt_tokens + 1))
-    chance = np.empty((draws, model.n_layers, model.n_heads))
+    chance = np.empty((n_controls, model.n_layers, model.n_heads))
     writes = [Site("attn_out", layer) for layer in range(model.n_layers)]
     plain, with_all = read(writes, {})
     for layer, written in enumerate(writes):
@@ -170,7 +170,7 @@ def head_effects(
             without, left = read([written], {Site("z", layer): _without(head)})
             values[layer, head] = _divergence(plain, without)
             length = (with_all[written][0] - left[written][0]).float().norm(dim=-1, keepdim=True)
-            for draw in range(draws):
+            for draw in range(n_controls):
                 noise = torch.randn(with_all[written][0].shape, generator=random)
                 noise = torch.nn.functional.normalize(noise, dim=-1).to(length)
                 moved, _ = read((), {written: _adding(length * noise)})
@@ -183,7 +183,7 @@ def head_effects(
             chance.min(axis=0),
             chance.max(axis=0),
             values.shape[:2],
-            f"range of {draws} random directions, each token moved as far",
+            f"range of {n_controls} random directions, each token moved as far",
         ),
         interval=mean_band(values, _sentence_of(trace, sentences), seed=seed),
         numbers={"tokens": values.shape[-1]},

@@ -164,7 +164,7 @@ def entropy_of_trace(
     sentences: Sequence[Sentence] = (),
     percentile: float = 80.0,
     window: int = 8,
-    draws: int = 500,
+    n_resamples: int = 500,
     seed: int = 0,
 ) -> Result:
     """Entropy of each generated token of a trace, as recorded at its generating temperature: axis (token,), nats.
@@ -188,7 +188,7 @@ def entropy_of_trace(
     phases = phase_entropy(values[inside], values[behind])
     units = sentence_of_each(sentences, len(trace.token_ids))[first:][inside]
     low, high = np.quantile(values[known], [0.025, 0.975])
-    interval = mean_band(values[inside], units, draws=draws, seed=seed)
+    interval = mean_band(values[inside], units, n_resamples=n_resamples, seed=seed)
     return Result(
         method=METHOD,
         quantity="entropy of the next-token distribution",

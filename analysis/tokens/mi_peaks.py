@@ -87,7 +87,7 @@ def mi_of_trace(
     region: Region = "thinking",
     tau: float = 1.5,
     top: int = 20,
-    permutations: int = 20,
+    n_permutations: int = 20,
     sigma: float = SIGMA,
     epsilon: float = EPSILON,
     seed: int = 0,
@@ -111,11 +111,11 @@ def mi_of_trace(
     sites = list(hidden)
     rng = np.random.default_rng(seed)
     values, r2 = np.empty((len(sites), len(rows))), np.empty((len(sites), len(rows)))
-    drawn = np.empty((len(others) if len(others) >= 5 else permutations, len(sites), len(rows)))
+    drawn = np.empty((len(others) if len(others) >= 5 else n_permutations, len(sites), len(rows)))
     for i, site in enumerate(sites):
         states = np.asarray(hidden[site][rows.slice], dtype=np.float64)
         foreign = [other[site] for other in others] if len(others) >= 5 else []
-        foreign = foreign or [rng.permutation(gold[site]) for _ in range(permutations)]
+        foreign = foreign or [rng.permutation(gold[site]) for _ in range(n_permutations)]
         found = mutual_information(states, np.stack([gold[site], *foreign]), sigma=sigma, epsilon=epsilon)
         values[i], drawn[:, i] = found[:, 0], found[:, 1:].T
         r2[i] = squared_correlation(states, gold[site])
@@ -207,7 +207,7 @@ def thinking_token_table(
     peaks: Sequence[NDArray[np.bool_]],
     *,
     least: int = 3,
-    draws: int = 2000,
+    n_permutations: int = 2000,
     seed: int = 0,
 ) -> list[TokenRow]:
     """The words at peaks, most frequent first; `words` and `peaks` (token,), one of each a trace, words of letters alone count.
@@ -227,10 +227,10 @@ def thinking_token_table(
                 counts[row, index[word]] += 1
                 hits[index[word]] += bool(peak)
     kept = np.flatnonzero(counts.sum(axis=0) >= least)
-    null = np.zeros((draws, len(kept)))
+    null = np.zeros((n_permutations, len(kept)))
     for row, mask in enumerate(peaks):  # the number of a word's places that random peaks of this trace meet
         good = counts[row, kept]
-        null += rng.hypergeometric(good, len(mask) - good, int(mask.sum()), size=(draws, len(kept)))
+        null += rng.hypergeometric(good, len(mask) - good, int(mask.sum()), size=(n_permutations, len(kept)))
     share = sum(int(mask.sum()) for mask in peaks) / sum(map(len, peaks))
     p_values = permutation_p(hits[kept], null)
     q_values = benjamini_hochberg(p_values)
@@ -286,11 +286,16 @@ def _changes(base: Sequence[Result], reasoning: Sequence[Result], site: str | No
 
 
 def comparison(
-    base: Sequence[Result], reasoning: Sequence[Result], *, site: str | None = None, draws: int = 1000, seed: int = 0
+    base: Sequence[Result],
+    reasoning: Sequence[Result],
+    *,
+    site: str | None = None,
+    n_resamples: int = 1000,
+    seed: int = 0,
 ) -> Result:
     """`compare_models` as a result: axes (number,), the reasoning model less its base; NaN where fewer than 2 traces have a number.
 
-    Null: the two models exchanged trace by trace at random, 95 % of `draws`. `numbers`: how many traces have each number.
+    Null: the two models exchanged trace by trace at random, 95 % of `n_resamples`. `numbers`: how many traces have each number.
     """
     changes = _changes(base, reasoning, site)
     known = {name: change for name, change in changes.items() if len(change) > 1}
@@ -304,7 +309,7 @@ def comparison(
     for column, name in enumerate(changes):
         if name in known:
             change, estimate = known[name], mean_estimate(known[name], shares=False)
-            exchanged = (rng.choice([-1.0, 1.0], size=(draws, len(change))) * change).mean(axis=1)
+            exchanged = (rng.choice([-1.0, 1.0], size=(n_resamples, len(change))) * change).mean(axis=1)
             rows[:, column] = estimate.value, *estimate.interval, *np.quantile(exchanged, [0.025, 0.975])
     shape = (len(changes),)
     return Result(
@@ -312,7 +317,7 @@ def comparison(
         axes=(Axis.of("number", changes),),
         values=rows[0],
         interval=Band.of(rows[1], rows[2], shape, "over traces, 95%"),
-        null=Band.of(rows[3], rows[4], shape, f"models exchanged trace by trace, 95% of {draws}"),
+        null=Band.of(rows[3], rows[4], shape, f"models exchanged trace by trace, 95% of {n_resamples}"),
         reason=few if len(known) < len(changes) else "",
         numbers={"traces": {name: len(change) for name, change in changes.items()}},
         provenance=provenance,

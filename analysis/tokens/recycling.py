@@ -144,7 +144,7 @@ def recycling_study(
     sampling: Sampling,
     how: Recycling,
     *,
-    controls: int = 5,
+    n_controls: int = 5,
     batch_size: int = 16,
     seed: int = 0,
 ) -> Result:
@@ -165,6 +165,6 @@ def recycling_study(
     arms = {"base": run("base", replace(how, probability=0.0)), "recycled": run("recycled", how)}
     steps = sum(len(trace.token_ids) - trace.n_prompt_tokens for trace in arms["recycled"])
     share = counts["recycled"] / max(steps, 1)
-    for draw in range(controls):
+    for draw in range(n_controls):
         arms[f"random {draw + 1}"] = run(f"random {draw + 1}", replace(how, at_random=share, coins=draw))
     return compare_arms("recycling", arms, seed=seed, numbers={"layer": how.layer, "recycled": counts, "share": share})

@@ -60,7 +60,7 @@ def token_suppression(
     sampling: Sampling,
     *,
     words: Sequence[str] = THINKING_WORDS,
-    controls: int = 5,
+    n_controls: int = 5,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Result:
@@ -83,7 +83,7 @@ def token_suppression(
     ids = token_ids_of(model, words)
     base = run([])
     arms = {"base": base, "thinking": run(ids)}
-    for draw in range(controls):
+    for draw in range(n_controls):
         arms[f"random {draw + 1}"] = run(frequency_matched(ids, base, seed=seed + draw))
     used = sum(int(np.isin(t.token_ids[t.n_prompt_tokens :], ids).sum()) for t in base)
     return compare_arms("token_suppression", arms, seed=seed, numbers={"tokens": len(ids), "uses_in_base": used})

@@ -89,7 +89,7 @@ def reflection_of_trace(
     sentences: Sequence[Sentence],
     *,
     detect: Detector = stated_answer,
-    draws: int = 200,
+    n_permutations: int = 200,
     seed: int = 0,
 ) -> Result:
     """How often the thinking confirms, corrects, breaks or changes its answer: axis (kind,), counts.
@@ -107,7 +107,7 @@ def reflection_of_trace(
         )
     rng = np.random.default_rng(seed)
     said = _said(candidates)
-    shuffled = [_counts([said[j] for j in rng.permutation(len(said))]) for _ in range(draws)]
+    shuffled = [_counts([said[j] for j in rng.permutation(len(said))]) for _ in range(n_permutations)]
     low, high = np.quantile(np.array(shuffled), [0.025, 0.975], axis=0)
     first = sentences[candidates[0].sentence]
     return Result(
@@ -116,7 +116,7 @@ def reflection_of_trace(
         unit="count",
         axes=(Axis.of("kind", KINDS),),
         values=np.array(_counts(said), dtype=np.float64),
-        null=Band.of(low, high, (len(KINDS),), f"the same answers in random order, 95% of {draws}"),
+        null=Band.of(low, high, (len(KINDS),), f"the same answers in random order, 95% of {n_permutations}"),
         arrays={"candidates": np.array([candidate.sentence for candidate in candidates])},
         numbers={
             "first": candidates[0].sentence,
@@ -185,7 +185,7 @@ class WithinCorrelation:
 
 
 def within_question_correlation(
-    x: Sequence[float], y: Sequence[float], problems: Sequence[str], *, draws: int = 1000, seed: int = 0
+    x: Sequence[float], y: Sequence[float], problems: Sequence[str], *, n_resamples: int = 1000, seed: int = 0
 ) -> WithinCorrelation:
     """How a measure goes with another (right or not) among traces of the SAME problem: ranks, less each problem's mean.
 
@@ -203,8 +203,8 @@ def within_question_correlation(
     if not norm:
         raise InputError("within no problem do the traces differ in both measures; record more samples of each problem")
     rng = np.random.default_rng(seed)
-    null = np.empty(draws)
-    for i in range(draws):
+    null = np.empty(n_resamples)
+    for i in range(n_resamples):
         mixed = sides[1].copy()
         for rows in groups:
             mixed[rows] = rng.permutation(mixed[rows])

@@ -30,7 +30,13 @@ class PairedDifference:
 
 
 def paired_difference(
-    ours: Values, theirs: Values, groups: Sequence[str], *, verdicts: bool = False, draws: int = 1000, seed: int = 0
+    ours: Values,
+    theirs: Values,
+    groups: Sequence[str],
+    *,
+    verdicts: bool = False,
+    n_resamples: int = 1000,
+    seed: int = 0,
 ) -> PairedDifference:
     """Of a number of each trace (trace,) in two runs, the same traces in the same order, whose problems are `groups`.
 
@@ -42,7 +48,7 @@ def paired_difference(
     change = np.bincount(place, weights=ours - theirs)
     counts = np.bincount(place).astype(np.float64)
     rng = np.random.default_rng(seed)
-    exchanged = rng.choice([-1.0, 1.0], size=(draws, len(change))) @ change / counts.sum()
+    exchanged = rng.choice([-1.0, 1.0], size=(n_resamples, len(change))) @ change / counts.sum()
     found = (
         difference_estimate(ours, theirs, verdicts=verdicts, groups=groups).interval
         if len(change) > 1

@@ -71,7 +71,12 @@ def per_sentence(result: Result, sentences: Sequence[Sentence], name: str | None
 
 
 def critical_sentences(
-    trace: Trace, sentences: Sequence[Sentence], signals: Mapping[str, Values], *, draws: int = 500, seed: int = 0
+    trace: Trace,
+    sentences: Sequence[Sentence],
+    signals: Mapping[str, Values],
+    *,
+    n_permutations: int = 500,
+    seed: int = 0,
 ) -> Result:
     """Each signal's standing of each sentence: axes (signal, sentence), as rank from 0 to 1 within the trace, NaN where not measured.
 
@@ -88,7 +93,9 @@ def critical_sentences(
         )
     ranks = np.stack([_ranks(values) for values in signals.values()])
     rng = np.random.default_rng(seed)
-    drawn = np.stack([np.nanmean([_permuted(line, rng) for line in _filled(ranks)], axis=0) for _ in range(draws)])
+    drawn = np.stack(
+        [np.nanmean([_permuted(line, rng) for line in _filled(ranks)], axis=0) for _ in range(n_permutations)]
+    )
     low, high = np.quantile(drawn, [0.025, 0.975])
     mean = np.nanmean(_filled(ranks), axis=0)
     order = np.argsort(-mean, kind="stable")
@@ -98,7 +105,7 @@ def critical_sentences(
         unit="1",
         axes=(Axis.of("signal", signals), Axis.of("sentence", n)),
         values=ranks,
-        null=Band.of(low, high, ranks.shape, f"mean rank of permuted signals, 95% of {draws}"),
+        null=Band.of(low, high, ranks.shape, f"mean rank of permuted signals, 95% of {n_permutations}"),
         reason="a signal is not defined on every sentence" if np.isnan(ranks).any() else "",
         arrays={"mean_rank": mean},
         numbers={

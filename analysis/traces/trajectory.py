@@ -76,7 +76,7 @@ def signals(segment_means: Values) -> Signals:
     return Signals(net=reach / (n - 1), cumulative=lengths.sum(axis=1), aligned=cosines.mean(axis=1))
 
 
-def random_walk(segment_means: Values, *, draws: int, seed: int = 0) -> Values:
+def random_walk(segment_means: Values, *, n_controls: int, seed: int = 0) -> Values:
     """What the signals are for a walk of the very same steps in random directions: (draw, signal, layer).
 
     Each step keeps its length and takes a direction drawn evenly from the sphere: aligned is about 1/√(N − 1) then, not 0, since
@@ -85,8 +85,8 @@ def random_walk(segment_means: Values, *, draws: int, seed: int = 0) -> Values:
     n_layers, n, width = segment_means.shape
     lengths = np.linalg.norm(np.diff(segment_means, axis=1), axis=2)
     rng = np.random.default_rng(seed)
-    drawn = np.empty((draws, len(SIGNALS), n_layers))
-    for i in range(draws):
+    drawn = np.empty((n_controls, len(SIGNALS), n_layers))
+    for i in range(n_controls):
         steps = rng.standard_normal((n_layers, n - 1, width))
         steps *= (lengths / np.linalg.norm(steps, axis=2))[:, :, None]
         drawn[i] = _stacked(signals(_walk(steps)))
@@ -109,7 +109,7 @@ def trajectory_of_trace(
     sites: Sequence[Site],
     *,
     block: int = 500,
-    draws: int = 100,
+    n_controls: int = 100,
     seed: int = 0,
 ) -> Result:
     """The signals of a trace's thinking, its closing tag included: axes (signal, site).
@@ -139,7 +139,7 @@ def trajectory_of_trace(
         )  # fmt: skip
     cut = blocks(rows, block)
     means = np.stack([segment_mean(np.asarray(read(site))[span.start : span.start + rows], cut) for site in sites])
-    null = random_walk(means, draws=draws, seed=seed)
+    null = random_walk(means, n_controls=n_controls, seed=seed)
     low, high = np.quantile(null, [0.025, 0.975], axis=0)
     values = _stacked(signals(means))
     lengths = np.linalg.norm(np.diff(means, axis=1), axis=2)
@@ -152,7 +152,7 @@ def trajectory_of_trace(
         unit=UNIT,
         axes=axes,
         values=values,
-        null=Band.of(low, high, shape, f"random walk of the same step lengths, 95% of {draws}"),
+        null=Band.of(low, high, shape, f"random walk of the same step lengths, 95% of {n_controls}"),
         interval=Band.of(
             low_end, high_end, shape, "of the cumulative change over its steps, 95%; net and aligned are of one path"
         ),

@@ -98,7 +98,7 @@ def refusal(
     from reasonscope.probes.properties.refusal import refusal_maps, refusal_probe
 
     store, traces = _traces(run, requests=True)
-    found = refusal_probe(store, traces, plateau=plateau, directions=directions, folds=folds, seed=seed)
+    found = refusal_probe(store, traces, plateau=plateau, n_controls=directions, folds=folds, seed=seed)
     drawn = refusal_figures(found, traces, refusal_maps(store, traces, folds=folds, seed=seed))
     options = {"plateau": plateau, "directions": directions, "folds": folds, "seed": seed}
     _keep("refusal", run, refusal_numbers(found), drawn, found.probes, json_, **options)

@@ -138,7 +138,7 @@ def sweep(
             source,
             one,
             strengths=given,
-            nulls=nulls,
+            n_controls=nulls,
             covariance=covariance,
             say=lambda text: typer.echo(text, err=True),
         )
@@ -176,7 +176,7 @@ def ablate(
     shown = {}
     for one in chosen.ablations:
         typer.echo(one.name, err=True)
-        found = ablation_effect(loaded, traces, one, controls=chosen.controls, seed=chosen.seed)
+        found = ablation_effect(loaded, traces, one, n_controls=chosen.controls, seed=chosen.seed)
         shown[one.name] = ablation_numbers(found)
         if problems and one.edges is not None:
             shown[one.name]["regenerate_ablated"] = (
@@ -185,7 +185,7 @@ def ablate(
         elif problems:
             sampling = sampling_of_run(store, chosen.seed)
             anew = regenerate_ablated(
-                loaded, one, traces, problems, sampling, controls=chosen.n_regeneration_controls, seed=chosen.seed
+                loaded, one, traces, problems, sampling, n_controls=chosen.n_regeneration_controls, seed=chosen.seed
             )
             shown[one.name]["regenerate_ablated"] = anew_numbers(anew)
     show(shown, json_)

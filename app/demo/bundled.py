@@ -95,7 +95,7 @@ def _sweep(where: RunFolder, store: TraceStore, say: Callable[[str], None]) -> N
         for part in method(name).parts(source)[:1]:
             part.vector.save(where.vectors / f"{name}.safetensors")
         asked = Asked(name=name)
-        responses.append(respond(bench, source, asked, strengths=None, nulls=5, covariance=False, say=say))
+        responses.append(respond(bench, source, asked, strengths=None, n_controls=5, covariance=False, say=say))
     command = f"reasonscope steer sweep {' '.join(SWEPT)} --run runs/demo --n {JUDGED}"
     numbers = {response.name: response_numbers(response) for response in responses}
     save_numbers(where, "sweep", numbers, command=command, seed=0, figures=sweep_figures(responses))

@@ -20,9 +20,9 @@ class Head:
 
 
 def random_heads(
-    heads: Sequence[Head], *, n_layers: int, n_heads: int, draws: int = 20, seed: int = 0
+    heads: Sequence[Head], *, n_layers: int, n_heads: int, n_controls: int = 20, seed: int = 0
 ) -> list[tuple[Head, ...]]:
-    """`draws` different sets of as many heads as `heads`, none of them among these: the control of an ablation.
+    """`n_controls` different sets of as many heads as `heads`, none of them among these: the control of an ablation.
 
     From the same layers, as many of each, where that gives enough different sets; else from all layers. Raises InputError where the
     model has too few heads for that many sets.
@@ -33,8 +33,8 @@ def random_heads(
     wanted = [head.layer for head in chosen]
     for matched in (True, False):
         found: set[tuple[Head, ...]] = set()
-        for _ in range(50 * draws):
-            if len(found) == draws:
+        for _ in range(50 * n_controls):
+            if len(found) == n_controls:
                 return sorted(found, key=str)
             picked = (
                 _draw(free, wanted, rng) if matched else [free[i] for i in rng.permutation(len(free))[: len(chosen)]]
@@ -42,7 +42,7 @@ def random_heads(
             if picked is not None and len(picked) == len(chosen):
                 found.add(tuple(sorted(picked, key=str)))
     raise InputError(
-        f"{draws} different sets of {len(chosen)} heads are not to be had from {len(everywhere)}; ask for fewer heads or draws"
+        f"{n_controls} different sets of {len(chosen)} heads are not to be had from {len(everywhere)}; ask for fewer heads or draws"
     )
 
 

@@ -180,13 +180,21 @@ def check_finite(features: NDArray[np.generic]) -> None:
 
 
 def cluster_bootstrap(
-    metric: Metric, targets: Values, predictions: Values, groups: Sequence[str], *, draws: int = 1000, seed: int = 0
+    metric: Metric,
+    targets: Values,
+    predictions: Values,
+    groups: Sequence[str],
+    *,
+    n_resamples: int = 1000,
+    seed: int = 0,
 ) -> Estimate:
-    """`metric` with a percentile interval over `draws` resamples of whole groups: rows of one problem are not independent.
+    """`metric` with a percentile interval over `n_resamples` resamples of whole groups: rows of one problem are not independent.
 
     Raises InputError where the metric is not defined on the rows (see `resample_groups`).
     """
-    return resample_groups(lambda rows: metric(targets[rows], predictions[rows]), groups, draws=draws, seed=seed)
+    return resample_groups(
+        lambda rows: metric(targets[rows], predictions[rows]), groups, n_resamples=n_resamples, seed=seed
+    )
 
 
 def difference_to_best(
@@ -196,7 +204,7 @@ def difference_to_best(
     baselines: Mapping[str, Values],
     groups: Sequence[str],
     *,
-    draws: int = 1000,
+    n_resamples: int = 1000,
     seed: int = 0,
 ) -> Estimate:
     """How far `metric`, of which more is better, is above the best of `baselines`, on the same resamples for all of them.
@@ -210,7 +218,7 @@ def difference_to_best(
         best = max(metric(targets[rows], values[rows]) for values in baselines.values())
         return metric(targets[rows], predictions[rows]) - best
 
-    return resample_groups(difference, groups, draws=draws, seed=seed)
+    return resample_groups(difference, groups, n_resamples=n_resamples, seed=seed)
 
 
 def transfer_matrix(

@@ -73,11 +73,11 @@ def control_labels(types: Sequence[object], targets: Values, *, seed: int) -> Va
 
 
 def permutation_null(
-    judge: Judge, targets: Values, groups: Sequence[str], *, within: bool, draws: int = 20, seed: int = 0
+    judge: Judge, targets: Values, groups: Sequence[str], *, within: bool, n_permutations: int = 20, seed: int = 0
 ) -> Null:
-    """The score on shuffled targets, `draws` times; one-sided, more is better. Raises InputError where nothing can be shuffled."""
+    """The score on shuffled targets, `n_permutations` times; one-sided, more is better. Raises InputError where nothing can be shuffled."""
     shuffle = shuffled_within if within else shuffled_between
-    seeds = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(draws)]
+    seeds = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(n_permutations)]
     moved = [shuffle(targets, groups, seed=child) for child in seeds]
     if all(np.array_equal(values, targets) for values in moved):
         raise InputError(
@@ -95,7 +95,7 @@ def control_task(
     types: Sequence[object],
     groups: Sequence[str],
     *,
-    draws: int = 1000,
+    n_resamples: int = 1000,
     seed: int = 0,
 ) -> ControlTask:
     """Judge the held-out predictions that `predict` makes for the targets and for `control_labels`, on the same resamples."""
@@ -109,7 +109,9 @@ def control_task(
         return metric(control[rows], memorised[rows])
 
     return ControlTask(
-        task=resample_groups(of_task, groups, draws=draws, seed=seed),
-        control=resample_groups(of_control, groups, draws=draws, seed=seed),
-        selectivity=resample_groups(lambda rows: of_task(rows) - of_control(rows), groups, draws=draws, seed=seed),
+        task=resample_groups(of_task, groups, n_resamples=n_resamples, seed=seed),
+        control=resample_groups(of_control, groups, n_resamples=n_resamples, seed=seed),
+        selectivity=resample_groups(
+            lambda rows: of_task(rows) - of_control(rows), groups, n_resamples=n_resamples, seed=seed
+        ),
     )

@@ -96,7 +96,9 @@ def held_out_probes(
         final=final,
         scores=np.array(scores),
         by_layer=by_layer,
-        shuffled=permutation_null(judge, targets[taught], labels[taught].tolist(), within=False, draws=20, seed=seed),
+        shuffled=permutation_null(
+            judge, targets[taught], labels[taught].tolist(), within=False, n_permutations=20, seed=seed
+        ),
     )
 
 
@@ -173,7 +175,7 @@ def compared(
     return Comparison(
         auroc=cluster_bootstrap(auroc, targets, scores, groups, seed=seed),
         metrics={
-            name: cluster_bootstrap(metric, targets, probabilities, groups, draws=200, seed=seed)
+            name: cluster_bootstrap(metric, targets, probabilities, groups, n_resamples=200, seed=seed)
             for name, metric in BINARY.items()
             if name != "auroc"
         },

@@ -146,10 +146,10 @@ def length_probe(
         difference=difference_to_best(
             spearman, data.tokens, predicted, {name: weaker[name] for name in TEXT_BASELINES}, data.groups, seed=seed
         ),
-        shuffled=permutation_null(judge, data.tokens, data.groups, within=False, draws=20, seed=seed),
+        shuffled=permutation_null(judge, data.tokens, data.groups, within=False, n_permutations=20, seed=seed),
         within_difficulty=_within(data, predicted, [trace.problem.difficulty for trace in data.traces], seed),
         within_dataset=_within(data, predicted, [strata.get(id(trace)) for trace in data.traces], seed),
-        concordance=resample_groups(concordance, data.groups, draws=200, seed=seed),
+        concordance=resample_groups(concordance, data.groups, n_resamples=200, seed=seed),
         r2_log=judged(r2_log),
         r2=judged(r2),
         between_share=data.between_share,

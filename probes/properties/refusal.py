@@ -148,7 +148,7 @@ def refusal_probe(
     *,
     contrasts: Mapping[str, Contrast] = CONTRASTS,
     plateau: float = PLATEAU,
-    directions: int = 100,
+    n_controls: int = 100,
     folds: int = 5,
     seed: int = 0,
 ) -> RefusalReport:
@@ -175,7 +175,7 @@ def refusal_probe(
         ends = Points(traces=inside, tokens=[row_at(trace, "window") for trace in inside])
         features = baseline_features(ends, store, _BASELINES)
         comparisons[name] = compared(targets, held, rows, features, groups, folds=folds, seed=seed)
-        studies[name] = _cliffs(held, store, requests, plateau, directions, seed)
+        studies[name] = _cliffs(held, store, requests, plateau, n_controls, seed)
         probes[name] = held.final
     return RefusalReport(
         comparisons=comparisons,
@@ -248,7 +248,7 @@ def _cliffs(
         raise InputError("fewer than two harmful requests were complied with: nothing falls; record more of them")
     fell, stood = several[HARMFUL_COMPLIED], several.get(BENIGN_COMPLIED, [])
     drops = random_direction_drops(
-        held.final, store, [*fell, *stood], directions=directions, plateau=plateau, seed=seed
+        held.final, store, [*fell, *stood], n_controls=directions, plateau=plateau, seed=seed
     )
     random = drops[:, : len(fell)].mean(axis=1)
     return CliffStudy(

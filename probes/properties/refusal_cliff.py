@@ -172,7 +172,7 @@ def random_direction_drops(
     store: TraceStore,
     traces: Sequence[Trace],
     *,
-    directions: int = 100,
+    n_controls: int = 100,
     plateau: float = PLATEAU,
     seed: int = 0,
 ) -> Values:
@@ -181,7 +181,7 @@ def random_direction_drops(
     Each direction's values are shifted and scaled to the mean and the spread that the probe's own values have over the same rows
     (thinking and close window of all traces), then read as probabilities, so that it saturates as much as the probe does.
     """
-    units = np.random.default_rng(seed).standard_normal((directions, len(probe.coef)))
+    units = np.random.default_rng(seed).standard_normal((n_controls, len(probe.coef)))
     units /= np.linalg.norm(units, axis=1, keepdims=True)
     states = [np.asarray(store.activations(trace.id, str(probe.site)), dtype=np.float64) for trace in traces]
     chosen = np.concatenate([x[thinking_to_window(t).slice] for x, t in zip(states, traces, strict=True)])
@@ -194,7 +194,7 @@ def random_direction_drops(
         for x, trace in zip(states, traces, strict=True)
         for scores in read(x @ units.T * spread + shift).T
     ]
-    return np.reshape(drops, (len(traces), directions)).T
+    return np.reshape(drops, (len(traces), n_controls)).T
 
 
 def _plateaus_and_ends(scores: Mapping[str, Values], traces: Sequence[Trace], plateau: float) -> tuple[Values, Values]:

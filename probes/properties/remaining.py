@@ -83,8 +83,8 @@ def remaining_probe(
             name: cluster_bootstrap(spearman, true, values, groups, seed=seed) for name, values in weaker.items()
         },
         difference=difference_to_best(spearman, true, predicted, weaker, groups, seed=seed),
-        within_position=resample_groups(within, groups, draws=200, seed=seed),
-        concordance=resample_groups(concordance, groups, draws=50, seed=seed),
+        within_position=resample_groups(within, groups, n_resamples=200, seed=seed),
+        concordance=resample_groups(concordance, groups, n_resamples=50, seed=seed),
         r2_log=cluster_bootstrap(r2_log, true, predicted, groups, seed=seed),
         n_groups=len(set(groups)),
         n_truncated=sum(trace.state == "truncated" for trace in traces),

@@ -147,10 +147,10 @@ def regenerate_ablated(
     problems: Sequence[Problem],
     sampling: Sampling,
     *,
-    controls: int = 5,
+    n_controls: int = 5,
     seed: int = 0,
 ) -> RegenerationEffect:
-    """What the ablated model writes when it answers `problems` anew, beside the unchanged one and `controls` random ablations of the same
+    """What the ablated model writes when it answers `problems` anew, beside the unchanged one and `n_controls` random ablations of the same
     kind, all in one batch; means and draws come from `traces`.
 
     Raises InputError for edges, which are cut in finished text alone, and where nothing was touched.
@@ -161,7 +161,7 @@ def regenerate_ablated(
             "read its effect on the given answers"
         )
     rng = np.random.default_rng(seed)
-    drawn = [] if ablation.tokens else [_control(model, ablation, rng, i) for i in range(controls)]
+    drawn = [] if ablation.tokens else [_control(model, ablation, rng, i) for i in range(n_controls)]
     wanted = [ablation, *drawn]
     sites = list({site: None for one in wanted for site in one.parts})
     bank = reference_states(model, traces, sites) if ablation.how != "zero" else {}
@@ -209,7 +209,7 @@ class AblationEffect:
 
 
 def ablation_effect(
-    model: Model, traces: Sequence[Trace], ablation: Ablation, *, controls: int = 20, seed: int = 0
+    model: Model, traces: Sequence[Trace], ablation: Ablation, *, n_controls: int = 20, seed: int = 0
 ) -> AblationEffect:
     """Read finished `traces` with the ablation and without: the answers that the model gave, and its thinking.
 
@@ -217,16 +217,16 @@ def ablation_effect(
     random tokens of the same region. Means and drawn states come from the same traces. Raises InputError for fewer than 20 controls,
     for traces without an answer, for an ablation that touches nothing, and where no control exists.
     """
-    if controls < 20:
-        raise InputError(f"{controls} controls; at least 20 random ones are needed")
+    if n_controls < 20:
+        raise InputError(f"{n_controls} controls; at least 20 random ones are needed")
     read = [trace for trace in traces if len(trace.tokens.answer) and len(trace.tokens.thinking)]
     if not read:
         raise InputError(f"none of {len(traces)} traces has thinking and an answer; record with more tokens")
     rng = np.random.default_rng(seed)
-    drawn = [_control(model, ablation, rng, i) for i in range(controls)]
+    drawn = [_control(model, ablation, rng, i) for i in range(n_controls)]
     sites = {site: None for one in (ablation, *drawn) for site in ([] if one.edges else one.parts)}
     bank = reference_states(model, read, list(sites)) if ablation.how != "zero" and sites else {}
-    seeds = [seed, *(seed + i for i in range(controls))]
+    seeds = [seed, *(seed + i for i in range(n_controls))]
     measured, *chance = _measure(model, read, [ablation, *drawn], bank, seeds)
     if not measured.touched:
         raise InputError(f"ablation {ablation.name!r} touched nothing: no token of the traces lies in its scope")

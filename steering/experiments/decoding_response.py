@@ -76,7 +76,7 @@ def decoding_response(
     name: str,
     values: Sequence[float] | None = None,
     *,
-    nulls: int = 5,
+    n_controls: int = 5,
     say: Callable[[str], None] = lambda _: None,
 ) -> DecodingResponse:
     """Run a control of DECODING_METHODS at each of `values`, all in one batch. Raises InputError for an unknown name, no values, or values that the
@@ -90,7 +90,7 @@ def decoding_response(
     chance = [
         replace(treat(value, seed), name=f"{name}, {chosen.chance} {seed + 1}", multiplier=value)
         for value in wanted
-        for seed in range(nulls if chosen.chance else 0)
+        for seed in range(n_controls if chosen.chance else 0)
     ]
     arms = bench.arms([*treatments, *chance], say=say)
     n = len(treatments)

@@ -111,11 +111,11 @@ def dose_response(
     strengths: Sequence[float],
     *,
     name: str = "",
-    nulls: int = 5,
+    n_controls: int = 5,
     states: Mapping[Site, NDArray[np.float32]] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> DoseResponse:
-    """Steer the problems of `bench` with all `parts` of a method at each of `strengths`, in reverse too, and with `nulls` random
+    """Steer the problems of `bench` with all `parts` of a method at each of `strengths`, in reverse too, and with `n_controls` random
     vectors of the same norm, all of it in one batch; same seeds throughout.
 
     With `states` (row, d_model) by site the random vectors have their covariance. Raises InputError for a strength of 0 (it is there),
@@ -126,19 +126,19 @@ def dose_response(
         raise InputError(
             f"strengths {list(strengths)}: give finite ones other than 0, which is always there as the base"
         )
-    if nulls < 5:
-        raise InputError(f"{nulls} random vectors; at least 5 are needed to say what chance does")
+    if n_controls < 5:
+        raise InputError(f"{n_controls} random vectors; at least 5 are needed to say what chance does")
     check_uses(parts, bench.model)
     held_out = [_check_held_out(part.vector, bench.problems) for part in parts]
     name = name or parts[0].vector.method
     random_parts = [
         [part.random_like(seed * len(parts) + i, states=states) for i, part in enumerate(parts)]
-        for seed in range(nulls)
+        for seed in range(n_controls)
     ]
     drawn = [parts, *random_parts]
-    names = [name, *(f"random {i + 1}" for i in range(nulls))]
+    names = [name, *(f"random {i + 1}" for i in range(n_controls))]
     wanted = {(0, sign * strength) for strength in chosen for sign in (1, -1)}
-    wanted |= {(i + 1, strength) for strength in chosen for i in range(nulls)}
+    wanted |= {(i + 1, strength) for strength in chosen for i in range(n_controls)}
     treatments = {
         (i, multiplier): Condition(
             name=f"{names[i]} at {multiplier:g}",
@@ -150,7 +150,7 @@ def dose_response(
     runs = dict(zip(treatments, bench.run_all(list(treatments.values()), say=say), strict=True))
     doses = []
     for strength in chosen:
-        random = [runs[i + 1, strength] for i in range(nulls)]
+        random = [runs[i + 1, strength] for i in range(n_controls)]
         doses.append(
             Dose(
                 strength=strength,

@@ -99,7 +99,7 @@ def respond(
     asked: Asked,
     *,
     strengths: Sequence[float] | None,
-    nulls: int,
+    n_controls: int,
     covariance: bool,
     say: Callable[[str], None],
 ) -> DoseResponse | DecodingResponse:
@@ -109,7 +109,7 @@ def respond(
     could read, the thinking of its traces.
     """
     if asked.name in DECODING_METHODS:
-        return decoding_response(bench, source, asked.name, asked.values, nulls=nulls, say=say)
+        return decoding_response(bench, source, asked.name, asked.values, n_controls=n_controls, say=say)
     chosen = method(asked.name)
     parts = chosen.parts(source)
     sites = [site for part in parts for site in part.vector.directions]
@@ -119,7 +119,7 @@ def respond(
         parts,
         asked.values or strengths or chosen.strengths,
         name=asked.name,
-        nulls=nulls,
+        n_controls=n_controls,
         states=states,
         say=say,
     )

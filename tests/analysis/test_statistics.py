@@ -74,10 +74,10 @@ def test_bands_hold_what_they_should():
     half = null_band([[0.0], [1.0], [2.0], [np.nan], [3.0], [4.0]], "five", level=0.5)
     assert (half.low.item(), half.high.item()) == (1.0, 3.0)
     rows = rng.normal([0.0, 5.0], 1.0, (400, 2))
-    found = bootstrap_band(lambda chosen: rows[chosen].mean(axis=0), 400, draws=300)
+    found = bootstrap_band(lambda chosen: rows[chosen].mean(axis=0), 400, n_resamples=300)
     assert (found.low < rows.mean(axis=0)).all() and (found.high > rows.mean(axis=0)).all()
     assert np.ptp([found.low, found.high], axis=0).max() < 0.3
-    estimate = bootstrap(lambda chosen: float(rows[chosen, 1].mean()), 400, draws=300)
+    estimate = bootstrap(lambda chosen: float(rows[chosen, 1].mean()), 400, n_resamples=300)
     assert 4.8 < estimate.low < estimate.value < estimate.high < 5.2
     none = bootstrap_band(lambda chosen: rows[chosen].mean(axis=0), 1)
     assert np.isnan([none.low, none.high]).all() and none.what == "no interval: fewer than two rows"
@@ -96,7 +96,7 @@ def test_a_band_has_the_width_of_students_interval_and_says_what_it_is():
     np.testing.assert_allclose((narrow.high - narrow.low) / error, 2 * 0.68, rtol=0.12)
     np.testing.assert_array_equal(band.low, bootstrap_band(means, 40, seed=0).low)
     assert (band.low != bootstrap_band(means, 40, seed=1).low).all()
-    assert np.isfinite(bootstrap_band(means, 2, draws=20).low).all()
+    assert np.isfinite(bootstrap_band(means, 2, n_resamples=20).low).all()
 
 
 def test_the_band_of_means_by_their_groups_is_that_of_the_bootstrap():
@@ -113,7 +113,7 @@ def test_a_value_that_is_mostly_no_number_has_no_interval():
     band = bootstrap_band(lambda chosen: np.where([0 in chosen, 0 not in chosen], chosen.mean() + 1, np.nan), 3)
     assert band.low[0] >= 1 and band.high[0] <= 3 and np.isnan([band.low[1], band.high[1]]).all()
     every_other = itertools.cycle([np.array([1.0]), np.array([np.nan])])
-    assert bootstrap_band(lambda chosen: next(every_other), 3, draws=10).high == 1
+    assert bootstrap_band(lambda chosen: next(every_other), 3, n_resamples=10).high == 1
 
 
 def test_rows_of_one_group_are_drawn_together():

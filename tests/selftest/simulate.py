@@ -124,7 +124,7 @@ def _clustered(n: int, rng: np.random.Generator, draws: int) -> tuple[float, flo
 def _resampled(n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
     rows, groups = _four_each(rng, n)
     seed = int(rng.integers(2**31))
-    return _ends(bootstrap(lambda at: float(rows[at].mean()), 4 * n, groups=groups, draws=draws, seed=seed))
+    return _ends(bootstrap(lambda at: float(rows[at].mean()), 4 * n, groups=groups, n_resamples=draws, seed=seed))
 
 
 def _four_each(rng: np.random.Generator, n: int) -> tuple[Values, list[str]]:
@@ -149,14 +149,14 @@ def _pair(rng: np.random.Generator, n: int, rho: float) -> tuple[Values, Values]
 
 def _spearman(n: int, rho: float, rng: np.random.Generator, draws: int) -> tuple[float, float]:
     return _ends(
-        cluster_bootstrap(_ranked, *_pair(rng, n, rho), _groups(n), draws=draws, seed=int(rng.integers(2**31)))
+        cluster_bootstrap(_ranked, *_pair(rng, n, rho), _groups(n), n_resamples=draws, seed=int(rng.integers(2**31)))
     )
 
 
 def _auroc(n: int, shift: float, rng: np.random.Generator, draws: int) -> tuple[float, float]:
     labels = np.arange(n) % 2.0
     scores = rng.normal(size=n) + shift * labels
-    return _ends(cluster_bootstrap(auroc, labels, scores, _groups(n), draws=draws, seed=int(rng.integers(2**31))))
+    return _ends(cluster_bootstrap(auroc, labels, scores, _groups(n), n_resamples=draws, seed=int(rng.integers(2**31))))
 
 
 def _difference(n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
@@ -165,14 +165,14 @@ def _difference(n: int, rng: np.random.Generator, draws: int) -> tuple[float, fl
     probe, baseline = target + rng.normal(size=n), target + rng.normal(size=n)
     return _ends(
         difference_to_best(
-            _ranked, target, probe, {"text": baseline}, _groups(n), draws=draws, seed=int(rng.integers(2**31))
+            _ranked, target, probe, {"text": baseline}, _groups(n), n_resamples=draws, seed=int(rng.integers(2**31))
         )
     )
 
 
 def _selectivity(n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
     found = control_task(
-        _ranked, rng.normal(size=n), lambda _: rng.normal(size=n), _groups(n), _groups(n), draws=draws,
+        _ranked, rng.normal(size=n), lambda _: rng.normal(size=n), _groups(n), _groups(n), n_resamples=draws,
         seed=int(rng.integers(2**31)),
     )  # fmt: skip
     return found.selectivity.interval
@@ -182,27 +182,29 @@ def _change(n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]
     """The relative change of a steered arm, paired by problem: 20 % shorter in truth."""
     base = 100 * _skewed(rng, n)
     steered = 0.8 * base * rng.lognormal(mean=-0.02, sigma=0.2, size=n)
-    resamples = Resamples(_groups(n), draws=draws, seed=int(rng.integers(2**31)))
+    resamples = Resamples(_groups(n), n_resamples=draws, seed=int(rng.integers(2**31)))
     return _ends(resamples.estimate(resamples.means(steered) / resamples.means(base) - 1))
 
 
 def _paired(n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
     """Two runs whose difference changes from problem to problem."""
     change, groups = _four_each(rng, n)
-    return paired_difference(change, np.zeros(4 * n), groups, draws=draws, seed=int(rng.integers(2**31))).interval
+    return paired_difference(change, np.zeros(4 * n), groups, n_resamples=draws, seed=int(rng.integers(2**31))).interval
 
 
 def _excess(n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
     """A steered arm less five random ones of the same effect."""
     problem = rng.normal(size=n)
-    resamples = Resamples(_groups(n), draws=draws, seed=int(rng.integers(2**31)))
+    resamples = Resamples(_groups(n), n_resamples=draws, seed=int(rng.integers(2**31)))
     arms = [resamples.means(problem + rng.normal(size=n)) for _ in range(6)]
     return _ends(resamples.estimate(arms[0] - np.mean(arms[1:], axis=0)))
 
 
 def _band(n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
     values = _normal(rng, n)
-    band = bootstrap_band(lambda rows: np.array([values[rows].mean()]), n, draws=draws, seed=int(rng.integers(2**31)))
+    band = bootstrap_band(
+        lambda rows: np.array([values[rows].mean()]), n, n_resamples=draws, seed=int(rng.integers(2**31))
+    )
     return float(band.low[0]), float(band.high[0])
 
 
@@ -210,7 +212,7 @@ def _by_sentence(n: int, rng: np.random.Generator, draws: int) -> tuple[float, f
     """Tokens of `n` sentences of unequal length; those of a sentence are alike."""
     sentence = np.repeat(np.arange(n), rng.integers(5, 25, size=n))
     values = 0.7 * rng.normal(size=n)[sentence] + rng.normal(size=len(sentence))
-    band = mean_band(values, sentence, draws=draws, seed=int(rng.integers(2**31)))
+    band = mean_band(values, sentence, n_resamples=draws, seed=int(rng.integers(2**31)))
     return float(band.low), float(band.high)
 
 
@@ -283,7 +285,9 @@ def _between(rng: np.random.Generator) -> float:
     groups = [str(i // 4) for i in range(80)]
     target, feature = np.repeat(rng.normal(size=20), 4), np.repeat(rng.normal(size=20), 4) + rng.normal(size=80)
     judge = lambda values: float(np.corrcoef(values, feature)[0, 1])  # noqa: E731
-    return permutation_null(judge, target, groups, within=False, draws=99, seed=int(rng.integers(2**31))).p_value
+    return permutation_null(
+        judge, target, groups, within=False, n_permutations=99, seed=int(rng.integers(2**31))
+    ).p_value
 
 
 def _within(rng: np.random.Generator) -> float:
@@ -292,7 +296,9 @@ def _within(rng: np.random.Generator) -> float:
     problem = np.repeat(rng.normal(size=20), 4)
     target, feature = problem + rng.normal(size=80), problem + rng.normal(size=80)
     judge = lambda values: float(np.corrcoef(values, feature)[0, 1])  # noqa: E731
-    return permutation_null(judge, target, groups, within=True, draws=99, seed=int(rng.integers(2**31))).p_value
+    return permutation_null(
+        judge, target, groups, within=True, n_permutations=99, seed=int(rng.integers(2**31))
+    ).p_value
 
 
 def _two_sided(rng: np.random.Generator) -> float:
@@ -321,7 +327,7 @@ def _dependencies(rng: np.random.Generator) -> float:
     """Two traces of 15 sentences; the scores know nothing of the dependencies."""
     truth = [[sorted(set(rng.integers(0, t, size=min(t, 2)).tolist())) for t in range(15)] for _ in range(2)]
     scores = [rng.normal(size=(15, 15)) for _ in range(2)]
-    return dependency_agreement(scores, truth, draws=99, seed=int(rng.integers(2**31))).p_value
+    return dependency_agreement(scores, truth, n_permutations=99, seed=int(rng.integers(2**31))).p_value
 
 
 def _reflection(rng: np.random.Generator) -> float:
@@ -329,7 +335,7 @@ def _reflection(rng: np.random.Generator) -> float:
     hard = np.repeat(rng.normal(size=12), 5)
     x, y = hard + rng.normal(size=60), hard + rng.normal(size=60)
     return within_question_correlation(
-        x.tolist(), y.tolist(), problems, draws=199, seed=int(rng.integers(2**31))
+        x.tolist(), y.tolist(), problems, n_resamples=199, seed=int(rng.integers(2**31))
     ).p_value
 
 
@@ -337,7 +343,7 @@ def _words(rng: np.random.Generator) -> float:
     """Peaks at random places: the p-value of one common word."""
     lines = [["so" if at % 3 == 0 else "the" for at in range(60)] for _ in range(10)]
     peaks = [np.isin(np.arange(60), rng.choice(60, size=8, replace=False)) for _ in lines]
-    rows = thinking_token_table(lines, peaks, draws=199, seed=int(rng.integers(2**31)))
+    rows = thinking_token_table(lines, peaks, n_permutations=199, seed=int(rng.integers(2**31)))
     return next(row.p_value for row in rows if row.word == "so")
 
 
@@ -352,7 +358,7 @@ def _false_discoveries(rng: np.random.Generator) -> bool:
 
 def _beyond_random(rng: np.random.Generator) -> bool:
     """A vector that does what five random ones do."""
-    resamples = Resamples(_groups(32), draws=200, seed=int(rng.integers(2**31)))
+    resamples = Resamples(_groups(32), n_resamples=200, seed=int(rng.integers(2**31)))
     base = 100 * _skewed(rng, 32)
     runs = [resamples.means(base * rng.lognormal(mean=rng.normal(scale=0.05), sigma=0.2, size=32)) for _ in range(6)]
     changes = [resamples.estimate(run / resamples.means(base) - 1) for run in runs]

@@ -94,7 +94,7 @@ def test_the_null_and_the_interval_tell_an_anchor_from_a_filler():
     rollouts = {0: draw(0.2), 1: draw(0.9), 2: draw(0.9)}
     how = Convention()
     values = importance_table(rollouts, how)
-    null = null_values(rollouts, how, draws=100, seed=0)
+    null = null_values(rollouts, how, n_permutations=100, seed=0)
     assert null.shape == (100, len(METRICS), 3)
     at = METRICS.index("resampling_accuracy")
     low, high = importance_ends(rollouts, how)

@@ -76,7 +76,7 @@ def test_the_sentence_that_the_answer_hangs_on_stands_out_and_rollouts_are_saved
     continued = resample(writer, trace, known, speaks(writer.said), Sampling(seed=1), allotment=plan)
     sizes = [len(continued[i]) for i in range(len(cuts))]
     assert max(sizes[:3]) > 30 and sizes[3:] == [16] * len(sizes[3:]) and writer.asked == sum(sizes)
-    found = anchors_of_trace(trace, known, continued, draws=60)
+    found = anchors_of_trace(trace, known, continued, n_permutations=60)
     effect = found.at(metric="resampling_accuracy")
     at = found.axis("metric").labels.index("resampling_accuracy")
     assert np.argmax(effect) == 2 and effect[2] > found.null.high[at, 2] and found.interval.low[at, 2] > 0
@@ -87,7 +87,7 @@ def test_the_sentence_that_the_answer_hangs_on_stands_out_and_rollouts_are_saved
 def test_rollouts_that_never_answer_and_too_few_sentences_are_states(trace):
     known, _ = true_sentences(trace)
     silent = [SimpleNamespace(sentences=("Hm.",), answer=None, n_tokens=3)] * 4
-    found = anchors_of_trace(trace, known, dict.fromkeys(range(len(known) + 1), silent), draws=5)
+    found = anchors_of_trace(trace, known, dict.fromkeys(range(len(known) + 1), silent), n_permutations=5)
     assert not found.measured and found.reason == "no rollout gave an answer"
     assert "two sentences" in anchors_of_trace(trace, known[:1], {}).reason
 
@@ -99,10 +99,10 @@ def test_a_model_that_writes_the_same_anew_changes_nothing(trace):
         i: [Continuation(sentences=tuple(texts[i:]), answer=trace.final_answer, n_tokens=9)] * 4
         for i in range(len(known) + 1)
     }
-    found = anchors_of_trace(trace, known, same, draws=5)
+    found = anchors_of_trace(trace, known, same, n_permutations=5)
     assert found.numbers["similarity_threshold"] < 1
     assert not found.at(metric="different_fraction").any()
-    assert anchors_of_trace(trace, known, same, threshold=0.0, draws=5).numbers["similarity_threshold"] == 0
+    assert anchors_of_trace(trace, known, same, threshold=0.0, n_permutations=5).numbers["similarity_threshold"] == 0
 
 
 def test_an_allotment_stops_where_it_knows_enough():

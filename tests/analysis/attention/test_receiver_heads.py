@@ -65,7 +65,7 @@ def test_scores_are_missing_where_no_target_is_far_enough(model, traces):
 
 
 def test_attention_finds_true_dependencies_better_than_chance(model, traces):
-    found = attention_agreement(model, traces, draws=50)
+    found = attention_agreement(model, traces, n_permutations=50)
     auroc = found.at(metric="auroc")
     assert (auroc > found.null.high[:, 0]).all()
 

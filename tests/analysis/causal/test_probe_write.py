@@ -80,18 +80,18 @@ def test_an_edit_replaces_its_heads_and_no_other(tiny, how):
 
 def test_control_sets_are_different_and_from_the_same_layers_where_there_are_enough(tiny):
     model, heads = tiny("llama"), [Head(layer=1, index=0), Head(layer=2, index=1)]
-    sets = random_heads(heads, n_layers=model.n_layers, n_heads=model.n_heads, draws=9)
+    sets = random_heads(heads, n_layers=model.n_layers, n_heads=model.n_heads, n_controls=9)
     assert len(set(sets)) == 9 and all({head.layer for head in drawn} == {1, 2} for drawn in sets)
     assert not {head for drawn in sets for head in drawn} & set(heads)
-    wide = random_heads(heads[:1], n_layers=model.n_layers, n_heads=model.n_heads, draws=11)
+    wide = random_heads(heads[:1], n_layers=model.n_layers, n_heads=model.n_heads, n_controls=11)
     assert len({head.layer for drawn in wide for head in drawn}) > 1
     with pytest.raises(InputError, match="not to be had"):
-        random_heads(heads[:1], n_layers=model.n_layers, n_heads=model.n_heads, draws=12)
+        random_heads(heads[:1], n_layers=model.n_layers, n_heads=model.n_heads, n_controls=12)
 
 
 def test_the_result_has_null_interval_and_a_checked_sum(tiny):
     model = tiny("gemma2")
-    found = probe_write_result(model, probe_of(model, Site("resid_post", 1)), traces_of(model), directions=20)
+    found = probe_write_result(model, probe_of(model, Site("resid_post", 1)), traces_of(model), n_controls=20)
     assert found.values.shape == (3, 4) and found.null is not None and found.interval is not None
     assert found.numbers["largest_gap"] < 1e-3
     assert np.isfinite(found.arrays["total"]).all()

@@ -75,7 +75,7 @@ def test_the_lowest_writes_are_chosen():
 
 def test_ablation_stands_beside_random_heads(model, probe, traces, trial):
     assert len(fallen(traces)) == 3
-    found = cliff_heads(model, probe, traces, trial, draws=2)
+    found = cliff_heads(model, probe, traces, trial, n_controls=2)
     assert found.values.shape == (2, 3) and found.arrays["random"].shape == (2, 3)
     assert found.null is not None and found.interval is not None and len(found.numbers["heads"]) == 1
     assert set(found.numbers["beyond_every_draw"]) == {"harmful refused", "benign refused", "accuracy"}
@@ -83,7 +83,7 @@ def test_ablation_stands_beside_random_heads(model, probe, traces, trial):
 
 def test_heads_are_silent_in_the_close_window_alone(model, probe, traces, trial):
     """Four tokens of an answer never reach the closing tag, so nothing is taken away yet."""
-    found = cliff_heads(model, probe, traces, trial, draws=1, scope=Scope.of(model, on="close_window"))
+    found = cliff_heads(model, probe, traces, trial, n_controls=1, scope=Scope.of(model, on="close_window"))
     assert (found.values[1] == found.values[0]).all() and (found.arrays["random"] == found.values[0]).all()
 
 

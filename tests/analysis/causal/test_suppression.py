@@ -97,7 +97,7 @@ def build(model, prompt, text):
 
 def test_the_result_has_its_null_and_survives_a_file(organism_trace, tmp_path):
     model, trace = organism_trace
-    found = suppression_matrix(model, trace, controls=2)
+    found = suppression_matrix(model, trace, n_controls=2)
     n = found.numbers["n_sentences"]
     assert found.values.shape == (n, n) and n >= 3
     assert found.null is not None and np.isfinite(found.null.high).all()

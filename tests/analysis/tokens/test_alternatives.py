@@ -61,7 +61,7 @@ def test_steering_shifts_what_stands_behind_it_and_strength_0_nothing(model, tra
     width, site = model.hf.config.hidden_size, Site("resid_post", 0)
     vector = SteeringVector(directions={site: np.full(width, 3.0, dtype=np.float32)}, method="test", provenance={})
     scope = Scope.thinking(model)
-    found = steering_shift(model, trace, vector, 1.0, scope, sentences(trace), draws=5)
+    found = steering_shift(model, trace, vector, 1.0, scope, sentences(trace), n_controls=5)
     mean = found.numbers["mean"]
     assert mean["value"] == pytest.approx(found.values.mean()) and mean["ci"][0] < mean["value"] < mean["ci"][1]
     opened = (
@@ -70,9 +70,9 @@ def test_steering_shifts_what_stands_behind_it_and_strength_0_nothing(model, tra
     assert not found.values[: opened + 2].any() and found.values[opened + 2 :].all()
     assert (found.arrays["kl"] >= -1e-6).all() and 0 < found.numbers["touched"] < len(trace.token_ids)
     assert found.null.what.startswith("5 random") and found.arrays["random"].shape == (5,)
-    still = steering_shift(model, trace, vector, 0.0, scope, draws=5)
+    still = steering_shift(model, trace, vector, 0.0, scope, n_controls=5)
     assert not still.values.any() and not still.null.high.any()
-    away = steering_shift(model, trace, vector, 1.0, Scope(prompt_positions=(99,)), draws=5)
+    away = steering_shift(model, trace, vector, 1.0, Scope(prompt_positions=(99,)), n_controls=5)
     assert not away.measured and "scope" in away.reason
 
 
@@ -82,7 +82,7 @@ def test_a_head_that_writes_nothing_has_no_effect_and_the_others_that_of_their_a
     size = weight.shape[1] // model.n_heads
     with torch.no_grad():
         weight[:, :size] = 0
-    found = head_effects(model, trace, sentences(trace), draws=3)
+    found = head_effects(model, trace, sentences(trace), n_controls=3)
     assert found.values.shape == (model.n_layers, model.n_heads) and found.numbers["tokens"] == len(trace.token_ids) - 4
     assert found.values[1, 0] == 0 and found.null.low[1, 0] == found.null.high[1, 0] == 0
     assert (found.null.low[0] > 0).all() and (found.null.low <= found.null.high).all()

@@ -104,7 +104,7 @@ def test_numbers_of_one_trace_have_intervals_over_its_sentences(traces):
 def test_words_at_peaks_are_told_from_words_everywhere():
     words = [["So", "x", "the", "the"] * 10] * 4
     peaks = [np.array([word == "So" for word in line]) for line in words]
-    rows = {row.word: row for row in thinking_token_table(words, peaks, draws=300)}
+    rows = {row.word: row for row in thinking_token_table(words, peaks, n_permutations=300)}
     assert rows["So"].enrichment == 4 and rows["So"].q_value < 0.05 and rows["So"].listed
     assert rows["the"].at_peaks == 0 and rows["the"].p_value == 1
     with pytest.raises(InputError, match="no token"):
@@ -119,7 +119,7 @@ def test_two_models_are_compared_on_the_same_traces(traces):
         for trace in traces:
             gold = rng.standard_normal(64)
             hidden = scale * gold + rng.standard_normal((len(trace.token_ids) - 1, 64))
-            found.append(mi_of_trace(trace, {SITE: hidden}, {SITE: gold}, permutations=2, tau=0))
+            found.append(mi_of_trace(trace, {SITE: hidden}, {SITE: gold}, n_permutations=2, tau=0))
         return found
 
     change = compare_models(measured(0.2), measured(1.0))
@@ -180,7 +180,7 @@ def test_a_prompt_near_the_end_of_the_context_leaves_the_others_their_room(tiny,
 def test_arms_differ_in_their_coins_and_not_in_their_draws(model, problems):
     long = Sampling(temperature=1.0, max_new_tokens=80)
     never = Recycling(layer=1, tokens=(0,), probability=0.0)  # nothing is recycled, so that only the draws are left
-    found = recycling_study(model, problems, long, never, controls=2)
+    found = recycling_study(model, problems, long, never, n_controls=2)
     assert found.numbers["share"] == 0 and (found.values == found.values[0]).all()
     prompts, half = [model.encode_prompt(problems[0])], replace(never, at_random=0.5)
     fallen = [recycle(model, prompts, long, replace(half, coins=i), seeds=[3]).recycled for i in range(3)]
@@ -191,7 +191,7 @@ def test_recycling_stands_beside_as_many_steps_recycled_at_random(model, problem
     tokens = tuple(token_ids_of(model, ["So", "Then", "First", "The"]))
     how = Recycling(layer=1, tokens=tokens, probability=1.0)
     short = Sampling(temperature=0.7, max_new_tokens=16)
-    found = recycling_study(model, problems[:2], short, how, controls=2)
+    found = recycling_study(model, problems[:2], short, how, n_controls=2)
     assert found.axis("arm").labels == ("base", "recycled", "random 1", "random 2")
     counts, steps = found.numbers["recycled"], 2 * found.at(metric="tokens")[1]
     assert counts["base"] == 0 and 0 < counts["recycled"] < steps
@@ -204,7 +204,7 @@ def test_forbidden_words_are_not_written_and_the_control_is_as_frequent(model, p
     ids = token_ids_of(model, ["The", "So"])
     matched = frequency_matched(ids, traces)
     assert not set(matched) & set(ids)
-    found = token_suppression(model, problems, SAMPLING, words=("The", "So"), controls=2)
+    found = token_suppression(model, problems, SAMPLING, words=("The", "So"), n_controls=2)
     assert found.axis("arm").labels == ("base", "thinking", "random 1", "random 2")
     assert found.null.low.shape == (4, 2) and found.numbers["tokens"] == len(ids)
     with pytest.raises(InputError, match="no token"):

@@ -80,9 +80,9 @@ def test_within_problems_the_difficulty_of_problems_is_gone():
     problems = [str(i // 8) for i in range(160)]
     hard = np.repeat(rng.standard_normal(20), 8) * 5
     x, y = hard + rng.standard_normal(160), -hard + rng.standard_normal(160)
-    apart = within_question_correlation(x, y, problems, draws=200)
+    apart = within_question_correlation(x, y, problems, n_resamples=200)
     assert np.corrcoef(x, y)[0, 1] < -0.8 and apart.p_value > 0.01 and abs(apart.value) < 0.2
-    tied = within_question_correlation(x, x + 0.3 * y, problems, draws=200)
+    tied = within_question_correlation(x, x + 0.3 * y, problems, n_resamples=200)
     assert tied.value > 0.5 and tied.p_value < 0.02
     with pytest.raises(InputError, match="differ in both"):
         within_question_correlation([1, 2], [1, 2], ["a", "b"])
@@ -170,7 +170,7 @@ def test_signals_are_ranked_side_by_side():
     np.testing.assert_array_equal(per_sentence(by_sentence, known, "a"), rising)
     np.testing.assert_array_equal(per_sentence(by_sentence, known), -rising)
     gap = np.where(rising == 2, np.nan, rising)
-    found = critical_sentences(trace(), known, {"one": rising, "two": rising**2, "three": gap}, draws=200)
+    found = critical_sentences(trace(), known, {"one": rising, "two": rising**2, "three": gap}, n_permutations=200)
     assert found.numbers["top"][0] == n - 1 and found.at(signal="one")[0] == 0 and found.at(signal="one")[-1] == 1
     assert found.numbers["agreement"]["one ~ two"]["spearman"] == pytest.approx(1)
     assert np.isnan(found.numbers["agreement"]["one ~ two"]["p_value"]), (

@@ -58,7 +58,7 @@ def test_golden_segment_means_in_one_chunk_or_many(inputs, expected):
 def test_a_random_walk_is_aligned_by_the_root_of_its_steps_and_a_line_by_one():
     rng = np.random.default_rng(0)
     means = np.cumsum(rng.standard_normal((2, 26, 64)), axis=1)
-    null = random_walk(means, draws=40)
+    null = random_walk(means, n_controls=40)
     assert null[:, 2].mean() == pytest.approx(1 / 5, abs=0.02)
     np.testing.assert_allclose(null[:, 1], np.tile(signals(means).cumulative, (40, 1)))
     line = np.arange(26)[None, :, None] * np.ones((1, 1, 64))

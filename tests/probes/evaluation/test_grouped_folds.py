@@ -93,11 +93,11 @@ def test_a_constant_orders_nothing():
 
 def test_a_metric_that_half_of_the_resamples_do_not_have_still_has_an_interval():
     half, fewer = itertools.cycle([1.0, np.nan]), itertools.chain([1.0] * 5, itertools.repeat(np.nan))
-    found = resample_groups(lambda rows: next(half), ["a", "b"], draws=10)
+    found = resample_groups(lambda rows: next(half), ["a", "b"], n_resamples=10)
     assert (found.value, found.low, found.high) == (1, 1, 1)
     with pytest.raises(InputError, match="most resamples"):
-        resample_groups(lambda rows: next(fewer), ["a", "b"], draws=10)
-    resamples, statistics = Resamples(["a", "b"], draws=4), np.array([5.0, 1.0, np.nan, np.nan, 1.0])
+        resample_groups(lambda rows: next(fewer), ["a", "b"], n_resamples=10)
+    resamples, statistics = Resamples(["a", "b"], n_resamples=4), np.array([5.0, 1.0, np.nan, np.nan, 1.0])
     assert resamples.estimate(statistics).interval == (1, 1)
     assert resamples.estimate(np.array([5.0, 1.0, np.nan, np.nan, np.nan])) is None
     assert resamples.estimate(np.array([np.nan, 1.0, 1.0, 1.0, 1.0])) is None
@@ -147,7 +147,7 @@ def test_a_classifier_of_the_question_is_at_chance_on_labels_of_the_problem(ques
     texts, labels, groups = questions
     classifier = make_pipeline(TfidfVectorizer(), LogisticRegression())
     held = grouped_predictions(classifier, texts, labels, groups, task="binary")
-    estimate = cluster_bootstrap(auroc, labels, held, groups, draws=200)
+    estimate = cluster_bootstrap(auroc, labels, held, groups, n_resamples=200)
     assert estimate.low < 0.5 < estimate.high
     leaky = cross_val_predict(
         classifier, texts, labels, cv=KFold(5, shuffle=True, random_state=0), method="predict_proba"
@@ -241,11 +241,11 @@ def test_the_difference_is_paired_and_knows_that_the_best_was_chosen():
     near = noisy + 0.05 * rng.standard_normal(150)
     same = difference_to_best(spearman, truth, noisy, {"itself": noisy}, groups)
     assert (same.value, same.low, same.high) == (0, 0, 0)
-    close = difference_to_best(spearman, truth, noisy, {"near": near}, groups, draws=300)
-    alone = cluster_bootstrap(spearman, truth, noisy, groups, draws=300)
+    close = difference_to_best(spearman, truth, noisy, {"near": near}, groups, n_resamples=300)
+    alone = cluster_bootstrap(spearman, truth, noisy, groups, n_resamples=300)
     assert close.high - close.low < (alone.high - alone.low) / 3
     twice = difference_to_best(
-        spearman, truth, noisy, {"near": near, "noise": rng.standard_normal(150)}, groups, draws=300
+        spearman, truth, noisy, {"near": near, "noise": rng.standard_normal(150)}, groups, n_resamples=300
     )
     assert twice.value == close.value and twice.low <= close.low
     with pytest.raises(InputError, match="no baseline"):
@@ -309,11 +309,11 @@ def test_shuffled_labels_leave_nothing_to_find():
     def judge(values):
         return spearman(values, grouped_predictions(Ridge(), features, values, groups))
 
-    null = permutation_null(judge, targets, groups, within=False, draws=19)
+    null = permutation_null(judge, targets, groups, within=False, n_permutations=19)
     assert null.observed > 0.8 > 0.5 > null.null.max()
     assert null.p_value == 0.05
     with pytest.raises(InputError, match="no shuffle within groups"):
-        permutation_null(judge, np.repeat(targets[::3], 3), groups, within=True, draws=3)
+        permutation_null(judge, np.repeat(targets[::3], 3), groups, within=True, n_permutations=3)
 
 
 def test_random_labels_of_a_type_cannot_be_learned_across_groups_of_it():
@@ -327,7 +327,7 @@ def test_random_labels_of_a_type_cannot_be_learned_across_groups_of_it():
     def predict(labels):
         return grouped_predictions(LogisticRegression(), features, labels, groups, task="binary")
 
-    found = control_task(auroc, targets, predict, problems.tolist(), groups, draws=100)
+    found = control_task(auroc, targets, predict, problems.tolist(), groups, n_resamples=100)
     assert found.task.low > 0.9
     assert found.control.low < 0.5 < found.control.high
     assert found.selectivity.low > 0.1

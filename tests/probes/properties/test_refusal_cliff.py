@@ -204,7 +204,7 @@ def test_tokens_are_scored_by_probability(tmp_path, traces, probe):
 def test_random_directions_fall_less_than_the_direction_that_falls(tmp_path, traces, probe):
     store = stored(tmp_path, traces, 6.0)
     drop = cliff({trace.id: token_scores(probe, store, trace) for trace in traces}, traces).drop
-    drops = random_direction_drops(probe, store, traces, directions=100)
+    drops = random_direction_drops(probe, store, traces, n_controls=100)
     assert drops.shape == (100, 6)
     means = drops.mean(axis=1)
     assert drop.low > np.quantile(means, 0.975)

@@ -145,7 +145,7 @@ def test_what_cannot_be_ablated_is_refused(model, traces):
     with pytest.raises(InputError, match="reference_states"):
         AblationIntervention(model, Ablation(name="x", mlps=(1,), how="mean"))
     with pytest.raises(InputError, match="at least 20"):
-        ablation_effect(model, traces, Ablation(name="x", mlps=(1,)), controls=3)
+        ablation_effect(model, traces, Ablation(name="x", mlps=(1,)), n_controls=3)
     with pytest.raises(InputError, match="too few others"):
         ablation_effect(model, traces, Ablation(name="x", mlps=tuple(range(model.n_layers - 1))))
     with pytest.raises(InputError, match="touched nothing"):

@@ -122,7 +122,7 @@ def test_what_would_not_be_held_out_or_controlled_is_refused(bench, model, probl
         with pytest.raises(InputError, match="strengths"):
             respond(strengths=strengths)
     with pytest.raises(InputError, match="at least 5"):
-        respond(nulls=4)
+        respond(n_controls=4)
     with pytest.raises(InputError, match="no problem"):
         SteeringExperiment(model, [], SAMPLING)
 
