@@ -46,7 +46,7 @@ PLANES: Mapping[str, tuple[str, ...]] = {
     "budget-guidance": ("budget-guidance:60,120,10000",),
     "budget-guidance-all": ("budget guidance, all trusted",),
 }
-REFUSAL = ("refusal", "refusal-ablate", "refusal-reference", "refusal-ablate-reference")
+REFUSAL = ("refusal", "refusal-ablate", "refusal-published", "refusal-ablate-published")
 REACHES = (0.1, 0.3)  # of the adaptive form: its highest strength as a share of the state's norm
 
 
@@ -82,17 +82,17 @@ def ledgers(n: int, split: str, mode: str = "") -> list[Problem]:
 
 
 def on_ledgers(model: Model, run: Path, asked: Sequence[str], learn: int, n: int, nulls: int) -> Iterator[Response]:
-    bench = SteeringExperiment(model, ledgers(n, "test"), SAMPLING)
+    experiment = SteeringExperiment(model, ledgers(n, "test"), SAMPLING)
     for one in asked:
         if one.startswith("adaptive"):
-            yield adaptive(bench, source_of(model, run, learn, one), one, nulls)
+            yield adaptive(experiment, source_of(model, run, learn, one), one, nulls)
             continue
         if one.endswith("all trusted"):
-            yield guided(bench, source_of(model, run, learn, one), one, nulls)
+            yield guided(experiment, source_of(model, run, learn, one), one, nulls)
             continue
         named = Asked.parse(one)
         source = source_of(model, run, learn, named.name)
-        yield respond(bench, source, named, strengths=None, n_controls=nulls, covariance=False, say=lambda _: None)
+        yield respond(experiment, source, named, strengths=None, n_controls=nulls, covariance=False, say=lambda _: None)
 
 
 def source_of(model: Model, run: Path, learn: int, name: str) -> ExtractionData:
@@ -113,25 +113,25 @@ def source_of(model: Model, run: Path, learn: int, name: str) -> ExtractionData:
     )
 
 
-def guided(bench: SteeringExperiment, source: ExtractionData, name: str, nulls: int) -> DecodingResponse:
+def guided(experiment: SteeringExperiment, source: ExtractionData, name: str, nulls: int) -> DecodingResponse:
     """Budget guidance without the released rule of trust, which gives a token no chance where its prediction is not sharp."""
     model, sites = source.model, [Site.parse(site) for site in source.store.sites]
     predictor, loss = train_predictor(source.store, sites, vocabulary=model.vocabulary, ids=source.ids)
     sys.stdout.write(json.dumps({"loss of the predictor, nats": loss}) + "\n")
 
-    def treatment(one: LengthPredictor, budget: float) -> Condition:
+    def condition(one: LengthPredictor, budget: float) -> Condition:
         trust = Trust(rate=0.0, mode=-1.0)
         guidance = BudgetGuidance(model, one, sites, budget=int(budget), temperature=SAMPLING.temperature, trust=trust)
         return Condition(name=name, multiplier=budget, intervention=guidance, processors=(guidance,))
 
     budgets = (60.0, 120.0, 10000.0)
     exchanged = [predictor.with_tokens_exchanged(seed) for seed in range(nulls)]
-    arms = [treatment(predictor, budget) for budget in budgets]
-    chance = [treatment(one, budget) for one in exchanged for budget in budgets]
-    return responded(bench, name, "tokens", arms, chance, "its weights on other tokens")
+    arms = [condition(predictor, budget) for budget in budgets]
+    chance = [condition(one, budget) for one in exchanged for budget in budgets]
+    return responded(experiment, name, "tokens", arms, chance, "its weights on other tokens")
 
 
-def adaptive(bench: SteeringExperiment, source: ExtractionData, name: str, nulls: int) -> DecodingResponse:
+def adaptive(experiment: SteeringExperiment, source: ExtractionData, name: str, nulls: int) -> DecodingResponse:
     """Adaptive speed on the axis of a forced first word, or of the modes; strengths from −reach/2 to reach in steps of reach/4."""
     (part,) = METHODS["speed"].parts(source)
     vector, norms = part.vector, part.vector.provenance["stream_norms"]
@@ -140,13 +140,13 @@ def adaptive(bench: SteeringExperiment, source: ExtractionData, name: str, nulls
         vector = replace(vector, directions=modes.directions)
     vector = replace(vector, directions={site: u * norms[str(site)] for site, u in vector.directions.items()})
     random = [vector.random_like(seed) for seed in range(nulls)]
-    arms = [adapting(bench.model, vector, reach, name) for reach in REACHES]
-    chance = [adapting(bench.model, one, reach, "random") for one in random for reach in REACHES]
-    return responded(bench, name, "of the norm", arms, chance, "random vectors")
+    arms = [adapting(experiment.model, vector, reach, name) for reach in REACHES]
+    chance = [adapting(experiment.model, one, reach, "random") for one in random for reach in REACHES]
+    return responded(experiment, name, "of the norm", arms, chance, "random vectors")
 
 
 def responded(
-    bench: SteeringExperiment,
+    experiment: SteeringExperiment,
     name: str,
     unit: str,
     arms: Sequence[Condition],
@@ -157,9 +157,9 @@ def responded(
     return DecodingResponse(
         name=name,
         unit=unit,
-        base=bench.base_arm,
-        arms=tuple(bench.arms(arms)),
-        nulls=tuple(bench.arms(chance)),
+        base=experiment.base_arm,
+        arms=tuple(experiment.arms(arms)),
+        nulls=tuple(experiment.arms(chance)),
         null_name=null_name,
     )
 
@@ -180,11 +180,11 @@ def on_requests(model: Model, run: Path, learn: int, n: int, nulls: int) -> Iter
     judged = [one for drawn in kinds.values() for one in [p for p in drawn if p.group not in learned][: 2 * n // 3]]
     sites = [f"resid_pre.{layer}" for layer in range(model.n_layers)]
     store = record(model, asked, run / "requests", sites=sites, sampling=SAMPLING, batch_size=64, progress=False)
-    bench, source = SteeringExperiment(model, judged, SAMPLING), ExtractionData(model=model, store=store, ids=store.ids)
+    experiment, source = SteeringExperiment(model, judged, SAMPLING), ExtractionData(model=model, store=store, ids=store.ids)
     for name in REFUSAL:
         try:
             yield respond(
-                bench, source, Asked(name=name), strengths=None, n_controls=nulls, covariance=False, say=lambda _: None
+                experiment, source, Asked(name=name), strengths=None, n_controls=nulls, covariance=False, say=lambda _: None
             )
         except ValueError as error:  # the published rule may find no direction
             sys.stdout.write(f"{name}: {error}\n")
@@ -229,7 +229,7 @@ def lines(response: Response) -> Iterator[str]:
         }
         shown |= {name: one for name, one in arm.measures.items() if name.startswith("refused_")}
         numbers = "  ".join(f"{name} {one.value:.3f} ({one.low:.3f} … {one.high:.3f})" for name, one in shown.items())
-        yield f"  {arm.name} at {arm.multiplier:g}: {numbers}  touched {arm.touched}"
+        yield f"  {arm.name} at {arm.multiplier:g}: {numbers}  touched {arm.n_edited}"
 
 
 if __name__ == "__main__":

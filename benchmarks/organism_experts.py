@@ -67,14 +67,14 @@ def main() -> None:
     }
     report({"experts": found, "right": np.mean([bool(trace.correct) for trace in written])})
     # Inside `reinforced` the plain model is turned up as well, so that nothing can be read with and without it.
-    bench = SteeringExperiment(model, ledgers("test", given.n), sampling, on_given_text=False)
-    arms = [reinforcing(bench, "RICE", best, beta) for beta in BETAS]
+    experiment = SteeringExperiment(model, ledgers("test", given.n), sampling, on_given_text=False)
+    arms = [reinforcing(experiment, "RICE", best, beta) for beta in BETAS]
     draws = [pair(model, seed, best) for seed in range(given.nulls)]
-    nulls = [reinforcing(bench, f"random {i + 1}", draw, beta) for i, draw in enumerate(draws) for beta in BETAS]
+    nulls = [reinforcing(experiment, f"random {i + 1}", draw, beta) for i, draw in enumerate(draws) for beta in BETAS]
     response = DecodingResponse(
-        name="RICE", unit="β", base=bench.base_arm, arms=tuple(arms), nulls=tuple(nulls), null_name="random experts"
+        name="RICE", unit="β", base=experiment.base_arm, arms=tuple(arms), nulls=tuple(nulls), null_name="random experts"
     )
-    for arm in (bench.base_arm, *arms, *nulls):
+    for arm in (experiment.base_arm, *arms, *nulls):
         estimates = {"tokens": arm.tokens, "change": arm.change, "change of accuracy": arm.differences["accuracy"]}
         report({"arm": arm.name, "β": arm.multiplier, **{k: [e.value, e.low, e.high] for k, e in estimates.items()}})
     (given.out / "figures").mkdir(parents=True, exist_ok=True)
@@ -184,11 +184,11 @@ def pair(model: Model, seed: int, best: list[Expert]) -> list[Expert]:
     return drawn
 
 
-def reinforcing(bench: SteeringExperiment, name: str, experts: list[Expert], beta: float) -> Arm:
-    _ = bench.base  # measured before anything is turned up
-    with reinforced(bench.model, experts, beta):
-        run = bench.run(name)
-    return bench.arm(name, beta, run)
+def reinforcing(experiment: SteeringExperiment, name: str, experts: list[Expert], beta: float) -> Arm:
+    _ = experiment.base  # measured before anything is turned up
+    with reinforced(experiment.model, experts, beta):
+        run = experiment.run(name)
+    return experiment.arm(name, beta, run)
 
 
 def report(numbers: dict[str, object]) -> None:

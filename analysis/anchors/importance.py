@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from reasonscope.analysis.results import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import shares_difference, wilson_interval
+from reasonscope.data.variants import Variant, is_published
 
-REFERENCE_SMOOTHING, SMOOTHING = 1e-9, 1.0
+PUBLISHED_SMOOTHING, SMOOTHING = 1e-9, 1.0
 METRICS = (
     "accuracy",
     "resampling_accuracy",
@@ -44,18 +45,22 @@ class Convention:
     """How the numbers are counted.
 
     `smoothing` is added to every count of an answer before a KL is taken. The published 1e-9 makes one rollout in a hundred with an
-    answer unseen on the other side cost .2 nats; 1 (Laplace) is the default. `reference` keeps the published sign of counterfactual
+    answer unseen on the other side cost .2 nats; 1 (Laplace) is the default. `variant="published"` keeps the published sign of counterfactual
     accuracy (dissimilar less kept, the opposite of resampling's) and its zeros where a side is empty; otherwise both are kept − without
     and such a number is NaN.
     """
 
     similarity_threshold: float = 0.8
-    smoothing: float = SMOOTHING
-    reference: bool = False
+    variant: Variant = "corrected"
+    smoothing: float = float("nan")
 
-    @classmethod
-    def published(cls, *, similarity_threshold: float = 0.8) -> "Convention":
-        return cls(similarity_threshold=similarity_threshold, smoothing=REFERENCE_SMOOTHING, reference=True)
+    def __post_init__(self) -> None:
+        if np.isnan(self.smoothing):
+            object.__setattr__(self, "smoothing", PUBLISHED_SMOOTHING if self.is_published else SMOOTHING)
+
+    @property
+    def is_published(self) -> bool:
+        return is_published(self.variant)
 
 
 def answer_kl(p: Sequence[Rollout], q: Sequence[Rollout], *, smoothing: float, empty: float = 0.0) -> float:
@@ -99,7 +104,7 @@ def importances(
     accuracy is known.
     """
     how = convention or Convention()
-    nothing = 0.0 if how.reference else float("nan")
+    nothing = 0.0 if how.is_published else float("nan")
     indices = sorted(rollouts)
     return {
         i: _of_sentence(rollouts[i], rollouts.get(i + 1), rollouts[following] if following is not None else None, how, nothing)
@@ -127,7 +132,7 @@ def _of_sentence(
     found["resampling_kl"] = answer_kl(here, following, smoothing=how.smoothing, empty=nothing)
     if unlike and kept:
         change = accuracy(kept, nothing) - accuracy(unlike, nothing)
-        found["counterfactual_accuracy"] = -change if how.reference else change
+        found["counterfactual_accuracy"] = -change if how.is_published else change
         found["counterfactual_kl"] = answer_kl(unlike, [*kept, *alike], smoothing=how.smoothing, empty=nothing)
     if answered:
         found["different_fraction"] = len(unlike) / len(answered)
@@ -165,7 +170,7 @@ def _ends_of_sentence(
         found["resampling_accuracy"] = shares_difference(sum(after), len(after), sum(before), len(before))
     if kept and other:
         low, high = shares_difference(sum(kept), len(kept), sum(other), len(other))
-        found["counterfactual_accuracy"] = (-high, -low) if how.reference else (low, high)
+        found["counterfactual_accuracy"] = (-high, -low) if how.is_published else (low, high)
     if answered and following:
         found["different_fraction"] = wilson_interval(len(unlike), len(answered))
     return found

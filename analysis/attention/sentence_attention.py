@@ -52,9 +52,9 @@ class SentenceMeans:
         probabilities = block.probabilities
         columns = self._columns[block.keys.slice].to(probabilities)
         members = self._columns[block.rows.slice, :-1]
-        touched = members.any(dim=0).nonzero()[:, 0]
-        own = members[:, touched].T.to(probabilities) @ probabilities  # (head, sentence, key)
-        self._sums[block.layer][:, touched] += (own @ columns).cpu()
+        n_edited = members.any(dim=0).nonzero()[:, 0]
+        own = members[:, n_edited].T.to(probabilities) @ probabilities  # (head, sentence, key)
+        self._sums[block.layer][:, n_edited] += (own @ columns).cpu()
         if block.keys.start == 0:
             self._sink[block.layer] += probabilities[..., 0].sum(dim=-1).cpu()
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from reasonscope.analysis.attention.blocks import AttentionBlock, read_attention
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span
+from reasonscope.data.variants import Variant, is_published
 from reasonscope.probes.models.model import Model
 
 Values = NDArray[np.float64]
@@ -118,20 +119,20 @@ def attention_chain(
     buffer: int = 3,
     threshold: float = 0.5,
     min_chain: int = 5,
-    mode: Literal["corrected", "reference"] = "corrected",
+    variant: Variant = "corrected",
 ) -> list[Link]:
     """Backtrack from the tokens `answer` of a response through its `reduced` attention (row, column), in order of place.
 
     Sources are the positions that predict the answer's tokens; each round sums their weights by token, takes up to `buffer` of those
     that score best, and goes on from the positions that predict them. Below `threshold` a token is taken only while the chain is
     shorter than `min_chain` plus the answer. `stop` flags tokens of the response that are never taken (stop words, punctuation);
-    tokens of the instruction are not either. `mode="reference"` counts the tokens of a round twice towards that length, as the released
+    tokens of the instruction are not either. `variant="published"` counts the tokens of a round twice towards that length, as the released
     code does. Raises InputError for an answer outside the response.
     """
     instruction = reduced.shape[1] - reduced.shape[0]
     if not len(answer) or not all(0 <= token < len(reduced) for token in answer):
         raise InputError(f"answer tokens {list(answer)} of a response of {len(reduced)}; give tokens inside it")
-    wanted = min_chain + len(answer)
+    wanted, published = min_chain + len(answer), is_published(variant)
     barred = np.concatenate([np.ones(instruction, dtype=bool), np.asarray(stop, dtype=bool)])
     sources = [token - 1 for token in answer]
     chain = [Link(index=source, score=0.0) for source in sources]
@@ -141,7 +142,7 @@ def attention_chain(
         scores = _scores(reduced, sources, used, barred, instruction, short=len(chain) < wanted)
         taken: list[Link] = []
         for token, score in sorted(scores.items(), key=lambda item: -item[1])[:buffer]:
-            length = len(chain) + (len(taken) if mode == "reference" else 0)
+            length = len(chain) + (len(taken) if published else 0)
             if score < threshold and length >= wanted:
                 break
             taken.append(Link(index=token - 1, score=score))

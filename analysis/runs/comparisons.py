@@ -114,7 +114,7 @@ def _last(study: Study) -> Site:
 
 
 # MI of the same traces read by the base model and by the one that wrote them.
-analyse_compare = PerTraceAnalysis(each=_read_by_both, over_all=_compared)
+analyse_compare = PerTraceAnalysis(per_trace=_read_by_both, aggregate=_compared)
 
 
 def analyse_selection(study: Study) -> Iterator[Result]:

@@ -11,30 +11,31 @@ from reasonscope.data.trace import Trace
 
 @dataclass(frozen=True, kw_only=True)
 class PerTraceAnalysis:
-    """The results of `each` trace, then what is made of all of them in the order of the traces (`over_all`).
+    """An analysis that handles one trace at a time and may then aggregate.
 
-    `each` may look at the other traces of the study, not at their results. `then`: the analysis that follows, made from the results over
-    all. `reads`: files beside the store that a trace's results hang on. Called with a study it is an analysis as any other.
+    `per_trace` may look at the other traces of the study but not at their results. `aggregate` gets the results of all traces in their
+    order. `next_stage` builds the analysis that follows from the aggregated results. `depends_on` names the files beside the store that
+    the results of a trace depend on. Calling it with a Study runs the analysis.
     """
 
-    each: Callable[[Study, Trace], Iterator[Result]]
-    over_all: Callable[[Study, Sequence[Result]], Iterator[Result]] | None = None
-    then: "Callable[[Sequence[Result]], PerTraceAnalysis] | None" = None
-    reads: Callable[[Study, Trace], Iterable[Path]] = field(default=lambda study, trace: ())
+    per_trace: Callable[[Study, Trace], Iterator[Result]]
+    aggregate: Callable[[Study, Sequence[Result]], Iterator[Result]] | None = None
+    next_stage: "Callable[[Sequence[Result]], PerTraceAnalysis] | None" = None
+    depends_on: Callable[[Study, Trace], Iterable[Path]] = field(default=lambda study, trace: ())
 
     def __call__(self, study: Study) -> Iterator[Result]:
         found = []
         for trace in study.traces:
-            for result in self.each(study, trace):
-                if self.over_all is not None:
+            for result in self.per_trace(study, trace):
+                if self.aggregate is not None:
                     found.append(result)
                 yield result
-        over = list(self.over_all(study, found)) if self.over_all is not None else []
+        over = list(self.aggregate(study, found)) if self.aggregate is not None else []
         yield from over
-        if self.then is not None:
-            yield from self.then(over)(study)
+        if self.next_stage is not None:
+            yield from self.next_stage(over)(study)
 
 
 def per_trace_analysis(each: Callable[[Study, Trace], Iterator[Result]]) -> PerTraceAnalysis:
     """An analysis of single traces and of nothing over all of them."""
-    return PerTraceAnalysis(each=each)
+    return PerTraceAnalysis(per_trace=each)

@@ -69,7 +69,7 @@ def _mi_words(study: Study, results: Sequence[Result]) -> Iterator[Result]:
 
 
 # MI peaks of each trace, then the words at the peaks of all of them.
-analyse_mi = PerTraceAnalysis(each=_mi, over_all=_mi_words)
+analyse_mi = PerTraceAnalysis(per_trace=_mi, aggregate=_mi_words)
 
 
 def _word_table(words: Sequence[tuple[Sequence[str], Any]], study: Study) -> Result:
@@ -208,7 +208,7 @@ def _receivers(study: Study, results: Sequence[Result]) -> Iterator[Result]:
 
 def _looked_at(found: Sequence[Result]) -> PerTraceAnalysis:
     heads = top_heads(found[0].values, from_layer=1) if found[0].measured else []
-    return PerTraceAnalysis(each=partial(_receiver_scores, heads))
+    return PerTraceAnalysis(per_trace=partial(_receiver_scores, heads))
 
 
 def _receiver_scores(heads: Sequence[Head], study: Study, trace: Trace) -> Iterator[Result]:
@@ -217,7 +217,7 @@ def _receiver_scores(heads: Sequence[Head], study: Study, trace: Trace) -> Itera
 
 
 # How peaked each head is on each trace, the receiver heads over all of them, then how much these look at each sentence of each trace.
-analyse_receivers = PerTraceAnalysis(each=_kurtosis, over_all=_receivers, then=_looked_at)
+analyse_receivers = PerTraceAnalysis(per_trace=_kurtosis, aggregate=_receivers, next_stage=_looked_at)
 
 
 @per_trace_analysis
@@ -248,7 +248,7 @@ def _signals(study: Study, trace: Trace) -> Iterator[Path]:
 
 
 # The signals that were saved of each trace, side by side by sentence, and where they agree.
-analyse_summary = PerTraceAnalysis(each=_summary, reads=_signals)
+analyse_summary = PerTraceAnalysis(per_trace=_summary, depends_on=_signals)
 
 
 ANALYSES: Mapping[str, Callable[[Study], Iterator[Result]]] = {

@@ -78,9 +78,9 @@ def _trace_by_trace(task: AnalysisTask, analysis: PerTraceAnalysis, study: Study
         notes = Notes.of(task, following, study, stage=len(stages))
         stages.append(notes)
         over = yield from _stage(task, following, notes, study, cluster)
-        if following.then is None:
+        if following.next_stage is None:
             break
-        following = following.then(over)
+        following = following.next_stage(over)
     for notes in stages:
         notes.clear()
 
@@ -91,20 +91,20 @@ def _stage(
     """The results of the traces, as noted or anew, and of all; gives back those of all."""
     left = [trace.id for trace in study.traces if not notes.finished(trace.id)]
     if cluster is None:
-        analyst = Analyst(task, analysis.each, notes, study)
+        analyst = Analyst(task, analysis.per_trace, notes, study)
         for id in left:
             analyst(id)
     else:
         study.progress(f"{len(left)} of {len(study.traces)} traces by workers")
-        work_on(cluster, partial(Analyst, task, analysis.each, notes), left)
+        work_on(cluster, partial(Analyst, task, analysis.per_trace, notes), left)
     found = []
     for path in (path for trace in study.traces for path in notes.results(trace.id)):
         result = Result.load(path)
-        if analysis.over_all is not None:
+        if analysis.aggregate is not None:
             found.append(result)
         yield result
     over = []
-    for result in analysis.over_all(study, found) if analysis.over_all is not None else ():
+    for result in analysis.aggregate(study, found) if analysis.aggregate is not None else ():
         over.append(_saved(task.where, study, result))
         yield over[-1]
     return over
@@ -208,7 +208,7 @@ def _save(where: RunFolder, study: Study, result: Result) -> list[Path]:
 def _key(task: AnalysisTask, analysis: Callable[[Study], Iterator[Result]], study: Study) -> str:
     """Of all that the results hang on; where the server is that writes, and how long it may take, is not of it."""
     told: dict[str, Any] = asdict(replace(task.options, server=task.options.server and "a server", server_timeout=0.0))
-    reads = analysis.reads if isinstance(analysis, PerTraceAnalysis) else lambda *_: ()
+    reads = analysis.depends_on if isinstance(analysis, PerTraceAnalysis) else lambda *_: ()
     read = {path for trace in study.traces for path in reads(study, trace)}
     files = {study.store.path / NAME} | read | {value for value in told.values() if isinstance(value, Path)}
     digests = sorted((str(path), sha256_of(path)) for path in files if path.exists())

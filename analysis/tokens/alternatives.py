@@ -111,7 +111,7 @@ def steering_shift(
     plain = _logits(model, trace).float().log_softmax(dim=-1)
     steering = Steering(vector, multiplier, scope)
     moved = _logits(model, trace, steering).float().log_softmax(dim=-1)
-    if not steering.touched:
+    if not steering.n_edited:
         reason = "no token of the trace lies in the vector's scope"
         return undefined(**common, reason=reason, axis="token", provenance=provenance)
     values = _change(plain, moved, trace)
@@ -128,7 +128,7 @@ def steering_shift(
         null=Band.of(low, high, values.shape, f"{n_controls} random vectors of the same norm, 95 %"),
         arrays={"kl": _divergence(moved, plain), "random": np.mean(controls, axis=1)},
         numbers={
-            "touched": steering.touched,
+            "touched": steering.n_edited,
             "mean": mean_number(values, owner, seed=seed),
             "share_outside_null": mean_number((values < low) | (values > high), owner, seed=seed),
         },

@@ -15,6 +15,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.text.align import token_strings
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Sentence, Trace
+from reasonscope.data.variants import Variant, is_published
 
 METHOD = "entropy"
 FIXED_THRESHOLD = 0.672  # nats: the 80th percentile of Qwen3-8B's thinking on AIME, the paper's fixed threshold
@@ -99,17 +100,17 @@ def phase_entropy(thinking: Values, answer: Values, *, alpha: float = 1.0) -> Ph
     return Phases(thinking=before, answer=behind, penalty=penalty)
 
 
-def window_entropy(entropies: Values, window: int, *, reference: bool = False) -> Values:
+def window_entropy(entropies: Values, window: int, *, variant: Variant = "corrected") -> Values:
     """Mean entropy of the `window` tokens that follow each token; NaN where fewer are left (ARES, shawn0728/ARES).
 
-    `reference` fills these in as the published code does: with the mean of all values before them, the first with its own entropy.
+    `variant="published"` fills these in as the published code does: with the mean of all values before them, the first with its own entropy.
     """
     if window < 1:
         raise InputError(f"a window of {window} tokens; at least 1 is needed")
     means = np.full(len(entropies), np.nan)
     if len(entropies) > window:
         means[: len(entropies) - window] = np.lib.stride_tricks.sliding_window_view(entropies[1:], window).mean(axis=1)
-    for token in np.flatnonzero(np.isnan(means)) if reference else ():
+    for token in np.flatnonzero(np.isnan(means)) if is_published(variant) else ():
         means[token] = means[:token].mean() if token else entropies[0]
     return means
 
@@ -142,7 +143,7 @@ def high_window_counts(
     """How many of the `crucial` words open a window above the percentile of the trace's windows (ARES).
 
     `words` (token,): the most probable token at each place. Departure: only windows that are whole count towards the percentile;
-    the published code takes it of windows that it fills in, which `reference` (token,) hands over: `window_entropy(…, reference=True)`.
+    the published code takes it of windows that it fills in, which `reference` (token,) hands over: `window_entropy(…, variant="published")`.
     """
     known = np.isfinite(window_means)
     judged = window_means[known] if reference is None else reference

@@ -129,12 +129,12 @@ def sweep(
     loaded = model_of_run(store, model, backend=backend, **load)
     expanded = expand_sites(sites, loaded.n_layers) if sites else None
     source = source_of_run(loaded, store, split, sites=expanded, verdict=verdict, fast=fast)
-    bench = SteeringExperiment(
+    experiment = SteeringExperiment(
         loaded, split.held_out, sampling_of_run(store, seed), samples=samples, batch_size=batch_size
     )
     responses = [
         respond(
-            bench,
+            experiment,
             source,
             one,
             strengths=given,

@@ -89,13 +89,13 @@ def _sweep(where: RunFolder, store: TraceStore, say: Callable[[str], None]) -> N
     model = model_of_run(store, None)
     split = split_run(store, share=0.5, n=JUDGED, seed=0)
     source = source_of_run(model, store, split)
-    bench = SteeringExperiment(model, split.held_out, sampling_of_run(store, 0))
+    experiment = SteeringExperiment(model, split.held_out, sampling_of_run(store, 0))
     responses = []
     for name in SWEPT:
         for part in method(name).parts(source)[:1]:
             part.vector.save(where.vectors / f"{name}.safetensors")
         asked = Asked(name=name)
-        responses.append(respond(bench, source, asked, strengths=None, n_controls=5, covariance=False, say=say))
+        responses.append(respond(experiment, source, asked, strengths=None, n_controls=5, covariance=False, say=say))
     command = f"reasonscope steer sweep {' '.join(SWEPT)} --run runs/demo --n {JUDGED}"
     numbers = {response.name: response_numbers(response) for response in responses}
     save_numbers(where, "sweep", numbers, command=command, seed=0, figures=sweep_figures(responses))

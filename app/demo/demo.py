@@ -146,18 +146,18 @@ def steering_parts(
 
 def steer(model: Model, methods: Mapping[str, Sequence[VectorUse]], held: list[Trace]) -> list[Arm]:
     """The effect of each method on the problems of `held`, SEAL's reverse, and two random ones of each, all in one batch."""
-    treatments = [
+    conditions = [
         Condition(name="seal reversed", multiplier=-SEAL, intervention=as_intervention(methods["seal"], -SEAL))
     ]
     for name, parts in methods.items():
         drawn = {name: parts} | {f"random {i}, {name}": [p.random_like(i) for p in parts] for i in (1, 2)}
-        treatments += [
+        conditions += [
             Condition(name=arm, multiplier=STRENGTHS[name], intervention=as_intervention(of_arm, STRENGTHS[name]))
             for arm, of_arm in drawn.items()
         ]
-    bench = SteeringExperiment(model, [trace.problem for trace in held], SAMPLING, on_given_text=False)
-    arms = bench.arms(treatments)
-    return [bench.base_arm, *arms]
+    experiment = SteeringExperiment(model, [trace.problem for trace in held], SAMPLING, on_given_text=False)
+    arms = experiment.arms(conditions)
+    return [experiment.base_arm, *arms]
 
 
 def keep_probes(
@@ -202,7 +202,7 @@ def arm_numbers(arm: Arm) -> dict[str, Any]:
         "multiplier": arm.multiplier,
         **{name: {"value": found.value, "ci": list(found.interval)} for name, found in measured.items()},
         "n_problems": arm.n_problems,
-        "touched": arm.touched,
+        "touched": arm.n_edited,
     }
 
 

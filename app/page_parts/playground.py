@@ -33,13 +33,13 @@ class Side:
 @dataclass(frozen=True, kw_only=True)
 class Duel:
     """Base and steered. `parted` is the first generated token that differs, or None. `kl` is the mean divergence of the steered model
-    from the base over the tokens that the base generated, in nats a token. `touched` counts the tokens edited."""
+    from the base over the tokens that the base generated, in nats a token. `n_edited` counts the tokens edited."""
 
     base: Side
     steered: Side
     parted: int | None
     kl: float
-    touched: int
+    n_edited: int
 
 
 def vectors_in(folder: Path) -> list[Path]:
@@ -94,8 +94,8 @@ def duel(
         tell("steered", step.index)
 
     (steered,) = rollouts(model, [problem], sampling, write=steering.edits, on_step=follow)
-    touched = steering.touched
-    if touched == 0:
+    n_edited = steering.n_edited
+    if n_edited == 0:
         raise InputError("the vector touched no token: nothing that was generated lies in its scope")
     again = Steering(mixed(weights), 1.0, Scope.thinking(model, at_separators=at_separators))
     divergent = divergences(model, [base], [logits_function(model, again)], {"all": generated})[0]["all"]
@@ -104,7 +104,7 @@ def duel(
         steered=_side(steered),
         parted=_parted(base, steered),
         kl=float(divergent.kl.sum() / divergent.n_tokens.sum()),
-        touched=touched,
+        n_edited=n_edited,
     )
 
 

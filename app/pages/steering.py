@@ -110,7 +110,7 @@ def _shown(found: Duel) -> None:
     parted = "they never part" if found.parted is None else f"they part at generated token {found.parted}"
     st.caption(
         f"Same seed; {parted}. KL of steered from base on the base's text: {found.kl:.3g} nats a token "
-        f"(n = {len(found.base.tokens)} tokens). {found.touched} tokens were edited. "
+        f"(n = {len(found.base.tokens)} tokens). {found.n_edited} tokens were edited. "
         "One draw is an anecdote: the figure above has the intervals."
     )
     for column, (name, side) in zip(st.columns(2), (("Base", found.base), ("Steered", found.steered)), strict=True):

@@ -6,7 +6,7 @@ from typing import Literal
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span
 
-Splitter = Literal["default", "thought_anchors", "thought_anchors_reference"]
+Splitter = Literal["default", "thought_anchors", "thought_anchors_published"]
 
 _SHORT = 10  # chunks with fewer characters are glued to their neighbour by the published splitter
 # Nothing ends a sentence inside of these: fenced and inline code, display and inline mathematics. The last follows pandoc's rule (no
@@ -30,14 +30,14 @@ _MARKER = re.compile(r"\W*(?:\d{1,3}|[a-zA-Z]|[ivx]{1,4})\W*")
 def split_sentences(text: str, splitter: Splitter = "default") -> list[Span]:
     """The sentences of `text` as character spans, without white space at their ends, in order and disjoint.
 
-    `thought_anchors` is the published splitter (arXiv 2506.19143) with the last piece kept; `thought_anchors_reference` drops a piece
+    `thought_anchors` is the published splitter (arXiv 2506.19143) with the last piece kept; `thought_anchors_published` drops a piece
     that no stop closes, as the published code does. Both glue short pieces to their neighbour. `default` also ends a sentence at a
     list item, and does not end one at "Dr.", "e.g.", "1.", a factorial, or inside mathematics and code.
     """
     if splitter == "default":
         return _split(text)
-    if splitter not in ("thought_anchors", "thought_anchors_reference"):
-        raise InputError(f"splitter {splitter!r}: there are default, thought_anchors and thought_anchors_reference")
+    if splitter not in ("thought_anchors", "thought_anchors_published"):
+        raise InputError(f"splitter {splitter!r}: there are default, thought_anchors and thought_anchors_published")
     chunks = _glued(text, _pieces(text, keep_tail=splitter == "thought_anchors"))
     return [Span(chunk[0].start, chunk[-1].stop) for chunk in chunks]
 

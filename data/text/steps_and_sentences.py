@@ -1,7 +1,6 @@
 """Two ways to cut a thinking into pieces: steps between blank lines (SEAL), and sentences (Thought Anchors, and our own)."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +12,7 @@ from reasonscope.data.text.parse import THINK, ThinkTags
 from reasonscope.data.text.sentence_labels import label_sentences
 from reasonscope.data.text.sentence_splitter import Splitter, split_sentences
 from reasonscope.data.trace import Sentence, Span, Step, StepKind, Trace
-
-Keywords = Literal["repaired", "faithful"]
+from reasonscope.data.variants import Variant, is_published
 
 _BLANK_LINE = "\n\n"
 _REFLECTION = (
@@ -24,17 +22,17 @@ _TRANSITION = (
     "another way", "another approach", "another method", "another solution", "another strategy", "another technique",
 )  # fmt: skip
 # The published list misspells this keyword, which therefore never fires on English text.
-_DIFFERENTLY = {"repaired": "think differently", "faithful": "think differenly"}
+_DIFFERENTLY = {"corrected": "think differently", "published": "think differenly"}
 
 
-def steps(trace: Trace, *, keywords: Keywords = "repaired") -> list[Step]:
+def steps(trace: Trace, *, variant: Variant = "corrected") -> list[Step]:
     """The steps of a trace's thinking: SEAL (arXiv 2504.07986), `generate_index` of its code.
 
     A separator is a token whose string holds two newlines in a row; each opens a step that runs to the next separator, or to the
     closing tag. What stands before the first separator is no step. Two separators in a row enclose an empty step, of kind execution.
     Token spans exclude both separators; `text` is exactly what stands between them.
 
-    `keywords="faithful"` keeps the published keyword list with its misspelling, `"repaired"` spells it right.
+    `variant="published"` keeps the published keyword list with its misspelling.
 
     Departures: the region is the trace's own thinking, found in the text, so that a thinking whose opening tag is missing or is not
     a single token has steps too (the published code finds none there, or looks for a piece of the tag). `seal_steps` is the rule to
@@ -46,11 +44,11 @@ def steps(trace: Trace, *, keywords: Keywords = "repaired") -> list[Step]:
     start, stop = np.searchsorted(trace.offsets[:, 0], [opened, max(opened, closed)], side="left")
     pieces = token_strings(trace.text, trace.offsets)
     cut = _between_separators(pieces, Span(int(start), int(stop)))
-    return [_step(trace, index, tokens, closed, keywords) for index, tokens in enumerate(cut)]
+    return [_step(trace, index, tokens, closed, variant) for index, tokens in enumerate(cut)]
 
 
 def seal_steps(
-    pieces: Sequence[str], *, keywords: Keywords = "repaired", think_only: bool = True, tags: ThinkTags = THINK
+    pieces: Sequence[str], *, variant: Variant = "corrected", think_only: bool = True, tags: ThinkTags = THINK
 ) -> list[Step]:
     """The same on the strings of the tokens, to the letter of the published rule: the region lies strictly between the first token that
     is the opening tag and the next that is the closing tag, or is the whole text (`think_only=False`); without an opening tag there
@@ -68,20 +66,19 @@ def seal_steps(
     for index, tokens in enumerate(_between_separators(pieces, region)):
         text = "".join(pieces[tokens.slice])
         chars = Span(begins[tokens.start], begins[tokens.stop])
-        found.append(_named(index, text, chars, tokens, keywords))
+        found.append(_named(index, text, chars, tokens, variant))
     return found
 
 
-def classify_step(text: str, *, keywords: Keywords = "repaired") -> StepKind:
+def classify_step(text: str, *, variant: Variant = "corrected") -> StepKind:
     """The kind of a step by its words, first match wins, case ignored: reflection, then transition, else execution."""
-    if keywords not in _DIFFERENTLY:
-        raise InputError(f"keywords {keywords!r}: there are 'repaired' and 'faithful'")
+    is_published(variant)
     words = (
         text.strip(" ").strip("\n").lower()
     )  # in this order, as published: "\n wait" keeps its space and is no reflection
     if words.startswith("wait") or any(word in words for word in _REFLECTION):
         return "reflection"
-    if words.startswith("alternatively") or any(word in words for word in (*_TRANSITION, _DIFFERENTLY[keywords])):
+    if words.startswith("alternatively") or any(word in words for word in (*_TRANSITION, _DIFFERENTLY[variant])):
         return "transition"
     return "execution"
 
@@ -137,15 +134,15 @@ def _between_separators(pieces: Sequence[str], region: Span) -> list[Span]:
     return [Span(begin + 1, stop) for begin, stop in zip(separators, stops, strict=False)]  # no separator: no step
 
 
-def _step(trace: Trace, index: int, tokens: Span, closed: int, keywords: Keywords) -> Step:
+def _step(trace: Trace, index: int, tokens: Span, closed: int, variant: Variant) -> Step:
     start = int(trace.offsets[tokens.start - 1, 1])
     last = int(trace.offsets[tokens.stop, 0]) if tokens.stop < len(trace.offsets) else closed
     chars = Span(start, max(start, min(last, closed)))
-    return _named(index, trace.text[chars.slice], chars, tokens, keywords)
+    return _named(index, trace.text[chars.slice], chars, tokens, variant)
 
 
-def _named(index: int, text: str, chars: Span, tokens: Span, keywords: Keywords) -> Step:
-    kind = classify_step(text, keywords=keywords)
+def _named(index: int, text: str, chars: Span, tokens: Span, variant: Variant) -> Step:
+    kind = classify_step(text, variant=variant)
     return Step(index=index, kind=kind, text=text, chars=chars, tokens=tokens, separator=tokens.start - 1)
 
 

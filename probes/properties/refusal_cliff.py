@@ -6,7 +6,6 @@ decides the first token of the answer is the one at the last token of the close 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, Values
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
+from reasonscope.data.variants import Variant, is_published
 from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.positions import thinking_to_window
@@ -75,16 +75,14 @@ def token_scores(probe: LinearProbe, store: TraceStore, trace: Trace) -> Values:
 
 
 def mean_trajectory(
-    scores: Sequence[Values], *, groups: Sequence[str] = (), mode: Literal["corrected", "reference"] = "corrected"
+    scores: Sequence[Values], *, groups: Sequence[str] = (), variant: Variant = "corrected"
 ) -> MeanTrajectory:
     """Mean over traces of `scores` (one array (row,) each), aligned at their last rows; `groups` names the problem of each.
 
     `corrected`: over the traces that reach a position, so that a constant score stays constant whatever the lengths.
-    `reference`: as the code of arXiv 2510.06036 does, absent positions count as 0, which draws a rise where there is none.
+    `published`: as the code of arXiv 2510.06036 does, absent positions count as 0, which draws a rise where there is none.
     Raises InputError for no trace, a trace without scores, or groups that are not one a trace.
     """
-    if mode not in ("corrected", "reference"):
-        raise InputError(f"mode {mode!r}: there are 'corrected' and 'reference'")
     if not scores or not all(len(values) for values in scores):
         raise InputError(f"{len(scores)} trajectories, some of them empty perhaps: give at least one score a trace")
     if groups and len(groups) != len(scores):
@@ -96,7 +94,7 @@ def mean_trajectory(
     reached = ~np.isnan(padded)
     total = np.where(reached, padded, 0.0).sum(axis=0)
     n = reached.sum(axis=0)
-    counted = n if mode == "corrected" else np.full(longest, len(scores))
+    counted = np.full(longest, len(scores)) if is_published(variant) else n
     mean = total / counted
     reach = _reach(padded, groups) * n / counted
     return MeanTrajectory(mean=mean, n=n, low=mean - reach, high=mean + reach)

@@ -189,7 +189,7 @@ class BudgetGuidance(LogitsProcessor):
         return {site: self._reading(site) for site in self._sites}
 
     @property
-    def touched(self) -> int:
+    def n_edited(self) -> int:
         """Tokens whose successor it weighted: as an intervention it is one that reads."""
         return self.guided
 

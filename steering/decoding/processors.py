@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.variants import is_published
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.thinking import Thinking, single_tokens
 
@@ -33,7 +34,7 @@ class CyclicReflex(LogitsProcessor):
     """δ(t) is added to the logits of `tokens`, t the tokens of thinking written so far (see `triangle`).
 
     `windows`: where given, half-open ranges of t outside of which nothing is added. Departures from the released code:
-    `of` takes the words behind a blank too (`variant="reference"`: without), and a word that is no token of the model is an error
+    `of` takes the words behind a blank too (`variant="published"`: without), and a word that is no token of the model is an error
     (there a silent shift of every logit). t starts behind what the template puts after the opening tag.
     """
 
@@ -255,6 +256,4 @@ def _check_tokens(tokens: tuple[int, ...]) -> None:
 
 
 def _corrected(variant: str) -> bool:
-    if variant not in ("corrected", "reference"):
-        raise InputError(f"variant {variant!r}: there are 'corrected' and 'reference'")
-    return variant == "corrected"
+    return not is_published(variant)

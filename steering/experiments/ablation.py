@@ -165,7 +165,7 @@ def regenerate_ablated(
     wanted = [ablation, *drawn]
     sites = list({site: None for one in wanted for site in one.parts})
     bank = reference_states(model, traces, sites) if ablation.how != "zero" else {}
-    treatments = [
+    conditions = [
         Condition(
             name=f"{one.name}, random {i}" if i else one.name,
             multiplier=1.0,
@@ -173,10 +173,10 @@ def regenerate_ablated(
         )
         for i, one in enumerate(wanted)
     ]
-    bench = SteeringExperiment(model, problems, sampling)
-    runs = bench.run_all(treatments)
-    arm, *random = (bench.arm(one.name, 1.0, run) for one, run in zip(treatments, runs, strict=True))
-    excess = bench.differences(runs[0], runs[1:]) if random else {}
+    experiment = SteeringExperiment(model, problems, sampling)
+    runs = experiment.run_all(conditions)
+    arm, *random = (experiment.arm(one.name, 1.0, run) for one, run in zip(conditions, runs, strict=True))
+    excess = experiment.differences(runs[0], runs[1:]) if random else {}
     return RegenerationEffect(arm=arm, random=tuple(random), excess=excess)
 
 
@@ -194,7 +194,7 @@ class AblationEffect:
     """`effect`: by how many nats a token the ablation makes the given answer less likely. `null` (draw,): the same of random controls,
     `n_distinct` of them different ones. `p_value`: the share of controls, the ablation itself counted in, with as great an effect.
 
-    `side_effects`: KL on the thinking in nats a token, and the growth of the thinking's own negative log-likelihood. `touched`: tokens (or
+    `side_effects`: KL on the thinking in nats a token, and the growth of the thinking's own negative log-likelihood. `n_edited`: tokens (or
     edges) that were taken away from all traces together.
     """
 
@@ -204,7 +204,7 @@ class AblationEffect:
     n_distinct: int
     p_value: float
     side_effects: Mapping[str, Estimate]
-    touched: int
+    n_edited: int
     control: str
 
 
@@ -228,9 +228,9 @@ def ablation_effect(
     bank = reference_states(model, read, list(sites)) if ablation.how != "zero" and sites else {}
     seeds = [seed, *(seed + i for i in range(n_controls))]
     measured, *chance = _measure(model, read, [ablation, *drawn], bank, seeds)
-    if not measured.touched:
+    if not measured.n_edited:
         raise InputError(f"ablation {ablation.name!r} touched nothing: no token of the traces lies in its scope")
-    if any(not one.touched for one in chance):
+    if any(not one.n_edited for one in chance):
         raise InputError(f"ablation {ablation.name!r} leaves no other token to compare with; name fewer")
     null = tuple(one.effect.value for one in chance)
     return AblationEffect(
@@ -240,7 +240,7 @@ def ablation_effect(
         n_distinct=len(set(null)),
         p_value=float(permutation_p(measured.effect.value, null)),
         side_effects=measured.side_effects,
-        touched=measured.touched,
+        n_edited=measured.n_edited,
         control=_CONTROL[next(kind for kind in _CONTROL if getattr(ablation, kind))],
     )
 
@@ -249,7 +249,7 @@ def ablation_effect(
 class _Measured:
     effect: Estimate
     side_effects: Mapping[str, Estimate]
-    touched: int
+    n_edited: int
 
 
 _CONTROL = {
@@ -275,7 +275,7 @@ def _measure(
 
     measured = []
     moved = divergences(model, traces, [read for read, _ in readers], spans)
-    for of_spans, (_, touched) in zip(moved, readers, strict=True):
+    for of_spans, (_, n_edited) in zip(moved, readers, strict=True):
         answer, thinking = of_spans["answer"], of_spans["thinking"]
         measured.append(
             _Measured(
@@ -285,7 +285,7 @@ def _measure(
                     "nll_thinking": per_token(thinking.nll - thinking.nll_unchanged, thinking.n_tokens),
                     "kl_answer": per_token(answer.kl, answer.n_tokens),
                 },
-                touched=touched(),
+                n_edited=n_edited(),
             )
         )
     return measured
@@ -299,7 +299,7 @@ def _reader(
         counts: list[int] = []
         return reading_without(model, ablation.edges, counts.append), lambda: sum(counts)
     replacing = AblationIntervention(model, ablation, bank, seed=seed)
-    return logits_function(model, replacing), lambda: replacing.touched
+    return logits_function(model, replacing), lambda: replacing.n_edited
 
 
 def _control(model: Model, ablation: Ablation, rng: np.random.Generator, number: int) -> Ablation:

@@ -37,10 +37,10 @@ class BatchedConditions(LogitsProcessor):
     treatment's rows always stand together.
     """
 
-    def __init__(self, treatments: Sequence[Condition]) -> None:
-        if not treatments:
+    def __init__(self, conditions: Sequence[Condition]) -> None:
+        if not conditions:
             raise InputError("no treatment to apply; give at least one")
-        self._treatments = tuple(treatments)
+        self._treatments = tuple(conditions)
         self._sizes = [0] * len(self._treatments)  # rows of each in the pass that runs
         self._pass: tuple[Positions, list[Positions]] | None = None
 
@@ -57,16 +57,16 @@ class BatchedConditions(LogitsProcessor):
         owners = (step.rows // self._share).cpu()
         self._sizes = torch.bincount(owners, minlength=len(self._treatments)).tolist()
         parts = zip(self._treatments, step.rows.split(self._sizes), step.ids.split(self._sizes), strict=True)
-        for number, (treatment, rows, ids) in enumerate(parts):
-            if treatment.intervention is not None and len(rows):
+        for number, (condition, rows, ids) in enumerate(parts):
+            if condition.intervention is not None and len(rows):
                 own = DecodingStep(index=step.index, rows=rows - number * self._share, ids=ids)
-                treatment.intervention.on_step(own)
+                condition.intervention.on_step(own)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         changed = []
         parts = zip(self._treatments, input_ids.split(self._sizes), scores.split(self._sizes), strict=True)
-        for treatment, ids, logits in parts:
-            for processor in treatment.processors if len(ids) else ():
+        for condition, ids, logits in parts:
+            for processor in condition.processors if len(ids) else ():
                 logits = processor(cast(torch.LongTensor, ids), cast(torch.FloatTensor, logits))
             changed.append(logits)
         return torch.cat(changed)

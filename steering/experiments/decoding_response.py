@@ -71,7 +71,7 @@ class DecodingResponse:
 
 
 def decoding_response(
-    bench: SteeringExperiment,
+    experiment: SteeringExperiment,
     source: ExtractionData,
     name: str,
     values: Sequence[float] | None = None,
@@ -86,18 +86,18 @@ def decoding_response(
     if not wanted:
         raise InputError(f"no value for {name}; give at least one ({chosen.unit})")
     treat = chosen.prepare(source)
-    treatments = [replace(treat(value, None), name=name, multiplier=value) for value in wanted]
+    conditions = [replace(treat(value, None), name=name, multiplier=value) for value in wanted]
     chance = [
         replace(treat(value, seed), name=f"{name}, {chosen.chance} {seed + 1}", multiplier=value)
         for value in wanted
         for seed in range(n_controls if chosen.chance else 0)
     ]
-    arms = bench.arms([*treatments, *chance], say=say)
-    n = len(treatments)
+    arms = experiment.arms([*conditions, *chance], say=say)
+    n = len(conditions)
     return DecodingResponse(
         name=name,
         unit=chosen.unit,
-        base=bench.base_arm,
+        base=experiment.base_arm,
         arms=tuple(arms[:n]),
         nulls=tuple(arms[n:]),
         null_name=chosen.chance,

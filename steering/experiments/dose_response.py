@@ -96,17 +96,17 @@ def compare(
     """
     for vector, _ in vectors.values():
         vector.check(model)
-    treatments = [
+    conditions = [
         Condition(name=name, multiplier=multiplier, intervention=Steering(vector, multiplier, scope))
         for name, (vector, multiplier) in vectors.items()
     ]
-    bench = SteeringExperiment(model, problems, sampling, batch_size=batch_size, on_given_text=False)
-    arms = bench.arms(treatments)
-    return [bench.base_arm, *arms]
+    experiment = SteeringExperiment(model, problems, sampling, batch_size=batch_size, on_given_text=False)
+    arms = experiment.arms(conditions)
+    return [experiment.base_arm, *arms]
 
 
 def dose_response(
-    bench: SteeringExperiment,
+    experiment: SteeringExperiment,
     parts: Sequence[VectorUse],
     strengths: Sequence[float],
     *,
@@ -115,7 +115,7 @@ def dose_response(
     states: Mapping[Site, NDArray[np.float32]] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> DoseResponse:
-    """Steer the problems of `bench` with all `parts` of a method at each of `strengths`, in reverse too, and with `n_controls` random
+    """Steer the problems of `experiment` with all `parts` of a method at each of `strengths`, in reverse too, and with `n_controls` random
     vectors of the same norm, all of it in one batch; same seeds throughout.
 
     With `states` (row, d_model) by site the random vectors have their covariance. Raises InputError for a strength of 0 (it is there),
@@ -128,8 +128,8 @@ def dose_response(
         )
     if n_controls < 5:
         raise InputError(f"{n_controls} random vectors; at least 5 are needed to say what chance does")
-    check_uses(parts, bench.model)
-    held_out = [_check_held_out(part.vector, bench.problems) for part in parts]
+    check_uses(parts, experiment.model)
+    held_out = [_check_held_out(part.vector, experiment.problems) for part in parts]
     name = name or parts[0].vector.method
     random_parts = [
         [part.random_like(seed * len(parts) + i, states=states) for i, part in enumerate(parts)]
@@ -139,7 +139,7 @@ def dose_response(
     names = [name, *(f"random {i + 1}" for i in range(n_controls))]
     wanted = {(0, sign * strength) for strength in chosen for sign in (1, -1)}
     wanted |= {(i + 1, strength) for strength in chosen for i in range(n_controls)}
-    treatments = {
+    conditions = {
         (i, multiplier): Condition(
             name=f"{names[i]} at {multiplier:g}",
             multiplier=multiplier,
@@ -147,23 +147,23 @@ def dose_response(
         )
         for i, multiplier in sorted(wanted)
     }
-    runs = dict(zip(treatments, bench.run_all(list(treatments.values()), say=say), strict=True))
+    runs = dict(zip(conditions, experiment.run_all(list(conditions.values()), say=say), strict=True))
     doses = []
     for strength in chosen:
         random = [runs[i + 1, strength] for i in range(n_controls)]
         doses.append(
             Dose(
                 strength=strength,
-                steered=bench.arm(name, strength, runs[0, strength]),
-                reversed=bench.arm(f"{name} reversed", -strength, runs[0, -strength]),
-                random=tuple(bench.arm(names[i + 1], strength, run) for i, run in enumerate(random)),
-                excess=bench.differences(runs[0, strength], random),
+                steered=experiment.arm(name, strength, runs[0, strength]),
+                reversed=experiment.arm(f"{name} reversed", -strength, runs[0, -strength]),
+                random=tuple(experiment.arm(names[i + 1], strength, run) for i, run in enumerate(random)),
+                excess=experiment.differences(runs[0, strength], random),
             )
         )
     return DoseResponse(
         name=name,
         sites=tuple(site for part in parts for site in part.vector.directions),
-        base=bench.base_arm,
+        base=experiment.base_arm,
         doses=tuple(doses),
         held_out=all(held_out),
     )

@@ -41,7 +41,7 @@ class Arm:
     """One way to run the same problems with the same seeds.
 
     `tokens` and `accuracy` are means with intervals over problems; `change` is the mean change of thinking tokens against the
-    unsteered arm as a share of its mean, paired by problem (0 for that arm itself). `touched` counts the tokens edited.
+    unsteered arm as a share of its mean, paired by problem (0 for that arm itself). `n_edited` counts the tokens edited.
 
     `measures` holds all of them by the names of MEASURES: `tokens` of thinking, `accuracy` (of problems with a gold answer), `refused`
     (and of the harmful and the benign requests apart), `is_well_formed_answer` answers, `repeated_ngrams` (share of 4-grams), `compression` (ratio),
@@ -55,7 +55,7 @@ class Arm:
     tokens: Estimate
     accuracy: Estimate
     change: Estimate
-    touched: int
+    n_edited: int
     measures: Mapping[str, Estimate] = field(default_factory=dict)
     differences: Mapping[str, Estimate] = field(default_factory=dict)
 
@@ -65,7 +65,7 @@ class ArmMeasurements:
     """The measures (trace,) of one run of all problems; `perplexity` is the mean negative log-likelihood of the trace's tokens."""
 
     values: Mapping[str, Values]
-    touched: int
+    n_edited: int
 
 
 class SteeringExperiment:
@@ -116,31 +116,31 @@ class SteeringExperiment:
         prefill: str = "",
     ) -> ArmMeasurements:
         """One way alone; see `run_all`."""
-        treatment = Condition(name=name, intervention=intervention, processors=tuple(processors), prefill=prefill)
-        return self.run_all([treatment])[0]
+        condition = Condition(name=name, intervention=intervention, processors=tuple(processors), prefill=prefill)
+        return self.run_all([condition])[0]
 
     def run_all(
-        self, treatments: Sequence[Condition], *, say: Callable[[str], None] = lambda _: None
+        self, conditions: Sequence[Condition], *, say: Callable[[str], None] = lambda _: None
     ) -> list[ArmMeasurements]:
         """All are arms of one plane: interventions, controls of the decoding, or both.
 
         Perplexity and KL are those of the states, so that a run with processors, which act behind them, or with a prefill has none.
         Raises InputError where an intervention touched no token of what it made the model write, or is given twice.
         """
-        interventions = [one.intervention for one in treatments if one.intervention is not None]
+        interventions = [one.intervention for one in conditions if one.intervention is not None]
         if len({id(one) for one in interventions}) < len(interventions):
             raise InputError("one intervention in two treatments; it counts what it touches, so make one for each")
-        together = [*treatments] if self._base else [Condition(name="base"), *treatments]
+        together = [*conditions] if self._base else [Condition(name="base"), *conditions]
         written = self._write(together, say)
         runs = self._measured(together, written, self._base[0] if self._base else written[0])
         if self._base is None:
             self._base = written[0], runs.pop(0)
         return runs
 
-    def arms(self, treatments: Sequence[Condition], *, say: Callable[[str], None] = lambda _: None) -> list[Arm]:
+    def arms(self, conditions: Sequence[Condition], *, say: Callable[[str], None] = lambda _: None) -> list[Arm]:
         """As `run_all`, of each treatment its arm."""
-        runs = self.run_all(treatments, say=say)
-        return [self.arm(one.name, one.multiplier, run) for one, run in zip(treatments, runs, strict=True)]
+        runs = self.run_all(conditions, say=say)
+        return [self.arm(one.name, one.multiplier, run) for one, run in zip(conditions, runs, strict=True)]
 
     def arm(self, name: str, multiplier: float, run: ArmMeasurements) -> Arm:
         change = self._means("tokens", run) / self._means("tokens", self.base) - 1
@@ -152,7 +152,7 @@ class SteeringExperiment:
             tokens=measures["tokens"],
             accuracy=measures.get("accuracy", _UNKNOWN),
             change=self._resamples.estimate(change) or _UNKNOWN,
-            touched=run.touched,
+            n_edited=run.n_edited,
             measures=measures,
             differences=self.differences(run, [self.base]),
         )
@@ -167,12 +167,12 @@ class SteeringExperiment:
         assert self._base is not None
         return self._base
 
-    def _write(self, treatments: Sequence[Condition], say: Callable[[str], None]) -> list[list[Trace]]:
+    def _write(self, conditions: Sequence[Condition], say: Callable[[str], None]) -> list[list[Trace]]:
         """What each of the treatments makes the model write: as many lists of traces."""
         written: list[list[Trace]] = []
-        rows = self._batch_size or self._fitting([one.prefill for one in treatments])
-        for start in range(0, len(treatments), rows):
-            together = treatments[start : start + rows]
+        rows = self._batch_size or self._fitting([one.prefill for one in conditions])
+        for start in range(0, len(conditions), rows):
+            together = conditions[start : start + rows]
             say(", ".join(one.name for one in together))
             side_by_side = BatchedConditions(together)
             traces = rollouts(
@@ -201,21 +201,21 @@ class SteeringExperiment:
         return max_rows_that_fit(self.model, tokens, most=MOST_ROWS)
 
     def _measured(
-        self, treatments: Sequence[Condition], written: Sequence[list[Trace]], base: Sequence[Trace]
+        self, conditions: Sequence[Condition], written: Sequence[list[Trace]], base: Sequence[Trace]
     ) -> list[ArmMeasurements]:
         runs = []
-        for treatment, traces in zip(treatments, written, strict=True):
+        for condition, traces in zip(conditions, written, strict=True):
             rows = [_of_trace(trace) for trace in traces]
             values = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
-            touched = 0
-            if treatment.intervention is not None:
-                require_edits(treatment.intervention, treatment.name)
-                touched = treatment.intervention.touched
-            runs.append(ArmMeasurements(values=values, touched=touched))
+            n_edited = 0
+            if condition.intervention is not None:
+                require_edits(condition.intervention, condition.name)
+                n_edited = condition.intervention.n_edited
+            runs.append(ArmMeasurements(values=values, n_edited=n_edited))
         of_states = [
-            i for i, one in enumerate(treatments) if self._on_given_text and not one.processors and not one.prefill
+            i for i, one in enumerate(conditions) if self._on_given_text and not one.processors and not one.prefill
         ]
-        readers = [logits_function(self.model, one) if (one := treatments[i].intervention) else None for i in of_states]
+        readers = [logits_function(self.model, one) if (one := conditions[i].intervention) else None for i in of_states]
         moved = divergences(self.model, base, readers, {"written": generated}) if readers else []
         for i, found in zip(of_states, moved, strict=True):
             on_base = found["written"]

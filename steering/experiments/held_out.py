@@ -94,7 +94,7 @@ def source_of_run(
 
 
 def respond(
-    bench: SteeringExperiment,
+    experiment: SteeringExperiment,
     source: ExtractionData,
     asked: Asked,
     *,
@@ -109,13 +109,13 @@ def respond(
     could read, the thinking of its traces.
     """
     if asked.name in DECODING_METHODS:
-        return decoding_response(bench, source, asked.name, asked.values, n_controls=n_controls, say=say)
+        return decoding_response(experiment, source, asked.name, asked.values, n_controls=n_controls, say=say)
     chosen = method(asked.name)
     parts = chosen.parts(source)
     sites = [site for part in parts for site in part.vector.directions]
     states = {at: thinking_states(source.store, source.ids, at) for at in sites} if covariance else None
     return dose_response(
-        bench,
+        experiment,
         parts,
         asked.values or strengths or chosen.strengths,
         name=asked.name,
@@ -160,7 +160,7 @@ def ablation_numbers(found: AblationEffect) -> dict[str, Any]:
         },
         "p_value": found.p_value,
         "side_effects": _estimates(found.side_effects),
-        "touched": found.touched,
+        "touched": found.n_edited,
         "how": found.ablation.how,
     }
 
@@ -179,7 +179,7 @@ def arm_numbers(arm: Arm) -> dict[str, Any]:
     return {
         "name": arm.name,
         "multiplier": arm.multiplier,
-        "touched": arm.touched,
+        "touched": arm.n_edited,
         "change": estimate_numbers(arm.change),
         "measures": _estimates(arm.measures),
         "differences": _estimates(arm.differences),

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.variants import is_published
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.generation.decoding import DecodingStep
@@ -21,15 +22,13 @@ def layer_difference(early: Tensor, final: Tensor, *, variant: str = "corrected"
     """How much early layers' next-token distributions differ from the last one's: mean over layers of JS(p‖q), nats.
 
     `early` (layer, …, vocab) and `final` (…, vocab) are logits: (…). JS = ½[KL(p‖m) + KL(q‖m)], m = (p + q)/2. The released code
-    (`variant="reference"`) swaps the arguments, ½[KL(m‖p) + KL(m‖q)], and takes the mean over the vocabulary instead of the sum.
+    (`variant="published"`) swaps the arguments, ½[KL(m‖p) + KL(m‖q)], and takes the mean over the vocabulary instead of the sum.
     """
     p, q = early.log_softmax(-1), final.log_softmax(-1).expand_as(early)
     m = torch.logaddexp(p, q) - torch.log(torch.tensor(2.0, dtype=p.dtype, device=p.device))
-    if variant == "corrected":
-        return ((p.exp() * (p - m) + q.exp() * (q - m)).sum(-1) / 2).mean(0)
-    if variant == "reference":
+    if is_published(variant):
         return (m.exp() * (2 * m - p - q) / 2).mean(-1).mean(0)
-    raise InputError(f"variant {variant!r}: there are 'corrected' and 'reference'")
+    return ((p.exp() * (p - m) + q.exp() * (q - m)).sum(-1) / 2).mean(0)
 
 
 class AdaptiveStrength:
@@ -67,7 +66,7 @@ class AdaptiveStrength:
 class AdaptiveSteering(LogitsProcessor):
     """`h + α · direction` on the newest token of each sequence, α by its own `AdaptiveStrength`; resets with every generation.
 
-    Give `edits` to `write=`, `on_step` and the object itself, last of `processors`; `touched` counts the tokens steered. The layers
+    Give `edits` to `write=`, `on_step` and the object itself, last of `processors`; `n_edited` counts the tokens steered. The layers
     watched are resid_post of
     `monitored`; their logits are unembedding(final norm(h)), and the last layer's are those of the model as steered. As
     published the strength found at a token acts from the next one on. Departures: every sequence has a state of its own, and
@@ -96,7 +95,7 @@ class AdaptiveSteering(LogitsProcessor):
         self._rows: list[int] = []
         self._early: dict[Site, Tensor] = {}
         self.history: dict[int, list[float]] = {}
-        self.touched = 0
+        self.n_edited = 0
 
     @property
     def edits(self) -> Mapping[Site, Edit]:
@@ -109,7 +108,7 @@ class AdaptiveSteering(LogitsProcessor):
 
     def on_step(self, step: DecodingStep) -> None:
         self._rows = [int(row) for row in step.rows.cpu().numpy()]
-        self.touched += len(self._rows)
+        self.n_edited += len(self._rows)
         if step.index == 0:
             self._strengths = {row: self._new() for row in self._rows}
             self.history = {row: [] for row in self._rows}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from scipy.optimize import brentq
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.variants import is_published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +33,11 @@ def kl_bound(a: float, lipschitz: float, epsilon: float, *, variant: str = "corr
     """γ* = (√(a² + 4L√ε) − a)/L, and the paper's γ_raw and γ_max = max(0, (1 − Lγ_raw/4a)·γ_raw) beside it.
 
     γ_raw = (a/L)·x with x the positive root of x³ + x² = β, β = 4εL²/a⁴. Departure: the root is found by bisection, since the
-    paper's formula with real cube roots (`variant="reference"`) is NaN where its discriminant is negative: for β < 4/27, the
+    paper's formula with real cube roots (`variant="published"`) is NaN where its discriminant is negative: for β < 4/27, the
     ordinary case. Written without cancellation for small L. Raises InputError unless a, L ≥ 0 (not both 0) and ε > 0.
     """
     if not (a >= 0 and lipschitz >= 0 and a + lipschitz > 0 and epsilon > 0 and math.isfinite(a + lipschitz + epsilon)):
         raise InputError(f"a = {a}, L = {lipschitz}, ε = {epsilon}: finite, not below 0, ε above 0 and a or L too")
-    if variant not in ("corrected", "reference"):
-        raise InputError(f"variant {variant!r}: there are 'corrected' and 'reference'")
     root = math.sqrt(epsilon)
     star = 4 * root / (math.sqrt(a**2 + 4 * lipschitz * root) + a)  # the same, multiplied by its conjugate
     if lipschitz == 0:
@@ -59,7 +58,7 @@ def discriminant(beta: float) -> float:
 
 def _positive_root(beta: float, variant: str) -> float:
     """The positive root of x³ + x² = β, which lies in (0, √β]."""
-    if variant == "reference":
+    if is_published(variant):
         q, delta = 2 / 27 - beta, discriminant(beta)
         if delta < 0:
             return math.nan

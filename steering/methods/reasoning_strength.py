@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.variants import is_published
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit
 from reasonscope.probes.generation.padding import left_padded
@@ -71,11 +72,9 @@ def planned_effect(
 ) -> float:
     """What a linear probe of the thinking tokens (coef (d_model,)) says that adding strength·vector does, in tokens: λ·w·v.
 
-    `variant="reference"` is λ·(w·v + b), as released: the intercept does not belong into a difference.
+    `variant="published"` is λ·(w·v + b), as released: the intercept does not belong into a difference.
     """
-    if variant not in ("corrected", "reference"):
-        raise InputError(f"variant {variant!r}: there are 'corrected' and 'reference'")
-    return float(strength * (coef @ vector + (intercept if variant == "reference" else 0.0)))
+    return float(strength * (coef @ vector + (intercept if is_published(variant) else 0.0)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from reasonscope.steering.methods.asc import Verbose, extract_asc
 from reasonscope.steering.methods.efficiency import extract_efficiency
 from reasonscope.steering.methods.reasoning_strength import extract_strength
 from reasonscope.steering.methods.refusal import answer_contexts, answer_start, extract_refusal, judged_halves
-from reasonscope.steering.methods.seal import Variant, extract_seal
+from reasonscope.data.variants import Variant
+from reasonscope.steering.methods.seal import extract_seal
 from reasonscope.steering.methods.thinking_speed import extract_speed, extract_speed_of_modes, fast_slow_pairs
 from reasonscope.steering.vectors.application import VectorUse, clamped
 from reasonscope.steering.vectors.contrast import Read, state_of, vector_of_probe
@@ -230,9 +231,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             summary="execution against transition alone",
             make=_vector(_seal(("transition",)), _separators, _paper_layer),
         ),
-        "seal-reference": Method(
+        "seal-published": Method(
             summary="as SEAL's released code makes it; its multiplier is negative",
-            make=_vector(_seal(("reflection", "transition"), "reference"), _separators, _paper_layer),
+            make=_vector(_seal(("reflection", "transition"), "published"), _separators, _paper_layer),
             strengths=(-0.5, -1.0, -2.0),
         ),
         "asc": Method(
@@ -278,12 +279,12 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             make=_refusal("away"),
             strengths=(1.0,),
         ),
-        "refusal-reference": Method(
+        "refusal-published": Method(
             summary="adds the refusal direction (arXiv 2406.11717) at its layer, at every token, as published; reversed it subtracts it",
             make=_vector(_refusal_reference, _everywhere, _every("resid_pre")),
             strengths=(1.0,),
         ),
-        "refusal-ablate-reference": Method(
+        "refusal-ablate-published": Method(
             summary="projects it out behind every block, as published; reversed it doubles what lies along it",
             make=_vector(_refusal_at_every_layer, _everywhere, _every("resid_post"), ablate),
             strengths=(1.0,),

@@ -1,7 +1,6 @@
 """SEAL (Chen et al., arXiv 2504.07986): a vector from reflection and transition to execution, read where steps begin."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,13 +8,12 @@ from numpy.typing import NDArray
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.align import token_strings
-from reasonscope.data.text.steps_and_sentences import Keywords, seal_steps, steps
+from reasonscope.data.text.steps_and_sentences import seal_steps, steps
 from reasonscope.data.trace import Step, StepKind, Trace
+from reasonscope.data.variants import Variant, is_published
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.steering.vectors.contrast import projection
 from reasonscope.steering.vectors.vector import SteeringVector
-
-Variant = Literal["corrected", "reference"]
 
 AWAY_FROM: tuple[StepKind, ...] = ("reflection", "transition")
 
@@ -46,7 +44,7 @@ def extract_seal(
     *,
     ids: Iterable[str] | None = None,
     away_from: Sequence[StepKind] = AWAY_FROM,
-    keywords: Keywords = "repaired",
+    keywords: Variant = "corrected",
     variant: Variant = "corrected",
 ) -> SteeringVector:
     """The SEAL vector at `site` from the traces of a run (`ids`: those alone), read at the separator that opens each step.
@@ -54,20 +52,20 @@ def extract_seal(
     The paper's layer 20 is what enters block 20 (of 28): `resid_pre.20`, or `resid_post.19`. `away_from=("reflection",)` leaves
     reflection alone, `("transition",)` transition. Added at those separators it makes the thinking execute more and reflect less.
 
-    Departures from the released code: the sign (see `seal_direction`), the misspelt keyword (`keywords="faithful"` keeps it), the region
+    Departures from the released code: the sign (see `seal_direction`), the misspelt keyword (`keywords="published"` keeps it), the region
     (see `steps`), and states of a separator that is the last token of a trace, which never was fed to the model and has none.
-    `variant="reference"` undoes the first three: the vector points from execution to reflection and transition and is applied with
+    `variant="published"` undoes the first three: the vector points from execution to reflection and transition and is applied with
     multiplier −1, keywords are as published, and where the name of the model does not hold "deepseek" the region is the whole text, the
     prompt included. Raises InputError for traces without steps, or of one class.
     """
-    reference = variant == "reference"
-    rule: Keywords = "faithful" if reference else keywords
+    published = is_published(variant)
+    rule: Variant = "published" if published else keywords
     states, kinds, groups = [], [], set()
     for trace_id in store.ids if ids is None else ids:
         trace = store.trace(trace_id)
         rows = store.activations(trace_id, str(site))
         groups.add(trace.problem.group)
-        for step in _reference_steps(trace) if reference else steps(trace, keywords=rule):
+        for step in _published_steps(trace) if published else steps(trace, variant=rule):
             if step.separator < len(rows):
                 states.append(np.asarray(rows[step.separator], dtype=np.float32))
                 kinds.append(step.kind)
@@ -76,9 +74,9 @@ def extract_seal(
     direction = seal_direction(np.stack(states), kinds, away_from=away_from)
     executing = np.stack(states)[[kind == "execution" for kind in kinds]]
     return SteeringVector(
-        directions={site: (-direction if reference else direction).astype(np.float32)},
+        directions={site: (-direction if published else direction).astype(np.float32)},
         method="seal",
-        sign=f"{'away from' if reference else 'towards'} execution",
+        sign=f"{'away from' if published else 'towards'} execution",
         provenance={
             "steps": {kind: kinds.count(kind) for kind in ("execution", "reflection", "transition")},
             "away_from": list(away_from),
@@ -91,9 +89,9 @@ def extract_seal(
     )
 
 
-def _reference_steps(trace: Trace) -> list[Step]:
+def _published_steps(trace: Trace) -> list[Step]:
     pieces = token_strings(trace.text, trace.offsets)
-    return seal_steps(pieces, keywords="faithful", think_only=_think_only(trace))
+    return seal_steps(pieces, variant="published", think_only=_think_only(trace))
 
 
 def _think_only(trace: Trace) -> bool:

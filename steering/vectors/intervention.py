@@ -28,7 +28,7 @@ class Intervention(Protocol):
     def edits(self) -> Mapping[Site, Edit]: ...
 
     @property
-    def touched(self) -> int:
+    def n_edited(self) -> int:
         """Tokens edited so far."""
         ...
 
@@ -50,7 +50,7 @@ class MaskedEdit:
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
-        self.touched = 0
+        self.n_edited = 0
         self._step: DecodingStep | None = None
         self._given: Sequence[int] | None = None
         self._written = self._n_prompt = torch.empty(0)
@@ -74,7 +74,7 @@ class MaskedEdit:
             mask = self._mask(where)
             n = where.ids.numel() * mask if isinstance(mask, bool) else int(mask.sum())
             self._pass = where, None if isinstance(mask, bool) or n == mask.numel() else mask, n
-            self.touched += n
+            self.n_edited += n
         _, chosen, n = self._pass
         if n == 0:
             return activation
@@ -129,7 +129,7 @@ class Steering(MaskedEdit):
 
     `edits` goes to `write=` of a forward pass over whole sequences (`begin` says where their prompts end), or together with `on_step` to
     `generate` and `rollouts`; one use at a time. `operator` is one of `operators`. A multiplier of 0 leaves every bit as it is.
-    `touched` counts the tokens edited so far. Raises InputError for a multiplier that is not finite; while it runs for a vector of
+    `n_edited` counts the tokens edited so far. Raises InputError for a multiplier that is not finite; while it runs for a vector of
     another width than the model's, and for a strength whose result the model's dtype cannot hold.
     """
 
@@ -181,7 +181,7 @@ class Steering(MaskedEdit):
 class Composed:
     """Several interventions at once. Where two edit the same site, the first in the list acts first, the next on what it left.
 
-    `touched` is the sum over all of them.
+    `n_edited` is the sum over all of them.
     """
 
     def __init__(self, *interventions: Intervention) -> None:
@@ -198,8 +198,8 @@ class Composed:
         return {site: _one_after_another(edits) for site, edits in by_site.items()}
 
     @property
-    def touched(self) -> int:
-        return sum(intervention.touched for intervention in self.interventions)
+    def n_edited(self) -> int:
+        return sum(intervention.n_edited for intervention in self.interventions)
 
     def on_step(self, step: DecodingStep) -> None:
         for intervention in self.interventions:
@@ -212,7 +212,7 @@ class Composed:
 
 def require_edits(intervention: Intervention, name: str) -> None:
     """Raise InputError where an intervention that was run touched no token."""
-    if intervention.touched == 0:
+    if intervention.n_edited == 0:
         raise InputError(f"{name} touched no token: nothing that was given or generated lies in its scope")
 
 

@@ -17,14 +17,14 @@ from reasonscope.steering.vectors.intervention import Intervention, require_edit
 
 
 class PatchHandle:
-    """Hooks on a model; `remove` takes them away (twice does no harm). `touched` counts the tokens edited so far."""
+    """Hooks on a model; `remove` takes them away (twice does no harm). `n_edited` counts the tokens edited so far."""
 
     def __init__(self, intervention: Intervention, calls: "_Calls", hooks: ExitStack) -> None:
         self._intervention, self._calls, self._hooks = intervention, calls, hooks
 
     @property
-    def touched(self) -> int:
-        return self._intervention.touched
+    def n_edited(self) -> int:
+        return self._intervention.n_edited
 
     @property
     def passes(self) -> int:

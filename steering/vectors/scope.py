@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.text.steps_and_sentences import Keywords, classify_step
+from reasonscope.data.text.steps_and_sentences import classify_step
 from reasonscope.data.trace import StepKind
+from reasonscope.data.variants import Variant
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.token_regions import ThinkTokenIds, TokenRegions, last_seen
 
@@ -62,7 +63,7 @@ class Scope:
     exclude_generation_positions: tuple[int, ...] = ()
     exclude_generation_window: Window | None = None
     exclude_generation_tokens: frozenset[int] = frozenset()
-    keywords: Keywords = "repaired"
+    variant: Variant = "corrected"
     marks: ThinkTokenIds | None = None
 
     def __post_init__(self) -> None:
@@ -189,7 +190,7 @@ class Scope:
             if begin < int(opened[row, at]) or begin == at:  # before the first separator there is no step, nor in one
                 continue
             words = self.marks.tokenizer.decode(ids[row, begin + 1 : at + 1].tolist(), skip_special_tokens=False)
-            kept[row, column] = classify_step(words, keywords=self.keywords) == self.steps
+            kept[row, column] = classify_step(words, variant=self.variant) == self.steps
         return kept
 
 

@@ -164,7 +164,7 @@ class SteeringVector:
     def patch_activations(
         self, model: Model, *, multiplier: float = 1.0, scope: Scope | None = None, operator: Operator = add
     ) -> PatchHandle:
-        """As `apply`, until `remove` of the handle is called; how many tokens it touched is in its `touched`."""
+        """As `apply`, until `remove` of the handle is called; how many tokens it touched is in its `n_edited`."""
         self.check(model)
         return patch(model, Steering(self, multiplier, scope or Scope(), operator=operator))
 

@@ -365,7 +365,7 @@ def _beyond_random(rng: np.random.Generator) -> bool:
     excess = resamples.estimate(runs[0] - np.mean(runs[1:], axis=0))
     unknown = Estimate(value=float("nan"), low=float("nan"), high=float("nan"))
     arms = [
-        Arm(name="", multiplier=1, n_problems=32, tokens=unknown, accuracy=unknown, change=change, touched=1)
+        Arm(name="", multiplier=1, n_problems=32, tokens=unknown, accuracy=unknown, change=change, n_edited=1)
         for change in changes
     ]
     assert excess is not None

@@ -52,7 +52,7 @@ def test_golden_kl(case):
 def test_golden_importance(case):
     threshold = case["inputs"]["similarity_threshold"]
     chunks = {int(i): [rollout(row) for row in rows] for i, rows in case["inputs"]["chunks"].items()}
-    published = importances(chunks, Convention.published(similarity_threshold=threshold))
+    published = importances(chunks, Convention(variant="published", similarity_threshold=threshold))
     ours = importances(chunks, Convention(similarity_threshold=threshold, smoothing=1e-9))
     for name, expected in case["expected"].items():
         signs = expected.pop("counterfactual_accuracy")
@@ -81,7 +81,7 @@ def test_what_was_not_measured_is_nan_and_not_zero():
     found = importances(silent)
     assert all(np.isnan(found[0][metric]) for metric in METRICS)
     assert found[1]["accuracy"] == 1 and np.isnan(found[1]["resampling_accuracy"])
-    assert importances(silent, Convention.published())[0]["resampling_kl"] == 0
+    assert importances(silent, Convention(variant="published"))[0]["resampling_kl"] == 0
 
 
 def test_the_null_and_the_interval_tell_an_anchor_from_a_filler():

@@ -30,10 +30,10 @@ def test_golden_chains(golden, blocks):
         reduced = reduced_of(blocks, inputs)
         np.testing.assert_allclose(reduced, np.array(expected["reduced"]), atol=1e-9)
         options = {name: inputs[name] for name in ("buffer", "threshold", "min_chain")}
-        for mode in ("corrected", "reference"):
-            chain = attention_chain(reduced, inputs["answer_positions"], inputs["stop"], mode=mode, **options)
-            assert [link.index for link in chain] == expected[mode]["chain"], (case["name"], mode)
-            np.testing.assert_allclose([link.score for link in chain], expected[mode]["chain_scores"], atol=1e-9)
+        for variant, key in (("corrected", "corrected"), ("published", "reference")):
+            chain = attention_chain(reduced, inputs["answer_positions"], inputs["stop"], variant=variant, **options)
+            assert [link.index for link in chain] == expected[key]["chain"], (case["name"], variant)
+            np.testing.assert_allclose([link.score for link in chain], expected[key]["chain_scores"], atol=1e-9)
 
 
 def test_a_model_gives_rows_that_sum_to_one_or_less(tiny):

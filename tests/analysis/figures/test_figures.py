@@ -60,7 +60,7 @@ def arms():
             tokens=estimate(100.0),
             accuracy=estimate(0.8),
             change=estimate(0.0),
-            touched=5,
+            n_edited=5,
         )
         for name in ("base", "seal", "random 1")
     ]
@@ -74,7 +74,7 @@ def test_axes_are_named_and_every_arm_is_drawn(probe, arms):
 
 
 def arm(name, tokens, accuracy, multiplier=1.0):
-    fields = {"change": estimate(0.0), "n_problems": 9, "touched": 5}
+    fields = {"change": estimate(0.0), "n_problems": 9, "n_edited": 5}
     return Arm(name=name, multiplier=multiplier, tokens=estimate(tokens), accuracy=estimate(accuracy), **fields)
 
 

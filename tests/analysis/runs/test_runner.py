@@ -46,7 +46,7 @@ def analysed(recorded, tmp_path, monkeypatch):
         done.append(trace.id)
         yield entropy_of_trace(trace).with_provenance(seed=study.options.seed)
 
-    monkeypatch.setitem(running.ANALYSES, "entropy", PerTraceAnalysis(each=each, reads=lambda study, trace: [tmp_path / "read"]))
+    monkeypatch.setitem(running.ANALYSES, "entropy", PerTraceAnalysis(per_trace=each, depends_on=lambda study, trace: [tmp_path / "read"]))
 
     def run(stop_at=99, **options):
         done.clear()
@@ -119,9 +119,9 @@ def test_a_killed_second_stage_does_not_repeat_the_first(recorded, tmp_path, mon
     def over(study, results):
         yield replace(results[0], method="over").with_provenance(trace="all")
 
-    second = PerTraceAnalysis(each=partial(each, "second"))
+    second = PerTraceAnalysis(per_trace=partial(each, "second"))
     analysis = PerTraceAnalysis(
-        each=partial(each, "first"), over_all=over, then=lambda found: second if found[0].method == "over" else None
+        per_trace=partial(each, "first"), aggregate=over, next_stage=lambda found: second if found[0].method == "over" else None
     )
     monkeypatch.setitem(running.ANALYSES, "entropy", analysis)
     task, ids = AnalysisTask(run=tmp_path, name="entropy", options=Options()), list(TraceStore.open(recorded).ids)

@@ -23,7 +23,7 @@ def test_golden_chunks(case):
 )
 def test_golden_spans_hold_the_chunks(case):
     text = case["inputs"]["text"]
-    for splitter, expected in (("thought_anchors", "corrected"), ("thought_anchors_reference", "reference")):
+    for splitter, expected in (("thought_anchors", "corrected"), ("thought_anchors_published", "reference")):
         spans = split_sentences(text, splitter)
         assert ["".join(text[s.slice].split()) for s in spans] == [
             "".join(c.split()) for c in case["expected"][expected]
@@ -90,7 +90,7 @@ def test_what_is_said_before_a_stop_that_goes_on_is_remembered():
 
 
 def test_an_unknown_splitter_is_refused():
-    with pytest.raises(InputError, match="thought_anchors_reference"):
+    with pytest.raises(InputError, match="thought_anchors_published"):
         split_sentences("a", "other")
 
 

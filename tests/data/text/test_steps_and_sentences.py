@@ -11,21 +11,21 @@ from reasonscope.data.text.steps_and_sentences import classify_step, seal_steps,
 from reasonscope.data.trace import Problem, Trace
 
 CASES = json.loads((Path(__file__).parents[2] / "golden" / "seal_segmentation.json").read_text())["cases"]
-VARIANTS = [("faithful", "reference"), ("repaired", "corrected")]
+VARIANTS = [("published", "reference"), ("corrected", "corrected")]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-@pytest.mark.parametrize(("keywords", "expected"), VARIANTS)
-def test_golden_steps(case, keywords, expected):
-    found = seal_steps(case["inputs"]["tokens"], keywords=keywords, think_only=case["inputs"]["think_only"])
+@pytest.mark.parametrize(("variant", "expected"), VARIANTS)
+def test_golden_steps(case, variant, expected):
+    found = seal_steps(case["inputs"]["tokens"], variant=variant, think_only=case["inputs"]["think_only"])
     assert _rows(found) == case["expected"][expected]
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c["inputs"]["think_only"] and "<think>" in c["inputs"]["tokens"]])
-@pytest.mark.parametrize(("keywords", "expected"), VARIANTS)
-def test_golden_steps_of_a_trace(case, keywords, expected):
+@pytest.mark.parametrize(("variant", "expected"), VARIANTS)
+def test_golden_steps_of_a_trace(case, variant, expected):
     pieces = case["inputs"]["tokens"]
-    found = steps(_trace_of_pieces(pieces), keywords=keywords)
+    found = steps(_trace_of_pieces(pieces), variant=variant)
     assert _rows(found) == case["expected"][expected]
     assert [step.text for step in found] == ["".join(pieces[step.tokens.slice]) for step in found]
 
@@ -95,7 +95,7 @@ def test_a_step_is_known_by_its_words():
     }
     for kind, texts in words.items():
         assert {classify_step(text) for text in texts} == {kind}, texts
-    assert classify_step("I think differenly", keywords="faithful") == "transition"
+    assert classify_step("I think differenly", variant="published") == "transition"
     assert classify_step("XXwait") == "execution"
 
 
@@ -103,8 +103,8 @@ def test_steps_need_tokens():
     trace = trace_from_text(id="t", problem=Problem(id="p", prompt="Q"), prompt="Q", completion="<think>a\n\nb")
     with pytest.raises(InputError, match="has no tokens"):
         steps(trace)
-    with pytest.raises(InputError, match="'repaired' and 'faithful'"):
-        classify_step("Wait", keywords="other")
+    with pytest.raises(InputError, match="'corrected' or 'published'"):
+        classify_step("Wait", variant="other")
 
 
 def test_separator_ids_are_the_tokens_that_hold_a_blank_line(tokenizer):

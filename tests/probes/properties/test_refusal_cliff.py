@@ -63,10 +63,10 @@ def falling(traces):
 
 
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["name"])
-@pytest.mark.parametrize("mode", ["corrected", "reference"])
-def test_golden_means(case, mode):
-    curve = mean_trajectory([np.array(scores) for scores in case["inputs"]["scores"]], mode=mode)
-    assert curve.mean == pytest.approx(case["expected"][mode], rel=case["tolerance"], abs=case["tolerance"])
+@pytest.mark.parametrize(("variant", "key"), [("corrected", "corrected"), ("published", "reference")])
+def test_golden_means(case, variant, key):
+    curve = mean_trajectory([np.array(scores) for scores in case["inputs"]["scores"]], variant=variant)
+    assert curve.mean == pytest.approx(case["expected"][key], rel=case["tolerance"], abs=case["tolerance"])
     assert curve.n.tolist() == case["expected"]["n"]
 
 
@@ -77,7 +77,7 @@ def test_a_constant_stays_constant_whatever_the_lengths(lengths, value):
 
 
 def test_zero_padding_draws_a_rise_that_is_not_there():
-    curve = mean_trajectory([np.full(length, 0.8) for length in (4, 10)], mode="reference")
+    curve = mean_trajectory([np.full(length, 0.8) for length in (4, 10)], variant="published")
     assert curve.mean[0] == pytest.approx(0.4)
 
 

@@ -134,7 +134,7 @@ def test_a_control_and_a_vector_work_together(model):
         on_step=steering.on_step,
         processors=[ForcedClose(thinking=tags, budget=6)],
     )
-    assert steering.touched == 7  # the newline that the template gives, and six tokens
+    assert steering.n_edited == 7  # the newline that the template gives, and six tokens
     assert trace.token_ids.tolist().index(tags.closes) == trace.n_prompt_tokens + 6
 
 

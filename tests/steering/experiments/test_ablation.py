@@ -118,7 +118,7 @@ def test_effects_stand_beside_random_ones(model, traces):
     ):
         found[ablation.name] = one = ablation_effect(model, traces, ablation)
         assert len(one.null) == 20 and 1 < one.n_distinct <= 20 and 1 / 21 <= one.p_value <= 1
-        assert one.effect.low <= one.effect.value <= one.effect.high and one.touched > 0
+        assert one.effect.low <= one.effect.value <= one.effect.high and one.n_edited > 0
         assert one.side_effects["kl_thinking"].value > -1e-6  # no less than rounding
     assert found["layers"].side_effects["kl_thinking"].value > 0.01
     assert found["layers"].null == ablation_effect(model, traces, layers).null  # the seed decides the controls

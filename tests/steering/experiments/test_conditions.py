@@ -46,7 +46,7 @@ def vector(model):
     return SteeringVector(directions={Site("resid_post", i + 1): draws[i] for i in range(2)}, method="test")
 
 
-def treatments(model, vector):
+def conditions(model, vector):
     """Of every sort: some with steering, some with processors, one with both, one that ends within a few tokens, one with nothing."""
     separators, other = Scope.thinking(model, at_separators=True), vector.random_like(1)
     adaptive = AdaptiveSteering(model, other, monitored=[0], window=2)
@@ -68,7 +68,7 @@ def treatments(model, vector):
 
 
 def test_each_writes_what_it_writes_alone_and_touches_its_own_rows(model, problems, vector):
-    together, alone = treatments(model, vector), treatments(model, vector)
+    together, alone = conditions(model, vector), conditions(model, vector)
     side_by_side = BatchedConditions(together)
     both = {"write": side_by_side.edits, "on_step": side_by_side.on_step, "processors": [side_by_side]}
     prefills = [one.prefill for one in together]
@@ -82,21 +82,21 @@ def test_each_writes_what_it_writes_alone_and_touches_its_own_rows(model, proble
             np.testing.assert_array_equal(a.token_ids, b.token_ids, err_msg=one.name)
             np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
         if acting:
-            assert mine.intervention.touched == acting.touched > 0
-    assert together[0].intervention.touched > together[5].intervention.touched
+            assert mine.intervention.n_edited == acting.n_edited > 0
+    assert together[0].intervention.n_edited > together[5].intervention.n_edited
 
 
 def test_a_bench_runs_the_base_with_the_first_treatments(model, problems, vector):
-    bench = SteeringExperiment(model, problems, Sampling(max_new_tokens=4), batch_size=3, on_given_text=False)
+    experiment = SteeringExperiment(model, problems, Sampling(max_new_tokens=4), batch_size=3, on_given_text=False)
     said = []
     wanted = [Condition(name=f"s = {s}", intervention=Steering(vector, s, Scope())) for s in (0.0, 9.0, 0.0)]
-    plain, moved, again = bench.run_all(wanted, say=said.append)
+    plain, moved, again = experiment.run_all(wanted, say=said.append)
     assert said == ["base, s = 0.0, s = 9.0", "s = 0.0"]  # three rows at a time
-    np.testing.assert_array_equal(plain.values["compression"], bench.base.values["compression"])
-    np.testing.assert_array_equal(again.values["compression"], bench.base.values["compression"])
-    assert plain.touched == again.touched > 0 and moved.touched > 0
+    np.testing.assert_array_equal(plain.values["compression"], experiment.base.values["compression"])
+    np.testing.assert_array_equal(again.values["compression"], experiment.base.values["compression"])
+    assert plain.n_edited == again.n_edited > 0 and moved.n_edited > 0
     with pytest.raises(InputError, match="one intervention in two treatments"):
-        bench.run_all([wanted[0], wanted[0]])
+        experiment.run_all([wanted[0], wanted[0]])
 
 
 def test_a_bench_takes_as_many_rows_as_there_is_room_for(model, problems, monkeypatch):

@@ -52,7 +52,7 @@ def vector(model):
 
 
 @pytest.fixture(scope="module")
-def bench(model, problems):
+def experiment(model, problems):
     return SteeringExperiment(model, problems, SAMPLING)
 
 
@@ -63,20 +63,20 @@ def test_repetition_by_hand():
     assert compression_ratio("") == 1
 
 
-def test_a_multiplier_of_zero_is_the_unsteered_run(bench, vector):
-    run = bench.run("none", Steering(vector, 0.0, Scope()))
+def test_a_multiplier_of_zero_is_the_unsteered_run(experiment, vector):
+    run = experiment.run("none", Steering(vector, 0.0, Scope()))
     for name in MEASURES:
-        np.testing.assert_array_equal(run.values[name], bench.base.values[name])
-    assert (run.values["kl"] == 0).all() and run.touched > 0
-    arm = bench.arm("none", 0.0, run)
+        np.testing.assert_array_equal(run.values[name], experiment.base.values[name])
+    assert (run.values["kl"] == 0).all() and run.n_edited > 0
+    arm = experiment.arm("none", 0.0, run)
     assert all(estimate.value == 0 for estimate in arm.differences.values()) and arm.change.value == 0
 
 
-def test_perplexity_and_kl_are_those_of_the_definition(bench, model, vector):
+def test_perplexity_and_kl_are_those_of_the_definition(experiment, model, vector):
     steering = Steering(vector, 20.0, Scope())
-    (of_steered,) = divergences(model, bench.traces, [logits_function(model, steering)], {"written": generated})
+    (of_steered,) = divergences(model, experiment.traces, [logits_function(model, steering)], {"written": generated})
     found = of_steered["written"]
-    trace = bench.traces[1]
+    trace = experiment.traces[1]
     ids = trace.token_ids
     with vector.apply(model, multiplier=20.0):
         changed = _logprobs(model, ids)
@@ -95,9 +95,9 @@ def _logprobs(model, ids):
         return model.hf(torch.from_numpy(ids[None])).logits[0].double().log_softmax(dim=-1).numpy()
 
 
-def test_a_dose_response_has_its_controls(bench, vector):
-    base, said = bench.base_arm, []  # run once for a bench: the sweep runs the others, whichever test came before
-    found = dose_response(bench, [VectorUse(vector=vector, scope=Scope())], [2.0, 1.0], say=said.append)
+def test_a_dose_response_has_its_controls(experiment, vector):
+    base, said = experiment.base_arm, []  # run once for a bench: the sweep runs the others, whichever test came before
+    found = dose_response(experiment, [VectorUse(vector=vector, scope=Scope())], [2.0, 1.0], say=said.append)
     assert found.base.measures["tokens"] == base.measures["tokens"]
     assert [dose.strength for dose in found.doses] == [1.0, 2.0] and found.held_out
     assert len(said) == 1 and said[0].count(",") + 1 == 2 * (1 + 1 + 5) == len(found.arms) - 1
@@ -111,9 +111,9 @@ def test_a_dose_response_has_its_controls(bench, vector):
     assert found.doses[1].steered.measures["kl"].value > found.doses[0].steered.measures["kl"].value
 
 
-def test_what_would_not_be_held_out_or_controlled_is_refused(bench, model, problems, vector):
+def test_what_would_not_be_held_out_or_controlled_is_refused(experiment, model, problems, vector):
     def respond(vector=vector, strengths=(1.0,), **more):
-        return dose_response(bench, [VectorUse(vector=vector, scope=Scope())], strengths, **more)
+        return dose_response(experiment, [VectorUse(vector=vector, scope=Scope())], strengths, **more)
 
     seen = SteeringVector(directions=vector.directions, method="x", provenance={"groups": [problems[0].group]})
     with pytest.raises(InputError, match="made from 1 of these problems"):
@@ -127,10 +127,10 @@ def test_what_would_not_be_held_out_or_controlled_is_refused(bench, model, probl
         SteeringExperiment(model, [], SAMPLING)
 
 
-def test_controls_of_the_decoding_are_arms_of_the_same_bench(bench, model):
-    run = bench.run("close at once", processors=[CloseTag(thinking=Thinking.of(model), bias=100.0)])
-    arm = bench.arm("close at once", 0.0, run)
-    assert arm.tokens.value < bench.arm("base", 0.0, bench.base).tokens.value and arm.touched == 0
+def test_controls_of_the_decoding_are_arms_of_the_same_bench(experiment, model):
+    run = experiment.run("close at once", processors=[CloseTag(thinking=Thinking.of(model), bias=100.0)])
+    arm = experiment.arm("close at once", 0.0, run)
+    assert arm.tokens.value < experiment.arm("base", 0.0, experiment.base).tokens.value and arm.n_edited == 0
     assert "kl" not in arm.measures and "kl" not in arm.differences
-    begun = bench.run("no thinking", prefill=prefill("nothinking", model))
+    begun = experiment.run("no thinking", prefill=prefill("nothinking", model))
     assert (begun.values["tokens"] == begun.values["tokens"][0]).all()

@@ -84,9 +84,9 @@ def test_the_verdict_turns_and_a_random_direction_does_not_turn_it(model, traces
 
 def test_harmful_requests_are_answered(model, parts):
     problems = load_problems("requests:harmful", n=3)
-    bench = SteeringExperiment(model, problems, Sampling(max_new_tokens=120), on_given_text=False)
-    (run,) = bench.run_all([Condition(name="away", intervention=as_intervention(parts["away"], 1.0))])
-    assert bench.base.values["refused"].tolist() == [1, 1, 1]
+    experiment = SteeringExperiment(model, problems, Sampling(max_new_tokens=120), on_given_text=False)
+    (run,) = experiment.run_all([Condition(name="away", intervention=as_intervention(parts["away"], 1.0))])
+    assert experiment.base.values["refused"].tolist() == [1, 1, 1]
     assert run.values["refused"].tolist() == [0, 0, 0] and run.values["well_formed"].all()
 
 

@@ -68,7 +68,7 @@ def test_every_method_has_strengths():
 
 def test_what_a_run_cannot_teach_is_said(model, store):
     with pytest.raises(InputError, match=r"0 harmful|positions from the end"):
-        method("refusal-reference").parts(source(model, store))
+        method("refusal-published").parts(source(model, store))
     with pytest.raises(InputError, match="0 harmful and 0 harmless contexts"):
         method("refusal").parts(source(model, store))
     with pytest.raises(InputError, match="of 2 pairs 0 are right"):  # four tokens are too few for any answer

@@ -93,8 +93,8 @@ def test_one_class_alone(store):
 
 
 def test_the_reference_variant_keeps_the_sign_and_the_misspelling_of_the_released_code(store):
-    reference = extract_seal(store, SITE, variant="reference")
-    faithful = extract_seal(store, SITE, keywords="faithful")
+    reference = extract_seal(store, SITE, variant="published")
+    faithful = extract_seal(store, SITE, keywords="published")
     np.testing.assert_allclose(reference.directions[SITE], -faithful.directions[SITE], rtol=1e-6)
     assert reference.provenance["steps"]["transition"] == 2
     assert not np.allclose(faithful.directions[SITE], extract_seal(store, SITE).directions[SITE])
@@ -102,6 +102,6 @@ def test_the_reference_variant_keeps_the_sign_and_the_misspelling_of_the_release
 
 def test_the_reference_reads_the_prompt_of_a_model_that_is_no_deepseek(store, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("reasonscope.steering.methods.seal._think_only", lambda _: False)
-    whole = extract_seal(store, SITE, variant="reference").provenance["steps"]
+    whole = extract_seal(store, SITE, variant="published").provenance["steps"]
     inside = extract_seal(store, SITE).provenance["steps"]
     assert sum(whole.values()) > sum(inside.values())

@@ -52,7 +52,7 @@ def test_one_pass_moves_the_tokens_of_the_scope_by_the_vector(model, vector):
     plain = model.backend.forward(ids, mask=mask, read=[SITE]).activations[SITE]
     moved = model.backend.forward(ids, mask=mask, read=[SITE], write=steering.edits).activations[SITE]
     change = moved - plain
-    assert steering.touched == 2  # the newline behind the opening tag, in each of the two prompts
+    assert steering.n_edited == 2  # the newline behind the opening tag, in each of the two prompts
     torch.testing.assert_close(
         change[:, -1], 2 * torch.from_numpy(vector.directions[SITE]).expand(2, -1), atol=1e-4, rtol=0
     )
@@ -65,7 +65,7 @@ def test_generation_touches_what_a_pass_over_the_finished_text_would(model, vect
         steering = Steering(vector, 0.5, scope)
         done = generate(model, prompts, SAMPLING, seeds=[1, 2], write=steering.edits, on_step=steering.on_step)
         fed = [torch.from_numpy(completion.token_ids[None, :-1]) for completion in done]
-        assert steering.touched == sum(int(scope.mask(ids).sum()) for ids in fed)
+        assert steering.n_edited == sum(int(scope.mask(ids).sum()) for ids in fed)
 
 
 def test_strength_zero_changes_no_bit(model, vector):
@@ -81,8 +81,8 @@ def test_strength_zero_changes_no_bit(model, vector):
 def test_the_unsteered_arm_comes_first_and_changes_nothing(model, vector):
     arms = compare(model, [problem(), problem("Hello?", None)], SAMPLING, {"x": (vector, 4.0)}, scope=Scope())
     assert [arm.name for arm in arms] == ["base", "x"]
-    assert (arms[0].change.value, arms[0].touched) == (0.0, 0)
-    assert arms[1].touched > 0
+    assert (arms[0].change.value, arms[0].n_edited) == (0.0, 0)
+    assert arms[1].n_edited > 0
 
 
 def test_what_cannot_be_steered_is_refused(model, vector):

@@ -64,7 +64,7 @@ def test_generate_of_transformers_steers_the_tokens_that_our_loop_steers(model, 
         theirs = hf_generated(model, prompts)
     for completion, row in zip(ours, theirs.tolist(), strict=True):
         assert completion.token_ids[completion.n_prompt_tokens :].tolist() == until_stop(model, row)
-    assert handle.touched > 0 and handle.passes == 10
+    assert handle.n_edited > 0 and handle.passes == 10
     assert hooks(model) == 0
 
 
@@ -79,7 +79,7 @@ def test_a_pass_of_several_generated_tokens_is_steered_at_their_places(model, pr
     with vector.apply(model, scope=Scope(generation_window=(1, 2))) as handle:
         cache = model.hf(ids, use_cache=True).past_key_values
         seen = model.hf(fed, past_key_values=cache).logits
-    assert handle.touched == 1
+    assert handle.n_edited == 1
     torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -90,7 +90,7 @@ def test_a_handle_steers_until_it_is_removed(model, prompts):
     steered = model.hf(ids).logits
     handle.remove()
     handle.remove()
-    assert handle.touched == 1
+    assert handle.n_edited == 1
     assert torch.equal(steered[:, :-1], plain[:, :-1]) and not torch.equal(steered[:, -1], plain[:, -1])
     assert torch.equal(model.hf(ids).logits, plain) and hooks(model) == 0
 
@@ -147,11 +147,11 @@ def test_every_backend_writes_and_replays_the_same_steered_tokens(backend, model
             Steering(made(one.d_model), 1.0, scope), Steering(made(one.d_model, 1), 1.0, scope, operator=ablate)
         )
         traces = rollouts(one, PROBLEMS, sampling, write=steering.edits, on_step=steering.on_step)
-        written = steering.touched
+        written = steering.n_edited
         steering.begin([trace.n_prompt_tokens for trace in traces])
         ids, mask = left_padded([trace.token_ids[:-1] for trace in traces], torch.device("cpu"))
         logits = one.backend.forward(ids, mask=mask, write=steering.edits).logits
-        assert steering.touched == 2 * written  # the replay touches what the generation touched
+        assert steering.n_edited == 2 * written  # the replay touches what the generation touched
         return traces, logits
 
     traces, logits = steered(load_model("organism", backend=backend))
