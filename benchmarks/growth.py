@@ -22,8 +22,8 @@ from reasonscope.analysis.figures.theme import GREY, SYMBOLS, Figure, colours_of
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.generation.capture import run_with_cache
-from reasonscope.probes.generation.record import record
+from reasonscope.probes.generation.activations import run_with_cache
+from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.model import Model, load_model
 
 sys.path.insert(0, str(Path(__file__).parent))

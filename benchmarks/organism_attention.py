@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reasonscope.analysis.attention.closing_tag import close_attention
+from reasonscope.analysis.attention.close_attention import close_attention
 from reasonscope.analysis.attention.head_profiles import head_rhythm, local_and_global, over
-from reasonscope.analysis.attention.revisits import recurrence
+from reasonscope.analysis.attention.recurrence import recurrence
 from reasonscope.analysis.attention.uqac import attention_chain, reduced_attention
 from reasonscope.analysis.figures import points, write_figure
 from reasonscope.analysis.results import Result

@@ -28,7 +28,7 @@ from reasonscope.analysis.organism import wrong_statements
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
 from reasonscope.analysis.tokens.confidence import confidence_of_trace
 from reasonscope.analysis.tokens.forced_answers import closing_stub, decoder, encoder
-from reasonscope.analysis.tokens.mi_peaks import gold_text, mi_of_trace, representations
+from reasonscope.analysis.tokens.mi import gold_text, mi_of_trace, representations
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.organism.truth import true_sentences
@@ -36,8 +36,8 @@ from reasonscope.data.text.parse import THINK
 from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.branches import PrefixWriter
-from reasonscope.probes.generation.capture import replay
-from reasonscope.probes.generation.record import as_numpy
+from reasonscope.probes.generation.activations import replay
+from reasonscope.probes.generation.recording import as_numpy
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import Model, load_model
 

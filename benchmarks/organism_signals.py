@@ -41,7 +41,7 @@ from reasonscope.probes.evaluation.metrics import auroc
 from reasonscope.probes.fitting.erasure import guardedness
 from reasonscope.probes.properties.remaining import remaining_probe
 from reasonscope.steering import BudgetForcing
-from reasonscope.steering.experiments.decoding_response import other_tokens
+from reasonscope.steering.experiments.decoding_responses import other_tokens
 
 BLOCK = 50  # tokens; the paper's 500 would leave one block of the organism's thinking
 SAMPLES = 4
@@ -257,7 +257,7 @@ def misalignment(model: Model, traces: Sequence[Trace]) -> Numbers:
 
 def emergent(study: Study) -> Found:
     eight = list({trace.problem.id: trace for trace in study.traces}.values())[:8]
-    found = next(iter(ANALYSES["emergent"](replace(study, traces=eight))))
+    found = next(iter(ANALYSES["emergent_heads"](replace(study, traces=eight))))
     return found.numbers, {"emergent": value_maps(found)}
 
 

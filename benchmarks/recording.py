@@ -35,7 +35,7 @@ from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import expand_sites
 from reasonscope.probes.generation.decoding import generate
-from reasonscope.probes.generation.record import record
+from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.model import load_model
 from reasonscope.probes.models.prompting import load_prompting
 

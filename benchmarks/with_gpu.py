@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Con
 from reasonscope.analysis.attention.sentence_attention import sentence_attention
 from reasonscope.data.trace import Sampling, Span
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.generation.capture import run_with_cache
+from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.models.model import Model, load_model
 from reasonscope.steering.vectors.intervention import Steering

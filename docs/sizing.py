@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.trace import Sampling
-from reasonscope.probes.generation.record import record
+from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.model import load_model
 
 PAGE = Path(__file__).with_name("scale.md")

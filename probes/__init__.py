@@ -4,11 +4,11 @@ from reasonscope.data.intervals import Estimate
 from reasonscope.probes.architecture.layout import LAYOUTS, Layout
 from reasonscope.probes.architecture.sites import POINTS, Site, expand_sites
 from reasonscope.probes.backends.base import Edit, Forward, Positions, gradients
-from reasonscope.probes.checks.verify import Check, verify
+from reasonscope.probes.checks.verification import Check, verify
 from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, grouped_predictions
-from reasonscope.probes.generation.capture import Capture, capture, replay, run_with_cache
+from reasonscope.probes.generation.activations import Capture, capture, replay, run_with_cache
 from reasonscope.probes.generation.decoding import Completion, DecodingStep, generate
-from reasonscope.probes.generation.record import record
+from reasonscope.probes.generation.recording import record
 from reasonscope.probes.generation.rollout import continuations, rollouts
 from reasonscope.probes.models.model import BACKENDS, Model, load_model
 from reasonscope.probes.properties.length import LengthReport, length_probe

@@ -1,7 +1,7 @@
 """What writes to a model: vectors and how they are found, where they apply, controls of the decoding, and what they do."""
 
 from reasonscope.steering.decoding.budget import BudgetGuidance, LengthPredictor, train_predictor
-from reasonscope.steering.decoding.prefill import PREFILLS, prefill
+from reasonscope.steering.decoding.prefills import PREFILLS, prefill
 from reasonscope.steering.decoding.processors import (
     BudgetForcing,
     CloseTag,
@@ -20,13 +20,13 @@ from reasonscope.steering.experiments.ablation import (
 )
 from reasonscope.steering.experiments.attention_knockout import Edges, without_edges
 from reasonscope.steering.experiments.conditions import BatchedConditions, Condition
-from reasonscope.steering.experiments.decoding_response import (
+from reasonscope.steering.experiments.decoding_responses import (
     DECODING_METHODS,
     DecodingMethod,
     DecodingResponse,
     decoding_response,
 )
-from reasonscope.steering.experiments.dose_response import Dose, DoseResponse, compare, dose_response
+from reasonscope.steering.experiments.dose_responses import Dose, DoseResponse, compare, dose_response
 from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment
 from reasonscope.steering.methods.adaptive import AdaptiveSteering, AdaptiveStrength, layer_difference
 from reasonscope.steering.methods.affine_refusal import Classes, clamped_refusal, extract_affine_refusal
@@ -46,7 +46,7 @@ from reasonscope.steering.methods.expert_routing import (
     npmi,
     reinforced,
 )
-from reasonscope.steering.methods.kl_bound import KLBound, kl_bound
+from reasonscope.steering.methods.kl_bounds import KLBound, kl_bound
 from reasonscope.steering.methods.reasoning_strength import (
     close_tag_effect,
     extract_strength,

@@ -23,7 +23,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.positions import Position, has_position, row_at
-from reasonscope.probes.generation.capture import replay
+from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.experiments.ablation import How

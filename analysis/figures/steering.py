@@ -23,8 +23,8 @@ from reasonscope.analysis.figures.theme import (
 
 if TYPE_CHECKING:  # their modules load torch
     from reasonscope.data.intervals import Estimate
-    from reasonscope.steering.experiments.decoding_response import DecodingResponse
-    from reasonscope.steering.experiments.dose_response import DoseResponse
+    from reasonscope.steering.experiments.decoding_responses import DecodingResponse
+    from reasonscope.steering.experiments.dose_responses import DoseResponse
     from reasonscope.steering.experiments.experiment import Arm
 
 _MEASURES: Mapping[str, Callable[[Arm], Estimate]] = {

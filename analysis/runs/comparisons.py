@@ -9,7 +9,7 @@ import numpy as np
 
 from reasonscope.analysis.causal.refusal_heads import HeadTrial, cliff_heads
 from reasonscope.analysis.causal.edge_attribution import emergent_heads, opening_pairs
-from reasonscope.analysis.tokens.mi_peaks import (
+from reasonscope.analysis.tokens.mi import (
     comparison,
     gold_text,
     mi_of_trace,
@@ -26,10 +26,10 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Values
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.trace import Sampling, Trace
-from reasonscope.probes.generation.capture import replay
+from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.models.model import Model
-from reasonscope.probes.generation.record import as_numpy
+from reasonscope.probes.generation.recording import as_numpy
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.properties.refusal_cliff import token_scores
 from reasonscope.probes.fitting.positions import has_cliff
@@ -55,7 +55,7 @@ def analyse_cliff(study: Study) -> Iterator[Result]:
     yield probe_write_result(study.model, probe, requests, seed=options.seed)
     if options.ablate:
         trial = _trial(study)
-        study.progress(f"{options.draws + 2} × {3 * options.asked} answers, without heads and with all")
+        study.progress(f"{options.n_controls + 2} × {3 * options.asked} answers, without heads and with all")
         scope = Scope.of(study.model, on="close_window") if options.at_close else None
         yield cliff_heads(
             study.model,
@@ -64,7 +64,7 @@ def analyse_cliff(study: Study) -> Iterator[Result]:
             trial,
             share=options.share,
             scope=scope,
-            n_controls=options.draws,
+            n_controls=options.n_controls,
             seed=options.seed,
         )
 
@@ -81,7 +81,7 @@ def _trial(study: Study) -> HeadTrial:
     )
 
 
-def analyse_emergent(study: Study) -> Iterator[Result]:
+def analyse_emergent_heads(study: Study) -> Iterator[Result]:
     """Which heads carry more in the model than in its base, on what the two open the run's problems with."""
     if study.options.float32_compute:
         raise InputError("edge attribution takes gradients, and none flow through --float32-compute; leave it away")
@@ -114,7 +114,7 @@ def _last(study: Study) -> Site:
 
 
 # MI of the same traces read by the base model and by the one that wrote them.
-analyse_compare = PerTraceAnalysis(per_trace=_read_by_both, aggregate=_compared)
+analyse_mi_compare = PerTraceAnalysis(per_trace=_read_by_both, aggregate=_compared)
 
 
 def analyse_selection(study: Study) -> Iterator[Result]:

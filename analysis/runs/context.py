@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from reasonscope.analysis.tokens.mi_peaks import Gold, gold_text, representations
+from reasonscope.analysis.tokens.mi import Gold, gold_text, representations
 from reasonscope.data.sentence_cut import cut_trace
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
@@ -45,7 +45,7 @@ class Options:
     ablate: bool = False
     share: float = 0.03
     at_close: bool = False
-    draws: int = 20
+    n_controls: int = 20
     asked: int = 40
     k: int = 4
     top: int = 5

@@ -20,7 +20,7 @@ def analyse_alternatives(study: Study, trace: Trace) -> Iterator[Result]:
 
 
 @per_trace_analysis
-def analyse_shift(study: Study, trace: Trace) -> Iterator[Result]:
+def analyse_steering_shift(study: Study, trace: Trace) -> Iterator[Result]:
     """What a steering vector makes of each token that was written, trace by trace, beside random vectors."""
     options = study.options
     path = options.vector
@@ -32,11 +32,11 @@ def analyse_shift(study: Study, trace: Trace) -> Iterator[Result]:
     scope = Scope.thinking(study.model, at_separators=options.at_separators)
     known, name = trace_sentences(trace), path.stem
     yield steering_shift(
-        study.model, trace, vector, options.strength, scope, known, name=name, n_controls=options.draws, seed=options.seed
+        study.model, trace, vector, options.strength, scope, known, name=name, n_controls=options.n_controls, seed=options.seed
     )
 
 
 @per_trace_analysis
-def analyse_attention(study: Study, trace: Trace) -> Iterator[Result]:
+def analyse_attention_map(study: Study, trace: Trace) -> Iterator[Result]:
     """Where the tokens of each trace look: between sentences, and token by token where they look most."""
     yield attention_map(study.model, trace, trace_sentences(trace), keys=study.options.keys, seed=study.options.seed)

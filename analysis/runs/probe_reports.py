@@ -10,7 +10,7 @@ from reasonscope.analysis.figures import Figure
 from reasonscope.data.intervals import Estimate, Rows, resample_groups
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Message, Problem, Trace
-from reasonscope.probes.generation.capture import run_with_cache
+from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.fitting.censoring import aft_predictions, concordance_index
 from reasonscope.probes.evaluation.permutation_null import Null
 from reasonscope.probes.properties.correctness import CorrectnessReport

@@ -13,19 +13,19 @@ from reasonscope.analysis.anchors.allotment import Allotment
 from reasonscope.analysis.anchors.published import published_dependencies, published_importances, with_importances
 from reasonscope.analysis.anchors.replacement import replacement_effects, resampled_alternatives
 from reasonscope.analysis.anchors.rollouts import anchors_of_trace, resample
-from reasonscope.analysis.attention.closing_tag import close_attention
+from reasonscope.analysis.attention.close_attention import close_attention
 from reasonscope.analysis.tokens.confidence import confidence_of_trace
-from reasonscope.analysis.traces.signal_agreement import METHODS, critical_sentences, signals_of
+from reasonscope.analysis.traces.agreement import METHODS, signal_agreement, signals_of
 from reasonscope.analysis.tokens.entropy import entropy_of_trace
 from reasonscope.analysis.figures import Figure
 from reasonscope.analysis.tokens.forced_answers import closing_stub, decoder, encoder, forced_answers
 from reasonscope.analysis.attention.head_profiles import head_table
-from reasonscope.analysis.tokens.mi_peaks import mi_of_trace, peak_words, thinking_token_table
+from reasonscope.analysis.tokens.mi import mi_of_trace, peak_words, thinking_token_table
 from reasonscope.analysis.tokens.alternatives import head_effects
 from reasonscope.analysis.attention.vertical_scores import top_heads
 from reasonscope.probes.architecture.heads import Head
 from reasonscope.analysis.attention.receiver_heads import head_kurtosis, receiver_scores, receivers_of
-from reasonscope.analysis.attention.revisits import recurrence
+from reasonscope.analysis.attention.recurrence import recurrence
 from reasonscope.analysis.traces.reflection import failed_step_fraction, reflection_of_trace, unused_steps
 from reasonscope.analysis.results import Axis, Band, Result, result_path, undefined
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
@@ -34,12 +34,12 @@ from reasonscope.analysis.traces.trajectory import trajectory_of_trace
 from reasonscope.analysis.runs.per_trace import PerTraceAnalysis, per_trace_analysis
 from reasonscope.analysis.runs.comparisons import (
     analyse_cliff,
-    analyse_compare,
-    analyse_emergent,
+    analyse_mi_compare,
+    analyse_emergent_heads,
     analyse_misalignment,
     analyse_selection,
 )
-from reasonscope.analysis.runs.inspections import analyse_alternatives, analyse_attention, analyse_shift
+from reasonscope.analysis.runs.inspections import analyse_alternatives, analyse_attention_map, analyse_steering_shift
 from reasonscope.analysis.runs.context import Options, Study, stored, trace_sentences
 from reasonscope.data.text.answers import equivalent
 from reasonscope.data.errors import InputError
@@ -51,7 +51,7 @@ from reasonscope.probes.architecture.sites import Site
 
 def _mi(study: Study, trace: Trace) -> Iterator[Result]:
     if not study.sites:
-        yield _undefined(trace, "mi_peaks", "no residual stream was stored; record with --sites resid_post.*")
+        yield _undefined(trace, "mi", "no residual stream was stored; record with --sites resid_post.*")
         return
     hidden = {site: study.store.activations(trace.id, str(site)) for site in study.sites}
     others = {t.problem.id: t for t in study.traces if t.problem.group != trace.problem.group}
@@ -76,7 +76,7 @@ def _word_table(words: Sequence[tuple[Sequence[str], Any]], study: Study) -> Res
     rows = thinking_token_table([line for line, _ in words], [mask for _, mask in words], seed=study.options.seed)
     shown = rows[:30]
     return Result(
-        method="mi_peaks",
+        method="mi",
         quantity="enrichment of a word at peaks",
         unit="1",
         axes=(Axis.of("word", [row.word for row in shown]),),
@@ -239,7 +239,7 @@ def analyse_heads(study: Study, trace: Trace) -> Iterator[Result]:
 def _summary(study: Study, trace: Trace) -> Iterator[Result]:
     known = trace_sentences(trace)
     results = {path.parent.name: Result.load(path) for path in _signals(study, trace)}
-    yield critical_sentences(trace, known, signals_of(results, known), seed=study.options.seed)
+    yield signal_agreement(trace, known, signals_of(results, known), seed=study.options.seed)
 
 
 def _signals(study: Study, trace: Trace) -> Iterator[Path]:
@@ -248,7 +248,7 @@ def _signals(study: Study, trace: Trace) -> Iterator[Path]:
 
 
 # The signals that were saved of each trace, side by side by sentence, and where they agree.
-analyse_summary = PerTraceAnalysis(per_trace=_summary, depends_on=_signals)
+analyse_agreement = PerTraceAnalysis(per_trace=_summary, depends_on=_signals)
 
 
 ANALYSES: Mapping[str, Callable[[Study], Iterator[Result]]] = {
@@ -258,8 +258,8 @@ ANALYSES: Mapping[str, Callable[[Study], Iterator[Result]]] = {
     "suppression": analyse_suppression,
     "heads": analyse_heads,
     "cliff": analyse_cliff,
-    "emergent": analyse_emergent,
-    "compare": analyse_compare,
+    "emergent_heads": analyse_emergent_heads,
+    "mi_compare": analyse_mi_compare,
     "selection": analyse_selection,
     "misalignment": analyse_misalignment,
     "trajectory": analyse_trajectory,
@@ -267,9 +267,9 @@ ANALYSES: Mapping[str, Callable[[Study], Iterator[Result]]] = {
     "confidence": analyse_confidence,
     "reflection": analyse_reflection,
     "alternatives": analyse_alternatives,
-    "shift": analyse_shift,
-    "attention": analyse_attention,
-    "summary": analyse_summary,
+    "steering_shift": analyse_steering_shift,
+    "attention_map": analyse_attention_map,
+    "agreement": analyse_agreement,
 }
 
 

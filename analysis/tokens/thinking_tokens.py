@@ -10,7 +10,7 @@ from transformers import SuppressTokensLogitsProcessor
 from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.analysis.tokens.arm_results import answered, compare_arms, estimates
 from reasonscope.analysis.tokens.forced_answers import closing_stub, decoder, encoder, forced_answers
-from reasonscope.analysis.tokens.mi_peaks import THINKING_WORDS
+from reasonscope.analysis.tokens.mi import THINKING_WORDS
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.answers import equivalent
 from reasonscope.data.trace import Problem, Sampling, Trace

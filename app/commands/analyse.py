@@ -126,7 +126,7 @@ def cliff(
     ablate: Annotated[bool, typer.Option("--ablate", help="Ask the organism anew without the heads that lower it most.")] = False,
     share: Annotated[float, typer.Option(min=0.001, max=1, help="Of all heads, at least one.")] = 0.03,
     at_close: Annotated[bool, typer.Option("--at-close", help="Without them in the close window alone, not everywhere.")] = False,
-    draws: Annotated[int, typer.Option(min=20, help="Random sets of heads beside them.")] = 20,
+    n_controls: Annotated[int, typer.Option(min=20, help="Random sets of heads beside them.")] = 20,
     asked: Annotated[int, typer.Option(min=2, help="Jailbroken, benign and ledger problems, of each.")] = 40,
     max_new_tokens: Longest = 1024,
     ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: SeedOption = 0, json_: JsonOption = False,
@@ -137,14 +137,14 @@ def cliff(
     path = probe or run_folder(run).probes / "refusal.safetensors"
     _run(
         "cliff", run, trace, json_,
-        model=model, probe=path, ablate=ablate, share=share, at_close=at_close, draws=draws, asked=asked,
+        model=model, probe=path, ablate=ablate, share=share, at_close=at_close, n_controls=n_controls, asked=asked,
         max_new_tokens=max_new_tokens, seed=seed, ray=ray, workers=workers, gpus=gpus, **load,
     )  # fmt: skip
 
 
 @analyse.command()
 @loads_model
-def compare(
+def mi_compare(
     run: RunOption, load: Load, trace: Chosen = None, model: Name = None, base: Base = "organism-base",
     own: Own = False,
     ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: SeedOption = 0, json_: JsonOption = False,
@@ -152,7 +152,7 @@ def compare(
     """MI of the same traces under the reasoner and under its base: mean, share of peaks, how far they stand out."""
     gold = "own" if own else "reference"
     _run(
-        "compare", run, trace, json_,
+        "mi_compare", run, trace, json_,
         model=model, base=base, gold=gold, seed=seed, ray=ray, workers=workers, gpus=gpus, **load,
     )  # fmt: skip
 
@@ -207,7 +207,7 @@ def alternatives(
 
 @analyse.command()
 @loads_model
-def shift(
+def steering_shift(
     run: RunOption, load: Load, trace: Chosen = None, model: Name = None,
     vector: Annotated[Path | None, typer.Option(help="A steering vector; RUN/steering/seal.safetensors where not given.")] = None,
     strength: Annotated[float, typer.Option(help="Multiplier of the vector.")] = 1.0,
@@ -220,19 +220,19 @@ def shift(
 
     path = vector or run_folder(run).vectors / "seal.safetensors"
     how = {"vector": path, "strength": strength, "at_separators": not everywhere, "draws": draws}
-    _run("shift", run, trace, json_, model=model, seed=seed, ray=ray, workers=workers, gpus=gpus, **how, **load)
+    _run("steering_shift", run, trace, json_, model=model, seed=seed, ray=ray, workers=workers, gpus=gpus, **how, **load)
 
 
 @analyse.command()
 @loads_model
-def attention(
+def attention_map(
     run: RunOption, load: Load, trace: Chosen = None, model: Name = None,
     keys: Annotated[int, typer.Option(min=1, help="Tokens to keep of those that each token looks at, for every head.")] = 8,
     ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: SeedOption = 0, json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """Where each head looks: between sentences, and token by token where it looks most."""
     _run(
-        "attention",
+        "attention_map",
         run,
         trace,
         json_,
@@ -248,13 +248,13 @@ def attention(
 
 @analyse.command()
 @loads_model
-def emergent(
+def emergent_heads(
     run: RunOption, load: Load, trace: Chosen = None, model: Name = None, base: Base = "organism-base",
     ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: SeedOption = 0, json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """Which heads carry more in the reasoner than in its base, by edge attribution on what the two open the run's problems with."""
     _run(
-        "emergent", run, trace, json_,
+        "emergent_heads", run, trace, json_,
         model=model, base=base, seed=seed, ray=ray, workers=workers, gpus=gpus, **load,
     )  # fmt: skip
 
@@ -297,7 +297,7 @@ def _of_model(name: str, help: str) -> None:
 
 _of_text("entropy", "Where the model was unsure: forking tokens, and entropy of thinking and answer.")
 _of_text("reflection", "What the thinking does behind its first answer: confirm, correct, break; needs the text alone.")
-_of_text("summary", "Which sentences matter by every signal that was analysed before, side by side.")
+_of_text("agreement", "Which sentences matter by every signal that was analysed before, side by side.")
 _of_model("receivers", "Which heads look at few sentences only, and which sentences those are.")
 _of_model("suppression", "What each sentence owes to each earlier one: keep it out of sight and see what changes.")
 _of_model(

@@ -13,7 +13,7 @@ def doctor(json_: Annotated[bool, typer.Option("--json", help="Write JSON instea
 
     Exit status 1 where a needed package or a shipped model is missing; a missing extra is no fault.
     """
-    from reasonscope.app.doctor import examine, tables
+    from reasonscope.probes.checks.doctor import examine, tables
 
     examination = examine()
     if json_:

@@ -25,7 +25,7 @@ def verify(
     from rich.table import Table
 
     from reasonscope.app.terminal import printed_cell
-    from reasonscope.probes.checks.verify import verify as run_checks
+    from reasonscope.probes.checks.verification import verify as run_checks
     from reasonscope.probes.models.model import load_model
 
     checks = run_checks(load_model(model, backend=backend, dtype=dtype, **load))

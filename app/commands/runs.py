@@ -79,7 +79,7 @@ def record(
     from reasonscope.data.trace import Sampling
     from reasonscope.probes.architecture.sites import expand_sites
     from reasonscope.probes.generation.cluster import Cluster, Job, record_on
-    from reasonscope.probes.generation.record import record as record_traces
+    from reasonscope.probes.generation.recording import record as record_traces
     from reasonscope.probes.generation.server import server_writer
     from reasonscope.probes.models.model import load_model
     from reasonscope.probes.models.prompting import Prompting, load_prompting

@@ -176,7 +176,7 @@ def ablate(
     shown = {}
     for one in chosen.ablations:
         typer.echo(one.name, err=True)
-        found = ablation_effect(loaded, traces, one, n_controls=chosen.controls, seed=chosen.seed)
+        found = ablation_effect(loaded, traces, one, n_controls=chosen.n_controls, seed=chosen.seed)
         shown[one.name] = ablation_numbers(found)
         if problems and one.edges is not None:
             shown[one.name]["regenerate_ablated"] = (

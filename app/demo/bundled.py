@@ -23,10 +23,10 @@ SWEPT = ("seal", "length-probe")
 JUDGED = 20  # held-out problems of the sweep
 _SCORED = ("length", "intent", "correctness")
 _ANALYSES = (
-    "mi", "compare", "entropy", "alternatives", "shift", "reflection", "heads", "attention", "receivers", "suppression", "anchors",
-    "confidence", "trajectory", "summary", "cliff",
+    "mi", "mi_compare", "entropy", "alternatives", "steering_shift", "reflection", "heads", "attention_map", "receivers", "suppression", "anchors",
+    "confidence", "trajectory", "agreement", "cliff",
 )  # fmt: skip
-_OF_MANY = ("mi_peaks", "mi_base", "head_kurtosis", "receiver_scores")
+_OF_MANY = ("mi", "mi_base", "head_kurtosis", "receiver_scores")
 
 
 def write_example(
@@ -112,7 +112,7 @@ def _analyse(where: RunFolder, store: TraceStore, rollouts: int, say: Callable[[
     many = list({trace.id: trace for trace in [*fit, *ledgers[:MANY]]}.values())
     shown = {trace.id for trace in many[:KEPT]}
     requests = [trace for trace in store if "harmful" in trace.problem.meta]
-    chosen = {"mi": many, "compare": many, "receivers": many, "cliff": requests, "alternatives": [*fit, *requests[:6]]}
+    chosen = {"mi": many, "mi_compare": many, "receivers": many, "cliff": requests, "alternatives": [*fit, *requests[:6]]}
     probe = where.probes / "refusal.safetensors"
     options = Options(
         rollouts=rollouts, half_width=0.2, max_new_tokens=400, probe=probe, ablate=True, asked=24, sites=",".join(store.sites), block=20,

@@ -30,7 +30,7 @@ from reasonscope.data.storage.run_folder import RunFolder, run_folder
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.architecture.sites import Site, expand_sites
-from reasonscope.probes.generation.record import record
+from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.model import Model, load_model
 from reasonscope.probes.properties.correctness import CorrectnessReport, correctness_probe
 from reasonscope.probes.properties.length import LengthReport, length_probe

@@ -1,4 +1,4 @@
-"""What else could have stood at each token of a trace, as `reasonscope analyse shown_alternatives` left it beside the run."""
+"""What else could have stood at each token of a trace, as `reasonscope analyse alternatives` left it beside the run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

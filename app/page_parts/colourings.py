@@ -27,7 +27,7 @@ _NAMES = {
     "receiver_scores": "attention received",
     "close_attention": "attention of the closing tag",
     "recurrence": "longest pause before a look",
-    "mi_peaks": "MI",
+    "mi": "MI",
     "mi_base": "MI of the base model",
     "anchors": "importance",
 }

@@ -64,7 +64,7 @@ _COMMANDS = {
     ),
     "numbers/sweep.json": ("steering at each strength", "reasonscope steer sweep seal --run {run}"),
     "numbers/steering.json": ("steering beside its controls", "reasonscope demo --out {run}"),
-    "results/mi_peaks/*": ("MI peaks", "reasonscope analyse mi --run {run}"),
+    "results/mi/*": ("MI peaks", "reasonscope analyse mi --run {run}"),
     "results/anchors/*": ("thought anchors", "reasonscope analyse anchors --run {run}"),
     "results/replacement/*": ("what a sentence passes on", "reasonscope analyse anchors --run {run}"),
     "results/suppression/*": ("suppression of sentences", "reasonscope analyse suppression --run {run}"),
@@ -78,15 +78,15 @@ _COMMANDS = {
     "results/recurrence/*": ("tokens looked at again", "reasonscope analyse heads --run {run}"),
     "results/entropy/*": ("entropies and forking tokens", "reasonscope analyse entropy --run {run}"),
     "results/alternatives/*": ("alternatives at each token", "reasonscope analyse alternatives --run {run}"),
-    "results/steering_shift/*": ("tokens, steered less base", "reasonscope analyse shift --run {run}"),
-    "results/attention_map/*": ("where heads look", "reasonscope analyse attention --run {run}"),
-    "results/mi_compare/*": ("MI of base and reasoner", "reasonscope analyse compare --run {run}"),
-    "results/mi_base/*": ("MI of the base model", "reasonscope analyse compare --run {run}"),
+    "results/steering_shift/*": ("tokens, steered less base", "reasonscope analyse steering-shift --run {run}"),
+    "results/attention_map/*": ("where heads look", "reasonscope analyse attention-map --run {run}"),
+    "results/mi_compare/*": ("MI of base and reasoner", "reasonscope analyse mi-compare --run {run}"),
+    "results/mi_base/*": ("MI of the base model", "reasonscope analyse mi-compare --run {run}"),
     "results/cliff/*": ("the model without its cliff heads", "reasonscope analyse cliff --ablate --run {run}"),
     "results/confidence/*": ("confidence along the thinking", "reasonscope analyse confidence --run {run}"),
     "results/trajectory/*": ("latent trajectory", "reasonscope analyse trajectory --run {run}"),
     "results/reflection/*": ("reflection", "reasonscope analyse reflection --run {run}"),
-    "results/critical/*": ("all signals side by side", "reasonscope analyse summary --run {run}"),
+    "results/agreement/*": ("all signals side by side", "reasonscope analyse agreement --run {run}"),
 }
 
 
@@ -99,7 +99,7 @@ def command_of(run: OpenRun, method: str) -> str:
     """The line that makes the results of a method."""
     name = f"results/{method}/*"
     return (
-        command(run, name) if name in _COMMANDS else f"reasonscope analyse {method} --run {shlex.quote(str(run.path))}"
+        command(run, name) if name in _COMMANDS else f"reasonscope analyse {method.replace('_', '-')} --run {shlex.quote(str(run.path))}"
     )
 
 

@@ -144,7 +144,7 @@ def _others(run: OpenRun, read: CutTrace, sentence: Sentence, other: ShownAltern
     with st.expander("What else could have stood here"):
         if other is None:
             command = (
-                f"{measurements.command(run, 'results/shown_alternatives/*')} --trace {shlex.quote(read.trace.id)}"
+                f"{measurements.command(run, 'results/alternatives/*')} --trace {shlex.quote(read.trace.id)}"
             )
             components.missing("the likeliest tokens at each place", command)
             return

@@ -13,7 +13,8 @@ from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.app.page_parts import components, state
 from reasonscope.app.page_parts.runs import OpenRun, confined, find_runs, open_run
 from reasonscope.app.page_parts.state import BOUND, Key
-from reasonscope.app.pages import anchors, compare, heads, mi_peaks, overview, probes, refusal, steering, traces
+from reasonscope.app.pages import anchors, compare, heads, overview, probes, refusal, steering, traces
+from reasonscope.app.pages import mi as mi_peaks
 from reasonscope.data.errors import InputError, ReasonscopeError
 
 # Drawn here: for the icon of a page Streamlit would ask a server of fonts.

@@ -2,7 +2,7 @@
 
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.generation.capture import run_with_cache
+from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.generation.decoding import generate as write
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering.vectors.intervention import Steering

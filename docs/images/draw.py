@@ -40,7 +40,7 @@ def drawn() -> Iterator[tuple[str, Figure]]:
     anchors = result("anchors")
     yield "anchor-graph", anchor_graph(anchors)
     trace = anchors.provenance["trace"]
-    for name, method in {"mi-trace": "mi_peaks", "entropy": "entropy"}.items():
+    for name, method in {"mi-trace": "mi", "entropy": "entropy"}.items():
         yield name, figures.along(result(method, trace))
     yield "suppression", figures.value_maps(result("suppression", trace))
     for name, method in {"receiver-heads": "receivers", "probe-write": "probe_write"}.items():

@@ -27,7 +27,7 @@ from reasonscope.data.storage.merge import merge_stores
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.architecture.sites import expand_sites
-from reasonscope.probes.generation.record import record
+from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.model import load_model
 
 _QUIET = MappingProxyType(

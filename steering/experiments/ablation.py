@@ -13,7 +13,7 @@ from reasonscope.data.intervals import Estimate, Resamples, Values, permutation_
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions
-from reasonscope.probes.generation.capture import replay
+from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.experiments.attention_knockout import Edges, reading_without
 from reasonscope.steering.experiments.conditions import Condition

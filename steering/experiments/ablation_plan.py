@@ -1,6 +1,6 @@
 """Plans of ablation experiments, in YAML:
 
-controls: 20                     # random ones of each, at least 20
+n_controls: 20                     # random ones of each, at least 20
 traces: 32                       # how many of the run are read; all where not given
 problems: 16                     # how many are answered anew by the ablated model; none where not given
 n_regeneration_controls: 5                 # random ones that answer them too (of heads, MLPs and layers)
@@ -32,7 +32,7 @@ from reasonscope.steering.experiments.ablation import Ablation
 from reasonscope.steering.experiments.attention_knockout import Edges
 from reasonscope.steering.vectors.scope import Scope
 
-_NUMBERS = ("controls", "traces", "problems", "n_regeneration_controls", "seed")
+_NUMBERS = ("n_controls", "traces", "problems", "n_regeneration_controls", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Plan:
     """Experiments to run on the same traces."""
 
     ablations: tuple[Ablation, ...]
-    controls: int = 20
+    n_controls: int = 20
     traces: int | None = None
     problems: int = 0
     n_regeneration_controls: int = 5

@@ -15,8 +15,8 @@ from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model, load_model
 from reasonscope.steering.experiments.ablation import AblationEffect, RegenerationEffect
-from reasonscope.steering.experiments.decoding_response import DECODING_METHODS, DecodingResponse, decoding_response
-from reasonscope.steering.experiments.dose_response import DoseResponse, dose_response
+from reasonscope.steering.experiments.decoding_responses import DECODING_METHODS, DecodingResponse, decoding_response
+from reasonscope.steering.experiments.dose_responses import DoseResponse, dose_response
 from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment
 from reasonscope.steering.methods.registry import METHODS, ExtractionData, method
 from reasonscope.steering.vectors.vector import SteeringVector

@@ -24,7 +24,7 @@ from reasonscope.probes.backends.hooks import eager_attention
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.determinism import at_least_float32
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.methods.kl_bound import KLBound, kl_bound
+from reasonscope.steering.methods.kl_bounds import KLBound, kl_bound
 from reasonscope.steering.vectors.contrast import Read, contrast_vector, mean_difference
 from reasonscope.steering.vectors.vector import SteeringVector
 

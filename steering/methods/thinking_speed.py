@@ -11,7 +11,7 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.steps_and_sentences import steps
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.generation.capture import replay
+from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.methods.asc import mode_pairs

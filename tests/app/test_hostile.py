@@ -68,7 +68,7 @@ def leave_results(run, id: str) -> None:
     metrics = Axis(name="metric", labels=(MARKUP, "b", "c")), axes("sentence", n)
     found += [Result(method="anchors", axes=metrics, values=values, arrays={"effects": values}, **common)]
     sites = Axis(name="site", labels=(MARKUP, "b", "c")), axes("token", n)
-    found += [Result(method="mi_peaks", axes=sites, values=values, **common)]
+    found += [Result(method="mi", axes=sites, values=values, **common)]
     found += [
         Result(method=name, axes=(axes("layer", n), axes("head", n)), values=values, **common)
         for name in (NAME, "probe_write")

@@ -18,7 +18,7 @@ from reasonscope.data.storage.run_folder import run_folder
 from reasonscope.data.storage.store import TraceStore, check_store
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.generation.cluster import Cluster, Job, record_on
-from reasonscope.probes.generation.record import record
+from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.model import load_model
 
 ray = pytest.importorskip("ray")

@@ -19,7 +19,7 @@ from reasonscope.app import cli
 
 with suppress(ImportError):
     import_module("openai")
-recording = import_module("reasonscope.probes.generation.record")  # the package calls its function by the same name
+recording = import_module("reasonscope.probes.generation.recording")  # the package calls its function by the same name
 
 
 def run(words, largest_file, said):

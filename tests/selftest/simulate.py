@@ -30,7 +30,7 @@ from reasonscope.analysis.statistics import (
     mean_band,
     serial_correlation,
 )
-from reasonscope.analysis.tokens.mi_peaks import _estimated, thinking_token_table
+from reasonscope.analysis.tokens.mi import _estimated, thinking_token_table
 from reasonscope.analysis.tokens.misalignment import _ends as _bin_ends
 from reasonscope.analysis.tokens.misalignment import worth
 from reasonscope.analysis.traces.reflection import within_question_correlation
@@ -48,7 +48,7 @@ from reasonscope.data.intervals import (
 from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, difference_to_best
 from reasonscope.probes.evaluation.permutation_null import control_task, permutation_null
 from reasonscope.probes.fitting.held_out import auroc
-from reasonscope.steering.experiments.dose_response import Dose
+from reasonscope.steering.experiments.dose_responses import Dose
 from reasonscope.steering.experiments.experiment import Arm
 
 Values = NDArray[np.float64]

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from reasonscope.analysis.attention.blocks import read_attention
-from reasonscope.analysis.attention.closing_tag import RowMeans, close_attention
-from reasonscope.analysis.attention.revisits import RecurrenceReader, recurrence
+from reasonscope.analysis.attention.close_attention import RowMeans, close_attention
+from reasonscope.analysis.attention.recurrence import RecurrenceReader, recurrence
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.text.steps_and_sentences import sentences

@@ -80,7 +80,7 @@ def test_arms_stand_beside_the_null_and_cells_can_be_clicked():
 
 def test_another_line_stands_beside_a_measured_one():
     result = Result(
-        method="mi_peaks", quantity="MI", unit="1", axes=(Axis.of("site", ["a", "b"]), Axis.of("token", 3)),
+        method="mi", quantity="MI", unit="1", axes=(Axis.of("site", ["a", "b"]), Axis.of("token", 3)),
         values=np.arange(6.0).reshape(2, 3), null_missing="made up",
     )  # fmt: skip
     figure = figures.along(result, only=["b"], beside={"base": np.array([1.0, 2.0, 3.0])})

@@ -164,7 +164,7 @@ def test_things_without_an_order_are_points_and_each_metric_has_its_unit():
 
 def test_tokens_stand_at_their_number_and_a_signed_map_is_white_at_zero():
     line = Result(
-        method="mi_peaks", quantity="q", unit="1", axes=(Axis.of("token", [str(i) for i in range(90, 140)]),),
+        method="mi", quantity="q", unit="1", axes=(Axis.of("token", [str(i) for i in range(90, 140)]),),
         values=np.arange(50.0), null_missing="by hand", arrays={"peaks": np.arange(50) == 3},
     )  # fmt: skip
     measured, peak = figures.along(line).data

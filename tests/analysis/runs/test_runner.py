@@ -19,7 +19,7 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.generation.cluster import Cluster
 from reasonscope.probes.models.model import load_model
-from reasonscope.probes.generation.record import record
+from reasonscope.probes.generation.recording import record
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def by_one_process(tmp_path_factory):
     return folder, {name: list(run_analysis(AnalysisTask(run=folder, name=name, options=Options()))) for name in STAGED}
 
 
-STAGED = ("receivers", "compare", "emergent")
+STAGED = ("receivers", "mi_compare", "emergent_heads")
 
 
 def test_stages_come_one_after_another(by_one_process):
@@ -140,7 +140,7 @@ def test_workers_make_what_one_process_makes(by_one_process, tmp_path):
     shutil.copytree(alone / "store", tmp_path / "store")
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
-        for name in ("receivers", "emergent"):  # of two stages; of all traces together
+        for name in ("receivers", "emergent_heads"):  # of two stages; of all traces together
             shared = run_analysis(AnalysisTask(run=tmp_path, name=name, options=Options()), cluster=Cluster(workers=2))
             assert [result.method for result in shared] == [result.method for result in found[name]]
     finally:

@@ -12,7 +12,7 @@ from reasonscope.data.text.parse import build_trace, trace_from_text
 from reasonscope.data.text.steps_and_sentences import sentences
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.generation.capture import run_with_cache
+from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import SteeringVector

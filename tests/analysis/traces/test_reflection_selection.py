@@ -17,7 +17,7 @@ from reasonscope.analysis.traces.reflection import (
     within_question_correlation,
 )
 from reasonscope.analysis.traces.selection import best_by, early_stop, first_above, majority, short_m, simulate
-from reasonscope.analysis.traces.signal_agreement import critical_sentences, per_sentence, signals_of
+from reasonscope.analysis.traces.agreement import signal_agreement, per_sentence, signals_of
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.importers import published_sentences
 from reasonscope.data.text.parse import trace_from_text
@@ -170,7 +170,7 @@ def test_signals_are_ranked_side_by_side():
     np.testing.assert_array_equal(per_sentence(by_sentence, known, "a"), rising)
     np.testing.assert_array_equal(per_sentence(by_sentence, known), -rising)
     gap = np.where(rising == 2, np.nan, rising)
-    found = critical_sentences(trace(), known, {"one": rising, "two": rising**2, "three": gap}, n_permutations=200)
+    found = signal_agreement(trace(), known, {"one": rising, "two": rising**2, "three": gap}, n_permutations=200)
     assert found.numbers["top"][0] == n - 1 and found.at(signal="one")[0] == 0 and found.at(signal="one")[-1] == 1
     assert found.numbers["agreement"]["one ~ two"]["spearman"] == pytest.approx(1)
     assert np.isnan(found.numbers["agreement"]["one ~ two"]["p_value"]), (
@@ -179,6 +179,6 @@ def test_signals_are_ranked_side_by_side():
     assert np.isnan(found.at(signal="three")[2])
     wave, rising = np.random.default_rng(0).normal(size=6 * n), np.arange(6.0 * n) / n
     signals = {"one": wave, "two": wave + rising}
-    [pair] = critical_sentences(trace(), known * 6, signals).numbers["agreement"].values()
+    [pair] = signal_agreement(trace(), known * 6, signals).numbers["agreement"].values()
     assert pair["beyond_place"] > 0.8 and pair["holm"] < 0.05
-    assert not critical_sentences(trace(), known[:2], {"one": rising[:2]}).measured
+    assert not signal_agreement(trace(), known[:2], {"one": rising[:2]}).measured

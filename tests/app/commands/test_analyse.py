@@ -19,7 +19,7 @@ from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
-from reasonscope.probes.generation.record import record
+from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.model import load_model
 
 
@@ -47,7 +47,7 @@ def analyse(*words):
 def test_every_analysis_leaves_results_and_figures_beside_the_store(run, name):
     options = ["--samples", "2"] if name == "confidence" else []
     shown = analyse(name, "--run", run, *options)
-    kept = list(load_results(run_folder(run).analyses, "mi_peaks" if name == "mi" else name))
+    kept = list(load_results(run_folder(run).analyses, name))
     assert {r.provenance["trace"] for r in kept} == set(shown) and len(shown) >= 2
     for result in kept:
         if result.measured:
@@ -135,9 +135,9 @@ def test_heads_that_suppress_refusal_are_taken_away_beside_random_ones(tmp_path)
 
 def test_a_base_model_stands_beside_the_reasoner(run):
     ids = TraceStore.open(run / "store").ids
-    (shown,) = analyse("emergent", "--run", run, "--trace", ids[0], "--trace", ids[1]).values()
+    (shown,) = analyse("emergent-heads", "--run", run, "--trace", ids[0], "--trace", ids[1]).values()
     assert shown["state"] == "measured" and shown["n_pairs"] == 2
-    shown = analyse("compare", "--run", run)["all"]
+    shown = analyse("mi-compare", "--run", run)["all"]
     assert shown["state"] == "measured" and shown["traces"]["mean"] == 2 and "exchanged" in shown["null"]
     shown = analyse("misalignment", "--run", run, "--trace", ids[0])
     assert 0 <= shown[ids[0]]["rate_of_reasoner"] <= shown[ids[0]]["rate"] <= 1
@@ -185,7 +185,7 @@ def test_steps_that_the_answer_does_not_hang_on_are_counted(run):
 def test_the_summary_puts_the_signals_side_by_side(run):
     analyse("entropy", "--run", run)
     id_ = TraceStore.open(run / "store").ids[0]
-    (shown,) = analyse("summary", "--run", run, "--trace", id_).values()
+    (shown,) = analyse("agreement", "--run", run, "--trace", id_).values()
     assert shown["state"] == "undefined" or "entropy" in shown["mean"]
 
 
@@ -241,7 +241,7 @@ def test_published_traces_get_every_text_level_analysis_and_go_back_as_they_came
     for shown in analyse("reflection", "--run", run).values():
         assert shown["state"] == "measured" and 0 <= shown["failed_step_fraction"] < 1
     assert all(
-        row["state"] == "measured" or "at least 4" in row["reason"] for row in analyse("summary", "--run", run).values()
+        row["state"] == "measured" or "at least 4" in row["reason"] for row in analyse("agreement", "--run", run).values()
     )
     for name in ("entropy", "trajectory", "mi"):
         assert all(row["state"] == "undefined" and row["reason"] for row in analyse(name, "--run", run).values())

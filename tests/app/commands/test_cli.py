@@ -12,7 +12,8 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from reasonscope.app import cli, doctor
+from reasonscope.app import cli
+from reasonscope.probes.checks import doctor
 from reasonscope.data.errors import InputError, MissingExtraError, StoreError
 from reasonscope.probes.models.loading import SHIPPED
 
@@ -107,7 +108,7 @@ def options_of(command, name=""):
         ("probe", "forecast", "run/probes/length.safetensors", "Why?"),
         ("analyse", "alternatives", "--run", "run"),
         ("analyse", "receivers", "--run", "run"),
-        ("analyse", "compare", "--run", "run"),
+        ("analyse", "mi-compare", "--run", "run"),
     ],
     ids=" ".join,
 )
@@ -126,7 +127,7 @@ def test_no_gradients_through_float32_over_16_bit_weights(tmp_path):
     with pytest.raises(InputError, match="takes gradients"):
         CliRunner().invoke(
             cli.app,
-            ["analyse", "emergent", "--run", str(tmp_path / "run"), "--float32-compute"],
+            ["analyse", "emergent-heads", "--run", str(tmp_path / "run"), "--float32-compute"],
             catch_exceptions=False,
         )
 

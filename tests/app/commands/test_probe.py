@@ -25,7 +25,7 @@ from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
-from reasonscope.probes.generation.capture import run_with_cache
+from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.models.model import load_model
 from reasonscope.probes.properties import refusal_cliff as trajectory
 from reasonscope.probes.properties.length import forecast

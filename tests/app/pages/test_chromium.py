@@ -145,7 +145,7 @@ def test_a_click_on_a_peak_lands_on_its_sentence(page):
     id = analysed()
     open_page(page, "mi-peaks", f"trace={id}")
     page.wait_for_selector(".st-key-mi-curve .js-plotly-plot .main-svg")
-    measured = results(open_run(EXAMPLE), "mi_peaks")[id]
+    measured = results(open_run(EXAMPLE), "mi")[id]
     place = int(measured.values[-1].argmax())
     click_point(page, "mi-curve", page.evaluate(_CURVE, ["mi-curve", "measured"]), place)
     page.wait_for_url("**/trace?**sentence=**")

@@ -23,7 +23,7 @@ from reasonscope.data.exchange.importers import import_jsonl, import_thought_anc
 from reasonscope.data.storage.run_folder import run_folder
 from reasonscope.data.storage.store import TraceStore
 
-VIEWS = ("overview", "traces", "mi_peaks", "anchors", "heads", "probes", "refusal", "steering", "compare")
+VIEWS = ("overview", "traces", "mi", "anchors", "heads", "probes", "refusal", "steering", "compare")
 HOSTILE = "<script>alert(1)</script> **bold** $x$ [a](http://evil.example/) ![i](http://evil.example/i.png)"
 
 
@@ -387,7 +387,7 @@ def test_a_trace_is_coloured_by_every_kind_of_method():
 
 
 def test_the_base_model_stands_beside_the_reasoner():
-    test = page("mi_peaks", EXAMPLE, trace=analysed())
+    test = page("mi", EXAMPLE, trace=analysed())
     (table,) = [frame.value for frame in test.dataframe if "reasoner less base" in frame.value.columns]
     assert table["number"].tolist() == ["mean", "aom", "share peaks"] and table["traces"].min() > 2
     assert "…" in table["95 % interval"][0] and "…" in table["chance"][0]
@@ -489,7 +489,7 @@ def test_a_trace_is_coloured_by_attention_of_the_closing_tag_and_by_pauses():
     assert "attention of the closing tag" in colourings.colouring_names(run, id)
 
 
-@pytest.mark.parametrize("method", ["recurrence", "confidence", "critical"])
+@pytest.mark.parametrize("method", ["recurrence", "confidence", "agreement"])
 def test_every_result_of_a_trace_can_be_seen_whole(method):
     test = page("traces", EXAMPLE, trace=analysed(), measured=method)
     assert not test.exception and len(test.error) == 0

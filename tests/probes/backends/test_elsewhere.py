@@ -9,8 +9,8 @@ from reasonscope.data.trace import Message, Problem, Sampling, Span
 from reasonscope.probes.architecture.families import tiny_model
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.nnsight import NNsightBackend
-from reasonscope.probes.generation.capture import replay
-from reasonscope.probes.generation.record import record
+from reasonscope.probes.generation.activations import replay
+from reasonscope.probes.generation.recording import record
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.layout_check import prove_layout
 from reasonscope.probes.models.model import load_model

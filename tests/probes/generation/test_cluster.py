@@ -13,7 +13,7 @@ from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.generation import cluster
 from reasonscope.probes.generation.cluster import Cluster, Job, record_on
-from reasonscope.probes.generation.record import record
+from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.model import load_model
 
 pytest.importorskip("ray")

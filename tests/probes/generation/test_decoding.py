@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reasonscope.data.errors import ContextError, InputError, SiteError
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.generation.capture import replay
+from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.decoding import generate, sample
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15, 16], [20], [33, 34, 35, 36, 37]]

@@ -24,8 +24,8 @@ from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.branches import Branch
-from reasonscope.probes.generation.capture import replay
-from reasonscope.probes.generation.record import record
+from reasonscope.probes.generation.activations import replay
+from reasonscope.probes.generation.recording import record
 from reasonscope.probes.generation.server import ServerWriter, server_writer
 from reasonscope.probes.models.loading import locate
 from reasonscope.probes.models.model import load_model

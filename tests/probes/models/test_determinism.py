@@ -9,8 +9,8 @@ import torch
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.trace import Sampling
-from reasonscope.probes.checks.verify import verify
-from reasonscope.probes.generation.record import record
+from reasonscope.probes.checks.verification import verify
+from reasonscope.probes.generation.recording import record
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.determinism import compute_in_float32, make_deterministic
 from reasonscope.probes.models.model import load_model

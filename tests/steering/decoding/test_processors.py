@@ -14,7 +14,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import load_model
-from reasonscope.steering.decoding.prefill import PREFILLS, prefill
+from reasonscope.steering.decoding.prefills import PREFILLS, prefill
 from reasonscope.steering.decoding.processors import (
     BudgetForcing,
     CloseTag,

@@ -8,7 +8,7 @@ from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.generation.capture import run_with_cache
+from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering import (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reasonscope.data.errors import InputError
-from reasonscope.steering.methods.kl_bound import discriminant, kl_bound
+from reasonscope.steering.methods.kl_bounds import discriminant, kl_bound
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "asc_gamma.json").read_text(encoding="utf-8"))
 

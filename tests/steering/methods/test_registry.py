@@ -15,7 +15,7 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.parse import build_trace, trace_from_text
 from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.generation.capture import replay
+from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering.methods.registry import METHODS, ExtractionData, method
 from reasonscope.steering.methods.thinking_speed import extract_speed, fast_slow_pairs

@@ -14,7 +14,7 @@ from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.architecture.sites import Point, Site
 from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.backends.hooks import eager_attention
-from reasonscope.probes.generation.capture import replay, run_with_cache
+from reasonscope.probes.generation.activations import replay, run_with_cache
 from reasonscope.probes.generation.decoding import Completion, DecodingStep, generate
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.determinism import at_least_float32

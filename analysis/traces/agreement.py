@@ -11,10 +11,10 @@ from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
 from reasonscope.analysis.statistics import holm, serial_correlation
 from reasonscope.data.trace import Sentence, Trace
 
-METHOD = "critical"
+METHOD = "agreement"
 # What is put side by side: a method, and which of its lines or arrays; more is more critical in all of them.
 _LINES = (
-    ("mi_peaks", ""),
+    ("mi", ""),
     ("entropy", ""),
     ("anchors", "resampling_kl"),
     ("anchors", "counterfactual_kl"),
@@ -70,7 +70,7 @@ def per_sentence(result: Result, sentences: Sequence[Sentence], name: str | None
     return found
 
 
-def critical_sentences(
+def signal_agreement(
     trace: Trace,
     sentences: Sequence[Sentence],
     signals: Mapping[str, Values],

@@ -12,7 +12,7 @@ from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.architecture.layout import LAYOUTS
 from reasonscope.probes.backends import hooks
 from reasonscope.probes.backends.base import PassByPass
-from reasonscope.probes.checks.verify import verify
+from reasonscope.probes.checks.verification import verify
 from reasonscope.probes.models.model import Model, load_model
 
 NAMES = [

@@ -6,7 +6,7 @@ import torch
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering.decoding.budget import LengthPredictor
-from reasonscope.steering.experiments.decoding_response import DECODING_METHODS, other_tokens
+from reasonscope.steering.experiments.decoding_responses import DECODING_METHODS, other_tokens
 from reasonscope.steering.methods.registry import ExtractionData
 from reasonscope.steering.vectors.thinking import Thinking
 

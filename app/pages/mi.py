@@ -12,15 +12,15 @@ from reasonscope.app.page_parts.runs import OpenRun
 from reasonscope.app.page_parts.state import BOUND, Key
 from reasonscope.data.sentence_cut import sentence_at
 
-_NAME = "results/mi_peaks/*"
+_NAME = "results/mi/*"
 
 
 def show(run: OpenRun) -> None:
     components.heading(
         "MI peaks", "How much the state behind each token says of the answer; grey is what chance gives."
     )
-    components.damage(measurements.damaged(run, "mi_peaks"))
-    found = measurements.results(run, "mi_peaks")
+    components.damage(measurements.damaged(run, "mi"))
+    found = measurements.results(run, "mi")
     words = found.pop("all", None)
     if not found:
         components.missing("MI peaks", measurements.command(run, _NAME))
@@ -55,7 +55,7 @@ def _curve(run: OpenRun, id: str, result: Result) -> None:
     components.provenance(result)
     picked = int(clicked[0]["x"]) if clicked else None
     if components.is_new("mi-curve", picked) and picked is not None:
-        _open_at(run, id, picked, colouring_name("mi_peaks", site))
+        _open_at(run, id, picked, colouring_name("mi", site))
 
 
 def _models(run: OpenRun) -> None:

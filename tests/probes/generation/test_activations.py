@@ -5,7 +5,7 @@ import torch
 
 from reasonscope.data.errors import ContextError, InputError, SiteError
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.generation.capture import capture, replay, run_with_cache
+from reasonscope.probes.generation.activations import capture, replay, run_with_cache
 
 IDS = torch.tensor([[5, 9, 23, 41, 8, 77]])
 

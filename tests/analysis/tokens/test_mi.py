@@ -8,7 +8,7 @@ import pytest
 
 from reasonscope.analysis.tokens import thinking_tokens
 from reasonscope.analysis.tokens.arm_results import answered
-from reasonscope.analysis.tokens.mi_peaks import (
+from reasonscope.analysis.tokens.mi import (
     compare_models,
     emitting_rows,
     find_peaks,

@@ -12,7 +12,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.decoding.budget import BudgetGuidance, train_predictor
-from reasonscope.steering.decoding.prefill import PREFILLS, prefill
+from reasonscope.steering.decoding.prefills import PREFILLS, prefill
 from reasonscope.steering.decoding.processors import (
     REFLECTION_WORDS,
     SWITCH_WORDS,

@@ -19,11 +19,11 @@ from reasonscope.data.text.align import token_strings
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Problem, Sentence, Span, Trace
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.generation.capture import run_with_cache
-from reasonscope.probes.generation.record import as_numpy
+from reasonscope.probes.generation.activations import run_with_cache
+from reasonscope.probes.generation.recording import as_numpy
 from reasonscope.probes.models.model import Model
 
-METHOD, QUANTITY = "mi_peaks", "dependence on the answer's representation (NOCCO)"
+METHOD, QUANTITY = "mi", "dependence on the answer's representation (NOCCO)"
 # The words at the peaks of R1-Distill-Llama-8B (the paper's figure 4).
 THINKING_WORDS = tuple("So Let Hmm I Okay First Wait But Now Then Since Therefore If Maybe To".split())
 

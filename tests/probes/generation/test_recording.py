@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from reasonscope.data.errors import ContextError, InputError, SiteError, StoreError
 from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.generation.capture import replay
-from reasonscope.probes.generation.record import as_numpy, in_shard, record
+from reasonscope.probes.generation.activations import replay
+from reasonscope.probes.generation.recording import as_numpy, in_shard, record
 from reasonscope.probes.generation.rollout import trace_seed
 
-recording = import_module("reasonscope.probes.generation.record")  # the package calls its function by the same name
+recording = import_module("reasonscope.probes.generation.recording")  # the package calls its function by the same name
 SITES = ["resid_post.2", "z.0", "router.0"]
 HOT = Sampling(temperature=1.0, max_new_tokens=20, seed=7)
 PROBLEMS = [

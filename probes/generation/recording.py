@@ -20,7 +20,7 @@ from reasonscope.data.storage.manifest import NAME
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.generation.capture import replay
+from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.generation.rollout import as_trace, check_fits, trace_seed
 from reasonscope.probes.generation.server import ServerWriter
