@@ -180,11 +180,20 @@ def on_requests(model: Model, run: Path, learn: int, n: int, nulls: int) -> Iter
     judged = [one for drawn in kinds.values() for one in [p for p in drawn if p.group not in learned][: 2 * n // 3]]
     sites = [f"resid_pre.{layer}" for layer in range(model.n_layers)]
     store = record(model, asked, run / "requests", sites=sites, sampling=SAMPLING, batch_size=64, progress=False)
-    experiment, source = SteeringExperiment(model, judged, SAMPLING), ExtractionData(model=model, store=store, ids=store.ids)
+    experiment, source = (
+        SteeringExperiment(model, judged, SAMPLING),
+        ExtractionData(model=model, store=store, ids=store.ids),
+    )
     for name in REFUSAL:
         try:
             yield respond(
-                experiment, source, Asked(name=name), strengths=None, n_controls=nulls, covariance=False, say=lambda _: None
+                experiment,
+                source,
+                Asked(name=name),
+                strengths=None,
+                n_controls=nulls,
+                covariance=False,
+                say=lambda _: None,
             )
         except ValueError as error:  # the published rule may find no direction
             sys.stdout.write(f"{name}: {error}\n")

@@ -35,8 +35,8 @@ from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.text.parse import THINK
 from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.generation.branches import PrefixWriter
 from reasonscope.probes.generation.activations import replay
+from reasonscope.probes.generation.branches import PrefixWriter
 from reasonscope.probes.generation.recording import as_numpy
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import Model, load_model

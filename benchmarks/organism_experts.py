@@ -72,7 +72,12 @@ def main() -> None:
     draws = [pair(model, seed, best) for seed in range(given.nulls)]
     nulls = [reinforcing(experiment, f"random {i + 1}", draw, beta) for i, draw in enumerate(draws) for beta in BETAS]
     response = DecodingResponse(
-        name="RICE", unit="β", base=experiment.base_arm, arms=tuple(arms), nulls=tuple(nulls), null_name="random experts"
+        name="RICE",
+        unit="β",
+        base=experiment.base_arm,
+        arms=tuple(arms),
+        nulls=tuple(nulls),
+        null_name="random experts",
     )
     for arm in (experiment.base_arm, *arms, *nulls):
         estimates = {"tokens": arm.tokens, "change": arm.change, "change of accuracy": arm.differences["accuracy"]}

@@ -21,7 +21,10 @@ FOLDERS = SETUPTOOLS["package-dir"]
 
 def test_the_packages_are_the_folders_that_hold_code():
     holding = {path.parent.relative_to(ROOT) for top in TOP for path in (ROOT / top).rglob("*.py")}
-    expected = {f"reasonscope.{'.'.join(folder.parts)}": folder.as_posix() for folder in holding}
+    expected = {
+        "reasonscope" if folder == Path("reasonscope") else f"reasonscope.{'.'.join(folder.parts)}": folder.as_posix()
+        for folder in holding
+    }
     assert expected == FOLDERS
     assert sorted(expected) == sorted(SETUPTOOLS["packages"])
 
@@ -34,7 +37,7 @@ def test_every_package_says_what_it_is(name):
 
 def test_the_type_checker_sees_the_same_folders():
     links = {link.name: link.resolve() for link in (ROOT / ".types" / "reasonscope").iterdir()}
-    assert links == {top: ROOT / top for top in TOP}
+    assert links == {"__init__.py": ROOT / "reasonscope" / "__init__.py"} | {top: ROOT / top for top in TOP[:-1]}
 
 
 def shipped_files() -> list[Path]:
@@ -50,13 +53,15 @@ def shipped_files() -> list[Path]:
 def test_the_installed_package_holds_every_file():
     """True by construction of an editable install; run against the wheel it shows that nothing was left out."""
     for path in shipped_files():
-        installed = files(f"reasonscope.{path.parts[0]}").joinpath(*path.parts[1:])
+        package = "reasonscope" if path.parts[0] == "reasonscope" else f"reasonscope.{path.parts[0]}"
+        installed = files(package).joinpath(*path.parts[1:])
         assert installed.is_file(), f"{path} is not installed: add it to [tool.setuptools.package-data]"
         assert installed.read_bytes() == (ROOT / path).read_bytes(), f"{path} differs from the installed file"
 
 
 def test_every_top_package_declares_its_types():
-    assert [top for top in TOP if not files(f"reasonscope.{top}").joinpath("py.typed").is_file()] == []
+    packages = ["reasonscope", *(f"reasonscope.{top}" for top in TOP[:-1])]
+    assert [name for name in packages if not files(name).joinpath("py.typed").is_file()] == []
 
 
 @pytest.mark.skipif("REASONSCOPE_TEST_WHEEL" not in os.environ, reason="only `make test-wheel` installs a wheel")

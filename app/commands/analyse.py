@@ -212,15 +212,17 @@ def steering_shift(
     vector: Annotated[Path | None, typer.Option(help="A steering vector; RUN/steering/seal.safetensors where not given.")] = None,
     strength: Annotated[float, typer.Option(help="Multiplier of the vector.")] = 1.0,
     everywhere: Annotated[bool, typer.Option("--everywhere", help="On every token of the thinking, not where steps begin.")] = False,
-    draws: Annotated[int, typer.Option(min=5, help="Random vectors of the same norm beside it.")] = 20,
+    n_controls: Annotated[int, typer.Option(min=5, help="Random vectors of the same norm beside it.")] = 20,
     ray: Ray = None, workers: Workers = None, gpus: Gpus = 0, seed: SeedOption = 0, json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """What a steering vector makes of each token that was written: its log-probability, steered less base."""
     from reasonscope.data.storage.run_folder import run_folder
 
     path = vector or run_folder(run).vectors / "seal.safetensors"
-    how = {"vector": path, "strength": strength, "at_separators": not everywhere, "draws": draws}
-    _run("steering_shift", run, trace, json_, model=model, seed=seed, ray=ray, workers=workers, gpus=gpus, **how, **load)
+    how = {"vector": path, "strength": strength, "at_separators": not everywhere, "n_controls": n_controls}
+    _run(
+        "steering_shift", run, trace, json_, model=model, seed=seed, ray=ray, workers=workers, gpus=gpus, **how, **load
+    )
 
 
 @analyse.command()

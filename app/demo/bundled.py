@@ -112,7 +112,13 @@ def _analyse(where: RunFolder, store: TraceStore, rollouts: int, say: Callable[[
     many = list({trace.id: trace for trace in [*fit, *ledgers[:MANY]]}.values())
     shown = {trace.id for trace in many[:KEPT]}
     requests = [trace for trace in store if "harmful" in trace.problem.meta]
-    chosen = {"mi": many, "mi_compare": many, "receivers": many, "cliff": requests, "alternatives": [*fit, *requests[:6]]}
+    chosen = {
+        "mi": many,
+        "mi_compare": many,
+        "receivers": many,
+        "cliff": requests,
+        "alternatives": [*fit, *requests[:6]],
+    }
     probe = where.probes / "refusal.safetensors"
     options = Options(
         rollouts=rollouts, half_width=0.2, max_new_tokens=400, probe=probe, ablate=True, asked=24, sites=",".join(store.sites), block=20,

@@ -99,7 +99,9 @@ def command_of(run: OpenRun, method: str) -> str:
     """The line that makes the results of a method."""
     name = f"results/{method}/*"
     return (
-        command(run, name) if name in _COMMANDS else f"reasonscope analyse {method.replace('_', '-')} --run {shlex.quote(str(run.path))}"
+        command(run, name)
+        if name in _COMMANDS
+        else f"reasonscope analyse {method.replace('_', '-')} --run {shlex.quote(str(run.path))}"
     )
 
 

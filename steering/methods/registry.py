@@ -11,6 +11,7 @@ import numpy as np
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling, StepKind, Trace
+from reasonscope.data.variants import Variant
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.properties.length import length_probe
@@ -19,7 +20,6 @@ from reasonscope.steering.methods.asc import Verbose, extract_asc
 from reasonscope.steering.methods.efficiency import extract_efficiency
 from reasonscope.steering.methods.reasoning_strength import extract_strength
 from reasonscope.steering.methods.refusal import answer_contexts, answer_start, extract_refusal, judged_halves
-from reasonscope.data.variants import Variant
 from reasonscope.steering.methods.seal import extract_seal
 from reasonscope.steering.methods.thinking_speed import extract_speed, extract_speed_of_modes, fast_slow_pairs
 from reasonscope.steering.vectors.application import VectorUse, clamped

@@ -390,7 +390,7 @@ def replies() -> list[bytes]:
 
 def plans() -> list[bytes]:
     return [
-        b'controls: 20\ntraces: 3\nseed: 0\nablations:\n  - {name: a, heads: ["1.0"], how: mean, scope: {on: think}}\n'
+        b'n_controls: 20\ntraces: 3\nseed: 0\nablations:\n  - {name: a, heads: ["1.0"], how: mean, scope: {on: think}}\n'
         b"  - {name: b, mlps: [1]}\n  - {name: c, layers: [1], how: resample}\n  - {name: d, tokens: {on: think, words: [Wait]}}\n"
         b"  - {name: e, edges: {readers: {on: answer}, read: {prompt_positions: [1], steps: reflection}, layers: [1]}}\n"
     ]

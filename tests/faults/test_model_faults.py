@@ -16,8 +16,8 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.hooks import HooksBackend
-from reasonscope.probes.generation.branches import Branch
 from reasonscope.probes.generation.activations import capture, run_with_cache
+from reasonscope.probes.generation.branches import Branch
 from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.generation.server import ServerWriter
 from reasonscope.probes.models.model import load_model

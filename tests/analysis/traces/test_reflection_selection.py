@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reasonscope.analysis.results import Axis, Result
+from reasonscope.analysis.traces.agreement import per_sentence, signal_agreement, signals_of
 from reasonscope.analysis.traces.reflection import (
     KINDS,
     failed_step_fraction,
@@ -17,7 +18,6 @@ from reasonscope.analysis.traces.reflection import (
     within_question_correlation,
 )
 from reasonscope.analysis.traces.selection import best_by, early_stop, first_above, majority, short_m, simulate
-from reasonscope.analysis.traces.agreement import signal_agreement, per_sentence, signals_of
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.importers import published_sentences
 from reasonscope.data.text.parse import trace_from_text

@@ -241,7 +241,8 @@ def test_published_traces_get_every_text_level_analysis_and_go_back_as_they_came
     for shown in analyse("reflection", "--run", run).values():
         assert shown["state"] == "measured" and 0 <= shown["failed_step_fraction"] < 1
     assert all(
-        row["state"] == "measured" or "at least 4" in row["reason"] for row in analyse("agreement", "--run", run).values()
+        row["state"] == "measured" or "at least 4" in row["reason"]
+        for row in analyse("agreement", "--run", run).values()
     )
     for name in ("entropy", "trajectory", "mi"):
         assert all(row["state"] == "undefined" and row["reason"] for row in analyse(name, "--run", run).values())

@@ -13,8 +13,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from reasonscope.app import cli
-from reasonscope.probes.checks import doctor
 from reasonscope.data.errors import InputError, MissingExtraError, StoreError
+from reasonscope.probes.checks import doctor
 from reasonscope.probes.models.loading import SHIPPED
 
 ROOT = Path(__file__).parents[3]

@@ -23,8 +23,8 @@ from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.generation.branches import Branch
 from reasonscope.probes.generation.activations import replay
+from reasonscope.probes.generation.branches import Branch
 from reasonscope.probes.generation.recording import record
 from reasonscope.probes.generation.server import ServerWriter, server_writer
 from reasonscope.probes.models.loading import locate

@@ -156,7 +156,7 @@ def test_what_cannot_be_ablated_is_refused(model, traces):
 
 
 PLAN = """
-controls: 25
+n_controls: 25
 ablations:
   - {name: heads, heads: ["1.0", "3.2"], how: mean, scope: {on: think}}
   - {name: words, tokens: {on: think, words: [Wait]}}
