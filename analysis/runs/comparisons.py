@@ -7,8 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from reasonscope.analysis.causal.refusal_heads import HeadTrial, cliff_heads
 from reasonscope.analysis.causal.edge_attribution import emergent_heads, opening_pairs
+from reasonscope.analysis.causal.probe_write import probe_write_result
+from reasonscope.analysis.causal.refusal_heads import HeadTrial, cliff_heads
+from reasonscope.analysis.results import Result, result_path
+from reasonscope.analysis.runs.context import Study, stored, trace_sentences
+from reasonscope.analysis.runs.per_trace import PerTraceAnalysis, per_trace_analysis
 from reasonscope.analysis.tokens.mi import (
     comparison,
     gold_text,
@@ -16,23 +20,19 @@ from reasonscope.analysis.tokens.mi import (
     representations,
 )
 from reasonscope.analysis.tokens.misalignment import misalignment_of_trace
-from reasonscope.analysis.causal.probe_write import probe_write_result
-from reasonscope.analysis.results import Result, result_path
 from reasonscope.analysis.traces.selection import Rule, best_by, early_stop, majority, short_m, simulate
 from reasonscope.analysis.traces.trajectory import trajectory_of_trace
-from reasonscope.analysis.runs.per_trace import PerTraceAnalysis, per_trace_analysis
-from reasonscope.analysis.runs.context import Study, stored, trace_sentences
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Values
 from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.intervals import Values
 from reasonscope.data.trace import Sampling, Trace
-from reasonscope.probes.generation.activations import replay
-from reasonscope.probes.fitting.linear_probes import LinearProbe
-from reasonscope.probes.models.model import Model
-from reasonscope.probes.generation.recording import as_numpy
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.properties.refusal_cliff import token_scores
+from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.positions import has_cliff
+from reasonscope.probes.generation.activations import replay
+from reasonscope.probes.generation.recording import as_numpy
+from reasonscope.probes.models.model import Model
+from reasonscope.probes.properties.refusal_cliff import token_scores
 from reasonscope.steering.vectors.scope import Scope
 
 STOPS = (0.5, 0.7, 0.9)  # of a probe's probability

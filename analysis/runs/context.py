@@ -9,14 +9,14 @@ from typing import Any
 from numpy.typing import NDArray
 
 from reasonscope.analysis.tokens.mi import Gold, gold_text, representations
-from reasonscope.data.sentence_cut import cut_trace
 from reasonscope.data.errors import InputError
+from reasonscope.data.sentence_cut import cut_trace
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Sentence, Trace
-from reasonscope.probes.generation.branches import PrefixWriter, Writer
-from reasonscope.probes.models.model import Model, load_model
-from reasonscope.probes.generation.server import server_writer
 from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation.branches import PrefixWriter, Writer
+from reasonscope.probes.generation.server import server_writer
+from reasonscope.probes.models.model import Model, load_model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from reasonscope.analysis.attention.maps import attention_map
-from reasonscope.analysis.tokens.alternatives import alternatives, steering_shift
 from reasonscope.analysis.results import Result
-from reasonscope.analysis.runs.per_trace import per_trace_analysis
 from reasonscope.analysis.runs.context import Study, trace_sentences
+from reasonscope.analysis.runs.per_trace import per_trace_analysis
+from reasonscope.analysis.tokens.alternatives import alternatives, steering_shift
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Trace
 from reasonscope.steering.vectors.scope import Scope
@@ -32,7 +32,15 @@ def analyse_steering_shift(study: Study, trace: Trace) -> Iterator[Result]:
     scope = Scope.thinking(study.model, at_separators=options.at_separators)
     known, name = trace_sentences(trace), path.stem
     yield steering_shift(
-        study.model, trace, vector, options.strength, scope, known, name=name, n_controls=options.n_controls, seed=options.seed
+        study.model,
+        trace,
+        vector,
+        options.strength,
+        scope,
+        known,
+        name=name,
+        n_controls=options.n_controls,
+        seed=options.seed,
     )
 
 

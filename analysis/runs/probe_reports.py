@@ -10,19 +10,19 @@ from reasonscope.analysis.figures import Figure
 from reasonscope.data.intervals import Estimate, Rows, resample_groups
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Message, Problem, Trace
-from reasonscope.probes.generation.activations import run_with_cache
-from reasonscope.probes.fitting.censoring import aft_predictions, concordance_index
-from reasonscope.probes.evaluation.permutation_null import Null
-from reasonscope.probes.properties.correctness import CorrectnessReport
 from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, spearman
+from reasonscope.probes.evaluation.permutation_null import Null
+from reasonscope.probes.fitting.censoring import aft_predictions, concordance_index
 from reasonscope.probes.fitting.held_out import Comparison, LayerMap
-from reasonscope.probes.properties.length import LengthReport, forecast, length_data
 from reasonscope.probes.fitting.linear_probes import LinearProbe
-from reasonscope.probes.models.model import Model
-from reasonscope.probes.properties.refusal import RequestOutcome, CliffStudy, RefusalReport
-from reasonscope.probes.properties.remaining import RemainingReport
-from reasonscope.probes.properties.refusal_cliff import mean_trajectory
 from reasonscope.probes.fitting.positions import position_name, thinking_to_window
+from reasonscope.probes.generation.activations import run_with_cache
+from reasonscope.probes.models.model import Model
+from reasonscope.probes.properties.correctness import CorrectnessReport
+from reasonscope.probes.properties.length import LengthReport, forecast, length_data
+from reasonscope.probes.properties.refusal import CliffStudy, RefusalReport, RequestOutcome
+from reasonscope.probes.properties.refusal_cliff import mean_trajectory
+from reasonscope.probes.properties.remaining import RemainingReport
 
 
 def refusal_numbers(found: RefusalReport) -> dict[str, Any]:

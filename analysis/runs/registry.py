@@ -14,38 +14,38 @@ from reasonscope.analysis.anchors.published import published_dependencies, publi
 from reasonscope.analysis.anchors.replacement import replacement_effects, resampled_alternatives
 from reasonscope.analysis.anchors.rollouts import anchors_of_trace, resample
 from reasonscope.analysis.attention.close_attention import close_attention
-from reasonscope.analysis.tokens.confidence import confidence_of_trace
-from reasonscope.analysis.traces.agreement import METHODS, signal_agreement, signals_of
-from reasonscope.analysis.tokens.entropy import entropy_of_trace
-from reasonscope.analysis.figures import Figure
-from reasonscope.analysis.tokens.forced_answers import closing_stub, decoder, encoder, forced_answers
 from reasonscope.analysis.attention.head_profiles import head_table
-from reasonscope.analysis.tokens.mi import mi_of_trace, peak_words, thinking_token_table
-from reasonscope.analysis.tokens.alternatives import head_effects
-from reasonscope.analysis.attention.vertical_scores import top_heads
-from reasonscope.probes.architecture.heads import Head
 from reasonscope.analysis.attention.receiver_heads import head_kurtosis, receiver_scores, receivers_of
 from reasonscope.analysis.attention.recurrence import recurrence
-from reasonscope.analysis.traces.reflection import failed_step_fraction, reflection_of_trace, unused_steps
-from reasonscope.analysis.results import Axis, Band, Result, result_path, undefined
-from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
+from reasonscope.analysis.attention.vertical_scores import top_heads
 from reasonscope.analysis.causal.suppression import suppression_matrix
-from reasonscope.analysis.traces.trajectory import trajectory_of_trace
-from reasonscope.analysis.runs.per_trace import PerTraceAnalysis, per_trace_analysis
+from reasonscope.analysis.figures import Figure
+from reasonscope.analysis.results import Axis, Band, Result, result_path, undefined
 from reasonscope.analysis.runs.comparisons import (
     analyse_cliff,
-    analyse_mi_compare,
     analyse_emergent_heads,
+    analyse_mi_compare,
     analyse_misalignment,
     analyse_selection,
 )
-from reasonscope.analysis.runs.inspections import analyse_alternatives, analyse_attention_map, analyse_steering_shift
 from reasonscope.analysis.runs.context import Options, Study, stored, trace_sentences
-from reasonscope.data.text.answers import equivalent
+from reasonscope.analysis.runs.inspections import analyse_alternatives, analyse_attention_map, analyse_steering_shift
+from reasonscope.analysis.runs.per_trace import PerTraceAnalysis, per_trace_analysis
+from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
+from reasonscope.analysis.tokens.alternatives import head_effects
+from reasonscope.analysis.tokens.confidence import confidence_of_trace
+from reasonscope.analysis.tokens.entropy import entropy_of_trace
+from reasonscope.analysis.tokens.forced_answers import closing_stub, decoder, encoder, forced_answers
+from reasonscope.analysis.tokens.mi import mi_of_trace, peak_words, thinking_token_table
+from reasonscope.analysis.traces.agreement import METHODS, signal_agreement, signals_of
+from reasonscope.analysis.traces.reflection import failed_step_fraction, reflection_of_trace, unused_steps
+from reasonscope.analysis.traces.trajectory import trajectory_of_trace
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.truth import true_sentences
+from reasonscope.data.text.answers import equivalent
 from reasonscope.data.text.parse import THINK
 from reasonscope.data.trace import Sampling, Sentence, Trace
+from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.architecture.sites import Site
 
 

@@ -19,12 +19,12 @@ from typing import Any
 
 from reasonscope.analysis.figures import to_html
 from reasonscope.analysis.results import Result, file_name, result_path
-from reasonscope.analysis.runs.registry import ANALYSES, figures_of
-from reasonscope.analysis.runs.per_trace import PerTraceAnalysis
-from reasonscope.data.storage.run_folder import RunFolder, run_folder
 from reasonscope.analysis.runs.context import Options, Study
+from reasonscope.analysis.runs.per_trace import PerTraceAnalysis
+from reasonscope.analysis.runs.registry import ANALYSES, figures_of
 from reasonscope.data.storage.durable import make_folder, sha256_of, write_text_durably
 from reasonscope.data.storage.manifest import NAME
+from reasonscope.data.storage.run_folder import RunFolder, run_folder
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.generation.cluster import Cluster, work_on
@@ -71,7 +71,9 @@ def run_analysis(
         notes.clear()
 
 
-def _trace_by_trace(task: AnalysisTask, analysis: PerTraceAnalysis, study: Study, cluster: Cluster | None) -> Iterator[Result]:
+def _trace_by_trace(
+    task: AnalysisTask, analysis: PerTraceAnalysis, study: Study, cluster: Cluster | None
+) -> Iterator[Result]:
     stages: list[Notes] = []
     following = analysis
     while True:
@@ -150,7 +152,9 @@ class Notes:
     root: Path
 
     @classmethod
-    def of(cls, task: AnalysisTask, analysis: Callable[[Study], Iterator[Result]], study: Study, *, stage: int = 0) -> "Notes":
+    def of(
+        cls, task: AnalysisTask, analysis: Callable[[Study], Iterator[Result]], study: Study, *, stage: int = 0
+    ) -> "Notes":
         root, name = task.where.results.absolute(), task.name if not stage else f"{task.name}-{stage + 1}"
         return cls(folder=root / "unfinished" / f"{name}-{_key(task, analysis, study)}", root=root)
 

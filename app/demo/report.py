@@ -48,5 +48,5 @@ def write_report(out: Path, summary: Mapping[str, Any], figures: Sequence[Figure
         f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in summary_rows(summary)
     )
     path = out / REPORT
-    write_text_durably(path, _PAGE.format(title=escape(f"Run {out.name}"), figures=drawn, summary_rows=table))
+    write_text_durably(path, _PAGE.format(title=escape(f"Run {out.name}"), figures=drawn, rows=table))
     return path

@@ -25,7 +25,7 @@ _FEW = 8  # rows that are shown whole
 
 
 def show(run: OpenRun) -> None:
-    components.heading(f"OpenRun {run.name}", "What the run is, its traces, and what was measured on them.")
+    components.heading(f"Run {run.name}", "What the run is, its traces, and what was measured on them.")
     _card(run)
     found = readings.trace_rows(run)
     if not found:

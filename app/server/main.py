@@ -81,7 +81,7 @@ def _choose(run: str, root: Path) -> Path | None:
     if not runs:
         st.info("No run here yet.")
         return None
-    return runs[st.selectbox("OpenRun", list(runs), key=Key.RUN, bind=BOUND)]
+    return runs[st.selectbox("Run", list(runs), key=Key.RUN, bind=BOUND)]
 
 
 def _upload() -> None:

@@ -6,20 +6,20 @@ from functools import partial
 
 import pytest
 
-from reasonscope.analysis.tokens.entropy import entropy_of_trace
 from reasonscope.analysis.results import Result, result_path
 from reasonscope.analysis.runs import runner as running
-from reasonscope.analysis.runs.registry import ANALYSES
-from reasonscope.analysis.runs.per_trace import PerTraceAnalysis
-from reasonscope.data.storage.run_folder import run_folder
-from reasonscope.analysis.runs.runner import AnalysisTask, run_analysis
 from reasonscope.analysis.runs.context import Options
+from reasonscope.analysis.runs.per_trace import PerTraceAnalysis
+from reasonscope.analysis.runs.registry import ANALYSES
+from reasonscope.analysis.runs.runner import AnalysisTask, run_analysis
+from reasonscope.analysis.tokens.entropy import entropy_of_trace
 from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.storage.run_folder import run_folder
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.generation.cluster import Cluster
-from reasonscope.probes.models.model import load_model
 from reasonscope.probes.generation.recording import record
+from reasonscope.probes.models.model import load_model
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,11 @@ def analysed(recorded, tmp_path, monkeypatch):
         done.append(trace.id)
         yield entropy_of_trace(trace).with_provenance(seed=study.options.seed)
 
-    monkeypatch.setitem(running.ANALYSES, "entropy", PerTraceAnalysis(per_trace=each, depends_on=lambda study, trace: [tmp_path / "read"]))
+    monkeypatch.setitem(
+        running.ANALYSES,
+        "entropy",
+        PerTraceAnalysis(per_trace=each, depends_on=lambda study, trace: [tmp_path / "read"]),
+    )
 
     def run(stop_at=99, **options):
         done.clear()
@@ -121,7 +125,9 @@ def test_a_killed_second_stage_does_not_repeat_the_first(recorded, tmp_path, mon
 
     second = PerTraceAnalysis(per_trace=partial(each, "second"))
     analysis = PerTraceAnalysis(
-        per_trace=partial(each, "first"), aggregate=over, next_stage=lambda found: second if found[0].method == "over" else None
+        per_trace=partial(each, "first"),
+        aggregate=over,
+        next_stage=lambda found: second if found[0].method == "over" else None,
     )
     monkeypatch.setitem(running.ANALYSES, "entropy", analysis)
     task, ids = AnalysisTask(run=tmp_path, name="entropy", options=Options()), list(TraceStore.open(recorded).ids)

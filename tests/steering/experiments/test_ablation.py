@@ -126,7 +126,7 @@ def test_effects_stand_beside_random_ones(model, traces):
 
 def test_the_control_of_tokens_are_as_many_others(model, ids):
     named = Scope(prompt_window=(3, 8))
-    drawn = [RandomScope.elsewhere(named, seed).mask(ids)[0] for seed in range(4)]
+    drawn = [RandomScope.like(named, seed).mask(ids)[0] for seed in range(4)]
     assert all(mask.sum() == 5 and not mask[3:8].any() for mask in drawn)
     assert len({tuple(mask.tolist()) for mask in drawn}) == 4
 
@@ -169,7 +169,7 @@ def test_a_plan_says_what_to_do(model, tmp_path):
     path.write_text(PLAN, encoding="utf-8")
     plan = read_plan(path, model)
     heads, words, blind = plan.ablations
-    assert plan.controls == 25 and plan.traces is None
+    assert plan.n_controls == 25 and plan.traces is None
     assert (heads.heads, heads.how, heads.scope.on) == (((1, 0), (3, 2)), "mean", "think")
     decoded = {model.tokenizer.decode([token]).strip() for token in words.tokens.tokens}
     assert decoded == {"Wait"}
