@@ -1,0 +1,1 @@
+../../reasonscope/__init__.pyi
