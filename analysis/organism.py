@@ -22,7 +22,7 @@ from reasonscope.data.text.steps_and_sentences import steps
 from reasonscope.data.trace import Problem, Sampling, Sentence, Trace
 from reasonscope.probes.generation.rollout import continuations, rollouts
 from reasonscope.probes.models.model import Model
-from reasonscope.probes.properties.length import baseline_predictions
+from reasonscope.probes.properties.length_probe import baseline_predictions
 
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=900, seed=0)
 

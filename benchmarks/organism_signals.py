@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from reasonscope import probes
 from reasonscope.analysis.figures import Figure, along, points, probe_scores, value_maps, write_figure
 from reasonscope.analysis.results import Result
 from reasonscope.analysis.runs.context import Options, Study
@@ -39,7 +40,6 @@ from reasonscope.probes import Estimate, Model, Site, cluster_bootstrap, load_mo
 from reasonscope.probes.evaluation.grouped_folds import trace_groups
 from reasonscope.probes.evaluation.metrics import auroc
 from reasonscope.probes.fitting.erasure import guardedness
-from reasonscope.probes.properties.remaining import remaining_probe
 from reasonscope.steering import BudgetForcing
 from reasonscope.steering.experiments.decoding_responses import other_tokens
 
@@ -99,7 +99,7 @@ def about(traces: Sequence[Trace]) -> Numbers:
 
 
 def remaining(store: TraceStore, traces: Sequence[Trace]) -> Found:
-    found = remaining_probe(store, traces)
+    found = probes.remaining(store, traces)
     scores = {
         "probe": found.spearman,
         "probe, rows equally far": found.within_position,

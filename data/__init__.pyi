@@ -1,13 +1,40 @@
-from .errors import ArchitectureError as ArchitectureError, ContextError as ContextError, InputError as InputError, MissingExtraError as MissingExtraError, ModelLoadError as ModelLoadError, ReasonscopeError as ReasonscopeError, SiteError as SiteError, StoreError as StoreError
-from .exchange.export import export_jsonl as export_jsonl, export_parquet as export_parquet, export_thought_anchors as export_thought_anchors
-from .exchange.importers import import_inspect as import_inspect, import_jsonl as import_jsonl, import_thought_anchors as import_thought_anchors
+from .errors import ArchitectureError as ArchitectureError
+from .errors import ContextError as ContextError
+from .errors import InputError as InputError
+from .errors import MissingExtraError as MissingExtraError
+from .errors import ModelLoadError as ModelLoadError
+from .errors import ReasonscopeError as ReasonscopeError
+from .errors import SiteError as SiteError
+from .errors import StoreError as StoreError
+from .exchange.export import export_jsonl as export_jsonl
+from .exchange.export import export_parquet as export_parquet
+from .exchange.export import export_thought_anchors as export_thought_anchors
+from .exchange.importers import import_inspect as import_inspect
+from .exchange.importers import import_jsonl as import_jsonl
+from .exchange.importers import import_thought_anchors as import_thought_anchors
 from .exchange.problem_sets import load_problems as load_problems
 from .intervals import Estimate as Estimate
-from .sentence_cut import CutTrace as CutTrace, cut_trace as cut_trace
+from .sentence_cut import CutTrace as CutTrace
+from .sentence_cut import cut_trace as cut_trace
 from .storage.run_folder import RunFolder as RunFolder
-from .storage.store import TraceStore as TraceStore, check_store as check_store
-from .text.answers import equivalent as equivalent, extract_answer as extract_answer
-from .text.parse import GPT_OSS as GPT_OSS, THINK as THINK, ThinkTags as ThinkTags, build_trace as build_trace, find_regions as find_regions, trace_from_text as trace_from_text
+from .storage.store import TraceStore as TraceStore
+from .storage.store import check_store as check_store
+from .text.answers import equivalent as equivalent
+from .text.answers import extract_answer as extract_answer
+from .text.parse import GPT_OSS as GPT_OSS
+from .text.parse import THINK as THINK
+from .text.parse import ThinkTags as ThinkTags
+from .text.parse import build_trace as build_trace
+from .text.parse import find_regions as find_regions
+from .text.parse import trace_from_text as trace_from_text
 from .text.sentence_labels import label_sentences as label_sentences
-from .text.steps_and_sentences import sentences as sentences, steps as steps
-from .trace import Message as Message, Problem as Problem, Regions as Regions, Sampling as Sampling, Sentence as Sentence, Span as Span, Step as Step, Trace as Trace
+from .text.steps_and_sentences import sentences as sentences
+from .text.steps_and_sentences import steps as steps
+from .trace import Message as Message
+from .trace import Problem as Problem
+from .trace import Regions as Regions
+from .trace import Sampling as Sampling
+from .trace import Sentence as Sentence
+from .trace import Span as Span
+from .trace import Step as Step
+from .trace import Trace as Trace

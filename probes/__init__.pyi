@@ -1,16 +1,37 @@
 from .architecture.heads import Head as Head
-from .architecture.layout import LAYOUTS as LAYOUTS, Layout as Layout
-from .architecture.sites import POINTS as POINTS, Site as Site, expand_sites as expand_sites
-from .backends.base import Edit as Edit, Forward as Forward, Positions as Positions, gradients as gradients
-from .checks.verification import Check as Check, verify as verify
-from .evaluation.grouped_folds import cluster_bootstrap as cluster_bootstrap, grouped_predictions as grouped_predictions
-from .fitting.linear_probes import LinearProbe as LinearProbe, LogisticProbe as LogisticProbe, RidgeProbe as RidgeProbe
-from .generation.activations import Capture as Capture, capture as capture, replay as replay, run_with_cache as run_with_cache
-from .generation.decoding import Completion as Completion, DecodingStep as DecodingStep, generate as generate
+from .architecture.layout import LAYOUTS as LAYOUTS
+from .architecture.layout import Layout as Layout
+from .architecture.sites import POINTS as POINTS
+from .architecture.sites import Site as Site
+from .architecture.sites import expand_sites as expand_sites
+from .backends.base import Edit as Edit
+from .backends.base import Forward as Forward
+from .backends.base import Positions as Positions
+from .backends.base import gradients as gradients
+from .checks.verification import Check as Check
+from .checks.verification import verify as verify
+from .evaluation.grouped_folds import cluster_bootstrap as cluster_bootstrap
+from .evaluation.grouped_folds import grouped_predictions as grouped_predictions
+from .fitting.linear_probes import LinearProbe as LinearProbe
+from .fitting.linear_probes import LogisticProbe as LogisticProbe
+from .fitting.linear_probes import RidgeProbe as RidgeProbe
+from .generation.activations import Capture as Capture
+from .generation.activations import capture as capture
+from .generation.activations import replay as replay
+from .generation.activations import run_with_cache as run_with_cache
+from .generation.decoding import Completion as Completion
+from .generation.decoding import DecodingStep as DecodingStep
+from .generation.decoding import generate as generate
 from .generation.recording import record as record
-from .generation.rollout import continuations as continuations, rollouts as rollouts
-from .models.model import Model as Model, load_model as load_model
-from .properties.correctness_probe import CorrectnessReport as CorrectnessReport, correctness as correctness
-from .properties.length_probe import LengthReport as LengthReport, length as length
-from .properties.refusal_probe import RefusalReport as RefusalReport, refusal as refusal
-from .properties.remaining_probe import RemainingReport as RemainingReport, remaining as remaining
+from .generation.rollout import continuations as continuations
+from .generation.rollout import rollouts as rollouts
+from .models.model import Model as Model
+from .models.model import load_model as load_model
+from .properties.correctness_probe import CorrectnessReport as CorrectnessReport
+from .properties.correctness_probe import correctness as correctness
+from .properties.length_probe import LengthReport as LengthReport
+from .properties.length_probe import length as length
+from .properties.refusal_probe import RefusalReport as RefusalReport
+from .properties.refusal_probe import refusal as refusal
+from .properties.remaining_probe import RemainingReport as RemainingReport
+from .properties.remaining_probe import remaining as remaining

@@ -1,16 +1,39 @@
 from .decoding.budget import BudgetGuidance as BudgetGuidance
-from .decoding.processors import BudgetForcing as BudgetForcing, CloseTag as CloseTag, CyclicReflex as CyclicReflex, ForcedClose as ForcedClose, SuppressTokens as SuppressTokens, ThoughtSwitchPenalty as ThoughtSwitchPenalty, TokenBias as TokenBias
-from .experiments.ablation import Ablation as Ablation, AblationEffect as AblationEffect, ablation_effect as ablation_effect
+from .decoding.processors import BudgetForcing as BudgetForcing
+from .decoding.processors import CloseTag as CloseTag
+from .decoding.processors import CyclicReflex as CyclicReflex
+from .decoding.processors import ForcedClose as ForcedClose
+from .decoding.processors import SuppressTokens as SuppressTokens
+from .decoding.processors import ThoughtSwitchPenalty as ThoughtSwitchPenalty
+from .decoding.processors import TokenBias as TokenBias
+from .experiments.ablation import Ablation as Ablation
+from .experiments.ablation import AblationEffect as AblationEffect
+from .experiments.ablation import ablation_effect as ablation_effect
 from .experiments.conditions import Condition as Condition
-from .experiments.decoding_responses import DECODING_METHODS as DECODING_METHODS, DecodingMethod as DecodingMethod, DecodingResponse as DecodingResponse, decoding_response as decoding_response
-from .experiments.dose_responses import Dose as Dose, DoseResponse as DoseResponse, dose_response as dose_response
-from .experiments.experiment import Arm as Arm, SteeringExperiment as SteeringExperiment
+from .experiments.decoding_responses import DECODING_METHODS as DECODING_METHODS
+from .experiments.decoding_responses import DecodingMethod as DecodingMethod
+from .experiments.decoding_responses import DecodingResponse as DecodingResponse
+from .experiments.decoding_responses import decoding_response as decoding_response
+from .experiments.dose_responses import Dose as Dose
+from .experiments.dose_responses import DoseResponse as DoseResponse
+from .experiments.dose_responses import dose_response as dose_response
+from .experiments.experiment import Arm as Arm
+from .experiments.experiment import SteeringExperiment as SteeringExperiment
 from .methods.adaptive import AdaptiveSteering as AdaptiveSteering
-from .methods.registry import ExtractionData as ExtractionData, METHODS as METHODS, Method as Method, extract as extract
-from .vectors.application import VectorUse as VectorUse, as_intervention as as_intervention, clamped as clamped
-from .vectors.intervention import Composed as Composed, Intervention as Intervention, Steering as Steering
-from .vectors.operators import Clamp as Clamp, OPERATORS as OPERATORS
+from .methods.registry import METHODS as METHODS
+from .methods.registry import ExtractionData as ExtractionData
+from .methods.registry import Method as Method
+from .methods.registry import extract as extract
+from .vectors.application import VectorUse as VectorUse
+from .vectors.application import as_intervention as as_intervention
+from .vectors.application import clamped as clamped
+from .vectors.intervention import Composed as Composed
+from .vectors.intervention import Intervention as Intervention
+from .vectors.intervention import Steering as Steering
+from .vectors.operators import OPERATORS as OPERATORS
+from .vectors.operators import Clamp as Clamp
 from .vectors.orthogonalise import orthogonalised as orthogonalised
 from .vectors.patching import patch as patch
 from .vectors.scope import Scope as Scope
-from .vectors.vector import SteeringVector as SteeringVector, cosine_table as cosine_table
+from .vectors.vector import SteeringVector as SteeringVector
+from .vectors.vector import cosine_table as cosine_table

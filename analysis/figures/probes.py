@@ -15,9 +15,9 @@ from reasonscope.analysis.figures.theme import BLUE, GREY, Figure, colours_of, e
 
 if TYPE_CHECKING:  # their modules load torch, which the app does without until a model is asked for
     from reasonscope.data.intervals import Estimate
-    from reasonscope.probes.properties.length import LengthReport
+    from reasonscope.probes.properties.length_probe import LengthReport
     from reasonscope.probes.properties.refusal_cliff import Cliff, MeanTrajectory
-    from reasonscope.probes.properties.remaining import RemainingReport
+    from reasonscope.probes.properties.remaining_probe import RemainingReport
 
 
 def length_prediction(probe: LengthReport) -> Figure:

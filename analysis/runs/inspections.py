@@ -6,7 +6,7 @@ from reasonscope.analysis.attention.maps import attention_map
 from reasonscope.analysis.results import Result
 from reasonscope.analysis.runs.context import Study, trace_sentences
 from reasonscope.analysis.runs.per_trace import per_trace_analysis
-from reasonscope.analysis.tokens.alternatives import alternatives, steering_shift
+from reasonscope.analysis.tokens.token_alternatives import alternatives, steering_shift
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Trace
 from reasonscope.steering.vectors.scope import Scope

@@ -18,11 +18,11 @@ from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.positions import position_name, thinking_to_window
 from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.models.model import Model
-from reasonscope.probes.properties.correctness import CorrectnessReport
-from reasonscope.probes.properties.length import LengthReport, forecast, length_data
-from reasonscope.probes.properties.refusal import CliffStudy, RefusalReport, RequestOutcome
+from reasonscope.probes.properties.correctness_probe import CorrectnessReport
+from reasonscope.probes.properties.length_probe import LengthReport, forecast, length_data
 from reasonscope.probes.properties.refusal_cliff import mean_trajectory
-from reasonscope.probes.properties.remaining import RemainingReport
+from reasonscope.probes.properties.refusal_probe import CliffStudy, RefusalReport, RequestOutcome
+from reasonscope.probes.properties.remaining_probe import RemainingReport
 
 
 def refusal_numbers(found: RefusalReport) -> dict[str, Any]:

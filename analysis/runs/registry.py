@@ -32,11 +32,11 @@ from reasonscope.analysis.runs.context import Options, Study, stored, trace_sent
 from reasonscope.analysis.runs.inspections import analyse_alternatives, analyse_attention_map, analyse_steering_shift
 from reasonscope.analysis.runs.per_trace import PerTraceAnalysis, per_trace_analysis
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
-from reasonscope.analysis.tokens.alternatives import head_effects
 from reasonscope.analysis.tokens.confidence import confidence_of_trace
 from reasonscope.analysis.tokens.entropy import entropy_of_trace
 from reasonscope.analysis.tokens.forced_answers import closing_stub, decoder, encoder, forced_answers
 from reasonscope.analysis.tokens.mi import mi_of_trace, peak_words, thinking_token_table
+from reasonscope.analysis.tokens.token_alternatives import head_effects
 from reasonscope.analysis.traces.agreement import METHODS, signal_agreement, signals_of
 from reasonscope.analysis.traces.reflection import failed_step_fraction, reflection_of_trace, unused_steps
 from reasonscope.analysis.traces.trajectory import trajectory_of_trace
@@ -271,6 +271,11 @@ ANALYSES: Mapping[str, Callable[[Study], Iterator[Result]]] = {
     "attention_map": analyse_attention_map,
     "agreement": analyse_agreement,
 }
+
+
+def analyses() -> dict[str, str]:
+    """Every analysis that `analyse` runs, with one line on what it measures."""
+    return {name: (analysis.__doc__ or "").split("\n")[0] for name, analysis in ANALYSES.items()}
 
 
 def exportable(traces: Iterable[Trace], folder: Path) -> Iterator[Trace]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from reasonscope.analysis.results import Result, file_name, result_path
 from reasonscope.analysis.runs.context import Options, Study
 from reasonscope.analysis.runs.per_trace import PerTraceAnalysis
 from reasonscope.analysis.runs.registry import ANALYSES, figures_of
+from reasonscope.data.errors import InputError
 from reasonscope.data.storage.durable import make_folder, sha256_of, write_text_durably
 from reasonscope.data.storage.manifest import NAME
 from reasonscope.data.storage.run_folder import RunFolder, run_folder
@@ -69,6 +70,45 @@ def run_analysis(
         work_on(cluster, partial(_Whole, task, notes), ["all"])
         yield from map(Result.load, notes.results("all"))
         notes.clear()
+
+
+def analyse(
+    name: str,
+    run: str | Path,
+    *,
+    traces: Sequence[str] | None = None,
+    cluster: Cluster | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+    **options: Any,
+) -> list[Result]:
+    """Run an analysis over a run, as `reasonscope analyse NAME` does.
+
+    Args:
+        name: One of `analyses()`.
+        run: The folder of a run.
+        traces: Ids of the traces to analyse; all of them if None.
+        cluster: Workers that share the traces; this process alone if None.
+        progress: Called with a line at each step.
+        **options: Fields of `Options`, such as `sites="resid_post.20"` or `seed=1`.
+
+    Returns:
+        The results, which also lie in RUN/results with their figures in RUN/figures.
+
+    Raises:
+        InputError: There is no such analysis, trace or option, or the run lacks what the analysis needs.
+
+    Example:
+        for result in analyse("entropy", "runs/mine"):
+            print(result.provenance["trace"], result.numbers)
+    """
+    if name not in ANALYSES:
+        raise InputError(f"analysis {name!r}: choose one of {', '.join(ANALYSES)}")
+    known = {field.name for field in fields(Options)}
+    if unknown := sorted(set(options) - known):
+        raise InputError(f"option {unknown[0]!r} of an analysis: choose from {', '.join(sorted(known))}")
+    chosen = None if traces is None else tuple(traces)
+    task = AnalysisTask(run=Path(run), name=name, options=Options(**options), traces=chosen)
+    return list(run_analysis(task, cluster=cluster, say=progress))
 
 
 def _trace_by_trace(

@@ -44,7 +44,8 @@ def browse(
 
 def _place(run: Path | None, root: Path | None) -> tuple[Path, str]:
     """The root, and the run as a path below it ("" for the example). Raises InputError, StoreError."""
-    from reasonscope.app.page_parts.runs import confined, open_run
+    from reasonscope.analysis.runs.open_run import open_run
+    from reasonscope.app.page_parts.runs import confined
 
     if run is None:
         return (root or Path("runs")).resolve(), ""

@@ -34,11 +34,11 @@ def length(
     json_: JsonOption = False,
 ) -> None:
     """How long will it think? Reads the traces before their first token of thinking; requests (see refusal) are left out."""
+    from reasonscope import probes
     from reasonscope.analysis.runs.probe_reports import aft_numbers, length_figures, length_numbers
-    from reasonscope.probes.properties.length import length_probe
 
     store, traces = _traces(run, requests=False)
-    found = length_probe(store, traces, folds=folds, seed=seed)
+    found = probes.length(store, traces, folds=folds, seed=seed)
     numbers = length_numbers(found)
     if aft:
         numbers["aft"] = aft_numbers(store, traces, found, folds=folds, seed=seed)
@@ -55,11 +55,11 @@ def remaining(
     json_: JsonOption = False,
 ) -> None:
     """How much thinking is left? Reads positions all along the thinking, against what the position alone tells."""
+    from reasonscope import probes
     from reasonscope.analysis.runs.probe_reports import remaining_figures, remaining_numbers
-    from reasonscope.probes.properties.remaining import remaining_probe
 
     store, traces = _traces(run, requests=False)
-    found = remaining_probe(store, traces, per_trace=per_trace, folds=folds, seed=seed)
+    found = probes.remaining(store, traces, per_trace=per_trace, folds=folds, seed=seed)
     numbers, drawn, kept = remaining_numbers(found), remaining_figures(found), {"remaining": found.probe}
     _keep("remaining", run, numbers, drawn, kept, json_, per_trace=per_trace, folds=folds, seed=seed)
 
@@ -94,11 +94,12 @@ def refusal(
     json_: JsonOption = False,
 ) -> None:
     """Does it mean to refuse? Reads the requests of a run: those whose problem says in its meta whether it is harmful."""
+    from reasonscope import probes
     from reasonscope.analysis.runs.probe_reports import refusal_figures, refusal_numbers
-    from reasonscope.probes.properties.refusal import refusal_maps, refusal_probe
+    from reasonscope.probes.properties.refusal_probe import refusal_maps
 
     store, traces = _traces(run, requests=True)
-    found = refusal_probe(store, traces, plateau=plateau, n_controls=directions, folds=folds, seed=seed)
+    found = probes.refusal(store, traces, plateau=plateau, n_controls=directions, folds=folds, seed=seed)
     drawn = refusal_figures(found, traces, refusal_maps(store, traces, folds=folds, seed=seed))
     options = {"plateau": plateau, "directions": directions, "folds": folds, "seed": seed}
     _keep("refusal", run, refusal_numbers(found), drawn, found.probes, json_, **options)
@@ -107,12 +108,12 @@ def refusal(
 @probe.command()
 def correctness(run: RunOption, folds: Folds = 5, seed: SeedOption = 0, json_: JsonOption = False) -> None:
     """Will the answer be right? Reads the traces that have a gold answer, at six positions from the prompt to the answer."""
+    from reasonscope import probes
     from reasonscope.analysis.runs.probe_reports import correctness_figures, correctness_numbers
     from reasonscope.probes.fitting.positions import POSITIONS
-    from reasonscope.probes.properties.correctness import correctness_probe
 
     store, traces = _traces(run)
-    found = [correctness_probe(store, traces, position=at, folds=folds, seed=seed) for at in POSITIONS]
+    found = [probes.correctness(store, traces, position=at, folds=folds, seed=seed) for at in POSITIONS]
     numbers, drawn, kept = correctness_numbers(found), correctness_figures(found), {"correctness": found[-1].probe}
     _keep("correctness", run, numbers, drawn, kept, json_, folds=folds, seed=seed)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from reasonscope import probes
 from reasonscope.analysis import figures
 from reasonscope.analysis.organism import is_compliance, is_refusal
 from reasonscope.analysis.runs.probe_reports import (
@@ -32,9 +33,9 @@ from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.architecture.sites import Site, expand_sites
 from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.model import Model, load_model
-from reasonscope.probes.properties.correctness import CorrectnessReport, correctness_probe
-from reasonscope.probes.properties.length import LengthReport, length_probe
-from reasonscope.probes.properties.refusal import CONTRASTS, RefusalReport, refusal_probe
+from reasonscope.probes.properties.correctness_probe import CorrectnessReport
+from reasonscope.probes.properties.length_probe import LengthReport
+from reasonscope.probes.properties.refusal_probe import CONTRASTS, RefusalReport
 from reasonscope.steering import METHODS, Arm, Condition, ExtractionData, SteeringExperiment, VectorUse, as_intervention
 
 T = TypeVar("T")
@@ -91,11 +92,11 @@ def run_demo(out: Path, *, size: Size, say: Callable[[str], None], progress: boo
     ledgers = [trace for trace in traces if trace.problem.answer is not None]
     requests = [trace for trace in traces if trace.problem.answer is None]
     with clock.part("length_probe", "predicting how long it will think from the last prompt token"):
-        probe = length_probe(store, ledgers)
+        probe = probes.length(store, ledgers)
     with clock.part("refusal_probe", "predicting from the closing tag whether it will refuse"):
-        refusal = _or_why_not(lambda: refusal_probe(store, requests, contrasts=DEMO_CONTRASTS))
+        refusal = _or_why_not(lambda: probes.refusal(store, requests, contrasts=DEMO_CONTRASTS))
     with clock.part("correctness_probe", "predicting from the closing tag whether the answer will be right"):
-        correctness = _or_why_not(lambda: correctness_probe(store, ledgers))
+        correctness = _or_why_not(lambda: probes.correctness(store, ledgers))
     with clock.part("steering", f"steering held-out problems by {', '.join(size.methods)}"):
         methods = steering_parts(model, store, out / MODES, ledgers[: -size.steered], size, progress=progress)
         arms = steer(model, methods, ledgers[-size.steered :])

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from reasonscope.analysis.open_run import OpenRun
 from reasonscope.app.page_parts.measurements import trace_results
-from reasonscope.app.page_parts.runs import OpenRun
 
 
 @dataclass(frozen=True, kw_only=True)

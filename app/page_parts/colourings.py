@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.analysis.attention.reading import mean_effect
+from reasonscope.analysis.open_run import OpenRun
 from reasonscope.analysis.results import Axis, Result
 from reasonscope.app.page_parts.measurements import stamp, trace_results
 from reasonscope.app.page_parts.readings import cut_of, places_of
-from reasonscope.app.page_parts.runs import OpenRun
 from reasonscope.data.sentence_cut import CutTrace
 from reasonscope.data.storage.token_scores import read_scores
 from reasonscope.data.trace import Trace

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from reasonscope.analysis.open_run import OpenRun
 from reasonscope.analysis.results import Result
 from reasonscope.analysis.runs.saved_numbers import read_numbers
-from reasonscope.app.page_parts.runs import OpenRun
 from reasonscope.data.errors import InputError
 
 

@@ -7,11 +7,11 @@ from html import escape
 import numpy as np
 import streamlit as st
 
+from reasonscope.analysis.open_run import OpenRun, open_run
 from reasonscope.analysis.traces.run_difference import paired_difference
 from reasonscope.app.page_parts import components, readings, state
 from reasonscope.app.page_parts.reader import KINDS
 from reasonscope.app.page_parts.readings import TraceRow
-from reasonscope.app.page_parts.runs import OpenRun, open_run
 from reasonscope.app.page_parts.state import BOUND, Key
 from reasonscope.data.sentence_cut import CutTrace
 

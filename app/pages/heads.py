@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from reasonscope.analysis import figures
 from reasonscope.analysis.attention.reading import token_block
+from reasonscope.analysis.open_run import OpenRun
 from reasonscope.analysis.results import Band, Result
 from reasonscope.app.page_parts import components, measurements, readings, state
 from reasonscope.app.page_parts.colourings import colouring_name
-from reasonscope.app.page_parts.runs import OpenRun
 from reasonscope.app.page_parts.state import BOUND, Key
 from reasonscope.data.sentence_cut import CutTrace, sentence_at
 from reasonscope.data.text.align import token_strings

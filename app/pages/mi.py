@@ -5,10 +5,10 @@ import shlex
 import streamlit as st
 
 from reasonscope.analysis import figures
+from reasonscope.analysis.open_run import OpenRun
 from reasonscope.analysis.results import Result
 from reasonscope.app.page_parts import components, measurements, readings, state
 from reasonscope.app.page_parts.colourings import colouring_name
-from reasonscope.app.page_parts.runs import OpenRun
 from reasonscope.app.page_parts.state import BOUND, Key
 from reasonscope.data.sentence_cut import sentence_at
 

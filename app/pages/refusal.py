@@ -3,8 +3,8 @@
 import streamlit as st
 
 from reasonscope.analysis import figures
+from reasonscope.analysis.open_run import OpenRun
 from reasonscope.app.page_parts import components, measurements, state
-from reasonscope.app.page_parts.runs import OpenRun
 from reasonscope.app.page_parts.state import Key
 
 

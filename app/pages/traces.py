@@ -8,11 +8,11 @@ import numpy as np
 import streamlit as st
 
 from reasonscope.analysis import figures
+from reasonscope.analysis.open_run import OpenRun
 from reasonscope.app.page_parts import colourings, components, measurements, readings, state
 from reasonscope.app.page_parts.alternatives import ShownAlternatives, shown_alternatives
 from reasonscope.app.page_parts.colourings import Colouring
 from reasonscope.app.page_parts.reader import show_reader
-from reasonscope.app.page_parts.runs import OpenRun
 from reasonscope.app.page_parts.state import BOUND, Key
 from reasonscope.data.sentence_cut import CutTrace
 from reasonscope.data.text.align import token_strings

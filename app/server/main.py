@@ -9,9 +9,10 @@ from tempfile import TemporaryDirectory
 
 import streamlit as st
 
+from reasonscope.analysis.open_run import OpenRun, open_run
 from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.app.page_parts import components, state
-from reasonscope.app.page_parts.runs import OpenRun, confined, find_runs, open_run
+from reasonscope.app.page_parts.runs import confined, find_runs
 from reasonscope.app.page_parts.state import BOUND, Key
 from reasonscope.app.pages import anchors, compare, heads, overview, probes, refusal, steering, traces
 from reasonscope.app.pages import mi as mi_peaks

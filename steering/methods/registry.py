@@ -8,13 +8,13 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from reasonscope import probes
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling, StepKind, Trace
 from reasonscope.data.variants import Variant
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model
-from reasonscope.probes.properties.length import length_probe
 from reasonscope.steering.methods.affine_refusal import clamped_refusal
 from reasonscope.steering.methods.asc import Verbose, extract_asc
 from reasonscope.steering.methods.efficiency import extract_efficiency
@@ -178,7 +178,7 @@ def _refusal(level: Literal["towards", "away"]) -> Callable[[ExtractionData], tu
 def _length_probe(source: ExtractionData, _: Sequence[Site]) -> SteeringVector:
     """The normal of a probe of log(1 + thinking tokens), as long as the standard deviation of what it reads, towards shorter."""
     traces = [trace for trace in source.traces if trace.problem.answer is not None]
-    probe = length_probe(source.store, traces).probe
+    probe = probes.length(source.store, traces).probe
     read = np.array([state_of(source.store, trace, probe.site, "prompt") @ probe.direction for trace in traces])
     return replace(-vector_of_probe(probe, norm=float(read.std())), sign="towards shorter thinking")
 
@@ -303,3 +303,40 @@ def method(name: str) -> Method:
     if name not in METHODS:
         raise InputError(f"no steering method is called {name!r}; there are {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def extract(
+    name: str,
+    store: TraceStore,
+    model: Model,
+    *,
+    ids: Sequence[str] | None = None,
+    sites: Sequence[Site] | None = None,
+    verdict: str | None = None,
+    fast: str | None = None,
+) -> tuple[VectorUse, ...]:
+    """Extract the vectors of a published method from a run, as `reasonscope steer extract NAME` does.
+
+    Args:
+        name: One of `METHODS`, such as `"seal"`.
+        store: The run to learn from, with the activations that the method reads.
+        model: The model that wrote the run.
+        ids: Traces to learn from; all of them if None. Keep the problems that you will judge on out of these.
+        sites: Where the vectors act; the method's own sites if None.
+        verdict: Words of the thinking that the verdict on a request follows (methods of refusal).
+        fast: First word that makes the model think fast (`speed`); the paper's "To" if None.
+
+    Returns:
+        The vectors, each with its token scope and operator: what `dose_response` and `as_intervention` take.
+
+    Raises:
+        InputError: There is no such method, or the traces lack what it learns from.
+
+    Example:
+        uses = extract("seal", store, model)
+        uses[0].vector.save("seal.safetensors")
+    """
+    source = ExtractionData(
+        model=model, store=store, ids=store.ids if ids is None else ids, sites=sites, verdict=verdict, fast=fast
+    )
+    return method(name).parts(source)

@@ -15,7 +15,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.conformal import ResidualBand
 from reasonscope.probes.evaluation.permutation_null import Null
 from reasonscope.probes.fitting.linear_probes import LinearProbe
-from reasonscope.probes.properties.length import LengthReport
+from reasonscope.probes.properties.length_probe import LengthReport
 from reasonscope.probes.properties.refusal_cliff import Cliff, mean_trajectory
 from reasonscope.steering import Arm, Dose, DoseResponse
 

@@ -28,7 +28,7 @@ from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.models.model import load_model
 from reasonscope.probes.properties import refusal_cliff as trajectory
-from reasonscope.probes.properties.length import forecast
+from reasonscope.probes.properties.length_probe import forecast
 
 MODEL = {"name": "made up", "weights": "w", "tokenizer": "t"}
 

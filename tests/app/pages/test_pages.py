@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from reasonscope.analysis.anchors.published import published_importances
 from reasonscope.analysis.results import Axis, Band, Result, result_path
+from reasonscope.analysis.runs.open_run import open_run
 from reasonscope.analysis.runs.saved_numbers import plain, read_numbers, save_numbers
 from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.app.page_parts import colourings, components, measurements, readings, runs, state
@@ -31,8 +32,8 @@ def _show(view: str, folder: str) -> None:
     from importlib import import_module
     from pathlib import Path
 
+    from reasonscope.analysis.open_run import open_run
     from reasonscope.app.page_parts import components, state
-    from reasonscope.app.page_parts.runs import open_run
 
     state.offer_runs({"this": Path(folder)})
     with components.show_errors():
@@ -188,7 +189,7 @@ def leave_line(folder: Path, id: str, values: list[float]) -> None:
 
 
 def test_a_trace_of_which_a_published_sentence_is_left_out_is_coloured_in_place(edited):
-    run = runs.open_run(edited)
+    run = open_run(edited)
     (row,) = readings.trace_rows(run)
     ours, theirs = colourings.colouring_name("close_attention"), "importance · counterfactual_kl"
     for name, values, said in ((ours, [10, 11, 12], "12"), (theirs, [0, 0.4, 0.6], "0.6")):
@@ -229,7 +230,7 @@ def test_a_run_that_is_not_there_names_the_remedy(tmp_path):
 
 
 def test_the_overview_filters_and_says_how_many():
-    rows = readings.trace_rows(runs.open_run(EXAMPLE))
+    rows = readings.trace_rows(open_run(EXAMPLE))
     right = sum(row.outcome == "right" for row in rows)
     test = page("overview", EXAMPLE, outcome="right")
     assert f"{right} of {len(rows)} traces" in words(test)
@@ -237,7 +238,7 @@ def test_the_overview_filters_and_says_how_many():
 
 
 def test_the_address_chooses_trace_colour_and_sentence():
-    run = runs.open_run(EXAMPLE)
+    run = open_run(EXAMPLE)
     id = next(row.id for row in readings.trace_rows(run) if row.outcome == "right")
     test = page("traces", EXAMPLE, trace=id, colour="entropy", sentence="2")
     assert [box.value for box in test.selectbox] == [id, "entropy", None]
@@ -262,7 +263,7 @@ def test_a_chosen_sentence_shows_its_interval_and_links(imported):
 
 
 def test_a_result_over_sentences_colours_the_trace(imported):
-    run = runs.open_run(imported)
+    run = open_run(imported)
     name = "importance · counterfactual_kl"
     assert name in colourings.colouring_names(run, "plain")
     found = colourings.colouring(run, "plain", name)
@@ -270,7 +271,7 @@ def test_a_result_over_sentences_colours_the_trace(imported):
 
 
 def test_the_blocks_of_the_reader_are_the_whole_text():
-    run = runs.open_run(EXAMPLE)
+    run = open_run(EXAMPLE)
     for row in readings.trace_rows(run)[:8]:
         read = readings.cut_of(run, row.id)
         data = reader_data(read, colourings.colouring(run, row.id, "entropy"))
@@ -282,7 +283,7 @@ def test_the_blocks_of_the_reader_are_the_whole_text():
 
 
 def test_hostile_text_reaches_the_page_as_text(imported):
-    run = runs.open_run(imported)
+    run = open_run(imported)
     data = reader_data(readings.cut_of(run, "hostile"), None)
     assert HOSTILE in data["text"]
     said = page("compare", imported, trace="hostile", with_trace="hostile")
@@ -326,9 +327,9 @@ def test_runs_below_the_root_are_found(empty, imported, tmp_path):
     shutil.copytree(empty, tmp_path / "a")
     shutil.copytree(imported, tmp_path / "deep" / "b")
     assert runs.find_runs(tmp_path) == ["a", "deep/b"]
-    assert runs.open_run(tmp_path / "a").name == "a"
+    assert open_run(tmp_path / "a").name == "a"
     with pytest.raises(StoreError, match="reasonscope record"):
-        runs.open_run(tmp_path / "deep")
+        open_run(tmp_path / "deep")
 
 
 def test_the_whole_app_opens_with_the_example(tmp_path, monkeypatch):
@@ -339,7 +340,7 @@ def test_the_whole_app_opens_with_the_example(tmp_path, monkeypatch):
 
 
 def test_the_example_holds_no_activations_and_is_small():
-    run = runs.open_run(EXAMPLE)
+    run = open_run(EXAMPLE)
     assert run.store.sites == ()
     assert run.store.check() == []
     assert sum(file.stat().st_size for file in EXAMPLE.rglob("*") if file.is_file()) < 2e6
@@ -351,23 +352,23 @@ def test_the_example_holds_no_activations_and_is_small():
 
 def analysed() -> str:
     """A trace of the example that was analysed sentence by sentence."""
-    return next(iter(measurements.results(runs.open_run(EXAMPLE), "anchors")))
+    return next(iter(measurements.results(open_run(EXAMPLE), "anchors")))
 
 
 def test_a_sentence_shows_what_else_could_have_stood_there():
     test = page("traces", EXAMPLE, trace=analysed(), sentence="3")
     (table,) = [frame.value for frame in test.dataframe if "likeliest" in frame.value.columns]
-    read = readings.cut_of(runs.open_run(EXAMPLE), analysed())
+    read = readings.cut_of(open_run(EXAMPLE), analysed())
     assert len(table) == len(read.sentences[3].tokens)
     assert table["probability"].between(0, 1).all() and (table["likeliest"].str.count("%") == 5).all()
-    found = shown_alternatives(runs.open_run(EXAMPLE), analysed())
+    found = shown_alternatives(open_run(EXAMPLE), analysed())
     data = reader_data(read, None, found)["alternatives"]
     assert data["first"] == read.trace.n_prompt_tokens and len(data["ids"]) == 5 * len(data["said"])
     assert data["pieces"][data["ids"][0]] == found.at(data["first"])[0][0]
 
 
 def test_a_trace_is_coloured_by_every_kind_of_method():
-    run, id = runs.open_run(EXAMPLE), analysed()
+    run, id = open_run(EXAMPLE), analysed()
     names = colourings.colouring_names(run, id)
     wanted = {
         "entropy",
@@ -407,7 +408,7 @@ def test_heads_are_compared_down_to_the_tokens_of_a_block():
 def test_two_runs_are_compared_with_their_intervals(tmp_path):
     run = tmp_path / "other"
     shutil.copytree(EXAMPLE, run)
-    rows = readings.trace_rows(runs.open_run(run))
+    rows = readings.trace_rows(open_run(run))
     compare_runs = AppTest.from_function(_compare, args=(str(EXAMPLE), str(run)), default_timeout=60).run()
     (table,) = [frame.value for frame in compare_runs.dataframe if "difference" in frame.value.columns]
     assert table["mean"].tolist() == ["right", "refused", "thinking tokens"] and set(table["difference"]) == {"+0"}
@@ -417,8 +418,8 @@ def test_two_runs_are_compared_with_their_intervals(tmp_path):
 def _compare(first: str, second: str) -> None:
     from pathlib import Path
 
+    from reasonscope.analysis.open_run import open_run
     from reasonscope.app.page_parts import state
-    from reasonscope.app.page_parts.runs import open_run
     from reasonscope.app.pages import compare
 
     state.offer_runs({"other": Path(second), "example": Path(first)})
@@ -429,7 +430,7 @@ def test_what_a_sentence_passes_on_is_a_metric_with_its_chance():
     test = page("anchors", EXAMPLE, trace=analysed(), metric="replacement", sentence="6")
     assert not test.exception and test.selectbox[1].value == "replacement"
     row = test.dataframe[0].value
-    result = measurements.results(runs.open_run(EXAMPLE), "replacement")[analysed()]
+    result = measurements.results(open_run(EXAMPLE), "replacement")[analysed()]
     later = result.values[:, 6][np.isfinite(result.values[:, 6])]
     assert float(row["value"][0]) == pytest.approx(later.mean(), rel=1e-3) and row["unit"][0] == "nats"
     assert f"n = {len(later)} later sentences" in words(test).replace("\\", "")
@@ -456,7 +457,7 @@ def test_the_closing_tag_and_what_is_looked_at_again_stand_with_the_heads():
         said.split("\n")
     )
     (table,) = [frame.value for frame in test.dataframe if "tokens that come back" in frame.value.columns]
-    measured = measurements.results(runs.open_run(EXAMPLE), "recurrence")[analysed()].numbers
+    measured = measurements.results(open_run(EXAMPLE), "recurrence")[analysed()].numbers
     assert table["layer"].tolist() == list("012345")
     assert float(table["tokens that come back"][3]) == pytest.approx(
         measured["by_layer"][3]["recurring"]["value"], rel=1e-3
@@ -472,7 +473,7 @@ def test_heads_without_these_results_say_which_command_makes_them(imported):
 
 
 def test_a_trace_is_coloured_by_attention_of_the_closing_tag_and_by_pauses():
-    run, id = runs.open_run(EXAMPLE), analysed()
+    run, id = open_run(EXAMPLE), analysed()
     again = colourings.colouring(run, id, "longest pause before a look · layer 4")
     assert (again.per, again.unit) == ("token", "tokens") and again.null is not None
     importance = colourings.colouring(run, id, "importance · counterfactual_kl")
@@ -493,13 +494,13 @@ def test_a_trace_is_coloured_by_attention_of_the_closing_tag_and_by_pauses():
 def test_every_result_of_a_trace_can_be_seen_whole(method):
     test = page("traces", EXAMPLE, trace=analysed(), measured=method)
     assert not test.exception and len(test.error) == 0
-    assert f"reasonscope analyse {measurements.command_of(runs.open_run(EXAMPLE), method).split()[2]}" in words(test)
-    result = measurements.results(runs.open_run(EXAMPLE), method)[analysed()]
+    assert f"reasonscope analyse {measurements.command_of(open_run(EXAMPLE), method).split()[2]}" in words(test)
+    result = measurements.results(open_run(EXAMPLE), method)[analysed()]
     assert result.quantity in words(test).replace("\\", "")
 
 
 def test_the_overview_filters_by_length_and_difficulty_and_says_shares_with_their_interval():
-    found = readings.trace_rows(runs.open_run(EXAMPLE))
+    found = readings.trace_rows(open_run(EXAMPLE))
     long = [row for row in found if 300 <= row.thinking_tokens <= 400]
     test = page("overview", EXAMPLE)
     test.slider[0].set_value((300, 400)).run()
@@ -511,7 +512,7 @@ def test_the_overview_filters_by_length_and_difficulty_and_says_shares_with_thei
 
 
 def test_every_kind_of_result_names_the_command_that_makes_it():
-    run = runs.open_run(EXAMPLE)
+    run = open_run(EXAMPLE)
     assert all(one.command for one in measurements.analyses(run))
     assert measurements.command_of(run, "close_attention").startswith("reasonscope analyse heads")
     assert measurements.command_of(run, "replacement").startswith("reasonscope analyse anchors")

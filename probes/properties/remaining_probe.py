@@ -17,7 +17,7 @@ from reasonscope.probes.fitting.censoring import concordance_index
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.positions import states_at
 from reasonscope.probes.fitting.sweep import sweep
-from reasonscope.probes.properties.length import varying_baseline
+from reasonscope.probes.properties.length_probe import varying_baseline
 
 _BASELINES = ("elapsed_position", "prompt_length", "bag_of_words")
 
@@ -49,14 +49,16 @@ class RemainingReport:
     probe: LinearProbe
 
 
-def remaining_probe(
-    store: TraceStore, traces: Sequence[Trace], *, per_trace: int = 8, folds: int = 5, seed: int = 0
+def remaining(
+    store: TraceStore, traces: Sequence[Trace] | None = None, *, per_trace: int = 8, folds: int = 5, seed: int = 0
 ) -> RemainingReport:
     """Ridge on log(1 + thinking tokens remaining) at `per_trace` positions of each trace, spread evenly over its thinking.
 
     One probe serves all positions. Layer and penalty are chosen inside the fold, groups are kept together. Every trace weighs the
-    same as long as its thinking has `per_trace` tokens. Raises InputError as `length_probe` does.
+    same as long as its thinking has `per_trace` tokens. Raises InputError as `length` does.
     """
+    if traces is None:
+        traces = [trace for trace in store if trace.n_thinking_tokens > 0]
     sites = residual_sites(store)
     points = thinking_points(traces, per_trace=per_trace)
     groups = trace_groups(points.traces)

@@ -103,9 +103,9 @@ class LengthReport:
         return forecast(self.probe, activations)
 
 
-def length_probe(
+def length(
     store: TraceStore,
-    traces: list[Trace],
+    traces: Sequence[Trace] | None = None,
     *,
     seed: int = 0,
     folds: int = 5,
@@ -119,6 +119,8 @@ def length_probe(
     and the baselines. Raises InputError where a trace has no thinking, where the run holds no residual site, where one problem is in
     two groups, for fewer groups than folds and for activations that are not finite.
     """
+    if traces is None:
+        traces = [trace for trace in store if trace.state != "absent"]
     data = length_data(store, traces)
     swept = sweep(data.features, np.log1p(data.tokens), data.groups, task="regression", folds=folds, seed=seed)
     predicted = _tokens(swept.predictions)
@@ -164,7 +166,7 @@ def length_probe(
 
 
 def forecast(probe: LinearProbe, activations: ArrayLike) -> LengthForecast:
-    """What a probe of `length_probe` says, kept or loaded, of states (…, d_model) of its site at the last prompt token.
+    """What a probe of `length` says, kept or loaded, of states (…, d_model) of its site at the last prompt token.
 
     Raises InputError for a probe that does not know how wrong it can be.
     """

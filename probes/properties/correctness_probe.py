@@ -54,8 +54,13 @@ class CorrectnessReport:
     n_groups: int
 
 
-def correctness_probe(
-    store: TraceStore, traces: Sequence[Trace], *, position: Position = "window", folds: int = 5, seed: int = 0
+def correctness(
+    store: TraceStore,
+    traces: Sequence[Trace] | None = None,
+    *,
+    position: Position = "window",
+    folds: int = 5,
+    seed: int = 0,
 ) -> CorrectnessReport:
     """Fit and evaluate on those of `traces` that have a gold answer and the position, folds keeping a problem's samples together.
 
@@ -64,6 +69,8 @@ def correctness_probe(
     another model, no choice among 216 fits by accuracy, groups, and the baselines. Raises InputError for one class only, a class
     in fewer problems than folds, or a run without `resid_post`.
     """
+    if traces is None:
+        traces = list(store)
     chosen = [trace for trace in traces if trace.correct is not None and has_position(trace, position)]
     if not chosen:
         raise InputError(

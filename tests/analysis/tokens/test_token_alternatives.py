@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reasonscope.analysis.attention.maps import REGIONS, attention_map
-from reasonscope.analysis.tokens.alternatives import alternatives, head_effects, steering_shift
+from reasonscope.analysis.tokens.token_alternatives import alternatives, head_effects, steering_shift
 from reasonscope.data.text.parse import build_trace, trace_from_text
 from reasonscope.data.text.steps_and_sentences import sentences
 from reasonscope.data.trace import Problem

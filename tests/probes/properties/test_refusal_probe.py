@@ -16,7 +16,14 @@ from reasonscope.data.organism.writer import write_request
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.parse import build_trace, trace_from_text
 from reasonscope.data.trace import Problem
-from reasonscope.probes.properties.refusal import CONTRASTS, Contrast, behaviour, cell, refusal_maps, refusal_probe
+from reasonscope.probes.properties.refusal_probe import (
+    CONTRASTS,
+    Contrast,
+    behaviour,
+    cell,
+    refusal_maps,
+    refusal_probe,
+)
 
 REFUSAL_ALONE = {"refusal": CONTRASTS["refusal"]}
 SITES = ["resid_post.0", "resid_post.1"]

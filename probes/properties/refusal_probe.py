@@ -142,9 +142,9 @@ class RefusalReport:
     n_groups: int
 
 
-def refusal_probe(
+def refusal(
     store: TraceStore,
-    traces: Sequence[Trace],
+    traces: Sequence[Trace] | None = None,
     *,
     contrasts: Mapping[str, Contrast] = CONTRASTS,
     plateau: float = PLATEAU,
@@ -161,6 +161,8 @@ def refusal_probe(
     Raises InputError where problems do not say whether they are harmful, a class has fewer problems than folds, or fewer than two
     harmful requests were complied with.
     """
+    if traces is None:
+        traces = [trace for trace in store if "harmful" in trace.problem.meta]
     cells = [cell(trace) for trace in traces]
     kept = [i for i, trace in enumerate(traces) if has_cliff(trace)]
     if not kept:
@@ -195,7 +197,7 @@ def refusal_maps(
     folds: int = 5,
     seed: int = 0,
 ) -> dict[str, LayerMap]:
-    """By contrast, the held-out AUROC of probes trained at each layer and position on the deed. Raises as `refusal_probe` does."""
+    """By contrast, the held-out AUROC of probes trained at each layer and position on the deed. Raises as `refusal` does."""
     closed = [trace for trace in traces if has_cliff(trace)]
     cells, maps = [cell(trace) for trace in closed], {}
     for name, contrast in contrasts.items():

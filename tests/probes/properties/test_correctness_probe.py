@@ -10,7 +10,7 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem
 from reasonscope.probes.fitting.positions import has_position, row_at
-from reasonscope.probes.properties.correctness import correctness_probe, within_problem
+from reasonscope.probes.properties.correctness_probe import correctness_probe, within_problem
 
 
 @pytest.fixture(scope="module")
