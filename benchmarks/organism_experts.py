@@ -23,18 +23,17 @@ from reasonscope.data import Sampling, load_problems
 from reasonscope.data.organism.corpus import batches, practice_documents
 from reasonscope.data.organism.train import loss_of
 from reasonscope.probes import Model, load_model, rollouts
-from reasonscope.steering import (
-    Arm,
-    DecodingResponse,
+from reasonscope.steering import Arm, DecodingResponse, SteeringExperiment
+from reasonscope.steering.methods.expert_routing import (
+    WEIGHTS,
     Expert,
-    SteeringExperiment,
-    Thinking,
+    ExpertCounts,
     cognitive_experts,
     count_experts,
     npmi,
     reinforced,
 )
-from reasonscope.steering.methods.expert_routing import WEIGHTS, ExpertCounts
+from reasonscope.steering.vectors.thinking import Thinking
 
 EXPERTS, CHOSEN = 8, 2
 BETAS = (2.0, 4.0)

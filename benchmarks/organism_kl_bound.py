@@ -19,8 +19,9 @@ from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.data import Problem, Sampling, Trace, load_problems
 from reasonscope.data.intervals import mean_estimate
 from reasonscope.probes import Model, Site, load_model, record, rollouts
-from reasonscope.steering import SteeringVector, calibrate, extract_asc, extract_seal
-from reasonscope.steering.methods.asc import last_token_kl
+from reasonscope.steering import SteeringVector
+from reasonscope.steering.methods.asc import calibrate, extract_asc, last_token_kl
+from reasonscope.steering.methods.seal import extract_seal
 
 SITE = Site("resid_post", 4)
 MULTIPLES = (1, 3, 10, 30, 100, 300, 1000)  # of γ*

@@ -33,10 +33,10 @@ from reasonscope.analysis.traces.reflection import (
 from reasonscope.analysis.traces.selection import best_by, majority, short_m, simulate
 from reasonscope.analysis.traces.trajectory import published_scores, trajectory_of_trace
 from reasonscope.data import Sampling, Trace, TraceStore, load_problems
-from reasonscope.data.intervals import mean_estimate, resample_groups
+from reasonscope.data.intervals import Estimate, mean_estimate, resample_groups
 from reasonscope.data.organism.reader import read_steps
 from reasonscope.data.organism.truth import true_sentences, truths
-from reasonscope.probes import Estimate, Model, Site, cluster_bootstrap, load_model, record, rollouts, run_with_cache
+from reasonscope.probes import Model, Site, cluster_bootstrap, load_model, record, rollouts, run_with_cache
 from reasonscope.probes.evaluation.grouped_folds import trace_groups
 from reasonscope.probes.evaluation.metrics import auroc
 from reasonscope.probes.fitting.erasure import guardedness

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from reasonscope.analysis.open_run import OpenRun
 from reasonscope.analysis.results import Result
+from reasonscope.analysis.runs.open_run import OpenRun
 from reasonscope.analysis.runs.saved_numbers import read_numbers
 from reasonscope.data.errors import InputError
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from reasonscope.analysis import figures
 from reasonscope.analysis.attention.reading import mean_effect
 from reasonscope.analysis.figures import AnchorGraph
-from reasonscope.analysis.open_run import OpenRun
 from reasonscope.analysis.results import Result
+from reasonscope.analysis.runs.open_run import OpenRun
 from reasonscope.app.page_parts import components, measurements, readings, state
 from reasonscope.app.page_parts.reader import KINDS
 from reasonscope.app.page_parts.state import BOUND, Key

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from reasonscope.analysis import figures
 from reasonscope.analysis.attention.reading import token_block
-from reasonscope.analysis.open_run import OpenRun
 from reasonscope.analysis.results import Band, Result
+from reasonscope.analysis.runs.open_run import OpenRun
 from reasonscope.app.page_parts import components, measurements, readings, state
 from reasonscope.app.page_parts.colourings import colouring_name
 from reasonscope.app.page_parts.state import BOUND, Key

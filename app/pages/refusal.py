@@ -3,7 +3,7 @@
 import streamlit as st
 
 from reasonscope.analysis import figures
-from reasonscope.analysis.open_run import OpenRun
+from reasonscope.analysis.runs.open_run import OpenRun
 from reasonscope.app.page_parts import components, measurements, state
 from reasonscope.app.page_parts.state import Key
 

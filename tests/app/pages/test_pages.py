@@ -32,7 +32,7 @@ def _show(view: str, folder: str) -> None:
     from importlib import import_module
     from pathlib import Path
 
-    from reasonscope.analysis.open_run import open_run
+    from reasonscope.analysis.runs.open_run import open_run
     from reasonscope.app.page_parts import components, state
 
     state.offer_runs({"this": Path(folder)})
@@ -418,7 +418,7 @@ def test_two_runs_are_compared_with_their_intervals(tmp_path):
 def _compare(first: str, second: str) -> None:
     from pathlib import Path
 
-    from reasonscope.analysis.open_run import open_run
+    from reasonscope.analysis.runs.open_run import open_run
     from reasonscope.app.page_parts import state
     from reasonscope.app.pages import compare
 

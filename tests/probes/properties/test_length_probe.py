@@ -13,7 +13,7 @@ from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.grouped_folds import spearman
-from reasonscope.probes.properties.length_probe import baseline_predictions, length_data, length_probe
+from reasonscope.probes.properties.length_probe import baseline_predictions, length_data
 from reasonscope.probes.properties.remaining_probe import remaining_probe, thinking_points
 
 

@@ -22,7 +22,6 @@ from reasonscope.probes.properties.refusal_probe import (
     behaviour,
     cell,
     refusal_maps,
-    refusal_probe,
 )
 
 REFUSAL_ALONE = {"refusal": CONTRASTS["refusal"]}

@@ -11,17 +11,10 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import load_model
-from reasonscope.steering import (
-    Ablation,
-    AblationIntervention,
-    Edges,
-    Scope,
-    ablation_effect,
-    reference_states,
-    without_edges,
-)
-from reasonscope.steering.experiments.ablation import RandomScope
+from reasonscope.steering import Ablation, Scope, ablation_effect
+from reasonscope.steering.experiments.ablation import AblationIntervention, RandomScope, reference_states
 from reasonscope.steering.experiments.ablation_plan import read_plan
+from reasonscope.steering.experiments.attention_knockout import Edges, without_edges
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,11 @@ from reasonscope.steering import (
     Steering,
     SteeringExperiment,
     SteeringVector,
-    Thinking,
-    prefill,
 )
+from reasonscope.steering.decoding.prefills import prefill
 from reasonscope.steering.experiments import experiment as bench_of_rows
 from reasonscope.steering.experiments.conditions import BatchedConditions, Condition
+from reasonscope.steering.vectors.thinking import Thinking
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=30)
 

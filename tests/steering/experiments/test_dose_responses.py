@@ -11,17 +11,8 @@ from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import load_model
-from reasonscope.steering import (
-    CloseTag,
-    Scope,
-    Steering,
-    SteeringExperiment,
-    SteeringVector,
-    Thinking,
-    VectorUse,
-    dose_response,
-    prefill,
-)
+from reasonscope.steering import CloseTag, Scope, Steering, SteeringExperiment, SteeringVector, VectorUse, dose_response
+from reasonscope.steering.decoding.prefills import prefill
 from reasonscope.steering.experiments.experiment import MEASURES
 from reasonscope.steering.experiments.side_effects import (
     compression_ratio,
@@ -30,6 +21,7 @@ from reasonscope.steering.experiments.side_effects import (
     logits_function,
     repeated_ngrams,
 )
+from reasonscope.steering.vectors.thinking import Thinking
 
 SITE = Site("resid_post", 2)
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=12)

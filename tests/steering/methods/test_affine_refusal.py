@@ -15,8 +15,9 @@ from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.decoding import left_padded
 from reasonscope.probes.models.model import load_model
-from reasonscope.steering import Classes, SteeringExperiment, as_intervention, clamped_refusal, mean_projection
+from reasonscope.steering import SteeringExperiment, as_intervention
 from reasonscope.steering.experiments.conditions import Condition
+from reasonscope.steering.methods.affine_refusal import Classes, clamped_refusal
 from reasonscope.steering.methods.refusal import (
     answer_contexts,
     answer_start,
@@ -24,6 +25,7 @@ from reasonscope.steering.methods.refusal import (
     end_of_words,
     extract_refusal,
     judged_halves,
+    mean_projection,
 )
 
 

@@ -12,7 +12,7 @@ from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.text.steps_and_sentences import steps
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.steering import extract_seal, seal_direction
+from reasonscope.steering.methods.seal import extract_seal, seal_direction
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "seal_vector.json").read_text(encoding="utf-8"))
 KINDS = {"E": "execution", "R": "reflection", "T": "transition"}

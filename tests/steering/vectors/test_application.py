@@ -8,16 +8,9 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Positions
-from reasonscope.steering import (
-    Clamp,
-    Scope,
-    SteeringVector,
-    VectorUse,
-    as_intervention,
-    clamped,
-    extract_asc,
-    extract_seal,
-)
+from reasonscope.steering import Clamp, Scope, SteeringVector, VectorUse, as_intervention, clamped
+from reasonscope.steering.methods.asc import extract_asc
+from reasonscope.steering.methods.seal import extract_seal
 from reasonscope.steering.methods.thinking_speed import extract_speed_of_modes
 
 SITES = [Site("resid_post", layer) for layer in range(2)]

@@ -9,7 +9,9 @@ from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.decoding import generate, left_padded
 from reasonscope.probes.models.model import load_model
-from reasonscope.steering import Scope, Steering, SteeringVector, ThinkTokenIds, compare
+from reasonscope.steering import Scope, Steering, SteeringVector
+from reasonscope.steering.experiments.dose_responses import compare
+from reasonscope.steering.vectors.token_regions import ThinkTokenIds
 
 SITE = Site("resid_post", 2)
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=40)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from reasonscope.data.errors import InputError
-from reasonscope.steering import OPERATORS, Clamp, ablate, add, orthogonal_add, rotate, scaled_add
+from reasonscope.steering import OPERATORS, Clamp
+from reasonscope.steering.vectors.operators import ablate, add, orthogonal_add, rotate, scaled_add
 
 STATES = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
 EAST = torch.tensor([2.0, 0.0])

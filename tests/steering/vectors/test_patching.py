@@ -10,7 +10,8 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.decoding import generate, left_padded
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import BACKENDS, load_model
-from reasonscope.steering import Composed, Scope, Steering, SteeringVector, ablate
+from reasonscope.steering import Composed, Scope, Steering, SteeringVector
+from reasonscope.steering.vectors.operators import ablate
 
 SITE = Site("resid_post", 2)
 GREEDY = Sampling(max_new_tokens=10)

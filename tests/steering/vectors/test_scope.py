@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from reasonscope.data.errors import InputError
-from reasonscope.steering import Scope, ThinkTokenIds
+from reasonscope.steering import Scope
+from reasonscope.steering.vectors.token_regions import ThinkTokenIds
 
 # two rows, prompts of 3 and 2 tokens: padding is -1
 IDS = torch.tensor([[10, 11, 12, 13, 14, 15], [-1, 20, 21, 13, 14, 15]])
