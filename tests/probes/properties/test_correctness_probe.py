@@ -10,7 +10,7 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem
 from reasonscope.probes.fitting.positions import has_position, row_at
-from reasonscope.probes.properties.correctness_probe import correctness_probe, within_problem
+from reasonscope.probes.properties.correctness_probe import within_problem
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +52,12 @@ def stored(path, traces, known):
 
 def test_it_is_found_at_its_position_and_not_at_another(tmp_path, traces):
     store = stored(tmp_path, traces, lambda trace: trace.correct)
-    found = correctness_probe(store, traces, position=0.5, folds=3)
+    found = probes.correctness(store, traces, position=0.5, folds=3)
     assert found.comparison.auroc.low > 0.95
     assert found.comparison.beats
     assert found.within_problem.share.value > 0.9
     assert (found.n_traces, found.n_truncated, found.n_left_out, found.n_groups) == (80, 8, 0, 40)
-    elsewhere = correctness_probe(store, traces, position="window", folds=3)
+    elsewhere = probes.correctness(store, traces, position="window", folds=3)
     assert not elsewhere.comparison.beats
     assert (elsewhere.n_truncated, elsewhere.n_left_out) == (0, 8)
 
@@ -65,7 +65,7 @@ def test_it_is_found_at_its_position_and_not_at_another(tmp_path, traces):
 def test_a_probe_of_the_length_does_not_beat_the_length(tmp_path, traces):
     store = stored(tmp_path, traces, lambda trace: -np.log1p(trace.n_thinking_tokens))
     closed = [trace for trace in traces if trace.state == "closed"]
-    found = correctness_probe(store, closed, position=0.5, folds=3)
+    found = probes.correctness(store, closed, position=0.5, folds=3)
     assert found.comparison.auroc.low > 0.5
     assert not found.comparison.beats
     assert {"thinking_length", "truncated", "elapsed_position"} <= found.comparison.baselines.keys()
@@ -98,6 +98,6 @@ def test_positions_are_rows(traces):
 def test_one_class_is_refused(tmp_path, traces):
     store = stored(tmp_path, traces, lambda trace: 0)
     with pytest.raises(InputError, match="class"):
-        correctness_probe(store, [trace for trace in traces if trace.correct], folds=3)
+        probes.correctness(store, [trace for trace in traces if trace.correct], folds=3)
     with pytest.raises(InputError, match="gold answer"):
-        correctness_probe(store, [])
+        probes.correctness(store, [])

@@ -14,7 +14,7 @@ from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.grouped_folds import spearman
 from reasonscope.probes.properties.length_probe import baseline_predictions, length_data
-from reasonscope.probes.properties.remaining_probe import remaining_probe, thinking_points
+from reasonscope.probes.properties.remaining_probe import thinking_points
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def stored(path, traces, *, informed):
 
 
 def test_it_finds_the_layer_that_knows(tmp_path, traces):
-    probe = length_probe(stored(tmp_path, traces, informed=True), traces)
+    probe = probes.length(stored(tmp_path, traces, informed=True), traces)
     assert probe.spearman.value > 0.9
     assert probe.spearman.low <= probe.spearman.value <= probe.spearman.high
     assert probe.baselines.keys() == {"prompt_length", "bag_of_words", "first_layer"}
@@ -73,7 +73,7 @@ def test_it_finds_the_layer_that_knows(tmp_path, traces):
 
 def test_a_new_prompt_gets_tokens_and_an_interval(tmp_path, traces):
     store = stored(tmp_path, traces, informed=True)
-    probe = length_probe(store, traces)
+    probe = probes.length(store, traces)
     states = np.stack([store.activations(t.id, "resid_post.1")[t.n_prompt_tokens - 1] for t in traces])
     forecast = probe.forecast(states)
     assert spearman(probe.true, forecast.tokens) > 0.9
@@ -85,7 +85,7 @@ def test_a_new_prompt_gets_tokens_and_an_interval(tmp_path, traces):
 
 def test_within_one_difficulty_and_one_data_set_the_order_is_judged_apart(tmp_path, traces):
     rated = [replace(t, problem=replace(t.problem, difficulty=float(i % 3))) for i, t in enumerate(traces)]
-    probe = length_probe(stored(tmp_path, rated, informed=True), rated, datasets=["a", "b"] * 30)
+    probe = probes.length(stored(tmp_path, rated, informed=True), rated, datasets=["a", "b"] * 30)
     assert probe.within_difficulty.low > 0.7
     assert probe.within_dataset.low > 0.7
     assert "difficulty" in probe.baselines
@@ -113,7 +113,7 @@ def _prompt(traces, problem_id):
 def test_truncated_traces_stay_in_and_are_counted(tmp_path, traces):
     cut = [replace(t, state="truncated") if t.n_thinking_tokens > 100 else t for t in traces]
     n = sum(t.state == "truncated" for t in cut)
-    probe = length_probe(stored(tmp_path, cut, informed=True), cut)
+    probe = probes.length(stored(tmp_path, cut, informed=True), cut)
     assert probe.n_truncated == n > 5
     assert len(probe.true) == 60
     assert probe.band.high == np.inf  # nobody knows how long these would have been
@@ -123,7 +123,7 @@ def test_truncated_traces_stay_in_and_are_counted(tmp_path, traces):
 def test_a_problem_in_two_groups_is_named(tmp_path, traces):
     apart = [traces[0], replace(traces[1], problem=replace(traces[0].problem, group="other")), *traces[2:]]
     with pytest.raises(InputError, match="problem '0' has rows in the groups"):
-        length_probe(stored(tmp_path, apart, informed=True), apart)
+        probes.length(stored(tmp_path, apart, informed=True), apart)
 
 
 def test_what_remains_is_read_along_the_thinking_against_the_position(tmp_path, traces):
@@ -134,7 +134,7 @@ def test_what_remains_is_read_along_the_thinking_against_the_position(tmp_path, 
         rows[:, 2] = np.log1p(np.maximum(left, 0)) + 0.1 * rng.standard_normal(len(rows))
     store = TraceStore.create(tmp_path, sites=["resid_post.0"])
     store.append(traces, {"resid_post.0": arrays})
-    probe = remaining_probe(store, traces, per_trace=4)
+    probe = probes.remaining(store, traces, per_trace=4)
     assert probe.spearman.value > 0.9
     assert probe.baselines["elapsed_position"].value > 0.2  # the further, the less is left
     assert probe.difference.low > 0
@@ -147,12 +147,12 @@ def test_what_remains_is_read_along_the_thinking_against_the_position(tmp_path, 
 
 
 def test_it_finds_nothing_where_nothing_is(tmp_path, traces):
-    assert abs(length_probe(stored(tmp_path, traces, informed=False), traces).spearman.value) < 0.4
+    assert abs(probes.length(stored(tmp_path, traces, informed=False), traces).spearman.value) < 0.4
 
 
 def test_runs_without_residuals_and_traces_without_thinking_are_refused(tmp_path, traces):
     with pytest.raises(InputError, match="no resid_post site"):
-        length_probe(TraceStore.create(tmp_path / "a", sites=["z.0"]), traces)
+        probes.length(TraceStore.create(tmp_path / "a", sites=["z.0"]), traces)
     store = stored(tmp_path / "b", traces, informed=False)
     with pytest.raises(InputError, match="has no thinking"):
-        length_probe(store, [replace(traces[0], state="absent")])
+        probes.length(store, [replace(traces[0], state="absent")])

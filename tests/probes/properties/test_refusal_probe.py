@@ -84,7 +84,7 @@ def stored(path, traces, *, informed):
 
 def test_intent_and_its_cliff_are_found(tmp_path, traces):
     store = stored(tmp_path, traces, informed=True)
-    found = refusal_probe(store, traces, contrasts=REFUSAL_ALONE, folds=3)
+    found = probes.refusal(store, traces, contrasts=REFUSAL_ALONE, folds=3)
     assert found.comparisons.keys() == found.probes.keys() == {"refusal"}
     assert refusal_maps(store, traces, contrasts=REFUSAL_ALONE, folds=3)["refusal"].scores.shape == (2, 6)
     assert found.comparisons["refusal"].shuffled.p_value == pytest.approx(1 / 21)
@@ -102,7 +102,7 @@ def test_intent_and_its_cliff_are_found(tmp_path, traces):
 
 
 def test_where_nothing_is_nothing_is_found(tmp_path, traces):
-    found = refusal_probe(stored(tmp_path, traces, informed=False), traces, contrasts=REFUSAL_ALONE, folds=3)
+    found = probes.refusal(stored(tmp_path, traces, informed=False), traces, contrasts=REFUSAL_ALONE, folds=3)
     assert 0.3 < found.comparisons["refusal"].auroc.value < 0.7
     assert not found.comparisons["refusal"].beats
     assert not found.cliffs["refusal"].above_nulls
@@ -119,7 +119,7 @@ def test_a_drop_that_every_prompt_shows_is_no_excess(tmp_path, traces):
         rows[end:, 2] += 5 if behaviour(trace) == "refused" else -5
     store = TraceStore.create(tmp_path, sites=["resid_post.1"])
     store.append(traces, {"resid_post.1": states})
-    study = refusal_probe(store, traces, contrasts=REFUSAL_ALONE, folds=3).cliffs["refusal"]
+    study = probes.refusal(store, traces, contrasts=REFUSAL_ALONE, folds=3).cliffs["refusal"]
     assert study.cliffs["harmful", "complied"].drop.low > 0.7
     assert study.excess.low < 0 < study.excess.high or abs(study.excess.value) < 0.05
     assert not study.excess_above_random
@@ -129,7 +129,7 @@ def test_intent_is_taught_along_the_thinking(tmp_path, traces):
     with pytest.raises(InputError, match="has to be 'window'"):
         Contrast(positive=frozenset(), negative=frozenset(), positions=(0.5,))
     intent = {"intent": CONTRASTS["intent"]}
-    found = refusal_probe(stored(tmp_path, traces, informed=True), traces, contrasts=intent, folds=3)
+    found = probes.refusal(stored(tmp_path, traces, informed=True), traces, contrasts=intent, folds=3)
     study = found.cliffs["intent"]
     assert (
         study.cliffs["benign", "complied"].plateau.high < 0.15 < 0.85 < study.cliffs["harmful", "complied"].plateau.low
@@ -142,6 +142,6 @@ def test_runs_without_both_behaviours_are_refused(tmp_path, traces):
     store = stored(tmp_path, traces, informed=False)
     refused = [trace for trace in traces if cell(trace) == ("harmful", "refused")]
     with pytest.raises(InputError, match="class"):
-        refusal_probe(store, refused)
+        probes.refusal(store, refused)
     with pytest.raises(InputError, match="closed thinking"):
-        refusal_probe(store, [replace(trace, state="truncated") for trace in traces])
+        probes.refusal(store, [replace(trace, state="truncated") for trace in traces])
