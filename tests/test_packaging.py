@@ -37,7 +37,8 @@ def test_every_package_says_what_it_is(name):
 
 def test_the_type_checker_sees_the_same_folders():
     links = {link.name: link.resolve() for link in (ROOT / ".types" / "reasonscope").iterdir()}
-    assert links == {"__init__.py": ROOT / "reasonscope" / "__init__.py"} | {top: ROOT / top for top in TOP[:-1]}
+    names = ("__init__.py", "__init__.pyi")
+    assert links == {name: ROOT / "reasonscope" / name for name in names} | {top: ROOT / top for top in TOP[:-1]}
 
 
 def shipped_files() -> list[Path]:

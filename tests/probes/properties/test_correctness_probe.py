@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from reasonscope import probes
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.corpus import tokenizer_texts
 from reasonscope.data.organism.tokenizer import chat, train_tokenizer
