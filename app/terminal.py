@@ -1,6 +1,10 @@
-"""Text of others on a terminal: shown, and never obeyed."""
+"""Findings on a terminal; text from outside is shown, and never obeyed."""
 
+from rich.console import Console
+from rich.table import Table
 from rich.text import Text
+
+from reasonscope.data.summary import Summary
 
 
 def printable(text: str) -> str:
@@ -11,3 +15,20 @@ def printable(text: str) -> str:
 def printed_cell(text: str) -> Text:
     """`text` for a table, in which brackets are no markup."""
     return Text(printable(text))
+
+
+def print_summary(summary: Summary, console: Console | None = None) -> None:
+    """Print the finding, its table, the quoted text, and where to look next."""
+    out = console or Console()
+    out.print(Text(printable(summary.finding), style="bold"))
+    if summary.rows:
+        table = Table(*map(printed_cell, summary.columns))
+        for row in summary.rows:
+            table.add_row(*map(printed_cell, row))
+        out.print(table)
+    for quote, said in summary.quotes:
+        out.print(printed_cell(f"  {said}: {quote}"))
+    for line in (*summary.notes, *summary.files):
+        out.print(printed_cell(line))
+    if summary.next_command:
+        out.print(printed_cell(f"Next: {summary.next_command}"))

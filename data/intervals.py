@@ -31,6 +31,10 @@ class Estimate:
     def interval(self) -> tuple[float, float]:
         return self.low, self.high
 
+    def to_dict(self) -> dict[str, float]:
+        """`{"value": …, "low": …, "high": …}`, for JSON."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
 
 def mean_estimate(values: ArrayLike, *, groups: ArrayLike | None = None, shares: bool = True) -> Estimate:
     """The mean of `values` (row,) with its 95 % interval over rows, or over whole groups of them.

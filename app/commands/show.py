@@ -6,6 +6,9 @@ from typing import Any
 
 import typer
 
+from reasonscope.app.terminal import print_summary
+from reasonscope.data.summary import Summary
+
 
 def show(numbers: Mapping[str, Any], as_json: bool) -> None:
     """Write nested numbers; in JSON, what is not a number is null."""
@@ -18,3 +21,11 @@ def show(numbers: Mapping[str, Any], as_json: bool) -> None:
         typer.echo(json.dumps(plain(numbers), indent=2, allow_nan=False))
     else:
         Console().print(table(numbers))
+
+
+def show_summary(summary: Summary, numbers: Mapping[str, Any], as_json: bool) -> None:
+    """Write the finding for people, or every number as JSON."""
+    if as_json:
+        show(numbers, as_json)
+    else:
+        print_summary(summary)

@@ -1,0 +1,55 @@
+"""What a command tells its reader: the finding in one sentence, a small table, the text that matters, and where to look next."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reasonscope.data.intervals import Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A finding for people.
+
+    Attributes:
+        finding: One sentence that answers the question that was asked.
+        columns: Names of the columns of the table.
+        rows: One text per column; a number stands as `in_words` writes it.
+        quotes: Sentences or tokens of the traces that matter most, each with what is said of it.
+        notes: What a reader has to know, such as why a number is undefined, one line each.
+        files: What was written, one line each.
+        next_command: The command that shows it in the app, or the step that follows.
+    """
+
+    finding: str
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    quotes: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = ()
+    files: Sequence[str] = ()
+    next_command: str = ""
+
+    def __str__(self) -> str:
+        """Plain text, the columns aligned."""
+        table = [list(self.columns), *map(list, self.rows)] if self.rows else []
+        widths = [max(len(row[i]) for row in table) for i in range(len(self.columns))] if table else []
+        lines = [self.finding, ""]
+        lines += [
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in table
+        ]
+        lines += [""] * bool(table)
+        lines += [f"{said}: {quote}" for quote, said in self.quotes]
+        lines += [*self.notes, *self.files]
+        lines += [f"Next: {self.next_command}"] if self.next_command else []
+        return "\n".join(lines).rstrip()
+
+
+def in_words(number: Estimate | float | int | None, digits: int = 3) -> str:
+    """A number as a table shows it: `0.572 [0.454, 0.657]`, `353`, or `–` if it is undefined."""
+    if isinstance(number, Estimate):
+        ends = f" [{in_words(number.low, digits)}, {in_words(number.high, digits)}]"
+        return in_words(number.value, digits) + (ends if number.low == number.low else "")
+    if number is None or number != number:
+        return "–"
+    if isinstance(number, int) or abs(number) >= 10**digits:
+        return f"{number:.0f}"
+    return f"{number:.{digits}g}"

@@ -1,0 +1,44 @@
+"""A finding reads as a sentence, a table whose numbers carry their intervals, and the command that follows."""
+
+import pytest
+
+from reasonscope.data.intervals import Estimate
+from reasonscope.data.summary import Summary, in_words
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (Estimate(value=0.5717, low=0.454, high=0.6566), "0.572 [0.454, 0.657]"),
+        (Estimate(value=0.5, low=float("nan"), high=float("nan")), "0.5"),
+        (352.8, "353"),
+        (1234.5, "1234"),
+        (7, "7"),
+        (None, "–"),
+        (float("nan"), "–"),
+    ],
+)
+def test_numbers_in_words(number, text):
+    assert in_words(number) == text
+
+
+def test_a_summary_is_plain_text_with_aligned_columns():
+    summary = Summary(
+        finding="The probe beats the text.",
+        columns=("what", "Spearman"),
+        rows=(("probe", "0.92"), ("bag of words", "0.32")),
+        quotes=(("Wait, let me check.", "sentence 12"),),
+        notes=("8 traces were cut off.",),
+        next_command="reasonscope app runs/mine",
+    )
+    assert str(summary).splitlines() == [
+        "The probe beats the text.",
+        "",
+        "what          Spearman",
+        "probe         0.92",
+        "bag of words  0.32",
+        "",
+        "sentence 12: Wait, let me check.",
+        "8 traces were cut off.",
+        "Next: reasonscope app runs/mine",
+    ]
