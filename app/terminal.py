@@ -1,6 +1,7 @@
 """Findings on a terminal; text from outside is shown, and never obeyed."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -22,7 +23,7 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
     out = console or Console()
     out.print(Text(printable(summary.finding), style="bold"))
     if summary.rows:
-        table = Table(*map(printed_cell, summary.columns))
+        table = Table(*map(escape, map(printable, summary.columns)))
         for row in summary.rows:
             table.add_row(*map(printed_cell, row))
         out.print(table)
