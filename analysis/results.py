@@ -11,6 +11,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.durable import make_folder
 from reasonscope.data.storage.safetensors_file import SafetensorsFormat
@@ -24,8 +25,6 @@ _KIND = SafetensorsFormat(
     version=1,
     fields={**dict.fromkeys(_TEXTS, str), "axes": list, "bands": dict, "numbers": dict, "provenance": dict},
 )
-
-Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)

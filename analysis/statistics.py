@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import false_discovery_control, rankdata, t
 
-from reasonscope.analysis.results import Axis, Band, Result, Values
+from reasonscope.analysis.results import Axis, Band, Result
+from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Estimate, Rows, drawn_groups, permutation_p, resample_groups, tails
+from reasonscope.data.intervals import Estimate, drawn_groups, permutation_p, resample_groups, tails
 
 
 def serial_correlation(one: Values, other: Values) -> tuple[float, float]:

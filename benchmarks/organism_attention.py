@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reasonscope.analysis.attention.close_attention import close_attention
 from reasonscope.analysis.attention.head_profiles import head_rhythm, local_and_global, over
@@ -23,6 +22,7 @@ from reasonscope.analysis.figures import points, write_figure
 from reasonscope.analysis.results import Result
 from reasonscope.analysis.statistics import result_of_estimates
 from reasonscope.data import Sampling, Span, Trace, load_problems
+from reasonscope.data.arrays import Values
 from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.organism.truth import true_sentences
 from reasonscope.probes import Model, load_model, rollouts
@@ -30,7 +30,6 @@ from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.evaluation.metrics import auroc
 
 DRAWS = 20
-Values = NDArray[np.float64]
 Scores = Mapping[str, float]  # "measured", "null" (mean over draws) and baselines, of one trace
 
 

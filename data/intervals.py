@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import bdtrc
 from scipy.stats import beta, norm, t
 
+from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
 
-Values = NDArray[np.float64]
-Rows = NDArray[np.intp]
 Alternative = Literal["greater", "less", "two-sided"]
 _Z = 1.959964  # 95 %
 _ROUNDING = 1e-24  # a variance that is none

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reasonscope.analysis.results import Values
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import shares_difference, wilson_interval
 from reasonscope.data.variants import Variant, is_published

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from reasonscope.analysis.anchors.importance import Rollout, resampled_sentences
-from reasonscope.analysis.results import Axis, Result, Values, undefined
+from reasonscope.analysis.results import Axis, Result, undefined
 from reasonscope.analysis.statistics import DependencyAgreement, agreement_numbers, dependency_agreement
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.importers import PUBLISHED_EFFECTS
 from reasonscope.data.storage.untrusted import wrap_errors

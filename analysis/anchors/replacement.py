@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from reasonscope.analysis.anchors.rollouts import Continuation, continuation
-from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
+from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.tokens.forced_answers import Decoder, Encoder
 from reasonscope.analysis.tokens.vocabulary import Unembedding, divergence
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.parse import THINK, ThinkTags
 from reasonscope.data.trace import Sampling, Sentence, Trace

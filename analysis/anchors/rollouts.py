@@ -17,8 +17,9 @@ from reasonscope.analysis.anchors.importance import (
     sentence_effects,
 )
 from reasonscope.analysis.anchors.similarity import Embedder, tfidf
-from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
+from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.tokens.forced_answers import Decoder, ForcedAnswers
+from reasonscope.data.arrays import Values
 from reasonscope.data.text.answers import equivalent, extract_answer
 from reasonscope.data.text.parse import THINK, ThinkTags
 from reasonscope.data.text.sentence_splitter import split_sentences

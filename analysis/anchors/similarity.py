@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from reasonscope.analysis.results import Values
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError, MissingExtraError
 
 

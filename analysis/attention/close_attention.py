@@ -4,17 +4,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from reasonscope.analysis.attention.blocks import AttentionBlock, read_attention
 from reasonscope.analysis.attention.sentence_attention import thinking_sentences
 from reasonscope.analysis.results import Axis, Band, Result, undefined
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.sentence_splitter import Splitter
 from reasonscope.data.trace import Span, Trace
 from reasonscope.probes.models.model import Model
-
-Values = NDArray[np.float64]
 
 
 class RowMeans:

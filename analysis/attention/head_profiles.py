@@ -12,13 +12,12 @@ from torch import Tensor
 from reasonscope.analysis.attention.blocks import AttentionBlock, read_attention
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import mean_band
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.models.model import Model
-
-Values = NDArray[np.float64]
 
 WINDOW = 10  # tokens, of WAAD
 HORIZON: tuple[int, int | None] = (

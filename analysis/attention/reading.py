@@ -4,10 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.analysis.attention.vertical_scores import nan_mean
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span
-
-Values = NDArray[np.float64]
 
 
 def mean_effect(effects: Values) -> Values:

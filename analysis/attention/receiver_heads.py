@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reasonscope.analysis.attention.sentence_attention import (
     SentenceAttention,
@@ -27,8 +26,6 @@ from reasonscope.data.text.sentence_splitter import Splitter
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.heads import Head, random_heads
 from reasonscope.probes.models.model import Model
-
-Values = NDArray[np.float64]
 
 _UNIFORM = "uniform attention over all earlier tokens, in closed form"
 _ALIKE = "a head whose vertical scores are all alike has no kurtosis"

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reasonscope.analysis.attention.blocks import AttentionBlock, read_attention
-from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
+from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import bootstrap_band
+from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Rows
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.models.model import Model

@@ -5,16 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from reasonscope.analysis.attention.blocks import AttentionBlock, read_attention
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.sentence_splitter import Splitter
 from reasonscope.data.text.steps_and_sentences import sentences
 from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.models.model import Model
-
-Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reasonscope.analysis.attention.blocks import AttentionBlock, read_attention
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span
 from reasonscope.data.variants import Variant, is_published
 from reasonscope.probes.models.model import Model
 
-Values = NDArray[np.float64]
 Reduction = Literal["max", "mean"]
 
 # How much of a weight on the token 1, 2, … 10 before is left, as the released code calibrates nearness away.

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.probes.architecture.heads import Head
-
-Values = NDArray[np.float64]
 
 PROXIMITY = 4  # sentences: a nearer target attends to whatever stands before it
 TOP_HEADS = 20  # of the paper's 1,920; a small model has fewer to choose from

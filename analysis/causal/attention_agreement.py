@@ -3,19 +3,17 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reasonscope.analysis.attention.sentence_attention import SentenceAttention, sentence_attention
 from reasonscope.analysis.attention.vertical_scores import kurtosis, nan_mean, top_heads, vertical_scores
 from reasonscope.analysis.causal.suppression import normalised, suppression_effect
 from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.analysis.statistics import DependencyAgreement, dependency_agreement
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.trace import Trace
 from reasonscope.probes.models.model import Model
-
-Values = NDArray[np.float64]
 
 METHODS = ("receiver", "all heads", "suppression")
 METRICS = ("auroc", "precision", "auroc of nearness")

@@ -10,18 +10,16 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from reasonscope.analysis.results import Axis, Band, Result
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions, gradients
 from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.models.model import Model
-
-Values = NDArray[np.float64]
 
 STEPS = 8
 _TINY = 1e-6

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor
 
 from reasonscope.analysis.causal.head_edits import head_states, without_heads
 from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.analysis.statistics import bootstrap_band
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.heads import Head
@@ -27,8 +27,6 @@ from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.experiments.ablation import How
-
-Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

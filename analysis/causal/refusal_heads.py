@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reasonscope.analysis.causal.head_edits import head_states, without_heads
 from reasonscope.analysis.causal.probe_write import probe_writes
 from reasonscope.analysis.results import Axis, Band, Result, undefined
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.text.behaviour import behaviour
@@ -23,8 +23,6 @@ from reasonscope.probes.properties.refusal_probe import cell
 from reasonscope.steering.experiments.ablation import AblationIntervention, How
 from reasonscope.steering.vectors.intervention import Intervention
 from reasonscope.steering.vectors.scope import Scope
-
-Values = NDArray[np.float64]
 
 SHARE = 0.03  # of all heads
 METRICS = ("harmful refused", "benign refused", "accuracy")

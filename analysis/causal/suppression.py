@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -15,12 +14,11 @@ from reasonscope.analysis.attention.sentence_attention import check_spans, think
 from reasonscope.analysis.attention.vertical_scores import nan_mean
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.tokens.vocabulary import Unembedding, divergence
+from reasonscope.data.arrays import Values
 from reasonscope.data.text.sentence_splitter import Splitter
 from reasonscope.data.trace import Span, Trace
 from reasonscope.probes.generation.padding import check_sequence
 from reasonscope.probes.models.model import Model
-
-Values = NDArray[np.float64]
 
 TEMPERATURE = 0.6
 _WASTE = 0.1  # of the tokens of a pass that a source could have spared, at most

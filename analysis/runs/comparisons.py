@@ -22,9 +22,9 @@ from reasonscope.analysis.tokens.mi import (
 from reasonscope.analysis.tokens.misalignment import misalignment_of_trace
 from reasonscope.analysis.traces.selection import Rule, best_by, early_stop, majority, short_m, simulate
 from reasonscope.analysis.traces.trajectory import trajectory_of_trace
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
-from reasonscope.data.intervals import Values
 from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe

@@ -7,7 +7,8 @@ import numpy as np
 
 from reasonscope.analysis import figures
 from reasonscope.analysis.figures import Figure
-from reasonscope.data.intervals import Estimate, Rows, resample_groups
+from reasonscope.data.arrays import Rows
+from reasonscope.data.intervals import Estimate, resample_groups
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Message, Problem, Trace
 from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, spearman

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from reasonscope.analysis.results import Axis, Band, Result, Values
+from reasonscope.analysis.results import Axis, Band, Result
+from reasonscope.data.arrays import Values
 from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.generation.decoding import Completion

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
+from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import mean_band
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.align import token_strings
 from reasonscope.data.text.steps_and_sentences import sentence_of_each

@@ -8,11 +8,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
+from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import benjamini_hochberg, bootstrap_band
 from reasonscope.analysis.tokens.nocco import EPSILON, SIGMA, mutual_information, squared_correlation
+from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Estimate, Rows, mean_estimate, permutation_p
+from reasonscope.data.intervals import Estimate, mean_estimate, permutation_p
 from reasonscope.data.organism.problems import ledger_of
 from reasonscope.data.organism.writer import write_ledger
 from reasonscope.data.text.align import token_strings

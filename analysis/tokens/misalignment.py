@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
+from reasonscope.analysis.results import Axis, Band, Result, undefined
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import ContextError, InputError
 from reasonscope.data.intervals import wilson_interval
 from reasonscope.data.text.steps_and_sentences import sentence_of_each

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from reasonscope.analysis.results import Values
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 
 SIGMA, EPSILON = 50.0, 1e-5  # of the published code; the paper's appendix tries widths from 50 to 400

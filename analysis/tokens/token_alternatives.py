@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
+from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import mean_band, mean_number
+from reasonscope.data.arrays import Values
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Sentence, Trace
 from reasonscope.probes.architecture.sites import Site

@@ -7,8 +7,9 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from reasonscope.analysis.attention.reading import mean_effect
-from reasonscope.analysis.results import Axis, Band, Result, Values, undefined
+from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import holm, serial_correlation
+from reasonscope.data.arrays import Values
 from reasonscope.data.trace import Sentence, Trace
 
 METHOD = "agreement"

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import difference_estimate
-
-Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)

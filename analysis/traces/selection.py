@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reasonscope.analysis.results import Axis, Band, Result, Values
+from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.analysis.tokens.arm_results import estimates
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.answers import equivalent
 from reasonscope.data.trace import Trace

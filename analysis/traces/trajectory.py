@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reasonscope.analysis.results import Axis, Band, Result, Values
+from reasonscope.analysis.results import Axis, Band, Result
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.trace import Span, Trace

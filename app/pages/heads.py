@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import streamlit as st
-from numpy.typing import NDArray
 
 from reasonscope.analysis import figures
 from reasonscope.analysis.attention.reading import token_block
@@ -15,6 +14,7 @@ from reasonscope.analysis.runs.open_run import OpenRun
 from reasonscope.app.page_parts import components, measurements, readings, state
 from reasonscope.app.page_parts.colourings import colouring_name
 from reasonscope.app.page_parts.state import BOUND, Key
+from reasonscope.data.arrays import Values
 from reasonscope.data.sentence_cut import CutTrace, sentence_at
 from reasonscope.data.text.align import token_strings
 
@@ -22,8 +22,6 @@ _NAME = "results/heads/*"
 _MAP, _CLOSE, _AGAIN = "attention_map", "close_attention", "recurrence"
 _FIRST = ("receivers", "heads")  # whose scores stand first
 _SIDE_BY_SIDE = 3  # heads whose maps stand beside each other
-
-Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)

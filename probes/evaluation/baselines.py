@@ -16,8 +16,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Values
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site

@@ -11,8 +11,9 @@ from sklearn import config_context
 from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedGroupKFold
 
+from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Estimate, Rows, Values, resample_groups
+from reasonscope.data.intervals import Estimate, resample_groups
 from reasonscope.data.trace import Trace
 
 # (targets, predictions) of some rows to one number.

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from sklearn import metrics
 
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Values
 from reasonscope.probes.evaluation.grouped_folds import Metric, spearman
 
 _TINY = np.finfo(np.float64).eps

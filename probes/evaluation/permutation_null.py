@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Estimate, Rows, Values, permutation_p, resample_groups
+from reasonscope.data.intervals import Estimate, permutation_p, resample_groups
 from reasonscope.probes.evaluation.grouped_folds import Metric
 
 # Targets to the score of held-out predictions for them: the whole fit, choices and folds included.

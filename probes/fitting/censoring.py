@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError, MissingExtraError
-from reasonscope.data.intervals import Values
 from reasonscope.probes.evaluation.grouped_folds import check_finite, grouped_folds
 
 Mask = NDArray[np.bool_]

@@ -12,8 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError, MissingExtraError
-from reasonscope.data.intervals import Estimate, Values
+from reasonscope.data.intervals import Estimate
 from reasonscope.probes.evaluation.grouped_folds import (
     check_finite,
     cluster_bootstrap,

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import rankdata
 
-from reasonscope.data.intervals import Estimate, Rows, Values
+from reasonscope.data.arrays import Rows, Values
+from reasonscope.data.intervals import Estimate
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site

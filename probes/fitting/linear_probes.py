@@ -15,6 +15,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.storage.safetensors_file import SafetensorsFormat
 from reasonscope.data.storage.untrusted import wrap_errors
@@ -28,7 +29,6 @@ _KIND = SafetensorsFormat(
     fields={"site": str, "task": str, "method": str, "model": dict, "provenance": dict},
 )
 Task = Literal["regression", "binary"]
-Values = NDArray[np.float64]
 # What makes two models the same: paths, names and library versions may differ.
 IDENTITY = ("weights", "tokenizer")
 

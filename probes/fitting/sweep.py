@@ -10,8 +10,8 @@ from scipy.special import expit
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Values
 from reasonscope.probes.evaluation.grouped_folds import (
     Fold,
     Metric,

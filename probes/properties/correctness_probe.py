@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Estimate, Values, resample_groups
+from reasonscope.data.intervals import Estimate, resample_groups
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site

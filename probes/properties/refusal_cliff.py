@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import t
 
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Estimate, Values
+from reasonscope.data.intervals import Estimate
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.data.variants import Variant, is_published

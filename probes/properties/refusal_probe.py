@@ -7,8 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Estimate, Rows, Values, resample_groups
+from reasonscope.data.intervals import Estimate, resample_groups
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.behaviour import Behaviour, behaviour
 from reasonscope.data.trace import Trace

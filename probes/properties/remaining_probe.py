@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Estimate, Rows, Values, resample_groups
+from reasonscope.data.intervals import Estimate, resample_groups
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Estimate, Resamples, Values, permutation_p
+from reasonscope.data.intervals import Estimate, Resamples, permutation_p
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from transformers import LogitsProcessor
 
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Estimate, Resamples, Values, difference_estimate, mean_estimate
+from reasonscope.data.intervals import Estimate, Resamples, difference_estimate, mean_estimate
 from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.generation.batch_size import max_rows_that_fit

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Values
 from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.trace import Span, Trace
 from reasonscope.probes.generation.padding import left_padded

@@ -17,7 +17,6 @@ from math import asin, pi, sqrt
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import gammaln
 from scipy.stats import kstest, norm
 
@@ -36,6 +35,7 @@ from reasonscope.analysis.tokens.misalignment import worth
 from reasonscope.analysis.traces.reflection import within_question_correlation
 from reasonscope.analysis.traces.run_difference import paired_difference
 from reasonscope.analysis.traces.trajectory import _sum_ends
+from reasonscope.data.arrays import Values
 from reasonscope.data.intervals import (
     Estimate,
     Resamples,
@@ -51,7 +51,6 @@ from reasonscope.probes.fitting.held_out import auroc
 from reasonscope.steering.experiments.dose_responses import Dose
 from reasonscope.steering.experiments.experiment import Arm
 
-Values = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Values]
 # Of the processes below, by arithmetic or of lines of twenty million.
 _STEP = float(np.sqrt(2) * np.exp(gammaln(8.5) - gammaln(8) + 0.08))
