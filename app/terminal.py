@@ -1,11 +1,15 @@
 """Findings on a terminal; text from outside is shown, and never obeyed."""
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from reasonscope.data.summary import Summary
+if TYPE_CHECKING:
+    from reasonscope.data.summary import Summary
+
 
 
 def printable(text: str) -> str:
@@ -18,7 +22,7 @@ def printed_cell(text: str) -> Text:
     return Text(printable(text))
 
 
-def print_summary(summary: Summary, console: Console | None = None) -> None:
+def print_summary(summary: "Summary", console: Console | None = None) -> None:
     """Print the finding, its table, the quoted text, and where to look next."""
     out = console or Console()
     out.print(Text(printable(summary.finding), style="bold"))

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from reasonscope.app.terminal import print_summary
-from reasonscope.data.summary import Summary
+
+if TYPE_CHECKING:
+    from reasonscope.data.summary import Summary
 
 
 def show(numbers: Mapping[str, Any], as_json: bool) -> None:
@@ -23,7 +25,7 @@ def show(numbers: Mapping[str, Any], as_json: bool) -> None:
         Console().print(table(numbers))
 
 
-def show_summary(summary: Summary, numbers: Mapping[str, Any], as_json: bool) -> None:
+def show_summary(summary: "Summary", numbers: Mapping[str, Any], as_json: bool) -> None:
     """Write the finding for people, or every number as JSON."""
     if as_json:
         show(numbers, as_json)

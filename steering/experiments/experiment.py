@@ -27,11 +27,11 @@ from reasonscope.steering.vectors.intervention import Intervention, require_edit
 
 # What is measured of each trace, NaN where it says nothing; an arm gives the mean (perplexity: the exponential of the mean).
 MEASURES = (
-    "tokens", "accuracy", "refused", "refused_harmful", "refused_benign", "is_well_formed_answer", "repeated_ngrams", "compression",
+    "tokens", "accuracy", "refused", "refused_harmful", "refused_benign", "well_formed", "repeated_ngrams", "compression",
     "perplexity", "kl",
 )  # fmt: skip
 # Those that are 0 or 1 for each trace.
-VERDICTS = frozenset(("accuracy", "refused", "refused_harmful", "refused_benign", "is_well_formed_answer"))
+VERDICTS = frozenset(("accuracy", "refused", "refused_harmful", "refused_benign", "well_formed"))
 # Rows of one pass, at most: a small model takes hardly longer for them than for a few.
 MOST_ROWS = 256
 _UNKNOWN = Estimate(value=float("nan"), low=float("nan"), high=float("nan"))
@@ -45,7 +45,7 @@ class Arm:
     unsteered arm as a share of its mean, paired by problem (0 for that arm itself). `n_edited` counts the tokens edited.
 
     `measures` holds all of them by the names of MEASURES: `tokens` of thinking, `accuracy` (of problems with a gold answer), `refused`
-    (and of the harmful and the benign requests apart), `is_well_formed_answer` answers, `repeated_ngrams` (share of 4-grams), `compression` (ratio),
+    (and of the harmful and the benign requests apart), `well_formed` answers, `repeated_ngrams` (share of 4-grams), `compression` (ratio),
     and on the text that the unsteered model wrote `perplexity` under the steered model and `kl` from the unsteered one (nats a token).
     `differences` are those to the unsteered arm, paired by problem and seed. What says nothing (accuracy without gold answers) is absent.
     """
@@ -271,7 +271,7 @@ def _of_trace(trace: Trace) -> dict[str, float]:
         "refused": refused,
         "refused_harmful": refused if harmful is True else np.nan,
         "refused_benign": refused if harmful is False else np.nan,
-        "is_well_formed_answer": float(is_well_formed_answer(trace)),
+        "well_formed": float(is_well_formed_answer(trace)),
         "repeated_ngrams": repeated_ngrams(written),
         "compression": compression_ratio(trace.text[trace.chars.open.start :]),
     }

@@ -45,7 +45,7 @@ def test_estimates_make_a_result_with_their_intervals_beside_chance():
 @pytest.mark.parametrize("call", [bootstrap, bootstrap_band])
 def test_every_interval_is_of_1000_resamples_and_one_seed(call):
     defaults = inspect.signature(call).parameters
-    assert (defaults["draws"].default, defaults["seed"].default) == (1000, 0)
+    assert (defaults["n_resamples"].default, defaults["seed"].default) == (1000, 0)
 
 
 def test_corrections_of_a_published_example():

@@ -27,7 +27,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.models.model import load_model
-from reasonscope.probes.properties import refusal_cliff as trajectory
+from reasonscope.probes.fitting import positions
 from reasonscope.probes.properties.length_probe import forecast
 
 MODEL = {"name": "made up", "weights": "w", "tokenizer": "t"}
@@ -88,7 +88,7 @@ def test_refusal_prints_its_numbers_and_keeps_what_it_made(run):
 
 
 def test_length_and_correctness_print_theirs(run, monkeypatch):
-    monkeypatch.setattr(trajectory, "POSITIONS", ("prompt", "window"))
+    monkeypatch.setattr(positions, "POSITIONS", ("prompt", "window"))
     assert numbers("length", "--run", run)["spearman"]["value"] > 0.8
     found = numbers("correctness", "--run", run)
     assert found["window"]["verdict"] == "beats the baselines"

@@ -41,7 +41,7 @@ from reasonscope.probes.evaluation.permutation_null import (
 @pytest.mark.parametrize("call", [cluster_bootstrap, difference_to_best, resample_groups, Resamples])
 def test_every_interval_is_of_1000_resamples_and_one_seed(call):
     defaults = inspect.signature(call).parameters
-    assert (defaults["draws"].default, defaults["seed"].default) == (1000, 0)
+    assert (defaults["n_resamples"].default, defaults["seed"].default) == (1000, 0)
 
 
 @pytest.mark.parametrize("call", [grouped_folds, nested_folds, grouped_predictions, transfer_matrix])

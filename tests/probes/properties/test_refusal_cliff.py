@@ -163,8 +163,8 @@ def test_traces_without_a_cliff_are_refused(traces, bpe):
         plateau_and_end(np.zeros(3), traces[0])
     with pytest.raises(InputError, match="at least one score"):
         mean_trajectory([])
-    with pytest.raises(InputError, match="there are"):
-        mean_trajectory([np.zeros(3)], mode="padded")
+    with pytest.raises(InputError, match="choose"):
+        mean_trajectory([np.zeros(3)], variant="padded")
 
 
 def stored(path, traces, drop):
