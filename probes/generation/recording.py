@@ -19,7 +19,7 @@ from reasonscope.data.errors import InputError, SiteError, StoreError
 from reasonscope.data.storage.manifest import NAME
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling, Trace
-from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.architecture.sites import Site, expand_sites
 from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.generation.rollout import as_trace, check_fits, trace_seed
@@ -50,8 +50,8 @@ def record(
     problems: Sequence[Problem],
     path: str | Path,
     *,
-    sites: Sequence[Site | str] = (),
-    sampling: Sampling,
+    sites: str | Sequence[Site | str] = (),
+    sampling: Sampling | None = None,
     samples: int = 1,
     batch_size: int = 16,
     shard: tuple[int, int] = (1, 1),
@@ -73,6 +73,7 @@ def record(
     Where a `server` is given, it writes the completions, a batch at a time; `model` then only reads its `sites` in them, and
     may be a `Prompting` (no weights) where there are none. Raises InputError, ContextError, SiteError, StoreError.
     """
+    sampling = sampling or Sampling()
     if not sites and server is not None:
         reader = None
     elif isinstance(model, Model):
@@ -117,8 +118,9 @@ def as_numpy(tensor: Tensor) -> NDArray[Any]:
     return np.asarray(tensor.numpy())
 
 
-def _sites(model: Model, names: Sequence[Site | str]) -> tuple[Site, ...]:
-    sites = tuple(dict.fromkeys(Site.parse(name) for name in names))
+def _sites(model: Model, names: str | Sequence[Site | str]) -> tuple[Site, ...]:
+    listed = expand_sites(names, model.n_layers) if isinstance(names, str) else map(Site.parse, names)
+    sites = tuple(dict.fromkeys(listed))
     for site in sites:
         model.layout.module(model.hf, site)  # raises where the model has no such site
         if site.point == "attn_probs":
