@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := runs/demo
 
-.PHONY: demo test test-slow test-browser screenshots chromium test-wheel lint types docs figures notebooks bench bench-gpu sizing \
+.PHONY: demo test test-slow test-browser screenshots chromium test-wheel lint prose types docs figures notebooks bench bench-gpu sizing \
   example ci constraints clean check audit faults fuzz selftest soak mutants lock locked
 
 demo: $(VENV)/installed-all
@@ -36,6 +36,10 @@ chromium:
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+# How many phrases of .ci/prose.py each folder still has; `.venv/bin/python .ci/prose.py data/text` lists those of a folder.
+prose: $(BIN)/python
+	$(BIN)/python .ci/prose.py --table
 
 types: $(VENV)/installed-dev
 	cd .types && ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache
