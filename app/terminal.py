@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from reasonscope.data.summary import Summary
 
 
-
 def printable(text: str) -> str:
     """`text` with what is no visible character (escapes of the terminal, line ends, marks of direction) as Python writes it."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

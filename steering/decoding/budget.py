@@ -116,10 +116,10 @@ def train_predictor(
 ) -> tuple[LengthPredictor, float]:
     """Fit the predictor on the thinking of stored traces, the model frozen; returns it with its last epoch's mean loss (nats).
 
-    Each token v of the thinking is predicted from the states of the one before it; its target is the number of thinking tokens from v
-    on, down to 1. Published `sites` are all L + 1 hidden states, `[resid_pre.0, resid_post.0, …]`. Departures: the encoder is small by
-    default, and traces that were cut off are left out, since how long they would have gone on is not known. Raises InputError where
-    nothing is left, or NaN.
+    Each token v of the thinking, and the token that closes it, is predicted from the states of the token before; its target is the
+    number of tokens from v to the closing tag, which counts 1. The published `sites` are all L + 1 hidden states,
+    `[resid_pre.0, resid_post.0, …]`. Departures: the encoder is small by default, and truncated traces are left out, since nobody
+    knows how long they would have gone on. Raises InputError if nothing is left, or for NaN.
     """
     states, following, left = _training_rows(store, sites, store.ids if ids is None else ids)
     with torch.random.fork_rng(devices=[]):
@@ -145,7 +145,10 @@ def _training_rows(store: TraceStore, sites: Sequence[Site], ids: Iterable[str])
     for trace in (store.trace(id) for id in ids):
         if trace.state != "closed":
             continue
-        start, stop = trace.tokens.thinking.start, trace.tokens.thinking.stop
+        start, stop = (
+            trace.tokens.thinking.start,
+            trace.tokens.thinking.stop + 1,
+        )  # with the first token of the closing tag
         rows = np.stack([store.activations(trace.id, str(site))[start - 1 : stop - 1] for site in sites], axis=1)
         states.append(torch.from_numpy(rows.astype(np.float32)))
         following.append(torch.from_numpy(trace.token_ids[start:stop]))

@@ -26,9 +26,10 @@ def layer_difference(early: Tensor, final: Tensor, *, variant: str = "corrected"
     """
     p, q = early.log_softmax(-1), final.log_softmax(-1).expand_as(early)
     m = torch.logaddexp(p, q) - torch.log(torch.tensor(2.0, dtype=p.dtype, device=p.device))
+    banned = q.isneginf()  # by a processor that forbids tokens: probability 0, and 0 · log 0 is 0
     if is_published(variant):
-        return (m.exp() * (2 * m - p - q) / 2).mean(-1).mean(0)
-    return ((p.exp() * (p - m) + q.exp() * (q - m)).sum(-1) / 2).mean(0)
+        return torch.where(banned, 0.0, m.exp() * (2 * m - p - q) / 2).mean(-1).mean(0)
+    return ((p.exp() * (p - m) + torch.where(banned, 0.0, q.exp() * (q - m))).sum(-1) / 2).mean(0)
 
 
 class AdaptiveStrength:

@@ -57,12 +57,22 @@ class ExpertCounts:
 
 
 def cognitive_experts(counts: ExpertCounts, *, weights: Mapping[str, float] = WEIGHTS, top: int = 2) -> list[Expert]:
-    """The `top` experts by Σ weight·nPMI over the markers, the best first. The paper takes 2."""
+    """The `top` experts by Σ weight·nPMI over the markers, the best first. The paper takes 2.
+
+    Departure: an expert that no marker ever met (and so every row of a dense block) is not a candidate. Its nPMI of −1 with each marker
+    would otherwise win as soon as the negative weights outweigh the positive ones, as the paper's do. Raises InputError for fewer
+    candidates than `top`.
+    """
+    met = np.any([counts.on_markers[name] > 0 for name in weights], axis=0)
+    if met.sum() < top:
+        raise InputError(
+            f"{met.sum()} experts were chosen on a marker; {top} are asked for: give more text with {', '.join(weights)}"
+        )
     score = sum(
         weight * npmi(counts.on_markers[name], counts.in_total, counts.markers[name], counts.tokens)
         for name, weight in weights.items()
     )
-    order = np.argsort(-np.ravel(score), kind="stable")[:top]
+    order = np.argsort(-np.ravel(np.where(met, score, -np.inf)), kind="stable")[:top]
     return [Expert(*(int(i) for i in np.unravel_index(at, counts.in_total.shape))) for at in order]
 
 

@@ -81,6 +81,8 @@ class _Calls:
             )
         cache = kwargs.get("past_key_values")
         n_cached = int(cache.get_seq_length()) if cache is not None else 0
+        if cache is not None:
+            cache.reorder_cache = _refuse_reordering
         self._where = positions(ids, _mask(kwargs.get("attention_mask"), ids, n_cached))
         if n_cached and (n_cached, len(ids)) != (self._n_seen, self._n_rows):
             raise InputError(
@@ -98,6 +100,12 @@ class _Calls:
             return edit(activation, self._where)
 
         return touch
+
+
+def _refuse_reordering(*_: object) -> None:
+    raise InputError(
+        "beam search reorders the sequences between passes, so that an edit would follow the wrong ones; generate with num_beams=1"
+    )
 
 
 def _mask(mask: object, ids: Tensor, n_cached: int) -> Tensor:

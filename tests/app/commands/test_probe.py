@@ -24,10 +24,10 @@ from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.fitting import positions
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.models.model import load_model
-from reasonscope.probes.fitting import positions
 from reasonscope.probes.properties.length_probe import forecast
 
 MODEL = {"name": "made up", "weights": "w", "tokenizer": "t"}

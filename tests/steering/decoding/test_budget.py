@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from reasonscope.data.trace import Problem
+from reasonscope.probes.architecture.sites import Site
 from reasonscope.steering.decoding.budget import (
     TRUST,
     LengthPredictor,
+    _training_rows,
     fits_in,
     guidance_weights,
     guided_distribution,
@@ -54,6 +57,18 @@ def test_golden_distributions(case):
 def test_golden_countdown(case):
     steps = torch.arange(case["inputs"]["steps"])
     assert remaining_budget(case["inputs"]["budget"], steps).tolist() == case["expected"]
+
+
+def test_the_closing_tag_is_a_target_that_counts_one(written_store):
+    asked = [Problem(id=name, prompt="q", answer="7") for name in "abc"]
+    store = written_store([(asked[0], 0, "one two", "7"), (asked[1], 0, "one", "7"), (asked[2], 0, "cut off", None)])
+    states, following, left = _training_rows(store, [Site("resid_post", 0)], store.ids)
+    closed = [trace for trace in store if trace.state == "closed"]
+    lengths = [trace.n_thinking_tokens + 1 for trace in closed]
+    assert len(states) == len(following) == sum(lengths)
+    ends = np.cumsum(lengths) - 1
+    assert left[ends].tolist() == [1.0] * len(closed)
+    assert following[ends].tolist() == [trace.token_ids[trace.tokens.thinking.stop] for trace in closed]
 
 
 def test_the_predictor_gives_a_distribution_for_every_next_token():

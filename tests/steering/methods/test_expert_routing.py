@@ -66,3 +66,16 @@ def test_a_dense_model_and_counts_that_cannot_be_are_refused(load):
         count_experts(load("qwen3"), SEQUENCES, {"six": 6})
     with pytest.raises(InputError, match="counts of a part"):
         npmi(5, 4, 10, 100)
+
+
+def test_experts_that_no_marker_met_are_no_candidates(load):
+    model = load("qwen3_moe")
+    markers = {"<think>": 5, "</think>": 8, "Alternatively": 9}
+    counts = count_experts(model, SEQUENCES, markers)
+    best = cognitive_experts(counts, top=2)
+    assert all(any(on[expert.layer, expert.index] > 0 for on in counts.on_markers.values()) for expert in best)
+    assert all(expert.layer != 1 for expert in best)  # the block between is dense
+    with reinforced(model, best, 2.0):
+        pass
+    with pytest.raises(InputError, match="were chosen on a marker"):
+        cognitive_experts(counts, top=9)

@@ -57,3 +57,17 @@ def test_what_is_no_pair_is_refused():
         speed_axis(np.zeros((3, 3)), np.zeros((2, 3)))
     with pytest.raises(InputError, match="NaN"):
         speed_axis(np.full((2, 3), np.nan), np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("variant", ["corrected", "published"])
+def test_forbidden_tokens_leave_the_divergence_finite(variant):
+    generator = torch.Generator().manual_seed(0)
+    early, final = torch.randn(2, 1, 7, generator=generator), torch.randn(1, 7, generator=generator)
+    forbidden = final.clone()
+    forbidden[:, 3] = -torch.inf
+    found = layer_difference(early, forbidden, variant=variant)
+    assert torch.isfinite(found).all() and (found > 0).all()
+    if variant == "corrected":
+        assert (found <= np.log(2)).all()
+        nearly = forbidden.nan_to_num(neginf=-80.0)
+        torch.testing.assert_close(found, layer_difference(early, nearly), atol=1e-5, rtol=0)

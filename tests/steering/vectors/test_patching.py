@@ -12,6 +12,7 @@ from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import BACKENDS, load_model
 from reasonscope.steering import Composed, Scope, Steering, SteeringVector
 from reasonscope.steering.vectors.operators import ablate
+from reasonscope.steering.vectors.patching import patched
 
 SITE = Site("resid_post", 2)
 GREEDY = Sampling(max_new_tokens=10)
@@ -175,3 +176,10 @@ def test_the_first_in_order_acts_first(model, prompts):
     add_then_ablate = projection(Steering(v, 1.0, Scope()), Steering(v, 1.0, Scope(), operator=ablate))
     ablate_then_add = projection(Steering(v, 1.0, Scope(), operator=ablate), Steering(v, 1.0, Scope()))
     assert add_then_ablate < 1e-4 < ablate_then_add
+
+
+def test_beam_search_is_refused(model, prompts):
+    ids = torch.tensor([prompts[0]])
+    steering = Steering(made(model.d_model), 0.1, Scope())
+    with pytest.raises(InputError, match="num_beams=1"), patched(model, steering, name="v"):
+        model.hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, num_beams=2, do_sample=False)
