@@ -1,7 +1,7 @@
 """How commands show what they found: numbers as a table or JSON."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -25,9 +25,10 @@ def show(numbers: Mapping[str, Any], as_json: bool) -> None:
         Console().print(table(numbers))
 
 
-def show_summary(summary: "Summary", numbers: Mapping[str, Any], as_json: bool) -> None:
-    """Write the finding for people, or every number as JSON."""
+def show_summary(summary: "Summary | Sequence[Summary]", numbers: Mapping[str, Any], as_json: bool) -> None:
+    """Write the finding for people (several, one after the other), or every number as JSON."""
     if as_json:
         show(numbers, as_json)
-    else:
-        print_summary(summary)
+        return
+    for one in summary if isinstance(summary, Sequence) else [summary]:
+        print_summary(one)

@@ -215,39 +215,12 @@ def response_numbers(response: DoseResponse | DecodingResponse) -> dict[str, Any
     }
 
 
-def response_rows(response: DoseResponse | DecodingResponse) -> dict[str, Any]:
-    """The same in a few numbers a strength, for a table."""
-    if isinstance(response, DecodingResponse):
-        of_arms = {f"{arm.multiplier:g} {response.unit}": _short(arm) for arm in response.arms}
-        return {"n_problems": response.base.n_problems, "unsteered": _short(response.base), **of_arms}
-    shown: dict[str, Any] = {"held_out": response.held_out, "n_problems": response.base.n_problems}
-    shown["unsteered"] = _short(response.base)
-    for dose in response.doses:
-        changes = sorted(arm.change.value for arm in dose.random)
-        shown[f"{dose.strength:g}"] = {
-            **_short(dose.steered),
-            "change": _text(dose.steered.change),
-            "change_random": f"{changes[0]:.3g} … {changes[-1]:.3g}",
-            "change_reversed": _text(dose.reversed.change),
-            "beyond_random": dose.beyond_random,
-        }
-    return shown
-
-
 def estimate_numbers(estimate: Estimate) -> dict[str, Any]:
     return {"value": estimate.value, "ci": list(estimate.interval)}
 
 
 def _estimates(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
     return {name: estimate_numbers(estimate) for name, estimate in estimates.items()}
-
-
-def _short(arm: Arm) -> dict[str, str]:
-    return {name: _text(estimate) for name, estimate in arm.measures.items()}
-
-
-def _text(estimate: Estimate) -> str:
-    return f"{estimate.value:.3g} ({estimate.low:.3g} … {estimate.high:.3g})"
 
 
 def numbers_from(text: str) -> Sequence[float]:

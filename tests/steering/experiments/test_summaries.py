@@ -1,0 +1,164 @@
+"""The findings of sweeps and ablations read as sentences, and every number stands beside its control."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from reasonscope.data.intervals import Estimate
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.steering import Ablation, AblationEffect, Arm, DecodingResponse, Dose, DoseResponse
+from reasonscope.steering.experiments.summaries import (
+    ablation_summary,
+    least_p,
+    method_title,
+    regeneration_summary,
+    response_summary,
+    sweep_summaries,
+)
+
+FLAT = Estimate(value=0.0, low=0.0, high=0.0)
+
+
+def estimate(value, half):
+    return Estimate(value=value, low=value - half, high=value + half)
+
+
+def arm(name, multiplier, change, accuracy, *, half=0.06, well_formed=1.0, **measures):
+    tokens, right = estimate(350 * (1 + change), 20), estimate(accuracy, 0.1)
+    return Arm(
+        name=name,
+        multiplier=multiplier,
+        n_problems=40,
+        tokens=tokens,
+        accuracy=right,
+        change=estimate(change, half),
+        n_edited=100,
+        measures={"tokens": tokens, "accuracy": right, "well_formed": estimate(well_formed, 0.02), **measures},
+        differences={"accuracy": estimate(accuracy - 0.83, 0.12)},
+    )
+
+
+BASE = arm("base", 0.0, 0.0, 0.83, half=0.0)
+
+
+def dose(strength, change, accuracy, random, *, excess, **how):
+    return Dose(
+        strength=strength,
+        steered=arm("seal", strength, change, accuracy, **how),
+        reversed=arm("seal reversed", -strength, 0.05, 0.8),
+        random=tuple(arm(f"random {i}", strength, value, 0.82) for i, value in enumerate(random)),
+        excess={"tokens": excess},
+    )
+
+
+def response(*doses):
+    return DoseResponse(name="seal", sites=(Site("resid_post", 4),), base=BASE, doses=doses, held_out=True)
+
+
+NOISE = (-0.01, 0.0, 0.01, 0.004, -0.004)
+STRONG = dose(1.0, -0.27, 0.68, NOISE, excess=estimate(-90, 20))
+
+
+def test_a_sweep_says_what_the_method_does_and_what_chance_does():
+    weak = dose(0.5, -0.01, 0.83, NOISE, excess=estimate(-3, 20))
+    found = response_summary(response(weak, STRONG))
+    assert found.finding == (
+        "SEAL at strength 1 makes the thinking 27 % shorter [21, 33], random vectors of the same norm change it by −1 to 1 %; "
+        "accuracy falls from 0.83 to 0.68 (−0.15 [−0.27, −0.03])."
+    )
+    assert found.columns[:4] == ("strength", "thinking tokens", "change", "random vectors")
+    assert found.columns[4:] == ("accuracy", "reversed", "beyond random?")
+    assert [(row[0], row[2], row[3], *row[5:]) for row in found.rows] == [
+        ("unsteered", "", "", "", ""),
+        ("0.5", "−1 % [−7, 5]", "−1 to 1 %", "5 % [−1, 11]", "no"),
+        ("1", "−27 % [−33, −21]", "−1 to 1 %", "5 % [−1, 11]", "yes"),
+    ]
+    assert found.notes == [
+        "Judged on 40 problems that the vector was not made from, with the same seeds at every strength."
+    ]
+
+
+def test_a_sweep_that_does_no_more_than_chance_says_so():
+    found = response_summary(response(dose(1.0, -0.01, 0.83, NOISE, excess=estimate(-3, 20))))
+    assert "leaves the length of the thinking as it is (−1 % [−7, 5])" in found.finding
+    assert "accuracy stays at 0.83" in found.finding
+    assert found.finding.endswith("No strength changes the length beyond what random vectors do.")
+
+
+def test_answers_that_break_are_named_and_so_is_a_vector_of_unknown_problems():
+    broken = dose(2.0, 0.4, 0.1, NOISE, excess=estimate(90, 20), well_formed=0.4)
+    found = response_summary(replace(response(broken), held_out=False))
+    assert found.notes == [
+        "Judged on 40 problems. The vector does not say which problems it was made from: these may be among them.",
+        "At 2, 60 % of the answers are cut off at the token limit or cannot be read (0 % unsteered).",
+    ]
+
+
+def test_refusal_is_told_if_there_are_requests():
+    before, after = ({"refused_harmful": estimate(share, 0.0)} for share in (1.0, 0.0))
+    one = Dose(
+        strength=1.0,
+        steered=arm("refusal-ablate", 1.0, 0.0, 0.83, **after),
+        reversed=arm("r", -1.0, 0.0, 0.83, **before),
+        random=tuple(arm(f"random {i}", 1.0, 0.0, 0.83, refused_harmful=estimate(0.6 + i / 10, 0)) for i in range(5)),
+        excess={"tokens": FLAT},
+    )
+    found = response_summary(replace(response(one), base=arm("base", 0.0, 0.0, 0.83, **before)))
+    wanted = "the refused share of harmful requests falls from 1.00 to 0.00, with random controls it is 0.60 to 1.00"
+    assert wanted in found.finding and "harmful requests refused" in found.columns
+
+
+def test_decoding_methods_stand_beside_their_own_controls():
+    two = DecodingResponse(
+        name="tip",
+        unit="logits",
+        base=BASE,
+        arms=(arm("tip", 1.0, -0.02, 0.83), arm("tip", 3.0, -0.2, 0.8)),
+        nulls=(arm("random tokens 1", 1.0, 0.0, 0.83), arm("random tokens 1", 3.0, 0.03, 0.83)),
+    )
+    closing = replace(two, name="forced-close", unit="tokens", nulls=(), null_name="")
+    first, last = sweep_summaries([two, closing], files=["numbers: here"], next_command="reasonscope app RUN")
+    assert first.finding.startswith(
+        "TIP at 3 logits makes the thinking 20 % shorter [14, 26], random tokens change it by 3 %"
+    )
+    assert [row[3] for row in first.rows] == ["", "0 %", "3 %"] and not first.files
+    assert "and has no random control" in last.finding and [row[3] for row in last.rows] == ["", "–", "–"]
+    assert last.files == ["numbers: here"] and last.next_command == "reasonscope app RUN"
+
+
+def effect(value, null, p):
+    return AblationEffect(
+        ablation=Ablation(name="heads", heads=((1, 0),)),
+        effect=estimate(value, 0.05),
+        null=tuple(null),
+        n_distinct=len(set(null)),
+        p_value=p,
+        side_effects={"kl_thinking": estimate(0.2, 0.01)},
+        n_edited=10,
+        control="as many random heads of the same layers",
+    )
+
+
+def test_an_ablation_says_which_p_its_controls_allow():
+    repeated = effect(0.3, [0.0, 0.1, 0.2] * 7, 1 / 22)
+    assert least_p(repeated) == 0.25
+    found = ablation_summary({"heads": repeated})
+    assert found.finding == (
+        "heads: the given answers become 0.3 [0.25, 0.35] nats less likely per token; as many random heads of the same layers give "
+        "0.1 [0, 0.2] (p = 0.0455, at best 0.25)."
+    )
+    assert len(found.notes) == 1 and "random draws repeat" in found.notes[0]
+    rng = np.random.default_rng(0)
+    both = ablation_summary({"heads": repeated, "mlp": effect(1.0, rng.normal(0, 0.1, 40).tolist(), 1 / 41)})
+    assert both.finding.startswith("1 of 2 ablations") and both.finding.endswith(": mlp.")
+    assert [row[3] for row in both.rows] == ["3 of 21", "40 of 40"]
+
+
+def test_edges_do_not_answer_again():
+    assert regeneration_summary({}) is None
+    told = regeneration_summary({}, not_measured=["edges"])
+    assert told is not None and told.notes[0].startswith("edges: attention edges are cut in finished text only")
+
+
+def test_titles_of_methods():
+    assert [method_title(name) for name in ("seal-clamp", "asc", "speed")] == ["SEAL-clamp", "ASC", "speed"]
