@@ -53,3 +53,34 @@ def in_words(number: Estimate | float | int | None, digits: int = 3) -> str:
     if isinstance(number, int) or abs(number) >= 10**digits:
         return f"{number:.0f}"
     return f"{number:.{digits}g}"
+
+
+def in_percent(number: Estimate | float) -> str:
+    """A change in whole percent: `−27 % [−33, −21]`."""
+    if isinstance(number, Estimate):
+        ends = (
+            ""
+            if number.low != number.low
+            else f" [{_minus(f'{100 * number.low:.0f}')}, {_minus(f'{100 * number.high:.0f}')}]"
+        )
+        return in_percent(number.value) + ends
+    return f"{_minus(f'{100 * number:.0f}')} %"
+
+
+def in_hundredths(number: Estimate | float, *, signed: bool = False) -> str:
+    """A share, a score or the difference of two with two decimals: `0.68`, `−0.15 [−0.30, −0.03]`; `signed` puts a plus before a gain."""
+    if isinstance(number, Estimate):
+        ends = "" if number.low != number.low else f" [{in_hundredths(number.low)}, {in_hundredths(number.high)}]"
+        return in_hundredths(number.value, signed=signed) + ends
+    text = _minus(f"{number:.2f}")
+    return f"+{text}" if signed and number > 0 else text
+
+
+def shortest_range(texts: Sequence[str]) -> str:
+    """`0.60 to 1.00` for the first and the last of some texts, `0.83` if they are the same."""
+    return " to ".join(dict.fromkeys([texts[0], texts[-1]]))
+
+
+def _minus(text: str) -> str:
+    """With a minus sign in place of the hyphen, and no sign before a zero."""
+    return text.lstrip("-") if not text.strip("-0.") else text.replace("-", "−")

@@ -7,7 +7,7 @@ import numpy as np
 
 from reasonscope.data.intervals import Estimate
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.summary import Summary, in_words
+from reasonscope.data.summary import Summary, in_hundredths, in_percent, in_words, shortest_range
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.steering.experiments.ablation import AblationEffect, RegenerationEffect
 from reasonscope.steering.experiments.decoding_responses import DecodingResponse
@@ -78,10 +78,10 @@ def response_summary(response: DoseResponse | DecodingResponse) -> Summary:
     swept = isinstance(response, DoseResponse)
     rows = [("unsteered", in_words(response.base.tokens), "", "", *_measures(response.base, measured))]
     for arm, chance in zip(arms, random, strict=True):
-        changes = _change(arm), _range_of_changes(chance)
+        changes = in_percent(arm.change), _range_of_changes(chance)
         rows.append((f"{arm.multiplier:g}", in_words(arm.tokens), *changes, *_measures(arm, measured)))
     if swept:
-        both = [("", ""), *((_change(dose.reversed), _beyond(dose)) for dose in response.doses)]
+        both = [("", ""), *((in_percent(dose.reversed.change), _beyond(dose)) for dose in response.doses)]
         rows = [(*row, *more) for row, more in zip(rows, both, strict=True)]
     return Summary(
         finding=_finding(response, arms, random),
@@ -146,7 +146,7 @@ def regeneration_summary(
         (
             name,
             in_words(one.arm.tokens),
-            _change(one.arm),
+            in_percent(one.arm.change),
             _range_of_changes(one.random),
             *_measures(one.arm, measured),
             *(_range([arm.measures[key].value for arm in one.random if key in arm.measures]) for key in measured),
@@ -230,7 +230,7 @@ def _length_clause(arm: Arm) -> str:
         return f"makes the thinking {value:.0f} % longer [{low:.0f}, {high:.0f}]"
     if high < 0:
         return f"makes the thinking {-value:.0f} % shorter [{-high:.0f}, {-low:.0f}]"
-    return f"leaves the length of the thinking as it is ({_change(arm)})"
+    return f"leaves the length of the thinking as it is ({in_percent(arm.change)})"
 
 
 def _chance_clause(response: DoseResponse | DecodingResponse, arm: Arm, random: Sequence[Arm]) -> str:
@@ -260,10 +260,10 @@ def _refusal_clauses(base: Arm, arm: Arm, random: Sequence[Arm]) -> list[str]:
 
 def _moved(what: str, before: Estimate, after: Estimate, difference: Estimate | None) -> str:
     if before.value == after.value:
-        return f"{what} stays at {_two(after.value)}"
+        return f"{what} stays at {in_hundredths(after.value)}"
     verb = "falls" if after.value < before.value else "rises"
-    by = "" if difference is None else f" ({_signed(difference)})"
-    return f"{what} {verb} from {_two(before.value)} to {_two(after.value)}{by}"
+    by = "" if difference is None else f" ({in_hundredths(difference, signed=True)})"
+    return f"{what} {verb} from {in_hundredths(before.value)} to {in_hundredths(after.value)}{by}"
 
 
 def _measures(arm: Arm, names: Sequence[str]) -> tuple[str, ...]:
@@ -278,41 +278,20 @@ def _beyond(dose: Dose) -> str:
     return "yes" if dose.beyond_random else "no"
 
 
-def _change(arm: Arm) -> str:
-    """`−27 % [−33, −21]`."""
-    ends = f" [{_percent(arm.change.low)}, {_percent(arm.change.high)}]" if arm.change.low == arm.change.low else ""
-    return f"{_percent(arm.change.value)} %{ends}"
-
-
 def _range_of_changes(arms: Sequence[Arm]) -> str:
     """`−3 to 1 %`, the lowest and the highest mean of the controls."""
-    if not arms:
-        return "–"
-    ends = [_percent(end([arm.change.value for arm in arms])) for end in (min, max)]
-    return f"{' to '.join(dict.fromkeys(ends))} %"
+    ends = [in_percent(change) for change in sorted(arm.change.value for arm in arms)]
+    return shortest_range(ends).replace(" % to", " to") if ends else "–"
 
 
 def _range(values: Sequence[float]) -> str:
-    return " to ".join(dict.fromkeys([_two(min(values)), _two(max(values))])) if values else "–"
+    return shortest_range([in_hundredths(value) for value in sorted(values)]) if values else "–"
 
 
 def _middle_95(null: Sequence[float]) -> str:
     """The median of the controls and the interval that holds 95 % of them."""
     middle, low, high = np.quantile(null, [0.5, 0.025, 0.975])
     return in_words(Estimate(value=float(middle), low=float(low), high=float(high)))
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.0f}".replace("-0", "0").replace("-", "−")
-
-
-def _two(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
-
-
-def _signed(difference: Estimate) -> str:
-    ends = "" if difference.low != difference.low else f" [{_two(difference.low)}, {_two(difference.high)}]"
-    return f"{'+' if difference.value > 0 else ''}{_two(difference.value)}{ends}"
 
 
 def _held_out_note(response: DoseResponse | DecodingResponse) -> list[str]:
