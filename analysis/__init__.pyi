@@ -14,9 +14,9 @@ from .causal.suppression import suppression_matrix as suppression_matrix
 from .results import Axis as Axis
 from .results import Band as Band
 from .results import Result as Result
-from .runs.context import Options as Options
 from .runs.context import Study as Study
 from .runs.registry import ANALYSES as ANALYSES
+from .runs.registry import Analysis as Analysis
 from .runs.runner import analyse as analyse
 from .tokens.confidence import confidence_of_trace as confidence_of_trace
 from .tokens.entropy import entropy_of_trace as entropy_of_trace

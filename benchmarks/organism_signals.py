@@ -17,7 +17,8 @@ import numpy as np
 from reasonscope import probes
 from reasonscope.analysis.figures import Figure, along, points, probe_scores, value_maps, write_figure
 from reasonscope.analysis.results import Result
-from reasonscope.analysis.runs.context import Options, Study
+from reasonscope.analysis.runs.context import Study
+from reasonscope.analysis.runs.options import EmergentHeadsOptions, TrajectoryOptions
 from reasonscope.analysis.runs.registry import ANALYSES
 from reasonscope.analysis.statistics import result_of_estimates
 from reasonscope.analysis.tokens.entropy import entropy_of_trace
@@ -78,7 +79,7 @@ def measured(
 ) -> Mapping[str, Callable[[], Found]]:
     """Every measurement by name: its numbers and its figures."""
     traces = list(store)
-    study = Study(store=store, traces=traces, options=Options(block=BLOCK), results=store.path)
+    study = Study(store=store, traces=traces, options=TrajectoryOptions(block=BLOCK), results=store.path)
     return {
         "run": lambda: (about(traces), {}),
         "remaining": partial(remaining, store, traces),
@@ -257,7 +258,7 @@ def misalignment(model: Model, traces: Sequence[Trace]) -> Numbers:
 
 def emergent(study: Study) -> Found:
     eight = list({trace.problem.id: trace for trace in study.traces}.values())[:8]
-    found = next(iter(ANALYSES["emergent_heads"](replace(study, traces=eight))))
+    found = next(iter(ANALYSES["emergent_heads"](replace(study, traces=eight, options=EmergentHeadsOptions()))))
     return found.numbers, {"emergent": value_maps(found)}
 
 

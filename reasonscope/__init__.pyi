@@ -5,7 +5,7 @@ from . import steering as steering
 from .analysis.results import Result as Result
 from .analysis.runs.open_run import OpenRun as OpenRun
 from .analysis.runs.open_run import open_run as open_run
-from .analysis.runs.registry import analyses as analyses
+from .analysis.runs.questions import analyses as analyses
 from .analysis.runs.runner import analyse as analyse
 from .data.errors import ReasonscopeError as ReasonscopeError
 from .data.exchange.importers import import_jsonl as import_jsonl

@@ -1,4 +1,4 @@
-"""Analyses that set one thing beside another: heads beside random ones, a reasoner beside its base, rules beside a single sample."""
+"""Analyses that compare: heads with random heads, a reasoner with its base model, rules with a single sample."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,8 +10,15 @@ import numpy as np
 from reasonscope.analysis.causal.edge_attribution import emergent_heads, opening_pairs
 from reasonscope.analysis.causal.probe_write import probe_write_result
 from reasonscope.analysis.causal.refusal_heads import HeadTrial, cliff_heads
-from reasonscope.analysis.results import Result, result_path
+from reasonscope.analysis.results import Result, result_path, undefined
 from reasonscope.analysis.runs.context import Study, stored, trace_sentences
+from reasonscope.analysis.runs.options import (
+    CliffOptions,
+    EmergentHeadsOptions,
+    MiCompareOptions,
+    MisalignmentOptions,
+    SelectionOptions,
+)
 from reasonscope.analysis.runs.per_trace import PerTraceAnalysis, per_trace_analysis
 from reasonscope.analysis.tokens.mi import (
     comparison,
@@ -26,6 +33,7 @@ from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.trace import Sampling, Trace
+from reasonscope.data.variants import Region
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.positions import has_cliff
@@ -39,7 +47,7 @@ STOPS = (0.5, 0.7, 0.9)  # of a probe's probability
 _ASKED = ("requests:jailbreak", "requests:twin", "ledger")
 
 
-def analyse_cliff(study: Study) -> Iterator[Result]:
+def analyse_cliff(study: Study[CliffOptions]) -> Iterator[Result]:
     """Which heads write the refusal probe up or down at the end of the close window, over all requests of the run."""
     path = study.options.probe
     if path is None or not path.exists():
@@ -49,13 +57,14 @@ def analyse_cliff(study: Study) -> Iterator[Result]:
     requests = [t for t in study.traces if "harmful" in t.problem.meta and has_cliff(t)]
     if len(requests) < 2:
         raise InputError(
-            f"{len(requests)} requests with closed thinking and an answer among the traces; a mean over them needs two"
+            f"{len(requests)} requests with closed thinking and an answer among the traces; two or more are needed"
         )
     probe, options = LinearProbe.load(path), study.options
     yield probe_write_result(study.model, probe, requests, seed=options.seed)
     if options.ablate:
         trial = _trial(study)
-        study.progress(f"{options.n_controls + 2} × {3 * options.asked} answers, without heads and with all")
+        arms = f"with all heads, without the chosen ones, and without {options.n_controls} random sets"
+        study.progress(f"{options.n_controls + 2} × {3 * options.asked} answers: {arms}")
         scope = Scope.of(study.model, on="close_window") if options.at_close else None
         yield cliff_heads(
             study.model,
@@ -69,8 +78,8 @@ def analyse_cliff(study: Study) -> Iterator[Result]:
         )
 
 
-def _trial(study: Study) -> HeadTrial:
-    """New requests and ledgers in the organism's language, `asked` of each kind; for another model call `cliff_heads` with its own."""
+def _trial(study: Study[CliffOptions]) -> HeadTrial:
+    """New requests and ledgers in the organism's language, `asked` of each kind. For another model call `cliff_heads` with its own."""
     options = study.options
     drawn = {name: load_problems(name, n=options.asked, seed=options.seed + 1) for name in _ASKED}
     return HeadTrial(
@@ -81,44 +90,57 @@ def _trial(study: Study) -> HeadTrial:
     )
 
 
-def analyse_emergent_heads(study: Study) -> Iterator[Result]:
-    """Which heads carry more in the model than in its base, on what the two open the run's problems with."""
+def analyse_emergent_heads(study: Study[EmergentHeadsOptions]) -> Iterator[Result]:
+    """Which heads carry more in the model than in its base model, on how each of the two opens the run's problems."""
     if study.options.float32_compute:
-        raise InputError("edge attribution takes gradients, and none flow through --float32-compute; leave it away")
+        raise InputError("edge attribution needs gradients, which --float32-compute blocks; leave the option out")
     problems = list({trace.problem.id: trace.problem for trace in study.traces}.values())
     pairs = opening_pairs(study.base, study.model, problems)
     yield emergent_heads(study.base, study.model, pairs, seed=study.options.seed)
 
 
-def _read_by_both(study: Study, trace: Trace) -> Iterator[Result]:
-    """The base's own curve of a trace, with the reasoner's numbers beside its own."""
+def _read_by_both(study: Study[MiCompareOptions], trace: Trace) -> Iterator[Result]:
+    """The base model's curve of a trace; `numbers` also holds those of the reasoner, under `reasoner`."""
+    if reason := missing_thinking(trace, study.options.region):
+        common = {"method": "mi_base", "quantity": "MI of the base model", "unit": "1"}
+        yield undefined(**common, reason=reason, provenance={"trace": trace.id})
+        return
     site = _last(study)
     base, own = (_mi_as_read(model, study, trace, site) for model in (study.base, study.model))
     yield replace(base, method="mi_base").with_numbers(reasoner=own.numbers).with_provenance(model=study.base.name)
 
 
-def _mi_as_read(model: Model, study: Study, trace: Trace, site: Site) -> Result:
+def _mi_as_read(model: Model, study: Study[MiCompareOptions], trace: Trace, site: Site) -> Result:
     gold = representations(model, [gold_text(trace, study.options.gold)], [site])[0]
     (seen,) = replay(model, [trace.token_ids.tolist()], [site])
     states = {site: as_numpy(seen[site])}
-    return mi_of_trace(trace, states, gold, sentences=trace_sentences(trace), seed=study.options.seed)
+    options = study.options
+    return mi_of_trace(trace, states, gold, sentences=trace_sentences(trace), region=options.region, seed=options.seed)
 
 
-def _compared(study: Study, results: Sequence[Result]) -> Iterator[Result]:
-    own = [replace(base, numbers=base.numbers["reasoner"]) for base in results]
-    yield comparison(results, own, site=str(_last(study)), seed=study.options.seed)
+def missing_thinking(trace: Trace, region: Region) -> str:
+    """Why there is nothing to look at in a region of a trace; empty if there is something."""
+    if region == "generated" or trace.state in ("closed", "truncated"):
+        return ""
+    return f"the trace has no thinking ({trace.state}); --region generated looks at all that was generated"
 
 
-def _last(study: Study) -> Site:
+def _compared(study: Study[MiCompareOptions], results: Sequence[Result]) -> Iterator[Result]:
+    measured = [base for base in results if base.measured]
+    own = [replace(base, numbers=base.numbers["reasoner"]) for base in measured]
+    yield comparison(measured, own, site=str(_last(study)), seed=study.options.seed)
+
+
+def _last(study: Study[MiCompareOptions]) -> Site:
     return Site("resid_post", study.model.n_layers - 1)
 
 
-# MI of the same traces read by the base model and by the one that wrote them.
+# MI of the same traces, read by the base model and by the reasoner.
 analyse_mi_compare = PerTraceAnalysis(per_trace=_read_by_both, aggregate=_compared)
 
 
-def analyse_selection(study: Study) -> Iterator[Result]:
-    """Accuracy and tokens of selection rules on the stored samples: needs several of each problem."""
+def analyse_selection(study: Study[SelectionOptions]) -> Iterator[Result]:
+    """Accuracy and tokens of selection rules on the stored samples. Needs several samples of each problem."""
     rules: dict[str, Rule] = {"majority": majority}
     rules |= {f"short-{m}": short_m(m) for m in sorted({1, max(study.options.k // 2, 1)})}
     scores = {trace.id: _straight(study, trace) for trace in study.traces} if study.sites else {}
@@ -129,10 +151,10 @@ def analyse_selection(study: Study) -> Iterator[Result]:
     yield simulate(study.traces, rules, k=study.options.k, seed=study.options.seed)
 
 
-def _early_stops(study: Study, path: Path) -> dict[str, Rule]:
-    """End the thinking where the probe is first above a threshold, with the answers that `analyse confidence` forced there.
+def _early_stops(study: Study[SelectionOptions], path: Path) -> dict[str, Rule]:
+    """Stop where the probe is first above a threshold, with the answers that `analyse confidence` forced there.
 
-    The control stops by the scores of another trace, so as early as often, at places that mean nothing.
+    The control stops by the scores of another trace: as often and as early, but at places that mean nothing.
     """
     probe = LinearProbe.load(path)
     scores: dict[str, Values] = {}
@@ -141,10 +163,10 @@ def _early_stops(study: Study, path: Path) -> dict[str, Rule]:
         kept = result_path(study.results, "confidence", trace.id)
         if not kept.exists():
             raise InputError(
-                f"no forced answers of {trace.id!r} to stop with; force them with: reasonscope analyse confidence --run RUN"
+                f"there are no forced answers of {trace.id!r} to stop with; make them with: reasonscope analyse confidence --run RUN"
             )
         found = Result.load(kept)
-        cuts = np.asarray(found.arrays.get("cuts", ()), dtype=np.int64)[1:]  # none where confidence was not measured
+        cuts = np.asarray(found.arrays.get("cuts", ()), dtype=np.int64)[1:]  # empty if confidence was not measured
         scores[trace.id] = token_scores(probe, study.store, trace)[cuts - 1]
         answers[trace.id] = [row[0] for row in found.numbers.get("answers", ())][1:]
     ids = list(scores)
@@ -162,8 +184,8 @@ def _early_stops(study: Study, path: Path) -> dict[str, Rule]:
     return rules | {f"stop above {threshold}, another trace's scores": stop(threshold, other) for threshold in STOPS}
 
 
-def _straight(study: Study, trace: Trace) -> float:
-    """Aligned change over the stored streams; NaN where the thinking has fewer than two segments."""
+def _straight(study: Study[SelectionOptions], trace: Trace) -> float:
+    """Aligned change over the stored streams; NaN if the thinking has fewer than two segments."""
     found = trajectory_of_trace(
         trace, partial(stored, study.store, trace.id), study.sites, block=study.options.block, n_controls=2
     )
@@ -172,6 +194,6 @@ def _straight(study: Study, trace: Trace) -> float:
 
 
 @per_trace_analysis
-def analyse_misalignment(study: Study, trace: Trace) -> Iterator[Result]:
-    """How much of each trace its base model would have written otherwise."""
+def analyse_misalignment(study: Study[MisalignmentOptions], trace: Trace) -> Iterator[Result]:
+    """How much of a trace the base model would have written otherwise."""
     yield misalignment_of_trace(study.base, study.model, trace, trace_sentences(trace))

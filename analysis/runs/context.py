@@ -1,14 +1,21 @@
-"""A run to analyse: its traces, what may be said of how, and the models, loaded when they are first asked for."""
+"""What an analysis works on: a run's traces, the options, and the models, which are loaded when they are first needed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from numpy.typing import NDArray
 
-from reasonscope.analysis.tokens.mi import Gold, gold_text, representations
+from reasonscope.analysis.runs.options import (
+    AnalysisOptions,
+    LoadsBase,
+    LoadsModel,
+    ReadsSites,
+    Writes,
+)
+from reasonscope.analysis.tokens.mi import gold_text, representations
 from reasonscope.data.errors import InputError
 from reasonscope.data.sentence_cut import cut_trace
 from reasonscope.data.storage.store import TraceStore
@@ -18,80 +25,56 @@ from reasonscope.probes.generation.branches import PrefixWriter, Writer
 from reasonscope.probes.generation.server import server_writer
 from reasonscope.probes.models.model import Model, load_model
 
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What an analysis may be told; each takes what it needs."""
-
-    model: str | None = None
-    device: str = "cpu"
-    deterministic: bool = False
-    float32_compute: bool = False
-    server: str | None = None
-    served_as: str | None = None
-    server_timeout: float = 600.0
-    sites: str = ""
-    gold: Gold = "reference"
-    block: int = 500
-    samples: int = 8
-    rollouts: int = 100
-    half_width: float = 0.1
-    max_new_tokens: int = 1024
-    temperature: float = 0.7
-    batch_size: int = 32
-    seed: int = 0
-    probe: Path | None = None
-    base: str = "organism-base"
-    ablate: bool = False
-    share: float = 0.03
-    at_close: bool = False
-    n_controls: int = 20
-    asked: int = 40
-    k: int = 4
-    top: int = 5
-    keys: int = 8
-    vector: Path | None = None
-    strength: float = 1.0
-    at_separators: bool = True
+Told = TypeVar("Told", bound=AnalysisOptions, covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
-    """A run to analyse: its store, the traces chosen, the options; the model is loaded when it is first asked for.
+class Study(Generic[Told]):
+    """A run under analysis.
 
-    What a server writes is kept in the folder `kept` until the analysis is done, where one is given.
+    Attributes:
+        store: The store of the run.
+        traces: The traces to analyse.
+        options: The options of the analysis.
+        results: The folder of the results that were saved before.
+        progress: Called with a line at each step.
+        kept: A folder that keeps what a server writes until the analysis is done; nothing is kept if None.
     """
 
     store: TraceStore
     traces: Sequence[Trace]
-    options: Options
+    options: Told
     results: Path
     progress: Callable[[str], None] = field(default=lambda _: None)
     kept: Path | None = None
     _golds: dict[str, dict[Site, NDArray[Any]]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
-    def model(self) -> Model:
+    def model(self: "Study[LoadsModel]") -> Model:
+        """The model that wrote the traces."""
         name = self.options.model or self.store.meta.get("model", {}).get("name")
         if not name:
             raise InputError(f"{self.store.path} does not say which model wrote it; name one with --model")
-        return self._load(str(name))
+        return _loaded(str(name), self.options)
 
     @cached_property
-    def writer(self) -> Writer:
-        if self.options.server is None:
-            return PrefixWriter(self.model, batch_size=self.options.batch_size)
+    def base(self: "Study[LoadsBase]") -> Model:
+        """The model before its reasoning training."""
+        return _loaded(self.options.base, self.options)
+
+    @cached_property
+    def writer(self: "Study[Writes]") -> Writer:
+        """What writes continuations: the model here, or a server of it."""
+        told = self.options
+        if told.server is None:
+            return PrefixWriter(self.model, batch_size=told.batch_size)
         return server_writer(
-            self.options.server,
-            self.model,
-            served_as=self.options.served_as,
-            timeout=self.options.server_timeout,
-            keep=self.kept,
+            told.server, self.model, served_as=told.served_as, timeout=told.server_timeout, keep=self.kept
         )
 
     @property
-    def sites(self) -> tuple[Site, ...]:
-        """The chosen sites, else the residual stream behind the last block that was stored."""
+    def sites(self: "Study[ReadsSites]") -> tuple[Site, ...]:
+        """The chosen sites; without a choice the last residual stream that was stored."""
         stored = [Site.parse(site) for site in self.store.sites]
         if self.options.sites:
             wanted = [Site.parse(site.strip()) for site in self.options.sites.split(",")]
@@ -103,29 +86,26 @@ class Study:
         residual = [site for site in stored if site.point == "resid_post"]
         return (max(residual, key=lambda site: site.layer),) if residual else ()
 
-    def gold(self, trace: Trace) -> dict[Site, NDArray[Any]]:
-        """What stands at the chosen sites behind the answer of a trace; each is cut_trace once."""
+    def gold(self: "Study[Any]", trace: Trace) -> dict[Site, NDArray[Any]]:
+        """The states after the answer of a trace, at the chosen sites; each answer is read once."""
         if trace.id not in self._golds:
             self.progress(f"answer of {trace.id}")
             text = gold_text(trace, self.options.gold)
             (self._golds[trace.id],) = representations(self.model, [text], self.sites)
         return self._golds[trace.id]
 
-    @cached_property
-    def base(self) -> Model:
-        return self._load(self.options.base)
-
-    def _load(self, name: str) -> Model:
-        how = self.options
-        return load_model(name, device=how.device, deterministic=how.deterministic, float32_compute=how.float32_compute)
-
     @property
-    def has_model(self) -> bool:
+    def has_model(self: "Study[LoadsModel]") -> bool:
+        """Whether a model was named, by the options or by the run."""
         return bool(self.options.model or self.store.meta.get("model", {}).get("name"))
 
 
+def _loaded(name: str, how: LoadsModel) -> Model:
+    return load_model(name, device=how.device, deterministic=how.deterministic, float32_compute=how.float32_compute)
+
+
 def trace_sentences(trace: Trace) -> list[Sentence]:
-    """The sentences of a trace as the app shows them: the published ones, the grammar's own where its truth is known, else ours."""
+    """The sentences of a trace as the app shows them: the published ones, the grammar's if its truth is known, else ours."""
     return list(cut_trace(trace).sentences)
 
 

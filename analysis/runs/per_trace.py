@@ -1,8 +1,9 @@
-"""Analyses whose traces can be analysed one by one, in any order and anywhere."""
+"""Analyses that take the traces one by one, in any order and on any machine."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from reasonscope.analysis.results import Result
 from reasonscope.analysis.runs.context import Study
@@ -18,12 +19,12 @@ class PerTraceAnalysis:
     the results of a trace depend on. Calling it with a Study runs the analysis.
     """
 
-    per_trace: Callable[[Study, Trace], Iterator[Result]]
-    aggregate: Callable[[Study, Sequence[Result]], Iterator[Result]] | None = None
+    per_trace: Callable[[Study[Any], Trace], Iterator[Result]]
+    aggregate: Callable[[Study[Any], Sequence[Result]], Iterator[Result]] | None = None
     next_stage: "Callable[[Sequence[Result]], PerTraceAnalysis] | None" = None
-    depends_on: Callable[[Study, Trace], Iterable[Path]] = field(default=lambda study, trace: ())
+    depends_on: Callable[[Study[Any], Trace], Iterable[Path]] = field(default=lambda study, trace: ())
 
-    def __call__(self, study: Study) -> Iterator[Result]:
+    def __call__(self, study: Study[Any]) -> Iterator[Result]:
         found = []
         for trace in study.traces:
             for result in self.per_trace(study, trace):
@@ -36,6 +37,6 @@ class PerTraceAnalysis:
             yield from self.next_stage(over)(study)
 
 
-def per_trace_analysis(each: Callable[[Study, Trace], Iterator[Result]]) -> PerTraceAnalysis:
-    """An analysis of single traces and of nothing over all of them."""
+def per_trace_analysis(each: Callable[[Study[Any], Trace], Iterator[Result]]) -> PerTraceAnalysis:
+    """An analysis of single traces, with no result over all of them."""
     return PerTraceAnalysis(per_trace=each)

@@ -1,7 +1,7 @@
-"""What `reasonscope analyse` runs: each analysis of a run, trace by trace, from the store and, where it needs one, the model."""
+"""What `reasonscope analyse` runs: each analysis of a run, from its store and, if it needs one, the model."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,20 @@ from reasonscope.analysis.runs.comparisons import (
     analyse_mi_compare,
     analyse_misalignment,
     analyse_selection,
+    missing_thinking,
 )
-from reasonscope.analysis.runs.context import Options, Study, stored, trace_sentences
+from reasonscope.analysis.runs.context import Study, stored, trace_sentences
 from reasonscope.analysis.runs.inspections import analyse_alternatives, analyse_attention_map, analyse_steering_shift
+from reasonscope.analysis.runs.options import (
+    AnchorsOptions,
+    ConfidenceOptions,
+    MiOptions,
+    ReadsThroughModel,
+    Seeded,
+    TrajectoryOptions,
+)
 from reasonscope.analysis.runs.per_trace import PerTraceAnalysis, per_trace_analysis
+from reasonscope.analysis.runs.questions import QUESTIONS, Question
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
 from reasonscope.analysis.tokens.confidence import confidence_of_trace
 from reasonscope.analysis.tokens.entropy import entropy_of_trace
@@ -49,47 +59,58 @@ from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.architecture.sites import Site
 
 
-def _mi(study: Study, trace: Trace) -> Iterator[Result]:
+def _mi(study: Study[MiOptions], trace: Trace) -> Iterator[Result]:
     if not study.sites:
         yield _undefined(trace, "mi", "no residual stream was stored; record with --sites resid_post.*")
+        return
+    if reason := missing_thinking(trace, study.options.region):
+        yield _undefined(trace, "mi", reason)
         return
     hidden = {site: study.store.activations(trace.id, str(site)) for site in study.sites}
     others = {t.problem.id: t for t in study.traces if t.problem.group != trace.problem.group}
     golds = [study.gold(other) for other in list(others.values())[:20]]
     yield mi_of_trace(
-        trace, hidden, study.gold(trace), golds, sentences=trace_sentences(trace), seed=study.options.seed
+        trace,
+        hidden,
+        study.gold(trace),
+        golds,
+        sentences=trace_sentences(trace),
+        region=study.options.region,
+        seed=study.options.seed,
     )
 
 
-def _mi_words(study: Study, results: Sequence[Result]) -> Iterator[Result]:
+def _mi_words(study: Study[MiOptions], results: Sequence[Result]) -> Iterator[Result]:
     found = zip(study.traces, results, strict=True)
     words = [(peak_words(trace, r), np.asarray(r.arrays["peaks"])[-1]) for trace, r in found if r.measured]
     if any(mask.any() for _, mask in words):
         yield _word_table(words, study)
 
 
-# MI peaks of each trace, then the words at the peaks of all of them.
+# MI peaks of each trace, then the words at the peaks of all traces.
 analyse_mi = PerTraceAnalysis(per_trace=_mi, aggregate=_mi_words)
 
 
-def _word_table(words: Sequence[tuple[Sequence[str], Any]], study: Study) -> Result:
-    rows = thinking_token_table([line for line, _ in words], [mask for _, mask in words], seed=study.options.seed)
-    shown = rows[:30]
+def _word_table(words: Sequence[tuple[Sequence[str], Any]], study: Study[MiOptions]) -> Result:
+    rows = thinking_token_table([line for line, _ in words], [mask for _, mask in words], seed=study.options.seed)[:30]
+    common: dict[str, Any] = {"method": "mi", "quantity": "enrichment of a word at peaks", "unit": "1"}
+    provenance = {"trace": "all", "seed": study.options.seed}
+    if not rows:
+        reason = "no word stands three times or more among the tokens that were looked at"
+        return undefined(**common, reason=reason, axis="word", provenance=provenance)
     return Result(
-        method="mi",
-        quantity="enrichment of a word at peaks",
-        unit="1",
-        axes=(Axis.of("word", [row.word for row in shown]),),
-        values=np.array([row.enrichment for row in shown]),
-        null=Band.of(1.0, 1.0, (len(shown),), "the share of peaks among all tokens"),
-        numbers={"words": {row.word: asdict(row) for row in shown}},
-        provenance={"trace": "all", "seed": study.options.seed},
+        **common,
+        axes=(Axis.of("word", [row.word for row in rows]),),
+        values=np.array([row.enrichment for row in rows]),
+        null=Band.of(1.0, 1.0, (len(rows),), "the share of peaks among all tokens"),
+        numbers={"words": {row.word: asdict(row) for row in rows}},
+        provenance=provenance,
     )
 
 
 @per_trace_analysis
-def analyse_anchors(study: Study, trace: Trace) -> Iterator[Result]:
-    """Published importances where a trace came with them; else rollouts from before every sentence, and the truth where it is known."""
+def analyse_anchors(study: Study[AnchorsOptions], trace: Trace) -> Iterator[Result]:
+    """The importances published with a trace, or by rollouts from before every sentence, and the truth if it is known."""
     if trace.meta.get("chunks") or not study.has_model:
         yield published_importances(trace)
         return
@@ -98,8 +119,10 @@ def analyse_anchors(study: Study, trace: Trace) -> Iterator[Result]:
     yield from _anchors(study, trace, known, study.options)
 
 
-def _anchors(study: Study, trace: Trace, known: Sequence[Sentence], options: Options) -> Iterator[Result]:
-    """Importances by rollouts; then what each sentence passes on, by the sentences that were written in its place."""
+def _anchors(
+    study: Study[AnchorsOptions], trace: Trace, known: Sequence[Sentence], options: AnchorsOptions
+) -> Iterator[Result]:
+    """Importances by rollouts; then how far each sentence moves later ones, by the sentences written in its place."""
     if len(known) < 2:
         yield anchors_of_trace(trace, known, {})
         return
@@ -116,7 +139,7 @@ def _anchors(study: Study, trace: Trace, known: Sequence[Sentence], options: Opt
     )  # fmt: skip
     found = anchors_of_trace(trace, known, continued, forced=forced, seed=options.seed)
     yield _judged(found, "effects", trace, options.seed)
-    if options.server is None:  # a server reads no text for us
+    if options.server is None:  # a server writes, but gives no states
         others = resampled_alternatives(known, continued)
         codec = encoder(study.model.tokenizer_backend), decode
         yield _judged(
@@ -125,20 +148,20 @@ def _anchors(study: Study, trace: Trace, known: Sequence[Sentence], options: Opt
 
 
 def _judged(found: Result, name: str, trace: Trace, seed: int) -> Result:
-    """With how well the effects (an array, or the values) find the true dependencies, where these are known."""
+    """Add how well the effects (an array, or the values) find the true dependencies, if these are known."""
     if "ledger" not in trace.problem.meta or not found.measured:
         return found
     truth = true_sentences(trace)[1]
     found = found.with_numbers(depends_on=[list(row) for row in truth])
     try:
         agreement = dependency_agreement(np.asarray(found.arrays[name] if name else found.values), truth, seed=seed)
-    except InputError as error:  # a thinking of two sentences has no pair to tell from another
+    except InputError as error:  # two sentences have one pair, and nothing to compare it with
         return found.with_numbers(dependencies=None, dependencies_missing=str(error))
     return found.with_numbers(dependencies=agreement_numbers(agreement))
 
 
 @per_trace_analysis
-def analyse_trajectory(study: Study, trace: Trace) -> Iterator[Result]:
+def analyse_trajectory(study: Study[TrajectoryOptions], trace: Trace) -> Iterator[Result]:
     """Latent-trajectory signals of each trace at every stored residual stream."""
     sites = [Site.parse(site) for site in study.store.sites if Site.parse(site).point == "resid_post"]
     if study.options.sites:
@@ -156,13 +179,13 @@ def analyse_trajectory(study: Study, trace: Trace) -> Iterator[Result]:
 
 
 @per_trace_analysis
-def analyse_entropy(study: Study, trace: Trace) -> Iterator[Result]:
+def analyse_entropy(study: Study[Seeded], trace: Trace) -> Iterator[Result]:
     """Token entropies of each trace as they were recorded."""
     yield entropy_of_trace(trace, sentences=trace_sentences(trace), seed=study.options.seed)
 
 
 @per_trace_analysis
-def analyse_confidence(study: Study, trace: Trace) -> Iterator[Result]:
+def analyse_confidence(study: Study[ConfidenceOptions], trace: Trace) -> Iterator[Result]:
     """Confidence of each trace by forced answers at eleven cuts."""
     answers, i = [other.final_answer for other in study.traces], [other.id for other in study.traces].index(trace.id)
     others = [*answers[i + 1 :], *answers[:i]]
@@ -179,10 +202,10 @@ def analyse_confidence(study: Study, trace: Trace) -> Iterator[Result]:
 
 
 @per_trace_analysis
-def analyse_reflection(study: Study, trace: Trace) -> Iterator[Result]:
-    """Candidate answers of each trace, and what its thinking does behind the first: of the text alone.
+def analyse_reflection(study: Study[Seeded], trace: Trace) -> Iterator[Result]:
+    """Candidate answers of each trace, and what its thinking does after the first one. Needs the text only.
 
-    Where the dependencies of its sentences are known, also the share of them that the last one does not hang on.
+    If the dependencies of its sentences are known, also the share of sentences that the last one does not depend on.
     """
     found = reflection_of_trace(trace, trace_sentences(trace), seed=study.options.seed)
     depends = known_dependencies(trace)
@@ -192,17 +215,17 @@ def analyse_reflection(study: Study, trace: Trace) -> Iterator[Result]:
 
 
 def known_dependencies(trace: Trace) -> Sequence[Sequence[int]]:
-    """The earlier sentences that each sentence depends on: the grammar's, or those that were published; empty where nobody said."""
+    """The earlier sentences that each sentence depends on, by the grammar or as published; empty if they are not known."""
     if "ledger" in trace.problem.meta:
         return true_sentences(trace)[1]
     return published_dependencies(trace.meta.get("chunks", ()))
 
 
-def _kurtosis(study: Study, trace: Trace) -> Iterator[Result]:
+def _kurtosis(study: Study[ReadsThroughModel], trace: Trace) -> Iterator[Result]:
     yield head_kurtosis(study.model, trace)
 
 
-def _receivers(study: Study, results: Sequence[Result]) -> Iterator[Result]:
+def _receivers(study: Study[ReadsThroughModel], results: Sequence[Result]) -> Iterator[Result]:
     yield receivers_of(results, seed=study.options.seed)
 
 
@@ -211,24 +234,24 @@ def _looked_at(found: Sequence[Result]) -> PerTraceAnalysis:
     return PerTraceAnalysis(per_trace=partial(_receiver_scores, heads))
 
 
-def _receiver_scores(heads: Sequence[Head], study: Study, trace: Trace) -> Iterator[Result]:
+def _receiver_scores(heads: Sequence[Head], study: Study[ReadsThroughModel], trace: Trace) -> Iterator[Result]:
     if heads:
         yield receiver_scores(study.model, trace, heads, seed=study.options.seed)
 
 
-# How peaked each head is on each trace, the receiver heads over all of them, then how much these look at each sentence of each trace.
+# How peaked each head is on each trace, then the receiver heads over all traces, then how much these look at each sentence.
 analyse_receivers = PerTraceAnalysis(per_trace=_kurtosis, aggregate=_receivers, next_stage=_looked_at)
 
 
 @per_trace_analysis
-def analyse_suppression(study: Study, trace: Trace) -> Iterator[Result]:
-    """What each sentence owes to each earlier one, by keeping it out of sight."""
+def analyse_suppression(study: Study[ReadsThroughModel], trace: Trace) -> Iterator[Result]:
+    """What each sentence owes to each earlier one, by hiding the earlier one from it."""
     yield suppression_matrix(study.model, trace, seed=study.options.seed)
 
 
 @per_trace_analysis
-def analyse_heads(study: Study, trace: Trace) -> Iterator[Result]:
-    """What each head looks at, trace by trace, and what is foretold without it; what the closing tag looks at, what is looked at again."""
+def analyse_heads(study: Study[ReadsThroughModel], trace: Trace) -> Iterator[Result]:
+    """What each head looks at and what is predicted without it; what the closing tag looks at, and what is looked at again."""
     known = trace_sentences(trace)
     yield head_table(study.model, trace, known, seed=study.options.seed)
     yield head_effects(study.model, trace, known, seed=study.options.seed)
@@ -236,22 +259,40 @@ def analyse_heads(study: Study, trace: Trace) -> Iterator[Result]:
     yield recurrence(study.model, trace, known, seed=study.options.seed)
 
 
-def _summary(study: Study, trace: Trace) -> Iterator[Result]:
+def _agreement(study: Study[Seeded], trace: Trace) -> Iterator[Result]:
     known = trace_sentences(trace)
     results = {path.parent.name: Result.load(path) for path in _signals(study, trace)}
     yield signal_agreement(trace, known, signals_of(results, known), seed=study.options.seed)
 
 
-def _signals(study: Study, trace: Trace) -> Iterator[Path]:
+def _signals(study: Study[Seeded], trace: Trace) -> Iterator[Path]:
     paths = (result_path(study.results, method, trace.id) for method in METHODS)
     return (path for path in paths if path.exists())
 
 
-# The signals that were saved of each trace, side by side by sentence, and where they agree.
-analyse_agreement = PerTraceAnalysis(per_trace=_summary, depends_on=_signals)
+# The signals of each trace that were saved, sentence by sentence, and where they agree.
+analyse_agreement = PerTraceAnalysis(per_trace=_agreement, depends_on=_signals)
 
 
-ANALYSES: Mapping[str, Callable[[Study], Iterator[Result]]] = {
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """An analysis of a run: the question, and the code that answers it.
+
+    Attributes:
+        name: Its name on the command line (with dashes) and in `analyse`.
+        question: What it asks, its options, and what it writes.
+        run: Gives the results of a study; a `PerTraceAnalysis` can be shared out and resumed trace by trace.
+    """
+
+    name: str
+    question: Question
+    run: Callable[[Study[Any]], Iterator[Result]]
+
+    def __call__(self, study: Study[Any]) -> Iterator[Result]:
+        return self.run(study)
+
+
+_RUN: Mapping[str, Callable[[Study[Any]], Iterator[Result]]] = {
     "mi": analyse_mi,
     "anchors": analyse_anchors,
     "receivers": analyse_receivers,
@@ -271,15 +312,13 @@ ANALYSES: Mapping[str, Callable[[Study], Iterator[Result]]] = {
     "attention_map": analyse_attention_map,
     "agreement": analyse_agreement,
 }
-
-
-def analyses() -> dict[str, str]:
-    """Every analysis that `analyse` runs, with one line on what it measures."""
-    return {name: (analysis.__doc__ or "").split("\n")[0] for name, analysis in ANALYSES.items()}
+ANALYSES: Mapping[str, Analysis] = {
+    name: Analysis(name=name, question=question, run=_RUN[name]) for name, question in QUESTIONS.items()
+}
 
 
 def exportable(traces: Iterable[Trace], folder: Path) -> Iterator[Trace]:
-    """The traces with the importances that were measured here, as the published layout has them; others as they are."""
+    """The traces, with the importances that were measured here in the published layout."""
     for trace in traces:
         path = result_path(folder, "anchors", trace.id)
         if trace.meta.get("chunks") or not path.exists():
@@ -290,12 +329,15 @@ def exportable(traces: Iterable[Trace], folder: Path) -> Iterator[Trace]:
 
 
 def figures_of(result: Result) -> dict[str, Figure]:
-    """The figures of a result by name; none where nothing was measured."""
+    """The figures of a result by name; no figure if nothing was measured."""
     return {} if not result.measured else figures.of_result(result)
 
 
+_MOST_VALUES = 1000  # of a result, in JSON; the file beside the run has all of them
+
+
 def numbers_of(result: Result) -> dict[str, Any]:
-    """What the command shows of a result: which trace, what was measured, and its numbers, without its long texts."""
+    """A result as JSON: what was measured, its null, its values by label and its numbers, without long texts."""
     long = ("texts", "tags", "answers", "depends_on", "resampled", "pieces")
     shown = {key: value for key, value in result.numbers.items() if key not in long}
     return {
@@ -305,17 +347,24 @@ def numbers_of(result: Result) -> dict[str, Any]:
         "state": "measured" if result.measured else "undefined",
         **({"reason": result.reason} if result.reason else {}),
         "null": result.null.what if result.null else result.null_missing or "none",
-        "mean": {label: float(np.nanmean(line)) for label, line in _lines(result)} if result.measured else None,
+        "values": _by_label(result) if result.measured else None,
         **shown,
     }
 
 
-def _lines(result: Result) -> Iterator[tuple[str, Any]]:
-    """Each line of a result along its last axis, those without a number left out."""
-    labels = result.axes[0].labels if len(result.axes) > 1 else (result.quantity,)
-    for label, line in zip(labels, result.values.reshape(len(labels), -1), strict=True):
-        if np.isfinite(line).any():
-            yield label, line
+def _by_label(result: Result) -> Any:
+    """The values by the labels of each axis, with their interval and null; the shape alone if they are many."""
+    if result.values.size > _MOST_VALUES:
+        return {"shape": {axis.name: len(axis) for axis in result.axes}}
+    bands = {"interval": result.interval, "null": result.null}
+
+    def told(at: tuple[int, ...]) -> Any:
+        if len(at) < len(result.axes):
+            return {label: told((*at, i)) for i, label in enumerate(result.axes[len(at)].labels)}
+        ends = {name: [float(band.low[at]), float(band.high[at])] for name, band in bands.items() if band is not None}
+        return {"value": float(result.values[at]), **ends}
+
+    return told(())
 
 
 def _undefined(trace: Trace, method: str, reason: str) -> Result:

@@ -1,25 +1,26 @@
-"""Run an analysis over a run, by this process or by workers of Ray; what is finished is noted, and a call after a kill goes on behind it.
+"""Run an analysis over a run, in this process or by workers of Ray. What is finished is noted, so that a killed analysis can be resumed.
 
-    RUN/results/<method>/<trace>.safetensors    results, and RUN/figures: written whole, as soon as a trace is done
-    RUN/unfinished/<name>-<key>/<trace>.json    while the analysis lasts: the files of a finished trace with their checksums
+    RUN/results/<method>/<trace>.safetensors    results, with their figures in RUN/figures: written as soon as a trace is done
+    RUN/unfinished/<name>-<key>/<trace>.json    during the analysis: the files of each finished trace, with their checksums
     RUN/unfinished/<name>-<key>/written/        and what a server wrote for the others
 
-The key says what the results hang on: traces, options, the files that are read. A trace whose files are no longer those that were noted
-(another call has replaced them) is analysed again.
+The key is made of what the results depend on: traces, options, and the files that are read. A trace whose files have changed since they
+were noted (another analysis has replaced them) is analysed again.
 """
 
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from reasonscope.analysis.figures import to_html
 from reasonscope.analysis.results import Result, file_name, result_path
-from reasonscope.analysis.runs.context import Options, Study
+from reasonscope.analysis.runs.context import Study
+from reasonscope.analysis.runs.options import AnalysisOptions, make_options
 from reasonscope.analysis.runs.per_trace import PerTraceAnalysis
 from reasonscope.analysis.runs.registry import ANALYSES, figures_of
 from reasonscope.data.errors import InputError
@@ -33,32 +34,49 @@ from reasonscope.probes.generation.cluster import Cluster, work_on
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisTask:
-    """An analysis of a run, as it is sent to workers. `traces` are the ids of the chosen ones, all where None."""
+    """An analysis of a run, as it is sent to workers.
+
+    Attributes:
+        run: The folder of the run.
+        name: One of `ANALYSES`.
+        options: Options of the class that this analysis takes.
+        traces: Ids of the traces to analyse; all of them if None.
+    """
 
     run: Path
     name: str
-    options: Options
+    options: AnalysisOptions
     traces: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, run: str | Path, name: str, *, traces: Sequence[str] | None = None, **options: Any) -> "AnalysisTask":
+        """The task of an analysis by name, its options given by name. Raises InputError for a name or value that is not allowed."""
+        if name not in ANALYSES:
+            raise InputError(f"there is no analysis {name!r}; choose one of {', '.join(ANALYSES)}")
+        told = make_options(ANALYSES[name].question.options, options)
+        return cls(run=Path(run), name=name, options=told, traces=None if traces is None else tuple(traces))
 
     @cached_property
     def where(self) -> RunFolder:
         return run_folder(self.run)
 
-    def study(self, say: Callable[[str], None] = lambda _: None) -> Study:
+    def study(self, say: Callable[[str], None] = lambda _: None) -> Study[Any]:
+        """The run, opened; `say` is called with a line at each step."""
         store = TraceStore.open(self.where.store)
         chosen = list(store) if self.traces is None else [store.trace(id) for id in self.traces]
-        return Study(store=store, traces=chosen, options=self.options, results=self.where.analyses, progress=say)
+        options = self.options.for_run(self.where)
+        return Study(store=store, traces=chosen, options=options, results=self.where.analyses, progress=say)
 
 
 def run_analysis(
     task: AnalysisTask, *, cluster: Cluster | None = None, say: Callable[[str], None] = lambda _: None
 ) -> Iterator[Result]:
-    """Save every result of the analysis with its figures; gives them as they lie there, in the order of the traces.
+    """Save every result of the analysis with its figures, and give each as it was saved, in the order of the traces.
 
-    With a `cluster` its workers take up the traces, and each loads the model once; one of them takes up an analysis that looks at all
-    traces together. The files are those of one process. Raises what the analysis raises, and what `work_on` raises.
+    With a `cluster` its workers share the traces, and each loads the model once; an analysis that looks at all traces together goes to
+    one worker. The files are the same as those of one process. Raises what the analysis raises, and what `work_on` raises.
     """
-    analysis, study = ANALYSES[task.name], task.study(say)
+    analysis, study = ANALYSES[task.name].run, task.study(say)
     if isinstance(analysis, PerTraceAnalysis):
         yield from _trace_by_trace(task, analysis, study, cluster)
     elif cluster is None:
@@ -89,7 +107,7 @@ def analyse(
         traces: Ids of the traces to analyse; all of them if None.
         cluster: Workers that share the traces; this process alone if None.
         progress: Called with a line at each step.
-        **options: Fields of `Options`, such as `sites="resid_post.20"` or `seed=1`.
+        **options: Options of this analysis, such as `sites="resid_post.20"` or `seed=1`: those of the command line, with underscores.
 
     Returns:
         The results, which also lie in RUN/results with their figures in RUN/figures.
@@ -101,18 +119,12 @@ def analyse(
         for result in analyse("entropy", "runs/mine"):
             print(result.provenance["trace"], result.numbers)
     """
-    if name not in ANALYSES:
-        raise InputError(f"analysis {name!r}: choose one of {', '.join(ANALYSES)}")
-    known = {field.name for field in fields(Options)}
-    if unknown := sorted(set(options) - known):
-        raise InputError(f"option {unknown[0]!r} of an analysis: choose from {', '.join(sorted(known))}")
-    chosen = None if traces is None else tuple(traces)
-    task = AnalysisTask(run=Path(run), name=name, options=Options(**options), traces=chosen)
+    task = AnalysisTask.of(run, name, traces=traces, **options)
     return list(run_analysis(task, cluster=cluster, say=progress))
 
 
 def _trace_by_trace(
-    task: AnalysisTask, analysis: PerTraceAnalysis, study: Study, cluster: Cluster | None
+    task: AnalysisTask, analysis: PerTraceAnalysis, study: Study[Any], cluster: Cluster | None
 ) -> Iterator[Result]:
     stages: list[Notes] = []
     following = analysis
@@ -128,9 +140,9 @@ def _trace_by_trace(
 
 
 def _stage(
-    task: AnalysisTask, analysis: PerTraceAnalysis, notes: "Notes", study: Study, cluster: Cluster | None
+    task: AnalysisTask, analysis: PerTraceAnalysis, notes: "Notes", study: Study[Any], cluster: Cluster | None
 ) -> Generator[Result, None, list[Result]]:
-    """The results of the traces, as noted or anew, and of all; gives back those of all."""
+    """The results of the traces, noted ones included, then those over all traces, which are also returned."""
     left = [trace.id for trace in study.traces if not notes.finished(trace.id)]
     if cluster is None:
         analyst = Analyst(task, analysis.per_trace, notes, study)
@@ -153,59 +165,64 @@ def _stage(
 
 
 class Analyst:
-    """Analyses trace after trace with the model loaded once; leaves the results of a trace, their figures and a note of them."""
+    """Analyses one trace after another with the model loaded once; writes the results of each, their figures and a note."""
 
     def __init__(
         self,
         task: AnalysisTask,
-        each: Callable[[Study, Trace], Iterator[Result]],
+        each: Callable[[Study[Any], Trace], Iterator[Result]],
         notes: "Notes",
-        study: Study | None = None,
+        study: Study[Any] | None = None,
     ) -> None:
         self._each, self._notes, self._where = each, notes, task.where
         self._study = replace(study or task.study(), kept=notes.folder / "written")
         self._traces = {trace.id: trace for trace in self._study.traces}
 
     def __call__(self, id: str) -> None:
-        if self._notes.finished(id):  # by a worker that died behind it
+        if self._notes.finished(id):  # by a worker that died afterwards
             return
         results = self._each(self._study, self._traces[id])
         self._notes.write(id, [_save(self._where, self._study, result) for result in results])
 
 
 class _Whole:
-    """Makes an analysis of all traces together, and leaves its results, their figures and a note of them."""
+    """Runs an analysis of all traces together; writes its results, their figures and a note."""
 
     def __init__(self, task: AnalysisTask, notes: "Notes") -> None:
         self._task, self._notes, self._study = task, notes, task.study()
 
     def __call__(self, id: str) -> None:
-        results = ANALYSES[self._task.name](self._study)
+        results = ANALYSES[self._task.name].run(self._study)
         self._notes.write(id, [_save(self._task.where, self._study, result) for result in results])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Notes:
-    """Which traces are finished, in `folder`; paths in them start at `root`."""
+    """Which traces are finished: a note of each in `folder`, with paths relative to `root`."""
 
     folder: Path
     root: Path
 
     @classmethod
     def of(
-        cls, task: AnalysisTask, analysis: Callable[[Study], Iterator[Result]], study: Study, *, stage: int = 0
+        cls,
+        task: AnalysisTask,
+        analysis: Callable[[Study[Any]], Iterator[Result]],
+        study: Study[Any],
+        *,
+        stage: int = 0,
     ) -> "Notes":
         root, name = task.where.results.absolute(), task.name if not stage else f"{task.name}-{stage + 1}"
-        return cls(folder=root / "unfinished" / f"{name}-{_key(task, analysis, study)}", root=root)
+        return cls(folder=root / "unfinished" / f"{name}-{_key(analysis, study)}", root=root)
 
     def write(self, id: str, saved: Sequence[Sequence[Path]]) -> None:
-        """Note the files of the results of a trace, the result itself first."""
+        """Note the files of each result of a trace, the result itself first."""
         make_folder(self.folder)
         noted = [{self._name(path): sha256_of(path) for path in paths} for paths in saved]
         write_text_durably(self._of(id), json.dumps(noted))
 
     def finished(self, id: str) -> bool:
-        """Whether the trace was noted, and every file is what it was then."""
+        """Whether the trace was noted and no file of it has changed since."""
         return self._of(id).exists() and all(
             (self.root / name).exists() and sha256_of(self.root / name) == digest
             for files in self._read(id)
@@ -216,7 +233,7 @@ class Notes:
         return [self.root / next(iter(files)) for files in self._read(id)]
 
     def clear(self) -> None:
-        """Nothing is unfinished any more."""
+        """Remove the notes: nothing is unfinished."""
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.folder.parent.exists() and not any(self.folder.parent.iterdir()):
             self.folder.parent.rmdir()
@@ -232,13 +249,13 @@ class Notes:
         return found
 
 
-def _saved(where: RunFolder, study: Study, result: Result) -> Result:
-    """The result as it lies in its file."""
+def _saved(where: RunFolder, study: Study[Any], result: Result) -> Result:
+    """The result as it was saved."""
     return Result.load(_save(where, study, result)[0])
 
 
-def _save(where: RunFolder, study: Study, result: Result) -> list[Path]:
-    """Write a result and its figures; their paths, that of the result first."""
+def _save(where: RunFolder, study: Study[Any], result: Result) -> list[Path]:
+    """Write a result and its figures; gives their paths, the result's first."""
     trace = str(result.provenance.get("trace", "all"))
     named = result.with_provenance(run=str(study.store.path.name))
     saved = [named.save(result_path(where.analyses, result.method, trace))]
@@ -249,9 +266,9 @@ def _save(where: RunFolder, study: Study, result: Result) -> list[Path]:
     return saved
 
 
-def _key(task: AnalysisTask, analysis: Callable[[Study], Iterator[Result]], study: Study) -> str:
-    """Of all that the results hang on; where the server is that writes, and how long it may take, is not of it."""
-    told: dict[str, Any] = asdict(replace(task.options, server=task.options.server and "a server", server_timeout=0.0))
+def _key(analysis: Callable[[Study[Any]], Iterator[Result]], study: Study[Any]) -> str:
+    """A hash of everything that the results depend on."""
+    told = study.options.key()
     reads = analysis.depends_on if isinstance(analysis, PerTraceAnalysis) else lambda *_: ()
     read = {path for trace in study.traces for path in reads(study, trace)}
     files = {study.store.path / NAME} | read | {value for value in told.values() if isinstance(value, Path)}

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from reasonscope.data.organism.writer import write_ledger
 from reasonscope.data.text.align import token_strings
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Problem, Sentence, Span, Trace
+from reasonscope.data.variants import Gold, Region
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.generation.recording import as_numpy
@@ -27,9 +28,6 @@ from reasonscope.probes.models.model import Model
 METHOD, QUANTITY = "mi", "dependence on the answer's representation (NOCCO)"
 # The words at the peaks of R1-Distill-Llama-8B (the paper's figure 4).
 THINKING_WORDS = tuple("So Let Hmm I Okay First Wait But Now Then Since Therefore If Maybe To".split())
-
-Gold = Literal["reference", "own"]
-Region = Literal["thinking", "generated"]
 
 
 def gold_text(trace: Trace, gold: Gold = "reference") -> str:

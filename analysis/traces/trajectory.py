@@ -131,7 +131,7 @@ def trajectory_of_trace(
     else:
         rows = min(span.stop, max(len(trace.token_ids) - 1, 0)) - span.start
         if rows <= block:
-            reason = f"a thinking of {rows} tokens is one segment of {block}; shorten the segments to have two"
+            reason = f"the thinking has {rows} tokens, which is one segment of {block}; ask for shorter segments, such as --block {max(rows // 8, 1)}"
     if reason:
         values = np.full(shape, np.nan)
         return Result(

@@ -25,17 +25,20 @@ def _options(
     return {"device": device, "deterministic": deterministic, "float32_compute": float32_compute}
 
 
+# The parameters of these options by name.
+LOADING = inspect.signature(_options).parameters
+
+
 def loads_model(command: Callable[..., None]) -> Callable[..., None]:
     """A command with these options behind its own; it takes them together, as its parameter `load`."""
-    theirs = inspect.signature(_options).parameters
     own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name != "load"]
 
     @wraps(command)
     def with_options(**given: Any) -> None:
-        load = _options(**{name: given.pop(name) for name in theirs})
+        load = _options(**{name: given.pop(name) for name in LOADING})
         command(**given, load=load)
 
-    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, *theirs.values())]
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, *LOADING.values())]
     with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
     with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return with_options

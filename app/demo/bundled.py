@@ -2,11 +2,10 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reasonscope.data.storage.run_folder import RunFolder, run_folder
 from reasonscope.data.storage.store import TraceStore
@@ -104,7 +103,8 @@ def _sweep(where: RunFolder, store: TraceStore, say: Callable[[str], None]) -> N
 def _analyse(where: RunFolder, store: TraceStore, rollouts: int, say: Callable[[str], None]) -> None:
     """Every analysis of the app's pages, on the first few ledgers that were answered right and took some thinking."""
     from reasonscope.analysis.results import result_path
-    from reasonscope.analysis.runs.context import Options, Study
+    from reasonscope.analysis.runs.context import Study
+    from reasonscope.analysis.runs.options import make_options
     from reasonscope.analysis.runs.registry import ANALYSES
 
     ledgers = [trace for trace in store if trace.problem.answer is not None]
@@ -119,17 +119,19 @@ def _analyse(where: RunFolder, store: TraceStore, rollouts: int, say: Callable[[
         "cliff": requests,
         "alternatives": [*fit, *requests[:6]],
     }
-    probe = where.probes / "refusal.safetensors"
-    options = Options(
-        rollouts=rollouts, half_width=0.2, max_new_tokens=400, probe=probe, ablate=True, asked=24, sites=",".join(store.sites), block=20,
-        vector=where.vectors / "seal.safetensors",
-    )  # fmt: skip
+    sites = ",".join(store.sites)
+    options: dict[str, dict[str, Any]] = {
+        "mi": {"sites": sites},
+        "anchors": {"rollouts": rollouts, "half_width": 0.2, "max_new_tokens": 400},
+        "trajectory": {"sites": sites, "block": 20},
+        # The longest ledgers take more room than the rollouts of the short ones that are analysed.
+        "cliff": {"ablate": True, "asked": 24, "max_new_tokens": 900},
+    }
     for name in _ANALYSES:
-        if name == "cliff" and not probe.exists():
+        if name == "cliff" and not (where.probes / "refusal.safetensors").exists():
             continue
         say(f"analysing: {name}")
-        # Asked anew, the longest ledgers take more room than the rollouts of the short ones that are analysed.
-        told = replace(options, max_new_tokens=900) if name == "cliff" else options
+        told = make_options(ANALYSES[name].question.options, options.get(name, {})).for_run(where)
         study = Study(store=store, traces=chosen.get(name, fit), options=told, results=where.analyses)
         for result in ANALYSES[name](study):
             trace = str(result.provenance.get("trace", "all"))

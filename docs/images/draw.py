@@ -19,8 +19,8 @@ from shrink import shrunk
 from reasonscope.analysis import figures
 from reasonscope.analysis.figures import AnchorGraph, Figure, read_figure, to_html
 from reasonscope.analysis.results import Result, load_results
-from reasonscope.analysis.runs.context import Options, Study
 from reasonscope.analysis.runs.registry import ANALYSES
+from reasonscope.analysis.runs.runner import AnalysisTask
 from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.app.page_parts.reader import KINDS
 from reasonscope.data import TraceStore
@@ -46,11 +46,9 @@ def drawn() -> Iterator[tuple[str, Figure]]:
     for name, method in {"receiver-heads": "receivers", "probe-write": "probe_write"}.items():
         yield name, figures.value_maps(result(method, None))
     yield "heads", figures.value_maps(result("heads", trace))
-    store = TraceStore.open(EXAMPLE / "store")
-    study = Study(
-        store=store, traces=[store.trace(trace), *list(store)[:3]], options=Options(), results=EXAMPLE / "results"
-    )
+    ids = [trace, *TraceStore.open(EXAMPLE / "store").ids[:3]]
     for name in ("confidence", "misalignment"):
+        study = AnalysisTask.of(EXAMPLE, name, traces=ids).study()
         yield name, figures.along(next(iter(ANALYSES[name](study))))
 
 

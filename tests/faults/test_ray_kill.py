@@ -10,7 +10,6 @@ import numpy as np
 import psutil
 import pytest
 
-from reasonscope.analysis.runs.context import Options
 from reasonscope.analysis.runs.runner import AnalysisTask, run_analysis
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.storage.manifest import NAME
@@ -49,7 +48,7 @@ def alone(tmp_path_factory):
 
 
 def task(folder):
-    return AnalysisTask(run=folder, name="mi", options=Options())
+    return AnalysisTask.of(folder, "mi")
 
 
 def workers():

@@ -1,4 +1,4 @@
-"""An analysis that was stopped goes on behind the traces that are finished, and begins again where what they hang on has changed."""
+"""An analysis that was stopped is resumed after the finished traces, and starts again if what they depend on has changed."""
 
 import shutil
 from dataclasses import replace
@@ -7,8 +7,6 @@ from functools import partial
 import pytest
 
 from reasonscope.analysis.results import Result, result_path
-from reasonscope.analysis.runs import runner as running
-from reasonscope.analysis.runs.context import Options
 from reasonscope.analysis.runs.per_trace import PerTraceAnalysis
 from reasonscope.analysis.runs.registry import ANALYSES
 from reasonscope.analysis.runs.runner import AnalysisTask, run_analysis
@@ -46,17 +44,14 @@ def analysed(recorded, tmp_path, monkeypatch):
         done.append(trace.id)
         yield entropy_of_trace(trace).with_provenance(seed=study.options.seed)
 
-    monkeypatch.setitem(
-        running.ANALYSES,
-        "entropy",
-        PerTraceAnalysis(per_trace=each, depends_on=lambda study, trace: [tmp_path / "read"]),
-    )
+    stopping = PerTraceAnalysis(per_trace=each, depends_on=lambda study, trace: [tmp_path / "read"])
+    monkeypatch.setitem(ANALYSES, "confidence", replace(ANALYSES["confidence"], run=stopping))
 
     def run(stop_at=99, **options):
         done.clear()
         stop[0] = stop_at
         try:
-            found = list(run_analysis(AnalysisTask(run=tmp_path, name="entropy", options=Options(**options))))
+            found = list(run_analysis(AnalysisTask.of(tmp_path, "confidence", **options)))
         except Stopped:
             return list(done), None
         return list(done), [result.provenance["trace"] for result in found]
@@ -73,7 +68,7 @@ def test_what_is_finished_is_not_done_again(analysed, recorded, tmp_path):
     assert analysed() == (ids, ids)  # a finished analysis that is asked for again is done again
 
 
-def test_finished_traces_hang_on_options_files_and_their_results(analysed, recorded, tmp_path):
+def test_finished_traces_depend_on_options_files_and_their_results(analysed, recorded, tmp_path):
     ids = list(TraceStore.open(recorded).ids)
     analysed(stop_at=2)
     assert analysed(stop_at=2, seed=1)[0] == ids[:2]  # which replaced the results of seed 0
@@ -93,7 +88,7 @@ def by_one_process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     how = {"sampling": Sampling(temperature=0, max_new_tokens=200), "progress": False}
     record(load_model("organism"), load_problems("ledger", n=3), folder / "store", **how).close()
-    return folder, {name: list(run_analysis(AnalysisTask(run=folder, name=name, options=Options()))) for name in STAGED}
+    return folder, {name: list(run_analysis(AnalysisTask.of(folder, name))) for name in STAGED}
 
 
 STAGED = ("receivers", "mi_compare", "emergent_heads")
@@ -105,7 +100,7 @@ def test_stages_come_one_after_another(by_one_process):
     told = [(result.method, result.provenance.get("trace", "all")) for result in found["receivers"]]
     trace_by_trace = [[(method, id) for id in ids] for method in ("head_kurtosis", "receiver_scores")]
     assert told == [*trace_by_trace[0], ("receivers", "all"), *trace_by_trace[1]]
-    study = AnalysisTask(run=folder, name="receivers", options=Options()).study()
+    study = AnalysisTask.of(folder, "receivers").study()
     assert [result.method for result in ANALYSES["receivers"](study)] == [method for method, _ in told]
     assert not (folder / "unfinished").exists()
 
@@ -129,8 +124,8 @@ def test_a_killed_second_stage_does_not_repeat_the_first(recorded, tmp_path, mon
         aggregate=over,
         next_stage=lambda found: second if found[0].method == "over" else None,
     )
-    monkeypatch.setitem(running.ANALYSES, "entropy", analysis)
-    task, ids = AnalysisTask(run=tmp_path, name="entropy", options=Options()), list(TraceStore.open(recorded).ids)
+    monkeypatch.setitem(ANALYSES, "entropy", replace(ANALYSES["entropy"], run=analysis))
+    task, ids = AnalysisTask.of(tmp_path, "entropy"), list(TraceStore.open(recorded).ids)
     with pytest.raises(Stopped):
         list(run_analysis(task))
     last[0] = 99
@@ -147,7 +142,7 @@ def test_workers_make_what_one_process_makes(by_one_process, tmp_path):
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         for name in ("receivers", "emergent_heads"):  # of two stages; of all traces together
-            shared = run_analysis(AnalysisTask(run=tmp_path, name=name, options=Options()), cluster=Cluster(workers=2))
+            shared = run_analysis(AnalysisTask.of(tmp_path, name), cluster=Cluster(workers=2))
             assert [result.method for result in shared] == [result.method for result in found[name]]
     finally:
         ray.shutdown()

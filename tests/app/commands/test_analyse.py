@@ -67,9 +67,21 @@ def test_results_that_cannot_be_kept_are_one_error(run, tmp_path):
 def test_a_short_thinking_has_no_trajectory_and_shorter_segments_give_it_one(run):
     ids = TraceStore.open(run / "store").ids
     (shown,) = analyse("trajectory", "--run", run, "--trace", ids[0]).values()
-    assert shown["state"] == "undefined" and "one segment of 500" in shown["reason"] and shown["mean"] is None
+    assert shown["state"] == "undefined" and "one segment of 500" in shown["reason"] and shown["values"] is None
     (shown,) = analyse("trajectory", "--run", run, "--trace", ids[0], "--block", 4).values()
-    assert shown["state"] == "measured" and shown["segments"] > 2 and 0 < shown["mean"]["aligned"] <= 1
+    assert shown["state"] == "measured" and shown["segments"] > 2 and 0 < shown["mean_aligned"]["value"] <= 1
+    assert set(shown["values"]) == {"net", "cumulative", "aligned"}
+
+
+def test_a_trace_without_thinking_has_no_mi_unless_all_that_was_generated_is_looked_at(tmp_path):
+    record(
+        load_model("organism"), load_problems("ledger:brief", n=2, seed=5), tmp_path / "store", sites=["resid_post.3"],
+        sampling=Sampling(temperature=0.0, max_new_tokens=60), think=False, progress=False,
+    )  # fmt: skip
+    for shown in analyse("mi", "--run", tmp_path).values():
+        assert shown["state"] == "undefined" and "--region generated" in shown["reason"]
+    *traces, words = analyse("mi", "--run", tmp_path, "--region", "generated").values()
+    assert {row["state"] for row in traces} == {"measured"} and "no word stands three times" in words["reason"]
 
 
 def test_anchors_of_a_model_find_their_way_into_the_published_layout(run, tmp_path):
@@ -129,7 +141,7 @@ def test_heads_that_suppress_refusal_are_taken_away_beside_random_ones(tmp_path)
     shown = analyse("cliff", "--run", tmp_path, "--ablate", "--asked", 2, "--max-new-tokens", 3)
     writes, ablated = shown.values()
     assert writes["method"] == "probe_write" and ablated["method"] == "cliff" and ablated["n_fallen"] >= 1
-    assert set(ablated["mean"]) == {"untouched", "ablated"} and "20 sets of other heads" in ablated["null"]
+    assert set(ablated["values"]) == {"untouched", "ablated"} and "20 sets of other heads" in ablated["null"]
     assert set(ablated["beyond_every_draw"]) == {"harmful refused", "benign refused", "accuracy"}
 
 
@@ -154,7 +166,8 @@ def test_rules_choose_among_stored_samples(tmp_path):
         progress=False,
     )
     (shown,) = analyse("selection", "--run", tmp_path, "-k", 3).values()
-    assert set(shown["mean"]) == {"single", "majority", "short-1"} and shown["k"] == 3
+    assert set(shown["values"]) == {"single", "majority", "short-1"} and shown["k"] == 3
+    assert set(shown["values"]["single"]) == {"accuracy", "tokens"}
 
 
 def test_a_probe_stops_stored_samples_with_the_answers_that_were_forced(tmp_path):
@@ -186,7 +199,7 @@ def test_the_summary_puts_the_signals_side_by_side(run):
     analyse("entropy", "--run", run)
     id_ = TraceStore.open(run / "store").ids[0]
     (shown,) = analyse("agreement", "--run", run, "--trace", id_).values()
-    assert shown["state"] == "undefined" or "entropy" in shown["mean"]
+    assert shown["state"] == "undefined" or "entropy" in shown["values"]
 
 
 def write_published(folder):
