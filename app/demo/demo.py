@@ -37,6 +37,7 @@ from reasonscope.probes.properties.correctness_probe import CorrectnessReport
 from reasonscope.probes.properties.length_probe import LengthReport
 from reasonscope.probes.properties.refusal_probe import CONTRASTS, RefusalReport
 from reasonscope.steering import METHODS, Arm, Condition, ExtractionData, SteeringExperiment, VectorUse, as_intervention
+from reasonscope.steering.vectors.matched_controls import random_uses
 
 T = TypeVar("T")
 
@@ -151,7 +152,7 @@ def steer(model: Model, methods: Mapping[str, Sequence[VectorUse]], held: list[T
         Condition(name="seal reversed", multiplier=-SEAL, intervention=as_intervention(methods["seal"], -SEAL))
     ]
     for name, parts in methods.items():
-        drawn = {name: parts} | {f"random {i}, {name}": [p.random_like(i) for p in parts] for i in (1, 2)}
+        drawn = {name: parts} | {f"random {i}, {name}": random_uses(parts, i) for i in (1, 2)}
         conditions += [
             Condition(name=arm, multiplier=STRENGTHS[name], intervention=as_intervention(of_arm, STRENGTHS[name]))
             for arm, of_arm in drawn.items()

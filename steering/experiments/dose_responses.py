@@ -17,6 +17,7 @@ from reasonscope.steering.experiments.conditions import Condition
 from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment
 from reasonscope.steering.vectors.application import VectorUse, as_intervention, check_uses
 from reasonscope.steering.vectors.intervention import Steering
+from reasonscope.steering.vectors.matched_controls import random_uses
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import SteeringVector
 
@@ -131,10 +132,7 @@ def dose_response(
     check_uses(parts, experiment.model)
     held_out = [_check_held_out(part.vector, experiment.problems) for part in parts]
     name = name or parts[0].vector.method
-    random_parts = [
-        [part.random_like(seed * len(parts) + i, states=states) for i, part in enumerate(parts)]
-        for seed in range(n_controls)
-    ]
+    random_parts = [random_uses(parts, seed, states=states) for seed in range(n_controls)]
     drawn = [parts, *random_parts]
     names = [name, *(f"random {i + 1}" for i in range(n_controls))]
     wanted = {(0, sign * strength) for strength in chosen for sign in (1, -1)}

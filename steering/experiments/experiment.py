@@ -11,6 +11,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, Resamples, difference_estimate, mean_estimate
 from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.trace import Problem, Sampling, Trace
+from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.batch_size import max_rows_that_fit
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import Model
@@ -23,7 +24,7 @@ from reasonscope.steering.experiments.side_effects import (
     logits_function,
     repeated_ngrams,
 )
-from reasonscope.steering.vectors.intervention import Intervention, require_edits
+from reasonscope.steering.vectors.intervention import Intervention, mean_distances, require_edits
 
 # What is measured of each trace, NaN where it says nothing; an arm gives the mean (perplexity: the exponential of the mean).
 MEASURES = (
@@ -59,6 +60,12 @@ class Arm:
     n_edited: int
     measures: Mapping[str, Estimate] = field(default_factory=dict)
     differences: Mapping[str, Estimate] = field(default_factory=dict)
+    distances: Mapping[Site, float] = field(default_factory=dict)
+
+    @property
+    def distance(self) -> float:
+        """How far the states of an edited token were moved, summed over sites, in units of the residual stream."""
+        return sum(self.distances.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +74,7 @@ class ArmMeasurements:
 
     values: Mapping[str, Values]
     n_edited: int
+    distances: Mapping[Site, float] = field(default_factory=dict)
 
 
 class SteeringExperiment:
@@ -154,6 +162,7 @@ class SteeringExperiment:
             accuracy=measures.get("accuracy", _UNKNOWN),
             change=self._resamples.estimate(change) or _UNKNOWN,
             n_edited=run.n_edited,
+            distances=run.distances,
             measures=measures,
             differences=self.differences(run, [self.base]),
         )
@@ -208,11 +217,12 @@ class SteeringExperiment:
         for condition, traces in zip(conditions, written, strict=True):
             rows = [_of_trace(trace) for trace in traces]
             values = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
-            n_edited = 0
+            n_edited, distances = 0, {}
             if condition.intervention is not None:
                 require_edits(condition.intervention, condition.name)
                 n_edited = condition.intervention.n_edited
-            runs.append(ArmMeasurements(values=values, n_edited=n_edited))
+                distances = mean_distances(condition.intervention)
+            runs.append(ArmMeasurements(values=values, n_edited=n_edited, distances=distances))
         of_states = [
             i for i, one in enumerate(conditions) if self._on_given_text and not one.processors and not one.prefill
         ]

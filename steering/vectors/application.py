@@ -1,16 +1,14 @@
 """What a method makes: vectors, each with where it acts and how; and the random ones that it is compared with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from numpy.typing import NDArray
+from torch import Tensor
 
 from reasonscope.data.errors import InputError
-from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.intervention import Composed, Intervention, Steering
-from reasonscope.steering.vectors.operators import Clamp, Operator, add
+from reasonscope.steering.vectors.operators import Clamp, MatchedEdit, Operator, add
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import SteeringVector
 
@@ -27,14 +25,6 @@ class VectorUse:
         if isinstance(self.operator, Clamp) and len(self.vector.directions) != 1:
             raise InputError(f"a clamp at {len(self.vector.directions)} sites; each has a projection of its own")
 
-    def random_like(self, seed: int, *, states: Mapping[Site, NDArray[Any]] | None = None) -> "VectorUse":
-        """The control: random directions of the same norm, at the same tokens; for a clamp each state is moved as far as it would be."""
-        operator = self.operator
-        if isinstance(operator, Clamp):
-            (direction,) = self.vector.directions.values()
-            operator = replace(operator, read=direction)
-        return replace(self, vector=self.vector.random_like(seed, states=states), operator=operator)
-
 
 def clamped(vector: SteeringVector, scope: Scope) -> tuple[VectorUse, ...]:
     """At each site of `vector`, projections become those of the class that it points to: the mean that its extraction has noted."""
@@ -45,9 +35,16 @@ def clamped(vector: SteeringVector, scope: Scope) -> tuple[VectorUse, ...]:
     return tuple(parts)
 
 
-def as_intervention(parts: Sequence[VectorUse], multiplier: float) -> Intervention:
-    """All parts at one multiplier, in order."""
-    return Composed(*(Steering(part.vector, multiplier, part.scope, operator=part.operator) for part in parts))
+def as_intervention(uses: Sequence[VectorUse], multiplier: float) -> Intervention:
+    """All uses at one multiplier, in order, as one intervention that measures how far it moves the states."""
+    moved: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def operator(use: VectorUse) -> Operator:
+        return use.operator.within(moved) if isinstance(use.operator, MatchedEdit) else use.operator
+
+    return Composed(
+        *(Steering(use.vector, multiplier, use.scope, operator=operator(use), measure=True) for use in uses)
+    )
 
 
 def check_uses(parts: Sequence[VectorUse], model: Model) -> None:

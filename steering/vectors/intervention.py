@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions
@@ -133,11 +134,26 @@ class Steering(MaskedEdit):
     another width than the model's, and for a strength whose result the model's dtype cannot hold.
     """
 
-    def __init__(self, vector: "SteeringVector", multiplier: float, scope: Scope, *, operator: Operator = add) -> None:
+    def __init__(
+        self,
+        vector: "SteeringVector",
+        multiplier: float,
+        scope: Scope,
+        *,
+        operator: Operator = add,
+        measure: bool = False,
+    ) -> None:
         if not np.isfinite(multiplier):
             raise InputError(f"the multiplier is {multiplier}; a finite number is needed")
         super().__init__(scope)
         self.vector, self.multiplier, self.operator = vector, float(multiplier), operator
+        self._measure = measure
+        self._distances: dict[Site, list[Tensor]] = {}
+
+    @property
+    def distances(self) -> dict[Site, Values]:
+        """How far each edited token was moved so far (edit,), by site, in units of the residual stream; empty unless `measure`."""
+        return {site: torch.cat(parts).double().cpu().numpy() for site, parts in self._distances.items()}
 
     @property
     def edits(self) -> Mapping[Site, Edit]:
@@ -160,6 +176,8 @@ class Steering(MaskedEdit):
             states = at_least_float32(before)
             after = self.operator(states, wide.to(states), self.multiplier).to(before.dtype)
             self._check(before, after, name)
+            if self._measure:
+                self._distances.setdefault(site, []).append((after.float() - before.float()).norm(dim=-1).detach())
             return after
 
         return edit
@@ -201,6 +219,16 @@ class Composed:
     def n_edited(self) -> int:
         return sum(intervention.n_edited for intervention in self.interventions)
 
+    @property
+    def distances(self) -> dict[Site, Values]:
+        """How far each edited token was moved so far (edit,), by site, by those interventions that measure it."""
+        found: dict[Site, list[Values]] = {}
+        for intervention in self.interventions:
+            if isinstance(intervention, Steering | Composed):
+                for site, values in intervention.distances.items():
+                    found.setdefault(site, []).append(values)
+        return {site: np.concatenate(parts) for site, parts in found.items()}
+
     def on_step(self, step: DecodingStep) -> None:
         for intervention in self.interventions:
             intervention.on_step(step)
@@ -208,6 +236,13 @@ class Composed:
     def begin(self, n_prompt: Sequence[int]) -> None:
         for intervention in self.interventions:
             intervention.begin(n_prompt)
+
+
+def mean_distances(intervention: Intervention) -> dict[Site, float]:
+    """How far an edited token was moved on average, by site; empty for an intervention that does not measure it."""
+    if not isinstance(intervention, Steering | Composed):
+        return {}
+    return {site: float(values.mean()) for site, values in intervention.distances.items() if len(values)}
 
 
 def require_edits(intervention: Intervention, name: str) -> None:

@@ -61,18 +61,54 @@ def rotate(states: Tensor, direction: Tensor, strength: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clamp:
-    """h + s·(c − h·û)·û: the projection of each state on û becomes `to` at s = 1 (and half-way there at s = ½).
-
-    `read` (d_model,): the û whose projection says how far a state is moved, where that is not the direction moved along. A random
-    direction that reads what the true one does moves every state just as far: the control of a clamp.
-    """
+    """h + s·(c − h·û)·û: the projection of each state on û becomes `to` at s = 1 (and half-way there at s = ½)."""
 
     to: float
-    read: NDArray[np.float32] | None = None
 
     def __call__(self, states: Tensor, direction: Tensor, strength: float) -> Tensor:
-        read = direction if self.read is None else torch.from_numpy(self.read).to(direction)
-        return _moved_to(states, direction, self.to, strength, read)
+        return _moved_to(states, direction, self.to, strength, direction)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MatchedEdit:
+    """The control of an edit whose size depends on the state (a clamp, `ablate`, `orthogonal_add`): as far, along another direction.
+
+    Such an edit finds the state where the edits of the blocks before left it. So the control keeps D, by how much it has moved each state so
+    far in this pass, and T, by how much the true edits would have moved it: the true edit is tried on h − D + T, and its length, with
+    the sign of its part along the true direction, is what the state moves along û.
+
+    Attributes:
+        like: The operator of the true edit.
+        read: (d_model,) the true direction.
+        chain: Number of the edits that act on the same tokens; they share D and T.
+        opens: Whether this is the first of its chain that a state meets, so that D and T are 0.
+    """
+
+    like: Operator
+    read: NDArray[np.float32]
+    chain: int = 0
+    opens: bool = True
+
+    def within(self, moved: dict[int, tuple[Tensor, Tensor]]) -> Operator:
+        """The operator of one intervention, whose edits share `moved`: D and T, each (row, d_model), by chain."""
+
+        def operator(states: Tensor, direction: Tensor, strength: float) -> Tensor:
+            nothing = torch.zeros_like(states)
+            ours, theirs = (nothing, nothing) if self.opens or self.chain not in moved else moved[self.chain]
+            true = torch.from_numpy(self.read).to(direction)
+            shadow = states - ours + theirs
+            edit = self.like(shadow, true, strength) - shadow
+            size = edit.norm(dim=-1, keepdim=True) * (edit @ true).sign()[..., None]
+            across = _orthogonal(direction, states) if self.like is orthogonal_add else direction.expand_as(states)
+            step = size * torch.nn.functional.normalize(across, dim=-1)
+            moved[self.chain] = ours + step, theirs + edit
+            return states + step
+
+        return operator
+
+    def __call__(self, states: Tensor, direction: Tensor, strength: float) -> Tensor:
+        moved: Tensor = self.within({})(states, direction, strength)
+        return moved
 
 
 # By name; `Clamp` has a parameter and is made by hand.

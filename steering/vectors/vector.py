@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.storage.durable import write_durably
 from reasonscope.data.storage.untrusted import wrap_errors
@@ -105,25 +106,33 @@ class SteeringVector:
         return self + (-other)
 
     def random_like(self, seed: int, *, states: Mapping[Site, NDArray[Any]] | None = None) -> "SteeringVector":
-        """The control: a random direction at each site with this vector's norm there.
+        """The control: random directions with this vector's norms, and at several sites with its mutual cosines.
 
-        Drawn evenly from the sphere, or with `states` (row, d_model) by site from the normal distribution with their covariance: the
-        stream is far from round, and an even direction mostly points where it never goes. Raises SiteError where a site has no states,
-        InputError for states that do not vary.
+        Args:
+            seed: Of the draw.
+            states: (row, d_model) by site. If given, directions are drawn from the normal distribution with the covariance of the states,
+                with the same weights of rows at each site: the stream is far from round, and an even direction mostly points where it
+                never goes. Otherwise one random rotation turns the directions of all sites together.
+
+        Raises:
+            SiteError: A site has no states.
+            InputError: The states do not vary.
         """
-        rng = np.random.default_rng(seed)
-        drawn = {}
-        for site, norm in self.norms.items():
-            if states is None:
-                direction = rng.standard_normal(self.width)
-                drawn[site] = (direction * (norm / np.linalg.norm(direction))).astype(np.float32)
-            elif site not in states:
-                raise SiteError(
-                    f"no states of {site} to draw from; give those of {', '.join(map(str, self.directions))}"
-                )
-            else:
-                drawn[site] = covariance_matched(states[site], norm=norm, seed=rng)
-        about = {"like": self.method, "seed": seed, "matched": "norm" if states is None else "norm and covariance"}
+        if states is None:
+            true = np.stack(list(self.directions.values())).astype(np.float64)
+            turned = rotated_together(true, np.random.default_rng(seed))
+            drawn = {site: turned[i].astype(np.float32) for i, site in enumerate(self.directions)}
+        elif missing := [site for site in self.directions if site not in states]:
+            raise SiteError(
+                f"no states of {missing[0]} to draw from; give those of {', '.join(map(str, self.directions))}"
+            )
+        else:
+            drawn = {site: covariance_matched(states[site], norm=norm, seed=seed) for site, norm in self.norms.items()}
+        return self.as_random(drawn, seed=seed, matched="norm and cosines" if states is None else "norm and covariance")
+
+    def as_random(self, drawn: Mapping[Site, NDArray[np.float32]], *, seed: int, matched: str) -> "SteeringVector":
+        """A control of this vector with the directions `drawn`, which says what it is like and what was matched."""
+        about = {"like": self.method, "seed": seed, "matched": matched}
         kept = {key: self.provenance[key] for key in ("model", "groups") if key in self.provenance}
         return SteeringVector(directions=drawn, method="random", norm=self.norm, provenance={**about, **kept})
 
@@ -210,6 +219,13 @@ class SteeringVector:
         if self.directions.keys() != other.directions.keys():
             ours, theirs = (", ".join(map(str, sorted(v.directions))) for v in (self, other))
             raise SiteError(f"vectors at {ours} and at {theirs} cannot be added; apply them together with Composed")
+
+
+def rotated_together(directions: Values, rng: np.random.Generator) -> Values:
+    """`directions` (row, d_model) turned by one rotation that is uniform over all rotations: every norm and cosine between them stays."""
+    basis, coordinates = np.linalg.qr(directions.T)
+    drawn, upper = np.linalg.qr(rng.standard_normal(basis.shape))
+    return np.asarray((drawn * np.sign(np.diag(upper))) @ coordinates).T
 
 
 def covariance_matched(

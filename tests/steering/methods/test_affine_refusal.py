@@ -27,6 +27,7 @@ from reasonscope.steering.methods.refusal import (
     judged_halves,
     mean_projection,
 )
+from reasonscope.steering.vectors.matched_controls import random_uses
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_the_verdict_turns_and_a_random_direction_does_not_turn_it(model, traces
         own = float(kind == "harmful")
         assert would_harm(None) == own
         assert would_harm(as_intervention(parts[level], 1.0)) == 1 - own
-        assert would_harm(as_intervention([part.random_like(1) for part in parts[level]], 1.0)) == own
+        assert would_harm(as_intervention(random_uses(parts[level], 1), 1.0)) == own
 
 
 def test_harmful_requests_are_answered(model, parts):

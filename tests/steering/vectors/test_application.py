@@ -38,15 +38,6 @@ def test_a_clamp_at_each_site_goes_to_what_the_extraction_noted():
         torch.testing.assert_close(after @ torch.from_numpy(unit), torch.full((5,), levels[str(site)]))
 
 
-def test_a_random_clamp_moves_each_state_as_far_and_elsewhere():
-    (part, _) = clamped(made(towards={"resid_post.0": 2.0, "resid_post.1": 0.0}), Scope())
-    chance = part.random_like(3)
-    torch.testing.assert_close(moved(chance, 0.5).norm(dim=-1), moved(part, 0.5).norm(dim=-1))
-    direction, other = (next(iter(p.vector.directions.values())) for p in (part, chance))
-    assert abs(direction @ other) < 0.9 * np.linalg.norm(direction) * np.linalg.norm(other)
-    assert torch.linalg.matrix_rank(moved(chance)) == 1
-
-
 def test_a_clamp_of_several_sites_is_refused():
     with pytest.raises(InputError, match="2 sites"):
         VectorUse(vector=made(), scope=Scope(), operator=Clamp(to=1.0))

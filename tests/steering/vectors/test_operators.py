@@ -6,7 +6,7 @@ import torch
 
 from reasonscope.data.errors import InputError
 from reasonscope.steering import OPERATORS, Clamp
-from reasonscope.steering.vectors.operators import ablate, add, orthogonal_add, rotate, scaled_add
+from reasonscope.steering.vectors.operators import MatchedEdit, ablate, add, orthogonal_add, rotate, scaled_add
 
 STATES = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
 EAST = torch.tensor([2.0, 0.0])
@@ -40,7 +40,8 @@ def test_plans_name_the_operators():
 
 
 @pytest.mark.parametrize(
-    "operator", [*OPERATORS.values(), Clamp(to=3.0), Clamp(to=3.0, read=np.ones(16, dtype=np.float32))]
+    "operator",
+    [*OPERATORS.values(), Clamp(to=3.0), MatchedEdit(like=Clamp(to=3.0), read=np.ones(16, dtype=np.float32))],
 )
 def test_each_state_is_moved_by_itself(operator):
     states = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1))
@@ -51,7 +52,7 @@ def test_each_state_is_moved_by_itself(operator):
 
 
 def test_a_clamp_reads_one_direction_and_moves_along_another():
-    moved = Clamp(to=1.0, read=np.array([0.0, 5.0], dtype=np.float32))(STATES, EAST, 1.0)
+    moved = MatchedEdit(like=Clamp(to=1.0), read=np.array([0.0, 5.0], dtype=np.float32))(STATES, EAST, 1.0)
     torch.testing.assert_close(moved, torch.tensor([[3.0 + 1 - 4, 4.0], [0.0 + 1 - 2, 2.0]]))
 
 

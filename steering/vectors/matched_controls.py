@@ -1,0 +1,122 @@
+"""Controls of a steering edit: random directions that move every state as far as the edit itself, at the same tokens and blocks.
+
+Two things make a random direction an unfair control. Vectors at several blocks agree with one another (neighbouring cosines of .7 to .85),
+and independent draws do not, so that their effects cancel: here one random rotation turns all directions together. And a clamp moves a
+state only by what is missing, while a random direction never changes the projection that the clamp reads, so that it would pay the
+whole distance again at every block: here the control counts what it has moved the state so far.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reasonscope.data.arrays import Values
+from reasonscope.data.errors import SiteError
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.steering.vectors.application import VectorUse
+from reasonscope.steering.vectors.operators import (
+    Clamp,
+    MatchedEdit,
+    Operator,
+    ablate,
+    orthogonal_add,
+)
+from reasonscope.steering.vectors.scope import Scope
+from reasonscope.steering.vectors.vector import covariance_matched, rotated_together
+
+_ORDER = {"resid_pre": 0, "attn_out": 1, "mlp_out": 2, "resid_post": 3}
+
+
+def random_uses(
+    uses: Sequence[VectorUse], seed: int, *, states: Mapping[Site, NDArray[Any]] | None = None
+) -> tuple[VectorUse, ...]:
+    """Draw the control of `uses`: random directions that move each state as far, with the same scopes.
+
+    Args:
+        uses: The vectors of a method, each with its scope and operator.
+        seed: Of the rotation; one seed turns all directions of all uses together, so that norms and mutual cosines stay.
+        states: (row, d_model) by site: draw from their covariance instead of evenly. The same rows (tokens) at every site keep the
+            directions of the sites in step.
+
+    Returns:
+        As many uses; a use that projects at several sites is split into one for each.
+
+    Raises:
+        SiteError: A site has no states to draw from.
+
+    Example:
+        control = random_uses(uses, seed=0)
+        experiment.arms([Condition(name="random", intervention=as_intervention(control, 1.0))])
+    """
+    places = [(i, site) for i, use in enumerate(uses) for site in use.vector.directions]
+    true = np.stack([uses[i].vector.directions[site] for i, site in places]).astype(np.float64)
+    drawn = (
+        rotated_together(true, np.random.default_rng(seed))
+        if states is None
+        else _in_covariance(places, true, states, seed)
+    )
+    by_use: dict[int, dict[Site, NDArray[np.float32]]] = {}
+    for (i, site), direction in zip(places, drawn, strict=True):
+        by_use.setdefault(i, {})[site] = direction.astype(np.float32)
+    matched = "norm and cosines" if states is None else "norm and covariance"
+    random = [
+        replace(use, vector=use.vector.as_random(by_use[i], seed=seed, matched=matched)) for i, use in enumerate(uses)
+    ]
+    chains = _chains(uses)
+    return tuple(
+        one
+        for i, use in enumerate(random)
+        for one in _matched(uses[i], use, {at: c for (n, at), c in chains.items() if n == i})
+    )
+
+
+def _in_covariance(
+    places: Sequence[tuple[int, Site]], true: Values, states: Mapping[Site, NDArray[Any]], seed: int
+) -> Values:
+    if missing := [str(site) for _, site in places if site not in states]:
+        raise SiteError(f"no states of {missing[0]} to draw from; give those of every site of the vectors")
+    norms = np.linalg.norm(true, axis=1)
+    return np.stack(
+        [
+            covariance_matched(states[site], norm=float(norm), seed=seed)
+            for (_, site), norm in zip(places, norms, strict=True)
+        ]
+    )
+
+
+def _chains(uses: Sequence[VectorUse]) -> dict[tuple[int, Site], tuple[int, bool]]:
+    """For each edit of `uses` whose size depends on the state: the number of its chain (one per scope), and whether it is the first of it that a state meets."""
+    scopes: list[Scope] = []
+    found: dict[tuple[int, Site], tuple[int, bool]] = {}
+    places = [
+        (i, site) for i, use in enumerate(uses) if _depends_on_the_state(use.operator) for site in use.vector.directions
+    ]
+    for i, site in sorted(places, key=lambda place: (place[1].layer, _ORDER[place[1].point], place[0])):
+        opens = uses[i].scope not in scopes
+        if opens:
+            scopes.append(uses[i].scope)
+        found[i, site] = scopes.index(uses[i].scope), opens
+    return found
+
+
+def _depends_on_the_state(operator: Operator) -> bool:
+    return operator in (ablate, orthogonal_add) or isinstance(operator, Clamp)
+
+
+def _matched(use: VectorUse, random: VectorUse, chains: Mapping[Site, tuple[int, bool]]) -> list[VectorUse]:
+    """The random use, with operators that move each state as far as `use` does."""
+    if not chains:
+        return [random]
+    return [
+        _at(random, site, MatchedEdit(like=use.operator, read=use.vector.directions[site], chain=chain, opens=opens))
+        for site, (chain, opens) in chains.items()
+    ]
+
+
+def _at(use: VectorUse, site: Site, operator: Operator) -> VectorUse:
+    """One site of a use, with an operator of its own."""
+    alone = replace(use.vector, directions={site: use.vector.directions[site]})
+    return replace(use, vector=alone, operator=operator)

@@ -1,0 +1,128 @@
+"""A random control moves every state as far as the edit that it stands beside: per block, in total, and for every operator."""
+
+import numpy as np
+import pytest
+import torch
+
+from reasonscope.data.errors import SiteError
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.backends.base import Positions
+from reasonscope.steering import Clamp, Scope, SteeringVector, VectorUse, as_intervention, clamped
+from reasonscope.steering.vectors.intervention import mean_distances
+from reasonscope.steering.vectors.matched_controls import random_uses
+from reasonscope.steering.vectors.operators import OPERATORS
+from reasonscope.steering.vectors.vector import rotated_together
+
+WIDTH, LAYERS = 64, 6
+SITES = [Site("resid_post", layer) for layer in range(LAYERS)]
+GENERATOR = torch.Generator().manual_seed(0)
+STREAM = torch.randn(LAYERS, 2, 9, WIDTH, generator=GENERATOR).cumsum(0)  # what each block would leave without edits
+WHERE = Positions(index=torch.arange(9).expand(2, 9), ids=torch.arange(9).expand(2, 9))
+
+
+def vector(seed=0, agree=3.0):
+    """Directions that agree between blocks, as those of real methods do."""
+    rng = np.random.default_rng(seed)
+    shared = agree * rng.standard_normal(WIDTH)
+    drawn = {site: (shared + rng.standard_normal(WIDTH)).astype(np.float32) for site in SITES}
+    return SteeringVector(directions=drawn, method="test", provenance={"towards": {str(s): 2.0 for s in SITES}})
+
+
+def walked(uses, multiplier=1.0):
+    """Distances moved by site, (edit,), when every edit is carried on by the residual stream to the blocks after it."""
+    intervention = as_intervention(uses, multiplier)
+    moved = torch.zeros_like(STREAM[0])
+    edits = intervention.edits
+    for site, states in zip(SITES, STREAM, strict=True):
+        before = states + moved
+        moved = moved + (edits[site](before, WHERE) - before)
+    return intervention.distances
+
+
+def uses_of(name):
+    if name == "clamp":
+        return clamped(vector(), Scope())
+    return (VectorUse(vector=vector(), scope=Scope(), operator=OPERATORS[name]),)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("name", ["add", "scaled_add", "ablate", "orthogonal_add", "rotate", "clamp"])
+def test_a_control_moves_states_as_far_at_every_block(name, strength):
+    true = walked(uses_of(name), strength)
+    for seed in range(3):
+        control = walked(random_uses(uses_of(name), seed), strength)
+        assert control.keys() == true.keys()
+        exact = name in ("add", "clamp", "ablate", "orthogonal_add")
+        for site in SITES:
+            if exact:  # token by token: they do not depend on where the state was moved to
+                np.testing.assert_allclose(control[site], true[site], rtol=1e-4, atol=1e-4)
+            assert control[site].mean() == pytest.approx(true[site].mean(), rel=0.2)
+
+
+def test_directions_turn_together_and_elsewhere():
+    made = vector()
+    drawn = made.random_like(3)
+    own, other = (np.stack([v.directions[site] for site in SITES]) for v in (made, drawn))
+    np.testing.assert_allclose(other @ other.T, own @ own.T, rtol=1e-4)
+    cosines = (own * other).sum(1) / np.linalg.norm(own, axis=1) / np.linalg.norm(other, axis=1)
+    assert np.abs(cosines).max() < 0.5
+
+
+def test_the_rotation_is_uniform():
+    """Of 2,000 draws of one direction in three dimensions the first coordinate is uniform on [-1, 1] (Archimedes)."""
+    rng = np.random.default_rng(0)
+    first = np.array([rotated_together(np.array([[1.0, 0.0, 0.0]]), rng)[0, 0] for _ in range(2000)])
+    found = np.abs(np.sort(first) - np.linspace(-1, 1, 2000)).max() / 2
+    assert found < 1.36 / np.sqrt(2000)
+
+
+def test_clamps_of_two_scopes_do_not_share_what_they_moved():
+    first, rest = Scope(prompt_positions=(0,)), Scope(prompt_positions=(1, 2, 3))
+    uses = (*clamped(vector(), first), *clamped(vector(1), rest))
+    true, control = walked(uses), walked(random_uses(uses, 0))
+    for site in SITES:
+        np.testing.assert_allclose(control[site], true[site], rtol=1e-4, atol=1e-4)
+
+
+def test_one_intervention_does_not_disturb_another():
+    control = random_uses(clamped(vector(), Scope()), 0)
+    alone = walked(control)
+    one, two = as_intervention(control, 1.0), as_intervention(control, 1.0)
+    moved = torch.zeros_like(STREAM[0])
+    for site, states in zip(SITES, STREAM, strict=True):
+        before = states + moved
+        after = one.edits[site](before, WHERE)
+        two.edits[site](states[:1], Positions(index=WHERE.index[:1], ids=WHERE.ids[:1]))
+        moved = moved + (after - before)
+    for site in SITES:
+        np.testing.assert_allclose(one.distances[site], alone[site], rtol=1e-6)
+    assert mean_distances(one)[SITES[0]] == pytest.approx(alone[SITES[0]].mean())
+
+
+def test_with_states_the_directions_have_their_covariance_and_stay_in_step():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((200, WIDTH)) * np.linspace(0.01, 3, WIDTH)
+    states = {site: rows + 0.1 * rng.standard_normal(rows.shape) for site in SITES}
+    (use,) = random_uses(uses_of("add"), 0, states=states)
+    drawn = np.stack([use.vector.directions[site] for site in SITES])
+    unit = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    assert (unit @ unit.T).min() > 0.8
+    assert np.abs(drawn[:, WIDTH // 2 :]).mean() > 2 * np.abs(drawn[:, : WIDTH // 2]).mean()
+    with pytest.raises(SiteError, match=r"resid_post\.0"):
+        random_uses(uses_of("add"), 0, states={})
+
+
+def test_a_clamp_to_where_the_state_is_moves_nothing():
+    states = torch.zeros(1, 4, WIDTH)
+    uses = (
+        VectorUse(
+            vector=SteeringVector(directions={SITES[0]: vector().directions[SITES[0]]}, method="t"),
+            scope=Scope(),
+            operator=Clamp(to=0.0),
+        ),
+    )
+    for one in (uses, random_uses(uses, 1)):
+        after = as_intervention(one, 1.0).edits[SITES[0]](
+            states, Positions(index=torch.arange(4)[None], ids=torch.arange(4)[None])
+        )
+        torch.testing.assert_close(after, states)
