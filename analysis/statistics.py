@@ -12,6 +12,7 @@ from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, drawn_groups, permutation_p, resample_groups, tails
+from reasonscope.probes.evaluation.metrics import auroc
 
 
 def serial_correlation(one: Values, other: Values) -> tuple[float, float]:
@@ -218,15 +219,15 @@ def dependency_agreement(
         )
     rng = np.random.default_rng(seed)
     null = np.array([_judge([row.shuffled(rng) for row in rows]) for _ in range(n_permutations)])
-    auroc, precision = _judge(rows)
+    measured, precision = _judge(rows)
     near = np.concatenate([-row.distance for row in rows])
     return DependencyAgreement(
-        auroc=auroc,
+        auroc=measured,
         precision=precision,
         null_auroc=null[:, 0],
         null_precision=null[:, 1],
-        p_value=float(permutation_p(auroc, null[:, 0])),
-        distance_auroc=_auroc(true, near),
+        p_value=float(permutation_p(measured, null[:, 0])),
+        distance_auroc=auroc(true, near),
         n_pairs=len(true),
         n_true=int(true.sum()),
     )
@@ -277,10 +278,4 @@ def _judge(rows: Sequence[_Row]) -> tuple[float, float]:
     precisions = [
         row.true[np.argsort(-row.ranks, kind="stable")[: row.true.sum()]].mean() for row in rows if row.true.any()
     ]
-    return _auroc(true, ranks), float(np.mean(precisions))
-
-
-def _auroc(true: NDArray[np.bool_], scores: Values) -> float:
-    """Mann and Whitney's form, ties in the middle: scikit-learn's takes longer than the draws of the null themselves."""
-    n = int(true.sum())
-    return float((rankdata(scores)[true].sum() - n * (n + 1) / 2) / (n * (len(true) - n)))
+    return auroc(true, ranks), float(np.mean(precisions))

@@ -7,6 +7,8 @@ defined on its rows (one class only) is NaN, which `evaluate.cluster_bootstrap` 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
 from sklearn import metrics
 
 from reasonscope.data.arrays import Values
@@ -16,9 +18,17 @@ from reasonscope.probes.evaluation.grouped_folds import Metric, spearman
 _TINY = np.finfo(np.float64).eps
 
 
-def auroc(targets: Values, scores: Values) -> float:
-    """How often a row of class 1 outscores one of class 0; ties count half. Takes any scores."""
-    return float(metrics.roc_auc_score(targets, scores)) if _both(targets) else float("nan")
+def auroc(targets: Values | NDArray[np.bool_], scores: Values) -> float:
+    """How often a row of class 1 outscores one of class 0; ties count half. Takes any scores.
+
+    Computed from ranks (Mann and Whitney): the value of scikit-learn's `roc_auc_score`, some twenty times faster, which thousands of
+    resamples need.
+    """
+    positive = targets == 1
+    n, m = int(positive.sum()), int((~positive).sum())
+    if not n or not m:
+        return float("nan")
+    return float((rankdata(scores)[positive].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def pr_auc(targets: Values, scores: Values) -> float:

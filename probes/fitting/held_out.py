@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
-from scipy.stats import rankdata
 
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.intervals import Estimate
@@ -27,7 +26,7 @@ from reasonscope.probes.evaluation.baselines import (
     embedding_site,
 )
 from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, difference_to_best, grouped_predictions
-from reasonscope.probes.evaluation.metrics import BINARY
+from reasonscope.probes.evaluation.metrics import BINARY, auroc
 from reasonscope.probes.evaluation.permutation_null import Null, permutation_null
 from reasonscope.probes.fitting.linear_probes import LinearProbe, LogisticProbe
 from reasonscope.probes.fitting.positions import POSITIONS, Position, position_name, row_at, states_at
@@ -195,12 +194,3 @@ def baseline_features(points: Points, store: TraceStore, names: Sequence[str]) -
     if all(trace.entropies is not None and trace.logprobs is not None for trace in points.traces):
         found["next_token"] = BASELINES["next_token"](points)
     return found
-
-
-def auroc(targets: Values, scores: Values) -> float:
-    """As `metrics.auroc`, from ranks: the same number some twenty times faster, which thousands of resamples need."""
-    positive = targets == 1
-    n, m = int(positive.sum()), int((~positive).sum())
-    if not n or not m:
-        return float("nan")
-    return float((rankdata(scores)[positive].sum() - n * (n + 1) / 2) / (n * m))

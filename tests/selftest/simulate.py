@@ -46,8 +46,8 @@ from reasonscope.data.intervals import (
     wilson_interval,
 )
 from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, difference_to_best
+from reasonscope.probes.evaluation.metrics import auroc
 from reasonscope.probes.evaluation.permutation_null import control_task, permutation_null
-from reasonscope.probes.fitting.held_out import auroc
 from reasonscope.steering.experiments.dose_responses import Dose
 from reasonscope.steering.experiments.experiment import Arm
 

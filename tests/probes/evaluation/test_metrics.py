@@ -1,7 +1,7 @@
 """Metrics give what is known by hand, at their edges too."""
 
 import json
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
+from sklearn.metrics import roc_auc_score
 
 from reasonscope.data.errors import InputError
 from reasonscope.probes.evaluation.metrics import (
@@ -50,6 +51,15 @@ def test_bins_have_equal_mass():
     targets = (rng.random(1000) < probabilities**2).astype(float)
     true, said = calibration_curve(targets, probabilities, n_bins=10, strategy="quantile")
     assert calibration_error(targets, probabilities) == pytest.approx(np.abs(true - said).mean(), abs=2e-3)
+
+
+def test_auroc_of_ranks_is_that_of_the_curve_with_ties_and_with_any_scores():
+    rng = np.random.default_rng(0)
+    for n, values in product((2, 3, 40, 1000), (2, 5, 10**6)):
+        targets = rng.permutation(np.arange(n) % 3 == 0)
+        scores = rng.integers(values, size=n) - values / 2
+        assert auroc(targets.astype(float), scores) == pytest.approx(roc_auc_score(targets, scores), abs=1e-12)
+        assert auroc(targets, scores) == auroc(targets.astype(float), scores)
 
 
 def test_tpr_is_where_no_more_than_the_share_is_caught():
