@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Con
 from reasonscope.analysis.attention.sentence_attention import sentence_attention
 from reasonscope.analysis.attention.vertical_scores import kurtosis, vertical_scores
 from reasonscope.analysis.causal.suppression import suppression_effect
-from reasonscope.analysis.tokens.vocabulary import Unembedding, divergence
+from reasonscope.analysis.tokens.vocabulary import Unembedding, kl_from_hidden
 from reasonscope.data.trace import Span
 from reasonscope.probes.models.model import Model, load_model
 
@@ -122,7 +122,7 @@ def full_passes(model: Model, ids: Sequence[int], spans: Sequence[Span]) -> Valu
             mask[:, source.slice] = torch.finfo(torch.float32).min
             states = {"full_attention": mask[None, None]}
             changed = model.hf.base_model(input_ids=fed, attention_mask=states, use_cache=False).last_hidden_state[0]
-            kl = divergence(unembedding, plain, changed, temperature=0.6)
+            kl = kl_from_hidden(unembedding, plain, changed, temperature=0.6)
             for i in range(j + 1, len(spans)):
                 found[i, j] = kl[spans[i].start - 1 : spans[i].stop - 1].mean()
     return found

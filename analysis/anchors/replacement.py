@@ -9,7 +9,7 @@ import torch
 from reasonscope.analysis.anchors.rollouts import Continuation, continuation
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.tokens.forced_answers import Decoder, Encoder
-from reasonscope.analysis.tokens.vocabulary import Unembedding, divergence
+from reasonscope.analysis.tokens.vocabulary import Unembedding, kl_from_hidden
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.parse import THINK, ThinkTags
@@ -156,7 +156,9 @@ class _Reader:
         # Predicting the token at t is the state at t − 1.
         behind = len(self._ids) - span.stop + 1
         with torch.no_grad():
-            kl = divergence(self._unembedding, self._plain[-behind:], changed[-behind:], temperature=self._temperature)
+            kl = kl_from_hidden(
+                self._unembedding, self._plain[-behind:], changed[-behind:], temperature=self._temperature
+            )
         found = np.full(len(self._spans), np.nan)
         for target in range(source + 1, len(self._spans)):
             start, stop = (place - span.stop for place in (self._spans[target].start, self._spans[target].stop))

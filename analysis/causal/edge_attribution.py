@@ -18,6 +18,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions, gradients
+from reasonscope.probes.evaluation.divergence import kl_divergence
 from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.models.model import Model
 
@@ -61,7 +62,7 @@ def edge_scores(model: Model, clean: Sequence[int], corrupted: Sequence[int], *,
     parts = _Parts(model)
     kept, dropped = parts.at(clean), parts.at(corrupted)
     target = kept.logits.log_softmax(-1)
-    loss = _divergence(target, dropped.logits)
+    loss = kl_divergence(target, dropped.logits.log_softmax(-1))
     if float(loss) <= 0:
         raise InputError(
             "clean and corrupted logits are the same, so no edge carries a difference; choose another pair"
@@ -164,10 +165,6 @@ def _first_reader(source: str) -> int:
     return 0 if kind == "embedding" else 2 * int(place.split(".")[0]) + (1 if kind == "head" else 2)
 
 
-def _divergence(target: Tensor, logits: Tensor) -> Tensor:
-    return (target.exp() * (target - logits.log_softmax(-1))).sum()
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Pass:
     logits: Tensor
@@ -217,7 +214,7 @@ class _Parts:
                 fed, mask=torch.ones_like(fed), last_logits_only=True, read=self._stream, write=write
             )
             states = [out.activations[site] for site in self._stream]
-            found = torch.autograd.grad(_divergence(target, out.logits[0, -1].float()), states)
+            found = torch.autograd.grad(kl_divergence(target, out.logits[0, -1].float().log_softmax(-1)), states)
         stream = [gradient.float() for gradient in found]
         return [*(here - behind for here, behind in pairwise(stream)), stream[-1]]
 

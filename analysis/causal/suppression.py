@@ -13,7 +13,7 @@ from reasonscope.analysis.attention.blocks import AttentionCall, ScoreRule, atte
 from reasonscope.analysis.attention.sentence_attention import check_spans, thinking_sentences
 from reasonscope.analysis.attention.vertical_scores import nan_mean
 from reasonscope.analysis.results import Axis, Band, Result, undefined
-from reasonscope.analysis.tokens.vocabulary import Unembedding, divergence
+from reasonscope.analysis.tokens.vocabulary import Unembedding, kl_from_hidden
 from reasonscope.data.arrays import Values
 from reasonscope.data.text.sentence_splitter import Splitter
 from reasonscope.data.trace import Span, Trace
@@ -141,7 +141,7 @@ class Untouched:
             start = int(firsts[rows[0]])
             changed = self._behind(start, suppressed[rows])
             with torch.no_grad():
-                kl = divergence(unembedding, self.hidden[start:], changed, temperature=temperature)
+                kl = kl_from_hidden(unembedding, self.hidden[start:], changed, temperature=temperature)
             found[rows, start:] = kl.double().cpu()
         return found.numpy()
 

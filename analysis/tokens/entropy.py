@@ -38,24 +38,6 @@ def entropy_of(logits: Tensor, *, temperature: float, chunk: int = 16_384) -> Te
     return log_z - weighted
 
 
-def kl_of(p: Tensor, q: Tensor, *, temperature: float, chunk: int = 16_384) -> Tensor:
-    """KL(P ‖ Q) in nats of softmax(p / temperature) and softmax(q / temperature), over the whole vocabulary: (…,) float64.
-
-    Infinite where Q excludes what P allows. Departure: the published suppression code cuts both to 100 tokens and fills in −1e9,
-    which turns the loss of one token into a KL of 1e6; nothing is cut here.
-    """
-    if p.shape != q.shape:
-        raise InputError(f"logits {tuple(p.shape)} and {tuple(q.shape)}; both sides need the same shape")
-    left, right = _log_partition(p, temperature, chunk), _log_partition(q, temperature, chunk)
-    total = torch.zeros_like(left)
-    for one, other in zip(p.split(chunk, dim=-1), q.split(chunk, dim=-1), strict=True):
-        log_p = one.to(left) / temperature - left[..., None]
-        log_q = other.to(right) / temperature - right[..., None]
-        mass = log_p.exp()
-        total += torch.where(mass > 0, mass * (log_p - log_q), 0.0).sum(dim=-1)
-    return total.clamp(min=0.0)
-
-
 def _log_partition(logits: Tensor, temperature: float, chunk: int) -> Tensor:
     if temperature <= 0:
         raise InputError(f"temperature {temperature}; it has to be above 0 (greedy decoding has no entropy)")

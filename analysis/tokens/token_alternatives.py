@@ -15,6 +15,7 @@ from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Sentence, Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions
+from reasonscope.probes.evaluation.divergence import kl_divergence
 from reasonscope.probes.generation.padding import check_sequence
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.intervention import Intervention, Steering
@@ -127,7 +128,7 @@ def steering_shift(
         axes=(_generated(trace),),
         values=values,
         null=Band.of(low, high, values.shape, f"{n_controls} random vectors of the same norm, 95 %"),
-        arrays={"kl": _divergence(moved, plain), "random": np.mean(controls, axis=1)},
+        arrays={"kl": _kl(moved, plain), "random": np.mean(controls, axis=1)},
         numbers={
             "touched": steering.n_edited,
             "mean": mean_number(values, owner, seed=seed),
@@ -169,13 +170,13 @@ def head_effects(
     for layer, written in enumerate(writes):
         for head in range(model.n_heads):
             without, left = read([written], {Site("z", layer): _without(head)})
-            values[layer, head] = _divergence(plain, without)
+            values[layer, head] = _kl(plain, without)
             length = (with_all[written][0] - left[written][0]).float().norm(dim=-1, keepdim=True)
             for draw in range(n_controls):
                 noise = torch.randn(with_all[written][0].shape, generator=random)
                 noise = torch.nn.functional.normalize(noise, dim=-1).to(length)
                 moved, _ = read((), {written: _adding(length * noise)})
-                chance[draw, layer, head] = _divergence(plain, moved).mean()
+                chance[draw, layer, head] = _kl(plain, moved).mean()
     return Result(
         **common,
         axes=(Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),
@@ -210,9 +211,8 @@ def _adding(vectors: Tensor) -> Edit:
     return lambda activation, _: activation + vectors.to(activation)
 
 
-def _divergence(one: Tensor, other: Tensor) -> Values:
-    """KL(one ‖ other) of each row (row,) in nats, of log-probabilities (row, vocab)."""
-    return _array([torch.nn.functional.kl_div(other, one, log_target=True, reduction="none").sum(dim=-1)])
+def _kl(one: Tensor, other: Tensor) -> Values:
+    return _array([kl_divergence(one, other)])
 
 
 def _nothing_written(trace: Trace) -> str:

@@ -1,4 +1,4 @@
-"""Divergence and entropy over the whole vocabulary, a stretch of it at a time: no token × vocabulary array is ever whole."""
+"""Next-token distributions from hidden states, a stretch of the vocabulary at a time: no token × vocabulary array is ever whole."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,12 +42,12 @@ class Unembedding:
         return (slice(start, start + size) for start in range(0, len(self.weight), size))
 
 
-def divergence(
+def kl_from_hidden(
     unembedding: Unembedding, hidden: Tensor, other: Tensor, *, temperature: float, chunk: int = CHUNK, rows: int = ROWS
 ) -> Tensor:
     """KL(P‖Q) in nats of next-token distributions at `temperature`: P from `hidden` (token, d_model), Q from `other` (…, token, d_model).
 
-    Returns (…, token). One pass over the vocabulary: with running maxima m, Σ exp(p − m)(p − q) / Σ exp(p − m) − log Z_P + log Z_Q.
+    Returns (…, token), what `kl_divergence` gives for the whole arrays. One pass over the vocabulary: with running maxima m, Σ exp(p − m)(p − q) / Σ exp(p − m) − log Z_P + log Z_Q.
     Raises InputError for a temperature that is not above 0.
     """
     if not temperature > 0:

@@ -13,6 +13,7 @@ from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.trace import Span, Trace
+from reasonscope.probes.evaluation.divergence import kl_divergence
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.intervention import Intervention
@@ -104,7 +105,7 @@ def _sums(plain: Tensor, changed: Tensor, targets: Tensor) -> tuple[float, float
     with torch.no_grad():
         p, q = plain.float().log_softmax(dim=-1), changed.float().log_softmax(dim=-1)
         at = targets[:, None].to(q.device)
-        kl = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").double().sum()
+        kl = kl_divergence(p, q).double().sum()
         return -float(q.gather(1, at).double().sum()), -float(p.gather(1, at).double().sum()), float(kl), len(targets)
 
 

@@ -19,6 +19,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions
+from reasonscope.probes.evaluation.divergence import kl_divergence
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.methods.refusal import (
     Contexts,
@@ -28,7 +29,6 @@ from reasonscope.steering.methods.refusal import (
     end_of_words,
     judged_halves,
     last_states,
-    mean_kl,
     next_logprobs,
     refusal_logodds,
     select_direction,
@@ -142,7 +142,7 @@ def _scores(
         )
         bypass[0, layer] = refusal_logodds(next_logprobs(model, held_out.harmful, to_harmless), refusal_tokens)
         induce[0, layer] = refusal_logodds(next_logprobs(model, held_out.harmless, to_harmful), refusal_tokens)
-        kl[0, layer] = mean_kl(plain, next_logprobs(model, held_out.harmless, to_harmless))
+        kl[0, layer] = float(kl_divergence(plain, next_logprobs(model, held_out.harmless, to_harmless)).mean())
     return Scores(bypass=bypass, induce=induce, kl=kl)
 
 

@@ -21,6 +21,7 @@ from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Positions, gradients
 from reasonscope.probes.backends.hooks import eager_attention
+from reasonscope.probes.evaluation.divergence import kl_divergence
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.determinism import at_least_float32
 from reasonscope.probes.models.model import Model
@@ -215,7 +216,7 @@ def last_token_kl(model: Model, site: Site, shift: Tensor, contexts: Sequence[Se
             _logits(model, site, shift, context, torch.tensor([gamma])).detach().double().log_softmax(-1)
             for gamma in (0.0, 1.0)
         )
-        divergences.append(float((before.exp() * (before - after)).sum().clamp(min=0)))
+        divergences.append(float(kl_divergence(before, after).clamp(min=0)))
     return np.array(divergences)
 
 

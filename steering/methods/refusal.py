@@ -15,6 +15,7 @@ from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions
+from reasonscope.probes.evaluation.divergence import kl_divergence
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.contrast import mean_difference
@@ -204,7 +205,7 @@ def refusal_scores(
         added = {Site("resid_pre", at[1]): _addition(direction)}
         bypass[at] = refusal_logodds(next_logprobs(model, harmful, removed), refusal_tokens)
         induce[at] = refusal_logodds(next_logprobs(model, harmless, added), refusal_tokens)
-        kl[at] = mean_kl(plain, next_logprobs(model, harmless, removed))
+        kl[at] = float(kl_divergence(plain, next_logprobs(model, harmless, removed)).mean())
     return Scores(bypass=bypass, induce=induce, kl=kl)
 
 
@@ -287,8 +288,3 @@ def next_logprobs(model: Model, contexts: Contexts, edits: Mapping[Site, Edit], 
         logits = model.backend.forward(ids, mask=mask, write=edits, last_logits_only=True).logits[:, -1]
         parts.append(logits.double().log_softmax(-1).cpu())
     return torch.cat(parts)
-
-
-def mean_kl(before: Tensor, after: Tensor) -> float:
-    """KL(before ‖ after) of log-probabilities (context, vocab), mean over contexts, nats."""
-    return float((before.exp() * (before - after)).sum(-1).mean())

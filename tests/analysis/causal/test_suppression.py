@@ -6,12 +6,13 @@ import torch
 
 from reasonscope.analysis.causal.suppression import Untouched, normalised, suppression_effect, suppression_matrix
 from reasonscope.analysis.results import Result
-from reasonscope.analysis.tokens.vocabulary import Unembedding, divergence
+from reasonscope.analysis.tokens.vocabulary import Unembedding, kl_from_hidden
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem, Span
 from reasonscope.probes.architecture.families import FAMILIES
 from reasonscope.probes.backends.hooks import eager_attention
+from reasonscope.probes.evaluation.divergence import kl_divergence
 from reasonscope.probes.models.model import load_model
 
 N = 30
@@ -63,10 +64,11 @@ def test_chunks_of_the_vocabulary_change_no_divergence(tiny, ids):
     other = untouched.hidden + 0.3 * torch.randn(2, N, model.d_model, generator=torch.Generator().manual_seed(1))
     p, q = ((unembedding.logits(x) / 0.7).log_softmax(-1) for x in (untouched.hidden, other))
     with torch.no_grad():
-        found = divergence(unembedding, untouched.hidden, other, temperature=0.7, chunk=17, rows=7)
+        found = kl_from_hidden(unembedding, untouched.hidden, other, temperature=0.7, chunk=17, rows=7)
     torch.testing.assert_close(found, (p.exp() * (p - q)).sum(-1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, kl_divergence(p, q), atol=1e-5, rtol=1e-4)
     with pytest.raises(InputError, match="temperature"):
-        divergence(unembedding, untouched.hidden, other, temperature=0)
+        kl_from_hidden(unembedding, untouched.hidden, other, temperature=0)
 
 
 def test_a_target_that_every_source_moves_has_a_mean_of_zero():
