@@ -141,9 +141,9 @@ def receiver_scores(
 ) -> Result:
     """How much `heads` look at each sentence of a trace: mean vertical score, axes (sentence,).
 
-    Null: the score by `n_controls` sets of as many other heads, of the same layers where there are enough, 95 %. `arrays`: `matrix`
-    (sentence, sentence), mean attention between sentences in these heads. The last `proximity` sentences have no score. A state for a
-    trace of fewer sentences. Raises InputError, ContextError.
+    Null: the score by `n_controls` different sets of as many other heads (`random_heads`: all sets there are, if fewer), 95 %.
+    `arrays`: `matrix` (sentence, sentence), mean attention between sentences in these heads. The last `proximity` sentences have no
+    score. A state for a trace of fewer sentences. Raises InputError, ContextError.
     """
     common: dict[str, Any] = {
         "method": "receiver_scores",
@@ -165,12 +165,8 @@ def receiver_scores(
         read.matrix, proximity=proximity, depth_control=depth_control, exclude=sink_sentences(read)
     )
     values = receiver_score(vertical, heads)
-    drawn = [
-        receiver_score(vertical, other)
-        for other in random_heads(
-            heads, n_layers=model.n_layers, n_heads=model.n_heads, n_controls=n_controls, seed=seed
-        )
-    ]
+    others = random_heads(heads, n_layers=model.n_layers, n_heads=model.n_heads, n_controls=n_controls, seed=seed)
+    drawn = [receiver_score(vertical, other) for other in others]
     known = np.isfinite(values)
     low, high = np.quantile(np.where(known, drawn, 0.0), [0.025, 0.975], axis=0)
     return Result(
@@ -181,7 +177,7 @@ def receiver_scores(
             np.where(known, low, np.nan),
             np.where(known, high, np.nan),
             values.shape,
-            f"{n_controls} sets of other heads",
+            f"{len(others)} different sets of other heads, 95 %",
         ),
         reason=f"nothing stands {proximity} sentences behind the last ones",
         arrays={"matrix": np.mean([read.matrix[head.layer, head.index] for head in heads], axis=0)},

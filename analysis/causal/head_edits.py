@@ -35,7 +35,6 @@ def without_heads(
 
     Raises InputError for another `how`, a missing `bank`, and a head that the model does not have.
     """
-    taken = tuple((head.layer, head.index) for head in heads)
-    return AblationIntervention(
-        model, Ablation(name=" ".join(map(str, heads)), heads=taken, how=how, scope=scope or Scope()), bank, seed=seed
-    )
+    name = " ".join(map(str, heads))
+    ablation = Ablation(name=name, heads=tuple(heads), how=how, scope=scope or Scope())
+    return AblationIntervention(model, ablation, bank, seed=seed)

@@ -12,6 +12,7 @@ from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import mean_estimate
+from reasonscope.data.random_sets import smallest_p
 from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.heads import Head, random_heads
@@ -74,9 +75,10 @@ def cliff_heads(
 
     Heads are chosen by their direct effect on `probe` (of refusal, at the last token of the close window) over the harmful and complied
     of `traces`; the model then answers `trial` anew with the same seeds, the heads silent at the tokens of `scope` (all where not given;
-    `Scope.of(model, on="close_window")`: where the thinking ends). Null: the metrics of `n_controls` sets of as many other heads, of
-    the same layers where there are enough, 95 %. Interval: bootstrap over problems. `numbers`: the heads, and of each metric whether
-    its change is larger than that of every draw. `arrays`: `random` (draw, metric).
+    `Scope.of(model, on="close_window")`: where the thinking ends). Null: the metrics of `n_controls` different sets of as many other heads
+    (`random_heads`: all sets there are, if fewer), 95 %. Interval: bootstrap over problems. `numbers`: the heads, how many sets there
+    were (`n_controls`), the smallest p-value that so many can give, and of each metric whether its change is larger than that of every
+    set. `arrays`: `random` (set, metric).
 
     Departures from the released code: nothing is rescaled behind an ablation; benign refusal and accuracy stand beside; means and draws
     are taken from `traces`. A state where no trace fell, and where the model has too few other heads an InputError.
@@ -101,14 +103,8 @@ def cliff_heads(
         return outcomes(model, trial, edit(taken) if taken else None)
 
     arms = {"untouched": answers(()), "ablated": answers(heads)}
-    random = np.array(
-        [
-            [one.mean() for one in answers(other)]
-            for other in random_heads(
-                heads, n_layers=model.n_layers, n_heads=model.n_heads, n_controls=n_controls, seed=seed
-            )
-        ]
-    )
+    others = random_heads(heads, n_layers=model.n_layers, n_heads=model.n_heads, n_controls=n_controls, seed=seed)
+    random = np.array([[one.mean() for one in answers(other)] for other in others])
     values = np.array([[one.mean() for one in arm] for arm in arms.values()])
     low, high = np.quantile(random, [0.025, 0.975], axis=0)
     change, by_chance = np.abs(values[1] - values[0]), np.abs(random - values[0])
@@ -123,12 +119,14 @@ def cliff_heads(
         **common,
         axes=(Axis.of("arm", arms), Axis.of("metric", METRICS)),
         values=values,
-        null=Band.of(low, high, values.shape, f"{n_controls} sets of other heads ablated alike, 95 %"),
+        null=Band.of(low, high, values.shape, f"{len(others)} different sets of other heads ablated alike, 95 %"),
         interval=Band.of(ends[..., 0], ends[..., 1], values.shape, "over problems, 95%"),
         arrays={"random": random, "writes": writes},
         numbers={
             "heads": [str(head) for head in heads],
             "n_fallen": len(down),
+            "n_controls": len(others),
+            "smallest_p": smallest_p(len(others)),
             "beyond_every_draw": dict(zip(METRICS, (change > by_chance.max(axis=0)).tolist(), strict=True)),
         },
         provenance=provenance,

@@ -9,14 +9,15 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from reasonscope.analysis.results import Result
-from reasonscope.analysis.tokens.arm_results import answered, compare_arms
+from reasonscope.analysis.tokens.arm_results import compare_arms
 from reasonscope.data.errors import InputError
-from reasonscope.data.trace import Problem, Sampling, Trace
+from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.generation.decoding import Completion, room_for, sample
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.model import Model
+from reasonscope.steering.experiments.experiment import ArmMeasurements, SteeringExperiment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,19 +153,20 @@ def recycling_study(
 
     The random arms recycle the share of all steps that the thinking tokens made up, each with coins of its own.
     """
-    counts: dict[str, int] = {}
+    experiment = SteeringExperiment(model, problems, sampling, batch_size=batch_size, on_given_text=False)
+    counts: dict[str, int] = {"base": 0}
 
-    def run(name: str, chosen: Recycling) -> list[Trace]:
-        def complete(prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Completion]:
+    def run(name: str, chosen: Recycling) -> ArmMeasurements:
+        def decode(prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Completion]:
             done = recycle(model, prompts, sampling, chosen, seeds=seeds)
             counts[name] = counts.get(name, 0) + sum(done.recycled)
             return done.completions
 
-        return answered(model, problems, sampling, batch_size, complete)
+        return experiment.run(name, decode=decode)
 
-    arms = {"base": run("base", replace(how, probability=0.0)), "recycled": run("recycled", how)}
-    steps = sum(len(trace.token_ids) - trace.n_prompt_tokens for trace in arms["recycled"])
+    arms = {"base": experiment.base, "recycled": run("recycled", how)}
+    steps = sum(len(trace.token_ids) - trace.n_prompt_tokens for trace in arms["recycled"].traces)
     share = counts["recycled"] / max(steps, 1)
     for draw in range(n_controls):
         arms[f"random {draw + 1}"] = run(f"random {draw + 1}", replace(how, at_random=share, coins=draw))
-    return compare_arms("recycling", arms, seed=seed, numbers={"layer": how.layer, "recycled": counts, "share": share})
+    return compare_arms("recycling", arms, experiment, seed=seed, layer=how.layer, recycled=counts, share=share)

@@ -8,16 +8,17 @@ import numpy as np
 from transformers import SuppressTokensLogitsProcessor
 
 from reasonscope.analysis.results import Axis, Band, Result
-from reasonscope.analysis.tokens.arm_results import answered, compare_arms, estimates
+from reasonscope.analysis.tokens.arm_results import compare_arms, estimates
 from reasonscope.analysis.tokens.forced_answers import closing_stub, decoder, encoder, forced_answers
 from reasonscope.analysis.tokens.mi import THINKING_WORDS
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.answers import equivalent
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.generation.branches import Branch, PrefixWriter
-from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.generation.rollout import as_trace, counting_begun, trace_seed
 from reasonscope.probes.models.model import Model
+from reasonscope.steering.experiments.conditions import Condition
+from reasonscope.steering.experiments.experiment import SteeringExperiment
 
 
 def token_ids_of(model: Model, words: Sequence[str] = THINKING_WORDS) -> list[int]:
@@ -70,23 +71,18 @@ def token_suppression(
     control are matched on the base arm's own traces (the paper's figure 5 takes any random tokens). Raises InputError.
     """
 
-    def run(forbidden: Sequence[int]) -> list[Trace]:
-        processors = [SuppressTokensLogitsProcessor(list(forbidden), device=str(model.device))] if forbidden else []
-        return answered(
-            model,
-            problems,
-            sampling,
-            batch_size,
-            lambda prompts, seeds: generate(model, prompts, sampling, seeds=seeds, processors=processors),
-        )
-
-    ids = token_ids_of(model, words)
-    base = run([])
-    arms = {"base": base, "thinking": run(ids)}
+    experiment = SteeringExperiment(model, problems, sampling, batch_size=batch_size, on_given_text=False)
+    ids, base = token_ids_of(model, words), experiment.traces
+    forbidden = {"thinking": ids}
     for draw in range(n_controls):
-        arms[f"random {draw + 1}"] = run(frequency_matched(ids, base, seed=seed + draw))
+        forbidden[f"random {draw + 1}"] = frequency_matched(ids, base, seed=seed + draw)
+    conditions = [
+        Condition(name=name, processors=(SuppressTokensLogitsProcessor(tokens, device=str(model.device)),))
+        for name, tokens in forbidden.items()
+    ]
+    arms = {"base": experiment.base, **dict(zip(forbidden, experiment.run_all(conditions), strict=True))}
     used = sum(int(np.isin(t.token_ids[t.n_prompt_tokens :], ids).sum()) for t in base)
-    return compare_arms("token_suppression", arms, seed=seed, numbers={"tokens": len(ids), "uses_in_base": used})
+    return compare_arms("token_suppression", arms, experiment, seed=seed, tokens=len(ids), uses_in_base=used)
 
 
 def think_longer(

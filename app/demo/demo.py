@@ -36,8 +36,8 @@ from reasonscope.probes.models.model import Model, load_model
 from reasonscope.probes.properties.correctness_probe import CorrectnessReport
 from reasonscope.probes.properties.length_probe import LengthReport
 from reasonscope.probes.properties.refusal_probe import CONTRASTS, RefusalReport
-from reasonscope.steering import METHODS, Arm, Condition, ExtractionData, SteeringExperiment, VectorUse, as_intervention
-from reasonscope.steering.vectors.matched_controls import random_uses
+from reasonscope.steering import METHODS, Arm, ExtractionData, SteeringExperiment, VectorUse
+from reasonscope.steering.experiments.conditions import method_conditions
 
 T = TypeVar("T")
 
@@ -148,15 +148,9 @@ def steering_parts(
 
 def steer(model: Model, methods: Mapping[str, Sequence[VectorUse]], held: list[Trace]) -> list[Arm]:
     """The effect of each method on the problems of `held`, SEAL's reverse, and two random ones of each, all in one batch."""
-    conditions = [
-        Condition(name="seal reversed", multiplier=-SEAL, intervention=as_intervention(methods["seal"], -SEAL))
-    ]
+    conditions = method_conditions("seal reversed", methods["seal"], -SEAL)
     for name, parts in methods.items():
-        drawn = {name: parts} | {f"random {i}, {name}": random_uses(parts, i) for i in (1, 2)}
-        conditions += [
-            Condition(name=arm, multiplier=STRENGTHS[name], intervention=as_intervention(of_arm, STRENGTHS[name]))
-            for arm, of_arm in drawn.items()
-        ]
+        conditions += method_conditions(name, parts, STRENGTHS[name], n_controls=2)
     experiment = SteeringExperiment(model, [trace.problem for trace in held], SAMPLING, on_given_text=False)
     arms = experiment.arms(conditions)
     return [experiment.base_arm, *arms]

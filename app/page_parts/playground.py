@@ -96,7 +96,7 @@ def duel(
     (steered,) = rollouts(model, [problem], sampling, write=steering.edits, on_step=follow)
     n_edited = steering.n_edited
     if n_edited == 0:
-        raise InputError("the vector touched no token: nothing that was generated lies in its scope")
+        raise InputError("the vector edited no token: nothing that was generated lies in its scope")
     again = Steering(mixed(weights), 1.0, Scope.thinking(model, at_separators=at_separators))
     divergent = divergences(model, [base], [logits_function(model, again)], {"all": generated})[0]["all"]
     return Duel(

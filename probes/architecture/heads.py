@@ -1,16 +1,27 @@
 """Attention heads, and random heads to compare them with."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Self
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.random_sets import Pool, distinct_sets
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, order=True)
 class Head:
-    """A head of a block, both counted from 0."""
+    """An attention head of a block; written "2.1" for head 1 of block 2.
+
+    Attributes:
+        layer: The block, counted from 0.
+        index: The head within the block, counted from 0.
+
+    Example:
+        >>> head = Head(layer=2, index=1)
+        >>> head == Head.parse("2.1")
+        True
+    """
 
     layer: int
     index: int
@@ -18,40 +29,75 @@ class Head:
     def __str__(self) -> str:
         return f"{self.layer}.{self.index}"
 
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read "layer.head", as `str` writes it. Raises InputError for anything else."""
+        layer, dot, index = text.partition(".")
+        if not (dot and _is_number(layer) and _is_number(index)):
+            raise InputError(
+                f'{text!r:.60} is not a head; write layer.head, for instance "3.10" for head 10 of block 3'
+            )
+        return cls(layer=int(layer), index=int(index))
+
 
 def random_heads(
     heads: Sequence[Head], *, n_layers: int, n_heads: int, n_controls: int = 20, seed: int = 0
 ) -> list[tuple[Head, ...]]:
-    """`n_controls` different sets of as many heads as `heads`, none of them among these: the control of an ablation.
+    """Random sets of as many other heads: the control of an ablation, or of any score of `heads`.
 
-    From the same layers, as many of each, where that gives enough different sets; else from all layers. Raises InputError where the
-    model has too few heads for that many sets.
+    Each set has as many heads of each layer as `heads` has. Layers without enough other heads take what they lack from the other
+    heads of the model.
+
+    Args:
+        heads: The heads to compare with; none of them is drawn.
+        n_layers: Blocks of the model.
+        n_heads: Attention heads of each block.
+        n_controls: How many sets to draw.
+        seed: Seed of the draw.
+
+    Returns:
+        `n_controls` different sets; all that exist, if these are fewer. Their number bounds the p-value: `smallest_p`.
+
+    Raises:
+        InputError: If the model has fewer other heads than `heads`.
+
+    Example:
+        >>> chosen = [Head(layer=2, index=1)]
+        >>> sets = random_heads(chosen, n_layers=6, n_heads=4)
+        >>> len(sets)  # the three other heads of block 2
+        3
     """
-    rng, chosen = np.random.default_rng(seed), set(heads)
-    everywhere = [Head(layer=layer, index=i) for layer in range(n_layers) for i in range(n_heads)]
-    free = [head for head in everywhere if head not in chosen]
-    wanted = [head.layer for head in chosen]
-    for matched in (True, False):
-        found: set[tuple[Head, ...]] = set()
-        for _ in range(50 * n_controls):
-            if len(found) == n_controls:
-                return sorted(found, key=str)
-            picked = (
-                _draw(free, wanted, rng) if matched else [free[i] for i in rng.permutation(len(free))[: len(chosen)]]
-            )
-            if picked is not None and len(picked) == len(chosen):
-                found.add(tuple(sorted(picked, key=str)))
-    raise InputError(
-        f"{n_controls} different sets of {len(chosen)} heads are not to be had from {len(everywhere)}; ask for fewer heads or draws"
-    )
+    chosen = set(heads)
+    free = [
+        head for layer in range(n_layers) for i in range(n_heads) if (head := Head(layer=layer, index=i)) not in chosen
+    ]
+    if len(free) < len(chosen):
+        raise InputError(
+            f"{len(chosen)} of {n_layers * n_heads} heads leave only {len(free)} others to compare with; choose fewer heads"
+        )
+    return distinct_sets(_pools(chosen, free), n_controls, seed=seed)
 
 
-def _draw(free: Sequence[Head], wanted: Sequence[int], rng: np.random.Generator) -> list[Head] | None:
-    """As many heads of each layer as wanted, or None where a layer has too few left."""
-    picked: list[Head] = []
-    for layer in sorted(set(wanted)):
-        own, n = [head for head in free if head.layer == layer], wanted.count(layer)
-        if len(own) < n:
-            return None
-        picked += [own[i] for i in rng.permutation(len(own))[:n]]
-    return picked
+def of_same_layers(heads: Sequence[Head], others: Sequence[Head]) -> bool:
+    """Whether two sets have as many heads of each layer."""
+    counts = (Counter(head.layer for head in one) for one in (set(heads), set(others)))
+    return next(counts) == next(counts)
+
+
+def _pools(chosen: set[Head], free: Sequence[Head]) -> list[Pool[Head]]:
+    """One pool per layer that has enough other heads, and one of all other layers for the rest."""
+    of_layer = {layer: [head for head in free if head.layer == layer] for layer in {head.layer for head in free}}
+    wanted = Counter(head.layer for head in sorted(chosen))
+    pools = [Pool(members=own, size=n) for layer, n in wanted.items() if len(own := of_layer.get(layer, [])) >= n]
+    lacking = len(chosen) - sum(pool.size for pool in pools)
+    if not lacking:
+        return pools
+    taken = {head for pool in pools for head in pool.members}
+    rest = [head for head in free if head not in taken]
+    if len(rest) < lacking:
+        return [Pool(members=free, size=len(chosen))]
+    return [*pools, Pool(members=rest, size=lacking)]
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10

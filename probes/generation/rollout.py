@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 from transformers import LogitsProcessor
@@ -15,6 +16,9 @@ from reasonscope.probes.backends.base import Edit
 from reasonscope.probes.generation.decoding import Completion, DecodingStep, generate
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.models.prompting import Prompting
+
+# Prompts and their seeds to completions: a decoding loop of its own in place of `generate`.
+Decode: TypeAlias = Callable[[Sequence[Sequence[int]], Sequence[int]], list[Completion]]
 
 
 def rollouts(
@@ -30,12 +34,13 @@ def rollouts(
     write: Mapping[Site, Edit] | None = None,
     on_step: Callable[[DecodingStep], None] | None = None,
     processors: Sequence[LogitsProcessor] = (),
+    decode: Decode | None = None,
 ) -> list[Trace]:
     """Let `model` answer each problem `samples` times; traces in the order of the problems, nothing captured or stored.
 
     A `prefill` stands behind the opened tag and counts as prompt; `processors` are those of `generate`. Several prefills make several
     sets of traces, one behind the other: each batch (of at most `batch_size` rows, one a prefill at least) holds its prompts once with
-    each of them, those with the first one first.
+    each of them, those with the first one first. `decode` stands in for `generate`, without edits and processors.
 
     Seeds follow from `sampling.seed` and the trace's id (`problem/sample`): the same problem gets the same draws with an edit
     (`write`) as without, whatever the batch. Raises InputError, ContextError.
@@ -55,15 +60,13 @@ def rollouts(
     for start in range(0, len(order), at_once):
         batch = [(copy, i) for copy in range(len(prefills)) for i in order[start : start + at_once]]
         seeds = [trace_seed(sampling.seed, f"{asked[i][0].id}/{asked[i][1]}") for _, i in batch]
-        completions = generate(
-            model,
-            [prompts[copy][i] for copy, i in batch],
-            sampling,
-            seeds=seeds,
-            write=write,
-            on_step=on_step,
-            processors=processors,
-        )
+        together = [prompts[copy][i] for copy, i in batch]
+        if decode is not None:
+            completions = decode(together, seeds)
+        else:
+            completions = generate(
+                model, together, sampling, seeds=seeds, write=write, on_step=on_step, processors=processors
+            )
         for (copy, i), completion, seed in zip(batch, completions, seeds, strict=True):
             traces[copy, i] = as_trace(model, *asked[i], completion, replace(sampling, seed=seed))
     return [traces[copy, i] for copy in range(len(prefills)) for i in range(len(asked))]

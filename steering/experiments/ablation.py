@@ -1,4 +1,4 @@
-"""Ablation experiments: what goes missing when heads, MLPs, layers, tokens or attention edges are taken away, beside random others."""
+"""Ablation experiments: what is lost when heads, MLPs, layers, tokens or attention edges are removed, beside random others."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,9 @@ from torch import Tensor
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, Resamples, permutation_p
+from reasonscope.data.random_sets import Pool, distinct_sets, smallest_p
 from reasonscope.data.trace import Problem, Sampling, Trace
+from reasonscope.probes.architecture.heads import Head, of_same_layers, random_heads
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.generation.activations import replay
@@ -24,31 +26,48 @@ from reasonscope.steering.vectors.intervention import MaskedEdit
 from reasonscope.steering.vectors.scope import Scope
 
 How = Literal["zero", "mean", "resample"]
-# What is written at each site: all of it, or the heads with these numbers.
+# What is overwritten at each site: all of it, or the heads with these indices.
 Parts: TypeAlias = Mapping[Site, tuple[int, ...] | None]
-# States of other tokens at each site (row, …), to take means of or draw from.
+# States of other tokens at each site (row, …), to average or to draw from.
 ReferenceStates: TypeAlias = Mapping[Site, Tensor]
 
 _BANK_TRACES = 16
+_MOST_TRIES = 50  # draws of random tokens per control; beyond that no new ones are to be expected
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """What is taken away: exactly one of `heads` (layer, head), `mlps`, `layers`, `tokens` or `edges`.
+    """What to remove: exactly one of `heads`, `mlps`, `layers`, `tokens` or `edges`.
 
-    | target | written | in its place |
+    | target | what is overwritten | what replaces it |
     |---|---|---|
-    | `heads` | `z.L`, before the output projection, nothing renormalised | of the same head |
-    | `mlps` | `mlp_out.L`, behind a post-norm where there is one | of the same MLP |
-    | `layers` | `attn_out.L` and `mlp_out.L`: zeroed, the block passes its input on | of the same block |
-    | `tokens` | `resid_pre.0` on the tokens of that scope: the word goes, its place stays | of any token |
-    | `edges` | the attention mask, before the softmax; `how` is not used | nothing |
+    | `heads` | `z.L`, before the output projection; nothing is renormalised | states of the same head |
+    | `mlps` | `mlp_out.L`, after the post-norm if there is one | states of the same MLP |
+    | `layers` | `attn_out.L` and `mlp_out.L`; zeroed, the block passes its input on | states of the same block |
+    | `tokens` | `resid_pre.0` on the tokens of that scope: the word goes, its position stays | states of any token |
+    | `edges` | the attention mask, before the softmax; `how` has no effect | nothing |
 
-    `how`: zero, the mean over reference traces, or a state drawn from them for each token. `scope`: the tokens at which it is done.
+    Attributes:
+        name: What tables call it.
+        heads: Attention heads.
+        mlps: Layers whose MLP is removed.
+        layers: Layers removed as a whole.
+        tokens: The tokens to remove.
+        edges: The attention edges to cut.
+        how: `zero`, `mean` (over reference traces) or `resample` (for each token a state drawn from these).
+        scope: The tokens at which heads, MLPs or layers are removed; all by default.
+
+    Raises:
+        InputError: If not exactly one target is given, or `how` is unknown.
+
+    Example:
+        >>> thinking = Scope.thinking(model)
+        >>> ablation = Ablation(name="two heads", heads=(Head.parse("2.1"), Head.parse("3.0")), how="mean", scope=thinking)
+        >>> effect = ablation_effect(model, traces, ablation)
     """
 
     name: str
-    heads: tuple[tuple[int, int], ...] = ()
+    heads: tuple[Head, ...] = ()
     mlps: tuple[int, ...] = ()
     layers: tuple[int, ...] = ()
     tokens: Scope | None = None
@@ -60,19 +79,19 @@ class Ablation:
         given = [kind for kind in ("heads", "mlps", "layers", "tokens", "edges") if getattr(self, kind)]
         if len(given) != 1:
             raise InputError(
-                f"ablation {self.name!r} names {given or 'nothing'}; give one of heads, mlps, layers, tokens, edges"
+                f"ablation {self.name!r} names {' and '.join(given) or 'nothing'}; give one of heads, mlps, layers, tokens, edges"
             )
         if self.how not in ("zero", "mean", "resample"):
-            raise InputError(f"ablation {self.name!r}: how={self.how!r}; there are zero, mean and resample")
+            raise InputError(f"ablation {self.name!r}: how={self.how!r}; choose zero, mean or resample")
 
     @property
     def parts(self) -> Parts:
-        """The sites that are written."""
+        """What is overwritten, by site."""
         if self.tokens is not None:
             return {Site("resid_pre", 0): None}
         by_layer: dict[int, list[int]] = {}
-        for layer, head in self.heads:
-            by_layer.setdefault(layer, []).append(head)
+        for head in self.heads:
+            by_layer.setdefault(head.layer, []).append(head.index)
         return {
             **{Site("z", layer): tuple(sorted(set(heads))) for layer, heads in by_layer.items()},
             **{Site("mlp_out", layer): None for layer in (*self.mlps, *self.layers)},
@@ -81,9 +100,9 @@ class Ablation:
 
 
 class AblationIntervention(MaskedEdit):
-    """The intervention of an ablation of heads, MLPs, layers or tokens. `bank` is needed where `how` is not zero.
+    """Removes heads, MLPs, layers or tokens while the model runs; `bank` (see `reference_states`) is needed unless `how` is zero.
 
-    Raises SiteError for a layer, and InputError for a head, that the model does not have.
+    Raises SiteError for a layer that the model does not have, InputError for a head that it does not have or a missing bank.
     """
 
     def __init__(self, model: Model, ablation: Ablation, bank: ReferenceStates | None = None, *, seed: int = 0) -> None:
@@ -94,11 +113,11 @@ class AblationIntervention(MaskedEdit):
             model.layout.module(model.hf, site)
             if foreign := [head for head in heads or () if not 0 <= head < model.n_heads]:
                 raise InputError(
-                    f"head {foreign[0]} at {site}: the model has {model.n_heads} heads, 0 to {model.n_heads - 1}"
+                    f"head {foreign[0]} at {site}: the model has heads 0 to {model.n_heads - 1} in each block"
                 )
             if self._how != "zero" and site not in self._bank:
                 raise InputError(
-                    f"{self._how} ablation at {site} needs states of other tokens; give bank=reference_states(…)"
+                    f"{self._how} ablation at {site} needs states of other tokens; pass bank=reference_states(…)"
                 )
 
     @property
@@ -120,7 +139,7 @@ class AblationIntervention(MaskedEdit):
         return edit
 
     def _value(self, site: Site, rows: Tensor) -> Tensor:
-        """What stands in place of `rows` (row, …)."""
+        """What replaces `rows` (row, …)."""
         if self._how == "zero":
             return torch.zeros_like(rows)
         bank = self._bank[site].to(rows)
@@ -131,9 +150,13 @@ class AblationIntervention(MaskedEdit):
 
 @dataclass(frozen=True, kw_only=True)
 class RegenerationEffect:
-    """What the ablated model writes: `arm`; `random` arms of as many other heads, MLPs or layers; `excess` of the one over their mean.
+    """What the ablated model writes when it answers problems again.
 
-    Of tokens there are no random arms (`random` is empty): which others to take is drawn over finished text.
+    Attributes:
+        arm: The ablated model, compared with the unchanged one.
+        random: Models without as many random other heads, MLPs or layers. Empty for tokens: which others to remove can only be
+            drawn in finished text.
+        excess: Each measure of `arm` minus its mean over `random`.
     """
 
     arm: Arm
@@ -151,18 +174,26 @@ def regenerate_ablated(
     n_controls: int = 5,
     seed: int = 0,
 ) -> RegenerationEffect:
-    """What the ablated model writes when it answers `problems` anew, beside the unchanged one and `n_controls` random ablations of the same
-    kind, all in one batch; means and draws come from `traces`.
+    """Let the ablated model answer `problems` again, beside the unchanged model and random ablations of the same kind.
 
-    Raises InputError for edges, which are cut in finished text alone, and where nothing was touched.
+    Args:
+        model: The model.
+        ablation: What to remove; not edges, which are cut in finished text only.
+        traces: Where means and drawn states come from.
+        problems: What is answered.
+        sampling: Decoding settings; every arm gets the same draws.
+        n_controls: How many random ablations to run; fewer, if fewer different ones exist.
+        seed: Seed of the random ablations.
+
+    Raises:
+        InputError: If edges are given, nothing was edited, or nothing else is left to compare with.
     """
     if ablation.edges is not None:
         raise InputError(
             f"ablation {ablation.name!r}: attention edges are cut in passes over finished text, not while the model writes; "
-            "read its effect on the given answers"
+            "measure them with ablation_effect"
         )
-    rng = np.random.default_rng(seed)
-    drawn = [] if ablation.tokens else [_control(model, ablation, rng, i) for i in range(n_controls)]
+    drawn = [] if ablation.tokens else random_ablations(model, ablation, n_controls=n_controls, seed=seed)
     wanted = [ablation, *drawn]
     sites = list({site: None for one in wanted for site in one.parts})
     bank = reference_states(model, traces, sites) if ablation.how != "zero" else {}
@@ -182,7 +213,7 @@ def regenerate_ablated(
 
 
 def reference_states(model: Model, traces: Sequence[Trace], sites: Sequence[Site]) -> ReferenceStates:
-    """What stood at `sites` at every token of `traces` (the first 16): (row, …) by site."""
+    """The states at `sites` at every token of the first 16 of `traces`: (row, …) by site."""
     parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
     for trace in traces[:_BANK_TRACES]:
         for site, rows in replay(model, [trace.token_ids.tolist()], sites)[0].items():
@@ -192,57 +223,79 @@ def reference_states(model: Model, traces: Sequence[Trace], sites: Sequence[Site
 
 @dataclass(frozen=True, kw_only=True)
 class AblationEffect:
-    """`effect`: by how many nats a token the ablation makes the given answer less likely. `null` (draw,): the same of random controls,
-    `n_distinct` of them different ones. `p_value`: the share of controls, the ablation itself counted in, with as great an effect.
+    """How much less likely an ablation makes the answers that the model gave, beside different random ablations.
 
-    `side_effects`: KL on the thinking in nats a token, and the growth of the thinking's own negative log-likelihood. `n_edited`: tokens (or
-    edges) that were taken away from all traces together.
+    Attributes:
+        ablation: What was removed.
+        effect: Loss of log-likelihood, in nats per answer token.
+        null: The effect of each control (control,), all controls different.
+        p_value: Share of controls with at least this effect, the ablation itself counted among them.
+        side_effects: `kl_thinking` and `kl_answer`, in nats per token, and `nll_thinking`, the loss on the thinking itself.
+        n_edited: Tokens (or edges) removed from all traces together.
+        control: In words, what the controls are.
     """
 
     ablation: Ablation
     effect: Estimate
     null: tuple[float, ...]
-    n_distinct: int
     p_value: float
     side_effects: Mapping[str, Estimate]
     n_edited: int
     control: str
 
+    @property
+    def smallest_p(self) -> float:
+        """The smallest p-value that so few different controls can give; above .05 if there are fewer than 19."""
+        return smallest_p(len(self.null))
+
 
 def ablation_effect(
     model: Model, traces: Sequence[Trace], ablation: Ablation, *, n_controls: int = 20, seed: int = 0
 ) -> AblationEffect:
-    """Read finished `traces` with the ablation and without: the answers that the model gave, and its thinking.
+    """Read finished traces with the ablation and without: how likely are the given answers, and how much does the thinking change?
 
-    Controls of heads are as many random heads of the same layers, of MLPs and layers as many other ones, of tokens and edges as many
-    random tokens of the same region. Means and drawn states come from the same traces. Raises InputError for fewer than 20 controls,
-    for traces without an answer, for an ablation that touches nothing, and where no control exists.
+    Controls are different random sets of the same size: of heads of the same layers, of other MLPs or layers, of tokens of the same
+    region of each trace. The ablation itself is never drawn. A small model has few such sets, and then all of them are used: a block
+    of four heads has three others, so the p-value of one head is at least 1/4 (`smallest_p`).
+
+    Args:
+        model: The model.
+        traces: Finished traces; those without thinking or answer are left out. Means and drawn states come from them too.
+        ablation: What to remove.
+        n_controls: How many random ablations to compare with, at least 20.
+        seed: Seed of the controls and of drawn states.
+
+    Raises:
+        InputError: For fewer than 20 controls, traces without an answer, an ablation that edits nothing, or one that leaves nothing
+            to compare with.
+
+    Example:
+        >>> effect = ablation_effect(model, traces, Ablation(name="head", heads=(Head(layer=2, index=1),)))
+        >>> print(effect.effect.value, effect.p_value, effect.smallest_p)
     """
     if n_controls < 20:
-        raise InputError(f"{n_controls} controls; at least 20 random ones are needed")
+        raise InputError(f"n_controls={n_controls}; at least 20 random ablations are needed")
     read = [trace for trace in traces if len(trace.tokens.answer) and len(trace.tokens.thinking)]
     if not read:
-        raise InputError(f"none of {len(traces)} traces has thinking and an answer; record with more tokens")
-    rng = np.random.default_rng(seed)
-    drawn = [_control(model, ablation, rng, i) for i in range(n_controls)]
+        raise InputError(f"none of {len(traces)} traces has both thinking and an answer; record with more tokens")
+    drawn = random_ablations(model, ablation, read, n_controls=n_controls, seed=seed)
     sites = {site: None for one in (ablation, *drawn) for site in ([] if one.edges else one.parts)}
     bank = reference_states(model, read, list(sites)) if ablation.how != "zero" and sites else {}
-    seeds = [seed, *(seed + i for i in range(n_controls))]
+    seeds = [seed, *(seed + i for i in range(len(drawn)))]
     measured, *chance = _measure(model, read, [ablation, *drawn], bank, seeds)
     if not measured.n_edited:
-        raise InputError(f"ablation {ablation.name!r} touched nothing: no token of the traces lies in its scope")
-    if any(not one.n_edited for one in chance):
-        raise InputError(f"ablation {ablation.name!r} leaves no other token to compare with; name fewer")
+        raise InputError(f"ablation {ablation.name!r} edited nothing: no token of the traces lies in its scope")
+    if not chance or any(not one.n_edited for one in chance):
+        raise InputError(f"ablation {ablation.name!r} leaves no other token to compare with; name fewer tokens")
     null = tuple(one.effect.value for one in chance)
     return AblationEffect(
         ablation=ablation,
         effect=measured.effect,
         null=null,
-        n_distinct=len(set(null)),
         p_value=float(permutation_p(measured.effect.value, null)),
         side_effects=measured.side_effects,
         n_edited=measured.n_edited,
-        control=_CONTROL[next(kind for kind in _CONTROL if getattr(ablation, kind))],
+        control=_control(ablation, drawn),
     )
 
 
@@ -262,6 +315,13 @@ _CONTROL = {
 }
 
 
+def _control(ablation: Ablation, drawn: Sequence[Ablation]) -> str:
+    """What the controls are, in words."""
+    if ablation.heads and not all(of_same_layers(ablation.heads, one.heads) for one in drawn):
+        return "as many random heads, of other layers too"
+    return _CONTROL[next(kind for kind in _CONTROL if getattr(ablation, kind))]
+
+
 def _measure(
     model: Model, traces: Sequence[Trace], ablations: Sequence[Ablation], bank: ReferenceStates, seeds: Sequence[int]
 ) -> list[_Measured]:
@@ -271,7 +331,7 @@ def _measure(
 
     def per_token(sums: Values, n_tokens: Values) -> Estimate:
         found = resamples.estimate(resamples.means(sums / n_tokens, n_tokens))
-        assert found is not None  # every trace has tokens in both spans
+        assert found is not None  # because every trace has tokens in both spans
         return found
 
     measured = []
@@ -295,7 +355,7 @@ def _measure(
 def _reader(
     model: Model, ablation: Ablation, bank: ReferenceStates, seed: int
 ) -> tuple[LogitsFunction, Callable[[], int]]:
-    """How the ablated model reads, and how much was taken away from it so far."""
+    """A forward pass of the ablated model, and a count of what it has edited so far."""
     if ablation.edges is not None:
         counts: list[int] = []
         return reading_without(model, ablation.edges, counts.append), lambda: sum(counts)
@@ -303,47 +363,59 @@ def _reader(
     return logits_function(model, replacing), lambda: replacing.n_edited
 
 
-def _control(model: Model, ablation: Ablation, rng: np.random.Generator, number: int) -> Ablation:
-    """A random ablation of the same kind and size."""
+def random_ablations(
+    model: Model, ablation: Ablation, traces: Sequence[Trace] = (), *, n_controls: int = 20, seed: int = 0
+) -> list[Ablation]:
+    """At most `n_controls` different random ablations of the same kind and size, none of them the ablation itself.
+
+    Random tokens differ if they do so in any of `traces`. Raises InputError if too few other heads, MLPs or layers are left.
+    """
     if ablation.heads:
-        return replace(ablation, heads=_other_heads(ablation.heads, model.n_heads, rng))
+        sets = random_heads(
+            ablation.heads, n_layers=model.n_layers, n_heads=model.n_heads, n_controls=n_controls, seed=seed
+        )
+        return [replace(ablation, heads=tuple(sorted(one))) for one in sets]
     for kind in ("mlps", "layers"):
-        if own := getattr(ablation, kind):
-            others = sorted(set(range(model.n_layers)) - set(own))
-            if len(others) < len(own):
+        if own := set(getattr(ablation, kind)):
+            others = Pool(members=sorted(set(range(model.n_layers)) - own), size=len(own))
+            if len(others.members) < len(own):
                 raise InputError(
                     f"{len(own)} of {model.n_layers} {kind} leave too few others to compare with; ablate fewer"
                 )
-            chosen = rng.choice(others, size=len(own), replace=False).tolist()
-            return replace(ablation, **{kind: tuple(sorted(chosen))})  # type: ignore[arg-type]
-    seed = int(rng.integers(2**31)) + number
+            drawn = distinct_sets([others], n_controls, seed=seed)
+            return [replace(ablation, **{kind: tuple(sorted(one))}) for one in drawn]  # type: ignore[arg-type]
     if ablation.tokens is not None:
-        return replace(ablation, tokens=RandomScope.like(ablation.tokens, seed))
-    assert ablation.edges is not None
-    return replace(ablation, edges=replace(ablation.edges, read=RandomScope.like(ablation.edges.read, seed)))
+        return [replace(ablation, tokens=one) for one in _random_scopes(ablation.tokens, traces, n_controls, seed)]
+    edges = ablation.edges
+    assert edges is not None
+    return [
+        replace(ablation, edges=replace(edges, read=one))
+        for one in _random_scopes(edges.read, traces, n_controls, seed)
+    ]
 
 
-def _other_heads(
-    heads: Sequence[tuple[int, int]], n_heads: int, rng: np.random.Generator
-) -> tuple[tuple[int, int], ...]:
-    """As many heads of each layer; not the very same set, and where a layer has enough others none of the same."""
-    drawn: list[tuple[int, int]] = []
-    for layer in sorted({layer for layer, _ in heads}):
-        own = {head for at, head in heads if at == layer}
-        others = sorted(set(range(n_heads)) - own)
-        pool = others if len(others) >= len(own) else list(range(n_heads))
-        drawn += [(layer, int(head)) for head in rng.choice(pool, size=len(own), replace=False)]
-    if set(drawn) == set(heads):
-        raise InputError(
-            "all heads of these layers are ablated, so there are no others to compare with; ablate fewer, or the layers"
-        )
-    return tuple(drawn)
+def _random_scopes(scope: Scope, traces: Sequence[Trace], n: int, seed: int) -> list["RandomScope"]:
+    """At most `n` scopes of random tokens in place of those of `scope`, which differ in some trace; fewer if no more are found."""
+    texts = [(torch.from_numpy(trace.token_ids[None]), torch.tensor([trace.n_prompt_tokens])) for trace in traces]
+
+    def chosen(one: Scope) -> bytes:
+        return b"".join(one.mask(ids, n_prompt=n_prompt).numpy().tobytes() for ids, n_prompt in texts)
+
+    rng, seen, found = np.random.default_rng(seed), {chosen(scope)}, list[RandomScope]()
+    for _ in range(_MOST_TRIES * n):
+        drawn = RandomScope.like(scope, int(rng.integers(2**31)))
+        if (tokens := chosen(drawn)) not in seen:
+            seen.add(tokens)
+            found.append(drawn)
+        if len(found) == n:
+            break
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomScope(Scope):
-    """As many tokens of each sequence as `instead_of` names, drawn from those that it does not name: of the same region where that has
-    enough others, else of the whole text; where even that has not, from the whole text, those that it names too."""
+    """As many random tokens of each sequence as `instead_of` names: other tokens of the same region if there are enough, else other
+    tokens of the whole text, else any tokens of the text."""
 
     instead_of: Scope
     seed: int = 0
@@ -353,7 +425,7 @@ class RandomScope(Scope):
         return cls(on=scope.on, marks=scope.marks, instead_of=scope, seed=seed)
 
     def mask(self, ids: Tensor, *, n_prompt: Tensor | None = None, last: int | None = None) -> Tensor:
-        assert last is None, "drawn anew in each pass over whole sequences"
+        assert last is None, "random tokens are drawn in passes over whole sequences"
         named = self.instead_of.mask(ids, n_prompt=n_prompt)
         wanted = named.sum(dim=1, keepdim=True)
         region = super().mask(ids, n_prompt=n_prompt) & ~named

@@ -27,6 +27,7 @@ import yaml
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.untrusted import wrap_errors
+from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.experiments.ablation import Ablation
 from reasonscope.steering.experiments.attention_knockout import Edges
@@ -114,13 +115,15 @@ def _ablation(entry: object, where: str, model: Model) -> Ablation:
     return Ablation(**changed)
 
 
-def _head(value: object, where: str) -> tuple[int, int]:
-    layer, dot, head = str(value).partition(".")
-    if not isinstance(value, str) or not (dot and layer.isdecimal() and head.isdecimal()):
+def _head(value: object, where: str) -> Head:
+    if not isinstance(value, str):
         raise InputError(
-            f'{where}: {value!r:.60} is no head; write layer.head in quotes, as "3.10" (3.10 alone is the number 3.1)'
+            f'{where}: {value!r:.60} is not a head; write layer.head in quotes, as "3.10" (3.10 alone is the number 3.1)'
         )
-    return int(layer), int(head)
+    try:
+        return Head.parse(value)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _scope(value: object, where: str, model: Model) -> Scope:

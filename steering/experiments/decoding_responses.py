@@ -79,8 +79,10 @@ def decoding_response(
     n_controls: int = 5,
     say: Callable[[str], None] = lambda _: None,
 ) -> DecodingResponse:
-    """Run a control of DECODING_METHODS at each of `values`, all in one batch. Raises InputError for an unknown name, no values, or values that the
-    control cannot take."""
+    """Run a method of DECODING_METHODS at each of `values`, all in one batch.
+
+    TODO
+    """
     chosen = control(name)
     wanted = sorted(set(chosen.values if values is None else values))
     if not wanted:

@@ -10,15 +10,12 @@ from scipy.stats import t
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate
-from reasonscope.data.trace import Problem, Sampling
+from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.models.model import Model
 from reasonscope.steering.experiments.conditions import Condition
 from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment
 from reasonscope.steering.vectors.application import VectorUse, as_intervention, check_uses
-from reasonscope.steering.vectors.intervention import Steering
 from reasonscope.steering.vectors.matched_controls import random_uses
-from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import SteeringVector
 
 
@@ -80,30 +77,6 @@ class DoseResponse:
     def arms(self) -> list[Arm]:
         """All arms, the unsteered first."""
         return [self.base, *(arm for dose in self.doses for arm in (dose.steered, dose.reversed, *dose.random))]
-
-
-def compare(
-    model: Model,
-    problems: Sequence[Problem],
-    sampling: Sampling,
-    vectors: Mapping[str, tuple[SteeringVector, float]],
-    *,
-    scope: Scope,
-    batch_size: int | None = None,
-) -> list[Arm]:
-    """Run `problems` unsteered (arm `base`, first) and with each vector at its multiplier; same seeds in every arm.
-
-    Use problems that the vectors were not made from. Raises InputError where a vector does not fit or touched no token.
-    """
-    for vector, _ in vectors.values():
-        vector.check(model)
-    conditions = [
-        Condition(name=name, multiplier=multiplier, intervention=Steering(vector, multiplier, scope))
-        for name, (vector, multiplier) in vectors.items()
-    ]
-    experiment = SteeringExperiment(model, problems, sampling, batch_size=batch_size, on_given_text=False)
-    arms = experiment.arms(conditions)
-    return [experiment.base_arm, *arms]
 
 
 def dose_response(

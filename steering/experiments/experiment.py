@@ -1,7 +1,8 @@
-"""The same problems with the same seeds, answered in many ways side by side: what each way changes, paired by problem."""
+"""The same problems with the same seeds under several conditions: what each condition changes, paired by problem."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from transformers import LogitsProcessor
@@ -13,7 +14,7 @@ from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.batch_size import max_rows_that_fit
-from reasonscope.probes.generation.rollout import rollouts
+from reasonscope.probes.generation.rollout import Decode, rollouts
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.experiments.conditions import BatchedConditions, Condition
 from reasonscope.steering.experiments.side_effects import (
@@ -24,31 +25,46 @@ from reasonscope.steering.experiments.side_effects import (
     logits_function,
     repeated_ngrams,
 )
-from reasonscope.steering.vectors.intervention import Intervention, mean_distances, require_edits
+from reasonscope.steering.vectors.intervention import Intervention, check_vectors, mean_distances, require_edits
 
-# What is measured of each trace, NaN where it says nothing; an arm gives the mean (perplexity: the exponential of the mean).
+# Measured for each trace, NaN if undefined there. An arm holds the mean (for perplexity, the exponential of the mean).
 MEASURES = (
-    "tokens", "accuracy", "refused", "refused_harmful", "refused_benign", "well_formed", "repeated_ngrams", "compression",
-    "perplexity", "kl",
-)  # fmt: skip
-# Those that are 0 or 1 for each trace.
+    "tokens",
+    "accuracy",
+    "refused",
+    "refused_harmful",
+    "refused_benign",
+    "well_formed",
+    "repeated_ngrams",
+    "compression",
+    "perplexity",
+    "kl",
+)
+# Measures that are 0 or 1 for each trace.
 VERDICTS = frozenset(("accuracy", "refused", "refused_harmful", "refused_benign", "well_formed"))
-# Rows of one pass, at most: a small model takes hardly longer for them than for a few.
+# At most this many rows in one pass: a small model takes hardly longer for them than for a few.
 MOST_ROWS = 256
 _UNKNOWN = Estimate(value=float("nan"), low=float("nan"), high=float("nan"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way to run the same problems with the same seeds.
+    """What one condition did, with 95 % intervals over problems.
 
-    `tokens` and `accuracy` are means with intervals over problems; `change` is the mean change of thinking tokens against the
-    unsteered arm as a share of its mean, paired by problem (0 for that arm itself). `n_edited` counts the tokens edited.
-
-    `measures` holds all of them by the names of MEASURES: `tokens` of thinking, `accuracy` (of problems with a gold answer), `refused`
-    (and of the harmful and the benign requests apart), `well_formed` answers, `repeated_ngrams` (share of 4-grams), `compression` (ratio),
-    and on the text that the unsteered model wrote `perplexity` under the steered model and `kl` from the unsteered one (nats a token).
-    `differences` are those to the unsteered arm, paired by problem and seed. What says nothing (accuracy without gold answers) is absent.
+    Attributes:
+        name: The name of the condition; `base` for the unsteered model.
+        multiplier: The strength of the condition, 0 if it has none.
+        n_problems: Groups of problems, the unit of all intervals.
+        tokens: Mean number of thinking tokens.
+        accuracy: Share of right answers among problems with a gold answer; NaN if there are none.
+        change: Mean change of thinking tokens from the unsteered arm, as a share of the unsteered mean, paired by problem.
+        n_edited: How many tokens the intervention edited.
+        measures: Every defined measure by name (see MEASURES): `tokens`, `accuracy`, `refused` (also among harmful and benign
+            requests alone), `well_formed` (share of answers that can be read), `repeated_ngrams` (share of repeated 4-grams) and
+            `compression` (ratio). On the unsteered model's own text, `perplexity` under the condition and `kl` from the unsteered
+            model, in nats per token. A measure that is undefined here is absent.
+        differences: The same measures minus those of the unsteered arm, paired by problem and seed.
+        distances: By how much an edited token was moved on average, by site, in units of the residual stream.
     """
 
     name: str
@@ -70,19 +86,39 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmMeasurements:
-    """The measures (trace,) of one run of all problems; `perplexity` is the mean negative log-likelihood of the trace's tokens."""
+    """One run of all problems: what was written, and each measure of it (trace,).
 
+    `values["perplexity"]` holds the mean negative log-likelihood per token, in nats; `distances` by how much an edited token was moved
+    on average, by site.
+    """
+
+    traces: tuple[Trace, ...]
     values: Mapping[str, Values]
     n_edited: int
     distances: Mapping[Site, float] = field(default_factory=dict)
 
 
 class SteeringExperiment:
-    """The same problems with the same seeds, answered in as many ways as are asked for, each measured beside the unsteered run.
+    """Answers the same problems with the same seeds under any number of conditions, each compared with the unsteered model.
 
-    Ways that are asked for together run in one batch, the unsteered run with the first of them, at most `batch_size` rows (a way and a
-    problem each) at a time, where none is given as many as there is room for (`max_rows_that_fit`) up to 256; each row writes what it would
-    write alone. `on_given_text=False` leaves out perplexity and KL.
+    Conditions that are passed together run in one batch; the unsteered run joins the first of them. Every row writes what it would
+    write alone.
+
+    Args:
+        model: The model that answers.
+        problems: What it answers. Use problems that no steering vector was made from.
+        sampling: Temperature, limits and the seed; each problem gets the same draws under every condition.
+        samples: Answers per problem.
+        batch_size: Rows per pass (one row is one condition on one problem). By default as many as fit into memory, at most 256.
+        on_given_text: Whether to measure perplexity and KL as well, which takes one more pass per condition.
+
+    Raises:
+        InputError: If there are no problems, or all belong to one group.
+
+    Example:
+        >>> experiment = SteeringExperiment(model, problems, rs.Sampling(max_new_tokens=512))
+        >>> steering = Steering(vector, 1.0, Scope.thinking(model))
+        >>> (arm,) = experiment.arms([Condition(name="steered", intervention=steering)])
     """
 
     def __init__(
@@ -96,24 +132,34 @@ class SteeringExperiment:
         on_given_text: bool = True,
     ) -> None:
         if not problems:
-            raise InputError("no problem to steer on; give at least two")
+            raise InputError("no problems to steer on; give at least two")
         self.model, self.problems, self._sampling = model, tuple(problems), sampling
         self._samples, self._batch_size, self._on_given_text = samples, batch_size, on_given_text
         self._groups = [problem.group for problem in problems for _ in range(samples)]
         self._n_problems, self._resamples = len(set(self._groups)), Resamples(self._groups)
-        self._base: tuple[list[Trace], ArmMeasurements] | None = None
+        self._base: ArmMeasurements | None = None
+
+    @property
+    def groups(self) -> list[str]:
+        """The problem group of each trace."""
+        return [*self._groups]
 
     @property
     def traces(self) -> list[Trace]:
         """What the unsteered model wrote."""
-        return self._unsteered()[0]
+        return [*self.base.traces]
 
     @property
     def base(self) -> ArmMeasurements:
-        return self._unsteered()[1]
+        """The unsteered run."""
+        if self._base is None:
+            self.run_all([])
+        assert self._base is not None
+        return self._base
 
     @property
     def base_arm(self) -> Arm:
+        """The unsteered run as an arm."""
         return self.arm("base", 0.0, self.base)
 
     def run(
@@ -123,35 +169,51 @@ class SteeringExperiment:
         *,
         processors: Sequence[LogitsProcessor] = (),
         prefill: str = "",
+        decode: Decode | None = None,
     ) -> ArmMeasurements:
-        """One way alone; see `run_all`."""
-        condition = Condition(name=name, intervention=intervention, processors=tuple(processors), prefill=prefill)
+        """Run one condition alone; see `run_all`."""
+        condition = Condition(
+            name=name, intervention=intervention, processors=tuple(processors), prefill=prefill, decode=decode
+        )
         return self.run_all([condition])[0]
 
     def run_all(
         self, conditions: Sequence[Condition], *, say: Callable[[str], None] = lambda _: None
     ) -> list[ArmMeasurements]:
-        """All are arms of one plane: interventions, controls of the decoding, or both.
+        """Run all problems under each condition, and without any if that has not been done yet.
 
-        Perplexity and KL are those of the states, so that a run with processors, which act behind them, or with a prefill has none.
-        Raises InputError where an intervention touched no token of what it made the model write, or is given twice.
+        Perplexity and KL compare hidden states. Processors act after these, a prefill and another decoding loop beside them, so such
+        conditions have neither measure.
+
+        Args:
+            conditions: What to compare; each needs an intervention of its own.
+            say: Called with the names of the conditions of each batch before it runs.
+
+        Returns:
+            One run per condition, in their order.
+
+        Raises:
+            InputError: If a vector does not fit the model, an intervention edited no token, or two conditions share one.
         """
         interventions = [one.intervention for one in conditions if one.intervention is not None]
         if len({id(one) for one in interventions}) < len(interventions):
-            raise InputError("one intervention in two treatments; it counts what it touches, so make one for each")
+            raise InputError("two conditions share one intervention, which counts its own edits; make one for each")
+        for intervention in interventions:
+            check_vectors(intervention, self.model)
         together = [*conditions] if self._base else [Condition(name="base"), *conditions]
         written = self._write(together, say)
-        runs = self._measured(together, written, self._base[0] if self._base else written[0])
+        runs = self._measured(together, written, self._base.traces if self._base else written[0])
         if self._base is None:
-            self._base = written[0], runs.pop(0)
+            self._base = runs.pop(0)
         return runs
 
     def arms(self, conditions: Sequence[Condition], *, say: Callable[[str], None] = lambda _: None) -> list[Arm]:
-        """As `run_all`, of each treatment its arm."""
+        """Run the conditions as `run_all` does; one arm per condition."""
         runs = self.run_all(conditions, say=say)
         return [self.arm(one.name, one.multiplier, run) for one, run in zip(conditions, runs, strict=True)]
 
     def arm(self, name: str, multiplier: float, run: ArmMeasurements) -> Arm:
+        """The means of a run with their intervals, and their differences from the unsteered run."""
         change = self._means("tokens", run) / self._means("tokens", self.base) - 1
         measures = _known({name: self._estimate(name, run) for name in run.values})
         return Arm(
@@ -168,40 +230,39 @@ class SteeringExperiment:
         )
 
     def differences(self, run: ArmMeasurements, others: Sequence[ArmMeasurements]) -> dict[str, Estimate]:
-        """Each measure of `run` less its mean over `others`, on the same resamples of problems."""
+        """Each measure of `run` minus its mean over `others`, on the same resamples of problems."""
         return _known({name: self._difference(name, run, others) for name in run.values})
 
-    def _unsteered(self) -> tuple[list[Trace], ArmMeasurements]:
-        if self._base is None:
-            self.run_all([])
-        assert self._base is not None
-        return self._base
-
     def _write(self, conditions: Sequence[Condition], say: Callable[[str], None]) -> list[list[Trace]]:
-        """What each of the treatments makes the model write: as many lists of traces."""
-        written: list[list[Trace]] = []
+        """What the model writes under each condition: one list of traces per condition."""
+        written = dict[int, list[Trace]]()
+        batched = [i for i, one in enumerate(conditions) if one.decode is None]
         rows = self._batch_size or self._fitting([one.prefill for one in conditions])
-        for start in range(0, len(conditions), rows):
-            together = conditions[start : start + rows]
+        for start in range(0, len(batched), rows):
+            numbers = batched[start : start + rows]
+            together = [conditions[i] for i in numbers]
             say(", ".join(one.name for one in together))
             side_by_side = BatchedConditions(together)
-            traces = rollouts(
-                self.model,
-                self.problems,
-                self._sampling,
-                samples=self._samples,
-                batch_size=rows,
+            traces = self._rollouts(
+                rows,
                 write=side_by_side.edits,
                 on_step=side_by_side.on_step,
                 processors=[side_by_side] if any(one.processors for one in together) else (),
                 prefill=[one.prefill for one in together],
             )
             n = len(self.problems) * self._samples
-            written += [traces[i * n : (i + 1) * n] for i in range(len(together))]
-        return written
+            written |= {i: traces[place * n : (place + 1) * n] for place, i in enumerate(numbers)}
+        for i, one in enumerate(conditions):
+            if one.decode is not None:
+                say(one.name)
+                written[i] = self._rollouts(rows, decode=one.decode)
+        return [written[i] for i in range(len(conditions))]
+
+    def _rollouts(self, rows: int, **how: Any) -> list[Trace]:
+        return rollouts(self.model, self.problems, self._sampling, samples=self._samples, batch_size=rows, **how)
 
     def _fitting(self, prefills: Sequence[str]) -> int:
-        """Rows of the longest prompt and all that may be written behind it, up to the whole context."""
+        """How many rows fit, each as long as the longest prompt with all that may be written after it."""
         longest = max(
             len(self.model.encode_prompt(problem, prefill=prefill))
             for prefill in set(prefills)
@@ -222,10 +283,8 @@ class SteeringExperiment:
                 require_edits(condition.intervention, condition.name)
                 n_edited = condition.intervention.n_edited
                 distances = mean_distances(condition.intervention)
-            runs.append(ArmMeasurements(values=values, n_edited=n_edited, distances=distances))
-        of_states = [
-            i for i, one in enumerate(conditions) if self._on_given_text and not one.processors and not one.prefill
-        ]
+            runs.append(ArmMeasurements(traces=tuple(traces), values=values, n_edited=n_edited, distances=distances))
+        of_states = [i for i, one in enumerate(conditions) if self._on_given_text and one.acts_on_states_alone]
         readers = [logits_function(self.model, one) if (one := conditions[i].intervention) else None for i in of_states]
         moved = divergences(self.model, base, readers, {"written": generated}) if readers else []
         for i, found in zip(of_states, moved, strict=True):
@@ -240,26 +299,26 @@ class SteeringExperiment:
         return self._verdicts(run.values[name])
 
     def _difference(self, name: str, run: ArmMeasurements, others: Sequence[ArmMeasurements]) -> Estimate | None:
-        if name not in VERDICTS or others[0] is run:  # less itself it is 0, and known to be
+        if name not in VERDICTS or others[0] is run:  # minus itself it is exactly 0
             means = np.mean([self._means(name, other) for other in others], axis=0)
             return self._resamples.estimate(self._means(name, run) - means)
         return self._verdicts(run.values[name], np.mean([other.values[name] for other in others], axis=0))
 
     def _verdicts(self, ours: Values, theirs: Values | None = None) -> Estimate | None:
-        """The mean of verdicts, less that of others where there are any; without an interval where they are of one problem."""
-        told = ours if theirs is None else ours - theirs
-        known = np.isfinite(told)
+        """The mean of 0/1 verdicts, minus that of others if given; without an interval if all belong to one problem."""
+        values = ours if theirs is None else ours - theirs
+        known = np.isfinite(values)
         groups = [group for group, there in zip(self._groups, known, strict=True) if there]
         if not groups:
             return None
         if len(set(groups)) < 2:
-            return replace(_UNKNOWN, value=float(told[known].mean()))
+            return replace(_UNKNOWN, value=float(values[known].mean()))
         if theirs is None:
             return mean_estimate(ours[known], groups=groups)
         return difference_estimate(ours[known], theirs[known], verdicts=True, groups=groups)
 
     def _means(self, name: str, run: ArmMeasurements) -> Values:
-        """A measure of a run on every resample of problems (1 + draw,)."""
+        """The mean of a measure on all problems and on every resample of them: (1 + resample,)."""
         if name not in ("perplexity", "kl"):
             return self._resamples.means(run.values[name])
         lengths = np.array([len(generated(trace)) for trace in self.traces], dtype=np.float64)
@@ -268,11 +327,12 @@ class SteeringExperiment:
 
 
 def _known(estimates: Mapping[str, Estimate | None]) -> dict[str, Estimate]:
-    """Those that say something: a measure that is defined on too few problems is left out."""
+    """Leaves out a measure that is defined on too few problems."""
     return {name: estimate for name, estimate in estimates.items() if estimate is not None}
 
 
 def _of_trace(trace: Trace) -> dict[str, float]:
+    """The measures of one trace that need no further pass."""
     refused, harmful = float(behaviour(trace) == "refused"), trace.problem.meta.get("harmful")
     written = trace.token_ids[trace.n_prompt_tokens :].tolist()
     return {

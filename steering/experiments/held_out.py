@@ -154,11 +154,11 @@ def ablation_numbers(found: AblationEffect) -> dict[str, Any]:
         "controls": {
             "what": found.control,
             "n": len(found.null),
-            "n_distinct": found.n_distinct,
             "mean": float(np.mean(found.null)),
             "ci": [float(low), float(high)],
         },
         "p_value": found.p_value,
+        "smallest_p": found.smallest_p,
         "side_effects": _estimates(found.side_effects),
         "touched": found.n_edited,
         "how": found.ablation.how,

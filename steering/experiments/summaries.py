@@ -80,7 +80,7 @@ def response_summary(response: DoseResponse | DecodingResponse) -> Summary:
     for arm, chance in zip(arms, random, strict=True):
         changes = in_percent(arm.change), _range_of_changes(chance)
         rows.append((f"{arm.multiplier:g}", in_words(arm.tokens), *changes, *_measures(arm, measured)))
-    if swept:
+    if isinstance(response, DoseResponse):
         both = [("", ""), *((in_percent(dose.reversed.change), _beyond(dose)) for dose in response.doses)]
         rows = [(*row, *more) for row, more in zip(rows, both, strict=True)]
     return Summary(
@@ -107,9 +107,9 @@ def ablation_summary(
             name,
             in_words(found.effect),
             _middle_95(found.null),
-            f"{found.n_distinct} of {len(found.null)}",
+            f"{len(found.null)}",
             in_words(found.p_value),
-            in_words(least_p(found)),
+            in_words(found.smallest_p),
             in_words(found.side_effects["kl_thinking"]),
         )
         for name, found in effects.items()
@@ -120,7 +120,7 @@ def ablation_summary(
             "ablation",
             "answer, nats per token",
             "random controls",
-            "distinct",
+            "controls",
             "p",
             "smallest p",
             "KL of the thinking",
@@ -162,11 +162,6 @@ def regeneration_summary(
         notes=notes,
         next_command=next_command,
     )
-
-
-def least_p(found: AblationEffect) -> float:
-    """The smallest p-value that this many distinct controls can give: 1 / (1 + controls)."""
-    return 1 / (1 + found.n_distinct)
 
 
 def _state_norm(store: TraceStore, ids: Sequence[str], site: Site) -> float | None:
@@ -325,9 +320,9 @@ def _ablation_finding(effects: Mapping[str, AblationEffect]) -> str:
         ((name, found),) = effects.items()
         return (
             f"{name}: the given answers become {_less_likely(found.effect)} per token; {found.control} give "
-            f"{_middle_95(found.null)} (p = {in_words(found.p_value)}, at best {in_words(least_p(found))})."
+            f"{_middle_95(found.null)} (p = {in_words(found.p_value)}, at best {in_words(found.smallest_p)})."
         )
-    found_beyond = [name for name, found in effects.items() if max(found.p_value, least_p(found)) <= 0.05]
+    found_beyond = [name for name, found in effects.items() if found.p_value <= 0.05]
     which = f": {', '.join(found_beyond)}" if found_beyond else ""
     return (
         f"{len(found_beyond)} of {len(effects)} ablations make the given answers less likely than random ablations"
@@ -342,9 +337,10 @@ def _less_likely(effect: Estimate) -> str:
 
 
 def _few_controls(effects: Mapping[str, AblationEffect]) -> list[str]:
-    few = [name for name, found in effects.items() if found.p_value < least_p(found)]
+    few = [name for name, found in effects.items() if found.smallest_p > 0.05]
     if not few:
         return []
     return [
-        f"{', '.join(few)}: random draws repeat, since few other ablations of this size exist; read “smallest p” in place of p."
+        f"{', '.join(few)}: fewer than 19 other ablations of this size exist, so p cannot reach 0.05 (see “smallest p”); "
+        "look at the effect beside its controls, or use a model with more heads and layers."
     ]

@@ -15,6 +15,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.generation.decoding import DecodingStep
 from reasonscope.probes.models.determinism import at_least_float32
+from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.operators import Operator, add
 from reasonscope.steering.vectors.scope import Scope
 
@@ -245,10 +246,19 @@ def mean_distances(intervention: Intervention) -> dict[Site, float]:
     return {site: float(values.mean()) for site, values in intervention.distances.items() if len(values)}
 
 
+def check_vectors(intervention: Intervention, model: Model) -> None:
+    """Raise InputError or SiteError if a vector that the intervention applies does not fit the model."""
+    if isinstance(intervention, Composed):
+        for one in intervention.interventions:
+            check_vectors(one, model)
+    elif isinstance(intervention, Steering):
+        intervention.vector.check(model)
+
+
 def require_edits(intervention: Intervention, name: str) -> None:
     """Raise InputError where an intervention that was run touched no token."""
     if intervention.n_edited == 0:
-        raise InputError(f"{name} touched no token: nothing that was given or generated lies in its scope")
+        raise InputError(f"{name} edited no token: nothing that was given or generated lies in its scope")
 
 
 def _one_after_another(edits: Sequence[Edit]) -> Edit:

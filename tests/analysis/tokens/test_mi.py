@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from reasonscope.analysis.tokens import thinking_tokens
-from reasonscope.analysis.tokens.arm_results import answered
 from reasonscope.analysis.tokens.mi import (
     compare_models,
     emitting_rows,
@@ -35,6 +34,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.generation.rollout import rollouts, trace_seed
 from reasonscope.probes.models.model import load_model
+from reasonscope.steering import SteeringExperiment
 
 SITE = Site("resid_post", 1)
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=24)
@@ -222,8 +222,8 @@ def test_thinking_on_from_a_word_gives_answers(model, problems):
 
 
 def test_a_trace_knows_the_seed_that_it_was_drawn_with(model, problems, traces, monkeypatch):
-    complete = lambda prompts, seeds: generate(model, prompts, SAMPLING, seeds=seeds)  # noqa: E731
-    done = answered(model, problems, SAMPLING, 2, complete)
+    decode = lambda prompts, seeds: generate(model, prompts, SAMPLING, seeds=seeds)  # noqa: E731
+    done = SteeringExperiment(model, problems, SAMPLING, batch_size=2).run("own loop", decode=decode).traces
     assert [one.sampling for one in done] == [one.sampling for one in traces]
     longer = []
 

@@ -1,17 +1,23 @@
 """Ablations take away what they name and nothing else; their effects stand beside random ones; plans that are none are refused."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.intervals import Estimate
 from reasonscope.data.trace import Sampling
+from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering import Ablation, Scope, ablation_effect
+from reasonscope.steering.experiments import ablation as ablation_module
 from reasonscope.steering.experiments.ablation import AblationIntervention, RandomScope, reference_states
 from reasonscope.steering.experiments.ablation_plan import read_plan
 from reasonscope.steering.experiments.attention_knockout import Edges, without_edges
@@ -44,7 +50,7 @@ def seen(model, ids, ablation, *sites, bank=None):
 def test_a_head_is_zeroed_before_the_output_projection_and_the_others_stay(model, ids):
     z, out = Site("z", 1), Site("attn_out", 1)
     _, plain = run_with_cache(model, ids, [z, out])
-    after = seen(model, ids, Ablation(name="h", heads=((1, 2),)), z, out)
+    after = seen(model, ids, Ablation(name="h", heads=(Head(layer=1, index=2),)), z, out)
     assert (after[z][:, :, 2] == 0).all()
     rest = [head for head in range(model.n_heads) if head != 2]
     assert torch.equal(after[z][:, :, rest], plain[z][:, :, rest])
@@ -104,17 +110,50 @@ def test_effects_stand_beside_random_ones(model, traces):
     layers = Ablation(name="layers", layers=(1, 2), scope=Scope.of(model, on="think"))
     found = {}
     for ablation in (
-        Ablation(name="heads", heads=((1, 0), (3, 2))),
+        Ablation(name="heads", heads=(Head(layer=1, index=0), Head(layer=3, index=2))),
         layers,
         Ablation(name="answers do not see the thinking", edges=thinking),
         Ablation(name="tokens", tokens=Scope.of(model, on="think", generation_window=(0, 9)), how="mean"),
     ):
         found[ablation.name] = one = ablation_effect(model, traces, ablation)
-        assert len(one.null) == 20 and 1 < one.n_distinct <= 20 and 1 / 21 <= one.p_value <= 1
+        assert one.smallest_p == 1 / (1 + len(one.null)) <= one.p_value <= 1
         assert one.effect.low <= one.effect.value <= one.effect.high and one.n_edited > 0
         assert one.side_effects["kl_thinking"].value > -1e-6  # no less than rounding
+    # three other heads in each of two layers; two of the four other layers; and more sets of tokens than are drawn
+    assert {name: len(one.null) for name, one in found.items()} == {
+        "heads": 9,
+        "layers": 6,
+        "answers do not see the thinking": 20,
+        "tokens": 20,
+    }
     assert found["layers"].side_effects["kl_thinking"].value > 0.01
     assert found["layers"].null == ablation_effect(model, traces, layers).null  # the seed decides the controls
+
+
+@pytest.mark.parametrize("n_heads", [4, 8, 16, 28])
+def test_a_head_like_any_other_is_rarely_significant(monkeypatch, n_heads):
+    """Under a true null p ≤ .05 comes in at most 5 % of cases, and never where too few other heads exist."""
+    rng, found = np.random.default_rng(n_heads), []
+    traces = [SimpleNamespace(tokens=SimpleNamespace(answer="answer", thinking="thinking"))]
+    unknown, effects = Estimate(value=0.0, low=0.0, high=0.0), np.zeros(n_heads)
+
+    def measured(model, read, ablations, *_):
+        values = [float(effects[one.heads[0].index]) for one in ablations]
+        return [SimpleNamespace(effect=replace(unknown, value=v), side_effects={}, n_edited=1) for v in values]
+
+    monkeypatch.setattr(ablation_module, "_measure", measured)
+    for seed in range(2000):
+        effects[:] = rng.standard_normal(n_heads)
+        one = Ablation(name="one", heads=(Head(layer=0, index=seed % n_heads),))
+        found.append(ablation_effect(SimpleNamespace(n_layers=3, n_heads=n_heads), traces, one, seed=seed))
+    n_controls = min(20, n_heads - 1)
+    assert {len(one.null) for one in found} == {n_controls} and {one.smallest_p for one in found} == {
+        1 / (1 + n_controls)
+    }
+    p = np.array([one.p_value for one in found])
+    rate = 1 / (1 + n_controls) if n_controls >= 19 else 0.0
+    assert abs((p <= 0.05).mean() - rate) < 0.016  # 3.3 standard errors
+    assert (p == p.min()).mean() == pytest.approx(1 / (1 + n_controls), abs=0.035)
 
 
 def test_the_control_of_tokens_are_as_many_others(model, ids):
@@ -131,8 +170,8 @@ def test_what_cannot_be_ablated_is_refused(model, traces):
         Ablation(name="x", mlps=(1,), layers=(1,))
     with pytest.raises(InputError, match="resample"):
         Ablation(name="x", mlps=(1,), how="shuffle")
-    with pytest.raises(InputError, match="heads, 0 to"):
-        AblationIntervention(model, Ablation(name="x", heads=((0, 99),)))
+    with pytest.raises(InputError, match="heads 0 to"):
+        AblationIntervention(model, Ablation(name="x", heads=(Head(layer=0, index=99),)))
     with pytest.raises(SiteError, match="layers"):
         AblationIntervention(model, Ablation(name="x", mlps=(99,)))
     with pytest.raises(InputError, match="reference_states"):
@@ -141,10 +180,12 @@ def test_what_cannot_be_ablated_is_refused(model, traces):
         ablation_effect(model, traces, Ablation(name="x", mlps=(1,)), n_controls=3)
     with pytest.raises(InputError, match="too few others"):
         ablation_effect(model, traces, Ablation(name="x", mlps=tuple(range(model.n_layers - 1))))
-    with pytest.raises(InputError, match="touched nothing"):
+    with pytest.raises(InputError, match="edited nothing"):
         ablation_effect(model, traces, Ablation(name="x", mlps=(1,), scope=Scope(tokens=frozenset())))
-    everything = tuple((0, head) for head in range(model.n_heads))
-    with pytest.raises(InputError, match="all heads"):
+    with pytest.raises(InputError, match="leaves no other token"):
+        ablation_effect(model, traces, Ablation(name="x", tokens=Scope()))
+    everything = tuple(Head(layer=layer, index=i) for layer in range(model.n_layers) for i in range(model.n_heads))
+    with pytest.raises(InputError, match="choose fewer heads"):
         ablation_effect(model, traces, Ablation(name="x", heads=everything))
 
 
@@ -163,7 +204,7 @@ def test_a_plan_says_what_to_do(model, tmp_path):
     plan = read_plan(path, model)
     heads, words, blind = plan.ablations
     assert plan.n_controls == 25 and plan.traces is None
-    assert (heads.heads, heads.how, heads.scope.on) == (((1, 0), (3, 2)), "mean", "think")
+    assert (heads.heads, heads.how, heads.scope.on) == ((Head.parse("1.0"), Head.parse("3.2")), "mean", "think")
     decoded = {model.tokenizer.decode([token]).strip() for token in words.tokens.tokens}
     assert decoded == {"Wait"}
     assert blind.edges.layers == (2,) and blind.edges.read.exclude_generation_positions == (0,)
@@ -183,6 +224,7 @@ def test_a_plan_says_what_to_do(model, tmp_path):
         ("ablations: [{heads: ['1.0']}]", "ablation 1 has no name"),
         ("ablations: [{name: x, head: 1}]", "nothing is called 'head'"),
         ("ablations: [{name: x, heads: [1.10]}]", "in quotes"),
+        ("ablations: [{name: x, heads: ['1']}]", "ablation 1: '1' is not a head"),
         ("ablations: [{name: x, tokens: {words: ['no such word at all']}}]", "no single token"),
         ("ablations: [{name: x, tokens: {where: 3}}]", "nothing is called 'where'"),
         ("ablations: [{name: x, tokens: {prompt_window: [1, 2, 3]}}]", "is no window"),

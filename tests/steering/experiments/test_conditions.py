@@ -9,7 +9,7 @@ from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Positions
-from reasonscope.probes.generation.decoding import DecodingStep
+from reasonscope.probes.generation.decoding import DecodingStep, generate
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering import (
@@ -20,10 +20,11 @@ from reasonscope.steering import (
     Steering,
     SteeringExperiment,
     SteeringVector,
+    VectorUse,
 )
 from reasonscope.steering.decoding.prefills import prefill
 from reasonscope.steering.experiments import experiment as bench_of_rows
-from reasonscope.steering.experiments.conditions import BatchedConditions, Condition
+from reasonscope.steering.experiments.conditions import BatchedConditions, Condition, method_conditions
 from reasonscope.steering.vectors.thinking import Thinking
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=30)
@@ -86,7 +87,7 @@ def test_each_writes_what_it_writes_alone_and_touches_its_own_rows(model, proble
     assert together[0].intervention.n_edited > together[5].intervention.n_edited
 
 
-def test_a_bench_runs_the_base_with_the_first_treatments(model, problems, vector):
+def test_an_experiment_runs_the_base_with_the_first_conditions(model, problems, vector):
     experiment = SteeringExperiment(model, problems, Sampling(max_new_tokens=4), batch_size=3, on_given_text=False)
     said = []
     wanted = [Condition(name=f"s = {s}", intervention=Steering(vector, s, Scope())) for s in (0.0, 9.0, 0.0)]
@@ -95,7 +96,7 @@ def test_a_bench_runs_the_base_with_the_first_treatments(model, problems, vector
     np.testing.assert_array_equal(plain.values["compression"], experiment.base.values["compression"])
     np.testing.assert_array_equal(again.values["compression"], experiment.base.values["compression"])
     assert plain.n_edited == again.n_edited > 0 and moved.n_edited > 0
-    with pytest.raises(InputError, match="one intervention in two treatments"):
+    with pytest.raises(InputError, match="two conditions share one intervention"):
         experiment.run_all([wanted[0], wanted[0]])
 
 
@@ -117,11 +118,34 @@ def test_a_bench_takes_as_many_rows_as_there_is_room_for(model, problems, monkey
     assert asked == [(longest + 4, 256)]
 
 
+def test_a_decoding_loop_of_its_own_runs_beside_the_others(model, problems, vector):
+    experiment = SteeringExperiment(model, problems, SAMPLING, on_given_text=False)
+    loop = lambda prompts, seeds: generate(model, prompts, SAMPLING, seeds=seeds)  # noqa: E731
+    steered = Condition(name="steered", intervention=Steering(vector, 3.0, Scope()))
+    own, moved = experiment.run_all([Condition(name="own", decode=loop), steered])
+    assert [one.text for one in own.traces] == [one.text for one in experiment.traces]
+    alone = SteeringExperiment(model, problems, SAMPLING, on_given_text=False).run("x", Steering(vector, 3.0, Scope()))
+    assert [one.text for one in moved.traces] == [one.text for one in alone.traces]
+    with pytest.raises(InputError, match="decoding loop of its own"):
+        Condition(name="both", decode=loop, prefill="So")
+
+
+def test_a_method_comes_with_random_vectors_of_its_norm(vector):
+    conditions = method_conditions("seal", [VectorUse(vector=vector, scope=Scope())], 0.5, n_controls=2)
+    assert [one.name for one in conditions] == ["seal", "random 1, seal", "random 2, seal"]
+    assert {one.multiplier for one in conditions} == {0.5}
+    drawn = [one.intervention.interventions[0].vector for one in conditions]
+    assert drawn[0] is vector
+    for seed, one in enumerate(drawn[1:], start=1):
+        for site, direction in vector.random_like(seed).directions.items():
+            np.testing.assert_array_equal(one.directions[site], direction)
+
+
 def test_what_is_no_equal_parts_is_refused(vector):
-    with pytest.raises(InputError, match="no treatment"):
+    with pytest.raises(InputError, match="no condition"):
         BatchedConditions([])
     step = DecodingStep(index=0, rows=torch.arange(3), ids=torch.ones(3, 2, dtype=torch.long))
-    with pytest.raises(InputError, match="3 rows are no 2 equal parts"):
+    with pytest.raises(InputError, match="3 rows cannot be split evenly between 2"):
         BatchedConditions([Condition(name="a"), Condition(name="b")]).on_step(step)
 
 

@@ -9,8 +9,7 @@ from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.decoding import generate, left_padded
 from reasonscope.probes.models.model import load_model
-from reasonscope.steering import Scope, Steering, SteeringVector
-from reasonscope.steering.experiments.dose_responses import compare
+from reasonscope.steering import Composed, Condition, Scope, Steering, SteeringExperiment, SteeringVector
 from reasonscope.steering.vectors.token_regions import ThinkTokenIds
 
 SITE = Site("resid_post", 2)
@@ -81,19 +80,22 @@ def test_strength_zero_changes_no_bit(model, vector):
 
 
 def test_the_unsteered_arm_comes_first_and_changes_nothing(model, vector):
-    arms = compare(model, [problem(), problem("Hello?", None)], SAMPLING, {"x": (vector, 4.0)}, scope=Scope())
-    assert [arm.name for arm in arms] == ["base", "x"]
-    assert (arms[0].change.value, arms[0].n_edited) == (0.0, 0)
-    assert arms[1].n_edited > 0
+    experiment = SteeringExperiment(model, [problem(), problem("Hello?", None)], SAMPLING)
+    (steered,) = experiment.arms([Condition(name="x", multiplier=4.0, intervention=Steering(vector, 4.0, Scope()))])
+    base = experiment.base_arm
+    assert [arm.name for arm in (base, steered)] == ["base", "x"]
+    assert (base.change.value, base.n_edited) == (0.0, 0)
+    assert steered.n_edited > 0
 
 
 def test_what_cannot_be_steered_is_refused(model, vector):
-    with pytest.raises(InputError, match="touched no token"):
-        compare(model, TWO, SAMPLING, {"x": (vector, 1.0)}, scope=Scope(tokens=frozenset()))
+    experiment = SteeringExperiment(model, TWO, SAMPLING)
+    with pytest.raises(InputError, match="edited no token"):
+        experiment.run("x", Steering(vector, 1.0, Scope(tokens=frozenset())))
     with pytest.raises(InputError, match="multiplier is nan"):
         Steering(vector, float("nan"), Scope())
     wide = SteeringVector(directions={SITE: np.zeros(7, dtype=np.float32)}, method="test")
     with pytest.raises(InputError, match="width 7"):
-        compare(model, TWO, SAMPLING, {"x": (wide, 1.0)}, scope=Scope())
+        experiment.run("x", Composed(Steering(vector, 1.0, Scope()), Steering(wide, 1.0, Scope())))
     with pytest.raises(InputError, match=r"Scope\.of"):
         Scope(on="think")

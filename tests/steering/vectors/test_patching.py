@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_refused_and_leaves_no_hook(model, prompts):
     with made(model.d_model, provenance=foreign).for_any_model().apply(model):
         model.hf(ids)
     with (
-        pytest.raises(InputError, match="touched no token"),
+        pytest.raises(InputError, match="edited no token"),
         made(model.d_model).apply(model, scope=Scope(tokens=frozenset())),
     ):
         model.hf(ids)
