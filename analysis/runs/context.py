@@ -101,7 +101,13 @@ class Study(Generic[Told]):
 
 
 def _loaded(name: str, how: LoadsModel) -> Model:
-    return load_model(name, device=how.device, deterministic=how.deterministic, float32_compute=how.float32_compute)
+    return load_model(
+        name,
+        device=how.device,
+        threads=how.threads,
+        deterministic=how.deterministic,
+        float32_compute=how.float32_compute,
+    )
 
 
 def trace_sentences(trace: Trace) -> list[Sentence]:

@@ -64,6 +64,7 @@ class LoadsModel(AnalysisOptions):
 
     model: str | None = option(None, "The model that wrote the traces, if the run does not say.")
     device: str = "cpu"
+    threads: int | None = None
     deterministic: bool = False
     float32_compute: bool = False
 

@@ -14,6 +14,10 @@ Load: TypeAlias = Mapping[str, Any]
 def _options(
     *,
     device: Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")] = "cpu",
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="CPU threads; without it one while matrices are small, and all while they are large."),
+    ] = None,
     deterministic: Annotated[
         bool,
         typer.Option("--deterministic", help="Kernels that give the same bits again; an error where there is none."),
@@ -22,7 +26,12 @@ def _options(
         bool, typer.Option("--float32-compute", help="Compute in float32 over 16-bit weights: batches change no token.")
     ] = False,
 ) -> Load:
-    return {"device": device, "deterministic": deterministic, "float32_compute": float32_compute}
+    return {
+        "device": device,
+        "threads": threads,
+        "deterministic": deterministic,
+        "float32_compute": float32_compute,
+    }
 
 
 # The parameters of these options by name.

@@ -12,6 +12,7 @@ from reasonscope.probes.architecture.layout import Layout, head_count
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Forward, Pass, Reduce, cached, grad_mode, positions
 from reasonscope.probes.backends.site_hooks import SiteHook, activations, keep_activation, site_hooks_for
+from reasonscope.probes.backends.threads import threads_for_pass
 
 
 class HooksBackend:
@@ -22,6 +23,7 @@ class HooksBackend:
     def __init__(self, hf: PreTrainedModel, layout: Layout) -> None:
         self._hf = hf
         self._layout = layout
+        self._d_model = int(hf.config.get_text_config().hidden_size)
 
     def forward(
         self,
@@ -60,7 +62,7 @@ class HooksBackend:
             seen.clear()
             now.update(site_hooks_for(read, write, where))
             try:
-                with grad_mode():
+                with grad_mode(), threads_for_pass(ids, self._d_model):
                     output = self._hf(
                         input_ids=ids,
                         attention_mask=mask,

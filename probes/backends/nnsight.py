@@ -20,6 +20,7 @@ from reasonscope.probes.architecture.sites import Point, Site
 from reasonscope.probes.backends.base import Edit, Forward, PassByPass, Reduce, full_mask, grad_mode, positions
 from reasonscope.probes.backends.hooks import eager_attention
 from reasonscope.probes.backends.site_hooks import SiteHook, activations, site_hooks_for
+from reasonscope.probes.backends.threads import threads_for_pass
 from reasonscope.probes.backends.twin import twin
 
 # A trace meets the points of a block in this order and cannot go back.
@@ -54,6 +55,7 @@ class NNsightBackend(PassByPass):
     def __init__(self, hf: PreTrainedModel, layout: Layout, *, remote: bool | str = False) -> None:
         self._hf = twin(hf)
         self._layout = layout
+        self._d_model = int(hf.config.get_text_config().hidden_size)
         self._remote = remote
         self._engine = _engine(self._hf, travels=bool(remote))
 
@@ -81,6 +83,7 @@ class NNsightBackend(PassByPass):
         engine = self._engine
         with ExitStack() as stack:
             stack.enter_context(grad_mode())
+            stack.enter_context(threads_for_pass(ids, self._d_model))
             if any(site.point == "attn_probs" for site in read):
                 stack.enter_context(eager_attention(self._hf))
             with engine.trace(

@@ -18,6 +18,7 @@ from reasonscope.probes.architecture.layout import Layout, head_count
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Forward, PassByPass, Reduce, full_mask, grad_mode, positions
 from reasonscope.probes.backends.site_hooks import SiteHook, activations, keep_activation, site_hooks_for
+from reasonscope.probes.backends.threads import threads_for_pass
 from reasonscope.probes.backends.twin import twin
 
 # The bridge's `hook_attn_out` and `hook_mlp_out` lie behind the post-norms where there are any, as ours do.
@@ -42,6 +43,7 @@ class TransformerLensBackend(PassByPass):
     def __init__(self, hf: PreTrainedModel, layout: Layout) -> None:
         self._hf = hf
         self._layout = layout
+        self._d_model = int(hf.config.get_text_config().hidden_size)
         self._bridge = _bridge(hf)
 
     def forward(
@@ -65,7 +67,7 @@ class TransformerLensBackend(PassByPass):
             for site, touch in site_hooks_for(read, write, where).items()
             for hook in self._hooks(site, keep_activation(touch, site, seen, reduce), ids.shape)
         ]
-        with grad_mode(), self._bridge.hooks(fwd_hooks=hooks):
+        with grad_mode(), threads_for_pass(ids, self._d_model), self._bridge.hooks(fwd_hooks=hooks):
             logits, cache = self._bridge(
                 ids,
                 attention_mask=mask,

@@ -21,6 +21,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.backends.threads import blas_threads_for
 from reasonscope.probes.evaluation.grouped_folds import Task, grouped_predictions
 
 Features = NDArray[Any]
@@ -163,7 +164,10 @@ def baseline_predictions(
         estimator = make_pipeline(StandardScaler(), linear)
     else:
         estimator, grid = DummyRegressor() if task == "regression" else DummyClassifier(strategy="prior"), None
-    return grouped_predictions(estimator, features, targets, groups, grid=grid, task=task, folds=folds, seed=seed)
+    # A vocabulary is about as large as there are texts, if they are short.
+    width = features.shape[1] if features.ndim > 1 else len(features)
+    with blas_threads_for(len(features) * width * min(len(features), width)):
+        return grouped_predictions(estimator, features, targets, groups, grid=grid, task=task, folds=folds, seed=seed)
 
 
 def _of_next(trace: Trace, token: int) -> tuple[float, float]:

@@ -13,10 +13,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from reasonscope.data.errors import InputError
+from reasonscope.probes.backends.threads import (
+    available_threads,
+    blas_threads_for,
+    one_thread_each,
+    threads_for,
+)
 from reasonscope.probes.fitting.cholesky import bordered_solutions, gram
 from reasonscope.probes.fitting.newton import ColumnSpace, RowSpace, newton_path
 
@@ -153,7 +158,7 @@ def _path(
 
     fits: list[tuple[Tensor, Tensor]] = []
     n_problems, n_folds = folds.shape[:2]
-    with _on_every_core(where, n_problems * n_folds) as (run, cores):
+    with _on_every_core(where, n_problems * n_folds, _products(folds, features)) as (run, cores):
         for start in range(0, n_problems, step := PROBLEMS_AT_A_TIME * cores):
             part = range(start, min(start + step, n_problems))
             fits += run(
@@ -168,19 +173,26 @@ def _path(
 
 
 @contextmanager
-def _on_every_core(device: torch.device, tasks: int) -> Iterator[tuple[Callable[..., Iterable[Any]], int]]:
-    """A `map` that spreads tasks over the cores that torch may use, each with one thread of its own, and their number."""
-    cores = min(torch.get_num_threads(), tasks) if device.type == "cpu" else 1
+def _on_every_core(
+    device: torch.device, tasks: int, products: float
+) -> Iterator[tuple[Callable[..., Iterable[Any]], int]]:
+    """A `map` that spreads tasks over the cores that torch may use, each with one thread of its own, and their number.
+
+    A single task gets the threads that its `products` are worth.
+    """
+    cores = min(available_threads(), tasks) if device.type == "cpu" else 1
     if cores == 1:
-        yield map, 1
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores) as pool:
+        with threads_for(products), blas_threads_for(products):
+            yield map, 1
+    else:
+        with one_thread_each(), ThreadPoolExecutor(cores) as pool:
             yield pool.map, cores
-    finally:
-        torch.set_num_threads(before)
+
+
+def _products(folds: Tensor, features: Tensor) -> float:
+    """Multiplications of the inner products of the largest training set, between the rows or the features, whichever are fewer."""
+    rows, width = int(folds.sum(-1).max()), features.shape[-1]
+    return float(min(rows, width) ** 2 * max(rows, width))
 
 
 def _ridge(problem: _Problem, rows: Tensor, targets: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from reasonscope.data.errors import ContextError, InputError, SiteError
 from reasonscope.data.trace import FinishReason, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Pass
+from reasonscope.probes.backends.threads import threads_for_pass
 from reasonscope.probes.generation.cache import growing_cache
 from reasonscope.probes.generation.padding import check_vocabulary, left_padded
 from reasonscope.probes.models.model import Model
@@ -88,7 +89,7 @@ def generate(
     if not prompts:
         return []
     decoding = _Decoding(model, prompts, limits, sampling, seeds, past)
-    with model.backend.passes(read=read, write=write) as run:
+    with threads_for_pass(decoding.rows, model.d_model), model.backend.passes(read=read, write=write) as run:
         for index in range(decoding.longest):
             if on_step is not None:
                 on_step(DecodingStep(index=index, rows=decoding.rows, ids=decoding.feed))

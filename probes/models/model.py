@@ -14,6 +14,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.text.parse import ThinkTags
 from reasonscope.probes.architecture.layout import Layout, embedding_rows, head_count, input_device, resolve_layout
 from reasonscope.probes.backends.base import Backend
+from reasonscope.probes.backends.threads import set_threads
 from reasonscope.probes.models.determinism import compute_in_float32, make_deterministic
 from reasonscope.probes.models.fingerprint import fingerprint
 from reasonscope.probes.models.layout_check import prove_layout
@@ -85,6 +86,7 @@ def load_model(
     *,
     backend: str = "hooks",
     device: str = "cpu",
+    threads: int | None = None,
     remote: bool | str = False,
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
@@ -115,6 +117,8 @@ def load_model(
         raise InputError(f"float32 arithmetic over 16-bit weights runs on the backend hooks, not on {backend}")
     if deterministic:
         make_deterministic()
+    if threads is not None:
+        set_threads(threads)
     elsewhere = bool(remote) and remote != "local"
     if isinstance(source, PreTrainedModel):
         if tokenizer is None:
