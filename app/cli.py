@@ -1,14 +1,33 @@
 """The command `reasonscope`: which commands there are, and how an error reaches the terminal."""
 
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from reasonscope.app.commands import analyse, browser, demo, environment, models, probe, runs, steer
+from reasonscope.app.interruption import interruption_line, sigterm_interrupts
 from reasonscope.app.terminal import printable
 from reasonscope.data.errors import ReasonscopeError
+from reasonscope.data.terminal_progress import show_progress
+
+
+class CommandLine(TyperGroup):
+    """All commands: each shows its progress, and says when it is interrupted what was kept."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's own context
+        """Run the command that was asked for."""
+        try:
+            with sigterm_interrupts(), show_progress():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            typer.echo(interruption_line(interrupt), err=True)
+            raise typer.Exit(130) from interrupt
+
 
 app = typer.Typer(
+    cls=CommandLine,
     help="Look inside reasoning models: capture, probe, steer and analyse what they think before they answer.",
     no_args_is_help=True,
     add_completion=False,
@@ -43,8 +62,6 @@ def main() -> None:
         # Some causes (of transformers, of the operating system) are several lines long.
         typer.echo(f"reasonscope: {printable(' '.join(str(error).split()))}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

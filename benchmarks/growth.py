@@ -67,7 +67,7 @@ def recorded(organism: Model, n: int) -> float:
     sampling = Sampling(temperature=0.7, max_new_tokens=48)
     with tempfile.TemporaryDirectory() as folder:
         started = time.process_time()
-        record(organism, problems, Path(folder) / "run", sites=["resid_post.3"], sampling=sampling, progress=False)
+        record(organism, problems, Path(folder) / "run", sites=["resid_post.3"], sampling=sampling)
         return time.process_time() - started
 
 

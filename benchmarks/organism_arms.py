@@ -92,7 +92,7 @@ def on_ledgers(model: Model, run: Path, asked: Sequence[str], learn: int, n: int
             continue
         named = Asked.parse(one)
         source = source_of(model, run, learn, named.name)
-        yield respond(experiment, source, named, strengths=None, n_controls=nulls, covariance=False, say=lambda _: None)
+        yield respond(experiment, source, named, strengths=None, n_controls=nulls, covariance=False)
 
 
 def source_of(model: Model, run: Path, learn: int, name: str) -> ExtractionData:
@@ -103,9 +103,7 @@ def source_of(model: Model, run: Path, learn: int, name: str) -> ExtractionData:
         folder, problems, samples = "modes", [*problems, *ledgers(learn, "train", ":brief")], 1
     elif name == "strength":
         folder, sites, samples = "before", [f"resid_pre.{layer}" for layer in range(model.n_layers)], 1
-    store = record(
-        model, problems, run / folder, sites=sites, sampling=SAMPLING, samples=samples, batch_size=64, progress=False
-    )
+    store = record(model, problems, run / folder, sites=sites, sampling=SAMPLING, samples=samples, batch_size=64)
     wanted = {problem.id for problem in problems}
     ids = [trace.id for trace in store if trace.problem.id in wanted]
     return ExtractionData(
@@ -179,7 +177,7 @@ def on_requests(model: Model, run: Path, learn: int, n: int, nulls: int) -> Iter
     asked = [one for one in load_problems("requests", split="train", n=3 * learn) if one.group in learned][:learn]
     judged = [one for drawn in kinds.values() for one in [p for p in drawn if p.group not in learned][: 2 * n // 3]]
     sites = [f"resid_pre.{layer}" for layer in range(model.n_layers)]
-    store = record(model, asked, run / "requests", sites=sites, sampling=SAMPLING, batch_size=64, progress=False)
+    store = record(model, asked, run / "requests", sites=sites, sampling=SAMPLING, batch_size=64)
     experiment, source = (
         SteeringExperiment(model, judged, SAMPLING),
         ExtractionData(model=model, store=store, ids=store.ids),
@@ -193,7 +191,6 @@ def on_requests(model: Model, run: Path, learn: int, n: int, nulls: int) -> Iter
                 strengths=None,
                 n_controls=nulls,
                 covariance=False,
-                say=lambda _: None,
             )
         except ValueError as error:  # the published rule may find no direction
             sys.stdout.write(f"{name}: {error}\n")

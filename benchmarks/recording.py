@@ -81,9 +81,7 @@ def run_child(mode: str, n: int, path: Path) -> None:
     sys.stdout.write(json.dumps({"began": began}) + "\n")
     sys.stdout.flush()
     if mode == "record":
-        tokens = sum(
-            len(t.token_ids) for t in record(model, problems, path, sites=sites, sampling=SAMPLING, progress=False)
-        )
+        tokens = sum(len(t.token_ids) for t in record(model, problems, path, sites=sites, sampling=SAMPLING))
     else:
         prompts = sorted((model.encode_prompt(problem) for problem in problems), key=len)
         tokens = 0

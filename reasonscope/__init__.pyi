@@ -12,6 +12,7 @@ from .data.exchange.importers import import_jsonl as import_jsonl
 from .data.exchange.problem_sets import load_problems as load_problems
 from .data.intervals import Estimate as Estimate
 from .data.storage.store import TraceStore as TraceStore
+from .data.terminal_progress import show_progress as show_progress
 from .data.text.steps_and_sentences import sentences as sentences
 from .data.text.steps_and_sentences import steps as steps
 from .data.trace import Message as Message

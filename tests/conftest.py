@@ -7,6 +7,8 @@ import pytest
 from hypothesis import settings
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from reasonscope.data.progress import Work, listening
+
 # No deadline: on a busy machine it fails at random, and a mutant would seem to be noticed.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -45,6 +47,34 @@ def tokenizer() -> Tokenizer:
     tok.train_from_iterator(CORPUS * 4, trainer)
     tok.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>", special=False)])
     return tok
+
+
+class Heard:
+    """A listener that keeps all work and all lines in the order in which they came."""
+
+    def __init__(self):
+        self.works: list[Work] = []
+        self.lines: list[str] = []
+
+    def __iter__(self):
+        return iter(self.works)
+
+    def begin(self, work):
+        self.works.append(work)
+
+    def end(self, work):
+        pass
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+@pytest.fixture
+def heard():
+    """What the test's work said about itself."""
+    listener = Heard()
+    with listening(listener):
+        yield listener
 
 
 @pytest.fixture(scope="session")

@@ -63,8 +63,6 @@ def analyse_cliff(study: Study[CliffOptions]) -> Iterator[Result]:
     yield probe_write_result(study.model, probe, requests, seed=options.seed)
     if options.ablate:
         trial = _trial(study)
-        arms = f"with all heads, without the chosen ones, and without {options.n_controls} random sets"
-        study.progress(f"{options.n_controls + 2} × {3 * options.asked} answers: {arms}")
         scope = Scope.of(study.model, on="close_window") if options.at_close else None
         yield cliff_heads(
             study.model,

@@ -1,6 +1,6 @@
 """What an analysis works on: a run's traces, the options, and the models, which are loaded when they are first needed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -45,7 +45,6 @@ class Study(Generic[Told]):
     traces: Sequence[Trace]
     options: Told
     results: Path
-    progress: Callable[[str], None] = field(default=lambda _: None)
     kept: Path | None = None
     _golds: dict[str, dict[Site, NDArray[Any]]] = field(default_factory=dict, init=False, repr=False)
 
@@ -89,7 +88,6 @@ class Study(Generic[Told]):
     def gold(self: "Study[Any]", trace: Trace) -> dict[Site, NDArray[Any]]:
         """The states after the answer of a trace, at the chosen sites; each answer is read once."""
         if trace.id not in self._golds:
-            self.progress(f"answer of {trace.id}")
             text = gold_text(trace, self.options.gold)
             (self._golds[trace.id],) = representations(self.model, [text], self.sites)
         return self._golds[trace.id]

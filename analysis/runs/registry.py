@@ -115,7 +115,6 @@ def analyse_anchors(study: Study[AnchorsOptions], trace: Trace) -> Iterator[Resu
         yield published_importances(trace)
         return
     known = trace_sentences(trace)
-    study.progress(f"rollouts of {trace.id}: {len(known)} sentences")
     yield from _anchors(study, trace, known, study.options)
 
 

@@ -24,6 +24,7 @@ from reasonscope.analysis.runs.options import AnalysisOptions, make_options
 from reasonscope.analysis.runs.per_trace import PerTraceAnalysis
 from reasonscope.analysis.runs.registry import ANALYSES, figures_of
 from reasonscope.data.errors import InputError
+from reasonscope.data.progress import working
 from reasonscope.data.storage.durable import make_folder, sha256_of, write_text_durably
 from reasonscope.data.storage.manifest import NAME
 from reasonscope.data.storage.run_folder import RunFolder, run_folder
@@ -60,31 +61,29 @@ class AnalysisTask:
     def where(self) -> RunFolder:
         return run_folder(self.run)
 
-    def study(self, say: Callable[[str], None] = lambda _: None) -> Study[Any]:
-        """The run, opened; `say` is called with a line at each step."""
+    def study(self) -> Study[Any]:
+        """The run, opened."""
         store = TraceStore.open(self.where.store)
         chosen = list(store) if self.traces is None else [store.trace(id) for id in self.traces]
         options = self.options.for_run(self.where)
-        return Study(store=store, traces=chosen, options=options, results=self.where.analyses, progress=say)
+        return Study(store=store, traces=chosen, options=options, results=self.where.analyses)
 
 
-def run_analysis(
-    task: AnalysisTask, *, cluster: Cluster | None = None, say: Callable[[str], None] = lambda _: None
-) -> Iterator[Result]:
+def run_analysis(task: AnalysisTask, *, cluster: Cluster | None = None) -> Iterator[Result]:
     """Save every result of the analysis with its figures, and give each as it was saved, in the order of the traces.
 
     With a `cluster` its workers share the traces, and each loads the model once; an analysis that looks at all traces together goes to
     one worker. The files are the same as those of one process. Raises what the analysis raises, and what `work_on` raises.
     """
-    analysis, study = ANALYSES[task.name].run, task.study(say)
+    analysis, study = ANALYSES[task.name].run, task.study()
     if isinstance(analysis, PerTraceAnalysis):
         yield from _trace_by_trace(task, analysis, study, cluster)
     elif cluster is None:
-        yield from (_saved(task.where, study, result) for result in analysis(study))
+        with working(task.name):
+            yield from (_saved(task.where, study, result) for result in analysis(study))
     else:
         notes = Notes.of(task, analysis, study)
         notes.clear()
-        study.progress("by a worker")
         work_on(cluster, partial(_Whole, task, notes), ["all"])
         yield from map(Result.load, notes.results("all"))
         notes.clear()
@@ -96,7 +95,6 @@ def analyse(
     *,
     traces: Sequence[str] | None = None,
     cluster: Cluster | None = None,
-    progress: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> list[Result]:
     """Run an analysis over a run, as `reasonscope analyse NAME` does.
@@ -106,7 +104,6 @@ def analyse(
         run: The folder of a run.
         traces: Ids of the traces to analyse; all of them if None.
         cluster: Workers that share the traces; this process alone if None.
-        progress: Called with a line at each step.
         **options: Options of this analysis, such as `sites="resid_post.20"` or `seed=1`: those of the command line, with underscores.
 
     Returns:
@@ -120,7 +117,7 @@ def analyse(
             print(result.provenance["trace"], result.numbers)
     """
     task = AnalysisTask.of(run, name, traces=traces, **options)
-    return list(run_analysis(task, cluster=cluster, say=progress))
+    return list(run_analysis(task, cluster=cluster))
 
 
 def _trace_by_trace(
@@ -146,10 +143,13 @@ def _stage(
     left = [trace.id for trace in study.traces if not notes.finished(trace.id)]
     if cluster is None:
         analyst = Analyst(task, analysis.per_trace, notes, study)
-        for id in left:
-            analyst(id)
+        n = len(study.traces)
+        with working(task.name, total=n, done=n - len(left), unit="traces") as work:
+            for id in left:
+                work.detail = id
+                analyst(id)
+                work.advance()
     else:
-        study.progress(f"{len(left)} of {len(study.traces)} traces by workers")
         work_on(cluster, partial(Analyst, task, analysis.per_trace, notes), left)
     found = []
     for path in (path for trace in study.traces for path in notes.results(trace.id)):

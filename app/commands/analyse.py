@@ -106,7 +106,7 @@ def _run(
     task = AnalysisTask(run=run, name=name, options=options, traces=tuple(trace) if trace else None)
     cluster = None if ray is None else Cluster(address=ray, workers=workers, gpus=gpus)
     numbers: dict[str, Any] = {}
-    for result in run_analysis(task, cluster=cluster, say=_say):
+    for result in run_analysis(task, cluster=cluster):
         of = str(result.provenance.get("trace", "all"))
         numbers[f"{of}, {result.method}" if of in numbers else of] = numbers_of(result)
     _say(f"results in {task.where.analyses}, figures in {task.where.figures}")

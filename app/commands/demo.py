@@ -18,8 +18,7 @@ def demo(
     from reasonscope.app.demo.demo import QUICK, Size, run_demo
     from reasonscope.app.demo.summary import REPORT, table
 
-    console = Console(stderr=True)
-    summary = run_demo(out, size=QUICK if quick else Size(), say=lambda what: console.print(f"· {what}"))
+    summary = run_demo(out, size=QUICK if quick else Size())
     Console().print(table(summary, leave_out=("model",)))
     typer.echo(f"report: {out / REPORT}")
     typer.echo(f"in the browser: reasonscope app {out}")

@@ -81,5 +81,5 @@ def example(
     """Record the example run that the app opens where no run is given. Do it again after the organism was trained anew."""
     from reasonscope.app.demo.bundled import write_example
 
-    write_example(out, say=lambda what: typer.echo(what, err=True))
+    write_example(out)
     typer.echo(f"{out}: {sum(file.stat().st_size for file in out.rglob('*') if file.is_file()) / 1e6:.2f} MB")

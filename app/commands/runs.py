@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reasonscope.app.commands.loading import Load, loads_model
+from reasonscope.app.interruption import keeping
 
 if TYPE_CHECKING:
     from reasonscope.data.trace import Trace
@@ -94,24 +96,25 @@ def record(
         "remote": remote == "ndif" or remote or False,
         **load,
     }
-    if ray is not None:
-        if server is not None or shard != "1/1":
-            raise InputError("--ray shares the work out by itself; leave --server and --shard away")
-        job = Job(load=loading, sites=sites, **how)
-        store = record_on(Cluster(address=ray, workers=workers, gpus=gpus), job, asked, out)
-    else:
-        loaded: Prompting = load_model(**loading) if sites or server is None else load_prompting(model)
-        store = record_traces(
-            loaded,
-            asked,
-            out,
-            sites=expand_sites(sites, loaded.n_layers) if sites else (),
-            shard=_shard(shard),
-            server=server_writer(server, loaded, served_as=served_as, workers=requests, timeout=server_timeout)
-            if server
-            else None,
-            **how,
-        )
+    with keeping(partial(_recorded, out, len(asked) * samples if shard == "1/1" else None)):
+        if ray is not None:
+            if server is not None or shard != "1/1":
+                raise InputError("--ray shares the work out by itself; leave --server and --shard away")
+            job = Job(load=loading, sites=sites, **how)
+            store = record_on(Cluster(address=ray, workers=workers, gpus=gpus), job, asked, out)
+        else:
+            loaded: Prompting = load_model(**loading) if sites or server is None else load_prompting(model)
+            store = record_traces(
+                loaded,
+                asked,
+                out,
+                sites=expand_sites(sites, loaded.n_layers) if sites else (),
+                shard=_shard(shard),
+                server=server_writer(server, loaded, served_as=served_as, workers=requests, timeout=server_timeout)
+                if server
+                else None,
+                **how,
+            )
     typer.echo(f"{len(store)} traces in {out}; verify every byte: reasonscope check {out}")
 
 
@@ -182,6 +185,18 @@ def export(
         store = exportable(store, where.analyses)
     count = writers[to](store, out)
     typer.echo(f"{count} traces in {out}")
+
+
+def _recorded(out: Path, total: int | None) -> str:
+    """What an interrupted recording has kept, and how to go on; `total` traces were wanted, if that is known here."""
+    from reasonscope.data.storage.store import TraceStore
+
+    n = len(TraceStore.open(out)) if out.exists() else 0
+    # Workers store into folders of their own, which the next call takes over.
+    if not n and not out.with_name(f"{out.name}.parts").exists():
+        return "no trace was finished, so nothing is kept; run the same command again to start over."
+    of = f" of {total}" if total is not None else ""
+    return f"{n}{of} traces are kept in {out}; run the same command again to go on."
 
 
 def _shard(text: str) -> tuple[int, int]:

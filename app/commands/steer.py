@@ -1,5 +1,6 @@
 """`reasonscope steer`: extract vectors from a run and sweep their strength; `reasonscope ablate`: run a plan of ablations."""
 
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated
 
@@ -127,6 +128,7 @@ def sweep(
     """Measure what each strength does to length, accuracy, refusal and form, beside random vectors and the reversed vector."""
     from reasonscope.analysis.figures import sweep_figures
     from reasonscope.analysis.runs.saved_numbers import save_numbers
+    from reasonscope.data.progress import tracked
     from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
     from reasonscope.probes.architecture.sites import expand_sites
@@ -161,9 +163,8 @@ def sweep(
             strengths=given,
             n_controls=nulls,
             covariance=covariance,
-            say=lambda text: typer.echo(text, err=True),
         )
-        for one in asked
+        for one in tracked(asked, "steering", "methods", name=attrgetter("name"))
     ]
     numbers = {response.name: response_numbers(response) for response in responses}
     command = f"reasonscope steer sweep {' '.join(methods)} --run {run} --nulls {nulls} --seed {seed}"
@@ -182,6 +183,7 @@ def ablate(
     json_: JsonOption = False,
 ) -> None:
     """Remove heads, MLPs, layers, tokens or attention edges: what it does to the answer and the thinking, beside random ablations."""
+    from reasonscope.data.progress import tracked
     from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
     from reasonscope.steering.experiments.ablation import ablation_effect, regenerate_ablated
@@ -195,8 +197,7 @@ def ablate(
     traces = list(store)[: chosen.traces]
     problems = list({trace.problem.id: trace.problem for trace in traces}.values())[: chosen.problems]
     effects, regenerated, not_measured = {}, {}, []
-    for one in chosen.ablations:
-        typer.echo(one.name, err=True)
+    for one in tracked(chosen.ablations, "ablating", "ablations", name=attrgetter("name")):
         effects[one.name] = ablation_effect(loaded, traces, one, n_controls=chosen.n_controls, seed=chosen.seed)
         if problems and one.edges is not None:
             not_measured.append(one.name)

@@ -1,12 +1,13 @@
 """The example run that ships: what the demo, the sweep and the analyses make of the organism, for a part of its traces."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from reasonscope.data.progress import tracked
 from reasonscope.data.storage.run_folder import RunFolder, run_folder
 from reasonscope.data.storage.store import TraceStore
 
@@ -28,9 +29,7 @@ _ANALYSES = (
 _OF_MANY = ("mi", "mi_base", "head_kurtosis", "receiver_scores")
 
 
-def write_example(
-    out: Path, *, say: Callable[[str], None], size: "Size | None" = None, rollouts: int = 20, every: int = SHOWN
-) -> None:
+def write_example(out: Path, *, size: "Size | None" = None, rollouts: int = 20, every: int = SHOWN) -> None:
     """Record the organism, probe, steer and analyse it, and leave in `out` what the app shows; what `out` held is replaced at the end.
 
     The numbers of the probes and of steering are those of the whole demo; of its traces every so many ship, and on these the sweep and
@@ -40,11 +39,11 @@ def write_example(
 
     with TemporaryDirectory() as temporary:
         run = Path(temporary) / "example"
-        run_demo(run, size=size or Size(), say=say, progress=False)
+        run_demo(run, size=size or Size())
         where = run_folder(run)
         n = len(TraceStore.open(where.store))
         _keep_part(where.store, TraceStore.open(where.store).ids[::every])
-        measure(where, rollouts=rollouts, say=say)
+        measure(where, rollouts=rollouts)
         store = TraceStore.open(where.store)
         note = f"{len(store)} of the {n} traces that the numbers are of; the activations were left out"
         _keep_part(where.store, store.ids, note=note)
@@ -56,7 +55,7 @@ def write_example(
         shutil.copytree(run, out, ignore=shutil.ignore_patterns("*.html", ".lock", MODES))
 
 
-def measure(where: RunFolder, *, rollouts: int, say: Callable[[str], None]) -> None:
+def measure(where: RunFolder, *, rollouts: int) -> None:
     """Score, sweep and analyse the run in `where`, whose store holds the residual stream behind every block."""
     from reasonscope.probes.fitting.linear_probes import LinearProbe
     from reasonscope.probes.properties.scores import write_scores
@@ -65,11 +64,11 @@ def measure(where: RunFolder, *, rollouts: int, say: Callable[[str], None]) -> N
     for name in _SCORED:
         if (kept := where.probes / f"{name}.safetensors").exists():
             write_scores(LinearProbe.load(kept), store, where.scores / kept.name, name=name)
-    _sweep(where, store, say)
-    _analyse(where, store, rollouts, say)
+    _sweep(where, store)
+    _analyse(where, store, rollouts)
 
 
-def _sweep(where: RunFolder, store: TraceStore, say: Callable[[str], None]) -> None:
+def _sweep(where: RunFolder, store: TraceStore) -> None:
     """The dose-response of two methods on held-out problems, and their vectors."""
     from reasonscope.analysis.figures import sweep_figures
     from reasonscope.analysis.runs.saved_numbers import save_numbers
@@ -94,13 +93,13 @@ def _sweep(where: RunFolder, store: TraceStore, say: Callable[[str], None]) -> N
         for part in method(name).parts(source)[:1]:
             part.vector.save(where.vectors / f"{name}.safetensors")
         asked = Asked(name=name)
-        responses.append(respond(experiment, source, asked, strengths=None, n_controls=5, covariance=False, say=say))
+        responses.append(respond(experiment, source, asked, strengths=None, n_controls=5, covariance=False))
     command = f"reasonscope steer sweep {' '.join(SWEPT)} --run runs/demo --n {JUDGED}"
     numbers = {response.name: response_numbers(response) for response in responses}
     save_numbers(where, "sweep", numbers, command=command, seed=0, figures=sweep_figures(responses))
 
 
-def _analyse(where: RunFolder, store: TraceStore, rollouts: int, say: Callable[[str], None]) -> None:
+def _analyse(where: RunFolder, store: TraceStore, rollouts: int) -> None:
     """Every analysis of the app's pages, on the first few ledgers that were answered right and took some thinking."""
     from reasonscope.analysis.results import result_path
     from reasonscope.analysis.runs.context import Study
@@ -127,10 +126,9 @@ def _analyse(where: RunFolder, store: TraceStore, rollouts: int, say: Callable[[
         # The longest ledgers take more room than the rollouts of the short ones that are analysed.
         "cliff": {"ablate": True, "asked": 24, "max_new_tokens": 900},
     }
-    for name in _ANALYSES:
+    for name in tracked(_ANALYSES, "analysing", "analyses", name=str):
         if name == "cliff" and not (where.probes / "refusal.safetensors").exists():
             continue
-        say(f"analysing: {name}")
         told = make_options(ANALYSES[name].question.options, options.get(name, {})).for_run(where)
         study = Study(store=store, traces=chosen.get(name, fit), options=told, results=where.analyses)
         for result in ANALYSES[name](study):

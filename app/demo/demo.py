@@ -26,6 +26,7 @@ from reasonscope.app.demo.summary import SUMMARY
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.intervals import Estimate
+from reasonscope.data.progress import say, working
 from reasonscope.data.storage.durable import make_folder, write_text_durably
 from reasonscope.data.storage.run_folder import RunFolder, run_folder
 from reasonscope.data.storage.store import TraceStore
@@ -67,28 +68,28 @@ QUICK = Size(ledgers=64, requests=32, steered=24, methods=("seal",))
 
 @dataclass
 class Clock:
-    """Seconds of each part, in order; `say` hears when a part begins."""
+    """Seconds of each part, in order; a listener hears when a part begins, and how far it is."""
 
-    say: Callable[[str], None]
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def part(self, name: str, what: str) -> Iterator[None]:
-        self.say(what)
+        say(f"· {what}")
         began = time.monotonic()
-        yield
+        with working(name.replace("_", " ")):
+            yield
         self.seconds[name] = round(time.monotonic() - began, 2)
 
 
-def run_demo(out: Path, *, size: Size, say: Callable[[str], None], progress: bool = True) -> Mapping[str, Any]:
+def run_demo(out: Path, *, size: Size) -> Mapping[str, Any]:
     """Do all of it below `out` (the store in `out/store`, resumed where it was begun) and return the summary."""
-    clock = Clock(say)
+    clock = Clock()
     with clock.part("load", "loading the organism, a small reasoning model"):
         model = load_model("organism")
     problems = load_problems("ledger", n=size.ledgers) + load_problems("requests", n=size.requests)
     with clock.part("record", f"recording {len(problems)} traces with the residual stream of every layer"):
         sites = expand_sites("resid_post.*", model.n_layers)
-        store = record(model, problems, out / "store", sites=sites, sampling=SAMPLING, batch_size=64, progress=progress)
+        store = record(model, problems, out / "store", sites=sites, sampling=SAMPLING, batch_size=64)
     traces = list(store)
     ledgers = [trace for trace in traces if trace.problem.answer is not None]
     requests = [trace for trace in traces if trace.problem.answer is None]
@@ -99,7 +100,7 @@ def run_demo(out: Path, *, size: Size, say: Callable[[str], None], progress: boo
     with clock.part("correctness_probe", "predicting from the closing tag whether the answer will be right"):
         correctness = _or_why_not(lambda: probes.correctness(store, ledgers))
     with clock.part("steering", f"steering held-out problems by {', '.join(size.methods)}"):
-        methods = steering_parts(model, store, out / MODES, ledgers[: -size.steered], size, progress=progress)
+        methods = steering_parts(model, store, out / MODES, ledgers[: -size.steered], size)
         arms = steer(model, methods, ledgers[-size.steered :])
     where = run_folder(out)
     keep_probes(where, out, probe, refusal, correctness, requests)
@@ -124,23 +125,23 @@ def run_demo(out: Path, *, size: Size, say: Callable[[str], None], progress: boo
     return summary
 
 
-def record_modes(model: Model, out: Path, size: Size, *, progress: bool) -> TraceStore:
+def record_modes(model: Model, out: Path, size: Size) -> TraceStore:
     """Ledgers that are not held out, answered as they are and asked to be brief: what ASC and thinking speed learn from."""
     n = min(size.briefly, size.ledgers - size.steered)
     problems = [p for mode in ("ledger", "ledger:brief") for p in load_problems(mode, n=size.ledgers)[:n]]
     sites = expand_sites("resid_post.*", model.n_layers)
-    return record(model, problems, out, sites=sites, sampling=SAMPLING, batch_size=96, progress=progress)
+    return record(model, problems, out, sites=sites, sampling=SAMPLING, batch_size=96)
 
 
 def steering_parts(
-    model: Model, store: TraceStore, modes: Path, ledgers: list[Trace], size: Size, *, progress: bool
+    model: Model, store: TraceStore, modes: Path, ledgers: list[Trace], size: Size
 ) -> dict[str, tuple[VectorUse, ...]]:
     """The vectors of the methods of `size`, from problems that are not held out; SEAL's of what enters the last block."""
     site = [Site("resid_post", model.n_layers - 2)]
     steps = ExtractionData(model=model, store=store, ids=[trace.id for trace in ledgers], sites=site)
     parts = {"seal": METHODS["seal-clamp"].parts(steps)}
     if others := [name for name in size.methods if name != "seal"]:
-        pairs = record_modes(model, modes, size, progress=progress)
+        pairs = record_modes(model, modes, size)
         learned = ExtractionData(model=model, store=pairs, ids=pairs.ids)
         parts |= {name: METHODS[f"{name}-clamp"].parts(learned) for name in others}
     return parts

@@ -79,7 +79,8 @@ class TraceStore:
     def create(
         cls, path: str | Path, *, meta: Mapping[str, Any] | None = None, sites: Sequence[str] = ()
     ) -> "TraceStore":
-        """An empty store for activations at `sites`, in a folder that is new or empty. Raises StoreError, InputError."""
+        """An empty store for activations at `sites`, in a folder that is new, empty, or holds a store without a trace: whoever made that
+        one failed before its first trace, and nothing is lost with it. Raises StoreError, InputError."""
         folder = Path(path)
         if len(set(sites)) != len(sites):
             raise InputError(f"sites {list(sites)} name one twice")
@@ -93,7 +94,12 @@ class TraceStore:
         store._take_lock()
         try:
             _need_blank(folder)  # another writer may have been here before we held the lock
+            for begun in store._folder.iterdir():  # a shard that was never finished
+                remove(begun)
             store._write(manifest)
+        except OSError as error:
+            store.close()
+            raise StoreError(f"cannot write in {folder}: {error}") from error
         except ReasonscopeError:
             store.close()
             raise
@@ -116,11 +122,13 @@ class TraceStore:
     def open_or_create(
         cls, path: str | Path, *, meta: Mapping[str, Any] | None = None, sites: Sequence[str] = ()
     ) -> "TraceStore":
-        """The store in `path`, to go on with it, else a new one. Raises StoreError where the one that is there holds other sites
-        or was written under another `meta`: what is in one store was made in one way."""
+        """The store in `path`, to go on with it, or a new one if there is none with a trace. Raises StoreError if the one that is there
+        holds other sites or was written under another `meta`: what is in one store was made in one way."""
         if look_at(Path(path) / NAME) is None:
             return cls.create(path, meta=meta, sites=sites)
         store = cls.open(path)
+        if not len(store):
+            return cls.create(path, meta=meta, sites=sites)
         if store.sites != tuple(sites):
             raise StoreError(
                 f"{path} holds the sites {', '.join(store.sites) or '(none)'}, not {', '.join(sites) or '(none)'}"
@@ -144,6 +152,24 @@ class TraceStore:
         if self._unlock is not None:
             self._unlock()
             self._unlock = None
+
+    def discard(self) -> None:
+        """Remove the store if it holds no trace, and its folder if nothing else is in it. Raises StoreError if another process writes."""
+        self._take_lock()
+        if len(self):
+            return
+        try:
+            for begun in self._folder.iterdir():
+                remove(begun)
+            # The manifest goes before the lock: a kill in between leaves a folder that `create` takes.
+            for path in (self.path / NAME, self._folder, self.path / _LOCK):
+                remove(path)
+        except OSError as error:
+            raise StoreError(f"cannot write in {self.path}: {error}") from error
+        finally:
+            self.close()
+        with suppress(OSError):  # it holds something else, too
+            self.path.rmdir()
 
     @property
     def meta(self) -> Mapping[str, Any]:
@@ -376,15 +402,32 @@ class TraceStore:
 
 
 def _need_blank(folder: Path) -> None:
-    """Raise StoreError unless a folder is new, empty, or holds no more than a writer leaves that was killed before its first manifest."""
+    """Raise StoreError unless a folder is new, empty, or holds no more than a writer leaves that was killed before its first trace."""
     left = {folder / _LOCK, folder / _FOLDER}
     try:
         there = folder.exists()
-        blank = folder.is_dir() and all(path in left or _is_temporary(path, folder) for path in folder.rglob("*"))
+        empty = _empty_manifest(folder)
+        if empty is not None:
+            left.add(folder / NAME)
+        blank = folder.is_dir() and all(
+            path in left or _is_temporary(path, folder) or (empty is not None and _is_unfinished(path, folder, empty))
+            for path in folder.rglob("*")
+        )
     except OSError as error:
         raise StoreError(f"cannot make {folder}: {error}") from error
     if there and not blank:
         raise StoreError(f"{folder} exists and is not empty; give another folder, or open the store that is there")
+
+
+def _empty_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a store without a trace; None if there is none, or any other one."""
+    if look_at(folder / NAME) is None:
+        return None
+    try:
+        manifest = Manifest.read(folder)
+    except StoreError:  # a damaged store may hold traces
+        return None
+    return None if manifest.shards else manifest
 
 
 def check_store(path: str | Path) -> list[str]:

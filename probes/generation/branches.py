@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from reasonscope.data.errors import ContextError, InputError
+from reasonscope.data.progress import working
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.generation.cache import growing_cache
-from reasonscope.probes.generation.decoding import Completion, Past, generate
+from reasonscope.probes.generation.decoding import BatchProgress, Completion, Past, generate
 from reasonscope.probes.generation.padding import check_vocabulary
 from reasonscope.probes.models.model import Model
 
@@ -56,15 +57,19 @@ class PrefixWriter:
         # Stubs of one length together: what is fed first has to end in the same column in every row.
         order = sorted(range(len(branches)), key=lambda i: (len(branches[i].stub), branches[i].cut))
         done: dict[int, Completion] = {}
-        while order:
-            stub = len(branches[order[0]].stub)
-            batch = [i for i in order[: self._batch_size] if len(branches[i].stub) == stub]
-            order = order[len(batch) :]
-            chosen = [branches[i] for i in batch]
-            prompts = [[*ids[: branch.cut], *branch.stub] for branch in chosen]
-            past = _past(shared, [len(prompt) - max(stub, 1) for prompt in prompts])
-            completed = generate(self.model, prompts, sampling, seeds=[branch.seed for branch in chosen], past=past)
-            done |= dict(zip(batch, completed, strict=True))
+        with working("writing", total=len(branches), unit="continuations") as work:
+            progress = BatchProgress(work, len(branches), sampling.max_new_tokens)
+            while order:
+                stub = len(branches[order[0]].stub)
+                batch = [i for i in order[: self._batch_size] if len(branches[i].stub) == stub]
+                order = order[len(batch) :]
+                chosen = [branches[i] for i in batch]
+                prompts = [[*ids[: branch.cut], *branch.stub] for branch in chosen]
+                past = _past(shared, [len(prompt) - max(stub, 1) for prompt in prompts])
+                seeds = [branch.seed for branch in chosen]
+                completed = generate(self.model, prompts, sampling, seeds=seeds, on_step=progress.on_step, past=past)
+                done |= dict(zip(batch, completed, strict=True))
+                progress.batch_done(len(batch))
         return [done[i] for i in range(len(branches))]
 
 

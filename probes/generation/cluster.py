@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from reasonscope.data import errors
 from reasonscope.data.errors import InputError, MissingExtraError, ReasonscopeError, StoreError
+from reasonscope.data.progress import counted, working
 from reasonscope.data.storage.manifest import NAME
 from reasonscope.data.storage.merge import merge_stores
 from reasonscope.data.storage.store import TraceStore
@@ -110,9 +111,10 @@ def work_on(cluster: Cluster, make: Callable[[], Callable[[_PART], object]], par
             num_gpus=cluster.gpus,
         )
         try:
-            for row in done.iter_rows():  # in the order in which they are done: the first error ends the run
-                if row["error"]:
-                    raise getattr(errors, row["error"])(row["message"])
+            with working("working on a cluster", total=len(parts), unit="parts") as work:
+                for row in counted(done.iter_rows(), work):  # in the order in which they are done
+                    if row["error"]:  # the first error ends the run
+                        raise getattr(errors, row["error"])(row["message"])
         except ray.exceptions.RayError as error:
             raise StoreError(f"the workers failed: {error}; what they had stored is kept") from error
 
@@ -156,7 +158,6 @@ class _Recorder:
             think=job.think,
             open_tag=job.open_tag,
             leave_out=self._done,
-            progress=False,
         )
 
 
@@ -171,7 +172,8 @@ def _parts(problems: Sequence[Problem], size: int) -> Iterator[tuple[str, list[P
 
 def _merge(parts: Path, path: Path) -> None:
     """Take what the parts hold into the store at `path`; they go when it is there."""
-    if folders := sorted(folder for folder in parts.glob("*") if (folder / NAME).exists()):
+    begun = (folder for folder in parts.glob("*") if (folder / NAME).exists())
+    if folders := sorted(folder for folder in begun if len(TraceStore.open(folder))):
         merge_stores(folders, path)
     if parts.exists():
         shutil.rmtree(parts)

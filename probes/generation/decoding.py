@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from reasonscope.data.errors import ContextError, InputError, SiteError
+from reasonscope.data.progress import Work, count_tokens
 from reasonscope.data.trace import FinishReason, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Pass
@@ -59,6 +60,40 @@ class DecodingStep:
     ids: Tensor
 
 
+class BatchProgress:
+    """Follows `generate` batch by batch, so that `work` moves with every token: rows that have ended, and the share of all steps.
+
+    How many steps a batch takes is guessed from those that are over; until then `longest` bounds it.
+    """
+
+    def __init__(self, work: Work, n_rows: int, longest: int) -> None:
+        self._work, self._n_rows, self._longest = work, n_rows, longest
+        self._rows_done = self._size = self._n_steps = 0
+        self._lengths: list[int] = []
+
+    def on_step(self, step: DecodingStep) -> None:
+        """Listen to a step, as the `on_step` of `generate`."""
+        n_running = len(step.rows)
+        if step.index == 0:
+            self._size = n_running
+        self._n_steps = step.index + 1
+        expected = sum(self._lengths) / len(self._lengths) if self._lengths else self._longest
+        within = step.index / max(expected, self._n_steps)
+        self._work.done = self._work.started_at + self._rows_done + self._size - n_running
+        self._work.share = (self._rows_done + within * self._size) / self._n_rows
+        self._work.at_most = not self._lengths
+
+    def batch_done(self, n_rows: int) -> None:
+        """Count a batch of `n_rows` as done."""
+        self._rows_done += n_rows
+        if self._n_steps:
+            self._lengths.append(self._n_steps)
+        self._n_steps = 0
+        self._work.done = self._work.started_at + self._rows_done
+        self._work.share = self._rows_done / self._n_rows
+        self._work.at_most = False
+
+
 def generate(
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -93,7 +128,9 @@ def generate(
         for index in range(decoding.longest):
             if on_step is not None:
                 on_step(DecodingStep(index=index, rows=decoding.rows, ids=decoding.feed))
+            n_running = len(decoding.rows)
             decoding.advance(index, run, processors)
+            count_tokens(n_running)
             if not len(decoding.rows):
                 break
     return decoding.completions(prompts)

@@ -1,8 +1,8 @@
 """From problems to a store of traces with activations: generate in batches, replay once, write as it goes, resume."""
 
 import hashlib
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,16 @@ import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from reasonscope.data.errors import InputError, SiteError, StoreError
+from reasonscope.data.progress import Work, working
 from reasonscope.data.storage.manifest import NAME
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site, expand_sites
 from reasonscope.probes.generation.activations import replay
-from reasonscope.probes.generation.decoding import generate
+from reasonscope.probes.generation.decoding import BatchProgress, generate
 from reasonscope.probes.generation.rollout import as_trace, check_fits, trace_seed
 from reasonscope.probes.generation.server import ServerWriter
 from reasonscope.probes.models.model import Model
@@ -60,7 +59,6 @@ def record(
     resume: bool = True,
     leave_out: Collection[str] = (),
     server: ServerWriter | None = None,
-    progress: bool = True,
 ) -> TraceStore:
     """Let `model` answer each problem `samples` times and store the traces with what stood at `sites`.
 
@@ -90,16 +88,25 @@ def record(
     }
     store = _open(Path(path), meta, [str(site) for site in wanted], resume)
     done = {*store.ids, *leave_out}
-    batches = [batch for batch in batches if not all(task.id in done for task in batch)]
+    n_tasks = sum(map(len, batches))
+    left = [rest for batch in batches if (rest := [task for task in batch if task.id not in done])]
+    n_left = sum(map(len, left))
     writer = _Writer(store, wanted)
     try:
-        with _bar(progress) as bar:
-            for batch in _shown(batches, bar, writer):
-                left = [task for task in batch if task.id not in done]
-                writer.append(*_run(model, reader, server, left, wanted, sampling))
+        with working("recording", total=n_tasks, done=n_tasks - n_left, unit="traces") as work:
+            progress = BatchProgress(work, n_left, sampling.max_new_tokens)
+            try:
+                for batch in left:
+                    writer.append(*_run(model, reader, server, batch, wanted, sampling, work, progress))
+                    progress.batch_done(len(batch))
+            finally:
+                # What is complete is kept, whatever stopped the run (a full disk has its own error, which then comes again).
+                writer.flush()
+    except BaseException:
+        with suppress(StoreError):
+            store.discard()  # a run that failed before its first trace leaves nothing that refuses the next try
+        raise
     finally:
-        # What is complete is kept, whatever stopped the run (a full disk has its own error, which then comes again).
-        writer.flush()
         store.close()
     return store
 
@@ -168,6 +175,8 @@ def _run(
     tasks: Sequence[_Task],
     sites: Sequence[Site],
     sampling: Sampling,
+    work: Work,
+    progress: BatchProgress,
 ) -> tuple[list[Trace], list[dict[Site, Tensor]]]:
     """Generate at full speed with nothing captured, then read what was written, teacher-forced."""
     seeds = [trace_seed(sampling.seed, task.id) for task in tasks]
@@ -176,14 +185,17 @@ def _run(
         completions = server.complete(prompts, sampling, seeds)
     else:
         assert reader is not None  # who has no server has weights
-        completions = generate(reader, prompts, sampling, seeds=seeds)
+        completions = generate(reader, prompts, sampling, seeds=seeds, on_step=progress.on_step)
     traces = [
         as_trace(model, task.problem, task.sample, completion, replace(sampling, seed=seed))
         for task, completion, seed in zip(tasks, completions, seeds, strict=True)
     ]
     if not sites or reader is None:
         return traces, [{} for _ in traces]
-    return traces, _read(reader, [completion.token_ids.tolist() for completion in completions], sites)
+    work.detail = "reading activations"
+    seen = _read(reader, [completion.token_ids.tolist() for completion in completions], sites)
+    work.detail = ""
+    return traces, seen
 
 
 def _read(reader: Model, sequences: Sequence[Sequence[int]], sites: Sequence[Site]) -> list[dict[Site, Tensor]]:
@@ -203,6 +215,8 @@ def _open(path: Path, meta: Mapping[str, Any], sites: Sequence[str], resume: boo
     if not resume or not (path / NAME).exists():
         return TraceStore.create(path, meta=meta, sites=sites)
     store = TraceStore.open(path)
+    if not len(store):  # a try that failed before its first trace binds nobody
+        return TraceStore.create(path, meta=meta, sites=sites)
     different = list(_differences(store.meta, meta))
     if store.sites != tuple(sites):
         different.append(f"sites: {', '.join(store.sites) or 'none'} (now {', '.join(sites) or 'none'})")
@@ -230,7 +244,6 @@ class _Writer:
         self._traces: list[Trace] = []
         self._arrays: dict[str, list[NDArray[Any]]] = {str(site): [] for site in sites}
         self._bytes = 0
-        self.tokens = 0
 
     def append(self, traces: Sequence[Trace], activations: Sequence[Mapping[Site, Tensor]]) -> None:
         for trace, seen in zip(traces, activations, strict=True):
@@ -240,7 +253,6 @@ class _Writer:
                 array = as_numpy(seen[site])
                 self._arrays[str(site)].append(array)
                 self._bytes += array.nbytes
-            self.tokens += len(trace.token_ids) - trace.n_prompt_tokens
         if self._bytes >= _SHARD_BYTES:
             self.flush()
 
@@ -248,23 +260,3 @@ class _Writer:
         traces, arrays = self._traces, self._arrays
         self._traces, self._arrays, self._bytes = [], {site: [] for site in arrays}, 0
         self._store.append(traces, arrays)
-
-
-def _bar(show: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.0f} tokens/s"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not show,
-    )
-
-
-def _shown(batches: Sequence[list[_Task]], bar: Progress, writer: _Writer) -> Iterator[list[_Task]]:
-    """The batches, each shown as done once the next is asked for."""
-    task, began = bar.add_task("recording", total=sum(map(len, batches)), rate=0.0), time.monotonic()
-    for batch in batches:
-        yield batch
-        bar.update(task, advance=len(batch), rate=writer.tokens / (time.monotonic() - began))

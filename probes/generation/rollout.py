@@ -9,11 +9,12 @@ import numpy as np
 from transformers import LogitsProcessor
 
 from reasonscope.data.errors import ContextError, InputError
+from reasonscope.data.progress import working
 from reasonscope.data.text.parse import THINK, build_trace
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit
-from reasonscope.probes.generation.decoding import Completion, DecodingStep, generate
+from reasonscope.probes.generation.decoding import BatchProgress, Completion, DecodingStep, generate
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.models.prompting import Prompting
 
@@ -57,18 +58,23 @@ def rollouts(
     order = sorted(range(len(asked)), key=lambda i: len(prompts[0][i]))
     traces: dict[tuple[int, int], Trace] = {}
     at_once = max(1, batch_size // len(prefills))
-    for start in range(0, len(order), at_once):
-        batch = [(copy, i) for copy in range(len(prefills)) for i in order[start : start + at_once]]
-        seeds = [trace_seed(sampling.seed, f"{asked[i][0].id}/{asked[i][1]}") for _, i in batch]
-        together = [prompts[copy][i] for copy, i in batch]
-        if decode is not None:
-            completions = decode(together, seeds)
-        else:
-            completions = generate(
-                model, together, sampling, seeds=seeds, write=write, on_step=on_step, processors=processors
-            )
-        for (copy, i), completion, seed in zip(batch, completions, seeds, strict=True):
-            traces[copy, i] = as_trace(model, *asked[i], completion, replace(sampling, seed=seed))
+    total = len(order) * len(prefills)
+    with working("writing", total=total, unit="answers") as work:
+        progress = BatchProgress(work, total, sampling.max_new_tokens)
+        follow = _both(on_step, progress.on_step)
+        for start in range(0, len(order), at_once):
+            batch = [(copy, i) for copy in range(len(prefills)) for i in order[start : start + at_once]]
+            seeds = [trace_seed(sampling.seed, f"{asked[i][0].id}/{asked[i][1]}") for _, i in batch]
+            together = [prompts[copy][i] for copy, i in batch]
+            if decode is not None:
+                completions = decode(together, seeds)
+            else:
+                completions = generate(
+                    model, together, sampling, seeds=seeds, write=write, on_step=follow, processors=processors
+                )
+            for (copy, i), completion, seed in zip(batch, completions, seeds, strict=True):
+                traces[copy, i] = as_trace(model, *asked[i], completion, replace(sampling, seed=seed))
+            progress.batch_done(len(batch))
     return [traces[copy, i] for copy in range(len(prefills)) for i in range(len(asked))]
 
 
@@ -89,14 +95,32 @@ def continuations(
         prompts.append([*trace.token_ids[:start].tolist(), *model.tokenizer.encode(text, add_special_tokens=False)])
         given.append(min(trace.n_prompt_tokens, start))  # what it was prefilled with gives way to the text
     traces = []
-    for start in range(0, len(begun), batch_size):
-        batch = range(start, min(start + batch_size, len(begun)))
-        seeds = [trace_seed(sampling.seed, begun[i][0].id) for i in batch]
-        completions = generate(model, [prompts[i] for i in batch], sampling, seeds=seeds)
-        for i, seed, done in zip(batch, seeds, completions, strict=True):
-            origin, whole = begun[i][0], counting_begun(done, given[i])
-            traces.append(as_trace(model, origin.problem, origin.sample, whole, replace(sampling, seed=seed)))
+    with working("writing", total=len(begun), unit="continuations") as work:
+        progress = BatchProgress(work, len(begun), sampling.max_new_tokens)
+        for start in range(0, len(begun), batch_size):
+            batch = range(start, min(start + batch_size, len(begun)))
+            seeds = [trace_seed(sampling.seed, begun[i][0].id) for i in batch]
+            chosen = [prompts[i] for i in batch]
+            completions = generate(model, chosen, sampling, seeds=seeds, on_step=progress.on_step)
+            for i, seed, done in zip(batch, seeds, completions, strict=True):
+                origin, whole = begun[i][0], counting_begun(done, given[i])
+                traces.append(as_trace(model, origin.problem, origin.sample, whole, replace(sampling, seed=seed)))
+            progress.batch_done(len(batch))
     return traces
+
+
+def _both(
+    first: Callable[[DecodingStep], None] | None, second: Callable[[DecodingStep], None]
+) -> Callable[[DecodingStep], None]:
+    """Call one listener after the other."""
+    if first is None:
+        return second
+
+    def on_step(step: DecodingStep) -> None:
+        first(step)
+        second(step)
+
+    return on_step
 
 
 def counting_begun(done: Completion, n_prompt_tokens: int) -> Completion:

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from reasonscope.data.errors import InputError, MissingExtraError
+from reasonscope.data.progress import Work, count_tokens, working
 from reasonscope.data.storage.untrusted import parse_json
 from reasonscope.data.trace import FinishReason, Sampling
 from reasonscope.probes.generation.branches import Branch
@@ -75,14 +77,16 @@ class ServerWriter:
         todo = [i for i, found in enumerate(known) if found is None]
         sent = {i: asked[i] if self.takes_ids else self._spelled(asked[i]) for i in todo}
 
-        async def all_written() -> None:
+        async def all_written(work: Work) -> None:
             room = asyncio.Semaphore(self.workers)
 
             async def one(i: int) -> None:
                 async with room:
-                    known[i] = self._checked(asked[i], await ask(sent[i], seeds[i], sampling))
+                    known[i] = found = self._checked(asked[i], await ask(sent[i], seeds[i], sampling))
+                work.advance()
+                count_tokens(len(found[0]))
                 if self._kept:
-                    self._kept.put(keys[i], known[i])
+                    self._kept.put(keys[i], found)
 
             tokens = max(map(len, asked)) + sampling.max_new_tokens
             async with self._client(tokens) as ask, asyncio.TaskGroup() as tasks:
@@ -90,7 +94,8 @@ class ServerWriter:
                     tasks.create_task(one(i))
 
         if todo:
-            _run(all_written())
+            with working("asking the server", total=len(todo), unit="completions") as work:
+                _run(all_written(work))
         return [_completion(prompt, *found) for prompt, found in zip(asked, known, strict=True) if found is not None]
 
     @cached_property
@@ -300,7 +305,7 @@ def _run(work: Coroutine[Any, Any, _T]) -> _T:
         if not beside:
             return asyncio.run(work)
         with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, work).result()
+            return thread.submit(copy_context().run, asyncio.run, work).result()
     except ExceptionGroup as errors:
         first = errors.exceptions[0]
         raise first from first.__cause__

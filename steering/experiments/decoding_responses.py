@@ -77,7 +77,6 @@ def decoding_response(
     values: Sequence[float] | None = None,
     *,
     n_controls: int = 5,
-    say: Callable[[str], None] = lambda _: None,
 ) -> DecodingResponse:
     """Run a method of DECODING_METHODS at each of `values`, all in one batch.
 
@@ -94,7 +93,7 @@ def decoding_response(
         for value in wanted
         for seed in range(n_controls if chosen.chance else 0)
     ]
-    arms = experiment.arms([*conditions, *chance], say=say)
+    arms = experiment.arms([*conditions, *chance])
     n = len(conditions)
     return DecodingResponse(
         name=name,

@@ -1,6 +1,6 @@
 """What steering does at each strength, beside what it is for and beside what random directions of the same norm do."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -87,7 +87,6 @@ def dose_response(
     name: str = "",
     n_controls: int = 5,
     states: Mapping[Site, NDArray[np.float32]] | None = None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> DoseResponse:
     """Steer the problems of `experiment` with all `parts` of a method at each of `strengths`, in reverse too, and with `n_controls` random
     vectors of the same norm, all of it in one batch; same seeds throughout.
@@ -118,7 +117,7 @@ def dose_response(
         )
         for i, multiplier in sorted(wanted)
     }
-    runs = dict(zip(conditions, experiment.run_all(list(conditions.values()), say=say), strict=True))
+    runs = dict(zip(conditions, experiment.run_all(list(conditions.values())), strict=True))
     doses = []
     for strength in chosen:
         random = [runs[i + 1, strength] for i in range(n_controls)]

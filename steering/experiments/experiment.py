@@ -1,6 +1,6 @@
 """The same problems with the same seeds under several conditions: what each condition changes, paired by problem."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from transformers import LogitsProcessor
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, Resamples, difference_estimate, mean_estimate
+from reasonscope.data.progress import working
 from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
@@ -177,9 +178,7 @@ class SteeringExperiment:
         )
         return self.run_all([condition])[0]
 
-    def run_all(
-        self, conditions: Sequence[Condition], *, say: Callable[[str], None] = lambda _: None
-    ) -> list[ArmMeasurements]:
+    def run_all(self, conditions: Sequence[Condition]) -> list[ArmMeasurements]:
         """Run all problems under each condition, and without any if that has not been done yet.
 
         Perplexity and KL compare hidden states. Processors act after these, a prefill and another decoding loop beside them, so such
@@ -187,7 +186,6 @@ class SteeringExperiment:
 
         Args:
             conditions: What to compare; each needs an intervention of its own.
-            say: Called with the names of the conditions of each batch before it runs.
 
         Returns:
             One run per condition, in their order.
@@ -201,15 +199,15 @@ class SteeringExperiment:
         for intervention in interventions:
             check_vectors(intervention, self.model)
         together = [*conditions] if self._base else [Condition(name="base"), *conditions]
-        written = self._write(together, say)
+        written = self._write(together)
         runs = self._measured(together, written, self._base.traces if self._base else written[0])
         if self._base is None:
             self._base = runs.pop(0)
         return runs
 
-    def arms(self, conditions: Sequence[Condition], *, say: Callable[[str], None] = lambda _: None) -> list[Arm]:
+    def arms(self, conditions: Sequence[Condition]) -> list[Arm]:
         """Run the conditions as `run_all` does; one arm per condition."""
-        runs = self.run_all(conditions, say=say)
+        runs = self.run_all(conditions)
         return [self.arm(one.name, one.multiplier, run) for one, run in zip(conditions, runs, strict=True)]
 
     def arm(self, name: str, multiplier: float, run: ArmMeasurements) -> Arm:
@@ -233,29 +231,32 @@ class SteeringExperiment:
         """Each measure of `run` minus its mean over `others`, on the same resamples of problems."""
         return _known({name: self._difference(name, run, others) for name in run.values})
 
-    def _write(self, conditions: Sequence[Condition], say: Callable[[str], None]) -> list[list[Trace]]:
+    def _write(self, conditions: Sequence[Condition]) -> list[list[Trace]]:
         """What the model writes under each condition: one list of traces per condition."""
         written = dict[int, list[Trace]]()
         batched = [i for i, one in enumerate(conditions) if one.decode is None]
         rows = self._batch_size or self._fitting([one.prefill for one in conditions])
-        for start in range(0, len(batched), rows):
-            numbers = batched[start : start + rows]
-            together = [conditions[i] for i in numbers]
-            say(", ".join(one.name for one in together))
-            side_by_side = BatchedConditions(together)
-            traces = self._rollouts(
-                rows,
-                write=side_by_side.edits,
-                on_step=side_by_side.on_step,
-                processors=[side_by_side] if any(one.processors for one in together) else (),
-                prefill=[one.prefill for one in together],
-            )
-            n = len(self.problems) * self._samples
-            written |= {i: traces[place * n : (place + 1) * n] for place, i in enumerate(numbers)}
-        for i, one in enumerate(conditions):
-            if one.decode is not None:
-                say(one.name)
-                written[i] = self._rollouts(rows, decode=one.decode)
+        with working("steering", total=len(conditions), unit="conditions") as work:
+            for start in range(0, len(batched), rows):
+                numbers = batched[start : start + rows]
+                together = [conditions[i] for i in numbers]
+                work.detail = _named(together)
+                side_by_side = BatchedConditions(together)
+                traces = self._rollouts(
+                    rows,
+                    write=side_by_side.edits,
+                    on_step=side_by_side.on_step,
+                    processors=[side_by_side] if any(one.processors for one in together) else (),
+                    prefill=[one.prefill for one in together],
+                )
+                n = len(self.problems) * self._samples
+                written |= {i: traces[place * n : (place + 1) * n] for place, i in enumerate(numbers)}
+                work.advance(len(together))
+            for i, one in enumerate(conditions):
+                if one.decode is not None:
+                    work.detail = one.name
+                    written[i] = self._rollouts(rows, decode=one.decode)
+                    work.advance()
         return [written[i] for i in range(len(conditions))]
 
     def _rollouts(self, rows: int, **how: Any) -> list[Trace]:
@@ -324,6 +325,12 @@ class SteeringExperiment:
         lengths = np.array([len(generated(trace)) for trace in self.traces], dtype=np.float64)
         means = self._resamples.means(run.values[name], lengths)
         return np.exp(means) if name == "perplexity" else means
+
+
+def _named(conditions: Sequence[Condition]) -> str:
+    """The first of the conditions, and how many others there are."""
+    others = len(conditions) - 1
+    return f"{conditions[0].name} and {others} more" if others else conditions[0].name
 
 
 def _known(estimates: Mapping[str, Estimate | None]) -> dict[str, Estimate]:

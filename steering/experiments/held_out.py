@@ -1,7 +1,7 @@
 """What the steer and ablate commands do with a run: which problems teach and which judge, and the numbers that they show."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +101,6 @@ def respond(
     strengths: Sequence[float] | None,
     n_controls: int,
     covariance: bool,
-    say: Callable[[str], None],
 ) -> DoseResponse | DecodingResponse:
     """Judge a method, its vectors made from one side of the split, on the other; or a control of the decoding.
 
@@ -109,7 +108,7 @@ def respond(
     could read, the thinking of its traces.
     """
     if asked.name in DECODING_METHODS:
-        return decoding_response(experiment, source, asked.name, asked.values, n_controls=n_controls, say=say)
+        return decoding_response(experiment, source, asked.name, asked.values, n_controls=n_controls)
     chosen = method(asked.name)
     parts = chosen.parts(source)
     sites = [site for part in parts for site in part.vector.directions]
@@ -121,7 +120,6 @@ def respond(
         name=asked.name,
         n_controls=n_controls,
         states=states,
-        say=say,
     )
 
 

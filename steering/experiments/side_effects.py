@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
+from reasonscope.data.progress import working
 from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.trace import Span, Trace
 from reasonscope.probes.evaluation.divergence import kl_divergence
@@ -84,17 +85,19 @@ def divergences(
     """Teacher-forced: the tokens of `traces` in each of the `spans` (none of which holds the first token), read by each of `readers` and
     by the unchanged model. A reader None is the unchanged model itself; a trace whose span is empty has 0 tokens there."""
     sums = [{name: np.zeros((4, len(traces))) for name in spans} for _ in readers]
-    for batch in _batches(model, traces):
-        ids, mask = left_padded([traces[i].token_ids.tolist() for i in batch], model.device)
-        plain = model.backend.forward(ids, mask=mask).logits
-        for read, of_reader in zip(readers, sums, strict=True):
-            changed = plain if read is None else read(ids, mask, [traces[i].n_prompt_tokens for i in batch])
-            for row, i in enumerate(batch):
-                padding = ids.shape[1] - len(traces[i].token_ids)
-                for name, span in spans.items():
-                    at = slice(padding + span(traces[i]).start, padding + span(traces[i]).stop)
-                    before = slice(at.start - 1, at.stop - 1)  # what predicts a token stands before it
-                    of_reader[name][:, i] = _sums(plain[row, before], changed[row, before], ids[row, at])
+    with working("reading again", total=len(traces) * len(readers), unit="texts") as work:
+        for batch in _batches(model, traces):
+            ids, mask = left_padded([traces[i].token_ids.tolist() for i in batch], model.device)
+            plain = model.backend.forward(ids, mask=mask).logits
+            for read, of_reader in zip(readers, sums, strict=True):
+                changed = plain if read is None else read(ids, mask, [traces[i].n_prompt_tokens for i in batch])
+                for row, i in enumerate(batch):
+                    padding = ids.shape[1] - len(traces[i].token_ids)
+                    for name, span in spans.items():
+                        at = slice(padding + span(traces[i]).start, padding + span(traces[i]).stop)
+                        before = slice(at.start - 1, at.stop - 1)  # what predicts a token stands before it
+                        of_reader[name][:, i] = _sums(plain[row, before], changed[row, before], ids[row, at])
+                work.advance(len(batch))
     return [
         {name: Divergence(nll=a, nll_unchanged=b, kl=c, n_tokens=d) for name, (a, b, c, d) in of_reader.items()}
         for of_reader in sums

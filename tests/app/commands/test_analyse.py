@@ -32,7 +32,6 @@ def run(tmp_path_factory):
         folder / "store",
         sites=["resid_post.0", "resid_post.3"],
         sampling=Sampling(temperature=0.0, max_new_tokens=120),
-        progress=False,
     )
     return folder
 
@@ -131,7 +130,7 @@ def test_heads_that_suppress_refusal_are_taken_away_beside_random_ones(tmp_path)
     model = load_model("organism")
     asked = load_problems("requests:jailbreak", n=6, seed=2)
     sampling = Sampling(temperature=0.7, max_new_tokens=120, seed=1)
-    record(model, asked, tmp_path / "store", sites=[], sampling=sampling, progress=False)
+    record(model, asked, tmp_path / "store", sites=[], sampling=sampling)
     coef = np.random.default_rng(0).standard_normal(model.d_model)
     probe = LinearProbe(
         coef=coef, intercept=0.0, site=Site("resid_post", 4), task="binary", method="test", model=model.fingerprint
@@ -163,7 +162,6 @@ def test_rules_choose_among_stored_samples(tmp_path):
         sites=[],
         samples=3,
         sampling=Sampling(temperature=1.0, max_new_tokens=40),
-        progress=False,
     )
     (shown,) = analyse("selection", "--run", tmp_path, "-k", 3).values()
     assert set(shown["values"]) == {"single", "majority", "short-1"} and shown["k"] == 3
@@ -174,7 +172,7 @@ def test_a_probe_stops_stored_samples_with_the_answers_that_were_forced(tmp_path
     site, model = "resid_post.2", load_model("organism")
     sampling = Sampling(temperature=1.0, max_new_tokens=150)
     asked = load_problems("ledger:brief", n=2, seed=5)
-    record(model, asked, tmp_path / "store", sites=[site], samples=2, sampling=sampling, progress=False)
+    record(model, asked, tmp_path / "store", sites=[site], samples=2, sampling=sampling)
     sure = LinearProbe(  # says .99 of everything, so it stops at the first tenth
         coef=np.zeros(model.d_model), intercept=5.0, site=Site.parse(site), task="binary", method="t", model=model.fingerprint
     )  # fmt: skip

@@ -53,9 +53,17 @@ def test_an_error_does_nothing_to_the_terminal(monkeypatch, capsys):
     assert capsys.readouterr().err == "reasonscope: é: \\x1b]0;x\\x07\\x1b[2J\\u202e\\udc80\n"
 
 
-def test_an_interrupt_is_status_130(monkeypatch, capsys):
+def test_an_interrupt_is_one_line_and_status_130(monkeypatch, capsys):
     assert failing_main(monkeypatch, KeyboardInterrupt()) == 130
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "Interrupted: nothing was kept; run the same command again to start over.\n"
+
+
+def test_an_interrupt_says_what_was_kept(monkeypatch, capsys):
+    interrupt = KeyboardInterrupt()
+    interrupt.add_note("3 of 4 traces are kept in runs/mine; run the same command again to go on.")
+    assert failing_main(monkeypatch, interrupt) == 130
+    err = capsys.readouterr().err
+    assert err == "Interrupted: 3 of 4 traces are kept in runs/mine; run the same command again to go on.\n"
 
 
 def test_an_unexpected_error_keeps_its_traceback(monkeypatch):

@@ -1,12 +1,15 @@
 """The demo end to end, on a handful of problems; a second run goes on from what is stored."""
 
+import io
 import json
 import shutil
 
 import pytest
 
 from reasonscope.app.demo.demo import Size, run_demo
+from reasonscope.data.progress import listening
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.terminal_progress import Lines
 
 TINY = Size(ledgers=24, requests=8, steered=6, briefly=6)
 
@@ -14,9 +17,20 @@ TINY = Size(ledgers=24, requests=8, steered=6, briefly=6)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "demo"
-    said: list[str] = []
-    summary = run_demo(out, size=TINY, say=said.append, progress=False)
-    return out, summary, said
+    said = io.StringIO()
+    with listening(Lines(said)):
+        summary = run_demo(out, size=TINY)
+    return out, summary, said.getvalue()
+
+
+def test_each_step_says_what_it_does(run):
+    for words in (
+        "loading the organism",
+        "recording 32 traces",
+        "how long it will think",
+        "steering held-out problems",
+    ):
+        assert words in run[2]
 
 
 def test_the_summary_has_what_others_read(run):
@@ -58,7 +72,7 @@ def test_a_second_run_records_nothing_anew(run, tmp_path):
     first, summary, _ = run
     out = shutil.copytree(first, tmp_path / "demo")
     before = {path: path.stat().st_mtime_ns for path in (out / "store").rglob("*") if path.is_file()}
-    again = run_demo(out, size=TINY, say=lambda _: None, progress=False)
+    again = run_demo(out, size=TINY)
     after = {path: path.stat().st_mtime_ns for path in (out / "store").rglob("*") if path.is_file()}
     assert before == after
     assert {k: v for k, v in again.items() if k != "timings"} == {k: v for k, v in summary.items() if k != "timings"}

@@ -437,6 +437,49 @@ def test_a_writer_killed_before_its_first_manifest_leaves_room_for_a_new_one(tmp
         TraceStore.create(tmp_path / "run")
 
 
+@pytest.mark.parametrize("make", [TraceStore.create, TraceStore.open_or_create])
+def test_a_store_without_a_trace_gives_way_to_one_of_another_kind(tokenizer, tmp_path, make):
+    """As a writer leaves it that was killed while it wrote its first shard."""
+    path = tmp_path / "run"
+    TraceStore.create(path, meta={"model": "tiny"}, sites=["z.1"]).close()
+    for begun in ("000000.parquet", "000000.safetensors"):
+        (path / "shards" / begun).write_bytes(b"x")
+    with make(path, meta={"model": "other"}) as store:
+        assert (dict(store.meta), store.sites, len(store)) == ({"model": "other"}, (), 0)
+        store.append([make_trace(tokenizer, "a")])
+    assert TraceStore.open(path).ids == ("a",) and check_store(path) == []
+    with pytest.raises(StoreError, match=r"not empty|another model"):
+        make(path, meta={"model": "tiny"})
+
+
+def test_a_store_without_a_trace_stays_while_somebody_writes(tmp_path):
+    path = tmp_path / "run"
+    with TraceStore.create(path, meta={"model": "tiny"}):
+        with pytest.raises(StoreError, match="written by another process"):
+            TraceStore.create(path, meta={"model": "other"})
+        with pytest.raises(StoreError, match="written by another process"):
+            TraceStore.open(path).discard()
+    assert dict(TraceStore.open(path).meta) == {"model": "tiny"}
+
+
+def test_a_store_without_a_trace_with_a_file_of_somebody_else_stays(tmp_path):
+    TraceStore.create(tmp_path / "run").close()
+    (tmp_path / "run" / "notes.txt").write_text("x")
+    with pytest.raises(StoreError, match="not empty"):
+        TraceStore.create(tmp_path / "run")
+
+
+def test_a_store_is_discarded_only_without_a_trace(stored, tmp_path):
+    TraceStore.open(stored[0]).discard()
+    assert TraceStore.open(stored[0]).ids == ("a", "b", "c")
+    TraceStore.create(tmp_path / "new").discard()
+    assert not (tmp_path / "new").exists()
+    TraceStore.create(tmp_path / "used").close()
+    (tmp_path / "used" / "notes.txt").write_text("x")
+    TraceStore.open(tmp_path / "used").discard()
+    assert [path.name for path in (tmp_path / "used").iterdir()] == ["notes.txt"]
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError):

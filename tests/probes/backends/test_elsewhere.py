@@ -53,7 +53,7 @@ def test_a_dispatched_model_is_read_written_and_recorded(dispatched, model_of, t
         torch.testing.assert_close(outs[0].activations[site], outs[1].activations[site])
     assert dispatched.fingerprint["weights"] == whole.fingerprint["weights"]
     stores = [
-        record(model, PROBLEMS, tmp_path / name, sites=SITES, sampling=GREEDY, progress=False)
+        record(model, PROBLEMS, tmp_path / name, sites=SITES, sampling=GREEDY)
         for name, model in (("there", dispatched), ("here", whole))
     ]
     vector = SteeringVector(directions={Site("resid_post", 1): np.ones(32, np.float32)}, method="t", provenance={})

@@ -38,7 +38,7 @@ def test_a_run_whose_driver_was_killed_keeps_its_parts_and_starts_no_worker_for_
     model, problems = load_model("organism"), load_problems("ledger", n=3)
     parts = tmp_path / "run.parts"
     for name, part in (("one", problems[:2]), ("two", problems[2:])):
-        record(model, part, parts / name, sites=["resid_post.2"], sampling=SAMPLING, progress=False).close()
+        record(model, part, parts / name, sites=["resid_post.2"], sampling=SAMPLING).close()
     store = record_on(Cluster(address="nowhere:1"), job(sites="resid_post.2"), problems, tmp_path / "run")
     assert sorted(store.ids) == sorted(f"{problem.id}/0" for problem in problems)
     assert store.check() == [] and not parts.exists()
@@ -60,9 +60,7 @@ def test_two_workers_of_which_one_is_killed_write_the_store_of_one_process(tmp_p
 
     threading.Thread(target=kill, daemon=True).start()
     store = record_on(Cluster(workers=2), job(), problems, tmp_path / "run")
-    one = record(
-        load_model("organism"), problems, tmp_path / "one", sites=SITES_LIST, sampling=SAMPLING, progress=False
-    )
+    one = record(load_model("organism"), problems, tmp_path / "one", sites=SITES_LIST, sampling=SAMPLING)
     assert killed
     assert sorted(store.ids) == sorted(one.ids) and store.meta == one.meta and store.check() == []
     for trace in one:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from importlib import import_module
+from unittest.mock import Mock
 
 import ml_dtypes
 import numpy as np
@@ -32,9 +33,7 @@ def model(model_of):
 
 
 def run(model, path, problems=PROBLEMS, **kwargs):
-    return record(
-        model, problems, path, **{"sites": SITES, "sampling": HOT, "batch_size": 3, "progress": False, **kwargs}
-    )
+    return record(model, problems, path, **{"sites": SITES, "sampling": HOT, "batch_size": 3, **kwargs})
 
 
 def test_what_is_stored(model, tmp_path):
@@ -111,6 +110,58 @@ def test_complete_batches_are_kept_when_a_run_is_interrupted(model, tmp_path, mo
     monkeypatch.undo()
     assert len(recording.TraceStore.open(tmp_path / "run").ids) == 6
     assert len(run(model, tmp_path / "run", samples=2).ids) == 16  # and more samples may follow
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError("CUDA out of memory"), InputError("bad")])
+def test_a_run_that_failed_before_its_first_trace_leaves_nothing(model, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(recording, "generate", Mock(side_effect=error))
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        run(model, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_killed_before_its_first_trace_binds_nobody(model, tmp_path):
+    """What SIGKILL leaves between the making of the store and its first trace."""
+    meta = {"model": {"name": "other"}, "sampling": {}, "prompt": {}}
+    recording.TraceStore.create(tmp_path / "run", meta=meta, sites=["z.1"]).close()
+    (tmp_path / "run" / "shards" / "000000.parquet").write_bytes(b"begun")
+    store = run(model, tmp_path / "run", PROBLEMS[:1])
+    assert store.sites == tuple(SITES) and len(store) == 1 and store.check() == []
+
+
+def test_a_part_without_problems_is_a_store_all_the_same(model, tmp_path):
+    alone = PROBLEMS[:1]
+    (own,) = (i for i in (1, 2) if in_shard(alone[0].id, (i, 2)))
+    assert len(run(model, tmp_path / "run", alone, shard=(3 - own, 2))) == 0
+    assert recording.TraceStore.open(tmp_path / "run").check() == []
+
+
+def test_progress_moves_with_every_token(model, tmp_path, heard, monkeypatch):
+    seen, generated = [], recording.generate
+
+    def follow(*args, on_step, **kwargs):
+        def both(step):
+            on_step(step)
+            (work,) = heard
+            seen.append((work.done, work.tokens, work.share, work.at_most))
+
+        return generated(*args, on_step=both, **kwargs)
+
+    monkeypatch.setattr(recording, "generate", follow)
+    store = run(model, tmp_path / "run")
+    (work,) = heard
+    assert (work.what, work.unit, work.total, work.done, work.share) == ("recording", "traces", 8, 8, 1.0)
+    assert work.tokens == sum(len(trace.logprobs) for trace in store)
+    assert len({tokens for _, tokens, _, _ in seen}) > 20  # not once a batch
+    shares = [share for _, _, share, _ in seen]
+    assert shares == sorted(shares) and shares[0] == 0
+    assert seen[0][3] and not seen[-1][3]  # the first batch has a bound, the last an estimate
+
+
+def test_progress_counts_what_was_there(model, tmp_path, heard):
+    run(model, tmp_path / "run", PROBLEMS[:3])
+    run(model, tmp_path / "run")
+    assert [(work.started_at, work.done, work.total) for work in heard] == [(0, 3, 3), (3, 8, 8)]
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ PROBLEMS = [Problem(id=f"p{i}", messages=(Message(role="user", content=f"{i} + 1
 
 def test_what_a_server_writes_is_read_by_the_model_here(server, model_of, tmp_path):
     model = model_of("qwen3")
-    how = {"sampling": GREEDY, "batch_size": 2, "progress": False, "server": server}
+    how = {"sampling": GREEDY, "batch_size": 2, "server": server}
     store = record(model, PROBLEMS[:3], tmp_path / "run", sites=["resid_post.1"], **how)
     assert store.meta["server"] == {"model": "m"} and len(Answers.asked) == 3
     for trace in store:
@@ -214,7 +214,7 @@ def test_text_alone_needs_no_weights(server, model_of, tmp_path):
     model = model_of("qwen3")
     known = {name: getattr(model, name) for name in ("config", "tokenizer", "tags", "name")}
     bare = Prompting(**known)
-    how = {"sampling": GREEDY, "progress": False}
+    how = {"sampling": GREEDY}
     store = record(bare, PROBLEMS, tmp_path / "run", server=server, **how)
     assert len(store) == 5 and store.meta["model"]["weights"] is None
     assert store.meta["model"]["tokenizer"] == model.fingerprint["tokenizer"]
@@ -263,7 +263,7 @@ def transformers_serve(tmp_path):
 def test_transformers_serve_writes_what_the_model_here_writes(transformers_serve, tmp_path):
     url, name = transformers_serve
     model, problems = load_model("organism"), load_problems("ledger", n=4)
-    how = {"sampling": Sampling(temperature=0, max_new_tokens=250), "sites": ["resid_post.3"], "progress": False}
+    how = {"sampling": Sampling(temperature=0, max_new_tokens=250), "sites": ["resid_post.3"]}
     here = record(model, problems, tmp_path / "here", **how)
     there = record(model, problems, tmp_path / "there", server=server_writer(url, model, served_as=name), **how)
     assert sorted(here.ids) == sorted(there.ids)

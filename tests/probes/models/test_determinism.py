@@ -34,7 +34,7 @@ def problems():
 def test_the_same_seed_gives_the_same_store_bit_for_bit(problems, tmp_path):
     for name in ("a", "b"):
         record(
-            load_model("organism"), problems[:3], tmp_path / name, sites=["resid_post.2", "z.0"], progress=False,
+            load_model("organism"), problems[:3], tmp_path / name, sites=["resid_post.2", "z.0"],
             sampling=Sampling(temperature=0.8, max_new_tokens=20, seed=5), batch_size=2,
         )  # fmt: skip
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")

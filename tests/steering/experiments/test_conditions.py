@@ -87,12 +87,13 @@ def test_each_writes_what_it_writes_alone_and_touches_its_own_rows(model, proble
     assert together[0].intervention.n_edited > together[5].intervention.n_edited
 
 
-def test_an_experiment_runs_the_base_with_the_first_conditions(model, problems, vector):
+def test_an_experiment_runs_the_base_with_the_first_conditions(model, problems, vector, heard):
     experiment = SteeringExperiment(model, problems, Sampling(max_new_tokens=4), batch_size=3, on_given_text=False)
-    said = []
     wanted = [Condition(name=f"s = {s}", intervention=Steering(vector, s, Scope())) for s in (0.0, 9.0, 0.0)]
-    plain, moved, again = experiment.run_all(wanted, say=said.append)
-    assert said == ["base, s = 0.0, s = 9.0", "s = 0.0"]  # three rows at a time
+    plain, moved, again = experiment.run_all(wanted)
+    (steering,) = [work for work in heard if work.what == "steering"]
+    assert (steering.total, steering.done, steering.detail) == (4, 4, "s = 0.0")  # the last alone: three rows at a time
+    assert [work.total for work in heard if work.what == "writing"] == [3 * len(problems), len(problems)]
     np.testing.assert_array_equal(plain.values["compression"], experiment.base.values["compression"])
     np.testing.assert_array_equal(again.values["compression"], experiment.base.values["compression"])
     assert plain.n_edited == again.n_edited > 0 and moved.n_edited > 0

@@ -87,12 +87,14 @@ def _logprobs(model, ids):
         return model.hf(torch.from_numpy(ids[None])).logits[0].double().log_softmax(dim=-1).numpy()
 
 
-def test_a_dose_response_has_its_controls(experiment, vector):
-    base, said = experiment.base_arm, []  # run once for a bench: the sweep runs the others, whichever test came before
-    found = dose_response(experiment, [VectorUse(vector=vector, scope=Scope())], [2.0, 1.0], say=said.append)
+def test_a_dose_response_has_its_controls(experiment, vector, heard):
+    base = experiment.base_arm  # run once for a bench: the sweep runs the others, whichever test came before
+    found = dose_response(experiment, [VectorUse(vector=vector, scope=Scope())], [2.0, 1.0])
+    written = [work for work in heard if work.what == "writing"][-1]
     assert found.base.measures["tokens"] == base.measures["tokens"]
     assert [dose.strength for dose in found.doses] == [1.0, 2.0] and found.held_out
-    assert len(said) == 1 and said[0].count(",") + 1 == 2 * (1 + 1 + 5) == len(found.arms) - 1
+    assert written.total == written.done == 2 * (1 + 1 + 5) * len(experiment.problems)
+    assert len(found.arms) == 2 * (1 + 1 + 5) + 1
     for dose in found.doses:
         assert dose.reversed.multiplier == -dose.strength
         changes = [arm.differences["tokens"].value for arm in dose.random]
