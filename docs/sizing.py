@@ -123,7 +123,7 @@ def measured() -> tuple[str, float]:
     folder = Path(tempfile.mkdtemp())
     try:
         model, problems = load_model("organism"), load_problems("ledger", n=32)
-        how = {"sampling": Sampling(temperature=0.7, max_new_tokens=400), "progress": False}
+        how = {"sampling": Sampling(temperature=0.7, max_new_tokens=400)}
         started = time.process_time()
         record(model, problems, folder / "text", **how)
         generating = time.process_time() - started

@@ -40,7 +40,7 @@ def joined():
 def alone(tmp_path_factory):
     """What one process records and analyses."""
     folder = tmp_path_factory.mktemp("alone")
-    how = {"sites": [SITE], "sampling": JOB.sampling, "batch_size": 1, "progress": False}
+    how = {"sites": [SITE], "sampling": JOB.sampling, "batch_size": 1}
     record(load_model("organism"), load_problems("ledger", n=12), folder / "store", **how).close()
     shutil.copytree(folder / "store", folder / "bare" / "store")
     list(run_analysis(task(folder)))

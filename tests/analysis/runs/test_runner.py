@@ -23,7 +23,7 @@ from reasonscope.probes.models.model import load_model
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recorded") / "store"
-    how = {"sampling": Sampling(temperature=0, max_new_tokens=12), "progress": False}
+    how = {"sampling": Sampling(temperature=0, max_new_tokens=12)}
     record(load_model("organism"), load_problems("ledger", n=3), folder, **how).close()
     return folder
 
@@ -86,7 +86,7 @@ def test_finished_traces_depend_on_options_files_and_their_results(analysed, rec
 def by_one_process(tmp_path_factory):
     """What one process makes of three longer traces, for the analyses of several stages and for one that looks at all of them together."""
     folder = tmp_path_factory.mktemp("alone")
-    how = {"sampling": Sampling(temperature=0, max_new_tokens=200), "progress": False}
+    how = {"sampling": Sampling(temperature=0, max_new_tokens=200)}
     record(load_model("organism"), load_problems("ledger", n=3), folder / "store", **how).close()
     return folder, {name: list(run_analysis(AnalysisTask.of(folder, name))) for name in STAGED}
 
