@@ -18,6 +18,7 @@ from reasonscope.analysis.anchors.importance import (
 )
 from reasonscope.analysis.anchors.similarity import Embedder, tfidf
 from reasonscope.analysis.results import Axis, Band, Result, undefined
+from reasonscope.analysis.statistics import null_band
 from reasonscope.analysis.tokens.forced_answers import Decoder, ForcedAnswers
 from reasonscope.data.arrays import Values
 from reasonscope.data.text.answers import equivalent, extract_answer
@@ -208,10 +209,10 @@ def _numbers(
 
 
 def _ends(drawn: Values) -> tuple[Values, Values]:
-    """The middle 95 % of draws (draw, metric, sentence); NaN where most draws have no number."""
+    """The ends of `null_band` of the draws (draw, metric, sentence); NaN where most draws have no number."""
     known = np.isfinite(drawn).mean(axis=0) >= 0.5
-    low, high = np.nanquantile(np.where(known, drawn, 0.0), [0.025, 0.975], axis=0)
-    return np.where(known, low, np.nan), np.where(known, high, np.nan)
+    band = null_band(np.where(known, drawn, np.nan), "")
+    return band.low, band.high
 
 
 def _forced_rollouts(forced: ForcedAnswers, trace: Trace) -> dict[int, list[Rollout]]:

@@ -21,7 +21,7 @@ from reasonscope.analysis.attention.vertical_scores import (
     vertical_scores,
 )
 from reasonscope.analysis.results import Axis, Band, Result, undefined
-from reasonscope.analysis.statistics import bootstrap_band
+from reasonscope.analysis.statistics import bootstrap_band, null_band
 from reasonscope.data.text.sentence_splitter import Splitter
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.heads import Head, random_heads
@@ -168,17 +168,11 @@ def receiver_scores(
     others = random_heads(heads, n_layers=model.n_layers, n_heads=model.n_heads, n_controls=n_controls, seed=seed)
     drawn = [receiver_score(vertical, other) for other in others]
     known = np.isfinite(values)
-    low, high = np.quantile(np.where(known, drawn, 0.0), [0.025, 0.975], axis=0)
     return Result(
         **common,
         axes=(Axis.of("sentence", len(values)),),
         values=values,
-        null=Band.of(
-            np.where(known, low, np.nan),
-            np.where(known, high, np.nan),
-            values.shape,
-            f"{len(others)} different sets of other heads, 95 %",
-        ),
+        null=null_band(np.where(known, drawn, np.nan), "different sets of other heads"),
         reason=f"nothing stands {proximity} sentences behind the last ones",
         arrays={"matrix": np.mean([read.matrix[head.layer, head.index] for head in heads], axis=0)},
         provenance=provenance,

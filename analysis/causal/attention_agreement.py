@@ -7,8 +7,8 @@ import numpy as np
 from reasonscope.analysis.attention.sentence_attention import SentenceAttention, sentence_attention
 from reasonscope.analysis.attention.vertical_scores import kurtosis, nan_mean, top_heads, vertical_scores
 from reasonscope.analysis.causal.suppression import normalised, suppression_effect
-from reasonscope.analysis.results import Axis, Band, Result
-from reasonscope.analysis.statistics import DependencyAgreement, dependency_agreement
+from reasonscope.analysis.results import Axis, Result
+from reasonscope.analysis.statistics import DependencyAgreement, dependency_agreement, null_band
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.truth import true_sentences
@@ -67,7 +67,6 @@ def _result(found: dict[str, DependencyAgreement], provenance: dict[str, object]
     nulls = [
         [one.null_auroc, one.null_precision, np.full(len(one.null_auroc), one.distance_auroc)] for one in found.values()
     ]
-    low, high = np.quantile(np.array(nulls), [0.025, 0.975], axis=-1)
     first = next(iter(found.values()))
     return Result(
         method="anchor_agreement",
@@ -75,7 +74,7 @@ def _result(found: dict[str, DependencyAgreement], provenance: dict[str, object]
         unit="1",
         axes=(Axis.of("method", METHODS), Axis.of("metric", METRICS)),
         values=values,
-        null=Band.of(low, high, values.shape, "scores shuffled among each target's sources, 95 %"),
+        null=null_band(np.moveaxis(np.array(nulls), -1, 0), "scores shuffled among each target's sources"),
         numbers={
             "p": {name: one.p_value for name, one in found.items()},
             "pairs": first.n_pairs,

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reasonscope.analysis.results import Axis, Band, Result
+from reasonscope.analysis.results import Axis, Result
+from reasonscope.analysis.statistics import null_band
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Problem, Sampling
@@ -141,14 +142,13 @@ def emergent_heads(
     for _ in range(200):
         flip = rng.random(len(pairs))[:, None, None] < 0.5
         drawn.append(_effect(np.where(flip, after, before).mean(axis=0), np.where(flip, before, after).mean(axis=0)))
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     return Result(
         method="emergent_heads",
         quantity="relative change of a head's importance, base to reasoner",
         unit="1",
         axes=(Axis.of("layer", shape[0]), Axis.of("head", shape[1])),
         values=_effect(before.mean(axis=0), after.mean(axis=0)),
-        null=Band.of(low, high, shape, "base and reasoner exchanged at random, pair by pair, 95 %"),
+        null=null_band(drawn, "base and reasoner exchanged at random, pair by pair"),
         arrays={"base": before.mean(axis=0), "reasoner": after.mean(axis=0)},
         numbers={"completeness": [[one.completeness for one in side] for side in found], "n_pairs": len(pairs)},
         provenance={"base": base.name, "reasoner": reasoner.name, "steps": steps, "seed": seed},

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reasonscope.analysis.causal.head_edits import head_states, without_heads
 from reasonscope.analysis.results import Axis, Band, Result
-from reasonscope.analysis.statistics import bootstrap_band
+from reasonscope.analysis.statistics import bootstrap_band, null_band
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.trace import Trace
@@ -149,8 +149,7 @@ def _random_directions(
         seen = _states(model, trace, _row(trace, position), last, probe.site)
         for layer in range(last):
             sums[layer] += (_head_writes(model, seen, layer) @ torch.from_numpy(units.T)).numpy()
-    low, high = np.quantile(sums / len(traces), [0.025, 0.975], axis=-1)
-    return Band.of(low, high, low.shape, f"{n} random directions of the probe's length, 95 %")
+    return null_band(np.moveaxis(sums / len(traces), -1, 0), "random directions of the probe's length")
 
 
 def _row(trace: Trace, position: Position) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from reasonscope.analysis.causal.head_edits import head_states, without_heads
 from reasonscope.analysis.causal.probe_write import probe_writes
 from reasonscope.analysis.results import Axis, Band, Result, undefined
+from reasonscope.analysis.statistics import null_band
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import mean_estimate
@@ -106,7 +107,6 @@ def cliff_heads(
     others = random_heads(heads, n_layers=model.n_layers, n_heads=model.n_heads, n_controls=n_controls, seed=seed)
     random = np.array([[one.mean() for one in answers(other)] for other in others])
     values = np.array([[one.mean() for one in arm] for arm in arms.values()])
-    low, high = np.quantile(random, [0.025, 0.975], axis=0)
     change, by_chance = np.abs(values[1] - values[0]), np.abs(random - values[0])
     sets = (trial.harmful, trial.benign, trial.solved)
     ends = np.array(
@@ -119,7 +119,7 @@ def cliff_heads(
         **common,
         axes=(Axis.of("arm", arms), Axis.of("metric", METRICS)),
         values=values,
-        null=Band.of(low, high, values.shape, f"{len(others)} different sets of other heads ablated alike, 95 %"),
+        null=null_band(random, "different sets of other heads ablated alike", shape=values.shape),
         interval=Band.of(ends[..., 0], ends[..., 1], values.shape, "over problems, 95%"),
         arrays={"random": random, "writes": writes},
         numbers={

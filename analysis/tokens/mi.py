@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.analysis.results import Axis, Band, Result, undefined
-from reasonscope.analysis.statistics import benjamini_hochberg, bootstrap_band
+from reasonscope.analysis.statistics import benjamini_hochberg, bootstrap_band, chance_above, null_band
 from reasonscope.analysis.tokens.nocco import EPSILON, SIGMA, mutual_information, squared_correlation
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
@@ -120,7 +120,7 @@ def mi_of_trace(
         r2[i] = squared_correlation(states, gold[site])
     above = np.stack([find_peaks(line, tau=tau) for line in values])
     what = "answers of other problems" if len(others) >= 5 else "permuted coordinates"
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    null = null_band(drawn, what)
     # A row is of the token that it emits, the next one.
     units = sentence_of_each(sentences, rows.stop + 1)[rows.start + 1 :]
     return Result(
@@ -129,11 +129,14 @@ def mi_of_trace(
         unit="1",
         axes=(Axis.of("site", sites), Axis.of("token", [str(t + 1) for t in range(rows.start, rows.stop)])),
         values=values,
-        null=Band.of(low, high, values.shape, f"{what}, 95% of {len(drawn)}"),
+        null=null,
         arrays={"r2": r2, "peaks": above, "top": np.stack([top_k(line, top) for line in values])},
         numbers={
-            str(site): _estimated(line, edge, units, tau=tau, seed=seed)
-            for site, line, edge in zip(sites, values, high, strict=True)
+            str(site): {
+                **_estimated(line, edge, units, tau=tau, seed=seed),
+                "share_above_by_chance": {"value": chance_above(len(drawn))},
+            }
+            for site, line, edge in zip(sites, values, null.high, strict=True)
         },
         provenance={"trace": trace.id, "region": region, "sigma": sigma, "epsilon": epsilon, "tau": tau, "seed": seed},
     )

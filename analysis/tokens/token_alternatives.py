@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reasonscope.analysis.results import Axis, Band, Result, undefined
-from reasonscope.analysis.statistics import mean_band, mean_number
+from reasonscope.analysis.statistics import chance_above, mean_band, mean_number, null_band
 from reasonscope.data.arrays import Values
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Sentence, Trace
@@ -121,18 +121,19 @@ def steering_shift(
     for draw in range(n_controls):
         control = Steering(vector.random_like(seed + draw), multiplier, scope)
         controls.append(_change(plain, _logits(model, trace, control).float().log_softmax(dim=-1), trace))
-    low, high = np.quantile(controls, [0.025, 0.975], axis=0)
+    null = null_band(controls, "random vectors of the same norm")
     owner = _sentence_of(trace, sentences)
     return Result(
         **common,
         axes=(_generated(trace),),
         values=values,
-        null=Band.of(low, high, values.shape, f"{n_controls} random vectors of the same norm, 95 %"),
+        null=null,
         arrays={"kl": _kl(moved, plain), "random": np.mean(controls, axis=1)},
         numbers={
             "touched": steering.n_edited,
             "mean": mean_number(values, owner, seed=seed),
-            "share_outside_null": mean_number((values < low) | (values > high), owner, seed=seed),
+            "share_outside_by_chance": 2 * chance_above(n_controls),
+            "share_outside_null": mean_number((values < null.low) | (values > null.high), owner, seed=seed),
         },
         provenance=provenance,
     )

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from reasonscope.analysis.results import Axis, Band, Result, undefined
+from reasonscope.analysis.results import Axis, Result, undefined
+from reasonscope.analysis.statistics import null_band
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import permutation_p
@@ -109,7 +110,6 @@ def reflection_of_trace(
     rng = np.random.default_rng(seed)
     said = _said(candidates)
     shuffled = [_counts([said[j] for j in rng.permutation(len(said))]) for _ in range(n_permutations)]
-    low, high = np.quantile(np.array(shuffled), [0.025, 0.975], axis=0)
     first = sentences[candidates[0].sentence]
     return Result(
         method=METHOD,
@@ -117,7 +117,7 @@ def reflection_of_trace(
         unit="count",
         axes=(Axis.of("kind", KINDS),),
         values=np.array(_counts(said), dtype=np.float64),
-        null=Band.of(low, high, (len(KINDS),), f"the same answers in random order, 95% of {n_permutations}"),
+        null=null_band(shuffled, "the same answers in random order"),
         arrays={"candidates": np.array([candidate.sentence for candidate in candidates])},
         numbers={
             "first": candidates[0].sentence,

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.analysis.results import Axis, Band, Result
+from reasonscope.analysis.statistics import null_band
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import mean_estimate
@@ -141,7 +142,6 @@ def trajectory_of_trace(
     cut = blocks(rows, block)
     means = np.stack([segment_mean(np.asarray(read(site))[span.start : span.start + rows], cut) for site in sites])
     null = random_walk(means, n_controls=n_controls, seed=seed)
-    low, high = np.quantile(null, [0.025, 0.975], axis=0)
     values = _stacked(signals(means))
     lengths = np.linalg.norm(np.diff(means, axis=1), axis=2)
     ends = np.array([_sum_ends(line) for line in (*lengths, lengths.mean(axis=0))])
@@ -153,7 +153,7 @@ def trajectory_of_trace(
         unit=UNIT,
         axes=axes,
         values=values,
-        null=Band.of(low, high, shape, f"random walk of the same step lengths, 95% of {n_controls}"),
+        null=null_band(null, "random walk of the same step lengths", shape=shape),
         interval=Band.of(
             low_end, high_end, shape, "of the cumulative change over its steps, 95%; net and aligned are of one path"
         ),

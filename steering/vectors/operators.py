@@ -100,7 +100,7 @@ class MatchedEdit:
             edit = self.like(shadow, true, strength) - shadow
             size = edit.norm(dim=-1, keepdim=True) * (edit @ true).sign()[..., None]
             across = _orthogonal(direction, states) if self.like is orthogonal_add else direction.expand_as(states)
-            step = size * torch.nn.functional.normalize(across, dim=-1)
+            step: Tensor = size * torch.nn.functional.normalize(across, dim=-1)
             moved[self.chain] = ours + step, theirs + edit
             return states + step
 

@@ -13,6 +13,7 @@ from reasonscope.analysis.statistics import (
     benjamini_hochberg,
     bootstrap,
     bootstrap_band,
+    chance_above,
     dependency_agreement,
     holm,
     mean_band,
@@ -70,9 +71,9 @@ def test_bands_hold_what_they_should():
     rng = np.random.default_rng(0)
     band = null_band(rng.standard_normal((4000, 3)), "noise")
     assert np.abs(band.high - 1.96).max() < 0.15 and np.abs(band.low + 1.96).max() < 0.15
-    assert band.what == "noise, 95% of 4000 draws"
-    half = null_band([[0.0], [1.0], [2.0], [np.nan], [3.0], [4.0]], "five", level=0.5)
-    assert (half.low.item(), half.high.item()) == (1.0, 3.0)
+    assert band.what == "noise, 4000 draws; chance lies above in 2.5%, below in as many"
+    few = null_band([[0.0], [1.0], [2.0], [np.nan], [3.0], [4.0]], "five")
+    assert (few.low.item(), few.high.item()) == (0.0, 4.0)
     rows = rng.normal([0.0, 5.0], 1.0, (400, 2))
     found = bootstrap_band(lambda chosen: rows[chosen].mean(axis=0), 400, n_resamples=300)
     assert (found.low < rows.mean(axis=0)).all() and (found.high > rows.mean(axis=0)).all()
@@ -81,6 +82,20 @@ def test_bands_hold_what_they_should():
     assert 4.8 < estimate.low < estimate.value < estimate.high < 5.2
     none = bootstrap_band(lambda chosen: rows[chosen].mean(axis=0), 1)
     assert np.isnan([none.low, none.high]).all() and none.what == "no interval: fewer than two rows"
+
+
+@pytest.mark.parametrize(
+    ("n", "chance"), [(5, 1 / 6), (20, 1 / 21), (38, 1 / 39), (79, 2 / 80), (199, 0.025), (1000, 25 / 1001)]
+)
+def test_chance_leaves_a_band_as_often_as_it_says(n, chance):
+    assert chance_above(n) == pytest.approx(chance)
+    drawn = np.random.default_rng(n).exponential(
+        size=(n + 1, 20_000)
+    )  # skewed: the share does not depend on the distribution
+    band = null_band(drawn[1:], "exponential")
+    error = 4 * np.sqrt(chance / 20_000)
+    assert (drawn[0] > band.high).mean() == pytest.approx(chance, abs=error)
+    assert (drawn[0] < band.low).mean() == pytest.approx(chance, abs=error)
 
 
 def test_a_band_has_the_width_of_students_interval_and_says_what_it_is():

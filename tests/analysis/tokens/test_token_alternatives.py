@@ -69,7 +69,9 @@ def test_steering_shifts_what_stands_behind_it_and_strength_0_nothing(model, tra
     )  # the tag itself, and what follows it, are said before any edit
     assert not found.values[: opened + 2].any() and found.values[opened + 2 :].all()
     assert (found.arrays["kl"] >= -1e-6).all() and 0 < found.numbers["touched"] < len(trace.token_ids)
-    assert found.null.what.startswith("5 random") and found.arrays["random"].shape == (5,)
+    assert found.null.what.startswith("random vectors of the same norm, 5 draws") and found.arrays["random"].shape == (
+        5,
+    )
     still = steering_shift(model, trace, vector, 0.0, scope, n_controls=5)
     assert not still.values.any() and not still.null.high.any()
     away = steering_shift(model, trace, vector, 1.0, Scope(prompt_positions=(99,)), n_controls=5)
