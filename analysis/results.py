@@ -1,6 +1,5 @@
 """What an analysis hands out: numbers with named axes and units, and beside them what chance gives and how sure they are."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -14,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.durable import make_folder
+from reasonscope.data.storage.plain_json import plain
 from reasonscope.data.storage.safetensors_file import SafetensorsFormat
 from reasonscope.data.storage.untrusted import wrap_errors
 
@@ -150,8 +150,8 @@ class Result:
             "axes": [{"name": axis.name, "labels": axis.labels} for axis in self.axes],
             "bands": {n: b.what for n, b in (("null", self.null), ("interval", self.interval)) if b is not None},
             **{name: getattr(self, name) for name in ("method", "quantity", "unit", "null_missing", "reason")},
-            "numbers": _plain(self.numbers),
-            "provenance": _plain(self.provenance),
+            "numbers": plain(self.numbers),
+            "provenance": plain(self.provenance),
         }
         _KIND.write(target, header, tensors)
         return target
@@ -219,14 +219,3 @@ def _position(axis: Axis, label: str) -> int:
     if label not in axis.labels:
         raise InputError(f"axis {axis.name} has no {label!r}; it has {', '.join(axis.labels[:20])}")
     return axis.labels.index(label)
-
-
-def _plain(value: Any) -> Any:
-    """JSON of nested numbers; what is not a number is null, as JSON has no NaN."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,13 +1,13 @@
 """What a measurement on a run leaves behind, beside its store: the probes, the numbers, and the figures with their data."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.durable import make_folder, write_text_durably
+from reasonscope.data.storage.plain_json import plain
 from reasonscope.data.storage.run_folder import RunFolder
 from reasonscope.data.storage.untrusted import parse_json
 
@@ -52,12 +52,3 @@ def read_numbers(path: Path) -> Mapping[str, Any]:
     if not isinstance(kept, dict) or not {"command", "seed", "figures", "numbers"} <= kept.keys():
         raise InputError(f"{path} holds no numbers of a run; measure again")
     return kept
-
-
-def plain(value: Any) -> Any:
-    """JSON of nested numbers; what is not a number is null."""
-    if isinstance(value, Mapping):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

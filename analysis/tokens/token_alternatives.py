@@ -13,11 +13,13 @@ from reasonscope.analysis.statistics import chance_above, mean_band, mean_number
 from reasonscope.data.arrays import Values
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Sentence, Trace
+from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.backends.base import Edit, Positions
+from reasonscope.probes.backends.base import Edit
 from reasonscope.probes.evaluation.divergence import kl_divergence
 from reasonscope.probes.generation.padding import check_sequence
 from reasonscope.probes.models.model import Model
+from reasonscope.steering.experiments.ablation import Ablation, AblationIntervention
 from reasonscope.steering.vectors.intervention import Intervention, Steering
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import SteeringVector
@@ -170,7 +172,8 @@ def head_effects(
     plain, with_all = read(writes, {})
     for layer, written in enumerate(writes):
         for head in range(model.n_heads):
-            without, left = read([written], {Site("z", layer): _without(head)})
+            removed = AblationIntervention(model, Ablation(name="head", heads=(Head(layer=layer, index=head),)))
+            without, left = read([written], removed.edits)
             values[layer, head] = _kl(plain, without)
             length = (with_all[written][0] - left[written][0]).float().norm(dim=-1, keepdim=True)
             for draw in range(n_controls):
@@ -197,15 +200,6 @@ def head_effects(
 def _sentence_of(trace: Trace, sentences: Sequence[Sentence]) -> NDArray[np.int64]:
     """The sentence of each generated token."""
     return sentence_of_each(sentences, len(trace.token_ids))[trace.n_prompt_tokens :]
-
-
-def _without(head: int) -> Edit:
-    def edit(z: Tensor, _: Positions) -> Tensor:
-        after = z.clone()
-        after[:, :, head] = 0
-        return after
-
-    return edit
 
 
 def _adding(vectors: Tensor) -> Edit:

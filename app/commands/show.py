@@ -16,8 +16,8 @@ def show(numbers: Mapping[str, Any], as_json: bool) -> None:
     """Write nested numbers; in JSON, what is not a number is null."""
     from rich.console import Console
 
-    from reasonscope.analysis.runs.saved_numbers import plain
     from reasonscope.app.demo.summary import table
+    from reasonscope.data.storage.plain_json import plain
 
     if as_json:
         typer.echo(json.dumps(plain(numbers), indent=2, allow_nan=False))

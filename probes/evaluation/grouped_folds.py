@@ -174,9 +174,9 @@ def predict(fitted: BaseEstimator, features: NDArray[np.generic], task: Task) ->
     return np.asarray(values, dtype=np.float64)
 
 
-def check_finite(features: NDArray[np.generic]) -> None:
-    """Raise InputError for features that hold a NaN or an infinite number."""
-    if features.dtype.kind == "f" and not np.isfinite(features).all():
+def check_finite(*activations: NDArray[np.generic]) -> None:
+    """Raise InputError for activations that hold a NaN or an infinite number."""
+    if any(values.dtype.kind == "f" and not np.isfinite(values).all() for values in activations):
         raise InputError("an activation is NaN or infinite; record the traces again in float32 or bfloat16")
 
 

@@ -32,6 +32,7 @@ from reasonscope.probes.models.model import Model
 from reasonscope.steering.experiments.ablation import Ablation
 from reasonscope.steering.experiments.attention_knockout import Edges
 from reasonscope.steering.vectors.scope import Scope
+from reasonscope.steering.vectors.thinking import single_tokens
 
 _NUMBERS = ("n_controls", "traces", "problems", "n_regeneration_controls", "seed")
 
@@ -78,18 +79,6 @@ def _plan(content: object, path: Path, model: Model) -> Plan:
     return Plan(ablations=ablations, **known)
 
 
-def words_as_tokens(words: Sequence[str], model: Model) -> frozenset[int]:
-    """The ids of `words` that are one token, alone or behind a blank. Raises InputError for a word that is neither."""
-    found: set[int] = set()
-    for word in words:
-        encoded = (model.tokenizer.encode(f"{lead}{word}", add_special_tokens=False) for lead in ("", " "))
-        single = {ids[0] for ids in encoded if len(ids) == 1}
-        if not single:
-            raise InputError(f"{word!r} is no single token of {model.name}; give words that are, or ids under `tokens`")
-        found |= single
-    return frozenset(found)
-
-
 def _ablation(entry: object, where: str, model: Model) -> Ablation:
     given = _mapping(entry, where, [field.name for field in fields(Ablation)])
     if "name" not in given:
@@ -130,7 +119,7 @@ def _scope(value: object, where: str, model: Model) -> Scope:
     given = dict(_mapping(value, where, [*(field.name for field in fields(Scope) if field.name != "marks"), "words"]))
     if "words" in given:
         words = _listed(given.pop("words"), f"{where}, words")
-        given["tokens"] = sorted(words_as_tokens([str(word) for word in words], model))
+        given["tokens"] = list(single_tokens(model, [str(word) for word in words]))
     plain: dict[str, Any] = {}
     for key, item in given.items():
         is_set = key == "tokens" or key.endswith("_tokens")

@@ -112,19 +112,6 @@ def control(name: str) -> DecodingMethod:
     return DECODING_METHODS[name]
 
 
-def known_tokens(model: Model, words: Sequence[str]) -> tuple[int, ...]:
-    """The ids of those `words` that are single tokens of the model. Raises InputError where none is."""
-    found: set[int] = set()
-    for word in words:
-        try:
-            found.update(single_tokens(model, (word,)))
-        except InputError:
-            continue
-    if not found:
-        raise InputError(f"none of {', '.join(map(repr, words))} is a token of {model.name}")
-    return tuple(sorted(found))
-
-
 def other_tokens(model: Model, tokens: Sequence[int], seed: int) -> tuple[int, ...]:
     """As many tokens as `tokens`, drawn by `seed` from all others but those that open, close and stop."""
     thinking = Thinking.of(model)
@@ -142,7 +129,7 @@ def _whole(value: float, what: str) -> int:
 
 def _on(words: Sequence[str], make: OnTokens) -> Callable[[ExtractionData], Treat]:
     def prepare(source: ExtractionData) -> Treat:
-        tokens, thinking = known_tokens(source.model, words), Thinking.of(source.model)
+        tokens, thinking = single_tokens(source.model, words, skip_longer=True), Thinking.of(source.model)
 
         def treat(value: float, seed: int | None) -> Condition:
             chosen = tokens if seed is None else other_tokens(source.model, tokens, seed)

@@ -19,6 +19,7 @@ from reasonscope.probes.evaluation.divergence import kl_divergence
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.contrast import mean_difference
+from reasonscope.steering.vectors.operators import project_out
 from reasonscope.steering.vectors.vector import SteeringVector
 
 Contexts = Sequence[Sequence[int]]
@@ -260,8 +261,7 @@ def ablated_everywhere(model: Model, direction: NDArray[np.floating]) -> Mapping
     unit = torch.from_numpy((direction / norm).astype(np.float32))
 
     def remove(activation: Tensor, _: Positions) -> Tensor:
-        along = unit.to(activation)
-        return activation - (activation @ along)[..., None] * along
+        return project_out(activation, unit.to(activation))
 
     written = [Site(point, layer) for layer in range(model.n_layers) for point in ("attn_out", "mlp_out")]
     return dict.fromkeys([Site("resid_pre", 0), *written], remove)

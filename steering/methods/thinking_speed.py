@@ -11,11 +11,12 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.steps_and_sentences import steps
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.evaluation.grouped_folds import check_finite
 from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.methods.asc import mode_pairs
-from reasonscope.steering.vectors.contrast import Read, States, check_finite, paired_states, projection
+from reasonscope.steering.vectors.contrast import Read, States, paired_states, projection
 from reasonscope.steering.vectors.vector import SteeringVector
 
 STRENGTHS = (-4.0, -2.0, 0.0, 2.0, 4.0, 8.0)  # the paper's usable range; above 16 or below −8 it repeats itself

@@ -11,6 +11,7 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.steps_and_sentences import steps
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.evaluation.grouped_folds import check_finite
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.steering.vectors.vector import SteeringVector
 
@@ -28,11 +29,6 @@ def mean_difference(towards: States, away: States) -> NDArray[np.float64]:
         raise InputError(f"activations of shapes {towards.shape[1:]} and {away.shape[1:]}; read both at the same sites")
     check_finite(towards, away)
     return np.asarray(towards.astype(np.float64).mean(axis=0) - away.astype(np.float64).mean(axis=0))
-
-
-def check_finite(*states: States) -> None:
-    if not all(np.isfinite(values).all() for values in states):
-        raise InputError("an activation is NaN or infinite; record the traces again in float32 or bfloat16")
 
 
 def state_of(store: TraceStore, trace: Trace, site: Site, read: Read) -> NDArray[np.float64]:

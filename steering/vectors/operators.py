@@ -39,7 +39,12 @@ def scaled_add(states: Tensor, direction: Tensor, strength: float) -> Tensor:
 
 def ablate(states: Tensor, direction: Tensor, strength: float) -> Tensor:
     """h − s·(h·û)·û: projects the direction out (Arditi et al., arXiv 2406.11717, eq. 4, at s = 1)."""
-    return _moved_to(states, direction, 0.0, strength, direction)
+    return project_out(states, _unit(direction), strength)
+
+
+def project_out(states: Tensor, unit: Tensor, share: float = 1.0) -> Tensor:
+    """Take `share` of the states' part along `unit` (d_model,), of length 1, out of them (…, d_model); in their dtype."""
+    return states - share * (states @ unit)[..., None] * unit
 
 
 def orthogonal_add(states: Tensor, direction: Tensor, strength: float) -> Tensor:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from reasonscope.data.errors import ArchitectureError, InputError
 from reasonscope.probes.architecture.layout import embedding_rows, unreadable
 from reasonscope.probes.models.model import Model
+from reasonscope.steering.vectors.operators import project_out
 
 # Where a family's MLP writes into the residual stream. Mixtures of experts and families with a norm behind attention and MLP
 # are not here: the norm scales what was written, and the direction comes back.
@@ -95,5 +96,4 @@ def _clean(module: nn.Module, unit: Tensor) -> None:
 
 def _without(rows: Tensor, unit: Tensor) -> Tensor:
     """`rows` (…, d_model) less their part along `unit`, in float64 so that nothing of it is left at the weights' own precision."""
-    wide, along = rows.double(), unit.to(rows.device)
-    return (wide - (wide @ along)[..., None] * along).to(rows.dtype)
+    return project_out(rows.double(), unit.to(rows.device)).to(rows.dtype)

@@ -1,5 +1,6 @@
 """How far into its thinking each sequence of a batch is, told by its tokens alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -45,18 +46,24 @@ class Thinking:
         return torch.where(opened > closed, behind, -1)
 
 
-def single_tokens(model: Model, words: tuple[str, ...], *, spaced: bool = True) -> tuple[int, ...]:
+def single_tokens(
+    model: Model, words: Sequence[str], *, spaced: bool = True, skip_longer: bool = False
+) -> tuple[int, ...]:
     """The ids of `words` that are one token, also behind a blank (`spaced`); ascending.
 
-    Raises InputError where a word is one token in neither form: no logit is its own.
+    Raises InputError for a word that is one token in neither form, as no logit is its own; with `skip_longer` only if all are so.
     """
     found: set[int] = set()
     for word in words:
         forms = [model.tokenizer.encode(form, add_special_tokens=False) for form in (word, f" {word}")[: 1 + spaced]]
-        ids = [form[0] for form in forms if len(form) == 1]
-        if not ids:
+        ids = {form[0] for form in forms if len(form) == 1}
+        if not ids and not skip_longer:
             raise InputError(
-                f"{word!r} is more than one token for {model.name}; choose words that its vocabulary holds"
+                f"{word!r} is more than one token for {model.name}; choose words that its vocabulary holds, or give token ids"
             )
-        found.update(ids)
+        found |= ids
+    if words and not found:
+        raise InputError(
+            f"{', '.join(map(repr, words))}: each is more than one token for {model.name}; choose other words"
+        )
     return tuple(sorted(found))

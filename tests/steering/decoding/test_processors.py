@@ -162,6 +162,8 @@ def test_prefills_stand_behind_the_opened_tag(model, name):
 def test_what_is_no_control_is_refused(model):
     with pytest.raises(InputError, match="more than one token"):
         single_tokens(model, ("antidisestablishmentarianism",))
+    with pytest.raises(InputError, match="each is more than one token"):
+        single_tokens(model, ("antidisestablishmentarianism",), skip_longer=True)
     with pytest.raises(InputError, match="end with the closing tag"):
         ForcedClose(thinking=TAGS, budget=3, closing=(CLOSE, OTHER))
     with pytest.raises(InputError, match="no token"):

@@ -225,7 +225,7 @@ def test_a_plan_says_what_to_do(model, tmp_path):
         ("ablations: [{name: x, head: 1}]", "nothing is called 'head'"),
         ("ablations: [{name: x, heads: [1.10]}]", "in quotes"),
         ("ablations: [{name: x, heads: ['1']}]", "ablation 1: '1' is not a head"),
-        ("ablations: [{name: x, tokens: {words: ['no such word at all']}}]", "no single token"),
+        ("ablations: [{name: x, tokens: {words: ['no such word at all']}}]", "more than one token"),
         ("ablations: [{name: x, tokens: {where: 3}}]", "nothing is called 'where'"),
         ("ablations: [{name: x, tokens: {prompt_window: [1, 2, 3]}}]", "is no window"),
     ],
