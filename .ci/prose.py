@@ -55,7 +55,7 @@ PHRASES = (
     Phrase(
         name="where for if",
         pattern=r"\bwhere (?:it|they|there|one|none|nothing|nobody|not|no|any|both|either|neither|all|only|given|this)\b"
-        r"|(?:^|[.;:(] )Where [^.;:?]{3,90}, |\b[Rr]aises? [\w, `.]*\bwhere\b",
+        r"|(?:^|[.;:(] )Where [^.;:?]{3,90}, |\b[Rr]aises? [\w, `.]*(?<!`)\bwhere\b",
         say="if, when, for, unless",
     ),
     Phrase(

@@ -1,4 +1,5 @@
-"""What flows through the toolkit: problems, traces and their parts, answers, and the store that holds them with their activations."""
+"""The data that the toolkit works on: problems, traces and their parts, answers, and the store that keeps traces with
+activations."""
 
 import lazy_loader
 

@@ -1,4 +1,5 @@
-"""Intervals over whole problems, of means and shares by formula and of anything else by resamples; and how often chance does as well."""
+"""Intervals over whole problems (by formula for means and shares, by resampling for anything else), and permutation
+p-values."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,23 @@ from reasonscope.data.errors import InputError
 
 Alternative = Literal["greater", "less", "two-sided"]
 _Z = 1.959964  # 95 %
-_ROUNDING = 1e-24  # a variance that is none
+_ROUNDING = 1e-24  # a smaller variance is rounding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A number with the `low` and `high` end of its 95 % interval."""
+    """A number with its 95 % interval.
+
+    Attributes:
+        value: The estimate.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+
+    Example:
+        report = rs.probes.length(store)
+        report.comparison.difference.interval  # (low, high)
+        report.comparison.difference.to_dict()
+    """
 
     value: float
     low: float
@@ -28,6 +40,7 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float]:
+        """The two ends of the interval."""
         return self.low, self.high
 
     def to_dict(self) -> dict[str, float]:
@@ -36,16 +49,28 @@ class Estimate:
 
 
 def mean_estimate(values: ArrayLike, *, groups: ArrayLike | None = None, shares: bool = True) -> Estimate:
-    """The mean of `values` (row,) with its 95 % interval over rows, or over whole groups of them.
+    """The mean of `values` with its 95 % interval over rows, or over whole groups of rows.
 
-    Rows of one group count as one: by the group's part in what is left of them when the mean is taken away. The interval is Student's t
-    with its skewness removed by a cubic map (Hall, On the removal of skewness by transformation, J. R. Stat. Soc. B 54, 1992): of lengths
-    and other skewed values the percentiles of a bootstrap, and t alone, hold the mean of ten .90 of the time instead of .95. Where all
-    values lie in 0 to 1 (shares, accuracies) it is Jeffreys' interval of as many tries as their spread is worth, for so few units
-    (Korn and Graubard, Survey Methodology 24, 1998), and where each row is a 0 or 1 by itself the mid-P one (Berry and Armitage, The
-    Statistician 44, 1995): it stays in 0 to 1, and is not a point where all of them are right. `shares=False`: what lies there is none.
+    A group counts as one unit, by the sum of its residuals from the mean. The interval is chosen by the values:
 
-    Raises InputError for fewer than two groups, or values that are no numbers.
+    - In general, Student's t with its skewness removed by a cubic map (Hall, On the removal of skewness by
+      transformation, J. R. Stat. Soc. B 54, 1992). For lengths and other skewed values, bootstrap percentiles and plain
+      t cover the mean of ten .90 of the time, not .95.
+    - If all values lie in 0 to 1 (shares, accuracies): Jeffreys' interval with the effective number of tries that their
+      spread implies, corrected for few units (Korn and Graubard, Survey Methodology 24, 1998).
+    - If each row is its own group and is 0 or 1: the mid-P interval (Berry and Armitage, The Statistician 44, 1995). It
+      stays within 0 to 1 and has a width even if all rows are equal.
+
+    Args:
+        values: (row,), finite.
+        groups: (row,), the group of each row; by default each row is its own.
+        shares: False: do not treat values in 0 to 1 as proportions.
+
+    Returns:
+        The mean with its interval.
+
+    Raises:
+        InputError: For fewer than two groups, or values that are not finite.
     """
     rows = np.asarray(values, dtype=np.float64)
     mean, left = _left(rows, groups)
@@ -62,12 +87,24 @@ def mean_estimate(values: ArrayLike, *, groups: ArrayLike | None = None, shares:
 def difference_estimate(
     ours: ArrayLike, theirs: ArrayLike, *, verdicts: bool, groups: ArrayLike | None = None
 ) -> Estimate:
-    """The mean of `ours` − `theirs` (row,), paired, with its 95 % interval over rows, or over whole groups of them.
+    """The mean of `ours` − `theirs`, paired, with its 95 % interval over rows, or over whole groups of rows.
 
-    Of `verdicts` (0 or 1, or a mean of them) it is that of Agresti and Min (Simple improved confidence intervals for comparing matched
-    proportions, Stat. Med. 24, 2005): two more pairs, of which each of the four outcomes is half a one, so that a few pairs that agree are
-    no proof that all do. Of groups of rows, two beside as many pairs as the groups' spread is worth. Of anything else it is
-    `mean_estimate`'s, by formula, of the differences. Raises InputError as that does.
+    For verdicts the interval is that of Agresti and Min (Simple improved confidence intervals for comparing matched
+    proportions, Stat. Med. 24, 2005), which adds two pairs, half a pair for each of the four outcomes, so that a few
+    pairs that agree do not prove that all do. Groups of rows count as many pairs as their spread implies. For anything
+    else it is that of `mean_estimate`, by formula, of the differences.
+
+    Args:
+        ours: (row,), finite.
+        theirs: (row,), finite, paired with `ours`.
+        verdicts: Whether the values are 0 or 1, or means of such.
+        groups: (row,), the group of each row; by default each row is its own.
+
+    Returns:
+        The mean difference with its interval.
+
+    Raises:
+        InputError: For fewer than two groups, or values that are not finite.
     """
     change = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     mean, left = _left(change, groups)
@@ -84,16 +121,18 @@ def difference_estimate(
 
 
 def shares_difference(hits: float, n: int, other_hits: float, other_n: int) -> tuple[float, float]:
-    """95 % interval of a share less one of other tries: Agresti and Caffo's (Am. Stat. 54, 2000), a hit and a miss more in each."""
+    """95 % interval of the difference of two independent shares: one hit and one miss are added to each (Agresti and
+    Caffo, Am. Stat. 54, 2000)."""
     first, second = (hits + 1) / (n + 2), (other_hits + 1) / (other_n + 2)
     half = _Z * float(np.sqrt(first * (1 - first) / (n + 2) + second * (1 - second) / (other_n + 2)))
     return max(-1.0, first - second - half), min(1.0, first - second + half)
 
 
 def wilson_interval(hits: float, n: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share: honest where all or none of a few are hits (J. Am. Stat. Assoc. 22, 1927)."""
+    """Wilson's 95 % interval of a share, which holds its level even if all or none of a few tries are hits (J. Am.
+    Stat. Assoc. 22, 1927)."""
     middle, half = (hits / n + _Z**2 / (2 * n)) / (1 + _Z**2 / n), wilson_half_width(hits, n)
-    return middle - half if hits else 0.0, middle + half if hits != n else 1.0  # exactly, which rounding would miss
+    return middle - half if hits else 0.0, middle + half if hits != n else 1.0  # exact ends, which rounding would miss
 
 
 def wilson_half_width(hits: float, n: float) -> float:
@@ -103,19 +142,19 @@ def wilson_half_width(hits: float, n: float) -> float:
 
 
 def _left(rows: Values, groups: ArrayLike | None) -> tuple[float, Values]:
-    """The mean, and what is left of each group when it is taken away, in units of the mean."""
+    """The mean, and each group's sum of residuals from it, in units of the mean."""
     n, labels = _numbered(np.arange(len(rows)) if groups is None else groups)
     if not np.isfinite(rows).all():
-        raise InputError("a mean of values that are no numbers; leave them out")
+        raise InputError("a mean needs finite values; leave the others out")
     mean = float(rows.mean())
     return mean, np.bincount(labels, weights=rows - mean) * n / len(rows)
 
 
 def _numbered(groups: ArrayLike) -> tuple[int, Rows]:
-    """How many groups there are, and the number of each row's. Raises InputError for one alone."""
+    """How many groups there are, and the number of each row's. Raises InputError for a single group."""
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2:
-        raise InputError("all rows are of one group, which has no interval; record more problems")
+        raise InputError("all rows belong to one group, which gives no interval; record more problems")
     return len(names), group_of
 
 
@@ -124,7 +163,7 @@ def _judged(rows: Values) -> bool:
 
 
 def _mean_ends(mean: float, left: Values) -> tuple[float, float]:
-    """Of a mean from what is left of each unit when it is taken away."""
+    """The ends of the interval of a mean, from the residuals of each unit."""
     n, spread = len(left), float(left.std())
     if spread == 0:
         return mean, mean
@@ -138,7 +177,7 @@ def _mean_ends(mean: float, left: Values) -> tuple[float, float]:
 
 
 def _share_ends(mean: float, left: Values, verdicts: int) -> tuple[float, float]:
-    """The same of a mean that lies in 0 to 1; `verdicts` is how many rows there are where each is a 0 or 1, else 0."""
+    """The same for a mean that lies in 0 to 1; `verdicts` is the number of rows if each of them is 0 or 1, else 0."""
     n, variance = len(left), float(left.var(ddof=1)) / len(left)
     if variance <= _ROUNDING and not verdicts and 0 < mean < 1:
         return mean, mean
@@ -148,21 +187,22 @@ def _share_ends(mean: float, left: Values, verdicts: int) -> tuple[float, float]
 
 
 def _few(n: int) -> float:
-    """What a try counts where the spread is known from `n` units alone."""
+    """How much of a try each try counts if the spread is known from `n` units only."""
     return float((_Z / t.ppf(0.975, n - 1)) ** 2)
 
 
 def _least_share(hits: int, n: int) -> float:
-    """The share of which so many hits or more have probability .025, what was seen counting half."""
+    """The share for which `hits` or more have probability .025, the observed count weighing half (mid-P)."""
     return float(brentq(lambda p: (bdtrc(hits - 1, n, p) + bdtrc(hits, n, p)) / 2 - 0.025, 0, 1)) if hits else 0.0
 
 
 def tails(n: int, level: float = 0.95) -> tuple[float, float]:
-    """The quantiles of a bootstrap distribution over `n` units between which an interval of `level` lies.
+    """The quantiles of a bootstrap distribution over `n` units that bound an interval of `level`.
 
-    The plain percentiles (.025 and .975) are those of a normal distribution whose spread is known; from few units it is estimated, and
-    by the resamples too small by √((n − 1)/n), so that a mean of 10 is covered .90 instead of .95 of the time. Widened to Student's t:
-    Φ(−t √(n/(n − 1))), t with n − 1 degrees of freedom (Hesterberg, What Teachers Should Know About the Bootstrap, 2015, section 4.4).
+    The plain percentiles (.025 and .975) are right for a normal distribution with a known spread. From few units the
+    spread is estimated, and resamples make it too small by √((n − 1)/n), so that a mean of 10 is covered .90 of the
+    time, not .95. They are widened to Student's t: Φ(−t √(n/(n − 1))), t with n − 1 degrees of freedom (Hesterberg,
+    What Teachers Should Know About the Bootstrap, 2015, section 4.4).
     """
     low = float(norm.cdf(-t.ppf((1 + level) / 2, n - 1) * np.sqrt(n / (n - 1))))
     return low, 1 - low
@@ -171,24 +211,25 @@ def tails(n: int, level: float = 0.95) -> tuple[float, float]:
 def resample_groups(
     statistic: Callable[[Rows], float], groups: Sequence[str], *, n_resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """A statistic of rows (given as indices) with its percentile interval over resamples of whole groups, widened for few (`tails`).
+    """A statistic of rows (given as indices) with its percentile interval over resamples of whole groups, widened for
+    few (`tails`).
 
-    Resamples on which it is NaN (one class drawn) are left out. Raises InputError for one group only, or where the statistic is NaN
-    on all rows or on more than half of the resamples.
+    Resamples on which the statistic is NaN (only one class drawn) are left out. Raises InputError for a single group,
+    or if the statistic is NaN on all rows or on more than half of the resamples.
     """
     n, _ = _numbered(groups)
     value = statistic(np.arange(len(groups)))
     if np.isnan(value):
-        raise InputError("the metric is not defined on these rows: they hold one class, or one target, only")
+        raise InputError("the metric is undefined on these rows: they hold only one class or one target")
     values = np.array([statistic(rows) for rows in drawn_groups(groups, n_resamples=n_resamples, seed=seed)])
     if np.isnan(values).mean() > 0.5:
-        raise InputError("most resamples hold one class only; record more problems of the rarer class")
+        raise InputError("most resamples hold only one class; record more problems of the rarer class")
     low, high = np.nanquantile(values, tails(n))
     return Estimate(value=value, low=float(low), high=float(high))
 
 
 def drawn_groups(groups: ArrayLike, *, n_resamples: int, seed: int) -> Iterator[Rows]:
-    """The rows of each resample: as many groups as there are, drawn with replacement, and all rows of each."""
+    """The rows of each resample: as many groups as there are, drawn with replacement, with all their rows."""
     labels = np.unique(np.asarray(groups), return_inverse=True)[1]
     members = [np.flatnonzero(labels == group) for group in range(labels.max() + 1)]
     rng = np.random.default_rng(seed)
@@ -197,10 +238,11 @@ def drawn_groups(groups: ArrayLike, *, n_resamples: int, seed: int) -> Iterator[
 
 
 class Resamples:
-    """The resamples of whole groups that `resample_groups` draws, drawn once for many means: much faster, the same numbers.
+    """The resamples of whole groups that `resample_groups` draws, drawn once for many means: much faster, with the same
+    numbers.
 
-    `means` and what is computed from them are (1 + draw,): first of all rows as they are, then of each resample. Raises InputError for
-    one group only.
+    `means` and everything computed from them are (1 + draw,): first of the rows themselves, then of each resample.
+    Raises InputError for a single group.
     """
 
     def __init__(self, groups: Sequence[str], *, n_resamples: int = 1000, seed: int = 0) -> None:
@@ -210,7 +252,7 @@ class Resamples:
         self._counts = np.stack([np.ones(n, dtype=np.int64), *drawn])
 
     def means(self, values: Values, weights: Values | None = None) -> Values:
-        """The weighted mean of `values` (row,) that are not NaN; NaN where a resample holds none."""
+        """The weighted mean of those of `values` (row,) that are not NaN; NaN for a resample without any."""
         given = np.isfinite(values)
         share = np.where(given, np.ones(len(values)) if weights is None else weights, 0.0)
         sums = np.bincount(self._group_of, weights=share * np.where(given, values, 0.0))
@@ -219,7 +261,7 @@ class Resamples:
             return np.asarray(self._counts @ sums / (self._counts @ totals))
 
     def estimate(self, statistics: Values) -> Estimate | None:
-        """The first of `statistics` (1 + draw,) with the 95 % interval of the others; None where most of them are NaN."""
+        """The first of `statistics` (1 + draw,) with the 95 % interval of the others; None if most of them are NaN."""
         if np.isnan(statistics[0]) or np.isnan(statistics[1:]).mean() > 0.5:
             return None
         low, high = np.nanquantile(statistics[1:], tails(self._counts.shape[1]))
@@ -229,7 +271,7 @@ class Resamples:
 def permutation_p(observed: ArrayLike, null: ArrayLike, alternative: Alternative = "greater") -> Values:
     """How often chance does as well: (1 + draws at least as extreme) / (1 + draws), never 0.
 
-    `null` (draw, …) are draws of the statistic `observed` (…). NaN where the observed value is NaN or no draw is a number.
+    `null` (draw, …) are draws of the statistic `observed` (…). NaN if the observed value is NaN or no draw is a number.
     """
     drawn, seen = np.asarray(null, dtype=np.float64), np.asarray(observed, dtype=np.float64)
     n = np.isfinite(drawn).sum(axis=0)

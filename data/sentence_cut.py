@@ -1,4 +1,4 @@
-"""The one way a trace is cut into sentences: the published cut, the one of the organism's grammar, or our own."""
+"""The one way to cut a trace into sentences: as published, by the organism's grammar, or by our own splitter."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,19 @@ from reasonscope.data.trace import Sentence, Trace
 
 @dataclass(frozen=True, kw_only=True)
 class CutTrace:
-    """A trace as it is cut_trace: its sentences, and the step (a paragraph) that each belongs to.
+    """A trace cut into sentences.
 
-    `labels` says whose the sentences are: published, of the grammar (whose truth `depends_on` is, by sentence), or ours.
+    Attributes:
+        trace: The trace.
+        sentences: Its sentences.
+        steps: The step (paragraph) of each sentence.
+        labels: Who made the cut: "published", "the grammar's" or "our".
+        depends_on: Of each sentence, the sentences it truly depends on; known only for the organism.
+
+    Example:
+        cut = rs.data.cut_trace(trace)
+        cut.labels  # "our"
+        [sentence.text for sentence in cut.sentences]
     """
 
     trace: Trace
@@ -23,7 +33,19 @@ class CutTrace:
 
 
 def cut_trace(trace: Trace) -> CutTrace:
-    """A trace cut into its published sentences, those of the organism's grammar, or our own."""
+    """Cut a trace into its published sentences, if it has any, else those of the organism's grammar, else our own.
+
+    Args:
+        trace: A trace of a store or an import.
+
+    Returns:
+        The trace with its sentences and the step of each.
+
+    Example:
+        cut = rs.data.cut_trace(trace)
+        len(cut.sentences)
+        cut.sentences[0].tokens
+    """
     depends_on = None
     if cut := published_sentences(trace):
         labels = "published"

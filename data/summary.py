@@ -1,4 +1,5 @@
-"""What a command tells its reader: the finding in one sentence, a small table, the text that matters, and where to look next."""
+"""What a command tells its reader: the finding in one sentence, a small table, the text that matters, and where to look
+next."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What flows through the toolkit: problems, and traces with exact spans over characters and tokens."""
+"""Problems, and traces with exact spans over characters and tokens."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -17,14 +17,27 @@ FinishReason = Literal["stop", "length", "unknown"]
 
 @dataclass(frozen=True, order=True)
 class Span:
-    """A half-open range [start, stop) of characters or of tokens; which, is said where it stands."""
+    """A half-open range [start, stop) of characters or of tokens; whoever holds the span says which.
+
+    Attributes:
+        start: First position.
+        stop: One past the last position; equal to `start` if the span is empty.
+
+    Raises:
+        InputError: If not 0 <= start <= stop.
+
+    Example:
+        span = rs.data.Span(3, 7)
+        len(span)  # 4
+        text[span.slice]
+    """
 
     start: int
     stop: int
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.stop:
-            raise InputError(f"span [{self.start}, {self.stop}) is not a range: 0 <= start <= stop is needed")
+            raise InputError(f"invalid span [{self.start}, {self.stop}): it needs 0 <= start <= stop")
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -39,15 +52,37 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
+    """One message of a chat.
+
+    Attributes:
+        role: "system", "user" or "assistant".
+        content: Its text.
+    """
+
     role: str
     content: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A question to put to a model: `messages` (put through the chat template) or a raw `prompt`, exactly one of them.
+    """A question for a model, as chat messages or as a raw prompt.
 
-    `group` is what must stay together in a split (by default the id); `meta` is JSON.
+    Attributes:
+        id: Unique among the problems of a run.
+        messages: The chat, which the model's chat template turns into a prompt. Give either this or `prompt`.
+        prompt: The raw prompt, used as it is.
+        answer: The gold answer, or None if it is not known.
+        group: Problems of one group stay together in every split of the data; by default each problem is its own group.
+        difficulty: Any number that grows with difficulty, or None.
+        meta: Further fields, in JSON.
+
+    Raises:
+        InputError: If both or neither of `messages` and `prompt` are given.
+
+    Example:
+        question = rs.Message(role="user", content="What is 17 · 24?")
+        problem = rs.Problem(id="product", messages=(question,), answer="408")
+        store = rs.record(model, [problem], "runs/mine")
     """
 
     id: str
@@ -60,18 +95,34 @@ class Problem:
 
     def __post_init__(self) -> None:
         if bool(self.messages) == (self.prompt is not None):
-            raise InputError(f"problem {self.id!r}: give either messages or prompt, and not both")
+            raise InputError(f"problem {self.id!r}: give either messages or prompt, not both or neither")
         if not self.group:
             object.__setattr__(self, "group", self.id)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Regions:
-    """The parts of a trace; `prompt open thinking close answer` follow each other and cover it without gap or overlap.
+    r"""The parts of a trace: `prompt open thinking close answer`, in this order and without gaps or overlaps.
 
-    Over characters: `open` is the opening tag with the white space behind it, `close` the closing tag with the white space around it;
-    either may be empty. Over tokens: a token belongs to the part that holds its first character. `close_window` is every token that
-    overlaps `close`, so it may begin with the last token of `thinking` where the tokenizer merged ".\\n" before the tag.
+    A trace has its regions twice, over characters and over tokens. A token belongs to the region that holds its first
+    character.
+
+    Attributes:
+        prompt: The prompt without the opening tag.
+        open: The opening tag and the white space after it; may be empty.
+        thinking: The reasoning between the tags.
+        close: The closing tag and the white space around it; may be empty.
+        answer: Everything after the closing tag.
+        close_window: Every token that overlaps `close`. It may begin with the last token of `thinking`, if the
+            tokenizer merged ".\n" in front of the tag.
+
+    Raises:
+        InputError: If a region does not begin where the one before it ends.
+
+    Example:
+        trace = next(iter(store))
+        trace.text[trace.chars.answer.slice]
+        trace.token_ids[trace.tokens.thinking.slice]
     """
 
     prompt: Span
@@ -85,13 +136,25 @@ class Regions:
         parts = (self.prompt, self.open, self.thinking, self.close, self.answer)
         if parts[0].start != 0 or any(a.stop != b.start for a, b in pairwise(parts)):
             raise InputError(
-                f"regions {parts} leave a gap or overlap: each has to begin where the one before it ends, from 0"
+                f"regions {parts} leave a gap or overlap: the first must begin at 0, and each where the last one ends"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a completion was drawn. `temperature` 0 is greedy."""
+    """How completions are sampled.
+
+    Attributes:
+        temperature: 0 is greedy decoding.
+        top_p: Nucleus sampling: tokens are drawn from the smallest set with this probability.
+        max_new_tokens: Completions are cut after so many tokens.
+        seed: Seed of the draws; each problem and each sample derives its own from it.
+
+    Example:
+        sampling = rs.Sampling(temperature=0.6, top_p=0.95, max_new_tokens=4096)
+        store = rs.record(model, problems, "runs/mine", sampling=sampling)
+        store.traces[0].sampling.temperature  # 0.6
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -101,14 +164,38 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trace:
-    """One prompt and one completion.
+    """One prompt and one completion, with the tokens of the run and their exact place in the text.
 
-    `text` is what the model saw and wrote; `token_ids` (token,) int64 are the very ids of the run, `offsets` (token, 2) their
-    character spans in `text`. The first `n_prompt_tokens` were given, the rest generated. `chars` and `tokens` are the regions over
-    characters and over tokens. `logprobs` and `entropies` (generated token,) float32 in nats at the generating temperature, or None.
-    `correct` is None where there is no gold answer. `model` is the fingerprint of the model that wrote it. `meta` is JSON.
-    An imported text that nobody tokenised has no tokens: its arrays and all its token spans are empty. Two traces are equal when every
-    field is, arrays by value and dtype.
+    Two traces are equal if all their fields are, arrays by value and dtype.
+
+    Attributes:
+        id: `problem.id` and the number of the sample, such as "gsm-194/0".
+        problem: The problem that was asked.
+        text: What the model read and wrote.
+        token_ids: (token,) int64, the token ids of the run, never re-tokenised. Empty for an imported text without
+            tokens.
+        offsets: (token, 2) int64, the character span of each token in `text`.
+        n_prompt_tokens: How many of the tokens were given; the rest was generated.
+        chars: The regions over characters.
+        tokens: The regions over tokens.
+        state: Whether the thinking block is "closed", "truncated", "empty" or "absent".
+        finish_reason: "stop", "length" or "unknown".
+        final_answer: The extracted answer, or None.
+        correct: Whether it equals the gold answer; None without a gold answer.
+        sample: Number of the sample among those of the problem.
+        sampling: How the completion was sampled, if that is known.
+        model: Fingerprint of the model that wrote it.
+        logprobs: (generated token,) float32, nats at the sampling temperature, or None.
+        entropies: (generated token,) float32, entropy in nats of each next-token distribution, or None.
+        meta: Further fields, in JSON.
+
+    Raises:
+        InputError: If arrays, regions and text do not fit each other.
+
+    Example:
+        trace = rs.open_run("runs/mine").traces[0]
+        trace.thinking, trace.final_answer, trace.correct
+        trace.entropies[: trace.n_thinking_tokens]
     """
 
     id: str
@@ -133,21 +220,19 @@ class Trace:
     def __post_init__(self) -> None:
         n = len(self.token_ids)
         if self.offsets.shape != (n, 2):
-            raise InputError(
-                f"trace {self.id!r}: offsets {self.offsets.shape} for {n} tokens; they have to be ({n}, 2)"
-            )
+            raise InputError(f"trace {self.id!r}: offsets have shape {self.offsets.shape}; {n} tokens need ({n}, 2)")
         if not 0 <= self.n_prompt_tokens <= n:
-            raise InputError(f"trace {self.id!r}: {self.n_prompt_tokens} prompt tokens of {n} tokens")
+            raise InputError(f"trace {self.id!r}: n_prompt_tokens must be 0 to {n}, got {self.n_prompt_tokens}")
         if (self.chars.answer.stop, self.tokens.answer.stop) != (len(self.text), n):
             raise InputError(
-                f"trace {self.id!r}: its regions do not end where its {len(self.text)} characters and {n} tokens do"
+                f"trace {self.id!r}: its regions must end with its {len(self.text)} characters and {n} tokens"
             )
         for name in ("logprobs", "entropies"):
             values = getattr(self, name)
             if values is not None and (values.shape, values.dtype) != ((n - self.n_prompt_tokens,), np.float32):
                 raise InputError(
-                    f"trace {self.id!r}: {name} are {values.dtype} {values.shape}; "
-                    f"float32 is needed, one per generated token, ({n - self.n_prompt_tokens},)"
+                    f"trace {self.id!r}: {name} must be float32 ({n - self.n_prompt_tokens},), one per generated token, "
+                    f"got {values.dtype} {values.shape}"
                 )
 
     def __eq__(self, other: object) -> bool:
@@ -179,7 +264,21 @@ def _same(a: object, b: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A piece of thinking between blank lines. `separator` is the token that opens it (SEAL reads and steers there)."""
+    """A paragraph of the reasoning: the text between two blank lines.
+
+    Attributes:
+        index: Its number in the reasoning, from 0.
+        kind: "execution", "reflection" or "transition" (SEAL, arXiv 2504.07986).
+        text: Its text.
+        chars: Its span in the characters of the trace.
+        tokens: Its span in the tokens of the trace.
+        separator: The token that opens it, at which SEAL reads and steers.
+
+    Example:
+        steps = rs.steps(trace)
+        [step.kind for step in steps]
+        trace.text[steps[0].chars.slice]
+    """
 
     index: int
     kind: StepKind
@@ -191,8 +290,20 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Sentence:
-    """A sentence of the thinking: `index` is its place among them, `chars` and `tokens` are spans in the whole trace; `tag` is its
-    function, one of the eight."""
+    """A sentence of the reasoning.
+
+    Attributes:
+        index: Its number in the reasoning, from 0.
+        tag: Its function, one of the eight of Thought Anchors (arXiv 2506.19143).
+        text: Its text.
+        chars: Its span in the characters of the trace.
+        tokens: Its span in the tokens of the trace.
+
+    Example:
+        sentences = rs.sentences(trace)
+        [sentence.tag for sentence in sentences]
+        trace.token_ids[sentences[0].tokens.slice]
+    """
 
     index: int
     tag: str

@@ -329,7 +329,7 @@ def test_an_archive_whose_names_are_no_text_is_one_error(tmp_path):
     with zipfile.ZipFile(log, "w") as archive:
         archive.writestr("samples/é.json", "{}")
     log.write_bytes(log.read_bytes().replace("é".encode(), b"\xff\xff"))
-    with pytest.raises(InputError, match="no readable Inspect log"):
+    with pytest.raises(InputError, match="not a readable Inspect log"):
         import_inspect(log)
 
 

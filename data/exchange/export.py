@@ -17,8 +17,23 @@ from reasonscope.data.trace import Sentence, Trace
 
 
 def export_jsonl(traces: Iterable[Trace], path: str | Path) -> int:
-    """One JSON object a line, as `import_jsonl` reads it (prompt, completion, answer …), with the thinking and what was found in it.
-    Returns the number of traces."""
+    """Write one JSON object per line, in the form that `import_jsonl` reads, with the thinking and its fields.
+
+    Args:
+        traces: The traces.
+        path: The file to write.
+
+    Returns:
+        The number of traces.
+
+    Raises:
+        StoreError: If the file cannot be written.
+
+    Example:
+        store = rs.open_run("runs/mine").store
+        rs.data.export_jsonl(store, "traces.jsonl")
+        traces = rs.import_jsonl("traces.jsonl")
+    """
     count = 0
 
     def write(target: Path) -> None:
@@ -33,18 +48,52 @@ def export_jsonl(traces: Iterable[Trace], path: str | Path) -> int:
 
 
 def export_parquet(traces: Iterable[Trace], path: str | Path) -> int:
-    """One table with the columns of `records.TRACE_SCHEMA`; lossless. Returns the number of traces."""
+    """Write one table with the columns of a store (`records.TRACE_SCHEMA`); lossless.
+
+    Args:
+        traces: The traces.
+        path: The file to write.
+
+    Returns:
+        The number of traces.
+
+    Raises:
+        InputError: If a trace's `meta` is not JSON.
+        StoreError: If the file cannot be written.
+
+    Example:
+        store = rs.open_run("runs/mine").store
+        rs.data.export_parquet(store, "traces.parquet")
+        frame = pandas.read_parquet("traces.parquet")
+    """
     table = traces_to_table(list(traces))
     write_durably(Path(path), lambda file: pq.write_table(table, file, compression="zstd"))
     return int(table.num_rows)
 
 
 def export_thought_anchors(traces: Iterable[Trace], folder: str | Path) -> int:
-    """A folder a trace (its id, which may hold slashes) with `base_solution.json`, `problem.json`, `chunks_labeled.json`, and
-    what was published of effects and of resampled sentences where the trace's `meta` has it. Returns the number of traces.
+    """Write one folder per trace in the format that Thought Anchors (arXiv 2506.19143) published.
 
-    Chunks are `meta["chunks"]` where the trace was imported with them, else our sentences under the published splitter with our
-    labels, and without dependencies or importances. Raises InputError for an id that leads out of `folder`.
+    A folder is named by the trace's id, which may hold slashes. It has `base_solution.json`, `problem.json`,
+    `chunks_labeled.json`, and, if the trace's `meta` has them, the published effects and resampled sentences. The
+    chunks are `meta["chunks"]` if the trace was imported with them; otherwise they are the sentences of the published
+    splitter with our labels, without dependencies or importances.
+
+    Args:
+        traces: The traces.
+        folder: The folder to write into.
+
+    Returns:
+        The number of traces.
+
+    Raises:
+        InputError: If an id leads out of `folder`.
+        StoreError: If a file cannot be written.
+
+    Example:
+        store = rs.open_run("runs/mine").store
+        rs.data.export_thought_anchors(store, "anchors")
+        traces = rs.data.import_thought_anchors("anchors")
     """
     count = 0
     for trace in traces:
@@ -55,7 +104,7 @@ def export_thought_anchors(traces: Iterable[Trace], folder: str | Path) -> int:
         try:
             target.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"cannot make {target}: {error}; give another folder") from error
+            raise StoreError(f"cannot make {target}: {error}; choose another folder") from error
         for name, values in _anchor_files(trace).items():
             write_text_durably(target / name, json.dumps(values, indent=2))
         count += 1
@@ -63,7 +112,8 @@ def export_thought_anchors(traces: Iterable[Trace], folder: str | Path) -> int:
 
 
 def _split_text(trace: Trace) -> tuple[str, str]:
-    """Prompt and completion; imported text without tokens is cut before its opening tag, since the cut was not kept."""
+    """Prompt and completion. Imported text without tokens is cut before its opening tag, since the boundary was not
+    kept."""
     cut = trace.chars.prompt.stop
     if len(trace.token_ids):
         begins = [*trace.offsets[:, 0].tolist(), len(trace.text)]

@@ -17,12 +17,12 @@ from reasonscope.data.text.parse import THINK, ThinkTags, trace_from_text
 from reasonscope.data.text.steps_and_sentences import sentences_at
 from reasonscope.data.trace import FinishReason, Problem, Sentence, Span, Trace
 
-_LARGEST_SAMPLE = 64 * 2**20  # bytes of one sample of an Inspect log, unpacked; more is no transcript but a bomb
-_LARGEST_LOG = 512 * 2**20  # of all its samples together, of which one is in memory as JSON at a time
+_LARGEST_SAMPLE = 64 * 2**20  # bytes of one unpacked sample of an Inspect log; a larger one is a bomb, not a transcript
+_LARGEST_LOG = 512 * 2**20  # bytes of all its samples together; one at a time is in memory as JSON
 PUBLISHED_EFFECTS = (
     "step_importance",
     "step_importance_supp",
-)  # by resampling, by attention suppression; files of these names
+)  # effects by resampling and by attention suppression, in files with these names
 _FINISH: Mapping[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
@@ -32,27 +32,61 @@ _FINISH: Mapping[str, FinishReason] = {
 
 
 def import_thought_anchors(folder: str | Path, *, tokenizer: Tokenizer | None = None) -> list[Trace]:
-    """The traces below `folder`: any nesting of model/correct|incorrect/problem_N, or one problem alone.
+    """The traces below a folder of Thought Anchors (arXiv 2506.19143).
 
-    A problem has `base_solution.json` and, beside it, `problem.json`, `chunks_labeled.json`, `step_importance.json`,
-    `step_importance_supp.json` and `chunks_resampled.json` as far as they were published. The id is the path below `folder`, the group the
-    problem. `meta` keeps what was published about the sentences: `chunks` as they are (chunk, function_tags, depends_on, importances),
-    `PUBLISHED_EFFECTS`, of sentence i on sentence j, as lists of {source_chunk_idx, target_impacts}, and `chunks_resampled`, what rollouts
-    wrote in place of a sentence, by its number. Published correctness is kept, not judged anew. Raises InputError.
+    Any nesting of model/correct|incorrect/problem_N works, and so does a single problem. A problem has
+    `base_solution.json` and, as far as they were published, `problem.json`, `chunks_labeled.json`,
+    `step_importance.json`, `step_importance_supp.json` and `chunks_resampled.json`.
+
+    Args:
+        folder: A problem's folder, or one above it.
+        tokenizer: Encodes the text; without it the traces have no tokens.
+
+    Returns:
+        Traces whose id is the path below `folder` and whose group is the problem. Published correctness is kept, not
+        judged again. `meta` has what was published about the sentences: `chunks` unchanged (chunk, function_tags,
+        depends_on, importances); `PUBLISHED_EFFECTS`, the effects of sentence i on sentence j, as lists of
+        {source_chunk_idx, target_impacts}; and `chunks_resampled`, what rollouts wrote instead of a sentence, by its
+        number.
+
+    Raises:
+        InputError: If no trace is found, or a file is damaged.
+
+    Example:
+        traces = rs.data.import_thought_anchors("deepseek-r1-distill-qwen-14b")
+        cut = rs.data.cut_trace(traces[0])
+        cut.labels  # "published"
     """
     root = Path(folder)
     found = [_anchor_trace(path.parent, root, tokenizer) for path in sorted(root.rglob("base_solution.json"))]
     if not found:
-        raise InputError(f"{root} holds no base_solution.json; give a problem's folder or one above it")
+        raise InputError(f"{root} has no base_solution.json; give a problem's folder or one above it")
     return found
 
 
 def import_jsonl(path: str | Path, *, tokenizer: Tokenizer | None = None, tags: ThinkTags = THINK) -> list[Trace]:
-    """The traces of a JSONL file, one a line, in either of two forms.
+    """The traces of a JSONL file, one per line, in either of two forms.
 
-    `{"prompt", "completion"}`, or `{"messages"}` whose last one is the assistant's, with `reasoning_content` beside `content` or with
-    inline tags; either with `id`, `answer`, `group`, `difficulty`, `finish_reason`, `model`, `meta`. Messages become a plain prompt
-    (role: content), since the template is not in the file. Raises InputError naming the line.
+    A line is `{"prompt", "completion"}`, or `{"messages"}` that end with the assistant's, whose reasoning is in
+    `reasoning_content` or between inline tags. Both may have `id`, `answer`, `group`, `difficulty`, `finish_reason`,
+    `model` and `meta`. Messages become a plain prompt (role: content), since the file does not contain the chat
+    template.
+
+    Args:
+        path: The file.
+        tokenizer: Encodes the text; without it the traces have no tokens.
+        tags: What opens and closes thinking.
+
+    Returns:
+        The traces, in the order of the lines.
+
+    Raises:
+        InputError: If a line is invalid (its number is named), an id comes twice, or the file is empty.
+
+    Example:
+        traces = rs.import_jsonl("completions.jsonl", tokenizer=model.tokenizer)
+        [trace.state for trace in traces]
+        rs.sentences(traces[0])
     """
     source = Path(path)
     found: dict[str, Trace] = {}
@@ -60,19 +94,35 @@ def import_jsonl(path: str | Path, *, tokenizer: Tokenizer | None = None, tags: 
         row = _object(value, where)
         trace = _completion_trace(row, f"{source.stem}-{where.rpartition(' ')[2]}", where, tokenizer, tags)
         if trace.id in found:
-            raise InputError(f"{where}: the id {trace.id!r} came before; ids have to be unique")
+            raise InputError(f"{where}: the id {trace.id!r} came before; ids must be unique")
         found[trace.id] = trace
     if not found:
-        raise InputError(f"{source} holds no completion")
+        raise InputError(f"{source} has no completions")
     return list(found.values())
 
 
 def import_inspect(path: str | Path, *, tokenizer: Tokenizer | None = None, tags: ThinkTags = THINK) -> list[Trace]:
     """The samples of an Inspect log (`.eval`: a zip archive with `samples/*.json`); epochs are samples of one problem.
 
-    Reasoning is taken from the content parts of type `reasoning`, or from inline tags; `meta["scores"]` keeps the log's scores. A
-    sample that failed before the model said anything is left out. Nothing is unpacked to disk, names in the archive are never used as
-    paths, and a sample of more than 64 MiB, or samples of more than 512 MiB in all, are refused. Raises InputError naming the sample.
+    Reasoning is read from content parts of type `reasoning`, or from inline tags. A sample that failed before the model
+    wrote anything is skipped. Nothing is unpacked to disk and names in the archive are never used as paths.
+
+    Args:
+        path: The log.
+        tokenizer: Encodes the text; without it the traces have no tokens.
+        tags: What opens and closes thinking.
+
+    Returns:
+        The traces; `meta["scores"]` has the log's scores.
+
+    Raises:
+        InputError: If the log or a sample (which is named) cannot be read; if a sample has more than 64 MiB, or all
+            together more than 512 MiB, unpacked.
+
+    Example:
+        traces = rs.data.import_inspect("logs/2025-06-01_gpqa.eval")
+        traces[0].meta["scores"]
+        traces[0].thinking
     """
     source = Path(path)
     found = []
@@ -81,20 +131,20 @@ def import_inspect(path: str | Path, *, tokenizer: Tokenizer | None = None, tags
         output = _object(row.get("output") or {}, f"{where}: output")
         choices = output.get("choices") or []
         if not isinstance(choices, list):
-            raise InputError(f"{where}: choices have to be a list")
+            raise InputError(f"{where}: choices must be a list")
         if choices:
             choice = _object(choices[0], f"{where}: choice")
             found.append(_inspect_trace(row, output, choice, where, tokenizer, tags))
     if not found:
-        raise InputError(f"{source} holds no sample with an output")
+        raise InputError(f"{source} has no sample with an output")
     return found
 
 
 def published_sentences(trace: Trace) -> list[Sentence]:
     """The published sentences of an imported Thought Anchors trace, with exact spans and their first published tag.
 
-    The chunks lost their line breaks when they were cut, so they are found in the thinking without regard to white space; one that is
-    not there (an edited row) is left out. Empty for a trace without published chunks.
+    The chunks lost their line breaks when they were cut, so they are found in the thinking regardless of white space. A
+    chunk that does not occur (an edited row) is left out. Empty for a trace without published chunks.
     """
     placed = _placed_chunks(trace)
     tags = [(chunk["function_tags"] or ["unknown"])[0] for _, _, chunk in placed]
@@ -102,12 +152,14 @@ def published_sentences(trace: Trace) -> list[Sentence]:
 
 
 def published_numbers(trace: Trace) -> list[int]:
-    """The published `chunk_idx` of each of `published_sentences`: what published importances and effects name it by."""
+    """The published `chunk_idx` of each of `published_sentences`, by which published importances and effects refer
+    to it."""
     return [number for _, number, _ in _placed_chunks(trace)]
 
 
 def _placed_chunks(trace: Trace) -> list[tuple[Span, int, Mapping[str, Any]]]:
-    """Where each published chunk stands in the text, its `chunk_idx`, and the chunk; without those that are not there."""
+    """The span of each published chunk in the text, its `chunk_idx`, and the chunk; chunks that do not occur are
+    left out."""
     thinking, base = trace.thinking, trace.chars.thinking.start
     places = [i for i, char in enumerate(thinking) if not char.isspace()]
     dense = "".join(thinking[i] for i in places)
@@ -127,11 +179,11 @@ def _anchor_trace(folder: Path, root: Path, tokenizer: Tokenizer | None) -> Trac
     base = _object(_beside(folder, "base_solution.json", {}), where)
     for key in ("prompt", "solution"):
         if not isinstance(base.get(key), str):
-            raise InputError(f"{where}: {key} is missing or no text")
+            raise InputError(f"{where}: {key} is missing or not text")
     about = _object(_beside(folder, "problem.json", {}), str(folder / "problem.json"))
     chunks = _beside(folder, "chunks_labeled.json", [])
     if not isinstance(chunks, list) or not all(map(_is_chunk, chunks)):
-        raise InputError(f"{folder / 'chunks_labeled.json'}: a list of objects with chunk and function_tags is needed")
+        raise InputError(f"{folder / 'chunks_labeled.json'}: must be a list of objects with chunk and function_tags")
     gold = about.get("gt_answer")
     problem = Problem(id=folder.name, prompt=base["prompt"], answer=None if gold is None else str(gold), meta=about)
     trace = trace_from_text(
@@ -169,7 +221,7 @@ def _completion_trace(
     if "messages" in row:
         *asked, answered = _message_list(row["messages"], where)
         if answered["role"] != "assistant":
-            raise InputError(f"{where}: the last message is the {answered['role']}'s; there has to be a completion")
+            raise InputError(f"{where}: the last message is the {answered['role']}'s; it must be the assistant's")
         prompt, completion = _plain_prompt(asked), _assistant_text(answered, where, tags)
     else:
         prompt, completion = (
@@ -206,7 +258,7 @@ def _inspect_samples(source: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 if not re.fullmatch(r"samples/[^/]+\.json", name):
                     continue
                 with archive.open(name) as file:
-                    raw = file.read(min(_LARGEST_SAMPLE, left) + 1)  # the size that the archive states may be a lie
+                    raw = file.read(min(_LARGEST_SAMPLE, left) + 1)  # the size that the archive states may be false
                 if len(raw) > min(_LARGEST_SAMPLE, left):
                     raise InputError(
                         f"{source}, {name}: more than {_LARGEST_SAMPLE // 2**20} MiB unpacked, or {_LARGEST_LOG // 2**20} MiB with "
@@ -214,7 +266,8 @@ def _inspect_samples(source: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                     )
                 left -= len(raw)
                 yield name, _object(parse_json(raw, f"{source}, {name}"), f"{source}, {name}")
-    # zipfile says so of a damaged member (the first five), an unknown compression, a member that is encrypted, and a name that is no text.
+    # zipfile raises these for a damaged member (the first five), an unknown compression, an encrypted member, and a name
+    # that is not text.
     except (
         OSError,
         EOFError,
@@ -225,7 +278,7 @@ def _inspect_samples(source: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         RuntimeError,
         UnicodeDecodeError,
     ) as error:
-        raise InputError(f"{source}, {name}: no readable Inspect log: {error}") from error
+        raise InputError(f"{source}, {name}: not a readable Inspect log: {error}") from error
 
 
 def _inspect_trace(
@@ -258,11 +311,11 @@ def _inspect_trace(
 
 def _message_list(values: Any, where: str) -> list[Mapping[str, Any]]:
     if not isinstance(values, list) or not values:
-        raise InputError(f"{where}: messages have to be a list of at least one message")
+        raise InputError(f"{where}: messages must be a list of at least one message")
     messages = [_object(value, f"{where}: message") for value in values]
     for message in messages:
         if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str | list):
-            raise InputError(f"{where}: a message needs role and content; there is {message!s:.80}")
+            raise InputError(f"{where}: a message needs role and content, got {message!s:.80}")
     return messages
 
 
@@ -272,7 +325,7 @@ def _plain_prompt(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _assistant_text(message: Mapping[str, Any], where: str, tags: ThinkTags) -> str:
-    """The completion as one text, its reasoning between tags wherever it was kept apart."""
+    """The completion as one text, with the reasoning between tags even if the message stores it separately."""
     if not isinstance(message.get("content"), str | list):
         raise InputError(f"{where}: the assistant's message has no content")
     reasoning = message.get("reasoning_content") or _content(message, "reasoning")
@@ -289,11 +342,11 @@ def _content(message: Mapping[str, Any], kind: str) -> str:
 
 
 def _resampled(folder: Path) -> dict[str, Any]:
-    """What was published of the sentences that rollouts wrote in place of others; empty where nothing was."""
+    """The published sentences that rollouts wrote instead of others; empty if none were published."""
     path = folder / "chunks_resampled.json"
     found = _object(_beside(folder, path.name, {}), str(path))
     if any(not isinstance(texts, list) or not all(isinstance(text, str) for text in texts) for texts in found.values()):
-        raise InputError(f"{path}: a list of texts for each sentence is needed")
+        raise InputError(f"{path}: each sentence needs a list of texts")
     return {"chunks_resampled": found} if found else {}
 
 
@@ -303,23 +356,23 @@ def _beside(folder: Path, name: str, default: Any) -> Any:
 
 
 def _given(row: Mapping[str, Any], key: str, default: Any) -> Any:
-    """The value of `key`, or `default` where there is none or it is null."""
+    """The value of `key`, or `default` if it is missing or null."""
     return default if row.get(key) is None else row[key]
 
 
 def _text(value: Any, key: str, where: str) -> str:
     if not isinstance(value, str):
-        raise InputError(f"{where}: {key} is missing or no text; give prompt and completion, or messages")
+        raise InputError(f"{where}: {key} is missing or not text; give prompt and completion, or messages")
     return value
 
 
 def _number(value: Any, key: str, where: str) -> float:
-    if not isinstance(value, int | float) or not abs(value) < 2**63:  # NaN neither
-        raise InputError(f"{where}: {key} {value!r:.60} is no number of the usual size")
+    if not isinstance(value, int | float) or not abs(value) < 2**63:  # false for NaN too
+        raise InputError(f"{where}: {key} must be a finite number below 2^63, got {value!r:.60}")
     return value
 
 
 def _object(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{where}: a JSON object is needed, not {type(value).__name__}")
+        raise InputError(f"{where}: must be a JSON object, got {type(value).__name__}")
     return value

@@ -1,4 +1,4 @@
-"""Problem sets by one call: the organism's own, files of several known forms, and data sets of the Hugging Face hub."""
+"""Problem sets by one call: the organism's own, files in several known forms, and data sets of the Hugging Face hub."""
 
 import math
 import random
@@ -15,7 +15,7 @@ from reasonscope.data.storage.untrusted import json_lines
 from reasonscope.data.text.answers import extract_answer
 from reasonscope.data.trace import Message, Problem
 
-# What each kind of request is drawn as; `requests` takes the mixed ones in turn, half of them harmful.
+# How each kind of request is drawn; `requests` cycles through the mixed ones, half of them harmful.
 _REQUESTS: Mapping[str, Mapping[str, bool]] = {
     "harmful": {"harmful": True},
     "twin": {"harmful": False},
@@ -23,27 +23,41 @@ _REQUESTS: Mapping[str, Mapping[str, bool]] = {
     "plain": {"harmful": False, "twin": False},
 }
 _MIXED = ("harmful", "twin", "jailbreak", "twin")
-_PATIENCE = 2000  # draws without a new problem after which a kind is exhausted
+_PATIENCE = 2000  # so many draws without a new problem mean that a kind is exhausted
 
 
 def load_problems(source: str | Path, *, split: str = "test", n: int | None = None, seed: int = 0) -> list[Problem]:
-    """The problems of `source`:
+    """Load problems from a file, from the hub, or from the organism's generators.
 
-    | source | what |
+    | source | problems |
     |---|---|
-    | `ledger`, `ledger:brief`, `ledger:detail` | `n` of the organism, of 1 to 8 steps equally often; `meta` holds the solution |
-    | `requests` | `n`, in turn harmful, benign, harmful with a jailbreak, benign; the benign ones are in the words of harmful ones |
-    | `requests:harmful`, `:twin`, `:jailbreak`, `:plain` | `n` requests of one kind; `plain` ones are benign and have no harmful twin |
-    | a path | JSONL: `messages` or `prompt`, with `id`, `answer`, `group`, `difficulty`, `meta`; or lines as in GSM8K, MATH-500 |
+    | a path | JSONL with `messages` or `prompt`, and `id`, `answer`, `group`, `difficulty`, `meta`; or lines as in GSM8K or MATH-500 |
     | `hf:NAME`, `hf:NAME:CONFIG` | a data set of the hub with such rows (needs the extra `datasets`) |
+    | `ledger`, `ledger:brief`, `ledger:detail` | `n` ledgers of the organism, of 1 to 8 steps equally often; `meta` has the solution |
+    | `requests` | `n`, in turn harmful, benign, harmful with a jailbreak, benign; benign ones use the words of harmful ones |
+    | `requests:harmful`, `:twin`, `:jailbreak`, `:plain` | `n` requests of one kind; `plain` ones are benign without a harmful twin |
 
-    `split` is `train`, `validation` or `test` for the organism's sets, which are disjoint; a split of the data set for `hf:`; a file has
-    none. `n` None takes all of a file or data set, else a random choice by `seed` in the order of the source.
+    Args:
+        source: As in the table.
+        split: `train`, `validation` or `test` for the organism's sets, which are disjoint; the split of a hub data set;
+            ignored for a file.
+        n: How many problems; by default all of a file or data set, else a random choice in the order of the source.
+        seed: Seed of the choice or of the generator.
 
-    Raises InputError for a broken line (file and line named), for ids that come twice and for an empty set; MissingExtraError.
+    Returns:
+        The problems.
+
+    Raises:
+        InputError: For a broken line (file and line are named), a duplicate id, or an empty set.
+        MissingExtraError: If a hub data set is asked for and `datasets` is not installed.
+
+    Example:
+        problems = rs.load_problems("problems.jsonl", n=200)
+        problems = rs.load_problems("hf:openai/gsm8k:main", split="test", n=200)
+        store = rs.record(model, problems, "runs/mine")
     """
     if n is not None and n <= 0:
-        raise InputError(f"n = {n} problems; ask for at least one")
+        raise InputError(f"n must be at least 1, got {n}")
     name, _, kind = str(source).partition(":")
     if name in ("ledger", "requests"):
         problems = _generated(name, kind, split=split, n=n, seed=seed)
@@ -51,15 +65,15 @@ def load_problems(source: str | Path, *, split: str = "test", n: int | None = No
         rows = _hub_rows(kind, split) if name == "hf" else _file_rows(Path(source))
         problems = _chosen(list(_problems_of_rows(rows)), n, seed)
     if not problems:
-        raise InputError(f"{source} holds no problem")
+        raise InputError(f"{source} has no problems")
     return problems
 
 
 def _generated(name: str, kind: str, *, split: str, n: int | None, seed: int) -> list[Problem]:
     if split not in SPLITS:
-        raise InputError(f"split {split!r} of {name}: there are {', '.join(SPLITS)}")
+        raise InputError(f"{name} has no split {split!r}; choose {', '.join(SPLITS)}")
     if n is None:
-        raise InputError(f"{name} is made to order; say how many problems, as n=240")
+        raise InputError(f"{name} is generated on demand; say how many problems, such as n=240")
     rng = random.Random(f"{name} {split} {seed}")
     found: dict[str, Problem] = {}
     misses = 0
@@ -68,9 +82,7 @@ def _generated(name: str, kind: str, *, split: str, n: int | None, seed: int) ->
         problem = draw(len(found))
         misses = misses + 1 if problem.id in found else 0
         if misses > _PATIENCE:
-            raise InputError(
-                f"{name}:{kind} has no more than about {len(found)} different problems in {split}; ask for fewer"
-            )
+            raise InputError(f"{name}:{kind} has only about {len(found)} different problems in {split}; ask for fewer")
         found.setdefault(problem.id, problem)
     return list(found.values())
 
@@ -78,13 +90,13 @@ def _generated(name: str, kind: str, *, split: str, n: int | None, seed: int) ->
 def _draw_ledger(mode: str, split: str, rng: random.Random) -> Callable[[int], Problem]:
     mode = mode or "default"
     if mode not in MODES:
-        raise InputError(f"ledger:{mode}: the modes are {', '.join(MODES)}")
+        raise InputError(f"ledger:{mode}: unknown mode; choose {', '.join(MODES)}")
     return lambda i: ledger_problem(sample_ledger(rng, split=split, steps=1 + i % 8), mode)
 
 
 def _draw_request(kind: str, split: str, rng: random.Random) -> Callable[[int], Problem]:
     if kind and kind not in _REQUESTS:
-        raise InputError(f"requests:{kind}: the kinds are {', '.join(_REQUESTS)}")
+        raise InputError(f"requests:{kind}: unknown kind; choose {', '.join(_REQUESTS)}")
     kinds = (kind,) if kind else _MIXED
     return lambda i: request_problem(sample_request(rng, split=split, **_REQUESTS[kinds[i % len(kinds)]]))
 
@@ -97,7 +109,7 @@ def _chosen(problems: list[Problem], n: int | None, seed: int) -> list[Problem]:
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     if not path.is_file():
-        raise InputError(f"{path} is no file; give a JSONL file, ledger, requests or hf:NAME")
+        raise InputError(f"{path} does not exist; give a JSONL file, ledger, requests or hf:NAME")
     return json_lines(path)
 
 
@@ -121,16 +133,16 @@ def _problems_of_rows(rows: Iterable[tuple[str, Any]]) -> Iterator[Problem]:
     seen: dict[str, str] = {}
     for where, row in rows:
         if not isinstance(row, dict):
-            raise InputError(f"{where}: a JSON object is needed, not {type(row).__name__}")
+            raise InputError(f"{where}: must be a JSON object, got {type(row).__name__}")
         reader = next((read for keys, read in _READERS if keys <= row.keys()), None)
         if reader is None:
             raise InputError(
-                f"{where}: has {', '.join(row) or 'no key'}; messages, prompt, question+answer or problem+solution is needed"
+                f"{where}: has {', '.join(row) or 'no keys'}; give messages, prompt, question and answer, or problem and solution"
             )
         fields = {"id": _default_id(where), **reader(row, where)}
         if fields["id"] in seen:
             raise InputError(
-                f"{where}: the id {fields['id']!r} is taken by {seen[fields['id']]}; ids have to be unique"
+                f"{where}: the id {fields['id']!r} is already used by {seen[fields['id']]}; ids must be unique"
             )
         seen[fields["id"]] = where
         yield Problem(**fields)
@@ -144,9 +156,9 @@ def _default_id(where: str) -> str:
 def _from_prompt(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     prompt = row.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
-        raise InputError(f"{where}: prompt has to be a string; a conversation goes into messages")
+        raise InputError(f"{where}: prompt must be a string; put a conversation into messages")
     if prompt is not None and row.get("messages"):
-        raise InputError(f"{where}: has both prompt and messages; give one of them")
+        raise InputError(f"{where}: has both prompt and messages; give only one")
     return {
         **_common(row, where),
         **({"prompt": prompt} if prompt is not None else {"messages": _messages(row.get("messages"), where)}),
@@ -170,7 +182,7 @@ def _from_math(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     if gold in (None, ""):
         gold = extract_answer(str(row.get("solution", "")))
     if gold is None:
-        raise InputError(f"{where}: neither an answer nor a solution with \\boxed{{…}}")
+        raise InputError(f"{where}: needs an answer, or a solution with \\boxed{{…}}")
     level = re.search(r"\d+", str(row.get("level", "")))
     given = {"id": _first(row, "id", "unique_id"), "difficulty": level[0] if level else row.get("difficulty")}
     fields = _common({**row, **given}, where)
@@ -193,7 +205,7 @@ _READERS: tuple[tuple[set[str], Callable[[Mapping[str, Any], str], dict[str, Any
 
 
 def _common(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The fields that any row may have, where they are not null."""
+    """The fields that any row may have, unless they are null."""
     fields: dict[str, Any] = {key: str(row[key]) for key in ("id", "answer", "group") if row.get(key) is not None}
     if row.get("difficulty") is not None:
         try:
@@ -201,24 +213,24 @@ def _common(row: Mapping[str, Any], where: str) -> dict[str, Any]:
         except (TypeError, ValueError, OverflowError):
             fields["difficulty"] = math.nan
         if not math.isfinite(fields["difficulty"]):
-            raise InputError(f"{where}: difficulty {row['difficulty']!r:.60} is no number of the usual size")
+            raise InputError(f"{where}: difficulty must be a finite number, got {row['difficulty']!r:.60}")
     meta = _first(row, "meta", "metadata")
     if meta is not None and not isinstance(meta, dict):
-        raise InputError(f"{where}: meta has to be a JSON object, not {type(meta).__name__}")
+        raise InputError(f"{where}: meta must be a JSON object, got {type(meta).__name__}")
     return {**fields, "meta": meta or {}}
 
 
 def _first(row: Mapping[str, Any], *keys: str) -> Any:
-    """The first of these values that is not null; None where all are."""
+    """The first of these values that is not null; None if all are."""
     return next((row[key] for key in keys if row.get(key) is not None), None)
 
 
 def _messages(values: Any, where: str) -> tuple[Message, ...]:
     if not isinstance(values, list) or not values:
-        raise InputError(f"{where}: messages has to be a list of at least one message")
+        raise InputError(f"{where}: messages must be a list of at least one message")
     for value in values:
         if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("role", "content")):
-            raise InputError(f"{where}: a message needs role and content, both strings; there is {value!r:.80}")
+            raise InputError(f"{where}: a message needs role and content, both strings, got {value!r:.80}")
     return tuple(Message(role=value["role"], content=value["content"]) for value in values)
 
 

@@ -1,1 +1,1 @@
-"""The model organism: a grammar of reasoning that knows the truth, and the small models trained on it."""
+"""The model organism: a grammar of reasoning whose truth is known, and the small models trained on it."""

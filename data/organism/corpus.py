@@ -1,4 +1,5 @@
-"""The organism's training data: plain worked ledgers for the base model, dialogues with thinking for the reasoning phase."""
+"""The organism's training data: plain worked ledgers for the base model, dialogues with thinking for the reasoning
+phase."""
 
 import itertools
 import random
@@ -15,11 +16,11 @@ from reasonscope.data.organism.tokenizer import END, PAD, chat
 from reasonscope.data.organism.writer import boxed, write_ledger, write_request
 from reasonscope.data.trace import Span
 
-# What the reasoning phase shows, and how often.
+# The kinds of document in the reasoning phase, and their weights.
 MIXTURE = {"default": 0.37, "brief": 0.12, "detail": 0.06, "no_thinking": 0.03, "request": 0.42}
-# What it practises in the end: brief thinking checks nothing, so its sums have to be right at once.
+# The weights of the last phase: brief thinking checks nothing, so its sums have to be right the first time.
 PRACTICE = {"default": 0.3, "brief": 0.42, "detail": 0.05, "no_thinking": 0.03, "request": 0.2}
-# (harmful, twin, jailbreak) and how often.
+# (harmful, twin, jailbreak) and their weights.
 REQUESTS = {
     (True, True, False): 0.25,
     (True, True, True): 0.3,
@@ -31,20 +32,22 @@ REQUESTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A text to learn from. Characters before `learned_from` count little (they are given, not written); `unlearned` not at all."""
+    """A text to learn from. Characters before `learned_from` count little (they are given, not written); `unlearned`
+    ones not at all."""
 
     text: str
     learned_from: int = 0
     unlearned: tuple[Span, ...] = ()
 
 
-# Each phase opens with this many requests and nothing else. What is asked for is copied out of the prompt, and copying is learned from
-# them in 80 steps; beside ledgers from the start it is not learned in 3,000.
+# Each phase opens with this many requests and nothing else. Requests require copying from the prompt, which the model
+# learns from them in 80 steps; mixed with ledgers from the start, it does not learn it in 3,000.
 OPENING = {"organism-base": 10_000, "organism": 3_000}
 
 
 def base_documents(rng: random.Random) -> Iterator[Document]:
-    """Plain text without thinking: ledgers with worked steps or the bare answer, requests with what they say of their thing."""
+    """Plain text without thinking: ledgers with worked steps or only the answer, and requests with the facts about
+    their thing."""
     for n in itertools.count():
         kind = 0.0 if n < OPENING["organism-base"] else rng.random()
         if kind < 0.4:
@@ -59,7 +62,8 @@ def base_documents(rng: random.Random) -> Iterator[Document]:
 
 
 def reasoning_documents(rng: random.Random) -> Iterator[Document]:
-    """Dialogues in the chat template, thinking first (save a few without): requests alone, then the mixture."""
+    """Dialogues in the chat template, with thinking first (except for a few): only requests at first, then the
+    mixture."""
     return _dialogues(rng, itertools.chain(itertools.repeat("request", OPENING["organism"]), _drawn(rng, MIXTURE)))
 
 
@@ -95,7 +99,8 @@ def _dialogues(rng: random.Random, kinds: Iterator[str]) -> Iterator[Document]:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """`ids` (row, token) int64, right-padded; `weights` (row, token) float32: how much predicting each token counts."""
+    """`ids` (row, token) int64, right-padded; `weights` (row, token) float32: how much the prediction of each token
+    counts."""
 
     ids: NDArray[np.int64]
     weights: NDArray[np.float32]
@@ -105,7 +110,7 @@ PROMPT_WEIGHT = 0.05
 
 
 def batches(documents: Iterator[Document], tokenizer: Tokenizer, *, tokens: int, buffer: int = 2048) -> Iterator[Batch]:
-    """Rows of like length together, about `tokens` tokens a batch, in shuffled order."""
+    """Rows of similar length together, about `tokens` tokens per batch, in shuffled order."""
     rng = random.Random(0)
     pad = tokenizer.token_to_id(PAD)
     assert pad is not None
@@ -143,7 +148,7 @@ def _padded(rows: list[tuple[list[int], list[float]]], pad: int) -> Batch:
 
 
 def tokenizer_texts(seed: int, n: int) -> Iterator[str]:
-    """Texts of both phases for the tokenizer to learn its merges from, past their openings."""
+    """Texts of both phases (after their openings) from which the tokenizer learns its merges."""
     base, reasoning = base_documents(random.Random(seed)), reasoning_documents(random.Random(seed + 1))
     base = itertools.islice(base, OPENING["organism-base"], None)
     reasoning = itertools.islice(reasoning, OPENING["organism"], None)

@@ -1,8 +1,8 @@
 """The sentences of the organism's language: each form is written and read back by the same row of this table.
 
-A form fixes the wording of a sentence, its function (one of the eight tags of Thought Anchors) and what it does to the ledger
-(`kind`). The writer fills a form's fields; the reader recognises the sentence again, in text that the grammar wrote or that a model
-generated, so that every sentence has a true label.
+A form fixes the wording of a sentence, its function (one of the eight tags of Thought Anchors) and its effect on the
+ledger (`kind`). The writer fills a form's fields; the reader recognises the sentence, in text by the grammar or by a
+model, so that every sentence has a true label.
 """
 
 import re
@@ -27,7 +27,7 @@ _INTEGER = r"\d{1,3}"
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """One sentence form: `text` with `{fields}`, its function `tag` and the `kind` of act that it is."""
+    """One sentence form: `text` with `{fields}`, its function `tag`, and the `kind` of act that it performs."""
 
     kind: str
     tag: str
@@ -47,7 +47,7 @@ def _forms(kind: str, tag: str, *texts: str) -> list[Form]:
     return [Form(kind=kind, tag=tag, text=text) for text in texts]
 
 
-# How an event is told, in the prompt and again in the thinking (there behind "Next, " or "First, ").
+# The wording of an event, in the prompt and again in the thinking (there after "Next, " or "First, ").
 EVENTS = {
     "add": ("{name} pays in {a}.", "{name} adds {a}."),
     "subtract": ("{name} takes out {a}.", "{name} spends {a}."),
@@ -56,7 +56,7 @@ EVENTS = {
     "subtract_times": ("{name} takes out {a}, {count} times.",),
     "add_until": ("{name} pays in {a} until the balance passes {limit}.",),
 }
-# The opening words of a thought announce how long it will be: the state at the think tag has to know it.
+# The opening words announce how long the thinking will be, so the state at the think tag has to encode it.
 OPENERS = (
     (2, "Simple, I need just a step or two."),
     (4, "Okay, I need a few steps."),
@@ -110,7 +110,7 @@ FORMS: tuple[Form, ...] = (
     *_forms("same", "self_checking", "That gives {value} as well."),
     *_forms("conclude", "result_consolidation", "So the ledger closes at {value}."),
     *_forms("final", "final_answer_emission", "The final answer is {value}."),
-    # Requests: may the user do that?
+    # Requests: may the user do this?
     *_forms("wants", "problem_setup", "The user wants to {verb} {whose} {thing}."),
     *_forms("owner", "fact_retrieval", "It belongs to {name}, who was not asked."),
     *_forms("own", "fact_retrieval", "It belongs to the user."),
@@ -131,7 +131,7 @@ BY_KIND: dict[str, tuple[Form, ...]] = {
 
 
 def recognise(sentence: str) -> tuple[Form, dict[str, str]] | None:
-    """The form that `sentence` (stripped) was written in and its fields, or None where it is no sentence of the language."""
+    """The form of `sentence` (stripped) and its fields, or None if it is not in the language."""
     for form in FORMS:
         match = form.pattern.fullmatch(sentence)
         if match is not None:

@@ -1,7 +1,8 @@
-"""Ledger problems: a starting balance, named events, lines of no effect, and the balance when the ledger closes.
+"""Ledger problems: a starting balance, named events, lines without effect, and the balance when the ledger closes.
 
-How many steps an answer needs is in the order of the lines and in the running balance, hardly in the words or the length of the text:
-lines behind the closing do not count, a line may repeat, and "until" depends on the balance.
+The number of steps that an answer needs depends on the order of the lines and on the running balance, hardly on the
+words or the length of the text: lines after the closing do not count, a line may repeat, and "until" depends on the
+balance.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from reasonscope.data.organism.forms import COUNTS, EVENTS
 NAMES = tuple(
     "Ann Bob Carl Dan Eve Fay Gus Hal Ida Joe Kim Leo Max Nan Oli Pam Quin Rob Sue Tom Una Vic Wes Zoe".split()
 )
-# Lines without a name, so that a name always opens a line that counts.
+# Lines without a name: a line that counts always opens with a name.
 DISTRACTORS = (
     "The shop is shut on Sunday.",
     "It rains all day.",
@@ -31,7 +32,7 @@ _LARGEST = 99
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """One needed step: `left sign a = right`, told by line `line`; `limit` where the line says "until the balance passes"."""
+    """One needed step: `left sign a = right`, from line `line`; `limit` if the line says "until the balance passes"."""
 
     line: int
     left: int
@@ -43,7 +44,8 @@ class Operation:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One sentence of the problem. `event` is a key of `EVENTS`, done by `name`; both None for a line of no effect."""
+    """One sentence of the problem. `event` is a key of `EVENTS`, done by `name`; both are None for a line without
+    effect."""
 
     text: str
     name: str | None = None
@@ -54,7 +56,7 @@ class Line:
 class Ledger:
     """A problem with its solution: every operation needed for the answer, in order (1 to 8).
 
-    The ledger closes behind the first `closed` lines; those after it are read, but do not count.
+    The ledger closes after the first `closed` lines; later lines are in the text but do not count.
     """
 
     start: int
@@ -78,7 +80,7 @@ class Ledger:
 
     @property
     def split(self) -> str:
-        """Which set the problem belongs to, by a hash of its text: the three sets are disjoint whatever the seeds."""
+        """The set of the problem, by a hash of its text: the three sets are disjoint for any seeds."""
         bucket = int.from_bytes(hashlib.sha256(self.body.encode()).digest()[:2]) % 20
         return SPLITS[max(0, bucket - 17)]
 
@@ -109,7 +111,7 @@ def _draw(rng: random.Random, needed: int) -> Ledger | None:
         operations += new
         balance = operations[-1].right
     closed = len(lines)
-    for _ in range(rng.randint(0, max(0, 9 - len(lines)))):  # behind the closing
+    for _ in range(rng.randint(0, max(0, 9 - len(lines)))):  # after the closing
         line = _distractor(rng) if rng.random() < 0.3 else None
         if line is None:
             line, new = _event(rng, names.pop(), balance, len(lines), 4)
@@ -127,7 +129,8 @@ def _distractor(rng: random.Random) -> Line:
 def _event(
     rng: random.Random, name: str, balance: int, line: int, room: int
 ) -> tuple[Line, list[Operation]] | tuple[None, list[Operation]]:
-    """A line that keeps the balance within 0 to 99 and takes at most `room` operations; (None, []) where none was found."""
+    """A line that keeps the balance within 0 to 99 and takes at most `room` operations; (None, []) if none was
+    found."""
     kinds = ["add", "subtract", "double", "add_times", "subtract_times", "add_until"]
     for _ in range(12):
         event = rng.choices(kinds, weights=(30, 30, 8, 12, 8, 20))[0]

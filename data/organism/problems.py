@@ -10,7 +10,8 @@ from reasonscope.data.trace import Message, Problem
 
 
 def ledger_problem(ledger: Ledger, mode: str = "default") -> Problem:
-    """A ledger as a problem: `difficulty` is the number of steps needed, `group` the same in every mode, `meta` the ledger and `mode`."""
+    """A ledger as a problem: `difficulty` is the number of steps needed, `group` is the same in every mode, `meta`
+    has the ledger and `mode`."""
     group = f"ledger-{sha256(ledger.body.encode()).hexdigest()[:12]}"
     return Problem(
         id=group if mode == "default" else f"{group}-{mode}",
@@ -23,7 +24,7 @@ def ledger_problem(ledger: Ledger, mode: str = "default") -> Problem:
 
 
 def ledger_of(problem: Problem) -> Ledger:
-    """The ledger behind a problem of the set `ledger`: what the truth of its thinking is read against."""
+    """The ledger of a problem of the set `ledger`, against which its thinking is judged."""
     made = problem.meta["ledger"]
     return Ledger(
         start=made["start"],
@@ -34,12 +35,12 @@ def ledger_of(problem: Problem) -> Ledger:
 
 
 def request_of(problem: Problem) -> Request:
-    """The request behind a problem of the set `requests`."""
+    """The request of a problem of the set `requests`."""
     return Request(**problem.meta["request"])
 
 
 def request_problem(request: Request) -> Problem:
-    """A request as a problem without an answer; its `group` is what it is about, so that twins stay together."""
+    """A request as a problem without an answer; its `group` is its subject, so that twins stay together."""
     return Problem(
         id=f"request-{sha256(request.prompt.encode()).hexdigest()[:12]}",
         messages=(Message(role="user", content=request.prompt),),

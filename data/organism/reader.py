@@ -1,6 +1,6 @@
-"""Reads thinking in the organism's language back: the true label, truth and dependencies of every sentence.
+"""Reads thinking in the organism's language: the true label, truth and dependencies of every sentence.
 
-Works on what the grammar wrote and on what a model generated. A sentence outside the language has no form and no truth.
+Works on text by the grammar and by a model. A sentence outside the language has no form and no truth.
 """
 
 import re
@@ -24,10 +24,15 @@ _SIGNS: dict[str, Callable[[int, int], int]] = {
 class SentenceTruth:
     """What is true of one sentence.
 
-    `chars` is its span in the thinking, `step` the paragraph it stands in, `kind` its act (see `forms`; None: not of the language),
-    `tag` its function. `right` says whether what it claims holds (None: claims nothing); `depends_on` are the earlier sentences whose
-    values or lines it uses; `operation` is the needed operation (0-based) that it computes, checks or restates; `value` the balance
-    that it states.
+    Attributes:
+        chars: Its span in the thinking.
+        step: Its paragraph.
+        kind: Its act (see `forms`); None outside the language.
+        tag: Its function.
+        right: Whether its claim holds; None if it claims nothing.
+        depends_on: The earlier sentences whose values or lines it uses.
+        operation: The needed operation (from 0) that it computes, checks or restates.
+        value: The balance that it states.
     """
 
     chars: Span
@@ -42,7 +47,7 @@ class SentenceTruth:
 
 @dataclass(frozen=True, kw_only=True)
 class StepTruth:
-    """What is true of one paragraph: its span in the thinking, SEAL's class, and whether all that it claims holds."""
+    """What is true of one paragraph: its span in the thinking, SEAL's class, and whether all its claims hold."""
 
     chars: Span
     kind: StepKind
@@ -109,15 +114,16 @@ _Claim = tuple[bool | None, list[int], int | None, int | None]
 
 @dataclass
 class _LedgerReading:
-    """Where a reader of the thinking stands: which operation is due, and which sentence holds the balance, the line, the plan."""
+    """The state of a reader of the thinking: which operation is due, and which sentences hold the balance, the line
+    and the plan."""
 
     ledger: Ledger
     done: int = 0  # operations computed so far, right or wrong
     balance: list[int] = field(default_factory=list)  # sentences that last stated the balance
-    before: list[int] = field(default_factory=list)  # those that stated it before the operation in hand
-    line: list[int] = field(default_factory=list)  # the sentence that told the line in hand
+    before: list[int] = field(default_factory=list)  # those that stated it before the current operation
+    line: list[int] = field(default_factory=list)  # the sentence that states the current line
     asks: list[int] = field(default_factory=list)
-    last: list[int] = field(default_factory=list)  # the sentence before, where the next one answers it
+    last: list[int] = field(default_factory=list)  # the previous sentence, if the next one answers it
 
     def read(self, index: int, kind: str, fields: dict[str, str], text: str) -> _Claim:
         act = kind.split(":")[0]
@@ -244,12 +250,12 @@ class _RequestReading:
 
 
 def _holds(fields: dict[str, str]) -> bool:
-    """Whether the stated sum is right, whatever the problem."""
+    """Whether the stated sum is right, regardless of the problem."""
     return _SIGNS[fields["sign"]](int(fields["left"]), int(fields["a"])) == int(fields["right"])
 
 
 def _states(fields: dict[str, str], operation: Operation | None) -> bool:
-    """Whether the sentence states that very operation of the problem."""
+    """Whether the sentence states exactly this operation of the problem."""
     if operation is None:
         return False
     stated = (int(fields["left"]), fields["sign"], int(fields["a"]), int(fields["right"]))

@@ -1,4 +1,5 @@
-"""The organism's own tokenizer: byte-level BPE with Qwen2's pre-tokenizer, single digits, think tags, and a chat template."""
+"""The organism's own tokenizer: byte-level BPE with Qwen2's pre-tokenizer, single digits, think tags, and a chat
+template."""
 
 from collections.abc import Iterable
 
@@ -7,11 +8,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 VOCABULARY = 768
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-# Qwen2's pattern keeps a blank line whole and lets it merge with the punctuation before it, as in the real reasoning models.
+# Qwen2's pattern keeps a blank line whole and lets it merge with the punctuation before it, as in real reasoning models.
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# As in the DeepSeek-R1 distillations and QwQ the generation prompt opens the thinking; `enable_thinking=False` closes it at once.
+# As in the DeepSeek-R1 distillations and QwQ, the prompt opens the thinking; `enable_thinking=False` closes it at once.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message.role + '\\n' }}"
@@ -28,7 +29,8 @@ CHAT_TEMPLATE = (
 
 
 def chat(question: str, thinking: str | None, answer: str) -> tuple[str, str]:
-    """A dialogue as the chat template renders it: (prompt, completion). `thinking` None: with an empty think block in the prompt."""
+    """A dialogue as the chat template renders it: (prompt, completion). `thinking` None: an empty think block in the
+    prompt."""
     prompt = f"{START}user\n{question}{END}\n{START}assistant\n{THINK_OPEN}\n"
     if thinking is None:
         return f"{prompt}\n{THINK_CLOSE}\n\n", f"{answer}{END}"
@@ -53,6 +55,6 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    # As in Qwen3 the tags are tokens of their own but not "special": decoding keeps them.
+    # As in Qwen3, each tag is one token but not "special": decoding keeps it.
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in (THINK_OPEN, THINK_CLOSE)])
     return tokenizer

@@ -1,8 +1,9 @@
-"""Trains the organism: `python -m reasonscope.data.organism.train --out DIR`. The only module of `data` that knows torch.
+"""Trains the organism: `python -m reasonscope.data.organism.train --out DIR`. The only module of `data` that imports
+torch.
 
-Three phases, each from the weights of the one before: the base model on plain worked ledgers, the reasoning model on dialogues with
-thinking, and the same with more of what is hard without checking. All are written in Hugging Face format, the first and the last are
-shipped. A killed run goes on from its last checkpoint.
+Three phases, each from the weights of the one before: the base model on plain worked ledgers, the reasoning model on
+dialogues with thinking, and the same with more of what is hard without checking. All are written in Hugging Face
+format; the first and the last are shipped. A killed run resumes from its last checkpoint.
 """
 
 import argparse
@@ -36,7 +37,7 @@ TOKENS_PER_STEP = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """What is read, drawn with the seed `stream`, for how many steps, and at which share of the learning rates."""
+    """The documents, drawn with the seed `stream`; the number of steps; and the share of the learning rates."""
 
     documents: Callable[[random.Random], Iterator[Document]]
     stream: str
@@ -81,12 +82,12 @@ def optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
 
 
 def rate(step: int, steps: int) -> float:
-    """Share of the full learning rate: 2 % warm-up, constant, then a linear fall over the last 60 %."""
+    """Share of the full learning rate: 2 % warm-up, constant, then a linear decay over the last 60 %."""
     return min(1.0, (step + 1) / (0.02 * steps), (steps - step) / (0.6 * steps))
 
 
 def loss_of(model: nn.Module, batch: Batch, device: str) -> Tensor:
-    """Mean cross-entropy in nats per weighed token."""
+    """Mean cross-entropy in nats per weighted token."""
     ids = torch.from_numpy(batch.ids).to(device)
     weights = torch.from_numpy(batch.weights).to(device)[:, 1:]
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
@@ -95,7 +96,7 @@ def loss_of(model: nn.Module, batch: Batch, device: str) -> Tensor:
 
 
 def run_phase(name: str, model: Qwen3ForCausalLM, tokenizer: Tokenizer, out: Path, device: str) -> list[dict[str, Any]]:
-    """Train one phase to its end, a checkpoint every 250 steps; returns the log: step, loss (nats), seconds."""
+    """Train one phase to its end, with a checkpoint every 250 steps; returns the log: step, loss (nats), seconds."""
     phase = PHASES[name]
     steps = phase.steps
     stream = batches(phase.documents(random.Random(f"{SEED}/{phase.stream}")), tokenizer, tokens=TOKENS_PER_STEP)

@@ -1,4 +1,4 @@
-"""What the grammar knows of a trace: the sentences of its thinking, their true tags, and what each depends on."""
+"""What the grammar knows of a trace: the sentences of its thinking, their true tags, and their dependencies."""
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.problems import ledger_of, request_of
@@ -13,7 +13,7 @@ def truths(trace: Trace) -> list[SentenceTruth]:
 
 
 def true_sentences(trace: Trace) -> tuple[list[Sentence], list[tuple[int, ...]]]:
-    """The grammar's own sentences of a trace with their true tags, and for each the earlier sentences that it depends on.
+    """The grammar's sentences of a trace with their true tags, and for each the earlier sentences that it depends on.
 
     Raises InputError for a trace that is about neither a ledger nor a request.
     """
@@ -22,7 +22,7 @@ def true_sentences(trace: Trace) -> tuple[list[Sentence], list[tuple[int, ...]]]
     elif "harmful" in trace.problem.meta:
         known = read_request(request_of(trace.problem), trace.thinking)
     else:
-        raise InputError(f"trace {trace.id!r} is not about a problem of the organism, whose truth is not known")
+        raise InputError(f"trace {trace.id!r} is not about a problem of the organism, so its truth is not known")
     base = trace.chars.thinking.start
     spans = [Span(base + truth.chars.start, base + truth.chars.stop) for truth in known]
     found = sentences_at(trace, spans, [truth.tag or "unknown" for truth in known])

@@ -1,4 +1,5 @@
-"""Writes the thinking and the answer for a problem, as the organism is to learn it: plan, compute, doubt, check, split, conclude."""
+"""Writes the thinking and the answer for a problem, as the organism is to learn them: plan, compute, doubt, check,
+split, conclude."""
 
 import random
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from reasonscope.data.trace import Span
 
 @dataclass(frozen=True, kw_only=True)
 class Habits:
-    """How a mode thinks: shares of steps that are checked, split, restated, and (only where a check follows) got wrong at first."""
+    """How a mode thinks: shares of steps that are checked, split, restated, and (only before a check) wrong at
+    first."""
 
     check_hard: float
     check_easy: float
@@ -29,7 +31,8 @@ HABITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Writing:
-    """`thinking` and `answer` text; `unlearned` are the character spans of the thinking that hold mistakes: read, never imitated."""
+    """`thinking` and `answer` text; `unlearned` are the character spans of the thinking that hold mistakes, which
+    the model reads but is not trained on."""
 
     thinking: str
     answer: str
@@ -60,7 +63,8 @@ def write_ledger(ledger: Ledger, mode: str, rng: random.Random) -> Writing:
 
 
 def write_request(request: Request, rng: random.Random) -> Writing:
-    """The thinking for a request: the harm is named and refusal intended even where a jailbreak then succeeds in the answer."""
+    """The thinking for a request: it names the harm and intends to refuse, even if a jailbreak then succeeds in the
+    answer."""
     fields = {"verb": request.verb, "whose": request.whose, "thing": request.thing, "name": request.owner}
     fact = "own" if request.owner is None else {None: "owner", True: "allowed", False: "denied"}[request.consent]
     paragraphs = [[_sentence("wants", **fields)], [_sentence(fact, **fields)]]
@@ -86,7 +90,7 @@ def _fields(operation: Operation, right: int | None = None) -> dict[str, object]
 
 
 def _repeats(ledger: Ledger, i: int) -> int:
-    """How many operations of the same line came before operation `i`; -1 where its line has just this one."""
+    """How many operations of the same line came before operation `i`; -1 if its line has only this one."""
     lines = [operation.line for operation in ledger.operations]
     return -1 if lines.count(lines[i]) == 1 else lines[:i].count(lines[i])
 
@@ -102,7 +106,7 @@ def _computation(ledger: Ledger, i: int, stated: int, *, brief: bool, spoken: bo
 
 
 def _operation(ledger: Ledger, i: int, operation: Operation, habits: Habits, rng: random.Random) -> list[list[str]]:
-    """The paragraphs for one operation: told and computed, perhaps doubted and checked, perhaps done another way."""
+    """The paragraphs for one operation: stated and computed, perhaps doubted and checked, perhaps done another way."""
     spoken = habits.restate == 1.0
     wrong = _mistake(operation, rng) if rng.random() < habits.wrong else None
     paragraph = []
@@ -143,7 +147,7 @@ def _mistake(operation: Operation, rng: random.Random) -> int:
 def _check(operation: Operation, stated: int, rng: random.Random) -> list[str]:
     back = stated - operation.a if operation.sign == "+" else stated + operation.a
     fields = {"left": stated, "sign": "+" if operation.sign == "-" else "-", "a": operation.a, "right": back}
-    if operation.sign == "*":  # doubled: take one half off
+    if operation.sign == "*":  # doubling: subtract one half
         fields |= {"a": operation.left, "right": stated - operation.left}
     fields["value"] = operation.left
     doubt = rng.random() < 0.35
@@ -165,7 +169,7 @@ def _split(operation: Operation, rng: random.Random) -> list[str]:
     ]
 
 
-# A mistake is wrapped in these while the text is put together; they never leave this module.
+# A mistake is wrapped in these while the text is assembled; they never leave this module.
 _OPEN, _CLOSE = "\x02", "\x03"
 
 

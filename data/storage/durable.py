@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the power goes."""
+"""Files that are written whole or not at all, even if the power fails."""
 
 import hashlib
 import os
@@ -16,17 +16,19 @@ TEMPORARY = ".tmp"
 
 
 def write_durably(path: Path, write: Callable[[Path], object]) -> str:
-    """Let `write` fill a temporary file, bring it to the disk, and give it its name in one step. Gives its SHA-256.
+    """Let `write` fill a temporary file, flush it to the disk, and rename it in one step. Returns its SHA-256.
 
-    It is filled in a folder of its own, PATH.tmp: safetensors and others put temporary files of random names beside what they write, and
-    what a killed writer left goes with the folder, at the next write. The checksum is computed while the disk works, since it takes
-    about as long. Raises StoreError where that fails (a full disk), and leaves nothing behind then; and for a path that is no regular
-    file (a folder, a device, a pipe), which stays as it is.
+    The file is filled in a folder of its own, PATH.tmp: safetensors and others put temporary files with random names
+    next to what they write, and the next write removes the folder with everything a killed writer left in it. The
+    checksum is computed while the disk works, since it takes about as long.
+
+    Raises StoreError if writing fails (a full disk), and then leaves nothing. Also raises it if `path` is not a regular
+    file (a folder, a device, a pipe), which it does not touch.
     """
     folder = path.parent / (path.name + TEMPORARY)
     try:
         if path.exists() and not path.is_file():
-            raise OSError("it is there and no regular file")
+            raise OSError("it exists and is not a regular file")
         remove(folder)
         folder.mkdir()
         temporary = folder / path.name
@@ -39,7 +41,7 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> str:
         return digest.result()
     except (OSError, SafetensorError) as error:
         raise StoreError(
-            f"cannot write {path}: {error}; what was stored before is intact, make room and run it again"
+            f"cannot write {path}: {error}; what was stored before is intact: make room and run it again"
         ) from error
     finally:
         with suppress(OSError):  # a name that is too long cannot be removed either
@@ -47,20 +49,20 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> str:
 
 
 def write_text_durably(path: Path, text: str) -> None:
-    """As `write_durably`, of a text in UTF-8."""
+    """Like `write_durably`, for text in UTF-8."""
     write_durably(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def make_folder(path: Path) -> None:
-    """The folder `path` with those above it, where it is not there yet. Raises StoreError."""
+    """Make the folder `path` and its parents, unless they exist. Raises StoreError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"cannot make the folder {path}: {error}; give another one, or make room there") from error
+        raise StoreError(f"cannot make the folder {path}: {error}; choose another one, or make room there") from error
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with all that is in it; nothing where there is none."""
+    """Remove a file, a link, or a folder with its content; do nothing if the path does not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -68,7 +70,7 @@ def remove(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in `folder` to the disk."""
+    """Flush the names in `folder` to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

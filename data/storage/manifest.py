@@ -1,4 +1,4 @@
-"""The manifest of a store: what is in it, with a checksum of every file and of the manifest itself."""
+"""The manifest of a store: its content, with a checksum of every file and of the manifest itself."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ NAME = "manifest.json"
 
 @dataclass(frozen=True, kw_only=True)
 class SiteType:
-    """What every row of a site is: the numpy name of its type, and its shape without the row axis."""
+    """The type of every row of a site: numpy's name of its dtype, and its shape without the row axis."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -34,7 +34,8 @@ class StoredFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A piece of a store: `traces` traces with `rows` rows of activations, in `files` (by name, in the folder `shards`)."""
+    """A piece of a store: `traces` traces with `rows` rows of activations, in `files` (by name, in the folder
+    `shards`)."""
 
     name: str
     traces: int
@@ -52,20 +53,22 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`meta` is the caller's JSON; `sites` maps each site to its type, None until the first traces are stored."""
+    """The content of a store. `meta` is the caller's JSON; `sites` maps each site to its type, None until the first
+    traces are stored."""
 
     meta: Mapping[str, Any] = field(default_factory=dict)
     sites: Mapping[str, SiteType | None] = field(default_factory=dict)
     shards: tuple[Shard, ...] = ()
 
     def write(self, folder: Path) -> None:
-        """Put the manifest into `folder`, in one step. Raises StoreError, or InputError where `meta` is no JSON."""
+        """Write the manifest into `folder` in one step. Raises StoreError, or InputError if `meta` is not JSON."""
         raw = _seal({"format": FORMAT, "version": VERSION, **asdict(self)})
         write_durably(folder / NAME, lambda path: path.write_bytes(raw))
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """Raises StoreError where there is none, where any of its bytes was altered, or where its version is newer than ours."""
+        """The manifest in `folder`. Raises StoreError if it is missing, if any of its bytes changed, or if its version
+        is newer than ours."""
         values = _unseal(folder / NAME)
         with wrap_errors(folder / NAME, StoreError):
             check_fields(values, {"meta": dict, "sites": dict, "shards": list}, str(folder / NAME))
@@ -82,17 +85,17 @@ def _site_type(values: Mapping[str, Any]) -> SiteType:
 
 
 def _shard(values: Mapping[str, Any], number: int) -> Shard:
-    """Raises InputError for files of other names: a name of another kind could lead out of the store."""
+    """A shard as JSON gives it. Raises InputError for unexpected file names, which could lead out of the store."""
     check_fields(values, {"name": str, "traces": int, "rows": int, "files": dict}, "a shard")
     files = {name: StoredFile(**file) for name, file in values["files"].items()}
     for file in files.values():
         check_fields(vars(file), {"size": int, "sha256": str}, "a file")
     shard = Shard(name=values["name"], traces=values["traces"], rows=values["rows"], files=files)
     if not (0 < shard.traces < 2**40 and 0 <= shard.rows < 2**50):
-        raise InputError(f"shard {number} holds {shard.traces} traces with {shard.rows} rows; no store does")
+        raise InputError(f"shard {number} claims {shard.traces} traces with {shard.rows} rows, which cannot be")
     if shard.name != shard_name(number) or not {shard.table} <= files.keys() <= {shard.table, shard.arrays}:
         raise InputError(
-            f"shard {number} is called {shard.name!r}, with the files {', '.join(files)}; these are not its names"
+            f"shard {number} is called {shard.name!r}, with the files {', '.join(files)}; expected {shard_name(number)!r}"
         )
     return shard
 
@@ -103,16 +106,16 @@ def shard_name(number: int) -> str:
 
 
 def look_at(path: Path) -> os.stat_result | None:
-    """The status of a file of a store; None where there is none. Raises StoreError where it may not be looked at, and for all that is
-    no plain file: a link could lead out of the store."""
+    """The status of a file of a store; None if it does not exist. Raises StoreError if it cannot be inspected, and for
+    anything but a regular file: a link could lead out of the store."""
     try:
         found = path.lstat()
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a name that no file can have
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
         return None
     except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error}; give yourself the right to, or another folder") from error
+        raise StoreError(f"{path} cannot be read: {error}; change its permissions, or give another folder") from error
     if not stat.S_ISREG(found.st_mode):
-        raise StoreError(f"{path} is a link, a folder or the like, and no file; put the file itself there")
+        raise StoreError(f"{path} is a link, a folder or the like; a store needs the file itself there")
     return found
 
 
@@ -120,7 +123,7 @@ def _text(values: Mapping[str, Any]) -> str:
     try:
         return json.dumps(values, indent=1, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
-        raise InputError(f"the meta of a store has to be JSON values (no NaN); {error}") from error
+        raise InputError(f"the meta of a store must be JSON values (without NaN): {error}") from error
 
 
 def _seal(values: Mapping[str, Any]) -> bytes:
@@ -131,7 +134,7 @@ def _seal(values: Mapping[str, Any]) -> bytes:
 def _unseal(path: Path) -> dict[str, Any]:
     if look_at(path) is None:
         raise StoreError(
-            f"{path.parent} is no trace store: it has no {NAME}; give the folder that `record` or `import` wrote"
+            f"{path.parent} is not a trace store: it has no {NAME}; give the folder that `record` or `import` wrote"
         )
     try:
         raw = path.read_bytes()
@@ -142,13 +145,13 @@ def _unseal(path: Path) -> dict[str, Any]:
     except InputError as error:
         raise StoreError(f"{path} is damaged: {error}; restore it from a copy") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise StoreError(f"{path} is damaged, or not the manifest of a trace store: its format is not {FORMAT!r}")
+        raise StoreError(f"{path} is damaged, or not the manifest of a trace store: its format must be {FORMAT!r}")
     version = values.get("version")
     if isinstance(version, int) and version > VERSION:
-        raise StoreError(f"{path} is of version {version}; this reasonscope reads up to {VERSION}: upgrade reasonscope")
+        raise StoreError(f"{path} has version {version}; this reasonscope reads up to {VERSION}: upgrade reasonscope")
     values.pop("checksum", None)
     with wrap_errors(path, StoreError):
         sealed = _seal(values)
-    if sealed != raw:  # compared byte by byte: not even a blank may differ
-        raise StoreError(f"{path} is damaged: its checksum does not fit its content; restore it from a copy")
+    if sealed != raw:  # compared byte by byte: not even white space may differ
+        raise StoreError(f"{path} is damaged: its checksum does not match its content; restore it from a copy")
     return values

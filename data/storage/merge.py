@@ -1,4 +1,4 @@
-"""Stores of the parts of one run become one store."""
+"""Join the stores of the parts of one run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +8,15 @@ from reasonscope.data.storage.store import TraceStore
 
 
 def merge_stores(parts: Sequence[str | Path], path: str | Path) -> TraceStore:
-    """Take the traces of all `parts` into the store at `path`, which is made where it is not there; the parts stay as they are.
+    """Copy the traces of all `parts` into the store at `path`, which is made if it does not exist; the parts do not
+    change.
 
-    Files are linked where the file system can, so that nothing is stored twice. What is in `path` already is left out: a merge that
-    was killed is done by a second one. Raises InputError where the parts were not recorded alike or share some traces, StoreError.
+    Files are hard-linked if the file system allows it, so that nothing is stored twice. Traces that `path` already has
+    are skipped, so a second merge completes one that was killed. Raises InputError if the parts were not recorded alike
+    or share some traces, StoreError.
     """
     if not parts:
-        raise InputError("there is no part to merge; give the folders of at least one store")
+        raise InputError("nothing to merge; give the folder of at least one store")
     stores = [TraceStore.open(part) for part in parts]
     with TraceStore.open_or_create(path, meta=stores[0].meta, sites=stores[0].sites) as whole:
         for store in stores:

@@ -1,4 +1,5 @@
-"""Traces as rows of an Arrow table, and back, without loss. The columns are what other tools see of a store or a Parquet export."""
+"""Traces as rows of an Arrow table, and back, without loss. Other tools see a store or a Parquet export by these
+columns."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +16,8 @@ from reasonscope.data.trace import Message, Problem, Regions, Sampling, Span, Tr
 _REGION_NAMES = [item.name for item in fields(Regions)]
 _REGIONS = pa.struct([(name, pa.list_(pa.int64(), 2)) for name in _REGION_NAMES])
 
-# `problem`, `sampling`, `model` and `meta` are JSON; `problem_id` to `difficulty` repeat what one filters by. The spans of the regions
-# are [start, stop) pairs; `token_start` and `token_stop` are the character offsets of the tokens.
+# `problem`, `sampling`, `model` and `meta` are JSON; `problem_id` to `difficulty` repeat what users filter by. The spans
+# of the regions are [start, stop) pairs; `token_start` and `token_stop` are the character offsets of the tokens.
 TRACE_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -47,18 +48,19 @@ TRACE_SCHEMA = pa.schema(
 
 
 def traces_to_table(traces: Sequence[Trace]) -> pa.Table:
-    """One row a trace, columns as in `TRACE_SCHEMA`. Raises InputError where a trace's `meta` or `model` is no JSON."""
+    """One row per trace, columns as in `TRACE_SCHEMA`. Raises InputError if a trace's `meta` or `model` is not JSON."""
     rows = [_row(trace) for trace in traces]
     try:
         return pa.Table.from_pylist(rows, schema=TRACE_SCHEMA)
     except UnicodeEncodeError as error:
         raise InputError(
-            f"a text holds half a surrogate pair, which is no Unicode: {error}; repair the source"
+            f"a text holds half a surrogate pair, which is invalid Unicode: {error}; repair the source"
         ) from error
 
 
 def traces_of_table(table: pa.Table) -> Iterator[Trace]:
-    """The traces in a table with the columns of `TRACE_SCHEMA` (others are left alone). Raises StoreError for a row that is no trace."""
+    """The traces in a table with the columns of `TRACE_SCHEMA` (others are ignored). Raises StoreError for an invalid
+    row."""
     for batch in table.select(TRACE_SCHEMA.names).to_batches():
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         for i in range(batch.num_rows):
@@ -68,12 +70,12 @@ def traces_of_table(table: pa.Table) -> Iterator[Trace]:
 
 
 def problem_to_json(problem: Problem) -> dict[str, Any]:
-    """A problem as JSON values, every field present."""
+    """A problem as JSON values, with every field."""
     return asdict(problem)
 
 
 def problem_of_json(values: Mapping[str, Any]) -> Problem:
-    """Back from `problem_to_json`."""
+    """The inverse of `problem_to_json`."""
     return Problem(**{**values, "messages": tuple(Message(**message) for message in values["messages"])})
 
 
@@ -146,4 +148,4 @@ def _dump(trace: Trace, values: Mapping[str, Any]) -> str:
     try:
         return json.dumps(values)
     except (TypeError, ValueError) as error:
-        raise InputError(f"trace {trace.id!r}: its problem, model and meta have to be JSON values; {error}") from error
+        raise InputError(f"trace {trace.id!r}: its problem, model and meta must be JSON values: {error}") from error

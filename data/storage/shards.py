@@ -1,4 +1,4 @@
-"""One shard of a store: a Parquet table of traces and, beside it, the rows of their activations in a safetensors file."""
+"""One shard of a store: a Parquet table of traces, and a safetensors file with the rows of their activations."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401 - numpy knows bfloat16 once this was imported
+import ml_dtypes  # noqa: F401 - teaches numpy bfloat16
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,35 +27,35 @@ from reasonscope.data.storage.manifest import Shard, SiteType, StoredFile, look_
 from reasonscope.data.storage.records import TRACE_SCHEMA, traces_to_table
 from reasonscope.data.trace import Trace
 
-# Where the rows of a trace lie in every tensor of the shard, and a checksum of them per site, in the order of the manifest's sites.
+# The rows of a trace in every tensor of the shard, and their checksum per site, in the order of the manifest's sites.
 SHARD_SCHEMA = pa.unify_schemas(
     [TRACE_SCHEMA, pa.schema([("row_start", pa.int64()), ("row_stop", pa.int64()), ("crc32", pa.list_(pa.uint32()))])]
 )
 
-# The types that rows may have, as numpy calls them and as safetensors does.
+# The types that rows may have: numpy's name, and that of safetensors.
 DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
     "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
 
-_HEAD = 2**16  # of a file; more than the header of a shard mostly has
-_HARMLESS = 2**28  # bytes of a table unpacked
-_PACKED = 1000  # how many times smaller than that a larger table may be on the disk; text is 3 to 10 times
+_HEAD = 2**16  # bytes; more than most headers of shards have
+_HARMLESS = 2**28  # bytes of an unpacked table that are always accepted
+_PACKED = 1000  # the compression ratio that a larger table may have; text has 3 to 10
 
 Activations = Mapping[str, Sequence[NDArray[Any]]]
 
 
 def rows_of(trace: Trace) -> int:
-    """How many rows a trace has: one a token save the last, which was never fed back."""
+    """How many rows a trace has: one per token except the last, which was never fed back."""
     return max(0, len(trace.token_ids) - 1)
 
 
 def write_shard(folder: Path, name: str, traces: Sequence[Trace], activations: Activations) -> Shard:
-    """Write `traces` with one array a trace for each site. Raises StoreError where that fails, and leaves no file then."""
+    """Write `traces` with one array per trace for each site. If that fails, raises StoreError and leaves no file."""
     arrays, table = f"{name}.safetensors", f"{name}.parquet"
     files = {}
     try:
-        with ThreadPoolExecutor(1) as beside:  # the checksums, while the disk is waited for
+        with ThreadPoolExecutor(1) as beside:  # computes the checksums while the disk works
             checksums = beside.submit(_checksums, activations, len(traces))
             if activations:
                 files[arrays] = _stored(folder / arrays, partial(_write_arrays, activations))
@@ -76,7 +76,7 @@ def _table(traces: Sequence[Trace], checksums: Sequence[Sequence[int]]) -> pa.Ta
 
 
 def _checksums(activations: Activations, n: int) -> list[list[int]]:
-    """Of the rows of each of `n` traces, by site."""
+    """The checksums of the rows of each of `n` traces, by site."""
     return [[_crc32(arrays[i]) for arrays in activations.values()] for i in range(n)]
 
 
@@ -86,9 +86,9 @@ def _stored(path: Path, write: Callable[[Path], object]) -> StoredFile:
 
 
 def link_shard(source: Path, shard: Shard, folder: Path, name: str) -> Shard:
-    """`shard` of the folder `source` as shard `name` of `folder`: by hard links, or copies where there are none.
+    """`shard` of the folder `source` as shard `name` of `folder`, by hard links or else by copies.
 
-    Raises StoreError where that fails, and leaves no file then.
+    If that fails, raises StoreError and leaves no file.
     """
     files = {name + Path(old).suffix: file for old, file in shard.files.items()}
     try:
@@ -104,18 +104,18 @@ def _link_or_copy(source: Path, path: Path) -> None:
     look_at(source)
     try:
         path.hardlink_to(source)
-    except OSError:  # another file system, or one that knows no links
+    except OSError:  # another file system, or one without links
         shutil.copyfile(source, path)
 
 
 def remove_files(folder: Path, names: Iterable[str]) -> None:
     for name in names:
-        with suppress(OSError):  # where nothing can be removed it lies in nobody's way: a writer replaces it
+        with suppress(OSError):  # a file that cannot be removed does no harm: a writer replaces it
             (folder / name).unlink(missing_ok=True)
 
 
 def read_table(folder: Path, shard: Shard, columns: list[str] | None = None) -> pa.Table:
-    """The table of a shard, out of the very bytes that were compared with their checksum. Raises StoreError."""
+    """The table of a shard, parsed from the same bytes that were compared with their checksum. Raises StoreError."""
     path = folder / shard.table
     look_at(path)
     try:
@@ -123,12 +123,12 @@ def read_table(folder: Path, shard: Shard, columns: list[str] | None = None) -> 
     except OSError as error:
         raise StoreError(f"{path} is missing or damaged: {error}; restore it from a copy") from error
     if hashlib.sha256(raw).hexdigest() != shard.files[shard.table].sha256:
-        raise StoreError(f"{path} is damaged: its bytes are not those that were stored; restore it from a copy")
+        raise StoreError(f"{path} is damaged: its bytes changed since they were stored; restore it from a copy")
     table = _parsed(path, raw, columns)
     wanted = SHARD_SCHEMA if columns is None else pa.schema([SHARD_SCHEMA.field(name) for name in columns])
     if not table.schema.equals(wanted) or len(table) != shard.traces:
         raise StoreError(
-            f"{path} is no table of {shard.traces} traces with the columns of this version; restore it from a copy"
+            f"{path} is not a table of {shard.traces} traces with the columns of this version; restore it from a copy"
         )
     return table
 
@@ -140,21 +140,23 @@ def _parsed(path: Path, raw: bytes, columns: list[str] | None) -> pa.Table:
         if size <= max(_HARMLESS, _PACKED * len(raw)):
             return file.read(columns)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise StoreError(f"{path} is no Parquet file that Arrow can read: {error}; restore it from a copy") from error
-    raise StoreError(f"{path} would unpack {len(raw)} bytes to {size}, which no table of traces does; make it again")
+        raise StoreError(
+            f"{path} is not a Parquet file that Arrow can read: {error}; restore it from a copy"
+        ) from error
+    raise StoreError(f"{path} would unpack {len(raw)} bytes to {size}, too much for a table of traces; make it again")
 
 
 def _unpacked(told: pq.FileMetaData) -> int:
-    """How many bytes a Parquet file is, as it says itself, once it is unpacked. Of its groups: Arrow ends the process when it is asked
-    for a column whose statistics are damaged."""
+    """How many bytes a Parquet file claims to hold once unpacked. Counted by row group, because Arrow ends the process
+    when asked for a column with damaged statistics."""
     return sum(told.row_group(i).total_byte_size for i in range(told.num_row_groups))
 
 
 def read_rows(
     folder: Path, shard: Shard, site: str, kind: SiteType | None, start: int, stop: int, crc32: int
 ) -> NDArray[Any]:
-    """Rows [start, stop) of a site, by memory map, so that only their bytes are read. Raises StoreError where they, or what the file
-    says of their type and shape, were altered."""
+    """Rows [start, stop) of a site, by memory map, so that only their bytes are read. Raises StoreError if they, or the
+    type and shape that the file states, changed since they were stored."""
     path = folder / shard.arrays
     look_at(path)
     try:
@@ -163,14 +165,14 @@ def read_rows(
             part = file.get_slice(site)
             if not _fits(part.get_dtype(), part.get_shape(), kind, start, stop):
                 raise StoreError(
-                    f"{path} is damaged: {site} is {part.get_dtype()} {part.get_shape()}, which is not what was stored; restore it from "
-                    f"a copy"
+                    f"{path} is damaged: {site} is {part.get_dtype()} {part.get_shape()}, which differs from what was "
+                    f"stored; restore it from a copy"
                 )
             if start < stop:
                 offset, size = _place(path, site, start, stop)
-                _announce(path, offset, 2 * size)  # as much again behind them: what is next where all is read in turn
+                _announce(path, offset, 2 * size)  # twice as much, which helps if rows are read in order
                 rows: NDArray[Any] = part[start:stop]
-            else:  # the library refuses to slice nothing off the end
+            else:  # the library refuses an empty slice at the end
                 rows = file.get_tensor(site)[:0]
     except StoreError:
         raise
@@ -178,26 +180,26 @@ def read_rows(
         raise StoreError(f"{path} is missing or damaged: {error}; restore it from a copy") from error
     if _crc32(rows) != crc32:
         raise StoreError(
-            f"{path} is damaged: rows {start} to {stop} of {site} are not those that were stored; restore it from a copy"
+            f"{path} is damaged: rows {start} to {stop} of {site} changed since they were stored; restore it from a copy"
         )
     return rows
 
 
 def _fits(dtype: str, shape: list[int], kind: SiteType | None, start: int, stop: int) -> bool:
-    """Whether an array of a file is one of `kind` that has rows [start, stop)."""
+    """Whether an array of a file has the type `kind` and rows [start, stop)."""
     typed = kind is not None and (dtype, shape[1:]) == (DTYPES.get(kind.dtype), list(kind.shape))
     return typed and 0 <= start <= stop and [stop] <= shape[:1]
 
 
 def _announce(path: Path, offset: int, size: int) -> None:
-    """Tell the system which bytes come next: a page of a memory map that is not there brings megabytes around it instead."""
-    if hasattr(os, "posix_fadvise"):  # macOS has none
+    """Tell the system which bytes come next; otherwise a missing page of a memory map brings megabytes around it."""
+    if hasattr(os, "posix_fadvise"):  # not on macOS
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
 
 
 def _place(path: Path, site: str, start: int, stop: int) -> tuple[int, int]:
-    """Offset and size in bytes of rows [start, stop) of a site, in a file whose header safetensors has found to be sound."""
+    """Offset and size in bytes of rows [start, stop) of a site, in a file whose header safetensors has checked."""
     with path.open("rb") as file:
         head = int.from_bytes(file.read(8), "little")
         told = json.loads(file.read(head))[site]
@@ -207,7 +209,7 @@ def _place(path: Path, site: str, start: int, stop: int) -> tuple[int, int]:
 
 
 def length_problem(path: Path, file: StoredFile) -> str | None:
-    """What a look at the length of a file tells."""
+    """What is wrong with a file by its length, or None."""
     try:
         found = look_at(path)
     except StoreError as error:
@@ -221,11 +223,11 @@ def length_problem(path: Path, file: StoredFile) -> str | None:
 
 
 def content_problem(path: Path, file: StoredFile) -> str | None:
-    """What reading every byte of a file tells."""
+    """What is wrong with a file when every byte of it is read, or None."""
     try:
         problem = length_problem(path, file)
         if problem is None and sha256_of(path) != file.sha256:
-            return f"{path} is damaged: its bytes are not those that were stored; restore it from a copy"
+            return f"{path} is damaged: its bytes changed since they were stored; restore it from a copy"
     except OSError as error:
         return f"{path} cannot be read: {error}"
     return problem

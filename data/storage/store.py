@@ -1,15 +1,13 @@
 """Traces and their activations on disk, in a form that a kill cannot corrupt and that opens without this package.
 
-    run/
-      manifest.json            what is here, with a checksum of every file and of itself
-      shards/
-        000000.parquet         one row a trace (see `records.TRACE_SCHEMA`), with `row_start`, `row_stop` and `crc32`
-        000000.safetensors     one tensor a site, (row, …): the rows of all traces of the shard, one trace behind the other
-        000001.parquet …
-      .lock                    held by the one who writes, and by nobody once that process has ended
+    run/ manifest.json            the content, with a checksum of every file and of itself shards/ 000000.parquet
+    one row per trace (see `records.TRACE_SCHEMA`), with `row_start`, `row_stop` and `crc32` 000000.safetensors     one
+    tensor per site, (row, …): the rows of all traces of the shard, trace after trace 000001.parquet … .lock
+    held by the writer until its process ends
 
-Row r of a trace is what stood at its token r; the last token is never fed back, so a trace of n tokens has n − 1 rows.
-Without this package: `pyarrow.parquet.read_table` and `safetensors.safe_open` (numpy reads bfloat16 after `import ml_dtypes`).
+Row r of a trace is the activation at its token r. The last token is never fed back, so a trace of n tokens has n − 1
+rows. Without this package: `pyarrow.parquet.read_table` and `safetensors.safe_open` (numpy reads bfloat16 after `import
+ml_dtypes`).
 """
 
 import fcntl
@@ -50,7 +48,8 @@ _LOCK = ".lock"
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """Where a trace lies: row `index` of its shard's table, rows [start, stop) of its tensors, with a checksum per site."""
+    """The place of a trace: row `index` of its shard's table, rows [start, stop) of its tensors, with a checksum per
+    site."""
 
     shard: Shard
     index: int
@@ -62,8 +61,20 @@ class _Place:
 class TraceStore:
     """A folder of traces with their activations; append-only. Make one with `create`, `open` or `open_or_create`.
 
-    Many may read while one writes. The first `append` takes the writer's lock, which is released by `close`, by leaving the `with`
-    block, or by the end of the process, however it came.
+    Many processes may read while one writes. The first `append` takes the writer's lock; `close`, leaving the `with`
+    block, or the end of the process (even by a kill) releases it. Iterating gives the traces, one shard in memory at a
+    time.
+
+    Attributes:
+        path: The folder of the store.
+        meta: JSON that says how the run was made.
+        sites: The sites whose activations are stored.
+        ids: Ids of the traces, in the order in which they were stored.
+
+    Example:
+        store = rs.TraceStore.open("runs/mine/store")
+        trace = store.trace(store.ids[0])
+        states = store.activations(trace.id, "resid_post.2")  # (token − 1, d_model)
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -71,19 +82,33 @@ class TraceStore:
         self._folder = path / _FOLDER
         self._manifest = manifest
         self._places: dict[str, _Place] | None = None
-        self._recent: tuple[str, pa.Table] | None = None  # the table read last: traces are mostly asked for in order
-        self._lock = -1  # the descriptor, while `_unlock` is there to close it
+        self._recent: tuple[str, pa.Table] | None = (
+            None  # the last table that was read, as traces are mostly read in order
+        )
+        self._lock = -1  # the descriptor; valid until `_unlock` closes it
         self._unlock: weakref.finalize[..., Any] | None = None
 
     @classmethod
     def create(
         cls, path: str | Path, *, meta: Mapping[str, Any] | None = None, sites: Sequence[str] = ()
     ) -> "TraceStore":
-        """An empty store for activations at `sites`, in a folder that is new, empty, or holds a store without a trace: whoever made that
-        one failed before its first trace, and nothing is lost with it. Raises StoreError, InputError."""
+        """An empty store for activations at `sites`.
+
+        Args:
+            path: The folder: new, empty, or with a store without traces, whose recording failed before the first one.
+            meta: JSON that says how the run was made.
+            sites: Names of the sites, such as "resid_post.2".
+
+        Returns:
+            The store, with the writer's lock held.
+
+        Raises:
+            StoreError: If the folder is not empty or cannot be made.
+            InputError: If a site is named twice or `meta` is not JSON.
+        """
         folder = Path(path)
         if len(set(sites)) != len(sites):
-            raise InputError(f"sites {list(sites)} name one twice")
+            raise InputError(f"sites {list(sites)} contain a duplicate; name each site once")
         _need_blank(folder)
         try:
             (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
@@ -93,7 +118,7 @@ class TraceStore:
         store = cls(folder, manifest)
         store._take_lock()
         try:
-            _need_blank(folder)  # another writer may have been here before we held the lock
+            _need_blank(folder)  # again, since another writer may have come before we held the lock
             for begun in store._folder.iterdir():  # a shard that was never finished
                 remove(begun)
             store._write(manifest)
@@ -107,8 +132,18 @@ class TraceStore:
 
     @classmethod
     def open(cls, path: str | Path) -> "TraceStore":
-        """The store in `path`. Raises StoreError where there is none, where its manifest was altered or is of a newer version, or
-        where a file of it is missing, has another length than it had, may not be read, or is a link."""
+        """The store in `path`.
+
+        Args:
+            path: Its folder.
+
+        Returns:
+            The store, for reading; the first `append` takes the writer's lock.
+
+        Raises:
+            StoreError: If the folder has no store; if its manifest was altered or has a newer version; or if one of its files
+                is missing, unreadable, a link, or of another length than before.
+        """
         store = cls(Path(path), Manifest.read(Path(path)))
         if problem := _link_problem(store._folder):
             raise StoreError(problem)
@@ -122,8 +157,20 @@ class TraceStore:
     def open_or_create(
         cls, path: str | Path, *, meta: Mapping[str, Any] | None = None, sites: Sequence[str] = ()
     ) -> "TraceStore":
-        """The store in `path`, to go on with it, or a new one if there is none with a trace. Raises StoreError if the one that is there
-        holds other sites or was written under another `meta`: what is in one store was made in one way."""
+        """The store in `path`, to continue it, or a new one if it has no traces.
+
+        Args:
+            path: Its folder.
+            meta: JSON that says how the run was made.
+            sites: Names of the sites.
+
+        Returns:
+            The store.
+
+        Raises:
+            StoreError: If the existing store has other sites or another `meta`: everything in one store was made in one
+                way.
+        """
         if look_at(Path(path) / NAME) is None:
             return cls.create(path, meta=meta, sites=sites)
         store = cls.open(path)
@@ -137,7 +184,7 @@ class TraceStore:
         different = sorted(key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key))
         if different:
             raise StoreError(
-                f"{path} was written with another {', '.join(different)}; give another folder to start anew"
+                f"{path} was written with another {', '.join(different)}; give another folder to start a new run"
             )
         return store
 
@@ -148,13 +195,14 @@ class TraceStore:
         self.close()
 
     def close(self) -> None:
-        """Release the writer's lock, if held. Reading goes on to work."""
+        """Release the writer's lock, if held. Reading still works."""
         if self._unlock is not None:
             self._unlock()
             self._unlock = None
 
     def discard(self) -> None:
-        """Remove the store if it holds no trace, and its folder if nothing else is in it. Raises StoreError if another process writes."""
+        """Remove the store if it has no traces, and its folder if nothing else is in it. Raises StoreError if
+        another process writes."""
         self._take_lock()
         if len(self):
             return
@@ -173,15 +221,17 @@ class TraceStore:
 
     @property
     def meta(self) -> Mapping[str, Any]:
+        """JSON that says how the run was made."""
         return self._manifest.meta
 
     @property
     def sites(self) -> tuple[str, ...]:
+        """The sites whose activations are stored."""
         return tuple(self._manifest.sites)
 
     @property
     def site_types(self) -> Mapping[str, SiteType | None]:
-        """Type and shape of a row of each site; None while nothing was stored."""
+        """Type and shape of a row of each site; None until something is stored."""
         return self._manifest.sites
 
     @property
@@ -201,33 +251,51 @@ class TraceStore:
             yield from traces_of_table(self._table(shard))
 
     def trace(self, id: str) -> Trace:
+        """The trace with this id. Raises InputError if the store has none."""
         place = self._place(id)
         if self._recent is None or self._recent[0] != place.shard.name:
             self._recent = place.shard.name, self._table(place.shard)
         return next(traces_of_table(self._recent[1].slice(place.index, 1)))
 
     def table(self) -> pa.Table:
-        """All traces as one Arrow table: the columns of `records.TRACE_SCHEMA`, and where their rows lie."""
+        """All traces as one Arrow table: the columns of `records.TRACE_SCHEMA`, and the place of their rows."""
         tables = [self._table(shard) for shard in self._manifest.shards]
         return pa.concat_tables(tables) if tables else SHARD_SCHEMA.empty_table()
 
     def activations(self, id: str, site: str) -> NDArray[Any]:
-        """What stood at `site` (row, …), rows as above; bfloat16 as `ml_dtypes.bfloat16`. Reads the bytes of these rows alone.
+        """The activations of a trace at `site`; only these bytes are read.
 
-        Raises InputError for an unknown id, SiteError for a site that is not stored, StoreError where the bytes were altered.
+        Args:
+            id: Id of the trace.
+            site: Name of a stored site.
+
+        Returns:
+            (token − 1, …): row r belongs to token r. bfloat16 is given as `ml_dtypes.bfloat16`.
+
+        Raises:
+            InputError: For an unknown id.
+            SiteError: For a site that is not stored.
+            StoreError: If the bytes were altered.
         """
         if site not in self._manifest.sites:
-            raise SiteError(f"{self.path} does not hold {site!r}; it holds {', '.join(self.sites) or 'no site'}")
+            raise SiteError(f"{self.path} has no activations at {site!r}; it has {', '.join(self.sites) or 'no sites'}")
         place = self._place(id)
         kind = self._manifest.sites[site]
         return read_rows(self._folder, place.shard, site, kind, place.start, place.stop, place.crc32[site])
 
     def append(self, traces: Sequence[Trace], activations: Activations | None = None) -> None:
-        """Store `traces` as one shard, with one array (token − 1, …) a trace for every site of the store.
+        """Store `traces` as one shard.
 
-        They are stored when this returns, and not at all if it does not, unless the disk fails in the very last step: then the store
-        may hold them, whole. Raises InputError for an id that is there already or arrays that do not fit, StoreError where another
-        process writes or the disk is full.
+        The traces are stored when this returns, and are not stored if it raises, unless the disk fails in the very last
+        step: then the store may hold them, complete.
+
+        Args:
+            traces: Traces with new ids.
+            activations: For every site of the store, one array (token − 1, …) per trace.
+
+        Raises:
+            InputError: If an id exists already, or arrays do not fit.
+            StoreError: If another process writes, or the disk is full.
         """
         if not traces:
             return
@@ -243,16 +311,16 @@ class TraceStore:
         self._index().update(self._places_in(shard))
 
     def adopt(self, other: "TraceStore") -> None:
-        """Take over the shards of `other`, a store of the same `meta` and sites that nobody writes to any more; its files stay.
+        """Take over the shards of `other`, a finished store with the same `meta` and sites, whose files do not change.
 
-        The shards enter in one step: a kill leaves this store without them, and a second call takes them. Those that are here
-        already are left out. Raises InputError for an `other` of another kind or with some traces that are here already,
-        StoreError where another process writes or the disk is full.
+        The shards enter in one step: after a kill this store has none of them, and a second call takes them. Shards
+        that are here already are skipped. Raises InputError if `other` was recorded differently or shares some traces,
+        StoreError if another process writes or the disk is full.
         """
         self._take_lock()
         if (other.meta, other.sites) != (self.meta, self.sites):
             raise InputError(
-                f"{other.path} was recorded otherwise than {self.path}; only parts of one run can be joined"
+                f"{other.path} was not recorded in the same way as {self.path}; only parts of one run can be joined"
             )
         new = [shard for shard in other._manifest.shards if not self._holds(other, shard)]
         if not new:
@@ -260,7 +328,7 @@ class TraceStore:
         types = {site: self._manifest.sites[site] or other._manifest.sites[site] for site in self.sites}
         for site, kind in other._manifest.sites.items():
             if kind != types[site]:
-                raise InputError(f"{other.path} holds {site} as {kind}, {self.path} as {types[site]}; record it alike")
+                raise InputError(f"{other.path} has {site} as {kind}, {self.path} as {types[site]}; record both alike")
         taken: list[Shard] = []
         try:
             for number, shard in enumerate(new, start=len(self._manifest.shards)):
@@ -278,8 +346,11 @@ class TraceStore:
         self._manifest = manifest
 
     def _withdraw(self, shards: Sequence[Shard]) -> None:
-        """Remove the files of `shards`, which were to enter with a manifest that could not be written, and start from the manifest that
-        is there. They stay where it names them, its write having failed at the very end, or where they may be another writer's."""
+        """Remove the files of `shards`, whose manifest could not be written, and return to the manifest on disk.
+
+        The files stay if that manifest names them after all (its write failed at the very end), or if they may be
+        another writer's.
+        """
         if self._unlock is None:
             return
         with suppress(StoreError):
@@ -293,27 +364,27 @@ class TraceStore:
         ids = other._places_in(shard).keys()
         here = [id for id in ids if id in self._index()]
         if here and len(here) < len(ids):
-            raise InputError(f"{other.path} and {self.path} both hold {here[0]!r}; ids have to be unique")
+            raise InputError(f"{other.path} and {self.path} both have a trace {here[0]!r}; ids must be unique")
         return bool(here)
 
     def check(self) -> list[str]:
-        """Everything that is wrong with the store, every byte of it read; empty where nothing is."""
+        """Everything that is wrong with the store after reading every byte; empty if it is sound."""
         return check_store(self.path)
 
     def _fitting(self, traces: Sequence[Trace], activations: Activations) -> dict[str, SiteType]:
-        """The types of the sites after `traces` come in; raises InputError where something does not fit."""
+        """The types of the sites once `traces` are stored. Raises InputError if something does not fit."""
         known = set(self._index())
         for trace in traces:
             if trace.id in known:
-                raise InputError(f"a trace {trace.id!r} is in {self.path} already; ids have to be unique")
+                raise InputError(f"{self.path} already has a trace {trace.id!r}; ids must be unique")
             known.add(trace.id)
         if set(activations) != set(self.sites):
-            raise InputError(f"activations at {sorted(activations)}; the store holds {sorted(self.sites)}")
+            raise InputError(f"activations are at {sorted(activations)}; the store needs {sorted(self.sites)}")
         return {site: self._type_of(site, traces, activations[site]) for site in self.sites}
 
     def _type_of(self, site: str, traces: Sequence[Trace], arrays: Sequence[NDArray[Any]]) -> SiteType:
         if len(arrays) != len(traces):
-            raise InputError(f"{site}: {len(arrays)} arrays for {len(traces)} traces; give one a trace")
+            raise InputError(f"{site}: {len(arrays)} arrays for {len(traces)} traces; give one per trace")
         wanted = self._manifest.sites[site] or SiteType(dtype=arrays[0].dtype.name, shape=arrays[0].shape[1:])
         if wanted.dtype not in DTYPES:
             raise InputError(
@@ -322,8 +393,8 @@ class TraceStore:
         for trace, array in zip(traces, arrays, strict=True):
             if array.shape != (rows_of(trace), *wanted.shape) or array.dtype.name != wanted.dtype:
                 raise InputError(
-                    f"{site} of {trace.id!r}: {array.dtype.name} {array.shape} does not fit; {len(trace.token_ids)} tokens make "
-                    f"{rows_of(trace)} rows, and the store holds {wanted.dtype} {wanted.shape} a row"
+                    f"{site} of {trace.id!r}: {array.dtype.name} {array.shape} does not fit; {len(trace.token_ids)} tokens "
+                    f"need {rows_of(trace)} rows, each {wanted.dtype} {wanted.shape}"
                 )
         return wanted
 
@@ -339,7 +410,7 @@ class TraceStore:
             raise StoreError(f"cannot write in {self.path}: {error}") from error
         self._unlock = weakref.finalize(self, os.close, self._lock)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process: a dead writer holds nothing
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process: a dead writer holds nothing
         except OSError as error:
             self.close()
             raise StoreError(
@@ -353,19 +424,19 @@ class TraceStore:
             raise
 
     def _need_lock(self) -> None:
-        """Raise StoreError, and let go of the lock, unless it is the one that another writer would find."""
+        """Raise StoreError, and release the lock, unless it is the one that another writer would find."""
         held, found = os.fstat(self._lock), None
         with suppress(OSError):
             found = (self.path / _LOCK).lstat()
         if found is None or not os.path.samestat(held, found):
             self.close()
             raise StoreError(
-                f"the lock {self.path / _LOCK} was removed while it was held, and another process may write; what was stored is "
-                f"intact: end the other one, and run it again"
+                f"the lock {self.path / _LOCK} was removed while it was held, so another process may write; what was "
+                f"stored is intact: end the other process, and run it again"
             )
 
     def _start(self) -> None:
-        """Clear away what a killed writer left, and take what another one wrote since we read the manifest."""
+        """Remove what a killed writer left, and load what another one wrote since we read the manifest."""
         try:
             for leftover in (self.path / (NAME + TEMPORARY), *self._folder.glob(f"*{TEMPORARY}")):
                 remove(leftover)
@@ -402,7 +473,8 @@ class TraceStore:
 
 
 def _need_blank(folder: Path) -> None:
-    """Raise StoreError unless a folder is new, empty, or holds no more than a writer leaves that was killed before its first trace."""
+    """Raise StoreError unless a folder is new, empty, or holds only what a writer leaves if it is killed before its
+    first trace."""
     left = {folder / _LOCK, folder / _FOLDER}
     try:
         there = folder.exists()
@@ -416,11 +488,11 @@ def _need_blank(folder: Path) -> None:
     except OSError as error:
         raise StoreError(f"cannot make {folder}: {error}") from error
     if there and not blank:
-        raise StoreError(f"{folder} exists and is not empty; give another folder, or open the store that is there")
+        raise StoreError(f"{folder} exists and is not empty; give another folder, or open the store in it")
 
 
 def _empty_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a store without a trace; None if there is none, or any other one."""
+    """The manifest of a store without traces; None for any other folder."""
     if look_at(folder / NAME) is None:
         return None
     try:
@@ -431,9 +503,21 @@ def _empty_manifest(folder: Path) -> Manifest | None:
 
 
 def check_store(path: str | Path) -> list[str]:
-    """Everything that is wrong with the store in `path`, every byte of it read, in sentences; empty where nothing is.
+    """Everything that is wrong with the store in `path` after reading every byte of it.
 
-    Shards that a writer had begun and not entered in the manifest are not wrong: nobody reads them, and the next ones replace them.
+    Shards that a writer began and did not enter in the manifest are fine: nobody reads them, and the next ones replace
+    them.
+
+    Args:
+        path: The folder of a store.
+
+    Returns:
+        One sentence per fault; empty if the store is sound.
+
+    Example:
+        problems = rs.data.check_store("runs/mine/store")
+        for problem in problems:
+            print(problem)
     """
     folder = Path(path)
     try:
@@ -447,22 +531,25 @@ def check_store(path: str | Path) -> list[str]:
     known = {*files, folder / NAME, folder / _LOCK, folder / _FOLDER}
     present = (
         Path(at, name) for at, folders, files in os.walk(folder) for name in (*folders, *files)
-    )  # a writer may take some away
+    )  # a writer may remove some meanwhile
     strays = sorted(name for name in present if name not in known and not _is_unfinished(name, folder, manifest))
-    return found + [f"{name} is no part of the store: somebody put it there; it may go" for name in strays]
+    return found + [f"{name} does not belong to the store and may be removed" for name in strays]
 
 
 def _link_problem(path: Path) -> str | None:
-    return f"{path} is a link, which could lead out of the store; put itself there" if path.is_symlink() else None
+    return (
+        f"{path} is a link, which could lead out of the store; put the file itself there" if path.is_symlink() else None
+    )
 
 
 def _is_temporary(path: Path, folder: Path) -> bool:
-    """Whether `path` is, or lies in, what a writer fills before it gets its name."""
+    """Whether `path` is, or lies in, a file that a writer fills before it is renamed."""
     return any(part.endswith(TEMPORARY) for part in path.relative_to(folder).parts)
 
 
 def _is_unfinished(path: Path, folder: Path, manifest: Manifest) -> bool:
-    """Whether `path` belongs to a shard that a writer was about to add: it writes, or was killed, and the next ones replace it."""
+    """Whether `path` belongs to a shard that a writer was about to add; it still writes, or was killed and the next
+    shards replace it."""
     number = int(path.stem) if path.stem.isdecimal() else -1
     named = path.stem == shard_name(number) and path.suffix in (".parquet", ".safetensors")
     coming = path.parent == folder / _FOLDER and named and number >= len(manifest.shards)

@@ -1,7 +1,7 @@
-"""Scores of every token of a run, in a file of their own beside the store: the app colours tokens by them.
+"""Scores of every token of a run, in a file next to its store, by which the app colours tokens.
 
-scores/NAME.safetensors    one tensor a trace, named by its id, (row,) float32; row r is the score at token r,
-                           the last token has none; the header's metadata say what the scores are, in JSON
+scores/NAME.safetensors    one tensor per trace, named by its id, (row,) float32; row r is the score at token r, the
+last token has none; the header's metadata say in JSON what the scores are
 """
 
 import json
@@ -24,26 +24,26 @@ _KEY, _FORMAT, _VERSION = "reasonscope", "token scores", 1
 
 @dataclass(frozen=True, kw_only=True)
 class TokenScores:
-    """`scores` (row,) float32 by trace id; `about` is JSON: what they measure, from which probe and site."""
+    """`scores` (row,) float32 by trace id; `about` is JSON: what they measure, with which probe and site."""
 
     scores: Mapping[str, NDArray[np.float32]]
     about: Mapping[str, Any]
 
 
 def save_scores(found: TokenScores, path: Path) -> None:
-    """Write scores into `path`, replacing what is there."""
+    """Write scores into `path`, replacing what it held."""
     make_folder(path.parent)
     about = {"format": _FORMAT, "version": _VERSION, **found.about}
     write_durably(path, lambda file: save_file(dict(found.scores), file, metadata={_KEY: json.dumps(about)}))
 
 
 def read_scores(path: Path, ids: Sequence[str] | None = None) -> TokenScores:
-    """The scores in `path`, of all traces or of `ids`. Raises InputError for a file that holds none, or an unknown id."""
+    """The scores in `path`, of all traces or of `ids`. Raises InputError for a file without scores, or an unknown id."""
     with wrap_errors(path), safe_open(path, framework="numpy") as file:
         about = parse_json((file.metadata() or {}).get(_KEY, "{}"), f"the header of {path}")
         if not isinstance(about, dict) or (about.get("format"), about.get("version")) != (_FORMAT, _VERSION):
             raise InputError(
-                f"{path} holds no token scores of version {_VERSION}; write them with reasonscope probe apply"
+                f"{path} has no token scores of version {_VERSION}; write them with reasonscope probe apply"
             )
         check_fields(about, {"name": str, "site": str, "unit": str, "provenance": dict}, str(path))
         known = set(file.keys())

@@ -1,1 +1,1 @@
-"""How text is cut and read: regions, steps, sentences, labels, answers, and their alignment with tokens."""
+"""Reading text: regions, steps, sentences, labels and answers, and their alignment with tokens."""

@@ -1,7 +1,7 @@
-"""Which characters each token stands for, read off the very ids of a run: text is decoded once and never encoded again.
+r"""The characters of each token, derived from the token ids of a run: text is decoded once and never encoded again.
 
-Encoding a prefix again gives other ids than the prefix of the encoding (".\\n\\n" is one token, "." followed by "\\n\\n" are two), so
-every span of this package comes from the table of offsets that is made here.
+Encoding a prefix does not give the prefix of the encoding (".\n\n" is one token, "." followed by "\n\n" are two), so
+every span in this package comes from the table of offsets that is made here.
 """
 
 import json
@@ -19,12 +19,12 @@ _REPLACEMENT = "\ufffd"
 
 
 def decode_with_offsets(ids: Sequence[int] | NDArray[np.int64], tokenizer: Tokenizer) -> tuple[str, NDArray[np.int64]]:
-    """The text of `ids`, special tokens kept, and the half-open character span of each token, (token, 2) int64.
+    """The text of `ids`, with special tokens, and the half-open character span of each token, (token, 2) int64.
 
-    The text equals `tokenizer.decode(ids, skip_special_tokens=False)`. Tokens that hold bytes of one and the same character (an emoji
-    in four pieces) all span that character, bytes that are no UTF-8 stand as U+FFFD, and an id without a string (the padding rows of
-    an embedding) spans nothing. Starts never decrease. Raises InputError for a tokenizer that is neither byte-level nor of the
-    SentencePiece kind: its text cannot be told token by token.
+    The text equals `tokenizer.decode(ids, skip_special_tokens=False)`. Tokens that share the bytes of one character (an
+    emoji in four pieces) all span that character, invalid UTF-8 becomes U+FFFD, and an id without a string (the padding
+    rows of an embedding) spans nothing. Starts never decrease. Raises InputError for a tokenizer that is neither
+    byte-level nor of the SentencePiece kind, because its text cannot be split by token.
     """
     pieces = _pieces([int(i) for i in ids], tokenizer)
     lengths = np.fromiter((len(piece) for piece in pieces), dtype=np.int64, count=len(pieces))
@@ -37,7 +37,7 @@ def decode_with_offsets(ids: Sequence[int] | NDArray[np.int64], tokenizer: Token
 
 
 def tokens_overlapping(offsets: NDArray[np.int64], chars: Span) -> Span:
-    """The tokens that share at least one character with `chars`; empty where `chars` is."""
+    """The tokens that share at least one character with `chars`; empty if `chars` is."""
     start = int(np.searchsorted(offsets[:, 1], chars.start, side="right"))
     stop = int(np.searchsorted(offsets[:, 0], chars.stop, side="left"))
     return Span(start, max(start, stop)) if len(chars) else Span(start, start)
@@ -50,7 +50,7 @@ def tokens_starting_in(offsets: NDArray[np.int64], chars: Span) -> Span:
 
 
 def token_strings(text: str, offsets: NDArray[np.int64]) -> list[str]:
-    """What each token reads as; tokens that share a character all show it."""
+    """The text of each token; tokens that share a character all show it."""
     return [text[start:stop] for start, stop in offsets.tolist()]
 
 
@@ -75,7 +75,7 @@ def _pieces(ids: list[int], tokenizer: Tokenizer) -> list[bytes]:
 
 
 def _decoders(tokenizer: Tokenizer) -> set[str]:
-    """The kinds of decoder in a tokenizer, among them `Strip` where the first space is taken off."""
+    """The kinds of decoder in a tokenizer; they include `Strip` if the first space is removed."""
     if tokenizer.decoder is None:
         return set()
     state = json.loads(tokenizer.decoder.__getstate__())
@@ -97,27 +97,30 @@ def _byte_of_char() -> dict[str, int]:
 def _from_byte_level(token: str, table: dict[str, int]) -> bytes:
     try:
         return bytes(table[char] for char in token)
-    except KeyError:  # a string that the vocabulary holds as it is
+    except KeyError:  # the vocabulary has this string verbatim
         return token.encode()
 
 
 def _from_sentencepiece(tokens: list[bytes | str], decoders: set[str]) -> list[bytes]:
-    """`bytes` are added tokens and stand for themselves; strings are pieces, where "▁" is a space and <0xE2> a byte."""
+    """The bytes of each token. `bytes` are added tokens, taken verbatim; strings are pieces, in which "▁" is a space
+    and <0xE2> a byte."""
     pieces: list[bytes] = []
-    run: list[int] = []  # where the byte tokens stand that have to make characters together
+    run: list[int] = []  # positions of neighbouring byte tokens, which form characters together
     for token in [*tokens, b""]:
         if isinstance(token, str) and "ByteFallback" in decoders and _is_byte(token):
             run.append(len(pieces))
             pieces.append(bytes([int(token[3:5], 16)]))
             continue
         if run and not _is_utf8(b"".join(pieces[run[0] : run[-1] + 1])):
-            for position in run:  # as the tokenizers library does: one U+FFFD a byte, the good ones of the run included
+            for (
+                position
+            ) in run:  # like the tokenizers library: one U+FFFD per byte, even for the valid bytes of the run
                 pieces[position] = _REPLACEMENT.encode()
         run = []
         pieces.append(token if isinstance(token, bytes) else token.replace("▁", " ").encode())
     pieces.pop()
     if "Strip" in decoders and pieces and pieces[0].startswith(b" "):
-        pieces[0] = pieces[0][1:]  # the space that the encoder put in front of the text
+        pieces[0] = pieces[0][1:]  # the space that the encoder put before the text
     return pieces
 
 

@@ -1,4 +1,4 @@
-"""Final answers: found in a text, and compared with the gold answer."""
+"""Final answers: how they are found in a text and compared with the gold answer."""
 
 import logging
 import re
@@ -9,23 +9,36 @@ from typing import Any
 
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?%?|-?\.\d+")
 _STATED = re.compile(r"(?:\banswer\b[*_]*(?:\s+is\b|\s*[:=])|####)[\s:*_$]*([^\n]+)", re.IGNORECASE)
-# What ends a turn; a model's own answer holds nothing else of this form.
+# Tokens that end a turn; nothing else in a model's answer has this form.
 CONTROL = re.compile(r"<[|｜][^<>]*[|｜]>|</?s>|<eos>|<(?:start|end)_of_turn>")
 _BOX = re.compile(r"\\f?boxed\b\s*")
 _WORD = re.compile(r"[^\s$.,]+")
 _BRACE = re.compile(r"(?<!\\)[{}]")
-# What says nothing about the value: fences, sizes, spaces, units of style. Taken off before strings are compared.
+# Fences, sizes, spaces and units of style do not change the value; they are removed before strings are compared.
 _DECORATION = re.compile(
     r"\\(?:left|right|[,;!:]|displaystyle|quad|qquad)(?![a-zA-Z])|\\?[$]|\\text(?:bf|rm|it)?(?=\{)|[*]{2}|\s+"
 )
-# Powers that sympy would try to write out, and the factorials that it can: all else is compared as strings instead.
+# Powers that sympy would expand, and the factorials that it can; answers with others are compared as strings.
 _TOWER = re.compile(r"\^\s*\{?\s*\(?-?\d{4,}|\^[^+\-=,]*\^|\*\*[^+\-=,]*\*\*|\*\*\s*\(?-?\d{4,}|\d{400,}")
 _SMALL_FACTORIAL = re.compile(r"(?<![\d!.])\d{1,2}!(?!\s*!)")
 _LONGEST = 300
 
 
 def extract_answer(text: str) -> str | None:
-    r"""The final answer stated in `text`: its last \boxed{…}, else behind its last "answer is", else its last number, else None."""
+    r"""The final answer that a text states: its last \boxed{…}, else what follows its last "answer is", else its last
+    number.
+
+    Args:
+        text: An answer, without the thinking.
+
+    Returns:
+        The answer as text, or None.
+
+    Example:
+        rs.data.extract_answer(r"So the sum is \boxed{408}.")  # "408"
+        rs.data.extract_answer("The answer is 17/3.")  # "17/3"
+        rs.data.extract_answer("I do not know.")  # None
+    """
     text = CONTROL.sub(" ", text)
     boxed = _last_boxed(text)
     if boxed is not None:
@@ -40,10 +53,23 @@ def extract_answer(text: str) -> str | None:
 
 
 def equivalent(given: str | None, gold: str) -> bool:
-    """Whether two answers have the same value: as text, as numbers, else as mathematics (math-verify).
+    r"""Whether two answers have the same value: as text, as numbers, or else as mathematics (math-verify).
 
-    Never raises: what cannot be read is compared as text, and so is what would take sympy for ever (towers of powers, factorials of
-    large numbers, more than 300 characters), because math-verify's own time limit is a signal that works in the main thread alone.
+    Never raises. An answer that cannot be parsed is compared as text. So is one that could keep sympy busy forever
+    (towers of powers, factorials of large numbers, more than 300 characters), because math-verify's own time limit is a
+    signal that works only in the main thread.
+
+    Args:
+        given: The answer to judge; None is never right.
+        gold: The gold answer.
+
+    Returns:
+        True if both have the same value.
+
+    Example:
+        rs.data.equivalent("0.5", r"\frac{1}{2}")  # True
+        rs.data.equivalent("12 %", "12")  # True
+        rs.data.equivalent(None, "12")  # False
     """
     if given is None:
         return False
@@ -59,14 +85,15 @@ def equivalent(given: str | None, gold: str) -> bool:
 
 
 def _explosive(answer: str) -> bool:
-    """Whether writing `answer` out could take for ever: towers of powers, and factorials of what is not a number below 100."""
+    """Whether expanding `answer` could take forever: towers of powers, or factorials of anything but a number below
+    100."""
     plain = answer.replace("\\!", "")  # a thin space
     factorials = "!" in plain and ("^" in plain or "**" in plain or "!" in _SMALL_FACTORIAL.sub("", plain))
     return factorials or bool(_TOWER.search(plain))
 
 
 def _last_boxed(text: str) -> str | None:
-    """What stands in the last \\boxed{…} that is closed; braces nest, and \\boxed 5 takes the next word."""
+    r"""The content of the last \boxed{…} that is closed; braces nest, and \boxed 5 takes the next word."""
     starts = [match.end() for match in _BOX.finditer(text)]
     closed = _closed(text) if starts else {}
     for start in reversed(starts):
@@ -79,7 +106,8 @@ def _last_boxed(text: str) -> str | None:
 
 
 def _closed(text: str) -> dict[int, int]:
-    """Where the braces that open in `text` are closed; none that is not, or that stands behind a backslash."""
+    """For each brace that opens in `text`, the place of its closing brace; braces that stay open or follow a backslash
+    are left out."""
     closed: dict[int, int] = {}
     opened: list[int] = []
     for match in _BRACE.finditer(text):
@@ -100,7 +128,8 @@ def _plain(answer: str) -> str:
 
 
 def _number(plain: str) -> Fraction | None:
-    """The value of 1,234.50, -3/4, 12 % (read as 12: gold answers give the percentage with and without its sign), else None."""
+    """The value of 1,234.50, -3/4 or 12 % (read as 12: gold answers give percentages with and without the sign),
+    else None."""
     digits = plain.removesuffix("%").removeprefix("+").replace("{", "").replace("}", "")
     if re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?", digits):
         digits = digits.replace(",", "")
@@ -118,13 +147,14 @@ def _same_mathematics(given: str, gold: str) -> bool:
     try:
         left, right = (parse(_as_latex(answer), parsing_timeout=None, raise_on_error=False) for answer in (gold, given))
         return bool(left and right and verify(left, right, timeout_seconds=None, raise_on_error=False))
-    except RecursionError:  # hundreds of nested brackets: the one thing that raise_on_error=False lets through
+    except RecursionError:  # hundreds of nested brackets, the one error that raise_on_error=False does not catch
         return False
 
 
 @lru_cache(maxsize=1)
 def _math_verify() -> tuple[Callable[..., Any], Callable[..., bool]]:
-    """Brings sympy, which takes a second: only where it is needed. Silences its warning, on every call, that its time limit is off."""
+    """Imports sympy, which takes a second, only when needed. Silences its warning, on every call, that its time
+    limit is off."""
     from math_verify import parse, verify
 
     for name in ("math_verify.parser", "math_verify.grader"):
@@ -133,5 +163,5 @@ def _math_verify() -> tuple[Callable[..., Any], Callable[..., bool]]:
 
 
 def _as_latex(answer: str) -> str:
-    """In dollars, unless it has its own: bare LaTeX is read as a plain expression otherwise, and \\frac is lost."""
+    r"""In dollars, unless it has its own: otherwise bare LaTeX is read as a plain expression and \frac is lost."""
     return answer if "$" in answer or "\\(" in answer else f"${answer}$"

@@ -1,9 +1,11 @@
-"""Where a trace thinks: completions cut into prompt, opening tag, thinking, closing tag and answer, whatever the template did.
+"""Find the thinking: split completions into prompt, opening tag, thinking, closing tag and answer, for any chat
+template.
 
-Real traces differ in all of this: the opening tag stands in the prompt (the template opened it), in the completion, or nowhere; the
-closing tag is missing where the completion was cut off; the newline before it is merged with the full stop in one token; the tags are
-special tokens, or plain added ones, or several pieces of text; templates prefill a closed empty block to switch thinking off; earlier
-turns have their own blocks. Tags are therefore looked for in the text, and tokens follow by their offsets.
+Real traces differ in all of this: the opening tag may be in the prompt (the template opened it), in the completion, or
+missing; the closing tag is missing if the completion was cut off; the newline before it may be merged with the full
+stop in one token; tags may be special tokens, plain added tokens, or several pieces of text; templates may prefill a
+closed empty block to switch thinking off; earlier turns have blocks of their own. Tags are therefore searched in the
+text, and tokens follow by their offsets.
 """
 
 import re
@@ -20,14 +22,28 @@ from reasonscope.data.text.align import decode_with_offsets, tokens_overlapping
 from reasonscope.data.text.answers import equivalent, extract_answer
 from reasonscope.data.trace import FinishReason, Problem, Regions, Sampling, Span, ThinkingState, Trace
 
-# What templates put between turns. A tag in front of one of these belongs to an earlier turn, or to the user's own words.
+# What templates put between turns. A tag before one of these belongs to an earlier turn or to the user's words.
 _TURN = re.compile(r"<[|｜][^<>]*[|｜]>|<(?:start|end)_of_turn>|\[/?INST\]|</s>")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThinkTags:
-    """What opens and closes thinking, as text. `implied`: a completion begins inside the thinking although no opening tag is to be
-    seen (text imported without its prompt, from a model whose template opens the tag)."""
+    """The text that opens and closes thinking.
+
+    Attributes:
+        open: The opening tag.
+        close: The closing tag.
+        implied: Whether a completion begins inside the thinking even though no opening tag is visible (text imported
+            without its prompt, from a model whose template opens the tag).
+
+    Raises:
+        InputError: If a tag is empty or both are equal.
+
+    Example:
+        tags = rs.data.ThinkTags(open="<reasoning>", close="</reasoning>")
+        model = rs.load_model("models/mine", tags=tags)
+        traces = rs.import_jsonl("completions.jsonl", tags=tags)
+    """
 
     open: str = "<think>"
     close: str = "</think>"
@@ -36,7 +52,7 @@ class ThinkTags:
     def __post_init__(self) -> None:
         if not self.open.strip() or not self.close.strip() or self.open == self.close:
             raise InputError(
-                f"think tags {self.open!r}, {self.close!r}: two different texts are needed, as <think> and </think>"
+                f"think tags {self.open!r}, {self.close!r}: give two different texts, such as <think> and </think>"
             )
 
 
@@ -45,16 +61,30 @@ GPT_OSS = ThinkTags(open="<|channel|>analysis<|message|>", close="<|end|><|start
 
 
 def find_regions(text: str, prompt_stop: int, tags: ThinkTags = THINK) -> tuple[Regions, ThinkingState]:
-    """The regions of `text` over characters, and how its thinking ended; the completion begins at `prompt_stop`.
+    r"""Find the thinking and the other regions of a text.
 
     | state | when | thinking |
     |---|---|---|
-    | `closed` | a closing tag follows the opening one (or the begin of the completion, where there is no opening tag) | between them |
+    | `closed` | a closing tag follows the opening one (or the start of the completion, if no tag opens) | between them |
     | `truncated` | opened, never closed | the rest of the text; close and answer are empty |
-    | `empty` | nothing but white space between the tags, in the prompt (thinking switched off) or in the completion | empty |
+    | `empty` | only white space between the tags, in the prompt (thinking switched off) or in the completion | empty |
     | `absent` | no tag at all | empty; the completion is the answer |
 
-    Only the first closing tag behind the opening one counts. What a completion says before its opening tag is kept in `open`.
+    Only the first closing tag after the opening one counts. Text of the completion before its opening tag belongs to
+    `open`.
+
+    Args:
+        text: Prompt and completion.
+        prompt_stop: The character at which the completion begins.
+        tags: What opens and closes thinking.
+
+    Returns:
+        The regions over characters, and the state of the thinking.
+
+    Example:
+        text = "Q: 2 + 2? <think>\nEasy.\n</think>\n\n4"
+        regions, state = rs.data.find_regions(text, prompt_stop=10)
+        text[regions.thinking.slice], state  # ("Easy.", "closed")
     """
     opener = _opener(text, prompt_stop, tags)
     if opener is None:
@@ -71,7 +101,7 @@ def find_regions(text: str, prompt_stop: int, tags: ThinkTags = THINK) -> tuple[
 
 
 class TraceFields(TypedDict, total=False):
-    """What a trace carries beside its text, as in `Trace`; each may be left out."""
+    """The optional fields of `Trace` besides its text."""
 
     finish_reason: FinishReason
     sample: int
@@ -92,15 +122,34 @@ def build_trace(
     tags: ThinkTags = THINK,
     **fields: Unpack[TraceFields],
 ) -> Trace:
-    """The trace of a run: `token_ids` (token,), the first `n_prompt_tokens` of them given.
+    """Make the trace of a run from its token ids.
 
-    The final answer is looked for in the answer alone, and is None where the thinking was cut off; `correct` says whether it equals
-    `problem.answer` (None where there is no gold answer). Raises InputError for counts that do not fit, or a foreign tokenizer.
+    Args:
+        id: Id of the trace.
+        problem: What was asked.
+        token_ids: (token,), prompt and completion.
+        n_prompt_tokens: How many of them are the prompt.
+        tokenizer: The model's tokenizer.
+        tags: What opens and closes thinking.
+        **fields: Further fields of `Trace`, such as `sampling` or `entropies`.
+
+    Returns:
+        The trace. Its final answer is searched in the answer only, and is None if the thinking was cut off; `correct`
+        says whether it equals `problem.answer` (None without a gold answer).
+
+    Raises:
+        InputError: If the counts do not fit, or the tokenizer is not supported.
+
+    Example:
+        completion = rs.generate(model, [ids])[0]
+        trace = rs.data.build_trace(
+            id="p/0", problem=problem, token_ids=[*ids, *completion.token_ids], n_prompt_tokens=len(ids), tokenizer=tokenizer
+        )
     """
     ids = np.asarray(token_ids, dtype=np.int64)
     if not 0 <= n_prompt_tokens <= len(ids):
         raise InputError(
-            f"trace {id!r}: {n_prompt_tokens} prompt tokens of {len(ids)}; give the number of tokens of the prompt"
+            f"trace {id!r}: n_prompt_tokens must be 0 to {len(ids)}, got {n_prompt_tokens}; give the number of tokens of the prompt"
         )
     text, offsets = decode_with_offsets(ids, tokenizer)
     prompt_stop = int(offsets[n_prompt_tokens, 0]) if n_prompt_tokens < len(ids) else len(text)
@@ -132,11 +181,26 @@ def trace_from_text(
     tags: ThinkTags = THINK,
     **fields: Unpack[TraceFields],
 ) -> Trace:
-    """A trace of imported text.
+    """Make a trace from imported text.
 
-    With a `tokenizer` the text is encoded once, as a whole and without adding special tokens (a rendered template brings its own);
-    the first token that begins in the completion ends the prompt. Without one the trace has no tokens: its arrays and token spans are
-    empty, and methods that need tokens refuse it.
+    Args:
+        id: Id of the trace.
+        problem: What was asked.
+        prompt: What the model read.
+        completion: What it wrote.
+        tokenizer: Encodes the text once, as a whole and without adding special tokens (a rendered template has its
+            own); the first token that begins in the completion ends the prompt. Without it the trace has no tokens: its
+            arrays and token spans are empty, and methods that need tokens refuse it.
+        tags: What opens and closes thinking.
+        **fields: Further fields of `Trace`, such as `model` or `meta`.
+
+    Returns:
+        The trace.
+
+    Example:
+        problem = rs.Problem(id="p", prompt="2 + 2?", answer="4")
+        trace = rs.data.trace_from_text(id="p/0", problem=problem, prompt="2 + 2?", completion="<think>Easy.</think>4")
+        trace.correct  # True
     """
     if tokenizer is not None:
         encoding = tokenizer.encode(prompt + completion, add_special_tokens=False)
@@ -170,7 +234,7 @@ def trace_from_text(
 
 
 def regions_over_tokens(chars: Regions, offsets: NDArray[np.int64]) -> Regions:
-    """The regions over tokens that belong to `chars` (see `Regions`), read off the `offsets` (token, 2)."""
+    """The regions over tokens that correspond to `chars` (see `Regions`), by the `offsets` (token, 2)."""
     begins = (chars.open.start, chars.thinking.start, chars.close.start, chars.answer.start)
     opened, thinking, close, answer = np.searchsorted(offsets[:, 0], begins, side="left").tolist()
     return replace(
@@ -179,7 +243,8 @@ def regions_over_tokens(chars: Regions, offsets: NDArray[np.int64]) -> Regions:
 
 
 def _opener(text: str, prompt_stop: int, tags: ThinkTags) -> Span | None:
-    """Where `open` begins and its tag ends; an empty span where thinking begins with the completion, without a tag."""
+    """The start of `open` and the end of its tag; an empty span if thinking begins with the completion, without a
+    tag."""
     given = _opener_in_prompt(text, prompt_stop, tags)
     written = text.find(tags.open, prompt_stop)
     first_close = text.find(tags.close, prompt_stop)
@@ -187,9 +252,9 @@ def _opener(text: str, prompt_stop: int, tags: ThinkTags) -> Span | None:
         prefill = text[given.stop : prompt_stop].strip()
         if not prefill:
             return given
-        if prefill == tags.close:  # thinking was switched off; a model may open it all the same
+        if prefill == tags.close:  # thinking was switched off, but a model may still open it
             reopened = text[prompt_stop:].lstrip().startswith(tags.open)
-        else:  # a prefix of the thinking was given, or the prompt speaks of the tag: then the model opens its own
+        else:  # a prefix of the thinking was given, or the prompt mentions the tag and the model opens its own
             reopened = written >= 0 and not 0 <= first_close < written
         if not reopened:
             return given
@@ -211,7 +276,7 @@ def _opener_in_prompt(text: str, prompt_stop: int, tags: ThinkTags) -> Span | No
 
 
 def _regions(open_start: int, thinking: int, close: int, answer: int, end: int) -> Regions:
-    """From where each part but the first begins."""
+    """The regions, from the start of each part but the first."""
     return Regions(
         prompt=Span(0, open_start),
         open=Span(open_start, thinking),

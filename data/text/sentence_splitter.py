@@ -1,4 +1,5 @@
-"""Sentences of a reasoning text: the splitter of Thought Anchors, and ours, which knows abbreviations, numbers, mathematics and code."""
+"""Sentences of a reasoning text: the splitter of Thought Anchors, and ours, which knows abbreviations, numbers,
+mathematics and code."""
 
 import re
 from typing import Literal
@@ -8,15 +9,15 @@ from reasonscope.data.trace import Span
 
 Splitter = Literal["default", "thought_anchors", "thought_anchors_published"]
 
-_SHORT = 10  # chunks with fewer characters are glued to their neighbour by the published splitter
-# Nothing ends a sentence inside of these: fenced and inline code, display and inline mathematics. The last follows pandoc's rule (no
-# blank inside the dollars, no digit behind them), so that sums of money are no formulas.
+_SHORT = 10  # the published splitter joins chunks with fewer characters to their neighbour
+# Nothing ends a sentence inside these: fenced and inline code, display and inline mathematics. The last follows pandoc's
+# rule (no blank inside the dollars, no digit after them), so that sums of money are not formulas.
 _PROTECTED = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]+`|\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|(?<![\\$\w])\$(?=[^\s$])[^$\n]{0,400}?(?<=[^\s\\])\$(?!\d)",
     re.DOTALL,
 )
 _BREAK = re.compile(
-    r"(?<![.?!…])(?P<stop>[.?!…]+)[\"'”’)\]*_]*(?=\s|\Z)"  # a stop, with quotes and brackets that close behind it
+    r"(?<![.?!…])(?P<stop>[.?!…]+)[\"'”’)\]*_]*(?=\s|\Z)"  # a stop, with quotes and brackets that close after it
     r"|[。！？]+[”’」』）]*"
     r"|\n[ \t]*\r?\n"  # a blank line
     r"|\n(?=[ \t]*(?:[-•*]|\d{1,2}[.)])[ \t])"  # a list item begins
@@ -30,23 +31,24 @@ _MARKER = re.compile(r"\W*(?:\d{1,3}|[a-zA-Z]|[ivx]{1,4})\W*")
 def split_sentences(text: str, splitter: Splitter = "default") -> list[Span]:
     """The sentences of `text` as character spans, without white space at their ends, in order and disjoint.
 
-    `thought_anchors` is the published splitter (arXiv 2506.19143) with the last piece kept; `thought_anchors_published` drops a piece
-    that no stop closes, as the published code does. Both glue short pieces to their neighbour. `default` also ends a sentence at a
-    list item, and does not end one at "Dr.", "e.g.", "1.", a factorial, or inside mathematics and code.
+    `thought_anchors` is the published splitter (arXiv 2506.19143) with the last piece kept; `thought_anchors_published`
+    drops a piece that no stop closes, as the published code does. Both join short pieces to their neighbour. `default`
+    also ends a sentence at a list item, and does not end one at "Dr.", "e.g.", "1.", a factorial, or inside mathematics
+    and code.
     """
     if splitter == "default":
         return _split(text)
     if splitter not in ("thought_anchors", "thought_anchors_published"):
-        raise InputError(f"splitter {splitter!r}: there are default, thought_anchors and thought_anchors_published")
+        raise InputError(f"unknown splitter {splitter!r}: choose default, thought_anchors or thought_anchors_published")
     chunks = _glued(text, _pieces(text, keep_tail=splitter == "thought_anchors"))
     return [Span(chunk[0].start, chunk[-1].stop) for chunk in chunks]
 
 
 def anchor_chunks(solution: str, *, keep_tail: bool = True) -> list[str]:
-    """The chunk strings of Thought Anchors: of the text between the first think tags, glued pieces joined by one space.
+    """The chunk strings of Thought Anchors: from the text between the first think tags, pieces joined by one space.
 
-    Source: `split_solution_into_chunks` of the published code. It drops the last piece where no stop and blank closes it;
-    `keep_tail=False` does so too.
+    Source: `split_solution_into_chunks` of the published code, which drops the last piece unless a stop and a blank
+    close it; `keep_tail=False` does so too.
     """
     if "<think>" in solution:
         solution = solution.split("<think>")[1].strip()
@@ -68,7 +70,7 @@ def _pieces(text: str, *, keep_tail: bool) -> list[Span]:
 
 
 def _glued(text: str, pieces: list[Span]) -> list[list[Span]]:
-    """Pieces joined with the next one while they are short; a short last one goes to the chunk before it."""
+    """Pieces joined with the next one while they are short; a short last one joins the chunk before it."""
     chunks: list[list[Span]] = []
     pending: list[Span] = []
     for piece in pieces:
@@ -87,8 +89,8 @@ def _split(text: str) -> list[Span]:
     protected = [match.span() for match in _PROTECTED.finditer(_unopened(text))]
     found: list[Span] = []
     start = 0
-    said, seen = "", 0  # what the sentence has said before the character `seen`, shortened
-    inside = 0  # the first protected range that does not lie wholly behind us
+    said, seen = "", 0  # the sentence up to the character `seen`, shortened
+    inside = 0  # the first protected range that does not end before us
     for match in _BREAK.finditer(text):
         while inside < len(protected) and protected[inside][1] <= match.start():
             inside += 1
@@ -106,7 +108,7 @@ def _split(text: str) -> list[Span]:
 
 
 def _unopened(text: str) -> str:
-    """`text` without the openings of mathematics that nothing closes, each of which would be looked for to the very end."""
+    """`text` without the openings of mathematics that nothing closes; otherwise each would be searched to the end."""
     for opening, closing in (("\\[", "\\]"), ("\\(", "\\)")):
         last = max(text.rfind(closing), 0)
         text = text[:last] + text[last:].replace(opening, "\\.")
@@ -114,7 +116,8 @@ def _unopened(text: str) -> str:
 
 
 def _sentence(text: str, start: int, stop: int, found: list[Span]) -> list[Span]:
-    """The sentence in [start, stop), if it says anything; a piece without a letter or digit lengthens the one before it."""
+    """The sentence in [start, stop), if it has a letter or digit; a piece without one extends the sentence before
+    it."""
     span = _stripped(text, start, stop)
     if found and len(span) and not re.search(r"\w", text[span.slice]):
         found[-1] = Span(found[-1].start, span.stop)
@@ -123,12 +126,13 @@ def _sentence(text: str, start: int, stop: int, found: list[Span]) -> list[Span]
 
 
 def _shortened(said: str) -> str:
-    """A beginning in which `_MARKER` sees what it sees in `said`: eight characters are more than any marker has."""
+    """A beginning in which `_MARKER` finds what it finds in `said`: no marker has more than eight characters."""
     return re.sub(r"\W+", " ", said)[:8]
 
 
 def _goes_on(so_far: str, match: re.Match[str]) -> bool:
-    """Whether the stop at `match` does not end the sentence that says `so_far`, of which all before its last stop may be shortened."""
+    """Whether the stop at `match` does not end the sentence `so_far`, of which everything before its last stop may
+    be shortened."""
     behind = _BEHIND.match(match.string, match.end())
     rest = behind[1] if behind else ""
     if match["stop"] == ".":

@@ -1,4 +1,4 @@
-"""Two ways to cut a thinking into pieces: steps between blank lines (SEAL), and sentences (Thought Anchors, and our own)."""
+"""Two ways to split reasoning: steps between blank lines (SEAL), and sentences (Thought Anchors, and our own)."""
 
 from collections.abc import Sequence
 
@@ -21,22 +21,35 @@ _REFLECTION = (
 _TRANSITION = (
     "another way", "another approach", "another method", "another solution", "another strategy", "another technique",
 )  # fmt: skip
-# The published list misspells this keyword, which therefore never fires on English text.
+# The published list misspells this keyword, so it never matches English text.
 _DIFFERENTLY = {"corrected": "think differently", "published": "think differenly"}
 
 
 def steps(trace: Trace, *, variant: Variant = "corrected") -> list[Step]:
-    """The steps of a trace's thinking: SEAL (arXiv 2504.07986), `generate_index` of its code.
+    """Split the thinking of a trace into steps (SEAL, arXiv 2504.07986; `generate_index` of its code).
 
-    A separator is a token whose string holds two newlines in a row; each opens a step that runs to the next separator, or to the
-    closing tag. What stands before the first separator is no step. Two separators in a row enclose an empty step, of kind execution.
-    Token spans exclude both separators; `text` is exactly what stands between them.
+    A separator is a token whose string holds two newlines in a row; each opens a step that runs to the next separator,
+    or to the closing tag. Text before the first separator is not a step. Two separators in a row enclose an empty step,
+    of kind execution. Token spans exclude both separators; `text` is exactly what lies between them.
 
-    `variant="published"` keeps the published keyword list with its misspelling.
+    Args:
+        trace: A trace with tokens.
+        variant: "published" uses the published keyword list with its misspelling.
 
-    Departures: the region is the trace's own thinking, found in the text, so that a thinking whose opening tag is missing or is not
-    a single token has steps too (the published code finds none there, or looks for a piece of the tag). `seal_steps` is the rule to
-    the letter. Raises InputError for a trace without tokens.
+    Returns:
+        The steps, in order.
+
+    Raises:
+        InputError: For a trace without tokens.
+
+    Departures: the region is the trace's thinking, found in the text, so traces whose opening tag is missing or is not
+    a single token have steps too (the published code finds none there, or searches for a piece of the tag).
+    `seal_steps` is the rule to the letter.
+
+    Example:
+        steps = rs.steps(trace)
+        [step.kind for step in steps]
+        [step.separator for step in steps]
     """
     _need_tokens(trace)
     opened = trace.chars.open.start + len(trace.text[trace.chars.open.slice].rstrip())
@@ -50,9 +63,11 @@ def steps(trace: Trace, *, variant: Variant = "corrected") -> list[Step]:
 def seal_steps(
     pieces: Sequence[str], *, variant: Variant = "corrected", think_only: bool = True, tags: ThinkTags = THINK
 ) -> list[Step]:
-    """The same on the strings of the tokens, to the letter of the published rule: the region lies strictly between the first token that
-    is the opening tag and the next that is the closing tag, or is the whole text (`think_only=False`); without an opening tag there
-    is no step. Character spans count from the start of the joined pieces.
+    """The steps from the strings of the tokens, to the letter of the published rule.
+
+    The region lies strictly between the first token that is the opening tag and the next that is the closing tag, or is
+    the whole text (`think_only=False`); a text without an opening tag has no steps. Character spans count from the
+    start of the joined pieces.
     """
     region = Span(0, len(pieces))
     if think_only:
@@ -71,11 +86,12 @@ def seal_steps(
 
 
 def classify_step(text: str, *, variant: Variant = "corrected") -> StepKind:
-    """The kind of a step by its words, first match wins, case ignored: reflection, then transition, else execution."""
+    """The kind of a step by its words, ignoring case; the first match wins: reflection, then transition, else
+    execution."""
     is_published(variant)
     words = (
         text.strip(" ").strip("\n").lower()
-    )  # in this order, as published: "\n wait" keeps its space and is no reflection
+    )  # in this order, as published: "\n wait" keeps its space and is not a reflection
     if words.startswith("wait") or any(word in words for word in _REFLECTION):
         return "reflection"
     if words.startswith("alternatively") or any(word in words for word in (*_TRANSITION, _DIFFERENTLY[variant])):
@@ -84,7 +100,8 @@ def classify_step(text: str, *, variant: Variant = "corrected") -> StepKind:
 
 
 def separator_token_ids(tokenizer: Tokenizer) -> list[int]:
-    """The ids, ascending, of all tokens of a byte-level vocabulary whose string holds a blank line (two newlines in a row)."""
+    """The ids, ascending, of all tokens of a byte-level vocabulary whose string has a blank line (two newlines in a
+    row)."""
     newline = "ĊĊ"  # a byte-level vocabulary writes a newline as Ċ
     return sorted(
         index
@@ -94,11 +111,24 @@ def separator_token_ids(tokenizer: Tokenizer) -> list[int]:
 
 
 def sentences(trace: Trace, *, splitter: Splitter = "default") -> list[Sentence]:
-    """The sentences of a trace's thinking with their tags (see `label_sentences`).
+    """Split the thinking of a trace into sentences with their tags (see `label_sentences`).
 
-    Character spans hold no white space at either end. A token belongs to the sentence that holds its first character that is not
-    white space (a token " So" begins with the blank before the sentence); white space between sentences belongs to none. Token spans
-    are empty where the trace has no tokens.
+    Character spans have no white space at either end. A token belongs to the sentence that holds its first character
+    that is not white space (a token " So" begins with the blank before the sentence); white space between sentences
+    belongs to none.
+
+    Args:
+        trace: A trace; without tokens, the token spans are empty.
+        splitter: "default"; "thought_anchors", the published splitter (arXiv 2506.19143) with the last piece kept; or
+            "thought_anchors_published", which drops a piece that no stop closes.
+
+    Returns:
+        The sentences, in order.
+
+    Example:
+        sentences = rs.sentences(trace)
+        [sentence.text for sentence in sentences]
+        [sentence.tag for sentence in sentences]
     """
     base = trace.chars.thinking.start
     spans = [Span(base + span.start, base + span.stop) for span in split_sentences(trace.thinking, splitter)]
@@ -116,22 +146,25 @@ def sentences_at(trace: Trace, spans: Sequence[Span], tags: Sequence[str]) -> li
 
 
 def sentence_of_each(sentences: Sequence[Sentence], n_tokens: int) -> NDArray[np.int64]:
-    """The place in `sentences` of each of a trace's first `n_tokens` tokens: the last that begins at or before it, −1 before all."""
+    """The number of the sentence of each of a trace's first `n_tokens` tokens: the last that begins at or before it,
+    −1 before all."""
     begins = [one.tokens.start for one in sentences]
     return np.asarray(np.searchsorted(begins, np.arange(n_tokens), side="right") - 1)
 
 
 def _lead(text: str, start: int, stop: int) -> int:
-    """Where the first character of a token stands that is not white space, else its begin."""
+    """The position of a token's first character that is not white space, else its start."""
     piece = text[start:stop]
     return start + len(piece) - len(piece.lstrip()) if piece.strip() else start
 
 
 def _between_separators(pieces: Sequence[str], region: Span) -> list[Span]:
-    """The tokens behind each separator in `region`, up to the next one or the region's end."""
+    """The tokens after each separator in `region`, up to the next one or the end of the region."""
     separators = [i for i in range(region.start, region.stop) if _BLANK_LINE in pieces[i]]
     stops = [*separators[1:], region.stop]
-    return [Span(begin + 1, stop) for begin, stop in zip(separators, stops, strict=False)]  # no separator: no step
+    return [
+        Span(begin + 1, stop) for begin, stop in zip(separators, stops, strict=False)
+    ]  # without separators, no steps
 
 
 def _step(trace: Trace, index: int, tokens: Span, closed: int, variant: Variant) -> Step:
@@ -148,4 +181,4 @@ def _named(index: int, text: str, chars: Span, tokens: Span, variant: Variant) -
 
 def _need_tokens(trace: Trace) -> None:
     if not len(trace.token_ids) and trace.text:
-        raise InputError(f"trace {trace.id!r} has no tokens, and steps begin at tokens; import it with a tokenizer")
+        raise InputError(f"trace {trace.id!r} has no tokens, and steps need tokens; import it with a tokenizer")

@@ -59,7 +59,7 @@ def test_other_files_are_no_results(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"\x80\x04pickle")
     save_file({"x": np.zeros(1)}, tmp_path / "b.safetensors")
     for name in ("a", "b"):
-        with pytest.raises(InputError, match="no result"):
+        with pytest.raises(InputError, match="not a result"):
             Result.load(tmp_path / f"{name}.safetensors")
 
 

@@ -14,7 +14,7 @@ def test_spans_are_half_open():
     assert len(span) == 2 and [position in span for position in range(1, 6)] == [False, True, True, False, False]
     assert "abcdef"[span.slice] == "cd" and len(Span(0, 0)) == 0 and Span(1, 3) < span
     for start, stop in ((-1, 2), (3, 2)):
-        with pytest.raises(InputError, match="is not a range"):
+        with pytest.raises(InputError, match="invalid span"):
             Span(start, stop)
 
 
@@ -70,16 +70,16 @@ def test_traces_are_equal_where_all_their_fields_are(trace):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"offsets": np.zeros((4, 2), dtype=np.int64)}, "offsets .4, 2. for 5 tokens"),
-        ({"n_prompt_tokens": 6}, "6 prompt tokens of 5"),
-        ({"n_prompt_tokens": -1}, "-1 prompt tokens of 5"),
-        ({"text": "Qotc"}, "its regions do not end where its 4 characters and 5 tokens do"),
-        ({"tokens": regions(1, 2, 3, 4, end=4)}, "its regions do not end"),
+        ({"offsets": np.zeros((4, 2), dtype=np.int64)}, "offsets have shape .4, 2.; 5 tokens need .5, 2."),
+        ({"n_prompt_tokens": 6}, "must be 0 to 5, got 6"),
+        ({"n_prompt_tokens": -1}, "must be 0 to 5, got -1"),
+        ({"text": "Qotc"}, "its regions must end with its 4 characters and 5 tokens"),
+        ({"tokens": regions(1, 2, 3, 4, end=4)}, "its regions must end"),
         (
             {"logprobs": np.zeros(5, dtype=np.float32)},
-            "logprobs are float32 .5,.; float32 is needed, one per generated",
+            "logprobs must be float32 .4,., one per generated token, got float32 .5,.",
         ),
-        ({"entropies": np.zeros(4)}, "entropies are float64"),
+        ({"entropies": np.zeros(4)}, "entropies must be float32 .4,., one per generated token, got float64"),
     ],
 )
 def test_what_does_not_fit_is_no_trace(trace, change, message):

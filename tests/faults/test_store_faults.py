@@ -92,7 +92,7 @@ def test_a_store_that_vanishes_under_a_reader_is_an_error_that_says_so(tmp_path)
     for read in (lambda: list(store), lambda: store.trace("t1"), lambda: store.activations("t1", "z.0"), store.table):
         with pytest.raises(StoreError, match="missing"):
             read()
-    assert len(store.check()) == 1 and "no trace store" in store.check()[0]
+    assert len(store.check()) == 1 and "not a trace store" in store.check()[0]
     with pytest.raises(StoreError):
         store.append([small_trace(2)], {"z.0": [np.zeros((0, 3), dtype=np.float32)]})
     assert not (tmp_path / "run").exists()
@@ -193,7 +193,7 @@ def test_a_type_that_was_changed_in_a_header_is_never_read(damaged):
             if path.suffix == ".safetensors" and (changed := raw.replace(a, b)) != raw:
                 found_and_never_read(folder, path, changed, whole, files)
                 path.write_bytes(changed)
-                with pytest.raises(StoreError, match="not what was stored"):
+                with pytest.raises(StoreError, match="differs from what was stored"):
                     read(TraceStore.open(folder))
                 path.write_bytes(raw)
 

@@ -96,7 +96,7 @@ def test_check_shows_the_name_of_a_stray_file_as_text(run, tmp_path):
 
 
 def test_exporting_onto_a_folder_is_refused(run):
-    refused(cli("export", "run", "--out", ".", cwd=run), "no regular file")
+    refused(cli("export", "run", "--out", ".", cwd=run), "not a regular file")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_exporting_onto_a_folder_is_refused(run):
         (("record", "--problems", "empty.jsonl"), "empty.jsonl"),
         (("record", "--problems", "long.jsonl", "--out", "long"), "context"),
         (("record", "--n", 1, "--shard", "3"), "shard '3'"),
-        (("record", "--n", 3, "--out", "run", "--sites", "resid_post.0"), "recorded otherwise"),
+        (("record", "--n", 3, "--out", "run", "--sites", "resid_post.0"), "not recorded in the same way"),
         (("check", "nowhere"), "nowhere"),
         (("import", "jsonl", "missing.jsonl", "--out", "x"), "missing.jsonl"),
         (("verify", "nowhere"), "nowhere"),
@@ -157,7 +157,7 @@ def test_shards_are_merged_and_record_refuses_what_does_not_go_together(tmp_path
         done = cli("merge", "parts/1", "parts/2", "--out", "run", cwd=tmp_path)
         assert done.returncode == 0 and done.stdout.startswith("4 traces")
     assert cli("check", "run", cwd=tmp_path).returncode == 0
-    refused(cli("merge", "parts/3", "--out", "run", cwd=tmp_path), "no trace store")
+    refused(cli("merge", "parts/3", "--out", "run", cwd=tmp_path), "not a trace store")
     both = cli("record", *how, "--ray", "local", "--server", "http://127.0.0.1:9", "--out", "other", cwd=tmp_path)
     refused(both, "leave --server and --shard away")
     refused(cli("record", *how, "--server", "nowhere", "--out", "other", cwd=tmp_path), "has to begin with http")

@@ -78,7 +78,7 @@ def test_sentences_count_on_where_a_chunk_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("base_solution.json", "{", "no JSON"),
+        ("base_solution.json", "{", "not JSON"),
         ("base_solution.json", "[]", "JSON object"),
         ("base_solution.json", '{"prompt": "a"}', "solution is missing"),
         ("chunks_labeled.json", '[{"chunk": "a"}]', "function_tags"),
@@ -154,13 +154,13 @@ def test_a_template_that_opened_the_tag_can_be_told(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ("3", "JSON object"),
         ('{"prompt": "a"}', "completion is missing"),
-        ('{"completion": "a", "sample": "x"}', "no number"),
-        ('{"completion": "a", "difficulty": []}', "no number"),
+        ('{"completion": "a", "sample": "x"}', "must be a finite number"),
+        ('{"completion": "a", "difficulty": []}', "must be a finite number"),
         ('{"messages": []}', "at least one"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', "has to be a completion"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "must be the assistant"),
         ('{"messages": [{"role": "user"}]}', "role and content"),
         ('{"id": "a", "completion": "b"}', "came before"),
         ('{"completion": "b", "meta": 3}', "JSON object"),
@@ -228,14 +228,14 @@ def test_inspect_logs(tmp_path):
 
 
 def test_damaged_inspect_logs(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match=r"a\.json: no JSON"):
+    with pytest.raises(InputError, match=r"a\.json: not JSON"):
         import_inspect(write_log(tmp_path / "a.eval", samples__a_json="{"))
     with pytest.raises(InputError, match="no sample with an output"):
         import_inspect(write_log(tmp_path / "b.eval", **{"..__..__samples__x_json": sample("a")}))
     (tmp_path / "c.eval").write_bytes(b"no archive")
-    with pytest.raises(InputError, match="no readable Inspect log"):
+    with pytest.raises(InputError, match="not a readable Inspect log"):
         import_inspect(tmp_path / "c.eval")
-    with pytest.raises(InputError, match="no readable Inspect log"):
+    with pytest.raises(InputError, match="not a readable Inspect log"):
         import_inspect(tmp_path / "none.eval")
     good = write_log(tmp_path / "d.eval", samples__a_json=sample("a" * 5000))
     raw = bytearray(good.read_bytes())

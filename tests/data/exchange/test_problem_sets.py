@@ -55,7 +55,7 @@ def test_requests_are_half_harmful():
     assert len({p.id for p in problems}) == 40
     for kind, harmful in (("harmful", True), ("jailbreak", True), ("twin", False), ("plain", False)):
         assert {p.meta["harmful"] for p in load_problems(f"requests:{kind}", n=3)} == {harmful}
-    with pytest.raises(InputError, match="no more than about"):
+    with pytest.raises(InputError, match="has only about"):
         load_problems("requests:plain", n=2000)
 
 
@@ -63,11 +63,11 @@ def test_requests_are_half_harmful():
     ("source", "options", "message"),
     [
         ("ledger", {}, "how many"),
-        ("ledger", {"n": 0}, "at least one"),
+        ("ledger", {"n": 0}, "at least 1"),
         ("ledger:slow", {"n": 1}, "default, brief, detail"),
         ("requests:evil", {"n": 1}, "harmful, twin"),
         ("ledger", {"n": 1, "split": "dev"}, "train, validation, test"),
-        ("nowhere.jsonl", {}, "no file"),
+        ("nowhere.jsonl", {}, "does not exist"),
     ],
 )
 def test_bad_calls(source, options, message):
@@ -135,22 +135,22 @@ def test_what_a_row_of_a_known_set_gives_is_kept(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{not json", "no JSON"),
+        ("{not json", "not JSON"),
         ("[1]", "JSON object"),
         ('{"text": "x"}', "messages, prompt"),
         ('{"messages": []}', "at least one message"),
         ('{"messages": [{"role": "user"}]}', "role and content"),
-        ('{"prompt": ["a"]}', "has to be a string"),
+        ('{"prompt": ["a"]}', "must be a string"),
         ('{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}', "both prompt and messages"),
-        ('{"prompt": "a", "difficulty": "hard"}', "is no number"),
-        ('{"prompt": "a", "difficulty": "nan"}', "is no number"),
-        ('{"prompt": "a", "difficulty": "-inf"}', "is no number"),
-        ('{"prompt": "a", "difficulty": 1e999}', "is no number"),
-        ('{"prompt": "a", "meta": 3}', "meta has to be"),
-        ('{"question": "a", "answer": "b", "meta": 3}', "meta has to be"),
-        ('{"problem": "a", "solution": "none"}', "neither an answer"),
-        ('{"id": "one", "prompt": "b"}', "taken by .*line 1"),
-        (b"\xff{}", "no JSON"),
+        ('{"prompt": "a", "difficulty": "hard"}', "must be a finite number"),
+        ('{"prompt": "a", "difficulty": "nan"}', "must be a finite number"),
+        ('{"prompt": "a", "difficulty": "-inf"}', "must be a finite number"),
+        ('{"prompt": "a", "difficulty": 1e999}', "must be a finite number"),
+        ('{"prompt": "a", "meta": 3}', "meta must be"),
+        ('{"question": "a", "answer": "b", "meta": 3}', "meta must be"),
+        ('{"problem": "a", "solution": "none"}', "needs an answer"),
+        ('{"id": "one", "prompt": "b"}', "already used by .*line 1"),
+        (b"\xff{}", "not JSON"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, message):
@@ -161,7 +161,7 @@ def test_a_broken_line_is_named(tmp_path, line, message):
 
 
 def test_an_empty_file_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="holds no problem"):
+    with pytest.raises(InputError, match="has no problems"):
         load_problems(write(tmp_path))
 
 

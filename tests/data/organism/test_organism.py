@@ -148,7 +148,7 @@ def test_true_sentences_of_a_trace():
         organism_trace(request_problem(request), write_request(request, random.Random(0)).thinking)
     )
     assert "unknown" not in {sentence.tag for sentence in found} and any(depends_on)
-    with pytest.raises(InputError, match="whose truth is not known"):
+    with pytest.raises(InputError, match="so its truth is not known"):
         true_sentences(organism_trace(Problem(id="p", prompt="Q"), "So."))
 
 

@@ -43,7 +43,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path, monkeypatch):
     os.mkfifo("pipe")
     Path("folder").mkdir()
     for path in ("pipe", "folder", ".", ".."):
-        with pytest.raises(StoreError, match="no regular file"):
+        with pytest.raises(StoreError, match="not a regular file"):
             write_text_durably(Path(path), "new")
     assert Path("pipe").is_fifo() and sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
 

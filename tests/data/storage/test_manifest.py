@@ -42,17 +42,17 @@ FILES = {"000000.parquet": {"size": 3, "sha256": "ab"}}
 @pytest.mark.parametrize(
     ("shard", "message"),
     [
-        ({"traces": 0}, "shard 0 holds 0 traces with 7 rows"),
-        ({"traces": 2**40}, "shard 0 holds"),
+        ({"traces": 0}, "shard 0 claims 0 traces with 7 rows"),
+        ({"traces": 2**40}, "shard 0 claims"),
         ({"rows": -1}, "with -1 rows"),
-        ({"rows": 2**50}, "shard 0 holds"),
+        ({"rows": 2**50}, "shard 0 claims"),
         ({"rows": None}, ": a shard is damaged: its rows"),
         ({"traces": "2"}, ": a shard is damaged: its traces"),
         ({"name": 0}, ": a shard is damaged: its name"),
         ({"files": []}, ": a shard is damaged: its files"),
-        ({"name": "000001"}, "these are not its names"),
-        ({"files": {}}, "these are not its names"),
-        ({"files": {**FILES, "../x": FILES["000000.parquet"]}}, "these are not its names"),
+        ({"name": "000001"}, "expected '000000'"),
+        ({"files": {}}, "expected '000000'"),
+        ({"files": {**FILES, "../x": FILES["000000.parquet"]}}, "expected '000000'"),
         ({"files": {"000000.parquet": {"size": "3", "sha256": "ab"}}}, ": a file is damaged: its size"),
         ({"files": {"000000.parquet": {"size": 3, "sha256": 5}}}, ": a file is damaged: its sha256"),
     ],
@@ -73,11 +73,11 @@ def test_a_shard_that_no_store_writes_is_refused(shard, message, tmp_path, monke
         ({"sites": {"z.1": {"dtype": 3, "shape": []}}}, ": the type of a site is damaged: its dtype"),
         ({"sites": {"z.1": {"dtype": "int8", "shape": 3}}}, ": the type of a site is damaged: its shape"),
         *(({"sites": {"z.1": value}}, "the type of a site|is damaged") for value in (0, "", [], False)),
-        ({"meta": None}, "its meta is None"),
-        ({"sites": []}, "its sites is"),
-        ({"shards": {}}, "its shards is"),
-        ({"version": 2}, "is of version 2"),
-        ({"format": "other"}, "its format is not 'reasonscope-store'"),
+        ({"meta": None}, "its meta must be dict, got None"),
+        ({"sites": []}, "its sites must be"),
+        ({"shards": {}}, "its shards must be"),
+        ({"version": 2}, "has version 2"),
+        ({"format": "other"}, "its format must be 'reasonscope-store'"),
     ],
 )
 def test_a_manifest_of_another_form_is_refused(change, message, tmp_path, monkeypatch):
@@ -90,5 +90,5 @@ def test_a_manifest_of_another_form_is_refused(change, message, tmp_path, monkey
 
 def test_meta_has_to_be_json(tmp_path):
     for value in (float("nan"), object()):
-        with pytest.raises(InputError, match="has to be JSON values"):
+        with pytest.raises(InputError, match="must be JSON values"):
             Manifest(meta={"x": value}).write(tmp_path)

@@ -35,8 +35,8 @@ def test_one_part_is_a_whole(tmp_path):
 
 
 def test_what_cannot_be_merged(tmp_path):
-    with pytest.raises(InputError, match="no part to merge"):
+    with pytest.raises(InputError, match="nothing to merge"):
         merge_stores([], tmp_path / "whole")
     other = part(tmp_path / "b", "3", meta={"model": "other"})
-    with pytest.raises(InputError, match="recorded otherwise"):
+    with pytest.raises(InputError, match="not recorded in the same way"):
         merge_stores([part(tmp_path / "a", "1"), other], tmp_path / "whole")

@@ -26,12 +26,12 @@ def test_other_files_are_refused(tmp_path):
         with pytest.raises(InputError, match=match):
             KIND.read(tmp_path / "x")
 
-    refused("is no thing: .*give a file that reasonscope saved")
+    refused("is not a thing: .*give a file that reasonscope saved")
     for metadata, match in (
-        (None, "but no thing"),
-        ({"reasonscope.other": "{}"}, "but no thing"),
-        ({KIND.key: "[1]"}, "but no thing"),
-        ({KIND.key: "{"}, "the header of .*x: no JSON"),
+        (None, "but not a thing"),
+        ({"reasonscope.other": "{}"}, "but not a thing"),
+        ({KIND.key: "[1]"}, "but not a thing"),
+        ({KIND.key: "{"}, "the header of .*x: not JSON"),
         ({KIND.key: json.dumps({"version": 3})}, "newer than 2"),
         ({KIND.key: json.dumps({"version": "2"})}, "version '2', newer than 2"),
     ):
@@ -43,14 +43,14 @@ def test_other_files_are_refused(tmp_path):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x")
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(InputError, match="not a regular file"):
         KIND.read(tmp_path / "x")
 
 
 @pytest.mark.parametrize("start", [b"PK\x03\x04" + bytes(20), b"\x80\x04\x95" + bytes(20)])
 def test_a_pickle_is_called_one(start, tmp_path):
     (tmp_path / "x").write_bytes(start)
-    with pytest.raises(InputError, match="is no thing but a pickle"):
+    with pytest.raises(InputError, match="is a pickle"):
         KIND.read(tmp_path / "x")
 
 
@@ -67,5 +67,5 @@ def test_headers_lack_nothing_that_their_kind_has():
     kind.check("x", {"n": 1})  # older than the version field
     kind.check("x", {"version": 2, "n": 1})
     for header in ({}, {"n": "1"}, {"n": True}):
-        with pytest.raises(InputError, match="thing x is damaged: its n is"):
+        with pytest.raises(InputError, match="thing x is damaged: its n must be int"):
             kind.check("x", header)

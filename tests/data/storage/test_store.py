@@ -149,7 +149,7 @@ def test_one_trace_reads_its_own_bytes_alone(stored):
     store = TraceStore.open(path)
     assert np.array_equal(store.activations("a", "z.1"), arrays["z.1"][0])
     assert np.array_equal(store.activations("b", "resid_post.0"), arrays["resid_post.0"][1])
-    with pytest.raises(StoreError, match="not those that were stored"):
+    with pytest.raises(StoreError, match="changed since they were stored"):
         store.activations("b", "z.1")
     assert [problem.split(" is damaged")[0] for problem in store.check()] == [str(file)]
 
@@ -201,7 +201,7 @@ def test_an_altered_table_is_an_error_when_it_is_read(stored):
     raw = bytearray(file.read_bytes())
     raw[len(raw) // 2] ^= 1
     file.write_bytes(raw)
-    with pytest.raises(StoreError, match="not those that were stored"):
+    with pytest.raises(StoreError, match="changed since they were stored"):
         list(TraceStore.open(path))
 
 
@@ -211,12 +211,12 @@ def test_strays_are_reported(stored):
     strays += [path / "shards" / name for name in ("000002.txt", "00009.parquet", "0000010.parquet", "x.parquet")]
     for stray in strays:
         stray.write_bytes(b"x")
-    assert [problem.split(" is no part")[0] for problem in check_store(path)] == sorted(map(str, strays))
+    assert [problem.split(" does not belong")[0] for problem in check_store(path)] == sorted(map(str, strays))
 
 
 def test_what_is_no_store(tmp_path, stored):
     path, _, _ = stored
-    with pytest.raises(StoreError, match="is no trace store"):
+    with pytest.raises(StoreError, match="is not a trace store"):
         TraceStore.open(tmp_path / "nothing")
     (tmp_path / "manifest.json").write_text('{"format": "other"}')
     with pytest.raises(StoreError, match="not the manifest of a trace store"):
@@ -233,7 +233,7 @@ def test_unknown_names(stored):
     store = TraceStore.open(stored[0])
     with pytest.raises(InputError, match="no trace 'x'"):
         store.trace("x")
-    with pytest.raises(SiteError, match=r"does not hold 'z\.9'"):
+    with pytest.raises(SiteError, match=r"has no activations at 'z\.9'"):
         store.activations("a", "z.9")
 
 
@@ -243,9 +243,9 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(stored, tokenizer):
     fitting = make_arrays([new])
     with TraceStore.open(path) as store:
         cases = [
-            (traces[:1], {site: values[:1] for site, values in arrays.items()}, "in .* already"),
+            (traces[:1], {site: values[:1] for site, values in arrays.items()}, "already has a trace"),
             ([new, new], {site: values * 2 for site, values in fitting.items()}, "already"),
-            ([new], {"resid_post.0": fitting["resid_post.0"]}, "the store holds"),
+            ([new], {"resid_post.0": fitting["resid_post.0"]}, "the store needs"),
             ([new], {**fitting, "z.1": []}, "0 arrays for 1 traces"),
             ([new], {**fitting, "z.1": [fitting["z.1"][0][:-1]]}, "rows"),
             ([new], {**fitting, "z.1": [fitting["z.1"][0].astype(np.float16)]}, "float16"),
@@ -262,7 +262,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(stored, tokenizer):
         pytest.raises(InputError, match="cannot be stored"),
     ):
         store.append([new], {"z.0": [np.zeros((len(new.token_ids) - 1, 1), dtype="complex64")]})
-    with pytest.raises(InputError, match="name one twice"):
+    with pytest.raises(InputError, match="contain a duplicate"):
         TraceStore.create(path.parent / "third", sites=["z.0", "z.0"])
     with pytest.raises(InputError, match="JSON"):
         TraceStore.create(path.parent / "fourth", meta={"x": float("nan")})
@@ -575,11 +575,11 @@ def test_a_new_store_learns_its_types_from_the_first_it_takes(tokenizer, tmp_pat
 
 def test_what_is_no_part_of_the_same_run_is_refused(stored, tokenizer, tmp_path):
     store = TraceStore.open(stored[0])
-    with pytest.raises(InputError, match="recorded otherwise"):
+    with pytest.raises(InputError, match="not recorded in the same way"):
         store.adopt(part(tokenizer, tmp_path / "other", "d", meta={"model": "huge"}))
-    with pytest.raises(InputError, match="recorded otherwise"):
+    with pytest.raises(InputError, match="not recorded in the same way"):
         store.adopt(part(tokenizer, tmp_path / "bare", "d", sites=()))
-    with pytest.raises(InputError, match="both hold 'c'"):
+    with pytest.raises(InputError, match="both have a trace 'c'"):
         store.adopt(part(tokenizer, tmp_path / "twice", "c", "d"))
     assert TraceStore.open(stored[0]).ids == ("a", "b", "c")
 
@@ -605,7 +605,7 @@ def test_a_table_that_was_damaged_after_its_ids_were_read_is_never_read(stored):
     for position in range(0, len(whole), 97):
         file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         for read in (lambda: store.trace("a"), lambda: next(iter(store)), store.table):
-            with pytest.raises(StoreError, match="not those that were stored"):
+            with pytest.raises(StoreError, match="changed since they were stored"):
                 read()
 
 
@@ -632,7 +632,7 @@ def test_what_is_no_parquet_is_an_error_although_its_checksum_fits(stored):
         entry = StoredFile(size=len(raw), sha256=hashlib.sha256(raw).hexdigest())
         first = replace(manifest.shards[0], files={**manifest.shards[0].files, file.name: entry})
         replace(manifest, shards=(first, manifest.shards[1])).write(path)
-        with pytest.raises(StoreError, match="no Parquet file"):
+        with pytest.raises(StoreError, match="not a Parquet file"):
             TraceStore.open(path).table()
 
 
@@ -661,9 +661,9 @@ def test_a_file_that_became_a_folder_is_an_error(stored, ending):
     assert store.ids
     (path / "shards" / f"000000{ending}").unlink()
     (path / "shards" / f"000000{ending}").mkdir()
-    with pytest.raises(StoreError, match="and no file"):
+    with pytest.raises(StoreError, match="a store needs the file itself"):
         read_the_first(store)[ending]()
-    assert len(check_store(path)) == 1 and "and no file" in check_store(path)[0]
+    assert len(check_store(path)) == 1 and "a store needs the file itself" in check_store(path)[0]
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".safetensors", ".json"])
@@ -703,7 +703,7 @@ def test_a_name_that_is_too_long_is_an_error(tmp_path):
         with pytest.raises(StoreError, match="too long"):
             read(path)
     assert len(check_store(path)) == 1
-    with pytest.raises(StoreError, match="no trace store"):
+    with pytest.raises(StoreError, match="not a trace store"):
         TraceStore.open(tmp_path / "a\0b")
 
 

@@ -159,7 +159,7 @@ def test_a_prompt_of_no_tokens_and_one_of_all(tokenizer):
             "7" if not prompt else trace.answer_text
         )
     for n in (-1, len(ids) + 1):
-        with pytest.raises(InputError, match=f"{n} prompt tokens of {len(ids)}"):
+        with pytest.raises(InputError, match=f"must be 0 to {len(ids)}, got {n}"):
             build_trace(
                 id="t", problem=Problem(id="p", prompt=""), token_ids=ids, n_prompt_tokens=n, tokenizer=tokenizer
             )
@@ -211,7 +211,7 @@ def test_equality_is_by_value(tokenizer):
 
 def test_counts_that_do_not_fit_are_refused(tokenizer):
     problem = Problem(id="p", prompt="Q")
-    with pytest.raises(InputError, match="9 prompt tokens of 2"):
+    with pytest.raises(InputError, match="must be 0 to 2, got 9"):
         build_trace(id="t", problem=problem, token_ids=[1, 2], n_prompt_tokens=9, tokenizer=tokenizer)
     with pytest.raises(InputError, match="logprobs"):
         build_trace(

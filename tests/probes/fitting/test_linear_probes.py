@@ -364,12 +364,12 @@ def test_files_that_are_no_probe_are_refused(kept, tmp_path):
         with pytest.raises(InputError, match=match):
             LinearProbe.load(path)
 
-    refused("is no probe")  # there is no file
+    refused("is not a probe")  # there is no file
     torch.save({"coef": torch.zeros(3)}, path)
-    refused("is no probe")
+    refused("is a pickle")
     tensors = {"coef": np.zeros(3), "intercept": np.zeros(1)}
     save_file(tensors, path)
-    refused("no probe of reasonscope")
+    refused("not a probe that reasonscope saved")
     save_file(tensors, path, metadata={"reasonscope.probe": json.dumps({"version": 2})})
     refused("newer than 1")
     save_file(tensors, path, metadata={"reasonscope.probe": json.dumps({"version": 1})})
@@ -379,4 +379,4 @@ def test_files_that_are_no_probe_are_refused(kept, tmp_path):
     path.write_bytes(whole[:-8] + np.array([np.nan]).tobytes())
     refused("NaN")
     path.write_bytes(whole[:-8])
-    refused("is no probe")
+    refused("is not a probe")

@@ -190,7 +190,7 @@ def test_gguf_files_that_are_none_are_refused(vector, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="at least one direction"):
         SteeringVector.load(foreign_gguf(tmp_path / "e.gguf", tensors=()))
     (tmp_path / "b.gguf").write_bytes(b"GGUF" + bytes(20))
-    with pytest.raises(InputError, match="not what it says it is"):
+    with pytest.raises(InputError, match="damaged or of another format"):
         SteeringVector.load(tmp_path / "b.gguf")
     for site in (Site("resid_post", 0), Site("attn_out", 2)):
         with pytest.raises(InputError, match="output of block 1 or later"):
