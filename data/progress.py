@@ -43,7 +43,7 @@ class Work:
 
     @property
     def fraction(self) -> float | None:
-        """The share of the work that is done; None if it cannot be told."""
+        """The share of the work that is done; None if it is not known."""
         if self.share is not None:
             return self.share
         if not self.total or self.total <= self.started_at:
@@ -52,7 +52,7 @@ class Work:
 
 
 class Listener(Protocol):
-    """Whoever shows the work. It is told where work begins and ends, and reads `Work` in between."""
+    """Whoever shows the work: it learns when work begins and ends, and reads `Work` in between."""
 
     def begin(self, work: Work) -> None: ...
 

@@ -76,5 +76,5 @@ class SafetensorsFormat:
         # The length of a safetensors header may begin with the same byte, but then an object follows it.
         if start.startswith(_PICKLES) and start[8:] != b"{":
             raise InputError(
-                f"{path} is a pickle, which can run code and is not opened; save the {self.noun} as safetensors"
+                f"{path} is not a {self.noun} but a pickle, which can run code and is not opened; save it as safetensors"
             )

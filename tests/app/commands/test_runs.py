@@ -109,7 +109,7 @@ def test_exporting_onto_a_folder_is_refused(run):
         (("record", "--problems", "empty.jsonl"), "empty.jsonl"),
         (("record", "--problems", "long.jsonl", "--out", "long"), "context"),
         (("record", "--n", 1, "--shard", "3"), "shard '3'"),
-        (("record", "--n", 3, "--out", "run", "--sites", "resid_post.0"), "not recorded in the same way"),
+        (("record", "--n", 3, "--out", "run", "--sites", "resid_post.0"), "recorded otherwise"),
         (("check", "nowhere"), "nowhere"),
         (("import", "jsonl", "missing.jsonl", "--out", "x"), "missing.jsonl"),
         (("verify", "nowhere"), "nowhere"),

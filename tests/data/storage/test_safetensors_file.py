@@ -50,7 +50,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 @pytest.mark.parametrize("start", [b"PK\x03\x04" + bytes(20), b"\x80\x04\x95" + bytes(20)])
 def test_a_pickle_is_called_one(start, tmp_path):
     (tmp_path / "x").write_bytes(start)
-    with pytest.raises(InputError, match="is a pickle"):
+    with pytest.raises(InputError, match="is not a thing but a pickle"):
         KIND.read(tmp_path / "x")
 
 

@@ -366,7 +366,7 @@ def test_files_that_are_no_probe_are_refused(kept, tmp_path):
 
     refused("is not a probe")  # there is no file
     torch.save({"coef": torch.zeros(3)}, path)
-    refused("is a pickle")
+    refused("is not a probe but a pickle")
     tensors = {"coef": np.zeros(3), "intercept": np.zeros(1)}
     save_file(tensors, path)
     refused("not a probe that reasonscope saved")

@@ -68,7 +68,7 @@ def test_files_that_are_no_vector_are_refused(vector, tmp_path):
     with pytest.raises(InputError, match="a pickle"):
         SteeringVector.load(path)
     save_file({"weight": np.zeros(3, dtype=np.float32)}, path)
-    with pytest.raises(InputError, match="no steering vector of reasonscope"):
+    with pytest.raises(InputError, match="not a steering vector that reasonscope saved"):
         SteeringVector.load(path)
     vector.save(path)
     path.write_bytes(path.read_bytes().replace(b'\\"version\\": 1', b'\\"version\\": 9'))
