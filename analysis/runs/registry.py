@@ -1,8 +1,10 @@
 """What `reasonscope analyse` runs: each analysis of a run, from its store and, if it needs one, the model."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +47,12 @@ from reasonscope.analysis.statistics import agreement_numbers, dependency_agreem
 from reasonscope.analysis.tokens.confidence import confidence_of_trace
 from reasonscope.analysis.tokens.entropy import entropy_of_trace
 from reasonscope.analysis.tokens.forced_answers import closing_stub, decoder, encoder, forced_answers
-from reasonscope.analysis.tokens.mi import mi_of_trace, peak_words, thinking_token_table
+from reasonscope.analysis.tokens.mi import MOST_OTHERS, mi_of_trace, peak_words, thinking_token_table
 from reasonscope.analysis.tokens.token_alternatives import head_effects
 from reasonscope.analysis.traces.agreement import METHODS, signal_agreement, signals_of
 from reasonscope.analysis.traces.reflection import failed_step_fraction, reflection_of_trace, unused_steps
 from reasonscope.analysis.traces.trajectory import trajectory_of_trace
+from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.text.answers import equivalent
@@ -67,8 +70,7 @@ def _mi(study: Study[MiOptions], trace: Trace) -> Iterator[Result]:
         yield _undefined(trace, "mi", reason)
         return
     hidden = {site: study.store.activations(trace.id, str(site)) for site in study.sites}
-    others = {t.problem.id: t for t in study.traces if t.problem.group != trace.problem.group}
-    golds = [study.gold(other) for other in list(others.values())[:20]]
+    golds = list(islice(_foreign_golds(study, trace), MOST_OTHERS))
     yield mi_of_trace(
         trace,
         hidden,
@@ -78,6 +80,16 @@ def _mi(study: Study[MiOptions], trace: Trace) -> Iterator[Result]:
         region=study.options.region,
         seed=study.options.seed,
     )
+
+
+def _foreign_golds(study: Study[MiOptions], trace: Trace) -> Iterator[Mapping[Site, Values]]:
+    """Answers of other problems, from all that the run holds, also when one trace is analysed; those without an answer are left out."""
+    seen = {trace.problem.group}
+    for other in study.store:
+        if other.problem.group not in seen:
+            seen.add(other.problem.group)
+            with suppress(InputError):
+                yield study.gold(other)
 
 
 def _mi_words(study: Study[MiOptions], results: Sequence[Result]) -> Iterator[Result]:

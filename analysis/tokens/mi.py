@@ -27,6 +27,9 @@ from reasonscope.probes.models.model import Model
 
 METHOD, QUANTITY = "mi", "dependence on the answer's representation (NOCCO)"
 # The words at the peaks of R1-Distill-Llama-8B (the paper's figure 4).
+LEAST_OTHERS = 5  # answers of other problems: with fewer the null is a weaker one
+MOST_OTHERS = 39  # with as many, chance lies above the band in 1 of 40
+WEAKER_NULL = f"permuted coordinates (a weaker null: the run has fewer than {LEAST_OTHERS} other problems)"
 THINKING_WORDS = tuple("So Let Hmm I Okay First Wait But Now Then Since Therefore If Maybe To".split())
 
 
@@ -86,7 +89,7 @@ def mi_of_trace(
     region: Region = "thinking",
     tau: float = 1.5,
     top: int = 20,
-    n_permutations: int = 20,
+    n_permutations: int = MOST_OTHERS,
     sigma: float = SIGMA,
     epsilon: float = EPSILON,
     seed: int = 0,
@@ -110,16 +113,17 @@ def mi_of_trace(
     sites = list(hidden)
     rng = np.random.default_rng(seed)
     values, r2 = np.empty((len(sites), len(rows))), np.empty((len(sites), len(rows)))
-    drawn = np.empty((len(others) if len(others) >= 5 else n_permutations, len(sites), len(rows)))
+    enough = len(others) >= LEAST_OTHERS
+    drawn = np.empty((len(others) if enough else n_permutations, len(sites), len(rows)))
     for i, site in enumerate(sites):
         states = np.asarray(hidden[site][rows.slice], dtype=np.float64)
-        foreign = [other[site] for other in others] if len(others) >= 5 else []
+        foreign = [other[site] for other in others] if enough else []
         foreign = foreign or [rng.permutation(gold[site]) for _ in range(n_permutations)]
         found = mutual_information(states, np.stack([gold[site], *foreign]), sigma=sigma, epsilon=epsilon)
         values[i], drawn[:, i] = found[:, 0], found[:, 1:].T
         r2[i] = squared_correlation(states, gold[site])
     above = np.stack([find_peaks(line, tau=tau) for line in values])
-    what = "answers of other problems" if len(others) >= 5 else "permuted coordinates"
+    what = "answers of other problems" if enough else WEAKER_NULL
     null = null_band(drawn, what)
     # A row is of the token that it emits, the next one.
     units = sentence_of_each(sentences, rows.stop + 1)[rows.start + 1 :]

@@ -56,6 +56,13 @@ def test_every_analysis_leaves_results_and_figures_beside_the_store(run, name):
     assert check_store(run / "store") == []
 
 
+def test_the_null_of_mi_uses_the_whole_run_when_one_trace_is_chosen(run):
+    ids = TraceStore.open(run / "store").ids
+    whole, alone = analyse("mi", "--run", run), analyse("mi", "--run", run, "--trace", ids[0])
+    assert "answers of other problems" in alone[ids[0]]["null"]
+    assert alone[ids[0]]["null"] == whole[ids[0]]["null"]
+
+
 def test_results_that_cannot_be_kept_are_one_error(run, tmp_path):
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("results"))
     (tmp_path / "run" / "results").write_text("a file", encoding="utf-8")
@@ -75,7 +82,7 @@ def test_a_short_thinking_has_no_trajectory_and_shorter_segments_give_it_one(run
 def test_a_trace_without_thinking_has_no_mi_unless_all_that_was_generated_is_looked_at(tmp_path):
     record(
         load_model("organism"), load_problems("ledger:brief", n=2, seed=5), tmp_path / "store", sites=["resid_post.3"],
-        sampling=Sampling(temperature=0.0, max_new_tokens=60), think=False, progress=False,
+        sampling=Sampling(temperature=0.0, max_new_tokens=60), think=False,
     )  # fmt: skip
     for shown in analyse("mi", "--run", tmp_path).values():
         assert shown["state"] == "undefined" and "--region generated" in shown["reason"]
@@ -140,7 +147,7 @@ def test_heads_that_suppress_refusal_are_taken_away_beside_random_ones(tmp_path)
     shown = analyse("cliff", "--run", tmp_path, "--ablate", "--asked", 2, "--max-new-tokens", 3)
     writes, ablated = shown.values()
     assert writes["method"] == "probe_write" and ablated["method"] == "cliff" and ablated["n_fallen"] >= 1
-    assert set(ablated["values"]) == {"untouched", "ablated"} and "20 sets of other heads" in ablated["null"]
+    assert set(ablated["values"]) == {"untouched", "ablated"} and "different sets of other heads" in ablated["null"]
     assert set(ablated["beyond_every_draw"]) == {"harmful refused", "benign refused", "accuracy"}
 
 
