@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from reasonscope.analysis.results import load_results
 from reasonscope.analysis.runs.comparisons import analyse_cliff
+from reasonscope.analysis.tokens import mi
 from reasonscope.app import cli
 from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.exchange.problem_sets import load_problems
@@ -56,7 +57,8 @@ def test_every_analysis_leaves_results_and_figures_beside_the_store(run, name):
     assert check_store(run / "store") == []
 
 
-def test_the_null_of_mi_uses_the_whole_run_when_one_trace_is_chosen(run):
+def test_the_null_of_mi_uses_the_whole_run_when_one_trace_is_chosen(run, monkeypatch):
+    monkeypatch.setattr(mi, "LEAST_OTHERS", 2)
     ids = TraceStore.open(run / "store").ids
     whole, alone = analyse("mi", "--run", run), analyse("mi", "--run", run, "--trace", ids[0])
     assert "answers of other problems" in alone[ids[0]]["null"]
