@@ -58,7 +58,7 @@ def test_every_analysis_leaves_results_and_figures_beside_the_store(run, name):
 
 
 def test_the_null_of_mi_uses_the_whole_run_when_one_trace_is_chosen(run, monkeypatch):
-    monkeypatch.setattr(mi, "LEAST_OTHERS", 2)
+    monkeypatch.setattr(mi, "LEAST_OTHERS", 1)
     ids = TraceStore.open(run / "store").ids
     whole, alone = analyse("mi", "--run", run), analyse("mi", "--run", run, "--trace", ids[0])
     assert "answers of other problems" in alone[ids[0]]["null"]
