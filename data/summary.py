@@ -3,6 +3,7 @@ next."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 
 from reasonscope.data.intervals import Estimate
 
@@ -73,7 +74,10 @@ def in_hundredths(number: Estimate | float, *, signed: bool = False) -> str:
     if isinstance(number, Estimate):
         ends = "" if number.low != number.low else f" [{in_hundredths(number.low)}, {in_hundredths(number.high)}]"
         return in_hundredths(number.value, signed=signed) + ends
-    text = _minus(f"{number:.2f}")
+    if number != number:
+        return "–"
+    # By its decimal digits, since 33 of 40 is 0.825 to a reader and a little less in binary.
+    text = _minus(str(Decimal(str(number)).quantize(Decimal("0.01"), ROUND_HALF_UP)))
     return f"+{text}" if signed and number > 0 else text
 
 

@@ -7,18 +7,23 @@ import typer
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="The folder of the run; what is there already is not made again.")] = Path(
+    out: Annotated[Path, typer.Option(help="The folder of the run; a second call resumes what is there.")] = Path(
         "runs/demo"
     ),
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer traces: under a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer traces: about two minutes.")] = False,
 ) -> None:
-    """Let the shipped reasoning model think, store it, probe it, steer it, and write a summary and a report."""
+    """Let the shipped reasoning model think, record it, probe it, steer it, and tell what was found in ten lines."""
     from rich.console import Console
+    from rich.table import Table
 
     from reasonscope.app.demo.demo import QUICK, Size, run_demo
-    from reasonscope.app.demo.summary import REPORT, table
+    from reasonscope.app.demo.summary import REPORT, SUMMARY
+    from reasonscope.app.terminal import printed_cell
 
     summary = run_demo(out, size=QUICK if quick else Size())
-    Console().print(table(summary, leave_out=("model",)))
-    typer.echo(f"report: {out / REPORT}")
-    typer.echo(f"in the browser: reasonscope app {out}")
+    told = Table.grid(padding=(0, 1))
+    for number, line in enumerate(summary["story"], start=1):
+        told.add_row(f"{number}.", printed_cell(line))
+    Console().print(told)
+    typer.echo(f"report: {out / REPORT}; every number: {out / SUMMARY}")
+    typer.echo(f"Next: reasonscope app {out}")

@@ -22,6 +22,7 @@ from reasonscope.analysis.runs.probe_reports import (
 )
 from reasonscope.analysis.runs.saved_numbers import save_numbers
 from reasonscope.app.demo.report import write_report
+from reasonscope.app.demo.story import story
 from reasonscope.app.demo.summary import SUMMARY
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
@@ -105,13 +106,14 @@ def run_demo(out: Path, *, size: Size) -> Mapping[str, Any]:
     where = run_folder(out)
     keep_probes(where, out, probe, refusal, correctness, requests)
     keep_steering(where, out, methods, arms)
-    summary = {
+    summary: dict[str, Any] = {
         **summarise(model, ledgers, requests, probe, arms),
         "refusal_probe": refusal if isinstance(refusal, str) else refusal_summary(refusal),
         "correctness_probe": correctness if isinstance(correctness, str) else correctness_summary(correctness),
         "model": dict(model.fingerprint),
         "timings": dict(clock.seconds),
     }
+    summary["story"] = story(summary)
     write_text_durably(out / SUMMARY, json.dumps(summary, indent=2))
     drawn = [
         figures.thinking_by_difficulty(ledgers),
@@ -230,6 +232,7 @@ def summarise(
         "traces": {
             "n": len(ledgers) + len(requests),
             "correct": sum(trace.correct is True for trace in ledgers),
+            "thinking_tokens": sum(trace.n_thinking_tokens for trace in ledgers) / len(ledgers),
             "states": dict(Counter(trace.state for trace in [*ledgers, *requests])),
             "requests": request_outcomes(requests),
         },
@@ -259,6 +262,7 @@ def steered_numbers(named: Mapping[str, Arm], method: str) -> dict[str, Any]:
         "accuracy_change": _shown(steered.differences["accuracy"]),
         "random_tokens": [arm.tokens.value for arm in random],
         "random_accuracy": [arm.accuracy.value for arm in random],
+        "random_change": [arm.change.value for arm in random],
         "change": steered.change.value,
         "change_ci": list(steered.change.interval),
         "n_problems": base.n_problems,
@@ -272,6 +276,7 @@ def refusal_summary(found: RefusalReport) -> dict[str, Any]:
     return {
         "auroc": _shown(among_harmful.auroc),
         "above_best_baseline": _shown(among_harmful.difference),
+        "baselines": {name: score.value for name, score in among_harmful.baselines.items()},
         "shuffled_labels": float(among_harmful.shuffled.null.mean()),
         "cliff": {
             "plateau": fell.plateau.value,
@@ -280,6 +285,8 @@ def refusal_summary(found: RefusalReport) -> dict[str, Any]:
             "drop_of_refused": None if stood is None else _shown(stood.drop),
             "drop_beyond_benign": None if study.excess is None else _shown(study.excess),
             "random_directions": float(study.random.mean()),
+            "random_directions_highest": float(study.random.max()),
+            "above_random": study.above_nulls,
         },
         "n_groups": found.n_groups,
     }
@@ -290,6 +297,7 @@ def correctness_summary(found: CorrectnessReport) -> dict[str, Any]:
     return {
         "auroc": _shown(found.comparison.auroc),
         "above_best_baseline": _shown(found.comparison.difference),
+        "baselines": {name: score.value for name, score in found.comparison.baselines.items()},
         "n_right": found.n_right,
         "n_groups": found.n_groups,
     }

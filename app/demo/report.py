@@ -27,6 +27,9 @@ td + td {{ font-variant-numeric: tabular-nums; }}
 </head>
 <body>
 <h1>{title}</h1>
+<ol>
+{story}
+</ol>
 <div class="figures">
 {figures}
 </div>
@@ -40,13 +43,16 @@ td + td {{ font-variant-numeric: tabular-nums; }}
 
 
 def write_report(out: Path, summary: Mapping[str, Any], figures: Sequence[Figure]) -> Path:
-    """Write `out`/report.html with the figures in order and every number of the summary."""
+    """Write `out`/report.html: the story of the run, the figures in order, and every number of the summary."""
     drawn = "\n".join(
         f"<figure>{to_html(figure, with_library=index == 0)}</figure>" for index, figure in enumerate(figures)
     )
+    story = "\n".join(f"<li>{escape(line)}</li>" for line in summary.get("story", ()))
+    numbers = {name: value for name, value in summary.items() if name != "story"}
     table = "\n".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in summary_rows(summary)
+        f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in summary_rows(numbers)
     )
     path = out / REPORT
-    write_text_durably(path, _PAGE.format(title=escape(f"Run {out.name}"), figures=drawn, rows=table))
+    page = _PAGE.format(title=escape(f"Run {out.name}"), story=story, figures=drawn, rows=table)
+    write_text_durably(path, page)
     return path

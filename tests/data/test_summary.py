@@ -48,5 +48,6 @@ def test_changes_and_shares_in_words():
     change = Estimate(value=-0.2652, low=-0.3211, high=-0.2055)
     assert in_percent(change) == "−27 % [−32, −21]" and in_percent(-0.001) == "0 %" and in_percent(0.4) == "40 %"
     assert in_hundredths(change, signed=True) == "−0.27 [−0.32, −0.21]"
+    assert in_hundredths(0.825) == "0.83" and in_hundredths(float("nan")) == "–"
     assert in_hundredths(0.1, signed=True) == "+0.10" and in_hundredths(-0.001) == "0.00"
     assert shortest_range(["0.60", "0.80", "1.00"]) == "0.60 to 1.00" and shortest_range(["0.83", "0.83"]) == "0.83"

@@ -48,7 +48,7 @@ def test_rows_name_every_number(tmp_path):
         ("traces.n", "400"),
         ("traces.correct", "201"),
         ("length_probe.spearman", "0.8346"),
-        ("length_probe.ci", "0.8 … 0.86"),
+        ("length_probe.ci", "[0.8, 0.86]"),
         ("model", "organism"),
     ]
 

@@ -76,3 +76,10 @@ def test_a_second_run_records_nothing_anew(run, tmp_path):
     after = {path: path.stat().st_mtime_ns for path in (out / "store").rglob("*") if path.is_file()}
     assert before == after
     assert {k: v for k, v in again.items() if k != "timings"} == {k: v for k, v in summary.items() if k != "timings"}
+
+
+def test_the_story_is_told_in_the_report_too(run):
+    out, summary, _ = run
+    assert len(summary["story"]) == 10 and summary["story"][7].startswith("Refusal probe: not measured: ")
+    text = (out / "report.html").read_text(encoding="utf-8")
+    assert text.count("<li>") == 10 and "story" not in text

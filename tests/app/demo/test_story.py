@@ -1,0 +1,60 @@
+"""The ten lines of the demo: each says a number and its control, and owns up where something does not beat it."""
+
+import json
+from copy import deepcopy
+
+import pytest
+
+from reasonscope.app.demo.bundled import EXAMPLE
+from reasonscope.app.demo.story import story
+
+
+@pytest.fixture
+def summary():
+    """The numbers of the example that ships, with those that the story adds."""
+    found = json.loads((EXAMPLE / "summary.json").read_text(encoding="utf-8"))
+    found["traces"]["thinking_tokens"] = 330.0
+    for name in ("seal", "asc", "speed"):
+        found[name]["random_change"] = [
+            tokens / found[name]["tokens_base"] - 1 for tokens in found[name]["random_tokens"]
+        ]
+    found["refusal_probe"]["baselines"] = {"prompt_length": 0.6, "first_layer": 0.943}
+    found["refusal_probe"]["cliff"] |= {"random_directions_highest": 0.8, "above_random": False}
+    found["correctness_probe"]["baselines"] = {"elapsed": 0.8}
+    return found
+
+
+def test_it_has_ten_lines_each_with_a_number_and_a_topic(summary):
+    lines = story(summary)
+    assert len(lines) == 10
+    assert all(":" in line and any(char.isdigit() for char in line) and line.endswith(".") for line in lines)
+
+
+def test_what_beats_its_control_and_what_does_not_are_told_apart(summary):
+    lines = story(summary)
+    assert "Spearman correlation 0.92 [0.90, 0.94] on 240 problems" in lines[2]
+    assert "reaches 0.95, which the probe does not beat" in lines[3]
+    assert "shorter by 27 % [21, 32]" in lines[4] and "−1 to 1 %" in lines[4]
+    assert "accuracy falls from 0.83 to 0.68 (−0.15 [" in lines[5]
+    assert "break the model" in lines[6]
+    assert "(first layer) reaches 0.94" in lines[7] and lines[7].endswith("so the probe does not beat it.")
+    assert "not more than chance" in lines[8] and lines[9].endswith("so the probe does not beat it.")
+    better = deepcopy(summary)
+    better["length_probe"]["baselines"]["difficulty"] = 0.5
+    better["correctness_probe"]["above_best_baseline"] = [0.1, 0.05, 0.15]
+    better["refusal_probe"]["cliff"]["above_random"] = True
+    lines = story(better)
+    assert "which the probe beats" in lines[3] and lines[8].endswith("which is less.")
+    assert "does not beat" not in lines[9]
+
+
+def test_what_was_not_measured_says_why(summary):
+    short = {name: value for name, value in summary.items() if name not in ("asc", "speed")}
+    short |= {"refusal_probe": "not measured: 2 problems, 5 folds", "correctness_probe": "not measured: all are right"}
+    lines = story(short)
+    assert "without --quick" in lines[6] and len(lines) == 10
+    assert lines[7:] == [
+        "Refusal probe: not measured: 2 problems, 5 folds.",
+        "Refusal cliff: not measured: 2 problems, 5 folds.",
+        "Correctness probe: not measured: all are right.",
+    ]
