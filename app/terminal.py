@@ -32,7 +32,8 @@ def print_summary(summary: "Summary", console: Console | None = None) -> None:
         out.print(table)
     for quote, said in summary.quotes:
         out.print(printed_cell(f"  {said}: {quote}"))
-    for line in (*summary.notes, *summary.files):
+    for line in summary.notes:
         out.print(printed_cell(line))
-    if summary.next_command:
-        out.print(printed_cell(f"Next: {summary.next_command}"))
+    # Paths and commands are copied from here, so no line end is put into them.
+    for line in (*summary.files, *([f"Next: {summary.next_command}"] if summary.next_command else [])):
+        out.print(printed_cell(line), soft_wrap=True)

@@ -8,20 +8,20 @@ from typing import Annotated
 import typer
 
 
-def doctor(json_: Annotated[bool, typer.Option("--json", help="Write JSON instead of tables.")] = False) -> None:
-    """Say which versions, devices, extras and shipped models are there, and what to do about each that is not.
+def doctor(json_: Annotated[bool, typer.Option("--json", help="Write every number as JSON.")] = False) -> None:
+    """Show which packages, extras, devices and shipped models are there, and what to do about each that is missing.
 
-    Exit status 1 where a needed package or a shipped model is missing; a missing extra is no fault.
+    Exit status 1 if a required package or a shipped model is missing; extras may be missing.
     """
-    from reasonscope.probes.checks.doctor import examine, tables
+    from reasonscope.app.terminal import print_summary
+    from reasonscope.probes.checks.doctor import examine
+    from reasonscope.probes.checks.summaries import doctor_summary
 
     examination = examine()
     if json_:
         typer.echo(json.dumps({**asdict(examination), "sound": examination.sound}, indent=2))
     else:
-        from rich.console import Console
-
-        Console().print(*tables(examination), sep="\n")
+        print_summary(doctor_summary(examination))
     if not examination.sound:
         raise typer.Exit(1)
 

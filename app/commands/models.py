@@ -20,11 +20,9 @@ def verify(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 …; the checkpoint's where not given.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")] = False,
 ) -> None:
-    """Check on your own model that what is read and written is what the names say. Exit status 1 where a check fails."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from reasonscope.app.terminal import printed_cell
+    """Check on your own model that what is read and written is what the names say. Exit status 1 if a check fails."""
+    from reasonscope.app.terminal import print_summary
+    from reasonscope.probes.checks.summaries import verification_summary
     from reasonscope.probes.checks.verification import verify as run_checks
     from reasonscope.probes.models.model import load_model
 
@@ -32,11 +30,7 @@ def verify(
     if json_:
         typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:
-        table = Table("check", "passed", "value", "limit", "what")
-        for check in checks:
-            numbers = ["" if number is None else f"{number:.3g}" for number in (check.value, check.limit)]
-            table.add_row(check.name, "yes" if check.passed else "NO", *numbers, printed_cell(check.detail))
-        Console().print(table)
+        print_summary(verification_summary(model, checks))
     if not all(check.passed for check in checks):
         raise typer.Exit(1)
 

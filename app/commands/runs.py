@@ -129,8 +129,9 @@ def merge(
 
 
 def check(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
-    """Verify every byte of a run against its checksums; what is wrong is listed. Exit status 2 where anything is."""
-    from reasonscope.app.terminal import printable
+    """Verify every byte of a run against its checksums, and list what is wrong. Exit status 2 if anything is."""
+    from reasonscope.app.terminal import print_summary, printable
+    from reasonscope.data.exchange.summaries import check_summary
     from reasonscope.data.storage.store import TraceStore, check_store
 
     problems = check_store(run)
@@ -138,7 +139,7 @@ def check(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> 
         typer.echo(f"reasonscope: {printable(problem)}", err=True)
     if problems:
         raise typer.Exit(2)
-    typer.echo(f"{run}: {len(TraceStore.open(run))} traces, every byte as it was written")
+    print_summary(check_summary(str(run), TraceStore.open(run)))
 
 
 def import_(
@@ -146,8 +147,10 @@ def import_(
     path: Annotated[Path, typer.Argument(help="The folder or file to read.")],
     out: Annotated[Path, typer.Option(help="The folder of the new run.")],
 ) -> None:
-    """Turn published traces, a JSONL file of completions or an Inspect log into a run (of text alone: there is no model)."""
+    """Turn published traces, a JSONL file of completions or an Inspect log into a run. It holds text only: no model is loaded."""
+    from reasonscope.app.terminal import print_summary
     from reasonscope.data.exchange.importers import import_inspect, import_jsonl, import_thought_anchors
+    from reasonscope.data.exchange.summaries import import_summary
     from reasonscope.data.storage.store import TraceStore
 
     readers: dict[SourceArgument, Callable[[Path], list[Trace]]] = {
@@ -158,8 +161,7 @@ def import_(
     traces = readers[source](path)
     with TraceStore.create(out, meta={"imported": {"from": path.name, "as": source.value}}, sites=[]) as store:
         store.append(traces, {})
-    typer.echo(f"{len(traces)} traces in {out}")
-    _print_sentences(traces)
+    print_summary(import_summary(source.value, str(out), traces))
 
 
 def export(
@@ -167,10 +169,11 @@ def export(
     out: Annotated[Path, typer.Option(help="The file to write (for thought-anchors: the folder).")],
     to: Annotated[Format, typer.Option(help="The form of the export.")] = Format.jsonl,
 ) -> None:
-    """Write the traces of a run (without activations) for other tools; to thought-anchors with the importances that `analyse anchors`
-    found."""
+    """Write the traces of a run for other tools, without activations; to thought-anchors with the importances of `analyse anchors`."""
     from reasonscope.analysis.runs.registry import exportable
+    from reasonscope.app.terminal import print_summary
     from reasonscope.data.exchange.export import export_jsonl, export_parquet, export_thought_anchors
+    from reasonscope.data.exchange.summaries import export_summary
     from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
 
@@ -183,8 +186,7 @@ def export(
     store: Iterable[Trace] = TraceStore.open(where.store)
     if to is Format.thought_anchors:
         store = exportable(store, where.analyses)
-    count = writers[to](store, out)
-    typer.echo(f"{count} traces in {out}")
+    print_summary(export_summary(str(out), to.value, writers[to](store, out)))
 
 
 def _recorded(out: Path, total: int | None) -> str:
@@ -206,32 +208,3 @@ def _shard(text: str) -> tuple[int, int]:
     if not (part.isdigit() and parts.isdigit()):
         raise InputError(f"shard {text!r}: write i/n, as 2/8 for the second of eight parts")
     return int(part), int(parts)
-
-
-def _print_sentences(traces: "list[Trace]") -> None:
-    """How many sentences each trace has, and which tags they carry: published ones beside ours."""
-    from collections import Counter
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from reasonscope.app.terminal import printed_cell
-    from reasonscope.data.exchange.importers import published_sentences
-    from reasonscope.data.text.sentence_labels import label_sentences
-    from reasonscope.data.text.steps_and_sentences import sentences
-
-    ours = [sentence.tag for trace in traces for sentence in sentences(trace)]
-    per_trace_analysis = [published_sentences(trace) for trace in traces if "chunks" in trace.meta]
-    published = [sentence.tag for known in per_trace_analysis for sentence in known]
-    relabelled = [
-        label for known in per_trace_analysis for label in label_sentences([sentence.text for sentence in known])
-    ]
-    counts, known = Counter(ours), Counter(published)
-    table = Table("tag", "our sentences", "published")
-    for tag in sorted(counts.keys() | known.keys()):
-        table.add_row(printed_cell(tag), str(counts[tag]), str(known[tag]) if published else "–")
-    table.add_row("all", str(len(ours)), str(len(published)) if published else "–")
-    Console().print(table)
-    if published:
-        agree = sum(a == b for a, b in zip(relabelled, published, strict=True)) / len(published)
-        typer.echo(f"our labels of the published sentences agree with the published tags on {agree:.1%}")

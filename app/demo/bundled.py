@@ -23,9 +23,19 @@ SWEPT = ("seal", "length-probe")
 JUDGED = 20  # held-out problems of the sweep
 _SCORED = ("length", "intent", "correctness")
 _ANALYSES = (
-    "mi", "mi_compare", "entropy", "alternatives", "steering_shift", "reflection", "heads", "attention_map", "receivers", "suppression", "anchors",
-    "confidence", "trajectory", "agreement", "cliff",
-)  # fmt: skip
+    *(
+        "mi",
+        "mi_compare",
+        "entropy",
+        "alternatives",
+        "steering_shift",
+        "reflection",
+        "heads",
+        "attention_map",
+        "receivers",
+    ),
+    *("suppression", "anchors", "confidence", "trajectory", "agreement", "cliff"),
+)
 _OF_MANY = ("mi", "mi_base", "head_kurtosis", "receiver_scores")
 
 

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 
 import psutil
 from packaging.requirements import Requirement
-from rich.table import Table
 
 _PROJECT = "reasonscope"
 _MODELS = ("organism", "organism-base")
@@ -143,28 +142,3 @@ def _model(name: str) -> ShippedModel:
     if "config.json" in names and any(file.endswith(".safetensors") for file in names):
         return ShippedModel(name=name, path=str(folder), remedy=None)
     return ShippedModel(name=name, path=None, remedy=f"pip install --force-reinstall --no-deps {_PROJECT}")
-
-
-def tables(examination: Examination) -> tuple[Table, ...]:
-    """The examination as tables for a terminal: versions, devices, extras, models."""
-    versions = Table("package", "installed", "needed", title="Versions", title_justify="left")
-    versions.add_row(_PROJECT, examination.version, "")
-    versions.add_row("python", examination.python, metadata(_PROJECT)["Requires-Python"])
-    for package in examination.core.packages:
-        state = package.installed or "missing"
-        versions.add_row(package.name, state if package.satisfied else f"[red]{state}[/red]", package.needed)
-    devices = Table("device", "what", "memory, GiB", title="Devices", title_justify="left")
-    for device in examination.devices:
-        devices.add_row(device.name, device.description, "" if device.memory is None else f"{device.memory:.1f}")
-    parts = Table("part", "complete", "remedy", title="Core and extras", title_justify="left")
-    for part in (examination.core, *examination.extras):
-        parts.add_row(part.name, "yes" if part.remedy is None else "[red]no[/red]", _literal(part.remedy))
-    models = Table("model", "where", "remedy", title="Shipped models", title_justify="left")
-    for model in examination.models:
-        models.add_row(model.name, model.path or "[red]missing[/red]", _literal(model.remedy))
-    return versions, devices, parts, models
-
-
-def _literal(text: str | None) -> str:
-    # rich reads [app] in "pip install 'reasonscope[app]'" as a style.
-    return (text or "").replace("[", r"\[")

@@ -82,4 +82,4 @@ def test_the_story_is_told_in_the_report_too(run):
     out, summary, _ = run
     assert len(summary["story"]) == 10 and summary["story"][7].startswith("Refusal probe: not measured: ")
     text = (out / "report.html").read_text(encoding="utf-8")
-    assert text.count("<li>") == 10 and "story" not in text
+    assert text.count("<li>") == 10 and "<td>story" not in text

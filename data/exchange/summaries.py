@@ -1,0 +1,120 @@
+"""What came into a run, what left it, and whether it is whole: for people."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from reasonscope.data.exchange.importers import published_sentences
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.summary import Summary, in_hundredths
+from reasonscope.data.text.sentence_labels import label_sentences
+from reasonscope.data.text.steps_and_sentences import sentences
+from reasonscope.data.trace import Sentence, Trace
+
+# What a state of the thinking means to somebody who wonders why a trace is left out.
+_STATES = {
+    "closed": "",
+    "truncated": "{n} of the traces were cut off while thinking: they have no answer.",
+    "empty": "{n} of the traces have an empty thinking block.",
+    "absent": "{n} of the traces have no thinking block that could be found: probes and steering leave them out.",
+}
+
+
+def check_summary(run: str, store: TraceStore) -> Summary:
+    """What a run holds, once every byte of it was found to be as it was written."""
+    outcomes = _Outcomes(store)
+    model = store.meta.get("model", {}).get("name")
+    rows = [
+        ("traces", outcomes.states),
+        ("problems", str(outcomes.n_problems)),
+        ("right answers", outcomes.right),
+        ("model", str(model or "not known (imported text)")),
+        ("sites", _sites(store.sites)),
+    ]
+    return Summary(
+        finding=f"{run}: {outcomes.n} traces, every byte as it was written.",
+        columns=("what", "value"),
+        rows=rows,
+        next_command=f"reasonscope app {run}",
+    )
+
+
+def import_summary(source: str, out: str, traces: Sequence[Trace]) -> Summary:
+    """What was read, in which state the thinking is, and how many sentences carry which tag: published ones beside ours."""
+    outcomes = _Outcomes(traces)
+    ours = Counter(sentence.tag for trace in traces for sentence in sentences(trace))
+    placed = [published_sentences(trace) for trace in traces if "chunks" in trace.meta]
+    known = [sentence for found in placed for sentence in found]
+    published = Counter(sentence.tag for sentence in known)
+    rows = [
+        (tag, str(ours[tag]), str(published[tag]) if known else "–") for tag in sorted(ours.keys() | published.keys())
+    ]
+    rows.append(("all", str(ours.total()), str(len(known)) if known else "–"))
+    return Summary(
+        finding=f"{outcomes.n} traces in {out}, read as {source}: {outcomes.states}; right answers: {outcomes.right}.",
+        columns=("tag of the sentence", "our sentences", "published"),
+        rows=rows,
+        notes=[
+            *outcomes.notes,
+            *_agreement(placed),
+            "The run holds text only; analyses that need activations load a model.",
+        ],
+        next_command=f"reasonscope app {out}",
+    )
+
+
+def export_summary(out: str, form: str, n: int) -> Summary:
+    """How much was written, and what reads it."""
+    reader = {
+        "jsonl": f"reasonscope import jsonl {out} --out RUN",
+        "thought-anchors": f"reasonscope import thought-anchors {out} --out RUN",
+    }
+    return Summary(
+        finding=f"{n} traces in {out} ({form}): text, labels and answers, without activations.",
+        next_command=reader.get(form, ""),
+    )
+
+
+class _Outcomes:
+    """Counts over traces, in words."""
+
+    def __init__(self, traces: Iterable[Trace]) -> None:
+        told = [(trace.state, trace.correct, trace.problem.id) for trace in traces]
+        self.n, self.n_problems = len(told), len({problem for _, _, problem in told})
+        self._states = Counter(state for state, _, _ in told)
+        self._right = Counter(correct for _, correct, _ in told if correct is not None)
+
+    @property
+    def states(self) -> str:
+        return ", ".join(f"{n} {state}" for state, n in self._states.most_common()) or "none"
+
+    @property
+    def right(self) -> str:
+        n = self._right.total()
+        return (
+            f"{self._right[True]} of {n} ({in_hundredths(self._right[True] / n)})"
+            if n
+            else "not known (no gold answers)"
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        return [said.format(n=self._states[state]) for state, said in _STATES.items() if said and self._states[state]]
+
+
+def _sites(sites: Sequence[str]) -> str:
+    if len(sites) > 4:
+        return f"{len(sites)}: {sites[0]} … {sites[-1]}"
+    return ", ".join(sites) or "none: text only"
+
+
+def _agreement(placed: Sequence[Sequence[Sentence]]) -> list[str]:
+    """How often our rules give the first published tag of a published sentence."""
+    pairs = [
+        (sentence.tag, label)
+        for known in placed
+        for sentence, label in zip(known, label_sentences([sentence.text for sentence in known]), strict=True)
+    ]
+    if not pairs:
+        return []
+    agree = sum(published == ours for published, ours in pairs) / len(pairs)
+    return [f"Our labels of the published sentences agree with the published tags on {agree:.1%} of them."]
