@@ -1,17 +1,17 @@
 """What came into a run, what left it, and whether it is whole: for people."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from reasonscope.data.exchange.importers import published_sentences
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.text.sentence_labels import label_sentences
 from reasonscope.data.text.steps_and_sentences import sentences
-from reasonscope.data.trace import Sentence, Trace
+from reasonscope.data.trace import Sentence, ThinkingState, Trace
 
 # What a state of the thinking means to somebody who wonders why a trace is left out.
-_STATES = {
+_STATES: Mapping[ThinkingState, str] = {
     "closed": "",
     "truncated": "{n} of the traces were cut off while thinking: they have no answer.",
     "empty": "{n} of the traces have an empty thinking block.",
