@@ -1,4 +1,5 @@
-"""What an analysis hands out: numbers with named axes and units, and beside them what chance gives and how sure they are."""
+"""The result of an analysis: numbers with named axes and units, together with what chance gives and how sure they
+are."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from reasonscope.data.storage.plain_json import plain
 from reasonscope.data.storage.safetensors_file import SafetensorsFormat
 from reasonscope.data.storage.untrusted import wrap_errors
 
-_LONGEST_NAME = 200  # bytes of a file name, of the 255 that file systems take
+_LONGEST_NAME = 200  # bytes of a file name; file systems allow 255
 _TEXTS = ("method", "quantity", "unit", "null_missing", "reason")
 _KIND = SafetensorsFormat(
     key="reasonscope.result",
@@ -29,7 +30,17 @@ _KIND = SafetensorsFormat(
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One axis of a result: its name (`trace step token sentence layer head metric …`) and a label for each place on it."""
+    """One axis of a result.
+
+    Attributes:
+        name: What it runs over: trace, step, token, sentence, layer, head, metric …
+        labels: A label for each position on it.
+
+    Example:
+        axis = rs.analysis.Axis.of("layer", 4)
+        axis.labels  # ("0", "1", "2", "3")
+        len(axis)
+    """
 
     name: str
     labels: tuple[str, ...]
@@ -39,13 +50,24 @@ class Axis:
 
     @classmethod
     def of(cls, name: str, labels: Any) -> "Axis":
-        """An axis labelled by the strings of `labels`, or 0 … n − 1 for a number n."""
+        """An axis with the strings of `labels`, or with 0 … n − 1 for a number n."""
         return cls(name=name, labels=tuple(map(str, range(labels) if isinstance(labels, int) else labels)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Band:
-    """A range for each value: `low` and `high` of the shape of the values. `what` says what drew it and at which level."""
+    """A range for each value of a result.
+
+    Attributes:
+        low: Lower ends, of the shape of the values.
+        high: Upper ends, of the shape of the values.
+        what: What was drawn, and the level.
+
+    Example:
+        result = rs.analyse("entropy", "runs/mine")[0]
+        result.null.what
+        outside = (result.values < result.null.low) | (result.values > result.null.high)
+    """
 
     low: Values
     high: Values
@@ -60,16 +82,32 @@ class Band:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Result:
-    """One measured quantity.
+    """One measured quantity, with its null and its interval.
 
-    `method` is the analysis (`mi_peaks`), `quantity` what the numbers are, `unit` theirs (`nats`, `tokens`; "1" for a ratio).
-    `values` float64 have the shape of `axes`. `null` is what the same statistic gives by chance, `interval` how far the value is
-    known; either is None where there is none, and `null_missing` or `reason` says why. A value that could not be measured is NaN,
-    and `reason` says why: never a zero. `arrays` are further arrays by name, `numbers` JSON beside them (peaks, p-values, rates).
-    `provenance` is JSON: run, trace, model, parameters, seed.
+    A value that could not be measured is NaN, never zero, and `reason` says why.
 
-    Raises InputError for shapes that do not fit, infinite values, NaN without a reason, and for a null that is neither given nor
-    excused.
+    Attributes:
+        method: The analysis, such as "mi".
+        quantity: What the numbers are.
+        unit: Their unit, such as "nats" or "tokens"; "1" for a ratio.
+        axes: The axes of `values`, in order.
+        values: float64, of the shape of `axes`.
+        null: What the same statistic gives by chance, or None.
+        null_missing: Why the null is missing.
+        interval: How precisely the values are known, or None.
+        reason: Why values are NaN, or why the interval is missing.
+        arrays: Further arrays by name.
+        numbers: Further numbers in JSON: peaks, p-values, rates.
+        provenance: In JSON: run, trace, model, parameters, seed.
+
+    Raises:
+        InputError: For shapes that do not fit, infinite values, NaN without a reason, or a null that is neither given
+            nor excused.
+
+    Example:
+        result = rs.analyse("entropy", "runs/mine")[0]
+        result.axis("token").labels
+        result.save("entropy.safetensors")
     """
 
     method: str
@@ -97,23 +135,25 @@ class Result:
         if np.isinf(self.values).any():
             raise InputError(f"{self.method}: a value is infinite; look at the activations or logits it was made from")
         if not self.reason and (np.isnan(self.values).any() or not self.values.size):
-            raise InputError(f"{self.method}: a value is missing, and no reason is given; set reason")
+            raise InputError(f"{self.method}: a value is NaN without a reason; set reason")
         if self.null is None and not (self.null_missing or self.reason):
-            raise InputError(f"{self.method}: no null; give one, or say in null_missing why there is none")
+            raise InputError(f"{self.method}: the null is missing; give one, or say in null_missing why not")
 
     @property
     def measured(self) -> bool:
-        """Whether any value is a number; where not, `reason` says why."""
+        """Whether any value is a number; otherwise `reason` says why not."""
         return bool(np.isfinite(self.values).any())
 
     def axis(self, name: str) -> Axis:
+        """The axis called `name`. Raises InputError if the result has no such axis."""
         for axis in self.axes:
             if axis.name == name:
                 return axis
         raise InputError(f"{self.method} has no axis {name!r}; it has {', '.join(a.name for a in self.axes)}")
 
     def at(self, **labels: str) -> Values:
-        """The values at the named labels of some axes, the other axes kept: `result.at(metric="resampling_kl")`."""
+        """The values at the given labels of some axes, with the other axes kept:
+        `result.at(metric="resampling_kl")`."""
         chosen = tuple(
             _position(self.axis(a.name), labels[a.name]) if a.name in labels else slice(None) for a in self.axes
         )
@@ -122,8 +162,11 @@ class Result:
         return np.asarray(self.values[chosen], dtype=np.float64)
 
     def unit_of(self, label: str) -> str:
-        """The unit of the line `label` of a result whose lines may differ in it: `numbers["units"]` says it by label, or `unit` does
-        ("1 (accuracy), nats (kl), tokens"); "" for a bare number."""
+        """The unit of the line `label` of a result whose lines have different units.
+
+        `numbers["units"]` gives it by label, or else `unit` does ("1 (accuracy), nats (kl), tokens"); "" for a plain
+        number.
+        """
         units = self.numbers.get("units")
         if isinstance(units, Mapping):
             return _spoken(str(units.get(label, "")))
@@ -133,13 +176,15 @@ class Result:
         return next((_spoken(name) for name, _, key in parts if (key or name) in label), "")
 
     def with_provenance(self, **more: Any) -> "Result":
+        """The same result with further entries in its provenance."""
         return replace(self, provenance={**self.provenance, **more})
 
     def with_numbers(self, **more: Any) -> "Result":
+        """The same result with further numbers."""
         return replace(self, numbers={**self.numbers, **more})
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file: the arrays, and all else as JSON in its header. Raises StoreError."""
+        """Write one safetensors file: the arrays, and everything else as JSON in its header. Raises StoreError."""
         target = Path(path)
         make_folder(target.parent)
         tensors: dict[str, NDArray[Any]] = {"values": self.values}
@@ -158,14 +203,14 @@ class Result:
 
     @classmethod
     def load(cls, path: str | Path) -> "Result":
-        """Read what `save` wrote. Raises InputError for any other file, and for one of a newer version."""
+        """Read a file that `save` wrote. Raises InputError for any other file, and for one of a newer version."""
         header, tensors = _KIND.read(Path(path))
         with wrap_errors(path):
             return _read(tensors, header)
 
 
 def undefined(*, method: str, quantity: str, unit: str, reason: str, axis: str = "value", **more: Any) -> Result:
-    """A result that says why there is none: one NaN, and the reason."""
+    """A result that could not be measured: a single NaN, with the reason."""
     return Result(
         method=method,
         quantity=quantity,
@@ -178,18 +223,19 @@ def undefined(*, method: str, quantity: str, unit: str, reason: str, axis: str =
 
 
 def result_path(folder: str | Path, method: str, trace: str = "all") -> Path:
-    """Where the result of `method` on a trace (or on all) lies: `folder/method/trace.safetensors`."""
+    """The file of the result of `method` on a trace (or on all): `folder/method/trace.safetensors`."""
     return Path(folder) / method / f"{file_name(trace)}.safetensors"
 
 
 def file_name(trace: str) -> str:
-    """The id of a trace as the name of a file: slashes and what is not ASCII quoted, what is too long cut and told apart by its SHA-256."""
+    """The id of a trace as a file name: slashes and non-ASCII characters are quoted, and a long name is cut and made
+    unique by its SHA-256."""
     name = quote(trace, safe=" ")
     return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{sha256(trace.encode()).hexdigest()[:16]}"
 
 
 def load_results(folder: str | Path, method: str = "*") -> Iterator[Result]:
-    """Every result that was saved below `folder`, in the order of methods and traces."""
+    """Every result saved below `folder`, in the order of methods and traces."""
     for path in sorted(Path(folder).glob(f"{method}/*.safetensors")):
         yield Result.load(path)
 

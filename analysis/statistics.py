@@ -1,4 +1,5 @@
-"""What chance gives: permutation p-values, null bands, corrections for many tests, and agreement with known dependencies."""
+"""What chance gives: permutation p-values, null bands, corrections for many tests, and agreement with known
+dependencies."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from reasonscope.probes.evaluation.metrics import auroc
 
 
 def serial_correlation(one: Values, other: Values) -> tuple[float, float]:
-    """Rank correlation of two lines (place,) beyond what both owe to the place alone, and its two-sided p-value.
+    """Rank correlation of two lines (place,) beyond their common trend, with its two-sided p-value.
 
-    Neighbours in a thinking are alike and many signals rise or fall along it, so that shuffling the places would find two lines that know
-    nothing of each other alike a third of the time. The straight trend is taken out of both ranks, and the p-value is Student's of as many
-    independent places as the lines' autocorrelations leave: 1/n' = 1/n + 2/n Σ (1 − k/n) r_k s_k, lags up to n/4 (Pyper and
-    Peterman, Can. J. Fish. Aquat. Sci. 55, 1998). NaN where a line is constant beyond its trend, or fewer than 5 places are left.
+    Neighbouring sentences are alike, and many signals rise or fall along a trace, so shuffling places would call two
+    independent lines correlated a third of the time. The linear trend is removed from both ranks, and the p-value is
+    Student's for the number of independent places that the autocorrelations leave: 1/n' = 1/n + 2/n Σ (1 − k/n) r_k
+    s_k, lags up to n/4 (Pyper and Peterman, Can. J. Fish. Aquat. Sci. 55, 1998). NaN if a line is constant beyond its
+    trend, or if fewer than 5 places are left.
     """
     n = len(one)
     left = [_detrended(rankdata(line)) for line in (one, other)]
@@ -31,37 +33,40 @@ def serial_correlation(one: Values, other: Values) -> tuple[float, float]:
     first, second = (line / length for line, length in zip(left, lengths, strict=True))
     rho = float(np.clip(first @ second, -1, 1))
     shared = sum(n / (n - k) * (first[:-k] @ first[k:]) * (second[:-k] @ second[k:]) for k in range(1, n // 4 + 1))
-    independent = n / (1 + 2 * shared) if shared > 0 else n  # more than there are would be too bold
+    independent = n / (1 + 2 * shared) if shared > 0 else n  # never more than n, which would be too bold
     freedom = max(independent - 3, 0.5)
     with np.errstate(divide="ignore"):
         return rho, float(2 * t.sf(abs(rho) * np.sqrt(freedom / (1 - rho**2)), freedom))
 
 
 def _detrended(line: Values) -> Values:
-    """What is left when the mean and the straight line through (place,) are taken away."""
+    """The residuals of (place,) from its mean and linear trend."""
     place = np.arange(len(line)) - (len(line) - 1) / 2
     centred = line - line.mean()
     return np.asarray(centred - place * (place @ centred) / (place @ place))
 
 
 def chance_above(n: int) -> float:
-    """How often a value that is as good as chance lies above `null_band` of `n` draws: r / (n + 1), exactly, whatever the distribution.
+    """How often a value that is as good as chance lies above `null_band` of `n` draws: exactly r / (n + 1), for any
+    distribution.
 
-    r = ⌊.025 (n + 1)⌋ of the highest draws are left out, at least the highest itself stays the edge: 1/21 for 20 draws, .025 for 199.
+    r = ⌊.025 (n + 1)⌋ of the highest draws are left out, and the edge is at most the highest: 1/21 for 20 draws, .025
+    for 199.
     """
     return _left_out(n) / (n + 1) if n else float("nan")
 
 
 def null_band(null: ArrayLike, what: str, *, shape: tuple[int, ...] | None = None) -> Band:
-    """The range of the draws of a null, value by value, with the share of its own kind that lies outside.
+    """The range of the draws of a null, value by value, with the probability that chance leaves it.
 
-    The ends are order statistics, so that a value which is exchangeable with the n draws lies above the band with probability
-    `chance_above(n)` and below with the same. (The .975 quantile of 20 draws looks like 2.5 %, and is exceeded by chance in 6.4 %.)
+    The ends are order statistics, so a value that is exchangeable with the n draws lies above the band with probability
+    `chance_above(n)`, and below with the same. (The .975 quantile of 20 draws looks like 2.5 %, but chance exceeds it
+    in 6.4 %.)
 
     Args:
-        null: (draw, …) values under the null; NaN is no draw.
+        null: (draw, …) values under the null; NaN does not count as a draw.
         what: What was drawn, in words.
-        shape: Of the values beside which the band stands, if one band serves them all.
+        shape: Shape of the values to compare, if one band serves them all.
 
     Returns:
         The band; its `what` says how many draws it has and how often chance leaves it.
@@ -85,7 +90,7 @@ def _left_out(n: int) -> int:
 
 
 def holm(p: ArrayLike) -> Values:
-    """p-values that bound the chance of ANY false finding among them (Holm 1979); NaN was not tested and stays."""
+    """p-values that bound the chance of ANY false finding among them (Holm 1979); NaN (not tested) stays NaN."""
     values = np.asarray(p, dtype=np.float64)
     adjusted = np.full(values.shape, np.nan)
     tested = np.isfinite(values)
@@ -98,7 +103,8 @@ def holm(p: ArrayLike) -> Values:
 
 
 def benjamini_hochberg(p: ArrayLike) -> Values:
-    """p-values that bound the SHARE of false findings among those called (Benjamini and Hochberg 1995); NaN stays."""
+    """p-values that bound the SHARE of false findings among those called (Benjamini and Hochberg 1995); NaN stays
+    NaN."""
     values = np.asarray(p, dtype=np.float64)
     adjusted = np.full(values.shape, np.nan)
     tested = np.isfinite(values)
@@ -117,7 +123,7 @@ def bootstrap(
 ) -> Estimate:
     """A statistic of `n` rows (given as indices) with its 95 % interval; rows of one group are drawn together.
 
-    Raises InputError where `resample_groups` does.
+    Raises InputError as `resample_groups` does.
     """
     return resample_groups(statistic, groups or [str(i) for i in range(n)], n_resamples=n_resamples, seed=seed)
 
@@ -131,9 +137,9 @@ def result_of_estimates(
     null: str,
     unit: str = "1",
 ) -> Result:
-    """Numbers that were estimated one by one as a result of axes (row, metric); every row of `found` has the same metrics.
+    """Estimates as a result with axes (row, metric); every row of `found` has the same metrics.
 
-    `chance` is the range (low, high) of each by chance, which `null` describes; what has none has NaN there.
+    `chance` is the range (low, high) of each by chance, which `null` describes; metrics without one get NaN.
     """
     metrics = next(iter(found.values()))
     ranges = [[chance.get(row, {}).get(metric, (np.nan, np.nan)) for metric in metrics] for row in found]
@@ -161,10 +167,11 @@ def bootstrap_band(
     seed: int = 0,
     level: float = 0.95,
 ) -> Band:
-    """The interval of a statistic that gives many values at once: percentiles over resamples of `n` rows, widened for few (`tails`).
+    """The interval of a statistic that gives many values at once: percentiles over resamples of `n` rows, widened for
+    few (`tails`).
 
-    Rows of one of `groups` (row,) are drawn together; `unit` says what is drawn. A value that is NaN on more than half of the
-    resamples has no interval (NaN).
+    Rows of one of `groups` (row,) are drawn together; `unit` names what is drawn. A value that is NaN on more than half
+    of the resamples has a NaN interval.
     """
     labels = np.arange(n) if groups is None else np.asarray(groups)
     if (units := len(np.unique(labels))) < 2:
@@ -172,7 +179,7 @@ def bootstrap_band(
         return Band.of(np.nan, np.nan, shape, f"no interval: fewer than two {unit}")
     values = np.stack([statistic(rows) for rows in drawn_groups(labels, n_resamples=n_resamples, seed=seed)])
     known = np.isfinite(values).mean(axis=0) >= 0.5
-    filled = np.where(known, values, 0.0)  # nanquantile warns of columns without a number
+    filled = np.where(known, values, 0.0)  # nanquantile warns of all-NaN columns
     low, high = np.nanquantile(filled, tails(units, level), axis=0)
     what = f"bootstrap over {units} {unit}, {level:.0%} of {n_resamples} draws"
     return Band.of(np.where(known, low, np.nan), np.where(known, high, np.nan), values.shape[1:], what)
@@ -181,21 +188,22 @@ def bootstrap_band(
 def mean_band(
     values: Values, groups: ArrayLike, *, unit: str = "sentences", n_resamples: int = 1000, seed: int = 0
 ) -> Band:
-    """The interval of the mean over the last axis of `values` (…, row), as `bootstrap_band` with `groups` (row,), from the groups' sums.
+    """The interval of the mean over the last axis of `values` (…, row), like `bootstrap_band` with `groups` (row,),
+    from the groups' sums.
 
-    NaN where there is no row.
+    NaN without rows.
     """
     if not values.shape[-1]:
         return Band.of(np.nan, np.nan, values.shape[:-1], f"no interval: fewer than two {unit}")
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
     member = (np.arange(len(names))[:, None] == group_of).astype(np.float64)
     sums, sizes = values @ member.T, member.sum(axis=1)
-    mean = lambda at: sums[..., at].sum(axis=-1) / sizes[at].sum()  # noqa: E731 - the statistic that is resampled
+    mean = lambda at: sums[..., at].sum(axis=-1) / sizes[at].sum()  # noqa: E731 - the statistic to resample
     return bootstrap_band(mean, len(names), unit=unit, n_resamples=n_resamples, seed=seed)
 
 
 def mean_number(values: ArrayLike, groups: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
-    """The mean of `values` (row,) as a result keeps it: `value`, and `ci`, the ends of `mean_band`."""
+    """The mean of `values` (row,) as a result stores it: `value`, and `ci`, the ends of `mean_band`."""
     known = np.asarray(values, dtype=np.float64)
     band = mean_band(known, groups, seed=seed)
     return {"value": float(known.mean()), "ci": [float(band.low), float(band.high)]}
@@ -205,10 +213,17 @@ def mean_number(values: ArrayLike, groups: ArrayLike, *, seed: int = 0) -> dict[
 class DependencyAgreement:
     """How well scores of (target, source) pairs find the true dependencies.
 
-    `auroc`: a random dependency scores above a random pair without one. `precision`: the share of true dependencies among each
-    target's k best sources, k the number that it truly has. `null_auroc` and `null_precision` (draw,): the same after shuffling
-    each target's scores among its earlier sources. `p_value` of the AUROC. `distance_auroc`: by nearness alone (source i of
-    target j scores −(j − i)), the baseline that a score of reasoning has to beat.
+    Attributes:
+        auroc: Probability that a random dependency scores above a random pair without one.
+        precision: Share of true dependencies among each target's k best sources, where k is the number that it truly
+            has.
+        null_auroc: (draw,) the same after each target's scores are shuffled among its earlier sources.
+        null_precision: (draw,) likewise.
+        p_value: Of the AUROC.
+        distance_auroc: AUROC of nearness alone (source i of target j scores −(j − i)), the baseline that a score has to
+            beat.
+        n_pairs: Number of pairs.
+        n_true: Number of true dependencies.
     """
 
     auroc: float
@@ -233,18 +248,18 @@ def dependency_agreement(
     n_permutations: int = 200,
     seed: int = 0,
 ) -> DependencyAgreement:
-    """Compare score matrices (target, source), one a trace, with the sources that each target truly depends on.
+    """Compare score matrices (target, source), one per trace, with the sources that each target truly depends on.
 
-    Pairs with source ≥ target or a score of NaN are left out; every matrix is ranked within its targets first, so that traces and
-    targets of different scale count alike. Raises InputError where no pair is true, or all are.
+    Pairs with source ≥ target or a score of NaN are left out; every matrix is ranked within its targets first, so that
+    traces and targets of different scale count equally. Raises InputError if no pair is a true dependency, or all are.
     """
     matrices = [scores] if isinstance(scores, np.ndarray) else list(scores)
     truths = [depends_on] if isinstance(scores, np.ndarray) else list(depends_on)
     if len(matrices) != len(truths):
         raise InputError(
-            f"{len(matrices)} score matrices for the dependencies of {len(truths)} traces; give one a trace"
+            f"{len(matrices)} score matrices for the dependencies of {len(truths)} traces; give one per trace"
         )
-    rows = [row for matrix, truth in zip(matrices, truths, strict=True) for row in _rows(matrix, truth)]  # type: ignore[arg-type]  # as paired above
+    rows = [row for matrix, truth in zip(matrices, truths, strict=True) for row in _rows(matrix, truth)]  # type: ignore[arg-type]  # paired above
     true = np.concatenate([row.true for row in rows]) if rows else np.zeros(0, dtype=bool)
     if not 0 < true.sum() < len(true):
         raise InputError(
@@ -306,7 +321,7 @@ def _rows(matrix: Values, truth: Sequence[Sequence[int]]) -> list[_Row]:
 
 
 def _judge(rows: Sequence[_Row]) -> tuple[float, float]:
-    """AUROC over all pairs, and the precision of each target's k best, averaged over targets that depend on something."""
+    """AUROC over all pairs, and the precision of each target's k best, averaged over targets with dependencies."""
     ranks, true = np.concatenate([row.ranks for row in rows]), np.concatenate([row.true for row in rows])
     precisions = [
         row.true[np.argsort(-row.ranks, kind="stable")[: row.true.sum()]].mean() for row in rows if row.true.any()

@@ -1,1 +1,1 @@
-"""What happens at single tokens: MI peaks, entropy, confidence, alternatives and forced answers."""
+"""Analyses of single tokens: MI peaks, entropy, confidence, alternatives and forced answers."""

@@ -1,4 +1,5 @@
-"""Results of generation experiments: accuracy and generated tokens of each arm, beside the range of the random arms."""
+"""Results of generation experiments: accuracy and generated tokens of each arm, with the range of the random arms as
+null."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +14,8 @@ from reasonscope.steering.experiments.experiment import ArmMeasurements, Steerin
 def compare_arms(
     method: str, arms: Mapping[str, ArmMeasurements], experiment: SteeringExperiment, *, seed: int, **numbers: object
 ) -> Result:
-    """Accuracy and generated tokens of each arm, axes (arm, metric); the null is the range of the arms named `random …`."""
+    """Accuracy and generated tokens of each arm, axes (arm, metric); the null is the range of the arms named `random
+    …`."""
     rows = {
         name: np.array([[float(bool(t.correct)), len(t.token_ids) - t.n_prompt_tokens] for t in arm.traces])
         for name, arm in arms.items()

@@ -1,4 +1,5 @@
-"""When a model knew its answer: confidence along the thinking, and whether it was there from the start (arXiv 2605.24396)."""
+"""When the model knew its answer: confidence along the thinking, and whether it was there from the start (arXiv
+2605.24396)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,21 +22,22 @@ METHOD = "confidence"
 
 @dataclass(frozen=True, kw_only=True)
 class ConfidenceClass:
-    """`spearman` of confidence with the place of the cut; `kind` None where the curve is constant and so neither."""
+    """`spearman` correlation of confidence with the position of the cut; `kind` is None if the curve is constant."""
 
     spearman: float
     kind: Literal["progressive", "premature"] | None
 
 
 def cut_points(length: int, parts: int) -> list[int]:
-    """Where to cut `length` tokens into `parts` equal ones: 0 … length, to the nearest token, halves to even; parts + 1 of them."""
+    """Where to cut `length` tokens into `parts` equal ones: 0 … length, to the nearest token, halves to even; parts
+    + 1 cuts."""
     if parts < 1:
         raise InputError(f"{parts} parts; at least 1 is needed")
     return [round(length * k / parts) for k in range(parts + 1)]
 
 
 def classify_confidence(confidence: ArrayLike, *, threshold: float = 0.4) -> ConfidenceClass:
-    """Progressive where confidence (cut,) rises with the cut, Spearman above `threshold`; else premature."""
+    """Progressive if confidence (cut,) rises with the cut, Spearman above `threshold`; else premature."""
     values = np.asarray(confidence, dtype=np.float64)
     if len(values) < 2 or np.isnan(values).any() or np.ptp(values) == 0:
         return ConfidenceClass(spearman=float("nan"), kind=None)
@@ -44,7 +46,8 @@ def classify_confidence(confidence: ArrayLike, *, threshold: float = 0.4) -> Con
 
 
 def overconfidence(pass_rate: ArrayLike) -> float:
-    """Σ_k w_k · pass_rate_k with weights from .5 at the first cut evenly down to −.5 at the last: high where it knew early."""
+    """Σ_k w_k · pass_rate_k with weights from .5 at the first cut evenly down to −.5 at the last: high if the model
+    knew early."""
     rates = np.asarray(pass_rate, dtype=np.float64)
     return float(np.linspace(0.5, -0.5, len(rates)) @ rates)
 
@@ -62,13 +65,35 @@ def confidence_of_trace(
     foreign: str | None = None,
     seed: int = 0,
 ) -> Result:
-    """Share of forced answers that give the model's OWN final answer, at parts + 1 cuts of the thinking: axis (cut,).
+    """Cut the thinking at several points, force an answer, and see how often it is the final one (arXiv 2605.24396).
 
-    Null: the same for `foreign`, an answer of another problem (none is given: no null); the
-    interval is Wilson's, of the samples of each cut. `numbers`: spearman, kind, overconfidence against the gold answer, and both for the
-    gold answer. A trace without thinking or without a final answer is undefined, with the reason.
+    Args:
+        writer: Writes the continuations: a `PrefixWriter` of the model, or a server of it.
+        trace: The trace, with tokens.
+        stub: Tokens that close the thinking and open the answer's box (see `closing_stub`).
+        decode: Token ids to text.
+        parts: The thinking is cut into so many equal parts.
+        samples: Forced answers per cut.
+        sampling: How to sample them; greedy if not given.
+        threshold: Spearman above which confidence counts as progressive.
+        foreign: An answer of another problem, for the null.
+        seed: Random seed.
 
-    Departures: the class of a constant curve is None (its correlation is undefined); cuts in tokens of the thinking alone.
+    Returns:
+        Axis (cut,), parts + 1 long: share of forced answers that equal the model's OWN final answer. The null is the
+        share that equals `foreign`; the interval is Wilson's, over the samples of each cut. `numbers`: spearman, kind,
+        overconfidence against the gold answer, and the first two for the gold answer. Undefined, with the reason, for a
+        trace without thinking or without a final answer.
+
+    Raises:
+        InputError: For a trace without tokens.
+
+    Departures: a constant curve has no class (its correlation is undefined); cuts are in tokens of the thinking alone.
+
+    Example:
+        results = rs.analyse("confidence", "runs/mine", samples=16)
+        results[0].values  # confidence at 0 %, 10 %, … of the thinking
+        results[0].numbers["kind"]
     """
     if reason := _unfit(trace):
         return undefined(method=METHOD, quantity="confidence", unit="1", reason=reason, provenance={"trace": trace.id})
@@ -88,7 +113,7 @@ def confidence_of_trace(
         values=forced.own,
         null=Band.of(0.0, lucky, lucky.shape, f"answer of another problem ({foreign})") if foreign else None,
         null_missing="" if foreign else "no answer of another problem to compare with",
-        interval=Band.of(ends[0], ends[1], forced.own.shape, f"Wilson's, of {samples} samples a cut, 95%"),
+        interval=Band.of(ends[0], ends[1], forced.own.shape, f"Wilson's, of {samples} samples per cut, 95%"),
         arrays={"cuts": np.array(cuts), "correct": forced.correct},
         numbers={
             "spearman": own.spearman,

@@ -19,7 +19,7 @@ from reasonscope.data.trace import Sentence, Trace
 from reasonscope.data.variants import Variant, is_published
 
 METHOD = "entropy"
-FIXED_THRESHOLD = 0.672  # nats: the 80th percentile of Qwen3-8B's thinking on AIME, the paper's fixed threshold
+FIXED_THRESHOLD = 0.672  # nats: the paper's fixed threshold, the 80th percentile of Qwen3-8B's thinking on AIME
 
 Per = Literal["corpus", "batch", "sequence"]
 TokenMask = NDArray[np.bool_]
@@ -28,7 +28,8 @@ TokenMask = NDArray[np.bool_]
 def entropy_of(logits: Tensor, *, temperature: float, chunk: int = 16_384) -> Tensor:
     """Entropy in nats of softmax(logits / temperature), exact over the whole vocabulary: (…, vocab) to (…,) float64.
 
-    Goes through the vocabulary in chunks: H = log Z − Σ p x with x the scaled logits, so no second (…, vocab) array is made.
+    Works through the vocabulary in chunks: H = log Z − Σ p x with x the scaled logits, so that no second (…, vocab)
+    array is made.
     """
     log_z = _log_partition(logits, temperature, chunk)
     weighted = torch.zeros_like(log_z)
@@ -51,9 +52,10 @@ def _log_partition(logits: Tensor, temperature: float, chunk: int) -> Tensor:
 def forking_thresholds(
     entropies: Sequence[Values], *, percentile: float = 80.0, per: Per = "corpus", batch: int = 1
 ) -> Values:
-    """The entropy that a forking token reaches, one a sequence: percentile over the corpus, each batch, or each sequence.
+    """The entropy that a forking token reaches, one per sequence: a percentile over the corpus, each batch, or each
+    sequence.
 
-    The paper's analysis takes the corpus, its training each batch, several ports each sequence.
+    The paper's analysis uses the corpus, its training each batch, several ports each sequence.
     """
     if not entropies or any(not len(line) for line in entropies):
         raise InputError("a sequence has no entropies; leave it out")
@@ -63,13 +65,14 @@ def forking_thresholds(
 
 
 def forking_masks(entropies: Sequence[Values], thresholds: Values) -> list[TokenMask]:
-    """Which tokens fork: entropy of at least the sequence's threshold."""
+    """Which tokens fork: those with at least the sequence's threshold of entropy."""
     return [np.asarray(line >= threshold) for line, threshold in zip(entropies, thresholds, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phases:
-    """Mean entropy of the thinking and of the answer in nats; `penalty` = max(0, thinking − α · answer), PEAR's reward term."""
+    """Mean entropy of the thinking and of the answer in nats; `penalty` = max(0, thinking − α · answer), PEAR's
+    reward term."""
 
     thinking: float
     answer: float
@@ -77,16 +80,17 @@ class Phases:
 
 
 def phase_entropy(thinking: Values, answer: Values, *, alpha: float = 1.0) -> Phases:
-    """The phases from the entropies of the tokens of each (token,), the tags in neither; NaN for a phase without a token."""
+    """The phases from the entropies of their tokens (token,), without the tags; NaN for a phase without tokens."""
     before, behind = _mean(thinking), _mean(answer)
     penalty = max(0.0, before - alpha * behind) if np.isfinite([before, behind]).all() else float("nan")
     return Phases(thinking=before, answer=behind, penalty=penalty)
 
 
 def window_entropy(entropies: Values, window: int, *, variant: Variant = "corrected") -> Values:
-    """Mean entropy of the `window` tokens that follow each token; NaN where fewer are left (ARES, shawn0728/ARES).
+    """Mean entropy of the `window` tokens that follow each token; NaN if fewer are left (ARES, shawn0728/ARES).
 
-    `variant="published"` fills these in as the published code does: with the mean of all values before them, the first with its own entropy.
+    `variant="published"` fills these in like the published code: with the mean of all values before them, the first
+    with its own entropy.
     """
     if window < 1:
         raise InputError(f"a window of {window} tokens; at least 1 is needed")
@@ -99,7 +103,8 @@ def window_entropy(entropies: Values, window: int, *, variant: Variant = "correc
 
 
 def listed_entropy(logprobs: Sequence[float], *, tail: bool = True) -> float:
-    """Entropy in nats from the listed log-probabilities of a token's best candidates; `tail` counts the rest as one candidate."""
+    """Entropy in nats from the listed log-probabilities of a token's best candidates; `tail` counts the rest as one
+    candidate."""
     listed = np.asarray(logprobs, dtype=np.float64)
     rest = max(0.0, 1.0 - float(np.exp(listed).sum()))
     return float(-(np.exp(listed) * listed).sum() - (rest * np.log(rest) if tail and rest > 0 else 0.0))
@@ -107,7 +112,8 @@ def listed_entropy(logprobs: Sequence[float], *, tail: bool = True) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowCounts:
-    """Crucial words before which a stretch of high entropy follows (`valid`) or does not; `soft_cost` in nats above `threshold`."""
+    """Crucial words that open a stretch of high entropy (`valid`) or do not (`invalid`); `soft_cost` in nats above
+    `threshold`."""
 
     threshold: float
     valid: int
@@ -125,8 +131,9 @@ def high_window_counts(
 ) -> WindowCounts:
     """How many of the `crucial` words open a window above the percentile of the trace's windows (ARES).
 
-    `words` (token,): the most probable token at each place. Departure: only windows that are whole count towards the percentile;
-    the published code takes it of windows that it fills in, which `reference` (token,) hands over: `window_entropy(…, variant="published")`.
+    `words` (token,): the most probable token at each position. Departure: only complete windows count towards the
+    percentile; the published code includes the windows that it fills in, which `reference` (token,) provides:
+    `window_entropy(…, variant="published")`.
     """
     known = np.isfinite(window_means)
     judged = window_means[known] if reference is None else reference
@@ -151,12 +158,26 @@ def entropy_of_trace(
     n_resamples: int = 500,
     seed: int = 0,
 ) -> Result:
-    """Entropy of each generated token of a trace, as recorded at its generating temperature: axis (token,), nats.
+    """The entropy of each generated token of a trace, as recorded at its sampling temperature (arXiv 2506.01939).
 
-    Null: the middle 95 % of the trace's own entropies, in which a token's place says nothing. `arrays`: `forking` by the trace's own
-    percentile, `forking_fixed` by .672 nats, `window` means. `numbers`: phases, of the thinking and the answer as far as the model wrote
-    them (a prefill has no entropies), with the 95 % interval of the thinking's mean over the trace's `sentences` (without two of them,
-    none), and the words that fork most. A trace that was not generated here has no entropies: undefined, with the reason.
+    Args:
+        trace: A trace that was generated here, with entropies.
+        sentences: Its sentences, over which intervals are resampled (at least two).
+        percentile: Of the trace's entropies; tokens above it fork.
+        window: Tokens per window.
+        n_resamples: Resamples for the intervals.
+        seed: Random seed.
+
+    Returns:
+        Axis (token,): nats. The null is the middle 95 % of the trace's own entropies, in which a token's place says
+        nothing. `arrays`: `forking` by the trace's own percentile, `forking_fixed` by .672 nats, and `window` means.
+        `numbers`: the phases (thinking and answer, as far as the model wrote them), with the 95 % interval of the
+        thinking's mean, and the words that fork most. Undefined, with the reason, for a trace without entropies.
+
+    Example:
+        trace = rs.open_run("runs/mine").store.trace("p1/0")
+        result = rs.analysis.entropy_of_trace(trace, sentences=rs.sentences(trace))
+        result.arrays["forking"].mean()
     """
     values = None if trace.entropies is None else np.asarray(trace.entropies, dtype=np.float64)
     if values is None or not np.isfinite(values).any():
@@ -200,7 +221,7 @@ def entropy_of_trace(
 def mean_entropy_by_word(
     words: Sequence[Sequence[str]], entropies: Sequence[Values], *, least: int = 100
 ) -> dict[str, float]:
-    """Mean entropy of each token type that comes at least `least` times, highest first (the paper's figure 2)."""
+    """Mean entropy of each token type that occurs at least `least` times, highest first (the paper's figure 2)."""
     sums: dict[str, list[float]] = {}
     for line, values in zip(words, entropies, strict=True):
         for word, value in zip(line, values, strict=True):

@@ -16,25 +16,27 @@ from reasonscope.probes.generation.rollout import trace_seed
 
 FINAL = "The answer is \\boxed{"
 
-# A text to token ids without special ones, and ids to a text with them.
+# From text to token ids without special ones, and from ids to text with them.
 Encoder = Callable[[str], list[int]]
 Decoder = Callable[[list[int]], str]
 
 
 def encoder(tokenizer: Tokenizer) -> Encoder:
+    """Encodes text with this tokenizer, without adding special tokens."""
     return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def decoder(tokenizer: Tokenizer) -> Decoder:
+    """Decodes ids with this tokenizer, keeping special tokens."""
     return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ForcedAnswers:
-    """What was answered at each cut: `answers[cut][sample]`, None where the box was never closed.
+    """The answers at each cut: `answers[cut][sample]`, None if the box was never closed.
 
-    `cuts` (cut,) in tokens of the trace. `correct` and `own` (cut,): share of the samples that give the gold answer, and the answer
-    that the trace itself ended with; a sample without an answer gives neither. NaN where there is nothing to compare with.
+    `cuts` (cut,) in tokens of the trace. `correct` and `own` (cut,): share of the samples that give the gold answer,
+    and the trace's own final answer; a sample without an answer gives neither. NaN if there is nothing to compare with.
     """
 
     cuts: tuple[int, ...]
@@ -44,7 +46,7 @@ class ForcedAnswers:
 
 
 def closing_stub(trace: Trace, encode: Encoder, *, tags: ThinkTags = THINK, final: str = FINAL) -> tuple[int, ...]:
-    """The tokens that close the thinking and open the answer's box: the trace's own close window where it has one."""
+    """The tokens that close the thinking and open the answer's box: the trace's own close window if it has one."""
     close = trace.text[trace.chars.close.slice] if trace.state == "closed" else f"\n{tags.close}\n\n"
     return tuple(int(i) for i in encode(f"{close}{final}"))
 
@@ -59,11 +61,13 @@ def forced_answers(
     samples: int = 1,
     sampling: Sampling | None = None,
 ) -> ForcedAnswers:
-    """Answers after the first `cuts` tokens of a trace with `stub` behind them, spliced as tokens: nothing is tokenised anew.
+    r"""Answers after the first `cuts` tokens of a trace followed by `stub`, joined as tokens: nothing is tokenised
+    again.
 
-    `stub` ends inside \\boxed{. One greedy answer of 32 tokens at most where no `sampling` is given; all samples of all cuts share
-    the prefix's keys and values (see `PrefixWriter`). Serves forced importance (Thought Anchors), premature confidence
-    (arXiv 2605.24396) and early exits. Raises InputError for a trace without tokens, and what the writer raises.
+    `stub` ends inside \boxed{. Without `sampling`, one greedy answer of at most 32 tokens; all samples of all cuts
+    share the prefix's keys and values (see `PrefixWriter`). Used by forced importance (Thought Anchors), premature
+    confidence (arXiv 2605.24396) and early exits. Raises InputError for a trace without tokens, and whatever the writer
+    raises.
     """
     if not len(trace.token_ids):
         raise InputError(f"trace {trace.id!r} has no tokens; import it with the model's tokenizer")
@@ -87,7 +91,7 @@ def forced_answers(
 
 
 def boxed(text: str) -> str | None:
-    """What stands in the box that `text` opens with, None where it is never closed."""
+    """The content of the box that `text` begins in; None if it is never closed."""
     depth = 0
     for position, char in enumerate(text):
         depth += {"{": 1, "}": -1}.get(char, 0)

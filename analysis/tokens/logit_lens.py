@@ -1,4 +1,5 @@
-"""Logit lens: which token the stream would say after each block, through the model's own last norm and unembedding."""
+"""Logit lens: which token the residual stream would predict after each block, through the model's own last norm and
+unembedding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,14 @@ from reasonscope.probes.models.model import Model
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LogitLens:
-    """After each block (layer, token): the likeliest `token`, the log-probability in nats of it and of the `final` layer's choice, and the
-    entropy in nats. The last layer is the model itself."""
+    """The predictions after each block, all (layer, token); the last layer is the model itself.
+
+    Attributes:
+        token: The likeliest token.
+        logprob: Its log-probability in nats.
+        final: Log-probability in nats of the token that the last layer prefers.
+        entropy: Entropy in nats.
+    """
 
     token: NDArray[np.int64]
     logprob: NDArray[np.float32]
@@ -25,7 +32,26 @@ class LogitLens:
 
 
 def logit_lens(model: Model, ids: Sequence[int], *, rows: int = 256) -> LogitLens:
-    """Read `ids` through the lens (nostalgebraist 2020), at temperature 1, `rows` tokens at a time. Raises InputError, ContextError."""
+    """Read the residual stream after each block through the last norm and the unembedding (nostalgebraist 2020).
+
+    Args:
+        model: A native model.
+        ids: (token,) ids to read, at temperature 1.
+        rows: Tokens per pass through the unembedding.
+
+    Returns:
+        The likeliest token of each layer, its log-probability, that of the model's final choice, and the entropy, all
+        (layer, token).
+
+    Raises:
+        InputError: If ids cannot be fed.
+        ContextError: If they exceed the model's context.
+
+    Example:
+        trace = rs.open_run("runs/mine").store.trace("p1/0")
+        lens = rs.analysis.logit_lens(model, trace.token_ids)
+        model.tokenizer.decode(lens.token[:, -1])
+    """
     check_sequence(model, ids)
     sites = [Site("resid_post", layer) for layer in range(model.n_layers)]
     fed = torch.tensor([list(ids)], device=model.device)

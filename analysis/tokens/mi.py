@@ -1,4 +1,4 @@
-"""Where in its thinking a model is close to the answer: MI peaks (arXiv 2506.02867), their tokens, and the null beside them."""
+"""Where in its thinking a model is close to the answer: MI peaks (arXiv 2506.02867), their tokens, and their null."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -34,10 +34,11 @@ THINKING_WORDS = tuple("So Let Hmm I Okay First Wait But Now Then Since Therefor
 
 
 def gold_text(trace: Trace, gold: Gold = "reference") -> str:
-    """The text whose last token stands for the answer: the problem's whole reference solution (the paper), or the model's own answer.
+    """The text whose last token stands for the answer: the problem's reference solution (the paper), or the model's own
+    answer.
 
-    A reference solution is `solution` or `gt_solution` of the problem's meta; a ledger problem's is what its grammar writes.
-    Raises InputError where there is none.
+    A reference solution is `solution` or `gt_solution` of the problem's meta; for a ledger problem the grammar writes
+    it. Raises InputError if the problem or trace has none.
     """
     if gold == "own":
         if not trace.answer_text.strip():
@@ -47,7 +48,7 @@ def gold_text(trace: Trace, gold: Gold = "reference") -> str:
 
 
 def reference_solution(problem: Problem) -> str:
-    """A solution written out, with its answer. Raises InputError where the problem has none."""
+    """A written solution with its answer. Raises InputError if the problem has none."""
     for key in ("solution", "gt_solution"):
         if problem.meta.get(key):
             return str(problem.meta[key])
@@ -61,7 +62,7 @@ def reference_solution(problem: Problem) -> str:
 
 
 def representations(model: Model, texts: Sequence[str], sites: Sequence[Site]) -> list[dict[Site, Values]]:
-    """What stands at `sites` at the last token of each text, fed alone: (d_model,) float64, the paper's h_y."""
+    """The activations at `sites` at the last token of each text, fed alone: (d_model,) float64, the paper's h_y."""
     found = []
     for text in texts:
         _, seen = run_with_cache(model, text, sites)
@@ -70,7 +71,7 @@ def representations(model: Model, texts: Sequence[str], sites: Sequence[Site]) -
 
 
 def emitting_rows(trace: Trace, region: Region = "thinking") -> Span:
-    """The rows of a trace's activations that emit its thinking (or all that it generated): row t emits token t + 1."""
+    """The rows of a trace's activations that emit its thinking (or all generated tokens): row t emits token t + 1."""
     tokens = Span(trace.n_prompt_tokens, len(trace.token_ids))
     if region == "thinking":
         if trace.state not in ("closed", "truncated"):
@@ -94,17 +95,43 @@ def mi_of_trace(
     epsilon: float = EPSILON,
     seed: int = 0,
 ) -> Result:
-    """The statistic of each token of a trace, at each site: axes (site, token); a token is labelled by its index in the trace.
+    """How much the state at each token depends on the representation of the answer: MI peaks (arXiv 2506.02867).
 
-    `hidden` (row, d_model) by site as stored; the row that EMITS a token is that token's. `gold` (d_model,) is h_y. The null
-    pairs the very same tokens with the answers of other problems (`others`, at least 5), else with this answer after permuting
-    its coordinates, which is the weaker null: it breaks the few coordinates of huge scale as well. `arrays`: `r2` of the
-    coordinates, `peaks` (above Q3 + tau · IQR of the trace, definition 2) and `top` (the k highest, what the published figures
-    use), all (site, token). `numbers` by site: mean, median, share of peaks, AOM = mean over peaks of |m − median| / IQR, and
-    the share of tokens above their null, each with its 95 % interval over the trace's `sentences` (without two of them, none:
-    tokens of a sentence are not independent).
+    The statistic is NOCCO (`mutual_information`), which is not mutual information in nats. The row that EMITS a token
+    is that token's.
 
-    Departures: all tokens of the thinking rather than the first 512 generated ones; both definitions of a peak.
+    Args:
+        trace: The trace.
+        hidden: Activations (row, d_model) by site, as stored.
+        gold: By site, (d_model,): h_y, the state at the last token of the answer's text (see `gold_text`,
+            `representations`).
+        others: The same of other problems, at least 5, for the null.
+        sentences: Its sentences, over which intervals are resampled (at least two).
+        region: The thinking, or all generated tokens.
+        tau: A peak lies above Q3 + tau · IQR of the trace (definition 2).
+        top: The published figures use so many highest tokens instead.
+        n_permutations: Permutations for the weaker null.
+        sigma: Width of the Gaussian kernel.
+        epsilon: Regularisation.
+        seed: Random seed.
+
+    Returns:
+        Axes (site, token); a token is labelled by its index in the trace. The null pairs the same tokens with the
+        answers of other problems, or else with this answer after permuting its coordinates. The second null is weaker,
+        because it also breaks the few coordinates of huge scale. `arrays`, all (site, token): `r2` of the coordinates,
+        `peaks`, and `top`. `numbers` by site: mean, median, share of peaks, AOM (mean over peaks of |m − median| / IQR)
+        and the share of tokens above their null, each with its 95 % interval over sentences (tokens of a sentence are
+        not independent).
+
+    Raises:
+        InputError: For fewer than 4 tokens, or activations that do not fit.
+
+    Departures: all tokens of the thinking, not the first 512 generated ones; both definitions of a peak.
+
+    Example:
+        results = rs.analyse("mi", "runs/mine")
+        peaks = results[0].arrays["peaks"]  # (site, token)
+        results[0].numbers
     """
     rows = emitting_rows(trace, region)
     if len(rows) < 4:
@@ -125,7 +152,7 @@ def mi_of_trace(
     above = np.stack([find_peaks(line, tau=tau) for line in values])
     what = "answers of other problems" if enough else WEAKER_NULL
     null = null_band(drawn, what)
-    # A row is of the token that it emits, the next one.
+    # A row belongs to the token that it emits, the next one.
     units = sentence_of_each(sentences, rows.stop + 1)[rows.start + 1 :]
     return Result(
         method=METHOD,
@@ -147,7 +174,8 @@ def mi_of_trace(
 
 
 def _estimated(line: Values, edge: Values, units: NDArray[np.int64], *, tau: float, seed: int) -> dict[str, Any]:
-    """The numbers of one site's line (token,), each with its interval over `units` (token,), the sentences; `edge` is the null's end."""
+    """The numbers of one site's line (token,), each with its interval over `units` (token,), the sentences; `edge`
+    is the null's end."""
 
     def told(at: Rows) -> dict[str, float]:
         drawn = line[at]
@@ -159,8 +187,8 @@ def _estimated(line: Values, edge: Values, units: NDArray[np.int64], *, tau: flo
     )
     ends = zip(band.low.tolist(), band.high.tolist(), strict=True)
     found = {name: {"value": value, "ci": list(ci)} for (name, value), ci in zip(seen.items(), ends, strict=True)}
-    del found["peak_gap_tokens"]["ci"]  # resampled sentences do not stand in a row
-    del found["std"]["ci"]  # of heavy tails a resample holds too little
+    del found["peak_gap_tokens"]["ci"]  # resampled sentences are not consecutive
+    del found["std"]["ci"]  # for heavy tails, bootstrap intervals of a standard deviation are too narrow
     return found
 
 
@@ -178,7 +206,8 @@ def top_k(values: Values, k: int) -> NDArray[np.bool_]:
 
 
 def summary(values: Values, peaks: NDArray[np.bool_]) -> dict[str, float]:
-    """Mean, median, share of peaks, mean distance between peaks in tokens, and AOM; NaN where there is no (or one) peak."""
+    """Mean, median, share of peaks, mean distance between peaks in tokens, and AOM; NaN without a peak (or with only
+    one)."""
     q1, median, q3 = np.quantile(values, [0.25, 0.5, 0.75])
     at = np.flatnonzero(peaks)
     distance = np.abs(values[peaks] - median).mean() / (q3 - q1) if len(at) and q3 > q1 else np.nan
@@ -194,9 +223,11 @@ def summary(values: Values, peaks: NDArray[np.bool_]) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRow:
-    """How often a word stands at a peak: `at_peaks` of its `count` places; `enrichment` over the share of all tokens that are peaks.
+    """How often a word is a peak: `at_peaks` of its `count` occurrences; `enrichment` relative to the share of all
+    tokens that are peaks.
 
-    `p_value`: peaks put at random places of the same traces; `q_value` the same corrected over all words (Benjamini–Hochberg).
+    `p_value`: from peaks at random places of the same traces; `q_value`: the same corrected over all words
+    (Benjamini–Hochberg).
     """
 
     word: str
@@ -216,9 +247,10 @@ def thinking_token_table(
     n_permutations: int = 2000,
     seed: int = 0,
 ) -> list[TokenRow]:
-    """The words at peaks, most frequent first; `words` and `peaks` (token,), one of each a trace, words of letters alone count.
+    """The words at peaks, most frequent first; `words` and `peaks` (token,), one of each per trace. Only words of
+    letters count.
 
-    `least`: rarer words are left out. Raises InputError where nothing is a peak.
+    Words that occur less than `least` times are left out. Raises InputError if nothing is a peak.
     """
     if not any(mask.any() for mask in peaks):
         raise InputError("no token of these traces is a peak; lower tau, or use the top k")
@@ -234,7 +266,7 @@ def thinking_token_table(
                 hits[index[word]] += bool(peak)
     kept = np.flatnonzero(counts.sum(axis=0) >= least)
     null = np.zeros((n_permutations, len(kept)))
-    for row, mask in enumerate(peaks):  # the number of a word's places that random peaks of this trace meet
+    for row, mask in enumerate(peaks):  # how many occurrences of a word are hit by random peaks of this trace
         good = counts[row, kept]
         null += rng.hypergeometric(good, len(mask) - good, int(mask.sum()), size=(n_permutations, len(kept)))
     share = sum(int(mask.sum()) for mask in peaks) / sum(map(len, peaks))
@@ -257,7 +289,7 @@ def thinking_token_table(
 
 
 def peak_words(trace: Trace, result: Result) -> list[str]:
-    """The token at each place of a result's token axis, stripped: what the row emits."""
+    """The token at each place of a result's token axis, stripped: the one that the row emits."""
     pieces = token_strings(trace.text, trace.offsets)
     return [pieces[int(label)].strip() for label in result.axis("token").labels]
 
@@ -265,21 +297,23 @@ def peak_words(trace: Trace, result: Result) -> list[str]:
 def compare_models(
     base: Sequence[Result], reasoning: Sequence[Result], *, site: str | None = None
 ) -> dict[str, Estimate]:
-    """How much the reasoning model's mean and AOM exceed the base model's on the same traces: difference with its interval.
+    """How much the reasoning model's mean and AOM exceed the base model's on the same traces: difference with its
+    interval.
 
-    Results are paired by trace; a trace that one of them lacks, or whose AOM is undefined, is left out of that number. Values of
-    two models differ in scale by their activations' scale too (see `mutual_information`). Raises InputError for fewer than 2 pairs.
+    Results are paired by trace; a trace that one of them lacks, or whose AOM is undefined, is left out of that number.
+    Values of two models also differ in scale because their activations do (see `mutual_information`). Raises InputError
+    for fewer than 2 pairs.
     """
     found = {}
     for name, change in _changes(base, reasoning, site).items():
         if len(change) < 2:
-            raise InputError(f"{len(change)} traces have {name} under both models; 2 at least make an interval")
+            raise InputError(f"{len(change)} traces have {name} under both models; an interval needs at least 2")
         found[name] = mean_estimate(change, shares=False)
     return found
 
 
 def _changes(base: Sequence[Result], reasoning: Sequence[Result], site: str | None) -> dict[str, Values]:
-    """Reasoning less base (trace,) of each number, where both have it."""
+    """Reasoning minus base (trace,) of each number, for the traces that have both."""
     pairs = {str(r.provenance["trace"]): r for r in base if r.measured}
     matched = [
         (pairs[str(r.provenance["trace"])], r) for r in reasoning if r.measured and r.provenance["trace"] in pairs
@@ -299,13 +333,15 @@ def comparison(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Result:
-    """`compare_models` as a result: axes (number,), the reasoning model less its base; NaN where fewer than 2 traces have a number.
+    """`compare_models` as a result: axes (number,), the reasoning model minus its base; NaN if fewer than 2 traces have
+    a number.
 
-    Null: the two models exchanged trace by trace at random, 95 % of `n_resamples`. `numbers`: how many traces have each number.
+    Null: the two models exchanged trace by trace at random, 95 % of `n_resamples`. `numbers`: how many traces have each
+    number.
     """
     changes = _changes(base, reasoning, site)
     known = {name: change for name, change in changes.items() if len(change) > 1}
-    common: dict[str, Any] = {"method": "mi_compare", "quantity": "reasoning model less base model", "unit": "1"}
+    common: dict[str, Any] = {"method": "mi_compare", "quantity": "reasoning model minus base model", "unit": "1"}
     provenance = {"trace": "all", "site": site, "seed": seed}
     few = f"fewer than 2 traces have {', '.join(name for name in changes if name not in known)} under both models"
     if not known:

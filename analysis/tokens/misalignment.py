@@ -1,4 +1,5 @@
-"""Where a base model would have gone on otherwise than a reasoner did: token misalignment (FoReaL, arXiv 2506.06998)."""
+"""Where a base model would have written another token than the reasoner did: token misalignment (FoReaL, arXiv
+2506.06998)."""
 
 from collections.abc import Sequence
 
@@ -18,7 +19,7 @@ METHOD = "misalignment"
 
 
 def greedy_misses(model: Model, trace: Trace) -> Values:
-    """1 where the token that `model` would write first is not the one that stands in the trace, at each generated token: (token,)."""
+    """1 for each generated token that `model` would not have written greedily, else 0: (token,)."""
     ids = torch.as_tensor(trace.token_ids[:-1], device=model.device)[None]
     if ids.shape[1] > model.context_length:
         raise ContextError(f"trace {trace.id!r} has {ids.shape[1]} tokens; {model.name} holds {model.context_length}")
@@ -29,12 +30,28 @@ def greedy_misses(model: Model, trace: Trace) -> Values:
 def misalignment_of_trace(
     base: Model, reasoner: Model, trace: Trace, sentences: Sequence[Sentence], *, bins: int = 10
 ) -> Result:
-    """Share of the thinking's tokens that `base` would not have written, by place: axis (bin,), equal parts of the thinking.
+    """Share of the thinking's tokens that the base model would not have written (FoReaL, arXiv 2506.06998).
 
-    The null is the reasoner on its own text: what it sampled instead of its own first choice is no misalignment. Intervals are Wilson's,
-    of a bin's tokens times what one of the thinking is `worth`. What was given of the thinking (a prefill) is not judged. `arrays`:
-    `by_index` (place in the sentence, 0 to 9), which the paper finds to fall within a few tokens, and `misses` (token,). Raises
-    InputError where the two do not share a tokenizer.
+    Args:
+        base: The base model.
+        reasoner: The model that wrote the trace; must share the tokenizer.
+        trace: The trace.
+        sentences: Its sentences.
+        bins: The thinking is divided into so many equal parts.
+
+    Returns:
+        Axis (bin,). A prefill is not judged. The null is the reasoner on its own text: sampling another token than its
+        own first choice is not misalignment. Intervals are Wilson's, with a bin's tokens reduced to independent tries
+        by `worth`. `arrays`: `by_index` (position in the sentence, 0 to 9), which the paper finds to fall within a few
+        tokens, and `misses` (token,).
+
+    Raises:
+        InputError: If the models have different tokenizers, or the thinking has too few tokens for the bins.
+
+    Example:
+        results = rs.analyse("misalignment", "runs/mine", base="Qwen/Qwen3-1.7B-Base")
+        results[0].values  # share of misses by tenth of the thinking
+        results[0].arrays["by_index"]
     """
     if base.fingerprint["tokenizer"] != reasoner.fingerprint["tokenizer"]:
         raise InputError(
@@ -44,7 +61,7 @@ def misalignment_of_trace(
     first = max(trace.tokens.thinking.start, trace.n_prompt_tokens)
     n = max(trace.tokens.thinking.stop - first, 0)
     if not trace.n_prompt_tokens or n < 2 * bins:
-        reason = f"{n} tokens of thinking written behind a prompt of {trace.n_prompt_tokens}; {bins} bins need 2 each, and a prompt"
+        reason = f"{n} tokens of thinking written after a prompt of {trace.n_prompt_tokens}; {bins} bins need 2 each, and a prompt"
         return undefined(method=METHOD, quantity="misaligned tokens", unit="1", reason=reason, provenance=provenance)
     span = slice(first - trace.n_prompt_tokens, first - trace.n_prompt_tokens + n)
     found, own = (greedy_misses(model, trace)[span] for model in (base, reasoner))
@@ -60,7 +77,10 @@ def misalignment_of_trace(
         values=values,
         null=Band.of(ends[0][0], ends[0][1], values.shape, "the reasoner on its own text, 95%"),
         interval=Band.of(
-            ends[1][0], ends[1][1], values.shape, "over tokens, as few as the likeness in a sentence leaves, 95%"
+            ends[1][0],
+            ends[1][1],
+            values.shape,
+            "over the effective number of tokens, which are alike within a sentence, 95%",
         ),
         arrays={"misses": found, "by_index": _by_index(sentences, found, first)},
         numbers={"rate": float(found.mean()), "rate_of_reasoner": float(own.mean())},
@@ -69,8 +89,12 @@ def misalignment_of_trace(
 
 
 def worth(misses: Values, units: NDArray[np.int64]) -> float:
-    """How many independent tries one of `misses` (token,) is, up to 1, for the tokens of a sentence (`units`) are alike: p (1 − p) / n over
-    the variance that the sentences show (Kish's design effect, Survey Sampling, 1965). 1 where all are alike, or of one sentence."""
+    """How many independent tries one of `misses` (token,) is worth, up to 1, because tokens of a sentence (`units`) are
+    alike.
+
+    p (1 − p) / n over the variance that the sentences show (Kish's design effect, Survey Sampling, 1965). 1 if all
+    misses are equal, or belong to one sentence.
+    """
     n, mean = len(np.unique(units)), misses.mean()
     left = np.bincount(np.unique(units, return_inverse=True)[1], weights=misses - mean)
     seen = float(left @ left) * n / max(n - 1, 1) / len(misses) ** 2
@@ -78,12 +102,13 @@ def worth(misses: Values, units: NDArray[np.int64]) -> float:
 
 
 def _ends(parts: Sequence[Values], each: float) -> Values:
-    """The ends (2, bin) of Wilson's interval of each part's mean, `each` of its values so much of a try."""
+    """The ends (2, bin) of Wilson's interval of each part's mean; each value counts as `each` of a try."""
     return np.transpose([wilson_interval(part.sum() * each, len(part) * each) for part in parts])
 
 
 def _by_index(sentences: Sequence[Sentence], misses: Values, first: int, places: int = 10) -> Values:
-    """Mean over sentences of the misses, of tokens from `first` on, at their first, second … token; NaN where none was judged."""
+    """Mean over sentences of the misses, of tokens from `first` on, at their first, second … token; NaN if none was
+    judged."""
     judged = np.concatenate([np.full(first, np.nan), misses])
     rows = np.full((len(sentences), places), np.nan)
     for row, sentence in enumerate(sentences):

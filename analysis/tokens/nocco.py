@@ -5,22 +5,24 @@ import numpy as np
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 
-SIGMA, EPSILON = 50.0, 1e-5  # of the published code; the paper's appendix tries widths from 50 to 400
-_TOLERANCE = 1e-14  # of the kernel's diagonal, which is 1
-_CHUNK = 2**16  # coordinates worked on at once: their factors stay in the processor's cache
+SIGMA, EPSILON = 50.0, 1e-5  # from the published code; the paper's appendix tries widths from 50 to 400
+_TOLERANCE = 1e-14  # relative to the kernel's diagonal, which is 1
+_CHUNK = 2**16  # coordinates at a time, so that their factors stay in the processor's cache
 
 
 def mutual_information(x: Values, y: Values, *, sigma: float = SIGMA, epsilon: float = EPSILON) -> Values:
-    """Dependence of each row of `x` (row, d_model) on `y` (d_model,) or (target, d_model): (row,), or (row, target), no unit.
+    """Dependence of each row of `x` (row, d_model) on `y` (d_model,) or (target, d_model): (row,), or (row, target),
+    without unit.
 
-    The d coordinates are d paired scalar samples (MI-Peaks, arXiv 2506.02867, its code's `hsic_normalized_cca`):
-    K_ij = exp(−(x_i − x_j)² / 2σ²), K̃ = HKH, R = K̃ (K̃ + εd I)⁻¹, value = tr(R_x R_y), which lies between 0 and the smaller
-    effective rank. A Gaussian kernel of scalars has a tiny numerical rank r (3 to 40), so with K = AAᵀ, A centred and c = εd
-    it is tr(G_x⁻¹ C G_y⁻¹ Cᵀ) for G = AᵀA + cI and C = A_xᵀA_y: O(d r²) where the dense form takes O(d³).
+    The d coordinates are d paired scalar samples (MI-Peaks, arXiv 2506.02867, its code's `hsic_normalized_cca`): K_ij =
+    exp(−(x_i − x_j)² / 2σ²), K̃ = HKH, R = K̃ (K̃ + εd I)⁻¹, value = tr(R_x R_y), which lies between 0 and the smaller
+    effective rank. A Gaussian kernel of scalars has a tiny numerical rank r (3 to 40), so with K = AAᵀ, A centred and c
+    = εd it is tr(G_x⁻¹ C G_y⁻¹ Cᵀ) for G = AᵀA + cI and C = A_xᵀA_y: O(d r²), where the dense form takes O(d³).
 
-    Departures: float64 (the published float32 is off by up to .06 at d = 4096); a constant vector gives exactly 0, as it does
-    there in exact arithmetic. It is no mutual information in nats, and it depends on the scale of activations against σ: values
-    of other layers and models are not comparable without saying so. Raises InputError for shapes or values that do not fit.
+    Departures: float64 (the published float32 is off by up to .06 at d = 4096); a constant vector gives exactly 0, as
+    it does there in exact arithmetic. The value is not mutual information in nats, and it depends on the scale of
+    activations relative to σ, so values of different layers or models cannot be compared directly. Raises InputError
+    for shapes or values that do not fit.
     """
     rows, targets = np.atleast_2d(np.asarray(x, np.float64)), np.atleast_2d(np.asarray(y, np.float64))
     if rows.ndim != 2 or targets.ndim != 2 or rows.shape[1] != targets.shape[1] or rows.shape[1] < 2:
@@ -28,7 +30,7 @@ def mutual_information(x: Values, y: Values, *, sigma: float = SIGMA, epsilon: f
     if not (np.isfinite(rows).all() and np.isfinite(targets).all()):
         raise InputError("a representation is NaN or infinite; record the traces again in float32 or bfloat16")
     if not (sigma > 0 and epsilon > 0):
-        raise InputError(f"sigma {sigma} and epsilon {epsilon} have to be above 0")
+        raise InputError(f"sigma {sigma} and epsilon {epsilon} must be above 0")
     ridge = epsilon * rows.shape[1]
     sides = [_Side(target[None], sigma, ridge) for target in targets]
     values = np.empty((len(rows), len(targets)))
@@ -41,7 +43,8 @@ def mutual_information(x: Values, y: Values, *, sigma: float = SIGMA, epsilon: f
 
 
 def squared_correlation(x: Values, y: Values) -> Values:
-    """r² of the coordinates of each row of `x` (row, d_model) with those of `y` (d_model,): the linear part of the above; (row,)."""
+    """r² of the coordinates of each row of `x` (row, d_model) with those of `y` (d_model,): the linear part of the
+    dependence; (row,)."""
     rows = np.asarray(x, np.float64) - np.mean(x, axis=1, keepdims=True)
     target = np.asarray(y, np.float64) - np.mean(y)
     products = rows @ target
@@ -68,10 +71,11 @@ class _Side:
 
 
 def kernel_factor(rows: Values, sigma: float) -> Values:
-    """A of K = AᵀA for the Gaussian kernel of each row's scalars, (row, rank, d_model): Cholesky, largest residual first.
+    """A of K = AᵀA for the Gaussian kernel of each row's scalars, (row, rank, d_model): Cholesky, largest residual
+    first.
 
-    The rows go on together until the last of them has a residual of at most 1e-14 on its whole diagonal; one that is done before
-    gets factors of zeros. In place, because memory traffic is what this costs.
+    All rows continue until the last of them has a residual of at most 1e-14 on its whole diagonal; a row that finishes
+    earlier gets factors of zeros. Works in place, because memory traffic is the cost.
     """
     n, width = rows.shape
     here = np.arange(n)

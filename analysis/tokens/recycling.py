@@ -1,4 +1,5 @@
-"""Representation Recycling: a step about to write a thinking token runs again on what it computed (MI-Peaks, arXiv 2506.02867)."""
+"""Representation Recycling: a step about to write a thinking token runs again on what it computed (MI-Peaks, arXiv
+2506.02867)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +23,15 @@ from reasonscope.steering.experiments.experiment import ArmMeasurements, Steerin
 
 @dataclass(frozen=True, kw_only=True)
 class Recycling:
-    """Representation Recycling: with `probability`, a step about to write one of `tokens` runs its input again, with the input of block
-    `layer` at the last position replaced by what that block just put out. `at_random` recycles that share of ALL steps instead: the
-    control for the extra computation. Other `coins` fall otherwise on the same draws."""
+    """Parameters of Representation Recycling.
+
+    Attributes:
+        layer: The block whose input at the last position is replaced by its own output in the second run.
+        tokens: A step about to write one of these runs again.
+        probability: With this probability.
+        at_random: If given, this share of ALL steps is recycled instead: the control for the extra computation.
+        coins: Another number gives other coin flips for the same draws.
+    """
 
     layer: int
     tokens: tuple[int, ...]
@@ -34,12 +41,12 @@ class Recycling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1 or not 0 <= (self.at_random or 0) <= 1:
-            raise InputError(f"probabilities {self.probability} and {self.at_random}; they have to be from 0 to 1")
+            raise InputError(f"probabilities {self.probability} and {self.at_random}; they must be from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recycled:
-    """Completions, and how often a step was run again in each: (prompt,)."""
+    """Completions, and how many steps were run again in each: (prompt,)."""
 
     completions: list[Completion]
     recycled: tuple[int, ...]
@@ -50,10 +57,11 @@ def recycle(
 ) -> Recycled:
     """Complete prompts with Representation Recycling (section 5 of the paper; its code's RR_model.py).
 
-    Departures: coins come from the sequence's own seed, so a run can be repeated (the code draws them unseeded, from all sequences in
-    turn); the second run REPLACES the keys and values of the first (with recent transformers the code appends them, and the position
-    counts twice); layer 0 is possible. Probability 0 gives exactly what `generate` gives. Raises InputError for a layer that is not
-    there, or prompts and seeds that cannot be fed, ContextError for a prompt that leaves no room.
+    Departures: coins come from the sequence's own seed, so that a run can be repeated (the code draws them unseeded,
+    from all sequences in turn); the second run REPLACES the keys and values of the first (with recent transformers the
+    code appends them, and the position counts twice); layer 0 is possible. Probability 0 gives exactly the output of
+    `generate`. Raises InputError for a layer that does not exist, or prompts and seeds that cannot be fed; ContextError
+    for a prompt that leaves no room.
     """
     if not 0 <= how.layer < model.n_layers:
         raise InputError(f"layer {how.layer}; {model.name} has {model.n_layers} blocks, from 0")
@@ -100,7 +108,7 @@ def recycle(
         lengths[now] = index + 1
         stopped |= now
         going &= ~now & (limits > index + 1)
-        # What has ended is fed on, masked: its positions stay within the context.
+        # Sequences that have ended are still fed, but masked: their positions stay within the context.
         feed, mask = token[:, None], torch.cat([mask, going[:, None].to(mask)], dim=1)
         if not going.any():
             break
@@ -108,8 +116,8 @@ def recycle(
 
 
 def _forget(cache: object, tokens: int) -> None:
-    """Take the last `tokens` columns out of a cache, all of it where they are all that it has."""
-    for layer in cache.layers:  # type: ignore[attr-defined]  # a transformers Cache by now
+    """Remove the last `tokens` columns from a cache, or everything if it has no more."""
+    for layer in cache.layers:  # type: ignore[attr-defined]  # now a transformers Cache
         layer.keys, layer.values = layer.keys[:, :, :-tokens], layer.values[:, :, :-tokens]
 
 
@@ -149,9 +157,31 @@ def recycling_study(
     batch_size: int = 16,
     seed: int = 0,
 ) -> Result:
-    """Accuracy and length with recycling, without, and with as many steps recycled at random: axes (arm, metric).
+    """Accuracy and length with Representation Recycling, without it, and with as many steps recycled at random (arXiv
+    2506.02867).
 
-    The random arms recycle the share of all steps that the thinking tokens made up, each with coins of its own.
+    Args:
+        model: A native model.
+        problems: Problems with gold answers.
+        sampling: How to sample.
+        how: The parameters of recycling.
+        n_controls: Random arms, which recycle the share of all steps that the thinking tokens made up, each with its
+            own coins.
+        batch_size: Prompts per batch.
+        seed: Random seed.
+
+    Returns:
+        Axes (arm, metric): accuracy and tokens; the null is the range of the random arms.
+
+    Raises:
+        InputError: For a layer that does not exist, or problems without gold answers.
+
+    Departures: those of `recycle`: seeded coins, and keys and values that are replaced, not appended.
+
+    Example:
+        from reasonscope.analysis.tokens.recycling import Recycling
+        how = Recycling(layer=12, tokens=(14190,))  # " Wait"
+        result = rs.analysis.recycling_study(model, problems, rs.Sampling(temperature=0.6), how)
     """
     experiment = SteeringExperiment(model, problems, sampling, batch_size=batch_size, on_given_text=False)
     counts: dict[str, int] = {"base": 0}

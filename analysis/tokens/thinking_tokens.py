@@ -1,4 +1,5 @@
-"""What thinking tokens do: forbid them, feed them twice (Representation Recycling), or add them to think longer (arXiv 2506.02867)."""
+"""What thinking tokens do: forbid them, feed them twice (Representation Recycling), or add them to think longer
+(arXiv 2506.02867)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from reasonscope.steering.experiments.experiment import SteeringExperiment
 
 
 def token_ids_of(model: Model, words: Sequence[str] = THINKING_WORDS) -> list[int]:
-    """Every token of the vocabulary that is one of `words` but for white space around it. Raises InputError where none is."""
+    """Every token of the vocabulary that is one of `words`, apart from white space. Raises InputError if none is."""
     wanted = set(words)
     special = set(model.tokenizer.all_special_ids)
     found = [
@@ -31,16 +32,17 @@ def token_ids_of(model: Model, words: Sequence[str] = THINKING_WORDS) -> list[in
         if index not in special and model.tokenizer_backend.decode([index], skip_special_tokens=False).strip() in wanted
     ]
     if not found:
-        raise InputError(f"no token of {model.name} is one of {', '.join(sorted(wanted))}; give words of its own")
+        raise InputError(f"no token of {model.name} is one of {', '.join(sorted(wanted))}; give words that it has")
     return found
 
 
 def frequency_matched(
     thinking: Sequence[int], traces: Sequence[Trace], *, nearest: int = 5, seed: int = 0
 ) -> list[int]:
-    """The control: for each thinking token that the traces use, another one of about its frequency, drawn from the `nearest`.
+    """The control: for each thinking token that the traces use, another token with about its frequency, drawn from the
+    `nearest`.
 
-    Raises InputError where the traces have too few other tokens to choose from.
+    Raises InputError if the traces have too few other tokens.
     """
     counts = Counter(int(i) for trace in traces for i in trace.token_ids[trace.n_prompt_tokens : -1])
     rng = np.random.default_rng(seed)
@@ -65,10 +67,32 @@ def token_suppression(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Result:
-    """Accuracy and length where the thinking tokens can never be written, against as many random ones of equal frequency.
+    """Accuracy and length when thinking tokens can never be written, against random tokens of equal frequency (arXiv
+    2506.02867).
 
-    Axes (arm, metric): `base`, `thinking`, `random 1` … The null of every arm is the range of the random ones. The tokens of the
-    control are matched on the base arm's own traces (the paper's figure 5 takes any random tokens). Raises InputError.
+    Args:
+        model: The model.
+        problems: Problems with gold answers.
+        sampling: How to sample.
+        words: The thinking tokens.
+        n_controls: Random arms, each of which forbids as many tokens of about the same frequency.
+        batch_size: Prompts per batch.
+        seed: Random seed.
+
+    Returns:
+        Axes (arm, metric): `base`, `thinking`, `random 1` … with accuracy and tokens. The null of every arm is the
+        range of the random ones.
+
+    Raises:
+        InputError: If the vocabulary has none of the words, or the base arm too few other tokens to match.
+
+    Departures: control tokens are matched in frequency on the base arm's own traces; the paper's figure 5 takes any
+    random tokens.
+
+    Example:
+        sampling = rs.Sampling(temperature=0.6, max_new_tokens=2048)
+        result = rs.analysis.token_suppression(model, problems, sampling)
+        result.at(metric="accuracy")
     """
 
     experiment = SteeringExperiment(model, problems, sampling, batch_size=batch_size, on_given_text=False)
@@ -94,11 +118,12 @@ def think_longer(
     rounds: int = 1,
     batch_size: int = 32,
 ) -> list[str | None]:
-    """The answer of each trace after its thinking was begun again with `word` `rounds` times, where it would have closed (TTTS, section 5).
+    """The answer of each trace after its thinking was extended with `word`, `rounds` times, each time it would have
+    closed (TTTS, section 5).
 
-    Each round replaces the closing tag by the word's token and lets the model go on for `sampling.max_new_tokens` at most; a thinking
-    that does not close within that is closed by force. `word` "" adds nothing: the control, which only asks for the answer. Raises
-    InputError for a word that is more than one token, or a trace without thinking.
+    Each round replaces the closing tag by the word's token and lets the model continue for at most
+    `sampling.max_new_tokens`; thinking that is still open then is closed by force. `word` "" adds nothing: the control,
+    which only asks for the answer. Raises InputError for a word of several tokens, or a trace without thinking.
     """
     ids = model.tokenizer.encode(f" {word}" if word else "", add_special_tokens=False)
     if len(ids) > 1:
@@ -109,7 +134,7 @@ def think_longer(
     answers: list[str | None] = []
     for trace in traces:
         if trace.state not in ("closed", "truncated"):
-            raise InputError(f"trace {trace.id!r} has no thinking to go on with ({trace.state}); leave it out")
+            raise InputError(f"trace {trace.id!r} has no thinking to extend ({trace.state}); leave it out")
         answers.append(_longer(model, writer, trace, tuple(ids), sampling, rounds))
     return answers
 
@@ -143,10 +168,11 @@ def time_scaling(
     rounds: int = 1,
     seed: int = 0,
 ) -> Result:
-    """Accuracy after thinking on from each word, from control words that are no thinking words, and from none: axes (word, metric).
+    """Accuracy after extending the thinking with each word, with control words that are not thinking words, and with
+    none: axes (word, metric).
 
-    Departure: the paper's numbers are those of its best word, chosen on the same problems; here every word is shown, the null is the
-    range of the controls, and `numbers` has the mean over words.
+    Departure: the paper's numbers are those of its best word, chosen on the same problems; here every word is shown,
+    the null is the range of the controls, and `numbers` has the mean over words.
     """
     outcomes = {}
     for word in ("", *words, *controls):
@@ -159,7 +185,7 @@ def time_scaling(
     null = np.array([outcomes[word].mean() for word in controls])
     return Result(
         method="time_scaling",
-        quantity="accuracy after thinking on from a word",
+        quantity="accuracy after extending the thinking with a word",
         unit="1",
         axes=(Axis.of("word", outcomes), Axis.of("metric", ("accuracy",))),
         values=values,

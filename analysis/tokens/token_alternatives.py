@@ -1,4 +1,5 @@
-"""What else a model could have written at each token of a trace, and how a steering vector, or a head less, changes its mind."""
+"""What else a model could have written at each token of a trace, and how a steering vector or a missing head changes
+that."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,18 +25,35 @@ from reasonscope.steering.vectors.intervention import Intervention, Steering
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import SteeringVector
 
-_ROWS = 256  # tokens whose distributions are sorted at a time
+_ROWS = 256  # tokens per sort of distributions
 
 
 def alternatives(
     model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *, top: int = 5, seed: int = 0
 ) -> Result:
-    """Log-probability (nats, temperature 1) of each token that was generated, the trace read again: axes (token,).
+    """The log-probability of each generated token, and the likeliest tokens in its place, by reading the trace again.
 
-    A token is labelled by its index in the trace. `arrays`: `ids` and `logprobs` (token, rank) of the `top` likeliest tokens at its
-    place; `numbers`: `pieces`, the text of each of these ids, and `first_choice`, the share of tokens that were the likeliest,
-    with its interval over the trace's `sentences` (without two of them, none).
-    Null: the log-probability of what the model would draw there itself, 95 % of its own distribution. Raises InputError, ContextError.
+    Args:
+        model: The model.
+        trace: The trace, with tokens.
+        sentences: Its sentences, over which intervals are resampled (at least two).
+        top: How many alternatives to keep.
+        seed: Random seed.
+
+    Returns:
+        Axes (token,): nats at temperature 1; a token is labelled by its index in the trace. The null is the
+        log-probability of what the model itself would draw there, 95 % of its own distribution. `arrays`: `ids` and
+        `logprobs` (token, rank) of the `top` likeliest tokens. `numbers`: `pieces`, the text of each of these ids, and
+        `first_choice`, the share of tokens that were the likeliest, with its interval.
+
+    Raises:
+        InputError: If the trace cannot be fed.
+        ContextError: If it exceeds the model's context.
+
+    Example:
+        trace = rs.open_run("runs/mine").store.trace("p1/0")
+        result = rs.analysis.alternatives(model, trace, rs.sentences(trace))
+        result.numbers["first_choice"]
     """
     common: dict[str, Any] = {
         "method": "alternatives",
@@ -91,16 +109,37 @@ def steering_shift(
     n_controls: int = 20,
     seed: int = 0,
 ) -> Result:
-    """Log-probability (nats, temperature 1) that the steered model gives each generated token, less the model's own: axes (token,).
+    """How a steering vector changes the log-probability of each token of a trace, by reading it again.
 
-    The trace is read again, so both say it of the same words. `arrays`: `kl` (token,), of the steered from the unsteered distribution;
-    `random` (draw,), the mean change of each control. `numbers`: means with intervals over the trace's `sentences` (without two of
-    them, none). Null: vectors of the same norm in random directions, applied alike, 95 % of
-    `n_controls`. A state where the scope touches none of the trace's tokens. Raises InputError, ContextError.
+    Args:
+        model: The model.
+        trace: The trace, with tokens.
+        vector: The steering vector.
+        multiplier: Its strength.
+        scope: The tokens at which it is applied.
+        sentences: The trace's sentences, over which intervals are resampled (at least two).
+        name: A name for the vector in the result.
+        n_controls: Random vectors of the same norm, applied in the same way, for the null.
+        seed: Random seed.
+
+    Returns:
+        Axes (token,): steered minus base log-probability of the written token, nats at temperature 1. `arrays`: `kl`
+        (token,), of the steered from the unsteered distribution, and `random` (draw,), the mean change of each control.
+        `numbers`: means with intervals. The null is 95 % of the controls. Undefined, with the reason, if the scope has
+        none of the trace's tokens.
+
+    Raises:
+        InputError: If the trace cannot be fed, or the vector does not fit the model.
+        ContextError: If the trace exceeds the model's context.
+
+    Example:
+        vector = rs.SteeringVector.load("runs/mine/steering/seal.safetensors")
+        result = rs.analysis.steering_shift(model, trace, vector, 1.0, rs.Scope(), rs.sentences(trace))
+        result.arrays["kl"].mean()
     """
     common: dict[str, Any] = {
         "method": "steering_shift",
-        "quantity": "log-probability of the written token, steered less base",
+        "quantity": "log-probability of the written token, steered minus base",
         "unit": "nats",
     }
     provenance = {
@@ -144,11 +183,30 @@ def steering_shift(
 def head_effects(
     model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *, n_controls: int = 5, seed: int = 0
 ) -> Result:
-    """KL(with ‖ without) in nats of the next token, without a head meaning that its `z` is 0, mean over the generated tokens: axes
-    (layer, head), with the 95 % interval over the trace's `sentences` (without two of them, none).
+    """What each attention head contributes to the next tokens: KL(with ‖ without), where "without" sets the head's `z`
+    to 0.
 
-    Null: in place of the head, at each token a vector as long as what its absence changes of `attn_out` is added there in a random
-    direction; the range of `n_controls`. A state for a trace without generated tokens. Raises InputError, ContextError, SiteError.
+    Args:
+        model: The model.
+        trace: The trace, with tokens.
+        sentences: Its sentences, over which intervals are resampled (at least two).
+        n_controls: Random directions for the null.
+        seed: Random seed.
+
+    Returns:
+        Axes (layer, head): mean over the generated tokens in nats, with the 95 % interval. The null adds to `attn_out`,
+        at each token, a vector in a random direction, as long as the change that the head's absence makes; the band is
+        the range of `n_controls` draws. Undefined, with the reason, for a trace without generated tokens.
+
+    Raises:
+        InputError: If the trace cannot be fed.
+        ContextError: If it exceeds the model's context.
+        SiteError: If the model lacks a site.
+
+    Example:
+        trace = rs.open_run("runs/mine").store.trace("p1/0")
+        result = rs.analysis.head_effects(model, trace, rs.sentences(trace))
+        result.values > result.null.high  # (layer, head)
     """
     common: dict[str, Any] = {
         "method": "head_effects",
@@ -211,7 +269,7 @@ def _kl(one: Tensor, other: Tensor) -> Values:
 
 
 def _nothing_written(trace: Trace) -> str:
-    """Why there is no token to look at; empty where there are some."""
+    """Why the trace has no tokens to look at; empty if it has some."""
     if not len(trace.token_ids):
         return "the trace has no tokens; import it with a tokenizer"
     if not 0 < trace.n_prompt_tokens < len(trace.token_ids):
@@ -220,7 +278,7 @@ def _nothing_written(trace: Trace) -> str:
 
 
 def _logits(model: Model, trace: Trace, done: Intervention | None = None) -> Tensor:
-    """What predicts each generated token: (token, vocab)."""
+    """The logits that predict each generated token: (token, vocab)."""
     fed = trace.token_ids[:-1].tolist()
     check_sequence(model, fed)
     ids = torch.tensor([fed], device=model.device)

@@ -1,4 +1,5 @@
-"""Next-token distributions from hidden states, a stretch of the vocabulary at a time: no token × vocabulary array is ever whole."""
+"""Next-token distributions from hidden states, a chunk of the vocabulary at a time: a token × vocabulary array is
+never complete."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ ROWS = 256  # tokens at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Unembedding:
-    """From the final hidden state, behind the last norm, to logits: `weight` (vocab, d_model), `bias` (vocab,), Gemma 2's `softcap`."""
+    """From the final hidden state, after the last norm, to logits: `weight` (vocab, d_model), `bias` (vocab,), Gemma
+    2's `softcap`."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -23,7 +25,7 @@ class Unembedding:
 
     @classmethod
     def of(cls, model: Model) -> "Unembedding":
-        """That of `model`. Raises InputError where accelerate has offloaded it."""
+        """That of `model`. Raises InputError if accelerate has offloaded it."""
         module = model.hf.get_submodule(model.layout.unembedding)
         weight, bias = module.weight, getattr(module, "bias", None)
         assert isinstance(weight, Tensor)
@@ -39,19 +41,22 @@ class Unembedding:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def chunks(self, size: int = CHUNK) -> Iterator[slice]:
+        """Slices of the vocabulary with `size` entries."""
         return (slice(start, start + size) for start in range(0, len(self.weight), size))
 
 
 def kl_from_hidden(
     unembedding: Unembedding, hidden: Tensor, other: Tensor, *, temperature: float, chunk: int = CHUNK, rows: int = ROWS
 ) -> Tensor:
-    """KL(P‖Q) in nats of next-token distributions at `temperature`: P from `hidden` (token, d_model), Q from `other` (…, token, d_model).
+    """KL(P‖Q) in nats of next-token distributions at `temperature`: P from `hidden` (token, d_model), Q from `other`
+    (…, token, d_model).
 
-    Returns (…, token), what `kl_divergence` gives for the whole arrays. One pass over the vocabulary: with running maxima m, Σ exp(p − m)(p − q) / Σ exp(p − m) − log Z_P + log Z_Q.
-    Raises InputError for a temperature that is not above 0.
+    Returns (…, token), the same as `kl_divergence` of the whole arrays. One pass over the vocabulary: with running
+    maxima m, Σ exp(p − m)(p − q) / Σ exp(p − m) − log Z_P + log Z_Q. Raises InputError for a temperature that is not
+    above 0.
     """
     if not temperature > 0:
-        raise InputError(f"temperature {temperature}: above 0; greedy decoding has no distribution to compare")
+        raise InputError(f"temperature {temperature} must be above 0: greedy decoding has no distribution to compare")
     parts = []
     for start in range(0, hidden.shape[0], rows):
         p, q = hidden[start : start + rows], other[..., start : start + rows, :]
@@ -61,7 +66,7 @@ def kl_from_hidden(
             weighted = weighted.adding(own, own - their)
             left, right = left.adding(own), right.adding(their)
         parts.append(weighted.total / left.total - left.logsumexp + right.logsumexp)
-    return torch.cat(parts, dim=-1).clamp(min=0)  # rounding takes a KL of 0 below it
+    return torch.cat(parts, dim=-1).clamp(min=0)  # rounding can make a KL of 0 negative
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,2 @@
-"""Whole traces: trajectories, reflection, selection of steps, and agreement between signals."""
+"""Analyses of whole traces: trajectories, reflection, selection among samples, differences between runs, and
+agreement of signals."""

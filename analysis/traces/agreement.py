@@ -1,4 +1,4 @@
-"""One trace, every signal: what each says of each sentence, side by side, and where they agree."""
+"""One trace, every signal: how each ranks the sentences, and how far the signals agree."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -13,7 +13,7 @@ from reasonscope.data.arrays import Values
 from reasonscope.data.trace import Sentence, Trace
 
 METHOD = "agreement"
-# What is put side by side: a method, and which of its lines or arrays; more is more critical in all of them.
+# The signals: a method, and which of its lines or arrays. Higher means more critical in all of them.
 _LINES = (
     ("mi", ""),
     ("entropy", ""),
@@ -30,10 +30,10 @@ METHODS = tuple(dict.fromkeys(method for method, _ in _LINES))
 
 
 def signals_of(results: Mapping[str, Result], sentences: Sequence[Sentence]) -> dict[str, Values]:
-    """Every known signal of one trace by name, one number a sentence; `results` by method.
+    """Every known signal of one trace by name, one number per sentence; `results` by method.
 
-    One that was not measured, or that was measured over other sentences than these, is left out. Effects of sentences on sentences
-    (suppression, replacement) count as the mean effect that a sentence has on all later ones.
+    A signal that was not measured, or was measured over other sentences, is left out. Effects of sentences on sentences
+    (suppression, replacement) count as the mean effect of a sentence on all later ones.
     """
     found = {}
     for method, name in _LINES:
@@ -53,8 +53,11 @@ def signals_of(results: Mapping[str, Result], sentences: Sequence[Sentence]) -> 
 
 
 def per_sentence(result: Result, sentences: Sequence[Sentence], name: str | None = None) -> Values:
-    """One number a sentence (sentence,): a result over sentences as it is, one over tokens by its mean in the sentence; of further axes
-    the last label, or `name`. NaN for a sentence without a measured token."""
+    """One number per sentence (sentence,), from a result over sentences, or over tokens by their mean within the
+    sentence.
+
+    Of a further axis, the label `name` or else the last one is read. NaN for a sentence without a measured token.
+    """
     axis = result.axes[-1]
     line = result.values.reshape(-1, len(axis))
     labels = result.axes[0].labels if result.values.ndim > 1 else ("",)
@@ -79,11 +82,28 @@ def signal_agreement(
     n_permutations: int = 500,
     seed: int = 0,
 ) -> Result:
-    """Each signal's standing of each sentence: axes (signal, sentence), as rank from 0 to 1 within the trace, NaN where not measured.
+    """Rank the sentences of a trace by every signal, and say where the signals agree.
 
-    The null is a signal that knows nothing: the mean rank over all signals, in 95 % of permutations, is the band of each place.
-    `numbers`: for each pair of signals their rank correlation, what of it is `beyond_place` (`serial_correlation`) with its p-value, and
-    the same corrected for all pairs (Holm); `top`, the sentences whose mean rank is above the band, first the highest.
+    Args:
+        trace: The trace.
+        sentences: Its sentences.
+        signals: By name, (sentence,) values; higher means more critical (see `signals_of`).
+        n_permutations: Permutations for the null.
+        seed: Random seed.
+
+    Returns:
+        Axes (signal, sentence): ranks from 0 to 1 within the trace, NaN if not measured. The null is signals without
+        information: the band of each sentence is 95 % of the mean rank over permuted signals. `numbers`: for each pair
+        of signals their rank correlation, the part of it `beyond_place` (`serial_correlation`) with its p-value, and
+        the same corrected for all pairs (Holm); `top`, the sentences whose mean rank is above the band, highest first.
+
+    Raises:
+        InputError: For fewer than 4 sentences or no signals.
+
+    Example:
+        rs.analyse("suppression", "runs/mine")
+        rs.analyse("agreement", "runs/mine")  # joins every result that the run has
+        result = next(rs.open_run("runs/mine").results("agreement"))
     """
     n = len(sentences)
     provenance = {"trace": trace.id, "seed": seed}
@@ -120,7 +140,7 @@ def signal_agreement(
 
 
 def _ranks(values: Values) -> Values:
-    """Share of the other measured sentences that are below: 0 for the lowest, 1 for the highest, ties between."""
+    """Share of the other measured sentences that are lower: 0 for the lowest, 1 for the highest, ties in between."""
     known = np.isfinite(values)
     ranks = np.full(len(values), np.nan)
     if known.sum() > 1:
@@ -131,7 +151,7 @@ def _ranks(values: Values) -> Values:
 
 
 def _filled(ranks: Values) -> Values:
-    """An unmeasured sentence stands in the middle, so that it is neither critical nor the opposite."""
+    """An unmeasured sentence gets the middle rank, so that it counts neither as critical nor as uncritical."""
     return np.where(np.isfinite(ranks), ranks, 0.5)
 
 

@@ -1,4 +1,5 @@
-"""Which tokens of a response set its rhythm, and how much more each of them should be credited (arXiv 2510.13554, section 5)."""
+"""Which tokens of a response set its rhythm, and how much more credit each of them should get (arXiv 2510.13554,
+section 5)."""
 
 from dataclasses import dataclass
 
@@ -10,8 +11,8 @@ from reasonscope.data.errors import InputError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CoupledCredit:
-    """`gamma` (token,) multiplies a token's advantage. `anchors` carry influence; a `dominated` one hands part of its bonus back to its
-    `intros`, the token where the local rhythm broke just before it."""
+    """`gamma` (token,) multiplies a token's advantage. `anchors` carry influence; a `dominated` one hands part of
+    its bonus back to its `intros`, the token where the local rhythm broke just before it."""
 
     gamma: Values
     anchors: tuple[int, ...]
@@ -28,10 +29,11 @@ def coupled_credit(
     back_share: float = 0.5,
     lookback: int = 3,
 ) -> CoupledCredit:
-    """Anchors are the `top_share` of tokens by FAI; one is dominated where WAAD is at most its median and the largest |ΔWAAD| of the
-    `lookback` tokens before it is at least the median of |ΔWAAD|.
+    """Anchors are the `top_share` of tokens by FAI; one is dominated if its WAAD is at most the median and the largest
+    |ΔWAAD| of the `lookback` tokens before it is at least the median of |ΔWAAD|.
 
-    The paper leaves the thresholds open; lower medians are one third party's choice. Raises InputError for lengths that differ.
+    The paper leaves the thresholds open; lower medians are one third party's choice. Raises InputError for different
+    lengths.
     """
     if waad.shape != fai.shape or waad.ndim != 1 or not len(waad):
         raise InputError(f"WAAD {waad.shape} and FAI {fai.shape}: give both for the same tokens")

@@ -1,4 +1,5 @@
-"""What thinking does behind its first answer: confirming, correcting, breaking (First Try Matters, arXiv 2510.08308), and failed steps."""
+"""What thinking does after its first answer: confirming, correcting, breaking (First Try Matters, arXiv 2510.08308),
+and failed steps."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -26,7 +27,8 @@ _STATES = re.compile(r"\\f?boxed\b|\banswer\b[*_]*\s*(?:is\b|should be\b|must be
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A sentence that states an answer to the whole problem: its index, the answer, and whether it is right (None: no gold)."""
+    """A sentence that states an answer to the whole problem: its index, the answer, and whether it is right (None:
+    no gold answer)."""
 
     sentence: int
     answer: str
@@ -37,10 +39,10 @@ Detector = Callable[[Sentence], str | None]
 
 
 def stated_answer(sentence: Sentence) -> str | None:
-    """The answer that a sentence states in so many words ("the answer is", a box), else None.
+    """The answer that a sentence states explicitly ("the answer is", a box), else None.
 
-    Departure: the paper asks a large model for every line with a candidate; this rule costs nothing and misses candidates that are not
-    named as one. Give another `Detector` where there is a better one.
+    Departure: the paper asks a large model for every line with a candidate. This rule costs nothing and misses
+    candidates that are not named as such; pass another `Detector` if you have a better one.
     """
     return extract_answer(sentence.text) if _STATES.search(sentence.text) else None
 
@@ -48,7 +50,7 @@ def stated_answer(sentence: Sentence) -> str | None:
 def find_candidates(
     sentences: Sequence[Sentence], gold: str | None, detect: Detector = stated_answer
 ) -> list[Candidate]:
-    """Every statement of an answer in order of the sentences."""
+    """Every statement of an answer, in the order of the sentences."""
     found = [(sentence.index, detect(sentence)) for sentence in sentences]
     return [
         Candidate(sentence=index, answer=answer, correct=None if gold is None else equivalent(answer, gold))
@@ -58,13 +60,17 @@ def find_candidates(
 
 
 def transitions(candidates: Sequence[Candidate]) -> list[str]:
-    """What each candidate does to the one before: confirming (the same answer), correcting (wrong to right), breaking (right to wrong),
-    changing (one wrong answer for another, or no gold answer to judge by)."""
+    """What each candidate does to the one before it.
+
+    Confirming (the same answer), correcting (wrong to right), breaking (right to wrong), or changing (one wrong answer
+    for another, or no gold answer to judge by).
+    """
     return _between(_said(candidates))
 
 
 def _said(candidates: Sequence[Candidate]) -> list[tuple[int, bool | None]]:
-    """Which answer each gives, as the number of the first candidate that gives it, and whether it is right: comparing takes long."""
+    """Which answer each candidate gives, as the number of the first one that gives it, and whether it is right;
+    comparing is slow."""
     firsts: list[int] = []
     for i, candidate in enumerate(candidates):
         same = (k for k in sorted(set(firsts)) if equivalent(candidate.answer, candidates[k].answer))
@@ -94,11 +100,27 @@ def reflection_of_trace(
     n_permutations: int = 200,
     seed: int = 0,
 ) -> Result:
-    """How often the thinking confirms, corrects, breaks or changes its answer: axis (kind,), counts.
+    """How often the thinking confirms, corrects, breaks or changes its answer (First Try Matters, arXiv 2510.08308).
 
-    The null puts the trace's own candidates into random order. `numbers`: `first` (the sentence of the first candidate), `reflection` (the
-    share of the thinking behind it, in tokens, or in characters for a trace without tokens), whether the first and the last are right,
-    and `review`, the share of characters in sentences that check or doubt. No sentence that states an answer: undefined.
+    Args:
+        trace: The trace.
+        sentences: Its sentences.
+        detect: Finds the answer that a sentence states, or None.
+        n_permutations: Random orders for the null.
+        seed: Random seed.
+
+    Returns:
+        Axis (kind,): counts. The null puts the trace's own candidates into random order. `numbers`: `first` (the
+        sentence of the first candidate), `reflection` (the share of the thinking after it, in tokens, or in characters
+        for a trace without tokens), whether the first and the last are right, and `review`, the share of characters in
+        sentences that check or doubt. Undefined, with the reason, if no sentence states an answer.
+
+    Departures: the paper asks a large model for every line with a candidate; see `stated_answer`.
+
+    Example:
+        trace = rs.open_run("runs/mine").store.trace("p1/0")
+        result = rs.analysis.reflection_of_trace(trace, rs.sentences(trace))
+        dict(zip(result.axis("kind").labels, result.values))
     """
     provenance = {"trace": trace.id, "seed": seed}
     candidates = find_candidates(sentences, trace.problem.answer, detect)
@@ -143,9 +165,11 @@ def _share_behind(trace: Trace, first: Sentence) -> float:
 
 
 def review_ratio(sentences: Sequence[Sentence], tags: Sequence[str] = REVIEW_TAGS) -> float:
-    """Share of the characters that stand in reviewing sentences (What Characterizes Effective Reasoning?, arXiv 2509.19284).
+    """Share of the characters that are in reviewing sentences (What Characterizes Effective Reasoning?, arXiv
+    2509.19284).
 
-    Departure: the labels are the sentences' tags, of whoever set them, where the paper asks a large model. NaN without sentences.
+    Departure: the labels are the tags of the sentences, whoever set them; the paper asks a large model. NaN without
+    sentences.
     """
     lengths = np.array([len(sentence.text) for sentence in sentences], dtype=np.float64)
     reviewing = np.array([sentence.tag in tags for sentence in sentences], dtype=bool)
@@ -153,16 +177,18 @@ def review_ratio(sentences: Sequence[Sentence], tags: Sequence[str] = REVIEW_TAG
 
 
 def failed_step_fraction(failed: Sequence[bool]) -> float:
-    """Failed steps among all of a labelled graph of steps (FSF, arXiv 2509.19284). Raises InputError for a graph without steps."""
+    """Failed steps among all of a labelled graph of steps (FSF, arXiv 2509.19284). Raises InputError for a graph
+    without steps."""
     if not len(failed):
-        raise InputError("a graph without steps has no share of failed ones")
+        raise InputError("a graph without steps has no share of failed steps")
     return float(np.mean(failed))
 
 
 def unused_steps(depends_on: Sequence[Sequence[int]], final: int = -1) -> NDArray[np.bool_]:
-    """The steps that the final one does not hang on, directly or through others: abandoned, where nobody labelled failures; (step,).
+    """The steps on which the final one does not depend, directly or through others (step,): a proxy for abandoned ones
+    without labels.
 
-    `depends_on[i]` are earlier steps. Raises InputError where one is not earlier.
+    `depends_on[i]` are earlier steps. Raises InputError if one is not earlier.
     """
     n = len(depends_on)
     used = np.zeros(n, dtype=bool)
@@ -170,14 +196,15 @@ def unused_steps(depends_on: Sequence[Sequence[int]], final: int = -1) -> NDArra
     for step in range(n - 1, -1, -1):
         for source in depends_on[step]:
             if not 0 <= source < step:
-                raise InputError(f"step {step} depends on {source}; a step can depend on earlier ones alone")
+                raise InputError(f"step {step} depends on {source}; a step can only depend on earlier ones")
             used[source] |= used[step]
     return ~used
 
 
 @dataclass(frozen=True, kw_only=True)
 class WithinCorrelation:
-    """Rank correlation within problems: `value`, its `p_value` (two-sided) and the `null` (draw,) from shuffling within problems."""
+    """Rank correlation within problems: `value`, its `p_value` (two-sided) and the `null` (draw,) from shuffling
+    within problems."""
 
     value: float
     p_value: float
@@ -188,10 +215,11 @@ class WithinCorrelation:
 def within_question_correlation(
     x: Sequence[float], y: Sequence[float], problems: Sequence[str], *, n_resamples: int = 1000, seed: int = 0
 ) -> WithinCorrelation:
-    """How a measure goes with another (right or not) among traces of the SAME problem: ranks, less each problem's mean.
+    """Correlation of a measure with another (such as correctness) among traces of the SAME problem: ranks, minus each
+    problem's mean.
 
-    Between problems, the harder ones have longer thinking, more failures and fewer right answers, whatever causes what. Raises
-    InputError where no problem has two traces that differ in both.
+    Across problems, harder ones have longer thinking, more failures and fewer right answers, whatever the cause. Raises
+    InputError if no problem has two traces that differ in both measures.
     """
     labels = np.unique(np.asarray(problems), return_inverse=True)[1]
     groups = [np.flatnonzero(labels == group) for group in range(labels.max() + 1)]
@@ -202,7 +230,7 @@ def within_question_correlation(
             side[rows] = ranks - ranks.mean()
     norm = float(np.linalg.norm(sides[0]) * np.linalg.norm(sides[1]))
     if not norm:
-        raise InputError("within no problem do the traces differ in both measures; record more samples of each problem")
+        raise InputError("no problem has traces that differ in both measures; record more samples of each problem")
     rng = np.random.default_rng(seed)
     null = np.empty(n_resamples)
     for i in range(n_resamples):

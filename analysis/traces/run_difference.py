@@ -1,4 +1,5 @@
-"""How two runs differ on the traces that both hold: the mean difference, its interval over problems, and what exchanging the runs gives."""
+"""How two runs differ on their common traces: the mean difference, its interval over problems, and what exchanging
+the runs gives."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from reasonscope.data.intervals import difference_estimate
 class PairedDifference:
     """Means `ours` and `theirs` over `n` traces of `n_groups` problems, and `difference` = ours − theirs.
 
-    `interval`: over whole problems, 95 % (`difference_estimate`); NaN for a single one, which says nothing of it. `chance`: the difference
-    where the two runs are exchanged problem by problem at random, 95 %.
+    `interval`: 95 % over whole problems (`difference_estimate`); NaN for a single problem. `chance`: 95 % of the
+    differences when the two runs are exchanged problem by problem at random.
     """
 
     ours: float
@@ -36,12 +37,15 @@ def paired_difference(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> PairedDifference:
-    """Of a number of each trace (trace,) in two runs, the same traces in the same order, whose problems are `groups`.
+    """The difference between two runs in a number per trace (trace,), given for the same traces in the same order;
+    `groups` are their problems.
 
-    `verdicts`: it is 0 or 1. Raises InputError for no trace and for lengths that differ.
+    `verdicts`: the number is 0 or 1. Raises InputError for no traces and for different lengths.
     """
     if not len(ours) or len(ours) != len(theirs) or len(ours) != len(groups):
-        raise InputError(f"{len(ours)} and {len(theirs)} traces, {len(groups)} groups; give the same, and at least one")
+        raise InputError(
+            f"{len(ours)} and {len(theirs)} traces, {len(groups)} groups; give equally many, and at least one"
+        )
     _, place = np.unique(list(groups), return_inverse=True)
     change = np.bincount(place, weights=ours - theirs)
     counts = np.bincount(place).astype(np.float64)

@@ -1,4 +1,5 @@
-"""Which of several samples to trust, and how many to draw: rules simulated offline on stored samples, tokens beside accuracy."""
+"""Which of several samples to trust, and how many to draw: rules simulated offline on stored samples, with their
+cost in tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ METHOD = "selection"
 
 @dataclass(frozen=True, kw_only=True)
 class SelectedTrace:
-    """What a rule did with the samples of one problem: whether its answer is right, and the tokens that were generated for it."""
+    """The outcome of a rule on the samples of one problem: whether its answer is right, and how many tokens were
+    generated for it."""
 
     correct: bool
     tokens: float
@@ -33,14 +35,15 @@ def single(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
 
 
 def majority(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
-    """The answer that most samples give, ties by chance; all of them are generated."""
+    """The answer that most samples give, ties by chance; all samples are generated."""
     return _vote(samples, sum(map(_tokens, samples)), rng)
 
 
 def short_m(m: int) -> Rule:
-    """short-m@k: all k run side by side and stop when m have ended; the majority of these, ties to the shortest (arXiv 2505.17813).
+    """short-m@k: all k run in parallel and stop once m have ended; the majority of these, ties to the shortest (arXiv
+    2505.17813).
 
-    Tokens are what all k had written by then.
+    The cost is the tokens that all k had written by then.
     """
 
     def rule(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
@@ -52,7 +55,8 @@ def short_m(m: int) -> Rule:
 
 
 def best_by(score: Callable[[Trace], float]) -> Rule:
-    """The sample of the highest score (a latent-trajectory signal, a probe); all are generated. A score of NaN is the lowest."""
+    """The sample with the highest score (a latent-trajectory signal, a probe); all are generated. NaN is the lowest
+    score."""
 
     def rule(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
         scores = [float(score(sample)) for sample in samples]
@@ -63,7 +67,8 @@ def best_by(score: Callable[[Trace], float]) -> Rule:
 
 
 def first_above(score: Callable[[Trace], float], threshold: float) -> Rule:
-    """Samples one after the other until one scores above `threshold`, else the best of all: early answer selection (arXiv 2510.10494)."""
+    """One sample after another until one scores above `threshold`, else the best of all: early answer selection
+    (arXiv 2510.10494)."""
 
     def rule(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
         spent, best, best_score = 0.0, samples[0], -np.inf
@@ -83,11 +88,12 @@ def first_above(score: Callable[[Trace], float], threshold: float) -> Rule:
 def early_stop(
     scores: Callable[[Trace], Values], threshold: float, answer_at: Callable[[Trace, int], str | None]
 ) -> Rule:
-    """One sample, whose thinking ends where a probe's `scores` (checkpoint,) are first above `threshold`.
+    """One sample, whose thinking ends where a probe's `scores` (checkpoint,) first exceed `threshold`, or the whole
+    trace if they never do.
 
-    `answer_at(trace, checkpoint)` is the answer forced there (see `forced_answers`). Tokens are the share of the thinking up to the
-    checkpoint, checkpoints evenly spaced and the last at its end, as far as it was not given (a prefill), and all that the trace wrote
-    behind its thinking, for an answer costs as much there. Never above: the whole trace.
+    `answer_at(trace, checkpoint)` is the answer forced there (see `forced_answers`). The cost is the share of the
+    thinking up to the checkpoint (checkpoints are evenly spaced, the last at its end), as far as it was generated and
+    not a prefill, plus everything that the trace wrote after its thinking, because an answer costs as much there.
     """
 
     def rule(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
@@ -107,9 +113,10 @@ def early_stop(
 def simulate(traces: Sequence[Trace], rules: dict[str, Rule], *, k: int, repeats: int = 20, seed: int = 0) -> Result:
     """Accuracy and tokens of each rule on k stored samples of each problem: axes (rule, metric).
 
-    `repeats` random choices of k samples a problem, the same for every rule; the interval is over problems. The null is a
-    single sample, whose accuracy is the band of every rule's, and `numbers` has the share of problems with any right sample (the
-    ceiling). Raises InputError for traces without a gold answer, or with fewer than k samples of a problem.
+    `repeats` random choices of k samples per problem, the same for every rule; the interval is over problems. The null
+    is a single sample, whose accuracy is the band of every rule's, and `numbers` has the share of problems with any
+    right sample (the ceiling). Raises InputError for traces without a gold answer, or with fewer than k samples of a
+    problem.
     """
     groups: dict[str, list[Trace]] = {}
     for trace in traces:
@@ -157,7 +164,7 @@ def _of_problem(samples: Sequence[Trace], rules: dict[str, Rule], k: int, repeat
 def _vote(
     samples: Sequence[Trace], tokens: float, rng: np.random.Generator, *, shortest: bool = False
 ) -> SelectedTrace:
-    """The largest set of samples with equal answers; a sample without an answer votes for nothing."""
+    """The largest set of samples with equal answers; a sample without an answer does not vote."""
     parties: list[list[Trace]] = []
     for sample in samples:
         if sample.final_answer is None:

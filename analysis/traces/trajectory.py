@@ -1,4 +1,5 @@
-"""How the hidden state moves through a thinking: net, cumulative and aligned change (Tracing the Traces, arXiv 2510.10494)."""
+"""How the hidden state moves during thinking: net, cumulative and aligned change (Tracing the Traces, arXiv
+2510.10494)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ SIGNALS = ("net", "cumulative", "aligned")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Signals:
-    """`net`, `cumulative` in units of the residual stream, `aligned` a cosine: (layer,), NaN for fewer than two segments."""
+    """`net` and `cumulative` in units of the residual stream, `aligned` a cosine: (layer,), NaN for fewer than two
+    segments."""
 
     net: Values
     cumulative: Values
@@ -28,7 +30,7 @@ class Signals:
 
 
 def blocks(n_tokens: int, block: int) -> list[Span]:
-    """Consecutive spans of `block` tokens, the last one shorter where they do not go in evenly."""
+    """Consecutive spans of `block` tokens; the last one may be shorter."""
     if block < 1:
         raise InputError(f"blocks of {block} tokens; at least 1 is needed")
     return [Span(start, min(start + block, n_tokens)) for start in range(0, n_tokens, block)]
@@ -37,8 +39,9 @@ def blocks(n_tokens: int, block: int) -> list[Span]:
 def segment_mean(chunks: Iterable[NDArray[np.generic]] | NDArray[np.generic], spans: Sequence[Span]) -> Values:
     """Mean hidden state of each span of tokens, (span, …) float64, in one pass.
 
-    `chunks` are consecutive pieces (token, …) of the hidden states, so that no more than one of them and the sums are in memory;
-    one array is one chunk. Spans may overlap and leave gaps. Raises InputError for an empty span or one behind the last token.
+    `chunks` are consecutive pieces (token, …) of the hidden states, so that only one of them and the sums are in
+    memory; one array is one chunk. Spans may overlap and leave gaps. Raises InputError for an empty span or one past
+    the last token.
     """
     pieces = [chunks] if isinstance(chunks, np.ndarray) else chunks
     if any(not len(span) for span in spans):
@@ -62,8 +65,9 @@ def segment_mean(chunks: Iterable[NDArray[np.generic]] | NDArray[np.generic], sp
 def signals(segment_means: Values) -> Signals:
     """The three signals of `segment_means` (layer, segment, d_model).
 
-    net = ‖h_N − h_1‖ / (N − 1); cumulative = Σ ‖h_n − h_{n−1}‖; aligned = mean_n cos(h_n − h_{n−1}, h_N − h_1), a zero vector
-    counting as cosine 0. Departure: net is divided by the number of steps N − 1, as the released code does; its text says N.
+    net = ‖h_N − h_1‖ / (N − 1); cumulative = Σ ‖h_n − h_{n−1}‖; aligned = mean_n cos(h_n − h_{n−1}, h_N − h_1), where a
+    zero vector counts as cosine 0. Departure: net is divided by the number of steps N − 1, as the released code does;
+    the text says N.
     """
     n_layers, n, _ = segment_means.shape
     if n < 2:
@@ -79,10 +83,9 @@ def signals(segment_means: Values) -> Signals:
 
 
 def random_walk(segment_means: Values, *, n_controls: int, seed: int = 0) -> Values:
-    """What the signals are for a walk of the very same steps in random directions: (draw, signal, layer).
+    """The signals of a walk with the same step lengths in random directions: (draw, signal, layer).
 
-    Each step keeps its length and takes a direction drawn evenly from the sphere: aligned is about 1/√(N − 1) then, not 0, since
-    the steps sum to the drift.
+    Directions are uniform on the sphere: aligned is then about 1/√(N − 1), not 0, since the steps sum to the drift.
     """
     n_layers, n, width = segment_means.shape
     lengths = np.linalg.norm(np.diff(segment_means, axis=1), axis=2)
@@ -96,7 +99,7 @@ def random_walk(segment_means: Values, *, n_controls: int, seed: int = 0) -> Val
 
 
 def _walk(steps: Values) -> Values:
-    """Where a walk from 0 has come to before the first and behind each of `steps` (layer, step, d_model)."""
+    """The position of a walk from 0 before the first and after each of `steps` (layer, step, d_model)."""
     return np.concatenate([np.zeros_like(steps[:, :1]), np.cumsum(steps, axis=1)], axis=1)
 
 
@@ -114,13 +117,33 @@ def trajectory_of_trace(
     n_controls: int = 100,
     seed: int = 0,
 ) -> Result:
-    """The signals of a trace's thinking, its closing tag included: axes (signal, site).
+    """How far and how straight the hidden state moves during thinking (Tracing the Traces, arXiv 2510.10494).
 
-    `read(site)` gives the trace's rows (row, d_model), one site in memory at a time; segments are blocks of `block` tokens. The null is
-    a random walk with the same step lengths (its cumulative change is the same by construction). The interval of the cumulative change
-    is over its steps; net and aligned have none, for steps drawn twice point the same way and reach further than any walk did. A
-    thinking of one block has no signal: NaN, and the reason says so. `numbers`: the mean over layers, which is the published score, and
-    the number of segments.
+    Args:
+        trace: The trace.
+        read: Gives the activations (row, d_model) of the trace at a site; one site is in memory at a time.
+        sites: The sites.
+        block: Tokens per segment.
+        n_controls: Random walks for the null.
+        seed: Random seed.
+
+    Returns:
+        Axes (signal, site), over the thinking with its closing tag: the net and cumulative change in residual norm, and
+        the cosine of the steps with the drift. The null is a random walk with the same step lengths (its cumulative
+        change is the same by construction). The cumulative change has an interval over its steps; net and aligned have
+        none, because steps drawn twice point the same way and reach further than any walk did. `numbers`: the mean over
+        layers, which is the published score, and the number of segments. NaN, with the reason, for thinking of one
+        segment.
+
+    Raises:
+        InputError: For a block shorter than one token.
+
+    Departures: net is divided by the number of steps N − 1, as the released code does; the text says N.
+
+    Example:
+        store = rs.open_run("runs/mine").store
+        trace, sites = store.trace("p1/0"), [rs.Site.parse(site) for site in store.sites]
+        result = rs.analysis.trajectory_of_trace(trace, lambda site: store.activations(trace.id, str(site)), sites)
     """
     axes = (Axis.of("signal", SIGNALS), Axis.of("site", sites))
     shape = (len(SIGNALS), len(sites))
@@ -132,7 +155,10 @@ def trajectory_of_trace(
     else:
         rows = min(span.stop, max(len(trace.token_ids) - 1, 0)) - span.start
         if rows <= block:
-            reason = f"the thinking has {rows} tokens, which is one segment of {block}; ask for shorter segments, such as --block {max(rows // 8, 1)}"
+            reason = (
+                f"the thinking has {rows} tokens, which is one segment of {block}; ask for shorter segments, such as "
+                f"--block {max(rows // 8, 1)}"
+            )
     if reason:
         values = np.full(shape, np.nan)
         return Result(
@@ -172,7 +198,7 @@ def trajectory_of_trace(
 
 
 def _sum_ends(lengths: Values) -> tuple[float, float]:
-    """The interval of the sum of `lengths` (step,); NaN of one step."""
+    """The interval of the sum of `lengths` (step,); NaN for one step."""
     if len(lengths) < 2:
         return np.nan, np.nan
     low, high = mean_estimate(lengths, shares=False).interval
@@ -180,5 +206,5 @@ def _sum_ends(lengths: Values) -> tuple[float, float]:
 
 
 def published_scores(results: Sequence[Result]) -> Mapping[str, Values]:
-    """The mean over sites of each signal, (trace,) by its name; NaN where a trace has none."""
+    """The mean over sites of each signal, (trace,) by its name; NaN for a trace without it."""
     return {name: np.array([float(np.mean(r.at(signal=name))) for r in results], dtype=np.float64) for name in SIGNALS}

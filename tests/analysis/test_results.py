@@ -45,9 +45,9 @@ def test_a_result_comes_back_as_it_was_saved(tmp_path):
     ("changes", "message"),
     [
         ({"values": np.zeros((2, 2))}, "its axes are"),
-        ({"reason": ""}, "no reason"),
+        ({"reason": ""}, "without a reason"),
         ({"values": np.full((2, 3), np.inf)}, "infinite"),
-        ({"values": np.zeros((2, 3)), "reason": "", "null": None}, "no null"),
+        ({"values": np.zeros((2, 3)), "reason": "", "null": None}, "the null is missing"),
     ],
 )
 def test_a_result_that_hides_something_is_refused(changes, message):

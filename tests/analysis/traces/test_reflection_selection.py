@@ -69,7 +69,7 @@ def test_reflection_reads_published_sentences_of_which_one_is_left_out():
 def test_a_step_that_the_last_does_not_hang_on_is_unused():
     assert unused_steps([[], [0], [0], [1]]).tolist() == [False, False, True, False]
     assert failed_step_fraction([True, False, False, False]) == 0.25
-    with pytest.raises(InputError, match="earlier ones alone"):
+    with pytest.raises(InputError, match="only depend on earlier ones"):
         unused_steps([[], [1]])
     with pytest.raises(InputError, match="without steps"):
         failed_step_fraction([])
