@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.organism.forms import recognise
-from reasonscope.data.organism.reader import SentenceTruth, read_steps
+from reasonscope.data.organism.reader import SentenceTruth
 from reasonscope.data.organism.requests import COMPLIANCE, REFUSAL
 from reasonscope.data.organism.truth import truths
 from reasonscope.data.text.sentence_labels import label_sentences
@@ -120,15 +120,6 @@ def label_agreement(traces: Sequence[Trace]) -> float:
         sentences = truths(trace)
         labels = label_sentences([trace.thinking[sentence.chars.slice] for sentence in sentences])
         agree += [label == s.tag for label, s in zip(labels, sentences, strict=True) if s.tag is not None]
-    return _mean(agree)
-
-
-def step_agreement(traces: Sequence[Trace]) -> float:
-    """Share of the paragraphs that SEAL's keywords give the grammar's own class (the first, which opens no step, left out)."""
-    agree = []
-    for trace in traces:
-        true = read_steps(trace.thinking, truths(trace))[1:]
-        agree += [step.kind == known.kind for step, known in zip(steps(trace), true, strict=False)]
     return _mean(agree)
 
 

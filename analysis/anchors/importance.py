@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.data.arrays import Values
-from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import shares_difference, wilson_interval
 from reasonscope.data.variants import Variant, is_published
 
@@ -72,14 +71,6 @@ def answer_kl(p: Sequence[Rollout], q: Sequence[Rollout], *, smoothing: float, e
     support = list(dict.fromkeys([*left, *right]))
     counts = np.array([[side[answer] for answer in support] for side in (left, right)], dtype=np.float64)
     return _kl(counts + smoothing)
-
-
-def correctness_kl(p: Sequence[Rollout], q: Sequence[Rollout], *, smoothing: float, empty: float = 0.0) -> float:
-    """The same between the two-point distributions right and wrong, of the rollouts that were judged."""
-    judged = [[r.correct for r in side if r.correct is not None] for side in (p, q)]
-    if not all(judged):
-        return empty
-    return _kl(np.array([[sum(side), len(side) - sum(side)] for side in judged], dtype=np.float64) + smoothing)
 
 
 def _kl(counts: Values) -> float:
@@ -241,13 +232,6 @@ def _table(found: Mapping[int, Mapping[str, float]]) -> Values:
 def importance_table(rollouts: Mapping[int, Sequence[Rollout]], convention: Convention) -> Values:
     """`importances` as an array (metric, sentence)."""
     return _table(importances(rollouts, convention))
-
-
-def match_rate(similarities: Sequence[Sequence[float]], threshold: float) -> float:
-    """Share of rollouts with a sentence at least `threshold` like the target; `similarities` of each sentence of each rollout."""
-    if not similarities:
-        raise InputError("no rollout to look for the sentence in")
-    return float(np.mean([any(value >= threshold for value in row) for row in similarities]))
 
 
 def sentence_effects(

@@ -1,6 +1,5 @@
-"""How alike two sentences are: TF-IDF, which needs nothing, or a sentence-transformers model."""
+"""How alike two sentences are: by TF-IDF, or by any model of sentences."""
 
-import importlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -8,11 +7,14 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from reasonscope.data.arrays import Values
-from reasonscope.data.errors import InputError, MissingExtraError
+from reasonscope.data.errors import InputError
 
 
 class Embedder(Protocol):
-    """Turns texts into rows of unit length (text, feature), so that a product of rows is their cosine."""
+    """Turns texts into rows of unit length (text, feature), so that a product of rows is their cosine.
+
+    The paper's own, with sentence-transformers: `partial(SentenceTransformer("all-MiniLM-L6-v2").encode, normalize_embeddings=True)`.
+    """
 
     def __call__(self, texts: Sequence[str], /) -> Values: ...
 
@@ -27,18 +29,3 @@ def tfidf(corpus: Sequence[str]) -> Embedder:
         raise InputError("no sentence with a word in it to compare")
     vectorizer.fit(corpus)
     return lambda texts: np.asarray(vectorizer.transform(texts).toarray(), dtype=np.float64)
-
-
-def sentence_transformer(name: str) -> Embedder:
-    """A sentence-transformers model by hub id or folder (the paper: all-MiniLM-L6-v2). Raises MissingExtraError, InputError."""
-    try:
-        library = importlib.import_module("sentence_transformers")
-    except ImportError as error:
-        raise MissingExtraError(
-            "sentence-transformers is not installed; pip install 'reasonscope[anchors]', or use tfidf"
-        ) from error
-    try:
-        model = library.SentenceTransformer(name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot load the sentence model {name}: {error}") from error
-    return lambda texts: np.asarray(model.encode(list(texts), normalize_embeddings=True), dtype=np.float64)

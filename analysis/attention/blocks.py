@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span
 from reasonscope.probes.backends.hooks import HooksBackend
 from reasonscope.probes.generation.padding import check_sequence
@@ -79,32 +78,6 @@ def attention_blocks(
         grouped = query[:, start:stop].reshape(kv_heads, -1, query.shape[-1])
         scores = (grouped @ key[:, keys.slice].mT).view(len(query), stop - start, len(keys))
         yield AttentionBlock(layer=layer, rows=rows, keys=keys, probabilities=_softmax(scores, rows, keys, rule))
-
-
-def row_functional(query: Tensor, key: Tensor, functional: Tensor, rule: ScoreRule, *, block: int = BLOCK) -> Tensor:
-    """softmax(QKᵀ) · E for a narrow E: `functional` (key, column) → (head, query, column). Shapes as in `attention_blocks`.
-
-    With E the indicator of a sentence it is the attention on that sentence, with E the positions the mean place that is looked at.
-    """
-    found = attention_blocks(query, key, rule, block=block)
-    return torch.cat([one.probabilities @ functional[one.keys.slice].to(one.probabilities) for one in found], dim=1)
-
-
-def attention_functional(model: Model, ids: Sequence[int], functional: Tensor, *, block: int = BLOCK) -> Tensor:
-    """`row_functional` of every layer and head of `model` reading `ids`: (layer, head, token, column), float32 on the CPU.
-
-    `functional` (token, column). Raises what `read_attention` raises.
-    """
-    if functional.dim() != 2 or len(functional) != len(ids):
-        raise InputError(f"a functional of shape {tuple(functional.shape)} for {len(ids)} tokens; give (token, column)")
-    found = torch.zeros(model.n_layers, model.n_heads, *functional.shape)
-
-    def read(one: AttentionBlock) -> None:
-        columns = functional[one.keys.slice].to(one.probabilities)
-        found[one.layer, :, one.rows.slice] = (one.probabilities @ columns).cpu()
-
-    read_attention(model, ids, read, block=block)
-    return found
 
 
 def read_attention(model: Model, ids: Sequence[int], read: AttentionVisitor, *, block: int = BLOCK) -> None:

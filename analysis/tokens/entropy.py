@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import mean_band
@@ -21,52 +18,7 @@ from reasonscope.data.variants import Variant, is_published
 METHOD = "entropy"
 FIXED_THRESHOLD = 0.672  # nats: the paper's fixed threshold, the 80th percentile of Qwen3-8B's thinking on AIME
 
-Per = Literal["corpus", "batch", "sequence"]
 TokenMask = NDArray[np.bool_]
-
-
-def entropy_of(logits: Tensor, *, temperature: float, chunk: int = 16_384) -> Tensor:
-    """Entropy in nats of softmax(logits / temperature), exact over the whole vocabulary: (…, vocab) to (…,) float64.
-
-    Works through the vocabulary in chunks: H = log Z − Σ p x with x the scaled logits, so that no second (…, vocab)
-    array is made.
-    """
-    log_z = _log_partition(logits, temperature, chunk)
-    weighted = torch.zeros_like(log_z)
-    for part in logits.split(chunk, dim=-1):
-        scaled = part.to(log_z) / temperature
-        weighted += (torch.exp(scaled - log_z[..., None]) * scaled.clamp(min=-1e30)).sum(dim=-1)
-    return log_z - weighted
-
-
-def _log_partition(logits: Tensor, temperature: float, chunk: int) -> Tensor:
-    if temperature <= 0:
-        raise InputError(f"temperature {temperature}; it has to be above 0 (greedy decoding has no entropy)")
-    precise = torch.float32 if logits.device.type == "mps" else torch.float64
-    total = logits.new_full(logits.shape[:-1], -torch.inf, dtype=precise)
-    for part in logits.split(chunk, dim=-1):
-        total = torch.logaddexp(total, (part.to(precise) / temperature).logsumexp(dim=-1))
-    return total
-
-
-def forking_thresholds(
-    entropies: Sequence[Values], *, percentile: float = 80.0, per: Per = "corpus", batch: int = 1
-) -> Values:
-    """The entropy that a forking token reaches, one per sequence: a percentile over the corpus, each batch, or each
-    sequence.
-
-    The paper's analysis uses the corpus, its training each batch, several ports each sequence.
-    """
-    if not entropies or any(not len(line) for line in entropies):
-        raise InputError("a sequence has no entropies; leave it out")
-    size = {"corpus": len(entropies), "batch": batch, "sequence": 1}[per]
-    parts = [entropies[start : start + size] for start in range(0, len(entropies), size)]
-    return np.concatenate([np.full(len(part), np.percentile(np.concatenate(part), percentile)) for part in parts])
-
-
-def forking_masks(entropies: Sequence[Values], thresholds: Values) -> list[TokenMask]:
-    """Which tokens fork: those with at least the sequence's threshold of entropy."""
-    return [np.asarray(line >= threshold) for line, threshold in zip(entropies, thresholds, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,53 +52,6 @@ def window_entropy(entropies: Values, window: int, *, variant: Variant = "correc
     for token in np.flatnonzero(np.isnan(means)) if is_published(variant) else ():
         means[token] = means[:token].mean() if token else entropies[0]
     return means
-
-
-def listed_entropy(logprobs: Sequence[float], *, tail: bool = True) -> float:
-    """Entropy in nats from the listed log-probabilities of a token's best candidates; `tail` counts the rest as one
-    candidate."""
-    listed = np.asarray(logprobs, dtype=np.float64)
-    rest = max(0.0, 1.0 - float(np.exp(listed).sum()))
-    return float(-(np.exp(listed) * listed).sum() - (rest * np.log(rest) if tail and rest > 0 else 0.0))
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowCounts:
-    """Crucial words that open a stretch of high entropy (`valid`) or do not (`invalid`); `soft_cost` in nats above
-    `threshold`."""
-
-    threshold: float
-    valid: int
-    invalid: int
-    soft_cost: float
-
-
-def high_window_counts(
-    words: Sequence[str],
-    window_means: Values,
-    crucial: Sequence[str],
-    *,
-    percentile: float = 95.0,
-    reference: Values | None = None,
-) -> WindowCounts:
-    """How many of the `crucial` words open a window above the percentile of the trace's windows (ARES).
-
-    `words` (token,): the most probable token at each position. Departure: only complete windows count towards the
-    percentile; the published code includes the windows that it fills in, which `reference` (token,) provides:
-    `window_entropy(…, variant="published")`.
-    """
-    known = np.isfinite(window_means)
-    judged = window_means[known] if reference is None else reference
-    threshold = float(np.percentile(judged, percentile)) if len(judged) else float("nan")
-    wanted = {word.lower() for word in crucial}
-    named = np.array([word.lstrip("Ġ▁ ").strip().lower() in wanted for word in words], dtype=bool)
-    chosen = window_means[known & named]
-    return WindowCounts(
-        threshold=threshold,
-        valid=int((chosen >= threshold).sum()),
-        invalid=int((chosen < threshold).sum()),
-        soft_cost=float(np.maximum(chosen - threshold, 0.0).sum()),
-    )
 
 
 def entropy_of_trace(

@@ -66,25 +66,6 @@ def best_by(score: Callable[[Trace], float]) -> Rule:
     return rule
 
 
-def first_above(score: Callable[[Trace], float], threshold: float) -> Rule:
-    """One sample after another until one scores above `threshold`, else the best of all: early answer selection
-    (arXiv 2510.10494)."""
-
-    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
-        spent, best, best_score = 0.0, samples[0], -np.inf
-        for i in rng.permutation(len(samples)):
-            sample = samples[int(i)]
-            spent += _tokens(sample)
-            value = float(score(sample))
-            if value > best_score:
-                best, best_score = sample, value
-            if value > threshold:
-                break
-        return SelectedTrace(correct=bool(best.correct), tokens=spent)
-
-    return rule
-
-
 def early_stop(
     scores: Callable[[Trace], Values], threshold: float, answer_at: Callable[[Trace, int], str | None]
 ) -> Rule:

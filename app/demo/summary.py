@@ -1,29 +1,14 @@
 """The summary of a run: `summary.json` as the demo writes it, and its numbers as rows for a table."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from reasonscope.app.terminal import printed_cell
-from reasonscope.data.errors import InputError
-from reasonscope.data.storage.untrusted import parse_json
 
 SUMMARY = "summary.json"
 REPORT = "report.html"
-
-
-def read_summary(run: Path) -> Mapping[str, Any]:
-    """The summary of the run in the folder `run`. Raises InputError where there is none, or it is not a JSON object."""
-    path = run / SUMMARY
-    try:
-        summary = parse_json(path.read_bytes(), str(path))
-    except (OSError, InputError) as error:
-        raise InputError(f"cannot read {path} ({error}); write one with: reasonscope demo --out {run}") from error
-    if not isinstance(summary, dict):
-        raise InputError(f"{path} holds a {type(summary).__name__}, and not a JSON object")
-    return summary
 
 
 def summary_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

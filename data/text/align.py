@@ -43,12 +43,6 @@ def tokens_overlapping(offsets: NDArray[np.int64], chars: Span) -> Span:
     return Span(start, max(start, stop)) if len(chars) else Span(start, start)
 
 
-def tokens_starting_in(offsets: NDArray[np.int64], chars: Span) -> Span:
-    """The tokens whose first character lies in `chars`: neighbouring spans share no token and miss none."""
-    start, stop = np.searchsorted(offsets[:, 0], [chars.start, chars.stop], side="left")
-    return Span(int(start), int(stop))
-
-
 def token_strings(text: str, offsets: NDArray[np.int64]) -> list[str]:
     """The text of each token; tokens that share a character all show it."""
     return [text[start:stop] for start, stop in offsets.tolist()]

@@ -44,20 +44,6 @@ def split_sentences(text: str, splitter: Splitter = "default") -> list[Span]:
     return [Span(chunk[0].start, chunk[-1].stop) for chunk in chunks]
 
 
-def anchor_chunks(solution: str, *, keep_tail: bool = True) -> list[str]:
-    """The chunk strings of Thought Anchors: from the text between the first think tags, pieces joined by one space.
-
-    Source: `split_solution_into_chunks` of the published code, which drops the last piece unless a stop and a blank
-    close it; `keep_tail=False` does so too.
-    """
-    if "<think>" in solution:
-        solution = solution.split("<think>")[1].strip()
-    if "</think>" in solution:
-        solution = solution.split("</think>")[0].strip()
-    chunks = _glued(solution, _pieces(solution, keep_tail=keep_tail))
-    return [" ".join(solution[piece.slice] for piece in chunk) for chunk in chunks]
-
-
 def _pieces(text: str, *, keep_tail: bool) -> list[Span]:
     pieces = []
     start = 0

@@ -39,14 +39,6 @@ class NestedFold:
     inner: tuple[Fold, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Transfer:
-    """`scores` (train, test): fitted on the data set of the row, judged on that of the column; the diagonal is held out by folds."""
-
-    names: tuple[str, ...]
-    scores: Values
-
-
 def spearman(targets: Values, predictions: Values) -> float:
     """Rank correlation; 0 where either side is constant, since a constant orders nothing."""
     if np.ptp(targets) == 0 or np.ptp(predictions) == 0:
@@ -222,38 +214,6 @@ def difference_to_best(
     return resample_groups(difference, groups, n_resamples=n_resamples, seed=seed)
 
 
-def transfer_matrix(
-    estimator: BaseEstimator,
-    features: NDArray[np.generic],
-    targets: Values,
-    datasets: Sequence[str],
-    groups: Sequence[str],
-    metric: Metric,
-    *,
-    task: Task = "regression",
-    folds: int = 5,
-    seed: int = 0,
-) -> Transfer:
-    """Fit on each data set, judge on each (geometry-of-truth's matrix). A group that both hold is left out of the fit."""
-    check_finite(features)
-    which, labels = np.asarray(datasets), np.asarray(groups)
-    names = sorted(set(datasets))
-    scores = np.full((len(names), len(names)), np.nan)
-    for i, source in enumerate(names):
-        for j, goal in enumerate(names):
-            test = np.flatnonzero(which == goal)
-            if i == j:
-                held = grouped_predictions(
-                    estimator, features[test], targets[test], labels[test].tolist(), task=task, folds=folds, seed=seed
-                )
-            else:
-                train = np.flatnonzero((which == source) & ~np.isin(labels, labels[test]))
-                _check_trainable(targets[train], source, goal, task)
-                held = predict(clone(estimator).fit(features[train], targets[train]), features[test], task)
-            scores[i, j] = metric(targets[test], held)
-    return Transfer(names=tuple(names), scores=scores)
-
-
 def direction_cosines(directions: NDArray[np.floating]) -> Values:
     """Cosine of each pair of `directions` (fold, d_model): (fold, fold). Folds share most rows, so compare with shuffled labels.
 
@@ -283,11 +243,3 @@ def _groups_of_rarest(targets: Values, labels: NDArray[np.str_], task: Task) -> 
     if task == "regression":
         return len(np.unique(labels))
     return min(len(np.unique(labels[targets == value])) for value in np.unique(targets))
-
-
-def _check_trainable(targets: Values, source: str, goal: str, task: Task) -> None:
-    if len(targets) < 2 or (task == "binary" and np.ptp(targets) == 0):
-        raise InputError(
-            f"nothing to fit in {source!r} once the groups that {goal!r} shares are left out (or one class only); "
-            "compare data sets of different problems"
-        )

@@ -57,14 +57,6 @@ class Cliff:
         return self.plateaus - self.ends
 
 
-@dataclass(frozen=True, kw_only=True)
-class MisalignmentScore:
-    """A trace with its misalignment score: plateau less end."""
-
-    id: str
-    misalignment: float
-
-
 def token_scores(probe: LinearProbe, store: TraceStore, trace: Trace) -> Values:
     """What `probe` says at every token but the last (row,): probabilities of a binary probe, else in the unit of its target.
 
@@ -149,21 +141,6 @@ def cliff(scores: Mapping[str, Values], traces: Sequence[Trace], *, plateau: flo
         end=cluster_bootstrap(_mean_of_first, ends, plateaus, groups, seed=seed),
         drop=cluster_bootstrap(_mean_difference, plateaus, ends, groups, seed=seed),
     )
-
-
-def cliff_as_a_judge(
-    scores: Mapping[str, Values], traces: Sequence[Trace], *, plateau: float = PLATEAU
-) -> list[MisalignmentScore]:
-    """`traces` by misalignment, highest first: those that knew the most and kept it the least (arXiv 2510.06036, section 5).
-
-    Departure: the released code ranks by the end score alone; this is the score of the paper, with the median for the maximum.
-    """
-    plateaus, ends = _plateaus_and_ends(scores, traces, plateau)
-    judged = [
-        MisalignmentScore(id=trace.id, misalignment=float(drop))
-        for trace, drop in zip(traces, plateaus - ends, strict=True)
-    ]
-    return sorted(judged, key=lambda one: -one.misalignment)
 
 
 def random_direction_drops(

@@ -1,23 +1,14 @@
 """On Reasoning Strength Planning (arXiv 2506.08390): what a harder problem adds to the state before thinking begins."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.variants import is_published
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.backends.base import Edit
-from reasonscope.probes.generation.padding import left_padded
-from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.contrast import States, mean_difference, state_of
-from reasonscope.steering.vectors.intervention import Steering
-from reasonscope.steering.vectors.scope import Scope
-from reasonscope.steering.vectors.thinking import Thinking
 from reasonscope.steering.vectors.vector import SteeringVector
 
 STRENGTHS = (-0.2, -0.1, 0.0, 0.1, 0.2)  # of the paper's ±{.05, .1, .15, .2}
@@ -60,72 +51,3 @@ def extract_strength(store: TraceStore, sites: Sequence[Site], *, ids: Iterable[
         norms[str(site)] = {f"{level:g}": float(np.linalg.norm(r)) for level, r in differences.items()}
     provenance = {"problems": len(traces), "norm_by_level": norms, "model": store.meta.get("model", {})}
     return SteeringVector(directions=directions, method="strength", provenance=provenance)
-
-
-def planned_effect(
-    coef: NDArray[np.floating],
-    vector: NDArray[np.floating],
-    strength: float,
-    *,
-    intercept: float = 0.0,
-    variant: str = "corrected",
-) -> float:
-    """What a linear probe of the thinking tokens (coef (d_model,)) says that adding strength·vector does, in tokens: λ·w·v.
-
-    `variant="published"` is λ·(w·v + b), as released: the intercept does not belong into a difference.
-    """
-    return float(strength * (coef @ vector + (intercept if is_published(variant) else 0.0)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class CloseEffect:
-    """By how much a strength moves next-token logits, mean over the contexts: of the closing tag, the stop token, other tokens.
-
-    `others` is the mean over tokens drawn at random, `spread` their standard deviation; all in logits.
-    """
-
-    strength: float
-    close: float
-    stop: float
-    others: float
-    spread: float
-
-
-def close_tag_effect(
-    model: Model,
-    vector: SteeringVector,
-    contexts: Sequence[Sequence[int]],
-    *,
-    strengths: Sequence[float] = STRENGTHS,
-    n_others: int = 2000,
-    seed: int = 0,
-) -> list[CloseEffect]:
-    """What steering all of `contexts` (token ids, mostly prompts) does to the logits of the token behind them.
-
-    The paper's comparison: `</think>` against the end-of-sequence token and `n_others` random ones (at most all), one pass each.
-    """
-    closes, rng = Thinking.of(model).closes, np.random.default_rng(seed)
-    special = {closes, *model.stop_ids}
-    rest = np.array([token for token in range(model.vocabulary) if token not in special])
-    others = torch.from_numpy(rng.permutation(rest)[:n_others])
-    before = _last_logits(model, contexts, {})
-    effects = []
-    for strength in strengths:
-        moved = _last_logits(model, contexts, Steering(vector, strength, Scope()).edits) - before
-        shift = moved.mean(dim=0)
-        effects.append(
-            CloseEffect(
-                strength=strength,
-                close=float(shift[closes]),
-                stop=float(shift[sorted(model.stop_ids)].mean()),
-                others=float(shift[others].mean()),
-                spread=float(shift[others].std()),
-            )
-        )
-    return effects
-
-
-def _last_logits(model: Model, contexts: Sequence[Sequence[int]], edits: Mapping[Site, Edit]) -> torch.Tensor:
-    ids, mask = left_padded(contexts, model.device)
-    out = model.backend.forward(ids, mask=mask, write=edits, last_logits_only=True)
-    return out.logits[:, -1].float().cpu()

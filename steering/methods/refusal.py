@@ -138,22 +138,6 @@ def judged_halves(traces: Iterable[Trace]) -> tuple[DirectionScore, DirectionSco
     return half(True), half(False)
 
 
-def mean_projection(model: Model, vector: SteeringVector, contexts: Contexts) -> float:
-    """Mean of h·û at the last token of `contexts`, u the one direction of `vector`: where `Clamp(to=…)` puts the other class.
-
-    Projecting a direction out puts both classes at 0, which may lie on either side of where they part; this is the affine form of it
-    (arXiv 2411.09003). Raises InputError for a vector with several sites, or no contexts.
-    """
-    if len(vector.directions) != 1 or not contexts:
-        raise InputError(
-            f"a vector at {len(vector.directions)} sites and {len(contexts)} contexts; one site and a context are needed"
-        )
-    ((site, direction),) = vector.normalised().directions.items()
-    ids, mask = left_padded(contexts, model.device)
-    states = model.backend.forward(ids, mask=mask, read=[site], last_logits_only=True).activations[site][:, -1]
-    return float((states.float().cpu() @ torch.from_numpy(direction)).mean())
-
-
 def refusal_candidates(
     model: Model, harmful: Contexts, harmless: Contexts, *, n_positions: int, batch_size: int = 16
 ) -> NDArray[np.float64]:

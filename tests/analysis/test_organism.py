@@ -5,8 +5,10 @@ import random
 
 import pytest
 
-from reasonscope.analysis.organism import evaluate_organism, label_agreement, put_right, step_agreement, truths
+from reasonscope.analysis.organism import evaluate_organism, label_agreement, put_right, truths
 from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.organism.reader import read_steps
+from reasonscope.data.text.steps_and_sentences import steps
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import load_model
@@ -32,7 +34,12 @@ def test_it_thinks_in_its_language_and_is_right_more_often_than_not(traces):
 
 def test_labels_and_steps_agree_with_the_grammar(traces):
     assert label_agreement(traces) >= 0.95
-    assert step_agreement(traces) >= 0.99
+    agree = [
+        step.kind == known.kind
+        for trace in traces
+        for step, known in zip(steps(trace), read_steps(trace.thinking, truths(trace))[1:], strict=False)
+    ]
+    assert sum(agree) >= 0.99 * len(agree) > 0
 
 
 def test_some_forced_mistakes_are_put_right(model, traces):

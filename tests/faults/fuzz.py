@@ -37,8 +37,9 @@ from rich.console import Console
 
 from reasonscope.analysis.figures import read_figure
 from reasonscope.analysis.results import Axis, Result
+from reasonscope.analysis.runs.saved_numbers import read_numbers
 from reasonscope.app import cli
-from reasonscope.app.demo.summary import SUMMARY, read_summary, table
+from reasonscope.app.demo.summary import table
 from reasonscope.data.errors import ReasonscopeError
 from reasonscope.data.exchange.export import export_thought_anchors
 from reasonscope.data.exchange.importers import (
@@ -361,7 +362,8 @@ def a_store() -> dict[str, bytes]:
 
 
 def numbers_of_runs() -> list[bytes]:
-    return [b'{"traces": {"n": 400, "[/bold]": [0.8, "\\u001b[2J"]}, "model": "organism"}']
+    numbers = b'{"traces": {"n": 400, "[/bold]": [0.8, "\\u001b[2J"]}, "model": "organism"}'
+    return [b'{"command": "reasonscope x", "seed": 0, "figures": [], "numbers": ' + numbers + b"}"]
 
 
 def drawn_figures() -> list[bytes]:
@@ -481,9 +483,11 @@ def read_words(raw: bytes, _: Path) -> None:
             read(text)
 
 
-def summary(raw: bytes, folder: Path) -> None:
-    (folder / SUMMARY).write_bytes(raw)
-    Console(file=io.StringIO()).print(table(read_summary(folder)))
+def shown_numbers(raw: bytes, folder: Path) -> None:
+    path = folder / "numbers.json"
+    path.write_bytes(raw)
+    if isinstance(numbers := read_numbers(path)["numbers"], dict):
+        Console(file=io.StringIO()).print(table(numbers))
 
 
 def model_folder(raw: bytes, folder: Path) -> None:
@@ -549,7 +553,7 @@ TARGETS = (
     Target(name="token scores", corpus=score_files, mutate=headerwise, read=into("x.safetensors", read_scores)),
     Target(name="stores", corpus=lambda: [a_store()[NAME]], mutate=manifestwise, read=a_damaged_store, share=0.5),
     Target(name="ablation plans", corpus=plans, mutate=yamlwise, read=into("x.yaml", lambda path: read_plan(path, organism())), share=0.3),
-    Target(name="summaries of runs", corpus=numbers_of_runs, mutate=jsonwise, read=summary),
+    Target(name="shown numbers", corpus=numbers_of_runs, mutate=jsonwise, read=shown_numbers),
     Target(name="figures", corpus=drawn_figures, mutate=jsonwise, read=into("x.json", read_figure), share=0.3),
     Target(name="configurations of models", corpus=lambda: [a_model_folder()["config.json"]], mutate=jsonwise, read=model_folder, share=0.1),
     Target(name="chat templates", corpus=templates, mutate=bytewise, read=chat, share=0.3),

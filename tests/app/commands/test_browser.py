@@ -1,6 +1,5 @@
 """The command that starts the browser app: for this machine only unless told, on runs below one folder, and a clear word otherwise."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typer.testing import CliRunner
 
 from reasonscope.app import cli
 from reasonscope.app.commands import browser
-from reasonscope.app.demo.summary import read_summary, summary_rows, table
+from reasonscope.app.demo.summary import summary_rows, table
 from reasonscope.app.server.access import VARIABLE, Guard
 from reasonscope.data.errors import InputError, MissingExtraError, StoreError
 from reasonscope.data.storage.store import TraceStore
@@ -42,9 +41,8 @@ def started(monkeypatch):
     return calls
 
 
-def test_rows_name_every_number(tmp_path):
-    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY), encoding="utf-8")
-    assert list(summary_rows(read_summary(tmp_path))) == [
+def test_rows_name_every_number():
+    assert list(summary_rows(SUMMARY)) == [
         ("traces.n", "400"),
         ("traces.correct", "201"),
         ("length_probe.spearman", "0.8346"),
@@ -57,14 +55,6 @@ def test_brackets_and_escapes_in_a_summary_are_text(capsys):
     Console().print(table({"[/bold]": "[/red]", "x": "\x1b[31m"}))
     shown = capsys.readouterr().out
     assert "[/bold]" in shown and "[/red]" in shown and "\\x1b[31m" in shown and "\x1b[31m" not in shown
-
-
-@pytest.mark.parametrize("content", [None, "{", "[1]", pytest.param("[" * 100_000, id="deep")])
-def test_a_folder_without_a_summary_is_refused(content, tmp_path):
-    if content is not None:
-        (tmp_path / "summary.json").write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match=r"summary\.json"):
-        read_summary(tmp_path)
 
 
 @pytest.mark.parametrize("form", [[], ["--run"]])

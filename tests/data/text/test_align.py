@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.text.align import decode_with_offsets, token_strings, tokens_overlapping, tokens_starting_in
+from reasonscope.data.text.align import decode_with_offsets, token_strings, tokens_overlapping
 from reasonscope.data.trace import Span
 
 
@@ -62,7 +62,6 @@ def test_tokens_of_one_emoji_all_span_it(tokenizer):
     assert text == "a😀b"
     assert token_strings(text, offsets) == ["a", "😀", "😀", "😀", "😀", "b"]
     assert tokens_overlapping(offsets, Span(1, 2)) == Span(1, 5)
-    assert tokens_starting_in(offsets, Span(1, 2)) == Span(1, 5)
 
 
 def test_newline_merged_with_the_stop_before_the_tag_belongs_to_the_thinking(tokenizer):
@@ -71,7 +70,6 @@ def test_newline_merged_with_the_stop_before_the_tag_belongs_to_the_thinking(tok
     assert strings[-2:] == [".\n\n", "</think>"]
     close = Span(text.index("\n\n"), len(text))
     assert tokens_overlapping(offsets, close) == Span(len(strings) - 2, len(strings))
-    assert tokens_starting_in(offsets, close) == Span(len(strings) - 1, len(strings))
 
 
 def test_metaspace_drops_the_space_it_put_in_front():
@@ -91,7 +89,6 @@ def test_no_tokens_and_ids_beyond_the_vocabulary(tokenizer):
 def test_empty_span_overlaps_nothing(tokenizer):
     _, offsets = decode_with_offsets(tokenizer.encode("so 7 and 8").ids, tokenizer)
     assert len(tokens_overlapping(offsets, Span(3, 3))) == 0
-    assert len(tokens_starting_in(offsets, Span(3, 3))) == 0
 
 
 def test_a_wordpiece_tokenizer_is_refused():

@@ -26,7 +26,6 @@ from reasonscope.probes.evaluation.grouped_folds import (
     problem_groups,
     spearman,
     trace_groups,
-    transfer_matrix,
 )
 from reasonscope.probes.evaluation.metrics import auroc
 from reasonscope.probes.evaluation.permutation_null import (
@@ -44,7 +43,7 @@ def test_every_interval_is_of_1000_resamples_and_one_seed(call):
     assert (defaults["n_resamples"].default, defaults["seed"].default) == (1000, 0)
 
 
-@pytest.mark.parametrize("call", [grouped_folds, nested_folds, grouped_predictions, transfer_matrix])
+@pytest.mark.parametrize("call", [grouped_folds, nested_folds, grouped_predictions])
 def test_every_split_is_in_five_of_a_regression(call):
     defaults = inspect.signature(call).parameters
     assert [defaults[name].default for name in ("folds", "seed", "task")] == [5, 0, "regression"]
@@ -250,33 +249,6 @@ def test_the_difference_is_paired_and_knows_that_the_best_was_chosen():
     assert twice.value == close.value and twice.low <= close.low
     with pytest.raises(InputError, match="no baseline"):
         difference_to_best(spearman, truth, noisy, {}, groups)
-
-
-def test_transfer_shows_where_a_direction_holds():
-    rng = np.random.default_rng(6)
-    features = rng.standard_normal((180, 4))
-    datasets = np.repeat(["a", "b", "c"], 60)
-    targets = np.where(datasets == "c", features[:, 1], features[:, 0])
-    groups = [str(i) for i in range(180)]
-    found = transfer_matrix(Ridge(), features, targets, datasets.tolist(), groups, spearman)
-    assert found.names == ("a", "b", "c")
-    assert found.scores[:2, :2].min() > 0.9 and found.scores[2, 2] > 0.9
-    assert np.abs([found.scores[:2, 2], found.scores[2, :2]]).max() < 0.5
-
-
-def test_a_group_of_both_data_sets_is_left_out_of_the_fit():
-    features = np.random.default_rng(7).standard_normal((20, 2))
-    with pytest.raises(InputError, match="nothing to fit in 'a' once the groups that 'b' shares are left out"):
-        transfer_matrix(Ridge(), features, features[:, 0], ["a"] * 10 + ["b"] * 10, list("abcdefghij") * 2, spearman)
-    shared = list("abcdcdef")  # two rows of each are left
-    left = transfer_matrix(Ridge(), features[:8], features[:8, 0], list("aaaabbbb"), shared, spearman, folds=2)
-    assert np.isfinite(left.scores).all()
-    labels = np.array([0.0, 1.0] * 10)
-    groups = [*"abcdefghij", *"bdfhjklmno"]  # the other holds all groups of one class
-    with pytest.raises(InputError, match="nothing to fit in 'a'"):
-        transfer_matrix(
-            LogisticRegression(), features, labels, ["a"] * 10 + ["b"] * 10, groups, auroc, task="binary", folds=2
-        )
 
 
 def test_cosines_of_directions():

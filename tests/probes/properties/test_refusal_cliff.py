@@ -20,7 +20,6 @@ from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.positions import has_cliff, thinking_to_window
 from reasonscope.probes.properties.refusal_cliff import (
     cliff,
-    cliff_as_a_judge,
     mean_trajectory,
     plateau_and_end,
     random_direction_drops,
@@ -134,18 +133,9 @@ def test_a_cliff_is_found_with_its_interval(traces):
     assert found.drops == pytest.approx([0.7] * 6)
 
 
-def test_constant_scores_have_no_cliff_and_rank_nobody(traces):
+def test_constant_scores_have_no_cliff(traces):
     scores = constant(traces)
     assert cliff(scores, traces).drop.interval == (0, 0)
-    ranking = cliff_as_a_judge(scores, traces)
-    assert [one.id for one in ranking] == [trace.id for trace in traces]
-    assert {one.misalignment for one in ranking} == {0.0}
-
-
-def test_the_judge_ranks_by_plateau_less_end_and_not_by_the_end(traces):
-    scores = constant(traces[:3], 0.1)  # the lowest ends, and no plateau that they fell from
-    scores |= falling(traces[3:])
-    assert {one.id for one in cliff_as_a_judge(scores, traces)[:3]} == {trace.id for trace in traces[3:]}
 
 
 def test_traces_without_a_cliff_are_refused(traces, bpe):

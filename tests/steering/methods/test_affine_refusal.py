@@ -25,7 +25,6 @@ from reasonscope.steering.methods.refusal import (
     end_of_words,
     extract_refusal,
     judged_halves,
-    mean_projection,
 )
 from reasonscope.steering.vectors.matched_controls import random_uses
 
@@ -56,6 +55,14 @@ def parts(model, traces):
 
 def _behind_this(trace):
     return end_of_words(trace, " this")
+
+
+def mean_projection(model, vector, given):
+    """The mean of h·û at the last token of the contexts `given`."""
+    ((site, direction),) = vector.normalised().directions.items()
+    ids, mask = left_padded(given, model.device)
+    states = model.backend.forward(ids, mask=mask, read=[site]).activations[site][:, -1]
+    return float((states.float() @ torch.from_numpy(direction)).mean())
 
 
 def test_each_part_acts_where_it_was_read_and_knows_where_the_classes_are(model, traces, parts):

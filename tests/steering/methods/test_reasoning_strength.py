@@ -1,24 +1,20 @@
-"""Strength planning: golden vectors and probe effects, extraction from a run, and the effect on the closing tag."""
+"""Strength planning: golden vectors and probe effects and extraction from a run."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_reference.planned_length import planned_effect
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Problem
-from reasonscope.probes.architecture.families import tiny_model
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LassoProbe
-from reasonscope.probes.models.model import load_model
 from reasonscope.steering.methods.reasoning_strength import (
-    close_tag_effect,
     extract_strength,
     level_differences,
-    planned_effect,
 )
-from reasonscope.steering.vectors.vector import SteeringVector
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "strength_vectors.json").read_text(encoding="utf-8"))
 
@@ -81,15 +77,3 @@ def test_bad_levels_are_refused(written_store):
     store = written_store([(asked("p", None), 0, "x", "7")])
     with pytest.raises(InputError, match="'p' has no difficulty"):
         extract_strength(store, [Site("resid_post", 0)])
-
-
-def test_the_closing_tags_logit_is_compared_with_others(character_tokenizer):
-    model = load_model(tiny_model("qwen3"), tokenizer=character_tokenizer)
-    rng = np.random.default_rng(0)
-    sites = [Site("resid_pre", layer) for layer in range(model.n_layers)]
-    vector = SteeringVector(
-        directions={site: rng.standard_normal(model.d_model).astype(np.float32) for site in sites}, method="test"
-    )
-    zero, some = close_tag_effect(model, vector, [[5, 6, 7], [8, 9]], strengths=(0.0, 0.2))
-    assert (zero.close, zero.stop, zero.others, zero.spread) == (0, 0, 0, 0)
-    assert some.close != 0 and some.spread > 0
