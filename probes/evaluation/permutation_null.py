@@ -73,10 +73,10 @@ def control_labels(types: Sequence[object], targets: Values, *, seed: int) -> Va
     return drawn[type_of]
 
 
-def permutation_null(
-    judge: Judge, targets: Values, groups: Sequence[str], *, within: bool, n_permutations: int = 20, seed: int = 0
-) -> Null:
-    """The score on shuffled targets, `n_permutations` times; one-sided, more is better. Raises InputError where nothing can be shuffled."""
+def shuffled_targets(
+    targets: Values, groups: Sequence[str], *, within: bool, n_permutations: int, seed: int
+) -> list[Values]:
+    """`n_permutations` shuffles of the targets, between groups or within them. Raises InputError if no shuffle changes a target."""
     shuffle = shuffled_within if within else shuffled_between
     seeds = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(n_permutations)]
     moved = [shuffle(targets, groups, seed=child) for child in seeds]
@@ -84,6 +84,14 @@ def permutation_null(
         raise InputError(
             f"no shuffle {'within' if within else 'between'} groups changes a target; shuffle {'between' if within else 'within'} them"
         )
+    return moved
+
+
+def permutation_null(
+    judge: Judge, targets: Values, groups: Sequence[str], *, within: bool, n_permutations: int = 20, seed: int = 0
+) -> Null:
+    """The score on shuffled targets, `n_permutations` times; one-sided, more is better. Raises InputError where nothing can be shuffled."""
+    moved = shuffled_targets(targets, groups, within=within, n_permutations=n_permutations, seed=seed)
     observed = judge(targets)
     null = np.array([judge(values) for values in moved])
     return Null(observed=observed, null=null, p_value=float(permutation_p(observed, null)))

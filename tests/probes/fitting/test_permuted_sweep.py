@@ -1,0 +1,60 @@
+"""The null of a searched score searches again: uniform p-values on noise however many layers there are, and the sweep's own score."""
+
+import numpy as np
+import pytest
+from scipy.stats import kstest
+
+from reasonscope.data.errors import InputError
+from reasonscope.probes.evaluation.grouped_folds import spearman
+from reasonscope.probes.evaluation.metrics import auroc
+from reasonscope.probes.fitting.permuted_sweep import permuted_sweep
+from reasonscope.probes.fitting.sweep import sweep
+
+GROUPS = [f"g{i}" for i in range(40)]
+
+
+def noise(seed, layers, rows=40, width=6):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((rows, layers, 1, width)).astype(np.float32), rng.standard_normal(rows)
+
+
+def test_the_observed_score_is_that_of_the_sweep():
+    features, targets = noise(0, 3)
+    targets = targets + 2 * features[:, 1, 0, 0]
+    found = permuted_sweep(features, targets, GROUPS, task="regression", n_permutations=9, seed=3)
+    swept = sweep(features, targets, GROUPS, task="regression", seed=3)
+    assert found.observed == pytest.approx(spearman(targets, swept.predictions), abs=0.02)
+    assert found.p_value == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("task", ["regression", "binary"])
+@pytest.mark.parametrize("layers", [1, 8])
+def test_p_is_uniform_on_noise(layers, task):
+    """The slow self-test has 500 runs and 28 layers; 60 here would see the old null, which called 30 % of runs significant at .05."""
+    p = []
+    for seed in range(60):
+        features, targets = noise(seed, layers)
+        labels = targets if task == "regression" else (targets > 0).astype(np.float64)
+        p.append(permuted_sweep(features, labels, GROUPS, task=task, n_permutations=19, folds=3, seed=seed).p_value)
+    jittered = np.array(p) - np.random.default_rng(0).random(60) / 20  # p has steps of 1/20
+    assert kstest(jittered, "uniform").pvalue > 0.01
+    assert (np.array(p) <= 0.05).mean() < 0.15
+
+
+def test_a_binary_property_is_found():
+    features, targets = noise(1, 4)
+    labels = (features[:, 2, 0, 1] + 0.3 * targets > 0).astype(np.float64)
+    found = permuted_sweep(features, labels, GROUPS, task="binary", n_permutations=39)
+    assert found.observed > 0.85 and found.p_value == pytest.approx(1 / 40)
+    swept = sweep(features, labels, GROUPS, task="binary")
+    assert found.observed == pytest.approx(auroc(labels, swept.predictions), abs=0.1)
+
+
+def test_rows_of_a_group_move_together():
+    features, _ = noise(2, 2)
+    groups = [f"g{i // 4}" for i in range(40)]
+    targets = np.repeat(np.arange(10.0), 4)
+    found = permuted_sweep(features, targets, groups, task="regression", n_permutations=20)
+    assert len(found.null) == 20
+    with pytest.raises(InputError, match="no shuffle within groups"):
+        permuted_sweep(features, targets, groups, task="regression", within=True, n_permutations=5)
