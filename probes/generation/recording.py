@@ -23,6 +23,7 @@ from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.decoding import BatchProgress, generate
 from reasonscope.probes.generation.rollout import as_trace, check_fits, trace_seed
 from reasonscope.probes.generation.server import ServerWriter
+from reasonscope.probes.models.attached import require_plain
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.models.prompting import Prompting
 
@@ -76,6 +77,7 @@ def record(
         reader = None
     elif isinstance(model, Model):
         reader = model
+        require_plain(model.hf, "recording")
     else:
         raise InputError(f"{model.name} was loaded without weights; give a server, and no sites")
     wanted = _sites(reader, sites) if reader else ()

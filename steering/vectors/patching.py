@@ -12,6 +12,7 @@ from reasonscope.probes.backends.base import Edit, Positions, positions
 from reasonscope.probes.backends.hooks import hook_site
 from reasonscope.probes.backends.site_hooks import SiteHook
 from reasonscope.probes.generation.decoding import DecodingStep
+from reasonscope.probes.models.attached import attached
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.intervention import Intervention, require_edits
 
@@ -57,6 +58,7 @@ def patch(model: Model, intervention: Intervention) -> PatchHandle:
     """
     calls = _Calls(intervention)
     with ExitStack() as hooks:
+        hooks.enter_context(attached(model.hf))
         hooks.callback(model.hf.register_forward_pre_hook(calls.hook, with_kwargs=True).remove)
         for site, edit in intervention.edits.items():
             hooks.enter_context(hook_site(model.hf, model.layout, site, calls.touch(edit)))

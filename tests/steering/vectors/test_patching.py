@@ -8,6 +8,7 @@ from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.decoding import generate, left_padded
+from reasonscope.probes.generation.recording import record
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import BACKENDS, load_model
 from reasonscope.steering import Composed, Scope, Steering, SteeringVector
@@ -183,3 +184,14 @@ def test_beam_search_is_refused(model, prompts):
     steering = Steering(made(model.d_model), 0.1, Scope())
     with pytest.raises(InputError, match="num_beams=1"), patched(model, steering, name="v"):
         model.hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, num_beams=2, do_sample=False)
+
+
+def test_a_steered_model_records_nothing_that_passes_for_plain(model, tmp_path):
+    with made(model.d_model).apply(model, multiplier=0.1) as handle:
+        with pytest.raises(InputError, match="attached to the model"):
+            record(model, PROBLEMS, tmp_path / "run", sampling=GREEDY)
+        model.hf(torch.tensor([[5, 6]]))
+    assert handle.n_edited and not (tmp_path / "run").exists()
+    kept = made(model.d_model).patch_activations(model)
+    kept.remove()
+    assert len(record(model, PROBLEMS, tmp_path / "run", sampling=GREEDY).ids) == len(PROBLEMS)
