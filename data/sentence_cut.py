@@ -1,6 +1,9 @@
 """The one way to cut a trace into sentences: as published, by the organism's grammar, or by our own splitter."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 
 from reasonscope.data.exchange.importers import published_sentences
 from reasonscope.data.organism.truth import true_sentences
@@ -30,6 +33,11 @@ class CutTrace:
     steps: tuple[int, ...]
     labels: str
     depends_on: tuple[tuple[int, ...], ...] | None = None
+
+    @cached_property
+    def cut_hash(self) -> str:
+        """The `cut_hash` of the sentences."""
+        return cut_hash(self.sentences)
 
 
 def cut_trace(trace: Trace) -> CutTrace:
@@ -66,6 +74,17 @@ def cut_trace(trace: Trace) -> CutTrace:
         labels=labels,
         depends_on=None if depends_on is None else tuple(depends_on),
     )
+
+
+def cut_hash(sentences: Sequence[Sentence]) -> str:
+    """What tells one cut of a trace from another: 16 hexadecimal digits of the SHA-256 of the character spans of its sentences."""
+    spans = ",".join(f"{one.chars.start}-{one.chars.stop}" for one in sentences)
+    return sha256(spans.encode()).hexdigest()[:16]
+
+
+def cut_provenance(sentences: Sequence[Sentence]) -> dict[str, str]:
+    """The entry `cut` of a result's provenance: over which sentences it was measured; empty without sentences."""
+    return {"cut": cut_hash(sentences)} if sentences else {}
 
 
 def sentence_at(cut_trace: CutTrace, token: int) -> int:

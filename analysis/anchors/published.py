@@ -11,7 +11,8 @@ from reasonscope.analysis.results import Axis, Result, undefined
 from reasonscope.analysis.statistics import DependencyAgreement, agreement_numbers, dependency_agreement
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.exchange.importers import PUBLISHED_EFFECTS
+from reasonscope.data.exchange.importers import PUBLISHED_EFFECTS, published_sentences
+from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.storage.untrusted import wrap_errors
 from reasonscope.data.trace import Sentence, Trace
 
@@ -47,15 +48,19 @@ def published_importances(trace: Trace) -> Result:
     `effects` (target, source) by resampling and `suppression`, likewise, by attention, as far as they came along. `numbers`: the share of
     sentences where both accuracies are equal to 1e-9, how well the effects find the published dependencies, and how they correlate
     with suppression over all pairs and over those up to 5 sentences apart (Pearson; chance is 0). The published files
-    hold no rollouts, so that no null or interval can be drawn, and no KL be taken anew. Undefined for a trace without published chunks.
+    hold no rollouts, so that no null or interval can be drawn, and no KL be taken anew. If a chunk
+    is not in the text, the result has no `cut` in its provenance. Undefined for a trace without published chunks.
     Raises InputError for what is not in the published layout.
     """
     chunks: Sequence[Mapping[str, Any]] = trace.meta.get("chunks", ())
-    provenance = {"trace": trace.id, "source": "published"}
+    provenance: dict[str, Any] = {"trace": trace.id, "source": "published"}
     if not chunks:
         reason = "no importances were published with this trace"
         return undefined(method=METHOD, quantity="importance", unit="1", reason=reason, provenance=provenance)
     with wrap_errors(f"what was published with trace {trace.id!r}"):
+        placed = published_sentences(trace)
+        if len(placed) == len(chunks):
+            provenance |= cut_provenance(placed)
         values = np.array([[_number(chunk.get(name)) for chunk in chunks] for name in PUBLISHED], dtype=np.float64)
         anew = recomputed_resampling_accuracy(chunks)
         about = {

@@ -12,6 +12,7 @@ from reasonscope.analysis.tokens.forced_answers import Decoder, Encoder
 from reasonscope.analysis.tokens.vocabulary import Unembedding, kl_from_hidden
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
+from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.text.parse import THINK, ThinkTags
 from reasonscope.data.trace import Sampling, Sentence, Trace
 from reasonscope.probes.generation.branches import Branch, Writer
@@ -98,7 +99,7 @@ def replacement_effects(
     sentences, where the paper's default is of sentences on the answer.
     """
     common: dict[str, Any] = {"method": METHOD, "quantity": QUANTITY, "unit": "nats"}
-    provenance = {"trace": trace.id, "temperature": temperature, "seed": seed}
+    provenance = {"trace": trace.id, "temperature": temperature, "seed": seed, **cut_provenance(sentences)}
     counts = [len(alternatives.get(i, ())) for i in range(len(sentences))]
     if len(sentences) < 2 or not any(counts):
         reason = "fewer than two sentences" if len(sentences) < 2 else "no sentence has an alternative"

@@ -21,6 +21,7 @@ from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import null_band
 from reasonscope.analysis.tokens.forced_answers import Decoder, ForcedAnswers
 from reasonscope.data.arrays import Values
+from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.text.answers import equivalent, extract_answer
 from reasonscope.data.text.parse import THINK, ThinkTags
 from reasonscope.data.text.sentence_splitter import split_sentences
@@ -116,6 +117,7 @@ def anchors_of_trace(
     """
     n = len(sentences)
     provenance = {"trace": trace.id, "seed": seed, "rollouts": sum(map(len, continuations.values()))}
+    provenance |= cut_provenance(sentences)
     answered = [row for rows in continuations.values() for row in rows if row.answer]
     if n < 2 or not answered:
         reason = "the thinking has fewer than two sentences" if n < 2 else "no rollout gave an answer"

@@ -1,17 +1,18 @@
 """What the closing tag looks at: the attention that the end of a thinking pays to each of its sentences (TRAAC, arXiv 2510.01581)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from reasonscope.analysis.attention.blocks import AttentionBlock, read_attention
-from reasonscope.analysis.attention.sentence_attention import thinking_sentences
+from reasonscope.analysis.attention.sentence_attention import ReadSentences
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.text.sentence_splitter import Splitter
-from reasonscope.data.trace import Span, Trace
+from reasonscope.data.sentence_cut import cut_provenance
+from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.models.model import Model
 
 
@@ -37,7 +38,7 @@ class RowMeans:
         return np.asarray((self._sums / len(self._rows)).numpy())
 
 
-def close_attention(model: Model, trace: Trace, *, splitter: Splitter = "default") -> Result:
+def close_attention(model: Model, trace: Trace, sentences: Sequence[Sentence] | None = None) -> Result:
     """Mean attention of the close window's tokens on the tokens of each sentence of the thinking: axis (sentence,), shares of attention.
 
     Mean over layers, heads, the window's tokens and the sentence's tokens (arXiv 2510.01581, section 3: how much a step matters is how
@@ -48,29 +49,31 @@ def close_attention(model: Model, trace: Trace, *, splitter: Splitter = "default
     Departures: the whole close window looks, not its tag alone, for the tag is often the end of a token that began before it.
     """
     common: dict[str, Any] = {"method": "close_attention", "quantity": "attention of the close window", "unit": "1"}
-    provenance = {"trace": trace.id, "splitter": splitter}
+    provenance = {"trace": trace.id}
     if trace.state != "closed":
         return undefined(
             **common, reason=f"{trace.state} thinking has no closing tag to look back", provenance=provenance
         )
-    found, rows = thinking_sentences(trace, splitter), trace.tokens.close_window
-    if not found:
+    known, rows = ReadSentences.of(trace, sentences), trace.tokens.close_window
+    provenance |= cut_provenance(known.sentences)
+    if not known.places:
         return undefined(**common, reason="no sentence in the thinking", provenance=provenance)
     reader = RowMeans(rows, model.n_layers, model.n_heads)
     read_attention(model, trace.token_ids[: rows.stop].tolist(), reader)
     looked = reader.result()
-    heads = np.stack([looked[..., sentence.tokens.slice].mean(axis=-1) for sentence in found], axis=-1)
+    heads = known.spread(np.stack([looked[..., span.slice].mean(axis=-1) for span in known.spans], axis=-1))
     values = heads.mean(axis=(0, 1))
     alike = float((1 / (np.arange(rows.start, rows.stop) + 1)).mean())
     return Result(
         **common,
-        axes=(Axis.of("sentence", len(found)),),
+        axes=(Axis.of("sentence", len(values)),),
         values=values,
         null=Band.of(alike, alike, values.shape, "a head that looks at all tokens up to its own alike"),
+        reason="a sentence without tokens of its own has no attention" if np.isnan(values).any() else "",
         arrays={"heads": heads, "tokens": looked[..., trace.tokens.thinking.slice].mean(axis=(0, 1))},
         numbers={
             "thinking": [trace.tokens.thinking.start, trace.tokens.thinking.stop],
-            "texts": [sentence.text for sentence in found],
+            "texts": [sentence.text for sentence in known.sentences],
         },
         provenance=provenance,
     )

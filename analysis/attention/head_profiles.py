@@ -14,6 +14,7 @@ from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import mean_band
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
+from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.architecture.heads import Head
@@ -173,7 +174,8 @@ def head_table(model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *
         "quantity": "what each head looks at",
         "unit": "tokens, or shares of attention",
     }
-    provenance = {"trace": trace.id, "seed": seed, "window": WINDOW, "horizon": HORIZON, "share": SHARE}
+    provenance: dict[str, Any] = {"trace": trace.id, "seed": seed, "window": WINDOW, "horizon": HORIZON, "share": SHARE}
+    provenance |= cut_provenance(sentences)
     rows = trace.tokens.thinking
     if not len(rows):
         return undefined(**common, reason=f"{trace.state} thinking, so no row to read", provenance=provenance)

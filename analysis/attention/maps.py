@@ -11,6 +11,7 @@ from reasonscope.analysis.attention.blocks import AttentionBlock, read_attention
 from reasonscope.analysis.attention.sentence_attention import SentenceMeans
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import mean_band
+from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.models.model import Model
@@ -57,7 +58,7 @@ def attention_map(model: Model, trace: Trace, sentences: Sequence[Sentence], *, 
     A state for a trace of fewer than two sentences with tokens. Raises InputError, ContextError.
     """
     common: dict[str, Any] = {"method": "attention_map", "quantity": "share of attention", "unit": "1"}
-    provenance = {"trace": trace.id, "keys": keys}
+    provenance = {"trace": trace.id, "keys": keys, **cut_provenance(sentences)}
     spans = [sentence.tokens for sentence in sentences]
     if len(spans) < 2 or not all(map(len, spans)):
         reason = f"{len(spans)} sentences ({trace.state} thinking), or one without tokens: nothing to look back at"

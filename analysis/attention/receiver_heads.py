@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from reasonscope.analysis.attention.sentence_attention import (
+    ReadSentences,
     SentenceAttention,
     sentence_attention,
-    thinking_sentences,
     uniform_attention,
 )
 from reasonscope.analysis.attention.vertical_scores import (
@@ -22,8 +22,8 @@ from reasonscope.analysis.attention.vertical_scores import (
 )
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import bootstrap_band, null_band
-from reasonscope.data.text.sentence_splitter import Splitter
-from reasonscope.data.trace import Trace
+from reasonscope.data.sentence_cut import cut_provenance
+from reasonscope.data.trace import Sentence, Trace
 from reasonscope.probes.architecture.heads import Head, random_heads
 from reasonscope.probes.models.model import Model
 
@@ -38,7 +38,6 @@ def receiver_heads(
     top: int | None = None,
     proximity: int = PROXIMITY,
     depth_control: bool = True,
-    splitter: Splitter = "default",
     seed: int = 0,
 ) -> Result:
     """How unevenly each head's attention falls on sentences: kurtosis of its vertical scores, the mean over traces; axes (layer, head).
@@ -50,7 +49,7 @@ def receiver_heads(
     Departures from arXiv 2506.19143's code: depth control on, layer 0 out of the choice, a sentence that holds token 0 left out.
     Traces of too few sentences for a kurtosis are left out and counted; a state where none is left. Raises InputError, ContextError.
     """
-    options: dict[str, Any] = {"proximity": proximity, "depth_control": depth_control, "splitter": splitter}
+    options: dict[str, Any] = {"proximity": proximity, "depth_control": depth_control}
     return receivers_of([head_kurtosis(model, trace, **options) for trace in traces], top=top, seed=seed)
 
 
@@ -60,7 +59,7 @@ def head_kurtosis(
     *,
     proximity: int = PROXIMITY,
     depth_control: bool = True,
-    splitter: Splitter = "default",
+    sentences: Sequence[Sentence] | None = None,
 ) -> Result:
     """Kurtosis of each head's vertical scores over the sentences of one trace, axes (layer, head).
 
@@ -68,8 +67,10 @@ def head_kurtosis(
     state for a trace of too few sentences. Raises InputError, ContextError.
     """
     common: dict[str, Any] = {"method": "head_kurtosis", "quantity": "kurtosis of vertical scores", "unit": "1"}
-    provenance = {"trace": trace.id, "proximity": proximity, "depth_control": depth_control}
-    read = _read(model, trace, splitter)
+    provenance: dict[str, Any] = {"trace": trace.id, "proximity": proximity, "depth_control": depth_control}
+    known = ReadSentences.of(trace, sentences)
+    provenance |= cut_provenance(known.sentences)
+    read = _read(model, trace, known)
     if read is None or len(read.spans) < proximity + 3:
         n = 0 if read is None else len(read.spans)
         reason = f"{n} sentences ({trace.state} thinking); a kurtosis needs {proximity + 3}"
@@ -135,7 +136,7 @@ def receiver_scores(
     *,
     proximity: int = PROXIMITY,
     depth_control: bool = True,
-    splitter: Splitter = "default",
+    sentences: Sequence[Sentence] | None = None,
     n_controls: int = 20,
     seed: int = 0,
 ) -> Result:
@@ -150,13 +151,15 @@ def receiver_scores(
         "quantity": "mean vertical score over receiver heads",
         "unit": "1",
     }
-    provenance = {
+    provenance: dict[str, Any] = {
         "trace": trace.id,
         "heads": [str(head) for head in heads],
         "depth_control": depth_control,
         "seed": seed,
     }
-    read = _read(model, trace, splitter)
+    known = ReadSentences.of(trace, sentences)
+    provenance |= cut_provenance(known.sentences)
+    read = _read(model, trace, known)
     if read is None or len(read.spans) <= proximity:
         n = 0 if read is None else len(read.spans)
         reason = f"{n} sentences ({trace.state} thinking): a score needs a target {proximity} sentences further on"
@@ -164,17 +167,17 @@ def receiver_scores(
     vertical = vertical_scores(
         read.matrix, proximity=proximity, depth_control=depth_control, exclude=sink_sentences(read)
     )
-    values = receiver_score(vertical, heads)
+    values = known.spread(receiver_score(vertical, heads))
     others = random_heads(heads, n_layers=model.n_layers, n_heads=model.n_heads, n_controls=n_controls, seed=seed)
-    drawn = [receiver_score(vertical, other) for other in others]
-    known = np.isfinite(values)
+    drawn = [known.spread(receiver_score(vertical, other)) for other in others]
+    scored = np.isfinite(values)
     return Result(
         **common,
         axes=(Axis.of("sentence", len(values)),),
         values=values,
-        null=null_band(np.where(known, drawn, np.nan), "different sets of other heads"),
-        reason=f"nothing stands {proximity} sentences behind the last ones",
-        arrays={"matrix": np.mean([read.matrix[head.layer, head.index] for head in heads], axis=0)},
+        null=null_band(np.where(scored, drawn, np.nan), "different sets of other heads"),
+        reason=f"nothing stands {proximity} sentences behind the last ones, and a sentence without tokens has no score",
+        arrays={"matrix": known.spread(np.mean([read.matrix[head.layer, head.index] for head in heads], axis=0), 2)},
         provenance=provenance,
     )
 
@@ -184,9 +187,7 @@ def sink_sentences(read: SentenceAttention) -> tuple[int, ...]:
     return tuple(index for index, span in enumerate(read.spans) if 0 in span)
 
 
-def _read(model: Model, trace: Trace, splitter: Splitter) -> SentenceAttention | None:
-    found = thinking_sentences(trace, splitter)
-    if not found:
+def _read(model: Model, trace: Trace, known: ReadSentences) -> SentenceAttention | None:
+    if not known.places:
         return None
-    stop = found[-1].tokens.stop
-    return sentence_attention(model, trace.token_ids[:stop].tolist(), [sentence.tokens for sentence in found])
+    return sentence_attention(model, trace.token_ids[: known.spans[-1].stop].tolist(), known.spans)

@@ -14,6 +14,7 @@ from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import bootstrap_band
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
+from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.models.model import Model
@@ -86,7 +87,7 @@ def recurrence(
     Departures: `alpha` is a share of the mean over heads of one layer, by layer; the paper tracks each cache's own heads while it decodes.
     """
     common: dict[str, Any] = {"method": "recurrence", "quantity": "longest time between two looks", "unit": "tokens"}
-    provenance = {"trace": trace.id, "alpha": alpha, "seed": seed}
+    provenance = {"trace": trace.id, "alpha": alpha, "seed": seed, **cut_provenance(sentences)}
     rows = trace.tokens.thinking
     if not len(rows):
         return undefined(**common, reason=f"{trace.state} thinking, so no row to read", provenance=provenance)

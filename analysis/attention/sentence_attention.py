@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,8 +10,7 @@ import torch
 from reasonscope.analysis.attention.blocks import AttentionBlock, read_attention
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.text.sentence_splitter import Splitter
-from reasonscope.data.text.steps_and_sentences import sentences
+from reasonscope.data.sentence_cut import cut_trace
 from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.models.model import Model
 
@@ -106,13 +106,36 @@ def check_spans(spans: Sequence[Span], n_tokens: int) -> None:
         )
 
 
-def thinking_sentences(trace: Trace, splitter: Splitter = "default") -> list[Sentence]:
-    """The sentences of a trace that have tokens: two of them may share the only one, which is then the first one's.
+@dataclass(frozen=True, kw_only=True)
+class ReadSentences:
+    """The sentences of a trace, and which of them have tokens: two sentences may share their only one, which is then the first one's.
 
-    Raises InputError for a trace without tokens.
+    Attributes:
+        sentences: All sentences of the cut.
+        places: The indices of those with tokens, whose attention can be read.
+        spans: Their tokens.
     """
-    if not len(trace.token_ids):
-        raise InputError(
-            f"trace {trace.id!r} has no tokens; import it with a tokenizer to read a model's attention over it"
-        )
-    return [sentence for sentence in sentences(trace, splitter=splitter) if len(sentence.tokens)]
+
+    sentences: tuple[Sentence, ...]
+    places: tuple[int, ...]
+    spans: tuple[Span, ...]
+
+    @classmethod
+    def of(cls, trace: Trace, sentences: Sequence[Sentence] | None = None) -> "ReadSentences":
+        """Those of `cut_trace`, unless others are given. Raises InputError for a trace without tokens."""
+        if not len(trace.token_ids):
+            raise InputError(
+                f"trace {trace.id!r} has no tokens; import it with a tokenizer to read a model's attention over it"
+            )
+        found = tuple(cut_trace(trace).sentences if sentences is None else sentences)
+        places = tuple(i for i, sentence in enumerate(found) if len(sentence.tokens))
+        return cls(sentences=found, places=places, spans=tuple(found[i].tokens for i in places))
+
+    def spread(self, values: Values, axes: Literal[1, 2] = 1) -> Values:
+        """`values` over the sentences with tokens, in the last one or two axes, as values over all sentences, NaN for the others."""
+        if len(self.places) == len(self.sentences):
+            return values
+        found = np.full((*values.shape[: values.ndim - axes], *[len(self.sentences)] * axes), np.nan)
+        inside = np.array(self.places)
+        found[(..., inside) if axes == 1 else (..., inside[:, None], inside)] = values
+        return found

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from reasonscope.analysis.attention.blocks import AttentionCall, ScoreRule, attending
-from reasonscope.analysis.attention.sentence_attention import check_spans, thinking_sentences
+from reasonscope.analysis.attention.sentence_attention import ReadSentences, check_spans
 from reasonscope.analysis.attention.vertical_scores import nan_mean
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.tokens.vocabulary import Unembedding, kl_from_hidden
 from reasonscope.data.arrays import Values
-from reasonscope.data.text.sentence_splitter import Splitter
-from reasonscope.data.trace import Span, Trace
+from reasonscope.data.sentence_cut import cut_provenance
+from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.generation.padding import check_sequence
 from reasonscope.probes.models.model import Model
 
@@ -29,7 +29,7 @@ def suppression_matrix(
     model: Model,
     trace: Trace,
     *,
-    splitter: Splitter = "default",
+    sentences: Sequence[Sentence] | None = None,
     temperature: float = TEMPERATURE,
     n_controls: int = 1,
     batch: int = 8,
@@ -46,13 +46,14 @@ def suppression_matrix(
     tokens fell out of them); a target is judged where its own tokens are predicted (there, one token later); a token with nothing left
     to look at sees itself. NaN, with the reason, where target ≤ source, and for fewer than two sentences. Raises InputError, ContextError.
     """
-    found = [sentence.tokens for sentence in thinking_sentences(trace, splitter)]
+    known = ReadSentences.of(trace, sentences)
+    found = known.spans
     common: dict[str, Any] = {
         "method": "suppression",
         "quantity": "log divergence less the target's mean",
         "unit": "log nats",
     }
-    provenance = {"trace": trace.id, "temperature": temperature, "splitter": splitter, "seed": seed}
+    provenance = {"trace": trace.id, "temperature": temperature, "seed": seed, **cut_provenance(known.sentences)}
     if len(found) < 2:
         reason = f"{len(found)} sentences ({trace.state} thinking): a source needs a later target"
         return undefined(**common, reason=reason, provenance=provenance)
@@ -60,8 +61,8 @@ def suppression_matrix(
     effect = suppression_effect(model, ids, found, temperature=temperature, batch=batch)
     rng = np.random.default_rng(seed)
     drawn = [_control(model, ids, found, effect.untouched, rng, temperature, batch) for _ in range(n_controls)]
-    values, chance = normalised(effect.log_kl), np.array([normalised(draw) for draw in drawn])
-    axis = [f"{i}" for i in range(len(found))]
+    values, chance = known.spread(normalised(effect.log_kl), 2), np.array([normalised(draw) for draw in drawn])
+    axis = [f"{i}" for i in range(len(known.sentences))]
     null = None
     if np.isfinite(chance).any():
         low, high = np.nanquantile(chance, [0.025, 0.975])
@@ -74,8 +75,9 @@ def suppression_matrix(
         values=values,
         null=null,
         null_missing="" if null else "asked for no control sets",
-        reason="a target has no effect of itself or of what comes later; the first has a single source and no mean to differ from",
-        arrays={"kl": effect.kl, "log_kl": effect.log_kl},
+        reason="a target has no effect of itself or of what comes later; the first has a single source and no mean to differ from; "
+        "a sentence without tokens of its own has no effect",
+        arrays={"kl": known.spread(effect.kl, 2), "log_kl": known.spread(effect.log_kl, 2)},
         numbers={"n_sentences": len(found), "n_tokens": len(ids)},
         provenance=provenance,
     )

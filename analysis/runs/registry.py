@@ -55,6 +55,7 @@ from reasonscope.analysis.traces.trajectory import trajectory_of_trace
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.truth import true_sentences
+from reasonscope.data.sentence_cut import cut_hash
 from reasonscope.data.text.answers import equivalent
 from reasonscope.data.text.parse import THINK
 from reasonscope.data.trace import Sampling, Sentence, Trace
@@ -273,7 +274,8 @@ def analyse_heads(study: Study[ReadsThroughModel], trace: Trace) -> Iterator[Res
 def _agreement(study: Study[Seeded], trace: Trace) -> Iterator[Result]:
     known = trace_sentences(trace)
     results = {path.parent.name: Result.load(path) for path in _signals(study, trace)}
-    yield signal_agreement(trace, known, signals_of(results, known), seed=study.options.seed)
+    signals = signals_of(results, known)
+    yield signal_agreement(trace, known, signals.lines, left_out=signals.left_out, seed=study.options.seed)
 
 
 def _signals(study: Study[Seeded], trace: Trace) -> Iterator[Path]:
@@ -329,14 +331,22 @@ ANALYSES: Mapping[str, Analysis] = {
 
 
 def exportable(traces: Iterable[Trace], folder: Path) -> Iterator[Trace]:
-    """The traces, with the importances that were measured here in the published layout."""
+    """The traces, with the importances that were measured here in the published layout.
+
+    Raises InputError for importances over another cut of the trace into sentences.
+    """
     for trace in traces:
         path = result_path(folder, "anchors", trace.id)
         if trace.meta.get("chunks") or not path.exists():
             yield trace
             continue
-        result = Result.load(path)
-        yield with_importances(trace, trace_sentences(trace), result) if result.measured else trace
+        result, known = Result.load(path), trace_sentences(trace)
+        if result.measured and result.provenance.get("cut") != cut_hash(known):
+            raise InputError(
+                f"the importances of {trace.id!r} are over another cut of the trace into sentences, or of a version that did not say over "
+                f"which; run `reasonscope analyse anchors` again, or move {path} away"
+            )
+        yield with_importances(trace, known, result) if result.measured else trace
 
 
 def figures_of(result: Result) -> dict[str, Figure]:

@@ -10,6 +10,7 @@ from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import mean_band
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
+from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.text.align import token_strings
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Sentence, Trace
@@ -85,9 +86,10 @@ def entropy_of_trace(
         result.arrays["forking"].mean()
     """
     values = None if trace.entropies is None else np.asarray(trace.entropies, dtype=np.float64)
+    provenance = {"trace": trace.id, **cut_provenance(sentences)}
     if values is None or not np.isfinite(values).any():
         reason = "no entropies were recorded with this trace; replay it through its model, or record it"
-        return undefined(method=METHOD, quantity="entropy", unit="nats", reason=reason, provenance={"trace": trace.id})
+        return undefined(method=METHOD, quantity="entropy", unit="nats", reason=reason, provenance=provenance)
     known = np.isfinite(values)
     threshold = float(np.percentile(values[known], percentile))
     first = trace.n_prompt_tokens
@@ -119,7 +121,7 @@ def entropy_of_trace(
             "penalty": phases.penalty,
             "forking_words": _forking_words(trace, values, known & (values >= threshold)),
         },
-        provenance={"trace": trace.id, "percentile": percentile, "window": window},
+        provenance={**provenance, "percentile": percentile, "window": window},
     )
 
 

@@ -16,6 +16,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, mean_estimate, permutation_p
 from reasonscope.data.organism.problems import ledger_of
 from reasonscope.data.organism.writer import write_ledger
+from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.text.align import token_strings
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Problem, Sentence, Span, Trace
@@ -133,10 +134,10 @@ def mi_of_trace(
         peaks = results[0].arrays["peaks"]  # (site, token)
         results[0].numbers
     """
-    rows = emitting_rows(trace, region)
+    rows, provenance = emitting_rows(trace, region), {"trace": trace.id, **cut_provenance(sentences)}
     if len(rows) < 4:
         reason = f"{len(rows)} tokens; quartiles need at least 4"
-        return undefined(method=METHOD, quantity=QUANTITY, unit="1", reason=reason, provenance={"trace": trace.id})
+        return undefined(method=METHOD, quantity=QUANTITY, unit="1", reason=reason, provenance=provenance)
     sites = list(hidden)
     rng = np.random.default_rng(seed)
     values, r2 = np.empty((len(sites), len(rows))), np.empty((len(sites), len(rows)))
@@ -169,7 +170,7 @@ def mi_of_trace(
             }
             for site, line, edge in zip(sites, values, null.high, strict=True)
         },
-        provenance={"trace": trace.id, "region": region, "sigma": sigma, "epsilon": epsilon, "tau": tau, "seed": seed},
+        provenance={**provenance, "region": region, "sigma": sigma, "epsilon": epsilon, "tau": tau, "seed": seed},
     )
 
 

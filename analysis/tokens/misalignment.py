@@ -11,6 +11,7 @@ from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import ContextError, InputError
 from reasonscope.data.intervals import wilson_interval
+from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Sentence, Trace
 from reasonscope.probes.models.model import Model
@@ -57,7 +58,7 @@ def misalignment_of_trace(
         raise InputError(
             f"{base.name} and {reasoner.name} have different tokenizers, so their tokens cannot be compared"
         )
-    provenance = {"trace": trace.id, "base": base.name, "reasoner": reasoner.name}
+    provenance = {"trace": trace.id, "base": base.name, "reasoner": reasoner.name, **cut_provenance(sentences)}
     first = max(trace.tokens.thinking.start, trace.n_prompt_tokens)
     n = max(trace.tokens.thinking.stop - first, 0)
     if not trace.n_prompt_tokens or n < 2 * bins:

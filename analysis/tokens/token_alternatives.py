@@ -12,6 +12,7 @@ from torch import Tensor
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import chance_above, mean_band, mean_number, null_band
 from reasonscope.data.arrays import Values
+from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Sentence, Trace
 from reasonscope.probes.architecture.heads import Head
@@ -60,7 +61,7 @@ def alternatives(
         "quantity": "log-probability of the token that was written",
         "unit": "nats",
     }
-    provenance = {"trace": trace.id, "temperature": 1.0, "top": top}
+    provenance = {"trace": trace.id, "temperature": 1.0, "top": top, **cut_provenance(sentences)}
     if reason := _nothing_written(trace):
         return undefined(**common, reason=reason, axis="token", provenance=provenance)
     logits = _logits(model, trace)
@@ -148,6 +149,7 @@ def steering_shift(
         "multiplier": multiplier,
         "scope": str(scope.steps or scope.on),
         "seed": seed,
+        **cut_provenance(sentences),
     }
     if reason := _nothing_written(trace):
         return undefined(**common, reason=reason, axis="token", provenance=provenance)
@@ -213,7 +215,7 @@ def head_effects(
         "quantity": "KL of the next tokens without the head",
         "unit": "nats",
     }
-    provenance = {"trace": trace.id, "draws": n_controls, "seed": seed}
+    provenance = {"trace": trace.id, "draws": n_controls, "seed": seed, **cut_provenance(sentences)}
     if reason := _nothing_written(trace):
         return undefined(**common, reason=reason, provenance=provenance)
     fed = trace.token_ids[:-1].tolist()

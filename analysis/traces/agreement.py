@@ -1,6 +1,7 @@
 """One trace, every signal: how each ranks the sentences, and how far the signals agree."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -10,6 +11,7 @@ from reasonscope.analysis.attention.reading import mean_effect
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import holm, serial_correlation
 from reasonscope.data.arrays import Values
+from reasonscope.data.sentence_cut import cut_hash, cut_provenance
 from reasonscope.data.trace import Sentence, Trace
 
 METHOD = "agreement"
@@ -29,27 +31,55 @@ _LINES = (
 METHODS = tuple(dict.fromkeys(method for method, _ in _LINES))
 
 
-def signals_of(results: Mapping[str, Result], sentences: Sequence[Sentence]) -> dict[str, Values]:
-    """Every known signal of one trace by name, one number per sentence; `results` by method.
+@dataclass(frozen=True, kw_only=True)
+class Signals:
+    """The signals of one trace.
 
-    A signal that was not measured, or was measured over other sentences, is left out. Effects of sentences on sentences
-    (suppression, replacement) count as the mean effect of a sentence on all later ones.
+    Attributes:
+        lines: By name, one number per sentence (sentence,).
+        left_out: By method, why its result is not among them.
     """
-    found = {}
+
+    lines: Mapping[str, Values]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+def signals_of(results: Mapping[str, Result], sentences: Sequence[Sentence]) -> Signals:
+    """Every known signal of one trace, one number per sentence.
+
+    Results over sentences have to be over these very sentences: the hash of the cut in their provenance says so, and their number says
+    nothing. Effects of sentences on sentences (suppression, replacement) count as the mean effect that a sentence has on all later ones.
+
+    Args:
+        results: Results of the trace by method; those of unknown methods are ignored.
+        sentences: The sentences of the trace (`cut_trace`).
+    """
+    found, left_out = dict[str, Values](), dict[str, str]()
     for method, name in _LINES:
         result = results.get(method)
-        if result is None or not result.measured:
+        if result is None:
             continue
-        if result.axes[-1].name in ("sentence", "source") and len(result.axes[-1]) != len(sentences):
-            continue
-        if result.axes[-1].name == "source":
-            line = mean_effect(result.values)
-        elif name and name not in result.axes[0].labels:
-            continue
-        else:
-            line = per_sentence(result, sentences, name or None)
-        found[f"{method}: {name}" if name else method] = line
-    return found
+        if why := _not_joined(result, sentences):
+            left_out[method] = why
+        elif result.axes[-1].name == "source":
+            found[method] = mean_effect(result.values)
+        elif not name or name in result.axes[0].labels:
+            found[f"{method}: {name}" if name else method] = per_sentence(result, sentences, name or None)
+    return Signals(lines=found, left_out=left_out)
+
+
+def _not_joined(result: Result, sentences: Sequence[Sentence]) -> str:
+    """Why a result cannot be laid beside these sentences; empty if it can."""
+    if not result.measured:
+        return f"not measured: {result.reason}"
+    if result.axes[-1].name not in ("sentence", "source"):
+        return ""  # a token says itself where it stands
+    cut = result.provenance.get("cut")
+    if cut is None:
+        return "it does not say which sentences it is over (a result of an earlier version); run the analysis again"
+    if cut != cut_hash(sentences) or len(result.axes[-1]) != len(sentences):
+        return "it is over another cut of the trace into sentences; run the analysis again"
+    return ""
 
 
 def per_sentence(result: Result, sentences: Sequence[Sentence], name: str | None = None) -> Values:
@@ -79,6 +109,7 @@ def signal_agreement(
     sentences: Sequence[Sentence],
     signals: Mapping[str, Values],
     *,
+    left_out: Mapping[str, str] | None = None,
     n_permutations: int = 500,
     seed: int = 0,
 ) -> Result:
@@ -88,6 +119,7 @@ def signal_agreement(
         trace: The trace.
         sentences: Its sentences.
         signals: By name, (sentence,) values; higher means more critical (see `signals_of`).
+        left_out: By method, why its signal is missing; kept in `numbers`.
         n_permutations: Permutations for the null.
         seed: Random seed.
 
@@ -96,9 +128,7 @@ def signal_agreement(
         information: the band of each sentence is 95 % of the mean rank over permuted signals. `numbers`: for each pair
         of signals their rank correlation, the part of it `beyond_place` (`serial_correlation`) with its p-value, and
         the same corrected for all pairs (Holm); `top`, the sentences whose mean rank is above the band, highest first.
-
-    Raises:
-        InputError: For fewer than 4 sentences or no signals.
+        Undefined, with the reason, for fewer than 4 sentences or no signals.
 
     Example:
         rs.analyse("suppression", "runs/mine")
@@ -106,11 +136,18 @@ def signal_agreement(
         result = next(rs.open_run("runs/mine").results("agreement"))
     """
     n = len(sentences)
-    provenance = {"trace": trace.id, "seed": seed}
+    provenance = {"trace": trace.id, "seed": seed, **cut_provenance(sentences)}
+    missing = dict(left_out or {})
     if n < 4 or not signals:
         reason = f"{n} sentences and {len(signals)} signals; at least 4 and 1 are needed"
+        reason += "".join(f"; {method}: {why}" for method, why in missing.items())
         return undefined(
-            method=METHOD, quantity="rank within the trace", unit="1", reason=reason, provenance=provenance
+            method=METHOD,
+            quantity="rank within the trace",
+            unit="1",
+            reason=reason,
+            numbers={"left_out": missing},
+            provenance=provenance,
         )
     ranks = np.stack([_ranks(values) for values in signals.values()])
     rng = np.random.default_rng(seed)
@@ -132,6 +169,7 @@ def signal_agreement(
         numbers={
             "top": [int(i) for i in order if mean[i] > high],
             "agreement": _agreement(signals),
+            "left_out": missing,
             "texts": [sentence.text for sentence in sentences],
             "tags": [sentence.tag for sentence in sentences],
         },

@@ -15,6 +15,7 @@ from reasonscope.analysis.statistics import null_band
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import permutation_p
+from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.text.answers import equivalent, extract_answer
 from reasonscope.data.trace import Sentence, Trace
 
@@ -122,7 +123,7 @@ def reflection_of_trace(
         result = rs.analysis.reflection_of_trace(trace, rs.sentences(trace))
         dict(zip(result.axis("kind").labels, result.values))
     """
-    provenance = {"trace": trace.id, "seed": seed}
+    provenance = {"trace": trace.id, "seed": seed, **cut_provenance(sentences)}
     candidates = find_candidates(sentences, trace.problem.answer, detect)
     if not candidates:
         reason = "no sentence of the thinking states an answer" if sentences else f"no thinking ({trace.state})"

@@ -93,15 +93,22 @@ def places_of(cut_trace: CutTrace, result: Result) -> list[int]:
     """The token or sentence of the trace that each label of a result's last axis means, −1 for a sentence that is not in the trace.
 
     Published importances name sentences by their published numbers; all other results count. Empty for a result over other tokens or
-    sentences than these.
+    another cut than this one.
     """
     axis = result.axes[-1]
     if result.provenance.get("source") == "published":
         known = {str(number): place for place, number in enumerate(published_numbers(cut_trace.trace))}
         return [known.get(label, -1) for label in axis.labels]
+    if axis.name in ("sentence", "source") and not is_over(cut_trace, result):
+        return []
     n = len(cut_trace.trace.token_ids) if axis.name == "token" else len(cut_trace.sentences)
     places = [int(label) if label.isdigit() else -1 for label in axis.labels]
     return places if all(0 <= place < n for place in places) else []
+
+
+def is_over(cut_trace: CutTrace, result: Result) -> bool:
+    """Whether a result says that it was measured over these very sentences."""
+    return bool(result.provenance.get("cut") == cut_trace.cut_hash)
 
 
 def _kind(problem: Mapping[str, Any]) -> str:

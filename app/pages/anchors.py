@@ -96,7 +96,7 @@ def _graph(run: OpenRun, id: str, metric: str, what: Metric) -> None:
     result, importance = what.result, what.importance
     read = readings.cut_of(run, id)
     tags, texts = _sentences(result, read, len(importance))
-    truth = result.numbers.get("depends_on") or (read.depends_on if len(read.sentences) == len(importance) else None)
+    truth = result.numbers.get("depends_on") or (read.depends_on if readings.is_over(read, result) else None)
     said = "Labelled" if read.labels == "published" else "True"
     graph = AnchorGraph(importance=importance, effects=what.effects, tags=tags, texts=texts, truth=truth)
     chosen = state.recall_number(Key.SENTENCE)
@@ -143,7 +143,7 @@ def _sentences(result: Result, read: CutTrace, n: int) -> tuple[list[str], list[
     tags, texts = result.numbers.get("tags"), result.numbers.get("texts")
     if isinstance(tags, list) and isinstance(texts, list) and len(tags) == len(texts) == n:
         return [str(tag) for tag in tags], [str(text) for text in texts]
-    own = list(read.sentences) if len(read.sentences) == n else []
+    own = list(read.sentences) if readings.is_over(read, result) else []
     return [s.tag for s in own] or ["unknown"] * n, [s.text for s in own] or [f"sentence {i}" for i in range(n)]
 
 

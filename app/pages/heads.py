@@ -244,7 +244,7 @@ def _maps(run: OpenRun, id: str, result: Result, chosen: Mapping[str, tuple[int,
     matrix = np.array(result.arrays["matrix"], dtype=np.float64)
     matrix[:, :, *np.triu_indices(matrix.shape[-1], 1)] = np.nan  # nobody looks at what stands behind
     texts = [f"{one.index} {one.text}" for one in read.sentences]
-    if matrix.shape[-1] != len(texts):
+    if not readings.is_over(read, result):
         texts = [str(i) for i in range(matrix.shape[-1])]
     st.caption(
         "A click on a cell shows the tokens of its two sentences. Mean attention of a token of the row on one of the column."
@@ -271,6 +271,11 @@ def _block(result: Result, read: CutTrace, chosen: Mapping[str, tuple[int, int]]
     """Token by token how one sentence looks at another, in each chosen head."""
     block = _place(state.recall(Key.BLOCK))
     if block is None or "key" not in result.arrays or max(block) >= len(read.sentences):
+        return
+    if not readings.is_over(read, result):
+        st.caption(
+            "This map is over another cut of the trace into sentences; measure it again to look at single tokens."
+        )
         return
     target, source = (read.sentences[i] for i in block)
     pieces = token_strings(read.trace.text, read.trace.offsets)

@@ -8,6 +8,7 @@ import pytest
 
 from reasonscope.analysis.results import Axis, Band, Result, result_path
 from reasonscope.data.exchange.importers import import_jsonl
+from reasonscope.data.sentence_cut import cut_trace
 from reasonscope.data.storage.store import TraceStore
 
 pytestmark = pytest.mark.slow
@@ -40,7 +41,7 @@ def hostile(runs):
     with TraceStore.create(run / "store", meta={"note": MARKUP, "model": {"name": MARKUP}}, sites=[]) as store:
         store.append(import_jsonl(file), {})
     (trace,) = TraceStore.open(run / "store")
-    leave_results(run, trace.id)
+    leave_results(run, trace)
     kept = {"command": MARKUP, "seed": MARKUP, "figures": [f"{NAME}_cliffs", "with_image"], "numbers": {MARKUP: MARKUP}}
     curve = {"type": "scatter", "x": [0, 1], "y": [0, 1], "name": MARKUP, "text": [MARKUP] * 2, "mode": "text+lines"}
     figure = {"data": [curve], "layout": {"title": {"text": MARKUP}, "xaxis": {"title": {"text": MARKUP}}}}
@@ -55,12 +56,13 @@ def hostile(runs):
     return trace.id
 
 
-def leave_results(run, id: str) -> None:
+def leave_results(run, trace) -> None:
     """Results of the app's pages whose labels, texts, units and provenance are hostile; one cannot be read."""
-    n = 3
+    n, id, cut = 3, trace.id, cut_trace(trace).cut_hash
     values = np.tril(np.ones((n, n)), -1)
     common = {
-        "quantity": MARKUP, "unit": MARKUP, "null": Band.of(0.0, 0.5, (n, n), MARKUP), "provenance": {"trace": id, "by": MARKUP},
+        "quantity": MARKUP, "unit": MARKUP, "null": Band.of(0.0, 0.5, (n, n), MARKUP),
+        "provenance": {"trace": id, "by": MARKUP, "cut": cut},
         "numbers": {"texts": [MARKUP] * n, "tags": [MARKUP] * n, MARKUP: 1.0},
     }  # fmt: skip
     pairs = axes("target", n), axes("source", n)

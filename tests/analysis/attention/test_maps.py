@@ -1,5 +1,7 @@
 """What the closing tag looks at, and what is looked at again: both equal what the dense attention says, and a shuffle does not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,9 @@ import torch
 from reasonscope.analysis.attention.blocks import read_attention
 from reasonscope.analysis.attention.close_attention import RowMeans, close_attention
 from reasonscope.analysis.attention.recurrence import RecurrenceReader, recurrence
+from reasonscope.analysis.causal.suppression import suppression_matrix
 from reasonscope.data.errors import InputError
+from reasonscope.data.sentence_cut import cut_hash, cut_trace
 from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.text.steps_and_sentences import sentences
 from reasonscope.data.trace import Problem, Span
@@ -93,6 +97,24 @@ def test_the_close_window_looks_at_sentences(organism):
     np.testing.assert_allclose(found.arrays["tokens"], rows[trace.tokens.thinking.slice], atol=1e-6)
     assert found.arrays["heads"].shape == (organism.n_layers, organism.n_heads, len(found.values))
     assert found.null.low[0] == found.null.high[0] < found.values.max(), "some sentence is looked at more than evenly"
+
+
+def test_a_sentence_without_tokens_has_no_attention_and_keeps_its_place(organism):
+    trace = told(organism, THINKING)
+    known = cut_trace(trace).sentences
+    whole = close_attention(organism, trace)
+    assert whole.provenance["cut"] == cut_hash(known) and len(whole.values) == len(known)
+    bare = replace(known[1], tokens=Span(known[1].tokens.start, known[1].tokens.start))
+    cut = [known[0], bare, *known[2:]]
+    found = close_attention(organism, trace, cut)
+    kept = [i for i in range(len(known)) if i != 1]
+    np.testing.assert_array_equal(found.values[kept], whole.values[kept])
+    assert np.isnan(found.values[1]) and "without tokens" in found.reason
+    assert found.provenance["cut"] == cut_hash(cut)
+    effects = suppression_matrix(organism, trace, sentences=cut)
+    assert effects.values.shape == effects.arrays["kl"].shape == (len(known), len(known))
+    assert np.isnan(effects.values[1]).all() and np.isnan(effects.values[:, 1]).all()
+    assert np.isfinite(effects.values[3, 2]) and np.isfinite(effects.values[2, 0] * effects.values[3, 0])
 
 
 def test_recurrence_is_counted_in_the_thinking_by_layer(organism):

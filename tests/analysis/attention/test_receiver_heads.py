@@ -13,6 +13,7 @@ from reasonscope.data.errors import ContextError, InputError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.organism.problems import ledger_of
 from reasonscope.data.organism.writer import write_ledger
+from reasonscope.data.sentence_cut import cut_trace
 from reasonscope.data.text.parse import build_trace
 from reasonscope.data.text.steps_and_sentences import sentences
 from reasonscope.probes.architecture.heads import Head
@@ -61,6 +62,7 @@ def test_heads_stand_beside_uniform_attention_and_their_interval(model, traces):
 def test_scores_are_missing_where_no_target_is_far_enough(model, traces):
     found = receiver_scores(model, traces[0], [Head(layer=4, index=0)])
     assert np.isnan(found.values[-4:]).all() and np.isfinite(found.values[:-4]).all()
+    assert found.provenance["cut"] == cut_trace(traces[0]).cut_hash
     assert ((found.null.low <= found.null.high) | np.isnan(found.values)).all()
 
 

@@ -20,8 +20,9 @@ from reasonscope.analysis.traces.reflection import (
 from reasonscope.analysis.traces.selection import best_by, early_stop, majority, short_m, simulate
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.importers import published_sentences
+from reasonscope.data.sentence_cut import cut_hash
 from reasonscope.data.text.parse import trace_from_text
-from reasonscope.data.text.steps_and_sentences import sentences
+from reasonscope.data.text.steps_and_sentences import sentences, sentences_at
 from reasonscope.data.trace import Problem, Span
 
 THINKING = (
@@ -136,26 +137,62 @@ def test_stopping_early_saves_nothing_that_was_given(samples):
     assert spent == [25, 23, 20, 20, 10]
 
 
+def over(n, *, cut=None, **more):
+    """A result over `n` sentences, which says that they are those of `cut`."""
+    about = {"null_missing": "by hand", "quantity": "q", "unit": "1", **more}
+    axes = about.pop("axes", (Axis.of("sentence", n),))
+    about.setdefault("values", np.arange(float(n)))
+    return Result(axes=axes, provenance={} if cut is None else {"cut": cut}, **about)
+
+
 def test_known_signals_are_taken_sentence_by_sentence():
-    known = sentences(trace())
-    n = len(known)
+    known = [replace(one, tokens=Span(3 * i, 3 * i + 3)) for i, one in enumerate(sentences(trace()))]
+    n, cut = len(known), cut_hash(known)
     effects = np.full((n, n), np.nan)
     effects[2:, 1] = 3.0
-    square = Result(
-        method="suppression", quantity="q", unit="1", axes=(Axis.of("target", n), Axis.of("source", n)), values=effects,
-        null_missing="by hand", reason="by hand",
+    square = over(
+        n, cut=cut, method="suppression", axes=(Axis.of("target", n), Axis.of("source", n)), values=effects, reason="by hand"
     )  # fmt: skip
-    importance = Result(
-        method="anchors", quantity="q", unit="1", axes=(Axis.of("metric", ("accuracy", "forced_kl")), Axis.of("sentence", n)),
-        values=np.stack([np.zeros(n), np.arange(n)]), null_missing="by hand",
+    importance = over(
+        n, cut=cut, method="anchors", axes=(Axis.of("metric", ("accuracy", "forced_kl")), Axis.of("sentence", n)),
+        values=np.stack([np.zeros(n), np.arange(n)]),
     )  # fmt: skip
-    foreign = Result(
-        method="entropy", quantity="q", unit="1", axes=(Axis.of("sentence", n + 1),), values=np.zeros(n + 1), null_missing="by hand"
+    by_token = over(
+        2, method="entropy", axes=(Axis.of("token", ["3", "5"]),), values=np.array([1.0, 3.0])
     )  # fmt: skip
-    found = signals_of({"suppression": square, "anchors": importance, "entropy": foreign}, known)
-    assert set(found) == {"suppression", "anchors: forced_kl"}, "the others have no such line, or other sentences"
-    np.testing.assert_array_equal(found["anchors: forced_kl"], np.arange(n))
-    assert found["suppression"][1] == 3 and np.isnan(found["suppression"][0])
+    found = signals_of({"suppression": square, "anchors": importance, "entropy": by_token}, known)
+    assert set(found.lines) == {"suppression", "anchors: forced_kl", "entropy"} and not found.left_out
+    np.testing.assert_array_equal(found.lines["anchors: forced_kl"], np.arange(n))
+    assert found.lines["suppression"][1] == 3 and np.isnan(found.lines["suppression"][0])
+    assert found.lines["entropy"][1] == 2 and np.isnan(found.lines["entropy"][0])
+
+
+def test_results_of_another_cut_are_not_joined_though_they_have_as_many_sentences():
+    one = trace()
+    known = sentences(one)
+    n = len(known)
+    # The same text, its first two sentences joined and its last one cut in two: as many, and not the same.
+    half = (known[-1].chars.start + known[-1].chars.stop) // 2
+    spans = [
+        Span(known[0].chars.start, known[1].chars.stop),
+        *(sentence.chars for sentence in known[2:-1]),
+        Span(known[-1].chars.start, half),
+        Span(half, known[-1].chars.stop),
+    ]
+    other = sentences_at(one, spans, ["unknown"] * n)
+    assert len(other) == n and cut_hash(other) != cut_hash(known)
+    results = {
+        "close_attention": over(n, cut=cut_hash(known), method="close_attention"),
+        "receiver_scores": over(n, cut=cut_hash(other), method="receiver_scores"),
+        "suppression": over(n, method="suppression", axes=(Axis.of("target", n), Axis.of("source", n)), values=np.ones((n, n))),
+    }  # fmt: skip
+    found = signals_of(results, known)
+    assert set(found.lines) == {"close_attention"} and set(found.left_out) == {"receiver_scores", "suppression"}
+    assert "another cut" in found.left_out["receiver_scores"] and "earlier version" in found.left_out["suppression"]
+    told = signal_agreement(one, known, found.lines, left_out=found.left_out)
+    assert told.numbers["left_out"] == found.left_out and told.provenance["cut"] == cut_hash(known)
+    nothing = signal_agreement(one, known, {}, left_out=found.left_out)
+    assert not nothing.measured and "receiver_scores: it is over another cut" in nothing.reason
 
 
 def test_signals_are_ranked_side_by_side():

@@ -21,6 +21,7 @@ from reasonscope.app.page_parts.reader import reader_data
 from reasonscope.app.server import main
 from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.exchange.importers import import_jsonl, import_thought_anchors
+from reasonscope.data.sentence_cut import cut_trace
 from reasonscope.data.storage.run_folder import run_folder
 from reasonscope.data.storage.store import TraceStore
 
@@ -87,6 +88,8 @@ def imported(tmp_path_factory):
 def leave_results(folder: Path, id: str, n: int) -> None:
     rng = np.random.default_rng(0)
     values = rng.random((2, n))
+    cut = cut_trace(TraceStore.open(folder / "store").trace(id))
+    assert len(cut.sentences) == n
     chance = {"null_missing": "made up for a test"}
     Result(
         method="anchors",
@@ -97,7 +100,7 @@ def leave_results(folder: Path, id: str, n: int) -> None:
         null=Band.of(0.0, 0.1, values.shape, "shuffled"),
         interval=Band.of(values - 0.1, values + 0.1, values.shape, "bootstrap"),
         arrays={"effects": np.tril(rng.standard_normal((n, n)), -1)},
-        provenance={"trace": id, "seed": 0},
+        provenance={"trace": id, "seed": 0, "cut": cut.cut_hash},
     ).save(result_path(folder / "results", "anchors", id))
     Result(
         method="heads", quantity="span", unit="tokens", axes=(Axis.of("metric", ["span"]), Axis.of("layer", 2), Axis.of("head", 3)),
@@ -177,14 +180,14 @@ def edited(published, tmp_path):
             chunks[1]["chunk"] = "Nobody wrote this."
             store.append([trace := replace(trace, meta={**trace.meta, "chunks": chunks})], {})
             published_importances(trace).save(result_path(tmp_path / "results", "anchors", trace.id))
-            leave_line(tmp_path, trace.id, [10.0, 11.0, 12.0])
+            leave_line(tmp_path, trace.id, [10.0, 11.0, 12.0], cut_trace(trace).cut_hash)
     return tmp_path
 
 
-def leave_line(folder: Path, id: str, values: list[float]) -> None:
+def leave_line(folder: Path, id: str, values: list[float], cut: str) -> None:
     Result(
         method="close_attention", quantity="attention", unit="1", axes=(Axis.of("sentence", len(values)),), values=values,
-        null_missing="made up for a test", provenance={"trace": id},
+        null_missing="made up for a test", provenance={"trace": id, "cut": cut},
     ).save(result_path(folder / "results", "close_attention", id))  # fmt: skip
 
 
@@ -200,6 +203,15 @@ def test_a_trace_of_which_a_published_sentence_is_left_out_is_coloured_in_place(
         test = page("traces", edited, trace=row.id, colour=name, sentence="2")
         assert not test.exception and "boxed" in test.latex[0].value
         assert f": {said}" in words(test).replace("\\", "")
+
+
+def test_a_result_over_another_cut_colours_nothing(edited):
+    run = open_run(edited)
+    (row,) = readings.trace_rows(run)
+    name = colourings.colouring_name("close_attention")
+    assert colourings.colouring(run, row.id, name) is not None
+    leave_line(edited, row.id, [10.0, 11.0, 12.0], "of another cut")
+    assert colourings.colouring(open_run(edited), row.id, name) is None
 
 
 def test_a_published_sentence_is_read_where_it_stands(edited, monkeypatch):
