@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from sklearn import metrics
 
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
-from reasonscope.probes.evaluation.grouped_folds import Metric, spearman
+from reasonscope.probes.evaluation.grouped_folds import Metric, mean_log_loss, ranks, spearman
 
 _TINY = np.finfo(np.float64).eps
 
@@ -28,7 +27,7 @@ def auroc(targets: Values | NDArray[np.bool_], scores: Values) -> float:
     n, m = int(positive.sum()), int((~positive).sum())
     if not n or not m:
         return float("nan")
-    return float((rankdata(scores)[positive].sum() - n * (n + 1) / 2) / (n * m))
+    return float((ranks(scores)[positive].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def pr_auc(targets: Values, scores: Values) -> float:
@@ -40,12 +39,13 @@ def balanced_accuracy(targets: Values, probabilities: Values) -> float:
     """Mean recall of the two classes where a probability of one half or more means class 1."""
     if not _both(targets):
         return float("nan")
-    return float(metrics.balanced_accuracy_score(targets, _probabilities(probabilities) >= 0.5))
+    right = (_probabilities(probabilities) >= 0.5) == targets
+    return float((right[targets == 1].mean() + right[targets == 0].mean()) / 2)
 
 
 def log_loss(targets: Values, probabilities: Values) -> float:
     """Mean negative log-likelihood, in nats; lower is better."""
-    return float(metrics.log_loss(targets, _probabilities(probabilities), labels=[0, 1]))
+    return mean_log_loss(targets, _probabilities(probabilities))
 
 
 def brier(targets: Values, probabilities: Values) -> float:
@@ -80,7 +80,9 @@ def tpr_at_fpr(targets: Values, scores: Values, *, fpr: float = 0.01) -> float:
 
 def r2(targets: Values, predictions: Values) -> float:
     """1 − squared error over that of the targets' mean; below 0 where the mean is better."""
-    return float(metrics.r2_score(targets, predictions)) if np.ptp(targets) else float("nan")
+    if not np.ptp(targets):
+        return float("nan")
+    return float(1 - np.sum((targets - predictions) ** 2) / np.sum((targets - targets.mean()) ** 2))
 
 
 def r2_log(targets: Values, predictions: Values) -> float:

@@ -5,9 +5,10 @@ import itertools
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
 from reasonscope.data.errors import InputError
@@ -23,6 +24,7 @@ from reasonscope.probes.evaluation.grouped_folds import (
     grouped_folds,
     grouped_predictions,
     nested_folds,
+    predict,
     problem_groups,
     spearman,
     trace_groups,
@@ -68,6 +70,33 @@ def test_the_penalty_is_chosen_inside_the_fold():
     chosen = grouped_predictions(Ridge(), features, targets, groups, grid={"alpha": [1e-6, 100.0]})
     loose = grouped_predictions(Ridge(alpha=1e-6), features, targets, groups)
     assert np.mean((chosen - targets) ** 2) < np.mean((loose - targets) ** 2)
+
+
+@pytest.mark.parametrize("task", ["regression", "binary"])
+def test_the_search_finds_what_that_of_scikit_learn_finds(task):
+    rng = np.random.default_rng(4)
+    words = rng.integers(9, size=(60, 8))
+    texts = np.array([" ".join(f"w{word}" for word in row) for row in words], dtype=object)
+    targets = (words == 0).sum(axis=1) + rng.standard_normal(60)
+    targets = (targets > np.median(targets)).astype(float) if task == "binary" else targets
+    groups = [str(i // 2) for i in range(60)]
+    linear, name, scoring = (
+        (LogisticRegression(), "logisticregression__C", "neg_log_loss")
+        if task == "binary"
+        else (Ridge(), "ridge__alpha", "neg_mean_squared_error")
+    )
+    estimator = make_pipeline(TfidfVectorizer(), linear)
+    for grid in ({name: [0.01, 1.0, 100.0]}, {name: [0.01, 1.0], "tfidfvectorizer__sublinear_tf": [False, True]}):
+        expected = np.full(60, np.nan)
+        for nested in nested_folds(targets, groups, task=task):
+            splits = [(fold.train, fold.test) for fold in nested.inner]
+            search = GridSearchCV(estimator, grid, cv=splits, scoring=scoring, refit=False).fit(texts, targets)
+            fitted = clone(estimator).set_params(**search.best_params_)
+            fitted.fit(texts[nested.outer.train], targets[nested.outer.train])
+            expected[nested.outer.test] = predict(fitted, texts[nested.outer.test], task)
+        np.testing.assert_array_equal(
+            grouped_predictions(estimator, texts, targets, groups, grid=grid, task=task), expected
+        )
 
 
 def test_the_interval_widens_where_rows_share_a_group():

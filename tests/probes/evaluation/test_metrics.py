@@ -8,16 +8,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import rankdata, spearmanr
+from sklearn import metrics
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
 from reasonscope.data.errors import InputError
+from reasonscope.probes.evaluation.grouped_folds import ranks, spearman
 from reasonscope.probes.evaluation.metrics import (
     BINARY,
     TOKENS,
     auroc,
+    balanced_accuracy,
     calibration_error,
+    log_loss,
     pr_auc,
+    r2,
     r2_log,
     spearman_within,
     tpr_at_fpr,
@@ -51,6 +57,24 @@ def test_bins_have_equal_mass():
     targets = (rng.random(1000) < probabilities**2).astype(float)
     true, said = calibration_curve(targets, probabilities, n_bins=10, strategy="quantile")
     assert calibration_error(targets, probabilities) == pytest.approx(np.abs(true - said).mean(), abs=2e-3)
+
+
+@given(st.lists(st.one_of(st.integers(-3, 3), st.floats(allow_nan=True)), min_size=1, max_size=30))
+def test_ranks_are_those_of_scipy(values):
+    np.testing.assert_array_equal(ranks(np.array(values, dtype=np.float64)), rankdata(values))
+
+
+def test_metrics_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        targets, probabilities = np.tile([0.0, 1.0], 15), rng.random(30)
+        probabilities[:2] = 0.0, 1.0
+        lengths, guessed = rng.integers(1, 9, size=30).astype(float), rng.random(30)
+        assert log_loss(targets, probabilities) == pytest.approx(metrics.log_loss(targets, probabilities))
+        expected = metrics.balanced_accuracy_score(targets, probabilities >= 0.5)
+        assert balanced_accuracy(targets, probabilities) == pytest.approx(expected)
+        assert r2(lengths, guessed) == pytest.approx(metrics.r2_score(lengths, guessed))
+        assert spearman(lengths, guessed) == pytest.approx(spearmanr(lengths, guessed).statistic)
 
 
 def test_auroc_of_ranks_is_that_of_the_curve_with_ties_and_with_any_scores():
