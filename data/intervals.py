@@ -219,12 +219,23 @@ def resample_groups(
     """
     n, _ = _numbered(groups)
     value = statistic(np.arange(len(groups)))
+    values = np.array([statistic(rows) for rows in drawn_groups(groups, n_resamples=n_resamples, seed=seed)])
+    return percentile_estimate(value, values, n)
+
+
+def percentile_estimate(value: float, resampled: Values, n_groups: int) -> Estimate:
+    """A statistic with the percentile interval of its values on resamples (draw,) of `n_groups` groups, widened for few (`tails`).
+
+    Resamples on which it is NaN are left out. Raises InputError for fewer than two groups, or if the value or more than half of the
+    resamples are NaN.
+    """
+    if n_groups < 2:
+        raise InputError("all rows are of one group, which has no interval; record more problems")
     if np.isnan(value):
         raise InputError("the metric is undefined on these rows: they hold only one class or one target")
-    values = np.array([statistic(rows) for rows in drawn_groups(groups, n_resamples=n_resamples, seed=seed)])
-    if np.isnan(values).mean() > 0.5:
+    if np.isnan(resampled).mean() > 0.5:
         raise InputError("most resamples hold only one class; record more problems of the rarer class")
-    low, high = np.nanquantile(values, tails(n))
+    low, high = np.nanquantile(resampled, tails(n_groups))
     return Estimate(value=value, low=float(low), high=float(high))
 
 

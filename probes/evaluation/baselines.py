@@ -140,6 +140,23 @@ BASELINES: Mapping[str, Callable[[Points], Features]] = {
     "next_token": next_token,
 }
 
+# Baselines that know only the text of the prompt.
+TEXT_BASELINES = ("prompt_length", "bag_of_words")
+
+# What each baseline knows, for a sentence: "better than …".
+BASELINE_WORDS: Mapping[str, str] = {
+    "class_prior": "the share of each class",
+    "prompt_length": "the length of the prompt",
+    "bag_of_words": "the words of the prompt",
+    "elapsed_position": "the number of tokens written so far",
+    "thinking_length": "the length of the whole reasoning",
+    "truncated": "whether the token limit cut the reasoning off",
+    "difficulty": "the difficulty that the problem set states",
+    "next_token": "the entropy and log-probability of the next token",
+    "embedding": "the state before the first layer",
+    "first_layer": "the state after the first layer",
+}
+
 
 def baseline_predictions(
     features: Features,

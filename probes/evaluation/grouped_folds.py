@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn.pipeline import Pipeline
 
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Estimate, resample_groups
+from reasonscope.data.intervals import Estimate, drawn_groups, percentile_estimate, resample_groups
 from reasonscope.data.trace import Trace
 
 # (targets, predictions) of some rows to one number.
@@ -235,12 +236,47 @@ def cluster_bootstrap(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """`metric` with a percentile interval over `n_resamples` resamples of whole groups: rows of one problem are not independent.
+    """`metric` with its 95 % interval over resamples of whole groups, because rows of one problem are not independent.
 
-    Raises InputError where the metric is not defined on the rows (see `resample_groups`).
+    Args:
+        metric: A function of (targets, predictions); NaN if it is undefined on the rows.
+        targets: What is true of each row, (row,).
+        predictions: What was predicted, (row,).
+        groups: The group of each row.
+        n_resamples: Number of resamples.
+        seed: Seed of the resamples.
+
+    Returns:
+        The metric of all rows, with the percentile interval.
+
+    Raises:
+        InputError: There is only one group, or the metric is undefined on the rows or on most resamples.
+
+    Example:
+        held_out = grouped_predictions(RidgeProbe(), states, lengths, groups)
+        print(cluster_bootstrap(spearman, lengths, held_out, groups))
     """
     return resample_groups(
         lambda rows: metric(targets[rows], predictions[rows]), groups, n_resamples=n_resamples, seed=seed
+    )
+
+
+def resampled_scores(
+    metric: Metric,
+    targets: Values,
+    predictions: Sequence[Values],
+    groups: Sequence[str],
+    *,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Values:
+    """`metric` of each of `predictions` on all rows and on the resamples of `cluster_bootstrap`: (1 + resample, prediction)."""
+    draws = drawn_groups(groups, n_resamples=n_resamples, seed=seed)
+    return np.array(
+        [
+            [metric(targets[rows], values[rows]) for values in predictions]
+            for rows in chain([np.arange(len(targets))], draws)
+        ]
     )
 
 
@@ -256,16 +292,19 @@ def difference_to_best(
 ) -> Estimate:
     """How far `metric`, of which more is better, is above the best of `baselines`, on the same resamples for all of them.
 
-    The best is chosen anew in each resample, so that the interval knows of that choice too.
+    The best baseline is chosen again in each resample, so the interval includes the uncertainty of that choice.
     """
     if not baselines:
         raise InputError("no baseline to compare with; give at least one")
+    columns = [predictions, *baselines.values()]
+    scores = resampled_scores(metric, targets, columns, groups, n_resamples=n_resamples, seed=seed)
+    return above_best(scores[:, 0], scores[:, 1:], len(set(groups)))
 
-    def difference(rows: Rows) -> float:
-        best = max(metric(targets[rows], values[rows]) for values in baselines.values())
-        return metric(targets[rows], predictions[rows]) - best
 
-    return resample_groups(difference, groups, n_resamples=n_resamples, seed=seed)
+def above_best(ours: Values, theirs: Values, n_groups: int) -> Estimate:
+    """`ours` (1 + resample,) minus the best column of `theirs` (1 + resample, baseline), as `resampled_scores` gives them."""
+    differences = ours - theirs.max(axis=1)
+    return percentile_estimate(float(differences[0]), differences[1:], n_groups)
 
 
 def direction_cosines(directions: NDArray[np.floating]) -> Values:

@@ -17,11 +17,27 @@ Judge = Callable[[Values], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Null:
-    """A score among those on shuffled labels, `null` (draw,). `p_value` counts the observed one as a draw, so it is never 0."""
+    """A score among those on shuffled labels.
+
+    Attributes:
+        observed: The score on the true labels.
+        null: The score on each shuffle of the labels, (draw,).
+        p_value: The share of draws that reach `observed`, which counts as a draw itself, so it is never 0.
+    """
 
     observed: float
     null: Values
     p_value: float
+
+    def to_dict(self) -> dict[str, float]:
+        """The numbers, for JSON, with the mean and the highest draw."""
+        return {
+            "observed": self.observed,
+            "mean": float(self.null.mean()),
+            "highest": float(self.null.max()),
+            "p_value": self.p_value,
+            "n_permutations": len(self.null),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""How long will it think? A linear probe on the last prompt token (On Reasoning Strength Planning, arXiv 2506.08390)."""
+"""How long will the model think? A linear probe on the last prompt token (On Reasoning Strength Planning, arXiv 2506.08390)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,24 +7,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reasonscope.data.arrays import Values
+from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, resample_groups
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.summary import Summary, in_words
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.baselines import (
     BASELINES,
+    TEXT_BASELINES,
     Features,
     Points,
     embedding,
     residual_sites,
 )
 from reasonscope.probes.evaluation.baselines import baseline_predictions as predictions_from
+from reasonscope.probes.evaluation.comparison import Comparison, compare
 from reasonscope.probes.evaluation.conformal import ResidualBand, residual_band
 from reasonscope.probes.evaluation.grouped_folds import (
     cluster_bootstrap,
-    difference_to_best,
     grouped_predictions,
     spearman,
     trace_groups,
@@ -35,19 +37,30 @@ from reasonscope.probes.fitting.censoring import Mask, concordance_index
 from reasonscope.probes.fitting.linear_probes import LinearProbe, RidgeProbe
 from reasonscope.probes.fitting.positions import states_at
 from reasonscope.probes.fitting.sweep import SweepResult, sweep
-
-# What the prompt's text says without a model; the difference is to the best of these.
-TEXT_BASELINES = ("prompt_length", "bag_of_words")
+from reasonscope.probes.properties.report import (
+    probe_numbers,
+    traces_with_thinking,
+    truncation_notes,
+    undefined_notes,
+    without_thinking,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LengthData:
-    """What the probe learns from, one row a prompt; its rollouts are averaged, for their first state is the same.
+    """What the probe learns from: one row per prompt, its rollouts averaged, because they all start from the same state.
 
-    `features` (row, layer, 1, d_model) at the last prompt token, layers as in `sites`. `tokens` (row,): mean thinking tokens of the
-    prompt's rollouts. `truncated` (row,): one of them was cut off, so the mean is too low. `traces` (row,): the first of them.
-    `between_share`: the share of the variance of log(1 + tokens) that lies between prompts, the most that R² on it can be for
-    single rollouts; None where no prompt has two.
+    Attributes:
+        features: States at the last prompt token, (row, layer, 1, d_model), layers as in `sites`.
+        tokens: Mean number of thinking tokens of the prompt's rollouts, (row,).
+        truncated: Whether one of them was cut off, so that the mean is too low, (row,).
+        groups: The group of each row.
+        sites: The sites that were read.
+        traces: The first rollout of each prompt, (row,).
+        n_traces: Number of rollouts of all prompts.
+        n_truncated: How many of them were cut off.
+        between_share: The share of the variance of log(1 + tokens) that lies between prompts, which bounds R² for single rollouts;
+            None if no prompt has two rollouts.
     """
 
     features: NDArray[np.float32]
@@ -56,6 +69,7 @@ class LengthData:
     groups: tuple[str, ...]
     sites: tuple[Site, ...]
     traces: tuple[Trace, ...]
+    n_traces: int
     n_truncated: int
     between_share: float | None
 
@@ -71,122 +85,186 @@ class LengthForecast:
 
 @dataclass(frozen=True, kw_only=True)
 class LengthReport:
-    """How well thinking tokens are predicted before the first of them, on held-out problems.
+    """How well the number of thinking tokens is predicted before the first of them, on held-out problems.
 
-    `spearman` is of the probe; `baselines` the same for what needs no trained probe; `difference` is to the best of `TEXT_BASELINES`.
-    `predicted` and `true` (row,) in tokens, rows as in `LengthData`. `n_truncated` traces ended at the token limit: their true length is
-    longer than what is counted; they stay in, and `concordance` is Harrell's C, which knows (0.5 is chance). `within_difficulty`
-    and `within_dataset` are Spearman correlations inside each difficulty or data set, None where none is stated. `r2_log` is on
-    log(1 + tokens). `shuffled`: Spearman at the final layer and penalty on lengths that problems exchanged. `layer` (fold,): the site
-    that each fold chose. `probe` is fitted on all rows, its scores are log(1 + tokens).
+    Attributes:
+        comparison: Spearman correlation of the probe and its baselines with the true length. `metrics` has R² in tokens (`r2`) and in
+            log(1 + tokens) (`r2_log`), and Harrell's `concordance` (0.5 is chance), which knows that cut-off traces are longer.
+        probe: The probe, fitted on all rows; its scores are log(1 + tokens).
+        within_difficulty: Spearman correlation among problems of the same difficulty, or None.
+        within_dataset: The same among problems of the same data set, or None.
+        undefined: For each of these two that is None and was asked for, why.
+        between_share: See `LengthData`.
+        n_groups: Groups of problems.
+        n_traces: Traces that were learned from.
+        n_truncated: Traces that ended at the token limit; they stay in with what was counted.
+        predicted: Held-out predictions in tokens, (row,), one row per prompt as in `LengthData`.
+        true: The number of thinking tokens, (row,).
+        layer: The site that each fold chose, (fold,).
+        band: How far the logarithm of a new length may be from the prediction.
     """
 
-    spearman: Estimate
-    baselines: Mapping[str, Estimate]
-    difference: Estimate
-    shuffled: Null
+    comparison: Comparison
+    probe: LinearProbe
     within_difficulty: Estimate | None
     within_dataset: Estimate | None
-    concordance: Estimate
-    r2_log: Estimate
-    r2: Estimate
+    undefined: Mapping[str, str]
     between_share: float | None
     n_groups: int
+    n_traces: int
     n_truncated: int
     predicted: Values
     true: Values
     layer: tuple[Site, ...]
-    probe: LinearProbe
     band: ResidualBand
 
     def forecast(self, activations: ArrayLike) -> LengthForecast:
-        """Of states (…, d_model) of `probe.site` at the last prompt token. The interval covers `band.coverage` of new problems."""
+        """Forecast new prompts from states (…, d_model) of `probe.site` at their last token; `band.coverage` of the intervals hold."""
         return forecast(self.probe, activations)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number, for JSON; `interval_factors` are what a predicted length is multiplied by for the ends of its interval."""
+        return {
+            "comparison": self.comparison.to_dict(),
+            "probe": probe_numbers(self.probe),
+            "within_difficulty": None if self.within_difficulty is None else self.within_difficulty.to_dict(),
+            "within_dataset": None if self.within_dataset is None else self.within_dataset.to_dict(),
+            "undefined": dict(self.undefined),
+            "between_prompts_share": self.between_share,
+            "interval_factors": [float(np.exp(self.band.low)), float(np.exp(self.band.high))],
+            "interval_coverage": self.band.coverage,
+            "chosen_sites": [str(site) for site in self.layer],
+            "n_groups": self.n_groups,
+            "n_traces": self.n_traces,
+            "n_truncated": self.n_truncated,
+        }
+
+    def summary(self) -> Summary:
+        """The finding for people, with the scores of the baselines."""
+        metrics = self.comparison.metrics
+        within = [
+            f"Among problems of the same {what}: Spearman {in_words(score)}."
+            for what, score in (("difficulty", self.within_difficulty), ("data set", self.within_dataset))
+            if score is not None
+        ]
+        return Summary(
+            finding=self.comparison.finding(
+                "The state before the first thinking token", "how long the model will think"
+            ),
+            columns=self.comparison.columns,
+            rows=self.comparison.rows(),
+            notes=[
+                f"Concordance {in_words(metrics['concordance'])} (0.5 is chance), R² of log(1 + tokens) {in_words(metrics['r2_log'])}.",
+                *within,
+                *undefined_notes(self.undefined),
+                *truncation_notes(
+                    self.n_truncated,
+                    self.n_traces,
+                    "They count with the tokens that were written, and only the concordance knows that they are longer",
+                ),
+            ],
+        )
 
 
 def length(
     store: TraceStore,
     traces: Sequence[Trace] | None = None,
     *,
-    seed: int = 0,
     folds: int = 5,
+    seed: int = 0,
     coverage: float = 0.9,
     datasets: Sequence[str] | None = None,
 ) -> LengthReport:
-    """Fit and evaluate on `traces` of a run with residual sites: ridge on log(1 + thinking tokens), groups kept together.
+    """Predict from the last prompt token how long the model will think, and compare with what needs no probe.
 
-    The state is that of the last prompt token, which opens the thinking. `datasets` (trace,) names the data set of each trace.
-    Departures from the paper: log target, standardised features, ridge for lasso, penalty and layer chosen inside the fold, groups,
-    and the baselines. Raises InputError where a trace has no thinking, where the run holds no residual site, where one problem is in
-    two groups, for fewer groups than folds and for activations that are not finite.
+    Args:
+        store: A run with residual sites.
+        traces: The traces to learn from; by default all that have thinking.
+        folds: Parts that the problems are split into; layer and penalty are chosen inside each training part.
+        seed: Seed of the folds, shuffles and resamples.
+        coverage: Share of new problems that the interval of a forecast covers.
+        datasets: The data set of each trace, for the correlation within data sets.
+
+    Returns:
+        The held-out scores, and the probe fitted on all rows: ridge on log(1 + thinking tokens), one row per prompt.
+
+    Raises:
+        InputError: A trace has no thinking, the run has no residual site, a problem is in two groups, there are fewer groups than
+            folds, or an activation is not finite.
+
+    On Reasoning Strength Planning (arXiv 2506.08390), section 3.
+
+    Departures: The target is logarithmic and features are standardised; ridge replaces lasso; penalty and layer are chosen inside the
+        fold; problems of one group stay together; baselines are shown.
+
+    Example:
+        store = TraceStore.open("runs/mine/store")
+        report = length(store)
+        print(report.summary())
     """
     if traces is None:
-        traces = [trace for trace in store if trace.state != "absent"]
+        traces = traces_with_thinking(store)
     data = length_data(store, traces)
     swept = sweep(data.features, np.log1p(data.tokens), data.groups, task="regression", folds=folds, seed=seed)
     predicted = _tokens(swept.predictions)
-    weaker = _baselines(store, data, folds=folds, seed=seed)
-    strata = {id(trace): name for trace, name in zip(traces, datasets, strict=True)} if datasets is not None else {}
-
     band = residual_band(np.log1p(data.tokens) - swept.predictions, data.truncated, data.groups, coverage=coverage)
-
-    def judged(metric: Any, values: Values = predicted) -> Estimate:
-        return cluster_bootstrap(metric, data.tokens, values, data.groups, seed=seed)
-
-    def concordance(rows: NDArray[np.intp]) -> float:
-        return concordance_index(data.tokens[rows], data.truncated[rows], predicted[rows])
-
-    def judge(lengths: Values) -> float:
-        again = RidgeProbe(swept.final.penalty, standardise=True)
-        states = data.features[:, swept.final.layer, 0]
-        return spearman(
-            lengths, grouped_predictions(again, states, np.log1p(lengths), data.groups, folds=folds, seed=seed)
-        )
-
+    names = {id(trace): name for trace, name in zip(traces, datasets, strict=True)} if datasets is not None else {}
+    strata = {"within_difficulty": [trace.problem.difficulty for trace in data.traces]} | (
+        {"within_dataset": [names[id(trace)] for trace in data.traces]} if names else {}
+    )
+    within = {name: _within(data, predicted, of, seed) for name, of in strata.items()}
     return LengthReport(
-        spearman=judged(spearman),
-        baselines={name: judged(spearman, values) for name, values in weaker.items()},
-        difference=difference_to_best(
-            spearman, data.tokens, predicted, {name: weaker[name] for name in TEXT_BASELINES}, data.groups, seed=seed
+        comparison=compare(
+            "Spearman",
+            data.tokens,
+            predicted,
+            _baselines(store, data, folds=folds, seed=seed),
+            data.groups,
+            shuffled=_shuffled(swept, data, folds=folds, seed=seed),
+            metrics=_metrics(data, predicted, seed),
+            seed=seed,
         ),
-        shuffled=permutation_null(judge, data.tokens, data.groups, within=False, n_permutations=20, seed=seed),
-        within_difficulty=_within(data, predicted, [trace.problem.difficulty for trace in data.traces], seed),
-        within_dataset=_within(data, predicted, [strata.get(id(trace)) for trace in data.traces], seed),
-        concordance=resample_groups(concordance, data.groups, n_resamples=200, seed=seed),
-        r2_log=judged(r2_log),
-        r2=judged(r2),
+        probe=_kept(swept, data, band, seed),
+        within_difficulty=_defined(within["within_difficulty"]),
+        within_dataset=_defined(within.get("within_dataset")),
+        undefined={name: why for name, why in within.items() if isinstance(why, str)},
         between_share=data.between_share,
         n_groups=len(set(data.groups)),
+        n_traces=data.n_traces,
         n_truncated=data.n_truncated,
         predicted=predicted,
         true=data.tokens,
         layer=tuple(data.sites[choice.layer] for choice in swept.chosen),
-        probe=_kept(swept, data, band, seed),
         band=band,
     )
 
 
 def forecast(probe: LinearProbe, activations: ArrayLike) -> LengthForecast:
-    """What a probe of `length` says, kept or loaded, of states (…, d_model) of its site at the last prompt token.
+    """Forecast the length of new thinking with a probe of `length`, just fitted or loaded from a file.
 
-    Raises InputError for a probe that does not know how wrong it can be.
+    `activations` (…, d_model) are states of the probe's site at the last prompt token. Raises InputError for another kind of probe.
     """
     band = probe.provenance.get("interval")
     if band is None:
-        raise InputError("this probe tells no lengths; take the one that `reasonscope probe length` keeps")
+        raise InputError(
+            "this probe does not predict lengths; use RUN/probes/length.safetensors, which `reasonscope probe length` writes"
+        )
     scores = probe.scores(activations)
     low, high = (np.inf * sign if end is None else end for sign, end in zip((-1, 1), band["log"], strict=True))
     return LengthForecast(tokens=_tokens(scores), low=_tokens(scores + low), high=_tokens(scores + high))
 
 
 def length_data(store: TraceStore, traces: Sequence[Trace]) -> LengthData:
-    """The states and the lengths of `traces`. Raises InputError where a trace has no thinking, or the run holds no residual site."""
+    """The states and the lengths of `traces`. Raises InputError if a trace has no thinking or the run has no residual site."""
     sites = residual_sites(store)
-    if not traces:
-        raise InputError("no trace to learn from; give the traces of a run")
+    if all(trace.state == "absent" for trace in traces):
+        raise InputError(without_thinking(traces))
     for trace in traces:
         if trace.state == "absent":
-            raise InputError(f"trace {trace.id!r} has no thinking, so it has no length to predict")
+            raise InputError(
+                f"trace {trace.id!r} has no thinking, so it has no length to predict; "
+                "leave it out: [trace for trace in store if trace.state != 'absent']"
+            )
     trace_groups(traces)
     asked: dict[tuple[str, bytes], list[Trace]] = {}
     for trace in traces:
@@ -201,13 +279,14 @@ def length_data(store: TraceStore, traces: Sequence[Trace]) -> LengthData:
         groups=tuple(trace.problem.group for trace in first),
         sites=tuple(sites),
         traces=first,
+        n_traces=len(traces),
         n_truncated=sum(trace.state == "truncated" for trace in traces),
         between_share=_between_share(rollouts),
     )
 
 
 def baseline_predictions(traces: Sequence[Trace], *, folds: int = 5, seed: int = 0) -> dict[str, Values]:
-    """Held-out predictions of thinking tokens, (trace,), by each of `TEXT_BASELINES`: no model is needed."""
+    """Held-out predictions of thinking tokens, (trace,), by each baseline that knows only the text: no model is needed."""
     points, groups = Points.last_prompt_tokens(traces), trace_groups(traces)
     tokens = np.array([trace.n_thinking_tokens for trace in traces], dtype=np.float64)
     return {
@@ -219,8 +298,8 @@ def baseline_predictions(traces: Sequence[Trace], *, folds: int = 5, seed: int =
 def varying_baseline(features: Features, targets: Values, groups: Sequence[str], *, folds: int, seed: int) -> Values:
     """Held-out predictions of tokens from a baseline's features, fitted on log(1 + tokens).
 
-    Features that never vary give one constant for all rows, which orders nothing.
-    The means of the training parts would order the folds, the wrong way round.
+    Features that never vary give the same constant for all rows, which orders nothing. The means of the training parts would order
+    the folds, and the wrong way round: a fold with long thinking leaves a low mean to the others.
     """
     if features.ndim > 1 and not np.ptp(features, axis=0).any():
         return np.full(len(targets), targets.mean())
@@ -243,17 +322,47 @@ def _baselines(store: TraceStore, data: LengthData, *, folds: int, seed: int) ->
     }
 
 
-def _within(data: LengthData, predicted: Values, strata: Sequence[float | str | None], seed: int) -> Estimate | None:
+def _metrics(data: LengthData, predicted: Values, seed: int) -> dict[str, Estimate]:
+    def concordance(rows: Rows) -> float:
+        return concordance_index(data.tokens[rows], data.truncated[rows], predicted[rows])
+
+    return {
+        "concordance": resample_groups(concordance, data.groups, n_resamples=200, seed=seed),
+        "r2_log": cluster_bootstrap(r2_log, data.tokens, predicted, data.groups, seed=seed),
+        "r2": cluster_bootstrap(r2, data.tokens, predicted, data.groups, seed=seed),
+    }
+
+
+def _shuffled(swept: SweepResult, data: LengthData, *, folds: int, seed: int) -> Null:
+    """The Spearman correlation at the final layer and penalty if problems exchange their lengths."""
+    states = data.features[:, swept.final.layer, 0]
+
+    def judge(lengths: Values) -> float:
+        ridge = RidgeProbe(swept.final.penalty, standardise=True)
+        held_out = grouped_predictions(ridge, states, np.log1p(lengths), data.groups, folds=folds, seed=seed)
+        return spearman(lengths, held_out)
+
+    return permutation_null(judge, data.tokens, data.groups, within=False, n_permutations=20, seed=seed)
+
+
+def _within(data: LengthData, predicted: Values, strata: Sequence[float | str | None], seed: int) -> Estimate | str:
+    """The correlation inside strata, or why there is none."""
     rows = np.array([index for index, stratum in enumerate(strata) if stratum is not None], dtype=np.intp)
+    if not len(rows):
+        return "no problem states it (`difficulty` in a problem file)"
     names = np.array([str(strata[index]) for index in rows])
     true, guessed = data.tokens[rows], predicted[rows]
-    if not len(rows) or np.isnan(spearman_within(true, guessed, names.tolist())):
-        return None
+    if np.isnan(spearman_within(true, guessed, names.tolist())):
+        return "no three problems share it; record more problems"
     return resample_groups(
         lambda drawn: spearman_within(true[drawn], guessed[drawn], names[drawn].tolist()),
         [data.groups[index] for index in rows],
         seed=seed,
     )
+
+
+def _defined(found: Estimate | str | None) -> Estimate | None:
+    return found if isinstance(found, Estimate) else None
 
 
 def _between_share(rollouts: Sequence[Sequence[Trace]]) -> float | None:

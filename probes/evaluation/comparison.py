@@ -1,0 +1,176 @@
+"""A probe's held-out score beside everything that could reach it without the probe: baselines, and labels that mean nothing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from reasonscope.data.arrays import Values
+from reasonscope.data.intervals import Estimate, percentile_estimate
+from reasonscope.data.summary import in_words
+from reasonscope.probes.evaluation.baselines import BASELINE_WORDS, TEXT_BASELINES
+from reasonscope.probes.evaluation.grouped_folds import Metric, above_best, resampled_scores, spearman
+from reasonscope.probes.evaluation.metrics import auroc
+from reasonscope.probes.evaluation.permutation_null import Null
+
+MetricName = Literal["Spearman", "AUROC"]
+
+_METRICS: Mapping[MetricName, Metric] = {"Spearman": spearman, "AUROC": auroc}
+_CHANCE: Mapping[MetricName, float] = {"Spearman": 0.0, "AUROC": 0.5}
+_SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How well a probe predicts held-out problems, and what predicts them without it.
+
+    Attributes:
+        metric: What `score`, `baselines` and `shuffled` are: "Spearman" (chance is 0) or "AUROC" (chance is 0.5).
+        score: The probe.
+        baselines: Each baseline by name, in the same folds (see `reasonscope.probes.evaluation.baselines`).
+        difference: The probe minus the best of all `baselines`, chosen again in each resample.
+        text_difference: The probe minus the best of the baselines that know only the prompt's text; None if there is no such one.
+        shuffled: The score among those of the same fit on labels that whole groups exchanged.
+        metrics: Other metrics of the probe's held-out predictions.
+        n_rows: Rows that were predicted.
+        n_groups: Groups that were resampled for every interval.
+    """
+
+    metric: MetricName
+    score: Estimate
+    baselines: Mapping[str, Estimate]
+    difference: Estimate
+    text_difference: Estimate | None
+    shuffled: Null
+    metrics: Mapping[str, Estimate]
+    n_rows: int
+    n_groups: int
+
+    @property
+    def beats(self) -> bool:
+        """Whether the interval of `difference` lies above 0."""
+        return self.difference.low > 0
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the interval of `score` lies above chance and shuffled labels reach it in 5 % of the draws at most."""
+        return self.score.low > self.chance and self.shuffled.p_value <= _SIGNIFICANT
+
+    @property
+    def chance(self) -> float:
+        """What `metric` is for predictions that know nothing."""
+        return _CHANCE[self.metric]
+
+    @property
+    def best_baseline(self) -> str:
+        """The name of the baseline with the highest score."""
+        return max(self.baselines, key=lambda name: self.baselines[name].value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number, for JSON."""
+        return {
+            "metric": self.metric,
+            "score": self.score.to_dict(),
+            "baselines": {name: score.to_dict() for name, score in self.baselines.items()},
+            "difference": self.difference.to_dict(),
+            "text_difference": None if self.text_difference is None else self.text_difference.to_dict(),
+            "shuffled": self.shuffled.to_dict(),
+            "metrics": {name: score.to_dict() for name, score in self.metrics.items()},
+            "beats": self.beats,
+            "n_rows": self.n_rows,
+            "n_groups": self.n_groups,
+        }
+
+    def finding(self, subject: str, predicted: str) -> str:
+        """The result in one sentence, such as "The state … predicts how long … (Spearman 0.92 …), but not better than …".
+
+        Args:
+            subject: What the probe reads, such as "The state before the first thinking token".
+            predicted: What it is fitted to predict, such as "how long the model will think".
+        """
+        measured = f"({self.metric} {in_words(self.score, 2)}, {self._size()})"
+        if not self.predicts:
+            p_value = in_words(self.shuffled.p_value, 2)
+            return (
+                f"{subject} does not predict {predicted} better than chance {measured}; shuffled labels: p = {p_value}."
+            )
+        words = BASELINE_WORDS.get(self.best_baseline, self.best_baseline)
+        best = in_words(self.baselines[self.best_baseline].value, 2)
+        difference = in_words(self.difference, 2)
+        if self.beats:
+            verdict = f"better than {words} ({best}), the best baseline, by {difference}"
+        elif self.difference.value > 0:
+            verdict = f"but not clearly better than {words} ({best}; difference {difference})"
+        else:
+            verdict = f"but not better than {words} ({best})"
+        return f"{subject} predicts {predicted} {measured}, {verdict}."
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """A table for people: what was compared, its score, and the number of groups (see `columns`)."""
+        n, draws = str(self.n_groups), self.shuffled.null
+        named = {"probe": self.score} | {name.replace("_", " "): score for name, score in self.baselines.items()}
+        chance = f"{in_words(float(draws.mean()))} (highest {in_words(float(draws.max()))}, p = {in_words(self.shuffled.p_value)})"
+        rows = [(name, in_words(score), n) for name, score in named.items()]
+        rows += [(f"shuffled labels, {len(draws)} draws", chance, n)]
+        rows += [("probe − best baseline", in_words(self.difference), n)]
+        if self.text_difference is not None:
+            rows += [("probe − best text baseline", in_words(self.text_difference), n)]
+        return rows
+
+    @property
+    def columns(self) -> tuple[str, str, str]:
+        """The heads of `rows`."""
+        return "", f"{self.metric} [95 % interval]", "groups of problems"
+
+    def _size(self) -> str:
+        if self.n_rows == self.n_groups:
+            return f"{self.n_groups} problems"
+        return f"{self.n_rows} rows in {self.n_groups} groups of problems"
+
+
+def compare(
+    metric: MetricName,
+    targets: Values,
+    predictions: Values,
+    baselines: Mapping[str, Values],
+    groups: Sequence[str],
+    *,
+    shuffled: Null,
+    metrics: Mapping[str, Estimate],
+    seed: int,
+) -> Comparison:
+    """Score a probe and its baselines on the same resamples of whole groups.
+
+    Args:
+        metric: What to compare by.
+        targets: What is true of each row, (row,).
+        predictions: The probe's held-out predictions, (row,).
+        baselines: Held-out predictions of each baseline, (row,).
+        groups: The group of each row; groups are resampled whole.
+        shuffled: The score on shuffled labels.
+        metrics: Other metrics of `predictions`, kept as they are.
+        seed: Seed of the resamples.
+
+    Raises:
+        InputError: The metric is undefined on the rows or on most resamples.
+    """
+    scored = resampled_scores(_METRICS[metric], targets, [predictions, *baselines.values()], groups, seed=seed)
+    n = len(set(groups))
+
+    def estimate(values: Values) -> Estimate:
+        return percentile_estimate(float(values[0]), values[1:], n)
+
+    ours, theirs = scored[:, 0], dict(zip(baselines, scored[:, 1:].T, strict=True))
+    text = [theirs[name] for name in TEXT_BASELINES if name in theirs]
+    return Comparison(
+        metric=metric,
+        score=estimate(ours),
+        baselines={name: estimate(values) for name, values in theirs.items()},
+        difference=above_best(ours, scored[:, 1:], n),
+        text_difference=above_best(ours, np.stack(text, axis=1), n) if text else None,
+        shuffled=shuffled,
+        metrics=metrics,
+        n_rows=len(targets),
+        n_groups=n,
+    )

@@ -1,0 +1,75 @@
+"""What the reports of all four probes have in common: one comparison, one probe, numbers for JSON, and a summary for people."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.summary import Summary
+from reasonscope.data.trace import Trace
+from reasonscope.probes.evaluation.comparison import Comparison
+from reasonscope.probes.fitting.linear_probes import LinearProbe
+
+_MANY = 0.1  # from this share of cut-off traces on, a reader is warned
+
+
+class ProbeReport(Protocol):
+    """What `length`, `remaining`, `refusal` and `correctness` return, so that code can treat the four alike.
+
+    Attributes:
+        comparison: The held-out score of the probe beside its baselines and shuffled labels.
+        probe: The probe, fitted on all rows.
+        n_groups: Groups of problems that the intervals resample.
+    """
+
+    @property
+    def comparison(self) -> Comparison: ...
+    @property
+    def probe(self) -> LinearProbe: ...
+    @property
+    def n_groups(self) -> int: ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number, for JSON; an interval is {"value", "low", "high"}."""
+
+    def summary(self) -> Summary:
+        """The finding for people."""
+
+
+def probe_numbers(probe: LinearProbe) -> dict[str, str]:
+    """What a probe is, for JSON, without its coefficients."""
+    return {"site": str(probe.site), "task": probe.task, "method": probe.method}
+
+
+def truncation_notes(n_truncated: int, n_traces: int, consequence: str) -> list[str]:
+    """A warning if many of the traces were cut off at the token limit, else nothing."""
+    if not n_traces or n_truncated / n_traces < _MANY:
+        return []
+    return [
+        f"Warning: {n_truncated} of {n_traces} traces ({n_truncated / n_traces:.0%}) were cut off at the token limit. {consequence}; "
+        "record again with a larger --max-new-tokens to be sure."
+    ]
+
+
+def undefined_notes(undefined: Mapping[str, str]) -> list[str]:
+    """One line for each number that could not be computed, and why."""
+    return [f"Undefined: {name.replace('_', ' ')}, because {why}." for name, why in undefined.items()]
+
+
+def traces_with_thinking(store: TraceStore) -> list[Trace]:
+    """The traces of a run that have a thinking block. Raises InputError if none has."""
+    traces = list(store)
+    found = [trace for trace in traces if trace.state != "absent"]
+    if not found:
+        raise InputError(without_thinking(traces))
+    return found
+
+
+def without_thinking(traces: Sequence[Trace]) -> str:
+    """Why there is no thinking to predict in `traces`, and what to do."""
+    if not traces:
+        return "there are no traces to learn from; record some: reasonscope record --problems ledger --n 240 --out RUN"
+    return (
+        f"none of the {len(traces)} traces has thinking, so there is no length to predict; "
+        "record a model that thinks before it answers, without --no-think"
+    )
