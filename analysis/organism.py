@@ -23,7 +23,7 @@ from reasonscope.data.text.steps_and_sentences import steps
 from reasonscope.data.trace import Problem, Sampling, Sentence, Trace
 from reasonscope.probes.generation.rollout import continuations, rollouts
 from reasonscope.probes.models.model import Model
-from reasonscope.probes.properties.length_probe import baseline_predictions
+from reasonscope.probes.properties.length_probe import text_predictions
 
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=900, seed=0)
 
@@ -87,7 +87,7 @@ def _lengths(traces: Sequence[Trace]) -> list[Measure]:
     tokens = np.array([trace.n_thinking_tokens for trace in traces], dtype=np.float64)
     needed = [trace.problem.difficulty for trace in traces]
     prompt = [trace.n_prompt_tokens for trace in traces]
-    words = baseline_predictions(list(traces))["bag_of_words"]
+    words = text_predictions(list(traces))["bag_of_words"]
     return [
         Measure(name="thinking_tokens", value=float(tokens.mean())),
         Measure(name="spearman_tokens_needed_steps", value=float(spearmanr(tokens, needed).statistic), low=0.85),

@@ -102,15 +102,15 @@ def about(traces: Sequence[Trace]) -> Numbers:
 def remaining(store: TraceStore, traces: Sequence[Trace]) -> Found:
     found = probes.remaining(store, traces)
     scores = {
-        "probe": found.spearman,
+        "probe": found.comparison.score,
         "probe, rows equally far": found.within_position,
-        "tokens written so far": found.baselines["elapsed_position"],
-        "prompt length": found.baselines["prompt_length"],
-        "words of the prompt": found.baselines["bag_of_words"],
+        "tokens written so far": found.comparison.baselines["elapsed_position"],
+        "prompt length": found.comparison.baselines["prompt_length"],
+        "words of the prompt": found.comparison.baselines["bag_of_words"],
     }
     title = f"Tokens that remain ({found.n_groups} problems)"
     figure = probe_scores(scores, title=title, measure="Spearman correlation", chance=0.0)
-    return {**scores, "above the best": found.difference}, {"remaining-scores": figure}
+    return {**scores, "above the best": found.comparison.difference}, {"remaining-scores": figure}
 
 
 def entropy(traces: Sequence[Trace]) -> Numbers:

@@ -45,7 +45,7 @@ def remaining_prediction(probe: RemainingReport) -> Figure:
 def length_scores(probe: LengthReport) -> Figure:
     """Rank correlation of the probe and of each baseline with the true length, 95 % intervals."""
     title = f"Length probe and baselines ({probe.n_groups} problems)"
-    scores = {"probe": probe.spearman, **probe.baselines}
+    scores = {"probe": probe.comparison.score, **probe.comparison.baselines}
     return probe_scores(scores, title=title, measure="Spearman correlation", chance=0.0)
 
 

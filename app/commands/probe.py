@@ -1,161 +1,189 @@
-"""`reasonscope probe`: fit and judge the probes on a run, keep them, and score every token with one."""
+"""`reasonscope probe`: fit probes on a run, judge them on held-out problems, save them, and score every token with one."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reasonscope.app.commands.loading import Load, loads_model
-from reasonscope.app.commands.show import show
+from reasonscope.app.commands.show import show_summary
+from reasonscope.data.summary import Summary, in_words
 
 if TYPE_CHECKING:
     from reasonscope.analysis.figures import Figure
     from reasonscope.data.storage.store import TraceStore
-    from reasonscope.data.trace import Trace
     from reasonscope.probes.fitting.linear_probes import LinearProbe
 
-probe = typer.Typer(help="Fit and judge probes on a run, and score tokens with them.", no_args_is_help=True)
+probe = typer.Typer(
+    help="Fit probes on a run, judge them on held-out problems, and score tokens with them.", no_args_is_help=True
+)
 
-RunOption = Annotated[Path, typer.Option(help="The folder of a run, or of the demo.")]
-Folds = Annotated[int, typer.Option(min=2, help="Parts that the problems are split into.")]
-SeedOption = Annotated[int, typer.Option(help="Of the folds and the resamples.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
+RunOption = Annotated[Path, typer.Option(help="The folder of a run, as `record` or the demo wrote it.")]
+Folds = Annotated[int, typer.Option(min=2, help="Number of folds; a problem is never in two of them.")]
+SeedOption = Annotated[int, typer.Option(help="Random seed.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print every number as JSON instead of a summary.")]
 
 
 @probe.command()
 def length(
     run: RunOption,
     aft: Annotated[
-        bool, typer.Option("--aft", help="Beside it, an accelerated failure time model, for truncated traces.")
+        bool,
+        typer.Option(
+            "--aft", help="Also fit an accelerated failure time model, which knows that cut-off traces are longer."
+        ),
     ] = False,
     folds: Folds = 5,
     seed: SeedOption = 0,
     json_: JsonOption = False,
 ) -> None:
-    """How long will it think? Reads the traces before their first token of thinking; requests (see refusal) are left out."""
+    """How long will the model think? Reads the last token of each prompt. Requests (see refusal) are left out."""
     from reasonscope import probes
-    from reasonscope.analysis.runs.probe_reports import aft_numbers, length_figures, length_numbers
+    from reasonscope.analysis.runs.probe_reports import aft_scores, choose_traces, length_figures
 
-    store, traces = _traces(run, requests=False)
+    store = _store(run)
+    traces = choose_traces(store, "problems")
     found = probes.length(store, traces, folds=folds, seed=seed)
-    numbers = length_numbers(found)
+    numbers, summary = found.to_dict(), found.summary()
     if aft:
-        numbers["aft"] = aft_numbers(store, traces, found, folds=folds, seed=seed)
-    kept = {"length": found.probe}
-    _keep("length", run, numbers, length_figures(found), kept, json_, aft=aft, folds=folds, seed=seed)
+        scores = aft_scores(store, traces, found, folds=folds, seed=seed)
+        numbers["aft"] = {name: score.to_dict() for name, score in scores.items()}
+        rows = [
+            (f"accelerated failure time, {name}", in_words(score), str(found.n_groups))
+            for name, score in scores.items()
+        ]
+        summary = replace(summary, rows=[*summary.rows, *rows])
+    saved = _save(
+        "length", run, numbers, length_figures(found), {"length": found.probe}, aft=aft, folds=folds, seed=seed
+    )
+    show_summary(_with_files(summary, saved, run), numbers, json_)
 
 
 @probe.command()
 def remaining(
     run: RunOption,
-    per_trace: Annotated[int, typer.Option(min=1, help="Positions of each trace, spread over its thinking.")] = 8,
+    per_trace: Annotated[int, typer.Option(min=1, help="Positions per trace, spread evenly over its thinking.")] = 8,
     folds: Folds = 5,
     seed: SeedOption = 0,
     json_: JsonOption = False,
 ) -> None:
-    """How much thinking is left? Reads positions all along the thinking, against what the position alone tells."""
+    """How much thinking is left? Reads positions all along the thinking; the position itself is a baseline."""
     from reasonscope import probes
-    from reasonscope.analysis.runs.probe_reports import remaining_figures, remaining_numbers
+    from reasonscope.analysis.runs.probe_reports import choose_traces, remaining_figures
 
-    store, traces = _traces(run, requests=False)
-    found = probes.remaining(store, traces, per_trace=per_trace, folds=folds, seed=seed)
-    numbers, drawn, kept = remaining_numbers(found), remaining_figures(found), {"remaining": found.probe}
-    _keep("remaining", run, numbers, drawn, kept, json_, per_trace=per_trace, folds=folds, seed=seed)
+    store = _store(run)
+    found = probes.remaining(store, choose_traces(store, "problems"), per_trace=per_trace, folds=folds, seed=seed)
+    numbers, fitted = found.to_dict(), {"remaining": found.probe}
+    options = {"per_trace": per_trace, "folds": folds, "seed": seed}
+    saved = _save("remaining", run, numbers, remaining_figures(found), fitted, **options)
+    show_summary(_with_files(found.summary(), saved, run), numbers, json_)
 
 
 @probe.command()
 @loads_model
 def forecast(
-    probe: Annotated[Path, typer.Argument(help="What `probe length` kept, RUN/probes/length.safetensors.")],
+    probe: Annotated[Path, typer.Argument(help="A probe that `probe length` saved: RUN/probes/length.safetensors.")],
     prompts: Annotated[list[str], typer.Argument(help="Questions, as a user asks them.")],
     load: Load,
     model: Annotated[
-        str | None, typer.Option(help="The model that the probe reads; by its name where not given.")
+        str | None, typer.Option(help="The model that the probe was fitted on; by default the one that it names.")
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """How long will it think about a new prompt? In tokens, with an interval, before the first of them."""
-    from reasonscope.analysis.runs.probe_reports import forecast_numbers
+    """How long will the model think about a new prompt? In tokens, with an interval, before it writes the first of them."""
+    from reasonscope.analysis.runs.probe_reports import forecast_numbers, forecast_summary
     from reasonscope.probes.fitting.linear_probes import LinearProbe
     from reasonscope.probes.models.model import load_model
 
-    kept = LinearProbe.load(probe)
-    show(forecast_numbers(load_model(model or str(kept.model.get("name")), **load), kept, prompts), json_)
+    fitted = LinearProbe.load(probe)
+    numbers = forecast_numbers(load_model(model or str(fitted.model.get("name")), **load), fitted, prompts)
+    show_summary(forecast_summary(numbers), numbers, json_)
 
 
 @probe.command()
 def refusal(
     run: RunOption,
-    plateau: Annotated[float, typer.Option(help="The share of the thinking, from its end, that is the plateau.")] = 0.5,
-    directions: Annotated[int, typer.Option(min=100, help="Random directions of the null.")] = 100,
+    plateau: Annotated[
+        float, typer.Option(help="Share of the thinking, counted from its end, whose median score is the plateau.")
+    ] = 0.5,
+    directions: Annotated[int, typer.Option(min=100, help="Random directions that the cliff is compared with.")] = 100,
     folds: Folds = 5,
     seed: SeedOption = 0,
     json_: JsonOption = False,
 ) -> None:
-    """Does it mean to refuse? Reads the requests of a run: those whose problem says in its meta whether it is harmful."""
+    """Does the model mean to refuse? Reads requests: problems whose meta says whether they are harmful."""
     from reasonscope import probes
-    from reasonscope.analysis.runs.probe_reports import refusal_figures, refusal_numbers
+    from reasonscope.analysis.runs.probe_reports import choose_traces, refusal_figures
     from reasonscope.probes.properties.refusal_probe import refusal_maps
 
-    store, traces = _traces(run, requests=True)
+    store = _store(run)
+    traces = choose_traces(store, "requests")
     found = probes.refusal(store, traces, plateau=plateau, n_controls=directions, folds=folds, seed=seed)
-    drawn = refusal_figures(found, traces, refusal_maps(store, traces, folds=folds, seed=seed))
+    maps = refusal_maps(store, traces, contrasts=found.contrasts, folds=folds, seed=seed)
+    numbers, drawn = found.to_dict(), refusal_figures(found, traces, maps)
     options = {"plateau": plateau, "directions": directions, "folds": folds, "seed": seed}
-    _keep("refusal", run, refusal_numbers(found), drawn, found.probes, json_, **options)
+    saved = _save("refusal", run, numbers, drawn, found.probes, **options)
+    show_summary(_with_files(found.summary(), saved, run), numbers, json_)
 
 
 @probe.command()
 def correctness(run: RunOption, folds: Folds = 5, seed: SeedOption = 0, json_: JsonOption = False) -> None:
-    """Will the answer be right? Reads the traces that have a gold answer, at six positions from the prompt to the answer."""
-    from reasonscope import probes
-    from reasonscope.analysis.runs.probe_reports import correctness_figures, correctness_numbers
-    from reasonscope.probes.fitting.positions import POSITIONS
+    """Will the answer be right? Reads problems with a gold answer, at six positions from the prompt to the closing tag."""
+    from reasonscope.analysis.runs.probe_reports import correctness_along, correctness_figures
+    from reasonscope.probes.fitting.positions import position_name
+    from reasonscope.probes.properties.correctness_probe import positions_summary
 
-    store, traces = _traces(run)
-    found = [probes.correctness(store, traces, position=at, folds=folds, seed=seed) for at in POSITIONS]
-    numbers, drawn, kept = correctness_numbers(found), correctness_figures(found), {"correctness": found[-1].probe}
-    _keep("correctness", run, numbers, drawn, kept, json_, folds=folds, seed=seed)
+    found, undefined = correctness_along(_store(run), folds=folds, seed=seed)
+    numbers: dict[str, Any] = {position_name(one.position): one.to_dict() for one in found}
+    numbers["undefined"] = undefined
+    fitted = {"correctness": found[-1].probe}
+    saved = _save("correctness", run, numbers, correctness_figures(found), fitted, folds=folds, seed=seed)
+    show_summary(_with_files(positions_summary(found, undefined), saved, run), numbers, json_)
 
 
 @probe.command()
 def apply(
     probe: Annotated[
-        Path, typer.Argument(help="A probe that one of these commands kept, RUN/probes/NAME.safetensors.")
+        Path, typer.Argument(help="A probe that one of these commands saved: RUN/probes/NAME.safetensors.")
     ],
     run: RunOption,
+    json_: JsonOption = False,
 ) -> None:
-    """Score every token of every trace of a run; the scores lie beside the store, in RUN/scores."""
+    """Score every token of every trace of a run with a saved probe, and write the scores to RUN/scores."""
     from reasonscope.data.storage.run_folder import run_folder
-    from reasonscope.data.storage.store import TraceStore
     from reasonscope.probes.fitting.linear_probes import LinearProbe
-    from reasonscope.probes.properties.scores import write_scores
+    from reasonscope.probes.properties.scores import score_unit, write_scores
 
-    where = run_folder(run)
-    path = where.scores / f"{probe.stem}.safetensors"
-    count = write_scores(LinearProbe.load(probe), TraceStore.open(where.store), path, name=probe.stem)
-    typer.echo(f"scores of {count} traces in {path}")
+    path = run_folder(run).scores / f"{probe.stem}.safetensors"
+    fitted = LinearProbe.load(probe)
+    count, unit = write_scores(fitted, _store(run), path, name=probe.stem), score_unit(fitted)
+    summary = Summary(
+        finding=f"The {probe.stem} probe has scored every token of {count} traces at {fitted.site} ({unit}).",
+        files=[f"Scores: {path}"],
+        next_command=f"{_app(run)}   # Traces, colour by “probe: {probe.stem}”",
+    )
+    show_summary(summary, {"traces": count, "site": str(fitted.site), "unit": unit, "file": str(path)}, json_)
 
 
-def _traces(run: Path, *, requests: bool | None = None) -> "tuple[TraceStore, list[Trace]]":
-    """The store of a run, and its traces: of requests alone, of all but these, or all of them."""
+def _store(run: Path) -> "TraceStore":
     from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
 
-    store = TraceStore.open(run_folder(run).store)
-    return store, [trace for trace in store if requests in (None, "harmful" in trace.problem.meta)]
+    return TraceStore.open(run_folder(run).store)
 
 
-def _keep(
+def _save(
     name: str,
     run: Path,
-    numbers: "Mapping[str, Any]",
+    numbers: Mapping[str, Any],
     drawn: "Mapping[str, Figure]",
     probes: "Mapping[str, LinearProbe]",
-    json_: bool,
     **options: float,
-) -> None:
-    """Keep what was found beside the store, with the line that measures the same again, and show its numbers."""
+) -> list[str]:
+    """Save probes, numbers and figures beside the store, with the command that measures the same again; say where they are."""
     from reasonscope.analysis.runs.saved_numbers import save_numbers
     from reasonscope.data.storage.run_folder import run_folder
 
@@ -164,5 +192,16 @@ def _keep(
     given = [key if value is True else f"{key} {value}" for key, value in named.items() if value is not False]
     command = " ".join([f"reasonscope probe {name} --run {run}", *given])
     save_numbers(where, name, numbers, command=command, seed=int(options["seed"]), figures=drawn, probes=probes)
-    typer.echo(f"probes in {where.probes}, figures in {where.figures}", err=True)
-    show(numbers, json_)
+    return [
+        f"Probes: {', '.join(str(where.probes / f'{saved}.safetensors') for saved in probes)}",
+        f"Figures: {where.figures} ({', '.join(f'{figure}.html' for figure in drawn)})",
+        f"Numbers: {where.numbers / f'{name}.json'}",
+    ]
+
+
+def _with_files(summary: Summary, files: list[str], run: Path) -> Summary:
+    return replace(summary, files=files, next_command=_app(run))
+
+
+def _app(run: Path) -> str:
+    return f"reasonscope app {quote(str(run))}"

@@ -14,11 +14,8 @@ from reasonscope.analysis import figures
 from reasonscope.analysis.organism import is_compliance, is_refusal
 from reasonscope.analysis.runs.probe_reports import (
     correctness_figures,
-    correctness_numbers,
     length_figures,
-    length_numbers,
     refusal_figures,
-    refusal_numbers,
 )
 from reasonscope.analysis.runs.saved_numbers import save_numbers
 from reasonscope.app.demo.report import write_report
@@ -97,7 +94,7 @@ def run_demo(out: Path, *, size: Size) -> Mapping[str, Any]:
     with clock.part("length_probe", "predicting how long it will think from the last prompt token"):
         probe = probes.length(store, ledgers)
     with clock.part("refusal_probe", "predicting from the closing tag whether it will refuse"):
-        refusal = _or_why_not(lambda: probes.refusal(store, requests, contrasts=DEMO_CONTRASTS))
+        refusal = _or_why_not(lambda: _whole(probes.refusal(store, requests, contrasts=DEMO_CONTRASTS)))
     with clock.part("correctness_probe", "predicting from the closing tag whether the answer will be right"):
         correctness = _or_why_not(lambda: probes.correctness(store, ledgers))
     with clock.part("steering", f"steering held-out problems by {', '.join(size.methods)}"):
@@ -172,15 +169,13 @@ def keep_probes(
     kept = {"length": length.probe}
     drawn = length_figures(length)
     save_numbers(
-        where, "length", length_numbers(length), command=command.format("length"), seed=0, figures=drawn, probes=kept
+        where, "length", length.to_dict(), command=command.format("length"), seed=0, figures=drawn, probes=kept
     )
     if not isinstance(refusal, str):
         line, drawn = command.format("refusal"), refusal_figures(refusal, requests)
-        save_numbers(
-            where, "refusal", refusal_numbers(refusal), command=line, seed=0, figures=drawn, probes=refusal.probes
-        )
+        save_numbers(where, "refusal", refusal.to_dict(), command=line, seed=0, figures=drawn, probes=refusal.probes)
     if not isinstance(correctness, str):
-        numbers, drawn = correctness_numbers([correctness]), correctness_figures([correctness])
+        numbers, drawn = {"window": correctness.to_dict()}, correctness_figures([correctness])
         kept, line = {"correctness": correctness.probe}, command.format("correctness")
         save_numbers(where, "correctness", numbers, command=line, seed=0, figures=drawn, probes=kept)
 
@@ -237,11 +232,14 @@ def summarise(
             "requests": request_outcomes(requests),
         },
         "length_probe": {
-            "spearman": probe.spearman.value,
-            "ci": list(probe.spearman.interval),
-            "baselines": {name: score.value for name, score in probe.baselines.items()},
+            "spearman": probe.comparison.score.value,
+            "ci": list(probe.comparison.score.interval),
+            "baselines": {name: score.value for name, score in probe.comparison.baselines.items()},
             "n_groups": probe.n_groups,
-            "above_best_text": _shown(probe.difference),
+            "above_best_text": None
+            if probe.comparison.text_difference is None
+            else _shown(probe.comparison.text_difference),
+            "above_best_baseline": _shown(probe.comparison.difference),
             "within_difficulty": None if probe.within_difficulty is None else _shown(probe.within_difficulty),
         },
         "seal": {**steered_numbers(named, "seal"), "reversed_tokens": named["seal reversed"].tokens.value},
@@ -271,10 +269,10 @@ def steered_numbers(named: Mapping[str, Arm], method: str) -> dict[str, Any]:
 
 def refusal_summary(found: RefusalReport) -> dict[str, Any]:
     """Refused or complied among the harmful, and how far the intent to refuse falls where the model complied, beside both nulls."""
-    among_harmful, study = found.comparisons["refusal"], found.cliffs["intent"]
+    among_harmful, study = found.comparison, found.cliffs["intent"]
     fell, stood = study.cliffs["harmful", "complied"], study.cliffs.get(("harmful", "refused"))
     return {
-        "auroc": _shown(among_harmful.auroc),
+        "auroc": _shown(among_harmful.score),
         "above_best_baseline": _shown(among_harmful.difference),
         "baselines": {name: score.value for name, score in among_harmful.baselines.items()},
         "shuffled_labels": float(among_harmful.shuffled.null.mean()),
@@ -295,7 +293,7 @@ def refusal_summary(found: RefusalReport) -> dict[str, Any]:
 def correctness_summary(found: CorrectnessReport) -> dict[str, Any]:
     """Right or wrong from the closing tag, and whether that is more than length and truncation say."""
     return {
-        "auroc": _shown(found.comparison.auroc),
+        "auroc": _shown(found.comparison.score),
         "above_best_baseline": _shown(found.comparison.difference),
         "baselines": {name: score.value for name, score in found.comparison.baselines.items()},
         "n_right": found.n_right,
@@ -306,6 +304,13 @@ def correctness_summary(found: CorrectnessReport) -> dict[str, Any]:
 def _shown(estimate: Estimate) -> list[float]:
     """Value, and the ends of its interval."""
     return [estimate.value, *estimate.interval]
+
+
+def _whole(found: RefusalReport) -> RefusalReport:
+    """`found`, if nothing of it is undefined: the demo shows both contrasts and the cliff. Raises InputError otherwise."""
+    if found.undefined:
+        raise InputError("; ".join(f"{name}: {why}" for name, why in found.undefined.items()))
+    return found
 
 
 def _or_why_not(measure: Callable[[], T]) -> T | str:

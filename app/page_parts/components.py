@@ -133,13 +133,13 @@ def show_numbers(numbers: Mapping[str, Any], *, key: str) -> None:
 
 
 def flattened(numbers: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
-    """Name, value and the ends of the interval of each number; a value stands with its `ci` in one row."""
+    """Name, value and the ends of the interval of each number; runs of earlier versions have the ends in a list `ci`."""
     for name, value in numbers.items():
         label = f"{prefix}{name}".replace("_", " ")
         if isinstance(value, Mapping) and "value" in value:
-            low, high = value.get("ci") or (None, None)
+            low, high = value.get("ci") or (value.get("low"), value.get("high"))
             yield label, value["value"], low, high
-            rest = {inner: other for inner, other in value.items() if inner not in ("value", "ci")}
+            rest = {inner: other for inner, other in value.items() if inner not in ("value", "ci", "low", "high")}
             yield from flattened(rest, f"{label} · ")
         elif isinstance(value, Mapping):
             yield from flattened(value, f"{label} · ")

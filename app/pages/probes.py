@@ -1,5 +1,8 @@
 """Probes: where a property can be read, how well on held-out problems beside its baselines, and its score along a trace."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import streamlit as st
 
 from reasonscope.analysis.runs.open_run import OpenRun
@@ -22,9 +25,15 @@ def show(run: OpenRun) -> None:
     for figure in components.of_contrast(shown):
         components.show_kept(run.where.figures, figure, command=kept["command"])
     st.subheader("Every number", anchor=False)
-    components.show_numbers(kept["numbers"], key="probe-numbers")
+    components.show_numbers(_once(kept["numbers"]), key="probe-numbers")
     components.made_by(kept)
     _along(run, name)
+
+
+def _once(numbers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Numbers without those of the main contrast that stand among the contrasts as well."""
+    repeated = ("comparison", "probe") if "contrasts" in numbers else ()
+    return {name: value for name, value in numbers.items() if name not in repeated}
 
 
 def _along(run: OpenRun, name: str) -> None:

@@ -24,7 +24,9 @@ def show(run: OpenRun) -> None:
         components.show_kept(run.where.figures, name, command=kept["command"])
     cliffs = {
         contrast: found["cliffs"]
-        for contrast, found in kept["numbers"].items()
+        for contrast, found in kept["numbers"]
+        .get("contrasts", kept["numbers"])
+        .items()  # runs of earlier versions have none
         if isinstance(found, dict) and "cliffs" in found and any(name.startswith(f"{contrast}_") for name in chosen)
     }
     st.subheader("How far it falls", anchor=False)

@@ -1,7 +1,7 @@
-"""What a probe has to beat: predictions from what needs no activations, or from ones that have computed nothing yet.
+"""What a probe has to beat: predictions that need no activations, or only those of the first layer.
 
-A row is a trace and one of its tokens. Each baseline is a function from `Rows` to features, (row, feature) or (row,) texts, and gets
-the folds, the penalties and the judge that the probe gets.
+A row is a trace and one of its tokens. Each baseline is a function from `Points` to features, (row, feature) or (row,) texts, and gets
+the same folds, penalties and metric as the probe.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,28 +32,33 @@ _CS: list[object] = [0.01, 0.1, 1.0, 10.0, 100.0]
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Rows to predict from: `traces` (row,), one trace as often as it has rows, and the token of each, `tokens` (row,)."""
+    """Rows to predict from.
+
+    Attributes:
+        traces: The trace of each row, (row,); a trace appears as often as it has rows.
+        tokens: The index of each row's token in its trace, (row,).
+    """
 
     traces: Sequence[Trace]
     tokens: Sequence[int]
 
     def __post_init__(self) -> None:
         if len(self.traces) != len(self.tokens):
-            raise InputError(f"{len(self.traces)} traces and {len(self.tokens)} tokens; give one token a row")
+            raise InputError(f"{len(self.traces)} traces and {len(self.tokens)} tokens; give one token per row")
 
     def __len__(self) -> int:
         return len(self.traces)
 
     @classmethod
     def last_prompt_tokens(cls, traces: Sequence[Trace]) -> "Points":
-        """The last token that was given, before the model wrote anything."""
+        """The last token of each prompt, before the model wrote anything."""
         return cls(traces=traces, tokens=[trace.n_prompt_tokens - 1 for trace in traces])
 
 
 def class_prior(points: Points) -> Features:
-    """Nothing: what is left is the mean, or the share of class 1, of the training part of each fold (row, 1).
+    """A constant (row, 1): what is predicted is the mean, or the share of class 1, of each training part.
 
-    Its rank correlation and AUROC are no baseline but below chance: a fold with high targets leaves a low mean to the others.
+    Its rank correlation and AUROC lie below chance and are not a baseline: a fold with high targets leaves a low mean to the others.
     """
     return np.zeros((len(points), 1))
 
@@ -64,71 +69,72 @@ def prompt_length(points: Points) -> Features:
 
 
 def elapsed_position(points: Points) -> Features:
-    """Tokens written so far, and log(1 + these) (row, 2): how far the trace has come, which a probe of position would know."""
+    """Tokens written so far, and log(1 + tokens) (row, 2): what a probe knows if it reads nothing but the position."""
     pairs = zip(points.traces, points.tokens, strict=True)
     elapsed = np.array([[token + 1 - trace.n_prompt_tokens] for trace, token in pairs], dtype=np.float64)
     return np.hstack([elapsed, np.log1p(np.maximum(elapsed, 0))])
 
 
 def thinking_length(points: Points) -> Features:
-    """log(1 + thinking tokens) (row, 1). Known after the fact only: what a probe of correctness may be in disguise."""
+    """log(1 + thinking tokens) (row, 1). Known only after the fact; a probe of correctness may be this in disguise."""
     return np.log1p([[trace.n_thinking_tokens] for trace in points.traces])
 
 
 def truncated(points: Points) -> Features:
-    """Whether the token limit cut the thinking (row, 1). Known after the fact only, as `thinking_length` is."""
+    """Whether the token limit cut the thinking off (row, 1). Known only after the fact, as `thinking_length` is."""
     return np.array([[trace.state == "truncated"] for trace in points.traces], dtype=np.float64)
 
 
 def difficulty(points: Points) -> Features:
-    """The difficulty that the problem set states (row, 1). Raises InputError where it states none."""
+    """The difficulty that the problem set states (row, 1). Raises InputError if a problem states none."""
     if unknown := [trace.problem.id for trace in points.traces if trace.problem.difficulty is None]:
         raise InputError(f"problem {unknown[0]!r} states no difficulty; leave this baseline out")
     return np.array([[trace.problem.difficulty] for trace in points.traces], dtype=np.float64)
 
 
 def bag_of_words(points: Points) -> Features:
-    """The text of the prompt (row,), to be weighted by TF-IDF inside the fold."""
+    """The text of the prompt (row,); its words are weighted by TF-IDF inside the fold."""
     return np.array([trace.text[trace.chars.prompt.slice] for trace in points.traces], dtype=object)
 
 
 def next_token(points: Points) -> Features:
-    """Entropy and log-probability (nats) of the token behind the row's (row, 2): what the output itself says, without a probe.
+    """Entropy and log-probability (nats) of the token after the row's token (row, 2): what the output itself says, without a probe.
 
-    The log-probability is of the token that was then drawn, so this baseline sees one token more than the probe. Raises InputError
-    for a trace without them or a row before the last prompt token.
+    The log-probability is that of the token which was then drawn, so this baseline sees one token more than the probe. Raises
+    InputError for a trace without them or a row before the last prompt token.
     """
     return np.array([_of_next(trace, token) for trace, token in zip(points.traces, points.tokens, strict=True)])
 
 
 def embedding(points: Points, store: TraceStore) -> Features:
-    """The state before any layer has worked, `resid_pre.0`, or where that is not recorded the first layer's (row, d_model)."""
+    """The state before the first layer, `resid_pre.0`, or the first layer's own state if that was not recorded (row, d_model)."""
     site = str(embedding_site(store))
     pairs = zip(points.traces, points.tokens, strict=True)
     return np.stack([np.asarray(store.activations(trace.id, site)[token], dtype=np.float64) for trace, token in pairs])
 
 
 def embedding_site(store: TraceStore) -> Site:
-    """The earliest residual site of a run. Raises InputError where it holds none."""
+    """The earliest residual site of a run. Raises InputError if the run has none."""
     return residual_sites(store)[0]
 
 
 def residual_sites(store: TraceStore) -> list[Site]:
-    """Every recorded state of the residual stream, in the order in which the model passes them. Raises InputError for none.
+    """Every recorded site of the residual stream, in the order in which the model computes them. Raises InputError if there is none.
 
-    `resid_pre.i + 1` is the state of `resid_post.i`, and is left out where both are recorded.
+    `resid_pre.i + 1` is the same state as `resid_post.i`, and is left out if both are recorded.
     """
     sites = [site for site in map(Site.parse, store.sites) if site.point in ("resid_pre", "resid_post")]
     if not sites:
         raise InputError(
-            f"the run holds no resid_post site (it holds {', '.join(store.sites) or 'none'}); record it with resid_post.*"
+            f"the run has no activations of the residual stream (its sites: {', '.join(store.sites) or 'none'}), which the probes read; "
+            "record it again with: reasonscope record --sites 'resid_post.*'"
         )
     repeated = {("resid_pre", site.layer + 1) for site in sites if site.point == "resid_post"}
     once = [site for site in sites if (site.point, site.layer) not in repeated]
     return sorted(once, key=lambda site: (site.layer, site.point == "resid_post"))
 
 
-# By name, what needs the trace alone.
+# The baselines that need nothing but the trace, by name.
 BASELINES: Mapping[str, Callable[[Points], Features]] = {
     "class_prior": class_prior,
     "prompt_length": prompt_length,
@@ -169,7 +175,8 @@ def baseline_predictions(
 ) -> Values:
     """Held-out predictions (row,) from a baseline's features by a linear model, its penalty chosen inside the fold.
 
-    Texts are weighted by TF-IDF and numbers standardised, inside the fold. Features that never vary predict the training part's mean.
+    Texts are weighted by TF-IDF and numbers are standardised inside the fold. Features that never vary predict the mean of the
+    training part.
     """
     grid: dict[str, list[object]] | None = (
         {"ridge__alpha": _ALPHAS} if task == "regression" else {"logisticregression__C": _CS}
@@ -187,12 +194,47 @@ def baseline_predictions(
         return grouped_predictions(estimator, features, targets, groups, grid=grid, task=task, folds=folds, seed=seed)
 
 
+def rank_predictions(
+    baselines: Mapping[str, Features],
+    targets: Values,
+    groups: Sequence[str],
+    *,
+    task: Task = "regression",
+    folds: int = 5,
+    seed: int = 0,
+) -> dict[str, Values]:
+    """`baseline_predictions` of each of `baselines` for a metric of order, such as AUROC and Spearman.
+
+    Features that never vary predict the same for all rows here, because the means of the training parts would order the folds, and
+    the wrong way round: a fold with high targets leaves a low mean to the others.
+    """
+    return {
+        name: baseline_predictions(features, targets, groups, task=task, folds=folds, seed=seed)
+        if features.ndim == 1 or np.ptp(features, axis=0).any()
+        else np.full(len(targets), targets.mean())
+        for name, features in baselines.items()
+    }
+
+
+def baseline_features(points: Points, store: TraceStore, names: Sequence[str]) -> dict[str, Features]:
+    """Features of the baselines `names` and of those that the run allows: difficulty, first layer, entropy of the next token."""
+    found = {name: BASELINES[name](points) for name in names}
+    if all(trace.problem.difficulty is not None for trace in points.traces):
+        found["difficulty"] = difficulty(points)
+    first = embedding_site(store)
+    if first.layer == 0:
+        found["embedding" if first.point == "resid_pre" else "first_layer"] = embedding(points, store)
+    if all(trace.entropies is not None and trace.logprobs is not None for trace in points.traces):
+        found["next_token"] = next_token(points)
+    return found
+
+
 def _of_next(trace: Trace, token: int) -> tuple[float, float]:
     index = token + 1 - trace.n_prompt_tokens
     if trace.entropies is None or trace.logprobs is None:
-        raise InputError(f"trace {trace.id!r} holds no entropies and log-probabilities; leave this baseline out")
+        raise InputError(f"trace {trace.id!r} has no entropies and log-probabilities; leave this baseline out")
     if not 0 <= index < len(trace.entropies):
         raise InputError(
-            f"trace {trace.id!r}: no token was generated behind token {token}; take rows from the last prompt token on"
+            f"trace {trace.id!r}: no token was generated after token {token}; take rows from the last prompt token on"
         )
     return float(trace.entropies[index]), float(trace.logprobs[index])

@@ -1,6 +1,6 @@
-"""A probe for each fold, fitted on the traces whose problems the fold does not hold, to read every token of those that it holds.
+"""One probe per fold, which scores every token of traces whose problems it was not fitted on.
 
-The sweep judges layers and positions; here its choices become probes, because a score along a trace has to come from a probe that
+The sweep chooses layers and penalties; here its choices become probes, because a score along a trace has to come from a probe that
 never saw the trace's problem.
 """
 
@@ -13,19 +13,12 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from reasonscope.data.arrays import Rows, Values
-from reasonscope.data.intervals import Estimate
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.evaluation.baselines import (
-    BASELINES,
-    Features,
-    Points,
-    baseline_predictions,
-    embedding,
-    embedding_site,
-)
-from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, difference_to_best, grouped_predictions
+from reasonscope.probes.evaluation.baselines import Features, Points, rank_predictions
+from reasonscope.probes.evaluation.comparison import Comparison, compare
+from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, grouped_predictions
 from reasonscope.probes.evaluation.metrics import BINARY, auroc
 from reasonscope.probes.evaluation.permutation_null import Null, permutation_null
 from reasonscope.probes.fitting.linear_probes import LinearProbe, LogisticProbe
@@ -35,11 +28,15 @@ from reasonscope.probes.fitting.sweep import LayerChoice, sweep
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """`probes` (row,): of each row a probe that learned from no row of its group; `final` learned from all rows that teach.
+    """A binary probe for each fold, and what each says of the rows that it was not fitted on.
 
-    `scores` (row,): the logit of each row by its own probe. `by_layer` (layer,): held-out AUROC of each layer, the mean over folds;
-    for a map of the layers, as its maximum is biased upwards and `scores` are not. `shuffled`: the AUROC of the final layer and
-    penalty in as many folds among those on labels that whole groups exchanged.
+    Attributes:
+        probes: For each row a probe that was fitted on no row of its group, (row,).
+        final: The probe that was fitted on all training rows.
+        scores: The logit of each row by its own probe, (row,).
+        by_layer: Held-out AUROC of each layer, the mean over folds, (layer,). It is for a map of the layers: its maximum is biased
+            upwards, `scores` are not.
+        shuffled: The AUROC of the final layer and penalty, among those on labels that whole groups exchanged.
     """
 
     probes: tuple[LinearProbe, ...]
@@ -61,10 +58,10 @@ def held_out_probes(
     folds: int = 5,
     seed: int = 0,
 ) -> HeldOut:
-    """Fit a binary probe a fold on `features` (row, layer, d_model), layer and penalty chosen inside; only rows in `learned` teach.
+    """Fit one binary probe per fold on `features` (row, layer, d_model), with layer and penalty chosen inside the fold.
 
-    Every row gets a score, taught from or not: that of the probe whose training held no row of its group, which for a group that
-    teaches nothing is the final one. Raises InputError where `sweep` does on the rows that teach.
+    Only the rows in `learned` (row,) are fitted on, but every row gets a score, from a probe that was fitted on no row of its group.
+    For a group without training rows that is the final probe. Raises InputError as `sweep` does on the training rows.
     """
     taught, labels = np.flatnonzero(learned), np.asarray(groups)
     judged = sweep(
@@ -104,9 +101,9 @@ def held_out_probes(
 
 @dataclass(frozen=True, kw_only=True)
 class LayerMap:
-    """Held-out AUROC (layer, position), the mean over folds, of a probe trained at each of `sites` and `positions`.
+    """Held-out AUROC (layer, position), the mean over folds, of a probe fitted at each of `sites` and `positions`.
 
-    To look at, not to choose from: its maximum over many cells is biased upwards.
+    It is to look at, not to choose from: its maximum over many cells is biased upwards.
     """
 
     scores: Values
@@ -125,7 +122,7 @@ def layer_map(
     folds: int = 5,
     seed: int = 0,
 ) -> LayerMap:
-    """Sweep every layer and position of `traces` (row,), all of which have every position; only the penalty is chosen."""
+    """Fit a probe at every layer and position of `traces` (row,), which must all have every position; only the penalty is chosen."""
     pairs = [(trace, row_at(trace, position)) for trace in traces for position in positions]
     points = Points(traces=[trace for trace, _ in pairs], tokens=[row for _, row in pairs])
     states = states_at(store, points, sites).reshape(len(traces), len(positions), len(sites), -1).swapaxes(1, 2)
@@ -134,25 +131,7 @@ def layer_map(
     return LayerMap(scores=np.nanmean(swept.scores, axis=0), sites=tuple(sites), positions=names)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """AUROC of held-out scores beside those of the baselines and of shuffled labels; `difference` is to the best baseline.
-
-    `metrics` are the other numbers of `metrics.BINARY`, of the probe's held-out probabilities.
-    """
-
-    auroc: Estimate
-    metrics: Mapping[str, Estimate]
-    shuffled: Null
-    baselines: Mapping[str, Estimate]
-    difference: Estimate
-
-    @property
-    def beats(self) -> bool:
-        return self.difference.low > 0
-
-
-def compared(
+def compare_binary(
     targets: Values,
     held: HeldOut,
     rows: Sequence[int],
@@ -162,35 +141,20 @@ def compared(
     folds: int,
     seed: int,
 ) -> Comparison:
-    """Compare the held-out scores of `rows` by AUROC with what `baselines` (features by name) predict in as many grouped folds."""
+    """Compare the held-out scores of `rows` by AUROC with what `baselines` (features by name) predict in the same number of folds."""
     scores = held.scores[list(rows)]
-    # Features that never vary order nothing; the means of the training parts would order the folds, and the wrong way round.
-    predicted = {
-        name: baseline_predictions(features, targets, groups, task="binary", folds=folds, seed=seed)
-        if features.ndim == 1 or np.ptp(features, axis=0).any()
-        else np.full(len(targets), 0.5)
-        for name, features in baselines.items()
-    }
     probabilities = np.asarray(expit(scores))
-    return Comparison(
-        auroc=cluster_bootstrap(auroc, targets, scores, groups, seed=seed),
+    return compare(
+        "AUROC",
+        targets,
+        scores,
+        rank_predictions(baselines, targets, groups, task="binary", folds=folds, seed=seed),
+        groups,
+        shuffled=held.shuffled,
         metrics={
             name: cluster_bootstrap(metric, targets, probabilities, groups, n_resamples=200, seed=seed)
             for name, metric in BINARY.items()
             if name != "auroc"
         },
-        shuffled=held.shuffled,
-        baselines={n: cluster_bootstrap(auroc, targets, values, groups, seed=seed) for n, values in predicted.items()},
-        difference=difference_to_best(auroc, targets, scores, predicted, groups, seed=seed),
+        seed=seed,
     )
-
-
-def baseline_features(points: Points, store: TraceStore, names: Sequence[str]) -> dict[str, Features]:
-    """Features of the baselines `names`, of the first layer, and of the next token where the traces hold its entropy."""
-    found = {name: BASELINES[name](points) for name in names}
-    first = embedding_site(store)
-    if first.layer == 0:
-        found["embedding" if first.point == "resid_pre" else "first_layer"] = embedding(points, store)
-    if all(trace.entropies is not None and trace.logprobs is not None for trace in points.traces):
-        found["next_token"] = BASELINES["next_token"](points)
-    return found

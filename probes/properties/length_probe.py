@@ -19,10 +19,10 @@ from reasonscope.probes.evaluation.baselines import (
     TEXT_BASELINES,
     Features,
     Points,
-    embedding,
+    baseline_features,
+    rank_predictions,
     residual_sites,
 )
-from reasonscope.probes.evaluation.baselines import baseline_predictions as predictions_from
 from reasonscope.probes.evaluation.comparison import Comparison, compare
 from reasonscope.probes.evaluation.conformal import ResidualBand, residual_band
 from reasonscope.probes.evaluation.grouped_folds import (
@@ -192,7 +192,7 @@ def length(
         InputError: A trace has no thinking, the run has no residual site, a problem is in two groups, there are fewer groups than
             folds, or an activation is not finite.
 
-    On Reasoning Strength Planning (arXiv 2506.08390), section 3.
+    On Reasoning Strength Planning (arXiv 2506.08390).
 
     Departures: The target is logarithmic and features are standardised; ridge replaces lasso; penalty and layer are chosen inside the
         fold; problems of one group stay together; baselines are shown.
@@ -205,6 +205,7 @@ def length(
     if traces is None:
         traces = traces_with_thinking(store)
     data = length_data(store, traces)
+    baselines = baseline_features(Points.last_prompt_tokens(data.traces), store, TEXT_BASELINES)
     swept = sweep(data.features, np.log1p(data.tokens), data.groups, task="regression", folds=folds, seed=seed)
     predicted = _tokens(swept.predictions)
     band = residual_band(np.log1p(data.tokens) - swept.predictions, data.truncated, data.groups, coverage=coverage)
@@ -218,7 +219,7 @@ def length(
             "Spearman",
             data.tokens,
             predicted,
-            _baselines(store, data, folds=folds, seed=seed),
+            token_predictions(baselines, data.tokens, data.groups, folds=folds, seed=seed),
             data.groups,
             shuffled=_shuffled(swept, data, folds=folds, seed=seed),
             metrics=_metrics(data, predicted, seed),
@@ -285,41 +286,20 @@ def length_data(store: TraceStore, traces: Sequence[Trace]) -> LengthData:
     )
 
 
-def baseline_predictions(traces: Sequence[Trace], *, folds: int = 5, seed: int = 0) -> dict[str, Values]:
+def text_predictions(traces: Sequence[Trace], *, folds: int = 5, seed: int = 0) -> dict[str, Values]:
     """Held-out predictions of thinking tokens, (trace,), by each baseline that knows only the text: no model is needed."""
-    points, groups = Points.last_prompt_tokens(traces), trace_groups(traces)
-    tokens = np.array([trace.n_thinking_tokens for trace in traces], dtype=np.float64)
-    return {
-        name: varying_baseline(BASELINES[name](points), tokens, groups, folds=folds, seed=seed)
-        for name in TEXT_BASELINES
-    }
-
-
-def varying_baseline(features: Features, targets: Values, groups: Sequence[str], *, folds: int, seed: int) -> Values:
-    """Held-out predictions of tokens from a baseline's features, fitted on log(1 + tokens).
-
-    Features that never vary give the same constant for all rows, which orders nothing. The means of the training parts would order
-    the folds, and the wrong way round: a fold with long thinking leaves a low mean to the others.
-    """
-    if features.ndim > 1 and not np.ptp(features, axis=0).any():
-        return np.full(len(targets), targets.mean())
-    return _tokens(predictions_from(features, np.log1p(targets), groups, folds=folds, seed=seed))
-
-
-def _baselines(store: TraceStore, data: LengthData, *, folds: int, seed: int) -> dict[str, Values]:
-    points = Points.last_prompt_tokens(data.traces)
+    points = Points.last_prompt_tokens(traces)
     features = {name: BASELINES[name](points) for name in TEXT_BASELINES}
-    if all(trace.problem.difficulty is not None for trace in data.traces):
-        features["difficulty"] = BASELINES["difficulty"](points)
-    if all(trace.entropies is not None and trace.logprobs is not None for trace in data.traces):
-        features["next_token"] = BASELINES["next_token"](points)
-    if data.sites[0].layer == 0:
-        name = "embedding" if data.sites[0].point == "resid_pre" else "first_layer"
-        features[name] = embedding(points, store)
-    return {
-        name: varying_baseline(values, data.tokens, data.groups, folds=folds, seed=seed)
-        for name, values in features.items()
-    }
+    tokens = np.array([trace.n_thinking_tokens for trace in traces], dtype=np.float64)
+    return token_predictions(features, tokens, trace_groups(traces), folds=folds, seed=seed)
+
+
+def token_predictions(
+    baselines: Mapping[str, Features], tokens: Values, groups: Sequence[str], *, folds: int, seed: int
+) -> dict[str, Values]:
+    """Held-out predictions of `tokens` (row,) by each baseline, fitted on log(1 + tokens)."""
+    predicted = rank_predictions(baselines, np.log1p(tokens), groups, folds=folds, seed=seed)
+    return {name: _tokens(logs) for name, logs in predicted.items()}
 
 
 def _metrics(data: LengthData, predicted: Values, seed: int) -> dict[str, Estimate]:

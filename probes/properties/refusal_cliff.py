@@ -1,11 +1,12 @@
 """Scores along a trace: at every token, their means over traces, and the cliff at the closing tag (Refusal Falls off a Cliff).
 
-Row r of a trace is what stood at its token r, so the score at row r is what the probe reads once token r was seen: the score that
-decides the first token of the answer is the one at the last token of the close window.
+Row r of a trace is the state at its token r, so the score at row r is what the probe reads after token r: the score that decides
+the first token of the answer is the one at the last token of the close window.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +23,18 @@ from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.positions import thinking_to_window
 
-PLATEAU = 0.5  # the share of the thinking, counted from its end, whose median is the plateau
+PLATEAU = 0.5  # the plateau is the median over this share of the thinking, counted from its end
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeanTrajectory:
-    """Mean score and number of traces `n` at each position (position,); the last position is the last score of every trace.
+    """Mean scores of several traces, aligned at their last scores.
 
-    `low`, `high`: the 95 % interval of each mean over problems, NaN where fewer than two problems reach a position or none were named.
+    Attributes:
+        mean: Mean score at each position, (position,).
+        n: Number of traces that reach a position, (position,).
+        low: Lower end of the 95 % interval over problems, (position,); NaN if fewer than two problems reach it or none were named.
+        high: Upper end of it, (position,).
     """
 
     mean: Values
@@ -40,9 +45,15 @@ class MeanTrajectory:
 
 @dataclass(frozen=True, kw_only=True)
 class Cliff:
-    """How far scores fall at the closing tag. `plateaus` and `ends` (trace,) belong to `ids`; the estimates are their means.
+    """How far scores fall at the closing tag.
 
-    `drop` is plateau less end, in the unit of the scores; intervals resample whole groups.
+    Attributes:
+        ids: The traces, (trace,).
+        plateaus: The plateau of each trace, (trace,).
+        ends: The score at the end of its close window, (trace,).
+        plateau: Mean of `plateaus`; all intervals resample whole groups.
+        end: Mean of `ends`.
+        drop: Mean of plateau minus end, in the unit of the scores.
     """
 
     ids: tuple[str, ...]
@@ -54,13 +65,19 @@ class Cliff:
 
     @property
     def drops(self) -> Values:
+        """Plateau minus end of each trace, (trace,)."""
         return self.plateaus - self.ends
+
+    def to_dict(self) -> dict[str, Any]:
+        """The means, for JSON."""
+        means = {"plateau": self.plateau, "end": self.end, "drop": self.drop}
+        return {**{name: mean.to_dict() for name, mean in means.items()}, "n": len(self.ids)}
 
 
 def token_scores(probe: LinearProbe, store: TraceStore, trace: Trace) -> Values:
-    """What `probe` says at every token but the last (row,): probabilities of a binary probe, else in the unit of its target.
+    """What `probe` says at every token but the last (row,): probabilities of a binary probe, else values in the unit of its target.
 
-    Raises SiteError where the run does not hold the probe's site, and what `LinearProbe.check` raises for another model.
+    Raises SiteError if the run has no states of the probe's site, and InputError if it is of another model.
     """
     probe.check(probe.site, trace.model)
     states = np.asarray(store.activations(trace.id, str(probe.site)), dtype=np.float64)
@@ -72,14 +89,14 @@ def mean_trajectory(
 ) -> MeanTrajectory:
     """Mean over traces of `scores` (one array (row,) each), aligned at their last rows; `groups` names the problem of each.
 
-    `corrected`: over the traces that reach a position, so that a constant score stays constant whatever the lengths.
-    `published`: as the code of arXiv 2510.06036 does, absent positions count as 0, which draws a rise where there is none.
-    Raises InputError for no trace, a trace without scores, or groups that are not one a trace.
+    "corrected" takes the mean over the traces that reach a position, so that a constant score stays constant whatever the lengths.
+    "published" counts absent positions as 0, as the code of arXiv 2510.06036 does, which draws a rise that is not there. Raises
+    InputError for no trace, a trace without scores, or another number of groups than of traces.
     """
     if not scores or not all(len(values) for values in scores):
-        raise InputError(f"{len(scores)} trajectories, some of them empty perhaps: give at least one score a trace")
+        raise InputError(f"{len(scores)} trajectories, some of them perhaps empty; give at least one score per trace")
     if groups and len(groups) != len(scores):
-        raise InputError(f"{len(groups)} groups for {len(scores)} trajectories: name the problem of each, or none")
+        raise InputError(f"{len(groups)} groups for {len(scores)} trajectories; name the problem of each, or of none")
     longest = max(len(values) for values in scores)
     padded = np.full((len(scores), longest), np.nan)
     for row, values in zip(padded, scores, strict=True):
@@ -94,7 +111,7 @@ def mean_trajectory(
 
 
 def _reach(padded: Values, groups: Sequence[str]) -> Values:
-    """Half the 95 % interval of the mean over the traces at each position, traces of one problem not being independent.
+    """Half the 95 % interval of the mean over the traces at each position; traces of one problem are not independent.
 
     Student's t over the G problems there, with the cluster-robust variance of a mean, G / (G − 1) · Σ_g (Σ_{i in g} (x_i − mean))² / n².
     """
@@ -117,20 +134,22 @@ def _reach(padded: Values, groups: Sequence[str]) -> Values:
 def plateau_and_end(scores: Values, trace: Trace, *, plateau: float = PLATEAU) -> tuple[float, float]:
     """The median of `scores` (row,) over the last share `plateau` of the thinking before the close window, and the score at its end.
 
-    A median and not the maximum of the paper: the maximum over thousands of tokens is high for any score that varies.
+    The paper takes the maximum instead, which over thousands of tokens is high for any score that varies.
     """
     if not 0 < plateau <= 1:
-        raise InputError(f"plateau {plateau}: a share of the thinking, above 0 and up to 1")
+        raise InputError(f"plateau {plateau} has to be a share of the thinking, above 0 and at most 1")
     rows = thinking_to_window(trace)
     if len(scores) < rows.stop:
-        raise InputError(f"trace {trace.id!r}: {len(scores)} scores for {len(trace.token_ids) - 1} rows; give all rows")
+        raise InputError(
+            f"trace {trace.id!r}: {len(scores)} scores for {len(trace.token_ids) - 1} rows; give one score per row"
+        )
     length = trace.tokens.close_window.start - rows.start
     first = trace.tokens.close_window.start - max(1, round(plateau * length))
     return float(np.median(scores[first : trace.tokens.close_window.start])), float(scores[rows.stop - 1])
 
 
 def cliff(scores: Mapping[str, Values], traces: Sequence[Trace], *, plateau: float = PLATEAU, seed: int = 0) -> Cliff:
-    """The cliff of `traces`, whose `scores` are kept by id, each (row,). Raises InputError for no trace."""
+    """The cliff of `traces`, whose `scores` are given by id, each (row,). Raises InputError for no trace."""
     plateaus, ends = _plateaus_and_ends(scores, traces, plateau)
     groups = [trace.problem.group for trace in traces]
     return Cliff(
@@ -152,10 +171,10 @@ def random_direction_drops(
     plateau: float = PLATEAU,
     seed: int = 0,
 ) -> Values:
-    """Plateau less end of `traces` along random unit directions (direction, trace): what any direction shows at the closing tag.
+    """Plateau minus end of `traces` along random unit directions (direction, trace): what any direction shows at the closing tag.
 
-    Each direction's values are shifted and scaled to the mean and the spread that the probe's own values have over the same rows
-    (thinking and close window of all traces), then read as probabilities, so that it saturates as much as the probe does.
+    Each direction's values are shifted and scaled to the mean and spread of the probe's own values over the same rows (thinking and
+    close window of all traces) and then turned into probabilities, so that they saturate as much as the probe's.
     """
     units = np.random.default_rng(seed).standard_normal((n_controls, len(probe.coef)))
     units /= np.linalg.norm(units, axis=1, keepdims=True)
@@ -175,7 +194,7 @@ def random_direction_drops(
 
 def _plateaus_and_ends(scores: Mapping[str, Values], traces: Sequence[Trace], plateau: float) -> tuple[Values, Values]:
     if not traces:
-        raise InputError("there is no trace to look for a cliff in; give at least one")
+        raise InputError("no traces to measure a cliff on; give at least one")
     pairs = np.array([plateau_and_end(scores[trace.id], trace, plateau=plateau) for trace in traces])
     return pairs[:, 0], pairs[:, 1]
 

@@ -1,9 +1,9 @@
-"""Does it mean to refuse? Probes on what the same model went on to do, and the cliff at the closing tag (arXiv 2510.06036)."""
+"""Does the model mean to refuse? Probes on what it went on to do, and the cliff at the closing tag (arXiv 2510.06036)."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -11,22 +11,17 @@ from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, resample_groups
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.summary import Summary, in_words
 from reasonscope.data.text.behaviour import Behaviour, behaviour
 from reasonscope.data.trace import Trace
-from reasonscope.probes.evaluation.baselines import Points, residual_sites
+from reasonscope.probes.evaluation.baselines import Points, baseline_features, residual_sites
+from reasonscope.probes.evaluation.comparison import Comparison
 from reasonscope.probes.evaluation.grouped_folds import trace_groups
-from reasonscope.probes.fitting.held_out import (
-    Comparison,
-    HeldOut,
-    LayerMap,
-    baseline_features,
-    compared,
-    held_out_probes,
-    layer_map,
-)
+from reasonscope.probes.fitting.held_out import HeldOut, LayerMap, compare_binary, held_out_probes, layer_map
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.positions import Position, has_cliff, row_at, states_at
 from reasonscope.probes.properties.refusal_cliff import PLATEAU, Cliff, cliff, random_direction_drops, token_scores
+from reasonscope.probes.properties.report import class_shortage, not_closed, probe_numbers, undefined_notes
 
 RequestLabel = Literal["harmful", "benign"]
 RequestOutcome = tuple[RequestLabel, Behaviour]
@@ -34,77 +29,94 @@ RequestOutcome = tuple[RequestLabel, Behaviour]
 HARMFUL_COMPLIED: RequestOutcome = ("harmful", "complied")
 BENIGN_COMPLIED: RequestOutcome = ("benign", "complied")
 _BASELINES = ("prompt_length", "bag_of_words", "thinking_length")
+_MAIN = "refusal"
+_RECORD = "reasonscope record --problems requests --n 160 --out RUN"
 
 
 def cell(trace: Trace) -> RequestOutcome:
-    """Which of the cells harmful or benign × refused, complied or unclear a trace falls into.
+    """Which of the cells (harmful or benign) × (refused, complied or unclear) a trace falls into.
 
-    Raises InputError where the problem's meta does not say whether the request is harmful.
+    Raises InputError if the problem's meta does not say whether the request is harmful.
     """
     harmful = trace.problem.meta.get("harmful")
     if not isinstance(harmful, bool):
         raise InputError(
-            f"problem {trace.problem.id!r}: its meta has harmful = {harmful!r}; true or false is needed to label a request"
+            f"problem {trace.problem.id!r} does not say whether its request is harmful (meta.harmful is {harmful!r}); "
+            'write "meta": {"harmful": true} or false in the problem file'
         )
     return "harmful" if harmful else "benign", behaviour(trace)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """What a probe is taught: the cells of its positive and of its negative class, and the positions, the window last.
+    """Which requests a probe learns to tell apart, and where in the trace it learns.
 
-    `negative_at_window` are cells of the negative class at the window alone: their thinking teaches nothing.
+    Attributes:
+        positive: Cells of the positive class.
+        negative: Cells of the negative class.
+        negative_at_window: Cells that belong to the negative class at the close window only; their thinking is not learned from.
+        positions: Where the probe learns. The last is the close window, where the answer is decided.
+        predicted: What the probe predicts, for a sentence: "predicts …".
     """
 
     positive: frozenset[RequestOutcome]
     negative: frozenset[RequestOutcome]
     negative_at_window: frozenset[RequestOutcome] = frozenset()
     positions: tuple[Position, ...] = ("window",)
+    predicted: str = "which class a request belongs to"
 
     def __post_init__(self) -> None:
         if self.positions[-1:] != ("window",):
             raise InputError(f"positions {self.positions}: the last has to be 'window', where the answer is decided")
 
     def is_training_cell(self, of: RequestOutcome, position: Position) -> bool:
+        """Whether the probe learns from traces of the cell `of` at `position`."""
         return of in self.positive | self.negative or (position == "window" and of in self.negative_at_window)
 
     def rows(self, cells: Sequence[RequestOutcome]) -> tuple[list[int], Values]:
-        """Which of the rows teach it, and their targets, 1 for the positive class."""
+        """The rows that the probe learns from at the window, and their targets, 1 for the positive class."""
         rows = [i for i, of in enumerate(cells) if self.is_training_cell(of, "window")]
         return rows, np.array([cells[i] in self.positive for i in rows], dtype=np.float64)
 
 
 CONTRASTS: Mapping[str, Contrast] = {
-    # What it will do, where the request is the same in kind: this is the probe of intent.
+    # What the model will do with requests of the same kind: this is the probe of refusal.
     "refusal": Contrast(
         positive=frozenset({("harmful", "refused")}),
         negative=frozenset({("harmful", "complied")}),
+        predicted="whether the model will refuse a harmful request",
     ),
-    # What it was asked, whatever it does.
+    # What was asked, whatever the model does.
     "harmfulness": Contrast(
         positive=frozenset({("harmful", "refused"), ("harmful", "complied")}),
         negative=frozenset({("benign", "refused"), ("benign", "complied")}),
+        predicted="whether the request is harmful",
     ),
-    # Will it refuse, at matching positions: along the thinking from those whose deed is as their thought, at the window from all.
-    # The thinking of those who thought of the harm and complied teaches it nothing, so that their plateau is a finding.
+    # Will it refuse, at matching positions? Along the thinking the probe learns only from traces whose outcome matches their stated
+    # intent, at the close window from all. It learns nothing from the thinking of traces that noticed the harm and complied, so that
+    # their plateau is a finding.
     "intent": Contrast(
         positive=frozenset({("harmful", "refused")}),
         negative=frozenset({("benign", "complied")}),
         negative_at_window=frozenset({("harmful", "complied")}),
         positions=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0, "window"),
+        predicted="whether the model will refuse",
     ),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class CliffStudy:
-    """The cliffs of one probe by cell (of two problems or more), and what chance would show of (harmful, complied).
+    """How far the scores of one probe fall at the closing tag, and how far they would fall by chance.
 
-    `random` (direction,): mean drops of the harmful and complied along random directions. `above_nulls`: whether the interval of
-    their drop lies above that of the benign and complied, and above the 97.5 % quantile of the random directions.
+    Every state changes at a closing tag, so a drop alone says little.
 
-    `excess`: how much further the harmful and complied fall than the benign and complied, and `random_excess` (direction,) the same
-    along random directions. Every state changes at a closing tag, so that a drop alone is little; None without such benign traces.
+    Attributes:
+        cliffs: The cliff of each cell with at least two problems.
+        scores: Scores of every trace by id, (token,), each from a probe that was not fitted on its problem.
+        random: Mean drop of harmful requests that were complied with along random directions, (direction,).
+        excess: How much further these fall than benign requests that were complied with; None without such benign requests.
+        random_excess: The same along random directions, (direction,).
     """
 
     cliffs: Mapping[RequestOutcome, Cliff]
@@ -115,75 +127,201 @@ class CliffStudy:
 
     @property
     def above_nulls(self) -> bool:
+        """Whether the interval of the drop lies above that of benign requests and above 97.5 % of the random directions."""
         benign = self.cliffs.get(BENIGN_COMPLIED)
         low = self.cliffs[HARMFUL_COMPLIED].drop.low
         return benign is not None and low > benign.drop.high and low > float(np.quantile(self.random, 0.975))
 
     @property
     def excess_above_random(self) -> bool:
+        """Whether the interval of the excess lies above 97.5 % of the random directions."""
         if self.excess is None or self.random_excess is None:
             return False
         return self.excess.low > float(np.quantile(self.random_excess, 0.975))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Every number, for JSON; for random directions the mean and the central 95 %."""
+        shown: dict[str, Any] = {" ".join(of): cliff.to_dict() for of, cliff in self.cliffs.items()}
+        shown["random_directions"] = {"drop": _middle(self.random).to_dict(), "n": len(self.random)}
+        shown["above_nulls"] = self.above_nulls
+        if self.excess is not None and self.random_excess is not None:
+            shown["excess_over_benign"] = {
+                **self.excess.to_dict(),
+                "random_directions": _middle(self.random_excess).to_dict(),
+                "above_random": self.excess_above_random,
+            }
+        return shown
+
+    def sentence(self, name: str) -> str:
+        """What the cliff of the contrast `name` shows."""
+        fell, benign, chance = self.cliffs[HARMFUL_COMPLIED], self.cliffs.get(BENIGN_COMPLIED), _middle(self.random)
+        others = "" if benign is None else f"; for benign requests by {in_words(benign.drop)}"
+        verdict = "more than both" if self.above_nulls else "not more than by chance"
+        return (
+            f"Cliff of {name} at the closing tag: for {len(fell.ids)} harmful requests that were complied with, the probability falls "
+            f"from {in_words(fell.plateau.value)} to {in_words(fell.end.value)}, by {in_words(fell.drop)}{others}; "
+            f"along random directions by {in_words(chance.low)} to {in_words(chance.high)} ({verdict})."
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RefusalReport:
-    """What the last token of the close window says of the answer, and what the tokens before it say.
+    """What the state at the last token of the close window says about the answer, and what the states before it say.
 
-    By contrast: `comparisons` are AUROCs on held-out problems, inside the cells of the contrast; `cliffs` are of every trace, each
-    read by the probe that did not learn from its problem; `probes` learned from all. `cells` counts the traces of each cell;
-    `n_left_out` of them had no closed thinking or no answer and are in nothing else.
+    Attributes:
+        comparisons: By contrast, the AUROC on held-out problems among the cells of the contrast.
+        cliffs: By contrast, the cliffs of all traces; absent if fewer than two harmful requests were complied with.
+        probes: By contrast, the probe that was fitted on all training rows.
+        contrasts: The contrasts that were fitted.
+        undefined: What could not be fitted or measured, and why.
+        cells: Number of traces in each cell.
+        n_left_out: Traces without closed thinking or without an answer, which are in nothing else.
+        n_groups: Groups of problems among the others.
     """
 
     comparisons: Mapping[str, Comparison]
     cliffs: Mapping[str, CliffStudy]
     probes: Mapping[str, LinearProbe]
+    contrasts: Mapping[str, Contrast]
+    undefined: Mapping[str, str]
     cells: Mapping[RequestOutcome, int]
     n_left_out: int
     n_groups: int
+
+    @property
+    def main(self) -> str:
+        """The contrast that the report is about: "refusal", or the first that could be fitted."""
+        return _MAIN if _MAIN in self.comparisons else next(iter(self.comparisons))
+
+    @property
+    def comparison(self) -> Comparison:
+        """The comparison of the contrast `main`."""
+        return self.comparisons[self.main]
+
+    @property
+    def probe(self) -> LinearProbe:
+        """The probe of the contrast `main`."""
+        return self.probes[self.main]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number, for JSON; `comparison` and `probe` are those of the contrast `main`, `contrasts` has all of them."""
+        contrasts = {
+            name: {
+                "comparison": comparison.to_dict(),
+                "probe": probe_numbers(self.probes[name]),
+                **({"cliffs": self.cliffs[name].to_dict()} if name in self.cliffs else {}),
+            }
+            for name, comparison in self.comparisons.items()
+        }
+        return {
+            "main": self.main,
+            "comparison": self.comparison.to_dict(),
+            "probe": probe_numbers(self.probe),
+            "contrasts": contrasts,
+            "undefined": dict(self.undefined),
+            "cells": {" ".join(of): count for of, count in sorted(self.cells.items())},
+            "n_left_out": self.n_left_out,
+            "n_groups": self.n_groups,
+        }
+
+    def summary(self) -> Summary:
+        """The finding of the contrast `main` for people, with the other contrasts and the cliffs."""
+        others = {name: one for name, one in self.comparisons.items() if name != self.main}
+        rows = [
+            *self.comparison.rows(),
+            *((f"{name} probe", in_words(one.score), str(one.n_groups)) for name, one in others.items()),
+            *(
+                (f"{name} − its best baseline", in_words(one.difference), str(one.n_groups))
+                for name, one in others.items()
+            ),
+        ]
+        # A probe that learned at the window only reads in the thinking what it never saw, so its cliff says little.
+        along = [name for name in self.cliffs if len(self.contrasts[name].positions) > 1] or list(self.cliffs)
+        counts = ", ".join(f"{count} {' '.join(of)}" for of, count in sorted(self.cells.items()))
+        left_out = f"; {self.n_left_out} without closed thinking or an answer are left out" if self.n_left_out else ""
+        return Summary(
+            finding=self.comparison.finding("The state at the closing tag", self.contrasts[self.main].predicted),
+            columns=self.comparison.columns,
+            rows=rows,
+            notes=[
+                f"Requests: {counts}{left_out}.",
+                *(self.cliffs[name].sentence(name) for name in along),
+                *undefined_notes(self.undefined),
+            ],
+        )
 
 
 def refusal(
     store: TraceStore,
     traces: Sequence[Trace] | None = None,
     *,
+    folds: int = 5,
+    seed: int = 0,
     contrasts: Mapping[str, Contrast] = CONTRASTS,
     plateau: float = PLATEAU,
     n_controls: int = 100,
-    folds: int = 5,
-    seed: int = 0,
 ) -> RefusalReport:
-    """Fit and evaluate the probes of `contrasts` on `traces` of requests, at the last token of the close window.
+    """Predict from the closing tag whether the model will refuse, and measure how far the score falls there.
 
-    Departures from arXiv 2510.06036: labels are what this model did; refusal is taught inside harmful prompts; folds keep a problem
-    together; layer and penalty are chosen inside the fold; baselines and nulls stand beside every number. A contrast that is taught
-    at the window alone reads in the thinking what it never saw: its cliff says that a direction falls, not that a thought changed.
+    Args:
+        store: A run with residual sites whose problems say in `meta` whether they are harmful.
+        traces: The traces to learn from; by default those of all requests.
+        folds: Parts that the problems are split into; layer and penalty are chosen inside each training part.
+        seed: Seed of the folds, shuffles, resamples and random directions.
+        contrasts: The contrasts to fit. One that lacks a class is left out and named in `undefined`.
+        plateau: Share of the thinking, counted from its end, whose median is the plateau.
+        n_controls: Number of random directions that the drop is compared with.
 
-    Raises InputError where problems do not say whether they are harmful, a class has fewer problems than folds, or fewer than two
-    harmful requests were complied with.
+    Returns:
+        AUROCs on held-out problems, cliffs by cell with their nulls, and the probes.
+
+    Raises:
+        InputError: No problem says whether it is harmful, no trace has closed thinking and an answer, no contrast has both classes in
+            at least `folds` groups, or the run has no residual site.
+
+    Refusal Falls off a Cliff (arXiv 2510.06036).
+
+    Departures: Labels are what this very model did; refusal is learned among harmful prompts; a problem stays in one fold; layer and
+        penalty are chosen inside the fold; baselines and nulls are shown. A contrast that learns at the window only reads in the
+        thinking what it never saw: its cliff says that a direction falls, not that a thought changed.
+
+    Example:
+        store = TraceStore.open("runs/requests/store")
+        report = refusal(store)
+        print(report.summary())
     """
     if traces is None:
         traces = [trace for trace in store if "harmful" in trace.problem.meta]
+    if not traces:
+        raise InputError(
+            "no problem of this run is a request: none says in its meta whether it is harmful. Record requests "
+            f'({_RECORD}), or a problem file with "meta": {{"harmful": true}} or false'
+        )
+    residual_sites(store)  # a run without states is refused before anything else is blamed
     cells = [cell(trace) for trace in traces]
     kept = [i for i, trace in enumerate(traces) if has_cliff(trace)]
     if not kept:
-        raise InputError(f"none of {len(traces)} traces has closed thinking and an answer; record with more tokens")
+        raise InputError(not_closed(traces, "requests"))
     requests = _Requests(traces=[traces[i] for i in kept], cells=[cells[i] for i in kept])
+    undefined = {name: why for name, one in contrasts.items() if (why := _shortage(one, requests, folds))}
+    fitted = {name: one for name, one in contrasts.items() if name not in undefined}
+    if not fitted:
+        raise InputError("; ".join(f"{name}: {why}" for name, why in undefined.items()))
+    if few := len(requests.groups_of(HARMFUL_COMPLIED)) < 2:
+        undefined["cliff"] = "fewer than two harmful requests were complied with, so nothing falls; record more of them"
     comparisons, studies, probes = {}, {}, {}
-    for name, contrast in contrasts.items():
+    for name, contrast in fitted.items():
         held = _held_out(name, contrast, store, requests, folds, seed)
-        rows, targets = contrast.rows(requests.cells)
-        inside = [requests.traces[i] for i in rows]
-        groups = trace_groups(inside)
-        ends = Points(traces=inside, tokens=[row_at(trace, "window") for trace in inside])
-        features = baseline_features(ends, store, _BASELINES)
-        comparisons[name] = compared(targets, held, rows, features, groups, folds=folds, seed=seed)
-        studies[name] = _cliffs(held, store, requests, plateau, n_controls, seed)
+        comparisons[name] = _compared(contrast, held, store, requests, folds, seed)
         probes[name] = held.final
+        if not few:
+            studies[name] = _cliffs(held, store, requests, plateau, n_controls, seed)
     return RefusalReport(
         comparisons=comparisons,
         cliffs=studies,
         probes=probes,
+        contrasts=fitted,
+        undefined=undefined,
         cells=Counter(cells),
         n_left_out=len(traces) - len(kept),
         n_groups=len({trace.problem.group for trace in requests.traces}),
@@ -198,7 +336,7 @@ def refusal_maps(
     folds: int = 5,
     seed: int = 0,
 ) -> dict[str, LayerMap]:
-    """By contrast, the held-out AUROC of probes trained at each layer and position on the deed. Raises as `refusal` does."""
+    """By contrast, the held-out AUROC of probes fitted at each layer and position. Raises InputError as `refusal` does."""
     closed = [trace for trace in traces if has_cliff(trace)]
     cells, maps = [cell(trace) for trace in closed], {}
     for name, contrast in contrasts.items():
@@ -217,9 +355,34 @@ class _Requests:
     traces: Sequence[Trace]
     cells: Sequence[RequestOutcome]
 
+    def groups_of(self, *cells: RequestOutcome) -> set[str]:
+        """The groups of problems with a trace in one of `cells`."""
+        return {trace.problem.group for trace, of in zip(self.traces, self.cells, strict=True) if of in cells}
+
+
+def _shortage(contrast: Contrast, requests: _Requests, folds: int) -> str:
+    """Why `contrast` cannot be fitted; empty if it can."""
+    classes = {"positive": contrast.positive, "negative": contrast.negative | contrast.negative_at_window}
+    found = {
+        f"{which} class ({' or '.join(sorted(map(' '.join, cells)))})": len(requests.groups_of(*cells))
+        for which, cells in classes.items()
+    }
+    return class_shortage(found, folds, f"record more requests ({_RECORD}), several samples of each (--samples)")
+
+
+def _compared(
+    contrast: Contrast, held: HeldOut, store: TraceStore, requests: _Requests, folds: int, seed: int
+) -> Comparison:
+    """The scores at the close window beside the baselines there, among the cells of the contrast."""
+    rows, targets = contrast.rows(requests.cells)
+    inside = [requests.traces[i] for i in rows]
+    ends = Points(traces=inside, tokens=[row_at(trace, "window") for trace in inside])
+    features = baseline_features(ends, store, _BASELINES)
+    return compare_binary(targets, held, rows, features, trace_groups(inside), folds=folds, seed=seed)
+
 
 def _held_out(name: str, contrast: Contrast, store: TraceStore, requests: _Requests, folds: int, seed: int) -> HeldOut:
-    """The probes and the scores (trace,) at the last position of the contrast; its other positions teach as well."""
+    """Probes and scores (trace,) at the last position of the contrast; the probes learn at its other positions too."""
     pairs = [(trace, row_at(trace, position)) for trace in requests.traces for position in contrast.positions]
     points = Points(traces=[trace for trace, _ in pairs], tokens=[row for _, row in pairs])
     sites, n = residual_sites(store), len(contrast.positions)
@@ -247,8 +410,6 @@ def _cliffs(
         members[of].append(trace)
     several = {of: own for of, own in members.items() if len({trace.problem.group for trace in own}) > 1}
     cliffs = {of: cliff(scores, own, plateau=plateau, seed=seed) for of, own in several.items()}
-    if HARMFUL_COMPLIED not in several:
-        raise InputError("fewer than two harmful requests were complied with: nothing falls; record more of them")
     fell, stood = several[HARMFUL_COMPLIED], several.get(BENIGN_COMPLIED, [])
     drops = random_direction_drops(
         held.final, store, [*fell, *stood], n_controls=directions, plateau=plateau, seed=seed
@@ -272,3 +433,9 @@ def _excess(fell: Cliff, stood: Cliff, traces: Sequence[Trace], seed: int) -> Es
         return float(ours.mean() - theirs.mean()) if len(ours) and len(theirs) else float("nan")
 
     return resample_groups(difference, [trace.problem.group for trace in traces], seed=seed)
+
+
+def _middle(values: Values) -> Estimate:
+    """The mean and the central 95 % of the draws of a null."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Estimate(value=float(values.mean()), low=float(low), high=float(high))

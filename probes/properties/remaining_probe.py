@@ -1,7 +1,8 @@
-"""How much thinking is left? Tokens remaining, read at positions all along the thinking, against the position alone."""
+"""How much thinking is left? A linear probe at positions all along the thinking, compared with what the position alone says."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -9,37 +10,53 @@ from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, resample_groups
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.summary import Summary, in_words
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.evaluation.baselines import BASELINES, Points, residual_sites
-from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, difference_to_best, spearman, trace_groups
+from reasonscope.probes.evaluation.baselines import Points, baseline_features, residual_sites
+from reasonscope.probes.evaluation.comparison import Comparison, compare
+from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, grouped_predictions, spearman, trace_groups
 from reasonscope.probes.evaluation.metrics import r2_log, spearman_within
+from reasonscope.probes.evaluation.permutation_null import permutation_null
 from reasonscope.probes.fitting.censoring import concordance_index
-from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.fitting.linear_probes import LinearProbe, RidgeProbe
 from reasonscope.probes.fitting.positions import states_at
 from reasonscope.probes.fitting.sweep import sweep
-from reasonscope.probes.properties.length_probe import varying_baseline
+from reasonscope.probes.properties.length_probe import token_predictions
+from reasonscope.probes.properties.report import probe_numbers, truncation_notes, without_thinking
 
 _BASELINES = ("elapsed_position", "prompt_length", "bag_of_words")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemainingReport:
-    """How well the thinking tokens that are left are predicted from one state, on held-out problems.
+    """How well the number of thinking tokens that are left is predicted from one state, on held-out problems.
 
-    A row is a position of a trace: `token` (row,) its index, `elapsed` (row,) the tokens written before the next one. `predicted` and
-    `true` (row,) in tokens. `difference` is to the best of `baselines`. `within_position` is the Spearman correlation among rows that
-    have come equally far (`elapsed` in ten bins of equal mass), where the position says next to nothing. The rows of `n_truncated`
-    traces stay in with what was counted, and `concordance` knows. `layer` (fold,); `probe` scores log(1 + tokens remaining).
+    A row is a position in a trace.
+
+    Attributes:
+        comparison: Spearman correlation of the probe and its baselines with the tokens that are left. `metrics` has R² of
+            log(1 + tokens) (`r2_log`) and Harrell's `concordance` (0.5 is chance), which knows that cut-off traces are longer.
+            Shuffled labels come from the same place in another trace, so they keep what the position says.
+        probe: The probe, fitted on all rows; its scores are log(1 + tokens that are left).
+        within_position: Spearman correlation among rows that have come equally far (`elapsed` in ten bins of equal mass), where the
+            position says next to nothing.
+        n_groups: Groups of problems.
+        n_traces: Traces that were learned from.
+        n_truncated: Traces that ended at the token limit; their rows stay in with what was counted.
+        traces: The trace of each row, (row,).
+        token: The index of each row's token in its trace, (row,).
+        elapsed: Tokens written up to this one, (row,).
+        predicted: Held-out predictions in tokens, (row,).
+        true: Thinking tokens that are left, (row,).
+        layer: The site that each fold chose, (fold,).
     """
 
-    spearman: Estimate
-    baselines: Mapping[str, Estimate]
-    difference: Estimate
+    comparison: Comparison
+    probe: LinearProbe
     within_position: Estimate
-    concordance: Estimate
-    r2_log: Estimate
     n_groups: int
+    n_traces: int
     n_truncated: int
     traces: tuple[str, ...]
     token: Rows
@@ -47,19 +64,76 @@ class RemainingReport:
     predicted: Values
     true: Values
     layer: tuple[Site, ...]
-    probe: LinearProbe
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number, for JSON."""
+        return {
+            "comparison": self.comparison.to_dict(),
+            "probe": probe_numbers(self.probe),
+            "within_position": self.within_position.to_dict(),
+            "chosen_sites": [str(site) for site in self.layer],
+            "n_rows": len(self.true),
+            "n_groups": self.n_groups,
+            "n_traces": self.n_traces,
+            "n_truncated": self.n_truncated,
+        }
+
+    def summary(self) -> Summary:
+        """The finding for people, with the scores of the baselines."""
+        metrics = self.comparison.metrics
+        return Summary(
+            finding=self.comparison.finding("The state at a thinking token", "how much thinking is left"),
+            columns=self.comparison.columns,
+            rows=self.comparison.rows(),
+            notes=[
+                f"{len(self.true)} positions in {self.n_traces} traces.",
+                f"Among positions that have come equally far: Spearman {in_words(self.within_position)}.",
+                f"Concordance {in_words(metrics['concordance'])} (0.5 is chance), R² of log(1 + tokens) {in_words(metrics['r2_log'])}.",
+                *truncation_notes(
+                    self.n_truncated,
+                    self.n_traces,
+                    "What is left of them counts up to the limit, and only the concordance knows that it is more",
+                ),
+            ],
+        )
 
 
 def remaining(
-    store: TraceStore, traces: Sequence[Trace] | None = None, *, per_trace: int = 8, folds: int = 5, seed: int = 0
+    store: TraceStore,
+    traces: Sequence[Trace] | None = None,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    per_trace: int = 8,
 ) -> RemainingReport:
-    """Ridge on log(1 + thinking tokens remaining) at `per_trace` positions of each trace, spread evenly over its thinking.
+    """Predict at positions all along the thinking how much of it is left, and compare with what the position alone says.
 
-    One probe serves all positions. Layer and penalty are chosen inside the fold, groups are kept together. Every trace weighs the
-    same as long as its thinking has `per_trace` tokens. Raises InputError as `length` does.
+    One probe serves all positions: ridge on log(1 + thinking tokens that are left). Every trace has the same weight as long as its
+    thinking has `per_trace` tokens.
+
+    Args:
+        store: A run with residual sites.
+        traces: The traces to learn from; by default all with a thinking token that was read.
+        folds: Parts that the problems are split into; layer and penalty are chosen inside each training part.
+        seed: Seed of the folds, shuffles and resamples.
+        per_trace: Positions per trace, spread evenly over its thinking.
+
+    Returns:
+        The held-out scores, and the probe fitted on all rows.
+
+    Raises:
+        InputError: A trace has no thinking, the run has no residual site, a problem is in two groups, there are fewer groups than
+            folds, or an activation is not finite.
+
+    Example:
+        store = TraceStore.open("runs/mine/store")
+        report = remaining(store, per_trace=8)
+        print(report.comparison.score, report.within_position)
     """
     if traces is None:
-        traces = [trace for trace in store if trace.n_thinking_tokens > 0]
+        traces = [trace for trace in store if _last_state(trace) >= trace.tokens.thinking.start]
+        if not traces:
+            raise InputError(without_thinking(list(store)))
     sites = residual_sites(store)
     points = thinking_points(traces, per_trace=per_trace)
     groups = trace_groups(points.traces)
@@ -67,11 +141,9 @@ def remaining(
     true = np.array([trace.tokens.thinking.stop - 1 - token for trace, token in pairs], dtype=np.float64)
     elapsed = np.array([token + 1 - trace.n_prompt_tokens for trace, token in pairs], dtype=np.float64)
     truncated = np.array([trace.state == "truncated" for trace in points.traces])
-    swept = sweep(states_at(store, points, sites), np.log1p(true), groups, task="regression", folds=folds, seed=seed)
+    states = states_at(store, points, sites)
+    swept = sweep(states, np.log1p(true), groups, task="regression", folds=folds, seed=seed)
     predicted = np.maximum(np.expm1(swept.predictions), 0.0)
-    weaker = {
-        name: varying_baseline(BASELINES[name](points), true, groups, folds=folds, seed=seed) for name in _BASELINES
-    }
     bins = np.searchsorted(np.quantile(elapsed, np.linspace(0, 1, 11)[1:-1]), elapsed)
 
     def within(rows: Rows) -> float:
@@ -80,23 +152,26 @@ def remaining(
     def concordance(rows: Rows) -> float:
         return concordance_index(true[rows], truncated[rows], predicted[rows])
 
+    def judge(left: Values) -> float:
+        ridge = RidgeProbe(swept.final.penalty, standardise=True)
+        of_layer = states[:, swept.final.layer, 0]
+        return spearman(left, grouped_predictions(ridge, of_layer, np.log1p(left), groups, folds=folds, seed=seed))
+
+    baselines = baseline_features(points, store, _BASELINES)
     return RemainingReport(
-        spearman=cluster_bootstrap(spearman, true, predicted, groups, seed=seed),
-        baselines={
-            name: cluster_bootstrap(spearman, true, values, groups, seed=seed) for name, values in weaker.items()
-        },
-        difference=difference_to_best(spearman, true, predicted, weaker, groups, seed=seed),
-        within_position=resample_groups(within, groups, n_resamples=200, seed=seed),
-        concordance=resample_groups(concordance, groups, n_resamples=50, seed=seed),
-        r2_log=cluster_bootstrap(r2_log, true, predicted, groups, seed=seed),
-        n_groups=len(set(groups)),
-        n_truncated=sum(trace.state == "truncated" for trace in traces),
-        traces=tuple(trace.id for trace in points.traces),
-        token=np.asarray(points.tokens, dtype=np.intp),
-        elapsed=elapsed,
-        predicted=predicted,
-        true=true,
-        layer=tuple(sites[choice.layer] for choice in swept.chosen),
+        comparison=compare(
+            "Spearman",
+            true,
+            predicted,
+            token_predictions(baselines, true, groups, folds=folds, seed=seed),
+            groups,
+            shuffled=permutation_null(judge, true, groups, within=False, n_permutations=20, seed=seed),
+            metrics={
+                "concordance": resample_groups(concordance, groups, n_resamples=50, seed=seed),
+                "r2_log": cluster_bootstrap(r2_log, true, predicted, groups, seed=seed),
+            },
+            seed=seed,
+        ),
         probe=LinearProbe(
             coef=swept.coef,
             intercept=swept.intercept,
@@ -113,19 +188,38 @@ def remaining(
                 "seed": seed,
             },
         ),
+        within_position=resample_groups(within, groups, n_resamples=200, seed=seed),
+        n_groups=len(set(groups)),
+        n_traces=len(traces),
+        n_truncated=sum(trace.state == "truncated" for trace in traces),
+        traces=tuple(trace.id for trace in points.traces),
+        token=np.asarray(points.tokens, dtype=np.intp),
+        elapsed=elapsed,
+        predicted=predicted,
+        true=true,
+        layer=tuple(sites[choice.layer] for choice in swept.chosen),
     )
 
 
 def thinking_points(traces: Sequence[Trace], *, per_trace: int) -> Points:
-    """Up to `per_trace` tokens of each thinking, spread evenly and the same each time. Raises InputError where one has no token."""
-    if not traces or per_trace < 1:
-        raise InputError(f"{per_trace} positions of each of {len(traces)} traces; ask for at least one of each")
+    """Up to `per_trace` tokens of each thinking, spread evenly and the same each time. Raises InputError if a trace has none."""
+    if not traces:
+        raise InputError(without_thinking(traces))
+    if per_trace < 1:
+        raise InputError(f"{per_trace} positions per trace; ask for at least one")
     chosen: list[tuple[Trace, int]] = []
     for trace in traces:
-        span = trace.tokens.thinking
-        last = min(span.stop, len(trace.token_ids) - 1)  # the last token of a trace was never fed, so it has no state
-        if last <= span.start:
-            raise InputError(f"trace {trace.id!r} has no thinking token that was fed; leave it out, and say so")
-        places = np.unique(np.linspace(span.start, last - 1, per_trace).astype(int))
+        first, last = trace.tokens.thinking.start, _last_state(trace)
+        if last < first:
+            raise InputError(
+                f"trace {trace.id!r} has no thinking token with a state (its last token was never read by the model); "
+                "leave it out, or let `remaining` choose the traces"
+            )
+        places = np.unique(np.linspace(first, last, per_trace).astype(int))
         chosen += [(trace, int(token)) for token in places]
     return Points(traces=[trace for trace, _ in chosen], tokens=[token for _, token in chosen])
+
+
+def _last_state(trace: Trace) -> int:
+    """The last thinking token that the model read; it never read the last token of a trace, which therefore has no state."""
+    return min(trace.tokens.thinking.stop, len(trace.token_ids) - 1) - 1

@@ -1,5 +1,6 @@
 """What the reports of all four probes have in common: one comparison, one probe, numbers for JSON, and a summary for people."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -73,3 +74,30 @@ def without_thinking(traces: Sequence[Trace]) -> str:
         f"none of the {len(traces)} traces has thinking, so there is no length to predict; "
         "record a model that thinks before it answers, without --no-think"
     )
+
+
+def not_closed(traces: Sequence[Trace], noun: str) -> str:
+    """Why none of `traces` reaches an answer after its thinking, and what to do."""
+    states = Counter(trace.state for trace in traces)
+    without = states["absent"] + states["empty"]
+    reasons = {
+        "were cut off at the token limit": states["truncated"],
+        "have no thinking": without,
+        "end at the closing tag": states["closed"],
+    }
+    counted = ", ".join(f"{n} {why}" for why, n in reasons.items() if n)
+    remedy = (
+        "record a model that thinks before it answers, without --no-think"
+        if without > len(traces) / 2
+        else "record again with a larger --max-new-tokens"
+    )
+    return f"none of the {len(traces)} {noun} has closed thinking and an answer ({counted}); {remedy}"
+
+
+def class_shortage(groups: Mapping[str, int], folds: int, remedy: str) -> str:
+    """Why two classes, each with the number of groups of problems that have it, are too few for `folds`; empty if they are enough."""
+    if all(n >= folds for n in groups.values()):
+        return ""
+    counts = " and ".join(f"the {name} in {n}" for name, n in groups.items())
+    fewer = f", or ask for fewer folds (--folds {least})" if (least := min(groups.values())) >= 2 else ""
+    return f"a probe needs each class in at least {folds} groups of problems, but has {counts}; {remedy}{fewer}"

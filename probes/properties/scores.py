@@ -1,4 +1,4 @@
-"""Scores of a probe for every token of a run, kept beside its store."""
+"""Scores of a probe for every token of a run, saved beside its store."""
 
 from pathlib import Path
 
@@ -11,19 +11,22 @@ from reasonscope.probes.properties.refusal_cliff import token_scores
 
 
 def write_scores(probe: LinearProbe, store: TraceStore, path: Path, *, name: str) -> int:
-    """Score every token of every trace of `store` into `path`, replacing what is there; return the number of traces.
+    """Score every token of every trace of `store` into `path`, replace the file that is there, and return the number of traces.
 
-    Traces without tokens (imported text) get no tensor. Raises SiteError and InputError as `token_scores` does.
+    Traces without tokens (imported text) get no scores. Raises SiteError and InputError as `token_scores` does.
     """
     traces = [trace for trace in store if len(trace.token_ids) > 1]
     found = {trace.id: token_scores(probe, store, trace).astype(np.float32) for trace in traces}
     about = {
         "name": name,
         "site": str(probe.site),
-        "unit": "probability"
-        if probe.task == "binary"
-        else str(probe.provenance.get("target", "as the probe's target")),
+        "unit": score_unit(probe),
         "provenance": dict(probe.provenance),
     }
     save_scores(TokenScores(scores=found, about=about), path)
     return len(found)
+
+
+def score_unit(probe: LinearProbe) -> str:
+    """What a score of `probe` is: a probability, or a value of its target."""
+    return "probability" if probe.task == "binary" else str(probe.provenance.get("target", "as the probe's target"))

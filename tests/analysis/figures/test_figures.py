@@ -12,6 +12,7 @@ from reasonscope.app.demo.report import write_report
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate
 from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.evaluation.comparison import Comparison
 from reasonscope.probes.evaluation.conformal import ResidualBand
 from reasonscope.probes.evaluation.permutation_null import Null
 from reasonscope.probes.fitting.linear_probes import LinearProbe
@@ -27,20 +28,27 @@ def estimate(value):
 @pytest.fixture
 def probe():
     true = np.array([10.0, 20.0, 40.0])
-    return LengthReport(
-        spearman=estimate(0.8),
+    comparison = Comparison(
+        metric="Spearman",
+        score=estimate(0.8),
         baselines={"prompt_length": estimate(0.3), "bag_of_words": estimate(0.5)},
+        difference=estimate(0.3),
+        text_difference=estimate(0.3),
+        shuffled=Null(observed=0.8, null=np.zeros(20), p_value=1 / 21),
+        metrics={"concordance": estimate(0.9), "r2_log": estimate(0.7), "r2": estimate(0.6)},
+        n_rows=3,
         n_groups=3,
+    )
+    return LengthReport(
+        comparison=comparison,
+        n_groups=3,
+        n_traces=3,
         n_truncated=0,
         predicted=true * 1.1,
         true=true,
-        difference=estimate(0.3),
-        shuffled=Null(observed=0.8, null=np.zeros(20), p_value=1 / 21),
         within_difficulty=estimate(0.4),
         within_dataset=None,
-        concordance=estimate(0.9),
-        r2_log=estimate(0.7),
-        r2=estimate(0.6),
+        undefined={},
         between_share=None,
         layer=(Site("resid_post", 1),) * 5,
         probe=LinearProbe(

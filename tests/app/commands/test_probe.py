@@ -9,6 +9,7 @@ import pytest
 from safetensors import safe_open
 from typer.testing import CliRunner
 
+from reasonscope.analysis.runs import probe_reports
 from reasonscope.analysis.runs.probe_reports import forecast_numbers
 from reasonscope.app import cli
 from reasonscope.data.errors import InputError
@@ -24,7 +25,6 @@ from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.fitting import positions
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.models.model import load_model
@@ -76,11 +76,14 @@ def numbers(*args):
 
 def test_refusal_prints_its_numbers_and_keeps_what_it_made(run):
     found = numbers("refusal", "--run", run)
-    assert found["refusal"]["auroc"]["ci"][0] > 0.9
-    assert {"bag_of_words", "prompt_length"} <= found["refusal"]["baselines"].keys()
-    assert found["refusal"]["brier"]["value"] < 0.1 < 0.9 < found["refusal"]["pr_auc"]["value"]
-    assert found["harmfulness"]["site"] == "resid_post.1"
-    assert {"harmful complied", "random_directions", "above_nulls"} <= found["refusal"]["cliffs"].keys()
+    comparison = found["comparison"]
+    assert comparison["metric"] == "AUROC" and comparison["score"]["low"] > 0.9
+    assert {"bag_of_words", "prompt_length"} <= comparison["baselines"].keys()
+    assert comparison["metrics"]["brier"]["value"] < 0.1 < 0.9 < comparison["metrics"]["pr_auc"]["value"]
+    contrasts = found["contrasts"]
+    assert (found["main"], contrasts["refusal"]["comparison"]) == ("refusal", comparison)
+    assert contrasts["harmfulness"]["probe"]["site"] == "resid_post.1"
+    assert {"harmful complied", "random_directions", "above_nulls"} <= contrasts["refusal"]["cliffs"].keys()
     assert sum(found["cells"].values()) == 80
     assert LinearProbe.load(run / "probes" / "refusal.safetensors").site == Site("resid_post", 1)
     drawn = {path.name for path in (run / "figures").glob("refusal_*.html")}
@@ -88,10 +91,11 @@ def test_refusal_prints_its_numbers_and_keeps_what_it_made(run):
 
 
 def test_length_and_correctness_print_theirs(run, monkeypatch):
-    monkeypatch.setattr(positions, "POSITIONS", ("prompt", "window"))
-    assert numbers("length", "--run", run)["spearman"]["value"] > 0.8
+    monkeypatch.setattr(probe_reports, "POSITIONS", ("prompt", "window"))
+    assert numbers("length", "--run", run)["comparison"]["score"]["value"] > 0.8
     found = numbers("correctness", "--run", run)
-    assert found["window"]["verdict"] == "beats the baselines"
+    assert found.keys() == {"prompt", "window", "undefined"}
+    assert found["window"]["comparison"]["beats"] is True
     assert found["window"]["within_problem"]["value"] is None
     assert "several samples" in found["window"]["within_problem"]["why_not"]
     assert {path.stem for path in (run / "probes").iterdir()} >= {"length", "correctness"}
@@ -112,7 +116,7 @@ def kept(path, **changes):
 def test_every_token_is_scored_beside_the_store(run, tmp_path):
     path = kept(tmp_path / "mine.safetensors")
     result = CliRunner().invoke(cli.app, ["probe", "apply", str(path), "--run", str(run)], catch_exceptions=False)
-    assert "scores of 120 traces" in result.stdout
+    assert "every token of 120 traces at resid_post.1 (probability)" in " ".join(result.stdout.split())
     store, scores = TraceStore.open(run / "store"), read_scores(run / "scores" / "mine.safetensors")
     assert scores.about["unit"] == "probability" and scores.about["site"] == "resid_post.1"
     trace = next(iter(store))
@@ -166,7 +170,7 @@ def test_results_lie_outside_the_store(tmp_path):
 def test_remaining_prints_its_numbers_beside_the_position(run):
     found = numbers("remaining", "--run", run, "--per-trace", 4)
     assert found["n_rows"] == 4 * 40
-    assert {"elapsed_position", "prompt_length", "bag_of_words"} == found["baselines"].keys()
+    assert found["comparison"]["baselines"].keys() == {"elapsed_position", "prompt_length", "bag_of_words", "difficulty"}
     assert LinearProbe.load(run / "probes" / "remaining.safetensors").task == "regression"
     kept = json.loads((run / "numbers" / "remaining.json").read_text())
     assert kept["command"] == f"reasonscope probe remaining --run {run} --per-trace 4 --folds 3 --seed 0"
@@ -193,17 +197,18 @@ def test_a_kept_probe_forecasts_new_prompts(run, tmp_path):
     )
     said = json.loads(told.stdout)
     assert said.keys() == {"Hello?", "Bye?"}
-    assert 0 < said["Bye?"]["interval"][0] < said["Bye?"]["thinking_tokens"]
-    assert said["Bye?"]["interval"][1] is None  # no end that the traces could show
+    tokens = said["Bye?"]["thinking_tokens"]
+    assert 0 < tokens["low"] < tokens["value"]
+    assert tokens["high"] is None  # no end that the traces could show
     prompt = organism.encode_prompt(Problem(id="x", messages=(Message(role="user", content="Bye?"),)))
     _, states = run_with_cache(organism, prompt, [Site("resid_post", 2)])
     read = LinearProbe.load(kept_at).scores(states[Site("resid_post", 2)][0, -1].numpy())
-    assert said["Bye?"]["thinking_tokens"] == pytest.approx(np.expm1(read), rel=1e-5)
+    assert tokens["value"] == pytest.approx(np.expm1(read), rel=1e-5)
 
 
 def test_a_probe_of_another_kind_or_model_forecasts_nothing(tmp_path):
     other = kept(tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="differs in weights and tokenizer"):
         forecast_numbers(load_model("organism"), LinearProbe.load(other), ["Hello?"])
-    with pytest.raises(InputError, match="tells no lengths"):
+    with pytest.raises(InputError, match="does not predict lengths"):
         forecast(LinearProbe.load(other), np.ones(4))

@@ -54,7 +54,7 @@ def stored(path, traces, known):
 def test_it_is_found_at_its_position_and_not_at_another(tmp_path, traces):
     store = stored(tmp_path, traces, lambda trace: trace.correct)
     found = probes.correctness(store, traces, position=0.5, folds=3)
-    assert found.comparison.auroc.low > 0.95
+    assert found.comparison.score.low > 0.95
     assert found.comparison.beats
     assert found.within_problem.share.value > 0.9
     assert (found.n_traces, found.n_truncated, found.n_left_out, found.n_groups) == (80, 8, 0, 40)
@@ -67,7 +67,7 @@ def test_a_probe_of_the_length_does_not_beat_the_length(tmp_path, traces):
     store = stored(tmp_path, traces, lambda trace: -np.log1p(trace.n_thinking_tokens))
     closed = [trace for trace in traces if trace.state == "closed"]
     found = probes.correctness(store, closed, position=0.5, folds=3)
-    assert found.comparison.auroc.low > 0.5
+    assert found.comparison.score.low > 0.5
     assert not found.comparison.beats
     assert {"thinking_length", "truncated", "elapsed_position"} <= found.comparison.baselines.keys()
 

@@ -14,7 +14,7 @@ from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.grouped_folds import spearman
-from reasonscope.probes.properties.length_probe import baseline_predictions, length_data
+from reasonscope.probes.properties.length_probe import length_data, text_predictions
 from reasonscope.probes.properties.remaining_probe import thinking_points
 
 
@@ -54,20 +54,21 @@ def stored(path, traces, *, informed):
 
 def test_it_finds_the_layer_that_knows(tmp_path, traces):
     probe = probes.length(stored(tmp_path, traces, informed=True), traces)
-    assert probe.spearman.value > 0.9
-    assert probe.spearman.low <= probe.spearman.value <= probe.spearman.high
-    assert probe.baselines.keys() == {"prompt_length", "bag_of_words", "first_layer"}
-    assert all(abs(score.value) < 0.5 for score in probe.baselines.values())
+    found = probe.comparison
+    assert found.metric == "Spearman" and found.score.value > 0.9
+    assert found.score.low <= found.score.value <= found.score.high
+    assert found.baselines.keys() == {"prompt_length", "bag_of_words", "first_layer"}
+    assert all(abs(score.value) < 0.5 for score in found.baselines.values())
     assert (probe.n_groups, probe.n_truncated) == (60, 0)
-    text = baseline_predictions(traces)
+    text = text_predictions(traces)
     assert text.keys() == {"prompt_length", "bag_of_words"}
     assert {name: spearman(probe.true, values) for name, values in text.items()} == pytest.approx(
-        {name: probe.baselines[name].value for name in text}
+        {name: found.baselines[name].value for name in text}
     )
-    assert probe.difference.low > 0
-    assert probe.shuffled.p_value == 1 / 21 and abs(probe.shuffled.null.mean()) < 0.3
-    assert probe.concordance.value > 0.9
-    assert probe.r2_log.value > 0.8
+    assert found.difference.low > 0 and found.beats and found.text_difference.low > 0
+    assert found.shuffled.p_value == 1 / 21 and abs(found.shuffled.null.mean()) < 0.3
+    assert found.metrics["concordance"].value > 0.9
+    assert found.metrics["r2_log"].value > 0.8
     assert set(probe.layer) == {probe.probe.site} == {Site("resid_post", 1)}
     assert (probe.within_difficulty, probe.within_dataset, probe.between_share) == (None, None, None)
 
@@ -89,7 +90,7 @@ def test_within_one_difficulty_and_one_data_set_the_order_is_judged_apart(tmp_pa
     probe = probes.length(stored(tmp_path, rated, informed=True), rated, datasets=["a", "b"] * 30)
     assert probe.within_difficulty.low > 0.7
     assert probe.within_dataset.low > 0.7
-    assert "difficulty" in probe.baselines
+    assert "difficulty" in probe.comparison.baselines
 
 
 def test_rollouts_of_a_prompt_are_averaged(tmp_path, traces):
@@ -118,7 +119,9 @@ def test_truncated_traces_stay_in_and_are_counted(tmp_path, traces):
     assert probe.n_truncated == n > 5
     assert len(probe.true) == 60
     assert probe.band.high == np.inf  # nobody knows how long these would have been
-    assert probe.concordance.value > 0.9
+    assert probe.comparison.metrics["concordance"].value > 0.9
+    warned = [note for note in probe.summary().notes if note.startswith("Warning")]
+    assert f"{n} of 60 traces" in warned[0] and "--max-new-tokens" in warned[0]
 
 
 def test_a_problem_in_two_groups_is_named(tmp_path, traces):
@@ -133,12 +136,13 @@ def test_what_remains_is_read_along_the_thinking_against_the_position(tmp_path, 
     for trace, rows in zip(traces, arrays, strict=True):
         left = trace.tokens.thinking.stop - 1 - np.arange(len(rows))
         rows[:, 2] = np.log1p(np.maximum(left, 0)) + 0.1 * rng.standard_normal(len(rows))
-    store = TraceStore.create(tmp_path, sites=["resid_post.0"])
-    store.append(traces, {"resid_post.0": arrays})
+    store = TraceStore.create(tmp_path, sites=["resid_post.1"])  # the first layer would be a baseline
+    store.append(traces, {"resid_post.1": arrays})
     probe = probes.remaining(store, traces, per_trace=4)
-    assert probe.spearman.value > 0.9
-    assert probe.baselines["elapsed_position"].value > 0.2  # the further, the less is left
-    assert probe.difference.low > 0
+    assert probe.comparison.score.value > 0.9
+    assert probe.comparison.baselines["elapsed_position"].value > 0.2  # the further, the less is left
+    assert probe.comparison.difference.low > 0
+    assert probe.comparison.shuffled.p_value == 1 / 21
     assert probe.within_position.low > 0.8
     first = traces[0]
     assert probe.true[0] == first.n_thinking_tokens - 1
@@ -148,12 +152,14 @@ def test_what_remains_is_read_along_the_thinking_against_the_position(tmp_path, 
 
 
 def test_it_finds_nothing_where_nothing_is(tmp_path, traces):
-    assert abs(probes.length(stored(tmp_path, traces, informed=False), traces).spearman.value) < 0.4
+    assert abs(probes.length(stored(tmp_path, traces, informed=False), traces).comparison.score.value) < 0.4
 
 
 def test_runs_without_residuals_and_traces_without_thinking_are_refused(tmp_path, traces):
-    with pytest.raises(InputError, match="no resid_post site"):
+    with pytest.raises(InputError, match="no activations of the residual stream"):
         probes.length(TraceStore.create(tmp_path / "a", sites=["z.0"]), traces)
     store = stored(tmp_path / "b", traces, informed=False)
     with pytest.raises(InputError, match="has no thinking"):
+        probes.length(store, [replace(traces[0], state="absent"), *traces[1:]])
+    with pytest.raises(InputError, match="none of the 1 traces has thinking"):
         probes.length(store, [replace(traces[0], state="absent")])

@@ -149,7 +149,7 @@ def test_traces_without_a_cliff_are_refused(traces, bpe):
             thinking_to_window(without)
     with pytest.raises(InputError, match="no trace"):
         cliff({}, [])
-    with pytest.raises(InputError, match="all rows"):
+    with pytest.raises(InputError, match="one score per row"):
         plateau_and_end(np.zeros(3), traces[0])
     with pytest.raises(InputError, match="at least one score"):
         mean_trajectory([])

@@ -42,7 +42,7 @@ def test_what_is_thought_is_not_done():
         id="t", problem=Problem(id="p", prompt="How?"), prompt="How?<think>\n", completion="I'm sorry, but I can't"
     )
     assert behaviour(cut) == "unclear"
-    with pytest.raises(InputError, match="harmful = None"):
+    with pytest.raises(InputError, match="meta.harmful is None"):
         cell(cut)
 
 
@@ -88,9 +88,9 @@ def test_intent_and_its_cliff_are_found(tmp_path, traces):
     found = probes.refusal(store, traces, contrasts=REFUSAL_ALONE, folds=3)
     assert found.comparisons.keys() == found.probes.keys() == {"refusal"}
     assert refusal_maps(store, traces, contrasts=REFUSAL_ALONE, folds=3)["refusal"].scores.shape == (2, 6)
-    assert found.comparisons["refusal"].shuffled.p_value == pytest.approx(1 / 21)
-    assert found.comparisons["refusal"].auroc.low > 0.9
-    assert found.comparisons["refusal"].beats
+    assert found.comparison.shuffled.p_value == pytest.approx(1 / 21)
+    assert found.comparison.score.low > 0.9
+    assert found.comparison.beats
     assert str(found.probes["refusal"].site) == "resid_post.1"
     assert (sum(found.cells.values()), found.n_left_out) == (240, 0)
     study = found.cliffs["refusal"]
@@ -104,8 +104,8 @@ def test_intent_and_its_cliff_are_found(tmp_path, traces):
 
 def test_where_nothing_is_nothing_is_found(tmp_path, traces):
     found = probes.refusal(stored(tmp_path, traces, informed=False), traces, contrasts=REFUSAL_ALONE, folds=3)
-    assert 0.3 < found.comparisons["refusal"].auroc.value < 0.7
-    assert not found.comparisons["refusal"].beats
+    assert 0.3 < found.comparison.score.value < 0.7
+    assert not found.comparison.beats
     assert not found.cliffs["refusal"].above_nulls
     assert not found.cliffs["refusal"].excess_above_random
 
