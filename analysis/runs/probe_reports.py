@@ -11,7 +11,7 @@ from reasonscope.data.arrays import Rows
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, resample_groups
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.summary import Summary, in_words
+from reasonscope.data.summary import Summary
 from reasonscope.data.trace import Message, Problem, Trace
 from reasonscope.probes.evaluation.comparison import Comparison
 from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, spearman
@@ -164,27 +164,34 @@ def forecast_numbers(model: Model, probe: LinearProbe, prompts: Sequence[str]) -
 
 def forecast_summary(numbers: Mapping[str, Any]) -> Summary:
     """The forecasts of `forecast_numbers` for people."""
-    coverage = next(iter(numbers.values()))["coverage"]
-    rows = [
-        (prompt, in_words(said["value"]), _ends(said["low"], said["high"]))
-        for prompt, said in ((prompt, one["thinking_tokens"]) for prompt, one in numbers.items())
-    ]
-    if len(rows) == 1:
-        [(prompt, tokens, ends)] = rows
-        return Summary(
-            finding=f"The model will think for about {tokens} tokens about {prompt!r} ({coverage:.0%} interval: {ends})."
+    coverage = f"{100 * next(iter(numbers.values()))['coverage']:.0f} % interval"
+    said = {prompt: one["thinking_tokens"] for prompt, one in numbers.items()}
+    tokens = {prompt: f"{one['value']:.0f}" for prompt, one in said.items()}
+    ends = {prompt: _ends(one["low"], one["high"]) for prompt, one in said.items()}
+    open_end = any(not np.isfinite(one["high"]) for one in said.values())
+    notes = (
+        ["No upper end: the probe was fitted on too few problems, or too many of its traces were cut off."]
+        if open_end
+        else []
+    )
+    if len(said) == 1:
+        [prompt] = said
+        finding = (
+            f"The model will think for about {tokens[prompt]} tokens about {prompt!r} ({coverage}: {ends[prompt]})."
         )
-    lowest, highest = (pick(rows, key=lambda row: numbers[row[0]]["thinking_tokens"]["value"]) for pick in (min, max))
+        return Summary(finding=finding, notes=notes)
+    longest, shortest = (pick(said, key=lambda prompt: said[prompt]["value"]) for pick in (max, min))
     return Summary(
-        finding=f"The model will think longest about {highest[0]!r} ({highest[1]} tokens) and shortest about {lowest[0]!r} ({lowest[1]}).",
-        columns=("prompt", "thinking tokens", f"{coverage:.0%} interval"),
-        rows=rows,
+        finding=f"The model will think longest about {longest!r} (about {tokens[longest]} tokens) and shortest about {shortest!r} "
+        f"(about {tokens[shortest]}).",
+        columns=("prompt", "thinking tokens", coverage),
+        rows=[(prompt, tokens[prompt], ends[prompt]) for prompt in said],
+        notes=notes,
     )
 
 
 def _ends(low: float, high: float) -> str:
-    """An interval in words; so many traces may be cut off that it has no upper end."""
-    return f"{in_words(low)} to {in_words(high)}" if np.isfinite(high) else f"at least {in_words(low)}"
+    return f"{low:.0f} to {high:.0f}" if np.isfinite(high) else f"at least {low:.0f}"
 
 
 def _map(shown: LayerMap, title: str) -> Figure:

@@ -10,11 +10,11 @@ import typer
 
 from reasonscope.app.commands.loading import Load, loads_model
 from reasonscope.app.commands.show import show_summary
-from reasonscope.data.summary import Summary, in_words
 
 if TYPE_CHECKING:
     from reasonscope.analysis.figures import Figure
     from reasonscope.data.storage.store import TraceStore
+    from reasonscope.data.summary import Summary
     from reasonscope.probes.fitting.linear_probes import LinearProbe
 
 probe = typer.Typer(
@@ -43,6 +43,7 @@ def length(
     """How long will the model think? Reads the last token of each prompt. Requests (see refusal) are left out."""
     from reasonscope import probes
     from reasonscope.analysis.runs.probe_reports import aft_scores, choose_traces, length_figures
+    from reasonscope.data.summary import in_hundredths
 
     store = _store(run)
     traces = choose_traces(store, "problems")
@@ -52,7 +53,7 @@ def length(
         scores = aft_scores(store, traces, found, folds=folds, seed=seed)
         numbers["aft"] = {name: score.to_dict() for name, score in scores.items()}
         rows = [
-            (f"accelerated failure time, {name}", in_words(score), str(found.n_groups))
+            (f"accelerated failure time, {name}", in_hundredths(score), str(found.comparison.n_problems))
             for name, score in scores.items()
         ]
         summary = replace(summary, rows=[*summary.rows, *rows])
@@ -154,6 +155,7 @@ def apply(
 ) -> None:
     """Score every token of every trace of a run with a saved probe, and write the scores to RUN/scores."""
     from reasonscope.data.storage.run_folder import run_folder
+    from reasonscope.data.summary import Summary
     from reasonscope.probes.fitting.linear_probes import LinearProbe
     from reasonscope.probes.properties.scores import score_unit, write_scores
 
@@ -162,8 +164,9 @@ def apply(
     count, unit = write_scores(fitted, _store(run), path, name=probe.stem), score_unit(fitted)
     summary = Summary(
         finding=f"The {probe.stem} probe has scored every token of {count} traces at {fitted.site} ({unit}).",
+        notes=[f"In the app, open a trace and colour it by “probe: {probe.stem}”."],
         files=[f"Scores: {path}"],
-        next_command=f"{_app(run)}   # Traces, colour by “probe: {probe.stem}”",
+        next_command=_app(run),
     )
     show_summary(summary, {"traces": count, "site": str(fitted.site), "unit": unit, "file": str(path)}, json_)
 
@@ -199,7 +202,7 @@ def _save(
     ]
 
 
-def _with_files(summary: Summary, files: list[str], run: Path) -> Summary:
+def _with_files(summary: "Summary", files: list[str], run: Path) -> "Summary":
     return replace(summary, files=files, next_command=_app(run))
 
 

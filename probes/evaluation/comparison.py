@@ -8,7 +8,7 @@ import numpy as np
 
 from reasonscope.data.arrays import Values
 from reasonscope.data.intervals import Estimate, percentile_estimate
-from reasonscope.data.summary import in_words
+from reasonscope.data.summary import in_hundredths, in_words
 from reasonscope.probes.evaluation.baselines import BASELINE_WORDS, TEXT_BASELINES
 from reasonscope.probes.evaluation.grouped_folds import Metric, above_best, resampled_scores, spearman
 from reasonscope.probes.evaluation.metrics import auroc
@@ -34,7 +34,8 @@ class Comparison:
         shuffled: The score among those of the same fit on labels that whole groups exchanged.
         metrics: Other metrics of the probe's held-out predictions.
         n_rows: Rows that were predicted.
-        n_groups: Groups that were resampled for every interval.
+        n_problems: Problems that the rows come from.
+        n_groups: Groups of problems, which are resampled for every interval.
     """
 
     metric: MetricName
@@ -45,6 +46,7 @@ class Comparison:
     shuffled: Null
     metrics: Mapping[str, Estimate]
     n_rows: int
+    n_problems: int
     n_groups: int
 
     @property
@@ -79,6 +81,7 @@ class Comparison:
             "metrics": {name: score.to_dict() for name, score in self.metrics.items()},
             "beats": self.beats,
             "n_rows": self.n_rows,
+            "n_problems": self.n_problems,
             "n_groups": self.n_groups,
         }
 
@@ -89,17 +92,19 @@ class Comparison:
             subject: What the probe reads, such as "The state before the first thinking token".
             predicted: What it is fitted to predict, such as "how long the model will think".
         """
-        measured = f"({self.metric} {in_words(self.score, 2)}, {self._size()})"
+        measured = f"({self.metric} {in_hundredths(self.score)}, {self._size()})"
         if not self.predicts:
             p_value = in_words(self.shuffled.p_value, 2)
             return (
                 f"{subject} does not predict {predicted} better than chance {measured}; shuffled labels: p = {p_value}."
             )
         words = BASELINE_WORDS.get(self.best_baseline, self.best_baseline)
-        best = in_words(self.baselines[self.best_baseline].value, 2)
-        difference = in_words(self.difference, 2)
+        best, difference = (
+            in_hundredths(self.baselines[self.best_baseline].value),
+            in_hundredths(self.difference, signed=True),
+        )
         if self.beats:
-            verdict = f"better than {words} ({best}), the best baseline, by {difference}"
+            verdict = f"better than {words} ({best}), the best baseline: {difference}"
         elif self.difference.value > 0:
             verdict = f"but not clearly better than {words} ({best}; difference {difference})"
         else:
@@ -107,26 +112,26 @@ class Comparison:
         return f"{subject} predicts {predicted} {measured}, {verdict}."
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """A table for people: what was compared, its score, and the number of groups (see `columns`)."""
-        n, draws = str(self.n_groups), self.shuffled.null
+        """A table for people: what was compared, its score, and the number of problems (see `columns`)."""
+        n, draws = str(self.n_problems), self.shuffled.null
         named = {"probe": self.score} | {name.replace("_", " "): score for name, score in self.baselines.items()}
-        chance = f"{in_words(float(draws.mean()))} (highest {in_words(float(draws.max()))}, p = {in_words(self.shuffled.p_value)})"
-        rows = [(name, in_words(score), n) for name, score in named.items()]
-        rows += [(f"shuffled labels, {len(draws)} draws", chance, n)]
-        rows += [("probe − best baseline", in_words(self.difference), n)]
-        if self.text_difference is not None:
-            rows += [("probe − best text baseline", in_words(self.text_difference), n)]
-        return rows
+        mean, highest = in_hundredths(float(draws.mean())), in_hundredths(float(draws.max()))
+        chance = f"{mean} (highest {highest}, p = {in_words(self.shuffled.p_value, 2)})"
+        differences = {"probe − best baseline": self.difference, "probe − best text baseline": self.text_difference}
+        return [
+            *((name, in_hundredths(score), n) for name, score in named.items()),
+            (f"shuffled labels, {len(draws)} draws", chance, n),
+            *((name, in_hundredths(one, signed=True), n) for name, one in differences.items() if one is not None),
+        ]
 
     @property
     def columns(self) -> tuple[str, str, str]:
         """The heads of `rows`."""
-        return "", f"{self.metric} [95 % interval]", "groups of problems"
+        return "", f"{self.metric} [95 % interval]", "problems"
 
     def _size(self) -> str:
-        if self.n_rows == self.n_groups:
-            return f"{self.n_groups} problems"
-        return f"{self.n_rows} rows in {self.n_groups} groups of problems"
+        grouped = "" if self.n_groups == self.n_problems else f" in {self.n_groups} groups"
+        return f"{self.n_problems} problems{grouped}"
 
 
 def compare(
@@ -136,6 +141,7 @@ def compare(
     baselines: Mapping[str, Values],
     groups: Sequence[str],
     *,
+    problems: Sequence[str],
     shuffled: Null,
     metrics: Mapping[str, Estimate],
     seed: int,
@@ -148,6 +154,7 @@ def compare(
         predictions: The probe's held-out predictions, (row,).
         baselines: Held-out predictions of each baseline, (row,).
         groups: The group of each row; groups are resampled whole.
+        problems: The problem of each row.
         shuffled: The score on shuffled labels.
         metrics: Other metrics of `predictions`, kept as they are.
         seed: Seed of the resamples.
@@ -172,5 +179,6 @@ def compare(
         shuffled=shuffled,
         metrics=metrics,
         n_rows=len(targets),
+        n_problems=len(set(problems)),
         n_groups=n,
     )

@@ -138,6 +138,7 @@ def compare_binary(
     baselines: Mapping[str, Features],
     groups: Sequence[str],
     *,
+    problems: Sequence[str],
     folds: int,
     seed: int,
 ) -> Comparison:
@@ -150,6 +151,7 @@ def compare_binary(
         scores,
         rank_predictions(baselines, targets, groups, task="binary", folds=folds, seed=seed),
         groups,
+        problems=problems,
         shuffled=held.shuffled,
         metrics={
             name: cluster_bootstrap(metric, targets, probabilities, groups, n_resamples=200, seed=seed)

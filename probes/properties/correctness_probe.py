@@ -11,7 +11,7 @@ from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, resample_groups
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.summary import Summary, in_words
+from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.baselines import Points, baseline_features, residual_sites
@@ -113,7 +113,7 @@ class CorrectnessReport:
                 f"Undefined: the comparison within problems, because {share.why_not}."
                 if share.why_not
                 else f"Of {share.n_pairs} pairs of a right and a wrong sample of one problem, the right one scores higher in "
-                f"{in_words(share.share)} (0.5 is chance).",
+                f"{in_hundredths(share.share)} (0.5 is chance).",
                 *truncation_notes(
                     self.n_truncated,
                     self.n_traces,
@@ -187,10 +187,13 @@ def correctness(
         seed=seed,
     )
     baselines = baseline_features(points, store, _BASELINES)
+    problems = [trace.problem.id for trace in chosen]
     return CorrectnessReport(
         position=position,
-        comparison=compare_binary(targets, held, range(len(chosen)), baselines, groups, folds=folds, seed=seed),
-        within_problem=within_problem(right, held.scores, [trace.problem.id for trace in chosen], seed=seed),
+        comparison=compare_binary(
+            targets, held, range(len(chosen)), baselines, groups, problems=problems, folds=folds, seed=seed
+        ),
+        within_problem=within_problem(right, held.scores, problems, seed=seed),
         probe=held.final,
         sites=tuple(sites),
         by_layer=held.by_layer,
@@ -209,7 +212,8 @@ def positions_summary(reports: Sequence[CorrectnessReport], undefined: Mapping[s
     """
     last = reports[-1].summary()
     rows = [
-        (f"probe, {position_name(one.position)}", in_words(one.comparison.score), str(one.n_groups)) for one in reports
+        (f"probe, {position_name(one.position)}", in_hundredths(one.comparison.score), str(one.comparison.n_problems))
+        for one in reports
     ]
     return replace(last, rows=[*rows, *last.rows[1:]], notes=[*last.notes, *undefined_notes(undefined)])
 
@@ -241,7 +245,7 @@ def within_problem(
     if len(set(owners)) < 2:
         nothing = Estimate(value=np.nan, low=np.nan, high=np.nan)
         why_not = (
-            f"only {len(set(owners))} problems have both a right and a wrong sample; "
+            f"{'only one' if owners else 'no'} problem has both a right and a wrong sample; "
             "record several samples of each problem (--samples)"
         )
         return WithinProblem(share=nothing, n_pairs=len(wins), why_not=why_not)

@@ -11,7 +11,7 @@ from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, resample_groups
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.summary import Summary, in_words
+from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.baselines import (
@@ -38,6 +38,7 @@ from reasonscope.probes.fitting.linear_probes import LinearProbe, RidgeProbe
 from reasonscope.probes.fitting.positions import states_at
 from reasonscope.probes.fitting.sweep import SweepResult, sweep
 from reasonscope.probes.properties.report import (
+    censored_notes,
     probe_numbers,
     traces_with_thinking,
     truncation_notes,
@@ -141,9 +142,8 @@ class LengthReport:
 
     def summary(self) -> Summary:
         """The finding for people, with the scores of the baselines."""
-        metrics = self.comparison.metrics
         within = [
-            f"Among problems of the same {what}: Spearman {in_words(score)}."
+            f"Among problems of the same {what}: Spearman {in_hundredths(score)}."
             for what, score in (("difficulty", self.within_difficulty), ("data set", self.within_dataset))
             if score is not None
         ]
@@ -154,7 +154,7 @@ class LengthReport:
             columns=self.comparison.columns,
             rows=self.comparison.rows(),
             notes=[
-                f"Concordance {in_words(metrics['concordance'])} (0.5 is chance), R² of log(1 + tokens) {in_words(metrics['r2_log'])}.",
+                *censored_notes(self.comparison),
                 *within,
                 *undefined_notes(self.undefined),
                 *truncation_notes(
@@ -221,6 +221,7 @@ def length(
             predicted,
             token_predictions(baselines, data.tokens, data.groups, folds=folds, seed=seed),
             data.groups,
+            problems=[trace.problem.id for trace in data.traces],
             shuffled=_shuffled(swept, data, folds=folds, seed=seed),
             metrics=_metrics(data, predicted, seed),
             seed=seed,

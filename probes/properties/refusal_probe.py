@@ -11,7 +11,7 @@ from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, resample_groups
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.summary import Summary, in_words
+from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.text.behaviour import Behaviour, behaviour
 from reasonscope.data.trace import Trace
 from reasonscope.probes.evaluation.baselines import Points, baseline_features, residual_sites
@@ -155,12 +155,12 @@ class CliffStudy:
     def sentence(self, name: str) -> str:
         """What the cliff of the contrast `name` shows."""
         fell, benign, chance = self.cliffs[HARMFUL_COMPLIED], self.cliffs.get(BENIGN_COMPLIED), _middle(self.random)
-        others = "" if benign is None else f"; for benign requests by {in_words(benign.drop)}"
+        others = "" if benign is None else f"; for benign requests by {in_hundredths(benign.drop)}"
         verdict = "more than both" if self.above_nulls else "not more than by chance"
         return (
             f"Cliff of {name} at the closing tag: for {len(fell.ids)} harmful requests that were complied with, the probability falls "
-            f"from {in_words(fell.plateau.value)} to {in_words(fell.end.value)}, by {in_words(fell.drop)}{others}; "
-            f"along random directions by {in_words(chance.low)} to {in_words(chance.high)} ({verdict})."
+            f"from {in_hundredths(fell.plateau.value)} to {in_hundredths(fell.end.value)}, by {in_hundredths(fell.drop)}{others}; "
+            f"along random directions by {in_hundredths(chance.low)} to {in_hundredths(chance.high)} ({verdict})."
         )
 
 
@@ -229,9 +229,9 @@ class RefusalReport:
         others = {name: one for name, one in self.comparisons.items() if name != self.main}
         rows = [
             *self.comparison.rows(),
-            *((f"{name} probe", in_words(one.score), str(one.n_groups)) for name, one in others.items()),
+            *((f"{name} probe", in_hundredths(one.score), str(one.n_problems)) for name, one in others.items()),
             *(
-                (f"{name} − its best baseline", in_words(one.difference), str(one.n_groups))
+                (f"{name} − its best baseline", in_hundredths(one.difference, signed=True), str(one.n_problems))
                 for name, one in others.items()
             ),
         ]
@@ -378,7 +378,10 @@ def _compared(
     inside = [requests.traces[i] for i in rows]
     ends = Points(traces=inside, tokens=[row_at(trace, "window") for trace in inside])
     features = baseline_features(ends, store, _BASELINES)
-    return compare_binary(targets, held, rows, features, trace_groups(inside), folds=folds, seed=seed)
+    problems = [trace.problem.id for trace in inside]
+    return compare_binary(
+        targets, held, rows, features, trace_groups(inside), problems=problems, folds=folds, seed=seed
+    )
 
 
 def _held_out(name: str, contrast: Contrast, store: TraceStore, requests: _Requests, folds: int, seed: int) -> HeldOut:

@@ -10,7 +10,7 @@ from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, resample_groups
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.summary import Summary, in_words
+from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.baselines import Points, baseline_features, residual_sites
@@ -23,7 +23,7 @@ from reasonscope.probes.fitting.linear_probes import LinearProbe, RidgeProbe
 from reasonscope.probes.fitting.positions import states_at
 from reasonscope.probes.fitting.sweep import sweep
 from reasonscope.probes.properties.length_probe import token_predictions
-from reasonscope.probes.properties.report import probe_numbers, truncation_notes, without_thinking
+from reasonscope.probes.properties.report import censored_notes, probe_numbers, truncation_notes, without_thinking
 
 _BASELINES = ("elapsed_position", "prompt_length", "bag_of_words")
 
@@ -80,15 +80,14 @@ class RemainingReport:
 
     def summary(self) -> Summary:
         """The finding for people, with the scores of the baselines."""
-        metrics = self.comparison.metrics
         return Summary(
             finding=self.comparison.finding("The state at a thinking token", "how much thinking is left"),
             columns=self.comparison.columns,
             rows=self.comparison.rows(),
             notes=[
                 f"{len(self.true)} positions in {self.n_traces} traces.",
-                f"Among positions that have come equally far: Spearman {in_words(self.within_position)}.",
-                f"Concordance {in_words(metrics['concordance'])} (0.5 is chance), R² of log(1 + tokens) {in_words(metrics['r2_log'])}.",
+                f"Among positions that have come equally far: Spearman {in_hundredths(self.within_position)}.",
+                *censored_notes(self.comparison),
                 *truncation_notes(
                     self.n_truncated,
                     self.n_traces,
@@ -165,6 +164,7 @@ def remaining(
             predicted,
             token_predictions(baselines, true, groups, folds=folds, seed=seed),
             groups,
+            problems=[trace.problem.id for trace in points.traces],
             shuffled=permutation_null(judge, true, groups, within=False, n_permutations=20, seed=seed),
             metrics={
                 "concordance": resample_groups(concordance, groups, n_resamples=50, seed=seed),

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.summary import Summary
+from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.trace import Trace
 from reasonscope.probes.evaluation.comparison import Comparison
 from reasonscope.probes.fitting.linear_probes import LinearProbe
@@ -50,6 +50,12 @@ def truncation_notes(n_truncated: int, n_traces: int, consequence: str) -> list[
         f"Warning: {n_truncated} of {n_traces} traces ({n_truncated / n_traces:.0%}) were cut off at the token limit. {consequence}; "
         "record again with a larger --max-new-tokens to be sure."
     ]
+
+
+def censored_notes(comparison: Comparison) -> list[str]:
+    """The metrics of predicted lengths beside the rank correlation."""
+    concordance, r2_log = (in_hundredths(comparison.metrics[name]) for name in ("concordance", "r2_log"))
+    return [f"Concordance {concordance} (0.5 is chance), R² of log(1 + tokens) {r2_log}."]
 
 
 def undefined_notes(undefined: Mapping[str, str]) -> list[str]:

@@ -37,6 +37,7 @@ def probe():
         shuffled=Null(observed=0.8, null=np.zeros(20), p_value=1 / 21),
         metrics={"concordance": estimate(0.9), "r2_log": estimate(0.7), "r2": estimate(0.6)},
         n_rows=3,
+        n_problems=3,
         n_groups=3,
     )
     return LengthReport(

@@ -170,7 +170,12 @@ def test_results_lie_outside_the_store(tmp_path):
 def test_remaining_prints_its_numbers_beside_the_position(run):
     found = numbers("remaining", "--run", run, "--per-trace", 4)
     assert found["n_rows"] == 4 * 40
-    assert found["comparison"]["baselines"].keys() == {"elapsed_position", "prompt_length", "bag_of_words", "difficulty"}
+    assert found["comparison"]["baselines"].keys() == {
+        "elapsed_position",
+        "prompt_length",
+        "bag_of_words",
+        "difficulty",
+    }
     assert LinearProbe.load(run / "probes" / "remaining.safetensors").task == "regression"
     kept = json.loads((run / "numbers" / "remaining.json").read_text())
     assert kept["command"] == f"reasonscope probe remaining --run {run} --per-trace 4 --folds 3 --seed 0"
