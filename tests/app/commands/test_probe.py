@@ -134,7 +134,7 @@ def test_every_token_is_scored_beside_the_store(run, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"site": Site("resid_post", 7)}, "does not hold 'resid_post.7'"),
+        ({"site": Site("resid_post", 7)}, "has no activations at 'resid_post.7'"),
         ({"model": {**MODEL, "weights": "others"}}, "differs in weights"),
         ({"coef": np.ones(5)}, "last axis of this probe is 5"),
     ],

@@ -257,7 +257,7 @@ def test_bad_targets_are_one_clear_error(targets, groups, message):
 def test_one_group_has_no_interval_and_one_class_no_value():
     with pytest.raises(InputError, match="one group"):
         cluster_bootstrap(spearman, np.arange(4.0), np.arange(4.0), ["a"] * 4)
-    with pytest.raises(InputError, match="not defined"):
+    with pytest.raises(InputError, match="undefined"):
         cluster_bootstrap(auroc, np.ones(4), np.arange(4.0), list("abcd"))
 
 

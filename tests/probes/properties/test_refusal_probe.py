@@ -42,7 +42,7 @@ def test_what_is_thought_is_not_done():
         id="t", problem=Problem(id="p", prompt="How?"), prompt="How?<think>\n", completion="I'm sorry, but I can't"
     )
     assert behaviour(cut) == "unclear"
-    with pytest.raises(InputError, match="meta.harmful is None"):
+    with pytest.raises(InputError, match="harmful is None"):
         cell(cut)
 
 
