@@ -13,7 +13,7 @@ from reasonscope.analysis.statistics import benjamini_hochberg, bootstrap_band, 
 from reasonscope.analysis.tokens.nocco import EPSILON, SIGMA, mutual_information, squared_correlation
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Estimate, mean_estimate, permutation_p
+from reasonscope.data.intervals import mean_estimate, permutation_p
 from reasonscope.data.organism.problems import ledger_of
 from reasonscope.data.organism.writer import write_ledger
 from reasonscope.data.sentence_cut import cut_provenance
@@ -295,24 +295,6 @@ def peak_words(trace: Trace, result: Result) -> list[str]:
     return [pieces[int(label)].strip() for label in result.axis("token").labels]
 
 
-def compare_models(
-    base: Sequence[Result], reasoning: Sequence[Result], *, site: str | None = None
-) -> dict[str, Estimate]:
-    """How much the reasoning model's mean and AOM exceed the base model's on the same traces: difference with its
-    interval.
-
-    Results are paired by trace; a trace that one of them lacks, or whose AOM is undefined, is left out of that number.
-    Values of two models also differ in scale because their activations do (see `mutual_information`). Raises InputError
-    for fewer than 2 pairs.
-    """
-    found = {}
-    for name, change in _changes(base, reasoning, site).items():
-        if len(change) < 2:
-            raise InputError(f"{len(change)} traces have {name} under both models; an interval needs at least 2")
-        found[name] = mean_estimate(change, shares=False)
-    return found
-
-
 def _changes(base: Sequence[Result], reasoning: Sequence[Result], site: str | None) -> dict[str, Values]:
     """Reasoning minus base (trace,) of each number, for the traces that have both."""
     pairs = {str(r.provenance["trace"]): r for r in base if r.measured}
@@ -334,8 +316,11 @@ def comparison(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Result:
-    """`compare_models` as a result: axes (number,), the reasoning model minus its base; NaN if fewer than 2 traces have
-    a number.
+    """How much the reasoning model's MI numbers exceed its base model's on the same traces: axes (number,).
+
+    Results are paired by trace; a trace that one of them lacks, or whose AOM is undefined, is left out of that number,
+    which is NaN if fewer than 2 traces have it. Values of two models also differ in scale because their activations do
+    (see `mutual_information`).
 
     Null: the two models exchanged trace by trace at random, 95 % of `n_resamples`. `numbers`: how many traces have each
     number.

@@ -8,7 +8,7 @@ import pytest
 
 from reasonscope.analysis.tokens import thinking_tokens
 from reasonscope.analysis.tokens.mi import (
-    compare_models,
+    comparison,
     emitting_rows,
     find_peaks,
     gold_text,
@@ -122,10 +122,9 @@ def test_two_models_are_compared_on_the_same_traces(traces):
             found.append(mi_of_trace(trace, {SITE: hidden}, {SITE: gold}, n_permutations=2, tau=0))
         return found
 
-    change = compare_models(measured(0.2), measured(1.0))
-    assert change["mean"].low > 0
-    with pytest.raises(InputError, match="0 traces"):
-        compare_models([], measured(1.0))
+    change = comparison(measured(0.2), measured(1.0))
+    assert change.axis("number").labels[0] == "mean" and change.interval.low[0] > 0
+    assert "fewer than 2 traces" in comparison([], measured(1.0)).reason
 
 
 def test_gold_is_the_solution_or_the_models_own_answer(model, traces):
