@@ -72,7 +72,7 @@ notebooks: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --nbmake docs/notebooks
 
 # Writes docs/benchmarks.md, in about forty minutes on two idle cores; BENCH=--small only tries the scripts (build/benchmarks.md).
-# Those that measure findings, not speed, want arguments and more time; docs/analysis.md says which.
+# The scripts in docs/experiments measure findings, not speed; they take arguments and more time, as docs/analysis.md says.
 bench: $(VENV)/installed-all-test chromium
 	$(BIN)/python benchmarks/page.py $(BENCH)
 

@@ -1,6 +1,6 @@
 """Draw the figures of the pages from the example run that ships (`make figures`); chromium turns them into PNG files.
 
-Given folders, it draws the figures that are in them instead: those that the scripts benchmarks/organism_*.py wrote.
+Given folders, it draws the figures that are in them instead: those that the scripts docs/experiments/organism_*.py wrote.
 
 The screenshots of the app are tests/app/pages/test_chromium.py's; steering.png and demo.png come from runs that take long, and growth.png is
 benchmarks/growth.py's.
