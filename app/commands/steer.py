@@ -188,7 +188,12 @@ def ablate(
     from reasonscope.data.storage.store import TraceStore
     from reasonscope.steering.experiments.ablation import ablation_effect, regenerate_ablated
     from reasonscope.steering.experiments.ablation_plan import read_plan
-    from reasonscope.steering.experiments.held_out import ablation_numbers, anew_numbers, model_of_run, sampling_of_run
+    from reasonscope.steering.experiments.held_out import (
+        ablation_numbers,
+        model_of_run,
+        regeneration_numbers,
+        sampling_of_run,
+    )
     from reasonscope.steering.experiments.summaries import ablation_summary, regeneration_summary
 
     store = TraceStore.open(run_folder(run).store)
@@ -208,7 +213,7 @@ def ablate(
             )
     numbers = {name: ablation_numbers(found) for name, found in effects.items()}
     for name, found in regenerated.items():
-        numbers[name]["regenerate_ablated"] = anew_numbers(found)
+        numbers[name]["regenerate_ablated"] = regeneration_numbers(found)
     for name in not_measured:
         numbers[name]["regenerate_ablated"] = "not measured: attention edges are cut in finished text only"
     second = regeneration_summary(regenerated, not_measured=not_measured)

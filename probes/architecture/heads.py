@@ -18,9 +18,8 @@ class Head:
         index: The head within the block, counted from 0.
 
     Example:
-        >>> head = Head(layer=2, index=1)
-        >>> head == Head.parse("2.1")
-        True
+        head = Head(layer=2, index=1)
+        assert head == Head.parse("2.1") and str(head) == "2.1"
     """
 
     layer: int
@@ -62,10 +61,9 @@ def random_heads(
         InputError: If the model has fewer other heads than `heads`.
 
     Example:
-        >>> chosen = [Head(layer=2, index=1)]
-        >>> sets = random_heads(chosen, n_layers=6, n_heads=4)
-        >>> len(sets)  # the three other heads of block 2
-        3
+        chosen = [Head(layer=2, index=1)]
+        sets = random_heads(chosen, n_layers=6, n_heads=4)
+        assert len(sets) == 3  # the three other heads of block 2
     """
     chosen = set(heads)
     free = [

@@ -61,9 +61,9 @@ class Ablation:
         InputError: If not exactly one target is given, or `how` is unknown.
 
     Example:
-        >>> thinking = Scope.thinking(model)
-        >>> ablation = Ablation(name="two heads", heads=(Head.parse("2.1"), Head.parse("3.0")), how="mean", scope=thinking)
-        >>> effect = ablation_effect(model, traces, ablation)
+        thinking = Scope.thinking(model)
+        ablation = Ablation(name="two heads", heads=(Head.parse("2.1"), Head.parse("3.0")), how="mean", scope=thinking)
+        effect = ablation_effect(model, traces, ablation)
     """
 
     name: str
@@ -270,8 +270,8 @@ def ablation_effect(
             to compare with.
 
     Example:
-        >>> effect = ablation_effect(model, traces, Ablation(name="head", heads=(Head(layer=2, index=1),)))
-        >>> print(effect.effect.value, effect.p_value, effect.smallest_p)
+        effect = ablation_effect(model, traces, Ablation(name="head", heads=(Head(layer=2, index=1),)))
+        print(effect.effect.value, effect.p_value, effect.smallest_p)
     """
     if n_controls < 20:
         raise InputError(f"n_controls={n_controls}; at least 20 random ablations are needed")

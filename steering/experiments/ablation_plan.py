@@ -1,19 +1,19 @@
 """Plans of ablation experiments, in YAML:
 
-n_controls: 20                     # random ones of each, at least 20
-traces: 32                       # how many of the run are read; all where not given
-problems: 16                     # how many are answered anew by the ablated model; none where not given
-n_regeneration_controls: 5                 # random ones that answer them too (of heads, MLPs and layers)
+n_controls: 20                  # random ablations for each, at least 20
+traces: 32                      # how many traces of the run are read; all if not given
+problems: 16                    # how many problems the ablated model answers again; none if not given
+n_regeneration_controls: 5      # random ablations that answer them too (of heads, MLPs and layers)
 seed: 0
 ablations:
   - name: two heads
     heads: ["2.1", "3.0"]        # layer.head, in quotes
     how: mean                    # zero (the default), mean or resample
-    scope: {on: think}           # the fields of Scope; every token where not given
+    scope: {on: think}           # the fields of Scope; every token if not given
   - {name: an MLP, mlps: [3]}
   - {name: a layer, layers: [3], how: resample}
   - name: doubts
-    tokens: {on: think, words: ["Wait"]}      # words of one token, with a blank before them or not
+    tokens: {on: think, words: ["Wait"]}      # words of one token, with or without a leading space
   - name: the answer does not see the thinking
     edges: {readers: {on: answer}, read: {on: think}, layers: [3, 4]}
 """
@@ -39,7 +39,7 @@ _NUMBERS = ("n_controls", "traces", "problems", "n_regeneration_controls", "seed
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Experiments to run on the same traces."""
+    """Ablations to run on the same traces, and how; see the module for the fields."""
 
     ablations: tuple[Ablation, ...]
     n_controls: int = 20
@@ -50,7 +50,7 @@ class Plan:
 
 
 class _WithoutAliases(yaml.SafeLoader):  # type: ignore[misc]  # of a library without types
-    """Refuses aliases: a few of aliases to aliases stand for more than any memory holds."""
+    """Refuses aliases: a few aliases of aliases expand to more than any memory holds."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -60,7 +60,7 @@ class _WithoutAliases(yaml.SafeLoader):  # type: ignore[misc]  # of a library wi
 
 
 def read_plan(path: Path, model: Model) -> Plan:
-    """Raises InputError for a file that is no plan, saying which entry is wrong and what is allowed there."""
+    """Read a plan. Raises InputError for an invalid one, saying which entry is wrong and what is allowed there."""
     try:
         content = _WithoutAliases(path.read_text(encoding="utf-8")).get_single_data()
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -82,7 +82,7 @@ def _plan(content: object, path: Path, model: Model) -> Plan:
 def _ablation(entry: object, where: str, model: Model) -> Ablation:
     given = _mapping(entry, where, [field.name for field in fields(Ablation)])
     if "name" not in given:
-        raise InputError(f"{where} has no name; give it one")
+        raise InputError(f"{where} has no name; add one")
     changed: dict[str, Any] = {"name": str(given["name"])}
     for key in given.keys() - {"name"}:
         value = given[key]
@@ -140,7 +140,7 @@ def _window(value: object, where: str) -> tuple[int, int | None]:
             return _integer(start, where), None
         case [start, stop]:
             return _integer(start, where), None if stop is None else _integer(stop, where)
-    raise InputError(f"{where}: {value!r:.60} is no window; write [first, behind the last], or [first]")
+    raise InputError(f"{where}: {value!r:.60} is not a window; write [start, stop] (stop excluded), or [start]")
 
 
 def _integers(value: object, where: str) -> tuple[int, ...]:
@@ -149,20 +149,20 @@ def _integers(value: object, where: str) -> tuple[int, ...]:
 
 def _integer(value: object, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
-        raise InputError(f"{where}: {value!r:.60} is no whole number")
+        raise InputError(f"{where}: {value!r:.60} is not a whole number")
     return value
 
 
 def _listed(value: object, where: str) -> list[Any]:
     if not isinstance(value, list):
-        raise InputError(f"{where}: {value!r:.60} is no list; write it in brackets")
+        raise InputError(f"{where}: {value!r:.60} is not a list; write it in brackets")
     return value
 
 
 def _mapping(value: object, where: str, allowed: Sequence[str]) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{where}: {value!r:.60}; names and values are needed, any of {', '.join(allowed)}")
-    value = {"on" if key is True else key: item for key, item in value.items()}  # YAML 1.1 reads the word on as true
+        raise InputError(f"{where}: {value!r:.60}; give names with values, any of {', '.join(allowed)}")
+    value = {"on" if key is True else key: item for key, item in value.items()}  # YAML 1.1 reads the word "on" as true
     if unknown := [key for key in value if key not in allowed]:
-        raise InputError(f"{where}: nothing is called {unknown[0]!r} there; there are {', '.join(allowed)}")
+        raise InputError(f"{where}: unknown name {unknown[0]!r}; allowed are {', '.join(allowed)}")
     return value

@@ -1,4 +1,4 @@
-"""Attention edges between spans, cut: what the queries of one span can no longer read from the keys of another."""
+"""Attention knockout: the queries of one span can no longer read from the keys of another."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,14 +19,14 @@ from reasonscope.steering.vectors.scope import Scope
 
 @dataclass(frozen=True, kw_only=True)
 class Edges:
-    """From the queries of `readers` to the keys of `read`, in `layers` (None: all of them)."""
+    """Attention edges from the queries of `readers` to the keys of `read`, in `layers` (all if None)."""
 
     readers: Scope
     read: Scope
     layers: tuple[int, ...] | None = None
 
     def cut(self, ids: Tensor, n_prompt: Tensor) -> Tensor:
-        """True (batch, query, key) on the edges that go; a token always keeps the edge to itself, so that no row is left empty."""
+        """True (batch, query, key) on the edges to cut. A token keeps the edge to itself, so that no row of attention is empty."""
         queries, keys = (scope.mask(ids, n_prompt=n_prompt) for scope in (self.readers, self.read))
         earlier = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril(-1)
         return queries[:, :, None] & keys[:, None, :] & earlier
@@ -34,10 +34,10 @@ class Edges:
 
 @contextmanager
 def without_edges(model: Model, cut: Tensor, layers: Sequence[int] | None = None) -> Iterator[None]:
-    """Inside, passes of `model.hf` over whole sequences have no attention where `cut` (batch, query, key) is true; the weights that are
-    left sum to 1 again, since the edges go before the softmax (attention knockout, Geva et al., arXiv 2304.14767, section 4).
+    """Inside the block, passes of `model.hf` over whole sequences have no attention where `cut` (batch, query, key) is true.
 
-    Runs with eager attention. Raises SiteError for a layer that the model does not have.
+    The edges are cut before the softmax, so the remaining weights sum to 1 (Geva et al., arXiv 2304.14767, section 4). Runs with eager
+    attention. Raises SiteError for a layer that the model does not have.
     """
     with ExitStack() as stack:
         stack.enter_context(eager_attention(model.hf))
@@ -48,11 +48,13 @@ def without_edges(model: Model, cut: Tensor, layers: Sequence[int] | None = None
 
 
 def reading_without(model: Model, edges: Edges, count: Callable[[int], None] = lambda _: None) -> LogitsFunction:
-    """A reader of whole sequences without `edges`; `count` hears how many went in each pass. Raises InputError for a backend other than
-    the native hooks, which alone let the mask be changed."""
+    """Forward passes over whole sequences without `edges`; `count` is called with how many were cut in each pass.
+
+    Raises InputError for a backend other than the native hooks, the only one that lets the mask be changed.
+    """
     if model.backend.name != "hooks":
         raise InputError(
-            f"attention edges are cut with backend 'hooks', not {model.backend.name!r}; load the model with it"
+            f"attention edges can be cut with backend 'hooks' only, not {model.backend.name!r}; load the model with it"
         )
 
     def read(ids: Tensor, mask: Tensor, n_prompt: Sequence[int]) -> Tensor:

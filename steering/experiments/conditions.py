@@ -34,9 +34,9 @@ class Condition:
         InputError: If `decode` is combined with an intervention, processors or a prefill.
 
     Example:
-        >>> steering = Steering(vector, 0.5, Scope.thinking(model))
-        >>> condition = Condition(name="seal", multiplier=0.5, intervention=steering)
-        >>> arms = SteeringExperiment(model, problems, sampling).arms([condition])
+        steering = Steering(vector, 0.5, Scope.thinking(model))
+        condition = Condition(name="seal", multiplier=0.5, intervention=steering)
+        arms = SteeringExperiment(model, problems, sampling).arms([condition])
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Controls of the decoding by name, as arms of the same plane as steering vectors."""
+"""Decoding methods by name, measured as steering vectors are."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,34 +29,47 @@ from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment
 from reasonscope.steering.methods.registry import ExtractionData
 from reasonscope.steering.vectors.thinking import Thinking, single_tokens
 
-# What CyclicReflex cycles; the first words of doubt in many models' thinking; those that a model does not have as tokens are left out.
+# Words that often open a check or another approach; those that are not tokens of a model are left out.
 _WAITING = ("Wait", "Let", "Hmm", "But", "However", "Alternatively")
 
-# (thinking, tokens, value) to a processor that acts on the logits of these tokens.
+# Makes a processor that changes the logits of tokens, from (thinking, tokens, value).
 OnTokens: TypeAlias = Callable[[Thinking, tuple[int, ...], float], LogitsProcessor]
-# A value of what is varied, and a seed for what chance does in its place (None: the control itself).
-Treat: TypeAlias = Callable[[float, int | None], Condition]
+# Makes a condition from the value of the method and a seed: its random control, or the method itself without a seed.
+ConditionFactory: TypeAlias = Callable[[float, int | None], Condition]
 _RANDOM_TOKENS = "random tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingMethod:
-    """`prepare` makes of a source what makes the treatments: `values` of what is varied to begin with, in `unit`.
+    """A way to change the thinking by decoding alone: logits, forced tokens or a prefill.
 
-    `chance` names what stands in the control's place as its own control, drawn by a seed: mostly as many random tokens. "" where a control
-    has none.
+    Attributes:
+        summary: What it does, in one line, with its paper.
+        unit: The unit of its value.
+        values: The default values.
+        prepare: From what a method may learn from, makes the conditions by value and seed.
+        chance: What its random control is, mostly as many random tokens; empty if it has none.
     """
 
     summary: str
     unit: str
     values: tuple[float, ...]
-    prepare: Callable[[ExtractionData], Treat]
+    prepare: Callable[[ExtractionData], ConditionFactory]
     chance: str = _RANDOM_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingResponse:
-    """The arms of a control by ascending value; `nulls` those of what stands in its place by chance, `null_name`, where it has that."""
+    """What a decoding method did at each of its values.
+
+    Attributes:
+        name: The method.
+        unit: The unit of its value (`Arm.multiplier`).
+        base: The unchanged model.
+        arms: The method, by ascending value.
+        nulls: Its random controls, at each value; empty if it has none.
+        null_name: What these are.
+    """
 
     name: str
     unit: str
@@ -67,6 +80,7 @@ class DecodingResponse:
 
     @property
     def curves(self) -> dict[str, tuple[Arm, ...]]:
+        """The arms to draw as one line."""
         return {self.name: self.arms}
 
 
@@ -78,18 +92,31 @@ def decoding_response(
     *,
     n_controls: int = 5,
 ) -> DecodingResponse:
-    """Run a method of DECODING_METHODS at each of `values`, all in one batch.
+    """Run a decoding method at several values, with random controls, all in one batch.
 
-    TODO
+    Args:
+        experiment: The problems and seeds.
+        source: What the method may learn from, for instance the traces of a run; most need only its model.
+        name: A name of DECODING_METHODS.
+        values: The values to try; by default the method's own.
+        n_controls: Random controls per value.
+
+    Raises:
+        InputError: For an unknown name, no values, or values that the method cannot take.
+
+    Example:
+        experiment = SteeringExperiment(model, problems, sampling)
+        source = ExtractionData(model=model, store=store, ids=store.ids)
+        response = decoding_response(experiment, source, "forced-close", [60, 120])
     """
-    chosen = control(name)
+    chosen = decoding_method(name)
     wanted = sorted(set(chosen.values if values is None else values))
     if not wanted:
-        raise InputError(f"no value for {name}; give at least one ({chosen.unit})")
-    treat = chosen.prepare(source)
-    conditions = [replace(treat(value, None), name=name, multiplier=value) for value in wanted]
+        raise InputError(f"no values for {name}; give at least one ({chosen.unit})")
+    make = chosen.prepare(source)
+    conditions = [replace(make(value, None), name=name, multiplier=value) for value in wanted]
     chance = [
-        replace(treat(value, seed), name=f"{name}, {chosen.chance} {seed + 1}", multiplier=value)
+        replace(make(value, seed), name=f"{name}, {chosen.chance} {seed + 1}", multiplier=value)
         for value in wanted
         for seed in range(n_controls if chosen.chance else 0)
     ]
@@ -105,15 +132,15 @@ def decoding_response(
     )
 
 
-def control(name: str) -> DecodingMethod:
-    """Raises InputError for a name that no control has."""
+def decoding_method(name: str) -> DecodingMethod:
+    """A method by name. Raises InputError for an unknown one."""
     if name not in DECODING_METHODS:
-        raise InputError(f"no control of the decoding is called {name!r}; there are {', '.join(DECODING_METHODS)}")
+        raise InputError(f"no decoding method is called {name!r}; choose from {', '.join(DECODING_METHODS)}")
     return DECODING_METHODS[name]
 
 
 def other_tokens(model: Model, tokens: Sequence[int], seed: int) -> tuple[int, ...]:
-    """As many tokens as `tokens`, drawn by `seed` from all others but those that open, close and stop."""
+    """As many random tokens as `tokens`, none of them among these or among the think tags and stop tokens."""
     thinking = Thinking.of(model)
     kept = {*tokens, thinking.opens, thinking.closes, *model.stop_ids}
     others = [token for token in range(model.vocabulary) if token not in kept]
@@ -123,55 +150,55 @@ def other_tokens(model: Model, tokens: Sequence[int], seed: int) -> tuple[int, .
 
 def _whole(value: float, what: str) -> int:
     if value != int(value) or value < 0:
-        raise InputError(f"{value:g} {what}; give a whole number that is not below 0")
+        raise InputError(f"{value:g} {what}; give a whole number, at least 0")
     return int(value)
 
 
-def _on(words: Sequence[str], make: OnTokens) -> Callable[[ExtractionData], Treat]:
-    def prepare(source: ExtractionData) -> Treat:
+def _on(words: Sequence[str], make: OnTokens) -> Callable[[ExtractionData], ConditionFactory]:
+    def prepare(source: ExtractionData) -> ConditionFactory:
         tokens, thinking = single_tokens(source.model, words, skip_longer=True), Thinking.of(source.model)
 
-        def treat(value: float, seed: int | None) -> Condition:
+        def condition(value: float, seed: int | None) -> Condition:
             chosen = tokens if seed is None else other_tokens(source.model, tokens, seed)
             return Condition(name="", processors=(make(thinking, chosen, value),))
 
-        return treat
+        return condition
 
     return prepare
 
 
-def _close_bias(source: ExtractionData) -> Treat:
+def _close_bias(source: ExtractionData) -> ConditionFactory:
     thinking = Thinking.of(source.model)
 
-    def treat(value: float, seed: int | None) -> Condition:
+    def condition(value: float, seed: int | None) -> Condition:
         if seed is None:
             return Condition(name="", processors=(CloseTag(thinking=thinking, bias=value),))
         token = other_tokens(source.model, (thinking.closes,), seed)
         return Condition(name="", processors=(TokenBias(thinking=thinking, tokens=token, bias=value),))
 
-    return treat
+    return condition
 
 
-def _forced_close(source: ExtractionData) -> Treat:
-    def treat(value: float, _: int | None) -> Condition:
+def _forced_close(source: ExtractionData) -> ConditionFactory:
+    def condition(value: float, _: int | None) -> Condition:
         forced = ForcedClose(thinking=Thinking.of(source.model), budget=_whole(value, "tokens"))
         return Condition(name="", processors=(forced,))
 
-    return treat
+    return condition
 
 
-def _budget_forcing(source: ExtractionData) -> Treat:
-    def treat(value: float, seed: int | None) -> Condition:
+def _budget_forcing(source: ExtractionData) -> ConditionFactory:
+    def condition(value: float, seed: int | None) -> Condition:
         forcing = BudgetForcing.of(source.model, rounds=_whole(value, "rounds"))
         if seed is not None:
             forcing = replace(forcing, wait=other_tokens(source.model, forcing.wait, seed))
         return Condition(name="", processors=(forcing,))
 
-    return treat
+    return condition
 
 
-def _budget_guidance(source: ExtractionData) -> Treat:
-    """The predictor learns from the traces of the run, at every layer that it stored; the draws are to be at the run's temperature."""
+def _budget_guidance(source: ExtractionData) -> ConditionFactory:
+    """The predictor learns from the traces of the run, at every stored layer; sample at the run's temperature."""
     sites = [Site.parse(site) for site in source.store.sites if site.startswith("resid_")]
     if not sites:
         raise InputError(
@@ -180,17 +207,17 @@ def _budget_guidance(source: ExtractionData) -> Treat:
     predictor, _ = train_predictor(source.store, sites, vocabulary=source.model.vocabulary, ids=source.ids)
     temperature = float(source.store.meta.get("sampling", {}).get("temperature", 1.0))
 
-    def treat(value: float, seed: int | None) -> Condition:
+    def condition(value: float, seed: int | None) -> Condition:
         chosen = predictor if seed is None else predictor.with_tokens_exchanged(seed)
         budget = _whole(value, "tokens")
         guidance = BudgetGuidance(source.model, chosen, sites, budget=budget, temperature=temperature)
         return Condition(name="", intervention=guidance, processors=(guidance,))
 
-    return treat
+    return condition
 
 
 def _begun(name: str, chance: str = _RANDOM_TOKENS) -> DecodingMethod:
-    def prepare(source: ExtractionData) -> Treat:
+    def prepare(source: ExtractionData) -> ConditionFactory:
         text = prefill(name, source.model)
         return lambda _, seed: Condition(
             name="", prefill=text if seed is None else _other_words(source.model, text, seed)
@@ -206,7 +233,7 @@ def _begun(name: str, chance: str = _RANDOM_TOKENS) -> DecodingMethod:
 
 
 def _other_words(model: Model, text: str, seed: int) -> str:
-    """`text` with as many random tokens in its first line's place; what is behind it, the closing tag above all, stays."""
+    """`text` with its first line replaced by as many random tokens; the rest stays, the closing tag above all."""
     line = text.partition("\n")[0]
     drawn = other_tokens(model, model.tokenizer.encode(line, add_special_tokens=False), seed)
     return model.tokenizer_backend.decode(list(drawn), skip_special_tokens=False) + text[len(line) :]

@@ -1,4 +1,4 @@
-"""What steering does at each strength, beside what it is for and beside what random directions of the same norm do."""
+"""What steering does at each strength, compared with its reverse and with random directions that move the states as far."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +21,14 @@ from reasonscope.steering.vectors.vector import SteeringVector
 
 @dataclass(frozen=True, kw_only=True)
 class Dose:
-    """One strength: the vector, its reverse, and random vectors of its norm, each at that multiplier.
+    """What a method did at one strength.
 
-    `excess`: the arm `steered` less the mean of the arms `random`, paired by problem and seed.
+    Attributes:
+        strength: The multiplier of its vectors.
+        steered: The method.
+        reversed: Its reverse, at the negative multiplier.
+        random: Random vectors in its place.
+        excess: Each measure of `steered` minus its mean over `random`, paired by problem and seed.
     """
 
     strength: float
@@ -34,11 +39,11 @@ class Dose:
 
     @property
     def beyond_random(self) -> bool:
-        """Whether the change of thinking tokens is one that a random direction makes in at most 5 % of cases, and its excess over the
-        random ones is not 0 on other problems.
+        """Whether the method changes the thinking tokens more than a random direction does.
 
-        The first is Student's prediction interval for one more draw of k random changes, mean ± t √(1 + 1/k) sd: to lie outside of all
-        of five happens to a random direction one time in three.
+        Two things have to hold. The change lies outside Student's prediction interval for one more draw of k random changes, mean ±
+        t √(1 + 1/k) sd, which a random direction leaves in 5 % of cases (it lies outside the range of five others in a third of them).
+        And its excess over the random vectors differs from 0 across problems.
         """
         changes = np.array([arm.change.value for arm in self.random])
         k, excess = len(changes), self.excess["tokens"]
@@ -49,8 +54,15 @@ class Dose:
 
 @dataclass(frozen=True, kw_only=True)
 class DoseResponse:
-    """`doses` in ascending order of strength; strength 0 is `base`. `held_out`: whether the vector says which problems it was made from
-    (none of which is here), or does not say."""
+    """What a method did at every strength.
+
+    Attributes:
+        name: The method.
+        sites: Where its vectors act.
+        base: The unsteered model, strength 0.
+        doses: One per strength, ascending.
+        held_out: Whether the vectors say which problems they were made from; then none of these is among the problems here.
+    """
 
     name: str
     sites: tuple[Site, ...]
@@ -63,7 +75,7 @@ class DoseResponse:
 
     @property
     def curves(self) -> dict[str, tuple[Arm, ...]]:
-        """Arms by ascending strength: the method's, and those of its reverse."""
+        """The arms to draw as lines, by ascending strength: the method's, and those of its reverse."""
         return {
             self.name: tuple(dose.steered for dose in self.doses),
             f"{self.name} reversed": tuple(dose.reversed for dose in self.doses),
@@ -71,6 +83,7 @@ class DoseResponse:
 
     @property
     def nulls(self) -> tuple[Arm, ...]:
+        """The arms of the random vectors."""
         return tuple(arm for dose in self.doses for arm in dose.random)
 
     @property
@@ -81,31 +94,44 @@ class DoseResponse:
 
 def dose_response(
     experiment: SteeringExperiment,
-    parts: Sequence[VectorUse],
+    uses: Sequence[VectorUse],
     strengths: Sequence[float],
     *,
     name: str = "",
     n_controls: int = 5,
     states: Mapping[Site, NDArray[np.float32]] | None = None,
 ) -> DoseResponse:
-    """Steer the problems of `experiment` with all `parts` of a method at each of `strengths`, in reverse too, and with `n_controls` random
-    vectors of the same norm, all of it in one batch; same seeds throughout.
+    """Steer with a method at several strengths, with its reverse and with random vectors, all in one batch and with the same seeds.
 
-    With `states` (row, d_model) by site the random vectors have their covariance. Raises InputError for a strength of 0 (it is there),
-    for fewer than 5 nulls, for problems that the vector was made from, for a vector that does not fit, and where it touched no token.
+    Args:
+        experiment: The problems and seeds. The problems have to be others than the vectors were made from.
+        uses: The vectors of the method, each with its scope and operator; all of them act together.
+        strengths: The multipliers to try, not 0, which is the unsteered run.
+        name: What tables call the method; by default as its first vector does.
+        n_controls: Random controls per strength (`random_uses`), at least 5.
+        states: (row, d_model) by site. If given, random vectors are drawn from the covariance of these states.
+
+    Raises:
+        InputError: For a strength that is 0 or not finite, fewer than 5 controls, problems that a vector was made from, a vector that
+            does not fit the model, or one that edits no token.
+
+    Example:
+        experiment = SteeringExperiment(model, held_out, sampling)
+        uses = rs.steering.extract("seal", store, model, ids=ids_of_other_problems)
+        response = dose_response(experiment, uses, [0.5, 1.0])
     """
     chosen = sorted(set(strengths))
     if not chosen or 0 in chosen or not np.isfinite(chosen).all():
         raise InputError(
-            f"strengths {list(strengths)}: give finite ones other than 0, which is always there as the base"
+            f"strengths {list(strengths)}: give finite numbers other than 0, which is always run as the base"
         )
     if n_controls < 5:
-        raise InputError(f"{n_controls} random vectors; at least 5 are needed to say what chance does")
-    check_uses(parts, experiment.model)
-    held_out = [_check_held_out(part.vector, experiment.problems) for part in parts]
-    name = name or parts[0].vector.method
-    random_parts = [random_uses(parts, seed, states=states) for seed in range(n_controls)]
-    drawn = [parts, *random_parts]
+        raise InputError(f"n_controls={n_controls}; at least 5 random vectors are needed to say what chance does")
+    check_uses(uses, experiment.model)
+    held_out = [_check_held_out(use.vector, experiment.problems) for use in uses]
+    name = name or uses[0].vector.method
+    random = [random_uses(uses, seed, states=states) for seed in range(n_controls)]
+    drawn = [uses, *random]
     names = [name, *(f"random {i + 1}" for i in range(n_controls))]
     wanted = {(0, sign * strength) for strength in chosen for sign in (1, -1)}
     wanted |= {(i + 1, strength) for strength in chosen for i in range(n_controls)}
@@ -120,19 +146,19 @@ def dose_response(
     runs = dict(zip(conditions, experiment.run_all(list(conditions.values())), strict=True))
     doses = []
     for strength in chosen:
-        random = [runs[i + 1, strength] for i in range(n_controls)]
+        controls = [runs[i + 1, strength] for i in range(n_controls)]
         doses.append(
             Dose(
                 strength=strength,
                 steered=experiment.arm(name, strength, runs[0, strength]),
                 reversed=experiment.arm(f"{name} reversed", -strength, runs[0, -strength]),
-                random=tuple(experiment.arm(names[i + 1], strength, run) for i, run in enumerate(random)),
-                excess=experiment.differences(runs[0, strength], random),
+                random=tuple(experiment.arm(names[i + 1], strength, run) for i, run in enumerate(controls)),
+                excess=experiment.differences(runs[0, strength], controls),
             )
         )
     return DoseResponse(
         name=name,
-        sites=tuple(site for part in parts for site in part.vector.directions),
+        sites=tuple(site for use in uses for site in use.vector.directions),
         base=experiment.base_arm,
         doses=tuple(doses),
         held_out=all(held_out),
@@ -140,10 +166,11 @@ def dose_response(
 
 
 def _check_held_out(vector: SteeringVector, problems: Sequence[Problem]) -> bool:
+    """Whether the vector says which problems it was made from. Raises InputError if it was made from any of these."""
     if "groups" not in vector.provenance:
         return False
     if seen := sorted({problem.group for problem in problems} & set(vector.provenance["groups"])):
         raise InputError(
-            f"the vector was made from {len(seen)} of these problems ({seen[0]!r} …); judge it on problems that it was not made from"
+            f"the vector was made from {len(seen)} of these problems ({seen[0]!r} …); judge it on other problems"
         )
     return True

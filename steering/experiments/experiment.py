@@ -57,7 +57,7 @@ class Arm:
         multiplier: The strength of the condition, 0 if it has none.
         n_problems: Groups of problems, the unit of all intervals.
         tokens: Mean number of thinking tokens.
-        accuracy: Share of right answers among problems with a gold answer; NaN if there are none.
+        accuracy: Share of right answers among problems with a gold answer; NaN without any.
         change: Mean change of thinking tokens from the unsteered arm, as a share of the unsteered mean, paired by problem.
         n_edited: How many tokens the intervention edited.
         measures: Every defined measure by name (see MEASURES): `tokens`, `accuracy`, `refused` (also among harmful and benign
@@ -114,12 +114,12 @@ class SteeringExperiment:
         on_given_text: Whether to measure perplexity and KL as well, which takes one more pass per condition.
 
     Raises:
-        InputError: If there are no problems, or all belong to one group.
+        InputError: Without problems, or if all belong to one group.
 
     Example:
-        >>> experiment = SteeringExperiment(model, problems, rs.Sampling(max_new_tokens=512))
-        >>> steering = Steering(vector, 1.0, Scope.thinking(model))
-        >>> (arm,) = experiment.arms([Condition(name="steered", intervention=steering)])
+        experiment = SteeringExperiment(model, problems, rs.Sampling(max_new_tokens=512))
+        steering = Steering(vector, 1.0, Scope.thinking(model))
+        (arm,) = experiment.arms([Condition(name="steered", intervention=steering)])
     """
 
     def __init__(

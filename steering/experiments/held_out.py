@@ -1,4 +1,4 @@
-"""What the steer and ablate commands do with a run: which problems teach and which judge, and the numbers that they show."""
+"""Extract from one part of a run and judge on the other; and the numbers of sweeps and ablations as JSON."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -24,32 +24,32 @@ from reasonscope.steering.vectors.vector import SteeringVector
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A method of steering or a control of the decoding, and the strengths (values) to run it at, None for its own."""
+    """A steering or decoding method, and the strengths or values to run it at; None for its own."""
 
     name: str
     values: tuple[float, ...] | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Asked":
-        """`seal`, or `seal:0.5,1`. Raises InputError for an unknown name, or for what are no numbers."""
+        """Read `seal` or `seal:0.5,1`. Raises InputError for an unknown name or invalid numbers."""
         name, colon, numbers = text.partition(":")
         if name not in METHODS and name not in DECODING_METHODS:
             raise InputError(
-                f"no steering method is called {name!r}; there are {', '.join(METHODS)}, and of the decoding {', '.join(DECODING_METHODS)}"
+                f"no steering method is called {name!r}; steering methods: {', '.join(METHODS)}; decoding methods: {', '.join(DECODING_METHODS)}"
             )
         return cls(name=name, values=tuple(numbers_from(numbers)) if colon else None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Traces to extract from, by id, and the problems to judge on; no group is in both."""
+    """Ids of the traces to extract from, and the problems to judge on; no group of problems is on both sides."""
 
     ids: tuple[str, ...]
     held_out: tuple[Problem, ...]
 
 
 def split_run(store: TraceStore, *, share: float, n: int | None, seed: int) -> Split:
-    """Hold out a `share` of the groups of a run; of their problems the first `n` are judged on. Raises InputError for too few."""
+    """Hold out a `share` of the problem groups of a run, and of these at most `n` problems. Raises InputError for too few groups."""
     problems: dict[str, list[Problem]] = {}
     for trace in store:
         problems.setdefault(trace.problem.group, []).append(trace.problem)
@@ -58,7 +58,7 @@ def split_run(store: TraceStore, *, share: float, n: int | None, seed: int) -> S
     held = groups[: round(share * len(groups))]
     if len(held) < 2 or len(held) == len(groups):
         raise InputError(
-            f"{len(groups)} groups of problems, {len(held)} of them held out; some are needed to extract from, and at least 2 to judge on"
+            f"{len(groups)} groups of problems, {len(held)} of them held out; at least 2 are needed to judge on, and some to extract from"
         )
     unique = {problem.id: problem for group in held for problem in problems[group]}
     ids = tuple(trace.id for trace in store if trace.problem.group not in set(held))
@@ -66,8 +66,7 @@ def split_run(store: TraceStore, *, share: float, n: int | None, seed: int) -> S
 
 
 def model_of_run(store: TraceStore, model: str | None, **how: Any) -> Model:
-    """The model that wrote the run, or another by name, loaded as `how` tells `load_model`. Raises InputError where the run does not
-    say which wrote it."""
+    """The model that wrote the run, or `model`; `how` goes to `load_model`. Raises InputError if the run does not name its model."""
     name = model or store.meta.get("model", {}).get("name")
     if not name:
         raise InputError(f"{store.path} does not say which model wrote it; give --model")
@@ -75,7 +74,7 @@ def model_of_run(store: TraceStore, model: str | None, **how: Any) -> Model:
 
 
 def sampling_of_run(store: TraceStore, seed: int) -> Sampling:
-    """As the run was sampled, with a seed of its own."""
+    """The sampling of the run, with another seed."""
     known = store.meta.get("sampling", {})
     return Sampling(**{**known, "seed": seed})
 
@@ -102,10 +101,10 @@ def respond(
     n_controls: int,
     covariance: bool,
 ) -> DoseResponse | DecodingResponse:
-    """Judge a method, its vectors made from one side of the split, on the other; or a control of the decoding.
+    """Run a steering method, with vectors from one side of the split, on the other; or a decoding method.
 
-    `strengths` are those of the methods that say none themselves. `covariance`: random vectors have that of the states which the extraction
-    could read, the thinking of its traces.
+    `strengths` replace a method's own if `asked` has none. With `covariance`, random vectors have the covariance of the states that the
+    extraction could read: the thinking of its traces.
     """
     if asked.name in DECODING_METHODS:
         return decoding_response(experiment, source, asked.name, asked.values, n_controls=n_controls)
@@ -124,7 +123,7 @@ def respond(
 
 
 def thinking_states(store: TraceStore, ids: Sequence[str], site: Site) -> NDArray[np.float32]:
-    """What stood at `site` at every token of thinking of these traces (row, d_model); a token that was never fed has none."""
+    """The stored states at `site` of every thinking token of these traces (row, d_model); the last token of a trace has none."""
     rows = [
         np.asarray(store.activations(id, str(site))[store.trace(id).tokens.thinking.slice], dtype=np.float32)
         for id in ids
@@ -133,7 +132,7 @@ def thinking_states(store: TraceStore, ids: Sequence[str], site: Site) -> NDArra
 
 
 def vector_numbers(vector: SteeringVector) -> dict[str, Any]:
-    """What a vector says of itself."""
+    """What a vector says about itself."""
     about = {key: value for key, value in vector.provenance.items() if key not in ("model", "groups")}
     return {
         "method": vector.method,
@@ -145,7 +144,7 @@ def vector_numbers(vector: SteeringVector) -> dict[str, Any]:
 
 
 def ablation_numbers(found: AblationEffect) -> dict[str, Any]:
-    """The effect with its interval, what random controls did, and the side effects."""
+    """The effect with its interval, the random controls, and the side effects."""
     low, high = np.quantile(found.null, [0.025, 0.975])
     return {
         "effect_nats_per_answer_token": estimate_numbers(found.effect),
@@ -163,17 +162,17 @@ def ablation_numbers(found: AblationEffect) -> dict[str, Any]:
     }
 
 
-def anew_numbers(anew: RegenerationEffect) -> dict[str, Any]:
-    """What the ablated model wrote, and what models without random other parts did."""
+def regeneration_numbers(found: RegenerationEffect) -> dict[str, Any]:
+    """What the ablated model wrote, and what the random controls wrote."""
     return {
-        **arm_numbers(anew.arm),
-        "random": [arm_numbers(arm) for arm in anew.random],
-        "excess_over_random": _estimates(anew.excess),
+        **arm_numbers(found.arm),
+        "random": [arm_numbers(arm) for arm in found.random],
+        "excess_over_random": _estimates(found.excess),
     }
 
 
 def arm_numbers(arm: Arm) -> dict[str, Any]:
-    """An arm with its measures and their differences to the unsteered run."""
+    """An arm with its measures and their differences from the unsteered run."""
     return {
         "name": arm.name,
         "multiplier": arm.multiplier,
@@ -185,7 +184,7 @@ def arm_numbers(arm: Arm) -> dict[str, Any]:
 
 
 def response_numbers(response: DoseResponse | DecodingResponse) -> dict[str, Any]:
-    """Every arm with its measures, and of each strength the excess over the random vectors."""
+    """Every arm with its measures, and for each strength the excess over the random vectors."""
     if isinstance(response, DecodingResponse):
         return {
             "unit": response.unit,
@@ -222,8 +221,8 @@ def _estimates(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
 
 
 def numbers_from(text: str) -> Sequence[float]:
-    """`-1,0.5,2`. Raises InputError."""
+    """Read `-1,0.5,2`. Raises InputError for anything else."""
     try:
         return [float(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
-        raise InputError(f"strengths {text!r}: write numbers with commas between, as 0.5,1,2") from error
+        raise InputError(f"strengths {text!r}: write numbers separated by commas, such as 0.5,1,2") from error

@@ -1,4 +1,4 @@
-"""What an intervention does beside what it is for: repetition and form of what was written, and how far the model itself was moved."""
+"""Side effects of an intervention: repetition and form of what was written, and how far the predictions of the model moved."""
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,16 +21,19 @@ from reasonscope.steering.vectors.intervention import Intervention
 
 _BATCH_VALUES = 2**27  # logits of one batch: 0.5 GB in float32
 
-# Reads whole sequences (ids, mask, prompt lengths) and gives the logits (batch, token, vocab).
+# Feeds whole sequences (ids, mask, prompt lengths) and returns logits (batch, token, vocab).
 LogitsFunction: TypeAlias = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence:
-    """How an intervention changes what the model says of given tokens, a row a trace; sums over the `n_tokens` of each.
+    """How an intervention changes the prediction of given tokens; sums over the tokens of each trace, all (trace,).
 
-    `nll`, `nll_unchanged`: negative log-likelihood in nats with the intervention and without; `kl`: KL(unchanged ‖ changed) of the next
-    token in nats, at temperature 1.
+    Attributes:
+        nll: Negative log-likelihood with the intervention, in nats.
+        nll_unchanged: The same without it.
+        kl: KL(unchanged ‖ changed) of the next token at temperature 1, in nats.
+        n_tokens: How many tokens were summed over.
     """
 
     nll: Values
@@ -40,20 +43,20 @@ class Divergence:
 
 
 def repeated_ngrams(ids: Sequence[int], n: int = 4) -> float:
-    """The share of the `n`-grams of tokens that stood before in the same text; 0 where there is none."""
+    """The share of `n`-grams of tokens that repeat an earlier one of the same text; 0 for a text shorter than that."""
     grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def compression_ratio(text: str) -> float:
-    """Bytes of the text over its bytes behind zlib: about 2 to 4 for prose, far more for loops; 1 for an empty text."""
+    """Bytes of the text over its bytes compressed by zlib: about 2 to 4 for prose, far more for loops; 1 for an empty text."""
     raw = text.encode()
     return len(raw) / len(zlib.compress(raw, 9)) if raw else 1.0
 
 
 def is_well_formed_answer(trace: Trace) -> bool:
-    """Whether a completion ended by itself with its thinking closed and an answer that can be read: a final answer where there is a gold
-    one, else one that clearly refuses or complies."""
+    """Whether a completion ended by itself, closed its thinking, and can be read: it has a final answer if the problem has a gold answer,
+    else it clearly refuses or complies."""
     if trace.finish_reason == "length" or trace.state == "truncated":
         return False
     return trace.final_answer is not None if trace.problem.answer is not None else behaviour(trace) != "unclear"
@@ -65,7 +68,7 @@ def generated(trace: Trace) -> Span:
 
 
 def logits_function(model: Model, intervention: Intervention | None) -> LogitsFunction:
-    """Passes over whole sequences under an intervention; None is the unchanged model."""
+    """Forward passes over whole sequences under an intervention; None is the unchanged model."""
 
     def read(ids: Tensor, mask: Tensor, n_prompt: Sequence[int]) -> Tensor:
         if intervention is None:
@@ -82,8 +85,11 @@ def divergences(
     readers: Sequence[LogitsFunction | None],
     spans: Mapping[str, Callable[[Trace], Span]],
 ) -> list[dict[str, Divergence]]:
-    """Teacher-forced: the tokens of `traces` in each of the `spans` (none of which holds the first token), read by each of `readers` and
-    by the unchanged model. A reader None is the unchanged model itself; a trace whose span is empty has 0 tokens there."""
+    """How each reader predicts the tokens of finished traces, compared with the unchanged model.
+
+    `spans` choose tokens of each trace, never its first one; a reader None is the unchanged model itself. One dictionary per reader, by
+    the names of the spans; a trace with an empty span has 0 tokens there.
+    """
     sums = [{name: np.zeros((4, len(traces))) for name in spans} for _ in readers]
     with working("reading again", total=len(traces) * len(readers), unit="texts") as work:
         for batch in _batches(model, traces):
@@ -95,7 +101,7 @@ def divergences(
                     padding = ids.shape[1] - len(traces[i].token_ids)
                     for name, span in spans.items():
                         at = slice(padding + span(traces[i]).start, padding + span(traces[i]).stop)
-                        before = slice(at.start - 1, at.stop - 1)  # what predicts a token stands before it
+                        before = slice(at.start - 1, at.stop - 1)  # the position before a token predicts it
                         of_reader[name][:, i] = _sums(plain[row, before], changed[row, before], ids[row, at])
                 work.advance(len(batch))
     return [
@@ -113,10 +119,10 @@ def _sums(plain: Tensor, changed: Tensor, targets: Tensor) -> tuple[float, float
 
 
 def _batches(model: Model, traces: Sequence[Trace]) -> Iterator[list[int]]:
-    """Traces of like length together, as many as their logits allow. Raises InputError for one without prompt or completion."""
+    """Batches of traces of similar length, as many as their logits allow. Raises InputError for one without prompt or completion."""
     lengths = [len(trace.token_ids) for trace in traces]
     if any(trace.n_prompt_tokens == n or not trace.n_prompt_tokens for trace, n in zip(traces, lengths, strict=True)):
-        raise InputError("a trace has no prompt or no generated token to be read again; leave it out")
+        raise InputError("a trace has no prompt or no generated token; leave it out")
     order, batch = sorted(range(len(traces)), key=lengths.__getitem__), list[int]()
     for i in order:
         if batch and (len(batch) + 1) * lengths[i] * model.vocabulary > _BATCH_VALUES:

@@ -1,4 +1,4 @@
-"""The findings of extraction, sweeps and ablations in words, with tables in which every number stands beside its control."""
+"""The findings of extraction, sweeps and ablations in words, with tables that show every number next to its control."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -120,7 +120,7 @@ def ablation_summary(
             "ablation",
             "answer, nats per token",
             "random controls",
-            "controls",
+            "how many",
             "p",
             "smallest p",
             "KL of the thinking",
@@ -165,7 +165,7 @@ def regeneration_summary(
 
 
 def _state_norm(store: TraceStore, ids: Sequence[str], site: Site) -> float | None:
-    """The mean norm of what stands at `site` along the thinking of the first traces; None if the run did not store it."""
+    """The mean norm of the states at `site` along the thinking of the first traces; None if the run did not store them."""
     if str(site) not in store.sites:
         return None
     states = thinking_states(store, ids[:_NORM_TRACES], site)

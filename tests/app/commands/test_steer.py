@@ -104,9 +104,15 @@ def test_ablate_runs_a_plan_with_every_kind(run, tmp_path, monkeypatch):
     found = numbers("ablate", plan, "--run", run)
     assert len(found) == 8
     for one in found.values():
-        assert one["controls"]["n"] == 20 and one["touched"] > 0
+        assert one["smallest_p"] == 1 / (1 + one["controls"]["n"]) and one["touched"] > 0
         low, high = one["effect_nats_per_answer_token"]["ci"]
         assert low <= one["effect_nats_per_answer_token"]["value"] <= high
+    assert {name: one["controls"]["n"] for name, one in found.items()} == {
+        "heads": 9,
+        **dict.fromkeys(("heads by mean", "heads by draw"), 3),
+        **dict.fromkeys(("mlp", "layer"), 5),
+        **dict.fromkeys(("early", "doubts", "edges"), 20),
+    }
     assert "not measured" in found["edges"]["regenerate_ablated"]
     anew = {name: one["regenerate_ablated"] for name, one in found.items() if name != "edges"}
     assert {name: len(one["random"]) for name, one in anew.items()} == {
@@ -123,10 +129,10 @@ def test_ablate_runs_a_plan_with_every_kind(run, tmp_path, monkeypatch):
     ("args", "message"),
     [
         (("steer", "extract", "magic"), "no steering method is called 'magic'"),
-        (("steer", "sweep", "seal", "--strengths", "a,b"), "numbers with commas"),
+        (("steer", "sweep", "seal", "--strengths", "a,b"), "numbers separated by commas"),
         (("steer", "sweep", "soap"), "no steering method is called 'soap'"),
         (("steer", "sweep", "forced-close:1.5"), "a whole number"),
-        (("steer", "extract", "seal", "--held-out", "1"), "some are needed to extract from"),
+        (("steer", "extract", "seal", "--held-out", "1"), "and some to extract from"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(run, monkeypatch, capsys, args, message):
