@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.summary import Summary, in_hundredths
+from reasonscope.data.summary import Summary, in_hundredths, in_percent
 from reasonscope.data.trace import Trace
 from reasonscope.probes.evaluation.comparison import Comparison
 from reasonscope.probes.fitting.linear_probes import LinearProbe
@@ -46,10 +46,8 @@ def truncation_notes(n_truncated: int, n_traces: int, consequence: str) -> list[
     """A warning if many of the traces were cut off at the token limit, else nothing."""
     if not n_traces or n_truncated / n_traces < _MANY:
         return []
-    return [
-        f"Warning: {n_truncated} of {n_traces} traces ({n_truncated / n_traces:.0%}) were cut off at the token limit. {consequence}; "
-        "record again with a larger --max-new-tokens to be sure."
-    ]
+    cut = f"{n_truncated} of {n_traces} traces ({in_percent(n_truncated / n_traces)}) were cut off at the token limit"
+    return [f"Warning: {cut}. {consequence}; record again with a larger --max-new-tokens to be sure."]
 
 
 def censored_notes(comparison: Comparison) -> list[str]:

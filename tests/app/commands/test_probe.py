@@ -217,3 +217,67 @@ def test_a_probe_of_another_kind_or_model_forecasts_nothing(tmp_path):
         forecast_numbers(load_model("organism"), LinearProbe.load(other), ["Hello?"])
     with pytest.raises(InputError, match="does not predict lengths"):
         forecast(LinearProbe.load(other), np.ones(4))
+
+
+def shown(*args):
+    result = CliRunner().invoke(cli.app, ["probe", *map(str, args)], catch_exceptions=False, env={"COLUMNS": "500"})
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_command_says_its_finding_in_a_sentence_a_table_and_where_to_look(run):
+    said = shown("length", "--run", run, "--folds", 3)
+    finding, *rest = said.splitlines()
+    assert finding.startswith(
+        "The state before the first thinking token predicts how long the model will think (Spearman "
+    )
+    assert "40 problems)" in finding
+    table = "\n".join(rest)
+    assert all(
+        name in table for name in ("│ probe ", "│ difficulty ", "shuffled labels, 20 draws", "probe − best baseline")
+    )
+    assert f"Probes: {run}/probes/length.safetensors" in said
+    assert f"Figures: {run}/figures (length_prediction.html, length_scores.html)" in said
+    assert rest[-1].strip() == f"Next: reasonscope app {run}"
+
+
+def test_refusal_says_its_contrasts_and_its_cliff(run):
+    said = shown("refusal", "--run", run, "--folds", 3)
+    assert said.startswith(
+        "The state at the closing tag predicts whether the model will refuse a harmful request (AUROC "
+    )
+    assert "│ intent probe" in said and "│ harmfulness − its best baseline" in said
+    assert "Cliff of intent at the closing tag: for" in said and "along random directions by" in said
+
+
+def test_correctness_shows_every_position_and_says_what_is_undefined(run, monkeypatch):
+    monkeypatch.setattr(probe_reports, "POSITIONS", ("prompt", "window"))
+    said = shown("correctness", "--run", run, "--folds", 3)
+    assert "│ probe, prompt " in said and "│ probe, window " in said
+    assert "Undefined: the comparison within problems, because no problem has both a right and a wrong sample" in said
+
+
+def test_a_forecast_is_a_sentence(monkeypatch):
+    numbers = {"Hello?": {"thinking_tokens": {"value": 213.4, "low": 140.1, "high": 330.0}, "coverage": 0.9}}
+    assert str(probe_reports.forecast_summary(numbers)) == (
+        "The model will think for about 213 tokens about 'Hello?' (90 % interval: 140 to 330)."
+    )
+    numbers["Bye?"] = {"thinking_tokens": {"value": 50.0, "low": 40.0, "high": float("inf")}, "coverage": 0.9}
+    both = str(probe_reports.forecast_summary(numbers))
+    assert both.startswith("The model will think longest about 'Hello?' (about 213 tokens) and shortest about 'Bye?'")
+    assert "at least 40" in both and "No upper end" in both
+
+
+def test_a_run_of_requests_alone_says_that_length_leaves_them_out(tmp_path, run):
+    whole = TraceStore.open(run / "store")
+    requests = [trace for trace in whole if trace.problem.answer is None]
+    with TraceStore.create(tmp_path / "run" / "store", sites=["resid_post.1"]) as store:
+        store.append(requests, {"resid_post.1": [whole.activations(trace.id, "resid_post.1") for trace in requests]})
+    for command in ("length", "remaining"):
+        with pytest.raises(InputError, match=r"all 80 traces of this run are of requests.*--problems ledger"):
+            CliRunner().invoke(
+                cli.app,
+                ["probe", command, "--run", str(tmp_path / "run")],
+                catch_exceptions=False,
+                standalone_mode=False,
+            )

@@ -305,9 +305,13 @@ def test_hostile_text_reaches_the_page_as_text(imported):
 
 
 def test_numbers_show_their_intervals():
-    numbers = {"auroc": {"value": 0.9, "ci": [0.8, 0.95]}, "n": 3, "cells": {"a": {"value": 1.0}}, "list": [1.0, 2.0]}
+    score = {"value": 0.9, "low": 0.8, "high": 0.95, "n": 7}
+    earlier = {"value": 0.9, "ci": [0.8, 0.95]}  # as earlier versions wrote it
+    numbers = {"score": score, "earlier": earlier, "n": 3, "cells": {"a": {"value": 1.0}}, "list": [1.0, 2.0]}
     assert list(components.flattened(numbers)) == [
-        ("auroc", 0.9, 0.8, 0.95),
+        ("score", 0.9, 0.8, 0.95),
+        ("score · n", 7, None, None),
+        ("earlier", 0.9, 0.8, 0.95),
         ("n", 3, None, None),
         ("cells · a", 1.0, None, None),
         ("list", "1 … 2", None, None),
@@ -535,3 +539,31 @@ def test_numbers_of_arms_are_named_and_addresses_are_no_links():
     assert components._text(True) == "yes"
     shown = components.as_text("see http://evil.example or www.evil.example")
     assert "://" not in shown and "\u2060" in shown
+
+
+def table_of(test: AppTest) -> dict[str, tuple[object, object]]:
+    """The numbers of a page by name: value, and interval if there is one."""
+    [frame] = [element for element in test.dataframe if "number" in element.value.columns]
+    rows = frame.value.to_dict("records")
+    return {row["number"]: (row["value"], row.get("95 % interval")) for row in rows}
+
+
+def test_the_pages_show_what_the_probe_commands_saved():
+    length = table_of(page("probes", EXAMPLE, probe="length"))
+    assert length["comparison · score"] == ("0.9233", "0.898 … 0.939")
+    assert length["comparison · difference"][0].startswith("-0.02")
+    refusal = table_of(page("probes", EXAMPLE, probe="refusal"))
+    assert refusal["contrasts · intent · comparison · score"][0].startswith("0.97")
+    assert "comparison · score" not in refusal, "the main contrast stands among the contrasts"
+    cliffs = table_of(page("refusal", EXAMPLE, contrast="intent"))
+    assert cliffs["intent · harmful complied · drop"][1] and cliffs["traces · harmful complied"][0] == "23"
+
+
+def test_the_cliffs_of_an_earlier_version_are_shown(tmp_path):
+    copied = shutil.copytree(EXAMPLE, tmp_path / "run")
+    path = copied / "numbers" / "refusal.json"
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    earlier = {name: {"cliffs": found["cliffs"]} for name, found in kept["numbers"]["contrasts"].items()}
+    path.write_text(json.dumps({**kept, "numbers": {**earlier, "cells": {"harmful complied": 23}}}), encoding="utf-8")
+    cliffs = table_of(page("refusal", copied, contrast="intent"))
+    assert cliffs["intent · harmful complied · drop"][1] and cliffs["traces · harmful complied"][0] == "23"
