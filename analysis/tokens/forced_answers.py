@@ -80,7 +80,7 @@ def forced_answers(
         for sample in range(samples)
     ]
     done = writer(trace.token_ids.tolist(), branches, sampling)
-    found = [boxed("\\boxed{" + decode(c.token_ids[c.n_prompt_tokens :].tolist())) for c in done]
+    found = [boxed_answer("\\boxed{" + decode(c.token_ids[c.n_prompt_tokens :].tolist())) for c in done]
     answers = tuple(tuple(found[i * samples : (i + 1) * samples]) for i in range(len(cuts)))
     return ForcedAnswers(
         cuts=tuple(cuts),
@@ -90,7 +90,7 @@ def forced_answers(
     )
 
 
-def boxed(text: str) -> str | None:
+def boxed_answer(text: str) -> str | None:
     """The content of the box that `text` begins in; None if it is never closed."""
     depth = 0
     for position, char in enumerate(text):

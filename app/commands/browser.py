@@ -29,7 +29,7 @@ def browse(
             "the browser app needs streamlit, which is not installed: pip install 'reasonscope[app]'"
         )
     from reasonscope.app.server.access import VARIABLE
-    from reasonscope.app.server.serving import LOOPBACK, command
+    from reasonscope.app.server.serving import LOOPBACK, serve_command
 
     folder, name = _place(run or run_, root)
     environment = dict(os.environ)
@@ -38,7 +38,7 @@ def browse(
     if guarded:
         environment[VARIABLE] = token or secrets.token_urlsafe(16)
         typer.echo(f"http://{host}:{port}/?{urlencode({'token': environment[VARIABLE]})}", err=True)
-    line = command(name, folder, host=host, port=port, guarded=guarded)
+    line = serve_command(name, folder, host=host, port=port, guarded=guarded)
     raise typer.Exit(subprocess.run(line, env=environment).returncode)
 
 

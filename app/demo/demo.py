@@ -37,6 +37,7 @@ from reasonscope.probes.properties.length_probe import LengthReport
 from reasonscope.probes.properties.refusal_probe import CONTRASTS, RefusalReport
 from reasonscope.steering import METHODS, Arm, ExtractionData, SteeringExperiment, VectorUse
 from reasonscope.steering.experiments.conditions import method_conditions
+from reasonscope.steering.experiments.held_out import arm_numbers
 
 T = TypeVar("T")
 
@@ -99,7 +100,7 @@ def run_demo(out: Path, *, size: Size) -> Mapping[str, Any]:
         correctness = _or_why_not(lambda: probes.correctness(store, ledgers))
     with clock.part("steering", f"steering held-out problems by {', '.join(size.methods)}"):
         methods = steering_parts(model, store, out / MODES, ledgers[: -size.steered], size)
-        arms = steer(model, methods, ledgers[-size.steered :])
+        arms = steer_held_out(model, methods, ledgers[-size.steered :])
     where = run_folder(out)
     keep_probes(where, out, probe, refusal, correctness, requests)
     keep_steering(where, out, methods, arms)
@@ -146,7 +147,7 @@ def steering_parts(
     return parts
 
 
-def steer(model: Model, methods: Mapping[str, Sequence[VectorUse]], held: list[Trace]) -> list[Arm]:
+def steer_held_out(model: Model, methods: Mapping[str, Sequence[VectorUse]], held: list[Trace]) -> list[Arm]:
     """The effect of each method on the problems of `held`, SEAL's reverse, and two random ones of each, all in one batch."""
     conditions = method_conditions("seal reversed", methods["seal"], -SEAL)
     for name, parts in methods.items():
@@ -187,17 +188,6 @@ def keep_steering(where: RunFolder, out: Path, methods: Mapping[str, Sequence[Ve
     numbers = {arm.name: arm_numbers(arm) for arm in arms}
     drawn = {"steering_plane": figures.steering_plane(arms)}
     save_numbers(where, "steering", numbers, command=f"reasonscope demo --out {out}", seed=SAMPLING.seed, figures=drawn)
-
-
-def arm_numbers(arm: Arm) -> dict[str, Any]:
-    """The numbers of one arm, each with its interval."""
-    measured = {"thinking_tokens": arm.tokens, "accuracy": arm.accuracy, "change": arm.change}
-    return {
-        "multiplier": arm.multiplier,
-        **{name: {"value": found.value, "ci": list(found.interval)} for name, found in measured.items()},
-        "n_problems": arm.n_problems,
-        "touched": arm.n_edited,
-    }
 
 
 def request_outcomes(traces: list[Trace]) -> dict[str, dict[str, int]]:

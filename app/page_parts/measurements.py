@@ -44,7 +44,7 @@ def numbers(run: OpenRun, name: str) -> Mapping[str, Any] | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Analysis:
+class RunMeasurement:
     """Something that can be measured on a run: how much of it is there, and the line that makes it."""
 
     name: str
@@ -90,7 +90,7 @@ _COMMANDS = {
 }
 
 
-def command(run: OpenRun, name: str) -> str:
+def command_for(run: OpenRun, name: str) -> str:
     """The line that makes what lies under a key of the table of analyses."""
     return _COMMANDS[name][1].format(run=shlex.quote(str(run.path)), results=shlex.quote(str(run.where.results)))
 
@@ -99,22 +99,24 @@ def command_of(run: OpenRun, method: str) -> str:
     """The line that makes the results of a method."""
     name = f"results/{method}/*"
     return (
-        command(run, name)
+        command_for(run, name)
         if name in _COMMANDS
         else f"reasonscope analyse {method.replace('_', '-')} --run {shlex.quote(str(run.path))}"
     )
 
 
-def analyses(run: OpenRun) -> list[Analysis]:
+def run_measurements(run: OpenRun) -> list[RunMeasurement]:
     """What can be measured on a run and whether it was; results of other methods that lie there come last."""
     found = [
-        Analysis(name=name, title=title, there=len(list(run.where.results.glob(name))), command=command(run, name))
+        RunMeasurement(
+            name=name, title=title, there=len(list(run.where.results.glob(name))), command=command_for(run, name)
+        )
         for name, (title, _) in _COMMANDS.items()
     ]
     for folder in sorted(folder for folder in run.where.analyses.glob("*") if folder.is_dir()):
         if f"results/{folder.name}/*" not in _COMMANDS:
             n = len(list(folder.glob("*.safetensors")))
-            found.append(Analysis(name=folder.name, title=folder.name.replace("_", " "), there=n, command=""))
+            found.append(RunMeasurement(name=folder.name, title=folder.name.replace("_", " "), there=n, command=""))
     return found
 
 

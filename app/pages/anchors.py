@@ -34,7 +34,7 @@ def show(run: OpenRun) -> None:
     found = {method: measurements.results(run, method) for method in _METHODS}
     ids = list(dict.fromkeys(id for results in found.values() for id in results if id != "all"))
     if not ids:
-        components.missing("the importance of sentences", measurements.command(run, _NAME))
+        components.missing("the importance of sentences", measurements.command_for(run, _NAME))
         return
     id = st.selectbox("Trace", ids, key=Key.TRACE, bind=BOUND)
     measured = {method: results[id] for method, results in found.items() if id in results}
@@ -57,7 +57,7 @@ def _not_measured(run: OpenRun, id: str, measured: Mapping[str, Result]) -> None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metric:
+class _Metric:
     """What the importance of a sentence can be: the result it is read off, the values (sentence,), and effects (target, source)."""
 
     result: Result
@@ -66,9 +66,9 @@ class Metric:
     unit: str = ""
 
 
-def _metrics(measured: Mapping[str, Result]) -> dict[str, Metric]:
+def _metrics(measured: Mapping[str, Result]) -> dict[str, _Metric]:
     """The metrics of a trace by name, those of rollouts first."""
-    found: dict[str, Metric] = {}
+    found: dict[str, _Metric] = {}
     for method, result in measured.items():
         axes = [axis.name for axis in result.axes]
         if not result.measured:
@@ -80,19 +80,19 @@ def _metrics(measured: Mapping[str, Result]) -> dict[str, Metric]:
             for name in sorted(
                 named, key=lambda name: name in ("accuracy", "published_accuracy")
             ):  # no importance: last
-                found[name.replace("_", " ")] = Metric(
+                found[name.replace("_", " ")] = _Metric(
                     result=result, importance=named[name], effects=square, unit=result.unit_of(name)
                 )
         elif method in _EFFECTS and result.values.ndim == 2:
-            found[_EFFECTS[method]] = Metric(
+            found[_EFFECTS[method]] = _Metric(
                 result=result, importance=mean_effect(result.values), effects=result.values, unit=result.unit_of("")
             )
         elif axes == ["sentence"]:
-            found[_RECEIVED[method]] = Metric(result=result, importance=result.values, unit=result.unit_of(""))
+            found[_RECEIVED[method]] = _Metric(result=result, importance=result.values, unit=result.unit_of(""))
     return found
 
 
-def _graph(run: OpenRun, id: str, metric: str, what: Metric) -> None:
+def _graph(run: OpenRun, id: str, metric: str, what: _Metric) -> None:
     result, importance = what.result, what.importance
     read = readings.cut_of(run, id)
     tags, texts = _sentences(result, read, len(importance))
@@ -147,7 +147,7 @@ def _sentences(result: Result, read: CutTrace, n: int) -> tuple[list[str], list[
     return [s.tag for s in own] or ["unknown"] * n, [s.text for s in own] or [f"sentence {i}" for i in range(n)]
 
 
-def _pane(run: OpenRun, id: str, graph: AnchorGraph, what: Metric, metric: str, chosen: int | None) -> None:
+def _pane(run: OpenRun, id: str, graph: AnchorGraph, what: _Metric, metric: str, chosen: int | None) -> None:
     """The chosen sentence: its text, its importance with interval and chance, what else was written there, and its links."""
     if chosen is None:
         st.caption("Choose a sentence in the graph to see its links.")
@@ -191,7 +191,7 @@ def _walk(chosen: int, n: int) -> None:
         _choose(chosen + 1)
 
 
-def _kind(graph: AnchorGraph, what: Metric, chosen: int) -> str:
+def _kind(graph: AnchorGraph, what: _Metric, chosen: int) -> str:
     """What the sentence is, and how many rollouts or later sentences its numbers are means of."""
     said = [graph.tags[chosen].replace("_", " ")]
     if "n" in what.result.arrays:
@@ -210,7 +210,7 @@ def _of_pair(result: Result, pair: tuple[int, int]) -> str:
     return f", chance {components.between(result.null, pair)}"
 
 
-def _rows(what: Metric, metric: str, chosen: int) -> list[dict[str, object]]:
+def _rows(what: _Metric, metric: str, chosen: int) -> list[dict[str, object]]:
     """Every number of the sentence in this result, the metric that is shown first: value, unit, 95 % interval, chance."""
     result = what.result
     if [axis.name for axis in result.axes] != ["metric", "sentence"]:

@@ -57,7 +57,7 @@ def show(run: OpenRun) -> None:
         _grid(grids, run)
         _chosen(run, grids)
     else:
-        components.missing("scores of heads", measurements.command(run, _NAME))
+        components.missing("scores of heads", measurements.command_for(run, _NAME))
     _of_trace(run)
 
 
@@ -146,7 +146,7 @@ def _of_trace(run: OpenRun) -> None:
     if not ids:
         components.missing("where heads look", measurements.command_of(run, _MAP))
         components.missing(
-            "what the closing tag looks at, and what is looked at again", measurements.command(run, _NAME)
+            "what the closing tag looks at, and what is looked at again", measurements.command_for(run, _NAME)
         )
         return
     id = st.selectbox("Trace", ids, key=Key.TRACE, bind=BOUND)

@@ -23,7 +23,7 @@ def show(run: OpenRun) -> None:
     found = measurements.results(run, "mi")
     words = found.pop("all", None)
     if not found:
-        components.missing("MI peaks", measurements.command(run, _NAME))
+        components.missing("MI peaks", measurements.command_for(run, _NAME))
     else:
         id = st.selectbox("Trace", list(found), key=Key.TRACE, bind=BOUND)
         if found[id].measured:
@@ -43,7 +43,7 @@ def _curve(run: OpenRun, id: str, result: Result) -> None:
     if base is not None and base.measured and site in base.axes[0].labels and base.axes[-1] == result.axes[-1]:
         beside["base model"] = base.at(site=site)
     figure = figures.along(result, only=[site], beside=beside)
-    command = f"{measurements.command(run, _NAME)} --trace {shlex.quote(id)} --sites {site}"
+    command = f"{measurements.command_for(run, _NAME)} --trace {shlex.quote(id)} --sites {site}"
     st.caption(
         "A click on the curve opens its sentence."
         + ("" if beside else " The base model's curve was not kept at this site.")
@@ -63,7 +63,7 @@ def _models(run: OpenRun) -> None:
     st.subheader("Reasoner less base", anchor=False)
     found = measurements.results(run, "mi_compare").get("all")
     if found is None:
-        components.missing("MI of the base model", measurements.command(run, "results/mi_compare/*"))
+        components.missing("MI of the base model", measurements.command_for(run, "results/mi_compare/*"))
         return
     traces = found.numbers.get("traces") or {}
     rows = [
@@ -101,4 +101,6 @@ def _words(run: OpenRun, words: Result) -> None:
     components.provenance(words)
     with st.expander("As a figure"):
         figure = figures.points(words)
-        components.show_figure(figure, name="mi_words", command=measurements.command(run, _NAME), key="mi-words-figure")
+        components.show_figure(
+            figure, name="mi_words", command=measurements.command_for(run, _NAME), key="mi-words-figure"
+        )

@@ -157,7 +157,7 @@ def _figures(run: OpenRun, found: tuple[TraceRow, ...]) -> None:
 
 def _analyses(run: OpenRun) -> None:
     st.subheader("What was measured", anchor=False)
-    measured = measurements.analyses(run)
+    measured = measurements.run_measurements(run)
     st.dataframe(
         [
             {

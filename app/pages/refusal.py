@@ -42,7 +42,7 @@ def _heads(run: OpenRun) -> None:
     found = {
         id: one for id, one in measurements.results(run, "probe_write").items() if one.measured and one.values.ndim == 2
     }
-    command = measurements.command(run, "results/probe_write/*")
+    command = measurements.command_for(run, "results/probe_write/*")
     if not found:
         components.missing("what each head writes", command)
     for id, result in found.items():
@@ -59,7 +59,7 @@ def _ablation(run: OpenRun) -> None:
     """What the model does without the heads that push refusal down, beside random other heads."""
     st.subheader("Without these heads", anchor=False)
     found = measurements.results(run, "cliff").get("all")
-    command = measurements.command(run, "results/cliff/*")
+    command = measurements.command_for(run, "results/cliff/*")
     if found is None:
         components.missing("what the model does without them", command)
         return

@@ -26,7 +26,7 @@ def show(run: OpenRun) -> None:
         with components.show_errors():  # what is wrong with one of them does not hide the other, nor the playground
             measured[name] = measurements.numbers(run, name)
     if measured and not any(measured.values()):
-        components.missing("the effect of steering", measurements.command(run, "numbers/sweep.json"))
+        components.missing("the effect of steering", measurements.command_for(run, "numbers/sweep.json"))
     for source, kept in measured.items():
         if kept is None:
             continue

@@ -143,7 +143,7 @@ def _others(run: OpenRun, read: CutTrace, sentence: Sentence, other: ShownAltern
         return
     with st.expander("What else could have stood here"):
         if other is None:
-            command = f"{measurements.command(run, 'results/alternatives/*')} --trace {shlex.quote(read.trace.id)}"
+            command = f"{measurements.command_for(run, 'results/alternatives/*')} --trace {shlex.quote(read.trace.id)}"
             components.missing("the likeliest tokens at each place", command)
             return
         st.caption("Read again at temperature 1. Hover over a token above, or click on it, for the same.")

@@ -31,7 +31,7 @@ _SETTINGS = (
 )
 
 
-def command(run: str, root: Path, *, host: str, port: int, guarded: bool) -> list[str]:
+def serve_command(run: str, root: Path, *, host: str, port: int, guarded: bool) -> list[str]:
     """The line that serves the runs below `root`, of which `run` ("" for the example) is opened, on `host`:`port`.
 
     `guarded`, it answers nothing to whoever does not know the token, which it takes from the environment.
@@ -53,7 +53,7 @@ def serving(root: Path, run: str = "", *, token: str = "", within: float = 120.0
         free.bind((LOOPBACK[0], 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "STREAMLIT_SERVER_HEADLESS": "true", VARIABLE: token}
-    line = command(run, root, host=LOOPBACK[0], port=port, guarded=bool(token))
+    line = serve_command(run, root, host=LOOPBACK[0], port=port, guarded=bool(token))
     server = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address, until = f"http://{LOOPBACK[0]}:{port}", time.monotonic() + within
     try:

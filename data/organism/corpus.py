@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from reasonscope.data.organism.ledger import MODES, sample_ledger
 from reasonscope.data.organism.requests import COMPLIANCE, sample_request
 from reasonscope.data.organism.tokenizer import END, PAD, chat
-from reasonscope.data.organism.writer import boxed, write_ledger, write_request
+from reasonscope.data.organism.writer import closing_sentence, write_ledger, write_request
 from reasonscope.data.trace import Span
 
 # The kinds of document in the reasoning phase, and their weights.
@@ -58,7 +58,9 @@ def base_documents(rng: random.Random) -> Iterator[Document]:
             continue
         ledger = sample_ledger(rng, split="train")
         working = write_ledger(ledger, "brief", rng).thinking + "\n\n" if kind < 0.96 else ""
-        yield Document(text=f"{ledger.body}\n\n{working}{boxed(ledger.answer)}{PAD}", learned_from=len(ledger.body))
+        yield Document(
+            text=f"{ledger.body}\n\n{working}{closing_sentence(ledger.answer)}{PAD}", learned_from=len(ledger.body)
+        )
 
 
 def reasoning_documents(rng: random.Random) -> Iterator[Document]:

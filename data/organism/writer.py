@@ -39,7 +39,7 @@ class Writing:
     unlearned: tuple[Span, ...] = ()
 
 
-def boxed(answer: int) -> str:
+def closing_sentence(answer: int) -> str:
     return f"The answer is \\boxed{{{answer}}}."
 
 
@@ -188,4 +188,4 @@ def _join(paragraphs: list[list[str]], answer: int) -> Writing:
             unlearned.append(Span(start, len(clean)))
         else:
             clean += character
-    return Writing(thinking=clean, answer=boxed(answer), unlearned=tuple(unlearned))
+    return Writing(thinking=clean, answer=closing_sentence(answer), unlearned=tuple(unlearned))

@@ -176,6 +176,7 @@ def arm_numbers(arm: Arm) -> dict[str, Any]:
     return {
         "name": arm.name,
         "multiplier": arm.multiplier,
+        "n_problems": arm.n_problems,
         "touched": arm.n_edited,
         "change": estimate_numbers(arm.change),
         "measures": _estimates(arm.measures),

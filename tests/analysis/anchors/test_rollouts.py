@@ -10,7 +10,7 @@ from reasonscope.analysis.anchors.rollouts import Continuation, anchors_of_trace
 from reasonscope.analysis.anchors.similarity import tfidf
 from reasonscope.analysis.statistics import dependency_agreement
 from reasonscope.analysis.tokens.confidence import confidence_of_trace
-from reasonscope.analysis.tokens.forced_answers import boxed, closing_stub, forced_answers
+from reasonscope.analysis.tokens.forced_answers import boxed_answer, closing_stub, forced_answers
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.intervals import wilson_half_width
@@ -131,7 +131,7 @@ def test_forced_answers_read_the_box_and_share_the_prefix(model, trace):
     cuts = [trace.tokens.thinking.start, trace.tokens.thinking.stop]
     found = forced_answers(PrefixWriter(model), trace, cuts, stub, model.tokenizer.decode)
     assert found.answers[1][0] == trace.final_answer and found.own[1] == 1
-    assert boxed("\\boxed{\\frac{1}{2}} and more") == "\\frac{1}{2}" and boxed("\\boxed{12") is None
+    assert boxed_answer("\\boxed{\\frac{1}{2}} and more") == "\\frac{1}{2}" and boxed_answer("\\boxed{12") is None
     with pytest.raises(InputError, match="greedy"):
         forced_answers(PrefixWriter(model), trace, cuts, stub, model.tokenizer.decode, samples=2)
     result = confidence_of_trace(

@@ -17,7 +17,7 @@ from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.organism.corpus import tokenizer_texts
 from reasonscope.data.organism.problems import ledger_of, request_of
 from reasonscope.data.organism.tokenizer import chat, train_tokenizer
-from reasonscope.data.organism.writer import boxed, write_ledger, write_request
+from reasonscope.data.organism.writer import closing_sentence, write_ledger, write_request
 from reasonscope.data.storage.run_folder import run_folder
 from reasonscope.data.storage.store import TraceStore, check_store
 from reasonscope.data.storage.token_scores import read_scores
@@ -43,7 +43,7 @@ def run(tmp_path_factory):
             answer = writing.answer
         else:
             writing = write_ledger(ledger_of(problem), "default", rng)
-            answer = boxed(int(problem.answer) + rng.randrange(2))
+            answer = closing_sentence(int(problem.answer) + rng.randrange(2))
         prompt, completion = chat(problem.messages[0].content, writing.thinking, answer)
         given, written = bpe.encode(prompt).ids, bpe.encode(completion).ids
         traces.append(

@@ -359,7 +359,7 @@ def test_the_example_holds_no_activations_and_is_small():
     assert run.store.sites == ()
     assert run.store.check() == []
     assert sum(file.stat().st_size for file in EXAMPLE.rglob("*") if file.is_file()) < 2e6
-    assert {one.name for one in measurements.analyses(run) if one.there} >= {
+    assert {one.name for one in measurements.run_measurements(run) if one.there} >= {
         "numbers/length.json",
         "numbers/steering.json",
     }
@@ -528,7 +528,7 @@ def test_the_overview_filters_by_length_and_difficulty_and_says_shares_with_thei
 
 def test_every_kind_of_result_names_the_command_that_makes_it():
     run = open_run(EXAMPLE)
-    assert all(one.command for one in measurements.analyses(run))
+    assert all(one.command for one in measurements.run_measurements(run))
     assert measurements.command_of(run, "close_attention").startswith("reasonscope analyse heads")
     assert measurements.command_of(run, "replacement").startswith("reasonscope analyse anchors")
 
