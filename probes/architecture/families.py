@@ -1,4 +1,4 @@
-"""A tiny random model of every architecture in the layout table, with its family's windows, sinks and experts."""
+"""Tiny random models, one of each architecture in the layout table, with the windows, sinks and experts of their families."""
 
 from typing import Any
 
@@ -94,15 +94,15 @@ def tiny_config(family: str) -> PretrainedConfig:
 
 
 def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
-    """A model of `family` with random float32 weights, large enough that an edit is far above rounding."""
+    """A model of `family` with random float32 weights, large enough that an edit changes outputs by far more than rounding."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(tiny_config(family)).eval()
         for parameter in model.parameters():
-            # Norms' weights and sinks too: at their initial 1 or 0 a forgotten norm or sink would go unseen.
+            # Weights of norms and sinks are random too: at their initial 1 or 0 nobody would notice a missing norm or sink.
             torch.nn.init.normal_(parameter, std=0.2 if parameter.dim() > 1 else 0.5)
         for name, buffer in model.named_buffers():
-            if name.endswith("correction_bias"):  # DeepSeek's, by which experts are chosen, is no parameter
+            if name.endswith("correction_bias"):  # DeepSeek chooses experts by it, but it is not a parameter
                 torch.nn.init.normal_(buffer, std=0.2)
     assert isinstance(model, PreTrainedModel)
     return model

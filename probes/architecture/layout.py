@@ -1,4 +1,4 @@
-"""Where each architecture keeps what we read and write: one row of `LAYOUTS` per family, checked on the live model."""
+"""Where each architecture keeps the modules that we read and write: a table with one row per family, checked on the live model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -11,12 +11,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 from reasonscope.data.errors import ArchitectureError, InputError, SiteError
 from reasonscope.probes.architecture.sites import Site
 
-# What a router hands on (logits, scores, chosen experts) when its logits (row, expert) are these.
+# Takes a router and its logits (row, expert); returns what the router hands on: logits, scores and chosen experts.
 Route = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def _softmax_then_topk(router: nn.Module, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Qwen3-MoE: the probabilities of the chosen, made to sum to 1 where the config says so."""
+    """Qwen3-MoE: the probabilities of the chosen experts, normalised to sum to 1 if the config says so."""
     probabilities = torch.softmax(logits, dim=-1, dtype=torch.float)
     scores, experts = torch.topk(probabilities, _chosen(router), dim=-1)
     if router.norm_topk_prob:
@@ -25,13 +25,13 @@ def _softmax_then_topk(router: nn.Module, logits: Tensor) -> tuple[Tensor, Tenso
 
 
 def _topk_then_softmax(router: nn.Module, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """gpt-oss: a softmax over the chosen alone."""
+    """gpt-oss: a softmax over the chosen experts only."""
     values, experts = torch.topk(logits, _chosen(router), dim=-1)
     return logits, torch.softmax(values, dim=-1, dtype=values.dtype), experts
 
 
 def _sigmoid_in_groups(router: nn.Module, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """DeepSeek-V3: sigmoids choose, with a bias that balances the load, among the best groups of experts, and weigh without it."""
+    """DeepSeek-V3: sigmoids, plus a bias that balances the load, choose experts from the best groups; the weights omit the bias."""
     factor = router.routed_scaling_factor
     assert isinstance(factor, int | float)
     scores = logits.sigmoid()
@@ -53,14 +53,29 @@ def _chosen(router: nn.Module) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The names of an architecture's modules, as dotted paths.
+    """The modules of an architecture, as dotted paths: a row of `LAYOUTS`, or your own for `load_model(layout=…)`.
 
-    `blocks`, `embedding`, `final_norm` and `unembedding` start at the model; the others start at a block. `attention`
-    returns (output, weights); `o_proj` takes the heads side by side. `attn_out` and `mlp_out` are the modules whose
-    output is added to the residual as it is: the attention and MLP themselves, or the norms behind them; so
-    resid_pre + attn_out + mlp_out == resid_post in every row, also where attention and MLP both read the block's input
-    (GPT-NeoX). `sinks`: attention rows sum to less than 1. `router` is None on dense models; `route` says what follows
-    from its logits.
+    In every row resid_pre + attn_out + mlp_out == resid_post, even if attention and MLP both read the block's input (GPT-NeoX).
+
+    Attributes:
+        model_type: The architecture, as `config.model_type` names it.
+        blocks: The list of blocks, from the model.
+        embedding: The token embedding, from the model.
+        final_norm: The norm before the unembedding, from the model.
+        attention: The attention, from a block; it returns (output, weights).
+        o_proj: The output projection of the attention, from a block; it takes the heads side by side.
+        mlp: The MLP, from a block.
+        attn_out: The module whose output is added to the residual stream: the attention itself, or the norm after it.
+        mlp_out: The same for the MLP.
+        unembedding: The output layer, from the model.
+        router: The router of a mixture of experts, from a block; None for dense models.
+        route: What the router hands on, given its logits.
+        sinks: Whether attention rows may sum to less than 1.
+
+    Example:
+        >>> row = resolve_layout(AutoConfig.from_pretrained("Qwen/Qwen3-0.6B"))
+        >>> own = replace(row, model_type="my_qwen3")
+        >>> model = load_model("path/to/model", layout=own)
     """
 
     model_type: str
@@ -90,7 +105,7 @@ class Layout:
         return f"{self.blocks}.{layer}"
 
     def path(self, site: Site) -> str:
-        """The path from the model to the module at whose input (`resid_pre`, `z`) or output (the rest) `site` lies."""
+        """The path from the model to the module whose input (`resid_pre`, `z`) or output (the rest) `site` is."""
         inside = {
             "resid_pre": "",
             "resid_post": "",
@@ -101,11 +116,11 @@ class Layout:
             "router": self.router,
         }[site.point]
         if inside is None:
-            raise SiteError(f"{site}: {self.model_type} is no mixture of experts, so it has no router")
+            raise SiteError(f"{site}: {self.model_type} is not a mixture of experts, so it has no router")
         return f"{self.blocks_path(site.layer)}.{inside}".rstrip(".")
 
     def module(self, hf: PreTrainedModel, site: Site) -> nn.Module:
-        """The module of `path(site)`. Raises SiteError where this model has no such layer, or no router in it."""
+        """The module at `path(site)`. Raises SiteError if this model has no such layer, or the layer has no router."""
         try:
             return hf.get_submodule(self.path(site))
         except AttributeError:
@@ -114,13 +129,13 @@ class Layout:
                 raise SiteError(
                     f"{site}: the model has {n_layers} layers, so the last is {site.point}.{n_layers - 1}"
                 ) from None
-            # Some mixtures of experts have dense blocks in between.
+            # Some blocks of a mixture of experts are dense.
             raise SiteError(f"{site}: block {site.layer} of this {self.model_type} has no {site.point}") from None
 
     def output_weights(self, hf: PreTrainedModel, layer: int) -> tuple[Tensor, Tensor | None]:
-        """W_O (head, d_head, d_model) and the bias (d_model) of the output projection of block `layer`.
+        """W_O (head, d_head, d_model) and the bias (d_model,) of the output projection of block `layer`.
 
-        Raises InputError where accelerate has offloaded it, or where it is quantised.
+        Raises InputError if accelerate has offloaded it or it is quantised.
         """
         projection = self.block(hf, layer).get_submodule(self.o_proj)
         weight, bias = projection.weight, getattr(projection, "bias", None)
@@ -128,15 +143,17 @@ class Layout:
         if reason := _unreadable(weight):
             raise InputError(
                 f"the output projection of block {layer} is {reason}, so its weights cannot be read; "
-                "load the model unquantised, onto devices that hold it"
+                "load the model without quantisation, on devices with enough memory for it"
             )
         if isinstance(projection, nn.Linear):
             weight = weight.T  # Linear keeps (out, in), the Conv1D of GPT-2 keeps (in, out)
         return weight.reshape(head_count(hf.config), -1, weight.shape[-1]), bias
 
     def attention_of_heads(self, hf: PreTrainedModel, layer: int, z: Tensor) -> Tensor:
-        """`attn_out` of block `layer` from its heads' `z` (batch, token, head, d_head): each head's write, their sum, the
-        bias, and the post-norm where there is one. (batch, token, d_model)"""
+        """`attn_out` (batch, token, d_model) of block `layer`, computed from `z` (batch, token, head, d_head) of its heads.
+
+        It is the sum of what the heads write, plus the bias, after the post-norm if the block has one.
+        """
         weight, bias = self.output_weights(hf, layer)
         written = torch.einsum("bthd,hdm->bthm", z, weight.to(z)).sum(dim=2)
         written = written if bias is None else written + bias.to(z)
@@ -147,7 +164,7 @@ class Layout:
 
 
 def head_count(config: PretrainedConfig) -> int:
-    """Number of query heads of a block."""
+    """Number of query heads in a block."""
     return int(config.get_text_config().num_attention_heads)
 
 
@@ -201,7 +218,7 @@ LAYOUTS = MappingProxyType(
             replace(_LLAMA, model_type="gpt_oss", router="mlp.router", route=_topk_then_softmax, sinks=True),
             replace(_GEMMA, model_type="gemma2"),
             replace(_GEMMA, model_type="gemma3_text"),
-            replace(_GEMMA, model_type="olmo2"),  # no norm before attention and MLP, but the same ones behind them
+            replace(_GEMMA, model_type="olmo2"),  # norms after attention and MLP, as in Gemma, but not before them
             _GPT2,
             _GPT_NEOX,
         )
@@ -209,37 +226,37 @@ LAYOUTS = MappingProxyType(
 )
 
 
-_PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # others are packed, or need their scales
+_PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # other types are packed or need scales
 
 
 def embedding_rows(hf: PreTrainedModel, layout: Layout) -> Tensor:
-    """The embedding (vocab, d_model)."""
+    """The weights of the token embedding (vocab, d_model)."""
     weight = hf.get_submodule(layout.embedding).weight
     assert isinstance(weight, Tensor)
     return weight
 
 
 def input_device(hf: PreTrainedModel, layout: Layout) -> torch.device:
-    """Where token ids go. Where accelerate has offloaded the embedding, it takes them from anywhere."""
+    """The device that token ids are fed on: that of the embedding, or the CPU if accelerate has offloaded it."""
     rows = embedding_rows(hf, layout)
     return torch.device("cpu") if rows.is_meta else rows.device
 
 
 def resolve_layout(config: PretrainedConfig) -> Layout:
-    """The row of the table for `config.model_type`. Raises ArchitectureError for a type that has none."""
+    """The row of `LAYOUTS` for `config.model_type`. Raises ArchitectureError if the table has none."""
     row = LAYOUTS.get(config.model_type)
     if row is None:
         example = ", ".join(f"{f.name}={getattr(_LLAMA, f.name)!r}" for f in fields(Layout) if getattr(_LLAMA, f.name))
         raise ArchitectureError(
-            f"no layout for the architecture {config.model_type!r}; there are {', '.join(sorted(LAYOUTS))}. "
-            "Give its own row, load_model(…, layout=Layout(…)), or add it to LAYOUTS in probes/architecture/layout.py; "
-            f"Llama's reads Layout({example})"
+            f"no layout for the architecture {config.model_type!r}; supported are {', '.join(sorted(LAYOUTS))}. "
+            "Describe yours with load_model(…, layout=Layout(…)), or add it to LAYOUTS in probes/architecture/layout.py; "
+            f"Llama's is Layout({example})"
         )
     return row
 
 
 def check_layout(hf: PreTrainedModel, layout: Layout) -> None:
-    """Compare names and shapes with the live model. Raises ArchitectureError that says which do not fit."""
+    """Compare names and shapes with the live model. Raises ArchitectureError with those that do not match."""
     config = hf.config.get_text_config()
     faults = []
     for name in ("embedding", "final_norm", "unembedding"):
@@ -250,11 +267,11 @@ def check_layout(hf: PreTrainedModel, layout: Layout) -> None:
     else:
         faults += _block_faults(hf, layout, config)
     if faults:
-        raise ArchitectureError(f"the {layout.model_type} model is not as its layout says. {'; '.join(faults)}")
+        raise ArchitectureError(f"the {layout.model_type} model does not match its layout. {'; '.join(faults)}")
 
 
 def unreadable(hf: PreTrainedModel, layout: Layout) -> str | None:
-    """Why the weights of the first block cannot be read as numbers (they still can be run); None where they can."""
+    """Why the weights of the first block cannot be read as numbers, though they can be run; None if they can be read."""
     for parameter in layout.block(hf, 0).parameters():
         if reason := _unreadable(parameter):
             return reason
@@ -272,7 +289,7 @@ def _block_faults(hf: PreTrainedModel, layout: Layout, config: PretrainedConfig)
     blocks = hf.get_submodule(layout.blocks)
     n_blocks = sum(1 for _ in blocks.children())
     if n_blocks != config.num_hidden_layers:
-        faults.append(f"blocks: {n_blocks} of them where the config says {config.num_hidden_layers}")
+        faults.append(f"blocks: the model has {n_blocks}, but its config says {config.num_hidden_layers}")
     for name in ("attention", "o_proj", "mlp", "attn_out", "mlp_out"):
         path = getattr(layout, name)
         faults += [

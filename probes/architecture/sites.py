@@ -1,4 +1,4 @@
-"""Names of places in a model: `resid_post.12`, `z.3`, `attn_probs.0` (the strings of interp-engine and Neuronpedia)."""
+"""Sites: names for places in a model, such as `resid_post.12`, `z.3` and `attn_probs.0`, as interp-engine and Neuronpedia write them."""
 
 import re
 from dataclasses import dataclass
@@ -23,16 +23,30 @@ _TRANSFORMER_LENS = {
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """A point of one block; `layer` counts blocks from 0.
+    """A place in the model where activations can be read and written: a point of one block.
 
-    | point | what | shape |
+    | point | what it holds | shape |
     |---|---|---|
     | `resid_pre` | the residual stream entering the block; Hugging Face `hidden_states[layer]` | batch token d_model |
-    | `resid_post` | leaving it; `hidden_states[layer + 1]` (there, the last is post-norm) | batch token d_model |
-    | `attn_out`, `mlp_out` | what is ADDED to the stream (behind post-norms: Gemma, OLMo 2) | batch token d_model |
+    | `resid_post` | the stream leaving it; `hidden_states[layer + 1]`, but without the final norm | batch token d_model |
+    | `attn_out`, `mlp_out` | what is added to the stream, after post-norms if any (Gemma, OLMo 2) | batch token d_model |
     | `z` | what each head hands to the output projection | batch token head d_head |
-    | `attn_probs` | attention of query on key (eager attention; without the column of a sink) | batch head query key |
+    | `attn_probs` | attention of each query on each key (eager attention), without the column of a sink | batch head query key |
     | `router` | the router's logits | batch token expert |
+
+    `attn_probs` can be read but not written.
+
+    Attributes:
+        point: One of `POINTS`.
+        layer: The block, counted from 0.
+
+    Raises:
+        SiteError: If the point is unknown or the layer is negative.
+
+    Example:
+        >>> site = Site("resid_post", 3)
+        >>> site == Site.parse("resid_post.3")
+        True
     """
 
     point: Point
@@ -40,7 +54,7 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.point not in POINTS:
-            raise SiteError(f"no site is called {self.point!r}; there are {', '.join(POINTS)}")
+            raise SiteError(f"unknown site {self.point!r}; choose from {', '.join(POINTS)}")
         if self.layer < 0:
             raise SiteError(f"layer {self.layer} of {self.point} is negative; layers count from 0")
 
@@ -49,22 +63,40 @@ class Site:
 
     @classmethod
     def parse(cls, name: "str | Site") -> "Site":
-        """Read `resid_post.12`, or a TransformerLens name (`blocks.12.hook_resid_post`). Raises SiteError."""
+        """Read a site from its name, `resid_post.12`, or from that of TransformerLens, `blocks.12.hook_resid_post`.
+
+        Raises SiteError for anything else.
+        """
         if isinstance(name, Site):
             return name
         if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
             point = _TRANSFORMER_LENS.get(match[2], match[2])
-            return cls(point, int(match[1]))  # type: ignore[arg-type]  # __post_init__ refuses what is no Point
+            return cls(point, int(match[1]))  # type: ignore[arg-type]  # __post_init__ refuses anything that is not a Point
         match = re.fullmatch(r"([a-z_]+)\.(\d+)", name)
         if match is None:
-            raise SiteError(f"{name!r} is no site; write point.layer, as resid_post.12 (points: {', '.join(POINTS)})")
+            raise SiteError(
+                f"{name!r} is not a site; write point.layer, for instance resid_post.12 (points: {', '.join(POINTS)})"
+            )
         return cls(match[1], int(match[2]))  # type: ignore[arg-type]  # likewise
 
 
 def expand_sites(pattern: str, n_layers: int) -> tuple[Site, ...]:
-    """Read a comma-separated list of sites where a layer may be `*` or a range: `resid_post.*`, `z.2-4,attn_out.0`.
+    """Read a list of sites separated by commas, in which a layer may be `*` or a range.
 
-    Raises SiteError for an unknown point or a layer outside the model's `n_layers`.
+    Args:
+        pattern: Sites as text, for instance `resid_post.*` or `z.2-4,attn_out.0`.
+        n_layers: Number of blocks in the model.
+
+    Returns:
+        The sites in the order in which they are named, each once.
+
+    Raises:
+        SiteError: If no site is named, a point is unknown, or a layer is outside the model.
+
+    Example:
+        >>> sites = expand_sites("resid_post.*,z.0", n_layers=2)
+        >>> [str(site) for site in sites]
+        ['resid_post.0', 'resid_post.1', 'z.0']
     """
     sites: list[Site] = []
     for item in filter(None, (part.strip() for part in pattern.split(","))):
@@ -78,5 +110,5 @@ def expand_sites(pattern: str, n_layers: int) -> tuple[Site, ...]:
         if site.layer >= n_layers:
             raise SiteError(f"{site}: the model has {n_layers} layers, so the last is {site.point}.{n_layers - 1}")
     if not sites:
-        raise SiteError("no site was named; write for instance resid_post.*")
+        raise SiteError("no site is named; write for instance resid_post.*")
     return tuple(dict.fromkeys(sites))

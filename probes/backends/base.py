@@ -1,4 +1,4 @@
-"""What an engine has to do for us: one forward pass that reads and writes at sites. All else is built on it once."""
+"""What an engine must offer: a forward pass that reads and writes activations at sites. Everything else is built on it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,27 +15,36 @@ from reasonscope.probes.architecture.sites import Site
 
 @dataclass(frozen=True, kw_only=True)
 class Positions:
-    """Where the columns of this pass stand.
+    """The positions and tokens of the columns of a pass: what an edit has to know.
 
-    `index` (batch, token): absolute positions, padding not counted and itself -1; `ids` (batch, token): the tokens. Both lie
-    where ids are fed; of a dispatched model an activation may lie elsewhere.
+    Both tensors are on the device that ids are fed on. In a model that accelerate spreads over several devices, an activation may be on
+    another one.
+
+    Attributes:
+        index: Absolute positions (batch, token); padding is not counted and is itself -1.
+        ids: Token ids (batch, token).
     """
 
     index: Tensor
     ids: Tensor
 
 
-# Takes the activation at a site and the positions of its columns; returns what stands there from now on (the very same
-# tensor: nothing was changed). The returned tensor has the same shape and dtype.
+# Takes the activation at a site and the positions of its columns; returns the activation to go on with, of the same shape and
+# dtype. Returning the same tensor means that nothing changed.
 Edit = Callable[[Tensor, Positions], Tensor]
-# Takes what was read at a site; what it returns is kept in its place.
+# Takes the activation that was read at a site; what it returns is kept instead.
 Reduce = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forward:
-    """What one pass gives: `logits` (batch, token, vocab), or of the last token alone (batch, 1, vocab); what was read,
-    by site, AFTER any edit at the same site; and the cache to hand to the next pass. Rows of padding mean nothing."""
+    """What one pass returns. Its values at padding are meaningless.
+
+    Attributes:
+        logits: Logits (batch, token, vocab), or (batch, 1, vocab) if only those of the last token were asked for.
+        activations: What was read at each site, after any edit there.
+        cache: The cache to hand to the next pass, if one was asked for.
+    """
 
     logits: Tensor
     activations: Mapping[Site, Tensor] = field(default_factory=dict)
@@ -43,7 +52,7 @@ class Forward:
 
 
 class Pass(Protocol):
-    """`Backend.forward` with its sites already said."""
+    """`Backend.forward` with the sites already fixed."""
 
     def __call__(
         self,
@@ -57,7 +66,7 @@ class Pass(Protocol):
 
 
 class Backend(Protocol):
-    """An engine holding one loaded model. It leaves no hook behind, whatever happens."""
+    """An engine that runs one loaded model. Whatever happens, no hook is left on the model."""
 
     name: str
 
@@ -73,23 +82,29 @@ class Backend(Protocol):
         write: Mapping[Site, Edit] | None = None,
         reduce: Reduce | None = None,
     ) -> Forward:
-        """Run `ids` (batch, token), left-padded, behind what is in `cache`.
+        """Run the model on token ids, reading and writing activations at sites. Runs under `grad_mode()`.
 
-        `mask` (batch, cached + token) is 1 on real tokens, 0 on padding, over the cached columns too; None where nothing is padding.
-        A cache is the transformers `Cache` object of the same batch rows. `reduce` takes what was read where it is read, so that the
-        whole of it is neither kept nor sent; what it returns is in `activations`. Runs under `grad_mode()`.
+        Args:
+            ids: Token ids (batch, token), left-padded.
+            mask: 1 on real tokens and 0 on padding (batch, cached + token), cached columns included; None without padding.
+            cache: The transformers `Cache` of the tokens before, with the same batch rows.
+            use_cache: Whether to return a cache for the next pass.
+            last_logits_only: Whether to compute the logits of the last token only.
+            read: Sites to read.
+            write: An edit for each site to write.
+            reduce: Applied to each activation as soon as it is read, so that the whole is neither kept nor sent over a network.
         """
         ...
 
     def passes(
         self, *, read: Sequence[Site] = (), write: Mapping[Site, Edit] | None = None, reduce: Reduce | None = None
     ) -> AbstractContextManager[Pass]:
-        """Inside, a `forward` that reads and writes the same every time: what prepares it is done once."""
+        """A context that gives a `forward` with fixed sites: the work to prepare it is done once for many passes."""
         ...
 
 
 class PassByPass:
-    """`Backend.passes` of an engine that has nothing to gain from knowing that passes are alike."""
+    """`Backend.passes` for an engine that gains nothing from preparing passes together."""
 
     forward: Callable[..., Forward]
 
@@ -105,7 +120,13 @@ _GRADIENTS: ContextVar[bool] = ContextVar("_GRADIENTS", default=False)
 
 @contextmanager
 def gradients() -> Iterator[None]:
-    """Inside, forward passes build the graph for `backward`; outside they do not, whatever torch's own mode."""
+    """A context in which forward passes can be differentiated; outside of it they cannot, whatever mode torch is in.
+
+    Example:
+        >>> with gradients():
+        ...     logits = model.backend.forward(ids, mask=None, write={site: edit}).logits
+        >>> logits[0, -1, token].backward()
+    """
     token = _GRADIENTS.set(True)
     try:
         yield
@@ -114,26 +135,26 @@ def gradients() -> Iterator[None]:
 
 
 def grad_mode() -> AbstractContextManager[object]:
-    """What a backend's forward pass runs under.
+    """The gradient mode of a backend's forward pass: on inside `gradients()`, off elsewhere.
 
-    Not `torch.inference_mode`: what it makes can never enter a backward pass, and a probe trained on captured
-    activations would fail far from here.
+    It is not `torch.inference_mode`, because tensors from it can never enter a backward pass: training a probe on captured activations
+    would fail far from here.
     """
     return torch.enable_grad() if _GRADIENTS.get() else torch.no_grad()
 
 
 def cached(cache: Any) -> int:
-    """Columns that a transformers `Cache` holds; none where it is None."""
+    """Number of columns in a transformers `Cache`; 0 for None."""
     return 0 if cache is None else int(cache.get_seq_length())
 
 
 def full_mask(ids: Tensor, cache: Any) -> Tensor:
-    """The mask (batch, cached + token) of a batch without padding, for an engine that has to be given one."""
+    """The mask (batch, cached + token) of a batch without padding, for an engine that needs one."""
     return ids.new_ones(ids.shape[0], cached(cache) + ids.shape[1])
 
 
 def positions(ids: Tensor, mask: Tensor | None, cache: Any = None) -> Positions:
-    """The positions of the columns of `ids` (batch, token) under `mask` (batch, cached + token), or of all behind `cache`."""
+    """The positions of `ids` (batch, token), which follow the columns in `cache`; `mask` is (batch, cached + token)."""
     if mask is None:
         before = cached(cache)
         return Positions(

@@ -1,4 +1,4 @@
-"""The native engine: torch hooks on the Hugging Face model itself. The reference for the other backends, and the fast one."""
+"""The native engine: torch hooks on the Hugging Face model itself. It is the fastest, and the reference for the other backends."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -16,7 +16,7 @@ from reasonscope.probes.backends.threads import threads_for_pass
 
 
 class HooksBackend:
-    """Reads and writes through hooks that live as long as the passes they are for; any PreTrainedModel, dispatched by accelerate or not."""
+    """Reads and writes through hooks that last as long as their passes. Works for any PreTrainedModel, spread by accelerate or not."""
 
     name = "hooks"
 
@@ -37,7 +37,7 @@ class HooksBackend:
         write: Mapping[Site, Edit] | None = None,
         reduce: Reduce | None = None,
     ) -> Forward:
-        """As `Backend.forward` says. Reading `attn_probs` runs this pass with eager attention."""
+        """See `Backend.forward`. A pass that reads `attn_probs` runs with eager attention."""
         with self.passes(read=read, write=write, reduce=reduce) as run:
             return run(ids, mask=mask, cache=cache, use_cache=use_cache, last_logits_only=last_logits_only)
 
@@ -45,7 +45,7 @@ class HooksBackend:
     def passes(
         self, *, read: Sequence[Site] = (), write: Mapping[Site, Edit] | None = None, reduce: Reduce | None = None
     ) -> Iterator[Pass]:
-        """As `Backend.passes` says. The hooks stay for all of them, and do nothing between two: what else runs there is not seen."""
+        """See `Backend.passes`. The hooks stay on the model throughout, but do nothing between passes."""
         now: dict[Site, SiteHook] = {}
         seen: dict[Site, Tensor] = {}
 
@@ -95,7 +95,7 @@ class HooksBackend:
 
 @contextmanager
 def eager_attention(hf: PreTrainedModel) -> Iterator[None]:
-    """Inside, attention weights are computed and returned; fused kernels never build them. Restores what was set."""
+    """A context in which the model computes and returns attention weights, which fused kernels never build."""
     before = hf.config.get_text_config()._attn_implementation
     hf.set_attn_implementation("eager")
     try:
@@ -105,9 +105,9 @@ def eager_attention(hf: PreTrainedModel) -> Iterator[None]:
 
 
 def hook_site(hf: PreTrainedModel, layout: Layout, site: Site, touch: SiteHook) -> AbstractContextManager[object]:
-    """Until it is left, every pass of `hf` hands the activation at `site` to `touch` and goes on with what it returns.
+    """A context in which every pass of `hf` hands the activation at `site` to `touch` and goes on with what it returns.
 
-    A handle of torch, which removes its hook when it is left: a context of our own around it would cost as much as a small layer.
+    It is a bare handle of torch, which removes its hook on exit: wrapping it in a context of our own would cost as much as a small layer.
     """
     module = layout.module(hf, site)
     if site.point == "router":
@@ -128,7 +128,7 @@ def _removing(*handles: Any) -> Iterator[None]:
 
 
 def _input_hook(touch: SiteHook, n_heads: int | None) -> Callable[..., Any]:
-    """A hook on the first argument, seen with an axis of heads where their number is given."""
+    """A hook on the first argument, split into heads if their number is given."""
 
     def hook(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -145,7 +145,7 @@ def _input_hook(touch: SiteHook, n_heads: int | None) -> Callable[..., Any]:
 
 
 def _output_hook(touch: SiteHook, item: int) -> Callable[..., Any]:
-    """A hook on the output, or on one item of it where it is a tuple."""
+    """A hook on the output, or on one item of the output if that is a tuple."""
 
     def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
         seen = output[item] if isinstance(output, tuple) else output
@@ -158,7 +158,7 @@ def _output_hook(touch: SiteHook, item: int) -> Callable[..., Any]:
 
 
 def _hook_router(block: nn.Module, router: nn.Module, layout: Layout, touch: SiteHook) -> AbstractContextManager[None]:
-    """Routers work on a flat (batch · token) axis; the block's input knows the two."""
+    """Routers see batch and token as one axis; the block's input still has both, so a hook there remembers the shape."""
     shape: list[torch.Size] = []
 
     def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """nnsight: the same reads and writes as interventions of a trace, on this machine or on NDIF.
 
-The engine stands on a twin of the model, which shares its weights: nnsight instruments every module of whatever it is given.
+The engine runs a twin of the model, which shares its weights, because nnsight instruments every module of the model that it is given.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,16 +23,21 @@ from reasonscope.probes.backends.site_hooks import SiteHook, activations, site_h
 from reasonscope.probes.backends.threads import threads_for_pass
 from reasonscope.probes.backends.twin import twin
 
-# A trace meets the points of a block in this order and cannot go back.
+# The order in which a trace reaches the points of a block; it cannot go back.
 _ORDER: tuple[Point, ...] = ("resid_pre", "z", "attn_probs", "attn_out", "router", "mlp_out", "resid_post")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Visit:
-    """What to do at one site, in words that can be sent to another machine.
+    """What to do at one site, in a form that can be sent to another machine.
 
-    `value`: "input" or "output" of the module at `path`, of which `item` is meant where it is a tuple; `view`: the shape to
-    see it in; `route`: what follows from router logits.
+    Attributes:
+        path: The module.
+        value: "input" or "output" of the module.
+        touch: What to do with the activation.
+        item: Which item to take if the value is a tuple.
+        view: The shape in which `touch` sees the activation; None for its own.
+        route: What the router hands on, given its logits.
     """
 
     path: str
@@ -46,8 +51,8 @@ class _Visit:
 class NNsightBackend(PassByPass):
     """Runs a loaded model inside nnsight's `TransformersModel`. Raises MissingExtraError.
 
-    `remote` goes to `trace` as it is: False, True (NDIF; its errors are handed through), "local" (serialised, run here as the
-    server would) or the address of a server. Edits then have to be functions that pickle.
+    `remote` is passed on to `trace`: False, True (NDIF, whose errors come through unchanged), "local" (serialised and run here as a
+    server would run it) or the address of a server. Unless it is False, edits must be functions that can be pickled.
     """
 
     name = "nnsight"
@@ -71,7 +76,7 @@ class NNsightBackend(PassByPass):
         write: Mapping[Site, Edit] | None = None,
         reduce: Reduce | None = None,
     ) -> Forward:
-        """As `Backend.forward` says. Reading `attn_probs` runs this pass with eager attention."""
+        """See `Backend.forward`. A pass that reads `attn_probs` runs with eager attention."""
         from nnsight import save
 
         mask = full_mask(ids, cache) if mask is None else mask
@@ -95,7 +100,7 @@ class NNsightBackend(PassByPass):
                 logits_to_keep=1 if last_logits_only else 0,
                 remote=self._remote,
             ):
-                # Only what is saved comes back, from another machine at the price of its bytes.
+                # Only saved values come back, and from another machine every byte takes time.
                 values = [_pay(engine.get(visit.path), visit) for visit in visits]
                 values = save([values[i] if reduce is None else reduce(values[i]) for i in kept])
                 logits = save(engine.output.logits)
@@ -105,7 +110,7 @@ class NNsightBackend(PassByPass):
 
     def _visit(self, site: Site, touch: SiteHook, shape: torch.Size) -> _Visit:
         layout = self._layout
-        layout.module(self._hf, site)  # refuses layers and routers that this model has not
+        layout.module(self._hf, site)  # raises for layers and routers that this model does not have
         path = layout.path(site)
         match site.point:
             case "resid_pre":
@@ -121,7 +126,7 @@ class NNsightBackend(PassByPass):
 
 
 def _pay(envoy: Any, visit: _Visit) -> Tensor:
-    """SiteHook what stands at the visited place while the model runs; gives what stands there from now on."""
+    """Apply the visit's hook to the activation while the model runs; returns the activation that the model goes on with."""
     whole = getattr(envoy, visit.value)
     flat: Tensor = whole[visit.item] if isinstance(whole, tuple) else whole
     seen = flat if visit.view is None else flat.view(visit.view)
@@ -146,9 +151,9 @@ def _engine(hf: PreTrainedModel, *, travels: bool) -> Any:
             f"backend='nnsight' needs nnsight ({error}): pip install \"reasonscope[nnsight]\""
         ) from error
     if travels:
-        register("reasonscope")  # what of ours a trace needs goes along with it: no server has it installed
-    # The pipeline inside would move the weights, which are the caller's too, to the first accelerator it finds.
+        register("reasonscope")  # sends our code along with the trace, because servers do not have it installed
+    # Without a device, the pipeline inside would move the weights, which the caller's model shares, to the first accelerator.
     placed = {} if getattr(hf, "hf_device_map", None) else {"device": hf.device}
-    # nnsight changes padding in the tokenizer that it is given; only ids come here, so it gets one of its own.
+    # nnsight changes the padding of the tokenizer that it is given. We feed ids only, so it gets a tokenizer of its own.
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel()))
     return TransformersModel(hf, tokenizer=tokenizer, **placed)

@@ -1,4 +1,4 @@
-"""What every engine does with the activation it meets at a site: edit it and check the edit."""
+"""What every engine does with the activation at a site: apply the edit, check the result, and keep what is read."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,13 +8,13 @@ from reasonscope.data.errors import InputError, SiteError
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions, Reduce
 
-# Takes the activation at a site in the shape that `Site` documents; returns what shall stand there.
-# The very same tensor means: leave it.
+# Takes the activation at a site, in the shape that `Site` documents; returns the activation to go on with.
+# Returning the same tensor means that nothing changed.
 SiteHook = Callable[[Tensor], Tensor]
 
 
 def site_hooks_for(read: Sequence[Site], write: Mapping[Site, Edit] | None, where: Positions) -> dict[Site, SiteHook]:
-    """What to do at each site that is read or written. Raises SiteError for a site that cannot be written."""
+    """What to do at each site that is read or written. Raises SiteError if a site cannot be written."""
     edits = write or {}
     return {site: _site_hook(site, edits.get(site), where) for site in dict.fromkeys((*edits, *read))}
 
@@ -23,15 +23,15 @@ def _site_hook(site: Site, edit: Edit | None, where: Positions) -> SiteHook:
     if edit is None:
         return _leave
     if site.point == "attn_probs":
-        raise SiteError(f"{site} can be read but not written; write z.{site.layer}, what the heads made of it")
-    name = str(site)  # a touch may travel to another machine: it takes along as little as it can
+        raise SiteError(f"{site} can be read but not written; write z.{site.layer}, which the heads compute from it")
+    name = str(site)  # the hook may be sent to another machine, so it carries as little as possible
 
     def touch(activation: Tensor) -> Tensor:
         after = edit(activation, where)
         if after.shape != activation.shape or after.dtype != activation.dtype:
             raise InputError(
                 f"the edit at {name} returned {tuple(after.shape)} {after.dtype}; "
-                f"it has to keep {tuple(activation.shape)} {activation.dtype}"
+                f"it must return {tuple(activation.shape)} {activation.dtype}"
             )
         return after
 
@@ -43,7 +43,7 @@ def _leave(activation: Tensor) -> Tensor:
 
 
 def keep_activation(touch: SiteHook, site: Site, seen: dict[Site, Tensor], reduce: Reduce | None = None) -> SiteHook:
-    """`touch`, and what stands at `site` after it goes into `seen`, reduced."""
+    """`touch`, which also puts the activation after it into `seen`, reduced if `reduce` is given."""
 
     def record(activation: Tensor) -> Tensor:
         after = touch(activation)
@@ -56,8 +56,11 @@ def keep_activation(touch: SiteHook, site: Site, seen: dict[Site, Tensor], reduc
 def activations(
     read: Sequence[Site], seen: Mapping[Site, Tensor], n_keys: int, reduce: Reduce | None = None
 ) -> dict[Site, Tensor]:
-    """What was asked for of what was `seen`. `attn_probs`, where they are whole, over all keys: a layer with a window caches only
-    the last ones, and those before them get no attention."""
+    """The activations at the sites in `read`, from those in `seen`.
+
+    Unless they are reduced, `attn_probs` are padded to all `n_keys` keys: a layer with a window caches only the last keys, and the
+    earlier ones get no attention.
+    """
     return {
         site: nn.functional.pad(seen[site], (n_keys - seen[site].shape[-1], 0))
         if site.point == "attn_probs" and reduce is None

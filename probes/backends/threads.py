@@ -4,7 +4,7 @@ Threads that share a product wait for each other after it, and they wait in a sp
 product, and beside another busy process it can take a hundred times as long. docs/performance.md has the measurements.
 
 A thread count that the user set is left alone: by a variable of `SETTINGS`, by `torch.set_num_threads`, or by `threads=` of `load_model`.
-torch is imported where it is used, because the text baselines of the probes come here, too, and need none.
+The text baselines of the probes use this module without torch, so the functions that need torch import it.
 """
 
 import os

@@ -1,8 +1,8 @@
 """TransformerLens: the same reads and writes through the hook points of a `TransformerBridge`.
 
-The bridge stands on a twin of the model, which shares its weights: it replaces submodules of whatever it is given. Weights stay
-as Hugging Face has them (no folding of norms, no centring), attention is always eager. `build_bridge_from_module` rather than
-`boot_transformers`, which wants a tokenizer, asks the hub for one where none is given, and changes the one that is.
+The bridge runs a twin of the model, which shares its weights, because it replaces submodules of the model that it is given. Weights stay
+as Hugging Face has them (norms are not folded in, nothing is centred), and attention is always eager. The bridge is built with
+`build_bridge_from_module`, because `boot_transformers` needs a tokenizer: without one it asks the hub, and it changes the one it gets.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from reasonscope.probes.backends.site_hooks import SiteHook, activations, keep_a
 from reasonscope.probes.backends.threads import threads_for_pass
 from reasonscope.probes.backends.twin import twin
 
-# The bridge's `hook_attn_out` and `hook_mlp_out` lie behind the post-norms where there are any, as ours do.
+# Like ours, the bridge's `hook_attn_out` and `hook_mlp_out` come after the post-norms, if the family has any.
 _HOOKS = {
     "resid_pre": "hook_in",
     "resid_post": "hook_out",
@@ -31,12 +31,12 @@ _HOOKS = {
     "attn_probs": "attn.hook_pattern",
 }
 
-# A function for one hook point: its name, and what the bridge calls there with (activation, hook=point).
+# The name of a hook point, and the function that the bridge calls there with (activation, hook=point).
 _Hook = tuple[str, Callable[..., Tensor | None]]
 
 
 class TransformerLensBackend(PassByPass):
-    """Runs a loaded model inside a `TransformerBridge`. Raises MissingExtraError, or ArchitectureError for what it cannot bridge."""
+    """Runs a loaded model inside a `TransformerBridge`. Raises MissingExtraError, or ArchitectureError if it cannot bridge the model."""
 
     name = "transformer_lens"
 
@@ -58,7 +58,7 @@ class TransformerLensBackend(PassByPass):
         write: Mapping[Site, Edit] | None = None,
         reduce: Reduce | None = None,
     ) -> Forward:
-        """As `Backend.forward` says."""
+        """See `Backend.forward`."""
         mask = full_mask(ids, cache) if mask is None else mask
         where = positions(ids, mask)
         seen: dict[Site, Tensor] = {}
@@ -84,13 +84,11 @@ class TransformerLensBackend(PassByPass):
         )
 
     def _hooks(self, site: Site, touch: SiteHook, shape: torch.Size) -> list[_Hook]:
-        module = self._layout.module(self._hf, site)  # refuses layers and routers that this model has not
+        module = self._layout.module(self._hf, site)  # raises for layers and routers that this model does not have
         hooks: list[_Hook]
         block = f"blocks.{site.layer}."
         name = block + (f"{self._layout.router}.hook_out" if site.point == "router" else _HOOKS[site.point])
-        if (
-            site.point == "z"
-        ):  # where values have another width than queries and keys (DeepSeek), the bridge splits them wrongly
+        if site.point == "z":  # the bridge splits heads wrongly if values and keys differ in width (DeepSeek)
             heads = head_count(self._hf.config)
             hooks = [(name, lambda seen, hook: touch(seen.reshape(*shape, heads, -1)).reshape(seen.shape))]
         elif site.point == "router":
@@ -107,7 +105,7 @@ class TransformerLensBackend(PassByPass):
 def _router_hooks(
     prefix: str, touch: SiteHook, shape: torch.Size, route: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 ) -> list[_Hook]:
-    """Nothing downstream reads the logits that the bridge shows, so what follows from edited ones is set at its two later points."""
+    """The bridge shows the router's logits, but computes nothing from them: edited scores and experts are set at two later points."""
     routed: list[tuple[Tensor, Tensor]] = []
 
     def logits_hook(logits: Tensor, hook: object) -> Tensor | None:

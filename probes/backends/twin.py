@@ -1,4 +1,4 @@
-"""A model for an engine that rebuilds what it is given, so that the caller's own model stays as it was."""
+"""A twin of a model, for engines that rebuild the model they are given: the caller's own stays as it was."""
 
 from copy import deepcopy
 from itertools import chain
@@ -7,6 +7,6 @@ from transformers import PreTrainedModel
 
 
 def twin(hf: PreTrainedModel) -> PreTrainedModel:
-    """A second set of modules over the very same parameters and buffers: no weight is copied, and a change to one shows in both."""
+    """A second set of modules over the same parameters and buffers: nothing is copied, and a change to a weight shows in both."""
     shared = {id(tensor): tensor for tensor in chain(hf.parameters(), hf.buffers())}
     return deepcopy(hf, shared)

@@ -1,6 +1,6 @@
 """The same numbers again: deterministic kernels, and float32 arithmetic over 16-bit weights.
 
-What is guaranteed with these and without, and what is not, is in docs/determinism.md.
+docs/determinism.md says what is guaranteed with and without them, and what is not.
 """
 
 import os
@@ -16,10 +16,10 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def make_deterministic() -> None:
-    """From here on, in this process, PyTorch chooses kernels that give the same bits again, and raises where it has none.
+    """From now on PyTorch uses kernels in this process that give the same bits again, and raises an error if it has none.
 
-    Call it before a GPU is first used: cuBLAS reads its workspace from the environment then. It cannot make two kinds of devices, numbers
-    of threads or versions of a library agree.
+    Call it before the GPU is first used, when cuBLAS reads its workspace from the environment. Different kinds of devices, thread counts
+    and library versions may still give different bits.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
@@ -27,18 +27,22 @@ def make_deterministic() -> None:
 
 
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:
-    """In float32, or as wide as they are: sums of 16-bit numbers lose what is small, and float64 keeps its own."""
+    """`values` in float32, or in float64 if they are: sums of 16-bit numbers lose small terms."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def compute_in_float32(hf: PreTrainedModel) -> None:
-    """From here on every module of `hf` computes in float32, and its weights stay in memory in 16 bits.
+    """From now on every module of `hf` computes in float32, while its weights stay in memory in 16 bits.
 
-    LayerCast (Yuan et al., arXiv 2506.09501, section 5): greedy decoding in bfloat16 depends on the batch, since rounding differs with
-    the order of sums and the next token hangs on the last bit. Here each module's own weights are widened as it begins and dropped as
-    it ends, so that no more than one module's are in memory twice, and all that flows between modules, the KV cache too, is float32.
-    Departure: any module with weights of its own is widened, not linear layers alone. The same numbers as `hf.float()`, to the last
-    bit. No gradient flows through it: backward passes would meet the narrow weights. Raises InputError for a model without 16-bit weights.
+    This is LayerCast (Yuan et al., arXiv 2506.09501, section 5): greedy decoding in bfloat16 depends on the batch, because rounding differs
+    with the order of sums and the next token can depend on the last bit. Each module widens its own weights when it starts and drops
+    them when it ends, so that only one module's weights are in memory twice. Everything that flows between modules is float32, including
+    the KV cache. The numbers are those of `hf.float()`, to the last bit. No gradient flows through it: a backward pass would use the
+    16-bit weights.
+
+    Raises InputError if the model has no 16-bit weights.
+
+    Departures: every module with weights of its own is widened, not only linear layers.
     """
     count = 0
     for module in hf.modules():
@@ -48,7 +52,7 @@ def compute_in_float32(hf: PreTrainedModel) -> None:
             count += 1
     if not count:
         raise InputError(
-            f"the weights are {hf.dtype}; float32 arithmetic over 16-bit weights is for float16 and bfloat16"
+            f"the weights are {hf.dtype}; float32 arithmetic over 16-bit weights needs float16 or bfloat16 weights"
         )
 
 
@@ -65,4 +69,4 @@ def _widen_while_running(module: nn.Module, parameters: list[nn.Parameter]) -> N
             parameter.data = data
 
     module.register_forward_pre_hook(widen)
-    module.register_forward_hook(narrow, always_call=True)  # where the module raises, too
+    module.register_forward_hook(narrow, always_call=True)  # even if the module raises

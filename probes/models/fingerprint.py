@@ -1,4 +1,4 @@
-"""What identifies a model in a trace: its name and revision, what its weights and tokenizer really are, and the libraries."""
+"""What identifies a model in a trace: its name and revision, hashes of its weights and tokenizer, and library versions."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ _LIBRARIES = ("torch", "transformers", "tokenizers", "reasonscope")
 def fingerprint(
     hf: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, name: str, revision: str | None
 ) -> dict[str, Any]:
-    """As `described`, with the `dtype` and the SHA-256 of the `weights`."""
+    """`described`, with the `dtype` and the SHA-256 of the `weights` filled in."""
     known = described(hf.config, tokenizer, name=name, revision=revision)
     return {**known, "dtype": str(hf.dtype).removeprefix("torch."), "weights": weights_hash(hf)}
 
@@ -22,7 +22,7 @@ def fingerprint(
 def described(
     config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, *, name: str, revision: str | None
 ) -> dict[str, Any]:
-    """JSON: `name`, `revision`, `architecture`, `dtype` and `weights` (unknown), SHA-256 of the `tokenizer`, and `versions`."""
+    """JSON with `name`, `revision`, `architecture`, SHA-256 of the `tokenizer`, and `versions`; `dtype` and `weights` are None."""
     return {
         "name": name,
         "revision": revision,
@@ -35,10 +35,10 @@ def described(
 
 
 def weights_hash(hf: PreTrainedModel) -> str | None:
-    """SHA-256 over the names, dtypes and bytes of all parameters and buffers that a checkpoint holds, in order of name.
+    """SHA-256 over the names, dtypes and bytes of all parameters and buffers in a checkpoint, in order of name.
 
-    It does not depend on how a checkpoint is cut into files, nor on where accelerate keeps its pieces. None where the weights are
-    on another machine.
+    It does not depend on how the checkpoint is split into files, or on where accelerate keeps the weights. None if the weights are on
+    another machine.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(hf.state_dict().items()):
@@ -51,7 +51,7 @@ def weights_hash(hf: PreTrainedModel) -> str | None:
 
 
 def _offloaded(hf: PreTrainedModel, name: str) -> torch.Tensor | None:
-    """A weight that accelerate keeps in memory of the host or on disk and brings only while its module runs."""
+    """A weight that accelerate keeps in host memory or on disk, and moves to the device only while its module runs."""
     path, _, leaf = name.rpartition(".")
     hook = getattr(hf.get_submodule(path), "_hf_hook", None)
     for one in (hook, *getattr(hook, "hooks", ())):

@@ -1,4 +1,4 @@
-"""Proof that a live model is as its layout says: one pass of a few tokens, before anybody trusts what is read."""
+"""Proof that a live model matches its layout: one pass over a few tokens, before anything is read from the model."""
 
 import torch
 from torch import Tensor
@@ -16,11 +16,13 @@ _TOKENS = 4
 
 
 def prove_layout(hf: PreTrainedModel, layout: Layout, backend: Backend | None = None) -> None:
-    """Check names and shapes, then by a pass: what the first block adds, attention rows that sum to 1, writes that arrive.
+    """Check names and shapes, then run a pass to check the first block.
 
-    The rows of the batch are alike, but each is written at one point only (the first at none), so one pass shows every
-    point. Where the weights are on another machine the pass runs there, by `backend`, without attention rows, whose kernel is
-    chosen there. Raises ArchitectureError that says what does not hold.
+    The pass checks that attention and MLP add up to what the block adds, that attention rows sum to 1, and that writes change the logits.
+    All rows of the batch hold the same tokens, and each is written at a different point (the first at none), so one pass covers every
+    point. With `backend` the pass runs on another machine, which chooses the attention kernel, so attention rows are not checked.
+
+    Raises ArchitectureError with what does not hold.
     """
     check_layout(hf, layout)
     device = input_device(hf, layout)
@@ -47,11 +49,9 @@ def prove_layout(hf: PreTrainedModel, layout: Layout, backend: Backend | None = 
         with torch.no_grad():
             heads = at_least_float32(layout.attention_of_heads(hf, 0, out.activations[sites["z"]][:1])[0])
         if (heads - seen["attn_out"]).abs().max() > tolerance * max(1.0, float(seen["attn_out"].abs().max())):
-            faults.append("the sum of what the heads of block 0 write is not attn_out")
+            faults.append("what the heads of block 0 write does not sum to attn_out")
     rows = seen["attn_probs"].sum(dim=-1) if "attn_probs" in seen else torch.ones(1)
-    summed = max(
-        tolerance, 16 * torch.finfo(torch.float32).eps
-    )  # some families take the softmax in float32 whatever they compute in
+    summed = max(tolerance, 16 * torch.finfo(torch.float32).eps)  # some families always take the softmax in float32
     if rows.max() > 1 + summed or (not layout.sinks and rows.min() < 1 - summed):
         faults.append(f"attention rows of block 0 sum to {float(rows.min()):.4g} … {float(rows.max()):.4g}, not to 1")
     if faults:
@@ -61,7 +61,7 @@ def prove_layout(hf: PreTrainedModel, layout: Layout, backend: Backend | None = 
 
 
 def _only(row: int) -> Edit:
-    """An edit of one row of the batch. A slope, as norms take out what is constant or in scale."""
+    """An edit of one row of the batch. It adds a slope, because norms remove a constant and a change of scale."""
 
     def edit(activation: Tensor, _: Positions) -> Tensor:
         slope = torch.linspace(-1, 1, activation.shape[-1], device=activation.device)

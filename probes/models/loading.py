@@ -1,4 +1,4 @@
-"""From a hub id or a folder to weights and tokenizer in memory: safetensors only, no foreign code, one clear line on failure."""
+"""Load weights and tokenizer from a hub id or a folder: safetensors only, never code from a checkpoint, one clear line on failure."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from transformers.utils.hub import cached_file
 
 from reasonscope.data.errors import InputError, ModelLoadError, ReasonscopeError
 
-# The models that the package ships.
+# The models that come with the package.
 SHIPPED = ("organism", "organism-base")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -28,19 +28,19 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 def load_pretrained(
     source: str, *, device: str, dtype: str | torch.dtype | None, revision: str | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The model on `device` and its tokenizer. Raises ModelLoadError in one line."""
+    """The model on `device`, and its tokenizer. Raises ModelLoadError."""
     place = locate(source)
     if isinstance(place, Path):
         _check_folder(place)
     with foreign(source):
         _check_kernels(place, revision)
         tokenizer = load_tokenizer(place, revision)
-        # With output_loading_info a pair is returned, which the annotations of transformers do not say.
+        # With output_loading_info it returns a pair, although its annotations do not say so.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
             revision=revision,
             dtype=dtype or "auto",
-            device_map=device if device == "auto" else None,  # everything else needs no accelerate
+            device_map=device if device == "auto" else None,  # other devices do not need accelerate
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -49,8 +49,8 @@ def load_pretrained(
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelLoadError(
-            f"{source} lacks {len(missing)} weights, the first of them {missing[0]}; transformers would make them up. "
-            "Download the checkpoint again"
+            f"{source} lacks {len(missing)} weights, the first of which is {missing[0]}; transformers would fill them with random "
+            "numbers. Download the checkpoint again"
         )
     return model if device == "auto" else model.to(device), tokenizer
 
@@ -58,7 +58,7 @@ def load_pretrained(
 def load_structure(
     source: str, *, dtype: str | torch.dtype | None, revision: str | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The modules of a model without its weights (on the device "meta"), and its tokenizer: for an engine that runs elsewhere."""
+    """The modules of a model without weights (on the "meta" device), and its tokenizer: for an engine on another machine."""
     place = locate(source)
     with foreign(source):
         _check_kernels(place, revision)
@@ -70,9 +70,9 @@ def load_structure(
 
 @contextmanager
 def foreign(source: str) -> Iterator[None]:
-    """Inside, whatever is raised that is no error of ours is a ModelLoadError that names `source`.
+    """A context that turns every error but our own into a ModelLoadError that names `source`.
 
-    For calls of transformers that read files of others, and for nothing else: such files make it stumble anywhere.
+    Use it only for calls of transformers that read files from others, which can make it fail anywhere.
     """
     try:
         yield
@@ -83,11 +83,11 @@ def foreign(source: str) -> Iterator[None]:
 
 
 def load_tokenizer(place: Path | str, revision: str | None) -> Any:
-    """The tokenizer exactly as its tokenizer.json says.
+    """The tokenizer exactly as its tokenizer.json describes it; AutoTokenizer only if that file is missing.
 
-    Not by AutoTokenizer where there is that file: since transformers 5 it rebuilds the tokenizer as the class that the
-    architecture is registered with, with other pre-tokenization (huggingface/transformers#45488, #45920: R1 distillations,
-    OLMo 2, Yi), so that prompts become other tokens than the model was trained on.
+    Since transformers 5, AutoTokenizer rebuilds the tokenizer as the class that is registered for the architecture, with different
+    pre-tokenization (huggingface/transformers#45488, #45920: R1 distillations, OLMo 2, Yi). Prompts would become other tokens than
+    those that the model was trained on.
     """
     if cached_file(place, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False):
         return PreTrainedTokenizerFast.from_pretrained(place, revision=revision or "main")
@@ -95,16 +95,16 @@ def load_tokenizer(place: Path | str, revision: str | None) -> Any:
 
 
 def fast(tokenizer: Any, name: str) -> PreTrainedTokenizerFast:
-    """`tokenizer`, if it knows where its tokens begin and end. Raises InputError."""
+    """`tokenizer`, if it is a fast one, which knows where its tokens begin and end. Raises InputError otherwise."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(
-            f"the tokenizer of {name} is a {type(tokenizer).__name__}; one with offsets (a fast one) is needed"
+            f"the tokenizer of {name} is a {type(tokenizer).__name__}; a fast tokenizer is needed, one with offsets"
         )
     return tokenizer
 
 
 def locate(source: str) -> Path | str:
-    """Where a name leads: a shipped model, a folder, or (as it is) a hub id."""
+    """What a name stands for: the folder of a shipped model, a folder, or the name itself as a hub id."""
     if source in SHIPPED:
         return Path(str(files("reasonscope.data.organism"))) / source
     if Path(source).exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
@@ -114,28 +114,28 @@ def locate(source: str) -> Path | str:
 
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
-        raise ModelLoadError(f"{folder} is no folder; give a hub id, a model folder, {' or '.join(SHIPPED)}")
+        raise ModelLoadError(f"{folder} is not a folder; give a hub id, a model folder, {' or '.join(SHIPPED)}")
     if not (folder / "config.json").is_file():
-        raise ModelLoadError(f"{folder} has no config.json, so it is no model folder")
+        raise ModelLoadError(f"{folder} has no config.json, so it is not a model folder")
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         raise ModelLoadError(
             f"{folder} holds its weights as {', '.join(pickles)}: such files are pickles, which can run code when they are read. "
-            "Only safetensors are loaded; convert them where you trust them (save_pretrained writes safetensors)"
+            "Only safetensors are loaded; if you trust the files, convert them (save_pretrained writes safetensors)"
         )
-    raise ModelLoadError(f"{folder} holds no weights; a model.safetensors is needed")
+    raise ModelLoadError(f"{folder} has no weights; it needs a model.safetensors")
 
 
 def _check_kernels(place: Path | str, revision: str | None) -> None:
-    """Refuse a configuration that names a kernel of the hub, which transformers would fetch and run."""
+    """Raise ModelLoadError if the configuration names a kernel on the hub, which transformers would fetch and run."""
     config, _ = PretrainedConfig.get_config_dict(place, revision=revision)
     for key, value in _entries(config):
         if key.endswith("_implementation") and "/" in str(value):
             raise ModelLoadError(
-                f"{place} asks for {key} {value!r:.60}, which is code from the hub: it could do anything on this machine and is "
-                "never run. Take the entry out of its config.json"
+                f"{place} asks for {key} {value!r:.60}, which is code from the hub. It could do anything on this machine, so it is "
+                "never run. Remove the entry from its config.json"
             )
 
 
@@ -151,9 +151,9 @@ def _reason(source: str, error: Exception) -> str:
     text = re.sub(r"\s+", " ", str(error)).strip()
     if "trust_remote_code" in text:
         return (
-            f"{source} brings its own code, and trust_remote_code is always off: that code could do anything on this machine. "
-            "Use an architecture that transformers knows, or load it yourself and give the PreTrainedModel"
+            f"{source} comes with its own code, which could do anything on this machine, so it is never run (trust_remote_code is "
+            "off). Use an architecture that transformers knows, or load the model yourself and pass the PreTrainedModel"
         )
     if "safetensors" in text and "pytorch_model.bin" in text:
-        return f"{source} has no safetensors; pickled weights are never loaded, since they can run code. {text[:200]}"
+        return f"{source} has no safetensors; pickled weights are never loaded, because they can run code. {text[:200]}"
     return f"cannot load {source!r}: {type(error).__name__}: {text[:300]}"

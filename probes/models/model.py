@@ -1,4 +1,4 @@
-"""A model ready to be read: the Hugging Face model with its tokenizer, layout, think tags and the engine that runs it."""
+"""A model that is ready to be read: the Hugging Face model with its tokenizer, layout, think tags and engine."""
 
 import importlib
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from reasonscope.probes.models.loading import fast, load_pretrained, load_struct
 from reasonscope.probes.models.prompting import Prompting
 from reasonscope.probes.models.tags import find_tags
 
-# Each engine in a module of its own, imported when it is asked for: two of them are optional extras.
+# Each engine has its own module, which is imported when the engine is asked for: two of them are optional extras.
 _BACKENDS = MappingProxyType(
     {
         "hooks": "reasonscope.probes.backends.hooks:HooksBackend",
@@ -35,7 +35,14 @@ BACKENDS = tuple(_BACKENDS)
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Prompting):
-    """A model that is here; `hf` is in evaluation mode. `float32_compute`: see `load_model`."""
+    """A loaded model, which `load_model` returns.
+
+    Attributes:
+        hf: The Hugging Face model, in evaluation mode.
+        layout: Where the architecture keeps its modules.
+        backend: The engine that runs the model and reads and writes its activations.
+        float32_compute: Whether it computes in float32 over 16-bit weights.
+    """
 
     hf: PreTrainedModel
     layout: Layout
@@ -52,17 +59,17 @@ class Model(Prompting):
 
     @property
     def vocabulary(self) -> int:
-        """Number of token ids that can be fed: rows of the embedding, often more than the tokenizer has."""
+        """Number of token ids that can be fed: the rows of the embedding, often more than the tokenizer has."""
         return embedding_rows(self.hf, self.layout).shape[0]
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go; the layers of a dispatched model may lie elsewhere."""
+        """The device that token ids are fed on; accelerate may keep some layers on other devices."""
         return input_device(self.hf, self.layout)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Every token that ends a completion, of the generation config, the config and the tokenizer."""
+        """The tokens that end a completion, from the generation config, the config and the tokenizer."""
         named = [self.tokenizer.eos_token_id]
         for config in (self.hf.generation_config, self.hf.config.get_text_config()):
             ids = getattr(config, "eos_token_id", None)
@@ -71,13 +78,13 @@ class Model(Prompting):
 
     @cached_property
     def fingerprint(self) -> Mapping[str, Any]:
-        """What a trace says about the model that wrote it (JSON); hashes the weights on first use."""
+        """What a trace says about the model that wrote it (JSON). The first use hashes the weights."""
         found = fingerprint(self.hf, self.tokenizer, name=self.name, revision=self.revision)
         return {**found, "compute": "float32"} if self.float32_compute else found
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What the model computes in, and its activations come in: that of its weights, unless it was asked for float32."""
+        """The type of the activations: that of the weights, or float32 if `float32_compute` is on."""
         return torch.float32 if self.float32_compute else self.hf.dtype
 
 
@@ -96,25 +103,47 @@ def load_model(
     deterministic: bool = False,
     float32_compute: bool = False,
 ) -> Model:
-    """Load a model and prove that it is as its layout says.
+    """Load a model, and check by a short pass that its modules are where its layout says.
 
-    `source`: a hub id, a folder, `organism`, `organism-base`, or a loaded PreTrainedModel with its `tokenizer` (it stays
-    where it is and is set to evaluation mode). `device`: "cpu", "cuda:0", or "auto" to spread it by accelerate. `dtype`:
-    None takes the checkpoint's. `layout`: the row of an architecture that the table does not have. `tags`: the think tags
-    where they are not to be found. `remote`, of `backend="nnsight"`: True (NDIF) or the address of a server that holds the model of
-    this name, of which only structure and tokenizer are loaded here; "local" sends every pass through the same door and runs it
-    here. `deterministic`: from here on the whole process has kernels that give the same bits again
-    (`determinism.make_deterministic`). `float32_compute`: compute in float32 over 16-bit weights (`determinism.compute_in_float32`),
-    on the backend hooks.
-    Code that comes with a checkpoint is never run. Raises ModelLoadError,
-    ArchitectureError, InputError, MissingExtraError.
+    Code that comes with a checkpoint is never run, and only safetensors are read.
+
+    Args:
+        source: A hub id, a folder, "organism" or "organism-base"; or a loaded PreTrainedModel, which stays on its device and is set to
+            evaluation mode.
+        backend: The engine: "hooks", "transformer_lens" or "nnsight".
+        device: "cpu", "cuda:0", or "auto" to let accelerate spread the model.
+        threads: CPU threads for the whole process from now on. By default a pass takes one thread if its matrices are small and all
+            threads if they are large, unless you set a count with `torch.set_num_threads` or in OMP_NUM_THREADS.
+        remote: For nnsight only. True runs the model on NDIF, and an address on that server; only structure and tokenizer are loaded
+            here. "local" serialises every pass as for a server, and runs it here.
+        dtype: Type of the weights; by default that of the checkpoint.
+        revision: Branch, tag or commit on the hub.
+        tokenizer: The tokenizer of a loaded model, or one to use instead of the checkpoint's.
+        layout: The layout of an architecture that is not in `LAYOUTS`.
+        tags: The think tags, if neither tokenizer nor template has them.
+        deterministic: Use kernels that give the same bits again, in the whole process from now on.
+        float32_compute: Compute in float32 over 16-bit weights, so that batches change no token; for the backend "hooks" only.
+
+    Returns:
+        The model, ready for `record`, `generate` and `capture`.
+
+    Raises:
+        ModelLoadError: If the checkpoint cannot be loaded.
+        ArchitectureError: If the architecture has no layout, or the model does not match it.
+        InputError: If options do not fit together.
+        MissingExtraError: If the backend is not installed.
+
+    Example:
+        >>> model = load_model("organism")
+        >>> model.n_layers, model.d_model
+        (6, 128)
     """
     if backend not in _BACKENDS:
-        raise InputError(f"no backend is called {backend!r}; there are {', '.join(BACKENDS)}")
+        raise InputError(f"unknown backend {backend!r}; choose from {', '.join(BACKENDS)}")
     if remote and backend != "nnsight":
-        raise InputError(f"backend {backend!r} runs here; remote is of backend='nnsight'")
+        raise InputError(f"backend {backend!r} runs on this machine only; remote needs backend='nnsight'")
     if float32_compute and backend != "hooks":
-        raise InputError(f"float32 arithmetic over 16-bit weights runs on the backend hooks, not on {backend}")
+        raise InputError(f"float32_compute needs backend='hooks', not {backend!r}")
     if deterministic:
         make_deterministic()
     if threads is not None:

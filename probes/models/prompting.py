@@ -1,4 +1,4 @@
-"""How a model is asked: its tokenizer, template and think tags, without its weights."""
+"""How to ask a model: its tokenizer, chat template and think tags, without its weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +18,14 @@ from reasonscope.probes.models.tags import chat_template, find_tags, with_tag_op
 
 @dataclass(frozen=True, kw_only=True)
 class Prompting:
-    """What turns problems into token ids and completions into traces; enough where a server holds the model.
+    """What turns problems into token ids and completions into traces. It is enough if a server holds the model.
 
-    `tags` is None where neither tokenizer nor template marks thinking.
+    Attributes:
+        config: The configuration of the model.
+        tokenizer: The tokenizer, a fast one.
+        tags: The think tags, or None if neither tokenizer nor template marks thinking.
+        name: The hub id, folder or shipped name that the model was loaded from.
+        revision: The commit of the checkpoint, if it is known.
     """
 
     config: PretrainedConfig
@@ -44,25 +49,32 @@ class Prompting:
 
     @cached_property
     def fingerprint(self) -> Mapping[str, Any]:
-        """What a trace says about the model that wrote it (JSON); nothing is known of weights that are elsewhere."""
+        """What a trace says about the model that wrote it (JSON), without the weights, which are elsewhere."""
         return described(self.config, self.tokenizer, name=self.name, revision=self.revision)
 
     def encode_prompt(
         self, problem: Problem, *, think: bool = True, open_tag: bool = False, prefill: str = ""
     ) -> list[int]:
-        """The token ids of a problem as the model is asked it: messages through the chat template, a raw prompt as it is.
+        """The token ids of a prompt for `problem`: messages through the chat template, a raw prompt unchanged.
 
-        `think=False` ends messages with an empty think block. `open_tag=True` opens the think tag where the template does
-        not; otherwise the model is left to open it. A `prefill` opens it too, and stands behind it. There is one BOS at
-        most: where the rendered text brings its own, or the tokenizer uses none, none is added. Raises InputError where
-        there is no chat template, or no think tag to close.
+        A BOS is added if the tokenizer uses one and the rendered text does not start with one.
+
+        Args:
+            problem: The problem to ask.
+            think: False ends the messages with an empty think block, so that the model answers at once.
+            open_tag: True opens the think tag, unless the template has opened it; otherwise the model opens it.
+            prefill: How the thinking begins; it follows the think tag, which is opened.
+
+        Raises:
+            InputError: If messages have no chat template to render them, the template fails, or a think tag has to be opened or closed
+                and the model has none.
         """
         open_tag = open_tag or bool(prefill)
         text = problem.prompt if problem.prompt is not None else self._render(problem, think, open_tag)
         return self.encode_text(text + prefill)
 
     def encode_text(self, text: str) -> list[int]:
-        """The token ids of a text, behind one BOS where the tokenizer uses one (its own in the text is that one)."""
+        """The token ids of a text, starting with one BOS if the tokenizer uses one."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:1] != [bos] and self.tokenizer.encode("", add_special_tokens=True)[:1] == [bos]:
@@ -80,26 +92,28 @@ class Prompting:
                 [{"role": message.role, "content": message.content} for message in problem.messages],
                 tokenize=False,
                 add_generation_prompt=True,
-                # The names of the switch in the templates of Qwen3, of DeepSeek V3.1 and of minimind; unknown ones do nothing.
+                # The switch has these names in the templates of Qwen3, DeepSeek V3.1 and minimind; templates ignore unknown names.
                 enable_thinking=think,
                 thinking=think,
                 open_thinking=think,
             )
-        except Exception as error:  # the template is a program of somebody else, and may raise anything
+        except Exception as error:  # the template is somebody else's program and may raise anything
             raise InputError(
                 f"the chat template of {self.name} fails on problem {problem.id!r} ({type(error).__name__}: {error!s:.200}); "
-                "give the problem a prompt instead, or mend the template"
+                "give the problem a prompt instead, or fix the template"
             ) from error
         assert isinstance(text, str)
         if think and not open_tag:
             return text
         if self.tags is None:
-            raise InputError(f"{self.name} has no think tags, so thinking can be neither opened nor switched off")
+            raise InputError(
+                f"{self.name} has no think tags, so its thinking cannot be opened or switched off; pass tags= to load_model"
+            )
         return with_tag_open(text, self.tags) if think else with_thinking_closed(text, self.tags)
 
 
 def load_prompting(source: str, *, revision: str | None = None) -> Prompting:
-    """Tokenizer and configuration of `source` (as in `load_model`), without its weights. Raises ModelLoadError, InputError."""
+    """Load tokenizer and configuration of `source` (as in `load_model`), without weights. Raises ModelLoadError and InputError."""
     place = locate(source)
     with foreign(source):
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)

@@ -1,11 +1,11 @@
-"""How a model marks its thinking, found in its tokenizer and chat template rather than assumed from token ids."""
+"""Think tags: how a model marks its thinking, as its tokenizer and chat template say."""
 
 from transformers import PreTrainedTokenizerBase
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.parse import GPT_OSS, THINK, ThinkTags
 
-# Pairs in use, the commonest first; the ids they have differ from model to model, and so does whether they are one token.
+# Pairs in use, the most common first. Their token ids differ between models, and some models split them into several tokens.
 _KNOWN = (
     GPT_OSS,
     THINK,
@@ -17,9 +17,9 @@ _KNOWN = (
 
 
 def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
-    """The tags that the tokenizer's added tokens or the chat template know, or None (a model that does not mark thinking).
+    """The tags among the tokenizer's added tokens or in its chat template, or None for a model that does not mark its thinking.
 
-    gpt-oss is known by its channel tokens: its templates write the parts of a channel's opening one by one.
+    gpt-oss is recognised by its channel tokens, because its templates write the opening of a channel in parts.
     """
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     if {"<|channel|>", "<|message|>"} <= added:
@@ -32,17 +32,17 @@ def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The template that renders a conversation (of several, the one named default), or None."""
+    """The template that renders a conversation, or None. If the tokenizer has several, it is the one named "default"."""
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")
     if template is not None and not isinstance(template, str):
-        raise InputError(f"the chat template is {type(template).__name__}; a Jinja text is needed")
+        raise InputError(f"the chat template is a {type(template).__name__}; it must be Jinja text")
     return template
 
 
 def with_tag_open(text: str, tags: ThinkTags) -> str:
-    """The rendered prompt with the thinking begun: as it is where the template has done so, otherwise with the tag behind it."""
+    """The rendered prompt with the think tag open at its end, added unless the template has opened it already."""
     head, tag, behind = text.rpartition(tags.open)
     if tag and not behind.strip():
         return text
@@ -52,7 +52,7 @@ def with_tag_open(text: str, tags: ThinkTags) -> str:
 
 
 def with_thinking_closed(text: str, tags: ThinkTags) -> str:
-    """The rendered prompt with an empty think block at its end, so that the answer comes next."""
+    """The rendered prompt with an empty think block at its end, so that the model goes straight to the answer."""
     head, tag, behind = text.rpartition(tags.open)
     if tag and behind.strip() == tags.close:
         return text

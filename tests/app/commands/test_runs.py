@@ -161,4 +161,4 @@ def test_shards_are_merged_and_record_refuses_what_does_not_go_together(tmp_path
     both = cli("record", *how, "--ray", "local", "--server", "http://127.0.0.1:9", "--out", "other", cwd=tmp_path)
     refused(both, "leave --server and --shard away")
     refused(cli("record", *how, "--server", "nowhere", "--out", "other", cwd=tmp_path), "has to begin with http")
-    refused(cli("record", *how, "--remote", "local", "--out", "other", cwd=tmp_path), "remote is of backend='nnsight'")
+    refused(cli("record", *how, "--remote", "local", "--out", "other", cwd=tmp_path), "remote needs backend='nnsight'")

@@ -41,7 +41,7 @@ def test_unknown_architecture_shows_how_to_add_a_row():
         ("llama", {"blocks": "model.h"}, r"blocks: the model has no module 'model.h'"),
         ("llama", {"final_norm": "model.ln"}, r"final_norm: the model has no module"),
         ("llama", {"router": "mlp.gate"}, r"router: no 'mlp.gate' in any block"),
-        ("llama", {"o_proj": "self_attn.q_proj"}, "the sum of what the heads of block 0 write is not attn_out"),
+        ("llama", {"o_proj": "self_attn.q_proj"}, "what the heads of block 0 write does not sum to attn_out"),
         ("gemma2", {"attn_out": "self_attn"}, r"differs from resid_post"),
         ("olmo2", {"mlp_out": "mlp"}, r"differs from resid_post"),
         ("gpt_oss", {"sinks": False}, r"attention rows of block 0 sum to"),
@@ -57,14 +57,14 @@ def test_a_wrong_row_is_found_out(family, change, message, hf_of):
 def test_a_number_of_blocks_that_differs_from_the_config(hf_of):
     hf = hf_of("llama")
     row = replace(resolve_layout(hf.config), blocks="model.layers.0")
-    with pytest.raises(ArchitectureError, match="where the config says 3"):
+    with pytest.raises(ArchitectureError, match="its config says 3"):
         check_layout(hf, row)
 
 
 @pytest.mark.parametrize(
     ("family", "site", "message"),
     [
-        ("llama", "router.0", "no mixture of experts"),
+        ("llama", "router.0", "not a mixture of experts"),
         ("qwen3_moe", "router.1", "block 1 of this qwen3_moe has no router"),  # a dense block between sparse ones
         ("llama", "z.3", r"3 layers, so the last is z\.2"),
     ],

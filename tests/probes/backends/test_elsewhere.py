@@ -156,5 +156,5 @@ def test_a_model_elsewhere_brings_its_structure_alone(monkeypatch):
     assert {**there.fingerprint, "weights": here.fingerprint["weights"]} == here.fingerprint
     (one,), (other,) = (rollouts(m, PROBLEMS[:1], GREEDY) for m in (here, there))
     np.testing.assert_array_equal(one.token_ids, other.token_ids)
-    with pytest.raises(InputError, match="remote is of backend='nnsight'"):
+    with pytest.raises(InputError, match="remote needs backend='nnsight'"):
         load_model("organism", remote=True)

@@ -175,7 +175,7 @@ def test_edits_that_cannot_be(model_of):
     mask = torch.ones_like(ids)
     with pytest.raises(SiteError, match=r"attn_probs.1 can be read but not written; write z.1"):
         model.backend.forward(ids, mask=mask, write={Site("attn_probs", 1): lambda a, _: a})
-    with pytest.raises(InputError, match=r"the edit at z.1 returned .*float64; it has to keep .*float32"):
+    with pytest.raises(InputError, match=r"the edit at z.1 returned .*float64; it must return .*float32"):
         model.backend.forward(ids, mask=mask, write={Site("z", 1): lambda a, _: a.double()})
     with pytest.raises(SiteError, match="3 layers"):
         model.backend.forward(ids, mask=mask, read=[Site("z", 7)])

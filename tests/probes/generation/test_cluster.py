@@ -71,7 +71,7 @@ def test_two_workers_of_which_one_is_killed_write_the_store_of_one_process(tmp_p
     files = {path: path.stat().st_mtime_ns for path in Path(tmp_path / "run").rglob("*.safetensors")}
     assert len(record_on(Cluster(workers=2), job(), problems, tmp_path / "run")) == 12
     assert {path: path.stat().st_mtime_ns for path in Path(tmp_path / "run").rglob("*.safetensors")} == files
-    with pytest.raises(ModelLoadError, match="no folder"):
+    with pytest.raises(ModelLoadError, match="not a folder"):
         record_on(Cluster(workers=1), job(load={"source": "./nothing"}), problems, tmp_path / "none")
     with pytest.raises(InputError, match="fits"):
         record_on(Cluster(gpus=99), job(), problems, tmp_path / "none")

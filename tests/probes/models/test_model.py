@@ -75,7 +75,7 @@ def test_weights_hash_sees_one_changed_number():
 
 
 def test_a_missing_folder(tmp_path):
-    with pytest.raises(ModelLoadError, match="is no folder; give a hub id, a model folder, organism or organism-base"):
+    with pytest.raises(ModelLoadError, match="is not a folder; give a hub id, a model folder, organism or organism-base"):
         load_model(str(tmp_path / "nowhere"))
     with pytest.raises(ModelLoadError, match=r"no config\.json"):
         load_model(str(tmp_path))
@@ -124,7 +124,7 @@ def test_a_spoilt_folder_is_one_clear_line(spoil, message, folder):
 
 
 def test_what_cannot_be_loaded(hf_of, tokenizer):
-    with pytest.raises(InputError, match="no backend is called 'jax'; there are hooks, transformer_lens, nnsight"):
+    with pytest.raises(InputError, match="unknown backend 'jax'; choose from hooks, transformer_lens, nnsight"):
         load_model(hf_of("llama"), tokenizer=tokenizer, backend="jax")
     with pytest.raises(InputError, match="a loaded model needs its tokenizer"):
         load_model(hf_of("llama"))
