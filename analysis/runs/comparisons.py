@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -138,23 +137,28 @@ analyse_mi_compare = PerTraceAnalysis(per_trace=_read_by_both, aggregate=_compar
 
 
 def analyse_selection(study: Study[SelectionOptions]) -> Iterator[Result]:
-    """Accuracy and tokens of selection rules on the stored samples. Needs several samples of each problem."""
+    """Accuracy and tokens of selection rules on the stored samples. Needs several samples of each problem.
+
+    With a probe, all rules are judged on the problems that it did not learn from.
+    """
+    probe = None if study.options.probe is None else LinearProbe.load(study.options.probe)
+    if probe is not None:
+        study = replace(study, traces=probe.unseen(study.traces))
     rules: dict[str, Rule] = {"majority": majority}
     rules |= {f"short-{m}": short_m(m) for m in sorted({1, max(study.options.k // 2, 1)})}
     scores = {trace.id: _straight(study, trace) for trace in study.traces} if study.sites else {}
     if any(np.isfinite(value) for value in scores.values()):
         rules["straightest trajectory"] = best_by(lambda trace: scores[trace.id])
-    if study.options.probe is not None:
-        rules |= _early_stops(study, study.options.probe)
+    if probe is not None:
+        rules |= _early_stops(study, probe)
     yield simulate(study.traces, rules, k=study.options.k, seed=study.options.seed)
 
 
-def _early_stops(study: Study[SelectionOptions], path: Path) -> dict[str, Rule]:
+def _early_stops(study: Study[SelectionOptions], probe: LinearProbe) -> dict[str, Rule]:
     """Stop where the probe is first above a threshold, with the answers that `analyse confidence` forced there.
 
     The control stops by the scores of another trace: as often and as early, but at places that mean nothing.
     """
-    probe = LinearProbe.load(path)
     scores: dict[str, Values] = {}
     answers: dict[str, list[str | None]] = {}
     for trace in study.traces:

@@ -131,17 +131,33 @@ def refusal(
 
 
 @probe.command()
-def correctness(run: RunOption, folds: Folds = 5, seed: SeedOption = 0, json_: JsonOption = False) -> None:
+def correctness(
+    run: RunOption,
+    held_out: Annotated[
+        float,
+        typer.Option(
+            min=0, max=0.9, help="Share of the problems that the probe never sees, for `analyse selection --probe`."
+        ),
+    ] = 0.0,
+    folds: Folds = 5,
+    seed: SeedOption = 0,
+    json_: JsonOption = False,
+) -> None:
     """Will the answer be right? Reads problems with a gold answer, at six positions from the prompt to the closing tag."""
     from reasonscope.analysis.runs.probe_reports import correctness_along, correctness_figures
     from reasonscope.probes.fitting.positions import position_name
     from reasonscope.probes.properties.correctness_probe import positions_summary
+    from reasonscope.steering.experiments.held_out import split_run
 
-    found, undefined = correctness_along(_store(run), folds=folds, seed=seed)
+    store = _store(run)
+    traces = [store.trace(id) for id in split_run(store, share=held_out, n=None, seed=seed).ids] if held_out else None
+    found, undefined = correctness_along(store, traces, folds=folds, seed=seed)
     numbers: dict[str, Any] = {position_name(one.position): one.to_dict() for one in found}
     numbers["undefined"] = undefined
     fitted = {"correctness": found[-1].probe}
-    saved = _save("correctness", run, numbers, correctness_figures(found), fitted, folds=folds, seed=seed)
+    saved = _save(
+        "correctness", run, numbers, correctness_figures(found), fitted, held_out=held_out, folds=folds, seed=seed
+    )
     show_summary(_with_files(positions_summary(found, undefined), saved, run), numbers, json_)
 
 

@@ -18,10 +18,11 @@ from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.baselines import Features, Points, rank_predictions
 from reasonscope.probes.evaluation.comparison import Comparison, compare
-from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, grouped_predictions
-from reasonscope.probes.evaluation.metrics import BINARY, auroc
-from reasonscope.probes.evaluation.permutation_null import Null, permutation_null
+from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap
+from reasonscope.probes.evaluation.metrics import BINARY
+from reasonscope.probes.evaluation.permutation_null import Null
 from reasonscope.probes.fitting.linear_probes import LinearProbe, LogisticProbe
+from reasonscope.probes.fitting.permuted_sweep import permuted_sweep
 from reasonscope.probes.fitting.positions import POSITIONS, Position, position_name, row_at, states_at
 from reasonscope.probes.fitting.sweep import LayerChoice, sweep
 
@@ -36,7 +37,7 @@ class HeldOut:
         scores: The logit of each row by its own probe, (row,).
         by_layer: Held-out AUROC of each layer, the mean over folds, (layer,). It is for a map of the layers: its maximum is biased
             upwards, `scores` are not.
-        shuffled: The AUROC of the final layer and penalty, among those on labels that whole groups exchanged.
+        shuffled: The AUROC of a search by least squares, among those of the same search on labels that whole groups exchanged.
     """
 
     probes: tuple[LinearProbe, ...]
@@ -70,7 +71,7 @@ def held_out_probes(
 
     def fit(choice: LayerChoice, rows: Rows) -> LinearProbe:
         fitted = LogisticProbe(C=1 / choice.penalty, standardise=True).fit(features[rows, choice.layer], targets[rows])
-        about = {**provenance, "rows": len(rows), "seed": seed}
+        about = {**provenance, "rows": len(rows), "learned_from": sorted(set(labels[rows].tolist())), "seed": seed}
         return LinearProbe.of(fitted, site=sites[choice.layer], model=model, provenance=about)
 
     final = fit(judged.final, taught)
@@ -83,18 +84,18 @@ def held_out_probes(
     scores = [float(probe.scores(row[layer_of[probe.site]])) for probe, row in zip(probes, features, strict=True)]
     by_layer = np.nanmean(judged.scores[:, :, 0], axis=0)
 
-    def judge(labelled: Values) -> float:
-        again = LogisticProbe(C=1 / judged.final.penalty, standardise=True)
-        states, own = features[taught, judged.final.layer], labels[taught].tolist()
-        return auroc(labelled, grouped_predictions(again, states, labelled, own, folds=folds, task="binary", seed=seed))
-
     return HeldOut(
         probes=tuple(probes),
         final=final,
         scores=np.array(scores),
         by_layer=by_layer,
-        shuffled=permutation_null(
-            judge, targets[taught], labels[taught].tolist(), within=False, n_permutations=20, seed=seed
+        shuffled=permuted_sweep(
+            features[taught][:, :, None],
+            targets[taught],
+            labels[taught].tolist(),
+            task="binary",
+            folds=folds,
+            seed=seed,
         ),
     )
 

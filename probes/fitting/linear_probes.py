@@ -1,6 +1,6 @@
 """Linear probes: estimators with scikit-learn's interface, and the frozen probe that is kept, with its site, model and provenance."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -19,6 +19,7 @@ from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.storage.safetensors_file import SafetensorsFormat
 from reasonscope.data.storage.untrusted import wrap_errors
+from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.solvers import LinearPath, logistic_path, ridge_path
 
@@ -106,6 +107,23 @@ class LinearProbe:
                 f"activations of {model.get('name')!r}, which differs in {' and '.join(other)} from {self.model.get('name')!r} "
                 "that the probe was fitted on; fit a new probe"
             )
+
+    def unseen(self, traces: Sequence[Trace]) -> list[Trace]:
+        """Those of `traces` whose problems the probe did not learn from: the ones that it may be judged on.
+
+        Raises InputError for a probe that does not say what it learned from, and if it learned from all of them.
+        """
+        if "learned_from" not in self.provenance:
+            raise InputError(
+                "this probe does not say which problems it learned from; fit it again with `reasonscope probe`"
+            )
+        seen = set(self.provenance["learned_from"])
+        if not (left := [trace for trace in traces if trace.problem.group not in seen]):
+            raise InputError(
+                f"the probe learned from the problems of all {len(traces)} traces, so it cannot be judged on them; "
+                "fit it on part of the run with --held-out 0.5, or take a run of other problems"
+            )
+        return left
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, `coef` and `intercept` float64, the rest as JSON in its header. Raises StoreError."""

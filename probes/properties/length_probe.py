@@ -27,14 +27,12 @@ from reasonscope.probes.evaluation.comparison import Comparison, compare
 from reasonscope.probes.evaluation.conformal import ResidualBand, residual_band
 from reasonscope.probes.evaluation.grouped_folds import (
     cluster_bootstrap,
-    grouped_predictions,
-    spearman,
     trace_groups,
 )
 from reasonscope.probes.evaluation.metrics import r2, r2_log, spearman_within
-from reasonscope.probes.evaluation.permutation_null import Null, permutation_null
 from reasonscope.probes.fitting.censoring import Mask, concordance_index
-from reasonscope.probes.fitting.linear_probes import LinearProbe, RidgeProbe
+from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.fitting.permuted_sweep import permuted_sweep
 from reasonscope.probes.fitting.positions import states_at
 from reasonscope.probes.fitting.sweep import SweepResult, sweep
 from reasonscope.probes.properties.report import (
@@ -222,7 +220,9 @@ def length(
             token_predictions(baselines, data.tokens, data.groups, folds=folds, seed=seed),
             data.groups,
             problems=[trace.problem.id for trace in data.traces],
-            shuffled=_shuffled(swept, data, folds=folds, seed=seed),
+            shuffled=permuted_sweep(
+                data.features, np.log1p(data.tokens), data.groups, task="regression", folds=folds, seed=seed
+            ),
             metrics=_metrics(data, predicted, seed),
             seed=seed,
         ),
@@ -314,18 +314,6 @@ def _metrics(data: LengthData, predicted: Values, seed: int) -> dict[str, Estima
     }
 
 
-def _shuffled(swept: SweepResult, data: LengthData, *, folds: int, seed: int) -> Null:
-    """The Spearman correlation at the final layer and penalty if problems exchange their lengths."""
-    states = data.features[:, swept.final.layer, 0]
-
-    def judge(lengths: Values) -> float:
-        ridge = RidgeProbe(swept.final.penalty, standardise=True)
-        held_out = grouped_predictions(ridge, states, np.log1p(lengths), data.groups, folds=folds, seed=seed)
-        return spearman(lengths, held_out)
-
-    return permutation_null(judge, data.tokens, data.groups, within=False, n_permutations=20, seed=seed)
-
-
 def _within(data: LengthData, predicted: Values, strata: Sequence[float | str | None], seed: int) -> Estimate | str:
     """The correlation inside strata, or why there is none."""
     rows = np.array([index for index, stratum in enumerate(strata) if stratum is not None], dtype=np.intp)
@@ -369,6 +357,7 @@ def _kept(swept: SweepResult, data: LengthData, band: ResidualBand, seed: int) -
             "penalty": swept.final.penalty,
             "rows": len(data.tokens),
             "groups": len(set(data.groups)),
+            "learned_from": sorted(set(data.groups)),
             "truncated": data.n_truncated,
             "interval": {
                 "coverage": band.coverage,

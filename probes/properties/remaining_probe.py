@@ -15,11 +15,11 @@ from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.baselines import Points, baseline_features, residual_sites
 from reasonscope.probes.evaluation.comparison import Comparison, compare
-from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, grouped_predictions, spearman, trace_groups
+from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, trace_groups
 from reasonscope.probes.evaluation.metrics import r2_log, spearman_within
-from reasonscope.probes.evaluation.permutation_null import permutation_null
 from reasonscope.probes.fitting.censoring import concordance_index
-from reasonscope.probes.fitting.linear_probes import LinearProbe, RidgeProbe
+from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.fitting.permuted_sweep import permuted_sweep
 from reasonscope.probes.fitting.positions import states_at
 from reasonscope.probes.fitting.sweep import sweep
 from reasonscope.probes.properties.length_probe import token_predictions
@@ -151,11 +151,6 @@ def remaining(
     def concordance(rows: Rows) -> float:
         return concordance_index(true[rows], truncated[rows], predicted[rows])
 
-    def judge(left: Values) -> float:
-        ridge = RidgeProbe(swept.final.penalty, standardise=True)
-        of_layer = states[:, swept.final.layer, 0]
-        return spearman(left, grouped_predictions(ridge, of_layer, np.log1p(left), groups, folds=folds, seed=seed))
-
     baselines = baseline_features(points, store, _BASELINES)
     return RemainingReport(
         comparison=compare(
@@ -165,7 +160,7 @@ def remaining(
             token_predictions(baselines, true, groups, folds=folds, seed=seed),
             groups,
             problems=[trace.problem.id for trace in points.traces],
-            shuffled=permutation_null(judge, true, groups, within=False, n_permutations=20, seed=seed),
+            shuffled=permuted_sweep(states, np.log1p(true), groups, task="regression", folds=folds, seed=seed),
             metrics={
                 "concordance": resample_groups(concordance, groups, n_resamples=50, seed=seed),
                 "r2_log": cluster_bootstrap(r2_log, true, predicted, groups, seed=seed),
@@ -185,6 +180,7 @@ def remaining(
                 "penalty": swept.final.penalty,
                 "rows": len(true),
                 "groups": len(set(groups)),
+                "learned_from": sorted(set(groups)),
                 "seed": seed,
             },
         ),

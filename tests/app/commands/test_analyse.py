@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -183,8 +184,16 @@ def test_a_probe_stops_stored_samples_with_the_answers_that_were_forced(tmp_path
     asked = load_problems("ledger:brief", n=2, seed=5)
     record(model, asked, tmp_path / "store", sites=[site], samples=2, sampling=sampling)
     sure = LinearProbe(  # says .99 of everything, so it stops at the first tenth
-        coef=np.zeros(model.d_model), intercept=5.0, site=Site.parse(site), task="binary", method="t", model=model.fingerprint
+        coef=np.zeros(model.d_model), intercept=5.0, site=Site.parse(site), task="binary", method="t", model=model.fingerprint,
+        provenance={"learned_from": ["another problem"]},
     )  # fmt: skip
+    groups = sorted({problem.group for problem in asked})
+    for learned, why in ((groups, "learned from the problems of all 4 traces"), (None, "does not say which problems")):
+        replace(sure, provenance={"learned_from": learned} if learned else {}).save(tmp_path / "seen.safetensors")
+        done = CliRunner().invoke(
+            cli.app, ["analyse", "selection", "--run", str(tmp_path), "--probe", str(tmp_path / "seen.safetensors")]
+        )
+        assert isinstance(done.exception, InputError) and why in str(done.exception)
     sure.save(tmp_path / "sure.safetensors")
     words = ["selection", "--run", tmp_path, "-k", 2, "--probe", tmp_path / "sure.safetensors"]
     done = CliRunner().invoke(cli.app, ["analyse", *map(str, words)])

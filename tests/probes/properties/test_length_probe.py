@@ -66,7 +66,7 @@ def test_it_finds_the_layer_that_knows(tmp_path, traces):
         {name: found.baselines[name].value for name in text}
     )
     assert found.difference.low > 0 and found.beats and found.text_difference.low > 0
-    assert found.shuffled.p_value == 1 / 21 and abs(found.shuffled.null.mean()) < 0.3
+    assert found.shuffled.p_value == 1 / 200 and abs(found.shuffled.null.mean()) < 0.3
     assert found.metrics["concordance"].value > 0.9
     assert found.metrics["r2_log"].value > 0.8
     assert set(probe.layer) == {probe.probe.site} == {Site("resid_post", 1)}
@@ -142,7 +142,7 @@ def test_what_remains_is_read_along_the_thinking_against_the_position(tmp_path, 
     assert probe.comparison.score.value > 0.9
     assert probe.comparison.baselines["elapsed_position"].value > 0.2  # the further, the less is left
     assert probe.comparison.difference.low > 0
-    assert probe.comparison.shuffled.p_value == 1 / 21
+    assert probe.comparison.shuffled.p_value == 1 / 200
     assert probe.within_position.low > 0.8
     first = traces[0]
     assert probe.true[0] == first.n_thinking_tokens - 1

@@ -88,7 +88,7 @@ def test_intent_and_its_cliff_are_found(tmp_path, traces):
     found = probes.refusal(store, traces, contrasts=REFUSAL_ALONE, folds=3)
     assert found.comparisons.keys() == found.probes.keys() == {"refusal"}
     assert refusal_maps(store, traces, contrasts=REFUSAL_ALONE, folds=3)["refusal"].scores.shape == (2, 6)
-    assert found.comparison.shuffled.p_value == pytest.approx(1 / 21)
+    assert found.comparison.shuffled.p_value == pytest.approx(1 / 200)
     assert found.comparison.score.low > 0.9
     assert found.comparison.beats
     assert str(found.probes["refusal"].site) == "resid_post.1"
