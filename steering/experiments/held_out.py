@@ -35,7 +35,8 @@ class Asked:
         name, colon, numbers = text.partition(":")
         if name not in METHODS and name not in DECODING_METHODS:
             raise InputError(
-                f"no steering method is called {name!r}; steering methods: {', '.join(METHODS)}; decoding methods: {', '.join(DECODING_METHODS)}"
+                f"no steering method is called {name!r}; steering methods: {', '.join(METHODS)}; "
+                f"decoding methods: {', '.join(DECODING_METHODS)}"
             )
         return cls(name=name, values=tuple(numbers_from(numbers)) if colon else None)
 

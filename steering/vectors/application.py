@@ -1,4 +1,4 @@
-"""What a method makes: vectors, each with where it acts and how; and the random ones that it is compared with."""
+"""Vectors in use: each with the tokens at which it acts and the operator that applies it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,21 @@ from reasonscope.steering.vectors.vector import SteeringVector
 
 @dataclass(frozen=True, kw_only=True)
 class VectorUse:
-    """A vector, the tokens at which it acts, and what is done there. A `Clamp` takes one site."""
+    """A vector with its place and its operator: what a steering method consists of.
+
+    Attributes:
+        vector: The directions, by site.
+        scope: The tokens whose states are edited.
+        operator: How they are edited; `add` by default. A `Clamp` acts at one site.
+
+    Raises:
+        InputError: For a clamp at several sites.
+
+    Example:
+        use = VectorUse(vector=vector, scope=Scope.thinking(model))
+        steering = as_intervention([use], 0.5)
+        experiment.arms([Condition(name="half", intervention=steering)])
+    """
 
     vector: SteeringVector
     scope: Scope
@@ -23,11 +37,26 @@ class VectorUse:
 
     def __post_init__(self) -> None:
         if isinstance(self.operator, Clamp) and len(self.vector.directions) != 1:
-            raise InputError(f"a clamp at {len(self.vector.directions)} sites; each has a projection of its own")
+            raise InputError(
+                f"a clamp at {len(self.vector.directions)} sites; each site has its own projection, so make one use per site (see clamped)"
+            )
 
 
 def clamped(vector: SteeringVector, scope: Scope) -> tuple[VectorUse, ...]:
-    """At each site of `vector`, projections become those of the class that it points to: the mean that its extraction has noted."""
+    """Uses that set the projection on each direction to that of the class that it points to.
+
+    Args:
+        vector: A vector whose extraction noted these mean projections (`provenance["towards"]`), as SEAL's does.
+        scope: The tokens whose states are edited.
+
+    Returns:
+        One use per site, each with a `Clamp`.
+
+    Example:
+        uses = clamped(extract_seal(store, Site.parse("resid_post.4")), Scope.thinking(model, at_separators=True))
+        intervention = as_intervention(uses, 1.0)  # at 1 the projection is all the way there
+        runs = experiment.run("clamp", intervention)
+    """
     parts = []
     for site, direction in vector.directions.items():
         one = replace(vector, directions={site: direction})
@@ -36,7 +65,20 @@ def clamped(vector: SteeringVector, scope: Scope) -> tuple[VectorUse, ...]:
 
 
 def as_intervention(uses: Sequence[VectorUse], multiplier: float) -> Intervention:
-    """All uses at one multiplier, in order, as one intervention that measures how far it moves the states."""
+    """All uses of a method as one intervention, which also measures how far it moves the states.
+
+    Args:
+        uses: The vectors, applied in this order.
+        multiplier: Their common strength; negative for the reverse.
+
+    Returns:
+        An intervention for one run; make a new one for the next.
+
+    Example:
+        uses = extract("seal", store, model)
+        reverse = as_intervention(uses, -1.0)
+        arms = experiment.arms([Condition(name="reversed", intervention=reverse)])
+    """
     moved: dict[int, tuple[Tensor, Tensor]] = {}
 
     def operator(use: VectorUse) -> Operator:
@@ -47,9 +89,9 @@ def as_intervention(uses: Sequence[VectorUse], multiplier: float) -> Interventio
     )
 
 
-def check_uses(parts: Sequence[VectorUse], model: Model) -> None:
-    """Raise InputError for no part, or where a vector does not fit the model."""
-    if not parts:
+def check_uses(uses: Sequence[VectorUse], model: Model) -> None:
+    """Raise InputError without uses, or if a vector does not fit the model."""
+    if not uses:
         raise InputError("no vector to steer with; give at least one")
-    for part in parts:
-        part.vector.check(model)
+    for use in uses:
+        use.vector.check(model)

@@ -1,4 +1,4 @@
-"""The difference between two classes of activations, and the random direction that varies as they do."""
+"""Vectors from the difference between two classes of activations, or from a probe."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
@@ -16,8 +16,8 @@ from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.steering.vectors.vector import SteeringVector
 
 States: TypeAlias = NDArray[np.floating]
-# Where a trace is read: its last prompt token, the last one of its thinking, the last that was fed, or the mean over the thinking, or over
-# the separators in it, which open its steps.
+# Where a state is taken: at the last prompt token, the last thinking token, or the last token that was fed; or the mean over the thinking,
+# or over its separators, which open the steps.
 Read = Literal["prompt", "thinking_end", "end", "thinking_mean", "separators"]
 
 
@@ -32,13 +32,15 @@ def mean_difference(towards: States, away: States) -> NDArray[np.float64]:
 
 
 def state_of(store: TraceStore, trace: Trace, site: Site, read: Read) -> NDArray[np.float64]:
-    """What stood at `site` where `read` says: (d_model,). Raises InputError for a trace without thinking where it is needed."""
+    """The stored state at `site` at the place `read`: (d_model,). Raises InputError for a trace without the thinking that this needs."""
     rows = store.activations(trace.id, str(site))
     thinking = trace.tokens.thinking
     if read == "separators":
         return _separators(rows, trace)
     if read in ("thinking_end", "thinking_mean") and not len(thinking):
-        raise InputError(f"trace {trace.id!r} has no thinking to read; leave it out, or read at its prompt or end")
+        raise InputError(
+            f"trace {trace.id!r} has no thinking to take a state from; leave it out, or take it at the prompt or the end"
+        )
     last = len(rows) - 1  # the last token was never fed
     at = {
         "prompt": slice(trace.n_prompt_tokens - 1, trace.n_prompt_tokens),
@@ -47,14 +49,14 @@ def state_of(store: TraceStore, trace: Trace, site: Site, read: Read) -> NDArray
         "thinking_mean": slice(thinking.start, min(thinking.stop, last + 1)),
     }
     if read not in at:
-        raise InputError(f"read {read!r}: there are {', '.join([*at, 'separators'])}")
+        raise InputError(f"read={read!r}; choose from {', '.join([*at, 'separators'])}")
     return np.asarray(rows[at[read]].astype(np.float64).mean(axis=0))
 
 
 def _separators(rows: NDArray[Any], trace: Trace) -> NDArray[np.float64]:
     at = [step.separator for step in steps(trace) if step.separator < len(rows)]
     if not at:
-        raise InputError(f"trace {trace.id!r} has no blank line in its thinking, so no step opens there; leave it out")
+        raise InputError(f"trace {trace.id!r} has no blank line in its thinking, so no step starts there; leave it out")
     return np.asarray(np.asarray(rows[at], dtype=np.float64).mean(axis=0))
 
 
@@ -67,8 +69,10 @@ def contrast_vector(
     method: str,
     provenance: Mapping[str, object],
 ) -> SteeringVector:
-    """The mean over `pairs` (towards, away) of the difference of their states, at each of `sites`; `provenance["towards"]` has the mean
-    projection of the first ones, by site."""
+    """At each of `sites`, the mean difference of the states of `pairs` (towards, away).
+
+    `provenance["towards"]` of the result holds, by site, the mean projection of the first class.
+    """
     wanted = list(pairs)
     directions, levels = {}, {}
     for site in sites:
@@ -83,7 +87,7 @@ def contrast_vector(
 def paired_states(
     store: TraceStore, pairs: Sequence[tuple[Trace, Trace]], site: Site, read: Read
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The states of both sides of `pairs`, each (pair, d_model)."""
+    """The states of both classes of `pairs`, each (pair, d_model)."""
     first, second = (
         np.array([state_of(store, pair[side], site, read) for pair in pairs]).reshape(len(pairs), -1) for side in (0, 1)
     )
@@ -96,10 +100,10 @@ def projection(states: States, direction: NDArray[np.floating]) -> float:
 
 
 def vector_of_probe(probe: LinearProbe, *, norm: float) -> SteeringVector:
-    """The probe's normal as a vector of length `norm`: adding it raises what the probe reads.
+    """The normal of a probe as a vector of length `norm`; adding it raises the score of the probe.
 
-    A probe's own length says how sharply it separates, not how far to push, so `norm` has no default; the distance between the
-    class means is a common choice. Raises InputError for a probe whose coefficients are all 0.
+    The length of a probe's own weights says how sharply it separates, not how far to push, so `norm` has no default; the distance between
+    the class means is a common choice. Raises InputError for a probe whose coefficients are all 0.
     """
     return SteeringVector(
         directions={probe.site: (probe.direction * norm).astype(np.float32)},

@@ -1,7 +1,7 @@
-"""GGUF control vectors, the format that llama.cpp, repeng and EasySteer share: `direction.k` is added to the output of block k.
+"""GGUF control vectors, the format of llama.cpp, repeng and EasySteer: `direction.k` is added to the output of block k.
 
-Blocks count from 0 in all three, so `direction.k` is `resid_post.k`, which is `resid_pre.k+1`. llama.cpp refuses `direction.0`: it cannot
-touch the output of the first block. It reads one-dimensional float32 tensors alone, repeng asks for `controlvector.model_hint`.
+All three count blocks from 0, so `direction.k` is `resid_post.k`, which is `resid_pre.k+1`. llama.cpp cannot change the output of the first
+block and refuses `direction.0`. It reads only one-dimensional float32 tensors; repeng needs `controlvector.model_hint`.
 """
 
 import json
@@ -20,7 +20,7 @@ from reasonscope.probes.architecture.sites import Site
 MAGIC = b"GGUF"
 _ARCHITECTURE = "controlvector"
 _OURS = "reasonscope.vector"
-# What is kept of a vector beside its directions, in either format.
+# What both formats keep of a vector besides its directions.
 GGUF_FORMAT = SafetensorsFormat(
     key=_OURS,
     noun="steering vector",
@@ -32,9 +32,9 @@ GGUF_FORMAT = SafetensorsFormat(
 def write_gguf(
     path: Path, directions: Mapping[Site, NDArray[np.float32]], header: Mapping[str, Any], hint: str
 ) -> None:
-    """Write `directions` in the residual stream; `header` goes along as JSON, `hint` is the model type (`qwen2`).
+    """Write `directions` of the residual stream, with `header` as JSON; `hint` is the model type (`qwen2`).
 
-    Raises InputError for a site that the format has no name for, MissingExtraError.
+    Raises InputError for a site that the format cannot name, MissingExtraError without the package gguf.
     """
     named = {_block(site): direction for site, direction in directions.items()}
     writer = _gguf().GGUFWriter(path, _ARCHITECTURE)
@@ -53,9 +53,9 @@ def write_gguf(
 
 
 def read_gguf(path: Path) -> tuple[dict[Site, NDArray[np.float32]], dict[str, Any]]:
-    """The directions by site, and our header, or what is known of a file that others wrote: `method`, `provenance`.
+    """The directions by site, and our header; for a file of another program, the `method` and `provenance` that it tells.
 
-    Raises InputError for what is no control vector, MissingExtraError.
+    Raises InputError for a file that is not a control vector, MissingExtraError without the package gguf.
     """
     gguf = _gguf()
     with wrap_errors(path), np.errstate(over="ignore"):
@@ -63,12 +63,12 @@ def read_gguf(path: Path) -> tuple[dict[Site, NDArray[np.float32]], dict[str, An
 
 
 def _reader(gguf: Any) -> Any:
-    """The library's reader, which counts what is not there behind the end of a file, in loops as long as the file says."""
+    """The library's reader, with a check that values lie within the file: a damaged count would make it loop for hours."""
 
     class Reader(gguf.GGUFReader):  # type: ignore[misc]  # of a library without types
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
             if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
-                raise ValueError(f"it says that it has {int(count)} values at {int(offset)}, behind its end")
+                raise ValueError(f"it claims {int(count)} values at byte {int(offset)}, past its end")
             return super()._get(offset, dtype, count, override_order)
 
     return Reader
@@ -77,14 +77,14 @@ def _reader(gguf: Any) -> Any:
 def _parts(path: Path, reader: Any) -> tuple[dict[Site, NDArray[np.float32]], dict[str, Any]]:
     if (kind := _field(reader, "general.architecture")) != _ARCHITECTURE:
         raise InputError(
-            f"{path} is a GGUF file of {kind!r}, and no control vector; it holds no directions to steer with"
+            f"{path} is a GGUF file of {kind!r}, not a control vector; give one that holds directions to steer with"
         )
     directions = {Site("resid_post", _number(path, tensor.name)): _values(path, tensor) for tensor in reader.tensors}
     ours = _field(reader, _OURS)
     if ours is not None:
         header = parse_json(ours, f"the header of {path}")
         if not isinstance(header, dict):
-            raise InputError(f"{path}: its header is no JSON object")
+            raise InputError(f"{path}: its header is not a JSON object; save the vector again")
         GGUF_FORMAT.check(path, header)
         sites = (Site(point, int(layer)) for layer, point in header["points"].items())
         return {site: directions[Site("resid_post", _block(site))] for site in sites}, header
@@ -94,7 +94,7 @@ def _parts(path: Path, reader: Any) -> tuple[dict[Site, NDArray[np.float32]], di
 
 
 def _block(site: Site) -> int:
-    """The block whose output is the site."""
+    """The block that writes to the site."""
     block = {"resid_post": site.layer, "resid_pre": site.layer - 1}.get(site.point)
     if block is None or block < 1:
         raise InputError(
@@ -107,16 +107,14 @@ def _block(site: Site) -> int:
 def _number(path: Path, name: str) -> int:
     word, _, number = name.partition(".")
     if word != "direction" or not number.isdecimal():
-        raise InputError(
-            f"{path} holds a tensor {name!r}; those of a control vector are called direction.1, direction.2 …"
-        )
+        raise InputError(f"{path} holds a tensor {name!r}; a control vector has direction.1, direction.2 …")
     return int(number)
 
 
 def _values(path: Path, tensor: Any) -> NDArray[np.float32]:
     if tensor.tensor_type.name not in ("F32", "F16"):
         raise InputError(f"{path}: {tensor.name} is {tensor.tensor_type.name}; float32 or float16 is needed")
-    return np.array(tensor.data, dtype=np.float32)  # a copy: the reader's arrays lie in the mapped file
+    return np.array(tensor.data, dtype=np.float32)  # a copy, since the reader maps the file
 
 
 def _field(reader: Any, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Applies steering vectors while a model writes or reads, and counts what it touched."""
+"""Interventions: edits of hidden states while a model writes or reads, which count the tokens that they edit."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +24,20 @@ if TYPE_CHECKING:
 
 
 class Intervention(Protocol):
-    """What can be done to a run: `edits` go to `write=` of a pass, or with `on_step` to `generate` and `rollouts`."""
+    """Edits of hidden states for one run.
+
+    Pass `edits` as `write=` to a forward pass; to `generate` and `rollouts` also `on_step`.
+
+    Example:
+        steering = Steering(vector, 0.5, Scope.thinking(model))
+        traces = rollouts(model, problems, sampling, write=steering.edits, on_step=steering.on_step)
+        print(steering.n_edited)
+    """
 
     @property
-    def edits(self) -> Mapping[Site, Edit]: ...
+    def edits(self) -> Mapping[Site, Edit]:
+        """The edit at each site."""
+        ...
 
     @property
     def n_edited(self) -> int:
@@ -35,19 +45,19 @@ class Intervention(Protocol):
         ...
 
     def on_step(self, step: DecodingStep) -> None:
-        """Follow a generation: an edit may need what each sequence has said so far."""
+        """Follow a generation: an edit may depend on what each sequence has said so far."""
         ...
 
     def begin(self, n_prompt: Sequence[int]) -> None:
-        """Say how many tokens of each row of the coming passes over whole sequences were given."""
+        """Say how many tokens of each row are prompt, before passes over whole sequences."""
         ...
 
 
 class MaskedEdit:
-    """The tokens that a scope chooses in each pass of a run: the half of an intervention that knows no activations.
+    """Edits the tokens that a scope chooses: the half of an intervention that decides where, not what.
 
-    Absolute positions, whatever the cache and the padding: the first pass of a generation says where each row begins, `on_step` says
-    what came next and which rows are still there. Each pass is counted once, however many sites are edited.
+    It counts absolute positions, whatever the cache and the padding: the first pass of a generation says where each row begins, `on_step`
+    which token came next and which rows are still there. A token counts once per pass, however many sites are edited.
     """
 
     def __init__(self, scope: Scope) -> None:
@@ -71,7 +81,7 @@ class MaskedEdit:
         self._given, self._step = n_prompt, None
 
     def change(self, activation: Tensor, where: Positions, changed: Callable[[Tensor], Tensor]) -> Tensor:
-        """`activation` (batch, token, …) with what `changed` makes of its chosen rows (row, …); itself where that is nothing new."""
+        """`activation` (batch, token, …) with its chosen rows (row, …) replaced by what `changed` returns; itself if nothing changed."""
         if self._pass is None or self._pass[0] is not where:
             mask = self._mask(where)
             n = where.ids.numel() * mask if isinstance(mask, bool) else int(mask.sum())
@@ -92,7 +102,7 @@ class MaskedEdit:
         return after
 
     def _mask(self, where: Positions) -> Tensor | bool:
-        """The columns of this pass that are chosen; one bool where that is all of them or none."""
+        """The chosen columns of this pass; one bool if that is all of them or none."""
         if self._begins(where):
             ids = where.ids.masked_fill(where.index < 0, -1)
             n_prompt = (ids >= 0).sum(dim=1)
@@ -103,8 +113,8 @@ class MaskedEdit:
             return self.scope.mask(ids, n_prompt=n_prompt)
         if self._step is None or len(self._step.rows) != len(where.ids):
             raise InputError(
-                "this pass goes on from a cache, but what was said before is not known: hand on_step=….on_step to generate or "
-                "rollouts beside write=, and do not use one intervention for two runs at a time"
+                "this pass continues from a cache, but the tokens before it are not known: pass on_step=….on_step to generate or "
+                "rollouts together with write=, and use an intervention for one run at a time"
             )
         rows, n = self._step.rows, where.ids.shape[1]
         if n == 1 and (alike := self.scope.of_generated(self._generated - 1)) is not None:
@@ -114,7 +124,7 @@ class MaskedEdit:
         return self.scope.mask(self._written[rows], n_prompt=self._n_prompt[rows], last=n)
 
     def _begins(self, where: Positions) -> bool:
-        """Whether this pass feeds sequences from their first token: not one that `on_step` has announced to go on."""
+        """Whether this pass feeds sequences from their first token, and not a step that `on_step` announced."""
         if self._step is not None and self._step.index > 0 and self._step.ids is where.ids:
             return False
         return bool((where.index == 0).any(dim=1).all())
@@ -127,12 +137,23 @@ class MaskedEdit:
 
 
 class Steering(MaskedEdit):
-    """One use of a vector: by default `h + multiplier · direction` at each of its sites, on the tokens of `scope`.
+    """Applies a steering vector: by default `h + multiplier · direction` at each of its sites, on the tokens of `scope`.
 
-    `edits` goes to `write=` of a forward pass over whole sequences (`begin` says where their prompts end), or together with `on_step` to
-    `generate` and `rollouts`; one use at a time. `operator` is one of `operators`. A multiplier of 0 leaves every bit as it is.
-    `n_edited` counts the tokens edited so far. Raises InputError for a multiplier that is not finite; while it runs for a vector of
-    another width than the model's, and for a strength whose result the model's dtype cannot hold.
+    Args:
+        vector: The directions, by site.
+        multiplier: The strength; 0 leaves every bit as it is.
+        scope: The tokens whose states are edited.
+        operator: How they are edited, for instance one of OPERATORS.
+        measure: Whether to record how far each edited token is moved (`distances`).
+
+    Raises:
+        InputError: For a multiplier that is not finite. While it runs: for a vector of another width than the model's, and for a strength
+            whose result the dtype of the model cannot hold.
+
+    Example:
+        steering = Steering(vector, 0.5, Scope.thinking(model))
+        traces = rollouts(model, problems, sampling, write=steering.edits, on_step=steering.on_step)
+        print(steering.n_edited, "tokens edited")
     """
 
     def __init__(
@@ -184,13 +205,13 @@ class Steering(MaskedEdit):
         return edit
 
     def _check(self, before: Tensor, moved: Tensor, name: str) -> None:
-        whole = moved.detach().sum(dtype=torch.float32)  # one step, and mostly tells
+        whole = moved.detach().sum(dtype=torch.float32)  # one step that almost always suffices
         if math.isfinite(whole.item()) or moved.isfinite().all():
             return
         dtype = str(moved.dtype).removeprefix("torch.")
         if not before.isfinite().all():
             raise InputError(
-                f"what stands at {name} is NaN or infinite in {dtype} before it is steered; use bfloat16 or float32"
+                f"the states at {name} are NaN or infinite in {dtype} before they are steered; load the model in bfloat16 or float32"
             )
         raise InputError(
             f"a multiplier of {self.multiplier:g} takes {name} beyond what {dtype} holds ({torch.finfo(moved.dtype).max:.3g}); lower it"
@@ -198,9 +219,14 @@ class Steering(MaskedEdit):
 
 
 class Composed:
-    """Several interventions at once. Where two edit the same site, the first in the list acts first, the next on what it left.
+    """Several interventions at once; if two edit the same site, the later one acts on what the earlier one left.
 
-    `n_edited` is the sum over all of them.
+    `n_edited` is the sum over all of them. Raises InputError without interventions.
+
+    Example:
+        both = Composed(Steering(first, 0.5, scope), Steering(second, 1.0, scope))
+        traces = rollouts(model, problems, sampling, write=both.edits, on_step=both.on_step)
+        print(both.n_edited)
     """
 
     def __init__(self, *interventions: Intervention) -> None:
@@ -256,7 +282,7 @@ def check_vectors(intervention: Intervention, model: Model) -> None:
 
 
 def require_edits(intervention: Intervention, name: str) -> None:
-    """Raise InputError where an intervention that was run touched no token."""
+    """Raise InputError if an intervention that was run edited no token."""
     if intervention.n_edited == 0:
         raise InputError(f"{name} edited no token: nothing that was given or generated lies in its scope")
 

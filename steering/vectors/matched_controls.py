@@ -37,7 +37,7 @@ def random_uses(
 
     Args:
         uses: The vectors of a method, each with its scope and operator.
-        seed: Of the rotation; one seed turns all directions of all uses together, so that norms and mutual cosines stay.
+        seed: Seed of the rotation, which turns all directions of all uses together and so keeps norms and mutual cosines.
         states: (row, d_model) by site: draw from their covariance instead of evenly. The same rows (tokens) at every site keep the
             directions of the sites in step.
 
@@ -88,7 +88,7 @@ def _in_covariance(
 
 
 def _chains(uses: Sequence[VectorUse]) -> dict[tuple[int, Site], tuple[int, bool]]:
-    """For each edit of `uses` whose size depends on the state: the number of its chain (one per scope), and whether it is the first of it that a state meets."""
+    """For each edit of `uses` whose size depends on the state: the number of its chain (one per scope), and whether it comes first."""
     scopes: list[Scope] = []
     found: dict[tuple[int, Site], tuple[int, bool]] = {}
     places = [

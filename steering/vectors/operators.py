@@ -1,11 +1,11 @@
-"""What an edit does with a state h and a direction v, at strength s. With û = v/‖v‖ and ĥ = h/‖h‖; at s = 0 each of them is h.
+"""How an edit combines a state h with a direction v at strength s, with û = v/‖v‖ and ĥ = h/‖h‖. At s = 0 every operator returns h.
 
-| operator | gives | s = 1 |
+| operator | result | at s = 1 |
 |---|---|---|
 | `add` | h + s·v | adds the vector as it is |
-| `scaled_add` | h + s·‖h‖·û | adds as much as there is |
+| `scaled_add` | h + s·‖h‖·û | adds a vector as long as the state |
 | `ablate` | h − s·(h·û)·û | nothing is left along û |
-| `orthogonal_add` | h + s·(v − (v·ĥ)·ĥ) | adds what of v is orthogonal to h |
+| `orthogonal_add` | h + s·(v − (v·ĥ)·ĥ) | adds the part of v that is orthogonal to h |
 | `Clamp(to=c)` | h + s·(c − h·û)·û | the projection on û is c |
 | `rotate` | ‖h‖·(cos s·ĥ + sin s·ŵ), w = v − (v·ĥ)·ĥ | turned by one radian towards v, at the same length |
 """
@@ -48,14 +48,14 @@ def project_out(states: Tensor, unit: Tensor, share: float = 1.0) -> Tensor:
 
 
 def orthogonal_add(states: Tensor, direction: Tensor, strength: float) -> Tensor:
-    """h + s·(v − (v·ĥ)·ĥ): adds what the state does not have already; what is along the state stays."""
+    """h + s·(v − (v·ĥ)·ĥ): adds the part of v that is orthogonal to the state."""
     return states + strength * _orthogonal(direction, states)
 
 
 def rotate(states: Tensor, direction: Tensor, strength: float) -> Tensor:
-    """‖h‖·(cos s·ĥ + sin s·ŵ): turns each state by `strength` radians towards v in the plane of the two; its norm stays.
+    """‖h‖·(cos s·ĥ + sin s·ŵ): turns each state by `strength` radians towards v, and keeps its norm.
 
-    A state along v itself has no such plane and stays as it is. Beyond its angle to v a state is turned past it.
+    A state parallel to v stays as it is. At strengths above its angle to v, a state is turned past v.
     """
     across = _orthogonal(direction, states)
     length, angle = across.norm(dim=-1, keepdim=True), torch.tensor(strength)
@@ -66,7 +66,16 @@ def rotate(states: Tensor, direction: Tensor, strength: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clamp:
-    """h + s·(c − h·û)·û: the projection of each state on û becomes `to` at s = 1 (and half-way there at s = ½)."""
+    """h + s·(c − h·û)·û: sets the projection of each state on û to `to` at s = 1, and half-way there at s = ½.
+
+    Attributes:
+        to: c, in units of the residual stream.
+
+    Example:
+        use = VectorUse(vector=vector, scope=scope, operator=Clamp(to=0.0))  # at s = 1 the same as ablate
+        steering = as_intervention([use], 1.0)
+        run = experiment.run("clamped", steering)
+    """
 
     to: float
 
@@ -78,9 +87,9 @@ class Clamp:
 class MatchedEdit:
     """The control of an edit whose size depends on the state (a clamp, `ablate`, `orthogonal_add`): as far, along another direction.
 
-    Such an edit finds the state where the edits of the blocks before left it. So the control keeps D, by how much it has moved each state so
-    far in this pass, and T, by how much the true edits would have moved it: the true edit is tried on h − D + T, and its length, with
-    the sign of its part along the true direction, is what the state moves along û.
+    Such an edit acts on a state that the edits of earlier blocks have already moved. So the control keeps track of D, by how much it has
+    moved each state so far in this pass, and of T, by how much the true edits would have moved it. It tries the true edit on h − D + T
+    and moves the state along û by the length of that edit, with the sign of its part along the true direction.
 
     Attributes:
         like: The operator of the true edit.
@@ -116,7 +125,7 @@ class MatchedEdit:
         return moved
 
 
-# By name; `Clamp` has a parameter and is made by hand.
+# By name. `Clamp` is missing, as it needs a parameter.
 OPERATORS: Mapping[str, Operator] = MappingProxyType(
     {
         "add": add,
@@ -133,7 +142,7 @@ def _moved_to(states: Tensor, direction: Tensor, projection: float, strength: fl
 
 
 def _orthogonal(direction: Tensor, states: Tensor) -> Tensor:
-    """v − (v·ĥ)·ĥ for each state; v itself where a state is 0."""
+    """v − (v·ĥ)·ĥ for each state; v itself for a state of 0."""
     unit = torch.nn.functional.normalize(states, dim=-1)
     return direction - (unit @ direction)[..., None] * unit
 
@@ -141,5 +150,5 @@ def _orthogonal(direction: Tensor, states: Tensor) -> Tensor:
 def _unit(direction: Tensor) -> Tensor:
     length: Tensor = direction.norm()
     if length == 0:
-        raise InputError("the direction has length 0, and so points nowhere; extract it from classes that differ")
+        raise InputError("the direction has length 0; extract it from classes that differ")
     return direction / length

@@ -1,4 +1,4 @@
-"""A model that cannot write a direction: the ablation of a direction put into the weights (arXiv 2406.11717, section 4.1)."""
+"""Ablate a direction in the weights, so that the model cannot write it (arXiv 2406.11717, section 4.1)."""
 
 import copy
 from pathlib import Path
@@ -15,8 +15,8 @@ from reasonscope.probes.architecture.layout import embedding_rows, unreadable
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.operators import project_out
 
-# Where a family's MLP writes into the residual stream. Mixtures of experts and families with a norm behind attention and MLP
-# are not here: the norm scales what was written, and the direction comes back.
+# The module by which the MLP of a family writes to the residual stream. Mixtures of experts are missing, and families with a norm after
+# attention and MLP: its weights rescale what was written, and the direction comes back.
 _MLP_OUTPUT = MappingProxyType(
     {
         **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "phi3"), "mlp.down_proj"),
@@ -27,22 +27,39 @@ _MLP_OUTPUT = MappingProxyType(
 
 
 def orthogonalised(model: Model, direction: NDArray[np.floating]) -> PreTrainedModel:
-    """A copy of the model whose embedding, attention and MLP outputs, biases too, hold nothing of `direction`: W ← W − r̂ r̂ᵀW.
+    """Copy a model and remove a direction from everything that writes to the residual stream: W ← W − r̂ r̂ᵀW.
 
-    The same logits as `refusal.ablated_everywhere`, up to rounding. Departure: where embedding and unembedding share their weights, they
-    are untied first; the released code changes what the model reads out as well. Raises ArchitectureError for families where it does
-    not hold (experts, norms behind attention and MLP), InputError for weights elsewhere or a direction of 0, NaN or another width.
+    These are the embedding and the outputs of attention and MLP, with their biases. Up to rounding, the logits equal those under
+    `refusal.ablated_everywhere`.
+
+    Args:
+        model: The model; it stays as it is.
+        direction: (d_model,), of any length but 0.
+
+    Returns:
+        The Hugging Face model of the copy.
+
+    Raises:
+        ArchitectureError: For mixtures of experts and families with a norm after attention or MLP.
+        InputError: If the weights are not in memory, or the direction has another width, length 0 or NaN.
+
+    Departures: shared embedding and unembedding weights are untied first; the released code changes the unembedding too.
+
+    Example:
+        (direction,) = vector.directions.values()
+        hf = orthogonalised(model, direction)
+        hf.save_pretrained("without-refusal")
     """
     path = _MLP_OUTPUT.get(model.layout.model_type)
     if path is None:
         raise ArchitectureError(
-            f"weights of {model.layout.model_type} cannot be orthogonalised; it holds for {', '.join(sorted(_MLP_OUTPUT))}: "
-            "ablate while it runs instead (steering.refusal.ablated_everywhere)"
+            f"the weights of {model.layout.model_type} cannot be orthogonalised, only those of {', '.join(sorted(_MLP_OUTPUT))}; "
+            "ablate while the model runs instead (steering.methods.refusal.ablated_everywhere)"
         )
     norm = float(np.linalg.norm(direction))
     if direction.shape != (model.d_model,) or not norm or not np.isfinite(norm):
         raise InputError(
-            f"a direction of shape {direction.shape} and length {norm}; ({model.d_model},), finite and not 0"
+            f"a direction of shape {direction.shape} and length {norm}; give one of shape ({model.d_model},) and finite length above 0"
         )
     if reason := unreadable(model.hf, model.layout):
         raise InputError(f"the weights are {reason}; load the model onto a device that holds it")
@@ -60,7 +77,7 @@ def orthogonalised(model: Model, direction: NDArray[np.floating]) -> PreTrainedM
 
 
 def save_orthogonalised(model: Model, direction: NDArray[np.floating], folder: str | Path) -> None:
-    """Write that copy with the tokenizer as a model folder (safetensors), for `load_model` and everything else."""
+    """Save the copy of `orthogonalised` with its tokenizer as a model folder. Raises InputError for a folder that is not empty."""
     target = Path(folder)
     if target.exists() and any(target.iterdir()):
         raise InputError(f"{target} is not empty; give a new folder")
@@ -78,7 +95,7 @@ def _untie(hf: PreTrainedModel, model: Model) -> None:
 
 
 def _tables(hf: PreTrainedModel, model: Model) -> list[Tensor]:
-    """What fills the stream before the first block, (row, d_model): the embedding, and GPT-2's positions."""
+    """What writes to the stream before the first block, (row, d_model): the embedding, and GPT-2's positions."""
     learned = getattr(hf.get_submodule(model.layout.embedding.rpartition(".")[0]), "wpe", None)
     return [embedding_rows(hf, model.layout), *([] if learned is None else [learned.weight])]
 
@@ -86,7 +103,7 @@ def _tables(hf: PreTrainedModel, model: Model) -> list[Tensor]:
 def _clean(module: nn.Module, unit: Tensor) -> None:
     weight, bias = module.weight, module.bias
     assert isinstance(weight, Tensor)
-    # Linear keeps (out, in), the Conv1D of GPT-2 keeps (in, out); rows have to be of the residual's width.
+    # A Linear holds (out, in), the Conv1D of GPT-2 (in, out); rows need the width of the residual stream.
     rows = weight.T if isinstance(module, nn.Linear) else weight
     cleaned = _without(rows, unit)
     weight.copy_(cleaned.T if isinstance(module, nn.Linear) else cleaned)
@@ -95,5 +112,5 @@ def _clean(module: nn.Module, unit: Tensor) -> None:
 
 
 def _without(rows: Tensor, unit: Tensor) -> Tensor:
-    """`rows` (…, d_model) less their part along `unit`, in float64 so that nothing of it is left at the weights' own precision."""
+    """`rows` (…, d_model) minus their part along `unit`, in float64, so that none is left at the precision of the weights."""
     return project_out(rows.double(), unit.to(rows.device)).to(rows.dtype)

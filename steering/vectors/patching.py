@@ -1,4 +1,4 @@
-"""Edits that act on the user's own calls of `model.hf`, `hf.generate` among them, until they are taken away."""
+"""Edits of the user's own calls of `model.hf`, including `hf.generate`, until they are removed."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +18,7 @@ from reasonscope.steering.vectors.intervention import Intervention, require_edit
 
 
 class PatchHandle:
-    """Hooks on a model; `remove` takes them away (twice does no harm). `n_edited` counts the tokens edited so far."""
+    """Hooks on a model. `n_edited` counts the tokens edited so far; `remove` may be called twice."""
 
     def __init__(self, intervention: Intervention, calls: "_Calls", hooks: ExitStack) -> None:
         self._intervention, self._calls, self._hooks = intervention, calls, hooks
@@ -38,7 +38,7 @@ class PatchHandle:
 
 @contextmanager
 def patched(model: Model, intervention: Intervention, *, name: str) -> Iterator[PatchHandle]:
-    """Inside, `model.hf` is edited; behind, it is as before. Raises InputError where passes were run and no token was touched."""
+    """Edits `model.hf` inside the block only. Raises InputError if passes were run and no token was edited."""
     handle = patch(model, intervention)
     try:
         yield handle
@@ -49,12 +49,26 @@ def patched(model: Model, intervention: Intervention, *, name: str) -> Iterator[
 
 
 def patch(model: Model, intervention: Intervention) -> PatchHandle:
-    """Edit every pass of `model.hf` until the handle's `remove`.
+    """Edit every pass of `model.hf` until the handle's `remove` is called.
 
-    Native hooks, whichever backend the model has, so they act on `model.hf` alone (with the backend `hooks` on its passes too).
-    Prompts and generated tokens are told apart by the cache: a pass without one begins anew, and all of it is prompt. Rows of a batch
-    have to stay where they are, so no beam search; `rollouts`, which drops finished rows, takes `write=` and `on_step=` instead.
-    Raises SiteError for a site that the model does not have, and leaves it unhooked.
+    It uses native hooks whichever backend the model has, so it acts on `model.hf` only (and on the passes of the backend `hooks`). The
+    cache tells prompts from generated tokens: a pass without one starts again, and all of it is prompt. The rows of a batch have to stay
+    in place, so beam search is refused; `rollouts` drops finished rows and takes `write=` and `on_step=` instead.
+
+    Args:
+        model: The model.
+        intervention: What to do; for a vector see also `SteeringVector.apply`.
+
+    Returns:
+        A handle that counts the edited tokens and removes the hooks.
+
+    Raises:
+        SiteError: For a site that the model does not have; no hook is left.
+
+    Example:
+        handle = patch(model, Steering(vector, 0.5, Scope()))
+        model.hf.generate(ids, max_new_tokens=50)
+        handle.remove()
     """
     calls = _Calls(intervention)
     with ExitStack() as hooks:
@@ -66,7 +80,7 @@ def patch(model: Model, intervention: Intervention) -> PatchHandle:
 
 
 class _Calls:
-    """Follows the calls of a Hugging Face model: the positions of the columns of each."""
+    """Follows the calls of a Hugging Face model, and the positions of the columns of each."""
 
     def __init__(self, intervention: Intervention) -> None:
         self._intervention = intervention
@@ -88,8 +102,8 @@ class _Calls:
         self._where = positions(ids, _mask(kwargs.get("attention_mask"), ids, n_cached))
         if n_cached and (n_cached, len(ids)) != (self._n_seen, self._n_rows):
             raise InputError(
-                f"the cache holds {n_cached} tokens of {len(ids)} sequences, and {self._n_seen} of {self._n_rows} were seen here: "
-                "begin before the prompt is fed; to let finished rows go, use rollouts(write=…, on_step=…)"
+                f"the cache holds {n_cached} tokens of {len(ids)} sequences, but {self._n_seen} tokens of {self._n_rows} were seen here; "
+                "patch the model before the prompt is fed, and use rollouts(write=…, on_step=…) to drop finished rows"
             )
         rows = torch.arange(len(ids), device=ids.device)
         self._intervention.on_step(DecodingStep(index=n_cached, rows=rows, ids=ids))
@@ -114,5 +128,5 @@ def _mask(mask: object, ids: Tensor, n_cached: int) -> Tensor:
     if mask is None:
         return ids.new_ones(len(ids), n_cached + ids.shape[1])
     if not isinstance(mask, Tensor) or mask.dim() != 2:
-        raise InputError("steering needs an attention mask of ones and zeros (batch, token), or none")
+        raise InputError("steering needs an attention mask (batch, token) of ones and zeros, or no mask")
     return mask[:, : n_cached + ids.shape[1]].long()

@@ -1,4 +1,4 @@
-"""Which tokens an edit changes: by where they stand, by what they are, by what part of the trace they belong to."""
+"""Which tokens an edit changes: by position, by id, by the part of the trace that they belong to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,28 +24,45 @@ _KINDS = get_args(StepKind)
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """The tokens of a sequence that are edited; with no field given, all of them.
+    """The tokens of a sequence that an edit changes; all of them if no field is given.
 
-    The words are EasySteer's. What the fields of the first group name is united, what `exclude_…` names is taken away from it; a token
-    then has to lie in region `on`, at `steps`, and to be among `tokens`, where these are given.
+    Positions, windows and ids of the prompt and of the generation are united, and what `exclude_…` names is taken away. The tokens left
+    are further limited to the region `on`, to `steps` and to the ids `tokens`, if these are given. A window is half-open, (start, stop),
+    with None for no end. The names are EasySteer's.
 
-    | field | names |
-    |---|---|
-    | `prompt_positions`, `prompt_window` | tokens of the prompt, counted from 0 without padding; negative ones from its end |
-    | `prompt_tokens` | ids, where they stand in the prompt |
-    | `generation_positions`, `generation_window` | generated tokens, the first of which is 0; no negative ones, the end is not known |
-    | `generation_tokens` | ids, where they were generated |
-    | `exclude_…` | the same, never edited |
-    | `on` | `think`, `close_window` or `answer`, as in `TokenRegions` |
-    | `steps` | `separators`: the tokens of the thinking that hold a blank line; a kind: the tokens of steps of that kind |
-    | `tokens` | ids, anywhere |
+    What is edited is the state of the token itself: position 0 of the generation is fed to predict the second generated token, so the
+    state that predicts the first one is the last of the prompt. The same tokens are edited while generating and in one pass over the
+    finished text, if the number of prompt tokens is given.
 
-    A window is half-open, (start, stop), `None` for no end. What is edited is the state of the token itself: position 0 of the
-    generation is fed to predict the second generated token, so the state that predicts the first is the last of the prompt. The kind of
-    a step is judged by its words so far, the token's own included: before its keyword has come, a step is execution. The same tokens are
-    touched while generating, and in one pass over the finished text where the number of prompt tokens is said.
+    Attributes:
+        on: `think`, `close_window` or `answer` (see `TokenRegions`); `all` by default.
+        steps: `separators`, the tokens of the thinking that hold a blank line; or a kind of step, judged by its words so far: before its
+            keyword has come, a step is an execution step.
+        tokens: Ids, anywhere.
+        prompt_positions: Tokens of the prompt, counted from 0 without padding; negative ones from its end.
+        prompt_window: The same as a window.
+        prompt_tokens: Ids in the prompt.
+        generation_positions: Generated tokens, counted from 0; not negative, since the end is not known in advance.
+        generation_window: The same as a window.
+        generation_tokens: Ids among the generated tokens.
+        exclude_prompt_positions: Never edited, and so on for the other five.
+        exclude_prompt_window: See above.
+        exclude_prompt_tokens: See above.
+        exclude_generation_positions: See above.
+        exclude_generation_window: See above.
+        exclude_generation_tokens: See above.
+        variant: Whose keywords tell the kind of a step: `corrected` or `published`.
+        marks: The ids of tags and separators; `Scope.of` fills them in.
 
-    Departure from EasySteer: a position behind the end of the prompt names nothing, rather than the last token.
+    Raises:
+        InputError: For an unknown region or step, a region without `marks`, and negative positions of the generation.
+
+    Departures: EasySteer takes the last token of the prompt for a position past its end; here such a position names nothing.
+
+    Example:
+        thinking = Scope.thinking(model)
+        first_ten = Scope.of(model, on="think", generation_window=(0, 10))
+        last_prompt_token = Scope(prompt_positions=(-1,))
     """
 
     on: Region = "all"
@@ -68,9 +85,9 @@ class Scope:
 
     def __post_init__(self) -> None:
         if self.on not in get_args(Region):
-            raise InputError(f"a scope on {self.on!r}: there are {', '.join(get_args(Region))}")
+            raise InputError(f"on={self.on!r}; choose from {', '.join(get_args(Region))}")
         if self.steps not in (None, "separators", *_KINDS):
-            raise InputError(f"steps={self.steps!r}: there are 'separators', {', '.join(map(repr, _KINDS))}")
+            raise InputError(f"steps={self.steps!r}; choose from 'separators', {', '.join(map(repr, _KINDS))}")
         if (self.on != "all" or self.steps is not None) and self.marks is None:
             raise InputError(
                 "a scope on a part of the trace needs the ids of the tags; make it with Scope.of(model, …)"
@@ -79,26 +96,27 @@ class Scope:
             bounds = getattr(self, f"{name}_window") or (0, None)
             if min((*getattr(self, f"{name}_positions"), *(b for b in bounds if b is not None)), default=0) < 0:
                 raise InputError(
-                    f"{name}: a position is negative, but the end of a generation is not known before it is reached"
+                    f"{name}: negative positions count from the end, which is not known while a model writes; give positions from 0"
                 )
 
     @classmethod
     def of(cls, model: Model, *, on: Region = "all", steps: Steps | None = None, **fields: object) -> "Scope":
-        """A scope with any of the fields, its marks those of `model`.
+        """A scope with the think tags and separators of `model`, and any other fields.
 
-        Raises InputError for a model without think tags, or whose tags are no tokens of their own (see `ThinkTokenIds.of`).
+        Raises InputError for a model without think tags, or with tags that may merge with adjacent text (see `ThinkTokenIds.of`).
         """
         return cls(on=on, steps=steps, marks=ThinkTokenIds.of(model), **fields)  # type: ignore[arg-type]  # the caller's own types
 
     @classmethod
     def thinking(cls, model: Model, *, at_separators: bool = False) -> "Scope":
-        """Every token of the thinking, or those that hold a blank line (where SEAL reads and writes). Raises as `of`."""
+        """Every token of the thinking, or only its separators, where SEAL reads and writes. Raises as `of`."""
         return cls.of(model, on="think", steps="separators" if at_separators else None)
 
     def mask(self, ids: Tensor, *, n_prompt: Tensor | None = None, last: int | None = None) -> Tensor:
-        """True on the tokens of `ids` (batch, token; whole sequences so far, -1 on padding) that are edited.
+        """True on the edited tokens of `ids` (batch, token), whole sequences so far, -1 on padding.
 
-        `n_prompt` (batch,) says how many tokens of each row were given (None: all). `last` columns alone are judged where it is set.
+        `n_prompt` (batch,) is the number of prompt tokens of each row, all by default. With `last`, only that many last columns are
+        returned.
         """
         real = ids >= 0
         index = (real.cumsum(dim=1) - 1).masked_fill(~real, -1)
@@ -118,11 +136,11 @@ class Scope:
 
     @property
     def is_local(self) -> bool:
-        """Whether a token's own place and id decide, whatever was said before it."""
+        """Whether the position and id of a token decide, whatever came before it."""
         return self.on == "all" and self.steps is None
 
     def of_generated(self, index: int) -> bool | None:
-        """Whether the generated token `index` is edited, whatever it and those beside it are; None where that hangs on words."""
+        """Whether the generated token `index` is edited whatever its text; None if that depends on the text."""
         if not self._by_place:
             return None
         named = index in self.generation_positions or _within(index, self.generation_window)
@@ -137,7 +155,7 @@ class Scope:
 
     @cached_property
     def _of_all(self) -> bool:
-        """Whether no field of the first group is set."""
+        """Whether no position, window or id is named."""
         return not any(
             getattr(self, f"{phase}_{what}") not in ((), None, frozenset())
             for phase in ("prompt", "generation")
@@ -145,9 +163,9 @@ class Scope:
         )
 
     def local_mask(self, ids: Tensor, index: Tensor, n_prompt: Tensor) -> Tensor:
-        """True on the columns that positions, windows and ids name, less those that are excluded.
+        """True on the columns that positions, windows and ids name, without those that are excluded.
 
-        `ids` and `index` (batch, token) may be any columns of the sequences: `index` says where they stand, -1 on padding.
+        `ids` and `index` (batch, token) may be any columns of the sequences; `index` is their position, -1 on padding.
         """
         chosen = index >= 0
         if (named := self._named("", ids, index, n_prompt)) is not None:
@@ -157,7 +175,7 @@ class Scope:
         return chosen if self.tokens is None else chosen & _among(ids, self.tokens)
 
     def _named(self, prefix: str, ids: Tensor, index: Tensor, given: Tensor) -> Tensor | None:
-        """The union of what the fields with `prefix` name; None where none of them is set."""
+        """The union of what the fields with `prefix` name; None if no such field is set."""
         found = []
         n = given[:, None]
         for phase in ("prompt", "generation"):
@@ -176,10 +194,12 @@ class Scope:
         return torch.stack(found).any(dim=0) if found else None
 
     def _of_kind(self, ids: Tensor, chosen: Tensor) -> Tensor:
-        """Of the `chosen` last columns, those whose step, read from its separator up to the token, is of the kind."""
+        """Those of the `chosen` last columns whose step, read from its separator up to the token, is of the kind."""
         assert self.marks is not None
         if self.marks.tokenizer is None:
-            raise InputError("the kind of a step is in its words; make the scope with Scope.of(model, …)")
+            raise InputError(
+                "the kind of a step depends on its words; make the scope with Scope.of(model, …), which brings a tokenizer"
+            )
         separator = _among(ids, self.marks.separators)
         begins, first = last_seen(separator), ids.shape[1] - chosen.shape[1]
         opened = last_seen(_among(ids, frozenset(self.marks.opens)))
@@ -187,7 +207,9 @@ class Scope:
         for row, column in chosen.nonzero().tolist():
             at = first + column
             begin = int(begins[row, at])
-            if begin < int(opened[row, at]) or begin == at:  # before the first separator there is no step, nor in one
+            if (
+                begin < int(opened[row, at]) or begin == at
+            ):  # neither a separator nor what comes before the first one is in a step
                 continue
             words = self.marks.tokenizer.decode(ids[row, begin + 1 : at + 1].tolist(), skip_special_tokens=False)
             kept[row, column] = classify_step(words, variant=self.variant) == self.steps

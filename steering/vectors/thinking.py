@@ -1,4 +1,4 @@
-"""How far into its thinking each sequence of a batch is, told by its tokens alone."""
+"""How many tokens of thinking each sequence of a batch has written, read from its tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from reasonscope.steering.vectors.token_regions import ThinkTokenIds
 
 @dataclass(frozen=True, kw_only=True)
 class Thinking:
-    """The ids of the think tags, and how many tokens the chat template puts behind the opening one (mostly a newline)."""
+    """The ids of the think tags, and how many tokens the chat template puts after the opening tag (mostly one newline)."""
 
     opens: int
     closes: int
@@ -24,7 +24,7 @@ class Thinking:
 
     @classmethod
     def of(cls, model: Model) -> Self:
-        """Raises InputError for a model without think tags, or whose tags are not single tokens."""
+        """Those of a model. Raises InputError for a model without think tags, or with tags of several tokens."""
         marks = ThinkTokenIds.of(model)
         if len(marks.opens) != 1 or len(marks.closes) != 1:
             raise InputError(
@@ -38,20 +38,20 @@ class Thinking:
         return cls(opens=opens, closes=closes, given=given)
 
     def written(self, ids: Tensor) -> Tensor:
-        """Tokens of thinking that each row of `ids` (batch, token) has written, -1 where it is not thinking: (batch,)."""
+        """How many tokens of thinking each row of `ids` (batch, token) has written, -1 for a row that is not thinking: (batch,)."""
         columns = torch.arange(ids.shape[1], device=ids.device)
         opened = torch.where(ids == self.opens, columns, -1).amax(dim=1)
         closed = torch.where(ids == self.closes, columns, -1).amax(dim=1)
-        behind = (ids.shape[1] - 1 - opened - self.given).clamp(min=0)
-        return torch.where(opened > closed, behind, -1)
+        written = (ids.shape[1] - 1 - opened - self.given).clamp(min=0)
+        return torch.where(opened > closed, written, -1)
 
 
 def single_tokens(
     model: Model, words: Sequence[str], *, spaced: bool = True, skip_longer: bool = False
 ) -> tuple[int, ...]:
-    """The ids of `words` that are one token, also behind a blank (`spaced`); ascending.
+    """The ids of `words` that are one token, with (`spaced`) and without a leading space; ascending.
 
-    Raises InputError for a word that is one token in neither form, as no logit is its own; with `skip_longer` only if all are so.
+    Raises InputError for a word that is one token in neither form, so that no logit is its own; with `skip_longer`, only if no word is.
     """
     found: set[int] = set()
     for word in words:

@@ -1,4 +1,4 @@
-"""How a tokenizer marks thinking and steps: the ids that a scope looks for in a sequence."""
+"""The tokens that mark thinking and steps, and the regions of a sequence that they enclose."""
 
 from dataclasses import dataclass, field
 
@@ -16,8 +16,15 @@ _WHITE = str.maketrans({"Ċ": " ", "Ġ": " ", "ĉ": " ", "č": " ", "▁": " "})
 
 @dataclass(frozen=True, kw_only=True)
 class ThinkTokenIds:
-    """`opens` and `closes`: the ids of the think tags, in order. `separators`: tokens that hold a blank line (they open steps).
-    `blanks`: tokens of white space alone. `tokenizer` reads the words of a step."""
+    """The ids that a scope looks for.
+
+    Attributes:
+        opens: The opening think tag, one or several tokens.
+        closes: The closing think tag.
+        separators: Tokens that hold a blank line; they open steps.
+        blanks: Tokens of white space alone.
+        tokenizer: Decodes the words of a step.
+    """
 
     opens: tuple[int, ...]
     closes: tuple[int, ...]
@@ -27,15 +34,17 @@ class ThinkTokenIds:
 
     @classmethod
     def of(cls, model: Model) -> "ThinkTokenIds":
-        """Raises InputError for a model without think tags, or whose tags may be merged with what stands beside them."""
+        """Those of a model. Raises InputError for a model without think tags, or with tags that may merge with adjacent text."""
         if model.tags is None:
-            raise InputError(f"{model.name} has no think tags, so there is no thinking to edit")
+            raise InputError(
+                f"{model.name} has no think tags, so its thinking cannot be found; use a scope of positions or tokens"
+            )
         added = model.tokenizer.added_tokens_decoder.keys()
         tags = [model.tokenizer.encode(tag, add_special_tokens=False) for tag in (model.tags.open, model.tags.close)]
         if not all(tag[0] in added and tag[-1] in added for tag in tags):
             raise InputError(
-                f"the think tags of {model.name} take {len(tags[0])} and {len(tags[1])} tokens that are no tokens of their own; "
-                "a scope on the thinking needs tags that begin and end with added tokens, for instance of one token each"
+                f"the think tags of {model.name} are {len(tags[0])} and {len(tags[1])} ordinary tokens that may merge with adjacent text; "
+                "a scope on the thinking needs tags that begin and end with added tokens, for instance one token each"
             )
         vocabulary = model.tokenizer_backend.get_vocab(with_added_tokens=True)
         return cls(
@@ -51,8 +60,8 @@ class ThinkTokenIds:
 class TokenRegions:
     """For each column of a batch (batch, token): whether it is in the thinking, in the close window, in the answer.
 
-    A token is judged by what stands before it and itself, since that is all there is while a model writes: the close window is the
-    closing tag with the white space behind it (a full stop that was merged with the newline before the tag is thinking still).
+    A token is judged by itself and the tokens before it, since nothing else is known while a model writes. The close window is the closing
+    tag with the white space after it; a full stop that merged with the newline before the tag still belongs to the thinking.
     """
 
     think: Tensor
@@ -61,27 +70,28 @@ class TokenRegions:
 
     @classmethod
     def find(cls, ids: Tensor, marks: ThinkTokenIds) -> "TokenRegions":
+        """The regions of `ids` (batch, token)."""
         opened = last_seen(_ends(ids, marks.opens))
-        # The first token of the closing tag ends the thinking: no tag of several tokens begins with one that may be thought.
+        # The first token of the closing tag ends the thinking: it is an added token, which is never part of a thought.
         ended, closed = last_seen(ids == marks.closes[0]), last_seen(_ends(ids, marks.closes))
         said = last_seen(~torch.isin(ids, _tensor(marks.blanks, ids)))
         columns = torch.arange(ids.shape[1], device=ids.device)
-        behind = (opened >= 0) & (ended > opened)
+        after = (opened >= 0) & (ended > opened)
         return cls(
             think=(opened > ended) & (opened != columns),
-            close_window=behind & ((closed < ended) | (said <= closed)),
-            answer=behind & (closed >= ended) & (said > closed),
+            close_window=after & ((closed < ended) | (said <= closed)),
+            answer=after & (closed >= ended) & (said > closed),
         )
 
 
 def last_seen(found: Tensor) -> Tensor:
-    """For each column of `found` (batch, token) the last column up to it where it is true, or -1."""
+    """For each column of `found` (batch, token), the last true column up to it, or -1."""
     columns = torch.arange(found.shape[1], device=found.device).expand_as(found)
     return columns.masked_fill(~found, -1).cummax(dim=1).values
 
 
 def _ends(ids: Tensor, tag: tuple[int, ...]) -> Tensor:
-    """True where the last of the tokens `tag` stands behind the others."""
+    """True on the last token of each occurrence of `tag`."""
     found = torch.ones_like(ids, dtype=torch.bool)
     for back, token in enumerate(reversed(tag)):
         found &= torch.nn.functional.pad(ids, (back, 0), value=-1)[:, : ids.shape[1]] == token

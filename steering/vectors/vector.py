@@ -1,4 +1,4 @@
-"""A steering vector: a direction in the residual stream, with its site, its norm, its sign and where it came from."""
+"""A steering vector: directions in the residual stream, with their sites, norms, sign and origin."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -22,19 +22,34 @@ from reasonscope.steering.vectors.operators import Operator, add
 from reasonscope.steering.vectors.patching import PatchHandle, patch, patched
 from reasonscope.steering.vectors.scope import Scope
 
-# Where what is added is as wide as the residual stream.
+# Points whose states are as wide as the residual stream.
 _POINTS: tuple[Point, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 
-# Of `provenance`: by site, the mean projections on the direction of the two classes that it tells apart.
+# Entries of `provenance`: by site, the mean projections of the two classes on the direction.
 _LEVELS = ("towards", "away")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SteeringVector:
-    """Directions by site, float32 (d_model,), one at most a layer.
+    """Directions by site, at most one per layer.
 
-    `norm`: "raw" directions are in units of the residual stream, "unit" ones have length 1. `sign` says in words what adding it (a
-    positive multiplier) does. `provenance` is JSON: `model` (a fingerprint), `groups` (the problems it was made from), counts.
+    Vectors can be added, subtracted and multiplied by a number.
+
+    Attributes:
+        directions: By site, float32 (d_model,).
+        method: How it was extracted.
+        norm: `raw` directions are in units of the residual stream, `unit` ones have length 1.
+        sign: In words, what adding it (a positive multiplier) does.
+        provenance: JSON: `model` (a fingerprint), `groups` (the problems that it was made from), counts, mean projections.
+
+    Raises:
+        InputError: Without directions, for directions of several widths, with NaN, two at one layer, or `unit` ones of another length.
+        SiteError: For a site whose states are not as wide as the residual stream.
+
+    Example:
+        vector = extract("seal", store, model)[0].vector
+        with vector.apply(model, multiplier=0.5):
+            model.hf.generate(ids, max_new_tokens=50)
     """
 
     directions: Mapping[Site, NDArray[np.float32]]
@@ -48,35 +63,39 @@ class SteeringVector:
             raise InputError("a steering vector needs at least one direction")
         widths = {direction.shape for direction in self.directions.values()}
         if len(widths) != 1 or len(next(iter(widths))) != 1:
-            raise InputError(f"directions of shapes {sorted(widths)}: each is one vector, all of the model's width")
+            raise InputError(f"directions of shapes {sorted(widths)}; give vectors (d_model,) of one model")
         if not all(np.isfinite(direction).all() for direction in self.directions.values()):
             raise InputError("a direction holds NaN or infinity; look at the activations that it was made from")
         if len({site.layer for site in self.directions}) != len(self.directions):
-            raise InputError("two directions at one layer; keep them in vectors of their own")
+            raise InputError("two directions at one layer; put them into separate vectors")
         if foreign := [str(site) for site in self.directions if site.point not in _POINTS]:
             raise SiteError(
                 f"{foreign[0]} is not as wide as the residual stream; a vector acts at {', '.join(_POINTS)}"
             )
         if self.norm == "unit" and (off := [n for n in self.norms.values() if abs(n - 1) > 1e-3]):
-            raise InputError(f"a direction of norm {off[0]:.4g} in a vector that says its norm is 1; say norm='raw'")
+            raise InputError(f"a direction of norm {off[0]:.4g} in a vector with norm='unit'; use norm='raw'")
 
     @property
     def norms(self) -> dict[Site, float]:
+        """The length of each direction."""
         return {site: float(np.linalg.norm(direction)) for site, direction in self.directions.items()}
 
     @property
     def width(self) -> int:
+        """The width of the residual stream that it was made for."""
         return len(next(iter(self.directions.values())))
 
     def normalised(self) -> "SteeringVector":
         """The same directions at length 1. Raises InputError for one of length 0."""
         if 0.0 in self.norms.values():
-            raise InputError(f"a direction of {self.method} has length 0; it cannot be brought to length 1")
+            raise InputError(
+                f"a direction of {self.method} has length 0 and cannot be normalised; extract it from classes that differ"
+            )
         unit = {site: (self.directions[site] / norm).astype(np.float32) for site, norm in self.norms.items()}
         return replace(self, directions=unit, norm="unit")
 
     def __mul__(self, factor: float) -> "SteeringVector":
-        """A negative factor takes the words of `sign` away, and the levels of the two classes change their sign."""
+        """Scale the directions. A negative factor drops the words of `sign` and negates the mean projections of the two classes."""
         scaled = self._with(lambda site: self.directions[site] * factor)
         if factor >= 0:
             return scaled
@@ -93,7 +112,7 @@ class SteeringVector:
         return self * -1.0
 
     def __add__(self, other: "SteeringVector") -> "SteeringVector":
-        """Raises InputError for another width, SiteError for other sites."""
+        """Add directions site by site. Raises InputError for another width, SiteError for other sites."""
         self._check_like(other)
         summed = self._with(lambda site: self.directions[site] + other.directions[site])
         parts = [dict(vector.provenance) for vector in (self, other)]
@@ -109,14 +128,17 @@ class SteeringVector:
         """The control: random directions with this vector's norms, and at several sites with its mutual cosines.
 
         Args:
-            seed: Of the draw.
+            seed: Seed of the draw.
             states: (row, d_model) by site. If given, directions are drawn from the normal distribution with the covariance of the states,
-                with the same weights of rows at each site: the stream is far from round, and an even direction mostly points where it
-                never goes. Otherwise one random rotation turns the directions of all sites together.
+                with the same weights of rows at each site: the stream is far from isotropic, and states
+                hardly vary along most isotropic directions. Otherwise one random rotation turns the directions of all sites together.
+
+        Returns:
+            A vector of method `random` at the same sites.
 
         Raises:
-            SiteError: A site has no states.
-            InputError: The states do not vary.
+            SiteError: If a site has no states.
+            InputError: If the states do not vary.
         """
         if states is None:
             true = np.stack(list(self.directions.values())).astype(np.float64)
@@ -131,40 +153,45 @@ class SteeringVector:
         return self.as_random(drawn, seed=seed, matched="norm and cosines" if states is None else "norm and covariance")
 
     def as_random(self, drawn: Mapping[Site, NDArray[np.float32]], *, seed: int, matched: str) -> "SteeringVector":
-        """A control of this vector with the directions `drawn`, which says what it is like and what was matched."""
+        """A control of this vector with the directions `drawn`; its provenance says what it imitates and what was matched."""
         about = {"like": self.method, "seed": seed, "matched": matched}
         kept = {key: self.provenance[key] for key in ("model", "groups") if key in self.provenance}
         return SteeringVector(directions=drawn, method="random", norm=self.norm, provenance={**about, **kept})
 
     def check(self, model: Model) -> None:
-        """Raise InputError where the model has another width, or is not the one that the vector says it was made from; SiteError for
-        a layer that it does not have. A vector that does not say fits any model of its width."""
+        """Raise InputError if the model has another width or is not the one that the vector was made from, SiteError if it lacks a layer.
+
+        A vector that does not say which model it was made from fits any model of its width.
+        """
         if self.width != model.d_model:
-            raise InputError(f"a vector of width {self.width} for {model.name}, whose stream is {model.d_model} wide")
+            raise InputError(
+                f"a vector of width {self.width} for {model.name}, whose width is {model.d_model}; use one that was made from this model"
+            )
         for site in self.directions:
             model.layout.module(model.hf, site)
         if not (there := self.provenance.get("model") or {}):
             return
         here = model.fingerprint
-        same_dtype = there.get("dtype", here["dtype"]) == here["dtype"]  # the bytes of other weights say nothing
+        same_dtype = there.get("dtype", here["dtype"]) == here["dtype"]  # weights of another dtype have other bytes
         parts = ("architecture", "weights") if same_dtype else ("architecture",)
         if differs := [part for part in parts if part in there and there[part] != here[part]]:
             raise InputError(
                 f"the vector was made from {there.get('name', there.get('architecture'))!r}, which differs in {' and '.join(differs)} "
-                f"from {model.name!r}; extract it again, or say that it is meant with vector.for_any_model()"
+                f"from {model.name!r}; extract it again, or use vector.for_any_model()"
             )
 
     def for_any_model(self) -> "SteeringVector":
-        """The same vector without its claim of the model that it fits, to be tried on another."""
+        """The same vector, to be tried on a model that it was not made from."""
         about = {key: value for key, value in self.provenance.items() if key != "model"}
         return replace(self, provenance={**about, "made_from": self.provenance.get("model")})
 
     def apply(
         self, model: Model, *, multiplier: float = 1.0, scope: Scope | None = None, operator: Operator = add
     ) -> AbstractContextManager[PatchHandle]:
-        """Inside the block, steer the user's own calls of `model.hf` (`hf.generate` too); see `patch`.
+        """Steer your own calls of `model.hf` inside the block, `hf.generate` included; see `patch`.
 
-        `scope` None: every token. Raises InputError for a vector that does not fit, and at the end where it touched no token.
+        By default every token is edited. Raises InputError for a vector that does not fit, and at the end of the block if no token was
+        edited.
         """
         self.check(model)
         steering = Steering(self, multiplier, scope or Scope(), operator=operator)
@@ -173,15 +200,15 @@ class SteeringVector:
     def patch_activations(
         self, model: Model, *, multiplier: float = 1.0, scope: Scope | None = None, operator: Operator = add
     ) -> PatchHandle:
-        """As `apply`, until `remove` of the handle is called; how many tokens it touched is in its `n_edited`."""
+        """As `apply`, until `remove` of the handle is called; its `n_edited` counts the edited tokens."""
         self.check(model)
         return patch(model, Steering(self, multiplier, scope or Scope(), operator=operator))
 
     def save(self, path: str | Path) -> None:
-        """Write one file: a GGUF control vector where `path` ends so (see `control_vector`), else safetensors.
+        """Write one file: a GGUF control vector for a path ending in `.gguf`, else safetensors.
 
-        `direction.{layer}` float32, all else as JSON in the header. Raises StoreError where it cannot be written, InputError for a
-        site that a GGUF has no name for.
+        Directions are float32 tensors `direction.{layer}`, everything else is JSON in the header. Raises StoreError if it cannot be
+        written, InputError for a site that GGUF cannot name.
         """
         header = {
             "method": self.method,
@@ -201,7 +228,7 @@ class SteeringVector:
     def load(cls, path: str | Path) -> "SteeringVector":
         """Read what `save` wrote, or a GGUF control vector of llama.cpp, repeng or EasySteer.
 
-        Raises InputError for any other file; a pickle is never opened.
+        Raises InputError for any other file; it never opens a pickle.
         """
         path = Path(path)
         directions, header = _read(path)
@@ -215,14 +242,16 @@ class SteeringVector:
 
     def _check_like(self, other: "SteeringVector") -> None:
         if self.width != other.width:
-            raise InputError(f"vectors of width {self.width} and {other.width} cannot be added; they are of two models")
+            raise InputError(
+                f"vectors of width {self.width} and {other.width} cannot be added; use vectors of one model"
+            )
         if self.directions.keys() != other.directions.keys():
             ours, theirs = (", ".join(map(str, sorted(v.directions))) for v in (self, other))
             raise SiteError(f"vectors at {ours} and at {theirs} cannot be added; apply them together with Composed")
 
 
 def rotated_together(directions: Values, rng: np.random.Generator) -> Values:
-    """`directions` (row, d_model) turned by one rotation that is uniform over all rotations: every norm and cosine between them stays."""
+    """`directions` (row, d_model) after one uniformly random rotation, which keeps every norm and every cosine between them."""
     basis, coordinates = np.linalg.qr(directions.T)
     drawn, upper = np.linalg.qr(rng.standard_normal(basis.shape))
     return np.asarray((drawn * np.sign(np.diag(upper))) @ coordinates).T
@@ -233,23 +262,27 @@ def covariance_matched(
 ) -> NDArray[np.float32]:
     """A random direction drawn from the covariance of `states` (row, d_model) and scaled to `norm`: (d_model,) float32.
 
-    A sum of the centred rows with normal weights has their covariance without a d_model × d_model matrix. It is the sterner control:
-    an isotropic direction hardly lies where the model's activations vary. Raises InputError for fewer than 2 different rows or NaN.
+    A sum of the centred rows with normal weights has their covariance, without a d_model × d_model matrix. It is the stricter control:
+    activations hardly vary along an isotropic direction. Raises InputError for fewer than 2 different rows or NaN.
     """
     centred = states.astype(np.float64) - states.mean(axis=0, dtype=np.float64)
     drawn = np.random.default_rng(seed).standard_normal(len(states)) @ centred
     if not 0 < (length := float(np.linalg.norm(drawn))) < np.inf:
         raise InputError(
-            f"{len(states)} activations that do not vary, or hold NaN, have no covariance; give at least 2 different ones"
+            f"{len(states)} activations that do not vary or hold NaN; give at least 2 different rows of finite numbers"
         )
     return np.asarray(drawn * (norm / length), dtype=np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CosineTable:
-    """`cosines` (site, vector, vector) of the vectors `names` at `sites`, NaN where one of two has no direction there.
+    """Cosines between vectors.
 
-    `chance`: the absolute cosine that 5 % of the pairs of random directions of this width exceed.
+    Attributes:
+        names: The vectors.
+        sites: The sites.
+        cosines: (site, vector, vector); NaN if one of the two has no direction at the site.
+        chance: The absolute cosine that 5 % of pairs of random directions of this width exceed.
     """
 
     names: tuple[str, ...]
@@ -259,10 +292,22 @@ class CosineTable:
 
 
 def cosine_table(vectors: Mapping[str, SteeringVector]) -> CosineTable:
-    """How alike vectors are at each site that any of them has. Raises InputError for none, for several widths, or a length of 0."""
+    """Cosines between vectors, at each site that any of them has.
+
+    Args:
+        vectors: Vectors of one model, by name.
+
+    Raises:
+        InputError: Without vectors, for several widths, or for a direction of length 0.
+
+    Example:
+        table = cosine_table({"seal": seal, "asc": asc})
+        print(table.sites, table.cosines[:, 0, 1])
+        print("random directions stay below", table.chance)
+    """
     widths = {vector.width for vector in vectors.values()}
     if len(widths) != 1:
-        raise InputError(f"vectors of widths {sorted(widths)}; vectors of one model are compared")
+        raise InputError(f"vectors of widths {sorted(widths)}; compare vectors of one model")
     named = {site for vector in vectors.values() for site in vector.directions}
     sites = tuple(sorted(named, key=lambda site: (site.layer, site.point)))
     table = np.full((len(sites), len(vectors), widths.pop()), np.nan)
@@ -280,7 +325,7 @@ def _read(path: Path) -> tuple[Mapping[Site, NDArray[np.float32]], Mapping[str, 
         with path.open("rb") as file:
             start = file.read(len(MAGIC))
     except OSError as error:
-        raise InputError(f"{path} is no steering vector: {error}") from error
+        raise InputError(f"cannot read the steering vector {path}: {error}") from error
     if start == MAGIC:
         return read_gguf(path)
     header, tensors = GGUF_FORMAT.read(path)

@@ -26,7 +26,7 @@ def test_a_state_is_read_where_it_says(written_store):
     index = {"prompt": trace.n_prompt_tokens - 1, "thinking_end": stop - 1, "end": len(trace.token_ids) - 2}
     assert {read: state_of(store, trace, SITE, read)[1] for read in index} == index
     assert state_of(store, trace, SITE, "thinking_mean")[1] == (start + stop - 1) / 2
-    with pytest.raises(InputError, match="read 'middle'"):
+    with pytest.raises(InputError, match="read='middle'"):
         state_of(store, trace, SITE, "middle")
 
 

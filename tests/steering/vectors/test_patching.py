@@ -133,7 +133,7 @@ def test_a_strength_that_the_dtype_cannot_hold_is_refused(prompts):
 def test_a_cache_of_unknown_words_is_refused(model, prompts):
     ids = torch.tensor([prompts[0]])
     cache = model.hf(ids, use_cache=True).past_key_values
-    with pytest.raises(InputError, match="begin before the prompt"), made(model.d_model).apply(model):
+    with pytest.raises(InputError, match="before the prompt is fed"), made(model.d_model).apply(model):
         model.hf(ids[:, :1], past_key_values=cache, use_cache=True)
     steering = Steering(made(model.d_model), 1.0, Scope())
     with pytest.raises(InputError, match="on_step"):

@@ -123,8 +123,8 @@ def test_the_kind_of_a_step_is_known_once_its_word_is_there(tokenizer):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"on": "elsewhere"}, "there are all, think"),
-        ({"steps": "planning", "marks": MARKS}, "there are 'separators', 'execution'"),
+        ({"on": "elsewhere"}, "choose from all, think"),
+        ({"steps": "planning", "marks": MARKS}, "choose from 'separators', 'execution'"),
         ({"on": "answer"}, r"Scope\.of"),
         ({"generation_positions": (-1,)}, "negative"),
         ({"exclude_generation_window": (0, -2)}, "negative"),
