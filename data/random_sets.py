@@ -1,7 +1,6 @@
 """Random sets of things to compare a chosen set with: all different, so that a p-value counts each of them once."""
 
-from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from math import comb, prod
@@ -18,24 +17,6 @@ class Pool(Generic[T]):
 
     members: Sequence[T]
     size: int
-
-
-def matched_pools(chosen: Sequence[T], free: Sequence[T], layer: Callable[[T], int]) -> list[Pool[T]]:
-    """Pools of the things that are `free`, none of which is chosen, for sets with as many of each layer as `chosen` has.
-
-    Layers without enough free things take what they lack from the other layers; if these lack it too, one pool holds everything free.
-    """
-    own = {at: [one for one in free if layer(one) == at] for at in {layer(one) for one in free}}
-    wanted = sorted(Counter(layer(one) for one in set(chosen)).items())
-    pools = [Pool(members=own[at], size=n) for at, n in wanted if len(own.get(at, ())) >= n]
-    lacking = sum(n for _, n in wanted) - sum(pool.size for pool in pools)
-    if not lacking:
-        return pools
-    taken = {one for pool in pools for one in pool.members}
-    rest = [one for one in free if one not in taken]
-    if len(rest) < lacking:
-        return [Pool(members=free, size=len(set(chosen)))]
-    return [*pools, Pool(members=rest, size=lacking)]
 
 
 def distinct_sets(pools: Sequence[Pool[T]], n: int, *, seed: int | np.random.Generator = 0) -> list[tuple[T, ...]]:

@@ -37,7 +37,6 @@ class Study(Generic[Told]):
         traces: The traces to analyse.
         options: The options of the analysis.
         results: The folder of the results that were saved before.
-        progress: Called with a line at each step.
         kept: A folder that keeps what a server writes until the analysis is done; nothing is kept if None.
     """
 

@@ -16,7 +16,7 @@ class Question:
     Attributes:
         asks: The question, in one line.
         options: The class of its options.
-        writes: The methods of the results that it writes, each with what they are.
+        writes: The methods of the results that it writes, each with what they are; the first is what its finding is about.
         page: The page of the app that shows them.
     """
 
@@ -48,8 +48,8 @@ QUESTIONS: Mapping[str, Question] = {
         asks="Which heads look at a few sentences only (receiver heads), and which sentences are those?",
         options=told.ReadsThroughModel,
         writes={
-            "head_kurtosis": "how peaked each head is",
             "receivers": "receiver heads",
+            "head_kurtosis": "how peaked each head is",
             "receiver_scores": "attention received",
         },
         page="heads",
@@ -89,7 +89,7 @@ QUESTIONS: Mapping[str, Question] = {
     "mi_compare": Question(
         asks="Do the reasoner's states depend more on the answer than its base model's, on the same traces?",
         options=told.MiCompareOptions,
-        writes={"mi_base": "MI of the base model", "mi_compare": "MI of base and reasoner"},
+        writes={"mi_compare": "MI of base and reasoner", "mi_base": "MI of the base model"},
         page="mi-peaks",
     ),
     "selection": Question(

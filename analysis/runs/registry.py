@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from reasonscope.analysis.runs.options import (
 )
 from reasonscope.analysis.runs.per_trace import PerTraceAnalysis, per_trace_analysis
 from reasonscope.analysis.runs.questions import QUESTIONS, Question
+from reasonscope.analysis.runs.summaries import heads, sentences, tokens, traces
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
 from reasonscope.analysis.tokens.confidence import confidence_of_trace
 from reasonscope.analysis.tokens.entropy import entropy_of_trace
@@ -56,6 +57,7 @@ from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.sentence_cut import cut_hash
+from reasonscope.data.summary import Summary
 from reasonscope.data.text.answers import equivalent
 from reasonscope.data.text.parse import THINK
 from reasonscope.data.trace import Sampling, Sentence, Trace
@@ -199,18 +201,23 @@ def analyse_entropy(study: Study[Seeded], trace: Trace) -> Iterator[Result]:
 @per_trace_analysis
 def analyse_confidence(study: Study[ConfidenceOptions], trace: Trace) -> Iterator[Result]:
     """Confidence of each trace by forced answers at eleven cuts."""
-    answers, i = [other.final_answer for other in study.traces], [other.id for other in study.traces].index(trace.id)
-    others = [*answers[i + 1 :], *answers[:i]]
-    foreign = next((answer for answer in others if answer and not equivalent(answer, trace.final_answer or "")), None)
     yield confidence_of_trace(
         study.writer,
         trace,
         closing_stub(trace, encoder(study.model.tokenizer_backend), tags=study.model.tags or THINK),
         decoder(study.model.tokenizer_backend),
         samples=study.options.samples,
-        foreign=foreign,
+        foreign=_foreign_answer(study, trace),
         sampling=Sampling(temperature=study.options.temperature, max_new_tokens=32, seed=study.options.seed),
     )
+
+
+def _foreign_answer(study: Study[ConfidenceOptions], trace: Trace) -> str | None:
+    """The answer of the next trace that has another one: of those that were chosen, else of the run."""
+    at = [other.id for other in study.traces].index(trace.id)
+    others = chain(study.traces[at + 1 :], study.traces[:at], study.store)
+    answers = (other.final_answer for other in others)
+    return next((answer for answer in answers if answer and not equivalent(answer, trace.final_answer or "")), None)
 
 
 @per_trace_analysis
@@ -287,6 +294,10 @@ def _signals(study: Study[Seeded], trace: Trace) -> Iterator[Path]:
 analyse_agreement = PerTraceAnalysis(per_trace=_agreement, depends_on=_signals)
 
 
+Run = Callable[[Study[Any]], Iterator[Result]]
+Summarise = Callable[[Sequence[Result], Study[Any]], Summary]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
     """An analysis of a run: the question, and the code that answers it.
@@ -295,38 +306,41 @@ class Analysis:
         name: Its name on the command line (with dashes) and in `analyse`.
         question: What it asks, its options, and what it writes.
         run: Gives the results of a study; a `PerTraceAnalysis` can be shared out and resumed trace by trace.
+        summarise: Says what the results tell, if those that the finding is about could be measured.
     """
 
     name: str
     question: Question
-    run: Callable[[Study[Any]], Iterator[Result]]
+    run: Run
+    summarise: Summarise
 
     def __call__(self, study: Study[Any]) -> Iterator[Result]:
         return self.run(study)
 
 
-_RUN: Mapping[str, Callable[[Study[Any]], Iterator[Result]]] = {
-    "mi": analyse_mi,
-    "anchors": analyse_anchors,
-    "receivers": analyse_receivers,
-    "suppression": analyse_suppression,
-    "heads": analyse_heads,
-    "cliff": analyse_cliff,
-    "emergent_heads": analyse_emergent_heads,
-    "mi_compare": analyse_mi_compare,
-    "selection": analyse_selection,
-    "misalignment": analyse_misalignment,
-    "trajectory": analyse_trajectory,
-    "entropy": analyse_entropy,
-    "confidence": analyse_confidence,
-    "reflection": analyse_reflection,
-    "alternatives": analyse_alternatives,
-    "steering_shift": analyse_steering_shift,
-    "attention_map": analyse_attention_map,
-    "agreement": analyse_agreement,
+_ANSWERS: Mapping[str, tuple[Run, Summarise]] = {
+    "mi": (analyse_mi, tokens.mi_summary),
+    "anchors": (analyse_anchors, sentences.anchors_summary),
+    "receivers": (analyse_receivers, heads.receivers_summary),
+    "suppression": (analyse_suppression, sentences.suppression_summary),
+    "heads": (analyse_heads, heads.heads_summary),
+    "cliff": (analyse_cliff, heads.cliff_summary),
+    "emergent_heads": (analyse_emergent_heads, heads.emergent_heads_summary),
+    "mi_compare": (analyse_mi_compare, tokens.mi_compare_summary),
+    "selection": (analyse_selection, traces.selection_summary),
+    "misalignment": (analyse_misalignment, tokens.misalignment_summary),
+    "trajectory": (analyse_trajectory, traces.trajectory_summary),
+    "entropy": (analyse_entropy, tokens.entropy_summary),
+    "confidence": (analyse_confidence, traces.confidence_summary),
+    "reflection": (analyse_reflection, sentences.reflection_summary),
+    "alternatives": (analyse_alternatives, tokens.alternatives_summary),
+    "steering_shift": (analyse_steering_shift, tokens.steering_shift_summary),
+    "attention_map": (analyse_attention_map, heads.attention_map_summary),
+    "agreement": (analyse_agreement, sentences.agreement_summary),
 }
 ANALYSES: Mapping[str, Analysis] = {
-    name: Analysis(name=name, question=question, run=_RUN[name]) for name, question in QUESTIONS.items()
+    name: Analysis(name=name, question=question, run=_ANSWERS[name][0], summarise=_ANSWERS[name][1])
+    for name, question in QUESTIONS.items()
 }
 
 

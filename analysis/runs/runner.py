@@ -10,25 +10,30 @@ were noted (another analysis has replaced them) is analysed again.
 
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from reasonscope.analysis.figures import to_html
 from reasonscope.analysis.results import Result, file_name, result_path
 from reasonscope.analysis.runs.context import Study
 from reasonscope.analysis.runs.options import AnalysisOptions, make_options
 from reasonscope.analysis.runs.per_trace import PerTraceAnalysis
+from reasonscope.analysis.runs.questions import Question
 from reasonscope.analysis.runs.registry import ANALYSES, figures_of
+from reasonscope.analysis.runs.summaries.wording import measured, undefined_notes
 from reasonscope.data.errors import InputError
 from reasonscope.data.progress import working
 from reasonscope.data.storage.durable import make_folder, sha256_of, write_text_durably
 from reasonscope.data.storage.manifest import NAME
 from reasonscope.data.storage.run_folder import RunFolder, run_folder
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.summary import Summary
 from reasonscope.data.trace import Trace
 from reasonscope.probes.generation.cluster import Cluster, work_on
 
@@ -118,6 +123,43 @@ def analyse(
     """
     task = AnalysisTask.of(run, name, traces=traces, **options)
     return list(run_analysis(task, cluster=cluster))
+
+
+def summarise(task: AnalysisTask, results: Sequence[Result]) -> Summary:
+    """What the results of an analysis tell: the finding, a table with nulls, the text that matters, and where to see it.
+
+    Args:
+        task: The analysis that was run.
+        results: What it gave.
+
+    Returns:
+        A finding for people; what is undefined is named with its reason.
+    """
+    analysis, missing = ANALYSES[task.name], undefined_notes(results)
+    if measured(results, next(iter(analysis.question.writes))):
+        study = task.study()
+        found = analysis.summarise(results, study)
+        if len(study.traces) == 1 and found.columns[:1] == ("trace",):
+            found = replace(found, columns=found.columns[1:], rows=[row[1:] for row in found.rows])
+    else:
+        found = Summary(finding=f"There is nothing to say: {_why(results)}.")
+        missing = missing[1:] if len(missing) == 1 else missing
+    methods = list(dict.fromkeys(result.method for result in results))
+    files = f"Results: {task.where.analyses} ({', '.join(methods)}); figures: {task.where.figures}"
+    return replace(found, notes=[*found.notes, *missing], files=[files], next_command=_look(task, analysis.question))
+
+
+def _why(results: Sequence[Result]) -> str:
+    """Why nothing was measured: the reason, if all results have the same."""
+    reasons = {result.reason for result in results}
+    return reasons.pop() if len(reasons) == 1 else f"none of {len(results)} results could be measured"
+
+
+def _look(task: AnalysisTask, question: Question) -> str:
+    """The command that opens the app, and the address of the page."""
+    page = "" if question.page == "overview" else question.page
+    trace = f"?{urlencode({'trace': task.traces[0]})}" if task.traces and len(task.traces) == 1 else ""
+    return f"reasonscope app {shlex.quote(str(task.run))}  # then open http://127.0.0.1:8501/{page}{trace}"
 
 
 def _trace_by_trace(

@@ -82,10 +82,6 @@ for _name, _question in QUESTIONS.items():
     )
 
 
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
 def _run(
     name: str,
     options: AnalysisOptions,
@@ -97,17 +93,17 @@ def _run(
     gpus: float,
     json: bool,
 ) -> None:
-    """Analyse, by workers of Ray if `ray` names a cluster, and show the numbers."""
+    """Analyse, by workers of Ray if `ray` names a cluster, and say what was found."""
     from reasonscope.analysis.runs.registry import numbers_of
-    from reasonscope.analysis.runs.runner import AnalysisTask, run_analysis
-    from reasonscope.app.commands.show import show
+    from reasonscope.analysis.runs.runner import AnalysisTask, run_analysis, summarise
+    from reasonscope.app.commands.show import show_summary
     from reasonscope.probes.generation.cluster import Cluster
 
     task = AnalysisTask(run=run, name=name, options=options, traces=tuple(trace) if trace else None)
     cluster = None if ray is None else Cluster(address=ray, workers=workers, gpus=gpus)
+    results = list(run_analysis(task, cluster=cluster))
     numbers: dict[str, Any] = {}
-    for result in run_analysis(task, cluster=cluster):
+    for result in results:
         of = str(result.provenance.get("trace", "all"))
         numbers[f"{of}, {result.method}" if of in numbers else of] = numbers_of(result)
-    _say(f"results in {task.where.analyses}, figures in {task.where.figures}")
-    show(numbers, json)
+    show_summary(summarise(task, results), numbers, json)

@@ -31,7 +31,6 @@ from reasonscope.steering.methods.expert_routing import (
     cognitive_experts,
     count_experts,
     npmi,
-    random_experts,
     reinforced,
 )
 from reasonscope.steering.vectors.thinking import Thinking
@@ -69,7 +68,7 @@ def main() -> None:
     # Inside `reinforced` the plain model is turned up as well, so that nothing can be read with and without it.
     experiment = SteeringExperiment(model, ledgers("test", given.n), sampling, on_given_text=False)
     arms = [reinforcing(experiment, "RICE", best, beta) for beta in BETAS]
-    draws = [list(drawn) for drawn in random_experts(model, best, n_controls=given.nulls)]
+    draws = [pair(model, seed, best) for seed in range(given.nulls)]
     nulls = [reinforcing(experiment, f"random {i + 1}", draw, beta) for i, draw in enumerate(draws) for beta in BETAS]
     response = DecodingResponse(
         name="RICE",
@@ -176,6 +175,17 @@ def other_scores(model: Model, sequences: list[list[int]], markers: set[int], dr
         )
         highest.append(float(score(drawn).max()))
     return [min(highest), float(np.median(highest)), max(highest)]
+
+
+def pair(model: Model, seed: int, best: list[Expert]) -> list[Expert]:
+    """As many others, in the layers of the best."""
+    rng = np.random.default_rng(seed)
+    taken = set(best)
+    drawn: list[Expert] = []
+    for layer in (expert.layer for expert in best):
+        free = [one for i in range(EXPERTS) if (one := Expert(layer, i)) not in {*taken, *drawn}]
+        drawn.append(free[int(rng.integers(len(free)))])
+    return drawn
 
 
 def reinforcing(experiment: SteeringExperiment, name: str, experts: list[Expert], beta: float) -> Arm:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.random_sets import distinct_sets, matched_pools
+from reasonscope.data.random_sets import Pool, distinct_sets
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -73,14 +73,28 @@ def random_heads(
         raise InputError(
             f"{len(chosen)} of {n_layers * n_heads} heads leave only {len(free)} others to compare with; choose fewer heads"
         )
-    pools = matched_pools(heads, free, lambda head: head.layer)
-    return distinct_sets(pools, n_controls, seed=seed)
+    return distinct_sets(_pools(chosen, free), n_controls, seed=seed)
 
 
 def of_same_layers(heads: Sequence[Head], others: Sequence[Head]) -> bool:
     """Whether two sets have as many heads of each layer."""
     counts = (Counter(head.layer for head in one) for one in (set(heads), set(others)))
     return next(counts) == next(counts)
+
+
+def _pools(chosen: set[Head], free: Sequence[Head]) -> list[Pool[Head]]:
+    """One pool per layer that has enough other heads, and one of all other layers for the rest."""
+    of_layer = {layer: [head for head in free if head.layer == layer] for layer in {head.layer for head in free}}
+    wanted = Counter(head.layer for head in sorted(chosen))
+    pools = [Pool(members=own, size=n) for layer, n in wanted.items() if len(own := of_layer.get(layer, [])) >= n]
+    lacking = len(chosen) - sum(pool.size for pool in pools)
+    if not lacking:
+        return pools
+    taken = {head for pool in pools for head in pool.members}
+    rest = [head for head in free if head not in taken]
+    if len(rest) < lacking:
+        return [Pool(members=free, size=len(chosen))]
+    return [*pools, Pool(members=rest, size=lacking)]
 
 
 def _is_number(text: str) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from reasonscope.data.errors import ArchitectureError, InputError
-from reasonscope.data.random_sets import distinct_sets, matched_pools
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.model import Model
@@ -109,25 +108,6 @@ def count_experts(
         markers={name: int((tokens == token).sum()) for name, token in markers.items()},
         tokens=len(tokens),
     )
-
-
-def random_experts(
-    model: Model, experts: Sequence[Expert], *, n_controls: int = 20, seed: int = 0
-) -> list[tuple[Expert, ...]]:
-    """Different random sets of as many other experts, from the same layers if these have enough: the control of `reinforced`.
-
-    All sets there are, if fewer than `n_controls`. Raises ArchitectureError for a dense model, InputError if too few others are left.
-    """
-    routers = {layer: router for layer in range(model.n_layers) if (router := _router(model, layer)) is not None}
-    if not routers:
-        raise ArchitectureError(f"{model.name} is not a mixture of experts, so it has no experts to choose from")
-    sizes = {layer: len(cast(Tensor, router.weight)) for layer, router in routers.items()}
-    free = [
-        one for layer, n in sizes.items() for i in range(n) if (one := Expert(layer=layer, index=i)) not in set(experts)
-    ]
-    if len(free) < len(set(experts)):
-        raise InputError(f"{len(set(experts))} experts leave only {len(free)} others to compare with; choose fewer")
-    return distinct_sets(matched_pools(experts, free, lambda expert: expert.layer), n_controls, seed=seed)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """`reasonscope analyse` on a recorded run and on imported text: results beside the store, states instead of zeros, one export."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ from typer.testing import CliRunner
 
 from reasonscope.analysis.results import load_results
 from reasonscope.analysis.runs.comparisons import analyse_cliff
+from reasonscope.analysis.runs.questions import QUESTIONS
+from reasonscope.analysis.runs.runner import AnalysisTask, summarise
 from reasonscope.analysis.tokens import mi
 from reasonscope.app import cli
 from reasonscope.data.errors import InputError, StoreError
@@ -42,6 +45,19 @@ def analyse(*words):
     done = CliRunner().invoke(cli.app, ["analyse", *map(str, words), "--json"], catch_exceptions=False)
     assert done.exit_code == 0
     return json.loads(done.stdout)
+
+
+def said(name, run):
+    """What the command says of the results that it left."""
+    task = AnalysisTask.of(run, name)
+    kept = [result for method in QUESTIONS[name].writes for result in load_results(task.where.analyses, method)]
+    return summarise(task, kept)
+
+
+def test_the_command_says_what_it_found(run):
+    done = CliRunner().invoke(cli.app, ["analyse", "entropy", "--run", str(run)], env={"COLUMNS": "200"})
+    assert done.exit_code == 0 and "The thinking is written at a mean entropy of" in done.stdout
+    assert "nats per token" in done.stdout and f"Next: reasonscope app {run}" in done.stdout.replace("\n", " ")
 
 
 @pytest.mark.parametrize("name", ["mi", "entropy", "reflection", "confidence"])
@@ -158,10 +174,18 @@ def test_a_base_model_stands_beside_the_reasoner(run):
     ids = TraceStore.open(run / "store").ids
     (shown,) = analyse("emergent-heads", "--run", run, "--trace", ids[0], "--trace", ids[1]).values()
     assert shown["state"] == "measured" and shown["n_pairs"] == 2
+    finding = said("emergent_heads", run).finding
+    assert re.fullmatch(
+        r"Head \d\.\d gained most from organism-base to organism: .* \d+ of \d+ heads are outside that range\.", finding
+    )
     shown = analyse("mi-compare", "--run", run)["all"]
     assert shown["state"] == "measured" and shown["traces"]["mean"] == 2 and "exchanged" in shown["null"]
     shown = analyse("misalignment", "--run", run, "--trace", ids[0])
     assert 0 <= shown[ids[0]]["rate_of_reasoner"] <= shown[ids[0]]["rate"] <= 1
+    finding = said("misalignment", run).finding
+    assert re.fullmatch(
+        r"The base model would have written another token at .*; the reasoner itself would at [\d.]+\.", finding
+    )
 
 
 def test_rules_choose_among_stored_samples(tmp_path):
@@ -176,6 +200,11 @@ def test_rules_choose_among_stored_samples(tmp_path):
     (shown,) = analyse("selection", "--run", tmp_path, "-k", 3).values()
     assert set(shown["values"]) == {"single", "majority", "short-1"} and shown["k"] == 3
     assert set(shown["values"]["single"]) == {"accuracy", "tokens"}
+    summary = said("selection", tmp_path)
+    assert re.fullmatch(
+        r"The best rule for 3 samples is .*: .* single sample, which is right for .*\.", summary.finding
+    )
+    assert summary.rows[0][0] == "single" and summary.rows[0][-1] == "1.00"
 
 
 def test_a_probe_stops_stored_samples_with_the_answers_that_were_forced(tmp_path):

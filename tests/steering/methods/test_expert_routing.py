@@ -16,7 +16,6 @@ from reasonscope.steering.methods.expert_routing import (
     cognitive_experts,
     count_experts,
     npmi,
-    random_experts,
     reinforced,
 )
 
@@ -60,19 +59,6 @@ def test_experts_are_counted_and_turned_up(load):
     assert torch.equal(plain, same)
     assert not torch.allclose(plain, other, atol=1e-3)
     assert torch.equal(plain, model.backend.forward(ids, mask=torch.ones_like(ids)).logits)
-
-
-def test_random_experts_are_other_ones_of_the_same_layers(load):
-    model = load("qwen3_moe")  # four experts in blocks 0 and 2
-    sets = random_experts(model, [Expert(0, 1), Expert(2, 3)])
-    assert {frozenset(one) for one in sets} == {
-        frozenset((Expert(0, i), Expert(2, j))) for i in (0, 2, 3) for j in (0, 1, 2)
-    }
-    assert len(sets) == 9 and len(random_experts(model, [Expert(0, 1)], n_controls=2)) == 2
-    with pytest.raises(InputError, match="choose fewer"):
-        random_experts(model, [Expert(layer, i) for layer in (0, 2) for i in range(3)])
-    with pytest.raises(ArchitectureError, match="mixture of experts"):
-        random_experts(load("qwen3"), [Expert(0, 1)])
 
 
 def test_a_dense_model_and_counts_that_cannot_be_are_refused(load):

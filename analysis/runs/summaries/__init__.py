@@ -1,0 +1,1 @@
+"""What each analysis tells its reader: the finding in a sentence, a small table with nulls, and the text that matters."""

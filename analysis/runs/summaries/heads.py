@@ -1,0 +1,321 @@
+"""What the analyses of heads found: receiver heads, head profiles, attention maps, cliff heads and emergent heads."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from reasonscope.analysis.results import Result
+from reasonscope.analysis.runs.context import Study, trace_sentences
+from reasonscope.analysis.runs.summaries.wording import (
+    MOST_QUOTES,
+    MOST_ROWS,
+    estimate_of,
+    float_of,
+    groups_of,
+    mean_of,
+    measured,
+    n_traces,
+    null_at,
+    over_traces,
+    quoted,
+    short,
+    side_of,
+    span,
+    strongest,
+    trace_of,
+    value_at,
+)
+from reasonscope.data.arrays import Values
+from reasonscope.data.intervals import Estimate
+from reasonscope.data.summary import Summary, in_hundredths
+
+_METRICS = {
+    "span": "looks furthest back, tokens",
+    "sink": "looks at the first token",
+    "previous": "looks at the token before",
+    "induction": "looks at what followed last time",
+    "waad": "looks back, up to 10 tokens",
+    "fai": "is looked at 10 to 50 tokens later",
+}
+_REGIONS = ("the prompt", "earlier sentences", "its own sentence")
+_FAR = 4  # sentences: every sentence looks at the last few
+_EXTREMES = 5  # heads of each sign in a table
+_COMPLETE = (0.8, 1.2)  # of an attribution with enough steps
+_OUTCOMES = {"harmful refused": "harmful requests refused", "benign refused": "benign requests refused"}
+
+
+def receivers_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
+    """Which heads look at few sentences only, and at which."""
+    (found,) = measured(results, "receivers")
+    heads, told = found.numbers["heads"], found.numbers
+    rows = [_receiver_row(found, head) for head in heads[:MOST_ROWS]]
+    best = _place(heads[0]) if heads else None
+    peaked = "" if best is None else f"; the kurtosis of {heads[0]} is {short(value_at(found, best))}"
+    uniform = f"uniform attention: {short(null_at(found, best or (0, 0))[0])}; {n_traces(told['n_traces'])}"
+    return Summary(
+        finding=f"The heads that look at few sentences only are {', '.join(heads[:3])}{peaked} ({uniform}).",
+        columns=("receiver head", "kurtosis", "uniform attention", "attention on the first token"),
+        rows=rows,
+        quotes=_received(measured(results, "receiver_scores"), study),
+        notes=[
+            *_reliability(told["split_half_reliability"]),
+            *([f"{told['n_left_out']} traces have too few sentences."] if told["n_left_out"] else []),
+        ],
+    )
+
+
+def _reliability(found: float | None) -> list[str]:
+    if found is None or np.isnan(found):
+        return []
+    return [
+        f"Two halves of the traces agree on the kurtosis of heads at {in_hundredths(found)} (split-half reliability)."
+    ]
+
+
+def _receiver_row(found: Result, head: str) -> list[str]:
+    at = _place(head)
+    return [
+        head,
+        short(value_at(found, at)),
+        short(null_at(found, at)[0]),
+        in_hundredths(float(found.arrays["sink"][at])),
+    ]
+
+
+def _place(head: str) -> tuple[int, int]:
+    """Layer and index of `2.1`."""
+    layer, index = head.split(".")
+    return int(layer), int(index)
+
+
+def _received(found: Sequence[Result], study: Study[Any]) -> list[tuple[str, str]]:
+    """The sentences that receiver heads look at most, of all traces."""
+    scores = [(_above(one, i), (one, i)) for one in found for i in range(len(one.values))]
+    quotes = []
+    for one, i in strongest(scores, MOST_QUOTES):
+        text = trace_sentences(trace_of(one, study.traces))[i].text
+        of = "" if len(study.traces) == 1 else f" of {one.provenance['trace']}"
+        chance = span(*null_at(one, (i,)))
+        quotes.append(
+            (quoted(text), f"sentence {i}{of}, looked at {short(float(one.values[i]))} (other heads {chance})")
+        )
+    return quotes
+
+
+def _above(result: Result, i: int) -> float:
+    return float(result.values[i]) - null_at(result, (i,))[1]
+
+
+def heads_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
+    """What heads look at, and what is predicted without them."""
+    effects, profiles = measured(results, "head_effects"), measured(results, "heads")
+    return Summary(
+        finding=_heads_finding(effects, profiles, study),
+        columns=("what a head does", "head", "most", "spread evenly"),
+        rows=[_profile_row(profiles, metric, study) for metric in profiles[0].axis("metric").labels],
+        quotes=_closing(measured(results, "close_attention"), study),
+        notes=_recurrence_notes(measured(results, "recurrence"), study),
+    )
+
+
+def _heads_finding(effects: Sequence[Result], profiles: Sequence[Result], study: Study[Any]) -> str:
+    if not effects:
+        furthest = _profile_row(profiles, "span", study)
+        return f"Head {furthest[1]} looks furthest back, {furthest[2]} tokens; attention spread evenly would look back {furthest[3]}."
+    first = _highest(np.mean([one.values for one in effects], axis=0))
+    effect, chance = _over(effects, first, study), _mean_null(effects, first)
+    return (
+        f"Head {_name(first)} matters most for what is written: without it the next tokens change by {short(effect)} nats of KL"
+        f"{mean_of(len(effects))}; moving its output as far in random directions changes them by {span(*chance)}."
+    )
+
+
+def _profile_row(found: Sequence[Result], metric: str, study: Study[Any]) -> list[str]:
+    k = found[0].axis("metric").labels.index(metric)
+    at = (k, *_highest(np.mean([one.values[k] for one in found], axis=0)))
+    value, unit = _over(found, at, study), found[0].unit_of(metric)
+    say = in_hundredths if unit.startswith("share") else short
+    null = _mean_null(found, at)
+    return [_METRICS[metric], _name(at[1:]), say(value), span(*null, share=unit.startswith("share"))]
+
+
+def _over(found: Sequence[Result], at: tuple[int, ...], study: Study[Any]) -> Estimate:
+    """One value over the traces; that of a single trace with its own interval."""
+    if len(found) == 1:
+        return value_at(found[0], at)
+    return over_traces([one.values[at] for one in found], groups_of(found, study.traces), shares=False)
+
+
+def _mean_null(found: Sequence[Result], at: tuple[int, ...]) -> tuple[float, float]:
+    low, high = np.mean([null_at(one, at) for one in found], axis=0)
+    return float(low), float(high)
+
+
+def _highest(values: Values) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(np.nanargmax(values), values.shape))
+
+
+def _name(at: Sequence[int]) -> str:
+    return f"{at[0]}.{at[1]}"
+
+
+def _closing(found: Sequence[Result], study: Study[Any]) -> list[tuple[str, str]]:
+    """The sentences that the closing tag looks at most."""
+    scores = [(value / null_at(one, (i,))[0], (one, i)) for one in found for i, value in enumerate(one.values.tolist())]
+    quotes = []
+    for one, i in strongest(scores, 3):
+        of = "" if len(study.traces) == 1 else f" of {one.provenance['trace']}"
+        times = float(one.values[i]) / null_at(one, (i,))[0]
+        quotes.append(
+            (
+                quoted(one.numbers["texts"][i]),
+                f"the closing tag looks at sentence {i}{of} {times:.1f} times as much as evenly",
+            )
+        )
+    return quotes
+
+
+def _recurrence_notes(found: Sequence[Result], study: Study[Any]) -> list[str]:
+    if not found:
+        return []
+    layers = range(len(found[0].axes[0]))
+    shares = [[estimate_of(one.numbers["by_layer"][layer]["recurring"]).value for one in found] for layer in layers]
+    null = [[one.numbers["by_layer_null"][layer]["recurring"] for one in found] for layer in layers]
+    best = int(np.argmax(np.mean(shares, axis=1)))
+    share = over_traces(shares[best], groups_of(found, study.traces))
+    if len(found) == 1:
+        share = estimate_of(found[0].numbers["by_layer"][best]["recurring"])
+    return [
+        f"In layer {best} a share of {in_hundredths(share)} of the tokens is looked at again after a pause, the most of all layers "
+        f"({in_hundredths(float(np.mean(null[best])))} if attention is shuffled)."
+    ]
+
+
+def attention_map_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
+    """Where heads look: by region, and at which sentences."""
+    found = measured(results, "attention_map")
+    regions = found[0].axis("region").labels
+    shares = [over_traces([one.values[i].mean() for one in found], groups_of(found, study.traces)) for i in range(3)]
+    alike = [_mean_null(found, (i, 0, 0))[0] for i in range(3)]
+    said = [f"{in_hundredths(share)} on {_REGIONS[i]} ({in_hundredths(alike[i])})" for i, share in enumerate(shares)]
+    return Summary(
+        finding=f"Of its attention the mean head spends {said[0]}, {said[1]} and {said[2]}{mean_of(len(found))}; in brackets, "
+        "attention spread evenly over all tokens.",
+        columns=("region", "mean head", "spread evenly", "head that looks there most", "its share"),
+        rows=[
+            [
+                region,
+                in_hundredths(shares[i]),
+                in_hundredths(alike[i]),
+                _name(at := _highest(np.mean([one.values[i] for one in found], axis=0))),
+                in_hundredths(_over(found, (i, *at), study)),
+            ]
+            for i, region in enumerate(regions)
+        ],
+        quotes=_looked_at(found, study),
+    )
+
+
+def _looked_at(found: Sequence[Result], study: Study[Any]) -> list[tuple[str, str]]:
+    """The sentences that are looked at most from afar, in the mean head."""
+    scores = []
+    for one in found:
+        matrix = np.asarray(one.arrays["matrix"], dtype=np.float64).mean(axis=(0, 1))
+        scores += [(float(matrix[i + _FAR :, i].mean()), (one, i)) for i in range(len(matrix) - _FAR)]
+    quotes = []
+    for one, i in strongest(scores, 3):
+        of = "" if len(study.traces) == 1 else f" of {one.provenance['trace']}"
+        text = trace_sentences(trace_of(one, study.traces))[i].text
+        quotes.append((quoted(text), f"sentence {i}{of} is looked at most from {_FAR} or more sentences later"))
+    return quotes
+
+
+def cliff_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
+    """Which heads write the refusal probe, and what the model does without those that lower it."""
+    (writes,) = measured(results, "probe_write")
+    ablated = measured(results, "cliff")
+    n, unit = len(writes.provenance["traces"]), writes.unit
+    down = [(-value, at) for at, value in np.ndenumerate(writes.values)]
+    order = [*strongest(down, _EXTREMES), *reversed(list(strongest([(-value, at) for value, at in down], _EXTREMES)))]
+    lowest = order[0]
+    written = (
+        f"Head {_name(lowest)} lowers the refusal probe most at the end of the thinking ({short(value_at(writes, lowest))} {unit}, "
+        f"{n_traces(n)}), {side_of(float(writes.values[lowest]), *null_at(writes, lowest))} the range of random directions "
+        f"({span(*null_at(writes, lowest))})"
+    )
+    heads = [
+        [_name(at), short(value_at(writes, at)), span(*null_at(writes, at)), short(float(writes.arrays["total"][at]))]
+        for at in order
+    ]
+    correlation = writes.numbers["rank_correlation_direct_total"]
+    notes = [
+        f"Direct and total effects of all heads correlate at {in_hundredths(float_of(correlation))} (rank correlation)."
+    ]
+    if not ablated:
+        columns = ("head", f"direct effect, {unit}", "random directions", f"total effect, {unit}")
+        return Summary(finding=f"{written}.", columns=columns, rows=heads, notes=notes)
+    return _ablated_summary(ablated[0], heads, written, notes, unit)
+
+
+def _ablated_summary(
+    found: Result, heads: Sequence[Sequence[str]], written: str, notes: Sequence[str], unit: str
+) -> Summary:
+    names, told = found.axis("metric").labels, found.numbers
+    chosen = ", ".join(told["heads"])
+    before, after, chance = value_at(found, (0, 0)), value_at(found, (1, 0)), null_at(found, (1, 0))
+    return Summary(
+        finding=f"Without the heads that lower refusal most ({chosen}) the model refuses {in_hundredths(after)} of harmful requests "
+        f"instead of {in_hundredths(before)}, {side_of(after.value, *chance)} the range without as many other heads "
+        f"({span(*chance, share=True)}).",
+        columns=("outcome", "all heads", "without them", "without other heads", "beyond every random set"),
+        rows=[
+            [
+                _OUTCOMES.get(name, name),
+                in_hundredths(value_at(found, (0, i))),
+                in_hundredths(value_at(found, (1, i))),
+                span(*null_at(found, (1, i)), share=True),
+                "yes" if told["beyond_every_draw"][name] else "no",
+            ]
+            for i, name in enumerate(names)
+        ],
+        quotes=[
+            (f"{effect} {unit} (random directions {chance})", f"head {head}") for head, effect, chance, _ in heads[:3]
+        ],
+        notes=[f"{written}.", f"Chosen on {told['n_fallen']} harmful requests that were complied with.", *notes],
+    )
+
+
+def emergent_heads_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
+    """Which heads carry more in the reasoner than in its base model."""
+    (found,) = measured(results, "emergent_heads")
+    assert found.null is not None
+    gains = [(float(value), at) for at, value in np.ndenumerate(found.values)]
+    order = [*strongest(gains, _EXTREMES), *reversed(list(strongest([(-v, at) for v, at in gains], _EXTREMES)))]
+    outside = int(((found.values > found.null.high) | (found.values < found.null.low)).sum())
+    first, about = order[0], found.provenance
+    return Summary(
+        finding=f"Head {_name(first)} gained most from {about['base']} to {about['reasoner']}: its importance changed by "
+        f"{short(float(found.values[first]))} of the sum of both (models exchanged: {span(*null_at(found, first))}); {outside} of "
+        f"{found.values.size} heads are outside that range.",
+        columns=("head", "relative change", "models exchanged", "base model", "reasoner"),
+        rows=[
+            [
+                _name(at),
+                short(float(found.values[at])),
+                span(*null_at(found, at)),
+                short(float(found.arrays["base"][at])),
+                short(float(found.arrays["reasoner"][at])),
+            ]
+            for at in order
+        ],
+        notes=_completeness(found),
+    )
+
+
+def _completeness(found: Result) -> list[str]:
+    each = np.array(found.numbers["completeness"], dtype=np.float64).ravel()
+    total = span(float(each.min()), float(each.max()))
+    said = f"{found.numbers['n_pairs']} pairs of openings; the attributions add up to {total} of the effect"
+    low, high = _COMPLETE
+    return [f"{said}: take the numbers with care."] if (each < low).any() or (each > high).any() else [f"{said}."]

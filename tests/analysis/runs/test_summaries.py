@@ -1,0 +1,169 @@
+"""Each analysis answers its question in a sentence with its control, a small table and text of the traces; or says why it cannot."""
+
+import re
+
+import numpy as np
+import pytest
+
+from reasonscope.analysis.results import Axis, Band, Result, load_results, undefined
+from reasonscope.analysis.runs.questions import QUESTIONS
+from reasonscope.analysis.runs.registry import numbers_of
+from reasonscope.analysis.runs.runner import AnalysisTask, summarise
+from reasonscope.analysis.runs.summaries.wording import in_context, over_traces, short, span
+from reasonscope.app.demo.bundled import EXAMPLE
+from reasonscope.data.storage.store import TraceStore
+
+N = r"(?:[<>] )?−?[0-9.]+(?: \[[^\]]+\])?"
+R = rf"{N}(?: to {N})?"
+FINDINGS = {
+    "mi": rf"MI peaks are {N} of the tokens, most often at “.+?” and “.+?” \(.+ times as often as chance\); at {N} of the "
+    r"tokens the state depends more on the trace's own answer than on other answers \(.+ by chance; mean of 6 traces\)\.",
+    "anchors": rf"(?:The answer depends most on sentence|No sentence moves the answer).*by chance {R}\).*\.",
+    "receivers": rf"The heads that look at few sentences only are \d\.\d, .*kurtosis of \d\.\d is {N} \(uniform attention: {N}; 30 "
+    r"traces\)\.",
+    "suppression": rf"\d+ of \d+ pairs of sentences \({N}; 0\.03 by chance\) depend on each other more than on as many random tokens, .*",
+    "heads": rf"Head \d\.\d matters most .* change by {N} nats of KL \(mean of 2 traces\); .* random directions changes them by {R}\.",
+    "cliff": rf"Without the heads that lower refusal most \(.+\) the model refuses {N} of harmful requests instead of {N}, "
+    rf"(?:inside|outside) the range without as many other heads \({R}\)\.",
+    "mi_compare": rf"The reasoner's mean MI is {N} (?:higher|lower) than its base model's on the same 30 traces, "
+    rf"(?:inside|outside) the range of exchanged models \({R}\)\.",
+    "trajectory": rf"The hidden state moves (?:less straight|straighter) than a random walk: .* at {N} \(mean of 2 traces\); .* at {N}\.",
+    "entropy": rf"The thinking is written at a mean entropy of {N} nats per token and the answer at {N} .*; it forks most at “.+”\.",
+    "confidence": rf"Before any thinking a share of {N} of the forced answers is the final one, .* another problem comes up at {N}\.",
+    "reflection": rf"After its first answer the thinking goes on for {N} of its length \(mean of 2 traces\).*\.",
+    "alternatives": rf"The token that was written is the model's first choice at {N} of places .*; {N} are among the least likely .*",
+    "steering_shift": rf"seal × 1 changes the log-probability of the written tokens by {N} nats each .*; random vectors .* by {R}\.",
+    "attention_map": rf"Of its attention the mean head spends {N} on the prompt \({N}\), .* spread evenly over all tokens\.",
+    "agreement": rf"Sentence \d+ of \S+ matters most by \d+ signals: its mean rank is {N} \(by chance {R}\); .*",
+}
+# What they quote is text of the traces; MI and entropy quote words of it.
+QUOTING = (
+    "anchors",
+    "receivers",
+    "suppression",
+    "heads",
+    "mi",
+    "entropy",
+    "reflection",
+    "alternatives",
+    "steering_shift",
+    "agreement",
+)
+
+
+def saved(name):
+    """What the example run holds of an analysis, and what is said of it."""
+    task = AnalysisTask.of(EXAMPLE, name)
+    results = [result for method in QUESTIONS[name].writes for result in load_results(task.where.analyses, method)]
+    return task, results, summarise(task, results)
+
+
+@pytest.mark.parametrize("name", FINDINGS)
+def test_the_finding_is_one_sentence_with_its_number_and_control(name):
+    _, _, summary = saved(name)
+    assert re.fullmatch(FINDINGS[name], summary.finding)
+    assert len(re.findall(r"[.;?!] [A-Z]", re.sub(r"“.*?”", "", summary.finding))) == 0  # one sentence
+
+
+@pytest.mark.parametrize("name", FINDINGS)
+def test_the_table_is_small_and_says_where_everything_went(name):
+    task, results, summary = saved(name)
+    assert 1 <= len(summary.rows) <= 11 and {len(row) for row in summary.rows} == {len(summary.columns)}
+    assert "nan" not in str(summary) and "None" not in str(summary) and "e-" not in re.sub(r"\S*/\S*", "", str(summary))
+    assert str(task.where.analyses) in summary.files[0] and results[0].method in summary.files[0]
+    assert summary.next_command.startswith(f"reasonscope app {EXAMPLE}")
+
+
+@pytest.mark.parametrize("name", QUOTING)
+def test_what_matters_is_quoted_from_the_traces(name):
+    _, _, summary = saved(name)
+    texts = [" ".join(trace.text.split()) for trace in TraceStore.open(EXAMPLE / "store")]
+    assert summary.quotes
+    for quote, said in summary.quotes:
+        parts = re.findall(r"“(.+?)…?”", quote) or [re.sub("[»«]", "", quote).strip("…")]
+        assert all(any(" ".join(part.split()) in text for text in texts) for part in parts), quote
+        assert said
+
+
+def test_one_trace_is_named_in_the_address_and_not_in_the_table():
+    id = TraceStore.open(EXAMPLE / "store").ids[0]
+    trace = TraceStore.open(EXAMPLE / "store").trace(id)
+    result = Result(
+        method="trajectory",
+        quantity="change",
+        unit="1",
+        axes=(Axis.of("signal", ["net", "cumulative", "aligned"]), Axis.of("site", ["resid_post.0"])),
+        values=np.array([[1.0], [2.0], [0.5]]),
+        null=Band.of([[0.0], [0.0], [0.1]], [[9.0], [9.0], [0.4]], (3, 1), "a walk"),
+        numbers={
+            "mean_net": {"value": 1.0},
+            "mean_cumulative": {"value": 2.0, "ci": [1.0, 3.0]},
+            "mean_aligned": {"value": 0.5},
+            "segments": 4,
+            "aligned_of_random_walk": 0.25,
+        },
+        provenance={"trace": trace.id, "block": 20},
+    )
+    summary = summarise(AnalysisTask.of(EXAMPLE, "trajectory", traces=[id]), [result])
+    assert summary.columns[0] == "segments" and summary.rows == [["4", "1", "2 [1, 3]", "0.50", "0.10 to 0.40"]]
+    assert (
+        "moves straighter than a random walk" in summary.finding and "1 of 1 traces are straighter" in summary.notes[0]
+    )
+    assert summary.next_command.endswith(f"/trace?trace={id.replace('/', '%2F')}")
+
+
+def nothing(name, trace, reason):
+    return undefined(method=name, quantity=name, unit="1", reason=reason, provenance={"trace": trace})
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_what_could_not_be_measured_says_why_in_one_line(name):
+    ids = TraceStore.open(EXAMPLE / "store").ids[:2]
+    method = next(iter(QUESTIONS[name].writes))
+    task = AnalysisTask.of(EXAMPLE, name, traces=ids)
+    summary = summarise(task, [nothing(method, id, "the trace has no thinking") for id in ids])
+    assert summary.finding == "There is nothing to say: the trace has no thinking." and summary.notes == []
+    summary = summarise(task, [nothing(method, id, f"reason {id}") for id in ids])
+    assert summary.finding.endswith("none of 2 results could be measured.")
+    assert summary.notes == [f"Undefined ({method}) for {id}: reason {id}." for id in ids] and summary.rows == ()
+
+
+def test_a_trace_without_a_result_is_named_beside_those_with_one():
+    task, results, _ = saved("reflection")
+    summary = summarise(task, [*results, nothing("reflection", "other", "no sentence states an answer")])
+    assert "Undefined (reflection) for other: no sentence states an answer." in summary.notes
+
+
+def test_json_has_the_values_by_label_and_no_mean_of_different_quantities():
+    _, results, _ = saved("cliff")
+    writes, ablated = (numbers_of(result) for result in results)
+    assert ablated["values"]["ablated"]["accuracy"].keys() == {"value", "interval", "null"}
+    assert "mean" not in ablated and ablated["heads"] and ablated["state"] == "measured"
+    assert len(writes["values"]) == len(results[0].axes[0])
+    _, (words, *_), _ = saved("mi")
+    assert numbers_of(words)["null"]
+    many = Result(
+        method="m",
+        quantity="q",
+        unit="1",
+        axes=(Axis.of("token", 5000),),
+        values=np.zeros(5000),
+        null_missing="none",
+    )
+    assert numbers_of(many)["values"] == {"shape": {"token": 5000}}
+
+
+def test_numbers_are_worded_alike():
+    assert short(0.00012) == "< 0.001" and short(-0.00012) == "> −0.001" and short(0.0) == "0" and short(-1.5) == "−1.5"
+    assert span(-0.5, 0.25) == "−0.5 to 0.25" and span(1.0, 1.0) == "1" and span(float("nan"), 1.0) == "–"
+    assert (
+        np.isnan(over_traces([0.5], ["a"]).low) and over_traces([-1.0, 2.0, 2.0], "abc", shares=False, least=0).low == 0
+    )
+
+
+def test_a_token_is_shown_in_its_context():
+    trace = TraceStore.open(EXAMPLE / "store").trace(TraceStore.open(EXAMPLE / "store").ids[0])
+    shown = in_context(trace, trace.n_prompt_tokens + 10)
+    before, token, after = re.fullmatch("…(.*)»(.+)«(.*)…", shown).groups()
+    assert token == trace.text[slice(*trace.offsets[trace.n_prompt_tokens + 10])].strip()
+    assert before + token + after in trace.text.replace("\n", " ")
