@@ -178,3 +178,16 @@ def test_documents_name_make_targets_that_exist():
     texts = [document.read_text(encoding="utf-8") for document in DOCUMENTS]
     named = {target for text in texts for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, flags=re.MULTILINE)}
     assert {"demo", "test"} <= named <= targets
+
+
+def test_the_page_of_the_organism_has_the_numbers_of_its_card():
+    """`reasonscope organism evaluate --card` writes the card."""
+    card, page = (
+        [line for line in (ROOT / path).read_text(encoding="utf-8").splitlines() if re.search(r"\| (\d+\.\d{3}) \|", line)]
+        for path in ("data/organism/card.md", "docs/organism.md")
+    )
+    assert len(card) > 20 and page == card
+
+
+def test_the_readme_can_be_read_at_once():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
