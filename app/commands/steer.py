@@ -16,7 +16,7 @@ ModelName = Annotated[
     str | None, typer.Option("--model", help="The model to steer; by default the one that wrote the run.")
 ]
 SitesOption = Annotated[
-    str | None, typer.Option(help="Where to steer, such as resid_post.3; by default the method's own sites.")
+    str | None, typer.Option(help="Sites to steer, such as resid_post.3; by default the method's own sites.")
 ]
 Verdict = Annotated[
     str | None,
