@@ -1,4 +1,4 @@
-"""The example run that ships: what the demo, the sweep and the analyses make of the organism, for a part of its traces."""
+"""The example run that ships: results of the demo, a sweep and the analyses on the organism, for a part of its traces."""
 
 import shutil
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from reasonscope.app.demo.demo import Size
 
 EXAMPLE = Path(str(files("reasonscope.app").joinpath("example")))
-SHOWN = 4  # one trace of so many ships
+SHOWN = 4  # every fourth trace ships
 ANALYSED = 2  # traces that are analysed sentence by sentence
 MANY = 30  # traces whose words at peaks and receiver heads are looked at together
-KEPT = 6  # of these, those whose own curves ship
+KEPT = 6  # as many of these ship with curves of their own
 SWEPT = ("seal", "length-probe")
 JUDGED = 20  # held-out problems of the sweep
 _SCORED = ("length", "intent", "correctness")
@@ -40,10 +40,10 @@ _OF_MANY = ("mi", "mi_base", "head_kurtosis", "receiver_scores")
 
 
 def write_example(out: Path, *, size: "Size | None" = None, rollouts: int = 20, every: int = SHOWN) -> None:
-    """Record the organism, probe, steer and analyse it, and leave in `out` what the app shows; what `out` held is replaced at the end.
+    """Record, probe, steer and analyse the organism, and write what the app shows to `out`, which is replaced at the end.
 
-    The numbers of the probes and of steering are those of the whole demo; of its traces every so many ship, and on these the sweep and
-    the analyses are made. The activations, most of a run's bytes, stay behind, and so do the report and the figures as HTML.
+    The numbers of probes and steering are those of the whole demo. Only one of `every` traces ships; the sweep and the analyses are made on
+    these. The activations, which are most of a run's bytes, are left out, and so are the report and the HTML figures.
     """
     from reasonscope.app.demo.demo import MODES, Size, run_demo
 
@@ -66,7 +66,7 @@ def write_example(out: Path, *, size: "Size | None" = None, rollouts: int = 20, 
 
 
 def measure(where: RunFolder, *, rollouts: int) -> None:
-    """Score, sweep and analyse the run in `where`, whose store holds the residual stream behind every block."""
+    """Score, sweep and analyse the run in `where`, whose store has the residual stream after every block."""
     from reasonscope.probes.fitting.linear_probes import LinearProbe
     from reasonscope.probes.properties.scores import write_scores
 
@@ -110,7 +110,7 @@ def _sweep(where: RunFolder, store: TraceStore) -> None:
 
 
 def _analyse(where: RunFolder, store: TraceStore, rollouts: int) -> None:
-    """Every analysis of the app's pages, on the first few ledgers that were answered right and took some thinking."""
+    """Every analysis of the app's pages, on the first few ledgers with a right answer and some thinking."""
     from reasonscope.analysis.results import result_path
     from reasonscope.analysis.runs.context import Study
     from reasonscope.analysis.runs.options import make_options
@@ -148,7 +148,7 @@ def _analyse(where: RunFolder, store: TraceStore, rollouts: int) -> None:
 
 
 def _keep_part(folder: Path, ids: Sequence[str], *, note: str = "") -> None:
-    """Replace the store in `folder` by one that holds the traces `ids`; with a `note`, which goes into its card, without activations."""
+    """Replace the store in `folder` by one with only the traces `ids`. With a `note`, which goes into its card, drop the activations."""
     whole = TraceStore.open(folder)
     part = folder.with_name("part")
     sites = [] if note else list(whole.sites)

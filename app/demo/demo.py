@@ -52,8 +52,15 @@ SAMPLING = Sampling(temperature=0.7, max_new_tokens=900, seed=0)
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much the demo does: problems of both sets, the held-out ones that are steered, by which methods (SEAL at least), and those
-    answered briefly, too, which the others learn from."""
+    """How much the demo does.
+
+    Attributes:
+        ledgers: Problems of the first set.
+        requests: Problems of the second set.
+        steered: Ledgers that are held out and steered.
+        methods: Steering methods, SEAL among them.
+        briefly: Ledgers that are also answered briefly; the methods other than SEAL learn from these.
+    """
 
     ledgers: int = 240
     requests: int = 160
@@ -81,7 +88,7 @@ class Clock:
 
 
 def run_demo(out: Path, *, size: Size) -> Mapping[str, Any]:
-    """Do all of it below `out` (the store in `out/store`, resumed where it was begun) and return the summary."""
+    """Run the demo below `out` (the store in `out/store`, continued if it was begun) and return the summary."""
     clock = Clock()
     with clock.part("load", "loading the organism, a small reasoning model"):
         model = load_model("organism")
@@ -126,7 +133,7 @@ def run_demo(out: Path, *, size: Size) -> Mapping[str, Any]:
 
 
 def record_modes(model: Model, out: Path, size: Size) -> TraceStore:
-    """Ledgers that are not held out, answered as they are and asked to be brief: what ASC and thinking speed learn from."""
+    """Record ledgers that are not held out, asked plainly and asked to be brief: what ASC and thinking speed learn from."""
     n = min(size.briefly, size.ledgers - size.steered)
     problems = [p for mode in ("ledger", "ledger:brief") for p in load_problems(mode, n=size.ledgers)[:n]]
     sites = expand_sites("resid_post.*", model.n_layers)
@@ -136,7 +143,7 @@ def record_modes(model: Model, out: Path, size: Size) -> TraceStore:
 def steering_parts(
     model: Model, store: TraceStore, modes: Path, ledgers: list[Trace], size: Size
 ) -> dict[str, tuple[VectorUse, ...]]:
-    """The vectors of the methods of `size`, from problems that are not held out; SEAL's of what enters the last block."""
+    """The vectors of the methods of `size`, from problems that are not held out; SEAL's at the input of the last block."""
     site = [Site("resid_post", model.n_layers - 2)]
     steps = ExtractionData(model=model, store=store, ids=[trace.id for trace in ledgers], sites=site)
     parts = {"seal": METHODS["seal-clamp"].parts(steps)}
@@ -165,7 +172,7 @@ def keep_probes(
     correctness: CorrectnessReport | str,
     requests: list[Trace],
 ) -> None:
-    """Keep what the probe commands keep, as far as it was measured."""
+    """Save what the probe commands save, as far as it was measured."""
     command = f"reasonscope probe {{}} --run {out} --seed 0"
     kept = {"length": length.probe}
     drawn = length_figures(length)
@@ -182,7 +189,7 @@ def keep_probes(
 
 
 def keep_steering(where: RunFolder, out: Path, methods: Mapping[str, Sequence[VectorUse]], arms: list[Arm]) -> None:
-    """Keep SEAL's vector, and what the methods and their controls did."""
+    """Save SEAL's vector, and what the methods and their controls did."""
     make_folder(where.vectors)
     methods["seal"][0].vector.save(where.vectors / "seal.safetensors")
     numbers = {arm.name: arm_numbers(arm) for arm in arms}
@@ -210,7 +217,7 @@ def summarise(
     probe: LengthReport,
     arms: list[Arm],
 ) -> dict[str, Any]:
-    """The numbers of the demo by the names that others read them by."""
+    """The numbers of the demo, by the names that other tools read."""
     named = {arm.name: arm for arm in arms}
     return {
         "organism": {"accuracy": sum(trace.correct is True for trace in ledgers) / len(ledgers)},
@@ -238,7 +245,7 @@ def summarise(
 
 
 def steered_numbers(named: Mapping[str, Arm], method: str) -> dict[str, Any]:
-    """What a method did to tokens and accuracy, paired by problem, beside its random vectors."""
+    """What a method did to tokens and accuracy, paired by problem, and what its random vectors did."""
     base, steered = named["base"], named[method]
     random = [arm for name, arm in named.items() if name.startswith("random") and name.endswith(method)]
     return {
@@ -281,7 +288,7 @@ def refusal_summary(found: RefusalReport) -> dict[str, Any]:
 
 
 def correctness_summary(found: CorrectnessReport) -> dict[str, Any]:
-    """Right or wrong from the closing tag, and whether that is more than length and truncation say."""
+    """Right or wrong, read at the closing tag, and whether that is more than length and truncation tell."""
     return {
         "auroc": _shown(found.comparison.score),
         "above_best_baseline": _shown(found.comparison.difference),
@@ -292,7 +299,7 @@ def correctness_summary(found: CorrectnessReport) -> dict[str, Any]:
 
 
 def _shown(estimate: Estimate) -> list[float]:
-    """Value, and the ends of its interval."""
+    """The value and the ends of its interval."""
     return [estimate.value, *estimate.interval]
 
 
@@ -304,7 +311,7 @@ def _whole(found: RefusalReport) -> RefusalReport:
 
 
 def _or_why_not(measure: Callable[[], T]) -> T | str:
-    """A small run may hold too few of a class for every fold to have some; the summary then says so."""
+    """Measure it, or say why not: a small run may have too few of a class for every fold to get some."""
     try:
         return measure()
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Budget guidance (arXiv 2506.13752): each next token is weighted by the chance that the thinking then fits into the budget."""
+"""Budget guidance (arXiv 2506.13752): each next token is weighted by the probability that the thinking then fits into the budget."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ def fits_in(shape: Tensor, rate: Tensor, budget: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Trust:
-    """When a prediction counts: λ at least `rate`, α above 1, and the mode exp((α − 1)/λ) − 1 at least `mode` tokens (as released)."""
+    """When a prediction is trusted, as released: λ at least `rate`, α above 1, and the mode exp((α − 1)/λ) − 1 at least `mode` tokens."""
 
     rate: float = 10.0
     mode: float = 0.9
@@ -47,9 +47,9 @@ TRUST = Trust()
 
 
 def guidance_weights(logits: Tensor, shape: Tensor, rate: Tensor, budget: Tensor, *, trust: Trust = TRUST) -> Tensor:
-    """w_v: the chance to fit where the prediction for v is trusted, else 0, summing to 1; (…, vocab), `budget` (…) in tokens.
+    """w_v (…, vocab), summing to 1: the probability to fit if the prediction for v is trusted, else 0. `budget` (…) is in tokens.
 
-    Where none is trusted, the likeliest token has it all.
+    If no prediction is trusted, the likeliest token gets all the weight.
     """
     weights = torch.where(trust.kept(shape, rate), fits_in(shape, rate, budget[..., None].to(shape)), 0.0)
     total = weights.sum(-1, keepdim=True)
@@ -64,15 +64,15 @@ def guided_distribution(logits: Tensor, weights: Tensor) -> Tensor:
 
 
 def remaining_budget(budget: int, written: Tensor) -> Tensor:
-    """`budget` less the tokens of thinking written, never below 1."""
+    """`budget` minus the thinking tokens written so far, at least 1."""
     return (budget - written).clamp(min=1)
 
 
 class LengthPredictor(nn.Module):
-    """From all layers' states of one token to α_v, λ_v of the thinking left were v the next token.
+    """Predicts from all layers' states of one token how much thinking is left if v is the next token, as α_v and λ_v.
 
-    states (row, layer, d_model) → Linear → a learned summary token beside them (0 at first) → Transformer encoder over the layers
-    (no positions) → two linear heads over the vocabulary, softplus. The paper has BERT-base (width 768, depth 12, 12 heads).
+    states (row, layer, d_model) → Linear → a learned summary token (initially 0) next to them → Transformer encoder over the layers
+    (without positions) → two linear heads over the vocabulary, softplus. The paper uses BERT-base (width 768, depth 12, 12 heads).
     """
 
     def __init__(self, d_model: int, vocabulary: int, *, width: int = 128, depth: int = 2, heads: int = 4) -> None:
@@ -93,7 +93,7 @@ class LengthPredictor(nn.Module):
         return softplus(self.shape(encoded)) + tiny, softplus(self.rate(encoded)) + tiny
 
     def with_tokens_exchanged(self, seed: int) -> "LengthPredictor":
-        """A copy that gives each token the prediction of another: what guidance does that is as sure and knows nothing."""
+        """A copy that gives each token the prediction of another one: a control that is as confident and knows nothing."""
         other = copy.deepcopy(self)
         order = torch.randperm(len(self.shape.weight), generator=torch.Generator().manual_seed(seed))
         for head in (other.shape, other.rate):
@@ -114,12 +114,12 @@ def train_predictor(
     width: int = 128,
     depth: int = 2,
 ) -> tuple[LengthPredictor, float]:
-    """Fit the predictor on the thinking of stored traces, the model frozen; returns it with its last epoch's mean loss (nats).
+    """Fit the predictor on the thinking of stored traces, with the model frozen; returns it with the mean loss of the last epoch (nats).
 
-    Each token v of the thinking, and the token that closes it, is predicted from the states of the token before; its target is the
-    number of tokens from v to the closing tag, which counts 1. The published `sites` are all L + 1 hidden states,
-    `[resid_pre.0, resid_post.0, …]`. Departures: the encoder is small by default, and truncated traces are left out, since nobody
-    knows how long they would have gone on. Raises InputError if nothing is left, or for NaN.
+    For each token v of the thinking, and the token that closes it, the states of the token before are the features, and the target is the
+    number of tokens from v to the closing tag, which counts as 1. The published `sites` are all L + 1 hidden states,
+    `[resid_pre.0, resid_post.0, …]`. Departures: the encoder is small by default, and truncated traces are left out, since their length
+    is unknown. Raises InputError if no trace is left, or for NaN.
     """
     states, following, left = _training_rows(store, sites, store.ids if ids is None else ids)
     with torch.random.fork_rng(devices=[]):
@@ -154,17 +154,36 @@ def _training_rows(store: TraceStore, sites: Sequence[Site], ids: Iterable[str])
         following.append(torch.from_numpy(trace.token_ids[start:stop]))
         left.append(torch.arange(stop - start, 0, -1, dtype=torch.float32))
     if not states:
-        raise InputError("no trace closed its thinking, so none says how long it was; record longer completions")
+        raise InputError("no trace closed its thinking, so no length is known; record with more tokens")
     if not all(torch.isfinite(rows).all() for rows in states):
         raise InputError("an activation is NaN or infinite; record the traces again in float32 or bfloat16")
     return torch.cat(states), torch.cat(following), torch.cat(left)
 
 
 class BudgetGuidance(LogitsProcessor):
-    """Guides the thinking towards `budget` tokens. Give `edits` to `write=` (they only read) and the object itself to `processors`.
+    """Guides the thinking towards a budget of tokens (arXiv 2506.13752).
 
-    As released it acts on steps whose last token holds a newline, before the closing tag; there the draw ignores temperature and
-    top-p: name the sampling's `temperature`, and what is returned undoes it (top-p is the caller's). Departure: any batch size.
+    Pass `edits` as `write=` (they only read) and the object itself among `processors`. As released, it acts after tokens that contain a
+    newline, before the closing tag. There the draw ignores temperature and top-p: give the `temperature` of the sampling, and the returned
+    logits undo it (top-p is up to the caller).
+
+    Args:
+        model: The model that writes.
+        predictor: What `train_predictor` returned.
+        sites: The sites that the predictor was trained on, in the same order.
+        budget: Thinking tokens to aim for, at least 1.
+        temperature: The temperature of the sampling.
+        trust: When a prediction counts.
+
+    Raises:
+        InputError: The budget is below 1.
+
+    Departures: Works with any batch size.
+
+    Example:
+        predictor, _ = train_predictor(store, sites, vocabulary=model.vocabulary)
+        guidance = BudgetGuidance(model, predictor, sites, budget=120, temperature=0.7)
+        completions = generate(model, prompts, sampling, seeds=[0], write=guidance.edits, processors=[guidance])
     """
 
     def __init__(
@@ -178,14 +197,14 @@ class BudgetGuidance(LogitsProcessor):
         trust: Trust = TRUST,
     ) -> None:
         if budget < 1:
-            raise InputError(f"a budget of {budget} tokens; at least 1 is needed")
+            raise InputError(f"a budget of {budget} tokens: give at least 1")
         self._thinking = Thinking.of(model)
         strings = model.tokenizer.batch_decode([[i] for i in range(model.vocabulary)])
         self._newlines = torch.tensor([i for i, text in enumerate(strings) if "\n" in text])
         self._predictor, self._sites = predictor, tuple(sites)
         self._budget, self._temperature, self._trust = budget, temperature or 1.0, trust
         self._states: dict[Site, Tensor] = {}
-        self.guided = 0  # steps (of sequences) so far that it weighted, without those where nothing was trusted
+        self.guided = 0  # draws that it has weighted so far, without those for which no prediction was trusted
 
     @property
     def edits(self) -> Mapping[Site, Edit]:
@@ -193,14 +212,14 @@ class BudgetGuidance(LogitsProcessor):
 
     @property
     def n_edited(self) -> int:
-        """Tokens whose successor it weighted: as an intervention it is one that reads."""
+        """Tokens whose successor it weighted (as an intervention it only reads)."""
         return self.guided
 
     def on_step(self, step: DecodingStep) -> None:
-        """What was written is told by the tokens themselves."""
+        """Nothing to do: the tokens themselves say what was written."""
 
     def begin(self, n_prompt: Sequence[int]) -> None:
-        """Finished text is read, and not guided."""
+        """Nothing to do: finished text is read and not guided."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         written = self._thinking.written(input_ids)

@@ -1,11 +1,11 @@
-"""What a model is made to begin its thinking with: texts behind the opening tag, for `rollouts(…, prefill=…)`."""
+"""Texts that a method writes right after the opening tag, as the begin of the thinking: for `rollouts(…, prefill=…)`."""
 
 from types import MappingProxyType
 
 from reasonscope.data.errors import InputError
 from reasonscope.probes.models.model import Model
 
-# As published, `</think>` standing for the model's own closing tag; the opening tag and its newline are there already.
+# As published. `</think>` stands for the model's own closing tag; the template has already written the opening tag and its newline.
 _PREFILLS = MappingProxyType(
     {
         "nothinking": "Okay, I think I have finished thinking.\n</think>\n\n",  # arXiv 2504.09858
@@ -19,9 +19,9 @@ PREFILLS = tuple(_PREFILLS)
 
 
 def prefill(name: str, model: Model) -> str:
-    """The text of the method `name`, one of PREFILLS, with the tags of `model`. Raises InputError for another, or without tags."""
+    """Return the text of a prefill method with the tags of `model`. Raises InputError if it is not one of PREFILLS, or without tags."""
     if name not in _PREFILLS:
-        raise InputError(f"no prefill is called {name!r}; there are {', '.join(PREFILLS)}")
+        raise InputError(f"no prefill is called {name!r}; choose one of {', '.join(PREFILLS)}")
     if model.tags is None:
-        raise InputError(f"{model.name} has no think tags, so there is no thinking to begin")
+        raise InputError(f"{model.name} has no think tags, so a prefill has nowhere to go; use a reasoning model")
     return _PREFILLS[name].replace("</think>", model.tags.close)

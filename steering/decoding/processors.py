@@ -1,7 +1,7 @@
-"""Controls of the thinking that work on logits alone, as Hugging Face `LogitsProcessor`s.
+"""Decoding methods that change only logits, as Hugging Face `LogitsProcessor`s.
 
-Each takes the tokens so far (batch, token), left-padded, and logits (batch, vocab), and returns logits; it looks at nothing else,
-so it works in `generate(…, processors=[…])` here and in Hugging Face's own, with or without a steering vector.
+Each takes the tokens so far (batch, token), left-padded, and logits (batch, vocab), and returns logits. It reads nothing else, so it
+works in `generate(…, processors=[…])` here and in Hugging Face's own, with or without a steering vector.
 """
 
 from dataclasses import dataclass, field
@@ -15,15 +15,15 @@ from reasonscope.data.variants import is_published
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.thinking import Thinking, single_tokens
 
-# What CyclicReflex and TIP call reflection tokens (the former's code, section 4; the latter's list has more alternatives).
+# The reflection words of CyclicReflex (its code and section 4) and the switch words of TIP (whose list has more alternatives).
 REFLECTION_WORDS = ("wait", "Wait", "but", "But", "Alternatively")
 SWITCH_WORDS = ("Alternatively",)
 
 
 def triangle(t: Tensor, *, amplitude: float, period: float, shift: float = 0.0) -> Tensor:
-    """δ(t) = A·|4((t − C/4) mod C)/C − 2| − A of CyclicReflex (arXiv 2506.11077): 0, up to A, down to −A, back to 0 in C steps.
+    """δ(t) = A·|4((t − C/4) mod C)/C − 2| − A of CyclicReflex (arXiv 2506.11077), in logits: 0, up to A, down to −A, back to 0 in C steps.
 
-    The paper's phase moves it by `shift` periods. Any shape; logits.
+    `shift` is the paper's phase, in periods. `t` may have any shape.
     """
     phase = torch.remainder(t + shift * period - period / 4, period) / period
     return amplitude * (4 * phase - 2).abs() - amplitude
@@ -31,11 +31,24 @@ def triangle(t: Tensor, *, amplitude: float, period: float, shift: float = 0.0) 
 
 @dataclass(frozen=True, kw_only=True)
 class CyclicReflex(LogitsProcessor):
-    """δ(t) is added to the logits of `tokens`, t the tokens of thinking written so far (see `triangle`).
+    """Adds a triangle wave δ(t) to the logits of reflection words, with t the number of thinking tokens so far (see `triangle`).
 
-    `windows`: where given, half-open ranges of t outside of which nothing is added. Departures from the released code:
-    `of` takes the words behind a blank too (`variant="published"`: without), and a word that is no token of the model is an error
-    (there a silent shift of every logit). t starts behind what the template puts after the opening tag.
+    Attributes:
+        thinking: Says where the thinking is.
+        tokens: Ids of the words.
+        amplitude: The height A of the wave, in logits.
+        period: The period C, in tokens.
+        shift: The phase, in periods.
+        windows: Half-open ranges of t; outside of them nothing is added. By default everywhere.
+
+    CyclicReflex (arXiv 2506.11077).
+
+    Departures: `of` also takes the words after a blank (`variant="published"` does not). A word that is not a single token of the model is
+        an error (in the released code it silently shifts every logit). t starts after what the template writes after the opening tag.
+
+    Example:
+        wave = CyclicReflex.of(model, amplitude=3, period=100)
+        completions = generate(model, prompts, sampling, seeds=[0], processors=[wave])
     """
 
     thinking: Thinking
@@ -48,7 +61,7 @@ class CyclicReflex(LogitsProcessor):
     def __post_init__(self) -> None:
         _check_tokens(self.tokens)
         if not self.period > 0:
-            raise InputError(f"a period of {self.period}; it is a number of tokens above 0")
+            raise InputError(f"a period of {self.period} tokens: give a number above 0")
 
     @classmethod
     def of(
@@ -61,6 +74,7 @@ class CyclicReflex(LogitsProcessor):
         words: tuple[str, ...] = REFLECTION_WORDS,
         variant: str = "corrected",
     ) -> "CyclicReflex":
+        """For the tokens of `words` in this model. Raises InputError if a word is not a single token."""
         tokens = single_tokens(model, words, spaced=_corrected(variant))
         return cls(thinking=Thinking.of(model), tokens=tokens, amplitude=amplitude, period=period, shift=shift)
 
@@ -73,7 +87,18 @@ class CyclicReflex(LogitsProcessor):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenBias(LogitsProcessor):
-    """A constant `bias` on the logits of `tokens` while thinking (SEAL's baseline is −3 on wait and alternatively), in `windows`."""
+    """Adds a constant to the logits of some tokens while the model thinks; SEAL's baseline is −3 on "wait" and "alternatively".
+
+    Attributes:
+        thinking: Says where the thinking is.
+        tokens: The ids.
+        bias: What is added, in logits.
+        windows: Half-open ranges of thinking tokens written so far; outside of them nothing is added. By default everywhere.
+
+    Example:
+        bias = TokenBias(thinking=Thinking.of(model), tokens=tuple(model.tokenizer.encode("Wait")), bias=-3.0)
+        completions = generate(model, prompts, sampling, seeds=[0], processors=[bias])
+    """
 
     thinking: Thinking
     tokens: tuple[int, ...]
@@ -90,9 +115,20 @@ class TokenBias(LogitsProcessor):
 
 @dataclass(frozen=True, kw_only=True)
 class ThoughtSwitchPenalty(LogitsProcessor):
-    """TIP (arXiv 2501.18585): z_v ← z_v − α for the switch tokens v while fewer than β tokens of the current thought are written.
+    """TIP (arXiv 2501.18585): a penalty on words that switch to another thought, early in each thought.
 
-    A thought starts at Ψ, the last switch token of the thinking or its begin; the penalty holds for positions below Ψ + β.
+    z_v ← z_v − α for the switch tokens v while the current thought has fewer than β tokens. A thought starts at Ψ, the last switch token
+    or the begin of the thinking; the penalty applies at positions below Ψ + β.
+
+    Attributes:
+        thinking: Says where the thinking is.
+        tokens: Ids of the switch words.
+        penalty: α, in logits.
+        window: β, in tokens.
+
+    Example:
+        tip = ThoughtSwitchPenalty.of(model, penalty=3, window=600)
+        completions = generate(model, prompts, sampling, seeds=[0], processors=[tip])
     """
 
     thinking: Thinking
@@ -107,6 +143,7 @@ class ThoughtSwitchPenalty(LogitsProcessor):
     def of(
         cls, model: Model, *, penalty: float = 3.0, window: int = 600, words: tuple[str, ...] = SWITCH_WORDS
     ) -> "ThoughtSwitchPenalty":
+        """For the tokens of `words` in this model. Raises InputError if a word is not a single token."""
         return cls(thinking=Thinking.of(model), tokens=single_tokens(model, words), penalty=penalty, window=window)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -120,7 +157,16 @@ class ThoughtSwitchPenalty(LogitsProcessor):
 
 @dataclass(frozen=True, kw_only=True)
 class SuppressTokens(LogitsProcessor):
-    """`tokens` cannot be written while thinking (the thinking tokens of MI-Peaks, arXiv 2506.02867: logits of −∞)."""
+    """Forbids tokens while the model thinks, by logits of −∞ (the thinking tokens of MI-Peaks, arXiv 2506.02867).
+
+    Attributes:
+        thinking: Says where the thinking is.
+        tokens: The forbidden ids.
+
+    Example:
+        forbid = SuppressTokens(thinking=Thinking.of(model), tokens=tuple(model.tokenizer.encode("Wait")))
+        completions = generate(model, prompts, sampling, seeds=[0], processors=[forbid])
+    """
 
     thinking: Thinking
     tokens: tuple[int, ...]
@@ -134,11 +180,19 @@ class SuppressTokens(LogitsProcessor):
 
 @dataclass(frozen=True, kw_only=True)
 class CloseTag(LogitsProcessor):
-    """The closing tag's logit made more likely while thinking: z ← max − τ·(max − z) + b (TS, arXiv 2505.07961).
+    """Makes the closing tag more or less likely while the model thinks: z ← max − τ·(max − z) + b (TS, arXiv 2505.07961).
 
-    `temperature` τ < 1 and `bias` b > 0 close earlier, τ > 1 and b < 0 later; 1 and 0 change nothing. The paper's exact
-    expression is not public. Departure from the plain z/τ that circulates: the distance to the largest logit is scaled, so the sign
-    of z, which means nothing to a softmax, does not turn the effect round.
+    Attributes:
+        thinking: Says where the thinking is, and which token closes it.
+        bias: b, in logits; above 0 it closes earlier, below 0 later.
+        temperature: τ; below 1 it closes earlier, above 1 later.
+
+    Departures: The paper's exact expression is not public. Instead of the plain z/τ that circulates, the distance to the largest logit is
+        scaled, so that the sign of z, which means nothing to a softmax, does not reverse the effect.
+
+    Example:
+        sooner = CloseTag(thinking=Thinking.of(model), bias=4.0)
+        completions = generate(model, prompts, sampling, seeds=[0], processors=[sooner])
     """
 
     thinking: Thinking
@@ -147,7 +201,7 @@ class CloseTag(LogitsProcessor):
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
-            raise InputError(f"a temperature of {self.temperature} on the closing tag; it is a number above 0")
+            raise InputError(f"temperature {self.temperature} of the closing tag: give a number above 0")
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         closing, highest = scores[:, self.thinking.closes], scores.amax(dim=-1)
@@ -159,9 +213,16 @@ class CloseTag(LogitsProcessor):
 
 @dataclass(frozen=True, kw_only=True)
 class ForcedClose(LogitsProcessor):
-    """Once `budget` tokens of thinking are written, `closing` follows whatever the model says; its last token is the closing tag.
+    """Closes the thinking once a budget of tokens is used up, whatever the model would write (s1, arXiv 2501.19393).
 
-    The cut of s1's budget forcing (arXiv 2501.19393): there a newline comes before the tag, `closing=(newline, tag)`.
+    Attributes:
+        thinking: Says where the thinking is, and which token closes it.
+        budget: Thinking tokens before it is closed; 0 closes at once.
+        closing: Ids to write, the last of which is the closing tag; by default the tag alone. s1 writes a newline before it.
+
+    Example:
+        close = ForcedClose(thinking=Thinking.of(model), budget=120)
+        completions = generate(model, prompts, sampling, seeds=[0], processors=[close])
     """
 
     thinking: Thinking
@@ -170,9 +231,11 @@ class ForcedClose(LogitsProcessor):
 
     def __post_init__(self) -> None:
         if self.budget < 0:
-            raise InputError(f"a budget of {self.budget} tokens; 0 closes at once")
+            raise InputError(f"a budget of {self.budget} tokens: give 0 (which closes at once) or more")
         if self.closing and self.closing[-1] != self.thinking.closes:
-            raise InputError("what is forced has to end with the closing tag, or the thinking would never end")
+            raise InputError(
+                "closing does not end with the closing tag, so the thinking would never end; add its id as the last one"
+            )
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         closing = self.closing or (self.thinking.closes,)
@@ -184,11 +247,21 @@ class ForcedClose(LogitsProcessor):
 
 @dataclass(kw_only=True)
 class BudgetForcing(LogitsProcessor):
-    """s1's lengthening (arXiv 2501.19393): the first `rounds` times that the model would close, it writes `wait` instead.
+    """Lengthens the thinking: the first times that the model would close it, it writes "Wait" instead (s1, arXiv 2501.19393).
 
-    Departures: where s1 samples the tag, drops it and starts a new request, here the tag cannot be sampled while rounds are left and
-    `wait` follows where the tag is the likeliest token (the same thing when decoding greedily). One use at a time: how many
-    rounds each sequence has had is kept by its tokens.
+    Use one object per generation: it counts the rounds of each sequence by its tokens.
+
+    Attributes:
+        thinking: Says where the thinking is, and which token closes it.
+        wait: Ids to write in place of the closing tag.
+        rounds: How many times.
+
+    Departures: s1 samples the tag, drops it and starts a new request. Here the tag cannot be sampled while rounds are left, and `wait`
+        follows if the tag is the likeliest token; in greedy decoding this is the same.
+
+    Example:
+        longer = BudgetForcing.of(model, rounds=1)
+        completions = generate(model, prompts, sampling, seeds=[0], processors=[longer])
     """
 
     thinking: Thinking
@@ -196,13 +269,14 @@ class BudgetForcing(LogitsProcessor):
     rounds: int
     _state: dict[bytes, tuple[int, int]] = field(
         default_factory=dict, init=False
-    )  # rounds had, tokens of `wait` to come
+    )  # by sequence: rounds done, tokens of `wait` still to write
 
     def __post_init__(self) -> None:
         _check_tokens(self.wait)
 
     @classmethod
     def of(cls, model: Model, *, rounds: int, wait: str = "Wait") -> "BudgetForcing":
+        """For the tokens of `wait` in this model."""
         ids = tuple(model.tokenizer.encode(wait, add_special_tokens=False))
         return cls(thinking=Thinking.of(model), wait=ids, rounds=rounds)
 
@@ -252,7 +326,7 @@ def _within(t: Tensor, windows: tuple[tuple[int, int], ...]) -> Tensor:
 
 def _check_tokens(tokens: tuple[int, ...]) -> None:
     if not tokens:
-        raise InputError("no token is given; name at least one id")
+        raise InputError("no tokens given; give at least one id")
 
 
 def _corrected(variant: str) -> bool:

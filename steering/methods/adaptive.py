@@ -1,4 +1,4 @@
-"""Adaptive thinking speed (arXiv 2507.03704, section 5): faster while the layers agree, slow again where they part."""
+"""Adaptive thinking speed (arXiv 2507.03704, section 5): faster while the layers agree, slow again when they disagree."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,24 +19,24 @@ from reasonscope.steering.vectors.vector import SteeringVector
 
 
 def layer_difference(early: Tensor, final: Tensor, *, variant: str = "corrected") -> Tensor:
-    """How much early layers' next-token distributions differ from the last one's: mean over layers of JS(p‖q), nats.
+    """How much early layers' next-token distributions differ from the last one's: mean over layers of JS(p‖q), (…), in nats.
 
-    `early` (layer, …, vocab) and `final` (…, vocab) are logits: (…). JS = ½[KL(p‖m) + KL(q‖m)], m = (p + q)/2. The released code
-    (`variant="published"`) swaps the arguments, ½[KL(m‖p) + KL(m‖q)], and takes the mean over the vocabulary instead of the sum.
+    `early` (layer, …, vocab) and `final` (…, vocab) are logits. JS = ½[KL(p‖m) + KL(q‖m)], m = (p + q)/2. The released code
+    (`variant="published"`) swaps the arguments, ½[KL(m‖p) + KL(m‖q)], and averages over the vocabulary instead of summing.
     """
     p, q = early.log_softmax(-1), final.log_softmax(-1).expand_as(early)
     m = torch.logaddexp(p, q) - torch.log(torch.tensor(2.0, dtype=p.dtype, device=p.device))
-    banned = q.isneginf()  # by a processor that forbids tokens: probability 0, and 0 · log 0 is 0
+    banned = q.isneginf()  # a processor forbids these tokens: their probability is 0, and 0 · log 0 is 0
     if is_published(variant):
         return torch.where(banned, 0.0, m.exp() * (2 * m - p - q) / 2).mean(-1).mean(0)
     return ((p.exp() * (p - m) + torch.where(banned, 0.0, q.exp() * (q - m))).sum(-1) / 2).mean(0)
 
 
 class AdaptiveStrength:
-    """The strength α of one sequence from the difficulties of its tokens so far.
+    """The strength α of one sequence, from the difficulties of its tokens so far.
 
-    It starts at `lowest`. Each difficulty d is compared with μ + `width`·σ of the last `window` ones before it (σ with n − 1): below, α
-    grows by `step` up to `highest`; else it falls back to `lowest`. The first `window` difficulties are only kept.
+    It starts at `lowest`. Each difficulty is compared with μ + `width`·σ of the `window` difficulties before it (σ with n − 1). If it is
+    smaller, α grows by `step` up to `highest`; otherwise it falls back to `lowest`. The first `window` difficulties are only collected.
     """
 
     def __init__(
@@ -50,7 +50,8 @@ class AdaptiveStrength:
     ) -> None:
         if window < 2 or not lowest <= highest or step < 0:
             raise InputError(
-                f"window {window}, strengths {lowest} to {highest} by {step}: 2 difficulties or more, from low to high"
+                f"window {window}, strengths {lowest} to {highest} by {step}: give a window of at least 2, "
+                "a lowest strength that is not above the highest, and a step that is not negative"
             )
         self._lowest, self._highest, self._step, self._width = lowest, highest, step, width
         self._seen: deque[float] = deque(maxlen=window)
@@ -65,13 +66,34 @@ class AdaptiveStrength:
 
 
 class AdaptiveSteering(LogitsProcessor):
-    """`h + α · direction` on the newest token of each sequence, α by its own `AdaptiveStrength`; resets with every generation.
+    """Adds α · direction to the newest token of each sequence; α grows while the layers agree and falls back when they disagree.
 
-    Give `edits` to `write=`, `on_step` and the object itself, last of `processors`; `n_edited` counts the tokens steered. The layers
-    watched are resid_post of
-    `monitored`; their logits are unembedding(final norm(h)), and the last layer's are those of the model as steered. As
-    published the strength found at a token acts from the next one on. Departures: every sequence has a state of its own, and
-    finished ones are dropped (the released code holds for one prompt and one stop token); true Jensen–Shannon unless `variant`.
+    Pass `edits` as `write=`, `on_step`, and the object itself as the last of `processors`. It resets with every generation, and
+    `n_edited` counts the tokens steered. The logits of a monitored layer are unembedding(final norm(resid_post)); those of the last layer
+    are the steered model's own. As published, the strength found at a token acts from the next one on.
+
+    Args:
+        model: The model that writes.
+        vector: The directions, such as those of `extract_speed`.
+        monitored: Layers whose next-token distribution is compared with the last one's; the last layer itself is not allowed.
+        lowest: α to begin with and to fall back to, in units of the vector.
+        highest: α at most.
+        step: By how much α grows.
+        window: How many difficulties the next one is compared with, at least 2.
+        width: How many standard deviations above their mean still count as easy.
+        variant: `"published"` for the divergence of the released code (see `layer_difference`).
+
+    Raises:
+        InputError: No layer is monitored, or one that does not exist.
+
+    Controlling Thinking Speed (arXiv 2507.03704), section 5.
+
+    Departures: Each sequence has its own α, and finished ones are dropped (the released code assumes one prompt and one stop token).
+
+    Example:
+        adaptive = AdaptiveSteering(model, vector, monitored=range(model.n_layers - 1))
+        how = {"write": adaptive.edits, "on_step": adaptive.on_step, "processors": [adaptive]}
+        completions = generate(model, prompts, sampling, seeds=[0], **how)
     """
 
     def __init__(
@@ -88,7 +110,9 @@ class AdaptiveSteering(LogitsProcessor):
         variant: str = "corrected",
     ) -> None:
         if not monitored or not all(0 <= layer < model.n_layers - 1 for layer in monitored):
-            raise InputError(f"monitored layers {list(monitored)}; at least one, from 0 to {model.n_layers - 2}")
+            raise InputError(
+                f"monitored layers {list(monitored)}: give at least one, each from 0 to {model.n_layers - 2}"
+            )
         self._model, self._vector, self._variant = model, vector, variant
         self._monitored = [Site("resid_post", layer) for layer in dict.fromkeys(monitored)]
         self._new = partial(AdaptiveStrength, lowest=lowest, highest=highest, step=step, window=window, width=width)
@@ -104,8 +128,10 @@ class AdaptiveSteering(LogitsProcessor):
         return {site: self._edit(site) for site in sites}
 
     def begin(self, n_prompt: Sequence[int]) -> None:
-        """Raises InputError: how fast it thinks follows from what it has just written."""
-        raise InputError("adaptive steering follows a generation; it cannot read finished text")
+        """Raises InputError: the strength depends on what was just written."""
+        raise InputError(
+            "adaptive steering follows a generation and cannot read finished text; use a vector of fixed strength"
+        )
 
     def on_step(self, step: DecodingStep) -> None:
         self._rows = [int(row) for row in step.rows.cpu().numpy()]
@@ -129,7 +155,7 @@ class AdaptiveSteering(LogitsProcessor):
         def edit(activation: Tensor, _: Positions) -> Tensor:
             if direction is not None:
                 if len(self._rows) != len(activation):
-                    raise InputError("adaptive steering follows each sequence; give its on_step to generate, too")
+                    raise InputError("adaptive steering follows each sequence; pass its on_step to generate as well")
                 strengths = activation.new_tensor([self._strengths[row].value for row in self._rows])
                 shift = strengths[:, None] * torch.from_numpy(direction).to(activation)
                 activation = torch.cat([activation[:, :-1], (activation[:, -1] + shift)[:, None]], dim=1)

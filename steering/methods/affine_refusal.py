@@ -1,8 +1,8 @@
-"""Refusal as an affine edit (arXiv 2411.09003): a state's projection on the direction becomes that of the other class.
+"""Refusal as an affine edit (arXiv 2411.09003): a state's projection on the direction is moved to that of the other class.
 
-Projecting a direction out (`refusal`) puts both classes at 0, which may lie on either side of where they part. Here harmful requests are
-put where benign ones are, and the other way round, at the tokens where the direction was read: behind the words that the verdict of a
-thinking follows, and behind the closing tag. A model that has decided once in its thinking decides again where the answer begins.
+Projecting a direction out (`refusal`) moves both classes to 0, which may lie on either side of the boundary between them. Here harmful
+requests are moved to where benign ones are, or the other way round, at the tokens where the direction was read: after the words that
+introduce the verdict in the thinking, and after the closing tag. A model that decides in its thinking decides again when the answer begins.
 """
 
 import math
@@ -42,7 +42,7 @@ from reasonscope.steering.vectors.vector import SteeringVector
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """Contexts (token ids, ending in the state that is read) before which the model refuses, and before which it complies."""
+    """Contexts (token ids that end in the state that is read) after which the model refuses, and after which it complies."""
 
     harmful: Contexts
     harmless: Contexts
@@ -50,7 +50,7 @@ class Classes:
     def __post_init__(self) -> None:
         if not self.harmful or not self.harmless:
             raise InputError(
-                f"{len(self.harmful)} harmful and {len(self.harmless)} harmless contexts; each is needed: record more requests"
+                f"{len(self.harmful)} harmful and {len(self.harmless)} harmless contexts; both are needed: record more requests"
             )
 
 
@@ -63,14 +63,14 @@ def extract_affine_refusal(
     kl_threshold: float = 0.1,
     induce_threshold: float = 0.0,
 ) -> SteeringVector:
-    """mean(harmful) − mean(harmless) at the last token, at resid_pre of the layer where clamping does most; un-normalised.
+    """mean(harmful) − mean(harmless) at the last token, at resid_pre of the layer where clamping does most; not normalised.
 
-    The layer is chosen by the three scores of Arditi et al. (`select_direction`) on `held_out`, of the edit that will be made: refusal of
+    The layer is chosen by the three scores of Arditi et al. (`select_direction`) on `held_out`, for the edit that will be made: refusal of
     harmful contexts whose last token is clamped to the harmless mean, refusal of harmless ones clamped to the harmful mean (at least
-    `induce_threshold`), KL on harmless ones clamped to their own mean (at most `kl_threshold` nats). `refusal_tokens` are what follows
-    where the model will refuse, and not where it will comply. `provenance` has the mean projections: `towards` the harmful, `away` the
-    harmless. Departures: the first score less the second has to be lowest, since one direction serves both ways; late layers are not left
-    out, since nothing is projected out of what the model reads out. Raises InputError where no layer passes.
+    `induce_threshold`), and KL on harmless ones clamped to their own mean (at most `kl_threshold` nats). `refusal_tokens` are the tokens
+    that follow if the model will refuse, and not if it will comply. `provenance` records the mean projections: `towards` of the harmful,
+    `away` of the harmless. Departures: the first score minus the second has to be lowest, since one direction serves both ways. Late
+    layers are not left out, since nothing is projected out of what the model unembeds. Raises InputError if no layer passes.
     """
     means = {kind: last_states(model, getattr(classes, kind))[:, 0] for kind in ("harmful", "harmless")}
     directions = mean_difference(means["harmful"], means["harmless"])  # layer d_model
@@ -103,8 +103,8 @@ def extract_affine_refusal(
 def clamped_refusal(
     model: Model, traces: Sequence[Trace], level: Literal["towards", "away"], *, verdict: str | None
 ) -> tuple[VectorUse, ...]:
-    """Clamps to the level of the harmful (`towards`) or of the harmless: behind the words `verdict` where they are thought, if any are
-    given, and in the close window. Raises InputError where a class is empty, or no layer passes."""
+    """Clamps to the level of the harmful (`towards`) or the harmless, in the close window and, if `verdict` is given, after these words of
+    the thinking. Raises InputError if a class is empty or no layer passes."""
     made, held_out = judged_halves(traces)
     places = [(answer_start, Scope.of(model, on="close_window"))]
     if verdict:
@@ -115,7 +115,7 @@ def clamped_refusal(
         classes, others = (
             Classes(harmful=contexts(of.harmful, end), harmless=contexts(of.harmless, end)) for of in (made, held_out)
         )
-        # Where the answer begins the verdict has been spoken: turning it there alone need not be enough.
+        # When the answer begins, the thinking has already given the verdict: changing it there alone may not be enough.
         least = -math.inf if parts else 0.0
         vector = extract_affine_refusal(model, classes, others, made.following(end), induce_threshold=least)
         (to,) = vector.provenance[level].values()
@@ -130,11 +130,11 @@ def _scores(
     held_out: Classes,
     refusal_tokens: Sequence[int],
 ) -> Scores:
-    """(1, layer): the last token is the only position."""
+    """The scores (1, layer): the last token is the only position."""
     plain = next_logprobs(model, held_out.harmless, {})
     bypass, induce, kl = (np.full((1, len(directions)), np.nan) for _ in range(3))
     for layer, direction in enumerate(directions.astype(np.float32)):
-        if not direction.any():  # the embedding of one and the same token
+        if not direction.any():  # the embedding of the same token in both classes
             continue
         to_harmless, to_harmful = (
             {Site("resid_pre", layer): _clamped_last(direction, float(levels[kind][layer]))}
@@ -157,6 +157,6 @@ def _clamped_last(direction: NDArray[np.float32], level: float) -> Edit:
 
 
 def _projections(means: NDArray[np.float32], directions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of the mean of each layer on its direction: (layer,); 0 where the direction is 0."""
+    """The projection of each layer's mean on its direction (layer,); 0 if the direction is 0."""
     lengths = np.linalg.norm(directions, axis=-1)
     return np.asarray((means * directions).sum(axis=-1) / np.where(lengths > 0, lengths, 1.0))

@@ -1,4 +1,4 @@
-"""Activation-steered compression (ASC, arXiv 2507.04742): from verbose to concise answers, as strong as a bound on the KL allows."""
+"""Activation-steered compression (ASC, arXiv 2507.04742): from verbose to concise answers, as strongly as a bound on the KL allows."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -42,7 +42,7 @@ class CompletionPair:
         for side in ("question", "concise", "verbose"):
             if not getattr(self, side).strip():
                 raise InputError(
-                    f"a pair has no {side} side; give both completions and their question, or leave it out"
+                    f"a pair has no {side!r}; give the question and both completions, or leave the pair out"
                 )
 
 
@@ -63,22 +63,24 @@ Verbose = Literal["detail", "default"]
 
 
 def mode_pairs(traces: Iterable[Trace], *, verbose: Verbose = "detail") -> list[tuple[Trace, Trace]]:
-    """(brief, verbose) traces of the organism by problem: asked for detail, or (`default`) not told how much to think.
+    """(brief, verbose) traces by problem: the verbose side was asked for detail or, with `default`, for nothing in particular.
 
-    Traces in other modes are left out. Raises InputError where a problem has one side alone, or none has both.
+    Traces in other modes are left out. Raises InputError if a problem has only one side, or if no problem has both.
     """
     sides: dict[str, dict[str, Trace]] = {}
     for trace in traces:
         if (mode := trace.problem.meta.get("mode")) in ("brief", verbose):
             sides.setdefault(f"{trace.problem.group}/{trace.sample}", {})[mode] = trace
-    if verbose == "default":  # most ledgers are asked so, and only so
+    if verbose == "default":  # most problems are asked in this mode only
         sides = {name: side for name, side in sides.items() if "brief" in side}
     if missing := [name for name, side in sides.items() if len(side) < 2]:
         there = next(iter(sides[missing[0]]))
-        raise InputError(f"{missing[0]} was answered in mode {there!r} alone; record it in brief and in {verbose}")
+        raise InputError(
+            f"{missing[0]} was answered in mode {there!r} only; record it in the modes brief and {verbose}"
+        )
     if not sides:
         raise InputError(
-            f"no trace says that its problem was asked in mode brief and in {verbose}; give pairs of completions"
+            f"no problem of the run was asked in both modes, brief and {verbose} (`mode` in its meta); give pairs of completions"
         )
     return [(side["brief"], side[verbose]) for side in sides.values()]
 
@@ -91,10 +93,10 @@ def extract_asc(
     verbose: Verbose = "detail",
     ids: Iterable[str] | None = None,
 ) -> SteeringVector:
-    """v = (1/N) Σᵢ [h(concise)ᵢ − h(verbose)ᵢ] from a run over the organism's problems in mode brief and in mode `verbose`.
+    """v = (1/N) Σᵢ [h(concise)ᵢ − h(verbose)ᵢ] from a run whose problems were asked in mode brief and in mode `verbose`.
 
-    Read by default at the last token that was fed, as the paper does; adding it shortens. Departures: the prompts of the two modes
-    differ by their last words, where the paper prefixes both completions by one question (`extract_asc_from_pairs` does so).
+    By default it is read at the last token that was fed, as in the paper; adding it shortens. Departures: the prompts of the two modes
+    differ in their last words; the paper puts the same question before both completions (as `extract_asc_from_pairs` does).
     """
     pairs = mode_pairs((store.trace(id) for id in (store.ids if ids is None else ids)), verbose=verbose)
     if read == "separators":
@@ -105,14 +107,14 @@ def extract_asc(
 def extract_asc_from_pairs(
     model: Model, pairs: Sequence[CompletionPair], sites: Sequence[Site], *, batch_size: int = 8
 ) -> SteeringVector:
-    """The same as published: both completions stand behind the plain question, no template, read at the very last token.
+    """The vector as published: each completion follows the plain question, without a template, and is read at its last token.
 
-    The sign is the paper's, added to shorten (the released script subtracts what its extractor calls short − long). The released code
-    reads `hidden_states[20]` and adds behind block 20, one block later; here a vector is added where it was read: at
-    Site("resid_pre", 20). Departure: the verbose side holds its question once (there twice). Raises InputError for no pair.
+    The sign is the paper's: added, it shortens (the released script subtracts what its extractor calls short − long). The released code
+    reads `hidden_states[20]` and adds after block 20, one block later; here a vector is added at the site that was read,
+    Site("resid_pre", 20). Departure: the verbose side holds its question once (there twice). Raises InputError without a pair.
     """
     if not pairs:
-        raise InputError("there is no pair; give at least one with a concise and a verbose side")
+        raise InputError("no pairs given; give at least one with a concise and a verbose side")
     texts = [pair.question + side for pair in pairs for side in (pair.concise, pair.verbose)]
     sequences = [model.encode_text(text) for text in texts]
     states: dict[Site, list[NDArray[np.float32]]] = {site: [] for site in sites}
@@ -130,10 +132,13 @@ def extract_asc_from_pairs(
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """`bound` for the direction at length 1, and what steering by γ* does to held-out states: KL(unsteered ‖ steered) in nats.
+    """How strongly a KL bound allows a vector to steer, and what that does to held-out states.
 
-    `measured` and `random` (state,) are by the vector and by a random direction of the same length. `multiplier` is γ* for the
-    vector as it is, `Steering(vector, multiplier, …)`; its sign is the vector's.
+    Attributes:
+        bound: The bound, for the direction at length 1.
+        multiplier: γ* as a multiplier of the vector itself: `Steering(vector, multiplier, …)`.
+        measured: KL(unsteered ‖ steered by γ*) of each held-out state (state,), in nats.
+        random: The same for a random direction of the same length.
     """
 
     bound: KLBound
@@ -160,10 +165,9 @@ def calibrate(
 ) -> Calibration:
     """The strength that the KL bound allows, from `contexts` (token ids; each ends in the state that is steered), and its true KL.
 
-    a = median of ‖∂z/∂γ‖, L = 95-th percentile of ‖∂²z/∂γ²‖ of the logits z(h + γ·v/‖v‖) at γ = 0, over the contexts (the paper takes
-    50): with a median the bound is not one for every state, so what it comes to is measured on `held_out`; `slope_quantile`
-    raises it. Raises InputError for a vector
-    with more than one site, a zero vector, or no contexts.
+    a = median of ‖∂z/∂γ‖ and L = 95th percentile of ‖∂²z/∂γ²‖ over the contexts (50 in the paper), for the logits z(h + γ·v/‖v‖) at γ = 0.
+    With a median, the bound need not hold for every state, so the real KL is measured on `held_out`; a larger `slope_quantile` makes it
+    stricter. Raises InputError for a vector with more than one site, a zero vector, or without contexts.
     """
     if len(vector.directions) != 1 or not contexts or not held_out:
         raise InputError(
@@ -172,7 +176,7 @@ def calibrate(
         )
     ((site, norm),) = vector.norms.items()
     if not norm:
-        raise InputError("the vector is 0, so any strength does nothing; extract it again")
+        raise InputError("the vector is 0, so no strength does anything; extract it again")
     direction = torch.from_numpy(vector.directions[site] / np.float32(norm))
     slopes, curvatures = logit_derivatives(model, site, direction, contexts)
     bound = kl_bound(
@@ -190,15 +194,21 @@ def calibrate(
 def logit_derivatives(
     model: Model, site: Site, direction: Tensor, contexts: Sequence[Sequence[int]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """‖∂z/∂γ‖ and ‖∂²z/∂γ²‖ (context,) of the next-token logits at γ = 0, `direction` (d_model,) added to the last token alone.
+    """‖∂z/∂γ‖ and ‖∂²z/∂γ²‖ (context,) of the next-token logits at γ = 0, `direction` (d_model,) added to the last token only.
 
-    The first is exact, by forward mode. The second is the difference of first ones at ±1 % of the state's length: forward mode twice
-    is off by per cents where a model has LayerNorm, whose rule in torch takes the inverse deviation for a constant.
+    The first is exact, by forward mode. The second is a difference of first derivatives at ±1 % of the state's norm: forward mode twice is
+    off by several percent for models with LayerNorm, since torch's rule treats the inverse deviation as a constant.
     """
     along = torch.ones(1, device=model.device)
     slopes, curvatures = [], []
-    with warnings.catch_warnings(), eager_attention(model.hf), gradients():  # fused attention has no such derivative
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch compiles its own rules by what it calls deprecated
+    with (
+        warnings.catch_warnings(),
+        eager_attention(model.hf),
+        gradients(),
+    ):  # fused attention has no forward-mode derivative
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # torch compiles its own rules with functions that it deprecates
         for context in contexts:
             logits = partial(_logits, model, site, direction, context)
             step = 0.01 * _state_length(model, site, context)
@@ -226,7 +236,7 @@ def _state_length(model: Model, site: Site, context: Sequence[int]) -> float:
 
 
 def _logits(model: Model, site: Site, direction: Tensor, context: Sequence[int], gamma: Tensor) -> Tensor:
-    """Next-token logits (vocab,) behind `context` with γ·`direction` added to its last token; γ (1,)."""
+    """Next-token logits (vocab,) after `context`, with γ·`direction` added to its last token; γ is (1,)."""
 
     def edit(activation: Tensor, _: Positions) -> Tensor:
         last = activation[:, -1:] + gamma.to(activation.device) * direction.to(activation)

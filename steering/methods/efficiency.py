@@ -11,7 +11,7 @@ from reasonscope.steering.vectors.vector import SteeringVector
 
 
 def efficient_pairs(traces: Iterable[Trace]) -> list[tuple[Trace, Trace]]:
-    """(shortest, longest) correct trace by thinking tokens of each problem with two correct ones of different length."""
+    """The correct traces with the fewest and with the most thinking tokens, for each problem with two of different length."""
     correct: dict[str, list[Trace]] = {}
     for trace in traces:
         if trace.correct and trace.state == "closed":
@@ -25,12 +25,12 @@ def extract_efficiency(
 ) -> SteeringVector:
     """r = mean(h | shortest correct) − mean(h | longest correct), by problem, at each of `sites`; adding it shortens.
 
-    The paper publishes neither where it reads nor at which layers, so `read` and `sites` have no default. Raises InputError
-    where no problem has two correct traces of different length: record several samples a problem at a temperature above 0.
+    The paper says neither at which tokens nor at which layers it reads, so `read` and `sites` have no default. Raises InputError if no
+    problem has two correct traces of different length: record several samples per problem at a temperature above 0.
     """
     pairs = efficient_pairs(store.trace(id) for id in (store.ids if ids is None else ids))
     if not pairs:
         raise InputError(
-            "no problem has two correct traces of different length; record several samples a problem at a temperature above 0"
+            "no problem has two correct traces of different length; record several samples per problem at a temperature above 0"
         )
     return contrast_vector(store, pairs, sites, read=read, method="efficiency", provenance={})

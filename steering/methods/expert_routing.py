@@ -1,4 +1,4 @@
-"""RICE (arXiv 2505.14681): the experts that go with a model's thinking markers, and their weights turned up."""
+"""RICE (arXiv 2505.14681): find the experts that are chosen on a model's thinking markers, and turn their weights up."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,14 +20,16 @@ WEIGHTS = {"<think>": 1.0, "</think>": -1.0, "Alternatively": -1.0}  # of the pa
 
 @dataclass(frozen=True, order=True)
 class Expert:
+    """One expert of a mixture-of-experts block."""
+
     layer: int
     index: int
 
 
 def npmi(on_markers: ArrayLike, in_total: ArrayLike, markers: int, tokens: int) -> NDArray[np.float64]:
-    """[log2(k/M) + log2(T/K)] / log2(T/k) of experts chosen k times on M markers and K times on T tokens: −1 to 1, any shape.
+    """[log2(k/M) + log2(T/K)] / log2(T/k) for experts chosen k times on M markers and K times on T tokens: from −1 to 1, any shape.
 
-    −1 where k = 0, its limit. Raises InputError unless k ≤ K ≤ T and k ≤ M, with at least one marker that is not all there is.
+    It is −1, its limit, for k = 0. Raises InputError unless k ≤ K ≤ T, k ≤ M, and 0 < M < T.
     """
     k, total = np.asarray(on_markers, dtype=np.float64), np.asarray(in_total, dtype=np.float64)
     if (
@@ -39,7 +41,7 @@ def npmi(on_markers: ArrayLike, in_total: ArrayLike, markers: int, tokens: int) 
     ):
         raise InputError(
             f"{markers} markers of {tokens} tokens, chosen up to {k.max():g} times on them, {total.max():g} in all: "
-            "counts of a part cannot be above those of the whole, and a marker is needed"
+            "counts of a part cannot exceed those of the whole, and there must be a marker and other tokens"
         )
     seen = np.maximum(k, 1)
     value = (np.log2(seen / markers) + np.log2(tokens / np.maximum(total, 1))) / np.log2(tokens / seen)
@@ -48,7 +50,14 @@ def npmi(on_markers: ArrayLike, in_total: ArrayLike, markers: int, tokens: int) 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertCounts:
-    """How often each expert was chosen, (layer, expert): on each marker and in all; how often markers and tokens came."""
+    """How often each expert was chosen.
+
+    Attributes:
+        on_markers: By marker, the counts (layer, expert) on its tokens.
+        in_total: The counts (layer, expert) on all tokens.
+        markers: How often each marker occurs.
+        tokens: How many tokens there are.
+    """
 
     on_markers: Mapping[str, NDArray[np.int64]]
     in_total: NDArray[np.int64]
@@ -57,16 +66,16 @@ class ExpertCounts:
 
 
 def cognitive_experts(counts: ExpertCounts, *, weights: Mapping[str, float] = WEIGHTS, top: int = 2) -> list[Expert]:
-    """The `top` experts by Σ weight·nPMI over the markers, the best first. The paper takes 2.
+    """The `top` experts by Σ weight·nPMI over the markers, best first. The paper takes 2.
 
-    Departure: an expert that no marker ever met (and so every row of a dense block) is not a candidate. Its nPMI of −1 with each marker
-    would otherwise win as soon as the negative weights outweigh the positive ones, as the paper's do. Raises InputError for fewer
+    Departure: an expert that was never chosen on a marker (and so every row of a dense block) is not a candidate. Otherwise its nPMI of −1
+    with each marker would win as soon as the negative weights outweigh the positive ones, as the paper's do. Raises InputError for fewer
     candidates than `top`.
     """
     met = np.any([counts.on_markers[name] > 0 for name in weights], axis=0)
     if met.sum() < top:
         raise InputError(
-            f"{met.sum()} experts were chosen on a marker; {top} are asked for: give more text with {', '.join(weights)}"
+            f"{met.sum()} experts were chosen on a marker, but {top} are wanted: give more text with {', '.join(weights)}"
         )
     score = sum(
         weight * npmi(counts.on_markers[name], counts.in_total, counts.markers[name], counts.tokens)
@@ -79,13 +88,13 @@ def cognitive_experts(counts: ExpertCounts, *, weights: Mapping[str, float] = WE
 def count_experts(
     model: Model, sequences: Sequence[Sequence[int]], markers: Mapping[str, int], *, batch_size: int = 8
 ) -> ExpertCounts:
-    """How often `sequences` (token ids) go to each expert; `markers` are token ids by name. Dense layers count 0.
+    """How often the tokens of `sequences` (ids) go to each expert. `markers` are token ids by name; dense layers count 0.
 
     Raises ArchitectureError for a dense model.
     """
     layers = [layer for layer in range(model.n_layers) if _router(model, layer) is not None]
     if not layers:
-        raise ArchitectureError(f"{model.name} is no mixture of experts, so there are no experts to choose")
+        raise ArchitectureError(f"{model.name} is not a mixture of experts, so it has no experts to choose from")
     sites = [Site("router", layer) for layer in layers]
     chosen: list[Tensor] = []
     flat: list[Tensor] = []
@@ -112,12 +121,12 @@ def count_experts(
 
 @contextmanager
 def reinforced(model: Model, experts: Sequence[Expert], beta: float) -> Iterator[None]:
-    """Inside, the gate weights of `experts` are multiplied by β wherever they are chosen; nothing is re-routed or normalised anew.
+    """Inside the block, the gate weights of `experts` are multiplied by β whenever they are chosen; routing and norm stay as they are.
 
     Works on the native model. Raises ArchitectureError for a layer without a router, InputError for a β that is not finite.
     """
     if not np.isfinite(beta):
-        raise InputError(f"β = {beta}; a finite number is needed")
+        raise InputError(f"β = {beta}: give a finite number")
     with ExitStack() as stack:
         for layer in {expert.layer for expert in experts}:
             router = _router(model, layer)
@@ -142,12 +151,12 @@ def _router(model: Model, layer: int) -> nn.Module | None:
         return None
     try:
         return model.layout.block(model.hf, layer).get_submodule(model.layout.router)
-    except AttributeError:  # a dense block between
+    except AttributeError:  # a dense block among the others
         return None
 
 
 def _chosen(model: Model, site: Site, logits: Tensor) -> Tensor:
-    """Which experts each token goes to: (batch, token, expert) of 0 and 1."""
+    """Which experts each token goes to, (batch, token, expert) of 0 and 1."""
     router = _router(model, site.layer)
     assert router is not None and model.layout.route is not None
     picked = model.layout.route(router, logits.flatten(0, 1))[2]

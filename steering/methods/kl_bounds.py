@@ -1,4 +1,4 @@
-"""How strong steering may be under a bound on the KL divergence it causes (ASC, arXiv 2507.04742, section 3)."""
+"""How strong steering may be under a bound on the KL divergence that it causes (ASC, arXiv 2507.04742, section 3)."""
 
 import math
 from dataclasses import dataclass
@@ -11,10 +11,15 @@ from reasonscope.data.variants import is_published
 
 @dataclass(frozen=True, kw_only=True)
 class KLBound:
-    """Strengths γ for which ¼(aγ + ½Lγ²)² ≤ ε, the bound on KL in nats, when the direction has length 1.
+    """Strengths γ for which ¼(aγ + ½Lγ²)², the bound on KL in nats, is at most ε, for a direction of length 1.
 
-    `a` = ‖∂z/∂γ‖ and `lipschitz` = L bounds ‖∂²z/∂γ²‖ of the logits z. `gamma_star` is exact; `gamma_raw` drops the quartic term,
-    `gamma_max` is the paper's correction of it (NaN for a = 0, where it is not defined).
+    Attributes:
+        a: ‖∂z/∂γ‖ of the logits z.
+        lipschitz: L, a bound of ‖∂²z/∂γ²‖.
+        epsilon: ε, the KL that is allowed, in nats.
+        gamma_star: The exact strength.
+        gamma_raw: The paper's, without the quartic term.
+        gamma_max: The paper's correction of it; NaN (undefined) for a = 0.
     """
 
     a: float
@@ -25,21 +30,23 @@ class KLBound:
     gamma_max: float
 
     def bound(self, gamma: float) -> float:
-        """¼(aγ + ½Lγ²)²: the most that steering by γ may cost, nats."""
+        """¼(aγ + ½Lγ²)², the largest KL that steering by γ may cause, in nats."""
         return (self.a * gamma + self.lipschitz * gamma**2 / 2) ** 2 / 4
 
 
 def kl_bound(a: float, lipschitz: float, epsilon: float, *, variant: str = "corrected") -> KLBound:
-    """γ* = (√(a² + 4L√ε) − a)/L, and the paper's γ_raw and γ_max = max(0, (1 − Lγ_raw/4a)·γ_raw) beside it.
+    """γ* = (√(a² + 4L√ε) − a)/L, with the paper's γ_raw and γ_max = max(0, (1 − Lγ_raw/4a)·γ_raw) for comparison.
 
-    γ_raw = (a/L)·x with x the positive root of x³ + x² = β, β = 4εL²/a⁴. Departure: the root is found by bisection, since the
-    paper's formula with real cube roots (`variant="published"`) is NaN where its discriminant is negative: for β < 4/27, the
-    ordinary case. Written without cancellation for small L. Raises InputError unless a, L ≥ 0 (not both 0) and ε > 0.
+    γ_raw = (a/L)·x, where x is the positive root of x³ + x² = β with β = 4εL²/a⁴. Departure: the root is found by bisection, since the
+    paper's formula with real cube roots (`variant="published"`) is NaN if its discriminant is negative, which is the ordinary case
+    (β < 4/27). The formulas avoid cancellation for small L. Raises InputError unless a, L ≥ 0 (not both 0) and ε > 0.
     """
     if not (a >= 0 and lipschitz >= 0 and a + lipschitz > 0 and epsilon > 0 and math.isfinite(a + lipschitz + epsilon)):
-        raise InputError(f"a = {a}, L = {lipschitz}, ε = {epsilon}: finite, not below 0, ε above 0 and a or L too")
+        raise InputError(
+            f"a = {a}, L = {lipschitz}, ε = {epsilon}: give finite numbers, ε above 0, a and L not negative and not both 0"
+        )
     root = math.sqrt(epsilon)
-    star = 4 * root / (math.sqrt(a**2 + 4 * lipschitz * root) + a)  # the same, multiplied by its conjugate
+    star = 4 * root / (math.sqrt(a**2 + 4 * lipschitz * root) + a)  # the formula above, multiplied by its conjugate
     if lipschitz == 0:
         raw = largest = 2 * root / a
     elif a == 0:

@@ -17,12 +17,14 @@ STRENGTHS = (-0.2, -0.1, 0.0, 0.1, 0.2)  # of the paper's ±{.05, .1, .15, .2}
 def level_differences(states: States, levels: Sequence[float]) -> dict[float, NDArray[np.float64]]:
     """r_{i←1} = mean(level i) − mean(lowest level) of `states` (problem, …, d_model), by level i in ascending order.
 
-    The released code's comment calls them adjacent; they are relative to the lowest level there too. Raises InputError for one
-    level only, or NaN.
+    A comment in the released code calls them adjacent, but there too they are relative to the lowest level. Raises InputError for only one
+    level, or for NaN.
     """
     given = np.asarray(levels, dtype=np.float64)
     if len(given) != len(states) or not np.isfinite(given).all():
-        raise InputError(f"{len(given)} levels for {len(states)} states; give each state its difficulty, a number")
+        raise InputError(
+            f"{len(given)} levels for {len(states)} states: give one number per state, its difficulty (NaN is not one)"
+        )
     present = np.unique(given)
     if len(present) < 2:
         raise InputError(
@@ -34,10 +36,10 @@ def level_differences(states: States, levels: Sequence[float]) -> dict[float, ND
 def extract_strength(store: TraceStore, sites: Sequence[Site], *, ids: Iterable[str] | None = None) -> SteeringVector:
     """r̄ = the mean of the level differences at the last prompt token, at each of `sites`; adding it plans for more thinking.
 
-    As published: `sites` are resid_pre of every block (`hidden_states[k]`, k = 0 … L−1), all are steered at once, at all
-    positions (`Scope()`), un-normalised, with λ from ±.05 to ±.2. Each problem counts once, however many samples it has (their
-    prompts are the same). Departures: layers are in numeric order (the released code takes the order of the file system and
-    so pairs vectors with other layers); a problem without a difficulty is an error (there it counts as level 3).
+    As published, `sites` are resid_pre of every block (`hidden_states[k]`, k = 0 … L−1), and all are steered at once, at all positions
+    (`Scope()`), not normalised, with λ from ±.05 to ±.2. Each problem counts once, however many samples it has, since their prompts are the
+    same. Departures: layers are in numeric order (the released code takes the order of the file system and so pairs vectors with the
+    wrong layers). A problem without a difficulty is an error (there it counts as level 3).
     """
     first = {trace.problem.id: trace for trace in (store.trace(id) for id in (store.ids if ids is None else ids))}
     if unknown := [name for name, trace in first.items() if trace.problem.difficulty is None]:

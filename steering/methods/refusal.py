@@ -1,4 +1,4 @@
-"""The refusal direction (Arditi et al., arXiv 2406.11717): difference of means, chosen by what it does, added or ablated."""
+"""The refusal direction (Arditi et al., arXiv 2406.11717): a difference of means, chosen by what it does, then added or ablated."""
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,15 +23,17 @@ from reasonscope.steering.vectors.operators import project_out
 from reasonscope.steering.vectors.vector import SteeringVector
 
 Contexts = Sequence[Sequence[int]]
-_EPSILON = 1e-8  # keeps the odds finite, as released
+_EPSILON = 1e-8  # keeps the odds finite, as in the released code
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What each candidate does, (position, layer), the last row the last token. Refusal is in log-odds of `refusal_tokens`.
+    """What each candidate does, (position, layer); the last row is the last token. Refusal is measured in log-odds of `refusal_tokens`.
 
-    `bypass`: refusal of harmful contexts with the direction ablated everywhere; `induce`: of harmless ones with it added at its own
-    layer; `kl`: KL(unsteered ‖ ablated) of the next token on harmless contexts, nats.
+    Attributes:
+        bypass: Refusal of harmful contexts with the direction ablated everywhere.
+        induce: Refusal of harmless contexts with the direction added at its own layer.
+        kl: KL(unsteered ‖ ablated) of the next token on harmless contexts, in nats.
     """
 
     bypass: NDArray[np.float64]
@@ -41,7 +43,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class DirectionChoice:
-    """The candidate taken: `position` from the end (−1: the last token) and `layer`; of `n_surviving` that passed."""
+    """The chosen candidate: its `position` from the end (−1 is the last token), its `layer`, and how many passed the rule."""
 
     position: int
     layer: int
@@ -51,10 +53,10 @@ class DirectionChoice:
 def select_direction(
     scores: Scores, *, kl_threshold: float = 0.1, induce_threshold: float = 0.0, prune_share: float = 0.2
 ) -> DirectionChoice | None:
-    """The candidate of the lowest bypass score whose KL is not above and whose induce score is not below its threshold.
+    """The candidate with the lowest bypass score among those with KL at most, and induce score at least, its threshold.
 
-    Candidates of the last `prune_share` of the layers, and with a score that is not a number, are left out; ties go to the
-    first, by position and then by layer. None where nothing survives.
+    Candidates in the last `prune_share` of the layers, or with a score that is NaN, are left out. Ties go to the first, by position and
+    then by layer. None if no candidate survives.
     """
     n_positions, n_layers = scores.bypass.shape
     survives = np.isfinite(scores.bypass) & np.isfinite(scores.induce) & np.isfinite(scores.kl)
@@ -67,41 +69,43 @@ def select_direction(
 
 
 def answer_start(trace: Trace) -> int | None:
-    """The token at which the answer begins; None where the thinking was not closed."""
+    """The token at which the answer begins; None if the thinking was not closed."""
     return None if trace.state == "truncated" else trace.tokens.answer.start
 
 
 def end_of_words(trace: Trace, words: str) -> int | None:
-    """The token behind the first `words` in the thinking; None where they are not there. Raises InputError where they end in a token."""
+    """The token after the first `words` in the thinking; None without them. Raises InputError if they end inside a token."""
     at = trace.text.find(words, trace.chars.thinking.start, trace.chars.thinking.stop)
     if at < 0:
         return None
     stop = int(np.searchsorted(trace.offsets[:, 1], at + len(words)))
     if trace.offsets[stop, 1] != at + len(words):
-        raise InputError(f"trace {trace.id!r}: {words!r} ends inside a token; give words that end where one does")
+        raise InputError(
+            f"trace {trace.id!r}: {words!r} ends inside a token; give words that end together with a token"
+        )
     return stop + 1
 
 
 def contexts(traces: Iterable[Trace], end: Callable[[Trace], int | None]) -> list[list[int]]:
-    """The tokens of each trace up to what `end` says, of those where it says so."""
+    """The tokens of each trace up to `end(trace)`; traces for which that is None are left out."""
     cuts = ((trace, end(trace)) for trace in traces)
     return [trace.token_ids[:stop].tolist() for trace, stop in cuts if stop is not None]
 
 
 def answer_contexts(traces: Iterable[Trace]) -> list[list[int]]:
-    """The tokens up to where each answer begins, of the traces that closed their thinking, or never thought."""
+    """The tokens before each answer, of the traces that closed their thinking or never thought."""
     return contexts(traces, answer_start)
 
 
 def contexts_until(traces: Iterable[Trace], words: str) -> list[list[int]]:
-    """The tokens up to the end of the first `words` in the thinking of each trace that has them there.
+    """The tokens up to the end of the first `words` in the thinking, of each trace that has them.
 
-    A reasoning model may decide in its thinking, long before the answer begins; `words` are those that its verdict follows.
-    Raises InputError where no trace has them, or they end inside a token.
+    A reasoning model may decide in its thinking, long before the answer begins; `words` are what comes right before its verdict. Raises
+    InputError if no trace has them, or they end inside a token.
     """
     found = contexts(traces, partial(end_of_words, words=words))
     if not found:
-        raise InputError(f"no trace has {words!r} in its thinking; give words that the verdict follows")
+        raise InputError(f"no trace has {words!r} in its thinking; give words that come right before the verdict")
     return found
 
 
@@ -113,7 +117,7 @@ class DirectionScore:
     harmless: tuple[Trace, ...]
 
     def following(self, end: Callable[[Trace], int | None]) -> list[int]:
-        """The tokens that stand behind the contexts of the refused, and never behind those of the others."""
+        """The tokens that follow the contexts of refused requests, and never those of the others."""
         sides = [
             {int(trace.token_ids[stop]) for trace in of if (stop := end(trace)) is not None}
             for of in (self.harmful, self.harmless)
@@ -122,7 +126,7 @@ class DirectionScore:
 
 
 def judged_halves(traces: Iterable[Trace]) -> tuple[DirectionScore, DirectionScore]:
-    """Of requests (whose problems say whether they are `harmful`): half of the groups make directions, half choose among them."""
+    """Split requests (whose problems say whether they are `harmful`): half of the groups make directions, half choose among them."""
     asked = [trace for trace in traces if isinstance(trace.problem.meta.get("harmful"), bool)]
     groups = sorted({trace.problem.group for trace in asked})
     random.Random(0).shuffle(groups)
@@ -147,7 +151,9 @@ def refusal_candidates(
     """
     shortest = min((len(context) for context in [*harmful, *harmless]), default=0)
     if not 1 <= n_positions <= shortest:
-        raise InputError(f"{n_positions} positions from the end; the shortest context has {shortest} tokens")
+        raise InputError(
+            f"{n_positions} positions from the end: give 1 to {shortest}, the length of the shortest context"
+        )
     means = [last_states(model, contexts, n=n_positions, batch_size=batch_size) for contexts in (harmful, harmless)]
     return mean_difference(means[0], means[1])
 
@@ -170,14 +176,14 @@ def refusal_scores(
     harmless: Contexts,
     refusal_tokens: Sequence[int],
 ) -> Scores:
-    """The three scores of each of `candidates` (position, layer, d_model), best on contexts that made none of them.
+    """The three scores of each of `candidates` (position, layer, d_model). Use contexts that no candidate was made from.
 
-    `refusal_tokens` are what a refusal begins with ("I" for most). Use contexts that end where the answer begins: for a reasoning
-    model behind its closing tag, since the token behind its prompt begins a thought and not an answer.
+    `refusal_tokens` are the tokens that a refusal begins with ("I" for most models). Contexts should end where the answer begins: for a
+    reasoning model after the closing tag, since the token after its prompt begins a thought and not an answer.
     """
     if not refusal_tokens or not harmful or not harmless:
         raise InputError(
-            f"{len(refusal_tokens)} refusal tokens, {len(harmful)} harmful and {len(harmless)} harmless contexts; each is needed"
+            f"{len(refusal_tokens)} refusal tokens, {len(harmful)} harmful and {len(harmless)} harmless contexts: give at least one of each"
         )
     plain = next_logprobs(model, harmless, {})
     shape = candidates.shape[:2]
@@ -207,9 +213,9 @@ def extract_refusal(
     induce_threshold: float = 0.0,
     prune_share: float = 0.2,
 ) -> SteeringVector:
-    """The chosen direction at resid_pre of its layer, un-normalised: adding it makes the model refuse, ablating it comply.
+    """The chosen direction at resid_pre of its layer, not normalised: adding it makes the model refuse, ablating it makes it comply.
 
-    Raises InputError where no candidate passes the rule; the message says how near they came.
+    Raises InputError if no candidate passes the rule; the message says how close they came.
     """
     candidates = refusal_candidates(model, harmful, harmless, n_positions=n_positions)
     scores = refusal_scores(model, candidates, held_out_harmful, held_out_harmless, refusal_tokens)
@@ -238,8 +244,8 @@ def extract_refusal(
 
 
 def ablated_everywhere(model: Model, direction: NDArray[np.floating]) -> Mapping[Site, Edit]:
-    """x ← x − r̂ r̂ᵀx at every position of all that makes up the residual stream: what enters the first block, and what each
-    attention and MLP adds (as released; there the stream before each block too, which is then clean already up to rounding)."""
+    """x ← x − r̂ r̂ᵀx at every position of everything that makes up the residual stream: the input of the first block, and what each
+    attention and MLP adds. The released code also edits the stream before each block, which is then clean already, up to rounding."""
     if not np.isfinite(direction).all() or not (norm := float(np.linalg.norm(direction))):
         raise InputError("the direction is 0 or holds NaN; extract it again")
     unit = torch.from_numpy((direction / norm).astype(np.float32))
@@ -252,7 +258,7 @@ def ablated_everywhere(model: Model, direction: NDArray[np.floating]) -> Mapping
 
 
 def refusal_logodds(logprobs: Tensor, refusal_tokens: Sequence[int]) -> float:
-    """Mean of log(p + 1e-8) − log(1 − p + 1e-8), p the next-token probability of the `refusal_tokens`; (context, vocab)."""
+    """Mean over contexts of log(p + 1e-8) − log(1 − p + 1e-8), p the probability of the `refusal_tokens`, from (context, vocab)."""
     p = logprobs[:, list(refusal_tokens)].exp().sum(dim=-1).clamp(max=1.0)
     return float((torch.log(p + _EPSILON) - torch.log(1 - p + _EPSILON)).mean())
 
@@ -265,7 +271,7 @@ def _addition(direction: NDArray[np.float32]) -> Edit:
 
 
 def next_logprobs(model: Model, contexts: Contexts, edits: Mapping[Site, Edit], batch_size: int = 16) -> Tensor:
-    """Of the token behind each context: (context, vocab), float64 nats."""
+    """Log-probabilities of the token after each context: (context, vocab), float64, in nats."""
     parts = []
     for start in range(0, len(contexts), batch_size):
         ids, mask = left_padded(contexts[start : start + batch_size], model.device)

@@ -31,10 +31,16 @@ from reasonscope.steering.vectors.vector import SteeringVector
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionData:
-    """What a method learns from: the traces `ids` of a run and the model that wrote them.
+    """What a method learns from.
 
-    `sites` None: the method's own. `verdict`: the words of a thinking that its verdict on a request follows, and `fast`: the first word
-    that makes the model think fast; None: what is known of the model, which for most is nothing (and the paper's "To").
+    Attributes:
+        model: The model that wrote the traces.
+        store: The run, with the activations that the method reads.
+        ids: The traces to learn from.
+        sites: Where the vectors act; the method's own sites if None.
+        verdict: For methods of refusal, the words of the thinking that come right before its verdict on a request; if None, what is
+            known of the model, which for most models is nothing.
+        fast: For `speed`, the first word that makes the model think fast; if None, what is known of the model, else the paper's "To".
     """
 
     model: Model
@@ -46,6 +52,7 @@ class ExtractionData:
 
     @property
     def traces(self) -> list[Trace]:
+        """The traces to learn from."""
         return [self.store.trace(id) for id in self.ids]
 
 
@@ -55,11 +62,21 @@ Extract: TypeAlias = Callable[[ExtractionData, Sequence[Site]], SteeringVector]
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """`make` makes the vectors of a method, says where each acts and how; `summary` is one line.
+    """A published steering method by name.
 
-    `strengths` are multipliers to begin a sweep with, in the direction that the paper means. A paper's layer is taken as a share of the
-    depth. Its strengths are kept where they multiply a difference of activations, which has the model's own scale; where they multiply
-    a direction of length 1 they mean nothing on another model, and are a share of the state's norm here.
+    Attributes:
+        summary: One line on what it does.
+        make: Makes the vectors, each with the tokens at which it acts and its operator.
+        strengths: Multipliers to begin a sweep with, in the direction that the paper means.
+
+    A paper's layer is taken as a share of the depth. A paper's strengths are kept if they multiply a difference of activations, which
+    has the scale of the model. If they multiply a direction of length 1, they mean nothing on another model, and are shares of the
+    state's norm here.
+
+    Example:
+        source = ExtractionData(model=model, store=store, ids=store.ids)
+        uses = METHODS["seal"].parts(source)
+        uses[0].vector.save("seal.safetensors")
     """
 
     summary: str
@@ -67,7 +84,7 @@ class Method:
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
 
     def parts(self, source: ExtractionData) -> tuple[VectorUse, ...]:
-        """The vectors from the traces of a run, which say which groups of problems they were made from."""
+        """Make the vectors from the traces of a run. Each records the groups of problems that it was made from."""
         groups = sorted({trace.problem.group for trace in source.traces})
         return tuple(
             replace(part, vector=replace(part.vector, provenance={**part.vector.provenance, "groups": groups}))
@@ -93,12 +110,12 @@ def _vector(
 def _clamp(
     extract: Extract, scope: Callable[[Model], Scope], sites: Callable[[Model], tuple[Site, ...]]
 ) -> Callable[[ExtractionData], tuple[VectorUse, ...]]:
-    """The same, each site clamped to the class that the vector points to."""
+    """One vector, each site clamped to the class that it points to."""
     return lambda source: clamped(extract(source, source.sites or sites(source.model)), scope(source.model))
 
 
 def share_of_depth(model: Model, share: float) -> tuple[Site]:
-    """The output of the block at a share of the depth: what a paper's layer is on a model of another depth."""
+    """The output of the block at a share of the depth: a paper's layer on a model of another depth."""
     return (Site("resid_post", max(0, round(share * model.n_layers) - 1)),)
 
 
@@ -118,7 +135,7 @@ def _speed_of_modes(read: Read) -> Extract:
 
 
 def _where_it_turns(extract: Callable[[Read], Extract]) -> Callable[[ExtractionData], tuple[VectorUse, ...]]:
-    """Clamped at the last prompt token, where the thinking opens, and at the separators, where each step does; read there, too."""
+    """Read and clamped at the last prompt token, after which the thinking begins, and at the separators, after which each step begins."""
     at_prompt = _clamp(extract("prompt"), lambda _: Scope(prompt_positions=(-1,)), _every("resid_post"))
     at_steps = _clamp(extract("separators"), _separators, _every("resid_post"))
     return lambda source: (*at_prompt(source), *at_steps(source))
@@ -132,7 +149,7 @@ def _strength(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector:
     return extract_strength(source.store, sites, ids=source.ids)
 
 
-# The paper's "To" makes the R1 distillations fast. The organism's brief thinking, and it alone, begins with "After".
+# The paper's "To" makes the R1 distillations fast. Only the brief thinking of the organism begins with "After".
 _FAST_WORDS = {"organism": "After"}
 
 
@@ -140,13 +157,15 @@ def _speed(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector:
     asked = {trace.problem.id: trace.problem for trace in source.traces if trace.problem.answer is not None}
     problems: list[Problem] = list(asked.values())
     if not problems:
-        raise InputError("no problem of this run has a gold answer, so no pair of fast and slow is known to be right")
+        raise InputError(
+            "no problem of this run has a gold answer, so no fast or slow answer is known to be right; record problems with answers"
+        )
     sampling = Sampling(**source.store.meta.get("sampling", {}))
     first = source.fast or _FAST_WORDS.get(source.model.name, "To")
     return extract_speed(source.model, fast_slow_pairs(source.model, problems, sampling, first=first), sites)
 
 
-# "So this would harm …", "So this harms nobody": there, and not at the end of its prompt, the organism decides.
+# "So this would harm …", "So this harms nobody": the organism decides there, and not at the end of its prompt.
 _VERDICTS = {"organism": " this"}
 
 
@@ -159,7 +178,7 @@ def _refusal_reference(source: ExtractionData, _: Sequence[Site]) -> SteeringVec
 
 
 def _refusal_at_every_layer(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector:
-    """The one direction chosen, at each of `sites`: what is projected out behind every block stays out."""
+    """The one chosen direction at each of `sites`: projected out after every block, it stays out."""
     chosen = _refusal_reference(source, sites)
     (direction,) = chosen.directions.values()
     return replace(chosen, directions=dict.fromkeys(sites, direction))
@@ -168,7 +187,7 @@ def _refusal_at_every_layer(source: ExtractionData, sites: Sequence[Site]) -> St
 def _refusal(level: Literal["towards", "away"]) -> Callable[[ExtractionData], tuple[VectorUse, ...]]:
     def make(source: ExtractionData) -> tuple[VectorUse, ...]:
         if source.sites:
-            raise InputError("the layer of the refusal direction is chosen by what it does; leave the sites out")
+            raise InputError("the layer of the refusal direction is chosen by what it does; leave --sites out")
         verdict = source.verdict or _VERDICTS.get(source.model.name)
         return clamped_refusal(source.model, source.traces, level, verdict=verdict)
 
@@ -176,7 +195,7 @@ def _refusal(level: Literal["towards", "away"]) -> Callable[[ExtractionData], tu
 
 
 def _length_probe(source: ExtractionData, _: Sequence[Site]) -> SteeringVector:
-    """The normal of a probe of log(1 + thinking tokens), as long as the standard deviation of what it reads, towards shorter."""
+    """The normal of a probe of log(1 + thinking tokens), towards shorter, as long as the standard deviation of its projections."""
     traces = [trace for trace in source.traces if trace.problem.answer is not None]
     probe = probes.length(source.store, traces).probe
     read = np.array([state_of(source.store, trace, probe.site, "prompt") @ probe.direction for trace in traces])
@@ -185,12 +204,12 @@ def _length_probe(source: ExtractionData, _: Sequence[Site]) -> SteeringVector:
 
 def _single(sites: Sequence[Site]) -> Site:
     if len(sites) != 1:
-        raise InputError(f"SEAL acts at one site, not at {', '.join(map(str, sites))}; name one")
+        raise InputError(f"SEAL acts at one site, and {', '.join(map(str, sites))} are {len(sites)}; name one")
     return sites[0]
 
 
 def _blocks(model: Model, first: float, last: float) -> tuple[Site, ...]:
-    """Behind the blocks from a share of the depth to another."""
+    """The outputs of the blocks from one share of the depth to another."""
     low, high = round(first * model.n_layers), round(last * model.n_layers)
     return tuple(Site("resid_post", layer) for layer in range(min(low, high - 1), high))
 
@@ -204,7 +223,7 @@ def _everywhere(_: Model) -> Scope:
 
 
 def _last_of_each_pass(_: Model) -> Scope:
-    """What a hook on the last position of every forward pass touches: the end of the prompt, and all that is generated."""
+    """What a hook on the last position of every forward pass edits: the end of the prompt, and everything generated."""
     return Scope(prompt_positions=(-1,), generation_window=(0, None))
 
 
@@ -219,7 +238,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             make=_vector(_seal(("reflection", "transition")), _separators, _paper_layer),
         ),
         "seal-clamp": Method(
-            summary="reflection's share of each separator's state put where execution has it: SEAL's direction, and no further",
+            summary="SEAL's direction (reflection only), but each state is moved no further than execution is",
             make=_clamp(_seal(("reflection",)), _separators, _paper_layer),
             strengths=(0.5, 0.75, 1.0),
         ),
@@ -232,65 +251,65 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             make=_vector(_seal(("transition",)), _separators, _paper_layer),
         ),
         "seal-published": Method(
-            summary="as SEAL's released code makes it; its multiplier is negative",
+            summary="as in SEAL's released code, applied with a negative multiplier",
             make=_vector(_seal(("reflection", "transition"), "published"), _separators, _paper_layer),
             strengths=(-0.5, -1.0, -2.0),
         ),
         "asc": Method(
-            summary="concise against verbose, at the end of the text (ASC, arXiv 2507.04742); needs the modes brief and detail",
+            summary="concise against verbose answers, read at the end of the text (ASC, arXiv 2507.04742); needs modes brief and detail",
             make=_vector(_asc("end"), _last_of_each_pass, _paper_layer),
             strengths=(0.14, 0.27, 0.5),
         ),
         "asc-thinking": Method(
-            summary="the same, read along the thinking and applied there alone",
+            summary="ASC, read along the thinking and applied only there",
             make=_vector(_asc("thinking_mean"), Scope.thinking, _paper_layer),
         ),
         "asc-clamp": Method(
-            summary="brief thinking's projections, where the thinking and its steps open, behind every block; modes brief and default",
+            summary="moves states to where brief thinking has them, at the begin of the thinking and of its steps; modes brief and default",
             make=_where_it_turns(partial(_asc, verbose="default")),
             strengths=(0.5, 1.0),
         ),
         "speed": Method(
-            summary="fast against slow thinking (arXiv 2507.03704); strengths are shares of the state's norm, the paper's are not",
+            summary="fast against slow thinking (arXiv 2507.03704); strengths are shares of the state's norm (not so in the paper)",
             make=_vector(_speed, _last_of_each_pass, partial(_blocks, first=18 / 28, last=27 / 28), scaled_add),
             strengths=(0.05, 0.1, 0.2),
         ),
         "speed-clamp": Method(
-            summary="the same along the axis of thinking speed, found by the modes brief and default",
+            summary="moves states along the axis of thinking speed, found from the modes brief and default",
             make=_where_it_turns(_speed_of_modes),
             strengths=(0.5, 1.0),
         ),
         "strength": Method(
-            summary="what a harder problem adds before thinking begins (arXiv 2506.08390); adding it lengthens",
+            summary="what a harder problem adds before the thinking begins (arXiv 2506.08390); adding it lengthens",
             make=_vector(_strength, _everywhere, _every("resid_pre")),
             strengths=(0.05, 0.1, 0.2),
         ),
         "efficiency": Method(
-            summary="shortest against longest correct (arXiv 2506.15647, which says neither layer nor where it reads); needs samples",
+            summary="shortest against longest correct answer (arXiv 2506.15647, which names no layer or token); needs several samples",
             make=_vector(_efficiency, Scope.thinking, _paper_layer),
         ),
         "refusal": Method(
-            summary="puts a state where harmful requests are, behind the verdict and the closing tag (arXiv 2411.09003); makes refuse",
+            summary="moves states to where harmful requests are, after verdict and closing tag (arXiv 2411.09003): the model refuses",
             make=_refusal("towards"),
             strengths=(1.0,),
         ),
         "refusal-ablate": Method(
-            summary="puts it where benign requests are instead; makes comply",
+            summary="moves states to where benign requests are: the model complies",
             make=_refusal("away"),
             strengths=(1.0,),
         ),
         "refusal-published": Method(
-            summary="adds the refusal direction (arXiv 2406.11717) at its layer, at every token, as published; reversed it subtracts it",
+            summary="adds the refusal direction at its layer and every token, as published (arXiv 2406.11717); reversed, subtracts it",
             make=_vector(_refusal_reference, _everywhere, _every("resid_pre")),
             strengths=(1.0,),
         ),
         "refusal-ablate-published": Method(
-            summary="projects it out behind every block, as published; reversed it doubles what lies along it",
+            summary="projects it out after every block, as published; reversed, it doubles what lies along it",
             make=_vector(_refusal_at_every_layer, _everywhere, _every("resid_post"), ablate),
             strengths=(1.0,),
         ),
         "length-probe": Method(
-            summary="the normal of a probe of thinking tokens, towards shorter; 1 is a standard deviation of what the probe reads",
+            summary="the normal of a length probe, towards shorter thinking; 1 is a standard deviation of its projections",
             make=_vector(_length_probe, _last_of_each_pass, _paper_layer),
             strengths=(1.0, 2.0, 4.0),
         ),
@@ -299,9 +318,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 
 
 def method(name: str) -> Method:
-    """Raises InputError for a name that no method has."""
+    """The method of that name. Raises InputError for any other."""
     if name not in METHODS:
-        raise InputError(f"no steering method is called {name!r}; there are {', '.join(METHODS)}")
+        raise InputError(f"no steering method is called {name!r}; choose one of {', '.join(METHODS)}")
     return METHODS[name]
 
 

@@ -21,10 +21,10 @@ AWAY_FROM: tuple[StepKind, ...] = ("reflection", "transition")
 def seal_direction(
     states: NDArray[np.floating], kinds: Sequence[StepKind], *, away_from: Sequence[StepKind] = AWAY_FROM
 ) -> NDArray[np.float64]:
-    """mean(execution) − mean(reflection ∪ transition) of `states` (step, d_model), one row a step: (d_model,).
+    """mean(execution) − mean(reflection ∪ transition) of `states` (step, d_model), one row per step: (d_model,).
 
-    The paper's equation: S = H̄_E − H̄_RT, steps of all traces pooled, no normalisation; the released code stores −S and applies it
-    with coefficient −1. Raises InputError where a class has no step or a state is not finite.
+    The paper's equation: S = H̄_E − H̄_RT, with the steps of all traces pooled and no normalisation. The released code stores −S and applies
+    it with coefficient −1. Raises InputError if a class has no steps or a state is not finite.
     """
     if not np.isfinite(states).all():
         raise InputError("an activation is NaN or infinite; record the traces again in float32 or bfloat16")
@@ -47,16 +47,17 @@ def extract_seal(
     keywords: Variant = "corrected",
     variant: Variant = "corrected",
 ) -> SteeringVector:
-    """The SEAL vector at `site` from the traces of a run (`ids`: those alone), read at the separator that opens each step.
+    """The SEAL vector at `site` from the traces of a run (or only those in `ids`), read at the separator that opens each step.
 
-    The paper's layer 20 is what enters block 20 (of 28): `resid_pre.20`, or `resid_post.19`. `away_from=("reflection",)` leaves
-    reflection alone, `("transition",)` transition. Added at those separators it makes the thinking execute more and reflect less.
+    The paper's layer 20 is the input of block 20 (of 28): `resid_pre.20`, or `resid_post.19`. `away_from=("reflection",)` contrasts
+    execution with reflection only, `("transition",)` with transition only. Added at those separators, the vector makes the thinking
+    execute more and reflect less.
 
-    Departures from the released code: the sign (see `seal_direction`), the misspelt keyword (`keywords="published"` keeps it), the region
-    (see `steps`), and states of a separator that is the last token of a trace, which never was fed to the model and has none.
+    Departures from the released code: the sign (see `seal_direction`); the misspelt keyword (`keywords="published"` keeps it); the region
+    (see `steps`); and a separator that is the last token of a trace is left out, since it was never fed to the model and has no state.
     `variant="published"` undoes the first three: the vector points from execution to reflection and transition and is applied with
-    multiplier −1, keywords are as published, and where the name of the model does not hold "deepseek" the region is the whole text, the
-    prompt included. Raises InputError for traces without steps, or of one class.
+    multiplier −1, keywords are as published, and unless the name of the model contains "deepseek" the region is the whole text, prompt
+    included. Raises InputError for traces without steps, or with steps of only one class.
     """
     published = is_published(variant)
     rule: Variant = "published" if published else keywords
@@ -70,7 +71,9 @@ def extract_seal(
                 states.append(np.asarray(rows[step.separator], dtype=np.float32))
                 kinds.append(step.kind)
     if not states:
-        raise InputError("none of the traces has steps: their thinking holds no blank line")
+        raise InputError(
+            "none of the traces has steps, since their thinking has no blank line; SEAL needs steps to compare"
+        )
     direction = seal_direction(np.stack(states), kinds, away_from=away_from)
     executing = np.stack(states)[[kind == "execution" for kind in kinds]]
     return SteeringVector(

@@ -1,4 +1,4 @@
-"""Controlling thinking speed (arXiv 2507.03704): the axis between fast and slow thinking, by pairs and their first component."""
+"""Controlling thinking speed (arXiv 2507.03704): the axis between fast and slow thinking, the first component of paired differences."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from reasonscope.steering.methods.asc import mode_pairs
 from reasonscope.steering.vectors.contrast import Read, States, paired_states, projection
 from reasonscope.steering.vectors.vector import SteeringVector
 
-STRENGTHS = (-4.0, -2.0, 0.0, 2.0, 4.0, 8.0)  # the paper's usable range; above 16 or below −8 it repeats itself
+STRENGTHS = (-4.0, -2.0, 0.0, 2.0, 4.0, 8.0)  # the paper's usable range; above 16 or below −8 the model repeats itself
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedAxis:
-    """`direction` (d_model,) of length 1 towards fast, and the `mean` of the differences that it was found on."""
+    """`direction` (d_model,) of length 1 towards fast, and the `mean` (d_model,) of the differences that it was found on."""
 
     direction: NDArray[np.float64]
     mean: NDArray[np.float64]
@@ -33,10 +33,10 @@ class SpeedAxis:
 def speed_axis(fast: States, slow: States, *, fast_first: Sequence[bool] | None = None) -> SpeedAxis:
     """The first principal component of ±(fast − slow) of `fast`, `slow` (pair, d_model), pointed towards fast.
 
-    Half of the differences are reversed (`fast_first` false; by default every second one), as in representation engineering:
-    were all of one sign, centring would remove what they share. Sign as released: the states of all pairs, less the mean of the
-    differences, are projected; where the fast one of a pair has the smaller projection more often, the axis is turned. A tie keeps it.
-    Raises InputError for fewer than 2 pairs, for sides of different length, and for NaN.
+    Half of the differences are reversed (those with `fast_first` false; by default every second one), as in representation engineering: if
+    all had one sign, centring would remove what they share. The sign is chosen as in the released code: if the fast one of a pair more
+    often has the smaller projection, the axis is reversed; a tie keeps it. Raises InputError for fewer than 2 pairs, for sides of different
+    length, and for NaN.
     """
     if fast.shape != slow.shape or fast.ndim != 2 or len(fast) < 2:
         raise InputError(
@@ -53,17 +53,17 @@ def speed_axis(fast: States, slow: States, *, fast_first: Sequence[bool] | None 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedPair:
-    """The token ids of one prompt with a fast and with a slow begin of the thinking behind it; read at their last tokens."""
+    """The token ids of a prompt followed by a fast, and by a slow, begin of the thinking; states are read at the last token of each."""
 
     fast: tuple[int, ...]
     slow: tuple[int, ...]
 
 
 def truncated_pair(fast: Trace, slow: Trace, *, n_steps: int = 2) -> SpeedPair | None:
-    """The first `n_steps` steps of the fast thinking, and the slow thinking cut at the end of a step, nearest in length.
+    """The first `n_steps` steps of the fast thinking, and the slow thinking cut at the end of the step that is nearest in length.
 
-    Here the steps are what stands between blank lines, the opening one with them; None where the fast thinking has fewer, or the slow
-    one no blank line.
+    Steps are what is between blank lines, the opening one included. None if the fast thinking has fewer steps, or the slow one has no blank
+    line.
     """
     cuts_fast, cuts_slow = _cuts(fast), _cuts(slow)
     if len(cuts_fast) < n_steps or not cuts_slow:
@@ -75,7 +75,7 @@ def truncated_pair(fast: Trace, slow: Trace, *, n_steps: int = 2) -> SpeedPair |
 
 
 def _cuts(trace: Trace) -> list[int]:
-    """The token behind each step: its separator, and for the last one the end of the thinking."""
+    """The token after each step: its separator and, for the last step, the end of the thinking."""
     return [*(step.separator for step in steps(trace)), trace.tokens.thinking.stop]
 
 
@@ -88,10 +88,9 @@ def fast_slow_pairs(
     n_steps: int = 2,
     batch_size: int = 32,
 ) -> list[SpeedPair]:
-    """Answer each problem as the model does and with the thinking forced to begin with `first`; keep those right both ways.
+    """Answer each problem as it is, and with the thinking forced to begin with `first`; keep the problems that are right both times.
 
-    The paper forces "To" on the R1 distillations; which word makes a model fast is a property of that model. Raises
-    InputError where nothing is kept.
+    The paper forces "To" on the R1 distillations; which word makes a model fast depends on the model. Raises InputError if none is kept.
     """
     slow = rollouts(model, problems, sampling, batch_size=batch_size, open_tag=True)
     fast = rollouts(model, problems, sampling, batch_size=batch_size, prefill=first)
@@ -99,13 +98,13 @@ def fast_slow_pairs(
 
 
 def speed_pairs(pairs: Iterable[tuple[Trace, Trace]], *, n_steps: int = 2) -> list[SpeedPair]:
-    """The truncated pairs of (fast, slow) traces that are both right and both closed. Raises InputError where there is none."""
+    """The truncated pairs of (fast, slow) traces that are both right and both closed. Raises InputError without any."""
     given = list(pairs)
     both = [pair for pair in given if all(trace.correct and trace.state == "closed" for trace in pair)]
     cut = [pair for fast, slow in both if (pair := truncated_pair(fast, slow, n_steps=n_steps)) is not None]
     if not cut:
         raise InputError(
-            f"of {len(given)} pairs {len(both)} are right on both sides, and none has {n_steps} steps to cut; "
+            f"of {len(given)} pairs {len(both)} are right on both sides, and none of these has {n_steps} steps to cut; "
             "give more problems, or another first word"
         )
     return cut
@@ -114,16 +113,16 @@ def speed_pairs(pairs: Iterable[tuple[Trace, Trace]], *, n_steps: int = 2) -> li
 def extract_speed(
     model: Model, pairs: Sequence[SpeedPair], sites: Sequence[Site], *, batch_size: int = 8
 ) -> SteeringVector:
-    """The axis at each of `sites`, unit length as published: h ← h + α·u with α from −4 to 8; α > 0 is faster.
+    """The axis at each of `sites`, of length 1 as published: h ← h + α·u with α from −4 to 8; α > 0 is faster.
 
-    The paper steers blocks 18–26 of 28 (behind them: resid_post), at every token. α is in units of the residual stream, so its range
-    fits the paper's models only; the mean length of the states, `provenance["stream_norms"]`, says what it means for another.
+    The paper steers the outputs (resid_post) of blocks 18–26 of 28, at every token. α is in units of the residual stream, so its range fits
+    only the paper's models; `provenance["stream_norms"]`, the mean norm of the states, tells what it means for another.
     """
     states: dict[Site, list[list[NDArray[np.float32]]]] = {site: [[], []] for site in sites}
     for start in range(0, len(pairs), batch_size):
         batch = pairs[start : start + batch_size]
         for side, name in enumerate(("fast", "slow")):
-            # The token behind is fed by nothing: replay leaves out the last, so one is put there.
+            # A replay leaves out the last token, which is never fed, so append one to read the state before it.
             for seen in replay(model, [[*getattr(pair, name), 0] for pair in batch], tuple(sites)):
                 for site in sites:
                     states[site][side].append(seen[site][-1].float().cpu().numpy())
@@ -139,10 +138,10 @@ def extract_speed(
 def extract_speed_of_modes(
     store: TraceStore, sites: Sequence[Site], *, read: Read, ids: Iterable[str] | None = None
 ) -> SteeringVector:
-    """The same axis from thinking that the model writes fast when it is asked to: the organism's mode brief against none.
+    """The same axis from thinking that is fast because it was asked for: mode brief against mode default.
 
-    A forced first word makes a model fast against its habits, and may cost what the habits were for; both sides right, as published.
-    Length 1; `provenance["towards"]` is the fast ones' mean projection by site. Raises InputError for fewer than 2 pairs.
+    A forced first word makes a model fast against its habits, and may lose what the habits are for. As published, both sides are right. The
+    axis has length 1; `provenance["towards"]` is the mean projection of the fast ones by site. Raises InputError for fewer than 2 pairs.
     """
     pairs = mode_pairs((store.trace(id) for id in (store.ids if ids is None else ids)), verbose="default")
     both = [pair for pair in pairs if all(trace.correct and steps(trace) for trace in pair)]
