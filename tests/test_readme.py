@@ -183,7 +183,11 @@ def test_documents_name_make_targets_that_exist():
 def test_the_page_of_the_organism_has_the_numbers_of_its_card():
     """`reasonscope organism evaluate --card` writes the card."""
     card, page = (
-        [line for line in (ROOT / path).read_text(encoding="utf-8").splitlines() if re.search(r"\| (\d+\.\d{3}) \|", line)]
+        [
+            line
+            for line in (ROOT / path).read_text(encoding="utf-8").splitlines()
+            if re.search(r"\| (\d+\.\d{3}) \|", line)
+        ]
         for path in ("data/organism/card.md", "docs/organism.md")
     )
     assert len(card) > 20 and page == card

@@ -231,7 +231,7 @@ def _length_clause(arm: Arm) -> str:
 def _chance_clause(response: DoseResponse | DecodingResponse, arm: Arm, random: Sequence[Arm]) -> str:
     if not random:
         return ", and has no random control"
-    what = "random vectors of the same norm" if isinstance(response, DoseResponse) else response.null_name
+    what = "random vectors that move states as far" if isinstance(response, DoseResponse) else response.null_name
     return f", {what} change it by {_range_of_changes(random)}"
 
 

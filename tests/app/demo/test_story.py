@@ -36,7 +36,7 @@ def test_what_beats_its_control_and_what_does_not_are_told_apart(summary):
     assert "reaches 0.95, which the probe does not beat" in lines[3]
     assert "shorter by 27 % [21, 32]" in lines[4] and "−1 to 1 %" in lines[4]
     assert "accuracy falls from 0.83 to 0.68 (−0.15 [" in lines[5]
-    assert "break the model" in lines[6]
+    assert "random vectors that move states as far change it by 7 to 28 % at accuracy 0.00 to 0.05" in lines[6]
     assert "(first layer) reaches 0.94" in lines[7] and lines[7].endswith("so the probe does not beat it.")
     assert "not more than chance" in lines[8] and lines[9].endswith("so the probe does not beat it.")
     better = deepcopy(summary)

@@ -63,7 +63,7 @@ def test_a_sweep_says_what_the_method_does_and_what_chance_does():
     weak = dose(0.5, -0.01, 0.83, NOISE, excess=estimate(-3, 20))
     found = response_summary(response(weak, STRONG))
     assert found.finding == (
-        "SEAL at strength 1 makes the thinking 27 % shorter [21, 33], random vectors of the same norm change it by −1 to 1 %; "
+        "SEAL at strength 1 makes the thinking 27 % shorter [21, 33], random vectors that move states as far change it by −1 to 1 %; "
         "accuracy falls from 0.83 to 0.68 (−0.15 [−0.27, −0.03])."
     )
     assert found.columns[:4] == ("strength", "thinking tokens", "change", "random vectors")
