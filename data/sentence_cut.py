@@ -77,13 +77,14 @@ def cut_trace(trace: Trace) -> CutTrace:
 
 
 def cut_hash(sentences: Sequence[Sentence]) -> str:
-    """What tells one cut of a trace from another: 16 hexadecimal digits of the SHA-256 of the character spans of its sentences."""
+    """Identifies a cut of a trace: 16 hexadecimal digits of the SHA-256 of the character spans of its sentences."""
     spans = ",".join(f"{one.chars.start}-{one.chars.stop}" for one in sentences)
     return sha256(spans.encode()).hexdigest()[:16]
 
 
 def cut_provenance(sentences: Sequence[Sentence]) -> dict[str, str]:
-    """The entry `cut` of a result's provenance: over which sentences it was measured; empty without sentences."""
+    """The entry `cut` of a result's provenance, which says over which sentences it was measured; empty without
+    sentences."""
     return {"cut": cut_hash(sentences)} if sentences else {}
 
 

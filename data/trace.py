@@ -57,6 +57,11 @@ class Message:
     Attributes:
         role: "system", "user" or "assistant".
         content: Its text.
+
+    Example:
+        system = rs.Message(role="system", content="Think step by step.")
+        user = rs.Message(role="user", content="What is 17 · 24?")
+        problem = rs.Problem(id="product", messages=(system, user))
     """
 
     role: str

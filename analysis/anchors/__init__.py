@@ -1,1 +1,1 @@
-"""Thought anchors: which sentences of a thinking its answer hangs on (arXiv 2506.19143)."""
+"""Thought anchors: which sentences of the reasoning the answer depends on (arXiv 2506.19143)."""

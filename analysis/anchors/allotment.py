@@ -1,4 +1,4 @@
-"""How many rollouts a sentence gets: as many as its accuracy needs to be known well, and no more."""
+"""How many rollouts a sentence gets: as many as its accuracy needs, and no more."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,11 @@ from reasonscope.data.intervals import wilson_half_width
 
 @dataclass(frozen=True, kw_only=True)
 class Allotment:
-    """`least` rollouts of each sentence, then `step` more as long as the 95 % interval of its accuracy is wider than ±`half_width`, up
-    to `most`.
+    """`least` rollouts of each sentence, then `step` more while the 95 % interval of its accuracy is wider than
+    ±`half_width`, up to `most`.
 
-    100 rollouts (the paper's number) at an accuracy of one half are known to ±.096; a sentence that is always right is known that well
-    after 16. Looking more than once makes the interval a little too narrow; `least` keeps that small.
+    100 rollouts (the paper's number) give an accuracy of one half to ±.096; a sentence that is always right is known
+    that well after 16. Looking more than once makes the interval slightly too narrow; `least` keeps this small.
     """
 
     least: int = 20
@@ -22,7 +22,7 @@ class Allotment:
 
     def __post_init__(self) -> None:
         if not (1 <= self.least <= self.most and self.step >= 1 and self.half_width > 0):
-            raise InputError(f"{self}: 1 <= least <= most, step >= 1 and half_width > 0 are needed")
+            raise InputError(f"{self}: 1 <= least <= most, step >= 1 and half_width > 0 are required")
 
     @classmethod
     def fixed(cls, n: int) -> "Allotment":
@@ -30,7 +30,8 @@ class Allotment:
         return cls(least=n, most=n, step=1)
 
     def wanted(self, hits: int, n: int) -> int:
-        """How many more rollouts a sentence with `hits` right ones among `n` is to get now; 0: it is known well enough."""
+        """How many more rollouts a sentence with `hits` right ones among `n` gets now; 0 if its accuracy is known
+        well enough."""
         if n < self.least:
             return self.least - n
         if n >= self.most or wilson_half_width(hits, n) <= self.half_width:

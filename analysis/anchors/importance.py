@@ -1,4 +1,5 @@
-"""Importance of a sentence from rollouts that begin before it and behind it: accuracy and KL, resampled, counterfactual, forced."""
+"""Importance of a sentence from rollouts that begin before it and after it: accuracy and KL, resampled,
+counterfactual, forced."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,8 @@ METRICS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """One continuation: its `answer` ("" or None: none was given), whether it is right (None: not judged), the sentence that came
-    first in it and that sentence's `similarity` to the one it replaces."""
+    """One continuation: its `answer` ("" or None: none given), whether it is right (None: not judged), its first
+    sentence, and that sentence's `similarity` to the one it replaces."""
 
     answer: str | None
     correct: bool | None
@@ -36,6 +37,7 @@ class Rollout:
 
     @property
     def answered(self) -> bool:
+        """Whether it gave an answer."""
         return bool(self.answer)
 
 
@@ -43,10 +45,13 @@ class Rollout:
 class Convention:
     """How the numbers are counted.
 
-    `smoothing` is added to every count of an answer before a KL is taken. The published 1e-9 makes one rollout in a hundred with an
-    answer unseen on the other side cost .2 nats; 1 (Laplace) is the default. `variant="published"` keeps the published sign of counterfactual
-    accuracy (dissimilar less kept, the opposite of resampling's) and its zeros where a side is empty; otherwise both are kept − without
-    and such a number is NaN.
+    Attributes:
+        similarity_threshold: A resampled sentence below this cosine counts as different.
+        variant: "published" keeps the published sign of counterfactual accuracy (dissimilar minus kept, the opposite of
+            resampling's) and its zeros if a side is empty; otherwise both are kept minus without, and such a number is
+            NaN.
+        smoothing: Added to every count of an answer before a KL. With the published 1e-9, one rollout in a hundred with
+            an answer unseen on the other side costs .2 nats; 1 (Laplace) is the default.
     """
 
     similarity_threshold: float = 0.8
@@ -63,8 +68,8 @@ class Convention:
 
 
 def answer_kl(p: Sequence[Rollout], q: Sequence[Rollout], *, smoothing: float, empty: float = 0.0) -> float:
-    """KL in nats between the answers of two sets of rollouts, `smoothing` added on the union of their answers; `empty` where a side
-    has none. Rollouts without an answer are ignored."""
+    """KL in nats between the answers of two sets of rollouts, with `smoothing` added on the union of their answers;
+    `empty` if a side is. Rollouts without an answer are ignored."""
     left, right = (Counter(r.answer for r in side if r.answered) for side in (p, q))
     if not left or not right:
         return empty
@@ -87,12 +92,13 @@ def accuracy(rollouts: Sequence[Rollout], empty: float = 0.0) -> float:
 def importances(
     rollouts: Mapping[int, Sequence[Rollout]], convention: Convention | None = None
 ) -> dict[int, dict[str, float]]:
-    """The numbers of `METRICS` for each sentence i, from `rollouts[i]`: sentences before i kept, i and all behind it written anew.
+    """The numbers of `METRICS` for each sentence i, from `rollouts[i]`, which keep the sentences before i and rewrite i
+    and everything after it.
 
-    N = rollouts[i + 1] keep sentence i as it was. With D the answered rollouts of i whose first sentence is unlike sentence i and S the
-    others: resampling = accuracy(N) − accuracy(i), KL(i ‖ N); counterfactual = accuracy(N) − accuracy(D), KL(D ‖ N ∪ S) (Thought
-    Anchors, arXiv 2506.19143, section 3). The KLs use the next sentence that has rollouts; the last one has none, and nothing but its
-    accuracy is known.
+    N = rollouts[i + 1] keep sentence i. With D the answered rollouts of i whose first sentence differs from sentence i
+    and S the others: resampling = accuracy(N) − accuracy(i), KL(i ‖ N); counterfactual = accuracy(N) − accuracy(D),
+    KL(D ‖ N ∪ S) (Thought Anchors, arXiv 2506.19143, section 3). The KLs use the next sentence that has rollouts; for
+    the last sentence only its accuracy is known.
     """
     how = convention or Convention()
     nothing = 0.0 if how.is_published else float("nan")
@@ -132,10 +138,11 @@ def _of_sentence(
 
 
 def importance_ends(rollouts: Mapping[int, Sequence[Rollout]], convention: Convention) -> tuple[Values, Values]:
-    """The ends (metric, sentence) of 95 % intervals over rollouts: Wilson's of shares, Agresti and Caffo's of their differences.
+    """The ends (metric, sentence) of 95 % intervals over rollouts: Wilson's for shares, Agresti and Caffo's for their
+    differences.
 
-    The KLs and `overdeterminedness` have none (NaN): a few answers always differ by some nats from a few others, and what is drawn from
-    them anew by more, so that an interval of resamples lies above the truth.
+    The KLs and `overdeterminedness` have none (NaN): a few answers always differ by some nats from a few others, and
+    resamples of them by more, so that a bootstrap interval lies above the truth.
     """
     indices = sorted(rollouts)
     found = [
@@ -168,15 +175,16 @@ def _ends_of_sentence(
 
 
 def _verdicts(rollouts: Sequence[Rollout]) -> list[bool]:
-    """Of those that answered and were judged, whether they are right."""
+    """Whether those that answered and were judged are right."""
     return [r.correct for r in rollouts if r.answered and r.correct is not None]
 
 
 def resampled_sentences(own: str, rollouts: Sequence[Rollout], most: int = 3) -> list[dict[str, Any]]:
-    """What rollouts wrote first in place of a sentence, the `most` frequent others: `text`, `n` of how many (`of`), and of those that were
-    judged the share that was `right`, with Wilson's 95 % interval `ci` and their number `judged`.
+    """What rollouts wrote first instead of a sentence, the `most` frequent others.
 
-    A text that differs from `own` in white space alone is the same. `right` and `ci` are None where none was judged.
+    Each has its `text`, `n` of how many (`of`), and, of those that were judged, the share that was `right`, with
+    Wilson's 95 % interval `ci` and their number `judged`. A text that differs from `own` only in white space is the
+    same. `right` and `ci` are None if none was judged.
     """
     written: dict[str, list[Rollout]] = {}
     for rollout in rollouts:
@@ -201,13 +209,14 @@ def _judged(rollouts: Sequence[Rollout]) -> dict[str, Any]:
 def null_values(
     rollouts: Mapping[int, Sequence[Rollout]], convention: Convention, *, n_permutations: int, seed: int
 ) -> Values:
-    """(draw, metric, sentence) with the rollouts of i and i + 1 mixed up: sentence i changes nothing."""
+    """(draw, metric, sentence) with the rollouts of i and i + 1 mixed, so that sentence i changes nothing."""
     rng = np.random.default_rng(seed)
     return np.stack([_mixed_table(rollouts, convention, rng) for _ in range(n_permutations)])
 
 
 def _mixed_table(rollouts: Mapping[int, Sequence[Rollout]], convention: Convention, rng: np.random.Generator) -> Values:
-    """Each sentence against its follower, the answers of both dealt out anew; similarities stay with the sentence's own places."""
+    """Each sentence against its successor, with the answers of both exchanged at random; similarities stay with the
+    sentence."""
     indices = sorted(rollouts)
     columns = []
     for i, following in zip(indices, [*indices[1:], None], strict=True):
@@ -241,12 +250,13 @@ def sentence_effects(
     *,
     without: Mapping[int, Sequence[Values]] | None = None,
 ) -> Values:
-    """How much keeping sentence j makes sentence i come up later: (target, source), NaN where source ≥ target.
+    """How much keeping sentence j makes sentence i appear later: (target, source), NaN if source ≥ target.
 
-    M = match(i | rollouts behind j) − match(i | rollouts that write j anew) (step_attribution of the published code). `sentences`
-    (sentence, feature) and each rollout's (its sentence, feature) are rows of unit length; one product a rollout replaces the published
-    loops over pairs. A column without rollouts on both sides stays NaN. `without`: rollouts that stand for sentence j written anew, such as
-    those behind a wrong sentence in its place; `rollouts` where not given.
+    M = match(i | rollouts after j) − match(i | rollouts that rewrite j) (step_attribution of the published code).
+    `sentences` (sentence, feature) and each rollout's (its sentence, feature) are rows of unit length; one product per
+    rollout replaces the published loops over pairs. A column without rollouts on both sides stays NaN. `without`:
+    rollouts that stand for sentence j rewritten, such as those after a wrong sentence in its place; by default
+    `rollouts`.
     """
     rates = {i: _match_rates(sentences, rows, threshold) for i, rows in rollouts.items() if len(rows)}
     other = (
@@ -261,7 +271,7 @@ def sentence_effects(
 
 
 def _match_rates(sentences: Values, rollouts: Sequence[Values], threshold: float) -> Values:
-    """Share of the rollouts in which each sentence comes up: (sentence,)."""
+    """Share of the rollouts in which each sentence appears: (sentence,)."""
     hits: NDArray[np.float64] = np.zeros(len(sentences))
     for rows in rollouts:
         if len(rows):

@@ -1,4 +1,4 @@
-"""Published importances: read as they are, recomputed where the files allow it, and written in the published layout."""
+"""Published importances: read unchanged, recomputed as far as the files allow, and written in the published layout."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from reasonscope.data.storage.untrusted import wrap_errors
 from reasonscope.data.trace import Sentence, Trace
 
 METHOD = "anchors"
-NEAR = 5  # sentences; the paper looks at these pairs apart
+NEAR = 5  # sentences; the paper reports these pairs separately
 PUBLISHED = (
     "accuracy",
     "resampling_importance_accuracy",
@@ -29,7 +29,7 @@ PUBLISHED = (
     "different_trajectories_fraction",
     "overdeterminedness",
 )
-# Our names of the same numbers.
+# Our names for the same numbers.
 _OURS = {
     "resampling_importance_accuracy": "resampling_accuracy",
     "resampling_importance_kl": "resampling_kl",
@@ -42,15 +42,15 @@ _OURS = {
 
 
 def published_importances(trace: Trace) -> Result:
-    """The importances that came with an imported trace: axes (metric, sentence), a sentence labelled by its published index.
+    """The importances published with an imported trace: axes (metric, sentence), a sentence labelled by its published
+    index.
 
-    `arrays`: `recomputed`, the resampling accuracy from the published accuracies of a sentence and the next (0 at the end, as published),
-    `effects` (target, source) by resampling and `suppression`, likewise, by attention, as far as they came along. `numbers`: the share of
-    sentences where both accuracies are equal to 1e-9, how well the effects find the published dependencies, and how they correlate
-    with suppression over all pairs and over those up to 5 sentences apart (Pearson; chance is 0). The published files
-    hold no rollouts, so that no null or interval can be drawn, and no KL be taken anew. If a chunk
-    is not in the text, the result has no `cut` in its provenance. Undefined for a trace without published chunks.
-    Raises InputError for what is not in the published layout.
+    `arrays`: `recomputed`, the resampling accuracy from the published accuracies of a sentence and the next (0 at the
+    end, as published); `effects` (target, source) by resampling and `suppression` by attention, if they were published.
+    `numbers`: the share of sentences whose two accuracies agree to 1e-9, how well the effects find the published
+    dependencies, and how they correlate with suppression over all pairs and over those up to 5 sentences apart
+    (Pearson; chance is 0). The published files have no rollouts, so nulls, intervals and KLs cannot be computed.
+    Undefined for a trace without published chunks. Raises InputError for anything outside the published layout.
     """
     chunks: Sequence[Mapping[str, Any]] = trace.meta.get("chunks", ())
     provenance: dict[str, Any] = {"trace": trace.id, "source": "published"}
@@ -84,7 +84,7 @@ def published_importances(trace: Trace) -> Result:
             Axis.of("sentence", [str(chunk.get("chunk_idx", i)) for i, chunk in enumerate(chunks)]),
         ),
         values=values,
-        null_missing="the published files hold no rollouts to draw a null from",
+        null_missing="the published files have no rollouts to draw a null from",
         reason="a number was not published" if np.isnan(values).any() else "",
         arrays=arrays,
         numbers={
@@ -101,20 +101,21 @@ def published_importances(trace: Trace) -> Result:
 
 
 def _resampled(trace: Trace, chunk: Mapping[str, Any], place: int) -> list[dict[str, Any]]:
-    """What the published rollouts wrote in place of a sentence, where that was published; their answers were not."""
+    """What the published rollouts wrote instead of a sentence, if that was published; their answers were not."""
     written = (trace.meta.get("chunks_resampled") or {}).get(str(chunk.get("chunk_idx", place)), ())
     return resampled_sentences(chunk["chunk"], [Rollout(answer=None, correct=None, resampled=text) for text in written])
 
 
 def recomputed_resampling_accuracy(chunks: Sequence[Mapping[str, Any]]) -> Values:
-    """accuracy(i + 1) − accuracy(i) from the published accuracies; 0 where there is no chunk i + 1, NaN where one was not published."""
+    """accuracy(i + 1) − accuracy(i) from the published accuracies; 0 for the last chunk, NaN if one was not
+    published."""
     told = [(int(chunk.get("chunk_idx", i)), _number(chunk.get("accuracy"))) for i, chunk in enumerate(chunks)]
     accuracies = dict(told)
     return np.array([accuracies[i + 1] - value if i + 1 in accuracies else 0.0 for i, value in told], dtype=np.float64)
 
 
 def effect_matrix(step_importance: Sequence[Mapping[str, Any]], n: int) -> Values | None:
-    """The published effects as (target, source), NaN where none was published; None without any. Raises InputError."""
+    """The published effects as (target, source), NaN if not published; None without any. Raises InputError."""
     if not step_importance:
         return None
     effects = np.full((n, n), np.nan)
@@ -130,9 +131,10 @@ def effect_matrix(step_importance: Sequence[Mapping[str, Any]], n: int) -> Value
 
 
 def with_importances(trace: Trace, sentences: Sequence[Sentence], result: Result) -> Trace:
-    """The trace with our importances as published `chunks` and `step_importance` in its meta, for `export_thought_anchors`.
+    """The trace with our importances as published `chunks` and `step_importance` in its meta, for
+    `export_thought_anchors`.
 
-    A number that we do not have is null, and depends_on is empty: nobody labelled dependencies.
+    A number that we do not have is null, and depends_on is empty, because nobody labelled dependencies.
     """
     ours = result.axis("metric").labels
     rows = {name: _OURS.get(name, name) for name in PUBLISHED if _OURS.get(name, name) in ours}
@@ -163,7 +165,7 @@ def with_importances(trace: Trace, sentences: Sequence[Sentence], result: Result
 
 
 def published_dependencies(chunks: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """The labelled sources of each sentence; what is no number of an earlier sentence is left out."""
+    """The labelled sources of each sentence; entries that are not the number of an earlier sentence are left out."""
     found = []
     for target, chunk in enumerate(chunks):
         named = [int(source) for source in chunk.get("depends_on") or [] if str(source).isdecimal()]
@@ -175,12 +177,13 @@ def _agreement(effects: Values, chunks: Sequence[Mapping[str, Any]]) -> Dependen
     dependencies = published_dependencies(chunks)
     try:
         return dependency_agreement(np.abs(effects), dependencies) if any(dependencies) else None
-    except InputError:  # too few effects were published to tell a true pair from another
+    except InputError:  # too few effects were published to separate true pairs from others
         return None
 
 
 def _correlations(effects: Values, suppressed: Values) -> dict[str, float | None]:
-    """Pearson of the two matrices (target, source), over all pairs that both have and over near ones; None where there are too few."""
+    """Pearson correlation of the two matrices (target, source), over all pairs that both have and over near ones;
+    None if too few."""
     near = np.subtract.outer(np.arange(len(effects)), np.arange(len(effects))) <= NEAR
     both = np.isfinite(effects) & np.isfinite(suppressed)
     found: dict[str, float | None] = {}

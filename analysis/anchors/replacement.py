@@ -1,4 +1,4 @@
-"""What a sentence passes on: another one in its place, every later sentence read again, and how far its words move."""
+"""What a sentence passes on: replace it, read every later sentence again, and see how far the predictions move."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,14 +21,15 @@ from reasonscope.probes.models.model import Model
 
 METHOD, QUANTITY = "replacement", "divergence of a sentence after another was replaced"
 
-# Other texts to stand where each sentence (by its index) stands.
+# Alternative texts for each sentence, by its index.
 ResampledAlternatives = Mapping[int, Sequence[str]]
 
 
 def resampled_alternatives(
     sentences: Sequence[Sentence], continuations: Mapping[int, Sequence[Continuation]], *, most: int = 4
 ) -> dict[int, tuple[str, ...]]:
-    """What the model itself wrote first in place of each sentence and is not that sentence, the most frequent first, `most` at most."""
+    """What the model itself wrote first instead of each sentence, other than that sentence: at most `most`, the most
+    frequent first."""
     found = {}
     for i, sentence in enumerate(sentences):
         first = [row.sentences[0].strip() for row in continuations.get(i, ()) if row.sentences]
@@ -49,10 +50,11 @@ def replaced_rollouts(
     samples: int = 20,
     tags: ThinkTags = THINK,
 ) -> dict[int, list[Continuation]]:
-    """Continuations of a trace behind an alternative in each sentence's place, `samples` each, dealt out over its alternatives.
+    """Continuations of a trace after an alternative in each sentence's place, `samples` each, distributed over its
+    alternatives.
 
-    With `sentence_effects(…, without=…)` the counterfactual importance of sentences for sentences where the model itself hardly ever
-    writes anything else. A sentence without an alternative has none.
+    With `sentence_effects(…, without=…)` they give the counterfactual importance of sentences for sentences if the
+    model itself hardly ever writes anything else. A sentence without an alternative has none.
     """
     ids = trace.token_ids.tolist()
     places, branches = [], []
@@ -70,7 +72,7 @@ def replaced_rollouts(
 
 
 def _in_place(written: str, text: str, encode: Encoder) -> list[int]:
-    """Tokens of `text` with the white space that stood around what was written there."""
+    """Tokens of `text` with the white space of the text that it replaces."""
     start, stop = len(written) - len(written.lstrip()), len(written.rstrip())
     return encode(written[:start] + text + written[stop:])
 
@@ -86,17 +88,39 @@ def replacement_effects(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> Result:
-    """How far each later sentence's next-token distributions move when a sentence says something else: axes (target, source), nats.
+    """How far each later sentence's next-token distributions move if a sentence says something else.
 
-    The mean over alternatives and over the target's tokens of KL(as it was ‖ with the alternative in the source's place), everything
-    between them as it was: what the source passes on directly, and not by way of what would then have been written. Null: the same
-    with another sentence of the thinking, drawn at random, in the source's place, 95 % of all pairs: an effect of any odd sentence.
-    `numbers`: `replaced`, how many alternatives each source had. NaN where target ≤ source and for a source without an alternative; a
-    state for fewer than two sentences or without any alternative. Raises InputError for a trace without tokens or of another vocabulary.
+    This is the counterfactual of Thought Anchors (arXiv 2506.19143, section 3) between sentences: the text between
+    source and target is unchanged, so an effect is what the source passes on directly, not by way of what would have
+    been written next.
 
-    The counterfactual of Thought Anchors (arXiv 2506.19143, section 3) between sentences, with two departures: the text behind the
-    source is read and not written anew, so that no rollout is needed and small effects are seen; and effects are of sentences on
-    sentences, where the paper's default is of sentences on the answer.
+    Args:
+        model: The model.
+        trace: The trace, with tokens.
+        sentences: Its sentences.
+        alternatives: Other texts for each sentence, by index (see `resampled_alternatives`).
+        encode: Text to token ids.
+        decode: Token ids to text.
+        temperature: Temperature of the distributions.
+        seed: Random seed.
+
+    Returns:
+        Axes (target, source), nats: the mean over alternatives and over the target's tokens of KL(original ‖ with the
+        alternative). The null puts another sentence of the thinking, drawn at random, in the source's place; the band
+        is 95 % of all pairs, the effect of any odd sentence. `numbers`: `replaced`, how many alternatives each source
+        had. NaN for target ≤ source and for a source without alternatives; undefined, with the reason, for fewer than
+        two sentences or without any alternative.
+
+    Raises:
+        InputError: For a trace without tokens or with another vocabulary.
+
+    Departures: the text after the source is read and not rewritten, so no rollouts are needed and small effects are
+    visible; effects are of sentences on sentences, where the paper's default is of sentences on the answer.
+
+    Example:
+        from reasonscope.analysis.tokens.forced_answers import decoder, encoder
+        encode, decode = encoder(model.tokenizer), decoder(model.tokenizer)
+        rs.analysis.replacement_effects(model, trace, rs.sentences(trace), {2: ("So x = 5.",)}, encode, decode)
     """
     common: dict[str, Any] = {"method": METHOD, "quantity": QUANTITY, "unit": "nats"}
     provenance = {"trace": trace.id, "temperature": temperature, "seed": seed, **cut_provenance(sentences)}
@@ -117,7 +141,7 @@ def replacement_effects(
         axes=(Axis.of("target", len(sentences)), Axis.of("source", len(sentences))),
         values=values,
         null=Band.of(low, high, values.shape, "any other sentence of the thinking in its place, 95 % of all pairs"),
-        reason="no effect on itself or on what stands before; a sentence without an alternative has none at all",
+        reason="a sentence has no effect on itself or on earlier ones; one without alternatives has no effects",
         numbers={"replaced": counts, "texts": texts, "tags": [sentence.tag for sentence in sentences]},
         provenance=provenance,
     )
@@ -132,7 +156,7 @@ def _effects(read: Callable[[int, str], Values], alternatives: ResampledAlternat
 
 
 class _Reader:
-    """The divergences of a trace's sentences with one text in place of one of them; the trace as it was is read once."""
+    """The divergences of a trace's sentences if one of them is replaced by a text; the original trace is read once."""
 
     def __init__(
         self,
@@ -154,7 +178,7 @@ class _Reader:
         span = self._spans[source]
         put = _in_place(self._decode(self._ids[span.slice]), text, self._encode)
         changed = self._states([*self._ids[: span.start], *put, *self._ids[span.stop :]])
-        # Predicting the token at t is the state at t − 1.
+        # The state at t − 1 predicts the token at t.
         behind = len(self._ids) - span.stop + 1
         with torch.no_grad():
             kl = kl_from_hidden(

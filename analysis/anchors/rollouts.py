@@ -1,4 +1,4 @@
-"""Counterfactual anchors of a trace: rewrite its thinking from before each sentence, and see what becomes of the answer."""
+"""Counterfactual anchors of a trace: rewrite its thinking from before each sentence, and see how the answer changes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ from reasonscope.probes.generation.branches import Branch, Writer
 from reasonscope.probes.generation.decoding import Completion
 from reasonscope.probes.generation.rollout import trace_seed
 
-_ROUNDING = 1e-6  # equal sentences have a cosine of 1 up to rounding, and the median of a sure model is 1
+_ROUNDING = 1e-6  # equal sentences have a cosine of 1 up to rounding, and for a confident model the median is 1
 METHOD, UNIT = "anchors", "1 (accuracy), nats (kl)"
 _QUANTITY = "importance of a sentence for the answer"
 _INTERVAL = (
@@ -40,7 +40,8 @@ _INTERVAL = (
 
 @dataclass(frozen=True, kw_only=True)
 class Continuation:
-    """What was written from one cut: the sentences of the rest of its thinking, and the answer (None: none)."""
+    """What was written from one cut: the sentences of the rest of its thinking, its answer (None: none), and its
+    number of tokens."""
 
     sentences: tuple[str, ...]
     answer: str | None
@@ -57,11 +58,31 @@ def resample(
     allotment: Allotment | None = None,
     tags: ThinkTags = THINK,
 ) -> dict[int, list[Continuation]]:
-    """Continuations of a trace from before each sentence, and (last) from behind the last one.
+    """Continue a trace from before each sentence, and last from after the last one (Thought Anchors, arXiv 2506.19143,
+    section 3).
 
-    Index i keeps sentences 0 … i − 1. The cut is one of tokens, at the very ids of the trace: line breaks stay, and a sentence that comes
-    twice is not removed twice, as in the published code. All cuts share the trace's keys and values; each round of the allotment is
-    one call of the writer.
+    Args:
+        writer: Writes the continuations: a `PrefixWriter` of the model, or a server of it.
+        trace: The trace, with tokens.
+        sentences: Its sentences.
+        decode: Token ids to text.
+        sampling: How to sample.
+        allotment: How many rollouts each sentence gets; each of its rounds is one call of the writer.
+        tags: What opens and closes thinking.
+
+    Returns:
+        Continuations by cut: cut i keeps sentences 0 … i − 1. All cuts share the trace's keys and values.
+
+    Raises:
+        InputError: For a trace without tokens.
+
+    Departures: cuts are made in the token ids of the trace, so that line breaks stay and a sentence that occurs twice
+    is not removed twice, as in the published code.
+
+    Example:
+        results = rs.analyse("anchors", "runs/mine", rollouts=20)  # resamples, embeds and judges
+        results[0].at(metric="resampling_kl")  # (sentence,)
+        results[0].arrays["n"]
     """
     plan = allotment or Allotment()
     cuts = [sentence.tokens.start for sentence in sentences] + [sentences[-1].tokens.stop]
@@ -106,14 +127,33 @@ def anchors_of_trace(
     n_permutations: int = 200,
     seed: int = 0,
 ) -> Result:
-    """Every importance of every sentence: axes (metric, sentence). See `importances`; `forced_…` are the same on forced answers.
+    """How much the answer depends on each sentence, by every importance of Thought Anchors (arXiv 2506.19143, section
+    3).
 
-    `embed` turns sentences into unit vectors (TF-IDF on these very sentences where not given). `threshold` of the cosine below
-    which a resampled sentence counts as another one: where not given the median over all pairs, which is how the paper came to .8 for
-    its sentence model. The null deals the answers of neighbouring cuts out anew, the intervals are `importance_ends`.
-    `arrays`: `effects` (target, source), how much keeping one sentence brings another; `n` (cut,) rollouts. `numbers`: `resampled`, what
-    was written in place of each sentence (see `resampled_sentences`). A trace whose rollouts all
-    fail to answer is undefined.
+    Args:
+        trace: The trace.
+        sentences: Its sentences.
+        continuations: By cut, from `resample`.
+        forced: Forced answers at the cuts, for the `forced_…` metrics.
+        embed: Turns texts into unit vectors; by default TF-IDF on these sentences.
+        convention: How numbers are counted.
+        threshold: A resampled sentence below this cosine counts as different; by default the median over all pairs,
+            which is how the paper came to .8 for its sentence model.
+        n_permutations: Draws for the null.
+        seed: Random seed.
+
+    Returns:
+        Axes (metric, sentence); see `importances`. The null mixes the answers of neighbouring cuts; the intervals are
+        those of `importance_ends`. `arrays`: `effects` (target, source), how much keeping one sentence makes another
+        appear; `n` (cut,) rollouts. `numbers`: `resampled`, what was written instead of each sentence. Undefined, with
+        the reason, if no rollout gives an answer.
+
+    Departures: Laplace smoothing and one sign for all differences (`Convention`), and the threshold.
+
+    Example:
+        results = rs.analyse("anchors", "runs/mine")
+        results[0].at(metric="counterfactual_kl")  # (sentence,)
+        results[0].numbers["resampled"]
     """
     n = len(sentences)
     provenance = {"trace": trace.id, "seed": seed, "rollouts": sum(map(len, continuations.values()))}
@@ -194,7 +234,8 @@ def _numbers(
     n_permutations: int,
     seed: int,
 ) -> tuple[Values, tuple[Values, Values], tuple[Values, Values], tuple[str, ...]]:
-    """Values, null ends and interval ends (metric, sentence), resampled ones first, then forced ones, and the metrics' names."""
+    """Values, null ends and interval ends (metric, sentence), resampled ones first, then forced ones, and the
+    metrics' names."""
     sources = [("", rollouts)] + ([("forced", _forced_rollouts(forced, trace))] if forced is not None else [])
     tables, lows, highs, names = [], [], [], []
     for prefix, rows in sources:
@@ -211,7 +252,7 @@ def _numbers(
 
 
 def _ends(drawn: Values) -> tuple[Values, Values]:
-    """The ends of `null_band` of the draws (draw, metric, sentence); NaN where most draws have no number."""
+    """The ends of `null_band` of the draws (draw, metric, sentence); NaN if most draws have no number."""
     known = np.isfinite(drawn).mean(axis=0) >= 0.5
     band = null_band(np.where(known, drawn, np.nan), "")
     return band.low, band.high

@@ -1,4 +1,4 @@
-"""How alike two sentences are: by TF-IDF, or by any model of sentences."""
+"""How similar two sentences are: by TF-IDF, which needs no model, or by a sentence-transformers model."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -11,21 +11,19 @@ from reasonscope.data.errors import InputError
 
 
 class Embedder(Protocol):
-    """Turns texts into rows of unit length (text, feature), so that a product of rows is their cosine.
-
-    The paper's own, with sentence-transformers: `partial(SentenceTransformer("all-MiniLM-L6-v2").encode, normalize_embeddings=True)`.
-    """
+    """Turns texts into rows of unit length (text, feature), so that a product of rows is their cosine."""
 
     def __call__(self, texts: Sequence[str], /) -> Values: ...
 
 
 def tfidf(corpus: Sequence[str]) -> Embedder:
-    """Words, signs and their pairs, weighted by how rare they are in `corpus`; a text of unseen words alone is like nothing.
+    """Words, signs and their pairs, weighted by how rare they are in `corpus`; a text of unseen words only is similar
+    to nothing.
 
-    Numbers are words: "= 12" and "= 13" differ in what matters, which averaged word vectors hardly see.
+    Numbers are words: "= 12" and "= 13" differ in what matters, which averaged word vectors hardly capture.
     """
     vectorizer = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]", ngram_range=(1, 2), sublinear_tf=True)
     if not any(text.strip() for text in corpus):
-        raise InputError("no sentence with a word in it to compare")
+        raise InputError("no sentence has a word to compare")
     vectorizer.fit(corpus)
     return lambda texts: np.asarray(vectorizer.transform(texts).toarray(), dtype=np.float64)

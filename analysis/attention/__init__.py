@@ -1,1 +1,1 @@
-"""Where attention goes: sentence attention, receiver heads, head profiles and attention maps."""
+"""Attention: sentence attention, receiver heads, head profiles and attention maps."""

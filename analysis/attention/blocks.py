@@ -1,8 +1,10 @@
-"""Attention in blocks of queries: whatever is linear in its rows, of every layer and head, and never a token × token matrix.
+"""Attention in blocks of queries: anything linear in its rows, for every layer and head, without a token × token
+matrix.
 
-Attention at 4,096 tokens is a gigabyte a layer, but nobody reads it as such: a sentence's mean, a head's span, a future influence are
-all sums over it. The model runs as it always does, through its own projections, norms and rotary positions, with one difference: its
-attention is computed here, a block of queries at a time, and each block is shown to a reader before it is dropped.
+Attention over 4,096 tokens is a gigabyte per layer, but every analysis reduces it: a sentence's mean, a head's span and
+a future influence are all sums over it. The model runs as usual, through its own projections, norms and rotary
+positions, with one difference: its attention is computed here, a block of queries at a time, and each block is passed
+to a reader before it is dropped.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,15 +22,15 @@ from reasonscope.probes.generation.padding import check_sequence
 from reasonscope.probes.models.determinism import at_least_float32
 from reasonscope.probes.models.model import Model
 
-BLOCK = 128  # queries at a time
+BLOCK = 128  # queries
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRule:
     """How a layer turns products of queries and keys into attention.
 
-    `scaling` of the products, `softcap` · tanh(x / `softcap`) where there is one, `window` of keys that a query sees (itself the last;
-    None: all before it), `sink` (head,) the logit that takes attention away from every key (gpt-oss).
+    `scaling` of the products; `softcap` · tanh(x / `softcap`) unless None; `window` of keys that a query sees (itself
+    the last; None: all before it); `sink` (head,) the logit that takes attention away from every key (gpt-oss).
     """
 
     scaling: float
@@ -39,7 +41,8 @@ class ScoreRule:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionBlock:
-    """Attention of the queries `rows` on the keys `keys`, `probabilities` (head, row, key); on any other key it is 0."""
+    """Attention of the queries `rows` on the keys `keys`, `probabilities` (head, row, key); on any other key it is
+    0."""
 
     layer: int
     rows: Span
@@ -52,8 +55,8 @@ AttentionVisitor = Callable[[AttentionBlock], None]
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCall:
-    """What the model hands to the attention of `layer`: `query` (batch, head, query, d_head), `key` and `value` (batch, kv_head, key, …),
-    behind norms and rotary positions. The queries are the last of the keys' tokens."""
+    """The model's input to the attention of `layer`: `query` (batch, head, query, d_head), `key` and `value` (batch,
+    kv_head, key, …), after norms and rotary positions. The queries are the last of the keys' tokens."""
 
     layer: int
     query: Tensor
@@ -67,7 +70,7 @@ def attention_blocks(
 ) -> Iterator[AttentionBlock]:
     """Causal attention of `query` (head, query, d_head) on `key` (kv_head, key, d_head), `block` queries at a time.
 
-    Heads share keys in groups, as grouped-query attention has them; the queries are the last of the keys' tokens.
+    Heads share keys in groups, as in grouped-query attention; the queries are the last of the keys' tokens.
     """
     kv_heads, n_keys, _ = key.shape
     n_queries, offset = query.shape[1], n_keys - query.shape[1]
@@ -81,9 +84,10 @@ def attention_blocks(
 
 
 def read_attention(model: Model, ids: Sequence[int], read: AttentionVisitor, *, block: int = BLOCK) -> None:
-    """Run `model` over `ids` once and show `read` the attention of every layer, block by block, in the order of the layers.
+    """Run `model` over `ids` once and pass the attention of every layer to `read`, block by block, in the order of the
+    layers.
 
-    Softmax in float32. Raises InputError for no token or a foreign one, ContextError where the context is too short.
+    Softmax in float32. Raises InputError for no tokens or a foreign one, ContextError if the context is too short.
     """
     check_sequence(model, ids)
 
@@ -102,9 +106,10 @@ def read_attention(model: Model, ids: Sequence[int], read: AttentionVisitor, *, 
 
 @contextmanager
 def attending(hf: PreTrainedModel, attend: Callable[[AttentionCall], Tensor]) -> Iterator[None]:
-    """Inside, the attention of every layer of `hf` is `attend`: from the heads' queries, keys and values to (batch, head, query, d_head).
+    """Inside, the attention of every layer of `hf` is `attend`: from the heads' queries, keys and values to (batch,
+    head, query, d_head).
 
-    No mask is made: `attend` knows what a query may see. Restores what was set.
+    No mask is made: `attend` knows what a query may see. Restores the previous attention.
     """
     before = hf.config.get_text_config()._attn_implementation
     name = f"reasonscope_{id(attend)}"
@@ -128,7 +133,7 @@ def attending(hf: PreTrainedModel, attend: Callable[[AttentionCall], Tensor]) ->
         yield
     finally:
         hf.set_attn_implementation(before)
-        AttentionInterface._global_mapping.pop(name, None)  # register has no counterpart
+        AttentionInterface._global_mapping.pop(name, None)  # register has no inverse
 
 
 def _softmax(scores: Tensor, rows: Span, keys: Span, rule: ScoreRule) -> Tensor:
@@ -143,7 +148,7 @@ def _softmax(scores: Tensor, rows: Span, keys: Span, rule: ScoreRule) -> Tensor:
 
 
 def _hide(scores: Tensor, rows: Span, keys: Span, window: int | None) -> None:
-    """Set to −∞ what a query may not see; without a window only the last keys hold any such."""
+    """Set to −∞ what a query may not see; without a window only the last keys have such entries."""
     seen = keys if window is not None else Span(rows.start, keys.stop)
     query = torch.arange(rows.start, rows.stop, device=scores.device)[:, None]
     key = torch.arange(seen.start, seen.stop, device=scores.device)

@@ -1,4 +1,5 @@
-"""What the closing tag looks at: the attention that the end of a thinking pays to each of its sentences (TRAAC, arXiv 2510.01581)."""
+"""What the closing tag attends to: the attention from the end of the thinking to each of its sentences (TRAAC, arXiv
+2510.01581)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +18,12 @@ from reasonscope.probes.models.model import Model
 
 
 class RowMeans:
-    """A reader of `read_attention` that keeps the mean attention of a few queries, `rows`, on every key up to the last of them."""
+    """A reader for `read_attention` that keeps the mean attention of a few queries, `rows`, on every key up to the
+    last of them."""
 
     def __init__(self, rows: Span, n_layers: int, n_heads: int) -> None:
         if not len(rows):
-            raise InputError("no row of attention to read; name the tokens that look")
+            raise InputError("no row of attention to read; name the tokens that attend")
         self._rows = rows
         self._sums = torch.zeros(n_layers, n_heads, rows.stop, dtype=torch.float64)
 
@@ -39,14 +41,16 @@ class RowMeans:
 
 
 def close_attention(model: Model, trace: Trace, sentences: Sequence[Sentence] | None = None) -> Result:
-    """Mean attention of the close window's tokens on the tokens of each sentence of the thinking: axis (sentence,), shares of attention.
+    """Mean attention of the close window's tokens on the tokens of each sentence of the thinking: axis (sentence,),
+    shares of attention.
 
-    Mean over layers, heads, the window's tokens and the sentence's tokens (arXiv 2510.01581, section 3: how much a step matters is how
-    much the closing tag looks at it). Null: a head that looks at all tokens up to its own alike. `arrays`: `heads` (layer, head,
-    sentence); `tokens` (token,) of the thinking, from `numbers["thinking"]` on. A state, with its reason, for thinking that is
-    not closed or has no sentence. Raises InputError, ContextError.
+    Mean over layers, heads, the window's tokens and the sentence's tokens (arXiv 2510.01581, section 3: a step matters
+    as much as the closing tag attends to it). Null: a head that attends equally to all tokens up to its own. `arrays`:
+    `heads` (layer, head, sentence); `tokens` (token,) of the thinking, from `numbers["thinking"]` on. Undefined, with
+    the reason, for thinking that is not closed or has no sentences. Raises InputError, ContextError.
 
-    Departures: the whole close window looks, not its tag alone, for the tag is often the end of a token that began before it.
+    Departures: the whole close window attends, not its tag alone, because the tag is often the end of a token that
+    began before it.
     """
     common: dict[str, Any] = {"method": "close_attention", "quantity": "attention of the close window", "unit": "1"}
     provenance = {"trace": trace.id}
@@ -68,7 +72,7 @@ def close_attention(model: Model, trace: Trace, sentences: Sequence[Sentence] | 
         **common,
         axes=(Axis.of("sentence", len(values)),),
         values=values,
-        null=Band.of(alike, alike, values.shape, "a head that looks at all tokens up to its own alike"),
+        null=Band.of(alike, alike, values.shape, "a head that attends equally to all tokens up to its own"),
         reason="a sentence without tokens of its own has no attention" if np.isnan(values).any() else "",
         arrays={"heads": heads, "tokens": looked[..., trace.tokens.thinking.slice].mean(axis=(0, 1))},
         numbers={

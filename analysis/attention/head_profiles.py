@@ -1,4 +1,5 @@
-"""What each head looks at: how far, on what that stays, on the token before, on what followed last time (arXiv 2510.13554 and others)."""
+"""What each head attends to: how far back, sinks, the previous token, what followed last time (arXiv 2510.13554 and
+others)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,22 +21,28 @@ from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.models.model import Model
 
-WINDOW = 10  # tokens, of WAAD
+WINDOW = 10  # tokens, for WAAD
 HORIZON: tuple[int, int | None] = (
     10,
     50,
-)  # tokens behind a key, of FAI; (0, None) is the paper's other setting: to the end
-SHARE = 0.3  # of all heads, the most local and the most global
+)  # tokens after a key, for FAI; (0, None) is the paper's other setting: to the end
+SHARE = 0.3  # of all heads count as the most local, and as many as the most global
 METRICS = ("span", "sink", "previous", "induction", "waad", "fai")
 UNITS = ("tokens", "share of attention", "share of attention", "share of attention", "tokens", "share of attention")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeadRhythm:
-    """What the heads of a model do over one sequence, from the rows of `rows` on.
+    """The behaviour of every head over one sequence, for the tokens of `rows`; all arrays are (layer, head, token).
 
-    All (layer, head, token) of the tokens of `rows`. `span`: distance looked back, in tokens. `sink` and `previous`: attention on token 0
-    and on the token before. `waad` and `fai` are linear in the attention, so that of a set of heads is the mean of theirs.
+    Attributes:
+        rows: The tokens.
+        span: Mean distance attended to, in tokens.
+        sink: Attention on token 0.
+        previous: Attention on the token before.
+        waad: Windowed average attention distance. Like `fai` it is linear in the attention, so that of a set of heads
+            is their mean.
+        fai: Future attention influence.
     """
 
     rows: Span
@@ -47,7 +54,7 @@ class HeadRhythm:
 
 
 class Rhythm:
-    """A reader of `read_attention` that keeps, of every head, what `HeadRhythm` holds."""
+    """A reader for `read_attention` that collects, for every head, the fields of `HeadRhythm`."""
 
     def __init__(
         self,
@@ -59,9 +66,11 @@ class Rhythm:
         horizon: tuple[int, int | None] = HORIZON,
     ) -> None:
         if not len(rows):
-            raise InputError("no row of attention to read; a trace needs tokens behind its prompt")
+            raise InputError("no row of attention to read; a trace needs tokens after its prompt")
         if window < 1 or horizon[0] < 0 or (horizon[1] is not None and horizon[1] < horizon[0]):
-            raise InputError(f"window {window}, horizon {horizon}: at least 1, and 0 <= nearest <= furthest")
+            raise InputError(
+                f"window {window}, horizon {horizon}: the window must be at least 1, and 0 <= nearest <= furthest"
+            )
         self._rows, self._window, self._horizon = rows, window, horizon
         shape = n_layers, n_heads
         kept = ("span", "sink", "previous", "waad")
@@ -83,7 +92,7 @@ class Rhythm:
         found = {"span": mass * query - place, "previous": near[..., 1] if self._window > 1 else mass * 0}
         if block.keys.start == 0:
             found["sink"] = attention[..., 0].double()
-        # Rows sum to their mass: Σ A·min(t − s, W) = W·mass − Σ over δ < W of (W − δ)·A[t, t − δ].
+        # A row sums to its mass, so Σ A·min(t − s, W) = W·mass − Σ over δ < W of (W − δ)·A[t, t − δ].
         found["waad"] = self._window * mass - (near * weights).sum(-1)
         at = slice(rows.start - self._rows.start, rows.stop - self._rows.start)
         for name, values in found.items():
@@ -114,10 +123,11 @@ def head_rhythm(
     window: int = WINDOW,
     horizon: tuple[int, int | None] = HORIZON,
 ) -> HeadRhythm:
-    """The rhythm of every head of `model` reading `ids`, in the rows of the response: Attention Illuminates LLM Reasoning, section 3.
+    """The rhythm of every head of `model` reading `ids`, in the rows of the response: Attention Illuminates LLM
+    Reasoning, section 3.
 
-    WAAD_t = Σ_s A[t, s]·min(t − s, `window`); FAI_s = mean of A[t, s] over t from s + nearest to s + furthest of `horizon`, within the
-    response (0 where there is none). Raises InputError, ContextError.
+    WAAD_t = Σ_s A[t, s]·min(t − s, `window`); FAI_s = mean of A[t, s] over t from s + nearest to s + furthest of
+    `horizon`, within the response (0 if the response ends before). Raises InputError, ContextError.
     """
     reader = Rhythm(rows, model.n_layers, model.n_heads, window=window, horizon=horizon)
     read_attention(model, ids, reader)
@@ -125,10 +135,10 @@ def head_rhythm(
 
 
 def local_and_global(span: Values, share: float = SHARE) -> tuple[list[Head], list[Head]]:
-    """The `share` of all heads that look back least, and that look back furthest: `span` (layer, head)."""
+    """The `share` of all heads with the shortest distance, and the share with the longest: `span` (layer, head)."""
     n = int(share * span.size)
     if n < 1:
-        raise InputError(f"a share of {share} of {span.size} heads is none; ask for more")
+        raise InputError(f"a share of {share} of {span.size} heads rounds to 0; ask for more")
     order = np.argsort(span, axis=None, kind="stable")
     heads = [Head(layer=int(i) // span.shape[1], index=int(i) % span.shape[1]) for i in order]
     return heads[:n], heads[::-1][:n]
@@ -140,9 +150,11 @@ def over(values: Values, heads: Sequence[Head]) -> Values:
 
 
 def induction_scores(model: Model, *, length: int = 50, repeats: int = 4, seed: int = 0) -> Values:
-    """Attention (layer, head, place) on the token that followed this one's last occurrence, in random tokens written twice.
+    """Attention (layer, head, position) on the token that followed this one's last occurrence, in random tokens written
+    twice.
 
-    The places are those of the second half of `repeats` sequences of 2 · `length` tokens; chance is about 1 / (1.5 · `length`).
+    The positions are those of the second half of `repeats` sequences of 2 · `length` tokens; chance is about 1 / (1.5 ·
+    `length`).
     """
     rng = np.random.default_rng(seed)
     length = min(length, model.context_length // 2)
@@ -154,24 +166,40 @@ def induction_scores(model: Model, *, length: int = 50, repeats: int = 4, seed: 
                 seen = block.probabilities[:, row - block.rows.start, key - block.keys.start]
                 found[block.layer, :, repeat, row - length] = seen.double().cpu()
 
-    for repeat in range(repeats):  # noqa: B007 - read writes there
+    for repeat in range(repeats):  # noqa: B007 - `read` writes there
         half = rng.integers(model.vocabulary, size=length).tolist()
         read_attention(model, half * 2, read)
     return found.flatten(2).numpy()
 
 
 def head_table(model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *, seed: int = 0) -> Result:
-    """What every head looks at: axes (metric, layer, head). Means over the thinking of span (tokens), attention on token 0 and on the token
-    before, WAAD (tokens) and FAI; induction over random tokens. The intervals are over the trace's `sentences` (without two of them,
-    none), of induction over its places.
+    """What every head attends to (Attention Illuminates LLM Reasoning, arXiv 2510.13554, section 3, and induction).
 
-    Null: the same of a head that looks at all tokens up to its own alike. `numbers` names the most local and the most global heads;
-    `arrays` hold `waad` and `fai` (token,) over these sets, and `thinking` the first and last token they belong to. A state, with its
-    reason, for a trace without thinking. Raises InputError, ContextError.
+    Args:
+        model: A native model.
+        trace: The trace, with tokens.
+        sentences: Its sentences, over which intervals are resampled (at least two).
+        seed: Random seed.
+
+    Returns:
+        Axes (metric, layer, head): means over the thinking of the span (tokens), attention on token 0 and on the
+        previous token, WAAD (tokens) and FAI, and induction over random tokens. The null is a head that attends equally
+        to all tokens up to its own. `numbers` names the most local and the most global heads; `arrays` hold `waad` and
+        `fai` (token,) over these sets, and `thinking`, their first and last token. Undefined, with the reason, for a
+        trace without thinking.
+
+    Raises:
+        InputError: If the trace cannot be fed.
+        ContextError: If it exceeds the model's context.
+
+    Example:
+        trace = rs.open_run("runs/mine").store.trace("p1/0")
+        result = rs.analysis.head_table(model, trace, rs.sentences(trace))
+        result.at(metric="induction")  # (layer, head)
     """
     common: dict[str, Any] = {
         "method": "heads",
-        "quantity": "what each head looks at",
+        "quantity": "what each head attends to",
         "unit": "tokens, or shares of attention",
     }
     provenance: dict[str, Any] = {"trace": trace.id, "seed": seed, "window": WINDOW, "horizon": HORIZON, "share": SHARE}
@@ -195,7 +223,7 @@ def head_table(model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *
         **common,
         axes=(Axis.of("metric", METRICS), Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),
         values=values,
-        null=Band.of(band, band, values.shape, "a head that looks at all tokens up to its own alike"),
+        null=Band.of(band, band, values.shape, "a head that attends equally to all tokens up to its own"),
         interval=Band(
             low=_beside(sure.low, places.low),
             high=_beside(sure.high, places.high),
@@ -216,7 +244,7 @@ def head_table(model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *
 
 
 def _beside(of_trace: Values, induction: Values) -> Values:
-    """The metrics of a trace (metric, layer, head), and induction (layer, head) at its place among METRICS."""
+    """The metrics of a trace (metric, layer, head), with induction (layer, head) at its place among METRICS."""
     return np.insert(of_trace, METRICS.index("induction"), induction, axis=0)
 
 
@@ -226,7 +254,7 @@ def _uniform_induction(model: Model, length: int = 50) -> float:
 
 
 def _uniform_rhythm(query: NDArray[np.int64]) -> tuple[float, float]:
-    """Mean WAAD and FAI of a head that looks at all tokens up to its own alike."""
+    """Mean WAAD and FAI of a head that attends equally to all tokens up to its own."""
     near = np.minimum(query, WINDOW)
     waad = (near * (near + 1) / 2 + WINDOW * (query - near)) / (query + 1)
     nearest, furthest = HORIZON
@@ -235,7 +263,7 @@ def _uniform_rhythm(query: NDArray[np.int64]) -> tuple[float, float]:
 
 
 def _diagonals(attention: Tensor, rows: Span, keys: Span, width: int) -> Tensor:
-    """Attention on the token itself and the `width` − 1 before it (head, row, distance), 0 where there is none."""
+    """Attention on the token itself and the `width` − 1 before it (head, row, distance), 0 before the first token."""
     query = torch.arange(rows.start, rows.stop, device=attention.device)[:, None]
     place = query - torch.arange(width, device=attention.device) - keys.start
     gathered = attention.gather(2, place.clamp(min=0).expand(len(attention), -1, -1))

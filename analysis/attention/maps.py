@@ -1,4 +1,5 @@
-"""Attention kept to be looked at: sentence by sentence for every head, and for every token the few tokens that it looks at most."""
+"""Attention stored for display: sentence by sentence for every head, and for every token the few tokens that it
+attends to most."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,9 +21,10 @@ REGIONS = ("prompt", "earlier sentences", "own sentence")
 
 
 class Strongest:
-    """A reader of `read_attention` that keeps, of the rows `rows`, the `keys` tokens that each looks at most, and its shares by region.
+    """A reader for `read_attention` that keeps, for the rows `rows`, the `keys` tokens that each attends to most, and
+    its shares by region.
 
-    `shares` (region, layer, head, row): of attention on the prompt, earlier sentences and the row's own.
+    `shares` (region, layer, head, row): attention on the prompt, on earlier sentences and on the row's own.
     """
 
     def __init__(self, rows: Span, owner: NDArray[np.int64], n_layers: int, n_heads: int, keys: int) -> None:
@@ -49,23 +51,40 @@ class Strongest:
 
 
 def attention_map(model: Model, trace: Trace, sentences: Sequence[Sentence], *, keys: int = 8, seed: int = 0) -> Result:
-    """Where the tokens of a trace's sentences look: mean shares by region, axes (region, layer, head), with intervals over sentences.
+    """Which tokens and regions the tokens of a trace's sentences attend to.
 
-    Null: a head that looks at all tokens up to its own alike. `arrays`: `matrix` (layer, head, target, source), mean attention between
-    sentences; `key` and `weight` (layer, head, token, rank), of each token from `first` on the `keys` tokens that it looks at most, and
-    how much. What is not among them is less than the last of them. `numbers`: `first`.
+    Args:
+        model: A native model.
+        trace: The trace, with tokens.
+        sentences: Its sentences.
+        keys: How many tokens to keep for each token.
+        seed: Random seed.
 
-    A state for a trace of fewer than two sentences with tokens. Raises InputError, ContextError.
+    Returns:
+        Axes (region, layer, head): mean shares of attention, with intervals over sentences. The null is a head that
+        attends equally to all tokens up to its own. `arrays`: `matrix` (layer, head, target, source), mean attention
+        between sentences; `key` and `weight` (layer, head, token, rank), for each token from `first` on, the `keys`
+        tokens that it attends to most and how much (every other token gets less than the last of them). `numbers`:
+        `first`. Undefined, with the reason, for fewer than two sentences with tokens.
+
+    Raises:
+        InputError: If the trace cannot be fed.
+        ContextError: If it exceeds the model's context.
+
+    Example:
+        trace = rs.open_run("runs/mine").store.trace("p1/0")
+        result = rs.analysis.attention_map(model, trace, rs.sentences(trace))
+        result.arrays["matrix"].mean(axis=(0, 1))  # (target, source)
     """
     common: dict[str, Any] = {"method": "attention_map", "quantity": "share of attention", "unit": "1"}
     provenance = {"trace": trace.id, "keys": keys, **cut_provenance(sentences)}
     spans = [sentence.tokens for sentence in sentences]
     if len(spans) < 2 or not all(map(len, spans)):
-        reason = f"{len(spans)} sentences ({trace.state} thinking), or one without tokens: nothing to look back at"
+        reason = f"{len(spans)} sentences ({trace.state} thinking), or one without tokens: nothing to attend to"
         return undefined(**common, reason=reason, provenance=provenance)
     rows = Span(spans[0].start, spans[-1].stop)
     begins = np.array([span.start for span in spans])
-    owner = sentence_of_each(sentences, rows.stop)  # white space behind a sentence goes with it
+    owner = sentence_of_each(sentences, rows.stop)  # white space after a sentence belongs to it
     strongest = Strongest(rows, owner, model.n_layers, model.n_heads, min(keys, rows.stop))
     means = SentenceMeans(spans, rows.stop, model.n_layers, model.n_heads)
 
@@ -82,7 +101,7 @@ def attention_map(model: Model, trace: Trace, sentences: Sequence[Sentence], *, 
         **common,
         axes=(Axis.of("region", REGIONS), Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),
         values=values,
-        null=Band.of(chance, chance, values.shape, "a head that looks at all tokens up to its own alike"),
+        null=Band.of(chance, chance, values.shape, "a head that attends equally to all tokens up to its own"),
         interval=mean_band(strongest.shares, owner[rows.slice], seed=seed),
         arrays={
             "matrix": means.result().matrix.astype(np.float16),

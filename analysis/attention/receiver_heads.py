@@ -1,4 +1,4 @@
-"""Receiver heads of a model over traces, and the sentences of a trace that they look at, each beside what chance gives."""
+"""Receiver heads of a model over traces, and the sentences of a trace that they attend to, each with its null."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +28,7 @@ from reasonscope.probes.architecture.heads import Head, random_heads
 from reasonscope.probes.models.model import Model
 
 _UNIFORM = "uniform attention over all earlier tokens, in closed form"
-_ALIKE = "a head whose vertical scores are all alike has no kurtosis"
+_ALIKE = "a head whose vertical scores are all equal has no kurtosis"
 
 
 def receiver_heads(
@@ -40,14 +40,17 @@ def receiver_heads(
     depth_control: bool = True,
     seed: int = 0,
 ) -> Result:
-    """How unevenly each head's attention falls on sentences: kurtosis of its vertical scores, the mean over traces; axes (layer, head).
+    """How unevenly each head's attention falls on sentences: kurtosis of its vertical scores, the mean over traces;
+    axes (layer, head).
 
-    Null: a head that looks at all before it alike, on the same sentences; such a head is peaked too where depth is not controlled.
-    Interval: bootstrap over traces. `numbers`: the `top` heads (layer 0 left out: before any reasoning), and the split-half reliability
-    of the heads' kurtosis over traces. `arrays`: `sink` (layer, head), mean attention on token 0, and `per_trace` (trace, layer, head).
+    Null: a head that attends equally to everything before it, on the same sentences; without depth control such a head
+    is peaked too. Interval: bootstrap over traces. `numbers`: the `top` heads (without layer 0, which comes before any
+    reasoning), and the split-half reliability of the heads' kurtosis over traces. `arrays`: `sink` (layer, head), mean
+    attention on token 0, and `per_trace` (trace, layer, head).
 
-    Departures from arXiv 2506.19143's code: depth control on, layer 0 out of the choice, a sentence that holds token 0 left out.
-    Traces of too few sentences for a kurtosis are left out and counted; a state where none is left. Raises InputError, ContextError.
+    Departures from arXiv 2506.19143's code: depth control on, layer 0 excluded, a sentence that holds token 0 left out.
+    Traces with too few sentences for a kurtosis are left out and counted; undefined if none is left. Raises InputError,
+    ContextError.
     """
     options: dict[str, Any] = {"proximity": proximity, "depth_control": depth_control}
     return receivers_of([head_kurtosis(model, trace, **options) for trace in traces], top=top, seed=seed)
@@ -63,8 +66,8 @@ def head_kurtosis(
 ) -> Result:
     """Kurtosis of each head's vertical scores over the sentences of one trace, axes (layer, head).
 
-    Null: a head that looks at all before it alike, on the same sentences. `arrays`: `sink` (layer, head), mean attention on token 0. A
-    state for a trace of too few sentences. Raises InputError, ContextError.
+    Null: a head that attends equally to everything before it, on the same sentences. `arrays`: `sink` (layer, head),
+    mean attention on token 0. Undefined for a trace with too few sentences. Raises InputError, ContextError.
     """
     common: dict[str, Any] = {"method": "head_kurtosis", "quantity": "kurtosis of vertical scores", "unit": "1"}
     provenance: dict[str, Any] = {"trace": trace.id, "proximity": proximity, "depth_control": depth_control}
@@ -94,7 +97,26 @@ def head_kurtosis(
 
 
 def receivers_of(found: Sequence[Result], *, top: int | None = None, seed: int = 0) -> Result:
-    """`receiver_heads` from the `head_kurtosis` of each trace, all taken with the same options."""
+    """Combine the head kurtosis of several traces into the receiver heads of the model (Thought Anchors, arXiv
+    2506.19143, section 4).
+
+    Args:
+        found: The `head_kurtosis` of each trace, all with the same options.
+        top: How many receiver heads to name; by default 20, but at most a sixth of all heads.
+        seed: Random seed.
+
+    Returns:
+        Axes (layer, head): mean kurtosis over traces, with a bootstrap interval over traces. `numbers`: the `top` heads
+        and the split-half reliability. `arrays`: `sink` (layer, head) and `per_trace` (trace, layer, head). Undefined,
+        with the reason, if no trace has enough sentences.
+
+    Departures: depth control is on, layer 0 is excluded, and a sentence that holds token 0 is left out.
+
+    Example:
+        rs.analyse("heads", "runs/mine")
+        found = list(rs.open_run("runs/mine").results("head_kurtosis"))
+        rs.analysis.receivers_of(found).numbers["top"]
+    """
     told = found[0].provenance if found else {}
     provenance = {
         "traces": [one.provenance["trace"] for one in found],
@@ -104,9 +126,7 @@ def receivers_of(found: Sequence[Result], *, top: int | None = None, seed: int =
     common: dict[str, Any] = {"method": "receivers", "quantity": "kurtosis of vertical scores", "unit": "1"}
     measured = [one for one in found if one.measured]
     if not measured:
-        reason = (
-            f"none of {len(found)} traces thinks in enough sentences, {PROXIMITY + 3} or more, which a kurtosis needs"
-        )
+        reason = f"none of {len(found)} traces has enough sentences in its thinking: a kurtosis needs {PROXIMITY + 3}"
         return undefined(**common, reason=reason, provenance=provenance)
     per_trace = np.stack([one.values for one in measured])
     values = nan_mean(per_trace, axis=0)
@@ -140,11 +160,34 @@ def receiver_scores(
     n_controls: int = 20,
     seed: int = 0,
 ) -> Result:
-    """How much `heads` look at each sentence of a trace: mean vertical score, axes (sentence,).
+    """How much receiver heads attend to each sentence of a trace: the mean vertical score (Thought Anchors, arXiv
+    2506.19143, section 4).
 
-    Null: the score by `n_controls` different sets of as many other heads (`random_heads`: all sets there are, if fewer), 95 %.
-    `arrays`: `matrix` (sentence, sentence), mean attention between sentences in these heads. The last `proximity` sentences have no
-    score. A state for a trace of fewer sentences. Raises InputError, ContextError.
+    Args:
+        model: A native model.
+        trace: The trace, with tokens.
+        heads: The receiver heads.
+        proximity: Only targets at least so many sentences later count.
+        depth_control: Rank a target's attention among its sources, so that late targets weigh as much as early ones.
+        sentences: Its sentences; by default those of `cut_trace`.
+        n_controls: Random sets of other heads for the null; all sets if there are fewer.
+        seed: Random seed.
+
+    Returns:
+        Axes (sentence,). The null is 95 % of the scores by different sets of as many other heads (`random_heads`).
+        `arrays`: `matrix` (sentence, sentence), mean attention between sentences in these heads. The last `proximity`
+        sentences have no score. Undefined, with the reason, for a trace with fewer sentences.
+
+    Raises:
+        InputError: If the trace cannot be fed, or no heads are given.
+        ContextError: If it exceeds the model's context.
+
+    Departures: depth control is on by default, and a sentence that holds token 0 is left out.
+
+    Example:
+        heads = [rs.Head(layer=2, index=1)]
+        result = rs.analysis.receiver_scores(model, trace, heads)
+        result.values.argsort()[-5:]
     """
     common: dict[str, Any] = {
         "method": "receiver_scores",
@@ -162,7 +205,7 @@ def receiver_scores(
     read = _read(model, trace, known)
     if read is None or len(read.spans) <= proximity:
         n = 0 if read is None else len(read.spans)
-        reason = f"{n} sentences ({trace.state} thinking): a score needs a target {proximity} sentences further on"
+        reason = f"{n} sentences ({trace.state} thinking): a score needs a target {proximity} sentences later"
         return undefined(**common, reason=reason, axis="sentence", provenance=provenance)
     vertical = vertical_scores(
         read.matrix, proximity=proximity, depth_control=depth_control, exclude=sink_sentences(read)
@@ -176,14 +219,14 @@ def receiver_scores(
         axes=(Axis.of("sentence", len(values)),),
         values=values,
         null=null_band(np.where(scored, drawn, np.nan), "different sets of other heads"),
-        reason=f"nothing stands {proximity} sentences behind the last ones, and a sentence without tokens has no score",
+        reason=f"the last {proximity} sentences have no target, and a sentence without tokens has no score",
         arrays={"matrix": known.spread(np.mean([read.matrix[head.layer, head.index] for head in heads], axis=0), 2)},
         provenance=provenance,
     )
 
 
 def sink_sentences(read: SentenceAttention) -> tuple[int, ...]:
-    """Sentences that hold token 0, where attention goes that has nothing to look for."""
+    """Sentences that hold token 0, which draws attention regardless of content."""
     return tuple(index for index, span in enumerate(read.spans) if 0 in span)
 
 

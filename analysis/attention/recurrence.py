@@ -1,4 +1,5 @@
-"""Tokens that are looked at again after a pause: how long until the last of them comes back (LazyEviction, arXiv 2506.15969)."""
+"""Tokens that are attended to again after a pause, and how long the longest pause is (LazyEviction, arXiv
+2506.15969)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,15 +20,16 @@ from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.models.model import Model
 
-ALPHA = 0.01  # of a layer's mean attention; the paper's threshold depends on its models
+ALPHA = 0.01  # share of a layer's mean attention; the paper's threshold depends on its models
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recurrence:
-    """When each key is looked at, by layer: both (layer, key), in tokens.
+    """When each key is attended to, by layer: both (layer, key), in tokens.
 
-    `last`: the query that looked at it last (its TS). `interval`: the longest time between two looks (its MRI); its own
-    query is the first of them, for a token before the rows that are read the one before the first row. 1 or less: never after a pause.
+    `last`: the last query that attended to it (its TS). `interval`: the longest time between two such queries (its
+    MRI), the first being its own query, or, for a token before the rows that are read, the one before the first row. 1
+    or less: never after a pause.
     """
 
     last: NDArray[np.int64]
@@ -35,16 +37,20 @@ class Recurrence:
 
 
 class RecurrenceReader:
-    """A reader of `read_attention`: a key is looked at where the mean over heads is above `alpha`; memory is two numbers a key.
+    """A reader for `read_attention`: a query attends to a key if the mean over heads is above `alpha`; memory is two
+    numbers per key.
 
-    With `shuffle` each query's attention is dealt out anew among the keys that it sees: as peaked, at places that mean nothing.
+    With `shuffle` each query's attention is permuted among the keys that it sees: equally peaked, at meaningless
+    positions.
     """
 
     def __init__(
         self, rows: Span, n_layers: int, *, alpha: float = ALPHA, shuffle: torch.Generator | None = None
     ) -> None:
         if not len(rows) or not 0 <= alpha < 1:
-            raise InputError(f"{len(rows)} rows and a threshold of {alpha}: at least one row, and from 0 to below 1")
+            raise InputError(
+                f"{len(rows)} rows and a threshold of {alpha}: give at least one row, and a threshold from 0 to below 1"
+            )
         self._rows, self._alpha, self._shuffle = rows, alpha, shuffle
         self._last = torch.arange(rows.stop).clamp(min=rows.start - 1).repeat(n_layers, 1)
         self._interval = torch.zeros(n_layers, rows.stop, dtype=torch.int64)
@@ -69,24 +75,31 @@ class RecurrenceReader:
         last.scatter_reduce_(0, key, query, "amax")
 
     def result(self) -> Recurrence:
+        """What was collected over all rows."""
         return Recurrence(last=self._last.numpy(), interval=self._interval.numpy())
 
 
 def recurrence(
     model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *, alpha: float = ALPHA, seed: int = 0
 ) -> Result:
-    """The longest pause of each token of a thinking before a look at it: axes (layer, token), in tokens (arXiv 2506.15969, section 3).
+    """The longest pause before each token of the thinking is attended to again: axes (layer, token), in tokens (arXiv
+    2506.15969, section 3).
 
-    A token is looked at where a layer's mean attention over heads is above `alpha`; a token that is never looked at behind its own
-    place has 0. Null: the same after dealing each query's attention out anew among the keys that it sees, 95 % of a layer's tokens.
-    `arrays`: `last` (layer, token), the query that looked last. `numbers`: by layer the share of tokens that come back after a pause
-    (interval above 1), the 80th percentile of their intervals, each with its interval over the trace's `sentences`
-    (without two of them, none), and both of the null. A state, with its reason, for a trace without
+    A token is attended to if a layer's mean attention over heads is above `alpha`; a token that no later token attends
+    to has 0. Null: the same after permuting each query's attention among the keys that it sees, 95 % of a layer's
+    tokens. `arrays`: `last` (layer, token), the last query that attended. `numbers`: by layer the share of tokens that
+    come back after a pause (interval above 1) and the 80th percentile of their intervals, each with its interval over
+    the trace's `sentences` (at least two), and both for the null. Undefined, with the reason, for a trace without
     thinking. Raises InputError, ContextError.
 
-    Departures: `alpha` is a share of the mean over heads of one layer, by layer; the paper tracks each cache's own heads while it decodes.
+    Departures: `alpha` is a share of the mean over heads of one layer, by layer; the paper tracks each cache's own
+    heads while it decodes.
     """
-    common: dict[str, Any] = {"method": "recurrence", "quantity": "longest time between two looks", "unit": "tokens"}
+    common: dict[str, Any] = {
+        "method": "recurrence",
+        "quantity": "longest time between two queries that attend",
+        "unit": "tokens",
+    }
     provenance = {"trace": trace.id, "alpha": alpha, "seed": seed, **cut_provenance(sentences)}
     rows = trace.tokens.thinking
     if not len(rows):
@@ -107,7 +120,7 @@ def recurrence(
         **common,
         axes=(Axis.of("layer", model.n_layers), Axis.of("token", [str(i) for i in range(rows.start, rows.stop)])),
         values=values,
-        null=Band.of(low, high, values.shape, "each query's attention dealt out anew, 95 % of a layer's tokens"),
+        null=Band.of(low, high, values.shape, "each query's attention permuted, 95 % of a layer's tokens"),
         arrays={"last": seen.last[:, rows.slice]},
         numbers={"alpha": alpha, "by_layer": _estimated(values, owner, seed), "by_layer_null": _by_layer(null)},
         provenance=provenance,
@@ -129,7 +142,7 @@ def _estimated(intervals: Values, owner: NDArray[np.int64], seed: int) -> list[d
 
 
 def _by_layer(intervals: Values) -> list[dict[str, float | None]]:
-    """Of `intervals` (layer, token)."""
+    """The numbers of each layer of `intervals` (layer, token)."""
     found: list[dict[str, float | None]] = []
     for line in intervals:
         again = line[line > 1]

@@ -1,4 +1,4 @@
-"""Attention between sentences: the mean over the tokens of one and of another, by layer and head, gathered block by block."""
+"""Attention between sentences: the mean over the tokens of both, by layer and head, gathered block by block."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +19,9 @@ from reasonscope.probes.models.model import Model
 class SentenceAttention:
     """Attention between the sentences of one sequence.
 
-    `matrix` (layer, head, sentence, sentence): mean attention of the tokens of the row's sentence on those of the column's; the causal
-    zeros inside a sentence count. NaN where a sentence has no token. `sink` (layer, head): mean share that token 0 takes from all rows.
+    `matrix` (layer, head, sentence, sentence): mean attention of the tokens of the row's sentence on those of the
+    column's; the causal zeros inside a sentence count. NaN for a sentence without tokens. `sink` (layer, head): mean
+    share that token 0 takes from all rows.
     """
 
     spans: tuple[Span, ...]
@@ -30,16 +31,17 @@ class SentenceAttention:
 
 
 class SentenceMeans:
-    """A reader of `read_attention` that keeps the means between `spans` of tokens only: R · A · E without A.
+    """A reader for `read_attention` that keeps only the means between `spans` of tokens: R · A · E without A.
 
-    The rows of a block are summed by sentence first, so that what meets E is as many rows as the block has sentences.
+    The rows of a block are summed by sentence first, so that only as many rows as the block has sentences are
+    multiplied by E.
     """
 
     def __init__(self, spans: Sequence[Span], n_tokens: int, n_layers: int, n_heads: int) -> None:
         check_spans(spans, n_tokens)
         self._spans = tuple(spans)
         self._n_tokens = n_tokens
-        self._columns = torch.zeros(n_tokens, len(spans) + 1)  # the last: token 0, where a sink stands
+        self._columns = torch.zeros(n_tokens, len(spans) + 1)  # the last column: token 0, the usual sink
         for index, span in enumerate(spans):
             self._columns[span.slice, index] = 1.0
         self._columns[0, -1] = 1.0
@@ -57,8 +59,9 @@ class SentenceMeans:
             self._sink[block.layer] += probabilities[..., 0].sum(dim=-1).cpu()
 
     def result(self) -> SentenceAttention:
+        """The means over all rows."""
         lengths = torch.tensor([len(span) for span in self._spans], dtype=torch.float64)
-        means = self._sums[..., :-1] / lengths[:, None] / lengths  # 0 / 0 is NaN: a sentence without tokens
+        means = self._sums[..., :-1] / lengths[:, None] / lengths  # a sentence without tokens: 0 / 0 is NaN
         return SentenceAttention(
             spans=self._spans,
             matrix=means.numpy(),
@@ -68,10 +71,11 @@ class SentenceMeans:
 
 
 def sentence_attention(model: Model, ids: Sequence[int], spans: Sequence[Span]) -> SentenceAttention:
-    """Attention between `spans` of the tokens `ids` in every layer and head, in one pass (Thought Anchors, arXiv 2506.19143, section 4).
+    """Attention between `spans` of the tokens `ids` in every layer and head, in one pass (Thought Anchors, arXiv
+    2506.19143, section 4).
 
-    Departures from its code: a sentence keeps its last token where it ends the text, and one without tokens is NaN, not 0.
-    Raises InputError for spans outside the tokens, and what `read_attention` raises.
+    Departures from its code: a sentence that ends the text keeps its last token, and one without tokens is NaN, not 0.
+    Raises InputError for spans outside the tokens, and whatever `read_attention` raises.
     """
     means = SentenceMeans(spans, len(ids), model.n_layers, model.n_heads)
     read_attention(model, ids, means)
@@ -79,9 +83,10 @@ def sentence_attention(model: Model, ids: Sequence[int], spans: Sequence[Span]) 
 
 
 def uniform_attention(spans: Sequence[Span], n_tokens: int) -> Values:
-    """The matrix (sentence, sentence) of a head that looks at all tokens up to its own alike, in closed form.
+    """The matrix (sentence, sentence) of a head that attends equally to all tokens up to its own, in closed form.
 
-    Token t gives each of its t + 1 keys 1 / (t + 1). What such a head shows is due to where sentences stand, not to what they say.
+    Token t gives each of its t + 1 keys 1 / (t + 1). What such a head shows is due to the positions of sentences, not
+    to their content.
     """
     check_spans(spans, n_tokens)
     share = 1.0 / np.arange(1, n_tokens + 1)
@@ -96,9 +101,9 @@ def uniform_attention(spans: Sequence[Span], n_tokens: int) -> Values:
 
 
 def check_spans(spans: Sequence[Span], n_tokens: int) -> None:
-    """Raise InputError for no span, one outside the tokens, or spans that overlap or do not ascend."""
+    """Raise InputError unless there are spans, inside the tokens, ascending and without overlaps."""
     if not spans:
-        raise InputError("there is no sentence; give at least one span of tokens")
+        raise InputError("no sentences; give at least one span of tokens")
     ends = [0, *(span.stop for span in spans)]
     if any(span.start < end for span, end in zip(spans, ends, strict=False)) or ends[-1] > n_tokens:
         raise InputError(
@@ -108,7 +113,8 @@ def check_spans(spans: Sequence[Span], n_tokens: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadSentences:
-    """The sentences of a trace, and which of them have tokens: two sentences may share their only one, which is then the first one's.
+    """The sentences of a trace, and those of them that have tokens. If two sentences share their only token, it belongs
+    to the first.
 
     Attributes:
         sentences: All sentences of the cut.
@@ -122,7 +128,7 @@ class ReadSentences:
 
     @classmethod
     def of(cls, trace: Trace, sentences: Sequence[Sentence] | None = None) -> "ReadSentences":
-        """Those of `cut_trace`, unless others are given. Raises InputError for a trace without tokens."""
+        """The given sentences, by default those of `cut_trace`. Raises InputError for a trace without tokens."""
         if not len(trace.token_ids):
             raise InputError(
                 f"trace {trace.id!r} has no tokens; import it with a tokenizer to read a model's attention over it"
@@ -132,7 +138,8 @@ class ReadSentences:
         return cls(sentences=found, places=places, spans=tuple(found[i].tokens for i in places))
 
     def spread(self, values: Values, axes: Literal[1, 2] = 1) -> Values:
-        """`values` over the sentences with tokens, in the last one or two axes, as values over all sentences, NaN for the others."""
+        """`values` over the sentences with tokens, in the last one or two axes, expanded to all sentences with NaN
+        for the others."""
         if len(self.places) == len(self.sentences):
             return values
         found = np.full((*values.shape[: values.ndim - axes], *[len(self.sentences)] * axes), np.nan)

@@ -1,4 +1,5 @@
-"""The attention chain of an answer: which few tokens it was read from, step by step backwards (UQAC, arXiv 2503.19168)."""
+"""The attention chain of an answer: the few tokens that it was read from, step by step backwards (UQAC, arXiv
+2503.19168)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from reasonscope.probes.models.model import Model
 
 Reduction = Literal["max", "mean"]
 
-# How much of a weight on the token 1, 2, … 10 before is left, as the released code calibrates nearness away.
+# The factors for weights on the token 1, 2, … 10 before, by which the released code compensates for nearness.
 CALIBRATION = (
     0.16644488, 0.20938152, 0.32959151, 0.46061748, 0.59304059, 0.67549127, 0.73914525, 0.81274293, 0.87378443, 0.93925344,
 )  # fmt: skip
@@ -28,16 +29,21 @@ _FIRST = 5  # columns of each source that are always visited
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """A token of the chain: `index` in the response (it predicts the token behind it; −1 is the last of the instruction), and its score."""
+    """A token of the chain.
+
+    `index` in the response (it predicts the token after it; −1 is the last of the instruction), and its score.
+    """
 
     index: int
     score: float
 
 
 class ReducedAttention:
-    """A reader of `read_attention`: of each response row the `heads_kept` heads of least entropy, over all layers, reduced to one row.
+    """A reader for `read_attention`: for each response row, the `heads_kept` heads of least entropy over all layers,
+    reduced to one row.
 
-    Rows are made by `prepared` first. Only the heads kept so far are held: (row, head, column), whatever the number of layers.
+    Rows go through `prepared` first. Only the heads kept so far are in memory: (row, head, column), for any number of
+    layers.
     """
 
     def __init__(
@@ -49,10 +55,11 @@ class ReducedAttention:
         calibration: Sequence[float] = CALIBRATION,
     ) -> None:
         if reduction not in get_args(Reduction):
-            raise InputError(f"reduction {reduction!r}; there are {', '.join(get_args(Reduction))}")
+            raise InputError(f"unknown reduction {reduction!r}; choose {', '.join(get_args(Reduction))}")
         if response.start < len(calibration) or not len(response):
             raise InputError(
-                f"a response at tokens {response.start} to {response.stop}: it needs a token, behind {len(calibration)} of instruction"
+                f"a response at tokens {response.start} to {response.stop} must have a token and follow an instruction of at "
+                f"least {len(calibration)} tokens"
             )
         self._response, self._kept, self._reduction = response, heads_kept, reduction
         self._calibration = torch.tensor(calibration, dtype=torch.float64)
@@ -76,7 +83,7 @@ class ReducedAttention:
             self._merge()
 
     def _merge(self) -> None:
-        """Put the heads of a finished layer beside those kept so far, and keep the best of both."""
+        """Add the heads of a finished layer to those kept so far, and keep the best of both."""
         found = torch.cat([part for _, part in sorted(self._layer, key=lambda item: item[0])], dim=1).transpose(0, 1)
         self._layer = []
         rows = torch.cat([self._rows, found[..., :-1]], dim=1)
@@ -92,7 +99,8 @@ class ReducedAttention:
 
 
 def prepared(rows: Tensor, first: int, calibration: Tensor) -> Tensor:
-    """Rows (head, row, column) from token `first` on, without their own column and column 0, nearness calibrated, summing to 1."""
+    """Rows (head, row, column) from token `first` on, without their own column and column 0, corrected for nearness,
+    summing to 1."""
     rows = rows.clone()
     rows[..., 0] = 0.0
     for offset in range(rows.shape[1]):
@@ -121,13 +129,32 @@ def attention_chain(
     min_chain: int = 5,
     variant: Variant = "corrected",
 ) -> list[Link]:
-    """Backtrack from the tokens `answer` of a response through its `reduced` attention (row, column), in order of place.
+    """Trace an answer back through the attention of a response to the few tokens that it was read from (UQAC, arXiv
+    2503.19168).
 
-    Sources are the positions that predict the answer's tokens; each round sums their weights by token, takes up to `buffer` of those
-    that score best, and goes on from the positions that predict them. Below `threshold` a token is taken only while the chain is
-    shorter than `min_chain` plus the answer. `stop` flags tokens of the response that are never taken (stop words, punctuation);
-    tokens of the instruction are not either. `variant="published"` counts the tokens of a round twice towards that length, as the released
-    code does. Raises InputError for an answer outside the response.
+    The sources are the positions that predict the answer's tokens. Each round sums their weights by token, takes up to
+    `buffer` of the best tokens, and continues from the positions that predict those.
+
+    Args:
+        reduced: (row, column), the attention of the response's rows (see `reduced_attention`).
+        answer: The answer's tokens, as indices in the response.
+        stop: (token,) flags of response tokens that are never taken (stop words, punctuation); tokens of the
+            instruction are not either.
+        buffer: How many tokens a round takes at most.
+        threshold: Below this score a token is taken only while the chain is shorter than `min_chain` plus the answer.
+        min_chain: Shortest chain without the answer.
+        variant: "published" counts the tokens of a round twice towards that length, as the released code does.
+
+    Returns:
+        The tokens of the chain with their scores, in order of position.
+
+    Raises:
+        InputError: For an answer outside the response.
+
+    Example:
+        from reasonscope.analysis.attention.uqac import reduced_attention
+        reduced = reduced_attention(model, trace.token_ids, rs.data.Span(trace.n_prompt_tokens, len(trace.token_ids)))
+        rs.analysis.attention_chain(reduced, answer=[120, 121], stop=[False] * len(reduced))
     """
     instruction = reduced.shape[1] - reduced.shape[0]
     if not len(answer) or not all(0 <= token < len(reduced) for token in answer):
@@ -154,7 +181,7 @@ def attention_chain(
 def _scores(
     reduced: Values, sources: Sequence[int], used: set[int], barred: NDArray[np.bool_], instruction: int, *, short: bool
 ) -> dict[int, float]:
-    """Summed weights by token of the response, of the columns that each source visits."""
+    """Summed weights by token of the response, over the columns that each source visits."""
     found: dict[int, float] = {}
     for source in sources:
         row = reduced[source] if source >= 0 else np.zeros(reduced.shape[1])

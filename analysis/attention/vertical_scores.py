@@ -1,4 +1,5 @@
-"""Receiver heads: heads whose attention narrows to few sentences, and the sentences that they look at (Thought Anchors)."""
+"""Receiver heads: heads whose attention concentrates on few sentences, and the sentences that they attend to
+(Thought Anchors)."""
 
 from collections.abc import Sequence
 
@@ -9,23 +10,37 @@ from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.probes.architecture.heads import Head
 
-PROXIMITY = 4  # sentences: a nearer target attends to whatever stands before it
+PROXIMITY = 4  # sentences; a nearer target attends to anything just before it
 TOP_HEADS = 20  # of the paper's 1,920; a small model has fewer to choose from
 
 
 def vertical_scores(
     matrix: Values, *, proximity: int = PROXIMITY, depth_control: bool = True, exclude: Sequence[int] = ()
 ) -> Values:
-    """How much later sentences attend to each: `matrix` (…, target, source) → (…, source), arXiv 2506.19143, section 4.
+    """How much later sentences attend to each sentence (Thought Anchors, arXiv 2506.19143, section 4).
 
-    The mean over targets at least `proximity` sentences behind the source; NaN where there is none. `depth_control` replaces a
-    target's attention on such sources by its rank among them over their number, so that a late target, who spreads his over many
-    sources, weighs as much as an early one. `exclude` are sources that count for nothing, such as one that holds an attention sink.
+    Args:
+        matrix: (…, target, source), mean attention between sentences.
+        proximity: Only targets at least so many sentences after the source count.
+        depth_control: Replace a target's attention on such sources by its rank among them over their number. Late
+            targets spread their attention over many sources; ranks make them weigh as much as early ones.
+        exclude: Sources that do not count, such as one that holds an attention sink.
 
-    Departure: depth control is on by default, and off in the published wrappers.
+    Returns:
+        (…, source): the mean over targets; NaN for a source without targets.
+
+    Raises:
+        InputError: For a proximity below 1.
+
+    Departures: depth control is on by default, and off in the published wrappers.
+
+    Example:
+        result = rs.analysis.attention_map(model, trace, rs.sentences(trace))
+        scores = rs.analysis.vertical_scores(result.arrays["matrix"])  # (layer, head, sentence)
+        scores.mean(axis=(0, 1))
     """
     if proximity < 1:
-        raise InputError(f"proximity {proximity}: a target has to stand at least 1 sentence behind its source")
+        raise InputError(f"proximity must be at least 1 sentence, got {proximity}")
     n = matrix.shape[-1]
     chosen = np.full(matrix.shape, np.nan)
     kept = np.setdiff1d(np.arange(n), exclude)
@@ -40,17 +55,18 @@ def vertical_scores(
 
 
 def kurtosis(values: Values) -> Values:
-    """Excess kurtosis along the last axis, over what is a number (population moments): high where few sentences stand out."""
+    """Excess kurtosis along the last axis, ignoring NaN (population moments): high if few sentences stand out."""
     centred = values - nan_mean(values, axis=-1)[..., None]
     variance = nan_mean(centred**2, axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):  # all alike: 0 / 0 is NaN, no kurtosis
+    with np.errstate(invalid="ignore", divide="ignore"):  # all equal: 0 / 0 is NaN
         return np.asarray(nan_mean(centred**4, axis=-1) / variance**2 - 3)
 
 
 def top_heads(scores: Values, n: int | None = None, *, from_layer: int = 0) -> list[Head]:
-    """The `n` heads of highest score (layer, head), best first; layers before `from_layer` and heads without a score left out.
+    """The `n` heads with the highest score (layer, head), best first, without layers before `from_layer` and heads
+    without a score.
 
-    Without `n` the paper's 20, but no more than a sixth of all heads, so that others are left to compare them with.
+    The default `n` is the paper's 20, but at most a sixth of all heads, so that others are left for comparison.
     """
     n = min(TOP_HEADS, max(1, scores.size // 6)) if n is None else n
     flat = np.where(np.arange(len(scores))[:, None] >= from_layer, scores, np.nan).ravel()
@@ -68,7 +84,8 @@ def receiver_score(vertical: Values, heads: Sequence[Head]) -> Values:
 def split_half_reliability(scores: Values, *, splits: int = 100, seed: int = 0) -> float:
     """Mean correlation over heads of `scores` (trace, layer, head) averaged over two random halves of the traces.
 
-    NaN for fewer than two traces. It says how far a head's score is the head's and not the trace's; it is not stepped up to full length.
+    NaN for fewer than two traces. It says how far a score belongs to the head and not to the trace; it is not corrected
+    to full length.
     """
     if len(scores) < 2:
         return float("nan")
@@ -84,7 +101,7 @@ def split_half_reliability(scores: Values, *, splits: int = 100, seed: int = 0) 
 
 
 def nan_mean(values: Values, *, axis: int) -> Values:
-    """The mean over what is a number; NaN, without a warning, where nothing is."""
+    """The mean ignoring NaN; NaN, without a warning, if everything is."""
     known = np.isfinite(values)
     n = known.sum(axis=axis)
     total = np.where(known, values, 0.0).sum(axis=axis)

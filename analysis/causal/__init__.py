@@ -1,1 +1,1 @@
-"""What changes when something is removed or rewritten: suppression, head ablation and edge attribution."""
+"""Causal analyses: what changes if something is removed or rewritten (suppression, head ablation, edge attribution)."""

@@ -1,4 +1,5 @@
-"""Whether what attention says of sentences is true: receiver and suppression scores against the dependencies that the grammar knows."""
+"""Whether attention finds the true dependencies between sentences: receiver and suppression scores against the
+organism's grammar."""
 
 from collections.abc import Sequence
 
@@ -24,14 +25,17 @@ def attention_agreement(
 ) -> Result:
     """AUROC and precision at k of three scores of (target, source) pairs: axes (method, metric).
 
-    `receiver`: mean attention between the sentences in the `n_heads` of highest kurtosis (layer 0 left out), chosen without the trace
-    that they are judged on; `all heads`: in every head alike; `suppression`: its normalised log divergence. Null: each target's scores
-    shuffled among its sources, 95 % of `n_permutations`. Nearness alone stands beside them, for dependencies are mostly near. `numbers` holds
-    the p-values. Raises InputError for fewer than two traces of closed thinking about ledgers.
+    `receiver`: mean attention between the sentences in the `n_heads` of highest kurtosis (without layer 0), chosen
+    without the trace on which they are judged; `all heads`: in every head equally; `suppression`: its normalised log
+    divergence. Null: each target's scores shuffled among its sources, 95 % of `n_permutations`. Nearness alone is the
+    baseline, because most dependencies are near. `numbers` has the p-values. Raises InputError for fewer than two
+    traces with closed thinking about ledgers.
     """
     chosen = [trace for trace in traces if trace.state == "closed" and len(true_sentences(trace)[0]) > 1]
     if len(chosen) < 2:
-        raise InputError(f"{len(chosen)} of {len(traces)} traces think in two sentences or more; two traces are needed")
+        raise InputError(
+            f"{len(chosen)} of {len(traces)} traces have two sentences or more in their thinking; this needs two such traces"
+        )
     read, suppressed, depends = [], [], []
     for trace in chosen:
         known, truth = true_sentences(trace)

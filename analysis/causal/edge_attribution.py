@@ -1,7 +1,9 @@
-"""Edge attribution with integrated gradients: how much of a change in the logits each edge between heads and MLPs carries.
+"""Edge attribution with integrated gradients: how much of a change in the logits each edge between heads and MLPs
+carries.
 
-Thinking Sparks (arXiv 2509.25758) calls a head emergent where it is in the circuit of the post-trained model and not in that of its base.
-The score of an edge u → v is ⟨z_u − z'_u, mean over k of ∂L/∂(input of v) at z' + (k/m)(z − z')⟩, z clean and z' corrupted.
+Thinking Sparks (arXiv 2509.25758) calls a head emergent if it is in the circuit of the post-trained model and not in
+that of its base. The score of an edge u → v is ⟨z_u − z'_u, mean over k of ∂L/∂(input of v) at z' + (k/m)(z − z')⟩, z
+clean and z' corrupted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,8 +33,9 @@ _TINY = 1e-6
 class EdgeScores:
     """Scores of the edges from each of `sources` to each of `targets`: `scores` (source, target), summed over tokens.
 
-    `sources` are `embedding`, `head l.h` and `mlp l`; `targets` are `attention l`, `mlp l` and `logits`. `loss` is the divergence between
-    clean and corrupted logits; `completeness` the share of it that the edges of the embedding carry, 1 with enough steps.
+    `sources` are `embedding`, `head l.h` and `mlp l`; `targets` are `attention l`, `mlp l` and `logits`. `loss` is the
+    divergence between clean and corrupted logits; `completeness` is the share of it that the edges of the embedding
+    carry, 1 with enough steps.
     """
 
     sources: tuple[str, ...]
@@ -52,11 +55,13 @@ class EdgeScores:
 
 
 def edge_scores(model: Model, clean: Sequence[int], corrupted: Sequence[int], *, steps: int = STEPS) -> EdgeScores:
-    """EAP-IG of one pair of sequences of the same length, L the KL from the clean to the current distribution at the last token.
+    """EAP-IG for one pair of sequences of the same length; L is the KL from the clean to the current distribution at
+    the last token.
 
-    Integration along the embeddings, midpoints of `steps` intervals. Departures: midpoints for the right ends of the paper's sum (its
-    error falls with the square of the steps); queries, keys and values of a block are one target; where attention and MLP read the same
-    input (GPT-NeoX) both are counted at the attention. Raises InputError for lengths that differ, and a pair whose logits do not.
+    Integrates along the embeddings, at the midpoints of `steps` intervals. Departures: midpoints instead of the right
+    ends of the paper's sum (the error falls with the square of the steps); queries, keys and values of a block are one
+    target; if attention and MLP read the same input (GPT-NeoX), both are counted at the attention. Raises InputError
+    for different lengths, and for a pair with equal logits.
     """
     if len(clean) != len(corrupted) or len(clean) < 1:
         raise InputError(f"{len(clean)} clean and {len(corrupted)} corrupted tokens; cut both to the same length")
@@ -96,11 +101,12 @@ def edge_scores(model: Model, clean: Sequence[int], corrupted: Sequence[int], *,
 def opening_pairs(
     base: Model, reasoner: Model, problems: Sequence[Problem], *, tokens: int = 16
 ) -> list[tuple[list[int], list[int]]]:
-    """Clean and corrupted sequences for `emergent_heads`: each prompt with what the reasoner opens with, and with what its base does.
+    """Clean and corrupted sequences for `emergent_heads`: each prompt with the opening of the reasoner, and with that
+    of its base.
 
-    Both write up to `tokens` greedily behind the reasoner's prompt and are cut to the shorter one. A pair without a difference is left
-    out. Departure: the paper turns the roles round for the base, so that its two circuits answer different questions; here the same
-    pairs go through both. Raises InputError where no pair is left.
+    Both write up to `tokens` greedily after the reasoner's prompt and are cut to the shorter one. A pair without a
+    difference is left out. Departure: the paper exchanges the roles for the base, so that its two circuits answer
+    different questions; here the same pairs go through both. Raises InputError if no pair is left.
     """
     prompts = [reasoner.encode_prompt(problem) for problem in problems]
     sampling = Sampling(temperature=0.0, max_new_tokens=tokens)
@@ -111,7 +117,9 @@ def opening_pairs(
     cut = [(clean[: len(corrupted)], corrupted[: len(clean)]) for clean, corrupted in zip(*sides, strict=True)]
     pairs = [(clean, corrupted) for clean, corrupted in cut if clean != corrupted]
     if not pairs:
-        raise InputError(f"{base.name} opens as {reasoner.name} does on all {len(problems)} problems; give others")
+        raise InputError(
+            f"{base.name} and {reasoner.name} open all {len(problems)} problems with the same tokens; give other problems"
+        )
     return pairs
 
 
@@ -123,11 +131,33 @@ def emergent_heads(
     steps: int = STEPS,
     seed: int = 0,
 ) -> Result:
-    """How much more a head carries in the reasoner than in its base: (I_post − I_pre) / (I_post + I_pre + 1e-6), axes (layer, head).
+    """How much more each head carries in a reasoning model than in its base (Thinking Sparks, arXiv 2509.25758).
 
-    I is the importance of a head (`EdgeScores.head_importance`), the mean over `pairs` of clean and corrupted tokens; the same pairs go
-    through both models. Null: the effect with base and reasoner exchanged pair by pair at random, 95 % of 200 draws. `numbers` holds the
-    completeness of every attribution: far from 1, take more steps. Raises InputError for models of other shapes.
+    The importance I of a head is the share of absolute edge scores that leave it (EAP-IG), averaged over the pairs.
+
+    Args:
+        base: The base model.
+        reasoner: The model trained from it.
+        pairs: Clean and corrupted token ids of equal length (see `opening_pairs`); the same pairs go through both
+            models.
+        steps: Steps of the integration.
+        seed: Random seed.
+
+    Returns:
+        Axes (layer, head): (I_post − I_pre) / (I_post + I_pre + 1e-6). The null exchanges base and reasoner pair by
+        pair at random, 95 % of 200 draws. `numbers` has the completeness of every attribution; if it is far from 1,
+        take more steps.
+
+    Raises:
+        InputError: For models of different shapes.
+
+    Departures: those of `edge_scores` (midpoints, one target per block) and `opening_pairs` (the same pairs for both
+    models).
+
+    Example:
+        results = rs.analyse("emergent_heads", "runs/mine", base="Qwen/Qwen3-1.7B-Base")
+        results[0].values  # (layer, head), 1 if only the reasoner uses it
+        results[0].numbers["completeness"]
     """
     if (base.n_layers, base.n_heads) != (reasoner.n_layers, reasoner.n_heads):
         raise InputError(
@@ -172,12 +202,12 @@ class _Pass:
 
 
 class _Parts:
-    """The parts of a model that write to its stream, and the gradients of what reads it."""
+    """The parts of a model that write to its stream, and the gradients of those that read it."""
 
     def __init__(self, model: Model) -> None:
         if model.layout.has_post_norm:
             raise InputError(
-                f"{model.layout.model_type} norms what its heads write, so it is no sum over heads; use another family"
+                f"{model.layout.model_type} normalises the output of its heads, so it is not a sum over heads; use another family"
             )
         self._model = model
         layers = range(model.n_layers)
@@ -200,8 +230,8 @@ class _Parts:
     def branch_gradients(self, embedded: Tensor, ids: Sequence[int], target: Tensor) -> list[Tensor]:
         """∂L/∂(input of each attention, each MLP, and of the logits), with `embedded` in place of the embeddings.
 
-        The gradient at a place of the stream goes through all that reads it from there on (at `attn_out`: behind the attention), so
-        that of one reader is the difference to the next place.
+        The gradient at a point of the stream goes through everything that reads it from there on (at `attn_out`: after
+        the attention), so that of one reader is the difference to the next point.
         """
         fed = torch.tensor([list(ids)], device=self._model.device)
 
@@ -219,7 +249,7 @@ class _Parts:
         return [*(here - behind for here, behind in pairwise(stream)), stream[-1]]
 
     def differences(self, clean: _Pass, corrupted: _Pass) -> dict[str, Tensor]:
-        """What each part writes in the clean pass less what it writes in the corrupted one: (1, token, d_model)."""
+        """What each part writes in the clean pass minus what it writes in the corrupted one: (1, token, d_model)."""
         start = Site("resid_pre", 0)
         found = {"embedding": clean.states[start] - corrupted.states[start]}
         for layer in range(self._model.n_layers):

@@ -1,4 +1,4 @@
-"""Heads taken away by the ablation of `steering.ablation`, and the random others that they are compared with."""
+"""Head ablation, and the random heads for comparison."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,8 @@ from reasonscope.steering.vectors.scope import Scope
 
 
 def head_states(model: Model, traces: Sequence[Trace]) -> ReferenceStates:
-    """What every head hands on at the tokens of `traces`, by site `z.L`: (token, head, d_head); to take means of, or draw from."""
+    """The output of every head at the tokens of `traces`, by site `z.L`: (token, head, d_head), to average or draw
+    from."""
     return reference_states(model, traces, [Site("z", layer) for layer in range(model.n_layers)])
 
 
@@ -30,8 +31,8 @@ def without_heads(
     scope: Scope | None = None,
     seed: int = 0,
 ) -> AblationIntervention:
-    """The intervention that puts zeros, the mean of `bank`, or its states at random tokens in place of `heads`, at the tokens of `scope`
-    (all where not given).
+    """The intervention that replaces `heads`, at the tokens of `scope` (by default all), by zeros, the mean of `bank`,
+    or its states at random tokens.
 
     Raises InputError for another `how`, a missing `bank`, and a head that the model does not have.
     """

@@ -1,7 +1,9 @@
-"""Who writes what a probe reads: its logit as an exact sum over heads, MLPs, biases and the embedding, and what heads do in all.
+"""Who writes what a probe reads: its logit as an exact sum over heads, MLPs, biases and the embedding, and the total
+effect of heads.
 
-A probe of the residual stream is linear, and the stream is a sum, so each part's share is its product with the probe's coefficients.
-That is the DIRECT effect. The TOTAL effect of a head counts what later layers make of it: take the head away and read again.
+A probe of the residual stream is linear, and the stream is a sum, so each part's share is its product with the probe's
+coefficients. That is the DIRECT effect. The TOTAL effect of a head includes what later layers make of it: ablate the
+head and read again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,10 +33,10 @@ from reasonscope.steering.experiments.ablation import How
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ProbeWrites:
-    """Shares of a probe's logit at one token of each trace, in its unit (logits of a binary probe).
+    """Shares of a probe's logit at one token of each trace, in its unit (logits for a binary probe).
 
-    `heads` (trace, layer, head), `mlps` and `biases` (trace, layer; of the output projections), `embedding` and `logit` (trace,).
-    Layers behind the probe's site write 0 to it. `intercept` is the probe's own.
+    `heads` (trace, layer, head), `mlps` and `biases` (trace, layer; of the output projections), `embedding` and `logit`
+    (trace,). Layers after the probe's site write 0 to it. `intercept` is the probe's own.
     """
 
     heads: Values
@@ -56,14 +58,15 @@ def probe_writes(
 ) -> ProbeWrites:
     """The direct effects on `probe` at `position` of each trace (by default the last token of the close window).
 
-    Behind a post-norm (Gemma, OLMo 2) a head's share is taken at the scale that the norm had for the whole. Departures from the code of
-    arXiv 2510.06036: MLPs, biases and the embedding are counted, so that the sum can be checked, and is; nothing is called a cosine.
-    Raises SiteError for a probe that does not read the residual stream, InputError for no trace, one that `position` was not read in
-    (a run that stopped right behind its closing tag), or a probe of another model.
+    After a post-norm (Gemma, OLMo 2) a head's share is taken at the scale that the norm had for the whole. Departures
+    from the code of arXiv 2510.06036: MLPs, biases and the embedding are counted, so that the sum can be checked, and
+    is; nothing is called a cosine. Raises SiteError for a probe that does not read the residual stream, InputError for
+    no traces, for a trace in which `position` was not read (a run that stopped right after its closing tag), or for a
+    probe of another model.
     """
     last = _blocks_before(probe)
     if not traces:
-        raise InputError("no trace to decompose a probe's logit on; give at least one")
+        raise InputError("no traces on which to decompose the probe's logit; give at least one")
     probe.check(probe.site, model.fingerprint)
     found = [_of_trace(model, probe, trace, _row(trace, position), last) for trace in traces]
     return ProbeWrites(
@@ -83,9 +86,10 @@ def total_effects(
     batch: int = 16,
     seed: int = 0,
 ) -> Values:
-    """What each head does to `probe`'s logit, later layers included: untouched less ablated (trace, head), `how` at `z.L` on all tokens.
+    """The effect of each head on `probe`'s logit, including later layers: untouched minus ablated (trace, head), `how`
+    at `z.L` on all tokens.
 
-    `heads` in their order; without, every head of the blocks before the probe's site. One pass for each head.
+    `heads` in the given order; by default every head of the blocks before the probe's site. One pass per head.
     """
     last = _blocks_before(probe)
     chosen = heads or [Head(layer=layer, index=i) for layer in range(last) for i in range(model.n_heads)]
@@ -106,10 +110,34 @@ def probe_write_result(
     n_controls: int = 100,
     seed: int = 0,
 ) -> Result:
-    """Direct effect of each head on a probe, the mean over traces: axes (layer, head), in the probe's unit, bootstrap over traces.
+    """Which heads write what a probe reads: the direct effect of each head on its logit, exact, and the total effect by
+    ablation.
 
-    Null: the same along random directions of the probe's length. `arrays`: `total` (layer, head) by ablation (`how`; None: not
-    measured), `mlps` and `biases` (layer,). `numbers`: the rank correlation of direct and total, and the largest gap of the sum.
+    Args:
+        model: A native model.
+        probe: A linear probe of the residual stream of this model.
+        traces: The traces.
+        position: Where the probe is read; by default the last token of the close window.
+        how: How heads are ablated for the total effect; None skips it.
+        n_controls: Random directions for the null.
+        seed: Random seed.
+
+    Returns:
+        Axes (layer, head): mean over traces in the probe's unit, with a bootstrap interval over traces. The null is the
+        same along random directions of the probe's length. `arrays`: `total` (layer, head) by ablation, `mlps` and
+        `biases` (layer,). `numbers`: the rank correlation of direct and total, and the largest gap of the sum.
+
+    Raises:
+        SiteError: For a probe that does not read the residual stream.
+        InputError: For no traces, a trace without the position, or a probe of another model.
+
+    Departures: from the code of arXiv 2510.06036, MLPs, biases and the embedding are counted, so that the sum is exact
+    and checked.
+
+    Example:
+        probe = rs.LinearProbe.load("runs/mine/probes/refusal.safetensors")
+        result = rs.analysis.probe_write_result(model, probe, list(rs.open_run("runs/mine").store))
+        result.values.min()  # the head that writes most against refusal
     """
     writes = probe_writes(model, probe, traces, position=position)
     shape = model.n_layers, model.n_heads
@@ -159,16 +187,14 @@ def _row(trace: Trace, position: Position) -> int:
 
 
 def _blocks_before(probe: LinearProbe) -> int:
-    """How many blocks have written to the stream where the probe reads it."""
+    """How many blocks have written to the stream at the probe's site."""
     if probe.site.point not in ("resid_pre", "resid_post"):
-        raise SiteError(
-            f"the probe reads {probe.site}; a sum over heads and MLPs is there for resid_pre and resid_post"
-        )
+        raise SiteError(f"the probe reads {probe.site}; only resid_pre and resid_post are sums over heads and MLPs")
     return probe.site.layer + (probe.site.point == "resid_post")
 
 
 def _states(model: Model, trace: Trace, row: int, last: int, read: Site) -> Mapping[Site, Tensor]:
-    """What stands at `row` of a trace at every part of the blocks before `last`, in float64."""
+    """The activations at `row` of a trace at every part of the blocks before `last`, in float64."""
     points = ("z", "attn_out", "mlp_out")
     sites = [read, Site("resid_pre", 0), *(Site(point, layer) for layer in range(last) for point in points)]  # type: ignore[arg-type]
     seen = replay(model, [trace.token_ids[: row + 2].tolist()], list(dict.fromkeys(sites)))[0]
@@ -183,12 +209,12 @@ def _head_writes(model: Model, seen: Mapping[Site, Tensor], layer: int) -> Tenso
 
 
 def _post_norm(model: Model, seen: Mapping[Site, Tensor], layer: int, written: Tensor, bias: Tensor | None) -> Tensor:
-    """The factor (d_model,) that the norm behind the output projection has here; 1 where there is none."""
+    """The factor (d_model,) of the norm after the output projection here; 1 without one."""
     if not model.layout.has_post_norm:
         return torch.ones(written.shape[-1], dtype=torch.float64)
     norm = model.layout.module(model.hf, Site("attn_out", layer))
     weight = next(norm.parameters())
-    with torch.no_grad():  # 1e3: large enough that the norm's epsilon vanishes beside it
+    with torch.no_grad():  # 1e3: large enough that the norm's epsilon does not matter
         gain = norm(torch.full_like(weight, 1e3)).double().cpu()
     whole = gain * (written.sum(dim=0) if bias is None else written.sum(dim=0) + bias.detach().double().cpu())
     scale: Tensor = gain * (seen[Site("attn_out", layer)] @ whole) / (whole @ whole)

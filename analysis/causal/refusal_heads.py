@@ -1,4 +1,5 @@
-"""Refusal-cliff heads: heads that write against refusal where thinking ends, and what the model does without them (arXiv 2510.06036)."""
+"""Refusal-cliff heads: heads that write against refusal where thinking ends, and the model's behaviour without them
+(arXiv 2510.06036)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ METRICS = ("harmful refused", "benign refused", "accuracy")
 
 @dataclass(frozen=True, kw_only=True)
 class HeadTrial:
-    """What a model is asked with heads ablated and without: requests that it should refuse, that it should not, and problems to solve."""
+    """What a model is asked with and without the heads: requests that it should refuse, requests that it should not,
+    and problems to solve."""
 
     harmful: Sequence[Problem]
     benign: Sequence[Problem]
@@ -42,13 +44,14 @@ class HeadTrial:
     def __post_init__(self) -> None:
         for name in ("harmful", "benign", "solved"):
             if (n := len({problem.group for problem in getattr(self, name)})) < 2:
-                raise InputError(f"{n} problems in {name!r}; a rate with an interval needs two or more")
+                raise InputError(f"{n} problems in {name!r}; a rate with an interval needs at least two")
 
 
 def suppressing_heads(writes: Values, share: float = SHARE) -> list[Head]:
-    """The `share` of heads, at least one, that push a refusal probe's logit down most: `writes` (layer, head), mean direct effects."""
+    """The `share` of heads, at least one, that push a refusal probe's logit down most: `writes` (layer, head), mean
+    direct effects."""
     if not 0 < share <= 1:
-        raise InputError(f"share {share}: above 0 and up to 1")
+        raise InputError(f"share must be above 0 and at most 1, got {share}")
     n = max(1, round(share * writes.size))
     return [
         Head(layer=int(i) // writes.shape[1], index=int(i) % writes.shape[1]) for i in np.argsort(writes, axis=None)[:n]
@@ -56,7 +59,7 @@ def suppressing_heads(writes: Values, share: float = SHARE) -> list[Head]:
 
 
 def fallen(traces: Sequence[Trace]) -> list[Trace]:
-    """The harmful requests that were complied with behind closed thinking: those on which a cliff is looked for."""
+    """The harmful requests that the model complied with after closed thinking, on which a cliff can occur."""
     return [trace for trace in traces if has_cliff(trace) and cell(trace) == ("harmful", "complied")]
 
 
@@ -72,26 +75,46 @@ def cliff_heads(
     n_controls: int = 20,
     seed: int = 0,
 ) -> Result:
-    """What ablating the `share` of heads that suppress refusal does: axes (arm, metric), arms `untouched` and `ablated`.
+    """Ablate the heads that suppress refusal, and see whether the model refuses (refusal cliff, arXiv 2510.06036).
 
-    Heads are chosen by their direct effect on `probe` (of refusal, at the last token of the close window) over the harmful and complied
-    of `traces`; the model then answers `trial` anew with the same seeds, the heads silent at the tokens of `scope` (all where not given;
-    `Scope.of(model, on="close_window")`: where the thinking ends). Null: the metrics of `n_controls` different sets of as many other heads
-    (`random_heads`: all sets there are, if fewer), 95 %. Interval: bootstrap over problems. `numbers`: the heads, how many sets there
-    were (`n_controls`), the smallest p-value that so many can give, and of each metric whether its change is larger than that of every
-    set. `arrays`: `random` (set, metric).
+    Heads are chosen by their direct effect on `probe` over the harmful requests of `traces` that the model complied
+    with.
 
-    Departures from the released code: nothing is rescaled behind an ablation; benign refusal and accuracy stand beside; means and draws
-    are taken from `traces`. A state where no trace fell, and where the model has too few other heads an InputError.
+    Args:
+        model: A native model.
+        probe: A probe of refusal at the last token of the close window.
+        traces: Traces of requests.
+        trial: What the model is asked: harmful and benign requests, and problems to solve.
+        share: The share of all heads to ablate.
+        how: "zero", "mean" or "resample"; means and draws come from `traces`.
+        scope: The tokens at which heads are ablated; by default all. `Scope.of(model, on="close_window")` is where
+            thinking ends.
+        n_controls: Different random sets of other heads for the null; all sets if there are fewer.
+        seed: Random seed, the same for all arms.
+
+    Returns:
+        Axes (arm, metric) with arms `untouched` and `ablated`, bootstrap over problems. The null is 95 % of the metrics
+        of the random sets (`random_heads`). `numbers`: the heads, the number of sets (`n_controls`), the smallest
+        p-value that so many can give, and whether the change of each metric exceeds that of every set. `arrays`:
+        `random` (set, metric). Undefined, with the reason, if the model complied with no harmful request.
+
+    Raises:
+        InputError: If the model has too few other heads, or `probe` does not fit.
+
+    Departures: activations are not rescaled after an ablation, as the released code does; benign refusal and accuracy
+    are measured too.
+
+    Example:
+        results = rs.analyse("cliff", "runs/mine")  # chooses, ablates, and asks again
+        next(rs.open_run("runs/mine").results("cliff")).at(metric="refusal")
+        [result.method for result in results]
     """
     common: dict[str, Any] = {"method": "cliff", "quantity": "share of answers", "unit": "1"}
     provenance = {"probe": str(probe.site), "share": share, "how": how, "draws": n_controls, "seed": seed}
     provenance["scope"] = scope.on if scope else "all"
     down = fallen(traces)
     if not down:
-        reason = (
-            f"none of {len(traces)} traces complies with a harmful request behind closed thinking, so there is no cliff"
-        )
+        reason = f"none of {len(traces)} traces complies with a harmful request after closed thinking, so a cliff cannot occur"
         return undefined(**common, reason=reason, provenance=provenance)
     writes = probe_writes(model, probe, down).heads.mean(axis=0)
     heads = suppressing_heads(writes, share)
@@ -119,7 +142,7 @@ def cliff_heads(
         **common,
         axes=(Axis.of("arm", arms), Axis.of("metric", METRICS)),
         values=values,
-        null=null_band(random, "different sets of other heads ablated alike", shape=values.shape),
+        null=null_band(random, "different sets of other heads, ablated in the same way", shape=values.shape),
         interval=Band.of(ends[..., 0], ends[..., 1], values.shape, "over problems, 95%"),
         arrays={"random": random, "writes": writes},
         numbers={
@@ -134,8 +157,8 @@ def cliff_heads(
 
 
 def outcomes(model: Model, trial: HeadTrial, done: Intervention | None) -> list[Values]:
-    """Of each of `METRICS`, 1 or 0 for each problem of `trial` that the model answers under what is `done` to it; an unclear answer is
-    no refusal."""
+    """For each of `METRICS`, 1 or 0 for each problem of `trial` that the model answers under the intervention; an
+    unclear answer is not a refusal."""
     asked = [*trial.harmful, *trial.benign, *trial.solved]
     edits = {} if done is None else {"write": done.edits, "on_step": done.on_step}
     traces = rollouts(model, asked, trial.sampling, batch_size=64, **edits)  # type: ignore[arg-type]  # both or neither

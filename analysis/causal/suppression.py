@@ -1,4 +1,5 @@
-"""Attention suppression: how far the next-token distributions move when nothing may look at a sentence (Thought Anchors)."""
+"""Attention suppression: how far next-token distributions move if no token may attend to a sentence (Thought
+Anchors)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from reasonscope.probes.generation.padding import check_sequence
 from reasonscope.probes.models.model import Model
 
 TEMPERATURE = 0.6
-_WASTE = 0.1  # of the tokens of a pass that a source could have spared, at most
-_FLOOR = 1e-9  # of a divergence whose logarithm is taken, as published
+_WASTE = 0.1  # at most this share of a pass's tokens may be unnecessary for a source
+_FLOOR = 1e-9  # added to a divergence before its logarithm, as published
 
 
 def suppression_matrix(
@@ -35,22 +36,45 @@ def suppression_matrix(
     batch: int = 8,
     seed: int = 0,
 ) -> Result:
-    """What each sentence of a trace's thinking owes to each earlier one: axes (target, source), arXiv 2506.19143, section 5.
+    """How much each sentence of the thinking depends on each earlier one (attention suppression, arXiv 2506.19143,
+    section 5).
 
-    All queries are kept from looking at a source's tokens, in every layer and head. A value is the mean over the target's tokens of
-    log KL (nats) between the distributions that predict them, untouched and suppressed, less the target's mean over its sources.
-    `arrays`: `kl` the mean divergence in nats, `log_kl` before normalisation. Null: the same for `n_controls` × as many sets of single
-    tokens, drawn from the thinking up to the source's end, as many as the source has; a band over all pairs.
+    All queries are kept from attending to a source's tokens, in every layer and head.
 
-    Departures from the released code: the distributions are whole (there, the 100 likeliest tokens, so that the matrix maps which
-    tokens fell out of them); a target is judged where its own tokens are predicted (there, one token later); a token with nothing left
-    to look at sees itself. NaN, with the reason, where target ≤ source, and for fewer than two sentences. Raises InputError, ContextError.
+    Args:
+        model: A native model.
+        trace: The trace, with tokens.
+        sentences: Its sentences; by default those of `cut_trace`.
+        temperature: Temperature of the distributions.
+        n_controls: The null draws so many sets of tokens per source.
+        batch: Sources per pass.
+        seed: Random seed.
+
+    Returns:
+        Axes (target, source): the mean over the target's tokens of log KL (nats) between the distributions that predict
+        them, untouched and suppressed, minus the target's mean over its sources. `arrays`: `kl`, the mean divergence in
+        nats, and `log_kl` before normalisation. The null suppresses random sets of single tokens, drawn from the
+        thinking up to the source's end, as many as the source has; one band over all pairs. NaN, with the reason, for
+        target ≤ source and for fewer than two sentences.
+
+    Raises:
+        InputError: If the trace cannot be fed.
+        ContextError: If it exceeds the model's context.
+
+    Departures: distributions are complete (the released code takes the 100 likeliest tokens, so that its matrix maps
+    which tokens left that list); a target is judged where its own tokens are predicted (there, one token later); a
+    token that may attend to nothing sees itself.
+
+    Example:
+        results = rs.analyse("suppression", "runs/mine")
+        results[0].values  # (target, source)
+        results[0].arrays["kl"]
     """
     known = ReadSentences.of(trace, sentences)
     found = known.spans
     common: dict[str, Any] = {
         "method": "suppression",
-        "quantity": "log divergence less the target's mean",
+        "quantity": "log divergence minus the target's mean",
         "unit": "log nats",
     }
     provenance = {"trace": trace.id, "temperature": temperature, "seed": seed, **cut_provenance(known.sentences)}
@@ -74,7 +98,7 @@ def suppression_matrix(
         axes=(Axis.of("target", axis), Axis.of("source", axis)),
         values=values,
         null=null,
-        null_missing="" if null else "asked for no control sets",
+        null_missing="" if null else "n_controls is 0",
         reason="a target has no effect of itself or of what comes later; the first has a single source and no mean to differ from; "
         "a sentence without tokens of its own has no effect",
         arrays={"kl": known.spread(effect.kl, 2), "log_kl": known.spread(effect.log_kl, 2)},
@@ -85,9 +109,10 @@ def suppression_matrix(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SuppressionEffect:
-    """Means over the tokens of each target of the divergence (`kl`, nats) and of its logarithm (`log_kl`), both (target, source).
+    """Means over the tokens of each target of the divergence (`kl`, nats) and of its logarithm (`log_kl`), both
+    (target, source).
 
-    `untouched` is the pass that they are measured from, to suppress more in.
+    `untouched` is the pass that they are measured from, in which further tokens can be suppressed.
     """
 
     kl: Values
@@ -98,7 +123,7 @@ class SuppressionEffect:
 def suppression_effect(
     model: Model, ids: Sequence[int], spans: Sequence[Span], *, temperature: float = TEMPERATURE, batch: int = 8
 ) -> SuppressionEffect:
-    """The matrices of `suppression_matrix` for any `spans` of tokens; NaN where target ≤ source."""
+    """The matrices of `suppression_matrix` for any `spans` of tokens; NaN for target ≤ source."""
     check_spans(spans, len(ids))
     untouched = Untouched.of(model, ids)
     members = _members(spans[:-1], len(ids))  # the last has no later target
@@ -107,13 +132,14 @@ def suppression_effect(
 
 
 def normalised(log_kl: Values) -> Values:
-    """Less each target's mean over its earlier sources: a target that is easily moved is so by every source."""
+    """Minus each target's mean over its earlier sources: a target that moves easily does so for every source."""
     return np.asarray(log_kl - nan_mean(log_kl, axis=-1)[:, None])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Untouched:
-    """One pass over a sequence: its final hidden states (token, d_model), and the keys and values of every layer, to go on from."""
+    """One pass over a sequence: its final hidden states (token, d_model), and the keys and values of every layer, to
+    continue from."""
 
     model: Model
     ids: Tensor
@@ -122,7 +148,7 @@ class Untouched:
 
     @classmethod
     def of(cls, model: Model, ids: Sequence[int]) -> "Untouched":
-        """Raises InputError or ContextError for what cannot be fed."""
+        """The pass of `model` over `ids`. Raises InputError or ContextError if they cannot be fed."""
         check_sequence(model, ids)
         fed, kept = torch.tensor(list(ids), device=model.device), {}
 
@@ -134,8 +160,8 @@ class Untouched:
         return cls(model=model, ids=fed, hidden=hidden, keys=tuple(kept[layer] for layer in sorted(kept)))
 
     def divergences(self, suppressed: Tensor, *, temperature: float, batch: int) -> Values:
-        """KL (source, token) in nats of each token's next-token distribution when nothing may look at the tokens of `suppressed`
-        (source, token) bool. What stands before the first such token is as it was, so it is not run again: 0."""
+        """KL (source, token) in nats of each token's next-token distribution if no token may attend to the tokens of
+        `suppressed` (source, token) bool. Tokens before the first of these are unchanged and not run again: 0."""
         firsts = suppressed.int().argmax(dim=1)
         found = torch.zeros(suppressed.shape, dtype=torch.float64)
         unembedding = Unembedding.of(self.model)
@@ -148,7 +174,8 @@ class Untouched:
         return found.numpy()
 
     def _behind(self, start: int, suppressed: Tensor) -> Tensor:
-        """The final hidden states (source, token from `start`, d_model); what stands before `start` lends its keys and values."""
+        """The final hidden states (source, token from `start`, d_model), with the keys and values of the tokens
+        before `start`."""
         hidden, masks = suppressed.to(self.ids.device), {}
 
         def attend(call: AttentionCall) -> Tensor:
@@ -175,7 +202,7 @@ def _alike(firsts: Sequence[int], n_tokens: int, batch: int) -> list[list[int]]:
 
 
 def _final_states(model: Model, fed: Tensor, start: int, attend: Callable[[AttentionCall], Tensor]) -> Tensor:
-    """The states behind the last norm (batch, token, d_model) of `fed`, whose first token stands at `start`."""
+    """The states after the last norm (batch, token, d_model) of `fed`, whose first token is at `start`."""
     places = torch.arange(start, start + fed.shape[1], device=fed.device)[None]
     with torch.no_grad(), attending(model.hf, attend):
         states = model.hf.base_model(input_ids=fed, position_ids=places, use_cache=False).last_hidden_state
@@ -184,7 +211,7 @@ def _final_states(model: Model, fed: Tensor, start: int, attend: Callable[[Atten
 
 
 def _mask(rule: ScoreRule, start: int, n_keys: int, like: Tensor, suppressed: Tensor | None = None) -> Tensor:
-    """The additive mask (batch, 1, query, key): 0 where a query from `start` on may look, −∞ where not."""
+    """The additive mask (batch, 1, query, key): 0 if a query from `start` on may attend, else −∞."""
     query = torch.arange(start, n_keys, device=like.device)[:, None]
     key = torch.arange(n_keys, device=like.device)
     seen = (key <= query) if rule.window is None else (key <= query) & (key > query - rule.window)
@@ -196,7 +223,7 @@ def _mask(rule: ScoreRule, start: int, n_keys: int, like: Tensor, suppressed: Te
 
 
 def _attended(call: AttentionCall, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """(batch, head, query, d_head); by the fused kernel where the layer has neither softcap nor sink."""
+    """(batch, head, query, d_head); by the fused kernel if the layer has neither softcap nor sink."""
     query, rule = call.query, call.rule
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
@@ -237,7 +264,7 @@ def _control(
     temperature: float,
     batch: int,
 ) -> Values:
-    """`log_kl` of random single tokens of the thinking in place of each source, as many as it has."""
+    """`log_kl` of random single tokens of the thinking instead of each source, as many as it has."""
     first = spans[0].start
     sets = torch.zeros(len(spans), len(ids), dtype=torch.bool)
     for index, span in enumerate(spans):

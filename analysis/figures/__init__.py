@@ -1,4 +1,4 @@
-"""Every figure of the toolkit, the same in reports, notebooks and the app; the only package that knows Plotly."""
+"""Every figure of the toolkit, the same in reports, notebooks and the app; the only package that imports Plotly."""
 
 from reasonscope.analysis.figures.anchors import AnchorGraph, anchor_graph
 from reasonscope.analysis.figures.files import figure_data, in_theme, read_figure, to_html, write_figure

@@ -1,4 +1,4 @@
-"""Sentences as a graph: on a circle in reading order, or as a tree of what one of them brings about."""
+"""Sentences as a graph: on a circle in reading order, or as a tree of the effects of one of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from reasonscope.analysis.figures.theme import BLUE, GREEN, GREY, ORANGE, Figure
 
 @dataclass(frozen=True, kw_only=True)
 class AnchorGraph:
-    """What a graph of sentences shows.
+    """The content of a graph of sentences.
 
-    `importance` (sentence,); `effects` (target, source) or None; `tags`, `texts` by sentence. `truth`: for each sentence the earlier
-    ones that it depends on, where that is known.
+    `importance` (sentence,); `effects` (target, source) or None; `tags`, `texts` by sentence. `truth`: the earlier
+    sentences on which each depends, if known.
     """
 
     importance: NDArray[np.float64]
@@ -27,7 +27,8 @@ class AnchorGraph:
     truth: Sequence[Sequence[int]] | None = None
 
     def links(self, per_node: int) -> list[tuple[int, int, float]]:
-        """(source, target, effect): of each sentence the `per_node` strongest it receives and the `per_node` strongest it gives."""
+        """(source, target, effect): the `per_node` strongest effects that each sentence receives, and as many that
+        it has."""
         if self.effects is None:
             return []
         strength = np.where(np.isfinite(self.effects), np.abs(self.effects), 0.0)
@@ -52,11 +53,12 @@ def anchor_graph(
     depth: int = 2,
     truth: bool = False,
 ) -> Figure:
-    """Sentences as circles: size is importance, colour and number the kind and place, lines the strongest links, dots the truth.
+    """Sentences as circles: size is importance, colour and number are kind and place, lines the strongest links, dots
+    the truth.
 
-    On a circle in reading order; with `root` as a tree of what that sentence brings about (`direction` "out") or hangs on ("in").
-    Sentences of less importance than the share `least` of the highest are left out, but for the root and the one
-    that is `marked` by a heavy ring. `colours`: word and colour of a tag.
+    On a circle in reading order; with `root` as a tree of what that sentence affects (`direction` "out") or depends on
+    ("in"). Sentences with less importance than the share `least` of the highest are left out, except for the root and
+    the one that is `marked` by a heavy ring. `colours`: word and colour of a tag.
     """
     size = np.nan_to_num(np.abs(graph.importance))
     highest = float(size.max()) or 1.0
@@ -104,7 +106,7 @@ def _draw_links(
 
 
 def _on_a_circle(kept: Sequence[int], n: int) -> dict[int, tuple[float, float]]:
-    """Sentence 0 at the top, then clockwise; a sentence that is left out leaves its place empty."""
+    """Sentence 0 at the top, then clockwise; a sentence that is left out leaves a gap."""
     angles = np.pi / 2 - 2 * np.pi * np.arange(n) / max(n, 1)
     return {i: (float(np.cos(angles[i])), float(np.sin(angles[i]))) for i in kept}
 
@@ -112,7 +114,7 @@ def _on_a_circle(kept: Sequence[int], n: int) -> dict[int, tuple[float, float]]:
 def _as_a_tree(
     root: int, links: Sequence[tuple[int, int, float]], direction: str, depth: int, kept: set[int]
 ) -> dict[int, tuple[float, float]]:
-    """The root at the top, below it level by level what the links lead to, in reading order."""
+    """The root at the top, and below it, level by level, the sentences that the links lead to, in reading order."""
     ends = [(s, t) if direction == "out" else (t, s) for s, t, _ in links]
     levels, seen = [[root]], {root}
     for _ in range(depth):

@@ -17,14 +17,14 @@ from reasonscope.data.storage.untrusted import parse_json
 
 _KINDS = {"scatter", "bar", "box", "heatmap"}
 _LINK = re.compile(r"<(?=\s*a\b)", re.IGNORECASE)
-_PHONE = 40  # letters that a legend has room for on a phone
+_PHONE = 40  # letters of a legend that fit on a phone
 _CONTROLS = {"displaylogo": False, "displayModeBar": "hover", "responsive": True}
 
 
 def to_html(figure: Figure, *, with_library: bool) -> str:
-    """The figure as a piece of HTML; `with_library` puts Plotly's script into it, so that the page needs no network.
+    """The figure as a piece of HTML; `with_library` includes Plotly's script, so that the page needs no network.
 
-    The same figure gives the same bytes: Plotly alone would draw a random id for its place in the page.
+    The same figure gives the same bytes: by default Plotly draws a random id for its place in the page.
     """
     place = f"figure-{sha256(figure.to_json().encode()).hexdigest()[:16]}"
     html: str = _unlinked(figure).to_html(
@@ -34,25 +34,29 @@ def to_html(figure: Figure, *, with_library: bool) -> str:
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """The figure as JSON, which `read_figure` reads."""
+    """Write the figure as JSON, which `read_figure` reads."""
     write_text_durably(path, figure.to_json())
 
 
 def read_figure(path: Path) -> Figure:
-    """What `write_figure` wrote. Raises InputError for a file that holds no figure, or one that would ask another host for something."""
+    """Read a file of `write_figure`. Raises InputError for a file without a figure, or with one that would ask
+    another host for something."""
     try:
         figure = go.Figure(parse_json(path.read_bytes(), str(path)))
     except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         what = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} cannot be read as a figure ({what}); measure again") from error
-    # Plotly loads images and maps from where a figure says.
+        raise InputError(f"{path} cannot be read as a figure ({what}); run the analysis again") from error
+    # Plotly loads images and maps from the addresses in a figure.
     if (kinds := {curve.type for curve in figure.data} - _KINDS) or figure.layout.images:
-        raise InputError(f"{path} has {', '.join(kinds) or 'images'}, as no figure of ours does; measure again")
+        raise InputError(
+            f"{path} has {', '.join(kinds) or 'images'}, which no figure of ours has; run the analysis again"
+        )
     return figure
 
 
 def in_theme(figure: Figure, *, dark: bool) -> Figure:
-    """A copy for a light or a dark page, whose background shows through; long names in the legend are broken for a phone."""
+    """A copy for a light or dark page, whose background shows through; long names in the legend are broken for a
+    phone."""
     copy = _unlinked(figure).update_layout(
         template="plotly_dark" if dark else "plotly_white", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)"
     )
@@ -62,7 +66,7 @@ def in_theme(figure: Figure, *, dark: bool) -> Figure:
 
 
 def _unlinked(figure: Figure) -> Figure:
-    """A copy in whose texts no link works: Plotly sets those of labels and names, which come from a run."""
+    """A copy without links in its texts: Plotly makes those of labels and names, which come from a run, clickable."""
     return go.Figure(_without_links(figure.to_dict()))
 
 
@@ -77,7 +81,7 @@ def _without_links(value: Any) -> Any:
 
 
 def figure_data(figure: Figure) -> list[dict[str, object]]:
-    """What is drawn, one row a point: the curve it belongs to, its place and value, and the ends of its interval."""
+    """The data of the figure, one row per point: its curve, its place and value, and the ends of its interval."""
     rows: list[dict[str, object]] = []
     for curve in figure.data:
         name = curve.name or ""
@@ -96,7 +100,7 @@ def figure_data(figure: Figure) -> list[dict[str, object]]:
 
 
 def _ends(curve: go.Scatter, index: int, x: object, y: object) -> dict[str, object]:
-    """The ends of a point's intervals, where it has some."""
+    """The ends of a point's intervals, if it has any."""
     ends: dict[str, object] = {}
     for axis, value in (("x", x), ("y", y)):
         error = getattr(curve, f"error_{axis}", None) if curve.type in ("scatter", "bar") else None

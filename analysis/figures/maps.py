@@ -1,4 +1,4 @@
-"""Maps of heads and of sentences against sentences."""
+"""Maps of heads, and of sentences against sentences."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ from reasonscope.analysis.results import Result
 
 
 def head_grid(values: NDArray[np.float64], *, title: str, measure: str) -> Figure:
-    """Scores (layer, head) as a map, white at 0 where they have a sign.
+    """Scores (layer, head) as a map, white at 0 if they have a sign.
 
-    A square on each cell takes the click, for a map itself tells nobody of one.
+    A square on each cell takes the click, because a map itself does not report clicks.
     """
     layers, heads = values.shape
     figure = go.Figure()
@@ -45,10 +45,10 @@ def square_map(
     named: bool = True,
     clickable: bool = False,
 ) -> Figure:
-    """A matrix of sentences or tokens against others; what was not measured stays empty.
+    """A matrix of sentences or tokens against others; cells that were not measured stay empty.
 
-    `names` of the rows and columns stand under the pointer and, where they are `named` and few, at the axes. `clickable` lays a square
-    on each of the 2,000 strongest cells, for a map itself tells nobody of a click.
+    `names` of the rows and columns appear under the pointer and, if they are `named` and few, at the axes. `clickable`
+    puts a square on each of the 2,000 strongest cells, because a map itself does not report clicks.
     """
     signed = bool((matrix < 0).any())
     down, across = names or tuple([str(i) for i in range(n)] for n in matrix.shape)
@@ -84,7 +84,7 @@ def square_map(
 
 
 def sentence_map(result: Result, name: str, measure: str) -> Figure:
-    """An array (target, source) of a result as a map; white is no effect, empty what was not measured."""
+    """An array (target, source) of a result as a map; white means no effect, empty means not measured."""
     matrix = np.asarray(result.arrays[name], dtype=np.float64)
     reach = float(np.nanmax(np.abs(matrix))) if np.isfinite(matrix).any() else 1.0
     texts = result.numbers.get("texts") or [str(i) for i in range(len(matrix))]
@@ -103,9 +103,10 @@ def sentence_map(result: Result, name: str, measure: str) -> Figure:
 
 
 def value_maps(result: Result) -> Figure:
-    """A result's last two axes as a map, one panel for each place on the axes before, each with its own scale; white is 0 where values have
-    a sign. A cross marks what lies outside of its null; a null that is one number for the whole panel is in its title
-    instead, and what it is below.
+    """A result's last two axes as a map, one panel for each position on the axes before, each with its own scale.
+
+    White is 0 if values have a sign. A cross marks a value outside its null; a null with a single number for the whole
+    panel is given in its title, and marks what lies below it.
     """
     vertical, across = result.axes[-2:]
     panels = result.values.reshape(-1, len(vertical), len(across))
@@ -145,7 +146,7 @@ def value_maps(result: Result) -> Figure:
 
 
 def _scale(panel: NDArray[np.float64]) -> dict[str, object]:
-    """Colours: from blue to red around 0 where there is a sign, else from dark to light."""
+    """Colours: from blue to red around 0 for values with a sign, else from dark to light."""
     reach = float(np.nanmax(np.abs(panel))) if np.isfinite(panel).any() else 1.0
     signed = bool((panel < 0).any())
     return {"colorscale": "RdBu_r", "zmin": -reach, "zmax": reach} if signed else {"colorscale": "Viridis"}
@@ -165,7 +166,7 @@ def _constant(null: tuple[NDArray[np.float64], NDArray[np.float64]]) -> bool:
 
 
 def _named(name: str, result: Result, panel: int) -> str:
-    """The title of a panel, with its null where that is one number."""
+    """The title of a panel, with its null if that is one number."""
     null = _null_of(result, panel)
     own = "" if name == result.quantity else name
     if null is None or not _constant(null):
@@ -174,7 +175,7 @@ def _named(name: str, result: Result, panel: int) -> str:
 
 
 def _mark_outside(figure: Figure, result: Result, row: int) -> None:
-    """A cross on each value of panel `row` that lies outside of its null."""
+    """A cross on each value of panel `row` that lies outside its null."""
     null = _null_of(result, row - 1)
     if null is None or _constant(null):
         return
@@ -190,6 +191,6 @@ def _mark_outside(figure: Figure, result: Result, row: int) -> None:
         hoverinfo="skip",
         row=row,
         col=1,
-        name=f"outside of the null: {result.null.what}",
+        name=f"outside the null: {result.null.what}",
         showlegend=row == 1,
     )

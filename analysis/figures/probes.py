@@ -1,4 +1,4 @@
-"""What probes read: predictions, scores beside their baselines, layers by positions, trajectories and cliffs."""
+"""What probes read: predictions, scores with their baselines, layers by positions, trajectories and cliffs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from reasonscope.analysis.figures.theme import BLUE, GREY, Figure, colours_of, error_bars, styled
 
-if TYPE_CHECKING:  # their modules load torch, which the app does without until a model is asked for
+if TYPE_CHECKING:  # their modules import torch, which the app avoids until a model is needed
     from reasonscope.data.intervals import Estimate
     from reasonscope.probes.properties.length_probe import LengthReport
     from reasonscope.probes.properties.refusal_cliff import Cliff, MeanTrajectory
@@ -37,8 +37,8 @@ def _prediction(true: NDArray[np.float64], predicted: NDArray[np.float64], title
 
 
 def remaining_prediction(probe: RemainingReport) -> Figure:
-    """Predicted against true thinking tokens that are left, on held-out problems."""
-    title = f"Thinking tokens that are left, at {len(probe.true)} places of {len(set(probe.traces))} traces"
+    """Predicted against true remaining thinking tokens, on held-out problems."""
+    title = f"Remaining thinking tokens, at {len(probe.true)} places of {len(set(probe.traces))} traces"
     return _prediction(probe.true, probe.predicted, title, "tokens remaining", "a place in a held-out trace")
 
 
@@ -50,7 +50,7 @@ def length_scores(probe: LengthReport) -> Figure:
 
 
 def probe_scores(scores: Mapping[str, Estimate], *, title: str, measure: str, chance: float) -> Figure:
-    """A probe, first, and its baselines: a number each with its 95 % interval, and the line of chance."""
+    """A probe, first, and its baselines: each with its 95 % interval, and the line of chance."""
     figure = go.Figure()
     colours = [BLUE, *[GREY] * (len(scores) - 1)]
     for (name, score), colour in zip(scores.items(), colours, strict=True):
@@ -93,10 +93,11 @@ def layer_position_map(
 
 
 def mean_trajectories(curves: Mapping[str, MeanTrajectory], *, title: str, measure: str, last: int = 20) -> Figure:
-    """Mean probability by outcome with its 95 % interval over problems, counted back from the last token of the close window; below, how
-    many traces are behind each point.
+    """Mean probability by outcome with its 95 % interval over problems, counted back from the last token of the close
+    window; below, the number of traces at each point.
 
-    Right, the `last` tokens one by one: nothing is resampled, for a cliff of two tokens would vanish in a grid.
+    On the right, the `last` tokens one by one: nothing is resampled, because a cliff of two tokens would vanish in a
+    grid.
     """
     figure = make_subplots(
         rows=2,
@@ -140,7 +141,7 @@ def mean_trajectories(curves: Mapping[str, MeanTrajectory], *, title: str, measu
 
 
 def cliff_distribution(cliffs: Mapping[str, Cliff], random: NDArray[np.float64], *, title: str) -> Figure:
-    """Plateau less end of each trace by outcome, and the mean drops along random directions (the null)."""
+    """Plateau minus end of each trace by outcome, and the mean drops along random directions (the null)."""
     figure = go.Figure()
     values = {f"{name} (n = {len(found.ids)})": found.drops for name, found in cliffs.items()}
     values[f"random directions (means, n = {len(random)})"] = random
@@ -158,5 +159,5 @@ def cliff_distribution(cliffs: Mapping[str, Cliff], random: NDArray[np.float64],
         )
     figure.add_hline(y=0, line={"color": GREY, "dash": "dash"})
     names = [box.name for box in figure.data]
-    wrapped = ["<br>".join(wrap(name, 12)) for name in names]  # side by side on a phone, too
-    return styled(figure, title, "", "plateau less end").update_xaxes(tickvals=names, ticktext=wrapped, tickangle=0)
+    wrapped = ["<br>".join(wrap(name, 12)) for name in names]  # so that they fit side by side on a phone
+    return styled(figure, title, "", "plateau minus end").update_xaxes(tickvals=names, ticktext=wrapped, tickangle=0)

@@ -1,4 +1,4 @@
-"""The figures that any result has, by the axes that it has."""
+"""The figures of any result, chosen by its axes."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -28,23 +28,26 @@ from reasonscope.analysis.figures.theme import (
 )
 from reasonscope.analysis.results import Band, Result
 
-_CLICKABLE = 2000  # places of a line that take a click, by marks that are not seen; of a longer one the peaks alone do
+_CLICKABLE = 2000  # up to so many places of a line take clicks, by invisible marks; in a longer one only the peaks do
 _MAPS = (("layer", "head"), ("target", "source"))
 _RUNNING = ("token", "sentence", "step", "cut", "bin", "site", "layer")
 _ARRAYS = {
-    "effects": "effect on coming up",
+    "effects": "effect on appearing",
     "suppression": "effect of suppression",
 }
 
 
 def of_result(result: Result) -> dict[str, Figure]:
-    """The figures of a result by name: maps of layers by heads and of targets by sources, else its lines along a last axis that runs
-    (tokens, sentences, cuts, layers; a panel with its own unit each), else its points; and the maps of sentence on sentence that it has."""
+    """The figures of a result by name.
+
+    Maps of layers by heads and of targets by sources; else lines along a last axis that is ordered (tokens, sentences,
+    cuts, layers; one panel for each unit); else points. Results with maps of sentence on sentence have these too.
+    """
     names = tuple(axis.name for axis in result.axes[-2:])
     drawn: dict[str, Figure] = {}
     if names in _MAPS:
         drawn["map"] = value_maps(result)
-    elif names == ("arm", "metric") and ", " not in result.unit:  # of one unit
+    elif names == ("arm", "metric") and ", " not in result.unit:  # a single unit
         drawn["arms"] = arm_outcomes(result)
     elif names[-1] in _RUNNING and len(result.axes[-1]) > 1:
         drawn["lines"] = along(result)
@@ -59,10 +62,11 @@ def of_result(result: Result) -> dict[str, Figure]:
 def along(
     result: Result, *, only: Sequence[str] = (), beside: Mapping[str, NDArray[np.float64]] | None = None
 ) -> Figure:
-    """Every line of a result along its last axis, one panel a line: interval as bars, the null shaded, peaks marked.
+    """Every line of a result along its last axis, one panel per line: intervals as bars, the null shaded, peaks marked.
 
-    `only` are the labels of the first axis to draw; all where not given. `beside` are other lines over the same places, by name, drawn
-    dashed in each panel. Tokens stand at their number in the trace; sentences are named by their text under the pointer.
+    `only` are the labels of the first axis to draw, by default all. `beside` are other lines over the same places, by
+    name, drawn dashed in each panel. Tokens are placed by their number in the trace; sentences show their text under
+    the pointer.
     """
     places = list(result.axes[-1].labels)
     first = result.axes[0].labels if len(result.axes) > 1 else (result.quantity,)
@@ -75,7 +79,7 @@ def along(
     numbered = all(place.isdigit() for place in places)
     x = np.array([int(place) for place in places]) if numbered else np.arange(len(places))
     hover = [short(str(text)) for text in result.numbers.get("texts") or places]
-    told = shaded = False  # the words for a peak and for the null, in the legend
+    told = shaded = False  # whether the legend has an entry for peaks and for the null
     for panel, (name, line) in enumerate(rows.items(), start=1):
         at, shown = first.index(name), panel == 1
         if result.null is not None:
@@ -108,9 +112,9 @@ def along(
 
 
 def points(result: Result) -> Figure:
-    """Values that stand for things without an order (words, arms, rules): a point each with its interval, its null a grey bar.
+    """Values of things without an order (words, arms, rules): a point each with its interval, its null a grey bar.
 
-    One panel; of a result of two axes one for each place on the last, which may differ in unit.
+    One panel; for a result with two axes, one for each position on the last, which may differ in unit.
     """
     things = result.axes[0].labels
     panels = result.axes[1].labels if len(result.axes) == 2 else (result.quantity,)
@@ -144,7 +148,8 @@ def _bars(values: NDArray[np.float64], band: Band, shape: tuple[int, int], at: i
 
 
 def arm_outcomes(result: Result) -> Figure:
-    """A result over (arm, metric): a point for each arm beside the others, with its interval, and grey the range of the null."""
+    """A result over (arm, metric): a point for each arm next to the others, with its interval; grey is the range of
+    the null."""
     arms, metrics = (axis.labels for axis in result.axes)
     figure = go.Figure()
     places = np.arange(len(metrics))
@@ -168,17 +173,17 @@ def arm_outcomes(result: Result) -> Figure:
 
 
 def _shade(figure: Figure, x: NDArray[np.intp], null: Band, row: int, panel: int, shown: bool) -> bool:
-    """The null as an area, one for each stretch of places that have one; whether there is any."""
+    """Draw the null as an area, one for each stretch of places that have one; returns whether there is any."""
     low, high = (np.reshape(end, (-1, len(x)))[row] for end in (null.low, null.high))
     known = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
     for stretch in np.split(known, np.flatnonzero(np.diff(known) > 1) + 1):
         if not len(stretch):
             continue
-        if len(stretch) == 1:  # an area of no width would not be seen
+        if len(stretch) == 1:  # an area without width would be invisible
             at, ends = x[stretch[0]] + np.array([-0.25, 0.25]), [np.repeat(end[stretch], 2) for end in (low, high)]
         else:
             at, ends = x[stretch], [end[stretch] for end in (low, high)]
-        line = {"width": 1 if np.array_equal(ends[0], ends[1]) else 0, "color": GREY}  # a band of no width is a line
+        line = {"width": 1 if np.array_equal(ends[0], ends[1]) else 0, "color": GREY}  # a band without width is a line
         style = {"mode": "lines", "line": line, "hoverinfo": "skip", "legendgroup": "null", "row": panel, "col": 1}
         figure.add_scatter(x=at, y=ends[0], showlegend=False, **style)
         figure.add_scatter(

@@ -1,4 +1,4 @@
-"""What steering does to length and accuracy, arm by arm and strength by strength."""
+"""Effects of steering on length and accuracy, by arm and by strength."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from reasonscope.analysis.figures.theme import (
     styled,
 )
 
-if TYPE_CHECKING:  # their modules load torch
+if TYPE_CHECKING:  # their modules import torch
     from reasonscope.data.intervals import Estimate
     from reasonscope.steering.experiments.decoding_responses import DecodingResponse
     from reasonscope.steering.experiments.dose_responses import DoseResponse
@@ -48,16 +48,16 @@ def steering_plane(arms: Sequence[Arm]) -> Figure:
             error_x=error_bars([arm.tokens], colour),
             error_y=error_bars([arm.accuracy], colour),
         )
-    title = f"What steering does ({arms[0].n_problems} problems)"
+    title = f"Effect of steering ({arms[0].n_problems} problems)"
     return styled(figure, title, "mean thinking tokens", "accuracy").update_yaxes(range=[0, 1.05])
 
 
 def steering_front(responses: Sequence[DoseResponse | DecodingResponse]) -> Figure:
     """Mean thinking tokens against accuracy at every strength, all methods on one plane, 95 % intervals over problems.
 
-    Shaded is where the random vectors of each method (random tokens, of a control of the decoding) lie, from the lowest to the highest of
-    their means; the dashed line is the Pareto front: no other point has both fewer tokens and a higher accuracy. Strengths stand beside
-    the points that have room for them.
+    The shaded area covers the random vectors of each method (random tokens, for a decoding method), from the lowest to
+    the highest of their means. The dashed line is the Pareto front: no other point has both fewer tokens and a higher
+    accuracy. Strengths are written next to the points that have room for them.
     """
     figure = go.Figure()
     for response in responses:
@@ -107,7 +107,7 @@ def steering_front(responses: Sequence[DoseResponse | DecodingResponse]) -> Figu
     )
     figure = styled(
         figure,
-        f"What steering costs and saves ({base.n_problems} held-out problems)",
+        f"Costs and savings of steering ({base.n_problems} held-out problems)",
         "mean thinking tokens",
         "accuracy",
     )
@@ -115,7 +115,8 @@ def steering_front(responses: Sequence[DoseResponse | DecodingResponse]) -> Figu
 
 
 def _with_room(arms: Sequence[Arm]) -> list[Arm]:
-    """Those whose strength can be written beside them: no other point lies within a label of theirs. The pointer tells the others'."""
+    """The arms whose strength can be written next to them: no other point lies within a label of theirs. The pointer
+    shows the others."""
     tokens = [arm.tokens.value for arm in arms]
     width, height = 0.06 * (max(tokens) - min(tokens)), 0.08
 
@@ -135,8 +136,8 @@ def sweep_figures(responses: Sequence[DoseResponse | DecodingResponse]) -> dict[
 def dose_curves(response: DoseResponse | DecodingResponse) -> Figure:
     """Mean thinking tokens and accuracy by strength, 95 % intervals over problems; a strength below 0 is the reverse.
 
-    Shaded is where the random vectors (random tokens, of a control of the decoding) of each strength lie, from the lowest to the highest
-    of their means; the dashed line is the unsteered model.
+    The shaded area covers the random vectors (random tokens, for a decoding method) of each strength, from the lowest
+    to the highest of their means; the dashed line is the unsteered model.
     """
     base, nulls = response.base, response.nulls
     arms = sorted((arm for arms in response.curves.values() for arm in arms), key=lambda arm: arm.multiplier)
@@ -150,7 +151,7 @@ def dose_curves(response: DoseResponse | DecodingResponse) -> Figure:
         for ends, fill in ((list(map(min, ranges)), None), (list(map(max, ranges)), "tonexty")):
             figure.add_scatter(
                 x=strengths, y=ends, mode="lines", line={"color": GREY, "width": 0.5}, fill=fill, fillcolor=SHADE, hoverinfo="skip",
-                name=f"{response.null_name} ({each} a strength)", legendgroup="null", showlegend=row == 1 and fill is not None, **place,
+                name=f"{response.null_name} ({each} per strength)", legendgroup="null", showlegend=row == 1 and fill is not None, **place,
             )  # fmt: skip
         figure.add_scatter(
             x=x, y=[read(arm).value for arm in arms], mode="lines+markers", name=response.name, showlegend=row == 1,
@@ -193,7 +194,7 @@ def _region(figure: Figure, x: Sequence[float], y: Sequence[float], name: str) -
 
 
 def _pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those that no other beats in both, fewer of the first and more of the second; in ascending order."""
+    """The points that no other beats in both, fewer of the first and more of the second; in ascending order."""
     front: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or y > front[-1][1]:

@@ -1,4 +1,4 @@
-"""How every figure looks, in one place: palette, layout, error bars, titles, and text under the pointer."""
+"""The look of every figure, in one place: palette, layout, error bars, titles, and text under the pointer."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import plotly.graph_objects as go
 
 from reasonscope.analysis.results import Result
 
-if TYPE_CHECKING:  # its module loads torch, which the app does without until a model is asked for
+if TYPE_CHECKING:  # its module imports torch, which the app avoids until a model is needed
     from reasonscope.data.intervals import Estimate
 
 Figure: TypeAlias = go.Figure
 
-# Okabe and Ito's palette: told apart by all kinds of colour vision.
+# Okabe and Ito's palette, which all kinds of colour vision can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#7A7A7A"
-SHADE = "rgba(122,122,122,.35)"  # where chance lies
+SHADE = "rgba(122,122,122,.35)"  # the range of chance
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 
 def styled(figure: Figure, title: str, x: str, y: str) -> Figure:
     """The layout of every figure: a title that wraps on a phone, panels' titles below it, the legend below the axis."""
-    lines = wrap(title, 44) or [""]  # as much as a phone shows in a line
+    lines = wrap(title, 44) or [""]  # characters that fit in a line on a phone
     panels = any(one.text for one in figure.layout.annotations)
     figure.update_annotations(font={"size": 13})
     return figure.update_layout(
@@ -55,12 +55,12 @@ def styled(figure: Figure, title: str, x: str, y: str) -> Figure:
 
 
 def colours_of(n: int) -> list[str]:
-    """`n` colours, the four of the palette in turn."""
+    """`n` colours, cycling through the four of the palette."""
     return [(ORANGE, BLUE, GREEN, PURPLE)[i % 4] for i in range(n)]
 
 
 def error_bars(estimates: Sequence[Estimate], colour: str) -> dict[str, object]:
-    """The intervals of estimates, as Plotly has them."""
+    """The intervals of estimates in Plotly's form."""
     return {
         "type": "data",
         "symmetric": False,
@@ -72,12 +72,14 @@ def error_bars(estimates: Sequence[Estimate], colour: str) -> dict[str, object]:
 
 
 def titled(result: Result) -> str:
+    """The title of a result's figure."""
     trace = result.provenance.get("trace")
     return result.quantity if trace in (None, "all") else f"{result.quantity}, {trace}"
 
 
 def panel_titles(names: Sequence[str], result: Result) -> list[str]:
-    """The title of each panel, a bare number with what it counts; none where a single one would say what the figure's title says."""
+    """The title of each panel; a plain number gets the name of what it counts. A single panel has no title, since
+    the figure has one."""
     counted = result.axes[0].name if len(result.axes) > 1 else ""
     return (
         [] if list(names) == [result.quantity] else [f"{counted} {name}" if name.isdigit() else name for name in names]
@@ -85,10 +87,10 @@ def panel_titles(names: Sequence[str], result: Result) -> list[str]:
 
 
 def panel_gap(panels: int, height: float) -> float:
-    """The share of a figure between two of its panels of `height` pixels each, so that titles and ticks fit in however many there are."""
+    """The share of a figure between two of its panels of `height` pixels each, so that titles and ticks fit."""
     return 60 / (panels * (height + 60)) if panels > 1 else 0.0
 
 
 def short(text: str) -> str:
-    """A sentence for a hover label, whose markup is disarmed."""
+    """A sentence for a hover label, with its markup disarmed."""
     return escape(text if len(text) <= 90 else f"{text[:89]}…")

@@ -13,7 +13,7 @@ _RIGHT_WRONG = (("right", True, BLUE, "circle"), ("wrong", False, ORANGE, "x"))
 
 
 def thinking_by_difficulty(traces: Sequence[Trace]) -> Figure:
-    """Thinking tokens of each trace by the steps that its problem needs, right and wrong answers apart."""
+    """Thinking tokens of each trace by the steps that its problem needs, with right and wrong answers apart."""
     rng = np.random.default_rng(0)
     figure = go.Figure()
     for name, correct, colour, symbol in _RIGHT_WRONG:
@@ -28,11 +28,12 @@ def thinking_by_difficulty(traces: Sequence[Trace]) -> Figure:
             text=[trace.id for trace in chosen],
             hovertemplate="%{text}<br>%{y} tokens<extra></extra>",
         )
-    return styled(figure, "How long it thinks", "steps needed (spread sideways)", "thinking tokens")
+    return styled(figure, "Length of the thinking", "steps needed (jittered)", "thinking tokens")
 
 
 def accuracy_by_difficulty(answers: Sequence[tuple[float, bool]]) -> Figure:
-    """Share of right answers at each difficulty with Wilson's 95 % interval; `answers` are pairs of difficulty and right."""
+    """Share of right answers at each difficulty with Wilson's 95 % interval; `answers` are pairs of difficulty and
+    whether it is right."""
     figure = go.Figure()
     levels = sorted({difficulty for difficulty, _ in answers})
     counts = [[right for difficulty, right in answers if difficulty == level] for level in levels]
@@ -54,7 +55,7 @@ def accuracy_by_difficulty(answers: Sequence[tuple[float, bool]]) -> Figure:
         hovertemplate="difficulty %{x}: %{y:.2f}<br>n = %{customdata}<extra></extra>",
         showlegend=False,
     )
-    title = f"How often it is right (n = {len(answers)})"
+    title = f"Share of right answers (n = {len(answers)})"
     return styled(figure, title, "steps needed", "share of right answers").update_yaxes(range=[0, 1.05])
 
 
@@ -65,4 +66,4 @@ def answers_by_request(counts: Mapping[str, Mapping[str, int]]) -> Figure:
     for outcome, colour in zip(outcomes, (BLUE, ORANGE, GREY), strict=False):
         values = [kind.get(outcome, 0) for kind in counts.values()]
         figure.add_bar(x=list(counts), y=values, name=outcome, marker_color=colour, text=values)
-    return styled(figure, "What it does with requests", "", "requests").update_layout(barmode="stack")
+    return styled(figure, "Answers to requests", "", "requests").update_layout(barmode="stack")

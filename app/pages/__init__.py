@@ -1,1 +1,1 @@
-"""The pages of the browser app: each shows one run in one way and computes nothing."""
+"""The pages of the browser app: each shows one aspect of a run and computes nothing."""

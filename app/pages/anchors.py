@@ -1,4 +1,4 @@
-"""Thought anchors: which sentences the answer hangs on, as a graph, with a pane for the sentence that is chosen."""
+"""Thought anchors: the sentences that the answer depends on, as a graph, with a pane for the chosen sentence."""
 
 import shlex
 from collections.abc import Mapping
@@ -19,16 +19,17 @@ from reasonscope.app.page_parts.state import BOUND, Key
 from reasonscope.data.sentence_cut import CutTrace
 
 _NAME = "results/anchors/*"
-# What the importance of a sentence is read off, and what it is called: effects of sentences on later ones, and numbers of sentences.
+# The sources of a sentence's importance and their labels: effects of sentences on later ones, and numbers per sentence.
 _EFFECTS = {"suppression": "suppression", "replacement": "replacement"}
 _RECEIVED = {"receiver_scores": "attention received", "close_attention": "attention of the closing tag"}
 _METHODS = {"anchors": "rollouts", **_EFFECTS, **_RECEIVED}
 
 
 def show(run: OpenRun) -> None:
+    """Show the anchors of a trace of the run."""
     components.heading(
         "Thought anchors",
-        "Size is importance, colour and word the kind of a sentence; lines are its strongest effects.",
+        "Size is importance; colour and word are the kind of a sentence; lines are its strongest effects.",
     )
     components.damage([problem for method in _METHODS for problem in measurements.damaged(run, method)])
     found = {method: measurements.results(run, method) for method in _METHODS}
@@ -46,7 +47,7 @@ def show(run: OpenRun) -> None:
 
 
 def _not_measured(run: OpenRun, id: str, measured: Mapping[str, Result]) -> None:
-    """Why a metric is not among those to choose from, and the line that measures it."""
+    """Which metrics were not measured on the trace, and the command that measures them."""
     for result in measured.values():
         if not result.measured:
             st.warning(components.as_text(f"{result.quantity}: not measured on this trace: {result.reason}"))
@@ -58,7 +59,7 @@ def _not_measured(run: OpenRun, id: str, measured: Mapping[str, Result]) -> None
 
 @dataclass(frozen=True, kw_only=True)
 class _Metric:
-    """What the importance of a sentence can be: the result it is read off, the values (sentence,), and effects (target, source)."""
+    """A measure of importance: the result that it comes from, the values (sentence,), and effects (target, source)."""
 
     result: Result
     importance: NDArray[np.float64]
@@ -67,7 +68,7 @@ class _Metric:
 
 
 def _metrics(measured: Mapping[str, Result]) -> dict[str, _Metric]:
-    """The metrics of a trace by name, those of rollouts first."""
+    """The metrics of a trace by name, those from rollouts first."""
     found: dict[str, _Metric] = {}
     for method, result in measured.items():
         axes = [axis.name for axis in result.axes]
@@ -79,7 +80,7 @@ def _metrics(measured: Mapping[str, Result]) -> dict[str, _Metric]:
             named = dict(zip(result.axes[0].labels, result.values, strict=True))
             for name in sorted(
                 named, key=lambda name: name in ("accuracy", "published_accuracy")
-            ):  # no importance: last
+            ):  # without importance, so last
                 found[name.replace("_", " ")] = _Metric(
                     result=result, importance=named[name], effects=square, unit=result.unit_of(name)
                 )
@@ -104,10 +105,10 @@ def _graph(run: OpenRun, id: str, metric: str, what: _Metric) -> None:
     left, right = st.columns([1, 3])
     with left:
         layout = st.segmented_control("Layout", ["circle", "tree"], default="circle", key=Key.LAYOUT, bind=BOUND)
-        links = st.slider("Links of a sentence, each way", 0, 10, 3, key=Key.LINKS, bind=BOUND)
-        least = st.slider("Least importance, % of the highest", 0, 100, 0, key=Key.LEAST, bind=BOUND)
+        links = st.slider("Links per sentence, each way", 0, 10, 3, key=Key.LINKS, bind=BOUND)
+        least = st.slider("Lowest importance, % of the highest", 0, 100, 0, key=Key.LEAST, bind=BOUND)
         direction = st.radio(
-            "Tree of what it", ["brings about", "hangs on"], disabled=layout != "tree", key=Key.DIRECTION, bind=BOUND
+            "Tree of what it", ["affects", "depends on"], disabled=layout != "tree", key=Key.DIRECTION, bind=BOUND
         )
         depth = st.slider("Depth of the tree", 1, 5, 2, key=Key.DEPTH, bind=BOUND, disabled=layout != "tree")
         overlay = truth is not None and st.toggle(f"{said} dependencies", key=Key.TRUTH, bind=BOUND)
@@ -122,12 +123,12 @@ def _graph(run: OpenRun, id: str, metric: str, what: _Metric) -> None:
             per_node=links,
             least=least / 100,
             root=root,
-            direction="out" if direction == "brings about" else "in",
+            direction="out" if direction == "affects" else "in",
             depth=depth,
             truth=overlay,
         )
         if layout == "tree" and not any(root in link[:2] for link in graph.links(links)):
-            st.caption(f"Sentence {root} has no link: nothing was measured of what it brings about or hangs on.")
+            st.caption(f"Sentence {root} has no link: no effect on it or of it was measured.")
         command = f"{measurements.command_of(run, result.method)} --trace {shlex.quote(id)}"
         clicked = components.show_figure(figure, name="anchors", command=command, key="anchors-graph", clickable=True)
     picked = next((int(point["customdata"][0]) for point in clicked if point.get("customdata")), None)
@@ -139,7 +140,7 @@ def _graph(run: OpenRun, id: str, metric: str, what: _Metric) -> None:
 
 
 def _sentences(result: Result, read: CutTrace, n: int) -> tuple[list[str], list[str]]:
-    """Tags and texts as the result holds them, else of the trace as it is read here."""
+    """Tags and texts as the result has them, else of the trace as it is split here."""
     tags, texts = result.numbers.get("tags"), result.numbers.get("texts")
     if isinstance(tags, list) and isinstance(texts, list) and len(tags) == len(texts) == n:
         return [str(tag) for tag in tags], [str(text) for text in texts]
@@ -148,7 +149,8 @@ def _sentences(result: Result, read: CutTrace, n: int) -> tuple[list[str], list[
 
 
 def _pane(run: OpenRun, id: str, graph: AnchorGraph, what: _Metric, metric: str, chosen: int | None) -> None:
-    """The chosen sentence: its text, its importance with interval and chance, what else was written there, and its links."""
+    """The chosen sentence: its text, its importance with interval and chance, what was written instead, and its
+    links."""
     if chosen is None:
         st.caption("Choose a sentence in the graph to see its links.")
         return
@@ -161,7 +163,7 @@ def _pane(run: OpenRun, id: str, graph: AnchorGraph, what: _Metric, metric: str,
     links = graph.links(5)
     given = [(s, e) for s, t, e in links if t == chosen]
     made = [(t, e) for s, t, e in links if s == chosen]
-    for column, title, ends in zip(st.columns(2), ("It hangs on", "It brings about"), (given, made), strict=True):
+    for column, title, ends in zip(st.columns(2), ("It depends on", "It affects"), (given, made), strict=True):
         with column:
             st.caption(title if ends else f"{title}: nothing measured")
             for other, effect in sorted(ends, key=lambda end: -abs(end[1]))[:5]:
@@ -182,7 +184,7 @@ def _choose(sentence: int) -> None:
 
 
 def _walk(chosen: int, n: int) -> None:
-    """The number of the sentence, and the buttons to the one before and the one behind it."""
+    """The number of the sentence, and buttons to the previous and the next one."""
     heading, before, behind = st.columns([4, 1, 1], vertical_alignment="bottom")
     heading.subheader(f"Sentence {chosen}", anchor=False)
     if before.button("Previous", icon=":material/arrow_back:", disabled=chosen == 0, width="stretch"):
@@ -192,7 +194,7 @@ def _walk(chosen: int, n: int) -> None:
 
 
 def _kind(graph: AnchorGraph, what: _Metric, chosen: int) -> str:
-    """What the sentence is, and how many rollouts or later sentences its numbers are means of."""
+    """The kind of the sentence, and how many rollouts or later sentences its numbers are means of."""
     said = [graph.tags[chosen].replace("_", " ")]
     if "n" in what.result.arrays:
         said.append(f"n = {int(what.result.arrays['n'][chosen])} rollouts from before it")
@@ -204,14 +206,14 @@ def _kind(graph: AnchorGraph, what: _Metric, chosen: int) -> str:
 
 
 def _of_pair(result: Result, pair: tuple[int, int]) -> str:
-    """What chance gives a pair (target, source), where that was measured of pairs."""
+    """What chance gives for a pair (target, source), if the null has pairs."""
     if result.null is None or [axis.name for axis in result.axes] != ["target", "source"]:
         return ""
     return f", chance {components.between(result.null, pair)}"
 
 
 def _rows(what: _Metric, metric: str, chosen: int) -> list[dict[str, object]]:
-    """Every number of the sentence in this result, the metric that is shown first: value, unit, 95 % interval, chance."""
+    """Every number of the sentence in this result, the shown metric first: value, unit, 95 % interval, chance."""
     result = what.result
     if [axis.name for axis in result.axes] != ["metric", "sentence"]:
         at: tuple[int, ...] | None = (chosen,) if result.values.ndim == 1 else None
@@ -237,15 +239,15 @@ def _bands(result: Result, at: tuple[int, ...] | None) -> dict[str, object]:
 
 
 def _instead(result: Result | None, chosen: int) -> None:
-    """What rollouts wrote in place of the sentence, and how often they were right with it."""
+    """What rollouts wrote instead of the sentence, and how often they were right with it."""
     written = None if result is None else result.numbers.get("resampled")
     if not isinstance(written, list) or chosen >= len(written):
-        st.caption("What rollouts wrote in place of this sentence was not kept.")
+        st.caption("What rollouts wrote instead of this sentence was not stored.")
         return
     if not written[chosen]:
-        st.caption("Every rollout that was kept wrote this very sentence again.")
+        st.caption("Every stored rollout wrote exactly this sentence again.")
         return
-    st.caption("What rollouts wrote in its place")
+    st.caption("What rollouts wrote instead")
     rows = [
         {
             "instead": row["text"],

@@ -1,4 +1,4 @@
-"""Compare: two runs on the problems that both answered, or two traces sentence by sentence."""
+"""Compare two runs on the problems that both answered, or two traces sentence by sentence."""
 
 from collections.abc import Callable
 from difflib import SequenceMatcher
@@ -17,6 +17,7 @@ from reasonscope.data.sentence_cut import CutTrace
 
 
 def show(run: OpenRun) -> None:
+    """Show the comparison that the reader chooses."""
     components.heading("Compare", "Two runs on the problems that both answered, or two traces sentence by sentence.")
     names = state.offered_runs()
     other_name = st.selectbox("With run", list(names), key=Key.OTHER_RUN, bind=BOUND)
@@ -31,7 +32,7 @@ def show(run: OpenRun) -> None:
     one = left.selectbox(components.as_text(f"Trace of {run.name}"), list(ours), key=Key.TRACE, bind=BOUND)
     ids = list(theirs)
     same = ids.index(one) if one in theirs else 0
-    same = (same + 1) % len(ids) if other == run else same  # a trace beside itself says nothing
+    same = (same + 1) % len(ids) if other == run else same  # comparing a trace with itself says nothing
     two = right.selectbox(
         components.as_text(f"Trace of {other.name}"), ids, index=same, key=Key.OTHER_TRACE, bind=BOUND
     )
@@ -43,7 +44,7 @@ def show(run: OpenRun) -> None:
 
 
 def _runs(run: OpenRun, other: OpenRun) -> None:
-    """Outcomes and lengths of the traces that both runs hold, with the interval and the chance of each difference."""
+    """Outcomes and lengths of the traces that both runs have, with the interval and the chance of each difference."""
     ours, theirs = ({row.id: row for row in readings.trace_rows(one)} for one in (run, other))
     both = [id for id in ours if id in theirs]
     said = f"{len(both)} traces are in both (n = {len(ours)} in {run.name}, {len(theirs)} in {other.name})."
@@ -81,7 +82,7 @@ def _runs(run: OpenRun, other: OpenRun) -> None:
 
 
 def _aligned(first: CutTrace, second: CutTrace) -> str:
-    """The sentences of two traces in rows: those that are word for word the same stand beside each other."""
+    """The sentences of two traces in rows; sentences with the same words are in the same row."""
     a, b = ([sentence.text for sentence in read.sentences] for read in (first, second))
     rows = []
     for what, start, stop, from_, to in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():

@@ -1,4 +1,5 @@
-"""Attention heads: every head by a score, then where those that are chosen look: sentence by sentence, and token by token in a block."""
+"""Attention heads: a map of all heads by a score, then what the chosen ones attend to, sentence by sentence and
+token by token."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,8 @@ from reasonscope.data.text.align import token_strings
 
 _NAME = "results/heads/*"
 _MAP, _CLOSE, _AGAIN = "attention_map", "close_attention", "recurrence"
-_FIRST = ("receivers", "heads")  # whose scores stand first
-_SIDE_BY_SIDE = 3  # heads whose maps stand beside each other
+_FIRST = ("receivers", "heads")  # methods whose scores come first
+_SIDE_BY_SIDE = 3  # maps of heads in a row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,24 +34,28 @@ class Grid:
 
     @property
     def values(self) -> Values:
+        """The scores (layer, head)."""
         return np.asarray(self.result.values[self.index])
 
     @property
     def unit(self) -> str:
-        """That of this line, where the lines of the result have several."""
+        """The unit of this line, if the lines of the result have different ones."""
         return self.result.unit_of(self.result.axes[0].labels[self.index[0]] if self.index else "")
 
     def has(self, place: tuple[int, int]) -> bool:
+        """Whether the model has this head."""
         layers, heads = self.values.shape
         return bool(place[0] < layers and place[1] < heads)
 
     def between(self, band: Band | None, place: tuple[int, int]) -> str:
+        """The ends of a band for this head, as text."""
         return components.between(band, (*self.index, *place) if self.has(place) else None)
 
 
 def show(run: OpenRun) -> None:
+    """Show the heads of the run's model."""
     components.heading(
-        "Attention heads", "Each square is a head, its colour a score; a click on one shows what it looks at."
+        "Attention heads", "Each square is a head, its colour a score; click on one to see what it attends to."
     )
     components.damage(measurements.damaged(run))
     if grids := _grids(run):
@@ -62,7 +67,7 @@ def show(run: OpenRun) -> None:
 
 
 def _grid(grids: Mapping[str, Grid], run: OpenRun) -> None:
-    """Every head by one score."""
+    """All heads by one score."""
     name = st.selectbox("Score", list(grids), key=Key.METRIC, bind=BOUND)
     grid = grids[name]
     figure = figures.head_grid(grid.values, title=name, measure=grid.unit)
@@ -93,10 +98,10 @@ def _grids(run: OpenRun) -> dict[str, Grid]:
 
 
 def _chosen(run: OpenRun, grids: Mapping[str, Grid]) -> None:
-    """The chosen head, those it is compared with, their scores and where they look."""
+    """The chosen head, those it is compared with, their scores and what they attend to."""
     head = _place(state.recall(Key.HEAD))
     if head is None:
-        st.caption("Choose a head to see all its scores and where it looks.")
+        st.caption("Choose a head to see all its scores and what it attends to.")
         return
     layers, heads = max((grid.values.shape for grid in grids.values()), key=lambda shape: shape[0] * shape[1])
     names = [f"{layer}.{index}" for layer in range(layers) for index in range(heads)]
@@ -114,13 +119,13 @@ def _places(own: str, others: Sequence[str]) -> dict[str, tuple[int, int]]:
 
 
 def _place(name: str) -> tuple[int, int] | None:
-    """Layer and index of a head's name, None where it is none."""
+    """Layer and index of a head's name, or None for another name."""
     layer, _, index = name.partition(".")
     return (int(layer), int(index)) if layer.isdigit() and index.isdigit() else None
 
 
 def _scores(grids: Mapping[str, Grid], chosen: Mapping[str, tuple[int, int]]) -> list[dict[str, object]]:
-    """A row a score: of each head its value, interval, chance and rank."""
+    """One row per score: each head's value, interval, chance and rank."""
     rows: list[dict[str, object]] = []
     for name, grid in grids.items():
         row: dict[str, object] = {"score": name}
@@ -138,7 +143,8 @@ def _scores(grids: Mapping[str, Grid], chosen: Mapping[str, tuple[int, int]]) ->
 
 
 def _of_trace(run: OpenRun) -> None:
-    """One trace: where the chosen heads look, what its closing tag looks at, and what is looked at again after a pause."""
+    """One trace: what the chosen heads attend to, what its closing tag attends to, and which tokens are attended to
+    again after a pause."""
     kept = {method: measurements.results(run, method) for method in (_MAP, _CLOSE, _AGAIN)}
     chosen = _places(state.recall(Key.HEAD), st.session_state.get(Key.HEADS) or ())
     ids = list(dict.fromkeys(id for results in kept.values() for id in results))
@@ -146,7 +152,7 @@ def _of_trace(run: OpenRun) -> None:
     if not ids:
         components.missing("where heads look", measurements.command_of(run, _MAP))
         components.missing(
-            "what the closing tag looks at, and what is looked at again", measurements.command_for(run, _NAME)
+            "what the closing tag attends to, and what is attended to again", measurements.command_for(run, _NAME)
         )
         return
     id = st.selectbox("Trace", ids, key=Key.TRACE, bind=BOUND)
@@ -163,8 +169,8 @@ def _on(run: OpenRun, method: str, id: str) -> str:
 
 
 def _closing(run: OpenRun, id: str, result: Result | None, chosen: Mapping[str, tuple[int, int]]) -> None:
-    """How much the end of the thinking looks at each of its sentences: all heads together, and the chosen ones beside them."""
-    st.subheader("What the closing tag looks at", anchor=False)
+    """How much the end of the thinking attends to each of its sentences: all heads together, and the chosen ones."""
+    st.subheader("What the closing tag attends to", anchor=False)
     if not _there(run, id, result, _CLOSE) or result is None:
         return
     heads = np.asarray(result.arrays["heads"], dtype=np.float64)
@@ -185,8 +191,8 @@ def _closing(run: OpenRun, id: str, result: Result | None, chosen: Mapping[str, 
 
 
 def _again(run: OpenRun, id: str, result: Result | None, chosen: Mapping[str, tuple[int, int]]) -> None:
-    """How long each token waits before it is looked at again, in one layer; and of every layer how many do."""
-    st.subheader("What is looked at again after a pause", anchor=False)
+    """How long each token waits before it is attended to again, in one layer, and how many tokens do in every layer."""
+    st.subheader("What is attended to again after a pause", anchor=False)
     if not _there(run, id, result, _AGAIN) or result is None:
         return
     layers = result.axes[0].labels
@@ -198,7 +204,7 @@ def _again(run: OpenRun, id: str, result: Result | None, chosen: Mapping[str, tu
     )
     st.dataframe(_by_layer(result), hide_index=True, key="recurrence-layers", height="content")
     st.caption(
-        "A token comes back where it is looked at after a pause of more than one token; the percentile is of those that do. "
+        "A token comes back if it is attended to after a pause of more than one token; the percentile is of those that do. "
         f"n = {len(result.axes[-1])} tokens in each layer."
     )
     components.provenance(result)
@@ -210,7 +216,8 @@ def _again(run: OpenRun, id: str, result: Result | None, chosen: Mapping[str, tu
 
 
 def _by_layer(result: Result) -> list[dict[str, object]]:
-    """Of each layer the share of tokens that come back and the 80th percentile of their pauses, their intervals and the null's."""
+    """For each layer the share of tokens that come back and the 80th percentile of their pauses, with intervals and
+    nulls."""
     rows: list[dict[str, object]] = []
     pairs = zip(result.numbers["by_layer"], result.numbers["by_layer_null"], strict=True)
     for layer, (seen, chance) in zip(result.axes[0].labels, pairs, strict=True):
@@ -230,7 +237,7 @@ def _known(value: float | None) -> str:
 
 
 def _there(run: OpenRun, id: str, result: Result | None, method: str) -> bool:
-    """Whether there is something to show of a trace; where not, why, and the line that measures it."""
+    """Whether a trace has this result; otherwise shows why not, and the command that measures it."""
     if result is None:
         components.missing("this trace", _on(run, method, id))
     elif not result.measured:
@@ -239,15 +246,15 @@ def _there(run: OpenRun, id: str, result: Result | None, method: str) -> bool:
 
 
 def _maps(run: OpenRun, id: str, result: Result, chosen: Mapping[str, tuple[int, int]]) -> None:
-    """Sentence by sentence what the chosen heads look at."""
+    """What the chosen heads attend to, sentence by sentence."""
     read = readings.cut_of(run, id)
     matrix = np.array(result.arrays["matrix"], dtype=np.float64)
-    matrix[:, :, *np.triu_indices(matrix.shape[-1], 1)] = np.nan  # nobody looks at what stands behind
+    matrix[:, :, *np.triu_indices(matrix.shape[-1], 1)] = np.nan  # attention is causal
     texts = [f"{one.index} {one.text}" for one in read.sentences]
     if not readings.is_over(read, result):
         texts = [str(i) for i in range(matrix.shape[-1])]
     st.caption(
-        "A click on a cell shows the tokens of its two sentences. Mean attention of a token of the row on one of the column."
+        "Click on a cell to see the tokens of its two sentences. Mean attention of a token of the row on one of the column."
     )
     command = _on(run, _MAP, id)
     for column, (name, place) in zip(st.columns(len(chosen)), chosen.items(), strict=True):
@@ -268,7 +275,7 @@ def _maps(run: OpenRun, id: str, result: Result, chosen: Mapping[str, tuple[int,
 
 
 def _block(result: Result, read: CutTrace, chosen: Mapping[str, tuple[int, int]], command: str) -> None:
-    """Token by token how one sentence looks at another, in each chosen head."""
+    """How one sentence attends to another, token by token, in each chosen head."""
     block = _place(state.recall(Key.BLOCK))
     if block is None or "key" not in result.arrays or max(block) >= len(read.sentences):
         return
@@ -279,7 +286,7 @@ def _block(result: Result, read: CutTrace, chosen: Mapping[str, tuple[int, int]]
         return
     target, source = (read.sentences[i] for i in block)
     pieces = token_strings(read.trace.text, read.trace.offsets)
-    st.subheader(f"Sentence {target.index} looks at sentence {source.index}", anchor=False)
+    st.subheader(f"Sentence {target.index} attends to sentence {source.index}", anchor=False)
     st.text(f"{target.index}: {target.text}\n{source.index}: {source.text}")
     first = int(result.numbers["first"])
     names = [_visible(pieces[span.start : span.stop]) for span in (target.tokens, source.tokens)]
@@ -298,5 +305,5 @@ def _block(result: Result, read: CutTrace, chosen: Mapping[str, tuple[int, int]]
 
 
 def _visible(pieces: Sequence[str]) -> list[str]:
-    """Tokens with their place, for two may be alike, and their white space to be seen."""
+    """Tokens with their position, because two may be equal, and with visible white space."""
     return [f"{i} {components.visible(piece)}" for i, piece in enumerate(pieces)]

@@ -1,4 +1,4 @@
-"""MI peaks: how much each token's state says of the answer, with the band of chance, and the words that stand at the peaks."""
+"""MI peaks: how much each token's state says about the answer, with the band of chance, and the words at the peaks."""
 
 import shlex
 
@@ -16,8 +16,9 @@ _NAME = "results/mi/*"
 
 
 def show(run: OpenRun) -> None:
+    """Show the MI of a trace of the run."""
     components.heading(
-        "MI peaks", "How much the state behind each token says of the answer; grey is what chance gives."
+        "MI peaks", "How much the state at each token says about the answer; grey is the range of chance."
     )
     components.damage(measurements.damaged(run, "mi"))
     found = measurements.results(run, "mi")
@@ -45,8 +46,8 @@ def _curve(run: OpenRun, id: str, result: Result) -> None:
     figure = figures.along(result, only=[site], beside=beside)
     command = f"{measurements.command_for(run, _NAME)} --trace {shlex.quote(id)} --sites {site}"
     st.caption(
-        "A click on the curve opens its sentence."
-        + ("" if beside else " The base model's curve was not kept at this site.")
+        "Click on the curve to open its sentence."
+        + ("" if beside else " The base model's curve was not stored at this site.")
     )
     clicked = components.show_figure(figure, name="mi_peaks", command=command, key="mi-curve", clickable=True)
     numbers = result.numbers.get(site)
@@ -59,8 +60,8 @@ def _curve(run: OpenRun, id: str, result: Result) -> None:
 
 
 def _models(run: OpenRun) -> None:
-    """The reasoner beside its base, on the same traces."""
-    st.subheader("Reasoner less base", anchor=False)
+    """The reasoning model compared with its base, on the same traces."""
+    st.subheader("Reasoner minus base", anchor=False)
     found = measurements.results(run, "mi_compare").get("all")
     if found is None:
         components.missing("MI of the base model", measurements.command_for(run, "results/mi_compare/*"))
@@ -69,7 +70,7 @@ def _models(run: OpenRun) -> None:
     rows = [
         {
             "number": name.replace("_", " "),
-            "reasoner less base": components.number(float(found.values[i])),
+            "reasoner minus base": components.number(float(found.values[i])),
             "95 % interval": components.between(found.interval, i),
             "chance": components.between(found.null, i),
             "traces": traces.get(name),
@@ -81,7 +82,7 @@ def _models(run: OpenRun) -> None:
 
 
 def _open_at(run: OpenRun, id: str, token: int, colour: str) -> None:
-    """The trace at the sentence that holds the token."""
+    """The trace, at the sentence that holds the token."""
     sentence = sentence_at(readings.cut_of(run, id), token)
     state.go("trace", **{Key.TRACE: id, Key.SENTENCE: sentence, Key.COLOUR: colour})
 

@@ -1,4 +1,4 @@
-"""Overview: what the run is, its traces, how long and how well it thought, and what was measured on it."""
+"""Overview of a run: its traces, how long and how well it thought, and what was measured on it."""
 
 import math
 from collections import Counter
@@ -21,10 +21,11 @@ _SIGNS = {
     "unclear": "? unclear",
 }
 _MANY = 5000  # marks in a figure
-_FEW = 8  # rows that are shown whole
+_FEW = 8  # a table with up to so many rows is shown without scrolling
 
 
 def show(run: OpenRun) -> None:
+    """Show the overview of the run."""
     components.heading(f"Run {run.name}", "What the run is, its traces, and what was measured on them.")
     _card(run)
     found = readings.trace_rows(run)
@@ -61,7 +62,7 @@ def _card(run: OpenRun) -> None:
     sampling: Any = meta.get("sampling") or {}
     lines = {
         "Model": model.get("name") or (f"unknown: imported from {imported.get('from')}" if imported else "unknown"),
-        "Sites": ", ".join(run.store.sites) or "none: text alone",
+        "Sites": ", ".join(run.store.sites) or "none: text only",
         "Seed": sampling.get("seed", "–"),
         "Sampling": ", ".join(f"{key} {value}" for key, value in sampling.items() if key != "seed") or "–",
         "Weights": str(model.get("weights", "–"))[:16],
@@ -91,7 +92,7 @@ def _table(run: OpenRun, found: tuple[TraceRow, ...]) -> None:
         and (not outcomes or row.outcome in outcomes)
         and (not kinds or row.kind in kinds)
     ]
-    st.caption(f"{len(kept)} of {len(found)} traces. Choose a row to read it; a click on a heading sorts.")
+    st.caption(f"{len(kept)} of {len(found)} traces. Choose a row to read it; click on a heading to sort.")
     table = [
         {
             "trace": row.id,
@@ -120,7 +121,7 @@ def _table(run: OpenRun, found: tuple[TraceRow, ...]) -> None:
 
 
 def _ranges(found: tuple[TraceRow, ...]) -> list[Callable[[float | None], bool]]:
-    """Whether a length and a difficulty lie between the ends that are chosen."""
+    """Whether a length and a difficulty lie between the chosen ends."""
     measures = {
         Key.LENGTH: ("Thinking tokens", [row.thinking_tokens for row in found if row.thinking_tokens is not None]),
         Key.DIFFICULTY: ("Difficulty", [math.ceil(row.difficulty) for row in found if row.difficulty is not None]),
@@ -134,7 +135,7 @@ def _ranges(found: tuple[TraceRow, ...]) -> list[Callable[[float | None], bool]]
 
 
 def _within(whole: tuple[int, int], ends: tuple[int, int]) -> Callable[[float | None], bool]:
-    """A value that is not known is within as long as nothing is left out."""
+    """A filter for a range; an unknown value passes until the range excludes something."""
     return lambda value: ends == whole or (value is not None and ends[0] <= math.ceil(value) <= ends[1])
 
 

@@ -1,4 +1,5 @@
-"""Probes: where a property can be read, how well on held-out problems beside its baselines, and its score along a trace."""
+"""Probes: where a property can be read, how well on held-out problems compared with baselines, and its score along a
+trace."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,15 +14,16 @@ _PROBES = ("length", "correctness", "refusal")
 
 
 def show(run: OpenRun) -> None:
-    components.heading(
-        "Probes", "Scores are on held-out problems; each stands beside baselines that know the text alone."
-    )
+    """Show the probes of the run."""
+    components.heading("Probes", "Scores are on held-out problems, next to baselines that see only the text.")
     name = st.segmented_control("Probe", _PROBES, default=_PROBES[0], key=Key.PROBE, bind=BOUND) or _PROBES[0]
     kept = measurements.numbers(run, name)
     if kept is None:
         components.missing(f"the {name} probe", f"reasonscope probe {name} --run {run.path}")
         return
-    shown = [name for name in kept["figures"] if not name.endswith(("trajectories", "cliffs"))]  # they have a page
+    shown = [
+        name for name in kept["figures"] if not name.endswith(("trajectories", "cliffs"))
+    ]  # these have a page of their own
     for figure in components.of_contrast(shown):
         components.show_kept(run.where.figures, figure, command=kept["command"])
     st.subheader("Every number", anchor=False)
@@ -37,7 +39,7 @@ def _once(numbers: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _along(run: OpenRun, name: str) -> None:
-    """To the traces, coloured by this probe."""
+    """A link to the traces, coloured by this probe."""
     scored = {"refusal": "intent"}.get(name, name)
     path = run.where.scores / f"{scored}.safetensors"
     st.subheader("Along a trace", anchor=False)

@@ -1,4 +1,5 @@
-"""Refusal cliff: how the intent to refuse runs along the thinking by outcome, and how far it falls beside its nulls."""
+"""Refusal cliff: how the intent to refuse develops during thinking, by outcome, and how far it falls compared with
+its nulls."""
 
 import streamlit as st
 
@@ -9,6 +10,7 @@ from reasonscope.app.page_parts.state import Key
 
 
 def show(run: OpenRun) -> None:
+    """Show the refusal cliff of the run."""
     components.heading(
         "Refusal cliff",
         "The probe's score along the thinking, counted back from the closing tag; a mean is over the traces that are that long, "
@@ -37,7 +39,7 @@ def show(run: OpenRun) -> None:
 
 
 def _heads(run: OpenRun) -> None:
-    """What each head writes along the probe, where that was measured; a click on one shows where it looks."""
+    """What each head writes along the probe, if that was measured; a click on one shows what it attends to."""
     st.subheader("Heads that write it", anchor=False)
     found = {
         id: one for id, one in measurements.results(run, "probe_write").items() if one.measured and one.values.ndim == 2
@@ -56,7 +58,7 @@ def _heads(run: OpenRun) -> None:
 
 
 def _ablation(run: OpenRun) -> None:
-    """What the model does without the heads that push refusal down, beside random other heads."""
+    """The model's behaviour without the heads that push refusal down, compared with random other heads."""
     st.subheader("Without these heads", anchor=False)
     found = measurements.results(run, "cliff").get("all")
     command = measurements.command_for(run, "results/cliff/*")
@@ -84,5 +86,9 @@ def _ablation(run: OpenRun) -> None:
     ]
     st.dataframe(rows, hide_index=True, key="cliff-arms")
     heads = ", ".join(found.numbers.get("heads") or ())
-    st.caption(components.as_text(f"ablated: {heads}; chosen on n = {found.numbers.get('n_fallen')} traces that fell"))
+    st.caption(
+        components.as_text(
+            f"ablated: {heads}; chosen on n = {found.numbers.get('n_fallen')} harmful requests that the model complied with"
+        )
+    )
     components.provenance(found)

@@ -1,4 +1,5 @@
-"""Steering: what each method does beside its nulls, and a playground that answers one problem as it is and steered."""
+"""Steering: the effect of each method compared with its nulls, and a playground that answers one problem with and
+without steering."""
 
 from collections.abc import Sequence
 from html import escape
@@ -13,17 +14,19 @@ from reasonscope.app.page_parts.state import Key
 from reasonscope.data.trace import Sampling
 
 _DUEL, _WORKING = "reasonscope duel", "reasonscope steering at work"
-_DOSE = "dose_"  # how the figure of a method's dose-response begins
+_DOSE = "dose_"  # prefix of the figure of a method's dose-response
 _LEDGER = "Mia has 14 apples. She buys 7 more apples. Then she gives away 5 apples. How many apples does Mia have now?"
 
 
 def show(run: OpenRun) -> None:
+    """Show the steering experiments of the run."""
     components.heading(
-        "Steering", "What steering does to length and accuracy beside random vectors, and one problem side by side."
+        "Steering",
+        "Effects of steering on length and accuracy, compared with random vectors, and one problem with and without it.",
     )
     measured = {}
     for name in ("sweep", "steering"):
-        with components.show_errors():  # what is wrong with one of them does not hide the other, nor the playground
+        with components.show_errors():  # an error in one of them must not hide the other or the playground
             measured[name] = measurements.numbers(run, name)
     if measured and not any(measured.values()):
         components.missing("the effect of steering", measurements.command_for(run, "numbers/sweep.json"))
@@ -39,7 +42,7 @@ def show(run: OpenRun) -> None:
 
 
 def _figures(run: OpenRun, names: Sequence[str], command: str) -> None:
-    """The figures that were kept; of the dose-responses that of the method which is chosen."""
+    """The stored figures, with the dose-response of the chosen method."""
     doses = {name.removeprefix(_DOSE): name for name in names if name.startswith(_DOSE)}
     for name in names:
         if name not in doses.values():
@@ -51,7 +54,7 @@ def _figures(run: OpenRun, names: Sequence[str], command: str) -> None:
 
 @st.fragment  # type: ignore[untyped-decorator]
 def _playground(run: OpenRun) -> None:
-    """Sliders, the button, and the last two answers; the model runs when the button is pressed, never before."""
+    """Sliders, the button, and the last two answers; the model runs only when the button is pressed."""
     known = playground.vectors_in(run.where.vectors)
     if not known:
         components.missing("a steering vector", f"reasonscope steer extract seal --run {run.path}")
@@ -73,7 +76,7 @@ def _playground(run: OpenRun) -> None:
     longest = columns[2].number_input("Longest, tokens", 8, 4096, 500, key="longest", bind=state.BOUND)
     start, stop, _ = st.columns([1, 1, 4])
     pressed = start.button("Steer", type="primary", icon=":material/play_arrow:")
-    if stop.button("Stop", icon=":material/stop:"):  # a press ends the run of this page that is at work
+    if stop.button("Stop", icon=":material/stop:"):  # a press interrupts the page's current run
         st.caption("Stopped.")
     if pressed:
         sampling = Sampling(temperature=temperature, max_new_tokens=int(longest), seed=int(seed))
@@ -84,7 +87,7 @@ def _playground(run: OpenRun) -> None:
 
 
 def _question(run: OpenRun) -> str:
-    """The first problem of the run with a gold answer, to begin with."""
+    """The first problem of the run with a gold answer, as a start."""
     row = next((row for row in readings.trace_rows(run) if row.kind == "problem"), None)
     if row is None:
         return _LEDGER
@@ -120,7 +123,7 @@ def _shown(found: Duel) -> None:
 
 
 def _marked(side: Side, parted: int | None) -> str:
-    """The tokens as text, the first that differs marked."""
+    """The tokens as text, with the first one that differs marked."""
     cut = len(side.tokens) if parted is None else parted
     same, rest = escape("".join(side.tokens[:cut])), side.tokens[cut:]
     mark = f"<mark>▶{escape(rest[0])}</mark>" if rest else ""

@@ -1,4 +1,4 @@
-"""Trace: one trace as it was written, sentence by sentence, coloured by what a method says of it."""
+"""Trace: one trace as it was written, sentence by sentence, coloured by what a method says about it."""
 
 import math
 import shlex
@@ -20,12 +20,13 @@ from reasonscope.data.trace import Sentence
 
 
 def show(run: OpenRun) -> None:
+    """Show a trace of the run."""
     components.heading(
-        "Trace", "One trace as it was written. Colour it by what a method says of its tokens or sentences."
+        "Trace", "One trace as it was written. Colour it by what a method says about its tokens or sentences."
     )
     found = readings.trace_rows(run)
     if not found:
-        st.info("The run is empty: there is no trace to read.")
+        st.info("The run is empty: it has no traces to read.")
         st.code(f"reasonscope record --out {run.path}", language="bash")
         return
     by_id = {row.id: row for row in found}
@@ -44,14 +45,14 @@ def show(run: OpenRun) -> None:
 
 
 def _measured(run: OpenRun, id: str) -> None:
-    """Any result of the trace that was saved, as its figures: the signals that have no colour, too."""
+    """The figures of any saved result of the trace, including signals without a colour."""
     found = {result.method: result for result in measurements.trace_results(run, id)}
     if not found:
         return
     names = {method: method.replace("_", " ") for method in found}
     method = st.selectbox(
-        "All that was measured of this trace", list(names), format_func=lambda name: names.get(name, name), index=None,
-        placeholder="Choose a result to see it whole", key=Key.MEASURED, bind=BOUND,
+        "Everything measured on this trace", list(names), format_func=lambda name: names.get(name, name), index=None,
+        placeholder="Choose a result to see all of it", key=Key.MEASURED, bind=BOUND,
     )  # fmt: skip
     if method not in found:
         return
@@ -68,7 +69,7 @@ def _measured(run: OpenRun, id: str) -> None:
 
 
 def _is_number(value: object) -> bool:
-    """Not a text, nor texts by name, nor a list: those are of sentences or tokens, and long."""
+    """Excludes texts, texts by name, and lists, which describe sentences or tokens and are long."""
     texts = isinstance(value, Mapping) and all(isinstance(inner, str) for inner in value.values())
     return not texts and not isinstance(value, list | str)
 
@@ -79,7 +80,7 @@ def _forget_sentence() -> None:
 
 @st.fragment  # type: ignore[untyped-decorator]
 def _read(run: OpenRun, id: str, colour: str) -> None:
-    """The reader and what it says of the chosen sentence; only this part runs again when another one is chosen."""
+    """The reader and the details of the chosen sentence; only this part runs again when another one is chosen."""
     read = readings.cut_of(run, id)
     with components.show_errors():
         colouring = colourings.colouring(run, id, colour)
@@ -105,7 +106,7 @@ def _read(run: OpenRun, id: str, colour: str) -> None:
 
 
 def _chosen(run: OpenRun, read: CutTrace, colouring: Colouring | None, other: ShownAlternatives | None) -> None:
-    """The chosen sentence: where it stands, its values, what else could have stood there, its formulas set."""
+    """The chosen sentence: its position, its values, alternatives to its tokens, and its formulas."""
     wanted = state.recall_number(Key.SENTENCE)
     sentence = next((one for one in read.sentences if one.index == wanted), None)
     if sentence is None:
@@ -120,7 +121,7 @@ def _chosen(run: OpenRun, read: CutTrace, colouring: Colouring | None, other: Sh
 
 
 def _value(sentence: Sentence, colouring: Colouring) -> str:
-    """What the sentence has: its value with interval and chance, or of its tokens the mean and the ends."""
+    """The sentence's value with interval and chance, or the mean and range over its tokens."""
     unit = f" {colouring.unit}" if colouring.unit else ""
     if colouring.per == "token":
         known = colouring.values[sentence.tokens.slice]
@@ -138,15 +139,17 @@ def _value(sentence: Sentence, colouring: Colouring) -> str:
 
 
 def _others(run: OpenRun, read: CutTrace, sentence: Sentence, other: ShownAlternatives | None) -> None:
-    """The tokens of a sentence, how likely each was, and what else the model could have written there."""
+    """The tokens of a sentence, how likely each was, and what else the model could have written."""
     if not len(sentence.tokens):
         return
-    with st.expander("What else could have stood here"):
+    with st.expander("What else could have been written here"):
         if other is None:
             command = f"{measurements.command_for(run, 'results/alternatives/*')} --trace {shlex.quote(read.trace.id)}"
             components.missing("the likeliest tokens at each place", command)
             return
-        st.caption("Read again at temperature 1. Hover over a token above, or click on it, for the same.")
+        st.caption(
+            "From reading the trace again at temperature 1. Hover over a token above, or click on it, to see the same."
+        )
         pieces = token_strings(read.trace.text, read.trace.offsets)
         rows = [
             {

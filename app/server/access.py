@@ -1,4 +1,4 @@
-"""Who is answered where a token is asked for: before Streamlit sees a request, of whatever kind, it has to show that it knows the token."""
+"""Access by token: before Streamlit sees a request of any kind, the request has to prove that it knows the token."""
 
 import hmac
 import secrets
@@ -19,18 +19,19 @@ _App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 
 
 class Guard:
-    """An ASGI app that hands on to `app` what bears the cookie of this start; the link with the token gets the cookie, all else 403.
+    """An ASGI app that passes requests with this start's cookie on to `app`; the link with the token sets the cookie;
+    everything else gets 403.
 
-    The cookie is drawn anew at every start, and no script of a page and no page of another site gets at it. Raises InputError for an
-    empty token.
+    The cookie is drawn at every start, and no script of a page and no page of another site can read it. Raises
+    InputError for an empty token.
     """
 
     def __init__(self, app: _App, token: str) -> None:
         if not token:
-            raise InputError(f"the app asks for a token, and there is none; set {VARIABLE}")
+            raise InputError(f"the app needs a token, but {VARIABLE} is not set")
         self._app = app
         self._token = token
-        # Browsers send a cookie to every port of a host, and on another there may be another app: a name of its own.
+        # Browsers send a cookie to every port of a host, where another app may run, so the cookie's name is unique.
         self._cookie = f"reasonscope_{secrets.token_hex(4)}={secrets.token_urlsafe(32)}"
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
@@ -46,9 +47,9 @@ class Guard:
         return any(_same(one.strip(), self._cookie) for one in ";".join(sent).split(";"))
 
     async def _welcome(self, scope: _Message, send: _Send) -> None:
-        """The cookie, and on to the same page without the token, so that a link copied there does not hand it on.
+        """Set the cookie, and continue to the same page without the token, so that a copied link does not contain it.
 
-        By a page and not by a redirect: where a link of another site was followed, a redirect would come without a strict cookie.
+        Uses a page and not a redirect: after a link on another site, a redirect would arrive without a strict cookie.
         """
         rest = urlencode([(key, value) for key, value in _query(scope).items() if key != "token"])
         page = f'<!doctype html><meta http-equiv="refresh" content="0;url=?{escape(rest)}">'
@@ -67,7 +68,7 @@ def _same(given: str, wanted: str) -> bool:
 async def _answer(
     scope: _Message, send: _Send, status: int, kind: str, body: bytes, *headers: tuple[bytes, bytes]
 ) -> None:
-    """A whole answer behind which the connection ends: what more was sent, a body that was not asked for, is not waited for."""
+    """A complete answer, after which the connection ends: an unread request body is not waited for."""
     prefix = "websocket.http" if scope["type"] == "websocket" else "http"
     about = {
         b"content-type": f"{kind}; charset=utf-8".encode(),

@@ -1,4 +1,4 @@
-"""The app behind its token: what `streamlit run` is given where one is asked for."""
+"""The app protected by its token: the entry point that `streamlit run` gets if a token is required."""
 
 import os
 import signal
@@ -9,9 +9,9 @@ from streamlit.starlette import App
 
 from reasonscope.app.server.access import VARIABLE, Guard
 
-# Uvicorn ends by the very signal that it was sent; at an exit what was uploaded is removed.
+# Uvicorn ends by the signal that it received; a normal exit removes uploaded files.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
-# For Streamlit, which looks for this line and serves what bears the name.
+# Streamlit searches for this line and serves the object with this name.
 app = App(Path(__file__).with_name("main.py"))
 app = Guard(app, os.environ[VARIABLE])

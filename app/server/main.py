@@ -1,4 +1,4 @@
-"""The app that `reasonscope app` serves: which pages there are, and which run they show."""
+"""The app that `reasonscope app` serves: its pages, and the run that they show."""
 
 import os
 import sys
@@ -18,14 +18,14 @@ from reasonscope.app.pages import anchors, compare, heads, overview, probes, ref
 from reasonscope.app.pages import mi as mi_peaks
 from reasonscope.data.errors import InputError, ReasonscopeError
 
-# Drawn here: for the icon of a page Streamlit would ask a server of fonts.
+# Drawn here, because Streamlit would load a page's icon from a font server.
 _ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
     "%3Ccircle cx='7' cy='7' r='5' fill='none' stroke='%230072B2' stroke-width='2'/%3E"
     "%3Cpath d='M11 11l4 4' stroke='%23E69F00' stroke-width='2'/%3E%3C/svg%3E"
 )
 _EXAMPLE, _UPLOAD = "example", "uploaded"
-_MOST_LINES = 2_000  # of an upload: a short line is cheap to send, and a trace of its own to parse, keep and show
+_MOST_LINES = 2_000  # of an upload: a short line is cheap to send, but becomes a trace to parse, store and show
 _UPLOADED, _FILE, _PROBLEM = "reasonscope uploaded run", "reasonscope file", "reasonscope problem of the file"
 
 # Address, title, icon, and the function that shows a run.
@@ -68,7 +68,7 @@ def _page(show: Callable[[OpenRun], None]) -> None:
 
 
 def _choose(run: str, root: Path) -> Path | None:
-    """The folder of the run that is chosen in the sidebar; None, with a word why, where there is none."""
+    """The folder of the run that is chosen in the sidebar; None, with a message, if it has none."""
     runs: dict[str, Path] = {}
     with components.show_errors():
         runs = {name: confined(root, name) for name in dict.fromkeys([*([run] if run else []), *find_runs(root)])}
@@ -76,7 +76,7 @@ def _choose(run: str, root: Path) -> Path | None:
         runs.setdefault(_EXAMPLE, EXAMPLE)
     if _UPLOADED in st.session_state:
         runs[_UPLOAD] = Path(st.session_state[_UPLOADED].name) / _UPLOAD
-    if not run and _EXAMPLE in runs:  # what is opened where none was asked for stands first
+    if not run and _EXAMPLE in runs:  # the run that opens by default comes first
         runs = {_EXAMPLE: runs[_EXAMPLE], **runs}
     state.offer_runs(runs)
     if not runs:
@@ -86,9 +86,10 @@ def _choose(run: str, root: Path) -> Path | None:
 
 
 def _upload() -> None:
-    """Traces of the reader's own: a JSONL of completions, read as data into a run that lasts as long as the reader's session."""
+    """Traces of the reader's own: a JSONL of completions, read as data into a run that lasts as long as the reader's
+    session."""
     with st.expander("Open a file of completions"):
-        st.caption("JSONL, a line each: `prompt` and `completion`, or `messages`. Nothing in it is run.")
+        st.caption("JSONL, one per line: `prompt` and `completion`, or `messages`. Nothing in it is executed.")
         st.file_uploader("JSONL", type=["jsonl"], label_visibility="collapsed", key=_FILE, on_change=_take_upload)
         with components.show_errors():
             if (problem := st.session_state.get(_PROBLEM)) is not None:
@@ -96,12 +97,12 @@ def _upload() -> None:
 
 
 def _take_upload() -> None:
-    """Open the file that was just given, in place of the one before; what is wrong with it is told where it was given."""
+    """Open the uploaded file instead of the one before; an error is shown at the upload."""
     given = st.session_state[_FILE]
     st.session_state[_PROBLEM] = None
     if given is None:
         return
-    folder = TemporaryDirectory(prefix="reasonscope-upload-")  # goes with the session that holds it, or with the app
+    folder = TemporaryDirectory(prefix="reasonscope-upload-")  # removed with the session that holds it, or with the app
     try:
         _import(given.getvalue(), Path(folder.name))
     except ReasonscopeError as error:
@@ -115,13 +116,13 @@ def _take_upload() -> None:
 
 
 def _import(content: bytes, folder: Path) -> None:
-    """Make a run of the completions in `content`. Raises InputError for too many of them, or naming the line that is wrong."""
+    """Make a run of the completions in `content`. Raises InputError if it has too many, or names the invalid line."""
     from reasonscope.data.exchange.importers import import_jsonl
     from reasonscope.data.storage.store import TraceStore
 
     if (n := content.rstrip().count(b"\n") + 1) > _MOST_LINES:
         raise InputError(
-            f"the file has {n:,} lines, and {_MOST_LINES:,} can be opened here; import it on the command line: "
+            f"the file has {n:,} lines, but only {_MOST_LINES:,} can be opened here; import it on the command line: "
             "reasonscope import jsonl FILE --out runs/NAME"
         )
     file = folder / "upload.jsonl"

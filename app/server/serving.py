@@ -1,4 +1,5 @@
-"""The app as a process of its own: the line that starts it, and a way to have it for a while from a notebook, a test or a benchmark."""
+"""The app as a separate process: the command that starts it, and a way to run it temporarily from a notebook, a test
+or a benchmark."""
 
 import os
 import socket
@@ -16,7 +17,7 @@ from reasonscope.app.server.access import VARIABLE
 from reasonscope.data.errors import InputError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# Streamlit would by default ask for an e-mail address, report usage, watch our files and show tracebacks to whoever looks.
+# By default, Streamlit asks for an e-mail address, reports usage, watches our files and shows tracebacks to everybody.
 _SETTINGS = (
     "--server.showEmailPrompt=false",
     "--browser.gatherUsageStats=false",
@@ -25,19 +26,19 @@ _SETTINGS = (
     "--server.maxUploadSize=20",
     "--client.showErrorDetails=none",
     "--client.toolbarMode=minimal",
-    # For both themes apart: one colour for all would switch the reader's choice of dark or light off.
+    # Separately for both themes: a single colour would override the reader's choice of dark or light.
     "--theme.light.primaryColor=#0072B2",
     "--theme.dark.primaryColor=#56B4E9",
 )
 
 
 def serve_command(run: str, root: Path, *, host: str, port: int, guarded: bool) -> list[str]:
-    """The line that serves the runs below `root`, of which `run` ("" for the example) is opened, on `host`:`port`.
+    """The command that serves the runs below `root` on `host`:`port` and opens `run` ("" for the example).
 
-    `guarded`, it answers nothing to whoever does not know the token, which it takes from the environment.
+    If `guarded`, it answers only those who know the token, which it reads from the environment.
     """
     page = str(files("reasonscope.app.server").joinpath("guarded.py" if guarded else "main.py"))
-    # On this machine only its own names are answered to: a foreign page may have a name of its own point here.
+    # On this machine, answer only to its own names: a foreign page may let a name of its own point here.
     names = [f"--server.allowedHosts={name}" for name in LOOPBACK] if host in LOOPBACK else []
     where = (f"--server.address={host}", f"--server.port={port}", *names)
     return [sys.executable, "-m", "streamlit", "run", page, *where, *_SETTINGS, "--", run, str(root)]
@@ -45,9 +46,10 @@ def serve_command(run: str, root: Path, *, host: str, port: int, guarded: bool) 
 
 @contextmanager
 def serving(root: Path, run: str = "", *, token: str = "", within: float = 120.0) -> Iterator[str]:
-    """Serve the runs below `root` on a free port of this machine while the block runs; gives the address. A `token` is asked for.
+    """Serve the runs below `root` on a free port of this machine while the block runs; yields the address. A `token` is
+    required if given.
 
-    Raises InputError where the app does not answer `within` seconds.
+    Raises InputError if the app does not answer `within` seconds.
     """
     with socket.socket() as free:
         free.bind((LOOPBACK[0], 0))
@@ -59,7 +61,7 @@ def serving(root: Path, run: str = "", *, token: str = "", within: float = 120.0
     try:
         while not _answers(f"{address}/_stcore/health"):
             if server.poll() is not None or time.monotonic() > until:
-                raise InputError(f"the app did not start within {within:g} s; see what it says: {' '.join(line)}")
+                raise InputError(f"the app did not start within {within:g} s; run it to see why: {' '.join(line)}")
             time.sleep(0.1)
         yield address
     finally:
@@ -72,7 +74,7 @@ def serving(root: Path, run: str = "", *, token: str = "", within: float = 120.0
 
 
 def _answers(url: str) -> bool:
-    """Whether somebody serves there, if only to ask for the token."""
+    """Whether a server answers there, if only to ask for the token."""
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
             return bool(answer.status == 200)

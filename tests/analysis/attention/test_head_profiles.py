@@ -75,5 +75,5 @@ def test_empty_rows_and_impossible_windows_are_errors(tiny):
     for options in ({"rows": Span(3, 3)}, {"rows": Span(0, 3), "window": 0}, {"rows": Span(0, 3), "horizon": (5, 2)}):
         with pytest.raises(InputError):
             Rhythm(options.pop("rows"), 1, 1, **options)
-    with pytest.raises(InputError, match="is none"):
+    with pytest.raises(InputError, match="rounds to 0"):
         local_and_global(np.ones((1, 2)))

@@ -75,9 +75,9 @@ def test_attention_finds_true_dependencies_better_than_chance(model, traces):
 @pytest.mark.parametrize("thinking", ["", "One only. "])
 def test_traces_without_sentences_to_compare_are_a_state(model, traces, thinking):
     trace = written(model, traces[0].problem, f"<think>\n{thinking}\n</think>\n\n\\boxed{{3}}")
-    assert "which a kurtosis needs" in receiver_heads(model, [trace]).reason
+    assert "a kurtosis needs" in receiver_heads(model, [trace]).reason
     assert "a score needs a target" in receiver_scores(model, trace, [Head(layer=1, index=0)]).reason
-    with pytest.raises(InputError, match="two traces"):
+    with pytest.raises(InputError, match="two such traces"):
         attention_agreement(model, [trace, traces[0]])
 
 

@@ -43,7 +43,7 @@ def test_a_model_gives_rows_that_sum_to_one_or_less(tiny):
 
 
 def test_what_has_no_chain_is_an_error():
-    with pytest.raises(InputError, match="behind 10 of instruction"):
+    with pytest.raises(InputError, match="an instruction of at least 10 tokens"):
         ReducedAttention(Span(9, 20))
     with pytest.raises(InputError, match="reduction"):
         ReducedAttention(Span(10, 20), reduction="sum")

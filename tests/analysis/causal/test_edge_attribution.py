@@ -36,7 +36,7 @@ def test_what_cannot_be_attributed_is_named(tiny):
         edge_scores(tiny("llama"), CLEAN, CORRUPTED[:-1])
     with pytest.raises(InputError, match="are the same"):
         edge_scores(tiny("llama"), CLEAN, CLEAN)
-    with pytest.raises(InputError, match="no sum over heads"):
+    with pytest.raises(InputError, match="not a sum over heads"):
         edge_scores(tiny("gemma2"), CLEAN, CORRUPTED)
 
 

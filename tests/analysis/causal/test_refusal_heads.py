@@ -88,6 +88,6 @@ def test_heads_are_silent_in_the_close_window_alone(model, probe, traces, trial)
 
 
 def test_no_cliff_is_a_state_and_too_few_problems_an_error(model, probe, trial):
-    assert "no cliff" in cliff_heads(model, probe, [], trial).reason
-    with pytest.raises(InputError, match="two or more"):
+    assert "a cliff cannot occur" in cliff_heads(model, probe, [], trial).reason
+    with pytest.raises(InputError, match="at least two"):
         HeadTrial(harmful=[], benign=trial.benign, solved=trial.solved, sampling=trial.sampling)

@@ -274,7 +274,7 @@ HOSTILE_FIGURES = {
 def test_a_kept_figure_that_asks_elsewhere_is_refused(name, tmp_path):
     path = tmp_path / "figure.json"
     path.write_text(json.dumps(HOSTILE_FIGURES[name]), encoding="utf-8")
-    with pytest.raises(InputError, match="measure again"):
+    with pytest.raises(InputError, match="run the analysis again"):
         figures.read_figure(path)
 
 
@@ -284,7 +284,7 @@ def test_a_kept_figure_that_asks_elsewhere_is_refused(name, tmp_path):
 )
 def test_what_is_no_figure_is_refused(raw, tmp_path):
     (tmp_path / "figure.json").write_bytes(raw)
-    with pytest.raises(InputError, match="measure again"):
+    with pytest.raises(InputError, match="run the analysis again"):
         figures.read_figure(tmp_path / "figure.json")
 
 

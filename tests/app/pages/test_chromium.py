@@ -195,7 +195,7 @@ def test_a_head_opens_its_sentences_and_a_cell_its_tokens(page):
     page.get_by_role("heading", name="Layer 1, head 1").wait_for()
     page.wait_for_url("**head=1.1**")
     click_point(page, "head-1-1", 1, 2)
-    page.get_by_role("heading", name="looks at sentence").wait_for()
+    page.get_by_role("heading", name="attends to sentence").wait_for()
     page.wait_for_selector(".st-key-head-tokens-1-1 .js-plotly-plot .main-svg")
     page.wait_for_url("**block=**")
 
@@ -211,7 +211,7 @@ def test_a_published_run_is_read_and_its_labelled_dependencies_shown(page):
     read(page, "run=published")
     assert "published sentence labels" in page.locator('[data-testid="stMain"]').inner_text()
     open_page(page, "anchors", "run=published&sentence=1&truth=true")
-    page.get_by_text("What rollouts wrote in its place").wait_for()
+    page.get_by_text("What rollouts wrote instead").wait_for()
     page.get_by_text("Labelled dependencies").wait_for()
 
 

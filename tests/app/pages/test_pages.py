@@ -324,7 +324,7 @@ def test_what_is_kept_is_read_again(tmp_path):
     kept = read_numbers(where.numbers / "mine.json")
     assert (kept["command"], kept["seed"], kept["numbers"]) == ("reasonscope x", 3, {"a": None, "b": {"value": 1.0}})
     (where.numbers / "mine.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(InputError, match="measure again"):
+    with pytest.raises(InputError, match="run the analysis again"):
         read_numbers(where.numbers / "mine.json")
 
 
@@ -404,7 +404,7 @@ def test_a_trace_is_coloured_by_every_kind_of_method():
 
 def test_the_base_model_stands_beside_the_reasoner():
     test = page("mi", EXAMPLE, trace=analysed())
-    (table,) = [frame.value for frame in test.dataframe if "reasoner less base" in frame.value.columns]
+    (table,) = [frame.value for frame in test.dataframe if "reasoner minus base" in frame.value.columns]
     assert table["number"].tolist() == ["mean", "aom", "share peaks"] and table["traces"].min() > 2
     assert "…" in table["95 % interval"][0] and "…" in table["chance"][0]
 
@@ -468,7 +468,7 @@ def test_the_metrics_of_thought_anchors_name_the_closing_tag_and_what_is_missing
 def test_the_closing_tag_and_what_is_looked_at_again_stand_with_the_heads():
     test = page("heads", EXAMPLE, trace=analysed(), head="3.2", layer="3")
     said = words(test)
-    assert not test.exception and {"What the closing tag looks at", "What is looked at again after a pause"} <= set(
+    assert not test.exception and {"What the closing tag attends to", "What is attended to again after a pause"} <= set(
         said.split("\n")
     )
     (table,) = [frame.value for frame in test.dataframe if "tokens that come back" in frame.value.columns]

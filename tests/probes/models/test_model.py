@@ -75,7 +75,9 @@ def test_weights_hash_sees_one_changed_number():
 
 
 def test_a_missing_folder(tmp_path):
-    with pytest.raises(ModelLoadError, match="is not a folder; give a hub id, a model folder, organism or organism-base"):
+    with pytest.raises(
+        ModelLoadError, match="is not a folder; give a hub id, a model folder, organism or organism-base"
+    ):
         load_model(str(tmp_path / "nowhere"))
     with pytest.raises(ModelLoadError, match=r"no config\.json"):
         load_model(str(tmp_path))
