@@ -413,7 +413,7 @@ def test_heads_are_compared_down_to_the_tokens_of_a_block():
     test = page("heads", EXAMPLE, head="4.2", heads="2.3", block="6.2")
     assert not test.exception and len(test.error) == 0
     said = words(test)
-    assert "Layer 4, head 2" in said and "Sentence 6 looks at sentence 2" in said
+    assert "Layer 4, head 2" in said and "Sentence 6 attends to sentence 2" in said
     (scores,) = [frame.value for frame in test.dataframe if "score" in frame.value.columns]
     assert {"4.2", "4.2 rank", "4.2 chance", "2.3"} <= set(scores.columns)
     odd = page("heads", EXAMPLE, head="9.9", heads="x", block="99.0")
