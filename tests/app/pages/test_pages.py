@@ -324,7 +324,7 @@ def test_what_is_kept_is_read_again(tmp_path):
     kept = read_numbers(where.numbers / "mine.json")
     assert (kept["command"], kept["seed"], kept["numbers"]) == ("reasonscope x", 3, {"a": None, "b": {"value": 1.0}})
     (where.numbers / "mine.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(InputError, match="run the analysis again"):
+    with pytest.raises(InputError, match="measure again"):
         read_numbers(where.numbers / "mine.json")
 
 
