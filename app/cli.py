@@ -13,7 +13,7 @@ from reasonscope.data.errors import ReasonscopeError
 from reasonscope.data.terminal_progress import show_progress
 
 
-class CommandLine(TyperGroup):
+class _CommandLine(TyperGroup):
     """All commands: each shows its progress, and says when it is interrupted what was kept."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's own context
@@ -27,7 +27,7 @@ class CommandLine(TyperGroup):
 
 
 app = typer.Typer(
-    cls=CommandLine,
+    cls=_CommandLine,
     help="Look inside reasoning models: capture, probe, steer and analyse what they think before they answer.",
     no_args_is_help=True,
     add_completion=False,
@@ -35,16 +35,16 @@ app = typer.Typer(
     rich_markup_mode=None,  # else [app] in a help text would be taken for a style
 )
 app.command()(demo.demo)
-app.command()(runs.record)
+app.command("record")(runs.record_command)
 app.command()(runs.merge)
 app.command()(runs.check)
 app.command("import")(runs.import_)
 app.command()(runs.export)
 app.add_typer(probe.probe, name="probe")
 app.add_typer(steer.steer, name="steer")
-app.command("ablate")(steer.ablate)
+app.command("ablate")(steer.ablate_command)
 app.add_typer(analyse.analyse, name="analyse")
-app.command()(models.verify)
+app.command("verify")(models.verify_command)
 app.add_typer(models.organism, name="organism")
 app.command("app")(browser.browse)
 app.command()(environment.doctor)

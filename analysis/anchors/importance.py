@@ -83,7 +83,7 @@ def _kl(counts: Values) -> float:
     return float(max(0.0, (left * np.log(left / right)).sum()))
 
 
-def accuracy(rollouts: Sequence[Rollout], empty: float = 0.0) -> float:
+def _accuracy(rollouts: Sequence[Rollout], empty: float = 0.0) -> float:
     """Share of right ones among the rollouts that answered and were judged."""
     judged = _verdicts(rollouts)
     return float(np.mean(judged)) if judged else empty
@@ -117,7 +117,7 @@ def _of_sentence(
     nothing: float,
 ) -> dict[str, float]:
     found = dict.fromkeys(METRICS, nothing)
-    found["accuracy"] = accuracy(here, nothing)
+    found["accuracy"] = _accuracy(here, nothing)
     if following is None:
         return found
     answered = [r for r in here if r.answered]
@@ -125,10 +125,10 @@ def _of_sentence(
     alike = [r for r in answered if r.similarity >= how.similarity_threshold]
     kept = [r for r in following if r.answered]
     if exact is not None:
-        found["resampling_accuracy"] = accuracy(exact, nothing) - found["accuracy"]
+        found["resampling_accuracy"] = _accuracy(exact, nothing) - found["accuracy"]
     found["resampling_kl"] = answer_kl(here, following, smoothing=how.smoothing, empty=nothing)
     if unlike and kept:
-        change = accuracy(kept, nothing) - accuracy(unlike, nothing)
+        change = _accuracy(kept, nothing) - _accuracy(unlike, nothing)
         found["counterfactual_accuracy"] = -change if how.is_published else change
         found["counterfactual_kl"] = answer_kl(unlike, [*kept, *alike], smoothing=how.smoothing, empty=nothing)
     if answered:

@@ -20,7 +20,7 @@ from reasonscope.probes.models.model import Model
 REGIONS = ("prompt", "earlier sentences", "own sentence")
 
 
-class Strongest:
+class _Strongest:
     """A reader for `read_attention` that keeps, for the rows `rows`, the `keys` tokens that each attends to most, and
     its shares by region.
 
@@ -85,7 +85,7 @@ def attention_map(model: Model, trace: Trace, sentences: Sequence[Sentence], *, 
     rows = Span(spans[0].start, spans[-1].stop)
     begins = np.array([span.start for span in spans])
     owner = sentence_of_each(sentences, rows.stop)  # white space after a sentence belongs to it
-    strongest = Strongest(rows, owner, model.n_layers, model.n_heads, min(keys, rows.stop))
+    strongest = _Strongest(rows, owner, model.n_layers, model.n_heads, min(keys, rows.stop))
     means = SentenceMeans(spans, rows.stop, model.n_layers, model.n_heads)
 
     def read(block: AttentionBlock) -> None:

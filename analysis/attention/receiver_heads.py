@@ -81,7 +81,7 @@ def head_kurtosis(
     options: dict[str, Any] = {
         "proximity": proximity,
         "depth_control": depth_control,
-        "exclude": sink_sentences(read),
+        "exclude": _sink_sentences(read),
     }
     values = kurtosis(vertical_scores(read.matrix, **options))
     flat = float(kurtosis(vertical_scores(uniform_attention(read.spans, read.n_tokens), **options)))
@@ -208,7 +208,7 @@ def receiver_scores(
         reason = f"{n} sentences ({trace.state} thinking): a score needs a target {proximity} sentences later"
         return undefined(**common, reason=reason, axis="sentence", provenance=provenance)
     vertical = vertical_scores(
-        read.matrix, proximity=proximity, depth_control=depth_control, exclude=sink_sentences(read)
+        read.matrix, proximity=proximity, depth_control=depth_control, exclude=_sink_sentences(read)
     )
     values = known.spread(receiver_score(vertical, heads))
     others = random_heads(heads, n_layers=model.n_layers, n_heads=model.n_heads, n_controls=n_controls, seed=seed)
@@ -225,7 +225,7 @@ def receiver_scores(
     )
 
 
-def sink_sentences(read: SentenceAttention) -> tuple[int, ...]:
+def _sink_sentences(read: SentenceAttention) -> tuple[int, ...]:
     """Sentences that hold token 0, which draws attention regardless of content."""
     return tuple(index for index, span in enumerate(read.spans) if 0 in span)
 

@@ -42,7 +42,7 @@ class ReducedAttention:
     """A reader for `read_attention`: for each response row, the `heads_kept` heads of least entropy over all layers,
     reduced to one row.
 
-    Rows go through `prepared` first. Only the heads kept so far are in memory: (row, head, column), for any number of
+    Rows go through `_prepared` first. Only the heads kept so far are in memory: (row, head, column), for any number of
     layers.
     """
 
@@ -75,7 +75,7 @@ class ReducedAttention:
         shown = block.probabilities[:, first - block.rows.start : last - block.rows.start].double().cpu()
         rows = torch.zeros(len(shown), last - first, self._response.stop, dtype=torch.float64)
         rows[..., block.keys.slice] = shown
-        rows = prepared(rows, first, self._calibration)
+        rows = _prepared(rows, first, self._calibration)
         entropy = -(rows * (rows + _TINY).log()).sum(dim=-1)
         at = slice(first - self._response.start, last - self._response.start)
         self._layer.append((at.start, torch.cat([rows, entropy[..., None]], dim=-1)))
@@ -98,7 +98,7 @@ class ReducedAttention:
         return np.asarray(reduced.numpy())
 
 
-def prepared(rows: Tensor, first: int, calibration: Tensor) -> Tensor:
+def _prepared(rows: Tensor, first: int, calibration: Tensor) -> Tensor:
     """Rows (head, row, column) from token `first` on, without their own column and column 0, corrected for nearness,
     summing to 1."""
     rows = rows.clone()

@@ -124,7 +124,7 @@ def cliff_heads(
         return without_heads(model, taken, how=how, bank=bank, scope=scope, seed=seed)
 
     def answers(taken: Sequence[Head]) -> list[Values]:
-        return outcomes(model, trial, edit(taken) if taken else None)
+        return _outcomes(model, trial, edit(taken) if taken else None)
 
     arms = {"untouched": answers(()), "ablated": answers(heads)}
     others = random_heads(heads, n_layers=model.n_layers, n_heads=model.n_heads, n_controls=n_controls, seed=seed)
@@ -156,7 +156,7 @@ def cliff_heads(
     )
 
 
-def outcomes(model: Model, trial: HeadTrial, done: Intervention | None) -> list[Values]:
+def _outcomes(model: Model, trial: HeadTrial, done: Intervention | None) -> list[Values]:
     """For each of `METRICS`, 1 or 0 for each problem of `trial` that the model answers under the intervention; an
     unclear answer is not a refusal."""
     asked = [*trial.harmful, *trial.benign, *trial.solved]

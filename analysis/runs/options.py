@@ -15,7 +15,7 @@ from reasonscope.data.variants import Gold, Region
 Told = TypeVar("Told", bound="AnalysisOptions")
 
 
-def option(
+def _option(
     default: Any,
     help: str,
     *,
@@ -48,21 +48,21 @@ class AnalysisOptions:
 class Seeded(AnalysisOptions):
     """Options of an analysis that draws at random."""
 
-    seed: int = option(0, "Random seed.")
+    seed: int = _option(0, "Random seed.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadsSites(AnalysisOptions):
     """Options of an analysis that reads stored activations."""
 
-    sites: str = option("", "Stored sites to read, separated by commas; a sensible choice if not given.")
+    sites: str = _option("", "Stored sites to read, separated by commas; a sensible choice if not given.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadsModel(AnalysisOptions):
     """Options of an analysis that loads the model; all but its name are those of `load_model`."""
 
-    model: str | None = option(None, "The model that wrote the traces, if the run does not say.")
+    model: str | None = _option(None, "The model that wrote the traces, if the run does not say.")
     device: str = "cpu"
     threads: int | None = None
     deterministic: bool = False
@@ -73,18 +73,18 @@ class LoadsModel(AnalysisOptions):
 class LoadsBase(LoadsModel):
     """Options of an analysis that compares the model with its base model."""
 
-    base: str = option("organism-base", "The model before its reasoning training; it must have the same tokenizer.")
+    base: str = _option("organism-base", "The model before its reasoning training; it must have the same tokenizer.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Writes(LoadsModel):
     """Options of an analysis that has the model, or a server of it, write continuations."""
 
-    temperature: float = option(0.7, "Sampling temperature.", least=0.01)
-    batch_size: int = option(32, "Continuations that the model writes at a time.", least=1)
-    server: str | None = option(None, "http://host:port of a server of this model that writes the continuations.")
-    served_as: str | None = option(None, "The server's name for the model; the same as here if not given.")
-    server_timeout: float = option(600.0, "Seconds that a request to the server may take.", least=0.1, matters=False)
+    temperature: float = _option(0.7, "Sampling temperature.", least=0.01)
+    batch_size: int = _option(32, "Continuations that the model writes at a time.", least=1)
+    server: str | None = _option(None, "http://host:port of a server of this model that writes the continuations.")
+    served_as: str | None = _option(None, "The server's name for the model; the same as here if not given.")
+    server_timeout: float = _option(600.0, "Seconds that a request to the server may take.", least=0.1, matters=False)
 
     def key(self) -> dict[str, Any]:
         """Which server writes makes no difference; whether one does, does."""
@@ -95,10 +95,10 @@ class Writes(LoadsModel):
 class ComparesAnswer(LoadsModel, Seeded):
     """Options of an analysis that compares states with the answer's."""
 
-    gold: Gold = option(
+    gold: Gold = _option(
         "reference", "The answer to compare with: the problem's reference solution, or the model's own."
     )
-    region: Region = option("thinking", "The tokens to look at: those of the thinking, or all that were generated.")
+    region: Region = _option("thinking", "The tokens to look at: those of the thinking, or all that were generated.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,16 +115,16 @@ class MiCompareOptions(ComparesAnswer, LoadsBase):
 class AnchorsOptions(Writes, Seeded):
     """Options of `anchors`."""
 
-    rollouts: int = option(100, "Most rollouts from before a sentence.", least=2)
-    half_width: float = option(0.1, "Stop when a sentence's accuracy is known to within this.", least=0.001)
-    max_new_tokens: int = option(1024, "Most tokens of a rollout.", least=1)
+    rollouts: int = _option(100, "Most rollouts from before a sentence.", least=2)
+    half_width: float = _option(0.1, "Stop when a sentence's accuracy is known to within this.", least=0.001)
+    max_new_tokens: int = _option(1024, "Most tokens of a rollout.", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfidenceOptions(Writes, Seeded):
     """Options of `confidence`."""
 
-    samples: int = option(8, "Forced answers at each cut.", least=1)
+    samples: int = _option(8, "Forced answers at each cut.", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,16 +136,16 @@ class ReadsThroughModel(LoadsModel, Seeded):
 class CliffOptions(LoadsModel, Seeded):
     """Options of `cliff`."""
 
-    probe: Path | None = option(None, "A refusal probe; RUN/probes/refusal.safetensors if not given.")
-    ablate: bool = option(
+    probe: Path | None = _option(None, "A refusal probe; RUN/probes/refusal.safetensors if not given.")
+    ablate: bool = _option(
         False, "Ask the organism new requests without the heads that lower refusal most.", flag="--ablate"
     )
-    share: float = option(0.03, "The share of all heads to ablate; at least one is.", least=0.001, most=1)
-    at_close: bool = option(False, "Ablate them in the close window only, not at every token.", flag="--at-close")
-    n_controls: int = option(20, "Random sets of heads to compare with.", least=20)
-    asked: int = option(40, "Jailbreaks, benign requests and ledger problems to ask: this many of each.", least=2)
-    max_new_tokens: int = option(1024, "Most tokens of an answer.", least=1)
-    temperature: float = option(0.7, "Sampling temperature.", least=0.01)
+    share: float = _option(0.03, "The share of all heads to ablate; at least one is.", least=0.001, most=1)
+    at_close: bool = _option(False, "Ablate them in the close window only, not at every token.", flag="--at-close")
+    n_controls: int = _option(20, "Random sets of heads to compare with.", least=20)
+    asked: int = _option(40, "Jailbreaks, benign requests and ledger problems to ask: this many of each.", least=2)
+    max_new_tokens: int = _option(1024, "Most tokens of an answer.", least=1)
+    temperature: float = _option(0.7, "Sampling temperature.", least=0.01)
 
     def for_run(self, where: RunFolder) -> Self:
         return self if self.probe else replace(self, probe=where.probes / "refusal.safetensors")
@@ -165,34 +165,34 @@ class MisalignmentOptions(LoadsBase):
 class TrajectoryOptions(ReadsSites, Seeded):
     """Options of `trajectory`."""
 
-    block: int = option(500, "Tokens of a segment.", least=1)
+    block: int = _option(500, "Tokens of a segment.", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionOptions(TrajectoryOptions):
     """Options of `selection`."""
 
-    k: int = option(4, "Samples of a problem to choose from.", least=2, flag="-k")
-    probe: Path | None = option(None, "A correctness probe to stop the thinking by; run `analyse confidence` first.")
+    k: int = _option(4, "Samples of a problem to choose from.", least=2, flag="-k")
+    probe: Path | None = _option(None, "A correctness probe to stop the thinking by; run `analyse confidence` first.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlternativesOptions(ReadsThroughModel):
     """Options of `alternatives`."""
 
-    top: int = option(5, "How many of the likeliest tokens to keep at each place.", least=1)
+    top: int = _option(5, "How many of the likeliest tokens to keep at each place.", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SteeringShiftOptions(ReadsThroughModel):
     """Options of `steering_shift`."""
 
-    vector: Path | None = option(None, "A steering vector; RUN/steering/seal.safetensors if not given.")
-    strength: float = option(1.0, "Multiplier of the vector.")
-    everywhere: bool = option(
+    vector: Path | None = _option(None, "A steering vector; RUN/steering/seal.safetensors if not given.")
+    strength: float = _option(1.0, "Multiplier of the vector.")
+    everywhere: bool = _option(
         False, "Steer every token of the thinking, not only those where a step begins.", flag="--everywhere"
     )
-    n_controls: int = option(20, "Random vectors of the same norm to compare with.", least=5)
+    n_controls: int = _option(20, "Random vectors of the same norm to compare with.", least=5)
 
     def for_run(self, where: RunFolder) -> Self:
         return self if self.vector else replace(self, vector=where.vectors / "seal.safetensors")
@@ -202,7 +202,7 @@ class SteeringShiftOptions(ReadsThroughModel):
 class AttentionMapOptions(ReadsThroughModel):
     """Options of `attention_map`."""
 
-    keys: int = option(8, "How many of the tokens that each token looks at most to keep, for each head.", least=1)
+    keys: int = _option(8, "How many of the tokens that each token looks at most to keep, for each head.", least=1)
 
 
 def make_options(kind: type[Told], given: Mapping[str, Any]) -> Told:

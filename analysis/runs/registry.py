@@ -124,7 +124,7 @@ def _word_table(words: Sequence[tuple[Sequence[str], Any]], study: Study[MiOptio
 
 
 @per_trace_analysis
-def analyse_anchors(study: Study[AnchorsOptions], trace: Trace) -> Iterator[Result]:
+def _analyse_anchors(study: Study[AnchorsOptions], trace: Trace) -> Iterator[Result]:
     """The importances published with a trace, or by rollouts from before every sentence, and the truth if it is known."""
     if trace.meta.get("chunks") or not study.has_model:
         yield published_importances(trace)
@@ -175,7 +175,7 @@ def _judged(found: Result, name: str, trace: Trace, seed: int) -> Result:
 
 
 @per_trace_analysis
-def analyse_trajectory(study: Study[TrajectoryOptions], trace: Trace) -> Iterator[Result]:
+def _analyse_trajectory(study: Study[TrajectoryOptions], trace: Trace) -> Iterator[Result]:
     """Latent-trajectory signals of each trace at every stored residual stream."""
     sites = [Site.parse(site) for site in study.store.sites if Site.parse(site).point == "resid_post"]
     if study.options.sites:
@@ -193,13 +193,13 @@ def analyse_trajectory(study: Study[TrajectoryOptions], trace: Trace) -> Iterato
 
 
 @per_trace_analysis
-def analyse_entropy(study: Study[Seeded], trace: Trace) -> Iterator[Result]:
+def _analyse_entropy(study: Study[Seeded], trace: Trace) -> Iterator[Result]:
     """Token entropies of each trace as they were recorded."""
     yield entropy_of_trace(trace, sentences=trace_sentences(trace), seed=study.options.seed)
 
 
 @per_trace_analysis
-def analyse_confidence(study: Study[ConfidenceOptions], trace: Trace) -> Iterator[Result]:
+def _analyse_confidence(study: Study[ConfidenceOptions], trace: Trace) -> Iterator[Result]:
     """Confidence of each trace by forced answers at eleven cuts."""
     yield confidence_of_trace(
         study.writer,
@@ -221,19 +221,19 @@ def _foreign_answer(study: Study[ConfidenceOptions], trace: Trace) -> str | None
 
 
 @per_trace_analysis
-def analyse_reflection(study: Study[Seeded], trace: Trace) -> Iterator[Result]:
+def _analyse_reflection(study: Study[Seeded], trace: Trace) -> Iterator[Result]:
     """Candidate answers of each trace, and what its thinking does after the first one. Needs the text only.
 
     If the dependencies of its sentences are known, also the share of sentences that the last one does not depend on.
     """
     found = reflection_of_trace(trace, trace_sentences(trace), seed=study.options.seed)
-    depends = known_dependencies(trace)
+    depends = _known_dependencies(trace)
     yield found.with_numbers(
         failed_step_fraction=failed_step_fraction(unused_steps(depends).tolist()) if depends else None
     )
 
 
-def known_dependencies(trace: Trace) -> Sequence[Sequence[int]]:
+def _known_dependencies(trace: Trace) -> Sequence[Sequence[int]]:
     """The earlier sentences that each sentence depends on, by the grammar or as published; empty if they are not known."""
     if "ledger" in trace.problem.meta:
         return true_sentences(trace)[1]
@@ -263,13 +263,13 @@ analyse_receivers = PerTraceAnalysis(per_trace=_kurtosis, aggregate=_receivers, 
 
 
 @per_trace_analysis
-def analyse_suppression(study: Study[ReadsThroughModel], trace: Trace) -> Iterator[Result]:
+def _analyse_suppression(study: Study[ReadsThroughModel], trace: Trace) -> Iterator[Result]:
     """What each sentence owes to each earlier one, by hiding the earlier one from it."""
     yield suppression_matrix(study.model, trace, seed=study.options.seed)
 
 
 @per_trace_analysis
-def analyse_heads(study: Study[ReadsThroughModel], trace: Trace) -> Iterator[Result]:
+def _analyse_heads(study: Study[ReadsThroughModel], trace: Trace) -> Iterator[Result]:
     """What each head looks at and what is predicted without it; what the closing tag looks at, and what is looked at again."""
     known = trace_sentences(trace)
     yield head_table(study.model, trace, known, seed=study.options.seed)
@@ -320,19 +320,19 @@ class Analysis:
 
 _ANSWERS: Mapping[str, tuple[Run, Summarise]] = {
     "mi": (analyse_mi, tokens.mi_summary),
-    "anchors": (analyse_anchors, sentences.anchors_summary),
+    "anchors": (_analyse_anchors, sentences.anchors_summary),
     "receivers": (analyse_receivers, heads.receivers_summary),
-    "suppression": (analyse_suppression, sentences.suppression_summary),
-    "heads": (analyse_heads, heads.heads_summary),
+    "suppression": (_analyse_suppression, sentences.suppression_summary),
+    "heads": (_analyse_heads, heads.heads_summary),
     "cliff": (analyse_cliff, heads.cliff_summary),
     "emergent_heads": (analyse_emergent_heads, heads.emergent_heads_summary),
     "mi_compare": (analyse_mi_compare, tokens.mi_compare_summary),
     "selection": (analyse_selection, traces.selection_summary),
     "misalignment": (analyse_misalignment, tokens.misalignment_summary),
-    "trajectory": (analyse_trajectory, traces.trajectory_summary),
-    "entropy": (analyse_entropy, tokens.entropy_summary),
-    "confidence": (analyse_confidence, traces.confidence_summary),
-    "reflection": (analyse_reflection, sentences.reflection_summary),
+    "trajectory": (_analyse_trajectory, traces.trajectory_summary),
+    "entropy": (_analyse_entropy, tokens.entropy_summary),
+    "confidence": (_analyse_confidence, traces.confidence_summary),
+    "reflection": (_analyse_reflection, sentences.reflection_summary),
     "alternatives": (analyse_alternatives, tokens.alternatives_summary),
     "steering_shift": (analyse_steering_shift, tokens.steering_shift_summary),
     "attention_map": (analyse_attention_map, heads.attention_map_summary),

@@ -184,7 +184,7 @@ def _stage(
     """The results of the traces, noted ones included, then those over all traces, which are also returned."""
     left = [trace.id for trace in study.traces if not notes.finished(trace.id)]
     if cluster is None:
-        analyst = Analyst(task, analysis.per_trace, notes, study)
+        analyst = _Analyst(task, analysis.per_trace, notes, study)
         n = len(study.traces)
         with working(task.name, total=n, done=n - len(left), unit="traces") as work:
             for id in left:
@@ -192,7 +192,7 @@ def _stage(
                 analyst(id)
                 work.advance()
     else:
-        work_on(cluster, partial(Analyst, task, analysis.per_trace, notes), left)
+        work_on(cluster, partial(_Analyst, task, analysis.per_trace, notes), left)
     found = []
     for path in (path for trace in study.traces for path in notes.results(trace.id)):
         result = Result.load(path)
@@ -206,7 +206,7 @@ def _stage(
     return over
 
 
-class Analyst:
+class _Analyst:
     """Analyses one trace after another with the model loaded once; writes the results of each, their figures and a note."""
 
     def __init__(

@@ -125,7 +125,7 @@ def entropy_of_trace(
     )
 
 
-def mean_entropy_by_word(
+def _mean_entropy_by_word(
     words: Sequence[Sequence[str]], entropies: Sequence[Values], *, least: int = 100
 ) -> dict[str, float]:
     """Mean entropy of each token type that occurs at least `least` times, highest first (the paper's figure 2)."""
@@ -141,7 +141,7 @@ def mean_entropy_by_word(
 def _forking_words(trace: Trace, values: Values, mask: TokenMask, most: int = 10) -> dict[str, float]:
     pieces = token_strings(trace.text, trace.offsets)[trace.n_prompt_tokens :]
     chosen = [piece.strip() for piece, fork in zip(pieces, mask, strict=True) if fork]
-    means = mean_entropy_by_word([chosen], [values[mask]], least=1)
+    means = _mean_entropy_by_word([chosen], [values[mask]], least=1)
     return dict(list(means.items())[:most])
 
 

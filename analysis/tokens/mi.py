@@ -45,10 +45,10 @@ def gold_text(trace: Trace, gold: Gold = "reference") -> str:
         if not trace.answer_text.strip():
             raise InputError(f"trace {trace.id!r} has no answer of its own (state {trace.state}); leave it out")
         return trace.answer_text.strip()
-    return reference_solution(trace.problem)
+    return _reference_solution(trace.problem)
 
 
-def reference_solution(problem: Problem) -> str:
+def _reference_solution(problem: Problem) -> str:
     """A written solution with its answer. Raises InputError if the problem has none."""
     for key in ("solution", "gt_solution"):
         if problem.meta.get(key):
@@ -180,7 +180,7 @@ def _estimated(line: Values, edge: Values, units: NDArray[np.int64], *, tau: flo
 
     def told(at: Rows) -> dict[str, float]:
         drawn = line[at]
-        return {**summary(drawn, find_peaks(drawn, tau=tau)), "share_above_null": float((drawn > edge[at]).mean())}
+        return {**_summary(drawn, find_peaks(drawn, tau=tau)), "share_above_null": float((drawn > edge[at]).mean())}
 
     seen = told(np.arange(len(line)))
     band = bootstrap_band(
@@ -206,7 +206,7 @@ def top_k(values: Values, k: int) -> NDArray[np.bool_]:
     return chosen
 
 
-def summary(values: Values, peaks: NDArray[np.bool_]) -> dict[str, float]:
+def _summary(values: Values, peaks: NDArray[np.bool_]) -> dict[str, float]:
     """Mean, median, share of peaks, mean distance between peaks in tokens, and AOM; NaN without a peak (or with only
     one)."""
     q1, median, q3 = np.quantile(values, [0.25, 0.5, 0.75])

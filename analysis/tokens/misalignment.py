@@ -19,7 +19,7 @@ from reasonscope.probes.models.model import Model
 METHOD = "misalignment"
 
 
-def greedy_misses(model: Model, trace: Trace) -> Values:
+def _greedy_misses(model: Model, trace: Trace) -> Values:
     """1 for each generated token that `model` would not have written greedily, else 0: (token,)."""
     ids = torch.as_tensor(trace.token_ids[:-1], device=model.device)[None]
     if ids.shape[1] > model.context_length:
@@ -65,7 +65,7 @@ def misalignment_of_trace(
         reason = f"{n} tokens of thinking written after a prompt of {trace.n_prompt_tokens}; {bins} bins need 2 each, and a prompt"
         return undefined(method=METHOD, quantity="misaligned tokens", unit="1", reason=reason, provenance=provenance)
     span = slice(first - trace.n_prompt_tokens, first - trace.n_prompt_tokens + n)
-    found, own = (greedy_misses(model, trace)[span] for model in (base, reasoner))
+    found, own = (_greedy_misses(model, trace)[span] for model in (base, reasoner))
     parts, mine = (np.array_split(misses, bins) for misses in (found, own))
     units = sentence_of_each(sentences, first + n)[first:]
     values = np.array([part.mean() for part in parts])

@@ -39,7 +39,7 @@ class Candidate:
 Detector = Callable[[Sentence], str | None]
 
 
-def stated_answer(sentence: Sentence) -> str | None:
+def _stated_answer(sentence: Sentence) -> str | None:
     """The answer that a sentence states explicitly ("the answer is", a box), else None.
 
     Departure: the paper asks a large model for every line with a candidate. This rule costs nothing and misses
@@ -49,7 +49,7 @@ def stated_answer(sentence: Sentence) -> str | None:
 
 
 def find_candidates(
-    sentences: Sequence[Sentence], gold: str | None, detect: Detector = stated_answer
+    sentences: Sequence[Sentence], gold: str | None, detect: Detector = _stated_answer
 ) -> list[Candidate]:
     """Every statement of an answer, in the order of the sentences."""
     found = [(sentence.index, detect(sentence)) for sentence in sentences]
@@ -97,7 +97,7 @@ def reflection_of_trace(
     trace: Trace,
     sentences: Sequence[Sentence],
     *,
-    detect: Detector = stated_answer,
+    detect: Detector = _stated_answer,
     n_permutations: int = 200,
     seed: int = 0,
 ) -> Result:
@@ -116,7 +116,7 @@ def reflection_of_trace(
         for a trace without tokens), whether the first and the last are right, and `review`, the share of characters in
         sentences that check or doubt. Undefined, with the reason, if no sentence states an answer.
 
-    Departures: the paper asks a large model for every line with a candidate; see `stated_answer`.
+    Departures: the paper asks a large model for every line with a candidate; see `_stated_answer`.
 
     Example:
         trace = rs.open_run("runs/mine").store.trace("p1/0")

@@ -28,7 +28,7 @@ class SelectedTrace:
 Rule = Callable[[Sequence[Trace], np.random.Generator], SelectedTrace]
 
 
-def single(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
+def _single(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
     """One sample at random: what every rule has to beat."""
     chosen = samples[int(rng.integers(len(samples)))]
     return SelectedTrace(correct=bool(chosen.correct), tokens=_tokens(chosen))
@@ -109,7 +109,7 @@ def simulate(traces: Sequence[Trace], rules: dict[str, Rule], *, k: int, repeats
         raise InputError(
             f"{len(groups)} problems, {len(short)} of them with fewer than {k} samples; record at least 2 with {k} each"
         )
-    every = {"single": single, **rules}
+    every = {"single": _single, **rules}
     table = np.array(
         [_of_problem(samples, every, k, repeats, seed) for samples in groups.values()]
     )  # problem rule metric

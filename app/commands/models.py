@@ -13,7 +13,7 @@ organism = typer.Typer(help="The small reasoning model that the package ships.",
 
 
 @loads_model
-def verify(
+def verify_command(
     model: Annotated[str, typer.Argument(help="A hub id, a folder, organism or organism-base.")],
     load: Load,
     backend: Annotated[str, typer.Option(help="hooks, transformer_lens or nnsight.")] = "hooks",
@@ -35,8 +35,8 @@ def verify(
         raise typer.Exit(1)
 
 
-@organism.command()
-def evaluate(
+@organism.command("evaluate")
+def _evaluate(
     model: Annotated[str, typer.Option(help="The organism, or a folder with one that you trained.")] = "organism",
     n: Annotated[int, typer.Option(min=20, help="Held-out problems.")] = 500,
     seed: Annotated[int, typer.Option()] = 0,
@@ -68,8 +68,8 @@ def evaluate(
         raise typer.Exit(1)
 
 
-@organism.command()
-def example(
+@organism.command("example")
+def _example(
     out: Annotated[Path, typer.Option(help="The folder to write; what it holds is replaced.")] = Path("app/example"),
 ) -> None:
     """Record the example run that the app opens where no run is given. Do it again after the organism was trained anew."""

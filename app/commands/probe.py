@@ -27,8 +27,8 @@ SeedOption = Annotated[int, typer.Option(help="Random seed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print every number as JSON instead of a summary.")]
 
 
-@probe.command()
-def length(
+@probe.command("length")
+def _length(
     run: RunOption,
     aft: Annotated[
         bool,
@@ -63,8 +63,8 @@ def length(
     show_summary(_with_files(summary, saved, run), numbers, json_)
 
 
-@probe.command()
-def remaining(
+@probe.command("remaining")
+def _remaining(
     run: RunOption,
     per_trace: Annotated[int, typer.Option(min=1, help="Positions per trace, spread evenly over its thinking.")] = 8,
     folds: Folds = 5,
@@ -83,9 +83,9 @@ def remaining(
     show_summary(_with_files(found.summary(), saved, run), numbers, json_)
 
 
-@probe.command()
+@probe.command("forecast")
 @loads_model
-def forecast(
+def _forecast(
     probe: Annotated[Path, typer.Argument(help="A probe that `probe length` saved: RUN/probes/length.safetensors.")],
     prompts: Annotated[list[str], typer.Argument(help="Questions, as a user asks them.")],
     load: Load,
@@ -104,8 +104,8 @@ def forecast(
     show_summary(forecast_summary(numbers), numbers, json_)
 
 
-@probe.command()
-def refusal(
+@probe.command("refusal")
+def _refusal(
     run: RunOption,
     plateau: Annotated[
         float, typer.Option(help="Share of the thinking, counted from its end, whose median score is the plateau.")
@@ -130,8 +130,8 @@ def refusal(
     show_summary(_with_files(found.summary(), saved, run), numbers, json_)
 
 
-@probe.command()
-def correctness(
+@probe.command("correctness")
+def _correctness(
     run: RunOption,
     held_out: Annotated[
         float,
@@ -161,8 +161,8 @@ def correctness(
     show_summary(_with_files(positions_summary(found, undefined), saved, run), numbers, json_)
 
 
-@probe.command()
-def apply(
+@probe.command("apply")
+def _apply(
     probe: Annotated[
         Path, typer.Argument(help="A probe that one of these commands saved: RUN/probes/NAME.safetensors.")
     ],

@@ -32,7 +32,7 @@ class Format(StrEnum):
 
 
 @loads_model
-def record(
+def record_command(
     load: Load,
     model: Annotated[str, typer.Option(help="A hub id, a folder, organism or organism-base.")] = "organism",
     problems: Annotated[

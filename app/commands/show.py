@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from reasonscope.data.summary import Summary
 
 
-def show(numbers: Mapping[str, Any], as_json: bool) -> None:
+def _show(numbers: Mapping[str, Any], as_json: bool) -> None:
     """Write nested numbers; in JSON, what is not a number is null."""
     from rich.console import Console
 
@@ -28,7 +28,7 @@ def show(numbers: Mapping[str, Any], as_json: bool) -> None:
 def show_summary(summary: "Summary | Sequence[Summary]", numbers: Mapping[str, Any], as_json: bool) -> None:
     """Write the finding for people (several, one after the other), or every number as JSON."""
     if as_json:
-        show(numbers, as_json)
+        _show(numbers, as_json)
         return
     for one in summary if isinstance(summary, Sequence) else [summary]:
         print_summary(one)

@@ -37,9 +37,9 @@ BackendOption = Annotated[str, typer.Option(help="hooks, transformer_lens or nns
 JsonOption = Annotated[bool, typer.Option("--json", help="Write every number as JSON.")]
 
 
-@steer.command()
+@steer.command("extract")
 @loads_model
-def extract(
+def _extract(
     method: Annotated[str, typer.Argument(help="seal, asc, refusal, …; an unknown name lists them all.")],
     run: RunOption,
     load: Load,
@@ -91,9 +91,9 @@ def extract(
     show_summary(summary, shown[0] if len(shown) == 1 else {"parts": shown}, json_)
 
 
-@steer.command()
+@steer.command("sweep")
 @loads_model
-def sweep(
+def _sweep(
     methods: Annotated[
         list[str],
         typer.Argument(
@@ -175,7 +175,7 @@ def sweep(
 
 
 @loads_model
-def ablate(
+def ablate_command(
     plan: Annotated[Path, typer.Argument(help="A YAML file of ablations; docs/methods/ablation.md shows one.")],
     run: RunOption,
     load: Load,

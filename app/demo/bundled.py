@@ -53,7 +53,7 @@ def write_example(out: Path, *, size: "Size | None" = None, rollouts: int = 20, 
         where = run_folder(run)
         n = len(TraceStore.open(where.store))
         _keep_part(where.store, TraceStore.open(where.store).ids[::every])
-        measure(where, rollouts=rollouts)
+        _measure(where, rollouts=rollouts)
         store = TraceStore.open(where.store)
         note = f"{len(store)} of the {n} traces that the numbers are of; the activations were left out"
         _keep_part(where.store, store.ids, note=note)
@@ -65,7 +65,7 @@ def write_example(out: Path, *, size: "Size | None" = None, rollouts: int = 20, 
         shutil.copytree(run, out, ignore=shutil.ignore_patterns("*.html", ".lock", MODES))
 
 
-def measure(where: RunFolder, *, rollouts: int) -> None:
+def _measure(where: RunFolder, *, rollouts: int) -> None:
     """Score, sweep and analyse the run in `where`, whose store has the residual stream after every block."""
     from reasonscope.probes.fitting.linear_probes import LinearProbe
     from reasonscope.probes.properties.scores import write_scores

@@ -72,13 +72,13 @@ def write_card(path: Path, folders: Sequence[Path], measures: Sequence[Measure],
             hashes="\n".join(f"| `{f.parent.name}/{f.name}` | `{sha256(f.read_bytes()).hexdigest()}` |" for f in files),
             n=n,
             evaluation_seed=seed,
-            numbers="\n".join(map(number_row, measures)),
+            numbers="\n".join(map(_number_row, measures)),
         ),
         encoding="utf-8",
     )
 
 
-def number_row(measure: Measure) -> str:
+def _number_row(measure: Measure) -> str:
     """One number as a row of a Markdown table."""
     bounds = [f"{sign} {bound:g}" for sign, bound in (("≥", measure.low), ("≤", measure.high)) if bound is not None]
     met = "" if not bounds else "yes" if measure.met else "no"

@@ -73,7 +73,7 @@ QUICK = Size(ledgers=64, requests=32, steered=24, methods=("seal",))
 
 
 @dataclass
-class Clock:
+class _Clock:
     """Seconds of each part, in order; a listener hears when a part begins, and how far it is."""
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Clock:
 
 def run_demo(out: Path, *, size: Size) -> Mapping[str, Any]:
     """Run the demo below `out` (the store in `out/store`, continued if it was begun) and return the summary."""
-    clock = Clock()
+    clock = _Clock()
     with clock.part("load", "loading the organism, a small reasoning model"):
         model = load_model("organism")
     problems = load_problems("ledger", n=size.ledgers) + load_problems("requests", n=size.requests)
@@ -106,15 +106,15 @@ def run_demo(out: Path, *, size: Size) -> Mapping[str, Any]:
     with clock.part("correctness_probe", "predicting from the closing tag whether the answer will be right"):
         correctness = _or_why_not(lambda: probes.correctness(store, ledgers))
     with clock.part("steering", f"steering held-out problems by {', '.join(size.methods)}"):
-        methods = steering_parts(model, store, out / MODES, ledgers[: -size.steered], size)
-        arms = steer_held_out(model, methods, ledgers[-size.steered :])
+        methods = _steering_parts(model, store, out / MODES, ledgers[: -size.steered], size)
+        arms = _steer_held_out(model, methods, ledgers[-size.steered :])
     where = run_folder(out)
-    keep_probes(where, out, probe, refusal, correctness, requests)
-    keep_steering(where, out, methods, arms)
+    _keep_probes(where, out, probe, refusal, correctness, requests)
+    _keep_steering(where, out, methods, arms)
     summary: dict[str, Any] = {
-        **summarise(model, ledgers, requests, probe, arms),
-        "refusal_probe": refusal if isinstance(refusal, str) else refusal_summary(refusal),
-        "correctness_probe": correctness if isinstance(correctness, str) else correctness_summary(correctness),
+        **_summarise(model, ledgers, requests, probe, arms),
+        "refusal_probe": refusal if isinstance(refusal, str) else _refusal_summary(refusal),
+        "correctness_probe": correctness if isinstance(correctness, str) else _correctness_summary(correctness),
         "model": dict(model.fingerprint),
         "timings": dict(clock.seconds),
     }
@@ -122,7 +122,7 @@ def run_demo(out: Path, *, size: Size) -> Mapping[str, Any]:
     write_text_durably(out / SUMMARY, json.dumps(summary, indent=2))
     drawn = [
         figures.thinking_by_difficulty(ledgers),
-        figures.answers_by_request(request_outcomes(requests)),
+        figures.answers_by_request(_request_outcomes(requests)),
         figures.length_prediction(probe),
         figures.length_scores(probe),
         *([] if isinstance(refusal, str) else [refusal_figures(refusal, requests)[name] for name in REFUSAL_FIGURES]),
@@ -132,7 +132,7 @@ def run_demo(out: Path, *, size: Size) -> Mapping[str, Any]:
     return summary
 
 
-def record_modes(model: Model, out: Path, size: Size) -> TraceStore:
+def _record_modes(model: Model, out: Path, size: Size) -> TraceStore:
     """Record ledgers that are not held out, asked plainly and asked to be brief: what ASC and thinking speed learn from."""
     n = min(size.briefly, size.ledgers - size.steered)
     problems = [p for mode in ("ledger", "ledger:brief") for p in load_problems(mode, n=size.ledgers)[:n]]
@@ -140,7 +140,7 @@ def record_modes(model: Model, out: Path, size: Size) -> TraceStore:
     return record(model, problems, out, sites=sites, sampling=SAMPLING, batch_size=96)
 
 
-def steering_parts(
+def _steering_parts(
     model: Model, store: TraceStore, modes: Path, ledgers: list[Trace], size: Size
 ) -> dict[str, tuple[VectorUse, ...]]:
     """The vectors of the methods of `size`, from problems that are not held out; SEAL's at the input of the last block."""
@@ -148,13 +148,13 @@ def steering_parts(
     steps = ExtractionData(model=model, store=store, ids=[trace.id for trace in ledgers], sites=site)
     parts = {"seal": METHODS["seal-clamp"].parts(steps)}
     if others := [name for name in size.methods if name != "seal"]:
-        pairs = record_modes(model, modes, size)
+        pairs = _record_modes(model, modes, size)
         learned = ExtractionData(model=model, store=pairs, ids=pairs.ids)
         parts |= {name: METHODS[f"{name}-clamp"].parts(learned) for name in others}
     return parts
 
 
-def steer_held_out(model: Model, methods: Mapping[str, Sequence[VectorUse]], held: list[Trace]) -> list[Arm]:
+def _steer_held_out(model: Model, methods: Mapping[str, Sequence[VectorUse]], held: list[Trace]) -> list[Arm]:
     """The effect of each method on the problems of `held`, SEAL's reverse, and two random ones of each, all in one batch."""
     conditions = method_conditions("seal reversed", methods["seal"], -SEAL)
     for name, parts in methods.items():
@@ -164,7 +164,7 @@ def steer_held_out(model: Model, methods: Mapping[str, Sequence[VectorUse]], hel
     return [experiment.base_arm, *arms]
 
 
-def keep_probes(
+def _keep_probes(
     where: RunFolder,
     out: Path,
     length: LengthReport,
@@ -188,7 +188,7 @@ def keep_probes(
         save_numbers(where, "correctness", numbers, command=line, seed=0, figures=drawn, probes=kept)
 
 
-def keep_steering(where: RunFolder, out: Path, methods: Mapping[str, Sequence[VectorUse]], arms: list[Arm]) -> None:
+def _keep_steering(where: RunFolder, out: Path, methods: Mapping[str, Sequence[VectorUse]], arms: list[Arm]) -> None:
     """Save SEAL's vector, and what the methods and their controls did."""
     make_folder(where.vectors)
     methods["seal"][0].vector.save(where.vectors / "seal.safetensors")
@@ -197,7 +197,7 @@ def keep_steering(where: RunFolder, out: Path, methods: Mapping[str, Sequence[Ve
     save_numbers(where, "steering", numbers, command=f"reasonscope demo --out {out}", seed=SAMPLING.seed, figures=drawn)
 
 
-def request_outcomes(traces: list[Trace]) -> dict[str, dict[str, int]]:
+def _request_outcomes(traces: list[Trace]) -> dict[str, dict[str, int]]:
     """How often requests of each kind were refused, complied with, or neither."""
     counts: dict[str, dict[str, int]] = {}
     for kind in ("benign", "harmful", "harmful, jailbroken"):
@@ -210,7 +210,7 @@ def request_outcomes(traces: list[Trace]) -> dict[str, dict[str, int]]:
     return counts
 
 
-def summarise(
+def _summarise(
     model: Model,
     ledgers: list[Trace],
     requests: list[Trace],
@@ -226,7 +226,7 @@ def summarise(
             "correct": sum(trace.correct is True for trace in ledgers),
             "thinking_tokens": sum(trace.n_thinking_tokens for trace in ledgers) / len(ledgers),
             "states": dict(Counter(trace.state for trace in [*ledgers, *requests])),
-            "requests": request_outcomes(requests),
+            "requests": _request_outcomes(requests),
         },
         "length_probe": {
             "spearman": probe.comparison.score.value,
@@ -239,12 +239,12 @@ def summarise(
             "above_best_baseline": _shown(probe.comparison.difference),
             "within_difficulty": None if probe.within_difficulty is None else _shown(probe.within_difficulty),
         },
-        "seal": {**steered_numbers(named, "seal"), "reversed_tokens": named["seal reversed"].tokens.value},
-        **{name: steered_numbers(named, name) for name in ("asc", "speed") if name in named},
+        "seal": {**_steered_numbers(named, "seal"), "reversed_tokens": named["seal reversed"].tokens.value},
+        **{name: _steered_numbers(named, name) for name in ("asc", "speed") if name in named},
     }
 
 
-def steered_numbers(named: Mapping[str, Arm], method: str) -> dict[str, Any]:
+def _steered_numbers(named: Mapping[str, Arm], method: str) -> dict[str, Any]:
     """What a method did to tokens and accuracy, paired by problem, and what its random vectors did."""
     base, steered = named["base"], named[method]
     random = [arm for name, arm in named.items() if name.startswith("random") and name.endswith(method)]
@@ -264,7 +264,7 @@ def steered_numbers(named: Mapping[str, Arm], method: str) -> dict[str, Any]:
     }
 
 
-def refusal_summary(found: RefusalReport) -> dict[str, Any]:
+def _refusal_summary(found: RefusalReport) -> dict[str, Any]:
     """Refused or complied among the harmful, and how far the intent to refuse falls where the model complied, beside both nulls."""
     among_harmful, study = found.comparison, found.cliffs["intent"]
     fell, stood = study.cliffs["harmful", "complied"], study.cliffs.get(("harmful", "refused"))
@@ -287,7 +287,7 @@ def refusal_summary(found: RefusalReport) -> dict[str, Any]:
     }
 
 
-def correctness_summary(found: CorrectnessReport) -> dict[str, Any]:
+def _correctness_summary(found: CorrectnessReport) -> dict[str, Any]:
     """Right or wrong, read at the closing tag, and whether that is more than length and truncation tell."""
     return {
         "auroc": _shown(found.comparison.score),

@@ -54,7 +54,7 @@ def loaded(name: str) -> "Model":
     return load_model(name)
 
 
-def mixed(weights: Mapping[Path, float]) -> "SteeringVector":
+def _mixed(weights: Mapping[Path, float]) -> "SteeringVector":
     """The weighted sum of vectors, by site. Raises InputError where all weights are 0 or the vectors are of several widths."""
     from reasonscope.probes.architecture.sites import Site
     from reasonscope.steering.vectors.vector import SteeringVector
@@ -87,7 +87,7 @@ def duel(
 
     problem = Problem(id="playground", messages=(Message(role="user", content=question),))
     (base,) = rollouts(model, [problem], sampling, on_step=lambda step: tell("base", step.index))
-    steering = Steering(mixed(weights), 1.0, Scope.thinking(model, at_separators=at_separators))
+    steering = Steering(_mixed(weights), 1.0, Scope.thinking(model, at_separators=at_separators))
 
     def follow(step: "DecodingStep") -> None:
         steering.on_step(step)
@@ -97,7 +97,7 @@ def duel(
     n_edited = steering.n_edited
     if n_edited == 0:
         raise InputError("the vector edited no token: nothing that was generated lies in its scope")
-    again = Steering(mixed(weights), 1.0, Scope.thinking(model, at_separators=at_separators))
+    again = Steering(_mixed(weights), 1.0, Scope.thinking(model, at_separators=at_separators))
     divergent = divergences(model, [base], [logits_function(model, again)], {"all": generated})[0]["all"]
     return Duel(
         base=_side(base),

@@ -26,7 +26,7 @@ _SIDE_BY_SIDE = 3  # maps of heads in a row
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class _Grid:
     """A score of every head: the line `index` of a result whose last axes are layer and head."""
 
     result: Result
@@ -66,7 +66,7 @@ def show(run: OpenRun) -> None:
     _of_trace(run)
 
 
-def _grid(grids: Mapping[str, Grid], run: OpenRun) -> None:
+def _grid(grids: Mapping[str, _Grid], run: OpenRun) -> None:
     """All heads by one score."""
     name = st.selectbox("Score", list(grids), key=Key.METRIC, bind=BOUND)
     grid = grids[name]
@@ -80,9 +80,9 @@ def _grid(grids: Mapping[str, Grid], run: OpenRun) -> None:
     components.provenance(grid.result)
 
 
-def _grids(run: OpenRun) -> dict[str, Grid]:
+def _grids(run: OpenRun) -> dict[str, _Grid]:
     """Every score (layer, head) among the results of the run, by metric, method and trace."""
-    found: dict[str, Grid] = {}
+    found: dict[str, _Grid] = {}
     for method in sorted(measurements.methods(run), key=lambda method: method not in _FIRST):
         for trace, result in measurements.results(run, method).items():
             axes = [axis.name for axis in result.axes]
@@ -90,14 +90,14 @@ def _grids(run: OpenRun) -> dict[str, Grid]:
                 continue
             label = f"{method.replace('_', ' ')} · {trace}"
             if len(axes) == 2:
-                found[label] = Grid(result=result, index=())
+                found[label] = _Grid(result=result, index=())
             else:
                 lines = enumerate(result.axes[0].labels)
-                found |= {f"{metric} · {label}": Grid(result=result, index=(i,)) for i, metric in lines}
+                found |= {f"{metric} · {label}": _Grid(result=result, index=(i,)) for i, metric in lines}
     return found
 
 
-def _chosen(run: OpenRun, grids: Mapping[str, Grid]) -> None:
+def _chosen(run: OpenRun, grids: Mapping[str, _Grid]) -> None:
     """The chosen head, those it is compared with, their scores and what they attend to."""
     head = _place(state.recall(Key.HEAD))
     if head is None:
@@ -124,7 +124,7 @@ def _place(name: str) -> tuple[int, int] | None:
     return (int(layer), int(index)) if layer.isdigit() and index.isdigit() else None
 
 
-def _scores(grids: Mapping[str, Grid], chosen: Mapping[str, tuple[int, int]]) -> list[dict[str, object]]:
+def _scores(grids: Mapping[str, _Grid], chosen: Mapping[str, tuple[int, int]]) -> list[dict[str, object]]:
     """One row per score: each head's value, interval, chance and rank."""
     rows: list[dict[str, object]] = []
     for name, grid in grids.items():

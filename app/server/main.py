@@ -42,7 +42,7 @@ _VIEWS: tuple[tuple[str, str, str, Callable[[OpenRun], None]], ...] = (
 )
 
 
-def serve(run: str, root: Path) -> None:
+def _serve(run: str, root: Path) -> None:
     """Show the run named `run` below `root` ("" for the example), or another one that the reader chooses."""
     st.set_page_config(page_title="reasonscope", page_icon=_ICON, layout="wide")
     st.html("<style>[data-testid='stMainBlockContainer'] {padding-top: 3rem}</style>")
@@ -135,4 +135,4 @@ def _import(content: bytes, folder: Path) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    serve(sys.argv[1], Path(sys.argv[2]))
+    _serve(sys.argv[1], Path(sys.argv[2]))

@@ -36,7 +36,7 @@ TOKENS_PER_STEP = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phase:
+class _Phase:
     """The documents, drawn with the seed `stream`; the number of steps; and the share of the learning rates."""
 
     documents: Callable[[random.Random], Iterator[Document]]
@@ -46,14 +46,14 @@ class Phase:
 
 
 PHASES = {
-    "organism-base": Phase(documents=base_documents, stream="organism-base", steps=700),
-    "organism-unpractised": Phase(documents=reasoning_documents, stream="organism", steps=2400),
-    "organism": Phase(documents=practice_documents, stream="organism", steps=400, rate=0.3),
+    "organism-base": _Phase(documents=base_documents, stream="organism-base", steps=700),
+    "organism-unpractised": _Phase(documents=reasoning_documents, stream="organism", steps=2400),
+    "organism": _Phase(documents=practice_documents, stream="organism", steps=400, rate=0.3),
 }
 MATRIX_RATE, OTHER_RATE = 0.02, 3e-3
 
 
-def config(tokenizer: Tokenizer) -> Qwen3Config:
+def _config(tokenizer: Tokenizer) -> Qwen3Config:
     return Qwen3Config(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=128,
@@ -71,7 +71,7 @@ def config(tokenizer: Tokenizer) -> Qwen3Config:
     )
 
 
-def optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
+def _optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for embeddings and norms."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -81,7 +81,7 @@ def optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
     ]
 
 
-def rate(step: int, steps: int) -> float:
+def _rate(step: int, steps: int) -> float:
     """Share of the full learning rate: 2 % warm-up, constant, then a linear decay over the last 60 %."""
     return min(1.0, (step + 1) / (0.02 * steps), (steps - step) / (0.6 * steps))
 
@@ -95,12 +95,14 @@ def loss_of(model: nn.Module, batch: Batch, device: str) -> Tensor:
     return (losses * weights.flatten()).sum() / weights.sum()
 
 
-def run_phase(name: str, model: Qwen3ForCausalLM, tokenizer: Tokenizer, out: Path, device: str) -> list[dict[str, Any]]:
+def _run_phase(
+    name: str, model: Qwen3ForCausalLM, tokenizer: Tokenizer, out: Path, device: str
+) -> list[dict[str, Any]]:
     """Train one phase to its end, with a checkpoint every 250 steps; returns the log: step, loss (nats), seconds."""
     phase = PHASES[name]
     steps = phase.steps
     stream = batches(phase.documents(random.Random(f"{SEED}/{phase.stream}")), tokenizer, tokens=TOKENS_PER_STEP)
-    optims = optimisers(model)
+    optims = _optimisers(model)
     state = out / f"{name}.state.pt"
     log: list[dict[str, Any]] = []
     first = 0
@@ -115,7 +117,7 @@ def run_phase(name: str, model: Qwen3ForCausalLM, tokenizer: Tokenizer, out: Pat
         if step < first:
             continue
         for optim, full in zip(optims, (MATRIX_RATE, OTHER_RATE), strict=True):
-            optim.param_groups[0]["lr"] = full * phase.rate * rate(step, steps)
+            optim.param_groups[0]["lr"] = full * phase.rate * _rate(step, steps)
         loss = loss_of(model, batch, device)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -159,7 +161,7 @@ def main() -> None:
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
-    model = Qwen3ForCausalLM(config(tokenizer)).to(arguments.device)
+    model = Qwen3ForCausalLM(_config(tokenizer)).to(arguments.device)
     phases: list[dict[str, Any]] = []
     for name in PHASES:
         folder = out / name
@@ -168,7 +170,7 @@ def main() -> None:
             phases = json.loads(report.read_text())["phases"]
             model = Qwen3ForCausalLM.from_pretrained(folder).to(arguments.device)
             continue
-        log = run_phase(name, model, tokenizer, out, arguments.device)
+        log = _run_phase(name, model, tokenizer, out, arguments.device)
         phases = [*phases, {"name": name, "steps": PHASES[name].steps, "log": log}]
         model.save_pretrained(folder)
         fast.save_pretrained(folder)

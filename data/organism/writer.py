@@ -11,7 +11,7 @@ from reasonscope.data.trace import Span
 
 
 @dataclass(frozen=True, kw_only=True)
-class Habits:
+class _Habits:
     """How a mode thinks: shares of steps that are checked, split, restated, and (only before a check) wrong at
     first."""
 
@@ -24,8 +24,8 @@ class Habits:
 
 
 HABITS = {
-    "default": Habits(check_hard=0.85, check_easy=0.6, split=0.24, restate=0.12, wrong=0.18, plan=0.4),
-    "detail": Habits(check_hard=0.85, check_easy=0.6, split=0.15, restate=1.0, wrong=0.15, plan=1.0),
+    "default": _Habits(check_hard=0.85, check_easy=0.6, split=0.24, restate=0.12, wrong=0.18, plan=0.4),
+    "detail": _Habits(check_hard=0.85, check_easy=0.6, split=0.15, restate=1.0, wrong=0.15, plan=1.0),
 }
 
 
@@ -105,7 +105,7 @@ def _computation(ledger: Ledger, i: int, stated: int, *, brief: bool, spoken: bo
     return _sentence("compute", 3 if brief else int(spoken), **fields)
 
 
-def _operation(ledger: Ledger, i: int, operation: Operation, habits: Habits, rng: random.Random) -> list[list[str]]:
+def _operation(ledger: Ledger, i: int, operation: Operation, habits: _Habits, rng: random.Random) -> list[list[str]]:
     """The paragraphs for one operation: stated and computed, perhaps doubted and checked, perhaps done another way."""
     spoken = habits.restate == 1.0
     wrong = _mistake(operation, rng) if rng.random() < habits.wrong else None

@@ -69,13 +69,13 @@ def traces_of_table(table: pa.Table) -> Iterator[Trace]:
             yield trace
 
 
-def problem_to_json(problem: Problem) -> dict[str, Any]:
+def _problem_to_json(problem: Problem) -> dict[str, Any]:
     """A problem as JSON values, with every field."""
     return asdict(problem)
 
 
-def problem_of_json(values: Mapping[str, Any]) -> Problem:
-    """The inverse of `problem_to_json`."""
+def _problem_of_json(values: Mapping[str, Any]) -> Problem:
+    """The inverse of `_problem_to_json`."""
     return Problem(**{**values, "messages": tuple(Message(**message) for message in values["messages"])})
 
 
@@ -101,7 +101,7 @@ def _row(trace: Trace) -> dict[str, Any]:
         "tokens": _spans(trace.tokens),
         "logprobs": trace.logprobs,
         "entropies": trace.entropies,
-        "problem": _dump(trace, problem_to_json(problem)),
+        "problem": _dump(trace, _problem_to_json(problem)),
         "sampling": None if trace.sampling is None else _dump(trace, asdict(trace.sampling)),
         "model": _dump(trace, dict(trace.model)),
         "meta": _dump(trace, dict(trace.meta)),
@@ -112,7 +112,7 @@ def _trace(row: Mapping[str, Any]) -> Trace:
     sampling = row["sampling"].as_py()
     return Trace(
         id=row["id"].as_py(),
-        problem=problem_of_json(json.loads(row["problem"].as_py())),
+        problem=_problem_of_json(json.loads(row["problem"].as_py())),
         text=row["text"].as_py(),
         token_ids=_array(row["token_ids"], np.int64),
         offsets=np.stack([_array(row["token_start"], np.int64), _array(row["token_stop"], np.int64)], axis=1),

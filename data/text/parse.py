@@ -100,7 +100,7 @@ def find_regions(text: str, prompt_stop: int, tags: ThinkTags = THINK) -> tuple[
     return _regions(opener.start, start, stop, answer, len(text)), "closed" if stop > start else "empty"
 
 
-class TraceFields(TypedDict, total=False):
+class _TraceFields(TypedDict, total=False):
     """The optional fields of `Trace` besides its text."""
 
     finish_reason: FinishReason
@@ -120,7 +120,7 @@ def build_trace(
     n_prompt_tokens: int,
     tokenizer: Tokenizer,
     tags: ThinkTags = THINK,
-    **fields: Unpack[TraceFields],
+    **fields: Unpack[_TraceFields],
 ) -> Trace:
     """Make the trace of a run from its token ids.
 
@@ -179,7 +179,7 @@ def trace_from_text(
     completion: str,
     tokenizer: Tokenizer | None = None,
     tags: ThinkTags = THINK,
-    **fields: Unpack[TraceFields],
+    **fields: Unpack[_TraceFields],
 ) -> Trace:
     """Make a trace from imported text.
 

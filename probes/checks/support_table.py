@@ -56,7 +56,7 @@ class SupportRow:
     trials: Mapping[str, SupportTrial]
 
 
-def read_difference(point: Point, model: Model, reference: Model) -> float | None:
+def _read_difference(point: Point, model: Model, reference: Model) -> float | None:
     """Max abs difference of the activations at `point`, all layers, and of the logits; None where there is no such point."""
     sites = _sites(model, point)
     if not sites:
@@ -66,7 +66,7 @@ def read_difference(point: Point, model: Model, reference: Model) -> float | Non
     return max(_gap(ours.logits, theirs.logits), *(_gap(ours.activations[s], theirs.activations[s]) for s in sites))
 
 
-def write_difference(point: Point, model: Model, reference: Model) -> float | None:
+def _write_difference(point: Point, model: Model, reference: Model) -> float | None:
     """The same after an edit at `point` of the last layer that has it, read there and at the end."""
     sites = _sites(model, point)
     if not sites:
@@ -80,7 +80,7 @@ def write_difference(point: Point, model: Model, reference: Model) -> float | No
     return max(_gap(ours.logits, theirs.logits), *(_gap(ours.activations[s], theirs.activations[s]) for s in read))
 
 
-def generation_difference(model: Model, reference: Model) -> float:
+def _generation_difference(model: Model, reference: Model) -> float:
     """Greedy decoding of prompts of several lengths with the cache, edited and read all the while; inf for other tokens."""
     middle, last = Site("resid_post", 1), Site("resid_post", model.n_layers - 1)
     sampling = Sampling(temperature=0.0, max_new_tokens=_NEW_TOKENS)
@@ -93,7 +93,7 @@ def generation_difference(model: Model, reference: Model) -> float:
     return max(_gap(a.activations[last], b.activations[last]) for a, b in zip(ours, theirs, strict=True))
 
 
-def ragged_difference(model: Model, reference: Model) -> float:
+def _ragged_difference(model: Model, reference: Model) -> float:
     """Each row of a left-padded batch against the native hooks on that row alone: logits and what leaves the last block."""
     last = Site("resid_post", model.n_layers - 1)
     ids, mask = left_padded(_prompts(), model.device)
@@ -108,9 +108,9 @@ def ragged_difference(model: Model, reference: Model) -> float:
 
 
 TRIALS: Mapping[str, Callable[[Model, Model], float | None]] = MappingProxyType(
-    {f"read {point}": partial(read_difference, point) for point in POINTS}
-    | {f"write {point}": partial(write_difference, point) for point in WRITABLE}
-    | {"cached generation": generation_difference, "ragged batch": ragged_difference}
+    {f"read {point}": partial(_read_difference, point) for point in POINTS}
+    | {f"write {point}": partial(_write_difference, point) for point in WRITABLE}
+    | {"cached generation": _generation_difference, "ragged batch": _ragged_difference}
 )
 
 

@@ -55,7 +55,7 @@ class Points:
         return cls(traces=traces, tokens=[trace.n_prompt_tokens - 1 for trace in traces])
 
 
-def class_prior(points: Points) -> Features:
+def _class_prior(points: Points) -> Features:
     """A constant (row, 1): what is predicted is the mean, or the share of class 1, of each training part.
 
     Its rank correlation and AUROC lie below chance and are not a baseline: a fold with high targets leaves a low mean to the others.
@@ -63,41 +63,41 @@ def class_prior(points: Points) -> Features:
     return np.zeros((len(points), 1))
 
 
-def prompt_length(points: Points) -> Features:
+def _prompt_length(points: Points) -> Features:
     """log(1 + prompt tokens) (row, 1)."""
     return np.log1p([[trace.n_prompt_tokens] for trace in points.traces])
 
 
-def elapsed_position(points: Points) -> Features:
+def _elapsed_position(points: Points) -> Features:
     """Tokens written so far, and log(1 + tokens) (row, 2): what a probe knows if it reads nothing but the position."""
     pairs = zip(points.traces, points.tokens, strict=True)
     elapsed = np.array([[token + 1 - trace.n_prompt_tokens] for trace, token in pairs], dtype=np.float64)
     return np.hstack([elapsed, np.log1p(np.maximum(elapsed, 0))])
 
 
-def thinking_length(points: Points) -> Features:
+def _thinking_length(points: Points) -> Features:
     """log(1 + thinking tokens) (row, 1). Known only after the fact; a probe of correctness may be this in disguise."""
     return np.log1p([[trace.n_thinking_tokens] for trace in points.traces])
 
 
-def truncated(points: Points) -> Features:
-    """Whether the token limit cut the thinking off (row, 1). Known only after the fact, as `thinking_length` is."""
+def _truncated(points: Points) -> Features:
+    """Whether the token limit cut the thinking off (row, 1). Known only after the fact, as `_thinking_length` is."""
     return np.array([[trace.state == "truncated"] for trace in points.traces], dtype=np.float64)
 
 
-def difficulty(points: Points) -> Features:
+def _difficulty(points: Points) -> Features:
     """The difficulty that the problem set states (row, 1). Raises InputError if a problem states none."""
     if unknown := [trace.problem.id for trace in points.traces if trace.problem.difficulty is None]:
         raise InputError(f"problem {unknown[0]!r} states no difficulty; leave this baseline out")
     return np.array([[trace.problem.difficulty] for trace in points.traces], dtype=np.float64)
 
 
-def bag_of_words(points: Points) -> Features:
+def _bag_of_words(points: Points) -> Features:
     """The text of the prompt (row,); its words are weighted by TF-IDF inside the fold."""
     return np.array([trace.text[trace.chars.prompt.slice] for trace in points.traces], dtype=object)
 
 
-def next_token(points: Points) -> Features:
+def _next_token(points: Points) -> Features:
     """Entropy and log-probability (nats) of the token after the row's token (row, 2): what the output itself says, without a probe.
 
     The log-probability is that of the token which was then drawn, so this baseline sees one token more than the probe. Raises
@@ -106,14 +106,14 @@ def next_token(points: Points) -> Features:
     return np.array([_of_next(trace, token) for trace, token in zip(points.traces, points.tokens, strict=True)])
 
 
-def embedding(points: Points, store: TraceStore) -> Features:
+def _embedding(points: Points, store: TraceStore) -> Features:
     """The state before the first layer, `resid_pre.0`, or the first layer's own state if that was not recorded (row, d_model)."""
-    site = str(embedding_site(store))
+    site = str(_embedding_site(store))
     pairs = zip(points.traces, points.tokens, strict=True)
     return np.stack([np.asarray(store.activations(trace.id, site)[token], dtype=np.float64) for trace, token in pairs])
 
 
-def embedding_site(store: TraceStore) -> Site:
+def _embedding_site(store: TraceStore) -> Site:
     """The earliest residual site of a run. Raises InputError if the run has none."""
     return residual_sites(store)[0]
 
@@ -136,14 +136,14 @@ def residual_sites(store: TraceStore) -> list[Site]:
 
 # The baselines that need nothing but the trace, by name.
 BASELINES: Mapping[str, Callable[[Points], Features]] = {
-    "class_prior": class_prior,
-    "prompt_length": prompt_length,
-    "bag_of_words": bag_of_words,
-    "elapsed_position": elapsed_position,
-    "thinking_length": thinking_length,
-    "truncated": truncated,
-    "difficulty": difficulty,
-    "next_token": next_token,
+    "class_prior": _class_prior,
+    "prompt_length": _prompt_length,
+    "bag_of_words": _bag_of_words,
+    "elapsed_position": _elapsed_position,
+    "thinking_length": _thinking_length,
+    "truncated": _truncated,
+    "difficulty": _difficulty,
+    "next_token": _next_token,
 }
 
 # Baselines that know only the text of the prompt.
@@ -220,12 +220,12 @@ def baseline_features(points: Points, store: TraceStore, names: Sequence[str]) -
     """Features of the baselines `names` and of those that the run allows: difficulty, first layer, entropy of the next token."""
     found = {name: BASELINES[name](points) for name in names}
     if all(trace.problem.difficulty is not None for trace in points.traces):
-        found["difficulty"] = difficulty(points)
-    first = embedding_site(store)
+        found["difficulty"] = _difficulty(points)
+    first = _embedding_site(store)
     if first.layer == 0:
-        found["embedding" if first.point == "resid_pre" else "first_layer"] = embedding(points, store)
+        found["embedding" if first.point == "resid_pre" else "first_layer"] = _embedding(points, store)
     if all(trace.entropies is not None and trace.logprobs is not None for trace in points.traces):
-        found["next_token"] = next_token(points)
+        found["next_token"] = _next_token(points)
     return found
 
 

@@ -29,7 +29,7 @@ def described(
         "architecture": config.model_type,
         "dtype": None,
         "weights": None,
-        "tokenizer": tokenizer_hash(tokenizer),
+        "tokenizer": _tokenizer_hash(tokenizer),
         "versions": {library: version(library) for library in _LIBRARIES},
     }
 
@@ -62,7 +62,7 @@ def _offloaded(hf: PreTrainedModel, name: str) -> torch.Tensor | None:
     return None
 
 
-def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+def _tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     """SHA-256 over the tokenizer itself (vocabulary, merges, added tokens) and its chat template."""
     parts = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

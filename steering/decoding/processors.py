@@ -20,7 +20,7 @@ REFLECTION_WORDS = ("wait", "Wait", "but", "But", "Alternatively")
 SWITCH_WORDS = ("Alternatively",)
 
 
-def triangle(t: Tensor, *, amplitude: float, period: float, shift: float = 0.0) -> Tensor:
+def _triangle(t: Tensor, *, amplitude: float, period: float, shift: float = 0.0) -> Tensor:
     """δ(t) = A·|4((t − C/4) mod C)/C − 2| − A of CyclicReflex (arXiv 2506.11077), in logits: 0, up to A, down to −A, back to 0 in C steps.
 
     `shift` is the paper's phase, in periods. `t` may have any shape.
@@ -31,7 +31,7 @@ def triangle(t: Tensor, *, amplitude: float, period: float, shift: float = 0.0) 
 
 @dataclass(frozen=True, kw_only=True)
 class CyclicReflex(LogitsProcessor):
-    """Adds a triangle wave δ(t) to the logits of reflection words, with t the number of thinking tokens so far (see `triangle`).
+    """Adds a triangle wave δ(t) to the logits of reflection words, with t the number of thinking tokens so far (see `_triangle`).
 
     Attributes:
         thinking: Says where the thinking is.
@@ -80,7 +80,7 @@ class CyclicReflex(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         t = self.thinking.written(input_ids)
-        bonus = triangle(t.double(), amplitude=self.amplitude, period=self.period, shift=self.shift)
+        bonus = _triangle(t.double(), amplitude=self.amplitude, period=self.period, shift=self.shift)
         within = (t >= 0) & _within(t, self.windows)
         return _added(scores, self.tokens, torch.where(within, bonus, 0.0))
 

@@ -193,7 +193,7 @@ def regenerate_ablated(
             f"ablation {ablation.name!r}: attention edges are cut in passes over finished text, not while the model writes; "
             "measure them with ablation_effect"
         )
-    drawn = [] if ablation.tokens else random_ablations(model, ablation, n_controls=n_controls, seed=seed)
+    drawn = [] if ablation.tokens else _random_ablations(model, ablation, n_controls=n_controls, seed=seed)
     wanted = [ablation, *drawn]
     sites = list({site: None for one in wanted for site in one.parts})
     bank = reference_states(model, traces, sites) if ablation.how != "zero" else {}
@@ -278,7 +278,7 @@ def ablation_effect(
     read = [trace for trace in traces if len(trace.tokens.answer) and len(trace.tokens.thinking)]
     if not read:
         raise InputError(f"none of {len(traces)} traces has both thinking and an answer; record with more tokens")
-    drawn = random_ablations(model, ablation, read, n_controls=n_controls, seed=seed)
+    drawn = _random_ablations(model, ablation, read, n_controls=n_controls, seed=seed)
     sites = {site: None for one in (ablation, *drawn) for site in ([] if one.edges else one.parts)}
     bank = reference_states(model, read, list(sites)) if ablation.how != "zero" and sites else {}
     seeds = [seed, *(seed + i for i in range(len(drawn)))]
@@ -363,7 +363,7 @@ def _reader(
     return logits_function(model, replacing), lambda: replacing.n_edited
 
 
-def random_ablations(
+def _random_ablations(
     model: Model, ablation: Ablation, traces: Sequence[Trace] = (), *, n_controls: int = 20, seed: int = 0
 ) -> list[Ablation]:
     """At most `n_controls` different random ablations of the same kind and size, none of them the ablation itself.

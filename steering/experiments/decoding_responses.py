@@ -109,7 +109,7 @@ def decoding_response(
         source = ExtractionData(model=model, store=store, ids=store.ids)
         response = decoding_response(experiment, source, "forced-close", [60, 120])
     """
-    chosen = decoding_method(name)
+    chosen = _decoding_method(name)
     wanted = sorted(set(chosen.values if values is None else values))
     if not wanted:
         raise InputError(f"no values for {name}; give at least one ({chosen.unit})")
@@ -132,7 +132,7 @@ def decoding_response(
     )
 
 
-def decoding_method(name: str) -> DecodingMethod:
+def _decoding_method(name: str) -> DecodingMethod:
     """A method by name. Raises InputError for an unknown one."""
     if name not in DECODING_METHODS:
         raise InputError(f"no decoding method is called {name!r}; choose from {', '.join(DECODING_METHODS)}")

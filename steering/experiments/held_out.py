@@ -148,7 +148,7 @@ def ablation_numbers(found: AblationEffect) -> dict[str, Any]:
     """The effect with its interval, the random controls, and the side effects."""
     low, high = np.quantile(found.null, [0.025, 0.975])
     return {
-        "effect_nats_per_answer_token": estimate_numbers(found.effect),
+        "effect_nats_per_answer_token": _estimate_numbers(found.effect),
         "controls": {
             "what": found.control,
             "n": len(found.null),
@@ -179,7 +179,7 @@ def arm_numbers(arm: Arm) -> dict[str, Any]:
         "multiplier": arm.multiplier,
         "n_problems": arm.n_problems,
         "touched": arm.n_edited,
-        "change": estimate_numbers(arm.change),
+        "change": _estimate_numbers(arm.change),
         "measures": _estimates(arm.measures),
         "differences": _estimates(arm.differences),
     }
@@ -214,12 +214,12 @@ def response_numbers(response: DoseResponse | DecodingResponse) -> dict[str, Any
     }
 
 
-def estimate_numbers(estimate: Estimate) -> dict[str, Any]:
+def _estimate_numbers(estimate: Estimate) -> dict[str, Any]:
     return {"value": estimate.value, "ci": list(estimate.interval)}
 
 
 def _estimates(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    return {name: estimate_numbers(estimate) for name, estimate in estimates.items()}
+    return {name: _estimate_numbers(estimate) for name, estimate in estimates.items()}
 
 
 def numbers_from(text: str) -> Sequence[float]:

@@ -114,7 +114,7 @@ def _clamp(
     return lambda source: clamped(extract(source, source.sites or sites(source.model)), scope(source.model))
 
 
-def share_of_depth(model: Model, share: float) -> tuple[Site]:
+def _share_of_depth(model: Model, share: float) -> tuple[Site]:
     """The output of the block at a share of the depth: a paper's layer on a model of another depth."""
     return (Site("resid_post", max(0, round(share * model.n_layers) - 1)),)
 
@@ -229,7 +229,7 @@ def _last_of_each_pass(_: Model) -> Scope:
 
 _separators = partial(Scope.thinking, at_separators=True)
 # Layer 20 of 28, counted as Hugging Face's hidden states: the output of block 19.
-_paper_layer = partial(share_of_depth, share=20 / 28)
+_paper_layer = partial(_share_of_depth, share=20 / 28)
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
