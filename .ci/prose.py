@@ -77,7 +77,7 @@ PHRASES = (
     ),
     Phrase(
         name="stands beside",
-        pattern=r"\b[Ss]t(?:ands?|anding|ood) (?:beside|in|at|on|there|before|here)\b",
+        pattern=r"\b[Ss]t(?:ands?|anding|ood) (?:beside|in(?! for)|at|on|there|before|here)\b",
         say="is next to, is in, or compare with",
     ),
     Phrase(name="the very", pattern=r"\bthe very (?!first|last|end|start)\w+", say="the same, exactly the, or nothing"),

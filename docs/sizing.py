@@ -1,9 +1,9 @@
-"""Writes the tables of docs/scale.md: sizes that follow from architectures, and what was measured of them on this machine.
+"""Writes the tables of docs/scale.md: sizes that follow from architectures, and measurements on this machine.
 
     python docs/sizing.py            (minutes; needs 2 GiB of disk)
 
-Sizes are exact. Rates of the large models are bounds: decoding cannot be faster than reading the weights and the cache once a step, a
-replay not faster than its multiplications. The share of such a bound that is reached is measured here on a random model of 0.1 B only.
+Sizes are exact. Rates of the large models are bounds: decoding cannot be faster than reading the weights and the cache once per step, a
+replay not faster than its multiplications. How much of such a bound is reached is measured only on a random 0.1 B model.
 """
 
 import re
@@ -29,8 +29,7 @@ BANDWIDTH, FLOPS = 3.35e12, 0.99e15  # bytes/s and bfloat16 operations/s of an H
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """An architecture: `active` parameters are used for a token; `cached` numbers are kept of a token in each layer; `width` bytes a
-    weight."""
+    """An architecture: a token uses `active` parameters; the cache has `cached` numbers per token and layer; a weight has `width` bytes."""
 
     name: str
     layers: int
@@ -43,12 +42,12 @@ class Size:
 
     @property
     def site(self) -> int:
-        """Bytes of a token at one site of the residual stream, bfloat16."""
+        """Bytes per token at one site of the residual stream, bfloat16."""
         return 2 * self.d_model
 
     @property
     def cache(self) -> int:
-        """Bytes of keys and values of a token."""
+        """Bytes of keys and values per token."""
         return 2 * self.cached * self.layers
 
     @property
@@ -56,12 +55,12 @@ class Size:
         return self.parameters * self.width
 
     def decoding(self, batch: int) -> float:
-        """Tokens a second, at most: each step reads what it needs of the weights and half of the finished cache, on average."""
+        """Tokens per second, at most: each step reads the weights that it needs and, on average, half of the finished cache."""
         read = min(self.weights, self.active * self.width * batch) + batch * self.cache * TOKENS / 2
         return batch * self.accelerators * BANDWIDTH / read
 
     def replay(self) -> float:
-        """Tokens a second, at most."""
+        """Tokens per second, at most."""
         return self.accelerators * FLOPS / (2 * self.active)
 
 
@@ -85,7 +84,7 @@ def sizes() -> str:
     ]
     return "\n".join(
         [
-            "| model | weights | keys and values a token | a token at one site | at `resid_post.*` "
+            "| model | weights | keys and values per token | per token, one site | per token, `resid_post.*` "
             f"| {TRACES:,} traces of {TOKENS:,} tokens, one site | the same, `resid_post.*` |",
             "|---|---|---|---|---|---|---|",
             *rows,
@@ -105,12 +104,13 @@ def rates(share_decoding: float) -> str:
         )
     return "\n".join(
         [
-            "| model | accelerators | decoding, tokens/s at most | replay, tokens/s at most | traces an hour at most "
+            "| model | accelerators | decoding, tokens/s at most | replay, tokens/s at most | traces/hour at most "
             "| to disk, `resid_post.*` |",
             "|---|---|---|---|---|---|",
             *rows,
             "",
-            f"COMPUTED, not measured: batches of 32, H100 SXM by its data sheet ({BANDWIDTH / 1e12} TB/s, {FLOPS / 1e12:.0f} TFLOP/s). "
+            "COMPUTED, not measured: batches of 32, H100 SXM according to its data sheet "
+            f"({BANDWIDTH / 1e12} TB/s, {FLOPS / 1e12:.0f} TFLOP/s). "
             f"On one core of this machine the decoding of a random 0.1 B model reached {share_decoding:.0%} of the bound that its memory "
             "bandwidth sets.",
         ]
@@ -141,7 +141,7 @@ def measured() -> tuple[str, float]:
         ("generating, organism, batches of 16, one core", f"{tokens / generating:,.0f} tokens/s"),
         ("generating and capturing `resid_post.*`", f"{tokens / both:,.0f} tokens/s"),
         ("bytes on disk over bytes of activations", f"{on_disk / payload:.4f}"),
-        ("a token of text alone (ids, offsets, log-probabilities, entropies, text)", f"{of_text / tokens:.0f} bytes"),
+        ("a token of text only (ids, offsets, log-probabilities, entropies, text)", f"{of_text / tokens:.0f} bytes"),
         ("bandwidth of the memory, one core", f"{bandwidth / 1e9:.1f} GB/s"),
         ("decoding, random 0.1 B, float32, one sequence, one core", f"{decoding[0]:.1f} tokens/s"),
     )

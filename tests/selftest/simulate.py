@@ -1,9 +1,9 @@
-"""Does every interval cover what it says, and every p-value stay uniform where nothing is to be found? Simulated, with the truth known.
+"""Does every interval have its coverage, and is every p-value uniform without an effect? Simulated, with the truth known.
 
     python tests/selftest/simulate.py [--runs 1000] [--draws 1000] [--out docs/statistics.md] [--only WORDS]
 
 Each row draws new data `runs` times from a process whose true value is known, and counts: for an interval how often it holds that
-value, for a test how often p ≤ .05 where nothing is there. With 1,000 runs a coverage of .95 is known to ± .014.
+value, for a test how often p ≤ .05 without an effect. With 1,000 runs a coverage of .95 is known to ± .014.
 """
 
 import argparse
@@ -76,7 +76,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Test:
-    """`one(rng)`: a p-value on fresh data in which nothing is to be found; `discrete` where few values of p are possible."""
+    """`one(rng)`: a p-value on fresh data without an effect; `discrete` if only few values of p are possible."""
 
     name: str
     where: str
@@ -402,7 +402,7 @@ def _intervals() -> list[Interval]:
         rows += [
             Interval(
                 name=f"Spearman {truth:.2f}, {n} problems",
-                where="probes.evaluate.cluster_bootstrap",
+                where="probes.evaluation.grouped_folds.cluster_bootstrap",
                 truth=truth,
                 one=partial(_spearman, n, rho),
             )
@@ -413,7 +413,7 @@ def _intervals() -> list[Interval]:
         rows += [
             Interval(
                 name=f"AUROC {truth:.2f}, {n} problems",
-                where="probes.evaluate.cluster_bootstrap",
+                where="probes.evaluation.grouped_folds.cluster_bootstrap",
                 truth=truth,
                 one=partial(_auroc, n, shift),
             )
@@ -422,13 +422,13 @@ def _intervals() -> list[Interval]:
     rows += [
         Interval(
             name="probe less an equal baseline, 60 problems",
-            where="probes.evaluate.difference_to_best",
+            where="probes.evaluation.grouped_folds.difference_to_best",
             truth=0.0,
             one=partial(_difference, 60),
         ),
         Interval(
             name="selectivity of nothing, 60 problems",
-            where="probes.controls.control_task",
+            where="probes.evaluation.permutation_null.control_task",
             truth=0.0,
             one=partial(_selectivity, 60),
         ),
@@ -446,7 +446,7 @@ def _intervals() -> list[Interval]:
         ),
         Interval(
             name="difference of two runs, 20 problems",
-            where="analysis.paired.paired_difference",
+            where="analysis.traces.run_difference.paired_difference",
             truth=0.0,
             one=partial(_paired, 20),
         ),
@@ -518,20 +518,20 @@ def _intervals() -> list[Interval]:
         ),
         Interval(
             name="cumulative change of 10 steps",
-            where="analysis.trajectory.trajectory_of_trace",
+            where="analysis.traces.trajectory.trajectory_of_trace",
             truth=_STEP,
             one=partial(_path, 10),
         ),
         Interval(
             name="misaligned tokens, a tenth of 20 sentences",
-            where="analysis.misalignment.misalignment_of_trace",
+            where="analysis.tokens.misalignment.misalignment_of_trace",
             truth=0.3,
             one=partial(_misaligned, 20),
         ),
         *(
             Interval(
                 name=f"{name.replace('_', ' ')} of mutual information, 30 sentences",
-                where="analysis.mi_peaks.mi_of_trace",
+                where="analysis.tokens.mi.mi_of_trace",
                 truth=0.0,
                 one=partial(_mutual, name, 30),
             )
@@ -551,18 +551,30 @@ TESTS = (
             ("two signals with trends", _trending),
         )
     ),
-    Test(name="labels exchanged between problems", where="probes.controls.permutation_null", one=_between),
-    Test(name="labels exchanged within problems", where="probes.controls.permutation_null", one=_within),
+    Test(
+        name="labels exchanged between problems",
+        where="probes.evaluation.permutation_null.permutation_null",
+        one=_between,
+    ),
+    Test(
+        name="labels exchanged within problems",
+        where="probes.evaluation.permutation_null.permutation_null",
+        one=_within,
+    ),
     Test(name="two-sided, 199 draws", where="data.intervals.permutation_p", one=_two_sided),
-    Test(name="heads among 20 random sets", where="steering.ablation", one=_random_heads, discrete=True),
+    Test(name="heads among 20 random sets", where="steering.experiments.ablation", one=_random_heads, discrete=True),
     Test(name="dependencies, scores shuffled", where="analysis.statistics.dependency_agreement", one=_dependencies),
-    Test(name="reflection within problems", where="analysis.reflection.within_question_correlation", one=_reflection),
-    Test(name="a word at random peaks", where="analysis.mi_peaks.thinking_token_table", one=_words, discrete=True),
+    Test(
+        name="reflection within problems",
+        where="analysis.traces.reflection.within_question_correlation",
+        one=_reflection,
+    ),
+    Test(name="a word at random peaks", where="analysis.tokens.mi.thinking_token_table", one=_words, discrete=True),
 )
 RATES = (
     Rate(name="any of 20 tests, Holm", where="analysis.statistics.holm", one=_any_of_many, limit=0.05),
     Rate(name="false discoveries among 20, Benjamini and Hochberg", where="analysis.statistics.benjamini_hochberg", one=_false_discoveries, limit=0.05),
-    Rate(name="a random vector called beyond random", where="steering.dose.Dose.beyond_random", one=_beyond_random, limit=0.05),
+    Rate(name="a random vector called beyond random", where="steering.experiments.dose_responses.Dose.beyond_random", one=_beyond_random, limit=0.05),
 )  # fmt: skip
 
 
@@ -636,11 +648,10 @@ def simulate(runs: int, draws: int, *, seed: int = 0, only: str = "", workers: i
 
 _HEAD = """# What the intervals and p-values are worth
 
-Written by `make selftest`: {runs:,} simulated runs a row, {draws} resamples each, seed {seed}. The data come from processes whose true
-value is known. An interval should hold it 95 % of the time and is required to do so {low:.0%} to {high:.0%}; a p-value should be at most .05
-in 5 % of the runs in which nothing is to be found, and is compared with a uniform distribution besides (Kolmogorov and Smirnov).
-A share of few tries takes few values, so that at a fixed one an interval holds it .90 to .99 of the time, whatever the formula; where a
-row says "any share", each run has another.
+Written by `make selftest`: {runs:,} simulated runs per row, {draws} resamples each, seed {seed}. The data come from processes whose true
+value is known. An interval should cover it 95 % of the time and must do so {low:.0%} to {high:.0%}; without an effect, a p-value should be
+at most .05 in 5 % of the runs, and is also compared with a uniform distribution (Kolmogorov and Smirnov). A share of few tries has few
+possible values, so that at a fixed share any interval covers it .90 to .99 of the time; rows with "any share" draw another one per run.
 """
 
 
