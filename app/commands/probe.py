@@ -202,7 +202,7 @@ def _save(
     probes: "Mapping[str, LinearProbe]",
     **options: float,
 ) -> list[str]:
-    """Save probes, numbers and figures beside the store, with the command that measures the same again; say where they are."""
+    """Save probes, numbers and figures beside the store, with the command that measures the same again; return a line for each."""
     from reasonscope.analysis.runs.saved_numbers import save_numbers
     from reasonscope.data.storage.run_folder import run_folder
 

@@ -1,1 +1,1 @@
-"""How a probe is judged: grouped folds, metrics, baselines, permutation nulls and conformal intervals."""
+"""How a probe is judged: grouped folds, metrics, baselines, shuffled labels and conformal intervals."""

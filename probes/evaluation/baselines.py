@@ -119,7 +119,7 @@ def _embedding_site(store: TraceStore) -> Site:
 
 
 def residual_sites(store: TraceStore) -> list[Site]:
-    """Every recorded site of the residual stream, in the order in which the model computes them. Raises InputError if there is none.
+    """Every recorded site of the residual stream, in the order in which the model computes them. Raises InputError if the run has none.
 
     `resid_pre.i + 1` is the same state as `resid_post.i`, and is left out if both are recorded.
     """

@@ -30,7 +30,7 @@ class Comparison:
         score: The probe.
         baselines: Each baseline by name, in the same folds (see `reasonscope.probes.evaluation.baselines`).
         difference: The probe minus the best of all `baselines`, chosen again in each resample.
-        text_difference: The probe minus the best of the baselines that know only the prompt's text; None if there is no such one.
+        text_difference: The probe minus the best of the baselines that know only the prompt's text; None if none of them was given.
         shuffled: The score of the whole search (layer and penalty too) among those on labels that whole groups exchanged.
         metrics: Other metrics of the probe's held-out predictions.
         n_rows: Rows that were predicted.

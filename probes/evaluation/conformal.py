@@ -1,4 +1,4 @@
-"""How wrong a prediction can be: intervals from held-out residuals, problems counted and not rows."""
+"""How wrong can a prediction be? Intervals from held-out residuals, in which every problem has the same weight."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,13 @@ from reasonscope.data.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualBand:
-    """What is to be added to a prediction for the ends of an interval that covers a share `coverage` of new problems."""
+    """The interval around a prediction that covers new problems.
+
+    Attributes:
+        low: What to add to a prediction for the lower end.
+        high: What to add for the upper end.
+        coverage: Share of new problems that the interval covers.
+    """
 
     low: float
     high: float
@@ -24,12 +30,12 @@ def residual_band(
 ) -> ResidualBand:
     """Quantiles of held-out residuals (true − predicted), split conformal with groups (Dunn, Wasserman & Ramdas 2022, pooled).
 
-    Every group weighs the same, its rows share its weight, and one group's weight lies at infinity for the new problem. The residual
-    of a `truncated` row is only known to be at least what was counted: infinite above. So an end is infinite where there are too few
-    groups (fewer than 2 / (1 − coverage) − 1) or too many truncated rows to know better. Raises InputError for a coverage outside (0, 1).
+    Every group has the same weight, which its rows share, and the weight of one group lies at infinity for the new problem. The
+    residual of a `truncated` row is at least what was counted, so it counts as infinite above. An end is infinite if there are too few
+    groups (fewer than 2 / (1 − coverage) − 1) or too many truncated rows. Raises InputError for a coverage outside (0, 1).
     """
     if not 0 < coverage < 1:
-        raise InputError(f"coverage {coverage}; it has to be between 0 and 1, as 0.9")
+        raise InputError(f"coverage {coverage} has to be between 0 and 1, such as 0.9")
     _, group_of, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
     weights = 1 / (sizes[group_of] * (len(sizes) + 1))
     level = 1 - (1 - coverage) / 2
@@ -41,7 +47,7 @@ def residual_band(
 
 
 def _quantile(values: Values, weights: Values, level: float) -> float:
-    """The smallest value with at least `level` of the weight at or below it; what the weights lack to 1 lies at infinity."""
+    """The smallest value with at least `level` of the weight at or below it; the weight that is missing to 1 lies at infinity."""
     order = np.argsort(values)
     enough = np.flatnonzero(np.cumsum(weights[order]) >= level - 1e-12)
     return float(values[order][enough[0]]) if len(enough) else float("inf")

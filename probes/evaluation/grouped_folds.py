@@ -39,7 +39,7 @@ _LOSSES: Mapping[Task, Metric] = {"regression": _squared_error, "binary": mean_l
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """Rows to fit on and rows to judge on: `train` (row,) and `test` (row,), no group in both."""
+    """Rows to fit on, `train` (row,), and rows to judge on, `test` (row,); no group is in both."""
 
     train: Rows
     test: Rows
@@ -47,21 +47,21 @@ class Fold:
 
 @dataclass(frozen=True, kw_only=True)
 class NestedFold:
-    """An `outer` fold, and `inner` folds of its training rows to choose by; all rows are counted in the whole."""
+    """An `outer` fold, and `inner` folds of its training rows to choose by; indices refer to all rows."""
 
     outer: Fold
     inner: tuple[Fold, ...]
 
 
 def spearman(targets: Values, predictions: Values) -> float:
-    """Rank correlation; 0 where either side is constant, since a constant orders nothing."""
+    """Rank correlation; 0 if either side is constant, since a constant orders nothing."""
     left, right = (ranks(values) - (len(values) + 1) / 2 for values in (targets, predictions))
     scale = np.sqrt((left @ left) * (right @ right))
     return float(left @ right / scale) if scale else 0.0
 
 
 def ranks(values: Values) -> Values:
-    """Ranks from 1 of `values` (row,), ties at their mean; NaN where any value is.
+    """Ranks from 1 of `values` (row,), ties at their mean; NaN if any value is.
 
     scipy's `rankdata` for one row of numbers: bootstraps ask for thousands of short ones, and its checks take ten times as long.
     """
@@ -77,14 +77,14 @@ def ranks(values: Values) -> Values:
 
 
 def problem_groups(problems: Sequence[str], groups: Sequence[str] | None = None) -> list[str]:
-    """The group of each row, given the problem that each row belongs to; without `groups`, every row is its own.
+    """The group of each row, given the problem of each row; without `groups`, every row is its own group.
 
-    Raises InputError, naming the problem, where rows of one problem are not in one group: a split would then put what it was
-    fitted on before the judge (question text alone reaches AUROC .78 that way, and .52 where problems stay together).
+    Raises InputError, naming the problem, if rows of one problem are in two groups. A probe would then be judged on problems that it
+    was fitted on: the question text alone reaches AUROC .78 that way, and .52 if problems stay together.
     """
     chosen = [f"row {index}" for index in range(len(problems))] if groups is None else [str(group) for group in groups]
     if len(chosen) != len(problems):
-        raise InputError(f"{len(chosen)} groups for {len(problems)} rows; give one a row")
+        raise InputError(f"{len(chosen)} groups for {len(problems)} rows; give one per row")
     first: dict[str, str] = {}
     for problem, group in zip(problems, chosen, strict=True):
         if first.setdefault(problem, group) != group:
@@ -96,7 +96,7 @@ def problem_groups(problems: Sequence[str], groups: Sequence[str] | None = None)
 
 
 def trace_groups(traces: Sequence[Trace]) -> list[str]:
-    """The group of each trace's problem. Raises InputError where two groups hold the same problem, by id or by its words."""
+    """The group of each trace's problem. Raises InputError if two groups hold the same problem, by its id or by its words."""
     groups = [trace.problem.group for trace in traces]
     problem_groups([trace.problem.id for trace in traces], groups)
     first: dict[str, Trace] = {}
@@ -114,17 +114,20 @@ def trace_groups(traces: Sequence[Trace]) -> list[str]:
 def grouped_folds(
     targets: Values, groups: Sequence[str], *, task: Task = "regression", folds: int = 5, seed: int = 0
 ) -> list[Fold]:
-    """Split rows into `folds` that keep groups whole; for a binary task with both classes on every side, in equal shares if possible.
+    """Split rows into `folds` that keep groups whole.
 
-    Raises InputError for fewer groups than folds, for one class only, or for a class in fewer groups than folds.
+    For a binary task both classes are on every side, in equal shares if possible. Raises InputError for fewer groups than folds, for
+    one class only, or for a class in fewer groups than folds.
     """
     labels = np.asarray(groups)
     if len(labels) != len(targets):
-        raise InputError(f"{len(labels)} groups for {len(targets)} rows; give one a row")
+        raise InputError(f"{len(labels)} groups for {len(targets)} rows; give one per row")
     if (n := len(np.unique(labels))) < folds or folds < 2:
-        raise InputError(f"{n} groups for {folds} folds; record more problems or ask for fewer folds, at least 2")
+        raise InputError(
+            f"{n} groups of problems for {folds} folds; record more problems or ask for fewer folds, at least 2"
+        )
     if not np.isfinite(targets).all():
-        raise InputError("a target is NaN or infinite; leave its row out, and say so")
+        raise InputError("a target is NaN or infinite; leave its row out")
     if task == "regression":
         splitter = GroupKFold(folds, shuffle=True, random_state=seed)
     else:
@@ -133,7 +136,7 @@ def grouped_folds(
     found = [Fold(train=train, test=test) for train, test in splitter.split(labels, targets, labels)]
     if task == "binary" and any(np.ptp(targets[fold.train]) == 0 for fold in found):
         raise InputError(
-            f"a class has all its rows in one of {folds} folds; its groups are too unequal, record more problems"
+            f"a class has all its rows in one of {folds} folds, because its groups are too unequal; record more problems"
         )
     return found
 
@@ -141,7 +144,7 @@ def grouped_folds(
 def nested_folds(
     targets: Values, groups: Sequence[str], *, task: Task = "regression", folds: int = 5, seed: int = 0
 ) -> list[NestedFold]:
-    """`grouped_folds`, and within the training part of each the same again: fewer where the rarer class has fewer groups left."""
+    """`grouped_folds`, and the same again inside each training part, with fewer folds if the rarer class has fewer groups left."""
     labels = np.asarray(groups)
     nested = []
     for outer in grouped_folds(targets, groups, task=task, folds=folds, seed=seed):
@@ -164,11 +167,29 @@ def grouped_predictions(
     task: Task = "regression",
     seed: int = 0,
 ) -> Values:
-    """Predict each row from a fit on the folds that hold no row of its group: (row,), for a binary task the probability of class 1.
+    """Predict each row by a fit on the folds that hold no row of its group.
 
-    `features` (row, …) may be an object array of texts for a pipeline that reads texts. What `grid` names (a penalty, a layer) is
-    chosen by grouped folds within the training part of each fold, so no choice ever saw the row that it predicts. Raises InputError
-    for features that are not finite, and where `grouped_folds` does.
+    Args:
+        estimator: A scikit-learn estimator; it is cloned for every fit.
+        features: (row, …), or an object array of texts for a pipeline that reads texts.
+        targets: (row,): quantities, or labels 0 and 1.
+        groups: The group of each row.
+        grid: Parameters to choose, such as a penalty, with their values. They are chosen by grouped folds inside the training part of
+            each fold, so no choice ever saw the row that it predicts.
+        folds: Number of folds.
+        task: "regression" or "binary".
+        seed: Seed of the folds.
+
+    Returns:
+        Held-out predictions, (row,); for a binary task the probability of class 1.
+
+    Raises:
+        InputError: A feature is not finite, there are fewer groups than folds, or a class is in fewer groups than folds.
+
+    Example:
+        states = np.stack([store.activations(id, "resid_post.4")[-1] for id in store.ids])
+        held_out = grouped_predictions(RidgeProbe(10.0), states, lengths, groups)
+        print(spearman(lengths, held_out))
     """
     check_finite(features)
     predictions = np.full(len(targets), np.nan)
@@ -216,13 +237,13 @@ def _least_loss(
 
 
 def predict(fitted: BaseEstimator, features: NDArray[np.generic], task: Task) -> Values:
-    """What a fitted estimator says of each row: a quantity, or for a binary task the probability of class 1."""
+    """What a fitted estimator predicts for each row: a quantity, or for a binary task the probability of class 1."""
     values = fitted.predict(features) if task == "regression" else fitted.predict_proba(features)[:, 1]
     return np.asarray(values, dtype=np.float64)
 
 
 def check_finite(*activations: NDArray[np.generic]) -> None:
-    """Raise InputError for activations that hold a NaN or an infinite number."""
+    """Raise InputError if an activation is NaN or infinite."""
     if any(values.dtype.kind == "f" and not np.isfinite(values).all() for values in activations):
         raise InputError("an activation is NaN or infinite; record the traces again in float32 or bfloat16")
 
@@ -308,13 +329,15 @@ def above_best(ours: Values, theirs: Values, n_groups: int) -> Estimate:
 
 
 def direction_cosines(directions: NDArray[np.floating]) -> Values:
-    """Cosine of each pair of `directions` (fold, d_model): (fold, fold). Folds share most rows, so compare with shuffled labels.
+    """Cosine of each pair of `directions` (fold, d_model): (fold, fold). Raises InputError for a direction of length 0.
 
-    Raises InputError for a direction of length 0.
+    Folds share most of their rows, so the cosines have to be compared with those of shuffled labels.
     """
     norms = np.linalg.norm(directions, axis=-1, keepdims=True)
     if not (norms > 0).all():
-        raise InputError("a direction has length 0, so it has no angle; its probe learned nothing, lower the penalty")
+        raise InputError(
+            "a direction has length 0 and therefore no angle: its probe learned nothing; lower the penalty"
+        )
     unit = directions / norms
     return np.asarray(unit @ unit.T, dtype=np.float64)
 
@@ -322,13 +345,13 @@ def direction_cosines(directions: NDArray[np.floating]) -> Values:
 def _check_classes(targets: Values, labels: NDArray[np.str_], folds: int) -> None:
     classes = np.unique(targets)
     if not np.isin(classes, [0, 1]).all():
-        raise InputError(f"targets {classes[:5].tolist()} of a binary task; they have to be 0 and 1")
+        raise InputError(f"targets {classes[:5].tolist()} of a binary task have to be 0 and 1")
     if len(classes) < 2:
-        raise InputError(f"all {len(targets)} rows are of class {classes[0]:.0f}; a probe needs rows of both classes")
+        raise InputError(f"all {len(targets)} rows are of class {classes[0]:.0f}; a probe needs rows of both")
     for value in classes:
         if (n := len(np.unique(labels[targets == value]))) < folds:
             raise InputError(
-                f"class {value:.0f} is in {n} groups for {folds} folds; record more of it or ask for fewer folds"
+                f"class {value:.0f} is in {n} groups of problems for {folds} folds; record more of it or ask for fewer folds"
             )
 
 

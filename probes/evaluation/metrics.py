@@ -1,7 +1,7 @@
-"""What a held-out prediction is worth, as one number: discrimination and calibration of probabilities, fit and order of quantities.
+"""How good held-out predictions are, as one number: discrimination and calibration of probabilities, fit and order of quantities.
 
-Every metric takes (targets, predictions), each (row,); those in `BINARY` take labels 0 or 1 and probabilities. A metric that is not
-defined on its rows (one class only) is NaN, which `evaluate.cluster_bootstrap` leaves out of an interval and refuses as a value.
+Every metric takes (targets, predictions), each (row,); those in `BINARY` take labels 0 or 1 and probabilities. A metric that is
+undefined on its rows (one class only) is NaN, which `cluster_bootstrap` leaves out of an interval and refuses as a value.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ def pr_auc(targets: Values, scores: Values) -> float:
 
 
 def balanced_accuracy(targets: Values, probabilities: Values) -> float:
-    """Mean recall of the two classes where a probability of one half or more means class 1."""
+    """Mean recall of the two classes, if a probability of one half or more means class 1."""
     if not _both(targets):
         return float("nan")
     right = (_probabilities(probabilities) >= 0.5) == targets
@@ -57,7 +57,7 @@ def calibration_error(targets: Values, probabilities: Values, *, bins: int = 10)
     """Expected calibration error over `bins` of equal mass: |mean label − mean probability|, weighted by rows; lower is better.
 
     Rows are sorted and cut into bins, so the top bin is closed and a probability of 1 is counted (half-open bins drop it); equal
-    probabilities stay in one bin. Biased upwards by about sqrt(bins / rows) even where calibration is perfect.
+    probabilities stay in one bin. It is biased upwards by about sqrt(bins / rows) even if the calibration is perfect.
     """
     values, inverse, counts = np.unique(_probabilities(probabilities), return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - counts / 2
@@ -68,9 +68,9 @@ def calibration_error(targets: Values, probabilities: Values, *, bins: int = 10)
 
 
 def tpr_at_fpr(targets: Values, scores: Values, *, fpr: float = 0.01) -> float:
-    """The largest share of class 1 that a threshold catches while at most `fpr` of class 0 is caught. Takes any scores.
+    """The largest share of class 1 that a threshold catches while it catches at most `fpr` of class 0. Takes any scores.
 
-    No interpolation: with fewer than 1 / `fpr` rows of class 0 none of them may be caught.
+    Nothing is interpolated: with fewer than 1 / `fpr` rows of class 0, none of them may be caught.
     """
     if not _both(targets):
         return float("nan")
@@ -79,21 +79,21 @@ def tpr_at_fpr(targets: Values, scores: Values, *, fpr: float = 0.01) -> float:
 
 
 def r2(targets: Values, predictions: Values) -> float:
-    """1 − squared error over that of the targets' mean; below 0 where the mean is better."""
+    """1 − squared error / squared error of the targets' mean; below 0 if the mean predicts better."""
     if not np.ptp(targets):
         return float("nan")
     return float(1 - np.sum((targets - predictions) ** 2) / np.sum((targets - targets.mean()) ** 2))
 
 
 def r2_log(targets: Values, predictions: Values) -> float:
-    """`r2` on log(1 + tokens); both sides are given in tokens."""
+    """`r2` on log(1 + tokens); targets and predictions are given in tokens."""
     return r2(np.log1p(targets), np.log1p(predictions))
 
 
 def spearman_within(targets: Values, predictions: Values, strata: Sequence[object]) -> float:
     """Rank correlation inside each stratum (a data set, a difficulty), averaged with the weight rows − 1.
 
-    A stratum of fewer than three rows or of equal targets orders nothing and is left out; NaN where no stratum is left.
+    A stratum of fewer than three rows or of equal targets orders nothing and is left out; NaN if no stratum is left.
     """
     _, stratum = np.unique(np.asarray(strata), return_inverse=True)
     inside = [np.flatnonzero(stratum == index) for index in range(stratum.max() + 1)]
@@ -123,7 +123,7 @@ def _both(targets: Values) -> bool:
 def _probabilities(values: Values) -> Values:
     if values.size and not (values.min() >= -_TINY and values.max() <= 1 + _TINY):
         raise InputError(
-            f"probabilities from {values.min():.3g} to {values.max():.3g}; they have to be within 0 and 1, "
-            "so pass LinearProbe.probabilities and not its scores"
+            f"probabilities from {values.min():.3g} to {values.max():.3g}; they have to be between 0 and 1, "
+            "so pass LinearProbe.probabilities instead of its scores"
         )
     return np.clip(values, 0, 1)

@@ -1,4 +1,4 @@
-"""What could have produced a score by accident: labels that mean nothing, put through the very same fit and judge."""
+"""What could have produced a score by chance: labels that mean nothing, put through the same fit and the same metric."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, permutation_p, resample_groups
 from reasonscope.probes.evaluation.grouped_folds import Metric
 
-# Targets to the score of held-out predictions for them: the whole fit, choices and folds included.
+# From targets to the score of held-out predictions of them: the whole fit, including its choices and folds.
 Judge = Callable[[Values], float]
 
 
@@ -42,7 +42,13 @@ class Null:
 
 @dataclass(frozen=True, kw_only=True)
 class ControlTask:
-    """How much better the task is predicted than random labels of the same types (Hewitt & Liang 2019): `selectivity`."""
+    """How much better the task is predicted than random labels of the same types (Hewitt & Liang 2019).
+
+    Attributes:
+        task: The metric of the predictions of the task.
+        control: The metric of the predictions of the random labels.
+        selectivity: The difference of the two.
+    """
 
     task: Estimate
     control: Estimate
@@ -50,7 +56,7 @@ class ControlTask:
 
 
 def shuffled_within(targets: Values, groups: Sequence[str], *, seed: int) -> Values:
-    """Permute the targets inside each group: what distinguishes the groups stays, what distinguishes a group's rows is gone."""
+    """Permute the targets inside each group: what distinguishes the groups stays, what distinguishes the rows of a group is lost."""
     rng = np.random.default_rng(seed)
     labels = np.asarray(groups)
     moved = targets.copy()
@@ -61,10 +67,10 @@ def shuffled_within(targets: Values, groups: Sequence[str], *, seed: int) -> Val
 
 
 def shuffled_between(targets: Values, groups: Sequence[str], *, seed: int) -> Values:
-    """Hand the targets of whole groups to other groups: rows of one group stay as alike as they were.
+    """Give the targets of whole groups to other groups: rows of one group stay as alike as they were.
 
-    Groups are lined up in a random order and their targets dealt out to the groups in the given order, so that every target is kept
-    exactly; where groups differ in size, one may get the targets of two neighbours.
+    Groups are lined up in a random order and their targets dealt out to the groups in the given order, so every target is kept; if
+    groups differ in size, one may get the targets of two neighbours.
     """
     _, first, group_of = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
     rng = np.random.default_rng(seed)
@@ -77,13 +83,13 @@ def shuffled_between(targets: Values, groups: Sequence[str], *, seed: int) -> Va
 
 
 def control_labels(types: Sequence[object], targets: Values, *, seed: int) -> Values:
-    """A random label for each type, drawn from the targets' marginal: the control task of Hewitt & Liang (2019), section 2.
+    """A random label for each type, drawn from the targets: the control task of Hewitt & Liang (2019), section 2.
 
-    A type is what a probe could memorise: the problem, the last token's id, the kind of sentence. Under folds grouped by the same
-    key the control cannot be learned, and a score above chance there means that something leaks.
+    A type is what a probe could memorise: the problem, the id of the last token, the kind of sentence. In folds that are grouped by the
+    same key the control cannot be learned, so a score above chance means that something leaks.
     """
     if len(types) != len(targets):
-        raise InputError(f"{len(types)} types for {len(targets)} rows; give one a row")
+        raise InputError(f"{len(types)} types for {len(targets)} rows; give one per row")
     _, type_of = np.unique(np.asarray(types), return_inverse=True)
     drawn: NDArray[np.float64] = np.random.default_rng(seed).choice(targets, size=type_of.max() + 1)
     return drawn[type_of]
@@ -106,7 +112,10 @@ def shuffled_targets(
 def permutation_null(
     judge: Judge, targets: Values, groups: Sequence[str], *, within: bool, n_permutations: int = 20, seed: int = 0
 ) -> Null:
-    """The score on shuffled targets, `n_permutations` times; one-sided, more is better. Raises InputError where nothing can be shuffled."""
+    """The score on the targets among those on `n_permutations` shuffles of them; one-sided, more is better.
+
+    Targets are shuffled `within` groups, or whole groups exchange theirs. Raises InputError if no shuffle changes a target.
+    """
     moved = shuffled_targets(targets, groups, within=within, n_permutations=n_permutations, seed=seed)
     observed = judge(targets)
     null = np.array([judge(values) for values in moved])
@@ -123,7 +132,7 @@ def control_task(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> ControlTask:
-    """Judge the held-out predictions that `predict` makes for the targets and for `control_labels`, on the same resamples."""
+    """Compare the held-out predictions that `predict` makes of the targets and of `control_labels`, on the same resamples."""
     control = control_labels(types, targets, seed=seed)
     predicted, memorised = predict(targets), predict(control)
 

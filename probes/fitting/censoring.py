@@ -1,4 +1,4 @@
-"""Lengths that the token limit cut off: longer than what was counted, nobody knows by how much (right-censored)."""
+"""Lengths that the token limit cut off: longer than what was counted, by an unknown amount (right-censored)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +15,11 @@ Mask = NDArray[np.bool_]
 
 
 def concordance_index(tokens: Values, truncated: Mask, predictions: Values) -> float:
-    """Harrell's C: of the pairs whose order is known, the share that `predictions` order rightly; ties of these count half.
+    """Harrell's C: the share of pairs of known order that `predictions` order correctly; tied predictions count half.
 
-    Of two lengths the order is known if the shorter was not `truncated`, or if one was not and both counts are equal (the truncated
-    one is longer). 0.5 is chance; with nothing truncated, (Somers' D + 1) / 2. NaN where no pair's order is known. Equal to
-    scikit-survival's `concordance_index_censored` with minus the prediction as risk and a tie tolerance of 0.
+    The order of two lengths is known if the shorter was not `truncated`, or if one was not and both counts are equal (the truncated one
+    is longer). 0.5 is chance, and without truncation C is (Somers' D + 1) / 2. NaN if the order of no pair is known. It equals
+    scikit-survival's `concordance_index_censored` with minus the prediction as the risk and a tie tolerance of 0.
     """
     ended = ~truncated
     shorter = ended[:, None] & ((tokens[:, None] < tokens) | ((tokens[:, None] == tokens) & truncated))
@@ -41,10 +41,10 @@ def aft_predictions(
 ) -> Values:
     """Held-out lengths (row,), in tokens, by an accelerated failure time model: log(1 + tokens) linear in `features` (row, d_model).
 
-    Squared error, and for a truncated row only as far as the prediction is below its count (scikit-survival's `FastSurvivalSVM`
-    with a rank ratio of 0; Van Belle et al. 2011). Weighting by the probability of censoring would not do: all are cut at one limit,
-    so nobody stands for the longest. `penalty` is of ‖w‖² on standardised features. Raises MissingExtraError without the extra
-    `survival`, InputError for features that are not finite or a fold in which everything is truncated.
+    The loss is the squared error; a truncated row contributes only as far as the prediction is below its count (scikit-survival's
+    `FastSurvivalSVM` with a rank ratio of 0; Van Belle et al. 2011). Weighting by the probability of censoring would not work: all
+    traces are cut at the same limit, so none represents the longest. `penalty` applies to ‖w‖² on standardised features. Raises
+    MissingExtraError without the extra `survival`, InputError for features that are not finite or a fold with truncated rows only.
     """
     try:
         from sksurv.svm import FastSurvivalSVM
@@ -58,9 +58,11 @@ def aft_predictions(
     predictions = np.full(len(tokens), np.nan)
     for fold in grouped_folds(tokens, groups, folds=folds, seed=seed):
         if truncated[fold.train].all():
-            raise InputError("every trace of a training part is truncated; raise max_new_tokens and record again")
+            raise InputError(
+                "every trace of a training part was cut off at the token limit; record again with a larger --max-new-tokens"
+            )
         scaler = StandardScaler().fit(features[fold.train].astype(np.float64))
-        # Its alpha weighs the errors, not the coefficients.
+        # This alpha is the weight of the errors, not of the coefficients.
         model = FastSurvivalSVM(alpha=1 / penalty, rank_ratio=0.0, fit_intercept=True, max_iter=200, random_state=seed)
         model.fit(scaler.transform(features[fold.train]), observed[fold.train])
         predictions[fold.test] = model.predict(scaler.transform(features[fold.test])) - 1

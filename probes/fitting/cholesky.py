@@ -1,7 +1,7 @@
-"""Systems of a symmetric positive definite matrix: by LAPACK on the CPU, by torch on other devices. Matrices given here are overwritten.
+"""Linear systems with a symmetric positive definite matrix: by LAPACK on the CPU, by torch elsewhere. Matrices given are overwritten.
 
-LAPACK and BLAS are called as scipy offers them to Cython, through ctypes, which gives Python's lock back meanwhile; `scipy.linalg.lapack`
-keeps it, so that threads would wait for each other.
+LAPACK and BLAS are called through ctypes, by the pointers that scipy offers to Cython, because ctypes releases Python's lock during the
+call. `scipy.linalg.lapack` keeps it, so threads would wait for each other.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reasonscope.data.errors import InputError
 
-_BLOCK = 64  # columns that LAPACK treats at a time, for the size of its work space
+_BLOCK = 64  # columns that LAPACK processes at a time, which decides the size of its work space
 
 
 def gram(features: Tensor) -> Tensor:
@@ -23,11 +23,11 @@ def gram(features: Tensor) -> Tensor:
     if features.device.type != "cpu":
         return features @ features.mT
     values = features.numpy()
-    return torch.from_numpy(values @ values.T)  # numpy computes one triangle only, torch both
+    return torch.from_numpy(values @ values.T)  # numpy computes only one triangle, torch both
 
 
 def factored(matrix: Tensor) -> Callable[[Tensor], Tensor]:
-    """The Cholesky factor of `matrix` (k, k), as the function that takes `right` (k,) to matrix⁻¹ right."""
+    """Factorise `matrix` (k, k) by Cholesky, and return the function from `right` (k,) to matrix⁻¹ right."""
     if matrix.device.type != "cpu":
         factor, info = torch.linalg.cholesky_ex(matrix)
         _check(int(info))
@@ -37,7 +37,10 @@ def factored(matrix: Tensor) -> Callable[[Tensor], Tensor]:
 
     def solve(right: Tensor) -> Tensor:
         solution = right.clone()
-        for transposed in (b"N", b"T"):  # for one right side a third of dpotrs' time, which packs the factor for many
+        for transposed in (
+            b"N",
+            b"T",
+        ):  # for one right side this takes a third of the time of dpotrs, which packs the factor for many
             _call(cython_blas, "dtrsv", b"L", transposed, b"N", k, matrix, k, solution, 1)
         return solution
 
@@ -53,10 +56,10 @@ def ridged(matrix: Tensor, penalty: Tensor | float) -> Tensor:
 def bordered_solutions(
     matrix: Tensor, right: Tensor, border: Tensor, corner: float, penalties: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """x (penalty, k) and b (penalty,) where (matrix + penalty) x + b border = right and border · x + b corner = 0, for every penalty.
+    """Solve (matrix + penalty) x + b border = right and border · x + b corner = 0 for x (penalty, k) and b (penalty,), every penalty.
 
-    `matrix` (k, k), `right` and `border` (k,). On the CPU one tridiagonal matrix, of the same eigenvalues, serves all penalties for the
-    price of four Cholesky factors.
+    `matrix` is (k, k), `right` and `border` are (k,). On the CPU one tridiagonal matrix with the same eigenvalues serves all penalties,
+    for the price of four Cholesky factors.
     """
     sides = torch.stack([right, border])
     if matrix.device.type != "cpu":
@@ -82,7 +85,7 @@ def bordered_solutions(
 
 
 def _bordered(solutions: Tensor, border: Tensor, corner: float) -> tuple[Tensor, Tensor]:
-    """What solves for the right side, less so much of what solves for the border: of both (penalty, 2, k)."""
+    """x and b from `solutions` (penalty, 2, k) for the right side and for the border."""
     plain, slid = solutions.unbind(1)
     b = (plain @ border) / (slid @ border - corner)
     return plain - b[:, None] * slid, b
@@ -91,19 +94,19 @@ def _bordered(solutions: Tensor, border: Tensor, corner: float) -> tuple[Tensor,
 def _check(info: int) -> None:
     if info:
         raise InputError(
-            "a penalty is lost in the rounding of the features' inner products; use a stronger penalty or standardise"
+            "a penalty is smaller than the rounding of the features' inner products; use a stronger penalty or standardise"
         )
 
 
 def _lapack(name: str, *arguments: bytes | int | Tensor) -> int:
-    """The `info` of a routine of LAPACK."""
+    """Call a routine of LAPACK and return its `info`."""
     info = ctypes.c_int()
     _call(cython_lapack, name, *arguments, info)
     return info.value
 
 
 def _call(library: ModuleType, name: str, *arguments: bytes | int | Tensor | ctypes.c_int) -> None:
-    """A routine with letters, sizes and contiguous tensors (column by column, so transposed)."""
+    """Call a routine with letters, sizes and contiguous tensors, which Fortran reads column by column, so transposed."""
     _routine(library, name, len(arguments))(*map(_pointer, arguments))
 
 
@@ -117,7 +120,7 @@ def _pointer(argument: bytes | int | Tensor | ctypes.c_int) -> object:
 
 @cache
 def _routine(library: ModuleType, name: str, n_arguments: int) -> Callable[..., None]:
-    """The compiled routine that `scipy.linalg.cython_blas` or `cython_lapack` keeps in a capsule."""
+    """The compiled routine in a capsule of `scipy.linalg.cython_blas` or `cython_lapack`."""
     capsule = library.__pyx_capi__[name]
     name_of = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", ctypes.pythonapi))
     address_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(

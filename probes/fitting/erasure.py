@@ -1,4 +1,4 @@
-"""Take a concept out of activations so that no linear probe finds it: LEACE (Belrose et al., arXiv 2306.03819), and how well it did."""
+"""Erase a concept from activations so that no linear probe finds it (LEACE, Belrose et al., arXiv 2306.03819), and check it."""
 
 import warnings
 from collections.abc import Sequence
@@ -26,15 +26,18 @@ from reasonscope.probes.evaluation.metrics import auroc
 if TYPE_CHECKING:
     from concept_erasure import LeaceFitter
 
-# Below this correlation with the label a direction is left as it is. The library's .01 is more than chance at 10,000 rows.
+# A direction with less correlation with the label than this is left alone. The library's .01 is more than chance at 10,000 rows.
 _TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Eraser:
-    """x ↦ mean + `projection` · (x − mean), the smallest change of x after which the label is uncorrelated with it.
+    """x ↦ mean + projection · (x − mean), the smallest change of x after which the label is uncorrelated with it.
 
-    `projection` (d_model, d_model) is idempotent but not orthogonal; `mean` (d_model,); both float64. `n` rows taught it.
+    Attributes:
+        projection: (d_model, d_model) float64, idempotent but not orthogonal.
+        mean: (d_model,) float64.
+        n: Number of rows that it was fitted on.
     """
 
     projection: Values
@@ -45,14 +48,14 @@ class Eraser:
         """Erase from states (…, d_model)."""
         if states.shape[-1:] != self.mean.shape:
             raise InputError(
-                f"states {states.shape} for an eraser of width {len(self.mean)}; they have to be of its site"
+                f"states of shape {states.shape} for an eraser of width {len(self.mean)}; give states of the site that it was fitted on"
             )
         return np.asarray((states - self.mean) @ self.projection.T + self.mean, dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guardedness:
-    """AUROC of a fresh probe on states that neither it nor the eraser learned from, `before` and `after` erasure; chance is .5."""
+    """AUROC of a fresh probe on states that neither it nor the eraser was fitted on, `before` and `after` erasure; chance is .5."""
 
     before: Estimate
     after: Estimate
@@ -60,17 +63,17 @@ class Guardedness:
 
 
 def fit_eraser(states: NDArray[np.floating[Any]], labels: NDArray[Any]) -> Eraser:
-    """The eraser of `labels` (row,) of two or more classes, or (row, concept) of numbers, from `states` (row, d_model).
+    """Fit the eraser of `labels`, (row,) of two or more classes or (row, concept) of numbers, on `states` (row, d_model).
 
-    Departure from the library: it compares the label's covariance with an absolute .01, which a class of one row in a thousand never
-    reaches, so that nothing is erased. Labels are standardised here first. Raises InputError for a constant label, fewer than three
-    rows or numbers that are not finite; MissingExtraError without the extra `erasure`.
+    Departure from the library: labels are standardised first. The library compares their covariance with an absolute .01, which a class
+    of one row in a thousand never reaches, so that nothing is erased. Raises InputError for a constant label, fewer than three rows or
+    numbers that are not finite, MissingExtraError without the extra `erasure`.
     """
     check_finite(states)
     concepts = _standardised(labels)
     if states.ndim != 2 or len(states) != len(concepts) or len(states) < 3:
         raise InputError(
-            f"states {states.shape} for {len(concepts)} labels; (row, d_model) and a label a row are needed"
+            f"states of shape {states.shape} for {len(concepts)} labels; give (row, d_model) and one label per row, at least 3 rows"
         )
     fitter = _leace()
     rows = torch.as_tensor(np.asarray(states, dtype=np.float64))
@@ -88,9 +91,9 @@ def guardedness(
 ) -> Guardedness:
     """How much of `labels` (row,) a fresh probe finds in `states` (row, d_model), before erasure and after.
 
-    The eraser learns from one half of the groups, a fresh probe from the other half in folds; then the halves change places. On the
-    rows that taught the eraser no linear probe finds anything, by the theorem, so those rows prove nothing. With few rows to a
-    dimension much is left on the others, and this number says how much.
+    The eraser is fitted on one half of the groups and a fresh probe on the other half, in folds; then the halves change places. On the
+    rows that the eraser was fitted on no linear probe finds anything, by the theorem, so they prove nothing. If there are few rows per
+    dimension, much is left in the other rows, and this number says how much.
     """
     true, owners = labels.astype(np.float64), np.asarray(groups)
     before, after = np.full(len(true), np.nan), np.full(len(true), np.nan)
@@ -109,7 +112,7 @@ def guardedness(
 
 
 def _standardised(labels: NDArray[Any]) -> Values:
-    """Labels as columns of mean 0 and spread 1: a column a class but the first, or the columns that were given."""
+    """Labels as columns of mean 0 and spread 1: one column for each class but the first, or the columns that were given."""
     columns = labels
     if labels.ndim == 1:
         columns = labels[:, None] == np.unique(labels)[None, 1:]
@@ -117,7 +120,7 @@ def _standardised(labels: NDArray[Any]) -> Values:
     spread = columns.std(axis=0)
     if not columns.shape[1] or not np.isfinite(columns).all() or (spread == 0).any():
         raise InputError(
-            "a label is the same in every row, or not finite, so there is nothing to erase; give two classes"
+            "a label is the same in every row or not finite, so there is nothing to erase; give two classes"
         )
     return np.asarray((columns - columns.mean(axis=0)) / spread)
 
@@ -127,7 +130,7 @@ def _leace() -> "type[LeaceFitter]":
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", DeprecationWarning
-            )  # it compiles a function by torch.jit, which is going away
+            )  # it compiles a function with torch.jit, which is deprecated
             from concept_erasure import LeaceFitter
     except ImportError as error:
         raise MissingExtraError(

@@ -64,9 +64,14 @@ def held_out_probes(
     Only the rows in `learned` (row,) are fitted on, but every row gets a score, from a probe that was fitted on no row of its group.
     For a group without training rows that is the final probe. Raises InputError as `sweep` does on the training rows.
     """
-    taught, labels = np.flatnonzero(learned), np.asarray(groups)
-    judged = sweep(
-        features[taught][:, :, None], targets[taught], labels[taught].tolist(), task="binary", folds=folds, seed=seed
+    training, labels = np.flatnonzero(learned), np.asarray(groups)
+    swept = sweep(
+        features[training][:, :, None],
+        targets[training],
+        labels[training].tolist(),
+        task="binary",
+        folds=folds,
+        seed=seed,
     )
 
     def fit(choice: LayerChoice, rows: Rows) -> LinearProbe:
@@ -74,15 +79,15 @@ def held_out_probes(
         about = {**provenance, "rows": len(rows), "learned_from": sorted(set(labels[rows].tolist())), "seed": seed}
         return LinearProbe.of(fitted, site=sites[choice.layer], model=model, provenance=about)
 
-    final = fit(judged.final, taught)
+    final = fit(swept.final, training)
     probes = [final] * len(labels)
-    for fold, choice in zip(judged.folds, judged.chosen, strict=True):
-        own = fit(choice, taught[fold.train])
-        for row in np.flatnonzero(np.isin(labels, labels[taught[fold.test]])):
+    for fold, choice in zip(swept.folds, swept.chosen, strict=True):
+        own = fit(choice, training[fold.train])
+        for row in np.flatnonzero(np.isin(labels, labels[training[fold.test]])):
             probes[row] = own
     layer_of = {site: layer for layer, site in enumerate(sites)}
     scores = [float(probe.scores(row[layer_of[probe.site]])) for probe, row in zip(probes, features, strict=True)]
-    by_layer = np.nanmean(judged.scores[:, :, 0], axis=0)
+    by_layer = np.nanmean(swept.scores[:, :, 0], axis=0)
 
     return HeldOut(
         probes=tuple(probes),
@@ -90,9 +95,9 @@ def held_out_probes(
         scores=np.array(scores),
         by_layer=by_layer,
         shuffled=permuted_sweep(
-            features[taught][:, :, None],
-            targets[taught],
-            labels[taught].tolist(),
+            features[training][:, :, None],
+            targets[training],
+            labels[training].tolist(),
             task="binary",
             folds=folds,
             seed=seed,

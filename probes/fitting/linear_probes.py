@@ -1,4 +1,4 @@
-"""Linear probes: estimators with scikit-learn's interface, and the frozen probe that is kept, with its site, model and provenance."""
+"""Linear probes: estimators with scikit-learn's interface, and the frozen probe that is saved, with its site, model and provenance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,9 +38,19 @@ IDENTITY = ("weights", "tokenizer")
 class LinearProbe:
     """A direction at a site that reads one property: score = coef · activation + intercept.
 
-    `coef` (d_model,) float64 in the units of the raw activations: centring and scaling are folded in. A "regression" scores in the
-    units of its target, "binary" in logits of the positive class. `model` is the fingerprint of the model that was read;
-    `provenance` is JSON: data, counts, penalty, seed.
+    Attributes:
+        coef: (d_model,) float64, in the units of the raw activations; centring and scaling are folded in.
+        intercept: What is added.
+        site: The site whose activations it reads.
+        task: "regression" scores in the units of its target, "binary" in logits of the positive class.
+        method: Name of the estimator.
+        model: The fingerprint of the model that was read.
+        provenance: Data, counts, penalty and seed, as JSON.
+
+    Example:
+        probe = LinearProbe.load("runs/mine/probes/length.safetensors")
+        states = store.activations(store.ids[0], str(probe.site))
+        print(probe.scores(states))  # one per token
     """
 
     coef: Values
@@ -53,17 +63,17 @@ class LinearProbe:
 
     def __post_init__(self) -> None:
         if self.task not in get_args(Task):
-            raise InputError(f"no task is called {self.task!r}; there are {', '.join(get_args(Task))}")
+            raise InputError(f"unknown task {self.task!r}; choose one of {', '.join(get_args(Task))}")
         if self.coef.ndim != 1 or not self.coef.size or self.coef.dtype != np.float64:
-            raise InputError(f"coef is {self.coef.dtype} of shape {self.coef.shape}; it is float64 (d_model,)")
+            raise InputError(f"coef is {self.coef.dtype} of shape {self.coef.shape}; it has to be float64 (d_model,)")
         if not (np.isfinite(self.coef).all() and np.isfinite(self.intercept)):
-            raise InputError("a coefficient is NaN or infinite; look at the activations that the probe was fitted on")
+            raise InputError("a coefficient is NaN or infinite; check the activations that the probe was fitted on")
 
     @classmethod
     def of(
         cls, fitted: BaseEstimator, *, site: Site, model: Mapping[str, Any], provenance: Mapping[str, Any] | None = None
     ) -> Self:
-        """Keep a fitted estimator of this module, or a Pipeline of a StandardScaler and one. Raises InputError for any other."""
+        """A probe from a fitted estimator of this module, or from a Pipeline of a StandardScaler and one. Raises InputError for others."""
         coef, intercept, last = _folded(fitted)
         return cls(
             coef=coef,
@@ -77,13 +87,13 @@ class LinearProbe:
 
     @property
     def direction(self) -> Values:
-        """`coef` at length 1: (d_model,). Raises InputError where it is 0, as that of a lasso that kept nothing."""
+        """`coef` scaled to length 1, (d_model,). Raises InputError if it is 0, as for a lasso that kept nothing."""
         if not (norm := np.linalg.norm(self.coef)):
             raise InputError("the probe's coefficients are all 0, so it has no direction; fit it with a weaker penalty")
         return np.asarray(self.coef / norm)
 
     def scores(self, activations: ArrayLike) -> Values:
-        """Of `activations` (…, d_model): (…). Raises InputError for another width, NaN or infinity."""
+        """Scores (…) of `activations` (…, d_model). Raises InputError for another width, NaN or infinity."""
         states = np.asarray(activations)
         if states.ndim < 1 or states.shape[-1] != len(self.coef):
             raise InputError(f"activations of shape {states.shape}; the last axis of this probe is {len(self.coef)}")
@@ -93,7 +103,7 @@ class LinearProbe:
         return np.asarray(scores)
 
     def probabilities(self, activations: ArrayLike) -> Values:
-        """Of the positive class, as `scores`; not calibrated by itself. Raises InputError for a regression."""
+        """Probabilities (…) of the positive class, which are not calibrated. Raises InputError for a regression."""
         if self.task != "binary":
             raise InputError("a regression has no probabilities; use its scores")
         return np.asarray(expit(self.scores(activations)))
@@ -138,7 +148,7 @@ class LinearProbe:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote. Raises InputError for any other file, a newer version, or NaN."""
+        """Read a file that `save` wrote. Raises InputError for any other file, a newer version, or NaN."""
         header, tensors = _KIND.read(Path(path))
         with wrap_errors(path):
             kept = {name: header[name] for name in ("task", "method", "model", "provenance")}
@@ -151,24 +161,24 @@ def _folded(fitted: BaseEstimator) -> tuple[Values, float, BaseEstimator]:
     steps = [step for _, step in fitted.steps] if isinstance(fitted, Pipeline) else [fitted]
     *before, last = steps
     if len(before) > 1 or not all(isinstance(step, StandardScaler) for step in before):
-        raise InputError(f"{fitted} is more than a StandardScaler and a probe; fit a pipeline of these two")
+        raise InputError(f"{fitted} has more steps than a StandardScaler and a probe; fit a pipeline of these two")
     if not hasattr(last, "coef_"):
         raise InputError(f"{last} has no coef_; fit it first")
     coef, intercept = np.asarray(last.coef_, dtype=np.float64).reshape(-1), float(np.ravel(last.intercept_)[0])
     for scaler in before:
         if scaler.with_std:
             coef = coef / scaler.scale_
-        if scaler.with_mean:  # without, `mean_` is there all the same
+        if scaler.with_mean:  # `mean_` exists even without it
             intercept -= float(coef @ scaler.mean_)
     return coef, intercept, last
 
 
 def _read(fitted: BaseEstimator, features: ArrayLike) -> Values:
-    """coef_ · row + intercept_ of `features` (row, d_model): (row,)."""
+    """coef_ · row + intercept_ for each row of `features` (row, d_model): (row,)."""
     check_is_fitted(fitted)
     states = np.asarray(features, dtype=np.float64)
     if states.ndim != 2 or states.shape[1] != len(fitted.coef_):
-        raise InputError(f"features of shape {states.shape}; this probe reads (row, {len(fitted.coef_)})")
+        raise InputError(f"features of shape {states.shape}; this probe needs (row, {len(fitted.coef_)})")
     return np.asarray(states @ fitted.coef_ + fitted.intercept_)
 
 
@@ -182,22 +192,22 @@ class _Regressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit
         return _read(self, features)
 
 
-class _Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # likewise
-    """One of two classes from activations: `coef_` (d_model,), `intercept_`; `classes_` sorted, the second is the positive one."""
+class _Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # for the same reason
+    """One of two classes from activations: `coef_` (d_model,), `intercept_`, and sorted `classes_`, of which the second is positive."""
 
     classes_: NDArray[Any]
     coef_: Values
     intercept_: float
 
     def decision_function(self, features: ArrayLike) -> Values:
-        """Logits of the positive class."""
+        """Logits of the positive class, (row,)."""
         return _read(self, features)
 
     def predict(self, features: ArrayLike) -> NDArray[Any]:
         return np.asarray(self.classes_[(self.decision_function(features) > 0).astype(int)])
 
     def predict_proba(self, features: ArrayLike) -> Values:
-        """Of both classes: (row, 2)."""
+        """Probabilities of both classes, (row, 2)."""
         positive = expit(self.decision_function(features))
         return np.stack([1 - positive, positive], axis=1)
 
@@ -206,12 +216,25 @@ class _Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # like
         states, labels = _checked(features, targets)
         self.classes_, codes = np.unique(labels, return_inverse=True)
         if len(self.classes_) != 2:
-            raise InputError(f"{len(self.classes_)} classes among {len(labels)} rows; a probe tells 2 apart")
+            raise InputError(f"{len(self.classes_)} classes among {len(labels)} rows; a probe distinguishes 2")
         return states, codes.astype(np.float64)
 
 
 class RidgeProbe(_Regressor):
-    """Least squares with penalty `alpha` ‖w‖², as `sklearn.linear_model.Ridge`; `standardise` by the training rows' own scale."""
+    """Ridge regression: least squares with the penalty `alpha` ‖w‖², as scikit-learn's `Ridge`.
+
+    Args:
+        alpha: Strength of the penalty.
+        standardise: Divide the features by the standard deviation of the training rows; `coef_` is in their own units all the same.
+
+    Raises:
+        InputError: By `fit`, for shapes that do not fit and for values that are not finite.
+
+    Example:
+        fitted = RidgeProbe(10.0, standardise=True).fit(states, lengths)  # states (row, d_model), lengths (row,)
+        probe = LinearProbe.of(fitted, site=Site("resid_post", 4), model=model.fingerprint)
+        probe.save("length.safetensors")
+    """
 
     def __init__(self, alpha: float = 1.0, *, standardise: bool = False) -> None:
         self.alpha = alpha
@@ -225,7 +248,20 @@ class RidgeProbe(_Regressor):
 
 
 class LogisticProbe(_Classifier):
-    """Logistic regression with L2 weight `C`, as `sklearn.linear_model.LogisticRegression`; `standardise` likewise."""
+    """Logistic regression with an L2 penalty, as scikit-learn's `LogisticRegression`.
+
+    Args:
+        C: Inverse strength of the penalty: smaller is stronger.
+        standardise: Divide the features by the standard deviation of the training rows; `coef_` is in their own units all the same.
+
+    Raises:
+        InputError: By `fit`, for shapes that do not fit, values that are not finite, or another number of classes than 2.
+
+    Example:
+        fitted = LogisticProbe(0.1, standardise=True).fit(states, refused)  # states (row, d_model), refused (row,)
+        probe = LinearProbe.of(fitted, site=Site("resid_post", 4), model=model.fingerprint)
+        print(probe.probabilities(states))
+    """
 
     def __init__(self, C: float = 1.0, *, standardise: bool = False) -> None:
         self.C = C
@@ -234,14 +270,14 @@ class LogisticProbe(_Classifier):
     def fit(self, features: ArrayLike, targets: ArrayLike) -> Self:
         states, codes = self._encoded(features, targets)
         if not self.C > 0:
-            raise InputError(f"C is {self.C}; it is a number above 0, smaller for a stronger penalty")
+            raise InputError(f"C is {self.C}; it has to be above 0, and smaller for a stronger penalty")
         path = logistic_path(_problem(states), _tensor(codes), [1 / self.C], standardise=self.standardise)
         self.coef_, self.intercept_ = _only(path)
         return self
 
 
 class LassoProbe(_Regressor):
-    """scikit-learn's `Lasso(alpha)`, the probe of On Reasoning Strength Planning (arXiv 2506.08390, α = 10 on raw token counts)."""
+    """Lasso, as scikit-learn's: the probe of On Reasoning Strength Planning (arXiv 2506.08390, α = 10 on raw token counts)."""
 
     def __init__(self, alpha: float = 1.0, *, max_iter: int = 10_000) -> None:
         self.alpha = alpha
@@ -255,10 +291,10 @@ class LassoProbe(_Regressor):
 
 
 class MeanDifferenceProbe(_Classifier):
-    """θ = mean of the positive class − mean of the other; 0 half-way between the means.
+    """Difference of means: θ = mean of the positive class − mean of the other, and 0 half-way between the means.
 
-    Departure from difference-in-means directions, which have no threshold: this one is where both classes are equally likely, were
-    they of one spherical shape. Its logits are in squared units of the activations and not calibrated.
+    Departure: directions by difference in means have no threshold. This one lies at equal odds of both classes if they have
+    the same spherical shape. Its logits are in squared units of the activations and are not calibrated.
     """
 
     def fit(self, features: ArrayLike, targets: ArrayLike) -> Self:
@@ -273,10 +309,10 @@ class MassMeanProbe(_Classifier):
     """Mass-mean probe (Geometry of Truth, arXiv 2310.06824, section 5.1): Σ⁺θ with `covariance`, θ without it.
 
     θ is the difference of the class means, Σ the covariance pooled within the classes (divided by the number of rows), Σ⁺ its
-    pseudo-inverse without eigenvalues up to `atol`. With Σ its logits are those of two Gaussians of one covariance.
-    Departures: (1) the threshold is half-way between the class means; the paper's code has none and asks for centred data.
-    (2) Σ⁺ is taken by a singular value decomposition of the rows, the same numbers without a matrix d_model × d_model.
-    As in the paper's code `atol` is absolute, so with tiny activations nothing is left: that is an error here.
+    pseudo-inverse without eigenvalues up to `atol`. With Σ the logits are those of two Gaussians with the same covariance.
+    Departures: (1) The threshold is half-way between the class means; the paper's code has none and needs centred data.
+    (2) Σ⁺ comes from a singular value decomposition of the rows, which gives the same numbers without a d_model × d_model matrix.
+    As in the paper's code `atol` is absolute, so with tiny activations nothing is left, which is an error here.
     """
 
     def __init__(self, covariance: bool = True, *, atol: float = 1e-3) -> None:
@@ -294,7 +330,7 @@ class MassMeanProbe(_Classifier):
 
 
 def _whitened(direction: Values, within: Values, atol: float) -> Values:
-    """Σ⁺ `direction`, where Σ is the covariance of `within` (row, d_model), whose mean is 0."""
+    """Σ⁺ `direction`, with Σ the covariance of `within` (row, d_model), whose mean is 0."""
     _, scales, axes = np.linalg.svd(within, full_matrices=False)
     variances = scales**2 / len(within)
     if not (kept := variances > atol).any():

@@ -1,7 +1,7 @@
-"""Newton's method along a path of penalties for a logistic regression, between the rows or between the features, whichever are fewer.
+"""Newton's method along a path of penalties for logistic regression, in the space of the rows or of the features, whichever are fewer.
 
-Two things save most of the factorisations: a penalty starts where a line through the last two fits leads, and a factor is kept as long as
-the steps with it shrink fast.
+Two things save most of the factorisations: each penalty starts where a line through the last two fits leads, and a factor is used again as
+long as the steps with it shrink fast.
 """
 
 from collections.abc import Callable
@@ -17,21 +17,21 @@ from reasonscope.probes.fitting.cholesky import factored, ridged
 
 MAX_STEPS = 500
 LOGIT_TOLERANCE = 1e-9
-# A step with an old factor costs about a tenth of one with a new factor.
+# A step with an old factor costs about a tenth of a step with a new one.
 SLOWEST_RATE = 0.5
-# Keeps the square roots of the curvature invertible; a factor that is a little off is corrected by the next step.
+# This keeps the square roots of the curvature invertible; the next step corrects a factor that is slightly wrong.
 LEAST_CURVATURE = 1e-10
 
 NewtonStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Space(Protocol):
-    """Where Newton's steps are solved. Logits are `values(θ) + b`, the penalty is λ/2 `square(θ, values(θ))`."""
+    """The space in which Newton's steps are solved: logits are `values(θ) + b`, the penalty is λ/2 `square(θ, values(θ))`."""
 
     def values(self, theta: Tensor) -> Tensor: ...
     def square(self, theta: Tensor, values: Tensor) -> Tensor: ...
     def newton(self, curvature: Tensor, penalty: Tensor) -> NewtonStep:
-        """With p (1 − p) as the `curvature` (m,): Newton's change of θ (k,) and b () from θ and the errors, target − p (m,)."""
+        """Newton's step for the `curvature` p (1 − p) (m,): from θ (k,) and the errors target − p (m,) to the change of θ and of b ()."""
 
     @property
     def start(self) -> Tensor:
@@ -101,7 +101,7 @@ class ColumnSpace:
 
 @dataclass(frozen=True, kw_only=True)
 class _Fit:
-    """A point of the path: `theta` (k,), `intercept` () and `values` (m,) = values(θ)."""
+    """A point of the path: `theta` (k,), `intercept` () and `values` (m,), which are values(θ)."""
 
     theta: Tensor
     intercept: Tensor
@@ -120,7 +120,7 @@ class _Fit:
 
 
 def newton_path(space: Space, targets: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
-    """θ (penalty, k) and b (penalty,) of `targets` 0 and 1 (m,)."""
+    """Fit `targets` 0 and 1 (m,) at every penalty: θ (penalty, k) and b (penalty,)."""
     zero = _Fit(theta=space.start, intercept=targets.new_zeros(()), values=torch.zeros_like(targets))
     order = penalties.argsort(descending=True).tolist()
     passed: list[_Fit] = []
@@ -132,7 +132,7 @@ def newton_path(space: Space, targets: Tensor, penalties: Tensor) -> tuple[Tenso
 
 
 def _starts(passed: list[_Fit], penalties: Tensor) -> list[_Fit]:
-    """The last fit, and where a line in log λ leads from the last two: far from the data's noise logits grow with log λ."""
+    """The last fit, and where a line in log λ leads from the last two, since logits grow with log λ if there is little noise."""
     if len(passed) < 2:
         return passed
     before, last = passed[-2:]
@@ -143,7 +143,7 @@ def _starts(passed: list[_Fit], penalties: Tensor) -> list[_Fit]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Objective:
-    """Σ log-loss + penalty/2 ‖w‖²."""
+    """The loss to minimise: Σ log-loss + penalty/2 ‖w‖²."""
 
     space: Space
     targets: Tensor
@@ -166,7 +166,7 @@ class _Objective:
             step = _Fit(theta=theta, intercept=intercept, values=self.space.values(theta))
             size, fit, loss = self._lower(fit, step, loss)
             largest = float(step.logits.abs().max())
-            # Newton's error is of the order of his step squared; with an old factor, steps shrink at a steady rate.
+            # The error after a Newton step is of the order of the step squared; with an old factor, steps shrink at a steady rate.
             rate = largest if fresh else largest / before
             if size == 1 and rate < 1 and rate * largest < LOGIT_TOLERANCE:
                 return fit
@@ -179,8 +179,8 @@ class _Objective:
         )
 
     def _lower(self, fit: _Fit, step: _Fit, loss: float) -> tuple[float, _Fit, float]:
-        """The longest of 1, 1/2, 1/4, … of a step that does not raise the loss, where it ends, and the loss there."""
-        noise = 1e-12 * (1 + abs(loss))  # close to the minimum the loss differs by rounding only
+        """The largest of 1, 1/2, 1/4, … times the step that does not raise the loss, with the fit and the loss after it."""
+        noise = 1e-12 * (1 + abs(loss))  # close to the minimum the loss changes only by rounding
         size = 1.0
         while (lower := self.at(ahead := fit.plus(size, step))) > loss + noise and size > 1e-9:
             size /= 2

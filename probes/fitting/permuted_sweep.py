@@ -1,7 +1,7 @@
 """How well would the whole search have done on labels that mean nothing? Layer, position and penalty are chosen again for each shuffle.
 
-Shuffling labels at the layer that was chosen on the real ones is no null for a score that was searched for: on pure noise at 8 layers it
-calls 12 of 40 runs significant at .05. Here every shuffle goes through the whole nested search. It is affordable because a ridge fit
+Shuffling labels at the layer that was chosen on the real ones is not a null for a score that was searched for: on pure noise at 8 layers
+it calls 12 of 40 runs significant at .05. Here every shuffle goes through the whole nested search. It is affordable because a ridge fit
 factorises the features once and then serves any number of targets.
 """
 
@@ -49,11 +49,11 @@ def permuted_sweep(
         n_permutations: Shuffles; the smallest p-value is 1 / (n_permutations + 1).
         penalties: Ridge penalties to choose from.
         folds: Outer and inner folds; they do not look at the targets, so that true and shuffled ones are exchangeable.
-        seed: Of the folds and the shuffles.
+        seed: Seed of the folds and the shuffles.
         progress: Called with the cells (a layer at a position) done and their number.
 
     Returns:
-        The observed score among those of the shuffles. Departure for labels: ridge on 0 and 1 stands in for logistic regression, in
+        The observed score among those of the shuffles. Departure for labels: ridge on 0 and 1 replaces logistic regression, in
         the observed score as in the shuffled ones.
 
     Raises:
@@ -91,7 +91,7 @@ def _gathered(predictions: Tensor, chosen: Tensor, plan: Sequence[NestedFold], t
 def _nested(
     states: Tensor, targets: Tensor, plan: Sequence[NestedFold], penalties: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Of one cell: the inner loss of its best penalty (fold, target), and the held-out predictions with it (row, target)."""
+    """The inner loss of a cell's best penalty (fold, target), and the held-out predictions with it (row, target)."""
     alphas = torch.tensor(penalties, dtype=torch.float64)
     losses = torch.empty(len(plan), targets.shape[1], dtype=torch.float64)
     predictions = torch.empty(targets.shape, dtype=torch.float64)

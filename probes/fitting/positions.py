@@ -1,4 +1,4 @@
-"""Where in a trace a probe reads: the last prompt token, a share of the thinking, or the close window."""
+"""Where in a trace a probe reads: at the last prompt token, after a share of the thinking, or at the close window."""
 
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
@@ -16,7 +16,7 @@ from reasonscope.probes.evaluation.baselines import (
 
 
 def states_at(store: TraceStore, points: Points, sites: Sequence[Site]) -> NDArray[np.float32]:
-    """What stood at each of `points` at every site: (row, layer, 1, d_model). Points of one trace have to stand together."""
+    """The states of `points` at every site: (row, layer, 1, d_model). Points of one trace have to be adjacent."""
     states: list[NDArray[np.float32]] = []
     rows: dict[str, list[int]] = {}
     for trace, token in zip(points.traces, points.tokens, strict=True):
@@ -37,37 +37,39 @@ POSITIONS: tuple[Position, ...] = ("prompt", 0.25, 0.5, 0.75, 1.0, "window")
 def thinking_to_window(trace: Trace) -> Span:
     """The rows from the first token of the thinking to the last of the close window.
 
-    Raises InputError where the thinking is empty or was not closed, or nothing was written behind the closing tag.
+    Raises InputError if the thinking is empty or was not closed, or nothing was written after the closing tag.
     """
     if not has_cliff(trace):
         raise InputError(
-            f"trace {trace.id!r} ({trace.state} thinking, {len(trace.token_ids)} tokens): a cliff needs thinking of two tokens or more, "
-            "a closing tag and an answer; leave it out"
+            f"trace {trace.id!r} ({trace.state} thinking, {len(trace.token_ids)} tokens): a cliff needs at least two tokens of thinking, "
+            "a closing tag and an answer; leave this trace out"
         )
     return Span(trace.tokens.thinking.start, trace.tokens.close_window.stop)
 
 
 def has_cliff(trace: Trace) -> bool:
-    """Whether a closing tag ends the thinking of `trace` and an answer follows it, so that `thinking_to_window` has an answer."""
+    """Whether the thinking of `trace` is closed and followed by an answer, as `thinking_to_window` needs."""
     window = trace.tokens.close_window
     return trace.state == "closed" and trace.tokens.thinking.start < window.start and window.stop < len(trace.token_ids)
 
 
 def has_position(trace: Trace, position: Position) -> bool:
-    """Whether `position` exists in a trace: a share of the thinking needs thinking, `window` a closed one and an answer."""
+    """Whether a trace has `position`: a share of the thinking needs thinking, "window" needs closed thinking and an answer."""
     if position == "window":
         return has_cliff(trace)
     return trace.n_prompt_tokens > 0 if position == "prompt" else trace.n_thinking_tokens > 0
 
 
 def row_at(trace: Trace, position: Position) -> int:
-    """The row of `position`. The last token of a truncated trace was never fed back, so its share 1.0 is the token before."""
+    """The row of `position`. The model never read the last token of a truncated trace, so its share 1.0 is the token before."""
     if position == "prompt":
         return trace.n_prompt_tokens - 1
     if position == "window":
         return trace.tokens.close_window.stop - 1
     if not isinstance(position, float) or not 0 <= position <= 1:
-        raise InputError(f"position {position!r}: write prompt, window, or a share of the thinking from 0.0 to 1.0")
+        raise InputError(
+            f"unknown position {position!r}: write prompt, window, or a share of the thinking from 0.0 to 1.0"
+        )
     token = trace.tokens.thinking.start + round(position * (trace.n_thinking_tokens - 1))
     return min(token, len(trace.token_ids) - 2)
 

@@ -1,9 +1,9 @@
 """Ridge and logistic regression for all layers, positions, folds and penalties in one call, in float64, on any torch device.
 
-Three facts carry the speed. The intercept is not penalised, so a shift of the features changes no coefficient: the rows' inner products
-are computed once per problem and serve every fold. The coefficients lie in the span of the training rows: with fewer rows than
-features, everything is solved between the rows ("row space") and never sees a matrix of d_model × d_model. And folds do not depend on
-each other: on the CPU every core solves its own, with one thread each, which loses less than cores that share a matrix.
+Three facts make it fast. The intercept is not penalised, so a shift of the features changes no coefficient: the inner products of the
+rows are computed once per problem and serve every fold. The coefficients lie in the span of the training rows: if there are fewer rows
+than features, everything is solved in the space of the rows, without a d_model × d_model matrix. And folds are independent: on the CPU
+every core solves its own with one thread, which loses less time than cores that share a matrix.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,11 +25,11 @@ from reasonscope.probes.backends.threads import (
 from reasonscope.probes.fitting.cholesky import bordered_solutions, gram
 from reasonscope.probes.fitting.newton import ColumnSpace, RowSpace, newton_path
 
-PROBLEMS_AT_A_TIME = 4  # for each core; bounds the memory
+PROBLEMS_AT_A_TIME = 4  # for each core; this bounds the memory
 
 
 class LinearPath(NamedTuple):
-    """Coefficients of every problem (and fold, where the mask has folds) at every penalty, in the units of the features.
+    """Coefficients of every problem (and fold, if the mask has folds) at every penalty, in the units of the features.
 
     `coef` (problem, [fold,] penalty, d_model) and `intercept` (problem, [fold,] penalty), float64.
     """
@@ -47,14 +47,19 @@ def ridge_path(
     standardise: bool = False,
     device: torch.device | str | None = None,
 ) -> LinearPath:
-    """Minimise Σ (target − w·x − b)² + penalty ‖w‖²: scikit-learn's `Ridge(alpha=penalty)`.
+    """Minimise Σ (target − w·x − b)² + penalty ‖w‖², as scikit-learn's `Ridge(alpha=penalty)` does.
 
-    `features` (problem, row, d_model) of any float type; `targets` (row,) or (problem, row); `mask` (problem, row) is true on the
-    training rows, (problem, fold, row) gives every problem several training sets, which share what can be shared. A problem is usually a
-    layer at a position. `standardise` divides by the training rows' own standard deviation; the coefficients come back in the units
-    of the features. On the CPU one tridiagonal matrix per training set serves all penalties. Problems are taken to `device` (theirs if
-    None) one by one, the results are left there. Raises InputError for NaN, shapes that do not fit, or a penalty that is not above 0
-    or lost in rounding.
+    Args:
+        features: (problem, row, d_model) of any float type; a problem is usually a layer at a position.
+        targets: (row,) or (problem, row).
+        penalties: Each above 0.
+        mask: True on the training rows: (problem, row), or (problem, fold, row) for several training sets of every problem, which share
+            what can be shared.
+        standardise: Divide by the standard deviation of the training rows; coefficients are in the units of the features all the same.
+        device: The device that solves, one problem after the other, and that keeps the results; by default the features' own.
+
+    Raises:
+        InputError: A value is NaN, shapes do not fit, or a penalty is not above 0 or smaller than rounding.
     """
     return _path(_ridge, features, targets, penalties, mask, standardise, device)
 
@@ -68,18 +73,25 @@ def logistic_path(
     standardise: bool = False,
     device: torch.device | str | None = None,
 ) -> LinearPath:
-    """Minimise Σ log-loss + penalty/2 ‖w‖²: scikit-learn's `LogisticRegression(C=1 / penalty)`.
+    """Minimise Σ log-loss + penalty/2 ‖w‖², as scikit-learn's `LogisticRegression(C=1 / penalty)` does.
 
-    As `ridge_path`, with `targets` 0 and 1. Damped Newton steps (iteratively reweighted least squares), from the strongest penalty to
-    the weakest, each starting where the last ones lead. Raises InputError, besides, where a training set holds one class only.
+    Arguments are those of `ridge_path`, with `targets` 0 and 1. Damped Newton steps (iteratively reweighted least squares) go from the
+    strongest penalty to the weakest, each starting where the last ones lead. Raises InputError also if a training set has one class only.
     """
     return _path(_logistic, features, targets, penalties, mask, standardise, device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Problem:
-    """`features` (row, d) float64, less `centre` (d,) and divided by `scale` (d,) or (); `inner` products of all rows, or, without
-    `row_space`, of all features, where they are shared by the folds."""
+    """Centred and scaled features, and their inner products, which the folds share.
+
+    Attributes:
+        features: (row, d) float64, minus `centre` and divided by `scale`.
+        centre: (d,).
+        scale: (d,) or ().
+        row_space: Whether `inner` are products of rows, (row, row), or of features, (d, d).
+        inner: The inner products.
+    """
 
     features: Tensor
     centre: Tensor
@@ -89,10 +101,10 @@ class _Problem:
 
     @classmethod
     def of(cls, features: Tensor, centre: Tensor, scale: Tensor, *, row_space: bool) -> "_Problem":
-        """Overwrites `features`."""
+        """Centre and scale `features`, which are overwritten."""
         scaled = features.sub_(centre)
         scaled = scaled.div_(scale) if scale.dim() else scaled
-        if not torch.isfinite(scaled.sum()):  # one that is not makes the sum so, in a tenth of the time of asking each
+        if not torch.isfinite(scaled.sum()):  # one such value makes the sum so, in a tenth of the time of testing each
             raise InputError("an activation is NaN or infinite; record the traces again in float32 or bfloat16")
         inner = gram(scaled if row_space else scaled.mT)
         return cls(features=scaled, centre=centre, scale=scale, row_space=row_space, inner=inner)
@@ -102,13 +114,13 @@ class _Problem:
         return self.inner.index_select(0, rows).index_select(1, rows)
 
     def column_gram(self, rows: Tensor) -> Tensor:
-        """Σ x xᵀ over some rows: that of all, less that of the others. (d, d)"""
+        """Σ x xᵀ over some rows (d, d), which is the sum over all rows minus that over the others."""
         others = torch.ones(len(self.features), dtype=torch.bool, device=rows.device)
         others[rows] = False
         return self.inner - gram(self.features[others].mT)
 
     def combined(self, rows: Tensor, dual: Tensor) -> Tensor:
-        """Σ dual · row of `dual` (penalty, m): (penalty, d)."""
+        """Sums of rows weighted by `dual` (penalty, m): (penalty, d)."""
         spread = dual.new_zeros(len(dual), len(self.features))
         spread[:, rows] = dual
         return spread @ self.features
@@ -137,7 +149,7 @@ def _path(
     row_space = int(folds.sum(-1).max()) < features.shape[-1]
 
     def shared(problem: int) -> _Problem | None:
-        if standardise:  # every fold has its own scale, so no two share their inner products
+        if standardise:  # every fold has its own scale, so folds share no inner products
             return None
         states = features[problem].to(where, torch.float64, copy=True)
         return _Problem.of(states, states.mean(0), states.new_ones(()), row_space=row_space)
@@ -196,7 +208,7 @@ def _products(folds: Tensor, features: Tensor) -> float:
 
 
 def _ridge(problem: _Problem, rows: Tensor, targets: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
-    """With the intercept as one more unknown: Σ dual = 0 between the rows, Σ (target − w·x − b) = 0 between the features."""
+    """Ridge with the intercept as one more unknown: Σ dual = 0 in row space, Σ (target − w·x − b) = 0 in feature space."""
     mean = targets.mean()
     y = targets - mean
     if problem.row_space:
@@ -217,7 +229,7 @@ def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (d,) of `features` (row, d); a constant has deviation 1."""
     mean = features.mean(0)
     variance = (features - mean).square().mean(0)
-    # What rounding leaves of a constant; the bound is that of scikit-learn's StandardScaler.
+    # Rounding gives a constant some variance; the bound is that of scikit-learn's StandardScaler.
     epsilon = torch.finfo(torch.float64).eps * len(features)
     return mean, torch.where(variance <= epsilon * variance + (epsilon * mean) ** 2, 1.0, variance.sqrt())
 
@@ -227,9 +239,9 @@ def _checked(
 ) -> tuple[Tensor, Tensor]:
     """Targets (problem, row) float64 and training sets (problem, fold, row) bool."""
     if features.dim() != 3 or not features.is_floating_point() or 0 in features.shape:
-        raise InputError(f"features of shape {tuple(features.shape)}; they are floats (problem, row, d_model)")
+        raise InputError(f"features of shape {tuple(features.shape)}; give floats (problem, row, d_model)")
     if not penalties or not all(0 < penalty < float("inf") for penalty in penalties):
-        raise InputError(f"penalties {list(penalties)}; each is a finite number above 0")
+        raise InputError(f"penalties {list(penalties)}; each has to be a finite number above 0")
     problems, rows, _ = features.shape
     if targets.shape not in {(rows,), (problems, rows)}:
         raise InputError(f"targets of shape {tuple(targets.shape)} for features of {problems} problems and {rows} rows")
@@ -248,7 +260,7 @@ def _checked(
 
 def _check_classes(targets: Tensor, folds: Tensor) -> None:
     if not ((targets == 0) | (targets == 1)).all():
-        raise InputError("logistic targets other than 0 and 1; encode the two classes so")
+        raise InputError("logistic targets other than 0 and 1; encode the two classes as 0 and 1")
     ones = (folds * targets[:, None]).sum(-1)
     if ((ones == 0) | (ones == folds.sum(-1))).any():
-        raise InputError("a training set holds one class only; record traces of both or ask for fewer folds")
+        raise InputError("a training set has one class only; record more traces of the other or ask for fewer folds")

@@ -1,4 +1,4 @@
-"""Which layer and which position know it? All of them solved at once, and every choice made inside the fold that it is judged on."""
+"""Which layer and position know it? All of them are fitted at once, and every choice is made inside the training part of a fold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ from reasonscope.probes.evaluation.metrics import auroc
 from reasonscope.probes.fitting.solvers import logistic_path, ridge_path
 
 PENALTIES: tuple[float, ...] = tuple(float(penalty) for penalty in 10.0 ** np.arange(-2, 7))
-BLOCK_BYTES = 2**28  # of coefficients that are held at a time; more cells than fit are taken in turn
+BLOCK_BYTES = 2**28  # of coefficients in memory at a time; if there are more cells than fit, they are taken in turn
 _SOLVERS = {"regression": ridge_path, "binary": logistic_path}
 _METRICS: dict[Task, Metric] = {"regression": spearman, "binary": auroc}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerChoice:
-    """What the inner folds chose: indices of the layer and the position as they stood in the features, and the penalty."""
+    """What the inner folds chose: the index of the layer and of the position in the features, and the penalty."""
 
     layer: int
     position: int
@@ -44,11 +44,19 @@ class LayerChoice:
 class SweepResult:
     """A nested sweep over layers, positions and penalties.
 
-    `predictions` (row,): held out, each by the layer, position and penalty that its own training rows chose; in the units of the
-    targets, for a binary task the probability of class 1. `chosen` (fold,): these choices. `scores` (fold, layer, position): Spearman
-    or AUROC of each cell on the fold's held-out rows, only the penalty chosen inside; for the heat map, as its maximum over cells is
-    biased upwards and `predictions` are not. NaN where the held-out rows are of one class. `cosines` (layer, position): mean cosine of
-    a cell's directions between folds, NaN where one is 0. `final`, `coef` (d_model,) and `intercept`: chosen and fitted on all rows.
+    Attributes:
+        task: "regression" or "binary".
+        folds: The outer folds.
+        predictions: Held-out predictions, (row,), each by the layer, position and penalty that its training rows chose; in the units of
+            the targets, or for a binary task the probability of class 1.
+        chosen: The choice of each fold, (fold,).
+        scores: Spearman or AUROC of each cell on the held-out rows of each fold, (fold, layer, position), with only the penalty chosen
+            inside; NaN if these rows are of one class. It is for a heat map: its maximum over cells is biased upwards, `predictions` are
+            not.
+        cosines: Mean cosine between the directions of a cell in different folds, (layer, position); NaN if one is 0.
+        final: The choice on all rows.
+        coef: The probe fitted with it on all rows, (d_model,).
+        intercept: Its intercept.
     """
 
     task: Task
@@ -64,10 +72,14 @@ class SweepResult:
 
 @dataclass(frozen=True, kw_only=True)
 class _Cells:
-    """Some cells (a layer at a position), at the penalty that suited each in each of n outer folds, and last on all rows.
+    """Some cells (a layer at a position), at the best penalty of each in each of n outer folds, and last on all rows.
 
-    `penalty` and its inner `loss` (n + 1, cell); the fit with it, `coef` (n + 1, cell, d_model) and `intercept` (n + 1, cell);
-    `heldout` (cell, row): decision values by the outer fit whose fold holds the row out.
+    Attributes:
+        penalty: Index of the best penalty, (n + 1, cell).
+        loss: Its inner loss, (n + 1, cell).
+        coef: The fit with it, (n + 1, cell, d_model).
+        intercept: Its intercept, (n + 1, cell).
+        heldout: Decision values by the outer fit whose fold holds the row out, (cell, row).
     """
 
     penalty: NDArray[np.intp]
@@ -89,15 +101,28 @@ def sweep(
     standardise: bool = True,
     device: torch.device | str | None = None,
 ) -> SweepResult:
-    """Judge every layer and position of `features` (row, layer, position, d_model) by nested folds that keep groups whole.
+    """Fit and judge a probe at every layer and position by nested folds that keep groups whole.
 
-    Ridge on quantities, logistic regression on labels 0 and 1; `penalties` as `ridge_path` and `logistic_path` take them (an
-    `alpha`, a 1 / C). Layer, position and penalty are those of the least loss (squared error, log-loss) on the inner folds. Raises
-    InputError for features that are not finite or of another shape, and where `grouped_folds` does.
+    It is ridge on quantities and logistic regression on labels 0 and 1. Layer, position and penalty are those with the least loss
+    (squared error, log-loss) on the inner folds.
+
+    Args:
+        features: (row, layer, position, d_model).
+        targets: (row,).
+        groups: The group of each row.
+        task: "regression" or "binary".
+        penalties: An `alpha`, or a 1 / C, as `ridge_path` and `logistic_path` take them.
+        folds: Number of outer folds, and at most of inner folds.
+        seed: Seed of the folds.
+        standardise: Scale features by the standard deviation of the training rows.
+        device: The device that solves; by default the CPU.
+
+    Raises:
+        InputError: Features are not finite or of another shape, there are fewer groups than folds, or a class is in too few groups.
     """
     if features.ndim != 4 or len(features) != len(targets):
         raise InputError(
-            f"features {features.shape} for {len(targets)} targets; they have to be (row, layer, position, d_model)"
+            f"features of shape {features.shape} for {len(targets)} targets; they have to be (row, layer, position, d_model)"
         )
     check_finite(features)
     n_rows, n_layers, n_positions, width = features.shape
@@ -157,7 +182,7 @@ def _fit(
 
 
 def _training_sets(plan: Sequence[NestedFold], n_rows: int) -> list[Tensor]:
-    """True on the rows to fit on: each outer fold's, all, and each inner fold's. The outer folds serve as the inner ones of all rows."""
+    """Masks, true on the rows to fit on: of each outer fold, all rows, and each inner fold. Outer folds are the inner ones of all rows."""
     trains = [nested.outer.train for nested in plan] + [np.arange(n_rows)]
     trains += [fold.train for nested in plan for fold in nested.inner]
     masks = torch.zeros(len(trains), n_rows, dtype=torch.bool)
@@ -172,7 +197,7 @@ def _values(cells: Tensor, rows: NDArray[np.intp], coef: Tensor, intercept: Tens
 
 
 def _loss(values: Tensor, targets: Tensor, task: Task) -> Tensor:
-    """Mean over the rows of a fold, as scikit-learn's searches weigh folds: (cell, penalty)."""
+    """Mean loss over the rows of a fold, (cell, penalty): folds have equal weight, as in scikit-learn's searches."""
     if task == "regression":
         return (values - targets).square().mean(-1)
     return (softplus(values) - targets * values).mean(-1)

@@ -1,1 +1,1 @@
-"""What a probe predicts: thinking length, tokens remaining, refusal and correctness."""
+"""What the probes predict: length of the thinking, how much of it is left, refusal, and correctness."""

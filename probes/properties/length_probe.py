@@ -315,7 +315,7 @@ def _metrics(data: LengthData, predicted: Values, seed: int) -> dict[str, Estima
 
 
 def _within(data: LengthData, predicted: Values, strata: Sequence[float | str | None], seed: int) -> Estimate | str:
-    """The correlation inside strata, or why there is none."""
+    """The correlation inside strata, or why it is undefined."""
     rows = np.array([index for index, stratum in enumerate(strata) if stratum is not None], dtype=np.intp)
     if not len(rows):
         return "no problem states it (`difficulty` in a problem file)"

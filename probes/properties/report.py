@@ -71,11 +71,13 @@ def traces_with_thinking(store: TraceStore) -> list[Trace]:
 
 
 def without_thinking(traces: Sequence[Trace]) -> str:
-    """Why there is no thinking to predict in `traces`, and what to do."""
+    """Why nothing in `traces` can be predicted, and what to do."""
     if not traces:
-        return "there are no traces to learn from; record some: reasonscope record --problems ledger --n 240 --out RUN"
+        return (
+            "the run has no traces to learn from; record some: reasonscope record --problems ledger --n 240 --out RUN"
+        )
     return (
-        f"none of the {len(traces)} traces has thinking, so there is no length to predict; "
+        f"none of the {len(traces)} traces has thinking, so nothing can be predicted; "
         "record a model that thinks before it answers, without --no-think"
     )
 

@@ -152,9 +152,9 @@ def test_traces_of_one_question_need_one_group():
 
 
 def test_too_few_groups_and_nan_are_refused():
-    with pytest.raises(InputError, match="3 groups for 5 folds"):
+    with pytest.raises(InputError, match="3 groups of problems for 5 folds"):
         grouped_predictions(Ridge(), np.zeros((6, 1)), np.zeros(6), ["a", "b", "c"] * 2)
-    with pytest.raises(InputError, match="2 groups for 1 folds"):
+    with pytest.raises(InputError, match="2 groups of problems for 1 folds"):
         grouped_folds(np.zeros(6), ["a", "b"] * 3, folds=1)
     with pytest.raises(InputError, match="NaN"):
         grouped_predictions(Ridge(), np.full((6, 1), np.nan), np.zeros(6), list("abcdef"))
@@ -242,9 +242,9 @@ def test_what_a_grid_names_is_chosen_for_either_task():
     ("targets", "groups", "message"),
     [
         (np.ones(10), list("abcdefghij"), "all 10 rows are of class 1"),
-        (np.array([1.0, *[0.0] * 9]), list("abcdefghij"), "class 1 is in 1 groups for 5 folds"),
+        (np.array([1.0, *[0.0] * 9]), list("abcdefghij"), "class 1 is in 1 groups of problems for 5 folds"),
         (np.arange(10.0), list("abcdefghij"), "have to be 0 and 1"),
-        (np.array([0.0, 1.0] * 5), ["a"] * 10, "1 groups for 5 folds"),
+        (np.array([0.0, 1.0] * 5), ["a"] * 10, "1 groups of problems for 5 folds"),
         (np.array([0.0, np.nan] * 5), list("abcdefghij"), "NaN"),
         (np.array([0.0, 1.0] * 5), list("abcd"), "4 groups for 10 rows"),
     ],

@@ -95,7 +95,7 @@ def test_tpr_is_where_no_more_than_the_share_is_caught():
 
 def test_one_class_is_nan_and_a_score_is_no_probability():
     assert np.isnan([auroc(np.ones(3), np.arange(3.0)), pr_auc(np.zeros(3), np.arange(3.0))]).all()
-    with pytest.raises(InputError, match="not its scores"):
+    with pytest.raises(InputError, match="instead of its scores"):
         BINARY["brier"](np.array([0.0, 1.0]), np.array([-3.0, 3.0]))
 
 

@@ -39,9 +39,9 @@ def test_solutions_are_numpys(features, rows, device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_penalty_lost_in_rounding_is_refused(features, device):
     indefinite = -gram(features).to(device)
-    with pytest.raises(InputError, match="lost in the rounding"):
+    with pytest.raises(InputError, match="smaller than the rounding"):
         factored(indefinite.clone())
-    with pytest.raises(InputError, match="lost in the rounding"):
+    with pytest.raises(InputError, match="smaller than the rounding"):
         bordered_solutions(indefinite, *features[:2, :70].to(device), 0, torch.tensor([1.0], dtype=torch.float64))
 
 

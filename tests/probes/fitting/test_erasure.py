@@ -73,7 +73,7 @@ def test_bad_input_is_named():
         fit_eraser(states, np.ones(50, dtype=bool))
     with pytest.raises(InputError, match="NaN"):
         fit_eraser(np.full((50, 8), np.nan), labels)
-    with pytest.raises(InputError, match="a label a row"):
+    with pytest.raises(InputError, match="one label per row"):
         fit_eraser(states[:20], labels)
     with pytest.raises(InputError, match="of width 8"):
         fit_eraser(states, labels)(states[:, :4])

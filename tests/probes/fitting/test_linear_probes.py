@@ -228,7 +228,7 @@ def test_estimators_refuse_what_they_cannot_fit(estimator):
             clone(estimator).fit(broken, label)
     with pytest.raises(InputError, match="shape"):
         clone(estimator).fit(features[0], label[:-1])
-    with pytest.raises(InputError, match="this probe reads"):
+    with pytest.raises(InputError, match="this probe needs"):
         clone(estimator).fit(features[0], label).predict(features[0][:, :2])
     with pytest.raises(InputError, match="2 rows at least"):
         clone(estimator).fit(features[0][:1], label[:1])
@@ -320,7 +320,7 @@ def test_a_kept_pipeline_reads_raw_activations():
         kept.probabilities(features[0])
     with pytest.raises(InputError, match="fit it first"):
         LinearProbe.of(RidgeProbe(), site=SITE, model=MODEL)
-    with pytest.raises(InputError, match="more than a StandardScaler"):
+    with pytest.raises(InputError, match="more steps than a StandardScaler"):
         LinearProbe.of(make_pipeline(StandardScaler(), StandardScaler(), RidgeProbe()), site=SITE, model=MODEL)
 
 

@@ -94,7 +94,7 @@ def test_bad_input_is_one_clear_error(data):
         sweep(np.full_like(features, np.inf), targets, groups, task="regression")
     with pytest.raises(InputError, match="all 120 rows are of class 1"):
         sweep(features, np.ones(120), groups, task="binary")
-    with pytest.raises(InputError, match="class 1 is in 2 groups for 5 folds"):
+    with pytest.raises(InputError, match="class 1 is in 2 groups of problems for 5 folds"):
         sweep(features, (np.arange(120) < 4).astype(float), groups, task="binary")
-    with pytest.raises(InputError, match="1 groups for 5 folds"):
+    with pytest.raises(InputError, match="1 groups of problems for 5 folds"):
         sweep(features, targets, ["one"] * 120, task="regression")

@@ -15,7 +15,7 @@ from reasonscope.data.intervals import Estimate
 from reasonscope.data.organism.corpus import tokenizer_texts
 from reasonscope.data.organism.problems import ledger_of, request_of
 from reasonscope.data.organism.tokenizer import chat, train_tokenizer
-from reasonscope.data.organism.writer import boxed, write_ledger, write_request
+from reasonscope.data.organism.writer import closing_sentence, write_ledger, write_request
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.text.parse import build_trace
@@ -41,7 +41,7 @@ def written(problem, bpe, rng):
         answer = writing.answer
     else:
         writing = write_ledger(ledger_of(problem), "default", rng)
-        answer = boxed(int(problem.answer) + rng.randrange(2))
+        answer = closing_sentence(int(problem.answer) + rng.randrange(2))
     prompt, completion = chat(problem.messages[0].content, writing.thinking, answer)
     given, made = bpe.encode(prompt).ids, bpe.encode(completion).ids
     return build_trace(
@@ -202,7 +202,7 @@ def test_a_run_without_gold_answers_is_told_how_to_record_some(stores):
 def test_a_run_without_thinking_is_not_told_to_record_more_tokens(tmp_path, traces, measure):
     plain = [replace(trace, state="absent") for trace in traces["ledgers"]]
     store = TraceStore.create(tmp_path / "empty", sites=["resid_post.1"])
-    with pytest.raises(InputError, match=r"no traces to learn from; record some"):
+    with pytest.raises(InputError, match=r"has no traces to learn from; record some"):
         measure(store)
     states = [np.zeros((len(trace.token_ids) - 1, 4), np.float32) for trace in plain]
     store.append(plain, {"resid_post.1": states})
