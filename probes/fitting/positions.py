@@ -42,7 +42,7 @@ def thinking_to_window(trace: Trace) -> Span:
     if not has_cliff(trace):
         raise InputError(
             f"trace {trace.id!r} ({trace.state} thinking, {len(trace.token_ids)} tokens): a cliff needs at least two tokens of thinking, "
-            "a closing tag and an answer; leave this trace out"
+            "a closing tag and an answer; leave it out"
         )
     return Span(trace.tokens.thinking.start, trace.tokens.close_window.stop)
 

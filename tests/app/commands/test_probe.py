@@ -234,7 +234,7 @@ def test_a_command_says_its_finding_in_a_sentence_a_table_and_where_to_look(run)
     assert "40 problems)" in finding
     table = "\n".join(rest)
     assert all(
-        name in table for name in ("│ probe ", "│ difficulty ", "shuffled labels, 20 draws", "probe − best baseline")
+        name in table for name in ("│ probe ", "│ difficulty ", "shuffled labels, 199 draws", "probe − best baseline")
     )
     assert f"Probes: {run}/probes/length.safetensors" in said
     assert f"Figures: {run}/figures (length_prediction.html, length_scores.html)" in said
