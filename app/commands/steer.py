@@ -1,5 +1,6 @@
 """`reasonscope steer`: extract vectors from a run and sweep their strength; `reasonscope ablate`: run a plan of ablations."""
 
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated
@@ -60,8 +61,8 @@ def _extract(
     from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
     from reasonscope.probes.architecture.sites import expand_sites
-    from reasonscope.steering.experiments.held_out import model_of_run, source_of_run, split_run, vector_numbers
-    from reasonscope.steering.experiments.summaries import extraction_summary
+    from reasonscope.steering.experiments.extraction import extraction_summary, vector_numbers
+    from reasonscope.steering.experiments.held_out import model_of_run, source_of_run, split_run
     from reasonscope.steering.methods.registry import method as by_name
 
     chosen, where = by_name(method), run_folder(run)
@@ -138,12 +139,10 @@ def _sweep(
         model_of_run,
         numbers_from,
         respond,
-        response_numbers,
         sampling_of_run,
         source_of_run,
         split_run,
     )
-    from reasonscope.steering.experiments.summaries import sweep_summaries
 
     asked = [Asked.parse(text) for text in methods]
     given, where = numbers_from(strengths) if strengths else None, run_folder(run)
@@ -166,12 +165,14 @@ def _sweep(
         )
         for one in tracked(asked, "steering", "methods", name=attrgetter("name"))
     ]
-    numbers = {response.name: response_numbers(response) for response in responses}
+    numbers = {response.name: response.to_dict() for response in responses}
     command = f"reasonscope steer sweep {' '.join(methods)} --run {run} --nulls {nulls} --seed {seed}"
     drawn = sweep_figures(responses)
     save_numbers(where, "sweep", numbers, command=command, seed=seed, figures=drawn)
     files = [f"numbers: {where.numbers / 'sweep.json'}; figures: {where.figures} ({', '.join(drawn)})"]
-    show_summary(sweep_summaries(responses, files=files, next_command=f"reasonscope app {run}"), numbers, json_)
+    summaries = [response.summary() for response in responses]
+    summaries[-1] = replace(summaries[-1], files=files, next_command=f"reasonscope app {run}")
+    show_summary(summaries, numbers, json_)
 
 
 @loads_model
@@ -189,9 +190,7 @@ def ablate_command(
     from reasonscope.steering.experiments.ablation import ablation_effect, regenerate_ablated
     from reasonscope.steering.experiments.ablation_plan import read_plan
     from reasonscope.steering.experiments.held_out import (
-        ablation_numbers,
         model_of_run,
-        regeneration_numbers,
         sampling_of_run,
     )
     from reasonscope.steering.experiments.summaries import ablation_summary, regeneration_summary
@@ -211,9 +210,9 @@ def ablate_command(
             regenerated[one.name] = regenerate_ablated(
                 loaded, one, traces, problems, sampling, n_controls=n_controls, seed=chosen.seed
             )
-    numbers = {name: ablation_numbers(found) for name, found in effects.items()}
+    numbers = {name: found.to_dict() for name, found in effects.items()}
     for name, found in regenerated.items():
-        numbers[name]["regenerate_ablated"] = regeneration_numbers(found)
+        numbers[name]["regenerate_ablated"] = found.to_dict()
     for name in not_measured:
         numbers[name]["regenerate_ablated"] = "not measured: attention edges are cut in finished text only"
     second = regeneration_summary(regenerated, not_measured=not_measured)

@@ -87,7 +87,6 @@ def _sweep(where: RunFolder, store: TraceStore) -> None:
         Asked,
         model_of_run,
         respond,
-        response_numbers,
         sampling_of_run,
         source_of_run,
         split_run,
@@ -105,7 +104,7 @@ def _sweep(where: RunFolder, store: TraceStore) -> None:
         asked = Asked(name=name)
         responses.append(respond(experiment, source, asked, strengths=None, n_controls=5, covariance=False))
     command = f"reasonscope steer sweep {' '.join(SWEPT)} --run runs/demo --n {JUDGED}"
-    numbers = {response.name: response_numbers(response) for response in responses}
+    numbers = {response.name: response.to_dict() for response in responses}
     save_numbers(where, "sweep", numbers, command=command, seed=0, figures=sweep_figures(responses))
 
 

@@ -37,7 +37,6 @@ from reasonscope.probes.properties.length_probe import LengthReport
 from reasonscope.probes.properties.refusal_probe import CONTRASTS, RefusalReport
 from reasonscope.steering import METHODS, Arm, ExtractionData, SteeringExperiment, VectorUse
 from reasonscope.steering.experiments.conditions import method_conditions
-from reasonscope.steering.experiments.held_out import arm_numbers
 
 T = TypeVar("T")
 
@@ -192,7 +191,7 @@ def _keep_steering(where: RunFolder, out: Path, methods: Mapping[str, Sequence[V
     """Save SEAL's vector, and what the methods and their controls did."""
     make_folder(where.vectors)
     methods["seal"][0].vector.save(where.vectors / "seal.safetensors")
-    numbers = {arm.name: arm_numbers(arm) for arm in arms}
+    numbers = {arm.name: arm.to_dict() for arm in arms}
     drawn = {"steering_plane": figures.steering_plane(arms)}
     save_numbers(where, "steering", numbers, command=f"reasonscope demo --out {out}", seed=SAMPLING.seed, figures=drawn)
 

@@ -26,7 +26,7 @@ from reasonscope.steering import (
     SteeringExperiment,
 )
 from reasonscope.steering.decoding.budget import BudgetGuidance, LengthPredictor, Trust, train_predictor
-from reasonscope.steering.experiments.held_out import Asked, respond, response_numbers
+from reasonscope.steering.experiments.held_out import Asked, respond
 from reasonscope.steering.methods.registry import ExtractionData
 from reasonscope.steering.methods.thinking_speed import extract_speed_of_modes
 from reasonscope.steering.vectors.vector import SteeringVector
@@ -70,7 +70,7 @@ def main() -> None:
         write_figure(figure, given.run / "figures" / f"{name}.json")
         with (given.run / "numbers.jsonl").open("a", encoding="utf-8") as kept:
             for response in responses:
-                kept.write(json.dumps({"plane": name, response.name: response_numbers(response)}) + "\n")
+                kept.write(json.dumps({"plane": name, response.name: response.to_dict()}) + "\n")
                 sys.stdout.write("\n".join(lines(response)) + "\n")
                 sys.stdout.flush()
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, Resamples, permutation_p
 from reasonscope.data.random_sets import Pool, distinct_sets, smallest_p
+from reasonscope.data.summary import Summary
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.heads import Head, of_same_layers, random_heads
 from reasonscope.probes.architecture.sites import Site
@@ -20,8 +21,9 @@ from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.experiments.attention_knockout import Edges, reading_without
 from reasonscope.steering.experiments.conditions import Condition
-from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment
+from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment, estimates_to_dict
 from reasonscope.steering.experiments.side_effects import LogitsFunction, divergences, logits_function
+from reasonscope.steering.experiments.summaries import ablation_summary
 from reasonscope.steering.vectors.intervention import MaskedEdit
 from reasonscope.steering.vectors.scope import Scope
 
@@ -163,6 +165,14 @@ class RegenerationEffect:
     random: tuple[Arm, ...]
     excess: Mapping[str, Estimate]
 
+    def to_dict(self) -> dict[str, Any]:
+        """What the ablated model wrote, and what the random controls wrote, for JSON."""
+        return {
+            **self.arm.to_dict(),
+            "random": [arm.to_dict() for arm in self.random],
+            "excess_over_random": estimates_to_dict(self.excess),
+        }
+
 
 def regenerate_ablated(
     model: Model,
@@ -247,6 +257,29 @@ class AblationEffect:
     def smallest_p(self) -> float:
         """The smallest p-value that so few different controls can give; above .05 if there are fewer than 19."""
         return smallest_p(len(self.null))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The effect with its interval, the random controls, and the side effects, for JSON."""
+        low, high = np.quantile(self.null, [0.025, 0.975])
+        return {
+            "effect_nats_per_answer_token": self.effect.to_dict(),
+            "controls": {
+                "what": self.control,
+                "n": len(self.null),
+                "mean": float(np.mean(self.null)),
+                "low": float(low),
+                "high": float(high),
+            },
+            "p_value": self.p_value,
+            "smallest_p": self.smallest_p,
+            "side_effects": estimates_to_dict(self.side_effects),
+            "n_edited": self.n_edited,
+            "how": self.ablation.how,
+        }
+
+    def summary(self) -> Summary:
+        """By how much the ablation makes the given answers less likely, beside random ablations of the same size."""
+        return ablation_summary({self.ablation.name: self})
 
 
 def ablation_effect(

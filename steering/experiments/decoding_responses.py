@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from transformers import LogitsProcessor
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.summary import Summary
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.decoding.budget import BudgetGuidance, train_predictor
@@ -26,6 +27,7 @@ from reasonscope.steering.decoding.processors import (
 )
 from reasonscope.steering.experiments.conditions import Condition
 from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment
+from reasonscope.steering.experiments.summaries import ArmRow, response_summary
 from reasonscope.steering.methods.registry import ExtractionData
 from reasonscope.steering.vectors.thinking import Thinking, single_tokens
 
@@ -82,6 +84,24 @@ class DecodingResponse:
     def curves(self) -> dict[str, tuple[Arm, ...]]:
         """The arms to draw as one line."""
         return {self.name: self.arms}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every arm with its measures, for JSON."""
+        return {
+            "unit": self.unit,
+            "n_problems": self.base.n_problems,
+            "base": self.base.to_dict(),
+            "arms": [arm.to_dict() for arm in self.arms],
+            "random": [arm.to_dict() for arm in self.nulls],
+        }
+
+    def summary(self) -> Summary:
+        """What the method does at each value, beside the unchanged model and its random controls."""
+        rows = [
+            ArmRow(arm=arm, controls=tuple(null for null in self.nulls if null.multiplier == arm.multiplier))
+            for arm in self.arms
+        ]
+        return response_summary(self.name, self.base, rows, control=self.null_name, unit=self.unit)
 
 
 def decoding_response(

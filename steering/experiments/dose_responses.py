@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +10,12 @@ from scipy.stats import t
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate
+from reasonscope.data.summary import Summary
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.steering.experiments.conditions import Condition
-from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment
+from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment, estimates_to_dict
+from reasonscope.steering.experiments.summaries import ArmRow, response_summary
 from reasonscope.steering.vectors.application import VectorUse, as_intervention, check_uses
 from reasonscope.steering.vectors.matched_controls import random_uses
 from reasonscope.steering.vectors.vector import SteeringVector
@@ -50,6 +52,17 @@ class Dose:
         reach = float(t.ppf(0.975, k - 1)) * np.sqrt(1 + 1 / k) * changes.std(ddof=1)
         outside = bool(abs(self.steered.change.value - changes.mean()) > reach)
         return outside and (excess.low > 0 or excess.high < 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every arm with its numbers, for JSON."""
+        return {
+            "strength": self.strength,
+            "steered": self.steered.to_dict(),
+            "reversed": self.reversed.to_dict(),
+            "random": [arm.to_dict() for arm in self.random],
+            "excess_over_random": estimates_to_dict(self.excess),
+            "beyond_random": self.beyond_random,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +103,24 @@ class DoseResponse:
     def arms(self) -> list[Arm]:
         """All arms, the unsteered first."""
         return [self.base, *(arm for dose in self.doses for arm in (dose.steered, dose.reversed, *dose.random))]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every arm with its measures, and for each strength the excess over the random vectors, for JSON."""
+        return {
+            "sites": [str(site) for site in self.sites],
+            "held_out": self.held_out,
+            "n_problems": self.base.n_problems,
+            "base": self.base.to_dict(),
+            "doses": [dose.to_dict() for dose in self.doses],
+        }
+
+    def summary(self) -> Summary:
+        """What the method does at each strength, beside the unsteered model and the random vectors."""
+        rows = [
+            ArmRow(arm=dose.steered, controls=dose.random, reversed=dose.reversed, beyond=dose.beyond_random)
+            for dose in self.doses
+        ]
+        return response_summary(self.name, self.base, rows, control=self.null_name, held_out=self.held_out)
 
 
 def dose_response(

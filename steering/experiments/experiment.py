@@ -84,6 +84,19 @@ class Arm:
         """How far the states of an edited token were moved, summed over sites, in units of the residual stream."""
         return sum(self.distances.values())
 
+    def to_dict(self) -> dict[str, Any]:
+        """Every number with its interval, for JSON."""
+        return {
+            "name": self.name,
+            "multiplier": self.multiplier,
+            "n_problems": self.n_problems,
+            "n_edited": self.n_edited,
+            "distance": self.distance,
+            "change": self.change.to_dict(),
+            "measures": estimates_to_dict(self.measures),
+            "differences": estimates_to_dict(self.differences),
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArmMeasurements:
@@ -325,6 +338,11 @@ class SteeringExperiment:
         lengths = np.array([len(generated(trace)) for trace in self.traces], dtype=np.float64)
         means = self._resamples.means(run.values[name], lengths)
         return np.exp(means) if name == "perplexity" else means
+
+
+def estimates_to_dict(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    """Each estimate as `Estimate.to_dict` gives it, by name."""
+    return {name: estimate.to_dict() for name, estimate in estimates.items()}
 
 
 def _named(conditions: Sequence[Condition]) -> str:

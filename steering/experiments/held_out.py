@@ -1,7 +1,7 @@
-"""Extract from one part of a run and judge on the other; and the numbers of sweeps and ablations as JSON."""
+"""Extract from one part of a run and judge on the other."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,17 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Estimate
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model, load_model
-from reasonscope.steering.experiments.ablation import AblationEffect, RegenerationEffect
 from reasonscope.steering.experiments.decoding_responses import DECODING_METHODS, DecodingResponse, decoding_response
 from reasonscope.steering.experiments.dose_responses import DoseResponse, dose_response
-from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment
+from reasonscope.steering.experiments.experiment import SteeringExperiment
 from reasonscope.steering.methods.registry import METHODS, ExtractionData, method
-from reasonscope.steering.vectors.vector import SteeringVector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,96 +127,6 @@ def thinking_states(store: TraceStore, ids: Sequence[str], site: Site) -> NDArra
         for id in ids
     ]
     return np.concatenate(rows)
-
-
-def vector_numbers(vector: SteeringVector) -> dict[str, Any]:
-    """What a vector says about itself."""
-    about = {key: value for key, value in vector.provenance.items() if key not in ("model", "groups")}
-    return {
-        "method": vector.method,
-        "sign": vector.sign,
-        "norms": {str(site): norm for site, norm in vector.norms.items()},
-        "n_problems": len(vector.provenance.get("groups", ())),
-        **about,
-    }
-
-
-def ablation_numbers(found: AblationEffect) -> dict[str, Any]:
-    """The effect with its interval, the random controls, and the side effects."""
-    low, high = np.quantile(found.null, [0.025, 0.975])
-    return {
-        "effect_nats_per_answer_token": _estimate_numbers(found.effect),
-        "controls": {
-            "what": found.control,
-            "n": len(found.null),
-            "mean": float(np.mean(found.null)),
-            "ci": [float(low), float(high)],
-        },
-        "p_value": found.p_value,
-        "smallest_p": found.smallest_p,
-        "side_effects": _estimates(found.side_effects),
-        "touched": found.n_edited,
-        "how": found.ablation.how,
-    }
-
-
-def regeneration_numbers(found: RegenerationEffect) -> dict[str, Any]:
-    """What the ablated model wrote, and what the random controls wrote."""
-    return {
-        **arm_numbers(found.arm),
-        "random": [arm_numbers(arm) for arm in found.random],
-        "excess_over_random": _estimates(found.excess),
-    }
-
-
-def arm_numbers(arm: Arm) -> dict[str, Any]:
-    """An arm with its measures and their differences from the unsteered run."""
-    return {
-        "name": arm.name,
-        "multiplier": arm.multiplier,
-        "n_problems": arm.n_problems,
-        "touched": arm.n_edited,
-        "change": _estimate_numbers(arm.change),
-        "measures": _estimates(arm.measures),
-        "differences": _estimates(arm.differences),
-    }
-
-
-def response_numbers(response: DoseResponse | DecodingResponse) -> dict[str, Any]:
-    """Every arm with its measures, and for each strength the excess over the random vectors."""
-    if isinstance(response, DecodingResponse):
-        return {
-            "unit": response.unit,
-            "n_problems": response.base.n_problems,
-            "base": arm_numbers(response.base),
-            "arms": [arm_numbers(arm) for arm in response.arms],
-            "random": [arm_numbers(arm) for arm in response.nulls],
-        }
-    return {
-        "sites": [str(site) for site in response.sites],
-        "held_out": response.held_out,
-        "n_problems": response.base.n_problems,
-        "base": arm_numbers(response.base),
-        "doses": [
-            {
-                "strength": dose.strength,
-                "steered": arm_numbers(dose.steered),
-                "reversed": arm_numbers(dose.reversed),
-                "random": [arm_numbers(arm) for arm in dose.random],
-                "excess_over_random": _estimates(dose.excess),
-                "beyond_random": dose.beyond_random,
-            }
-            for dose in response.doses
-        ],
-    }
-
-
-def _estimate_numbers(estimate: Estimate) -> dict[str, Any]:
-    return {"value": estimate.value, "ci": list(estimate.interval)}
-
-
-def _estimates(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    return {name: _estimate_numbers(estimate) for name, estimate in estimates.items()}
 
 
 def numbers_from(text: str) -> Sequence[float]:

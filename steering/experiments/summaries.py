@@ -1,24 +1,20 @@
 """The findings of extraction, sweeps and ablations in words, with tables that show every number next to its control."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from reasonscope.data.intervals import Estimate
-from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import Summary, in_hundredths, in_percent, in_words, shortest_range
-from reasonscope.probes.architecture.sites import Site
-from reasonscope.steering.experiments.ablation import AblationEffect, RegenerationEffect
-from reasonscope.steering.experiments.decoding_responses import DecodingResponse
-from reasonscope.steering.experiments.dose_responses import Dose, DoseResponse
-from reasonscope.steering.experiments.experiment import Arm
-from reasonscope.steering.experiments.held_out import thinking_states
-from reasonscope.steering.vectors.application import VectorUse
-from reasonscope.steering.vectors.vector import SteeringVector
 
-# Traces whose states say how long the stream is at a site.
-_NORM_TRACES = 16
+if TYPE_CHECKING:  # they make their summaries here
+    from reasonscope.steering.experiments.ablation import AblationEffect, RegenerationEffect
+    from reasonscope.steering.experiments.experiment import Arm
+
 # Methods that people know by capitals.
 _CAPITALS = ("seal", "asc", "tip")
 # An answer that is cut off or unreadable this much more often than without steering is worth a line.
@@ -32,69 +28,45 @@ def method_title(name: str) -> str:
     return f"{first.upper() if first in _CAPITALS else first}{dash}{rest}"
 
 
-def extraction_summary(
-    name: str,
-    uses: Sequence[VectorUse],
-    store: TraceStore,
-    ids: Sequence[str],
-    *,
-    files: Sequence[str] = (),
-    next_command: str = "",
+@dataclass(frozen=True, kw_only=True)
+class ArmRow:
+    """A row of a sweep: a method at one strength or value, with its random controls.
+
+    Attributes:
+        arm: The method.
+        controls: Random vectors or tokens in its place; empty if it has none.
+        reversed: The vector with its sign reversed, for steering methods.
+        beyond: Whether its change of length is beyond what the controls do, for steering methods.
+    """
+
+    arm: Arm
+    controls: Sequence[Arm]
+    reversed: Arm | None = None
+    beyond: bool | None = None
+
+
+def response_summary(
+    name: str, base: Arm, rows: Sequence[ArmRow], *, control: str, unit: str = "strength", held_out: bool | None = None
 ) -> Summary:
-    """What was extracted, from how much, and how long each vector is beside the states that it will be added to."""
-    each = [(use, site) for use in uses for site in use.vector.directions]
-    norms = {site: _state_norm(store, ids, site) for site in dict.fromkeys(site for _, site in each)}
-    rows = [
-        (str(site), in_words(use.vector.norms[site]), in_words(_share(use, site, norms[site])), cosine)
-        for (use, site), cosine in zip(each, _cosines_with_the_one_above(each), strict=True)
-    ]
-    sites = ", ".join(dict.fromkeys(str(site) for _, site in each))
-    first = uses[0].vector
-    length = "" if len(each) > 1 or rows[0][2] == "–" else f"; its norm is {rows[0][2]} of the state's"
-    vectors = "vector" if len(each) == 1 else f"vectors ({len(each)})"
+    """What a method does at each strength, beside the unsteered model and beside its random controls.
+
+    `control` names what the controls are, "" for none. `held_out` says whether the vector is known to come from other problems; None for
+    decoding methods, which have no vector.
+    """
+    measured = [key for key in ("accuracy", *_REFUSED) if key in base.measures]
+    swept = any(row.reversed is not None for row in rows)
+    table = [("unsteered", in_words(base.tokens), "", "", *_measures(base, measured), *(("", "") if swept else ()))]
+    for row in rows:
+        changes = in_percent(row.arm.change), _range_of_changes(row.controls)
+        more = () if row.reversed is None else (in_percent(row.reversed.change), "yes" if row.beyond else "no")
+        head = f"{row.arm.multiplier:g}", in_words(row.arm.tokens)
+        table.append((*head, *changes, *_measures(row.arm, measured), *more))
+    columns = (unit, "thinking tokens", "change", control or "control", *map(_column, measured))
     return Summary(
-        finding=f"{method_title(name)} {vectors} at {sites} from {_sources(first)}{length}.",
-        columns=("site", "norm", "norm / norm of the state", "cosine with the one above"),
-        rows=rows if len(each) > 1 else (),
-        notes=[f"A positive strength goes {first.sign}."] if first.sign else [],
-        files=files,
-        next_command=next_command,
-    )
-
-
-def sweep_summaries(
-    responses: Sequence[DoseResponse | DecodingResponse], *, files: Sequence[str] = (), next_command: str = ""
-) -> list[Summary]:
-    """One for each method, by `response_summary`; the last says where the numbers went and what comes next."""
-    each = [response_summary(response) for response in responses]
-    last = each.pop()
-    return [*each, Summary(**{**vars(last), "files": files, "next_command": next_command})]
-
-
-def response_summary(response: DoseResponse | DecodingResponse) -> Summary:
-    """What a method does at each strength, beside the unsteered model and beside its random controls."""
-    arms, random = _arms(response), _random(response)
-    measured = [name for name in ("accuracy", *_REFUSED) if name in response.base.measures]
-    swept = isinstance(response, DoseResponse)
-    rows = [("unsteered", in_words(response.base.tokens), "", "", *_measures(response.base, measured))]
-    for arm, chance in zip(arms, random, strict=True):
-        changes = in_percent(arm.change), _range_of_changes(chance)
-        rows.append((f"{arm.multiplier:g}", in_words(arm.tokens), *changes, *_measures(arm, measured)))
-    if isinstance(response, DoseResponse):
-        both = [("", ""), *((in_percent(dose.reversed.change), _beyond(dose)) for dose in response.doses)]
-        rows = [(*row, *more) for row, more in zip(rows, both, strict=True)]
-    return Summary(
-        finding=_finding(response, arms, random),
-        columns=(
-            "strength" if swept else response.unit,
-            "thinking tokens",
-            "change",
-            response.null_name or "control",
-            *map(_column, measured),
-            *(("reversed", "beyond random?") if swept else ()),
-        ),
-        rows=rows,
-        notes=[*_held_out_note(response), *_form_notes(response.base, arms)],
+        finding=_finding(name, base, rows, control, unit),
+        columns=(*columns, "reversed", "beyond random?") if swept else columns,
+        rows=table,
+        notes=[_held_out_note(base, held_out), *_form_notes(base, [row.arm for row in rows])],
     )
 
 
@@ -164,59 +136,21 @@ def regeneration_summary(
     )
 
 
-def _state_norm(store: TraceStore, ids: Sequence[str], site: Site) -> float | None:
-    """The mean norm of the states at `site` along the thinking of the first traces; None if the run did not store them."""
-    if str(site) not in store.sites:
-        return None
-    states = thinking_states(store, ids[:_NORM_TRACES], site)
-    return float(np.linalg.norm(states, axis=1).mean()) if len(states) else None
-
-
-def _share(use: VectorUse, site: Site, norm: float | None) -> float | None:
-    return None if norm is None else use.vector.norms[site] / norm
-
-
-def _cosines_with_the_one_above(each: Sequence[tuple[VectorUse, Site]]) -> list[str]:
-    directions = [use.vector.directions[site] for use, site in each]
-    return ["", *(in_words(float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))) for a, b in pairwise(directions))]
-
-
-def _sources(vector: SteeringVector) -> str:
-    """`12 problems (112 steps)`, from what the extraction noted."""
-    about = vector.provenance
-    problems = f"{len(about.get('groups', ()))} problems"
-    if "steps" in about:
-        return f"{problems} ({sum(about['steps'].values())} steps)"
-    return f"{problems} ({about['pairs']} pairs)" if "pairs" in about else problems
-
-
-def _arms(response: DoseResponse | DecodingResponse) -> list[Arm]:
-    if isinstance(response, DecodingResponse):
-        return list(response.arms)
-    return [dose.steered for dose in response.doses]
-
-
-def _random(response: DoseResponse | DecodingResponse) -> list[list[Arm]]:
-    """The random controls of each arm; of the decoding those with its value."""
-    if isinstance(response, DoseResponse):
-        return [list(dose.random) for dose in response.doses]
-    return [[null for null in response.nulls if null.multiplier == arm.multiplier] for arm in response.arms]
-
-
-def _finding(response: DoseResponse | DecodingResponse, arms: Sequence[Arm], random: Sequence[Sequence[Arm]]) -> str:
+def _finding(name: str, base: Arm, rows: Sequence[ArmRow], control: str, unit: str) -> str:
     """A sentence on the strength that changes most: of those beyond random controls, if there are any."""
-    beyond = [dose.beyond_random for dose in response.doses] if isinstance(response, DoseResponse) else []
-    chosen = max(range(len(arms)), key=lambda i: (beyond[i] if beyond else False, abs(arms[i].change.value)))
-    arm, at = arms[chosen], f" at strength {arms[chosen].multiplier:g}"
-    if isinstance(response, DecodingResponse):
-        at = "" if response.unit == "as published" else f" at {arm.multiplier:g} {response.unit}"
-    length, accuracy = _length_clause(arm), _accuracy_clause(response.base, arm)
-    chance = _chance_clause(response, arm, random[chosen])
-    outcome = "; ".join([*filter(None, [accuracy]), *_refusal_clauses(response.base, arm, random[chosen])])
-    verdict = ""
-    if beyond and not any(beyond):
-        verdict = " No strength changes the length beyond what random vectors do."
-    return f"{method_title(response.name)}{at} {length}{chance}{f'; {outcome}' if outcome else ''}.{verdict}"
+    chosen = max(rows, key=lambda row: (row.beyond or False, abs(row.arm.change.value)))
+    arm, at = chosen.arm, "" if unit == "as published" else f" at {chosen.arm.multiplier:g} {unit}"
+    if unit == "strength":
+        at = f" at strength {arm.multiplier:g}"
+    outcome = "; ".join([*filter(None, [_accuracy_clause(base, arm)]), *_refusal_clauses(base, arm, chosen.controls)])
+    judged = any(row.beyond is not None for row in rows)
+    verdict = (
+        " No strength changes the length beyond what random vectors do."
+        if judged and not any(row.beyond for row in rows)
+        else ""
+    )
+    said = f"{method_title(name)}{at} {_length_clause(arm)}{_chance_clause(control, chosen)}"
+    return f"{said}{f'; {outcome}' if outcome else ''}.{verdict}"
 
 
 def _length_clause(arm: Arm) -> str:
@@ -228,11 +162,11 @@ def _length_clause(arm: Arm) -> str:
     return f"leaves the length of the thinking as it is ({in_percent(arm.change)})"
 
 
-def _chance_clause(response: DoseResponse | DecodingResponse, arm: Arm, random: Sequence[Arm]) -> str:
-    if not random:
+def _chance_clause(control: str, row: ArmRow) -> str:
+    if not row.controls:
         return ", and has no random control"
-    what = "random vectors that move states as far" if isinstance(response, DoseResponse) else response.null_name
-    return f", {what} change it by {_range_of_changes(random)}"
+    what = control if row.reversed is None else f"{control} that move states as far"
+    return f", {what} change it by {_range_of_changes(row.controls)}"
 
 
 def _accuracy_clause(base: Arm, arm: Arm) -> str:
@@ -269,10 +203,6 @@ def _column(name: str) -> str:
     return f"{_REFUSED[name]} refused" if name in _REFUSED else name
 
 
-def _beyond(dose: Dose) -> str:
-    return "yes" if dose.beyond_random else "no"
-
-
 def _range_of_changes(arms: Sequence[Arm]) -> str:
     """`−3 to 1 %`, the lowest and the highest mean of the controls."""
     ends = [in_percent(change) for change in sorted(arm.change.value for arm in arms)]
@@ -289,15 +219,13 @@ def _middle_95(null: Sequence[float]) -> str:
     return in_words(Estimate(value=float(middle), low=float(low), high=float(high)))
 
 
-def _held_out_note(response: DoseResponse | DecodingResponse) -> list[str]:
-    n = response.base.n_problems
-    if isinstance(response, DecodingResponse):
-        return [f"Judged on {n} problems; each value answers them with the same seeds."]
-    if response.held_out:
-        return [f"Judged on {n} problems that the vector was not made from, with the same seeds at every strength."]
-    return [
-        f"Judged on {n} problems. The vector does not say which problems it was made from: these may be among them."
-    ]
+def _held_out_note(base: Arm, held_out: bool | None) -> str:
+    n = base.n_problems
+    if held_out is None:
+        return f"Judged on {n} problems; each value answers them with the same seeds."
+    if held_out:
+        return f"Judged on {n} problems that the vector was not made from, with the same seeds at every strength."
+    return f"Judged on {n} problems. The vector does not say which problems it was made from: these may be among them."
 
 
 def _form_notes(base: Arm, arms: Sequence[Arm]) -> list[str]:

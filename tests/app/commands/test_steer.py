@@ -54,6 +54,17 @@ def test_extract_saves_the_vector_of_the_problems_that_are_not_held_out(run):
     assert len(vector.provenance["groups"]) == 4 and set(vector.provenance["groups"]) < everything
 
 
+def test_extract_says_what_it_made_and_what_comes_next(run, tmp_path):
+    out, args = tmp_path / "v.gguf", ("steer", "extract", "seal", "--sites", "resid_post.3", "--run", str(run))
+    said = CliRunner().invoke(cli.app, [*args, "--out", str(out)], catch_exceptions=False).stdout
+    assert (
+        "SEAL vector at resid_post.3 from 4 problems (" in said
+        and "A positive strength goes towards execution." in said
+    )
+    assert f"vector: {out}" in said
+    assert f"Next: reasonscope steer sweep seal --run {run} --sites resid_post.3 --strengths 0.5,1,2" in said
+
+
 def test_sweep_shows_every_strength_beside_its_controls(run):
     args = ("--run", run, "--sites", "resid_post.3", "--strengths", "1", "--n", 2)
     found = numbers("steer", "sweep", "seal", *args)["seal"]
@@ -104,9 +115,9 @@ def test_ablate_runs_a_plan_with_every_kind(run, tmp_path, monkeypatch):
     found = numbers("ablate", plan, "--run", run)
     assert len(found) == 8
     for one in found.values():
-        assert one["smallest_p"] == 1 / (1 + one["controls"]["n"]) and one["touched"] > 0
-        low, high = one["effect_nats_per_answer_token"]["ci"]
-        assert low <= one["effect_nats_per_answer_token"]["value"] <= high
+        assert one["smallest_p"] == 1 / (1 + one["controls"]["n"]) and one["n_edited"] > 0
+        effect = one["effect_nats_per_answer_token"]
+        assert effect["low"] <= effect["value"] <= effect["high"]
     assert {name: one["controls"]["n"] for name, one in found.items()} == {
         "heads": 9,
         **dict.fromkeys(("heads by mean", "heads by draw"), 3),
@@ -122,7 +133,7 @@ def test_ablate_runs_a_plan_with_every_kind(run, tmp_path, monkeypatch):
     assert {"tokens", "well_formed"} <= anew["heads"]["excess_over_random"].keys() and not anew["early"][
         "excess_over_random"
     ]
-    assert all(one["touched"] > 0 and {"tokens", "well_formed"} <= one["differences"].keys() for one in anew.values())
+    assert all(one["n_edited"] > 0 and {"tokens", "well_formed"} <= one["differences"].keys() for one in anew.values())
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,6 @@ from reasonscope.steering.experiments.summaries import (
     ablation_summary,
     method_title,
     regeneration_summary,
-    response_summary,
-    sweep_summaries,
 )
 
 FLAT = Estimate(value=0.0, low=0.0, high=0.0)
@@ -61,7 +59,7 @@ STRONG = dose(1.0, -0.27, 0.68, NOISE, excess=estimate(-90, 20))
 
 def test_a_sweep_says_what_the_method_does_and_what_chance_does():
     weak = dose(0.5, -0.01, 0.83, NOISE, excess=estimate(-3, 20))
-    found = response_summary(response(weak, STRONG))
+    found = response(weak, STRONG).summary()
     assert found.finding == (
         "SEAL at strength 1 makes the thinking 27 % shorter [21, 33], random vectors that move states as far change it by −1 to 1 %; "
         "accuracy falls from 0.83 to 0.68 (−0.15 [−0.27, −0.03])."
@@ -79,7 +77,7 @@ def test_a_sweep_says_what_the_method_does_and_what_chance_does():
 
 
 def test_a_sweep_that_does_no_more_than_chance_says_so():
-    found = response_summary(response(dose(1.0, -0.01, 0.83, NOISE, excess=estimate(-3, 20))))
+    found = response(dose(1.0, -0.01, 0.83, NOISE, excess=estimate(-3, 20))).summary()
     assert "leaves the length of the thinking as it is (−1 % [−7, 5])" in found.finding
     assert "accuracy stays at 0.83" in found.finding
     assert found.finding.endswith("No strength changes the length beyond what random vectors do.")
@@ -87,7 +85,7 @@ def test_a_sweep_that_does_no_more_than_chance_says_so():
 
 def test_answers_that_break_are_named_and_so_is_a_vector_of_unknown_problems():
     broken = dose(2.0, 0.4, 0.1, NOISE, excess=estimate(90, 20), well_formed=0.4)
-    found = response_summary(replace(response(broken), held_out=False))
+    found = replace(response(broken), held_out=False).summary()
     assert found.notes == [
         "Judged on 40 problems. The vector does not say which problems it was made from: these may be among them.",
         "At 2, 60 % of the answers are cut off at the token limit or cannot be read (0 % unsteered).",
@@ -103,7 +101,7 @@ def test_refusal_is_told_if_there_are_requests():
         random=tuple(arm(f"random {i}", 1.0, 0.0, 0.83, refused_harmful=estimate(0.6 + i / 10, 0)) for i in range(5)),
         excess={"tokens": FLAT},
     )
-    found = response_summary(replace(response(one), base=arm("base", 0.0, 0.0, 0.83, **before)))
+    found = replace(response(one), base=arm("base", 0.0, 0.0, 0.83, **before)).summary()
     wanted = "the refused share of harmful requests falls from 1.00 to 0.00, with random controls it is 0.60 to 1.00"
     assert wanted in found.finding and "harmful requests refused" in found.columns
 
@@ -117,13 +115,12 @@ def test_decoding_methods_stand_beside_their_own_controls():
         nulls=(arm("random tokens 1", 1.0, 0.0, 0.83), arm("random tokens 1", 3.0, 0.03, 0.83)),
     )
     closing = replace(two, name="forced-close", unit="tokens", nulls=(), null_name="")
-    first, last = sweep_summaries([two, closing], files=["numbers: here"], next_command="reasonscope app RUN")
+    first, last = two.summary(), closing.summary()
     assert first.finding.startswith(
         "TIP at 3 logits makes the thinking 20 % shorter [14, 26], random tokens change it by 3 %"
     )
-    assert [row[3] for row in first.rows] == ["", "0 %", "3 %"] and not first.files
+    assert [row[3] for row in first.rows] == ["", "0 %", "3 %"]
     assert "and has no random control" in last.finding and [row[3] for row in last.rows] == ["", "–", "–"]
-    assert last.files == ["numbers: here"] and last.next_command == "reasonscope app RUN"
 
 
 def effect(value, null, p):
