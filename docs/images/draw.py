@@ -2,8 +2,8 @@
 
 Given folders, it draws the figures that are in them instead: those that the scripts docs/experiments/organism_*.py wrote.
 
-The screenshots of the app are tests/app/pages/test_chromium.py's; steering.png and demo.png come from runs that take long, and growth.png is
-benchmarks/growth.py's.
+tests/app/pages/test_chromium.py makes the screenshots of the app, and benchmarks/growth.py makes growth.png. steering.png comes from a long run,
+and demo.png is a screenshot of the figures in the demo's report.
 """
 
 import base64
