@@ -18,6 +18,7 @@ from reasonscope.data.organism.forms import recognise
 from reasonscope.data.organism.reader import SentenceTruth
 from reasonscope.data.organism.requests import COMPLIANCE, REFUSAL
 from reasonscope.data.organism.truth import truths
+from reasonscope.data.progress import working
 from reasonscope.data.text.sentence_labels import label_sentences
 from reasonscope.data.text.steps_and_sentences import steps
 from reasonscope.data.trace import Problem, Sampling, Sentence, Trace
@@ -43,6 +44,7 @@ class Measure:
         return (self.low is None or self.value >= self.low) and (self.high is None or self.value <= self.high)
 
 
+@working("measuring the organism")
 def evaluate_organism(model: Model, *, n: int = 500, seed: int = 0) -> list[Measure]:
     """Every number of the organism's card, on `n` held-out ledgers (and as many requests) at temperature 0.7."""
     rng = random.Random(seed)

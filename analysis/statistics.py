@@ -13,6 +13,7 @@ from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, drawn_groups, permutation_p, resample_groups, tails
+from reasonscope.data.progress import tracked
 from reasonscope.probes.evaluation.metrics import auroc
 
 
@@ -266,7 +267,8 @@ def dependency_agreement(
             f"{int(true.sum())} of {len(true)} pairs are true dependencies; both kinds are needed to tell them apart"
         )
     rng = np.random.default_rng(seed)
-    null = np.array([_judge([row.shuffled(rng) for row in rows]) for _ in range(n_permutations)])
+    drawn = tracked(range(n_permutations), "shuffling", "draws")
+    null = np.array([_judge([row.shuffled(rng) for row in rows]) for _ in drawn])
     measured, precision = _judge(rows)
     near = np.concatenate([-row.distance for row in rows])
     return DependencyAgreement(

@@ -9,7 +9,7 @@ from types import FrameType
 
 from reasonscope.data.errors import ReasonscopeError
 
-NOTHING_KEPT = "nothing was kept; run the same command again to start over."
+NOTHING_KEPT = "no result was kept; run the same command again to start over."
 
 
 @contextmanager

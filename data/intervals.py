@@ -13,6 +13,7 @@ from scipy.stats import beta, norm, t
 
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
+from reasonscope.data.progress import counted, working
 
 Alternative = Literal["greater", "less", "two-sided"]
 _Z = 1.959964  # 95 %
@@ -219,7 +220,9 @@ def resample_groups(
     """
     n, _ = _numbered(groups)
     value = statistic(np.arange(len(groups)))
-    values = np.array([statistic(rows) for rows in drawn_groups(groups, n_resamples=n_resamples, seed=seed)])
+    with working("resampling", total=n_resamples, unit="draws") as work:
+        drawn = counted(drawn_groups(groups, n_resamples=n_resamples, seed=seed), work)
+        values = np.array([statistic(rows) for rows in drawn])
     return percentile_estimate(value, values, n)
 
 

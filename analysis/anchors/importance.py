@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from reasonscope.data.arrays import Values
 from reasonscope.data.intervals import shares_difference, wilson_interval
+from reasonscope.data.progress import tracked
 from reasonscope.data.variants import Variant, is_published
 
 PUBLISHED_SMOOTHING, SMOOTHING = 1e-9, 1.0
@@ -211,7 +212,8 @@ def null_values(
 ) -> Values:
     """(draw, metric, sentence) with the rollouts of i and i + 1 mixed, so that sentence i changes nothing."""
     rng = np.random.default_rng(seed)
-    return np.stack([_mixed_table(rollouts, convention, rng) for _ in range(n_permutations)])
+    drawn = tracked(range(n_permutations), "mixing answers", "draws")
+    return np.stack([_mixed_table(rollouts, convention, rng) for _ in drawn])
 
 
 def _mixed_table(rollouts: Mapping[int, Sequence[Rollout]], convention: Convention, rng: np.random.Generator) -> Values:

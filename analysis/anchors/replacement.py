@@ -12,6 +12,7 @@ from reasonscope.analysis.tokens.forced_answers import Decoder, Encoder
 from reasonscope.analysis.tokens.vocabulary import Unembedding, kl_from_hidden
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
+from reasonscope.data.progress import tracked
 from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.text.parse import THINK, ThinkTags
 from reasonscope.data.trace import Sampling, Sentence, Trace
@@ -149,7 +150,7 @@ def replacement_effects(
 
 def _effects(read: Callable[[int, str], Values], alternatives: ResampledAlternatives, n: int) -> Values:
     found = np.full((n, n), np.nan)
-    for source, texts in alternatives.items():
+    for source, texts in tracked(list(alternatives.items()), "replacing", "sentences"):
         if texts and source < n - 1:
             found[:, source] = np.mean([read(source, text) for text in texts], axis=0)
     return found

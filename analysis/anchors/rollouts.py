@@ -21,6 +21,7 @@ from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import null_band
 from reasonscope.analysis.tokens.forced_answers import Decoder, ForcedAnswers
 from reasonscope.data.arrays import Values
+from reasonscope.data.progress import working
 from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.text.answers import equivalent, extract_answer
 from reasonscope.data.text.parse import THINK, ThinkTags
@@ -88,16 +89,18 @@ def resample(
     cuts = [sentence.tokens.start for sentence in sentences] + [sentences[-1].tokens.stop]
     found: dict[int, list[Continuation]] = {i: [] for i in range(len(cuts))}
     gold = trace.problem.answer or trace.final_answer
-    while True:
-        todo = {i: plan.wanted(_hits(rows, gold), len(rows)) for i, rows in found.items()}
-        places = [(i, len(found[i]) + k) for i, n in todo.items() for k in range(n)]
-        if not places:
-            return found
-        branches = [
-            Branch(cut=cuts[i], seed=trace_seed(sampling.seed, f"{trace.id}/resample/{i}/{k}")) for i, k in places
-        ]
-        for (i, _), done in zip(places, writer(trace.token_ids.tolist(), branches, sampling), strict=True):
-            found[i].append(continuation(done, decode, tags))
+    with working("rolling out", total=len(cuts), unit="sentences") as work:
+        while True:
+            todo = {i: plan.wanted(_hits(rows, gold), len(rows)) for i, rows in found.items()}
+            work.done = sum(not n for n in todo.values())
+            places = [(i, len(found[i]) + k) for i, n in todo.items() for k in range(n)]
+            if not places:
+                return found
+            branches = [
+                Branch(cut=cuts[i], seed=trace_seed(sampling.seed, f"{trace.id}/resample/{i}/{k}")) for i, k in places
+            ]
+            for (i, _), done in zip(places, writer(trace.token_ids.tolist(), branches, sampling), strict=True):
+                found[i].append(continuation(done, decode, tags))
 
 
 def _hits(rows: Sequence[Continuation], gold: str | None) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from reasonscope.data.progress import working
 from reasonscope.data.trace import Span
 from reasonscope.probes.backends.hooks import HooksBackend
 from reasonscope.probes.generation.padding import check_sequence
@@ -97,9 +98,10 @@ def read_attention(model: Model, ids: Sequence[int], read: AttentionVisitor, *, 
         for one in attention_blocks(call.query[0], call.key[0], call.rule, layer=call.layer, block=block):
             read(one)
             outputs.append(_weighted(one.probabilities, value[:, one.keys.slice]))
+        work.advance()
         return torch.cat(outputs, dim=1)[None]
 
-    with attending(model.hf, attend):
+    with working("reading attention", total=model.n_layers, unit="layers") as work, attending(model.hf, attend):
         fed = torch.tensor([list(ids)], device=model.device)
         HooksBackend(model.hf, model.layout).forward(fed, mask=torch.ones_like(fed), last_logits_only=True)
 

@@ -18,6 +18,7 @@ from reasonscope.analysis.results import Axis, Result
 from reasonscope.analysis.statistics import null_band
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
+from reasonscope.data.progress import tracked
 from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions, gradients
@@ -76,7 +77,7 @@ def edge_scores(model: Model, clean: Sequence[int], corrupted: Sequence[int], *,
     start = Site("resid_pre", 0)
     change = kept.states[start] - dropped.states[start]
     sums: list[Tensor] = []
-    for step in range(steps):
+    for step in tracked(range(steps), "integrating", "steps"):
         point = dropped.states[start] + (step + 0.5) / steps * change
         found = parts.branch_gradients(point, clean, target)
         sums = [
@@ -165,7 +166,9 @@ def emergent_heads(
             "give a base and its own descendant"
         )
     shape = reasoner.n_layers, reasoner.n_heads
-    found = [[edge_scores(model, *pair, steps=steps) for pair in pairs] for model in (base, reasoner)]
+    todo = [(model, pair) for model in (base, reasoner) for pair in pairs]
+    scored = [edge_scores(model, *pair, steps=steps) for model, pair in tracked(todo, "attributing edges", "pairs")]
+    found = [scored[: len(pairs)], scored[len(pairs) :]]
     before, after = (np.stack([one.head_importance(*shape) for one in side]) for side in found)
     rng = np.random.default_rng(seed)
     drawn = []

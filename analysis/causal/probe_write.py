@@ -19,6 +19,7 @@ from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.analysis.statistics import bootstrap_band, null_band
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError, SiteError
+from reasonscope.data.progress import tracked
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.architecture.sites import Site
@@ -97,7 +98,8 @@ def total_effects(
     sequences = [trace.token_ids[: _row(trace, position) + 1].tolist() for trace in traces]
     untouched = _logits(model, probe, sequences, {}, batch)
     ablated = [without_heads(model, [head], how=how, bank=bank, seed=seed) for head in chosen]
-    return np.stack([untouched - _logits(model, probe, sequences, one.edits, batch) for one in ablated], axis=1)
+    each = tracked(ablated, "reading without each head", "heads")
+    return np.stack([untouched - _logits(model, probe, sequences, one.edits, batch) for one in each], axis=1)
 
 
 def probe_write_result(
@@ -173,7 +175,7 @@ def _random_directions(
     units *= np.linalg.norm(probe.coef) / np.linalg.norm(units, axis=1, keepdims=True)
     last = _blocks_before(probe)
     sums = np.zeros((model.n_layers, model.n_heads, n))
-    for trace in traces:
+    for trace in tracked(traces, "writing along random directions", "traces"):
         seen = _states(model, trace, _row(trace, position), last, probe.site)
         for layer in range(last):
             sums[layer] += (_head_writes(model, seen, layer) @ torch.from_numpy(units.T)).numpy()

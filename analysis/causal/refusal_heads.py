@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from reasonscope.analysis.statistics import null_band
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import mean_estimate
+from reasonscope.data.progress import tracked
 from reasonscope.data.random_sets import smallest_p
 from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.trace import Problem, Sampling, Trace
@@ -126,9 +128,17 @@ def cliff_heads(
     def answers(taken: Sequence[Head]) -> list[Values]:
         return _outcomes(model, trial, edit(taken) if taken else None)
 
-    arms = {"untouched": answers(()), "ablated": answers(heads)}
     others = random_heads(heads, n_layers=model.n_layers, n_heads=model.n_heads, n_controls=n_controls, seed=seed)
-    random = np.array([[one.mean() for one in answers(other)] for other in others])
+    named = [
+        ("with all heads", ()),
+        ("without the chosen heads", heads),
+        *(("without random heads", o) for o in others),
+    ]
+    untouched, ablated, *chance = [
+        answers(taken) for _, taken in tracked(named, "answering without heads", "sets of heads", name=itemgetter(0))
+    ]
+    arms = {"untouched": untouched, "ablated": ablated}
+    random = np.array([[one.mean() for one in arm] for arm in chance])
     values = np.array([[one.mean() for one in arm] for arm in arms.values()])
     change, by_chance = np.abs(values[1] - values[0]), np.abs(random - values[0])
     sets = (trial.harmful, trial.benign, trial.solved)

@@ -16,6 +16,7 @@ from reasonscope.analysis.attention.vertical_scores import nan_mean
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.tokens.vocabulary import Unembedding, kl_from_hidden
 from reasonscope.data.arrays import Values
+from reasonscope.data.progress import tracked, working
 from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.generation.padding import check_sequence
@@ -84,7 +85,10 @@ def suppression_matrix(
     ids = trace.token_ids[: found[-1].stop].tolist()
     effect = suppression_effect(model, ids, found, temperature=temperature, batch=batch)
     rng = np.random.default_rng(seed)
-    drawn = [_control(model, ids, found, effect.untouched, rng, temperature, batch) for _ in range(n_controls)]
+    drawn = [
+        _control(model, ids, found, effect.untouched, rng, temperature, batch)
+        for _ in tracked(range(n_controls), "suppressing random tokens", "sets")
+    ]
     values, chance = known.spread(normalised(effect.log_kl), 2), np.array([normalised(draw) for draw in drawn])
     axis = [f"{i}" for i in range(len(known.sentences))]
     null = None
@@ -165,12 +169,14 @@ class Untouched:
         firsts = suppressed.int().argmax(dim=1)
         found = torch.zeros(suppressed.shape, dtype=torch.float64)
         unembedding = Unembedding.of(self.model)
-        for rows in _alike(firsts.tolist(), suppressed.shape[1], batch):
-            start = int(firsts[rows[0]])
-            changed = self._behind(start, suppressed[rows])
-            with torch.no_grad():
-                kl = kl_from_hidden(unembedding, self.hidden[start:], changed, temperature=temperature)
-            found[rows, start:] = kl.double().cpu()
+        with working("suppressing", total=len(suppressed), unit="sentences") as work:
+            for rows in _alike(firsts.tolist(), suppressed.shape[1], batch):
+                start = int(firsts[rows[0]])
+                changed = self._behind(start, suppressed[rows])
+                with torch.no_grad():
+                    kl = kl_from_hidden(unembedding, self.hidden[start:], changed, temperature=temperature)
+                found[rows, start:] = kl.double().cpu()
+                work.advance(len(rows))
         return found.numpy()
 
     def _behind(self, start: int, suppressed: Tensor) -> Tensor:

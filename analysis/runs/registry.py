@@ -56,6 +56,7 @@ from reasonscope.analysis.traces.trajectory import trajectory_of_trace
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.truth import true_sentences
+from reasonscope.data.progress import counted, working
 from reasonscope.data.sentence_cut import cut_hash
 from reasonscope.data.summary import Summary
 from reasonscope.data.text.answers import equivalent
@@ -73,7 +74,8 @@ def _mi(study: Study[MiOptions], trace: Trace) -> Iterator[Result]:
         yield _undefined(trace, "mi", reason)
         return
     hidden = {site: study.store.activations(trace.id, str(site)) for site in study.sites}
-    golds = list(islice(_foreign_golds(study, trace), MOST_OTHERS))
+    with working("reading answers", total=MOST_OTHERS, unit="answers") as work:
+        golds = list(islice(counted(_foreign_golds(study, trace), work), MOST_OTHERS))
     yield mi_of_trace(
         trace,
         hidden,

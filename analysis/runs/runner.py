@@ -125,6 +125,15 @@ def analyse(
     return list(run_analysis(task, cluster=cluster))
 
 
+def finished_traces(task: AnalysisTask) -> tuple[list[str], int]:
+    """The ids of the traces that an interrupted analysis has finished and will not do again, and how many traces there are in all."""
+    analysis, study = ANALYSES[task.name].run, task.study()
+    if not isinstance(analysis, PerTraceAnalysis):
+        return [], len(study.traces)
+    notes = Notes.of(task, analysis, study)
+    return [trace.id for trace in study.traces if notes.finished(trace.id)], len(study.traces)
+
+
 def summarise(task: AnalysisTask, results: Sequence[Result]) -> Summary:
     """What the results of an analysis tell: the finding, a table with nulls, the text that matters, and where to see it.
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.progress import working
 from reasonscope.data.text.answers import equivalent, extract_answer
 from reasonscope.data.text.parse import THINK, ThinkTags
 from reasonscope.data.trace import Sampling, Trace
@@ -51,6 +52,7 @@ def closing_stub(trace: Trace, encode: Encoder, *, tags: ThinkTags = THINK, fina
     return tuple(int(i) for i in encode(f"{close}{final}"))
 
 
+@working("forcing answers")
 def forced_answers(
     writer: Writer,
     trace: Trace,

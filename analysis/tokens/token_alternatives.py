@@ -12,6 +12,7 @@ from torch import Tensor
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import chance_above, mean_band, mean_number, null_band
 from reasonscope.data.arrays import Values
+from reasonscope.data.progress import tracked
 from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Sentence, Trace
@@ -69,7 +70,7 @@ def alternatives(
     written = torch.as_tensor(trace.token_ids[trace.n_prompt_tokens :], device=logits.device)
     said, ids, best = list[Tensor](), list[Tensor](), list[Tensor]()
     low, high = list[Tensor](), list[Tensor]()
-    for start in range(0, len(logits), _ROWS):
+    for start in tracked(range(0, len(logits), _ROWS), "ranking tokens", f"blocks of {_ROWS} tokens"):
         rows = slice(start, start + _ROWS)
         logprobs = logits[rows].float().log_softmax(dim=-1)
         ordered = logprobs.sort(dim=-1, descending=True)
@@ -161,7 +162,7 @@ def steering_shift(
         return undefined(**common, reason=reason, axis="token", provenance=provenance)
     values = _change(plain, moved, trace)
     controls = []
-    for draw in range(n_controls):
+    for draw in tracked(range(n_controls), "steering by random vectors", "vectors"):
         control = Steering(vector.random_like(seed + draw), multiplier, scope)
         controls.append(_change(plain, _logits(model, trace, control).float().log_softmax(dim=-1), trace))
     null = null_band(controls, "random vectors of the same norm")
@@ -230,17 +231,18 @@ def head_effects(
     chance = np.empty((n_controls, model.n_layers, model.n_heads))
     writes = [Site("attn_out", layer) for layer in range(model.n_layers)]
     plain, with_all = read(writes, {})
-    for layer, written in enumerate(writes):
-        for head in range(model.n_heads):
-            removed = AblationIntervention(model, Ablation(name="head", heads=(Head(layer=layer, index=head),)))
-            without, left = read([written], removed.edits)
-            values[layer, head] = _kl(plain, without)
-            length = (with_all[written][0] - left[written][0]).float().norm(dim=-1, keepdim=True)
-            for draw in range(n_controls):
-                noise = torch.randn(with_all[written][0].shape, generator=random)
-                noise = torch.nn.functional.normalize(noise, dim=-1).to(length)
-                moved, _ = read((), {written: _adding(length * noise)})
-                chance[draw, layer, head] = _kl(plain, moved).mean()
+    every = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
+    for layer, head in tracked(every, "reading without each head", "heads"):
+        written = writes[layer]
+        removed = AblationIntervention(model, Ablation(name="head", heads=(Head(layer=layer, index=head),)))
+        without, left = read([written], removed.edits)
+        values[layer, head] = _kl(plain, without)
+        length = (with_all[written][0] - left[written][0]).float().norm(dim=-1, keepdim=True)
+        for draw in range(n_controls):
+            noise = torch.randn(with_all[written][0].shape, generator=random)
+            noise = torch.nn.functional.normalize(noise, dim=-1).to(length)
+            moved, _ = read((), {written: _adding(length * noise)})
+            chance[draw, layer, head] = _kl(plain, moved).mean()
     return Result(
         **common,
         axes=(Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),

@@ -6,14 +6,19 @@ There is one command per analysis, made of its question and of the fields of its
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import Field, fields
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from reasonscope.analysis.runs.options import AnalysisOptions
 from reasonscope.analysis.runs.questions import QUESTIONS, Question
 from reasonscope.app.commands.loading import LOADING
+from reasonscope.app.interruption import keeping
+
+if TYPE_CHECKING:
+    from reasonscope.analysis.runs.runner import AnalysisTask
 
 analyse = typer.Typer(help="Ask what matters in a trace: tokens, sentences, heads, whole traces.", no_args_is_help=True)
 
@@ -82,6 +87,17 @@ for _name, _question in QUESTIONS.items():
     )
 
 
+def _finished(task: "AnalysisTask") -> str:
+    """Which traces an interrupted analysis has finished, and how to go on."""
+    from reasonscope.analysis.runs.runner import finished_traces
+
+    ids, n_traces = finished_traces(task)
+    if not ids:
+        return "no trace was finished; run the same command again to start over."
+    others = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return f"{len(ids)} of {n_traces} traces are finished ({', '.join(ids[:5])}{others}); run the same command again to go on."
+
+
 def _run(
     name: str,
     options: AnalysisOptions,
@@ -101,7 +117,8 @@ def _run(
 
     task = AnalysisTask(run=run, name=name, options=options, traces=tuple(trace) if trace else None)
     cluster = None if ray is None else Cluster(address=ray, workers=workers, gpus=gpus)
-    results = list(run_analysis(task, cluster=cluster))
+    with keeping(partial(_finished, task)):
+        results = list(run_analysis(task, cluster=cluster))
     numbers: dict[str, Any] = {}
     for result in results:
         of = str(result.provenance.get("trace", "all"))

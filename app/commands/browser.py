@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 import typer
 
+from reasonscope.app.interruption import keeping
 from reasonscope.data.errors import InputError, MissingExtraError
 
 
@@ -39,7 +40,8 @@ def browse(
         environment[VARIABLE] = token or secrets.token_urlsafe(16)
         typer.echo(f"http://{host}:{port}/?{urlencode({'token': environment[VARIABLE]})}", err=True)
     line = serve_command(name, folder, host=host, port=port, guarded=guarded)
-    raise typer.Exit(subprocess.run(line, env=environment).returncode)
+    with keeping(lambda: "the app has stopped."):
+        raise typer.Exit(subprocess.run(line, env=environment).returncode)
 
 
 def _place(run: Path | None, root: Path | None) -> tuple[Path, str]:

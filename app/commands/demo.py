@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from reasonscope.app.interruption import keeping
+
 
 def demo(
     out: Annotated[Path, typer.Option(help="The folder of the run; a second call resumes what is there.")] = Path(
@@ -20,7 +22,8 @@ def demo(
     from reasonscope.app.demo.summary import REPORT, SUMMARY
     from reasonscope.app.terminal import printed_cell
 
-    summary = run_demo(out, size=QUICK if quick else Size())
+    with keeping(lambda: f"recorded traces are kept in {out}; run the same command again to go on."):
+        summary = run_demo(out, size=QUICK if quick else Size())
     told = Table.grid(padding=(0, 1))
     for number, line in enumerate(summary["story"], start=1):
         told.add_row(f"{number}.", printed_cell(line))

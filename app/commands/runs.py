@@ -125,7 +125,8 @@ def merge(
     """Join the parts of a run that an array of jobs recorded. The parts stay; their files are linked, not copied."""
     from reasonscope.data.storage.merge import merge_stores
 
-    typer.echo(f"{len(merge_stores(parts, out))} traces in {out}")
+    with keeping(lambda: f"the parts are as they were, and {out} is whole; run the same command again to go on."):
+        typer.echo(f"{len(merge_stores(parts, out))} traces in {out}")
 
 
 def check(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:

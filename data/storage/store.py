@@ -23,6 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError, ReasonscopeError, SiteError, StoreError
+from reasonscope.data.progress import tracked
 from reasonscope.data.storage.durable import TEMPORARY, remove
 from reasonscope.data.storage.manifest import NAME, Manifest, Shard, SiteType, look_at, shard_name
 from reasonscope.data.storage.records import traces_of_table
@@ -527,7 +528,8 @@ def check_store(path: str | Path) -> list[str]:
     files = {folder / _FOLDER / name: file for shard in manifest.shards for name, file in shard.files.items()}
     found = [problem for name in (_FOLDER, _LOCK) if (problem := _link_problem(folder / name))]
     if not (folder / _FOLDER).is_symlink():
-        found += [problem for name, file in files.items() if (problem := content_problem(name, file))]
+        read = tracked(list(files.items()), "reading every byte", "files")
+        found += [problem for name, file in read if (problem := content_problem(name, file))]
     known = {*files, folder / NAME, folder / _LOCK, folder / _FOLDER}
     present = (
         Path(at, name) for at, folders, files in os.walk(folder) for name in (*folders, *files)

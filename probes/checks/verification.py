@@ -1,15 +1,18 @@
 """Does reading this model give true numbers? The checks that a user runs on a model of their own before trusting any result."""
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
 from reasonscope.data.errors import InputError, ReasonscopeError
+from reasonscope.data.progress import say, tracked
 from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.architecture.sites import Point, Site
 from reasonscope.probes.backends.base import Edit, Positions
@@ -42,15 +45,21 @@ def verify(model: Model) -> list[Check]:
 
     A check that cannot run has failed, and its detail is the error.
     """
-    return [_run(name, check, model) for name, check in _CHECKS.items()]
+    return [
+        _run(name, check, model)
+        for name, check in tracked(list(_CHECKS.items()), "verifying", "checks", name=itemgetter(0))
+    ]
 
 
 def _run(name: str, check: Callable[[Model], Check], model: Model) -> Check:
+    began = time.monotonic()
     try:
         with torch.no_grad():
-            return check(model)
+            done = check(model)
     except ReasonscopeError as error:
-        return Check(name=name, passed=False, detail=f"{type(error).__name__}: {error}")
+        done = Check(name=name, passed=False, detail=f"{type(error).__name__}: {error}")
+    say(f"{name}: {'passed' if done.passed else 'FAILED'} ({time.monotonic() - began:.1f} s)")
+    return done
 
 
 def _measured(name: str, detail: str, value: float, limit: float) -> Check:

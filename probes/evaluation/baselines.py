@@ -6,6 +6,7 @@ the same folds, penalties and metric as the probe.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
+from reasonscope.data.progress import tracked
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
@@ -212,7 +214,7 @@ def rank_predictions(
         name: baseline_predictions(features, targets, groups, task=task, folds=folds, seed=seed)
         if features.ndim == 1 or np.ptp(features, axis=0).any()
         else np.full(len(targets), targets.mean())
-        for name, features in baselines.items()
+        for name, features in tracked(list(baselines.items()), "judging baselines", "baselines", name=itemgetter(0))
     }
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, permutation_p, resample_groups
+from reasonscope.data.progress import tracked
 from reasonscope.probes.evaluation.grouped_folds import Metric
 
 # From targets to the score of held-out predictions of them: the whole fit, including its choices and folds.
@@ -118,7 +119,7 @@ def permutation_null(
     """
     moved = shuffled_targets(targets, groups, within=within, n_permutations=n_permutations, seed=seed)
     observed = judge(targets)
-    null = np.array([judge(values) for values in moved])
+    null = np.array([judge(values) for values in tracked(moved, "fitting on shuffled labels", "shuffles")])
     return Null(observed=observed, null=null, p_value=float(permutation_p(observed, null)))
 
 

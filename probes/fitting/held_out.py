@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from reasonscope.data.arrays import Rows, Values
+from reasonscope.data.progress import tracked
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
@@ -81,7 +82,8 @@ def held_out_probes(
 
     final = fit(swept.final, training)
     probes = [final] * len(labels)
-    for fold, choice in zip(swept.folds, swept.chosen, strict=True):
+    chosen = list(zip(swept.folds, swept.chosen, strict=True))
+    for fold, choice in tracked(chosen, "fitting", "folds"):
         own = fit(choice, training[fold.train])
         for row in np.flatnonzero(np.isin(labels, labels[training[fold.test]])):
             probes[row] = own

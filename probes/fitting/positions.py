@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.progress import tracked
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Span, Trace
 from reasonscope.probes.architecture.sites import Site
@@ -21,7 +22,7 @@ def states_at(store: TraceStore, points: Points, sites: Sequence[Site]) -> NDArr
     rows: dict[str, list[int]] = {}
     for trace, token in zip(points.traces, points.tokens, strict=True):
         rows.setdefault(trace.id, []).append(token)
-    for trace_id, tokens in rows.items():
+    for trace_id, tokens in tracked(list(rows.items()), "reading activations", "traces"):
         read = [store.activations(trace_id, str(site))[tokens] for site in sites]
         states.append(np.stack([np.asarray(values, dtype=np.float32) for values in read], axis=1))
     return np.concatenate(states)[:, :, None]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.progress import working
 from reasonscope.probes.backends.threads import (
     available_threads,
     blas_threads_for,
@@ -170,13 +171,17 @@ def _path(
 
     fits: list[tuple[Tensor, Tensor]] = []
     n_problems, n_folds = folds.shape[:2]
-    with _on_every_core(where, n_problems * n_folds, _products(folds, features)) as (run, cores):
+    with (
+        working("fitting", total=n_problems, unit="layers and positions") as work,
+        _on_every_core(where, n_problems * n_folds, _products(folds, features)) as (run, cores),
+    ):
         for start in range(0, n_problems, step := PROBLEMS_AT_A_TIME * cores):
             part = range(start, min(start + step, n_problems))
             fits += run(
                 fit,
                 [(i, k, problem) for i, problem in zip(part, run(shared, part), strict=True) for k in range(n_folds)],
             )
+            work.advance(len(part))
     coef = torch.stack([coef for coef, _ in fits]).unflatten(0, (n_problems, n_folds))
     intercept = torch.stack([intercept for _, intercept in fits]).unflatten(0, (n_problems, n_folds))
     return (

@@ -1,6 +1,7 @@
 """Load weights and tokenizer from a hub id or a folder: safetensors only, never code from a checkpoint, one clear line on failure."""
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,9 +19,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from reasonscope.data.errors import InputError, ModelLoadError, ReasonscopeError
+from reasonscope.data.progress import working
 
 # The models that come with the package.
 SHIPPED = ("organism", "organism-base")
@@ -32,7 +37,7 @@ def load_pretrained(
     place = locate(source)
     if isinstance(place, Path):
         _check_folder(place)
-    with foreign(source):
+    with foreign(source), _shown(source):
         _check_kernels(place, revision)
         tokenizer = load_tokenizer(place, revision)
         # With output_loading_info it returns a pair, although its annotations do not say so.
@@ -66,6 +71,25 @@ def load_structure(
         with torch.device("meta"):
             hf = AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype, trust_remote_code=False)
         return hf, load_tokenizer(place, revision)
+
+
+@contextmanager
+def _shown(source: str) -> Iterator[None]:
+    """Inside, a terminal shows the bars of transformers (of a download, too); anywhere else they would be noise, and are off."""
+    terminal = sys.stderr.isatty()
+    asked_for = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None  # by the environment, which has the last word
+    quiet = not terminal and not asked_for and logging.is_progress_bar_enabled()
+    hub_was_quiet = are_progress_bars_disabled()
+    if quiet:
+        logging.disable_progress_bar()
+    try:
+        with working(f"loading {source}", shown_elsewhere=terminal):
+            yield
+    finally:
+        if quiet:
+            logging.enable_progress_bar()
+            if hub_was_quiet:
+                disable_progress_bars()
 
 
 @contextmanager

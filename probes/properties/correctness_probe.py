@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, resample_groups
+from reasonscope.data.progress import working
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.trace import Trace
@@ -123,6 +124,7 @@ class CorrectnessReport:
         )
 
 
+@working("correctness probe")
 def correctness(
     store: TraceStore,
     traces: Sequence[Trace] | None = None,

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, resample_groups
+from reasonscope.data.progress import working
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.trace import Trace
@@ -164,6 +165,7 @@ class LengthReport:
         )
 
 
+@working("length probe")
 def length(
     store: TraceStore,
     traces: Sequence[Trace] | None = None,

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, resample_groups
+from reasonscope.data.progress import tracked
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.text.behaviour import Behaviour, behaviour
@@ -310,7 +312,7 @@ def refusal(
     if few := len(requests.groups_of(HARMFUL_COMPLIED)) < 2:
         undefined["cliff"] = "fewer than two harmful requests were complied with, so nothing falls; record more of them"
     comparisons, studies, probes = {}, {}, {}
-    for name, contrast in fitted.items():
+    for name, contrast in tracked(list(fitted.items()), "refusal probe", "contrasts", name=itemgetter(0)):
         held = _held_out(name, contrast, store, requests, folds, seed)
         comparisons[name] = _compared(contrast, held, store, requests, folds, seed)
         probes[name] = held.final
@@ -339,7 +341,7 @@ def refusal_maps(
     """By contrast, the held-out AUROC of probes fitted at each layer and position. Raises InputError as `refusal` does."""
     closed = [trace for trace in traces if has_cliff(trace)]
     cells, maps = [cell(trace) for trace in closed], {}
-    for name, contrast in contrasts.items():
+    for name, contrast in tracked(list(contrasts.items()), "map of layers", "contrasts", name=itemgetter(0)):
         rows, targets = contrast.rows(cells)
         inside = [closed[i] for i in rows]
         maps[name] = layer_map(
@@ -406,7 +408,7 @@ def _held_out(name: str, contrast: Contrast, store: TraceStore, requests: _Reque
 def _cliffs(
     held: HeldOut, store: TraceStore, requests: _Requests, plateau: float, directions: int, seed: int
 ) -> CliffStudy:
-    pairs = zip(requests.traces, held.probes, strict=True)
+    pairs = tracked(list(zip(requests.traces, held.probes, strict=True)), "scoring tokens", "traces")
     scores = {trace.id: token_scores(probe, store, trace) for trace, probe in pairs}
     members: dict[RequestOutcome, list[Trace]] = {of: [] for of in sorted(set(requests.cells))}
     for trace, of in zip(requests.traces, requests.cells, strict=True):

@@ -9,6 +9,7 @@ import numpy as np
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, resample_groups
+from reasonscope.data.progress import working
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.trace import Trace
@@ -97,6 +98,7 @@ class RemainingReport:
         )
 
 
+@working("remaining probe")
 def remaining(
     store: TraceStore,
     traces: Sequence[Trace] | None = None,

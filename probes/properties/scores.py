@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from reasonscope.data.progress import tracked
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.storage.token_scores import TokenScores, save_scores
 from reasonscope.probes.fitting.linear_probes import LinearProbe
@@ -16,7 +17,8 @@ def write_scores(probe: LinearProbe, store: TraceStore, path: Path, *, name: str
     Traces without tokens (imported text) get no scores. Raises SiteError and InputError as `token_scores` does.
     """
     traces = [trace for trace in store if len(trace.token_ids) > 1]
-    found = {trace.id: token_scores(probe, store, trace).astype(np.float32) for trace in traces}
+    scored = tracked(traces, "scoring tokens", "traces")
+    found = {trace.id: token_scores(probe, store, trace).astype(np.float32) for trace in scored}
     about = {
         "name": name,
         "site": str(probe.site),

@@ -55,7 +55,7 @@ def test_an_error_does_nothing_to_the_terminal(monkeypatch, capsys):
 
 def test_an_interrupt_is_one_line_and_status_130(monkeypatch, capsys):
     assert failing_main(monkeypatch, KeyboardInterrupt()) == 130
-    assert capsys.readouterr().err == "Interrupted: nothing was kept; run the same command again to start over.\n"
+    assert capsys.readouterr().err == "Interrupted: no result was kept; run the same command again to start over.\n"
 
 
 def test_an_interrupt_says_what_was_kept(monkeypatch, capsys):
