@@ -15,16 +15,18 @@ from reasonscope.data.errors import InputError, MissingExtraError
 
 
 def browse(
-    run: Annotated[Path | None, typer.Argument(help="The folder of a run; without one, the example.")] = None,
-    run_: Annotated[Path | None, typer.Option("--run", help="The same.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="The folder of a run; the example run if not given.")] = None,
+    run_: Annotated[Path | None, typer.Option("--run", help="The same as RUN.")] = None,
     root: Annotated[
-        Path | None, typer.Option(help="The folder whose runs may be shown; that of RUN where not given.")
+        Path | None, typer.Option(help="The folder whose runs may be opened; the parent of RUN if not given.")
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The port on this machine.")] = 8501,
-    host: Annotated[str, typer.Option(help="Another address to listen on; a token is then asked for.")] = "127.0.0.1",
-    token: Annotated[str, typer.Option(help="The token; drawn at random where not given.")] = "",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8501,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on. Any address but this machine's own asks for a token.")
+    ] = "127.0.0.1",
+    token: Annotated[str, typer.Option(help="The token that other machines have to give; random if not given.")] = "",
 ) -> None:
-    """Look at a run in the browser: its traces, and what was measured on them. Serves this machine only, until interrupted."""
+    """Show a run in the browser: its traces, and what was measured on them. Serves this machine only, until interrupted."""
     if find_spec("streamlit") is None:
         raise MissingExtraError(
             "the browser app needs streamlit, which is not installed: pip install 'reasonscope[app]'"
@@ -45,15 +47,15 @@ def browse(
 
 
 def _place(run: Path | None, root: Path | None) -> tuple[Path, str]:
-    """The root, and the run as a path below it ("" for the example). Raises InputError, StoreError."""
+    """The root folder, and the path of the run below it ("" for the example). Raises InputError, StoreError."""
     from reasonscope.analysis.runs.open_run import open_run
     from reasonscope.app.page_parts.runs import confined
 
     if run is None:
         return (root or Path("runs")).resolve(), ""
     if not run.exists():
-        raise InputError(f"there is no {run}; record a run with: reasonscope record --out {run}")
+        raise InputError(f"no run at {run}; record one with: reasonscope record --out {run}")
     folder = root.resolve() if root else run.resolve().parent
     name = os.path.relpath(run.resolve(), folder)
-    open_run(confined(folder, name))  # a wrong folder is better said here than in the browser
+    open_run(confined(folder, name))  # an error about a wrong folder belongs here rather than in the browser
     return folder, name

@@ -1,4 +1,4 @@
-"""The options of every command that loads a model: where it computes, and whether the same numbers come again."""
+"""The options of every command that loads a model: the device, the precision, and whether results repeat exactly."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -7,23 +7,29 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-# What they were given, by the names that `load_model` has for them.
+# The values of these options, by the parameter names of `load_model`.
 Load: TypeAlias = Mapping[str, Any]
 
 
 def _options(
     *,
-    device: Annotated[str, typer.Option(help="cpu, cuda:0, or auto.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda:0, or auto (all accelerators).")] = "cpu",
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="CPU threads; without it one while matrices are small, and all while they are large."),
+        typer.Option(min=1, help="CPU threads. By default one for small matrices and all cores for large ones."),
     ] = None,
     deterministic: Annotated[
         bool,
-        typer.Option("--deterministic", help="Kernels that give the same bits again; an error where there is none."),
+        typer.Option(
+            "--deterministic",
+            help="Use kernels that give the same bits every time; an error if an operation has no such kernel.",
+        ),
     ] = False,
     float32_compute: Annotated[
-        bool, typer.Option("--float32-compute", help="Compute in float32 over 16-bit weights: batches change no token.")
+        bool,
+        typer.Option(
+            "--float32-compute", help="Compute in float32 with 16-bit weights, so that batching changes no token."
+        ),
     ] = False,
 ) -> Load:
     return {
@@ -39,7 +45,7 @@ LOADING = inspect.signature(_options).parameters
 
 
 def loads_model(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with these options behind its own; it takes them together, as its parameter `load`."""
+    """Add these options after those of a command, which receives them together as its parameter `load`."""
     own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name != "load"]
 
     @wraps(command)

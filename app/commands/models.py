@@ -1,4 +1,4 @@
-"""Commands on models: verify one, and measure the shipped organism."""
+"""Commands on models: verify a model, and measure the organism that the package ships."""
 
 import json
 from dataclasses import asdict
@@ -14,13 +14,18 @@ organism = typer.Typer(help="The small reasoning model that the package ships.",
 
 @loads_model
 def verify_command(
-    model: Annotated[str, typer.Argument(help="A hub id, a folder, organism or organism-base.")],
+    model: Annotated[str, typer.Argument(help="The model: a Hugging Face id, a folder, organism or organism-base.")],
     load: Load,
-    backend: Annotated[str, typer.Option(help="hooks, transformer_lens or nnsight.")] = "hooks",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 …; the checkpoint's where not given.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")] = False,
+    backend: Annotated[
+        str, typer.Option(help="What reads and edits activations: hooks, transformer_lens or nnsight.")
+    ] = "hooks",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="The type of the weights, such as float32 or bfloat16; that of the checkpoint if not given."),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Write every number as JSON.")] = False,
 ) -> None:
-    """Check on your own model that what is read and written is what the names say. Exit status 1 if a check fails."""
+    """Check on your own model that activations are read and edited correctly. Exit status 1 if a check fails."""
     from reasonscope.app.terminal import print_summary
     from reasonscope.probes.checks.summaries import verification_summary
     from reasonscope.probes.checks.verification import verify as run_checks
@@ -37,13 +42,13 @@ def verify_command(
 
 @organism.command("evaluate")
 def _evaluate(
-    model: Annotated[str, typer.Option(help="The organism, or a folder with one that you trained.")] = "organism",
-    n: Annotated[int, typer.Option(min=20, help="Held-out problems.")] = 500,
-    seed: Annotated[int, typer.Option()] = 0,
-    json_: Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")] = False,
-    card: Annotated[Path | None, typer.Option(help="Also write the card of MODEL and of MODEL-base here.")] = None,
+    model: Annotated[str, typer.Option(help="The organism, or the folder of one that you trained.")] = "organism",
+    n: Annotated[int, typer.Option(min=20, help="How many held-out problems.")] = 500,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Write every number as JSON.")] = False,
+    card: Annotated[Path | None, typer.Option(help="Write the model card of MODEL and of MODEL-base to this file, too.")] = None,
 ) -> None:
-    """Measure every number of the organism's card on held-out problems. Exit status 1 where one is out of its bounds."""
+    """Measure every number of the organism's card on held-out problems. Exit status 1 if one is out of bounds."""
     from rich.console import Console
     from rich.table import Table
 
@@ -70,9 +75,9 @@ def _evaluate(
 
 @organism.command("example")
 def _example(
-    out: Annotated[Path, typer.Option(help="The folder to write; what it holds is replaced.")] = Path("app/example"),
+    out: Annotated[Path, typer.Option(help="The folder to write; its contents are replaced.")] = Path("app/example"),
 ) -> None:
-    """Record the example run that the app opens where no run is given. Do it again after the organism was trained anew."""
+    """Make the example run that the app opens if no run is given. Repeat it after the organism was trained again."""
     from reasonscope.app.demo.bundled import write_example
 
     write_example(out)

@@ -1,4 +1,4 @@
-"""Commands on runs: record one, check it, import one, export it."""
+"""Commands on runs: record, merge, check, import and export."""
 
 from collections.abc import Callable, Iterable
 from enum import StrEnum
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SourceArgument(StrEnum):
-    """What can be imported."""
+    """The kinds of traces that can be imported."""
 
     thought_anchors = "thought-anchors"
     jsonl = "jsonl"
@@ -24,7 +24,7 @@ class SourceArgument(StrEnum):
 
 
 class Format(StrEnum):
-    """What can be exported to."""
+    """The formats that traces can be exported to."""
 
     jsonl = "jsonl"
     parquet = "parquet"
@@ -34,48 +34,77 @@ class Format(StrEnum):
 @loads_model
 def record_command(
     load: Load,
-    model: Annotated[str, typer.Option(help="A hub id, a folder, organism or organism-base.")] = "organism",
+    model: Annotated[
+        str, typer.Option(help="The model: a Hugging Face id, a folder, organism or organism-base.")
+    ] = "organism",
     problems: Annotated[
-        str, typer.Option(help="ledger, requests, a JSONL file, or hf:NAME (see load_problems).")
+        str, typer.Option(help="The problems: ledger, requests, a JSONL file, or hf:NAME for a data set of the hub.")
     ] = "ledger",
-    out: Annotated[Path, typer.Option(help="The folder of the run; resumed where it was begun.")] = Path("runs/run"),
-    n: Annotated[int | None, typer.Option(min=1, help="How many problems; all where not given.")] = None,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    out: Annotated[
+        Path, typer.Option(help="The folder of the run. If it holds part of this run, recording resumes there.")
+    ] = Path("runs/run"),
+    n: Annotated[int | None, typer.Option(min=1, help="How many problems; all of them if not given.")] = None,
+    split: Annotated[str, typer.Option(help="The split of the data set: train, validation or test.")] = "test",
     sites: Annotated[
-        str, typer.Option(help="What to capture: resid_post.*, z.2-4,attn_out.0; empty for text alone.")
+        str,
+        typer.Option(
+            help="Activations to record, such as resid_post.* or z.2-4,attn_out.0; an empty text records none."
+        ),
     ] = ("resid_post.*"),
-    samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0)] = 0.7,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 1024,
-    seed: Annotated[int, typer.Option()] = 0,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts of the problems, for array jobs.")] = "1/1",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 …; the checkpoint's where not given.")] = None,
-    backend: Annotated[str, typer.Option(help="hooks, transformer_lens or nnsight.")] = "hooks",
+    samples: Annotated[int, typer.Option(min=1, help="How many completions of each problem.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 0.7,
+    top_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens that together have this probability.")
+    ] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 1024,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Problems per batch. An interrupted recording keeps every finished batch.")
+    ] = 16,
+    shard: Annotated[
+        str, typer.Option(help="Record part i of n of the problems, written i/n: for array jobs.")
+    ] = "1/1",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="The type of the weights, such as float32 or bfloat16; that of the checkpoint if not given."),
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="What reads and edits activations: hooks, transformer_lens or nnsight.")
+    ] = "hooks",
     remote: Annotated[
         str | None,
-        typer.Option(help="Of --backend nnsight: ndif, the address of a server of it, or local to try it here."),
+        typer.Option(
+            help="With --backend nnsight, where the model runs: ndif, the address of an NDIF server, or local to try it here."
+        ),
     ] = None,
-    no_think: Annotated[bool, typer.Option("--no-think", help="Answer with an empty think block.")] = False,
+    no_think: Annotated[
+        bool,
+        typer.Option(
+            "--no-think", help="Close the thinking block at once, so that the model answers without reasoning."
+        ),
+    ] = False,
     server: Annotated[
         str | None,
-        typer.Option(help="http://host:port of a server that writes; the model here then only reads its --sites."),
+        typer.Option(
+            help="A server, http://host:port, that writes the completions; the model here then only reads --sites."
+        ),
     ] = None,
     served_as: Annotated[
-        str | None, typer.Option(help="What the server calls the model; as here where not given.")
+        str | None, typer.Option(help="The name of the model on the server; the same as here if not given.")
     ] = None,
-    requests: Annotated[int, typer.Option(min=1, help="Requests that the server gets at a time.")] = 16,
+    requests: Annotated[int, typer.Option(min=1, help="How many requests the server gets at a time.")] = 16,
     server_timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds that a request to the server may take, to its last byte.")
+        float, typer.Option(min=0.1, help="Longest time of one request to the server, in seconds.")
     ] = 600.0,
     ray: Annotated[
-        str | None, typer.Option(help="Record by Ray Data: local, auto (the cluster of this machine) or an address.")
+        str | None, typer.Option(help="Record with Ray Data: local, auto (the cluster of this machine) or an address.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Workers of Ray; as many as fit where not given.")] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="Accelerators of each worker; give --device too.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="How many Ray workers; as many as fit if not given.")
+    ] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="Accelerators per worker; give --device too.")] = 0,
 ) -> None:
-    """Let a model answer problems and store its traces with their activations. A second call goes on where the first stopped."""
+    """Let a model answer problems, and store its traces with their activations. The same command again resumes."""
     from reasonscope.data.errors import InputError
     from reasonscope.data.exchange.problem_sets import load_problems
     from reasonscope.data.trace import Sampling
@@ -99,7 +128,7 @@ def record_command(
     with keeping(partial(_recorded, out, len(asked) * samples if shard == "1/1" else None)):
         if ray is not None:
             if server is not None or shard != "1/1":
-                raise InputError("--ray shares the work out by itself; leave --server and --shard away")
+                raise InputError("--ray shares the work out by itself; leave out --server and --shard")
             job = Job(load=loading, sites=sites, **how)
             store = record_on(Cluster(address=ray, workers=workers, gpus=gpus), job, asked, out)
         else:
@@ -115,17 +144,21 @@ def record_command(
                 else None,
                 **how,
             )
-    typer.echo(f"{len(store)} traces in {out}; verify every byte: reasonscope check {out}")
+    typer.echo(f"{len(store)} traces in {out}; to to verify every byte: reasonscope check {out}")
 
 
 def merge(
-    parts: Annotated[list[Path], typer.Argument(help="The folders of the parts, as record --shard wrote them.")],
-    out: Annotated[Path, typer.Option(help="The folder of the whole run; what it has already is left out.")],
+    parts: Annotated[list[Path], typer.Argument(help="The folders that record --shard wrote.")],
+    out: Annotated[Path, typer.Option(help="The folder of the whole run; traces that it already has are left out.")],
 ) -> None:
-    """Join the parts of a run that an array of jobs recorded. The parts stay; their files are linked, not copied."""
+    """Join the parts of a run that an array of jobs recorded. The parts stay; their files are linked rather than copied."""
     from reasonscope.data.storage.merge import merge_stores
 
-    with keeping(lambda: f"the parts are as they were, and {out} is whole; run the same command again to go on."):
+    with keeping(
+        lambda: (
+            f"the parts are unchanged, and those that were joined are in {out}; run the same command again to go on."
+        )
+    ):
         typer.echo(f"{len(merge_stores(parts, out))} traces in {out}")
 
 
@@ -144,7 +177,7 @@ def check(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> 
 
 
 def import_(
-    source: Annotated[SourceArgument, typer.Argument(help="What kind of traces these are.")],
+    source: Annotated[SourceArgument, typer.Argument(help="The kind of the traces.")],
     path: Annotated[Path, typer.Argument(help="The folder or file to read.")],
     out: Annotated[Path, typer.Option(help="The folder of the new run.")],
 ) -> None:
@@ -167,8 +200,8 @@ def import_(
 
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a run.")],
-    out: Annotated[Path, typer.Option(help="The file to write (for thought-anchors: the folder).")],
-    to: Annotated[Format, typer.Option(help="The form of the export.")] = Format.jsonl,
+    out: Annotated[Path, typer.Option(help="The file to write; for thought-anchors, the folder.")],
+    to: Annotated[Format, typer.Option(help="The format to write.")] = Format.jsonl,
 ) -> None:
     """Write the traces of a run for other tools, without activations; to thought-anchors with the importances of `analyse anchors`."""
     from reasonscope.analysis.runs.registry import exportable
@@ -207,5 +240,5 @@ def _shard(text: str) -> tuple[int, int]:
 
     part, _, parts = text.partition("/")
     if not (part.isdigit() and parts.isdigit()):
-        raise InputError(f"shard {text!r}: write i/n, as 2/8 for the second of eight parts")
+        raise InputError(f"invalid shard {text!r}: write i/n, such as 2/8 for the second of eight parts")
     return int(part), int(parts)

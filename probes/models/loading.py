@@ -1,5 +1,6 @@
 """Load weights and tokenizer from a hub id or a folder: safetensors only, never code from a checkpoint, one clear line on failure."""
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -9,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -77,9 +76,8 @@ def load_structure(
 def _shown(source: str) -> Iterator[None]:
     """Inside, a terminal shows the bars of transformers (of a download, too); anywhere else they would be noise, and are off."""
     terminal = sys.stderr.isatty()
-    asked_for = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None  # by the environment, which has the last word
+    asked_for = "HF_HUB_DISABLE_PROGRESS_BARS" in os.environ  # which has the last word with transformers, too
     quiet = not terminal and not asked_for and logging.is_progress_bar_enabled()
-    hub_was_quiet = are_progress_bars_disabled()
     if quiet:
         logging.disable_progress_bar()
     try:
@@ -88,8 +86,6 @@ def _shown(source: str) -> Iterator[None]:
     finally:
         if quiet:
             logging.enable_progress_bar()
-            if hub_was_quiet:
-                disable_progress_bars()
 
 
 @contextmanager

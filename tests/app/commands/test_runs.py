@@ -159,6 +159,6 @@ def test_shards_are_merged_and_record_refuses_what_does_not_go_together(tmp_path
     assert cli("check", "run", cwd=tmp_path).returncode == 0
     refused(cli("merge", "parts/3", "--out", "run", cwd=tmp_path), "not a trace store")
     both = cli("record", *how, "--ray", "local", "--server", "http://127.0.0.1:9", "--out", "other", cwd=tmp_path)
-    refused(both, "leave --server and --shard away")
+    refused(both, "leave out --server and --shard")
     refused(cli("record", *how, "--server", "nowhere", "--out", "other", cwd=tmp_path), "has to begin with http")
     refused(cli("record", *how, "--remote", "local", "--out", "other", cwd=tmp_path), "remote needs backend='nnsight'")
