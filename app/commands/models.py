@@ -46,7 +46,9 @@ def _evaluate(
     n: Annotated[int, typer.Option(min=20, help="How many held-out problems.")] = 500,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Write every number as JSON.")] = False,
-    card: Annotated[Path | None, typer.Option(help="Write the model card of MODEL and of MODEL-base to this file, too.")] = None,
+    card: Annotated[
+        Path | None, typer.Option(help="Write the model card of MODEL and of MODEL-base to this file, too.")
+    ] = None,
 ) -> None:
     """Measure every number of the organism's card on held-out problems. Exit status 1 if one is out of bounds."""
     from rich.console import Console
