@@ -49,7 +49,7 @@ def long_trace(root: Path, tokens: int) -> str:
 
 
 _READER = "[...document.querySelectorAll('*')].map((e) => e.shadowRoot?.querySelector('.reader')).find(Boolean)"
-# Does something, and resolves in the frame behind the change that is waited for: what a frame calls runs before it is painted.
+# Does something, and resolves in the frame after the expected change: what a frame calls runs before it is painted.
 _TIMED = """async ([act, found]) => {
   const reader = () => READER;
   const frame = () => new Promise(requestAnimationFrame);

@@ -1,11 +1,11 @@
-"""Receiver scores without the matrices, and suppression behind a shared prefix, each beside the plain way: one table of ratios.
+"""Receiver scores without the matrices, and suppression after a shared prefix, each compared with the plain way: one table of ratios.
 
-Each side of the receiver table runs in a process of its own, one at a time, so that its peak memory is its own: `output_attentions=True`
-keeps every layer's token × token matrix, block by block keeps one block. The model has as many of 12 layers as fit with all matrices.
-"Extra" is the peak less what the loaded model took. Seconds are of the processor, so that a busy machine changes no ratio.
+Each side of the receiver table runs in its own process, one at a time, so that peak memory is its own: `output_attentions=True` keeps every
+layer's token × token matrix, block by block keeps one block. The model has as many of 12 layers as fit with all matrices. "Extra" is the
+peak minus the loaded model. Seconds are processor seconds, so that a busy machine changes no ratio.
 
-Suppression: what follows a source depends on it and has to be run again for each source; what stands before it is shared. How many times
-fewer tokens are run bounds, about, how many times faster it can be.
+Suppression: what follows a source depends on it and has to run again for each source; what comes before is shared. The ratio of tokens that
+have to run roughly bounds the speed-up.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def random_qwen3(layers: int, width: int, vocabulary: int = 32_000) -> Model:
 
 
 def sequence(tokens: int, sentence: int, vocabulary: int) -> tuple[list[int], list[Span]]:
-    """Random token ids, and sentences of `sentence` tokens behind a prompt of an eighth of them."""
+    """Random token ids, and sentences of `sentence` tokens after a prompt of an eighth of them."""
     ids = np.random.default_rng(0).integers(vocabulary, size=tokens).tolist()
     starts = range(tokens // 8, tokens - sentence + 1, sentence)
     return ids, [Span(start, start + sentence) for start in starts]
@@ -174,7 +174,7 @@ def suppression_report() -> list[str]:
     return [
         f"Suppression of {len(spans)} sentences in {len(ids)} tokens (6 layers × 384), processor seconds:",
         "",
-        "| | whole passes | behind a shared prefix | times faster | goal | | times fewer tokens run | largest difference |",
+        "| | whole passes | after a shared prefix | times faster | goal | | times fewer tokens run | largest difference |",
         "|---|---|---|---|---|---|---|---|",
         f"| suppression | {whole:.1f} | {behind:.1f} | {whole / behind:.1f} | ≥ 2.5 | {verdict(whole / behind, at_least=2.5)} "
         f"| {fewer_tokens(len(ids), spans):.1f} | {np.nanmax(np.abs(shared - dense)):.1e} nats |",
@@ -182,7 +182,7 @@ def suppression_report() -> list[str]:
 
 
 def fewer_tokens(n_tokens: int, spans: Sequence[Span]) -> float:
-    """Tokens of whole passes over those that any way behind a shared prefix has to run; the last sentence has no later target."""
+    """Tokens of whole passes over those that have to run after a shared prefix; the last sentence has no later target."""
     behind = sum(n_tokens - source.start for source in spans[:-1])
     return (len(spans) + 1) * n_tokens / (n_tokens + behind)
 

@@ -1,8 +1,8 @@
-"""How cost grows: processor seconds of capturing behind every block as one size grows and the others stay, with the fitted exponent.
+"""How cost grows: processor seconds of capturing after every block while one size grows, with the fitted exponent.
 
-A random Qwen3 of 4 layers × 256 reads one sequence of 256 tokens; of tokens, layers and width one is doubled at a time. Traces are
-recorded by the organism to disk, 48 tokens each. The exponent is the slope of a straight line through the logarithms of the three
-largest sizes: what is fixed for each pass bends the curve at its small end. Dotted is an exponent of 1.
+A random Qwen3 of 4 layers × 256 reads one sequence of 256 tokens; tokens, layers and width are doubled one at a time. The organism records
+traces to disk, 48 tokens each. The exponent is the slope of a straight line through the logarithms of the three largest sizes, since fixed
+costs per pass bend the curve at its small end. The dotted line is an exponent of 1.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The statistic of MI-Peaks for one whole trace: the exact low-rank form against the published dense algorithm, in one run.
 
-The dense form takes the same float64 matrices as the published code takes float32 ones, and like it computes the answer's side anew for
-every token. All tokens of it would take minutes to hours, so that a few are timed and the rest is extrapolated, which the table says.
+The dense form uses float64 matrices where the published code uses float32, and like it recomputes the answer's side for every token. All
+tokens would take minutes to hours, so a few are timed and the rest is extrapolated, as the table says.
 """
 
 import argparse

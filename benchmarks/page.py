@@ -51,7 +51,7 @@ def sections(page: str) -> dict[str, str]:
 
 
 def verdicts(text: str) -> Iterator[tuple[str, str]]:
-    """The verdict of every row that has one, behind the nearest heading and the row's first cell."""
+    """The verdict of every row that has one, after the nearest heading and the row's first cell."""
     heading = ""
     for line in text.splitlines():
         if line.startswith("#"):
@@ -86,9 +86,9 @@ def head(small: bool, body: str) -> str:
     return "\n\n".join(
         [
             "# Benchmarks",
-            f"Written by `make bench`{size}; where and when stands below each section.",
-            'Beside a number stands whether it is within its goal; "within the noise" where the quartiles over the turns lie on both '
-            "sides of it. Why a goal is missed stands in its section: what the time goes to, or what bounds it.",
+            f"Written by `make bench`{size}; place and time are below each section.",
+            'Next to a number is whether it meets its goal; "within the noise" means that the quartiles over the turns lie on both '
+            "sides of it. The section says why a goal is missed: what the time goes to, or what bounds it.",
             missed(body),
         ]
     )

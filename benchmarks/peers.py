@@ -1,15 +1,14 @@
-"""Capturing and steering beside the tools that are used for it: processor seconds as ratios to transformers alone, and memory.
+"""Capturing and steering compared with other tools: processor seconds as ratios to transformers alone, and memory.
 
-Each tool is a process of its own, those with older requirements in an environment of their own under build/peers (made here, by
-pip). Before anything is timed, its tokens and the last row that it captured are compared with hooks written by hand; where
-transformers alone writes other tokens than they do, the vector changes what is written. Then the tools take turns, in an order that
-rotates; a ratio is of two runs of one turn, and the table gives its median and quartiles over the turns. Seconds are of the
-processor, memory is the peak of a run above what the process held before it (the best run). What a tool adds to a token fed
-is given in microseconds (the median over turns): as much as hooks by hand add, any hook costs. First among the tools is the one of the
-least median ratio, transformers alone and hooks by hand aside.
+Each tool runs in its own process, those with older requirements in their own environment under build/peers (made here, by pip). Before
+anything is timed, a tool's tokens and the last row that it captured are compared with hand-written hooks; if transformers alone writes
+other tokens than they do, the vector changes what is written. Then the tools take turns, in a rotating order. A ratio is of two runs of one
+turn, and the table gives its median and quartiles over the turns. Seconds are processor seconds; memory is the peak of a run above what the
+process held before it (the best run). What a tool adds per token is in microseconds (the median over turns); any hook costs as much as
+hooks by hand. The first among the tools is the one with the lowest median ratio, apart from transformers alone and hooks by hand.
 
-W1 reads the residual stream behind every block in one pass; W2 while it writes; W4 adds a vector behind the middle block at every
-token, W5 at generated tokens alone; W6 is W2 on 32 prompts of different lengths.
+W1 reads the residual stream after every block in one pass; W2 while generating; W4 adds a vector after the middle block at every token,
+W5 only at generated tokens; W6 is W2 on 32 prompts of different lengths.
 """
 
 import argparse
@@ -69,7 +68,7 @@ TOOLS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """`lengths` of the prompts in tokens, `new` tokens to write behind each, the `goal` for the ratio, `times` of a run."""
+    """`lengths` of the prompts in tokens, `new` tokens to generate after each, the `goal` for the ratio, `times` of a run."""
 
     name: str
     label: str
@@ -268,7 +267,7 @@ def table(workload: Workload, model: str, rows: Sequence[Row], failed: Mapping[s
     lines = [
         f"### {workload.name} on {model}: {workload.label}",
         "",
-        f"| | processor s | ratio, median (quartiles) | goal ≤ {workload.goal} | µs a token above transformers alone | extra memory "
+        f"| | processor s | ratio, median (quartiles) | goal ≤ {workload.goal} | µs per token above transformers alone | extra memory "
         "| difference from hooks by hand |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -308,7 +307,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="workloads, with commas")
     given = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
-    say("## Capture and steering beside other tools\n")
+    say("## Capture and steering compared with other tools\n")
     say(__doc__.split("\n\n", 1)[1].strip() + "\n")
     for i, (label, folder, strength, size) in enumerate(models(given.small)):
         size = replace(size, turns=given.turns or size.turns)

@@ -1,9 +1,8 @@
-"""The batched sweep of probes against the same sweep by scikit-learn: one table of seconds, their ratio, and whether both choose alike.
+"""The batched sweep of probes against the same sweep by scikit-learn: seconds, their ratio, and whether both choose the same.
 
 Both sides get the same rows, folds and penalties and choose the penalty of every layer and position by its held-out loss. scikit-learn
-runs `GridSearchCV` of `Ridge` and of `LogisticRegression` with `n_jobs=-1`, each at its default tolerance; the batched solvers stop at
-1e-9 in the logits. Its workers are started before the clock is. `RidgeCV` without `cv` chooses by leaving out single rows, which is
-another choice.
+runs `GridSearchCV` of `Ridge` and of `LogisticRegression` with `n_jobs=-1`, each at its default tolerance; the batched solvers stop at 1e-9
+in the logits. Its workers are started before the clock. `RidgeCV` without `cv` leaves out single rows, which is another choice.
 """
 
 import argparse

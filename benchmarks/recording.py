@@ -1,12 +1,12 @@
-"""What a store costs: recording to disk beside holding in memory, a kill at half, and the files beside plain ones.
+"""What a store costs: recording to disk compared with memory, a kill halfway, and its files compared with plain ones.
 
-W3 records the organism's residual stream behind every block to disk in a process that may take 1 GiB more than it has once the model is
-loaded (RLIMIT_DATA), and captures the same while decoding, into memory, W2's way. What waits to be written fills a shard first, so that
-memory is compared for many traces, which more than fill one at full size: flat if twice as many take at most a tenth more.
-W7 kills the process (SIGKILL) once half of the traces are stored, and starts it again; seconds are of the processor, from when a process
-begins to record. W12 writes arrays as a store and as plain safetensors files, both brought to the disk, reads single traces at one site in
-random order after the page cache was told to forget the files, beside plain reads of as many bytes
-(what the disk takes), and reads everything once.
+W3 records the organism's residual stream after every block to disk, in a process that may take 1 GiB more than after loading the model
+(RLIMIT_DATA), and captures the same while decoding into memory, as in W2. A shard is filled before it is written, so memory is compared
+for many traces, which fill more than one full shard: it is flat if twice as many traces take at most a tenth more. W7 kills the process
+(SIGKILL) once half of the traces are stored, and starts it again; seconds are processor seconds, from when a process begins to record. W12
+writes arrays as a store and as plain safetensors files, both flushed to the disk. It then reads single traces at one site in random order
+after the page cache was told to drop the files, compared with plain reads of as many bytes (the speed of the disk), and reads everything
+once.
 """
 
 import argparse

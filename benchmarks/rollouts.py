@@ -1,15 +1,15 @@
-"""Rollouts from before each sentence: behind one shared prefix beside independent ones, and as many as an interval needs.
+"""Rollouts from before each sentence: after one shared prefix compared with independent ones, and as many as an interval needs.
 
-W10 continues the thinking of a trace from before 20 of its sentences. Independently, every rollout is a prompt of its own, in batches as
-large; behind the shared prefix (`PrefixWriter`) the trace is run once. Both draw the same tokens with the same seeds, which is checked.
-Seconds are of the processor. Whatever the prefix costs is saved; what is written behind it is not, so that the ratio hangs on how long
-the one is beside the other: it is given for a few tokens (the organism's forced answers) and for whole continuations. One pass over the
-trace is timed apart; the rest of the shared side is writing, and were the prefix free, the ratio would be the bound.
+W10 continues the thinking of a trace from before 20 of its sentences. Independently, every rollout is its own prompt, in batches of the
+same size; after the shared prefix (`PrefixWriter`) the trace is run once. Both draw the same tokens with the same seeds, which is checked.
+Seconds are processor seconds. The cost of the prefix is saved, that of the text after it is not, so the ratio depends on their relative
+length: it is given for a few tokens (the organism's forced answers) and for whole continuations. One pass over the trace is timed
+separately; the rest of the shared side is generation. With a free prefix, the ratio would be the bound.
 
-The adaptive allotment is compared with a fixed number on accuracies p of sentences spread evenly over [0, 1] and on those of a sure model
-(nine in ten sentences always right): the same largest half-width of the intervals, `most` rollouts everywhere or as many as needed. At
-one half-width a sentence needs rollouts as p (1 − p), and a fixed number is what one half needs: the least possible share is the mean of
-4 p (1 − p).
+The adaptive allotment is compared with a fixed number on sentence accuracies p spread evenly over [0, 1] and on those of a confident model
+(nine in ten sentences always right): the same largest half-width of the intervals, with `most` rollouts everywhere or as many as needed.
+For a given half-width a sentence needs rollouts in proportion to p (1 − p), and a fixed number is that of p = ½: the least possible share
+is the mean of 4 p (1 − p).
 """
 
 import argparse
@@ -50,7 +50,7 @@ def random_model(layers: int, width: int) -> Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Beside:
-    """Processor seconds of independent rollouts, of those behind a shared `prefix` and of one pass over it; how many rollouts `differ`."""
+    """Processor seconds of independent rollouts, of those after a shared `prefix` and of one pass over it; how many rollouts `differ`."""
 
     alone: float
     shared: float
@@ -122,7 +122,7 @@ def speed_report(rollouts: int) -> None:
     for tokens, new in ((2_000, 8), (2_000, 64), (500, 64)):
         found = beside(random, tokens, new, rollouts)
         say(
-            f"| W10, {new} tokens behind a trace of {tokens:,} | {found.alone:.1f} s | {found.shared:.1f} s | {found.prefix:.2f} s "
+            f"| W10, {new} tokens after a trace of {tokens:,} | {found.alone:.1f} s | {found.shared:.1f} s | {found.prefix:.2f} s "
             f"| {found.writing:.1f} s | {found.ratio:.1f} | {found.alone / found.writing:.1f} | ≥ 4 "
             f"| {verdict(found.ratio, at_least=4)} | {found.differ} of {SENTENCES * rollouts} |"
         )
@@ -136,7 +136,7 @@ def allotment_report() -> None:
     draw = np.random.default_rng(0).random(2_000)
     kinds = {
         "spread evenly over [0, 1]": draw,
-        "a sure model: 9 of 10 always right": np.where(np.arange(2_000) % 10, 1.0, draw),
+        "a confident model: 9 of 10 always right": np.where(np.arange(2_000) % 10, 1.0, draw),
     }
     for name, shares in kinds.items():
         fixed, width = spent(Allotment.fixed(100), shares, 1)

@@ -1,8 +1,8 @@
-"""How far each tool gets when it may take 1 GiB more than it has once the model is loaded.
+"""How far each tool gets if it may take 1 GiB more than after loading the model.
 
-Every tool reads the residual stream behind each block of the organism, batches of 16 sequences of 512 tokens one after another
-(W1's way), and keeps what it read where it keeps it: the tools in memory, the store of this project on disk. All together is 1.5 times
-what it may take. W3 is this with a model that writes.
+Every tool reads the residual stream after each block of the organism, for batches of 16 sequences of 512 tokens one after another (as in
+W1), and keeps what it read in its usual place: the tools in memory, the store of this project on disk. Everything together is 1.5 times
+what it may take. W3 is the same with a model that generates.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""The rows that need an accelerator: a random model of the shape of Qwen2.5-7B in bfloat16. Without one they stay open, and say so.
+"""The rows that need an accelerator: a random model of the shape of Qwen2.5-7B in bfloat16. Without one they stay open.
 
-W1 reads the residual stream behind every block in one pass of 2,048 tokens; W4 adds a vector behind the middle block while 128 tokens are
-written; both are ratios to transformers alone, of the clock, turn by turn. W8 takes the means of attention between sentences of 25 tokens
-at 32,768 tokens: no allocation may reach the size of a matrix token × token of one head in bfloat16.
+W1 reads the residual stream after every block in one pass of 2,048 tokens; W4 adds a vector after the middle block while 128 tokens are
+generated; both are ratios to transformers alone, in wall-clock time, turn by turn. W8 takes the means of attention between sentences of 25
+tokens at 32,768 tokens: no allocation may reach the size of a token × token matrix of one head in bfloat16.
 """
 
 import argparse

@@ -24,7 +24,7 @@ def reading(model):
 
 @contextmanager
 def adding(model, job, where):
-    """Adds the vector behind the middle block, in the columns that `where` (first pass?) lets through."""
+    """Adds the vector after the middle block, in the columns that `where` (first pass?) allows."""
     vector, first = torch.from_numpy(job.vector), [True]
 
     def hook(module, args, output):

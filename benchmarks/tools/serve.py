@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 @dataclass(frozen=True)
 class Job:
-    """`ids` and `mask` (batch, token), left-padded; `new` tokens to write; `vector` (d_model,) to add behind block `layer`."""
+    """`ids` and `mask` (batch, token), left-padded; `new` tokens to write; `vector` (d_model,) to add after block `layer`."""
 
     ids: torch.Tensor
     mask: torch.Tensor
