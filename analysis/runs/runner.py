@@ -26,7 +26,7 @@ from reasonscope.analysis.runs.options import AnalysisOptions, make_options
 from reasonscope.analysis.runs.per_trace import PerTraceAnalysis
 from reasonscope.analysis.runs.questions import Question
 from reasonscope.analysis.runs.registry import ANALYSES, figures_of
-from reasonscope.analysis.runs.summaries.wording import measured, undefined_notes
+from reasonscope.analysis.runs.summaries.wording import measured, undefined_result_notes
 from reasonscope.data.errors import InputError
 from reasonscope.data.progress import working
 from reasonscope.data.storage.durable import make_folder, sha256_of, write_text_durably
@@ -144,7 +144,7 @@ def summarise(task: AnalysisTask, results: Sequence[Result]) -> Summary:
     Returns:
         A finding for people; what is undefined is named with its reason.
     """
-    analysis, missing = ANALYSES[task.name], undefined_notes(results)
+    analysis, missing = ANALYSES[task.name], undefined_result_notes(results)
     if measured(results, next(iter(analysis.question.writes))):
         study = task.study()
         found = analysis.summarise(results, study)

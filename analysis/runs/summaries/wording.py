@@ -129,7 +129,7 @@ def _one_line(text: str) -> str:
     return text.replace("\n", " ")
 
 
-def undefined_notes(results: Sequence[Result], most: int = 3) -> list[str]:
+def undefined_result_notes(results: Sequence[Result], most: int = 3) -> list[str]:
     """Why results are undefined: one line per reason, with the traces that it holds for."""
     found: dict[tuple[str, str], list[str]] = {}
     for result in results:
