@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from reasonscope.analysis.figures.theme import BLUE, GREEN, GREY, ORANGE, Figure, hover_text, styled
+from reasonscope.analysis.figures.theme import BLUE, GREEN, GREY, ORANGE, Figure, short_label, styled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def anchor_graph(
             text=[str(i) for i in members],
             textposition=["bottom center" if root is None and places[i][1] < 0 else "top center" for i in members],
             name=word,
-            customdata=[[i, hover_text(graph.texts[i]), f"{graph.importance[i]:.3g}"] for i in members],
+            customdata=[[i, short_label(graph.texts[i]), f"{graph.importance[i]:.3g}"] for i in members],
             hovertemplate=f"<b>%{{customdata[0]}}</b> {word}<br>%{{customdata[1]}}<br>{escape(measure)} %{{customdata[2]}}<extra></extra>",
             marker={
                 "color": colour,

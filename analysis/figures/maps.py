@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from reasonscope.analysis.figures.theme import ORANGE, Figure, hover_text, panel_gap, styled, titled
+from reasonscope.analysis.figures.theme import ORANGE, Figure, panel_gap, short_label, styled, titled
 from reasonscope.analysis.results import Result
 
 
@@ -53,7 +53,8 @@ def square_map(
     signed = bool((matrix < 0).any())
     down, across = names or tuple([str(i) for i in range(n)] for n in matrix.shape)
     hover = [
-        [f"{hover_text(down[i])} → {hover_text(across[j])}" for j in range(matrix.shape[1])] for i in range(len(matrix))
+        [f"{short_label(down[i])} → {short_label(across[j])}" for j in range(matrix.shape[1])]
+        for i in range(len(matrix))
     ]
     figure = go.Figure()
     figure.add_heatmap(
@@ -79,9 +80,9 @@ def square_map(
     figure = styled(figure, title, columns, rows).update_layout(height=520)
     if names and named and max(matrix.shape) <= 40:
         figure.update_xaxes(
-            tickvals=np.arange(matrix.shape[1]), ticktext=[hover_text(name) for name in across], tickangle=-90
+            tickvals=np.arange(matrix.shape[1]), ticktext=[short_label(name) for name in across], tickangle=-90
         )
-        figure.update_yaxes(tickvals=np.arange(matrix.shape[0]), ticktext=[hover_text(name) for name in down])
+        figure.update_yaxes(tickvals=np.arange(matrix.shape[0]), ticktext=[short_label(name) for name in down])
     return figure.update_yaxes(autorange="reversed")
 
 

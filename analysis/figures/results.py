@@ -20,9 +20,9 @@ from reasonscope.analysis.figures.theme import (
     SYMBOLS,
     Figure,
     colours_of,
-    hover_text,
     panel_gap,
     panel_titles,
+    short_label,
     styled,
     titled,
 )
@@ -78,7 +78,7 @@ def along(
     )  # fmt: skip
     numbered = all(place.isdigit() for place in places)
     x = np.array([int(place) for place in places]) if numbered else np.arange(len(places))
-    hover = [hover_text(str(text)) for text in result.numbers.get("texts") or places]
+    hover = [short_label(str(text)) for text in result.numbers.get("texts") or places]
     told = shaded = False  # whether the legend has an entry for peaks and for the null
     for panel, (name, line) in enumerate(rows.items(), start=1):
         at, shown = first.index(name), panel == 1

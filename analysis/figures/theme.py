@@ -91,6 +91,6 @@ def panel_gap(panels: int, height: float) -> float:
     return 60 / (panels * (height + 60)) if panels > 1 else 0.0
 
 
-def hover_text(text: str) -> str:
+def short_label(text: str) -> str:
     """A sentence for a hover label, with its markup disarmed."""
     return escape(text if len(text) <= 90 else f"{text[:89]}…")
