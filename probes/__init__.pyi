@@ -10,6 +10,7 @@ from .backends.base import Positions as Positions
 from .backends.base import gradients as gradients
 from .checks.verification import Check as Check
 from .checks.verification import verify as verify
+from .evaluation.comparison import Comparison as Comparison
 from .evaluation.grouped_folds import cluster_bootstrap as cluster_bootstrap
 from .evaluation.grouped_folds import grouped_predictions as grouped_predictions
 from .fitting.linear_probes import LinearProbe as LinearProbe
@@ -35,3 +36,4 @@ from .properties.refusal_probe import RefusalReport as RefusalReport
 from .properties.refusal_probe import refusal as refusal
 from .properties.remaining_probe import RemainingReport as RemainingReport
 from .properties.remaining_probe import remaining as remaining
+from .properties.report import ProbeReport as ProbeReport

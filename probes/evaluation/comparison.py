@@ -36,6 +36,11 @@ class Comparison:
         n_rows: Rows that were predicted.
         n_problems: Problems that the rows come from.
         n_groups: Groups of problems, which are resampled for every interval.
+
+    Example:
+        found = probes.length(store).comparison
+        print(found.score, found.baselines[found.best_baseline], found.difference)
+        print(found.beats)
     """
 
     metric: MetricName

@@ -21,6 +21,11 @@ class ProbeReport(Protocol):
         comparison: The held-out score of the probe beside its baselines and shuffled labels.
         probe: The probe, fitted on all rows.
         n_groups: Groups of problems that the intervals resample.
+
+    Example:
+        for measure in (probes.length, probes.remaining, probes.correctness):
+            report = measure(store)
+            print(report.summary())
     """
 
     @property
