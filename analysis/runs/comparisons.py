@@ -51,7 +51,7 @@ def analyse_cliff(study: Study[CliffOptions]) -> Iterator[Result]:
     path = study.options.probe
     if path is None or not path.exists():
         raise InputError(
-            f"there is no probe at {path}; fit one with: reasonscope probe refusal --run RUN, or name one with --probe"
+            f"{path} does not exist; fit a probe with: reasonscope probe refusal --run RUN, or name one with --probe"
         )
     requests = [t for t in study.traces if "harmful" in t.problem.meta and has_cliff(t)]
     if len(requests) < 2:
@@ -165,7 +165,7 @@ def _early_stops(study: Study[SelectionOptions], probe: LinearProbe) -> dict[str
         kept = result_path(study.results, "confidence", trace.id)
         if not kept.exists():
             raise InputError(
-                f"there are no forced answers of {trace.id!r} to stop with; make them with: reasonscope analyse confidence --run RUN"
+                f"forced answers of {trace.id!r} are missing; make them with: reasonscope analyse confidence --run RUN"
             )
         found = Result.load(kept)
         cuts = np.asarray(found.arrays.get("cuts", ()), dtype=np.int64)[1:]  # empty if confidence was not measured

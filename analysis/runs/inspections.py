@@ -16,7 +16,7 @@ from reasonscope.steering.vectors.vector import SteeringVector
 
 @per_trace_analysis
 def analyse_alternatives(study: Study[AlternativesOptions], trace: Trace) -> Iterator[Result]:
-    """What else could have stood at each token of a trace."""
+    """What else could have been written at each token of a trace."""
     yield alternatives(study.model, trace, trace_sentences(trace), top=study.options.top, seed=study.options.seed)
 
 
@@ -27,7 +27,7 @@ def analyse_steering_shift(study: Study[SteeringShiftOptions], trace: Trace) -> 
     path = options.vector
     if path is None or not path.exists():
         raise InputError(
-            f"there is no vector at {path}; make one with: reasonscope steer extract seal --run RUN, or name one with --vector"
+            f"{path} does not exist; make a vector with: reasonscope steer extract seal --run RUN, or name one with --vector"
         )
     vector = SteeringVector.load(path)
     scope = Scope.thinking(study.model, at_separators=not options.everywhere)

@@ -1,4 +1,4 @@
-"""A run that is open: its traces, and the probes, vectors, results and numbers that were made from them."""
+"""An open run: its traces, and the probes, vectors, results and numbers that were made from them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,14 @@ from reasonscope.data.storage.store import TraceStore
 
 @dataclass(frozen=True, kw_only=True)
 class OpenRun:
-    """A run that is open. `stamp` changes when a trace is added."""
+    """An open run.
+
+    Attributes:
+        path: Its folder.
+        where: The folders of its store and of what was made from it.
+        store: Its traces.
+        stamp: Changes when a trace is added.
+    """
 
     path: Path
     where: RunFolder
@@ -29,11 +36,11 @@ class OpenRun:
         return self.path.name
 
     def results(self, method: str = "*") -> Iterator[Result]:
-        """Every saved result of `method`, or of all methods, in the order of methods and traces."""
+        """Every saved result of `method`, or of all methods, ordered by method and trace."""
         return load_results(self.where.analyses, method)
 
     def numbers(self, name: str) -> Mapping[str, Any]:
-        """What `reasonscope probe NAME`, `steer sweep` or the demo saved under `name`. Raises InputError if there is no such file."""
+        """What `reasonscope probe NAME`, `steer sweep` or the demo saved under `name`. Raises InputError if the file does not exist."""
         return read_numbers(self.where.numbers / f"{name}.json")
 
     def __hash__(self) -> int:
@@ -53,7 +60,7 @@ def open_run(path: str | Path) -> OpenRun:
         The run, with its `store` open.
 
     Raises:
-        StoreError: There is no run in `path`, or its store is damaged.
+        StoreError: `path` does not hold a run, or its store is damaged.
 
     Example:
         run = open_run("runs/mine")

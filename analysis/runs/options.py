@@ -1,4 +1,4 @@
-"""What each analysis can be told: a frozen class per analysis, which the command line builds its options from.
+"""The options of each analysis: a frozen class per analysis, from which the command line is built.
 
 Nothing heavy is imported here, so that `reasonscope --help` is fast.
 """
@@ -138,7 +138,9 @@ class CliffOptions(LoadsModel, Seeded):
 
     probe: Path | None = _option(None, "A refusal probe; RUN/probes/refusal.safetensors if not given.")
     ablate: bool = _option(
-        False, "Ask the organism new requests without the heads that lower refusal most.", flag="--ablate"
+        False,
+        "Also ask the organism new requests without the heads that lower refusal most (writes cliff).",
+        flag="--ablate",
     )
     share: float = _option(0.03, "The share of all heads to ablate; at least one is.", least=0.001, most=1)
     at_close: bool = _option(False, "Ablate them in the close window only, not at every token.", flag="--at-close")
@@ -209,8 +211,8 @@ def make_options(kind: type[Told], given: Mapping[str, Any]) -> Told:
     """Options of `kind` with the values `given` by name. Raises InputError for a name or a value that it does not take."""
     known = {told.name: told for told in fields(kind)}
     if unknown := sorted(set(given) - set(known)):
-        allowed = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
-        raise InputError(f"there is no option {unknown[0]!r} of this analysis; {allowed}")
+        allowed = f"it takes {', '.join(sorted(known))}" if known else "it has no options"
+        raise InputError(f"this analysis does not take {unknown[0]!r}; {allowed}")
     hints = get_type_hints(kind)
     return kind(**{name: _checked(name, value, hints[name], known[name].metadata) for name, value in given.items()})
 

@@ -33,7 +33,7 @@ class Question:
 
 QUESTIONS: Mapping[str, Question] = {
     "mi": Question(
-        asks="Where does the hidden state depend most on the answer (MI peaks), and which words stand there?",
+        asks="At which tokens does the hidden state depend most on the answer (MI peaks), and which words are these?",
         options=told.MiOptions,
         writes={"mi": "MI peaks"},
         page="mi-peaks",
@@ -76,7 +76,7 @@ QUESTIONS: Mapping[str, Question] = {
         options=told.CliffOptions,
         writes={
             "probe_write": "heads that write refusal",
-            "cliff": "the model without its cliff heads (with --ablate)",
+            "cliff": "the model without its cliff heads",
         },
         page="refusal",
     ),
@@ -111,7 +111,7 @@ QUESTIONS: Mapping[str, Question] = {
         page="trace",
     ),
     "entropy": Question(
-        asks="Where was the model unsure, and at which words does the text fork?",
+        asks="At which tokens was the model unsure, and at which words does the text fork?",
         options=told.Seeded,
         writes={"entropy": "entropies and forking tokens"},
         page="trace",
@@ -129,7 +129,7 @@ QUESTIONS: Mapping[str, Question] = {
         page="trace",
     ),
     "alternatives": Question(
-        asks="What else could have stood at each token, and how likely was the one that stands there?",
+        asks="What else could have been written at each token, and how likely was what was written?",
         options=told.AlternativesOptions,
         writes={"alternatives": "alternatives at each token"},
         page="trace",

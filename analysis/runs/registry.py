@@ -292,7 +292,7 @@ def _signals(study: Study[Seeded], trace: Trace) -> Iterator[Path]:
     return (path for path in paths if path.exists())
 
 
-# The signals of each trace that were saved, sentence by sentence, and where they agree.
+# The saved signals of each trace, sentence by sentence, and how far they agree.
 analyse_agreement = PerTraceAnalysis(per_trace=_agreement, depends_on=_signals)
 
 

@@ -58,7 +58,7 @@ class AnalysisTask:
     def of(cls, run: str | Path, name: str, *, traces: Sequence[str] | None = None, **options: Any) -> "AnalysisTask":
         """The task of an analysis by name, its options given by name. Raises InputError for a name or value that is not allowed."""
         if name not in ANALYSES:
-            raise InputError(f"there is no analysis {name!r}; choose one of {', '.join(ANALYSES)}")
+            raise InputError(f"unknown analysis {name!r}; choose one of {', '.join(ANALYSES)}")
         told = make_options(ANALYSES[name].question.options, options)
         return cls(run=Path(run), name=name, options=told, traces=None if traces is None else tuple(traces))
 
@@ -112,10 +112,10 @@ def analyse(
         **options: Options of this analysis, such as `sites="resid_post.20"` or `seed=1`: those of the command line, with underscores.
 
     Returns:
-        The results, which also lie in RUN/results with their figures in RUN/figures.
+        The results. They are also saved in RUN/results, with their figures in RUN/figures.
 
     Raises:
-        InputError: There is no such analysis, trace or option, or the run lacks what the analysis needs.
+        InputError: The analysis, a trace or an option does not exist, or the run lacks what the analysis needs.
 
     Example:
         for result in analyse("entropy", "runs/mine"):

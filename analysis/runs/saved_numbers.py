@@ -1,4 +1,4 @@
-"""What a measurement on a run leaves behind, beside its store: the probes, the numbers, and the figures with their data."""
+"""What a measurement on a run saves next to its store: probes, numbers, and figures with their data."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What else could have stood at each token of a trace, as `reasonscope analyse alternatives` left it beside the run."""
+"""What else could have been written at each token of a trace, as `reasonscope analyse alternatives` saved it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +12,15 @@ from reasonscope.app.page_parts.measurements import trace_results
 
 @dataclass(frozen=True, kw_only=True)
 class ShownAlternatives:
-    """From token `first` on: how likely (log-probability, nats) what stands there was, `said` (token,), and the likeliest tokens in its
-    place, `ids` and `logprobs` (token, rank). `pieces` is the text of each id."""
+    """What could have been written at each generated token.
+
+    Attributes:
+        first: The first generated token.
+        said: (token,) log-probability in nats of the token that was written.
+        ids: (token, rank) ids of the likeliest tokens in its place.
+        logprobs: (token, rank) their log-probabilities in nats.
+        pieces: The text of each id.
+    """
 
     first: int
     said: NDArray[np.float64]
@@ -22,7 +29,7 @@ class ShownAlternatives:
     pieces: Mapping[int, str]
 
     def at(self, token: int) -> list[tuple[str, float]]:
-        """Text and probability of the likeliest tokens at a place, the likeliest first; empty where nothing is known."""
+        """Text and probability of the likeliest tokens at a place, likeliest first; empty if nothing is known."""
         row = token - self.first
         if not 0 <= row < len(self.said):
             return []
@@ -32,13 +39,13 @@ class ShownAlternatives:
         ]
 
     def chance(self, token: int) -> float | None:
-        """How likely the token was that stands at a place."""
+        """The probability of the token that was written at a place."""
         row = token - self.first
         return float(np.exp(self.said[row])) if 0 <= row < len(self.said) else None
 
 
 def shown_alternatives(run: OpenRun, id: str) -> ShownAlternatives | None:
-    """Those of the trace `id`; None where they were not measured, or not of all of its generated tokens."""
+    """Those of the trace `id`; None if they were not measured for all of its generated tokens."""
     found = next((one for one in trace_results(run, id) if one.method == "alternatives" and one.measured), None)
     if found is None or not {"ids", "logprobs"} <= found.arrays.keys():
         return None

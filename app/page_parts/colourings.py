@@ -1,4 +1,4 @@
-"""What the tokens or sentences of a trace can be coloured by, and the values behind each. No model, no Streamlit."""
+"""What the tokens or sentences of a trace can be coloured by, with the values of each. No model, no Streamlit."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -35,10 +35,20 @@ _NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Colouring:
-    """A value for every token (`per` "token") or sentence of a trace, NaN where there is none.
+    """A value for every token or sentence of a trace.
 
-    `null` is the band of chance (2, …), `interval` how far each value is known (2, …), `marks` the places that stand out.
-    `bottom` and `top` are the ends of the scale where they are known beforehand.
+    Attributes:
+        name: What it is called on the page and in its address.
+        title: The title of the scale.
+        unit: The unit of the values.
+        per: "token" or "sentence".
+        values: (place,); NaN for a place without a value.
+        about: What was measured, its null and its seed.
+        bottom: The lower end of the scale, if it is known beforehand.
+        top: The upper end, likewise.
+        null: (2, place) what chance gives.
+        interval: (2, place) the interval of each value.
+        marks: The places that stand out.
     """
 
     name: str
@@ -55,7 +65,7 @@ class Colouring:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The ends of the scale: the 2nd and the 98th percentile where they are not given, for one odd token would wash out the rest."""
+        """The ends of the scale; if not given, the 2nd and 98th percentile, as one odd token would wash out the rest."""
         known = self.values[np.isfinite(self.values)]
         low, high = np.quantile(known, [0.02, 0.98]).tolist() if len(known) else (0.0, 1.0)
         low = low if self.bottom is None else self.bottom
@@ -75,7 +85,7 @@ def colouring_names(run: OpenRun, id: str) -> list[str]:
 
 
 def colouring(run: OpenRun, id: str, name: str) -> Colouring | None:
-    """The values behind a name of `colouring_names`; None for `kind` and for a name that the trace does not have."""
+    """The values of a name of `colouring_names`; None for `kind` and for a name that the trace does not have."""
     trace = cut_of(run, id).trace
     if name == "entropy" and trace.entropies is not None:
         return _generated(trace, name, "entropy of the next token", trace.entropies)
@@ -92,7 +102,7 @@ def colouring(run: OpenRun, id: str, name: str) -> Colouring | None:
 
 
 def _generated(trace: Trace, name: str, title: str, measured: NDArray[np.floating]) -> Colouring:
-    """What was measured of each generated token while it was drawn."""
+    """What was measured at each generated token during generation."""
     values = np.full(len(trace.token_ids), np.nan)
     values[trace.n_prompt_tokens :] = measured
     temperature = trace.sampling.temperature if trace.sampling else "unknown"
@@ -114,7 +124,7 @@ def _score(trace: Trace, path: Path, mtime: int) -> Colouring | None:
 
 
 def _over_sources(result: Result) -> Result:
-    """Effects of sentence on sentence as one number a sentence, the mean over what stands behind it; any other result as it is."""
+    """Effects between sentences as one number per sentence, the mean over later ones; any other result unchanged."""
     if [axis.name for axis in result.axes] != ["target", "source"]:
         return result
     return replace(
@@ -126,7 +136,7 @@ def _over_sources(result: Result) -> Result:
         null_missing="the null is of single pairs",
         interval=None,
         arrays={},
-        reason=result.reason or "nothing stands behind the last sentence",
+        reason=result.reason or "nothing follows the last sentence",
     )
 
 
@@ -149,7 +159,7 @@ def _said(axis: Axis, place: int) -> str:
 
 
 def colouring_name(method: str, *labels: str) -> str:
-    """What a line of a method's result is called here."""
+    """The name of a line of a method's result."""
     return " · ".join([_NAMES.get(method, method.replace("_", " ")), *labels])
 
 
@@ -191,7 +201,7 @@ def _of_result(result: Result, index: tuple[int, ...], name: str, read: CutTrace
 
 
 def _spread(ends: NDArray[np.float64], where: list[int], n: int) -> NDArray[np.float64]:
-    """(2, place) as (2, n), NaN where there is no place."""
+    """(2, place) as (2, n), NaN at the other places."""
     found = np.full((2, n), np.nan)
     found[:, where] = ends
     return found

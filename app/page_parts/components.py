@@ -1,4 +1,4 @@
-"""What the pages are put together from: headings, numbers with intervals, figures with their data, and what to do where there is none."""
+"""What the pages are made of: headings, numbers with intervals, figures with their data, and the command for what is missing."""
 
 import csv
 import io
@@ -48,19 +48,19 @@ def show_errors() -> Iterator[None]:
 
 
 def missing(what: str, command: str) -> None:
-    """Say that something was not measured, and the line that measures it."""
+    """Say that something was not measured, with the command that measures it."""
     st.info(as_text(f"Not measured on this run yet: {what}. Measure it with:"), icon=":material/terminal:")
     st.code(command, language="bash", wrap_lines=True)
 
 
 def damage(problems: Sequence[str]) -> None:
-    """Files that cannot be read, a line each."""
+    """Files that cannot be read, one per line."""
     for problem in problems:
         st.warning(as_text(problem), icon=":material/broken_image:")
 
 
 def show_figure(figure: Figure, *, name: str, command: str, key: str, clickable: bool = False) -> list[dict[str, Any]]:
-    """A figure with its data and the line that makes it again; the points that were clicked."""
+    """Show a figure with its data and the command that makes it again; gives the points that were clicked."""
     image = st.session_state.get(f"{key}-image", "PNG")
     options = {
         "displaylogo": False,
@@ -87,7 +87,7 @@ def show_figure(figure: Figure, *, name: str, command: str, key: str, clickable:
 
 
 def is_new(key: str, picked: object) -> bool:
-    """Whether a mark was clicked since the page was last drawn: a figure goes on to tell of its last click."""
+    """Whether a mark was clicked since the page was last drawn: a figure keeps reporting its last click."""
     last = f"{key}-picked"
     new = picked is not None and st.session_state.get(last) != picked
     st.session_state[last] = picked
@@ -95,8 +95,8 @@ def is_new(key: str, picked: object) -> bool:
 
 
 def show_kept(where: Path, name: str, *, command: str) -> None:
-    """A figure that a command kept beside the run, or what is wrong with it."""
-    path = where / f"{Path(name).name}.json"  # a name is read from a file of the run, and leads nowhere else
+    """Show a figure that a command saved for the run, or what is wrong with it."""
+    path = where / f"{Path(name).name}.json"  # the name comes from a file of the run, and must not lead out of it
     if not path.exists():
         missing(f"the figure {name.replace('_', ' ')}", command)
         return
@@ -105,7 +105,7 @@ def show_kept(where: Path, name: str, *, command: str) -> None:
 
 
 def of_contrast(figures_kept: Sequence[str]) -> list[str]:
-    """Figures that several contrasts have of a kind: those of the contrast that is chosen; all where there is one contrast."""
+    """Of figures that each contrast has, those of the chosen contrast; all figures if there is only one contrast."""
     contrasts = list(dict.fromkeys(name.rsplit("_", 1)[0] for name in figures_kept))
     if len(contrasts) < 2:
         return list(figures_kept)
@@ -122,7 +122,7 @@ def of_contrast(figures_kept: Sequence[str]) -> list[str]:
 
 
 def show_numbers(numbers: Mapping[str, Any], *, key: str) -> None:
-    """Nested numbers as one table: the value, its 95 % interval, and nothing hidden."""
+    """Show nested numbers as one table: each value with its 95 % interval."""
     found = list(flattened(numbers))
     known = any(low is not None for *_, low, _ in found)
     table = [
@@ -153,19 +153,19 @@ def flattened(numbers: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
 
 
 def _named(value: object, place: int) -> str:
-    """What a list calls one of its members: by its name or strength, else by its place."""
+    """The name of a member of a list: its name or strength, else its place."""
     known = value if isinstance(value, Mapping) else {}
     return str(known.get("name", f"strength {known['strength']:g}" if "strength" in known else place))
 
 
 def made_by(kept: Mapping[str, Any]) -> None:
-    """The line and the seed behind the numbers of a page."""
+    """Show the command and the seed that made the numbers of a page."""
     st.caption(as_text(f"Seed {kept['seed']}. Made by"))
     st.code(str(kept["command"]), language="bash", wrap_lines=True)
 
 
 def provenance(result: Result) -> None:
-    """What chance is, how sure the numbers are, and where they come from."""
+    """Show what chance gives, how sure the numbers are, and their provenance."""
     said = [
         f"{result.quantity} [{units}]" if (units := _units(result)) else result.quantity,
         f"chance: {result.null.what}" if result.null else f"no null: {result.null_missing or result.reason}",
@@ -177,7 +177,7 @@ def provenance(result: Result) -> None:
 
 
 def _of_one(result: Result) -> str:
-    """What each value is of, where nothing was drawn anew that an interval could be over."""
+    """What each value is measured on, if nothing was resampled that an interval could be over."""
     last = result.axes[-1].name
     if last == "source":
         return "each value is of one pair of sentences"
@@ -185,7 +185,7 @@ def _of_one(result: Result) -> str:
 
 
 def _counts(result: Result) -> Iterator[str]:
-    """How many things were measured, and of how many the result is."""
+    """How many things were measured, and how many the result is over."""
     last = result.axes[-1].name
     if last in (*_THINGS, "source"):
         known = np.isfinite(result.values).reshape(-1, len(result.axes[-1])).any(axis=0)
@@ -201,24 +201,24 @@ def _units(result: Result) -> str:
 
 
 def as_text(text: str) -> str:
-    """A text for a Markdown place, shown as it stands: what a run holds is never read as markup."""
-    # Addresses become links whatever is escaped, but for those with a word joiner in them, which nobody sees.
+    """A text to show as it is in Markdown: what a run holds is never read as markup."""
+    # Addresses become links however they are escaped, unless they contain a word joiner, which is invisible.
     unlinked = _ADDRESS.sub("\\g<0>\u2060", text)
     return "".join(f"\\{char}" if char in r"\`*_{}[]()<>#+-.!|~$:^" else char for char in unlinked)
 
 
 def number(value: float) -> str:
-    """Four digits, or that it is not known."""
+    """A number with four digits, or `not known`."""
     return f"{value:.4g}" if math.isfinite(value) else "not known"
 
 
 def between(band: Band | None, at: int | tuple[int, ...] | None) -> str:
-    """The ends of a band at a place, or that they are not known."""
+    """The ends of a band at a place, or `not known`."""
     return "not known" if band is None or at is None else ends((float(band.low[at]), float(band.high[at])))
 
 
 def ends(interval: tuple[float, float]) -> str:
-    """The ends of an interval, or that they are not known."""
+    """The ends of an interval, or `not known`."""
     low, high = interval
     if not (math.isfinite(low) and math.isfinite(high)):
         return "not known"
@@ -226,22 +226,22 @@ def ends(interval: tuple[float, float]) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """The ends of a number's interval; empty where it has none."""
+    """The ends of a number's interval; empty if it has none."""
     return "" if low is None or high is None else ends((low, high))
 
 
 def share_interval(right: int, n: int) -> str:
-    """The 95 % interval of a share, after Wilson."""
+    """Wilson's 95 % interval of a share."""
     return ends(wilson_interval(right, n))
 
 
 def visible(text: str) -> str:
-    """A token with its white space to be seen."""
+    """A token with visible white space."""
     return text.replace(" ", "␣").replace("\n", "⏎")
 
 
 def formulas(text: str) -> None:
-    """The formulas of a text, set."""
+    """Typeset the formulas of a text."""
     for formula in ["".join(found) for found in _FORMULA.findall(text)][:_MANY_FORMULAS]:
         st.latex(formula)
 

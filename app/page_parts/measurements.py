@@ -1,4 +1,4 @@
-"""What was measured on a run: results and numbers, what is damaged among them, and the line that makes what is not there."""
+"""What was measured on a run: results and numbers, which of them are damaged, and the command for what is missing."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote
 
 from reasonscope.analysis.results import Result
 from reasonscope.analysis.runs.open_run import OpenRun
+from reasonscope.analysis.runs.questions import QUESTIONS
 from reasonscope.analysis.runs.saved_numbers import read_numbers
 from reasonscope.data.errors import InputError
 
@@ -27,7 +28,7 @@ def results(run: OpenRun, method: str) -> dict[str, Result]:
 
 
 def methods(run: OpenRun) -> list[str]:
-    """The methods of which there are results."""
+    """The methods that have results."""
     return sorted(folder.name for folder in run.where.analyses.glob("*") if folder.is_dir())
 
 
@@ -38,14 +39,14 @@ def damaged(run: OpenRun, method: str = "*") -> list[str]:
 
 
 def numbers(run: OpenRun, name: str) -> Mapping[str, Any] | None:
-    """What `reasonscope probe NAME` or the demo kept; None where nothing was. Raises InputError where it is damaged."""
+    """What `reasonscope probe NAME` or the demo saved; None if nothing was. Raises InputError if it is damaged."""
     path = run.where.numbers / f"{name}.json"
     return read_numbers(path) if path.exists() else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunMeasurement:
-    """Something that can be measured on a run: how much of it is there, and the line that makes it."""
+    """Something that can be measured on a run: how many results there are, and the command that makes them."""
 
     name: str
     title: str
@@ -53,7 +54,9 @@ class RunMeasurement:
     command: str
 
 
-# Below the folder of results: what is measured, and the line that measures it. A folder of results is named by its method.
+# What a result needs besides the name of its analysis.
+_MORE = {"cliff": " --ablate"}
+# What is measured, by its files below the folder of results, and the command that measures it.
 _COMMANDS = {
     "numbers/length.json": ("length probe", "reasonscope probe length --run {run}"),
     "numbers/refusal.json": ("refusal probe and cliff", "reasonscope probe refusal --run {run}"),
@@ -64,39 +67,24 @@ _COMMANDS = {
     ),
     "numbers/sweep.json": ("steering at each strength", "reasonscope steer sweep seal --run {run}"),
     "numbers/steering.json": ("steering beside its controls", "reasonscope demo --out {run}"),
-    "results/mi/*": ("MI peaks", "reasonscope analyse mi --run {run}"),
-    "results/anchors/*": ("thought anchors", "reasonscope analyse anchors --run {run}"),
-    "results/replacement/*": ("what a sentence passes on", "reasonscope analyse anchors --run {run}"),
-    "results/suppression/*": ("suppression of sentences", "reasonscope analyse suppression --run {run}"),
-    "results/head_kurtosis/*": ("how peaked each head is", "reasonscope analyse receivers --run {run}"),
-    "results/receivers/*": ("receiver heads", "reasonscope analyse receivers --run {run}"),
-    "results/receiver_scores/*": ("attention received", "reasonscope analyse receivers --run {run}"),
-    "results/probe_write/*": ("heads that write refusal", "reasonscope analyse cliff --run {run}"),
-    "results/heads/*": ("attention heads", "reasonscope analyse heads --run {run}"),
-    "results/head_effects/*": ("what is foretold without a head", "reasonscope analyse heads --run {run}"),
-    "results/close_attention/*": ("what the closing tag looks at", "reasonscope analyse heads --run {run}"),
-    "results/recurrence/*": ("tokens looked at again", "reasonscope analyse heads --run {run}"),
-    "results/entropy/*": ("entropies and forking tokens", "reasonscope analyse entropy --run {run}"),
-    "results/alternatives/*": ("alternatives at each token", "reasonscope analyse alternatives --run {run}"),
-    "results/steering_shift/*": ("tokens, steered less base", "reasonscope analyse steering-shift --run {run}"),
-    "results/attention_map/*": ("where heads look", "reasonscope analyse attention-map --run {run}"),
-    "results/mi_compare/*": ("MI of base and reasoner", "reasonscope analyse mi-compare --run {run}"),
-    "results/mi_base/*": ("MI of the base model", "reasonscope analyse mi-compare --run {run}"),
-    "results/cliff/*": ("the model without its cliff heads", "reasonscope analyse cliff --ablate --run {run}"),
-    "results/confidence/*": ("confidence along the thinking", "reasonscope analyse confidence --run {run}"),
-    "results/trajectory/*": ("latent trajectory", "reasonscope analyse trajectory --run {run}"),
-    "results/reflection/*": ("reflection", "reasonscope analyse reflection --run {run}"),
-    "results/agreement/*": ("all signals side by side", "reasonscope analyse agreement --run {run}"),
+    **{
+        f"results/{method}/*": (
+            title,
+            f"reasonscope analyse {name.replace('_', '-')}{_MORE.get(method, '')} --run {{run}}",
+        )
+        for name, question in QUESTIONS.items()
+        for method, title in question.writes.items()
+    },
 }
 
 
 def command_for(run: OpenRun, name: str) -> str:
-    """The line that makes what lies under a key of the table of analyses."""
+    """The command for a key of the table of measurements."""
     return _COMMANDS[name][1].format(run=shlex.quote(str(run.path)), results=shlex.quote(str(run.where.results)))
 
 
 def command_of(run: OpenRun, method: str) -> str:
-    """The line that makes the results of a method."""
+    """The command that makes the results of a method."""
     name = f"results/{method}/*"
     return (
         command_for(run, name)
@@ -106,7 +94,7 @@ def command_of(run: OpenRun, method: str) -> str:
 
 
 def run_measurements(run: OpenRun) -> list[RunMeasurement]:
-    """What can be measured on a run and whether it was; results of other methods that lie there come last."""
+    """What can be measured on a run and whether it was; results of other methods come last."""
     found = [
         RunMeasurement(
             name=name, title=title, there=len(list(run.where.results.glob(name))), command=command_for(run, name)
@@ -122,7 +110,7 @@ def run_measurements(run: OpenRun) -> list[RunMeasurement]:
 
 @lru_cache(maxsize=256)
 def _result(path: Path, mtime: int) -> Result | str:
-    """A result, or why it cannot be read."""
+    """A result, or the reason why it cannot be read."""
     try:
         return Result.load(path)
     except InputError as error:
@@ -134,7 +122,7 @@ def _folder(run: OpenRun, method: str) -> Iterator[Path]:
 
 
 def stamp(path: Path) -> int:
-    """When a file was last written: what was read of it is kept until then."""
+    """When a file was last written; what was read from it is cached until it changes."""
     try:
         return path.stat().st_mtime_ns
     except OSError:

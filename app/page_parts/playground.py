@@ -1,4 +1,4 @@
-"""The playground: one problem answered as it is and steered, from the same seed, and where the two part."""
+"""The playground: one problem answered with and without steering, from the same seed, and where the two diverge."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ SCOPES = {"every token of the thinking": False, "where steps begin": True}
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One completion: its tokens as text, and what became of it."""
+    """One completion: its tokens as text, its answer, and how it ended."""
 
     tokens: tuple[str, ...]
     thinking_tokens: int
@@ -32,8 +32,15 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Duel:
-    """Base and steered. `parted` is the first generated token that differs, or None. `kl` is the mean divergence of the steered model
-    from the base over the tokens that the base generated, in nats a token. `n_edited` counts the tokens edited."""
+    """Two completions of one problem.
+
+    Attributes:
+        base: Without steering.
+        steered: With steering.
+        parted: The first generated token that differs; None if none does.
+        kl: Mean divergence of the steered model from the base over the base's tokens, in nats per token.
+        n_edited: How many tokens were edited.
+    """
 
     base: Side
     steered: Side
@@ -55,7 +62,7 @@ def loaded(name: str) -> "Model":
 
 
 def _mixed(weights: Mapping[Path, float]) -> "SteeringVector":
-    """The weighted sum of vectors, by site. Raises InputError where all weights are 0 or the vectors are of several widths."""
+    """The weighted sum of vectors, by site. Raises InputError if all weights are 0 or the vectors differ in width."""
     from reasonscope.probes.architecture.sites import Site
     from reasonscope.steering.vectors.vector import SteeringVector
 
@@ -63,7 +70,7 @@ def _mixed(weights: Mapping[Path, float]) -> "SteeringVector":
     for path, weight in weights.items():
         for site, direction in SteeringVector.load(path).directions.items():
             if site in directions and directions[site].shape != direction.shape:
-                raise InputError(f"{path.name} is of another width than the other vectors; choose those of one model")
+                raise InputError(f"{path.name} differs in width from the other vectors; choose vectors of one model")
             directions[site] = (directions.get(site, 0) + np.float32(weight) * direction).astype(np.float32)
     if not directions or not any(weights.values()):
         raise InputError("every vector has strength 0; move a slider to steer")
@@ -79,7 +86,10 @@ def duel(
     sampling: Sampling,
     tell: Callable[[str, int], None],
 ) -> Duel:
-    """Answer `question` as it is and steered. `tell` hears the side and the number of each token; what it raises ends the work."""
+    """Answer `question` with and without steering.
+
+    `tell` is called with the side and the number of each token; what it raises stops the work.
+    """
     from reasonscope.probes.generation.rollout import rollouts
     from reasonscope.steering.experiments.side_effects import divergences, generated, logits_function
     from reasonscope.steering.vectors.intervention import Steering
@@ -96,7 +106,7 @@ def duel(
     (steered,) = rollouts(model, [problem], sampling, write=steering.edits, on_step=follow)
     n_edited = steering.n_edited
     if n_edited == 0:
-        raise InputError("the vector edited no token: nothing that was generated lies in its scope")
+        raise InputError("the vector edited no token: none of the generated tokens is in its scope")
     again = Steering(_mixed(weights), 1.0, Scope.thinking(model, at_separators=at_separators))
     divergent = divergences(model, [base], [logits_function(model, again)], {"all": generated})[0]["all"]
     return Duel(
@@ -119,7 +129,7 @@ def _side(trace: Trace) -> Side:
 
 
 def _parted(base: Trace, steered: Trace) -> int | None:
-    """The first generated token in which the two differ, one of them having ended counted as a difference."""
+    """The first generated token in which the two differ; the end of one of them counts as a difference."""
     ids = [trace.token_ids[trace.n_prompt_tokens :].tolist() for trace in (base, steered)]
     for i, (a, b) in enumerate(zip(*ids, strict=False)):
         if a != b:

@@ -13,7 +13,7 @@ from reasonscope.app.page_parts.alternatives import ShownAlternatives
 from reasonscope.app.page_parts.colourings import Colouring
 from reasonscope.data.sentence_cut import CutTrace
 
-# Okabe and Ito's palette, with a word each: colour is never the only sign.
+# Okabe and Ito's palette, with a word for each colour: colour is never the only sign.
 KINDS = {
     "problem_setup": ("setup", "#56B4E9"),
     "plan_generation": ("plan", "#0072B2"),
@@ -61,10 +61,10 @@ def show_reader(
 
 
 def reader_data(read: CutTrace, colour: Colouring | None, other: ShownAlternatives | None = None) -> dict[str, Any]:
-    """What the page needs of a trace, as few arrays as may be: its text, where each token ends, blocks in reading order, and values.
+    """What the page needs to show a trace, in few arrays: its text, where each token ends, blocks in reading order, and values.
 
-    `ends` count UTF-16 units, as JavaScript does; a trace without tokens has one piece a block. A block is (role, sentence, tag, step,
-    first token, tokens); blocks cover the text without a gap: what stands between two sentences goes with the first of them.
+    `ends` count UTF-16 units, as JavaScript does; a trace without tokens has one piece per block. A block is (role, sentence, tag, step,
+    first token, tokens). Blocks cover the text without gaps: the text between two sentences belongs to the first of them.
     """
     trace = read.trace
     tokenised = bool(len(trace.token_ids))
@@ -91,7 +91,7 @@ def reader_data(read: CutTrace, colour: Colouring | None, other: ShownAlternativ
 
 @dataclass(frozen=True, kw_only=True)
 class _Block:
-    """A stretch [start, stop) of tokens, of characters in a trace without tokens: the prompt, a sentence, or the answer."""
+    """A stretch [start, stop) of tokens (characters for a trace without tokens): the prompt, a sentence, or the answer."""
 
     role: str
     sentence: int | None
@@ -117,7 +117,7 @@ def _blocks(read: CutTrace) -> list[_Block]:
 
 
 def _utf16(text: str, places: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Places in a text, counted in UTF-16 units instead of characters: one beyond the first plane is two."""
+    """Places in a text, counted in UTF-16 units instead of characters; a character beyond the first plane is two."""
     if text.isascii():
         return places
     wide = np.array([ord(char) > 0xFFFF for char in text])
@@ -152,5 +152,5 @@ def _colour(colour: Colouring) -> dict[str, Any]:
 
 
 def _numbers(values: NDArray[np.float64]) -> list[float | None]:
-    """Four digits are more than a colour shows, and a third of the bytes."""
+    """Numbers with four digits: more than a colour shows, in a third of the bytes."""
     return [float(f"{value:.4g}") if np.isfinite(value) else None for value in values.tolist()]

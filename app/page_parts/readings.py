@@ -1,4 +1,4 @@
-"""The traces of a run as they are cut_trace: a row each in a table, and one of them sentence by sentence. No model, no Streamlit."""
+"""The traces of a run as they are cut: one row of a table each, and one trace sentence by sentence. No model, no Streamlit."""
 
 import json
 from collections.abc import Mapping
@@ -17,9 +17,18 @@ from reasonscope.data.trace import Trace
 
 @dataclass(frozen=True, kw_only=True)
 class TraceRow:
-    """A trace in the table; the length of a thinking whose tokens are not known is None.
+    """A trace in the table.
 
-    `outcome` is right, wrong, refused, complied or unclear; `kind` what was asked; a `group` is a problem.
+    Attributes:
+        id: The trace.
+        group: Its problem.
+        kind: What was asked: a problem, a harmful request …
+        difficulty: Of the problem, if it is known.
+        outcome: right, wrong, refused, complied or unclear.
+        thinking_tokens: Length of the thinking; None if its tokens are not known.
+        state: Whether the thinking is closed.
+        answer: The final answer, or the start of what was answered.
+        question: The start of what was asked.
     """
 
     id: str

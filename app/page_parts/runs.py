@@ -5,12 +5,12 @@ from pathlib import Path
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.manifest import NAME
 
-_DEPTH = 2  # folders below the root in which runs are looked for
+_DEPTH = 2  # levels of folders below the root that are searched for runs
 _MANY_RUNS = 200
 
 
 def confined(root: Path, name: str) -> Path:
-    """The folder `name` below `root`. Raises InputError where it leads elsewhere: by `..`, as an absolute path or by a link."""
+    """The folder `name` below `root`. Raises InputError if it leads elsewhere: by `..`, as an absolute path or by a link."""
     path = (root / name).resolve()
     if not path.is_relative_to(root.resolve()):
         raise InputError(f"run {name!r} lies outside of {root}; start the app with --root for another folder of runs")
@@ -18,7 +18,7 @@ def confined(root: Path, name: str) -> Path:
 
 
 def find_runs(root: Path) -> list[str]:
-    """The runs below `root`, as paths from there; a link that leads out is not followed."""
+    """The runs below `root`, as relative paths; links that lead out are not followed."""
     found = []
     for pattern in ("/".join(["*"] * depth) for depth in range(1, _DEPTH + 1)):
         for folder in sorted(root.glob(pattern)):

@@ -1,4 +1,4 @@
-"""The state of a page, which lives in its URL: a copied link finds the same run, trace, sentence and choices again."""
+"""The state of a page, which is in its URL: a copied link shows the same run, trace, sentence and choices."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -9,7 +9,7 @@ from streamlit.errors import StreamlitAPIException
 
 
 class Key(StrEnum):
-    """The names in the URL. Those of widgets are bound to them by Streamlit itself, the rest by `remember`."""
+    """The names in the URL. Streamlit binds widgets to them; `remember` writes the rest."""
 
     RUN = "run"
     TRACE = "trace"
@@ -77,18 +77,18 @@ _copy = st.components.v2.component(
 
 
 def recall(key: Key, default: str = "") -> str:
-    """What the URL says under a key that no widget is bound to."""
+    """The value in the URL of a key that no widget is bound to."""
     return str(st.query_params.get(key, default))
 
 
 def recall_number(key: Key) -> int | None:
-    """The same as a whole number from 0; None where there is none."""
+    """The same as a whole number from 0; None if it is not one."""
     text = recall(key)
     return int(text) if text.isdigit() else None
 
 
 def remember(key: Key, value: object) -> None:
-    """Write into the URL; nothing (None, an empty text) leaves no trace there."""
+    """Write a value into the URL; None or an empty text removes it."""
     if value is None or value == "":
         st.query_params.pop(key, None)
     else:
@@ -96,7 +96,7 @@ def remember(key: Key, value: object) -> None:
 
 
 def offer_pages(pages: dict[str, Any]) -> None:
-    """Say which pages there are, for `go`."""
+    """Register the pages, for `go`."""
     st.session_state[_PAGES] = pages
 
 
@@ -107,7 +107,7 @@ def go(page: str, **values: object) -> None:
 
 
 def arrive() -> None:
-    """Do what `go` was asked for, before any widget is there: Streamlit lets nobody set the value of one that is."""
+    """Do what `go` asked for, before any widget exists: Streamlit does not allow setting the value of an existing one."""
     page, values = st.session_state.pop(_GOING, (None, {}))
     if page is None:
         return
@@ -120,13 +120,13 @@ def arrive() -> None:
             address[key] = value
         except (
             StreamlitAPIException
-        ):  # a widget of the page that is left has this key: its value is handed on, and shows in the address
+        ):  # a widget of the page that is left has this key: its value is passed on, and shows in the address
             st.session_state[key] = value
     st.switch_page(st.session_state[_PAGES][page], query_params=address)
 
 
 def offer_runs(runs: dict[str, Path]) -> None:
-    """Say which runs may be shown, for the page that compares two."""
+    """Register the runs that may be shown, for the page that compares two."""
     st.session_state[_RUNS] = runs
 
 
@@ -135,7 +135,7 @@ def offered_runs() -> dict[str, Path]:
 
 
 def copy_link() -> None:
-    """A button that copies the address of the page as it stands."""
+    """A button that copies the current address of the page."""
     _copy(key="copy-link", data={})
 
 

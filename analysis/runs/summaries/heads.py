@@ -19,6 +19,7 @@ from reasonscope.analysis.runs.summaries.wording import (
     null_at,
     over_traces,
     quoted,
+    sentence_named,
     short,
     side_of,
     span,
@@ -95,10 +96,12 @@ def _received(found: Sequence[Result], study: Study[Any]) -> list[tuple[str, str
     quotes = []
     for one, i in strongest(scores, MOST_QUOTES):
         text = trace_sentences(trace_of(one, study.traces))[i].text
-        of = "" if len(study.traces) == 1 else f" of {one.provenance['trace']}"
         chance = span(*null_at(one, (i,)))
         quotes.append(
-            (quoted(text), f"sentence {i}{of}, looked at {short(float(one.values[i]))} (other heads {chance})")
+            (
+                quoted(text),
+                f"{sentence_named(i, one, study.traces)}, looked at {short(float(one.values[i]))} (other heads {chance})",
+            )
         )
     return quotes
 
@@ -165,12 +168,11 @@ def _closing(found: Sequence[Result], study: Study[Any]) -> list[tuple[str, str]
     scores = [(value / null_at(one, (i,))[0], (one, i)) for one in found for i, value in enumerate(one.values.tolist())]
     quotes = []
     for one, i in strongest(scores, 3):
-        of = "" if len(study.traces) == 1 else f" of {one.provenance['trace']}"
         times = float(one.values[i]) / null_at(one, (i,))[0]
         quotes.append(
             (
                 quoted(one.numbers["texts"][i]),
-                f"the closing tag looks at sentence {i}{of} {times:.1f} times as much as evenly",
+                f"the closing tag looks at {sentence_named(i, one, study.traces)} {times:.1f} times as much as evenly",
             )
         )
     return quotes
@@ -225,9 +227,13 @@ def _looked_at(found: Sequence[Result], study: Study[Any]) -> list[tuple[str, st
         scores += [(float(matrix[i + _FAR :, i].mean()), (one, i)) for i in range(len(matrix) - _FAR)]
     quotes = []
     for one, i in strongest(scores, 3):
-        of = "" if len(study.traces) == 1 else f" of {one.provenance['trace']}"
         text = trace_sentences(trace_of(one, study.traces))[i].text
-        quotes.append((quoted(text), f"sentence {i}{of} is looked at most from {_FAR} or more sentences later"))
+        quotes.append(
+            (
+                quoted(text),
+                f"{sentence_named(i, one, study.traces)} is looked at most from {_FAR} or more sentences later",
+            )
+        )
     return quotes
 
 

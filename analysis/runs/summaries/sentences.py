@@ -17,6 +17,7 @@ from reasonscope.analysis.runs.summaries.wording import (
     null_at,
     over_traces,
     quoted,
+    sentence_named,
     short,
     span,
     strongest,
@@ -45,7 +46,7 @@ def anchors_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
         columns=("trace", "sentence", "kind", "effect, nats", "chance", "accuracy", "chance"),
         rows=[_anchor_row(one, metric, i, study) for one, i in best],
         quotes=[
-            (quoted(one.numbers["texts"][i]), _sentence_named(one, i, study))
+            (quoted(one.numbers["texts"][i]), _named(one, i, study))
             for one, i in best[:_QUOTED]
             if one.at(metric=metric)[i] > 0
         ],
@@ -63,7 +64,7 @@ def _anchors_finding(
 ) -> str:
     one, i = best[0]
     strength = short(float(one.at(metric=metric)[i]))
-    first = f"The answer depends most on {_sentence_named(one, i, study)} ({strength} nats"
+    first = f"The answer depends most on {_named(one, i, study)} ({strength} nats"
     if one.null is None:
         return f"{first}, as published; no null was published)."
     if float(one.at(metric=metric)[i]) == 0:
@@ -76,9 +77,9 @@ def _anchors_finding(
     )
 
 
-def _sentence_named(result: Result, i: int, study: Study[Any]) -> str:
-    named = f"sentence {result.axes[-1].labels[i]}"
-    return named if len(study.traces) == 1 else f"{named} of {result.provenance['trace']}"
+def _named(result: Result, i: int, study: Study[Any]) -> str:
+    """A sentence by its label: published sentences keep their published numbers."""
+    return sentence_named(result.axes[-1].labels[i], result, study.traces)
 
 
 def _at(result: Result, metric: str, i: int) -> tuple[int, int]:
@@ -125,7 +126,7 @@ def _replacement_note(found: Sequence[Result], study: Study[Any]) -> list[str]:
         return []
     one, target, source = pair
     return [
-        f"Replacing {_sentence_named(one, source, study)} changes sentence {target} most: {short(float(one.values[target, source]))} "
+        f"Replacing {_named(one, source, study)} changes sentence {target} most: {short(float(one.values[target, source]))} "
         f"nats (another sentence in its place: {span(*null_at(one, (target, source)))})."
     ]
 
@@ -150,7 +151,7 @@ def suppression_summary(results: Sequence[Result], study: Study[Any]) -> Summary
     share, chance = in_hundredths(above / len(pairs)), in_hundredths(_BY_CHANCE)
     return Summary(
         finding=f"{above} of {len(pairs)} pairs of sentences ({share}; {chance} by chance) depend on each other more than on as many "
-        f"random tokens, most of all sentence {target} on {_sentence_named(one, source, study)}.",
+        f"random tokens, most of all sentence {target} on {_named(one, source, study)}.",
         columns=("trace", "sentence", "owes to", "effect, log nats", "random tokens", "effect, nats"),
         rows=[
             [
@@ -241,13 +242,13 @@ def agreement_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
     one, i = best[0]
     above = sum(len(each.numbers["top"]) for each in found)
     return Summary(
-        finding=f"{_sentence_named(one, i, study).capitalize()} matters most by {len(one.axis('signal'))} signals: its mean rank is "
+        finding=f"{_named(one, i, study).capitalize()} matters most by {len(one.axis('signal'))} signals: its mean rank is "
         f"{_rank(one, i)} (by chance {span(*null_at(one, (0, 0)), share=True)}); {above} of {len(ranks)} sentences are above "
         "that range.",
         columns=("signals", "rank correlation", "beyond their place", "p (Holm)"),
         rows=[row for each in found[:1] for row in _agreement_rows(each)],
         quotes=[
-            (quoted(each.numbers["texts"][k]), f"{_sentence_named(each, k, study)}, mean rank {_rank(each, k)}")
+            (quoted(each.numbers["texts"][k]), f"{_named(each, k, study)}, mean rank {_rank(each, k)}")
             for each, k in best[:5]
         ],
         notes=_agreement_notes(found),

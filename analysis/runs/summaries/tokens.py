@@ -41,7 +41,7 @@ _COMPARED = {"mean": "mean MI", "aom": "height of the peaks (AOM)", "share_peaks
 
 
 def mi_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
-    """Where the states depend most on the answer, and which words are there."""
+    """The tokens at which the states depend most on the answer, and which words they are."""
     found = [result for result in measured(results, "mi") if result.axes[0].name == "site"]
     site, groups = found[0].axis("site").labels[-1], groups_of(found, study.traces)
     above = pooled([one.numbers[site]["share_above_null"] for one in found], groups)
@@ -191,9 +191,7 @@ def _forking_words(found: Sequence[Result], study: Study[Any]) -> list[tuple[str
     least = 1 if len(found) == 1 else min(3, max(map(len, entropies.values()), default=0))
     kept = {word: float(np.mean(values)) for word, values in entropies.items() if len(values) >= least}
     best = sorted(kept, key=lambda word: -kept[word])[:MOST_QUOTES]
-    return [
-        (word_quoted(word), f"{short(kept[word])} nats where it forks, {_times(len(entropies[word]))}") for word in best
-    ]
+    return [(word_quoted(word), f"{short(kept[word])} nats at forks, {_times(len(entropies[word]))}") for word in best]
 
 
 def _times(n: int) -> str:

@@ -104,7 +104,7 @@ def _foreign(result: Result, k: int) -> float:
 
 def _chance(foreign: Sequence[float]) -> str:
     if not np.isfinite(foreign).any():
-        return "there is no answer of another problem to compare with"
+        return "no other problem has an answer to compare with"
     return f"the answer of another problem comes up at {in_hundredths(float(np.nanmean(foreign)))}"
 
 

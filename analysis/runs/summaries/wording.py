@@ -27,6 +27,11 @@ def trace_of(result: Result, traces: Sequence[Trace]) -> Trace:
     return next(trace for trace in traces if trace.id == result.provenance["trace"])
 
 
+def sentence_named(sentence: int | str, result: Result, traces: Sequence[Trace]) -> str:
+    """`sentence 5`, with its trace if there are several: `sentence 5 of ledger-1/0`."""
+    return f"sentence {sentence}" + ("" if len(traces) == 1 else f" of {result.provenance['trace']}")
+
+
 def groups_of(results: Sequence[Result], traces: Sequence[Trace]) -> list[str]:
     """The problem of each result's trace."""
     return [trace_of(result, traces).problem.group for result in results]
