@@ -241,10 +241,13 @@ def agreement_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
     best = list(strongest(ranks, MOST_ROWS))
     one, i = best[0]
     above = sum(len(each.numbers["top"]) for each in found)
+    signals, chance = len(one.axis("signal")), span(*null_at(one, (0, 0)), share=True)
     return Summary(
-        finding=f"{_named(one, i, study).capitalize()} matters most by {len(one.axis('signal'))} signals: its mean rank is "
-        f"{_rank(one, i)} (by chance {span(*null_at(one, (0, 0)), share=True)}); {above} of {len(ranks)} sentences are above "
-        "that range.",
+        finding=f"{_named(one, i, study).capitalize()} matters most by {signals} signals: its mean rank is {_rank(one, i)} (by chance "
+        f"{chance}); {above} of {len(ranks)} sentences are above that range."
+        if above
+        else f"No sentence matters more than chance by all signals: the highest mean rank over {signals} signals is {_rank(one, i)}, of "
+        f"{_named(one, i, study)} (by chance {chance}).",
         columns=("signals", "rank correlation", "beyond their place", "p (Holm)"),
         rows=[row for each in found[:1] for row in _agreement_rows(each)],
         quotes=[
@@ -274,6 +277,12 @@ def _agreement_notes(found: Sequence[Result]) -> list[str]:
     pairs = [pair for one in found for pair in one.numbers["agreement"].values()]
     agree = sum(pair["holm"] is not None and pair["holm"] <= 0.05 for pair in pairs)
     notes = [f"{agree} of {len(pairs)} pairs of signals agree beyond their place in the trace (Holm's p up to 0.05)."]
+    notes += [f"Left out: {method}, {why}." for method, why in _left_out(found).items()]
     if len(found) > 1:
         notes.append(f"The table is of {found[0].provenance['trace']}, the first of {n_traces(len(found))}.")
     return notes
+
+
+def _left_out(found: Sequence[Result]) -> dict[str, str]:
+    """The signals that were saved but could not be compared, and why."""
+    return {method: why for one in found for method, why in one.numbers.get("left_out", {}).items()}
