@@ -1,4 +1,4 @@
-"""How similar two sentences are: by TF-IDF, which needs no model, or by a sentence-transformers model."""
+"""How similar two sentences are: by TF-IDF, which needs no model, or by any model of sentences."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -11,7 +11,11 @@ from reasonscope.data.errors import InputError
 
 
 class Embedder(Protocol):
-    """Turns texts into rows of unit length (text, feature), so that a product of rows is their cosine."""
+    """Turns texts into rows of unit length (text, feature), so that a product of rows is their cosine.
+
+    The paper's own needs sentence-transformers: `partial(SentenceTransformer("all-MiniLM-L6-v2").encode,
+    normalize_embeddings=True)`.
+    """
 
     def __call__(self, texts: Sequence[str], /) -> Values: ...
 
