@@ -1,4 +1,4 @@
-"""What this installation has: versions, devices, extras and shipped models, with a remedy for whatever is missing."""
+"""What is installed: versions, devices, extras and shipped models, with a remedy for everything that is missing."""
 
 import platform
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _MODELS = ("organism", "organism-base")
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A required package: its `installed` version (None: not there) and whether that fits the versions `needed`."""
+    """A required package: its `installed` version (None if it is missing), and whether that is one of the versions `needed`."""
 
     name: str
     installed: str | None
@@ -25,7 +25,7 @@ class Package:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentCheck:
-    """The core or an extra. `remedy` is the command that installs what is missing of it, None where nothing is."""
+    """The core or an extra. `remedy` is the command that installs what is missing; None if it is complete."""
 
     name: str
     packages: tuple[Package, ...]
@@ -34,7 +34,7 @@ class EnvironmentCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """Where a model can run: torch's name for it, what it is, and its memory in GiB (None: it has none of its own)."""
+    """A device for models: its name in torch, what it is, and its memory in GiB (None if it shares that of the CPU)."""
 
     name: str
     description: str
@@ -43,7 +43,7 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class ShippedModel:
-    """A model that comes with the package. `path` is its folder, None where config or weights are not there."""
+    """A model that comes with the package. `path` is its folder, or None if its configuration or its weights are missing."""
 
     name: str
     path: str | None
@@ -52,7 +52,7 @@ class ShippedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
-    """All that `reasonscope doctor` reports."""
+    """Everything that `reasonscope doctor` reports."""
 
     version: str
     python: str
@@ -64,12 +64,12 @@ class Examination:
 
     @property
     def sound(self) -> bool:
-        """Whether everything but the extras is there."""
+        """Whether everything except the extras is there."""
         return self.core.remedy is None and all(model.path for model in self.models)
 
 
 def examine() -> Examination:
-    """Look at the running interpreter, its packages and its devices. Changes nothing and asks no network."""
+    """Look at this interpreter, its packages and its devices, without a change and without the network."""
     return Examination(
         version=version(_PROJECT),
         python=platform.python_version(),
@@ -82,13 +82,13 @@ def examine() -> Examination:
 
 
 def _packages(*, extra: str) -> tuple[Package, ...]:
-    """The requirements of `extra` alone; of the core where it is empty."""
+    """The requirements of `extra`, or of the core if it is empty."""
     found = []
     for requirement in map(Requirement, requires(_PROJECT) or ()):
         marker = requirement.marker
         in_core = marker is None or marker.evaluate({"extra": ""})
         asked = in_core if not extra else not in_core and marker is not None and marker.evaluate({"extra": extra})
-        # An extra made of other extras names the project itself; those extras have rows of their own.
+        # An extra that consists of other extras names the project itself; those extras have their own rows.
         if asked and requirement.name != _PROJECT:
             found.append(_package(requirement))
     return tuple(found)
@@ -120,7 +120,7 @@ def _extras() -> tuple[EnvironmentCheck, ...]:
 def _devices() -> tuple[Device, ...]:
     cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
     found = [Device(name="cpu", description=f"{cores} cores", memory=_gib(psutil.virtual_memory().total))]
-    # Without torch no other device is of use; that it is missing is said among the packages.
+    # Without torch no other device helps; its absence is listed among the packages.
     if find_spec("torch") is not None:
         import torch
 

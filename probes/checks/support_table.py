@@ -1,4 +1,4 @@
-"""What each backend can do with each family, tried on the tiny models against the native hooks; writes docs/support.md."""
+"""What each backend can do with each family, tried on tiny models against the native hooks. Writes docs/support.md."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from reasonscope.probes.models.model import BACKENDS, Model, load_model
 
 TOLERANCE = 1e-5
 WRITABLE: tuple[Point, ...] = tuple(point for point in POINTS if point != "attn_probs")
-# What an engine's own code raises where it does not know what to do.
+# What the code of an engine raises if it cannot do something.
 _FAILURES = (ReasonscopeError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
 _ENGINES = ("torch", "transformers", "transformer-lens", "nnsight")
 _LENGTHS = (9, 6, 2)
@@ -34,7 +34,7 @@ _NEW_TOKENS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class SupportTrial:
-    """Max abs `difference` to the native hooks, or the engine's `error`; neither where the family has no such point."""
+    """Largest absolute `difference` to the native hooks, or the `error` of the engine; neither if the family lacks the point."""
 
     difference: float | None = None
     error: str | None = None
@@ -49,7 +49,7 @@ class SupportTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class SupportRow:
-    """The trials of one backend on one family: `load` and those of TRIALS."""
+    """The trials of one backend on one family: `load`, and those of TRIALS."""
 
     backend: str
     family: str
@@ -57,7 +57,7 @@ class SupportRow:
 
 
 def _read_difference(point: Point, model: Model, reference: Model) -> float | None:
-    """Max abs difference of the activations at `point`, all layers, and of the logits; None where there is no such point."""
+    """Largest absolute difference of the logits and of the activations at `point` in all layers; None if the family lacks the point."""
     sites = _sites(model, point)
     if not sites:
         return None
@@ -67,7 +67,7 @@ def _read_difference(point: Point, model: Model, reference: Model) -> float | No
 
 
 def _write_difference(point: Point, model: Model, reference: Model) -> float | None:
-    """The same after an edit at `point` of the last layer that has it, read there and at the end."""
+    """The same after an edit at `point` in the last layer that has it, read there and at the end."""
     sites = _sites(model, point)
     if not sites:
         return None
@@ -81,7 +81,7 @@ def _write_difference(point: Point, model: Model, reference: Model) -> float | N
 
 
 def _generation_difference(model: Model, reference: Model) -> float:
-    """Greedy decoding of prompts of several lengths with the cache, edited and read all the while; inf for other tokens."""
+    """The same for greedy decoding with the cache, edited and recorded, of prompts of several lengths; inf if tokens differ."""
     middle, last = Site("resid_post", 1), Site("resid_post", model.n_layers - 1)
     sampling = Sampling(temperature=0.0, max_new_tokens=_NEW_TOKENS)
     ours, theirs = (
@@ -94,7 +94,7 @@ def _generation_difference(model: Model, reference: Model) -> float:
 
 
 def _ragged_difference(model: Model, reference: Model) -> float:
-    """Each row of a left-padded batch against the native hooks on that row alone: logits and what leaves the last block."""
+    """Each row of a left-padded batch against the native hooks on that row alone: logits and the output of the last block."""
     last = Site("resid_post", model.n_layers - 1)
     ids, mask = left_padded(_prompts(), model.device)
     batch = model.backend.forward(ids, mask=mask, read=[last])
@@ -115,7 +115,7 @@ TRIALS: Mapping[str, Callable[[Model, Model], float | None]] = MappingProxyType(
 
 
 def support_table(families: Sequence[str] = FAMILIES, backends: Sequence[str] = BACKENDS) -> list[SupportRow]:
-    """Try every trial: one row for each backend and family."""
+    """Run all trials: one row per backend and family."""
     models = {family: tiny_model(family) for family in families}
     references = {family: load_tiny(hf, "hooks") for family, hf in models.items()}
     return [_row(backend, family, models[family], references[family]) for backend in backends for family in families]
@@ -132,7 +132,7 @@ def _row(backend: str, family: str, hf: PreTrainedModel, reference: Model) -> Su
 
 
 def try_out(trial: Callable[[Model, Model], float | None], model: Model, reference: Model) -> SupportTrial:
-    """Run one trial; what the engine raises becomes its error."""
+    """Run one trial; an exception of the engine becomes its error."""
     try:
         return SupportTrial(difference=trial(model, reference))
     except _FAILURES as error:
@@ -140,7 +140,7 @@ def try_out(trial: Callable[[Model, Model], float | None], model: Model, referen
 
 
 def markdown(rows: Sequence[SupportRow]) -> str:
-    """The document: a table with a mark for read / write in each cell, and below it every failure in the engine's words."""
+    """The document: a table with marks for reading and writing, and below it each failure in the words of the engine."""
     header = ["backend", "family", "load", *POINTS, "cached generation", "ragged batch", "largest difference"]
     lines = [
         _INTRODUCTION,
@@ -197,13 +197,13 @@ def _version(package: str) -> str:
 
 
 def load_tiny(hf: PreTrainedModel, backend: str) -> Model:
-    """A tiny model to which only ids are fed, so that a tokenizer without a vocabulary will do."""
+    """A tiny model that is fed ids only, so a tokenizer without a vocabulary is enough."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel()))
     return load_model(hf, backend=backend, tokenizer=tokenizer)
 
 
 def _sites(model: Model, point: Point) -> list[Site]:
-    """`point` in every layer that has it: a mixture of experts may have dense blocks in between."""
+    """`point` in every layer that has it; a mixture of experts may have dense blocks in between."""
     sites = []
     for layer in range(model.n_layers):
         site = Site(point, layer)
@@ -226,7 +226,7 @@ def _batch(model: Model) -> Tensor:
 
 
 def _tilt(activation: Tensor, _: Positions) -> Tensor:
-    """An edit that norms do not take out again, as they would a constant or a scale."""
+    """An edit that a norm does not undo, unlike a constant or a scale."""
     return activation / 2 + torch.linspace(-1, 1, activation.shape[-1], device=activation.device)
 
 

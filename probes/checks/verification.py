@@ -1,4 +1,4 @@
-"""Does reading this model give true numbers? The checks that a user runs on a model of their own before trusting any result."""
+"""Are activations of this model read and edited correctly? Checks to run on your own model before you trust any result."""
 
 import time
 from collections import defaultdict
@@ -23,7 +23,7 @@ from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.determinism import at_least_float32
 from reasonscope.probes.models.model import Model
 
-# How far two ways to the same activation may lie apart: the norm of their difference over the norm, at the worst token.
+# How much two ways to compute the same activation may differ: the norm of the difference over the norm, at the worst token.
 # A few units of rounding in each of some dozens of layers.
 _LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _LENGTHS = (11, 17, 5)
@@ -31,7 +31,15 @@ _LENGTHS = (11, 17, 5)
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One check: `value` is compared with `limit` (both None where there is nothing to measure); `detail` says what is."""
+    """The result of one check.
+
+    Attributes:
+        name: What is checked, such as "batch".
+        passed: Whether the model passed.
+        detail: What was compared, or why the check could not run.
+        value: What was measured; None if there is nothing to measure.
+        limit: The largest value that passes.
+    """
 
     name: str
     passed: bool
@@ -41,9 +49,20 @@ class Check:
 
 
 def verify(model: Model) -> list[Check]:
-    """Run every check on `model`; those that compare two computations allow for rounding in the model's dtype.
+    """Check that activations of a model are read and edited correctly.
 
-    A check that cannot run has failed, and its detail is the error.
+    Checks that compare two computations allow for rounding in the model's dtype. A check that cannot run has failed, and its detail says
+    why.
+
+    Args:
+        model: The model.
+
+    Returns:
+        One result per check.
+
+    Example:
+        for check in rs.verify(rs.load_model("organism")):
+            print(check.name, check.passed, check.value)
     """
     return [
         _run(name, check, model)
@@ -67,7 +86,7 @@ def _measured(name: str, detail: str, value: float, limit: float) -> Check:
 
 
 def _hidden_states(model: Model) -> Check:
-    """The Hugging Face states hold each block's output but the last, which is behind the final norm."""
+    """The hidden states of Hugging Face hold the output of each block; the last one comes after the final norm."""
     ids = torch.tensor([_sequences(model)[0]], device=model.device)
     sites = [Site("resid_pre", 0), *_all(model, "resid_post")]
     _, ours = run_with_cache(model, ids, sites)
@@ -83,7 +102,7 @@ def _hidden_states(model: Model) -> Check:
 
 
 def _contributions(model: Model) -> Check:
-    """Nothing else is added to the stream, and nothing is done to it."""
+    """Attention and MLP are all that is added to the stream."""
     sites = [
         Site(point, i) for i in range(model.n_layers) for point in ("resid_pre", "attn_out", "mlp_out", "resid_post")
     ]
@@ -96,18 +115,20 @@ def _contributions(model: Model) -> Check:
 
 
 def _heads(model: Model) -> Check:
-    """What the heads write, one by one, is what attention adds (through the norm behind it, where there is one)."""
+    """The sum of what the heads write is what attention adds, through the norm after it if there is one."""
     _, seen = run_with_cache(model, _sequences(model)[0], [*_all(model, "z"), *_all(model, "attn_out")])
     value = max(
         _gap(seen[Site("attn_out", i)], model.layout.attention_of_heads(model.hf, i, seen[Site("z", i)]))
         for i in range(model.n_layers)
     )
-    behind = " behind the post-norm" if model.layout.has_post_norm else ""
-    return _measured("head writes", f"sum over heads of z W_O{behind} == attn_out in every block", value, _limit(model))
+    after_norm = " after the post-norm" if model.layout.has_post_norm else ""
+    return _measured(
+        "head writes", f"sum over heads of z W_O{after_norm} == attn_out in every block", value, _limit(model)
+    )
 
 
 def _attention(model: Model) -> Check:
-    """Attention rows are distributions over the tokens up to the row's own, less what a sink takes."""
+    """Each row of attention is a distribution over the tokens up to its own, minus the share of a sink."""
     _, seen = run_with_cache(model, _sequences(model)[0], _all(model, "attn_probs"))
     probs = torch.stack([at_least_float32(seen[site]).cpu() for site in seen])
     sums, ahead = probs.sum(dim=-1), probs.triu(diagonal=1).abs().max()
@@ -115,14 +136,14 @@ def _attention(model: Model) -> Check:
     allowed = "sum to at most 1 (sinks)" if model.layout.sinks else "sum to 1"
     return _measured(
         "attention rows",
-        f"attn_probs {allowed}, and are 0 on keys behind the query",
+        f"attn_probs {allowed}, and are 0 on keys after the query",
         max(0.0, float(off), float(ahead)),
         _softmax_limit(model),
     )
 
 
 def _batch(model: Model) -> Check:
-    """A sequence is read alike alone and left-padded beside longer ones."""
+    """A sequence reads the same alone and left-padded in a batch with longer ones."""
     sequences, sites = _sequences(model), _all(model, "resid_post")
     together = replay(model, sequences, sites)
     alone = [replay(model, [sequence], sites)[0] for sequence in sequences]
@@ -131,7 +152,7 @@ def _batch(model: Model) -> Check:
 
 
 def _cache(model: Model) -> Check:
-    """Token by token on the cache is the same as at once, in a left-padded batch."""
+    """Reading token by token with the cache is the same as reading all at once, in a left-padded batch."""
     ids, mask = left_padded(_sequences(model), model.device)
     sites, half = _all(model, "resid_post"), ids.shape[1] // 2
     whole = model.backend.forward(ids, mask=mask, read=sites)
@@ -150,7 +171,7 @@ def _cache(model: Model) -> Check:
 
 
 def _replay(model: Model) -> Check:
-    """What a replay of finished sequences reads is what was there while they were written."""
+    """A replay of finished sequences reads the same activations as decoding did."""
     sites = _all(model, "resid_post")
     written = _generate(model, read=sites)
     replayed = replay(model, [completion.token_ids.tolist() for completion in written], sites)
@@ -159,7 +180,7 @@ def _replay(model: Model) -> Check:
 
 
 def _alone(model: Model) -> Check:
-    """A site read by itself is what it is among all others: nothing that is kept is overwritten later (a fused norm in place)."""
+    """A site reads the same alone and together with all others: nothing that was recorded is overwritten later, as by a norm in place."""
     ids, points = _sequences(model)[0], ("resid_pre", "attn_out", "mlp_out", "resid_post", "z")
     sites = [site for point in points for site in _all(model, point)]  # type: ignore[arg-type]  # names of Point
     _, together = run_with_cache(model, ids, sites)
@@ -171,7 +192,7 @@ def _alone(model: Model) -> Check:
 
 
 def _kernels(model: Model) -> Check:
-    """The attention kernel changes rounding alone; a mask that one of them ignores, or a sink, would change more."""
+    """The attention kernel changes nothing but rounding; a mask or a sink that a kernel ignores would change more."""
     ids, mask = left_padded(_sequences(model), model.device)
     sites = _all(model, "resid_post")
     own = model.backend.forward(ids, mask=mask, read=sites)
@@ -186,13 +207,13 @@ def _kernels(model: Model) -> Check:
 
 
 def _nothing_left(model: Model) -> Check:
-    """A pass after other passes, steered ones and one that raised among them, is the first one again."""
+    """A pass gives the same after other passes, among them edited ones and one that raised an error."""
 
     def edit(activation: Tensor, _: Positions) -> Tensor:
         return activation + 1.0
 
     def broken(activation: Tensor, _: Positions) -> Tensor:
-        raise InputError("meant: a pass that ends in the middle")
+        raise InputError("intended: a pass that ends in the middle")
 
     ids, mask = left_padded(_sequences(model), model.device)
     site = Site("resid_post", model.n_layers // 2)
@@ -203,13 +224,13 @@ def _nothing_left(model: Model) -> Check:
     after = model.backend.forward(ids, mask=mask).logits
     value = float((before - after).abs().max())
     if torch.equal(before, steered):
-        detail = f"adding 1 at {site} left the logits as they were: writes do not arrive"
-        return Check(name="nothing left behind", passed=False, detail=detail)
-    return _measured("nothing left behind", "a pass behind steered and broken ones == the one before them", value, 0.0)
+        detail = f"adding 1 at {site} did not change the logits, so edits have no effect"
+        return Check(name="independent passes", passed=False, detail=detail)
+    return _measured("independent passes", "a pass after edited and failed ones == the one before them", value, 0.0)
 
 
 def _zero_strength(model: Model) -> Check:
-    """Adding nothing changes nothing, to the last bit."""
+    """Adding 0 changes nothing, to the last bit."""
 
     def edit(activation: Tensor, _: Positions) -> Tensor:
         return activation + 0.0 * torch.ones_like(activation)
@@ -225,7 +246,7 @@ def _zero_strength(model: Model) -> Check:
 
 
 def _positions(model: Model) -> Check:
-    """An edit meets each token that is fed, once, under its own position, and is given what stands there."""
+    """An edit sees each token that is fed exactly once, at its own position and with the right activation."""
     met: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
     rows: list[int] = []
     site = Site("resid_post", model.n_layers // 2)
@@ -243,34 +264,34 @@ def _positions(model: Model) -> Check:
     written = _generate(model, write={site: edit}, on_step=follow)
     expected = [(row, at) for row, done in enumerate(written) for at in range(len(done.token_ids) - 1)]
     count = sum(map(len, met.values()))
-    detail = f"an edit during generation met {count} positions; prompt + generated − 1 make {len(expected)}"
+    detail = f"an edit during generation saw {count} positions of {len(expected)} (prompt + generated − 1)"
     if met.keys() != set(expected) or count != len(expected):
-        return Check(name="positions touched", passed=False, detail=detail)
+        return Check(name="positions edited", passed=False, detail=detail)
     replayed = replay(model, [done.token_ids.tolist() for done in written], [site])
     value = max(_gap(met[row, at][0], replayed[row][site][at]) for row, at in expected)
-    return _measured("positions touched", f"{detail}, each given what a replay reads there", value, _limit(model))
+    return _measured("positions edited", f"{detail}, each with what a replay reads there", value, _limit(model))
 
 
 def _bos(model: Model) -> Check:
-    """A prompt begins with one BOS where the tokenizer puts one, and with no second one where the text brings its own."""
+    """A prompt begins with one BOS if the tokenizer adds one, and never with two, even if the text already has one."""
     tokenizer = model.tokenizer
     bos, token = tokenizer.bos_token_id, tokenizer.bos_token
     problems = [Problem(id="bare", prompt="1 + 1 ="), Problem(id="own", prompt=f"{token or ''}1 + 1 =")]
     if tokenizer.chat_template is not None:
         problems.append(Problem(id="chat", messages=(Message(role="user", content="1 + 1 ="),)))
-    # Those behind the first other token may mark turns.
+    # Later ones may mark turns.
     counts = [len(list(takewhile(lambda id: id == bos, model.encode_prompt(problem)))) for problem in problems]
     least = int(bos is not None and tokenizer.encode("")[:1] == [bos])
     wrong = sum(not least <= count <= 1 for count in counts)
     found = ", ".join(f"{problem.id} {count}" for problem, count in zip(problems, counts, strict=True))
-    detail = f"BOS {token!r} at the beginning, {'1' if least else 'at most 1'} wanted: {found}"
+    detail = f"BOS {token!r} at the beginning, {'1' if least else 'at most 1'} expected: {found}"
     return _measured("one BOS", detail, float(wrong), 0.0)
 
 
 def _tags(model: Model) -> Check:
-    """How thinking is marked is known."""
+    """The tags of the thinking block are known."""
     if model.tags is None:
-        detail = "neither the tokenizer nor the chat template marks thinking; give load_model(…, tags=ThinkTags(…))"
+        detail = "neither the tokenizer nor the chat template marks thinking; name the tags with load_model(…, tags=ThinkTags(…))"
         return Check(name="think tags", passed=False, detail=detail)
     pieces = [len(model.tokenizer.encode(tag, add_special_tokens=False)) for tag in (model.tags.open, model.tags.close)]
     detail = f"{model.tags.open!r} … {model.tags.close!r}, of {pieces[0]} and {pieces[1]} tokens"
@@ -286,18 +307,18 @@ def _limit(model: Model) -> float:
 
 
 def _softmax_limit(model: Model) -> float:
-    """Eager attention takes its softmax in float32, whatever the rest computes in."""
+    """Eager attention computes its softmax in float32, whatever the dtype of the rest."""
     return max(_limit(model), _LIMITS[torch.float32])
 
 
 def _gap(a: Tensor, b: Tensor) -> float:
-    """The norm of the difference over the norm of `b`, at the worst token."""
+    """The norm of the difference divided by the norm of `b`, at the worst token."""
     a, b = at_least_float32(a), at_least_float32(b).to(a.device)
     return float(((a - b).norm(dim=-1) / b.norm(dim=-1).clamp(min=1e-12)).max())
 
 
 def _sequences(model: Model) -> list[list[int]]:
-    """Ragged sequences of tokens drawn at random: what they mean does not matter, that none repeats a pattern does."""
+    """Random tokens in sequences of different lengths. They need no meaning, but must not repeat a pattern."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.hf.config.get_text_config().vocab_size
     return [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in _LENGTHS]
@@ -332,9 +353,9 @@ _CHECKS: dict[str, Callable[[Model], Check]] = {
     "replay": _replay,
     "read alone": _alone,
     "attention kernels": _kernels,
-    "nothing left behind": _nothing_left,
+    "independent passes": _nothing_left,
     "strength 0": _zero_strength,
-    "positions touched": _positions,
+    "positions edited": _positions,
     "one BOS": _bos,
     "think tags": _tags,
 }

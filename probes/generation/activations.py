@@ -1,4 +1,4 @@
-"""Activations in memory: of one pass, of finished sequences, or of whatever is run inside a `with` block."""
+"""Activations in memory: of one pass, of finished sequences, or of every pass inside a `with` block."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,10 +19,10 @@ from reasonscope.probes.models.model import Model
 
 
 class Capture(Mapping[Site, Tensor]):
-    """What the passes inside `capture` read, by site or its name; several passes are joined along their tokens.
+    """The activations of the passes inside a `capture` block, by site or by the name of a site.
 
-    `passes(site)` are the passes one by one: their activations are not joined where batches differ, nor are `attn_probs`,
-    whose columns grow.
+    `found["resid_post.3"]` is (batch, token, …), with several passes joined along their tokens. `passes(site)` gives the passes one by one,
+    also if their batches differ, or for `attn_probs`, whose columns grow; such passes cannot be joined.
     """
 
     def __init__(self, sites: Sequence[Site]) -> None:
@@ -34,12 +34,12 @@ class Capture(Mapping[Site, Tensor]):
     def __getitem__(self, site: Site | str) -> Tensor:
         parts = self.passes(site)
         if not parts:
-            raise InputError(f"{site}: no pass was run inside capture; call the model's hf in its block")
+            raise InputError(f"no activations of {site}: run the model (model.hf) inside the capture block")
         if len(parts) == 1:
             return parts[0]
         if Site.parse(site).point == "attn_probs" or len({part.shape[0] for part in parts}) > 1:
             raise InputError(
-                f"{site}: its {len(parts)} passes differ in shape and cannot be joined; use passes({str(site)!r})"
+                f"the {len(parts)} passes of {site} differ in shape and cannot be joined; use passes({str(site)!r})"
             )
         return torch.cat(parts, dim=1)
 
@@ -52,10 +52,25 @@ class Capture(Mapping[Site, Tensor]):
 
 @contextmanager
 def capture(model: Model, sites: Sequence[Site | str]) -> Iterator[Capture]:
-    """Collect `sites` of every pass of `model.hf` in the block: a call, `hf.generate`, a training step.
+    """Record activations of every pass of `model.hf` inside the block: a call, `hf.generate`, a training step.
 
-    Reads with native hooks, whichever backend the model has. Reading `attn_probs` sets attention to eager for the block.
-    Rows of padding are there too. Raises SiteError for a site that the model does not have.
+    This always uses native hooks, whatever backend the model has. Rows of padding are included. With `attn_probs`, attention is eager
+    inside the block.
+
+    Args:
+        model: The model.
+        sites: Sites or their names.
+
+    Yields:
+        A `Capture`, which fills while the block runs.
+
+    Raises:
+        SiteError: If the model has no such site.
+
+    Example:
+        with rs.capture(model, ["resid_post.3"]) as found:
+            model.hf(model.tokenizer("1 + 1 =", return_tensors="pt").input_ids)
+        print(found["resid_post.3"].shape)  # (batch, token, d_model)
     """
     wanted = tuple(dict.fromkeys(Site.parse(site) for site in sites))
     seen = Capture(wanted)
@@ -78,9 +93,24 @@ def _appending(passes: list[Tensor]) -> SiteHook:
 def run_with_cache(
     model: Model, prompt: str | Sequence[int] | Tensor, sites: Sequence[Site | str]
 ) -> tuple[Tensor, dict[Site, Tensor]]:
-    """One pass over a text, token ids, or a batch of ids (batch, token): logits (batch, token, vocab) and `sites`.
+    """Run one pass over a text and record activations.
 
-    A text is encoded as `Model.encode_text` does, with one BOS at most. Raises ContextError where it is too long.
+    Args:
+        model: The model.
+        prompt: A text, which is encoded with one BOS at most; token ids; or a batch of ids (batch, token).
+        sites: Sites or their names; `attn_probs` is allowed.
+
+    Returns:
+        The logits (batch, token, vocab), and by site the activations (batch, token, …).
+
+    Raises:
+        InputError: If a token is outside the vocabulary.
+        ContextError: If the text is longer than the context.
+        SiteError: If the model has no such site.
+
+    Example:
+        logits, found = rs.probes.run_with_cache(model, "1 + 1 =", ["resid_post.3", "attn_probs.0"])
+        print(found[rs.Site("attn_probs", 0)].shape)  # (batch, head, query, key)
     """
     if isinstance(prompt, str):
         prompt = model.encode_text(prompt)
@@ -99,13 +129,26 @@ def replay(
     *,
     spans: Sequence[Sequence[Span]] | None = None,
 ) -> list[dict[Site, Tensor]]:
-    """Feed finished sequences in one batch, teacher-forced; of each, what stood at `sites` in the model's dtype.
+    """Feed finished sequences in one batch, and record their activations. This equals recording while decoding, up to rounding.
 
-    Rows are those of a capture while decoding: every token but the last, which was never fed back. `attn_probs` come as
-    (head, query, key), all else with rows first. Equal to a capture while decoding up to rounding.
+    Args:
+        model: The model.
+        sequences: Token ids of each sequence. The last token of each is not fed, as in decoding.
+        sites: What to record.
+        spans: Spans of rows of each sequence, such as its sentences, whose means are returned instead of all rows. They are computed on
+            the device or machine of the model, so that nothing else has to be kept or sent.
 
-    `spans` of each sequence ask for means over rows instead, (span, …): sentences, or single rows as spans of one. They are taken
-    where the model runs, so that nothing else is kept, or sent back from another machine. Raises InputError, ContextError, SiteError.
+    Returns:
+        By sequence and site, (token − 1, …) in the model's dtype, (head, query, key) for `attn_probs`, or (span, …) with `spans`.
+
+    Raises:
+        InputError: If a sequence is empty or has tokens outside the vocabulary, or if spans do not fit.
+        ContextError: If a sequence is longer than the context.
+        SiteError: If the model has no such site, or means of `attn_probs` are asked for.
+
+    Example:
+        (seen,) = rs.probes.replay(model, [trace.token_ids.tolist()], [rs.Site("resid_post", 3)])
+        print(seen[rs.Site("resid_post", 3)].shape)  # (token - 1, d_model)
     """
     fed = [sequence[:-1] for sequence in sequences]
     _check(model, fed)
@@ -126,20 +169,22 @@ def _span_means(
     fed: Sequence[Sequence[int]], sites: Sequence[Site], spans: Sequence[Sequence[Span]], padding: Sequence[int]
 ) -> SpanMeans:
     if len(spans) != len(fed):
-        raise InputError(f"{len(fed)} sequences but spans of {len(spans)}; give the spans of each")
+        raise InputError(f"{len(fed)} sequences, but spans of {len(spans)}; give spans for each sequence")
     for site in sites:
         if site.point == "attn_probs":
-            raise SiteError(f"{site}: means over the rows of attention hide where they look; leave spans away")
+            raise SiteError(f"means of {site} would hide where attention goes; leave out spans")
     for i, (sequence, row) in enumerate(zip(fed, spans, strict=True)):
         if wrong := [span for span in row if not 0 <= span.start < span.stop <= len(sequence)]:
-            raise InputError(f"{wrong[0]} of sequence {i}: spans are not empty and lie within its {len(sequence)} rows")
+            raise InputError(
+                f"invalid {wrong[0]} of sequence {i}: a span has to lie within its {len(sequence)} rows, and must not be empty"
+            )
     return SpanMeans.of(spans, padding)
 
 
 def _check(model: Model, sequences: Sequence[Sequence[int]]) -> None:
     lengths = [len(sequence) for sequence in sequences]
     if not lengths or min(lengths) < 1:
-        raise InputError("there is a sequence without a token to feed; at least one is needed")
+        raise InputError("a sequence has no token to feed; give at least two tokens, of which the last is not fed")
     if max(lengths) > model.context_length:
         raise ContextError(
             f"a sequence of {max(lengths)} tokens; the context of {model.name} holds {model.context_length}"

@@ -1,4 +1,4 @@
-"""Many continuations of one sequence: its keys and values are computed once, and every cut and every sample branches off them."""
+"""Many continuations of one sequence: its keys and values are computed once, and every continuation branches off them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from reasonscope.probes.models.model import Model
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """A continuation to write: of the first `cut` tokens of the sequence and `stub` behind them, drawn with `seed`."""
+    """A continuation to write: after the first `cut` tokens of the sequence and then `stub`, drawn with `seed`."""
 
     cut: int
     seed: int
@@ -27,7 +27,7 @@ class Branch:
 
 
 class Writer(Protocol):
-    """Whatever completes token ids: a model here, or a server."""
+    """Completes token ids: a model of this process, or a server."""
 
     def __call__(self, token_ids: Sequence[int], branches: Sequence[Branch], sampling: Sampling) -> list[Completion]:
         """A completion of each branch, in their order; its prompt is the cut with the stub."""
@@ -35,15 +35,15 @@ class Writer(Protocol):
 
 
 class PrefixWriter:
-    """Branches off a sequence with a model of ours; the same completions as `generate` on every prefix, up to rounding.
+    """Writes branches with a model of this process. The completions are those of `generate` on every prefix, up to rounding.
 
-    The sequence is run once, up to the furthest cut. Each branch copies the keys and values of its part of it, so a batch takes
-    `batch_size` × the memory of a whole sequence's cache, but no prefix is computed twice.
+    The sequence runs once, up to the last cut. Each branch copies the keys and values of its prefix, so a batch takes `batch_size` times
+    the memory of the cache of the whole sequence, but no prefix is computed twice.
     """
 
     def __init__(self, model: Model, *, batch_size: int = 32) -> None:
         if batch_size < 1:
-            raise InputError(f"batches of {batch_size}; at least 1 is needed")
+            raise InputError(f"invalid batch size {batch_size}: at least 1 is needed")
         self.model = model
         self._batch_size = batch_size
 
@@ -54,7 +54,7 @@ class PrefixWriter:
         if not branches:
             return []
         shared = _keys_and_values(self.model, ids[: max(branch.cut for branch in branches)])
-        # Stubs of one length together: what is fed first has to end in the same column in every row.
+        # Stubs of the same length together, because the first pass has to end in the same column in every row.
         order = sorted(range(len(branches)), key=lambda i: (len(branches[i].stub), branches[i].cut))
         done: dict[int, Completion] = {}
         with working("writing", total=len(branches), unit="continuations") as work:
@@ -77,7 +77,7 @@ def _check(ids: Sequence[int], branches: Sequence[Branch], model: Model) -> None
     check_vocabulary([ids], model.vocabulary)
     for branch in branches:
         if not 1 <= branch.cut <= len(ids):
-            raise InputError(f"cut {branch.cut} of a sequence of {len(ids)} tokens; it has to be from 1 to {len(ids)}")
+            raise InputError(f"invalid cut {branch.cut}: it has to be from 1 to {len(ids)}, the length of the sequence")
         if branch.cut + len(branch.stub) >= model.context_length:
             raise ContextError(
                 f"the first {branch.cut} tokens and a stub of {len(branch.stub)} leave no room in the context of "
@@ -86,8 +86,8 @@ def _check(ids: Sequence[int], branches: Sequence[Branch], model: Model) -> None
 
 
 def _keys_and_values(model: Model, ids: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values (1, kv_head, token, d_head) of each layer. A cache without configuration keeps every token of
-    windowed layers too, which branches at an early cut need; the window is in the mask."""
+    """Keys and values (1, kv_head, token, d_head) of each layer. A cache without configuration keeps every token of windowed layers,
+    too: branches at an early cut need them, and the mask holds the window."""
     fed = torch.tensor([list(ids)], device=model.device)
     out = model.backend.forward(
         fed, mask=torch.ones_like(fed), cache=DynamicCache(), use_cache=True, last_logits_only=True
@@ -99,7 +99,7 @@ def _keys_and_values(model: Model, ids: Sequence[int]) -> list[tuple[Tensor, Ten
 
 
 def _past(shared: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int]) -> Past | None:
-    """A cache of one row a branch: the first `lengths[row]` tokens of the sequence, left-padded."""
+    """A cache with one row per branch: the first `lengths[row]` tokens of the sequence, left-padded."""
     width = max(lengths)
     if width == 0:
         return None

@@ -1,15 +1,17 @@
-"""Keys and values of a run, kept with room to spare: a token is written where it belongs, not joined to a copy of all before it."""
+"""A cache of keys and values with spare room: a new token is written in place, and earlier ones are not copied each time."""
 
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-ROOM = 256  # tokens of room that are made at once
-SMALL = 2**20  # bytes of keys up to which a copy, warm in the processor's cache, costs no more than what lies elsewhere
+ROOM = 256  # tokens for which room is made at once
+SMALL = (
+    2**20
+)  # bytes of keys below which copying is as fast as writing in place, because they fit into the processor's cache
 
 
 def growing_cache(config: PreTrainedConfig | None = None) -> DynamicCache:
-    """An empty cache for a model of `config`: its layers of full attention grow in place, windowed ones are transformers' own.
+    """An empty cache for a model of `config`: layers of full attention grow in place, and windowed ones are those of transformers.
 
     Without a configuration every layer keeps all tokens.
     """
@@ -23,7 +25,7 @@ def growing_cache(config: PreTrainedConfig | None = None) -> DynamicCache:
 class GrowingLayer(DynamicLayer):
     """A `DynamicLayer` whose keys and values (batch, kv_head, token, d_head) are views of larger tensors.
 
-    Whoever puts other keys and values in their place (a crop, a reordering) is noticed by it, and they are copied once.
+    If other keys and values were put in their place (by a crop or a reordering), this is noticed, and they are copied once.
     """
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -33,7 +35,7 @@ class GrowingLayer(DynamicLayer):
 
     @property
     def _in_place(self) -> bool:
-        """Whether the keys and values are still the views that were made last."""
+        """Whether the keys and values are still the last views that were made."""
         return bool(self._views) and self.keys is self._views[0] and self.values is self._views[1]
 
     def update(
@@ -57,7 +59,7 @@ class GrowingLayer(DynamicLayer):
         return self._look(end)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows `indices`, with the room that they have."""
+        """Keep the rows `indices`, with their spare room."""
         if not self.is_initialized or not self._in_place:
             super().batch_select_indices(indices)
         else:

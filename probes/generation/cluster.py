@@ -1,10 +1,10 @@
-"""Work shared out to many machines or accelerators by Ray Data: any work in parts (`work_on`), and recording (`record_on`).
+"""Work for many machines or accelerators, shared out by Ray Data: any work in parts (`work_on`), and recording (`record_on`).
 
     run/                   the store, as `record` writes it
-    run.parts/<part>/      a store a part while the run lasts, on a file system that all machines share
+    run.parts/<part>/      one store per part while the run lasts, on a file system that all machines share
 
-A part is named after the problems in it. A worker that dies leaves what it had stored; Ray starts another one, which opens the
-part's store and goes on behind it. Where the whole run was killed, the next one first takes over what the parts hold.
+A part is named after its problems. When a worker dies, Ray starts another one, which opens the store of the part and continues after
+what is stored. If the whole run was killed, the next one first takes over what the parts hold.
 """
 
 import hashlib
@@ -39,12 +39,12 @@ _QUIET = MappingProxyType(
     }
 )
 _PART = TypeVar("_PART")
-_BATCHES = 4  # of a part: enough for the padding to stay small, few enough for the last workers to end together
+_BATCHES = 4  # per part: enough to keep padding small, few enough that the last workers finish at about the same time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every worker does with its problems: `load` are the arguments of `load_model`, the others those of `record`."""
+    """What every worker does with its problems: `load` holds the arguments of `load_model`, the rest are those of `record`."""
 
     load: Mapping[str, Any]
     sampling: Sampling
@@ -59,9 +59,11 @@ class Job:
 class Cluster:
     """Where the workers run.
 
-    `address`: "local" starts a Ray of this process alone, "auto" joins the one that this machine belongs to, else its address.
-    `workers`: None takes as many as it has accelerators (where `gpus` are asked for) or CPUs. `cpus` and `gpus` are those of a
-    worker.
+    Attributes:
+        address: "local" starts a Ray cluster for this process, "auto" joins the cluster of this machine; otherwise an address.
+        workers: How many workers; as many as there are accelerators (if `gpus` is not 0) or CPUs if None.
+        cpus: CPUs per worker.
+        gpus: Accelerators per worker.
     """
 
     address: str = "local"
@@ -71,10 +73,10 @@ class Cluster:
 
 
 def record_on(cluster: Cluster, job: Job, problems: Sequence[Problem], path: str | Path) -> TraceStore:
-    """As `record` into `path`, by the workers of `cluster`; the same traces whatever their number, activations up to rounding.
+    """Record into `path` as `record` does, with the workers of `cluster`.
 
-    Batches differ from those of one process, and so does the last digit of what is captured. Raises what `record` raises,
-    MissingExtraError where Ray is not installed, InputError where no such cluster is found.
+    The number of workers changes no trace. Batches differ from those of one process, and so may the last digits of activations. Raises
+    what `record` raises, MissingExtraError if Ray is not installed, InputError if the cluster does not exist.
     """
     path = Path(path).absolute()
     parts = path.with_name(path.name + ".parts")
@@ -83,18 +85,18 @@ def record_on(cluster: Cluster, job: Job, problems: Sequence[Problem], path: str
     left = [p for p in problems if any(f"{p.id}/{sample}" not in done for sample in range(job.samples))]
     todo = list(_parts(left, max(1, _BATCHES * job.batch_size // job.samples)))
     if not problems:
-        raise InputError("there is no problem to record; give at least one")
+        raise InputError("no problems to record; give at least one")
     work_on(cluster, partial(_Recorder, job, parts, frozenset(done)), todo)
     _merge(parts, path)
     return TraceStore.open(path)
 
 
 def work_on(cluster: Cluster, make: Callable[[], Callable[[_PART], object]], parts: Sequence[_PART]) -> None:
-    """Call what `make` gives with each of `parts`, by the workers of `cluster`, each of which makes it once, for its first part.
+    """Call the result of `make` with each of `parts`, on the workers of `cluster`. Each worker calls `make` once, before its first part.
 
-    A part whose worker dies is begun again by another one: whatever a part does has to leave its traces whole or not at all, and a
-    second call for it has to go on behind them. The first error of ours ends the work and is raised here. Raises MissingExtraError
-    where Ray is not installed, InputError where no such cluster is found, StoreError where the workers fail otherwise.
+    If a worker dies, another one starts its part again. So a part has to write its results whole or not at all, and a second call has to
+    continue after them. The first error of this package ends the work and is raised here. Raises MissingExtraError if Ray is not
+    installed, InputError if the cluster does not exist, StoreError if the workers fail for another reason.
     """
     ray = _ray()
     if not parts:
@@ -116,18 +118,18 @@ def work_on(cluster: Cluster, make: Callable[[], Callable[[_PART], object]], par
                     if row["error"]:  # the first error ends the run
                         raise getattr(errors, row["error"])(row["message"])
         except ray.exceptions.RayError as error:
-            raise StoreError(f"the workers failed: {error}; what they had stored is kept") from error
+            raise StoreError(f"the workers failed: {error}; what they stored is kept") from error
 
 
 class _Worker:
-    """Makes what does the work for its first part, then does part after part; a batch {"part": [number]} is one of them."""
+    """Calls `make` before its first part, and then its result with one part after another; a batch is {"part": [number]}."""
 
     def __init__(self, make: Callable[[], Callable[[_PART], object]], parts: Sequence[_PART]) -> None:
         self._make, self._parts = make, parts
         self._work: Callable[[Any], object] | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """Of an error of ours Ray would hand on a text with tracebacks: it goes back as a result."""
+        """Return an error of this package as a result, because Ray would turn it into a text with tracebacks."""
         try:
             self._work = self._work or self._make()
             for index in batch["part"]:
@@ -139,7 +141,7 @@ class _Worker:
 
 
 class _Recorder:
-    """Loads the model, then records part after part."""
+    """Loads the model, then records one part after another."""
 
     def __init__(self, job: Job, folder: Path, done: frozenset[str]) -> None:
         self._job, self._folder, self._done = job, folder, done
@@ -162,7 +164,7 @@ class _Recorder:
 
 
 def _parts(problems: Sequence[Problem], size: int) -> Iterator[tuple[str, list[Problem]]]:
-    """`problems` by `size`, under a name that says which they are: a part that was begun is found again."""
+    """`problems` in parts of `size`. The name of a part depends on its problems, so a part that was begun is found again."""
     ordered = sorted(problems, key=lambda problem: problem.id)
     for start in range(0, len(ordered), size):
         part = ordered[start : start + size]
@@ -171,7 +173,7 @@ def _parts(problems: Sequence[Problem], size: int) -> Iterator[tuple[str, list[P
 
 
 def _merge(parts: Path, path: Path) -> None:
-    """Take what the parts hold into the store at `path`; they go when it is there."""
+    """Move the traces of the parts into the store at `path`, and then remove the parts."""
     begun = (folder for folder in parts.glob("*") if (folder / NAME).exists())
     if folders := sorted(folder for folder in begun if len(TraceStore.open(folder))):
         merge_stores(folders, path)
@@ -183,20 +185,20 @@ def _room(ray: Any, cluster: Cluster) -> int:
     there = ray.cluster_resources()
     fits = [there.get(kind, 0) / each for kind, each in (("CPU", cluster.cpus), ("GPU", cluster.gpus)) if each]
     if not fits or min(fits) < 1:
-        raise InputError(f"no worker of {cluster.cpus} CPUs and {cluster.gpus} GPUs fits a cluster of {there}")
+        raise InputError(f"no worker with {cluster.cpus} CPUs and {cluster.gpus} GPUs fits into a cluster of {there}")
     return int(min(fits))
 
 
 @contextmanager
 def _connected(ray: Any, cluster: Cluster) -> Iterator[None]:
-    """Inside, Ray runs; one that the caller had started is left as it is."""
+    """Run Ray for the length of the block; a cluster that the caller started is left alone."""
     if ray.is_initialized():
         yield
         return
     here: dict[str, Any] = {"include_dashboard": False}
     if cluster.address == "local":
         here["num_cpus"] = max(os.cpu_count() or 1, math.ceil((cluster.workers or 1) * cluster.cpus))
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of its plan and of bars that are off
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would log its plan
     try:
         ray.init(address=cluster.address, log_to_driver=False, configure_logging=False, **here)
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -23,12 +23,16 @@ from reasonscope.probes.models.model import Model
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A prompt and what the model wrote behind it.
+    """A prompt and what the model wrote after it.
 
-    `token_ids` (token,) int64: prompt, then the generated ones with the stop token, if any. `logprobs` and `entropies`
-    (generated token,) float32 in nats, of the distribution at the generating temperature (1 where that is 0) behind the
-    processors, before top_p cuts it. `activations`: by site, prompt + generated − 1 rows in the model's dtype (the last token is
-    never fed back).
+    Attributes:
+        token_ids: (token,) int64, the prompt and then the generated tokens with the stop token, if any.
+        n_prompt_tokens: How many of them are the prompt.
+        finish_reason: "stop" for a stop token, "length" if the token limit or the context was reached.
+        logprobs: (generated token,) float32, log-probability of each generated token in nats, at the sampling temperature (1 if that
+            is 0), after the logits processors and before top_p.
+        entropies: (generated token,) float32, entropy of the same distributions in nats.
+        activations: By site, (prompt + generated − 1, …) in the model's dtype; the last token is never fed back.
     """
 
     token_ids: NDArray[np.int64]
@@ -41,7 +45,7 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class Past:
-    """Keys and values of the first `columns` of a left-padded batch, computed before: a transformers `Cache` of its rows."""
+    """Keys and values of the first `columns` columns of a left-padded batch, in a transformers `Cache` with its rows."""
 
     cache: object
     columns: int
@@ -49,10 +53,13 @@ class Past:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingStep:
-    """A pass that is about to run: `index` 0 feeds the prompts, the later ones a token each.
+    """A forward pass of `generate` that is about to run.
 
-    `rows` (batch,) says which of the prompts each row of the batch belongs to: rows that have ended are dropped, so an
-    edit that keeps state by sequence has to listen here. `ids` (batch, token) are fed, left-padded where `index` is 0.
+    Attributes:
+        index: 0 for the pass over the prompts, then 1, 2, … for passes over one token per row.
+        rows: (batch,), the index of the prompt that each row continues. Finished rows are dropped, so an edit that keeps state per
+            sequence has to follow this.
+        ids: (batch, token), the tokens that are fed; left-padded if `index` is 0.
     """
 
     index: int
@@ -61,9 +68,9 @@ class DecodingStep:
 
 
 class BatchProgress:
-    """Follows `generate` batch by batch, so that `work` moves with every token: rows that have ended, and the share of all steps.
+    """Follows `generate` over several batches, so that `work` moves with every token: finished rows, and the share of all steps.
 
-    How many steps a batch takes is guessed from those that are over; until then `longest` bounds it.
+    The number of steps of a batch is estimated by the mean of the finished batches; until one has finished, `longest` is its bound.
     """
 
     def __init__(self, work: Work, n_rows: int, longest: int) -> None:
@@ -72,7 +79,7 @@ class BatchProgress:
         self._lengths: list[int] = []
 
     def on_step(self, step: DecodingStep) -> None:
-        """Listen to a step, as the `on_step` of `generate`."""
+        """Follow a step; give this as `on_step` to `generate`."""
         n_running = len(step.rows)
         if step.index == 0:
             self._size = n_running
@@ -106,16 +113,33 @@ def generate(
     processors: Sequence[LogitsProcessor] = (),
     past: Past | None = None,
 ) -> list[Completion]:
-    """Complete each of `prompts` (token ids); `seeds`, one a prompt, decide its draws whatever stands beside it.
+    """Complete prompts in one batch. A prompt's completion depends on its own seed and not on the other prompts.
 
-    `processors` change the logits (batch, vocab) in turn before the temperature divides them, as in Hugging Face's own
-    `generate`: each is given the tokens so far (batch, token), left-padded, of the sequences that still run.
+    Args:
+        model: The model.
+        prompts: Token ids of each prompt.
+        sampling: Temperature, top_p and the largest number of new tokens; its own seed is not used.
+        seeds: One seed per prompt.
+        read: Sites to record while decoding. This is slower than `replay` afterwards, and both give the same up to rounding.
+        write: Edits by site, as `Backend.passes` takes them.
+        on_step: Called before each forward pass.
+        processors: Called one after the other with the tokens so far (batch, token), left-padded, and the logits (batch, vocab)
+            before the temperature, as in `generate` of Hugging Face. Finished sequences are left out.
+        past: Keys and values of the first columns of the left-padded prompts, which are then neither fed, read nor edited.
 
-    `past` holds the first columns of the left-padded prompts: they are not fed again (nor read, nor edited).
+    Returns:
+        One completion per prompt, in their order. A sequence ends at a stop token, after `sampling.max_new_tokens`, or when the context
+        is full.
 
-    A sequence ends at a stop token of the model, after `sampling.max_new_tokens`, or where the context is full (finish
-    reason "length" for both). Raises ContextError for a prompt that leaves no room, InputError for what cannot be fed or
-    for logits that are not numbers, SiteError for reading `attn_probs` (replay the sequences instead).
+    Raises:
+        InputError: If a prompt is empty, has tokens outside the vocabulary or no seed, or if logits are not finite.
+        ContextError: If a prompt fills the context.
+        SiteError: If `read` names `attn_probs`; use `replay` instead.
+
+    Example:
+        prompt = model.encode_prompt(rs.Problem(id="sum", prompt="1 + 1 ="))
+        (done,) = rs.generate(model, [prompt], rs.Sampling(max_new_tokens=20), seeds=[0])
+        print(model.tokenizer.decode(done.token_ids))
     """
     for site in read:
         if site.point == "attn_probs":
@@ -139,7 +163,7 @@ def generate(
 def sample(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Choose a token in each row of `logits` (batch, vocab) by `uniform` (batch,) in [0, 1): (token, log-probability, entropy).
 
-    The draw inverts the cumulative distribution over the vocabulary, so that a row's choice depends on its own number alone.
+    The draw inverts the cumulative distribution over the vocabulary, so that the choice in a row depends only on its own number.
     """
     scaled = logits.float() / sampling.temperature if sampling.temperature else logits.float()
     logprobs = scaled.log_softmax(dim=-1)
@@ -156,28 +180,28 @@ def sample(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor,
 
 
 def _precise(device: torch.device) -> torch.dtype:
-    """float64 where there is one: over a vocabulary of 150,000 a float32 sum is off by more than rare tokens weigh."""
+    """float64 if the device has it: over a vocabulary of 150,000 a float32 sum is off by more than the probability of rare tokens."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _running_sum(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Over the last axis. CUDA has no deterministic one of floats: where it has to be, the host does it."""
+    """Cumulative sum over the last axis. CUDA has no deterministic one for floats, so the CPU computes it if it has to be."""
     if values.is_cuda and torch.are_deterministic_algorithms_enabled():
         return values.cpu().cumsum(dim=-1, dtype=dtype).to(values.device)
     return values.cumsum(dim=-1, dtype=dtype)
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """The smallest set of tokens that holds `top_p` of the probability, always at least the first; the others at 0."""
+    """The probabilities of the smallest set of tokens that together has `top_p`, at least one token; the others become 0."""
     ordered, indices = probabilities.sort(dim=-1, descending=True, stable=True)
     outside = _running_sum(ordered, ordered.dtype) - ordered >= top_p
     return probabilities.masked_fill(torch.zeros_like(outside).scatter(1, indices, outside), 0.0)
 
 
 def room_for(model: Model, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[int]:
-    """How many tokens are to follow each prompt at most: what `sampling` allows, or the context.
+    """The largest number of tokens that may follow each prompt, by `sampling` and by the context.
 
-    Raises InputError for what cannot be fed and for a seed that is missing, ContextError for a prompt that leaves no room.
+    Raises InputError for prompts that cannot be fed and for a missing seed, ContextError for a prompt that fills the context.
     """
     if len(seeds) != len(prompts):
         raise InputError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed for each prompt")
@@ -196,7 +220,7 @@ def room_for(model: Model, prompts: Sequence[Sequence[int]], sampling: Sampling,
 
 
 class _Decoding:
-    """The state of the loop. `rows` are the sequences still running; what has the size of the batch follows them."""
+    """The state of the loop. `rows` are the sequences that still run; every tensor with a batch axis has these rows."""
 
     def __init__(
         self,
@@ -215,11 +239,11 @@ class _Decoding:
         self.rows = torch.arange(len(prompts), device=device)
         self._written, mask = left_padded(prompts, device)
         self.feed = self._written[:, past.columns if past else 0 :]
-        # Nothing is masked where nothing is padding: kernels need no mask then.
+        # Without padding nothing is masked, and kernels are faster without a mask.
         self._mask = torch.cat([mask, mask.new_ones(len(prompts), self.longest)], dim=1) if any(self._padding) else None
         self._limits = torch.tensor(limits, device=device)
         self._shortest = min(limits)
-        # numpy's stream has the property that a shorter draw is a prefix of a longer one.
+        # In numpy a shorter draw is a prefix of a longer one, so the limit does not change the draws.
         draws = np.stack([np.random.default_rng(seed).random(self.longest) for seed in seeds])
         self._uniform = torch.from_numpy(draws).to(_precise(device)).to(device)
         self._stops = torch.tensor(sorted(model.stop_ids), device=device)
@@ -229,7 +253,7 @@ class _Decoding:
         self._chosen: _Tape[str] = _Tape()
 
     def advance(self, index: int, run: Pass, processors: Sequence[LogitsProcessor]) -> None:
-        """Feed what stands in `feed`, choose the next tokens, and drop the sequences that end with them."""
+        """Feed the tokens in `feed`, choose the next ones, and drop the sequences that end with them."""
         mask = None if self._mask is None else self._mask[:, : self._width + index]
         out = run(self.feed, mask=mask, cache=self._cache, use_cache=True, last_logits_only=True)
         self._cache = out.cache
@@ -256,7 +280,7 @@ class _Decoding:
         if self._mask is not None:
             self._mask = self._mask[kept]
         if len(kept):
-            # Indices of the host: the layers of a dispatched model lie on several devices.
+            # Indices on the CPU, because the layers of a dispatched model are on several devices.
             self._cache.batch_select_indices(kept.cpu())  # type: ignore[attr-defined]  # a transformers Cache by now
 
     def completions(self, prompts: Sequence[Sequence[int]]) -> list[Completion]:
@@ -265,7 +289,7 @@ class _Decoding:
             chosen = {name: values.cpu().numpy() for name, values in self._chosen.sequence(row).items()}
             if not np.isfinite(chosen["logprobs"]).all():
                 raise InputError(
-                    f"the logits of prompt {row} are not numbers; where an edit wrote, lower its strength, "
+                    f"the logits of prompt {row} are not finite; lower the strength of the edit if there is one, "
                     "otherwise load the model in bfloat16 or float32"
                 )
             completions.append(
@@ -285,7 +309,7 @@ _Name = TypeVar("_Name")
 
 
 class _Tape(Generic[_Name]):
-    """What every pass gave, (batch, token, …) by name, in stretches between which the rows of the batch did not change."""
+    """What each pass returned, (batch, token, …) by name, in stretches during which the rows of the batch did not change."""
 
     def __init__(self) -> None:
         self._stretches: list[tuple[list[int], dict[_Name, list[Tensor]]]] = []
@@ -300,7 +324,7 @@ class _Tape(Generic[_Name]):
             self._stretches[-1][1][name].append(values)
 
     def _close(self) -> None:
-        """Join the passes of the last stretch, so that what is kept are few large tensors."""
+        """Join the passes of the last stretch, so that few large tensors are kept."""
         if self._stretches:
             passes = self._stretches[-1][1]
             for name, parts in passes.items():
@@ -308,7 +332,7 @@ class _Tape(Generic[_Name]):
                     passes[name] = [torch.cat(parts, dim=1)]
 
     def sequence(self, row: int) -> dict[_Name, Tensor]:
-        """Everything given of one sequence, (token, …) by name."""
+        """Everything that was recorded of one sequence, (token, …) by name."""
         self._close()
         mine = [(rows.index(row), passes) for rows, passes in self._stretches if row in rows]
         return {name: torch.cat([passes[name][0][at] for at, passes in mine]) for name in mine[0][1]}

@@ -11,7 +11,7 @@ from reasonscope.probes.models.model import Model
 
 
 def check_vocabulary(sequences: Sequence[Sequence[int]], vocabulary: int) -> None:
-    """Raise InputError for a token that an embedding of `vocabulary` rows does not have."""
+    """Raise InputError for a token outside a vocabulary of `vocabulary` tokens."""
     for i, sequence in enumerate(sequences):
         if foreign := [int(token) for token in sequence if not 0 <= token < vocabulary]:
             raise InputError(
@@ -20,7 +20,7 @@ def check_vocabulary(sequences: Sequence[Sequence[int]], vocabulary: int) -> Non
 
 
 def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """`sequences` as one batch, right-aligned: ids (batch, token) with 0 as padding, and the mask, 1 on real tokens."""
+    """`sequences` as one left-padded batch: ids (batch, token) with 0 as padding, and the mask (batch, token), 1 on real tokens."""
     width = max(map(len, sequences))
     ids = np.zeros((len(sequences), width), dtype=np.int64)
     mask = np.zeros_like(ids)
@@ -31,11 +31,11 @@ def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tup
 
 
 def check_sequence(model: Model, ids: Sequence[int]) -> None:
-    """Raise InputError or ContextError for what `model` cannot be fed in one pass."""
+    """Raise InputError or ContextError if `model` cannot read `ids` in one pass."""
     if not len(ids):
-        raise InputError("there is no token to feed; a trace that was imported as text has to be tokenised first")
+        raise InputError("no tokens to feed; tokenise a trace first that was imported as text")
     if len(ids) > model.context_length:
         raise ContextError(
-            f"a sequence of {len(ids)} tokens; the context of {model.name} holds {model.context_length}. Give its beginning only"
+            f"a sequence of {len(ids)} tokens; the context of {model.name} holds {model.context_length}. Give only its beginning"
         )
     check_vocabulary([ids], model.vocabulary)

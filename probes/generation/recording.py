@@ -1,4 +1,4 @@
-"""From problems to a store of traces with activations: generate in batches, replay once, write as it goes, resume."""
+"""From problems to a store of traces with activations: generate a batch, replay it once to read activations, store it, resume."""
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -27,14 +27,14 @@ from reasonscope.probes.models.attached import require_plain
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.models.prompting import Prompting
 
-_SHARD_BYTES = 64 * 2**20  # what a kill can cost, and about what is held in memory beside the model
-_BYTES_PER_TOKEN = 64  # of the trace itself, roughly: id, offsets, text, log-probability, entropy
-_READ_TOKENS = 4096  # of one pass that reads, padding included
+_SHARD_BYTES = 64 * 2**20  # at most this is lost when the process is killed, and held in memory before it is stored
+_BYTES_PER_TOKEN = 64  # of a trace without activations, roughly: id, offsets, text, log-probability, entropy
+_READ_TOKENS = 4096  # of one pass that reads activations, with padding
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """One completion to make."""
+    """One completion to write."""
 
     problem: Problem
     sample: int
@@ -61,16 +61,40 @@ def record(
     leave_out: Collection[str] = (),
     server: ServerWriter | None = None,
 ) -> TraceStore:
-    """Let `model` answer each problem `samples` times and store the traces with what stood at `sites`.
+    """Let a model answer problems, and store the traces with their activations.
 
-    A trace's id is `problem/sample`. Its seed follows from `sampling.seed` and its id, so neither the order of the problems
-    nor sharding changes what is drawn. `shard=(i, n)` takes the i-th of n parts of the problems (by a hash of their ids,
-    from 1): each part goes into a store of its own. The ids in `leave_out` are not recorded. With `resume` the traces that
-    the store has are left out; a store that was made by another model, prompt, sampling or with other sites is refused, and
-    what differs is named. Complete batches are kept when the run is interrupted.
+    Every finished batch is kept if the recording is interrupted, and the same call again goes on from there. A recording that fails
+    before its first batch leaves no store.
 
-    Where a `server` is given, it writes the completions, a batch at a time; `model` then only reads its `sites` in them, and
-    may be a `Prompting` (no weights) where there are none. Raises InputError, ContextError, SiteError, StoreError.
+    Args:
+        model: The model. With a server and without sites a `Prompting` is enough, which has no weights.
+        problems: The problems, with different ids.
+        path: The folder of the store.
+        sites: Where to record activations: "resid_post.*", or a list such as `["resid_post.20", "z.3"]`. None by default.
+        sampling: How to sample; the defaults of `Sampling` if None. The seed of a trace depends on `sampling.seed` and on its id, and
+            neither on the order of the problems nor on batches and shards.
+        samples: Completions of each problem. The id of a trace is `problem/sample`.
+        batch_size: Completions that are written together.
+        shard: (i, n) records part i of n of the problems, counted from 1, chosen by a hash of their ids. Give each part its own path.
+        think: False closes the thinking block at once.
+        open_tag: Append the opening tag to the prompt, for models that forget it.
+        resume: Go on with a store that is there; False refuses it.
+        leave_out: Ids of traces that are not recorded.
+        server: Writes the completions, a batch at a time; `model` then only reads activations.
+
+    Returns:
+        The store.
+
+    Raises:
+        InputError: If `problems` is empty, an id occurs twice, or a number is out of range.
+        ContextError: If a prompt leaves no room in the context.
+        SiteError: If the model has no such site, or `attn_probs` is asked for.
+        StoreError: If the store in `path` was recorded with other settings, or cannot be written.
+
+    Example:
+        model, problems = rs.load_model("organism"), rs.load_problems("ledger", n=20)
+        store = rs.record(model, problems, "runs/mine", sites="resid_post.*")
+        print(len(store), store.trace(store.ids[0]).text)
     """
     sampling = sampling or Sampling()
     if not sites and server is not None:
@@ -79,7 +103,9 @@ def record(
         reader = model
         require_plain(model.hf, "recording")
     else:
-        raise InputError(f"{model.name} was loaded without weights; give a server, and no sites")
+        raise InputError(
+            f"{model.name} was loaded without weights; give a server and no sites, or load the model with load_model"
+        )
     wanted = _sites(reader, sites) if reader else ()
     batches = list(_batches(_tasks(model, problems, samples, shard, think, open_tag), batch_size))
     meta = {
@@ -102,11 +128,11 @@ def record(
                     writer.append(*_run(model, reader, server, batch, wanted, sampling, work, progress))
                     progress.batch_done(len(batch))
             finally:
-                # What is complete is kept, whatever stopped the run (a full disk has its own error, which then comes again).
+                # Finished batches are kept, whatever stopped the run. If that was a full disk, the same error is raised again.
                 writer.flush()
     except BaseException:
         with suppress(StoreError):
-            store.discard()  # a run that failed before its first trace leaves nothing that refuses the next try
+            store.discard()  # without a trace: an empty store must not refuse the next try
         raise
     finally:
         store.close()
@@ -120,7 +146,7 @@ def in_shard(id: str, shard: tuple[int, int]) -> bool:
 
 
 def as_numpy(tensor: Tensor) -> NDArray[Any]:
-    """A tensor's very values in memory of the host; bfloat16 as `ml_dtypes.bfloat16`, which numpy alone does not know."""
+    """The values of a tensor as an array, bit by bit; bfloat16 becomes `ml_dtypes.bfloat16`, because numpy has no such type."""
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
@@ -131,10 +157,10 @@ def _sites(model: Model, names: str | Sequence[Site | str]) -> tuple[Site, ...]:
     listed = expand_sites(names, model.n_layers) if isinstance(names, str) else map(Site.parse, names)
     sites = tuple(dict.fromkeys(listed))
     for site in sites:
-        model.layout.module(model.hf, site)  # raises where the model has no such site
+        model.layout.module(model.hf, site)  # raises SiteError if the model has no such site
         if site.point == "attn_probs":
             raise SiteError(
-                f"{site} grows with the square of the length and is not stored; use run_with_cache on the traces"
+                f"{site} cannot be recorded, because it grows with the square of the length; use run_with_cache on the traces"
             )
     return sites
 
@@ -143,15 +169,15 @@ def _tasks(
     model: Prompting, problems: Sequence[Problem], samples: int, shard: tuple[int, int], think: bool, open_tag: bool
 ) -> list[_Task]:
     if not problems:
-        raise InputError("there is no problem to record; give at least one")
+        raise InputError("no problems to record; give at least one")
     if not 1 <= shard[0] <= shard[1]:
-        raise InputError(f"shard {shard[0]}/{shard[1]}: write i/n with i from 1 to n")
+        raise InputError(f"invalid shard {shard[0]}/{shard[1]}: write i/n with i from 1 to n")
     if samples < 1:
-        raise InputError(f"{samples} samples of a problem; at least 1 is needed")
+        raise InputError(f"invalid samples {samples}: give at least 1 per problem")
     ids = [problem.id for problem in problems]
     if len(set(ids)) < len(ids):
         raise InputError(
-            f"the problem id {next(id for id in ids if ids.count(id) > 1)!r} occurs twice; ids have to differ"
+            f"the problem id {next(id for id in ids if ids.count(id) > 1)!r} occurs twice; give every problem its own id"
         )
     tasks = []
     for problem in (problem for problem in problems if in_shard(problem.id, shard)):
@@ -162,9 +188,9 @@ def _tasks(
 
 
 def _batches(tasks: Sequence[_Task], size: int) -> Iterator[list[_Task]]:
-    """Prompts of like length together, so that little is padded; the same batches whatever the order of the problems."""
+    """Prompts of similar length together, to save padding. The order of the problems does not change the batches."""
     if size < 1:
-        raise InputError(f"batches of {size}; at least 1 is needed")
+        raise InputError(f"invalid batch size {size}: at least 1 is needed")
     ordered = sorted(tasks, key=lambda task: (len(task.prompt), task.problem.id, task.sample))
     for start in range(0, len(ordered), size):
         yield ordered[start : start + size]
@@ -180,13 +206,13 @@ def _run(
     work: Work,
     progress: BatchProgress,
 ) -> tuple[list[Trace], list[dict[Site, Tensor]]]:
-    """Generate at full speed with nothing captured, then read what was written, teacher-forced."""
+    """Generate without recording, which is fast, then read the activations of the finished sequences in one pass."""
     seeds = [trace_seed(sampling.seed, task.id) for task in tasks]
     prompts = [task.prompt for task in tasks]
     if server is not None:
         completions = server.complete(prompts, sampling, seeds)
     else:
-        assert reader is not None  # who has no server has weights
+        assert reader is not None  # without a server there are weights
         completions = generate(reader, prompts, sampling, seeds=seeds, on_step=progress.on_step)
     traces = [
         as_trace(model, task.problem, task.sample, completion, replace(sampling, seed=seed))
@@ -201,7 +227,7 @@ def _run(
 
 
 def _read(reader: Model, sequences: Sequence[Sequence[int]], sites: Sequence[Site]) -> list[dict[Site, Tensor]]:
-    """Sequences of like length together, few enough that neither padding nor what is read of them at once grows with the batch."""
+    """Read sequences of similar length together, and so few that neither padding nor memory grows with the batch."""
     seen: dict[int, dict[Site, Tensor]] = {}
     group: list[int] = []
     for i in sorted(range(len(sequences)), key=lambda i: len(sequences[i])):
@@ -217,14 +243,14 @@ def _open(path: Path, meta: Mapping[str, Any], sites: Sequence[str], resume: boo
     if not resume or not (path / NAME).exists():
         return TraceStore.create(path, meta=meta, sites=sites)
     store = TraceStore.open(path)
-    if not len(store):  # a try that failed before its first trace binds nobody
+    if not len(store):  # an earlier try failed before its first trace
         return TraceStore.create(path, meta=meta, sites=sites)
     different = list(_differences(store.meta, meta))
     if store.sites != tuple(sites):
         different.append(f"sites: {', '.join(store.sites) or 'none'} (now {', '.join(sites) or 'none'})")
     if different:
         raise StoreError(
-            f"{path} was recorded otherwise, with {'; '.join(different)}. Record into another folder, or as it was recorded"
+            f"{path} was recorded with other settings: {'; '.join(different)}. Use the same settings, or another folder"
         )
     return store
 

@@ -1,4 +1,4 @@
-"""Lines of JSON by key, kept as they come: what was asked of somebody slow, so that a process that is killed does not ask again."""
+"""Answers of a slow server, stored as lines of JSON as they arrive, so that a process that was killed does not ask again."""
 
 import json
 from functools import cached_property
@@ -11,20 +11,20 @@ from reasonscope.data.storage.durable import make_folder
 
 
 class ResponseCache:
-    """What is in the JSONL files of `folder`; each process adds a file of its own, so that several can keep at a time.
+    """The answers in the JSONL files of `folder`. Each process writes a file of its own, so that several can write at the same time.
 
-    A line that was being written by a process that was killed is none.
+    A truncated last line (the writer was killed) is ignored.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def get(self, key: str) -> Any:
-        """What was kept under `key`, None where nothing was."""
+        """The value of `key`, or None."""
         return self._found.get(key)
 
     def put(self, key: str, value: Any) -> None:
-        """Keep `value` (JSON). Raises StoreError where it cannot be written."""
+        """Store `value` (JSON). Raises StoreError if it cannot be written."""
         try:
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, "value": value}) + "\n")
@@ -48,6 +48,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             rows.append(json.loads(line))
-        except ValueError:  # the end of a file is empty, or a line that was cut off
+        except ValueError:  # the end of a file is an empty or a truncated line
             continue
     return rows

@@ -1,4 +1,4 @@
-"""Completions as traces: let a model answer problems, or go on from a thinking that was begun for it."""
+"""Completions as traces: let a model answer problems, or continue from reasoning that was begun for it."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from reasonscope.probes.generation.decoding import BatchProgress, Completion, De
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.models.prompting import Prompting
 
-# Prompts and their seeds to completions: a decoding loop of its own in place of `generate`.
+# From prompts and seeds to completions: a decoding loop that replaces `generate`.
 Decode: TypeAlias = Callable[[Sequence[Sequence[int]], Sequence[int]], list[Completion]]
 
 
@@ -37,14 +37,37 @@ def rollouts(
     processors: Sequence[LogitsProcessor] = (),
     decode: Decode | None = None,
 ) -> list[Trace]:
-    """Let `model` answer each problem `samples` times; traces in the order of the problems, nothing captured or stored.
+    """Let a model answer problems, without storing anything.
 
-    A `prefill` stands behind the opened tag and counts as prompt; `processors` are those of `generate`. Several prefills make several
-    sets of traces, one behind the other: each batch (of at most `batch_size` rows, one a prefill at least) holds its prompts once with
-    each of them, those with the first one first. `decode` stands in for `generate`, without edits and processors.
+    The seed of a trace depends on `sampling.seed` and on its id `problem/sample`. So a problem gets the same random draws with an edit
+    and without, in any batch.
 
-    Seeds follow from `sampling.seed` and the trace's id (`problem/sample`): the same problem gets the same draws with an edit
-    (`write`) as without, whatever the batch. Raises InputError, ContextError.
+    Args:
+        model: The model.
+        problems: The problems.
+        sampling: How to sample.
+        samples: Completions of each problem.
+        batch_size: Completions that are written together; at least one per prefill.
+        think: False closes the thinking block at once.
+        open_tag: Append the opening tag to the prompt, for models that forget it.
+        prefill: Text after the opening tag, which counts as prompt. Several prefills give several sets of traces; each batch then holds
+            its prompts with every prefill.
+        write: Edits by site while the model reads and writes.
+        on_step: Called before each forward pass.
+        processors: Logits processors, as `generate` takes them.
+        decode: A decoding loop that replaces `generate`, without edits and processors.
+
+    Returns:
+        The traces in the order of the problems, with their samples together; those of the first prefill come first.
+
+    Raises:
+        InputError: If a prompt cannot be fed.
+        ContextError: If a prompt leaves no room in the context.
+
+    Example:
+        problems = rs.load_problems("ledger", n=8)
+        traces = rs.probes.rollouts(model, problems, rs.Sampling(temperature=0.7))
+        print(sum(trace.correct is True for trace in traces), "of 8 are right")
     """
     prefills = (prefill,) if isinstance(prefill, str) else tuple(prefill)
     asked = [(problem, sample) for problem in problems for sample in range(samples)]
@@ -81,19 +104,36 @@ def rollouts(
 def continuations(
     model: Model, begun: Sequence[tuple[Trace, str]], sampling: Sampling, *, batch_size: int = 32
 ) -> list[Trace]:
-    """Let `model` go on from each (trace, thinking so far): the trace's prompt, then that text in place of its thinking.
+    """Let a model continue from reasoning that replaces the reasoning of a trace.
 
-    The text is tokenised on its own behind the prompt's very tokens, so it has to end where a token ends (inside a sentence,
-    not at a full stop that would have merged with a blank line). What was begun counts as generated in the result, with
-    log-probabilities and entropies of NaN.
+    The text is tokenised by itself and appended to the tokens of the prompt, so it has to end where a token ends: inside a sentence,
+    and not at a full stop that would have merged with the blank line after it.
+
+    Args:
+        model: The model.
+        begun: Pairs of a trace, whose prompt is used, and the reasoning to begin with.
+        sampling: How to sample; the seed of each continuation also depends on the id of its trace.
+        batch_size: Continuations that are written together.
+
+    Returns:
+        One trace per pair. The given text counts as generated, with NaN for its log-probabilities and entropies.
+
+    Raises:
+        InputError: If a trace has no thinking block.
+        ContextError: If prompt and text leave no room in the context.
+
+    Example:
+        begun = [(trace, "Okay, the total is 7. Wait,") for trace in traces]
+        again = rs.probes.continuations(model, begun, rs.Sampling(temperature=0.7))
+        print([trace.final_answer for trace in again])
     """
     prompts, given = [], []
     for trace, text in begun:
         if trace.state not in ("closed", "truncated"):
-            raise InputError(f"trace {trace.id!r} has no thinking to begin anew")
+            raise InputError(f"trace {trace.id!r} has no thinking block to replace; leave it out")
         start = trace.tokens.thinking.start
         prompts.append([*trace.token_ids[:start].tolist(), *model.tokenizer.encode(text, add_special_tokens=False)])
-        given.append(min(trace.n_prompt_tokens, start))  # what it was prefilled with gives way to the text
+        given.append(min(trace.n_prompt_tokens, start))  # the text replaces the prefill, if there was one
     traces = []
     with working("writing", total=len(begun), unit="continuations") as work:
         progress = BatchProgress(work, len(begun), sampling.max_new_tokens)
@@ -112,7 +152,7 @@ def continuations(
 def _both(
     first: Callable[[DecodingStep], None] | None, second: Callable[[DecodingStep], None]
 ) -> Callable[[DecodingStep], None]:
-    """Call one listener after the other."""
+    """A listener that calls both."""
     if first is None:
         return second
 
@@ -124,7 +164,7 @@ def _both(
 
 
 def counting_begun(done: Completion, n_prompt_tokens: int) -> Completion:
-    """The continuation with what was begun for it, behind `n_prompt_tokens`, counted as generated."""
+    """The continuation, with the text that was begun for it after `n_prompt_tokens` counted as generated."""
     unknown = np.full(done.n_prompt_tokens - n_prompt_tokens, np.nan, dtype=np.float32)
     return replace(
         done,
@@ -135,7 +175,7 @@ def counting_begun(done: Completion, n_prompt_tokens: int) -> Completion:
 
 
 def as_trace(model: Prompting, problem: Problem, sample: int, completion: Completion, sampling: Sampling) -> Trace:
-    """The completion of a problem, cut into its regions, with id `problem/sample`."""
+    """The completion of a problem as a trace with its regions and the id `problem/sample`."""
     return build_trace(
         id=f"{problem.id}/{sample}",
         problem=problem,
@@ -153,7 +193,7 @@ def as_trace(model: Prompting, problem: Problem, sample: int, completion: Comple
 
 
 def check_fits(model: Prompting, problem: Problem, prompt: Sequence[int]) -> None:
-    """Raises ContextError where a prompt leaves no room to answer."""
+    """Raise ContextError if a prompt leaves no room to answer."""
     if len(prompt) >= model.context_length:
         raise ContextError(
             f"problem {problem.id!r} has {len(prompt)} tokens and the context of {model.name} holds "

@@ -1,4 +1,4 @@
-"""Completions by a server that speaks OpenAI's protocol (vLLM, SGLang, llama.cpp, transformers serve): ids where it knows them, checked."""
+"""Completions by a server with the protocol of OpenAI (vLLM, SGLang, llama.cpp, transformers serve), with their token ids checked."""
 
 import asyncio
 import hashlib
@@ -27,10 +27,10 @@ from reasonscope.probes.generation.response_cache import ResponseCache
 from reasonscope.probes.models.prompting import Prompting
 
 _FINISH: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
-# vLLM's names: give ids back, and leave special tokens in the text.
+# Names of vLLM: return ids, and leave special tokens in the text.
 _IDS = MappingProxyType({"return_token_ids": True, "skip_special_tokens": False})
 _KEY = "REASONSCOPE_SERVER_KEY"
-# Bytes of a reply that any may have, and that each token of prompt and completion may add: ids, and a text all in escapes.
+# The largest reply in bytes: this much, and as much again for each token (its id, and a text made of escapes only).
 _REPLY, _REPLY_TOKEN = 2**20, 2**10
 _Ask = Callable[[str | list[int], int, Sampling], Awaitable[Mapping[str, Any]]]
 _T = TypeVar("_T")
@@ -38,19 +38,27 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class ServerWriter:
-    """The model that a server at `url` (without /v1) calls `model`; `workers` requests at a time, each asked again up to `retries`
-    times, ever later, where the server is busy, fails, is away for a moment, or has not answered to the last byte within `timeout`
-    seconds. What it wrote is kept in the folder `keep`, where one is given, and not asked for again.
+    """Writes completions with a model on a server.
 
-    Each request carries the prompt as token ids and its own seed. The server is asked to return ids (`return_token_ids`, vLLM);
-    where it does not know that, its text is encoded with `tokenizer`, and `stop` put behind a completion that it says has ended.
-    A server that refuses ids (transformers serve) gets the prompt as text, if that text makes the very same ids again. What
-    comes back is checked: other prompt ids or another number of them than were sent, ids outside the vocabulary or ids that do
-    not spell the text are an error; so is a text where `needs_ids` says that the think tags are special tokens, which servers
-    leave out of texts. A reply that is compressed, or far longer than what was asked for can be, is not read. Log-probabilities and
-    entropies are NaN: nobody measured them here.
+    Each request carries the prompt as token ids and its own seed. The server is asked to return ids (`return_token_ids` of vLLM). If it
+    does not know that option, its text is encoded with `tokenizer`, and `stop` is appended to a completion that ended by itself. A server
+    that refuses ids (transformers serve) gets the prompt as text, if that text encodes to the same ids again. Replies are checked: it is
+    an error if the prompt that the server read has other ids or another length, or if ids lie outside the vocabulary or do not spell the
+    text. A reply that is compressed or far too long is not read. Log-probabilities and entropies are NaN, because they are not measured.
 
-    Departures: ids that are encoded from text are those that the tokenizer would write, which sampling may have spelled otherwise.
+    Departures: ids that are encoded from text are those of the tokenizer; the model may have sampled another spelling.
+
+    Attributes:
+        url: Address of the server, without /v1.
+        model: Name of the model on the server.
+        tokenizer: The tokenizer of the model.
+        stop: The stop token, appended to completions that ended by themselves if the server returns no ids.
+        needs_ids: Refuse texts without ids, because the think tags are special tokens, which servers leave out of texts.
+        workers: Requests at a time.
+        timeout: Seconds that a request may take in all.
+        retries: How often a request is repeated, after longer and longer pauses, if the server is busy, fails or does not answer in time.
+        key: Sent to a server that asks for a key.
+        keep: A folder for the replies; one that is there is not asked for again.
     """
 
     url: str
@@ -65,12 +73,12 @@ class ServerWriter:
     keep: Path | None = None
 
     def __call__(self, token_ids: Sequence[int], branches: Sequence[Branch], sampling: Sampling) -> list[Completion]:
-        """As `Writer` says. Raises InputError for a server that cannot be reached, refuses, or gives back wrong ids."""
+        """As `Writer` says. Raises InputError if the server cannot be reached, refuses, or returns wrong ids."""
         prompts = [[*map(int, token_ids[: branch.cut]), *branch.stub] for branch in branches]
         return self.complete(prompts, sampling, [branch.seed for branch in branches])
 
     def complete(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        """A completion of each of `prompts` (token ids) with its seed, in their order; errors as above."""
+        """One completion per prompt (token ids) and seed, in their order. Raises InputError as above."""
         asked = [list(map(int, prompt)) for prompt in prompts]
         keys = [self._key(prompt, sampling, seed) for prompt, seed in zip(asked, seeds, strict=True)]
         known = [self._kept.get(key) if self._kept else None for key in keys]
@@ -100,7 +108,7 @@ class ServerWriter:
 
     @cached_property
     def takes_ids(self) -> bool:
-        """Whether the server takes token ids; asked once, for a single token."""
+        """Whether the server takes token ids. This is tried once, for a single token."""
         from openai import BadRequestError, UnprocessableEntityError
 
         async def once() -> None:
@@ -124,7 +132,7 @@ class ServerWriter:
         return hashlib.sha256(asked.encode()).hexdigest()
 
     def _checked(self, prompt: list[int], reply: Mapping[str, Any]) -> tuple[list[int], FinishReason]:
-        """The ids that were written, and how they ended."""
+        """The ids that were written, and why they ended."""
         choices = reply.get("choices")
         if not isinstance(choices, list) or len(choices) != 1 or not _is_choice(choices[0]):
             raise InputError(f"{self.url} answered without one choice with a text: {json.dumps(reply)[:200]}")
@@ -136,13 +144,13 @@ class ServerWriter:
         return self._written(choice, finish), finish
 
     def _spelled(self, prompt: list[int]) -> str:
-        """The text that a server with this tokenizer reads as `prompt`, with the BOS that it adds or without."""
+        """The text that a server with this tokenizer encodes as `prompt`, whether or not it adds a BOS."""
         for ids in (prompt, prompt[1:]):
             text: str = self.tokenizer.decode(ids, skip_special_tokens=False)
             if self.tokenizer.encode(text).ids == prompt:
                 return text
         raise InputError(
-            f"{self.url} takes no token ids, and no text makes these again: {prompt[-8:]}; "
+            f"{self.url} takes no token ids, and no text encodes to {prompt[-8:]}; "
             "cut where a token ends, or use a server that takes ids (vLLM, SGLang, llama.cpp)"
         )
 
@@ -151,38 +159,38 @@ class ServerWriter:
         n = len(ids) if ids is not None else usage.get("prompt_tokens", len(prompt))
         if n != len(prompt) or (ids is not None and ids != prompt):
             raise InputError(
-                f"{self.url} says that it read {n} tokens other than the {len(prompt)} that were sent; "
-                "it runs another tokenizer, or adds tokens of its own"
+                f"{self.url} read {n} tokens, and not the {len(prompt)} that were sent; "
+                "it has another tokenizer, or adds tokens of its own"
             )
 
     def _written(self, choice: Mapping[str, Any], finish: FinishReason) -> list[int]:
-        """The ids of a completion, proved to spell its text."""
+        """The ids of a completion, after a check that they spell its text."""
         text = choice["text"]
         ids = choice.get("token_ids")
         if ids is None:
             if self.needs_ids:
                 raise InputError(
-                    f"{self.url} gives back texts without ids, and the think tags are special tokens that such texts lack; "
+                    f"{self.url} returns texts without ids, and texts lack the think tags, which are special tokens; "
                     "use a server that returns ids (vLLM)"
                 )
             ended = [self.stop] if finish == "stop" and self.stop is not None else []
             return [*self.tokenizer.encode(text, add_special_tokens=False).ids, *ended]
         size = self.tokenizer.get_vocab_size(with_added_tokens=True)
         if not isinstance(ids, list) or not all(isinstance(i, int) and 0 <= i < size for i in ids):
-            raise InputError(f"{self.url} gave token ids outside the vocabulary of {size}; it runs another tokenizer")
+            raise InputError(f"{self.url} gave token ids outside the vocabulary of {size}; it has another tokenizer")
         spellings = {self.tokenizer.decode(ids, skip_special_tokens=skip).strip() for skip in (False, True)}
         if text.strip() not in spellings and not any(text.strip() and s.startswith(text.strip()) for s in spellings):
             raise InputError(
                 f"{self.url} gave ids that spell {sorted(spellings)[0][:60]!r}, but the text {text[:60]!r}; "
-                "it runs another tokenizer"
+                "it has another tokenizer"
             )
         return list(ids)
 
     @asynccontextmanager
     async def _client(self, tokens: int) -> AsyncIterator[_Ask]:
-        """Inside, the server can be asked: (prompt, seed, sampling) to the JSON object of its reply, on `tokens` tokens at most."""
+        """A function from (prompt, seed, sampling) to the JSON object of the reply, for `tokens` tokens at most."""
         if not self.url.startswith(("http://", "https://")):
-            raise InputError(f"{self.url!r} is no address of a server; it has to begin with http:// or https://")
+            raise InputError(f"invalid address {self.url!r}: it has to begin with http:// or https://")
         try:
             import openai
         except ImportError as error:
@@ -191,12 +199,12 @@ class ServerWriter:
 
         async def ask(prompt: str | list[int], seed: int, sampling: Sampling) -> Mapping[str, Any]:
             for _ in range(1 + self.retries):
-                # The library's own limits are between two bytes: a server that sends one a second never meets them.
+                # The time limit of the library is between two bytes, so a server that sends one per second never reaches it.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self.timeout):
                         return await answered(prompt, seed, sampling)
             raise InputError(
-                f"{address} gave no whole answer within {self.timeout:g} seconds, asked {1 + self.retries} times; give it more time, "
+                f"{address} gave no complete answer within {self.timeout:g} seconds in {1 + self.retries} tries; give it more time, "
                 "fewer requests at once, or fewer tokens to write"
             )
 
@@ -215,12 +223,14 @@ class ServerWriter:
             except openai.APIStatusError as error:
                 raise _Refused(f"{address} refused ({error.status_code}): {error.response.text[:200]}") from error
             except (openai.OpenAIError, InputError) as error:
-                raise InputError(f"cannot read {address}: {error}; is the server up, and its address right?") from error
+                raise InputError(
+                    f"cannot read {address}: {error}; is the server running, and is the address right?"
+                ) from error
             if not isinstance(found, dict):
                 raise InputError(f"{address} answered with a {type(found).__name__}; a JSON object is needed")
             return found
 
-        # A key of OpenAI in the environment is not for a server of anybody else.
+        # The key of OpenAI in the environment must not go to other servers.
         async with openai.AsyncOpenAI(
             base_url=address,
             api_key=self.key or "none",
@@ -233,9 +243,9 @@ class ServerWriter:
 
 
 def _bounded(openai: Any, largest: int) -> Any:
-    """An HTTP client that reads `largest` bytes of a reply at most, errors of the server included, and unpacks none."""
+    """An HTTP client that reads at most `largest` bytes of a reply, also of an error, and unpacks nothing."""
 
-    class Bounded(openai.DefaultAsyncHttpxClient):  # type: ignore[misc]  # known where openai is installed
+    class Bounded(openai.DefaultAsyncHttpxClient):  # type: ignore[misc]  # only known if openai is installed
         async def send(self, request: Any, **how: Any) -> Any:
             reply = await super().send(request, **{**how, "stream": True})
             try:
@@ -246,11 +256,13 @@ def _bounded(openai: Any, largest: int) -> Any:
                 async for piece in reply.aiter_raw():
                     content += piece
                     if len(content) > largest:
-                        raise openai.OpenAIError(f"its reply has more than the {largest} bytes that there can be")
+                        raise openai.OpenAIError(
+                            f"its reply has more than {largest} bytes, which is too long for what was asked"
+                        )
             finally:
                 await reply.aclose()
             read = type(reply)(reply.status_code, headers=reply.headers, content=bytes(content), request=request)
-            read.encoding = "utf-8"  # as JSON is; not what the server says, which may be any codec of Python
+            read.encoding = "utf-8"  # the encoding of JSON; the server could name any codec of Python
             return read
 
     return Bounded()
@@ -265,9 +277,10 @@ def server_writer(
     timeout: float = 600.0,
     keep: Path | None = None,
 ) -> ServerWriter:
-    """The writer for `model` behind `url`, where it is called `served_as` (its own name where not given); see `ServerWriter`.
+    """The writer for `model` on the server at `url`; see `ServerWriter`.
 
-    A server that wants a key gets the one in the environment variable REASONSCOPE_SERVER_KEY.
+    `served_as` is the name of the model on the server, its own name if None. A key for the server is read from the environment variable
+    REASONSCOPE_SERVER_KEY.
     """
     special = set(model.tokenizer.all_special_tokens)
     return ServerWriter(
@@ -294,7 +307,7 @@ def _completion(prompt: list[int], written: list[int], finish: FinishReason) -> 
 
 
 def _run(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run `work` to its end, beside the event loop that runs already in a notebook; of several errors at once the first."""
+    """Run `work` to its end, in a thread if an event loop is running already (in a notebook). Of several errors the first is raised."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -316,4 +329,4 @@ def _is_choice(value: object) -> bool:
 
 
 class _Refused(InputError):
-    """A server that answered with an error."""
+    """The server answered with an error."""

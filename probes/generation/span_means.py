@@ -1,4 +1,4 @@
-"""What is kept of activations where they are read: means over stretches of tokens, and so single tokens too."""
+"""Reduces activations on the device that reads them: means over spans of tokens, or single tokens as spans of one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from reasonscope.data.trace import Span
 
 @dataclass(frozen=True, kw_only=True)
 class SpanMeans:
-    """Means over `spans` of tokens, those of each row of a batch: (batch, token, …) becomes (span of any row, …), row by row.
+    """Means over spans of tokens: (batch, token, …) becomes (span, …), with the spans of the first row first.
 
-    `spans` are (start, stop) columns of the left-padded batch, plain numbers that can be sent along. A mean is taken in float32 and
-    given in the dtype that was read; a span of one token is that token, bit by bit.
+    `spans` are (start, stop) columns of the left-padded batch for each row, as plain numbers that can be sent to another machine. A mean
+    is computed in float32 and returned in the dtype of the activations; a span of one token is that token, bit by bit.
     """
 
     spans: tuple[tuple[tuple[int, int], ...], ...]
 
     @classmethod
     def of(cls, spans: Sequence[Sequence[Span]], padding: Sequence[int]) -> "SpanMeans":
-        """Of spans counted from each sequence's first token, behind `padding` columns."""
+        """From spans that count from the first token of each sequence, which comes after `padding` columns."""
         return cls(
             spans=tuple(
                 tuple((span.start + n, span.stop + n) for span in row) for row, n in zip(spans, padding, strict=True)

@@ -109,7 +109,7 @@ def test_exporting_onto_a_folder_is_refused(run):
         (("record", "--problems", "empty.jsonl"), "empty.jsonl"),
         (("record", "--problems", "long.jsonl", "--out", "long"), "context"),
         (("record", "--n", 1, "--shard", "3"), "shard '3'"),
-        (("record", "--n", 3, "--out", "run", "--sites", "resid_post.0"), "recorded otherwise"),
+        (("record", "--n", 3, "--out", "run", "--sites", "resid_post.0"), "recorded with other settings"),
         (("check", "nowhere"), "nowhere"),
         (("import", "jsonl", "missing.jsonl", "--out", "x"), "missing.jsonl"),
         (("verify", "nowhere"), "nowhere"),

@@ -17,8 +17,8 @@ from reasonscope.probes.models.model import Model, load_model
 
 NAMES = [
     "hidden states", "contributions", "head writes", "attention rows", "batch", "cache", "replay", "read alone",
-    "attention kernels", "nothing left behind", "strength 0",
-    "positions touched", "one BOS", "think tags",
+    "attention kernels", "independent passes", "strength 0",
+    "positions edited", "one BOS", "think tags",
 ]  # fmt: skip
 
 
@@ -131,13 +131,13 @@ def rolled(ids, kwargs):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (unmasked, {"batch", "positions touched"}),
+        (unmasked, {"batch", "positions edited"}),
         (noisy, {"strength 0"}),
-        (remembering(), {"nothing left behind"}),
+        (remembering(), {"independent passes"}),
         (overwriting, {"read alone"}),
-        (first_pass_only, {"positions touched"}),
-        (deaf, {"nothing left behind", "positions touched"}),
-        (rolled, {"positions touched"}),
+        (first_pass_only, {"positions edited"}),
+        (deaf, {"independent passes", "positions edited"}),
+        (rolled, {"positions edited"}),
     ],
 )
 def test_a_backend_that_cheats_fails(change, expected, model_of):
@@ -158,7 +158,7 @@ def test_a_cache_that_forgets_fails(model_of):
             return out
 
     checks = verify(replace(model, backend=Forgetful(model.backend, lambda ids, kwargs: kwargs)))
-    assert failed(checks) == {"cache", "replay", "positions touched"}
+    assert failed(checks) == {"cache", "replay", "positions edited"}
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])

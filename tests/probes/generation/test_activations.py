@@ -32,7 +32,7 @@ def test_several_passes_are_joined_or_kept_apart(model_of):
     assert [p.shape[-1] for p in seen.passes("attn_probs.0")] == [6, 2] and set(seen) == set(
         map(Site.parse, ("attn_probs.0", "resid_post.0"))
     )
-    with pytest.raises(InputError, match=r"attn_probs.0: its 2 passes differ in shape .* passes\('attn_probs.0'\)"):
+    with pytest.raises(InputError, match=r"the 2 passes of attn_probs.0 differ in shape .* passes\('attn_probs.0'\)"):
         seen["attn_probs.0"]
 
 
@@ -40,7 +40,7 @@ def test_capture_of_nothing_and_of_no_site(model_of):
     model = model_of("llama")
     with capture(model, ["mlp_out.2"]) as seen:
         pass
-    with pytest.raises(InputError, match="no pass was run"):
+    with pytest.raises(InputError, match="no activations of mlp_out.2: run the model"):
         seen["mlp_out.2"]
     with pytest.raises(SiteError, match="3 layers"), capture(model, ["mlp_out.0", "mlp_out.3"]):
         raise AssertionError("not reached")
@@ -79,7 +79,7 @@ def test_what_cannot_be_fed(model_of):
     model = model_of("llama")
     with pytest.raises(ContextError, match=r"a sequence of 129 tokens; the context of .* holds 128"):
         run_with_cache(model, [5] * 129, [])
-    with pytest.raises(InputError, match="without a token to feed"):
+    with pytest.raises(InputError, match="has no token to feed"):
         replay(model, [[5]], [])
     with pytest.raises(InputError, match="token 300 of prompt 0"):
         run_with_cache(model, [5, 300], [])

@@ -186,5 +186,5 @@ def test_what_cannot_be_decoded(model_of):
         run(model, read=[Site("attn_probs", 0)])
     with pytest.raises(InputError, match="token 96 of prompt 0 is not in the vocabulary of 96"):
         run(model, [[5, 96]])
-    with pytest.raises(InputError, match="logits of prompt 0 are not numbers"):
+    with pytest.raises(InputError, match="logits of prompt 0 are not finite"):
         run(model, write={Site("resid_post", 1): lambda a, _: a * torch.nan})

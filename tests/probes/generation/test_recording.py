@@ -189,14 +189,14 @@ def test_another_model_is_refused_and_named(model, model_of, tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"problems": []}, InputError, "there is no problem"),
+        ({"problems": []}, InputError, "no problems to record"),
         ({"problems": PROBLEMS[:1] * 2}, InputError, "'p0' occurs twice"),
         ({"problems": [Problem(id="big", prompt="a" * 200)]}, ContextError, "problem 'big' has 201 tokens"),
-        ({"sites": ["attn_probs.0"]}, SiteError, "is not stored"),
+        ({"sites": ["attn_probs.0"]}, SiteError, "cannot be recorded"),
         ({"sites": ["resid_post.3"]}, SiteError, "3 layers"),
         ({"shard": (0, 2)}, InputError, "shard 0/2"),
-        ({"samples": 0}, InputError, "0 samples"),
-        ({"batch_size": 0}, InputError, "batches of 0"),
+        ({"samples": 0}, InputError, "invalid samples 0"),
+        ({"batch_size": 0}, InputError, "invalid batch size 0"),
     ],
 )
 def test_what_cannot_be_recorded(model, tmp_path, change, error, message):

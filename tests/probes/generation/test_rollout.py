@@ -58,7 +58,7 @@ def test_a_continuation_takes_the_place_of_what_a_thinking_was_prefilled_with(mo
 def test_what_has_no_thinking_or_no_room_is_refused(model, problems):
     silent = rollouts(model, problems[:1], SAMPLING, think=False)[0]
     assert silent.state == "empty"
-    with pytest.raises(InputError, match="no thinking to begin anew"):
+    with pytest.raises(InputError, match="no thinking block to replace"):
         continuations(model, [(silent, "Okay")], SAMPLING)
     with pytest.raises(ContextError, match="problem 'long'"):
         rollouts(model, [Problem(id="long", prompt="word " * 3000)], SAMPLING)

@@ -122,9 +122,9 @@ def test_a_server_that_takes_no_ids_gets_the_text_that_makes_them(server):
         and "return_token_ids" not in Answers.asked[0]
     )
     assert done.token_ids.tolist() == [*SEQUENCE[:4], 5, 6, 6, 2] and done.finish_reason == "stop"
-    with pytest.raises(InputError, match="no text makes these again"):
+    with pytest.raises(InputError, match="no text encodes to"):
         server([2, 1, 5], [Branch(cut=2, seed=1)], GREEDY)
-    with pytest.raises(InputError, match="special tokens that such texts lack"):
+    with pytest.raises(InputError, match="texts lack the think tags"):
         replace(server, needs_ids=True)(SEQUENCE, [Branch(cut=4, seed=1)], GREEDY)
 
 
@@ -141,7 +141,7 @@ def test_a_busy_server_is_asked_again(server):
 @pytest.mark.parametrize(
     ("lie", "message"),
     [
-        ("prompt", "other than the 2 that were sent"),
+        ("prompt", "not the 2 that were sent"),
         ("ids", "spell"),
         ("vocabulary", "outside the vocabulary"),
         ("empty", "without one choice"),
