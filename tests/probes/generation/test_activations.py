@@ -40,7 +40,7 @@ def test_capture_of_nothing_and_of_no_site(model_of):
     model = model_of("llama")
     with capture(model, ["mlp_out.2"]) as seen:
         pass
-    with pytest.raises(InputError, match="no activations of mlp_out.2: run the model"):
+    with pytest.raises(InputError, match=r"no activations of mlp_out.2: run the model"):
         seen["mlp_out.2"]
     with pytest.raises(SiteError, match="3 layers"), capture(model, ["mlp_out.0", "mlp_out.3"]):
         raise AssertionError("not reached")
