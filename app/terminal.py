@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def printable(text: str) -> str:
-    """`text` with what is no visible character (escapes of the terminal, line ends, marks of direction) as Python writes it."""
+    """`text` with invisible characters (escapes of the terminal, line ends, marks of direction) as Python writes it."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def printed_cell(text: str) -> Text:
-    """`text` for a table, in which brackets are no markup."""
+    """`text` for a table, in which brackets are not read as markup."""
     return Text(printable(text))
 
 

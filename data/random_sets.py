@@ -23,7 +23,7 @@ def distinct_sets(pools: Sequence[Pool[T]], n: int, *, seed: int | np.random.Gen
     """At most `n` different sets, each with as many members of each pool as the pool says; every set is equally likely.
 
     Args:
-        pools: Where the members come from; no member is in two pools.
+        pools: The members to draw from; no member is in two pools.
         n: How many sets to draw.
         seed: Seed or generator of the draw.
 

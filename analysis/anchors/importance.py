@@ -185,7 +185,7 @@ def resampled_sentences(own: str, rollouts: Sequence[Rollout], most: int = 3) ->
 
     Each has its `text`, `n` of how many (`of`), and, of those that were judged, the share that was `right`, with
     Wilson's 95 % interval `ci` and their number `judged`. A text that differs from `own` only in white space is the
-    same. `right` and `ci` are None if none was judged.
+    same. `right` and `ci` stay None if no rollout was judged.
     """
     written: dict[str, list[Rollout]] = {}
     for rollout in rollouts:

@@ -116,7 +116,7 @@ def replacement_effects(
         InputError: For a trace without tokens or with another vocabulary.
 
     Departures: the text after the source is read and not rewritten, so no rollouts are needed and small effects are
-    visible; effects are of sentences on sentences, where the paper's default is of sentences on the answer.
+    visible; effects are of sentences on sentences, whereas the paper's default is of sentences on the answer.
 
     Example:
         from reasonscope.analysis.tokens.forced_answers import decoder, encoder

@@ -119,7 +119,7 @@ def probe_write_result(
         model: A native model.
         probe: A linear probe of the residual stream of this model.
         traces: The traces.
-        position: Where the probe is read; by default the last token of the close window.
+        position: Position at which the probe is read; by default the last token of the close window.
         how: How heads are ablated for the total effect; None skips it.
         n_controls: Random directions for the null.
         seed: Random seed.

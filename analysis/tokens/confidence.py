@@ -22,7 +22,7 @@ METHOD = "confidence"
 
 @dataclass(frozen=True, kw_only=True)
 class ConfidenceClass:
-    """`spearman` correlation of confidence with the position of the cut; `kind` is None if the curve is constant."""
+    """`spearman` correlation of confidence with the position of the cut; `kind` stays None if the curve is constant."""
 
     spearman: float
     kind: Literal["progressive", "premature"] | None

@@ -17,7 +17,7 @@ def mutual_information(x: Values, y: Values, *, sigma: float = SIGMA, epsilon: f
     The d coordinates are d paired scalar samples (MI-Peaks, arXiv 2506.02867, its code's `hsic_normalized_cca`): K_ij =
     exp(−(x_i − x_j)² / 2σ²), K̃ = HKH, R = K̃ (K̃ + εd I)⁻¹, value = tr(R_x R_y), which lies between 0 and the smaller
     effective rank. A Gaussian kernel of scalars has a tiny numerical rank r (3 to 40), so with K = AAᵀ, A centred and c
-    = εd it is tr(G_x⁻¹ C G_y⁻¹ Cᵀ) for G = AᵀA + cI and C = A_xᵀA_y: O(d r²), where the dense form takes O(d³).
+    = εd it is tr(G_x⁻¹ C G_y⁻¹ Cᵀ) for G = AᵀA + cI and C = A_xᵀA_y: O(d r²), whereas the dense form takes O(d³).
 
     Departures: float64 (the published float32 is off by up to .06 at d = 4096); a constant vector gives exactly 0, as
     it does there in exact arithmetic. The value is not mutual information in nats, and it depends on the scale of

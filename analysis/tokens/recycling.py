@@ -1,4 +1,4 @@
-"""Representation Recycling: a step about to write a thinking token runs again on what it computed (MI-Peaks, arXiv
+"""Representation Recycling: a step about to write a reasoning token runs again on what it computed (MI-Peaks, arXiv
 2506.02867)."""
 
 from collections.abc import Sequence

@@ -13,7 +13,9 @@ Load: TypeAlias = Mapping[str, Any]
 
 def _options(
     *,
-    device: Annotated[str, typer.Option(help="Device that the model runs on: cpu, cuda:0, or auto (all accelerators).")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="Device that the model runs on: cpu, cuda:0, or auto (all accelerators).")
+    ] = "cpu",
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="CPU threads. By default one for small matrices and all cores for large ones."),

@@ -44,7 +44,7 @@ class Operation:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One sentence of the problem. `event` is a key of `EVENTS`, done by `name`; both are None for a line without
+    """One sentence of the problem. `event` is a key of `EVENTS`, done by `name`; both None for a line without
     effect."""
 
     text: str

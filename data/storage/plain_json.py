@@ -8,7 +8,7 @@ import numpy as np
 
 
 def plain(value: Any) -> Any:
-    """Nested numbers and arrays as dicts, lists and Python's own numbers; NaN and infinite ones are None, as JSON has neither."""
+    """Nested numbers and arrays as dicts, lists and Python's own numbers; NaN and infinite ones become None, as JSON has neither."""
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | np.ndarray):

@@ -134,7 +134,7 @@ def build_trace(
         **fields: Further fields of `Trace`, such as `sampling` or `entropies`.
 
     Returns:
-        The trace. Its final answer is searched in the answer only, and is None if the thinking was cut off; `correct`
+        The trace. Its final answer is searched in the answer only, and missing (None) if the thinking was cut off; `correct`
         says whether it equals `problem.answer` (None without a gold answer).
 
     Raises:

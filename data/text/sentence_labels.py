@@ -1,6 +1,6 @@
 """The function of a sentence in a reasoning text: one of the eight of Thought Anchors, by rules on its words.
 
-The taxonomy is that of arXiv 2506.19143, where a large model read the whole trace and labelled it. These rules read a
+The taxonomy is that of arXiv 2506.19143, in which a large model read the whole trace and labelled it. These rules read a
 sentence and what came shortly before it. They cost nothing, never change, and anyone can look up why they are wrong.
 """
 

@@ -34,7 +34,7 @@ class CyclicReflex(LogitsProcessor):
     """Adds a triangle wave δ(t) to the logits of reflection words, with t the number of thinking tokens so far (see `_triangle`).
 
     Attributes:
-        thinking: Says where the thinking is.
+        thinking: Finds the thinking.
         tokens: Ids of the words.
         amplitude: The height A of the wave, in logits.
         period: The period C, in tokens.
@@ -90,7 +90,7 @@ class TokenBias(LogitsProcessor):
     """Adds a constant to the logits of some tokens while the model thinks; SEAL's baseline is −3 on "wait" and "alternatively".
 
     Attributes:
-        thinking: Says where the thinking is.
+        thinking: Finds the thinking.
         tokens: The ids.
         bias: What is added, in logits.
         windows: Half-open ranges of thinking tokens written so far; outside of them nothing is added. By default everywhere.
@@ -121,7 +121,7 @@ class ThoughtSwitchPenalty(LogitsProcessor):
     or the begin of the thinking; the penalty applies at positions below Ψ + β.
 
     Attributes:
-        thinking: Says where the thinking is.
+        thinking: Finds the thinking.
         tokens: Ids of the switch words.
         penalty: α, in logits.
         window: β, in tokens.
@@ -160,7 +160,7 @@ class SuppressTokens(LogitsProcessor):
     """Forbids tokens while the model thinks, by logits of −∞ (the thinking tokens of MI-Peaks, arXiv 2506.02867).
 
     Attributes:
-        thinking: Says where the thinking is.
+        thinking: Finds the thinking.
         tokens: The forbidden ids.
 
     Example:
@@ -183,7 +183,7 @@ class CloseTag(LogitsProcessor):
     """Makes the closing tag more or less likely while the model thinks: z ← max − τ·(max − z) + b (TS, arXiv 2505.07961).
 
     Attributes:
-        thinking: Says where the thinking is, and which token closes it.
+        thinking: Finds the thinking, and the token that closes it.
         bias: b, in logits; above 0 it closes earlier, below 0 later.
         temperature: τ; below 1 it closes earlier, above 1 later.
 
@@ -216,7 +216,7 @@ class ForcedClose(LogitsProcessor):
     """Closes the thinking once a budget of tokens is used up, whatever the model would write (s1, arXiv 2501.19393).
 
     Attributes:
-        thinking: Says where the thinking is, and which token closes it.
+        thinking: Finds the thinking, and the token that closes it.
         budget: Thinking tokens before it is closed; 0 closes at once.
         closing: Ids to write, the last of which is the closing tag; by default the tag alone. s1 writes a newline before it.
 
@@ -252,7 +252,7 @@ class BudgetForcing(LogitsProcessor):
     Use one object per generation: it counts the rounds of each sequence by its tokens.
 
     Attributes:
-        thinking: Says where the thinking is, and which token closes it.
+        thinking: Finds the thinking, and the token that closes it.
         wait: Ids to write in place of the closing tag.
         rounds: How many times.
 

@@ -87,7 +87,7 @@ def end_of_words(trace: Trace, words: str) -> int | None:
 
 
 def contexts(traces: Iterable[Trace], end: Callable[[Trace], int | None]) -> list[list[int]]:
-    """The tokens of each trace up to `end(trace)`; traces for which that is None are left out."""
+    """The tokens of each trace up to `end(trace)`; traces for which it returns None are left out."""
     cuts = ((trace, end(trace)) for trace in traces)
     return [trace.token_ids[:stop].tolist() for trace, stop in cuts if stop is not None]
 

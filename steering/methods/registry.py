@@ -37,7 +37,7 @@ class ExtractionData:
         model: The model that wrote the traces.
         store: The run, with the activations that the method reads.
         ids: The traces to learn from.
-        sites: Where the vectors act; the method's own sites if None.
+        sites: Sites at which the vectors act; the method's own sites if None.
         verdict: For methods of refusal, the words of the thinking that come right before its verdict on a request; if None, what is
             known of the model, which for most models is nothing.
         fast: For `speed`, the first word that makes the model think fast; if None, what is known of the model, else the paper's "To".
@@ -341,7 +341,7 @@ def extract(
         store: The run to learn from, with the activations that the method reads.
         model: The model that wrote the run.
         ids: Traces to learn from; all of them if None. Keep the problems that you will judge on out of these.
-        sites: Where the vectors act; the method's own sites if None.
+        sites: Sites at which the vectors act; the method's own sites if None.
         verdict: Words of the thinking that the verdict on a request follows (methods of refusal).
         fast: First word that makes the model think fast (`speed`); the paper's "To" if None.
 
@@ -349,7 +349,7 @@ def extract(
         The vectors, each with its token scope and operator: what `dose_response` and `as_intervention` take.
 
     Raises:
-        InputError: There is no such method, or the traces lack what it learns from.
+        InputError: The method does not exist, or the traces lack what it learns from.
 
     Example:
         uses = extract("seal", store, model)
