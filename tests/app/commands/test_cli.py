@@ -132,7 +132,7 @@ def test_what_says_how_to_compute_reaches_the_model(words, tmp_path, monkeypatch
 
 def test_no_gradients_through_float32_over_16_bit_weights(tmp_path):
     shutil.copytree(ROOT / "app" / "example", tmp_path / "run")
-    with pytest.raises(InputError, match="takes gradients"):
+    with pytest.raises(InputError, match="needs gradients"):
         CliRunner().invoke(
             cli.app,
             ["analyse", "emergent-heads", "--run", str(tmp_path / "run"), "--float32-compute"],
