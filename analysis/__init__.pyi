@@ -6,7 +6,7 @@ from .attention.maps import attention_map as attention_map
 from .attention.receiver_heads import receiver_scores as receiver_scores
 from .attention.receiver_heads import receivers_of as receivers_of
 from .attention.uqac import attention_chain as attention_chain
-from .attention.vertical_scores import vertical_scores as vertical_scores
+from .attention.vertical import vertical_scores as vertical_scores
 from .causal.edge_attribution import emergent_heads as emergent_heads
 from .causal.probe_write import probe_write_result as probe_write_result
 from .causal.refusal_heads import cliff_heads as cliff_heads
@@ -20,7 +20,7 @@ from .runs.registry import Analysis as Analysis
 from .runs.runner import analyse as analyse
 from .tokens.confidence import confidence_of_trace as confidence_of_trace
 from .tokens.entropy import entropy_of_trace as entropy_of_trace
-from .tokens.logit_lens import logit_lens as logit_lens
+from .tokens.lens import logit_lens as logit_lens
 from .tokens.mi import mi_of_trace as mi_of_trace
 from .tokens.misalignment import misalignment_of_trace as misalignment_of_trace
 from .tokens.recycling import recycling_study as recycling_study

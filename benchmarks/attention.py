@@ -26,7 +26,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
 from reasonscope.analysis.attention.sentence_attention import sentence_attention
-from reasonscope.analysis.attention.vertical_scores import kurtosis, vertical_scores
+from reasonscope.analysis.attention.vertical import kurtosis, vertical_scores
 from reasonscope.analysis.causal.suppression import suppression_effect
 from reasonscope.analysis.tokens.vocabulary import Unembedding, kl_from_hidden
 from reasonscope.data.trace import Span

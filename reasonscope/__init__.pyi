@@ -3,8 +3,8 @@ from . import data as data
 from . import probes as probes
 from . import steering as steering
 from .analysis.results import Result as Result
-from .analysis.runs.open_run import OpenRun as OpenRun
-from .analysis.runs.open_run import open_run as open_run
+from .analysis.runs.opened_run import OpenRun as OpenRun
+from .analysis.runs.opened_run import open_run as open_run
 from .analysis.runs.questions import analyses as analyses
 from .analysis.runs.runner import analyse as analyse
 from .data.errors import ReasonscopeError as ReasonscopeError

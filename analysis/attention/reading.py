@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from reasonscope.analysis.attention.vertical_scores import nan_mean
+from reasonscope.analysis.attention.vertical import nan_mean
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span

@@ -11,7 +11,7 @@ from reasonscope.analysis.attention.sentence_attention import (
     sentence_attention,
     uniform_attention,
 )
-from reasonscope.analysis.attention.vertical_scores import (
+from reasonscope.analysis.attention.vertical import (
     PROXIMITY,
     kurtosis,
     nan_mean,

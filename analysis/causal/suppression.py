@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from reasonscope.analysis.attention.blocks import AttentionCall, ScoreRule, attending
 from reasonscope.analysis.attention.sentence_attention import ReadSentences, check_spans
-from reasonscope.analysis.attention.vertical_scores import nan_mean
+from reasonscope.analysis.attention.vertical import nan_mean
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.tokens.vocabulary import Unembedding, kl_from_hidden
 from reasonscope.data.arrays import Values

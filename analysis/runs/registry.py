@@ -19,7 +19,7 @@ from reasonscope.analysis.attention.close_attention import close_attention
 from reasonscope.analysis.attention.head_profiles import head_table
 from reasonscope.analysis.attention.receiver_heads import head_kurtosis, receiver_scores, receivers_of
 from reasonscope.analysis.attention.recurrence import recurrence
-from reasonscope.analysis.attention.vertical_scores import top_heads
+from reasonscope.analysis.attention.vertical import top_heads
 from reasonscope.analysis.causal.suppression import suppression_matrix
 from reasonscope.analysis.figures import Figure
 from reasonscope.analysis.results import Axis, Band, Result, result_path, undefined

@@ -48,7 +48,7 @@ def browse(
 
 def _place(run: Path | None, root: Path | None) -> tuple[Path, str]:
     """The root folder, and the path of the run below it ("" for the example). Raises InputError, StoreError."""
-    from reasonscope.analysis.runs.open_run import open_run
+    from reasonscope.analysis.runs.opened_run import open_run
     from reasonscope.app.page_parts.runs import confined
 
     if run is None:

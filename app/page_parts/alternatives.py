@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reasonscope.analysis.runs.open_run import OpenRun
+from reasonscope.analysis.runs.opened_run import OpenRun
 from reasonscope.app.page_parts.measurements import trace_results
 
 

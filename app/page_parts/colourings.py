@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from reasonscope.analysis.attention.reading import mean_effect
 from reasonscope.analysis.results import Axis, Result
-from reasonscope.analysis.runs.open_run import OpenRun
+from reasonscope.analysis.runs.opened_run import OpenRun
 from reasonscope.app.page_parts.measurements import stamp, trace_results
 from reasonscope.app.page_parts.readings import cut_of, places_of
 from reasonscope.data.sentence_cut import CutTrace

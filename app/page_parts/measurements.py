@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from reasonscope.analysis.results import Result
-from reasonscope.analysis.runs.open_run import OpenRun
+from reasonscope.analysis.runs.opened_run import OpenRun
 from reasonscope.analysis.runs.questions import QUESTIONS
 from reasonscope.analysis.runs.saved_numbers import read_numbers
 from reasonscope.data.errors import InputError

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from reasonscope.analysis.results import Result
-from reasonscope.analysis.runs.open_run import OpenRun
+from reasonscope.analysis.runs.opened_run import OpenRun
 from reasonscope.data.exchange.importers import published_numbers
 from reasonscope.data.sentence_cut import CutTrace, cut_trace
 from reasonscope.data.text.answers import CONTROL

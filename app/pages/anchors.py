@@ -12,7 +12,7 @@ from reasonscope.analysis import figures
 from reasonscope.analysis.attention.reading import mean_effect
 from reasonscope.analysis.figures import AnchorGraph
 from reasonscope.analysis.results import Result
-from reasonscope.analysis.runs.open_run import OpenRun
+from reasonscope.analysis.runs.opened_run import OpenRun
 from reasonscope.app.page_parts import components, measurements, readings, state
 from reasonscope.app.page_parts.reader import KINDS
 from reasonscope.app.page_parts.state import BOUND, Key

@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 import streamlit as st
 
-from reasonscope.analysis.runs.open_run import OpenRun, open_run
+from reasonscope.analysis.runs.opened_run import OpenRun, open_run
 from reasonscope.analysis.traces.run_difference import paired_difference
 from reasonscope.app.page_parts import components, readings, state
 from reasonscope.app.page_parts.reader import KINDS

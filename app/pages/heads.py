@@ -11,7 +11,7 @@ import streamlit as st
 from reasonscope.analysis import figures
 from reasonscope.analysis.attention.reading import token_block
 from reasonscope.analysis.results import Band, Result
-from reasonscope.analysis.runs.open_run import OpenRun
+from reasonscope.analysis.runs.opened_run import OpenRun
 from reasonscope.app.page_parts import components, measurements, readings, state
 from reasonscope.app.page_parts.colourings import colouring_name
 from reasonscope.app.page_parts.state import BOUND, Key

@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from reasonscope.analysis import figures
-from reasonscope.analysis.runs.open_run import OpenRun
+from reasonscope.analysis.runs.opened_run import OpenRun
 from reasonscope.app.page_parts import components, measurements, readings, state
 from reasonscope.app.page_parts.readings import TraceRow
 from reasonscope.app.page_parts.state import BOUND, Key

@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from reasonscope.analysis.runs.open_run import OpenRun
+from reasonscope.analysis.runs.opened_run import OpenRun
 from reasonscope.app.page_parts import components, measurements, state
 from reasonscope.app.page_parts.state import BOUND, Key
 

@@ -4,7 +4,7 @@ its nulls."""
 import streamlit as st
 
 from reasonscope.analysis import figures
-from reasonscope.analysis.runs.open_run import OpenRun
+from reasonscope.analysis.runs.opened_run import OpenRun
 from reasonscope.app.page_parts import components, measurements, state
 from reasonscope.app.page_parts.state import Key
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from reasonscope.analysis.runs.open_run import OpenRun
+from reasonscope.analysis.runs.opened_run import OpenRun
 from reasonscope.app.page_parts import components, measurements, playground, readings, state
 from reasonscope.app.page_parts.playground import SCOPES, Duel, Side
 from reasonscope.app.page_parts.state import Key

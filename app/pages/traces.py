@@ -8,7 +8,7 @@ import numpy as np
 import streamlit as st
 
 from reasonscope.analysis import figures
-from reasonscope.analysis.runs.open_run import OpenRun
+from reasonscope.analysis.runs.opened_run import OpenRun
 from reasonscope.app.page_parts import colourings, components, measurements, readings, state
 from reasonscope.app.page_parts.alternatives import ShownAlternatives, shown_alternatives
 from reasonscope.app.page_parts.colourings import Colouring

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import streamlit as st
 
-from reasonscope.analysis.runs.open_run import OpenRun, open_run
+from reasonscope.analysis.runs.opened_run import OpenRun, open_run
 from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.app.page_parts import components, state
 from reasonscope.app.page_parts.runs import confined, find_runs

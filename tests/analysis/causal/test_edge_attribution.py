@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from reasonscope.analysis.causal.edge_attribution import edge_scores, emergent_heads
-from reasonscope.analysis.tokens.logit_lens import logit_lens
+from reasonscope.analysis.tokens.lens import logit_lens
 from reasonscope.data.errors import InputError
 
 CLEAN, CORRUPTED = [8, 9, 10, 11, 12], [8, 30, 10, 41, 12]

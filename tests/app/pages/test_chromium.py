@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reasonscope.analysis.runs.open_run import open_run
+from reasonscope.analysis.runs.opened_run import open_run
 from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.app.page_parts.measurements import results
 from reasonscope.app.page_parts.readings import trace_rows

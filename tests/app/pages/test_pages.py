@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from reasonscope.analysis.anchors.published import published_importances
 from reasonscope.analysis.results import Axis, Band, Result, result_path
-from reasonscope.analysis.runs.open_run import open_run
+from reasonscope.analysis.runs.opened_run import open_run
 from reasonscope.analysis.runs.saved_numbers import read_numbers, save_numbers
 from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.app.page_parts import colourings, components, measurements, readings, runs, state
@@ -33,7 +33,7 @@ def _show(view: str, folder: str) -> None:
     from importlib import import_module
     from pathlib import Path
 
-    from reasonscope.analysis.runs.open_run import open_run
+    from reasonscope.analysis.runs.opened_run import open_run
     from reasonscope.app.page_parts import components, state
 
     state.offer_runs({"this": Path(folder)})
@@ -433,7 +433,7 @@ def test_two_runs_are_compared_with_their_intervals(tmp_path):
 def _compare(first: str, second: str) -> None:
     from pathlib import Path
 
-    from reasonscope.analysis.runs.open_run import open_run
+    from reasonscope.analysis.runs.opened_run import open_run
     from reasonscope.app.page_parts import state
     from reasonscope.app.pages import compare
 

@@ -6,7 +6,7 @@ import torch
 
 from reasonscope.analysis.attention.blocks import AttentionBlock
 from reasonscope.analysis.attention.sentence_attention import SentenceMeans, sentence_attention, uniform_attention
-from reasonscope.analysis.attention.vertical_scores import (
+from reasonscope.analysis.attention.vertical import (
     kurtosis,
     receiver_score,
     split_half_reliability,
