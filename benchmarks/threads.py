@@ -2,13 +2,14 @@
 
 Passes of the organism, of random models between it and a real one, and of a 0.5 B model if its folder is given: steps of decoding
 (one token per row after a cache of `PAST`) and passes of 256 tokens without a cache. Fits: the sweep that the length and correctness
-probes make, one fit of it, and a baseline's. The two thread counts take turns of about `TURN` seconds, with rests between them. A turn
-without `--beside` counts only if the kernel took the processor away from it less than `SWITCHES` times a second, so that other work on
-the machine does not count as waiting. Milliseconds are medians over the turns that count, by the clock and, in brackets, of the processor.
+probes make, one fit of it, and a baseline's. The two thread counts take turns of about `TURN` seconds.
+
+Idle milliseconds are the fastest tenth of the turns, which other work on the machine disturbs least. Beside busy processes they are
+medians. In brackets: milliseconds of the processor, all threads together.
 """
 
 import argparse
-import resource
+import os
 import subprocess
 import sys
 import time
@@ -27,9 +28,7 @@ from reasonscope.probes.fitting.linear_probes import LogisticProbe, RidgeProbe
 from reasonscope.probes.fitting.sweep import sweep
 from reasonscope.probes.models.model import load_model
 
-TURN = 0.04  # seconds
-REST = 3  # turns
-SWITCHES = 20
+TURN = 0.03  # seconds
 PAST = 200
 BUSY = [sys.executable, "-c", "while True: pass"]
 
@@ -45,45 +44,37 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """Milliseconds of one run, by the clock and of the processor; `quiet` if hardly anything interrupted it."""
+    """Milliseconds of one run, by the clock and of the processor."""
 
     clock: float
     processor: float
-    quiet: bool
 
 
 def one_turn(run: Callable[[], object], times: int) -> Turn:
-    switches, clock, processor = interruptions(), time.perf_counter(), time.process_time()
+    clock, processor = time.perf_counter(), time.process_time()
     for _ in range(times):
         run()
     clock, processor = time.perf_counter() - clock, time.process_time() - processor
-    quiet = interruptions() - switches <= SWITCHES * clock
-    return Turn(clock=1e3 * clock / times, processor=1e3 * processor / times, quiet=quiet)
-
-
-def interruptions() -> int:
-    """How often the kernel took a processor away from a thread of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    return Turn(clock=1e3 * clock / times, processor=1e3 * processor / times)
 
 
 def with_threads(count: int, run: Callable[[], object], times: int) -> Turn:
+    os.environ["OMP_NUM_THREADS"] = str(count)  # else our own functions would choose
     torch.set_num_threads(count)
     with threadpool_limits(count, user_api="blas"):
         return one_turn(run, times)
 
 
-def alternating(case: Case, counts: tuple[int, int], turns: int, patience: float, beside: int) -> dict[int, list[Turn]]:
-    """`turns` that count for each of `counts`, or as many as `patience` seconds gave."""
+def alternating(case: Case, counts: tuple[int, int], turns: int, patience: float) -> dict[int, list[Turn]]:
+    """`turns` for each of `counts`, or as many as `patience` seconds allow, but three at least."""
     kept: dict[int, list[Turn]] = {count: [] for count in counts}
-    times = max(1, int(1e3 * TURN / with_threads(counts[0], case.run, 2).clock))
+    fastest = min(with_threads(counts[0], case.run, 1).clock for _ in range(3))
+    times = max(1, int(1e3 * TURN / fastest))
     until = time.monotonic() + patience
-    while min(map(len, kept.values())) < turns and time.monotonic() < until:
+    while len(kept[counts[0]]) < 3 or (len(kept[counts[0]]) < turns and time.monotonic() < until):
         for count in counts:
             with_threads(count, case.run, 1)  # threads that slept are awake now
-            turn = with_threads(count, case.run, times)
-            if turn.quiet or beside:
-                kept[count].append(turn)
-            time.sleep(REST * turn.clock * times / 1e3)
+            kept[count].append(with_threads(count, case.run, times))
         counts = counts[::-1]
     return kept
 
@@ -176,37 +167,31 @@ def busy_processes(count: int) -> Iterator[None]:
         yield
 
 
-def line(case: Case, kept: dict[int, list[Turn]]) -> str:
-    def shown(turns: list[Turn]) -> str:
-        if not turns:
-            return "no quiet turn"
-        return f"{np.median([t.clock for t in turns]):.2f} ({np.median([t.processor for t in turns]):.2f})"
-
-    few, many = kept.values()
-    ratio = f"{np.median([t.clock for t in many]) / np.median([t.clock for t in few]):.2f}" if few and many else ""
-    return (
-        f"| {case.name} | {case.work / 1e6:,.2f} | {shown(few)} | {shown(many)} | {ratio} | {len(few)}, {len(many)} |"
-    )
+def line(case: Case, kept: dict[int, list[Turn]], level: float) -> str:
+    clocks = [np.quantile([turn.clock for turn in turns], level) for turns in kept.values()]
+    processor = [np.quantile([turn.processor for turn in turns], level) for turns in kept.values()]
+    few, many = (f"{clock:.2f} ({used:.2f})" for clock, used in zip(clocks, processor, strict=True))
+    return f"| {case.name} | {case.work / 1e6:,.2f} | {few} | {many} | {clocks[1] / clocks[0]:.2f} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default="organism,256,384,512,768,fits64x128,fits240x128,fits240x896")
     parser.add_argument("--folder", default="", help="a 0.5 B model; then `folder` is among the cases, too")
-    parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--patience", type=float, default=60, help="seconds to wait for quiet turns of one case")
+    parser.add_argument("--turns", type=int, default=30)
+    parser.add_argument("--patience", type=float, default=10, help="seconds for one case")
     parser.add_argument("--beside", type=int, default=0, help="busy processes to run meanwhile")
     given = parser.parse_args()
     counts = (1, torch.get_num_threads())
     names = given.cases.split(",") + (["folder"] if given.folder and "folder" not in given.cases else [])
     sys.stdout.write(
-        f"| | million products | 1 thread, ms | {counts[1]} threads, ms | ratio | turns |\n|---|---|---|---|---|---|\n"
+        f"| | million products | 1 thread, ms | {counts[1]} threads, ms | ratio |\n|---|---|---|---|---|\n"
     )
     with busy_processes(given.beside), torch.no_grad():
         for what in names:
             for case in cases(what, given.folder):
-                kept = alternating(case, counts, given.turns, given.patience, given.beside)
-                sys.stdout.write(line(case, kept) + "\n")
+                kept = alternating(case, counts, given.turns, given.patience)
+                sys.stdout.write(line(case, kept, 0.5 if given.beside else 0.1) + "\n")
                 sys.stdout.flush()
 
 

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
-# Multiplications in one matrix product from which on a second thread saves time.
-WORTH_SHARING = 4e6
+# Multiplications in one matrix product from which on it is shared: below, threads lose more beside other work than they save on an
+# idle machine.
+WORTH_SHARING = 1e7
 # A product reads its weights from memory, which takes as long as multiplying them with about this many rows.
-ROWS_OF_A_READ = 8
+ROWS_OF_A_READ = 16
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
