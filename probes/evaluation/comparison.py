@@ -19,6 +19,7 @@ MetricName = Literal["Spearman", "AUROC"]
 _METRICS: Mapping[MetricName, Metric] = {"Spearman": spearman, "AUROC": auroc}
 _CHANCE: Mapping[MetricName, float] = {"Spearman": 0.0, "AUROC": 0.5}
 _SIGNIFICANT = 0.05
+N_RESAMPLES = 1000  # of whole groups, for an interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +150,7 @@ def compare(
     problems: Sequence[str],
     shuffled: Null,
     metrics: Mapping[str, Estimate],
+    n_resamples: int = N_RESAMPLES,
     seed: int,
 ) -> Comparison:
     """Score a probe and its baselines on the same resamples of whole groups.
@@ -162,12 +164,14 @@ def compare(
         problems: The problem of each row.
         shuffled: The score on shuffled labels.
         metrics: Other metrics of `predictions`, kept as they are.
+        n_resamples: Number of resamples.
         seed: Seed of the resamples.
 
     Raises:
         InputError: The metric is undefined on the rows or on most resamples.
     """
-    scored = resampled_scores(_METRICS[metric], targets, [predictions, *baselines.values()], groups, seed=seed)
+    columns = [predictions, *baselines.values()]
+    scored = resampled_scores(_METRICS[metric], targets, columns, groups, n_resamples=n_resamples, seed=seed)
     n = len(set(groups))
 
     def estimate(values: Values) -> Estimate:

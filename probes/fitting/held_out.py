@@ -18,12 +18,12 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.baselines import Features, Points, rank_predictions
-from reasonscope.probes.evaluation.comparison import Comparison, compare
+from reasonscope.probes.evaluation.comparison import N_RESAMPLES, Comparison, compare
 from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap
 from reasonscope.probes.evaluation.metrics import BINARY
 from reasonscope.probes.evaluation.permutation_null import Null
 from reasonscope.probes.fitting.linear_probes import LinearProbe, LogisticProbe
-from reasonscope.probes.fitting.permuted_sweep import permuted_sweep
+from reasonscope.probes.fitting.permuted_sweep import N_PERMUTATIONS, permuted_sweep
 from reasonscope.probes.fitting.positions import POSITIONS, Position, position_name, row_at, states_at
 from reasonscope.probes.fitting.sweep import LayerChoice, sweep
 
@@ -57,6 +57,7 @@ def held_out_probes(
     *,
     model: Mapping[str, Any],
     provenance: Mapping[str, Any],
+    n_permutations: int = N_PERMUTATIONS,
     folds: int = 5,
     seed: int = 0,
 ) -> HeldOut:
@@ -101,6 +102,7 @@ def held_out_probes(
             targets[training],
             labels[training].tolist(),
             task="binary",
+            n_permutations=n_permutations,
             folds=folds,
             seed=seed,
         ),
@@ -147,6 +149,7 @@ def compare_binary(
     groups: Sequence[str],
     *,
     problems: Sequence[str],
+    n_resamples: int = N_RESAMPLES,
     folds: int,
     seed: int,
 ) -> Comparison:
@@ -162,9 +165,12 @@ def compare_binary(
         problems=problems,
         shuffled=held.shuffled,
         metrics={
-            name: cluster_bootstrap(metric, targets, probabilities, groups, n_resamples=200, seed=seed)
+            name: cluster_bootstrap(
+                metric, targets, probabilities, groups, n_resamples=min(n_resamples, 200), seed=seed
+            )
             for name, metric in BINARY.items()
             if name != "auroc"
         },
+        n_resamples=n_resamples,
         seed=seed,
     )

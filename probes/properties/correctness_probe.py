@@ -16,10 +16,11 @@ from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.baselines import Points, baseline_features, residual_sites
-from reasonscope.probes.evaluation.comparison import Comparison
+from reasonscope.probes.evaluation.comparison import N_RESAMPLES, Comparison
 from reasonscope.probes.evaluation.grouped_folds import trace_groups
 from reasonscope.probes.fitting.held_out import compare_binary, held_out_probes
 from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.fitting.permuted_sweep import N_PERMUTATIONS
 from reasonscope.probes.fitting.positions import Position, has_position, position_name, row_at, states_at
 from reasonscope.probes.properties.report import (
     class_shortage,
@@ -132,6 +133,8 @@ def correctness(
     folds: int = 5,
     seed: int = 0,
     position: Position = "window",
+    n_permutations: int = N_PERMUTATIONS,
+    n_resamples: int = N_RESAMPLES,
 ) -> CorrectnessReport:
     """Predict from one position of a trace whether its answer will be right, and compare with what needs no probe.
 
@@ -144,6 +147,8 @@ def correctness(
         folds: Parts that the problems are split into; layer and penalty are chosen inside each training part.
         seed: Seed of the folds, shuffles and resamples.
         position: "prompt", "window" (the end of the closing tag), or a share of the thinking from 0.0 to 1.0.
+        n_permutations: Shuffles of the labels; the smallest p-value is 1 / (n_permutations + 1).
+        n_resamples: Resamples of the problems for the intervals.
 
     Returns:
         The held-out scores, and the probe fitted on all rows.
@@ -185,6 +190,7 @@ def correctness(
         sites,
         model=chosen[0].model,
         provenance={"target": "correctness", "position": position},
+        n_permutations=n_permutations,
         folds=folds,
         seed=seed,
     )
@@ -193,9 +199,17 @@ def correctness(
     return CorrectnessReport(
         position=position,
         comparison=compare_binary(
-            targets, held, range(len(chosen)), baselines, groups, problems=problems, folds=folds, seed=seed
+            targets,
+            held,
+            range(len(chosen)),
+            baselines,
+            groups,
+            problems=problems,
+            n_resamples=n_resamples,
+            folds=folds,
+            seed=seed,
         ),
-        within_problem=within_problem(right, held.scores, problems, seed=seed),
+        within_problem=within_problem(right, held.scores, problems, n_resamples=n_resamples, seed=seed),
         probe=held.final,
         sites=tuple(sites),
         by_layer=held.by_layer,
@@ -232,7 +246,7 @@ def _judged(traces: Sequence[Trace]) -> list[Trace]:
 
 
 def within_problem(
-    right: NDArray[np.bool_], scores: Values, problems: Sequence[str], *, seed: int = 0
+    right: NDArray[np.bool_], scores: Values, problems: Sequence[str], *, n_resamples: int = N_RESAMPLES, seed: int = 0
 ) -> WithinProblem:
     """Compare only samples of the same problem, so that nothing that the problem decides can help.
 
@@ -252,5 +266,5 @@ def within_problem(
         )
         return WithinProblem(share=nothing, n_pairs=len(wins), why_not=why_not)
     values = np.array(wins)
-    share = resample_groups(lambda rows: float(values[rows].mean()), owners, seed=seed)
+    share = resample_groups(lambda rows: float(values[rows].mean()), owners, n_resamples=n_resamples, seed=seed)
     return WithinProblem(share=share, n_pairs=len(wins))

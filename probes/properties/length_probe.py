@@ -24,7 +24,7 @@ from reasonscope.probes.evaluation.baselines import (
     rank_predictions,
     residual_sites,
 )
-from reasonscope.probes.evaluation.comparison import Comparison, compare
+from reasonscope.probes.evaluation.comparison import N_RESAMPLES, Comparison, compare
 from reasonscope.probes.evaluation.conformal import ResidualBand, residual_band
 from reasonscope.probes.evaluation.grouped_folds import (
     cluster_bootstrap,
@@ -33,7 +33,7 @@ from reasonscope.probes.evaluation.grouped_folds import (
 from reasonscope.probes.evaluation.metrics import r2, r2_log, spearman_within
 from reasonscope.probes.fitting.censoring import Mask, concordance_index
 from reasonscope.probes.fitting.linear_probes import LinearProbe
-from reasonscope.probes.fitting.permuted_sweep import permuted_sweep
+from reasonscope.probes.fitting.permuted_sweep import N_PERMUTATIONS, permuted_sweep
 from reasonscope.probes.fitting.positions import states_at
 from reasonscope.probes.fitting.sweep import SweepResult, sweep
 from reasonscope.probes.properties.report import (
@@ -174,6 +174,8 @@ def length(
     seed: int = 0,
     coverage: float = 0.9,
     datasets: Sequence[str] | None = None,
+    n_permutations: int = N_PERMUTATIONS,
+    n_resamples: int = N_RESAMPLES,
 ) -> LengthReport:
     """Predict from the last prompt token how long the model will think, and compare with what needs no probe.
 
@@ -184,6 +186,8 @@ def length(
         seed: Seed of the folds, shuffles and resamples.
         coverage: Share of new problems that the interval of a forecast covers.
         datasets: The data set of each trace, for the correlation within data sets.
+        n_permutations: Shuffles of the labels; the smallest p-value is 1 / (n_permutations + 1).
+        n_resamples: Resamples of the problems for the intervals.
 
     Returns:
         The held-out scores, and the probe fitted on all rows: ridge on log(1 + thinking tokens), one row per prompt.
@@ -213,7 +217,7 @@ def length(
     strata = {"within_difficulty": [trace.problem.difficulty for trace in data.traces]} | (
         {"within_dataset": [names[id(trace)] for trace in data.traces]} if names else {}
     )
-    within = {name: _within(data, predicted, of, seed) for name, of in strata.items()}
+    within = {name: _within(data, predicted, of, n_resamples, seed) for name, of in strata.items()}
     return LengthReport(
         comparison=compare(
             "Spearman",
@@ -223,9 +227,16 @@ def length(
             data.groups,
             problems=[trace.problem.id for trace in data.traces],
             shuffled=permuted_sweep(
-                data.features, np.log1p(data.tokens), data.groups, task="regression", folds=folds, seed=seed
+                data.features,
+                np.log1p(data.tokens),
+                data.groups,
+                task="regression",
+                n_permutations=n_permutations,
+                folds=folds,
+                seed=seed,
             ),
-            metrics=_metrics(data, predicted, seed),
+            metrics=_metrics(data, predicted, n_resamples, seed),
+            n_resamples=n_resamples,
             seed=seed,
         ),
         probe=_kept(swept, data, band, seed),
@@ -305,18 +316,20 @@ def token_predictions(
     return {name: _tokens(logs) for name, logs in predicted.items()}
 
 
-def _metrics(data: LengthData, predicted: Values, seed: int) -> dict[str, Estimate]:
+def _metrics(data: LengthData, predicted: Values, n_resamples: int, seed: int) -> dict[str, Estimate]:
     def concordance(rows: Rows) -> float:
         return concordance_index(data.tokens[rows], data.truncated[rows], predicted[rows])
 
     return {
-        "concordance": resample_groups(concordance, data.groups, n_resamples=200, seed=seed),
-        "r2_log": cluster_bootstrap(r2_log, data.tokens, predicted, data.groups, seed=seed),
-        "r2": cluster_bootstrap(r2, data.tokens, predicted, data.groups, seed=seed),
+        "concordance": resample_groups(concordance, data.groups, n_resamples=min(n_resamples, 200), seed=seed),
+        "r2_log": cluster_bootstrap(r2_log, data.tokens, predicted, data.groups, n_resamples=n_resamples, seed=seed),
+        "r2": cluster_bootstrap(r2, data.tokens, predicted, data.groups, n_resamples=n_resamples, seed=seed),
     }
 
 
-def _within(data: LengthData, predicted: Values, strata: Sequence[float | str | None], seed: int) -> Estimate | str:
+def _within(
+    data: LengthData, predicted: Values, strata: Sequence[float | str | None], n_resamples: int, seed: int
+) -> Estimate | str:
     """The correlation inside strata, or why it is undefined."""
     rows = np.array([index for index, stratum in enumerate(strata) if stratum is not None], dtype=np.intp)
     if not len(rows):
@@ -328,6 +341,7 @@ def _within(data: LengthData, predicted: Values, strata: Sequence[float | str | 
     return resample_groups(
         lambda drawn: spearman_within(true[drawn], guessed[drawn], names[drawn].tolist()),
         [data.groups[index] for index in rows],
+        n_resamples=n_resamples,
         seed=seed,
     )
 

@@ -19,7 +19,8 @@ from reasonscope.data.intervals import Estimate
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.data.variants import Variant, is_published
-from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap
+from reasonscope.probes.evaluation.comparison import N_RESAMPLES
+from reasonscope.probes.evaluation.grouped_folds import Metric, cluster_bootstrap
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.positions import thinking_to_window
 
@@ -148,17 +149,28 @@ def plateau_and_end(scores: Values, trace: Trace, *, plateau: float = PLATEAU) -
     return float(np.median(scores[first : trace.tokens.close_window.start])), float(scores[rows.stop - 1])
 
 
-def cliff(scores: Mapping[str, Values], traces: Sequence[Trace], *, plateau: float = PLATEAU, seed: int = 0) -> Cliff:
+def cliff(
+    scores: Mapping[str, Values],
+    traces: Sequence[Trace],
+    *,
+    plateau: float = PLATEAU,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+) -> Cliff:
     """The cliff of `traces`, whose `scores` are given by id, each (row,). Raises InputError for no trace."""
     plateaus, ends = _plateaus_and_ends(scores, traces, plateau)
     groups = [trace.problem.group for trace in traces]
+
+    def estimate(metric: Metric, values: Values, others: Values) -> Estimate:
+        return cluster_bootstrap(metric, values, others, groups, n_resamples=n_resamples, seed=seed)
+
     return Cliff(
         ids=tuple(trace.id for trace in traces),
         plateaus=plateaus,
         ends=ends,
-        plateau=cluster_bootstrap(_mean_of_first, plateaus, ends, groups, seed=seed),
-        end=cluster_bootstrap(_mean_of_first, ends, plateaus, groups, seed=seed),
-        drop=cluster_bootstrap(_mean_difference, plateaus, ends, groups, seed=seed),
+        plateau=estimate(_mean_of_first, plateaus, ends),
+        end=estimate(_mean_of_first, ends, plateaus),
+        drop=estimate(_mean_difference, plateaus, ends),
     )
 
 

@@ -17,10 +17,11 @@ from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.text.behaviour import Behaviour, behaviour
 from reasonscope.data.trace import Trace
 from reasonscope.probes.evaluation.baselines import Points, baseline_features, residual_sites
-from reasonscope.probes.evaluation.comparison import Comparison
+from reasonscope.probes.evaluation.comparison import N_RESAMPLES, Comparison
 from reasonscope.probes.evaluation.grouped_folds import trace_groups
 from reasonscope.probes.fitting.held_out import HeldOut, LayerMap, compare_binary, held_out_probes, layer_map
 from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.fitting.permuted_sweep import N_PERMUTATIONS
 from reasonscope.probes.fitting.positions import Position, has_cliff, row_at, states_at
 from reasonscope.probes.properties.refusal_cliff import PLATEAU, Cliff, cliff, random_direction_drops, token_scores
 from reasonscope.probes.properties.report import class_shortage, not_closed, probe_numbers, undefined_notes
@@ -262,6 +263,8 @@ def refusal(
     contrasts: Mapping[str, Contrast] = CONTRASTS,
     plateau: float = PLATEAU,
     n_controls: int = 100,
+    n_permutations: int = N_PERMUTATIONS,
+    n_resamples: int = N_RESAMPLES,
 ) -> RefusalReport:
     """Predict from the closing tag whether the model will refuse, and measure how far the score falls there.
 
@@ -273,6 +276,8 @@ def refusal(
         contrasts: The contrasts to fit. One that lacks a class is left out and named in `undefined`.
         plateau: Share of the thinking, counted from its end, whose median is the plateau.
         n_controls: Number of random directions that the drop is compared with.
+        n_permutations: Shuffles of the labels; the smallest p-value is 1 / (n_permutations + 1).
+        n_resamples: Resamples of the problems for the intervals.
 
     Returns:
         AUROCs on held-out problems, cliffs by cell with their nulls, and the probes.
@@ -311,13 +316,14 @@ def refusal(
         raise InputError("; ".join(f"{name}: {why}" for name, why in undefined.items()))
     if few := len(requests.groups_of(HARMFUL_COMPLIED)) < 2:
         undefined["cliff"] = "fewer than two harmful requests were complied with, so nothing falls; record more of them"
+    sizes = _Sizes(folds=folds, n_permutations=n_permutations, n_resamples=n_resamples, seed=seed)
     comparisons, studies, probes = {}, {}, {}
     for name, contrast in tracked(list(fitted.items()), "refusal probe", "contrasts", name=itemgetter(0)):
-        held = _held_out(name, contrast, store, requests, folds, seed)
-        comparisons[name] = _compared(contrast, held, store, requests, folds, seed)
+        held = _held_out(name, contrast, store, requests, sizes)
+        comparisons[name] = _compared(contrast, held, store, requests, sizes)
         probes[name] = held.final
         if not few:
-            studies[name] = _cliffs(held, store, requests, plateau, n_controls, seed)
+            studies[name] = _cliffs(held, store, requests, plateau, n_controls, sizes)
     return RefusalReport(
         comparisons=comparisons,
         cliffs=studies,
@@ -362,6 +368,16 @@ class _Requests:
         return {trace.problem.group for trace, of in zip(self.traces, self.cells, strict=True) if of in cells}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    """How many folds, shuffles and resamples a report uses, and their seed."""
+
+    folds: int
+    n_permutations: int
+    n_resamples: int
+    seed: int
+
+
 def _shortage(contrast: Contrast, requests: _Requests, folds: int) -> str:
     """Why `contrast` cannot be fitted; empty if it can."""
     classes = {"positive": contrast.positive, "negative": contrast.negative | contrast.negative_at_window}
@@ -372,9 +388,7 @@ def _shortage(contrast: Contrast, requests: _Requests, folds: int) -> str:
     return class_shortage(found, folds, f"record more requests ({_RECORD}), several samples of each (--samples)")
 
 
-def _compared(
-    contrast: Contrast, held: HeldOut, store: TraceStore, requests: _Requests, folds: int, seed: int
-) -> Comparison:
+def _compared(contrast: Contrast, held: HeldOut, store: TraceStore, requests: _Requests, sizes: _Sizes) -> Comparison:
     """The scores at the close window beside the baselines there, among the cells of the contrast."""
     rows, targets = contrast.rows(requests.cells)
     inside = [requests.traces[i] for i in rows]
@@ -382,11 +396,19 @@ def _compared(
     features = baseline_features(ends, store, _BASELINES)
     problems = [trace.problem.id for trace in inside]
     return compare_binary(
-        targets, held, rows, features, trace_groups(inside), problems=problems, folds=folds, seed=seed
+        targets,
+        held,
+        rows,
+        features,
+        trace_groups(inside),
+        problems=problems,
+        n_resamples=sizes.n_resamples,
+        folds=sizes.folds,
+        seed=sizes.seed,
     )
 
 
-def _held_out(name: str, contrast: Contrast, store: TraceStore, requests: _Requests, folds: int, seed: int) -> HeldOut:
+def _held_out(name: str, contrast: Contrast, store: TraceStore, requests: _Requests, sizes: _Sizes) -> HeldOut:
     """Probes and scores (trace,) at the last position of the contrast; the probes learn at its other positions too."""
     pairs = [(trace, row_at(trace, position)) for trace in requests.traces for position in contrast.positions]
     points = Points(traces=[trace for trace, _ in pairs], tokens=[row for _, row in pairs])
@@ -399,14 +421,15 @@ def _held_out(name: str, contrast: Contrast, store: TraceStore, requests: _Reque
         sites,
         model=requests.traces[0].model,
         provenance={"target": name, "positions": list(contrast.positions)},
-        folds=folds,
-        seed=seed,
+        n_permutations=sizes.n_permutations,
+        folds=sizes.folds,
+        seed=sizes.seed,
     )
     return replace(held, probes=held.probes[n - 1 :: n], scores=held.scores[n - 1 :: n])
 
 
 def _cliffs(
-    held: HeldOut, store: TraceStore, requests: _Requests, plateau: float, directions: int, seed: int
+    held: HeldOut, store: TraceStore, requests: _Requests, plateau: float, directions: int, sizes: _Sizes
 ) -> CliffStudy:
     pairs = tracked(list(zip(requests.traces, held.probes, strict=True)), "scoring tokens", "traces")
     scores = {trace.id: token_scores(probe, store, trace) for trace, probe in pairs}
@@ -414,22 +437,25 @@ def _cliffs(
     for trace, of in zip(requests.traces, requests.cells, strict=True):
         members[of].append(trace)
     several = {of: own for of, own in members.items() if len({trace.problem.group for trace in own}) > 1}
-    cliffs = {of: cliff(scores, own, plateau=plateau, seed=seed) for of, own in several.items()}
+    cliffs = {
+        of: cliff(scores, own, plateau=plateau, n_resamples=sizes.n_resamples, seed=sizes.seed)
+        for of, own in several.items()
+    }
     fell, stood = several[HARMFUL_COMPLIED], several.get(BENIGN_COMPLIED, [])
     drops = random_direction_drops(
-        held.final, store, [*fell, *stood], n_controls=directions, plateau=plateau, seed=seed
+        held.final, store, [*fell, *stood], n_controls=directions, plateau=plateau, seed=sizes.seed
     )
     random = drops[:, : len(fell)].mean(axis=1)
     return CliffStudy(
         cliffs=cliffs,
         scores=scores,
         random=random,
-        excess=_excess(cliffs[HARMFUL_COMPLIED], cliffs[BENIGN_COMPLIED], [*fell, *stood], seed) if stood else None,
+        excess=_excess(cliffs[HARMFUL_COMPLIED], cliffs[BENIGN_COMPLIED], [*fell, *stood], sizes) if stood else None,
         random_excess=random - drops[:, len(fell) :].mean(axis=1) if stood else None,
     )
 
 
-def _excess(fell: Cliff, stood: Cliff, traces: Sequence[Trace], seed: int) -> Estimate:
+def _excess(fell: Cliff, stood: Cliff, traces: Sequence[Trace], sizes: _Sizes) -> Estimate:
     drops = np.concatenate([fell.drops, stood.drops])
     n = len(fell.drops)
 
@@ -437,7 +463,8 @@ def _excess(fell: Cliff, stood: Cliff, traces: Sequence[Trace], seed: int) -> Es
         ours, theirs = drops[rows[rows < n]], drops[rows[rows >= n]]
         return float(ours.mean() - theirs.mean()) if len(ours) and len(theirs) else float("nan")
 
-    return resample_groups(difference, [trace.problem.group for trace in traces], seed=seed)
+    groups = [trace.problem.group for trace in traces]
+    return resample_groups(difference, groups, n_resamples=sizes.n_resamples, seed=sizes.seed)
 
 
 def _middle(values: Values) -> Estimate:

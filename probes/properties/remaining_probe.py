@@ -15,12 +15,12 @@ from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.baselines import Points, baseline_features, residual_sites
-from reasonscope.probes.evaluation.comparison import Comparison, compare
+from reasonscope.probes.evaluation.comparison import N_RESAMPLES, Comparison, compare
 from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, trace_groups
 from reasonscope.probes.evaluation.metrics import r2_log, spearman_within
 from reasonscope.probes.fitting.censoring import concordance_index
 from reasonscope.probes.fitting.linear_probes import LinearProbe
-from reasonscope.probes.fitting.permuted_sweep import permuted_sweep
+from reasonscope.probes.fitting.permuted_sweep import N_PERMUTATIONS, permuted_sweep
 from reasonscope.probes.fitting.positions import states_at
 from reasonscope.probes.fitting.sweep import sweep
 from reasonscope.probes.properties.length_probe import token_predictions
@@ -106,6 +106,8 @@ def remaining(
     folds: int = 5,
     seed: int = 0,
     per_trace: int = 8,
+    n_permutations: int = N_PERMUTATIONS,
+    n_resamples: int = N_RESAMPLES,
 ) -> RemainingReport:
     """Predict at positions all along the thinking how much of it is left, and compare with what the position alone says.
 
@@ -118,6 +120,8 @@ def remaining(
         folds: Parts that the problems are split into; layer and penalty are chosen inside each training part.
         seed: Seed of the folds, shuffles and resamples.
         per_trace: Positions per trace, spread evenly over its thinking.
+        n_permutations: Shuffles of the labels; the smallest p-value is 1 / (n_permutations + 1).
+        n_resamples: Resamples of the problems for the intervals.
 
     Returns:
         The held-out scores, and the probe fitted on all rows.
@@ -162,11 +166,20 @@ def remaining(
             token_predictions(baselines, true, groups, folds=folds, seed=seed),
             groups,
             problems=[trace.problem.id for trace in points.traces],
-            shuffled=permuted_sweep(states, np.log1p(true), groups, task="regression", folds=folds, seed=seed),
+            shuffled=permuted_sweep(
+                states,
+                np.log1p(true),
+                groups,
+                task="regression",
+                n_permutations=n_permutations,
+                folds=folds,
+                seed=seed,
+            ),
             metrics={
-                "concordance": resample_groups(concordance, groups, n_resamples=50, seed=seed),
-                "r2_log": cluster_bootstrap(r2_log, true, predicted, groups, seed=seed),
+                "concordance": resample_groups(concordance, groups, n_resamples=min(n_resamples, 50), seed=seed),
+                "r2_log": cluster_bootstrap(r2_log, true, predicted, groups, n_resamples=n_resamples, seed=seed),
             },
+            n_resamples=n_resamples,
             seed=seed,
         ),
         probe=LinearProbe(
@@ -186,7 +199,7 @@ def remaining(
                 "seed": seed,
             },
         ),
-        within_position=resample_groups(within, groups, n_resamples=200, seed=seed),
+        within_position=resample_groups(within, groups, n_resamples=min(n_resamples, 200), seed=seed),
         n_groups=len(set(groups)),
         n_traces=len(traces),
         n_truncated=sum(trace.state == "truncated" for trace in traces),

@@ -517,20 +517,20 @@ def _intervals() -> list[Interval]:
             for n, one, other in ((20, 0.8, 0.6), (20, 0.5, 0.5), (100, 0.9, 0.8))
         ),
         Interval(
-            name="cumulative change of 10 steps",
+            name="cumulative change of 10 steps (its interval alone)",
             where="analysis.traces.trajectory.trajectory_of_trace",
             truth=_STEP,
             one=partial(_path, 10),
         ),
         Interval(
-            name="misaligned tokens, a tenth of 20 sentences",
+            name="misaligned tokens, a tenth of 20 sentences (their interval alone)",
             where="analysis.tokens.misalignment.misalignment_of_trace",
             truth=0.3,
             one=partial(_misaligned, 20),
         ),
         *(
             Interval(
-                name=f"{name.replace('_', ' ')} of mutual information, 30 sentences",
+                name=f"{name.replace('_', ' ')} of mutual information, 30 sentences (its interval alone)",
                 where="analysis.tokens.mi.mi_of_trace",
                 truth=0.0,
                 one=partial(_mutual, name, 30),
@@ -562,7 +562,12 @@ TESTS = (
         one=_within,
     ),
     Test(name="two-sided, 199 draws", where="data.intervals.permutation_p", one=_two_sided),
-    Test(name="heads among 20 random sets", where="steering.experiments.ablation", one=_random_heads, discrete=True),
+    Test(
+        name="heads among 20 random sets (normals in place of measured effects)",
+        where="steering.experiments.ablation",
+        one=_random_heads,
+        discrete=True,
+    ),
     Test(name="dependencies, scores shuffled", where="analysis.statistics.dependency_agreement", one=_dependencies),
     Test(
         name="reflection within problems",
@@ -574,7 +579,7 @@ TESTS = (
 RATES = (
     Rate(name="any of 20 tests, Holm", where="analysis.statistics.holm", one=_any_of_many, limit=0.05),
     Rate(name="false discoveries among 20, Benjamini and Hochberg", where="analysis.statistics.benjamini_hochberg", one=_false_discoveries, limit=0.05),
-    Rate(name="a random vector called beyond random", where="steering.experiments.dose_responses.Dose.beyond_random", one=_beyond_random, limit=0.05),
+    Rate(name="a random vector called beyond random (simulated changes in place of steered runs)", where="steering.experiments.dose_responses.Dose.beyond_random", one=_beyond_random, limit=0.05),
 )  # fmt: skip
 
 
@@ -646,6 +651,7 @@ def simulate(runs: int, draws: int, *, seed: int = 0, only: str = "", workers: i
         return list(pool.map(one, chosen))
 
 
+_PROBES = "## The null of a probe\n"
 _HEAD = """# What the intervals and p-values are worth
 
 Written by `make selftest`: {runs:,} simulated runs per row, {draws} resamples each, seed {seed}. The data come from processes whose true
@@ -683,7 +689,9 @@ def main() -> int:
     rows = simulate(given.runs, given.draws, seed=given.seed, only=given.only, workers=given.workers)
     text = markdown(rows, given.runs, given.draws, given.seed)
     if given.out:
-        given.out.write_text(text, encoding="utf-8")
+        old = given.out.read_text(encoding="utf-8") if given.out.exists() else ""
+        kept = old[old.index(_PROBES) :] if _PROBES in old else ""  # measured by null_of_probes.py
+        given.out.write_text(f"{text}\n{kept}" if kept else text, encoding="utf-8")
     sys.stdout.write(f"{text}\n{time.monotonic() - began:.0f} s\n")
     return 0 if all(row.met for row in rows) else 1
 

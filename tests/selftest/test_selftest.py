@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from null_of_probes import p_of_noise
 
 from reasonscope.data.intervals import tails
 
@@ -22,6 +23,14 @@ def test_intervals_cover_and_p_values_are_uniform(name):
 def test_a_random_vector_is_rarely_beyond_random():
     [row] = SIMULATE["simulate"](60, 60, only="a random vector called beyond random")
     assert row.met, row
+
+
+@pytest.mark.parametrize("probe", ["length", "refusal", "correctness"])
+def test_a_probe_of_noise_gets_a_p_value_of_its_own_shuffles(probe):
+    found = [p_of_noise(probe, 2, index) for index in range(3)]
+    assert found == [p_of_noise(probe, 2, index) for index in range(3)]
+    assert len(set(found)) > 1 and all(1 / 100 <= p <= 1 for p in found)
+    assert np.allclose(np.array(found) * 100, np.round(np.array(found) * 100))  # 99 shuffles and the labels themselves
 
 
 def test_the_simulation_would_notice_a_narrow_interval():

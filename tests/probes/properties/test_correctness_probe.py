@@ -63,6 +63,16 @@ def test_it_is_found_at_its_position_and_not_at_another(tmp_path, traces):
     assert (elsewhere.n_truncated, elsewhere.n_left_out) == (0, 8)
 
 
+def test_shuffles_and_resamples_can_be_fewer(tmp_path, traces):
+    store = stored(tmp_path, traces, lambda trace: trace.correct)
+    settings = {"position": 0.5, "folds": 3, "n_permutations": 19}
+    one, other = (probes.correctness(store, traces, n_resamples=n, **settings) for n in (50, 60))
+    assert one.comparison.shuffled.p_value == 1 / 20
+    assert one.comparison.difference.value == other.comparison.difference.value
+    assert one.comparison.difference.interval != other.comparison.difference.interval
+    assert one.comparison.metrics["brier"].interval != other.comparison.metrics["brier"].interval
+
+
 def test_a_probe_of_the_length_does_not_beat_the_length(tmp_path, traces):
     store = stored(tmp_path, traces, lambda trace: -np.log1p(trace.n_thinking_tokens))
     closed = [trace for trace in traces if trace.state == "closed"]

@@ -73,6 +73,25 @@ def test_it_finds_the_layer_that_knows(tmp_path, traces):
     assert (probe.within_difficulty, probe.within_dataset, probe.between_share) == (None, None, None)
 
 
+def test_shuffles_and_resamples_can_be_fewer(tmp_path, traces):
+    store = stored(tmp_path, traces, informed=False)
+    quick = probes.length(store, traces, folds=3, n_permutations=19, n_resamples=50)
+    assert len(quick.comparison.shuffled.null) == 19
+    whole = probes.length(store, traces, folds=3)
+    assert len(whole.comparison.shuffled.null) == 199
+    assert quick.comparison.score.value == whole.comparison.score.value
+    for name in ("concordance", "r2_log", "r2"):
+        assert quick.comparison.metrics[name].value == whole.comparison.metrics[name].value
+        assert quick.comparison.metrics[name].interval != whole.comparison.metrics[name].interval
+    rated = [replace(t, problem=replace(t.problem, difficulty=float(i % 3))) for i, t in enumerate(traces)]
+    within = [
+        probes.length(stored(tmp_path / str(n), rated, informed=False), rated, folds=3, n_permutations=1, n_resamples=n)
+        for n in (50, 60)
+    ]
+    assert within[0].within_difficulty.interval != within[1].within_difficulty.interval
+    assert within[0].comparison.difference.interval != within[1].comparison.difference.interval
+
+
 def test_a_new_prompt_gets_tokens_and_an_interval(tmp_path, traces):
     store = stored(tmp_path, traces, informed=True)
     probe = probes.length(store, traces)
@@ -138,6 +157,8 @@ def test_what_remains_is_read_along_the_thinking_against_the_position(tmp_path, 
         rows[:, 2] = np.log1p(np.maximum(left, 0)) + 0.1 * rng.standard_normal(len(rows))
     store = TraceStore.create(tmp_path, sites=["resid_post.1"])  # the first layer would be a baseline
     store.append(traces, {"resid_post.1": arrays})
+    quick = probes.remaining(store, traces, per_trace=2, n_permutations=9, n_resamples=20)
+    assert len(quick.comparison.shuffled.null) == 9
     probe = probes.remaining(store, traces, per_trace=4)
     assert probe.comparison.score.value > 0.9
     assert probe.comparison.baselines["elapsed_position"].value > 0.2  # the further, the less is left

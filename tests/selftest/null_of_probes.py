@@ -1,0 +1,92 @@
+"""Are the p-values of the probes uniform on pure noise, whatever number of layers they choose from?
+
+    python tests/selftest/null_of_probes.py [--runs 500] [--probes length refusal correctness] [--layers 1 8 28] [--out FILE]
+
+Each run draws 40 problems with fresh labels and fresh states of width 8, and calls the probe's public function with 99 shuffles, 20
+resamples and few folds (3 for lengths; 2 for labels, whose fits take three times as long). Prints a row per probe and number of layers:
+how often p ≤ .05, and how far the p-values are from a uniform distribution (Kolmogorov and Smirnov). `--out` keeps every p-value, so
+that an interrupted measurement continues where it stopped.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+import torch
+from noise_runs import NoiseRun, noise_run, requests_run
+from scipy.stats import kstest
+
+from reasonscope import probes
+from reasonscope.probes.properties.refusal_probe import CONTRASTS
+
+_SMALL = {"n_permutations": 99, "n_resamples": 20}
+REFUSAL_ALONE = {"refusal": CONTRASTS["refusal"]}
+
+
+def length_p(run: NoiseRun, seed: int) -> float:
+    return probes.length(run, run.traces, folds=3, seed=seed, **_SMALL).comparison.shuffled.p_value
+
+
+def refusal_p(run: NoiseRun, seed: int) -> float:
+    found = probes.refusal(run, run.traces, contrasts=REFUSAL_ALONE, n_controls=2, folds=2, seed=seed, **_SMALL)
+    return found.comparison.shuffled.p_value
+
+
+def correctness_p(run: NoiseRun, seed: int) -> float:
+    return probes.correctness(run, run.traces, folds=2, seed=seed, **_SMALL).comparison.shuffled.p_value
+
+
+PROBES: dict[str, tuple[Callable[[np.random.Generator, int], NoiseRun], Callable[[NoiseRun, int], float]]] = {
+    "length": (noise_run, length_p),
+    "refusal": (requests_run, refusal_p),
+    "correctness": (noise_run, correctness_p),
+}
+
+
+def p_of_noise(probe: str, n_layers: int, index: int) -> float:
+    """The p-value of the run number `index`; the same number gives the same run on any machine."""
+    rng = np.random.default_rng([index, n_layers, list(PROBES).index(probe)])
+    draw, measured = PROBES[probe]
+    return measured(draw(rng, n_layers), int(rng.integers(2**31)))
+
+
+def row(probe: str, n_layers: int, found: list[float]) -> str:
+    """A line of the table: the share of p ≤ .05 with three standard errors, and the test against a uniform distribution."""
+    p = np.array(found)
+    error, test = 3 * sqrt(0.05 * 0.95 / len(p)), kstest(p, "uniform")
+    return (
+        f"| `{probe}` | {n_layers} | {len(p)} | {np.mean(p <= 0.05):.3f} (.05 ± {error:.3f}) | {np.median(p):.2f} | "
+        f"{test.statistic:.3f} | {test.pvalue:.2f} |"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=500)
+    parser.add_argument("--probes", nargs="+", choices=list(PROBES), default=list(PROBES))
+    parser.add_argument("--layers", nargs="+", type=int, default=[1, 8, 28])
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    kept: dict[str, list[float]] = json.loads(given.out.read_text()) if given.out and given.out.exists() else {}
+    rows = ["| probe | layers | runs | p ≤ .05 | median p | distance | p of it |", "|---|---|---|---|---|---|---|"]
+    for probe in given.probes:
+        for n_layers in given.layers:
+            found, began = kept.setdefault(f"{probe} {n_layers}", []), time.process_time()
+            while len(found) < given.runs:
+                found.append(p_of_noise(probe, n_layers, len(found)))
+                if given.out and len(found) % 10 == 0:
+                    given.out.write_text(json.dumps(kept))
+            rows.append(row(probe, n_layers, found[: given.runs]))
+            sys.stderr.write(f"{rows[-1]} {time.process_time() - began:.0f} s of processor time\n")
+    sys.stdout.write("\n".join(rows) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
