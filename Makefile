@@ -60,6 +60,7 @@ test-wheel: $(VENV)/installed-all-test
 # The site in build/site: it opens from the folder, and asks no other host for anything.
 docs: $(VENV)/installed-dev
 	$(BIN)/python -m typer reasonscope.app.cli utils docs --name reasonscope --title 'Command line' --output docs/cli.md
+	$(BIN)/python docs/api.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	! grep -rE '<(script|link|img)[^>]*(src|href)="?https?:[^>]*' build/site --include='*.html'
 

@@ -298,6 +298,9 @@ def ablation_effect(
         n_controls: How many random ablations to compare with, at least 20.
         seed: Seed of the controls and of drawn states.
 
+    Returns:
+        The effect on the given answers and on the thinking, with the random ablations and a p-value.
+
     Raises:
         InputError: For fewer than 20 controls, traces without an answer, an ablation that edits nothing, or one that leaves nothing
             to compare with.

@@ -121,6 +121,9 @@ def decoding_response(
         values: The values to try; by default the method's own.
         n_controls: Random controls per value.
 
+    Returns:
+        Length, accuracy and side effects at each value, with those of the random controls.
+
     Raises:
         InputError: For an unknown name, no values, or values that the method cannot take.
 

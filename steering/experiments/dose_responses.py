@@ -142,6 +142,9 @@ def dose_response(
         n_controls: Random controls per strength (`random_uses`), at least 5.
         states: (row, d_model) by site. If given, random vectors are drawn from the covariance of these states.
 
+    Returns:
+        Length, accuracy and side effects at each strength, with those of the reverse and of the random vectors.
+
     Raises:
         InputError: For a strength that is 0 or not finite, fewer than 5 controls, problems that a vector was made from, a vector that
             does not fit the model, or one that edits no token.

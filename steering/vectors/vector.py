@@ -297,6 +297,9 @@ def cosine_table(vectors: Mapping[str, SteeringVector]) -> CosineTable:
     Args:
         vectors: Vectors of one model, by name.
 
+    Returns:
+        The cosines by site, and what random directions of this width reach.
+
     Raises:
         InputError: Without vectors, for several widths, or for a direction of length 0.
 
