@@ -66,6 +66,8 @@ def in_percent(number: Estimate | float) -> str:
             else f" [{_minus(f'{100 * number.low:.0f}')}, {_minus(f'{100 * number.high:.0f}')}]"
         )
         return in_percent(number.value) + ends
+    if number != number:
+        return "–"
     return f"{_minus(f'{100 * number:.0f}')} %"
 
 

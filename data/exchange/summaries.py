@@ -31,7 +31,7 @@ def check_summary(run: str, store: TraceStore) -> Summary:
         ("sites", _sites(store.sites)),
     ]
     return Summary(
-        finding=f"{run}: {outcomes.n} traces, every byte as it was written.",
+        finding=f"{run}: {_traces(outcomes.n)}, every byte as it was written.",
         columns=("what", "value"),
         rows=rows,
         next_command=f"reasonscope app {run}",
@@ -45,13 +45,14 @@ def import_summary(source: str, out: str, traces: Sequence[Trace]) -> Summary:
     placed = [published_sentences(trace) for trace in traces if "chunks" in trace.meta]
     known = [sentence for found in placed for sentence in found]
     published = Counter(sentence.tag for sentence in known)
-    rows = [
-        (tag, str(ours[tag]), str(published[tag]) if known else "–") for tag in sorted(ours.keys() | published.keys())
-    ]
-    rows.append(("all", str(ours.total()), str(len(known)) if known else "–"))
+    columns, counts = ["tag of the sentence", "our sentences"], [ours]
+    if known:
+        columns, counts = [*columns, "published"], [ours, published]
+    rows = [(tag, *(str(count[tag]) for count in counts)) for tag in sorted(ours.keys() | published.keys())]
+    rows.append(("all", *(str(count.total()) for count in counts)))
     return Summary(
-        finding=f"{outcomes.n} traces in {out}, read as {source}: {outcomes.states}; right answers: {outcomes.right}.",
-        columns=("tag of the sentence", "our sentences", "published"),
+        finding=f"{_traces(outcomes.n)} in {out}, read as {source}: {outcomes.states}; right answers: {outcomes.right}.",
+        columns=columns,
         rows=rows,
         notes=[
             *outcomes.notes,
@@ -69,9 +70,13 @@ def export_summary(out: str, form: str, n: int) -> Summary:
         "thought-anchors": f"reasonscope import thought-anchors {out} --out RUN",
     }
     return Summary(
-        finding=f"{n} traces in {out} ({form}): text, labels and answers, without activations.",
+        finding=f"{_traces(n)} in {out} ({form}): text, labels and answers, without activations.",
         next_command=reader.get(form, ""),
     )
+
+
+def _traces(n: int) -> str:
+    return f"{n} trace{'s' * (n != 1)}"
 
 
 class _Outcomes:

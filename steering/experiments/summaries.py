@@ -59,7 +59,7 @@ def response_summary(
     for row in rows:
         changes = in_percent(row.arm.change), _range_of_changes(row.controls)
         more = () if row.reversed is None else (in_percent(row.reversed.change), "yes" if row.beyond else "no")
-        head = f"{row.arm.multiplier:g}", in_words(row.arm.tokens)
+        head = _multiplier(row.arm), in_words(row.arm.tokens)
         table.append((*head, *changes, *_measures(row.arm, measured), *more))
     columns = (unit, "thinking tokens", "change", control or "control", *map(_column, measured))
     return Summary(
@@ -139,10 +139,13 @@ def regeneration_summary(
 def _finding(name: str, base: Arm, rows: Sequence[ArmRow], control: str, unit: str) -> str:
     """A sentence on the strength that changes most: of those beyond random controls, if there are any."""
     chosen = max(rows, key=lambda row: (row.beyond or False, abs(row.arm.change.value)))
-    arm, at = chosen.arm, "" if unit == "as published" else f" at {chosen.arm.multiplier:g} {unit}"
+    arm, at = chosen.arm, "" if unit == "as published" else f" at {_multiplier(chosen.arm)} {unit}"
     if unit == "strength":
-        at = f" at strength {arm.multiplier:g}"
-    outcome = "; ".join([*filter(None, [_accuracy_clause(base, arm)]), *_refusal_clauses(base, arm, chosen.controls)])
+        at = f" at strength {_multiplier(arm)}"
+    accuracy, refusals = _accuracy_clause(base, arm), _refusal_clauses(base, arm, chosen.controls)
+    outcome = "; ".join(
+        [accuracy, *(said for said, moved in refusals if moved)] if accuracy else [said for said, _ in refusals]
+    )
     judged = any(row.beyond is not None for row in rows)
     verdict = (
         " No strength changes the length beyond what random vectors do."
@@ -154,6 +157,8 @@ def _finding(name: str, base: Arm, rows: Sequence[ArmRow], control: str, unit: s
 
 
 def _length_clause(arm: Arm) -> str:
+    if arm.change.value != arm.change.value:
+        return "has no length to compare (the unsteered model did not think)"
     value, low, high = (100 * number for number in (arm.change.value, arm.change.low, arm.change.high))
     if low > 0:
         return f"makes the thinking {value:.0f} % longer [{low:.0f}, {high:.0f}]"
@@ -175,15 +180,16 @@ def _accuracy_clause(base: Arm, arm: Arm) -> str:
     return _moved("accuracy", base.measures["accuracy"], arm.measures["accuracy"], arm.differences.get("accuracy"))
 
 
-def _refusal_clauses(base: Arm, arm: Arm, random: Sequence[Arm]) -> list[str]:
+def _refusal_clauses(base: Arm, arm: Arm, random: Sequence[Arm]) -> list[tuple[str, bool]]:
+    """What happens to the refusals of each kind of request, and whether anything does."""
     clauses = []
     for name, what in _REFUSED.items():
         if name in arm.measures and name in base.measures:
-            said = _moved(
-                f"the refused share of {what}", base.measures[name], arm.measures[name], arm.differences.get(name)
-            )
+            before, after = base.measures[name], arm.measures[name]
+            said = _moved(f"the refused share of {what}", before, after, arm.differences.get(name))
             chance = [other.measures[name].value for other in random if name in other.measures]
-            clauses.append(said + (f", with random controls it is {_range(chance)}" if chance else ""))
+            more = f", with random controls it is {_range(chance)}" if chance else ""
+            clauses.append((said + more, before.value != after.value))
     return clauses
 
 
@@ -197,6 +203,10 @@ def _moved(what: str, before: Estimate, after: Estimate, difference: Estimate | 
 
 def _measures(arm: Arm, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(in_words(arm.measures.get(name)) for name in names)
+
+
+def _multiplier(arm: Arm) -> str:
+    return f"{arm.multiplier:g}".replace("-", "−")
 
 
 def _column(name: str) -> str:
@@ -236,7 +246,7 @@ def _form_notes(base: Arm, arms: Sequence[Arm]) -> list[str]:
     before = 1 - base.measures[name].value
     worse = [(arm, 1 - arm.measures[name].value) for arm in arms if name in arm.measures]
     return [
-        f"At {arm.multiplier:g}, {100 * share:.0f} % of the answers are cut off at the token limit or cannot be read"
+        f"At {_multiplier(arm)}, {100 * share:.0f} % of the answers are cut off at the token limit or cannot be read"
         f" ({100 * before:.0f} % unsteered)."
         for arm, share in worse
         if share > before + _WORSE_FORM

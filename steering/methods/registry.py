@@ -146,7 +146,9 @@ def _efficiency(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector
 
 
 def _strength(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector:
-    return extract_strength(source.store, sites, ids=source.ids)
+    """From the problems that have a gold answer: requests in the same run have no difficulty to learn from."""
+    ids = [trace.id for trace in source.traces if trace.problem.answer is not None]
+    return extract_strength(source.store, sites, ids=ids)
 
 
 # The paper's "To" makes the R1 distillations fast. Only the brief thinking of the organism begins with "After".

@@ -47,6 +47,7 @@ def test_a_summary_is_plain_text_with_aligned_columns():
 def test_changes_and_shares_in_words():
     change = Estimate(value=-0.2652, low=-0.3211, high=-0.2055)
     assert in_percent(change) == "−27 % [−32, −21]" and in_percent(-0.001) == "0 %" and in_percent(0.4) == "40 %"
+    assert in_percent(float("nan")) == "–"
     assert in_hundredths(change, signed=True) == "−0.27 [−0.32, −0.21]"
     assert in_hundredths(0.825) == "0.83" and in_hundredths(float("nan")) == "–"
     assert in_hundredths(0.1, signed=True) == "+0.10" and in_hundredths(-0.001) == "0.00"
