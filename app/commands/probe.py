@@ -212,10 +212,18 @@ def _save(
     command = " ".join([f"reasonscope probe {name} --run {run}", *given])
     save_numbers(where, name, numbers, command=command, seed=int(options["seed"]), figures=drawn, probes=probes)
     return [
-        f"Probes: {', '.join(str(where.probes / f'{saved}.safetensors') for saved in probes)}",
-        f"Figures: {where.figures} ({', '.join(f'{figure}.html' for figure in drawn)})",
+        f"Probes: {_listed(where.probes, [f'{saved}.safetensors' for saved in probes])}",
+        f"Figures: {_listed(where.figures, [f'{figure}.html' for figure in drawn])}",
         f"Numbers: {where.numbers / f'{name}.json'}",
     ]
+
+
+def _listed(folder: Path, names: list[str]) -> str:
+    """The path of one file, or a folder with the names of its files, of which the first four are shown."""
+    if len(names) == 1:
+        return str(folder / names[0])
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"{folder} ({', '.join(names[:4])}{more})"
 
 
 def _with_files(summary: "Summary", files: list[str], run: Path) -> "Summary":

@@ -23,6 +23,7 @@ from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.permuted_sweep import N_PERMUTATIONS
 from reasonscope.probes.fitting.positions import Position, has_position, position_name, row_at, states_at
 from reasonscope.probes.properties.report import (
+    NO_TRACES,
     class_shortage,
     not_closed,
     probe_numbers,
@@ -167,6 +168,8 @@ def correctness(
         report = correctness(store, position=0.5)
         print(report.summary())
     """
+    if not store.ids:
+        raise InputError(NO_TRACES)
     given = list(store) if traces is None else traces
     judged = _judged(given)
     sites = residual_sites(store)

@@ -24,7 +24,7 @@ from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.permuted_sweep import N_PERMUTATIONS
 from reasonscope.probes.fitting.positions import Position, has_cliff, row_at, states_at
 from reasonscope.probes.properties.refusal_cliff import PLATEAU, Cliff, cliff, random_direction_drops, token_scores
-from reasonscope.probes.properties.report import class_shortage, not_closed, probe_numbers, undefined_notes
+from reasonscope.probes.properties.report import NO_TRACES, class_shortage, not_closed, probe_numbers, undefined_notes
 
 RequestLabel = Literal["harmful", "benign"]
 RequestOutcome = tuple[RequestLabel, Behaviour]
@@ -232,10 +232,13 @@ class RefusalReport:
         others = {name: one for name, one in self.comparisons.items() if name != self.main}
         rows = [
             *self.comparison.rows(),
-            *((f"{name} probe", in_hundredths(one.score), str(one.n_problems)) for name, one in others.items()),
             *(
-                (f"{name} − its best baseline", in_hundredths(one.difference, signed=True), str(one.n_problems))
+                (f"{name} {what}", number, str(one.n_problems))
                 for name, one in others.items()
+                for what, number in (
+                    ("probe", in_hundredths(one.score)),
+                    ("− its best baseline", in_hundredths(one.difference, signed=True)),
+                )
             ),
         ]
         # A probe that learned at the window only reads in the thinking what it never saw, so its cliff says little.
@@ -299,6 +302,8 @@ def refusal(
     """
     if traces is None:
         traces = [trace for trace in store if "harmful" in trace.problem.meta]
+    if not traces and not store.ids:
+        raise InputError(NO_TRACES)
     if not traces:
         raise InputError(
             "no problem of this run is a request: none says in its meta whether it is harmful. Record requests "

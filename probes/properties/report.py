@@ -11,6 +11,7 @@ from reasonscope.data.trace import Trace
 from reasonscope.probes.evaluation.comparison import Comparison
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 
+NO_TRACES = "the run has no traces to learn from; record some: reasonscope record --problems ledger --n 240 --out RUN"
 _MANY = 0.1  # from this share of cut-off traces on, a reader is warned
 
 
@@ -78,9 +79,7 @@ def traces_with_thinking(store: TraceStore) -> list[Trace]:
 def without_thinking(traces: Sequence[Trace]) -> str:
     """Why nothing in `traces` can be predicted, and what to do."""
     if not traces:
-        return (
-            "the run has no traces to learn from; record some: reasonscope record --problems ledger --n 240 --out RUN"
-        )
+        return NO_TRACES
     return (
         f"none of the {len(traces)} traces has thinking, so nothing can be predicted; "
         "record a model that thinks before it answers, without --no-think"

@@ -244,3 +244,9 @@ def test_many_cut_off_traces_are_a_warning():
     assert truncation_notes(1, 100, "So what") == []
     [warning] = truncation_notes(20, 100, "Their length is unknown")
     assert warning.startswith("Warning: 20 of 100 traces (20 %) were cut off") and "Their length is unknown" in warning
+
+
+@pytest.mark.parametrize("measure", [probes.refusal, probes.correctness])
+def test_an_empty_run_is_told_to_record(tmp_path, measure):
+    with pytest.raises(InputError, match=r"the run has no traces to learn from; record some"):
+        measure(TraceStore.create(tmp_path / "empty", sites=["resid_post.1"]))
