@@ -129,10 +129,12 @@ def command_lines(document: str) -> list[str]:
 
 
 def complaint(line: str) -> str:
-    """What a line that calls the command names and the command does not have; alternatives stand as a|b, what is left out as …"""
+    """What a line that calls the command names and the command does not have; alternatives are a|b, placeholders NAME, omissions …"""
     command = typer.main.get_command(app)
     words = [word.strip("[]") for word in shlex.split(line, comments=True)[1:] if "…" not in word]
     while words and isinstance(command, typer.core.TyperGroup):
+        if words[0].isupper():  # the reader's own choice
+            return ""
         named = words.pop(0).split("|")
         if missing := set(named) - set(command.commands):
             return f"no command {sorted(missing)}"
@@ -151,6 +153,7 @@ def test_command_lines_name_what_exists(document):
 def test_complaints():
     assert complaint("reasonscope probe length --run RUN --folds 3") == ""
     assert complaint("reasonscope analyse mi|nothing --run RUN") == "no command ['nothing']"
+    assert complaint("reasonscope analyse NAME") == ""
     assert complaint("reasonscope probe length --runs=RUN") == "no option ['--runs']"
     assert command_lines("`reasonscope a`, then\n```bash\nmake x\nreasonscope b\n```") == [
         "reasonscope b",
