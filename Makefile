@@ -36,8 +36,9 @@ chromium:
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/python .ci/prose.py
 
-# How many phrases of .ci/prose.py each folder still has; `.venv/bin/python .ci/prose.py data/text` lists those of a folder.
+# How many phrases of .ci/prose.py each folder has; `.venv/bin/python .ci/prose.py data/text` lists those of a folder.
 prose: $(BIN)/python
 	$(BIN)/python .ci/prose.py --table
 

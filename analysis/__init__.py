@@ -1,4 +1,4 @@
-"""Traces and activations in, results with their controls out: tokens, sentences, heads, and whole traces."""
+"""Analyses of traces and activations, with their controls: tokens, sentences, heads, and whole traces."""
 
 import lazy_loader
 

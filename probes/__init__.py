@@ -1,4 +1,4 @@
-"""What reads a model: loading, sites, generation, recording, probes of four properties, and the proof that the numbers are right."""
+"""Reading a model: loading, sites, generation, recording, probes of four properties, and checks that the numbers are right."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What writes to a model: steering vectors, where they apply, decoding methods, and experiments that measure what they do."""
+"""Changing a model: steering vectors and their scope, decoding methods, and experiments that measure their effects."""
 
 import lazy_loader
 

@@ -73,7 +73,7 @@ def _not_joined(result: Result, sentences: Sequence[Sentence]) -> str:
     if not result.measured:
         return f"not measured: {result.reason}"
     if result.axes[-1].name not in ("sentence", "source"):
-        return ""  # a token says itself where it stands
+        return ""  # tokens need no cut
     cut = result.provenance.get("cut")
     if cut is None:
         return "it does not say which sentences it is over (a result of an earlier version); run the analysis again"
