@@ -144,7 +144,7 @@ def record_command(
                 else None,
                 **how,
             )
-    typer.echo(f"{len(store)} traces in {out}; to to verify every byte: reasonscope check {out}")
+    typer.echo(f"{len(store)} traces in {out}; to verify every byte: reasonscope check {out}")
 
 
 def merge(

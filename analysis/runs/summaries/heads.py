@@ -27,6 +27,7 @@ from reasonscope.analysis.runs.summaries.wording import (
     trace_of,
     value_at,
 )
+from reasonscope.analysis.statistics import chance_above
 from reasonscope.data.arrays import Values
 from reasonscope.data.intervals import Estimate
 from reasonscope.data.summary import Summary, in_hundredths
@@ -41,6 +42,7 @@ _METRICS = {
 }
 _REGIONS = ("the prompt", "earlier sentences", "its own sentence")
 _FAR = 4  # sentences: every sentence looks at the last few
+_EXCHANGES = 200  # of base and reasoner, that the range is drawn from
 _EXTREMES = 5  # heads of each sign in a table
 _COMPLETE = (0.8, 1.2)  # of an attribution with enough steps
 _OUTCOMES = {"harmful refused": "harmful requests refused", "benign refused": "benign requests refused"}
@@ -300,10 +302,12 @@ def emergent_heads_summary(results: Sequence[Result], study: Study[Any]) -> Summ
     order = [*strongest(gains, _EXTREMES), *reversed(list(strongest([(-v, at) for v, at in gains], _EXTREMES)))]
     outside = int(((found.values > found.null.high) | (found.values < found.null.low)).sum())
     first, about = order[0], found.provenance
+    by_chance = 2 * chance_above(_EXCHANGES) * found.values.size
     return Summary(
-        finding=f"Head {_name(first)} gained most from {about['base']} to {about['reasoner']}: its importance changed by "
-        f"{short(float(found.values[first]))} of the sum of both (models exchanged: {span(*null_at(found, first))}); {outside} of "
-        f"{found.values.size} heads are outside that range.",
+        finding=f"From {about['base']} to {about['reasoner']} head {_name(first)} gained most: its importance changed by "
+        f"{short(float(found.values[first]))} of the sum of both, {side_of(float(found.values[first]), *null_at(found, first))} the "
+        f"range of exchanged models ({span(*null_at(found, first))}); {outside} of {found.values.size} heads are outside theirs "
+        f"(about {by_chance:.0f} by chance).",
         columns=("head", "relative change", "models exchanged", "base model", "reasoner"),
         rows=[
             [

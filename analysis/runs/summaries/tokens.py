@@ -212,7 +212,8 @@ def misalignment_summary(results: Sequence[Result], study: Study[Any]) -> Summar
     groups = groups_of(found, study.traces)
     base = pooled([_misses(one, study) for one in found], groups)
     own = over_traces([one.numbers["rate_of_reasoner"] for one in found], groups)
-    missed = Counter(word for one in found for word in _missed_words(one, study))
+    words = [pair for one in found for pair in _words_and_misses(one, study)]
+    missed, total = Counter(word for word, miss in words if miss), Counter(word for word, _ in words)
     return Summary(
         finding=f"The base model would have written another token at {in_hundredths(base)} of the thinking's places"
         f"{mean_of(len(found))}; the reasoner itself would at {in_hundredths(own)}.",
@@ -228,7 +229,9 @@ def misalignment_summary(results: Sequence[Result], study: Study[Any]) -> Summar
             ]
             for one in found[:MOST_ROWS]
         ],
-        quotes=[(word_quoted(word), f"missed {_times(n)}") for word, n in missed.most_common(MOST_QUOTES)],
+        quotes=[
+            (word_quoted(word), f"missed {n} of {total[word]} times") for word, n in missed.most_common(MOST_QUOTES)
+        ],
         notes=[
             "Null: the reasoner on its own text, whose first choice is not always what was sampled.",
             *left_out(MOST_ROWS, len(found), "traces"),
@@ -244,11 +247,12 @@ def _misses(result: Result, study: Study[Any]) -> dict[str, Any]:
     return mean_number(misses, units)
 
 
-def _missed_words(result: Result, study: Study[Any]) -> list[str]:
+def _words_and_misses(result: Result, study: Study[Any]) -> list[tuple[str, bool]]:
+    """Each word of the thinking, and whether the base model would have written another."""
     trace, misses = trace_of(result, study.traces), np.asarray(result.arrays["misses"])
     first = trace.tokens.thinking.stop - len(misses)
-    pieces = token_strings(trace.text, trace.offsets)
-    return [pieces[first + i].strip() for i in np.flatnonzero(misses) if pieces[first + i].strip()]
+    pieces = token_strings(trace.text, trace.offsets)[first:]
+    return [(piece.strip(), bool(miss)) for piece, miss in zip(pieces, misses, strict=False) if piece.strip()]
 
 
 def alternatives_summary(results: Sequence[Result], study: Study[Any]) -> Summary:

@@ -126,13 +126,16 @@ def selection_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
     cost = found.values[best, 1] / found.values[0, 1]
     return Summary(
         finding=f"The best rule for {found.numbers['k']} samples is {rules[best]}: {in_hundredths(chosen)} of problems are right, at "
-        f"{cost:.1f} times the tokens of a single sample, which is right for {in_hundredths(single)}.",
+        f"{cost:.1f} times the tokens of a single sample, which is right for {in_hundredths(single)}."
+        if chosen.value > single.value
+        else f"No rule for {found.numbers['k']} samples is better than a single sample, which is right for {in_hundredths(single)} of "
+        f"problems; {rules[best]} comes to {in_hundredths(chosen)} at {cost:.1f} times its tokens.",
         columns=("rule", "accuracy", "tokens", "tokens / single"),
         rows=[
             [
                 rule,
                 in_hundredths(value_at(found, (i, 0))),
-                short(value_at(found, (i, 1))),
+                short(_tokens(found, i)),
                 f"{found.values[i, 1] / found.values[0, 1]:.2f}",
             ]
             for i, rule in enumerate(rules)
@@ -142,3 +145,9 @@ def selection_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
             "Null: a single sample, drawn at random.",
         ],
     )
+
+
+def _tokens(found: Result, rule: int) -> Estimate:
+    """The tokens of a rule; the interval of a few skewed lengths can reach below 0, which none can be."""
+    tokens = value_at(found, (rule, 1))
+    return Estimate(value=tokens.value, low=max(tokens.low, 0.0), high=tokens.high)

@@ -1,6 +1,7 @@
 """How findings are worded: numbers over traces, ranges of chance, tokens in their context, and why something is undefined."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from reasonscope.analysis.results import Result
 from reasonscope.data.intervals import Estimate, mean_estimate
-from reasonscope.data.summary import in_hundredths, in_words
+from reasonscope.data.summary import Summary, in_hundredths, in_words
 from reasonscope.data.trace import Trace
 
 MOST_ROWS = 10
@@ -153,6 +154,17 @@ def left_out(shown: int, of: int, what: str) -> list[str]:
 
 def _named(ids: Sequence[str]) -> str:
     return ids[0] if len(ids) == 1 else f"{len(ids)} traces"
+
+
+def without_columns(summary: Summary, named: Set[str]) -> Summary:
+    """The summary without the columns of these names, and without those that hold nothing but `–`."""
+    kept = [
+        i
+        for i, column in enumerate(summary.columns)
+        if column not in named and any(row[i] != "–" for row in summary.rows)
+    ]
+    rows = [[row[i] for i in kept] for row in summary.rows]
+    return replace(summary, columns=[summary.columns[i] for i in kept], rows=rows)
 
 
 def strongest(scores: Sequence[tuple[float, Any]], most: int) -> Iterator[Any]:

@@ -9,9 +9,10 @@ from reasonscope.analysis.results import Axis, Band, Result, load_results, undef
 from reasonscope.analysis.runs.questions import QUESTIONS
 from reasonscope.analysis.runs.registry import numbers_of
 from reasonscope.analysis.runs.runner import AnalysisTask, summarise
-from reasonscope.analysis.runs.summaries.wording import in_context, over_traces, short, span
+from reasonscope.analysis.runs.summaries.wording import in_context, over_traces, short, span, without_columns
 from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.summary import Summary
 
 N = r"(?:[<>] )?−?[0-9.]+(?: \[[^\]]+\])?"
 R = rf"{N}(?: to {N})?"
@@ -151,6 +152,12 @@ def test_json_has_the_values_by_label_and_no_mean_of_different_quantities():
         null_missing="none",
     )
     assert numbers_of(many)["values"] == {"shape": {"token": 5000}}
+
+
+def test_a_column_that_holds_nothing_is_left_out():
+    table = Summary(finding="It is.", columns=("trace", "effect", "chance"), rows=[("a", "1", "–"), ("a", "–", "–")])
+    assert without_columns(table, set()).columns == ["trace", "effect"]
+    assert without_columns(table, {"trace"}).rows == [["1"], ["–"]]
 
 
 def test_numbers_are_worded_alike():

@@ -176,7 +176,7 @@ def test_a_base_model_stands_beside_the_reasoner(run):
     assert shown["state"] == "measured" and shown["n_pairs"] == 2
     finding = said("emergent_heads", run).finding
     assert re.fullmatch(
-        r"Head \d\.\d gained most from organism-base to organism: .* \d+ of \d+ heads are outside that range\.", finding
+        r"From organism-base to organism head \d\.\d gained most: .* \d+ of \d+ heads are outside theirs .*\.", finding
     )
     shown = analyse("mi-compare", "--run", run)["all"]
     assert shown["state"] == "measured" and shown["traces"]["mean"] == 2 and "exchanged" in shown["null"]
@@ -202,7 +202,7 @@ def test_rules_choose_among_stored_samples(tmp_path):
     assert set(shown["values"]["single"]) == {"accuracy", "tokens"}
     summary = said("selection", tmp_path)
     assert re.fullmatch(
-        r"The best rule for 3 samples is .*: .* single sample, which is right for .*\.", summary.finding
+        r"(?:The best|No) rule for 3 samples is .* single sample, which is right for .*\.", summary.finding
     )
     assert summary.rows[0][0] == "single" and summary.rows[0][-1] == "1.00"
 
