@@ -213,7 +213,7 @@ def _count(work: Work, *, finished: bool = False) -> str:
 
 
 def _tokens(work: Work, seconds: float) -> list[str]:
-    if not work.tokens or seconds <= 0:
+    if seconds <= 0 or work.tokens / seconds < 1:  # work that is not about writing
         return []
     return [f"{work.tokens:,} tokens", f"{work.tokens / seconds:,.0f} tokens/s"]
 

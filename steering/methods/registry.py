@@ -10,6 +10,7 @@ import numpy as np
 
 from reasonscope import probes
 from reasonscope.data.errors import InputError
+from reasonscope.data.progress import working
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling, StepKind, Trace
 from reasonscope.data.variants import Variant
@@ -86,9 +87,11 @@ class Method:
     def parts(self, source: ExtractionData) -> tuple[VectorUse, ...]:
         """Make the vectors from the traces of a run. Each records the groups of problems that it was made from."""
         groups = sorted({trace.problem.group for trace in source.traces})
+        with working("extracting"):
+            made = self.make(source)
         return tuple(
             replace(part, vector=replace(part.vector, provenance={**part.vector.provenance, "groups": groups}))
-            for part in self.make(source)
+            for part in made
         )
 
 

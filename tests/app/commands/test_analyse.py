@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from reasonscope.analysis.results import load_results
 from reasonscope.analysis.runs.comparisons import analyse_cliff
 from reasonscope.analysis.runs.questions import QUESTIONS
-from reasonscope.analysis.runs.runner import AnalysisTask, summarise
+from reasonscope.analysis.runs.runner import AnalysisTask, _Analyst, summarise
 from reasonscope.analysis.tokens import mi
 from reasonscope.app import cli
 from reasonscope.data.errors import InputError, StoreError
@@ -58,6 +58,29 @@ def test_the_command_says_what_it_found(run):
     done = CliRunner().invoke(cli.app, ["analyse", "entropy", "--run", str(run)], env={"COLUMNS": "200"})
     assert done.exit_code == 0 and "The thinking is written at a mean entropy of" in done.stdout
     assert "nats per token" in done.stdout and f"Next: reasonscope app {run}" in done.stdout.replace("\n", " ")
+
+
+def test_an_interrupted_analysis_says_which_traces_are_finished(run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "made")
+    first, second = TraceStore.open(tmp_path / "made" / "store").ids
+    words = ["analyse", "entropy", "--run", str(tmp_path / "made"), "--seed", "7"]
+    whole = _Analyst.__call__
+
+    def interrupted(at):
+        def one(self, id):
+            if id == at:
+                raise KeyboardInterrupt
+            whole(self, id)
+
+        monkeypatch.setattr(_Analyst, "__call__", one)
+        done = CliRunner().invoke(cli.app, words)
+        assert done.exit_code == 130 and done.stdout == ""
+        return done.stderr
+
+    start = "Interrupted: no trace was finished; run the same command again to start over.\n"
+    assert interrupted(first) == start
+    told = f"Interrupted: 1 of 2 traces are finished ({first}); run the same command again to go on.\n"
+    assert interrupted(second) == told and interrupted(first) == told  # the first is not done again
 
 
 @pytest.mark.parametrize("name", ["mi", "entropy", "reflection", "confidence"])
