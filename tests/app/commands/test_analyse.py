@@ -64,10 +64,11 @@ def test_an_interrupted_analysis_says_which_traces_are_finished(run, tmp_path, m
     shutil.copytree(run, tmp_path / "made")
     first, second = TraceStore.open(tmp_path / "made" / "store").ids
     words = ["analyse", "entropy", "--run", str(tmp_path / "made"), "--seed", "7"]
-    whole = _Analyst.__call__
+    whole, begun = _Analyst.__call__, []
 
     def interrupted(at):
         def one(self, id):
+            begun.append(id)
             if id == at:
                 raise KeyboardInterrupt
             whole(self, id)
@@ -80,7 +81,8 @@ def test_an_interrupted_analysis_says_which_traces_are_finished(run, tmp_path, m
     start = "Interrupted: no trace was finished; run the same command again to start over.\n"
     assert interrupted(first) == start
     told = f"Interrupted: 1 of 2 traces are finished ({first}); run the same command again to go on.\n"
-    assert interrupted(second) == told and interrupted(first) == told  # the first is not done again
+    assert interrupted(second) == told and interrupted(second) == told
+    assert begun == [first, first, second, second]  # what is finished is not done again
 
 
 @pytest.mark.parametrize("name", ["mi", "entropy", "reflection", "confidence"])
