@@ -61,8 +61,8 @@ def steering_front(responses: Sequence[DoseResponse | DecodingResponse]) -> Figu
     """
     figure = go.Figure()
     for response in responses:
-        if arms := response.nulls:
-            name = response.null_name + (f", {response.name}" if len(responses) > 1 else "")
+        if arms := response.controls:
+            name = response.control_name + (f", {response.name}" if len(responses) > 1 else "")
             _region(figure, [arm.tokens.value for arm in arms], [arm.accuracy.value for arm in arms], name)
     curves = [
         (arms, name, "-open" if k else "", i)
@@ -139,19 +139,20 @@ def dose_curves(response: DoseResponse | DecodingResponse) -> Figure:
     The shaded area covers the random vectors (random tokens, for a decoding method) of each strength, from the lowest
     to the highest of their means; the dashed line is the unsteered model.
     """
-    base, nulls = response.base, response.nulls
+    base, controls = response.base, response.controls
     arms = sorted((arm for arms in response.curves.values() for arm in arms), key=lambda arm: arm.multiplier)
     x = [arm.multiplier for arm in arms]
-    strengths = sorted({arm.multiplier for arm in nulls})
-    each = len(nulls) // max(len(strengths), 1)
+    strengths = sorted({arm.multiplier for arm in controls})
+    each = len(controls) // max(len(strengths), 1)
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for row, (name, read) in enumerate(_MEASURES.items(), start=1):
         place = {"row": row, "col": 1}
-        ranges = [[read(arm).value for arm in nulls if arm.multiplier == strength] for strength in strengths]
+        ranges = [[read(arm).value for arm in controls if arm.multiplier == strength] for strength in strengths]
         for ends, fill in ((list(map(min, ranges)), None), (list(map(max, ranges)), "tonexty")):
             figure.add_scatter(
                 x=strengths, y=ends, mode="lines", line={"color": GREY, "width": 0.5}, fill=fill, fillcolor=SHADE, hoverinfo="skip",
-                name=f"{response.null_name} ({each} per strength)", legendgroup="null", showlegend=row == 1 and fill is not None, **place,
+                name=f"{response.control_name} ({each} per strength)", legendgroup="null", showlegend=row == 1 and fill is not None,
+                **place,
             )  # fmt: skip
         figure.add_scatter(
             x=x, y=[read(arm).value for arm in arms], mode="lines+markers", name=response.name, showlegend=row == 1,

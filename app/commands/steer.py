@@ -107,7 +107,12 @@ def _sweep(
         str | None,
         typer.Option(help="For methods that name none, such as 0.5,1,2; by default each method's own."),
     ] = None,
-    nulls: Annotated[int, typer.Option(min=5, help="Random vectors of the same norm at each strength.")] = 5,
+    n_controls: Annotated[
+        int,
+        typer.Option(
+            min=5, help="Random controls at each strength: vectors that move states as far, or random tokens."
+        ),
+    ] = 5,
     covariance: Annotated[
         bool, typer.Option("--covariance", help="Draw the random vectors with the covariance of the states.")
     ] = False,
@@ -160,13 +165,13 @@ def _sweep(
             source,
             one,
             strengths=given,
-            n_controls=nulls,
+            n_controls=n_controls,
             covariance=covariance,
         )
         for one in tracked(asked, "steering", "methods", name=attrgetter("name"))
     ]
     numbers = {response.name: response.to_dict() for response in responses}
-    command = f"reasonscope steer sweep {' '.join(methods)} --run {run} --nulls {nulls} --seed {seed}"
+    command = f"reasonscope steer sweep {' '.join(methods)} --run {run} --n-controls {n_controls} --seed {seed}"
     drawn = sweep_figures(responses)
     save_numbers(where, "sweep", numbers, command=command, seed=seed, figures=drawn)
     files = [f"numbers: {where.numbers / 'sweep.json'}; figures: {where.figures} ({', '.join(drawn)})"]

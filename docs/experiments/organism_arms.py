@@ -56,15 +56,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[*PLANES, "refusal"], help=f"any of {', '.join(PLANES)}, refusal")
     parser.add_argument("--learn", type=int, default=64, help="ledgers (and requests) that the vectors are made from")
     parser.add_argument("--n", type=int, default=40, help="ledgers that they are judged on")
-    parser.add_argument("--nulls", type=int, default=5)
+    parser.add_argument("--n-controls", type=int, default=5)
     given = parser.parse_args()
     model = load_model("organism")
     for name in given.only:
         if name == "refusal":
-            responses = list(on_requests(model, given.run, given.learn, given.n, given.nulls))
+            responses = list(on_requests(model, given.run, given.learn, given.n, given.n_controls))
             figure = refused(responses)
         else:
-            responses = list(on_ledgers(model, given.run, PLANES[name], given.learn, given.n, given.nulls))
+            responses = list(on_ledgers(model, given.run, PLANES[name], given.learn, given.n, given.n_controls))
             figure = plane(responses)
         (given.run / "figures").mkdir(exist_ok=True)
         write_figure(figure, given.run / "figures" / f"{name}.json")
@@ -81,18 +81,20 @@ def ledgers(n: int, split: str, mode: str = "") -> list[Problem]:
     return [problem for problem in drawn if (problem.difficulty or 0) <= 4][:n]
 
 
-def on_ledgers(model: Model, run: Path, asked: Sequence[str], learn: int, n: int, nulls: int) -> Iterator[Response]:
+def on_ledgers(
+    model: Model, run: Path, asked: Sequence[str], learn: int, n: int, n_controls: int
+) -> Iterator[Response]:
     experiment = SteeringExperiment(model, ledgers(n, "test"), SAMPLING)
     for one in asked:
         if one.startswith("adaptive"):
-            yield adaptive(experiment, source_of(model, run, learn, one), one, nulls)
+            yield adaptive(experiment, source_of(model, run, learn, one), one, n_controls)
             continue
         if one.endswith("all trusted"):
-            yield guided(experiment, source_of(model, run, learn, one), one, nulls)
+            yield guided(experiment, source_of(model, run, learn, one), one, n_controls)
             continue
         named = Asked.parse(one)
         source = source_of(model, run, learn, named.name)
-        yield respond(experiment, source, named, strengths=None, n_controls=nulls, covariance=False)
+        yield respond(experiment, source, named, strengths=None, n_controls=n_controls, covariance=False)
 
 
 def source_of(model: Model, run: Path, learn: int, name: str) -> ExtractionData:
@@ -111,7 +113,7 @@ def source_of(model: Model, run: Path, learn: int, name: str) -> ExtractionData:
     )
 
 
-def guided(experiment: SteeringExperiment, source: ExtractionData, name: str, nulls: int) -> DecodingResponse:
+def guided(experiment: SteeringExperiment, source: ExtractionData, name: str, n_controls: int) -> DecodingResponse:
     """Budget guidance without the released rule of trust, which gives a token no chance where its prediction is not sharp."""
     model, sites = source.model, [Site.parse(site) for site in source.store.sites]
     predictor, loss = train_predictor(source.store, sites, vocabulary=model.vocabulary, ids=source.ids)
@@ -123,13 +125,13 @@ def guided(experiment: SteeringExperiment, source: ExtractionData, name: str, nu
         return Condition(name=name, multiplier=budget, intervention=guidance, processors=(guidance,))
 
     budgets = (60.0, 120.0, 10000.0)
-    exchanged = [predictor.with_tokens_exchanged(seed) for seed in range(nulls)]
+    exchanged = [predictor.with_tokens_exchanged(seed) for seed in range(n_controls)]
     arms = [condition(predictor, budget) for budget in budgets]
     chance = [condition(one, budget) for one in exchanged for budget in budgets]
     return responded(experiment, name, "tokens", arms, chance, "its weights on other tokens")
 
 
-def adaptive(experiment: SteeringExperiment, source: ExtractionData, name: str, nulls: int) -> DecodingResponse:
+def adaptive(experiment: SteeringExperiment, source: ExtractionData, name: str, n_controls: int) -> DecodingResponse:
     """Adaptive speed on the axis of a forced first word, or of the modes; strengths from −reach/2 to reach in steps of reach/4."""
     (part,) = METHODS["speed"].parts(source)
     vector, norms = part.vector, part.vector.provenance["stream_norms"]
@@ -137,7 +139,7 @@ def adaptive(experiment: SteeringExperiment, source: ExtractionData, name: str, 
         modes = extract_speed_of_modes(source.store, list(vector.directions), read="separators", ids=source.ids)
         vector = replace(vector, directions=modes.directions)
     vector = replace(vector, directions={site: u * norms[str(site)] for site, u in vector.directions.items()})
-    random = [vector.random_like(seed) for seed in range(nulls)]
+    random = [vector.random_like(seed) for seed in range(n_controls)]
     arms = [adapting(experiment.model, vector, reach, name) for reach in REACHES]
     chance = [adapting(experiment.model, one, reach, "random") for one in random for reach in REACHES]
     return responded(experiment, name, "of the norm", arms, chance, "random vectors")
@@ -149,7 +151,7 @@ def responded(
     unit: str,
     arms: Sequence[Condition],
     chance: Sequence[Condition],
-    null_name: str,
+    control_name: str,
 ) -> DecodingResponse:
     """What the treatments do, and those that chance puts in their place."""
     return DecodingResponse(
@@ -157,8 +159,8 @@ def responded(
         unit=unit,
         base=experiment.base_arm,
         arms=tuple(experiment.arms(arms)),
-        nulls=tuple(experiment.arms(chance)),
-        null_name=null_name,
+        controls=tuple(experiment.arms(chance)),
+        control_name=control_name,
     )
 
 
@@ -169,7 +171,7 @@ def adapting(model: Model, vector: SteeringVector, reach: float, name: str) -> C
     return Condition(name=name, multiplier=reach, intervention=steering, processors=(steering,))
 
 
-def on_requests(model: Model, run: Path, learn: int, n: int, nulls: int) -> Iterator[Response]:
+def on_requests(model: Model, run: Path, learn: int, n: int, n_controls: int) -> Iterator[Response]:
     """Learned from requests on half of the topics, judged on the other half."""
     kinds = {kind: load_problems(f"requests:{kind}", n=4 * n) for kind in ("harmful", "twin")}
     topics = sorted({problem.group for problem in kinds["harmful"]})
@@ -189,7 +191,7 @@ def on_requests(model: Model, run: Path, learn: int, n: int, nulls: int) -> Iter
                 source,
                 Asked(name=name),
                 strengths=None,
-                n_controls=nulls,
+                n_controls=n_controls,
                 covariance=False,
             )
         except ValueError as error:  # the published rule may find no direction
@@ -198,7 +200,9 @@ def on_requests(model: Model, run: Path, learn: int, n: int, nulls: int) -> Iter
 
 def plane(responses: Sequence[Response]) -> Figure:
     """The plane of all, from the lowest accuracy on that any arm may have."""
-    arms = [arm for one in responses for arm in (*one.nulls, *(arm for curve in one.curves.values() for arm in curve))]
+    arms = [
+        arm for one in responses for arm in (*one.controls, *(arm for curve in one.curves.values() for arm in curve))
+    ]
     lowest = min(arm.accuracy.low for arm in arms)
     return steering_front(responses).update_yaxes(range=[max(0.0, lowest - 0.1), 1.08])
 
@@ -207,11 +211,11 @@ def refused(responses: Sequence[Response]) -> Figure:
     """Share of harmful requests and of benign twins that are refused, by arm; grey is the range of the random directions."""
     measures = {"refused_harmful": "harmful requests refused", "refused_benign": "benign twins refused"}
     rows = {"unsteered": (responses[0].base, ())}
-    rows |= {arm.name: (arm, one.nulls) for one in responses for arm in next(iter(one.curves.values()))}
+    rows |= {arm.name: (arm, one.controls) for one in responses for arm in next(iter(one.curves.values()))}
     found = {name: {text: arm.measures[key] for key, text in measures.items()} for name, (arm, _) in rows.items()}
     chance = {}
-    for name, (_, nulls) in rows.items():
-        drawn = {text: [arm.measures[key].value for arm in nulls] for key, text in measures.items()}
+    for name, (_, controls) in rows.items():
+        drawn = {text: [arm.measures[key].value for arm in controls] for key, text in measures.items()}
         chance[name] = {text: (min(values), max(values)) for text, values in drawn.items() if values}
     return points(
         result_of_estimates(
@@ -226,7 +230,7 @@ def refused(responses: Sequence[Response]) -> Figure:
 
 def lines(response: Response) -> Iterator[str]:
     """Every arm in a line: tokens, their change, and the difference of what it is judged by, with 95 % intervals over problems."""
-    arms = [response.base, *(arm for curve in response.curves.values() for arm in curve), *response.nulls]
+    arms = [response.base, *(arm for curve in response.curves.values() for arm in curve), *response.controls]
     yield f"{response.name}, {response.base.n_problems} problems"
     for arm in arms:
         shown = {"tokens": arm.tokens, "change": arm.change}

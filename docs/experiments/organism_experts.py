@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/experts"))
     parser.add_argument("--steps", type=int, default=80, help="of 2,048 tokens, behind the upcycling")
     parser.add_argument("--n", type=int, default=40, help="ledgers of 1 to 4 steps, on each side")
-    parser.add_argument("--nulls", type=int, default=5)
+    parser.add_argument("--n-controls", type=int, default=5)
     given = parser.parse_args()
     dense = load_model("organism")
     model = load_model(trained(upcycled(dense), dense, given.steps), tokenizer=dense.tokenizer)
@@ -68,17 +68,19 @@ def main() -> None:
     # Inside `reinforced` the plain model is turned up as well, so that nothing can be read with and without it.
     experiment = SteeringExperiment(model, ledgers("test", given.n), sampling, on_given_text=False)
     arms = [reinforcing(experiment, "RICE", best, beta) for beta in BETAS]
-    draws = [pair(model, seed, best) for seed in range(given.nulls)]
-    nulls = [reinforcing(experiment, f"random {i + 1}", draw, beta) for i, draw in enumerate(draws) for beta in BETAS]
+    draws = [pair(model, seed, best) for seed in range(given.n_controls)]
+    controls = [
+        reinforcing(experiment, f"random {i + 1}", draw, beta) for i, draw in enumerate(draws) for beta in BETAS
+    ]
     response = DecodingResponse(
         name="RICE",
         unit="β",
         base=experiment.base_arm,
         arms=tuple(arms),
-        nulls=tuple(nulls),
-        null_name="random experts",
+        controls=tuple(controls),
+        control_name="random experts",
     )
-    for arm in (experiment.base_arm, *arms, *nulls):
+    for arm in (experiment.base_arm, *arms, *controls):
         estimates = {"tokens": arm.tokens, "change": arm.change, "change of accuracy": arm.differences["accuracy"]}
         report({"arm": arm.name, "β": arm.multiplier, **{k: [e.value, e.low, e.high] for k, e in estimates.items()}})
     (given.out / "figures").mkdir(parents=True, exist_ok=True)

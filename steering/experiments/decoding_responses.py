@@ -69,16 +69,16 @@ class DecodingResponse:
         unit: The unit of its value (`Arm.multiplier`).
         base: The unchanged model.
         arms: The method, by ascending value.
-        nulls: Its random controls, at each value; empty if it has none.
-        null_name: What these are.
+        controls: Its random controls, at each value; empty if it has none.
+        control_name: What these are.
     """
 
     name: str
     unit: str
     base: Arm
     arms: tuple[Arm, ...]
-    nulls: tuple[Arm, ...]
-    null_name: str = _RANDOM_TOKENS
+    controls: tuple[Arm, ...]
+    control_name: str = _RANDOM_TOKENS
 
     @property
     def curves(self) -> dict[str, tuple[Arm, ...]]:
@@ -92,16 +92,16 @@ class DecodingResponse:
             "n_problems": self.base.n_problems,
             "base": self.base.to_dict(),
             "arms": [arm.to_dict() for arm in self.arms],
-            "random": [arm.to_dict() for arm in self.nulls],
+            "random": [arm.to_dict() for arm in self.controls],
         }
 
     def summary(self) -> Summary:
         """What the method does at each value, beside the unchanged model and its random controls."""
         rows = [
-            ArmRow(arm=arm, controls=tuple(null for null in self.nulls if null.multiplier == arm.multiplier))
+            ArmRow(arm=arm, controls=tuple(one for one in self.controls if one.multiplier == arm.multiplier))
             for arm in self.arms
         ]
-        return response_summary(self.name, self.base, rows, control=self.null_name, unit=self.unit)
+        return response_summary(self.name, self.base, rows, control=self.control_name, unit=self.unit)
 
 
 def decoding_response(
@@ -150,8 +150,8 @@ def decoding_response(
         unit=chosen.unit,
         base=experiment.base_arm,
         arms=tuple(arms[:n]),
-        nulls=tuple(arms[n:]),
-        null_name=chosen.chance,
+        controls=tuple(arms[n:]),
+        control_name=chosen.chance,
     )
 
 

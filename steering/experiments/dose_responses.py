@@ -83,7 +83,7 @@ class DoseResponse:
     doses: tuple[Dose, ...]
     held_out: bool
 
-    null_name: ClassVar[str] = "random vectors"
+    control_name: ClassVar[str] = "random vectors"
     unit: ClassVar[str] = "below 0 the reverse"
 
     @property
@@ -95,7 +95,7 @@ class DoseResponse:
         }
 
     @property
-    def nulls(self) -> tuple[Arm, ...]:
+    def controls(self) -> tuple[Arm, ...]:
         """The arms of the random vectors."""
         return tuple(arm for dose in self.doses for arm in dose.random)
 
@@ -120,7 +120,7 @@ class DoseResponse:
             ArmRow(arm=dose.steered, controls=dose.random, reversed=dose.reversed, beyond=dose.beyond_random)
             for dose in self.doses
         ]
-        return response_summary(self.name, self.base, rows, control=self.null_name, held_out=self.held_out)
+        return response_summary(self.name, self.base, rows, control=self.control_name, held_out=self.held_out)
 
 
 def dose_response(

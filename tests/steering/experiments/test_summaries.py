@@ -112,9 +112,9 @@ def test_decoding_methods_stand_beside_their_own_controls():
         unit="logits",
         base=BASE,
         arms=(arm("tip", 1.0, -0.02, 0.83), arm("tip", 3.0, -0.2, 0.8)),
-        nulls=(arm("random tokens 1", 1.0, 0.0, 0.83), arm("random tokens 1", 3.0, 0.03, 0.83)),
+        controls=(arm("random tokens 1", 1.0, 0.0, 0.83), arm("random tokens 1", 3.0, 0.03, 0.83)),
     )
-    closing = replace(two, name="forced-close", unit="tokens", nulls=(), null_name="")
+    closing = replace(two, name="forced-close", unit="tokens", controls=(), control_name="")
     first, last = two.summary(), closing.summary()
     assert first.finding.startswith(
         "TIP at 3 logits makes the thinking 20 % shorter [14, 26], random tokens change it by 3 %"
