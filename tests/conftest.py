@@ -1,4 +1,4 @@
-"""What several folders of tests need: a tiny tokenizer that merges as the real ones do, and the published traces where they are at hand."""
+"""What several folders of tests need: a tiny tokenizer that merges as the real ones do, and the published traces if they are at hand."""
 
 import os
 from pathlib import Path

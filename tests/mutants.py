@@ -1,4 +1,4 @@
-"""Changes one thing at a time in what computes numbers, and sees whether a test notices.
+"""Changes one thing at a time in the code that computes numbers, and checks whether a test notices.
 
     python tests/mutants.py [--sample 12] [--seed 0] [--only data/storage/store.py] [--out docs/mutants.md]
 

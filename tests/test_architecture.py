@@ -1,4 +1,4 @@
-"""The shape of the code: imports run one way, each heavy library stands where it may, and importing does nothing heavy."""
+"""The shape of the code: imports run one way, each heavy library is imported only where it may be, and importing does nothing heavy."""
 
 import ast
 import subprocess

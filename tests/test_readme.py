@@ -1,6 +1,6 @@
 """The documents tell the truth: their Python and their `reasonscope` commands run, in order, as a reader would run them.
 
-A document's snippets share one namespace and one empty folder. A snippet behind `<!-- not run: reason -->` is left out; so is a
+A document's snippets share one namespace and one empty folder. A snippet after `<!-- not run: reason -->` is left out; so is a
 ```bash block that does not begin with `reasonscope` (installing, make).
 """
 

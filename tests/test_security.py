@@ -283,7 +283,7 @@ def test_links_lead_the_app_nowhere(tmp_path):
             confined(tmp_path / "runs", name)
 
 
-def test_names_in_an_archive_are_no_paths_and_a_bomb_is_not_unpacked(tmp_path):
+def test_names_in_an_archive_are_not_paths_and_a_bomb_is_not_unpacked(tmp_path):
     sample = {"id": "s", "input": "Q", "output": {"choices": [{"message": {"role": "assistant", "content": "4"}}]}}
     log = tmp_path / "in" / "log.eval"
     log.parent.mkdir()
@@ -324,7 +324,7 @@ def test_a_damaged_member_of_an_archive_is_one_error(compression, tmp_path):
             import_inspect(log)
 
 
-def test_an_archive_whose_names_are_no_text_is_one_error(tmp_path):
+def test_an_archive_whose_names_are_not_text_is_one_error(tmp_path):
     log = tmp_path / "log.eval"
     with zipfile.ZipFile(log, "w") as archive:
         archive.writestr("samples/é.json", "{}")

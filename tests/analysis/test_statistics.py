@@ -159,7 +159,7 @@ def test_two_lines_that_rise_along_a_thinking_do_not_agree_for_that():
     assert serial_correlation(slow, like)[1] > 2 * serial_correlation(slow[mixed], like[mixed])[1]
 
 
-def test_a_score_that_knows_the_dependencies_is_told_from_one_that_does_not():
+def test_a_score_that_knows_the_dependencies_beats_one_that_does_not():
     rng = np.random.default_rng(1)
     truths, oracle, noise = [], [], []
     for _ in range(6):

@@ -51,14 +51,14 @@ def test_permutation_p_counts_the_draws_that_do_as_well():
     assert np.isnan(permutation_p(np.nan, np.arange(9.0)))
 
 
-def test_draws_that_are_no_number_count_for_nothing():
+def test_nan_draws_do_not_count():
     null = np.array([[1.0, np.nan, 1.0], [np.nan, np.nan, 2.0], [3.0, np.nan, 3.0]])
     np.testing.assert_allclose(permutation_p([2.0, 2.0, 2.0], null), [2 / 3, np.nan, 3 / 4])
     np.testing.assert_allclose(permutation_p([0.0, 2.0, 2.0], null, "two-sided"), [1 / 3, np.nan, 1.0])
     assert permutation_p(2.5, null[:, 0]) == 2 / 3
 
 
-def test_the_interval_of_a_mean_is_students_where_nothing_is_skewed():
+def test_the_interval_of_a_mean_is_students_without_skewness():
     values = np.array([-3.0, -1.0, -0.5, 0.5, 1.0, 3.0]) + 7
     found = mean_estimate(values)
     np.testing.assert_allclose(found.interval, t.interval(0.95, 5, loc=7, scale=values.std(ddof=1) / np.sqrt(6)))
@@ -91,7 +91,7 @@ def test_the_interval_of_a_share_is_that_of_as_many_tries_as_its_spread_is_worth
     assert np.subtract(*mean_estimate(np.repeat(shares, 4)).interval) > -0.7 * (expected[1] - expected[0])
 
 
-def test_verdicts_that_agree_are_no_proof_that_all_do():
+def test_verdicts_that_agree_do_not_prove_that_all_do():
     same = difference_estimate([1, 1, 0, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1, 1, 1], verdicts=True)
     assert same.value == 0 and same.low == pytest.approx(-same.high) == pytest.approx(-0.196, abs=1e-3)
     # Agresti and Min's own numbers for 24 pairs of which 6 changed one way and 1 the other.

@@ -1,4 +1,4 @@
-"""Signs of life: what work says about itself, one plain line every ten seconds, and silence where nobody listens."""
+"""Signs of life: what work says about itself, one plain line every ten seconds, and silence if nobody listens."""
 
 import io
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ def pass_seconds(clock, lines, seconds):
         lines.refresh()
 
 
-def test_work_is_silent_where_nobody_listens(capsys):
+def test_work_is_silent_if_nobody_listens(capsys):
     with working("recording", total=2, unit="traces") as work:
         say("a line")
         work.advance()

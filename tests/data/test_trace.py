@@ -1,4 +1,4 @@
-"""What a span, a problem and a trace are, and what is none."""
+"""What makes a span, a problem and a trace valid."""
 
 from dataclasses import replace
 
@@ -51,7 +51,7 @@ def trace() -> Trace:
     )
 
 
-def test_a_trace_says_nothing_that_it_was_not_told(trace):
+def test_a_trace_has_only_what_was_given(trace):
     assert (trace.thinking, trace.answer_text, trace.n_thinking_tokens) == ("t", "a", 1)
     assert (trace.finish_reason, trace.final_answer, trace.correct, trace.sample) == ("unknown", None, None, 0)
     assert (trace.sampling, trace.model, trace.meta, trace.entropies) == (None, {}, {}, None)
@@ -59,7 +59,7 @@ def test_a_trace_says_nothing_that_it_was_not_told(trace):
     assert (greedy.temperature, greedy.top_p, greedy.max_new_tokens, greedy.seed) == (0.0, 1.0, 512, 0)
 
 
-def test_traces_are_equal_where_all_their_fields_are(trace):
+def test_traces_are_equal_if_all_their_fields_are(trace):
     same = replace(trace, logprobs=trace.logprobs.copy())
     assert same == trace and hash(same) == hash(trace) and trace != "t"
     assert trace != replace(trace, logprobs=np.zeros(4, dtype=np.float32)) and trace != replace(trace, logprobs=None)
@@ -82,7 +82,7 @@ def test_traces_are_equal_where_all_their_fields_are(trace):
         ({"entropies": np.zeros(4)}, "entropies must be float32 .4,., one per generated token, got float64"),
     ],
 )
-def test_what_does_not_fit_is_no_trace(trace, change, message):
+def test_what_does_not_fit_is_not_a_trace(trace, change, message):
     with pytest.raises(InputError, match=message):
         replace(trace, **change)
 

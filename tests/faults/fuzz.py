@@ -1,4 +1,4 @@
-"""Throws damaged and hostile input at everything that reads a file, a text or a word of the command line.
+"""Throws damaged and hostile input at everything that reads a file, a text or a command-line argument.
 
     python tests/faults/fuzz.py [--inputs 100000] [--seed 0] [--only NAME]
 

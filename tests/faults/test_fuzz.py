@@ -31,7 +31,7 @@ def test_the_fuzzer_finds_what_is_there_to_find():
 
 
 @pytest.mark.parametrize("raw", [b"{", b"[" * 100_000, b'"\\ud800"', b"1" * 5000, b"\xff", b""])
-def test_what_is_no_json_is_one_error_that_names_the_place(raw):
+def test_invalid_json_is_one_error_that_names_the_place(raw):
     with pytest.raises(InputError, match="line 3"):
         parse_json(raw, "line 3")
 

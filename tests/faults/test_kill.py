@@ -1,4 +1,4 @@
-"""SIGKILL at random instants: what was stored is intact, and a second run ends as if nothing had been."""
+"""SIGKILL at random instants: what was stored is intact, and a second run ends as if nothing had happened."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""An edit that raises leaves no hook behind and no number changed; a server that drops, stalls or babbles is one error."""
+"""An edit that raises leaves no hook and changes no number; a server that drops, stalls or babbles is one error."""
 
 import gzip
 import socket

@@ -1,4 +1,4 @@
-"""Published importances are read as they are, recomputed, and written in the layout they came in."""
+"""Published importances are read unchanged, recomputed, and written in the published layout."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Another sentence in a sentence's place: what hangs on it moves, what does not stays, and the sentence itself changes nothing."""
+"""Replacing a sentence moves what depends on it and nothing else; replacing it by itself changes nothing."""
 
 import random
 

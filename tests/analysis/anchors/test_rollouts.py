@@ -1,4 +1,4 @@
-"""Anchors on a writer whose answers hang on one known sentence; forced answers and confidence on the organism."""
+"""Anchors with a writer whose answers depend on one known sentence; forced answers and confidence on the organism."""
 
 from types import SimpleNamespace
 
@@ -67,7 +67,7 @@ class Hanging:
         return done
 
 
-def test_the_sentence_that_the_answer_hangs_on_stands_out_and_rollouts_are_saved(trace):
+def test_the_sentence_that_the_answer_depends_on_stands_out_and_rollouts_are_saved(trace):
     known, _ = true_sentences(trace)
     cuts = [s.tokens.start for s in known] + [known[-1].tokens.stop]
     writer = Hanging(cuts, trace.problem.answer)
@@ -91,7 +91,7 @@ def test_rollouts_that_never_answer_and_too_few_sentences_are_states(trace):
     assert "two sentences" in anchors_of_trace(trace, known[:1], {}).reason
 
 
-def test_a_model_that_writes_the_same_anew_changes_nothing(trace):
+def test_a_model_that_writes_the_same_again_changes_nothing(trace):
     known, _ = true_sentences(trace)
     texts = [s.text for s in known]
     same = {

@@ -1,4 +1,4 @@
-"""What the closing tag looks at, and what is looked at again: both equal what the dense attention says, and a shuffle does not."""
+"""What the closing tag attends to, and what is attended to again: both equal the dense attention, and a shuffle does not."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What views read off results: effects of a source, blocks of tokens, paired runs; each against a case that is known by hand."""
+"""Views of results: effects of a source, blocks of tokens, paired runs; each against a case computed by hand."""
 
 import numpy as np
 import pytest

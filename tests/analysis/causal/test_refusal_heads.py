@@ -1,4 +1,4 @@
-"""Cliff heads on the organism: chosen by what they write, judged beside random heads."""
+"""Cliff heads on the organism: chosen by what they write, compared with random heads."""
 
 import random
 

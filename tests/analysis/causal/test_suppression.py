@@ -1,4 +1,4 @@
-"""Suppressing a sentence behind a shared prefix equals the model's own full pass under a 4-D mask, in every family."""
+"""Suppressing a sentence after a shared prefix equals the model's own full pass under a 4-D mask, in every family."""
 
 import numpy as np
 import pytest

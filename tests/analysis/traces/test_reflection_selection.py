@@ -42,7 +42,7 @@ def trace(thinking=THINKING, *, problem="a", sample=0, answer="7", gold="7"):
     )
 
 
-def test_reflection_is_counted_behind_the_first_candidate():
+def test_reflection_is_counted_after_the_first_candidate():
     known = sentences(trace())
     candidates = find_candidates(known, "7")
     assert [c.answer for c in candidates] == ["8", "8 again?", "7", "9", "7"] or len(candidates) == 5

@@ -195,7 +195,7 @@ def test_heads_that_suppress_refusal_are_taken_away_beside_random_ones(tmp_path)
     assert set(ablated["beyond_every_draw"]) == {"harmful refused", "benign refused", "accuracy"}
 
 
-def test_a_base_model_stands_beside_the_reasoner(run):
+def test_a_base_model_is_compared_with_the_reasoner(run):
     ids = TraceStore.open(run / "store").ids
     (shown,) = analyse("emergent-heads", "--run", run, "--trace", ids[0], "--trace", ids[1]).values()
     assert shown["state"] == "measured" and shown["n_pairs"] == 2

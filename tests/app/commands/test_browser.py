@@ -1,4 +1,4 @@
-"""The command that starts the browser app: for this machine only unless told, on runs below one folder, and a clear word otherwise."""
+"""The command that starts the browser app: only for this machine by default, on runs below one folder, with clear errors."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The steer and ablate commands: numbers with controls as JSON, files where they belong, one line for bad input."""
+"""The steer and ablate commands: numbers with controls as JSON, files in the run's folders, one line for bad input."""
 
 import json
 import random

@@ -68,7 +68,7 @@ def test_the_report_shows_every_figure_without_a_network(run):
     assert text.count("Plotly.newPlot(") == 5 and "<script src=" not in text
 
 
-def test_a_second_run_records_nothing_anew(run, tmp_path):
+def test_a_second_run_records_nothing_again(run, tmp_path):
     first, summary, _ = run
     out = shutil.copytree(first, tmp_path / "demo")
     before = {path: path.stat().st_mtime_ns for path in (out / "store").rglob("*") if path.is_file()}
@@ -78,7 +78,7 @@ def test_a_second_run_records_nothing_anew(run, tmp_path):
     assert {k: v for k, v in again.items() if k != "timings"} == {k: v for k, v in summary.items() if k != "timings"}
 
 
-def test_the_story_is_told_in_the_report_too(run):
+def test_the_report_has_the_story_too(run):
     out, summary, _ = run
     assert len(summary["story"]) == 10 and summary["story"][7].startswith("Refusal probe: not measured: ")
     text = (out / "report.html").read_text(encoding="utf-8")

@@ -214,7 +214,7 @@ def test_a_result_over_another_cut_colours_nothing(edited):
     assert colourings.colouring(open_run(edited), row.id, name) is None
 
 
-def test_a_published_sentence_is_read_where_it_stands(edited, monkeypatch):
+def test_a_published_sentence_opens_at_its_place(edited, monkeypatch):
     went = []
     monkeypatch.setattr(state, "go", lambda page, **values: went.append(values[state.Key.SENTENCE]))
     for sentence in "0123":
@@ -402,7 +402,7 @@ def test_a_trace_is_coloured_by_every_kind_of_method():
     assert "vector seal" in shift.about and shift.null is not None
 
 
-def test_the_base_model_stands_beside_the_reasoner():
+def test_the_base_model_is_shown_with_the_reasoner():
     test = page("mi", EXAMPLE, trace=analysed())
     (table,) = [frame.value for frame in test.dataframe if "reasoner minus base" in frame.value.columns]
     assert table["number"].tolist() == ["mean", "aom", "share peaks"] and table["traces"].min() > 2
@@ -465,7 +465,7 @@ def test_the_metrics_of_thought_anchors_name_the_closing_tag_and_what_is_missing
     assert {"reasonscope analyse heads", "reasonscope analyse anchors", "reasonscope analyse suppression"} <= lines
 
 
-def test_the_closing_tag_and_what_is_looked_at_again_stand_with_the_heads():
+def test_the_heads_page_shows_the_closing_tag_and_recurrence():
     test = page("heads", EXAMPLE, trace=analysed(), head="3.2", layer="3")
     said = words(test)
     assert not test.exception and {"What the closing tag attends to", "What is attended to again after a pause"} <= set(
@@ -533,7 +533,7 @@ def test_every_kind_of_result_names_the_command_that_makes_it():
     assert measurements.command_of(run, "replacement").startswith("reasonscope analyse anchors")
 
 
-def test_numbers_of_arms_are_named_and_addresses_are_no_links():
+def test_numbers_of_arms_are_named_and_addresses_are_not_links():
     numbers = {"random": [{"name": "random 1", "tokens": {"value": 3.0, "ci": [2.0, 4.0]}}], "above": True}
     assert list(components.flattened(numbers))[1] == ("random · random 1 · tokens", 3.0, 2.0, 4.0)
     assert components._text(True) == "yes"

@@ -1,4 +1,4 @@
-"""A file that a reader gives: how much of it is taken, and that nothing of it stays behind."""
+"""A file that a reader uploads: how much of it is accepted, and that it is removed completely."""
 
 import json
 import tempfile

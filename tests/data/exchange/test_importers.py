@@ -64,7 +64,7 @@ def test_thought_anchors_folders(tmp_path, tokenizer):
     assert alone.id == "problem_1" and alone.meta["chunks"] == CHUNKS and len(published_sentences(alone)) == 2
 
 
-def test_sentences_count_on_where_a_chunk_is_left_out(tmp_path):
+def test_sentences_keep_counting_if_a_chunk_is_left_out(tmp_path):
     folder = write_anchors(tmp_path / "p")
     edited = {"chunk": "Nobody wrote this.", "chunk_idx": 1, "function_tags": []}
     chunks = [CHUNKS[0], edited, {**CHUNKS[1], "chunk_idx": 2}]
@@ -145,7 +145,7 @@ def test_a_null_is_not_given_and_a_zero_is(tmp_path):
     assert [trace.correct for trace in traces] == [None, True, True, None]
 
 
-def test_a_template_that_opened_the_tag_can_be_told(tmp_path):
+def test_a_template_that_opened_the_tag_can_be_declared(tmp_path):
     path = write_lines(tmp_path / "runs.jsonl", {"completion": "So 7"})
     assert import_jsonl(path)[0].state == "absent"
     assert import_jsonl(path, tags=ThinkTags(implied=True))[0].state == "truncated"

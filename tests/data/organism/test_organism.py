@@ -182,7 +182,7 @@ def test_a_wrong_line_is_seen():
     assert [truth.right for truth in truths if truth.kind == "event:add"] == [True, False]
 
 
-def test_what_is_no_sentence_of_the_language_has_no_truth():
+def test_a_sentence_outside_the_language_has_no_truth():
     truths = read_ledger(TWO_STEPS, "Purple cows fly. 14 + 8 = 22.")
     assert [truth.kind for truth in truths] == [None, "compute"]
     assert truths[0].right is None

@@ -1,4 +1,4 @@
-"""Files are there whole or not at all, and nothing that a killed writer left stays."""
+"""Files are written whole or not at all, and what a killed writer left is removed."""
 
 import hashlib
 import os
@@ -38,7 +38,7 @@ def test_what_is_written_has_its_checksum(tmp_path):
     assert digest == hashlib.sha256(b"abc").hexdigest() == sha256_of(tmp_path / "a")
 
 
-def test_what_is_no_file_is_not_replaced(tmp_path, monkeypatch):
+def test_what_is_not_a_file_is_not_replaced(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     Path("folder").mkdir()

@@ -1,4 +1,4 @@
-"""What a manifest says is checked when it is read, even where its checksum fits."""
+"""The content of a manifest is checked when it is read, even if its checksum fits."""
 
 import json
 

@@ -7,7 +7,7 @@ import numpy as np
 from reasonscope.data.storage.plain_json import plain
 
 
-def test_numbers_of_numpy_and_keys_become_pythons_own_and_what_json_lacks_is_none():
+def test_numpy_numbers_and_keys_become_pythons_own_and_what_json_lacks_becomes_none():
     given = {
         2: np.float32(0.5),
         "n": np.int64(3),

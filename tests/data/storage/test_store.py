@@ -214,7 +214,7 @@ def test_strays_are_reported(stored):
     assert [problem.split(" does not belong")[0] for problem in check_store(path)] == sorted(map(str, strays))
 
 
-def test_what_is_no_store(tmp_path, stored):
+def test_what_is_not_a_store(tmp_path, stored):
     path, _, _ = stored
     with pytest.raises(StoreError, match="is not a trace store"):
         TraceStore.open(tmp_path / "nothing")
@@ -573,7 +573,7 @@ def test_a_new_store_learns_its_types_from_the_first_it_takes(tokenizer, tmp_pat
         assert whole.site_types == other.site_types
 
 
-def test_what_is_no_part_of_the_same_run_is_refused(stored, tokenizer, tmp_path):
+def test_parts_of_another_run_are_refused(stored, tokenizer, tmp_path):
     store = TraceStore.open(stored[0])
     with pytest.raises(InputError, match="not recorded in the same way"):
         store.adopt(part(tokenizer, tmp_path / "other", "d", meta={"model": "huge"}))
@@ -592,7 +592,7 @@ def test_where_no_link_can_be_made_shards_are_copied(stored, tokenizer, tmp_path
     assert store.check() == [] and "d" in store
 
 
-def test_a_name_that_no_file_can_have_is_told(tmp_path):
+def test_a_name_that_no_file_can_have_is_an_error(tmp_path):
     with pytest.raises(StoreError, match="cannot write"):
         write_text_durably(tmp_path / ("x" * 300), "text")
 
@@ -619,7 +619,7 @@ def test_a_damaged_table_is_an_error_each_time_it_is_asked_for(stored):
             _ = store.ids
 
 
-def test_what_is_no_parquet_is_an_error_although_its_checksum_fits(stored):
+def test_a_file_that_is_not_parquet_is_an_error_although_its_checksum_fits(stored):
     path = stored[0]
     file, manifest = path / "shards" / "000000.parquet", Manifest.read(path)
     for raw in (
@@ -778,7 +778,7 @@ def test_an_adoption_that_fails_without_its_lock_removes_nothing(stored, tokeniz
 
 
 @pytest.mark.parametrize("adopting", [False, True])
-def test_a_disk_that_fails_behind_the_new_manifest_takes_no_file_that_it_names(
+def test_a_disk_that_fails_after_the_new_manifest_takes_no_file_that_it_names(
     stored, tokenizer, tmp_path, monkeypatch, adopting
 ):
     path, new = stored[0], make_trace(tokenizer, "d")

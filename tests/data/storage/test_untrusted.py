@@ -25,7 +25,7 @@ def test_a_whole_surrogate_pair_is_a_character():
         (rb'{"a": "\uDE00"}', "x: a text holds half a surrogate pair"),
     ],
 )
-def test_what_is_no_json_is_named(raw, message):
+def test_invalid_json_is_named(raw, message):
     with pytest.raises(InputError, match=message):
         parse_json(raw, "x")
 
@@ -54,7 +54,7 @@ def test_errors_of_ours_pass_as_they_are_or_become_the_kind_asked_for():
         raise AssertionError
 
 
-def test_fields_have_their_type_and_a_bool_is_no_number():
+def test_fields_have_their_type_and_a_bool_is_not_a_number():
     check_fields({"n": 1, "b": True, "more": None}, {"n": int, "b": bool}, "x")
     for values in ({}, {"n": "1", "b": True}, {"n": True, "b": True}, {"n": 1, "b": 1}):
         with pytest.raises(InputError, match=r"x is damaged: its [nb] must be"):

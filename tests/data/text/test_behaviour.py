@@ -63,7 +63,7 @@ def test_all_else_is_unclear(answer):
 
 
 @pytest.mark.parametrize("answer", [REFUSAL, COMPLIANCE])
-def test_an_answer_inside_a_thinking_that_was_cut_off_is_none(answer):
+def test_an_answer_inside_unclosed_thinking_does_not_count(answer):
     assert answer_behaviour(answer, "truncated") == "unclear"
 
 

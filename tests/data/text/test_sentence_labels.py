@@ -83,7 +83,7 @@ def test_plain_cases(text, tag):
     assert label_sentences(["A start.", text])[1] == tag
 
 
-def test_calculations_behind_an_announced_check_are_part_of_it():
+def test_calculations_after_an_announced_check_are_part_of_it():
     texts = ["12 + 3 = 15.", "Wait, let me verify the sum:", "12 + 3 = 15.", "So the sum is 15.", "15 + 1 = 16."]
     assert label_sentences(texts) == [
         "active_computation",

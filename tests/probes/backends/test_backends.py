@@ -167,7 +167,7 @@ def _inner(backend: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize("point", ["resid_pre", "z", "attn_out", "mlp_out", "resid_post"])
-def test_no_hook_stays_behind_an_edit_that_raises(engine: Backend, point: Any) -> None:
+def test_no_hook_is_left_after_an_edit_that_raises(engine: Backend, point: Any) -> None:
     def fail(*_: object) -> Tensor:
         raise ZeroDivisionError("from the edit")
 

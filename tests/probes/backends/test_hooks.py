@@ -52,7 +52,7 @@ def test_by_hand():
     assert torch.equal(post[1:], torch.tensor([[0.0, 8, 0, 0], [0, 3, 0, 5]]))
 
 
-def test_positions_count_real_tokens_behind_the_cache():
+def test_positions_count_real_tokens_after_the_cache():
     ids, mask = torch.tensor([[5, 6], [7, 8]]), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     assert positions(ids, mask).index.tolist() == [[1, 2], [3, 4]]
     assert positions(mask, mask).index.tolist() == [[-1, -1, 0, 1, 2], [0, 1, 2, 3, 4]]
@@ -181,7 +181,7 @@ def test_edits_that_cannot_be(model_of):
         model.backend.forward(ids, mask=mask, read=[Site("z", 7)])
 
 
-def test_gradients_flow_only_where_they_are_asked_for(model_of):
+def test_gradients_flow_only_if_they_are_asked_for(model_of):
     model = model_of("qwen3")
     ids = torch.tensor([SEQUENCES[0]])
     mask, site = torch.ones_like(ids), Site("resid_post", 0)

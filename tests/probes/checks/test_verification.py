@@ -190,7 +190,7 @@ def test_a_kernel_that_scales_otherwise_fails(hf_of, tokenizer, monkeypatch):
     assert failed(verify(model)) == {"attention kernels"}
 
 
-def test_a_lost_bos_is_told(model_of, monkeypatch):
+def test_a_lost_bos_is_reported(model_of, monkeypatch):
     encode = Model.encode_prompt
     monkeypatch.setattr(Model, "encode_prompt", lambda self, problem: encode(self, problem)[1:])
     model = model_of("qwen3")
@@ -201,7 +201,7 @@ def test_a_lost_bos_is_told(model_of, monkeypatch):
     assert failed(verify(replace(model, tokenizer=by_template))) == set()
 
 
-def test_a_bos_that_marks_each_turn_is_no_doubled_one(model_of):
+def test_a_bos_that_marks_each_turn_is_not_a_doubled_one(model_of):
     model = model_of("qwen3")
     template = "{% for m in messages %}{{ bos_token }}{{ m.content }}{% endfor %}{{ bos_token }}<think>"
     marked = replace(model, tokenizer=_with_template(model.tokenizer, template))
@@ -209,7 +209,7 @@ def test_a_bos_that_marks_each_turn_is_no_doubled_one(model_of):
     assert failed(verify(marked)) == set()
 
 
-def test_missing_tags_and_a_doubled_bos_are_told(model_of):
+def test_missing_tags_and_a_doubled_bos_are_reported(model_of):
     model = model_of("qwen3")
     checks = {check.name: check for check in verify(replace(model, tags=None))}
     assert not checks["think tags"].passed and "load_model(…, tags=" in checks["think tags"].detail

@@ -99,7 +99,7 @@ def test_the_search_finds_what_that_of_scikit_learn_finds(task):
         )
 
 
-def test_the_interval_widens_where_rows_share_a_group():
+def test_the_interval_widens_if_rows_share_a_group():
     rng = np.random.default_rng(2)
     common = np.repeat(rng.standard_normal(30), 10)
 
@@ -219,7 +219,7 @@ def test_folds_hold_both_classes_in_equal_shares():
     assert set(tests[0]) != set(tests[2]) and set(tests[3]) != set(tests[5])
 
 
-def test_inner_folds_are_fewer_where_a_class_has_fewer_groups_left():
+def test_inner_folds_are_fewer_if_a_class_has_fewer_groups_left():
     targets, groups = np.repeat([0.0, 1.0], [15, 5]), [str(i) for i in range(20)]
     assert [len(nested.inner) for nested in nested_folds(targets, groups, task="binary")] == [4] * 5
     assert [len(nested.inner) for nested in nested_folds(targets, groups[:10] * 2, folds=5)] == [5] * 5

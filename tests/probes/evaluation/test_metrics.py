@@ -86,14 +86,14 @@ def test_auroc_of_ranks_is_that_of_the_curve_with_ties_and_with_any_scores():
         assert auroc(targets, scores) == auroc(targets.astype(float), scores)
 
 
-def test_tpr_is_where_no_more_than_the_share_is_caught():
+def test_tpr_is_read_at_the_allowed_false_positive_rate():
     targets = np.repeat([0.0, 1.0], [200, 4])
     scores = np.concatenate([np.linspace(0, 1, 200), [0.5, 0.992, 0.997, 2.0]])
     assert tpr_at_fpr(targets, scores) == 0.75  # two of 200 may be caught, the third may not
     assert tpr_at_fpr(targets, scores, fpr=0.0) == 0.25
 
 
-def test_one_class_is_nan_and_a_score_is_no_probability():
+def test_one_class_is_nan_and_a_score_is_not_a_probability():
     assert np.isnan([auroc(np.ones(3), np.arange(3.0)), pr_auc(np.zeros(3), np.arange(3.0))]).all()
     with pytest.raises(InputError, match="instead of its scores"):
         BINARY["brier"](np.array([0.0, 1.0]), np.array([-3.0, 3.0]))
@@ -106,7 +106,7 @@ def test_tokens_are_judged_on_both_scales():
     assert np.isnan(TOKENS["r2"](np.ones(3), np.arange(3.0)))
 
 
-def test_what_only_the_strata_tell_is_no_order_within_them():
+def test_order_between_strata_is_not_order_within_them():
     strata = np.repeat([0, 1, 2], 50)
     rng = np.random.default_rng(1)
     targets = strata * 10.0 + rng.random(150)

@@ -189,7 +189,7 @@ def test_the_mean_difference_probe_by_hand():
 
 
 @pytest.mark.parametrize("standardise", [False, True])
-def test_probes_scale_the_rows_where_asked_to(standardise):
+def test_probes_scale_the_rows_if_asked_to(standardise):
     features, quantity, label = drawn(40, 6, problems=1)
     fitted = RidgeProbe(7.0, standardise=standardise).fit(features[0], quantity)
     coef, intercept = reference(ridge(7.0), features[0], quantity, standardise)
@@ -351,13 +351,13 @@ def test_another_site_model_width_or_nan_is_refused(kept):
         {"coef": np.zeros(3, dtype=np.float32)},
     ],
 )
-def test_a_probe_that_is_none_is_refused(kept, change):
+def test_an_invalid_probe_is_refused(kept, change):
     arguments = {name: getattr(kept, name) for name in kept.__dataclass_fields__}
     with pytest.raises(InputError):
         LinearProbe(**(arguments | change))
 
 
-def test_files_that_are_no_probe_are_refused(kept, tmp_path):
+def test_files_that_are_not_probes_are_refused(kept, tmp_path):
     path = tmp_path / "p.safetensors"
 
     def refused(match):

@@ -1,4 +1,4 @@
-"""The sweep finds the cell that knows, chooses inside the fold, agrees with scikit-learn, and finds nothing where nothing is."""
+"""The sweep finds the cell with the signal, chooses inside the fold, agrees with scikit-learn, and finds nothing in noise."""
 
 import numpy as np
 import pytest

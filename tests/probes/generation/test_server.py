@@ -1,4 +1,4 @@
-"""A server is believed only as far as its ids, asked again where it is busy, and writes what `record` stores."""
+"""A server is believed only as far as its ids, asked again if it is busy, and writes what `record` stores."""
 
 import asyncio
 import json

@@ -183,7 +183,7 @@ def test_whatever_a_template_ends_with(behind):
     assert with_thinking_closed(rendered, THINK) == "user: hi\nassistant: <think>\n\n</think>\n\n"
 
 
-def test_a_tag_in_the_question_is_no_opening():
+def test_a_tag_in_the_question_does_not_open_thinking():
     assert with_tag_open("what is <think>? ", THINK) == "what is <think>? <think>\n"
 
 

@@ -1,4 +1,4 @@
-"""Correctness is found where it stands, at its position; length in disguise does not beat length; pairs are compared within problems."""
+"""Correctness is found at its layer and position; disguised length does not beat length; pairs are compared within problems."""
 
 import numpy as np
 import pytest

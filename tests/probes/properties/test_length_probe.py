@@ -1,4 +1,4 @@
-"""The length probe finds what stands in the activations, reports the baselines, and finds nothing where there is nothing."""
+"""The length probe finds what activations encode, reports the baselines, and finds nothing in noise."""
 
 from dataclasses import replace
 
@@ -172,7 +172,7 @@ def test_what_remains_is_read_along_the_thinking_against_the_position(tmp_path, 
         thinking_points(traces, per_trace=0)
 
 
-def test_it_finds_nothing_where_nothing_is(tmp_path, traces):
+def test_it_finds_nothing_in_noise(tmp_path, traces):
     assert abs(probes.length(stored(tmp_path, traces, informed=False), traces).comparison.score.value) < 0.4
 
 

@@ -1,4 +1,4 @@
-"""Behaviour is read from the answer alone; intent is found where it was put, and its cliff; where nothing is, nothing is found."""
+"""Behaviour is read from the answer alone; planted intent and its cliff are found, and nothing is found in noise."""
 
 import random
 from dataclasses import replace
@@ -110,7 +110,7 @@ def test_where_nothing_is_nothing_is_found(tmp_path, traces):
     assert not found.cliffs["refusal"].excess_above_random
 
 
-def test_a_drop_that_every_prompt_shows_is_no_excess(tmp_path, traces):
+def test_a_drop_that_every_prompt_shows_is_not_an_excess(tmp_path, traces):
     """Taught at the window alone, the probe reads something in all thinking: harmful and benign fall alike."""
     rng = np.random.default_rng(0)
     states = [rng.standard_normal((len(t.token_ids) - 1, 8)).astype(np.float32) for t in traces]

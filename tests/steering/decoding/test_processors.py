@@ -151,7 +151,7 @@ def test_suppressed_tokens_do_not_come_and_what_is_not_controlled_stays(model):
 
 
 @pytest.mark.parametrize("name", PREFILLS)
-def test_prefills_stand_behind_the_opened_tag(model, name):
+def test_prefills_follow_the_opened_tag(model, name):
     (trace,) = rollouts(model, [PROBLEM], Sampling(max_new_tokens=4), prefill=prefill(name, model))
     assert f"<think>\n{prefill(name, model)}" in trace.text
     closes = "</think>" in prefill(name, model)
@@ -159,7 +159,7 @@ def test_prefills_stand_behind_the_opened_tag(model, name):
         assert trace.state == ("empty" if name == "zerothink" else "closed")
 
 
-def test_what_is_no_control_is_refused(model):
+def test_invalid_decoding_methods_are_refused(model):
     with pytest.raises(InputError, match="more than one token"):
         single_tokens(model, ("antidisestablishmentarianism",))
     with pytest.raises(InputError, match="each is more than one token"):

@@ -1,4 +1,4 @@
-"""Ablations take away what they name and nothing else; their effects stand beside random ones; plans that are none are refused."""
+"""Ablations take away what they name and nothing else; their effects are compared with random ones; invalid plans are refused."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -105,7 +105,7 @@ def test_edges_that_are_cut_carry_nothing(model, ids):
         assert torch.equal(model.hf(ids).logits[:, 9:], model.hf(other).logits[:, 9:])
 
 
-def test_effects_stand_beside_random_ones(model, traces):
+def test_effects_are_compared_with_random_ones(model, traces):
     thinking = Edges(readers=Scope.of(model, on="answer"), read=Scope.of(model, on="think"))
     layers = Ablation(name="layers", layers=(1, 2), scope=Scope.of(model, on="think"))
     found = {}
@@ -230,7 +230,7 @@ def test_a_plan_says_what_to_do(model, tmp_path):
         ("ablations: [{name: x, tokens: {prompt_window: [1, 2, 3]}}]", "is not a window"),
     ],
 )
-def test_a_plan_that_is_none_is_refused(model, tmp_path, text, message):
+def test_an_invalid_plan_is_refused(model, tmp_path, text, message):
     path = tmp_path / "plan.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):

@@ -1,4 +1,4 @@
-"""Treatments that share a batch write what they write alone, each on its own rows."""
+"""Conditions that share a batch write what they would write alone, each on its own rows."""
 
 import numpy as np
 import pytest
@@ -142,7 +142,7 @@ def test_a_method_comes_with_random_vectors_of_its_norm(vector):
             np.testing.assert_array_equal(one.directions[site], direction)
 
 
-def test_what_is_no_equal_parts_is_refused(vector):
+def test_unequal_parts_are_refused(vector):
     with pytest.raises(InputError, match="no condition"):
         BatchedConditions([])
     step = DecodingStep(index=0, rows=torch.arange(3), ids=torch.ones(3, 2, dtype=torch.long))

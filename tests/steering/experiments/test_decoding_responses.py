@@ -1,4 +1,4 @@
-"""What chance does in a control's place is drawn by its seed, is as large as the control, and is not the control."""
+"""The random control of a decoding method follows from its seed, is as large as the method, and differs from it."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_chance_is_drawn_by_its_seed_and_is_not_the_control(source, name):
         assert len({repr(one) for one in (real, chance, other)}) == 3 and repr(chance) == repr(same)
 
 
-def test_begun_thinking_keeps_what_stands_behind_its_words(source):
+def test_begun_thinking_keeps_what_follows_its_words(source):
     treat, tags = DECODING_METHODS["nothinking"].prepare(source), source.model.tags
     real, chance = treat(1.0, None).prefill, treat(1.0, 0).prefill
     assert real.startswith("Okay") and not chance.startswith("Okay")

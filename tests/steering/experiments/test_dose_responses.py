@@ -1,4 +1,4 @@
-"""The report of a sweep: strength 0 is the unsteered run; the reverse and random vectors stand beside each strength."""
+"""The report of a sweep: strength 0 is the unsteered run; each strength is compared with the reverse and random vectors."""
 
 import math
 

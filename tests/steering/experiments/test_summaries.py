@@ -1,4 +1,4 @@
-"""The findings of sweeps and ablations read as sentences, and every number stands beside its control."""
+"""The findings of sweeps and ablations read as sentences, and every number has its control."""
 
 from dataclasses import replace
 
@@ -92,7 +92,7 @@ def test_answers_that_break_are_named_and_so_is_a_vector_of_unknown_problems():
     ]
 
 
-def test_refusal_is_told_if_there_are_requests():
+def test_refusal_is_reported_if_there_are_requests():
     before, after = ({"refused_harmful": estimate(share, 0.0)} for share in (1.0, 0.0))
     one = Dose(
         strength=1.0,
@@ -106,7 +106,7 @@ def test_refusal_is_told_if_there_are_requests():
     assert wanted in found.finding and "harmful requests refused" in found.columns
 
 
-def test_decoding_methods_stand_beside_their_own_controls():
+def test_decoding_methods_are_compared_with_their_own_controls():
     two = DecodingResponse(
         name="tip",
         unit="logits",

@@ -68,7 +68,7 @@ def test_a_dense_model_and_counts_that_cannot_be_are_refused(load):
         npmi(5, 4, 10, 100)
 
 
-def test_experts_that_no_marker_met_are_no_candidates(load):
+def test_experts_that_no_marker_met_are_not_candidates(load):
     model = load("qwen3_moe")
     markers = {"<think>": 5, "</think>": 8, "Alternatively": 9}
     counts = count_experts(model, SEQUENCES, markers)

@@ -34,6 +34,6 @@ def test_the_exact_strength_spends_the_whole_bound_and_the_papers_never_more(a):
 
 
 @pytest.mark.parametrize("given", [(-1, 1, 1), (0, 0, 1), (1, 1, 0), (math.nan, 1, 1)])
-def test_what_is_no_bound_is_refused(given):
+def test_invalid_bounds_are_refused(given):
     with pytest.raises(InputError, match="ε"):
         kl_bound(*given)

@@ -71,7 +71,7 @@ def test_candidates_are_differences_of_means_and_scores_see_their_effect(load):
         extract_refusal(model, HARMFUL, HARMLESS, HARMFUL, HARMLESS, [3], kl_threshold=-1.0)
 
 
-def test_contexts_end_behind_the_words(written_store):
+def test_contexts_end_after_the_words(written_store):
     store = written_store(
         [(Problem(id=name, prompt="q"), 0, text, "no") for name, text in (("a", "so this"), ("b", "x"))]
     )
@@ -84,7 +84,7 @@ def test_contexts_end_behind_the_words(written_store):
         contexts_until(store, "that")
 
 
-def test_clamped_states_stand_where_the_clamp_puts_them(load):
+def test_clamped_states_are_at_the_clamp(load):
     model, site = load("qwen3"), Site("resid_pre", 1)
     direction = np.random.default_rng(0).standard_normal(model.d_model).astype(np.float32)
     vector = SteeringVector(directions={site: direction}, method="refusal")

@@ -100,7 +100,7 @@ def test_the_reference_variant_keeps_the_sign_and_the_misspelling_of_the_release
     assert not np.allclose(faithful.directions[SITE], extract_seal(store, SITE).directions[SITE])
 
 
-def test_the_reference_reads_the_prompt_of_a_model_that_is_no_deepseek(store, tokenizer, tmp_path, monkeypatch):
+def test_the_published_form_reads_the_prompt_of_other_models_than_deepseek(store, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("reasonscope.steering.methods.seal._think_only", lambda _: False)
     whole = extract_seal(store, SITE, variant="published").provenance["steps"]
     inside = extract_seal(store, SITE).provenance["steps"]

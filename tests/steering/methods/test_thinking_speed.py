@@ -50,7 +50,7 @@ def test_golden_strengths_of_the_controller(case):
     assert [strength.update(value) for value in difficulty] == case["expected"]["alpha_after"]
 
 
-def test_what_is_no_pair_is_refused():
+def test_invalid_pairs_are_refused():
     with pytest.raises(InputError, match="pairs or more"):
         speed_axis(np.zeros((1, 3)), np.zeros((1, 3)))
     with pytest.raises(InputError, match="pairs or more"):

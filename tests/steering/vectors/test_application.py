@@ -1,4 +1,4 @@
-"""A part says where a vector acts and how; its random twin moves every state as far."""
+"""A use says where and how a vector acts; its random control moves every state as far."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_a_clamp_of_several_sites_is_refused():
         VectorUse(vector=made(), scope=Scope(), operator=Clamp(to=1.0))
 
 
-def test_modes_are_contrasted_where_steps_open(written_store):
+def test_modes_are_contrasted_at_step_openings(written_store):
     """States are [token id, index, 1, 1]: at separators the id is the same for all, and the index tells brief from default."""
     rows = []
     for i in range(3):

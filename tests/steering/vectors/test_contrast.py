@@ -1,4 +1,4 @@
-"""Vectors that are differences between two classes: what they are the difference of, and classes that are none."""
+"""Vectors that are differences between two classes: of which means, and which classes are invalid."""
 
 import numpy as np
 import pytest

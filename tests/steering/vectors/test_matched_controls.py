@@ -1,4 +1,4 @@
-"""A random control moves every state as far as the edit that it stands beside: per block, in total, and for every operator."""
+"""A random control moves every state as far as the edit that it is compared with: per block, in total, and for every operator."""
 
 import numpy as np
 import pytest

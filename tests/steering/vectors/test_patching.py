@@ -1,4 +1,4 @@
-"""Vectors on the user's own calls of the Hugging Face model: the same tokens as with our own loop, and no hook left behind."""
+"""Vectors on the user's own calls of the Hugging Face model: the same tokens as with our own loop, and no hook is left."""
 
 import numpy as np
 import pytest

@@ -64,7 +64,7 @@ def test_what_a_place_alone_decides_is_what_the_mask_says(fields):
     "fields",
     [{"tokens": frozenset({7})}, {"generation_tokens": frozenset({7})}, {"exclude_generation_tokens": frozenset({7})}],
 )
-def test_what_hangs_on_words_is_not_decided_by_a_place(fields):
+def test_what_depends_on_words_is_not_decided_by_position(fields):
     assert Scope(**fields).of_generated(0) is None
 
 

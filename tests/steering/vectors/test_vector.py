@@ -1,4 +1,4 @@
-"""Steering vectors: round trip, algebra, the random control, and files that are none."""
+"""Steering vectors: round trip, algebra, the random control, and invalid files."""
 
 import sys
 from dataclasses import replace
@@ -62,7 +62,7 @@ def test_a_vector_is_read_whatever_the_length_of_its_header(vector, tmp_path):
     assert 0x80 in first  # where a pickle begins
 
 
-def test_files_that_are_no_vector_are_refused(vector, tmp_path):
+def test_files_that_are_not_vectors_are_refused(vector, tmp_path):
     path = tmp_path / "v.safetensors"
     torch.save({"direction.2": torch.zeros(3)}, path)
     with pytest.raises(InputError, match="a pickle"):
@@ -79,7 +79,7 @@ def test_files_that_are_no_vector_are_refused(vector, tmp_path):
 
 
 @pytest.mark.parametrize("directions", [{}, {SITE: np.array([1.0, np.nan])}, {SITE: np.zeros((2, 2))}])
-def test_directions_that_are_none_are_refused(directions):
+def test_invalid_directions_are_refused(directions):
     with pytest.raises(InputError):
         SteeringVector(directions=directions, method="x")
 
@@ -105,7 +105,7 @@ def test_the_norm_is_what_the_vector_says(vector):
         SteeringVector(directions={Site("z", 0): np.zeros(3, dtype=np.float32)}, method="x")
 
 
-def test_the_covariance_matched_control_lies_where_the_states_lie(vector):
+def test_the_covariance_matched_control_varies_as_the_states_do(vector):
     states = np.random.default_rng(0).standard_normal((400, 3)) * [10, 1, 0]
     drawn = [vector.random_like(seed, states={SITE: states}).directions[SITE] for seed in range(200)]
     assert all(np.linalg.norm(d) == pytest.approx(5) and d[2] == 0 for d in drawn)
@@ -119,7 +119,7 @@ def test_the_covariance_matched_control_lies_where_the_states_lie(vector):
         vector.random_like(0, states={SITE: np.ones((3, 3))})
 
 
-def test_cosines_stand_beside_what_chance_gives(vector):
+def test_cosines_are_compared_with_chance(vector):
     rows = dict(zip("ab", np.eye(2, 64, dtype=np.float32), strict=True))
     wide = {name: SteeringVector(directions={SITE: row}, method=name) for name, row in rows.items()}
     early = SteeringVector(directions={Site("resid_pre", 0): np.ones(64)}, method="x")
@@ -182,7 +182,7 @@ def test_control_vectors_of_others_are_read(tmp_path):
     assert half.directions[SITE].dtype == np.float32
 
 
-def test_gguf_files_that_are_none_are_refused(vector, tmp_path, monkeypatch):
+def test_invalid_gguf_files_are_refused(vector, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="of 'llama', not a control vector"):
         SteeringVector.load(foreign_gguf(tmp_path / "m.gguf", architecture="llama"))
     with pytest.raises(InputError, match=r"'output\.weight'"):
