@@ -178,10 +178,10 @@ _INTRODUCTION = f"""\
 # What each backend can do
 
 Written by `python -m reasonscope.probes.checks.support_table`; change the code, not this file. Every cell was tried on a tiny random model
-of the family, in float32 on a CPU, and compared with the native hooks: ✓ the same within {TOLERANCE:.0e}, ✗ not, – no such point.
-A cell of a point says read / write; attention weights are read only, as nothing reads them after they were used. "Cached
+of the family, in float32 on a CPU, and compared with the native hooks: ✓ equal within {TOLERANCE:.0e}, ✗ not, – the family lacks the point.
+A cell of a point shows read / write; attention weights are read-only, because the model does not use them again. "Cached
 generation" decodes prompts of several lengths with an edit in place; "ragged batch" compares each row of a left-padded batch
-with that row alone. The rows of `hooks` show that it refuses nothing; that it is right is tested against the models themselves.
+with that row alone. The rows of `hooks` show that it refuses nothing; its numbers are tested against the models themselves.
 """
 
 
