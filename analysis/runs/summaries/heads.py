@@ -53,11 +53,11 @@ def receivers_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
     (found,) = measured(results, "receivers")
     heads, told = found.numbers["heads"], found.numbers
     rows = [_receiver_row(found, head) for head in heads[:MOST_ROWS]]
-    best = _place(heads[0]) if heads else None
-    peaked = "" if best is None else f"; the kurtosis of {heads[0]} is {short(value_at(found, best))}"
-    uniform = f"uniform attention: {short(null_at(found, best or (0, 0))[0])}; {n_traces(told['n_traces'])}"
     return Summary(
-        finding=f"The heads that look at few sentences only are {', '.join(heads[:3])}{peaked} ({uniform}).",
+        finding=f"The heads that look at few sentences only are {', '.join(heads[:3])}; the kurtosis of {heads[0]} is {rows[0][1]} "
+        f"(uniform attention: {rows[0][2]}; {n_traces(told['n_traces'])})."
+        if heads
+        else "No head after layer 0 has a kurtosis, so none can be called a receiver head.",
         columns=("receiver head", "kurtosis", "uniform attention", "attention on the first token"),
         rows=rows,
         quotes=_received(measured(results, "receiver_scores"), study),

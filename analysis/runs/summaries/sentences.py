@@ -26,8 +26,8 @@ from reasonscope.analysis.runs.summaries.wording import (
 )
 from reasonscope.data.summary import Summary, in_hundredths
 
-# What sentences are ranked by, the first that a result has: how far a sentence moves the distribution of answers.
-_RANKED = ("resampling_kl", "counterfactual_kl")
+# What sentences are ranked by, the first that the results have, with its unit: how far a sentence moves the answers.
+_RANKED = {"resampling_kl": " nats", "counterfactual_kl": " nats", "resampling_accuracy": " of accuracy"}
 _QUOTED = 3
 _BY_CHANCE = 0.025  # of values that are as good as chance, above a 95 % range of many draws
 
@@ -35,15 +35,18 @@ _BY_CHANCE = 0.025  # of values that are as good as chance, above a 95 % range o
 def anchors_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
     """Which sentences the answer depends on."""
     found = measured(results, "anchors")
-    metric = next(
-        (name for name in _RANKED if name in found[0].axis("metric").labels), found[0].axis("metric").labels[0]
-    )
-    places = [(value, (one, i)) for one in found for i, value in enumerate(one.at(metric=metric).tolist())]
+    metric = _ranked_by(found)
+    places = [
+        (value, (one, i))
+        for one in found
+        for i, value in enumerate(one.at(metric=metric).tolist())
+        if np.isfinite(value)
+    ]
     best = list(strongest(places, MOST_ROWS))
     above = [value > _chance(one, metric, i)[1] for value, (one, i) in places]
     return Summary(
         finding=_anchors_finding(found, metric, best, above, study),
-        columns=("trace", "sentence", "kind", "effect, nats", "chance", "accuracy", "chance"),
+        columns=("trace", "sentence", "kind", f"effect,{_RANKED[metric]}", "chance", "accuracy", "chance"),
         rows=[_anchor_row(one, metric, i, study) for one, i in best],
         quotes=[
             (quoted(one.numbers["texts"][i]), _named(one, i, study))
@@ -51,26 +54,34 @@ def anchors_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
             if one.at(metric=metric)[i] > 0
         ],
         notes=[
-            "Effect: how far keeping a sentence moves the distribution of answers (KL). Accuracy: what it changes by.",
+            "Effect: how far keeping a sentence moves the answers. Accuracy: what that changes it by.",
             *_anchor_notes(found),
             *_replacement_note(measured(results, "replacement"), study),
-            *left_out(len(best), sum(np.isfinite(value) for value, _ in places), "sentences"),
+            *left_out(len(best), len(places), "sentences"),
         ],
     )
+
+
+def _ranked_by(found: Sequence[Result]) -> str:
+    """The first metric that sentences can be ranked by."""
+    have = [name for name in _RANKED if all(name in one.axis("metric").labels for one in found)]
+    return next((name for name in have if any(np.isfinite(one.at(metric=name)).any() for one in found)), have[-1])
 
 
 def _anchors_finding(
     found: Sequence[Result], metric: str, best: Sequence[Any], above: Sequence[bool], study: Study[Any]
 ) -> str:
+    if not best:
+        return "The importances do not say how far a sentence moves the answer."
     one, i = best[0]
-    strength = short(float(one.at(metric=metric)[i]))
-    first = f"The answer depends most on {_named(one, i, study)} ({strength} nats"
+    strength = short(float(one.at(metric=metric)[i])) + _RANKED[metric]
+    first = f"The answer depends most on {_named(one, i, study)} ({strength}"
     if one.null is None:
         return f"{first}, as published; no null was published)."
     if float(one.at(metric=metric)[i]) == 0:
         return "No sentence moves the answer: the rollouts from before every sentence answer alike."
     if not any(above):
-        return f"No sentence moves the answer more than chance; the most is {strength} nats (by chance {span(*_chance(one, metric, i))})."
+        return f"No sentence moves the answer more than chance; the most is {strength} (by chance {span(*_chance(one, metric, i))})."
     return (
         f"{first}; by chance {span(*_chance(one, metric, i))}), and {sum(above)} of {len(above)} sentences move it more than chance "
         f"(about {_BY_CHANCE * len(above):.1f} would)."
