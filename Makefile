@@ -78,7 +78,7 @@ notebooks: $(VENV)/installed-dev
 bench: $(VENV)/installed-all-test chromium
 	$(BIN)/python benchmarks/page.py $(BENCH)
 
-# Says so where there is no accelerator; `make bench` keeps those rows open.
+# Says so without an accelerator; `make bench` keeps those rows open.
 bench-gpu: $(VENV)/installed-all
 	$(BIN)/python benchmarks/with_gpu.py
 
@@ -86,7 +86,7 @@ bench-gpu: $(VENV)/installed-all
 sizing: $(VENV)/installed-all
 	$(BIN)/python docs/sizing.py
 
-# The run that the app opens where none is given; record it anew when the organism was trained anew.
+# The run that the app opens by default; record it again after training the organism again.
 example: $(VENV)/installed-all
 	$(BIN)/reasonscope organism example --out app/example
 

@@ -1,11 +1,13 @@
 """Find phrases that no researcher would say aloud, in everything that a person reads here.
 
-It reads docstrings, comments and strings of the packages, and the documents. `python .ci/prose.py` lists each hit with its line and
-what to say instead, and fails if it finds any; `--table` counts them per folder and never fails.
+It reads docstrings, comments and strings of the packages, the benchmarks and the scripts of the docs, and the documents
+and notebooks. `python .ci/prose.py` lists each hit with its line and what to say instead, and fails if it finds any;
+`--table` counts them per folder and never fails.
 """
 
 import ast
 import io
+import json
 import re
 import sys
 import tokenize
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("data", "probes", "steering", "analysis", "app", "reasonscope")
+CODE = ("data", "probes", "steering", "analysis", "app", "reasonscope", "benchmarks", "docs")
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 SKIPPED = {
     "docs/log.md": "history",
@@ -158,9 +160,15 @@ def document(path: str, source: str) -> Text:
     return Text(path=path, line=1, text="\n".join(kept))
 
 
+def notebook(path: str, source: str) -> Iterator[Text]:
+    """The cells of a notebook; the line is the number of the cell."""
+    for number, cell in enumerate(json.loads(source)["cells"]):
+        yield Text(path=path, line=number, text="".join(cell["source"]))
+
+
 def texts(root: Path) -> Iterator[Text]:
-    for package in PACKAGES:
-        for file in sorted((root / package).rglob("*.py")):
+    for folder in CODE:
+        for file in sorted((root / folder).rglob("*.py")):
             source = file.read_text(encoding="utf-8")
             path = file.relative_to(root).as_posix()
             yield from comments(path, source)
@@ -170,6 +178,8 @@ def texts(root: Path) -> Iterator[Text]:
         path = file.relative_to(root).as_posix()
         if path not in SKIPPED:
             yield document(path, file.read_text(encoding="utf-8"))
+    for file in sorted((root / "docs").rglob("*.ipynb")):
+        yield from notebook(file.relative_to(root).as_posix(), file.read_text(encoding="utf-8"))
 
 
 def hits(text: Text) -> Iterator[Hit]:

@@ -1,8 +1,9 @@
-"""The browser app on a trace of 10,000 tokens: until its first sentences are painted, and until an interaction shows.
+"""The browser app on a trace of 10,000 tokens: time until its first sentences are painted, and until an interaction
+shows.
 
-Needs Chromium. A page is opened anew for every repetition, in a context without a cache; the first repetition fills the server's and is
-not counted. "First paint" runs from the request to the frame behind the one in which a card of the reader has text, Streamlit's own
-start-up included; an interaction from the event to the frame behind the change.
+Needs Chromium. Every repetition opens a page, in a context without a cache; the first repetition fills the server's
+cache and is not counted. "First paint" runs from the request to the frame after the one in which a card of the reader
+has text, including Streamlit's start-up; an interaction runs from the event to the frame after the change.
 """
 
 import argparse

@@ -191,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="1,024 tokens, 4 layers")
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 4096])
-    parser.add_argument("--layers", type=int, help=f"of the model, {LAYERS} or what fits where not given")
+    parser.add_argument("--layers", type=int, help=f"of the model, {LAYERS} or what fits by default")
     parser.add_argument("--receiver", choices=("blocks", "matrices"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.receiver:

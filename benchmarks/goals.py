@@ -16,6 +16,6 @@ def verdict(values: float | Sequence[float], *, at_most: float = inf, at_least: 
 
 
 def quartiles(values: Sequence[float]) -> str:
-    """The median, and the quartiles behind it."""
+    """The median, followed by the quartiles."""
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
     return f"{middle:.3f} ({low:.3f} – {high:.3f})"

@@ -31,7 +31,7 @@ SCRIPTS = (
 
 
 def section(script: str, small: bool) -> tuple[str, bool]:
-    """What a script prints and when, and whether it came to its end; a line in its place says where it did not."""
+    """The output of a script with time and place, and whether it finished; otherwise a line says that it failed."""
     arguments = ["--small"] if small and script not in ONE_FORM else []
     began, where = time.perf_counter(), machine()
     done = subprocess.run([sys.executable, str(HERE / f"{script}.py"), *arguments], stdout=subprocess.PIPE, text=True)

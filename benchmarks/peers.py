@@ -141,7 +141,7 @@ class Child:
 
 
 def python(environment: str | None) -> str:
-    """The interpreter of an environment; it is made where it is not there."""
+    """The interpreter of an environment, which is made if it does not exist."""
     if environment is None:
         return sys.executable
     folder = BUILD / environment
@@ -302,7 +302,7 @@ def versions(tools: Sequence[Child]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="three turns, few tokens")
-    parser.add_argument("--turns", type=int, help="9 on the organism and 5 on 0.1 B where not given")
+    parser.add_argument("--turns", type=int, help="by default 9 on the organism and 5 on 0.1 B")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="", help="workloads, with commas")
     given = parser.parse_args()

@@ -106,7 +106,7 @@ def by_scikit_learn(method: Method, features: NDArray[np.float32], targets: NDAr
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Seconds of both sides over the cells (layer × position) that were run, and the cells where both chose the same penalty; `shares`
+    """Seconds of both sides over the cells (layer × position) that were run, and the cells with the same penalty on both sides; `shares`
     of the batched side's processor seconds by operation."""
 
     method: str

@@ -67,6 +67,12 @@ def test_code_in_a_document_is_not_prose():
     assert found("a.md", "`anew`\n\n```text\nanew\n```\nanew", "md") == [("anew", 6)]
 
 
+def test_cells_of_a_notebook_are_read():
+    source = '{"cells": [{"source": ["# Title"]}, {"source": ["It is ", "written anew."]}]}'
+    found_in = [(hit.phrase.name, hit.line) for text in prose.notebook("a.ipynb", source) for hit in prose.hits(text)]
+    assert found_in == [("anew", 1)]
+
+
 def test_only_what_is_not_released_of_the_changelog_is_read():
     changes = "# Changelog\n\n## [Unreleased]\n\nanew\n\n## [0.1.0]\n\nanew\n"
     assert found("CHANGELOG.md", changes, "md") == [("anew", 5)]

@@ -34,7 +34,7 @@ class Job:
 def main():
     name, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(threads)
-    answers, sys.stdout = sys.stdout, sys.stderr  # what a tool prints is no answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # what a tool prints is not an answer
     tool = import_module(f"tools.{name}")
     state = tool.load(folder)
     say(answers, {"workloads": sorted(tool.WORKLOADS), "versions": versions(), "memory": peak()})

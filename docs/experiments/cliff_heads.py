@@ -1,8 +1,10 @@
-"""What the organism does without the heads that suppress refusal, beside random heads; and which heads its reasoning phase brought.
+"""What the organism does without the heads that suppress refusal, compared with random heads; and which heads its
+reasoning phase made emerge.
 
-The traces come from a run of requests (`reasonscope record --problems requests`); the probe of refusal is a logistic one at the last token
-of the close window, behind the last block. The model is asked other requests. Emergent heads are attributed on pairs of openings: the
-reasoner's own thinking (clean) against what its base writes after the same prompt.
+The traces come from a run of requests (`reasonscope record --problems requests`); the probe of refusal is a logistic
+one at the last token of the close window, after the last block. The model is asked other requests. Emergent heads are
+attributed on pairs of openings: the reasoning model's own thinking (clean) against what its base writes after the same
+prompt.
 """
 
 import argparse
@@ -62,7 +64,7 @@ def main() -> None:
 
 
 def probe_of(store: TraceStore, traces: Sequence[Trace], site: Site) -> LinearProbe:
-    """Will it refuse, by what stands at the last token of the close window."""
+    """Will it refuse, by the state at the last token of the close window."""
     rows, targets = CONTRASTS["intent"].rows([cell(trace) for trace in traces])
     states = [store.activations(traces[i].id, str(site))[row_at(traces[i], "window")] for i in rows]
     fitted = LogisticProbe(C=0.01, standardise=True).fit(np.array(states, dtype=np.float64), targets)

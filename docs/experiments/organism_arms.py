@@ -1,9 +1,9 @@
-"""Ways to steer the organism, and controls of its decoding, on planes of thinking tokens and accuracy: what docs/methods says of them.
+"""Steering methods and decoding methods on the organism, on planes of thinking tokens and accuracy, for docs/methods.
 
-Vectors, and the predictor of budget guidance, learn from ledgers of the split `train`; what they do is judged on ledgers of 1 to 4 steps
-of `test`. Every arm stands beside what chance does in its place: random vectors, random tokens, a predictor whose tokens were
-exchanged. `--run` gets the runs, the numbers (numbers.jsonl) and the figures, which docs/images/draw.py turns into PNG files;
-`--only` names some of the planes.
+Vectors, and the predictor of budget guidance, learn from ledgers of the split `train`; their effect is judged on
+ledgers of 1 to 4 steps of `test`. Every arm is compared with chance: random vectors, random tokens, a predictor whose
+tokens were exchanged. `--run` gets the runs, the numbers (numbers.jsonl) and the figures, which docs/images/draw.py
+turns into PNG files; `--only` names some of the planes.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def on_ledgers(
 
 
 def source_of(model: Model, run: Path, learn: int, name: str) -> ExtractionData:
-    """What a method learns from: four samples of each ledger; both modes where it compares them; for what adds before the blocks, there."""
+    """What a method learns from: four samples of each ledger; both modes if it compares them; the sites that it needs."""
     sites = ["resid_pre.0", *(f"resid_post.{layer}" for layer in range(model.n_layers))]
     folder, problems, samples = "ledgers", ledgers(learn, "train"), 4
     if name.endswith(("clamp", "modes")):

@@ -1,9 +1,9 @@
-"""What attention-based signals find on the organism, where truth is known: docs/methods/heads.md has the numbers.
+"""What attention-based signals find on the organism, whose truth is known: docs/methods/heads.md has the numbers.
 
-WAAD is asked for the begins of sentences, FAI for the tokens of sentences that a later one uses, the close window's attention for
-the sentences that the last one hangs on, and so is the attention chain of an answer (UQAC). Beside each stand its chance (the signal
-shifted along its trace; as many random tokens), a baseline that knows no attention, and of WAAD and FAI as many random heads. `--out`
-gets the figures.
+WAAD should find the starts of sentences, FAI the tokens of sentences that a later one uses, and the close window's
+attention the sentences on which the last one depends, as should the attention chain of an answer (UQAC). Each is
+compared with chance (the signal shifted along its trace; as many random tokens), with a baseline without attention,
+and, for WAAD and FAI, with as many random heads. `--out` gets the figures.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
     sys.stdout.write(json.dumps({"recurrence": again(model, traces)}) + "\n")
 
 
-CHAINS = ("on what the answer hangs on", "on digits")
+CHAINS = ("on what the answer depends on", "on digits")
 NULLS = {
     "signals": "the signal shifted along its trace, or shuffled, 95 %",
     "uqac": "random tokens of the thinking, 95 %",
@@ -88,7 +88,7 @@ def of_trace(model: Model, trace: Trace) -> dict[str, Scores]:
     if len(looked) == len(hung) and 0 < hung[:-1].sum() < len(hung) - 1:
         rng, near = np.random.default_rng(0), np.arange(len(hung) - 1, dtype=np.float64)
         chance = [auroc(hung[:-1], rng.permutation(looked[:-1])) for _ in range(DRAWS)]
-        found["close window: the answer hangs on it"] = {
+        found["close window: the answer depends on it"] = {
             "measured": auroc(hung[:-1], looked[:-1]),
             "null": float(np.mean(chance)),
             "place alone": auroc(hung[:-1], near),
@@ -103,7 +103,7 @@ def used_by_later(depends_on: Sequence[Sequence[int]]) -> Values:
 
 
 def hung_on(depends_on: Sequence[Sequence[int]]) -> Values:
-    """Of each sentence whether the last one hangs on it, directly or through others (itself included)."""
+    """For each sentence, whether the last one depends on it, directly or through others (itself included)."""
     hung = np.zeros(len(depends_on))
     hung[-1] = 1.0
     for target in range(len(depends_on) - 1, -1, -1):
@@ -128,8 +128,8 @@ def signal(truth: Values, by_head: Values, heads: Sequence[Head], place: Values)
 
 
 def chain(model: Model, trace: Trace, hangs_on: Values) -> dict[str, Scores]:
-    """Of the tokens of the answer's attention chain that stand in the thinking: how many are in sentences that the answer hangs on, and
-    how many are digits; beside as many random tokens of the thinking that could have been taken, and the last ones before its end."""
+    """Of the tokens of the answer's attention chain within the thinking, how many are in sentences on which the answer depends,
+    and how many are digits; the same for random tokens of the thinking that could have been taken, and for its last ones."""
     start, thinking = trace.n_prompt_tokens, trace.tokens.thinking
     texts = [model.tokenizer_backend.decode([i], skip_special_tokens=False) for i in trace.token_ids[start:].tolist()]
     barred = [not any(letter.isalnum() for letter in text) for text in texts]
@@ -144,7 +144,7 @@ def chain(model: Model, trace: Trace, hangs_on: Values) -> dict[str, Scores]:
     taken = [place for link in links if link.score > 0 and 0 <= (place := link.index + 1 - shift) < len(thinking)]
     if not taken:
         return {}
-    shares = {"on what the answer hangs on": hangs_on, "on digits": digits}
+    shares = {"on what the answer depends on": hangs_on, "on digits": digits}
     return {
         name: {
             "measured": float(of[taken].mean()),

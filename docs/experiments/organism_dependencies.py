@@ -1,10 +1,12 @@
-"""What the anchors find on the organism, whose every dependency is known: one table, each number beside its null and beside nearness.
+"""What the anchors find on the organism, whose dependencies are known: one table, each number with its null and with
+nearness.
 
-The three methods (counterfactual, receiver heads, attention suppression) are judged by the true dependencies: AUROC and precision at k.
-Counterfactual effects come five ways: as published by resampling; by the rollouts alone whose first sentence differs; by rollouts
-behind a sentence with a wrong number; and, the text behind it read and not written anew, with what was resampled or with a wrong
-number in its place. Confidence: whether it rises along right traces. MI: whether the sentence that states the answer stands above its null.
-Allotment: rollouts spent against as many everywhere as the sentence that needs most.
+The three methods (counterfactual, receiver heads, attention suppression) are judged by the true dependencies: AUROC and
+precision at k. Counterfactual effects come in five forms: as published, by resampling; only by the rollouts whose first
+sentence differs; by rollouts after a sentence with a wrong number; and, with the following text read and not rewritten,
+with a resampled sentence or a wrong number instead. Confidence: whether it rises along right traces. MI: whether the
+sentence that states the answer is above its null. Allotment: rollouts spent, compared with as many everywhere as the
+neediest sentence gets.
 """
 
 import argparse
@@ -91,9 +93,9 @@ def counterfactual(model: Model, traces: Sequence[Trace], sampling: Sampling, pl
         }
         effects["resampling, as published"].append(exact_effects(own, continued))
         effects["resampling, first sentence differs"].append(exact_effects(own, continued, unlike))
-        effects["wrong numbers, text behind them written"].append(exact_effects(own, continued, behind))
+        effects["wrong numbers, following text rewritten"].append(exact_effects(own, continued, behind))
         read = replacement_effects(model, trace, known, resampled_alternatives(known, continued), *codec)
-        effects["resampled sentences, text behind them read"].append(
+        effects["resampled sentences, following text read"].append(
             read.values if read.measured else np.full((len(own), len(own)), np.nan)
         )
         truths.append(truth)
@@ -108,7 +110,7 @@ def counterfactual(model: Model, traces: Sequence[Trace], sampling: Sampling, pl
 
 
 def exact_effects(own: Sequence[str], continued: Continued, without: Continued | None = None) -> NDArray[np.float64]:
-    """`sentence_effects` where the very same sentence counts as coming up, and no other: in a grammar, one number apart is another."""
+    """`sentence_effects` with only exactly the same sentence counted: in a grammar, a sentence with another number is another."""
     place = {text: i for i, text in enumerate(dict.fromkeys(own))}
 
     def vectors(texts: Sequence[str]) -> NDArray[np.float64]:
@@ -126,7 +128,7 @@ def exact_effects(own: Sequence[str], continued: Continued, without: Continued |
 
 
 def read_behind(model: Model, traces: Sequence[Trace]) -> dict[str, Any]:
-    """Effects of wrong numbers on the sentences behind them, and of any odd sentence in their place."""
+    """Effects of wrong numbers on the following sentences, and of any odd sentence in their place."""
     codec, matrices, truths = (encoder(model.tokenizer_backend), decoder(model.tokenizer_backend)), [], []
     for trace in traces:
         known, truth = true_sentences(trace)

@@ -42,7 +42,7 @@ BETAS = (2.0, 4.0)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/experts"))
-    parser.add_argument("--steps", type=int, default=80, help="of 2,048 tokens, behind the upcycling")
+    parser.add_argument("--steps", type=int, default=80, help="of 2,048 tokens, after the upcycling")
     parser.add_argument("--n", type=int, default=40, help="ledgers of 1 to 4 steps, on each side")
     parser.add_argument("--n-controls", type=int, default=5)
     given = parser.parse_args()
@@ -126,7 +126,7 @@ def trained(model: Qwen3MoeForCausalLM, dense: Model, steps: int) -> Qwen3MoeFor
 
 
 class Balance:
-    """Switch Transformer's loss of balance over all layers: experts · Σ share of tokens · mean probability; 1 where all are alike."""
+    """Switch Transformer's loss of balance over all layers: experts · Σ share of tokens · mean probability; 1 if all are equal."""
 
     def __init__(self, model: Qwen3MoeForCausalLM) -> None:
         self._logits: list[torch.Tensor] = []
@@ -157,7 +157,7 @@ def score(counts: ExpertCounts) -> np.ndarray:
 
 
 def other_scores(model: Model, sequences: list[list[int]], markers: set[int], draws: int = 20) -> list[float]:
-    """The highest score where three random tokens that come as often as an Alternatively stand in the markers' places."""
+    """The highest score if three random tokens that occur as often as "Alternatively" replace the markers."""
     often = Counter(token for sequence in sequences for token in sequence)
     least = min(often[token] for token in markers)
     free = sorted(token for token, count in often.items() if count >= least and token not in markers)

@@ -1,8 +1,8 @@
 """How far the KL bound of ASC (arXiv 2507.04742, section 3) is from the KL that steering the organism causes.
 
-γ* is calibrated on states of the split `train` and judged on held-out ones of `test`, each the last token of a thinking cut at a random
-place; beside it stand random directions of the same length. Printed are JSON lines; `--run` gets the figure, in which the strength
-goes on to where steering does something. docs/steering.md has the numbers.
+γ* is calibrated on states of the split `train` and judged on held-out ones of `test`, each the last token of thinking
+that was cut at a random place; the control is random directions of the same length. It prints JSON lines; `--run` gets
+the figure, in which the strength goes up to values that change the model. docs/steering.md has the numbers.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Signals along the organism's thinking that need no rollouts, and erasure: what docs/methods says of them, on a run of its own.
+"""Signals along the organism's thinking that need no rollouts, and erasure, for docs/methods, on a run of its own.
 
-`--run` is recorded where it is not there yet, and gets the figures, which docs/images/draw.py turns into PNG files. Printed are JSON lines:
+`--run` is recorded unless it exists, and gets the figures, which docs/images/draw.py turns into PNG files. Printed are JSON lines:
 numbers with their intervals over problems, each with its control. `--only` names some of them.
 """
 
@@ -168,7 +168,7 @@ def failed_steps(model: Model, n: int) -> Found:
     right = [float(bool(trace.correct)) for trace in traces]
     measures: dict[str, list[float]] = {
         "steps that claim what is wrong (FSF)": [wrong_steps(trace) for trace in traces],
-        "sentences that the end does not hang on": [
+        "sentences on which the end does not depend": [
             failed_step_fraction(unused_steps(true_sentences(trace)[1])) for trace in traces
         ],
         "review": [review_ratio(true_sentences(trace)[0]) for trace in traces],

@@ -1,6 +1,6 @@
 """What thinking words do on the organism (MI-Peaks, arXiv 2506.02867): forbidden, recycled, and added where the thinking would close.
 
-Each beside its control: tokens of the same frequency, as many steps at random, and words that are no thinking words. Printed are JSON
+Each has its control: tokens of the same frequency, as many random steps, and words that are not thinking words. Printed are JSON
 lines; `--out` gets the figures. docs/methods/mi-peaks.md has the numbers.
 """
 

@@ -92,7 +92,7 @@ def blank_page() -> Iterator[Page]:
         page = browser.new_page(viewport={"width": 900, "height": 1400})
         page.set_default_timeout(
             200_000
-        )  # Plotly's library is read anew with each figure, which takes long on a crowded machine
+        )  # Plotly's library is read again with each figure, which takes long on a busy machine
         yield page
         browser.close()
 

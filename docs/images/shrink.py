@@ -1,4 +1,4 @@
-"""Write PNG files anew with a palette of 128 colours, a third of the bytes or less: `python docs/images/shrink.py FILE …`."""
+"""Rewrite PNG files with a palette of 128 colours, in a third of the bytes or less: `python docs/images/shrink.py FILE …`."""
 
 import io
 import sys
