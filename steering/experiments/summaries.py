@@ -55,16 +55,20 @@ def response_summary(
     """
     measured = [key for key in ("accuracy", *_REFUSED) if key in base.measures]
     swept = any(row.reversed is not None for row in rows)
-    table = [("unsteered", in_words(base.tokens), "", "", *_measures(base, measured), *(("", "") if swept else ()))]
+    table = [("unsteered", in_words(base.tokens), "", "", *_measures(base, measured), *(("", "", "") if swept else ()))]
     for row in rows:
         changes = in_percent(row.arm.change), _range_of_changes(row.controls)
-        more = () if row.reversed is None else (in_percent(row.reversed.change), "yes" if row.beyond else "no")
+        more = (
+            ()
+            if row.reversed is None
+            else (_distances(row), in_percent(row.reversed.change), "yes" if row.beyond else "no")
+        )
         head = _multiplier(row.arm), in_words(row.arm.tokens)
         table.append((*head, *changes, *_measures(row.arm, measured), *more))
     columns = (unit, "thinking tokens", "change", control or "control", *map(_column, measured))
     return Summary(
         finding=_finding(name, base, rows, control, unit),
-        columns=(*columns, "reversed", "beyond random?") if swept else columns,
+        columns=(*columns, "moved by (random)", "reversed", "beyond random?") if swept else columns,
         rows=table,
         notes=[_held_out_note(base, held_out), *_form_notes(base, [row.arm for row in rows])],
     )
@@ -211,6 +215,12 @@ def _multiplier(arm: Arm) -> str:
 
 def _column(name: str) -> str:
     return f"{_REFUSED[name]} refused" if name in _REFUSED else name
+
+
+def _distances(row: ArmRow) -> str:
+    """`621 (615 to 628)`: how far the states of an edited token are moved, summed over sites, and how far by the controls."""
+    theirs = sorted(arm.distance for arm in row.controls)
+    return f"{in_words(row.arm.distance)} ({shortest_range([in_words(end) for end in theirs])})" if theirs else "–"
 
 
 def _range_of_changes(arms: Sequence[Arm]) -> str:

@@ -21,7 +21,7 @@ def estimate(value, half):
     return Estimate(value=value, low=value - half, high=value + half)
 
 
-def arm(name, multiplier, change, accuracy, *, half=0.06, well_formed=1.0, **measures):
+def arm(name, multiplier, change, accuracy, *, half=0.06, well_formed=1.0, distance=621.0, **measures):
     tokens, right = estimate(350 * (1 + change), 20), estimate(accuracy, 0.1)
     return Arm(
         name=name,
@@ -31,6 +31,7 @@ def arm(name, multiplier, change, accuracy, *, half=0.06, well_formed=1.0, **mea
         accuracy=right,
         change=estimate(change, half),
         n_edited=100,
+        distances={Site("resid_post", 4): distance},
         measures={"tokens": tokens, "accuracy": right, "well_formed": estimate(well_formed, 0.02), **measures},
         differences={"accuracy": estimate(accuracy - 0.83, 0.12)},
     )
@@ -44,7 +45,9 @@ def dose(strength, change, accuracy, random, *, excess, **how):
         strength=strength,
         steered=arm("seal", strength, change, accuracy, **how),
         reversed=arm("seal reversed", -strength, 0.05, 0.8),
-        random=tuple(arm(f"random {i}", strength, value, 0.82) for i, value in enumerate(random)),
+        random=tuple(
+            arm(f"random {i}", strength, value, 0.82, distance=600 + 10 * i) for i, value in enumerate(random)
+        ),
         excess={"tokens": excess},
     )
 
@@ -65,11 +68,11 @@ def test_a_sweep_says_what_the_method_does_and_what_chance_does():
         "accuracy falls from 0.83 to 0.68 (−0.15 [−0.27, −0.03])."
     )
     assert found.columns[:4] == ("strength", "thinking tokens", "change", "random vectors")
-    assert found.columns[4:] == ("accuracy", "reversed", "beyond random?")
+    assert found.columns[4:] == ("accuracy", "moved by (random)", "reversed", "beyond random?")
     assert [(row[0], row[2], row[3], *row[5:]) for row in found.rows] == [
-        ("unsteered", "", "", "", ""),
-        ("0.5", "−1 % [−7, 5]", "−1 to 1 %", "5 % [−1, 11]", "no"),
-        ("1", "−27 % [−33, −21]", "−1 to 1 %", "5 % [−1, 11]", "yes"),
+        ("unsteered", "", "", "", "", ""),
+        ("0.5", "−1 % [−7, 5]", "−1 to 1 %", "621 (600 to 640)", "5 % [−1, 11]", "no"),
+        ("1", "−27 % [−33, −21]", "−1 to 1 %", "621 (600 to 640)", "5 % [−1, 11]", "yes"),
     ]
     assert found.notes == [
         "Judged on 40 problems that the vector was not made from, with the same seeds at every strength."
