@@ -133,10 +133,10 @@ def test_a_span_of_one_row_keeps_its_bits(hf_of, tokenizer):
 @pytest.mark.parametrize(
     ("sites", "spans", "error", "message"),
     [
-        (SITES, SPANS[:1], InputError, "2 sequences but spans of 1"),
+        (SITES, SPANS[:1], InputError, "2 sequences, but spans of 1"),
         (SITES, [[Span(0, 6)], []], InputError, "lie within its 5 rows"),
-        (SITES, [[Span(2, 2)], []], InputError, "not empty"),
-        ([Site("attn_probs", 0)], SPANS, SiteError, "leave spans away"),
+        (SITES, [[Span(2, 2)], []], InputError, "not be empty"),
+        ([Site("attn_probs", 0)], SPANS, SiteError, "leave out spans"),
     ],
 )
 def test_spans_that_cannot_be(sites, spans, error, message, model_of):

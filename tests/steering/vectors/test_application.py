@@ -68,7 +68,7 @@ def test_modes_are_contrasted_at_step_openings(written_store):
     assert speed.directions[site] @ unit == pytest.approx(1.0, abs=1e-5)
     seal = extract_seal(store, site, away_from=("reflection",))
     assert seal.provenance["towards"].keys() == {"resid_post.0"}
-    with pytest.raises(InputError, match="in brief and in detail"):
+    with pytest.raises(InputError, match="in the modes brief and detail"):
         extract_asc(store, sites, read="separators")
 
 

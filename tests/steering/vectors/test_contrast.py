@@ -42,7 +42,7 @@ def test_a_missing_side_is_named(written_store, tmp_path):
     store = written_store(
         [(asked("a", "brief"), 0, "x", "7"), (asked("a", "detail"), 0, "xy", "7"), (asked("b", "brief"), 0, "x", "7")]
     )
-    with pytest.raises(InputError, match="b/0 was answered in mode 'brief' alone"):
+    with pytest.raises(InputError, match="b/0 was answered in mode 'brief' only"):
         extract_asc(store, [SITE])
     with pytest.raises(InputError, match="no trace says"):
         mode_pairs([])
