@@ -44,7 +44,7 @@ def test_a_missing_side_is_named(written_store, tmp_path):
     )
     with pytest.raises(InputError, match="b/0 was answered in mode 'brief' only"):
         extract_asc(store, [SITE])
-    with pytest.raises(InputError, match="no trace says"):
+    with pytest.raises(InputError, match="no problem of the run was asked"):
         mode_pairs([])
     with pytest.raises(InputError, match="no verbose side"):
         CompletionPair(question="q", concise="x", verbose=" ")
