@@ -46,11 +46,11 @@ def test_a_missing_side_is_named(written_store, tmp_path):
         extract_asc(store, [SITE])
     with pytest.raises(InputError, match="no problem of the run was asked"):
         mode_pairs([])
-    with pytest.raises(InputError, match="no verbose side"):
+    with pytest.raises(InputError, match="a pair has no 'verbose'"):
         CompletionPair(question="q", concise="x", verbose=" ")
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"question": "q", "concise": "a", "verbose": "b"}\n{"question": "q", "concise": "a"}\n')
-    with pytest.raises(InputError, match=r"line 2.*no verbose side"):
+    with pytest.raises(InputError, match=r"line 2.*a pair has no 'verbose'"):
         load_pairs(path)
     with pytest.raises(InputError, match="cannot be read"):
         load_pairs(tmp_path / "none.jsonl")
