@@ -43,20 +43,18 @@ def doctor_summary(examination: Examination) -> Summary:
         else f"reasonscope {examination.version} cannot work here: a package or a shipped model is missing."
     )
     rows = [
-        ("Python", examination.python, ""),
-        ("core", _packages(core), core.remedy or ""),
-        *((f"extra {extra.name}", _packages(extra), extra.remedy or "") for extra in extras),
-        *((f"device {one.name}", _device(one.description, one.memory), "") for one in examination.devices),
-        *(
-            (f"model {model.name}", "there" if model.path else "missing", model.remedy or "")
-            for model in examination.models
-        ),
+        ("Python", examination.python),
+        ("core", _packages(core)),
+        *((f"extra {extra.name}", _packages(extra)) for extra in extras),
+        *((f"device {one.name}", _device(one.description, one.memory)) for one in examination.devices),
+        *((f"model {model.name}", "there" if model.path else "missing") for model in examination.models),
     ]
+    remedies = [f"For {part.name}: {part.remedy}" for part in (core, *extras, *examination.models) if part.remedy]
     return Summary(
         finding=finding,
-        columns=("part", "state", "what to do"),
+        columns=("part", "state"),
         rows=rows,
-        notes=["Versions and paths: reasonscope doctor --json"],
+        notes=[*remedies, "Versions and paths: reasonscope doctor --json"],
         next_command="reasonscope demo --quick" if examination.sound else "",
     )
 
