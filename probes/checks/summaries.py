@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from reasonscope.data.summary import Summary
-from reasonscope.probes.checks.doctor import EnvironmentCheck, Examination
+from reasonscope.probes.checks.doctor import EnvironmentCheck, Examination, ShippedModel
 from reasonscope.probes.checks.verification import Check
 
 
@@ -49,7 +49,8 @@ def doctor_summary(examination: Examination) -> Summary:
         *((f"device {one.name}", _device(one.description, one.memory)) for one in examination.devices),
         *((f"model {model.name}", "there" if model.path else "missing") for model in examination.models),
     ]
-    remedies = [f"For {part.name}: {part.remedy}" for part in (core, *extras, *examination.models) if part.remedy]
+    parts: list[EnvironmentCheck | ShippedModel] = [core, *extras, *examination.models]
+    remedies = [f"For {part.name}: {part.remedy}" for part in parts if part.remedy]
     return Summary(
         finding=finding,
         columns=("part", "state"),

@@ -47,4 +47,4 @@ def test_an_old_package_of_the_core_is_named_with_what_is_needed():
     found = doctor_summary(examination(torch="1.0", streamlit="2.0"))
     assert "cannot work here" in found.finding and not found.next_command
     assert ("core", "torch 1.0 (needs >=2)") in found.rows
-    assert "For core: pip install reasonscope" in found.notes
+    assert "For torch: pip install reasonscope" in found.notes
