@@ -23,7 +23,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from reasonscope.probes.evaluation.baselines import baseline_predictions
+from reasonscope.probes.fitting.baseline_fits import baseline_predictions
 from reasonscope.probes.fitting.linear_probes import LogisticProbe, RidgeProbe
 from reasonscope.probes.fitting.sweep import sweep
 from reasonscope.probes.models.model import load_model

@@ -6,30 +6,17 @@ the same folds, penalties and metric as the probe.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.dummy import DummyClassifier, DummyRegressor
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.progress import tracked
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.backends.threads import blas_threads_for
-from reasonscope.probes.evaluation.grouped_folds import Task, grouped_predictions
 
 Features = NDArray[Any]
-
-_ALPHAS: list[object] = [0.01, 0.1, 1.0, 10.0, 100.0, 1000.0]
-_CS: list[object] = [0.01, 0.1, 1.0, 10.0, 100.0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,58 +151,6 @@ BASELINE_WORDS: Mapping[str, str] = {
     "embedding": "the state before the first layer",
     "first_layer": "the state after the first layer",
 }
-
-
-def baseline_predictions(
-    features: Features,
-    targets: Values,
-    groups: Sequence[str],
-    *,
-    task: Task = "regression",
-    folds: int = 5,
-    seed: int = 0,
-) -> Values:
-    """Held-out predictions (row,) from a baseline's features by a linear model, its penalty chosen inside the fold.
-
-    Texts are weighted by TF-IDF and numbers are standardised inside the fold. Features that never vary predict the mean of the
-    training part.
-    """
-    grid: dict[str, list[object]] | None = (
-        {"ridge__alpha": _ALPHAS} if task == "regression" else {"logisticregression__C": _CS}
-    )
-    linear = Ridge() if task == "regression" else LogisticRegression(solver="newton-cholesky", max_iter=1000)
-    if features.ndim == 1:
-        estimator = make_pipeline(TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True), linear)
-    elif np.ptp(features, axis=0).any():
-        estimator = make_pipeline(StandardScaler(), linear)
-    else:
-        estimator, grid = DummyRegressor() if task == "regression" else DummyClassifier(strategy="prior"), None
-    # A vocabulary is about as large as there are texts, if they are short.
-    width = features.shape[1] if features.ndim > 1 else len(features)
-    with blas_threads_for(len(features) * width * min(len(features), width)):
-        return grouped_predictions(estimator, features, targets, groups, grid=grid, task=task, folds=folds, seed=seed)
-
-
-def rank_predictions(
-    baselines: Mapping[str, Features],
-    targets: Values,
-    groups: Sequence[str],
-    *,
-    task: Task = "regression",
-    folds: int = 5,
-    seed: int = 0,
-) -> dict[str, Values]:
-    """`baseline_predictions` of each of `baselines` for a metric of order, such as AUROC and Spearman.
-
-    Features that never vary predict the same for all rows here, because the means of the training parts would order the folds, and
-    the wrong way round: a fold with high targets leaves a low mean to the others.
-    """
-    return {
-        name: baseline_predictions(features, targets, groups, task=task, folds=folds, seed=seed)
-        if features.ndim == 1 or np.ptp(features, axis=0).any()
-        else np.full(len(targets), targets.mean())
-        for name, features in tracked(list(baselines.items()), "judging baselines", "baselines", name=itemgetter(0))
-    }
 
 
 def baseline_features(points: Points, store: TraceStore, names: Sequence[str]) -> dict[str, Features]:

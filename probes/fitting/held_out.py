@@ -17,11 +17,12 @@ from reasonscope.data.progress import tracked
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.evaluation.baselines import Features, Points, rank_predictions
+from reasonscope.probes.evaluation.baselines import Features, Points
 from reasonscope.probes.evaluation.comparison import N_RESAMPLES, Comparison, compare
 from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap
 from reasonscope.probes.evaluation.metrics import BINARY
 from reasonscope.probes.evaluation.permutation_null import Null
+from reasonscope.probes.fitting.baseline_fits import rank_predictions
 from reasonscope.probes.fitting.linear_probes import LinearProbe, LogisticProbe
 from reasonscope.probes.fitting.permuted_sweep import N_PERMUTATIONS, permuted_sweep
 from reasonscope.probes.fitting.positions import POSITIONS, Position, position_name, row_at, states_at

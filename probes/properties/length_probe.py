@@ -21,7 +21,6 @@ from reasonscope.probes.evaluation.baselines import (
     Features,
     Points,
     baseline_features,
-    rank_predictions,
     residual_sites,
 )
 from reasonscope.probes.evaluation.comparison import N_RESAMPLES, Comparison, compare
@@ -31,6 +30,7 @@ from reasonscope.probes.evaluation.grouped_folds import (
     trace_groups,
 )
 from reasonscope.probes.evaluation.metrics import r2, r2_log, spearman_within
+from reasonscope.probes.fitting.baseline_fits import rank_predictions
 from reasonscope.probes.fitting.censoring import Mask, concordance_index
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.permuted_sweep import N_PERMUTATIONS, permuted_sweep

@@ -25,8 +25,8 @@ from reasonscope.probes.backends.threads import (
     thread_count,
     threads_for,
 )
-from reasonscope.probes.evaluation.baselines import baseline_predictions
 from reasonscope.probes.fitting import solvers
+from reasonscope.probes.fitting.baseline_fits import baseline_predictions
 from reasonscope.probes.fitting.linear_probes import LogisticProbe
 from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.models.model import load_model
