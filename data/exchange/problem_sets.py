@@ -73,7 +73,9 @@ def _generated(name: str, kind: str, *, split: str, n: int | None, seed: int) ->
     if split not in SPLITS:
         raise InputError(f"{name} has no split {split!r}; choose {', '.join(SPLITS)}")
     if n is None:
-        raise InputError(f"{name} is generated on demand; say how many problems, such as n=240")
+        raise InputError(
+            f"the problems of {name!r} are generated on demand; say how many you want (--n 240, or n=240 in Python)"
+        )
     rng = random.Random(f"{name} {split} {seed}")
     found: dict[str, Problem] = {}
     misses = 0

@@ -64,7 +64,9 @@ class SafetensorsFormat:
         check_fields(header, self.fields, f"{self.noun} {path}")
 
     def _check_start(self, path: Path) -> None:
-        if path.exists() and not path.is_file():  # opening a pipe would wait
+        if not path.exists():
+            raise InputError(f"{path} does not exist; give the file of a {self.noun}")
+        if not path.is_file():  # opening a pipe would wait
             raise InputError(
                 f"{path} is not a {self.noun}: it is not a regular file; give a file that reasonscope saved"
             )

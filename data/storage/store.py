@@ -466,7 +466,11 @@ class TraceStore:
     def _place(self, id: str) -> _Place:
         place = self._index().get(id)
         if place is None:
-            raise InputError(f"{self.path} has no trace {id!r}; `ids` lists its {len(self)} traces")
+            raise InputError(
+                f"{self.path} has no trace {id!r}; it has {len(self)}, such as {self.ids[0]!r}"
+                if self.ids
+                else f"{self.path} has no traces yet"
+            )
         return place
 
     def _table(self, shard: Shard, columns: list[str] | None = None) -> pa.Table:

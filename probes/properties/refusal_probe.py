@@ -318,7 +318,8 @@ def refusal(
     undefined = {name: why for name, one in contrasts.items() if (why := _shortage(one, requests, folds))}
     fitted = {name: one for name, one in contrasts.items() if name not in undefined}
     if not fitted:
-        raise InputError("; ".join(f"{name}: {why}" for name, why in undefined.items()))
+        (_, why), *others = undefined.items()
+        raise InputError(why + (f" (the same for {' and '.join(name for name, _ in others)})" if others else ""))
     if few := len(requests.groups_of(HARMFUL_COMPLIED)) < 2:
         undefined["cliff"] = "fewer than two harmful requests were complied with, so nothing falls; record more of them"
     sizes = _Sizes(folds=folds, n_permutations=n_permutations, n_resamples=n_resamples, seed=seed)

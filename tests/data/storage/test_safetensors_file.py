@@ -26,7 +26,7 @@ def test_other_files_are_refused(tmp_path):
         with pytest.raises(InputError, match=match):
             KIND.read(tmp_path / "x")
 
-    refused("is not a thing: .*give a file that reasonscope saved")
+    refused("does not exist; give the file of a thing")
     for metadata, match in (
         (None, "but not a thing"),
         ({"reasonscope.other": "{}"}, "but not a thing"),

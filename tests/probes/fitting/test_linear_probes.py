@@ -364,7 +364,7 @@ def test_files_that_are_not_probes_are_refused(kept, tmp_path):
         with pytest.raises(InputError, match=match):
             LinearProbe.load(path)
 
-    refused("is not a probe")  # there is no file
+    refused("does not exist; give the file of a probe")
     torch.save({"coef": torch.zeros(3)}, path)
     refused("is not a probe but a pickle")
     tensors = {"coef": np.zeros(3), "intercept": np.zeros(1)}
