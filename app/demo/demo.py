@@ -36,7 +36,7 @@ from reasonscope.probes.properties.correctness_probe import CorrectnessReport
 from reasonscope.probes.properties.length_probe import LengthReport
 from reasonscope.probes.properties.refusal_probe import CONTRASTS, RefusalReport
 from reasonscope.steering import METHODS, Arm, ExtractionData, SteeringExperiment, VectorUse
-from reasonscope.steering.experiments.conditions import method_conditions
+from reasonscope.steering.experiments.conditions import method_conditions, random_conditions
 
 T = TypeVar("T")
 
@@ -154,13 +154,18 @@ def _steering_parts(
 
 
 def _steer_held_out(model: Model, methods: Mapping[str, Sequence[VectorUse]], held: list[Trace]) -> list[Arm]:
-    """The effect of each method on the problems of `held`, SEAL's reverse, and two random ones of each, all in one batch."""
-    conditions = method_conditions("seal reversed", methods["seal"], -SEAL)
-    for name, parts in methods.items():
-        conditions += method_conditions(name, parts, STRENGTHS[name], n_controls=2)
+    """The effect of each method on the problems of `held`, SEAL's reverse, and then two random ones of each, which move states as far."""
+    reverse = method_conditions("seal reversed", methods["seal"], -SEAL)
+    conditions = [method_conditions(name, parts, STRENGTHS[name])[0] for name, parts in methods.items()]
     experiment = SteeringExperiment(model, [trace.problem for trace in held], SAMPLING, on_given_text=False)
-    arms = experiment.arms(conditions)
-    return [experiment.base_arm, *arms]
+    arms = experiment.arms([*reverse, *conditions])
+    steered = dict(zip(methods, arms[1:], strict=True))
+    random = [
+        condition
+        for name, parts in methods.items()
+        for condition in random_conditions(name, parts, STRENGTHS[name], n_controls=2, moves=steered[name].moves)
+    ]
+    return [experiment.base_arm, *arms, *experiment.arms(random)]
 
 
 def _keep_probes(

@@ -43,7 +43,7 @@ PLANES: Mapping[str, tuple[str, ...]] = {
     "decoding-words": ("tip:3", "cyclic-reflex:3", "reflection-bias:-3", "suppress"),
     "decoding-closing": ("close-bias:4,8", "forced-close:0,30,60,120", "budget-forcing:1"),
     "decoding-prefills": ("nothinking", "autothink", "zerothink", "lessthink", "safepath"),
-    "budget-guidance": ("budget-guidance:60,120,10000",),
+    "budget-guidance": ("budget-guidance:30,60,120,240,10000",),
     "budget-guidance-all": ("budget guidance, all trusted",),
 }
 REFUSAL = ("refusal", "refusal-ablate", "refusal-published", "refusal-ablate-published")
@@ -124,7 +124,7 @@ def guided(experiment: SteeringExperiment, source: ExtractionData, name: str, n_
         guidance = BudgetGuidance(model, one, sites, budget=int(budget), temperature=SAMPLING.temperature, trust=trust)
         return Condition(name=name, multiplier=budget, intervention=guidance, processors=(guidance,))
 
-    budgets = (60.0, 120.0, 10000.0)
+    budgets = (30.0, 60.0, 120.0, 240.0, 10000.0)
     exchanged = [predictor.with_tokens_exchanged(seed) for seed in range(n_controls)]
     arms = [condition(predictor, budget) for budget in budgets]
     chance = [condition(one, budget) for one in exchanged for budget in budgets]
@@ -239,7 +239,7 @@ def lines(response: Response) -> Iterator[str]:
         }
         shown |= {name: one for name, one in arm.measures.items() if name.startswith("refused_")}
         numbers = "  ".join(f"{name} {one.value:.3f} ({one.low:.3f} … {one.high:.3f})" for name, one in shown.items())
-        yield f"  {arm.name} at {arm.multiplier:g}: {numbers}  touched {arm.n_edited}"
+        yield f"  {arm.name} at {arm.multiplier:g}: {numbers}  touched {arm.n_edited}, moved by {arm.distance:.0f}"
 
 
 if __name__ == "__main__":

@@ -62,12 +62,27 @@ class Condition:
 def method_conditions(
     name: str, uses: Sequence[VectorUse], multiplier: float, *, n_controls: int = 0
 ) -> list[Condition]:
-    """A steering method at one multiplier, then `n_controls` random vectors of its norm in its place (`random 1, NAME` …)."""
-    drawn = {name: [*uses]}
-    drawn |= {f"random {i}, {name}": [*random_uses(uses, i)] for i in range(1, n_controls + 1)}
+    """A steering method at one multiplier, then `n_controls` random vectors in its place (`random 1, NAME` …).
+
+    Leave the controls of clamps and projections to `random_conditions`: how far these move states is known after their run.
+    """
+    steered = Condition(name=name, multiplier=multiplier, intervention=as_intervention(uses, multiplier))
+    return [steered, *random_conditions(name, uses, multiplier, n_controls=n_controls)]
+
+
+def random_conditions(
+    name: str,
+    uses: Sequence[VectorUse],
+    multiplier: float,
+    *,
+    n_controls: int,
+    moves: Sequence[Mapping[Site, float]] = (),
+) -> list[Condition]:
+    """Random vectors in place of a steering method; with the `moves` of its arm, they move states as far as it did (`random_uses`)."""
+    drawn = {f"random {i}, {name}": random_uses(uses, i, moves=moves) for i in range(1, n_controls + 1)}
     return [
-        Condition(name=arm, multiplier=multiplier, intervention=as_intervention(of_arm, multiplier))
-        for arm, of_arm in drawn.items()
+        Condition(name=of_arm, multiplier=multiplier, intervention=as_intervention(random, multiplier))
+        for of_arm, random in drawn.items()
     ]
 
 

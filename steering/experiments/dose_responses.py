@@ -17,7 +17,7 @@ from reasonscope.steering.experiments.conditions import Condition
 from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment, estimates_to_dict
 from reasonscope.steering.experiments.summaries import ArmRow, response_summary
 from reasonscope.steering.vectors.application import VectorUse, as_intervention, check_uses
-from reasonscope.steering.vectors.matched_controls import random_uses
+from reasonscope.steering.vectors.matched_controls import needs_a_run, random_uses
 from reasonscope.steering.vectors.vector import SteeringVector
 
 
@@ -132,7 +132,10 @@ def dose_response(
     n_controls: int = 5,
     states: Mapping[Site, NDArray[np.float32]] | None = None,
 ) -> DoseResponse:
-    """Steer with a method at several strengths, with its reverse and with random vectors, all in one batch and with the same seeds.
+    """Steer with a method at several strengths, with its reverse and with random vectors, and with the same seeds.
+
+    All share one batch, unless an edit depends on the state, as a clamp does: then the random vectors wait for the run of the method, to
+    move states as far as it did at that strength.
 
     Args:
         experiment: The problems and seeds. The problems have to be others than the vectors were made from.
@@ -164,30 +167,28 @@ def dose_response(
     check_uses(uses, experiment.model)
     held_out = [_check_held_out(use.vector, experiment.problems) for use in uses]
     name = name or uses[0].vector.method
-    random = [random_uses(uses, seed, states=states) for seed in range(n_controls)]
-    drawn = [uses, *random]
-    names = [name, *(f"random {i + 1}" for i in range(n_controls))]
-    wanted = {(0, sign * strength) for strength in chosen for sign in (1, -1)}
-    wanted |= {(i + 1, strength) for strength in chosen for i in range(n_controls)}
-    conditions = {
-        (i, multiplier): Condition(
-            name=f"{names[i]} at {multiplier:g}",
-            multiplier=multiplier,
-            intervention=as_intervention(drawn[i], multiplier),
-        )
-        for i, multiplier in sorted(wanted)
-    }
-    runs = dict(zip(conditions, experiment.run_all(list(conditions.values())), strict=True))
+    real = [_condition(name, uses, sign * strength) for strength in chosen for sign in (1, -1)]
+    waiting = needs_a_run(uses)
+    runs = experiment.run_all(real) if waiting else []
+    moves = [run.moves for run in runs[::2]] or [()] * len(chosen)
+    random = [
+        _condition(f"random {seed + 1}", random_uses(uses, seed, states=states, moves=moved), strength)
+        for strength, moved in zip(chosen, moves, strict=True)
+        for seed in range(n_controls)
+    ]
+    runs += experiment.run_all(random if waiting else [*real, *random])
     doses = []
-    for strength in chosen:
-        controls = [runs[i + 1, strength] for i in range(n_controls)]
+    for i, strength in enumerate(chosen):
+        steered, back = runs[2 * i : 2 * i + 2]
+        start = len(real) + i * n_controls
+        controls = runs[start : start + n_controls]
         doses.append(
             Dose(
                 strength=strength,
-                steered=experiment.arm(name, strength, runs[0, strength]),
-                reversed=experiment.arm(f"{name} reversed", -strength, runs[0, -strength]),
-                random=tuple(experiment.arm(names[i + 1], strength, run) for i, run in enumerate(controls)),
-                excess=experiment.differences(runs[0, strength], controls),
+                steered=experiment.arm(name, strength, steered),
+                reversed=experiment.arm(f"{name} reversed", -strength, back),
+                random=tuple(experiment.arm(f"random {j + 1}", strength, run) for j, run in enumerate(controls)),
+                excess=experiment.differences(steered, controls),
             )
         )
     return DoseResponse(
@@ -197,6 +198,11 @@ def dose_response(
         doses=tuple(doses),
         held_out=all(held_out),
     )
+
+
+def _condition(name: str, uses: Sequence[VectorUse], multiplier: float) -> Condition:
+    steering = as_intervention(uses, multiplier)
+    return Condition(name=f"{name} at {multiplier:g}", multiplier=multiplier, intervention=steering)
 
 
 def _check_held_out(vector: SteeringVector, problems: Sequence[Problem]) -> bool:

@@ -26,7 +26,13 @@ from reasonscope.steering.experiments.side_effects import (
     logits_function,
     repeated_ngrams,
 )
-from reasonscope.steering.vectors.intervention import Intervention, check_vectors, mean_distances, require_edits
+from reasonscope.steering.vectors.intervention import (
+    Intervention,
+    check_vectors,
+    mean_distances,
+    mean_moves,
+    require_edits,
+)
 
 # Measured for each trace, NaN if undefined there. An arm holds the mean (for perplexity, the exponential of the mean).
 MEASURES = (
@@ -66,6 +72,7 @@ class Arm:
             model, in nats per token. A measure that is undefined here is absent.
         differences: The same measures minus those of the unsteered arm, paired by problem and seed.
         distances: By how much an edited token was moved on average, by site, in units of the residual stream.
+        moves: The same for each vector that acted, at multiplier 1 and with a sign: what `random_uses` needs to move states as far.
     """
 
     name: str
@@ -78,6 +85,7 @@ class Arm:
     measures: Mapping[str, Estimate] = field(default_factory=dict)
     differences: Mapping[str, Estimate] = field(default_factory=dict)
     distances: Mapping[Site, float] = field(default_factory=dict)
+    moves: tuple[Mapping[Site, float], ...] = ()
 
     @property
     def distance(self) -> float:
@@ -103,13 +111,14 @@ class ArmMeasurements:
     """One run of all problems: what was written, and each measure of it (trace,).
 
     `values["perplexity"]` holds the mean negative log-likelihood per token, in nats; `distances` by how much an edited token was moved
-    on average, by site.
+    on average, by site, `moves` the same for each vector (see `Arm`).
     """
 
     traces: tuple[Trace, ...]
     values: Mapping[str, Values]
     n_edited: int
     distances: Mapping[Site, float] = field(default_factory=dict)
+    moves: tuple[Mapping[Site, float], ...] = ()
 
 
 class SteeringExperiment:
@@ -236,6 +245,7 @@ class SteeringExperiment:
             change=self._resamples.estimate(change) or _UNKNOWN,
             n_edited=run.n_edited,
             distances=run.distances,
+            moves=run.moves,
             measures=measures,
             differences=self.differences(run, [self.base]),
         )
@@ -292,12 +302,11 @@ class SteeringExperiment:
         for condition, traces in zip(conditions, written, strict=True):
             rows = [_of_trace(trace) for trace in traces]
             values = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
-            n_edited, distances = 0, {}
-            if condition.intervention is not None:
-                require_edits(condition.intervention, condition.name)
-                n_edited = condition.intervention.n_edited
-                distances = mean_distances(condition.intervention)
-            runs.append(ArmMeasurements(traces=tuple(traces), values=values, n_edited=n_edited, distances=distances))
+            run = ArmMeasurements(traces=tuple(traces), values=values, n_edited=0)
+            if (acted := condition.intervention) is not None:
+                require_edits(acted, condition.name)
+                run = replace(run, n_edited=acted.n_edited, distances=mean_distances(acted), moves=mean_moves(acted))
+            runs.append(run)
         of_states = [i for i, one in enumerate(conditions) if self._on_given_text and one.acts_on_states_alone]
         readers = [logits_function(self.model, one) if (one := conditions[i].intervention) else None for i in of_states]
         moved = divergences(self.model, base, readers, {"written": generated}) if readers else []

@@ -171,11 +171,22 @@ class Steering(MaskedEdit):
         self.vector, self.multiplier, self.operator = vector, float(multiplier), operator
         self._measure = measure
         self._distances: dict[Site, list[Tensor]] = {}
+        self._along: dict[Site, float] = {}
 
     @property
     def distances(self) -> dict[Site, Values]:
         """How far each edited token was moved so far (edit,), by site, in units of the residual stream; empty unless `measure`."""
         return {site: torch.cat(parts).double().cpu().numpy() for site, parts in self._distances.items()}
+
+    @property
+    def moves(self) -> dict[Site, float]:
+        """The mean distance by site at multiplier 1; negative if the edits together moved tokens against the direction."""
+        along = self._along
+        return {
+            site: float(np.copysign(values.mean(), along[site])) / self.multiplier
+            for site, values in self.distances.items()
+            if len(values)
+        }
 
     @property
     def edits(self) -> Mapping[Site, Edit]:
@@ -199,10 +210,14 @@ class Steering(MaskedEdit):
             after = self.operator(states, wide.to(states), self.multiplier).to(before.dtype)
             self._check(before, after, name)
             if self._measure:
-                self._distances.setdefault(site, []).append((after.float() - before.float()).norm(dim=-1).detach())
+                self._note(site, (after.float() - before.float()).detach(), wide)
             return after
 
         return edit
+
+    def _note(self, site: Site, moves: Tensor, direction: Tensor) -> None:
+        self._distances.setdefault(site, []).append(moves.norm(dim=-1))
+        self._along[site] = self._along.get(site, 0.0) + float((moves @ direction.to(moves)).sum())
 
     def _check(self, before: Tensor, moved: Tensor, name: str) -> None:
         whole = moved.detach().sum(dtype=torch.float32)  # one step that almost always suffices
@@ -266,10 +281,28 @@ class Composed:
 
 
 def mean_distances(intervention: Intervention) -> dict[Site, float]:
-    """How far an edited token was moved on average, by site; empty for an intervention that does not measure it."""
-    if not isinstance(intervention, Steering | Composed):
-        return {}
-    return {site: float(values.mean()) for site, values in intervention.distances.items() if len(values)}
+    """How far an edited token was moved on average, by site; empty for an intervention that does not measure it.
+
+    Vectors at the same site count alike, however many tokens each of them edited: a text with more separators says nothing about how far
+    a separator was moved.
+    """
+    found: dict[Site, list[float]] = {}
+    for part in _parts(intervention):
+        for site, values in part.distances.items() if isinstance(part, Steering) else ():
+            found.setdefault(site, []).append(float(values.mean()))
+    return {site: float(np.mean(means)) for site, means in found.items()}
+
+
+def mean_moves(intervention: Intervention) -> tuple[Mapping[Site, float], ...]:
+    """`Steering.moves` of each part of an intervention; empty for parts that do not measure it."""
+    return tuple(part.moves if isinstance(part, Steering) else {} for part in _parts(intervention))
+
+
+def _parts(intervention: Intervention) -> tuple[Intervention, ...]:
+    """What an intervention is composed of; itself if it is not."""
+    if not isinstance(intervention, Composed):
+        return (intervention,)
+    return tuple(part for one in intervention.interventions for part in _parts(one))
 
 
 def check_vectors(intervention: Intervention, model: Model) -> None:

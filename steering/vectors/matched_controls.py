@@ -1,9 +1,10 @@
-"""Controls of a steering edit: random directions that move every state as far as the edit itself, at the same tokens and blocks.
+"""Controls of a steering edit: random directions that move states as far as the edit itself, at the same tokens and blocks.
 
 Two things make a random direction an unfair control. Vectors at several blocks agree with one another (neighbouring cosines of .7 to .85),
 and independent draws do not, so that their effects cancel: here one random rotation turns all directions together. And a clamp moves a
-state only by what is missing, while a random direction never changes the projection that the clamp reads, so that it would pay the
-whole distance again at every block: here the control counts what it has moved the state so far.
+state only by what is missing, which depends on what the model made of the edits before it: a model that has taken the hint needs little
+more, and one that was pushed anywhere else needs much. So the control of such an edit adds, at each place, the mean distance by which the
+real edit moved states there in its run (`moves`). Before that run, it can only assume that blocks carry edits on unchanged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from reasonscope.steering.vectors.operators import (
     MatchedEdit,
     Operator,
     ablate,
+    add,
     orthogonal_add,
 )
 from reasonscope.steering.vectors.scope import Scope
@@ -31,7 +33,11 @@ _ORDER = {"resid_pre": 0, "attn_out": 1, "mlp_out": 2, "resid_post": 3}
 
 
 def random_uses(
-    uses: Sequence[VectorUse], seed: int, *, states: Mapping[Site, NDArray[Any]] | None = None
+    uses: Sequence[VectorUse],
+    seed: int,
+    *,
+    states: Mapping[Site, NDArray[Any]] | None = None,
+    moves: Sequence[Mapping[Site, float]] = (),
 ) -> tuple[VectorUse, ...]:
     """Draw the control of `uses`: random directions that move each state as far, with the same scopes.
 
@@ -40,16 +46,21 @@ def random_uses(
         seed: Seed of the rotation, which turns all directions of all uses together and so keeps norms and mutual cosines.
         states: (row, d_model) by site: draw from their covariance instead of evenly. The same rows (tokens) at every site keep the
             directions of the sites in step.
+        moves: For each use how far it moved a token, by site, in a run at the multiplier of the control: `moves` of its arm. Edits whose
+            size depends on the state (a clamp, `ablate`, `orthogonal_add`) then get a control that moves every token by that distance.
+            Without it, the control moves states by what the edit would if blocks carried edits on unchanged; over several blocks of a
+            real model that is too far.
 
     Returns:
-        As many uses; a use that projects at several sites is split into one for each.
+        As many uses; one that depends on the state at several sites is split into one for each.
 
     Raises:
         SiteError: A site has no states to draw from.
 
     Example:
-        control = random_uses(uses, seed=0)
-        experiment.arms([Condition(name="random", intervention=as_intervention(control, 1.0))])
+        (arm,) = experiment.arms(method_conditions("asc", uses, 1.0))
+        control = random_uses(uses, seed=0, moves=arm.moves)
+        experiment.arms(method_conditions("random", control, 1.0))
     """
     places = [(i, site) for i, use in enumerate(uses) for site in use.vector.directions]
     true = np.stack([uses[i].vector.directions[site] for i, site in places]).astype(np.float64)
@@ -65,12 +76,17 @@ def random_uses(
     random = [
         replace(use, vector=use.vector.as_random(by_use[i], seed=seed, matched=matched)) for i, use in enumerate(uses)
     ]
-    chains = _chains(uses)
+    chains, moved = _chains(uses), [*moves] or [{}] * len(uses)
     return tuple(
         one
         for i, use in enumerate(random)
-        for one in _matched(uses[i], use, {at: c for (n, at), c in chains.items() if n == i})
+        for one in _matched(uses[i], use, {at: c for (n, at), c in chains.items() if n == i}, moved[i])
     )
+
+
+def needs_a_run(uses: Sequence[VectorUse]) -> bool:
+    """Whether it takes a run of `uses` to know how far they move states: whether any edit depends on what the blocks did before it."""
+    return any(_depends_on_the_state(use.operator) for use in uses)
 
 
 def _in_covariance(
@@ -106,14 +122,28 @@ def _depends_on_the_state(operator: Operator) -> bool:
     return operator in (ablate, orthogonal_add) or isinstance(operator, Clamp)
 
 
-def _matched(use: VectorUse, random: VectorUse, chains: Mapping[Site, tuple[int, bool]]) -> list[VectorUse]:
-    """The random use, with operators that move each state as far as `use` does."""
+def _matched(
+    use: VectorUse, random: VectorUse, chains: Mapping[Site, tuple[int, bool]], moves: Mapping[Site, float]
+) -> list[VectorUse]:
+    """The random use, with operators that move states as far as `use` does."""
     if not chains:
         return [random]
     return [
-        _at(random, site, MatchedEdit(like=use.operator, read=use.vector.directions[site], chain=chain, opens=opens))
+        _by(random, site, moves[site]) if site in moves else _at(random, site, _in_step(use, site, chain, opens))
         for site, (chain, opens) in chains.items()
     ]
+
+
+def _in_step(use: VectorUse, site: Site, chain: int, opens: bool) -> Operator:
+    return MatchedEdit(like=use.operator, read=use.vector.directions[site], chain=chain, opens=opens)
+
+
+def _by(use: VectorUse, site: Site, distance: float) -> VectorUse:
+    """One site of a use, which adds `distance` along its direction at multiplier 1."""
+    direction = use.vector.directions[site]
+    length = np.linalg.norm(direction.astype(np.float64))
+    scaled = (direction * (distance / length)).astype(np.float32)
+    return replace(use, vector=replace(use.vector, directions={site: scaled}, norm="raw"), operator=add)
 
 
 def _at(use: VectorUse, site: Site, operator: Operator) -> VectorUse:

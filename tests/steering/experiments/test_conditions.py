@@ -1,5 +1,7 @@
 """Conditions that share a batch write what they would write alone, each on its own rows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -21,10 +23,16 @@ from reasonscope.steering import (
     SteeringExperiment,
     SteeringVector,
     VectorUse,
+    clamped,
 )
 from reasonscope.steering.decoding.prefills import prefill
 from reasonscope.steering.experiments import experiment as bench_of_rows
-from reasonscope.steering.experiments.conditions import BatchedConditions, Condition, method_conditions
+from reasonscope.steering.experiments.conditions import (
+    BatchedConditions,
+    Condition,
+    method_conditions,
+    random_conditions,
+)
 from reasonscope.steering.vectors.thinking import Thinking
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=30)
@@ -140,6 +148,17 @@ def test_a_method_comes_with_random_vectors_of_its_norm(vector):
     for seed, one in enumerate(drawn[1:], start=1):
         for site, direction in vector.random_like(seed).directions.items():
             np.testing.assert_array_equal(one.directions[site], direction)
+
+
+def test_random_conditions_take_the_moves_of_the_arm(vector):
+    """Clamped controls add, along directions of their own, the distances that were measured."""
+    site = next(iter(vector.directions))
+    one = replace(vector, directions={site: vector.directions[site]}, provenance={"towards": {str(site): 3.0}})
+    drawn = random_conditions("seal", clamped(one, Scope()), 0.5, n_controls=2, moves=[{site: 8.0}])
+    assert [one.name for one in drawn] == ["random 1, seal", "random 2, seal"]
+    for condition in drawn:
+        (part,) = condition.intervention.interventions
+        assert part.multiplier == 0.5 and np.linalg.norm(part.vector.directions[site]) == pytest.approx(8.0, rel=1e-5)
 
 
 def test_unequal_parts_are_refused(vector):

@@ -11,7 +11,18 @@ from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import load_model
-from reasonscope.steering import CloseTag, Scope, Steering, SteeringExperiment, SteeringVector, VectorUse, dose_response
+from reasonscope.steering import (
+    CloseTag,
+    Condition,
+    Scope,
+    Steering,
+    SteeringExperiment,
+    SteeringVector,
+    VectorUse,
+    as_intervention,
+    clamped,
+    dose_response,
+)
 from reasonscope.steering.decoding.prefills import prefill
 from reasonscope.steering.experiments.experiment import MEASURES
 from reasonscope.steering.experiments.side_effects import (
@@ -21,6 +32,7 @@ from reasonscope.steering.experiments.side_effects import (
     logits_function,
     repeated_ngrams,
 )
+from reasonscope.steering.vectors.matched_controls import random_uses
 from reasonscope.steering.vectors.thinking import Thinking
 
 SITE = Site("resid_post", 2)
@@ -103,6 +115,24 @@ def test_a_dose_response_has_its_controls(experiment, vector, heard):
     assert found.base.measures["kl"].value == 0 and found.doses[1].steered.measures["kl"].value > 0
     assert found.base.measures.keys() >= {"tokens", "refused", "refused_harmful", "well_formed", "perplexity"}
     assert found.doses[1].steered.measures["kl"].value > found.doses[0].steered.measures["kl"].value
+
+
+def test_random_clamps_move_states_as_far_as_the_clamp_in_its_run(experiment, model):
+    """The blocks of a real model answer to an edit, so that a clamp needs less at later blocks; its controls move no farther."""
+    shared, rng = 20 * np.random.default_rng(1).standard_normal(model.d_model), np.random.default_rng(2)
+    sites = [Site("resid_post", layer) for layer in range(model.n_layers)]
+    directions = {site: (shared + rng.standard_normal(model.d_model)).astype(np.float32) for site in sites}
+    towards = {"towards": {str(site): 150.0 for site in sites}, "groups": ["elsewhere"]}
+    vector = SteeringVector(directions=directions, method="test", provenance=towards)
+    uses = [*clamped(vector, Scope(prompt_positions=(-1,))), *clamped(vector, Scope(generation_window=(0, None)))]
+    found = dose_response(experiment, uses, [0.5, 1.0])
+    for dose in found.doses:
+        for arm in dose.random:
+            assert arm.distances == pytest.approx(dose.steered.distances, rel=1e-3)
+            assert arm.distance == pytest.approx(dose.steered.distance, rel=1e-3)
+    unmeasured = as_intervention(random_uses(uses, 0), 1.0)
+    (run,) = experiment.run_all([Condition(name="unmeasured", intervention=unmeasured)])
+    assert run.distances != pytest.approx(found.doses[1].steered.distances, rel=0.02)
 
 
 def test_what_would_not_be_held_out_or_controlled_is_refused(experiment, model, problems, vector):

@@ -8,7 +8,7 @@ from reasonscope.data.errors import SiteError
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Positions
 from reasonscope.steering import Clamp, Scope, SteeringVector, VectorUse, as_intervention, clamped
-from reasonscope.steering.vectors.intervention import mean_distances
+from reasonscope.steering.vectors.intervention import mean_distances, mean_moves
 from reasonscope.steering.vectors.matched_controls import random_uses
 from reasonscope.steering.vectors.operators import OPERATORS
 from reasonscope.steering.vectors.vector import rotated_together
@@ -30,13 +30,18 @@ def vector(seed=0, agree=3.0):
 
 def walked(uses, multiplier=1.0):
     """Distances moved by site, (edit,), when every edit is carried on by the residual stream to the blocks after it."""
+    return walk(uses, multiplier).distances
+
+
+def walk(uses, multiplier=1.0, respond=lambda moved: moved):
+    """The intervention after a walk through the blocks; `respond` is what each block makes of the moves before it."""
     intervention = as_intervention(uses, multiplier)
     moved = torch.zeros_like(STREAM[0])
     edits = intervention.edits
     for site, states in zip(SITES, STREAM, strict=True):
-        before = states + moved
-        moved = moved + (edits[site](before, WHERE) - before)
-    return intervention.distances
+        before = states + respond(moved)
+        moved = respond(moved) + (edits[site](before, WHERE) - before)
+    return intervention
 
 
 def uses_of(name):
@@ -57,6 +62,55 @@ def test_a_control_moves_states_as_far_at_every_block(name, strength):
             if exact:  # token by token: they do not depend on where the state was moved to
                 np.testing.assert_allclose(control[site], true[site], rtol=1e-4, atol=1e-4)
             assert control[site].mean() == pytest.approx(true[site].mean(), rel=0.2)
+
+
+@pytest.mark.parametrize("multiplier", [1.0, 0.5, -1.0])
+@pytest.mark.parametrize("name", ["ablate", "orthogonal_add", "clamp"])
+def test_with_measured_moves_a_control_moves_states_as_far_whatever_the_blocks_do(name, multiplier):
+    """Here blocks undo nearly all of an edit along the true directions, and double any other: without measuring, the control is too far."""
+    true = torch.from_numpy(np.stack(list(vector().directions.values())))
+    basis = torch.linalg.qr(true.T)[0]
+
+    def respond(moved):
+        along = moved @ basis @ basis.T
+        return 0.1 * along + 2 * (moved - along)
+
+    uses = uses_of(name)
+    real = walk(uses, multiplier, respond)
+    told = mean_distances(real)
+    for seed in range(3):
+        drawn = random_uses(uses, seed, moves=mean_moves(real))
+        control = walk(drawn, multiplier, respond)
+        assert mean_distances(control) == pytest.approx(told, rel=1e-4)
+        assert sum(mean_distances(control).values()) == pytest.approx(sum(told.values()), rel=1e-4)
+        before = mean_distances(walk(random_uses(uses, seed), multiplier, respond))
+        if name == "clamp" and multiplier > 0:
+            assert before != pytest.approx(told, rel=0.1)
+
+
+def test_measured_controls_keep_the_signs_of_the_moves():
+    """A clamp that takes states back at a block has a control that takes them back there: along its own direction."""
+    own = vector()
+    uses = clamped(own, Scope())
+    moves = tuple({site: (-1.0) ** i * (i + 1)} for i, site in enumerate(SITES))
+    drawn = random_uses(uses, 0, moves=moves)
+    found = np.stack([use.vector.directions[site] for use, site in zip(drawn, SITES, strict=True)]).astype(np.float64)
+    true = np.stack([own.directions[site] for site in SITES]).astype(np.float64)
+    meant = true / np.linalg.norm(true, axis=1, keepdims=True) * [[next(iter(one.values()))] for one in moves]
+    np.testing.assert_allclose(found @ found.T, meant @ meant.T, rtol=1e-3, atol=1e-4)
+
+
+def test_vectors_at_one_site_count_alike_in_the_distance():
+    """The last prompt token was moved by 6 and three others by 2 each: 4 on average, whatever the length of the text."""
+    directions = {SITES[0]: np.eye(WIDTH, dtype=np.float32)[0]}
+    moves = [(Scope(prompt_positions=(0,)), 6.0), (Scope(prompt_positions=(1, 2, 3)), 2.0)]
+    uses = [
+        VectorUse(vector=SteeringVector(directions=directions, method="t") * by, scope=scope) for scope, by in moves
+    ]
+    intervention = as_intervention(uses, 1.0)
+    intervention.edits[SITES[0]](STREAM[0], WHERE)
+    assert mean_distances(intervention) == pytest.approx({SITES[0]: 4.0})
+    assert [dict(one) for one in mean_moves(intervention)] == [{SITES[0]: pytest.approx(by)} for _, by in moves]
 
 
 def test_directions_turn_together_and_elsewhere():

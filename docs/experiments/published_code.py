@@ -1,0 +1,575 @@
+"""Published code beside ours on the organism, for docs/methods/published-code.md: each departure that changes a number, with both.
+
+Every number is computed twice from the same traces: as the published code does it, defects included, and as it is done here. What the
+steering methods do is judged on ledgers of `test` that no vector learned from, in one batch with the same seeds. Each method is
+measured once; `--out` keeps its rows, and a second call goes on after them.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from organism_arms import SAMPLING, ledgers, source_of
+from sklearn.linear_model import Ridge
+
+from reasonscope.analysis.anchors.allotment import Allotment
+from reasonscope.analysis.anchors.importance import Convention
+from reasonscope.analysis.anchors.rollouts import anchors_of_trace, resample
+from reasonscope.analysis.attention.receiver_heads import receiver_heads
+from reasonscope.analysis.causal.suppression import Untouched
+from reasonscope.analysis.tokens.forced_answers import decoder
+from reasonscope.analysis.tokens.mi import emitting_rows, gold_text, mi_of_trace, representations
+from reasonscope.analysis.tokens.nocco import EPSILON, SIGMA
+from reasonscope.analysis.tokens.vocabulary import Unembedding
+from reasonscope.data import Trace, TraceStore, load_problems
+from reasonscope.data.text.steps_and_sentences import sentences, steps
+from reasonscope.data.variants import Variant
+from reasonscope.probes import Model, Site, load_model, record
+from reasonscope.probes.generation.branches import PrefixWriter
+from reasonscope.probes.generation.padding import left_padded
+from reasonscope.steering import METHODS, AdaptiveSteering, Arm, Condition, Scope, SteeringExperiment
+from reasonscope.steering.decoding.budget import TRUST, train_predictor
+from reasonscope.steering.methods.adaptive import layer_difference
+from reasonscope.steering.methods.asc import CompletionPair, extract_asc_from_pairs, mode_pairs
+from reasonscope.steering.methods.reasoning_strength import extract_strength
+from reasonscope.steering.methods.refusal import (
+    ablated_everywhere,
+    answer_contexts,
+    answer_start,
+    contexts,
+    extract_refusal,
+    judged_halves,
+    refusal_candidates,
+    refusal_scores,
+)
+from reasonscope.steering.methods.registry import ExtractionData
+from reasonscope.steering.methods.seal import extract_seal
+from reasonscope.steering.vectors.application import VectorUse, as_intervention
+from reasonscope.steering.vectors.contrast import state_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A departure and a number that it changes, as text."""
+
+    departure: str
+    number: str
+    published: str
+    ours: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Organism:
+    """The model with what its methods learn from and are judged on."""
+
+    model: Model
+    run: Path
+    learn: int
+    n: int
+
+    @cached_property
+    def experiment(self) -> SteeringExperiment:
+        return SteeringExperiment(self.model, ledgers(self.n, "test"), SAMPLING, on_given_text=False)
+
+    def source(self, name: str) -> ExtractionData:
+        return source_of(self.model, self.run, self.learn, name)
+
+    def arms(self, uses: Mapping[str, tuple[VectorUse, float]]) -> dict[str, Arm]:
+        """What each vector at its multiplier does."""
+        conditions = [
+            Condition(name=name, multiplier=strength, intervention=as_intervention([use], strength))
+            for name, (use, strength) in uses.items()
+        ]
+        return dict(zip(uses, self.experiment.arms(conditions), strict=True))
+
+
+def seal(organism: Organism) -> Iterator[Row]:
+    source, site = organism.source("seal"), Site("resid_post", 3)
+    vectors = {
+        variant: extract_seal(source.store, site, ids=source.ids, variant=variant)
+        for variant in ("published", "corrected")
+    }
+    published, ours = vectors["published"], vectors["corrected"]
+    counts = {name: sum(vector.provenance["steps"].values()) for name, vector in vectors.items()}
+    yield Row(
+        departure="the region is the whole text unless the model is called DeepSeek, and not the thinking",
+        number="steps that are compared",
+        published=f"{counts['published']:,}",
+        ours=f"{counts['corrected']:,}",
+    )
+    kinds = [
+        [step.kind for trace in source.traces for step in steps(trace, variant=variant)]
+        for variant in ("published", "corrected")
+    ]
+    yield Row(
+        departure="a keyword is misspelt (“think differenly”)",
+        number="transition steps",
+        published=str(kinds[0].count("transition")),
+        ours=str(kinds[1].count("transition")),
+    )
+    yield Row(
+        departure="the vector is stored with the opposite sign, and applied with −1",
+        number="its cosine with ours",
+        published=f"{_cosine(published.directions[site], ours.directions[site]):.3f}",
+        ours="1",
+    )
+    scope = Scope.thinking(organism.model, at_separators=True)
+    arms = organism.arms(
+        {
+            "published": (VectorUse(vector=published, scope=scope), -1.0),
+            "ours": (VectorUse(vector=ours, scope=scope), 1.0),
+            "forgotten": (VectorUse(vector=published, scope=scope), 1.0),
+        }
+    )
+    yield _steered("all of these", arms["published"], arms["ours"])
+    yield _steered("the stored sign taken for the paper's: added with +1", arms["forgotten"], arms["ours"])
+
+
+def asc(organism: Organism) -> Iterator[Row]:
+    source, model, site = organism.source("asc-clamp"), organism.model, Site("resid_post", 3)
+    pairs = [
+        CompletionPair(
+            question=brief.text[: brief.chars.open.start],
+            concise=brief.text[brief.chars.open.start :],
+            verbose=verbose.text[verbose.chars.open.start :],
+        )
+        for brief, verbose in mode_pairs(source.traces, verbose="default")
+    ]
+    twice = [replace(pair, verbose=pair.question + pair.verbose) for pair in pairs]
+    ours, doubled = (extract_asc_from_pairs(model, given, [site]) for given in (pairs, twice))
+    yield Row(
+        departure="the verbose text holds its question twice",
+        number="cosine of the vector with ours",
+        published=f"{_cosine(doubled.directions[site], ours.directions[site]):.3f}",
+        ours="1",
+    )
+    after = replace(ours, directions={Site("resid_post", 4): ours.directions[site]})
+    scope = Scope(prompt_positions=(-1,), generation_window=(0, None))
+    arms = organism.arms(
+        {
+            name: (VectorUse(vector=vector, scope=scope), strength)
+            for name, vector, strength in (
+                ("ours", ours, 1.0),
+                ("subtracted", ours, -1.0),
+                ("later", after, 1.0),
+                ("twice", doubled, 1.0),
+            )
+        }
+    )
+    yield _steered("the verbose text holds its question twice", arms["twice"], arms["ours"])
+    yield _steered("concise − verbose is subtracted", arms["subtracted"], arms["ours"])
+    yield _steered("it is added one block after it was read", arms["later"], arms["ours"])
+
+
+def speed(organism: Organism) -> Iterator[Row]:
+    source, model = organism.source("speed"), organism.model
+    (part,) = METHODS["speed"].parts(source)
+    norms = part.vector.provenance["stream_norms"]
+    monitored = [Site("resid_post", layer) for layer in range(model.n_layers - 1)]
+    found: dict[Variant, list[NDArray[np.float64]]] = {"published": [], "corrected": []}
+    for trace in source.traces[:20]:
+        early, final = _lens(model, trace, monitored)
+        for variant, values in found.items():
+            values.append(layer_difference(early, final, variant=variant).double().numpy())
+    means = {variant: np.concatenate(values) for variant, values in found.items()}
+    yield Row(
+        departure="the divergence swaps its arguments and is divided by the vocabulary",
+        number="mean difference of the layers, nats",
+        published=f"{means['published'].mean():.2g}",
+        ours=f"{means['corrected'].mean():.2g}",
+    )
+    ranks = [np.argsort(np.argsort(means[variant])) for variant in ("published", "corrected")]
+    yield Row(
+        departure="the same",
+        number="rank correlation over tokens with ours",
+        published=f"{np.corrcoef(*ranks)[0, 1]:.2f}",
+        ours="1",
+    )
+    vector = replace(part.vector, directions={at: u * norms[str(at)] for at, u in part.vector.directions.items()})
+    conditions = []
+    for variant in ("published", "corrected"):
+        adaptive = AdaptiveSteering(
+            model,
+            vector,
+            monitored=range(model.n_layers - 1),
+            lowest=-0.15,
+            highest=0.3,
+            step=0.075,
+            variant=variant,
+        )
+        conditions.append(Condition(name=variant, intervention=adaptive, processors=(adaptive,)))
+    yield _steered("the same, steering adaptively up to .3 of the norm", *organism.experiment.arms(conditions))
+
+
+def budget_guidance(organism: Organism) -> Iterator[Row]:
+    source, model = organism.source("budget-guidance"), organism.model
+    sites = [Site.parse(site) for site in source.store.sites]
+    rows = [trace for trace in source.traces if trace.state == "closed"]
+    yield Row(
+        departure="truncated traces count in full, and are left out here",
+        number="traces that the predictor learns from",
+        published=str(len(source.traces)),
+        ours=str(len(rows)),
+    )
+    trained = {}
+    for name, how in {"published": {"epochs": 1, "learning_rate": 1e-4, "batch_size": 1024}, "ours": {}}.items():
+        trained[name] = train_predictor(source.store, sites, vocabulary=model.vocabulary, ids=source.ids, **how)
+    yield Row(
+        departure="one epoch at a rate of 10⁻⁴, and not five at 10⁻³ (both with our small encoder)",
+        number="loss of the predictor, nats",
+        published=f"{trained['published'][1]:.2f}",
+        ours=f"{trained['ours'][1]:.2f}",
+    )
+    states = [
+        np.stack([source.store.activations(trace.id, str(site))[emitting_rows(trace).slice] for site in sites], axis=1)
+        for trace in rows[:40]
+    ]
+    following = np.concatenate(
+        [trace.token_ids[emitting_rows(trace).slice.start + 1 :][: len(emitting_rows(trace))] for trace in rows[:40]]
+    )
+    seen = torch.from_numpy(np.concatenate(states).astype(np.float32))
+    picked = torch.from_numpy(following)[:, None]
+    shares = []
+    for predictor, _ in trained.values():
+        shape, rate = predictor(seen)
+        shares.append(float(TRUST.kept(shape, rate).gather(1, picked).float().mean()))
+    yield Row(
+        departure="the same",
+        number="share of the written tokens whose prediction is trusted",
+        published=f"{shares[0]:.2f}",
+        ours=f"{shares[1]:.2f}",
+    )
+
+
+def strength(organism: Organism) -> Iterator[Row]:
+    source, model = organism.source("strength"), organism.model
+    sites = [Site("resid_pre", layer) for layer in range(model.n_layers)]
+    ours = extract_strength(source.store, sites, ids=source.ids)
+    order = np.random.default_rng(0).permutation(model.n_layers)
+    shuffled = {site: ours.directions[sites[at]] for site, at in zip(sites, order, strict=True)}
+    arms = organism.arms(
+        {
+            name: (VectorUse(vector=vector, scope=Scope()), 0.8)
+            for name, vector in (("published", replace(ours, directions=shuffled)), ("ours", ours))
+        }
+    )
+    listed = ", ".join(map(str, order))
+    yield _steered(f"vectors meet layers in the order of the file system (here {listed}); λ = .8", *arms.values())
+    without = _half_without_level(source.store, source.ids, sites[-1])
+    yield Row(
+        departure="a problem of unknown level counts as level 3 (here every second one is made unknown)",
+        number="norm of r̄ at the last block",
+        published=f"{without[0]:.0f}",
+        ours=f"{without[1]:.0f}, of those with a level",
+    )
+    first = {trace.problem.id: trace for trace in source.traces}
+    states = np.array([state_of(source.store, trace, sites[-1], "prompt") for trace in first.values()])
+    probe = Ridge(alpha=10.0).fit(states, [trace.n_thinking_tokens for trace in first.values()])
+    effect = 0.2 * float(probe.coef_ @ ours.directions[sites[-1]])
+    yield Row(
+        departure="the intercept counts in a difference of predictions",
+        number="tokens that a probe of the length expects of λ = .2",
+        published=f"{effect + 0.2 * float(probe.intercept_):+.1f}",
+        ours=f"{effect:+.1f}",
+    )
+
+
+def refusal(organism: Organism) -> Iterator[Row]:
+    model = organism.model
+    asked = load_problems("requests", split="train", n=96)
+    sites = [f"resid_pre.{layer}" for layer in range(model.n_layers)]
+    store = record(model, asked, organism.run / "asked", sites=sites, sampling=SAMPLING, batch_size=64)
+    made, held_out = judged_halves(list(store))
+    opens = made.following(answer_start)
+    ends: dict[str, Callable[[list[Trace]], list[list[int]]]] = {
+        "published": lambda traces: contexts(traces, lambda trace: trace.n_prompt_tokens),
+        "ours": answer_contexts,
+    }
+    best = {}
+    for name, cut in ends.items():
+        candidates = refusal_candidates(model, cut(made.harmful), cut(made.harmless))
+        scores = refusal_scores(model, candidates, cut(held_out.harmful), cut(held_out.harmless), opens)
+        best[name] = float(np.nanmax(scores.induce)), float(np.nanmin(scores.bypass))
+    yield Row(
+        departure="the direction is read after the prompt, and not after the closing tag",
+        number="highest log-odds of a refusal that adding it gives (above 0: induces)",
+        published=f"{best['published'][0]:.1f}",
+        ours=f"{best['ours'][0]:.1f}",
+    )
+    judged = load_problems("requests:harmful", split="test", n=30)
+    experiment = SteeringExperiment(model, judged, SAMPLING, on_given_text=False)
+    sides = [answer_contexts(side) for half in (made, held_out) for side in (half.harmful, half.harmless)]
+    chosen = extract_refusal(model, *sides, opens, prune_share=0.0)
+    data = ExtractionData(model=model, store=store, ids=store.ids)
+    projected = METHODS["refusal-ablate-published"].parts
+    try:
+        projected(data)
+        last_fifth = "found"
+    except ValueError:
+        last_fifth = "none"
+    yield Row(
+        departure="the last fifth of the layers may not be chosen",
+        number="layer of the direction",
+        published=last_fifth,
+        ours=", ".join(map(str, chosen.directions)) + " if it may",
+    )
+    ((_, direction),) = chosen.directions.items()
+    clamp = METHODS["refusal-ablate"].parts(data)
+    everywhere = _Everywhere(model, direction)
+    arms = experiment.arms(
+        [
+            Condition(name="published", intervention=everywhere),
+            Condition(name="ours", multiplier=1.0, intervention=as_intervention(clamp, 1.0)),
+        ]
+    )
+    refused = [arm.measures["refused_harmful"] for arm in arms]
+    yield Row(
+        departure="that direction is projected out everywhere, and not clamped to the benign mean where the model decides",
+        number=f"of {len(judged)} harmful requests refused",
+        published=_number(refused[0].value, refused[0].interval),
+        ours=_number(refused[1].value, refused[1].interval),
+    )
+
+
+def mi_peaks(organism: Organism) -> Iterator[Row]:
+    source, site = organism.source("seal"), Site("resid_post", 5)
+    traces = [trace for trace in source.traces if trace.n_thinking_tokens > 40][:20]
+    golds = representations(organism.model, [gold_text(trace) for trace in traces], [site])
+    off, exact, peaks, generated, tops = [], [], [], [], []
+    for trace, gold in zip(traces, golds, strict=True):
+        hidden = {site: source.store.activations(trace.id, str(site))}
+        found = mi_of_trace(trace, hidden, gold, n_permutations=40)
+        rows = emitting_rows(trace)
+        dense = _dense_float32(np.asarray(hidden[site][rows.slice], dtype=np.float32)[::10], gold[site])
+        off.append(np.abs(dense - found.values[0, ::10]).max())
+        exact.append(np.abs(found.values[0]).mean())
+        peaks.append(found.arrays["peaks"][0].mean())
+        tops.append(found.arrays["top"][0].mean())
+        all_written = mi_of_trace(trace, hidden, gold, region="generated", n_permutations=40)
+        generated.append(all_written.values[0].mean())
+    yield Row(
+        departure="dense kernels in float32, and not of low rank in float64",
+        number=f"largest difference (mean value {np.mean(exact):.2f})",
+        published=f"{np.max(off):.2g}",
+        ours="0",
+    )
+    yield Row(
+        departure="the 20 highest tokens of every trace are peaks, and not those above Q3 + 1.5 IQR",
+        number="share of tokens that are peaks",
+        published=f"{np.mean(tops):.3f}",
+        ours=f"{np.mean(peaks):.3f}",
+    )
+    yield Row(
+        departure="the first 512 generated tokens are read, and not the thinking",
+        number="mean value",
+        published=f"{np.mean(generated):.2f}",
+        ours=f"{np.mean(exact):.2f}",
+    )
+
+
+def anchors(organism: Organism) -> Iterator[Row]:
+    source, model = organism.source("seal"), organism.model
+    traces = [trace for trace in source.traces if trace.correct and 60 < trace.n_thinking_tokens < 200]
+    yield _receivers(model, traces[:12])
+    yield _suppressed(model, traces[:6])
+    cut = [
+        [len(sentences(trace, splitter=how)) for trace in source.traces]
+        for how in ("thought_anchors_published", "thought_anchors")
+    ]
+    yield Row(
+        departure="a last piece that no stop closes is dropped",
+        number=f"sentences of {len(source.traces)} traces",
+        published=f"{sum(cut[0]):,}",
+        ours=f"{sum(cut[1]):,}",
+    )
+    few = Allotment(least=16, step=16, half_width=0.01, most=16)
+    decode, warm = decoder(model.tokenizer_backend), replace(SAMPLING, temperature=1.0)
+    tables: dict[str, list[NDArray[np.float64]]] = {"published": [], "corrected": [], "smoothed": []}
+    for trace in traces[:3]:
+        own = sentences(trace)
+        written = resample(PrefixWriter(model), trace, own, decode, warm, allotment=few)
+        for name, how in {
+            "published": Convention(variant="published"),
+            "corrected": Convention(),
+            "smoothed": Convention(variant="published", smoothing=1.0),
+        }.items():
+            found = anchors_of_trace(trace, own, written, convention=how, n_permutations=5)
+            labels = found.axes[0].labels
+            tables[name].append(
+                np.stack([found.values[labels.index(of)] for of in ("resampling_kl", "counterfactual_accuracy")])
+            )
+    numbers = {name: np.concatenate(table, axis=1) for name, table in tables.items()}
+    yield Row(
+        departure="10⁻⁹ is added to every count of an answer, and not 1",
+        number="mean resampling KL, nats (16 rollouts per sentence)",
+        published=f"{np.nanmean(numbers['published'][0]):.2f}",
+        ours=f"{np.nanmean(numbers['corrected'][0]):.2f}",
+    )
+    yield Row(
+        departure="counterfactual accuracy is without − with, all others with − without",
+        number="its mean over sentences",
+        published=f"{np.nanmean(numbers['published'][1]):+.3f}",
+        ours=f"{np.nanmean(numbers['corrected'][1]):+.3f}",
+    )
+    yield Row(
+        departure="a comparison with an empty side is 0, and not undefined",
+        number="undefined counterfactual accuracies",
+        published=str(int(np.isnan(numbers["published"][1]).sum())),
+        ours=f"{int(np.isnan(numbers['corrected'][1]).sum())} of {numbers['corrected'].shape[1]}",
+    )
+
+
+METHODS_BESIDE: Mapping[str, Callable[[Organism], Iterator[Row]]] = {
+    "SEAL": seal,
+    "MI peaks": mi_peaks,
+    "Thought anchors": anchors,
+    "Refusal direction": refusal,
+    "Thinking speed": speed,
+    "ASC": asc,
+    "Budget guidance": budget_guidance,
+    "Strength planning": strength,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/arms"), help="what the methods learn from; recorded once"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/published.json"))
+    parser.add_argument("--only", nargs="*", default=[*METHODS_BESIDE], choices=[*METHODS_BESIDE])
+    parser.add_argument("--learn", type=int, default=64, help="ledgers that the vectors are made from")
+    parser.add_argument("--n", type=int, default=40, help="ledgers that they are judged on")
+    given = parser.parse_args()
+    organism = Organism(model=load_model("organism"), run=given.run, learn=given.learn, n=given.n)
+    known = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
+    for name in given.only:
+        if name not in known:
+            known[name] = [asdict(row) for row in METHODS_BESIDE[name](organism)]
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+            given.out.write_text(json.dumps(known, ensure_ascii=False, indent=1), encoding="utf-8")
+    sys.stdout.write("\n".join(_table(known)) + "\n")
+
+
+def _table(known: Mapping[str, list[dict[str, str]]]) -> Iterator[str]:
+    yield "| method | the published code | number | published | ours |"
+    yield "| --- | --- | --- | --- | --- |"
+    for name, rows in known.items():
+        for row in rows:
+            yield f"| {name} | {row['departure']} | {row['number']} | {row['published']} | {row['ours']} |"
+
+
+def _steered(departure: str, published: Arm, ours: Arm) -> Row:
+    def told(arm: Arm) -> str:
+        change = f"{100 * arm.change.value:+.1f} % ({100 * arm.change.low:.1f} to {100 * arm.change.high:.1f})"
+        return f"{change}, {arm.differences['accuracy'].value:+.3f}".replace("-", "−")
+
+    number = "change of thinking tokens, of accuracy"
+    return Row(departure=departure, number=number, published=told(published), ours=told(ours))
+
+
+def _number(value: float, ends: tuple[float, float]) -> str:
+    return f"{value:.2f} ({ends[0]:.2f} to {ends[1]:.2f})"
+
+
+def _cosine(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+
+
+def _lens(model: Model, trace: Trace, monitored: list[Site]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next-token logits of the monitored layers (layer, token, vocab) and of the last one (token, vocab), along the thinking."""
+    ids, mask = left_padded([trace.token_ids.tolist()], model.device)
+    seen = model.backend.forward(ids, mask=mask, read=tuple(monitored))
+    rows = emitting_rows(trace).slice
+    norm, unembedding = model.hf.get_submodule(model.layout.final_norm), Unembedding.of(model)
+    with torch.no_grad():
+        early = torch.stack([unembedding.logits(norm(seen.activations[site][0, rows])) for site in monitored])
+    return early.float(), seen.logits[0, rows].detach().float()
+
+
+def _half_without_level(store: TraceStore, ids: list[str], site: Site) -> tuple[float, float]:
+    """The norm of r̄ if every second problem has no level: all at level 3, or left out."""
+    first = {trace.problem.id: trace for trace in (store.trace(id) for id in ids)}
+    states = np.array([state_of(store, trace, site, "prompt") for trace in first.values()])
+    levels = np.array([float(trace.problem.difficulty or 0) for trace in first.values()])
+    known = np.arange(len(levels)) % 2 == 0
+
+    def norm(states: NDArray[np.float64], levels: NDArray[np.float64]) -> float:
+        lowest, *others = np.unique(levels)
+        means = [states[levels == one].mean(axis=0) - states[levels == lowest].mean(axis=0) for one in others]
+        return float(np.linalg.norm(np.mean(means, axis=0)))
+
+    return norm(states, np.where(known, levels, 3.0)), norm(states[known], levels[known])
+
+
+class _Everywhere:
+    """A direction projected out of everything that is written to the stream, as an intervention."""
+
+    def __init__(self, model: Model, direction: NDArray[np.floating]) -> None:
+        self.edits = ablated_everywhere(model, direction)
+        self.n_edited = 1
+
+    def on_step(self, step: object) -> None:
+        """Nothing to follow: every token is edited."""
+
+    def begin(self, n_prompt: object) -> None:
+        """Nothing to follow."""
+
+
+def _dense_float32(rows: NDArray[np.float32], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    """tr(R_x R_y) with d × d matrices in float32, as the published code computes it."""
+
+    def factor(values: torch.Tensor) -> torch.Tensor:
+        d = len(values)
+        kernel = torch.exp(-((values[:, None] - values[None]) ** 2) / (2 * SIGMA**2))
+        centring = torch.eye(d) - 1 / d
+        centred = centring @ kernel @ centring
+        return centred @ torch.linalg.inv(centred + EPSILON * d * torch.eye(d))
+
+    right = factor(torch.from_numpy(np.asarray(target, dtype=np.float32)))
+    return np.array([float((factor(torch.from_numpy(row)) * right.T).sum()) for row in rows])
+
+
+def _receivers(model: Model, traces: list[Trace]) -> Row:
+    told = []
+    for depth_control in (False, True):
+        found = receiver_heads(model, traces, depth_control=depth_control)
+        order = np.argsort(-found.values.ravel())[:4]
+        told.append(", ".join(f"{at // model.n_heads}.{at % model.n_heads}" for at in order))
+    return Row(
+        departure="vertical scores are not controlled for depth by default",
+        number="the four receiver heads",
+        published=told[0],
+        ours=told[1],
+    )
+
+
+def _suppressed(model: Model, traces: list[Trace]) -> Row:
+    """The effect of a sentence on the next one, judged where its tokens are predicted, and one token later as released."""
+    ours, later = [], []
+    for trace in traces:
+        spans = [sentence.tokens for sentence in sentences(trace) if len(sentence.tokens)]
+        members = torch.zeros(len(spans) - 1, len(trace.token_ids), dtype=torch.bool)
+        for index, span in enumerate(spans[:-1]):
+            members[index, span.slice] = True
+        found = Untouched.of(model, trace.token_ids.tolist()).divergences(members, temperature=0.6, batch=8)
+        for i, target in enumerate(spans[1:]):
+            ours.append(found[i, target.start - 1 : target.stop - 1].mean())
+            later.append(found[i, target.start : target.stop].mean())
+    return Row(
+        departure="a suppressed sentence is judged one token late",
+        number="mean KL of the next sentence, nats",
+        published=f"{np.mean(later):.3f}",
+        ours=f"{np.mean(ours):.3f}",
+    )
+
+
+if __name__ == "__main__":
+    main()
