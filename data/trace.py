@@ -186,7 +186,7 @@ class Trace:
         state: Whether the thinking block is "closed", "truncated", "empty" or "absent".
         finish_reason: "stop", "length" or "unknown".
         final_answer: The extracted answer, or None.
-        correct: Whether it equals the gold answer; None without a gold answer.
+        correct: Whether it equals the gold answer; None without a gold answer, or if that is not decided.
         sample: Number of the sample among those of the problem.
         sampling: How the completion was sampled, if that is known.
         model: Fingerprint of the model that wrote it.
@@ -255,6 +255,11 @@ class Trace:
     @property
     def answer_text(self) -> str:
         return self.text[self.chars.answer.slice]
+
+    @property
+    def undecided(self) -> bool:
+        """Whether there is a gold answer, but comparing it with the final answer took too long and was given up."""
+        return self.correct is None and self.problem.answer is not None
 
     @property
     def n_thinking_tokens(self) -> int:

@@ -101,7 +101,7 @@ def simulate(traces: Sequence[Trace], rules: dict[str, Rule], *, k: int, repeats
     """
     groups: dict[str, list[Trace]] = {}
     for trace in traces:
-        if trace.correct is None:
+        if trace.correct is None and not trace.undecided:
             raise InputError(f"trace {trace.id!r} has no gold answer to be judged by")
         groups.setdefault(trace.problem.id, []).append(trace)
     short = [name for name, samples in groups.items() if len(samples) < k]

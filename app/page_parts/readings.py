@@ -24,7 +24,7 @@ class TraceRow:
         group: Its problem.
         kind: What was asked: a problem, a harmful request …
         difficulty: Of the problem, if it is known.
-        outcome: right, wrong, refused, complied or unclear.
+        outcome: right, wrong, not decided, refused, complied or unclear.
         thinking_tokens: Length of the thinking; None if its tokens are not known.
         state: Whether the thinking is closed.
         answer: The final answer, or the start of what was answered.
@@ -71,7 +71,7 @@ def trace_rows(run: OpenRun) -> tuple[TraceRow, ...]:
                 group=row["group"],
                 kind=_kind(problem),
                 difficulty=row["difficulty"],
-                outcome=_outcome(row["correct"], answer, row["state"]),
+                outcome=_outcome(row["correct"], row["gold"], answer, row["state"]),
                 thinking_tokens=None if untold else stop - start,
                 state=row["state"],
                 answer=(row["final_answer"] or CONTROL.sub(" ", answer).strip())[:80],
@@ -127,9 +127,11 @@ def _kind(problem: Mapping[str, Any]) -> str:
     return "benign request" if not meta["harmful"] else "jailbreak" if meta.get("jailbreak") else "harmful request"
 
 
-def _outcome(correct: bool | None, answer: str, state: Any) -> str:
+def _outcome(correct: bool | None, gold: str | None, answer: str, state: Any) -> str:
     if correct is not None:
         return "right" if correct else "wrong"
+    if gold is not None:
+        return "not decided"
     return answer_behaviour(answer, state)
 
 

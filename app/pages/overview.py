@@ -54,8 +54,9 @@ def _card(run: OpenRun) -> None:
     first.caption(f"of {len({row.group for row in found})} problems")
     for column, (name, (part, n)) in zip(others, shares.items(), strict=True):
         column.metric(name, f"{part} of {n}" if n else "–")
+        given_up = f"; {outcomes['not decided']} not decided" if name == "Right" and outcomes["not decided"] else ""
         column.caption(
-            f"share {part / n:.2f}, 95 %: {components.share_interval(part, n)}" if n else "none of this kind"
+            f"share {part / n:.2f}, 95 %: {components.share_interval(part, n)}{given_up}" if n else "none of this kind"
         )
     model: Any = meta.get("model") or {}
     imported: Any = meta.get("imported") or {}

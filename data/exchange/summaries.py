@@ -83,10 +83,11 @@ class _Outcomes:
     """Counts over traces, in words."""
 
     def __init__(self, traces: Iterable[Trace]) -> None:
-        told = [(trace.state, trace.correct, trace.problem.id) for trace in traces]
-        self.n, self.n_problems = len(told), len({problem for _, _, problem in told})
-        self._states = Counter(state for state, _, _ in told)
-        self._right = Counter(correct for _, correct, _ in told if correct is not None)
+        told = [(trace.state, trace.correct, trace.undecided, trace.problem.id) for trace in traces]
+        self.n, self.n_problems = len(told), len({problem for *_, problem in told})
+        self._states = Counter(state for state, *_ in told)
+        self._right = Counter(correct for _, correct, *_ in told if correct is not None)
+        self._undecided = sum(undecided for _, _, undecided, _ in told)
 
     @property
     def states(self) -> str:
@@ -95,11 +96,10 @@ class _Outcomes:
     @property
     def right(self) -> str:
         n = self._right.total()
-        return (
-            f"{self._right[True]} of {n} ({in_hundredths(self._right[True] / n)})"
-            if n
-            else "not known (no gold answers)"
-        )
+        if not n:
+            return "not decided" if self._undecided else "not known (no gold answers)"
+        given_up = f", {self._undecided} not decided" if self._undecided else ""
+        return f"{self._right[True]} of {n} ({in_hundredths(self._right[True] / n)}){given_up}"
 
     @property
     def notes(self) -> list[str]:

@@ -1,11 +1,9 @@
 """Final answers: how they are found in a text and compared with the gold answer."""
 
-import logging
 import re
-from collections.abc import Callable
 from fractions import Fraction
-from functools import lru_cache
-from typing import Any
+
+from reasonscope.data.text.grading import same_mathematics
 
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?%?|-?\.\d+")
 _STATED = re.compile(r"(?:\banswer\b[*_]*(?:\s+is\b|\s*[:=])|####)[\s:*_$]*([^\n]+)", re.IGNORECASE)
@@ -18,7 +16,7 @@ _BRACE = re.compile(r"(?<!\\)[{}]")
 _DECORATION = re.compile(
     r"\\(?:left|right|[,;!:]|displaystyle|quad|qquad)(?![a-zA-Z])|\\?[$]|\\text(?:bf|rm|it)?(?=\{)|[*]{2}|\s+"
 )
-# Powers that sympy would expand, and the factorials that it can; answers with others are compared as strings.
+# Powers that sympy would expand, and the factorials that it can; whether answers with others are right is not decided.
 _TOWER = re.compile(r"\^\s*\{?\s*\(?-?\d{4,}|\^[^+\-=,]*\^|\*\*[^+\-=,]*\*\*|\*\*\s*\(?-?\d{4,}|\d{400,}")
 _SMALL_FACTORIAL = re.compile(r"(?<![\d!.])\d{1,2}!(?!\s*!)")
 _LONGEST = 300
@@ -52,12 +50,40 @@ def extract_answer(text: str) -> str | None:
     return numbers[-1] if numbers else None
 
 
-def equivalent(given: str | None, gold: str) -> bool:
+def judge(given: str | None, gold: str) -> bool | None:
     r"""Whether two answers have the same value: as text, as numbers, or else as mathematics (math-verify).
 
-    Never raises. An answer that cannot be parsed is compared as text. So is one that could keep sympy busy forever
-    (towers of powers, factorials of large numbers, more than 300 characters), because math-verify's own time limit is a
-    signal that works only in the main thread.
+    Never raises and never hangs. Mathematics is compared in a process of its own, with 2 seconds of processor time and
+    2 GiB of memory. Towers of powers and factorials of large numbers are not tried at all; text of more than 300
+    characters is compared as text.
+
+    Args:
+        given: The answer to judge; None is never right.
+        gold: The gold answer.
+
+    Returns:
+        True or False, or None if it is not decided.
+
+    Example:
+        judge("0.5", r"\frac{1}{2}")  # True
+        judge(r"\binom{1000000}{500000}", "12")  # None
+        judge(None, "12")  # False
+    """
+    if given is None:
+        return False
+    left, right = _plain(given), _plain(gold)
+    if left == right:
+        return bool(left)
+    numbers = _number(left), _number(right)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    if max(len(given), len(gold)) > _LONGEST or not (left and right):
+        return False
+    return None if _explosive(given) or _explosive(gold) else same_mathematics(given, gold)
+
+
+def equivalent(given: str | None, gold: str) -> bool:
+    r"""Whether two answers have the same value, as `judge` decides it; False if it is not decided.
 
     Args:
         given: The answer to judge; None is never right.
@@ -71,17 +97,7 @@ def equivalent(given: str | None, gold: str) -> bool:
         rs.data.equivalent("12 %", "12")  # True
         rs.data.equivalent(None, "12")  # False
     """
-    if given is None:
-        return False
-    left, right = _plain(given), _plain(gold)
-    if left == right:
-        return bool(left)
-    numbers = _number(left), _number(right)
-    if None not in numbers:
-        return numbers[0] == numbers[1]
-    if max(len(given), len(gold)) > _LONGEST or _explosive(given) or _explosive(gold):
-        return False
-    return _same_mathematics(given, gold)
+    return judge(given, gold) is True
 
 
 def _explosive(answer: str) -> bool:
@@ -140,28 +156,3 @@ def _number(plain: str) -> Fraction | None:
         return Fraction(numerator) / Fraction(denominator or 1)
     except (ValueError, ZeroDivisionError):
         return None
-
-
-def _same_mathematics(given: str, gold: str) -> bool:
-    parse, verify = _math_verify()
-    try:
-        left, right = (parse(_as_latex(answer), parsing_timeout=None, raise_on_error=False) for answer in (gold, given))
-        return bool(left and right and verify(left, right, timeout_seconds=None, raise_on_error=False))
-    except RecursionError:  # hundreds of nested brackets, the one error that raise_on_error=False does not catch
-        return False
-
-
-@lru_cache(maxsize=1)
-def _math_verify() -> tuple[Callable[..., Any], Callable[..., bool]]:
-    """Imports sympy, which takes a second, only when needed. Silences its warning, on every call, that its time
-    limit is off."""
-    from math_verify import parse, verify
-
-    for name in ("math_verify.parser", "math_verify.grader"):
-        logging.getLogger(name).addFilter(lambda record: "Timeout is disabled" not in record.getMessage())
-    return parse, verify
-
-
-def _as_latex(answer: str) -> str:
-    r"""In dollars, unless it has its own: otherwise bare LaTeX is read as a plain expression and \frac is lost."""
-    return answer if "$" in answer or "\\(" in answer else f"${answer}$"

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.align import decode_with_offsets, tokens_overlapping
-from reasonscope.data.text.answers import equivalent, extract_answer
+from reasonscope.data.text.answers import extract_answer, judge
 from reasonscope.data.trace import FinishReason, Problem, Regions, Sampling, Span, ThinkingState, Trace
 
 # What templates put between turns. A tag before one of these belongs to an earlier turn or to the user's words.
@@ -135,7 +135,7 @@ def build_trace(
 
     Returns:
         The trace. Its final answer is searched in the answer only, and missing (None) if the thinking was cut off; `correct`
-        says whether it equals `problem.answer` (None without a gold answer).
+        says whether it equals `problem.answer` (None without a gold answer, or if that is not decided).
 
     Raises:
         InputError: If the counts do not fit, or the tokenizer is not supported.
@@ -166,7 +166,7 @@ def build_trace(
         tokens=regions_over_tokens(chars, offsets),
         state=state,
         final_answer=final,
-        correct=None if problem.answer is None else equivalent(final, problem.answer),
+        correct=None if problem.answer is None else judge(final, problem.answer),
         **fields,
     )
 
@@ -228,7 +228,7 @@ def trace_from_text(
         tokens=_regions(0, 0, 0, 0, 0),
         state=state,
         final_answer=final,
-        correct=None if problem.answer is None else equivalent(final, problem.answer),
+        correct=None if problem.answer is None else judge(final, problem.answer),
         **fields,
     )
 

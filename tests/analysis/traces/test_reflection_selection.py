@@ -121,7 +121,10 @@ def test_rules_choose_as_they_say_and_cost_what_they_generate(samples):
     with pytest.raises(InputError, match="fewer than 5 samples"):
         simulate(samples, rules, k=5)
     with pytest.raises(InputError, match="no gold answer"):
-        simulate([replace(samples[0], correct=None)], rules, k=1)
+        unknown = replace(samples[0], correct=None, problem=replace(samples[0].problem, answer=None))
+        simulate([unknown], rules, k=1)
+    not_decided = [replace(trace, correct=None) if trace is samples[0] else trace for trace in samples]
+    assert simulate(not_decided, rules, k=4, repeats=10).numbers["any_right"] == 1  # it counts as wrong
 
 
 def test_stopping_early_saves_nothing_that_was_given(samples):

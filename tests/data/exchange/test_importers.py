@@ -14,6 +14,7 @@ from reasonscope.data.exchange.importers import (
     published_numbers,
     published_sentences,
 )
+from reasonscope.data.exchange.summaries import import_summary
 from reasonscope.data.storage.records import traces_of_table
 from reasonscope.data.text.parse import ThinkTags, trace_from_text
 from reasonscope.data.trace import Message, Problem, Sampling
@@ -357,3 +358,16 @@ def test_published_traces(real_traces):
     for trace in traces:
         assert len(published_sentences(trace)) == len(trace.meta["chunks"]) > 50
         assert trace.correct == ("/correct/" in trace.id) == (trace.final_answer == trace.problem.answer)
+
+
+def test_what_is_not_decided_is_counted(tmp_path):
+    """A trace whose answer cannot be compared is neither right nor wrong, and nothing ends because of it."""
+    lines = [
+        {"id": id, "completion": f"<think>So.</think>The answer is ${said}$", "answer": "3"}
+        for id, said in (("a", "3"), ("b", "9^{9^{9^9}}"))
+    ]
+    decided, given_up = import_jsonl(write_lines(tmp_path / "runs.jsonl", *lines))
+    assert (decided.correct, decided.undecided) == (True, False)
+    assert (given_up.correct, given_up.undecided) == (None, True)
+    assert "right answers: 1 of 1 (1.00), 1 not decided" in str(import_summary("jsonl", "run", [decided, given_up]))
+    assert "right answers: not decided" in str(import_summary("jsonl", "run", [given_up]))

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasonscope.data.text.answers import equivalent, extract_answer
+from reasonscope.data.text import grading
+from reasonscope.data.text.answers import equivalent, extract_answer, judge
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_different_answers(given_, gold):
 )
 def test_what_would_take_for_ever_does_not(tower):
     start = time.process_time()
-    assert not equivalent(tower, "3")
+    assert not judge(tower, "3") and not equivalent(tower, "3")
     assert time.process_time() - start < 5
 
 
@@ -97,7 +98,7 @@ def test_many_boxes_are_read_in_one_pass(piece):
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(alphabet="0123456789abx\\{}()[]^_+-*/=,.$% fracsqrtboxed\n", max_size=25))
 def test_garbage_never_raises(text):
-    assert equivalent(text, "17") in (True, False)
+    assert judge(text, "17") in (True, False, None)
     assert extract_answer(text) is None or isinstance(extract_answer(text), str)
 
 
@@ -107,3 +108,39 @@ def test_it_works_outside_the_main_thread(caplog):
     thread.start()
     thread.join()
     assert len(found) == 1 and not caplog.records
+
+
+@pytest.mark.parametrize("answer", [r"\binom{1000000}{500000}", r"\sum_{k=1}^{3000000} \frac{1}{k^2}"])
+def test_mathematics_that_takes_too_long_is_not_decided(answer):
+    start = time.monotonic()
+    assert judge(answer, "3") is None and not equivalent(answer, "3")
+    assert time.monotonic() - start < 20  # the limits of the worker, and its start on a busy machine
+    assert judge("x^2+2x+1", "(x+1)^2") is True  # by the next worker
+
+
+def test_easy_answers_start_no_process(monkeypatch):
+    monkeypatch.setattr(grading, "_running", lambda: pytest.fail("a process for an easy answer"))
+    for given_, gold in (("7", "7.0"), ("1,234", "1234"), ("Evelyn", r"\text{Evelyn}"), (None, "x"), ("", "x")):
+        assert judge(given_, gold) in (True, False)
+    assert judge("9^9^9^9", "3") is None
+
+
+def test_one_worker_compares_all():
+    assert judge("a+b", "b+a") is True
+    first = grading._worker.pid
+    assert judge("a+c", "c+a") is True and judge("a+c", "c") is False
+    assert grading._worker.pid == first
+
+
+def test_a_worker_that_was_killed_is_replaced():
+    assert judge("a+d", "d+a") is True
+    grading._worker.kill()
+    grading._worker.wait()
+    assert judge("a+e", "e+a") is True
+
+
+def test_without_a_process_nothing_is_decided_and_nothing_raised(monkeypatch):
+    grading.stop_worker()
+    monkeypatch.setattr(grading.sys, "executable", "/no/such/python")
+    assert judge("a+f", "f+a") is None and not equivalent("a+f", "f+a")
+    grading.same_mathematics.cache_clear()
