@@ -1,11 +1,11 @@
 """Are the p-values of the probes uniform on pure noise, whatever number of layers they choose from?
 
-    python tests/selftest/null_of_probes.py [--runs 500] [--probes length refusal correctness] [--layers 1 8 28] [--out FILE]
+    python tests/selftest/null_of_probes.py [--runs 500] [--cases refusal-8 length-28 …] [--out FILE] [--table]
 
-Each run draws 40 problems with fresh labels and fresh states of width 8, and calls the probe's public function with 99 shuffles, 20
-resamples and few folds (3 for lengths; 2 for labels, whose fits take three times as long). Prints a row per probe and number of layers:
-how often p ≤ .05, and how far the p-values are from a uniform distribution (Kolmogorov and Smirnov). `--out` keeps every p-value, so
-that an interrupted measurement continues where it stopped.
+Each run draws 40 problems with fresh labels and fresh states of width 8, and calls the probe's public function with 199 shuffles, 20
+resamples and few folds (3 for lengths; 2 for labels, whose fits take three times as long). Prints a row per case, a probe and a number of
+layers: how often p ≤ .05, and how far the p-values are from a uniform distribution (Kolmogorov and Smirnov). `--out` keeps every p-value,
+so that an interrupted measurement continues where it stopped; with `--table` it only prints the rows of what was kept.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from scipy.stats import kstest
 from reasonscope import probes
 from reasonscope.probes.properties.refusal_probe import CONTRASTS
 
-_SMALL = {"n_permutations": 99, "n_resamples": 20}
+_SMALL = {"n_permutations": 199, "n_resamples": 20}
 REFUSAL_ALONE = {"refusal": CONTRASTS["refusal"]}
 
 
@@ -47,6 +47,9 @@ PROBES: dict[str, tuple[Callable[[np.random.Generator, int], NoiseRun], Callable
     "correctness": (noise_run, correctness_p),
 }
 
+CASES = [f"{probe}-{n_layers}" for probe in PROBES for n_layers in (1, 8, 28)]
+_TITLES = "| probe | layers | runs | p ≤ .05 | median p | distance | its p-value |\n|---|---|---|---|---|---|---|"
+
 
 def p_of_noise(probe: str, n_layers: int, index: int) -> float:
     """The p-value of the run number `index`; the same number gives the same run on any machine."""
@@ -55,9 +58,9 @@ def p_of_noise(probe: str, n_layers: int, index: int) -> float:
     return measured(draw(rng, n_layers), int(rng.integers(2**31)))
 
 
-def row(probe: str, n_layers: int, found: list[float]) -> str:
+def row(case: str, found: list[float]) -> str:
     """A line of the table: the share of p ≤ .05 with three standard errors, and the test against a uniform distribution."""
-    p = np.array(found)
+    (probe, n_layers), p = case.split("-"), np.array(found)
     error, test = 3 * sqrt(0.05 * 0.95 / len(p)), kstest(p, "uniform")
     return (
         f"| `{probe}` | {n_layers} | {len(p)} | {np.mean(p <= 0.05):.3f} (.05 ± {error:.3f}) | {np.median(p):.2f} | "
@@ -65,26 +68,32 @@ def row(probe: str, n_layers: int, found: list[float]) -> str:
     )
 
 
+def measure(case: str, runs: int, kept: dict[str, list[float]], out: Path | None) -> None:
+    """Add p-values to those `kept` of a case until there are `runs`, and write all down every ten runs."""
+    (probe, n_layers), found = case.split("-"), kept.setdefault(case, [])
+    while len(found) < runs:
+        found.append(p_of_noise(probe, int(n_layers), len(found)))
+        if out and (len(found) % 10 == 0 or len(found) == runs):
+            out.write_text(json.dumps(kept))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=500)
-    parser.add_argument("--probes", nargs="+", choices=list(PROBES), default=list(PROBES))
-    parser.add_argument("--layers", nargs="+", type=int, default=[1, 8, 28])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, metavar="PROBE-LAYERS")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     kept: dict[str, list[float]] = json.loads(given.out.read_text()) if given.out and given.out.exists() else {}
-    rows = ["| probe | layers | runs | p ≤ .05 | median p | distance | p of it |", "|---|---|---|---|---|---|---|"]
-    for probe in given.probes:
-        for n_layers in given.layers:
-            found, began = kept.setdefault(f"{probe} {n_layers}", []), time.process_time()
-            while len(found) < given.runs:
-                found.append(p_of_noise(probe, n_layers, len(found)))
-                if given.out and len(found) % 10 == 0:
-                    given.out.write_text(json.dumps(kept))
-            rows.append(row(probe, n_layers, found[: given.runs]))
-            sys.stderr.write(f"{rows[-1]} {time.process_time() - began:.0f} s of processor time\n")
-    sys.stdout.write("\n".join(rows) + "\n")
+    for case in () if given.table else given.cases:
+        began = time.process_time()
+        measure(case, given.runs, kept, given.out)
+        sys.stderr.write(
+            f"{row(case, kept[case][: given.runs])} {time.process_time() - began:.0f} s of processor time\n"
+        )
+    rows = [row(case, kept[case][: given.runs]) for case in given.cases if kept.get(case)]
+    sys.stdout.write("\n".join([_TITLES, *rows]) + "\n")
     return 0
 
 
