@@ -2,8 +2,9 @@
 
     python tests/selftest/simulate.py [--runs 1000] [--draws 1000] [--out docs/statistics.md] [--only WORDS]
 
-Each row draws new data `runs` times from a process whose true value is known, and counts: for an interval how often it holds that
-value, for a test how often p ≤ .05 without an effect. With 1,000 runs a coverage of .95 is known to ± .014.
+Each row draws new data `runs` times (slow ones fewer times) from a process whose true value is known, and counts: for an interval how
+often it holds that value, for a test how often p ≤ .05 without an effect, for a band how much lies outside it. With 1,000 runs a coverage
+of .95 is known to ± .014. Every row calls the function that it names; where that is only a part of what a user calls, its name says so.
 """
 
 import argparse
@@ -17,24 +18,39 @@ from math import asin, pi, sqrt
 from pathlib import Path
 
 import numpy as np
+import torch
+from front_door import (
+    length_of_path,
+    number_of_information,
+    one_of_heads,
+    one_of_layers,
+    one_of_mlps,
+    probe_of_noise,
+    random_vector_beyond_random,
+    several_heads,
+    share_of_information,
+    share_of_receivers,
+    share_of_shift,
+    signals_that_agree,
+)
 from scipy.special import gammaln
-from scipy.stats import kstest, norm
+from scipy.stats import chisquare, kstest, norm
 
 from reasonscope.analysis.statistics import (
     benjamini_hochberg,
     bootstrap,
     bootstrap_band,
+    chance_above,
     dependency_agreement,
     holm,
     mean_band,
     serial_correlation,
 )
-from reasonscope.analysis.tokens.mi import _estimated, thinking_token_table
+from reasonscope.analysis.tokens.mi import thinking_token_table
 from reasonscope.analysis.tokens.misalignment import _ends as _bin_ends
 from reasonscope.analysis.tokens.misalignment import worth
 from reasonscope.analysis.traces.reflection import within_question_correlation
 from reasonscope.analysis.traces.run_difference import paired_difference
-from reasonscope.analysis.traces.trajectory import _sum_ends
 from reasonscope.data.arrays import Values
 from reasonscope.data.intervals import (
     Estimate,
@@ -48,18 +64,10 @@ from reasonscope.data.intervals import (
 from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, difference_to_best
 from reasonscope.probes.evaluation.metrics import auroc
 from reasonscope.probes.evaluation.permutation_null import control_task, permutation_null
-from reasonscope.steering.experiments.dose_responses import Dose
-from reasonscope.steering.experiments.experiment import Arm
 
 Draw = Callable[[np.random.Generator, int], Values]
 # Of the processes below, by arithmetic or of lines of twenty million.
 _STEP = float(np.sqrt(2) * np.exp(gammaln(8.5) - gammaln(8) + 0.08))
-_MUTUAL = {
-    "mean": float(np.exp(0.09)),
-    "median": 1.0,
-    "share_peaks": 0.0315,
-    "share_above_null": float(norm.sf(np.log(1.5) / sqrt(0.18))),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,27 +79,48 @@ class Interval:
     truth: float
     one: Callable[[np.random.Generator, int], tuple[float, float]]
     allowed: tuple[float, float] = (0.93, 0.97)
-    why: str = ""
+    most: int = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Test:
-    """`one(rng)`: a p-value on fresh data without an effect; `discrete` if only few values of p are possible."""
+    """`one(rng)`: a p-value on fresh data without an effect; `discrete` if only few values of p are possible.
+
+    Where these are 1/n, 2/n, …, 1 and should be equally likely, `values` is n. `most` bounds the runs of a slow row.
+    """
 
     name: str
     where: str
     one: Callable[[np.random.Generator], float]
     discrete: bool = False
+    values: int = 0
+    most: int = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """`one(rng)`: whether a decision was wrong on fresh data; it may be so at most `limit` of the time."""
+    """`one(rng)`: whether a decision was wrong on fresh data; it may be so at most `limit` of the time.
+
+    A row that is `known` to exceed it is reported, not required.
+    """
 
     name: str
     where: str
     one: Callable[[np.random.Generator], bool]
     limit: float
+    most: int = 10**6
+    known: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """`one(rng)`: the share of a result's places that lie outside its null band, if all is chance, which should be `chance` on average."""
+
+    name: str
+    where: str
+    one: Callable[[np.random.Generator], float]
+    chance: float
+    most: int = 10**6
 
 
 def _normal(rng: np.random.Generator, n: int) -> Values:
@@ -256,27 +285,12 @@ def _two_shares(n: int, one: float, other: float, rng: np.random.Generator, _: i
     return shares_difference(int(rng.binomial(n, one)), n, int(rng.binomial(n, other)), n)
 
 
-def _path(n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
-    """The length of a walk of `n` steps at one layer, as `trajectory_of_trace` tells it."""
-    steps = np.linalg.norm(rng.normal(size=(1, n, 16)) * rng.lognormal(sigma=0.4, size=(1, n, 1)), axis=2)
-    low, high = _sum_ends(steps[0])
-    return low / n, high / n
-
-
 def _misaligned(n: int, rng: np.random.Generator, _: int) -> tuple[float, float]:
     """A tenth of a thinking whose tokens are wrong more often in some of its `n` sentences than in others."""
     sentence = np.repeat(np.arange(n), rng.integers(5, 15, size=n))
     wrong = (rng.random(len(sentence)) < rng.beta(6, 14, size=n)[sentence]).astype(float)
     low, high = _bin_ends(np.array_split(wrong, 10), worth(wrong, sentence))
     return float(low[3]), float(high[3])
-
-
-def _mutual(name: str, n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
-    """A number of a line of positive values, those of each of `n` sentences alike, less what it is of a very long line."""
-    units = np.repeat(np.arange(n), 12)
-    line = np.exp(0.3 * rng.normal(size=n)[units] + 0.3 * rng.normal(size=len(units)))
-    found = _estimated(line, np.full(len(line), 1.5), units, tau=1.5, seed=int(rng.integers(2**31)))[name]["ci"]
-    return found[0] - _MUTUAL[name], found[1] - _MUTUAL[name]
 
 
 def _between(rng: np.random.Generator) -> float:
@@ -317,11 +331,6 @@ def _trending(rng: np.random.Generator) -> float:
     return serial_correlation(*(rng.normal(size=(2, 30)) + rng.normal(size=(2, 1)) * np.linspace(-2, 2, 30)))[1]
 
 
-def _random_heads(rng: np.random.Generator) -> float:
-    """The effect of a set of heads among those of 20 random sets, as `ablation_effect` counts it."""
-    return float(permutation_p(rng.normal(), rng.normal(size=20)))
-
-
 def _dependencies(rng: np.random.Generator) -> float:
     """Two traces of 15 sentences; the scores know nothing of the dependencies."""
     truth = [[sorted(set(rng.integers(0, t, size=min(t, 2)).tolist())) for t in range(15)] for _ in range(2)]
@@ -355,22 +364,8 @@ def _false_discoveries(rng: np.random.Generator) -> bool:
     return bool((benjamini_hochberg(rng.random(20)) <= 0.05).any())
 
 
-def _beyond_random(rng: np.random.Generator) -> bool:
-    """A vector that does what five random ones do."""
-    resamples = Resamples(_groups(32), n_resamples=200, seed=int(rng.integers(2**31)))
-    base = 100 * _skewed(rng, 32)
-    runs = [resamples.means(base * rng.lognormal(mean=rng.normal(scale=0.05), sigma=0.2, size=32)) for _ in range(6)]
-    changes = [resamples.estimate(run / resamples.means(base) - 1) for run in runs]
-    excess = resamples.estimate(runs[0] - np.mean(runs[1:], axis=0))
-    unknown = Estimate(value=float("nan"), low=float("nan"), high=float("nan"))
-    arms = [
-        Arm(name="", multiplier=1, n_problems=32, tokens=unknown, accuracy=unknown, change=change, n_edited=1)
-        for change in changes
-    ]
-    assert excess is not None
-    return Dose(
-        strength=1, steered=arms[0], reversed=arms[0], random=tuple(arms[1:]), excess={"tokens": excess}
-    ).beyond_random
+def _significant(one: Callable[[np.random.Generator], float], rng: np.random.Generator) -> bool:
+    return one(rng) <= 0.05
 
 
 def _intervals() -> list[Interval]:
@@ -517,23 +512,24 @@ def _intervals() -> list[Interval]:
             for n, one, other in ((20, 0.8, 0.6), (20, 0.5, 0.5), (100, 0.9, 0.8))
         ),
         Interval(
-            name="cumulative change of 10 steps (its interval alone)",
-            where="analysis.traces.trajectory.trajectory_of_trace",
+            name="cumulative change of about 10 steps",
+            where="analysis.trajectory_of_trace",
             truth=_STEP,
-            one=partial(_path, 10),
+            one=length_of_path,
         ),
         Interval(
             name="misaligned tokens, a tenth of 20 sentences (their interval alone)",
-            where="analysis.tokens.misalignment.misalignment_of_trace",
+            where="analysis.misalignment_of_trace",
             truth=0.3,
             one=partial(_misaligned, 20),
         ),
         *(
             Interval(
-                name=f"{name.replace('_', ' ')} of mutual information, 30 sentences (its interval alone)",
-                where="analysis.tokens.mi.mi_of_trace",
+                name=f"{name.replace('_', ' ')} of mutual information, 30 sentences",
+                where="analysis.mi_of_trace",
                 truth=0.0,
-                one=partial(_mutual, name, 30),
+                one=partial(number_of_information, name),
+                most=300,
             )
             for name in ("mean", "median", "share_peaks", "share_above_null")
         ),
@@ -562,11 +558,26 @@ TESTS = (
         one=_within,
     ),
     Test(name="two-sided, 199 draws", where="data.intervals.permutation_p", one=_two_sided),
-    Test(
-        name="heads among 20 random sets (normals in place of measured effects)",
-        where="steering.experiments.ablation",
-        one=_random_heads,
-        discrete=True,
+    *(
+        Test(
+            name=f"one of {n} heads of a block is ablated",
+            where="steering.ablation_effect",
+            one=partial(one_of_heads, n),
+            values=min(n, 21),
+        )
+        for n in (4, 8, 16, 28)
+    ),
+    Test(name="one of 8 MLPs is ablated", where="steering.ablation_effect", one=one_of_mlps, values=8),
+    Test(name="one of 8 layers is ablated", where="steering.ablation_effect", one=one_of_layers, values=8),
+    *(
+        Test(
+            name=f"a probe of noise at {n} layers",
+            where=f"probes.{probe}",
+            one=partial(probe_of_noise, probe, n),
+            most=100,
+        )
+        for probe in ("length", "refusal", "correctness")
+        for n in (1, 8)
     ),
     Test(name="dependencies, scores shuffled", where="analysis.statistics.dependency_agreement", one=_dependencies),
     Test(
@@ -579,7 +590,17 @@ TESTS = (
 RATES = (
     Rate(name="any of 20 tests, Holm", where="analysis.statistics.holm", one=_any_of_many, limit=0.05),
     Rate(name="false discoveries among 20, Benjamini and Hochberg", where="analysis.statistics.benjamini_hochberg", one=_false_discoveries, limit=0.05),
-    Rate(name="a random vector called beyond random (simulated changes in place of steered runs)", where="steering.experiments.dose_responses.Dose.beyond_random", one=_beyond_random, limit=0.05),
+    Rate(name="a random vector called beyond random, 12 problems", where="steering.dose_response", one=random_vector_beyond_random, limit=0.05, most=500),
+    Rate(name="any of 3 pairs of unrelated signals called alike", where="analysis.signal_agreement", one=signals_that_agree, limit=0.05, most=500),
+    *(
+        Rate(name=f"p ≤ .05 of {n} of {heads} heads of a block, ablated together", where="steering.ablation_effect", one=partial(_significant, partial(several_heads, heads, n)), limit=0.05, known=True)
+        for heads, n in ((8, 2), (16, 2), (16, 4), (28, 4))
+    ),
+)  # fmt: skip
+SHARES = (
+    Share(name="tokens above the answers of 39 other problems", where="analysis.mi_of_trace", one=share_of_information, chance=chance_above(39)),
+    Share(name="sentences that one head attends to more than 20 others do", where="analysis.receiver_scores", one=share_of_receivers, chance=chance_above(20)),
+    Share(name="tokens that a vector changes unlike 20 others do", where="analysis.steering_shift", one=share_of_shift, chance=2 * chance_above(20)),
 )  # fmt: skip
 
 
@@ -590,60 +611,90 @@ class Row:
     kind: str
     name: str
     where: str
+    runs: int
     value: float
     bounds: str
     met: bool
 
 
 def coverage(row: Interval, runs: int, draws: int, seed: int) -> Row:
+    runs = min(runs, row.most)
     rng = np.random.default_rng([seed, runs])
     held = [low <= row.truth <= high for low, high in (row.one(rng, draws) for _ in range(runs))]
     value, (low, high) = float(np.mean(held)), row.allowed
     error = 3 * sqrt(0.95 * 0.05 / runs) if runs < 1000 else 0.0  # a small version has to allow for its own noise
     return Row(
-        kind="interval", name=row.name, where=row.where, value=value, bounds=f"{low:.2f} to {high:.2f}",
+        kind="interval", name=row.name, where=row.where, runs=runs, value=value, bounds=f"{low:.2f} to {high:.2f}",
         met=low - error <= value <= high + error,
     )  # fmt: skip
 
 
 def uniformity(row: Test, runs: int, seed: int) -> Row:
     """How often p ≤ .05; a test of few values may be below, never above. The p-values that can be many are compared with a uniform."""
+    runs = min(runs, row.most)
     rng = np.random.default_rng([seed, runs])
     found = np.array([row.one(rng) for _ in range(runs)])
-    value, error = float(np.mean(found <= 0.05)), 3 * sqrt(0.05 * 0.95 / runs)
-    uniform = row.discrete or kstest(found, "uniform").pvalue > 0.001
-    least = 0.0 if row.discrete else 0.05 - error
+    least, most, uniform = _even(found, row.values) if row.values else _spread(found, discrete=row.discrete)
+    value, error = float(np.mean(found <= 0.05)), 3 * sqrt(max(most * (1 - most), 1 / runs**2) / runs)
+    few = f"{most:.3f}, {row.values} values alike" if row.values else "at most .05" if row.discrete else ".05"
     return Row(
-        kind="test", name=row.name, where=row.where, value=value, bounds=".05" if not row.discrete else "at most .05",
-        met=uniform and least <= value <= 0.05 + error,
+        kind="test", name=row.name, where=row.where, runs=runs, value=value, bounds=few,
+        met=uniform and least - error <= value <= most + error,
     )  # fmt: skip
 
 
+def _even(found: Values, values: int) -> tuple[float, float, bool]:
+    """What share p ≤ .05 has to have if 1/n, 2/n, … are equally likely, twice, and whether they seem to be (chi-square)."""
+    counts = np.bincount(np.rint(found * values).astype(int) - 1, minlength=values)
+    share = int(0.05 * values) / values
+    return share, share, bool(chisquare(counts).pvalue > 0.001)
+
+
+def _spread(found: Values, *, discrete: bool) -> tuple[float, float, bool]:
+    if discrete:
+        return 0.0, 0.05, True
+    return 0.05, 0.05, bool(kstest(found, "uniform").pvalue > 0.001)
+
+
 def rate(row: Rate, runs: int, seed: int) -> Row:
+    runs = min(runs, row.most)
     rng = np.random.default_rng([seed, runs])
     value = float(np.mean([row.one(rng) for _ in range(runs)]))
     error = 3 * sqrt(row.limit * (1 - row.limit) / runs)
     return Row(
-        kind="rate",
-        name=row.name,
-        where=row.where,
-        value=value,
-        bounds=f"at most {row.limit}",
-        met=value <= row.limit + error,
-    )
+        kind="known" if row.known else "rate", name=row.name, where=row.where, runs=runs, value=value,
+        bounds=f"at most {row.limit}", met=row.known or value <= row.limit + error,
+    )  # fmt: skip
+
+
+def share(row: Share, runs: int, seed: int) -> Row:
+    """The mean share outside of the band; what is outside in one run is alike, so its error is taken over runs."""
+    runs = min(runs, row.most)
+    rng = np.random.default_rng([seed, runs])
+    found = np.array([row.one(rng) for _ in range(runs)])
+    error = 3 * found.std(ddof=1) / sqrt(runs)
+    return Row(
+        kind="share", name=row.name, where=row.where, runs=runs, value=float(found.mean()),
+        bounds=f"{row.chance:.3f} ± {error:.3f}", met=bool(abs(found.mean() - row.chance) <= error),
+    )  # fmt: skip
+
+
+def _rows() -> list[Interval | Test | Rate | Share]:
+    return [*_intervals(), *TESTS, *RATES, *SHARES]
 
 
 def _job(index: int, runs: int, draws: int, seed: int) -> Row:
     """The row number `index` of all: functions of this script cannot be sent to another process, numbers can."""
-    row = [*_intervals(), *TESTS, *RATES][index]
+    row = _rows()[index]
     if isinstance(row, Interval):
         return coverage(row, runs, draws, seed)
-    return uniformity(row, runs, seed) if isinstance(row, Test) else rate(row, runs, seed)
+    if isinstance(row, Test):
+        return uniformity(row, runs, seed)
+    return rate(row, runs, seed) if isinstance(row, Rate) else share(row, runs, seed)
 
 
 def simulate(runs: int, draws: int, *, seed: int = 0, only: str = "", workers: int = 1) -> list[Row]:
-    rows = [*_intervals(), *TESTS, *RATES]
-    chosen = [i for i, row in enumerate(rows) if only in row.name or only in row.where]
+    chosen = [i for i, row in enumerate(_rows()) if only in row.name or only in row.where]
     one = partial(_job, runs=runs, draws=draws, seed=seed)
     if workers == 1:
         return [one(i) for i in chosen]
@@ -654,21 +705,39 @@ def simulate(runs: int, draws: int, *, seed: int = 0, only: str = "", workers: i
 _PROBES = "## The null of a probe\n"
 _HEAD = """# What the intervals and p-values are worth
 
-Written by `make selftest`: {runs:,} simulated runs per row, {draws} resamples each, seed {seed}. The data come from processes whose true
+Written by `make selftest`: {runs:,} simulated runs per row (slow ones fewer), {draws} resamples each, seed {seed}. The data come from processes whose true
 value is known. An interval should cover it 95 % of the time and must do so {low:.0%} to {high:.0%}; without an effect, a p-value should be
 at most .05 in 5 % of the runs, and is also compared with a uniform distribution (Kolmogorov and Smirnov). A share of few tries has few
 possible values, so that at a fixed share any interval covers it .90 to .99 of the time; rows with "any share" draw another one per run.
+
+Every row calls the function that it names. Those of ablations, bands and steering run it on a tiny random model whose weights are drawn
+again each time, so that every head, direction and answer is as good as any other; those of probes run on noise. Rows whose names end in
+"(its interval alone)" test a part of the function.
 """
 
 
+_KNOWN = """Several heads of one block are compared with sets that hold none of them. A set that is above average leaves the others below it, so
+that p is too small, the more so the larger its share of the block. One head, MLP or layer has an exact p-value (above)."""
+
+
+def _met(row: Row) -> str:
+    return "known" if row.kind == "known" else "yes" if row.met else "**no**"
+
+
 def markdown(rows: list[Row], runs: int, draws: int, seed: int) -> str:
-    titles = {"interval": "Intervals", "test": "p-values", "rate": "Decisions"}
-    columns = {"interval": "covered", "test": "p ≤ .05", "rate": "wrong"}
+    titles = {
+        "interval": ("Intervals", "covered"),
+        "test": ("p-values", "p ≤ .05"),
+        "rate": ("Decisions", "wrong"),
+        "share": ("Null bands", "outside"),
+        "known": ("Known to be too small", "p ≤ .05"),
+    }
     lines = [_HEAD.format(runs=runs, draws=draws, seed=seed, low=0.93, high=0.97)]
-    for kind, title in titles.items():
-        lines += [f"## {title}", "", f"| what | function | {columns[kind]} | required | met |", "|---|---|---|---|---|"]
+    for kind, (title, column) in titles.items():
+        lines += [f"## {title}", "", *([_KNOWN, ""] if kind == "known" else [])]
+        lines += [f"| what | function | runs | {column} | required | met |", "|---|---|---|---|---|---|"]
         lines += [
-            f"| {row.name} | `{row.where}` | {row.value:.3f} | {row.bounds} | {'yes' if row.met else '**no**'} |"
+            f"| {row.name} | `{row.where}` | {row.runs} | {row.value:.3f} | {row.bounds} | {_met(row)} |"
             for row in rows
             if row.kind == kind
         ]
@@ -686,6 +755,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     began = time.monotonic()
+    torch.set_num_threads(1)
     rows = simulate(given.runs, given.draws, seed=given.seed, only=given.only, workers=given.workers)
     text = markdown(rows, given.runs, given.draws, given.seed)
     if given.out:

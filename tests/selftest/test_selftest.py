@@ -1,6 +1,7 @@
 """A small version of `make selftest`, and the widening of intervals that it led to."""
 
 import runpy
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,36 @@ def test_intervals_cover_and_p_values_are_uniform(name):
     assert row.met, row
 
 
-def test_a_random_vector_is_rarely_beyond_random():
-    [row] = SIMULATE["simulate"](60, 60, only="a random vector called beyond random")
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [
+        ("one of 4 heads of a block is ablated", 200),
+        ("one of 28 heads of a block is ablated", 60),
+        ("tokens above the answers of 39 other problems", 30),
+        ("sentences that one head attends to", 200),
+        ("tokens that a vector changes unlike 20 others do", 60),
+        ("a random vector called beyond random", 20),
+        ("unrelated signals called alike", 60),
+        ("cumulative change of about 10 steps", 200),
+    ],
+)
+def test_on_random_models_the_functions_of_users_see_nothing(name, runs):
+    [row] = SIMULATE["simulate"](runs, 60, only=name)
     assert row.met, row
+
+
+def test_every_row_names_a_function_that_there_is():
+    for where in {row.where for row in SIMULATE["_rows"]()}:
+        first, *rest = where.split(".")
+        module = import_module(f"reasonscope.{first}")
+        for name in rest:
+            module = getattr(module, name, None) or import_module(f"{module.__name__}.{name}")
+        assert callable(module), where
+
+
+def test_controls_that_repeat_would_be_noticed():
+    p = np.random.default_rng(0).choice([0.25, 0.5, 1.0], size=200)  # two of three controls are one and the same
+    assert not SIMULATE["_even"](p, 4)[2]
 
 
 @pytest.mark.parametrize("probe", ["length", "refusal", "correctness"])
