@@ -239,7 +239,8 @@ class AblationEffect:
         ablation: What was removed.
         effect: Loss of log-likelihood, in nats per answer token.
         null: The effect of each control (control,), all controls different.
-        p_value: Share of controls with at least this effect, the ablation itself counted among them.
+        p_value: Share of controls with at least this effect, the ablation itself counted among them. Exact for one head, MLP or
+            layer; too small for several heads of one block, because the controls hold none of them.
         side_effects: `kl_thinking` and `kl_answer`, in nats per token, and `nll_thinking`, the loss on the thinking itself.
         n_edited: Tokens (or edges) removed from all traces together.
         control: In words, what the controls are.
