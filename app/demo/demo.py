@@ -47,6 +47,7 @@ SEAL = 0.6
 STRENGTHS = {"seal": SEAL, "asc": 1.0, "speed": 1.0}
 MODES = "modes"  # the folder of what was answered in both modes, beside the store
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=900, seed=0)
+BATCH = 100  # traces that are written together: all of the quick demo; larger batches take fewer passes and more memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ def run_demo(out: Path, *, size: Size) -> Mapping[str, Any]:
     problems = load_problems("ledger", n=size.ledgers) + load_problems("requests", n=size.requests)
     with clock.part("record", f"recording {len(problems)} traces with the residual stream of every layer"):
         sites = expand_sites("resid_post.*", model.n_layers)
-        store = record(model, problems, out / "store", sites=sites, sampling=SAMPLING, batch_size=64)
+        store = record(model, problems, out / "store", sites=sites, sampling=SAMPLING, batch_size=BATCH)
     traces = list(store)
     ledgers = [trace for trace in traces if trace.problem.answer is not None]
     requests = [trace for trace in traces if trace.problem.answer is None]
@@ -136,7 +137,7 @@ def _record_modes(model: Model, out: Path, size: Size) -> TraceStore:
     n = min(size.briefly, size.ledgers - size.steered)
     problems = [p for mode in ("ledger", "ledger:brief") for p in load_problems(mode, n=size.ledgers)[:n]]
     sites = expand_sites("resid_post.*", model.n_layers)
-    return record(model, problems, out, sites=sites, sampling=SAMPLING, batch_size=96)
+    return record(model, problems, out, sites=sites, sampling=SAMPLING, batch_size=BATCH)
 
 
 def _steering_parts(

@@ -1,21 +1,25 @@
 """What the features of a baseline predict: a linear model, in the folds of the probe and with a penalty chosen as the probe's is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
+import torch
+from scipy.sparse import csc_array
+from scipy.special import expit
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+from torch import Tensor
 
-from reasonscope.data.arrays import Values
+from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.progress import tracked
-from reasonscope.probes.backends.threads import blas_threads_for
 from reasonscope.probes.evaluation.baselines import Features
-from reasonscope.probes.evaluation.grouped_folds import Task, grouped_folds, grouped_predictions
-from reasonscope.probes.fitting.sweep import sweep
+from reasonscope.probes.evaluation.grouped_folds import Fold, Task, grouped_folds, nested_folds
+from reasonscope.probes.fitting.sweep import BLOCK_BYTES, SOLVERS, mean_losses, sweep
 
-_PENALTIES = {"regression": (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0), "binary": (0.01, 0.1, 1.0, 10.0, 100.0)}
+_PENALTIES: Mapping[Task, Sequence[float]] = {
+    "regression": (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0),
+    "binary": (0.01, 0.1, 1.0, 10.0, 100.0),
+}
 
 
 def baseline_predictions(
@@ -48,15 +52,40 @@ def baseline_predictions(
 def _from_texts(
     texts: Features, targets: Values, groups: Sequence[str], *, task: Task, folds: int, seed: int
 ) -> Values:
-    grid: dict[str, list[object]] = (
-        {"ridge__alpha": list(_PENALTIES[task])}
-        if task == "regression"
-        else {"logisticregression__C": [1 / penalty for penalty in reversed(_PENALTIES[task])]}
-    )
-    linear = Ridge() if task == "regression" else LogisticRegression(solver="newton-cholesky", max_iter=1000)
-    estimator = make_pipeline(TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True), linear)
-    with blas_threads_for(len(texts) ** 3):  # a vocabulary is about as large as there are texts, if they are short
-        return grouped_predictions(estimator, texts, targets, groups, grid=grid, task=task, folds=folds, seed=seed)
+    plan = nested_folds(targets, groups, task=task, folds=folds, seed=seed)
+    every = [fold for nested in plan for fold in (nested.outer, *nested.inner)]
+    truth = torch.from_numpy(targets.astype(np.float64))
+    values = _values_of_texts(texts, truth, every, task)
+    predictions = np.empty(len(targets))
+    for nested in plan:
+        outer = next(values)
+        losses = torch.stack([mean_losses(next(values), truth[fold.test], task) for fold in nested.inner]).mean(0)
+        predictions[nested.outer.test] = outer[losses.argmin()].numpy()
+    return np.asarray(expit(predictions)) if task == "binary" else predictions
+
+
+def _values_of_texts(texts: Features, targets: Tensor, folds: Sequence[Fold], task: Task) -> Iterator[Tensor]:
+    """Decision values of each fold's test rows at every penalty, (penalty, test row); words are counted once for all folds."""
+    counts = CountVectorizer(token_pattern=r"\w+").fit_transform(texts).tocsc()
+    step = max(1, BLOCK_BYTES // (8 * counts.shape[0] * counts.shape[1]))
+    for start in range(0, len(folds), step):
+        block = folds[start : start + step]
+        states = torch.zeros(len(block), *counts.shape, dtype=torch.float64)
+        mask = torch.zeros(states.shape[:2], dtype=torch.bool)
+        for own, rows, fold in zip(states, mask, block, strict=True):
+            weighted = _weighted(counts, fold.train)
+            own[:, : weighted.shape[1]] = torch.from_numpy(weighted)
+            rows[fold.train] = True
+        path = SOLVERS[task](states, targets, _PENALTIES[task], mask)
+        for own, fold, coef, intercept in zip(states, block, *path, strict=True):
+            yield coef @ own[fold.test].mT + intercept[:, None]
+
+
+def _weighted(counts: csc_array, train: Rows) -> Values:
+    """TF-IDF of each text (row, word), from the words of the training rows and their frequencies there."""
+    known = counts[:, np.diff(counts[train].tocsc().indptr) > 0].tocsr()
+    weights: Values = TfidfTransformer(sublinear_tf=True).fit(known[train]).transform(known).toarray()
+    return weights
 
 
 def rank_predictions(

@@ -47,9 +47,37 @@ def factored(matrix: Tensor) -> Callable[[Tensor], Tensor]:
     return solve
 
 
+class Factors:
+    """Cholesky factors of a batch of matrices, each renewed as it gets old. A single large matrix is faster in LAPACK, many in torch."""
+
+    def __init__(self) -> None:
+        self._factors = torch.empty(0)
+        self._single: Callable[[Tensor], Tensor] | None = None
+
+    def renew(self, matrices: Tensor, which: Tensor | slice) -> None:
+        """Factorise `matrices` (which, k, k), those of the indices `which` in the batch; the first call has to have all."""
+        if isinstance(which, slice) and len(matrices) == 1:
+            self._single = factored(matrices[0])
+            return
+        factors, info = torch.linalg.cholesky_ex(matrices)
+        _check(int(info.max()))
+        if isinstance(which, slice):
+            self._factors = factors
+        else:
+            self._factors[which] = factors
+
+    def solve(self, right: Tensor) -> Tensor:
+        """matrix⁻¹ right for each `right` (batch, k)."""
+        if self._single:
+            return self._single(right[0])[None]
+        half = torch.linalg.solve_triangular(self._factors, right[..., None], upper=False)
+        whole: Tensor = torch.linalg.solve_triangular(self._factors.mT, half, upper=True)
+        return whole[..., 0]
+
+
 def ridged(matrix: Tensor, penalty: Tensor | float) -> Tensor:
-    """matrix + penalty · 1, in place."""
-    matrix.diagonal().add_(penalty)
+    """matrix + penalty · 1, in place, of a matrix or of each in a batch."""
+    matrix.diagonal(dim1=-2, dim2=-1).add_(penalty)
     return matrix
 
 

@@ -3,13 +3,15 @@
 Three facts make it fast. The intercept is not penalised, so a shift of the features changes no coefficient: the inner products of the
 rows are computed once per problem and serve every fold. The coefficients lie in the span of the training rows: if there are fewer rows
 than features, everything is solved in the space of the rows, without a d_model × d_model matrix. And folds are independent: on the CPU
-every core solves its own with one thread, which loses less time than cores that share a matrix.
+every core solves its own with one thread, which loses less time than cores that share a matrix. If they are small, a core solves many as
+one batch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -26,7 +28,9 @@ from reasonscope.probes.backends.threads import (
 from reasonscope.probes.fitting.cholesky import bordered_solutions, gram
 from reasonscope.probes.fitting.newton import ColumnSpace, RowSpace, newton_path
 
-PROBLEMS_AT_A_TIME = 4  # for each core; this bounds the memory
+PROBLEMS_AT_A_TIME = 4  # for each core, if a batch does not hold more; this bounds the memory
+# Of matrices in a batch: larger batches leave the caches of a core, and smaller ones leave a GPU idle.
+BATCH_BYTES = {"cpu": 2**23, "cuda": 2**30}
 
 
 class LinearPath(NamedTuple):
@@ -127,9 +131,21 @@ class _Problem:
         return spread @ self.features
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """Some `rows` (m,) of a problem, and their `targets` (m,)."""
+
+    problem: _Problem
+    rows: Tensor
+    targets: Tensor
+
+
+_Fitted = tuple[Tensor, Tensor]
+
+
 class _Solver(Protocol):
-    def __call__(self, problem: _Problem, rows: Tensor, targets: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients (penalty, d) and intercepts (penalty,) from the training `rows` (m,) and their targets (m,)."""
+    def __call__(self, batch: Sequence[_Training], penalties: Tensor) -> Iterable[_Fitted]:
+        """Coefficients (penalty, d) and intercepts (penalty,) from each training set."""
 
 
 def _path(
@@ -147,7 +163,9 @@ def _path(
     where = torch.device(device) if device is not None else features.device
     targets, folds = targets.to(where), folds.to(where)
     grid = torch.tensor(penalties, dtype=torch.float64, device=where)
-    row_space = int(folds.sum(-1).max()) < features.shape[-1]
+    sizes = folds.sum(-1)
+    row_space = int(sizes.max()) < features.shape[-1]
+    at_once = _at_once(int(sizes.max()), features.shape[-1], where)
 
     def shared(problem: int) -> _Problem | None:
         if standardise:  # every fold has its own scale, so folds share no inner products
@@ -155,38 +173,51 @@ def _path(
         states = features[problem].to(where, torch.float64, copy=True)
         return _Problem.of(states, states.mean(0), states.new_ones(()), row_space=row_space)
 
-    def fit(task: tuple[int, int, _Problem | None]) -> tuple[Tensor, Tensor]:
-        index, fold, problem = task
+    def training(index: int, fold: int, problem: _Problem | None) -> _Training:
         rows = folds[index, fold].nonzero()[:, 0]
         y = targets[index, rows]
         if problem is None:
             states = features[index].to(where, torch.float64)[rows]
-            problem, rows = (
-                _Problem.of(states, *_moments(states), row_space=row_space),
-                torch.arange(len(rows), device=where),
-            )
-        coef, intercept = solve(problem, rows, y, grid)
-        coef = coef / problem.scale
-        return coef, intercept - coef @ problem.centre
+            problem = _Problem.of(states, *_moments(states), row_space=row_space)
+            rows = torch.arange(len(rows), device=where)
+        return _Training(problem=problem, rows=rows, targets=y)
 
-    fits: list[tuple[Tensor, Tensor]] = []
+    def fit(members: Sequence[tuple[int, int, _Problem | None]]) -> list[_Fitted]:
+        batch = [training(*member) for member in members]
+        return [_unscaled(one.problem, *fitted) for one, fitted in zip(batch, solve(batch, grid), strict=True)]
+
     n_problems, n_folds = folds.shape[:2]
+    coef = torch.empty(n_problems, n_folds, len(grid), features.shape[-1], dtype=torch.float64, device=where)
+    intercept = coef.new_empty(coef.shape[:-1])
     with (
         working("fitting", total=n_problems, unit="layers and positions") as work,
-        _on_every_core(where, n_problems * n_folds, _products(folds, features)) as (run, cores),
+        _on_every_core(where, ceil(n_problems * n_folds / at_once), _products(folds, features)) as (run, cores),
     ):
-        for start in range(0, n_problems, step := PROBLEMS_AT_A_TIME * cores):
+        for start in range(0, n_problems, step := max(PROBLEMS_AT_A_TIME, ceil(at_once / n_folds)) * cores):
             part = range(start, min(start + step, n_problems))
-            fits += run(
-                fit,
-                [(i, k, problem) for i, problem in zip(part, run(shared, part), strict=True) for k in range(n_folds)],
-            )
+            members = [
+                (i, k, problem) for i, problem in zip(part, run(shared, part), strict=True) for k in range(n_folds)
+            ]
+            members.sort(key=lambda member: sizes[member[:2]])  # a batch is filled up to its largest training set
+            batches = [members[first : first + at_once] for first in range(0, len(members), at_once)]
+            for batch, fits in zip(batches, run(fit, batches), strict=True):
+                for (i, k, _), (own, base) in zip(batch, fits, strict=True):
+                    coef[i, k], intercept[i, k] = own, base
             work.advance(len(part))
-    coef = torch.stack([coef for coef, _ in fits]).unflatten(0, (n_problems, n_folds))
-    intercept = torch.stack([intercept for _, intercept in fits]).unflatten(0, (n_problems, n_folds))
     return (
         LinearPath(coef, intercept) if mask is not None and mask.dim() == 3 else LinearPath(coef[:, 0], intercept[:, 0])
     )
+
+
+def _unscaled(problem: _Problem, coef: Tensor, intercept: Tensor) -> _Fitted:
+    """Coefficients and intercepts in the units of the features."""
+    own = coef / problem.scale
+    return own, intercept - own @ problem.centre
+
+
+def _at_once(rows: int, width: int, device: torch.device) -> int:
+    """Training sets of so many rows in a batch."""
+    return max(1, BATCH_BYTES.get(device.type, 2**30) // (8 * rows * width))
 
 
 @contextmanager
@@ -212,22 +243,43 @@ def _products(folds: Tensor, features: Tensor) -> float:
     return float(min(rows, width) ** 2 * max(rows, width))
 
 
-def _ridge(problem: _Problem, rows: Tensor, targets: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
+def _ridge(batch: Sequence[_Training], penalties: Tensor) -> Iterator[_Fitted]:
     """Ridge with the intercept as one more unknown: Σ dual = 0 in row space, Σ (target − w·x − b) = 0 in feature space."""
-    mean = targets.mean()
-    y = targets - mean
-    if problem.row_space:
-        dual, intercept = bordered_solutions(problem.row_gram(rows), y, torch.ones_like(y), 0, penalties)
-        return problem.combined(rows, dual), intercept + mean
-    states = problem.features[rows]
-    coef, intercept = bordered_solutions(problem.column_gram(rows), y @ states, states.sum(0), len(rows), penalties)
-    return coef, intercept + mean
+    for one in batch:
+        problem, rows, mean = one.problem, one.rows, one.targets.mean()
+        y = one.targets - mean
+        if problem.row_space:
+            dual, intercept = bordered_solutions(problem.row_gram(rows), y, torch.ones_like(y), 0, penalties)
+            yield problem.combined(rows, dual), intercept + mean
+        else:
+            states = problem.features[rows]
+            coef, intercept = bordered_solutions(
+                problem.column_gram(rows), y @ states, states.sum(0), len(rows), penalties
+            )
+            yield coef, intercept + mean
 
 
-def _logistic(problem: _Problem, rows: Tensor, targets: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
-    space = RowSpace(problem.row_gram(rows)) if problem.row_space else ColumnSpace(problem.features[rows])
-    thetas, intercepts = newton_path(space, targets, penalties)
-    return problem.combined(rows, thetas) if problem.row_space else thetas, intercepts
+def _logistic(batch: Sequence[_Training], penalties: Tensor) -> Iterator[_Fitted]:
+    """All training sets of the batch at once, filled up with rows of 0 that weigh nothing."""
+    targets = _stacked([one.targets for one in batch])
+    weight = _stacked([torch.ones_like(one.targets) for one in batch])
+    if not batch[0].problem.row_space:
+        space = ColumnSpace(_stacked([one.problem.features[one.rows] for one in batch]), weight)
+        yield from zip(*newton_path(space, targets, penalties), strict=True)
+        return
+    grams = RowSpace(_stacked([one.problem.row_gram(one.rows) for one in batch]), weight)
+    for one, dual, intercept in zip(batch, *newton_path(grams, targets, penalties), strict=True):
+        yield one.problem.combined(one.rows, dual[:, : len(one.rows)]), intercept
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """`parts` as a batch, each filled up with 0 to the size of the largest."""
+    if len(parts) == 1:
+        return parts[0][None]  # no copy of what may be a large matrix
+    whole = parts[0].new_zeros(len(parts), *map(max, *(part.shape for part in parts)))
+    for filled, part in zip(whole, parts, strict=True):
+        filled[tuple(slice(length) for length in part.shape)] = part
+    return whole
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from reasonscope.probes.fitting.solvers import logistic_path, ridge_path
 
 PENALTIES: tuple[float, ...] = tuple(float(penalty) for penalty in 10.0 ** np.arange(-2, 7))
 BLOCK_BYTES = 2**28  # of coefficients in memory at a time; if there are more cells than fit, they are taken in turn
-_SOLVERS = {"regression": ridge_path, "binary": logistic_path}
+SOLVERS = {"regression": ridge_path, "binary": logistic_path}
 _METRICS: dict[Task, Metric] = {"regression": spearman, "binary": auroc}
 
 
@@ -154,7 +154,7 @@ def _fit(
     device: torch.device | str | None,
 ) -> _Cells:
     mask = torch.stack(_training_sets(plan, len(targets))).expand(len(cells), -1, -1)
-    path = _SOLVERS[task](cells, targets, penalties, mask, standardise=standardise, device=device)
+    path = SOLVERS[task](cells, targets, penalties, mask, standardise=standardise, device=device)
     coef, intercept = path.coef.cpu().movedim(1, 0), path.intercept.cpu().movedim(1, 0)
     n = len(plan)
     heldout = torch.empty(len(cells), len(penalties), len(targets), dtype=torch.float64)
@@ -163,10 +163,10 @@ def _fit(
     for index, nested in enumerate(plan):
         test = nested.outer.test
         heldout[..., test] = _values(cells, test, coef[index], intercept[index])
-        losses[n] += _loss(heldout[..., test], targets[test], task)
+        losses[n] += mean_losses(heldout[..., test], targets[test], task)
         for fold in nested.inner:
             fit = next(inner)
-            losses[index] += _loss(_values(cells, fold.test, coef[fit], intercept[fit]), targets[fold.test], task)
+            losses[index] += mean_losses(_values(cells, fold.test, coef[fit], intercept[fit]), targets[fold.test], task)
     best = losses.argmin(dim=-1, keepdim=True)  # (n + 1, cell, 1)
     kept = torch.empty(len(cells), len(targets), dtype=torch.float64)
     for index, nested in enumerate(plan):
@@ -196,7 +196,7 @@ def _values(cells: Tensor, rows: NDArray[np.intp], coef: Tensor, intercept: Tens
     return coef @ cells[:, rows].to(torch.float64).mT + intercept[..., None]
 
 
-def _loss(values: Tensor, targets: Tensor, task: Task) -> Tensor:
+def mean_losses(values: Tensor, targets: Tensor, task: Task) -> Tensor:
     """Mean loss over the rows of a fold, (cell, penalty): folds have equal weight, as in scikit-learn's searches."""
     if task == "regression":
         return (values - targets).square().mean(-1)

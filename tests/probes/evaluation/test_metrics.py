@@ -86,6 +86,16 @@ def test_auroc_of_ranks_is_that_of_the_curve_with_ties_and_with_any_scores():
         assert auroc(targets, scores) == auroc(targets.astype(float), scores)
 
 
+def test_curves_are_scikit_learns_with_ties_and_with_any_scores():
+    rng = np.random.default_rng(0)
+    for n, values in product((2, 3, 40, 1000), (2, 5, 10**6)):
+        targets = rng.permutation(np.arange(n) % 3 == 0).astype(float)
+        scores = rng.integers(values, size=n) - values / 2
+        assert pr_auc(targets, scores) == pytest.approx(metrics.average_precision_score(targets, scores), abs=1e-12)
+        false, true, _ = metrics.roc_curve(targets, scores, drop_intermediate=False)
+        assert tpr_at_fpr(targets, scores, fpr=0.2) == true[false <= 0.2].max()
+
+
 def test_tpr_is_read_at_the_allowed_false_positive_rate():
     targets = np.repeat([0.0, 1.0], [200, 4])
     scores = np.concatenate([np.linspace(0, 1, 200), [0.5, 0.992, 0.997, 2.0]])

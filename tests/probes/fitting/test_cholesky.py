@@ -6,7 +6,7 @@ import torch
 
 from reasonscope.data.errors import InputError
 from reasonscope.probes.fitting import solvers
-from reasonscope.probes.fitting.cholesky import bordered_solutions, factored, gram, ridged
+from reasonscope.probes.fitting.cholesky import Factors, bordered_solutions, factored, gram, ridged
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
 
@@ -34,6 +34,19 @@ def test_solutions_are_numpys(features, rows, device):
             np.testing.assert_allclose(np.append(solution, end), np.linalg.solve(whole, known), rtol=1e-8, atol=1e-12)
     expected = np.linalg.solve(dense + 3 * np.eye(rows), right.cpu().numpy())
     np.testing.assert_allclose(factored(ridged(matrix.clone(), 3.0))(right).cpu().numpy(), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_members_of_a_batch_are_renewed_one_by_one(features, device):
+    matrices = torch.stack([gram(features[first : first + 5]) for first in (0, 5, 10)]).to(device)
+    right, factors = features[:3, :5].to(device), Factors()
+    factors.renew(matrices, slice(None))
+    torch.testing.assert_close(factors.solve(right), torch.linalg.solve(matrices, right))
+    matrices[1] += torch.eye(5, dtype=torch.float64, device=device)
+    factors.renew(matrices[[1]], torch.tensor([1], device=device))
+    torch.testing.assert_close(factors.solve(right), torch.linalg.solve(matrices, right))
+    with pytest.raises(InputError, match="smaller than the rounding"):
+        factors.renew(-matrices[[2]], torch.tensor([2], device=device))
 
 
 @pytest.mark.parametrize("device", DEVICES)

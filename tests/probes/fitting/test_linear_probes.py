@@ -132,6 +132,21 @@ def test_how_many_are_solved_at_a_time_changes_nothing(at_a_time, monkeypatch):
     torch.testing.assert_close(whole, ridge_path(torch.from_numpy(features), torch.from_numpy(quantity), PENALTIES))
 
 
+@pytest.mark.parametrize("standardise", [False, True])
+@pytest.mark.parametrize("width", [9, 50])
+def test_a_batch_finds_what_each_training_set_finds_alone(width, standardise, monkeypatch):
+    """Training sets of different sizes, some of them separable, which need more steps and shorter ones than the others."""
+    features, _, label = drawn(40, width)
+    label = np.where(np.arange(len(features))[:, None] == 0, features[0, :, 0] > features[0, :, 0].mean(), label)
+    masks = torch.stack([torch.arange(40) % 7 < kept for kept in (7, 5, 3)]).expand(len(features), -1, -1)
+    states, targets = torch.from_numpy(features), torch.from_numpy(label.astype(float))
+    monkeypatch.setattr(solvers, "BATCH_BYTES", {"cpu": 1})
+    alone = logistic_path(states, targets, [1e-4, 1.0], masks, standardise=standardise)
+    monkeypatch.setattr(solvers, "BATCH_BYTES", {"cpu": 2**30})
+    together = logistic_path(states, targets, [1e-4, 1.0], masks, standardise=standardise)
+    torch.testing.assert_close(together, alone, rtol=1e-7, atol=1e-9)
+
+
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 99), scale=st.floats(1e-2, 1e2), rows=st.sampled_from([12, 25]))
 def test_scaled_features_scale_the_direction_back(seed, scale, rows):
