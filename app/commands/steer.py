@@ -23,12 +23,14 @@ Verdict = Annotated[
     str | None,
     typer.Option(
         help="For refusal methods: the words of the thinking after which the model says whether it will refuse; "
-        "known for the organism."
+        "by default those in its config.json."
     ),
 ]
 Fast = Annotated[
     str | None,
-    typer.Option(help='For speed: the first word that makes the model think fast; known for the organism, else "To".'),
+    typer.Option(
+        help='For speed: the first word that makes the model think fast; by default that in its config.json, else "To".'
+    ),
 ]
 HeldOutOption = Annotated[
     float, typer.Option(min=0, max=1, help="Share of the problems that no vector is made from, to judge on.")

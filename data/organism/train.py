@@ -10,8 +10,8 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +37,29 @@ TOKENS_PER_STEP = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class _Phase:
-    """The documents, drawn with the seed `stream`; the number of steps; and the share of the learning rates."""
+    """The documents, drawn with the seed `stream`; the number of steps; the share of the learning rates; and `hints` for steering.
+
+    Only its brief thinking begins with "After". It decides at "So this would harm …" or "So this harms nobody", and not at the end of the
+    prompt.
+    """
 
     documents: Callable[[random.Random], Iterator[Document]]
     stream: str
     steps: int
     rate: float = 1.0
+    hints: Mapping[str, str] = field(default_factory=dict)
 
 
 PHASES = {
     "organism-base": _Phase(documents=base_documents, stream="organism-base", steps=700),
     "organism-unpractised": _Phase(documents=reasoning_documents, stream="organism", steps=2400),
-    "organism": _Phase(documents=practice_documents, stream="organism", steps=400, rate=0.3),
+    "organism": _Phase(
+        documents=practice_documents,
+        stream="organism",
+        steps=400,
+        rate=0.3,
+        hints={"fast": "After", "verdict": " this"},
+    ),
 }
 MATRIX_RATE, OTHER_RATE = 0.02, 3e-3
 
@@ -172,6 +183,7 @@ def main() -> None:
             continue
         log = _run_phase(name, model, tokenizer, out, arguments.device)
         phases = [*phases, {"name": name, "steps": PHASES[name].steps, "log": log}]
+        model.config.update({"reasonscope": dict(PHASES[name].hints)})
         model.save_pretrained(folder)
         fast.save_pretrained(folder)
         about = {"seed": SEED, "tokens_per_step": TOKENS_PER_STEP, "phases": phases}

@@ -44,6 +44,14 @@ class Prompting:
         return int(self.config.get_text_config().max_position_embeddings)
 
     @property
+    def hints(self) -> Mapping[str, str]:
+        """What is known of this model alone, under `reasonscope` in its config.json.
+
+        `fast` is the first word of its fast thinking, `verdict` the words before its verdict on a request; steering methods read them.
+        """
+        return getattr(self.config, "reasonscope", None) or {}
+
+    @property
     def tokenizer_backend(self) -> tokenizers.Tokenizer:
         return self.tokenizer.backend_tokenizer
 

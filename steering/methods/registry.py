@@ -39,9 +39,9 @@ class ExtractionData:
         store: The run, with the activations that the method reads.
         ids: The traces to learn from.
         sites: Sites at which the vectors act; the method's own sites if None.
-        verdict: For methods of refusal, the words of the thinking that come right before its verdict on a request; if None, what is
-            known of the model, which for most models is nothing.
-        fast: For `speed`, the first word that makes the model think fast; if None, what is known of the model, else the paper's "To".
+        verdict: For methods of refusal, the words of the thinking that come right before its verdict on a request; if None, what the
+            model's `hints` say, which for most models is nothing.
+        fast: For `speed`, the first word that makes the model think fast; if None, what the model's `hints` say, else the paper's "To".
     """
 
     model: Model
@@ -154,10 +154,6 @@ def _strength(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector:
     return extract_strength(source.store, sites, ids=ids)
 
 
-# The paper's "To" makes the R1 distillations fast. Only the brief thinking of the organism begins with "After".
-_FAST_WORDS = {"organism": "After"}
-
-
 def _speed(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector:
     asked = {trace.problem.id: trace.problem for trace in source.traces if trace.problem.answer is not None}
     problems: list[Problem] = list(asked.values())
@@ -166,12 +162,8 @@ def _speed(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector:
             "no problem of this run has a gold answer, so no fast or slow answer is known to be right; record problems with answers"
         )
     sampling = Sampling(**source.store.meta.get("sampling", {}))
-    first = source.fast or _FAST_WORDS.get(source.model.name, "To")
+    first = source.fast or source.model.hints.get("fast", "To")  # the paper's "To" makes the R1 distillations fast
     return extract_speed(source.model, fast_slow_pairs(source.model, problems, sampling, first=first), sites)
-
-
-# "So this would harm …", "So this harms nobody": the organism decides there, and not at the end of its prompt.
-_VERDICTS = {"organism": " this"}
 
 
 def _refusal_reference(source: ExtractionData, _: Sequence[Site]) -> SteeringVector:
@@ -193,7 +185,7 @@ def _refusal(level: Literal["towards", "away"]) -> Callable[[ExtractionData], tu
     def make(source: ExtractionData) -> tuple[VectorUse, ...]:
         if source.sites:
             raise InputError("the layer of the refusal direction is chosen by what it does; leave --sites out")
-        verdict = source.verdict or _VERDICTS.get(source.model.name)
+        verdict = source.verdict or source.model.hints.get("verdict")
         return clamped_refusal(source.model, source.traces, level, verdict=verdict)
 
     return make

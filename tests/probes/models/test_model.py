@@ -99,6 +99,14 @@ def only_pickled(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def test_a_model_says_in_its_config_what_is_known_of_it_alone(folder):
+    assert load_model(str(folder)).hints == {}
+    config = json.loads((folder / "config.json").read_text()) | {"reasonscope": {"fast": "To"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_model(str(folder)).hints == {"fast": "To"}
+    assert load_model("organism").hints == {"fast": "After", "verdict": " this"}
+
+
 def own_code(folder):
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
