@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 
-from reasonscope.data.exchange.importers import published_sentences
 from reasonscope.data.organism.truth import true_sentences
+from reasonscope.data.text.published_chunks import published_sentences
 from reasonscope.data.text.steps_and_sentences import sentences
 from reasonscope.data.trace import Sentence, Trace
 

@@ -11,9 +11,10 @@ from reasonscope.analysis.results import Axis, Result, undefined
 from reasonscope.analysis.statistics import DependencyAgreement, agreement_numbers, dependency_agreement
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.exchange.importers import PUBLISHED_EFFECTS, published_sentences
+from reasonscope.data.exchange.importers import PUBLISHED_EFFECTS
 from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.storage.untrusted import wrap_errors
+from reasonscope.data.text.published_chunks import published_sentences
 from reasonscope.data.trace import Sentence, Trace
 
 METHOD = "anchors"

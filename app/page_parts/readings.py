@@ -8,10 +8,10 @@ from typing import Any
 
 from reasonscope.analysis.results import Result
 from reasonscope.analysis.runs.opened_run import OpenRun
-from reasonscope.data.exchange.importers import published_numbers
 from reasonscope.data.sentence_cut import CutTrace, cut_trace
 from reasonscope.data.text.answers import CONTROL
 from reasonscope.data.text.behaviour import answer_behaviour
+from reasonscope.data.text.published_chunks import published_numbers
 from reasonscope.data.trace import Trace
 
 

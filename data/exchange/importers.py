@@ -14,8 +14,7 @@ from tokenizers import Tokenizer
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.untrusted import json_lines, parse_json
 from reasonscope.data.text.parse import THINK, ThinkTags, trace_from_text
-from reasonscope.data.text.steps_and_sentences import sentences_at
-from reasonscope.data.trace import FinishReason, Problem, Sentence, Span, Trace
+from reasonscope.data.trace import FinishReason, Problem, Trace
 
 _LARGEST_SAMPLE = 64 * 2**20  # bytes of one unpacked sample of an Inspect log; a larger one is a bomb, not a transcript
 _LARGEST_LOG = 512 * 2**20  # bytes of all its samples together; one at a time is in memory as JSON
@@ -137,40 +136,6 @@ def import_inspect(path: str | Path, *, tokenizer: Tokenizer | None = None, tags
             found.append(_inspect_trace(row, output, choice, where, tokenizer, tags))
     if not found:
         raise InputError(f"{source} has no sample with an output")
-    return found
-
-
-def published_sentences(trace: Trace) -> list[Sentence]:
-    """The published sentences of an imported Thought Anchors trace, with exact spans and their first published tag.
-
-    The chunks lost their line breaks when they were cut, so they are found in the thinking regardless of white space. A
-    chunk that does not occur (an edited row) is left out. Empty for a trace without published chunks.
-    """
-    placed = _placed_chunks(trace)
-    tags = [(chunk["function_tags"] or ["unknown"])[0] for _, _, chunk in placed]
-    return sentences_at(trace, [span for span, _, _ in placed], tags)
-
-
-def published_numbers(trace: Trace) -> list[int]:
-    """The published `chunk_idx` of each of `published_sentences`, by which published importances and effects refer
-    to it."""
-    return [number for _, number, _ in _placed_chunks(trace)]
-
-
-def _placed_chunks(trace: Trace) -> list[tuple[Span, int, Mapping[str, Any]]]:
-    """The span of each published chunk in the text, its `chunk_idx`, and the chunk; chunks that do not occur are
-    left out."""
-    thinking, base = trace.thinking, trace.chars.thinking.start
-    places = [i for i, char in enumerate(thinking) if not char.isspace()]
-    dense = "".join(thinking[i] for i in places)
-    found, cursor = [], 0
-    for index, chunk in enumerate(trace.meta.get("chunks", ())):
-        text = "".join(chunk["chunk"].split())
-        start = dense.find(text, cursor)
-        if text and start >= 0:
-            cursor = start + len(text)
-            span = Span(base + places[start], base + places[cursor - 1] + 1)
-            found.append((span, int(chunk.get("chunk_idx", index)), chunk))
     return found
 
 

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from reasonscope.data.exchange.importers import published_sentences
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import Summary, in_hundredths
+from reasonscope.data.text.published_chunks import published_sentences
 from reasonscope.data.text.sentence_labels import label_sentences
 from reasonscope.data.text.steps_and_sentences import sentences
 from reasonscope.data.trace import Sentence, ThinkingState, Trace

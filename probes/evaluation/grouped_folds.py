@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import Literal
 
@@ -128,17 +129,21 @@ def grouped_folds(
         )
     if not np.isfinite(targets).all():
         raise InputError("a target is NaN or infinite; leave its row out")
-    if task == "regression":
-        splitter = GroupKFold(folds, shuffle=True, random_state=seed)
-    else:
+    if task == "binary":
         _check_classes(targets, labels, folds)
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    found = [Fold(train=train, test=test) for train, test in splitter.split(labels, targets, labels)]
+    found = _split(targets.astype(np.float64).tobytes(), tuple(labels.tolist()), task, folds, seed)
     if task == "binary" and any(np.ptp(targets[fold.train]) == 0 for fold in found):
         raise InputError(
             f"a class has all its rows in one of {folds} folds, because its groups are too unequal; record more problems"
         )
-    return found
+    return list(found)
+
+
+@lru_cache(maxsize=16)  # a probe and each of its baselines ask for the same folds
+def _split(targets: bytes, groups: tuple[str, ...], task: Task, folds: int, seed: int) -> tuple[Fold, ...]:
+    kind = GroupKFold if task == "regression" else StratifiedGroupKFold
+    parts = kind(folds, shuffle=True, random_state=seed).split(groups, np.frombuffer(targets), groups)
+    return tuple(Fold(train=train, test=test) for train, test in parts)
 
 
 def nested_folds(

@@ -42,12 +42,7 @@ from reasonscope.app import cli
 from reasonscope.app.demo.summary import table
 from reasonscope.data.errors import ReasonscopeError
 from reasonscope.data.exchange.export import export_thought_anchors
-from reasonscope.data.exchange.importers import (
-    import_inspect,
-    import_jsonl,
-    import_thought_anchors,
-    published_sentences,
-)
+from reasonscope.data.exchange.importers import import_inspect, import_jsonl, import_thought_anchors
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.storage.manifest import NAME, _seal
 from reasonscope.data.storage.store import TraceStore, check_store
@@ -56,6 +51,7 @@ from reasonscope.data.storage.untrusted import parse_json
 from reasonscope.data.text.align import decode_with_offsets
 from reasonscope.data.text.answers import equivalent, extract_answer
 from reasonscope.data.text.parse import trace_from_text
+from reasonscope.data.text.published_chunks import published_sentences
 from reasonscope.data.text.sentence_labels import label_sentences
 from reasonscope.data.text.steps_and_sentences import classify_step, sentences
 from reasonscope.data.trace import Message, Problem

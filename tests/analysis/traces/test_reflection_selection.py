@@ -19,9 +19,9 @@ from reasonscope.analysis.traces.reflection import (
 )
 from reasonscope.analysis.traces.selection import best_by, early_stop, majority, short_m, simulate
 from reasonscope.data.errors import InputError
-from reasonscope.data.exchange.importers import published_sentences
 from reasonscope.data.sentence_cut import cut_hash
 from reasonscope.data.text.parse import trace_from_text
+from reasonscope.data.text.published_chunks import published_sentences
 from reasonscope.data.text.steps_and_sentences import sentences, sentences_at
 from reasonscope.data.trace import Problem, Span
 

@@ -7,16 +7,11 @@ import pytest
 
 from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.exchange.export import export_jsonl, export_parquet, export_thought_anchors
-from reasonscope.data.exchange.importers import (
-    import_inspect,
-    import_jsonl,
-    import_thought_anchors,
-    published_numbers,
-    published_sentences,
-)
+from reasonscope.data.exchange.importers import import_inspect, import_jsonl, import_thought_anchors
 from reasonscope.data.exchange.summaries import import_summary
 from reasonscope.data.storage.records import traces_of_table
 from reasonscope.data.text.parse import ThinkTags, trace_from_text
+from reasonscope.data.text.published_chunks import published_numbers, published_sentences
 from reasonscope.data.trace import Message, Problem, Sampling
 
 SOLUTION = "Okay, I add them up. It is 3 + 4.\n\nSo it is 7, I think.\n</think>\n\nThe answer is \\boxed{7}."
