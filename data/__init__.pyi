@@ -9,9 +9,9 @@ from .errors import StoreError as StoreError
 from .exchange.export import export_jsonl as export_jsonl
 from .exchange.export import export_parquet as export_parquet
 from .exchange.export import export_thought_anchors as export_thought_anchors
-from .exchange.importers import import_inspect as import_inspect
 from .exchange.importers import import_jsonl as import_jsonl
 from .exchange.importers import import_thought_anchors as import_thought_anchors
+from .exchange.importers import import_traces as import_traces
 from .exchange.problem_sets import load_problems as load_problems
 from .intervals import Estimate as Estimate
 from .sentence_cut import CutTrace as CutTrace

@@ -23,8 +23,8 @@ EXPORTS = {
         ArchitectureError ContextError CutTrace Estimate GPT_OSS InputError Message MissingExtraError
         ModelLoadError Problem ReasonscopeError Regions RunFolder Sampling Sentence SiteError Span Step
         StoreError THINK ThinkTags Trace TraceStore build_trace check_store cut_trace equivalent export_jsonl
-        export_parquet export_thought_anchors extract_answer find_regions import_inspect import_jsonl
-        import_thought_anchors label_sentences load_problems sentences steps trace_from_text
+        export_parquet export_thought_anchors extract_answer find_regions import_jsonl
+        import_thought_anchors import_traces label_sentences load_problems sentences steps trace_from_text
     """,
     "reasonscope.probes": """
         Capture Check Comparison Completion CorrectnessReport DecodingStep Edit Forward Head LAYOUTS Layout

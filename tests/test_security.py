@@ -21,7 +21,7 @@ from reasonscope.analysis.runs.saved_numbers import read_numbers
 from reasonscope.app import cli
 from reasonscope.app.page_parts.runs import confined, find_runs
 from reasonscope.data.errors import InputError, ModelLoadError, ReasonscopeError, StoreError
-from reasonscope.data.exchange import importers
+from reasonscope.data.exchange import dump_files
 from reasonscope.data.exchange.export import export_thought_anchors
 from reasonscope.data.exchange.importers import import_inspect, import_jsonl, import_thought_anchors
 from reasonscope.data.exchange.problem_sets import load_problems
@@ -300,7 +300,7 @@ def test_names_in_an_archive_are_not_paths_and_a_bomb_is_not_unpacked(tmp_path):
 
 
 def test_an_archive_is_unpacked_to_a_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr(importers, "_LARGEST_LOG", 2**20)
+    monkeypatch.setattr(dump_files, "_LARGEST_LOG", 2**20)
     sample = {"id": "s", "input": "Q", "output": {"choices": [{"message": {"role": "assistant", "content": "4"}}]}}
     for n in (3, 5):
         with zipfile.ZipFile(tmp_path / "log.eval", "w", zipfile.ZIP_DEFLATED) as archive:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,14 +13,6 @@ from reasonscope.app.interruption import keeping
 
 if TYPE_CHECKING:
     from reasonscope.data.trace import Trace
-
-
-class SourceArgument(StrEnum):
-    """The kinds of traces that can be imported."""
-
-    thought_anchors = "thought-anchors"
-    jsonl = "jsonl"
-    inspect = "inspect"
 
 
 class Format(StrEnum):
@@ -177,25 +169,47 @@ def check(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> 
 
 
 def import_(
-    source: Annotated[SourceArgument, typer.Argument(help="The kind of the traces.")],
-    path: Annotated[Path, typer.Argument(help="The folder or file to read.")],
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[KIND] PATH",
+            help="The file or folder to read; its kind is recognised, unless you say thought-anchors, jsonl or inspect first.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The folder of the new run.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The model that wrote the text: prompts are rendered by its chat template and stored as its tokens. No weights are loaded."
+        ),
+    ] = None,
+    turn: Annotated[
+        str,
+        typer.Option(
+            help="Which turn of the assistant becomes the trace if there are several: last, its number from 1, or all."
+        ),
+    ] = "last",
 ) -> None:
-    """Turn published traces, a JSONL file of completions or an Inspect log into a run. It holds text only: no model is loaded."""
+    """Turn traces that you already have into a run. It reads dumps of vLLM, SGLang, OpenAI, OpenRouter, Anthropic, Ollama and
+    LM Studio, rollouts of TRL and verl, logs of Inspect and lm-eval, Thought Anchors, and lines of messages or completions."""
     from reasonscope.app.terminal import print_summary
-    from reasonscope.data.exchange.importers import import_inspect, import_jsonl, import_thought_anchors
+    from reasonscope.data.exchange.importers import import_traces
     from reasonscope.data.exchange.summaries import import_summary
     from reasonscope.data.storage.store import TraceStore
 
-    readers: dict[SourceArgument, Callable[[Path], list[Trace]]] = {
-        SourceArgument.thought_anchors: import_thought_anchors,
-        SourceArgument.jsonl: import_jsonl,
-        SourceArgument.inspect: import_inspect,
-    }
-    traces = readers[source](path)
-    with TraceStore.create(out, meta={"imported": {"from": path.name, "as": source.value}}, sites=[]) as store:
-        store.append(traces, {})
-    print_summary(import_summary(source.value, str(out), traces))
+    kind, path = _kind_and_path(source)
+    renderer = None
+    if model is not None:
+        from reasonscope.probes.models.chat_rendering import load_chat_renderer
+
+        renderer = load_chat_renderer(model)
+    found = import_traces(path, kind=kind, turn=_turn(turn), renderer=renderer)
+    meta: dict[str, Any] = {"imported": {"from": path.name, "as": list(found.kinds), "report": found.report()}}
+    if renderer is not None:
+        meta["model"] = renderer.fingerprint
+    with TraceStore.create(out, meta=meta, sites=[]) as store:
+        store.append(list(found.traces), {})
+    print_summary(import_summary(str(out), found))
 
 
 def export(
@@ -233,6 +247,29 @@ def _recorded(out: Path, total: int | None) -> str:
         return "no trace was finished, so nothing is kept; run the same command again to start over."
     of = f" of {total}" if total is not None else ""
     return f"{n}{of} traces are kept in {out}; run the same command again to go on."
+
+
+def _kind_and_path(words: list[str]) -> tuple[str, Path]:
+    """The two words of `import`, of which the first may be left out."""
+    from reasonscope.data.errors import InputError
+    from reasonscope.data.exchange.importers import KINDS
+
+    *kind, path = words
+    if len(kind) > 1 or (kind and kind[0] not in KINDS):
+        raise InputError(
+            f"{' '.join(words)!r} is not one path; give a file or a folder, after {', '.join(KINDS)} or nothing (the kind is recognised)"
+        )
+    return (kind or ["auto"])[0], Path(path)
+
+
+def _turn(text: str) -> "int | Literal['last', 'all']":
+    from reasonscope.data.errors import InputError
+
+    if text == "last" or text == "all":
+        return "last" if text == "last" else "all"
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"invalid turn {text!r}: write last, all, or a number from 1")
+    return int(text)
 
 
 def _shard(text: str) -> tuple[int, int]:

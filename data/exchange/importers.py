@@ -1,33 +1,73 @@
-"""Traces that others published or wrote: Thought Anchors folders, JSONL of completions, Inspect logs."""
+"""Traces that others published or wrote: Thought Anchors folders, and dumps of servers, trainers and evaluations."""
 
-import lzma
-import re
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.exchange.dump_files import dump_rows, inspect_samples
+from reasonscope.data.exchange.dump_shapes import failed_early
+from reasonscope.data.exchange.imported import ChatRenderer, Imported, TraceMaker
+from reasonscope.data.exchange.streams import join_streams
 from reasonscope.data.storage.untrusted import json_lines, parse_json
 from reasonscope.data.text.parse import THINK, ThinkTags, trace_from_text
-from reasonscope.data.trace import FinishReason, Problem, Trace
+from reasonscope.data.trace import Problem, Trace
 
-_LARGEST_SAMPLE = 64 * 2**20  # bytes of one unpacked sample of an Inspect log; a larger one is a bomb, not a transcript
-_LARGEST_LOG = 512 * 2**20  # bytes of all its samples together; one at a time is in memory as JSON
+KINDS = ("auto", "thought-anchors", "jsonl", "inspect")
 PUBLISHED_EFFECTS = (
     "step_importance",
     "step_importance_supp",
 )  # effects by resampling and by attention suppression, in files with these names
-_FINISH: Mapping[str, FinishReason] = {
-    "stop": "stop",
-    "length": "length",
-    "max_tokens": "length",
-    "model_length": "length",
-}
+
+
+def import_traces(
+    path: str | Path,
+    *,
+    kind: str = "auto",
+    turn: int | Literal["last", "all"] = "last",
+    renderer: ChatRenderer | None = None,
+    tokenizer: Tokenizer | None = None,
+    tags: ThinkTags = THINK,
+) -> Imported:
+    """The traces in whatever servers, trainers and evaluations dump; each line or file says by its keys what it is.
+
+    Known are chat completions and completions (OpenAI, vLLM, SGLang, OpenRouter, LM Studio, llama.cpp), the Responses
+    API, messages of Anthropic, Ollama, saved chats of LM Studio, batches, streams, outputs of vLLM and SGLang, rollouts
+    of TRL and verl, logs of Inspect and lm-eval, folders of Thought Anchors, and lines with `messages`, or with `prompt`
+    and `completion`. A file may be JSON, JSON lines, server-sent events, Parquet, or an Inspect log.
+
+    Args:
+        path: A file, or a folder whose files are read together.
+        kind: One of `KINDS`: with "thought-anchors" only such folders are read, with any other each row says what it is.
+        turn: Which of the assistant's turns in a conversation becomes the trace: the last one, the one with this number
+            (from 1), or each of them ("all"), as traces of one group.
+        renderer: Renders prompts by the chat template of the model that wrote the text, and encodes them.
+        tokenizer: Encodes the text if no renderer is given; without both the traces have no tokens.
+        tags: What opens and closes thinking that is inline; a renderer knows its model's own.
+
+    Returns:
+        The traces, and what could not be understood, with places and reasons.
+
+    Raises:
+        InputError: If the path cannot be read, or nothing in it is understood.
+
+    Example:
+        found = rs.data.import_traces("dump.jsonl")
+        found.traces[0].thinking
+        [(left_out.where, left_out.reason) for left_out in found.not_understood]
+    """
+    if kind not in KINDS:
+        raise InputError(f"unknown kind {kind!r}; choose {', '.join(KINDS)}")
+    source = Path(path)
+    published = source.is_dir() and next(source.rglob("base_solution.json"), None) is not None
+    if kind == "thought-anchors" or (kind == "auto" and published):
+        return Imported.of_kind("Thought Anchors", import_thought_anchors(source, tokenizer=tokenizer))
+    maker = TraceMaker(turn=turn, renderer=renderer, tokenizer=tokenizer, tags=tags)
+    maker.add_all(dump_rows(source))
+    return maker.imported(str(source))
 
 
 def import_thought_anchors(folder: str | Path, *, tokenizer: Tokenizer | None = None) -> list[Trace]:
@@ -64,10 +104,10 @@ def import_thought_anchors(folder: str | Path, *, tokenizer: Tokenizer | None = 
 
 
 def import_jsonl(path: str | Path, *, tokenizer: Tokenizer | None = None, tags: ThinkTags = THINK) -> list[Trace]:
-    """The traces of a JSONL file, one per line, in either of two forms.
+    """The traces of a JSONL file, each line of which has to be understood.
 
-    A line is `{"prompt", "completion"}`, or `{"messages"}` that end with the assistant's, whose reasoning is in
-    `reasoning_content` or between inline tags. Both may have `id`, `answer`, `group`, `difficulty`, `finish_reason`,
+    A line is `{"prompt", "completion"}`, or `{"messages"}` that end with the assistant's, or any other that
+    `import_traces` knows. It may have `id`, `problem_id`, `answer`, `group`, `difficulty`, `sample`, `finish_reason`,
     `model` and `meta`. Messages become a plain prompt (role: content), since the file does not contain the chat
     template.
 
@@ -87,24 +127,16 @@ def import_jsonl(path: str | Path, *, tokenizer: Tokenizer | None = None, tags: 
         [trace.state for trace in traces]
         rs.sentences(traces[0])
     """
-    source = Path(path)
-    found: dict[str, Trace] = {}
-    for where, value in json_lines(source):
-        row = _object(value, where)
-        trace = _completion_trace(row, f"{source.stem}-{where.rpartition(' ')[2]}", where, tokenizer, tags)
-        if trace.id in found:
-            raise InputError(f"{where}: the id {trace.id!r} came before; ids must be unique")
-        found[trace.id] = trace
-    if not found:
-        raise InputError(f"{source} has no completions")
-    return list(found.values())
+    maker = TraceMaker(tokenizer=tokenizer, tags=tags, strict=True)
+    maker.add_all(join_streams(json_lines(Path(path))))
+    return list(maker.imported(str(path)).traces)
 
 
 def import_inspect(path: str | Path, *, tokenizer: Tokenizer | None = None, tags: ThinkTags = THINK) -> list[Trace]:
     """The samples of an Inspect log (`.eval`: a zip archive with `samples/*.json`); epochs are samples of one problem.
 
-    Reasoning is read from content parts of type `reasoning`, or from inline tags. A sample that failed before the model
-    wrote anything is skipped. Nothing is unpacked to disk and names in the archive are never used as paths.
+    A sample that failed before the model wrote anything is skipped. Nothing is unpacked to disk and names in the archive
+    are never used as paths.
 
     Args:
         path: The log.
@@ -119,24 +151,15 @@ def import_inspect(path: str | Path, *, tokenizer: Tokenizer | None = None, tags
             together more than 512 MiB, unpacked.
 
     Example:
-        traces = rs.data.import_inspect("logs/2025-06-01_gpqa.eval")
+        traces = import_inspect("logs/2025-06-01_gpqa.eval")
         traces[0].meta["scores"]
         traces[0].thinking
     """
-    source = Path(path)
-    found = []
-    for name, row in _inspect_samples(source):
-        where = f"{source}, {name}"
-        output = _object(row.get("output") or {}, f"{where}: output")
-        choices = output.get("choices") or []
-        if not isinstance(choices, list):
-            raise InputError(f"{where}: choices must be a list")
-        if choices:
-            choice = _object(choices[0], f"{where}: choice")
-            found.append(_inspect_trace(row, output, choice, where, tokenizer, tags))
-    if not found:
-        raise InputError(f"{source} has no sample with an output")
-    return found
+    maker = TraceMaker(tokenizer=tokenizer, tags=tags, strict=True)
+    maker.add_all((where, row) for where, row in inspect_samples(Path(path)) if not failed_early(row))
+    if not maker.n_rows:
+        raise InputError(f"{path} has no sample with an output")
+    return list(maker.imported(str(path)).traces)
 
 
 def _anchor_trace(folder: Path, root: Path, tokenizer: Tokenizer | None) -> Trace:
@@ -179,133 +202,6 @@ def _is_chunk(value: Any) -> bool:
     )
 
 
-def _completion_trace(
-    row: Mapping[str, Any], id: str, where: str, tokenizer: Tokenizer | None, tags: ThinkTags
-) -> Trace:
-    id = str(_given(row, "id", id))
-    if "messages" in row:
-        *asked, answered = _message_list(row["messages"], where)
-        if answered["role"] != "assistant":
-            raise InputError(f"{where}: the last message is the {answered['role']}'s; it must be the assistant's")
-        prompt, completion = _plain_prompt(asked), _assistant_text(answered, where, tags)
-    else:
-        prompt, completion = (
-            _text(row.get(key, default), key, where) for key, default in (("prompt", ""), ("completion", None))
-        )
-    gold = row.get("answer")
-    problem = Problem(
-        id=str(_given(row, "problem_id", id)),
-        prompt=prompt,
-        answer=None if gold is None else str(gold),
-        group=str(_given(row, "group", "")),
-        difficulty=None if row.get("difficulty") is None else _number(row["difficulty"], "difficulty", where),
-    )
-    model = row.get("model") or {}
-    return trace_from_text(
-        id=id,
-        problem=problem,
-        prompt=prompt,
-        completion=completion,
-        tokenizer=tokenizer,
-        tags=tags,
-        finish_reason=_FINISH.get(str(row.get("finish_reason")), "unknown"),
-        sample=int(_number(_given(row, "sample", 0), "sample", where)),
-        model=model if isinstance(model, dict) else {"name": str(model)},
-        meta=_object(row.get("meta") or {}, f"{where}: meta"),
-    )
-
-
-def _inspect_samples(source: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    name, left = "the archive", _LARGEST_LOG
-    try:
-        with zipfile.ZipFile(source) as archive:
-            for name in sorted(archive.namelist()):
-                if not re.fullmatch(r"samples/[^/]+\.json", name):
-                    continue
-                with archive.open(name) as file:
-                    raw = file.read(min(_LARGEST_SAMPLE, left) + 1)  # the size that the archive states may be false
-                if len(raw) > min(_LARGEST_SAMPLE, left):
-                    raise InputError(
-                        f"{source}, {name}: more than {_LARGEST_SAMPLE // 2**20} MiB unpacked, or {_LARGEST_LOG // 2**20} MiB with "
-                        "the samples before it; split the log"
-                    )
-                left -= len(raw)
-                yield name, _object(parse_json(raw, f"{source}, {name}"), f"{source}, {name}")
-    # zipfile raises these for a damaged member (the first five), an unknown compression, an encrypted member, and a name
-    # that is not text.
-    except (
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        NotImplementedError,
-        RuntimeError,
-        UnicodeDecodeError,
-    ) as error:
-        raise InputError(f"{source}, {name}: not a readable Inspect log: {error}") from error
-
-
-def _inspect_trace(
-    row: Mapping[str, Any],
-    output: Mapping[str, Any],
-    choice: Mapping[str, Any],
-    where: str,
-    tokenizer: Tokenizer | None,
-    tags: ThinkTags,
-) -> Trace:
-    asked = row.get("input")
-    asked = [{"role": "user", "content": asked}] if isinstance(asked, str) else _message_list(asked, where)
-    target = row.get("target")
-    gold = next(iter(target), None) if isinstance(target, list) else target
-    id, epoch = str(_given(row, "id", Path(where).stem)), int(_number(_given(row, "epoch", 1), "epoch", where))
-    prompt = _plain_prompt(asked)
-    return trace_from_text(
-        id=f"{id}-{epoch}",
-        problem=Problem(id=id, prompt=prompt, answer=None if gold in (None, "") else str(gold)),
-        prompt=prompt,
-        completion=_assistant_text(_object(choice.get("message"), f"{where}: message"), where, tags),
-        tokenizer=tokenizer,
-        tags=tags,
-        finish_reason=_FINISH.get(str(choice.get("stop_reason")), "unknown"),
-        sample=epoch - 1,
-        model={"name": str(output.get("model", ""))},
-        meta={"scores": row.get("scores") or {}},
-    )
-
-
-def _message_list(values: Any, where: str) -> list[Mapping[str, Any]]:
-    if not isinstance(values, list) or not values:
-        raise InputError(f"{where}: messages must be a list of at least one message")
-    messages = [_object(value, f"{where}: message") for value in values]
-    for message in messages:
-        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str | list):
-            raise InputError(f"{where}: a message needs role and content, got {message!s:.80}")
-    return messages
-
-
-def _plain_prompt(messages: Sequence[Mapping[str, Any]]) -> str:
-    turns = [f"{message['role']}: {_content(message, 'text')}\n\n" for message in messages]
-    return "".join(turns) + "assistant: "
-
-
-def _assistant_text(message: Mapping[str, Any], where: str, tags: ThinkTags) -> str:
-    """The completion as one text, with the reasoning between tags even if the message stores it separately."""
-    if not isinstance(message.get("content"), str | list):
-        raise InputError(f"{where}: the assistant's message has no content")
-    reasoning = message.get("reasoning_content") or _content(message, "reasoning")
-    said = _content(message, "text")
-    return f"{tags.open}\n{reasoning}\n{tags.close}\n\n{said}" if reasoning else said
-
-
-def _content(message: Mapping[str, Any], kind: str) -> str:
-    """The text of a message, or of its parts of one kind (`text` or `reasoning`)."""
-    content = message["content"]
-    if isinstance(content, str):
-        return content if kind == "text" else ""
-    return "\n".join(str(part.get(kind, "")) for part in content if isinstance(part, dict) and part.get("type") == kind)
-
-
 def _resampled(folder: Path) -> dict[str, Any]:
     """The published sentences that rollouts wrote instead of others; empty if none were published."""
     path = folder / "chunks_resampled.json"
@@ -318,23 +214,6 @@ def _resampled(folder: Path) -> dict[str, Any]:
 def _beside(folder: Path, name: str, default: Any) -> Any:
     path = folder / name
     return parse_json(path.read_bytes(), str(path)) if path.is_file() else default
-
-
-def _given(row: Mapping[str, Any], key: str, default: Any) -> Any:
-    """The value of `key`, or `default` if it is missing or null."""
-    return default if row.get(key) is None else row[key]
-
-
-def _text(value: Any, key: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"{where}: {key} is missing or not text; give prompt and completion, or messages")
-    return value
-
-
-def _number(value: Any, key: str, where: str) -> float:
-    if not isinstance(value, int | float) or not abs(value) < 2**63:  # false for NaN too
-        raise InputError(f"{where}: {key} must be a finite number below 2^63, got {value!r:.60}")
-    return value
 
 
 def _object(value: Any, where: str) -> Mapping[str, Any]:

@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from reasonscope.data.exchange.imported import Imported
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.text.published_chunks import published_sentences
@@ -10,6 +12,11 @@ from reasonscope.data.text.sentence_labels import label_sentences
 from reasonscope.data.text.steps_and_sentences import sentences
 from reasonscope.data.trace import Sentence, ThinkingState, Trace
 
+_SHOWN = 3  # places of one reason
+_HAS_TEXT = "The run holds text only; analyses that need activations load a model."
+_HAS_TOKENS = (
+    "The run holds text and tokens, as the model's own template and tokenizer have them; analyses load the model."
+)
 # What a state of the thinking means to somebody who wonders why a trace is left out.
 _STATES: Mapping[ThinkingState, str] = {
     "closed": "",
@@ -22,6 +29,7 @@ _STATES: Mapping[ThinkingState, str] = {
 def check_summary(run: str, store: TraceStore) -> Summary:
     """What a run holds, once every byte of it was found to be as it was written."""
     outcomes = _Outcomes(store)
+    account = store.meta.get("imported", {}).get("report", {})
     model = store.meta.get("model", {}).get("name")
     rows = [
         ("traces", outcomes.states),
@@ -34,13 +42,15 @@ def check_summary(run: str, store: TraceStore) -> Summary:
         finding=f"{run}: {_traces(outcomes.n)}, every byte as it was written.",
         columns=("what", "value"),
         rows=rows,
+        notes=[f"The import: {_understood(account)}.", *_left_out(account)] if account else [],
         next_command=f"reasonscope app {run}",
     )
 
 
-def import_summary(source: str, out: str, traces: Sequence[Trace]) -> Summary:
-    """What was read, in which state the thinking is, and how many sentences carry which tag: published ones beside ours."""
-    outcomes = _Outcomes(traces)
+def import_summary(out: str, imported: Imported) -> Summary:
+    """How much was understood, in which state the thinking is, and how many sentences carry which tag: published ones
+    beside ours."""
+    traces, outcomes = imported.traces, _Outcomes(imported.traces)
     ours = Counter(sentence.tag for trace in traces for sentence in sentences(trace))
     placed = [published_sentences(trace) for trace in traces if "chunks" in trace.meta]
     known = [sentence for found in placed for sentence in found]
@@ -51,13 +61,15 @@ def import_summary(source: str, out: str, traces: Sequence[Trace]) -> Summary:
     rows = [(tag, *(str(count[tag]) for count in counts)) for tag in sorted(ours.keys() | published.keys())]
     rows.append(("all", *(str(count.total()) for count in counts)))
     return Summary(
-        finding=f"{_traces(outcomes.n)} in {out}, read as {source}: {outcomes.states}; right answers: {outcomes.right}.",
+        finding=f"{_traces(outcomes.n)} in {out}, read as {' and '.join(imported.kinds)}: {_understood(imported.report())}; "
+        f"{outcomes.states}; right answers: {outcomes.right}.",
         columns=columns,
         rows=rows,
         notes=[
             *outcomes.notes,
+            *_left_out(imported.report()),
             *_agreement(placed),
-            "The run holds text only; analyses that need activations load a model.",
+            _HAS_TOKENS if any(len(trace.token_ids) for trace in traces) else _HAS_TEXT,
         ],
         next_command=f"reasonscope app {out}",
     )
@@ -73,6 +85,34 @@ def export_summary(out: str, form: str, n: int) -> Summary:
         finding=f"{_traces(n)} in {out} ({form}): text, labels and answers, without activations.",
         next_command=reader.get(form, ""),
     )
+
+
+def _understood(account: Mapping[str, Any]) -> str:
+    """How many traces have reasoning, how many have none, and how many rows were not understood."""
+    unread = sum(one["n"] for one in account["not_understood"])
+    names = " and ".join(account["reasoning"])
+    return (
+        f"{account['with_reasoning']} with reasoning{f' (from {names})' * bool(names)}, "
+        f"{account['without_reasoning']} without, {unread} not understood"
+    )
+
+
+def _left_out(account: Mapping[str, Any]) -> list[str]:
+    """What did not become a trace, or not the whole of it, one line for each reason."""
+    n = account["encrypted"]
+    told = [f"The provider keeps the reasoning of {n} of the traces to itself (encrypted or redacted)."] * bool(n)
+    n = account["reasoning"].get("summary", 0)
+    told += [
+        f"Of {n} of the traces there is a summary of the reasoning, written by the provider, not the reasoning."
+    ] * bool(n)
+    n = account["repeated"]
+    told += [f"{n} rows repeat a trace that is there already."] * bool(n)
+    n = account["unanswered"]
+    told += [f"{n} requests of the batch have no answer."] * bool(n)
+    for one in account["not_understood"]:
+        more = f" and {one['n'] - _SHOWN} more" if one["n"] > _SHOWN else ""
+        told.append(f"Not understood: {', '.join(one['places'][:_SHOWN])}{more}: {one['reason']}.")
+    return told
 
 
 def _traces(n: int) -> str:

@@ -68,6 +68,41 @@ def test_export_and_import_round(run):
     assert len(list((run / "anchors").rglob("chunks_labeled.json"))) == 2
 
 
+def test_import_recognises_what_it_is_given(tmp_path):
+    """Reasoning beside the content, a line that is damaged, and one of an unknown kind; then the same by `check`."""
+    asked = {"role": "user", "content": "3 + 4?"}
+    said = {"role": "assistant", "content": "It is 7.", "reasoning": "So 7."}
+    reply = {"request": {"messages": [asked]}, "response": {"choices": [{"message": said}]}, "answer": "7"}
+    (tmp_path / "dump.jsonl").write_text(json.dumps(reply) + '\n{\n{"foo": 1}\n', encoding="utf-8")
+    done = cli("import", "dump.jsonl", "--out", "a", cwd=tmp_path)
+    told = " ".join(done.stdout.split())
+    assert done.returncode == 0, done.stderr
+    assert (
+        "1 trace in a, read as chat completion: 1 with reasoning (from reasoning), 0 without, 2 not understood" in told
+    )
+    assert "Not understood: dump.jsonl, line 2: not JSON" in told
+    assert "Not understood: dump.jsonl, line 3: no known shape has these keys: foo" in told
+    checked = " ".join(cli("check", "a", cwd=tmp_path).stdout.split())
+    assert "2 not understood" in checked and "dump.jsonl, line 3: no known shape" in checked
+    done = cli("import", "auto", "dump.jsonl", "--out", "b", "--model", "organism", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    store = TraceStore.open(tmp_path / "b")
+    (trace,) = store
+    assert trace.thinking == "So 7." and len(trace.token_ids) > trace.n_prompt_tokens > 0
+    assert store.meta["model"]["name"] == "organism"
+
+
+def test_import_takes_one_turn_or_each(tmp_path):
+    said = [{"role": role, "content": f"<think>Hm {i}.</think>{i}"} for i in (1, 2) for role in ("user", "assistant")]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"id": "x", "messages": said}), encoding="utf-8")
+    for turn, ids in (("last", ["x"]), ("1", ["x"]), ("all", ["x/turn-1", "x/turn-2"])):
+        assert cli("import", "chat.jsonl", "--out", turn, "--turn", turn, cwd=tmp_path).returncode == 0
+        assert list(TraceStore.open(tmp_path / turn).ids) == ids
+    refused(cli("import", "chat.jsonl", "--out", "y", "--turn", "3", cwd=tmp_path), "has 2 turns")
+    refused(cli("import", "chat.jsonl", "--out", "y", "--turn", "first", cwd=tmp_path), "last, all, or a number")
+    refused(cli("import", "vllm", "chat.jsonl", "--out", "y", cwd=tmp_path), "the kind is recognised")
+
+
 def test_published_traces_import(real_traces, tmp_path):
     done = cli("import", "thought-anchors", real_traces, "--out", "published", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

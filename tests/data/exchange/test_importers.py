@@ -8,6 +8,7 @@ import pytest
 from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.exchange.export import export_jsonl, export_parquet, export_thought_anchors
 from reasonscope.data.exchange.importers import import_inspect, import_jsonl, import_thought_anchors
+from reasonscope.data.exchange.imported import Imported
 from reasonscope.data.exchange.summaries import import_summary
 from reasonscope.data.storage.records import traces_of_table
 from reasonscope.data.text.parse import ThinkTags, trace_from_text
@@ -239,7 +240,7 @@ def test_damaged_inspect_logs(tmp_path, monkeypatch):
     good.write_bytes(raw)
     with pytest.raises(InputError):
         import_inspect(good)
-    monkeypatch.setattr("reasonscope.data.exchange.importers._LARGEST_SAMPLE", 2**20)
+    monkeypatch.setattr("reasonscope.data.exchange.dump_files._LARGEST_SAMPLE", 2**20)
     with pytest.raises(InputError, match="more than 1 MiB"):
         import_inspect(write_log(tmp_path / "e.eval", samples__a_json=" " * (2**20 + 1)))
 
@@ -364,5 +365,7 @@ def test_what_is_not_decided_is_counted(tmp_path):
     decided, given_up = import_jsonl(write_lines(tmp_path / "runs.jsonl", *lines))
     assert (decided.correct, decided.undecided) == (True, False)
     assert (given_up.correct, given_up.undecided) == (None, True)
-    assert "right answers: 1 of 1 (1.00), 1 not decided" in str(import_summary("jsonl", "run", [decided, given_up]))
-    assert "right answers: not decided" in str(import_summary("jsonl", "run", [given_up]))
+    assert "right answers: 1 of 1 (1.00), 1 not decided" in str(
+        import_summary("run", Imported.of_kind("completion", [decided, given_up]))
+    )
+    assert "right answers: not decided" in str(import_summary("run", Imported.of_kind("completion", [given_up])))

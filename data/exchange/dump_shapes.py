@@ -1,0 +1,435 @@
+"""The shapes in which servers, trainers and evaluations dump what a model wrote: each is recognised by its keys."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.exchange.messages import Said, read_items, read_message, read_messages
+from reasonscope.data.storage.untrusted import parse_json, wrap_errors
+from reasonscope.data.trace import FinishReason
+
+_FINISH: Mapping[str, FinishReason] = {
+    **dict.fromkeys(("stop", "end_turn", "stop_sequence", "eos", "eosFound", "tool_calls", "tool_use"), "stop"),
+    **dict.fromkeys(
+        ("length", "max_tokens", "model_length", "max_output_tokens", "maxPredictedTokensReached"), "length"
+    ),
+}
+# What a row may say about itself beside the conversation, in whatever shape that is.
+_GOLD = ("answer", "gold", "ground_truth", "gts", "target")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """What was asked and what a model wrote, before it is a trace.
+
+    Attributes:
+        kind: The shape that it was found in.
+        said: The messages, in order. The model wrote the last.
+        prompt: The text that the model read, if the dump has it in place of messages.
+        id: Its id; empty if it has none.
+        problem_id: Id of what was asked; empty if it has none.
+        gold: The gold answer, or None.
+        group: What belongs together.
+        difficulty: Of the problem, or None.
+        sample: Its number among the samples, or None.
+        finish: Why the model stopped.
+        model: What is known about the model.
+        tools: The tools that the model was offered.
+        prompt_ids: Token ids of the prompt, if the server returned them.
+        token_ids: Token ids of what it wrote, if the server returned them.
+        meta: Further fields, in JSON.
+    """
+
+    kind: str
+    said: tuple[Said, ...]
+    prompt: str | None = None
+    id: str = ""
+    problem_id: str = ""
+    gold: str | None = None
+    group: str = ""
+    difficulty: float | None = None
+    sample: int | None = None
+    finish: FinishReason = "unknown"
+    model: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Any, ...] = ()
+    prompt_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a request asked, as far as the dump has it."""
+
+    said: tuple[Said, ...] = ()
+    prompt: str | None = None
+    tools: tuple[Any, ...] = ()
+
+
+_Reader = Callable[[Mapping[str, Any], Asked, str], list[Exchange]]
+
+
+def exchanges_of(row: Any, where: str, requests: Mapping[str, Mapping[str, Any]] | None = None) -> list[Exchange]:
+    """What a model wrote in one row of a dump, one per sample; `requests` are those of a batch, by their custom ids.
+
+    Raises InputError if the row cannot be understood.
+    """
+    if not isinstance(row, Mapping):
+        raise InputError(f"{where}: a line must be a JSON object, got {type(row).__name__}")
+    request, reply = _unwrapped(row, where, requests or {})
+    reader = next((read for holds, read in _SHAPES if holds(reply)), None)
+    if reader is None:
+        if isinstance(reply.get("error"), str | Mapping):
+            raise InputError(f"{where}: the server answered with an error: {reply['error']!s:.120}")
+        raise InputError(f"{where}: no known shape has these keys: {', '.join(map(str, reply))[:120] or 'none at all'}")
+    with wrap_errors(where):
+        asked = Asked() if reader is _lm_studio else _asked({**row, **request}, where)
+        found = reader(reply, asked, where)
+    own = {**_about(row, where), **({"id": str(row["custom_id"])} if row.get("custom_id") is not None else {})}
+    return [_described(one, own, i if len(found) > 1 else None) for i, one in enumerate(found)]
+
+
+def is_request(row: Any) -> bool:
+    """Whether a row is a request of a batch, whose answer stands elsewhere."""
+    return (
+        isinstance(row, Mapping)
+        and row.get("custom_id") is not None
+        and (isinstance(row.get("body"), Mapping) or isinstance(row.get("params"), Mapping))
+        and not row.keys() & {"response", "result"}
+    )
+
+
+def _described(one: Exchange, own: Mapping[str, Any], number: int | None) -> Exchange:
+    """With what the row says about itself, unless the shape's reader knew better, and the number of a sample in its id."""
+    given = {name: value for name, value in own.items() if getattr(one, name) in ("", None, {}, "unknown")}
+    named = replace(one, **given, **({"meta": {**one.meta, **own["meta"]}} if one.meta and "meta" in own else {}))
+    if number is None:
+        return named
+    return replace(named, id=f"{named.id}/{number}" if named.id else "", sample=number)
+
+
+def _unwrapped(
+    row: Mapping[str, Any], where: str, requests: Mapping[str, Mapping[str, Any]]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The request (empty if it is missing) and the reply, out of what batches and logs wrap around them."""
+    if "custom_id" in row and isinstance(row.get("result"), Mapping):  # Anthropic's batches
+        result = row["result"]
+        if result.get("type") != "succeeded":
+            raise InputError(f"{where}: the request {result.get('type')}: {result.get('error')!s:.120}")
+        return requests.get(str(row["custom_id"]), {}), _object(result.get("message"), f"{where}: message")
+    response, request = row.get("response"), row.get("request")
+    if isinstance(response, Mapping):
+        if "custom_id" in row and not isinstance(request, Mapping):
+            request = requests.get(str(row["custom_id"]))
+        body = response.get("body", response)
+        if row.get("error") or not isinstance(body, Mapping) or response.get("status_code", 200) != 200:
+            raise InputError(f"{where}: the server answered with an error: {row.get('error') or body!s:.120}")
+        request = request if isinstance(request, Mapping) else {}
+        return request.get("body", request), body
+    return {}, row
+
+
+def _asked(request: Mapping[str, Any], where: str) -> Asked:
+    tools = request.get("tools") if isinstance(request.get("tools"), list) else ()
+    system = request.get("system", request.get("instructions", request.get("system_prompt")))
+    first = (
+        [read_message({"content": system}, where, "system")] * bool(system) if isinstance(system, str | list) else []
+    )
+    messages = next((request[key] for key in ("messages", "input", "prompt") if _is_messages(request.get(key))), None)
+    if messages is not None:
+        read = read_items if any(isinstance(m, Mapping) and "role" not in m for m in messages) else read_messages
+        return Asked(said=(*first, *read(messages, where)), tools=tuple(tools or ()))
+    text = next((request[key] for key in ("prompt", "input") if isinstance(request.get(key), str)), None)
+    if text is not None and (first or ("input" in request and "prompt" not in request)):
+        return Asked(said=(*first, Said(role="user", text=text)), tools=tuple(tools or ()))
+    return Asked(prompt=text, tools=tuple(tools or ()))
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
+
+
+def _reply(kind: str, asked: Asked, said: Said, **fields: Any) -> Exchange:
+    return Exchange(kind=kind, said=(*asked.said, said), prompt=asked.prompt, tools=asked.tools, **fields)
+
+
+def _chat_reply(kind: str, asked: Asked, said: Said, **fields: Any) -> Exchange:
+    """As `_reply`, for servers that put a prompt into the chat template as what the user says."""
+    if asked.prompt and not asked.said:
+        asked = replace(asked, said=(Said(role="user", text=asked.prompt),), prompt=None)
+    return _reply(kind, asked, said, **fields)
+
+
+def _written(kind: str, asked: Asked, text: Any, where: str, **fields: Any) -> Exchange:
+    """A completion that is one text."""
+    if not isinstance(text, str):
+        raise InputError(f"{where}: the completion is missing or not text")
+    return _reply(kind, asked, Said(role="assistant", text=text), **fields)
+
+
+def _chat(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+    """Chat completions and completions: OpenAI, vLLM, SGLang, OpenRouter, LM Studio, llama.cpp."""
+    found = []
+    for choice in (_object(value, f"{where}: choice") for value in row["choices"]):
+        about = {
+            "finish": _finish(choice.get("finish_reason")),
+            "prompt_ids": _ids(choice.get("prompt_token_ids") or row.get("prompt_token_ids")),
+            "token_ids": _ids(choice.get("token_ids")),
+        }
+        if "message" in choice:
+            said = read_message(choice["message"], where, "assistant")
+            found.append(_chat_reply("chat completion", asked, said, **about))
+        else:
+            said = read_message({**choice, "content": choice.get("text")}, where, "assistant")
+            found.append(_reply("completion", asked, said, **about))
+    return found
+
+
+def _response(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+    """The Responses API of OpenAI and others, and the chat of LM Studio; one exchange, whose last turn ends it."""
+    turns = read_items(row["output"], where)
+    if not turns or turns[-1].role != "assistant":
+        raise InputError(f"{where}: the output does not end with what the model wrote")
+    reason = row.get("incomplete_details")
+    cut = reason.get("reason") if isinstance(reason, Mapping) else None
+    finish = _finish(cut or {"completed": "stop"}.get(str(row.get("status"))))
+    before = replace(asked, said=(*asked.said, *turns[:-1]))
+    return [_chat_reply("response", before, turns[-1], finish=finish)]
+
+
+def _anthropic(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+    said = read_message(row, where, "assistant")
+    return [_chat_reply("Anthropic message", asked, said, finish=_finish(row.get("stop_reason")))]
+
+
+def _ollama(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+    message = row["message"] if "message" in row else {**row, "content": row["response"]}
+    said = read_message(message, where, "assistant")
+    return [_chat_reply("Ollama", asked, said, finish=_finish(row.get("done_reason")))]
+
+
+def _lm_studio(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+    """A conversation that LM Studio saved; of messages that were written again it has the version that is shown."""
+    turns = []
+    for message in row["messages"]:
+        versions, shown = message["versions"], message.get("currentlySelected", 0)
+        if not isinstance(shown, int) or not 0 <= shown < len(versions):
+            raise InputError(f"{where}: no version {shown!r} of a message")
+        turns.append(_lm_studio_turn(_object(versions[shown], where), where))
+    return [Exchange(kind="LM Studio conversation", said=tuple(turns))]
+
+
+def _lm_studio_turn(version: Mapping[str, Any], where: str) -> Said:
+    if "steps" not in version:
+        return read_message(version, where)
+    texts: dict[bool, list[str]] = {True: [], False: []}
+    for step in version["steps"]:
+        if isinstance(step, Mapping) and step.get("type") == "contentBlock":
+            style = step.get("style")
+            thinks = isinstance(style, Mapping) and style.get("type") == "thinking"
+            texts[thinks].append(read_message({"content": step.get("content")}, where, "assistant").text)
+    reasoning = "\n".join(texts[True])
+    return Said(role="assistant", text="\n".join(texts[False]), reasoning=reasoning, name="thinking" * bool(reasoning))
+
+
+def _sglang(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+    info = row["meta_info"]
+    finish = info.get("finish_reason")
+    reason = finish.get("type") if isinstance(finish, Mapping) else finish
+    ids = _ids(row.get("output_ids"))
+    return [
+        _written("SGLang", asked, row["text"], where, id=str(info.get("id", "")), finish=_finish(reason), token_ids=ids)
+    ]
+
+
+def _vllm(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+    """What `LLM.generate` of vLLM returns."""
+    prompt_ids = _ids(row.get("prompt_token_ids"))
+    return [
+        _written(
+            "vLLM outputs",
+            asked,
+            output.get("text"),
+            where,
+            id=str(row.get("request_id", "")),
+            finish=_finish(output.get("finish_reason")),
+            prompt_ids=prompt_ids,
+            token_ids=_ids(output.get("token_ids")),
+        )
+        for output in (_object(value, f"{where}: output") for value in row["outputs"])
+    ]
+
+
+def _verl(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+    meta = {key: row[key] for key in ("score", "step", "acc", "reward") if key in row}
+    return [_written("verl rollout", Asked(prompt=row["input"]), row["output"], where, meta=meta)]
+
+
+def _lm_eval(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+    prompt, doc = _lm_eval_prompt(row["arguments"]), str(row.get("doc_id", ""))
+    texts = [text for group in row["resps"] for text in (group if isinstance(group, list) else [group])]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{where}: its responses are likelihoods, not texts; only tasks that generate have traces")
+    as_json = prompt.lstrip().startswith("[{")  # chat servers get the messages as JSON
+    asked = Asked(said=tuple(read_messages(parse_json(prompt, where), where))) if as_json else Asked(prompt=prompt)
+    names = row.get("metrics")
+    scores = {name: row[name] for name in names if name in row} if isinstance(names, list) else {}
+    meta = {"scores": scores} if scores else {}
+    stem = re.sub(r"^samples_|_\d{4}-\d\d-\d\dT.*$", "", where.partition(",")[0].rpartition("/")[2])
+    return [
+        _written("lm-eval sample", asked, text, where, problem_id=f"{stem}-{doc}", id=f"{stem}-{doc}", meta=meta)
+        for text in texts
+    ]
+
+
+def _lm_eval_prompt(arguments: Any) -> str:
+    """The text of a request, which older versions wrote as a list of lists and newer ones as named arguments."""
+    while isinstance(arguments, list | Mapping) and arguments:
+        arguments = next(iter(arguments.values())) if isinstance(arguments, Mapping) else arguments[0]
+    return arguments if isinstance(arguments, str) else ""
+
+
+def _inspect(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+    """A sample of an Inspect log. Its messages tell all turns; without them there are its input and its output."""
+    output = row["output"]
+    choice = _object(output["choices"][0], f"{where}: choice")
+    last = read_message(_object(choice.get("message"), f"{where}: message"), where, "assistant")
+    before = list(asked.said)
+    if _is_messages(row.get("messages")):
+        told = read_messages(row["messages"], where)
+        before = told[:-1] if told[-1].role == "assistant" else told
+    target = row.get("target")
+    gold = next(iter(target), None) if isinstance(target, list) else target
+    id, epoch = _given(row, "id", ""), int(number(_given(row, "epoch", 1), "epoch", where))
+    stem = str(id) if id != "" else re.sub(r".*/|\.json$", "", where)
+    return [
+        Exchange(
+            kind="Inspect sample",
+            said=(*before, last),
+            id=f"{stem}-{epoch}",
+            problem_id=stem,
+            gold=None if gold in (None, "") else str(gold),
+            sample=epoch - 1,
+            finish=_finish(choice.get("stop_reason")),
+            model={"name": str(output.get("model", ""))},
+            meta={"scores": row.get("scores") or {}},
+        )
+    ]
+
+
+def _completion(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+    """A prompt and a completion, each a text or messages: TRL's rollouts, and the form that this package exports."""
+    written = row.get("completion")
+    meta = {key: row[key] for key in ("step", "reward", "advantage") if row.get(key) is not None}
+    meta |= (
+        {"rewards": {key: row[key] for key in row if key.startswith("reward_")}}
+        if any(key.startswith("reward_") for key in row)
+        else {}
+    )
+    if _is_messages(written):
+        return [
+            Exchange(
+                kind="completion", said=(*asked.said, *read_messages(written, where)), prompt=asked.prompt, meta=meta
+            )
+        ]
+    return [_written("completion", asked, written, where, meta=meta)]
+
+
+def _messages(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+    if not asked.said:
+        read_messages(row["messages"], where)
+    return [Exchange(kind="messages", said=asked.said, tools=asked.tools)]
+
+
+def _has_choices(row: Mapping[str, Any]) -> bool:
+    return isinstance(row.get("choices"), list) and bool(row["choices"])
+
+
+def _is_inspect(row: Mapping[str, Any]) -> bool:
+    output = row.get("output")
+    return isinstance(output, Mapping) and _has_choices(output) and "input" in row
+
+
+def _is_lm_studio(row: Mapping[str, Any]) -> bool:
+    messages = row.get("messages")
+    return _is_messages(messages) and all(isinstance(m.get("versions"), list) for m in messages or ())
+
+
+# The first shape that fits, so those that need more keys come first.
+_SHAPES: Sequence[tuple[Callable[[Mapping[str, Any]], bool], _Reader]] = (
+    (_is_inspect, _inspect),
+    (lambda row: isinstance(row.get("resps"), list) and "arguments" in row, _lm_eval),
+    (_has_choices, _chat),
+    (lambda row: isinstance(row.get("outputs"), list) and bool(row["outputs"]), _vllm),
+    (lambda row: isinstance(row.get("output"), list), _response),
+    (lambda row: row.get("type") == "message" and row.get("role") == "assistant", _anthropic),
+    (lambda row: "done" in row and (isinstance(row.get("message"), Mapping) or "response" in row), _ollama),
+    (_is_lm_studio, _lm_studio),
+    (lambda row: isinstance(row.get("meta_info"), Mapping) and "text" in row, _sglang),
+    (lambda row: isinstance(row.get("input"), str) and isinstance(row.get("output"), str), _verl),
+    (lambda row: "completion" in row, _completion),
+    (lambda row: "messages" in row, _messages),
+    (
+        lambda row: isinstance(row.get("prompt"), str),
+        _completion,
+    ),  # what it lacks is the completion, and the error says so
+)
+
+
+def _about(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a row of any shape may say about itself."""
+    found: dict[str, Any] = {key: str(row[key]) for key in ("id", "problem_id", "group") if row.get(key) is not None}
+    gold = next((row[key] for key in _GOLD if isinstance(row.get(key), str | int | float) and row[key] != ""), None)
+    if gold is not None:
+        found["gold"] = str(gold)
+    if row.get("difficulty") is not None:
+        found["difficulty"] = number(row["difficulty"], "difficulty", where)
+    if row.get("sample") is not None:
+        found["sample"] = int(number(row["sample"], "sample", where))
+    if row.get("finish_reason") is not None:
+        found["finish"] = _finish(row["finish_reason"])
+    model = row.get("model") or (row["response"].get("model") if isinstance(row.get("response"), Mapping) else None)
+    if model:
+        found["model"] = dict(model) if isinstance(model, Mapping) else {"name": str(model)}
+    if row.get("meta") is not None:
+        found["meta"] = _object(row["meta"], f"{where}: meta")
+    return found
+
+
+def number(value: Any, key: str, where: str) -> float:
+    """`value`, if it is a finite number of the usual size. Raises InputError."""
+    if not isinstance(value, int | float) or not abs(value) < 2**63:  # false for NaN too
+        raise InputError(f"{where}: {key} must be a finite number below 2^63, got {value!r:.60}")
+    return value
+
+
+def _finish(reason: Any) -> FinishReason:
+    return _FINISH.get(str(reason), "unknown")
+
+
+def _ids(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        return ()
+    ids = tuple(values)
+    return ids if all(isinstance(i, int) and i >= 0 for i in ids) else ()
+
+
+def _given(row: Mapping[str, Any], key: str, default: Any) -> Any:
+    """The value of `key`, or `default` if it is missing or null."""
+    return default if row.get(key) is None else row[key]
+
+
+def _object(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where}: must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def failed_early(row: Any) -> bool:
+    """Whether a sample of an Inspect log ended before the model wrote anything."""
+    output = row.get("output") if isinstance(row, Mapping) else None
+    return (isinstance(output, Mapping) and output.get("choices") in (None, [])) or (
+        isinstance(row, Mapping) and not output
+    )

@@ -1,0 +1,91 @@
+"""Conversations that somebody else's server had, rendered as the model read them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from reasonscope.data.errors import InputError
+from reasonscope.data.text.parse import GPT_OSS, THINK, ThinkTags
+from reasonscope.probes.models.prompting import Prompting, load_prompting
+from reasonscope.probes.models.tags import chat_template, with_thinking_closed
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateRenderer:
+    """Renders conversations by the chat template of a model; see `data.exchange.imported.ChatRenderer`."""
+
+    model: Prompting
+
+    @property
+    def tags(self) -> ThinkTags:
+        """The model's own tags; the usual ones if it does not say, since the dump has reasoning all the same."""
+        return self.model.tags or THINK
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.model.tokenizer_backend
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        return self.model.fingerprint
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, think: bool) -> str:
+        """The text that the model reads. Without `think` a template that opens the thinking also closes it, since the
+        model wrote no thinking."""
+        text = self._render(messages, tools, think=think, add_generation_prompt=True)
+        if not think and text.rstrip().endswith(self.tags.open):
+            text = with_thinking_closed(text, self.tags)
+        return text
+
+    def reply(self, messages: Sequence[Mapping[str, Any]], said: Mapping[str, Any], tools: Sequence[Any]) -> str | None:
+        """What the model wrote, as the template writes a last turn, up to its end token; None if the template leaves
+        something out or changes what was before."""
+        prompt = self._render(messages, tools, think=True, add_generation_prompt=True)
+        whole = self._render([*messages, said], tools, think=True, add_generation_prompt=False)
+        written = whole[len(prompt) :]
+        told = (said.get("reasoning_content", "").strip(), said["content"].strip())
+        if not whole.startswith(prompt) or not all(text in written for text in told):
+            return None
+        end = self.model.tokenizer.eos_token
+        return written[: written.rindex(end) + len(end)] if end and end in written else written
+
+    def assembled(self, prompt: str, reasoning: str, text: str, *, closed: bool, ended: bool) -> str:
+        """What the model wrote, from its parts; see `ChatRenderer`."""
+        tags, end = self.tags, (self.model.tokenizer.eos_token or "") if ended else ""
+        if not reasoning:
+            return text + end
+        line = "" if tags == GPT_OSS else "\n"
+        opening = "" if prompt.rstrip().endswith(tags.open) else tags.open + line
+        return f"{opening}{reasoning}" + (f"{line}{tags.close}{2 * line}{text}{end}" if closed else "")
+
+    def encode(self, text: str) -> list[int]:
+        return self.model.encode_text(text)
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, think: bool, **how: bool) -> str:
+        if chat_template(self.model.tokenizer) is None:
+            raise InputError(
+                f"the tokenizer of {self.model.name} has no chat template, but the dump has messages; import it without --model"
+            )
+        try:
+            text = self.model.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tools=list(tools) or None,
+                tokenize=False,
+                enable_thinking=think,
+                thinking=think,
+                open_thinking=think,
+                **how,
+            )
+        except Exception as error:  # the template is somebody else's program and may raise anything
+            raise InputError(
+                f"the chat template of {self.model.name} fails ({type(error).__name__}: {error!s:.200})"
+            ) from error
+        assert isinstance(text, str)
+        return text
+
+
+def load_chat_renderer(source: str) -> TemplateRenderer:
+    """The renderer of the model `source` (as in `load_model`), without its weights. Raises ModelLoadError and InputError."""
+    return TemplateRenderer(model=load_prompting(source))
