@@ -104,7 +104,7 @@ def is_request(row: Any) -> bool:
 def _described(one: Exchange, own: Mapping[str, Any], number: int | None) -> Exchange:
     """With what the row says about itself, unless the shape's reader knew better, and the number of a sample in its id."""
     given = {name: value for name, value in own.items() if getattr(one, name) in ("", None, {}, "unknown")}
-    named = replace(one, **given, **({"meta": {**one.meta, **own["meta"]}} if one.meta and "meta" in own else {}))
+    named = replace(one, **{**given, "meta": {**one.meta, **own.get("meta", {})}})
     if number is None:
         return named
     return replace(named, id=f"{named.id}/{number}" if named.id else "", sample=number)

@@ -232,7 +232,7 @@ def _call(value: Mapping[str, Any]) -> Mapping[str, Any]:
     """The name of a called tool and its arguments, as JSON values if they are."""
     inner = value["function"] if isinstance(value.get("function"), Mapping) else value
     name = inner.get("name") or inner.get("function") or inner.get("tool") or ""
-    arguments = next((inner[key] for key in ("arguments", "input") if inner.get(key) is not None), {})
+    arguments: Any = next((inner[key] for key in ("arguments", "input") if inner.get(key) is not None), {})
     return {"name": str(name), "arguments": _parsed(arguments) if isinstance(arguments, str) else arguments}
 
 

@@ -131,7 +131,7 @@ class _Events(_Stream):
         return begins or (running is not None and kind in goes_on)
 
     def is_other(self, value: Mapping[str, Any]) -> bool:
-        return value["type"] == "message_start"
+        return bool(value["type"] == "message_start")
 
     def add(self, value: Mapping[str, Any]) -> bool:
         kind = value["type"]
