@@ -63,7 +63,9 @@ class TemplateRenderer:
     def encode(self, text: str) -> list[int]:
         return self.model.encode_text(text)
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, think: bool, **how: bool) -> str:
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, think: bool, add_generation_prompt: bool
+    ) -> str:
         if chat_template(self.model.tokenizer) is None:
             raise InputError(
                 f"the tokenizer of {self.model.name} has no chat template, but the dump has messages; import it without --model"
@@ -73,10 +75,10 @@ class TemplateRenderer:
                 [dict(message) for message in messages],
                 tools=list(tools) or None,
                 tokenize=False,
+                add_generation_prompt=add_generation_prompt,
                 enable_thinking=think,
                 thinking=think,
                 open_thinking=think,
-                **how,
             )
         except Exception as error:  # the template is somebody else's program and may raise anything
             raise InputError(

@@ -7,8 +7,8 @@ import pytest
 
 from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.exchange.export import export_jsonl, export_parquet, export_thought_anchors
-from reasonscope.data.exchange.importers import import_inspect, import_jsonl, import_thought_anchors
 from reasonscope.data.exchange.imported import Imported
+from reasonscope.data.exchange.importers import import_inspect, import_jsonl, import_thought_anchors
 from reasonscope.data.exchange.summaries import import_summary
 from reasonscope.data.storage.records import traces_of_table
 from reasonscope.data.text.parse import ThinkTags, trace_from_text
