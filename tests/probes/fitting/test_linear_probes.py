@@ -15,6 +15,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from reasonscope.data.errors import InputError, SiteError
+from reasonscope.data.text.parse import trace_from_text
+from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting import solvers
 from reasonscope.probes.fitting.linear_probes import (
@@ -370,6 +372,20 @@ def test_an_invalid_probe_is_refused(kept, change):
     arguments = {name: getattr(kept, name) for name in kept.__dataclass_fields__}
     with pytest.raises(InputError):
         LinearProbe(**(arguments | change))
+
+
+def test_a_probe_judges_only_problems_that_it_did_not_learn_from(kept):
+    def trace(id, group):
+        problem = Problem(id=id, prompt="q", group=group)
+        return trace_from_text(id=f"{id}/0", problem=problem, prompt="q<think>\n", completion="a\n</think>\n\nb")
+
+    old, twin, new = trace("old", ""), trace("twin", "old"), trace("new", "")
+    knows = replace(kept, provenance={"learned_from": ["old"]})
+    assert knows.unseen([old, new, twin]) == [new]
+    with pytest.raises(InputError, match="all 2 traces"):
+        knows.unseen([old, twin])
+    with pytest.raises(InputError, match="does not say which problems"):
+        kept.unseen([new])
 
 
 def test_files_that_are_not_probes_are_refused(kept, tmp_path):
