@@ -40,7 +40,7 @@ class ChatRenderer(Protocol):
     def reply(self, messages: Sequence[Mapping[str, Any]], said: Mapping[str, Any], tools: Sequence[Any]) -> str | None:
         """What the model writes, as its template has it; None if the template leaves the reasoning out."""
 
-    def assembled(self, prompt: str, reasoning: str, text: str, *, closed: bool, ended: bool) -> str:
+    def assembled(self, prompt: str, reasoning: str, text: str, *, ended: bool) -> str:
         """What the model writes, put together by its tags, after a prompt that may open the thinking."""
 
     def encode(self, text: str) -> list[int]:
@@ -304,13 +304,11 @@ class TraceMaker:
     def _completion(self, turn: _Turn, messages: list[dict[str, Any]], prompt: str) -> str:
         renderer, said, exchange = self._renderer, turn.said, turn.exchange
         assert renderer is not None
-        cut_off = _cut_off(turn)
-        if messages and not cut_off and (said.reasoning or said.calls):
+        if messages and not _cut_off(turn) and (said.reasoning or said.calls):
             written = renderer.reply(messages, said.for_template(), exchange.tools)
             if written is not None:
                 return written
-        ended = exchange.finish == "stop"
-        return renderer.assembled(prompt, said.reasoning.strip(), said.with_calls, closed=not cut_off, ended=ended)
+        return renderer.assembled(prompt, said.reasoning.strip(), said.with_calls, ended=exchange.finish == "stop")
 
 
 def with_reasoning_at(trace: Trace, reasoning: str, tags: ThinkTags, *, closed: bool) -> Trace:

@@ -20,15 +20,19 @@ from tokenizers import Tokenizer
 from reasonscope.data.errors import InputError, MissingExtraError
 from reasonscope.data.progress import Work, count_tokens, working
 from reasonscope.data.storage.untrusted import parse_json
+from reasonscope.data.text.parse import ThinkTags
 from reasonscope.data.trace import FinishReason, Sampling
 from reasonscope.probes.generation.branches import Branch
 from reasonscope.probes.generation.decoding import Completion
 from reasonscope.probes.generation.response_cache import ResponseCache
 from reasonscope.probes.models.prompting import Prompting
+from reasonscope.probes.models.tags import with_reasoning
 
 _FINISH: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
 # Names of vLLM: return ids, and leave special tokens in the text.
 _IDS = MappingProxyType({"return_token_ids": True, "skip_special_tokens": False})
+# Where a server with a reasoning parser puts the reasoning: vLLM and SGLang, and OpenRouter and vLLM of today.
+_REASONING = ("reasoning_content", "reasoning")
 _KEY = "REASONSCOPE_SERVER_KEY"
 # The largest reply in bytes: this much, and as much again for each token (its id, and a text made of escapes only).
 _REPLY, _REPLY_TOKEN = 2**20, 2**10
@@ -52,6 +56,7 @@ class ServerWriter:
         url: Address of the server, without /v1.
         model: Name of the model on the server.
         tokenizer: The tokenizer of the model.
+        tags: The think tags, put around reasoning that the server has parted from the text.
         stop: The stop token, appended to completions that ended by themselves if the server returns no ids.
         needs_ids: Refuse texts without ids, because the think tags are special tokens, which servers leave out of texts.
         workers: Requests at a time.
@@ -64,6 +69,7 @@ class ServerWriter:
     url: str
     model: str
     tokenizer: Tokenizer
+    tags: ThinkTags | None = None
     stop: int | None = None
     needs_ids: bool = False
     workers: int = 8
@@ -141,7 +147,7 @@ class ServerWriter:
         usage = told if isinstance(told, dict) else {}
         self._check_prompt(prompt, choice.get("prompt_token_ids", reply.get("prompt_token_ids")), usage)
         finish = _FINISH.get(str(choice.get("finish_reason")), "unknown")
-        return self._written(choice, finish), finish
+        return self._written(prompt, choice, finish), finish
 
     def _spelled(self, prompt: list[int]) -> str:
         """The text that a server with this tokenizer encodes as `prompt`, whether or not it adds a BOS."""
@@ -163,12 +169,14 @@ class ServerWriter:
                 "it has another tokenizer, or adds tokens of its own"
             )
 
-    def _written(self, choice: Mapping[str, Any], finish: FinishReason) -> list[int]:
-        """The ids of a completion, after a check that they spell its text."""
-        text = choice["text"]
+    def _written(self, prompt: list[int], choice: Mapping[str, Any], finish: FinishReason) -> list[int]:
+        """The ids of a completion, after a check that they spell its text, and its reasoning if the server has parted them."""
+        text, reasoning = choice["text"] or "", _reasoning(choice)
         ids = choice.get("token_ids")
         if ids is None:
-            if self.needs_ids:
+            if reasoning:
+                text = self._joined(prompt, reasoning, text)
+            elif self.needs_ids:
                 raise InputError(
                     f"{self.url} returns texts without ids, and texts lack the think tags, which are special tokens; "
                     "use a server that returns ids (vLLM)"
@@ -178,6 +186,10 @@ class ServerWriter:
         size = self.tokenizer.get_vocab_size(with_added_tokens=True)
         if not isinstance(ids, list) or not all(isinstance(i, int) and 0 <= i < size for i in ids):
             raise InputError(f"{self.url} gave token ids outside the vocabulary of {size}; it has another tokenizer")
+        if reasoning:
+            spelled = self.tokenizer.decode(ids, skip_special_tokens=False)
+            if all(part.strip() in spelled for part in (reasoning, text)):
+                return list(ids)
         spellings = {self.tokenizer.decode(ids, skip_special_tokens=skip).strip() for skip in (False, True)}
         if text.strip() not in spellings and not any(text.strip() and s.startswith(text.strip()) for s in spellings):
             raise InputError(
@@ -185,6 +197,15 @@ class ServerWriter:
                 "it has another tokenizer"
             )
         return list(ids)
+
+    def _joined(self, prompt: list[int], reasoning: str, text: str) -> str:
+        """Reasoning and text as the model wrote them, between the think tags."""
+        if self.tags is None:
+            raise InputError(
+                f"{self.url} returns the reasoning apart from the text, and the model here has no think tags to put around it; "
+                "start the server without its reasoning parser"
+            )
+        return with_reasoning(self.tokenizer.decode(prompt, skip_special_tokens=False), reasoning, text, self.tags)
 
     @asynccontextmanager
     async def _client(self, tokens: int) -> AsyncIterator[_Ask]:
@@ -287,6 +308,7 @@ def server_writer(
         url=url,
         model=served_as or model.name,
         tokenizer=model.tokenizer_backend,
+        tags=model.tags,
         stop=model.tokenizer.eos_token_id,
         needs_ids=model.tags is not None and bool({model.tags.open, model.tags.close} & special),
         workers=workers,
@@ -325,7 +347,12 @@ def _run(work: Coroutine[Any, Any, _T]) -> _T:
 
 
 def _is_choice(value: object) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("text"), str)
+    return isinstance(value, dict) and (isinstance(value.get("text"), str) or bool(_reasoning(value)))
+
+
+def _reasoning(choice: Mapping[str, Any]) -> str:
+    """The reasoning that a server has parted from the text; empty if it did not."""
+    return next((found for name in _REASONING if isinstance(found := choice.get(name), str) and found.strip()), "")
 
 
 class _Refused(InputError):

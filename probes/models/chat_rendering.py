@@ -7,9 +7,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.text.parse import GPT_OSS, THINK, ThinkTags
+from reasonscope.data.text.parse import THINK, ThinkTags
 from reasonscope.probes.models.prompting import Prompting, load_prompting
-from reasonscope.probes.models.tags import chat_template, with_thinking_closed
+from reasonscope.probes.models.tags import chat_template, with_reasoning, with_thinking_closed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +51,10 @@ class TemplateRenderer:
         end = self.model.tokenizer.eos_token
         return written[: written.rindex(end) + len(end)] if end and end in written else written
 
-    def assembled(self, prompt: str, reasoning: str, text: str, *, closed: bool, ended: bool) -> str:
+    def assembled(self, prompt: str, reasoning: str, text: str, *, ended: bool) -> str:
         """What the model wrote, from its parts; see `ChatRenderer`."""
-        tags, end = self.tags, (self.model.tokenizer.eos_token or "") if ended else ""
-        if not reasoning:
-            return text + end
-        line = "" if tags == GPT_OSS else "\n"
-        opening = "" if prompt.rstrip().endswith(tags.open) else tags.open + line
-        return f"{opening}{reasoning}" + (f"{line}{tags.close}{2 * line}{text}{end}" if closed else "")
+        end = (self.model.tokenizer.eos_token or "") if ended and (text or not reasoning) else ""
+        return (with_reasoning(prompt, reasoning, text, self.tags) if reasoning else text) + end
 
     def encode(self, text: str) -> list[int]:
         return self.model.encode_text(text)

@@ -60,3 +60,15 @@ def with_thinking_closed(text: str, tags: ThinkTags) -> str:
         text = head
     block = tags.open + tags.close if tags == GPT_OSS else f"{tags.open}\n\n{tags.close}\n\n"
     return text + block
+
+
+def with_reasoning(prompt: str, reasoning: str, text: str, tags: ThinkTags) -> str:
+    """What a model wrote after `prompt`, which may have opened the thinking, if a server has parted its reasoning from its text.
+
+    Without text the thinking stays open, because the model was cut off. Servers drop the white space at the tags, which is here as most
+    templates have it.
+    """
+    line = "" if tags == GPT_OSS else "\n"
+    opening = "" if prompt.rstrip().endswith(tags.open) else tags.open + line
+    closing = f"{line}{tags.close}{2 * line}{text}" if text.strip() else ""
+    return f"{opening}{reasoning.strip()}{closing}"

@@ -21,6 +21,7 @@ import pytest
 
 from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.text.parse import THINK
 from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.activations import replay
@@ -41,6 +42,7 @@ class Answers(BaseHTTPRequestHandler):
 
     lie = ""
     asked: ClassVar[list] = []
+    parted: ClassVar[dict] = {}  # what a reasoning parser makes of a reply
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -62,6 +64,7 @@ class Answers(BaseHTTPRequestHandler):
             reply["token_ids"] = [10**6]
         if self.lie in ("text only", "no ids"):
             reply = {"text": reply["text"], "finish_reason": "stop"}
+        reply |= self.parted
         usage = {"prompt_tokens": self.server.count(body["prompt"])} if self.lie == "no ids" else None
         payload = {"choices": [] if self.lie == "empty" else [reply], "usage": usage}
         return self.answer(500 if self.lie == "broken" else 200, payload)
@@ -83,7 +86,7 @@ def server(tokenizer):
     http.daemon_threads = False
     http.decode = tokenizer.backend_tokenizer.decode
     http.count = lambda text: len(tokenizer.backend_tokenizer.encode(text).ids)
-    Answers.lie, Answers.asked = "", []
+    Answers.lie, Answers.asked, Answers.parted = "", [], {}
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield ServerWriter(
@@ -152,6 +155,36 @@ def test_a_lying_server_is_an_error(server, lie, message):
     Answers.lie = lie
     with pytest.raises(InputError, match=message):
         server(SEQUENCE, [Branch(cut=2, seed=0)], GREEDY)
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_reasoning_that_a_server_parts_from_the_text_is_put_back(server, name):
+    """Without ids the text is made whole again, after a prompt that opens the thinking and after one that does not."""
+    decode, encode = server.tokenizer.decode, server.tokenizer.encode
+    server, Answers.lie = replace(server, tags=THINK, needs_ids=True), "text only"
+    opens = [1, *encode("a<think>", add_special_tokens=False).ids]
+    cases = {
+        (7, ("So 7.", "It is 7.", "stop")): "<think>\nSo 7.\n</think>\n\nIt is 7.</s>",
+        (8, ("So", None, "length")): "<think>\nSo",
+    }
+    for (seed, (thought, text, finish)), whole in cases.items():
+        Answers.parted = {name: thought, "text": text, "finish_reason": finish}
+        for prompt in ([1, 5], opens):
+            (done,) = server.complete([prompt], GREEDY, [seed])
+            written = decode(done.token_ids[len(prompt) :].tolist(), skip_special_tokens=False)
+            assert written == (whole.removeprefix("<think>\n") if prompt is opens else whole)
+    with pytest.raises(InputError, match="without its reasoning parser"):
+        replace(server, tags=None).complete([[1, 5]], GREEDY, [1])
+
+
+def test_ids_that_spell_reasoning_and_text_are_believed(server):
+    ids = server.tokenizer.encode("<think>So 7.</think>7", add_special_tokens=False).ids
+    Answers.parted = {"token_ids": ids, "text": "7", "reasoning": "So 7."}
+    (done,) = server.complete([[1, 5]], GREEDY, [1])
+    assert done.token_ids.tolist() == [1, 5, *ids]
+    Answers.parted = {"token_ids": ids, "text": "7", "reasoning": "So 8."}
+    with pytest.raises(InputError, match="another tokenizer"):
+        server.complete([[1, 5]], GREEDY, [1])
 
 
 def test_an_unreachable_server_is_an_error(tokenizer):
