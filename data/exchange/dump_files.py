@@ -24,12 +24,14 @@ Row = tuple[str, Any]
 
 
 def dump_rows(path: Path) -> Iterator[Row]:
-    """Every row of a file, or of the files below a folder. A row that cannot be read is an InputError in its place.
+    """Every row of a file, or of the files below a folder. A row or a file that cannot be read is an InputError in its place.
 
     Raises InputError if `path` cannot be read at all, or holds no file of a known kind.
     """
     for file in _files(path):
         try:
+            if file != path and file.suffix.lower() not in _SUFFIXES:
+                raise InputError(f"a file that ends in {file.suffix or 'nothing'} is not read")
             yield from join_streams(_file_rows(file))
         except InputError as error:
             if file == path:
@@ -40,8 +42,9 @@ def dump_rows(path: Path) -> Iterator[Row]:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in _SUFFIXES)
-    if not found:
+    below = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    found = sorted(path / file for file in below if not any(part.startswith(".") for part in file.parts))
+    if not any(file.suffix.lower() in _SUFFIXES for file in found):
         raise InputError(
             f"{path} has no file that ends in {', '.join(sorted(_SUFFIXES))}; give a dump, or a folder of dumps"
         )

@@ -96,6 +96,9 @@ class Imported:
             "with_reasoning": len(self.with_reasoning),
             "without_reasoning": len(self.traces) - len(self.with_reasoning),
             "encrypted": sum(trace.meta.get("reasoning_from") == "encrypted" for trace in self.traces),
+            "cut_off_without": sum(
+                trace.finish_reason == "length" and not len(trace.chars.thinking) for trace in self.traces
+            ),
             "repeated": self.n_repeated,
             "unanswered": self.n_unanswered,
             "not_understood": [

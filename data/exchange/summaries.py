@@ -105,6 +105,10 @@ def _left_out(account: Mapping[str, Any]) -> list[str]:
     told += [
         f"Of {n} of the traces there is a summary of the reasoning, written by the provider, not the reasoning."
     ] * bool(n)
+    n = account["cut_off_without"]
+    told += [
+        f"{n} of the traces without reasoning were cut off: some servers take unfinished thinking for the answer."
+    ] * bool(n)
     n = account["repeated"]
     told += [f"{n} rows repeat a trace that is there already."] * bool(n)
     n = account["unanswered"]

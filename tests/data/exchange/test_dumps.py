@@ -300,6 +300,8 @@ def test_a_folder_is_read_whatever_is_in_it(tmp_path):
     found = import_traces(folder)
     assert found.kinds == {"chat completion": 1, "completion": 2, "Anthropic message": 1, "Inspect sample": 2}
     assert {trace.thinking for trace in found.traces} == {THOUGHT} and len({trace.id for trace in found.traces}) == 6
+    assert [left_out.where.rpartition("/")[2] for left_out in found.not_understood] == ["readme.md"]
+    assert found.not_understood[0].reason == "a file that ends in .md is not read"
     with pytest.raises(InputError, match="no file that ends in"):
         (tmp_path / "empty").mkdir()
         import_traces(tmp_path / "empty")
@@ -329,6 +331,8 @@ def test_a_null_content_with_reasoning_was_cut_off(tmp_path):
         (trace,) = read(tmp_path, chat({"content": content, "reasoning": THOUGHT}, finish="length")).traces
         assert (trace.state, trace.thinking, trace.answer_text) == ("truncated", THOUGHT, "")
         assert trace.finish_reason == "length" and trace.final_answer is None
+    found = read(tmp_path, chat({"content": THOUGHT}, finish="length"))
+    assert "1 of the traces without reasoning were cut off" in str(import_summary("run", found))
     row = {"messages": [USER, {"role": "assistant", "content": None, "reasoning": THOUGHT}], "finish_reason": "length"}
     assert read(tmp_path, row).traces[0].state == "truncated"
 
