@@ -42,7 +42,7 @@ from reasonscope.app import cli
 from reasonscope.app.demo.summary import table
 from reasonscope.data.errors import ReasonscopeError
 from reasonscope.data.exchange.export import export_thought_anchors
-from reasonscope.data.exchange.importers import import_inspect, import_jsonl, import_thought_anchors
+from reasonscope.data.exchange.importers import import_inspect, import_jsonl, import_thought_anchors, import_traces
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.storage.manifest import NAME, _seal
 from reasonscope.data.storage.store import TraceStore, check_store
@@ -54,7 +54,7 @@ from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.text.published_chunks import published_sentences
 from reasonscope.data.text.sentence_labels import label_sentences
 from reasonscope.data.text.steps_and_sentences import classify_step, sentences
-from reasonscope.data.trace import Message, Problem
+from reasonscope.data.trace import Message, Problem, Trace
 from reasonscope.probes.architecture.sites import Site, expand_sites
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.server import ServerWriter
@@ -275,6 +275,51 @@ def jsonl() -> list[bytes]:
     return ["\n".join(map(json.dumps, rows)).encode()]
 
 
+def dumps() -> list[bytes]:
+    """Rows of each shape, and the pieces of a stream of each kind, each with a whole reply after it."""
+    said = {
+        "role": "assistant",
+        "content": "4",
+        "reasoning": "R",
+        "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}],
+    }
+    whole = {
+        "id": "c",
+        "choices": [{"message": said, "finish_reason": "stop"}],
+        "messages": [{"role": "user", "content": "Q"}],
+    }
+    parts = [
+        {"type": "thinking", "thinking": "R"},
+        {"type": "text", "text": "4"},
+        {"type": "tool_use", "name": "f", "input": {}},
+    ]
+    message = {"type": "message", "role": "assistant", "content": parts}
+    items = [
+        {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "R"}], "summary": []},
+        {"type": "message", "content": "4"},
+    ]
+    step = {"type": "contentBlock", "content": [{"type": "text", "text": "R"}], "style": {"type": "thinking"}}
+    output = {"text": "4", "token_ids": [2], "finish_reason": "stop"}
+    groups: list[list[object]] = [
+        [{"custom_id": "a", "response": {"status_code": 200, "body": whole}}, {"custom_id": "a", "body": {"messages": [said]}}],
+        [{"custom_id": "a", "result": {"type": "succeeded", "message": message}}],
+        [{"output": items, "status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}, "instructions": "I"}],
+        [{"messages": [{"versions": [{"role": "assistant", "steps": [step]}], "currentlySelected": 0}]}],
+        [{"doc_id": 1, "arguments": {"gen_args_0": {"arg_0": "Q"}}, "resps": [["R</think>4"]], "target": "4", "metrics": ["m"], "m": 1}],
+        [{"input": "Q", "output": "R</think>4", "gts": "4", "score": 1}, {"text": "4", "meta_info": {"finish_reason": {"type": "stop"}}}],
+        [{"request_id": "a", "prompt": "Q", "prompt_token_ids": [1], "outputs": [output]}],
+        [{"object": "chat.completion.chunk", "id": "c", "choices": [{"index": i, "delta": said}]} for i in (0, 1)],
+        [{"message": said, "done": False}, {"message": said, "done": True}, {"response": "4", "thinking": "R", "done": True}],
+        [
+            {"type": "message_start", "message": {**message, "content": []}},
+            {"type": "content_block_start", "content_block": {"type": "thinking", "thinking": ""}},
+            {"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "R"}},
+            {"type": "message_stop"},
+        ],
+    ]  # fmt: skip
+    return ["\n".join(json.dumps(row) for row in (*group, whole)).encode() for group in groups]
+
+
 def problem_files() -> list[bytes]:
     rows = (
         {"id": "a", "prompt": "2 + 2?", "answer": "4", "difficulty": 1, "meta": {}},
@@ -425,6 +470,12 @@ def imported(read: Callable[[Path], list]) -> Callable[[Path], object]:
     return run
 
 
+def all_turns(path: Path) -> list[Trace]:
+    found = import_traces(path, turn="all")
+    json.dumps(found.report())
+    return list(found.traces)
+
+
 def anchor_folder(raw: bytes, folder: Path) -> None:
     try:
         files = json.loads(raw)
@@ -536,6 +587,7 @@ def organism() -> Model:
 
 TARGETS = (
     Target(name="JSONL of completions", corpus=jsonl, mutate=linewise, read=into("x.jsonl", imported(import_jsonl))),
+    Target(name="dumps", corpus=dumps, mutate=linewise, read=into("x.jsonl", imported(all_turns))),
     Target(name="problem files", corpus=problem_files, mutate=linewise, read=into("x.jsonl", load_problems)),
     Target(name="Inspect logs", corpus=logs, mutate=archivewise, read=into("x.eval", imported(import_inspect))),
     Target(name="Thought Anchors folders", corpus=anchor_folders, mutate=jsonwise, read=anchor_folder),
