@@ -23,6 +23,7 @@ from reasonscope.analysis.anchors.allotment import Allotment
 from reasonscope.analysis.anchors.importance import Convention
 from reasonscope.analysis.anchors.rollouts import anchors_of_trace, resample
 from reasonscope.analysis.attention.receiver_heads import receiver_heads
+from reasonscope.analysis.attention.vertical import top_heads
 from reasonscope.analysis.causal.suppression import Untouched
 from reasonscope.analysis.tokens.forced_answers import decoder
 from reasonscope.analysis.tokens.mi import emitting_rows, gold_text, mi_of_trace, representations
@@ -219,10 +220,10 @@ def budget_guidance(organism: Organism) -> Iterator[Row]:
         ours=str(len(rows)),
     )
     trained = {}
-    for name, how in {"published": {"epochs": 1, "learning_rate": 1e-4, "batch_size": 1024}, "ours": {}}.items():
+    for name, how in {"published": {"epochs": 1, "learning_rate": 1e-4, "batch_size": 200}, "ours": {}}.items():
         trained[name] = train_predictor(source.store, sites, vocabulary=model.vocabulary, ids=source.ids, **how)
     yield Row(
-        departure="one epoch at a rate of 10⁻⁴, and not five at 10⁻³ (both with our small encoder)",
+        departure="one epoch at a rate of 10⁻⁴, a trace per batch, and not five at 10⁻³ (both with our small encoder)",
         number="loss of the predictor, nats",
         published=f"{trained['published'][1]:.2f}",
         ours=f"{trained['ours'][1]:.2f}",
@@ -294,7 +295,7 @@ def refusal(organism: Organism) -> Iterator[Row]:
     }
     best = {}
     for name, cut in ends.items():
-        candidates = refusal_candidates(model, cut(made.harmful), cut(made.harmless))
+        candidates = refusal_candidates(model, cut(made.harmful), cut(made.harmless), n_positions=1)
         scores = refusal_scores(model, candidates, cut(held_out.harmful), cut(held_out.harmless), opens)
         best[name] = float(np.nanmax(scores.induce)), float(np.nanmin(scores.bypass))
     yield Row(
@@ -331,8 +332,8 @@ def refusal(organism: Organism) -> Iterator[Row]:
     )
     refused = [arm.measures["refused_harmful"] for arm in arms]
     yield Row(
-        departure="that direction is projected out everywhere, and not clamped to the benign mean where the model decides",
-        number=f"of {len(judged)} harmful requests refused",
+        departure="that direction is projected out everywhere, and not clamped to the benign mean at the words that decide",
+        number=f"share of {len(judged)} harmful requests refused",
         published=_number(refused[0].value, refused[0].interval),
         ours=_number(refused[1].value, refused[1].interval),
     )
@@ -391,14 +392,14 @@ def anchors(organism: Organism) -> Iterator[Row]:
     )
     few = Allotment(least=16, step=16, half_width=0.01, most=16)
     decode, warm = decoder(model.tokenizer_backend), replace(SAMPLING, temperature=1.0)
-    tables: dict[str, list[NDArray[np.float64]]] = {"published": [], "corrected": [], "smoothed": []}
-    for trace in traces[:3]:
+    tables: dict[str, list[NDArray[np.float64]]] = {"published": [], "corrected": []}
+    longest = sorted(source.traces, key=lambda trace: trace.n_thinking_tokens)
+    for trace in [trace for trace in longest if trace.correct and trace.n_thinking_tokens < 260][-2:]:
         own = sentences(trace)
         written = resample(PrefixWriter(model), trace, own, decode, warm, allotment=few)
         for name, how in {
             "published": Convention(variant="published"),
             "corrected": Convention(),
-            "smoothed": Convention(variant="published", smoothing=1.0),
         }.items():
             found = anchors_of_trace(trace, own, written, convention=how, n_permutations=5)
             labels = found.axes[0].labels
@@ -414,9 +415,9 @@ def anchors(organism: Organism) -> Iterator[Row]:
     )
     yield Row(
         departure="counterfactual accuracy is without − with, all others with − without",
-        number="its mean over sentences",
-        published=f"{np.nanmean(numbers['published'][1]):+.3f}",
-        ours=f"{np.nanmean(numbers['corrected'][1]):+.3f}",
+        number="the largest of a sentence",
+        published=f"{_largest(numbers['published'][1]):+.2f}",
+        ours=f"{_largest(numbers['corrected'][1]):+.2f}",
     )
     yield Row(
         departure="a comparison with an empty side is 0, and not undefined",
@@ -455,21 +456,24 @@ def main() -> None:
             known[name] = [asdict(row) for row in METHODS_BESIDE[name](organism)]
             given.out.parent.mkdir(parents=True, exist_ok=True)
             given.out.write_text(json.dumps(known, ensure_ascii=False, indent=1), encoding="utf-8")
-    sys.stdout.write("\n".join(_table(known)) + "\n")
+    sys.stdout.write("\n".join(_table(known)))
 
 
 def _table(known: Mapping[str, list[dict[str, str]]]) -> Iterator[str]:
-    yield "| method | the published code | number | published | ours |"
-    yield "| --- | --- | --- | --- | --- |"
     for name, rows in known.items():
+        yield f"### {name}\n"
+        yield "| the published code | number | published | ours |"
+        yield "| --- | --- | --- | --- |"
         for row in rows:
-            yield f"| {name} | {row['departure']} | {row['number']} | {row['published']} | {row['ours']} |"
+            both = " | ".join(row[side].replace("-", "−") for side in ("published", "ours"))
+            yield f"| {row['departure']} | {row['number']} | {both} |"
+        yield ""
 
 
 def _steered(departure: str, published: Arm, ours: Arm) -> Row:
     def told(arm: Arm) -> str:
         change = f"{100 * arm.change.value:+.1f} % ({100 * arm.change.low:.1f} to {100 * arm.change.high:.1f})"
-        return f"{change}, {arm.differences['accuracy'].value:+.3f}".replace("-", "−")
+        return f"{change}, {arm.differences['accuracy'].value:+.3f}"
 
     number = "change of thinking tokens, of accuracy"
     return Row(departure=departure, number=number, published=told(published), ours=told(ours))
@@ -477,6 +481,11 @@ def _steered(departure: str, published: Arm, ours: Arm) -> Row:
 
 def _number(value: float, ends: tuple[float, float]) -> str:
     return f"{value:.2f} ({ends[0]:.2f} to {ends[1]:.2f})"
+
+
+def _largest(values: NDArray[np.float64]) -> float:
+    """The one that is farthest from 0."""
+    return float(values[np.nanargmax(np.abs(values))])
 
 
 def _cosine(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
@@ -539,12 +548,11 @@ def _dense_float32(rows: NDArray[np.float32], target: NDArray[np.float64]) -> ND
 
 def _receivers(model: Model, traces: list[Trace]) -> Row:
     told = []
-    for depth_control in (False, True):
+    for depth_control, from_layer in ((False, 0), (True, 1)):
         found = receiver_heads(model, traces, depth_control=depth_control)
-        order = np.argsort(-found.values.ravel())[:4]
-        told.append(", ".join(f"{at // model.n_heads}.{at % model.n_heads}" for at in order))
+        told.append(", ".join(map(str, top_heads(found.values, 4, from_layer=from_layer))))
     return Row(
-        departure="vertical scores are not controlled for depth by default",
+        departure="vertical scores are not controlled for depth by default, and block 0 counts",
         number="the four receiver heads",
         published=told[0],
         ours=told[1],

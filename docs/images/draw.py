@@ -2,8 +2,8 @@
 
 Given folders, it draws the figures that are in them instead: those that the scripts docs/experiments/organism_*.py wrote.
 
-tests/app/pages/test_chromium.py makes the screenshots of the app, and benchmarks/growth.py makes growth.png. steering.png comes from a long
-run, and demo.png is a screenshot of the figures in the demo's report.
+tests/app/pages/test_chromium.py makes the screenshots of the app, benchmarks/growth.py makes growth.png, and demo.png is a screenshot of
+the figures in the demo's report.
 """
 
 import base64
