@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import rankdata
+from scipy.stats import t as student
 
 from reasonscope.analysis.statistics import (
     agreement_numbers,
@@ -157,6 +159,22 @@ def test_two_lines_that_rise_along_a_thinking_do_not_agree_for_that():
     mixed = rng.permutation(30)
     like = slow + other  # blocks of five alike say less than thirty places of their own would
     assert serial_correlation(slow, like)[1] > 2 * serial_correlation(slow[mixed], like[mixed])[1]
+
+
+def test_the_p_value_of_two_lines_by_hand():
+    """Student's t with three degrees of freedom fewer than there are independent places."""
+    place, rng = np.arange(12.0), np.random.default_rng(2)
+    seen = set()
+    drawn = rng.normal(size=(8, 2, 12))
+    for line, other in (*drawn, *drawn.cumsum(axis=2)):  # the latter are like their neighbours
+        x, y = (np.polyval(np.polyfit(place, ranks, 1), place) - ranks for ranks in map(rankdata, (line, other)))
+        x, y = x / np.linalg.norm(x), y / np.linalg.norm(y)
+        shared = sum(12 / (12 - k) * (x[:-k] @ x[k:]) * (y[:-k] @ y[k:]) for k in (1, 2, 3))
+        freedom = max((12 / (1 + 2 * shared) if shared > 0 else 12) - 3, 0.5)
+        p = 2 * student.sf(abs(x @ y) * np.sqrt(freedom / (1 - (x @ y) ** 2)), freedom)
+        assert serial_correlation(line, other) == pytest.approx((x @ y, p))
+        seen.add(shared > 0)
+    assert seen == {True, False}
 
 
 def test_a_score_that_knows_the_dependencies_beats_one_that_does_not():

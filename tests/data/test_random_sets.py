@@ -14,7 +14,8 @@ def test_all_sets_are_listed_if_there_are_few():
     assert n_sets(pools) == 9
     found = {frozenset(one) for one in distinct_sets(pools, 20)}
     assert found == {frozenset(a + pair) for a in "abc" for pair in ("xy", "xz", "yz")}
-    assert len(distinct_sets(pools, 9)) == 9
+    assert distinct_sets(pools, 9) == distinct_sets(pools, 20)
+    assert distinct_sets([Pool(members="a", size=1)], 0) == []
     assert distinct_sets([Pool(members="ab", size=3)], 5) == []
 
 
@@ -31,6 +32,7 @@ def test_sets_are_different_and_every_member_is_as_likely(members, size, n):
 def test_the_seed_decides_the_draw():
     pool = [Pool(members=range(30), size=4)]
     assert distinct_sets(pool, 6, seed=1) == distinct_sets(pool, 6, seed=1) != distinct_sets(pool, 6, seed=2)
+    assert distinct_sets(pool, 6) == distinct_sets(pool, 6, seed=0)
 
 
 def test_few_controls_bound_the_p_value():

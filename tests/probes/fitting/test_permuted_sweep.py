@@ -2,12 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import kstest
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from reasonscope.data.errors import InputError
 from reasonscope.probes.evaluation.grouped_folds import spearman
 from reasonscope.probes.evaluation.metrics import auroc
-from reasonscope.probes.fitting.permuted_sweep import permuted_sweep
+from reasonscope.probes.fitting.permuted_sweep import N_PERMUTATIONS, _predicted, permuted_sweep
 from reasonscope.probes.fitting.sweep import sweep
 
 GROUPS = [f"g{i}" for i in range(40)]
@@ -58,3 +62,23 @@ def test_rows_of_a_group_move_together():
     assert len(found.null) == 20
     with pytest.raises(InputError, match="no shuffle within groups"):
         permuted_sweep(features, targets, groups, task="regression", within=True, n_permutations=5)
+
+
+@pytest.mark.parametrize("width", [6, 80])
+def test_predictions_are_those_of_ridge_on_standardised_states(width):
+    rng = np.random.default_rng(3)
+    states = rng.standard_normal((40, width)) * rng.uniform(0.01, 3, size=width) + rng.normal(scale=5, size=width)
+    states[:, 2] = 7.0  # tells nothing, and has no spread to divide by
+    targets = rng.standard_normal((40, 3))
+    train, test = np.arange(30), np.arange(30, 40)
+    tensors = torch.from_numpy(states), torch.from_numpy(targets)
+    found = _predicted(*tensors, train, test, torch.tensor([0.1, 10.0], dtype=torch.float64))
+    for alpha, own in zip((0.1, 10.0), found, strict=True):
+        model = make_pipeline(StandardScaler(), Ridge(alpha=alpha)).fit(states[train], targets[train])
+        np.testing.assert_allclose(own, model.predict(states[test]), rtol=1e-6, atol=1e-8)
+
+
+def test_two_hundred_fits_make_the_smallest_p_one_in_two_hundred():
+    features, targets = noise(4, 1)
+    found = permuted_sweep(features, targets, GROUPS, task="regression", folds=2)
+    assert len(found.null) == N_PERMUTATIONS == 199

@@ -126,6 +126,12 @@ def test_effects_are_compared_with_random_ones(model, traces):
         "answers do not see the thinking": 20,
         "tokens": 20,
     }
+    assert {name: one.control for name, one in found.items()} == {
+        "heads": "as many random heads of the same layers",
+        "layers": "as many random other layers",
+        "answers do not see the thinking": "edges to as many random tokens",
+        "tokens": "as many random tokens of the same traces",
+    }
     assert found["layers"].side_effects["kl_thinking"].value > 0.01
     assert found["layers"].null == ablation_effect(model, traces, layers).null  # the seed decides the controls
 
@@ -251,3 +257,4 @@ def test_the_effect_is_the_loss_of_the_answer(model, traces):
         losses.append(float((plain - out)[at - 1, trace.token_ids[at]].sum()))
         n.append(len(at))
     assert found.effect.value == pytest.approx(sum(losses) / sum(n), rel=1e-3, abs=1e-5)
+    assert found.control == "as many random other MLPs"

@@ -180,3 +180,33 @@ def test_a_clamp_to_where_the_state_is_moves_nothing():
             states, Positions(index=torch.arange(4)[None], ids=torch.arange(4)[None])
         )
         torch.testing.assert_close(after, states)
+
+
+def test_a_control_says_what_was_matched():
+    states = {site: np.random.default_rng(0).standard_normal((50, WIDTH)) for site in SITES}
+    for drawn_from, matched in ((None, "norm and cosines"), (states, "norm and covariance")):
+        (control, *_) = random_uses(uses_of("add"), 3, states=drawn_from)
+        assert (control.vector.provenance["matched"], control.vector.provenance["seed"]) == (matched, 3)
+
+
+def test_edits_of_one_scope_are_a_chain_in_the_order_of_the_stream():
+    """Whatever the order of the uses: before a block, after its attention, after its MLP, after the block."""
+    points = ("resid_post", "mlp_out", "attn_out", "resid_pre")
+    direction = np.ones(WIDTH, dtype=np.float32)
+    uses = [
+        VectorUse(
+            vector=SteeringVector(directions={Site(point, layer): direction}, method="test"),
+            scope=Scope(),
+            operator=OPERATORS["ablate"],
+        )
+        for layer in (1, 0)
+        for point in points
+    ]
+    for n in range(len(points)):
+        for given in (uses[:4][n:], uses[n:]):
+            found = random_uses(given, 0)
+            opening = [site for use in found if use.operator.opens for site in use.vector.directions]
+            assert opening == [Site("resid_pre", min(site.layer for use in given for site in use.vector.directions))]
+    for pair in (points[:2], points[1:3], points[2:]):  # neighbours in the stream, the later one given first
+        found = random_uses([use for use in uses[:4] for site in use.vector.directions if site.point in pair], 0)
+        assert [use.operator.opens for use in found] == [False, True]
