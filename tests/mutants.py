@@ -71,7 +71,10 @@ TARGETS = {
     "probes/evaluation/comparison.py": ["tests/probes/properties/test_report.py"],
     "probes/evaluation/permutation_null.py": ["tests/probes/evaluation/test_grouped_folds.py"],
     "probes/evaluation/grouped_folds.py": ["tests/probes/evaluation/test_grouped_folds.py"],
-    "steering/decoding/budget.py": ["tests/steering/decoding/test_budget.py"],
+    "steering/decoding/budget.py": [
+        "tests/steering/decoding/test_budget.py",
+        "tests/steering/methods/test_controllers.py::test_a_budget_is_learned_from_a_run_and_guides",
+    ],
     "steering/experiments/ablation.py": ["tests/steering/experiments/test_ablation.py"],
     "steering/experiments/dose_responses.py": ["tests/steering/experiments/test_dose_responses.py"],
     "steering/vectors/matched_controls.py": ["tests/steering/vectors/test_matched_controls.py"],

@@ -18,7 +18,12 @@ from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering import Ablation, Scope, ablation_effect
 from reasonscope.steering.experiments import ablation as ablation_module
-from reasonscope.steering.experiments.ablation import AblationIntervention, RandomScope, reference_states
+from reasonscope.steering.experiments.ablation import (
+    AblationIntervention,
+    RandomScope,
+    reference_states,
+    regenerate_ablated,
+)
 from reasonscope.steering.experiments.ablation_plan import read_plan
 from reasonscope.steering.experiments.attention_knockout import Edges, without_edges
 
@@ -241,6 +246,28 @@ def test_an_invalid_plan_is_refused(model, tmp_path, text, message):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):
         read_plan(path, model)
+
+
+def drawn_tokens(scope, ids):
+    """The places that forty controls of `scope` remove, each as many as the scope names."""
+    masks = [RandomScope.like(scope, seed).mask(torch.tensor([ids]))[0].tolist() for seed in range(40)]
+    assert {sum(mask) for mask in masks} == {int(scope.mask(torch.tensor([ids])).sum())}
+    return {place for mask in masks for place, removed in enumerate(mask) if removed}
+
+
+def test_where_a_region_has_too_few_other_tokens_any_of_the_text_are_drawn():
+    few = Scope(tokens=frozenset({1}))
+    assert drawn_tokens(few, [1, 1, 0, 3, 4, -1]) == {2, 3, 4}  # others of the text, id 0 too, and no padding
+    assert drawn_tokens(few, [1, 1, 1, 0, 2, -1]) == {0, 1, 2, 3, 4}
+
+
+def test_what_was_written_again_is_kept_with_its_controls(model, traces):
+    sampling = Sampling(temperature=0.0, max_new_tokens=4)
+    problems = [trace.problem for trace in traces]
+    found = regenerate_ablated(model, Ablation(name="m", mlps=(4,)), traces, problems, sampling, n_controls=2)
+    told = found.to_dict()
+    assert told["name"] == "m" and [one["name"] for one in told["random"]] == ["m, random 1", "m, random 2"]
+    assert told["excess_over_random"].keys() == found.excess.keys() and "tokens" in found.excess
 
 
 def test_the_effect_is_the_loss_of_the_answer(model, traces):
