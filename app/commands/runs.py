@@ -12,7 +12,10 @@ from reasonscope.app.commands.loading import Load, loads_model
 from reasonscope.app.interruption import keeping
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from reasonscope.data.trace import Trace
+    from reasonscope.probes.models.chat_rendering import TemplateRenderer
 
 
 class Format(StrEnum):
@@ -168,7 +171,9 @@ def check(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> 
     print_summary(check_summary(str(run), TraceStore.open(run)))
 
 
+@loads_model
 def import_(
+    load: Load,
     source: Annotated[
         list[str],
         typer.Argument(
@@ -180,7 +185,7 @@ def import_(
     model: Annotated[
         str | None,
         typer.Option(
-            help="The model that wrote the text: prompts are rendered by its chat template and stored as its tokens. No weights are loaded."
+            help="The model that wrote the text: prompts are rendered by its chat template and stored as its tokens."
         ),
     ] = None,
     turn: Annotated[
@@ -189,27 +194,59 @@ def import_(
             help="Which turn of the assistant becomes the trace if there are several: last, its number from 1, or all."
         ),
     ] = "last",
+    sites: Annotated[
+        str,
+        typer.Option(
+            help="Activations to record as --model reads the traces, such as resid_post.*; without them no weights are loaded."
+        ),
+    ] = "",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="The type of the weights, such as float32 or bfloat16; that of the checkpoint if not given."),
+    ] = None,
 ) -> None:
     """Turn traces that you already have into a run. It reads dumps of vLLM, SGLang, OpenAI, OpenRouter, Anthropic, Ollama and
     LM Studio, rollouts of TRL and verl, logs of Inspect and lm-eval, Thought Anchors, and lines of messages or completions."""
     from reasonscope.app.terminal import print_summary
+    from reasonscope.data.errors import InputError
     from reasonscope.data.exchange.importers import import_traces
     from reasonscope.data.exchange.summaries import import_summary
     from reasonscope.data.storage.store import TraceStore
 
     kind, path = _kind_and_path(source)
-    renderer = None
-    if model is not None:
-        from reasonscope.probes.models.chat_rendering import load_chat_renderer
+    if sites and model is None:
+        raise InputError("--sites needs --model, the model that wrote the text")
+    loaded = None if model is None else _reader_of(model, {"dtype": dtype, **load} if sites else None)
+    found = import_traces(path, kind=kind, turn=_turn(turn), renderer=loaded)
+    meta = {"imported": {"from": path.name, "as": list(found.kinds), "report": found.report()}}
+    _store(found.traces, out, meta, loaded, sites)
+    print_summary(import_summary(str(out), found, TraceStore.open(out).sites))
 
-        renderer = load_chat_renderer(model)
-    found = import_traces(path, kind=kind, turn=_turn(turn), renderer=renderer)
-    meta: dict[str, Any] = {"imported": {"from": path.name, "as": list(found.kinds), "report": found.report()}}
-    if renderer is not None:
-        meta["model"] = renderer.fingerprint
-    with TraceStore.create(out, meta=meta, sites=[]) as store:
-        store.append(list(found.traces), {})
-    print_summary(import_summary(str(out), found))
+
+def _reader_of(model: str, loading: "Load | None") -> "TemplateRenderer":
+    """What renders and encodes for `model`, which has weights if it is said how to load them."""
+    from reasonscope.probes.models.chat_rendering import TemplateRenderer
+    from reasonscope.probes.models.model import load_model
+    from reasonscope.probes.models.prompting import load_prompting
+
+    return TemplateRenderer(model=load_prompting(model) if loading is None else load_model(model, **loading))
+
+
+def _store(
+    traces: "Sequence[Trace]", out: Path, meta: dict[str, Any], loaded: "TemplateRenderer | None", sites: str
+) -> None:
+    """Store imported traces, with activations if sites are given."""
+    from reasonscope.data.storage.store import TraceStore
+    from reasonscope.probes.generation.recording import record_written
+    from reasonscope.probes.models.model import Model
+
+    if loaded is not None and isinstance(loaded.model, Model):
+        with keeping(partial(_recorded, out, len(traces))):
+            record_written(loaded.model, traces, out, sites=sites, meta=meta)
+        return
+    known = {"model": dict(loaded.fingerprint)} if loaded is not None else {}
+    with TraceStore.create(out, meta={**meta, **known}, sites=[]) as store:
+        store.append(list(traces), {})
 
 
 def export(

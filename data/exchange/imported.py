@@ -34,6 +34,10 @@ class ChatRenderer(Protocol):
     def fingerprint(self) -> Mapping[str, Any]:
         """What a trace says about the model."""
 
+    @property
+    def context_length(self) -> int:
+        """The longest text that the model reads, in tokens."""
+
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, think: bool) -> str:
         """The text that the model reads, up to its own first token."""
 
@@ -253,7 +257,9 @@ class TraceMaker:
         known = self._problems.get(asked) if exchange.prompt or turn.asked else None
         id = exchange.problem_id or known or turn.id
         self._problems.setdefault(asked, id)
-        plain = exchange.prompt is None and turn.asked and all(_is_plain(one) for one in turn.asked)
+        plain = (
+            exchange.prompt is None and turn.asked and not exchange.tools and all(_is_plain(one) for one in turn.asked)
+        )
         return Problem(
             id=id,
             messages=tuple(Message(role=one.role, content=one.text) for one in turn.asked) if plain else (),
@@ -294,6 +300,13 @@ class TraceMaker:
         else:
             prompt = tokenizer.decode(prompt_ids, skip_special_tokens=False)
             ids = tokenizer.encode(self._completion(turn, messages, prompt), add_special_tokens=False).ids
+        if len(prompt_ids) + len(ids) > renderer.context_length:
+            raise InputError(
+                f"{where}: its {len(prompt_ids) + len(ids)} tokens are more than the model's context of {renderer.context_length}"
+            )
+        if fields["problem"].prompt is not None and exchange.prompt is None and turn.asked:
+            text = tokenizer.decode(prompt_ids, skip_special_tokens=False)
+            fields["problem"] = replace(fields["problem"], prompt=text)
         known = {"name": exchange.model.get("name")} if exchange.model.get("name") else {}
         fields["model"] = {**renderer.fingerprint, **({"served_as": known["name"]} if known else {})}
         return build_trace(

@@ -15,7 +15,7 @@ from reasonscope.data.trace import Sentence, ThinkingState, Trace
 _SHOWN = 3  # places of one reason
 _HAS_TEXT = "The run holds text only; analyses that need activations load a model."
 _HAS_TOKENS = (
-    "The run holds text and tokens, as the model's own template and tokenizer have them; analyses load the model."
+    "The run holds text, and tokens as the model's own template and tokenizer have them; analyses load the model."
 )
 # What a state of the thinking means to somebody who wonders why a trace is left out.
 _STATES: Mapping[ThinkingState, str] = {
@@ -47,7 +47,7 @@ def check_summary(run: str, store: TraceStore) -> Summary:
     )
 
 
-def import_summary(out: str, imported: Imported) -> Summary:
+def import_summary(out: str, imported: Imported, sites: Sequence[str] = ()) -> Summary:
     """How much was understood, in which state the thinking is, and how many sentences carry which tag: published ones
     beside ours."""
     traces, outcomes = imported.traces, _Outcomes(imported.traces)
@@ -69,7 +69,7 @@ def import_summary(out: str, imported: Imported) -> Summary:
             *outcomes.notes,
             *_left_out(imported.report()),
             *_agreement(placed),
-            _HAS_TOKENS if any(len(trace.token_ids) for trace in traces) else _HAS_TEXT,
+            _holds(traces, sites),
         ],
         next_command=f"reasonscope app {out}",
     )
@@ -85,6 +85,12 @@ def export_summary(out: str, form: str, n: int) -> Summary:
         finding=f"{_traces(n)} in {out} ({form}): text, labels and answers, without activations.",
         next_command=reader.get(form, ""),
     )
+
+
+def _holds(traces: Sequence[Trace], sites: Sequence[str]) -> str:
+    if sites:
+        return f"The run holds text, tokens and activations ({_sites(sites)})."
+    return _HAS_TOKENS if any(len(trace.token_ids) for trace in traces) else _HAS_TEXT
 
 
 def _understood(account: Mapping[str, Any]) -> str:

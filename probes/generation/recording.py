@@ -139,6 +139,61 @@ def record(
     return store
 
 
+def record_written(
+    model: Model,
+    traces: Sequence[Trace],
+    path: str | Path,
+    *,
+    sites: str | Sequence[Site | str],
+    meta: Mapping[str, Any] | None = None,
+    batch_size: int = 16,
+) -> TraceStore:
+    """Store traces that were written elsewhere, such as imported ones, with the activations that `model` has as it reads them.
+
+    Every finished shard is kept if this is interrupted, and the same call again goes on from there.
+
+    Args:
+        model: The model that wrote them, by whose tokenizer they are encoded.
+        traces: The traces, with tokens.
+        path: The folder of the store.
+        sites: The sites to record, as in `record`.
+        meta: Fields for the store, in JSON; the model's fingerprint is added.
+        batch_size: Traces that are held in memory together.
+
+    Returns:
+        The store.
+
+    Raises:
+        InputError: If a trace has no tokens, or a token that the model does not know.
+        SiteError: If the model has no such site, or `attn_probs` is asked for.
+        StoreError: If the store in `path` has other content, or cannot be written.
+    """
+    require_plain(model.hf, "recording")
+    wanted = _sites(model, sites)
+    for trace in traces:
+        if not len(trace.token_ids):
+            raise InputError(f"trace {trace.id!r} has no tokens; encode it with the tokenizer of {model.name}")
+    known = {**(meta or {}), "model": dict(model.fingerprint)}
+    store = _open(Path(path), known, [str(site) for site in wanted], True)
+    done = set(store.ids)
+    left = [trace for trace in traces if trace.id not in done]
+    writer = _Writer(store, wanted)
+    try:
+        with working("reading activations", total=len(traces), done=len(done), unit="traces") as work:
+            for start in range(0, len(left), batch_size):
+                batch = left[start : start + batch_size]
+                writer.append(batch, _read(model, [trace.token_ids.tolist() for trace in batch], wanted))
+                work.advance(len(batch))
+            writer.flush()
+    except BaseException:
+        with suppress(StoreError):
+            store.discard()  # without a trace: an empty store must not refuse the next try
+        raise
+    finally:
+        store.close()
+    return store
+
+
 def in_shard(id: str, shard: tuple[int, int]) -> bool:
     """Whether the problem `id` belongs to part i of n, counted from 1."""
     part, parts = shard

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.parse import THINK, ThinkTags
-from reasonscope.probes.models.prompting import Prompting, load_prompting
+from reasonscope.probes.models.prompting import Prompting
 from reasonscope.probes.models.tags import chat_template, with_reasoning, with_thinking_closed
 
 
@@ -30,6 +30,10 @@ class TemplateRenderer:
     @property
     def fingerprint(self) -> Mapping[str, Any]:
         return self.model.fingerprint
+
+    @property
+    def context_length(self) -> int:
+        return self.model.context_length
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, think: bool) -> str:
         """The text that the model reads. Without `think` a template that opens the thinking also closes it, since the
@@ -82,8 +86,3 @@ class TemplateRenderer:
             ) from error
         assert isinstance(text, str)
         return text
-
-
-def load_chat_renderer(source: str) -> TemplateRenderer:
-    """The renderer of the model `source` (as in `load_model`), without its weights. Raises ModelLoadError and InputError."""
-    return TemplateRenderer(model=load_prompting(source))

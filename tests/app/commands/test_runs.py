@@ -9,6 +9,7 @@ from importlib.resources import files
 from subprocess import CompletedProcess
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 
 from reasonscope.app.cli import main
@@ -90,6 +91,22 @@ def test_import_recognises_what_it_is_given(tmp_path):
     (trace,) = store
     assert trace.thinking == "So 7." and len(trace.token_ids) > trace.n_prompt_tokens > 0
     assert store.meta["model"]["name"] == "organism"
+
+
+def test_import_reads_activations_as_a_recording_does(run, tmp_path):
+    """What a model wrote and `export` wrote down comes back with the tokens and the activations that were recorded."""
+    assert cli("export", run / "run", "--out", "t.jsonl", cwd=tmp_path).returncode == 0
+    done = cli("import", "t.jsonl", "--out", "b", "--model", "organism", "--sites", "resid_post.2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "activations (resid_post.2)" in " ".join(done.stdout.split())
+    recorded, again = TraceStore.open(run / "run"), TraceStore.open(tmp_path / "b")
+    for trace in recorded:
+        assert again.trace(trace.id).token_ids.tolist() == trace.token_ids.tolist()
+        assert np.allclose(
+            again.activations(trace.id, "resid_post.2"), recorded.activations(trace.id, "resid_post.2"), atol=1e-4
+        )
+    assert again.check() == []
+    refused(cli("import", "t.jsonl", "--out", "c", "--sites", "resid_post.2", cwd=tmp_path), "--sites needs --model")
 
 
 def test_import_takes_one_turn_or_each(tmp_path):

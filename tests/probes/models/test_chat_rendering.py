@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.importers import import_traces
 from reasonscope.data.text.parse import THINK
-from reasonscope.probes.models.chat_rendering import TemplateRenderer, load_chat_renderer
-from reasonscope.probes.models.prompting import Prompting
+from reasonscope.probes.models.chat_rendering import TemplateRenderer
+from reasonscope.probes.models.prompting import Prompting, load_prompting
 
 # The reasoning of earlier turns is left out and that of the last is kept, as in Qwen3; the end of a turn is a token.
 QWEN = (
@@ -129,7 +129,7 @@ def test_a_model_without_tags_or_template(tmp_path, renderer_of):
     "REASONSCOPE_REAL_MODEL" not in os.environ, reason="needs REASONSCOPE_REAL_MODEL, the folder of a model"
 )
 def test_a_real_tokenizer_reads_what_a_recording_would_have_sent(tmp_path):
-    renderer = load_chat_renderer(os.environ["REASONSCOPE_REAL_MODEL"])
+    renderer = TemplateRenderer(model=load_prompting(os.environ["REASONSCOPE_REAL_MODEL"]))
     (trace,) = imported(tmp_path, renderer, reply({"content": "It is 7.", "reasoning": "So 7."}))
     assert trace.token_ids[: trace.n_prompt_tokens].tolist() == renderer.model.encode_prompt(trace.problem)
     assert isinstance(renderer.model.tokenizer, PreTrainedTokenizerFast) and trace.thinking == "So 7."
