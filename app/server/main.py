@@ -123,7 +123,7 @@ def _import(content: bytes, folder: Path) -> None:
     if (n := content.rstrip().count(b"\n") + 1) > _MOST_LINES:
         raise InputError(
             f"the file has {n:,} lines, but only {_MOST_LINES:,} can be opened here; import it on the command line: "
-            "reasonscope import jsonl FILE --out runs/NAME"
+            "reasonscope import FILE --out runs/NAME"
         )
     file = folder / "upload.jsonl"
     file.write_bytes(content)

@@ -77,13 +77,9 @@ def import_summary(out: str, imported: Imported, sites: Sequence[str] = ()) -> S
 
 def export_summary(out: str, form: str, n: int) -> Summary:
     """How much was written, and what reads it."""
-    reader = {
-        "jsonl": f"reasonscope import jsonl {out} --out RUN",
-        "thought-anchors": f"reasonscope import thought-anchors {out} --out RUN",
-    }
     return Summary(
         finding=f"{_traces(n)} in {out} ({form}): text, labels and answers, without activations.",
-        next_command=reader.get(form, ""),
+        next_command="" if form == "parquet" else f"reasonscope import {out} --out RUN",
     )
 
 

@@ -54,7 +54,7 @@ def test_a_bad_upload_says_what_is_wrong_and_leaves_nothing(content, app, folder
 
 def test_too_many_lines_are_refused_before_one_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr("reasonscope.data.exchange.importers.import_jsonl", lambda path: pytest.fail("read"))
-    with pytest.raises(main.InputError, match="reasonscope import jsonl"):
+    with pytest.raises(main.InputError, match="reasonscope import"):
         main._import(LINE * (main._MOST_LINES + 1), tmp_path)
 
 
