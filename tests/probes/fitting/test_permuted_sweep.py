@@ -69,6 +69,7 @@ def test_predictions_are_those_of_ridge_on_standardised_states(width):
     rng = np.random.default_rng(3)
     states = rng.standard_normal((40, width)) * rng.uniform(0.01, 3, size=width) + rng.normal(scale=5, size=width)
     states[:, 2] = 7.0  # tells nothing, and has no spread to divide by
+    states[:, 3] = states[:, 4] + 0.05 * rng.standard_normal(40)  # nearly the same, so that one direction varies little
     targets = rng.standard_normal((40, 3))
     train, test = np.arange(30), np.arange(30, 40)
     tensors = torch.from_numpy(states), torch.from_numpy(targets)
