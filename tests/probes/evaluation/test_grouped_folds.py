@@ -313,6 +313,7 @@ def test_shuffled_labels_leave_nothing_to_find():
     null = permutation_null(judge, targets, groups, within=False, n_permutations=19)
     assert null.observed > 0.8 > 0.5 > null.null.max()
     assert null.p_value == 0.05
+    assert inspect.signature(permutation_null).parameters["n_permutations"].default == 20
     with pytest.raises(InputError, match="no shuffle within groups"):
         permutation_null(judge, np.repeat(targets[::3], 3), groups, within=True, n_permutations=3)
 
@@ -332,6 +333,7 @@ def test_random_labels_of_a_type_cannot_be_learned_across_groups_of_it():
     assert found.task.low > 0.9
     assert found.control.low < 0.5 < found.control.high
     assert found.selectivity.low > 0.1
+    assert found.selectivity.value == pytest.approx(found.task.value - found.control.value)
     labels = control_labels(problems.tolist(), targets, seed=0)
     seen = LogisticRegression(C=100).fit(features, labels).predict_proba(features)[:, 1]
     assert auroc(labels, seen) > 0.95

@@ -99,6 +99,7 @@ def test_its_numbers_are_plain_json_and_hold_the_comparison(report):
     again = json.loads(json.dumps(numbers))
     comparison = again["comparison"]
     assert comparison["score"] == report.comparison.score.to_dict()
+    assert comparison["metric"] == report.comparison.metric
     assert comparison["baselines"].keys() == report.comparison.baselines.keys()
     assert comparison["shuffled"].keys() == {"observed", "mean", "highest", "p_value", "n_permutations"}
     assert again["probe"]["site"] == "resid_post.1"
@@ -168,6 +169,12 @@ def comparison(score, baselines, *, p_value=1 / 21, spread=0.03, metric="Spearma
 )
 def test_the_finding_is_one_sentence_with_its_verdict(found, said):
     assert found.finding("It", "its length") == said
+
+
+def test_a_difference_that_reaches_down_to_nothing_beats_nothing():
+    found = comparison(0.5, {"prompt_length": 0.25})
+    for low, beats in ((0.0, False), (0.001, True)):
+        assert replace(found, difference=Estimate(value=0.25, low=low, high=0.5)).beats is beats
 
 
 def test_one_pass_over_the_resamples_gives_what_each_interval_gives_alone():

@@ -1,5 +1,6 @@
 """Budget guidance equals the golden numbers; the predictor learns; guidance shortens or lengthens as it predicts."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.steering.decoding.budget import (
     TRUST,
     LengthPredictor,
+    Trust,
     _training_rows,
     fits_in,
     guidance_weights,
     guided_distribution,
     negative_log_density,
     remaining_budget,
+    train_predictor,
 )
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "budget_gamma.json").read_text(encoding="utf-8"))
@@ -75,3 +78,32 @@ def test_the_predictor_gives_a_distribution_for_every_next_token():
     shape, rate = LengthPredictor(8, 5, width=16, depth=1)(torch.randn(3, 4, 8))
     assert shape.shape == rate.shape == (3, 5)
     assert (shape > 0).all() and (rate > 0).all()
+
+
+def test_the_predictor_has_the_sizes_that_its_run_is_told():
+    predictor = LengthPredictor(8, 5)
+    assert predictor.summary.shape == (1, 1, 128) and predictor.project.weight.shape == (128, 8)
+    assert [len(predictor.encoder.layers), predictor.encoder.layers[0].linear1.out_features] == [2, 512]
+    defaults = inspect.signature(train_predictor).parameters
+    assert {name: defaults[name].default for name in ("ids", "epochs", "batch_size")} == {
+        "ids": None,
+        "epochs": 5,
+        "batch_size": 64,
+    }
+
+
+def test_a_mode_at_its_bound_is_trusted():
+    """exp((2 − 1) / 1) − 1, in the precision of the predictions."""
+    one, two = torch.ones(1), 2 * torch.ones(1)
+    bound = torch.expm1(one).item()
+    assert Trust(rate=1.0, mode=bound).kept(two, one).all()
+    assert not Trust(rate=1.0, mode=1.001 * bound).kept(two, one).any()
+    assert not Trust(rate=0.0, mode=-1.0).kept(one, one).any()
+
+
+def test_a_trained_predictor_learns_no_more(written_store):
+    asked = [Problem(id=name, prompt="q", answer="7") for name in "ab"]
+    store = written_store([(asked[0], 0, "one two", "7"), (asked[1], 0, "one", "7")])
+    vocabulary = max(int(trace.token_ids.max()) for trace in store) + 1
+    predictor, _ = train_predictor(store, [Site("resid_post", 0)], vocabulary=vocabulary, epochs=1, width=16, depth=1)
+    assert not predictor.training and not any(one.requires_grad for one in predictor.parameters())
