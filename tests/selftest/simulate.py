@@ -598,7 +598,7 @@ RATES = (
     Rate(name="any of 3 pairs of unrelated signals called alike", where="analysis.signal_agreement", one=signals_that_agree, limit=0.05, most=500),
     *(
         Rate(name=f"p ≤ .05 of {n} of {heads} heads of a block, ablated together", where="steering.ablation_effect", one=partial(_significant, partial(several_heads, heads, n)), limit=0.05, known=True)
-        for heads, n in ((8, 2), (16, 2), (16, 4), (28, 4))
+        for heads, n in ((16, 2), (16, 4), (28, 4))
     ),
 )  # fmt: skip
 SHARES = (

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Resamples, resample_groups
 from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.trace import Message, Problem
-from reasonscope.probes.evaluation.baselines import Points, residual_sites
+from reasonscope.probes.evaluation.baselines import BASELINES, Points, residual_sites
 from reasonscope.probes.evaluation.conformal import residual_band
 from reasonscope.probes.evaluation.grouped_folds import (
     cluster_bootstrap,
@@ -368,3 +369,21 @@ def test_points_and_sites_are_checked():
     assert [str(site) for site in residual_sites(Run())] == ["resid_pre.0", "resid_post.0", "resid_post.1"]
     with pytest.raises(InputError, match="1 traces and 2 tokens"):
         Points(traces=[None], tokens=[0, 1])
+
+
+def test_baselines_that_need_no_activations_by_hand():
+    closed, cut = (
+        SimpleNamespace(n_prompt_tokens=3, n_thinking_tokens=n, state=state)
+        for n, state in ((4, "closed"), (9, "truncated"))
+    )
+    assert Points.last_prompt_tokens([closed, cut]).tokens == [2, 2]
+    points = Points(traces=[closed, cut], tokens=[2, 6])
+    wanted = {
+        "class_prior": [[0.0], [0.0]],
+        "prompt_length": np.log([[4.0], [4.0]]),
+        "elapsed_position": [[0.0, 0.0], [4.0, np.log(5.0)]],
+        "thinking_length": np.log([[5.0], [10.0]]),
+        "truncated": [[0.0], [1.0]],
+    }
+    for name, rows in wanted.items():
+        np.testing.assert_allclose(BASELINES[name](points), rows)
