@@ -116,10 +116,10 @@ class Regions:
         prompt: The prompt without the opening tag.
         open: The opening tag and the white space after it; may be empty.
         thinking: The reasoning between the tags.
-        close: The closing tag and the white space around it; may be empty.
+        close: The closing tag and the white space around it; may be empty. Without tags, the white space before the answer.
         answer: Everything after the closing tag.
         close_window: Every token that overlaps `close`. It may begin with the last token of `thinking`, if the
-            tokenizer merged ".\n" in front of the tag.
+            tokenizer merged ".\n" in front of the tag. Without tags, the last token of `thinking` if `close` is empty.
 
     Raises:
         InputError: If a region does not begin where the one before it ends.
@@ -154,6 +154,14 @@ class Sampling:
         top_p: Nucleus sampling: tokens are drawn from the smallest set with this probability.
         max_new_tokens: Completions are cut after so many tokens.
         seed: Seed of the draws; each problem and each sample derives its own from it.
+        top_k: Tokens are drawn from this many of the likeliest; 0 for all.
+        min_p: Tokens are drawn from those with at least this share of the probability of the likeliest.
+        repetition_penalty: Divides positive logits of tokens that the prompt or the completion holds, and multiplies negative ones.
+        presence_penalty: Is taken off the logits of tokens that the completion holds.
+        stop: Texts that end a completion, which keeps them.
+
+    Raises:
+        InputError: If a value is out of its range.
 
     Example:
         sampling = rs.Sampling(temperature=0.6, top_p=0.95, max_new_tokens=4096)
@@ -165,6 +173,29 @@ class Sampling:
     top_p: float = 1.0
     max_new_tokens: int = 512
     seed: int = 0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        wrong = {
+            "top_k": self.top_k < 0,
+            "min_p": not 0 <= self.min_p <= 1,
+            "repetition_penalty": not self.repetition_penalty > 0,
+            "stop": not all(self.stop),
+        }
+        for name in (name for name, bad in wrong.items() if bad):
+            raise InputError(
+                f"invalid {name} {getattr(self, name)!r}: top_k is 0 or more, min_p from 0 to 1, repetition_penalty above 0, stop not empty"
+            )
+
+    @property
+    def penalises(self) -> bool:
+        """Whether a penalty depends on the tokens so far."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -263,7 +294,35 @@ class Trace:
 
     @property
     def n_thinking_tokens(self) -> int:
-        return len(self.tokens.thinking)
+        """The tokens of all blocks of thinking together."""
+        return sum(map(len, self.thinking_blocks)) if self._has_blocks else len(self.tokens.thinking)
+
+    @property
+    def thinking_spans(self) -> tuple[Span, ...]:
+        """The blocks of thinking, as spans of characters: one, or several if the model thought again after the first."""
+        if not self._has_blocks:
+            return (self.chars.thinking,)
+        return tuple(Span(*block) for block in self.meta["thinking"]["blocks"])
+
+    @property
+    def thinking_blocks(self) -> tuple[Span, ...]:
+        """The blocks of thinking, as spans of tokens."""
+        if not self._has_blocks:
+            return (self.tokens.thinking,)
+        return tuple(
+            Span(*np.searchsorted(self.offsets[:, 0], [span.start, span.stop], side="left").tolist())
+            for span in self.thinking_spans
+        )
+
+    @property
+    def thinking_positions(self) -> NDArray[np.int64]:
+        """The positions of all tokens of thinking, block after block: (thinking token,)."""
+        return np.concatenate([np.arange(block.start, block.stop) for block in self.thinking_blocks])
+
+    @property
+    def _has_blocks(self) -> bool:
+        told = self.meta.get("thinking")
+        return isinstance(told, Mapping) and "blocks" in told
 
 
 def _same(a: object, b: object) -> bool:

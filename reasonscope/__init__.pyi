@@ -15,6 +15,7 @@ from .data.storage.store import TraceStore as TraceStore
 from .data.terminal_progress import show_progress as show_progress
 from .data.text.steps_and_sentences import sentences as sentences
 from .data.text.steps_and_sentences import steps as steps
+from .data.text.thinking import Thinking as Thinking
 from .data.trace import Message as Message
 from .data.trace import Problem as Problem
 from .data.trace import Sampling as Sampling
@@ -28,5 +29,6 @@ from .probes.generation.decoding import generate as generate
 from .probes.generation.recording import record as record
 from .probes.models.model import Model as Model
 from .probes.models.model import load_model as load_model
+from .probes.models.prompting import PromptOptions as PromptOptions
 from .steering.vectors.scope import Scope as Scope
 from .steering.vectors.vector import SteeringVector as SteeringVector

@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXPORTS = {
     "reasonscope": """
-        Estimate Head LinearProbe Message Model OpenRun Problem ReasonscopeError Result Sampling Scope Site
-        SteeringVector Trace TraceStore analyse analyses analysis capture data generate import_jsonl load_model
+        Estimate Head LinearProbe Message Model OpenRun Problem PromptOptions ReasonscopeError Result Sampling Scope Site
+        SteeringVector Thinking Trace TraceStore analyse analyses analysis capture data generate import_jsonl load_model
         load_problems open_run probes record sentences show_progress steering steps verify
     """,
     "reasonscope.data": """

@@ -14,7 +14,7 @@ from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.progress import tracked
 from reasonscope.data.sentence_cut import cut_provenance
-from reasonscope.data.text.parse import THINK, ThinkTags
+from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Sampling, Sentence, Trace
 from reasonscope.probes.generation.branches import Branch, Writer
 from reasonscope.probes.generation.rollout import trace_seed
@@ -49,7 +49,7 @@ def replaced_rollouts(
     sampling: Sampling,
     *,
     samples: int = 20,
-    tags: ThinkTags = THINK,
+    thinking: Thinking | None = None,
 ) -> dict[int, list[Continuation]]:
     """Continuations of a trace after an alternative in each sentence's place, `samples` each, distributed over its
     alternatives.
@@ -68,7 +68,7 @@ def replaced_rollouts(
             places.append(i)
     found: dict[int, list[Continuation]] = {i: [] for i in dict.fromkeys(places)}
     for i, done in zip(places, writer(ids, branches, sampling), strict=True):
-        found[i].append(continuation(done, decode, tags))
+        found[i].append(continuation(done, decode, thinking or Thinking()))
     return found
 
 

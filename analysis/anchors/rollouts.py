@@ -24,8 +24,8 @@ from reasonscope.data.arrays import Values
 from reasonscope.data.progress import working
 from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.text.answers import equivalent, extract_answer
-from reasonscope.data.text.parse import THINK, ThinkTags
 from reasonscope.data.text.sentence_splitter import split_sentences
+from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Sampling, Sentence, Trace
 from reasonscope.probes.generation.branches import Branch, Writer
 from reasonscope.probes.generation.decoding import Completion
@@ -57,7 +57,7 @@ def resample(
     sampling: Sampling,
     *,
     allotment: Allotment | None = None,
-    tags: ThinkTags = THINK,
+    thinking: Thinking | None = None,
 ) -> dict[int, list[Continuation]]:
     """Continue a trace from before each sentence, and last from after the last one (Thought Anchors, arXiv 2506.19143,
     section 3).
@@ -69,7 +69,7 @@ def resample(
         decode: Token ids to text.
         sampling: How to sample.
         allotment: How many rollouts each sentence gets; each of its rounds is one call of the writer.
-        tags: What opens and closes thinking.
+        thinking: How thinking is found in the continuations; between `<think>` tags by default.
 
     Returns:
         Continuations by cut: cut i keeps sentences 0 … i − 1. All cuts share the trace's keys and values.
@@ -100,20 +100,20 @@ def resample(
                 Branch(cut=cuts[i], seed=trace_seed(sampling.seed, f"{trace.id}/resample/{i}/{k}")) for i, k in places
             ]
             for (i, _), done in zip(places, writer(trace.token_ids.tolist(), branches, sampling), strict=True):
-                found[i].append(continuation(done, decode, tags))
+                found[i].append(continuation(done, decode, thinking or Thinking()))
 
 
 def _hits(rows: Sequence[Continuation], gold: str | None) -> int:
     return sum(gold is not None and equivalent(row.answer, gold) for row in rows)
 
 
-def continuation(done: Completion, decode: Decoder, tags: ThinkTags) -> Continuation:
-    """The completion cut at its closing tag; without one it never answered."""
-    text = decode(done.token_ids[done.n_prompt_tokens :].tolist())
-    thinking, closed, answer = text.partition(tags.close)
+def continuation(done: Completion, decode: Decoder, thinking: Thinking) -> Continuation:
+    """The completion cut at the end of its thinking; if that was cut off it never answered."""
+    text, found = thinking.continued(decode(done.token_ids[done.n_prompt_tokens :].tolist()), finish=done.finish_reason)
+    thought, answer = text[found.regions.thinking.slice], text[found.regions.answer.slice]
     return Continuation(
-        sentences=tuple(thinking[span.slice] for span in split_sentences(thinking)),
-        answer=extract_answer(answer) if closed else None,
+        sentences=tuple(thought[span.slice] for span in split_sentences(thought)),
+        answer=None if found.state == "truncated" else found.final or extract_answer(answer),
         n_tokens=len(done.token_ids) - done.n_prompt_tokens,
     )
 

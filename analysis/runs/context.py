@@ -24,6 +24,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.branches import PrefixWriter, Writer
 from reasonscope.probes.generation.server import server_writer
 from reasonscope.probes.models.model import Model, load_model
+from reasonscope.probes.models.prompting import as_recorded
 
 Told = TypeVar("Told", bound=AnalysisOptions, covariant=True)
 
@@ -53,12 +54,12 @@ class Study(Generic[Told]):
         name = self.options.model or self.store.meta.get("model", {}).get("name")
         if not name:
             raise InputError(f"{self.store.path} does not say which model wrote it; name one with --model")
-        return _loaded(str(name), self.options)
+        return load_model(str(name), **as_recorded(self.store.meta, _loading(self.options)))
 
     @cached_property
     def base(self: "Study[LoadsBase]") -> Model:
         """The model before its reasoning training."""
-        return _loaded(self.options.base, self.options)
+        return load_model(self.options.base, **_loading(self.options))
 
     @cached_property
     def writer(self: "Study[Writes]") -> Writer:
@@ -97,14 +98,10 @@ class Study(Generic[Told]):
         return bool(self.options.model or self.store.meta.get("model", {}).get("name"))
 
 
-def _loaded(name: str, how: LoadsModel) -> Model:
-    return load_model(
-        name,
-        device=how.device,
-        threads=how.threads,
-        deterministic=how.deterministic,
-        float32_compute=how.float32_compute,
-    )
+def _loading(how: LoadsModel) -> dict[str, Any]:
+    """The arguments of `load_model`."""
+    names = ("device", "threads", "deterministic", "float32_compute")
+    return {name: getattr(how, name) for name in names}
 
 
 def trace_sentences(trace: Trace) -> list[Sentence]:

@@ -60,7 +60,6 @@ from reasonscope.data.progress import counted, working
 from reasonscope.data.sentence_cut import cut_hash
 from reasonscope.data.summary import Summary
 from reasonscope.data.text.answers import equivalent
-from reasonscope.data.text.parse import THINK
 from reasonscope.data.trace import Sampling, Sentence, Trace
 from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.architecture.sites import Site
@@ -144,10 +143,10 @@ def _anchors(
         return
     sampling = Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens, seed=options.seed)
     plan = Allotment(least=min(20, options.rollouts), most=options.rollouts, half_width=options.half_width)
-    tags = study.model.tags or THINK
+    thinking = study.model.thinking
     decode = decoder(study.model.tokenizer_backend)
-    continued = resample(study.writer, trace, known, decode, sampling, allotment=plan, tags=tags)
-    stub = closing_stub(trace, encoder(study.model.tokenizer_backend), tags=tags)
+    continued = resample(study.writer, trace, known, decode, sampling, allotment=plan, thinking=thinking)
+    stub = closing_stub(trace, encoder(study.model.tokenizer_backend), thinking=thinking)
     cuts = [s.tokens.start for s in known] + [known[-1].tokens.stop]
     forced = forced_answers(
         study.writer, trace, cuts, stub, decode, samples=min(options.rollouts, 20),
@@ -206,7 +205,7 @@ def _analyse_confidence(study: Study[ConfidenceOptions], trace: Trace) -> Iterat
     yield confidence_of_trace(
         study.writer,
         trace,
-        closing_stub(trace, encoder(study.model.tokenizer_backend), tags=study.model.tags or THINK),
+        closing_stub(trace, encoder(study.model.tokenizer_backend), thinking=study.model.thinking),
         decoder(study.model.tokenizer_backend),
         samples=study.options.samples,
         foreign=_foreign_answer(study, trace),

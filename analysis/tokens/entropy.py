@@ -94,9 +94,8 @@ def entropy_of_trace(
     threshold = float(np.percentile(values[known], percentile))
     first = trace.n_prompt_tokens
     tokens = np.arange(first, len(trace.token_ids))
-    inside, behind = (
-        known & (tokens >= part.start) & (tokens < part.stop) for part in (trace.tokens.thinking, trace.tokens.answer)
-    )
+    inside = known & np.isin(tokens, trace.thinking_positions)
+    behind = known & (tokens >= trace.tokens.answer.start) & (tokens < trace.tokens.answer.stop)
     phases = phase_entropy(values[inside], values[behind])
     units = sentence_of_each(sentences, len(trace.token_ids))[first:][inside]
     low, high = np.quantile(values[known], [0.025, 0.975])

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from reasonscope.data.errors import InputError
 from reasonscope.data.progress import working
 from reasonscope.data.text.answers import equivalent, extract_answer
-from reasonscope.data.text.parse import THINK, ThinkTags
+from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.generation.branches import Branch, Writer
 from reasonscope.probes.generation.rollout import trace_seed
@@ -46,9 +46,15 @@ class ForcedAnswers:
     own: NDArray[np.float64]
 
 
-def closing_stub(trace: Trace, encode: Encoder, *, tags: ThinkTags = THINK, final: str = FINAL) -> tuple[int, ...]:
-    """The tokens that close the thinking and open the answer's box: the trace's own close window if it has one."""
-    close = trace.text[trace.chars.close.slice] if trace.state == "closed" else f"\n{tags.close}\n\n"
+def closing_stub(
+    trace: Trace, encode: Encoder, *, thinking: Thinking | None = None, final: str = FINAL
+) -> tuple[int, ...]:
+    """The tokens that close the thinking and open the answer's box: the trace's own close window if it has one.
+
+    Reasoning in the open is closed by a blank line, because the box itself states the answer.
+    """
+    how = thinking or Thinking()
+    close = trace.text[trace.chars.close.slice] if trace.state == "closed" and how.mode == "tags" else how.closing
     return tuple(int(i) for i in encode(f"{close}{final}"))
 
 

@@ -151,9 +151,7 @@ def _longer(
         current = as_trace(model, trace.problem, trace.sample, whole, replace(sampling, seed=seed))
     if stub and current.state == "closed" and current.final_answer is not None:
         return current.final_answer
-    closing = closing_stub(current, encoder(model.tokenizer_backend), tags=model.tags) if model.tags else ()
-    if not closing:
-        raise InputError(f"{model.name} has no think tags, so its thinking cannot be closed")
+    closing = closing_stub(current, encoder(model.tokenizer_backend), thinking=model.thinking)
     forced = forced_answers(writer, current, [current.tokens.thinking.stop], closing, decoder(model.tokenizer_backend))
     return forced.answers[0][0]
 

@@ -1,5 +1,6 @@
 """Commands on runs: record, merge, check, import and export."""
 
+import json
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from functools import partial
@@ -14,8 +15,23 @@ from reasonscope.app.interruption import keeping
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from reasonscope.data.text.thinking import Thinking
     from reasonscope.data.trace import Trace
     from reasonscope.probes.models.chat_rendering import TemplateRenderer
+
+
+class SamplingArgument(StrEnum):
+    """Whose settings sampling begins with."""
+
+    model = "model"
+
+
+class ThinkingArgument(StrEnum):
+    """How thinking is found."""
+
+    tags = "tags"
+    completion = "completion"
+    none = "none"
 
 
 class Format(StrEnum):
@@ -47,10 +63,31 @@ def record_command(
         ),
     ] = ("resid_post.*"),
     samples: Annotated[int, typer.Option(min=1, help="How many completions of each problem.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 0.7,
+    sampling: Annotated[
+        SamplingArgument | None,
+        typer.Option(help="model: how the model's own generation configuration samples; other options overrule it."),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Sampling temperature; 0 is greedy. 0.7 if not given.")
+    ] = None,
     top_p: Annotated[
-        float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens that together have this probability.")
-    ] = 1.0,
+        float | None,
+        typer.Option(min=0, max=1, help="Sample from the likeliest tokens that together have this probability."),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, help="Sample from this many of the likeliest tokens; 0 for all.")
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Sample from tokens with this share of the probability of the likeliest."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Makes tokens that were read or written less likely; 1 for none.")
+    ] = None,
+    presence_penalty: Annotated[
+        float | None, typer.Option(help="Is taken off the logits of tokens that were written.")
+    ] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends the completion; may be repeated.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 1024,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     batch_size: Annotated[
@@ -72,10 +109,46 @@ def record_command(
             help="With --backend nnsight, where the model runs: ndif, the address of an NDIF server, or local to try it here."
         ),
     ] = None,
+    thinking: Annotated[
+        ThinkingArgument | None,
+        typer.Option(
+            help="How thinking is found: between tags, in the open (everything before the sentence with the final answer), or not at all. "
+            "By default by tags if the model has any, otherwise in the open."
+        ),
+    ] = None,
+    think_tags: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="OPEN CLOSE", help="The tags around the thinking, if the model does not name them itself."
+        ),
+    ] = None,
+    answer_pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="For thinking in the open: a regular expression in the sentence with the final answer, which is its first group."
+        ),
+    ] = None,
+    system: Annotated[
+        Path | None, typer.Option(help="A text file with a system message, put before every problem.")
+    ] = None,
+    template_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A variable for the chat template, as name=value with a value in JSON or a text; may be repeated."
+        ),
+    ] = None,
+    effort: Annotated[
+        str | None, typer.Option(help="Reasoning effort, such as low: the template's variable reasoning_effort.")
+    ] = None,
+    open_tag: Annotated[
+        bool,
+        typer.Option("--open-tag", help="End every prompt with the opening tag, for models that forget it."),
+    ] = False,
     no_think: Annotated[
         bool,
         typer.Option(
-            "--no-think", help="Close the thinking block at once, so that the model answers without reasoning."
+            "--no-think",
+            help="Switch thinking off as the chat template does, and close the thinking block at once if it does not.",
         ),
     ] = False,
     server: Annotated[
@@ -107,17 +180,39 @@ def record_command(
     from reasonscope.probes.generation.cluster import Cluster, Job, record_on
     from reasonscope.probes.generation.recording import record as record_traces
     from reasonscope.probes.generation.server import server_writer
+    from reasonscope.probes.models.loading import generation_defaults
     from reasonscope.probes.models.model import load_model
-    from reasonscope.probes.models.prompting import Prompting, load_prompting
+    from reasonscope.probes.models.prompting import Prompting, PromptOptions, load_prompting
 
     asked = load_problems(problems, split=split, n=n, seed=seed)
-    sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
-    how: dict[str, Any] = {"sampling": sampling, "samples": samples, "batch_size": batch_size, "think": not no_think}
+    own: dict[str, Any] = generation_defaults(model) if sampling else {"temperature": 0.7}
+    named: dict[str, Any] = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "stop": stop or None,
+    }
+    given = {name: value for name, value in named.items() if value is not None}
+    how: dict[str, Any] = {
+        "sampling": Sampling(**{**own, **given}, max_new_tokens=max_new_tokens, seed=seed),
+        "samples": samples,
+        "batch_size": batch_size,
+        "think": not no_think,
+        "open_tag": open_tag,
+    }
+    found: dict[str, Any] = {
+        "thinking": _thinking(thinking, think_tags, answer_pattern),
+        "prompt": PromptOptions(system=_system(system), template_args=_template_args(template_arg or [], effort)),
+    }
     loading: dict[str, Any] = {
         "source": model,
         "backend": backend,
         "dtype": dtype,
         "remote": remote == "ndif" or remote or False,
+        **found,
         **load,
     }
     with keeping(partial(_recorded, out, len(asked) * samples if shard == "1/1" else None)):
@@ -127,7 +222,7 @@ def record_command(
             job = Job(load=loading, sites=sites, **how)
             store = record_on(Cluster(address=ray, workers=workers, gpus=gpus), job, asked, out)
         else:
-            loaded: Prompting = load_model(**loading) if sites or server is None else load_prompting(model)
+            loaded: Prompting = load_model(**loading) if sites or server is None else load_prompting(model, **found)
             store = record_traces(
                 loaded,
                 asked,
@@ -307,6 +402,49 @@ def _turn(text: str) -> "int | Literal['last', 'all']":
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"invalid turn {text!r}: write last, all, or a number from 1")
     return int(text)
+
+
+def _thinking(mode: ThinkingArgument | None, tags: tuple[str, str] | None, pattern: str | None) -> "Thinking | None":
+    """How thinking is found, by the options; None if none is given. Tags and a pattern choose the mode that they belong to."""
+    from reasonscope.data.text.think_tags import ThinkTags
+    from reasonscope.data.text.thinking import Thinking
+
+    named = "tags" if tags else "completion" if pattern is not None else None
+    chosen: Any = mode.value if mode else named
+    if chosen is None:
+        return None
+    return Thinking(
+        mode=chosen,
+        tags=ThinkTags(open=tags[0], close=tags[1]) if tags else None,
+        answer_pattern=pattern,
+    )
+
+
+def _system(path: Path | None) -> str | None:
+    from reasonscope.data.errors import InputError
+
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}; give a text file with the system message") from error
+
+
+def _template_args(given: Iterable[str], effort: str | None) -> dict[str, Any]:
+    """The variables of the template, with values in JSON if they are, otherwise as text."""
+    from reasonscope.data.errors import InputError
+
+    args: dict[str, Any] = {} if effort is None else {"reasoning_effort": effort}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(f"invalid --template-arg {pair!r}: write name=value, such as enable_thinking=false")
+        try:
+            args[name] = json.loads(value)
+        except ValueError:
+            args[name] = value
+    return args
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -10,6 +10,8 @@ from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.text.published_chunks import published_sentences
 from reasonscope.data.text.sentence_labels import label_sentences
 from reasonscope.data.text.steps_and_sentences import sentences
+from reasonscope.data.text.think_tags import THINK
+from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Sentence, ThinkingState, Trace
 
 _SHOWN = 3  # places of one reason
@@ -21,8 +23,8 @@ _HAS_TOKENS = (
 _STATES: Mapping[ThinkingState, str] = {
     "closed": "",
     "truncated": "{n} of the traces were cut off while thinking: they have no answer.",
-    "empty": "{n} of the traces have an empty thinking block.",
-    "absent": "{n} of the traces have no thinking block that could be found: probes and steering leave them out.",
+    "empty": "{n} of the traces have no words of thinking before the answer.",
+    "absent": "{n} of the traces have no thinking that could be found: probes and steering leave them out.",
 }
 
 
@@ -33,6 +35,7 @@ def check_summary(run: str, store: TraceStore) -> Summary:
     model = store.meta.get("model", {}).get("name")
     rows = [
         ("traces", outcomes.states),
+        ("thinking", _thinking(store.meta, outcomes)),
         ("problems", str(outcomes.n_problems)),
         ("right answers", outcomes.right),
         ("model", str(model or "not known (imported text)")),
@@ -42,9 +45,20 @@ def check_summary(run: str, store: TraceStore) -> Summary:
         finding=f"{run}: {_traces(outcomes.n)}, every byte as it was written.",
         columns=("what", "value"),
         rows=rows,
-        notes=[f"The import: {_understood(account)}.", *_left_out(account)] if account else [],
+        notes=[*([f"The import: {_understood(account)}.", *_left_out(account)] if account else []), *outcomes.doubts],
         next_command=f"reasonscope app {run}",
     )
+
+
+def _thinking(meta: Mapping[str, Any], outcomes: "_Outcomes") -> str:
+    """How thinking was found, and by which rules if in the open."""
+    found = Thinking.of_meta(meta)
+    if found is None:
+        return "between think tags"
+    if found.mode == "completion":
+        by = f"the pattern {found.answer_pattern}" if found.answer_pattern else outcomes.rules
+        return f"in the open; the answer was found by {by}" if by else "in the open"
+    return "none" if found.mode == "none" else f"between {(found.tags or THINK).open} and {(found.tags or THINK).close}"
 
 
 def import_summary(out: str, imported: Imported, sites: Sequence[str] = ()) -> Summary:
@@ -68,6 +82,7 @@ def import_summary(out: str, imported: Imported, sites: Sequence[str] = ()) -> S
         notes=[
             *outcomes.notes,
             *_left_out(imported.report()),
+            *outcomes.doubts,
             *_agreement(placed),
             _holds(traces, sites),
         ],
@@ -129,7 +144,13 @@ class _Outcomes:
     """Counts over traces, in words."""
 
     def __init__(self, traces: Iterable[Trace]) -> None:
-        told = [(trace.state, trace.correct, trace.undecided, trace.problem.id) for trace in traces]
+        told, self._doubts, self._rules, self._several = [], Counter[str](), Counter[str](), 0
+        for trace in traces:
+            told.append((trace.state, trace.correct, trace.undecided, trace.problem.id))
+            meta = trace.meta.get("thinking", {})
+            self._doubts.update(meta.get("doubts", ()))
+            self._rules.update([meta["answer_by"]] if "answer_by" in meta else [])
+            self._several += len(trace.thinking_spans) > 1
         self.n, self.n_problems = len(told), len({problem for *_, problem in told})
         self._states = Counter(state for state, *_ in told)
         self._right = Counter(correct for _, correct, *_ in told if correct is not None)
@@ -138,6 +159,21 @@ class _Outcomes:
     @property
     def states(self) -> str:
         return ", ".join(f"{n} {state}" for state, n in self._states.most_common()) or "none"
+
+    @property
+    def rules(self) -> str:
+        """How often each rule found the answer of reasoning in the open."""
+        return ", ".join(f"{rule} ({n})" for rule, n in self._rules.most_common())
+
+    @property
+    def doubts(self) -> list[str]:
+        """What could be read in another way, and in how many traces."""
+        several = (
+            [f"{self._several} of the traces think in several blocks, which are counted together."]
+            if self._several
+            else []
+        )
+        return [*several, *(f"Doubtful in {_traces(n)}: {doubt}." for doubt, n in self._doubts.most_common())]
 
     @property
     def right(self) -> str:

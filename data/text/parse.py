@@ -1,16 +1,11 @@
-"""Find the thinking: split completions into prompt, opening tag, thinking, closing tag and answer, for any chat
-template.
+"""Traces of what a model read and wrote: the text, the tokens, and the regions of both.
 
-Real traces differ in all of this: the opening tag may be in the prompt (the template opened it), in the completion, or
-missing; the closing tag is missing if the completion was cut off; the newline before it may be merged with the full
-stop in one token; tags may be special tokens, plain added tokens, or several pieces of text; templates may prefill a
-closed empty block to switch thinking off; earlier turns have blocks of their own. Tags are therefore searched in the
-text, and tokens follow by their offsets.
+The newline before a closing tag may be merged with the full stop in one token, and tags may be special tokens, plain added tokens, or
+several pieces of text. Regions are therefore found in the text, and tokens follow by their offsets.
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -20,44 +15,13 @@ from tokenizers import Tokenizer
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.align import decode_with_offsets, tokens_overlapping
 from reasonscope.data.text.answers import extract_answer, judge
+from reasonscope.data.text.channels import find_channels
+from reasonscope.data.text.think_tags import GPT_OSS as GPT_OSS
+from reasonscope.data.text.think_tags import THINK as THINK
+from reasonscope.data.text.think_tags import FoundThinking, TagPlaces, find_tagged, regions_from
+from reasonscope.data.text.think_tags import ThinkTags as ThinkTags
+from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import FinishReason, Problem, Regions, Sampling, Span, ThinkingState, Trace
-
-# What templates put between turns. A tag before one of these belongs to an earlier turn or to the user's words.
-_TURN = re.compile(r"<[|｜][^<>]*[|｜]>|<(?:start|end)_of_turn>|\[/?INST\]|</s>")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ThinkTags:
-    """The text that opens and closes thinking.
-
-    Attributes:
-        open: The opening tag.
-        close: The closing tag.
-        implied: Whether a completion begins inside the thinking even though no opening tag is visible (text imported
-            without its prompt, from a model whose template opens the tag).
-
-    Raises:
-        InputError: If a tag is empty or both are equal.
-
-    Example:
-        tags = rs.data.ThinkTags(open="<reasoning>", close="</reasoning>")
-        model = rs.load_model("models/mine", tags=tags)
-        traces = rs.import_jsonl("completions.jsonl", tags=tags)
-    """
-
-    open: str = "<think>"
-    close: str = "</think>"
-    implied: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.open.strip() or not self.close.strip() or self.open == self.close:
-            raise InputError(
-                f"think tags {self.open!r}, {self.close!r}: give two different texts, such as <think> and </think>"
-            )
-
-
-THINK = ThinkTags()
-GPT_OSS = ThinkTags(open="<|channel|>analysis<|message|>", close="<|end|><|start|>assistant<|channel|>final<|message|>")
 
 
 def find_regions(text: str, prompt_stop: int, tags: ThinkTags = THINK) -> tuple[Regions, ThinkingState]:
@@ -70,8 +34,8 @@ def find_regions(text: str, prompt_stop: int, tags: ThinkTags = THINK) -> tuple[
     | `empty` | only white space between the tags, in the prompt (thinking switched off) or in the completion | empty |
     | `absent` | no tag at all | empty; the completion is the answer |
 
-    Only the first closing tag after the opening one counts. Text of the completion before its opening tag belongs to
-    `open`.
+    Only the first block counts; of a trace, `thinking_blocks` has them all. Tags in quotes, in code or in the middle of a sentence are
+    words. Text of the completion before its opening tag belongs to `open`.
 
     Args:
         text: Prompt and completion.
@@ -86,18 +50,10 @@ def find_regions(text: str, prompt_stop: int, tags: ThinkTags = THINK) -> tuple[
         regions, state = rs.data.find_regions(text, prompt_stop=10)
         text[regions.thinking.slice], state  # ("Easy.", "closed")
     """
-    opener = _opener(text, prompt_stop, tags)
-    if opener is None:
-        return _regions(prompt_stop, prompt_stop, prompt_stop, prompt_stop, len(text)), "absent"
-    close = text.find(tags.close, opener.stop)
-    body = text[opener.stop :] if close < 0 else text[opener.stop : close]
-    start = opener.stop + len(body) - len(body.lstrip())
-    if close < 0:
-        return _regions(opener.start, start, len(text), len(text), len(text)), "truncated"
-    stop = max(start, opener.stop + len(body.rstrip()))
-    rest = text[close + len(tags.close) :]
-    answer = len(text) - len(rest.lstrip())
-    return _regions(opener.start, start, stop, answer, len(text)), "closed" if stop > start else "empty"
+    found = (
+        find_channels(text, prompt_stop) if tags == GPT_OSS else find_tagged(text, prompt_stop, tags, only_first=True)
+    )
+    return found.regions, found.state
 
 
 class _TraceFields(TypedDict, total=False):
@@ -120,6 +76,7 @@ def build_trace(
     n_prompt_tokens: int,
     tokenizer: Tokenizer,
     tags: ThinkTags = THINK,
+    thinking: Thinking | None = None,
     **fields: Unpack[_TraceFields],
 ) -> Trace:
     """Make the trace of a run from its token ids.
@@ -131,6 +88,7 @@ def build_trace(
         n_prompt_tokens: How many of them are the prompt.
         tokenizer: The model's tokenizer.
         tags: What opens and closes thinking.
+        thinking: How thinking is found, if not between `tags`.
         **fields: Further fields of `Trace`, such as `sampling` or `entropies`.
 
     Returns:
@@ -146,6 +104,22 @@ def build_trace(
             id="p/0", problem=problem, token_ids=[*ids, *completion.token_ids], n_prompt_tokens=len(ids), tokenizer=tokenizer
         )
     """
+    return _trace_of_ids(
+        id, problem, token_ids, n_prompt_tokens, tokenizer, thinking or Thinking(tags=tags), True, fields
+    )
+
+
+def _trace_of_ids(
+    id: str,
+    problem: Problem,
+    token_ids: Sequence[int] | NDArray[np.int64],
+    n_prompt_tokens: int,
+    tokenizer: Tokenizer,
+    thinking: Thinking,
+    of_run: bool,
+    fields: _TraceFields,
+) -> Trace:
+    """The trace of token ids; only those `of_run` tell a tag that the model wrote from one that it quoted."""
     ids = np.asarray(token_ids, dtype=np.int64)
     if not 0 <= n_prompt_tokens <= len(ids):
         raise InputError(
@@ -153,8 +127,35 @@ def build_trace(
         )
     text, offsets = decode_with_offsets(ids, tokenizer)
     prompt_stop = int(offsets[n_prompt_tokens, 0]) if n_prompt_tokens < len(ids) else len(text)
-    chars, state = find_regions(text, prompt_stop, tags)
-    final = None if state == "truncated" else extract_answer(text[chars.answer.slice])
+    found = thinking.find(
+        text,
+        prompt_stop,
+        finish=fields.get("finish_reason", "unknown"),
+        places=_tag_places(ids, offsets, tokenizer, thinking) if of_run else None,
+        turn_start=_turn_start(text, prompt_stop, problem, thinking),
+    )
+    if thinking.mode == "completion":
+        found = replace(found, regions=_on_tokens(text, found.regions, offsets))
+    tokens = regions_over_tokens(found.regions, offsets)
+    if thinking.mode == "completion" and found.state == "closed" and not len(tokens.close_window):
+        tokens = replace(tokens, close_window=Span(max(tokens.thinking.stop - 1, 0), tokens.thinking.stop))
+    return _trace(id, problem, text, ids, offsets, n_prompt_tokens, found, tokens, thinking, fields)
+
+
+def _trace(
+    id: str,
+    problem: Problem,
+    text: str,
+    ids: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    n_prompt_tokens: int,
+    found: FoundThinking,
+    tokens: Regions,
+    thinking: Thinking,
+    fields: _TraceFields,
+) -> Trace:
+    final = None if found.state == "truncated" else found.final or extract_answer(text[found.regions.answer.slice])
+    told: _TraceFields = {**fields, "meta": {**fields.get("meta", {}), **_meta(found, thinking)}}
     return Trace(
         id=id,
         problem=problem,
@@ -162,13 +163,65 @@ def build_trace(
         token_ids=ids,
         offsets=offsets,
         n_prompt_tokens=n_prompt_tokens,
-        chars=chars,
-        tokens=regions_over_tokens(chars, offsets),
-        state=state,
+        chars=found.regions,
+        tokens=tokens,
+        state=found.state,
         final_answer=final,
         correct=None if problem.answer is None else judge(final, problem.answer),
-        **fields,
+        **told,
     )
+
+
+def _meta(found: FoundThinking, thinking: Thinking) -> dict[str, Any]:
+    """What a trace says about its thinking beyond the regions: the mode if it is not tags, several blocks, and doubts."""
+    told: dict[str, Any] = {} if thinking.mode == "tags" else {"mode": thinking.mode}
+    if found.answer_by:
+        told["answer_by"] = found.answer_by
+    if len(found.blocks) > 1:
+        told["blocks"] = [[block.start, block.stop] for block in found.blocks]
+    if found.doubts:
+        told["doubts"] = list(dict.fromkeys(found.doubts))
+    return {"thinking": told} if told else {}
+
+
+def _tag_places(
+    ids: NDArray[np.int64], offsets: NDArray[np.int64], tokenizer: Tokenizer, thinking: Thinking
+) -> TagPlaces | None:
+    """Where the tags stand that begin with a token of their own."""
+    if thinking.mode != "tags":
+        return None
+    added = {token.content: id for id, token in tokenizer.get_added_tokens_decoder().items()}
+    tags = thinking.tags or THINK
+
+    def places(tag: str) -> frozenset[int] | None:
+        heads = [content for content in added if content.strip() and tag.startswith(content)]
+        if not heads:
+            return None
+        return frozenset(offsets[ids == added[max(heads, key=len)], 0].tolist())
+
+    return TagPlaces(opens=places(tags.open), closes=places(tags.close))
+
+
+def _turn_start(text: str, prompt_stop: int, problem: Problem, thinking: Thinking) -> int:
+    """Where the last message of the prompt ends; what follows is the template's. 0 if it is not found, or for a raw prompt."""
+    content = problem.messages[-1].content.strip() if problem.messages else ""
+    tags = thinking.tags or THINK
+    if not content or content in tags.open or content in tags.close:
+        return 0
+    at = text.rfind(content, 0, prompt_stop)
+    return at + len(content) if at >= 0 else 0
+
+
+def _on_tokens(text: str, chars: Regions, offsets: NDArray[np.int64]) -> Regions:
+    """Regions that begin where tokens do, if only white space is between: the token " The" belongs to the answer "The …"."""
+    starts = []
+    for start in (chars.thinking.start, chars.answer.start):
+        token = int(np.searchsorted(offsets[:, 0], start, side="right")) - 1
+        begin = int(offsets[token, 0]) if token >= 0 else start
+        starts.append(begin if not text[begin:start].strip() else start)
+    thinking = max(starts[0], chars.open.start)
+    answer = max(starts[1], chars.close.start) if len(chars.answer) else chars.answer.start
+    return regions_from(chars.open.start, thinking, max(thinking, chars.close.start), answer, len(text))
 
 
 def trace_from_text(
@@ -179,6 +232,7 @@ def trace_from_text(
     completion: str,
     tokenizer: Tokenizer | None = None,
     tags: ThinkTags = THINK,
+    thinking: Thinking | None = None,
     **fields: Unpack[_TraceFields],
 ) -> Trace:
     """Make a trace from imported text.
@@ -192,6 +246,7 @@ def trace_from_text(
             own); the first token that begins in the completion ends the prompt. Without it the trace has no tokens: its
             arrays and token spans are empty, and methods that need tokens refuse it.
         tags: What opens and closes thinking.
+        thinking: How thinking is found, if not between `tags`.
         **fields: Further fields of `Trace`, such as `model` or `meta`.
 
     Returns:
@@ -202,35 +257,20 @@ def trace_from_text(
         trace = rs.data.trace_from_text(id="p/0", problem=problem, prompt="2 + 2?", completion="<think>Easy.</think>4")
         trace.correct  # True
     """
+    thinking = thinking or Thinking(tags=tags)
     if tokenizer is not None:
         encoding = tokenizer.encode(prompt + completion, add_special_tokens=False)
         n_prompt_tokens = sum(start < len(prompt) for start, _ in encoding.offsets)
-        return build_trace(
-            id=id,
-            problem=problem,
-            token_ids=encoding.ids,
-            n_prompt_tokens=n_prompt_tokens,
-            tokenizer=tokenizer,
-            tags=tags,
-            **fields,
-        )
+        return _trace_of_ids(id, problem, encoding.ids, n_prompt_tokens, tokenizer, thinking, False, fields)
     text = prompt + completion
-    chars, state = find_regions(text, len(prompt), tags)
-    final = None if state == "truncated" else extract_answer(text[chars.answer.slice])
-    return Trace(
-        id=id,
-        problem=problem,
-        text=text,
-        token_ids=np.zeros(0, dtype=np.int64),
-        offsets=np.zeros((0, 2), dtype=np.int64),
-        n_prompt_tokens=0,
-        chars=chars,
-        tokens=_regions(0, 0, 0, 0, 0),
-        state=state,
-        final_answer=final,
-        correct=None if problem.answer is None else judge(final, problem.answer),
-        **fields,
+    found = thinking.find(
+        text,
+        len(prompt),
+        finish=fields.get("finish_reason", "unknown"),
+        turn_start=_turn_start(text, len(prompt), problem, thinking),
     )
+    none = np.zeros(0, dtype=np.int64)
+    return _trace(id, problem, text, none, none.reshape(0, 2), 0, found, regions_from(0, 0, 0, 0, 0), thinking, fields)
 
 
 def regions_over_tokens(chars: Regions, offsets: NDArray[np.int64]) -> Regions:
@@ -238,50 +278,6 @@ def regions_over_tokens(chars: Regions, offsets: NDArray[np.int64]) -> Regions:
     begins = (chars.open.start, chars.thinking.start, chars.close.start, chars.answer.start)
     opened, thinking, close, answer = np.searchsorted(offsets[:, 0], begins, side="left").tolist()
     return replace(
-        _regions(opened, thinking, close, answer, len(offsets)), close_window=tokens_overlapping(offsets, chars.close)
-    )
-
-
-def _opener(text: str, prompt_stop: int, tags: ThinkTags) -> Span | None:
-    """The start of `open` and the end of its tag; an empty span if thinking begins with the completion, without a
-    tag."""
-    given = _opener_in_prompt(text, prompt_stop, tags)
-    written = text.find(tags.open, prompt_stop)
-    first_close = text.find(tags.close, prompt_stop)
-    if given is not None:
-        prefill = text[given.stop : prompt_stop].strip()
-        if not prefill:
-            return given
-        if prefill == tags.close:  # thinking was switched off, but a model may still open it
-            reopened = text[prompt_stop:].lstrip().startswith(tags.open)
-        else:  # a prefix of the thinking was given, or the prompt mentions the tag and the model opens its own
-            reopened = written >= 0 and not 0 <= first_close < written
-        if not reopened:
-            return given
-    if written >= 0:
-        return Span(prompt_stop, written + len(tags.open))
-    return Span(prompt_stop, prompt_stop) if tags.implied or first_close >= 0 else None
-
-
-def _opener_in_prompt(text: str, prompt_stop: int, tags: ThinkTags) -> Span | None:
-    """The tag that the prompt leaves open, or opens and closes at its very end; not one of an earlier turn."""
-    start = text.rfind(tags.open, 0, prompt_stop)
-    if start < 0:
-        return None
-    stop = start + len(tags.open)
-    inside, closed, behind = text[stop:prompt_stop].partition(tags.close)
-    if _TURN.search(inside) or (closed and behind.strip()):
-        return None
-    return Span(start, stop)
-
-
-def _regions(open_start: int, thinking: int, close: int, answer: int, end: int) -> Regions:
-    """The regions, from the start of each part but the first."""
-    return Regions(
-        prompt=Span(0, open_start),
-        open=Span(open_start, thinking),
-        thinking=Span(thinking, close),
-        close=Span(close, answer),
-        answer=Span(answer, end),
-        close_window=Span(close, answer),
+        regions_from(opened, thinking, close, answer, len(offsets)),
+        close_window=tokens_overlapping(offsets, chars.close),
     )

@@ -43,7 +43,8 @@ def steps(trace: Trace, *, variant: Variant = "corrected") -> list[Step]:
         InputError: For a trace without tokens.
 
     Departures: the region is the trace's thinking, found in the text, so traces whose opening tag is missing or is not
-    a single token have steps too (the published code finds none there, or searches for a piece of the tag).
+    a single token have steps too (the published code finds none there, or searches for a piece of the tag). Of several
+    blocks of thinking each has steps; `published` takes those of the first.
     `seal_steps` is the rule to the letter.
 
     Example:
@@ -54,10 +55,17 @@ def steps(trace: Trace, *, variant: Variant = "corrected") -> list[Step]:
     _need_tokens(trace)
     opened = trace.chars.open.start + len(trace.text[trace.chars.open.slice].rstrip())
     closed = trace.chars.close.stop - len(trace.text[trace.chars.close.slice].lstrip())
-    start, stop = np.searchsorted(trace.offsets[:, 0], [opened, max(opened, closed)], side="left")
+    start, stop = np.searchsorted(trace.offsets[:, 0], [opened, max(opened, closed)], side="left").tolist()
+    blocks, ends = trace.thinking_blocks, [*(span.stop for span in trace.thinking_spans[:-1]), closed]
+    starts = [start, *(block.start for block in blocks[1:])]
+    stops = [*(block.stop for block in blocks[:-1]), stop]
     pieces = token_strings(trace.text, trace.offsets)
-    cut = _between_separators(pieces, Span(int(start), int(stop)))
-    return [_step(trace, index, tokens, closed, variant) for index, tokens in enumerate(cut)]
+    cut = [
+        (tokens, end)
+        for begin, until, end in list(zip(starts, stops, ends, strict=True))[: 1 if is_published(variant) else None]
+        for tokens in _between_separators(pieces, Span(begin, max(begin, until)))
+    ]
+    return [_step(trace, index, tokens, end, variant) for index, (tokens, end) in enumerate(cut)]
 
 
 def seal_steps(
@@ -130,8 +138,11 @@ def sentences(trace: Trace, *, splitter: Splitter = "default") -> list[Sentence]
         [sentence.text for sentence in sentences]
         [sentence.tag for sentence in sentences]
     """
-    base = trace.chars.thinking.start
-    spans = [Span(base + span.start, base + span.stop) for span in split_sentences(trace.thinking, splitter)]
+    spans = [
+        Span(block.start + span.start, block.start + span.stop)
+        for block in trace.thinking_spans
+        for span in split_sentences(trace.text[block.slice], splitter)
+    ]
     return sentences_at(trace, spans, label_sentences([trace.text[span.slice] for span in spans]))
 
 

@@ -34,7 +34,6 @@ from reasonscope.analysis.tokens.mi import gold_text, mi_of_trace, representatio
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.organism.truth import true_sentences
-from reasonscope.data.text.parse import THINK
 from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.activations import replay
@@ -79,13 +78,13 @@ def counterfactual(model: Model, traces: Sequence[Trace], sampling: Sampling, pl
         PrefixWriter(model, batch_size=256),
         (encoder(model.tokenizer_backend), decoder(model.tokenizer_backend)),
     )
-    tags, effects, truths, spent, fixed = model.tags or THINK, defaultdict(list), [], 0, 0
+    thinking, effects, truths, spent, fixed = model.thinking, defaultdict(list), [], 0, 0
     for trace in traces:
         known, truth = true_sentences(trace)
         own = [sentence.text.strip() for sentence in known]
-        continued = resample(writer, trace, known, codec[1], sampling, allotment=plan, tags=tags)
+        continued = resample(writer, trace, known, codec[1], sampling, allotment=plan, thinking=thinking)
         wrong = wrong_statements(known, seed=sampling.seed)
-        behind = replaced_rollouts(writer, trace, known, wrong, *codec, sampling, samples=plan.least, tags=tags)
+        behind = replaced_rollouts(writer, trace, known, wrong, *codec, sampling, samples=plan.least, thinking=thinking)
         unlike = {
             i: [row for row in rows if row.sentences and row.sentences[0].strip() != own[i]]
             for i, rows in continued.items()
@@ -158,11 +157,11 @@ def attention(model: Model, traces: Sequence[Trace]) -> dict[str, Any]:
 def confidence(model: Model, traces: Sequence[Trace]) -> dict[str, Any]:
     """Mean confidence of right traces at eleven cuts, and how much it rises from the first to the last; the other answer is the null."""
     writer, decode = PrefixWriter(model, batch_size=128), decoder(model.tokenizer_backend)
-    tags, right = model.tags or THINK, [trace for trace in traces if trace.correct]
+    thinking, right = model.thinking, [trace for trace in traces if trace.correct]
     curves, lucky, kinds = [], [], []
     for trace in right:
         foreign = next(t.final_answer for t in right if t.final_answer != trace.final_answer)
-        stub = closing_stub(trace, encoder(model.tokenizer_backend), tags=tags)
+        stub = closing_stub(trace, encoder(model.tokenizer_backend), thinking=thinking)
         found = confidence_of_trace(writer, trace, stub, decode, samples=8, foreign=foreign)
         assert found.null is not None
         curves.append(found.values)

@@ -33,7 +33,7 @@ from reasonscope.steering.methods.expert_routing import (
     npmi,
     reinforced,
 )
-from reasonscope.steering.vectors.thinking import Thinking
+from reasonscope.steering.vectors.thinking import WrittenThinking
 
 EXPERTS, CHOSEN = 8, 2
 BETAS = (2.0, 4.0)
@@ -51,7 +51,7 @@ def main() -> None:
     sampling = Sampling(temperature=0.7, max_new_tokens=450, seed=0)
     written = rollouts(model, ledgers("train", given.n), sampling, batch_size=64)
     sequences = [trace.token_ids.tolist() for trace in written]
-    thinking = Thinking.of(model)
+    thinking = WrittenThinking.of(model)
     markers = {
         "<think>": thinking.opens,
         "</think>": thinking.closes,

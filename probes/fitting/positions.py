@@ -71,7 +71,7 @@ def row_at(trace: Trace, position: Position) -> int:
         raise InputError(
             f"unknown position {position!r}: write prompt, window, or a share of the thinking from 0.0 to 1.0"
         )
-    token = trace.tokens.thinking.start + round(position * (trace.n_thinking_tokens - 1))
+    token = int(trace.thinking_positions[round(position * (trace.n_thinking_tokens - 1))])
     return min(token, len(trace.token_ids) - 2)
 
 

@@ -7,6 +7,7 @@ from typing import Generic, TypeVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LogitsProcessor
 
@@ -30,7 +31,7 @@ class Completion:
         n_prompt_tokens: How many of them are the prompt.
         finish_reason: "stop" for a stop token, "length" if the token limit or the context was reached.
         logprobs: (generated token,) float32, log-probability of each generated token in nats, at the sampling temperature (1 if that
-            is 0), after the logits processors and before top_p.
+            is 0), after the logits processors and penalties, before top_k, top_p and min_p.
         entropies: (generated token,) float32, entropy of the same distributions in nats.
         activations: By site, (prompt + generated − 1, …) in the model's dtype; the last token is never fed back.
     """
@@ -118,7 +119,7 @@ def generate(
     Args:
         model: The model.
         prompts: Token ids of each prompt.
-        sampling: Temperature, top_p and the largest number of new tokens; its own seed is not used.
+        sampling: Temperature, what limits and penalises tokens, stop texts and the largest number of new tokens; its own seed is not used.
         seeds: One seed per prompt.
         read: Sites to record while decoding. This is slower than `replay` afterwards, and both give the same up to rounding.
         write: Edits by site, as `Backend.passes` takes them.
@@ -128,8 +129,8 @@ def generate(
         past: Keys and values of the first columns of the left-padded prompts, which are then neither fed, read nor edited.
 
     Returns:
-        One completion per prompt, in their order. A sequence ends at a stop token, after `sampling.max_new_tokens`, or when the context
-        is full.
+        One completion per prompt, in their order. A sequence ends at a stop token, with the token that completes a stop text, after
+        `sampling.max_new_tokens`, or when the context is full.
 
     Raises:
         InputError: If a prompt is empty, has tokens outside the vocabulary or no seed, or if logits are not finite.
@@ -163,7 +164,8 @@ def generate(
 def sample(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Choose a token in each row of `logits` (batch, vocab) by `uniform` (batch,) in [0, 1): (token, log-probability, entropy).
 
-    The draw inverts the cumulative distribution over the vocabulary, so that the choice in a row depends only on its own number.
+    The draw inverts the cumulative distribution over the vocabulary, so that the choice in a row depends only on its own number. As in
+    transformers, top_k comes before top_p, which counts probabilities among the tokens left, and min_p comes last.
     """
     scaled = logits.float() / sampling.temperature if sampling.temperature else logits.float()
     logprobs = scaled.log_softmax(dim=-1)
@@ -172,7 +174,7 @@ def sample(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor,
     if sampling.temperature == 0:
         token = logits.argmax(dim=-1)
     else:
-        kept = probabilities if sampling.top_p >= 1 else _nucleus(probabilities, sampling.top_p)
+        kept = _limited(probabilities, sampling)
         cumulative = _running_sum(kept, _precise(logits.device))
         token = torch.searchsorted(cumulative, uniform[:, None].to(cumulative) * cumulative[:, -1:], right=True)[:, 0]
         token = token.clamp(max=logits.shape[-1] - 1)
@@ -189,6 +191,65 @@ def _running_sum(values: Tensor, dtype: torch.dtype) -> Tensor:
     if values.is_cuda and torch.are_deterministic_algorithms_enabled():
         return values.cpu().cumsum(dim=-1, dtype=dtype).to(values.device)
     return values.cumsum(dim=-1, dtype=dtype)
+
+
+def _limited(probabilities: Tensor, sampling: Sampling) -> Tensor:
+    """The probabilities of the tokens that may be drawn; the others become 0. The likeliest always may."""
+    kept = probabilities
+    if 0 < sampling.top_k < kept.shape[-1]:
+        least = kept.topk(sampling.top_k, dim=-1).values[:, -1:]
+        kept = kept.masked_fill(kept < least, 0.0)
+        kept = kept / kept.sum(dim=-1, keepdim=True)
+    if sampling.top_p < 1:
+        kept = _nucleus(kept, sampling.top_p)
+    if sampling.min_p > 0:
+        kept = kept.masked_fill(kept < sampling.min_p * kept.amax(dim=-1, keepdim=True), 0.0)
+    return kept
+
+
+class _Penalties:
+    """Penalties on the tokens that each row has read or written, which nothing in other rows changes."""
+
+    def __init__(
+        self, sampling: Sampling, prompts: Sequence[Sequence[int]], vocabulary: int, device: torch.device
+    ) -> None:
+        self._sampling = sampling
+        self._read = torch.zeros(len(prompts), vocabulary, dtype=torch.bool, device=device)
+        self._written = torch.zeros_like(self._read)
+        for row, prompt in enumerate(prompts):
+            self._read[row, torch.tensor(sorted(set(prompt)), device=device)] = True
+
+    def apply(self, logits: Tensor) -> Tensor:
+        logits, by = logits.float(), self._sampling.repetition_penalty
+        known = (self._read | self._written)[:, : logits.shape[-1]]
+        logits = torch.where(known, torch.where(logits > 0, logits / by, logits * by), logits)
+        return logits - self._sampling.presence_penalty * self._written[:, : logits.shape[-1]]
+
+    def add(self, tokens: Tensor) -> None:
+        """Count the tokens that were chosen: (row, 1)."""
+        self._written.scatter_(1, tokens, True)
+
+    def keep(self, rows: Tensor) -> None:
+        self._read, self._written = self._read[rows], self._written[rows]
+
+
+class _StopTexts:
+    """Ends a row with the token that completes one of the stop texts in what it has written."""
+
+    def __init__(self, stop: Sequence[str], tokenizer: Tokenizer) -> None:
+        self._stop, self._tokenizer = stop, tokenizer
+        self._tail = 4 * max(map(len, stop)) + 4  # a character may take four tokens
+        self._ids: dict[int, list[int]] = {}
+
+    def reached(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        """Whether each of `rows` has reached a stop text with its new token: (row,)."""
+        found = []
+        for row, token in zip(rows.tolist(), tokens[:, 0].tolist(), strict=True):
+            ids = self._ids.setdefault(row, [])
+            ids.append(token)
+            text = self._tokenizer.decode(ids[-self._tail :], skip_special_tokens=False)
+            found.append(any(stop in text for stop in self._stop))
+        return torch.tensor(found, device=rows.device)
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
@@ -249,6 +310,8 @@ class _Decoding:
         self._stops = torch.tensor(sorted(model.stop_ids), device=device)
         self._cache: object = past.cache if past else growing_cache(model.hf.config)
         self._stopped: set[int] = set()
+        self._penalties = _Penalties(sampling, prompts, model.vocabulary, device) if sampling.penalises else None
+        self._stop_texts = _StopTexts(sampling.stop, model.tokenizer_backend) if sampling.stop else None
         self._read: _Tape[Site] = _Tape()
         self._chosen: _Tape[str] = _Tape()
 
@@ -262,12 +325,18 @@ class _Decoding:
             logits = out.logits[:, -1].to(self.rows.device)
             for processor in processors:
                 logits = processor(cast(torch.LongTensor, self._written), logits)
+            if self._penalties is not None:
+                logits = self._penalties.apply(logits)
             token, logprob, entropy = sample(logits, self._sampling, self._uniform[:, index])
         self.feed = token[:, None]
         if processors:
             self._written = torch.cat([self._written, self.feed], dim=1)
         self._chosen.append(self.rows, {"ids": self.feed, "logprobs": logprob[:, None], "entropies": entropy[:, None]})
+        if self._penalties is not None:
+            self._penalties.add(self.feed)
         stopped = (self.feed == self._stops).any(dim=1)
+        if self._stop_texts is not None:
+            stopped = stopped | self._stop_texts.reached(self.rows, self.feed)
         ended = stopped if index + 1 < self._shortest else stopped | (self._limits == index + 1)
         if ended.any():
             self._stopped.update(self.rows[stopped].tolist())
@@ -277,6 +346,8 @@ class _Decoding:
         kept = going.nonzero()[:, 0]
         self.rows, self.feed, self._written = self.rows[kept], self.feed[kept], self._written[kept]
         self._limits, self._uniform = self._limits[kept], self._uniform[kept]
+        if self._penalties is not None:
+            self._penalties.keep(kept)
         if self._mask is not None:
             self._mask = self._mask[kept]
         if len(kept):

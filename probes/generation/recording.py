@@ -1,6 +1,7 @@
 """From problems to a store of traces with activations: generate a batch, replay it once to read activations, store it, resume."""
 
 import hashlib
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -111,7 +112,8 @@ def record(
     meta = {
         "model": dict(model.fingerprint),
         "sampling": asdict(sampling),
-        "prompt": {"think": think, "open_tag": open_tag},
+        "prompt": {"think": think, "open_tag": open_tag, **model.prompt.to_dict()},
+        "thinking": model.thinking.to_dict(),
         **({"server": {"model": server.model}} if server else {}),
     }
     store = _open(Path(path), meta, [str(site) for site in wanted], resume)
@@ -300,7 +302,7 @@ def _open(path: Path, meta: Mapping[str, Any], sites: Sequence[str], resume: boo
     store = TraceStore.open(path)
     if not len(store):  # an earlier try failed before its first trace
         return TraceStore.create(path, meta=meta, sites=sites)
-    different = list(_differences(store.meta, meta))
+    different = list(_differences(_completed(store.meta, meta), json.loads(json.dumps(meta))))
     if store.sites != tuple(sites):
         different.append(f"sites: {', '.join(store.sites) or 'none'} (now {', '.join(sites) or 'none'})")
     if different:
@@ -308,6 +310,13 @@ def _open(path: Path, meta: Mapping[str, Any], sites: Sequence[str], resume: boo
             f"{path} was recorded with other settings: {'; '.join(different)}. Use the same settings, or another folder"
         )
     return store
+
+
+def _completed(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The `meta` of a store with the settings that did not exist when it was recorded: thinking between tags, and their defaults."""
+    by_tags = {"thinking": now["thinking"]} if now["thinking"]["mode"] == "tags" else {}
+    sampling = {**json.loads(json.dumps(asdict(Sampling()))), **there.get("sampling", {})}
+    return {**by_tags, **there, **({"sampling": sampling} if "sampling" in there else {})}
 
 
 def _differences(there: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -10,7 +10,7 @@ from transformers import LogitsProcessor
 
 from reasonscope.data.errors import ContextError, InputError
 from reasonscope.data.progress import working
-from reasonscope.data.text.parse import THINK, build_trace
+from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit
@@ -182,7 +182,7 @@ def as_trace(model: Prompting, problem: Problem, sample: int, completion: Comple
         token_ids=completion.token_ids,
         n_prompt_tokens=completion.n_prompt_tokens,
         tokenizer=model.tokenizer_backend,
-        tags=model.tags or THINK,
+        thinking=model.thinking,
         finish_reason=completion.finish_reason,
         sample=sample,
         sampling=sampling,

@@ -96,7 +96,7 @@ class ServerWriter:
 
             async def one(i: int) -> None:
                 async with room:
-                    known[i] = found = self._checked(asked[i], await ask(sent[i], seeds[i], sampling))
+                    known[i] = found = self._checked(asked[i], await ask(sent[i], seeds[i], sampling), sampling)
                 work.advance()
                 count_tokens(len(found[0]))
                 if self._kept:
@@ -134,10 +134,18 @@ class ServerWriter:
         return None if self.keep is None else ResponseCache(self.keep)
 
     def _key(self, prompt: list[int], sampling: Sampling, seed: int) -> str:
-        asked = json.dumps([self.model, prompt, asdict(sampling), seed])
+        fields = asdict(sampling)
+        # What older replies did not know stays out of the key at its default, so that they are found again.
+        later = {
+            name: fields.pop(name) for name in ("top_k", "min_p", "repetition_penalty", "presence_penalty", "stop")
+        }
+        unlike = {name: value for name, value in later.items() if value != getattr(Sampling(), name)}
+        asked = json.dumps([self.model, prompt, {**fields, **unlike}, seed])
         return hashlib.sha256(asked.encode()).hexdigest()
 
-    def _checked(self, prompt: list[int], reply: Mapping[str, Any]) -> tuple[list[int], FinishReason]:
+    def _checked(
+        self, prompt: list[int], reply: Mapping[str, Any], sampling: Sampling | None = None
+    ) -> tuple[list[int], FinishReason]:
         """The ids that were written, and why they ended."""
         choices = reply.get("choices")
         if not isinstance(choices, list) or len(choices) != 1 or not _is_choice(choices[0]):
@@ -147,7 +155,8 @@ class ServerWriter:
         usage = told if isinstance(told, dict) else {}
         self._check_prompt(prompt, choice.get("prompt_token_ids", reply.get("prompt_token_ids")), usage)
         finish = _FINISH.get(str(choice.get("finish_reason")), "unknown")
-        return self._written(prompt, choice, finish), finish
+        by_text = isinstance(choice.get("stop_reason"), str) or bool(sampling and sampling.stop)
+        return self._written(prompt, choice, by_token=finish == "stop" and not by_text), finish
 
     def _spelled(self, prompt: list[int]) -> str:
         """The text that a server with this tokenizer encodes as `prompt`, whether or not it adds a BOS."""
@@ -169,8 +178,11 @@ class ServerWriter:
                 "it has another tokenizer, or adds tokens of its own"
             )
 
-    def _written(self, prompt: list[int], choice: Mapping[str, Any], finish: FinishReason) -> list[int]:
-        """The ids of a completion, after a check that they spell its text, and its reasoning if the server has parted them."""
+    def _written(self, prompt: list[int], choice: Mapping[str, Any], *, by_token: bool) -> list[int]:
+        """The ids of a completion, which a stop token ended if `by_token`, after a check that they spell its text.
+
+        Its reasoning is put back if the server has parted them.
+        """
         text, reasoning = choice["text"] or "", _reasoning(choice)
         ids = choice.get("token_ids")
         if ids is None:
@@ -181,7 +193,7 @@ class ServerWriter:
                     f"{self.url} returns texts without ids, and texts lack the think tags, which are special tokens; "
                     "use a server that returns ids (vLLM)"
                 )
-            ended = [self.stop] if finish == "stop" and self.stop is not None else []
+            ended = [self.stop] if by_token and self.stop is not None else []
             return [*self.tokenizer.encode(text, add_special_tokens=False).ids, *ended]
         size = self.tokenizer.get_vocab_size(with_added_tokens=True)
         if not isinstance(ids, list) or not all(isinstance(i, int) and 0 <= i < size for i in ids):
@@ -234,11 +246,8 @@ class ServerWriter:
                 raw = await client.completions.with_raw_response.create(
                     model=self.model,
                     prompt=prompt,
-                    max_tokens=sampling.max_new_tokens,
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
                     seed=seed % 2**31,
-                    extra_body=None if isinstance(prompt, str) else dict(_IDS),
+                    **_fields(prompt, sampling, self.stop),
                 )
                 found = parse_json(raw.content, address)
             except openai.APIStatusError as error:
@@ -261,6 +270,46 @@ class ServerWriter:
             http_client=_bounded(openai, _REPLY + tokens * _REPLY_TOKEN),
         ) as client:
             yield ask
+
+
+def _fields(prompt: str | list[int], sampling: Sampling, stop: int | None) -> dict[str, Any]:
+    """Every field of the sampling, because a server fills what is not sent, often from the model's own generation configuration."""
+    common: dict[str, Any] = {
+        "max_tokens": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "stop": list(sampling.stop) or None,
+    }
+    if isinstance(prompt, str):
+        return {**common, "extra_body": _for_texts(sampling, stop)}
+    fields = {
+        "top_k": sampling.top_k or -1,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "repeat_penalty": sampling.repetition_penalty,  # the name of llama.cpp
+    }
+    penalties = {"presence_penalty": sampling.presence_penalty, "frequency_penalty": 0.0}
+    return {**common, **penalties, "extra_body": {**_IDS, **fields}}
+
+
+def _for_texts(sampling: Sampling, stop: int | None) -> dict[str, Any] | None:
+    """The same for transformers serve, which takes texts and a whole generation configuration, and refuses other fields."""
+    if sampling.presence_penalty:
+        raise InputError(
+            "a server that takes texts and no token ids has no presence penalty; leave it out, or use vLLM"
+        )
+    if stop is None:
+        return None
+    drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+    drawn |= {"min_p": sampling.min_p} if sampling.min_p else {}
+    known = {
+        "do_sample": sampling.temperature > 0,
+        "repetition_penalty": sampling.repetition_penalty,
+        "max_new_tokens": sampling.max_new_tokens,
+        "eos_token_id": stop,
+        **(drawn if sampling.temperature else {}),
+    }
+    return {"generation_config": json.dumps(known)}
 
 
 def _bounded(openai: Any, largest: int) -> Any:

@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -112,6 +113,22 @@ def load_tokenizer(place: Path | str, revision: str | None) -> Any:
     if cached_file(place, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False):
         return PreTrainedTokenizerFast.from_pretrained(place, revision=revision or "main")
     return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+
+
+def generation_defaults(source: str, revision: str | None = None) -> dict[str, Any]:
+    """The fields of `Sampling` that the model's own generation configuration sets. Raises ModelLoadError, InputError without one."""
+    place = locate(source)
+    with foreign(source):
+        try:
+            config = GenerationConfig.from_pretrained(place, revision=revision)
+        except OSError as error:
+            raise InputError(
+                f"{source} has no generation_config.json; give the fields, such as --temperature 0.6 --top-p 0.95"
+            ) from error
+    greedy = config.do_sample is False or config.do_sample is None
+    names = ("repetition_penalty",) if greedy else ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    found = {name: value for name in names if (value := getattr(config, name, None)) is not None}
+    return {**found, "temperature": 0.0} if greedy else {"temperature": 1.0, **found}
 
 
 def fast(tokenizer: Any, name: str) -> PreTrainedTokenizerFast:

@@ -11,7 +11,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.text.parse import ThinkTags
+from reasonscope.data.text.think_tags import ThinkTags
+from reasonscope.data.text.thinking import Thinking
 from reasonscope.probes.architecture.layout import Layout, embedding_rows, head_count, input_device, resolve_layout
 from reasonscope.probes.backends.base import Backend
 from reasonscope.probes.backends.threads import set_threads
@@ -19,8 +20,8 @@ from reasonscope.probes.models.determinism import compute_in_float32, make_deter
 from reasonscope.probes.models.fingerprint import fingerprint
 from reasonscope.probes.models.layout_check import prove_layout
 from reasonscope.probes.models.loading import fast, load_pretrained, load_structure
-from reasonscope.probes.models.prompting import Prompting
-from reasonscope.probes.models.tags import find_tags
+from reasonscope.probes.models.prompting import Prompting, PromptOptions
+from reasonscope.probes.models.tags import chat_template, find_thinking
 
 # Each engine has its own module, which is imported when the engine is asked for: two of them are optional extras.
 _BACKENDS = MappingProxyType(
@@ -100,6 +101,8 @@ def load_model(
     tokenizer: PreTrainedTokenizerFast | None = None,
     layout: Layout | None = None,
     tags: ThinkTags | None = None,
+    thinking: Thinking | None = None,
+    prompt: PromptOptions | None = None,
     deterministic: bool = False,
     float32_compute: bool = False,
 ) -> Model:
@@ -121,6 +124,9 @@ def load_model(
         tokenizer: The tokenizer of a loaded model, or one to use instead of the checkpoint's.
         layout: The layout of an architecture that is not in `LAYOUTS`.
         tags: The think tags, if neither tokenizer nor template has them.
+        thinking: How thinking is found in what the model writes. By default between the tags, if there are any, otherwise in the open
+            (see `Thinking`).
+        prompt: A system message and arguments for the chat template, if any.
         deterministic: Use kernels that give the same bits again, in the whole process from now on.
         float32_compute: Compute in float32 over 16-bit weights, so that batches change no token; for the backend "hooks" only.
 
@@ -146,6 +152,8 @@ def load_model(
         raise InputError(f"float32_compute needs backend='hooks', not {backend!r}")
     if deterministic:
         make_deterministic()
+    if tags is not None and thinking is not None:
+        raise InputError("give either tags or thinking; thinking has tags of its own: Thinking(tags=…)")
     if threads is not None:
         set_threads(threads)
     elsewhere = bool(remote) and remote != "local"
@@ -160,6 +168,8 @@ def load_model(
             hf, own = load_pretrained(source, device=device, dtype=dtype, revision=revision)
         name, tokenizer = source, tokenizer or own
     tokenizer = fast(tokenizer, name)
+    prompt = prompt or PromptOptions()
+    prompt.check(chat_template(tokenizer), name)
     row = layout or resolve_layout(hf.config)
     hf.train(False)
     if float32_compute:
@@ -174,8 +184,9 @@ def load_model(
         tokenizer=tokenizer,
         layout=row,
         backend=engine,
-        tags=tags or find_tags(tokenizer),
+        thinking=find_thinking(tokenizer, thinking if tags is None else Thinking(tags=tags), name=name),
         name=name,
         revision=getattr(hf.config, "_commit_hash", None) or revision,
+        prompt=prompt,
         float32_compute=float32_compute,
     )

@@ -1,19 +1,65 @@
 """How to ask a model: its tokenizer, chat template and think tags, without its weights."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 
 import tokenizers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.text.parse import ThinkTags
-from reasonscope.data.trace import Problem
+from reasonscope.data.text.think_tags import ThinkTags
+from reasonscope.data.text.thinking import Thinking
+from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.models.fingerprint import described
 from reasonscope.probes.models.loading import fast, foreign, load_tokenizer, locate
-from reasonscope.probes.models.tags import chat_template, find_tags, with_tag_open, with_thinking_closed
+from reasonscope.probes.models.tags import chat_template, find_thinking, with_tag_open, with_thinking_closed
+
+# The switch has these names in the templates of Qwen3 (enable_thinking), DeepSeek V3.1 and Granite (thinking), minimind and Cohere.
+_SWITCHES = ("enable_thinking", "thinking", "open_thinking", "reasoning")
+_FUNCTIONS = frozenset({"raise_exception", "strftime_now", "tojson", "range", "namespace"})
+_NO_THINK = "/no_think"  # in the system message of Nemotron
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """How the chat template is asked to render problems. A store keeps it in its manifest, and every later command uses it again.
+
+    Attributes:
+        system: A system message for every problem, before the problem's own if it has one.
+        template_args: Further variables of the chat template, such as `{"reasoning_effort": "high"}`.
+
+    Example:
+        options = rs.PromptOptions(system="Reason step by step.", template_args={"reasoning_effort": "low"})
+        model = rs.load_model("openai/gpt-oss-20b", prompt=options)
+        store = rs.record(model, problems, "runs/low")
+    """
+
+    system: str | None = None
+    template_args: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_meta(cls, meta: Mapping[str, Any]) -> "PromptOptions":
+        """Those of a store, by its `meta`."""
+        known = meta.get("prompt", {})
+        return cls(system=known.get("system"), template_args=known.get("template_args", {}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the `meta` of a store: what was asked for."""
+        told = {"system": self.system, "template_args": dict(self.template_args)}
+        return {name: value for name, value in told.items() if value}
+
+    def check(self, template: str | None, name: str) -> None:
+        """Raise InputError for a variable that the template does not read, and would ignore."""
+        if template is None or not self.template_args:
+            return
+        known = template_variables(template)
+        if unknown := [key for key in self.template_args if key not in known]:
+            raise InputError(
+                f"the chat template of {name} does not read {', '.join(unknown)}; it reads {', '.join(sorted(known)) or 'nothing'}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +69,23 @@ class Prompting:
     Attributes:
         config: The configuration of the model.
         tokenizer: The tokenizer, a fast one.
-        tags: The think tags, or None if neither tokenizer nor template marks thinking.
+        thinking: How thinking is found in what the model writes.
         name: The hub id, folder or shipped name that the model was loaded from.
         revision: The commit of the checkpoint, if it is known.
+        prompt: How the chat template is asked to render problems.
     """
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerFast
-    tags: ThinkTags | None
+    thinking: Thinking
     name: str
     revision: str | None = None
+    prompt: PromptOptions = field(default_factory=PromptOptions)
+
+    @property
+    def tags(self) -> ThinkTags | None:
+        """The think tags, or None if the model reasons in the open or not at all."""
+        return self.thinking.tags
 
     @property
     def n_layers(self) -> int:
@@ -69,15 +122,19 @@ class Prompting:
 
         Args:
             problem: The problem to ask.
-            think: False ends the messages with an empty think block, so that the model answers at once.
+            think: False switches thinking off as the template does, and ends the messages with an empty think block if it does not.
             open_tag: True opens the think tag, unless the template has opened it; otherwise the model opens it.
-            prefill: How the thinking begins; it follows the think tag, which is opened.
+            prefill: How the thinking begins; it follows the think tag, which is opened if there is one.
 
         Raises:
             InputError: If messages have no chat template to render them, the template fails, or a think tag has to be opened or closed
                 and the model has none.
         """
-        open_tag = open_tag or bool(prefill)
+        open_tag = open_tag or bool(prefill and self.tags)
+        if problem.prompt is not None and self.prompt.to_dict():
+            raise InputError(
+                f"problem {problem.id!r} has a raw prompt, which no template renders; leave out the system message and template arguments"
+            )
         text = problem.prompt if problem.prompt is not None else self._render(problem, think, open_tag)
         return self.encode_text(text + prefill)
 
@@ -97,13 +154,10 @@ class Prompting:
             )
         try:
             text = self.tokenizer.apply_chat_template(
-                [{"role": message.role, "content": message.content} for message in problem.messages],
+                self._messages(problem, think),
                 tokenize=False,
                 add_generation_prompt=True,
-                # The switch has these names in the templates of Qwen3, DeepSeek V3.1 and minimind; templates ignore unknown names.
-                enable_thinking=think,
-                thinking=think,
-                open_thinking=think,
+                **{**_switched(think), **self.prompt.template_args},
             )
         except Exception as error:  # the template is somebody else's program and may raise anything
             raise InputError(
@@ -111,20 +165,72 @@ class Prompting:
                 "give the problem a prompt instead, or fix the template"
             ) from error
         assert isinstance(text, str)
-        if think and not open_tag:
+        if (think and not open_tag) or (self.thinking.mode == "none" and not open_tag):
             return text
         if self.tags is None:
+            what = "opened" if open_tag else "switched off"
             raise InputError(
-                f"{self.name} has no think tags, so its thinking cannot be opened or switched off; pass tags= to load_model"
+                f"{self.name} has no think tags, so its thinking cannot be {what}; name the tags (--think-tags OPEN CLOSE, or tags= of "
+                "load_model), or ask for another style of answer with a system message (--system FILE)"
             )
         return with_tag_open(text, self.tags) if think else with_thinking_closed(text, self.tags)
 
+    def _messages(self, problem: Problem, think: bool) -> list[dict[str, str]]:
+        """The messages of a problem with the system message that was asked for."""
+        template = chat_template(self.tokenizer) or ""
+        by_word = (
+            not think and _NO_THINK in template and not any(name in template_variables(template) for name in _SWITCHES)
+        )
+        own = [message.content for message in problem.messages if message.role == "system"]
+        given = [self.prompt.system.strip()] if self.prompt.system else []
+        words = [*given, *own, *([_NO_THINK] if by_word else [])]
+        others = [message for message in problem.messages if message.role != "system" or not (given or by_word)]
+        system = [Message(role="system", content="\n\n".join(words))] if given or by_word else []
+        return [{"role": message.role, "content": message.content} for message in (*system, *others)]
 
-def load_prompting(source: str, *, revision: str | None = None) -> Prompting:
+
+def _switched(think: bool) -> dict[str, Any]:
+    """What switches thinking on or off, by the names of many templates, which ignore those that they do not know."""
+    off: dict[str, Any] = {} if think else {"thinking_budget": 0}  # Seed-OSS
+    return {**dict.fromkeys(_SWITCHES, think), **off}
+
+
+@lru_cache(maxsize=16)
+def template_variables(template: str) -> frozenset[str]:
+    """The variables that a chat template reads and transformers does not set."""
+    from jinja2 import Environment, TemplateSyntaxError, meta
+
+    try:
+        found = meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template))
+    except TemplateSyntaxError:  # tags of transformers' own, such as {% generation %}
+        found = set(re.findall(r"\b[a-z_]{3,}\b", template))
+    return frozenset(
+        found - {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"} - _FUNCTIONS
+    )
+
+
+def load_prompting(
+    source: str,
+    *,
+    revision: str | None = None,
+    thinking: Thinking | None = None,
+    prompt: PromptOptions | None = None,
+) -> Prompting:
     """Load tokenizer and configuration of `source` (as in `load_model`), without weights. Raises ModelLoadError and InputError."""
     place = locate(source)
     with foreign(source):
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
         tokenizer = load_tokenizer(place, revision)
-    tokenizer = fast(tokenizer, source)
-    return Prompting(config=config, tokenizer=tokenizer, tags=find_tags(tokenizer), name=source, revision=revision)
+    tokenizer, prompt = fast(tokenizer, source), prompt or PromptOptions()
+    prompt.check(chat_template(tokenizer), source)
+    found = find_thinking(tokenizer, thinking, name=source)
+    return Prompting(config=config, tokenizer=tokenizer, thinking=found, name=source, revision=revision, prompt=prompt)
+
+
+def as_recorded(meta: Mapping[str, Any], how: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for `load_model`, with how a run finds thinking and renders prompts, by the `meta` of its store, if `how` does not say."""
+    return {
+        **how,
+        "thinking": how.get("thinking") or Thinking.of_meta(meta),
+        "prompt": how.get("prompt") or PromptOptions.of_meta(meta),
+    }

@@ -3,17 +3,45 @@
 from transformers import PreTrainedTokenizerBase
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.text.parse import GPT_OSS, THINK, ThinkTags
+from reasonscope.data.text.think_tags import GPT_OSS, THINK, ThinkTags
+from reasonscope.data.text.thinking import Thinking
 
-# Pairs in use, the most common first. Their token ids differ between models, and some models split them into several tokens.
+GEMMA_4 = ThinkTags(open="<|channel>thought", close="<channel|>")
+# Pairs in use, the most specific first. Their token ids differ between models, and some models split them into several tokens.
 _KNOWN = (
-    GPT_OSS,
-    THINK,
+    GEMMA_4,
+    ThinkTags(open="<seed:think>", close="</seed:think>"),  # Seed-OSS
+    ThinkTags(
+        open="<|START_THINKING|>", close="<|END_THINKING|>", answer="<|START_RESPONSE|>"
+    ),  # Cohere Command A and R7B
+    ThinkTags(open="<|inner_prefix|>", close="<|inner_suffix|>"),  # Apertus
+    THINK,  # Qwen, DeepSeek, GLM, MiniMax, EXAONE 4, Granite 3.3 and most others
     ThinkTags(open="<thinking>", close="</thinking>"),
+    ThinkTags(open="<thought>", close="</thought>"),  # EXAONE Deep
+    ThinkTags(open="<|think|>", close="<|/think|>"),
     ThinkTags(open="<|begin_of_thought|>", close="<|end_of_thought|>"),
-    ThinkTags(open="[THINK]", close="[/THINK]"),
-    ThinkTags(open="◁think▷", close="◁/think▷"),
+    ThinkTags(open="[THINK]", close="[/THINK]"),  # Magistral
+    ThinkTags(open="◁think▷", close="◁/think▷"),  # Kimi
+    ThinkTags(open="Here is my thought process:", close="Here is my response:"),  # Granite 3.2
+    ThinkTags(open="<reasoning>", close="</reasoning>"),
 )
+_WRAPPERS = ("<response>", "<answer>")  # what opens the answer after </think> in Granite 3.3 and Hunyuan
+
+
+def find_thinking(tokenizer: PreTrainedTokenizerBase, asked: Thinking | None, *, name: str) -> Thinking:
+    """How to find thinking: as `asked`, with the model's own tags if no others are named; by default by tags if it has any, else in the
+    open. Raises InputError if tags are asked for and the model names none."""
+    if asked is not None and (asked.mode != "tags" or asked.tags is not None):
+        return asked
+    tags = find_tags(tokenizer)
+    if tags is not None:
+        return Thinking(tags=tags)
+    if asked is not None:
+        raise InputError(
+            f"neither the tokenizer nor the chat template of {name} marks thinking; name the tags (--think-tags OPEN CLOSE, "
+            "or load_model(…, tags=ThinkTags(…))), or choose --thinking completion"
+        )
+    return Thinking(mode="completion")
 
 
 def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
@@ -26,9 +54,17 @@ def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
         return GPT_OSS
     template = chat_template(tokenizer) or ""
     for tags in _KNOWN:
-        if {tags.open, tags.close} <= added or tags.close in template:
-            return tags
-    return None
+        if {tags.open, tags.close} <= added or (tags.open in template and tags.close in template):
+            return _with_wrapper(tags, template)
+    return THINK if THINK.close in template else None
+
+
+def _with_wrapper(tags: ThinkTags, template: str) -> ThinkTags:
+    """The tags, with what opens the answer if the template names it."""
+    if tags != THINK:
+        return tags
+    wrapper = next((text for text in _WRAPPERS if text in template and text.replace("<", "</") in template), "")
+    return ThinkTags(open=tags.open, close=tags.close, answer=wrapper)
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -48,18 +84,30 @@ def with_tag_open(text: str, tags: ThinkTags) -> str:
         return text
     if tag and behind.strip() == tags.close:  # the template switched thinking off
         text = head
+    elif text.rstrip().endswith(tags.close):  # it did so with a closing tag alone
+        text = text.rstrip().removesuffix(tags.close)
     return f"{text}{tags.open}" if tags == GPT_OSS else f"{text}{tags.open}\n"
 
 
 def with_thinking_closed(text: str, tags: ThinkTags) -> str:
-    """The rendered prompt with an empty think block at its end, so that the model goes straight to the answer."""
-    head, tag, behind = text.rpartition(tags.open)
-    if tag and behind.strip() == tags.close:
+    """The rendered prompt with an empty think block at its end, so that the model goes straight to the answer.
+
+    A template that switches thinking off has closed it already: with an empty block, a block that says so, or a closing tag alone.
+    """
+    if text.rstrip().endswith(tags.close):
         return text
+    head, tag, behind = text.rpartition(tags.open)
     if tag and not behind.strip():
         text = head
-    block = tags.open + tags.close if tags == GPT_OSS else f"{tags.open}\n\n{tags.close}\n\n"
-    return text + block
+    return text + _empty_block(tags)
+
+
+def _empty_block(tags: ThinkTags) -> str:
+    if tags == GPT_OSS:
+        return tags.open + tags.close
+    if tags == GEMMA_4:
+        return f"{tags.open}\n{tags.close}"
+    return f"{tags.open}\n\n{tags.close}\n\n"
 
 
 def with_reasoning(prompt: str, reasoning: str, text: str, tags: ThinkTags) -> str:

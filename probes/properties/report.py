@@ -82,7 +82,7 @@ def without_thinking(traces: Sequence[Trace]) -> str:
         return NO_TRACES
     return (
         f"none of the {len(traces)} traces has thinking, so nothing can be predicted; "
-        "record a model that thinks before it answers, without --no-think"
+        "record a model that thinks before it answers, without --no-think and --thinking none"
     )
 
 

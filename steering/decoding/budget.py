@@ -16,7 +16,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.generation.decoding import DecodingStep
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.vectors.thinking import Thinking
+from reasonscope.steering.vectors.thinking import WrittenThinking
 
 
 def negative_log_density(shape: Tensor, rate: Tensor, tokens_left: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ class BudgetGuidance(LogitsProcessor):
     ) -> None:
         if budget < 1:
             raise InputError(f"a budget of {budget} tokens: give at least 1")
-        self._thinking = Thinking.of(model)
+        self._thinking = WrittenThinking.of(model)
         strings = model.tokenizer.batch_decode([[i] for i in range(model.vocabulary)])
         self._newlines = torch.tensor([i for i, text in enumerate(strings) if "\n" in text])
         self._predictor, self._sites = predictor, tuple(sites)

@@ -19,9 +19,10 @@ PREFILLS = tuple(_PREFILLS)
 
 
 def prefill(name: str, model: Model) -> str:
-    """Return the text of a prefill method with the tags of `model`. Raises InputError if it is not one of PREFILLS, or without tags."""
+    """Return the text of a prefill method with the tags of `model`.
+
+    Reasoning in the open has no closing tag, so a blank line stands for it. Raises InputError if it is not one of PREFILLS.
+    """
     if name not in _PREFILLS:
         raise InputError(f"no prefill is called {name!r}; choose one of {', '.join(PREFILLS)}")
-    if model.tags is None:
-        raise InputError(f"{model.name} has no think tags, so a prefill has nowhere to go; use a reasoning model")
-    return _PREFILLS[name].replace("</think>", model.tags.close)
+    return _PREFILLS[name].replace("</think>", model.tags.close if model.tags else "")

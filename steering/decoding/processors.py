@@ -13,7 +13,7 @@ from transformers import LogitsProcessor
 from reasonscope.data.errors import InputError
 from reasonscope.data.variants import is_published
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.vectors.thinking import Thinking, single_tokens
+from reasonscope.steering.vectors.thinking import WrittenThinking, single_tokens
 
 # The reflection words of CyclicReflex (its code and section 4) and the switch words of TIP (whose list has more alternatives).
 REFLECTION_WORDS = ("wait", "Wait", "but", "But", "Alternatively")
@@ -51,7 +51,7 @@ class CyclicReflex(LogitsProcessor):
         completions = generate(model, prompts, sampling, seeds=[0], processors=[wave])
     """
 
-    thinking: Thinking
+    thinking: WrittenThinking
     tokens: tuple[int, ...]
     amplitude: float
     period: float
@@ -76,7 +76,7 @@ class CyclicReflex(LogitsProcessor):
     ) -> "CyclicReflex":
         """For the tokens of `words` in this model. Raises InputError if a word is not a single token."""
         tokens = single_tokens(model, words, spaced=_corrected(variant))
-        return cls(thinking=Thinking.of(model), tokens=tokens, amplitude=amplitude, period=period, shift=shift)
+        return cls(thinking=WrittenThinking.of(model), tokens=tokens, amplitude=amplitude, period=period, shift=shift)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         t = self.thinking.written(input_ids)
@@ -96,11 +96,11 @@ class TokenBias(LogitsProcessor):
         windows: Half-open ranges of thinking tokens written so far; outside of them nothing is added. By default everywhere.
 
     Example:
-        bias = TokenBias(thinking=Thinking.of(model), tokens=tuple(model.tokenizer.encode("Wait")), bias=-3.0)
+        bias = TokenBias(thinking=WrittenThinking.of(model), tokens=tuple(model.tokenizer.encode("Wait")), bias=-3.0)
         completions = generate(model, prompts, sampling, seeds=[0], processors=[bias])
     """
 
-    thinking: Thinking
+    thinking: WrittenThinking
     tokens: tuple[int, ...]
     bias: float
     windows: tuple[tuple[int, int], ...] = ()
@@ -131,7 +131,7 @@ class ThoughtSwitchPenalty(LogitsProcessor):
         completions = generate(model, prompts, sampling, seeds=[0], processors=[tip])
     """
 
-    thinking: Thinking
+    thinking: WrittenThinking
     tokens: tuple[int, ...]
     penalty: float = 3.0
     window: int = 600
@@ -144,7 +144,9 @@ class ThoughtSwitchPenalty(LogitsProcessor):
         cls, model: Model, *, penalty: float = 3.0, window: int = 600, words: tuple[str, ...] = SWITCH_WORDS
     ) -> "ThoughtSwitchPenalty":
         """For the tokens of `words` in this model. Raises InputError if a word is not a single token."""
-        return cls(thinking=Thinking.of(model), tokens=single_tokens(model, words), penalty=penalty, window=window)
+        return cls(
+            thinking=WrittenThinking.of(model), tokens=single_tokens(model, words), penalty=penalty, window=window
+        )
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         t = self.thinking.written(input_ids)
@@ -164,11 +166,11 @@ class SuppressTokens(LogitsProcessor):
         tokens: The forbidden ids.
 
     Example:
-        forbid = SuppressTokens(thinking=Thinking.of(model), tokens=tuple(model.tokenizer.encode("Wait")))
+        forbid = SuppressTokens(thinking=WrittenThinking.of(model), tokens=tuple(model.tokenizer.encode("Wait")))
         completions = generate(model, prompts, sampling, seeds=[0], processors=[forbid])
     """
 
-    thinking: Thinking
+    thinking: WrittenThinking
     tokens: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -191,23 +193,25 @@ class CloseTag(LogitsProcessor):
         scaled, so that the sign of z, which means nothing to a softmax, does not reverse the effect.
 
     Example:
-        sooner = CloseTag(thinking=Thinking.of(model), bias=4.0)
+        sooner = CloseTag(thinking=WrittenThinking.of(model), bias=4.0)
         completions = generate(model, prompts, sampling, seeds=[0], processors=[sooner])
     """
 
-    thinking: Thinking
+    thinking: WrittenThinking
     bias: float = 0.0
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise InputError(f"temperature {self.temperature} of the closing tag: give a number above 0")
+        self.thinking.closing_token("CloseTag")
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        closing, highest = scores[:, self.thinking.closes], scores.amax(dim=-1)
+        token = self.thinking.closing_token("CloseTag")
+        closing, highest = scores[:, token], scores.amax(dim=-1)
         after = highest - self.temperature * (highest - closing) + self.bias
         changed = scores.clone()
-        changed[:, self.thinking.closes] = torch.where(self.thinking.written(input_ids) >= 0, after, closing)
+        changed[:, token] = torch.where(self.thinking.written(input_ids) >= 0, after, closing)
         return changed
 
 
@@ -218,27 +222,28 @@ class ForcedClose(LogitsProcessor):
     Attributes:
         thinking: Finds the thinking, and the token that closes it.
         budget: Thinking tokens before it is closed; 0 closes at once.
-        closing: Ids to write, the last of which is the closing tag; by default the tag alone. s1 writes a newline before it.
+        closing: Ids to write, the last of which is the closing tag; by default the tag alone, or "Final answer:" for reasoning in the
+            open. s1 writes a newline before it.
 
     Example:
-        close = ForcedClose(thinking=Thinking.of(model), budget=120)
+        close = ForcedClose(thinking=WrittenThinking.of(model), budget=120)
         completions = generate(model, prompts, sampling, seeds=[0], processors=[close])
     """
 
-    thinking: Thinking
+    thinking: WrittenThinking
     budget: int
     closing: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.budget < 0:
             raise InputError(f"a budget of {self.budget} tokens: give 0 (which closes at once) or more")
-        if self.closing and self.closing[-1] != self.thinking.closes:
+        if self.closing and self.closing[-1] != self.thinking.closing[-1]:
             raise InputError(
                 "closing does not end with the closing tag, so the thinking would never end; add its id as the last one"
             )
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        closing = self.closing or (self.thinking.closes,)
+        closing = self.closing or self.thinking.closing
         over = self.thinking.written(input_ids) - self.budget
         for row in (over >= 0).nonzero()[:, 0].tolist():
             scores = _forced(scores, row, closing[min(int(over[row]), len(closing) - 1)])
@@ -264,7 +269,7 @@ class BudgetForcing(LogitsProcessor):
         completions = generate(model, prompts, sampling, seeds=[0], processors=[longer])
     """
 
-    thinking: Thinking
+    thinking: WrittenThinking
     wait: tuple[int, ...]
     rounds: int
     _state: dict[bytes, tuple[int, int]] = field(
@@ -273,24 +278,26 @@ class BudgetForcing(LogitsProcessor):
 
     def __post_init__(self) -> None:
         _check_tokens(self.wait)
+        self.thinking.closing_token("BudgetForcing")
 
     @classmethod
     def of(cls, model: Model, *, rounds: int, wait: str = "Wait") -> "BudgetForcing":
         """For the tokens of `wait` in this model."""
         ids = tuple(model.tokenizer.encode(wait, add_special_tokens=False))
-        return cls(thinking=Thinking.of(model), wait=ids, rounds=rounds)
+        return cls(thinking=WrittenThinking.of(model), wait=ids, rounds=rounds)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        closes = self.thinking.closing_token("BudgetForcing")
         thinks, likeliest = self.thinking.written(input_ids) >= 0, scores.argmax(dim=-1)
         state: dict[bytes, tuple[int, int]] = {}
         rows = input_ids.cpu().numpy()
         for row, ids in enumerate(rows):
             had, to_come = self._state.get(ids[:-1].tobytes(), (0, 0))
             if thinks[row] and not to_come and had < self.rounds:
-                if likeliest[row] == self.thinking.closes:
+                if likeliest[row] == closes:
                     had, to_come = had + 1, len(self.wait)
                 else:
-                    scores = _added(scores, (self.thinking.closes,), _one(scores, row, -torch.inf))
+                    scores = _added(scores, (closes,), _one(scores, row, -torch.inf))
             if to_come:
                 scores, to_come = _forced(scores, row, self.wait[-to_come]), to_come - 1
             state[ids.tobytes()] = had, to_come

@@ -29,13 +29,13 @@ from reasonscope.steering.experiments.conditions import Condition
 from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment
 from reasonscope.steering.experiments.summaries import ArmRow, response_summary
 from reasonscope.steering.methods.registry import ExtractionData
-from reasonscope.steering.vectors.thinking import Thinking, single_tokens
+from reasonscope.steering.vectors.thinking import WrittenThinking, single_tokens
 
 # Words that often open a check or another approach; those that are not tokens of a model are left out.
 _WAITING = ("Wait", "Let", "Hmm", "But", "However", "Alternatively")
 
 # Makes a processor that changes the logits of tokens, from (thinking, tokens, value).
-OnTokens: TypeAlias = Callable[[Thinking, tuple[int, ...], float], LogitsProcessor]
+OnTokens: TypeAlias = Callable[[WrittenThinking, tuple[int, ...], float], LogitsProcessor]
 # Makes a condition from the value of the method and a seed: its random control, or the method itself without a seed.
 ConditionFactory: TypeAlias = Callable[[float, int | None], Condition]
 _RANDOM_TOKENS = "random tokens"
@@ -164,8 +164,9 @@ def _decoding_method(name: str) -> DecodingMethod:
 
 def other_tokens(model: Model, tokens: Sequence[int], seed: int) -> tuple[int, ...]:
     """As many random tokens as `tokens`, none of them among these or among the think tags and stop tokens."""
-    thinking = Thinking.of(model)
-    kept = {*tokens, thinking.opens, thinking.closes, *model.stop_ids}
+    thinking = WrittenThinking.of(model)
+    tags = {token for token in (thinking.opens, thinking.closes) if token is not None}
+    kept = {*tokens, *tags, *model.stop_ids}
     others = [token for token in range(model.vocabulary) if token not in kept]
     drawn = np.random.default_rng(seed).choice(others, size=len(tokens), replace=False)
     return tuple(int(token) for token in sorted(drawn))
@@ -179,7 +180,7 @@ def _whole(value: float, what: str) -> int:
 
 def _on(words: Sequence[str], make: OnTokens) -> Callable[[ExtractionData], ConditionFactory]:
     def prepare(source: ExtractionData) -> ConditionFactory:
-        tokens, thinking = single_tokens(source.model, words, skip_longer=True), Thinking.of(source.model)
+        tokens, thinking = single_tokens(source.model, words, skip_longer=True), WrittenThinking.of(source.model)
 
         def condition(value: float, seed: int | None) -> Condition:
             chosen = tokens if seed is None else other_tokens(source.model, tokens, seed)
@@ -191,12 +192,12 @@ def _on(words: Sequence[str], make: OnTokens) -> Callable[[ExtractionData], Cond
 
 
 def _close_bias(source: ExtractionData) -> ConditionFactory:
-    thinking = Thinking.of(source.model)
+    thinking = WrittenThinking.of(source.model)
 
     def condition(value: float, seed: int | None) -> Condition:
         if seed is None:
             return Condition(name="", processors=(CloseTag(thinking=thinking, bias=value),))
-        token = other_tokens(source.model, (thinking.closes,), seed)
+        token = other_tokens(source.model, (thinking.closing_token("close_bias"),), seed)
         return Condition(name="", processors=(TokenBias(thinking=thinking, tokens=token, bias=value),))
 
     return condition
@@ -204,7 +205,7 @@ def _close_bias(source: ExtractionData) -> ConditionFactory:
 
 def _forced_close(source: ExtractionData) -> ConditionFactory:
     def condition(value: float, _: int | None) -> Condition:
-        forced = ForcedClose(thinking=Thinking.of(source.model), budget=_whole(value, "tokens"))
+        forced = ForcedClose(thinking=WrittenThinking.of(source.model), budget=_whole(value, "tokens"))
         return Condition(name="", processors=(forced,))
 
     return condition

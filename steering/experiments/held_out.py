@@ -13,6 +13,7 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model, load_model
+from reasonscope.probes.models.prompting import as_recorded
 from reasonscope.steering.experiments.decoding_responses import DECODING_METHODS, DecodingResponse, decoding_response
 from reasonscope.steering.experiments.dose_responses import DoseResponse, dose_response
 from reasonscope.steering.experiments.experiment import SteeringExperiment
@@ -64,11 +65,14 @@ def split_run(store: TraceStore, *, share: float, n: int | None, seed: int) -> S
 
 
 def model_of_run(store: TraceStore, model: str | None, **how: Any) -> Model:
-    """The model that wrote the run, or `model`; `how` goes to `load_model`. Raises InputError if the run does not name its model."""
+    """The model that wrote the run, or `model`, which finds its thinking and renders prompts as the run says.
+
+    `how` goes to `load_model`. Raises InputError if the run does not name its model.
+    """
     name = model or store.meta.get("model", {}).get("name")
     if not name:
         raise InputError(f"{store.path} does not say which model wrote it; give --model")
-    return load_model(name, **how)
+    return load_model(name, **as_recorded(store.meta, how))
 
 
 def sampling_of_run(store: TraceStore, seed: int) -> Sampling:
@@ -122,10 +126,11 @@ def respond(
 
 def thinking_states(store: TraceStore, ids: Sequence[str], site: Site) -> NDArray[np.float32]:
     """The stored states at `site` of every thinking token of these traces (row, d_model); the last token of a trace has none."""
-    rows = [
-        np.asarray(store.activations(id, str(site))[store.trace(id).tokens.thinking.slice], dtype=np.float32)
-        for id in ids
-    ]
+    rows = []
+    for id in ids:
+        states = store.activations(id, str(site))
+        positions = store.trace(id).thinking_positions
+        rows.append(np.asarray(states[positions[positions < len(states)]], dtype=np.float32))
     return np.concatenate(rows)
 
 

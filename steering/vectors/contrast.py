@@ -46,7 +46,7 @@ def state_of(store: TraceStore, trace: Trace, site: Site, read: Read) -> NDArray
         "prompt": slice(trace.n_prompt_tokens - 1, trace.n_prompt_tokens),
         "thinking_end": slice(min(thinking.stop - 1, last), min(thinking.stop, last + 1)),
         "end": slice(last, last + 1),
-        "thinking_mean": slice(thinking.start, min(thinking.stop, last + 1)),
+        "thinking_mean": trace.thinking_positions[trace.thinking_positions <= last],
     }
     if read not in at:
         raise InputError(f"read={read!r}; choose from {', '.join([*at, 'separators'])}")

@@ -103,7 +103,7 @@ class Scope:
     def of(cls, model: Model, *, on: Region = "all", steps: Steps | None = None, **fields: object) -> "Scope":
         """A scope with the think tags and separators of `model`, and any other fields.
 
-        Raises InputError for a model without think tags, or with tags that may merge with adjacent text (see `ThinkTokenIds.of`).
+        Raises InputError for a model that is read without thinking (`Thinking(mode="none")`).
         """
         return cls(on=on, steps=steps, marks=ThinkTokenIds.of(model), **fields)  # type: ignore[arg-type]  # the caller's own types
 
@@ -124,7 +124,8 @@ class Scope:
         chosen = self.local_mask(ids, index, given)
         if self.on != "all" or self.steps is not None:
             assert self.marks is not None
-            places = TokenRegions.find(ids, self.marks)
+            places = TokenRegions.find(ids, self.marks, given)
+            opened = places.opened
             if self.on != "all":
                 chosen = chosen & getattr(places, self.on)
             if self.steps is not None:
@@ -132,7 +133,7 @@ class Scope:
                 if self.steps == "separators":
                     chosen = chosen & _among(ids, self.marks.separators)
         chosen = chosen[:, -(last or ids.shape[1]) :]
-        return self._of_kind(ids, chosen) if self.steps in _KINDS else chosen
+        return self._of_kind(ids, chosen, opened) if self.steps in _KINDS else chosen
 
     @property
     def is_local(self) -> bool:
@@ -193,7 +194,7 @@ class Scope:
                 found.append(inside & _among(ids, tokens))
         return torch.stack(found).any(dim=0) if found else None
 
-    def _of_kind(self, ids: Tensor, chosen: Tensor) -> Tensor:
+    def _of_kind(self, ids: Tensor, chosen: Tensor, opened: Tensor) -> Tensor:
         """Those of the `chosen` last columns whose step, read from its separator up to the token, is of the kind."""
         assert self.marks is not None
         if self.marks.tokenizer is None:
@@ -202,7 +203,6 @@ class Scope:
             )
         separator = _among(ids, self.marks.separators)
         begins, first = last_seen(separator), ids.shape[1] - chosen.shape[1]
-        opened = last_seen(_among(ids, frozenset(self.marks.opens)))
         kept = torch.zeros_like(chosen)
         for row, column in chosen.nonzero().tolist():
             at = first + column

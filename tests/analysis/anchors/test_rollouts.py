@@ -15,7 +15,6 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.intervals import wilson_half_width
 from reasonscope.data.organism.truth import true_sentences
-from reasonscope.data.text.parse import THINK
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.generation.branches import PrefixWriter
 from reasonscope.probes.generation.decoding import Completion
@@ -126,7 +125,7 @@ def test_sentences_are_like_themselves_and_numbers_count():
 
 def test_forced_answers_read_the_box_and_share_the_prefix(model, trace):
     encode = lambda text: model.tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
-    stub = closing_stub(trace, encode, tags=model.tags or THINK)
+    stub = closing_stub(trace, encode, thinking=model.thinking)
     assert model.tokenizer.decode(list(stub)).endswith("The answer is \\boxed{")
     cuts = [trace.tokens.thinking.start, trace.tokens.thinking.stop]
     found = forced_answers(PrefixWriter(model), trace, cuts, stub, model.tokenizer.decode)

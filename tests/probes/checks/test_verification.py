@@ -8,6 +8,7 @@ import torch
 from tokenizers import processors
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.architecture.layout import LAYOUTS
 from reasonscope.probes.backends import hooks
@@ -211,7 +212,7 @@ def test_a_bos_that_marks_each_turn_is_not_a_doubled_one(model_of):
 
 def test_missing_tags_and_a_doubled_bos_are_reported(model_of):
     model = model_of("qwen3")
-    checks = {check.name: check for check in verify(replace(model, tags=None))}
+    checks = {check.name: check for check in verify(replace(model, thinking=Thinking(mode="completion")))}
     assert not checks["think tags"].passed and "load_model(…, tags=" in checks["think tags"].detail
     template = "{{ bos_token }}" + model.tokenizer.chat_template
     doubled = replace(model, tokenizer=_with_template(model.tokenizer, template))

@@ -8,6 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from reasonscope.data.errors import ContextError, InputError, SiteError
 from reasonscope.data.trace import Sampling
@@ -49,6 +55,65 @@ def test_sampler_with_top_p_and_temperature():
     torch.testing.assert_close(logprob.exp(), torch.tensor([0.125, 0.5, 0.125, 0.25])[sharp] ** 2 / (11 / 32))
     greedy, logprob, entropy = sample(logits, Sampling(), torch.zeros(3))
     assert greedy.tolist() == [1, 1, 1] and math.isclose(entropy[0], 1.75 * math.log(2), rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=1.0, top_k=5),
+        Sampling(temperature=1.0, min_p=0.3),
+        Sampling(temperature=0.7, top_k=12, top_p=0.8, min_p=0.1),
+    ],
+)
+def test_the_tokens_that_may_be_drawn_are_those_of_transformers(sampling):
+    logits = 2 * torch.randn(1, 40, generator=torch.Generator().manual_seed(0))
+    scores = logits / sampling.temperature
+    for warper in (
+        TopKLogitsWarper(sampling.top_k or 40),
+        TopPLogitsWarper(sampling.top_p),
+        MinPLogitsWarper(sampling.min_p),
+    ):
+        scores = warper(None, scores)
+    uniform = (torch.arange(2000) + 0.5) / 2000
+    drawn, _, _ = sample(logits.repeat(2000, 1), sampling, uniform)
+    shares = torch.bincount(drawn, minlength=40) / 2000
+    torch.testing.assert_close(shares, scores.softmax(-1)[0], atol=1e-3, rtol=0)
+
+
+def test_penalties_are_those_of_transformers_and_of_no_other_row(model_of):
+    model = without_stop(model_of("qwen3"))
+    penal = replace(GREEDY, repetition_penalty=1.3)
+    alone = [run(model, [prompt], penal)[0].token_ids for prompt in PROMPTS]
+    for one, together in zip(alone, run(model, sampling=penal), strict=True):
+        np.testing.assert_array_equal(one, together.token_ids)
+    by_theirs = run(model, sampling=GREEDY, prompts=PROMPTS[:1], processors=[RepetitionPenaltyLogitsProcessor(1.3)])
+    np.testing.assert_array_equal(alone[0], by_theirs[0].token_ids)
+    never_again = run(model, sampling=replace(GREEDY, presence_penalty=1e4))
+    for done in never_again:
+        written = done.token_ids[done.n_prompt_tokens :].tolist()
+        assert len(set(written)) == len(written)
+
+
+def test_a_stop_text_ends_a_row_with_the_token_that_completes_it(model_of):
+    model = without_stop(model_of("qwen3"))
+    plain = run(model, sampling=GREEDY)
+    written = plain[0].token_ids[plain[0].n_prompt_tokens :].tolist()
+    text = model.tokenizer.decode(written[:4])
+    stopped = run(model, sampling=replace(GREEDY, stop=(text[-3:],)))
+    done = stopped[0]
+    own = done.token_ids[done.n_prompt_tokens :].tolist()
+    assert done.finish_reason == "stop" and own == written[: len(own)] and len(own) <= 4
+    assert text[-3:] in model.tokenizer.decode(own) and text[-3:] not in model.tokenizer.decode(own[:-1])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"top_k": -1}, {"min_p": 1.5}, {"repetition_penalty": 0.0}, {"stop": ("",)}],
+    ids=lambda bad: next(iter(bad)),
+)
+def test_sampling_out_of_range_is_refused(bad):
+    with pytest.raises(InputError, match=next(iter(bad))):
+        Sampling(**bad)
 
 
 @settings(max_examples=60, deadline=None)

@@ -245,7 +245,7 @@ def test_what_a_server_writes_is_read_by_the_model_here(server, model_of, tmp_pa
 
 def test_text_alone_needs_no_weights(server, model_of, tmp_path):
     model = model_of("qwen3")
-    known = {name: getattr(model, name) for name in ("config", "tokenizer", "tags", "name")}
+    known = {name: getattr(model, name) for name in ("config", "tokenizer", "thinking", "name")}
     bare = Prompting(**known)
     how = {"sampling": GREEDY}
     store = record(bare, PROBLEMS, tmp_path / "run", server=server, **how)
@@ -304,3 +304,22 @@ def test_transformers_serve_writes_what_the_model_here_writes(transformers_serve
     for trace in here:
         np.testing.assert_array_equal(there.trace(trace.id).token_ids, trace.token_ids)
         assert there.trace(trace.id).finish_reason == trace.finish_reason
+
+
+def test_every_field_of_the_sampling_is_sent(server):
+    """A server fills what is missing from the model's own generation configuration."""
+    sampling = Sampling(
+        temperature=0.5, top_k=7, min_p=0.1, repetition_penalty=1.2, presence_penalty=0.3, max_new_tokens=3
+    )
+    server.complete([[1, 5]], sampling, [3])
+    server.complete([[1, 5]], Sampling(max_new_tokens=3, stop=("x",)), [3])
+    first, second = Answers.asked[-2:]
+    sent = {
+        name: first[name]
+        for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
+    }
+    assert sent == {
+        "temperature": 0.5, "top_p": 1.0, "top_k": 7, "min_p": 0.1, "repetition_penalty": 1.2, "presence_penalty": 0.3,
+    }  # fmt: skip
+    assert (second["top_k"], second["min_p"], second["repetition_penalty"], second["stop"]) == (-1, 0, 1, ["x"])
+    assert first["frequency_penalty"] == 0

@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from reasonscope.data.errors import ArchitectureError, InputError, ModelLoadError, ReasonscopeError
-from reasonscope.data.text.parse import GPT_OSS, THINK, ThinkTags
+from reasonscope.data.text.think_tags import GPT_OSS, THINK, ThinkTags
+from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.architecture.families import tiny_model
 from reasonscope.probes.architecture.layout import LAYOUTS
@@ -201,7 +202,7 @@ def test_prompts_that_cannot_be_made(model_of):
         bare = PreTrainedTokenizerFast(tokenizer_object=model.tokenizer.backend_tokenizer)
         replace(model, tokenizer=bare).encode_prompt(CHAT)
     with pytest.raises(InputError, match="has no think tags"):
-        replace(model, tags=None).encode_prompt(CHAT, think=False)
+        replace(model, thinking=Thinking(mode="completion")).encode_prompt(CHAT, think=False)
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,12 @@ from reasonscope.steering.decoding.processors import (
 )
 from reasonscope.steering.vectors.intervention import Steering
 from reasonscope.steering.vectors.scope import Scope
-from reasonscope.steering.vectors.thinking import Thinking, single_tokens
+from reasonscope.steering.vectors.thinking import WrittenThinking, single_tokens
 from reasonscope.steering.vectors.vector import SteeringVector
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "cyclic_reflex.json").read_text(encoding="utf-8"))
 OPEN, CLOSE, OTHER, SWITCH = 0, 1, 2, 3
-TAGS = Thinking(opens=OPEN, closes=CLOSE)
+TAGS = WrittenThinking(opens=OPEN, closes=CLOSE)
 GREEDY = Sampling(temperature=0.0, max_new_tokens=24)
 PROBLEM = Problem(
     id="p",
@@ -72,7 +72,7 @@ def test_golden_schedules(case):
 def test_thinking_is_counted_from_the_opening_tag_until_it_closes(model):
     ids = torch.tensor([[9, OPEN, 9, 9], [OPEN, 9, CLOSE, 9], [9, 9, 9, OPEN], [9, 9, 9, 9]])
     assert TAGS.written(ids).tolist() == [2, -1, 0, -1]
-    assert Thinking.of(model).given == 1  # the template puts a newline behind the tag
+    assert WrittenThinking.of(model).given == 1  # the template puts a newline behind the tag
 
 
 def test_a_switch_is_penalised_early_in_a_thought():
@@ -93,7 +93,7 @@ def test_a_lower_temperature_of_the_closing_tag_always_makes_it_likelier(level):
 
 
 def test_the_thinking_closes_at_the_budget_here_and_in_hugging_face(model):
-    tags = Thinking.of(model)
+    tags = WrittenThinking.of(model)
     newline = model.tokenizer.encode("\n", add_special_tokens=False)[0]
     control = ForcedClose(thinking=tags, budget=6, closing=(newline, tags.closes))
     prompt = model.encode_prompt(PROBLEM)
@@ -113,7 +113,7 @@ def test_the_thinking_closes_at_the_budget_here_and_in_hugging_face(model):
 
 
 def test_waiting_instead_of_closing_goes_on_for_as_many_rounds(model):
-    tags = Thinking.of(model)
+    tags = WrittenThinking.of(model)
     early = CloseTag(thinking=tags, bias=1000.0)  # a model that would always close at once
     forcing = BudgetForcing.of(model, rounds=2, wait="Wait")
     (completion,) = generate(model, [model.encode_prompt(PROBLEM)], GREEDY, seeds=[0], processors=[early, forcing])
@@ -122,7 +122,7 @@ def test_waiting_instead_of_closing_goes_on_for_as_many_rounds(model):
 
 
 def test_a_control_and_a_vector_work_together(model):
-    tags = Thinking.of(model)
+    tags = WrittenThinking.of(model)
     direction = np.random.default_rng(0).standard_normal(model.d_model).astype(np.float32)
     vector = SteeringVector(directions={Site("resid_post", 2): direction}, method="test")
     steering = Steering(vector, 0.5, Scope.thinking(model))
@@ -139,7 +139,7 @@ def test_a_control_and_a_vector_work_together(model):
 
 
 def test_suppressed_tokens_do_not_come_and_what_is_not_controlled_stays(model):
-    prompt, tags = model.encode_prompt(PROBLEM), Thinking.of(model)
+    prompt, tags = model.encode_prompt(PROBLEM), WrittenThinking.of(model)
     (plain,) = generate(model, [prompt], GREEDY, seeds=[0])
     first = int(plain.token_ids[len(prompt)])
     control = SuppressTokens(thinking=tags, tokens=(first,))

@@ -33,7 +33,7 @@ from reasonscope.steering.experiments.conditions import (
     method_conditions,
     random_conditions,
 )
-from reasonscope.steering.vectors.thinking import Thinking
+from reasonscope.steering.vectors.thinking import WrittenThinking
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=30)
 
@@ -59,7 +59,7 @@ def conditions(model, vector):
     """Of every sort: some with steering, some with processors, one with both, one that ends within a few tokens, one with nothing."""
     separators, other = Scope.thinking(model, at_separators=True), vector.random_like(1)
     adaptive = AdaptiveSteering(model, other, monitored=[0], window=2)
-    closing = CloseTag(thinking=Thinking.of(model), bias=2.0)
+    closing = CloseTag(thinking=WrittenThinking.of(model), bias=2.0)
     return [
         Condition(name="everywhere", intervention=Steering(vector, 3.0, Scope())),
         Condition(name="begun", prefill=prefill("nothinking", model)),

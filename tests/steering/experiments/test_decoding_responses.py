@@ -8,7 +8,7 @@ from reasonscope.probes.models.model import load_model
 from reasonscope.steering.decoding.budget import LengthPredictor
 from reasonscope.steering.experiments.decoding_responses import DECODING_METHODS, other_tokens
 from reasonscope.steering.methods.registry import ExtractionData
-from reasonscope.steering.vectors.thinking import Thinking
+from reasonscope.steering.vectors.thinking import WrittenThinking
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_begun_thinking_keeps_what_follows_its_words(source):
 
 
 def test_other_tokens_are_as_many_and_never_those_that_open_close_or_stop(source):
-    model, thinking = source.model, Thinking.of(source.model)
+    model, thinking = source.model, WrittenThinking.of(source.model)
     kept = {thinking.opens, thinking.closes, *model.stop_ids}
     given = tuple(token for token in range(model.vocabulary) if token not in kept)[: model.vocabulary // 2]
     drawn = [other_tokens(model, given[:40], seed) for seed in range(20)]

@@ -33,7 +33,7 @@ from reasonscope.steering.experiments.side_effects import (
     repeated_ngrams,
 )
 from reasonscope.steering.vectors.matched_controls import random_uses
-from reasonscope.steering.vectors.thinking import Thinking
+from reasonscope.steering.vectors.thinking import WrittenThinking
 
 SITE = Site("resid_post", 2)
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=12)
@@ -152,7 +152,7 @@ def test_what_would_not_be_held_out_or_controlled_is_refused(experiment, model, 
 
 
 def test_controls_of_the_decoding_are_arms_of_the_same_bench(experiment, model):
-    run = experiment.run("close at once", processors=[CloseTag(thinking=Thinking.of(model), bias=100.0)])
+    run = experiment.run("close at once", processors=[CloseTag(thinking=WrittenThinking.of(model), bias=100.0)])
     arm = experiment.arm("close at once", 0.0, run)
     assert arm.tokens.value < experiment.arm("base", 0.0, experiment.base).tokens.value and arm.n_edited == 0
     assert "kl" not in arm.measures and "kl" not in arm.differences
