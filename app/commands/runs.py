@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -32,6 +32,35 @@ class ThinkingArgument(StrEnum):
     tags = "tags"
     completion = "completion"
     none = "none"
+
+
+# How thinking is found and prompts are rendered, by `record` and by `import`.
+ThinkingOption: TypeAlias = Annotated[
+    ThinkingArgument | None,
+    typer.Option(
+        help="How thinking is found: between tags, in the open (everything before the sentence with the final answer), or not at all. "
+        "By default by tags if the model has any, otherwise in the open."
+    ),
+]
+TagsOption: TypeAlias = Annotated[
+    tuple[str, str] | None,
+    typer.Option(metavar="OPEN CLOSE", help="The tags around the thinking, if the model does not name them itself."),
+]
+PatternOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="For thinking in the open: a regular expression in the sentence with the final answer, which is its first group."
+    ),
+]
+TemplateOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A variable for the chat template, as name=value with a value in JSON or a text; may be repeated."
+    ),
+]
+EffortOption: TypeAlias = Annotated[
+    str | None, typer.Option(help="Reasoning effort, such as low: the template's variable reasoning_effort.")
+]
 
 
 class Format(StrEnum):
@@ -109,37 +138,14 @@ def record_command(
             help="With --backend nnsight, where the model runs: ndif, the address of an NDIF server, or local to try it here."
         ),
     ] = None,
-    thinking: Annotated[
-        ThinkingArgument | None,
-        typer.Option(
-            help="How thinking is found: between tags, in the open (everything before the sentence with the final answer), or not at all. "
-            "By default by tags if the model has any, otherwise in the open."
-        ),
-    ] = None,
-    think_tags: Annotated[
-        tuple[str, str] | None,
-        typer.Option(
-            metavar="OPEN CLOSE", help="The tags around the thinking, if the model does not name them itself."
-        ),
-    ] = None,
-    answer_pattern: Annotated[
-        str | None,
-        typer.Option(
-            help="For thinking in the open: a regular expression in the sentence with the final answer, which is its first group."
-        ),
-    ] = None,
+    thinking: ThinkingOption = None,
+    think_tags: TagsOption = None,
+    answer_pattern: PatternOption = None,
     system: Annotated[
         Path | None, typer.Option(help="A text file with a system message, put before every problem.")
     ] = None,
-    template_arg: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A variable for the chat template, as name=value with a value in JSON or a text; may be repeated."
-        ),
-    ] = None,
-    effort: Annotated[
-        str | None, typer.Option(help="Reasoning effort, such as low: the template's variable reasoning_effort.")
-    ] = None,
+    template_arg: TemplateOption = None,
+    effort: EffortOption = None,
     open_tag: Annotated[
         bool,
         typer.Option("--open-tag", help="End every prompt with the opening tag, for models that forget it."),
@@ -295,6 +301,11 @@ def import_(
             help="Activations to record as --model reads the traces, such as resid_post.*; without them no weights are loaded."
         ),
     ] = "",
+    thinking: ThinkingOption = None,
+    think_tags: TagsOption = None,
+    answer_pattern: PatternOption = None,
+    template_arg: TemplateOption = None,
+    effort: EffortOption = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="The type of the weights, such as float32 or bfloat16; that of the checkpoint if not given."),
@@ -307,24 +318,34 @@ def import_(
     from reasonscope.data.exchange.importers import import_traces
     from reasonscope.data.exchange.summaries import import_summary
     from reasonscope.data.storage.store import TraceStore
+    from reasonscope.probes.models.prompting import PromptOptions
 
     kind, path = _kind_and_path(source)
     if sites and model is None:
         raise InputError("--sites needs --model, the model that wrote the text")
-    loaded = None if model is None else _reader_of(model, {"dtype": dtype, **load} if sites else None)
-    found = import_traces(path, kind=kind, turn=_turn(turn), renderer=loaded)
-    meta = {"imported": {"from": path.name, "as": list(found.kinds), "report": found.report()}}
+    finds = _thinking(thinking, think_tags, answer_pattern)
+    prompt = PromptOptions(template_args=_template_args(template_arg or [], effort))
+    how = {"thinking": finds, "prompt": prompt}
+    loaded = None if model is None else _reader_of(model, how, {"dtype": dtype, **load} if sites else None)
+    found = import_traces(path, kind=kind, turn=_turn(turn), renderer=loaded, thinking=finds)
+    meta = {
+        "imported": {"from": path.name, "as": list(found.kinds), "report": found.report()},
+        "thinking": found.thinking.to_dict(),
+        "prompt": prompt.to_dict(),
+    }
     _store(found.traces, out, meta, loaded, sites)
     print_summary(import_summary(str(out), found, TraceStore.open(out).sites))
 
 
-def _reader_of(model: str, loading: "Load | None") -> "TemplateRenderer":
+def _reader_of(model: str, how: dict[str, Any], loading: "Load | None") -> "TemplateRenderer":
     """What renders and encodes for `model`, which has weights if it is said how to load them."""
     from reasonscope.probes.models.chat_rendering import TemplateRenderer
     from reasonscope.probes.models.model import load_model
     from reasonscope.probes.models.prompting import load_prompting
 
-    return TemplateRenderer(model=load_prompting(model) if loading is None else load_model(model, **loading))
+    return TemplateRenderer(
+        model=load_prompting(model, **how) if loading is None else load_model(model, **how, **loading)
+    )
 
 
 def _store(

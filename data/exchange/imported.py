@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,6 +14,7 @@ from reasonscope.data.exchange.dump_shapes import Exchange, exchanges_of, is_req
 from reasonscope.data.exchange.messages import Said
 from reasonscope.data.text.answers import extract_answer, judge
 from reasonscope.data.text.parse import THINK, ThinkTags, build_trace, regions_over_tokens, trace_from_text
+from reasonscope.data.text.thinking import Thinking, ThinkingMode
 from reasonscope.data.trace import Message, Problem, Regions, Span, Trace
 
 _LISTED = 1000  # so many places of one reason are kept in a run; all are counted
@@ -23,8 +24,8 @@ class ChatRenderer(Protocol):
     """Renders a conversation as a model reads it, and encodes it."""
 
     @property
-    def tags(self) -> ThinkTags:
-        """What opens and closes the model's thinking."""
+    def thinking(self) -> Thinking:
+        """How thinking is found in a text that the server did not part."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -74,6 +75,7 @@ class Imported:
         not_understood: Rows that are not traces, with the reason.
         n_repeated: Rows that repeat a trace that is there already, such as those of several filters of lm-eval.
         n_unanswered: Requests of a batch without an answer.
+        thinking: How the thinking of most of them was found.
     """
 
     traces: tuple[Trace, ...]
@@ -81,6 +83,7 @@ class Imported:
     not_understood: tuple[NotUnderstood, ...] = ()
     n_repeated: int = 0
     n_unanswered: int = 0
+    thinking: Thinking = field(default_factory=Thinking)
 
     @classmethod
     def of_kind(cls, kind: str, traces: Sequence[Trace]) -> "Imported":
@@ -135,11 +138,13 @@ class TraceMaker:
         turn: int | Literal["last", "all"] = "last",
         renderer: ChatRenderer | None = None,
         tokenizer: Tokenizer | None = None,
-        tags: ThinkTags = THINK,
+        thinking: Thinking | None = None,
         strict: bool = False,
     ) -> None:
         self._turn, self._renderer, self._tokenizer, self._strict = turn, renderer, tokenizer, strict
-        self._tags = renderer.tags if renderer else tags
+        self._thinking = renderer.thinking if renderer else thinking or Thinking()
+        self._tags = self._thinking.tags or THINK
+        self._modes: Counter[ThinkingMode] = Counter()
         self._traces: dict[str, Trace] = {}
         self._kinds: Counter[str] = Counter()
         self._not_understood: list[NotUnderstood] = []
@@ -178,7 +183,19 @@ class TraceMaker:
             not_understood=tuple(self._not_understood),
             n_repeated=self._n_repeated,
             n_unanswered=self._n_unanswered,
+            thinking=self._between_tags
+            if self._modes["tags"] > self._modes[self._thinking.mode] / 2
+            else self._thinking,
         )
+
+    @property
+    def _between_tags(self) -> Thinking:
+        return Thinking(tags=self._tags)
+
+    def _found_by(self, said: Said) -> Thinking:
+        """How the thinking of a message is found: between tags if it was parted or has them, whatever its model usually does."""
+        tagged = said.reasoning or self._tags.open in said.text or self._tags.close in said.text
+        return self._between_tags if tagged else self._thinking
 
     def _add(self, row: Any, where: str, requests: Mapping[str, Mapping[str, Any]]) -> None:
         if isinstance(row, InputError):
@@ -230,6 +247,7 @@ class TraceMaker:
         self._traces[id] = replace(trace, id=id)
         self._kinds[kind] += 1
         self._samples[trace.problem.id] += 1
+        self._modes[trace.meta.get("thinking", {}).get("mode", "tags")] += 1
 
     def _trace(self, turn: _Turn, where: str) -> Trace:
         said, exchange = turn.said, turn.exchange
@@ -279,8 +297,10 @@ class TraceMaker:
             completion = f"{tags.open}\n{thought}"
         else:
             completion = f"{tags.open}\n{thought}\n{tags.close}\n\n{said.with_calls}"
-        prompt = _plain_prompt(turn)
-        return trace_from_text(prompt=prompt, completion=completion, tokenizer=self._tokenizer, tags=tags, **fields)
+        thinking, prompt = self._found_by(said), _plain_prompt(turn)
+        return trace_from_text(
+            prompt=prompt, completion=completion, tokenizer=self._tokenizer, thinking=thinking, **fields
+        )
 
     def _rendered(self, turn: _Turn, fields: dict[str, Any], where: str) -> Trace:
         """With a model: as its template has it, by the token ids of the server if they are in the dump."""
@@ -313,7 +333,7 @@ class TraceMaker:
             token_ids=[*prompt_ids, *ids],
             n_prompt_tokens=len(prompt_ids),
             tokenizer=tokenizer,
-            tags=self._tags,
+            thinking=self._found_by(said),
             **fields,
         )
 
@@ -355,6 +375,7 @@ def with_reasoning_at(trace: Trace, reasoning: str, tags: ThinkTags, *, closed: 
         state="closed" if close >= 0 else "truncated",
         final_answer=final,
         correct=None if gold is None else judge(final, gold),
+        meta={name: value for name, value in trace.meta.items() if name != "thinking"},  # it was of other regions
     )
 
 

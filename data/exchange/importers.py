@@ -14,6 +14,7 @@ from reasonscope.data.exchange.imported import ChatRenderer, Imported, TraceMake
 from reasonscope.data.exchange.streams import join_streams
 from reasonscope.data.storage.untrusted import json_lines, parse_json
 from reasonscope.data.text.parse import THINK, ThinkTags, trace_from_text
+from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Problem, Trace
 
 KINDS = ("auto", "thought-anchors", "jsonl", "inspect")
@@ -30,7 +31,7 @@ def import_traces(
     turn: int | Literal["last", "all"] = "last",
     renderer: ChatRenderer | None = None,
     tokenizer: Tokenizer | None = None,
-    tags: ThinkTags = THINK,
+    thinking: Thinking | None = None,
 ) -> Imported:
     """The traces in whatever servers, trainers and evaluations dump; each line or file says by its keys what it is.
 
@@ -46,7 +47,7 @@ def import_traces(
             (from 1), or each of them ("all"), as traces of one group.
         renderer: Renders prompts by the chat template of the model that wrote the text, and encodes them.
         tokenizer: Encodes the text if no renderer is given; without both the traces have no tokens.
-        tags: What opens and closes thinking that is inline; a renderer knows its model's own.
+        thinking: How thinking is found in texts that do not part it, if no renderer is given; by default between think tags.
 
     Returns:
         The traces, and what could not be understood, with places and reasons.
@@ -65,7 +66,7 @@ def import_traces(
     published = source.is_dir() and next(source.rglob("base_solution.json"), None) is not None
     if kind == "thought-anchors" or (kind == "auto" and published):
         return Imported.of_kind("Thought Anchors", import_thought_anchors(source, tokenizer=tokenizer))
-    maker = TraceMaker(turn=turn, renderer=renderer, tokenizer=tokenizer, tags=tags)
+    maker = TraceMaker(turn=turn, renderer=renderer, tokenizer=tokenizer, thinking=thinking)
     maker.add_all(dump_rows(source))
     return maker.imported(str(source))
 
@@ -127,7 +128,7 @@ def import_jsonl(path: str | Path, *, tokenizer: Tokenizer | None = None, tags: 
         [trace.state for trace in traces]
         rs.sentences(traces[0])
     """
-    maker = TraceMaker(tokenizer=tokenizer, tags=tags, strict=True)
+    maker = TraceMaker(tokenizer=tokenizer, thinking=Thinking(tags=tags), strict=True)
     maker.add_all(join_streams(json_lines(Path(path))))
     return list(maker.imported(str(path)).traces)
 
@@ -155,7 +156,7 @@ def import_inspect(path: str | Path, *, tokenizer: Tokenizer | None = None, tags
         traces[0].meta["scores"]
         traces[0].thinking
     """
-    maker = TraceMaker(tokenizer=tokenizer, tags=tags, strict=True)
+    maker = TraceMaker(tokenizer=tokenizer, thinking=Thinking(tags=tags), strict=True)
     maker.add_all((where, row) for where, row in inspect_samples(Path(path)) if not failed_early(row))
     if not maker.n_rows:
         raise InputError(f"{path} has no sample with an output")

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.parse import THINK, ThinkTags
-from reasonscope.probes.models.prompting import Prompting
+from reasonscope.data.text.thinking import Thinking
+from reasonscope.probes.models.prompting import Prompting, thinking_switches
 from reasonscope.probes.models.tags import chat_template, with_reasoning, with_thinking_closed
 
 
@@ -17,6 +18,11 @@ class TemplateRenderer:
     """Renders conversations by the chat template of a model; see `data.exchange.imported.ChatRenderer`."""
 
     model: Prompting
+
+    @property
+    def thinking(self) -> Thinking:
+        """How thinking is found in texts that do not part it."""
+        return self.model.thinking
 
     @property
     def tags(self) -> ThinkTags:
@@ -76,9 +82,7 @@ class TemplateRenderer:
                 tools=list(tools) or None,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
-                enable_thinking=think,
-                thinking=think,
-                open_thinking=think,
+                **{**thinking_switches(think), **self.model.prompt.template_args},
             )
         except Exception as error:  # the template is somebody else's program and may raise anything
             raise InputError(

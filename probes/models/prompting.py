@@ -157,7 +157,7 @@ class Prompting:
                 self._messages(problem, think),
                 tokenize=False,
                 add_generation_prompt=True,
-                **{**_switched(think), **self.prompt.template_args},
+                **{**thinking_switches(think), **self.prompt.template_args},
             )
         except Exception as error:  # the template is somebody else's program and may raise anything
             raise InputError(
@@ -189,7 +189,7 @@ class Prompting:
         return [{"role": message.role, "content": message.content} for message in (*system, *others)]
 
 
-def _switched(think: bool) -> dict[str, Any]:
+def thinking_switches(think: bool) -> dict[str, Any]:
     """What switches thinking on or off, by the names of many templates, which ignore those that they do not know."""
     off: dict[str, Any] = {} if think else {"thinking_budget": 0}  # Seed-OSS
     return {**dict.fromkeys(_SWITCHES, think), **off}

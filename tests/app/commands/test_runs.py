@@ -91,6 +91,13 @@ def test_import_recognises_what_it_is_given(tmp_path):
     (trace,) = store
     assert trace.thinking == "So 7." and len(trace.token_ids) > trace.n_prompt_tokens > 0
     assert store.meta["model"]["name"] == "organism"
+    assert store.meta["thinking"]["mode"] == "tags"
+    (tmp_path / "open.jsonl").write_text(
+        json.dumps({"prompt": "Q", "completion": "3 + 4 make 7. The answer is 7."}), encoding="utf-8"
+    )
+    assert cli("import", "open.jsonl", "--out", "c", "--thinking", "completion", cwd=tmp_path).returncode == 0
+    store = TraceStore.open(tmp_path / "c")
+    assert store.meta["thinking"]["mode"] == "completion" and next(iter(store)).thinking == "3 + 4 make 7."
 
 
 def test_import_reads_activations_as_a_recording_does(run, tmp_path):

@@ -12,6 +12,8 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.importers import import_traces
 from reasonscope.data.exchange.summaries import check_summary, import_summary
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.text.parse import ThinkTags
+from reasonscope.data.text.thinking import Thinking
 
 USER = {"role": "user", "content": "3 + 4?"}
 THOUGHT, ANSWER = "I add 3 and 4. So 7.", "It is 7."
@@ -575,6 +577,16 @@ def test_damaged_files_of_a_folder_are_listed_and_alone_they_are_an_error(tmp_pa
             import_traces(folder / name)
     with pytest.raises(InputError, match="cannot be read"):
         import_traces(tmp_path / "missing.jsonl")
+
+
+def test_reasoning_in_the_open_is_found_if_asked_for(tmp_path):
+    row = chat({"content": "3 and 4 make 7. The answer is 7."})
+    assert read(tmp_path, row).traces[0].state == "absent"
+    found = read(tmp_path, row, thinking=Thinking(mode="completion"))
+    assert found.traces[0].thinking == "3 and 4 make 7." and found.thinking.mode == "completion"
+    tags = Thinking(tags=ThinkTags(open="[R]", close="[/R]"))
+    (trace,) = read(tmp_path, chat({"content": f"[R]{THOUGHT}[/R]{ANSWER}"}), thinking=tags).traces
+    assert (trace.thinking, trace.answer_text) == (THOUGHT, ANSWER)
 
 
 def test_a_picture_leaves_a_mark_in_the_prompt(tmp_path):

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.importers import import_traces
 from reasonscope.data.text.parse import THINK
+from reasonscope.data.text.thinking import Thinking
 from reasonscope.probes.models.chat_rendering import TemplateRenderer
 from reasonscope.probes.models.prompting import Prompting, load_prompting
 
@@ -24,15 +25,18 @@ QWQ = (
     "{% for m in messages %}|{{ m.role }}|{{ m.content }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}|assistant|<think>\n{% endif %}"
 )
+IN_TAGS = Thinking(tags=THINK)
 USER = {"role": "user", "content": "3 + 4?"}
 
 
 @pytest.fixture
 def renderer_of(hf_of, tokenizer):
-    def make(template, tags=THINK):
+    def make(template, thinking=IN_TAGS):
         inner = tokenizer.backend_tokenizer
         own = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", chat_template=template)
-        return TemplateRenderer(model=Prompting(config=hf_of("qwen3").config, tokenizer=own, tags=tags, name="tiny"))
+        return TemplateRenderer(
+            model=Prompting(config=hf_of("qwen3").config, tokenizer=own, thinking=thinking, name="tiny")
+        )
 
     return make
 
@@ -116,8 +120,22 @@ def test_a_raw_prompt_is_not_rendered_again(tmp_path, renderer_of):
     assert trace.text == "<s>Q: 3 + 4?<think>So 7.</think>7" and trace.thinking == "So 7."
 
 
+def test_a_model_without_tags_reasons_in_the_open_unless_the_dump_has_reasoning(tmp_path, renderer_of):
+    renderer = renderer_of(QWEN, Thinking(mode="completion"))
+    plain = reply({"content": "3 and 4 make 7. The answer is 7."})
+    (trace,) = imported(tmp_path, renderer, plain)
+    assert (trace.thinking, trace.final_answer) == ("3 and 4 make 7.", "7")
+    for content, reasoning in (("7", "So 7."), ("<think>So 7.</think>7", None)):
+        (trace,) = imported(tmp_path, renderer, reply({"content": content, "reasoning": reasoning}))
+        assert (trace.thinking, trace.answer_text) == ("So 7.", "7</s>")
+    (tmp_path / "dump.jsonl").write_text("\n".join(map(json.dumps, [plain, plain | {"id": "b"}])), encoding="utf-8")
+    assert import_traces(tmp_path / "dump.jsonl", renderer=renderer).thinking.mode == "completion"
+
+
 def test_a_model_without_tags_or_template(tmp_path, renderer_of):
-    (trace,) = imported(tmp_path, renderer_of(QWEN, tags=None), reply({"content": "7", "reasoning": "So 7."}))
+    (trace,) = imported(
+        tmp_path, renderer_of(QWEN, Thinking(mode="completion")), reply({"content": "7", "reasoning": "So 7."})
+    )
     assert trace.thinking == "So 7."
     with pytest.raises(InputError, match="has no chat template"):
         imported(tmp_path, renderer_of(None), reply({"content": "7"}))
