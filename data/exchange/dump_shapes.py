@@ -338,9 +338,8 @@ def _completion(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchan
 
 
 def _messages(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
-    if not asked.said:
-        read_messages(row["messages"], where)
-    return [Exchange(kind="messages", said=asked.said, tools=asked.tools)]
+    said = asked.said or tuple(read_messages(row["messages"], where))
+    return [Exchange(kind="messages", said=said, tools=asked.tools)]
 
 
 def _has_choices(row: Mapping[str, Any]) -> bool:

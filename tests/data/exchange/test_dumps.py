@@ -529,6 +529,7 @@ BROKEN = [
     ({"messages": [USER]}, "it must be the assistant's"),
     ({"type": "response.created", "response": {"output": []}}, "does not end with|no known shape"),
     ({"prompt": "a"}, "completion is missing"),
+    ({"custom_id": "a", "response": {"body": {"messages": [USER]}}}, "it must be the assistant's"),
     ({"completion": "a", "sample": "x"}, "must be a finite number"),
 ]
 
