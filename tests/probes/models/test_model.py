@@ -15,7 +15,8 @@ from reasonscope.probes.architecture.families import tiny_model
 from reasonscope.probes.architecture.layout import LAYOUTS
 from reasonscope.probes.models.fingerprint import weights_hash
 from reasonscope.probes.models.model import load_model
-from reasonscope.probes.models.tags import find_tags, with_tag_open, with_thinking_closed
+from reasonscope.probes.models.prompting import PromptOptions
+from reasonscope.probes.models.tags import GEMMA_4, find_tags, find_thinking, with_tag_open, with_thinking_closed
 
 CHAT = Problem(id="c", messages=(Message(role="user", content="1 + 1"),))
 IDS = torch.tensor([[5, 9, 23, 41]])
@@ -184,6 +185,57 @@ def test_thinking_is_opened_or_switched_off(model_of):
     assert closed.endswith("<think>\n") and closed.count("<think>") == 1
 
 
+def test_a_template_that_closes_thinking_by_a_tag_alone_gets_no_second_block():
+    off = "<|Assistant|></think>"
+    assert with_thinking_closed(off, THINK) == off
+    assert with_tag_open(off, THINK) == "<|Assistant|><think>\n"
+    assert with_thinking_closed("<|turn>model\n", GEMMA_4) == "<|turn>model\n<|channel>thought\n<channel|>"
+
+
+def templated(model, template, **options):
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=model.tokenizer.backend_tokenizer, bos_token=None, eos_token="</s>", chat_template=template
+    )
+    prompt = PromptOptions(**options)
+    prompt.check(template, "tiny")
+    return replace(model, tokenizer=tokenizer, prompt=prompt)
+
+
+def test_a_system_message_and_arguments_of_the_template(model_of):
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{{ reasoning_effort }}"
+    asked = templated(model_of("qwen2"), template, system="Be brief.\n", template_args={"reasoning_effort": "low"})
+    own = Problem(id="1", messages=(Message(role="system", content="Add."), *CHAT.messages))
+    assert asked.encode_prompt(CHAT) == asked.encode_text("[system]Be brief.[user]1 + 1low")
+    assert asked.encode_prompt(own) == asked.encode_text("[system]Be brief.\n\nAdd.[user]1 + 1low")
+    with pytest.raises(InputError, match="raw prompt"):
+        asked.encode_prompt(Problem(id="2", prompt="1 + 1"))
+    with pytest.raises(InputError, match="does not read budget; it reads reasoning_effort"):
+        templated(model_of("qwen2"), template, template_args={"budget": 3})
+    assert PromptOptions.of_meta({"prompt": {"think": True, **asked.prompt.to_dict()}}) == PromptOptions(
+        system="Be brief.\n", template_args={"reasoning_effort": "low"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"),
+    [
+        ("{% if not enable_thinking %}<think></think>{% endif %}", "<think></think>"),
+        ("{% if not thinking %}</think>{% endif %}", "</think>"),
+        (
+            "{% if thinking_budget is defined and thinking_budget == 0 %}<think>none</think>{% endif %}",
+            "<think>none</think>",
+        ),
+        (
+            "{% for m in messages %}{{ m.content }};{% endfor %}{# /no_think #}",
+            "/no_think;1 + 1;<think>\n\n</think>\n\n",
+        ),
+    ],
+)
+def test_thinking_is_switched_off_as_each_family_does(model_of, template, ends):
+    model = templated(model_of("qwen2"), template)
+    assert model.encode_prompt(CHAT, think=False) == model.encode_text(ends)
+
+
 @pytest.mark.parametrize("behind", ["", "<think>\n", "<think>\n\n</think>\n\n"])
 def test_whatever_a_template_ends_with(behind):
     """Templates that open no tag, that open it, and that prefill a closed empty block."""
@@ -212,6 +264,22 @@ def test_prompts_that_cannot_be_made(model_of):
         ([], "{{ '<think>' }}{% if '</think>' in content %}", THINK),  # Qwen2.5: tags that are several tokens
         (["<|channel|>", "<|message|>", "<|start|>", "<|end|>"], "{{ 'analysis' }}", GPT_OSS),
         (["[THINK]", "[/THINK]"], None, ThinkTags(open="[THINK]", close="[/THINK]")),
+        (["<|channel>", "<channel|>"], "{{ '<|channel>thought' }}{{ '<channel|>' }}", GEMMA_4),
+        (["<seed:think>", "</seed:think>"], None, ThinkTags(open="<seed:think>", close="</seed:think>")),
+        (
+            ["<|START_THINKING|>", "<|END_THINKING|>"],
+            None,
+            ThinkTags(open="<|START_THINKING|>", close="<|END_THINKING|>", answer="<|START_RESPONSE|>"),
+        ),
+        (["<|inner_prefix|>", "<|inner_suffix|>"], None, ThinkTags(open="<|inner_prefix|>", close="<|inner_suffix|>")),
+        ([], "<thought> … </thought>", ThinkTags(open="<thought>", close="</thought>")),
+        (
+            [],
+            "{{ 'Here is my thought process:' }}{{ 'Here is my response:' }}",
+            ThinkTags(open="Here is my thought process:", close="Here is my response:"),
+        ),
+        ([], "<think></think><response></response>", ThinkTags(answer="<response>")),
+        ([], "{% if '</think>' in content %}", THINK),
         ([], "{{ messages }}", None),
         ([], None, None),
     ],
@@ -222,3 +290,16 @@ def test_tags_are_found_in_tokenizer_or_template(added, template, expected):
     inner = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
     inner.add_tokens(added)
     assert find_tags(PreTrainedTokenizerFast(tokenizer_object=inner, chat_template=template)) == expected
+
+
+def test_a_model_without_tags_thinks_in_the_open_unless_told():
+    from tokenizers import Tokenizer, models
+
+    inner = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
+    bare = PreTrainedTokenizerFast(tokenizer_object=inner, chat_template="{{ messages }}")
+    named = Thinking(tags=ThinkTags(open="<a>", close="</a>"))
+    assert find_thinking(bare, None, name="m") == Thinking(mode="completion")
+    assert find_thinking(bare, named, name="m") == named
+    assert find_thinking(bare, Thinking(mode="none"), name="m").mode == "none"
+    with pytest.raises(InputError, match="--think-tags OPEN CLOSE"):
+        find_thinking(bare, Thinking(mode="tags"), name="m")
