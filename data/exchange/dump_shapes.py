@@ -382,7 +382,7 @@ def _about(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     found: dict[str, Any] = {key: str(row[key]) for key in ("id", "problem_id", "group") if row.get(key) is not None}
     gold = next((row[key] for key in _GOLD if isinstance(row.get(key), str | int | float) and row[key] != ""), None)
     if gold is not None:
-        found["gold"] = str(gold)
+        found["gold"] = str(gold).rpartition("####")[2].strip()  # GSM8K puts its solution before these
     if row.get("difficulty") is not None:
         found["difficulty"] = number(row["difficulty"], "difficulty", where)
     if row.get("sample") is not None:

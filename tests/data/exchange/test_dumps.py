@@ -423,6 +423,11 @@ def test_lines_of_several_filters_are_one_trace(tmp_path):
     assert "1 rows repeat" in str(import_summary("run", found))
 
 
+def test_the_solution_of_gsm8k_is_not_the_answer(tmp_path):
+    (trace,) = read(tmp_path, {**SERVERS["lm-eval"], "target": "3 + 4 = <<3+4=7>>7\n#### 7"}).traces
+    assert (trace.problem.answer, trace.correct) == ("7", True)
+
+
 def test_two_rows_with_one_id_are_both_kept(tmp_path):
     rows = [{"id": "a", "completion": "<think>One.</think>1"}, {"id": "a", "completion": "<think>Two.</think>2"}]
     assert [trace.id for trace in read(tmp_path, *rows).traces] == ["a", "a-2"]

@@ -1,5 +1,6 @@
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -130,6 +131,14 @@ def test_one_worker_compares_all():
     first = grading._worker.pid
     assert judge("a+c", "c+a") is True and judge("a+c", "c") is False
     assert grading._worker.pid == first
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="only Linux tells the limits of a process")
+def test_the_worker_has_a_limit_of_memory():
+    assert judge("a+g", "g+a") is True
+    limits = Path(f"/proc/{grading._worker.pid}/limits").read_text(encoding="utf-8")
+    (line,) = (line for line in limits.splitlines() if line.startswith("Max address space"))
+    assert line.split()[3] == str(2 * 2**30)
 
 
 def test_a_worker_that_was_killed_is_replaced():
