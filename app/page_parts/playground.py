@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from reasonscope.analysis.runs.opened_run import OpenRun
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.align import token_strings
 from reasonscope.data.trace import Message, Problem, Sampling, Trace
@@ -54,11 +55,12 @@ def vectors_in(folder: Path) -> list[Path]:
 
 
 @lru_cache(maxsize=1)
-def loaded(name: str) -> "Model":
-    """The model, kept while the app runs."""
+def loaded(name: str, run: OpenRun) -> "Model":
+    """The model, kept while the app runs; it finds thinking and renders prompts as the run says."""
     from reasonscope.probes.models.model import load_model
+    from reasonscope.probes.models.prompting import as_recorded
 
-    return load_model(name)
+    return load_model(name, **as_recorded(run.store.meta, {}))
 
 
 def _mixed(weights: Mapping[Path, float]) -> "SteeringVector":

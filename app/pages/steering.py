@@ -81,7 +81,7 @@ def _playground(run: OpenRun) -> None:
     if pressed:
         sampling = Sampling(temperature=temperature, max_new_tokens=int(longest), seed=int(seed))
         with components.show_errors():
-            st.session_state[_DUEL] = _fought(model, question, weights, SCOPES[scope], sampling)
+            st.session_state[_DUEL] = _fought(model, run, question, weights, SCOPES[scope], sampling)
     if (found := st.session_state.get(_DUEL)) is not None:
         _shown(found)
 
@@ -95,7 +95,9 @@ def _question(run: OpenRun) -> str:
     return problem.messages[-1].content if problem.messages else problem.prompt or _LEDGER
 
 
-def _fought(model: str, question: str, weights: dict[Path, float], at_separators: bool, sampling: Sampling) -> Duel:
+def _fought(
+    model: str, run: OpenRun, question: str, weights: dict[Path, float], at_separators: bool, sampling: Sampling
+) -> Duel:
     bar = st.progress(0.0, "loading the model")
 
     def tell(side: str, token: int) -> None:
@@ -103,7 +105,7 @@ def _fought(model: str, question: str, weights: dict[Path, float], at_separators
             bar.progress(min(1.0, token / sampling.max_new_tokens), f"{side}: token {token}")
 
     found = playground.duel(
-        playground.loaded(model), question, weights, at_separators=at_separators, sampling=sampling, tell=tell
+        playground.loaded(model, run), question, weights, at_separators=at_separators, sampling=sampling, tell=tell
     )
     bar.empty()
     return found

@@ -12,11 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasonscope.data.errors import ContextError, InputError, SiteError, StoreError
+from reasonscope.data.storage.manifest import Manifest
+from reasonscope.data.text.think_tags import ThinkTags
+from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.recording import as_numpy, in_shard, record
 from reasonscope.probes.generation.rollout import trace_seed
+from reasonscope.probes.models.prompting import as_recorded
 
 recording = import_module("reasonscope.probes.generation.recording")  # the package calls its function by the same name
 SITES = ["resid_post.2", "z.0", "router.0"]
@@ -210,3 +214,35 @@ def test_bfloat16_keeps_its_bits():
     array = as_numpy(tensor)
     assert array.dtype == ml_dtypes.bfloat16
     assert np.array_equal(array.astype(np.float32), tensor.float().numpy())
+
+
+@pytest.mark.parametrize(
+    "thinking", [Thinking(mode="completion"), Thinking(mode="none"), Thinking(tags=ThinkTags(open="<a>", close="</a>"))]
+)
+def test_the_store_says_how_its_thinking_is_found(model, tmp_path, thinking):
+    other = replace(model, thinking=thinking)
+    store = run(other, tmp_path / "run", PROBLEMS[:2])
+    assert as_recorded(store.meta, {})["thinking"] == thinking
+    states = {trace.state for trace in store}
+    assert states <= (
+        {"absent"}
+        if thinking.mode == "none"
+        else {"closed", "truncated", "empty"}
+        if thinking.mode == "completion"
+        else {"absent"}
+    )
+    with pytest.raises(StoreError, match=r"thinking\.mode|thinking\.tags"):
+        run(model, tmp_path / "run", PROBLEMS[:2])
+
+
+def test_a_store_from_before_these_settings_is_resumed(model, tmp_path):
+    store = run(model, tmp_path / "run", PROBLEMS[:2])
+    manifest = Manifest.read(tmp_path / "run")
+    meta = dict(manifest.meta)
+    del meta["thinking"]
+    meta["sampling"] = {name: meta["sampling"][name] for name in ("temperature", "top_p", "max_new_tokens", "seed")}
+    replace(manifest, meta=meta).write(tmp_path / "run")
+    again = run(model, tmp_path / "run", PROBLEMS[:4])
+    assert len(again) == 4 and set(store.ids) <= set(again.ids)
+    with pytest.raises(StoreError, match=r"sampling\.top_k: 0 \(now 5\)"):
+        run(model, tmp_path / "run", PROBLEMS[:4], sampling=replace(HOT, top_k=5))
