@@ -14,7 +14,8 @@ from reasonscope.data.exchange.dump_shapes import Exchange, exchanges_of, is_req
 from reasonscope.data.exchange.messages import Said
 from reasonscope.data.text.answers import extract_answer, judge
 from reasonscope.data.text.parse import THINK, ThinkTags, build_trace, regions_over_tokens, trace_from_text
-from reasonscope.data.text.thinking import Thinking, ThinkingMode
+from reasonscope.data.text.think_tags import GPT_OSS, KNOWN_TAGS
+from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Message, Problem, Regions, Span, Trace
 
 _LISTED = 1000  # so many places of one reason are kept in a run; all are counted
@@ -142,9 +143,10 @@ class TraceMaker:
         strict: bool = False,
     ) -> None:
         self._turn, self._renderer, self._tokenizer, self._strict = turn, renderer, tokenizer, strict
-        self._thinking = renderer.thinking if renderer else thinking or Thinking()
+        self._thinking = renderer.thinking if renderer else thinking or Thinking(tags=THINK)
         self._tags = self._thinking.tags or THINK
-        self._modes: Counter[ThinkingMode] = Counter()
+        self._says = renderer is not None or thinking is not None  # somebody says how the model thinks
+        self._found: Counter[Thinking] = Counter()
         self._traces: dict[str, Trace] = {}
         self._kinds: Counter[str] = Counter()
         self._not_understood: list[NotUnderstood] = []
@@ -183,9 +185,7 @@ class TraceMaker:
             not_understood=tuple(self._not_understood),
             n_repeated=self._n_repeated,
             n_unanswered=self._n_unanswered,
-            thinking=self._between_tags
-            if self._modes["tags"] > self._modes[self._thinking.mode] / 2
-            else self._thinking,
+            thinking=max(self._found, key=self._found.__getitem__, default=self._thinking),
         )
 
     @property
@@ -194,8 +194,10 @@ class TraceMaker:
 
     def _found_by(self, said: Said) -> Thinking:
         """How the thinking of a message is found: between tags if it was parted or has them, whatever its model usually does."""
-        tagged = said.reasoning or self._tags.open in said.text or self._tags.close in said.text
-        return self._between_tags if tagged else self._thinking
+        if said.reasoning or self._tags.open in said.text or self._tags.close in said.text:
+            return self._between_tags
+        tags = None if self._says else next(filter(said.begins_with, (GPT_OSS, *KNOWN_TAGS)), None)
+        return Thinking(tags=tags) if tags else self._thinking
 
     def _add(self, row: Any, where: str, requests: Mapping[str, Mapping[str, Any]]) -> None:
         if isinstance(row, InputError):
@@ -247,7 +249,6 @@ class TraceMaker:
         self._traces[id] = replace(trace, id=id)
         self._kinds[kind] += 1
         self._samples[trace.problem.id] += 1
-        self._modes[trace.meta.get("thinking", {}).get("mode", "tags")] += 1
 
     def _trace(self, turn: _Turn, where: str) -> Trace:
         said, exchange = turn.said, turn.exchange
@@ -266,6 +267,7 @@ class TraceMaker:
             "model": exchange.model,
             "meta": meta,
         }
+        self._found[self._found_by(said)] += 1
         made = self._rendered(turn, fields, where) if self._renderer else self._plain(turn, fields)
         return with_reasoning_at(made, said.reasoning.strip(), self._tags, closed=not _cut_off(turn))
 

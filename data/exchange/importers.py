@@ -128,7 +128,7 @@ def import_jsonl(path: str | Path, *, tokenizer: Tokenizer | None = None, tags: 
         [trace.state for trace in traces]
         rs.sentences(traces[0])
     """
-    maker = TraceMaker(tokenizer=tokenizer, thinking=Thinking(tags=tags), strict=True)
+    maker = TraceMaker(tokenizer=tokenizer, thinking=None if tags == THINK else Thinking(tags=tags), strict=True)
     maker.add_all(join_streams(json_lines(Path(path))))
     return list(maker.imported(str(path)).traces)
 
@@ -156,7 +156,7 @@ def import_inspect(path: str | Path, *, tokenizer: Tokenizer | None = None, tags
         traces[0].meta["scores"]
         traces[0].thinking
     """
-    maker = TraceMaker(tokenizer=tokenizer, thinking=Thinking(tags=tags), strict=True)
+    maker = TraceMaker(tokenizer=tokenizer, thinking=None if tags == THINK else Thinking(tags=tags), strict=True)
     maker.add_all((where, row) for where, row in inspect_samples(Path(path)) if not failed_early(row))
     if not maker.n_rows:
         raise InputError(f"{path} has no sample with an output")

@@ -7,6 +7,7 @@ from typing import Any
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.untrusted import parse_json
+from reasonscope.data.text.think_tags import GPT_OSS, ThinkTags
 
 # The names under which a message has its reasoning beside its content, the most telling first.
 _REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
@@ -62,6 +63,12 @@ class Said:
         if self.calls:
             message["tool_calls"] = [{"type": "function", "function": dict(call)} for call in self.calls]
         return message
+
+    def begins_with(self, tags: ThinkTags) -> bool:
+        """Whether the text begins with the opening tag, or with what is left of that of gpt-oss without its special tokens."""
+        text = self.text.lstrip()
+        bare = tags == GPT_OSS and text.startswith("analysis") and "assistantfinal" in text
+        return bare or text.startswith(tags.open)
 
     @property
     def with_calls(self) -> str:

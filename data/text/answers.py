@@ -3,7 +3,7 @@
 import re
 from fractions import Fraction
 
-from reasonscope.data.text.grading import same_mathematics
+from reasonscope.data.grading.grader import same_mathematics
 
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?%?|-?\.\d+")
 _STATED = re.compile(r"(?:\banswer\b[*_]*(?:\s+is\b|\s*[:=])|####)[\s:*_$]*([^\n]+)", re.IGNORECASE)

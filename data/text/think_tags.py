@@ -53,6 +53,25 @@ class ThinkTags:
 
 THINK = ThinkTags()
 GPT_OSS = ThinkTags(open="<|channel|>analysis<|message|>", close="<|end|><|start|>assistant<|channel|>final<|message|>")
+GEMMA_4 = ThinkTags(open="<|channel>thought", close="<channel|>")
+# Pairs in use, the most specific first. Their token ids differ between models, and some models split them into several tokens.
+KNOWN_TAGS = (
+    GEMMA_4,
+    ThinkTags(open="<seed:think>", close="</seed:think>"),  # Seed-OSS
+    ThinkTags(
+        open="<|START_THINKING|>", close="<|END_THINKING|>", answer="<|START_RESPONSE|>"
+    ),  # Cohere Command A and R7B
+    ThinkTags(open="<|inner_prefix|>", close="<|inner_suffix|>"),  # Apertus
+    THINK,  # Qwen, DeepSeek, GLM, MiniMax, EXAONE 4, Granite 3.3 and most others
+    ThinkTags(open="<thinking>", close="</thinking>"),
+    ThinkTags(open="<thought>", close="</thought>"),  # EXAONE Deep
+    ThinkTags(open="<|think|>", close="<|/think|>"),
+    ThinkTags(open="<|begin_of_thought|>", close="<|end_of_thought|>"),
+    ThinkTags(open="[THINK]", close="[/THINK]"),  # Magistral
+    ThinkTags(open="◁think▷", close="◁/think▷"),  # Kimi
+    ThinkTags(open="Here is my thought process:", close="Here is my response:"),  # Granite 3.2
+    ThinkTags(open="<reasoning>", close="</reasoning>"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,28 +3,9 @@
 from transformers import PreTrainedTokenizerBase
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.text.think_tags import GPT_OSS, THINK, ThinkTags
+from reasonscope.data.text.think_tags import GEMMA_4, GPT_OSS, KNOWN_TAGS, THINK, ThinkTags
 from reasonscope.data.text.thinking import Thinking
 
-GEMMA_4 = ThinkTags(open="<|channel>thought", close="<channel|>")
-# Pairs in use, the most specific first. Their token ids differ between models, and some models split them into several tokens.
-_KNOWN = (
-    GEMMA_4,
-    ThinkTags(open="<seed:think>", close="</seed:think>"),  # Seed-OSS
-    ThinkTags(
-        open="<|START_THINKING|>", close="<|END_THINKING|>", answer="<|START_RESPONSE|>"
-    ),  # Cohere Command A and R7B
-    ThinkTags(open="<|inner_prefix|>", close="<|inner_suffix|>"),  # Apertus
-    THINK,  # Qwen, DeepSeek, GLM, MiniMax, EXAONE 4, Granite 3.3 and most others
-    ThinkTags(open="<thinking>", close="</thinking>"),
-    ThinkTags(open="<thought>", close="</thought>"),  # EXAONE Deep
-    ThinkTags(open="<|think|>", close="<|/think|>"),
-    ThinkTags(open="<|begin_of_thought|>", close="<|end_of_thought|>"),
-    ThinkTags(open="[THINK]", close="[/THINK]"),  # Magistral
-    ThinkTags(open="◁think▷", close="◁/think▷"),  # Kimi
-    ThinkTags(open="Here is my thought process:", close="Here is my response:"),  # Granite 3.2
-    ThinkTags(open="<reasoning>", close="</reasoning>"),
-)
 _WRAPPERS = ("<response>", "<answer>")  # what opens the answer after </think> in Granite 3.3 and Hunyuan
 
 
@@ -53,7 +34,7 @@ def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
     if {"<|channel|>", "<|message|>"} <= added:
         return GPT_OSS
     template = chat_template(tokenizer) or ""
-    for tags in _KNOWN:
+    for tags in KNOWN_TAGS:
         if {tags.open, tags.close} <= added or (tags.open in template and tags.close in template):
             return _with_wrapper(tags, template)
     return THINK if THINK.close in template else None

@@ -595,6 +595,25 @@ def test_reasoning_in_the_open_is_found_if_asked_for(tmp_path):
     assert (trace.thinking, trace.answer_text) == (THOUGHT, ANSWER)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>{ANSWER}",
+        f"analysis{THOUGHT}assistantfinal{ANSWER}",
+        f"[THINK]{THOUGHT}[/THINK]{ANSWER}",
+        f"<seed:think>{THOUGHT}</seed:think>{ANSWER}",
+        f"<thinking>\n{THOUGHT}\n</thinking>\n\n{ANSWER}",
+    ],
+)
+def test_tags_of_every_known_family_are_found_in_the_text(tmp_path, text):
+    found = read(tmp_path, chat({"content": text}))
+    (trace,) = found.traces
+    assert (trace.thinking, trace.answer_text, trace.state) == (THOUGHT, ANSWER, "closed")
+    assert found.thinking.tags is not None and found.thinking.tags.open != "<think>"
+    (mention,) = read(tmp_path, chat({"content": f"Write {text} if you like."})).traces
+    assert mention.state == "absent"
+
+
 def test_a_picture_leaves_a_mark_in_the_prompt(tmp_path):
     seen = {
         "role": "user",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasonscope.data.text import grading
+from reasonscope.data.grading import grader
 from reasonscope.data.text.answers import equivalent, extract_answer, judge
 
 
@@ -120,7 +120,7 @@ def test_mathematics_that_takes_too_long_is_not_decided(answer):
 
 
 def test_easy_answers_start_no_process(monkeypatch):
-    monkeypatch.setattr(grading, "_running", lambda: pytest.fail("a process for an easy answer"))
+    monkeypatch.setattr(grader, "_running", lambda: pytest.fail("a process for an easy answer"))
     for given_, gold in (("7", "7.0"), ("1,234", "1234"), ("Evelyn", r"\text{Evelyn}"), (None, "x"), ("", "x")):
         assert judge(given_, gold) in (True, False)
     assert judge("9^9^9^9", "3") is None
@@ -128,28 +128,28 @@ def test_easy_answers_start_no_process(monkeypatch):
 
 def test_one_worker_compares_all():
     assert judge("a+b", "b+a") is True
-    first = grading._worker.pid
+    first = grader._worker.pid
     assert judge("a+c", "c+a") is True and judge("a+c", "c") is False
-    assert grading._worker.pid == first
+    assert grader._worker.pid == first
 
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="only Linux tells the limits of a process")
 def test_the_worker_has_a_limit_of_memory():
     assert judge("a+g", "g+a") is True
-    limits = Path(f"/proc/{grading._worker.pid}/limits").read_text(encoding="utf-8")
+    limits = Path(f"/proc/{grader._worker.pid}/limits").read_text(encoding="utf-8")
     (line,) = (line for line in limits.splitlines() if line.startswith("Max address space"))
     assert line.split()[3] == str(2 * 2**30)
 
 
 def test_a_worker_that_was_killed_is_replaced():
     assert judge("a+d", "d+a") is True
-    grading._worker.kill()
-    grading._worker.wait()
+    grader._worker.kill()
+    grader._worker.wait()
     assert judge("a+e", "e+a") is True
 
 
 def test_without_a_process_nothing_is_decided_and_nothing_raised(monkeypatch):
-    grading.stop_worker()
-    monkeypatch.setattr(grading.sys, "executable", "/no/such/python")
+    grader.stop_worker()
+    monkeypatch.setattr(grader.sys, "executable", "/no/such/python")
     assert judge("a+f", "f+a") is None and not equivalent("a+f", "f+a")
-    grading.same_mathematics.cache_clear()
+    grader.same_mathematics.cache_clear()

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from reasonscope.data.errors import ArchitectureError, InputError, ModelLoadError, ReasonscopeError
-from reasonscope.data.text.think_tags import GPT_OSS, THINK, ThinkTags
+from reasonscope.data.text.think_tags import GEMMA_4, GPT_OSS, THINK, ThinkTags
 from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.architecture.families import tiny_model
@@ -16,7 +16,7 @@ from reasonscope.probes.architecture.layout import LAYOUTS
 from reasonscope.probes.models.fingerprint import weights_hash
 from reasonscope.probes.models.model import load_model
 from reasonscope.probes.models.prompting import PromptOptions
-from reasonscope.probes.models.tags import GEMMA_4, find_tags, find_thinking, with_tag_open, with_thinking_closed
+from reasonscope.probes.models.tags import find_tags, find_thinking, with_tag_open, with_thinking_closed
 
 CHAT = Problem(id="c", messages=(Message(role="user", content="1 + 1"),))
 IDS = torch.tensor([[5, 9, 23, 41]])

@@ -9,7 +9,7 @@ import threading
 from functools import lru_cache
 from pathlib import Path
 
-_WORKER = Path(__file__).with_name("grading_worker.py")
+_WORKER = Path(__file__).with_name("worker.py")
 _lock = threading.Lock()
 _worker: "subprocess.Popen[str] | None" = None
 _owner = 0  # the process that started the worker; a fork must not share its pipes
