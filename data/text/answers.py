@@ -6,7 +6,11 @@ from fractions import Fraction
 from reasonscope.data.grading.grader import same_mathematics
 
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?%?|-?\.\d+")
-_STATED = re.compile(r"(?:\banswer\b[*_]*(?:\s+is\b|\s*[:=])|####)[\s:*_$]*([^\n]+)", re.IGNORECASE)
+_STATED = re.compile(
+    r"(?:\b(?:answer|(?:correct|right|best) (?:option|choice))\b[*_]*(?:\s+is\b|\s*[:=])|####)[\s:*_$]*([^\n]+)",
+    re.IGNORECASE,
+)
+_CHOICE = re.compile(r"\(([a-z])\)")
 # Tokens that end a turn; nothing else in a model's answer has this form.
 CONTROL = re.compile(r"<[|｜][^<>]*[|｜]>|</?s>|<eos>|<(?:start|end)_of_turn>")
 _BOX = re.compile(r"\\f?boxed\b\s*")
@@ -140,6 +144,8 @@ def _plain(answer: str) -> str:
     plain = _DECORATION.sub("", answer if boxed is None else boxed).rstrip(".").lower()
     while plain.startswith("{") and plain.endswith("}") and plain.count("{") == 1:
         plain = plain[1:-1]
+    if choice := _CHOICE.fullmatch(plain):
+        plain = choice[1]
     return plain.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\%", "%")
 
 

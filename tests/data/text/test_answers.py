@@ -24,6 +24,7 @@ from reasonscope.data.text.answers import equivalent, extract_answer, judge
         ("The final answer is 42.<|im_end|>", "42"),
         ("48 / 2 = 24\n#### 1,024", "1,024"),
         ("it is 3, then 1,234.5", "1,234.5"),
+        ("Of 4 it is the second. The correct option is (B).", "(B)"),
         ("I'm sorry, but I can't help with that.", None),
         ("", None),
     ],
@@ -153,3 +154,10 @@ def test_without_a_process_nothing_is_decided_and_nothing_raised(monkeypatch):
     monkeypatch.setattr(grader.sys, "executable", "/no/such/python")
     assert judge("a+f", "f+a") is None and not equivalent("a+f", "f+a")
     grader.same_mathematics.cache_clear()
+
+    grading.same_mathematics.cache_clear()
+
+
+def test_a_choice_is_the_same_with_and_without_parentheses():
+    assert equivalent("(B)", "B")
+    assert not equivalent("(B)", "A")

@@ -164,7 +164,7 @@ def test_a_second_analysis_channel_is_thinking_and_the_call_between_is_not():
             "statement",
         ),
         ("First.\n\nSo the answer is:\n\n\\[\n\\boxed{4}\n\\]<|im_end|>", "First.", None, "4", "statement"),
-        ("Think. The correct option is (B).", "Think.", "The correct option is (B).", None, "statement"),
+        ("Think. The correct option is (B).", "Think.", "The correct option is (B).", "(B)", "statement"),
         (
             "First, 2 + 2 = 4. So she has 4 apples. Great!",
             "First, 2 + 2 = 4.",
