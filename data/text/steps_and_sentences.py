@@ -44,7 +44,8 @@ def steps(trace: Trace, *, variant: Variant = "corrected") -> list[Step]:
 
     Departures: the region is the trace's thinking, found in the text, so traces whose opening tag is missing or is not
     a single token have steps too (the published code finds none there, or searches for a piece of the tag). Of several
-    blocks of thinking each has steps; `published` takes those of the first.
+    blocks of thinking each has steps; `published` takes those of the first. Some tokenizers write a blank line as two
+    tokens, of which the second is a separator here (`published` finds no step then).
     `seal_steps` is the rule to the letter.
 
     Example:
@@ -63,7 +64,7 @@ def steps(trace: Trace, *, variant: Variant = "corrected") -> list[Step]:
     cut = [
         (tokens, end)
         for begin, until, end in list(zip(starts, stops, ends, strict=True))[: 1 if is_published(variant) else None]
-        for tokens in _between_separators(pieces, Span(begin, max(begin, until)))
+        for tokens in _between_separators(pieces, Span(begin, max(begin, until)), in_pieces=not is_published(variant))
     ]
     return [_step(trace, index, tokens, end, variant) for index, (tokens, end) in enumerate(cut)]
 
@@ -118,6 +119,12 @@ def separator_token_ids(tokenizer: Tokenizer) -> list[int]:
     )
 
 
+def newline_token_ids(tokenizer: Tokenizer) -> list[int]:
+    """The ids, ascending, of the tokens that are one newline."""
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    return sorted(vocabulary[token] for token in ("Ċ", "\n", "<0x0A>") if token in vocabulary)
+
+
 def sentences(trace: Trace, *, splitter: Splitter = "default") -> list[Sentence]:
     """Split the thinking of a trace into sentences with their tags (see `label_sentences`).
 
@@ -169,13 +176,24 @@ def _lead(text: str, start: int, stop: int) -> int:
     return start + len(piece) - len(piece.lstrip()) if piece.strip() else start
 
 
-def _between_separators(pieces: Sequence[str], region: Span) -> list[Span]:
-    """The tokens after each separator in `region`, up to the next one or the end of the region."""
-    separators = [i for i in range(region.start, region.stop) if _BLANK_LINE in pieces[i]]
+def _between_separators(pieces: Sequence[str], region: Span, *, in_pieces: bool = False) -> list[Span]:
+    """The tokens after each separator in `region`, up to the next one or the end of the region.
+
+    With `in_pieces` the second of two newlines that are tokens of their own is a separator, too.
+    """
+    separators = [
+        i
+        for i in range(region.start, region.stop)
+        if _BLANK_LINE in pieces[i] or (in_pieces and _second_newline(pieces, i))
+    ]
     stops = [*separators[1:], region.stop]
     return [
         Span(begin + 1, stop) for begin, stop in zip(separators, stops, strict=False)
     ]  # without separators, no steps
+
+
+def _second_newline(pieces: Sequence[str], i: int) -> bool:
+    return i > 0 and pieces[i] == pieces[i - 1] == "\n" and (i < 2 or pieces[i - 2] != "\n")
 
 
 def _step(trace: Trace, index: int, tokens: Span, closed: int, variant: Variant) -> Step:

@@ -11,7 +11,7 @@ from torch import Tensor
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.steps_and_sentences import classify_step
 from reasonscope.data.trace import StepKind
-from reasonscope.data.variants import Variant
+from reasonscope.data.variants import Variant, is_published
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.token_regions import ThinkTokenIds, TokenRegions, last_seen
 
@@ -131,7 +131,7 @@ class Scope:
             if self.steps is not None:
                 chosen = chosen & places.think
                 if self.steps == "separators":
-                    chosen = chosen & _among(ids, self.marks.separators)
+                    chosen = chosen & self._separators(ids)
         chosen = chosen[:, -(last or ids.shape[1]) :]
         return self._of_kind(ids, chosen, opened) if self.steps in _KINDS else chosen
 
@@ -194,6 +194,16 @@ class Scope:
                 found.append(inside & _among(ids, tokens))
         return torch.stack(found).any(dim=0) if found else None
 
+    def _separators(self, ids: Tensor) -> Tensor:
+        """True on the tokens that open a step, as `steps` of a trace finds them."""
+        assert self.marks is not None
+        whole = _among(ids, self.marks.separators)
+        if is_published(self.variant) or not self.marks.newlines:
+            return whole
+        newline = _among(ids, self.marks.newlines)
+        before = torch.nn.functional.pad(newline, (1, 0))[:, :-1]
+        return whole | (newline & before & ~torch.nn.functional.pad(before, (1, 0))[:, :-1])
+
     def _of_kind(self, ids: Tensor, chosen: Tensor, opened: Tensor) -> Tensor:
         """Those of the `chosen` last columns whose step, read from its separator up to the token, is of the kind."""
         assert self.marks is not None
@@ -201,7 +211,7 @@ class Scope:
             raise InputError(
                 "the kind of a step depends on its words; make the scope with Scope.of(model, …), which brings a tokenizer"
             )
-        separator = _among(ids, self.marks.separators)
+        separator = self._separators(ids)
         begins, first = last_seen(separator), ids.shape[1] - chosen.shape[1]
         kept = torch.zeros_like(chosen)
         for row, column in chosen.nonzero().tolist():

@@ -15,7 +15,7 @@ from torch import Tensor
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.align import decode_with_offsets
 from reasonscope.data.text.final_answer import CUE, compiled
-from reasonscope.data.text.steps_and_sentences import separator_token_ids
+from reasonscope.data.text.steps_and_sentences import newline_token_ids, separator_token_ids
 from reasonscope.data.text.think_tags import opener_in_prompt
 from reasonscope.data.text.thinking import Thinking
 from reasonscope.probes.models.model import Model
@@ -32,6 +32,7 @@ class ThinkTokenIds:
         opens: The opening think tag, one or several tokens; empty if the text tells.
         closes: The closing think tag; empty if the text tells.
         separators: Tokens that hold a blank line; they open steps.
+        newlines: Tokens that are one newline; the second of two in a row opens a step, too.
         blanks: Tokens of white space alone.
         tokenizer: Decodes the words of a step.
         by_text: How the thinking is found in the text of the tokens, if not by ids.
@@ -40,6 +41,7 @@ class ThinkTokenIds:
     opens: tuple[int, ...]
     closes: tuple[int, ...]
     separators: frozenset[int] = frozenset()
+    newlines: frozenset[int] = frozenset()
     blanks: frozenset[int] = frozenset()
     tokenizer: Tokenizer | None = field(default=None, repr=False, compare=False)
     by_text: Thinking | None = None
@@ -61,6 +63,7 @@ class ThinkTokenIds:
             opens=tags[0] if by_ids else (),
             closes=tags[1] if by_ids else (),
             separators=frozenset(separator_token_ids(model.tokenizer_backend)),
+            newlines=frozenset(newline_token_ids(model.tokenizer_backend)),
             blanks=frozenset(id for token, id in vocabulary.items() if not token.translate(_WHITE).strip()),
             tokenizer=model.tokenizer_backend,
             by_text=None if by_ids else model.thinking,

@@ -133,3 +133,9 @@ def test_sentences_have_exact_spans(tokenizer):
 def test_sentences_without_tokens_have_empty_token_spans():
     trace = trace_from_text(id="t", problem=Problem(id="p", prompt="Q"), prompt="Q", completion="<think>It is. So")
     assert [(s.text, len(s.tokens)) for s in sentences(trace, splitter="thought_anchors")] == [("It is. So", 0)]
+
+
+def test_a_blank_line_of_two_tokens_separates_steps():
+    trace = _trace_of_pieces(["Q", "<think>", "a.", "\n", "\n", "Wait", ".", "\n", "b", "</think>", "c"])
+    assert [(step.text, step.kind) for step in steps(trace)] == [("Wait.\nb", "reflection")]
+    assert steps(trace, variant="published") == []

@@ -1,5 +1,7 @@
 """Every field of a scope names the tokens that its words say; wrong ones are refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -138,3 +140,13 @@ def test_scopes_that_make_no_sense_are_refused(fields, message):
 def test_a_kind_needs_words():
     with pytest.raises(InputError, match=r"Scope\.of"):
         Scope(steps="execution", marks=MARKS).mask(torch.tensor([[1, 3, 5]]))
+
+
+def test_a_blank_line_of_two_tokens_opens_a_step():
+    """Some tokenizers write each newline as a token of its own; of three in a row the second is the separator."""
+    marks = replace(MARKS, newlines=frozenset({4}))
+    ids = torch.tensor([[1, 6, 4, 4, 7, 4, 8, 4, 4, 4, 9, 2]])
+    scope = Scope(steps="separators", marks=marks)
+    assert scope.mask(ids)[0].nonzero()[:, 0].tolist() == [3, 8]
+    assert torch.equal(scope.mask(ids, last=1), scope.mask(ids)[:, -1:])
+    assert not Scope(steps="separators", marks=marks, variant="published").mask(ids).any()
