@@ -155,8 +155,6 @@ def test_without_a_process_nothing_is_decided_and_nothing_raised(monkeypatch):
     assert judge("a+f", "f+a") is None and not equivalent("a+f", "f+a")
     grader.same_mathematics.cache_clear()
 
-    grading.same_mathematics.cache_clear()
-
 
 def test_a_choice_is_the_same_with_and_without_parentheses():
     assert equivalent("(B)", "B")
