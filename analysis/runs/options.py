@@ -179,6 +179,13 @@ class SelectionOptions(TrajectoryOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadsOptions(ReadsThroughModel):
+    """Options of `heads`."""
+
+    exact: bool = _option(False, "Take out every head in a pass of its own, also if this takes hours.", flag="--exact")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AlternativesOptions(ReadsThroughModel):
     """Options of `alternatives`."""
 

@@ -62,10 +62,11 @@ QUESTIONS: Mapping[str, Question] = {
     ),
     "heads": Question(
         asks="What does each head look at, what changes without it, and what do the closing tag and later tokens look back at?",
-        options=told.ReadsThroughModel,
+        options=told.HeadsOptions,
         writes={
             "heads": "attention heads",
             "head_effects": "next tokens without a head",
+            "head_attribution": "written tokens without a head",
             "close_attention": "what the closing tag looks at",
             "recurrence": "tokens looked at again",
         },

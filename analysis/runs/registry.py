@@ -20,6 +20,7 @@ from reasonscope.analysis.attention.head_profiles import head_table
 from reasonscope.analysis.attention.receiver_heads import head_kurtosis, receiver_scores, receivers_of
 from reasonscope.analysis.attention.recurrence import recurrence
 from reasonscope.analysis.attention.vertical import top_heads
+from reasonscope.analysis.causal.head_attribution import head_attribution, heads_are_few
 from reasonscope.analysis.causal.suppression import suppression_matrix
 from reasonscope.analysis.figures import Figure
 from reasonscope.analysis.results import Axis, Band, Result, result_path, undefined
@@ -36,6 +37,7 @@ from reasonscope.analysis.runs.inspections import analyse_alternatives, analyse_
 from reasonscope.analysis.runs.options import (
     AnchorsOptions,
     ConfidenceOptions,
+    HeadsOptions,
     MiOptions,
     ReadsThroughModel,
     Seeded,
@@ -270,11 +272,14 @@ def _analyse_suppression(study: Study[ReadsThroughModel], trace: Trace) -> Itera
 
 
 @per_trace_analysis
-def _analyse_heads(study: Study[ReadsThroughModel], trace: Trace) -> Iterator[Result]:
+def _analyse_heads(study: Study[HeadsOptions], trace: Trace) -> Iterator[Result]:
     """What each head looks at and what is predicted without it; what the closing tag looks at, and what is looked at again."""
     known = trace_sentences(trace)
     yield head_table(study.model, trace, known, seed=study.options.seed)
-    yield head_effects(study.model, trace, known, seed=study.options.seed)
+    if study.options.exact or heads_are_few(study.model, trace):
+        yield head_effects(study.model, trace, known, seed=study.options.seed)
+    else:
+        yield head_attribution(study.model, trace, known)
     yield close_attention(study.model, trace)
     yield recurrence(study.model, trace, known, seed=study.options.seed)
 

@@ -63,7 +63,7 @@ def alternatives(
         "unit": "nats",
     }
     provenance = {"trace": trace.id, "temperature": 1.0, "top": top, **cut_provenance(sentences)}
-    if reason := _nothing_written(trace):
+    if reason := nothing_written(trace):
         return undefined(**common, reason=reason, axis="token", provenance=provenance)
     logits = _logits(model, trace)
     top = min(top, logits.shape[-1])
@@ -152,7 +152,7 @@ def steering_shift(
         "seed": seed,
         **cut_provenance(sentences),
     }
-    if reason := _nothing_written(trace):
+    if reason := nothing_written(trace):
         return undefined(**common, reason=reason, axis="token", provenance=provenance)
     plain = _logits(model, trace).float().log_softmax(dim=-1)
     steering = Steering(vector, multiplier, scope)
@@ -217,7 +217,7 @@ def head_effects(
         "unit": "nats",
     }
     provenance = {"trace": trace.id, "draws": n_controls, "seed": seed, **cut_provenance(sentences)}
-    if reason := _nothing_written(trace):
+    if reason := nothing_written(trace):
         return undefined(**common, reason=reason, provenance=provenance)
     fed = trace.token_ids[:-1].tolist()
     check_sequence(model, fed)
@@ -272,7 +272,7 @@ def _kl(one: Tensor, other: Tensor) -> Values:
     return _array([kl_divergence(one, other)])
 
 
-def _nothing_written(trace: Trace) -> str:
+def nothing_written(trace: Trace) -> str:
     """Why the trace has no tokens to look at; empty if it has some."""
     if not len(trace.token_ids):
         return "the trace has no tokens; import it with a tokenizer"

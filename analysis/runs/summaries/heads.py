@@ -114,17 +114,23 @@ def _above(result: Result, i: int) -> float:
 
 def heads_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
     """What heads look at, and what is predicted without them."""
-    effects, profiles = measured(results, "head_effects"), measured(results, "heads")
+    profiles = measured(results, "heads")
     return Summary(
-        finding=_heads_finding(effects, profiles, study),
+        finding=_heads_finding(results, profiles, study),
         columns=("what a head does", "head", "most", "spread evenly"),
         rows=[_profile_row(profiles, metric, study) for metric in profiles[0].axis("metric").labels],
         quotes=_closing(measured(results, "close_attention"), study),
-        notes=_recurrence_notes(measured(results, "recurrence"), study),
+        notes=[
+            *_checked_notes(measured(results, "head_attribution")),
+            *_recurrence_notes(measured(results, "recurrence"), study),
+        ],
     )
 
 
-def _heads_finding(effects: Sequence[Result], profiles: Sequence[Result], study: Study[Any]) -> str:
+def _heads_finding(results: Sequence[Result], profiles: Sequence[Result], study: Study[Any]) -> str:
+    effects = measured(results, "head_effects")
+    if estimated := measured(results, "head_attribution"):
+        return _attribution_finding(estimated, study)
     if not effects:
         furthest = _profile_row(profiles, "span", study)
         return f"Head {furthest[1]} looks furthest back, {furthest[2]} tokens; attention spread evenly would look back {furthest[3]}."
@@ -134,6 +140,25 @@ def _heads_finding(effects: Sequence[Result], profiles: Sequence[Result], study:
         f"Head {_name(first)} matters most for what is written: without it the next tokens change by {short(effect)} nats of KL"
         f"{mean_of(len(effects))}; moving its output as far in random directions changes them by {span(*chance)}."
     )
+
+
+def _attribution_finding(found: Sequence[Result], study: Study[Any]) -> str:
+    first = _highest(np.abs(np.mean([one.values for one in found], axis=0)))
+    effect, chance = _over(found, first, study), _mean_null(found, first)
+    does = "supports what is written most" if effect.value > 0 else "works against what is written most"
+    return (
+        f"Head {_name(first)} {does}: without it a written token loses {short(effect)} nats of log-probability"
+        f"{mean_of(len(found))}, by a first-order estimate; random directions as long change it by {span(*chance)}."
+    )
+
+
+def _checked_notes(found: Sequence[Result]) -> list[str]:
+    """How the estimate of the strongest heads compares with taking them out."""
+    checked = [row for one in found[:1] for row in one.numbers["checked"]]
+    if not checked:
+        return []
+    pairs = ", ".join(f"{row['head']} {short(row['estimate'])} and {short(row['exact'])}" for row in checked)
+    return [f"Estimated, and measured by taking the head out: {pairs}. --exact takes out every head."]
 
 
 def _profile_row(found: Sequence[Result], metric: str, study: Study[Any]) -> list[str]:
