@@ -42,7 +42,7 @@ def state_of(store: TraceStore, trace: Trace, site: Site, read: Read) -> NDArray
             f"trace {trace.id!r} has no thinking to take a state from; leave it out, or take it at the prompt or the end"
         )
     last = len(rows) - 1  # the last token was never fed
-    at = {
+    at: dict[str, Any] = {
         "prompt": slice(trace.n_prompt_tokens - 1, trace.n_prompt_tokens),
         "thinking_end": slice(min(thinking.stop - 1, last), min(thinking.stop, last + 1)),
         "end": slice(last, last + 1),

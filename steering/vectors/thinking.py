@@ -73,6 +73,8 @@ class WrittenThinking:
         """How many tokens of thinking each row of `ids` (batch, token) has written, -1 for a row that is not thinking: (batch,)."""
         if self.marks is not None:
             return torch.tensor([self._in_text(row) for row in ids.tolist()], device=ids.device)
+        assert self.opens is not None
+        assert self.closes is not None
         columns = torch.arange(ids.shape[1], device=ids.device)
         opened = torch.where(ids == self.opens, columns, -1).amax(dim=1)
         closed = torch.where(ids == self.closes, columns, -1).amax(dim=1)
@@ -116,7 +118,7 @@ def _header(model: Model) -> tuple[int, ...]:
         raise InputError(
             f"{model.name} has no chat template, so where the prompt ends is not known; use an instruction-tuned model"
         )
-    text = model.tokenizer.decode(model.encode_prompt(_ASKED), skip_special_tokens=False)
+    text = str(model.tokenizer.decode(model.encode_prompt(_ASKED), skip_special_tokens=False))
     return tuple(model.tokenizer.encode(text.rpartition(_QUESTION)[2], add_special_tokens=False))
 
 

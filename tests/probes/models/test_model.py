@@ -14,6 +14,7 @@ from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.architecture.families import tiny_model
 from reasonscope.probes.architecture.layout import LAYOUTS
 from reasonscope.probes.models.fingerprint import weights_hash
+from reasonscope.probes.models.loading import generation_defaults
 from reasonscope.probes.models.model import load_model
 from reasonscope.probes.models.prompting import PromptOptions
 from reasonscope.probes.models.tags import find_tags, find_thinking, with_tag_open, with_thinking_closed
@@ -303,3 +304,14 @@ def test_a_model_without_tags_thinks_in_the_open_unless_told():
     assert find_thinking(bare, Thinking(mode="none"), name="m").mode == "none"
     with pytest.raises(InputError, match="--think-tags OPEN CLOSE"):
         find_thinking(bare, Thinking(mode="tags"), name="m")
+
+
+def test_sampling_as_the_model_says(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no generation_config\.json"):
+        generation_defaults(str(tmp_path))
+    told = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.05}
+    (tmp_path / "generation_config.json").write_text(json.dumps(told))
+    assert generation_defaults(str(tmp_path)) == {name: value for name, value in told.items() if name != "do_sample"}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.1}))
+    assert generation_defaults(str(tmp_path)) == {"temperature": 0.0, "repetition_penalty": 1.1}
