@@ -119,7 +119,10 @@ def _header(model: Model) -> tuple[int, ...]:
             f"{model.name} has no chat template, so where the prompt ends is not known; use an instruction-tuned model"
         )
     text = str(model.tokenizer.decode(model.encode_prompt(_ASKED), skip_special_tokens=False))
-    return tuple(model.tokenizer.encode(text.rpartition(_QUESTION)[2], add_special_tokens=False))
+    begins = text.rpartition(_QUESTION)[2]
+    if model.tags is not None:  # a tag that the template opens is the model's thinking already
+        begins = begins.partition(model.tags.open)[0]
+    return tuple(model.tokenizer.encode(begins, add_special_tokens=False))
 
 
 def _after_last(row: Sequence[int], header: Sequence[int]) -> int | None:

@@ -1,11 +1,17 @@
 """Scopes and counters of thinking that no single token marks: tags that are ordinary text, and reasoning in the open."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.think_tags import ThinkTags
 from reasonscope.data.text.thinking import Thinking
+from reasonscope.data.trace import Message, Problem, Sampling
+from reasonscope.probes.generation.rollout import rollouts
+from reasonscope.probes.models.model import load_model
+from reasonscope.steering.decoding.processors import ForcedClose
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.thinking import WrittenThinking
 from reasonscope.steering.vectors.token_regions import ThinkTokenIds
@@ -73,3 +79,17 @@ def test_written_thinking_is_counted_from_the_turn_of_the_model(tokenizer):
     assert count("So. The answer is 7") == -1
     with pytest.raises(InputError, match="closing tag"):
         written.closing_token("CloseTag")
+
+
+@pytest.mark.parametrize("thinking", [OPEN, TAGS])
+def test_a_forced_close_writes_what_ends_the_thinking(thinking):
+    """The tags [[ and ]] are ordinary text for the organism."""
+    model = replace(load_model("organism"), thinking=thinking)
+    model.__dict__["stop_ids"] = frozenset()
+    problem = Problem(id="p", messages=(Message(role="user", content="3 + 4?"),))
+    forced = ForcedClose(thinking=WrittenThinking.of(model), budget=5)
+    (trace,) = rollouts(model, [problem], Sampling(max_new_tokens=40), processors=[forced], open_tag=thinking is TAGS)
+    written = trace.token_ids[trace.n_prompt_tokens :].tolist()
+    closing = list(forced.thinking.closing)
+    at = next(i for i in range(len(written)) if written[i : i + len(closing)] == closing)
+    assert at <= 5 and trace.state == "closed"
