@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from reasonscope.app.commands import analyse, browser, demo, environment, models, probe, runs, steer
+from reasonscope.app.commands import analyse, browser, demo, environment, hub, models, probe, runs, steer
 from reasonscope.app.interruption import interruption_line, sigterm_interrupts
 from reasonscope.app.terminal import printable
 from reasonscope.data.errors import ReasonscopeError
@@ -46,6 +46,7 @@ app.command("ablate")(steer.ablate_command)
 app.add_typer(analyse.analyse, name="analyse")
 app.command("verify")(models.verify_command)
 app.add_typer(models.organism, name="organism")
+app.add_typer(hub.hub, name="hub")
 app.command("app")(browser.browse)
 app.command()(environment.doctor)
 app.command()(environment.version)

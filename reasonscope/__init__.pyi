@@ -30,5 +30,8 @@ from .probes.generation.recording import record as record
 from .probes.models.model import Model as Model
 from .probes.models.model import load_model as load_model
 from .probes.models.prompting import PromptOptions as PromptOptions
+from .steering.recipes.hub import from_hub as from_hub
+from .steering.recipes.hub import push_to_hub as push_to_hub
+from .steering.recipes.recipe import Recipe as Recipe
 from .steering.vectors.scope import Scope as Scope
 from .steering.vectors.vector import SteeringVector as SteeringVector

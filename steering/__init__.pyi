@@ -11,7 +11,6 @@ from .experiments.ablation import AblationEffect as AblationEffect
 from .experiments.ablation import ablation_effect as ablation_effect
 from .experiments.conditions import Condition as Condition
 from .experiments.decoding_responses import DECODING_METHODS as DECODING_METHODS
-from .experiments.decoding_responses import DecodingMethod as DecodingMethod
 from .experiments.decoding_responses import DecodingResponse as DecodingResponse
 from .experiments.decoding_responses import decoding_response as decoding_response
 from .experiments.dose_responses import Dose as Dose
@@ -24,6 +23,8 @@ from .methods.registry import METHODS as METHODS
 from .methods.registry import ExtractionData as ExtractionData
 from .methods.registry import Method as Method
 from .methods.registry import extract as extract
+from .recipes.recipe import Recipe as Recipe
+from .recipes.recipe import RecipePart as RecipePart
 from .vectors.application import VectorUse as VectorUse
 from .vectors.application import as_intervention as as_intervention
 from .vectors.application import clamped as clamped

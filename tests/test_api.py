@@ -15,9 +15,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXPORTS = {
     "reasonscope": """
-        Estimate Head LinearProbe Message Model OpenRun Problem PromptOptions ReasonscopeError Result Sampling Scope Site
-        SteeringVector Thinking Trace TraceStore analyse analyses analysis capture data generate import_jsonl load_model
-        load_problems open_run probes record sentences show_progress steering steps verify
+        Estimate Head LinearProbe Message Model OpenRun Problem PromptOptions ReasonscopeError Recipe Result Sampling Scope
+        Site SteeringVector Thinking Trace TraceStore analyse analyses analysis capture data from_hub generate import_jsonl
+        load_model load_problems open_run probes push_to_hub record sentences show_progress steering steps verify
     """,
     "reasonscope.data": """
         ArchitectureError ContextError CutTrace Estimate GPT_OSS InputError Message MissingExtraError
@@ -34,8 +34,8 @@ EXPORTS = {
     """,
     "reasonscope.steering": """
         Ablation AblationEffect AdaptiveSteering Arm BudgetForcing BudgetGuidance Clamp CloseTag Composed
-        Condition CyclicReflex DECODING_METHODS DecodingMethod DecodingResponse Dose DoseResponse ExtractionData
-        ForcedClose Intervention METHODS Method OPERATORS Scope Steering SteeringExperiment SteeringVector
+        Condition CyclicReflex DECODING_METHODS DecodingResponse Dose DoseResponse ExtractionData
+        ForcedClose Intervention METHODS Method OPERATORS Recipe RecipePart Scope Steering SteeringExperiment SteeringVector
         SuppressTokens ThoughtSwitchPenalty TokenBias VectorUse ablation_effect as_intervention clamped
         cosine_table decoding_response dose_response extract orthogonalised patch
     """,

@@ -4,11 +4,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 
-from reasonscope.analysis.figures.theme import BLUE, GREY, ORANGE, Figure, styled
+from reasonscope.analysis.figures.theme import BLUE, GREEN, GREY, ORANGE, Figure, styled
 from reasonscope.data.intervals import wilson_interval
 from reasonscope.data.trace import Trace
 
+_OF_PAIR = {
+    "not judged": (GREY, "circle"),
+    "right in both": (BLUE, "circle"),
+    "right in one": (ORANGE, "diamond"),
+    "wrong in both": (GREEN, "x"),
+}
 _RIGHT_WRONG = (("right", True, BLUE, "circle"), ("wrong", False, ORANGE, "x"))
 
 
@@ -29,6 +36,35 @@ def thinking_by_difficulty(traces: Sequence[Trace]) -> Figure:
             hovertemplate="%{text}<br>%{y} tokens<extra></extra>",
         )
     return styled(figure, "Length of the thinking", "steps needed (jittered)", "thinking tokens")
+
+
+def lengths_of_pairs(
+    ids: Sequence[str], lengths: NDArray[np.float64], outcomes: Sequence[tuple[bool | None, bool | None]]
+) -> Figure:
+    """Thinking tokens with and without steering, a point per trace; `lengths` is (trace, 2), the plain ones first. Points below the
+    line think less when steered."""
+    figure, ends = go.Figure(), [0.0, float(lengths.max(initial=1.0))]
+    of_pair = [
+        "not judged" if None in pair else ("wrong in both", "right in one", "right in both")[sum(map(bool, pair))]
+        for pair in outcomes
+    ]
+    for kind, (colour, symbol) in _OF_PAIR.items():
+        at = [i for i, one in enumerate(of_pair) if one == kind]
+        if not at:
+            continue
+        figure.add_scatter(
+            x=lengths[at, 0],
+            y=lengths[at, 1],
+            mode="markers",
+            name=f"{kind} (n = {len(at)})",
+            marker={"color": colour, "symbol": symbol, "opacity": 0.7},
+            text=[ids[i] for i in at],
+            hovertemplate="%{text}<br>%{x} to %{y} tokens<extra></extra>",
+        )
+    figure.add_scatter(
+        x=ends, y=ends, mode="lines", line={"color": GREY, "dash": "dot"}, name="as long", hoverinfo="skip"
+    )
+    return styled(figure, "Length of the thinking, steered beside plain", "plain, tokens", "steered, tokens")
 
 
 def accuracy_by_difficulty(answers: Sequence[tuple[float, bool]]) -> Figure:

@@ -21,10 +21,12 @@ from reasonscope.data.sentence_cut import cut_trace
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Sentence, Trace
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.generation.branches import PrefixWriter, Writer
+from reasonscope.probes.generation.branches import PrefixWriter, SequenceWriter, Writer
 from reasonscope.probes.generation.server import server_writer
 from reasonscope.probes.models.model import Model, load_model
 from reasonscope.probes.models.prompting import as_recorded
+from reasonscope.steering.recipes.following import follow, recipe_of_run
+from reasonscope.steering.recipes.recipe import Recipe
 
 Told = TypeVar("Told", bound=AnalysisOptions, covariant=True)
 
@@ -50,11 +52,19 @@ class Study(Generic[Told]):
 
     @cached_property
     def model(self: "Study[LoadsModel]") -> Model:
-        """The model that wrote the traces."""
+        """The model that wrote the traces, steered as it was then."""
         name = self.options.model or self.store.meta.get("model", {}).get("name")
         if not name:
             raise InputError(f"{self.store.path} does not say which model wrote it; name one with --model")
-        return load_model(str(name), **as_recorded(self.store.meta, _loading(self.options)))
+        model = load_model(str(name), **as_recorded(self.store.meta, _loading(self.options)))
+        if self.recipe is not None:
+            follow(model, self.recipe, (trace.token_ids[: trace.n_prompt_tokens].tolist() for trace in self.store))
+        return model
+
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """What steered the traces, if anything did."""
+        return recipe_of_run(self.store)
 
     @cached_property
     def base(self: "Study[LoadsBase]") -> Model:
@@ -65,11 +75,19 @@ class Study(Generic[Told]):
     def writer(self: "Study[Writes]") -> Writer:
         """What writes continuations: the model here, or a server of it."""
         told = self.options
+        if self.recipe is not None:
+            return self._steered_writer(self.recipe)
         if told.server is None:
             return PrefixWriter(self.model, batch_size=told.batch_size)
         return server_writer(
             told.server, self.model, served_as=told.served_as, timeout=told.server_timeout, keep=self.kept
         )
+
+    def _steered_writer(self: "Study[Writes]", recipe: Recipe) -> Writer:
+        if self.options.server is not None:
+            raise InputError(f"the traces were steered by {recipe.name}, which a server cannot do; leave --server out")
+        processors = recipe.decoding_condition(self.model).processors
+        return SequenceWriter(self.model, batch_size=self.options.batch_size, processors=processors)
 
     @property
     def sites(self: "Study[ReadsSites]") -> tuple[Site, ...]:

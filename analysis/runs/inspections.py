@@ -1,6 +1,7 @@
 """Analyses to look at token by token: what else could have been written, what steering changes, and where each token looks."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from reasonscope.analysis.attention.maps import attention_map
 from reasonscope.analysis.results import Result
@@ -10,7 +11,9 @@ from reasonscope.analysis.runs.per_trace import per_trace_analysis
 from reasonscope.analysis.tokens.token_alternatives import alternatives, steering_shift
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Trace
-from reasonscope.steering.vectors.scope import Scope
+from reasonscope.steering.recipes.description import scope_for
+from reasonscope.steering.recipes.files import is_vector_file
+from reasonscope.steering.recipes.recipe import Recipe, RecipePart
 from reasonscope.steering.vectors.vector import SteeringVector
 
 
@@ -29,20 +32,31 @@ def analyse_steering_shift(study: Study[SteeringShiftOptions], trace: Trace) -> 
         raise InputError(
             f"{path} does not exist; make a vector with: reasonscope steer extract seal --run RUN, or name one with --vector"
         )
-    vector = SteeringVector.load(path)
-    scope = Scope.thinking(study.model, at_separators=not options.everywhere)
-    known, name = trace_sentences(trace), path.stem
+    part, name = _added(path), path.name.removesuffix(".safetensors").removesuffix(".recipe")
+    where = {"on": "think"} if options.everywhere else part.scope
     yield steering_shift(
         study.model,
         trace,
-        vector,
-        options.strength,
-        scope,
-        known,
+        part.vector,
+        options.strength * part.strength,
+        scope_for(where, study.model),
+        trace_sentences(trace),
         name=name,
         n_controls=options.n_controls,
         seed=options.seed,
     )
+
+
+def _added(path: Path) -> RecipePart:
+    """The one vector that a recipe adds; a vector that was saved alone is added where steps begin, as SEAL's is."""
+    if path.suffix == ".gguf" or is_vector_file(path):
+        return RecipePart(vector=SteeringVector.load(path), scope={"on": "think", "steps": "separators"})
+    recipe = Recipe.load(path)
+    if len(recipe.parts) != 1 or recipe.parts[0].operator != {"name": "add"}:
+        raise InputError(
+            f"{path} does more than add one vector; compare what it does with: reasonscope record --steer {path}, then analyse compare"
+        )
+    return recipe.parts[0]
 
 
 @per_trace_analysis

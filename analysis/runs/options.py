@@ -196,7 +196,9 @@ class AlternativesOptions(ReadsThroughModel):
 class SteeringShiftOptions(ReadsThroughModel):
     """Options of `steering_shift`."""
 
-    vector: Path | None = _option(None, "A steering vector; RUN/steering/seal.safetensors if not given.")
+    vector: Path | None = _option(
+        None, "A recipe of one vector, or a vector; RUN/steering/seal.recipe.safetensors if not given."
+    )
     strength: float = _option(1.0, "Multiplier of the vector.")
     everywhere: bool = _option(
         False, "Steer every token of the thinking, not only those where a step begins.", flag="--everywhere"
@@ -204,7 +206,10 @@ class SteeringShiftOptions(ReadsThroughModel):
     n_controls: int = _option(20, "Random vectors of the same norm to compare with.", least=5)
 
     def for_run(self, where: RunFolder) -> Self:
-        return self if self.vector else replace(self, vector=where.vectors / "seal.safetensors")
+        if self.vector:
+            return self
+        old = where.vectors / "seal.safetensors"  # as it was saved before there were recipes
+        return replace(self, vector=old if old.exists() else where.vectors / "seal.recipe.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)

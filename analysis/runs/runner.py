@@ -22,7 +22,7 @@ from urllib.parse import urlencode
 from reasonscope.analysis.figures import to_html
 from reasonscope.analysis.results import Result, file_name, result_path
 from reasonscope.analysis.runs.context import Study
-from reasonscope.analysis.runs.options import AnalysisOptions, make_options
+from reasonscope.analysis.runs.options import AnalysisOptions, LoadsModel, make_options
 from reasonscope.analysis.runs.per_trace import PerTraceAnalysis
 from reasonscope.analysis.runs.questions import Question
 from reasonscope.analysis.runs.registry import ANALYSES, figures_of
@@ -152,9 +152,20 @@ def summarise(task: AnalysisTask, results: Sequence[Result]) -> Summary:
     else:
         found = Summary(finding=f"There is nothing to say: {_why(results)}.")
         missing = missing[1:] if len(missing) == 1 else missing
+    missing = [*missing, *_steered_note(task)]
     methods = list(dict.fromkeys(result.method for result in results))
     files = f"Results: {task.where.analyses} ({', '.join(methods)}); figures: {task.where.figures}"
     return replace(found, notes=[*found.notes, *missing], files=[files], next_command=_look(task, analysis.question))
+
+
+def _steered_note(task: AnalysisTask) -> list[str]:
+    """Says that a model which reads steered traces again is steered as it was."""
+    study = task.study()
+    if study.recipe is None:
+        return []
+    name = f"{study.recipe.name} ({study.recipe.hash})"
+    again = ", and so is the model that reads them again" if isinstance(task.options, LoadsModel) else ""
+    return [f"The traces were steered by {name}{again}."]
 
 
 def _why(results: Sequence[Result]) -> str:

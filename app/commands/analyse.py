@@ -5,7 +5,7 @@ There is one command per analysis, made of its question and of the fields of its
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -85,6 +85,43 @@ for _name, _question in QUESTIONS.items():
     analyse.command(_name.replace("_", "-"), help=_help(_question), short_help=_question.asks)(
         _command(_name, _question)
     )
+
+
+@analyse.command("compare")
+def _compare(
+    plain: Annotated[Path, typer.Argument(help="The run of the plain model.")],
+    steered: Annotated[Path, typer.Argument(help="The run of the same problems that `record --steer` wrote.")],
+    probe: Annotated[
+        Path | None, typer.Option(help="A probe whose mean score over the thinking is compared as well.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Write every number as JSON.")] = False,
+) -> None:
+    """What does steering change? Pairs the traces of two runs: the first token that differs, length, accuracy, and what a probe and MI say.
+
+    Writes into STEERED/numbers and STEERED/figures: compare.
+    """
+    from reasonscope.analysis.figures import lengths_of_pairs
+    from reasonscope.analysis.runs.saved_numbers import save_numbers
+    from reasonscope.analysis.traces.steered_pairs import compare_runs
+    from reasonscope.app.commands.show import show_summary
+    from reasonscope.data.storage.run_folder import run_folder
+    from reasonscope.data.storage.store import TraceStore
+    from reasonscope.probes.fitting.linear_probes import LinearProbe
+
+    folders = run_folder(plain), run_folder(steered)
+    found = compare_runs(
+        *(TraceStore.open(folder.store) for folder in folders),
+        results=(folders[0].analyses, folders[1].analyses),
+        probe=None if probe is None else LinearProbe.load(probe),
+        seed=seed,
+    )
+    drawn = {"compare": lengths_of_pairs([one.id for one in found.partings], found.lengths, found.outcomes)}
+    command = f"reasonscope analyse compare {plain} {steered} --seed {seed}" + (f" --probe {probe}" if probe else "")
+    save_numbers(folders[1], "compare", found.to_dict(), command=command, seed=seed, figures=drawn)
+    files = [f"Numbers: {folders[1].numbers / 'compare.json'}; figure: {folders[1].figures / 'compare.html'}"]
+    shown = replace(found.summary(), files=files, next_command=f"reasonscope app {steered}")
+    show_summary(shown, found.to_dict(), json_)
 
 
 def _finished(task: "AnalysisTask") -> str:

@@ -177,6 +177,9 @@ def record_command(
         int | None, typer.Option(min=1, help="How many Ray workers; as many as fit if not given.")
     ] = None,
     gpus: Annotated[float, typer.Option(min=0, help="Accelerators per worker; give --device too.")] = 0,
+    steer: Annotated[
+        Path | None, typer.Option(help="A recipe that steers the model; the traces go into a run of their own.")
+    ] = None,
 ) -> None:
     """Let a model answer problems, and store its traces with their activations. The same command again resumes."""
     from reasonscope.data.errors import InputError
@@ -213,6 +216,10 @@ def record_command(
         "thinking": _thinking(thinking, think_tags, answer_pattern),
         "prompt": PromptOptions(system=_system(system), template_args=_template_args(template_arg or [], effort)),
     }
+    if steer is not None:
+        from reasonscope.steering.recipes.recipe import Recipe
+
+        how["steer"] = Recipe.load(steer)
     loading: dict[str, Any] = {
         "source": model,
         "backend": backend,
@@ -240,7 +247,8 @@ def record_command(
                 else None,
                 **how,
             )
-    typer.echo(f"{len(store)} traces in {out}; to verify every byte: reasonscope check {out}")
+    by = f", steered by {steered['name']} ({steered['hash']})" if (steered := store.meta.get("steered")) else ""
+    typer.echo(f"{len(store)} traces in {out}{by}; to verify every byte: reasonscope check {out}")
 
 
 def merge(

@@ -47,7 +47,13 @@ def _extract(
     run: RunOption,
     load: Load,
     out: Annotated[
-        Path | None, typer.Option(help="A .safetensors or .gguf file; by default RUN/steering/METHOD.safetensors.")
+        Path | None,
+        typer.Option(
+            help="The file of the recipe, or a .gguf file if that can hold it; by default RUN/steering/METHOD.recipe.safetensors."
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="The strength of the recipe; by default the middle one of the method's own.")
     ] = None,
     sites: SitesOption = None,
     verdict: Verdict = None,
@@ -58,7 +64,7 @@ def _extract(
     backend: BackendOption = "hooks",
     json_: JsonOption = False,
 ) -> None:
-    """Make a steering vector from the problems of a run that are not held out, and save it."""
+    """Make a recipe from the problems of a run that are not held out: vectors with their tokens, operators and strength."""
     from reasonscope.data.storage.durable import make_folder
     from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
@@ -66,6 +72,8 @@ def _extract(
     from reasonscope.steering.experiments.extraction import extraction_summary, vector_numbers
     from reasonscope.steering.experiments.held_out import model_of_run, source_of_run, split_run
     from reasonscope.steering.methods.registry import method as by_name
+    from reasonscope.steering.recipes.files import SUFFIX
+    from reasonscope.steering.recipes.recipe import Recipe
 
     chosen, where = by_name(method), run_folder(run)
     store = TraceStore.open(where.store)
@@ -73,25 +81,92 @@ def _extract(
     loaded = model_of_run(store, model, backend=backend, **load)
     expanded = expand_sites(sites, loaded.n_layers) if sites else None
     source = source_of_run(loaded, store, split, sites=expanded, verdict=verdict, fast=fast)
-    path = out or where.vectors / f"{method}.safetensors"
+    path = out or where.vectors / f"{method}{SUFFIX}"
     make_folder(path.parent)
-    parts, shown = chosen.parts(source), []
-    for number, part in enumerate(parts):
-        file = path if number == 0 else path.with_stem(f"{path.stem}-{number + 1}")
-        part.vector.save(file)
-        shown.append({"file": str(file), **vector_numbers(part.vector)})
-    last = f" to {shown[-1]['file']} ({len(shown)} files)" if len(shown) > 1 else ""
-    at = f" --sites {sites}" if sites else ""
-    strengths = ",".join(f"{strength:g}" for strength in chosen.strengths)
+    parts, middle = chosen.parts(source), chosen.strengths[len(chosen.strengths) // 2]
+    about = {"method": method, "run": str(run)}
+    recipe = Recipe.of(parts, name=method, multiplier=middle if strength is None else strength, provenance=about)
+    recipe.save(path)
+    vectors = [vector_numbers(part.vector) for part in parts]
+    shown = vectors[0] if len(vectors) == 1 else {"parts": vectors}
     summary = extraction_summary(
         method,
         parts,
         store,
         split.ids,
-        files=[f"vector: {shown[0]['file']}{last}"],
-        next_command=f"reasonscope steer sweep {method} --run {run}{at} --strengths {strengths}",
+        files=[f"recipe: {path} (hash {recipe.hash})"],
+        next_command=f"reasonscope steer sweep {path} --run {run}",
     )
-    show_summary(summary, shown[0] if len(shown) == 1 else {"parts": shown}, json_)
+    show_summary(summary, {"file": str(path), **recipe.meta, **shown}, json_)
+
+
+@steer.command("show")
+def _show(recipes: Annotated[list[Path], typer.Argument(help="Files of recipes.")], json_: JsonOption = False) -> None:
+    """Say what recipes do: vectors, tokens, operators, strengths, decoding, and what they were made from."""
+    from reasonscope.steering.recipes.recipe import Recipe
+
+    found = [Recipe.load(path) for path in recipes]
+    show_summary([recipe.summary() for recipe in found], {recipe.name: recipe.to_dict() for recipe in found}, json_)
+
+
+@steer.command("merge")
+def _merge(
+    recipes: Annotated[list[Path], typer.Argument(help="Files of recipes, applied in this order.")],
+    out: Annotated[Path, typer.Option(help="The file of the merged recipe.")],
+    name: Annotated[str, typer.Option(help="Its name; by default the names of all.")] = "",
+    json_: JsonOption = False,
+) -> None:
+    """Join recipes into one. It is an error if two of them clamp one site on tokens that overlap."""
+    from functools import reduce
+
+    from reasonscope.steering.recipes.recipe import Recipe
+
+    merged = reduce(Recipe.merged, [Recipe.load(path) for path in recipes])
+    merged = replace(merged, name=name or merged.name)
+    merged.save(out)
+    summary = replace(
+        merged.summary(), files=[f"recipe: {out}"], next_command=f"reasonscope steer apply {out} --prompt …"
+    )
+    show_summary(summary, {"file": str(out), **merged.to_dict()}, json_)
+
+
+@steer.command("apply")
+@loads_model
+def _apply(
+    recipe: Annotated[Path, typer.Argument(help="The file of a recipe.")],
+    load: Load,
+    prompt: Annotated[list[str] | None, typer.Option(help="A question; may be repeated.")] = None,
+    problems: Annotated[
+        str | None, typer.Option(help="Problems instead: ledger, requests, a JSONL file, or hf:NAME.")
+    ] = None,
+    n: Annotated[int | None, typer.Option(min=1, help="How many problems; all of them if not given.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 512,
+    seed: SeedOption = 0,
+    model: Annotated[
+        str | None, typer.Option(help="The model to steer; by default the one that the recipe was made for.")
+    ] = None,
+    backend: BackendOption = "hooks",
+    json_: JsonOption = False,
+) -> None:
+    """Answer with and without a recipe, from the same seed, and show both answers beside each other."""
+    from reasonscope.data.errors import InputError
+    from reasonscope.data.exchange.problem_sets import load_problems
+    from reasonscope.data.trace import Sampling
+    from reasonscope.probes.models.model import load_model
+    from reasonscope.steering.recipes.answers import answer_with, question
+    from reasonscope.steering.recipes.recipe import Recipe
+
+    if bool(prompt) == (problems is not None):
+        raise InputError("give either --prompt or --problems")
+    loaded = Recipe.load(recipe)
+    source = model or (loaded.provenance.get("model") or {}).get("name")
+    if not source:
+        raise InputError(f"{recipe} does not say which model it was made for; give --model")
+    asked = load_problems(problems, n=n, seed=seed) if problems else [question(text) for text in prompt or ()]
+    sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    found = answer_with(loaded, load_model(source, backend=backend, **load), asked, sampling)
+    show_summary(found.summary(), found.to_dict(), json_)
 
 
 @steer.command("sweep")
@@ -100,7 +175,7 @@ def _sweep(
     methods: Annotated[
         list[str],
         typer.Argument(
-            help="Steering and decoding methods, drawn in one figure; with strengths of its own: seal:0.5,1."
+            help="Steering and decoding methods and files of recipes, drawn in one figure; with strengths of its own: seal:0.5,1."
         ),
     ],
     run: RunOption,

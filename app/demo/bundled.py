@@ -79,7 +79,7 @@ def _measure(where: RunFolder, *, rollouts: int) -> None:
 
 
 def _sweep(where: RunFolder, store: TraceStore) -> None:
-    """The dose-response of two methods on held-out problems, and their vectors."""
+    """The dose-response of two methods on held-out problems, and their recipes."""
     from reasonscope.analysis.figures import sweep_figures
     from reasonscope.analysis.runs.saved_numbers import save_numbers
     from reasonscope.steering.experiments.experiment import SteeringExperiment
@@ -92,6 +92,8 @@ def _sweep(where: RunFolder, store: TraceStore) -> None:
         split_run,
     )
     from reasonscope.steering.methods.registry import method
+    from reasonscope.steering.recipes.files import SUFFIX
+    from reasonscope.steering.recipes.recipe import Recipe
 
     model = model_of_run(store, None)
     split = split_run(store, share=0.5, n=JUDGED, seed=0)
@@ -99,8 +101,8 @@ def _sweep(where: RunFolder, store: TraceStore) -> None:
     experiment = SteeringExperiment(model, split.held_out, sampling_of_run(store, 0))
     responses = []
     for name in SWEPT:
-        for part in method(name).parts(source)[:1]:
-            part.vector.save(where.vectors / f"{name}.safetensors")
+        recipe = Recipe.of(method(name).parts(source), name=name, provenance={"method": name, "run": "runs/demo"})
+        recipe.save(where.vectors / f"{name}{SUFFIX}")
         asked = Asked(name=name)
         responses.append(respond(experiment, source, asked, strengths=None, n_controls=5, covariance=False))
     command = f"reasonscope steer sweep {' '.join(SWEPT)} --run runs/demo --n {JUDGED}"

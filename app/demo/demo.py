@@ -37,6 +37,8 @@ from reasonscope.probes.properties.length_probe import LengthReport
 from reasonscope.probes.properties.refusal_probe import CONTRASTS, RefusalReport
 from reasonscope.steering import METHODS, Arm, ExtractionData, SteeringExperiment, VectorUse
 from reasonscope.steering.experiments.conditions import method_conditions, random_conditions
+from reasonscope.steering.recipes.files import SUFFIX
+from reasonscope.steering.recipes.recipe import Recipe
 
 T = TypeVar("T")
 
@@ -194,9 +196,10 @@ def _keep_probes(
 
 
 def _keep_steering(where: RunFolder, out: Path, methods: Mapping[str, Sequence[VectorUse]], arms: list[Arm]) -> None:
-    """Save SEAL's vector, and what the methods and their controls did."""
+    """Save SEAL as a recipe, and what the methods and their controls did."""
     make_folder(where.vectors)
-    methods["seal"][0].vector.save(where.vectors / "seal.safetensors")
+    recipe = Recipe.of(methods["seal"], name="seal", provenance={"method": "seal", "run": str(out)})
+    recipe.save(where.vectors / f"seal{SUFFIX}")
     numbers = {arm.name: arm.to_dict() for arm in arms}
     drawn = {"steering_plane": figures.steering_plane(arms)}
     save_numbers(where, "steering", numbers, command=f"reasonscope demo --out {out}", seed=SAMPLING.seed, figures=drawn)

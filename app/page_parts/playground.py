@@ -6,19 +6,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from reasonscope.analysis.runs.opened_run import OpenRun
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.align import token_strings
-from reasonscope.data.trace import Message, Problem, Sampling, Trace
+from reasonscope.data.trace import Sampling, Trace
 
 if TYPE_CHECKING:
     from reasonscope.probes.generation.decoding import DecodingStep
     from reasonscope.probes.models.model import Model
-    from reasonscope.steering.vectors.vector import SteeringVector
+    from reasonscope.steering.recipes.recipe import Recipe
 
-SCOPES = {"every token of the thinking": False, "where steps begin": True}
+# The tokens that a file without tokens of its own acts on: a vector that was saved alone.
+SCOPES = {"every token of the thinking": {"on": "think"}, "where steps begin": {"on": "think", "steps": "separators"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +38,26 @@ class Duel:
         base: Without steering.
         steered: With steering.
         parted: The first generated token that differs; None if none does.
-        kl: Mean divergence of the steered model from the base over the base's tokens, in nats per token.
+        kl: Mean divergence of the steered model from the base over the base's tokens, in nats per token; None if the recipe does more
+            than edit states.
         n_edited: How many tokens were edited.
     """
 
     base: Side
     steered: Side
     parted: int | None
-    kl: float
+    kl: float | None
     n_edited: int
 
 
 def vectors_in(folder: Path) -> list[Path]:
+    """The recipes of a run, and vectors that were saved alone."""
     return sorted(folder.glob("*.safetensors"))
+
+
+def label(path: Path) -> str:
+    """The name of a file without its endings."""
+    return path.name.removesuffix(".safetensors").removesuffix(".recipe")
 
 
 @lru_cache(maxsize=1)
@@ -63,61 +69,54 @@ def loaded(name: str, run: OpenRun) -> "Model":
     return load_model(name, **as_recorded(run.store.meta, {}))
 
 
-def _mixed(weights: Mapping[Path, float]) -> "SteeringVector":
-    """The weighted sum of vectors, by site. Raises InputError if all weights are 0 or the vectors differ in width."""
-    from reasonscope.probes.architecture.sites import Site
+def mixed(weights: Mapping[Path, float], scope: str) -> "Recipe":
+    """The recipes together, each with its strengths multiplied; `scope` (of SCOPES) is for vectors that were saved alone.
+
+    Raises InputError if all weights are 0 or the vectors differ in width.
+    """
+    from reasonscope.steering.recipes.files import is_vector_file
+    from reasonscope.steering.recipes.recipe import Recipe, RecipePart
     from reasonscope.steering.vectors.vector import SteeringVector
 
-    directions: dict[Site, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = {}
-    for path, weight in weights.items():
-        for site, direction in SteeringVector.load(path).directions.items():
-            if site in directions and directions[site].shape != direction.shape:
-                raise InputError(f"{path.name} differs in width from the other vectors; choose vectors of one model")
-            directions[site] = (directions.get(site, 0) + np.float32(weight) * direction).astype(np.float32)
-    if not directions or not any(weights.values()):
+    chosen = [(path, weight) for path, weight in weights.items() if weight]
+    if not chosen:
         raise InputError("every vector has strength 0; move a slider to steer")
-    return SteeringVector(directions=directions, method="mix", provenance={p.stem: w for p, w in weights.items()})
+    recipes = [
+        Recipe(name=label(path), parts=(RecipePart(vector=SteeringVector.load(path), scope=SCOPES[scope]),)).scaled(
+            weight
+        )
+        if is_vector_file(path)
+        else Recipe.load(path).scaled(weight)
+        for path, weight in chosen
+    ]
+    mix = recipes[0]
+    for recipe in recipes[1:]:
+        mix = mix.merged(recipe)
+    return mix
 
 
 def duel(
-    model: "Model",
-    question: str,
-    weights: Mapping[Path, float],
-    *,
-    at_separators: bool,
-    sampling: Sampling,
-    tell: Callable[[str, int], None],
+    model: "Model", question: str, recipe: "Recipe", *, sampling: Sampling, tell: Callable[[str, int], None]
 ) -> Duel:
-    """Answer `question` with and without steering.
+    """Answer `question` with and without a recipe, as `reasonscope steer apply` does.
 
     `tell` is called with the side and the number of each token; what it raises stops the work.
     """
-    from reasonscope.probes.generation.rollout import rollouts
     from reasonscope.steering.experiments.side_effects import divergences, generated, logits_function
-    from reasonscope.steering.vectors.intervention import Steering
-    from reasonscope.steering.vectors.scope import Scope
+    from reasonscope.steering.recipes.answers import answer_with
+    from reasonscope.steering.recipes.answers import question as as_problem
 
-    problem = Problem(id="playground", messages=(Message(role="user", content=question),))
-    (base,) = rollouts(model, [problem], sampling, on_step=lambda step: tell("base", step.index))
-    steering = Steering(_mixed(weights), 1.0, Scope.thinking(model, at_separators=at_separators))
+    def follow(side: str, step: "DecodingStep") -> None:
+        tell(side, step.index)
 
-    def follow(step: "DecodingStep") -> None:
-        steering.on_step(step)
-        tell("steered", step.index)
-
-    (steered,) = rollouts(model, [problem], sampling, write=steering.edits, on_step=follow)
-    n_edited = steering.n_edited
-    if n_edited == 0:
-        raise InputError("the vector edited no token: none of the generated tokens is in its scope")
-    again = Steering(_mixed(weights), 1.0, Scope.thinking(model, at_separators=at_separators))
-    divergent = divergences(model, [base], [logits_function(model, again)], {"all": generated})[0]["all"]
-    return Duel(
-        base=_side(base),
-        steered=_side(steered),
-        parted=_parted(base, steered),
-        kl=float(divergent.kl.sum() / divergent.n_tokens.sum()),
-        n_edited=n_edited,
-    )
+    found = answer_with(recipe, model, [as_problem(question)], sampling, follow=follow)
+    (pair,), again = found.pairs, recipe.condition(model)
+    kl = None
+    if again.acts_on_states_alone:
+        reader = logits_function(model, again.intervention)
+        divergent = divergences(model, [pair.plain], [reader], {"all": generated})[0]["all"]
+        kl = float(divergent.kl.sum() / divergent.n_tokens.sum())
+    return Duel(base=_side(pair.plain), steered=_side(pair.steered), parted=pair.parted, kl=kl, n_edited=found.n_edited)
 
 
 def _side(trace: Trace) -> Side:
@@ -128,12 +127,3 @@ def _side(trace: Trace) -> Side:
         answer=trace.answer_text.strip(),
         finish=trace.finish_reason,
     )
-
-
-def _parted(base: Trace, steered: Trace) -> int | None:
-    """The first generated token in which the two differ; the end of one of them counts as a difference."""
-    ids = [trace.token_ids[trace.n_prompt_tokens :].tolist() for trace in (base, steered)]
-    for i, (a, b) in enumerate(zip(*ids, strict=False)):
-        if a != b:
-            return i
-    return None if len(ids[0]) == len(ids[1]) else min(map(len, ids))

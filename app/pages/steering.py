@@ -64,11 +64,24 @@ def _playground(run: OpenRun) -> None:
     question = left.text_area("Problem", _question(run), key="ask", bind=state.BOUND, height=120)
     with right:
         model = st.text_input("Model", meta.get("name") or "organism", key="model", bind=state.BOUND)
-        scope = st.selectbox("Where", list(SCOPES), index=1, key="where", bind=state.BOUND)
+        scope = st.selectbox(
+            "Where",
+            list(SCOPES),
+            index=1,
+            key="where",
+            bind=state.BOUND,
+            help="For vectors that were saved alone; a recipe names its own tokens.",
+        )
     weights: dict[Path, float] = {}
-    for path, column in zip(known, st.columns(max(len(known), 2)), strict=False):
+    for number, (path, column) in enumerate(zip(known, st.columns(max(len(known), 2)), strict=False)):
         weights[path] = column.slider(
-            components.as_text(f"Strength of {path.stem}"), -4.0, 4.0, 1.0, 0.25, key=f"s_{path.stem}", bind=state.BOUND
+            components.as_text(f"{playground.label(path)}, times its strength"),
+            -4.0,
+            4.0,
+            0.0 if number else 1.0,
+            0.25,
+            key=f"s_{path.stem}",
+            bind=state.BOUND,
         )
     columns = st.columns(3)
     temperature = columns[0].slider("Temperature", 0.0, 1.5, 0.7, 0.1, key="temperature", bind=state.BOUND)
@@ -81,7 +94,7 @@ def _playground(run: OpenRun) -> None:
     if pressed:
         sampling = Sampling(temperature=temperature, max_new_tokens=int(longest), seed=int(seed))
         with components.show_errors():
-            st.session_state[_DUEL] = _fought(model, run, question, weights, SCOPES[scope], sampling)
+            st.session_state[_DUEL] = _fought(model, run, question, weights, scope, sampling)
     if (found := st.session_state.get(_DUEL)) is not None:
         _shown(found)
 
@@ -96,7 +109,7 @@ def _question(run: OpenRun) -> str:
 
 
 def _fought(
-    model: str, run: OpenRun, question: str, weights: dict[Path, float], at_separators: bool, sampling: Sampling
+    model: str, run: OpenRun, question: str, weights: dict[Path, float], scope: str, sampling: Sampling
 ) -> Duel:
     bar = st.progress(0.0, "loading the model")
 
@@ -104,18 +117,18 @@ def _fought(
         if token % 4 == 0:
             bar.progress(min(1.0, token / sampling.max_new_tokens), f"{side}: token {token}")
 
-    found = playground.duel(
-        playground.loaded(model, run), question, weights, at_separators=at_separators, sampling=sampling, tell=tell
-    )
+    recipe = playground.mixed(weights, scope)
+    found = playground.duel(playground.loaded(model, run), question, recipe, sampling=sampling, tell=tell)
     bar.empty()
     return found
 
 
 def _shown(found: Duel) -> None:
     parted = "they never part" if found.parted is None else f"they part at generated token {found.parted}"
+    kl = "" if found.kl is None else f" KL of steered from base on the base's text: {found.kl:.3g} nats per token"
+    n = "" if found.kl is None else f" (n = {len(found.base.tokens)} tokens)."
     st.caption(
-        f"Same seed; {parted}. KL of steered from base on the base's text: {found.kl:.3g} nats a token "
-        f"(n = {len(found.base.tokens)} tokens). {found.n_edited} tokens were edited. "
+        f"Same seed; {parted}.{kl}{n} {found.n_edited} tokens were edited. "
         "One draw is an anecdote: the figure above has the intervals."
     )
     for column, (name, side) in zip(st.columns(2), (("Base", found.base), ("Steered", found.steered)), strict=True):

@@ -41,6 +41,8 @@ def check_summary(run: str, store: TraceStore) -> Summary:
         ("model", str(model or "not known (imported text)")),
         ("sites", _sites(store.sites)),
     ]
+    if steered := store.meta.get("steered"):
+        rows.append(("steered by", f"{steered['name']} ({steered['hash']})"))
     return Summary(
         finding=f"{run}: {_traces(outcomes.n)}, every byte as it was written.",
         columns=("what", "value"),

@@ -16,6 +16,7 @@ from reasonscope.data.storage.untrusted import check_fields, parse_json, wrap_er
 FORMAT = "reasonscope-store"
 VERSION = 1
 NAME = "manifest.json"
+RECIPE = "recipe.safetensors"  # beside the manifest of a store whose traces were steered
 
 
 @dataclass(frozen=True, kw_only=True)

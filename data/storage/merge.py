@@ -1,5 +1,6 @@
 """Join the stores of the parts of one run."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,4 +22,6 @@ def merge_stores(parts: Sequence[str | Path], path: str | Path) -> TraceStore:
     with TraceStore.open_or_create(path, meta=stores[0].meta, sites=stores[0].sites) as whole:
         for store in stores:
             whole.adopt(store)
+        if whole.recipe is not None and not whole.recipe.exists():
+            shutil.copyfile(stores[0].path / whole.recipe.name, whole.recipe)
     return whole

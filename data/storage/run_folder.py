@@ -18,7 +18,7 @@ class RunFolder:
     Example:
         folder = rs.open_run("runs/mine").where
         sorted(folder.numbers.glob("*.json"))
-        folder.vectors / "seal.safetensors"
+        folder.vectors / "seal.recipe.safetensors"
     """
 
     store: Path
@@ -51,7 +51,7 @@ class RunFolder:
 
     @property
     def vectors(self) -> Path:
-        """Folder of the steering vectors."""
+        """Folder of the recipes and steering vectors."""
         return self.results / "steering"
 
 

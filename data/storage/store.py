@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from reasonscope.data.errors import InputError, ReasonscopeError, SiteError, StoreError
 from reasonscope.data.progress import tracked
 from reasonscope.data.storage.durable import TEMPORARY, remove
-from reasonscope.data.storage.manifest import NAME, Manifest, Shard, SiteType, look_at, shard_name
+from reasonscope.data.storage.manifest import NAME, RECIPE, Manifest, Shard, SiteType, look_at, shard_name
 from reasonscope.data.storage.records import traces_of_table
 from reasonscope.data.storage.shards import (
     DTYPES,
@@ -211,7 +211,7 @@ class TraceStore:
             for begun in self._folder.iterdir():
                 remove(begun)
             # The manifest goes before the lock: a kill in between leaves a folder that `create` takes.
-            for path in (self.path / NAME, self._folder, self.path / _LOCK):
+            for path in (self.path / NAME, self.path / RECIPE, self._folder, self.path / _LOCK):
                 remove(path)
         except OSError as error:
             raise StoreError(f"cannot write in {self.path}: {error}") from error
@@ -224,6 +224,11 @@ class TraceStore:
     def meta(self) -> Mapping[str, Any]:
         """JSON that says how the run was made."""
         return self._manifest.meta
+
+    @property
+    def recipe(self) -> Path | None:
+        """The file of what the traces were steered by; None for traces of the plain model."""
+        return self.path / RECIPE if "steered" in self.meta else None
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -480,7 +485,7 @@ class TraceStore:
 def _need_blank(folder: Path) -> None:
     """Raise StoreError unless a folder is new, empty, or holds only what a writer leaves if it is killed before its
     first trace."""
-    left = {folder / _LOCK, folder / _FOLDER}
+    left = {folder / _LOCK, folder / _FOLDER, folder / RECIPE}
     try:
         there = folder.exists()
         empty = _empty_manifest(folder)
@@ -534,7 +539,9 @@ def check_store(path: str | Path) -> list[str]:
     if not (folder / _FOLDER).is_symlink():
         read = tracked(list(files.items()), "reading every byte", "files")
         found += [problem for name, file in read if (problem := content_problem(name, file))]
-    known = {*files, folder / NAME, folder / _LOCK, folder / _FOLDER}
+    if "steered" in manifest.meta and not (folder / RECIPE).is_file():
+        found.append(f"{folder / RECIPE} is missing: the traces were steered by it; restore it from a copy")
+    known = {*files, folder / NAME, folder / _LOCK, folder / _FOLDER, folder / RECIPE}
     present = (
         Path(at, name) for at, folders, files in os.walk(folder) for name in (*folders, *files)
     )  # a writer may remove some meanwhile

@@ -36,6 +36,14 @@ def decode_with_offsets(ids: Sequence[int] | NDArray[np.int64], tokenizer: Token
     return text, np.stack([first, last], axis=1).reshape(-1, 2)
 
 
+def first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
+    """The first place at which two sequences differ, where the end of one counts as a difference; None if they are equal."""
+    for place, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return place
+    return None if len(first) == len(second) else min(len(first), len(second))
+
+
 def tokens_overlapping(offsets: NDArray[np.int64], chars: Span) -> Span:
     """The tokens that share at least one character with `chars`; empty if `chars` is."""
     start = int(np.searchsorted(offsets[:, 1], chars.start, side="right"))

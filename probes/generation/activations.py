@@ -11,6 +11,7 @@ from torch import Tensor
 from reasonscope.data.errors import ContextError, InputError, SiteError
 from reasonscope.data.trace import Span
 from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.backends.base import Edit
 from reasonscope.probes.backends.hooks import eager_attention, hook_site
 from reasonscope.probes.backends.site_hooks import SiteHook
 from reasonscope.probes.generation.padding import check_vocabulary, left_padded
@@ -128,6 +129,7 @@ def replay(
     sites: Sequence[Site],
     *,
     spans: Sequence[Sequence[Span]] | None = None,
+    write: Mapping[Site, Edit] | None = None,
 ) -> list[dict[Site, Tensor]]:
     """Feed finished sequences in one batch, and record their activations. This equals recording while decoding, up to rounding.
 
@@ -137,6 +139,7 @@ def replay(
         sites: What to record.
         spans: Spans of rows of each sequence, such as its sentences, whose means are returned instead of all rows. They are computed on
             the device or machine of the model, so that nothing else has to be kept or sent.
+        write: Edits by site, as the sequences were written with them; see `Intervention.begin`.
 
     Returns:
         By sequence and site, (token − 1, …) in the model's dtype, (head, query, key) for `attn_probs`, or (span, …) with `spans`.
@@ -155,7 +158,9 @@ def replay(
     ids, mask = left_padded(fed, model.device)
     padding = [ids.shape[1] - len(sequence) for sequence in fed]
     reduce = None if spans is None else _span_means(fed, sites, spans, padding)
-    seen = model.backend.forward(ids, mask=mask, last_logits_only=True, read=sites, reduce=reduce).activations
+    seen = model.backend.forward(
+        ids, mask=mask, last_logits_only=True, read=sites, write=write, reduce=reduce
+    ).activations
     if reduce is not None:
         ends = np.cumsum([0, *map(len, reduce.spans)]).tolist()
         return [{site: seen[site][a:b] for site in sites} for a, b in pairwise(ends)]

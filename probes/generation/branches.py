@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, LogitsProcessor
 
 from reasonscope.data.errors import ContextError, InputError
 from reasonscope.data.progress import working
@@ -68,6 +68,39 @@ class PrefixWriter:
                 past = _past(shared, [len(prompt) - max(stub, 1) for prompt in prompts])
                 seeds = [branch.seed for branch in chosen]
                 completed = generate(self.model, prompts, sampling, seeds=seeds, on_step=progress.on_step, past=past)
+                done |= dict(zip(batch, completed, strict=True))
+                progress.batch_done(len(batch))
+        return [done[i] for i in range(len(branches))]
+
+
+class SequenceWriter:
+    """Writes branches as `PrefixWriter` does, but feeds every prefix whole: slower, and right for a model whose passes are edited.
+
+    Such an edit has to see all tokens of a sequence, which a cache that another pass filled does not tell.
+    """
+
+    def __init__(self, model: Model, *, batch_size: int = 32, processors: Sequence[LogitsProcessor] = ()) -> None:
+        self.model = model
+        self._batch_size, self._processors = batch_size, tuple(processors)
+
+    def __call__(self, token_ids: Sequence[int], branches: Sequence[Branch], sampling: Sampling) -> list[Completion]:
+        """As `Writer` says. Raises as `PrefixWriter` does."""
+        ids = [int(token) for token in token_ids]
+        _check(ids, branches, self.model)
+        order = sorted(range(len(branches)), key=lambda i: branches[i].cut + len(branches[i].stub))
+        done: dict[int, Completion] = {}
+        with working("writing", total=len(branches), unit="continuations") as work:
+            progress = BatchProgress(work, len(branches), sampling.max_new_tokens)
+            for start in range(0, len(order), self._batch_size):
+                batch = order[start : start + self._batch_size]
+                completed = generate(
+                    self.model,
+                    [[*ids[: branches[i].cut], *branches[i].stub] for i in batch],
+                    sampling,
+                    seeds=[branches[i].seed for i in batch],
+                    on_step=progress.on_step,
+                    processors=self._processors,
+                )
                 done |= dict(zip(batch, completed, strict=True))
                 progress.batch_done(len(batch))
         return [done[i] for i in range(len(branches))]

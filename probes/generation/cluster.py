@@ -29,6 +29,7 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.architecture.sites import expand_sites
 from reasonscope.probes.generation.recording import record
+from reasonscope.probes.generation.steered import Steers, check_steering
 from reasonscope.probes.models.model import load_model
 
 _QUIET = MappingProxyType(
@@ -53,6 +54,7 @@ class Job:
     batch_size: int = 16
     think: bool = True
     open_tag: bool = False
+    steer: Steers | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,11 @@ def record_on(cluster: Cluster, job: Job, problems: Sequence[Problem], path: str
     path = Path(path).absolute()
     parts = path.with_name(path.name + ".parts")
     _merge(parts, path)
-    done = set(TraceStore.open(path).ids) if (path / NAME).exists() else set()
+    done = set[str]()
+    if (path / NAME).exists():
+        store = TraceStore.open(path)
+        check_steering(store, job.steer.meta if job.steer else None)
+        done |= {*store.ids}
     left = [p for p in problems if any(f"{p.id}/{sample}" not in done for sample in range(job.samples))]
     todo = list(_parts(left, max(1, _BATCHES * job.batch_size // job.samples)))
     if not problems:
@@ -160,6 +166,7 @@ class _Recorder:
             think=job.think,
             open_tag=job.open_tag,
             leave_out=self._done,
+            steer=job.steer,
         )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,9 +21,10 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site, expand_sites
 from reasonscope.probes.generation.activations import replay
-from reasonscope.probes.generation.decoding import BatchProgress, generate
-from reasonscope.probes.generation.rollout import as_trace, check_fits, trace_seed
+from reasonscope.probes.generation.decoding import BatchProgress, Completion, DecodingStep, generate
+from reasonscope.probes.generation.rollout import as_trace, both, check_fits, trace_seed
 from reasonscope.probes.generation.server import ServerWriter
+from reasonscope.probes.generation.steered import KEY, Steered, Steers, check_steering
 from reasonscope.probes.models.attached import require_plain
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.models.prompting import Prompting
@@ -61,6 +62,7 @@ def record(
     resume: bool = True,
     leave_out: Collection[str] = (),
     server: ServerWriter | None = None,
+    steer: Steers | None = None,
 ) -> TraceStore:
     """Let a model answer problems, and store the traces with their activations.
 
@@ -82,6 +84,8 @@ def record(
         resume: Go on with a store that is there; False refuses it.
         leave_out: Ids of traces that are not recorded.
         server: Writes the completions, a batch at a time; `model` then only reads activations.
+        steer: A recipe that steers every completion and the pass that reads activations. The store holds a copy of it, and every trace
+            its hash.
 
     Returns:
         The store.
@@ -108,15 +112,20 @@ def record(
             f"{model.name} was loaded without weights; give a server and no sites, or load the model with load_model"
         )
     wanted = _sites(reader, sites) if reader else ()
-    batches = list(_batches(_tasks(model, problems, samples, shard, think, open_tag), batch_size))
+    steered = _steered(reader, steer, server)
+    prefill = steered.prefill if steered else ""
+    batches = list(_batches(_tasks(model, problems, samples, shard, think, open_tag, prefill), batch_size))
     meta = {
         "model": dict(model.fingerprint),
         "sampling": asdict(sampling),
         "prompt": {"think": think, "open_tag": open_tag, **model.prompt.to_dict()},
         "thinking": model.thinking.to_dict(),
         **({"server": {"model": server.model}} if server else {}),
+        **({KEY: dict(steered.meta)} if steered else {}),
     }
     store = _open(Path(path), meta, [str(site) for site in wanted], resume)
+    if steered and store.recipe is not None and not store.recipe.exists():
+        steered.write(store.recipe)
     done = {*store.ids, *leave_out}
     n_tasks = sum(map(len, batches))
     left = [rest for batch in batches if (rest := [task for task in batch if task.id not in done])]
@@ -127,7 +136,7 @@ def record(
             progress = BatchProgress(work, n_left, sampling.max_new_tokens)
             try:
                 for batch in left:
-                    writer.append(*_run(model, reader, server, batch, wanted, sampling, work, progress))
+                    writer.append(*_run(model, reader, server, steered, batch, wanted, sampling, work, progress))
                     progress.batch_done(len(batch))
             finally:
                 # Finished batches are kept, whatever stopped the run. If that was a full disk, the same error is raised again.
@@ -223,7 +232,13 @@ def _sites(model: Model, names: str | Sequence[Site | str]) -> tuple[Site, ...]:
 
 
 def _tasks(
-    model: Prompting, problems: Sequence[Problem], samples: int, shard: tuple[int, int], think: bool, open_tag: bool
+    model: Prompting,
+    problems: Sequence[Problem],
+    samples: int,
+    shard: tuple[int, int],
+    think: bool,
+    open_tag: bool,
+    prefill: str,
 ) -> list[_Task]:
     if not problems:
         raise InputError("no problems to record; give at least one")
@@ -238,7 +253,7 @@ def _tasks(
         )
     tasks = []
     for problem in (problem for problem in problems if in_shard(problem.id, shard)):
-        prompt = model.encode_prompt(problem, think=think, open_tag=open_tag)
+        prompt = model.encode_prompt(problem, think=think, open_tag=open_tag, prefill=prefill)
         check_fits(model, problem, prompt)
         tasks += [_Task(problem=problem, sample=sample, prompt=prompt) for sample in range(samples)]
     return tasks
@@ -257,6 +272,7 @@ def _run(
     model: Prompting,
     reader: Model | None,
     server: ServerWriter | None,
+    steered: Steered | None,
     tasks: Sequence[_Task],
     sites: Sequence[Site],
     sampling: Sampling,
@@ -270,29 +286,84 @@ def _run(
         completions = server.complete(prompts, sampling, seeds)
     else:
         assert reader is not None  # without a server there are weights
-        completions = generate(reader, prompts, sampling, seeds=seeds, on_step=progress.on_step)
+        completions = (
+            _written(reader, prompts, sampling, steered, seeds=seeds, on_step=progress.on_step)
+            if steered
+            else generate(reader, prompts, sampling, seeds=seeds, on_step=progress.on_step)
+        )
     traces = [
         as_trace(model, task.problem, task.sample, completion, replace(sampling, seed=seed))
         for task, completion, seed in zip(tasks, completions, seeds, strict=True)
     ]
+    if steered:
+        traces = [replace(trace, meta={**trace.meta, KEY: dict(steered.meta)}) for trace in traces]
     if not sites or reader is None:
         return traces, [{} for _ in traces]
     work.detail = "reading activations"
-    seen = _read(reader, [completion.token_ids.tolist() for completion in completions], sites)
+    sequences = [completion.token_ids.tolist() for completion in completions]
+    seen = _read(reader, sequences, sites, steered, [completion.n_prompt_tokens for completion in completions])
     work.detail = ""
     return traces, seen
 
 
-def _read(reader: Model, sequences: Sequence[Sequence[int]], sites: Sequence[Site]) -> list[dict[Site, Tensor]]:
-    """Read sequences of similar length together, and so few that neither padding nor memory grows with the batch."""
+def _steered(reader: Model | None, steer: Steers | None, server: ServerWriter | None) -> Steered | None:
+    if steer is None:
+        return None
+    if reader is None or server is not None:
+        raise InputError("a server cannot be steered; leave out the server, or the recipe")
+    return steer.steered(reader)
+
+
+def _written(
+    reader: Model,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    steered: Steered,
+    *,
+    seeds: Sequence[int],
+    on_step: Callable[[DecodingStep], None],
+) -> list[Completion]:
+    """What the steered model writes."""
+    edits = steered.edits
+    return generate(
+        reader,
+        prompts,
+        sampling,
+        seeds=seeds,
+        write=edits.edits if edits else None,
+        on_step=both(edits.on_step if edits else None, on_step),
+        processors=steered.processors,
+    )
+
+
+def _read(
+    reader: Model,
+    sequences: Sequence[Sequence[int]],
+    sites: Sequence[Site],
+    steered: Steered | None = None,
+    n_prompt: Sequence[int] = (),
+) -> list[dict[Site, Tensor]]:
+    """Read sequences of similar length together, and so few that neither padding nor memory grows with the batch.
+
+    A steered model is steered as it was while it wrote: it sees the same tokens, of which `n_prompt` were prompt, so the same ones are
+    edited.
+    """
+    edits = steered.edits if steered else None
+
+    def read(group: Sequence[int]) -> Iterator[tuple[int, dict[Site, Tensor]]]:
+        if edits:
+            edits.begin([n_prompt[j] for j in group])
+        write = edits.edits if edits else None
+        return zip(group, replay(reader, [sequences[j] for j in group], sites, write=write), strict=True)
+
     seen: dict[int, dict[Site, Tensor]] = {}
     group: list[int] = []
     for i in sorted(range(len(sequences)), key=lambda i: len(sequences[i])):
         if group and (len(group) + 1) * len(sequences[i]) > _READ_TOKENS:
-            seen |= zip(group, replay(reader, [sequences[j] for j in group], sites), strict=True)
+            seen |= read(group)
             group = []
         group.append(i)
-    seen |= zip(group, replay(reader, [sequences[j] for j in group], sites), strict=True)
+    seen |= read(group)
     return [seen[i] for i in range(len(sequences))]
 
 
@@ -302,6 +373,7 @@ def _open(path: Path, meta: Mapping[str, Any], sites: Sequence[str], resume: boo
     store = TraceStore.open(path)
     if not len(store):  # an earlier try failed before its first trace
         return TraceStore.create(path, meta=meta, sites=sites)
+    check_steering(store, meta.get(KEY))
     different = list(_differences(_completed(store.meta, meta), json.loads(json.dumps(meta))))
     if store.sites != tuple(sites):
         different.append(f"sites: {', '.join(store.sites) or 'none'} (now {', '.join(sites) or 'none'})")

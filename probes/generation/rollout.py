@@ -84,7 +84,7 @@ def rollouts(
     total = len(order) * len(prefills)
     with working("writing", total=total, unit="answers") as work:
         progress = BatchProgress(work, total, sampling.max_new_tokens)
-        follow = _both(on_step, progress.on_step)
+        follow = both(on_step, progress.on_step)
         for start in range(0, len(order), at_once):
             batch = [(copy, i) for copy in range(len(prefills)) for i in order[start : start + at_once]]
             seeds = [trace_seed(sampling.seed, f"{asked[i][0].id}/{asked[i][1]}") for _, i in batch]
@@ -149,7 +149,7 @@ def continuations(
     return traces
 
 
-def _both(
+def both(
     first: Callable[[DecodingStep], None] | None, second: Callable[[DecodingStep], None]
 ) -> Callable[[DecodingStep], None]:
     """A listener that calls both."""

@@ -49,15 +49,24 @@ class DecodingMethod:
         summary: What it does, in one line, with its paper.
         unit: The unit of its value.
         values: The default values.
-        prepare: From what a method may learn from, makes the conditions by value and seed.
+        of_model: Makes the conditions by value and seed for a model; None for a method that learns from a run.
+        of_run: The same for a method that learns from a run.
         chance: What its random control is, mostly as many random tokens; empty if it has none.
     """
 
     summary: str
     unit: str
     values: tuple[float, ...]
-    prepare: Callable[[ExtractionData], ConditionFactory]
+    of_model: Callable[[Model], ConditionFactory] | None = None
+    of_run: Callable[[ExtractionData], ConditionFactory] | None = None
     chance: str = _RANDOM_TOKENS
+
+    def prepare(self, source: ExtractionData) -> ConditionFactory:
+        """Makes the conditions by value and seed, from what the method may learn from."""
+        if self.of_model is not None:
+            return self.of_model(source.model)
+        assert self.of_run is not None  # a method has one of the two
+        return self.of_run(source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +141,7 @@ def decoding_response(
         source = ExtractionData(model=model, store=store, ids=store.ids)
         response = decoding_response(experiment, source, "forced-close", [60, 120])
     """
-    chosen = _decoding_method(name)
+    chosen = decoding_method(name)
     wanted = sorted(set(chosen.values if values is None else values))
     if not wanted:
         raise InputError(f"no values for {name}; give at least one ({chosen.unit})")
@@ -155,7 +164,7 @@ def decoding_response(
     )
 
 
-def _decoding_method(name: str) -> DecodingMethod:
+def decoding_method(name: str) -> DecodingMethod:
     """A method by name. Raises InputError for an unknown one."""
     if name not in DECODING_METHODS:
         raise InputError(f"no decoding method is called {name!r}; choose from {', '.join(DECODING_METHODS)}")
@@ -178,12 +187,12 @@ def _whole(value: float, what: str) -> int:
     return int(value)
 
 
-def _on(words: Sequence[str], make: OnTokens) -> Callable[[ExtractionData], ConditionFactory]:
-    def prepare(source: ExtractionData) -> ConditionFactory:
-        tokens, thinking = single_tokens(source.model, words, skip_longer=True), WrittenThinking.of(source.model)
+def _on(words: Sequence[str], make: OnTokens) -> Callable[[Model], ConditionFactory]:
+    def prepare(model: Model) -> ConditionFactory:
+        tokens, thinking = single_tokens(model, words, skip_longer=True), WrittenThinking.of(model)
 
         def condition(value: float, seed: int | None) -> Condition:
-            chosen = tokens if seed is None else other_tokens(source.model, tokens, seed)
+            chosen = tokens if seed is None else other_tokens(model, tokens, seed)
             return Condition(name="", processors=(make(thinking, chosen, value),))
 
         return condition
@@ -191,31 +200,31 @@ def _on(words: Sequence[str], make: OnTokens) -> Callable[[ExtractionData], Cond
     return prepare
 
 
-def _close_bias(source: ExtractionData) -> ConditionFactory:
-    thinking = WrittenThinking.of(source.model)
+def _close_bias(model: Model) -> ConditionFactory:
+    thinking = WrittenThinking.of(model)
 
     def condition(value: float, seed: int | None) -> Condition:
         if seed is None:
             return Condition(name="", processors=(CloseTag(thinking=thinking, bias=value),))
-        token = other_tokens(source.model, (thinking.closing_token("close_bias"),), seed)
+        token = other_tokens(model, (thinking.closing_token("close_bias"),), seed)
         return Condition(name="", processors=(TokenBias(thinking=thinking, tokens=token, bias=value),))
 
     return condition
 
 
-def _forced_close(source: ExtractionData) -> ConditionFactory:
+def _forced_close(model: Model) -> ConditionFactory:
     def condition(value: float, _: int | None) -> Condition:
-        forced = ForcedClose(thinking=WrittenThinking.of(source.model), budget=_whole(value, "tokens"))
+        forced = ForcedClose(thinking=WrittenThinking.of(model), budget=_whole(value, "tokens"))
         return Condition(name="", processors=(forced,))
 
     return condition
 
 
-def _budget_forcing(source: ExtractionData) -> ConditionFactory:
+def _budget_forcing(model: Model) -> ConditionFactory:
     def condition(value: float, seed: int | None) -> Condition:
-        forcing = BudgetForcing.of(source.model, rounds=_whole(value, "rounds"))
+        forcing = BudgetForcing.of(model, rounds=_whole(value, "rounds"))
         if seed is not None:
-            forcing = replace(forcing, wait=other_tokens(source.model, forcing.wait, seed))
+            forcing = replace(forcing, wait=other_tokens(model, forcing.wait, seed))
         return Condition(name="", processors=(forcing,))
 
     return condition
@@ -241,17 +250,15 @@ def _budget_guidance(source: ExtractionData) -> ConditionFactory:
 
 
 def _begun(name: str, chance: str = _RANDOM_TOKENS) -> DecodingMethod:
-    def prepare(source: ExtractionData) -> ConditionFactory:
-        text = prefill(name, source.model)
-        return lambda _, seed: Condition(
-            name="", prefill=text if seed is None else _other_words(source.model, text, seed)
-        )
+    def prepare(model: Model) -> ConditionFactory:
+        text = prefill(name, model)
+        return lambda _, seed: Condition(name="", prefill=text if seed is None else _other_words(model, text, seed))
 
     return DecodingMethod(
         summary=f"the thinking begins as {name} makes it",
         unit="as published",
         values=(1.0,),
-        prepare=prepare,
+        of_model=prepare,
         chance=chance,
     )
 
@@ -269,7 +276,7 @@ DECODING_METHODS: Mapping[str, DecodingMethod] = MappingProxyType(
             summary="a penalty on words that switch thoughts, early in each thought (TIP, arXiv 2501.18585)",
             unit="logits",
             values=(3.0,),
-            prepare=_on(
+            of_model=_on(
                 SWITCH_WORDS,
                 lambda thinking, tokens, value: ThoughtSwitchPenalty(thinking=thinking, tokens=tokens, penalty=value),
             ),
@@ -278,7 +285,7 @@ DECODING_METHODS: Mapping[str, DecodingMethod] = MappingProxyType(
             summary="a triangle wave on words of reflection (CyclicReflex, arXiv 2506.11077), period 100",
             unit="logits",
             values=(3.0,),
-            prepare=_on(
+            of_model=_on(
                 REFLECTION_WORDS,
                 lambda thinking, tokens, value: CyclicReflex(
                     thinking=thinking, tokens=tokens, amplitude=value, period=100.0
@@ -289,7 +296,7 @@ DECODING_METHODS: Mapping[str, DecodingMethod] = MappingProxyType(
             summary="a constant on words that open a check or another approach (SEAL's baseline: −3)",
             unit="logits",
             values=(-3.0, -1.0),
-            prepare=_on(
+            of_model=_on(
                 _WAITING, lambda thinking, tokens, value: TokenBias(thinking=thinking, tokens=tokens, bias=value)
             ),
         ),
@@ -297,32 +304,32 @@ DECODING_METHODS: Mapping[str, DecodingMethod] = MappingProxyType(
             summary="words that open a check or another approach cannot be written while thinking (MI-Peaks, arXiv 2506.02867)",
             unit="as published",
             values=(1.0,),
-            prepare=_on(_WAITING, lambda thinking, tokens, _: SuppressTokens(thinking=thinking, tokens=tokens)),
+            of_model=_on(_WAITING, lambda thinking, tokens, _: SuppressTokens(thinking=thinking, tokens=tokens)),
         ),
         "close-bias": DecodingMethod(
             summary="the closing tag made likelier (TS, arXiv 2505.07961)",
             unit="logits",
             values=(2.0, 4.0, 8.0),
-            prepare=_close_bias,
+            of_model=_close_bias,
         ),
         "forced-close": DecodingMethod(
             summary="the thinking is closed at a budget (s1, arXiv 2501.19393)",
             unit="tokens",
             values=(60.0, 120.0),
-            prepare=_forced_close,
+            of_model=_forced_close,
             chance="",
         ),
         "budget-forcing": DecodingMethod(
             summary="the first times that it would close, it writes Wait instead (s1, arXiv 2501.19393)",
             unit="rounds",
             values=(1.0,),
-            prepare=_budget_forcing,
+            of_model=_budget_forcing,
         ),
         "budget-guidance": DecodingMethod(
             summary="each token weighted by the chance to fit into a budget (arXiv 2506.13752); the predictor learns from the run",
             unit="tokens",
             values=(60.0, 120.0),
-            prepare=_budget_guidance,
+            of_run=_budget_guidance,
             chance="its weights on other tokens",
         ),
         **{name: _begun(name) for name in PREFILLS if name != "zerothink"},

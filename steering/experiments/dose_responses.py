@@ -1,7 +1,8 @@
 """What steering does at each strength, compared with its reverse and with random directions that move the states as far."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -131,6 +132,7 @@ def dose_response(
     name: str = "",
     n_controls: int = 5,
     states: Mapping[Site, NDArray[np.float32]] | None = None,
+    beside: Callable[[], Condition] | None = None,
 ) -> DoseResponse:
     """Steer with a method at several strengths, with its reverse and with random vectors, and with the same seeds.
 
@@ -144,6 +146,7 @@ def dose_response(
         name: What tables call the method; by default as its first vector does.
         n_controls: Random controls per strength (`random_uses`), at least 5.
         states: (row, d_model) by site. If given, random vectors are drawn from the covariance of these states.
+        beside: Makes what acts together with the vectors in every arm but the base, such as logits processors.
 
     Returns:
         Length, accuracy and side effects at each strength, with those of the reverse and of the random vectors.
@@ -167,12 +170,13 @@ def dose_response(
     check_uses(uses, experiment.model)
     held_out = [_check_held_out(use.vector, experiment.problems) for use in uses]
     name = name or uses[0].vector.method
-    real = [_condition(name, uses, sign * strength) for strength in chosen for sign in (1, -1)]
+    condition = partial(_condition, beside or partial(Condition, name=""))
+    real = [condition(name, uses, sign * strength) for strength in chosen for sign in (1, -1)]
     waiting = needs_a_run(uses)
     runs = experiment.run_all(real) if waiting else []
     moves = [run.moves for run in runs[::2]] or [()] * len(chosen)
     random = [
-        _condition(f"random {seed + 1}", random_uses(uses, seed, states=states, moves=moved), strength)
+        condition(f"random {seed + 1}", random_uses(uses, seed, states=states, moves=moved), strength)
         for strength, moved in zip(chosen, moves, strict=True)
         for seed in range(n_controls)
     ]
@@ -200,9 +204,9 @@ def dose_response(
     )
 
 
-def _condition(name: str, uses: Sequence[VectorUse], multiplier: float) -> Condition:
+def _condition(beside: Callable[[], Condition], name: str, uses: Sequence[VectorUse], multiplier: float) -> Condition:
     steering = as_intervention(uses, multiplier)
-    return Condition(name=f"{name} at {multiplier:g}", multiplier=multiplier, intervention=steering)
+    return replace(beside(), name=f"{name} at {multiplier:g}", multiplier=multiplier, intervention=steering)
 
 
 def _check_held_out(vector: SteeringVector, problems: Sequence[Problem]) -> bool:

@@ -3,12 +3,15 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.progress import say
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
@@ -18,23 +21,36 @@ from reasonscope.steering.experiments.decoding_responses import DECODING_METHODS
 from reasonscope.steering.experiments.dose_responses import DoseResponse, dose_response
 from reasonscope.steering.experiments.experiment import SteeringExperiment
 from reasonscope.steering.methods.registry import METHODS, ExtractionData, method
+from reasonscope.steering.recipes.recipe import Recipe
+
+RECIPE_FILES = (".safetensors", ".gguf")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A steering or decoding method, and the strengths or values to run it at; None for its own."""
+    """A steering or decoding method, or the file of a recipe, and the strengths or values to run it at; None for its own."""
 
     name: str
     values: tuple[float, ...] | None = None
 
+    @property
+    def recipe(self) -> Path | None:
+        """The file of the recipe, if it is one."""
+        return Path(self.name) if self.name.endswith(RECIPE_FILES) else None
+
     @classmethod
     def parse(cls, text: str) -> "Asked":
-        """Read `seal` or `seal:0.5,1`. Raises InputError for an unknown name or invalid numbers."""
+        """Read `seal`, `seal:0.5,1` or `seal.recipe.safetensors:1`. Raises InputError for an unknown name or invalid numbers."""
         name, colon, numbers = text.partition(":")
-        if name not in METHODS and name not in DECODING_METHODS:
+        for ending in (f"{end}:" for end in RECIPE_FILES):  # a folder may have a colon in its name
+            if ending in text:
+                name, colon, numbers = text.rpartition(":")
+        if text.endswith(RECIPE_FILES):
+            name, colon, numbers = text, "", ""
+        if not name.endswith(RECIPE_FILES) and name not in METHODS and name not in DECODING_METHODS:
             raise InputError(
                 f"no steering method is called {name!r}; steering methods: {', '.join(METHODS)}; "
-                f"decoding methods: {', '.join(DECODING_METHODS)}"
+                f"decoding methods: {', '.join(DECODING_METHODS)}; or give the file of a recipe"
             )
         return cls(name=name, values=tuple(numbers_from(numbers)) if colon else None)
 
@@ -72,6 +88,10 @@ def model_of_run(store: TraceStore, model: str | None, **how: Any) -> Model:
     name = model or store.meta.get("model", {}).get("name")
     if not name:
         raise InputError(f"{store.path} does not say which model wrote it; give --model")
+    if store.recipe is not None:
+        say(
+            f"The traces of {store.path} were steered by {store.meta['steered']['name']}; the model that reads them here is not steered."
+        )
     return load_model(name, **as_recorded(store.meta, how))
 
 
@@ -110,17 +130,24 @@ def respond(
     """
     if asked.name in DECODING_METHODS:
         return decoding_response(experiment, source, asked.name, asked.values, n_controls=n_controls)
-    chosen = method(asked.name)
-    parts = chosen.parts(source)
+    recipe = None if asked.recipe is None else Recipe.load(asked.recipe)
+    if recipe is None:
+        chosen = method(asked.name)
+        parts, own, name = chosen.parts(source), chosen.strengths, asked.name
+    else:
+        if not recipe.parts:
+            raise InputError(f"{asked.name} holds no vector to sweep; see what it does with `steer apply`")
+        parts, own, name = recipe.uses(source.model), (1.0,), recipe.name
     sites = [site for part in parts for site in part.vector.directions]
     states = {at: thinking_states(source.store, source.ids, at) for at in sites} if covariance else None
     return dose_response(
         experiment,
         parts,
-        asked.values or strengths or chosen.strengths,
-        name=asked.name,
+        asked.values or strengths or own,
+        name=name,
         n_controls=n_controls,
         states=states,
+        beside=None if recipe is None else partial(recipe.decoding_condition, source.model),
     )
 
 

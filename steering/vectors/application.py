@@ -7,7 +7,7 @@ from torch import Tensor
 
 from reasonscope.data.errors import InputError
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.vectors.intervention import Composed, Intervention, Steering
+from reasonscope.steering.vectors.intervention import Composed, Steering
 from reasonscope.steering.vectors.operators import Clamp, MatchedEdit, Operator, add
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import SteeringVector
@@ -21,6 +21,7 @@ class VectorUse:
         vector: The directions, by site.
         scope: The tokens whose states are edited.
         operator: How they are edited; `add` by default. A `Clamp` acts at one site.
+        strength: Its own strength, which the common multiplier of all uses multiplies.
 
     Raises:
         InputError: For a clamp at several sites.
@@ -34,6 +35,7 @@ class VectorUse:
     vector: SteeringVector
     scope: Scope
     operator: Operator = add
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         if isinstance(self.operator, Clamp) and len(self.vector.directions) != 1:
@@ -64,12 +66,13 @@ def clamped(vector: SteeringVector, scope: Scope) -> tuple[VectorUse, ...]:
     return tuple(parts)
 
 
-def as_intervention(uses: Sequence[VectorUse], multiplier: float) -> Intervention:
-    """All uses of a method as one intervention, which also measures how far it moves the states.
+def as_intervention(uses: Sequence[VectorUse], multiplier: float, *, measure: bool = True) -> Composed:
+    """All uses of a method as one intervention.
 
     Args:
         uses: The vectors, applied in this order.
         multiplier: Their common strength; negative for the reverse.
+        measure: Whether to record how far each edited token is moved, a number per token and site.
 
     Returns:
         An intervention for one run; make a new one for the next.
@@ -85,7 +88,10 @@ def as_intervention(uses: Sequence[VectorUse], multiplier: float) -> Interventio
         return use.operator.within(moved) if isinstance(use.operator, MatchedEdit) else use.operator
 
     return Composed(
-        *(Steering(use.vector, multiplier, use.scope, operator=operator(use), measure=True) for use in uses)
+        *(
+            Steering(use.vector, multiplier * use.strength, use.scope, operator=operator(use), measure=measure)
+            for use in uses
+        )
     )
 
 

@@ -67,11 +67,14 @@ class MaskedEdit:
         self._given: Sequence[int] | None = None
         self._written = self._n_prompt = torch.empty(0)
         self._generated = 0
+        self._whole_prompt = True  # the tokens that were fed first are all of the prompt, and no more
         self._pass: tuple[Positions, Tensor | None, int] | None = None
 
     def on_step(self, step: DecodingStep) -> None:
         self._step = step
         self._generated = self._generated + step.ids.shape[1] if step.index > 0 else 0
+        if step.index == 0:
+            self._given, self._whole_prompt = None, True
         if step.index > 0 and not self.scope.is_local:
             columns = torch.full((len(self._written), step.ids.shape[1]), -1, device=step.ids.device)
             columns[step.rows] = step.ids
@@ -79,6 +82,10 @@ class MaskedEdit:
 
     def begin(self, n_prompt: Sequence[int]) -> None:
         self._given, self._step = n_prompt, None
+
+    def resume(self, ids: Tensor, n_prompt: Tensor) -> None:
+        """Say what was fed before the next step: `ids` (batch, token), -1 on padding, with `n_prompt` (batch,) tokens of prompt."""
+        self._written, self._n_prompt, self._whole_prompt = ids, n_prompt, False
 
     def change(self, activation: Tensor, where: Positions, changed: Callable[[Tensor], Tensor]) -> Tensor:
         """`activation` (batch, token, …) with its chosen rows (row, …) replaced by what `changed` returns; itself if nothing changed."""
@@ -106,10 +113,9 @@ class MaskedEdit:
         if self._begins(where):
             ids = where.ids.masked_fill(where.index < 0, -1)
             n_prompt = (ids >= 0).sum(dim=1)
-            if self._step is not None and self._step.index == 0:
-                self._written, self._n_prompt = ids, n_prompt
-            elif self._given is not None:
+            if self._given is not None:
                 n_prompt = self._checked(n_prompt)
+            self._written, self._n_prompt = ids, n_prompt
             return self.scope.mask(ids, n_prompt=n_prompt)
         if self._step is None or len(self._step.rows) != len(where.ids):
             raise InputError(
@@ -117,7 +123,7 @@ class MaskedEdit:
                 "rollouts together with write=, and use an intervention for one run at a time"
             )
         rows, n = self._step.rows, where.ids.shape[1]
-        if n == 1 and (alike := self.scope.of_generated(self._generated - 1)) is not None:
+        if n == 1 and self._whole_prompt and (alike := self.scope.of_generated(self._generated - 1)) is not None:
             return alike
         if self.scope.is_local:
             return self.scope.local_mask(where.ids, where.index, self._n_prompt[rows])
@@ -278,6 +284,12 @@ class Composed:
     def begin(self, n_prompt: Sequence[int]) -> None:
         for intervention in self.interventions:
             intervention.begin(n_prompt)
+
+    def resume(self, ids: Tensor, n_prompt: Tensor) -> None:
+        """As `MaskedEdit.resume`, for those parts that follow the text."""
+        for intervention in self.interventions:
+            if isinstance(intervention, MaskedEdit | Composed):
+                intervention.resume(ids, n_prompt)
 
 
 def mean_distances(intervention: Intervention) -> dict[Site, float]:

@@ -43,7 +43,7 @@ def test_a_path_may_be_a_text_and_the_run_gives_the_default(tmp_path):
     where = run_folder(tmp_path)
     assert options("cliff").for_run(where).probe == where.probes / "refusal.safetensors"
     assert options("cliff", probe="p").for_run(where).probe.name == "p"
-    assert options("steering_shift").for_run(where).vector == where.vectors / "seal.safetensors"
+    assert options("steering_shift").for_run(where).vector == where.vectors / "seal.recipe.safetensors"
     assert AnalysisTask.of(tmp_path, "cliff", traces=["a"]).traces == ("a",)
 
 

@@ -10,16 +10,20 @@ import pytest
 from typer.testing import CliRunner
 
 from reasonscope.app import cli
-from reasonscope.data.errors import InputError
+from reasonscope.app.page_parts import playground
+from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.organism.problems import ledger_of
 from reasonscope.data.organism.tokenizer import chat
 from reasonscope.data.organism.writer import write_ledger
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.parse import build_trace
-from reasonscope.data.trace import Sampling
+from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.models.model import load_model
-from reasonscope.steering import SteeringVector
+from reasonscope.steering import SteeringExperiment
+from reasonscope.steering.experiments.held_out import model_of_run
+from reasonscope.steering.recipes.answers import question
+from reasonscope.steering.recipes.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -46,23 +50,45 @@ def numbers(*args):
     return json.loads(result.stdout)
 
 
-def test_extract_saves_the_vector_of_the_problems_that_are_not_held_out(run):
+def test_extract_saves_the_recipe_of_the_problems_that_are_not_held_out(run):
     shown = numbers("steer", "extract", "seal", "--run", run, "--sites", "resid_post.3")
-    vector = SteeringVector.load(shown["file"])
-    assert (run / "steering" / "seal.safetensors").exists() and shown["n_problems"] == 4
+    recipe = Recipe.load(shown["file"])
+    assert (run / "steering" / "seal.recipe.safetensors").exists() and shown["n_problems"] == 4
     everything = {trace.problem.group for trace in TraceStore.open(run / "store")}
-    assert len(vector.provenance["groups"]) == 4 and set(vector.provenance["groups"]) < everything
+    groups = recipe.provenance["groups"]
+    assert len(groups) == 4 and set(groups) < everything and recipe.provenance["run"] == str(run)
+    (part,) = recipe.parts
+    assert (part.scope, part.operator, part.strength) == (
+        {"on": "think", "steps": "separators"},
+        {"name": "add"},
+        1.0,
+    )
+    assert recipe.hash == shown["hash"]
+
+
+def test_a_clamp_of_several_sites_is_one_file_that_says_where_each_clamps(run, tmp_path):
+    out = tmp_path / "clamp.recipe.safetensors"
+    args = ("--sites", "resid_post.3", "--run", run, "--out", out, "--strength", "0.5")
+    numbers("steer", "extract", "seal-clamp", *args)
+    shown = numbers("steer", "show", out)["seal-clamp"]
+    (part,) = shown["parts"]
+    assert part["operator"]["name"] == "clamp" and part["strength"] == 0.5
+    with pytest.raises(InputError, match=r"would lose: the operator of part 1 \(clamp to .*separators of the thinking"):
+        numbers("steer", "extract", "seal-clamp", *args[:-4], "--out", tmp_path / "clamp.gguf")
 
 
 def test_extract_says_what_it_made_and_what_comes_next(run, tmp_path):
-    out, args = tmp_path / "v.gguf", ("steer", "extract", "seal", "--sites", "resid_post.3", "--run", str(run))
+    out, args = (
+        tmp_path / "v.recipe.safetensors",
+        ("steer", "extract", "seal", "--sites", "resid_post.3", "--run", str(run)),
+    )
     said = CliRunner().invoke(cli.app, [*args, "--out", str(out)], catch_exceptions=False).stdout
     assert (
         "SEAL vector at resid_post.3 from 4 problems (" in said
         and "A positive strength goes towards execution." in said
     )
-    assert f"vector: {out}" in said
-    assert f"Next: reasonscope steer sweep seal --run {run} --sites resid_post.3 --strengths 0.5,1,2" in said
+    assert f"recipe: {out} (hash " in said
+    assert f"Next: reasonscope steer sweep {out} --run {run}" in said
 
 
 def test_sweep_shows_every_strength_beside_its_controls(run):
@@ -75,6 +101,56 @@ def test_sweep_shows_every_strength_beside_its_controls(run):
         "steered"
     ]["measures"].keys()
     assert (run / "figures" / "steering_front.html").exists()
+
+
+def test_a_recipe_gives_the_same_tokens_in_the_sweep_in_apply_and_in_the_playground(run, tmp_path):
+    """`record` is compared in tests/steering/recipes/test_steered_runs.py, with the same function."""
+    out = tmp_path / "seal.recipe.safetensors"
+    numbers("steer", "extract", "seal", "--run", run, "--sites", "resid_post.3", "--out", out, "--strength", "150")
+    found = numbers("steer", "sweep", f"{out}:1,0.5", "--run", run, "--n", 2)["seal"]
+    assert [dose["strength"] for dose in found["doses"]] == [0.5, 1.0] and found["held_out"] is True
+    asked = TraceStore.open(run / "store").trace(TraceStore.open(run / "store").ids[0]).problem.messages[0].content
+    how = ("--temperature", "0.7", "--max-new-tokens", "60", "--seed", "4")
+    (applied,) = numbers("steer", "apply", out, "--prompt", asked, *how)["answers"]
+    model, sampling = load_model("organism"), Sampling(temperature=0.7, max_new_tokens=60, seed=4)
+    recipe = playground.mixed({out: 1.0}, "where steps begin")
+    duel = playground.duel(model, asked, recipe, sampling=sampling, tell=lambda *_: None)
+    assert "".join(duel.steered.tokens) == applied["steered"]["text"] != applied["plain"]["text"]
+    assert duel.parted == applied["parted"] and duel.kl > 0
+    experiment = SteeringExperiment(model, [question(asked), Problem(id="other", prompt="x")], sampling)
+    swept = experiment.run_all([Recipe.load(out).condition(model)])[0].traces[0]
+    assert swept.text.endswith(applied["steered"]["text"])
+
+
+def test_record_with_a_recipe_writes_what_apply_shows(run, tmp_path, heard):
+    recipe, out = tmp_path / "seal.recipe.safetensors", tmp_path / "steered"
+    numbers("steer", "extract", "seal", "--run", run, "--sites", "resid_post.3", "--out", recipe, "--strength", "150")
+    how = ["--temperature", "0.7", "--max-new-tokens", "40", "--seed", "1", "--n", "2", "--problems", "ledger"]
+    args = ["record", *how, "--sites", "resid_post.3", "--out", str(out)]
+    done = CliRunner().invoke(cli.app, [*args, "--steer", str(recipe)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    store = TraceStore.open(out)
+    shown = numbers("steer", "apply", recipe, *how)["answers"]
+    assert {one["problem"]: one["steered"]["text"] for one in shown} == {
+        trace.problem.id: trace.text[trace.offsets[trace.n_prompt_tokens][0] :] for trace in store
+    }
+    with pytest.raises(StoreError, match="holds traces steered by seal"):
+        CliRunner().invoke(cli.app, args, catch_exceptions=False)
+    model_of_run(store, None)
+    assert heard.lines[-1].endswith("were steered by seal; the model that reads them here is not steered.")
+
+
+def test_merged_recipes_are_applied_together(run, tmp_path):
+    files = {}
+    for name, method, strength in (("away", "seal-reflection", "100"), ("back", "seal-transition", "-80")):
+        files[name] = tmp_path / f"{name}.recipe.safetensors"
+        args = ("--run", run, "--sites", "resid_post.3", "--strength", strength, "--out", files[name])
+        numbers("steer", "extract", method, *args)
+    out = tmp_path / "both.recipe.safetensors"
+    merged = numbers("steer", "merge", *files.values(), "--out", out, "--name", "both")
+    assert [part["strength"] for part in merged["parts"]] == [100.0, -80.0] and merged["name"] == "both"
+    said = CliRunner().invoke(cli.app, ["steer", "show", str(out)], catch_exceptions=False).stdout
+    assert f"Recipe both (hash {merged['hash']}) holds 2 vectors" in said
 
 
 def test_controls_of_the_decoding_are_swept_on_the_same_plane(run):
@@ -142,6 +218,10 @@ def test_ablate_runs_a_plan_with_every_kind(run, tmp_path, monkeypatch):
         (("steer", "extract", "magic"), "no steering method is called 'magic'"),
         (("steer", "sweep", "seal", "--strengths", "a,b"), "numbers separated by commas"),
         (("steer", "sweep", "soap"), "no steering method is called 'soap'"),
+        (
+            ("steer", "sweep", "none.recipe.safetensors"),
+            "none.recipe.safetensors does not exist; give the file of a recipe",
+        ),
         (("steer", "sweep", "forced-close:1.5"), "a whole number"),
         (("steer", "extract", "seal", "--held-out", "1"), "and some to extract from"),
     ],

@@ -80,11 +80,11 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(model, tmp_path, monkeypat
     whole = run(model, tmp_path / "whole")
     batches, replayed = [], recording.replay
 
-    def interrupted(*args):
+    def interrupted(*args, **kwargs):
         batches.append(args)
         if len(batches) == 3:
             raise KeyboardInterrupt
-        return replayed(*args)
+        return replayed(*args, **kwargs)
 
     monkeypatch.setattr(recording, "replay", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,1 @@
+"""Recipes: everything that a steered run needs, in one object and one file."""

@@ -1,0 +1,97 @@
+"""Two runs are paired by trace: the numbers of hand-made traces, and a plain run beside a steered one with a probe."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from reasonscope.analysis.results import Axis, Result, result_path
+from reasonscope.analysis.traces.steered_pairs import compare_runs
+from reasonscope.app import cli
+from reasonscope.data.errors import InputError
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.text.parse import trace_from_text
+from reasonscope.data.trace import Problem
+
+WORDS = {"plain": ["one two three four", "a b c d e f"], "steered": ["one two now", "a b c d e f"]}
+ANSWERS = {"plain": ["7", "8"], "steered": ["7", "9"]}
+
+
+@pytest.fixture
+def runs(tmp_path, tokenizer):
+    """Two problems in two runs; the second trace is written alike up to its answer."""
+    for run, words in WORDS.items():
+        traces = [
+            trace_from_text(
+                id=f"p{i}/0",
+                problem=Problem(id=f"p{i}", prompt=f"q{i}", answer="78"[i]),
+                prompt="q<think>\n",
+                completion=f"{text}\n</think>\n\n\\boxed{{{ANSWERS[run][i]}}}",
+                tokenizer=tokenizer,
+            )
+            for i, text in enumerate(words)
+        ]
+        meta = {"steered": {"name": "seal", "hash": "0123456789ab"}} if run == "steered" else {}
+        with TraceStore.create(tmp_path / run / "store", meta=meta) as store:
+            store.append(traces, {})
+        for i, trace in enumerate(traces):
+            n = trace.n_thinking_tokens
+            values = np.full((1, n), 1.0 + i - 0.5 * (run == "steered"))
+            axes = (Axis.of("site", ["resid_post.1"]), Axis.of("token", [str(t) for t in range(n)]))
+            found = Result(method="mi", quantity="mi", unit="1", axes=axes, values=values, null_missing="made by hand")
+            found.save(result_path(tmp_path / run / "results", "mi", trace.id))
+    return tmp_path
+
+
+def opened(runs):
+    return [TraceStore.open(runs / name / "store") for name in ("plain", "steered")]
+
+
+def test_pairs_part_where_their_tokens_first_differ_and_differences_are_paired(runs):
+    plain, steered = opened(runs)
+    found = compare_runs(plain, steered, results=(runs / "plain" / "results", runs / "steered" / "results"))
+    first, second = found.partings
+    ours, theirs = (store.trace("p0/0").token_ids[store.trace("p0/0").n_prompt_tokens :] for store in (plain, steered))
+    at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+    assert first.token == at and first.before.endswith("one two")
+    assert first.plain.startswith("three") and first.steered.startswith("now")
+    assert second.plain.startswith("8") and second.steered.startswith("9")
+    lengths = [[store.trace(id).n_thinking_tokens for store in (plain, steered)] for id in plain.ids]
+    tokens = found.measures["thinking tokens"]
+    assert tokens.difference == np.mean([b - a for a, b in lengths]) < 0 and (tokens.n, tokens.n_groups) == (2, 2)
+    accuracy = found.measures["accuracy"]
+    assert (accuracy.theirs, accuracy.ours, accuracy.difference) == (1.0, 0.5, -0.5)
+    assert accuracy.interval[0] < -0.5 < accuracy.interval[1]
+    mi = found.measures["mean MI"]
+    assert (mi.theirs, mi.ours, mi.difference) == (1.5, 1.0, -0.5)
+    summary = found.summary()
+    assert "by seal (0123456789ab)" in summary.finding and "2 of 2 traces part" in summary.finding
+    assert summary.quotes[0][0].endswith(f"⟨{first.plain} | {first.steered}⟩")
+
+
+def test_what_cannot_be_compared_is_said(runs, tokenizer):
+    plain, steered = opened(runs)
+    nowhere = runs / "nowhere"
+    found = compare_runs(steered, plain, results=(nowhere, nowhere))
+    assert found.missing == {"mean MI": "run `reasonscope analyse mi` on both runs first"}
+    assert any("plain names no recipe" in note for note in found.notes)
+    other = trace_from_text(
+        id="p0/0", problem=Problem(id="p0", prompt="other"), prompt="q<think>\n", completion="x", tokenizer=tokenizer
+    )
+    for id, said in (("p0/0", "asks different problems"), ("p9/0", "share no trace")):
+        folder = runs / id.replace("/", "-")
+        with TraceStore.create(folder) as store:
+            store.append([other if id == "p0/0" else other.__class__(**{**vars(other), "id": id})], {})
+        with pytest.raises(InputError, match=said):
+            compare_runs(plain, store, results=(nowhere, nowhere))
+
+
+def test_the_command_says_it_draws_it_and_keeps_the_numbers(runs):
+    args = ["analyse", "compare", str(runs / "plain"), str(runs / "steered")]
+    said = CliRunner().invoke(cli.app, args, catch_exceptions=False)
+    assert said.exit_code == 0 and "Steering by seal" in said.stdout and "by chance" in said.stdout
+    shown = json.loads(CliRunner().invoke(cli.app, [*args, "--json"], catch_exceptions=False).stdout)
+    kept = json.loads((runs / "steered" / "numbers" / "compare.json").read_text(encoding="utf-8"))
+    assert kept["numbers"] == shown and shown["n_pairs"] == 2
+    assert (runs / "steered" / "figures" / "compare.html").exists()
