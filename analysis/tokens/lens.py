@@ -56,7 +56,7 @@ def logit_lens(model: Model, ids: Sequence[int], *, rows: int = 256) -> LogitLen
     sites = [Site("resid_post", layer) for layer in range(model.n_layers)]
     fed = torch.tensor([list(ids)], device=model.device)
     seen = model.backend.forward(fed, mask=torch.ones_like(fed), last_logits_only=True, read=sites).activations
-    norm, unembedding = model.hf.get_submodule(model.layout.final_norm), Unembedding.of(model)
+    norm, unembedding = model.final_norm, Unembedding.of(model)
     shape = len(sites), len(ids)
     tokens = np.zeros(shape, dtype=np.int64)
     logprobs, finals, entropies = (np.zeros(shape, dtype=np.float32) for _ in range(3))

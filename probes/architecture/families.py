@@ -1,9 +1,11 @@
-"""Tiny random models, one of each architecture in the layout table, with the windows, sinks and experts of their families."""
+"""Tiny random models: of thirteen families with the windows, sinks and experts that tests need, and of any other by shrinking."""
 
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+
+from reasonscope.probes.architecture.shrinking import shrunk
 
 VOCAB = 96
 N_LAYERS = 3
@@ -94,10 +96,20 @@ def tiny_config(family: str) -> PretrainedConfig:
 
 
 def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
-    """A model of `family` with random float32 weights, large enough that an edit changes outputs by far more than rounding."""
+    """A model of one of `FAMILIES` with random float32 weights."""
+    return random_model(tiny_config(family), seed)
+
+
+def tiny_of(model_type: str, seed: int = 0, **own: Any) -> PreTrainedModel:
+    """A model of any architecture of transformers, with small sizes and random float32 weights; `own` settings win."""
+    return random_model(shrunk(model_type, **own), seed)
+
+
+def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """A model with random weights, large enough that an edit changes outputs by far more than rounding."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(tiny_config(family)).eval()
+        model = class_for(config).from_config(config, dtype=torch.float32).eval()
         for parameter in model.parameters():
             # Weights of norms and sinks are random too: at their initial 1 or 0 nobody would notice a missing norm or sink.
             torch.nn.init.normal_(parameter, std=0.2 if parameter.dim() > 1 else 0.5)
@@ -106,3 +118,8 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
                 torch.nn.init.normal_(buffer, std=0.2)
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def class_for(config: PretrainedConfig) -> Any:
+    """The class of transformers that makes a language model of `config`: of a text model, or of one that also reads images."""
+    return AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModelForImageTextToText

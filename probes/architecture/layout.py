@@ -1,101 +1,199 @@
-"""Where each architecture keeps the modules that we read and write: a table with one row per family, checked on the live model."""
+"""Where a model keeps the modules that we read and write: one entry per block, because blocks may differ from one another.
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from types import MappingProxyType
+`load_model` derives the layout from a short pass of the live model (probes/models/layout_derivation.py) and proves it
+(probes/models/layout_check.py). Nothing here depends on the name of an architecture.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
 from reasonscope.data.errors import ArchitectureError, InputError, SiteError
-from reasonscope.probes.architecture.sites import Site
-
-# Takes a router and its logits (row, expert); returns what the router hands on: logits, scores and chosen experts.
-Route = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor, Tensor]]
+from reasonscope.probes.architecture.sites import Point, Site
 
 
-def _softmax_then_topk(router: nn.Module, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Qwen3-MoE: the probabilities of the chosen experts, normalised to sum to 1 if the config says so."""
-    probabilities = torch.softmax(logits, dim=-1, dtype=torch.float)
-    scores, experts = torch.topk(probabilities, _chosen(router), dim=-1)
-    if router.norm_topk_prob:
-        scores = scores / scores.sum(dim=-1, keepdim=True)
-    return logits, scores.to(logits.dtype), experts
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One summand of what a block adds to the residual stream.
+
+    Attributes:
+        path: The module whose output it is, from the block.
+        scale: The number that the block multiplies it by (Granite's residual multiplier).
+        entering: Whether it is the input of the module instead.
+    """
+
+    path: str
+    scale: float = 1.0
+    entering: bool = False
 
 
-def _topk_then_softmax(router: nn.Module, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """gpt-oss: a softmax over the chosen experts only."""
-    values, experts = torch.topk(logits, _chosen(router), dim=-1)
-    return logits, torch.softmax(values, dim=-1, dtype=values.dtype), experts
+@dataclass(frozen=True, kw_only=True)
+class BlockLayout:
+    """The modules of one block, as dotted paths from the block. `stream_scale` · resid_pre + attn_out + mixer_out + mlp_out == resid_post.
+
+    Attributes:
+        attn_out: What attention adds to the stream: the attention itself, or the norm after it.
+        mixer_out: The same for a mixer without attention weights: linear attention, state space, convolution, recurrence.
+        mlp_out: The same for MLP, experts, and whatever else the block adds.
+        attention: The attention; its output is a tuple that holds the weights at `probs_item`.
+        probs_item: See `attention`; None if the weights cannot be read.
+        n_heads: Query heads of the attention.
+        n_kv_heads: Heads of keys and values.
+        o_proj: The output projection of the attention; it takes the heads side by side.
+        q: The projection that writes the queries.
+        k: The projection that writes the keys.
+        v: The projection that writes the values.
+        down_proj: The projection that takes the neurons of a dense MLP.
+        router: The router of a mixture of experts.
+        sequential: Whether the MLP reads the stream after attention, so that there is a `resid_mid`.
+        stream_scale: The number that the block multiplies the stream by that enters it (Gemma 4); 1 in nearly all families.
+        sinks: Whether attention rows may sum to less than 1.
+        lacks: Why a point is missing that other blocks of its kind have.
+    """
+
+    attn_out: tuple[Term, ...] = ()
+    mixer_out: tuple[Term, ...] = ()
+    mlp_out: tuple[Term, ...] = ()
+    attention: str | None = None
+    probs_item: int | None = None
+    n_heads: int = 0
+    n_kv_heads: int = 0
+    o_proj: str | None = None
+    q: str | None = None
+    k: str | None = None
+    v: str | None = None
+    down_proj: str | None = None
+    router: str | None = None
+    sequential: bool = False
+    stream_scale: float = 1.0
+    sinks: bool = False
+    lacks: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_post_norm(self) -> bool:
+        """Whether a norm stands between the attention's output projection and the residual stream."""
+        return bool(self.attn_out) and not _within(self.attn_out[-1].path, self.attention)
+
+    def terms(self, point: Point) -> tuple[Term, ...]:
+        """What is summed at a point of the stream."""
+        if point == "resid_mid":
+            mixed = (*self.attn_out, *self.mixer_out)
+            inside = tuple(Term(path=term.path, scale=term.scale / self.stream_scale) for term in mixed)
+            return (Term(path="", entering=True), *inside) if self.sequential else ()
+        return {"attn_out": self.attn_out, "mixer_out": self.mixer_out, "mlp_out": self.mlp_out}.get(point, ())
+
+    def _leaf(self, point: Point) -> "Place | None":
+        """The place of a point that is the input or the output of one module."""
+        path, place = {
+            "resid_pre": ("", Place(value="input")),
+            "resid_post": ("", Place()),
+            "z": (self.o_proj, Place(value="input", heads=self.n_heads)),
+            "q": (self.q, Place(heads=self.n_heads)),
+            "k": (self.k, Place(heads=self.n_kv_heads)),
+            "v": (self.v, Place(heads=self.n_kv_heads)),
+            "mlp_post": (self.down_proj, Place(value="input")),
+            "router": (self.router, Place(router=True)),
+            "attn_probs": (self.attention, Place(item=self.probs_item or 0)),
+        }[point]
+        if path is None or (point == "attn_probs" and self.probs_item is None):
+            return None
+        return replace(place, path=path)
+
+    def place(self, point: Point) -> "Place | None":
+        """Where a point of this block is, with paths from the block; None if the block lacks it."""
+        if point not in ("attn_out", "mixer_out", "mlp_out", "resid_mid"):
+            return self._leaf(point)
+        *earlier, last = self.terms(point) or (None,)
+        return None if last is None else Place(path=last.path, scale=last.scale, earlier=tuple(filter(None, earlier)))
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """The points that this block has."""
+        return tuple(point for point in _OF_BLOCK if self.place(point) is not None)
 
 
-def _sigmoid_in_groups(router: nn.Module, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """DeepSeek-V3: sigmoids, plus a bias that balances the load, choose experts from the best groups; the weights omit the bias."""
-    factor = router.routed_scaling_factor
-    assert isinstance(factor, int | float)
-    scores = logits.sigmoid()
-    biased = (scores + router.get_buffer("e_score_correction_bias")).unflatten(-1, (router.num_group, -1))
-    groups = biased.topk(2, dim=-1).values.sum(dim=-1).topk(router.topk_group, dim=-1, sorted=False).indices
-    allowed = torch.zeros_like(biased[..., 0]).scatter(-1, groups, 1).bool()[..., None]
-    experts = biased.where(allowed, -torch.inf).flatten(-2).topk(_chosen(router), dim=-1, sorted=False).indices
-    weights = scores.gather(-1, experts)
-    if router.norm_topk_prob:
-        weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
-    return logits, weights * factor, experts
+_OF_BLOCK: tuple[Point, ...] = (
+    "resid_pre", "q", "k", "v", "attn_probs", "z", "attn_out", "mixer_out",
+    "resid_mid", "router", "mlp_post", "mlp_out", "resid_post",
+)  # fmt: skip
 
 
-def _chosen(router: nn.Module) -> int:
-    """How many experts a token goes to."""
-    assert isinstance(router.top_k, int)
-    return router.top_k
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """How an engine finds the activation at a site.
+
+    Attributes:
+        path: The module.
+        value: Whether the activation is its "input" or its "output".
+        item: Which item to take if the output is a tuple.
+        heads: The number of heads that the last axis is split into; None leaves it whole.
+        scale: The number that the activation is multiplied by.
+        earlier: What else is summed at this site; it is computed before the module runs.
+        router: Whether the module is a router, which sees batch and token as one axis.
+    """
+
+    path: str = ""
+    value: str = "output"
+    item: int = 0
+    heads: int | None = None
+    scale: float = 1.0
+    earlier: tuple[Term, ...] = ()
+    router: bool = False
+
+    @property
+    def simple(self) -> bool:
+        """Whether the activation is just an input or an output, which every engine can read and write."""
+        return self.scale == 1.0 and not self.earlier
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The modules of an architecture, as dotted paths: a row of `LAYOUTS`, or your own for `load_model(layout=…)`.
-
-    In every row resid_pre + attn_out + mlp_out == resid_post, even if attention and MLP both read the block's input (GPT-NeoX).
+    """The modules of a model, as dotted paths from the model; `load_model` derives it.
 
     Attributes:
         model_type: The architecture, as `config.model_type` names it.
-        blocks: The list of blocks, from the model.
-        embedding: The token embedding, from the model.
-        final_norm: The norm before the unembedding, from the model.
-        attention: The attention, from a block; it returns (output, weights).
-        o_proj: The output projection of the attention, from a block; it takes the heads side by side.
-        mlp: The MLP, from a block.
-        attn_out: The module whose output is added to the residual stream: the attention itself, or the norm after it.
-        mlp_out: The same for the MLP.
-        unembedding: The output layer, from the model.
-        router: The router of a mixture of experts, from a block; None for dense models.
-        route: What the router hands on, given its logits.
-        sinks: Whether attention rows may sum to less than 1.
+        blocks: The list of blocks.
+        embedding: The token embedding.
+        final_norm: The norm before the output layer; None if there is none.
+        unembedding: The output layer.
+        of_block: The layout of each block.
 
     Example:
-        >>> row = resolve_layout(AutoConfig.from_pretrained("Qwen/Qwen3-0.6B"))
-        >>> own = replace(row, model_type="my_qwen3")
-        >>> model = load_model("path/to/model", layout=own)
+        >>> layout = load_model("organism").layout
+        >>> layout.blocks, layout.of_block[0].o_proj
+        ('model.layers', 'self_attn.o_proj')
     """
 
     model_type: str
     blocks: str
     embedding: str
-    final_norm: str
-    attention: str
-    o_proj: str
-    mlp: str
-    attn_out: str
-    mlp_out: str
-    unembedding: str = "lm_head"
-    router: str | None = None
-    route: Route | None = None
-    sinks: bool = False
+    final_norm: str | None
+    unembedding: str
+    of_block: tuple[BlockLayout, ...]
 
     @property
-    def has_post_norm(self) -> bool:
-        """Whether a norm stands between the attention's output projection and the residual stream."""
-        return self.attn_out != self.attention
+    def n_heads(self) -> int:
+        """The largest number of query heads in a block; 0 without attention."""
+        return max((block.n_heads for block in self.of_block if block.o_proj is not None), default=0)
+
+    @property
+    def sinks(self) -> bool:
+        """Whether attention rows of a block may sum to less than 1."""
+        return any(block.sinks for block in self.of_block)
+
+    @property
+    def scales_stream(self) -> bool:
+        """Whether a block scales the stream, so that what earlier blocks wrote is not what later ones read."""
+        return any(block.stream_scale != 1.0 for block in self.of_block)
+
+    def layers_with(self, point: Point) -> tuple[int, ...]:
+        """The blocks that have a point."""
+        return tuple(i for i, block in enumerate(self.of_block) if block.place(point) is not None)
 
     def block(self, hf: PreTrainedModel, layer: int) -> nn.Module:
         """Block `layer`, counted from 0."""
@@ -104,40 +202,49 @@ class Layout:
     def blocks_path(self, layer: int) -> str:
         return f"{self.blocks}.{layer}"
 
+    def place(self, site: Site) -> Place:
+        """Where `site` is, with paths from the model. Raises SiteError if this model has no such layer, or the layer no such point."""
+        if site.layer >= len(self.of_block):
+            raise SiteError(
+                f"{site}: the model has {len(self.of_block)} layers, so the last is {site.point}.{len(self.of_block) - 1}"
+            )
+        if site.point == "embed":
+            return self._embedded(site)
+        found = self.of_block[site.layer].place(site.point)
+        if found is None:
+            raise SiteError(f"{site}: {self._why_not(site)}")
+        prefix = self.blocks_path(site.layer)
+        earlier = tuple(replace(term, path=_join(prefix, term.path)) for term in found.earlier)
+        return replace(found, path=_join(prefix, found.path), earlier=earlier)
+
+    def _embedded(self, site: Site) -> Place:
+        if site.layer:
+            raise SiteError(f"{site}: the embedding comes once, before the blocks; write embed.0")
+        return Place(path=self.embedding)
+
+    def _why_not(self, site: Site) -> str:
+        block, have = self.of_block[site.layer], self.layers_with(site.point)
+        if site.point in block.lacks:
+            return f"block {site.layer} of this {self.model_type} has no {site.point}: {block.lacks[site.point]}"
+        if not have:
+            return f"{self.model_type} {_LACKING.get(site.point, f'has no {site.point}')}"
+        return f"block {site.layer} of this {self.model_type} has no {site.point}; blocks {_listed(have)} have it"
+
     def path(self, site: Site) -> str:
-        """The path from the model to the module whose input (`resid_pre`, `z`) or output (the rest) `site` is."""
-        inside = {
-            "resid_pre": "",
-            "resid_post": "",
-            "attn_out": self.attn_out,
-            "mlp_out": self.mlp_out,
-            "z": self.o_proj,
-            "attn_probs": self.attention,
-            "router": self.router,
-        }[site.point]
-        if inside is None:
-            raise SiteError(f"{site}: {self.model_type} is not a mixture of experts, so it has no router")
-        return f"{self.blocks_path(site.layer)}.{inside}".rstrip(".")
+        """The path from the model to the module at `site`. Raises SiteError as `place` does."""
+        return self.place(site).path
 
     def module(self, hf: PreTrainedModel, site: Site) -> nn.Module:
-        """The module at `path(site)`. Raises SiteError if this model has no such layer, or the layer has no router."""
-        try:
-            return hf.get_submodule(self.path(site))
-        except AttributeError:
-            n_layers = hf.config.get_text_config().num_hidden_layers
-            if site.layer >= n_layers:
-                raise SiteError(
-                    f"{site}: the model has {n_layers} layers, so the last is {site.point}.{n_layers - 1}"
-                ) from None
-            # Some blocks of a mixture of experts are dense.
-            raise SiteError(f"{site}: block {site.layer} of this {self.model_type} has no {site.point}") from None
+        """The module at `path(site)`. Raises SiteError as `place` does."""
+        return hf.get_submodule(self.path(site))
 
     def output_weights(self, hf: PreTrainedModel, layer: int) -> tuple[Tensor, Tensor | None]:
         """W_O (head, d_head, d_model) and the bias (d_model,) of the output projection of block `layer`.
 
-        Raises InputError if accelerate has offloaded it or it is quantised.
+        Both are multiplied by the scale with which the block adds them to the stream, unless a norm comes between.
+        Raises SiteError if the block has no heads, InputError if accelerate has offloaded the weights or they are quantised.
         """
-        projection = self.block(hf, layer).get_submodule(self.o_proj)
+        projection = hf.get_submodule(self.path(Site("z", layer)))
         weight, bias = projection.weight, getattr(projection, "bias", None)
         assert isinstance(weight, Tensor)
         if reason := _unreadable(weight):
@@ -145,9 +252,13 @@ class Layout:
                 f"the output projection of block {layer} is {reason}, so its weights cannot be read; "
                 "load the model without quantisation, on devices with enough memory for it"
             )
-        if isinstance(projection, nn.Linear):
+        if _takes_rows(projection):
             weight = weight.T  # Linear keeps (out, in), the Conv1D of GPT-2 keeps (in, out)
-        return weight.reshape(head_count(hf.config), -1, weight.shape[-1]), bias
+        block = self.of_block[layer]
+        scale = 1.0 if block.has_post_norm else block.attn_out[-1].scale
+        if scale != 1.0:
+            weight, bias = weight * scale, None if bias is None else bias * scale
+        return weight.reshape(block.n_heads, -1, weight.shape[-1]), bias
 
     def attention_of_heads(self, hf: PreTrainedModel, layer: int, z: Tensor) -> Tensor:
         """`attn_out` (batch, token, d_model) of block `layer`, computed from `z` (batch, token, head, d_head) of its heads.
@@ -157,73 +268,88 @@ class Layout:
         weight, bias = self.output_weights(hf, layer)
         written = torch.einsum("bthd,hdm->bthm", z, weight.to(z)).sum(dim=2)
         written = written if bias is None else written + bias.to(z)
-        if not self.has_post_norm:
+        block = self.of_block[layer]
+        if not block.has_post_norm:
             return written
-        normed: Tensor = self.module(hf, Site("attn_out", layer))(written)
+        normed: Tensor = self.module(hf, Site("attn_out", layer))(written) * block.attn_out[-1].scale
         return normed
 
 
-def head_count(config: PretrainedConfig) -> int:
-    """Number of query heads in a block."""
-    return int(config.get_text_config().num_attention_heads)
+_LACKING: Mapping[str, str] = {
+    "router": "is not a mixture of experts, so it has no router",
+    "mixer_out": "has no mixer beside attention, so it has no mixer_out; read attn_out",
+    "resid_mid": "adds attention and MLP at once, so it has no resid_mid",
+    "mlp_post": "has no dense MLP with neurons, so it has no mlp_post",
+}
 
 
-_LLAMA = Layout(
-    model_type="llama",
-    blocks="model.layers",
-    embedding="model.embed_tokens",
-    final_norm="model.norm",
-    attention="self_attn",
-    o_proj="self_attn.o_proj",
-    mlp="mlp",
-    attn_out="self_attn",
-    mlp_out="mlp",
-)
-_GEMMA = replace(_LLAMA, attn_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm")
-_GPT2 = Layout(
-    model_type="gpt2",
-    blocks="transformer.h",
-    embedding="transformer.wte",
-    final_norm="transformer.ln_f",
-    attention="attn",
-    o_proj="attn.c_proj",
-    mlp="mlp",
-    attn_out="attn",
-    mlp_out="mlp",
-)
-_GPT_NEOX = Layout(
-    model_type="gpt_neox",
-    blocks="gpt_neox.layers",
-    embedding="gpt_neox.embed_in",
-    final_norm="gpt_neox.final_layer_norm",
-    attention="attention",
-    o_proj="attention.dense",
-    mlp="mlp",
-    attn_out="attention",
-    mlp_out="mlp",
-)
+def _listed(layers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, layers[:8])) + (" …" if len(layers) > 8 else "")
 
-LAYOUTS = MappingProxyType(
-    {
-        row.model_type: row
-        for row in (
-            _LLAMA,
-            replace(_LLAMA, model_type="qwen2"),
-            replace(_LLAMA, model_type="qwen3"),
-            replace(_LLAMA, model_type="qwen3_moe", router="mlp.gate", route=_softmax_then_topk),
-            # Latent attention: `z` has the values' width (v_head_dim), which is not that of queries and keys.
-            replace(_LLAMA, model_type="deepseek_v3", router="mlp.gate", route=_sigmoid_in_groups),
-            replace(_LLAMA, model_type="mistral"),
-            replace(_LLAMA, model_type="phi3"),
-            replace(_LLAMA, model_type="gpt_oss", router="mlp.router", route=_topk_then_softmax, sinks=True),
-            replace(_GEMMA, model_type="gemma2"),
-            replace(_GEMMA, model_type="gemma3_text"),
-            replace(_GEMMA, model_type="olmo2"),  # norms after attention and MLP, as in Gemma, but not before them
-            _GPT2,
-            _GPT_NEOX,
-        )
-    }
-)
+
+def _join(prefix: str, path: str) -> str:
+    return f"{prefix}.{path}" if path else prefix
+
+
+def _within(path: str, parent: str | None) -> bool:
+    """Whether two paths are the same or one holds the other."""
+    if parent is None:
+        return False
+    return path == parent or path.startswith(f"{parent}.") or parent.startswith(f"{path}.")
+
+
+def _takes_rows(projection: nn.Module) -> bool:
+    """Whether the weights of a projection are (out, in); transformers' Conv1D keeps (in, out)."""
+    return type(projection).__name__ != "Conv1D"
+
+
+def projected(projection: nn.Module, values: Tensor) -> Tensor:
+    """What a projection makes of `values` (…, in): weights and bias, in at least float32."""
+    weight, bias = projection.weight, getattr(projection, "bias", None)
+    assert isinstance(weight, Tensor)
+    wide = torch.promote_types(values.dtype, torch.float32)
+    weight = (weight.T if _takes_rows(projection) else weight).to(values.device, wide)
+    out = values.to(wide) @ weight
+    return out if bias is None else out + bias.to(out)
+
+
+class _Replaced(TorchFunctionMode):
+    """Inside, the first product of an input with weights gives `logits` instead."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self._logits: Tensor | None = logits
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if self._logits is None or func is not nn.functional.linear:
+            return made
+        logits, self._logits = self._logits, None
+        return logits.to(made.dtype).reshape(made.shape)
+
+
+def rerouted(router: nn.Module, logits: Tensor, *given: Any, **named: Any) -> Any:
+    """What a router hands on, given its logits (row, expert): it runs again, with `logits` in the place of its own product.
+
+    `given` and `named` are what it was called with; without them it runs on zeros, which do not matter.
+    """
+    if isinstance(router, nn.Linear):
+        return logits
+    weight = router.weight
+    assert isinstance(weight, Tensor)
+    if not given and not named:
+        given = (weight.new_zeros(logits.numel() // logits.shape[-1], weight.shape[-1]),)
+    with _Replaced(logits):
+        return router.forward(*given, **named)
+
+
+def chosen_experts(router: nn.Module, logits: Tensor) -> Tensor:
+    """The experts (row, chosen) that a router picks, given its logits (row, expert). Raises ArchitectureError if it does not say."""
+    made = rerouted(router, logits)
+    for item in made[1:] if isinstance(made, tuple) else ():
+        if isinstance(item, Tensor) and not item.dtype.is_floating_point:
+            return item
+    raise ArchitectureError(f"{type(router).__name__} does not say which experts it picks; use another family")
 
 
 _PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # other types are packed or need scales
@@ -236,43 +362,29 @@ def embedding_rows(hf: PreTrainedModel, layout: Layout) -> Tensor:
     return weight
 
 
-def input_device(hf: PreTrainedModel, layout: Layout) -> torch.device:
+def input_device(hf: PreTrainedModel, layout: Layout | None = None) -> torch.device:
     """The device that token ids are fed on: that of the embedding, or the CPU if accelerate has offloaded it."""
-    rows = embedding_rows(hf, layout)
+    rows = hf.get_input_embeddings().weight if layout is None else embedding_rows(hf, layout)
+    assert isinstance(rows, Tensor)
     return torch.device("cpu") if rows.is_meta else rows.device
-
-
-def resolve_layout(config: PretrainedConfig) -> Layout:
-    """The row of `LAYOUTS` for `config.model_type`. Raises ArchitectureError if the table has none."""
-    row = LAYOUTS.get(config.model_type)
-    if row is None:
-        example = ", ".join(f"{f.name}={getattr(_LLAMA, f.name)!r}" for f in fields(Layout) if getattr(_LLAMA, f.name))
-        raise ArchitectureError(
-            f"no layout for the architecture {config.model_type!r}; supported are {', '.join(sorted(LAYOUTS))}. "
-            "Describe yours with load_model(…, layout=Layout(…)), or add it to LAYOUTS in probes/architecture/layout.py; "
-            f"Llama's is Layout({example})"
-        )
-    return row
 
 
 def check_layout(hf: PreTrainedModel, layout: Layout) -> None:
     """Compare names and shapes with the live model. Raises ArchitectureError with those that do not match."""
-    config = hf.config.get_text_config()
-    faults = []
-    for name in ("embedding", "final_norm", "unembedding"):
-        if not _has(hf, getattr(layout, name)):
-            faults.append(f"{name}: the model has no module {getattr(layout, name)!r}")
-    if not _has(hf, layout.blocks):
-        faults.append(f"blocks: the model has no module {layout.blocks!r}")
-    else:
-        faults += _block_faults(hf, layout, config)
+    faults = [
+        f"{name}: the model has no module {path!r}"
+        for name in ("embedding", "final_norm", "unembedding", "blocks")
+        if (path := getattr(layout, name)) is not None and not _has(hf, path)
+    ]
+    if not faults:
+        faults += _block_faults(hf, layout, hf.config.get_text_config())
     if faults:
         raise ArchitectureError(f"the {layout.model_type} model does not match its layout. {'; '.join(faults)}")
 
 
-def unreadable(hf: PreTrainedModel, layout: Layout) -> str | None:
-    """Why the weights of the first block cannot be read as numbers, though they can be run; None if they can be read."""
-    for parameter in layout.block(hf, 0).parameters():
+def unreadable(hf: PreTrainedModel, layout: Layout, layer: int = 0) -> str | None:
+    """Why the weights of a block cannot be read as numbers, though they can be run; None if they can be read."""
+    for parameter in layout.block(hf, layer).parameters():
         if reason := _unreadable(parameter):
             return reason
     return None
@@ -285,22 +397,21 @@ def _unreadable(weight: Tensor) -> str | None:
 
 
 def _block_faults(hf: PreTrainedModel, layout: Layout, config: PretrainedConfig) -> list[str]:
+    n_blocks = sum(1 for _ in hf.get_submodule(layout.blocks).children())
+    if n_blocks != len(layout.of_block):
+        return [f"blocks: the model has {n_blocks}, but its layout says {len(layout.of_block)}"]
     faults = []
-    blocks = hf.get_submodule(layout.blocks)
-    n_blocks = sum(1 for _ in blocks.children())
-    if n_blocks != config.num_hidden_layers:
-        faults.append(f"blocks: the model has {n_blocks}, but its config says {config.num_hidden_layers}")
-    for name in ("attention", "o_proj", "mlp", "attn_out", "mlp_out"):
-        path = getattr(layout, name)
-        faults += [
-            f"{name}: no {path!r} in block {i}" for i, block in enumerate(blocks.children()) if not _has(block, path)
-        ]
-    if layout.router is not None and not any(_has(block, layout.router) for block in blocks.children()):
-        faults.append(f"router: no {layout.router!r} in any block")
-    if not faults and not unreadable(hf, layout):
-        weight, _ = layout.output_weights(hf, 0)
-        if weight.shape[-1] != config.hidden_size:
-            faults.append(f"o_proj: writes {weight.shape[-1]} values into a residual stream of {config.hidden_size}")
+    for layer, block in enumerate(layout.of_block):
+        module = layout.block(hf, layer)
+        for point in block.points:
+            place = block.place(point)
+            assert place is not None
+            paths = (place.path, *(term.path for term in place.earlier))
+            faults += [f"{point}: no {path!r} in block {layer}" for path in paths if not _has(module, path)]
+        if not faults and block.o_proj and not unreadable(hf, layout, layer):
+            width = layout.output_weights(hf, layer)[0].shape[-1]
+            if width != config.hidden_size:
+                faults.append(f"o_proj: writes {width} values into a residual stream of {config.hidden_size}")
     return faults
 
 

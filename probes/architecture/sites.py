@@ -6,7 +6,10 @@ from typing import Literal, get_args
 
 from reasonscope.data.errors import SiteError
 
-Point = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "z", "attn_probs", "router"]
+Point = Literal[
+    "resid_pre", "resid_mid", "resid_post", "attn_out", "mixer_out", "mlp_out", "z", "attn_probs", "router", "q", "k", "v", "mlp_post",
+    "embed",
+]  # fmt: skip
 POINTS: tuple[Point, ...] = get_args(Point)
 
 _TRANSFORMER_LENS = {
@@ -14,10 +17,15 @@ _TRANSFORMER_LENS = {
     "hook_in": "resid_pre",
     "hook_resid_post": "resid_post",
     "hook_out": "resid_post",
+    "hook_resid_mid": "resid_mid",
     "hook_attn_out": "attn_out",
     "hook_mlp_out": "mlp_out",
+    "attn.hook_q": "q",
+    "attn.hook_k": "k",
+    "attn.hook_v": "v",
     "attn.hook_z": "z",
     "attn.hook_pattern": "attn_probs",
+    "mlp.hook_post": "mlp_post",
 }
 
 
@@ -29,12 +37,18 @@ class Site:
     |---|---|---|
     | `resid_pre` | the residual stream entering the block; Hugging Face `hidden_states[layer]` | batch token d_model |
     | `resid_post` | the stream leaving it; `hidden_states[layer + 1]`, but without the final norm | batch token d_model |
+    | `resid_mid` | the stream between attention and MLP; not if a block adds both at once | batch token d_model |
     | `attn_out`, `mlp_out` | what is added to the stream, after post-norms if any (Gemma, OLMo 2) | batch token d_model |
+    | `mixer_out` | the same for a mixer without attention weights (linear attention, state space, convolution) | batch token d_model |
+    | `embed` | the token embedding, only `embed.0` | batch token d_model |
+    | `q` | what the query projection gives, before norms and rotary positions | batch token head d_head |
+    | `k`, `v` | the same for keys and values | batch token kv_head d_head |
     | `z` | what each head hands to the output projection | batch token head d_head |
+    | `mlp_post` | the neurons of a dense MLP: what its last projection takes | batch token neuron |
     | `attn_probs` | attention of each query on each key (eager attention), without the column of a sink | batch head query key |
     | `router` | the router's logits | batch token expert |
 
-    `attn_probs` can be read but not written.
+    `attn_probs` can be read but not written. Blocks lack points: one without attention has no heads, a mixture of experts no `mlp_post`.
 
     Attributes:
         point: One of `POINTS`.

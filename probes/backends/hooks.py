@@ -1,14 +1,16 @@
 """The native engine: torch hooks on the Hugging Face model itself. It is the fastest, and the reference for the other backends."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from reasonscope.probes.architecture.layout import Layout, head_count
+from reasonscope.probes.architecture.layout import Layout, Place, Term, rerouted
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Forward, Pass, Reduce, cached, grad_mode, positions
 from reasonscope.probes.backends.site_hooks import SiteHook, activations, keep_activation, site_hooks_for
@@ -63,9 +65,10 @@ class HooksBackend:
             now.update(site_hooks_for(read, write, where))
             try:
                 with grad_mode(), threads_for_pass(ids, self._d_model):
-                    output = self._hf(
-                        input_ids=ids,
-                        attention_mask=mask,
+                    output = call_model(
+                        self._hf,
+                        ids,
+                        mask,
                         position_ids=where.index if mask is None else where.index.clamp(min=0),
                         past_key_values=cache,
                         use_cache=use_cache,
@@ -74,9 +77,9 @@ class HooksBackend:
             finally:
                 now.clear()
             return Forward(
-                logits=output.logits,
+                logits=output.logits[:, -1:] if last_logits_only else output.logits,
                 activations=activations(read, seen, n_keys, reduce),
-                cache=output.past_key_values if use_cache else None,
+                cache=_cache_of(output) if use_cache else None,
             )
 
         def touch_at(site: Site) -> SiteHook:
@@ -91,6 +94,26 @@ class HooksBackend:
             for site in dict.fromkeys((*(write or {}), *read)):
                 stack.enter_context(hook_site(self._hf, self._layout, site, touch_at(site)))
             yield run
+
+
+def call_model(hf: PreTrainedModel, ids: Tensor, mask: Tensor | None, **options: Any) -> Any:
+    """Run the model on token ids. Of `options`, models get those that they know: some count positions from the mask, some have no cache."""
+    known, takes_any = _parameters(type(hf))
+    given = {"attention_mask": mask, "use_cache": False, **options}
+    if "cache_params" in known:  # what state-space models call their cache
+        given["cache_params"] = given.pop("past_key_values", None)
+    return hf(input_ids=ids, **{name: value for name, value in given.items() if takes_any or name in known})
+
+
+def _cache_of(output: Any) -> Any:
+    return output.cache_params if "cache_params" in output else output.past_key_values
+
+
+@cache
+def _parameters(kind: type[PreTrainedModel]) -> tuple[frozenset[str], bool]:
+    """The names that the forward pass of a model takes, and whether it takes any other."""
+    parameters = inspect.signature(kind.forward).parameters.values()
+    return frozenset(one.name for one in parameters), any(one.kind is one.VAR_KEYWORD for one in parameters)
 
 
 @contextmanager
@@ -109,13 +132,15 @@ def hook_site(hf: PreTrainedModel, layout: Layout, site: Site, touch: SiteHook) 
 
     It is a bare handle of torch, which removes its hook on exit: wrapping it in a context of our own would cost as much as a small layer.
     """
-    module = layout.module(hf, site)
-    if site.point == "router":
-        return _hook_router(layout.block(hf, site.layer), module, layout, touch)
-    if site.point in ("resid_pre", "z"):
-        n_heads = head_count(hf.config) if site.point == "z" else None
-        return module.register_forward_pre_hook(_input_hook(touch, n_heads), with_kwargs=True)
-    return module.register_forward_hook(_output_hook(touch, 1 if site.point == "attn_probs" else 0))
+    place = layout.place(site)
+    module = hf.get_submodule(place.path)
+    if place.router:
+        return _hook_router(layout.block(hf, site.layer), module, touch)
+    if not place.simple:
+        return _hook_sum(hf, layout.block(hf, site.layer), place, touch)
+    if place.value == "input":
+        return module.register_forward_pre_hook(_input_hook(touch, place.heads), with_kwargs=True)
+    return module.register_forward_hook(_output_hook(touch, place))
 
 
 @contextmanager
@@ -127,49 +152,103 @@ def _removing(*handles: Any) -> Iterator[None]:
             handle.remove()
 
 
+def hidden_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """The tensor that a module works on: its first argument, or the first tensor among the named ones."""
+    if args:
+        return args[0]  # type: ignore[no-any-return]  # modules take a tensor first
+    return kwargs[_hidden_name(kwargs)]  # type: ignore[no-any-return]  # likewise
+
+
+def _hidden_name(kwargs: Mapping[str, Any]) -> str:
+    return "hidden_states" if "hidden_states" in kwargs else next(k for k, v in kwargs.items() if isinstance(v, Tensor))
+
+
 def _input_hook(touch: SiteHook, n_heads: int | None) -> Callable[..., Any]:
     """A hook on the first argument, split into heads if their number is given."""
 
     def hook(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        flat = args[0] if args else kwargs["hidden_states"]
+        flat = hidden_input(args, kwargs)
         seen = flat if n_heads is None else flat.unflatten(-1, (n_heads, -1))
         after = touch(seen)
         if after is seen:
             return None
         after = after.reshape(flat.shape)
-        return ((after, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": after})
+        return ((after, *args[1:]), kwargs) if args else (args, {**kwargs, _hidden_name(kwargs): after})
 
     return hook
 
 
-def _output_hook(touch: SiteHook, item: int) -> Callable[..., Any]:
-    """A hook on the output, or on one item of the output if that is a tuple."""
+def _output_hook(touch: SiteHook, place: Place) -> Callable[..., Any]:
+    """A hook on the output, or on one item of the output if that is a tuple; split into heads if their number is given."""
+    item, heads = place.item, place.heads
 
     def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        seen = output[item] if isinstance(output, tuple) else output
+        flat = output[item] if isinstance(output, tuple) else output
+        seen = flat if heads is None else flat.unflatten(-1, (heads, -1))
         after = touch(seen)
         if after is seen:
             return None
+        after = after.reshape(flat.shape)
         return (*output[:item], after, *output[item + 1 :]) if isinstance(output, tuple) else after
 
     return hook
 
 
-def _hook_router(block: nn.Module, router: nn.Module, layout: Layout, touch: SiteHook) -> AbstractContextManager[None]:
+def _hook_sum(
+    hf: PreTrainedModel, block: nn.Module, place: Place, touch: SiteHook
+) -> AbstractContextManager[None]:
+    """A sum of scaled outputs is complete when the last of its modules ends; an edit of the sum changes what that one gives."""
+    terms = (*place.earlier, Term(path=place.path, scale=place.scale))
+    kept: dict[Term, Tensor] = {}
+
+    def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kept.clear()
+        kept.update({term: hidden_input(args, kwargs) for term in terms if term.entering})
+
+    def ending(term: Term) -> SiteHook:
+        def end(output: Tensor) -> Tensor:
+            kept[term] = output
+            if len(kept) < len(terms):
+                return output
+            seen = _total([(kept[one], one.scale) for one in terms])
+            after = touch(seen)
+            return output if after is seen else output + ((after - seen) / term.scale).to(output.dtype)
+
+        return end
+
+    hooks = [
+        hf.get_submodule(term.path).register_forward_hook(_output_hook(ending(term), Place()))
+        for term in terms
+        if not term.entering
+    ]
+    return _removing(block.register_forward_pre_hook(begin, with_kwargs=True), *hooks)
+
+
+def _total(parts: Sequence[tuple[Tensor, float]]) -> Tensor:
+    first, *rest = (part if scale == 1.0 else part * scale for part, scale in parts)
+    return sum(rest, start=first)
+
+
+def _hook_router(block: nn.Module, router: nn.Module, touch: SiteHook) -> AbstractContextManager[None]:
     """Routers see batch and token as one axis; the block's input still has both, so a hook there remembers the shape."""
     shape: list[torch.Size] = []
 
     def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        shape[:] = [(args[0] if args else kwargs["hidden_states"]).shape[:2]]
+        shape[:] = [hidden_input(args, kwargs).shape[:2]]
 
-    def hook(module: nn.Module, _: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        seen = output[0].reshape(*shape[0], -1)
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        flat = output[0] if isinstance(output, tuple) else output
+        seen = flat.reshape(*shape[0], -1)
         after = touch(seen)
         if after is seen:
             return None
-        assert layout.route is not None
-        return layout.route(module, after.flatten(0, 1))
+        if not isinstance(output, tuple):
+            return after.reshape(flat.shape)
+        return rerouted(module, after.reshape(flat.shape), *args, **kwargs)
 
-    return _removing(block.register_forward_pre_hook(remember, with_kwargs=True), router.register_forward_hook(hook))
+    return _removing(
+        block.register_forward_pre_hook(remember, with_kwargs=True),
+        router.register_forward_hook(hook, with_kwargs=True),
+    )

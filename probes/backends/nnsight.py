@@ -14,8 +14,8 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from reasonscope.data.errors import MissingExtraError
-from reasonscope.probes.architecture.layout import Layout, Route, head_count
+from reasonscope.data.errors import MissingExtraError, SiteError
+from reasonscope.probes.architecture.layout import Layout, rerouted
 from reasonscope.probes.architecture.sites import Point, Site
 from reasonscope.probes.backends.base import Edit, Forward, PassByPass, Reduce, full_mask, grad_mode, positions
 from reasonscope.probes.backends.hooks import eager_attention
@@ -24,7 +24,9 @@ from reasonscope.probes.backends.threads import threads_for_pass
 from reasonscope.probes.backends.twin import twin
 
 # The order in which a trace reaches the points of a block; it cannot go back.
-_ORDER: tuple[Point, ...] = ("resid_pre", "z", "attn_probs", "attn_out", "router", "mlp_out", "resid_post")
+_ORDER: tuple[Point, ...] = (
+    "embed", "resid_pre", "q", "k", "v", "z", "attn_probs", "attn_out", "mixer_out", "router", "mlp_post", "mlp_out", "resid_post",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class _Visit:
         touch: What to do with the activation.
         item: Which item to take if the value is a tuple.
         view: The shape in which `touch` sees the activation; None for its own.
-        route: What the router hands on, given its logits.
+        router: Whether the module is a router, which hands on more than its logits.
     """
 
     path: str
@@ -45,7 +47,7 @@ class _Visit:
     touch: SiteHook
     item: int = 0
     view: tuple[int, ...] | None = None
-    route: Route | None = None
+    router: bool = False
 
 
 class NNsightBackend(PassByPass):
@@ -82,6 +84,8 @@ class NNsightBackend(PassByPass):
         mask = full_mask(ids, cache) if mask is None else mask
         where = positions(ids, mask)
         touch_at = site_hooks_for(read, write, where)
+        for site in touch_at:
+            self._check(site)
         sites = sorted(touch_at, key=lambda site: (site.layer, _ORDER.index(site.point)))
         visits = [self._visit(site, touch_at[site], ids.shape) for site in sites]
         kept = [i for i, site in enumerate(sites) if site in read]
@@ -108,21 +112,15 @@ class NNsightBackend(PassByPass):
         seen = dict(zip((sites[i] for i in kept), values, strict=True))
         return Forward(logits=logits, activations=activations(read, seen, mask.shape[1], reduce), cache=cache)
 
+    def _check(self, site: Site) -> None:
+        """Raise SiteError for a site that the model lacks, or that takes more than one module."""
+        if not self._layout.place(site).simple:
+            raise SiteError(f"{site}: nnsight reads one module at a time, and this site is a sum; use backend='hooks'")
+
     def _visit(self, site: Site, touch: SiteHook, shape: torch.Size) -> _Visit:
-        layout = self._layout
-        layout.module(self._hf, site)  # raises for layers and routers that this model does not have
-        path = layout.path(site)
-        match site.point:
-            case "resid_pre":
-                return _Visit(path=path, value="input", touch=touch)
-            case "z":
-                return _Visit(path=path, value="input", touch=touch, view=(*shape, head_count(self._hf.config), -1))
-            case "router":
-                return _Visit(path=path, value="output", touch=touch, view=(*shape, -1), route=layout.route)
-            case "attn_probs":
-                return _Visit(path=path, value="output", touch=touch, item=1)
-            case _:
-                return _Visit(path=path, value="output", touch=touch)
+        place = self._layout.place(site)
+        view = (*shape, -1) if place.router else None if place.heads is None else (*shape, place.heads, -1)
+        return _Visit(path=place.path, value=place.value, touch=touch, item=place.item, view=view, router=place.router)
 
 
 def _pay(envoy: Any, visit: _Visit) -> Tensor:
@@ -134,8 +132,8 @@ def _pay(envoy: Any, visit: _Visit) -> Tensor:
     if after is seen:
         return after
     flat = after.reshape(flat.shape)
-    if visit.route is not None:
-        setattr(envoy, visit.value, visit.route(envoy._module, flat))
+    if visit.router:
+        setattr(envoy, visit.value, rerouted(envoy._module, flat))
     elif isinstance(whole, tuple):
         setattr(envoy, visit.value, (*whole[: visit.item], flat, *whole[visit.item + 1 :]))
     else:

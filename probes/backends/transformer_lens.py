@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from reasonscope.data.errors import ArchitectureError, MissingExtraError, SiteError
-from reasonscope.probes.architecture.layout import Layout, head_count
+from reasonscope.probes.architecture.layout import Layout, rerouted
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Forward, PassByPass, Reduce, full_mask, grad_mode, positions
 from reasonscope.probes.backends.site_hooks import SiteHook, activations, keep_activation, site_hooks_for
@@ -84,16 +84,18 @@ class TransformerLensBackend(PassByPass):
         )
 
     def _hooks(self, site: Site, touch: SiteHook, shape: torch.Size) -> list[_Hook]:
-        module = self._layout.module(self._hf, site)  # raises for layers and routers that this model does not have
+        module = self._layout.module(self._hf, site)  # raises for layers and points that this model does not have
+        layout = self._layout.of_block[site.layer]
+        if site.point not in ("router", *_HOOKS):
+            raise SiteError(f"{site}: backend='transformer_lens' reads no {site.point}; use backend='hooks'")
         hooks: list[_Hook]
         block = f"blocks.{site.layer}."
-        name = block + (f"{self._layout.router}.hook_out" if site.point == "router" else _HOOKS[site.point])
+        name = block + (f"{layout.router}.hook_out" if site.point == "router" else _HOOKS[site.point])
         if site.point == "z":  # the bridge splits heads wrongly if values and keys differ in width (DeepSeek)
-            heads = head_count(self._hf.config)
+            heads = layout.n_heads
             hooks = [(name, lambda seen, hook: touch(seen.reshape(*shape, heads, -1)).reshape(seen.shape))]
         elif site.point == "router":
-            assert self._layout.route is not None  # a row with a router has one
-            hooks = _router_hooks(name.removesuffix("hook_out"), touch, shape, partial(self._layout.route, module))
+            hooks = _router_hooks(name.removesuffix("hook_out"), touch, shape, partial(rerouted, module))
         else:
             hooks = [(name, lambda activation, hook: touch(activation))]
         for name, _ in hooks:

@@ -91,7 +91,7 @@ def _hidden_states(model: Model) -> Check:
     sites = [Site("resid_pre", 0), *_all(model, "resid_post")]
     _, ours = run_with_cache(model, ids, sites)
     states = model.hf(ids, output_hidden_states=True).hidden_states
-    normed = model.hf.get_submodule(model.layout.final_norm)(ours[sites[-1]])
+    normed = model.final_norm(ours[sites[-1]])
     pairs = zip((*(ours[site] for site in sites[:-1]), normed), states, strict=True)
     return _measured(
         "hidden states",

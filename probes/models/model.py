@@ -8,17 +8,19 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.think_tags import ThinkTags
 from reasonscope.data.text.thinking import Thinking
-from reasonscope.probes.architecture.layout import Layout, embedding_rows, head_count, input_device, resolve_layout
+from reasonscope.probes.architecture.layout import Layout, embedding_rows, input_device
 from reasonscope.probes.backends.base import Backend
 from reasonscope.probes.backends.threads import set_threads
 from reasonscope.probes.models.determinism import compute_in_float32, make_deterministic
 from reasonscope.probes.models.fingerprint import fingerprint
-from reasonscope.probes.models.layout_check import prove_layout
+from reasonscope.probes.models.layout_check import check_engine, prove_layout, proved
+from reasonscope.probes.models.layout_derivation import derive_layout, layout_of_structure
 from reasonscope.probes.models.loading import fast, load_pretrained, load_structure
 from reasonscope.probes.models.prompting import Prompting, PromptOptions
 from reasonscope.probes.models.tags import chat_template, find_thinking
@@ -52,7 +54,8 @@ class Model(Prompting):
 
     @property
     def n_heads(self) -> int:
-        return head_count(self.hf.config)
+        """Query heads in a block; the largest number if blocks differ, and 0 without attention."""
+        return self.layout.n_heads
 
     @property
     def d_model(self) -> int:
@@ -67,6 +70,12 @@ class Model(Prompting):
     def device(self) -> torch.device:
         """The device that token ids are fed on; accelerate may keep some layers on other devices."""
         return input_device(self.hf, self.layout)
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm before the output layer, or what leaves its input as it is if there is none."""
+        path = self.layout.final_norm
+        return nn.Identity() if path is None else self.hf.get_submodule(path)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -106,7 +115,7 @@ def load_model(
     deterministic: bool = False,
     float32_compute: bool = False,
 ) -> Model:
-    """Load a model, and check by a short pass that its modules are where its layout says.
+    """Load a model, find out by a short pass where its modules are, and prove it by another.
 
     Code that comes with a checkpoint is never run, and only safetensors are read.
 
@@ -122,7 +131,7 @@ def load_model(
         dtype: Type of the weights; by default that of the checkpoint.
         revision: Branch, tag or commit on the hub.
         tokenizer: The tokenizer of a loaded model, or one to use instead of the checkpoint's.
-        layout: The layout of an architecture that is not in `LAYOUTS`.
+        layout: The layout, if you want another than the one that is derived from the model; it is proved all the same.
         tags: The think tags, if neither tokenizer nor template has them.
         thinking: How thinking is found in what the model writes. By default between the tags, if there are any, otherwise in the open
             (see `Thinking`).
@@ -135,7 +144,7 @@ def load_model(
 
     Raises:
         ModelLoadError: If the checkpoint cannot be loaded.
-        ArchitectureError: If the architecture has no layout, or the model does not match it.
+        ArchitectureError: If the model is not a decoder whose blocks add to one residual stream, or does not match `layout`.
         InputError: If options do not fit together.
         MissingExtraError: If the backend is not installed.
 
@@ -170,19 +179,22 @@ def load_model(
     tokenizer = fast(tokenizer, name)
     prompt = prompt or PromptOptions()
     prompt.check(chat_template(tokenizer), name)
-    row = layout or resolve_layout(hf.config)
     hf.train(False)
     if float32_compute:
         compute_in_float32(hf)
+    found = layout or (layout_of_structure(hf) if elsewhere else proved(hf, derive_layout(hf)))
     module, _, factory = _BACKENDS[backend].partition(":")
     make = getattr(importlib.import_module(module), factory)
-    engine: Backend = make(hf, row, remote=remote) if remote else make(hf, row)
-    prove_layout(hf, row, engine if elsewhere else None)
+    engine: Backend = make(hf, found, remote=remote) if remote else make(hf, found)
+    if layout or elsewhere:
+        prove_layout(hf, found, engine if elsewhere else None)
+    if backend != "hooks" and not elsewhere:
+        check_engine(engine, hf, found)
     return Model(
         hf=hf,
         config=hf.config,
         tokenizer=tokenizer,
-        layout=row,
+        layout=found,
         backend=engine,
         thinking=find_thinking(tokenizer, thinking if tags is None else Thinking(tags=tags), name=name),
         name=name,

@@ -141,7 +141,7 @@ class AdaptiveSteering(LogitsProcessor):
             self.history = {row: [] for row in self._rows}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        norm = self._model.hf.get_submodule(self._model.layout.final_norm)
+        norm = self._model.final_norm
         unembedding = self._model.hf.get_submodule(self._model.layout.unembedding)
         early = torch.stack([unembedding(norm(self._early[site])) for site in self._monitored]).float()
         difficulties = layer_difference(early.to(scores.device), scores.float(), variant=self._variant)

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from reasonscope.data.errors import ArchitectureError, InputError
+from reasonscope.probes.architecture.layout import chosen_experts
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.model import Model
@@ -138,7 +139,11 @@ def reinforced(model: Model, experts: Sequence[Expert], beta: float) -> Iterator
 
 
 def _scaling(indices: Sequence[int], beta: float) -> Any:
-    def hook(_: nn.Module, __: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def hook(router: nn.Module, _: tuple[Any, ...], output: Any) -> tuple[Tensor, ...]:
+        if not (isinstance(output, tuple) and len(output) == 3):
+            raise ArchitectureError(
+                f"{type(router).__name__} gives only logits, so the weights of its experts cannot be scaled; use another family"
+            )
         logits, scores, experts = output
         chosen = torch.isin(experts, torch.tensor(indices, device=experts.device))
         return logits, torch.where(chosen, scores * beta, scores), experts
@@ -147,18 +152,14 @@ def _scaling(indices: Sequence[int], beta: float) -> Any:
 
 
 def _router(model: Model, layer: int) -> nn.Module | None:
-    if model.layout.router is None:
-        return None
-    try:
-        return model.layout.block(model.hf, layer).get_submodule(model.layout.router)
-    except AttributeError:  # a dense block among the others
-        return None
+    path = model.layout.of_block[layer].router
+    return None if path is None else model.layout.block(model.hf, layer).get_submodule(path)
 
 
 def _chosen(model: Model, site: Site, logits: Tensor) -> Tensor:
     """Which experts each token goes to, (batch, token, expert) of 0 and 1."""
     router = _router(model, site.layer)
-    assert router is not None and model.layout.route is not None
-    picked = model.layout.route(router, logits.flatten(0, 1))[2]
+    assert router is not None
+    picked = chosen_experts(router, logits.flatten(0, 1))
     table = torch.zeros(picked.shape[0], logits.shape[-1], dtype=torch.long, device=picked.device)
     return table.scatter(1, picked, 1).reshape(logits.shape).long()

@@ -2,7 +2,6 @@
 
 import copy
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -11,20 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reasonscope.data.errors import ArchitectureError, InputError
-from reasonscope.probes.architecture.layout import embedding_rows, unreadable
+from reasonscope.probes.architecture.layout import BlockLayout, embedding_rows, unreadable
+from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.operators import project_out
-
-# The module by which the MLP of a family writes to the residual stream. Mixtures of experts are missing, and families with a norm after
-# attention and MLP: its weights rescale what was written, and the direction comes back.
-_MLP_OUTPUT = MappingProxyType(
-    {
-        **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "phi3"), "mlp.down_proj"),
-        "gpt2": "mlp.c_proj",
-        "gpt_neox": "mlp.dense_4h_to_h",
-    }
-)
-
 
 def orthogonalised(model: Model, direction: NDArray[np.floating]) -> PreTrainedModel:
     """Copy a model and remove a direction from everything that writes to the residual stream: W ← W − r̂ r̂ᵀW.
@@ -50,12 +39,12 @@ def orthogonalised(model: Model, direction: NDArray[np.floating]) -> PreTrainedM
         hf = orthogonalised(model, direction)
         hf.save_pretrained("without-refusal")
     """
-    path = _MLP_OUTPUT.get(model.layout.model_type)
-    if path is None:
-        raise ArchitectureError(
-            f"the weights of {model.layout.model_type} cannot be orthogonalised, only those of {', '.join(sorted(_MLP_OUTPUT))}; "
-            "ablate while the model runs instead (steering.methods.refusal.ablated_everywhere)"
-        )
+    for layer, block_layout in enumerate(model.layout.of_block):
+        if reason := _rescaled(block_layout):
+            raise ArchitectureError(
+                f"the weights of {model.layout.model_type} cannot be orthogonalised: block {layer} {reason}; "
+                "ablate while the model runs instead (steering.methods.refusal.ablated_everywhere)"
+            )
     norm = float(np.linalg.norm(direction))
     if direction.shape != (model.d_model,) or not norm or not np.isfinite(norm):
         raise InputError(
@@ -70,10 +59,18 @@ def orthogonalised(model: Model, direction: NDArray[np.floating]) -> PreTrainedM
         for table in _tables(hf, model):
             table.copy_(_without(table, unit))
         for layer in range(model.n_layers):
-            block = model.layout.block(hf, layer)
-            for name in (model.layout.o_proj, path):
-                _clean(block.get_submodule(name), unit)
+            for point in ("z", "mlp_post"):
+                _clean(model.layout.module(hf, Site(point, layer)), unit)
     return hf
+
+
+def _rescaled(block: BlockLayout) -> str | None:
+    """Why what a block writes is more than its two output projections; None if it is not."""
+    if block.o_proj is None or block.down_proj is None:
+        return "has experts or a mixer, which write by other weights"
+    if block.has_post_norm or not block.down_proj.startswith(block.mlp_out[0].path):
+        return "has a norm after attention or MLP, whose weights rescale what was written, so that the direction comes back"
+    return None
 
 
 def save_orthogonalised(model: Model, direction: NDArray[np.floating], folder: str | Path) -> None:

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 from reasonscope.data.errors import ArchitectureError, InputError, MissingExtraError, SiteError
 from reasonscope.probes.architecture.families import FAMILIES, tiny_config, tiny_model
-from reasonscope.probes.architecture.layout import resolve_layout
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Backend, Positions, gradients
 from reasonscope.probes.backends.hooks import HooksBackend
@@ -21,6 +20,8 @@ from reasonscope.probes.backends.nnsight import NNsightBackend
 from reasonscope.probes.backends.transformer_lens import TransformerLensBackend
 from reasonscope.probes.backends.twin import twin
 from reasonscope.probes.checks.support_table import TRIALS, SupportRow, load_tiny, markdown, support_table, try_out
+from reasonscope.probes.models.layout_check import proved
+from reasonscope.probes.models.layout_derivation import derive_layout
 from reasonscope.probes.models.model import BACKENDS, Model
 
 ENGINES = {"hooks": HooksBackend, "transformer_lens": TransformerLensBackend, "nnsight": NNsightBackend}
@@ -41,7 +42,7 @@ def table() -> dict[tuple[str, str], SupportRow]:
 def engine(request: pytest.FixtureRequest, hf_of: Callable[[str], PreTrainedModel]) -> Backend:
     """Each backend in turn on the tiny Qwen3."""
     hf = hf_of("qwen3")
-    backend: Backend = ENGINES[request.param](hf, resolve_layout(hf.config))
+    backend: Backend = ENGINES[request.param](hf, proved(hf, derive_layout(hf)))
     return backend
 
 
@@ -142,7 +143,7 @@ def test_the_given_model_stays_as_it_was() -> None:
     modules = {name: (id(module), sorted(vars(module))) for name, module in hf.named_modules()}
     attention, logits = hf.config._attn_implementation, hf(IDS).logits
     for engine in ENGINES.values():
-        backend = engine(hf, resolve_layout(hf.config))
+        backend = engine(hf, proved(hf, derive_layout(hf)))
         backend.forward(IDS, mask=MASK, use_cache=True, read=[Site("attn_probs", 0)], write={MIDDLE: _halve})
     assert {name: (id(module), sorted(vars(module))) for name, module in hf.named_modules()} == modules
     assert all(torch.equal(tensor, before[name]) for name, tensor in hf.state_dict().items())
@@ -205,7 +206,7 @@ def test_gradients_reach_an_edit(engine: Backend, hf_of: Callable[[str], PreTrai
             (grad,) = torch.autograd.grad(logits[:, -1].logsumexp(dim=-1).sum(), direction)
         return grad
 
-    expected = gradient(HooksBackend(hf, resolve_layout(hf.config)))
+    expected = gradient(HooksBackend(hf, proved(hf, derive_layout(hf))))
     assert expected.abs().max() > 0.01
     torch.testing.assert_close(gradient(engine), expected, atol=1e-5, rtol=0)
 
@@ -227,7 +228,7 @@ def test_a_dense_block_of_a_mixture_has_no_router(
     name: str, family: str, hf_of: Callable[[str], PreTrainedModel]
 ) -> None:
     hf = hf_of(family)
-    layout, dense = resolve_layout(hf.config), []
+    layout, dense = proved(hf, derive_layout(hf)), []
     for layer in range(3):
         try:
             ENGINES[name](hf, layout).forward(IDS, mask=MASK, read=[Site("router", layer)])
@@ -249,7 +250,7 @@ def test_a_missing_extra_names_its_remedy(
     monkeypatch.setitem(sys.modules, module, None)
     hf = hf_of("qwen3")
     with pytest.raises(MissingExtraError) as caught:
-        engine_class(hf, resolve_layout(hf.config))
+        engine_class(hf, proved(hf, derive_layout(hf)))
     assert f'pip install "reasonscope[{extra}]"' in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -260,7 +261,7 @@ def test_an_architecture_unknown_to_transformer_lens_is_refused_in_its_words() -
 
     hf = UnheardOfForCausalLM(tiny_config("qwen3")).eval()
     with pytest.raises(ArchitectureError, match=r"TransformerLens cannot bridge UnheardOfForCausalLM: .*hooks"):
-        TransformerLensBackend(hf, resolve_layout(hf.config))
+        TransformerLensBackend(hf, proved(hf, derive_layout(hf)))
 
 
 def test_a_twin_shares_every_weight_and_no_module() -> None:

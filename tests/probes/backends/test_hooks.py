@@ -5,11 +5,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from reasonscope.data.errors import InputError, SiteError
-from reasonscope.probes.architecture.layout import LAYOUTS
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import gradients, positions
 from reasonscope.probes.backends.hooks import HooksBackend
 from reasonscope.probes.generation.padding import left_padded
+from reasonscope.probes.models.layout_derivation import derive_layout
 
 SEQUENCES = [[5, 9, 23, 41, 8, 77, 60, 3, 12], [33, 4, 50, 18], [7, 88, 21, 64, 90, 15]]
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def test_by_hand():
         hf.model.embed_tokens.weight.copy_(2 * torch.eye(4))  # root mean square 1: the norm leaves them as they are
     read = [Site.parse(f"{p}.0") for p in ("resid_pre", "z", "attn_probs", "attn_out", "mlp_out", "resid_post")]
     ids, mask = torch.tensor([[0, 1, 3]]), torch.tensor([[0, 1, 1]])  # the first column is padding
-    seen = HooksBackend(hf, LAYOUTS["llama"]).forward(ids, mask=mask, read=read).activations
+    seen = HooksBackend(hf, derive_layout(hf)).forward(ids, mask=mask, read=read).activations
     pre, z, probabilities, attention, mlp, post = (seen[site][0] for site in read)
     assert torch.equal(pre[1:], torch.tensor([[0.0, 2, 0, 0], [0, 0, 0, 2]]))
     assert torch.equal(probabilities[0, 1:], torch.tensor([[0.0, 1, 0], [0, 0.5, 0.5]]))
@@ -71,7 +71,7 @@ def test_reads_are_the_hidden_states(family, model_of):
             assert torch.equal(seen[Site("resid_post", layer)], states[layer + 1])
     last = seen[Site("resid_post", model.n_layers - 1)]
     assert not torch.allclose(last, states[-1], atol=1e-2)  # the trap: there it is behind the final norm
-    assert torch.equal(model.hf.get_submodule(model.layout.final_norm)(last), states[-1])
+    assert torch.equal(model.final_norm(last), states[-1])
 
 
 def test_shapes_and_what_is_added(family, model_of):
@@ -137,7 +137,7 @@ def test_an_edit_changes_later_tokens_only(family, point, model_of):
     assert torch.equal(edited.activations[below], plain.activations[below])
     change = (edited.logits - plain.logits)[0].abs().amax(-1)
     # An expert multiplies the tokens that chose it together: where the later ones choose otherwise, the earlier round otherwise.
-    assert change[:4].max() <= (1e-6 if model.layout.route is not None else 0) and (change[4:] > 1e-5).all()
+    assert change[:4].max() <= (1e-6 if model.layout.layers_with("router") else 0) and (change[4:] > 1e-5).all()
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "deepseek_v3"])

@@ -10,7 +10,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Message, Problem
-from reasonscope.probes.architecture.layout import LAYOUTS
+from reasonscope.probes.architecture.layout import Term
 from reasonscope.probes.backends import hooks
 from reasonscope.probes.backends.base import PassByPass
 from reasonscope.probes.checks.verification import verify
@@ -71,17 +71,23 @@ def test_bfloat16_passes_within_its_own_tolerance(family, hf_of, tokenizer):
 @pytest.mark.parametrize(
     ("family", "change", "expected"),
     [
-        ("gemma2", {"attn_out": "self_attn"}, {"contributions"}),
-        ("olmo2", {"mlp_out": "mlp"}, {"contributions"}),
+        ("gemma2", {"attn_out": (Term(path="self_attn"),)}, {"contributions"}),
+        ("olmo2", {"mlp_out": (Term(path="mlp"),)}, {"contributions"}),
         ("llama", {"o_proj": "self_attn.q_proj"}, {"head writes"}),
         ("gpt_oss", {"sinks": False}, {"attention rows"}),
-        ("llama", {"final_norm": "model.layers.0.input_layernorm"}, {"hidden states"}),
     ],
 )
 def test_a_wrong_layout_fails(family, change, expected, model_of, hf_of):
-    layout = replace(LAYOUTS[family], **change)
-    model = replace(model_of(family), layout=layout, backend=hooks.HooksBackend(hf_of(family), layout))
+    right = model_of(family)
+    layout = replace(right.layout, of_block=tuple(replace(block, **change) for block in right.layout.of_block))
+    model = replace(right, layout=layout, backend=hooks.HooksBackend(hf_of(family), layout))
     assert expected <= failed(verify(model))
+
+
+def test_a_wrong_final_norm_fails(model_of):
+    right = model_of("llama")
+    layout = replace(right.layout, final_norm="model.layers.0.input_layernorm")
+    assert "hidden states" in failed(verify(replace(right, layout=layout)))
 
 
 def unmasked(ids, kwargs):

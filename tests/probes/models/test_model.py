@@ -12,7 +12,6 @@ from reasonscope.data.text.think_tags import GEMMA_4, GPT_OSS, THINK, ThinkTags
 from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.architecture.families import tiny_model
-from reasonscope.probes.architecture.layout import LAYOUTS
 from reasonscope.probes.models.fingerprint import weights_hash
 from reasonscope.probes.models.loading import generation_defaults
 from reasonscope.probes.models.model import load_model
@@ -148,10 +147,13 @@ def test_what_cannot_be_loaded(hf_of, tokenizer):
 def test_an_architecture_of_ones_own(tokenizer):
     hf = tiny_model("llama")
     hf.config.model_type = "my_llama"
-    with pytest.raises(ArchitectureError, match="'my_llama'"):
-        load_model(hf, tokenizer=tokenizer)
-    row = replace(LAYOUTS["llama"], model_type="my_llama")
-    assert load_model(hf.train(), tokenizer=tokenizer, layout=row).layout is row and not hf.training
+    found = load_model(hf.train(), tokenizer=tokenizer).layout
+    assert (found.model_type, found.of_block[0].o_proj) == ("my_llama", "self_attn.o_proj") and not hf.training
+    own = replace(found, model_type="described by hand")
+    assert load_model(hf, tokenizer=tokenizer, layout=own).layout is own
+    wrong = replace(own, of_block=tuple(replace(block, o_proj="self_attn.q_proj") for block in own.of_block))
+    with pytest.raises(ArchitectureError, match="described by hand model does not behave as its layout says"):
+        load_model(hf, tokenizer=tokenizer, layout=wrong)
 
 
 def test_every_error_of_loading_is_ours():
