@@ -1,5 +1,5 @@
 from .architecture.heads import Head as Head
-from .architecture.layout import LAYOUTS as LAYOUTS
+from .architecture.layout import BlockLayout as BlockLayout
 from .architecture.layout import Layout as Layout
 from .architecture.sites import POINTS as POINTS
 from .architecture.sites import Site as Site

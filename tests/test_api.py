@@ -27,7 +27,7 @@ EXPORTS = {
         import_thought_anchors import_traces label_sentences load_problems sentences steps trace_from_text
     """,
     "reasonscope.probes": """
-        Capture Check Comparison Completion CorrectnessReport DecodingStep Edit Forward Head LAYOUTS Layout
+        BlockLayout Capture Check Comparison Completion CorrectnessReport DecodingStep Edit Forward Head Layout
         LengthReport LinearProbe LogisticProbe Model POINTS Positions ProbeReport RefusalReport RemainingReport
         RidgeProbe Site capture cluster_bootstrap continuations correctness expand_sites generate gradients
         grouped_predictions length load_model record refusal remaining replay rollouts run_with_cache verify

@@ -211,7 +211,14 @@ def receiver_scores(
         read.matrix, proximity=proximity, depth_control=depth_control, exclude=_sink_sentences(read)
     )
     values = known.spread(receiver_score(vertical, heads))
-    others = random_heads(heads, n_layers=model.n_layers, n_heads=model.n_heads, n_controls=n_controls, seed=seed)
+    others = random_heads(
+        heads,
+        n_layers=model.n_layers,
+        n_heads=model.n_heads,
+        layers=model.layers_with_heads,
+        n_controls=n_controls,
+        seed=seed,
+    )
     drawn = [known.spread(receiver_score(vertical, other)) for other in others]
     scored = np.isfinite(values)
     return Result(

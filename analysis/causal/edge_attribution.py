@@ -20,6 +20,7 @@ from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.progress import tracked
 from reasonscope.data.trace import Problem, Sampling
+from reasonscope.probes.architecture.layout import Layout
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions, gradients
 from reasonscope.probes.evaluation.divergence import kl_divergence
@@ -204,13 +205,24 @@ class _Pass:
     states: Mapping[Site, Tensor]
 
 
+def _not_a_sum(layout: Layout) -> str | None:
+    """Why the stream of a model is more than what heads and MLPs write; None if it is not."""
+    if any(block.has_post_norm for block in layout.of_block):
+        return "normalises the output of its heads"
+    if layout.scales_stream:
+        return "scales its whole stream"
+    if not len(layout.layers_with("z")) == len(layout.layers_with("mlp_out")) == len(layout.of_block):
+        return "has blocks without heads or without an MLP"
+    return "has mixers beside its heads" if layout.layers_with("mixer_out") else None
+
+
 class _Parts:
     """The parts of a model that write to its stream, and the gradients of those that read it."""
 
     def __init__(self, model: Model) -> None:
-        if model.layout.has_post_norm:
+        if reason := _not_a_sum(model.layout):
             raise InputError(
-                f"{model.layout.model_type} normalises the output of its heads, so it is not a sum over heads; use another family"
+                f"{model.layout.model_type} {reason}, so what it writes is not a sum over heads and MLPs; use another family"
             )
         self._model = model
         layers = range(model.n_layers)

@@ -19,7 +19,7 @@ from reasonscope.steering.vectors.scope import Scope
 def head_states(model: Model, traces: Sequence[Trace]) -> ReferenceStates:
     """The output of every head at the tokens of `traces`, by site `z.L`: (token, head, d_head), to average or draw
     from."""
-    return reference_states(model, traces, [Site("z", layer) for layer in range(model.n_layers)])
+    return reference_states(model, traces, [Site("z", layer) for layer in model.layers_with_heads])
 
 
 def without_heads(

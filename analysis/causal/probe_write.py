@@ -18,11 +18,11 @@ from reasonscope.analysis.causal.head_edits import head_states, without_heads
 from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.analysis.statistics import bootstrap_band, null_band
 from reasonscope.data.arrays import Values
-from reasonscope.data.errors import InputError, SiteError
+from reasonscope.data.errors import ArchitectureError, InputError, SiteError
 from reasonscope.data.progress import tracked
 from reasonscope.data.trace import Trace
-from reasonscope.probes.architecture.heads import Head
-from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.architecture.heads import Head, all_heads
+from reasonscope.probes.architecture.sites import Point, Site
 from reasonscope.probes.backends.base import Edit
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.positions import Position, has_position, row_at
@@ -93,7 +93,7 @@ def total_effects(
     `heads` in the given order; by default every head of the blocks before the probe's site. One pass per head.
     """
     last = _blocks_before(probe)
-    chosen = heads or [Head(layer=layer, index=i) for layer in range(last) for i in range(model.n_heads)]
+    chosen = heads or [head for head in all_heads(model.layout) if head.layer < last]
     bank = head_states(model, traces) if how != "zero" else None
     sequences = [trace.token_ids[: _row(trace, position) + 1].tolist() for trace in traces]
     untouched = _logits(model, probe, sequences, {}, batch)
@@ -147,8 +147,10 @@ def probe_write_result(
     rho = float("nan")
     if how is not None:
         effects = total_effects(model, probe, traces, position=position, how=how, seed=seed).mean(axis=0)
-        total.ravel()[: len(effects)] = effects
-        rho = float(spearmanr(writes.heads.mean(axis=0).ravel()[: len(effects)], effects).statistic)
+        heads = [head for head in all_heads(model.layout) if head.layer < _blocks_before(probe)]
+        at = [head.layer for head in heads], [head.index for head in heads]
+        total[at] = effects
+        rho = float(spearmanr(writes.heads.mean(axis=0)[at], effects).statistic)
     return Result(
         method="probe_write",
         quantity=f"direct effect of a head on the probe at {probe.site}",
@@ -177,8 +179,9 @@ def _random_directions(
     sums = np.zeros((model.n_layers, model.n_heads, n))
     for trace in tracked(traces, "writing along random directions", "traces"):
         seen = _states(model, trace, _row(trace, position), last, probe.site)
-        for layer in range(last):
-            sums[layer] += (_head_writes(model, seen, layer) @ torch.from_numpy(units.T)).numpy()
+        for layer in _with_heads(model, last):
+            heads = model.layout.of_block[layer].n_heads
+            sums[layer, :heads] += (_head_writes(model, seen, layer) @ torch.from_numpy(units.T)).numpy()
     return null_band(np.moveaxis(sums / len(traces), -1, 0), "random directions of the probe's length")
 
 
@@ -195,10 +198,21 @@ def _blocks_before(probe: LinearProbe) -> int:
     return probe.site.layer + (probe.site.point == "resid_post")
 
 
+def _with_heads(model: Model, last: int) -> list[int]:
+    """The blocks before `last` that have heads. Raises ArchitectureError if blocks scale what earlier ones wrote."""
+    if model.layout.scales_stream:
+        raise ArchitectureError(
+            f"{model.layout.model_type} scales its whole stream in each block, so a probe's logit is not a sum over heads; "
+            "use the total effect (total_effects) instead"
+        )
+    return [layer for layer in model.layout.layers_with("z") if layer < last]
+
+
 def _states(model: Model, trace: Trace, row: int, last: int, read: Site) -> Mapping[Site, Tensor]:
     """The activations at `row` of a trace at every part of the blocks before `last`, in float64."""
-    points = ("z", "attn_out", "mlp_out")
-    sites = [read, Site("resid_pre", 0), *(Site(point, layer) for layer in range(last) for point in points)]  # type: ignore[arg-type]
+    points: tuple[Point, ...] = ("z", "attn_out", "mixer_out", "mlp_out")
+    parts = (Site(p, i) for p in points for i in model.layout.layers_with(p) if i < last)
+    sites = [read, Site("resid_pre", 0), *parts]
     seen = replay(model, [trace.token_ids[: row + 2].tolist()], list(dict.fromkeys(sites)))[0]
     return {site: state[row].double().cpu() for site, state in seen.items()}
 
@@ -212,7 +226,7 @@ def _head_writes(model: Model, seen: Mapping[Site, Tensor], layer: int) -> Tenso
 
 def _post_norm(model: Model, seen: Mapping[Site, Tensor], layer: int, written: Tensor, bias: Tensor | None) -> Tensor:
     """The factor (d_model,) of the norm after the output projection here; 1 without one."""
-    if not model.layout.has_post_norm:
+    if not model.layout.of_block[layer].has_post_norm:
         return torch.ones(written.shape[-1], dtype=torch.float64)
     norm = model.layout.module(model.hf, Site("attn_out", layer))
     weight = next(norm.parameters())
@@ -227,14 +241,16 @@ def _of_trace(model: Model, probe: LinearProbe, trace: Trace, row: int, last: in
     seen = _states(model, trace, row, last, probe.site)
     coef = torch.from_numpy(probe.coef)
     heads, mlps, biases = np.zeros((model.n_layers, model.n_heads)), np.zeros(model.n_layers), np.zeros(model.n_layers)
-    for layer in range(last):
+    for layer in _with_heads(model, last):
         written = _head_writes(model, seen, layer)
-        heads[layer] = (written @ coef).numpy()
+        heads[layer, : len(written)] = (written @ coef).numpy()
         bias = model.layout.output_weights(model.hf, layer)[1]
         if bias is not None:
             kept = bias.detach().double().cpu()
             biases[layer] = float((kept * _post_norm(model, seen, layer, written, bias)) @ coef)
-        mlps[layer] = float(seen[Site("mlp_out", layer)] @ coef)
+    for site, state in seen.items():
+        if site.point in ("mlp_out", "mixer_out"):
+            mlps[site.layer] += float(state @ coef)
     return {
         "heads": heads,
         "mlps": mlps,

@@ -128,7 +128,14 @@ def cliff_heads(
     def answers(taken: Sequence[Head]) -> list[Values]:
         return _outcomes(model, trial, edit(taken) if taken else None)
 
-    others = random_heads(heads, n_layers=model.n_layers, n_heads=model.n_heads, n_controls=n_controls, seed=seed)
+    others = random_heads(
+        heads,
+        n_layers=model.n_layers,
+        n_heads=model.n_heads,
+        layers=model.layers_with_heads,
+        n_controls=n_controls,
+        seed=seed,
+    )
     named = [
         ("with all heads", ()),
         ("without the chosen heads", heads),

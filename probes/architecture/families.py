@@ -3,9 +3,13 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
-from reasonscope.probes.architecture.shrinking import shrunk
+from reasonscope.probes.architecture.shrinking import class_for, shrunk
 
 VOCAB = 96
 N_LAYERS = 3
@@ -118,8 +122,3 @@ def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
                 torch.nn.init.normal_(buffer, std=0.2)
     assert isinstance(model, PreTrainedModel)
     return model
-
-
-def class_for(config: PretrainedConfig) -> Any:
-    """The class of transformers that makes a language model of `config`: of a text model, or of one that also reads images."""
-    return AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModelForImageTextToText

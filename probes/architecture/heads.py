@@ -7,6 +7,7 @@ from typing import Self
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.random_sets import Pool, distinct_sets
+from reasonscope.probes.architecture.layout import Layout
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -40,7 +41,13 @@ class Head:
 
 
 def random_heads(
-    heads: Sequence[Head], *, n_layers: int, n_heads: int, n_controls: int = 20, seed: int = 0
+    heads: Sequence[Head],
+    *,
+    n_layers: int,
+    n_heads: int,
+    layers: Sequence[int] | None = None,
+    n_controls: int = 20,
+    seed: int = 0,
 ) -> list[tuple[Head, ...]]:
     """Random sets of as many other heads: the control of an ablation, or of any score of `heads`.
 
@@ -51,6 +58,7 @@ def random_heads(
         heads: The heads to compare with; none of them is drawn.
         n_layers: Blocks of the model.
         n_heads: Attention heads of each block.
+        layers: The blocks that have heads (`layout.layers_with("z")`); by default all.
         n_controls: How many sets to draw.
         seed: Seed of the draw.
 
@@ -67,13 +75,21 @@ def random_heads(
     """
     chosen = set(heads)
     free = [
-        head for layer in range(n_layers) for i in range(n_heads) if (head := Head(layer=layer, index=i)) not in chosen
+        head
+        for layer in (range(n_layers) if layers is None else layers)
+        for i in range(n_heads)
+        if (head := Head(layer=layer, index=i)) not in chosen
     ]
     if len(free) < len(chosen):
         raise InputError(
             f"{len(chosen)} of {n_layers * n_heads} heads leave only {len(free)} others to compare with; choose fewer heads"
         )
     return distinct_sets(_pools(chosen, free), n_controls, seed=seed)
+
+
+def all_heads(layout: Layout) -> list[Head]:
+    """Every attention head of a model, by layer; blocks without attention have none."""
+    return [Head(layer=i, index=j) for i in layout.layers_with("z") for j in range(layout.of_block[i].n_heads)]
 
 
 def of_same_layers(heads: Sequence[Head], others: Sequence[Head]) -> bool:

@@ -105,7 +105,7 @@ class BlockLayout:
         return replace(place, path=path)
 
     def place(self, point: Point) -> "Place | None":
-        """Where a point of this block is, with paths from the block; None if the block lacks it."""
+        """The place of a point in this block, with paths from the block; None if the block lacks it."""
         if point not in ("attn_out", "mixer_out", "mlp_out", "resid_mid"):
             return self._leaf(point)
         *earlier, last = self.terms(point) or (None,)
@@ -159,7 +159,7 @@ class Layout:
         model_type: The architecture, as `config.model_type` names it.
         blocks: The list of blocks.
         embedding: The token embedding.
-        final_norm: The norm before the output layer; None if there is none.
+        final_norm: The norm before the output layer; None for a model without one.
         unembedding: The output layer.
         of_block: The layout of each block.
 
@@ -203,7 +203,7 @@ class Layout:
         return f"{self.blocks}.{layer}"
 
     def place(self, site: Site) -> Place:
-        """Where `site` is, with paths from the model. Raises SiteError if this model has no such layer, or the layer no such point."""
+        """The place of `site`, with paths from the model. Raises SiteError if the model has no such layer, or the layer no such point."""
         if site.layer >= len(self.of_block):
             raise SiteError(
                 f"{site}: the model has {len(self.of_block)} layers, so the last is {site.point}.{len(self.of_block) - 1}"

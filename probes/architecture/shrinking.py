@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
 
 VOCAB = 96
 _WIDTH, _HEADS, _HEAD_DIM = 64, 4, 16
 
-# By name of the setting, in the words that configurations use. Sizes of a family that fit no rule stand in `_OWN`.
+# By name of the setting, in the words that configurations use. `_own` has what no rule covers.
 _SIZES: Mapping[int, str] = {
     _WIDTH: "hidden_size d_model n_embd dim model_dim embed_dim word_embed_proj_dim embedding_size attention_hidden_size "
-    "hidden_dim lru_width",
+    "hidden_dim lru_width out_hidden_size text_hidden_size projection_dim adapter_out_dim",
     96: "intermediate_size ffn_dim n_inner ffn_hidden_size moe_intermediate_size shared_expert_intermediate_size "
     "shared_intermediate_size expert_ffn_hidden_size decoder_ffn_dim encoder_ffn_dim mlp_hidden_size intermediate_size_mlp "
     "moe_shared_expert_intermediate_size dense_intermediate_size expert_intermediate_size block_ff_dim conv_dim_ff",
@@ -22,11 +22,13 @@ _SIZES: Mapping[int, str] = {
     "num_shared_experts_per_tok linear_num_key_heads swa_num_key_value_heads num_global_key_value_heads moe_k experts_per_token",
     _HEAD_DIM: "head_dim attention_head_dim global_head_dim swa_head_dim kv_channels linear_key_head_dim linear_value_head_dim "
     "linear_head_dim mamba_d_head mamba_head_dim mamba_d_state ssm_state_size state_size index_head_dim qk_head_dim",
-    8: "mamba_n_heads mamba_num_heads qk_rope_head_dim v_head_dim qk_nope_head_dim time_step_rank mamba_dt_rank sliding_window attention_window_size "
-    "hidden_size_per_layer_input n_lora_rank",
+    8: "mamba_n_heads mamba_num_heads qk_rope_head_dim v_head_dim qk_nope_head_dim time_step_rank mamba_dt_rank sliding_window "
+    "attention_window_size "
+    "hidden_size_per_layer_input n_lora_rank rotary_dim",
     20: "q_lora_rank",
     24: "kv_lora_rank o_lora_rank",
-    1: "n_group topk_group num_shared_experts n_shared_experts moe_num_shared_experts mamba_n_groups n_groups num_mtp_layers",
+    1: "n_group topk_group num_expert_group "
+    "num_shared_experts n_shared_experts moe_num_shared_experts mamba_n_groups n_groups num_mtp_layers",
     128: "max_position_embeddings n_positions max_seq_len max_sequence_length n_ctx mamba_d_ssm mamba_intermediate_size",
 }
 _BY_NAME = {name: size for size, names in _SIZES.items() for name in names.split()}
@@ -35,16 +37,47 @@ _N_LAYERS = 4
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 1}
 
 
+def class_for(config: PretrainedConfig) -> Any:
+    """The class of transformers that makes a language model of `config`: of a text model, or of one that also reads images."""
+    return AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModelForImageTextToText
+
+
+# What the rules miss: settings whose default is None, and sizes that must fit one another.
+_OWN: Mapping[str, Mapping[str, Any]] = {
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
+    "ministral": {"head_dim": 16},
+    "nemotron": {"num_key_value_heads": 2, "head_dim": 16},
+    "dots1": {"n_routed_experts": 4},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"], "num_dense_layers": 2},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1},
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "step3p7": {"text_config": {"sliding_window": 8}},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "qwen2_vl": {
+        "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}}
+    },
+    "qwen2_5_vl": {
+        "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}}
+    },
+}
+
+
 def shrunk(model_type: str, **own: Any) -> PretrainedConfig:
     """The default configuration of `model_type`, with every size made small; `own` settings of the family win."""
-    config = AutoConfig.for_model(model_type)
-    return AutoConfig.for_model(model_type, **{**small_settings(config), **own})
+    small = small_settings(AutoConfig.for_model(model_type))
+    for name, value in {**_OWN.get(model_type, {}), **own}.items():
+        small[name] = {**small.get(name, {}), **value} if isinstance(value, dict) else value
+    return AutoConfig.for_model(model_type, **small)
 
 
 def with_same_heads(config: PretrainedConfig) -> PretrainedConfig:
     """A small configuration like `config`, with as many attention heads, each of which is narrow."""
     text, small = config.get_text_config(), small_settings(config)
-    heads: dict[str, Any] = {"num_attention_heads": text.num_attention_heads, "hidden_size": _HEAD_DIM * text.num_attention_heads}
+    heads: dict[str, Any] = {
+        "num_attention_heads": text.num_attention_heads,
+        "hidden_size": _HEAD_DIM * text.num_attention_heads,
+    }
     if getattr(text, "num_key_value_heads", None):
         heads["num_key_value_heads"] = text.num_key_value_heads
     inner = next((name for name, part in vars(config).items() if part is text and part is not config), None)
@@ -60,6 +93,10 @@ def small_settings(config: PretrainedConfig) -> dict[str, Any]:
     kept = _kept_layers(settings, depth)
     small = {name: _small(name, value, depth, kept) for name, value in settings.items()}
     small = {name: value for name, value in small.items() if value != settings[name]}
+    if isinstance(settings.get("kv_lora_rank"), int) and "num_key_value_heads" in settings:
+        small["num_key_value_heads"] = _HEADS  # latent attention has keys for every head
+    if parts.get("vision_config") is None and "mrope_section" in str(settings):
+        small["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
     return {**small, **{name: small_settings(part) for name, part in parts.items()}}
 
 

@@ -98,7 +98,7 @@ class HooksBackend:
 
 def call_model(hf: PreTrainedModel, ids: Tensor, mask: Tensor | None, **options: Any) -> Any:
     """Run the model on token ids. Of `options`, models get those that they know: some count positions from the mask, some have no cache."""
-    known, takes_any = _parameters(type(hf))
+    known, takes_any = _parameters(type(hf).forward)
     given = {"attention_mask": mask, "use_cache": False, **options}
     if "cache_params" in known:  # what state-space models call their cache
         given["cache_params"] = given.pop("past_key_values", None)
@@ -110,9 +110,9 @@ def _cache_of(output: Any) -> Any:
 
 
 @cache
-def _parameters(kind: type[PreTrainedModel]) -> tuple[frozenset[str], bool]:
-    """The names that the forward pass of a model takes, and whether it takes any other."""
-    parameters = inspect.signature(kind.forward).parameters.values()
+def _parameters(forward: Callable[..., Any]) -> tuple[frozenset[str], bool]:
+    """The names that a forward pass takes, and whether it takes any other."""
+    parameters = inspect.signature(forward).parameters.values()
     return frozenset(one.name for one in parameters), any(one.kind is one.VAR_KEYWORD for one in parameters)
 
 
@@ -196,9 +196,7 @@ def _output_hook(touch: SiteHook, place: Place) -> Callable[..., Any]:
     return hook
 
 
-def _hook_sum(
-    hf: PreTrainedModel, block: nn.Module, place: Place, touch: SiteHook
-) -> AbstractContextManager[None]:
+def _hook_sum(hf: PreTrainedModel, block: nn.Module, place: Place, touch: SiteHook) -> AbstractContextManager[None]:
     """A sum of scaled outputs is complete when the last of its modules ends; an edit of the sum changes what that one gives."""
     terms = (*place.earlier, Term(path=place.path, scale=place.scale))
     kept: dict[Term, Tensor] = {}

@@ -125,7 +125,7 @@ def _row(backend: str, family: str, hf: PreTrainedModel, reference: Model) -> Su
     try:
         model = load_tiny(hf, backend)
     except _FAILURES as error:
-        failed = SupportTrial(error=_line(error))
+        failed = SupportTrial(error=one_line(error))
         return SupportRow(backend=backend, family=family, trials=dict.fromkeys(("load", *TRIALS), failed))
     trials = {name: try_out(trial, model, reference) for name, trial in TRIALS.items()}
     return SupportRow(backend=backend, family=family, trials={"load": SupportTrial(difference=0.0), **trials})
@@ -136,7 +136,7 @@ def try_out(trial: Callable[[Model, Model], float | None], model: Model, referen
     try:
         return SupportTrial(difference=trial(model, reference))
     except _FAILURES as error:
-        return SupportTrial(error=_line(error))
+        return SupportTrial(error=one_line(error))
 
 
 def markdown(rows: Sequence[SupportRow]) -> str:
@@ -234,7 +234,8 @@ def _gap(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max())
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An error in the words of whoever raised it, shortened."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:160]}"
 

@@ -73,7 +73,7 @@ def _kept(value: Any) -> Any:
 
 def run_short(hf: PreTrainedModel) -> None:
     """A pass over a few tokens, which differ from one another."""
-    rows = hf.get_input_embeddings().weight.shape[0]
+    rows = int(hf.get_input_embeddings().weight.shape[0])  # type: ignore[index]  # an embedding has a table
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(min(3, rows - 1), min(rows, 1000), (1, _TOKENS), generator=generator).to(input_device(hf))
     with torch.no_grad():
@@ -83,7 +83,7 @@ def run_short(hf: PreTrainedModel) -> None:
 def find_blocks(hf: PreTrainedModel) -> str:
     """The path of the list of decoder blocks: the longest list of modules whose members run one after the other on the stream.
 
-    Raises ArchitectureError if there is none.
+    Raises ArchitectureError for a model without one.
     """
     lists = [(path, module) for path, module in hf.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
     ran: dict[str, list[int]] = {path: [] for path, _ in lists}
@@ -98,7 +98,8 @@ def find_blocks(hf: PreTrainedModel) -> str:
         raise ArchitectureError(
             f"{type(hf).__name__} has no list of blocks that run one after the other, so it is not a decoder that can be read"
         )
-    return max(found, key=lambda path: len(ran[path]))
+    longest: str = max(found, key=lambda path: len(ran[path]))
+    return longest
 
 
 def _noting(ran: list[int], i: int) -> Callable[..., None]:

@@ -26,7 +26,7 @@ _WRITTEN: tuple[Point, ...] = (
     "resid_pre", "q", "k", "v", "z", "attn_out", "mixer_out", "resid_mid", "router", "mlp_post", "mlp_out", "resid_post",
 )  # fmt: skip
 _STREAM: tuple[Point, ...] = ("resid_pre", "attn_out", "mixer_out", "mlp_out", "resid_post")
-# A point that fails its proof is left out of a derived layout; without the others there is no layout.
+# A point that fails its proof is left out of a derived layout; if another point fails, the model is refused.
 _OPTIONAL: tuple[Point, ...] = ("q", "k", "v", "z", "attn_probs", "resid_mid", "router", "mlp_post")
 _TOKENS = 4
 _EDITED = 1  # the token whose queries, keys and values are edited
@@ -126,7 +126,9 @@ def _faults(hf: PreTrainedModel, layout: Layout, backend: Backend | None) -> dic
 
 
 def _run(hf: PreTrainedModel, layout: Layout, backend: Backend | None) -> _Seen:
-    read = [Site(p, i) for i, block in enumerate(layout.of_block) for p in block.points if not backend or _travels(block, p)]
+    read = [
+        Site(p, i) for i, block in enumerate(layout.of_block) for p in block.points if not backend or _travels(block, p)
+    ]
     written = [site for site in _first_of_each_kind(layout) if site in read or site.point == "embed"]
     rows = {site: row for row, site in enumerate(written, start=1)}
     edits = {site: _only(row, _EDITED if site.point in ("q", "k", "v") else None) for site, row in rows.items()}
@@ -158,13 +160,15 @@ def _first_of_each_kind(layout: Layout) -> list[Site]:
 def _stream_fault(seen: _Seen, layer: int) -> str | None:
     block = seen.layout.of_block[layer]
     parts = [seen.at("resid_pre", layer) * block.stream_scale]
-    parts += [seen.at(point, layer) for point in ("attn_out", "mixer_out", "mlp_out") if seen.has(point, layer)]  # type: ignore[arg-type]
+    parts += [seen.at(point, layer) for point in ("attn_out", "mixer_out", "mlp_out") if seen.has(point, layer)]
     after = seen.at("resid_post", layer)
     gap = (sum(parts[1:], start=parts[0]) - after).abs()
     size = torch.stack([*parts, after]).abs().amax(dim=(0, -1), keepdim=True)[0].clamp(min=1e-12)
     if bool((gap > seen.tolerance * size).any()):
         return f"{_written_sum(seen, layer)} differs from resid_post by {float(gap.max()):.2g} in block {layer}"
-    if layer and not torch.equal(seen.activations[Site("resid_pre", layer)][0], seen.activations[Site("resid_post", layer - 1)][0]):
+    if layer and not torch.equal(
+        seen.activations[Site("resid_pre", layer)][0], seen.activations[Site("resid_post", layer - 1)][0]
+    ):
         return f"block {layer} does not take what block {layer - 1} leaves"
     return None
 
@@ -177,8 +181,12 @@ def _heads_fault(seen: _Seen, layer: int) -> str | None:
     if unreadable(seen.hf, seen.layout, layer):
         return None
     with torch.no_grad():
-        heads = at_least_float32(seen.layout.attention_of_heads(seen.hf, layer, seen.activations[Site("z", layer)][:1])[0])
-    return _gap_fault(seen, heads, seen.at("attn_out", layer), f"what the heads of block {layer} write does not sum to attn_out")
+        heads = at_least_float32(
+            seen.layout.attention_of_heads(seen.hf, layer, seen.activations[Site("z", layer)][:1])[0]
+        )
+    return _gap_fault(
+        seen, heads, seen.at("attn_out", layer), f"what the heads of block {layer} write does not sum to attn_out"
+    )
 
 
 def _gap_fault(seen: _Seen, ours: Tensor, theirs: Tensor, fault: str) -> str | None:
@@ -188,7 +196,9 @@ def _gap_fault(seen: _Seen, ours: Tensor, theirs: Tensor, fault: str) -> str | N
 
 def _rows_fault(seen: _Seen, layer: int) -> str | None:
     block, rows = seen.layout.of_block[layer], seen.at("attn_probs", layer).sum(dim=-1)
-    summed = max(seen.tolerance, 16 * torch.finfo(torch.float32).eps)  # some families always take the softmax in float32
+    summed = max(
+        seen.tolerance, 16 * torch.finfo(torch.float32).eps
+    )  # some families always take the softmax in float32
     if rows.max() > 1 + summed or (not block.sinks and rows.min() < 1 - summed):
         return f"attention rows of block {layer} sum to {float(rows.min()):.4g} … {float(rows.max()):.4g}, not to 1"
     return None
@@ -203,7 +213,9 @@ def _neurons_fault(seen: _Seen, layer: int) -> str | None:
     with torch.no_grad():
         made = projected(block.get_submodule(path), seen.activations[Site("mlp_post", layer)][:1])
         if not (path == term.path or path.startswith(f"{term.path}.")):
-            made = at_least_float32(block.get_submodule(term.path)(made.to(seen.activations[Site("mlp_out", layer)].dtype)))
+            made = at_least_float32(
+                block.get_submodule(term.path)(made.to(seen.activations[Site("mlp_out", layer)].dtype))
+            )
     fault = f"what the neurons of block {layer} write does not sum to mlp_out"
     return _gap_fault(seen, made[0] * term.scale, seen.at("mlp_out", layer), fault)
 
@@ -261,7 +273,11 @@ def check_engine(backend: Backend, hf: PreTrainedModel, layout: Layout) -> None:
             continue  # the engine lacks the point, and says so to whoever asks for it
         seen.append((site, ours, native.forward(ids, mask=torch.ones_like(ids), read=[site]).activations[site]))
     for site, ours, theirs in seen:
-        gap = float((at_least_float32(ours) - at_least_float32(theirs)).abs().max()) if ours.shape == theirs.shape else float("inf")
+        gap = (
+            float((at_least_float32(ours) - at_least_float32(theirs)).abs().max())
+            if ours.shape == theirs.shape
+            else float("inf")
+        )
         if gap > 64 * torch.finfo(hf.dtype).eps * max(1.0, float(theirs.abs().max())):
             raise ArchitectureError(
                 f"backend={backend.name!r} reads {site} of {layout.model_type} otherwise than the model computes it (by {gap:.2g}); "

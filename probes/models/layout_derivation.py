@@ -18,10 +18,14 @@ from reasonscope.probes.architecture.layout import BlockLayout, Layout, Term, pr
 from reasonscope.probes.architecture.shrinking import with_same_heads
 from reasonscope.probes.models.block_trace import BlockTrace, Call, Outside, find_blocks, watch_blocks
 
-_MIXERS = re.compile(r"mamba|(^|_)ssm|conv|delta|rglru|recurrent|lightning|linearattention|rwkv|lstm|retention", re.IGNORECASE)
+_MIXERS = re.compile(
+    r"mamba|(^|_)ssm|conv|delta|rglru|recurrent|lightning|linearattention|rwkv|lstm|retention", re.IGNORECASE
+)
 _MLPS = re.compile(r"mlp|moe|feed_?forward|ffn|expert|(^|_)fc\d?$|dense|per_layer|ff_", re.IGNORECASE)
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
-_QUERIES, _KEYS, _VALUES = ({f"{x}_proj", x, f"w{x}", f"{name}", f"{x}_lin"} for x, name in (("q", "query"), ("k", "key"), ("v", "value")))
+_QUERIES, _KEYS, _VALUES = (
+    {f"{x}_proj", x, f"w{x}", f"{name}", f"{x}_lin"} for x, name in (("q", "query"), ("k", "key"), ("v", "value"))
+)
 _MOST_TERMS = 4
 _COUNTS_EXPERTS = re.compile(r"experts?$|num_local_experts|n_routed_experts|moe_num_experts")
 
@@ -77,8 +81,10 @@ def _structure(block: nn.Module) -> tuple[tuple[str, str], ...]:
 def _path_of(hf: PreTrainedModel, module: nn.Module | None) -> str:
     path = next((path for path, one in hf.named_modules() if one is module), None)
     if path is None:
-        raise ArchitectureError(f"{type(hf).__name__} has no output layer or no token embedding, so it is not a language model")
-    return path
+        raise ArchitectureError(
+            f"{type(hf).__name__} has no output layer or no token embedding, so it is not a language model"
+        )
+    return str(path)
 
 
 def _final_norm(hf: PreTrainedModel, outside: Outside, unembedding: str) -> str | None:
@@ -117,7 +123,13 @@ def _block_layout(
             f"what block {layer} of {type(hf).__name__} does to the residual stream is not a sum of what its modules give; "
             "such a stream (normalised between the parts, or of several streams) cannot be read part by part"
         )
-    base = replace(BlockLayout(stream_scale=added.stream_scale), **_roles(block, trace, added.terms, attention))
+    roles = _roles(block, trace, added.terms, attention)
+    base = BlockLayout(
+        stream_scale=added.stream_scale,
+        attn_out=roles["attn_out"],
+        mixer_out=roles["mixer_out"],
+        mlp_out=roles["mlp_out"],
+    )
     return _with_inner_points(hf, block, trace, base, attention)
 
 
@@ -162,7 +174,12 @@ def _known_paths(calls: Sequence[Call], known: Sequence[BlockLayout]) -> Iterato
 
 def _fitted(trace: BlockTrace, calls: Sequence[Call], scales: Sequence[float]) -> _Sum | None:
     """The scales with which the outputs sum to the change of the stream; None if they do not, or with a scale that nothing names."""
-    parts = torch.stack([trace.entered, *(call.out for call in calls if call.out is not None)]).double().cpu().flatten(1, -2)
+    parts = (
+        torch.stack([trace.entered, *(call.out for call in calls if call.out is not None)])
+        .double()
+        .cpu()
+        .flatten(1, -2)
+    )
     left = trace.left.double().cpu().flatten(0, -2)
     # Rows count by their size: in some models the first token is a thousand times as large as the others.
     size = torch.cat([parts, left[None]]).abs().amax(dim=(0, 2)).clamp(min=1e-30)
@@ -197,7 +214,11 @@ def _named_scales(hf: PreTrainedModel, block: nn.Module) -> list[float]:
     """Numbers that a block may multiply by: those that it or the config names, and their products."""
     config = hf.config.get_text_config()
     own = [value for value in (*vars(block).values(), *vars(config).values()) if isinstance(value, float)]
-    own += [float(one) for one in (*block._buffers.values(), *block._parameters.values()) if one is not None and one.numel() == 1]
+    own += [
+        float(one)
+        for one in (*block._buffers.values(), *block._parameters.values())
+        if one is not None and one.numel() == 1
+    ]
     depth = getattr(config, "num_hidden_layers", 1)
     own += [value / depth**0.5 for value in own]  # MiniCPM: depth scale over the root of the number of blocks
     return sorted({value for value in own if value not in (0.0, 1.0)})
@@ -215,7 +236,11 @@ def _weights_item(call: Call) -> int | None:
     for item, value in enumerate(call.made):
         if item and isinstance(value, Tensor) and value.dim() == 4 and value.shape[2] == value.shape[3] > 1:
             rows = value.float().sum(dim=-1)
-            if bool((value >= 0).all()) and float(rows.max()) < 1.05 and float(value.float().triu(1).abs().max()) < 1e-3:
+            if (
+                bool((value >= 0).all())
+                and float(rows.max()) < 1.05
+                and float(value.float().triu(1).abs().max()) < 1e-3
+            ):
                 return item
     return None
 
@@ -237,9 +262,8 @@ def _role(block: nn.Module, trace: BlockTrace, path: str, attention: Call | None
             return "attn_out"
         names = [*one.split("."), type(block.get_submodule(one)).__name__]
         for pattern, role in ((_MIXERS, "mixer_out"), (_MLPS, "mlp_out"), (_ATTENTION, "attn_out")):
-            if any(pattern.search(name) for name in (names[-1], *names[:-1])):
-                if "norm" not in names[-1].lower():
-                    return role
+            if "norm" not in names[-1].lower() and any(pattern.search(name) for name in names):
+                return role
     return "mlp_out" if attention is not None else "mixer_out"
 
 
@@ -292,10 +316,14 @@ def _with_heads(block: nn.Module, trace: BlockTrace, base: BlockLayout, attentio
     item = _weights_item(attention)
     assert item is not None
     n_heads = int(attention.made[item].shape[1])
-    found = replace(base, attention=attention.path, probs_item=item, n_heads=n_heads, sinks=_has_sinks(block, attention))
+    found = replace(
+        base, attention=attention.path, probs_item=item, n_heads=n_heads, sinks=_has_sinks(block, attention)
+    )
     others = [call for call in trace.calls if call.path != attention.path and _weights_item(call) is not None]
     if any(not _holds_path(call.path, attention.path) for call in others):
-        return replace(base, lacks=dict.fromkeys(("z", "attn_probs", "q", "k", "v"), "the block has several attentions"))
+        return replace(
+            base, lacks=dict.fromkeys(("z", "attn_probs", "q", "k", "v"), "the block has several attentions")
+        )
     output = _projection(block, trace, attention.path, attention.out)
     if output is None or output.given is None or output.given.shape[-1] % n_heads:
         return replace(found, lacks={"z": "its attention does not end in a projection of the heads side by side"})
@@ -324,7 +352,9 @@ def _with_projections(block: nn.Module, trace: BlockTrace, base: BlockLayout, wi
 
 def _named(trace: BlockTrace, attention: str, names: set[str]) -> Call | None:
     """The one call directly inside the attention that has one of these names."""
-    inside = [call for call in trace.calls if call.path.rpartition(".")[2] in names and call.path.startswith(f"{attention}.")]
+    inside = [
+        call for call in trace.calls if call.path.rpartition(".")[2] in names and call.path.startswith(f"{attention}.")
+    ]
     return inside[0] if len(inside) == 1 else None
 
 
@@ -370,11 +400,18 @@ def _router(hf: PreTrainedModel, block: nn.Module, trace: BlockTrace) -> str | N
         module = block.get_submodule(call.path)
         if not _is_projection(module) or call.out is None or call.given is None or call.out.shape[-1] not in counts:
             continue
-        if call.given.shape[-1] == module.weight.shape[-1] and _gives_logits(module, call.given, call.out):
+        if _width_in(module) == call.given.shape[-1] and _gives_logits(module, call.given, call.out):
             return call.path
     return None
 
 
+def _width_in(module: nn.Module) -> int:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[-1]
+
+
 def _gives_logits(module: nn.Module, given: Tensor, made: Tensor) -> bool:
     expected = projected(module, given).reshape(made.shape)
-    return bool(torch.allclose(expected, made.to(expected.dtype), rtol=0.02, atol=16 * torch.finfo(given.dtype).eps * float(expected.abs().max())))
+    rounding = 16 * torch.finfo(given.dtype).eps * float(expected.abs().max())
+    return torch.allclose(expected, made.to(expected.dtype), rtol=0.02, atol=rounding)

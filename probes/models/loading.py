@@ -1,5 +1,7 @@
 """Load weights and tokenizer from a hub id or a folder: safetensors only, never code from a checkpoint, one clear line on failure."""
 
+import importlib.util
+import json
 import os
 import re
 import sys
@@ -7,13 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -22,34 +24,60 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from reasonscope.data.errors import InputError, ModelLoadError, ReasonscopeError
+from reasonscope.data.errors import InputError, MissingExtraError, ModelLoadError, ReasonscopeError
 from reasonscope.data.progress import working
+from reasonscope.probes.architecture.shrinking import class_for
 
 # The models that come with the package.
 SHIPPED = ("organism", "organism-base")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+ADAPTER = "adapter_config.json"
+# How accelerate may spread a model over the devices of this machine.
+STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
+Quantise = Literal["4bit", "8bit"]
 
 
 def load_pretrained(
-    source: str, *, device: str, dtype: str | torch.dtype | None, revision: str | None
+    source: str,
+    *,
+    device: str | Mapping[str, Any],
+    dtype: str | torch.dtype | None,
+    revision: str | None,
+    quantise: Quantise | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The model on `device`, and its tokenizer. Raises ModelLoadError."""
+    """The model on `device`, and its tokenizer, from a hub id, a model folder, a GGUF file, or the folder of an adapter.
+
+    Raises ModelLoadError, or MissingExtraError for a kind of file that needs a package which is not installed.
+    """
     place = locate(source)
+    if isinstance(place, Path) and place.suffix == ".gguf":
+        return load_gguf(place, device=device, dtype=dtype)
+    if isinstance(place, Path) and (place / ADAPTER).is_file():
+        return load_adapter(place, device=device, dtype=dtype, quantise=quantise)
     if isinstance(place, Path):
         _check_folder(place)
     with foreign(source), _shown(source):
         _check_kernels(place, revision)
         tokenizer = load_tokenizer(place, revision)
+        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
         # With output_loading_info it returns a pair, although its annotations do not say so.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = class_for(config).from_pretrained(
             place,
             revision=revision,
             dtype=dtype or "auto",
-            device_map=device if device == "auto" else None,  # other devices do not need accelerate
+            device_map=_device_map(device, config, quantise),
+            quantization_config=_quantisation(quantise),
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
+    return _complete(source, loaded, device), tokenizer
+
+
+def _complete(
+    source: str, loaded: tuple[PreTrainedModel, Mapping[str, Any]], device: str | Mapping[str, Any]
+) -> PreTrainedModel:
+    """The model on its device, if the checkpoint had all its weights. Raises ModelLoadError."""
     model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -57,7 +85,68 @@ def load_pretrained(
             f"{source} lacks {len(missing)} weights, the first of which is {missing[0]}; transformers would fill them with random "
             "numbers. Download the checkpoint again"
         )
-    return model if device == "auto" else model.to(device), tokenizer
+    if getattr(model, "hf_device_map", None) or not isinstance(device, str):
+        return model
+    moved: PreTrainedModel = model.to(torch.device(device))  # type: ignore[arg-type]  # annotated as if it were a model itself
+    return moved
+
+
+def _device_map(device: str | Mapping[str, Any], config: PretrainedConfig, quantise: Quantise | None) -> Any:
+    """What transformers takes: a strategy of accelerate, a device for each module, or the device of a quantised model."""
+    if not isinstance(device, str):
+        return dict(device)
+    if device in STRATEGIES:
+        return device
+    packed = quantise is not None or getattr(config, "quantization_config", None) is not None
+    return {"": device} if packed else None  # a plain model on one device does not need accelerate
+
+
+def _quantisation(quantise: Quantise | None) -> BitsAndBytesConfig | None:
+    if quantise is None:
+        return None
+    return BitsAndBytesConfig(load_in_4bit=quantise == "4bit", load_in_8bit=quantise == "8bit")
+
+
+def load_gguf(
+    file: Path, *, device: str | Mapping[str, Any], dtype: str | torch.dtype | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model and tokenizer of a GGUF file. Its weights are unpacked to `dtype`, by default float32."""
+    if not file.is_file():
+        raise ModelLoadError(f"{file} is not a file")
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtraError(f'{file.name} needs the gguf package: pip install "reasonscope[gguf]"')
+    given = {"gguf_file": file.name, "trust_remote_code": False}
+    with foreign(str(file)), _shown(str(file)):
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **given)
+        config = AutoConfig.from_pretrained(file.parent, **given)
+        loaded: Any = class_for(config).from_pretrained(
+            file.parent, dtype=dtype or torch.float32, output_loading_info=True, **given
+        )
+    return _complete(str(file), loaded, device), fast(tokenizer, str(file))
+
+
+def load_adapter(
+    folder: Path, *, device: str | Mapping[str, Any], dtype: str | torch.dtype | None, quantise: Quantise | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The base model of a PEFT adapter with the adapter merged into its weights, and the tokenizer of the base.
+
+    Raises MissingExtraError without peft, ModelLoadError if the adapter does not say what its base is.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise MissingExtraError(f'{folder} is an adapter, which needs peft: pip install "reasonscope[adapters]"')
+    with foreign(str(folder)):
+        base = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ModelLoadError(f"{folder / ADAPTER} names no base model; add base_model_name_or_path")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelLoadError(f"{folder} has no adapter_model.safetensors; pickled weights are never loaded")
+    model, tokenizer = load_pretrained(base, device=device, dtype=dtype, revision=None, quantise=quantise)
+    from peft import PeftModel
+
+    with foreign(str(folder)):
+        merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    merged.config.name_or_path = str(folder)
+    return merged, tokenizer
 
 
 def load_structure(
@@ -69,7 +158,7 @@ def load_structure(
         _check_kernels(place, revision)
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
         with torch.device("meta"):
-            hf = AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype, trust_remote_code=False)
+            hf = class_for(config).from_config(config, dtype=dtype or config.dtype, trust_remote_code=False)
         return hf, load_tokenizer(place, revision)
 
 
@@ -99,6 +188,8 @@ def foreign(source: str) -> Iterator[None]:
         yield
     except ReasonscopeError:
         raise
+    except ImportError as error:  # a kind of quantisation whose package is missing; transformers names it
+        raise MissingExtraError(f"{source} needs a package that is not installed: {_one_line(error)[:300]}") from error
     except Exception as error:
         raise ModelLoadError(_reason(source, error)) from error
 
@@ -184,8 +275,12 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
         yield from _entries(inner)
 
 
+def _one_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error)).strip()
+
+
 def _reason(source: str, error: Exception) -> str:
-    text = re.sub(r"\s+", " ", str(error)).strip()
+    text = _one_line(error)
     if "trust_remote_code" in text:
         return (
             f"{source} comes with its own code, which could do anything on this machine, so it is never run (trust_remote_code is "

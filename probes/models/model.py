@@ -21,7 +21,7 @@ from reasonscope.probes.models.determinism import compute_in_float32, make_deter
 from reasonscope.probes.models.fingerprint import fingerprint
 from reasonscope.probes.models.layout_check import check_engine, prove_layout, proved
 from reasonscope.probes.models.layout_derivation import derive_layout, layout_of_structure
-from reasonscope.probes.models.loading import fast, load_pretrained, load_structure
+from reasonscope.probes.models.loading import Quantise, fast, load_pretrained, load_structure
 from reasonscope.probes.models.prompting import Prompting, PromptOptions
 from reasonscope.probes.models.tags import chat_template, find_thinking
 
@@ -58,6 +58,11 @@ class Model(Prompting):
         return self.layout.n_heads
 
     @property
+    def layers_with_heads(self) -> tuple[int, ...]:
+        """The blocks with attention heads; in hybrid models only some."""
+        return self.layout.layers_with("z")
+
+    @property
     def d_model(self) -> int:
         return int(self.hf.config.get_text_config().hidden_size)
 
@@ -73,7 +78,7 @@ class Model(Prompting):
 
     @property
     def final_norm(self) -> nn.Module:
-        """The norm before the output layer, or what leaves its input as it is if there is none."""
+        """The norm before the output layer, or an identity for a model without one."""
         path = self.layout.final_norm
         return nn.Identity() if path is None else self.hf.get_submodule(path)
 
@@ -102,7 +107,8 @@ def load_model(
     source: str | PreTrainedModel,
     *,
     backend: str = "hooks",
-    device: str = "cpu",
+    device: str | Mapping[str, Any] = "cpu",
+    quantise: Quantise | None = None,
     threads: int | None = None,
     remote: bool | str = False,
     dtype: str | torch.dtype | None = None,
@@ -120,10 +126,12 @@ def load_model(
     Code that comes with a checkpoint is never run, and only safetensors are read.
 
     Args:
-        source: A hub id, a folder, "organism" or "organism-base"; or a loaded PreTrainedModel, which stays on its device and is set to
-            evaluation mode.
+        source: A hub id, a model folder, a GGUF file, the folder of a PEFT adapter (merged into its base), "organism" or
+            "organism-base"; or a loaded PreTrainedModel, which stays on its device and is set to evaluation mode.
         backend: The engine: "hooks", "transformer_lens" or "nnsight".
-        device: "cpu", "cuda:0", or "auto" to let accelerate spread the model.
+        device: "cpu", "cuda:0", or "auto", "balanced" or "sequential" to let accelerate spread the model, or a device for each module.
+        quantise: "4bit" or "8bit" to pack the weights with bitsandbytes while loading. Checkpoints that are packed (GPTQ, AWQ,
+            compressed-tensors) are loaded as they are.
         threads: CPU threads for the whole process from now on. By default a pass takes one thread if its matrices are small and all
             threads if they are large, unless you set a count with `torch.set_num_threads` or in OMP_NUM_THREADS.
         remote: For nnsight only. True runs the model on NDIF, and an address on that server; only structure and tokenizer are loaded
@@ -146,7 +154,7 @@ def load_model(
         ModelLoadError: If the checkpoint cannot be loaded.
         ArchitectureError: If the model is not a decoder whose blocks add to one residual stream, or does not match `layout`.
         InputError: If options do not fit together.
-        MissingExtraError: If the backend is not installed.
+        MissingExtraError: If the backend, or a package that the checkpoint needs, is not installed.
 
     Example:
         >>> model = load_model("organism")
@@ -174,7 +182,7 @@ def load_model(
         if elsewhere:
             hf, own = load_structure(source, dtype=dtype, revision=revision)
         else:
-            hf, own = load_pretrained(source, device=device, dtype=dtype, revision=revision)
+            hf, own = load_pretrained(source, device=device, dtype=dtype, revision=revision, quantise=quantise)
         name, tokenizer = source, tokenizer or own
     tokenizer = fast(tokenizer, name)
     prompt = prompt or PromptOptions()

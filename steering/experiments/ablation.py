@@ -113,10 +113,9 @@ class AblationIntervention(MaskedEdit):
         self._rng = torch.Generator().manual_seed(seed)
         for site, heads in self._parts.items():
             model.layout.module(model.hf, site)
-            if foreign := [head for head in heads or () if not 0 <= head < model.n_heads]:
-                raise InputError(
-                    f"head {foreign[0]} at {site}: the model has heads 0 to {model.n_heads - 1} in each block"
-                )
+            n_heads = model.layout.of_block[site.layer].n_heads
+            if foreign := [head for head in heads or () if not 0 <= head < n_heads]:
+                raise InputError(f"head {foreign[0]} at {site}: this block has heads 0 to {n_heads - 1}")
             if self._how != "zero" and site not in self._bank:
                 raise InputError(
                     f"{self._how} ablation at {site} needs states of other tokens; pass bank=reference_states(…)"
@@ -409,7 +408,12 @@ def _random_ablations(
     """
     if ablation.heads:
         sets = random_heads(
-            ablation.heads, n_layers=model.n_layers, n_heads=model.n_heads, n_controls=n_controls, seed=seed
+            ablation.heads,
+            n_layers=model.n_layers,
+            n_heads=model.n_heads,
+            layers=model.layers_with_heads,
+            n_controls=n_controls,
+            seed=seed,
         )
         return [replace(ablation, heads=tuple(sorted(one))) for one in sets]
     for kind in ("mlps", "layers"):

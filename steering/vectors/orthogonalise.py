@@ -15,6 +15,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.operators import project_out
 
+
 def orthogonalised(model: Model, direction: NDArray[np.floating]) -> PreTrainedModel:
     """Copy a model and remove a direction from everything that writes to the residual stream: W ← W − r̂ r̂ᵀW.
 

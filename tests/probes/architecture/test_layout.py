@@ -9,8 +9,9 @@ from torch import nn
 from transformers import BertConfig, BertLMHeadModel, PreTrainedModel
 
 from reasonscope.data.errors import ArchitectureError, SiteError
-from reasonscope.probes.architecture.families import class_for, tiny_of
+from reasonscope.probes.architecture.families import tiny_of
 from reasonscope.probes.architecture.layout import Layout, Term, check_layout
+from reasonscope.probes.architecture.shrinking import class_for
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.hooks import HooksBackend
 from reasonscope.probes.models.layout_check import prove_layout, proved
@@ -25,7 +26,9 @@ def layout_of(hf_of):
 
 def test_every_family_of_the_table_is_proved(family, layout_of):
     layout = layout_of(family)
-    assert all({"resid_pre", "z", "attn_probs", "attn_out", "mlp_out", "resid_post"} <= set(b.points) for b in layout.of_block)
+    assert all(
+        {"resid_pre", "z", "attn_probs", "attn_out", "mlp_out", "resid_post"} <= set(b.points) for b in layout.of_block
+    )
     assert not any(block.lacks for block in layout.of_block)
 
 
@@ -64,7 +67,11 @@ def _term(term: Term) -> str:
             {"model_type": "granitemoehybrid", "residual_multiplier": 0.22},
             {"mixer=mamba*0.22 mlp=block_sparse_moe*0.22+shared_mlp*0.22"},
         ),
-        ("the residual inside the modules", {"model_type": "bloom"}, {"attn=self_attention.dense mlp=mlp.dense_4h_to_h"}),
+        (
+            "the residual inside the modules",
+            {"model_type": "bloom"},
+            {"attn=self_attention.dense mlp=mlp.dense_4h_to_h"},
+        ),
         ("a text tower", {"model_type": "qwen3_vl"}, {"attn=self_attn mlp=mlp"}),
     ],
 )
@@ -81,20 +88,35 @@ def test_a_block_that_scales_the_whole_stream():
     layout = proved(hf, derive_layout(hf))
     assert [block.stream_scale for block in layout.of_block] == [0.5 + i for i in range(len(layout.of_block))]
     assert layout.scales_stream
-    assert [term.path for term in layout.of_block[0].mlp_out] == ["post_feedforward_layernorm", "post_per_layer_input_norm"]
+    assert [term.path for term in layout.of_block[0].mlp_out] == [
+        "post_feedforward_layernorm",
+        "post_per_layer_input_norm",
+    ]
 
 
 def test_blocks_without_attention_have_no_heads_and_say_so():
     layout = derive_layout(tiny_of("qwen3_next"))
-    assert layout.layers_with("attn_probs") == layout.layers_with("z") == (3,) and layout.layers_with("mixer_out") == (0, 1, 2)
+    assert layout.layers_with("attn_probs") == layout.layers_with("z") == (3,) and layout.layers_with("mixer_out") == (
+        0,
+        1,
+        2,
+    )
     with pytest.raises(SiteError, match=r"z\.0: block 0 of this qwen3_next has no z; blocks 3 have it"):
         layout.place(Site("z", 0))
 
 
 def test_a_stream_that_is_normalised_between_its_parts_is_refused():
-    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     hf = BertLMHeadModel(BertConfig(**sizes, is_decoder=True)).eval()
-    with pytest.raises(ArchitectureError, match="what block 0 of BertLMHeadModel does to the residual stream is not a sum"):
+    with pytest.raises(
+        ArchitectureError, match="what block 0 of BertLMHeadModel does to the residual stream is not a sum"
+    ):
         derive_layout(hf)
 
 
@@ -127,7 +149,11 @@ def test_output_weights_split_by_head(family, hf_of, layout_of):
         ("llama", {"router": "mlp.gate"}, r"router: no 'mlp.gate' in block 0"),
         ("llama", {"o_proj": "self_attn.q_proj"}, "what the heads of block 0 write does not sum to attn_out"),
         ("llama", {"down_proj": "mlp.up_proj"}, "what the neurons of block 0 write does not sum to mlp_out"),
-        ("llama", {"q": "self_attn.k_proj", "n_kv_heads": 4}, r"writing q\.0 at one token does not change the attention that it should"),
+        (
+            "llama",
+            {"q": "self_attn.k_proj", "n_kv_heads": 4},
+            r"writing q\.0 at one token does not change the attention that it should",
+        ),
         ("llama", {"v": "self_attn.k_proj"}, r"writing v\.0 at one token does not change the attention that it should"),
         ("gemma2", {"attn_out": (Term(path="self_attn"),)}, r"differs from resid_post"),
         ("olmo2", {"mlp_out": (Term(path="mlp"),)}, r"differs from resid_post"),
@@ -143,7 +169,9 @@ def test_a_wrong_layout_is_found_out(family, change, message, hf_of, layout_of):
         prove_layout(hf, wrong)
 
 
-@pytest.mark.parametrize(("name", "path"), [("blocks", "model.h"), ("final_norm", "model.ln"), ("embedding", "model.wte")])
+@pytest.mark.parametrize(
+    ("name", "path"), [("blocks", "model.h"), ("final_norm", "model.ln"), ("embedding", "model.wte")]
+)
 def test_a_module_that_is_not_there(name, path, hf_of, layout_of):
     with pytest.raises(ArchitectureError, match=f"{name}: the model has no module '{path}'"):
         check_layout(hf_of("llama"), replace(layout_of("llama"), **{name: path}))
@@ -182,8 +210,12 @@ def test_what_the_points_inside_a_block_hold(hf_of, layout_of, model_of):
     seen = {name: out[site] for name, site in sites.items()}
     assert seen["q"].shape[2:] == (4, 8) and seen["k"].shape[2:] == seen["v"].shape[2:] == (2, 8)
     values = seen["v"].repeat_interleave(2, dim=2)
-    torch.testing.assert_close(torch.einsum("bhqk,bkhd->bqhd", seen["attn_probs"], values), seen["z"], atol=1e-5, rtol=0)
-    assert torch.equal(seen["resid_pre"] + seen["attn_out"], seen["resid_mid"]) and torch.equal(seen["embed"], seen["resid_pre"])
+    torch.testing.assert_close(
+        torch.einsum("bhqk,bkhd->bqhd", seen["attn_probs"], values), seen["z"], atol=1e-5, rtol=0
+    )
+    assert torch.equal(seen["resid_pre"] + seen["attn_out"], seen["resid_mid"]) and torch.equal(
+        seen["embed"], seen["resid_pre"]
+    )
     block = model.hf.model.layers[0]
     with torch.no_grad():
         assert torch.equal(block.mlp.down_proj(seen["mlp_post"]), seen["mlp_out"])

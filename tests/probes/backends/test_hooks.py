@@ -33,7 +33,7 @@ def test_by_hand():
         eos_token_id=None,
     )
     hf = LlamaForCausalLM(config).eval()
-    block = hf.model.layers[0]
+    block, layout = hf.model.layers[0], derive_layout(hf)
     with torch.no_grad():
         for parameter in (*block.self_attn.parameters(), *block.mlp.parameters()):
             parameter.zero_()  # no query, no key: all scores alike; no MLP
@@ -42,7 +42,7 @@ def test_by_hand():
         hf.model.embed_tokens.weight.copy_(2 * torch.eye(4))  # root mean square 1: the norm leaves them as they are
     read = [Site.parse(f"{p}.0") for p in ("resid_pre", "z", "attn_probs", "attn_out", "mlp_out", "resid_post")]
     ids, mask = torch.tensor([[0, 1, 3]]), torch.tensor([[0, 1, 1]])  # the first column is padding
-    seen = HooksBackend(hf, derive_layout(hf)).forward(ids, mask=mask, read=read).activations
+    seen = HooksBackend(hf, layout).forward(ids, mask=mask, read=read).activations
     pre, z, probabilities, attention, mlp, post = (seen[site][0] for site in read)
     assert torch.equal(pre[1:], torch.tensor([[0.0, 2, 0, 0], [0, 0, 0, 2]]))
     assert torch.equal(probabilities[0, 1:], torch.tensor([[0.0, 1, 0], [0, 0.5, 0.5]]))

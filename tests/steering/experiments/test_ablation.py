@@ -156,7 +156,11 @@ def test_a_head_like_any_other_is_rarely_significant(monkeypatch, n_heads):
     for seed in range(2000):
         effects[:] = rng.standard_normal(n_heads)
         one = Ablation(name="one", heads=(Head(layer=0, index=seed % n_heads),))
-        found.append(ablation_effect(SimpleNamespace(n_layers=3, n_heads=n_heads), traces, one, seed=seed))
+        found.append(
+            ablation_effect(
+                SimpleNamespace(n_layers=3, n_heads=n_heads, layers_with_heads=(0, 1, 2)), traces, one, seed=seed
+            )
+        )
     n_controls = min(20, n_heads - 1)
     assert {len(one.null) for one in found} == {n_controls} and {one.smallest_p for one in found} == {
         1 / (1 + n_controls)

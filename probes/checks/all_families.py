@@ -1,0 +1,145 @@
+"""Which families of transformers can be read: each is tried on a tiny random model with its own default settings.
+
+A family is what transformers registers for causal language models, and the text towers of those for images and text.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+
+from reasonscope.probes.architecture.families import random_model
+from reasonscope.probes.architecture.layout import BlockLayout, Layout
+from reasonscope.probes.architecture.shrinking import VOCAB, class_for, shrunk
+from reasonscope.probes.architecture.sites import POINTS
+from reasonscope.probes.backends.base import full_mask
+from reasonscope.probes.checks.support_table import load_tiny, one_line
+from reasonscope.probes.generation.padding import left_padded
+from reasonscope.probes.models.model import BACKENDS, Model
+
+# What transformers itself may raise for a family that its default settings do not fit.
+_ANY = (Exception,)
+_LARGEST = 120_000_000  # parameters; beyond, a family has a size that shrinking does not know
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyTrial:
+    """What was found for one family.
+
+    Attributes:
+        family: Its `model_type`.
+        points: The points that a block of it has, in any block.
+        blocks: What the blocks add to the stream, one line for each kind of block.
+        engines: For each engine "" if it reads the family as the native hooks do, or why it does not.
+        cached: Whether decoding with the cache gives the logits of one pass; None if it was not tried.
+        padded: Whether a left-padded batch gives the logits of each row alone.
+        refused: Why the native hooks refuse the family; "" if they do not.
+    """
+
+    family: str
+    points: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
+    engines: Mapping[str, str] = field(default_factory=dict)
+    cached: bool | None = None
+    padded: bool | None = None
+    refused: str = ""
+
+
+def all_families() -> tuple[str, ...]:
+    """Every family that transformers registers for causal language models, or for images and text."""
+    return tuple(sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}))
+
+
+def try_family(family: str, backends: Sequence[str] = BACKENDS) -> FamilyTrial:
+    """Build a tiny model of a family, load it with each engine, and compare."""
+    try:
+        hf = _tiny(family)
+        model = load_tiny(hf, "hooks")
+    except _ANY as error:  # a family may fail anywhere in transformers
+        return FamilyTrial(family=family, refused=one_line(error))
+    return FamilyTrial(
+        family=family,
+        points=tuple(point for point in POINTS if point == "embed" or model.layout.layers_with(point)),
+        blocks=tuple(_kinds(model.layout)),
+        engines={name: _engine(hf, name) for name in backends if name != "hooks"},
+        cached=_agrees(partial(_cached_gap, model)),
+        padded=_agrees(partial(_padded_gap, model)),
+    )
+
+
+def _tiny(family: str) -> PreTrainedModel:
+    config = shrunk(family)
+    with torch.device("meta"):
+        size = sum(one.numel() for one in class_for(config).from_config(config).parameters())
+    if size > _LARGEST:
+        raise MemoryError(f"its smallest settings have {size / 1e6:.0f} million parameters")
+    return random_model(config)
+
+
+def _engine(hf: PreTrainedModel, backend: str) -> str:
+    try:
+        load_tiny(hf, backend)
+    except _ANY as error:  # likewise
+        return one_line(error)
+    return ""
+
+
+def _kinds(layout: Layout) -> Iterator[str]:
+    """One line for each kind of block, with how many blocks are of it."""
+    lines = [_sum(block) for block in layout.of_block]
+    for line in dict.fromkeys(lines):
+        yield f"{lines.count(line)} × {line}"
+
+
+def _sum(block: BlockLayout) -> str:
+    parts = {"attention": block.attn_out, "mixer": block.mixer_out, "MLP": block.mlp_out}
+    found = [f"{name} `{' + '.join(term.path for term in terms)}`" for name, terms in parts.items() if terms]
+    return ", ".join(found) or "nothing"
+
+
+def _agrees(gap: "partial[float]") -> bool | None:
+    try:
+        return gap() <= _TOLERANCE
+    except _ANY:  # a family without a cache, for instance
+        return None
+
+
+def _cached_gap(model: Model) -> float:
+    """Largest difference of the logits of one pass, and of one token at a time on the cache."""
+    ids = _ids(1, 9)
+    whole = model.backend.forward(ids, mask=torch.ones_like(ids)).logits
+    part = model.backend.forward(ids[:, :4], mask=full_mask(ids[:, :4], None), use_cache=True)
+    gap = _gap(part.logits, whole[:, :4])
+    for i in range(4, 9):
+        mask = torch.ones_like(ids[:, : i + 1])
+        part = model.backend.forward(ids[:, i : i + 1], mask=mask, cache=part.cache, use_cache=True)
+        gap = max(gap, _gap(part.logits, whole[:, i : i + 1]))
+    return gap
+
+
+def _padded_gap(model: Model) -> float:
+    """Largest difference of the logits of a row in a left-padded batch, and alone."""
+    rows = [_ids(1, 9)[0].tolist(), _ids(1, 5, seed=1)[0].tolist()]
+    ids, mask = left_padded(rows, model.device)
+    batch = model.backend.forward(ids, mask=mask).logits
+    gap = 0.0
+    for row, one in enumerate(rows):
+        alone = model.backend.forward(torch.tensor([one]), mask=torch.ones(1, len(one), dtype=torch.long)).logits[0]
+        gap = max(gap, _gap(batch[row, -len(one) :], alone))
+    return gap
+
+
+def _gap(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1.0))
+
+
+def _ids(rows: int, tokens: int, seed: int = 0) -> Tensor:
+    return torch.randint(3, VOCAB, (rows, tokens), generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,189 @@
+"""Models from other files than a folder of safetensors: GGUF, adapters, packed weights; each needs its package and says so."""
+
+import json
+import sys
+from types import MappingProxyType
+
+import pytest
+import torch
+from transformers import BitsAndBytesConfig
+
+from reasonscope.data.errors import MissingExtraError, ModelLoadError
+from reasonscope.probes.architecture.families import tiny_model, tiny_of
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.models import loading
+from reasonscope.probes.models.model import load_model
+
+gguf = pytest.importorskip("gguf")
+
+_NAMES = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+
+
+def gguf_name(name):
+    path, _, kind = name.rpartition(".")
+    if path.startswith("model.layers."):
+        layer, _, inside = path.removeprefix("model.layers.").partition(".")
+        return f"blk.{layer}.{_NAMES[inside]}.{kind}"
+    return f"{_NAMES[path]}.{kind}"
+
+
+def write_gguf(hf, tokenizer, file):
+    """A GGUF file of a Qwen2 model, in float32, with the words of a tokenizer."""
+    config, writer = hf.config, gguf.GGUFWriter(str(file), "qwen2")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    words = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda one: one[1])]
+    words += [f"<unused{i}>" for i in range(config.vocab_size - len(words))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(words)
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(words))
+    writer.add_token_merges([f"{words[3]} {words[4]}"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    for name, tensor in hf.state_dict().items():
+        writer.add_tensor(gguf_name(name), tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_gives_the_numbers_of_its_model(tmp_path, tokenizer):
+    hf = tiny_model("qwen2")
+    write_gguf(hf, tokenizer, tmp_path / "tiny.gguf")
+    loaded, ids = load_model(str(tmp_path / "tiny.gguf"), tokenizer=tokenizer), torch.tensor([[5, 6, 7, 8]])
+    site = Site("mlp_post", 2)
+    found = loaded.backend.forward(ids, mask=None, read=[site])
+    plain = load_model(hf, tokenizer=tokenizer).backend.forward(ids, mask=None, read=[site])
+    torch.testing.assert_close(found.logits, plain.logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.activations[site], plain.activations[site], atol=1e-4, rtol=0)
+
+
+def test_gguf_without_its_package_names_the_remedy(tmp_path, monkeypatch):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r'm\.gguf needs the gguf package: pip install "reasonscope\[gguf\]"'):
+        load_model(str(tmp_path / "m.gguf"))
+
+
+def test_a_file_that_is_not_there_or_not_gguf(tmp_path):
+    with pytest.raises(ModelLoadError, match="is not a file"):
+        load_model(str(tmp_path / "m.gguf"))
+    (tmp_path / "m.gguf").write_bytes(b"something else")
+    with pytest.raises(ModelLoadError, match="cannot load"):
+        load_model(str(tmp_path / "m.gguf"))
+
+
+def write_adapter(folder, base, *, weights=True):
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": 2, "lora_alpha": 4}
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, "target_modules": ["q_proj"]}))
+    if weights:
+        (folder / "adapter_model.safetensors").write_bytes(b"")
+    return str(folder)
+
+
+def test_an_adapter_without_peft_names_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        MissingExtraError, match=r'is an adapter, which needs peft: pip install "reasonscope\[adapters\]"'
+    ):
+        load_model(write_adapter(tmp_path / "lora", "base"))
+
+
+@pytest.fixture
+def merging(monkeypatch):
+    """A stand-in for peft that writes 1 into one weight of the base, so that a merge can be seen."""
+
+    class PeftModel:
+        def __init__(self, model):
+            self.model = model
+
+        @classmethod
+        def from_pretrained(cls, model, folder):
+            return cls(model)
+
+        def merge_and_unload(self):
+            with torch.no_grad():
+                self.model.lm_head.weight[0] = 1.0
+            return self.model
+
+    module = type(sys)("peft")
+    module.PeftModel = PeftModel
+    module.__spec__ = object()
+    monkeypatch.setitem(sys.modules, "peft", module)
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: object())
+
+
+def test_an_adapter_is_merged_into_its_base(tmp_path, tokenizer, merging):
+    tiny_model("qwen2").save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = load_model(write_adapter(tmp_path / "lora", str(tmp_path / "base")))
+    assert bool((model.hf.lm_head.weight[0] == 1).all()) and model.name == str(tmp_path / "lora")
+    assert model.tokenizer.get_vocab() == tokenizer.get_vocab()
+
+
+def test_an_adapter_that_is_not_whole(tmp_path, merging):
+    with pytest.raises(ModelLoadError, match="names no base model"):
+        load_model(write_adapter(tmp_path / "a", ""))
+    with pytest.raises(ModelLoadError, match="pickled weights are never loaded"):
+        load_model(write_adapter(tmp_path / "b", "base", weights=False))
+
+
+def test_a_vision_language_model_is_read_in_its_text_tower(tmp_path, tokenizer):
+    hf = tiny_of("qwen3_vl")
+    hf.save_pretrained(tmp_path / "vl")
+    tokenizer.save_pretrained(tmp_path / "vl")
+    model = load_model(str(tmp_path / "vl"))
+    assert model.layout.blocks == "model.language_model.layers" and model.n_layers == len(model.layout.of_block)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = hf(input_ids=ids).logits
+    torch.testing.assert_close(model.backend.forward(ids, mask=None).logits, expected, atol=1e-5, rtol=0)
+
+
+class Config:
+    quantization_config = None
+
+
+class Packed:
+    quantization_config = MappingProxyType({"quant_method": "gptq"})
+
+
+@pytest.mark.parametrize(
+    ("device", "config", "quantise", "expected"),
+    [
+        ("cpu", Config, None, None),
+        ("auto", Config, None, "auto"),
+        ("sequential", Config, "4bit", "sequential"),
+        ("cuda:1", Config, "8bit", {"": "cuda:1"}),
+        ("cuda:1", Packed, None, {"": "cuda:1"}),
+        ({"model": 0, "lm_head": "cpu"}, Config, None, {"model": 0, "lm_head": "cpu"}),
+    ],
+)
+def test_how_weights_are_placed(device, config, quantise, expected):
+    assert loading._device_map(device, config, quantise) == expected
+
+
+def test_how_weights_are_packed():
+    four, eight = loading._quantisation("4bit"), loading._quantisation("8bit")
+    assert isinstance(four, BitsAndBytesConfig) and four.load_in_4bit and not four.load_in_8bit
+    assert eight.load_in_8bit and not eight.load_in_4bit and loading._quantisation(None) is None
+
+
+def test_packed_weights_without_their_package_say_which(tmp_path, tokenizer, monkeypatch):
+    tiny_model("qwen2").save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    with pytest.raises(MissingExtraError, match=r"needs a package that is not installed: .*bitsandbytes"):
+        load_model(str(tmp_path / "base"), quantise="8bit")
