@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := runs/demo
 
 .PHONY: demo test test-slow test-browser screenshots chromium test-wheel lint prose types docs figures notebooks bench bench-gpu sizing \
-  example ci constraints clean check audit faults fuzz selftest soak mutants lock locked
+  example support ci constraints clean check audit faults fuzz selftest soak mutants lock locked
 
 demo: $(VENV)/installed-all
 	$(BIN)/reasonscope demo --out $(DEMO)
@@ -32,6 +32,10 @@ chromium:
 	@command -v chromium > /dev/null || command -v chromium-browser > /dev/null || command -v google-chrome > /dev/null \
 	  || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -qq -y --no-install-recommends chromium; } > /dev/null 2>&1; } || true
+
+# Every family of transformers on a tiny random model, by each engine: docs/support.md. Takes some minutes.
+support: $(VENV)/installed-all
+	$(BIN)/python -m reasonscope.probes.checks.all_families
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

@@ -9,6 +9,7 @@ import torch
 
 from reasonscope.analysis.attention.blocks import AttentionBlock, read_attention
 from reasonscope.analysis.attention.sentence_attention import ReadSentences
+from reasonscope.analysis.attention.vertical import nan_mean
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
@@ -66,7 +67,7 @@ def close_attention(model: Model, trace: Trace, sentences: Sequence[Sentence] | 
     read_attention(model, trace.token_ids[: rows.stop].tolist(), reader)
     looked = reader.result()
     heads = known.spread(np.stack([looked[..., span.slice].mean(axis=-1) for span in known.spans], axis=-1))
-    values = heads.mean(axis=(0, 1))
+    values = nan_mean(heads.reshape(-1, heads.shape[-1]), axis=0)  # over the heads that there are
     alike = float((1 / (np.arange(rows.start, rows.stop) + 1)).mean())
     return Result(
         **common,
@@ -74,7 +75,10 @@ def close_attention(model: Model, trace: Trace, sentences: Sequence[Sentence] | 
         values=values,
         null=Band.of(alike, alike, values.shape, "a head that attends equally to all tokens up to its own"),
         reason="a sentence without tokens of its own has no attention" if np.isnan(values).any() else "",
-        arrays={"heads": heads, "tokens": looked[..., trace.tokens.thinking.slice].mean(axis=(0, 1))},
+        arrays={
+            "heads": heads,
+            "tokens": nan_mean(looked.reshape(-1, looked.shape[-1])[:, trace.tokens.thinking.slice], axis=0),
+        },
         numbers={
             "thinking": [trace.tokens.thinking.start, trace.tokens.thinking.stop],
             "texts": [sentence.text for sentence in known.sentences],

@@ -136,10 +136,11 @@ def head_rhythm(
 
 def local_and_global(span: Values, share: float = SHARE) -> tuple[list[Head], list[Head]]:
     """The `share` of all heads with the shortest distance, and the share with the longest: `span` (layer, head)."""
-    n = int(share * span.size)
+    n_heads = int(np.isfinite(span).sum())  # blocks without attention have none
+    n = int(share * n_heads)
     if n < 1:
-        raise InputError(f"a share of {share} of {span.size} heads rounds to 0; ask for more")
-    order = np.argsort(span, axis=None, kind="stable")
+        raise InputError(f"a share of {share} of {n_heads} heads rounds to 0; ask for more")
+    order = np.argsort(span, axis=None, kind="stable")[:n_heads]
     heads = [Head(layer=int(i) // span.shape[1], index=int(i) % span.shape[1]) for i in order]
     return heads[:n], heads[::-1][:n]
 
@@ -223,6 +224,7 @@ def head_table(model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *
         **common,
         axes=(Axis.of("metric", METRICS), Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),
         values=values,
+        reason=model.layout.without_heads,
         null=Band.of(band, band, values.shape, "a head that attends equally to all tokens up to its own"),
         interval=Band(
             low=_beside(sure.low, places.low),

@@ -101,6 +101,7 @@ def attention_map(model: Model, trace: Trace, sentences: Sequence[Sentence], *, 
         **common,
         axes=(Axis.of("region", REGIONS), Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),
         values=values,
+        reason=model.layout.without_heads,
         null=Band.of(chance, chance, values.shape, "a head that attends equally to all tokens up to its own"),
         interval=mean_band(strongest.shares, owner[rows.slice], seed=seed),
         arrays={

@@ -90,7 +90,7 @@ def head_kurtosis(
         axes=(Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),
         values=values,
         null=Band.of(flat, flat, values.shape, _UNIFORM),
-        reason="" if np.isfinite(values).all() else _ALIKE,
+        reason="" if np.isfinite(values).all() else model.layout.without_heads or _ALIKE,
         arrays={"sink": read.sink},
         provenance=provenance,
     )
@@ -137,7 +137,7 @@ def receivers_of(found: Sequence[Result], *, top: int | None = None, seed: int =
         values=values,
         null=Band.of(chance, chance, values.shape, _UNIFORM),
         interval=bootstrap_band(lambda rows: nan_mean(per_trace[rows], axis=0), len(per_trace), seed=seed),
-        reason="" if np.isfinite(values).all() else _ALIKE,
+        reason="" if np.isfinite(values).all() else next((one.reason for one in measured if one.reason), _ALIKE),
         arrays={"per_trace": per_trace, "sink": np.mean([one.arrays["sink"] for one in measured], axis=0)},
         numbers={
             "heads": [str(head) for head in top_heads(values, top, from_layer=1)],

@@ -114,12 +114,14 @@ def recurrence(
     read_attention(model, trace.token_ids[: rows.stop].tolist(), read)
     seen, chance = (reader.result() for reader in readers)
     values, null = (one.interval[:, rows.slice].astype(np.float64) for one in (seen, chance))
+    values[sorted(set(range(model.n_layers)) - set(model.layout.layers_with("attn_out")))] = np.nan
     low, high = np.quantile(null, [0.025, 0.975], axis=1, keepdims=True)
     owner = sentence_of_each(sentences, rows.stop)[rows.slice]
     return Result(
         **common,
         axes=(Axis.of("layer", model.n_layers), Axis.of("token", [str(i) for i in range(rows.start, rows.stop)])),
         values=values,
+        reason=model.layout.without_heads,
         null=Band.of(low, high, values.shape, "each query's attention permuted, 95 % of a layer's tokens"),
         arrays={"last": seen.last[:, rows.slice]},
         numbers={"alpha": alpha, "by_layer": _estimated(values, owner, seed), "by_layer_null": _by_layer(null)},

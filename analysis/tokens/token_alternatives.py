@@ -16,7 +16,7 @@ from reasonscope.data.progress import tracked
 from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Sentence, Trace
-from reasonscope.probes.architecture.heads import Head
+from reasonscope.probes.architecture.heads import Head, all_heads
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit
 from reasonscope.probes.evaluation.divergence import kl_divergence
@@ -227,11 +227,11 @@ def head_effects(
         out = model.backend.forward(ids, mask=None, read=sites, write=edits)
         return out.logits[0, trace.n_prompt_tokens - 1 :].float().log_softmax(dim=-1), out.activations
 
-    values = np.empty((model.n_layers, model.n_heads, len(fed) - trace.n_prompt_tokens + 1))
-    chance = np.empty((n_controls, model.n_layers, model.n_heads))
-    writes = [Site("attn_out", layer) for layer in range(model.n_layers)]
-    plain, with_all = read(writes, {})
-    every = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
+    values = np.full((model.n_layers, model.n_heads, len(fed) - trace.n_prompt_tokens + 1), np.nan)
+    chance = np.full((n_controls, model.n_layers, model.n_heads), np.nan)
+    writes = {layer: Site("attn_out", layer) for layer in model.layers_with_heads}
+    plain, with_all = read(list(writes.values()), {})
+    every = [(head.layer, head.index) for head in all_heads(model.layout)]
     for layer, head in tracked(every, "reading without each head", "heads"):
         written = writes[layer]
         removed = AblationIntervention(model, Ablation(name="head", heads=(Head(layer=layer, index=head),)))
@@ -247,6 +247,7 @@ def head_effects(
         **common,
         axes=(Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),
         values=values.mean(axis=-1),
+        reason=model.layout.without_heads,
         null=Band.of(
             chance.min(axis=0),
             chance.max(axis=0),

@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.random_sets import Pool, distinct_sets
-from reasonscope.probes.architecture.layout import Layout
+
+if TYPE_CHECKING:  # without torch, which layouts need
+    from reasonscope.probes.architecture.layout import Layout
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -87,7 +89,7 @@ def random_heads(
     return distinct_sets(_pools(chosen, free), n_controls, seed=seed)
 
 
-def all_heads(layout: Layout) -> list[Head]:
+def all_heads(layout: "Layout") -> list[Head]:
     """Every attention head of a model, by layer; blocks without attention have none."""
     return [Head(layer=i, index=j) for i in layout.layers_with("z") for j in range(layout.of_block[i].n_heads)]
 

@@ -187,6 +187,15 @@ class Layout:
         return any(block.sinks for block in self.of_block)
 
     @property
+    def without_heads(self) -> str:
+        """Which blocks have no attention heads, so that analyses of heads skip them, in a line; "" if all blocks have."""
+        have = self.layers_with("attn_out")
+        layers = tuple(i for i in range(len(self.of_block)) if i not in have)
+        if not layers:
+            return ""
+        return f"{len(layers)} of {len(self.of_block)} blocks have no attention and are skipped: {_listed(layers)}"
+
+    @property
     def scales_stream(self) -> bool:
         """Whether a block scales the stream, so that what earlier blocks wrote is not what later ones read."""
         return any(block.stream_scale != 1.0 for block in self.of_block)
@@ -245,9 +254,9 @@ class Layout:
         Raises SiteError if the block has no heads, InputError if accelerate has offloaded the weights or they are quantised.
         """
         projection = hf.get_submodule(self.path(Site("z", layer)))
-        weight, bias = projection.weight, getattr(projection, "bias", None)
-        assert isinstance(weight, Tensor)
-        if reason := _unreadable(weight):
+        weight, bias = getattr(projection, "weight", None), getattr(projection, "bias", None)
+        reason = _unreadable(weight) if isinstance(weight, Tensor) else "quantised"
+        if not isinstance(weight, Tensor) or reason:
             raise InputError(
                 f"the output projection of block {layer} is {reason}, so its weights cannot be read; "
                 "load the model without quantisation, on devices with enough memory for it"
@@ -301,6 +310,11 @@ def _within(path: str, parent: str | None) -> bool:
 def _takes_rows(projection: nn.Module) -> bool:
     """Whether the weights of a projection are (out, in); transformers' Conv1D keeps (in, out)."""
     return type(projection).__name__ != "Conv1D"
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """How far a sum of a few values may be from what is stored, as a share of the sum of their sizes: each step rounds once."""
+    return 2 * torch.finfo(dtype).eps
 
 
 def projected(projection: nn.Module, values: Tensor) -> Tensor:
@@ -384,10 +398,12 @@ def check_layout(hf: PreTrainedModel, layout: Layout) -> None:
 
 def unreadable(hf: PreTrainedModel, layout: Layout, layer: int = 0) -> str | None:
     """Why the weights of a block cannot be read as numbers, though they can be run; None if they can be read."""
-    for parameter in layout.block(hf, layer).parameters():
+    block = layout.block(hf, layer)
+    for parameter in block.parameters():
         if reason := _unreadable(parameter):
             return reason
-    return None
+    packed = any(hasattr(one, "in_features") and not hasattr(one, "weight") for one in block.modules())
+    return "quantised" if packed else None
 
 
 def _unreadable(weight: Tensor) -> str | None:

@@ -145,7 +145,21 @@ def grad_mode() -> AbstractContextManager[object]:
 
 def cached(cache: Any) -> int:
     """Number of columns in a transformers `Cache`; 0 for None."""
-    return 0 if cache is None else int(cache.get_seq_length())
+    if cache is None:
+        return 0
+    try:
+        return int(cache.get_seq_length())
+    except (
+        ValueError,
+        AttributeError,
+    ):  # it holds states alone, which do not grow; `count_columns` has noted the number
+        return int(getattr(cache, "n_columns", 0))
+
+
+def count_columns(cache: Any, n: int) -> Any:
+    """`cache`, on which the number of columns is noted: caches of models without attention do not know it."""
+    cache.n_columns = n
+    return cache
 
 
 def full_mask(ids: Tensor, cache: Any) -> Tensor:

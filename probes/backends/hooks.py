@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from reasonscope.probes.architecture.layout import Layout, Place, Term, rerouted
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.backends.base import Edit, Forward, Pass, Reduce, cached, grad_mode, positions
+from reasonscope.probes.backends.base import Edit, Forward, Pass, Reduce, cached, count_columns, grad_mode, positions
 from reasonscope.probes.backends.site_hooks import SiteHook, activations, keep_activation, site_hooks_for
 from reasonscope.probes.backends.threads import threads_for_pass
 
@@ -79,7 +79,7 @@ class HooksBackend:
             return Forward(
                 logits=output.logits[:, -1:] if last_logits_only else output.logits,
                 activations=activations(read, seen, n_keys, reduce),
-                cache=_cache_of(output) if use_cache else None,
+                cache=count_columns(_cache_of(output), n_keys) if use_cache else None,
             )
 
         def touch_at(site: Site) -> SiteHook:

@@ -3,9 +3,11 @@
 A family is what transformers registers for causal language models, and the text towers of those for images and text.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,12 +17,13 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
+from reasonscope.data.progress import tracked
 from reasonscope.probes.architecture.families import random_model
 from reasonscope.probes.architecture.layout import BlockLayout, Layout
 from reasonscope.probes.architecture.shrinking import VOCAB, class_for, shrunk
 from reasonscope.probes.architecture.sites import POINTS
 from reasonscope.probes.backends.base import full_mask
-from reasonscope.probes.checks.support_table import load_tiny, one_line
+from reasonscope.probes.checks.support_table import load_tiny, markdown, one_line, support_table
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.model import BACKENDS, Model
 
@@ -143,3 +146,57 @@ def _gap(ours: Tensor, theirs: Tensor) -> float:
 
 def _ids(rows: int, tokens: int, seed: int = 0) -> Tensor:
     return torch.randint(3, VOCAB, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+FAMILIES_HEADING = "## All families of transformers"
+
+
+def families_markdown(trials: Sequence[FamilyTrial]) -> str:
+    """The second part of the document: what was found for each family, and why others are refused."""
+    proved = [trial for trial in trials if not trial.refused]
+    refused = [trial for trial in trials if trial.refused]
+    head = ["family", "blocks", "lacks", "cache", "padding", "nnsight", "TransformerLens"]
+    return "\n".join(
+        [
+            FAMILIES_HEADING,
+            "",
+            _INTRODUCTION.format(proved=len(proved), tried=len(trials)),
+            _cells(head),
+            _cells(["---"] * len(head)),
+            *(_cells(_row(trial)) for trial in proved),
+            "",
+            "### Refused",
+            "",
+            "In the words of whoever refused it: us, or transformers for the family's own default settings made small.",
+            "",
+            *(f"- {trial.family}: {trial.refused}" for trial in refused),
+            "",
+        ]
+    )
+
+
+_INTRODUCTION = """\
+{proved} of {tried} families are read by the native hooks: every family that transformers registers for causal language models, and the
+text towers of those for images and text. Each was tried on a tiny random model with the family's default settings, every size made
+small; its layout was derived and proved as for any model that you load. "Lacks" names the points that no block has. "Cache" says whether
+decoding with the cache gives the logits of one pass, "padding" whether a left-padded batch gives those of each row alone (✗: the
+architecture itself mixes rows or counts padding; – it could not be tried). For nnsight and TransformerLens, ✓ means that they load
+the family and read the first block of each kind as the hooks do.
+"""
+
+
+def _row(trial: FamilyTrial) -> list[str]:
+    lacking = [point for point in POINTS if point not in trial.points]
+    marks = ["–" if one is None else "✓" if one else "✗" for one in (trial.cached, trial.padded)]
+    engines = ["✗" if trial.engines.get(name, "-") else "✓" for name in ("nnsight", "transformer_lens")]
+    return [trial.family, "; ".join(trial.blocks), ", ".join(lacking), *marks, *engines]
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    trials = [try_family(family) for family in tracked(all_families(), "trying", "families")]
+    document = f"{markdown(support_table())}\n{families_markdown(trials)}"
+    Path(*(sys.argv[1:] or ["docs/support.md"])).write_text(document, encoding="utf-8")

@@ -1,11 +1,9 @@
-"""What each backend can do with each family, tried on tiny models against the native hooks. Writes docs/support.md."""
+"""What each backend can do with the families that tests use, tried on tiny models against the native hooks."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from types import MappingProxyType
 
 import torch
@@ -177,7 +175,7 @@ def _cells(cells: Sequence[str]) -> str:
 _INTRODUCTION = f"""\
 # What each backend can do
 
-Written by `python -m reasonscope.probes.checks.support_table`; change the code, not this file. Every cell was tried on a tiny random model
+Written by `make support`; change the code, not this file. Every cell of the first table was tried on a tiny random model
 of the family, in float32 on a CPU, and compared with the native hooks: ✓ equal within {TOLERANCE:.0e}, ✗ not, – the family lacks the point.
 A cell of a point shows read / write; attention weights are read-only, because the model does not use them again. "Cached
 generation" decodes prompts of several lengths with an edit in place; "ragged batch" compares each row of a left-padded batch
@@ -238,7 +236,3 @@ def one_line(error: BaseException) -> str:
     """An error in the words of whoever raised it, shortened."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:160]}"
-
-
-if __name__ == "__main__":
-    Path(*(sys.argv[1:] or ["docs/support.md"])).write_text(markdown(support_table()), encoding="utf-8")

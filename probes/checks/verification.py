@@ -175,7 +175,8 @@ def _batch(model: Model) -> Check:
 def _cache(model: Model) -> Check:
     """Reading token by token with the cache is the same as reading all at once, in a left-padded batch."""
     ids, mask = left_padded(_sequences(model), model.device)
-    sites, half = _all(model, "resid_post"), ids.shape[1] // 2
+    # Every row has begun: a recurrent state has no mask for padding that is fed one token at a time, and decoding never feeds it.
+    sites, half = _all(model, "resid_post"), ids.shape[1] - min(_LENGTHS) + 1
     whole = model.backend.forward(ids, mask=mask, read=sites)
     part = model.backend.forward(ids[:, :half], mask=mask[:, :half], use_cache=True)
     value = 0.0

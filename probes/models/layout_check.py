@@ -14,6 +14,7 @@ from reasonscope.probes.architecture.layout import (
     check_layout,
     input_device,
     projected,
+    rounding,
     unreadable,
 )
 from reasonscope.probes.architecture.sites import Point, Site
@@ -101,14 +102,19 @@ class _Seen:
     rows: Mapping[Site, int]
 
     def at(self, point: Point, layer: int, row: int = 0) -> Tensor:
-        return at_least_float32(self.activations[Site(point, layer)][row])
+        return at_least_float32(self.activations[Site(point, layer)][row]).cpu()  # blocks may be on several devices
 
     def has(self, point: Point, layer: int) -> bool:
         return Site(point, layer) in self.activations
 
     @property
     def tolerance(self) -> float:
-        return 16 * torch.finfo(self.hf.dtype).eps
+        return 16 * torch.finfo(self.dtype).eps
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the stream: the weights may be packed, or be widened while they are used."""
+        return self.activations[Site("resid_post", 0)].dtype
 
 
 def _faults(hf: PreTrainedModel, layout: Layout, backend: Backend | None) -> dict[Site, list[str]]:
@@ -163,12 +169,9 @@ def _stream_fault(seen: _Seen, layer: int) -> str | None:
     parts += [seen.at(point, layer) for point in ("attn_out", "mixer_out", "mlp_out") if seen.has(point, layer)]
     after = seen.at("resid_post", layer)
     gap = (sum(parts[1:], start=parts[0]) - after).abs()
-    size = torch.stack([*parts, after]).abs().amax(dim=(0, -1), keepdim=True)[0].clamp(min=1e-12)
-    if bool((gap > seen.tolerance * size).any()):
+    if bool((gap > rounding(seen.dtype) * torch.stack([*parts, after]).abs().sum(dim=0)).any()):
         return f"{_written_sum(seen, layer)} differs from resid_post by {float(gap.max()):.2g} in block {layer}"
-    if layer and not torch.equal(
-        seen.activations[Site("resid_pre", layer)][0], seen.activations[Site("resid_post", layer - 1)][0]
-    ):
+    if layer and not torch.equal(seen.at("resid_pre", layer), seen.at("resid_post", layer - 1)):
         return f"block {layer} does not take what block {layer - 1} leaves"
     return None
 
@@ -190,7 +193,7 @@ def _heads_fault(seen: _Seen, layer: int) -> str | None:
 
 
 def _gap_fault(seen: _Seen, ours: Tensor, theirs: Tensor, fault: str) -> str | None:
-    allowed = seen.tolerance * max(1.0, float(theirs.abs().max()))
+    ours, allowed = ours.cpu(), seen.tolerance * max(1.0, float(theirs.abs().max()))
     return fault if ours.shape != theirs.shape or bool((ours - theirs).abs().max() > allowed) else None
 
 
@@ -235,7 +238,7 @@ def _write_fault(seen: _Seen, site: Site, row: int) -> str | None:
     if changed is None or not (seen.has("attn_probs", site.layer) and seen.has("z", site.layer)):
         return None
     change = (seen.at("attn_probs", site.layer, row) - seen.at("attn_probs", site.layer)).abs().amax(dim=(0, 2))
-    rows = (change > max(1e-4, 4 * torch.finfo(seen.hf.dtype).eps)).tolist()
+    rows = (change > max(1e-4, 4 * torch.finfo(seen.dtype).eps)).tolist()
     return None if rows == changed else f"writing {site} at one token does not change the attention that it should"
 
 

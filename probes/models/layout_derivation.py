@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reasonscope.data.errors import ArchitectureError
-from reasonscope.probes.architecture.layout import BlockLayout, Layout, Term, projected
+from reasonscope.probes.architecture.layout import BlockLayout, Layout, Term, projected, rounding
 from reasonscope.probes.architecture.shrinking import with_same_heads
 from reasonscope.probes.models.block_trace import BlockTrace, Call, Outside, find_blocks, watch_blocks
 
@@ -181,16 +181,16 @@ def _fitted(trace: BlockTrace, calls: Sequence[Call], scales: Sequence[float]) -
         .flatten(1, -2)
     )
     left = trace.left.double().cpu().flatten(0, -2)
-    # Rows count by their size: in some models the first token is a thousand times as large as the others.
-    size = torch.cat([parts, left[None]]).abs().amax(dim=(0, 2)).clamp(min=1e-30)
-    allowed = 16 * torch.finfo(trace.left.dtype).eps * size
+    # Every value counts by its own size, as it was rounded: some tokens and dimensions are a thousand times as large as others.
+    size = (parts.abs().sum(dim=0) + left.abs()).clamp(min=1e-30)
+    allowed = rounding(trace.left.dtype) * size
     ones = torch.ones(len(parts), dtype=parts.dtype)
     if _holds(parts, left, ones, allowed):
         return _Sum(terms=tuple(Term(path=call.path) for call in calls), stream_scale=1.0)
     if len(scales) == 0:
         return None
-    columns = (parts / size[:, None]).flatten(1)
-    fit = torch.linalg.lstsq(columns.T, (left / size[:, None]).flatten()[:, None]).solution[:, 0]
+    columns = (parts / size).flatten(1)
+    fit = torch.linalg.lstsq(columns.T, (left / size).flatten()[:, None]).solution[:, 0]
     named = torch.tensor([_nearest(float(one), scales) for one in fit], dtype=parts.dtype)
     if not bool(named.isfinite().all()) or not _holds(parts, left, named, allowed):
         return None
@@ -200,7 +200,7 @@ def _fitted(trace: BlockTrace, calls: Sequence[Call], scales: Sequence[float]) -
 
 
 def _holds(parts: Tensor, left: Tensor, scales: Tensor, allowed: Tensor) -> bool:
-    gap = (torch.einsum("p,ptd->td", scales, parts) - left).abs().amax(dim=-1)
+    gap = (torch.einsum("p,ptd->td", scales, parts) - left).abs()
     return bool((gap <= allowed).all())
 
 
@@ -298,16 +298,17 @@ def _with_inner_points(
 
 def _is_sequential(trace: BlockTrace, base: BlockLayout) -> bool:
     """Whether a module takes the sum of the stream and what attention adds."""
-    mid = trace.entered.double()
+    mid, size = trace.entered.double(), trace.entered.double().abs()
     for term in (*base.attn_out, *base.mixer_out):
         call = trace.of(term.path)
         assert call is not None and call.out is not None
-        mid = mid + call.out.double() * (term.scale / base.stream_scale)
-    allowed = 16 * torch.finfo(trace.left.dtype).eps * float(mid.abs().max())
+        added = call.out.double() * (term.scale / base.stream_scale)
+        mid, size = mid + added, size + added.abs()
+    allowed = rounding(trace.left.dtype) * (size + mid.abs())
     return any(
         call.given is not None
         and call.given.shape == mid.shape
-        and float((call.given.double() - mid).abs().max()) <= allowed
+        and bool(((call.given.double() - mid).abs() <= allowed).all())
         for call in trace.calls
     )
 
@@ -369,6 +370,11 @@ def _projection(block: nn.Module, trace: BlockTrace, path: str, made: Tensor | N
 
 
 def _is_projection(module: nn.Module) -> bool:
+    """Whether a module multiplies by weights, which may be packed."""
+    return _has_weights(module) or (hasattr(module, "in_features") and not hasattr(module, "weight"))
+
+
+def _has_weights(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(module, nn.Embedding)
 
@@ -398,7 +404,13 @@ def _router(hf: PreTrainedModel, block: nn.Module, trace: BlockTrace) -> str | N
     counts = {value for name, value in vars(config).items() if _COUNTS_EXPERTS.search(name) and isinstance(value, int)}
     for call in trace.calls:
         module = block.get_submodule(call.path)
-        if not _is_projection(module) or call.out is None or call.given is None or call.out.shape[-1] not in counts:
+        if (
+            not isinstance(getattr(module, "weight", None), Tensor)
+            or not _is_projection(module)
+            or call.out is None
+            or call.given is None
+            or call.out.shape[-1] not in counts
+        ):
             continue
         if _width_in(module) == call.given.shape[-1] and _gives_logits(module, call.given, call.out):
             return call.path

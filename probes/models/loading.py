@@ -1,5 +1,6 @@
 """Load weights and tokenizer from a hub id or a folder: safetensors only, never code from a checkpoint, one clear line on failure."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -141,10 +142,9 @@ def load_adapter(
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelLoadError(f"{folder} has no adapter_model.safetensors; pickled weights are never loaded")
     model, tokenizer = load_pretrained(base, device=device, dtype=dtype, revision=None, quantise=quantise)
-    from peft import PeftModel
-
+    peft = importlib.import_module("peft")  # an extra, which is not installed with the others
     with foreign(str(folder)):
-        merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
+        merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
     merged.config.name_or_path = str(folder)
     return merged, tokenizer
 

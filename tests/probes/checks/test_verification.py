@@ -10,6 +10,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Message, Problem
+from reasonscope.probes.architecture.families import tiny_of
 from reasonscope.probes.architecture.layout import Term
 from reasonscope.probes.backends import hooks
 from reasonscope.probes.backends.base import PassByPass
@@ -53,6 +54,14 @@ def test_every_family_passes_with_both_attention_kernels(family, model_of, kerne
     assert [check.name for check in checks] == NAMES
     assert all(check.passed for check in checks), [check for check in checks if not check.passed]
     assert all(check.value < 1e-5 for check in checks[:7])
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "falcon_h1", "nemotron_h", "granitemoehybrid", "cohere2", "qwen3_vl"])
+def test_other_kinds_of_blocks_pass_too(family, tokenizer):
+    """Linear and full attention in turn, side by side, one part per block, multipliers, parallel blocks, a text tower."""
+    checks = verify(load_model(tiny_of(family), tokenizer=tokenizer))
+    assert [check.name for check in checks] == NAMES
+    assert all(check.passed for check in checks), [check for check in checks if not check.passed]
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2"])

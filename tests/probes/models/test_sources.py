@@ -44,7 +44,7 @@ def write_gguf(hf, tokenizer, file):
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(10000.0)
     words = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda one: one[1])]
-    words += [f"<unused{i}>" for i in range(config.vocab_size - len(words))]
+    words += [words[3] + words[4], *(f"<unused{i}>" for i in range(config.vocab_size - len(words) - 1))]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(words)
     writer.add_token_types([gguf.TokenType.NORMAL] * len(words))
