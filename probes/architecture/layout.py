@@ -335,11 +335,10 @@ class _Replaced(TorchFunctionMode):
         self._logits: Tensor | None = logits
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
         if self._logits is None or func is not nn.functional.linear:
-            return made
-        logits, self._logits = self._logits, None
-        return logits.to(made.dtype).reshape(made.shape)
+            return func(*args, **(kwargs or {}))
+        logits, self._logits = self._logits, None  # the weights may be offloaded by now, so they are not multiplied
+        return logits
 
 
 def rerouted(router: nn.Module, logits: Tensor, *given: Any, **named: Any) -> Any:
@@ -354,7 +353,8 @@ def rerouted(router: nn.Module, logits: Tensor, *given: Any, **named: Any) -> An
     if not given and not named:
         given = (weight.new_zeros(logits.numel() // logits.shape[-1], weight.shape[-1]),)
     with _Replaced(logits):
-        return router.forward(*given, **named)
+        # Not `router.forward`, which an engine may have wrapped, as this runs inside of it.
+        return type(router).forward(router, *given, **named)
 
 
 def chosen_experts(router: nn.Module, logits: Tensor) -> Tensor:

@@ -42,6 +42,14 @@ def class_for(config: PretrainedConfig) -> Any:
     return AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModelForImageTextToText
 
 
+# Families whose positions have three parts: time, height and width.
+_OF_THREE = ("qwen2_vl", "qwen2_5_vl", "qwen2_5_omni_thinker", "paddleocr_vl", "glm4v", "glm46v", "glm_ocr", "glmga")
+
+
+def _in_three(section: list[int]) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": 1e4, "mrope_section": section}
+
+
 # What the rules miss: settings whose default is None, and sizes that must fit one another.
 _OWN: Mapping[str, Mapping[str, Any]] = {
     "hunyuan_v1_dense": {"head_dim": 16},
@@ -54,12 +62,12 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     "dots3_note_text": {"num_key_value_heads": 4},
     "step3p7": {"text_config": {"sliding_window": 8}},
     "gemma3n_text": {"num_kv_shared_layers": 0},
-    "qwen2_vl": {
-        "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}}
-    },
-    "qwen2_5_vl": {
-        "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}}
-    },
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "bamba": {"attn_layer_indices": [1, 3]},
+    **{name: {"text_config": {"rope_parameters": _in_three([4, 2, 2])}} for name in _OF_THREE},
+    "glm4v_moe": {"text_config": {"rope_parameters": {**_in_three([2, 1, 1]), "partial_rotary_factor": 0.5}}},
 }
 
 
@@ -94,7 +102,9 @@ def small_settings(config: PretrainedConfig) -> dict[str, Any]:
     small = {name: _small(name, value, depth, kept) for name, value in settings.items()}
     small = {name: value for name, value in small.items() if value != settings[name]}
     if isinstance(settings.get("kv_lora_rank"), int) and "num_key_value_heads" in settings:
-        small["num_key_value_heads"] = _HEADS  # latent attention has keys for every head
+        # Latent attention has keys for every head, and computes their width itself.
+        small["num_key_value_heads"] = _HEADS
+        small = {name: value for name, value in small.items() if name not in ("head_dim", "qk_head_dim")}
     if parts.get("vision_config") is None and "mrope_section" in str(settings):
         small["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
     return {**small, **{name: small_settings(part) for name, part in parts.items()}}

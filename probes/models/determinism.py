@@ -4,10 +4,13 @@ docs/determinism.md says what is guaranteed with and without them, and what is n
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from reasonscope.data.errors import InputError
@@ -44,19 +47,33 @@ def compute_in_float32(hf: PreTrainedModel) -> None:
 
     Departures: every module with weights of its own is widened, not only linear layers.
     """
-    count = 0
-    for module in hf.modules():
-        narrow = [parameter for parameter in module.parameters(recurse=False) if parameter.dtype in _HALF]
-        if narrow:
-            _widen_while_running(module, narrow)
-            count += 1
-    if not count:
+    if not _widen(hf):
         raise InputError(
             f"the weights are {hf.dtype}; float32 arithmetic over 16-bit weights needs float16 or bfloat16 weights"
         )
 
 
-def _widen_while_running(module: nn.Module, parameters: list[nn.Parameter]) -> None:
+@contextmanager
+def in_float32(hf: PreTrainedModel) -> Iterator[None]:
+    """Inside, every module with 16-bit weights computes in float32, as by `compute_in_float32`; others stay as they are."""
+    handles = _widen(hf)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _widen(hf: PreTrainedModel) -> list[RemovableHandle]:
+    handles: list[RemovableHandle] = []
+    for module in hf.modules():
+        narrow = [parameter for parameter in module.parameters(recurse=False) if parameter.dtype in _HALF]
+        if narrow:
+            handles += _widen_while_running(module, narrow)
+    return handles
+
+
+def _widen_while_running(module: nn.Module, parameters: list[nn.Parameter]) -> list[RemovableHandle]:
     kept: list[torch.Tensor] = []
 
     def widen(_: nn.Module, __: Any) -> None:
@@ -68,5 +85,5 @@ def _widen_while_running(module: nn.Module, parameters: list[nn.Parameter]) -> N
         for parameter, data in zip(parameters, kept, strict=True):
             parameter.data = data
 
-    module.register_forward_pre_hook(widen)
-    module.register_forward_hook(narrow, always_call=True)  # even if the module raises
+    # Narrow again even if the module raises.
+    return [module.register_forward_pre_hook(widen), module.register_forward_hook(narrow, always_call=True)]

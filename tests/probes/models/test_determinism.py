@@ -78,7 +78,7 @@ def test_a_model_in_float32_compute_says_so_and_passes_verify_as_float32(hf_of, 
     assert model.fingerprint["compute"] == "float32" and model.fingerprint["dtype"] == "bfloat16"
     checks = verify(model)
     assert all(check.passed for check in checks), checks
-    assert next(check for check in checks if check.name == "batch").limit == 1e-4
+    assert next(check for check in checks if check.name == "batch").limit == 1e-3
     with pytest.raises(InputError, match="backend='hooks'"):
         load_model("organism", backend="nnsight", float32_compute=True)
     with pytest.raises(InputError, match=r"torch\.float32"):
