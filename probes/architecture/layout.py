@@ -346,7 +346,7 @@ def rerouted(router: nn.Module, logits: Tensor, *given: Any, **named: Any) -> An
 
     `given` and `named` are what it was called with; without them it runs on zeros, which do not matter.
     """
-    if isinstance(router, nn.Linear):
+    if type(router).forward is nn.Linear.forward:  # it gives logits alone
         return logits
     weight = router.weight
     assert isinstance(weight, Tensor)

@@ -65,7 +65,10 @@ def _term(term: Term) -> str:
         (
             "a multiplier on what is added",
             {"model_type": "granitemoehybrid", "residual_multiplier": 0.22},
-            {"mixer=mamba*0.22 mlp=block_sparse_moe*0.22+shared_mlp*0.22"},
+            {
+                "mixer=mamba*0.22 mlp=block_sparse_moe*0.22+shared_mlp*0.22",
+                "attn=self_attn*0.22 mlp=block_sparse_moe*0.22+shared_mlp*0.22",
+            },
         ),
         (
             "the residual inside the modules",
@@ -240,7 +243,7 @@ def test_a_scaled_site_holds_what_is_added_and_an_edit_of_nothing_changes_no_bit
     hf = tiny_of("granitemoehybrid", residual_multiplier=0.22)
     layout = proved(hf, derive_layout(hf))
     engine, ids = HooksBackend(hf, layout), torch.tensor([[5, 6, 7, 8, 9]])
-    sites = [Site(point, 1) for point in ("resid_pre", "mixer_out", "mlp_out", "resid_post")]
+    sites = [Site(point, 0) for point in ("resid_pre", "mixer_out", "mlp_out", "resid_post")]
     plain = engine.forward(ids, mask=None, read=sites)
     pre, mixer, mlp, post = (plain.activations[site] for site in sites)
     torch.testing.assert_close(pre + mixer + mlp, post, atol=1e-5, rtol=0)
