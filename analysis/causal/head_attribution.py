@@ -75,6 +75,7 @@ def head_attribution(model: Model, trace: Trace, sentences: Sequence[Sentence] =
         **common,
         axes=(Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),
         values=values,
+        reason=model.layout.without_heads,
         null=Band.of(-ends, ends, values.shape, "central 95 % of random directions, each token moved as far"),
         interval=mean_band(
             lost * lost.shape[-1], sentence_of_each(sentences, len(trace.token_ids))[trace.n_prompt_tokens :]
@@ -109,7 +110,7 @@ class _Passes:
     def first_order(self) -> tuple[Values, Values]:
         """What each head's output at each written token adds (layer, head, token), and the standard deviation of what a random output
         of the same length would add (layer, head)."""
-        layers = range(self.model.n_layers)
+        layers = self.model.layers_with_heads
         heads = [Site("z", layer) for layer in layers]
         sums = [Site("attn_out", layer) for layer in layers]
         shifts: dict[Site, Tensor] = {}
@@ -117,14 +118,17 @@ class _Passes:
         with gradients(), _frozen(self.model):
             logits, seen = self._run(writes, heads)
             slopes = torch.autograd.grad(self._log_probability(logits), [shifts[site] for site in (*heads, *sums)])
-        lost, spread = [], []
-        for layer in layers:
-            z, slope = seen[heads[layer]][0, self.start :].detach(), slopes[layer][0, self.start :]
-            lost.append((z * slope).sum(-1).T)
-            across = slopes[len(layers) + layer][0, self.start :]
-            length = self._lengths(heads[layer], z)  # (token, head)
-            spread.append((length * across.norm(dim=-1, keepdim=True)).square().sum(0).div(across.shape[-1]).sqrt())
-        return _array(torch.stack(lost)), _array(torch.stack(spread))
+        shape = self.model.n_layers, self.model.n_heads  # NaN for heads that a block has not
+        lost = torch.full((*shape, len(self.written)), torch.nan, dtype=torch.float64)
+        spread = torch.full(shape, torch.nan, dtype=torch.float64)
+        for i, layer in enumerate(layers):
+            z, slope = seen[heads[i]][0, self.start :].detach(), slopes[i][0, self.start :]
+            lost[layer, : z.shape[1]] = (z * slope).sum(-1).T.double().cpu()
+            across = slopes[len(layers) + i][0, self.start :]
+            length = self._lengths(heads[i], z)  # (token, head)
+            moved = (length * across.norm(dim=-1, keepdim=True)).square().sum(0).div(across.shape[-1]).sqrt()
+            spread[layer, : z.shape[1]] = moved.double().cpu()
+        return _array(lost), _array(spread)
 
     def exact(self, layer: int, head: int) -> float:
         """The loss when the head is taken out for real."""

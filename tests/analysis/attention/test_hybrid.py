@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from reasonscope.analysis.attention.head_profiles import head_table
 from reasonscope.analysis.attention.maps import attention_map
 from reasonscope.analysis.attention.receiver_heads import head_kurtosis, receivers_of
+from reasonscope.analysis.causal.head_attribution import head_attribution
 from reasonscope.analysis.tokens.token_alternatives import head_effects
 from reasonscope.data import sentences, trace_from_text
 from reasonscope.data.trace import Problem
@@ -56,6 +57,7 @@ def test_each_analysis_of_heads_says_which_blocks_it_skips(hybrid, thinking_trac
         head_table(hybrid, trace, sentences),
         attention_map(hybrid, trace, sentences),
         head_effects(hybrid, trace, sentences, n_controls=2),
+        head_attribution(hybrid, trace, sentences),
         head_kurtosis(hybrid, trace, sentences=sentences, depth_control=False, proximity=1),
     ):
         heads = found.values.reshape(-1, 4, 4)
