@@ -28,11 +28,13 @@ def find_thinking(tokenizer: PreTrainedTokenizerBase, asked: Thinking | None, *,
 def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
     """The tags among the tokenizer's added tokens or in its chat template, or None for a model that does not mark its thinking.
 
-    gpt-oss is recognised by its channel tokens, because its templates write the opening of a channel in parts.
+    gpt-oss and Gemma 4 are recognised by their channel tokens, because templates may write the opening of a channel in parts.
     """
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     if {"<|channel|>", "<|message|>"} <= added:
         return GPT_OSS
+    if {"<|channel>", "<channel|>"} <= added:
+        return GEMMA_4
     template = chat_template(tokenizer) or ""
     for tags in KNOWN_TAGS:
         if {tags.open, tags.close} <= added or (tags.open in template and tags.close in template):

@@ -268,6 +268,7 @@ def test_prompts_that_cannot_be_made(model_of):
         (["<|channel|>", "<|message|>", "<|start|>", "<|end|>"], "{{ 'analysis' }}", GPT_OSS),
         (["[THINK]", "[/THINK]"], None, ThinkTags(open="[THINK]", close="[/THINK]")),
         (["<|channel>", "<channel|>"], "{{ '<|channel>thought' }}{{ '<channel|>' }}", GEMMA_4),
+        (["<|channel>", "<channel|>"], None, GEMMA_4),
         (["<seed:think>", "</seed:think>"], None, ThinkTags(open="<seed:think>", close="</seed:think>")),
         (
             ["<|START_THINKING|>", "<|END_THINKING|>"],
