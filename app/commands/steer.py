@@ -218,6 +218,7 @@ def _sweep(
     from reasonscope.steering.experiments.experiment import SteeringExperiment
     from reasonscope.steering.experiments.held_out import (
         Asked,
+        check_titles,
         model_of_run,
         numbers_from,
         respond,
@@ -227,6 +228,7 @@ def _sweep(
     )
 
     asked = [Asked.parse(text) for text in methods]
+    check_titles(asked)
     given, where = numbers_from(strengths) if strengths else None, run_folder(run)
     store = TraceStore.open(where.store)
     split = split_run(store, share=held_out, n=n, seed=seed)

@@ -55,6 +55,15 @@ class Asked:
         return cls(name=name, values=tuple(numbers_from(numbers)) if colon else None)
 
 
+def check_titles(asked: Sequence[Asked]) -> None:
+    """Raise InputError if two of what is asked for have one name, such as a method and its recipe: figures could not tell them apart."""
+    titles = [Recipe.load(one.recipe).name if one.recipe else one.name for one in asked]
+    if twice := sorted(title for title in set(titles) if titles.count(title) > 1):
+        raise InputError(
+            f"two of these are called {twice[0]!r}; sweep one after the other, or rename one with `steer merge --name`"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """Ids of the traces to extract from, and the problems to judge on; no group of problems is on both sides."""

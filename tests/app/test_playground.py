@@ -1,12 +1,18 @@
 """What the playground applies: recipes with their own tokens, and vectors that were saved alone on the tokens that the page names."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from streamlit.testing.v1 import AppTest
 
+from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.app.page_parts.playground import label, mixed, vectors_in
 from reasonscope.data.errors import InputError
-from reasonscope.steering.recipes.recipe import Recipe
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.steering import SteeringVector
+from reasonscope.steering.recipes.recipe import Recipe, RecipePart
 
 OLD = Path(__file__).parents[1] / "fixtures" / "written-before-the-move" / "steering" / "seal.safetensors"
 
@@ -29,3 +35,29 @@ def test_a_recipe_keeps_its_tokens_and_is_scaled(tmp_path):
     ]
     with pytest.raises(InputError, match="every vector has strength 0"):
         mixed({path: 0.0}, "where steps begin")
+
+
+def test_the_page_steers_by_the_recipe_of_a_run_and_says_how_many_tokens_were_edited(tmp_path):
+    run = tmp_path / "example"
+    shutil.copytree(EXAMPLE, run)
+    for file in (run / "steering").glob("*"):
+        file.unlink()
+    drawn = np.random.default_rng(0).standard_normal(128).astype(np.float32)
+    vector = SteeringVector(directions={Site("resid_post", 3): 300 * drawn}, method="by hand")
+    Recipe(name="push", parts=(RecipePart(vector=vector),)).save(run / "steering" / "push.recipe.safetensors")
+    test = AppTest.from_function(_show, args=(str(run),), default_timeout=60).run()
+    assert [one.label for one in test.slider][:1] == ["push, times its strength"]
+    test.number_input(key="longest").set_value(12)
+    test.button[0].click().run()
+    assert not test.exception and not test.error
+    (said,) = [one.value for one in test.caption if "tokens were edited" in one.value]
+    assert "KL of steered from base" in said and "part at generated token" in said
+
+
+def _show(run: str) -> None:
+    from pathlib import Path
+
+    from reasonscope.analysis.runs.opened_run import open_run
+    from reasonscope.app.pages import steering
+
+    steering.show(open_run(Path(run)))

@@ -111,6 +111,8 @@ def test_a_recipe_gives_the_same_tokens_in_the_sweep_in_apply_and_in_the_playgro
     assert [dose["strength"] for dose in found["doses"]] == [0.5, 1.0] and found["held_out"] is True
     asked = TraceStore.open(run / "store").trace(TraceStore.open(run / "store").ids[0]).problem.messages[0].content
     how = ("--temperature", "0.7", "--max-new-tokens", "60", "--seed", "4")
+    with pytest.raises(InputError, match="two of these are called 'seal'"):
+        numbers("steer", "sweep", out, "seal", "--run", run)
     (applied,) = numbers("steer", "apply", out, "--prompt", asked, *how)["answers"]
     model, sampling = load_model("organism"), Sampling(temperature=0.7, max_new_tokens=60, seed=4)
     recipe = playground.mixed({out: 1.0}, "where steps begin")
