@@ -84,7 +84,8 @@ def _extract(
     path = out or where.vectors / f"{method}{SUFFIX}"
     make_folder(path.parent)
     parts, middle = chosen.parts(source), chosen.strengths[len(chosen.strengths) // 2]
-    about = {"method": method, "run": str(run)}
+    asked = {key: store.meta[key] for key in ("prompt", "thinking") if key in store.meta}
+    about = {"method": method, "run": str(run), **asked}
     recipe = Recipe.of(parts, name=method, multiplier=middle if strength is None else strength, provenance=about)
     recipe.save(path)
     vectors = [vector_numbers(part.vector) for part in parts]
@@ -154,6 +155,7 @@ def _apply(
     from reasonscope.data.exchange.problem_sets import load_problems
     from reasonscope.data.trace import Sampling
     from reasonscope.probes.models.model import load_model
+    from reasonscope.probes.models.prompting import as_recorded
     from reasonscope.steering.recipes.answers import answer_with, question
     from reasonscope.steering.recipes.recipe import Recipe
 
@@ -165,7 +167,8 @@ def _apply(
         raise InputError(f"{recipe} does not say which model it was made for; give --model")
     asked = load_problems(problems, n=n, seed=seed) if problems else [question(text) for text in prompt or ()]
     sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
-    found = answer_with(loaded, load_model(source, backend=backend, **load), asked, sampling)
+    how = as_recorded(loaded.provenance, {"backend": backend, **load})
+    found = answer_with(loaded, load_model(source, **how), asked, sampling)
     show_summary(found.summary(), found.to_dict(), json_)
 
 

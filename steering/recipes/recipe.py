@@ -106,7 +106,8 @@ class Recipe:
         parts: Vectors in use, applied in this order.
         decoding: Decoding methods, applied in this order.
         prefill: Text that the thinking starts with.
-        provenance: JSON: `groups` of problems that it was learned from, `run`, `model` (a fingerprint), `method`.
+        provenance: JSON: `groups` of problems that it was learned from, `run`, `model` (a fingerprint), `method`,
+            and how that run finds `thinking` and renders prompts (`prompt`).
 
     Raises:
         InputError: For a recipe that changes nothing, two clamps of one projection, an unknown decoding method, or two prefills.
