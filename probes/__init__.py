@@ -1,4 +1,4 @@
-"""Reading a model: loading, sites, generation, recording, probes of four properties, and checks that the numbers are right."""
+"""Reading a model: loading, sites, generation, recording, probes of four properties and of any label, and checks."""
 
 import lazy_loader
 

@@ -30,6 +30,7 @@ from .models.model import Model as Model
 from .models.model import load_model as load_model
 from .properties.correctness_probe import CorrectnessReport as CorrectnessReport
 from .properties.correctness_probe import correctness as correctness
+from .properties.label_probe import fit as fit
 from .properties.length_probe import LengthReport as LengthReport
 from .properties.length_probe import length as length
 from .properties.refusal_probe import RefusalReport as RefusalReport

@@ -29,7 +29,7 @@ EXPORTS = {
     "reasonscope.probes": """
         BlockLayout Capture Check Comparison Completion CorrectnessReport DecodingStep Edit Forward Head Layout
         LengthReport LinearProbe LogisticProbe Model POINTS Positions ProbeReport RefusalReport RemainingReport
-        RidgeProbe Site capture cluster_bootstrap continuations correctness expand_sites generate gradients
+        RidgeProbe Site capture cluster_bootstrap continuations correctness expand_sites fit generate gradients
         grouped_predictions length load_model record refusal remaining replay rollouts run_with_cache verify
     """,
     "reasonscope.steering": """

@@ -10,6 +10,7 @@ from reasonscope.analysis.figures.probes import (
     length_scores,
     mean_trajectories,
     probe_scores,
+    reliability_curve,
     remaining_prediction,
 )
 from reasonscope.analysis.figures.results import along, arm_outcomes, of_result, points
@@ -26,6 +27,7 @@ __all__ = [
     "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "AnchorGraph", "Figure", "accuracy_by_difficulty", "along", "anchor_graph",
     "answers_by_request", "arm_outcomes", "cliff_distribution", "dose_curves", "figure_data", "head_grid", "in_theme",
     "layer_position_map", "length_prediction", "length_scores", "lengths_of_pairs", "mean_trajectories", "of_result", "points",
-    "probe_scores", "read_figure", "remaining_prediction", "sentence_map", "square_map", "steering_front", "steering_plane",
+    "probe_scores", "read_figure", "reliability_curve", "remaining_prediction", "sentence_map", "square_map", "steering_front",
+    "steering_plane",
     "sweep_figures", "thinking_by_difficulty", "to_html", "value_maps", "write_figure",
 ]  # fmt: skip

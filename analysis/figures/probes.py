@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from reasonscope.analysis.figures.theme import BLUE, GREY, Figure, colours_of, error_bars, styled
+from reasonscope.data.intervals import Estimate, wilson_interval
 
 if TYPE_CHECKING:  # their modules import torch, which the app avoids until a model is needed
-    from reasonscope.data.intervals import Estimate
+    from reasonscope.probes.evaluation.metrics import Reliability
     from reasonscope.probes.properties.length_probe import LengthReport
     from reasonscope.probes.properties.refusal_cliff import Cliff, MeanTrajectory
     from reasonscope.probes.properties.remaining_probe import RemainingReport
@@ -64,6 +65,27 @@ def probe_scores(scores: Mapping[str, Estimate], *, title: str, measure: str, ch
         )
     figure.add_vline(x=chance, line={"color": GREY, "dash": "dash"})
     return styled(figure, title, measure, "").update_yaxes(autorange="reversed")
+
+
+def reliability_curve(found: Reliability, *, title: str) -> Figure:
+    """How often the label is true where the probe promises a probability, by bins of equal mass, with 95 % intervals."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", name="calibrated", line={"color": GREY, "dash": "dash"}, hoverinfo="skip"
+    )
+    ends = [wilson_interval(share * n, n) for share, n in zip(found.share, found.n, strict=True)]
+    shares = [
+        Estimate(value=float(share), low=low, high=high) for share, (low, high) in zip(found.share, ends, strict=True)
+    ]
+    figure.add_scatter(
+        x=found.predicted,
+        y=found.share,
+        mode="markers",
+        name="held-out rows",
+        marker={"color": BLUE, "size": 9},
+        error_y=error_bars(shares, BLUE),
+    )
+    return styled(figure, title, "probability that the probe gives", "share of the class")
 
 
 def layer_position_map(

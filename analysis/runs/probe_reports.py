@@ -22,6 +22,7 @@ from reasonscope.probes.fitting.positions import POSITIONS, Position, position_n
 from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.properties.correctness_probe import CorrectnessReport, correctness
+from reasonscope.probes.properties.label_probe import LabelReport, predicted_words
 from reasonscope.probes.properties.length_probe import LengthReport, forecast, length_data
 from reasonscope.probes.properties.refusal_cliff import mean_trajectory
 from reasonscope.probes.properties.refusal_probe import RefusalReport
@@ -109,6 +110,31 @@ def correctness_figures(found: Sequence[CorrectnessReport]) -> dict[str, Figure]
         "correctness_scores": _scores("Will the answer be right?", scores, found[-1].comparison),
         "correctness_layers": _map(layers, "Where correctness can be read"),
     }
+
+
+def label_figures(found: LabelReport, name: str) -> dict[str, Figure]:
+    """The probe beside its baselines, its calibration, and the score at each layer."""
+    comparison, what = found.comparison, predicted_words(found.label, found.positive)
+    measure = f"{comparison.metric} on held-out problems"
+    drawn = {
+        f"{name}_scores": figures.probe_scores(
+            {"probe": comparison.score, **comparison.baselines},
+            title=f"A probe of {what}",
+            measure=measure,
+            chance=comparison.chance,
+        ),
+        f"{name}_layers": figures.layer_position_map(
+            found.by_layer[:, None],
+            [str(site) for site in found.sites],
+            [found.place.name],
+            title=f"Where {what} can be read",
+            measure=measure,
+            chance=comparison.chance,
+        ),
+    }
+    if found.reliability is not None:
+        drawn[f"{name}_calibration"] = figures.reliability_curve(found.reliability, title=f"Calibration: {what}")
+    return drawn
 
 
 def length_figures(found: LengthReport) -> dict[str, Figure]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from reasonscope.analysis.figures import Figure
     from reasonscope.data.storage.store import TraceStore
     from reasonscope.data.summary import Summary
+    from reasonscope.data.trace import Trace
     from reasonscope.probes.fitting.linear_probes import LinearProbe
 
 probe = typer.Typer(
@@ -147,10 +148,9 @@ def _correctness(
     from reasonscope.analysis.runs.probe_reports import correctness_along, correctness_figures
     from reasonscope.probes.fitting.positions import position_name
     from reasonscope.probes.properties.correctness_probe import positions_summary
-    from reasonscope.steering.experiments.held_out import split_run
 
     store = _store(run)
-    traces = [store.trace(id) for id in split_run(store, share=held_out, n=None, seed=seed).ids] if held_out else None
+    traces = _not_held_out(store, held_out, seed)
     found, undefined = correctness_along(store, traces, folds=folds, seed=seed)
     numbers: dict[str, Any] = {position_name(one.position): one.to_dict() for one in found}
     numbers["undefined"] = undefined
@@ -161,30 +161,108 @@ def _correctness(
     show_summary(_with_files(positions_summary(found, undefined), saved, run), numbers, json_)
 
 
+@probe.command("fit")
+def _fit(
+    run: RunOption,
+    label: Annotated[
+        str,
+        typer.Option(
+            help="meta.FIELD of the traces or problems, or a CSV or JSONL file with id (trace or problem) and label."
+        ),
+    ],
+    position: Annotated[
+        str,
+        typer.Option(
+            help="last_prompt, first_thinking, closing, last, mean, every:N, or a share of the thinking such as 0.5."
+        ),
+    ] = "closing",
+    task: Annotated[str, typer.Option(help="classification or regression.")] = "classification",
+    positive: Annotated[
+        str | None, typer.Option(help="The class to predict against all others; needed if there are more than two.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the probe's files; by default that of the label, without `meta.`.")
+    ] = None,
+    held_out: Annotated[
+        float,
+        typer.Option(
+            min=0, max=0.9, help="Share of the problems that the probe never sees, for `probe apply --label`."
+        ),
+    ] = 0.0,
+    folds: Folds = 5,
+    seed: SeedOption = 0,
+    json_: JsonOption = False,
+) -> None:
+    """Can any label of yours be read from the states? Reads one place of each trace, or every N-th token of the thinking."""
+    from reasonscope import probes
+    from reasonscope.analysis.runs.probe_reports import label_figures
+    from reasonscope.probes.properties.labels import file_name, label_task
+
+    store = _store(run)
+    found = probes.fit(
+        store,
+        label,
+        _not_held_out(store, held_out, seed),
+        position=position,
+        task=label_task(task),
+        positive=positive,
+        folds=folds,
+        seed=seed,
+    )
+    numbers, called = found.to_dict(), name or file_name(label)
+    options = {
+        "label": quote(label),
+        "position": found.place.name,
+        "task": task,
+        "positive": quote(positive) if positive else False,
+        "name": quote(name) if name else False,
+        "held_out": held_out or False,
+    }
+    drawn, probed = label_figures(found, called), {called: found.probe}
+    saved = _save(called, run, numbers, drawn, probed, command="fit", **options, folds=folds, seed=seed)
+    show_summary(_with_files(found.summary(), saved, run), numbers, json_)
+
+
 @probe.command("apply")
 def _apply(
     probe: Annotated[
         Path, typer.Argument(help="A probe that one of these commands saved: RUN/probes/NAME.safetensors.")
     ],
     run: RunOption,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            help="Also judge the probe by this label, on problems that it did not learn from: meta.FIELD, or a file."
+        ),
+    ] = None,
+    positive: Annotated[
+        str | None, typer.Option(help="The class that the probe predicts; by default as it was fitted.")
+    ] = None,
+    seed: SeedOption = 0,
     json_: JsonOption = False,
 ) -> None:
     """Score every token of every trace of a run with a saved probe, and write the scores to RUN/scores."""
     from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.summary import Summary
     from reasonscope.probes.fitting.linear_probes import LinearProbe
+    from reasonscope.probes.properties.label_probe import judge_on
     from reasonscope.probes.properties.scores import score_unit, write_scores
 
     path = run_folder(run).scores / f"{probe.stem}.safetensors"
-    fitted = LinearProbe.load(probe)
-    count, unit = write_scores(fitted, _store(run), path, name=probe.stem), score_unit(fitted)
+    fitted, store = LinearProbe.load(probe), _store(run)
+    judged = judge_on(fitted, store, label, positive=positive, seed=seed) if label else None
+    count, unit = write_scores(fitted, store, path, name=probe.stem), score_unit(fitted)
     summary = Summary(
         finding=f"The {probe.stem} probe has scored every token of {count} traces at {fitted.site} ({unit}).",
-        notes=[f"In the app, open a trace and colour it by “probe: {probe.stem}”."],
+        notes=[
+            *(judged.notes() if judged else []),
+            f"In the app, open a trace and colour it by “probe: {probe.stem}”.",
+        ],
         files=[f"Scores: {path}"],
         next_command=_app(run),
     )
-    show_summary(summary, {"traces": count, "site": str(fitted.site), "unit": unit, "file": str(path)}, json_)
+    numbers: dict[str, Any] = {"traces": count, "site": str(fitted.site), "unit": unit, "file": str(path)}
+    show_summary(summary, {**numbers, **({"judged": judged.to_dict()} if judged else {})}, json_)
 
 
 def _store(run: Path) -> "TraceStore":
@@ -194,13 +272,25 @@ def _store(run: Path) -> "TraceStore":
     return TraceStore.open(run_folder(run).store)
 
 
+def _not_held_out(store: "TraceStore", share: float, seed: int) -> "list[Trace] | None":
+    """The traces of all problems but a `share`; None, for all, if nothing is held out."""
+    from reasonscope.steering.experiments.held_out import split_run
+
+    if not share:
+        return None
+    return [store.trace(id) for id in split_run(store, share=share, n=None, seed=seed).ids]
+
+
 def _save(
     name: str,
     run: Path,
     numbers: Mapping[str, Any],
     drawn: "Mapping[str, Figure]",
     probes: "Mapping[str, LinearProbe]",
-    **options: float,
+    /,
+    *,
+    command: str | None = None,
+    **options: float | str,
 ) -> list[str]:
     """Save probes, numbers and figures beside the store, with the command that measures the same again; return a line for each."""
     from reasonscope.analysis.runs.saved_numbers import save_numbers
@@ -209,8 +299,8 @@ def _save(
     where = run_folder(run)
     named = {f"--{key.replace('_', '-')}": value for key, value in options.items()}
     given = [key if value is True else f"{key} {value}" for key, value in named.items() if value is not False]
-    command = " ".join([f"reasonscope probe {name} --run {run}", *given])
-    save_numbers(where, name, numbers, command=command, seed=int(options["seed"]), figures=drawn, probes=probes)
+    line = " ".join([f"reasonscope probe {command or name} --run {run}", *given])
+    save_numbers(where, name, numbers, command=line, seed=int(options["seed"]), figures=drawn, probes=probes)
     return [
         f"Probes: {_listed(where.probes, [f'{saved}.safetensors' for saved in probes])}",
         f"Figures: {_listed(where.figures, [f'{figure}.html' for figure in drawn])}",

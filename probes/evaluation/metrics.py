@@ -5,6 +5,7 @@ undefined on its rows (one class only) is NaN, which `cluster_bootstrap` leaves 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,12 +62,34 @@ def calibration_error(targets: Values, probabilities: Values, *, bins: int = 10)
     Rows are sorted and cut into bins, so the top bin is closed and a probability of 1 is counted (half-open bins drop it); equal
     probabilities stay in one bin. It is biased upwards by about sqrt(bins / rows) even if the calibration is perfect.
     """
+    found = reliability(targets, probabilities, bins=bins)
+    return float(np.abs((found.share - found.predicted) * found.n).sum() / len(targets))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """What probabilities promise and what comes of it, by bins of equal mass.
+
+    Attributes:
+        predicted: Mean probability of the rows of each bin, (bin,).
+        share: Share of class 1 among them, (bin,).
+        n: Their number, (bin,).
+    """
+
+    predicted: Values
+    share: Values
+    n: Values
+
+
+def reliability(targets: Values, probabilities: Values, *, bins: int = 10) -> Reliability:
+    """Cut the sorted rows into at most `bins` bins of equal mass; equal probabilities stay in one bin."""
     values, inverse, counts = np.unique(_probabilities(probabilities), return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - counts / 2
     bin_of = np.floor(middle / len(targets) * bins).astype(int)[inverse]
     sizes = np.bincount(bin_of)
-    gaps = np.bincount(bin_of, weights=targets) - np.bincount(bin_of, weights=values[inverse])
-    return float(np.abs(gaps[sizes > 0]).sum() / len(targets))
+    sums = [np.bincount(bin_of, weights=weights)[sizes > 0] for weights in (values[inverse], targets)]
+    n = sizes[sizes > 0].astype(np.float64)
+    return Reliability(predicted=sums[0] / n, share=sums[1] / n, n=n)
 
 
 def tpr_at_fpr(targets: Values, scores: Values, *, fpr: float = 0.01) -> float:

@@ -281,3 +281,33 @@ def test_a_run_of_requests_alone_says_that_length_leaves_them_out(tmp_path, run)
                 catch_exceptions=False,
                 standalone_mode=False,
             )
+
+
+def test_a_label_of_ones_own_is_fitted_and_judged(run, tmp_path):
+    store = TraceStore.open(run / "store")
+    lines = [f"{trace.id},{'long' if trace.n_thinking_tokens > 60 else 'short'}" for trace in store]
+    labels = tmp_path / "size.csv"
+    labels.write_text("\n".join(["id,label", *lines]), encoding="utf-8")
+    found = numbers(
+        "fit", "--run", run, "--label", labels, "--position", "mean", "--held-out", 0.5, "--positive", "long"
+    )
+    assert found["comparison"]["score"]["low"] > 0.9
+    assert found["position"] == "mean" and found["positive"] == "long"
+    probe, kept_numbers = run / "probes" / "size.safetensors", json.loads((run / "numbers" / "size.json").read_text())
+    assert f"probe fit --run {run} --label {labels} --position mean --task classification" in kept_numbers["command"]
+    assert {"size_scores", "size_layers", "size_calibration"} == set(kept_numbers["figures"])
+    args = ["probe", "apply", str(probe), "--run", str(run), "--label", str(labels), "--json"]
+    result = CliRunner().invoke(cli.app, args, catch_exceptions=False)
+    judged = json.loads(result.stdout)["judged"]
+    assert judged["metrics"]["auroc"]["value"] > 0.9
+    assert judged["n_traces"] + judged["n_seen"] == 120 and judged["n_seen"] > 40
+
+
+def test_an_unknown_task_is_status_2(run, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["reasonscope", "probe", "fit", "--run", str(run), "--label", "meta.harmful", "--task", "ranking"]
+    )
+    with pytest.raises(SystemExit) as exited:
+        cli.main()
+    assert exited.value.code == 2
+    assert "choose one of classification, regression" in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,449 @@
+"""A probe of any label: of a field of the metadata, or of a file, with every control that the other probes have."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import expit
+
+from reasonscope.data.arrays import Values
+from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import Estimate
+from reasonscope.data.progress import working
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.summary import Summary, in_hundredths
+from reasonscope.data.trace import Trace
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.evaluation.baselines import Features, Points, baseline_features, residual_sites
+from reasonscope.probes.evaluation.comparison import N_RESAMPLES, Comparison, compare
+from reasonscope.probes.evaluation.grouped_folds import Metric, Task, cluster_bootstrap, spearman, trace_groups
+from reasonscope.probes.evaluation.metrics import BINARY, Reliability, auroc, r2, reliability
+from reasonscope.probes.evaluation.permutation_null import Null
+from reasonscope.probes.fitting.baseline_fits import rank_predictions
+from reasonscope.probes.fitting.held_out import held_out_probes
+from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.fitting.permuted_sweep import N_PERMUTATIONS, permuted_sweep
+from reasonscope.probes.fitting.positions import Place
+from reasonscope.probes.fitting.sweep import sweep
+from reasonscope.probes.properties.labels import Label, Labelled, LabelTask, labelled
+from reasonscope.probes.properties.report import NO_TRACES, class_shortage, probe_numbers, truncation_notes
+
+_BASELINES = ("prompt_length", "bag_of_words", "thinking_length", "elapsed_position", "truncated")
+_REMEDY = "label more traces, record more problems, or several samples of each (--samples)"
+_TASKS: Mapping[LabelTask, Task] = {"classification": "binary", "regression": "regression"}
+_METRICS: Mapping[Task, Mapping[str, Metric]] = {
+    "binary": {name: metric for name, metric in BINARY.items() if name != "auroc"},
+    "regression": {"r2": r2},
+}
+_ENOUGH = 100  # rows of the negative class, from which on one false positive is allowed at 1 %
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelReport:
+    """How well a label is predicted from one place of a trace, on problems that the probe was not fitted on.
+
+    Attributes:
+        label: What the label is called.
+        positive: The class that is predicted; empty for a regression.
+        place: Where the probe reads.
+        comparison: AUROC (classification) or Spearman (regression) of the probe and its baselines. `metrics` has the recall at 1 % false
+            positives (`tpr_at_1_fpr`), the expected calibration error (`calibration_error`) and more.
+        reliability: Held-out probabilities by what came of them; None for a regression.
+        probe: The probe, fitted on all rows.
+        sites: The sites that were read.
+        by_layer: Held-out score at each of `sites`, (layer,).
+        counts: Number of traces of each class.
+        n_rows: Rows that were learned from; several per trace for `every:N`.
+        n_negative: Rows of the negative class.
+        n_traces: Traces that were learned from.
+        n_truncated: How many of them were cut off.
+        n_left_out: Traces without a label or without the place.
+        n_groups: Groups of problems.
+    """
+
+    label: str
+    positive: str
+    place: Place
+    comparison: Comparison
+    reliability: Reliability | None
+    probe: LinearProbe
+    sites: tuple[Site, ...]
+    by_layer: Values
+    counts: Mapping[str, int]
+    n_rows: int
+    n_negative: int
+    n_traces: int
+    n_truncated: int
+    n_left_out: int
+    n_groups: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number, for JSON."""
+        return {
+            "label": self.label,
+            "positive": self.positive or None,
+            "position": self.place.name,
+            "comparison": self.comparison.to_dict(),
+            "probe": probe_numbers(self.probe),
+            "reliability": None
+            if self.reliability is None
+            else {key: getattr(self.reliability, key).tolist() for key in ("predicted", "share", "n")},
+            "by_site": {str(site): float(score) for site, score in zip(self.sites, self.by_layer, strict=True)},
+            "classes": dict(self.counts),
+            "n_rows": self.n_rows,
+            "n_traces": self.n_traces,
+            "n_truncated": self.n_truncated,
+            "n_left_out": self.n_left_out,
+            "n_groups": self.n_groups,
+        }
+
+    def summary(self) -> Summary:
+        """The finding for people, with the scores of the baselines."""
+        classes = ", ".join(f"{n} {word}" for word, n in sorted(self.counts.items(), key=lambda item: -item[1]))
+        left_out = f"; {self.n_left_out} without a label or this position are left out" if self.n_left_out else ""
+        return Summary(
+            finding=self.comparison.finding(self.place.words, predicted_words(self.label, self.positive)),
+            columns=self.comparison.columns,
+            rows=self.comparison.rows(),
+            notes=[
+                f"{self.n_rows} rows of {self.n_traces} traces{f' ({classes})' if classes else ''}{left_out}.",
+                *quality_notes(self.comparison.metrics, self.n_negative),
+                *truncation_notes(
+                    self.n_truncated, self.n_traces, "If the label depends on the cut, the probe may predict the cut"
+                ),
+            ],
+        )
+
+
+def predicted_words(label: str, positive: str) -> str:
+    """What is predicted, for a sentence."""
+    return f"whether {label} is {positive!r}" if positive else label
+
+
+def quality_notes(metrics: Mapping[str, Estimate], n_negative: int) -> list[str]:
+    """Recall at 1 % false positives and calibration, or R² of a regression."""
+    if "r2" in metrics:
+        return [f"R² {in_hundredths(metrics['r2'])}."]
+    few = f" (none of {n_negative} rows may be one; label {_ENOUGH} or more)" if n_negative < _ENOUGH else ""
+    return [
+        f"Recall at 1 % false positives {in_hundredths(metrics['tpr_at_1_fpr'])}{few}.",
+        f"Expected calibration error {in_hundredths(metrics['calibration_error'])}, Brier score {in_hundredths(metrics['brier'])}.",
+    ]
+
+
+@working("label probe")
+def fit(
+    store: TraceStore,
+    label: Label,
+    traces: Sequence[Trace] | None = None,
+    *,
+    position: str | float = "closing",
+    task: LabelTask = "classification",
+    positive: str | None = None,
+    folds: int = 5,
+    seed: int = 0,
+    n_permutations: int = N_PERMUTATIONS,
+    n_resamples: int = N_RESAMPLES,
+) -> LabelReport:
+    """Predict any label of yours from one place of a trace, and compare with what needs no probe.
+
+    Args:
+        store: A run with residual sites.
+        label: A field such as "meta.topic" (of the trace, or else of its problem), a CSV or JSONL file with `id` and `label`, or a
+            mapping from ids of traces or problems.
+        traces: The traces to learn from; by default all that have a label.
+        position: "last_prompt", "first_thinking", "closing" (the end of the thinking, with its tag if it has one), "last", "mean" (over
+            the thinking), "every:N" (every N-th thinking token, a row each), or a share of the thinking from 0.0 to 1.0.
+        task: "classification" or "regression".
+        positive: The class to predict against all others; by default the affirmative one of two ("true", "yes", "1", "right"), else the
+            later by name.
+        folds: Parts that the problems are split into; layer and penalty are chosen inside each training part.
+        seed: Seed of the folds, shuffles and resamples.
+        n_permutations: Shuffles of the labels; the smallest p-value is 1 / (n_permutations + 1).
+        n_resamples: Resamples of the problems for the intervals.
+
+    Returns:
+        The held-out scores, and the probe fitted on all rows.
+
+    Raises:
+        InputError: No trace has the label and the place, a class is in fewer than `folds` groups, or the run has no residual site.
+
+    Example:
+        store = TraceStore.open("runs/mine/store")
+        report = fit(store, "labels.csv", position="mean")
+        print(report.summary())
+    """
+    if not store.ids:
+        raise InputError(NO_TRACES)
+    given, place = list(store) if traces is None else list(traces), Place.parse(position)
+    sites = residual_sites(store)
+    rows = _Rows.of(labelled(label, given, task, positive), place, task, folds)
+    states = place.states(store, rows.points, sites)
+    held = _held_out(states, rows, sites, place, n_permutations=n_permutations, folds=folds, seed=seed)
+    features = baseline_features(rows.points, store, _BASELINES)
+    if place.name == "mean":  # the baseline of the first layer reads what the probe reads
+        features |= {
+            name: states[:, 0, 0].astype(np.float64) for name in ("embedding", "first_layer") if name in features
+        }
+    return _report(rows, place, held, sites, features, len(given), folds=folds, seed=seed, n_resamples=n_resamples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """What is learned from: the label, and each row with its target and group."""
+
+    of_label: Labelled
+    task: Task
+    points: Points
+    targets: Values
+    groups: Sequence[str]
+
+    @classmethod
+    def of(cls, given: Labelled, place: Place, task: LabelTask, folds: int) -> "_Rows":
+        points = place.points(given.traces)
+        if not len(points):
+            raise InputError(
+                f"none of the {len(given.traces)} traces with a label has the position {place.name}; choose another --position, "
+                "or record a model that thinks before it answers"
+            )
+        target_of = {trace.id: target for trace, target in zip(given.traces, given.targets, strict=True)}
+        targets = np.array([target_of[trace.id] for trace in points.traces])
+        groups = trace_groups(points.traces)
+        if task == "classification" and (why := _shortage(given, targets, groups, folds)):
+            raise InputError(why)
+        return cls(of_label=given, task=_TASKS[task], points=points, targets=targets, groups=groups)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return {
+            "target": predicted_words(self.of_label.name, self.of_label.positive).removeprefix("whether "),
+            "label": self.of_label.name,
+            "positive": self.of_label.positive,
+        }
+
+
+def _shortage(given: Labelled, targets: Values, groups: Sequence[str], folds: int) -> str:
+    """Which class is in too few groups of problems, if any."""
+    other = "others" if len(given.counts) > 2 else next(word for word in given.counts if word != given.positive)
+    labels = np.asarray(groups)
+    found = {
+        f"class {word!r} ({int((targets == value).sum())} rows)": len(set(labels[targets == value]))
+        for word, value in ((given.positive, 1), (other, 0))
+    }
+    return class_shortage(found, folds, _REMEDY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _HeldOut:
+    """A probe of all rows, and held-out scores (row,), logits or quantities."""
+
+    probe: LinearProbe
+    scores: Values
+    by_layer: Values
+    shuffled: Null
+
+
+def _held_out(
+    states: Values, rows: _Rows, sites: Sequence[Site], place: Place, *, n_permutations: int, folds: int, seed: int
+) -> _HeldOut:
+    about, model = {**rows.provenance, "position": place.name}, rows.points.traces[0].model
+    if rows.task == "binary":
+        held = held_out_probes(
+            states[:, :, 0],
+            rows.targets,
+            np.ones(len(rows.targets), dtype=bool),
+            rows.groups,
+            sites,
+            model=model,
+            provenance=about,
+            n_permutations=n_permutations,
+            folds=folds,
+            seed=seed,
+        )
+        return _HeldOut(probe=held.final, scores=held.scores, by_layer=held.by_layer, shuffled=held.shuffled)
+    swept = sweep(states, rows.targets, rows.groups, task="regression", folds=folds, seed=seed)
+    probe = LinearProbe(
+        coef=swept.coef,
+        intercept=swept.intercept,
+        site=sites[swept.final.layer],
+        task="regression",
+        method="ridge",
+        model=model,
+        provenance={
+            **about,
+            "penalty": swept.final.penalty,
+            "rows": len(rows.targets),
+            "learned_from": sorted(set(rows.groups)),
+            "seed": seed,
+        },
+    )
+    shuffled = permuted_sweep(
+        states, rows.targets, rows.groups, task="regression", n_permutations=n_permutations, folds=folds, seed=seed
+    )
+    by_layer = np.nanmean(swept.scores[:, :, 0], axis=0)
+    return _HeldOut(probe=probe, scores=swept.predictions, by_layer=by_layer, shuffled=shuffled)
+
+
+def _report(
+    rows: _Rows,
+    place: Place,
+    held: _HeldOut,
+    sites: Sequence[Site],
+    features: Mapping[str, Features],
+    n_given: int,
+    *,
+    folds: int,
+    seed: int,
+    n_resamples: int,
+) -> LabelReport:
+    traces = {trace.id: trace for trace in rows.points.traces}
+    read = set(traces)
+    words = [trace.id in read for trace in rows.of_label.traces]
+    binary = rows.task == "binary"
+    values = np.asarray(expit(held.scores)) if binary else held.scores
+    metrics = measured(_METRICS[rows.task], rows.targets, values, rows.groups, n_resamples=n_resamples, seed=seed)
+    predictions = rank_predictions(features, rows.targets, rows.groups, task=rows.task, folds=folds, seed=seed)
+    return LabelReport(
+        label=rows.of_label.name,
+        positive=rows.of_label.positive,
+        place=place,
+        comparison=compare(
+            "AUROC" if binary else "Spearman",
+            rows.targets,
+            held.scores,
+            predictions,
+            rows.groups,
+            problems=[trace.problem.id for trace in rows.points.traces],
+            shuffled=held.shuffled,
+            metrics=metrics,
+            n_resamples=n_resamples,
+            seed=seed,
+        ),
+        reliability=reliability(rows.targets, values) if binary else None,
+        probe=held.probe,
+        sites=tuple(sites),
+        by_layer=held.by_layer,
+        counts=rows.of_label.counts,
+        n_rows=len(rows.targets),
+        n_negative=int((rows.targets == 0).sum()),
+        n_traces=sum(words),
+        n_truncated=sum(trace.state == "truncated" for trace in traces.values()),
+        n_left_out=n_given - sum(words),
+        n_groups=len(set(rows.groups)),
+    )
+
+
+def measured(
+    metrics: Mapping[str, Metric],
+    targets: Values,
+    predictions: Values,
+    groups: Sequence[str],
+    *,
+    n_resamples: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """Each of `metrics` with an interval from at most 200 resamples of whole groups."""
+    n = min(n_resamples, 200)
+    return {
+        name: cluster_bootstrap(metric, targets, predictions, groups, n_resamples=n, seed=seed)
+        for name, metric in metrics.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppliedReport:
+    """How well a saved probe predicts a label on problems that it did not learn from.
+
+    Attributes:
+        label: What the label is called.
+        positive: The class that is predicted; empty for a regression.
+        place: Where the probe reads.
+        metrics: AUROC, recall at 1 % false positives, calibration and more; or Spearman and R².
+        n_traces: Traces that it was judged on.
+        n_seen: Traces with a label whose problems it learned from; they are left out.
+        n_negative: Rows of the negative class.
+        n_groups: Groups of problems.
+    """
+
+    label: str
+    positive: str
+    place: Place
+    metrics: Mapping[str, Estimate]
+    n_traces: int
+    n_seen: int
+    n_negative: int
+    n_groups: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number, for JSON."""
+        return {
+            "label": self.label,
+            "positive": self.positive or None,
+            "position": self.place.name,
+            "metrics": {name: score.to_dict() for name, score in self.metrics.items()},
+            "n_traces": self.n_traces,
+            "n_seen": self.n_seen,
+            "n_groups": self.n_groups,
+        }
+
+    def notes(self) -> list[str]:
+        """What to print beside the scores of the tokens."""
+        name = "auroc" if "auroc" in self.metrics else "spearman"
+        score = f"{'AUROC' if name == 'auroc' else 'Spearman'} {in_hundredths(self.metrics[name])}"
+        seen = f"; {self.n_seen} traces of problems that it learned from are left out" if self.n_seen else ""
+        return [
+            f"It predicts {predicted_words(self.label, self.positive)} with {score} on {self.n_traces} traces of {self.n_groups} groups "
+            f"of problems that it did not learn from{seen}.",
+            *quality_notes(self.metrics, self.n_negative),
+        ]
+
+
+def judge_on(
+    probe: LinearProbe,
+    store: TraceStore,
+    label: Label,
+    *,
+    positive: str | None = None,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+) -> AppliedReport:
+    """Score the traces of `store` that have a label with a saved probe, leaving out problems that it learned from.
+
+    Raises InputError for a probe that states neither its position nor what it learned from, if no problem is left, or if the traces that
+    are left are of one class.
+    """
+    about = probe.provenance
+    if "position" not in about:
+        raise InputError(
+            "this probe does not state the position that it reads, so it cannot be judged; fit one with `reasonscope probe fit`"
+        )
+    task: LabelTask = "classification" if probe.task == "binary" else "regression"
+    place = Place.parse(about["position"])
+    given = labelled(label, list(store), task, positive or about.get("positive") or None)
+    unseen = {trace.id for trace in probe.unseen(given.traces)}
+    target_of = {t.id: y for t, y in zip(given.traces, given.targets, strict=True) if t.id in unseen}
+    points = place.points([trace for trace in given.traces if trace.id in unseen])
+    targets = np.array([target_of[trace.id] for trace in points.traces])
+    if not len(points) or not np.ptp(targets):
+        counted = ", ".join(f"{int((targets == y).sum())} are {w}" for y, w in ((1, given.positive), (0, "not")) if w)
+        raise InputError(
+            f"{len(points)} rows of problems that the probe did not learn from ({counted}); label some of each class"
+        )
+    probe.check(probe.site, points.traces[0].model)
+    scores = probe.scores(place.states(store, points, [probe.site])[:, 0, 0])
+    first: Mapping[str, Metric] = {"auroc": auroc} if probe.task == "binary" else {"spearman": spearman}
+    values = np.asarray(expit(scores)) if probe.task == "binary" else scores
+    groups = trace_groups(points.traces)
+    return AppliedReport(
+        label=given.name,
+        positive=given.positive,
+        place=place,
+        metrics=measured(
+            {**first, **_METRICS[probe.task]}, targets, values, groups, n_resamples=n_resamples, seed=seed
+        ),
+        n_traces=len({trace.id for trace in points.traces}),
+        n_seen=len(given.traces) - len(unseen),
+        n_negative=int((targets == 0).sum()),
+        n_groups=len(set(groups)),
+    )
