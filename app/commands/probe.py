@@ -171,11 +171,18 @@ def _fit(
         ),
     ],
     position: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="last_prompt, first_thinking, closing, last, mean, every:N, or a share of the thinking such as 0.5."
         ),
-    ] = "closing",
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(help="linear (one state), or a probe of all thinking tokens: attention or multi-max (slow).")
+    ] = "linear",
+    sites: Annotated[
+        str | None,
+        typer.Option(help="Sites to choose from, such as resid_post.8-20; by default all, or three of them if slow."),
+    ] = None,
     task: Annotated[str, typer.Option(help="classification or regression.")] = "classification",
     positive: Annotated[
         str | None, typer.Option(help="The class to predict against all others; needed if there are more than two.")
@@ -196,9 +203,12 @@ def _fit(
     """Can any label of yours be read from the states? Reads one place of each trace, or every N-th token of the thinking."""
     from reasonscope import probes
     from reasonscope.analysis.runs.probe_reports import label_figures
+    from reasonscope.probes.architecture.sites import Site, expand_sites
+    from reasonscope.probes.properties.label_probe import probe_kind
     from reasonscope.probes.properties.labels import file_name, label_task
 
     store = _store(run)
+    n_layers = 1 + max((Site.parse(site).layer for site in store.sites), default=0)
     found = probes.fit(
         store,
         label,
@@ -206,6 +216,8 @@ def _fit(
         position=position,
         task=label_task(task),
         positive=positive,
+        kind=probe_kind(kind),
+        sites=expand_sites(sites, n_layers) if sites else None,
         folds=folds,
         seed=seed,
     )
@@ -213,7 +225,9 @@ def _fit(
     options = {
         "label": quote(label),
         "position": found.place.name,
+        "kind": kind,
         "task": task,
+        "sites": quote(sites) if sites else False,
         "positive": quote(positive) if positive else False,
         "name": quote(name) if name else False,
         "held_out": held_out or False,
@@ -244,12 +258,12 @@ def _apply(
     """Score every token of every trace of a run with a saved probe, and write the scores to RUN/scores."""
     from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.summary import Summary
-    from reasonscope.probes.fitting.linear_probes import LinearProbe
+    from reasonscope.probes.fitting.token_probes import load_probe
     from reasonscope.probes.properties.label_probe import judge_on
     from reasonscope.probes.properties.scores import score_unit, write_scores
 
     path = run_folder(run).scores / f"{probe.stem}.safetensors"
-    fitted, store = LinearProbe.load(probe), _store(run)
+    fitted, store = load_probe(probe), _store(run)
     judged = judge_on(fitted, store, label, positive=positive, seed=seed) if label else None
     count, unit = write_scores(fitted, store, path, name=probe.stem), score_unit(fitted)
     summary = Summary(

@@ -150,6 +150,7 @@ BASELINE_WORDS: Mapping[str, str] = {
     "next_token": "the entropy and log-probability of the next token",
     "embedding": "the state before the first layer",
     "first_layer": "the state after the first layer",
+    "linear_probe_of_the_mean": "a linear probe of the mean state",
 }
 
 

@@ -35,7 +35,63 @@ IDENTITY = ("weights", "tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearProbe:
+class FittedProbe:
+    """What every saved probe says of itself, and whom it may judge.
+
+    Attributes:
+        site: The site whose activations it reads.
+        task: "regression" scores in the units of its target, "binary" in logits of the positive class.
+        method: Name of the estimator.
+        model: The fingerprint of the model that was read.
+        provenance: Data, counts, penalty and seed, as JSON.
+    """
+
+    site: Site
+    task: Task
+    method: str
+    model: Mapping[str, Any]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self, site: Site, model: Mapping[str, Any]) -> None:
+        """Raise SiteError for activations from another site, InputError for another model (its weights or tokenizer)."""
+        if site != self.site:
+            raise SiteError(f"activations of {site}; the probe reads {self.site}: record that site or fit a new probe")
+        if other := [part for part in IDENTITY if self.model.get(part) != model.get(part)]:
+            raise InputError(
+                f"activations of {model.get('name')!r}, which differs in {' and '.join(other)} from {self.model.get('name')!r} "
+                "that the probe was fitted on; fit a new probe"
+            )
+
+    def unseen(self, traces: Sequence[Trace]) -> list[Trace]:
+        """Those of `traces` whose problems the probe did not learn from: the ones that it may be judged on.
+
+        Raises InputError for a probe that does not say what it learned from, and if it learned from all of them.
+        """
+        if "learned_from" not in self.provenance:
+            raise InputError(
+                "this probe does not say which problems it learned from; fit it again with `reasonscope probe`"
+            )
+        seen = set(self.provenance["learned_from"])
+        if not (left := [trace for trace in traces if trace.problem.group not in seen]):
+            raise InputError(
+                f"the probe learned from the problems of all {len(traces)} traces, so it cannot be judged on them; "
+                "fit it on part of the run with --held-out 0.5, or take a run of other problems"
+            )
+        return left
+
+    def _header(self) -> dict[str, Any]:
+        """What is saved beside the weights."""
+        return {
+            "site": str(self.site),
+            "task": self.task,
+            "method": self.method,
+            "model": dict(self.model),
+            "provenance": dict(self.provenance),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe(FittedProbe):
     """A direction at a site that reads one property: score = coef · activation + intercept.
 
     Attributes:
@@ -55,11 +111,6 @@ class LinearProbe:
 
     coef: Values
     intercept: float
-    site: Site
-    task: Task
-    method: str
-    model: Mapping[str, Any]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.task not in get_args(Task):
@@ -108,43 +159,9 @@ class LinearProbe:
             raise InputError("a regression has no probabilities; use its scores")
         return np.asarray(expit(self.scores(activations)))
 
-    def check(self, site: Site, model: Mapping[str, Any]) -> None:
-        """Raise SiteError for activations from another site, InputError for another model (its weights or tokenizer)."""
-        if site != self.site:
-            raise SiteError(f"activations of {site}; the probe reads {self.site}: record that site or fit a new probe")
-        if other := [part for part in IDENTITY if self.model.get(part) != model.get(part)]:
-            raise InputError(
-                f"activations of {model.get('name')!r}, which differs in {' and '.join(other)} from {self.model.get('name')!r} "
-                "that the probe was fitted on; fit a new probe"
-            )
-
-    def unseen(self, traces: Sequence[Trace]) -> list[Trace]:
-        """Those of `traces` whose problems the probe did not learn from: the ones that it may be judged on.
-
-        Raises InputError for a probe that does not say what it learned from, and if it learned from all of them.
-        """
-        if "learned_from" not in self.provenance:
-            raise InputError(
-                "this probe does not say which problems it learned from; fit it again with `reasonscope probe`"
-            )
-        seen = set(self.provenance["learned_from"])
-        if not (left := [trace for trace in traces if trace.problem.group not in seen]):
-            raise InputError(
-                f"the probe learned from the problems of all {len(traces)} traces, so it cannot be judged on them; "
-                "fit it on part of the run with --held-out 0.5, or take a run of other problems"
-            )
-        return left
-
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, `coef` and `intercept` float64, the rest as JSON in its header. Raises StoreError."""
-        header = {
-            "site": str(self.site),
-            "task": self.task,
-            "method": self.method,
-            "model": dict(self.model),
-            "provenance": dict(self.provenance),
-        }
-        _KIND.write(Path(path), header, {"coef": self.coef, "intercept": np.array([self.intercept])})
+        _KIND.write(Path(path), self._header(), {"coef": self.coef, "intercept": np.array([self.intercept])})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

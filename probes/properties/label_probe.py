@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit
 
 from reasonscope.data.arrays import Values
@@ -24,11 +25,15 @@ from reasonscope.probes.fitting.baseline_fits import rank_predictions
 from reasonscope.probes.fitting.held_out import held_out_probes
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.permuted_sweep import N_PERMUTATIONS, permuted_sweep
-from reasonscope.probes.fitting.positions import Place
+from reasonscope.probes.fitting.positions import Place, mean_states
 from reasonscope.probes.fitting.sweep import sweep
+from reasonscope.probes.fitting.token_probes import N_TOKEN_PERMUTATIONS, TokenKind, TokenProbe, held_out_token_probes
 from reasonscope.probes.properties.labels import Label, Labelled, LabelTask, labelled
 from reasonscope.probes.properties.report import NO_TRACES, class_shortage, probe_numbers, truncation_notes
 
+ProbeKind = Literal["linear", "attention", "multi-max"]
+AnyProbe: TypeAlias = LinearProbe | TokenProbe
+_MOST_LAYERS = 3  # that a probe of all tokens tries by default, since each is a search by gradient descent
 _BASELINES = ("prompt_length", "bag_of_words", "thinking_length", "elapsed_position", "truncated")
 _REMEDY = "label more traces, record more problems, or several samples of each (--samples)"
 _TASKS: Mapping[LabelTask, Task] = {"classification": "binary", "regression": "regression"}
@@ -51,8 +56,9 @@ class LabelReport:
             positives (`tpr_at_1_fpr`), the expected calibration error (`calibration_error`) and more.
         reliability: Held-out probabilities by what came of them; None for a regression.
         probe: The probe, fitted on all rows.
+        kind: "linear", "attention" or "multi-max".
         sites: The sites that were read.
-        by_layer: Held-out score at each of `sites`, (layer,).
+        by_layer: Score at each of `sites` on rows that were not fitted on, (layer,).
         counts: Number of traces of each class.
         n_rows: Rows that were learned from; several per trace for `every:N`.
         n_negative: Rows of the negative class.
@@ -67,7 +73,8 @@ class LabelReport:
     place: Place
     comparison: Comparison
     reliability: Reliability | None
-    probe: LinearProbe
+    probe: AnyProbe
+    kind: ProbeKind
     sites: tuple[Site, ...]
     by_layer: Values
     counts: Mapping[str, int]
@@ -85,6 +92,7 @@ class LabelReport:
             "positive": self.positive or None,
             "position": self.place.name,
             "comparison": self.comparison.to_dict(),
+            "kind": self.kind,
             "probe": probe_numbers(self.probe),
             "reliability": None
             if self.reliability is None
@@ -103,7 +111,7 @@ class LabelReport:
         classes = ", ".join(f"{n} {word}" for word, n in sorted(self.counts.items(), key=lambda item: -item[1]))
         left_out = f"; {self.n_left_out} without a label or this position are left out" if self.n_left_out else ""
         return Summary(
-            finding=self.comparison.finding(self.place.words, predicted_words(self.label, self.positive)),
+            finding=self.comparison.finding(self._subject, predicted_words(self.label, self.positive)),
             columns=self.comparison.columns,
             rows=self.comparison.rows(),
             notes=[
@@ -114,6 +122,10 @@ class LabelReport:
                 ),
             ],
         )
+
+    @property
+    def _subject(self) -> str:
+        return self.place.words if self.kind == "linear" else f"A probe of all thinking tokens ({self.kind})"
 
 
 def predicted_words(label: str, positive: str) -> str:
@@ -138,12 +150,14 @@ def fit(
     label: Label,
     traces: Sequence[Trace] | None = None,
     *,
-    position: str | float = "closing",
+    position: str | float | None = None,
     task: LabelTask = "classification",
     positive: str | None = None,
+    kind: ProbeKind = "linear",
+    sites: Sequence[Site] | None = None,
     folds: int = 5,
     seed: int = 0,
-    n_permutations: int = N_PERMUTATIONS,
+    n_permutations: int | None = None,
     n_resamples: int = N_RESAMPLES,
 ) -> LabelReport:
     """Predict any label of yours from one place of a trace, and compare with what needs no probe.
@@ -154,13 +168,17 @@ def fit(
             mapping from ids of traces or problems.
         traces: The traces to learn from; by default all that have a label.
         position: "last_prompt", "first_thinking", "closing" (the end of the thinking, with its tag if it has one), "last", "mean" (over
-            the thinking), "every:N" (every N-th thinking token, a row each), or a share of the thinking from 0.0 to 1.0.
+            the thinking), "every:N" (every N-th thinking token, a row each), or a share of the thinking from 0.0 to 1.0; by default
+            "closing". A probe of all tokens reads the thinking ("mean"), or every N-th token of it.
         task: "classification" or "regression".
         positive: The class to predict against all others; by default the affirmative one of two ("true", "yes", "1", "right"), else the
             later by name.
+        kind: "linear" reads one state; "attention" (a softmax over the tokens) and "multi-max" (the highest token) read all of them.
+        sites: The sites to choose from; by default all residual sites, and three of them for a probe of all tokens.
         folds: Parts that the problems are split into; layer and penalty are chosen inside each training part.
         seed: Seed of the folds, shuffles and resamples.
-        n_permutations: Shuffles of the labels; the smallest p-value is 1 / (n_permutations + 1).
+        n_permutations: Shuffles of the labels; the smallest p-value is 1 / (n_permutations + 1). By default 199, and 19 for a probe of all
+            tokens.
         n_resamples: Resamples of the problems for the intervals.
 
     Returns:
@@ -176,17 +194,53 @@ def fit(
     """
     if not store.ids:
         raise InputError(NO_TRACES)
-    given, place = list(store) if traces is None else list(traces), Place.parse(position)
+    given, place = list(store) if traces is None else list(traces), place_of(kind, position)
+    chosen = list(sites) if sites is not None else default_sites(store, kind)
+    rows = _Rows.of(labelled(label, given, task, positive), place, task, folds, whole=kind != "linear")
+    fold = _Folds(folds=folds, seed=seed, n_permutations=n_permutations, n_resamples=n_resamples)
+    held = (
+        _linear(store, rows, chosen, place, fold)
+        if kind == "linear"
+        else _of_tokens(store, rows, chosen, place, kind, fold)
+    )
+    return _report(rows, place, kind, held, chosen, len(given), fold)
+
+
+def probe_kind(text: str) -> ProbeKind:
+    """The kind of that name. Raises InputError for any other."""
+    for kind in get_args(ProbeKind):
+        if text == kind:
+            return kind  # type: ignore[no-any-return]  # one of its arguments
+    raise InputError(f"unknown kind {text!r}; choose one of {', '.join(get_args(ProbeKind))}")
+
+
+def place_of(kind: ProbeKind, position: str | float | None) -> Place:
+    """The place that a probe of `kind` reads. Raises InputError for an unknown kind, and for a place that it cannot read."""
+    kind = probe_kind(kind)
+    place = Place.parse(position if position is not None else "closing" if kind == "linear" else "mean")
+    if kind != "linear" and place.name != "mean" and not place.every:
+        raise InputError(
+            f"a probe of kind {kind} reads all of the thinking, not {place.name}; leave --position out, or ask for every:N"
+        )
+    return place
+
+
+def default_sites(store: TraceStore, kind: ProbeKind) -> list[Site]:
+    """All residual sites of a run; at most three, evenly spread, for a probe of all tokens. Raises InputError if there is none."""
     sites = residual_sites(store)
-    rows = _Rows.of(labelled(label, given, task, positive), place, task, folds)
-    states = place.states(store, rows.points, sites)
-    held = _held_out(states, rows, sites, place, n_permutations=n_permutations, folds=folds, seed=seed)
-    features = baseline_features(rows.points, store, _BASELINES)
-    if place.name == "mean":  # the baseline of the first layer reads what the probe reads
-        features |= {
-            name: states[:, 0, 0].astype(np.float64) for name in ("embedding", "first_layer") if name in features
-        }
-    return _report(rows, place, held, sites, features, len(given), folds=folds, seed=seed, n_resamples=n_resamples)
+    if kind == "linear" or len(sites) <= _MOST_LAYERS:
+        return sites
+    return [sites[index] for index in np.linspace(0, len(sites) - 1, _MOST_LAYERS + 2).round().astype(int)[1:-1]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Folds:
+    """How many folds, shuffles and resamples a fit uses, and their seed."""
+
+    folds: int
+    seed: int
+    n_permutations: int | None
+    n_resamples: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +254,9 @@ class _Rows:
     groups: Sequence[str]
 
     @classmethod
-    def of(cls, given: Labelled, place: Place, task: LabelTask, folds: int) -> "_Rows":
-        points = place.points(given.traces)
+    def of(cls, given: Labelled, place: Place, task: LabelTask, folds: int, *, whole: bool) -> "_Rows":
+        """One row per token that is read, or for a `whole` thinking one per trace."""
+        points = _whole(place, given.traces) if whole else place.points(given.traces)
         if not len(points):
             raise InputError(
                 f"none of the {len(given.traces)} traces with a label has the position {place.name}; choose another --position, "
@@ -234,20 +289,27 @@ def _shortage(given: Labelled, targets: Values, groups: Sequence[str], folds: in
     return class_shortage(found, folds, _REMEDY)
 
 
+def _whole(place: Place, traces: Sequence[Trace]) -> Points:
+    read = [(trace, rows[-1]) for trace in traces if (rows := place.rows(trace))]
+    return Points(traces=[trace for trace, _ in read], tokens=[row for _, row in read])
+
+
 @dataclass(frozen=True, kw_only=True)
 class _HeldOut:
-    """A probe of all rows, and held-out scores (row,), logits or quantities."""
+    """A probe of all rows; held-out scores (row,), logits or quantities; and what predicts as much without it, (row,) each."""
 
-    probe: LinearProbe
+    probe: AnyProbe
     scores: Values
     by_layer: Values
     shuffled: Null
+    baselines: Mapping[str, Values]
 
 
-def _held_out(
-    states: Values, rows: _Rows, sites: Sequence[Site], place: Place, *, n_permutations: int, folds: int, seed: int
-) -> _HeldOut:
+def _linear(store: TraceStore, rows: _Rows, sites: Sequence[Site], place: Place, how: _Folds) -> _HeldOut:
+    states = place.states(store, rows.points, sites)
+    baselines = _baselines(store, rows, place, how)
     about, model = {**rows.provenance, "position": place.name}, rows.points.traces[0].model
+    n_permutations = N_PERMUTATIONS if how.n_permutations is None else how.n_permutations
     if rows.task == "binary":
         held = held_out_probes(
             states[:, :, 0],
@@ -258,11 +320,13 @@ def _held_out(
             model=model,
             provenance=about,
             n_permutations=n_permutations,
-            folds=folds,
-            seed=seed,
+            folds=how.folds,
+            seed=how.seed,
         )
-        return _HeldOut(probe=held.final, scores=held.scores, by_layer=held.by_layer, shuffled=held.shuffled)
-    swept = sweep(states, rows.targets, rows.groups, task="regression", folds=folds, seed=seed)
+        return _HeldOut(
+            probe=held.final, scores=held.scores, by_layer=held.by_layer, shuffled=held.shuffled, baselines=baselines
+        )
+    swept = sweep(states, rows.targets, rows.groups, task="regression", folds=how.folds, seed=how.seed)
     probe = LinearProbe(
         coef=swept.coef,
         intercept=swept.intercept,
@@ -275,35 +339,70 @@ def _held_out(
             "penalty": swept.final.penalty,
             "rows": len(rows.targets),
             "learned_from": sorted(set(rows.groups)),
-            "seed": seed,
+            "seed": how.seed,
         },
     )
     shuffled = permuted_sweep(
-        states, rows.targets, rows.groups, task="regression", n_permutations=n_permutations, folds=folds, seed=seed
+        states,
+        rows.targets,
+        rows.groups,
+        task="regression",
+        n_permutations=n_permutations,
+        folds=how.folds,
+        seed=how.seed,
     )
     by_layer = np.nanmean(swept.scores[:, :, 0], axis=0)
-    return _HeldOut(probe=probe, scores=swept.predictions, by_layer=by_layer, shuffled=shuffled)
+    return _HeldOut(probe=probe, scores=swept.predictions, by_layer=by_layer, shuffled=shuffled, baselines=baselines)
+
+
+def _of_tokens(
+    store: TraceStore, rows: _Rows, sites: Sequence[Site], place: Place, kind: TokenKind, how: _Folds
+) -> _HeldOut:
+    """A probe of all tokens; the linear probe of their mean is one of its baselines."""
+    traces = rows.points.traces
+    held = held_out_token_probes(
+        [[span_states(store, trace, place, site) for trace in traces] for site in sites],
+        rows.targets,
+        rows.groups,
+        sites,
+        kind=kind,
+        task=rows.task,
+        model=traces[0].model,
+        provenance={**rows.provenance, "position": place.name},
+        n_permutations=N_TOKEN_PERMUTATIONS if how.n_permutations is None else how.n_permutations,
+        folds=how.folds,
+        seed=how.seed,
+    )
+    means = mean_states(store, traces, place, sites)
+    of_mean = sweep(means, rows.targets, rows.groups, task=rows.task, folds=how.folds, seed=how.seed).predictions
+    return _HeldOut(
+        probe=held.final,
+        scores=held.scores,
+        by_layer=held.by_layer,
+        shuffled=held.shuffled,
+        baselines={**_baselines(store, rows, place, how), "linear_probe_of_the_mean": of_mean},
+    )
+
+
+def span_states(store: TraceStore, trace: Trace, place: Place, site: Site) -> NDArray[np.float32]:
+    """The states of the tokens that `place` reads, (token, d_model)."""
+    return np.asarray(store.activations(trace.id, str(site))[place.rows(trace)], dtype=np.float32)
+
+
+def _baselines(store: TraceStore, rows: _Rows, place: Place, how: _Folds) -> dict[str, Values]:
+    features: dict[str, Features] = baseline_features(rows.points, store, _BASELINES)
+    if place.name == "mean":  # the baseline of the first layer reads what the probe reads
+        first = mean_states(store, rows.points.traces, place, residual_sites(store)[:1])[:, 0, 0].astype(np.float64)
+        features |= {name: first for name in ("embedding", "first_layer") if name in features}
+    return rank_predictions(features, rows.targets, rows.groups, task=rows.task, folds=how.folds, seed=how.seed)
 
 
 def _report(
-    rows: _Rows,
-    place: Place,
-    held: _HeldOut,
-    sites: Sequence[Site],
-    features: Mapping[str, Features],
-    n_given: int,
-    *,
-    folds: int,
-    seed: int,
-    n_resamples: int,
+    rows: _Rows, place: Place, kind: ProbeKind, held: _HeldOut, sites: Sequence[Site], n_given: int, how: _Folds
 ) -> LabelReport:
-    traces = {trace.id: trace for trace in rows.points.traces}
-    read = set(traces)
-    words = [trace.id in read for trace in rows.of_label.traces]
-    binary = rows.task == "binary"
+    read = {trace.id: trace for trace in rows.points.traces}
+    binary, resampling = rows.task == "binary", {"n_resamples": how.n_resamples, "seed": how.seed}
     values = np.asarray(expit(held.scores)) if binary else held.scores
-    metrics = measured(_METRICS[rows.task], rows.targets, values, rows.groups, n_resamples=n_resamples, seed=seed)
-    predictions = rank_predictions(features, rows.targets, rows.groups, task=rows.task, folds=folds, seed=seed)
     return LabelReport(
         label=rows.of_label.name,
         positive=rows.of_label.positive,
@@ -312,24 +411,24 @@ def _report(
             "AUROC" if binary else "Spearman",
             rows.targets,
             held.scores,
-            predictions,
+            held.baselines,
             rows.groups,
             problems=[trace.problem.id for trace in rows.points.traces],
             shuffled=held.shuffled,
-            metrics=metrics,
-            n_resamples=n_resamples,
-            seed=seed,
+            metrics=measured(_METRICS[rows.task], rows.targets, values, rows.groups, **resampling),
+            **resampling,
         ),
         reliability=reliability(rows.targets, values) if binary else None,
         probe=held.probe,
+        kind=kind,
         sites=tuple(sites),
         by_layer=held.by_layer,
         counts=rows.of_label.counts,
         n_rows=len(rows.targets),
         n_negative=int((rows.targets == 0).sum()),
-        n_traces=sum(words),
-        n_truncated=sum(trace.state == "truncated" for trace in traces.values()),
-        n_left_out=n_given - sum(words),
+        n_traces=len(read),
+        n_truncated=sum(trace.state == "truncated" for trace in read.values()),
+        n_left_out=n_given - len(read),
         n_groups=len(set(rows.groups)),
     )
 
@@ -400,7 +499,7 @@ class AppliedReport:
 
 
 def judge_on(
-    probe: LinearProbe,
+    probe: AnyProbe,
     store: TraceStore,
     label: Label,
     *,
@@ -423,7 +522,8 @@ def judge_on(
     given = labelled(label, list(store), task, positive or about.get("positive") or None)
     unseen = {trace.id for trace in probe.unseen(given.traces)}
     target_of = {t.id: y for t, y in zip(given.traces, given.targets, strict=True) if t.id in unseen}
-    points = place.points([trace for trace in given.traces if trace.id in unseen])
+    left = [trace for trace in given.traces if trace.id in unseen]
+    points = place.points(left) if isinstance(probe, LinearProbe) else _whole(place, left)
     targets = np.array([target_of[trace.id] for trace in points.traces])
     if not len(points) or not np.ptp(targets):
         counted = ", ".join(f"{int((targets == y).sum())} are {w}" for y, w in ((1, given.positive), (0, "not")) if w)
@@ -431,7 +531,7 @@ def judge_on(
             f"{len(points)} rows of problems that the probe did not learn from ({counted}); label some of each class"
         )
     probe.check(probe.site, points.traces[0].model)
-    scores = probe.scores(place.states(store, points, [probe.site])[:, 0, 0])
+    scores = _row_scores(probe, store, points, place)
     first: Mapping[str, Metric] = {"auroc": auroc} if probe.task == "binary" else {"spearman": spearman}
     values = np.asarray(expit(scores)) if probe.task == "binary" else scores
     groups = trace_groups(points.traces)
@@ -447,3 +547,9 @@ def judge_on(
         n_negative=int((targets == 0).sum()),
         n_groups=len(set(groups)),
     )
+
+
+def _row_scores(probe: AnyProbe, store: TraceStore, points: Points, place: Place) -> Values:
+    if isinstance(probe, LinearProbe):
+        return probe.scores(place.states(store, points, [probe.site])[:, 0, 0])
+    return np.array([probe.scores(span_states(store, trace, place, probe.site))[-1] for trace in points.traces])

@@ -10,12 +10,15 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.organism.corpus import tokenizer_texts
 from reasonscope.data.organism.tokenizer import chat, train_tokenizer
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.storage.token_scores import read_scores
 from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem
+from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.positions import Place
-from reasonscope.probes.properties.label_probe import judge_on
+from reasonscope.probes.properties.label_probe import judge_on, span_states
 from reasonscope.probes.properties.labels import file_name, labelled
+from reasonscope.probes.properties.scores import write_scores
 
 FEW = {"folds": 3, "n_permutations": 39, "n_resamples": 100}
 
@@ -166,3 +169,39 @@ def test_files_are_named_after_the_label():
         "a_b",
         "my_labels",
     ]
+
+
+@pytest.mark.parametrize("kind", ["attention", "multi-max"])
+def test_a_probe_of_all_tokens_is_judged_beside_a_linear_one(store, traces, kind):
+    found = probes.fit(
+        store, "meta.topic", traces[:48], kind=kind, position="every:4", folds=3, n_permutations=3, n_resamples=100
+    )
+    assert (found.kind, found.probe.method, found.n_rows, found.n_traces) == (kind, kind, 48, 48)
+    assert found.comparison.score.value > 0.8
+    assert found.comparison.baselines["linear_probe_of_the_mean"].value > 0.8
+    assert f"({kind})" in found.summary().finding
+    judged = judge_on(found.probe, store, "meta.topic", n_resamples=100)
+    assert (judged.n_traces, judged.n_seen) == (12, 48)
+    assert judged.metrics["auroc"].value > 0.8
+
+
+def test_a_probe_of_all_tokens_scores_the_tokens_as_they_come(store, traces, tmp_path):
+    found = probes.fit(
+        store, "meta.topic", kind="attention", sites=[Site("resid_post", 1)], folds=3, n_permutations=1, n_resamples=20
+    )
+    assert write_scores(found.probe, store, tmp_path / "scores.safetensors", name="topic") == 60
+    scores, trace = read_scores(tmp_path / "scores.safetensors").scores, traces[0]
+    span = span_states(store, trace, found.place, found.probe.site)
+    first, last = trace.tokens.thinking.start, trace.tokens.thinking.stop
+    assert scores[trace.id][first:last] == pytest.approx(found.probe.probabilities(span), rel=1e-4)
+    assert set(scores[trace.id][: first + 1]) == {scores[trace.id][first]}
+    assert set(scores[trace.id][last - 1 :]) == {scores[trace.id][last - 1]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"kind": "mlp"}, "unknown kind"), ({"kind": "attention", "position": "closing"}, "all of the thinking")],
+)
+def test_what_cannot_be_read_is_said(store, settings, message):
+    with pytest.raises(InputError, match=message):
+        probes.fit(store, "meta.topic", **settings)
