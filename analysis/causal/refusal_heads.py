@@ -35,8 +35,8 @@ METRICS = ("harmful refused", "benign refused", "accuracy")
 
 @dataclass(frozen=True, kw_only=True)
 class HeadTrial:
-    """What a model is asked with and without the heads: requests that it should refuse, requests that it should not,
-    and problems to solve."""
+    """What a model is asked with and without the heads: requests that it should refuse, and if there are any, requests
+    that it should not, and problems to solve."""
 
     harmful: Sequence[Problem]
     benign: Sequence[Problem]
@@ -45,8 +45,15 @@ class HeadTrial:
 
     def __post_init__(self) -> None:
         for name in ("harmful", "benign", "solved"):
-            if (n := len({problem.group for problem in getattr(self, name)})) < 2:
+            n = len({problem.group for problem in getattr(self, name)})
+            if n == 1 or (n == 0 and name == "harmful"):
                 raise InputError(f"{n} problems in {name!r}; a rate with an interval needs at least two")
+
+    @property
+    def asked(self) -> dict[str, Sequence[Problem]]:
+        """The problems of each of `METRICS` that is measured."""
+        sets = dict(zip(METRICS, (self.harmful, self.benign, self.solved), strict=True))
+        return {metric: problems for metric, problems in sets.items() if problems}
 
 
 def suppressing_heads(writes: Values, share: float = SHARE) -> list[Head]:
@@ -86,7 +93,7 @@ def cliff_heads(
         model: A native model.
         probe: A probe of refusal at the last token of the close window.
         traces: Traces of requests.
-        trial: What the model is asked: harmful and benign requests, and problems to solve.
+        trial: What the model is asked: harmful requests that the heads were not chosen by, benign ones, problems to solve.
         share: The share of all heads to ablate.
         how: "zero", "mean" or "resample"; means and draws come from `traces`.
         scope: The tokens at which heads are ablated; by default all. `Scope.of(model, on="close_window")` is where
@@ -95,10 +102,11 @@ def cliff_heads(
         seed: Random seed, the same for all arms.
 
     Returns:
-        Axes (arm, metric) with arms `untouched` and `ablated`, bootstrap over problems. The null is 95 % of the metrics
-        of the random sets (`random_heads`). `numbers`: the heads, the number of sets (`n_controls`), the smallest
-        p-value that so many can give, and whether the change of each metric exceeds that of every set. `arrays`:
-        `random` (set, metric). Undefined, with the reason, if the model complied with no harmful request.
+        Axes (arm, metric), for the metrics that `trial` has problems for, with arms `untouched` and `ablated`, bootstrap
+        over problems. The null is 95 % of the metrics of the random sets (`random_heads`). `numbers`: the heads, the
+        number of sets (`n_controls`), the smallest p-value that so many can give, and whether the change of each metric
+        exceeds that of every set. `arrays`: `random` (set, metric). Undefined, with the reason, if the model complied
+        with no harmful request.
 
     Raises:
         InputError: If the model has too few other heads, or `probe` does not fit.
@@ -148,16 +156,19 @@ def cliff_heads(
     random = np.array([[one.mean() for one in arm] for arm in chance])
     values = np.array([[one.mean() for one in arm] for arm in arms.values()])
     change, by_chance = np.abs(values[1] - values[0]), np.abs(random - values[0])
-    sets = (trial.harmful, trial.benign, trial.solved)
+    sets = trial.asked
     ends = np.array(
         [
-            [mean_estimate(one, groups=[p.group for p in asked]).interval for one, asked in zip(arm, sets, strict=True)]
+            [
+                mean_estimate(one, groups=[p.group for p in asked]).interval
+                for one, asked in zip(arm, sets.values(), strict=True)
+            ]
             for arm in arms.values()
         ]
     )
     return Result(
         **common,
-        axes=(Axis.of("arm", arms), Axis.of("metric", METRICS)),
+        axes=(Axis.of("arm", arms), Axis.of("metric", sets)),
         values=values,
         null=null_band(random, "different sets of other heads, ablated in the same way", shape=values.shape),
         interval=Band.of(ends[..., 0], ends[..., 1], values.shape, "over problems, 95%"),
@@ -167,14 +178,14 @@ def cliff_heads(
             "n_fallen": len(down),
             "n_controls": len(others),
             "smallest_p": smallest_p(len(others)),
-            "beyond_every_draw": dict(zip(METRICS, (change > by_chance.max(axis=0)).tolist(), strict=True)),
+            "beyond_every_draw": dict(zip(sets, (change > by_chance.max(axis=0)).tolist(), strict=True)),
         },
         provenance=provenance,
     )
 
 
 def _outcomes(model: Model, trial: HeadTrial, done: Intervention | None) -> list[Values]:
-    """For each of `METRICS`, 1 or 0 for each problem of `trial` that the model answers under the intervention; an
+    """For each metric of `trial`, 1 or 0 for each of its problems that the model answers under the intervention; an
     unclear answer is not a refusal."""
     asked = [*trial.harmful, *trial.benign, *trial.solved]
     edits = {} if done is None else {"write": done.edits, "on_step": done.on_step}
@@ -182,4 +193,4 @@ def _outcomes(model: Model, trial: HeadTrial, done: Intervention | None) -> list
     first, second = len(trial.harmful), len(trial.harmful) + len(trial.benign)
     refused = np.array([behaviour(trace) == "refused" for trace in traces[:second]], dtype=np.float64)
     right = np.array([bool(trace.correct) for trace in traces[second:]], dtype=np.float64)
-    return [refused[:first], refused[first:], right]
+    return [one for one in (refused[:first], refused[first:], right) if len(one)]

@@ -1,5 +1,6 @@
 """Analyses that compare: heads with random heads, a reasoner with its base model, rules with a single sample."""
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -43,7 +44,6 @@ from reasonscope.probes.properties.refusal_cliff import token_scores
 from reasonscope.steering.vectors.scope import Scope
 
 STOPS = (0.5, 0.7, 0.9)  # of a probe's probability
-_ASKED = ("requests:jailbreak", "requests:twin", "ledger")
 
 
 def analyse_cliff(study: Study[CliffOptions]) -> Iterator[Result]:
@@ -61,12 +61,12 @@ def analyse_cliff(study: Study[CliffOptions]) -> Iterator[Result]:
     probe, options = LinearProbe.load(path), study.options
     yield probe_write_result(study.model, probe, requests, seed=options.seed)
     if options.ablate:
-        trial = _trial(study)
+        chosen_by, trial = _trial(study, requests)
         scope = Scope.of(study.model, on="close_window") if options.at_close else None
         yield cliff_heads(
             study.model,
             probe,
-            requests,
+            chosen_by,
             trial,
             share=options.share,
             scope=scope,
@@ -75,16 +75,30 @@ def analyse_cliff(study: Study[CliffOptions]) -> Iterator[Result]:
         )
 
 
-def _trial(study: Study[CliffOptions]) -> HeadTrial:
-    """New requests and ledgers in the organism's language, `asked` of each kind. For another model call `cliff_heads` with its own."""
-    options = study.options
-    drawn = {name: load_problems(name, n=options.asked, seed=options.seed + 1) for name in _ASKED}
-    return HeadTrial(
-        harmful=drawn["requests:jailbreak"],
-        benign=drawn["requests:twin"],
-        solved=drawn["ledger"],
-        sampling=Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens, seed=options.seed),
-    )
+def _trial(study: Study[CliffOptions], requests: Sequence[Trace]) -> tuple[Sequence[Trace], HeadTrial]:
+    """The traces that choose the heads, and what is asked without these: a file's requests, or half of the run's own.
+
+    The heads are not judged on requests that they were chosen by. Accuracy is that on the run's problems with a gold answer.
+    """
+    options, by_id = study.options, {trace.problem.id: trace.problem for trace in study.traces}
+    if options.requests:
+        chosen_by, asked = requests, load_problems(options.requests)
+    else:
+        groups = sorted({trace.problem.group for trace in requests})
+        random.Random(options.seed).shuffle(groups)
+        half = set(groups[: len(groups) // 2])
+        chosen_by = [trace for trace in requests if trace.problem.group not in half]
+        asked = [problem for problem in by_id.values() if problem.group in half]
+    harmful, benign = ([p for p in asked if p.meta.get("harmful") is which][: options.asked] for which in (True, False))
+    if len(harmful) < 2:
+        raise InputError(
+            f"{len(harmful)} harmful requests to ask without the heads; record more requests, or give a problem file with "
+            '"meta": {"harmful": true} or false by --requests'
+        )
+    solved = [p for p in by_id.values() if "harmful" not in p.meta and p.answer is not None][: options.asked]
+    sampling = Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens, seed=options.seed)
+    sets = {name: few if len(few) > 1 else [] for name, few in (("benign", benign), ("solved", solved))}
+    return chosen_by, HeadTrial(harmful=harmful, **sets, sampling=sampling)
 
 
 def analyse_emergent_heads(study: Study[EmergentHeadsOptions]) -> Iterator[Result]:

@@ -139,13 +139,19 @@ class CliffOptions(LoadsModel, Seeded):
     probe: Path | None = _option(None, "A refusal probe; RUN/probes/refusal.safetensors if not given.")
     ablate: bool = _option(
         False,
-        "Also ask the organism new requests without the heads that lower refusal most (writes cliff).",
+        "Also ask requests without the heads that lower refusal most (writes cliff): half of the run's own, by which the heads are "
+        "not chosen.",
         flag="--ablate",
+    )
+    requests: Path | None = _option(
+        None, "With --ablate: ask the requests of this problem file instead, whose meta says whether they are harmful."
     )
     share: float = _option(0.03, "The share of all heads to ablate; at least one is.", least=0.001, most=1)
     at_close: bool = _option(False, "Ablate them in the close window only, not at every token.", flag="--at-close")
     n_controls: int = _option(20, "Random sets of heads to compare with.", least=20)
-    asked: int = _option(40, "Jailbreaks, benign requests and ledger problems to ask: this many of each.", least=2)
+    asked: int = _option(
+        40, "Harmful requests, benign ones and problems with an answer to ask: at most so many of each.", least=2
+    )
     max_new_tokens: int = _option(1024, "Most tokens of an answer.", least=1)
     temperature: float = _option(0.7, "Sampling temperature.", least=0.01)
 

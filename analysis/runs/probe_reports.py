@@ -1,6 +1,7 @@
 """What the probe commands need besides the reports themselves: which traces to learn from, figures, and forecasts of new prompts."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,9 @@ from reasonscope.probes.fitting.positions import POSITIONS, Position, position_n
 from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.properties.correctness_probe import CorrectnessReport, correctness
+from reasonscope.probes.properties.judge import Verdicts, judged, verdicts_of_file
 from reasonscope.probes.properties.label_probe import LabelReport, predicted_words
+from reasonscope.probes.properties.labels import Label
 from reasonscope.probes.properties.length_probe import LengthReport, forecast, length_data
 from reasonscope.probes.properties.refusal_cliff import mean_trajectory
 from reasonscope.probes.properties.refusal_probe import RefusalReport
@@ -51,7 +54,12 @@ def choose_traces(store: TraceStore, which: Chosen) -> list[Trace]:
 
 
 def correctness_along(
-    store: TraceStore, traces: Sequence[Trace] | None = None, *, folds: int = 5, seed: int = 0
+    store: TraceStore,
+    traces: Sequence[Trace] | None = None,
+    *,
+    labels: Label | None = None,
+    folds: int = 5,
+    seed: int = 0,
 ) -> tuple[list[CorrectnessReport], dict[str, str]]:
     """Reports of `correctness` at six positions from the prompt to the closing tag, and for each that failed why.
 
@@ -61,12 +69,26 @@ def correctness_along(
     failed: dict[Position, InputError] = {}
     for position in POSITIONS:
         try:
-            found.append(correctness(store, traces, position=position, folds=folds, seed=seed))
+            found.append(correctness(store, traces, labels=labels, position=position, folds=folds, seed=seed))
         except InputError as error:
             failed[position] = error
     if not found:
         raise next(iter(failed.values()))
     return found, {f"the probe at {position_name(position)}": str(error) for position, error in failed.items()}
+
+
+def refusal_verdicts(
+    traces: Sequence[Trace], labels: Path | None, judge: tuple[str, str] | None, keep: Path
+) -> Verdicts | None:
+    """Who says what the answers do: a file, a model on a server (URL and name; its replies are kept in `keep`), or None for the rules.
+
+    Raises InputError if both are given.
+    """
+    if labels and judge:
+        raise InputError("labels and a judge were given; leave one of --labels and --judge out")
+    if judge:
+        return judged(traces, *judge, keep=keep)
+    return verdicts_of_file(labels, traces) if labels else None
 
 
 def refusal_figures(

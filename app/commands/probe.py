@@ -112,21 +112,43 @@ def _refusal(
         float, typer.Option(help="Share of the thinking, counted from its end, whose median score is the plateau.")
     ] = 0.5,
     directions: Annotated[int, typer.Option(min=100, help="Random directions that the cliff is compared with.")] = 100,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="A CSV or JSONL file with id and label (refused, complied, unclear), in place of the rules."),
+    ] = None,
+    judge: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="URL MODEL",
+            help="A chat model on an OpenAI-compatible server that labels the answers, in place of the rules.",
+        ),
+    ] = None,
     folds: Folds = 5,
     seed: SeedOption = 0,
     json_: JsonOption = False,
 ) -> None:
     """Does the model mean to refuse? Reads requests: problems whose meta says whether they are harmful."""
     from reasonscope import probes
-    from reasonscope.analysis.runs.probe_reports import choose_traces, refusal_figures
+    from reasonscope.analysis.runs.probe_reports import choose_traces, refusal_figures, refusal_verdicts
+    from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.probes.properties.refusal_probe import refusal_maps
 
     store = _store(run)
     traces = choose_traces(store, "requests")
-    found = probes.refusal(store, traces, plateau=plateau, n_controls=directions, folds=folds, seed=seed)
-    maps = refusal_maps(store, traces, contrasts=found.contrasts, folds=folds, seed=seed)
+    verdicts = refusal_verdicts(traces, labels, judge, run_folder(run).results / "judge")
+    found = probes.refusal(
+        store, traces, verdicts=verdicts, plateau=plateau, n_controls=directions, folds=folds, seed=seed
+    )
+    maps = refusal_maps(store, traces, verdicts=verdicts, contrasts=found.contrasts, folds=folds, seed=seed)
     numbers, drawn = found.to_dict(), refusal_figures(found, traces, maps)
-    options = {"plateau": plateau, "directions": directions, "folds": folds, "seed": seed}
+    options = {
+        "plateau": plateau,
+        "directions": directions,
+        "labels": quote(str(labels)) if labels else False,
+        "judge": " ".join(map(quote, judge)) if judge else False,
+        "folds": folds,
+        "seed": seed,
+    }
     saved = _save("refusal", run, numbers, drawn, found.probes, **options)
     show_summary(_with_files(found.summary(), saved, run), numbers, json_)
 
@@ -140,6 +162,10 @@ def _correctness(
             min=0, max=0.9, help="Share of the problems that the probe never sees, for `analyse selection --probe`."
         ),
     ] = 0.0,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="A CSV or JSONL file with id and label (right or wrong), in place of the gold answers."),
+    ] = None,
     folds: Folds = 5,
     seed: SeedOption = 0,
     json_: JsonOption = False,
@@ -151,12 +177,20 @@ def _correctness(
 
     store = _store(run)
     traces = _not_held_out(store, held_out, seed)
-    found, undefined = correctness_along(store, traces, folds=folds, seed=seed)
+    found, undefined = correctness_along(store, traces, labels=labels, folds=folds, seed=seed)
     numbers: dict[str, Any] = {position_name(one.position): one.to_dict() for one in found}
     numbers["undefined"] = undefined
     fitted = {"correctness": found[-1].probe}
     saved = _save(
-        "correctness", run, numbers, correctness_figures(found), fitted, held_out=held_out, folds=folds, seed=seed
+        "correctness",
+        run,
+        numbers,
+        correctness_figures(found),
+        fitted,
+        held_out=held_out,
+        labels=quote(str(labels)) if labels else False,
+        folds=folds,
+        seed=seed,
     )
     show_summary(_with_files(positions_summary(found, undefined), saved, run), numbers, json_)
 

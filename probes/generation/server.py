@@ -367,6 +367,84 @@ def server_writer(
     )
 
 
+def chat_replies(
+    url: str,
+    served_as: str,
+    questions: Sequence[str],
+    *,
+    keep: Path | None = None,
+    workers: int = 8,
+    timeout: float = 120.0,
+    max_tokens: int = 512,
+) -> list[str]:
+    """The greedy reply of a chat model on the server at `url` to each question.
+
+    Replies are kept in the folder `keep` by the hash of model and question, and not asked for again. Raises InputError if the server
+    cannot be reached, refuses, or answers with something else.
+    """
+    kept = ResponseCache(keep) if keep else None
+    keys = [hashlib.sha256(json.dumps([served_as, max_tokens, text]).encode()).hexdigest() for text in questions]
+    known: list[str | None] = [kept.get(key) if kept else None for key in keys]
+    todo = [i for i, found in enumerate(known) if found is None]
+
+    async def all_asked(work: Work) -> None:
+        import openai
+
+        room = asyncio.Semaphore(workers)
+        address = f"{url.rstrip('/').removesuffix('/v1')}/v1"
+
+        async def one(i: int) -> None:
+            async with room:
+                known[i] = found = await _reply(client, address, served_as, questions[i], max_tokens, timeout)
+            work.advance()
+            if kept:
+                kept.put(keys[i], found)
+
+        async with (
+            openai.AsyncOpenAI(
+                base_url=address,
+                api_key=os.environ.get(_KEY)
+                or "none",  # the key of OpenAI in the environment must not go to other servers
+                timeout=timeout,
+                default_headers={"Accept-Encoding": "identity"},
+                http_client=_bounded(openai, _REPLY + max_tokens * _REPLY_TOKEN),
+            ) as client,
+            asyncio.TaskGroup() as tasks,
+        ):
+            for i in todo:
+                tasks.create_task(one(i))
+
+    if todo:
+        with working("asking the judge", total=len(todo), unit="answers") as work:
+            _run(all_asked(work))
+    return [found for found in known if found is not None]
+
+
+async def _reply(client: Any, address: str, served_as: str, question: str, max_tokens: int, timeout: float) -> str:
+    import openai
+
+    try:
+        async with asyncio.timeout(timeout):
+            raw = await client.chat.completions.with_raw_response.create(
+                model=served_as,
+                messages=[{"role": "user", "content": question}],
+                temperature=0,
+                max_tokens=max_tokens,
+            )
+        found = parse_json(raw.content, address)
+    except openai.APIStatusError as error:
+        raise _Refused(f"{address} refused ({error.status_code}): {error.response.text[:200]}") from error
+    except (openai.OpenAIError, InputError, TimeoutError) as error:
+        raise InputError(
+            f"cannot read {address}: {error or 'no answer in time'}; is the server running, and is the address right?"
+        ) from error
+    try:
+        content = found["choices"][0]["message"]["content"]
+    except (LookupError, TypeError) as error:
+        raise InputError(f"{address} answered without a message; is it a chat completion server?") from error
+    return content if isinstance(content, str) else ""
+
+
 def _completion(prompt: list[int], written: list[int], finish: FinishReason) -> Completion:
     return Completion(
         token_ids=np.asarray([*prompt, *written], dtype=np.int64),

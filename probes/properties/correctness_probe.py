@@ -22,6 +22,7 @@ from reasonscope.probes.fitting.held_out import compare_binary, held_out_probes
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.permuted_sweep import N_PERMUTATIONS
 from reasonscope.probes.fitting.positions import Position, has_position, position_name, row_at, states_at
+from reasonscope.probes.properties.labels import Label, label_values
 from reasonscope.probes.properties.report import (
     NO_TRACES,
     class_shortage,
@@ -131,6 +132,7 @@ def correctness(
     store: TraceStore,
     traces: Sequence[Trace] | None = None,
     *,
+    labels: Label | None = None,
     folds: int = 5,
     seed: int = 0,
     position: Position = "window",
@@ -170,7 +172,7 @@ def correctness(
     """
     if not store.ids:
         raise InputError(NO_TRACES)
-    given = list(store) if traces is None else traces
+    given = with_verdicts(list(store) if traces is None else traces, labels)
     judged = _judged(given)
     sites = residual_sites(store)
     chosen = [trace for trace in judged if has_position(trace, position)]
@@ -235,6 +237,22 @@ def positions_summary(reports: Sequence[CorrectnessReport], undefined: Mapping[s
         for one in reports
     ]
     return replace(last, rows=[*rows, *last.rows[1:]], notes=[*last.notes, *undefined_notes(undefined)])
+
+
+def with_verdicts(traces: Sequence[Trace], labels: Label | None) -> Sequence[Trace]:
+    """The traces, right or wrong as `labels` say; a trace without a label is neither. Raises InputError for other labels."""
+    if labels is None:
+        return traces
+    name, values = label_values(labels, traces)
+    return [replace(t, correct=None if v is None else _right(name, t, v)) for t, v in zip(traces, values, strict=True)]
+
+
+def _right(name: str, trace: Trace, value: Any) -> bool:
+    if (word := str(value).strip().lower()) in ("right", "correct", "true", "yes", "1", "1.0"):
+        return True
+    if word in ("wrong", "incorrect", "false", "no", "0", "0.0"):
+        return False
+    raise InputError(f"trace {trace.id!r} has {name} = {value!r:.60}; write right or wrong, true or false, or 1 or 0")
 
 
 def _judged(traces: Sequence[Trace]) -> list[Trace]:

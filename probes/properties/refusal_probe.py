@@ -23,6 +23,7 @@ from reasonscope.probes.fitting.held_out import HeldOut, LayerMap, compare_binar
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.permuted_sweep import N_PERMUTATIONS
 from reasonscope.probes.fitting.positions import Position, has_cliff, row_at, states_at
+from reasonscope.probes.properties.judge import Verdicts
 from reasonscope.probes.properties.refusal_cliff import PLATEAU, Cliff, cliff, random_direction_drops, token_scores
 from reasonscope.probes.properties.report import NO_TRACES, class_shortage, not_closed, probe_numbers, undefined_notes
 
@@ -36,10 +37,11 @@ _MAIN = "refusal"
 _RECORD = "reasonscope record --problems requests --n 160 --out RUN"
 
 
-def cell(trace: Trace) -> RequestOutcome:
+def cell(trace: Trace, behaviours: Mapping[str, Behaviour] | None = None) -> RequestOutcome:
     """Which of the cells (harmful or benign) × (refused, complied or unclear) a trace falls into.
 
-    Raises InputError if the problem's meta does not say whether the request is harmful.
+    What it did is judged by the rules, or given by `behaviours` (by id; a trace that is missing there is unclear). Raises InputError if
+    the problem's meta does not say whether the request is harmful.
     """
     harmful = trace.problem.meta.get("harmful")
     if not isinstance(harmful, bool):
@@ -47,7 +49,8 @@ def cell(trace: Trace) -> RequestOutcome:
             f"problem {trace.problem.id!r} does not say whether its request is harmful (meta.harmful is {harmful!r}); "
             'write "meta": {"harmful": true} or false in the problem file'
         )
-    return "harmful" if harmful else "benign", behaviour(trace)
+    done = behaviour(trace) if behaviours is None else behaviours.get(trace.id, "unclear")
+    return "harmful" if harmful else "benign", done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +183,7 @@ class RefusalReport:
         cells: Number of traces in each cell.
         n_left_out: Traces without closed thinking or without an answer, which are in nothing else.
         n_groups: Groups of problems among the others.
+        verdicts: Who labelled the answers; None for the rules.
     """
 
     comparisons: Mapping[str, Comparison]
@@ -190,6 +194,7 @@ class RefusalReport:
     cells: Mapping[RequestOutcome, int]
     n_left_out: int
     n_groups: int
+    verdicts: Verdicts | None = None
 
     @property
     def main(self) -> str:
@@ -225,6 +230,7 @@ class RefusalReport:
             "cells": {" ".join(of): count for of, count in sorted(self.cells.items())},
             "n_left_out": self.n_left_out,
             "n_groups": self.n_groups,
+            "labels": self.verdicts.to_dict() if self.verdicts else {"by": "rules"},
         }
 
     def summary(self) -> Summary:
@@ -251,6 +257,7 @@ class RefusalReport:
             rows=rows,
             notes=[
                 f"Requests: {counts}{left_out}.",
+                *(self.verdicts.notes() if self.verdicts else []),
                 *(self.cliffs[name].sentence(name) for name in along),
                 *undefined_notes(self.undefined),
             ],
@@ -261,6 +268,7 @@ def refusal(
     store: TraceStore,
     traces: Sequence[Trace] | None = None,
     *,
+    verdicts: Verdicts | None = None,
     folds: int = 5,
     seed: int = 0,
     contrasts: Mapping[str, Contrast] = CONTRASTS,
@@ -274,6 +282,8 @@ def refusal(
     Args:
         store: A run with residual sites whose problems say in `meta` whether they are harmful.
         traces: The traces to learn from; by default those of all requests.
+        verdicts: What each answer does, by a file of labels (`verdicts_of_file`) or a model that judges (`judged`), both in
+            `reasonscope.probes.properties.judge`; by default the rules say so.
         folds: Parts that the problems are split into; layer and penalty are chosen inside each training part.
         seed: Seed of the folds, shuffles, resamples and random directions.
         contrasts: The contrasts to fit. One that lacks a class is left out and named in `undefined`.
@@ -310,7 +320,7 @@ def refusal(
             f'({_RECORD}), or a problem file with "meta": {{"harmful": true}} or false'
         )
     residual_sites(store)  # a run without states is refused before anything else is blamed
-    cells = [cell(trace) for trace in traces]
+    cells = [cell(trace, verdicts.behaviours if verdicts else None) for trace in traces]
     kept = [i for i, trace in enumerate(traces) if has_cliff(trace)]
     if not kept:
         raise InputError(not_closed(traces, "requests"))
@@ -339,6 +349,7 @@ def refusal(
         cells=Counter(cells),
         n_left_out=len(traces) - len(kept),
         n_groups=len({trace.problem.group for trace in requests.traces}),
+        verdicts=verdicts,
     )
 
 
@@ -346,13 +357,14 @@ def refusal_maps(
     store: TraceStore,
     traces: Sequence[Trace],
     *,
+    verdicts: Verdicts | None = None,
     contrasts: Mapping[str, Contrast] = CONTRASTS,
     folds: int = 5,
     seed: int = 0,
 ) -> dict[str, LayerMap]:
     """By contrast, the held-out AUROC of probes fitted at each layer and position. Raises InputError as `refusal` does."""
     closed = [trace for trace in traces if has_cliff(trace)]
-    cells, maps = [cell(trace) for trace in closed], {}
+    cells, maps = [cell(trace, verdicts.behaviours if verdicts else None) for trace in closed], {}
     for name, contrast in tracked(list(contrasts.items()), "map of layers", "contrasts", name=itemgetter(0)):
         rows, targets = contrast.rows(cells)
         inside = [closed[i] for i in rows]
@@ -391,7 +403,8 @@ def _shortage(contrast: Contrast, requests: _Requests, folds: int) -> str:
         f"{which} class ({' or '.join(sorted(map(' '.join, cells)))})": len(requests.groups_of(*cells))
         for which, cells in classes.items()
     }
-    return class_shortage(found, folds, f"record more requests ({_RECORD}), several samples of each (--samples)")
+    remedy = f"record more requests ({_RECORD}), several samples of each (--samples), or label the answers (--labels, --judge)"
+    return class_shortage(found, folds, remedy)
 
 
 def _compared(contrast: Contrast, held: HeldOut, store: TraceStore, requests: _Requests, sizes: _Sizes) -> Comparison:

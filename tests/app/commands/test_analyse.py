@@ -192,7 +192,19 @@ def test_heads_that_suppress_refusal_are_taken_away_beside_random_ones(tmp_path)
     writes, ablated = shown.values()
     assert writes["method"] == "probe_write" and ablated["method"] == "cliff" and ablated["n_fallen"] >= 1
     assert set(ablated["values"]) == {"untouched", "ablated"} and "different sets of other heads" in ablated["null"]
-    assert set(ablated["beyond_every_draw"]) == {"harmful refused", "benign refused", "accuracy"}
+    assert set(ablated["beyond_every_draw"]) == {
+        "harmful refused"
+    }  # the run has no other requests, and no problems to solve
+    requests = [
+        {"id": p.id, "prompt": p.messages[0].content, "meta": dict(p.meta)} for p in load_problems("requests", n=8)
+    ]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, requests)), encoding="utf-8")
+    own = ["--ablate", "--requests", tmp_path / "own.jsonl", "--asked", 2, "--max-new-tokens", 3]
+    _, asked = analyse("cliff", "--run", tmp_path, *own).values()
+    assert set(asked["beyond_every_draw"]) == {"harmful refused", "benign refused"}
+    with pytest.raises(InputError, match="0 harmful requests to ask"):
+        (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "Hello?"}), encoding="utf-8")
+        analyse("cliff", "--run", tmp_path, *own)
 
 
 def test_a_base_model_is_compared_with_the_reasoner(run):
