@@ -3,6 +3,7 @@
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -32,6 +33,10 @@ Fast = Annotated[
         help='For speed: the first word that makes the model think fast; by default that in its config.json, else "To".'
     ),
 ]
+PairsOption = Annotated[
+    Path | None,
+    typer.Option(help="For asc and speed: a JSONL file of concise and verbose answers, as `steer pairs` makes it."),
+]
 HeldOutOption = Annotated[
     float, typer.Option(min=0, max=1, help="Share of the problems that no vector is made from, to judge on.")
 ]
@@ -58,6 +63,7 @@ def _extract(
     sites: SitesOption = None,
     verdict: Verdict = None,
     fast: Fast = None,
+    pairs: PairsOption = None,
     held_out: HeldOutOption = 0.5,
     seed: SeedOption = 0,
     model: ModelName = None,
@@ -71,6 +77,7 @@ def _extract(
     from reasonscope.probes.architecture.sites import expand_sites
     from reasonscope.steering.experiments.extraction import extraction_summary, vector_numbers
     from reasonscope.steering.experiments.held_out import model_of_run, source_of_run, split_run
+    from reasonscope.steering.methods.asc import load_pairs
     from reasonscope.steering.methods.registry import method as by_name
     from reasonscope.steering.recipes.files import SUFFIX
     from reasonscope.steering.recipes.recipe import Recipe
@@ -80,7 +87,8 @@ def _extract(
     split = split_run(store, share=held_out, n=None, seed=seed)
     loaded = model_of_run(store, model, backend=backend, **load)
     expanded = expand_sites(sites, loaded.n_layers) if sites else None
-    source = source_of_run(loaded, store, split, sites=expanded, verdict=verdict, fast=fast)
+    given_pairs = load_pairs(pairs) if pairs else None
+    source = source_of_run(loaded, store, split, sites=expanded, verdict=verdict, fast=fast, pairs=given_pairs)
     path = out or where.vectors / f"{method}{SUFFIX}"
     make_folder(path.parent)
     parts, middle = chosen.parts(source), chosen.strengths[len(chosen.strengths) // 2]
@@ -172,6 +180,46 @@ def _apply(
     show_summary(found.summary(), found.to_dict(), json_)
 
 
+@steer.command("pairs")
+@loads_model
+def _pairs(
+    problems: Annotated[str, typer.Option(help="A problem file, or hf:NAME, as `record` takes it.")],
+    out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
+    load: Load,
+    model: Annotated[str, typer.Option(help="Any model: the one to steer.")],
+    concise: Annotated[str | None, typer.Option(help="What follows each question for a brief answer.")] = None,
+    verbose: Annotated[str | None, typer.Option(help="What follows it for a long answer.")] = None,
+    n: Annotated[int | None, typer.Option(min=1, help="How many problems; by default all.")] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens of an answer; pairs with one that is cut are left out.")
+    ] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 0.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers that are written together.")] = 32,
+    seed: SeedOption = 0,
+    json_: JsonOption = False,
+) -> None:
+    """Make pairs for asc and speed with any model: the same problems answered under two instructions."""
+    from reasonscope.data.exchange.problem_sets import load_problems
+    from reasonscope.data.trace import Sampling
+    from reasonscope.probes.models.model import load_model
+    from reasonscope.steering.methods.pairs import CONCISE, VERBOSE, make_pairs
+
+    asked = load_problems(problems, n=n, seed=seed)
+    sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    made = make_pairs(
+        load_model(model, **load),
+        asked,
+        concise=concise or CONCISE,
+        verbose=verbose or VERBOSE,
+        sampling=sampling,
+        batch_size=batch_size,
+    )
+    made.save(out)
+    following = f"reasonscope steer extract asc --pairs {quote(str(out))} --run RUN"
+    summary = replace(made.summary(), files=[f"Pairs: {out}"], next_command=following)
+    show_summary(summary, {**made.to_dict(), "file": str(out)}, json_)
+
+
 @steer.command("sweep")
 @loads_model
 def _sweep(
@@ -201,6 +249,7 @@ def _sweep(
     sites: SitesOption = None,
     verdict: Verdict = None,
     fast: Fast = None,
+    pairs: PairsOption = None,
     held_out: HeldOutOption = 0.5,
     batch_size: Annotated[
         int | None,
@@ -229,6 +278,7 @@ def _sweep(
         source_of_run,
         split_run,
     )
+    from reasonscope.steering.methods.asc import load_pairs
 
     asked = [Asked.parse(text) for text in methods]
     check_titles(asked)
@@ -237,7 +287,8 @@ def _sweep(
     split = split_run(store, share=held_out, n=n, seed=seed)
     loaded = model_of_run(store, model, backend=backend, **load)
     expanded = expand_sites(sites, loaded.n_layers) if sites else None
-    source = source_of_run(loaded, store, split, sites=expanded, verdict=verdict, fast=fast)
+    given_pairs = load_pairs(pairs) if pairs else None
+    source = source_of_run(loaded, store, split, sites=expanded, verdict=verdict, fast=fast, pairs=given_pairs)
     experiment = SteeringExperiment(
         loaded, split.held_out, sampling_of_run(store, seed), samples=samples, batch_size=batch_size
     )
@@ -253,7 +304,8 @@ def _sweep(
         for one in tracked(asked, "steering", "methods", name=attrgetter("name"))
     ]
     numbers = {response.name: response.to_dict() for response in responses}
-    command = f"reasonscope steer sweep {' '.join(methods)} --run {run} --n-controls {n_controls} --seed {seed}"
+    paired = f" --pairs {quote(str(pairs))}" if pairs else ""
+    command = f"reasonscope steer sweep {' '.join(methods)} --run {run}{paired} --n-controls {n_controls} --seed {seed}"
     drawn = sweep_figures(responses)
     save_numbers(where, "sweep", numbers, command=command, seed=seed, figures=drawn)
     files = [f"numbers: {where.numbers / 'sweep.json'}; figures: {where.figures} ({', '.join(drawn)})"]

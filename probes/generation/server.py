@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -382,6 +383,10 @@ def chat_replies(
     Replies are kept in the folder `keep` by the hash of model and question, and not asked for again. Raises InputError if the server
     cannot be reached, refuses, or answers with something else.
     """
+    if not url.startswith(("http://", "https://")):
+        raise InputError(f"invalid address {url!r}: it has to begin with http:// or https://")
+    if find_spec("openai") is None:
+        raise MissingExtraError('a server needs openai: pip install "reasonscope[scale]"')
     kept = ResponseCache(keep) if keep else None
     keys = [hashlib.sha256(json.dumps([served_as, max_tokens, text]).encode()).hexdigest() for text in questions]
     known: list[str | None] = [kept.get(key) if kept else None for key in keys]

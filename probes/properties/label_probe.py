@@ -226,7 +226,7 @@ def place_of(kind: ProbeKind, position: str | float | None) -> Place:
 
 
 def default_sites(store: TraceStore, kind: ProbeKind) -> list[Site]:
-    """All residual sites of a run; at most three, evenly spread, for a probe of all tokens. Raises InputError if there is none."""
+    """All residual sites of a run; at most three, evenly spread, for a probe of all tokens. Raises InputError for a run without any."""
     sites = residual_sites(store)
     if kind == "linear" or len(sites) <= _MOST_LAYERS:
         return sites

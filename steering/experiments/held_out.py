@@ -20,6 +20,7 @@ from reasonscope.probes.models.prompting import as_recorded
 from reasonscope.steering.experiments.decoding_responses import DECODING_METHODS, DecodingResponse, decoding_response
 from reasonscope.steering.experiments.dose_responses import DoseResponse, dose_response
 from reasonscope.steering.experiments.experiment import SteeringExperiment
+from reasonscope.steering.methods.asc import CompletionPair
 from reasonscope.steering.methods.registry import METHODS, ExtractionData, method
 from reasonscope.steering.recipes.recipe import Recipe
 
@@ -118,9 +119,19 @@ def source_of_run(
     sites: Sequence[Site] | None = None,
     verdict: str | None = None,
     fast: str | None = None,
+    pairs: Sequence[CompletionPair] | None = None,
 ) -> ExtractionData:
-    """What a method may learn from: one side of the split."""
-    return ExtractionData(model=model, store=store, ids=split.ids, sites=sites, verdict=verdict, fast=fast)
+    """What a method may learn from: one side of the split; of `pairs`, those of no held-out problem.
+
+    Raises InputError if no pair is left.
+    """
+    held = {problem.group for problem in split.held_out}
+    left = None if pairs is None else [pair for pair in pairs if pair.id not in held]
+    if pairs and not left:
+        raise InputError(
+            f"all {len(pairs)} pairs are of held-out problems; make pairs of other problems, or hold fewer out (--held-out)"
+        )
+    return ExtractionData(model=model, store=store, ids=split.ids, sites=sites, verdict=verdict, fast=fast, pairs=left)
 
 
 def respond(

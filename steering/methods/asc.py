@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -26,17 +26,35 @@ from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.determinism import at_least_float32
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.methods.kl_bounds import KLBound, kl_bound
-from reasonscope.steering.vectors.contrast import Read, contrast_vector, mean_difference
+from reasonscope.steering.vectors.contrast import (
+    Read,
+    contrast_of_states,
+    contrast_vector,
+    mean_difference,
+    replayed_states,
+)
 from reasonscope.steering.vectors.vector import SteeringVector
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompletionPair:
-    """One question answered briefly and at length, as text."""
+    """One question answered briefly and at length, as text.
+
+    Attributes:
+        question: What was asked, without an instruction.
+        concise: The brief completion, with its thinking.
+        verbose: The long completion, with its thinking.
+        id: The problem; pairs of a held-out problem are not learned from.
+        concise_instruction: What followed the question for the brief completion.
+        verbose_instruction: What followed it for the long one.
+    """
 
     question: str
     concise: str
     verbose: str
+    id: str = ""
+    concise_instruction: str = ""
+    verbose_instruction: str = ""
 
     def __post_init__(self) -> None:
         for side in ("question", "concise", "verbose"):
@@ -47,19 +65,25 @@ class CompletionPair:
 
 
 def load_pairs(path: str | Path) -> list[CompletionPair]:
-    """The pairs of a JSONL file: `question`, `concise`, `verbose` in each line. Raises InputError, the line named."""
+    """The pairs of a JSONL file: `question`, `concise` and `verbose` in each line, and if known `id` and the two instructions.
+
+    Raises InputError, the line named.
+    """
     pairs = []
     for where, row in json_lines(Path(path)):
         try:
-            pairs.append(CompletionPair(**{side: row.get(side) or "" for side in ("question", "concise", "verbose")}))
+            given = {item.name: str(row.get(item.name) or "") for item in fields(CompletionPair)}
+            pairs.append(CompletionPair(**given))
         except (ValueError, AttributeError) as error:
             raise InputError(f"{where}: {error}") from error
     if not pairs:
-        raise InputError(f"{path} holds no pair")
+        raise InputError(f"{path} holds no pair; make some: {PAIRS}")
     return pairs
 
 
 Verbose = Literal["detail", "default"]
+# How a user without such a run gets pairs.
+PAIRS = "reasonscope steer pairs --model MODEL --problems problems.jsonl --out pairs.jsonl, then --pairs pairs.jsonl"
 
 
 def mode_pairs(traces: Iterable[Trace], *, verbose: Verbose = "detail") -> list[tuple[Trace, Trace]]:
@@ -80,7 +104,7 @@ def mode_pairs(traces: Iterable[Trace], *, verbose: Verbose = "detail") -> list[
         )
     if not sides:
         raise InputError(
-            f"no problem of the run was asked in both modes, brief and {verbose} (`mode` in its meta); give pairs of completions"
+            f"no problem of this run was asked both briefly and at length (mode brief and {verbose} in its meta); make pairs: {PAIRS}"
         )
     return [(side["brief"], side[verbose]) for side in sides.values()]
 
@@ -102,6 +126,22 @@ def extract_asc(
     if read == "separators":
         pairs = [pair for pair in pairs if all(steps(trace) for trace in pair)]
     return contrast_vector(store, pairs, sites, read=read, method="asc", provenance={"source": f"brief, {verbose}"})
+
+
+def extract_asc_of_traces(
+    model: Model, pairs: Sequence[tuple[Trace, Trace]], sites: Sequence[Site], *, read: Read
+) -> SteeringVector:
+    """The same from (concise, verbose) traces that no run holds; the model reads them again.
+
+    Raises InputError if none can be read at `read`.
+    """
+    if read == "separators" and not (pairs := [pair for pair in pairs if all(steps(trace) for trace in pair)]):
+        raise InputError(
+            "in no pair do both sides have a blank line in their thinking, so no step starts there; make longer pairs"
+        )
+    states = replayed_states(model, pairs, sites, read)
+    about = {"source": "pairs", "read": read, "model": dict(model.fingerprint)}
+    return contrast_of_states(states, method="asc", provenance=about)
 
 
 def extract_asc_from_pairs(

@@ -17,12 +17,25 @@ from reasonscope.data.variants import Variant
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.methods.affine_refusal import clamped_refusal
-from reasonscope.steering.methods.asc import Verbose, extract_asc
+from reasonscope.steering.methods.asc import (
+    CompletionPair,
+    Verbose,
+    extract_asc,
+    extract_asc_from_pairs,
+    extract_asc_of_traces,
+)
 from reasonscope.steering.methods.efficiency import extract_efficiency
+from reasonscope.steering.methods.pairs import pair_traces
 from reasonscope.steering.methods.reasoning_strength import extract_strength
 from reasonscope.steering.methods.refusal import answer_contexts, answer_start, extract_refusal, judged_halves
 from reasonscope.steering.methods.seal import extract_seal
-from reasonscope.steering.methods.thinking_speed import extract_speed, extract_speed_of_modes, fast_slow_pairs
+from reasonscope.steering.methods.thinking_speed import (
+    begun_pairs,
+    extract_speed,
+    extract_speed_of_modes,
+    extract_speed_of_traces,
+    fast_slow_pairs,
+)
 from reasonscope.steering.vectors.application import VectorUse, clamped
 from reasonscope.steering.vectors.contrast import Read, state_of, vector_of_probe
 from reasonscope.steering.vectors.operators import Operator, ablate, add, scaled_add
@@ -41,6 +54,8 @@ class ExtractionData:
         sites: Sites at which the vectors act; the method's own sites if None.
         verdict: For methods of refusal, the words of the thinking that come right before its verdict on a request; if None, what the
             model's `hints` say, which for most models is nothing.
+        pairs: Concise and verbose answers to learn from, for the methods of ASC and of thinking speed; if None, they look in the run for
+            problems that were asked both ways.
         fast: For `speed`, the first word that makes the model think fast; if None, what the model's `hints` say, else the paper's "To".
     """
 
@@ -50,11 +65,19 @@ class ExtractionData:
     sites: Sequence[Site] | None = None
     verdict: str | None = None
     fast: str | None = None
+    pairs: Sequence[CompletionPair] | None = None
 
     @property
     def traces(self) -> list[Trace]:
         """The traces to learn from."""
         return [self.store.trace(id) for id in self.ids]
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups of problems that are learned from."""
+        if self.pairs is not None:
+            return sorted({pair.id or pair.question for pair in self.pairs})
+        return sorted({trace.problem.group for trace in self.traces})
 
 
 # A method that reads recorded activations leaves the model alone.
@@ -69,6 +92,7 @@ class Method:
         summary: One line on what it does.
         make: Makes the vectors, each with the tokens at which it acts and its operator.
         strengths: Multipliers to begin a sweep with, in the direction that the paper means.
+        takes_pairs: Whether it can learn from pairs of a concise and a verbose answer.
 
     A paper's layer is taken as a share of the depth. A paper's strengths are kept if they multiply a difference of activations, which
     has the scale of the model. If they multiply a direction of length 1, they mean nothing on another model, and are shares of the
@@ -83,10 +107,16 @@ class Method:
     summary: str
     make: Callable[[ExtractionData], tuple[VectorUse, ...]]
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
+    takes_pairs: bool = False
 
     def parts(self, source: ExtractionData) -> tuple[VectorUse, ...]:
         """Make the vectors from the traces of a run. Each records the groups of problems that it was made from."""
-        groups = sorted({trace.problem.group for trace in source.traces})
+        groups = source.groups if self.takes_pairs else sorted({trace.problem.group for trace in source.traces})
+        if source.pairs is not None and not self.takes_pairs:
+            takers = ", ".join(name for name, one in METHODS.items() if one.takes_pairs)
+            raise InputError(
+                f"this method learns from the run, not from pairs; leave them out, or take one of {takers}"
+            )
         with working("extracting"):
             made = self.make(source)
         return tuple(
@@ -130,11 +160,23 @@ def _seal(away_from: Sequence[StepKind], variant: Variant = "corrected") -> Extr
 
 
 def _asc(read: Read, verbose: Verbose = "detail") -> Extract:
-    return lambda source, sites: extract_asc(source.store, sites, read=read, verbose=verbose, ids=source.ids)
+    def extract(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector:
+        if source.pairs is None:
+            return extract_asc(source.store, sites, read=read, verbose=verbose, ids=source.ids)
+        if read == "end":  # as published
+            return extract_asc_from_pairs(source.model, source.pairs, sites)
+        return extract_asc_of_traces(source.model, pair_traces(source.model, source.pairs), sites, read=read)
+
+    return extract
 
 
 def _speed_of_modes(read: Read) -> Extract:
-    return lambda source, sites: extract_speed_of_modes(source.store, sites, read=read, ids=source.ids)
+    def extract(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector:
+        if source.pairs is None:
+            return extract_speed_of_modes(source.store, sites, read=read, ids=source.ids)
+        return extract_speed_of_traces(source.model, pair_traces(source.model, source.pairs), sites, read=read)
+
+    return extract
 
 
 def _where_it_turns(extract: Callable[[Read], Extract]) -> Callable[[ExtractionData], tuple[VectorUse, ...]]:
@@ -155,6 +197,8 @@ def _strength(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector:
 
 
 def _speed(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector:
+    if source.pairs is not None:
+        return extract_speed(source.model, begun_pairs(pair_traces(source.model, source.pairs)), sites)
     asked = {trace.problem.id: trace.problem for trace in source.traces if trace.problem.answer is not None}
     problems: list[Problem] = list(asked.values())
     if not problems:
@@ -253,26 +297,31 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             strengths=(-0.5, -1.0, -2.0),
         ),
         "asc": Method(
-            summary="concise against verbose answers, read at the end of the text (ASC, arXiv 2507.04742); needs modes brief and detail",
+            takes_pairs=True,
+            summary="concise against verbose answers, read at the end of the text (ASC, arXiv 2507.04742); from --pairs",
             make=_vector(_asc("end"), _last_of_each_pass, _paper_layer),
             strengths=(0.14, 0.27, 0.5),
         ),
         "asc-thinking": Method(
+            takes_pairs=True,
             summary="ASC, read along the thinking and applied only there",
             make=_vector(_asc("thinking_mean"), Scope.thinking, _paper_layer),
         ),
         "asc-clamp": Method(
-            summary="moves states to where brief thinking has them, at the begin of the thinking and of its steps; modes brief and default",
+            takes_pairs=True,
+            summary="moves states to where brief thinking has them, at the begin of the thinking and of its steps; from --pairs",
             make=_where_it_turns(partial(_asc, verbose="default")),
             strengths=(0.5, 1.0),
         ),
         "speed": Method(
+            takes_pairs=True,
             summary="fast against slow thinking (arXiv 2507.03704); strengths are shares of the state's norm (not so in the paper)",
             make=_vector(_speed, _last_of_each_pass, partial(_blocks, first=18 / 28, last=27 / 28), scaled_add),
             strengths=(0.05, 0.1, 0.2),
         ),
         "speed-clamp": Method(
-            summary="moves states along the axis of thinking speed, found from the modes brief and default",
+            takes_pairs=True,
+            summary="moves states along the axis of thinking speed; from --pairs",
             make=_where_it_turns(_speed_of_modes),
             strengths=(0.5, 1.0),
         ),
@@ -330,6 +379,7 @@ def extract(
     sites: Sequence[Site] | None = None,
     verdict: str | None = None,
     fast: str | None = None,
+    pairs: Sequence[CompletionPair] | None = None,
 ) -> tuple[VectorUse, ...]:
     """Extract the vectors of a published method from a run, as `reasonscope steer extract NAME` does.
 
@@ -341,6 +391,7 @@ def extract(
         sites: Sites at which the vectors act; the method's own sites if None.
         verdict: Words of the thinking that the verdict on a request follows (methods of refusal).
         fast: First word that makes the model think fast (`speed`); the paper's "To" if None.
+        pairs: Concise and verbose answers (`make_pairs`, `load_pairs`), for the methods of ASC and of thinking speed.
 
     Returns:
         The vectors, each with its token scope and operator: what `dose_response` and `as_intervention` take.
@@ -353,6 +404,12 @@ def extract(
         uses[0].vector.save("seal.safetensors")
     """
     source = ExtractionData(
-        model=model, store=store, ids=store.ids if ids is None else ids, sites=sites, verdict=verdict, fast=fast
+        model=model,
+        store=store,
+        ids=store.ids if ids is None else ids,
+        sites=sites,
+        verdict=verdict,
+        fast=fast,
+        pairs=pairs,
     )
     return method(name).parts(source)

@@ -1,6 +1,6 @@
 """Controlling thinking speed (arXiv 2507.03704): the axis between fast and slow thinking, the first component of paired differences."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.methods.asc import mode_pairs
-from reasonscope.steering.vectors.contrast import Read, States, paired_states, projection
+from reasonscope.steering.vectors.contrast import Read, States, paired_states, projection, replayed_states
 from reasonscope.steering.vectors.vector import SteeringVector
 
 STRENGTHS = (-4.0, -2.0, 0.0, 2.0, 4.0, 8.0)  # the paper's usable range; above 16 or below −8 the model repeats itself
@@ -145,10 +145,40 @@ def extract_speed_of_modes(
     """
     pairs = mode_pairs((store.trace(id) for id in (store.ids if ids is None else ids)), verbose="default")
     both = [pair for pair in pairs if all(trace.correct and steps(trace) for trace in pair)]
+    states = {site: paired_states(store, both, site, read) for site in sites}
+    return _axis_of_states(states, {"read": read, "model": store.meta.get("model", {})})
+
+
+def extract_speed_of_traces(
+    model: Model, pairs: Sequence[tuple[Trace, Trace]], sites: Sequence[Site], *, read: Read
+) -> SteeringVector:
+    """The same from (fast, slow) traces that no run holds; the model reads them again."""
+    both = [pair for pair in pairs if all(steps(trace) for trace in pair)]
+    if len(both) < 2:
+        raise InputError(
+            f"in {len(both)} of {len(pairs)} pairs both sides have a blank line in their thinking, and two are needed; make longer pairs"
+        )
+    about = {"source": "pairs", "read": read, "model": dict(model.fingerprint)}
+    return _axis_of_states(replayed_states(model, both, sites, read), about)
+
+
+def _axis_of_states(states: Mapping[Site, tuple[States, States]], about: Mapping[str, object]) -> SteeringVector:
     directions, levels = {}, {}
-    for site in sites:
-        fast, slow = paired_states(store, both, site, read)
+    for site, (fast, slow) in states.items():
         direction = speed_axis(fast, slow).direction
         directions[site], levels[str(site)] = direction.astype(np.float32), projection(fast, direction)
-    about = {"pairs": len(both), "read": read, "towards": levels, "model": store.meta.get("model", {})}
-    return SteeringVector(directions=directions, method="speed", norm="unit", provenance=about)
+    n = len(next(iter(states.values()))[0])
+    provenance = {"pairs": n, "towards": levels, **about}
+    return SteeringVector(directions=directions, method="speed", norm="unit", provenance=provenance)
+
+
+def begun_pairs(pairs: Sequence[tuple[Trace, Trace]], *, n_steps: int = 2) -> list[SpeedPair]:
+    """The truncated pairs of (fast, slow) traces; if no fast one has `n_steps` steps, cut after its first.
+
+    Raises InputError for fewer than 2 pairs.
+    """
+    for n in (n_steps, 1):
+        cut = [one for fast, slow in pairs if (one := truncated_pair(fast, slow, n_steps=n)) is not None]
+        if len(cut) > 1:
+            return cut
+    raise InputError(f"{len(pairs)} pairs, and an axis needs at least two; make more")

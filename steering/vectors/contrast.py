@@ -1,18 +1,21 @@
 """Vectors from the difference between two classes of activations, or from a probe."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.progress import tracked
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.steps_and_sentences import steps
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.grouped_folds import check_finite
 from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.generation.activations import replay
+from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.vector import SteeringVector
 
 States: TypeAlias = NDArray[np.floating]
@@ -34,30 +37,34 @@ def mean_difference(towards: States, away: States) -> NDArray[np.float64]:
 def state_of(store: TraceStore, trace: Trace, site: Site, read: Read) -> NDArray[np.float64]:
     """The stored state at `site` at the place `read`: (d_model,). Raises InputError for a trace without the thinking that this needs."""
     rows = store.activations(trace.id, str(site))
-    thinking = trace.tokens.thinking
+    return np.asarray(np.asarray(rows[rows_of(trace, read, len(rows))], dtype=np.float64).mean(axis=0))
+
+
+def rows_of(trace: Trace, read: Read, n_rows: int) -> list[int]:
+    """The rows, of the `n_rows` that have a state, whose mean is taken at the place `read`. Raises InputError as `state_of` does."""
+    thinking, last = trace.tokens.thinking, n_rows - 1  # the last token was never fed
     if read == "separators":
-        return _separators(rows, trace)
+        return _separators(trace, n_rows)
     if read in ("thinking_end", "thinking_mean") and not len(thinking):
         raise InputError(
             f"trace {trace.id!r} has no thinking to take a state from; leave it out, or take it at the prompt or the end"
         )
-    last = len(rows) - 1  # the last token was never fed
-    at: dict[str, Any] = {
-        "prompt": slice(trace.n_prompt_tokens - 1, trace.n_prompt_tokens),
-        "thinking_end": slice(min(thinking.stop - 1, last), min(thinking.stop, last + 1)),
-        "end": slice(last, last + 1),
-        "thinking_mean": trace.thinking_positions[trace.thinking_positions <= last],
+    at = {
+        "prompt": [trace.n_prompt_tokens - 1],
+        "thinking_end": [min(thinking.stop - 1, last)],
+        "end": [last],
+        "thinking_mean": trace.thinking_positions[trace.thinking_positions <= last].tolist(),
     }
     if read not in at:
         raise InputError(f"read={read!r}; choose from {', '.join([*at, 'separators'])}")
-    return np.asarray(rows[at[read]].astype(np.float64).mean(axis=0))
+    return at[read]
 
 
-def _separators(rows: NDArray[Any], trace: Trace) -> NDArray[np.float64]:
-    at = [step.separator for step in steps(trace) if step.separator < len(rows)]
+def _separators(trace: Trace, n_rows: int) -> list[int]:
+    at = [step.separator for step in steps(trace) if step.separator < n_rows]
     if not at:
         raise InputError(f"trace {trace.id!r} has no blank line in its thinking, so no step starts there; leave it out")
-    return np.asarray(np.asarray(rows[at], dtype=np.float64).mean(axis=0))
+    return at
 
 
 def contrast_vector(
@@ -74,14 +81,38 @@ def contrast_vector(
     `provenance["towards"]` of the result holds, by site, the mean projection of the first class.
     """
     wanted = list(pairs)
+    states = {site: paired_states(store, wanted, site, read) for site in sites}
+    about = {"read": read, "model": store.meta.get("model", {}), **provenance}
+    return contrast_of_states(states, method=method, provenance=about)
+
+
+def contrast_of_states(
+    states: Mapping[Site, tuple[States, States]], *, method: str, provenance: Mapping[str, object]
+) -> SteeringVector:
+    """The mean difference of the states (pair, d_model) of two classes at each site, towards the first."""
     directions, levels = {}, {}
-    for site in sites:
-        towards, away = paired_states(store, wanted, site, read)
+    for site, (towards, away) in states.items():
         difference = mean_difference(towards, away)
         directions[site] = difference.astype(np.float32)
         levels[str(site)] = projection(towards, difference)
-    made = {"pairs": len(wanted), "read": read, "towards": levels, "model": store.meta.get("model", {}), **provenance}
-    return SteeringVector(directions=directions, method=method, provenance=made)
+    n = len(next(iter(states.values()))[0])
+    return SteeringVector(
+        directions=directions, method=method, provenance={"pairs": n, "towards": levels, **provenance}
+    )
+
+
+def replayed_states(
+    model: Model, pairs: Sequence[tuple[Trace, Trace]], sites: Sequence[Site], read: Read
+) -> dict[Site, tuple[States, States]]:
+    """The states of both classes of `pairs` that no store holds, each (pair, d_model); the model reads each trace once."""
+    found: dict[Site, list[list[States]]] = {site: [[], []] for site in sites}
+    for pair in tracked(pairs, "reading pairs", "pairs"):
+        for side, trace in enumerate(pair):
+            (seen,) = replay(model, [trace.token_ids.tolist()], tuple(sites))
+            rows = rows_of(trace, read, len(trace.token_ids) - 1)
+            for site in sites:
+                found[site][side].append(seen[site][rows].double().mean(dim=0).cpu().numpy())
+    return {site: (np.array(first), np.array(second)) for site, (first, second) in found.items()}
 
 
 def paired_states(

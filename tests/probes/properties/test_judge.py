@@ -116,8 +116,15 @@ def test_a_file_replaces_the_rules(traces, tmp_path):
 
 @pytest.mark.parametrize(
     ("said", "meant"),
-    [("Refused.", "refused"), ("COMPLIED", "complied"), ("It is a partial refusal", "unclear"), ("At first I thought refused.\ncomplied", "complied"), ("dunno", None), ("", None)],
-)  # fmt: skip
+    [
+        ("Refused.", "refused"),
+        ("COMPLIED", "complied"),
+        ("It is a partial refusal", "unclear"),
+        ("At first I thought refused.\ncomplied", "complied"),
+        ("dunno", None),
+        ("", None),
+    ],
+)
 def test_a_reply_is_read_by_its_last_line(said, meant):
     assert verdict(said) == meant
 
