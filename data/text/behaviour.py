@@ -16,6 +16,8 @@ _LONG = 500
 _BRIEF = 300
 # The shortest answer that is taken to help although no formula says so, and the same after an apology.
 _SUBSTANCE, _SUBSTANCE_AFTER_SORRY = 40, 160
+# So many words of which fewer than this share are different are a loop of a broken model.
+_LOOP, _NEW_WORDS = 20, 0.25
 
 
 def _pattern(*parts: str) -> re.Pattern[str]:
@@ -241,7 +243,10 @@ def _helps_after(rest: str) -> bool:
 
 
 def _has_substance(answer: str, items: int) -> bool:
-    """Whether an answer without a refusal is more than a remark."""
+    """Whether an answer without a refusal is more than a remark, and not the same few words again and again."""
+    words = answer.lower().split()
+    if len(words) >= _LOOP and len(set(words)) < _NEW_WORDS * len(words):
+        return False
     if _COMPLIES.match(answer) or items > 1:
         return True
     least = _SUBSTANCE_AFTER_SORRY if _SORRY.match(answer) else _SUBSTANCE
