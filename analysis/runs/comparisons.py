@@ -97,8 +97,8 @@ def _trial(study: Study[CliffOptions], requests: Sequence[Trace]) -> tuple[Seque
         )
     solved = [p for p in by_id.values() if "harmful" not in p.meta and p.answer is not None][: options.asked]
     sampling = Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens, seed=options.seed)
-    sets = {name: few if len(few) > 1 else [] for name, few in (("benign", benign), ("solved", solved))}
-    return chosen_by, HeadTrial(harmful=harmful, **sets, sampling=sampling)
+    benign, solved = (few if len(few) > 1 else [] for few in (benign, solved))
+    return chosen_by, HeadTrial(harmful=harmful, benign=benign, solved=solved, sampling=sampling)
 
 
 def analyse_emergent_heads(study: Study[EmergentHeadsOptions]) -> Iterator[Result]:

@@ -209,7 +209,7 @@ class _Search:
     def fit(self, layer: int, train: Rows, steps: Sequence[int], of: Sequence[int]) -> tuple[list[_Pooled], _Spans]:
         """Fit the targets `of` on `train`; the probes after each number of `steps`."""
         spans = _Spans.of(self.layers[layer], train)
-        y, rows = self.targets[:, of], torch.from_numpy(train)
+        y, rows = self.targets[:, list(of)], torch.from_numpy(train)
         torch.manual_seed(self.seed)
         probes = _Pooled(self.kind, spans.states.shape[2], len(of), self.seed)
         optimiser = torch.optim.Adam(probes.parameters(), lr=_RATE)
@@ -220,7 +220,7 @@ class _Search:
                 kept.append(_copied(probes))
             optimiser.zero_grad()
             loss = self._losses(probes(states, mask), truth).mean(dim=1).sum() + _PENALTY * probes.penalty()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
+            loss.backward()
             optimiser.step()
         return kept, spans
 
