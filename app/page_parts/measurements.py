@@ -44,6 +44,12 @@ def numbers(run: OpenRun, name: str) -> Mapping[str, Any] | None:
     return read_numbers(path) if path.exists() else None
 
 
+def fitted_labels(run: OpenRun) -> list[str]:
+    """The names of the probes of labels that `reasonscope probe fit` saved."""
+    paths = sorted(run.where.numbers.glob("*.json"))
+    return [path.stem for path in paths if str(read_numbers(path)["command"]).startswith("reasonscope probe fit ")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunMeasurement:
     """Something that can be measured on a run: how many results there are, and the command that makes them."""

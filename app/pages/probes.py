@@ -16,7 +16,8 @@ _PROBES = ("length", "correctness", "refusal")
 def show(run: OpenRun) -> None:
     """Show the probes of the run."""
     components.heading("Probes", "Scores are on held-out problems, next to baselines that see only the text.")
-    name = st.segmented_control("Probe", _PROBES, default=_PROBES[0], key=Key.PROBE, bind=BOUND) or _PROBES[0]
+    names = (*_PROBES, *measurements.fitted_labels(run))
+    name = st.segmented_control("Probe", names, default=_PROBES[0], key=Key.PROBE, bind=BOUND) or _PROBES[0]
     kept = measurements.numbers(run, name)
     if kept is None:
         components.missing(f"the {name} probe", f"reasonscope probe {name} --run {run.path}")
