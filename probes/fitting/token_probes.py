@@ -36,7 +36,7 @@ _FORMAT = SafetensorsFormat(
     version=1,
     fields={"site": str, "task": str, "method": str, "model": dict, "provenance": dict},
 )
-_HEADS, _STEPS, _EVERY, _RATE, _PENALTY, _START = 2, 120, 10, 0.05, 1e-3, 0.05
+_HEADS, _STEPS, _EVERY, _RATE, _PENALTY = 4, 120, 10, 0.05, 1e-3
 _LEAST_WEIGHT = 1e-300
 
 
@@ -126,14 +126,12 @@ class _Pooled(nn.Module):
     def __init__(self, kind: TokenKind, width: int, n_targets: int, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-
-        def start() -> nn.Parameter:  # the same for every target, so that true and shuffled labels begin alike
-            one = torch.randn(width, 1, _HEADS, generator=generator) * _START
-            return nn.Parameter(one.repeat(1, n_targets, 1))
-
+        # Heads begin by attending to what they value. From queries of 0, a probe could not leave a mean that tells nothing.
+        start = torch.randn(width, 1, _HEADS, generator=generator) / width**0.5
         self.kind = kind
-        self.values = start()
-        self.queries = start() if kind == "attention" else None
+        # All targets begin alike, true and shuffled ones.
+        self.values = nn.Parameter(start.repeat(1, n_targets, 1))
+        self.queries = nn.Parameter(start.repeat(1, n_targets, 1)) if kind == "attention" else None
         self.intercept = nn.Parameter(torch.zeros(n_targets))
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
@@ -359,7 +357,7 @@ def _folded(
     return TokenProbe(
         values=values,
         queries=raw(fitted.queries),
-        intercept=float(fitted.intercept[0]) * scale + centre - shift,
+        intercept=float(fitted.intercept.detach()[0]) * scale + centre - shift,
         site=site,
         task=task,
         method=fitted.kind,

@@ -147,6 +147,7 @@ def correctness(
     Args:
         store: A run with residual sites.
         traces: The traces to learn from; by default all. Those without a gold answer or without the position are left out.
+        labels: Right or wrong by a label of yours (as `fit` takes it), which replaces the comparison with gold answers.
         folds: Parts that the problems are split into; layer and penalty are chosen inside each training part.
         seed: Seed of the folds, shuffles and resamples.
         position: "prompt", "window" (the end of the closing tag), or a share of the thinking from 0.0 to 1.0.
