@@ -13,7 +13,7 @@ from reasonscope.data.storage.untrusted import parse_json
 
 if TYPE_CHECKING:
     from reasonscope.analysis.figures import Figure
-    from reasonscope.probes.fitting.linear_probes import LinearProbe
+    from reasonscope.probes.properties.label_probe import AnyProbe
 
 
 def save_numbers(
@@ -24,7 +24,7 @@ def save_numbers(
     command: str,
     seed: int,
     figures: "Mapping[str, Figure]",
-    probes: "Mapping[str, LinearProbe] | None" = None,
+    probes: "Mapping[str, AnyProbe] | None" = None,
 ) -> None:
     """Write RUN/numbers/NAME.json, and each probe and figure under its own name; what was there is replaced.
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from reasonscope.data.storage.store import TraceStore
     from reasonscope.data.summary import Summary
     from reasonscope.data.trace import Trace
-    from reasonscope.probes.fitting.linear_probes import LinearProbe
+    from reasonscope.probes.properties.label_probe import AnyProbe
 
 probe = typer.Typer(
     help="Fit probes on a run, judge them on held-out problems, and score tokens with them.", no_args_is_help=True
@@ -267,7 +267,7 @@ def _fit(
         "held_out": held_out or False,
     }
     drawn, probed = label_figures(found, called), {called: found.probe}
-    saved = _save(called, run, numbers, drawn, probed, command="fit", **options, folds=folds, seed=seed)
+    saved = _save(called, run, numbers, drawn, probed, "fit", **options, folds=folds, seed=seed)
     show_summary(_with_files(found.summary(), saved, run), numbers, json_)
 
 
@@ -334,10 +334,9 @@ def _save(
     run: Path,
     numbers: Mapping[str, Any],
     drawn: "Mapping[str, Figure]",
-    probes: "Mapping[str, LinearProbe]",
-    /,
-    *,
+    probes: "Mapping[str, AnyProbe]",
     command: str | None = None,
+    /,
     **options: float | str,
 ) -> list[str]:
     """Save probes, numbers and figures beside the store, with the command that measures the same again; return a line for each."""

@@ -9,7 +9,7 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import Summary, in_hundredths, in_percent
 from reasonscope.data.trace import Trace
 from reasonscope.probes.evaluation.comparison import Comparison
-from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.fitting.linear_probes import FittedProbe, LinearProbe
 
 NO_TRACES = "the run has no traces to learn from; record some: reasonscope record --problems ledger --n 240 --out RUN"
 _MANY = 0.1  # from this share of cut-off traces on, a reader is warned
@@ -43,7 +43,7 @@ class ProbeReport(Protocol):
         """The finding for people."""
 
 
-def probe_numbers(probe: LinearProbe) -> dict[str, str]:
+def probe_numbers(probe: FittedProbe) -> dict[str, str]:
     """What a probe is, for JSON, without its coefficients."""
     return {"site": str(probe.site), "task": probe.task, "method": probe.method}
 

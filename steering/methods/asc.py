@@ -104,7 +104,7 @@ def mode_pairs(traces: Iterable[Trace], *, verbose: Verbose = "detail") -> list[
         )
     if not sides:
         raise InputError(
-            f"no problem of this run was asked both briefly and at length (mode brief and {verbose} in its meta); make pairs: {PAIRS}"
+            f"no problem of the run was asked both briefly and at length (mode brief and {verbose} in its meta); make pairs: {PAIRS}"
         )
     return [(side["brief"], side[verbose]) for side in sides.values()]
 

@@ -148,7 +148,7 @@ def instructed(problem: Problem, instruction: str) -> Problem:
 def pair_traces(model: Prompting, pairs: Sequence[CompletionPair]) -> list[tuple[Trace, Trace]]:
     """The two sides of each pair as the model read and wrote them: the template's prompt with the instruction, then the completion.
 
-    A completion without think tags counts as thinking as a whole.
+    A completion without closed thinking counts as thinking as a whole.
     """
     return [
         (
@@ -167,7 +167,7 @@ def _trace(model: Prompting, pair: CompletionPair, id: str, completion: str, ins
     )
     problem = instructed(plain, instruction) if instruction else plain
     prompt = model.encode_prompt(problem)
-    written = model.tokenizer.encode(completion, add_special_tokens=False)
+    written = model.tokenizer.encode(_after(prompt, completion, model), add_special_tokens=False)
     end = model.tokenizer.eos_token_id
     trace = build_trace(
         id=id,
@@ -179,7 +179,14 @@ def _trace(model: Prompting, pair: CompletionPair, id: str, completion: str, ins
         finish_reason="stop",
         model=model.fingerprint,
     )
-    return trace if trace.n_thinking_tokens else _all_thinking(trace, len(prompt) + len(written))
+    closed = trace.state == "closed" and trace.n_thinking_tokens > 0
+    return trace if closed else _all_thinking(trace, len(prompt) + len(written))
+
+
+def _after(prompt: Sequence[int], completion: str, model: Prompting) -> str:
+    """The completion, without the opening tag if the prompt has opened the thinking already."""
+    opened = model.tags is not None and model.tokenizer.decode(prompt).rstrip().endswith(model.tags.open)
+    return completion.removeprefix(model.tags.open).lstrip() if opened and model.tags else completion
 
 
 def _all_thinking(trace: Trace, stop: int) -> Trace:
