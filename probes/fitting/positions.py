@@ -136,17 +136,17 @@ class Place:
     def rows(self, trace: Trace) -> list[int]:
         """The tokens that are read; none if the trace lacks the place. Without tags, the thinking ends at its last token."""
         last = len(trace.token_ids) - 2  # the model never read the last token
-        thinking = range(trace.tokens.thinking.start, min(trace.tokens.thinking.stop, last + 1))
+        thinking = trace.thinking_positions[trace.thinking_positions <= last].tolist()
         if self.name in ("last_prompt", "last"):
             return [row for row in [trace.n_prompt_tokens - 1 if self.name == "last_prompt" else last] if row >= 0]
         if self.name == "closing":
             end = max(trace.tokens.close_window.stop, trace.tokens.thinking.stop) - 1
             return [end] if trace.state == "closed" and trace.n_thinking_tokens and end <= last else []
         if self.every:
-            return list(thinking[:: self.every])
+            return thinking[:: self.every]
         if self.share is not None and thinking:
             return [min(row_at(trace, self.share), last)]
-        return list(thinking[:1] if self.name == "first_thinking" else thinking)
+        return thinking[:1] if self.name == "first_thinking" else thinking
 
     def points(self, traces: Sequence[Trace]) -> Points:
         """One row for each token that is read, and one for each trace if their mean is; traces without the place have none."""
@@ -169,6 +169,6 @@ def mean_states(store: TraceStore, traces: Sequence[Trace], place: Place, sites:
     means = []
     for trace in tracked(traces, "reading activations", "traces"):
         rows = place.rows(trace)
-        read = [store.activations(trace.id, str(site))[rows[0] : rows[-1] + 1] for site in sites]
+        read = [store.activations(trace.id, str(site))[rows] for site in sites]
         means.append(np.stack([np.asarray(values, dtype=np.float32).mean(axis=0) for values in read]))
     return np.stack(means)[:, :, None]

@@ -204,7 +204,7 @@ def _all_thinking(trace: Trace, stop: int) -> Trace:
         )
         for (a, b), whole in ((at, len(trace.text)), ((start, stop), len(trace.token_ids)))
     )
-    return replace(trace, chars=chars, tokens=tokens, state="closed")
+    return replace(trace, chars=chars, tokens=tokens, state="closed", meta={})
 
 
 def _ended(trace: Trace) -> bool:
