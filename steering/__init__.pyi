@@ -19,7 +19,6 @@ from .experiments.dose_responses import dose_response as dose_response
 from .experiments.experiment import Arm as Arm
 from .experiments.experiment import SteeringExperiment as SteeringExperiment
 from .methods.adaptive import AdaptiveSteering as AdaptiveSteering
-from .methods.pairs import make_pairs as make_pairs
 from .methods.registry import METHODS as METHODS
 from .methods.registry import ExtractionData as ExtractionData
 from .methods.registry import Method as Method

@@ -37,7 +37,7 @@ EXPORTS = {
         Condition CyclicReflex DECODING_METHODS DecodingResponse Dose DoseResponse ExtractionData
         ForcedClose Intervention METHODS Method OPERATORS Recipe RecipePart Scope Steering SteeringExperiment SteeringVector
         SuppressTokens ThoughtSwitchPenalty TokenBias VectorUse ablation_effect as_intervention clamped
-        cosine_table decoding_response dose_response extract make_pairs orthogonalised patch
+        cosine_table decoding_response dose_response extract orthogonalised patch
     """,
     "reasonscope.analysis": """
         ANALYSES Analysis Axis Band Result Study alternatives analyse anchors_of_trace attention_chain

@@ -136,7 +136,7 @@ class Place:
     def rows(self, trace: Trace) -> list[int]:
         """The tokens that are read; none if the trace lacks the place. Without tags, the thinking ends at its last token."""
         last = len(trace.token_ids) - 2  # the model never read the last token
-        thinking = trace.thinking_positions[trace.thinking_positions <= last].tolist()
+        thinking: list[int] = trace.thinking_positions[trace.thinking_positions <= last].tolist()
         if self.name in ("last_prompt", "last"):
             return [row for row in [trace.n_prompt_tokens - 1 if self.name == "last_prompt" else last] if row >= 0]
         if self.name == "closing":

@@ -185,7 +185,7 @@ def _trace(model: Prompting, pair: CompletionPair, id: str, completion: str, ins
 
 def _after(prompt: Sequence[int], completion: str, model: Prompting) -> str:
     """The completion, without the opening tag if the prompt has opened the thinking already."""
-    opened = model.tags is not None and model.tokenizer.decode(prompt).rstrip().endswith(model.tags.open)
+    opened = model.tags is not None and str(model.tokenizer.decode(list(prompt))).rstrip().endswith(model.tags.open)
     return completion.removeprefix(model.tags.open).lstrip() if opened and model.tags else completion
 
 

@@ -49,7 +49,7 @@ def rows_of(trace: Trace, read: Read, n_rows: int) -> list[int]:
         raise InputError(
             f"trace {trace.id!r} has no thinking to take a state from; leave it out, or take it at the prompt or the end"
         )
-    at = {
+    at: dict[str, list[int]] = {
         "prompt": [trace.n_prompt_tokens - 1],
         "thinking_end": [min(thinking.stop - 1, last)],
         "end": [last],

@@ -294,7 +294,10 @@ def test_a_label_of_ones_own_is_fitted_and_judged(run, tmp_path):
     assert found["comparison"]["score"]["low"] > 0.9
     assert found["position"] == "mean" and found["positive"] == "long"
     probe, kept_numbers = run / "probes" / "size.safetensors", json.loads((run / "numbers" / "size.json").read_text())
-    assert f"probe fit --run {run} --label {labels} --position mean --task classification" in kept_numbers["command"]
+    assert (
+        f"probe fit --run {run} --label {labels} --position mean --kind linear --task classification"
+        in kept_numbers["command"]
+    )
     assert {"size_scores", "size_layers", "size_calibration"} == set(kept_numbers["figures"])
     args = ["probe", "apply", str(probe), "--run", str(run), "--label", str(labels), "--json"]
     result = CliRunner().invoke(cli.app, args, catch_exceptions=False)
