@@ -11,7 +11,7 @@ from torch import Tensor
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, Resamples, permutation_p
-from reasonscope.data.random_sets import Pool, distinct_sets, smallest_p
+from reasonscope.data.random_sets import Pool, distinct_sets, n_disjoint, smallest_p
 from reasonscope.data.summary import Summary
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.heads import Head, of_same_layers, random_heads
@@ -238,8 +238,9 @@ class AblationEffect:
         ablation: What was removed.
         effect: Loss of log-likelihood, in nats per answer token.
         null: The effect of each control (control,), all controls different.
-        p_value: Share of controls with at least this effect, the ablation itself counted among them. Exact for one head, MLP or
-            layer; too small for several heads of one block, because the controls hold none of them.
+        n_disjoint: How many of the controls, the first ones, share no head, MLP or layer with one another.
+        p_value: Share of these with at least this effect, the ablation itself counted among them. It is exact, which it would not
+            be over controls that overlap.
         side_effects: `kl_thinking` and `kl_answer`, in nats per token, and `nll_thinking`, the loss on the thinking itself.
         n_edited: Tokens (or edges) removed from all traces together.
         control: In words, what the controls are.
@@ -248,6 +249,7 @@ class AblationEffect:
     ablation: Ablation
     effect: Estimate
     null: tuple[float, ...]
+    n_disjoint: int
     p_value: float
     side_effects: Mapping[str, Estimate]
     n_edited: int
@@ -255,8 +257,8 @@ class AblationEffect:
 
     @property
     def smallest_p(self) -> float:
-        """The smallest p-value that so few different controls can give; above .05 if there are fewer than 19."""
-        return smallest_p(len(self.null))
+        """The smallest p-value that so few disjoint controls can give; above .05 if there are fewer than 19."""
+        return smallest_p(self.n_disjoint)
 
     def to_dict(self) -> dict[str, Any]:
         """The effect with its interval, the random controls, and the side effects, for JSON."""
@@ -266,6 +268,7 @@ class AblationEffect:
             "controls": {
                 "what": self.control,
                 "n": len(self.null),
+                "n_disjoint": self.n_disjoint,
                 "mean": float(np.mean(self.null)),
                 "low": float(low),
                 "high": float(high),
@@ -289,7 +292,8 @@ def ablation_effect(
 
     Controls are different random sets of the same size: of heads of the same layers, of other MLPs or layers, of tokens of the same
     region of each trace. The ablation itself is never drawn. A small model has few such sets, and then all of them are used: a block
-    of four heads has three others, so the p-value of one head is at least 1/4 (`smallest_p`).
+    of four heads has three others, so the p-value of one head is at least 1/4 (`smallest_p`). If several heads, MLPs or layers are removed
+    together, the p-value counts only controls that share none of them: a block of 16 heads leaves three such sets of four.
 
     Args:
         model: The model.
@@ -324,15 +328,22 @@ def ablation_effect(
     if not chance or any(not one.n_edited for one in chance):
         raise InputError(f"ablation {ablation.name!r} leaves no other token to compare with; name fewer tokens")
     null = tuple(one.effect.value for one in chance)
+    counted = n_disjoint([_removed(one) for one in drawn])
     return AblationEffect(
         ablation=ablation,
         effect=measured.effect,
         null=null,
-        p_value=float(permutation_p(measured.effect.value, null)),
+        n_disjoint=counted,
+        p_value=float(permutation_p(measured.effect.value, null[:counted])),
         side_effects=measured.side_effects,
         n_edited=measured.n_edited,
         control=_control(ablation, drawn),
     )
+
+
+def _removed(ablation: Ablation) -> tuple[object, ...]:
+    """The heads, MLPs or layers that an ablation removes; itself if these are tokens or edges, which are drawn in each trace."""
+    return (*ablation.heads, *ablation.mlps, *ablation.layers) or (id(ablation),)
 
 
 @dataclass(frozen=True, kw_only=True)

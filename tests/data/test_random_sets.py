@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from reasonscope.data.random_sets import Pool, distinct_sets, n_sets, smallest_p
+from reasonscope.data.random_sets import Pool, distinct_sets, n_disjoint, n_sets, smallest_p
 
 
 def test_all_sets_are_listed_if_there_are_few():
@@ -37,3 +37,17 @@ def test_the_seed_decides_the_draw():
 
 def test_few_controls_bound_the_p_value():
     assert (smallest_p(3), smallest_p(19)) == (1 / 4, 1 / 20)
+
+
+def test_the_first_sets_share_no_member_and_are_as_many_as_fit():
+    for pools, fit in (
+        ([Pool(members=range(12), size=4)], 3),
+        ([Pool(members=range(5), size=2)], 2),
+        ([Pool(members="abcd", size=2), Pool(members=range(3), size=1)], 2),
+    ):
+        for n in (20, 1000):
+            sets = distinct_sets(pools, n, seed=3)
+            assert n_disjoint(sets) == fit
+            assert len(sets) == min(n, n_sets(pools)) == len({frozenset(one) for one in sets})
+    assert n_disjoint([]) == 0
+    assert n_disjoint([(1,), (2,), (1, 3), (4,)]) == 2

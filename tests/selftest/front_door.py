@@ -85,7 +85,7 @@ def one_of_heads(n_heads: int, rng: np.random.Generator) -> float:
 
 
 def several_heads(n_heads: int, n: int, rng: np.random.Generator) -> float:
-    """The same of `n` heads at once, whose controls hold none of them."""
+    """The same of `n` heads at once."""
     return _ablated(rng, n_heads, Ablation(name="heads", heads=_drawn_heads(rng, n_heads, n)))
 
 

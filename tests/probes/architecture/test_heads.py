@@ -20,7 +20,7 @@ def test_a_head_is_read_as_it_is_written():
 
 
 def test_of_four_heads_every_other_set_is_drawn_once():
-    assert random_heads(heads("1.2"), n_layers=3, n_heads=4) == [(one,) for one in heads("1.0", "1.1", "1.3")]
+    assert sorted(random_heads(heads("1.2"), n_layers=3, n_heads=4)) == [(one,) for one in heads("1.0", "1.1", "1.3")]
     (pair,) = random_heads(heads("1.2", "1.0"), n_layers=3, n_heads=4)
     assert set(pair) == set(heads("1.1", "1.3"))
     across = random_heads(heads("0.0", "2.3"), n_layers=3, n_heads=4)

@@ -121,7 +121,7 @@ def test_effects_are_compared_with_random_ones(model, traces):
         Ablation(name="tokens", tokens=Scope.of(model, on="think", generation_window=(0, 9)), how="mean"),
     ):
         found[ablation.name] = one = ablation_effect(model, traces, ablation)
-        assert one.smallest_p == 1 / (1 + len(one.null)) <= one.p_value <= 1
+        assert one.smallest_p == 1 / (1 + one.n_disjoint) <= one.p_value <= 1
         assert one.effect.low <= one.effect.value <= one.effect.high and one.n_edited > 0
         assert one.side_effects["kl_thinking"].value > -1e-6  # no less than rounding
     # three other heads in each of two layers; two of the four other layers; and more sets of tokens than are drawn
@@ -131,6 +131,8 @@ def test_effects_are_compared_with_random_ones(model, traces):
         "answers do not see the thinking": 20,
         "tokens": 20,
     }
+    # of these, sets that share no head or layer: one head of each layer at a time, and two layers at a time
+    assert [found[name].n_disjoint for name in ("heads", "layers", "tokens")] == [3, 2, 20]
     assert {name: one.control for name, one in found.items()} == {
         "heads": "as many random heads of the same layers",
         "layers": "as many random other layers",

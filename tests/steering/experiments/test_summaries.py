@@ -131,6 +131,7 @@ def effect(value, null, p):
         ablation=Ablation(name="heads", heads=(Head(layer=1, index=0),)),
         effect=estimate(value, 0.05),
         null=tuple(null),
+        n_disjoint=len(null),
         p_value=p,
         side_effects={"kl_thinking": estimate(0.2, 0.01)},
         n_edited=10,
