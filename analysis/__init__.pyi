@@ -7,8 +7,8 @@ from .attention.receiver_heads import receiver_scores as receiver_scores
 from .attention.receiver_heads import receivers_of as receivers_of
 from .attention.uqac import attention_chain as attention_chain
 from .attention.vertical import vertical_scores as vertical_scores
+from .causal.attribution_patching import head_attribution as head_attribution
 from .causal.edge_attribution import emergent_heads as emergent_heads
-from .causal.head_attribution import head_attribution as head_attribution
 from .causal.probe_write import probe_write_result as probe_write_result
 from .causal.refusal_heads import cliff_heads as cliff_heads
 from .causal.suppression import suppression_matrix as suppression_matrix

@@ -20,7 +20,7 @@ from reasonscope.analysis.attention.head_profiles import head_table
 from reasonscope.analysis.attention.receiver_heads import head_kurtosis, receiver_scores, receivers_of
 from reasonscope.analysis.attention.recurrence import recurrence
 from reasonscope.analysis.attention.vertical import top_heads
-from reasonscope.analysis.causal.head_attribution import head_attribution, heads_are_few
+from reasonscope.analysis.causal.attribution_patching import head_attribution, heads_are_few
 from reasonscope.analysis.causal.suppression import suppression_matrix
 from reasonscope.analysis.figures import Figure
 from reasonscope.analysis.results import Axis, Band, Result, result_path, undefined

@@ -50,12 +50,18 @@ def shares(states: Values, answers: Values) -> Values:
     return np.array(rows)
 
 
+def _cell(shifts: Values) -> str:
+    """The share, its mean over shifts, and p; nothing if some shift has no peak at all."""
+    if np.isnan(shifts).any():
+        return "– | – | –"
+    return f"{shifts[0]:.3f} | {shifts[1:].mean():.3f} | {(shifts >= shifts[0]).mean():.3f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run")
     parser.add_argument("--model", required=True)
-    parser.add_argument("--think-tags", nargs=2, metavar=("OPEN", "CLOSE"))
-    parser.add_argument("--least", type=int, default=20, help="tokens that a thinking has to have")
+    parser.add_argument("--least", type=int, default=20, help="least number of thinking tokens of a trace")
     given = parser.parse_args()
     store = rs.open_run(given.run).store
     model = rs.load_model(given.model, dtype="float32")
@@ -74,10 +80,7 @@ def main() -> None:
             answers = np.stack([gold[site] for gold in golds])
             found = np.stack([shares(states[trace.id][site], answers) for trace in known])  # (trace, answer, 3)
             shifts = np.array([np.nanmean([found[i, (i + k) % n] for i in range(n)], axis=0) for k in range(n)])
-            cells = [
-                f"{shifts[0, j]:.3f} | {shifts[1:, j].mean():.3f} | {(shifts[:, j] >= shifts[0, j]).mean():.3f}"
-                for j in range(3)
-            ]
+            cells = [_cell(shifts[:, j]) for j in range(3)]
             sys.stdout.write(f"| {name} | {site} | {n} | {' | '.join(cells)} |" + "\n")
 
 

@@ -211,7 +211,7 @@ def generation_defaults(source: str, revision: str | None = None) -> dict[str, A
     place = locate(source)
     with foreign(source):
         try:
-            config = GenerationConfig.from_pretrained(place, **({"revision": revision} if revision else {}))
+            config = GenerationConfig.from_pretrained(place, revision=revision or "main")
         except OSError as error:
             raise InputError(
                 f"{source} has no generation_config.json; give the fields, such as --temperature 0.6 --top-p 0.95"

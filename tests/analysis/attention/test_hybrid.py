@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from reasonscope.analysis.attention.head_profiles import head_table
 from reasonscope.analysis.attention.maps import attention_map
 from reasonscope.analysis.attention.receiver_heads import head_kurtosis, receivers_of
-from reasonscope.analysis.causal.head_attribution import head_attribution
+from reasonscope.analysis.causal.attribution_patching import head_attribution
 from reasonscope.analysis.tokens.token_alternatives import head_effects
 from reasonscope.data import sentences, trace_from_text
 from reasonscope.data.trace import Problem

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reasonscope.analysis.causal.head_attribution import head_attribution, heads_are_few
+from reasonscope.analysis.causal.attribution_patching import head_attribution, heads_are_few
 from reasonscope.data.text.parse import build_trace, trace_from_text
 from reasonscope.data.text.steps_and_sentences import sentences
 from reasonscope.data.trace import Problem
