@@ -69,6 +69,8 @@ def _card(run: OpenRun) -> None:
         "Weights": str(model.get("weights", "–"))[:16],
         "Versions": ", ".join(f"{name} {value}" for name, value in (model.get("versions") or {}).items()) or "–",
     }
+    if steered := meta.get("steered"):
+        lines["Steered by"] = f"{steered.get('name')} ({steered.get('hash')})"
     if meta.get("note"):
         lines["Note"] = meta["note"]
     with st.expander("The run's card", expanded=False):

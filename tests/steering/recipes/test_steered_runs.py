@@ -1,6 +1,7 @@
 """`record` with a recipe: its traces are those of the experiment, its states those of the steered passes, and no traces mix."""
 
 import json
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.branches import Branch, SequenceWriter
+from reasonscope.probes.generation.cluster import Cluster, Job, record_on
 from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.generation.recording import record
 from reasonscope.probes.generation.rollout import trace_seed
@@ -214,3 +216,15 @@ def test_a_probe_of_the_plain_run_scores_the_steered_one(steered, model, tmp_pat
     trace = next(iter(steered))
     states = np.asarray(steered.activations(trace.id, str(site)), dtype=np.float64)
     np.testing.assert_allclose(read_scores(path, steered.ids).scores[trace.id], states.sum(axis=1), rtol=1e-3, atol=1)
+
+
+def test_workers_take_the_recipe_with_them_and_do_not_mix_runs(mixed, everywhere, model, problems, sampling, tmp_path):
+    """What was done is taken over first; here that is all, so that no Ray is started."""
+    assert pickle.loads(pickle.dumps(mixed)).hash == mixed.hash  # noqa: S301 - our own bytes, as Ray sends them
+    record(model, problems, tmp_path / "run.parts" / "one", sampling=sampling, steer=mixed).close()
+    job = Job(load={"source": "organism"}, sampling=sampling, steer=mixed)
+    store = record_on(Cluster(address="nowhere:1"), job, problems, tmp_path / "run")
+    assert len(store) == 2 and recipe_of_run(store).hash == mixed.hash and store.check() == []
+    for other in (None, everywhere):
+        with pytest.raises(StoreError, match="holds traces steered by mixed"):
+            record_on(Cluster(address="nowhere:1"), replace(job, steer=other), problems, tmp_path / "run")
