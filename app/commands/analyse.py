@@ -120,7 +120,11 @@ def _compare(
     command = f"reasonscope analyse compare {plain} {steered} --seed {seed}" + (f" --probe {probe}" if probe else "")
     save_numbers(folders[1], "compare", found.to_dict(), command=command, seed=seed, figures=drawn)
     files = [f"Numbers: {folders[1].numbers / 'compare.json'}; figure: {folders[1].figures / 'compare.html'}"]
-    shown = replace(found.summary(), files=files, next_command=f"reasonscope app {steered}")
+    shown = replace(
+        found.summary(),
+        files=files,
+        next_command=f"reasonscope app {steered}  # then open http://127.0.0.1:8501/steering",
+    )
     show_summary(shown, found.to_dict(), json_)
 
 

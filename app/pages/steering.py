@@ -25,7 +25,7 @@ def show(run: OpenRun) -> None:
         "Effects of steering on length and accuracy, compared with random vectors, and one problem with and without it.",
     )
     measured = {}
-    for name in ("sweep", "steering"):
+    for name in ("sweep", "steering", "compare"):
         with components.show_errors():  # an error in one of them must not hide the other or the playground
             measured[name] = measurements.numbers(run, name)
     if measured and not any(measured.values()):

@@ -400,8 +400,8 @@ def extract(
         InputError: The method does not exist, or the traces lack what it learns from.
 
     Example:
-        uses = extract("seal", store, model)
-        uses[0].vector.save("seal.safetensors")
+        uses = rs.steering.extract("seal", store, model)
+        rs.Recipe.of(uses).save("seal.recipe.safetensors")
     """
     source = ExtractionData(
         model=model,

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from reasonscope.analysis.figures import lengths_of_pairs
+from reasonscope.analysis.runs.saved_numbers import save_numbers
 from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.app.page_parts.playground import label, mixed, vectors_in
 from reasonscope.data.errors import InputError
+from reasonscope.data.storage.run_folder import run_folder
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.steering import SteeringVector
 from reasonscope.steering.recipes.recipe import Recipe, RecipePart
@@ -45,7 +48,12 @@ def test_the_page_steers_by_the_recipe_of_a_run_and_says_how_many_tokens_were_ed
     drawn = np.random.default_rng(0).standard_normal(128).astype(np.float32)
     vector = SteeringVector(directions={Site("resid_post", 3): 300 * drawn}, method="by hand")
     Recipe(name="push", parts=(RecipePart(vector=vector),)).save(run / "steering" / "push.recipe.safetensors")
+    shown = lengths_of_pairs(["a/0"], np.array([[9.0, 4.0]]), [(True, True)])
+    save_numbers(
+        run_folder(run), "compare", {"n_pairs": 1}, command="analyse compare", seed=0, figures={"compare": shown}
+    )
     test = AppTest.from_function(_show, args=(str(run),), default_timeout=60).run()
+    assert any("analyse compare" in str(one.value) for one in (*test.caption, *test.code, *test.markdown))
     assert [one.label for one in test.slider][:1] == ["push, times its strength"]
     test.number_input(key="longest").set_value(12)
     test.button[0].click().run()

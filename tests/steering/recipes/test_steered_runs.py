@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from reasonscope.analysis.causal.suppression import Untouched
+from reasonscope.analysis.runs.context import trace_sentences
 from reasonscope.analysis.runs.runner import AnalysisTask, analyse, summarise
+from reasonscope.analysis.tokens.token_alternatives import steering_shift
 from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.storage.manifest import RECIPE
 from reasonscope.data.storage.merge import merge_stores
@@ -25,7 +27,7 @@ from reasonscope.probes.generation.recording import record
 from reasonscope.probes.generation.rollout import trace_seed
 from reasonscope.probes.models.model import load_model
 from reasonscope.probes.properties.scores import write_scores
-from reasonscope.steering import SteeringExperiment
+from reasonscope.steering import Scope, SteeringExperiment
 from reasonscope.steering.recipes.answers import answer_with
 from reasonscope.steering.recipes.following import follow, recipe_of_run
 from reasonscope.steering.recipes.recipe import DecodingPart, Recipe
@@ -228,3 +230,25 @@ def test_workers_take_the_recipe_with_them_and_do_not_mix_runs(mixed, everywhere
     for other in (None, everywhere):
         with pytest.raises(StoreError, match="holds traces steered by mixed"):
             record_on(Cluster(address="nowhere:1"), replace(job, steer=other), problems, tmp_path / "run")
+
+
+def test_the_shift_of_a_recipe_is_that_of_its_vector_at_its_strength_and_tokens(
+    steered, everywhere, mixed, model, tmp_path
+):
+    """Read on the plain run of the same text: what a recipe of one vector does, token by token."""
+    plain = TraceStore.create(tmp_path / "plain", meta={"model": dict(model.fingerprint)})
+    plain.append([next(iter(steered))], {})
+    plain.close()
+    path = tmp_path / "push.recipe.safetensors"
+    everywhere.save(path)
+    how = {"strength": 2.0, "n_controls": 5}
+    (found,) = analyse("steering_shift", plain.path, vector=path, **how)
+    trace = next(iter(plain))
+    expected = steering_shift(
+        model, trace, everywhere.parts[0].vector, 1.0, Scope(), trace_sentences(trace), n_controls=5
+    )
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-4)
+    assert found.provenance["vector"] == "push"
+    mixed.save(path)
+    with pytest.raises(InputError, match="does more than add one vector; compare what it does"):
+        analyse("steering_shift", plain.path, vector=path, **how)
