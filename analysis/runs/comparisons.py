@@ -28,7 +28,7 @@ from reasonscope.analysis.tokens.mi import (
 )
 from reasonscope.analysis.tokens.misalignment import misalignment_of_trace
 from reasonscope.analysis.traces.selection import Rule, best_by, early_stop, majority, short_m, simulate
-from reasonscope.analysis.traces.trajectory import trajectory_of_trace
+from reasonscope.analysis.traces.trajectory import segment_length, trajectory_of_trace
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
@@ -203,7 +203,11 @@ def _early_stops(study: Study[SelectionOptions], probe: LinearProbe) -> dict[str
 def _straight(study: Study[SelectionOptions], trace: Trace) -> float:
     """Aligned change over the stored streams; NaN if the thinking has fewer than two segments."""
     found = trajectory_of_trace(
-        trace, partial(stored, study.store, trace.id), study.sites, block=study.options.block, n_controls=2
+        trace,
+        partial(stored, study.store, trace.id),
+        study.sites,
+        block=study.options.block or segment_length(study.store),
+        n_controls=2,
     )
     line = found.at(signal="aligned")
     return float(np.nanmean(line)) if np.isfinite(line).any() else float("nan")

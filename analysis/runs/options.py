@@ -173,7 +173,9 @@ class MisalignmentOptions(LoadsBase):
 class TrajectoryOptions(ReadsSites, Seeded):
     """Options of `trajectory`."""
 
-    block: int = _option(500, "Tokens of a segment.", least=1)
+    block: int | None = _option(
+        None, "Tokens of a segment. By default 500, or an eighth of the run's median thinking if that is less.", least=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ from reasonscope.analysis.tokens.mi import MOST_OTHERS, mi_of_trace, peak_words,
 from reasonscope.analysis.tokens.token_alternatives import head_effects
 from reasonscope.analysis.traces.agreement import METHODS, signal_agreement, signals_of
 from reasonscope.analysis.traces.reflection import failed_step_fraction, reflection_of_trace, unused_steps
-from reasonscope.analysis.traces.trajectory import trajectory_of_trace
+from reasonscope.analysis.traces.trajectory import segment_length, trajectory_of_trace
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.truth import true_sentences
@@ -190,7 +190,7 @@ def _analyse_trajectory(study: Study[TrajectoryOptions], trace: Trace) -> Iterat
         trace,
         partial(stored, study.store, trace.id),
         sites,
-        block=study.options.block,
+        block=study.options.block or segment_length(study.store),
         seed=study.options.seed,
     )
 

@@ -108,6 +108,12 @@ def _stacked(found: TrajectorySignals) -> Values:
     return np.stack([found.net, found.cumulative, found.aligned])
 
 
+def segment_length(traces: Iterable[Trace]) -> int:
+    """Tokens of a segment for a run: the paper's 500, or an eighth of the median thinking if that is less (at least 10)."""
+    lengths = [trace.n_thinking_tokens for trace in traces if trace.n_thinking_tokens]
+    return max(10, min(500, int(np.median(lengths)) // 8)) if lengths else 500
+
+
 def trajectory_of_trace(
     trace: Trace,
     read: Callable[[Site], NDArray[np.generic]],

@@ -170,7 +170,7 @@ def _correctness(
     seed: SeedOption = 0,
     json_: JsonOption = False,
 ) -> None:
-    """Will the answer be right? Reads problems with a gold answer, at six positions from the prompt to the closing tag."""
+    """Will the answer be right? Reads problems with a gold answer, at six positions from the prompt to the end of the thinking."""
     from reasonscope.analysis.runs.probe_reports import correctness_along, correctness_figures
     from reasonscope.probes.fitting.positions import position_name
     from reasonscope.probes.properties.correctness_probe import positions_summary

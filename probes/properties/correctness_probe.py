@@ -33,7 +33,7 @@ from reasonscope.probes.properties.report import (
 )
 
 _BASELINES = ("prompt_length", "bag_of_words", "thinking_length", "elapsed_position", "truncated")
-_WHERE = {"prompt": "The state at the end of the prompt", "window": "The state at the closing tag"}
+_WHERE = {"prompt": "The state at the end of the prompt", "window": "The state at the end of the thinking"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -164,8 +164,8 @@ class CliffStudy:
         others = "" if benign is None else f"; for benign requests by {in_hundredths(benign.drop)}"
         verdict = "more than both" if self.above_nulls else "not more than by chance"
         return (
-            f"Cliff of {name} at the closing tag: for {len(fell.ids)} harmful requests that were complied with, the probability falls "
-            f"from {in_hundredths(fell.plateau.value)} to {in_hundredths(fell.end.value)}, by {in_hundredths(fell.drop)}{others}; "
+            f"Cliff of {name} at the end of the thinking: for {len(fell.ids)} harmful requests that were complied with, the probability "
+            f"falls from {in_hundredths(fell.plateau.value)} to {in_hundredths(fell.end.value)}, by {in_hundredths(fell.drop)}{others}; "
             f"along random directions by {in_hundredths(chance.low)} to {in_hundredths(chance.high)} ({verdict})."
         )
 
@@ -252,7 +252,9 @@ class RefusalReport:
         counts = ", ".join(f"{count} {' '.join(of)}" for of, count in sorted(self.cells.items()))
         left_out = f"; {self.n_left_out} without closed thinking or an answer are left out" if self.n_left_out else ""
         return Summary(
-            finding=self.comparison.finding("The state at the closing tag", self.contrasts[self.main].predicted),
+            finding=self.comparison.finding(
+                "The state at the end of the thinking", self.contrasts[self.main].predicted
+            ),
             columns=self.comparison.columns,
             rows=rows,
             notes=[

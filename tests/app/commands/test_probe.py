@@ -244,10 +244,10 @@ def test_a_command_says_its_finding_in_a_sentence_a_table_and_where_to_look(run)
 def test_refusal_says_its_contrasts_and_its_cliff(run):
     said = shown("refusal", "--run", run, "--folds", 3)
     assert said.startswith(
-        "The state at the closing tag predicts whether the model will refuse a harmful request (AUROC "
+        "The state at the end of the thinking predicts whether the model will refuse a harmful request (AUROC "
     )
     assert "│ intent probe" in said and "│ harmfulness − its best baseline" in said
-    assert "Cliff of intent at the closing tag: for" in said and "along random directions by" in said
+    assert "Cliff of intent at the end of the thinking: for" in said and "along random directions by" in said
 
 
 def test_correctness_shows_every_position_and_says_what_is_undefined(run, monkeypatch):
