@@ -10,7 +10,7 @@ import numpy as np
 
 from reasonscope import probes
 from reasonscope.data.errors import InputError
-from reasonscope.data.progress import working
+from reasonscope.data.progress import say, working
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling, StepKind, Trace
 from reasonscope.data.variants import Variant
@@ -134,7 +134,7 @@ def _vector(
     """One vector, applied by `operator`."""
 
     def make(source: ExtractionData) -> tuple[VectorUse, ...]:
-        vector = extract(source, source.sites or sites(source.model))
+        vector = extract(source, _sites(source, sites))
         return (VectorUse(vector=vector, scope=scope(source.model), operator=operator),)
 
     return make
@@ -144,7 +144,20 @@ def _clamp(
     extract: Extract, scope: Callable[[Model], Scope], sites: Callable[[Model], tuple[Site, ...]]
 ) -> Callable[[ExtractionData], tuple[VectorUse, ...]]:
     """One vector, each site clamped to the class that it points to."""
-    return lambda source: clamped(extract(source, source.sites or sites(source.model)), scope(source.model))
+    return lambda source: clamped(extract(source, _sites(source, sites)), scope(source.model))
+
+
+def _sites(source: ExtractionData, default: Callable[[Model], tuple[Site, ...]]) -> Sequence[Site]:
+    """The sites that were asked for; else the method's own, and for a single one that the run lacks the nearest block that it has."""
+    if source.sites:
+        return source.sites
+    wanted = default(source.model)
+    stored = [site for site in map(Site.parse, source.store.sites) if site.point == wanted[0].point]
+    if len(wanted) > 1 or not stored or wanted[0] in stored:
+        return wanted
+    nearest = min(stored, key=lambda site: abs(site.layer - wanted[0].layer))
+    say(f"the run has no activations at {wanted[0]}, the method's own site; {nearest} is the nearest that it has")
+    return [nearest]
 
 
 def _share_of_depth(model: Model, share: float) -> tuple[Site]:

@@ -17,6 +17,7 @@ from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.models.model import load_model
+from reasonscope.steering.methods import registry
 from reasonscope.steering.methods.registry import METHODS, ExtractionData, method
 from reasonscope.steering.methods.thinking_speed import extract_speed, fast_slow_pairs
 
@@ -114,3 +115,16 @@ def test_speed_is_learned_from_a_forced_first_word(model):
         fast, slow = (replay(model, [[*ids, 0]], sites)[0][sites[0]][-1].numpy() for ids in (pair.fast, pair.slow))
         faster.append((fast - slow) @ vector.directions[sites[0]] > 0)
     assert np.mean(faster) > 0.5
+
+
+def test_a_run_without_the_methods_site_is_read_at_the_nearest_block(model, tmp_path, store, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(registry, "say", said.append)
+    kept = "resid_post.1"
+    with TraceStore.create(tmp_path / "store", meta=dict(store.meta), sites=[kept]) as made:
+        made.append([store.trace(id) for id in store.ids], {kept: [store.activations(id, kept) for id in store.ids]})
+    (part,) = method("seal").parts(source(model, made))
+    assert list(part.vector.directions) == [Site.parse(kept)]
+    assert said == [
+        "the run has no activations at resid_post.3, the method's own site; resid_post.1 is the nearest that it has"
+    ]
