@@ -37,6 +37,7 @@ from reasonscope.probes.properties.length_probe import LengthReport
 from reasonscope.probes.properties.refusal_probe import CONTRASTS, RefusalReport
 from reasonscope.steering import METHODS, Arm, ExtractionData, SteeringExperiment, VectorUse
 from reasonscope.steering.experiments.conditions import method_conditions, random_conditions
+from reasonscope.steering.experiments.experiment import ArmMeasurements
 from reasonscope.steering.recipes.files import SUFFIX
 from reasonscope.steering.recipes.recipe import Recipe
 
@@ -109,12 +110,12 @@ def run_demo(out: Path, *, size: Size) -> Mapping[str, Any]:
         correctness = _or_why_not(lambda: probes.correctness(store, ledgers))
     with clock.part("steering", f"steering held-out problems by {', '.join(size.methods)}"):
         methods = _steering_parts(model, store, out / MODES, ledgers[: -size.steered], size)
-        arms = _steer_held_out(model, methods, ledgers[-size.steered :])
+        arms, same_texts = _steer_held_out(model, methods, ledgers[-size.steered :])
     where = run_folder(out)
     _keep_probes(where, out, probe, refusal, correctness, requests)
     _keep_steering(where, out, methods, arms)
     summary: dict[str, Any] = {
-        **_summarise(model, ledgers, requests, probe, arms),
+        **_summarise(model, ledgers, requests, probe, arms, same_texts),
         "refusal_probe": refusal if isinstance(refusal, str) else _refusal_summary(refusal),
         "correctness_probe": correctness if isinstance(correctness, str) else _correctness_summary(correctness),
         "model": dict(model.fingerprint),
@@ -156,19 +157,36 @@ def _steering_parts(
     return parts
 
 
-def _steer_held_out(model: Model, methods: Mapping[str, Sequence[VectorUse]], held: list[Trace]) -> list[Arm]:
-    """The effect of each method on the problems of `held`, SEAL's reverse, and then two random ones of each, which move states as far."""
+def _steer_held_out(
+    model: Model, methods: Mapping[str, Sequence[VectorUse]], held: list[Trace]
+) -> tuple[list[Arm], int | None]:
+    """The effect of each method on the problems of `held`, SEAL's reverse, and then two random ones of each, which move states as far.
+
+    Also on how many problems ASC and thinking speed write the same text; None unless both ran.
+    """
     reverse = method_conditions("seal reversed", methods["seal"], -SEAL)
     conditions = [method_conditions(name, parts, STRENGTHS[name])[0] for name, parts in methods.items()]
     experiment = SteeringExperiment(model, [trace.problem for trace in held], SAMPLING, on_given_text=False)
-    arms = experiment.arms([*reverse, *conditions])
+    runs = experiment.run_all([*reverse, *conditions])
+    arms = [
+        experiment.arm(one.name, one.multiplier, run) for one, run in zip([*reverse, *conditions], runs, strict=True)
+    ]
     steered = dict(zip(methods, arms[1:], strict=True))
     random = [
         condition
         for name, parts in methods.items()
         for condition in random_conditions(name, parts, STRENGTHS[name], n_controls=2, moves=steered[name].moves)
     ]
-    return [experiment.base_arm, *arms, *experiment.arms(random)]
+    return [experiment.base_arm, *arms, *experiment.arms(random)], _same_texts(
+        dict(zip(methods, runs[1:], strict=True))
+    )
+
+
+def _same_texts(runs: Mapping[str, ArmMeasurements]) -> int | None:
+    if not {"asc", "speed"} <= set(runs):
+        return None
+    pairs = zip(runs["asc"].traces, runs["speed"].traces, strict=True)
+    return sum(one.text == other.text for one, other in pairs)
 
 
 def _keep_probes(
@@ -224,6 +242,7 @@ def _summarise(
     requests: list[Trace],
     probe: LengthReport,
     arms: list[Arm],
+    same_texts: int | None,
 ) -> dict[str, Any]:
     """The numbers of the demo, by the names that other tools read."""
     named = {arm.name: arm for arm in arms}
@@ -249,6 +268,7 @@ def _summarise(
         },
         "seal": {**_steered_numbers(named, "seal"), "reversed_tokens": named["seal reversed"].tokens.value},
         **{name: _steered_numbers(named, name) for name in ("asc", "speed") if name in named},
+        **({} if same_texts is None else {"same_texts_of_asc_and_speed": same_texts}),
     }
 
 

@@ -6,6 +6,8 @@ from typing import Any
 from reasonscope.data.intervals import Estimate
 from reasonscope.data.summary import in_hundredths, in_percent, shortest_range
 
+NEARLY_ALL = 0.9  # of the problems: two methods that write the same texts there are described once
+
 
 def story(summary: Mapping[str, Any]) -> list[str]:
     """Ten lines for somebody who has never seen the project; a part that was not measured says why."""
@@ -85,10 +87,15 @@ def _other_methods(summary: Mapping[str, Any]) -> str:
     done = {title: summary[name] for name, title in (("asc", "ASC"), ("speed", "thinking speed")) if name in summary}
     if not done:
         return "Two more methods (ASC and thinking speed) were not run; the demo without --quick runs them."
-    shorter = "; ".join(f"{title} {_change(found)}, {_accuracy(found)}" for title, found in done.items())
     random = [value for found in done.values() for value in found["random_accuracy"]]
     control = f"random vectors that move states as far change it by {_random_change(*done.values())} at accuracy {_range(random)}"
-    return f"Two more methods: {shorter}; {control}."
+    said = [f"{title} {_change(found)}, {_accuracy(found)}" for title, found in done.items()]
+    same, n = summary.get("same_texts_of_asc_and_speed", 0), summary["seal"]["n_problems"]
+    if same >= NEARLY_ALL * n:
+        said[1:] = [
+            f"thinking speed finds nearly the same direction and writes the same text on {same} of {n} problems"
+        ]
+    return f"Two more methods: {'; '.join(said)}; {control}."
 
 
 def _refusal_probe(found: Mapping[str, Any] | str) -> str:

@@ -26,9 +26,15 @@ from reasonscope.steering import (
     SteeringExperiment,
 )
 from reasonscope.steering.decoding.budget import BudgetGuidance, LengthPredictor, Trust, train_predictor
+from reasonscope.steering.experiments.conditions import method_conditions
 from reasonscope.steering.experiments.held_out import Asked, respond
+from reasonscope.steering.methods.asc import extract_asc
 from reasonscope.steering.methods.registry import ExtractionData
+from reasonscope.steering.methods.seal import extract_seal
 from reasonscope.steering.methods.thinking_speed import extract_speed_of_modes
+from reasonscope.steering.vectors.application import VectorUse
+from reasonscope.steering.vectors.operators import scaled_add
+from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import SteeringVector
 
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=450, seed=0)
@@ -45,6 +51,7 @@ PLANES: Mapping[str, tuple[str, ...]] = {
     "decoding-prefills": ("nothinking", "autothink", "zerothink", "lessthink", "safepath"),
     "budget-guidance": ("budget-guidance:30,60,120,240,10000",),
     "budget-guidance-all": ("budget guidance, all trusted",),
+    "added": ("added to modes",),
 }
 REFUSAL = ("refusal", "refusal-ablate", "refusal-published", "refusal-ablate-published")
 REACHES = (0.1, 0.3)  # of the adaptive form: its highest strength as a share of the state's norm
@@ -88,6 +95,9 @@ def on_ledgers(
     for one in asked:
         if one.startswith("adaptive"):
             yield adaptive(experiment, source_of(model, run, learn, one), one, n_controls)
+            continue
+        if one.startswith("added"):
+            yield from added(experiment, source_of(model, run, learn, one), n_controls)
             continue
         if one.endswith("all trusted"):
             yield guided(experiment, source_of(model, run, learn, one), one, n_controls)
@@ -162,6 +172,38 @@ def responded(
         controls=tuple(experiment.arms(chance)),
         control_name=control_name,
     )
+
+
+def added(experiment: SteeringExperiment, source: ExtractionData, n_controls: int) -> Iterator[DecodingResponse]:
+    """SEAL, ASC and speed without clamps, and what becomes of SEAL one block later, with random vectors for the first strength of each."""
+    for name, (use, *strengths) in added_uses(source).items():
+        first, *more = [method_conditions(name, [use], strength)[0] for strength in strengths]
+        chance = method_conditions(name, [use], strengths[0], n_controls=n_controls)[1:]
+        yield responded(experiment, name, "strength", [first, *more], chance, "random vectors")
+
+
+def added_uses(source: ExtractionData) -> dict[str, tuple[VectorUse, *tuple[float, ...]]]:
+    """Each vector with the place of its edit, then its strengths."""
+    model, store = source.model, source.store
+    plain = [trace.id for trace in source.traces if trace.problem.meta.get("mode") != "brief"]
+    separators, prompt = Scope.thinking(model, at_separators=True), Scope(prompt_positions=(-1,))
+    each_pass = Scope(prompt_positions=(-1,), generation_window=(0, None))
+    early, middle, late = (Site("resid_post", layer) for layer in (2, 3, 4))
+    seal = extract_seal(store, early, ids=plain)
+    transition = extract_seal(store, late, ids=plain, away_from=("transition",))
+    asc = {
+        read: extract_asc(store, [at], read=read, verbose="default") for read, at in (("prompt", late), ("end", middle))
+    }
+    (speed,) = METHODS["speed"].parts(replace(source, ids=plain, sites=[middle, late]))
+    moved = replace(seal, directions={middle: seal.directions[early]})
+    return {
+        "seal": (VectorUse(vector=seal, scope=separators), 1.0, -1.0, 0.5),
+        "seal, added one block later": (VectorUse(vector=moved, scope=separators), 1.0),
+        "seal-transition": (VectorUse(vector=transition, scope=separators), 1.0),
+        "asc, end of the prompt": (VectorUse(vector=asc["prompt"], scope=prompt), 0.5, -0.5),
+        "asc": (VectorUse(vector=asc["end"], scope=each_pass), 0.5),
+        "speed": (VectorUse(vector=speed.vector, scope=prompt, operator=scaled_add), 0.3, -0.3),
+    }
 
 
 def adapting(model: Model, vector: SteeringVector, reach: float, name: str) -> Condition:

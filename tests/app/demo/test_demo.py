@@ -45,6 +45,7 @@ def test_the_summary_has_what_others_read(run):
         assert found.keys() >= {"tokens_base", "tokens_steered", "accuracy_base", "accuracy_steered", "random_tokens"}
         assert found["tokens_base"] > found["tokens_steered"] > 0 and found["n_problems"] == 6
         assert len(found["random_tokens"]) == 2
+    assert 0 <= summary["same_texts_of_asc_and_speed"] <= 6
     assert summary["asc"]["tokens_steered"] < min(summary["asc"]["random_tokens"])
     assert summary["timings"].keys() == {
         "load",
