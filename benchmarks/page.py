@@ -23,6 +23,7 @@ SCRIPTS = (
     "attention",
     "mi_low_rank",
     "rollouts",
+    "monitor",
     "probe_sweep",
     "app",
     "growth",

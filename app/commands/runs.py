@@ -15,15 +15,25 @@ from reasonscope.app.interruption import keeping
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from reasonscope.data.storage.store import TraceStore
     from reasonscope.data.text.thinking import Thinking
     from reasonscope.data.trace import Trace
     from reasonscope.probes.models.chat_rendering import TemplateRenderer
+    from reasonscope.probes.models.prompting import Prompting
+    from reasonscope.steering.decoding.monitor import ProbeMonitor
 
 
 class SamplingArgument(StrEnum):
     """Whose settings sampling begins with."""
 
     model = "model"
+
+
+class StopAtArgument(StrEnum):
+    """Where a monitor may close the thinking."""
+
+    token = "token"
+    paragraph = "paragraph"
 
 
 class ThinkingArgument(StrEnum):
@@ -180,6 +190,29 @@ def record_command(
     steer: Annotated[
         Path | None, typer.Option(help="A recipe that steers the model; the traces go into a run of their own.")
     ] = None,
+    monitor: Annotated[
+        Path | None,
+        typer.Option(help="A saved probe to read on every token while the model writes; its scores go to RUN/scores."),
+    ] = None,
+    stop_above: Annotated[
+        float | None, typer.Option(help="Close the thinking once the score of --monitor is above this.")
+    ] = None,
+    window: Annotated[
+        int, typer.Option(min=1, help="Tokens of thinking over which the score is averaged before it may stop.")
+    ] = 1,
+    stop_at: Annotated[
+        StopAtArgument,
+        typer.Option(help="Where the thinking may be closed: after any token, or only at the end of a paragraph."),
+    ] = StopAtArgument.token,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Choose --stop-above on this run, of problems that the probe did not learn from (see --false-alarms)."
+        ),
+    ] = None,
+    false_alarms: Annotated[
+        float, typer.Option(min=0, max=1, help="With --calibrate: the share of such problems that may be stopped.")
+    ] = 0.05,
 ) -> None:
     """Let a model answer problems, and store its traces with their activations. The same command again resumes."""
     from reasonscope.data.errors import InputError
@@ -193,6 +226,9 @@ def record_command(
     from reasonscope.probes.models.model import load_model
     from reasonscope.probes.models.prompting import Prompting, PromptOptions, load_prompting
 
+    if monitor is None and (stop_above is not None or calibrate is not None):
+        raise InputError("--stop-above and --calibrate need --monitor, the probe whose score may stop")
+    watches: ProbeMonitor | None = None
     asked = load_problems(problems, split=split, n=n, seed=seed)
     own: dict[str, Any] = generation_defaults(model) if sampling else {"temperature": 0.7}
     named: dict[str, Any] = {
@@ -230,12 +266,17 @@ def record_command(
     }
     with keeping(partial(_recorded, out, len(asked) * samples if shard == "1/1" else None)):
         if ray is not None:
+            if monitor is not None:
+                raise InputError("--monitor watches a model of this process; leave out --ray")
             if server is not None or shard != "1/1":
                 raise InputError("--ray shares the work out by itself; leave out --server and --shard")
             job = Job(load=loading, sites=sites, **how)
             store = record_on(Cluster(address=ray, workers=workers, gpus=gpus), job, asked, out)
         else:
             loaded: Prompting = load_model(**loading) if sites or server is None else load_prompting(model, **found)
+            if monitor is not None:
+                watches = _monitor(loaded, monitor, calibrate, stop_above, window, stop_at, false_alarms)
+                how["monitor"] = watches
             store = record_traces(
                 loaded,
                 asked,
@@ -249,6 +290,46 @@ def record_command(
             )
     by = f", steered by {steered['name']} ({steered['hash']})" if (steered := store.meta.get("steered")) else ""
     typer.echo(f"{len(store)} traces in {out}{by}; to verify every byte: reasonscope check {out}")
+    if watches is not None and monitor is not None:
+        typer.echo(_watched(watches, store, out, monitor.stem))
+
+
+def _monitor(
+    loaded: "Prompting",
+    path: Path,
+    calibrate: Path | None,
+    stop_above: float | None,
+    window: int,
+    at: StopAtArgument,
+    false_alarms: float,
+) -> "ProbeMonitor":
+    from reasonscope.data.errors import InputError
+    from reasonscope.data.storage.run_folder import run_folder
+    from reasonscope.data.storage.store import TraceStore
+    from reasonscope.probes.models.model import Model
+    from reasonscope.steering.decoding.monitor import open_monitor
+
+    if not isinstance(loaded, Model):
+        raise InputError("--monitor watches the model that writes, which a server does not show; leave out --server")
+    return open_monitor(
+        loaded,
+        path,
+        stop_above=stop_above,
+        window=window,
+        at="paragraph" if at is StopAtArgument.paragraph else "token",
+        calibrate=TraceStore.open(run_folder(calibrate).store) if calibrate else None,
+        false_alarms=false_alarms,
+    )
+
+
+def _watched(monitor: "ProbeMonitor", store: "TraceStore", out: Path, name: str) -> str:
+    """Save what the monitor read, and say it in a line."""
+    from reasonscope.data.storage.run_folder import run_folder
+    from reasonscope.steering.decoding.monitor import save_live_scores
+
+    path = run_folder(out).scores / f"{name}.safetensors"
+    missing = save_live_scores(monitor, store, path, name=name)
+    return f"{monitor.told()}; its scores: {path}" + (f" ({missing} traces have none)" if missing else "")
 
 
 def merge(

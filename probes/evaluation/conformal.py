@@ -46,6 +46,25 @@ def residual_band(
     )
 
 
+def alarm_threshold(highest: Values, groups: Sequence[str], *, false_alarms: float) -> float:
+    """The threshold that at most a share `false_alarms` of new problems exceeds, from the `highest` score of traces without cause.
+
+    Split conformal with groups, as in `residual_band`: a new problem, exchangeable with these, lies above it with at most this
+    probability. Raises InputError for a share outside (0, 1), or if there are fewer than 1 / `false_alarms` − 1 groups.
+    """
+    if not 0 < false_alarms < 1:
+        raise InputError(f"false alarms in {false_alarms} of problems: give a share between 0 and 1, such as 0.05")
+    _, group_of, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    weights = 1 / (sizes[group_of] * (len(sizes) + 1)) if len(sizes) else np.zeros(0)
+    threshold = _quantile(highest, weights, 1 - false_alarms)
+    if not np.isfinite(threshold):
+        raise InputError(
+            f"{len(sizes)} groups of problems cannot bound false alarms at {false_alarms:g}; "
+            f"calibrate on {int(np.ceil(1 / false_alarms - 1 - 1e-9))} or more, or allow more false alarms"
+        )
+    return threshold
+
+
 def _quantile(values: Values, weights: Values, level: float) -> float:
     """The smallest value with at least `level` of the weight at or below it; the weight that is missing to 1 lies at infinity."""
     order = np.argsort(values)

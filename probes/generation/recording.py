@@ -22,6 +22,7 @@ from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site, expand_sites
 from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.decoding import BatchProgress, Completion, DecodingStep, generate
+from reasonscope.probes.generation.monitored import MONITOR_KEY, Monitor, read_after
 from reasonscope.probes.generation.rollout import as_trace, both, check_fits, trace_seed
 from reasonscope.probes.generation.server import ServerWriter
 from reasonscope.probes.generation.steered import KEY, Steered, Steers, check_steering
@@ -63,6 +64,7 @@ def record(
     leave_out: Collection[str] = (),
     server: ServerWriter | None = None,
     steer: Steers | None = None,
+    monitor: Monitor | None = None,
 ) -> TraceStore:
     """Let a model answer problems, and store the traces with their activations.
 
@@ -86,6 +88,7 @@ def record(
         server: Writes the completions, a batch at a time; `model` then only reads activations.
         steer: A recipe that steers every completion and the pass that reads activations. The store holds a copy of it, and every trace
             its hash.
+        monitor: A probe that is read on every token while the model writes, and that may close its thinking; see `ProbeMonitor`.
 
     Returns:
         The store.
@@ -113,6 +116,10 @@ def record(
         )
     wanted = _sites(reader, sites) if reader else ()
     steered = _steered(reader, steer, server)
+    if monitor is not None and (reader is None or server is not None):
+        raise InputError(
+            "a monitor reads the model that writes, which a server does not show; leave out the server, or the monitor"
+        )
     prefill = steered.prefill if steered else ""
     batches = list(_batches(_tasks(model, problems, samples, shard, think, open_tag, prefill), batch_size))
     meta = {
@@ -122,6 +129,7 @@ def record(
         "thinking": model.thinking.to_dict(),
         **({"server": {"model": server.model}} if server else {}),
         **({KEY: dict(steered.meta)} if steered else {}),
+        **({MONITOR_KEY: dict(monitor.meta)} if monitor and monitor.meta else {}),
     }
     store = _open(Path(path), meta, [str(site) for site in wanted], resume)
     if steered and store.recipe is not None and not store.recipe.exists():
@@ -136,7 +144,9 @@ def record(
             progress = BatchProgress(work, n_left, sampling.max_new_tokens)
             try:
                 for batch in left:
-                    writer.append(*_run(model, reader, server, steered, batch, wanted, sampling, work, progress))
+                    writer.append(
+                        *_run(model, reader, server, steered, monitor, batch, wanted, sampling, work, progress)
+                    )
                     progress.batch_done(len(batch))
             finally:
                 # Finished batches are kept, whatever stopped the run. If that was a full disk, the same error is raised again.
@@ -273,6 +283,7 @@ def _run(
     reader: Model | None,
     server: ServerWriter | None,
     steered: Steered | None,
+    monitor: Monitor | None,
     tasks: Sequence[_Task],
     sites: Sequence[Site],
     sampling: Sampling,
@@ -287,10 +298,12 @@ def _run(
     else:
         assert reader is not None  # without a server there are weights
         completions = (
-            _written(reader, prompts, sampling, steered, seeds=seeds, on_step=progress.on_step)
-            if steered
+            _written(reader, prompts, sampling, steered, monitor, seeds=seeds, on_step=progress.on_step)
+            if steered or monitor
             else generate(reader, prompts, sampling, seeds=seeds, on_step=progress.on_step)
         )
+        if monitor:
+            monitor.finish([task.id for task in tasks])
     traces = [
         as_trace(model, task.problem, task.sample, completion, replace(sampling, seed=seed))
         for task, completion, seed in zip(tasks, completions, seeds, strict=True)
@@ -318,21 +331,24 @@ def _written(
     reader: Model,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
-    steered: Steered,
+    steered: Steered | None,
+    monitor: Monitor | None,
     *,
     seeds: Sequence[int],
     on_step: Callable[[DecodingStep], None],
 ) -> list[Completion]:
-    """What the steered model writes."""
-    edits = steered.edits
+    """What the steered or monitored model writes."""
+    edits = steered.edits if steered else None
+    write = edits.edits if edits else None
+    follow = both(edits.on_step if edits else None, on_step)
     return generate(
         reader,
         prompts,
         sampling,
         seeds=seeds,
-        write=edits.edits if edits else None,
-        on_step=both(edits.on_step if edits else None, on_step),
-        processors=steered.processors,
+        write=read_after(write, monitor) if monitor else write,
+        on_step=both(monitor.on_step if monitor else None, follow),
+        processors=(*(steered.processors if steered else ()), *(monitor.processors if monitor else ())),
     )
 
 

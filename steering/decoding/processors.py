@@ -246,7 +246,7 @@ class ForcedClose(LogitsProcessor):
         closing = self.closing or self.thinking.closing
         over = self.thinking.written(input_ids) - self.budget
         for row in (over >= 0).nonzero()[:, 0].tolist():
-            scores = _forced(scores, row, closing[min(int(over[row]), len(closing) - 1)])
+            scores = forced(scores, row, closing[min(int(over[row]), len(closing) - 1)])
         return scores
 
 
@@ -299,7 +299,7 @@ class BudgetForcing(LogitsProcessor):
                 else:
                     scores = _added(scores, (closes,), _one(scores, row, -torch.inf))
             if to_come:
-                scores, to_come = _forced(scores, row, self.wait[-to_come]), to_come - 1
+                scores, to_come = forced(scores, row, self.wait[-to_come]), to_come - 1
             state[ids.tobytes()] = had, to_come
         self._state = state
         return scores
@@ -318,7 +318,8 @@ def _one(scores: Tensor, row: int, value: float) -> Tensor:
     return bonus
 
 
-def _forced(scores: Tensor, row: int, token: int) -> Tensor:
+def forced(scores: Tensor, row: int, token: int) -> Tensor:
+    """`scores` (batch, vocab) that leave no choice but `token` in one row."""
     changed = scores.clone()
     changed[row] = -torch.inf
     changed[row, token] = 0.0
