@@ -13,6 +13,7 @@ from reasonscope.data.text.answers import equivalent, extract_answer
 from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.generation.branches import Branch, Writer
+from reasonscope.probes.generation.decoding import Completion
 from reasonscope.probes.generation.rollout import trace_seed
 
 FINAL = "The answer is \\boxed{"
@@ -38,12 +39,16 @@ class ForcedAnswers:
 
     `cuts` (cut,) in tokens of the trace. `correct` and `own` (cut,): share of the samples that give the gold answer,
     and the trace's own final answer; a sample without an answer gives neither. NaN if there is nothing to compare with.
+    `confidence` (cut,): geometric mean probability of the tokens of the answer up to the end of its box, at the sampling temperature (1
+    if greedy), and `tokens` (cut,) how many those are; means over samples.
     """
 
     cuts: tuple[int, ...]
     answers: tuple[tuple[str | None, ...], ...]
     correct: NDArray[np.float64]
     own: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    tokens: NDArray[np.float64]
 
 
 def closing_stub(
@@ -88,14 +93,27 @@ def forced_answers(
         for sample in range(samples)
     ]
     done = writer(trace.token_ids.tolist(), branches, sampling)
-    found = [boxed_answer("\\boxed{" + decode(c.token_ids[c.n_prompt_tokens :].tolist())) for c in done]
+    read = [_boxed(c, decode) for c in done]
+    found = [answer for answer, _ in read]
+    sure = [float(np.exp(c.logprobs[:n].mean())) for c, (_, n) in zip(done, read, strict=True)]
     answers = tuple(tuple(found[i * samples : (i + 1) * samples]) for i in range(len(cuts)))
     return ForcedAnswers(
         cuts=tuple(cuts),
         answers=answers,
         correct=_share(answers, trace.problem.answer),
         own=_share(answers, trace.final_answer),
+        confidence=np.reshape(sure, (len(cuts), samples)).mean(axis=1),
+        tokens=np.reshape([float(n) for _, n in read], (len(cuts), samples)).mean(axis=1),
     )
+
+
+def _boxed(completion: Completion, decode: Decoder) -> tuple[str | None, int]:
+    """The answer in the box that a completion was begun in, and how many tokens it took until the box was closed."""
+    ids = completion.token_ids[completion.n_prompt_tokens :].tolist()
+    for n in range(1, len(ids) + 1):
+        if (answer := boxed_answer("\\boxed{" + decode(ids[:n]))) is not None:
+            return answer, n
+    return None, len(ids)
 
 
 def boxed_answer(text: str) -> str | None:

@@ -1,6 +1,7 @@
 """`reasonscope steer`: extract vectors from a run and sweep their strength; `reasonscope ablate`: run a plan of ablations."""
 
 from dataclasses import replace
+from enum import StrEnum
 from operator import attrgetter
 from pathlib import Path
 from shlex import quote
@@ -43,6 +44,15 @@ HeldOutOption = Annotated[
 SeedOption = Annotated[int, typer.Option(help="Random seed of the split, the sampling and the random controls.")]
 BackendOption = Annotated[str, typer.Option(help="hooks, transformer_lens or nnsight.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write every number as JSON.")]
+
+
+class ExitTolerance(StrEnum):
+    """Accuracies that `steer exit` chooses thresholds for."""
+
+    none = "0"
+    two = "0.02"
+    five = "0.05"
+    ten = "0.1"
 
 
 @steer.command("extract")
@@ -312,6 +322,69 @@ def _sweep(
     summaries = [response.summary() for response in responses]
     summaries[-1] = replace(summaries[-1], files=files, next_command=f"reasonscope app {run}")
     show_summary(summaries, numbers, json_)
+
+
+@steer.command("exit")
+@loads_model
+def _exit(
+    run: RunOption,
+    load: Load,
+    probe: Annotated[
+        Path | None,
+        typer.Option(
+            help="A saved probe that may stop; by default one is fitted on the problems that are not held out."
+        ),
+    ] = None,
+    live: Annotated[
+        list[Path] | None,
+        typer.Option(help="A run of the same problems and samples that record --monitor stopped; may be repeated."),
+    ] = None,
+    tolerance: Annotated[
+        ExitTolerance,
+        typer.Option(help="Accuracy that a threshold may cost on the problems it is chosen by; JSON has all."),
+    ] = ExitTolerance.two,
+    cuts: Annotated[int, typer.Option(min=2, help="Places per trace at which an answer is forced.")] = 16,
+    n: Annotated[int | None, typer.Option(min=2, help="Held-out problems to judge on; by default all.")] = None,
+    held_out: HeldOutOption = 0.5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers that are forced together.")] = 32,
+    seed: SeedOption = 0,
+    model: ModelName = None,
+    json_: JsonOption = False,
+) -> None:
+    """What would stopping the thinking early save, by a probe, by confidence, by stable answers and by other rules?"""
+    from reasonscope.analysis.exits.run import early_exits
+    from reasonscope.analysis.exits.summary import exit_summary
+    from reasonscope.analysis.figures import exit_frontier
+    from reasonscope.analysis.runs.saved_numbers import save_numbers
+    from reasonscope.data.storage.run_folder import run_folder
+    from reasonscope.data.storage.store import TraceStore
+    from reasonscope.probes.fitting.linear_probes import LinearProbe
+    from reasonscope.steering.experiments.held_out import model_of_run
+
+    where = run_folder(run)
+    store = TraceStore.open(where.store)
+    study = early_exits(
+        store,
+        model_of_run(store, model, **load),
+        probe=LinearProbe.load(probe) if probe else None,
+        live={f"live: {path.name}": TraceStore.open(run_folder(path).store) for path in live or []},
+        held_out=held_out,
+        n=n,
+        most=cuts,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    numbers = study.report.to_dict()
+    probes = {"exit": study.fitted.probe} if study.fitted else {}
+    command = f"reasonscope steer exit --run {run} --held-out {held_out} --cuts {cuts} --seed {seed}"
+    drawn = {"exit_frontier": exit_frontier(study.report)}
+    save_numbers(where, "exit", numbers, command=command, seed=seed, figures=drawn, probes=probes)
+    files = [f"numbers: {where.numbers / 'exit.json'}; figure: {where.figures / 'exit_frontier.html'}"]
+    following = (
+        f"reasonscope record --monitor {probe or where.probes / 'exit.safetensors'} --stop-above 0.9 --out stopped"
+    )
+    summary = exit_summary(study, tolerance=float(tolerance.value), files=files, next_command=following)
+    show_summary(summary, numbers, json_)
 
 
 @loads_model

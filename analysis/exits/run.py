@@ -1,0 +1,135 @@
+"""Early exits on a run: force answers along its traces, choose thresholds on some problems, and judge the rules on the others."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from reasonscope.analysis.exits.evaluation import ExitReport, exit_report
+from reasonscope.analysis.exits.probe import ExitProbe, fit_exit_probe, scored
+from reasonscope.analysis.exits.rules import Outcomes
+from reasonscope.analysis.exits.signals import ExitSignals, exit_signals
+from reasonscope.data.errors import InputError
+from reasonscope.data.progress import tracked
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.trace import Trace
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.fitting.linear_probes import LinearProbe
+from reasonscope.probes.generation.branches import PrefixWriter
+from reasonscope.probes.models.model import Model
+from reasonscope.steering.experiments.held_out import split_run
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ExitStudy:
+    """Early exits of a run.
+
+    Attributes:
+        report: What the rules save and cost.
+        judged: The ids of the traces that they are judged on.
+        fitted: The probe that was fitted on the other traces; None if one was given, or none could be.
+        without_probe: Why no probe could be fitted; empty if one could, or was given.
+    """
+
+    report: ExitReport
+    judged: tuple[str, ...]
+    fitted: ExitProbe | None
+    without_probe: str
+
+
+def early_exits(
+    store: TraceStore,
+    model: Model,
+    *,
+    probe: LinearProbe | None = None,
+    live: Mapping[str, TraceStore] | None = None,
+    held_out: float = 0.5,
+    n: int | None = None,
+    most: int = 16,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> ExitStudy:
+    """Measure what stopping the thinking early would have saved on a run, by several rules, beside a fixed budget.
+
+    Args:
+        store: A run with gold answers; with residual states for a probe.
+        model: The model that wrote it.
+        probe: What the rule "probe" reads; traces that it learned from are left out. By default a probe of right answers is fitted on the
+            problems that are not held out.
+        live: Runs of the same problems and samples in which something stopped the model while it wrote, by name.
+        held_out: Share of the groups of problems that the rules are judged on.
+        n: At most so many problems to judge on.
+        most: Cuts per trace.
+        batch_size: Answers that are forced together.
+        seed: Random seed.
+
+    Returns:
+        The report, with the fitted probe.
+
+    Raises:
+        InputError: If there are too few problems with thinking and a gold answer, or a live run lacks one of the traces.
+
+    Example:
+        study = early_exits(rs.open_run("runs/mine").store, model)
+        print(exit_summary(study))
+    """
+    traces = [trace for trace in store if _usable(trace)]
+    if not traces:
+        raise InputError("no trace has thinking, tokens and a gold answer; record problems with answers")
+    if probe is not None:
+        traces = probe.unseen(traces)
+    calibrated, judged = _sides(store, traces, held_out, n, seed)
+    writer = PrefixWriter(model, batch_size=batch_size)
+    found = {
+        trace.id: exit_signals(model, writer, trace, most=most)
+        for trace in tracked([*calibrated, *judged], "forcing answers", "traces")
+    }
+    learned, tested = ([found[trace.id] for trace in side] for side in (calibrated, judged))
+    fitted, why_not = (None, "") if probe else _fitted(store, learned, seed)
+    if fitted is not None:
+        learned = [replace(one, score=fitted.held_out.get(one.trace, one.score)) for one in learned]
+        tested = scored(fitted.probe, store, tested)
+    elif probe is not None:
+        learned, tested = scored(probe, store, learned), scored(probe, store, tested)
+    watched = {name: live_outcomes(other, judged) for name, other in (live or {}).items()}
+    report = exit_report(learned, tested, live=watched, seed=seed)
+    return ExitStudy(report=report, judged=tuple(trace.id for trace in judged), fitted=fitted, without_probe=why_not)
+
+
+def live_outcomes(store: TraceStore, judged: Sequence[Trace]) -> Outcomes:
+    """What happened to these traces in a run in which something stopped the model. Raises InputError if it lacks one of them."""
+    known = set(store.ids)
+    if missing := [trace.id for trace in judged if trace.id not in known]:
+        raise InputError(
+            f"{store.path} has no trace {missing[0]!r}; record the same problems and samples with --monitor, or leave the run out"
+        )
+    pairs = [store.trace(trace.id) for trace in judged]
+    return Outcomes(
+        right=np.array([float(trace.correct is True) for trace in pairs]),
+        tokens=np.array([float((trace.thinking_positions >= trace.n_prompt_tokens).sum()) for trace in pairs]),
+    )
+
+
+def _usable(trace: Trace) -> bool:
+    return trace.correct is not None and len(trace.token_ids) > 0 and trace.n_thinking_tokens > 0
+
+
+def _sides(
+    store: TraceStore, traces: Sequence[Trace], held_out: float, n: int | None, seed: int
+) -> tuple[list[Trace], list[Trace]]:
+    """The traces to calibrate on and to judge on."""
+    split = split_run(store, share=held_out, n=n, seed=seed)
+    learn, judge = set(split.ids), {problem.id for problem in split.held_out}
+    sides = [t for t in traces if t.id in learn], [t for t in traces if t.id not in learn and t.problem.id in judge]
+    for side, what in zip(sides, ("calibrate", "judge"), strict=True):
+        if len({trace.problem.group for trace in side}) < 2:
+            raise InputError(f"fewer than two groups of problems with thinking to {what} on; record more problems")
+    return sides
+
+
+def _fitted(store: TraceStore, signals: Sequence[ExitSignals], seed: int) -> tuple[ExitProbe | None, str]:
+    sites = [site for site in map(Site.parse, store.sites) if site.point == "resid_post"]
+    try:
+        return fit_exit_probe(store, signals, sites, seed=seed), ""
+    except InputError as error:  # the other rules need no probe
+        return None, str(error)
