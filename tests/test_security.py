@@ -20,7 +20,7 @@ from reasonscope.analysis.results import Result, result_path
 from reasonscope.analysis.runs.saved_numbers import read_numbers
 from reasonscope.app import cli
 from reasonscope.app.page_parts.runs import confined, find_runs
-from reasonscope.data.errors import InputError, ModelLoadError, ReasonscopeError, StoreError
+from reasonscope.data.errors import InputError, MissingExtraError, ModelLoadError, ReasonscopeError, StoreError
 from reasonscope.data.exchange import dump_files
 from reasonscope.data.exchange.export import export_thought_anchors
 from reasonscope.data.exchange.importers import import_inspect, import_jsonl, import_thought_anchors
@@ -162,7 +162,7 @@ def test_a_known_architecture_that_names_code_of_its_own_is_loaded_without_it(tm
 )  # fmt: skip
 def test_a_configuration_that_is_wrong_is_one_error_that_names_the_folder(changes, tmp_path):
     source = a_model(tmp_path / "m", **changes)
-    with pytest.raises(ModelLoadError, match=f"cannot load '{source}'"):
+    with pytest.raises((ModelLoadError, MissingExtraError), match=f"cannot load '{source}'"):
         load_model(source)
 
 

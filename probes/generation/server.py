@@ -20,12 +20,12 @@ from tokenizers import Tokenizer
 
 from reasonscope.data.errors import InputError, MissingExtraError
 from reasonscope.data.progress import Work, count_tokens, working
+from reasonscope.data.storage.response_cache import ResponseCache
 from reasonscope.data.storage.untrusted import parse_json
 from reasonscope.data.text.parse import ThinkTags
 from reasonscope.data.trace import FinishReason, Sampling
 from reasonscope.probes.generation.branches import Branch
 from reasonscope.probes.generation.decoding import Completion
-from reasonscope.probes.generation.response_cache import ResponseCache
 from reasonscope.probes.models.prompting import Prompting
 from reasonscope.probes.models.tags import with_reasoning
 

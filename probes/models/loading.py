@@ -67,7 +67,7 @@ def load_pretrained(
             revision=revision,
             dtype=dtype or "auto",
             device_map=_device_map(device, config, quantise),
-            quantization_config=_quantisation(quantise),
+            **_quantisation(quantise),
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -102,10 +102,11 @@ def _device_map(device: str | Mapping[str, Any], config: PretrainedConfig, quant
     return {"": device} if packed else None  # a plain model on one device does not need accelerate
 
 
-def _quantisation(quantise: Quantise | None) -> BitsAndBytesConfig | None:
+def _quantisation(quantise: Quantise | None) -> dict[str, BitsAndBytesConfig]:
+    """The argument for transformers, which takes None for "read packed weights as if they were not"."""
     if quantise is None:
-        return None
-    return BitsAndBytesConfig(load_in_4bit=quantise == "4bit", load_in_8bit=quantise == "8bit")
+        return {}
+    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=quantise == "4bit", load_in_8bit=quantise == "8bit")}
 
 
 def load_gguf(
@@ -189,7 +190,9 @@ def foreign(source: str) -> Iterator[None]:
     except ReasonscopeError:
         raise
     except ImportError as error:  # a kind of quantisation whose package is missing; transformers names it
-        raise MissingExtraError(f"{source} needs a package that is not installed: {_one_line(error)[:300]}") from error
+        raise MissingExtraError(
+            f"cannot load {source!r}, which needs a package that is not installed: {_one_line(error)[:300]}"
+        ) from error
     except Exception as error:
         raise ModelLoadError(_reason(source, error)) from error
 

@@ -116,7 +116,9 @@ def test_results_that_cannot_be_kept_are_one_error(run, tmp_path):
 
 def test_a_short_thinking_has_no_trajectory_and_shorter_segments_give_it_one(run):
     ids = TraceStore.open(run / "store").ids
-    (shown,) = analyse("trajectory", "--run", run, "--trace", ids[0]).values()
+    (shown,) = analyse("trajectory", "--run", run, "--trace", ids[0]).values()  # segments by the run's own thinking
+    assert shown["state"] == "measured"
+    (shown,) = analyse("trajectory", "--run", run, "--trace", ids[0], "--block", 500).values()
     assert shown["state"] == "undefined" and "one segment of 500" in shown["reason"] and shown["values"] is None
     (shown,) = analyse("trajectory", "--run", run, "--trace", ids[0], "--block", 4).values()
     assert shown["state"] == "measured" and shown["segments"] > 2 and 0 < shown["mean_aligned"]["value"] <= 1

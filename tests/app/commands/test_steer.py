@@ -193,7 +193,7 @@ def test_ablate_runs_a_plan_with_every_kind(run, tmp_path, monkeypatch):
     found = numbers("ablate", plan, "--run", run)
     assert len(found) == 8
     for one in found.values():
-        assert one["smallest_p"] == 1 / (1 + one["controls"]["n"]) and one["n_edited"] > 0
+        assert one["smallest_p"] == 1 / (1 + one["controls"]["n_disjoint"]) and one["n_edited"] > 0
         effect = one["effect_nats_per_answer_token"]
         assert effect["low"] <= effect["value"] <= effect["high"]
     assert {name: one["controls"]["n"] for name, one in found.items()} == {
