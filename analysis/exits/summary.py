@@ -10,16 +10,7 @@ from reasonscope.analysis.exits.run import ExitStudy
 from reasonscope.data.intervals import Estimate
 from reasonscope.data.summary import Summary, in_hundredths, in_percent, in_words
 
-_COLUMNS = (
-    "rule",
-    "threshold",
-    "tokens",
-    "accuracy",
-    "against whole thinking",
-    "tokens saved against the best fixed budget",
-    "random stops",
-    "n",
-)
+_COLUMNS = ("rule", "threshold", "tokens", "accuracy", "saved", "random", "n")
 
 
 def exit_summary(
@@ -30,7 +21,7 @@ def exit_summary(
     accuracy, tokens = report.whole
     points = report.at(tolerance)
     n = str(report.n_judged)
-    rows: list[tuple[str, ...]] = [("whole thinking", "–", in_words(tokens), in_hundredths(accuracy), "–", "–", "–", n)]
+    rows: list[tuple[str, ...]] = [("whole thinking", "–", in_words(tokens), in_hundredths(accuracy), "–", "–", n)]
     rows += [_row(point, n) for point in points]
     return Summary(
         finding=_finding([point for point in points if point.rule != BUDGET], tolerance),
@@ -39,7 +30,8 @@ def exit_summary(
         notes=[
             f"Thresholds come from {report.n_calibrated} other traces, on which they cost at most {tolerance:g} of accuracy; "
             "tokens include those of forced answers.",
-            "The best fixed budget is the cheapest that is at least as accurate on the judged traces, chosen with hindsight.",
+            "Saved: tokens, against the cheapest fixed budget that is at least as accurate on the same traces, chosen with hindsight.",
+            "Random: accuracy if the same stops fall on other traces.",
             *_thoughts(report.thoughts),
             *([f"No probe: {study.without_probe}"] if study.without_probe else []),
         ],
@@ -77,18 +69,13 @@ def _named(rule: str, *, inside: bool = False) -> str:
 def _row(point: ExitPoint, n: str) -> tuple[str, ...]:
     low, mean, high = point.random
     known = np.isfinite(mean)
-    chance = (
-        f"{in_hundredths(mean)} [{in_hundredths(low)}, {in_hundredths(high)}] at {point.random_tokens:.0f}"
-        if known
-        else "–"
-    )
-    threshold = "never stops" if point.threshold == np.inf else in_words(point.threshold)
+    chance = f"{in_hundredths(mean)} [{in_hundredths(low)}, {in_hundredths(high)}]" if known else "–"
+    threshold = "never" if point.threshold == np.inf else in_words(point.threshold)
     return (
         point.rule,
         threshold,
         in_words(point.tokens),
         in_hundredths(point.accuracy),
-        in_hundredths(point.change, signed=True),
         in_percent(point.budget_saving),
         chance,
         n,

@@ -380,8 +380,12 @@ def _exit(
     drawn = {"exit_frontier": exit_frontier(study.report)}
     save_numbers(where, "exit", numbers, command=command, seed=seed, figures=drawn, probes=probes)
     files = [f"numbers: {where.numbers / 'exit.json'}; figure: {where.figures / 'exit_frontier.html'}"]
+    saved = probe or where.probes / "exit.safetensors"
+    stops = next((point for point in study.report.at(float(tolerance.value)) if point.rule == "probe"), None)
     following = (
-        f"reasonscope record --monitor {probe or where.probes / 'exit.safetensors'} --stop-above 0.9 --out stopped"
+        f"reasonscope record --monitor {saved} --stop-above {stops.threshold:.3g} --stop-at paragraph --out stopped"
+        if stops and stops.stopped
+        else f"reasonscope app {run}"
     )
     summary = exit_summary(study, tolerance=float(tolerance.value), files=files, next_command=following)
     show_summary(summary, numbers, json_)

@@ -1,9 +1,12 @@
 """Early exits: rules on hand-made signals, thresholds that are judged on other problems, and the whole of it on the organism."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from reasonscope.analysis.exits.evaluation import calibrate, exit_report, thoughts
 from reasonscope.analysis.exits.rules import FIXED_BUDGET, RULES, Outcomes, outcomes, stopping_cut, thresholds
@@ -12,10 +15,12 @@ from reasonscope.analysis.exits.signals import ExitSignals, exit_points, exit_si
 from reasonscope.analysis.exits.summary import exit_summary
 from reasonscope.analysis.figures import exit_frontier
 from reasonscope.analysis.tokens.forced_answers import boxed_answer
+from reasonscope.app.cli import app
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.text.answers import equivalent
 from reasonscope.data.trace import Sampling
+from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.branches import PrefixWriter
 from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.generation.recording import record
@@ -174,6 +179,23 @@ def test_the_whole_study_runs_on_a_run_and_says_what_it_found(model, run):
     with pytest.raises(InputError, match="gold answer"):
         bare = [replace(trace, correct=None, problem=replace(trace.problem, answer=None)) for trace in run]
         early_exits(FakeStore(bare), model)
+
+
+def test_the_command_saves_numbers_a_figure_and_the_probe_for_a_monitor(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run.path, folder / "store")
+    asked = ["steer", "exit", "--run", str(folder), "--cuts", "4"]
+    done = CliRunner().invoke(app, asked, catch_exceptions=False)
+    assert done.exit_code == 0 and "against the best fixed budget" in done.stdout
+    kept = json.loads((folder / "numbers" / "exit.json").read_text(encoding="utf-8"))
+    assert {rule["tolerance"] for rule in kept["numbers"]["rules"]} == {0.0, 0.02, 0.05, 0.1}
+    assert (folder / "figures" / "exit_frontier.html").exists()
+    probe = LinearProbe.load(folder / "probes" / "exit.safetensors")
+    judged = {trace.problem.group for trace in run} - set(probe.provenance["learned_from"])
+    assert len(judged) == 6  # the half that the rules are judged on
+    by_probe = next(r for r in kept["numbers"]["rules"] if r["rule"] == "probe" and r["tolerance"] == 0.02)
+    said = "".join(done.stdout.split())
+    assert ("--stop-atparagraph" in said) == (by_probe["stopped"] > 0)  # the recording that its threshold is for
 
 
 class FakeStore(list):
