@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := runs/demo
 
-.PHONY: demo test test-slow test-browser screenshots chromium test-wheel lint prose types docs figures notebooks bench bench-gpu sizing \
+.PHONY: demo test test-slow test-real test-browser screenshots chromium test-wheel lint prose types docs figures notebooks bench bench-gpu sizing \
   example support ci constraints clean check audit faults fuzz selftest soak mutants lock locked
 
 demo: $(VENV)/installed-all
@@ -18,6 +18,10 @@ test: $(VENV)/installed-all-test chromium
 
 test-slow: $(VENV)/installed-all-test chromium
 	$(BIN)/python -m pytest -m slow
+
+# What needs real weights: REASONSCOPE_REAL_MODEL=Qwen/Qwen2.5-0.5B-Instruct make test-real
+test-real: $(VENV)/installed-all-test
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/real tests/probes/generation/test_real_thinking.py tests/probes/models/test_chat_rendering.py
 
 test-browser: $(VENV)/installed-all-test chromium
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/app/pages/test_smoke.py tests/app/pages/test_chromium.py
