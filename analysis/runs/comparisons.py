@@ -80,7 +80,7 @@ def _trial(study: Study[CliffOptions], requests: Sequence[Trace]) -> tuple[Seque
 
     The heads are not judged on requests that they were chosen by. Accuracy is that on the run's problems with a gold answer.
     """
-    options, by_id = study.options, {trace.problem.id: trace.problem for trace in study.traces}
+    options, by_id = study.options, {trace.problem.id: trace.problem for trace in study.store}
     if options.requests:
         chosen_by, asked = requests, load_problems(options.requests)
     else:
