@@ -177,9 +177,9 @@ def test_how_weights_are_placed(device, config, quantise, expected):
 
 
 def test_how_weights_are_packed():
-    four, eight = loading._quantisation("4bit"), loading._quantisation("8bit")
+    four, eight = (loading._quantisation(bits)["quantization_config"] for bits in ("4bit", "8bit"))
     assert isinstance(four, BitsAndBytesConfig) and four.load_in_4bit and not four.load_in_8bit
-    assert eight.load_in_8bit and not eight.load_in_4bit and loading._quantisation(None) is None
+    assert eight.load_in_8bit and not eight.load_in_4bit and loading._quantisation(None) == {}
 
 
 def test_packed_weights_without_their_package_say_which(tmp_path, tokenizer, monkeypatch):
