@@ -1,6 +1,7 @@
 """Maps of heads, and of sentences against sentences."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -26,12 +27,18 @@ def head_grid(values: NDArray[np.float64], *, title: str, measure: str) -> Figur
         x=columns.ravel(),
         y=rows.ravel(),
         mode="markers",
-        marker={"symbol": "square", "size": 22, "color": "rgba(0,0,0,0)"},
+        marker={"symbol": "square", "size": min(22, 300 // layers), "color": "rgba(0,0,0,0)"},
         customdata=values.ravel(),
         hovertemplate="layer %{y}, head %{x}<br>" + measure + " %{customdata:.4g}<extra></extra>",
         showlegend=False,
     )
-    return styled(figure, title, "head", "layer").update_xaxes(dtick=1).update_yaxes(dtick=1)
+    figure = styled(figure, title, "head", "layer")
+    return figure.update_xaxes(**_counted(heads)).update_yaxes(**_counted(layers))
+
+
+def _counted(n: int) -> dict[str, Any]:
+    """An axis from 0 to n − 1, with at most sixteen labels."""
+    return {"range": [-0.5, n - 0.5], "dtick": -(-n // 16)}
 
 
 def square_map(
