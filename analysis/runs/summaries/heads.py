@@ -145,9 +145,12 @@ def _heads_finding(results: Sequence[Result], profiles: Sequence[Result], study:
 def _attribution_finding(found: Sequence[Result], study: Study[Any]) -> str:
     first = _highest(np.abs(np.mean([one.values for one in found], axis=0)))
     effect, chance = _over(found, first, study), _mean_null(found, first)
-    does = "supports what is written most" if effect.value > 0 else "works against what is written most"
+    does, moves = "supports what is written most", "loses"
+    if effect.value < 0:
+        does, moves = "works against what is written most", "gains"
+        effect = Estimate(value=-effect.value, low=-effect.high, high=-effect.low)
     return (
-        f"Head {_name(first)} {does}: without it a written token loses {short(effect)} nats of log-probability"
+        f"Head {_name(first)} {does}: without it a written token {moves} {short(effect)} nats of log-probability"
         f"{mean_of(len(found))}, by a first-order estimate; random directions as long change it by {span(*chance)}."
     )
 

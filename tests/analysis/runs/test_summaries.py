@@ -113,6 +113,32 @@ def test_one_trace_is_named_in_the_address_and_not_in_the_table():
     assert summary.next_command.endswith(f"/trace?trace={id.replace('/', '%2F')}")
 
 
+def test_an_estimate_of_heads_says_whether_the_text_gains_or_loses_and_what_was_measured():
+    ids = TraceStore.open(EXAMPLE / "store").ids
+    _, (table, *_), _ = saved("heads")
+    trace = table.provenance["trace"]
+    assert trace in ids
+    values = np.zeros((6, 4))
+    values[2, 1] = -0.5
+    estimated = Result(
+        method="head_attribution",
+        quantity="log-probability lost without the head, to first order",
+        unit="nats per token",
+        axes=(Axis.of("layer", 6), Axis.of("head", 4)),
+        values=values,
+        null=Band.of(-0.1, 0.1, values.shape, "central 95 % of random directions"),
+        interval=Band.of(values - 0.2, values + 0.1, values.shape, "bootstrap over sentences"),
+        numbers={"tokens": 9, "checked": [{"head": "2.1", "estimate": -0.5, "exact": -0.4}]},
+        provenance={"trace": trace},
+    )
+    summary = summarise(AnalysisTask.of(EXAMPLE, "heads", traces=[trace]), [table, estimated])
+    assert summary.finding.startswith(
+        "Head 2.1 works against what is written most: without it a written token gains 0.5 [0.4, 0.7] nats of log-probability"
+    )
+    assert "random directions as long change it by −0.1 to 0.1" in summary.finding
+    assert "2.1 −0.5 and −0.4" in summary.notes[0]
+
+
 def nothing(name, trace, reason):
     return undefined(method=name, quantity=name, unit="1", reason=reason, provenance={"trace": trace})
 
