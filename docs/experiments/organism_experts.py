@@ -11,6 +11,7 @@ import json
 import random
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from reasonscope.steering.methods.expert_routing import (
     cognitive_experts,
     count_experts,
     npmi,
+    random_experts,
     reinforced,
 )
 from reasonscope.steering.vectors.thinking import WrittenThinking
@@ -68,7 +70,7 @@ def main() -> None:
     # Inside `reinforced` the plain model is turned up as well, so that nothing can be read with and without it.
     experiment = SteeringExperiment(model, ledgers("test", given.n), sampling, on_given_text=False)
     arms = [reinforcing(experiment, "RICE", best, beta) for beta in BETAS]
-    draws = [pair(model, seed, best) for seed in range(given.n_controls)]
+    draws = random_experts(best, counts.in_total, n_controls=given.n_controls)
     controls = [
         reinforcing(experiment, f"random {i + 1}", draw, beta) for i, draw in enumerate(draws) for beta in BETAS
     ]
@@ -179,18 +181,7 @@ def other_scores(model: Model, sequences: list[list[int]], markers: set[int], dr
     return [min(highest), float(np.median(highest)), max(highest)]
 
 
-def pair(model: Model, seed: int, best: list[Expert]) -> list[Expert]:
-    """As many others, in the layers of the best."""
-    rng = np.random.default_rng(seed)
-    taken = set(best)
-    drawn: list[Expert] = []
-    for layer in (expert.layer for expert in best):
-        free = [one for i in range(EXPERTS) if (one := Expert(layer, i)) not in {*taken, *drawn}]
-        drawn.append(free[int(rng.integers(len(free)))])
-    return drawn
-
-
-def reinforcing(experiment: SteeringExperiment, name: str, experts: list[Expert], beta: float) -> Arm:
+def reinforcing(experiment: SteeringExperiment, name: str, experts: Sequence[Expert], beta: float) -> Arm:
     _ = experiment.base  # measured before anything is turned up
     with reinforced(experiment.model, experts, beta):
         run = experiment.run(name)

@@ -1,5 +1,6 @@
 """RICE (arXiv 2505.14681): find the experts that are chosen on a model's thinking markers, and turn their weights up."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from reasonscope.data.errors import ArchitectureError, InputError
+from reasonscope.data.random_sets import Pool, distinct_sets
 from reasonscope.probes.architecture.layout import chosen_experts
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.padding import left_padded
@@ -84,6 +86,27 @@ def cognitive_experts(counts: ExpertCounts, *, weights: Mapping[str, float] = WE
     )
     order = np.argsort(-np.ravel(np.where(met, score, -np.inf)), kind="stable")[:top]
     return [Expert(*(int(i) for i in np.unravel_index(at, counts.in_total.shape))) for at in order]
+
+
+def random_experts(
+    experts: Sequence[Expert], in_total: NDArray[np.int64], *, n_controls: int = 20, seed: int = 0
+) -> list[tuple[Expert, ...]]:
+    """Different sets of as many other experts of the same layers, of those that tokens go to: the control of `reinforced`.
+
+    `in_total` (layer, expert) are the counts of `ExpertCounts`; an expert that is never chosen would be turned up without effect. The
+    first sets share no expert with one another. Fewer sets if fewer exist; raises InputError if a layer has too few others.
+    """
+    chosen = set(experts)
+    wanted = Counter(expert.layer for expert in sorted(chosen))
+    pools = []
+    for layer, n in wanted.items():
+        others = [one for i in np.flatnonzero(in_total[layer]) if (one := Expert(layer, int(i))) not in chosen]
+        if len(others) < n:
+            raise InputError(
+                f"block {layer} has {len(others)} other experts that tokens go to, fewer than the {n} that are turned up; turn up fewer"
+            )
+        pools.append(Pool(members=others, size=n))
+    return distinct_sets(pools, n_controls, seed=seed)
 
 
 def count_experts(

@@ -16,6 +16,7 @@ from reasonscope.steering.methods.expert_routing import (
     cognitive_experts,
     count_experts,
     npmi,
+    random_experts,
     reinforced,
 )
 
@@ -79,3 +80,17 @@ def test_experts_that_no_marker_met_are_not_candidates(load):
         pass
     with pytest.raises(InputError, match="were chosen on a marker"):
         cognitive_experts(counts, top=9)
+
+
+def test_random_experts_are_other_ones_of_the_same_layers_that_tokens_go_to():
+    in_total = np.array([[5, 0, 2, 3, 1, 4], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
+    chosen = [Expert(0, 2), Expert(2, 0), Expert(2, 5)]
+    sets = random_experts(chosen, in_total, n_controls=20, seed=1)
+    assert len({frozenset(one) for one in sets}) == len(sets) == 20  # of 4 times 6
+    for one in sets:
+        assert sorted(expert.layer for expert in one) == [0, 2, 2]
+        assert not set(one) & {*chosen, Expert(0, 1)}
+    assert not set(sets[0]) & set(sets[1])  # as many as fit share nothing
+    assert sets == random_experts(chosen, in_total, n_controls=20, seed=1)
+    with pytest.raises(InputError, match="block 2 has 2 other experts that tokens go to, fewer than the 4"):
+        random_experts([Expert(2, i) for i in range(4)], in_total)
