@@ -1,5 +1,6 @@
 """Replies that were dumped as they were streamed, put together again: one row for each reply in place of one per piece."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -37,7 +38,7 @@ def join_streams(rows: Iterable[_Row]) -> Iterator[_Row]:
     yield from (stream.row for stream in running.values())
 
 
-class _Stream:
+class _Stream(ABC):
     """The pieces of one reply. `add` says whether the reply is complete with this one."""
 
     def __init__(self, where: str) -> None:
@@ -49,15 +50,17 @@ class _Stream:
         return self.where, self.whole
 
     @staticmethod
+    @abstractmethod
     def takes(value: Any, running: "_Stream | None") -> bool:
-        raise NotImplementedError
+        """Whether the piece is of this kind."""
 
     def is_other(self, value: Mapping[str, Any]) -> bool:
         """Whether the piece belongs to another reply than those before it."""
         return False
 
+    @abstractmethod
     def add(self, value: Mapping[str, Any]) -> bool:
-        raise NotImplementedError
+        """Take a piece in, and say whether the reply is complete with it."""
 
 
 class _Chat(_Stream):

@@ -13,7 +13,8 @@ from reasonscope.data.storage.durable import make_folder, write_text_durably
 from reasonscope.data.summary import Summary
 from reasonscope.data.text.answers import CONTROL
 from reasonscope.data.text.parse import THINK, build_trace
-from reasonscope.data.trace import Message, Problem, Regions, Sampling, Span, Trace
+from reasonscope.data.text.think_tags import regions_from
+from reasonscope.data.trace import Message, Problem, Sampling, Trace
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.models.prompting import Prompting
@@ -194,14 +195,7 @@ def _all_thinking(trace: Trace, stop: int) -> Trace:
     start = trace.n_prompt_tokens
     at = [int(trace.offsets[token, 0]) if token < len(trace.offsets) else len(trace.text) for token in (start, stop)]
     chars, tokens = (
-        Regions(
-            prompt=Span(0, a),
-            open=Span(a, a),
-            thinking=Span(a, b),
-            close=Span(b, b),
-            answer=Span(b, whole),
-            close_window=Span(b, b),
-        )
+        regions_from(a, a, b, b, whole)
         for (a, b), whole in ((at, len(trace.text)), ((start, stop), len(trace.token_ids)))
     )
     return replace(trace, chars=chars, tokens=tokens, state="closed", meta={})
