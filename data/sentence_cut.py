@@ -91,3 +91,8 @@ def cut_provenance(sentences: Sequence[Sentence]) -> dict[str, str]:
 def sentence_at(cut_trace: CutTrace, token: int) -> int:
     """The sentence that holds the token, or the last one before it."""
     return max((one.index for one in cut_trace.sentences if one.tokens.start <= token), default=0)
+
+
+def trace_sentences(trace: Trace) -> list[Sentence]:
+    """The sentences of a trace as the app shows them: the published ones, the grammar's if its truth is known, else ours."""
+    return list(cut_trace(trace).sentences)

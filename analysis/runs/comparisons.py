@@ -11,7 +11,7 @@ from reasonscope.analysis.causal.edge_attribution import emergent_heads, opening
 from reasonscope.analysis.causal.probe_write import probe_write_result
 from reasonscope.analysis.causal.refusal_heads import HeadTrial, cliff_heads
 from reasonscope.analysis.results import Result, result_path, undefined
-from reasonscope.analysis.runs.context import Study, stored, trace_sentences
+from reasonscope.analysis.runs.context import Study, stored
 from reasonscope.analysis.runs.options import (
     CliffOptions,
     EmergentHeadsOptions,
@@ -32,6 +32,7 @@ from reasonscope.analysis.traces.trajectory import segment_length, trajectory_of
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.sentence_cut import trace_sentences
 from reasonscope.data.trace import Sampling, Trace
 from reasonscope.data.variants import Region
 from reasonscope.probes.architecture.sites import Site

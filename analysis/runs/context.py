@@ -17,9 +17,8 @@ from reasonscope.analysis.runs.options import (
 )
 from reasonscope.analysis.tokens.mi import gold_text, representations
 from reasonscope.data.errors import InputError
-from reasonscope.data.sentence_cut import cut_trace
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.trace import Sentence, Trace
+from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.branches import PrefixWriter, SequenceWriter, Writer
 from reasonscope.probes.generation.server import server_writer
@@ -120,11 +119,6 @@ def _loading(how: LoadsModel) -> dict[str, Any]:
     """The arguments of `load_model`."""
     names = ("device", "threads", "deterministic", "float32_compute")
     return {name: getattr(how, name) for name in names}
-
-
-def trace_sentences(trace: Trace) -> list[Sentence]:
-    """The sentences of a trace as the app shows them: the published ones, the grammar's if its truth is known, else ours."""
-    return list(cut_trace(trace).sentences)
 
 
 def stored(store: TraceStore, id: str, site: Site) -> NDArray[Any]:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from reasonscope.analysis.attention.maps import attention_map
 from reasonscope.analysis.results import Result
-from reasonscope.analysis.runs.context import Study, trace_sentences
+from reasonscope.analysis.runs.context import Study
 from reasonscope.analysis.runs.options import AlternativesOptions, AttentionMapOptions, SteeringShiftOptions
 from reasonscope.analysis.runs.per_trace import per_trace_analysis
 from reasonscope.analysis.tokens.token_alternatives import alternatives, steering_shift
 from reasonscope.data.errors import InputError
+from reasonscope.data.sentence_cut import trace_sentences
 from reasonscope.data.trace import Trace
 from reasonscope.steering.recipes.description import scope_for
 from reasonscope.steering.recipes.files import is_vector_file

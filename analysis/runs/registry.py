@@ -15,12 +15,15 @@ from reasonscope.analysis.anchors.allotment import Allotment
 from reasonscope.analysis.anchors.published import published_dependencies, published_importances, with_importances
 from reasonscope.analysis.anchors.replacement import replacement_effects, resampled_alternatives
 from reasonscope.analysis.anchors.rollouts import anchors_of_trace, resample
+from reasonscope.analysis.anchors.summaries import anchors_summary
 from reasonscope.analysis.attention.close_attention import close_attention
 from reasonscope.analysis.attention.head_profiles import head_table
 from reasonscope.analysis.attention.receiver_heads import head_kurtosis, receiver_scores, receivers_of
 from reasonscope.analysis.attention.recurrence import recurrence
+from reasonscope.analysis.attention.summaries import attention_map_summary, heads_summary, receivers_summary
 from reasonscope.analysis.attention.vertical import top_heads
 from reasonscope.analysis.causal.attribution_patching import head_attribution, heads_are_few
+from reasonscope.analysis.causal.summaries import cliff_summary, emergent_heads_summary, suppression_summary
 from reasonscope.analysis.causal.suppression import suppression_matrix
 from reasonscope.analysis.figures import Figure
 from reasonscope.analysis.results import Axis, Band, Result, result_path, undefined
@@ -32,7 +35,7 @@ from reasonscope.analysis.runs.comparisons import (
     analyse_selection,
     missing_thinking,
 )
-from reasonscope.analysis.runs.context import Study, stored, trace_sentences
+from reasonscope.analysis.runs.context import Study, stored
 from reasonscope.analysis.runs.inspections import analyse_alternatives, analyse_attention_map, analyse_steering_shift
 from reasonscope.analysis.runs.options import (
     AnchorsOptions,
@@ -45,21 +48,35 @@ from reasonscope.analysis.runs.options import (
 )
 from reasonscope.analysis.runs.per_trace import PerTraceAnalysis, per_trace_analysis
 from reasonscope.analysis.runs.questions import QUESTIONS, Question
-from reasonscope.analysis.runs.summaries import heads, sentences, tokens, traces
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
 from reasonscope.analysis.tokens.confidence import confidence_of_trace
 from reasonscope.analysis.tokens.entropy import entropy_of_trace
 from reasonscope.analysis.tokens.forced_answers import closing_stub, decoder, encoder, forced_answers
 from reasonscope.analysis.tokens.mi import MOST_OTHERS, mi_of_trace, peak_words, thinking_token_table
+from reasonscope.analysis.tokens.summaries import (
+    alternatives_summary,
+    confidence_summary,
+    entropy_summary,
+    mi_compare_summary,
+    mi_summary,
+    misalignment_summary,
+    steering_shift_summary,
+)
 from reasonscope.analysis.tokens.token_alternatives import head_effects
 from reasonscope.analysis.traces.agreement import METHODS, signal_agreement, signals_of
 from reasonscope.analysis.traces.reflection import failed_step_fraction, reflection_of_trace, unused_steps
+from reasonscope.analysis.traces.summaries import (
+    agreement_summary,
+    reflection_summary,
+    selection_summary,
+    trajectory_summary,
+)
 from reasonscope.analysis.traces.trajectory import segment_length, trajectory_of_trace
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.progress import counted, working
-from reasonscope.data.sentence_cut import cut_hash
+from reasonscope.data.sentence_cut import cut_hash, trace_sentences
 from reasonscope.data.summary import Summary
 from reasonscope.data.text.answers import equivalent
 from reasonscope.data.trace import Sampling, Sentence, Trace
@@ -301,7 +318,7 @@ analyse_agreement = PerTraceAnalysis(per_trace=_agreement, depends_on=_signals)
 
 
 Run = Callable[[Study[Any]], Iterator[Result]]
-Summarise = Callable[[Sequence[Result], Study[Any]], Summary]
+Summarise = Callable[[Sequence[Result], Sequence[Trace]], Summary]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,24 +342,24 @@ class Analysis:
 
 
 _ANSWERS: Mapping[str, tuple[Run, Summarise]] = {
-    "mi": (analyse_mi, tokens.mi_summary),
-    "anchors": (_analyse_anchors, sentences.anchors_summary),
-    "receivers": (analyse_receivers, heads.receivers_summary),
-    "suppression": (_analyse_suppression, sentences.suppression_summary),
-    "heads": (_analyse_heads, heads.heads_summary),
-    "cliff": (analyse_cliff, heads.cliff_summary),
-    "emergent_heads": (analyse_emergent_heads, heads.emergent_heads_summary),
-    "mi_compare": (analyse_mi_compare, tokens.mi_compare_summary),
-    "selection": (analyse_selection, traces.selection_summary),
-    "misalignment": (analyse_misalignment, tokens.misalignment_summary),
-    "trajectory": (_analyse_trajectory, traces.trajectory_summary),
-    "entropy": (_analyse_entropy, tokens.entropy_summary),
-    "confidence": (_analyse_confidence, traces.confidence_summary),
-    "reflection": (_analyse_reflection, sentences.reflection_summary),
-    "alternatives": (analyse_alternatives, tokens.alternatives_summary),
-    "steering_shift": (analyse_steering_shift, tokens.steering_shift_summary),
-    "attention_map": (analyse_attention_map, heads.attention_map_summary),
-    "agreement": (analyse_agreement, sentences.agreement_summary),
+    "mi": (analyse_mi, mi_summary),
+    "anchors": (_analyse_anchors, anchors_summary),
+    "receivers": (analyse_receivers, receivers_summary),
+    "suppression": (_analyse_suppression, suppression_summary),
+    "heads": (_analyse_heads, heads_summary),
+    "cliff": (analyse_cliff, cliff_summary),
+    "emergent_heads": (analyse_emergent_heads, emergent_heads_summary),
+    "mi_compare": (analyse_mi_compare, mi_compare_summary),
+    "selection": (analyse_selection, selection_summary),
+    "misalignment": (analyse_misalignment, misalignment_summary),
+    "trajectory": (_analyse_trajectory, trajectory_summary),
+    "entropy": (_analyse_entropy, entropy_summary),
+    "confidence": (_analyse_confidence, confidence_summary),
+    "reflection": (_analyse_reflection, reflection_summary),
+    "alternatives": (analyse_alternatives, alternatives_summary),
+    "steering_shift": (analyse_steering_shift, steering_shift_summary),
+    "attention_map": (analyse_attention_map, attention_map_summary),
+    "agreement": (analyse_agreement, agreement_summary),
 }
 ANALYSES: Mapping[str, Analysis] = {
     name: Analysis(name=name, question=question, run=_ANSWERS[name][0], summarise=_ANSWERS[name][1])

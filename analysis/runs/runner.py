@@ -26,7 +26,7 @@ from reasonscope.analysis.runs.options import AnalysisOptions, LoadsModel, make_
 from reasonscope.analysis.runs.per_trace import PerTraceAnalysis
 from reasonscope.analysis.runs.questions import Question
 from reasonscope.analysis.runs.registry import ANALYSES, figures_of
-from reasonscope.analysis.runs.summaries.wording import measured, undefined_result_notes, without_columns
+from reasonscope.analysis.wording import measured, undefined_result_notes, without_columns
 from reasonscope.data.errors import InputError
 from reasonscope.data.progress import working
 from reasonscope.data.storage.durable import make_folder, sha256_of, write_text_durably
@@ -147,7 +147,7 @@ def summarise(task: AnalysisTask, results: Sequence[Result]) -> Summary:
     analysis, missing = ANALYSES[task.name], undefined_result_notes(results)
     if measured(results, next(iter(analysis.question.writes))):
         study = task.study()
-        found = analysis.summarise(results, study)
+        found = analysis.summarise(results, study.traces)
         found = without_columns(found, {"trace"} if len(study.traces) == 1 else set())
     else:
         found = Summary(finding=f"There is nothing to say: {_why(results)}.")

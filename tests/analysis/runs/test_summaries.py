@@ -9,7 +9,7 @@ from reasonscope.analysis.results import Axis, Band, Result, load_results, undef
 from reasonscope.analysis.runs.questions import QUESTIONS
 from reasonscope.analysis.runs.registry import numbers_of
 from reasonscope.analysis.runs.runner import AnalysisTask, summarise
-from reasonscope.analysis.runs.summaries.wording import in_context, over_traces, short, span, without_columns
+from reasonscope.analysis.wording import in_context, over_traces, short, span, without_columns
 from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import Summary

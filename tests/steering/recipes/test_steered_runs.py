@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from reasonscope.analysis.causal.suppression import Untouched
-from reasonscope.analysis.runs.context import trace_sentences
 from reasonscope.analysis.runs.runner import AnalysisTask, analyse, summarise
 from reasonscope.analysis.tokens.token_alternatives import steering_shift
 from reasonscope.data.errors import InputError, StoreError
+from reasonscope.data.sentence_cut import trace_sentences
 from reasonscope.data.storage.manifest import RECIPE
 from reasonscope.data.storage.merge import merge_stores
 from reasonscope.data.storage.store import TraceStore, check_store

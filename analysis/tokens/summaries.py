@@ -1,4 +1,4 @@
-"""What the analyses of tokens found: MI peaks, entropy, alternatives, steering shifts, and misaligned tokens."""
+"""What the analyses of tokens found: MI peaks, entropy, alternatives, steering shifts, misaligned tokens, and confidence."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from reasonscope.analysis.results import Result
-from reasonscope.analysis.runs.context import Study, trace_sentences
-from reasonscope.analysis.runs.summaries.wording import (
+from reasonscope.analysis.statistics import mean_number
+from reasonscope.analysis.wording import (
     MOST_QUOTES,
     MOST_ROWS,
     estimate_of,
@@ -26,29 +26,31 @@ from reasonscope.analysis.runs.summaries.wording import (
     side_of,
     span,
     strongest,
+    times,
     trace_of,
     value_at,
     word_quoted,
 )
-from reasonscope.analysis.statistics import mean_number
 from reasonscope.data.intervals import Estimate
+from reasonscope.data.sentence_cut import trace_sentences
 from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.text.align import token_strings
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
+from reasonscope.data.trace import Trace
 
 _ENRICHED = 0.05  # the largest q-value of a word that is quoted as enriched
 _COMPARED = {"mean": "mean MI", "aom": "height of the peaks (AOM)", "share_peaks": "share of tokens at peaks"}
 
 
-def mi_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
+def mi_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """The tokens at which the states depend most on the answer, and which words they are."""
     found = [result for result in measured(results, "mi") if result.axes[0].name == "site"]
-    site, groups = found[0].axis("site").labels[-1], groups_of(found, study.traces)
+    site, groups = found[0].axis("site").labels[-1], groups_of(found, traces)
     above = pooled([one.numbers[site]["share_above_null"] for one in found], groups)
     peaks = pooled([one.numbers[site]["share_peaks"] for one in found], groups)
     sites = found[0].axis("site").labels if len(found) == 1 else (site,)
     chance = np.mean([_by_chance(one.numbers[site].get("share_above_by_chance")) for one in found])
-    rows = [_mi_row(one, at, study, named=len(found) > 1) for one in found[:MOST_ROWS] for at in sites]
+    rows = [_mi_row(one, at, traces, named=len(found) > 1) for one in found[:MOST_ROWS] for at in sites]
     table = [one for one in measured(results, "mi") if one.axes[0].name == "word"]
     words = [row for one in table for row in one.numbers["words"].values()]
     return Summary(
@@ -64,7 +66,7 @@ def mi_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
             "peak height (AOM)",
         ),
         rows=rows,
-        quotes=[*_enriched(words), *(_peak_quotes(found[0], study) if len(found) == 1 else [])],
+        quotes=[*_enriched(words), *(_peak_quotes(found[0], traces) if len(found) == 1 else [])],
         notes=[
             f"At {site}, compared with {_null(found[0])}. AOM: how far peaks are above the median, in interquartile ranges.",
             *([] if not words or _enriched(words) else ["No word is at peaks more often than chance (all q > 0.05)."]),
@@ -73,10 +75,10 @@ def mi_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
     )
 
 
-def _mi_row(result: Result, site: str, study: Study[Any], *, named: bool) -> list[str]:
+def _mi_row(result: Result, site: str, traces: Sequence[Trace], *, named: bool) -> list[str]:
     told = {name: estimate_of(number) for name, number in result.numbers[site].items()}
     return [
-        trace_of(result, study.traces).id if named else site,
+        trace_of(result, traces).id if named else site,
         str(len(result.axis("token"))),
         short(told["mean"]),
         in_hundredths(told["share_peaks"]),
@@ -109,9 +111,9 @@ def _enriched(words: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
-def _peak_quotes(result: Result, study: Study[Any]) -> list[tuple[str, str]]:
+def _peak_quotes(result: Result, traces: Sequence[Trace]) -> list[tuple[str, str]]:
     """The highest peaks of a trace in their context."""
-    trace, line = trace_of(result, study.traces), result.values[-1]
+    trace, line = trace_of(result, traces), result.values[-1]
     places = [int(label) for label in result.axis("token").labels]
     peaks = np.asarray(result.arrays["peaks"], dtype=bool)[-1]
     chosen = strongest([(line[i], i) for i in np.flatnonzero(peaks)], 3)
@@ -121,7 +123,7 @@ def _peak_quotes(result: Result, study: Study[Any]) -> list[tuple[str, str]]:
     ]
 
 
-def mi_compare_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
+def mi_compare_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """Whether the reasoner's states depend more on the answer than its base model's."""
     found = next(iter(measured(results, "mi_compare")))
     labels, n = found.axes[0].labels, found.numbers["traces"]
@@ -148,13 +150,13 @@ def _size(change: Estimate) -> Estimate:
     return Estimate(value=-change.value, low=-change.high, high=-change.low)
 
 
-def entropy_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
+def entropy_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """Where the model was unsure."""
     found = measured(results, "entropy")
-    groups = groups_of(found, study.traces)
+    groups = groups_of(found, traces)
     thinking = pooled([one.numbers["thinking"] for one in found], groups, shares=False, least=0)
     answer = over_traces([float_of(one.numbers["answer"]) for one in found], groups, shares=False, least=0)
-    words = _forking_words(found, study)
+    words = _forking_words(found, traces)
     at = f"; it forks most at {' and '.join(word for word, _ in words[:2])}" if words else ""
     return Summary(
         finding=f"The thinking is written at a mean entropy of {short(thinking)} nats per token and the answer at "
@@ -162,7 +164,7 @@ def entropy_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
         columns=("trace", "thinking, nats", "answer, nats", "forks above, nats", "above 0.672 nats"),
         rows=[
             [
-                trace_of(one, study.traces).id,
+                trace_of(one, traces).id,
                 short(estimate_of(one.numbers["thinking"])),
                 short(float_of(one.numbers["answer"])),
                 short(one.numbers["threshold"]),
@@ -170,7 +172,7 @@ def entropy_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
             ]
             for one in found[:MOST_ROWS]
         ],
-        quotes=[*words, *(_forks(found[0], study) if len(found) == 1 else [])],
+        quotes=[*words, *(_forks(found[0], traces) if len(found) == 1 else [])],
         notes=[
             "A token forks if its entropy is in the top fifth of its trace. Entropies are at the temperature of generation.",
             *left_out(MOST_ROWS, len(found), "traces"),
@@ -178,11 +180,11 @@ def entropy_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
     )
 
 
-def _forking_words(found: Sequence[Result], study: Study[Any]) -> list[tuple[str, str]]:
+def _forking_words(found: Sequence[Result], traces: Sequence[Trace]) -> list[tuple[str, str]]:
     """The words of the highest mean entropy among forking tokens, over all traces."""
     entropies: dict[str, list[float]] = {}
     for one in found:
-        trace = trace_of(one, study.traces)
+        trace = trace_of(one, traces)
         pieces = token_strings(trace.text, trace.offsets)
         for i in np.flatnonzero(one.arrays["forking"]):
             word = pieces[int(one.axes[0].labels[i])].strip()
@@ -191,28 +193,24 @@ def _forking_words(found: Sequence[Result], study: Study[Any]) -> list[tuple[str
     least = 1 if len(found) == 1 else min(3, max(map(len, entropies.values()), default=0))
     kept = {word: float(np.mean(values)) for word, values in entropies.items() if len(values) >= least}
     best = sorted(kept, key=lambda word: -kept[word])[:MOST_QUOTES]
-    return [(word_quoted(word), f"{short(kept[word])} nats at forks, {_times(len(entropies[word]))}") for word in best]
+    return [(word_quoted(word), f"{short(kept[word])} nats at forks, {times(len(entropies[word]))}") for word in best]
 
 
-def _times(n: int) -> str:
-    return "once" if n == 1 else f"{n} times"
-
-
-def _forks(result: Result, study: Study[Any]) -> list[tuple[str, str]]:
-    trace = trace_of(result, study.traces)
+def _forks(result: Result, traces: Sequence[Trace]) -> list[tuple[str, str]]:
+    trace = trace_of(result, traces)
     chosen = strongest([(value, i) for i, value in enumerate(result.values)], 3)
     return [
         (in_context(trace, int(result.axes[0].labels[i])), f"{short(float(result.values[i]))} nats") for i in chosen
     ]
 
 
-def misalignment_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
+def misalignment_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """How much of the thinking the base model would have written otherwise."""
     found = measured(results, "misalignment")
-    groups = groups_of(found, study.traces)
-    base = pooled([_misses(one, study) for one in found], groups)
+    groups = groups_of(found, traces)
+    base = pooled([_misses(one, traces) for one in found], groups)
     own = over_traces([one.numbers["rate_of_reasoner"] for one in found], groups)
-    words = [pair for one in found for pair in _words_and_misses(one, study)]
+    words = [pair for one in found for pair in _words_and_misses(one, traces)]
     missed, total = Counter(word for word, miss in words if miss), Counter(word for word, _ in words)
     return Summary(
         finding=f"The base model would have written another token at {in_hundredths(base)} of the thinking's places"
@@ -220,8 +218,8 @@ def misalignment_summary(results: Sequence[Result], study: Study[Any]) -> Summar
         columns=("trace", "base model", "reasoner", "base, first tenth", "reasoner's range", "base, last tenth"),
         rows=[
             [
-                trace_of(one, study.traces).id,
-                in_hundredths(estimate_of(_misses(one, study))),
+                trace_of(one, traces).id,
+                in_hundredths(estimate_of(_misses(one, traces))),
                 in_hundredths(one.numbers["rate_of_reasoner"]),
                 in_hundredths(value_at(one, (0,))),
                 span(*null_at(one, (0,)), share=True),
@@ -239,26 +237,26 @@ def misalignment_summary(results: Sequence[Result], study: Study[Any]) -> Summar
     )
 
 
-def _misses(result: Result, study: Study[Any]) -> dict[str, Any]:
+def _misses(result: Result, traces: Sequence[Trace]) -> dict[str, Any]:
     """The share of misses with its interval over the trace's sentences."""
-    trace, misses = trace_of(result, study.traces), np.asarray(result.arrays["misses"])
+    trace, misses = trace_of(result, traces), np.asarray(result.arrays["misses"])
     first = trace.tokens.thinking.stop - len(misses)
     units = sentence_of_each(trace_sentences(trace), first + len(misses))[first:]
     return mean_number(misses, units)
 
 
-def _words_and_misses(result: Result, study: Study[Any]) -> list[tuple[str, bool]]:
+def _words_and_misses(result: Result, traces: Sequence[Trace]) -> list[tuple[str, bool]]:
     """Each word of the thinking, and whether the base model would have written another."""
-    trace, misses = trace_of(result, study.traces), np.asarray(result.arrays["misses"])
+    trace, misses = trace_of(result, traces), np.asarray(result.arrays["misses"])
     first = trace.tokens.thinking.stop - len(misses)
     pieces = token_strings(trace.text, trace.offsets)[first:]
     return [(piece.strip(), bool(miss)) for piece, miss in zip(pieces, misses, strict=False) if piece.strip()]
 
 
-def alternatives_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
+def alternatives_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """How likely the tokens that were written are, and what else could have been."""
     found = measured(results, "alternatives")
-    groups = groups_of(found, study.traces)
+    groups = groups_of(found, traces)
     first = pooled([one.numbers["first_choice"] for one in found], groups)
     unlikely = over_traces([_unlikely(one) for one in found], groups)
     return Summary(
@@ -267,7 +265,7 @@ def alternatives_summary(results: Sequence[Result], study: Study[Any]) -> Summar
         columns=("trace", "tokens", "first choice", "among its least likely", "mean log-probability, nats"),
         rows=[
             [
-                trace_of(one, study.traces).id,
+                trace_of(one, traces).id,
                 str(len(one.values)),
                 in_hundredths(estimate_of(one.numbers["first_choice"])),
                 in_hundredths(_unlikely(one)),
@@ -275,7 +273,7 @@ def alternatives_summary(results: Sequence[Result], study: Study[Any]) -> Summar
             ]
             for one in found[:MOST_ROWS]
         ],
-        quotes=_surprises(found, study),
+        quotes=_surprises(found, traces),
         notes=["At temperature 1, whatever the trace was sampled at.", *left_out(MOST_ROWS, len(found), "traces")],
     )
 
@@ -285,23 +283,23 @@ def _unlikely(result: Result) -> float:
     return float((result.values < result.null.low).mean())
 
 
-def _surprises(found: Sequence[Result], study: Study[Any]) -> list[tuple[str, str]]:
+def _surprises(found: Sequence[Result], traces: Sequence[Trace]) -> list[tuple[str, str]]:
     """The least likely tokens, and what the model would have written instead."""
     places = [(-value, (one, i)) for one in found for i, value in enumerate(one.values.tolist())]
     quotes = []
     for one, i in strongest(places, MOST_QUOTES):
         best = one.numbers["pieces"][str(int(one.arrays["ids"][i, 0]))]
         likely = float(np.exp(one.arrays["logprobs"][i, 0]))
-        text = in_context(trace_of(one, study.traces), int(one.axes[0].labels[i]))
+        text = in_context(trace_of(one, traces), int(one.axes[0].labels[i]))
         said = f"p = {short(float(np.exp(one.values[i])))}; {word_quoted(best)} has {short(likely)}"
         quotes.append((text, said))
     return quotes
 
 
-def steering_shift_summary(results: Sequence[Result], study: Study[Any]) -> Summary:
+def steering_shift_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """How steering changes the probability of what was written."""
     found = measured(results, "steering_shift")
-    groups = groups_of(found, study.traces)
+    groups = groups_of(found, traces)
     change = pooled([one.numbers["mean"] for one in found], groups, shares=False)
     outside = pooled([one.numbers["share_outside_null"] for one in found], groups)
     random = np.quantile(np.mean([one.arrays["random"] for one in found], axis=0), [0.025, 0.975]).tolist()
@@ -312,7 +310,7 @@ def steering_shift_summary(results: Sequence[Result], study: Study[Any]) -> Summ
         columns=("trace", "change, nats", "random vectors", "tokens outside their range", "edited tokens"),
         rows=[
             [
-                trace_of(one, study.traces).id,
+                trace_of(one, traces).id,
                 short(estimate_of(one.numbers["mean"])),
                 span(*np.quantile(one.arrays["random"], [0.025, 0.975]).tolist()),
                 in_hundredths(estimate_of(one.numbers["share_outside_null"])),
@@ -320,7 +318,7 @@ def steering_shift_summary(results: Sequence[Result], study: Study[Any]) -> Summ
             ]
             for one in found[:MOST_ROWS]
         ],
-        quotes=_shifted(found, study),
+        quotes=_shifted(found, traces),
         notes=[
             f"{in_hundredths(outside)} of the tokens are outside the range of {draws} random vectors "
             f"({in_hundredths(float_of(about.get('share_outside_by_chance')))} by chance).",
@@ -329,13 +327,13 @@ def steering_shift_summary(results: Sequence[Result], study: Study[Any]) -> Summ
     )
 
 
-def _shifted(found: Sequence[Result], study: Study[Any]) -> list[tuple[str, str]]:
+def _shifted(found: Sequence[Result], traces: Sequence[Trace]) -> list[tuple[str, str]]:
     """The tokens that steering makes most and least likely."""
     places = [(value, (one, i)) for one in found for i, value in enumerate(one.values.tolist())]
     ends = [*strongest(places, 2), *strongest([(-value, at) for value, at in places], 3)]
     return [
         (
-            in_context(trace_of(one, study.traces), int(one.axes[0].labels[i])),
+            in_context(trace_of(one, traces), int(one.axes[0].labels[i])),
             f"{short(float(one.values[i]))} nats (random {span(*null_at(one, (i,)))})",
         )
         for one, i in ends
@@ -344,3 +342,49 @@ def _shifted(found: Sequence[Result], study: Study[Any]) -> list[tuple[str, str]
 
 def _null(result: Result) -> str:
     return result.null.what if result.null is not None else result.null_missing
+
+
+def confidence_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+    """When the model knew its answer."""
+    found = measured(results, "confidence")
+    groups, cuts = groups_of(found, traces), found[0].axis("cut").labels
+    shares = [_at_cut(found, groups, k) for k in range(len(cuts))]
+    foreign = [float(np.mean([_foreign(one, k) for one in found])) for k in range(len(cuts))]
+    kinds = [one.numbers["kind"] for one in found]
+    return Summary(
+        finding=f"Before any thinking a share of {in_hundredths(shares[0])} of the forced answers is the final one, after all of it "
+        f"{in_hundredths(shares[-1])}{mean_of(len(found))}; {_chance(foreign)}.",
+        columns=("thinking read", "forced answers that are final", "another problem's answer"),
+        rows=[
+            [cut, in_hundredths(share), in_hundredths(null)]
+            for cut, share, null in zip(cuts, shares, foreign, strict=True)
+        ],
+        quotes=_answers(found[0]) if len(found) == 1 else [],
+        notes=[
+            f"Confidence rises with the thinking (progressive) in {kinds.count('progressive')} of {len(kinds)} traces, does not "
+            f"(premature) in {kinds.count('premature')}, and is constant in {kinds.count(None)}."
+        ],
+    )
+
+
+def _at_cut(found: Sequence[Result], groups: Sequence[str], k: int) -> Estimate:
+    return value_at(found[0], (k,)) if len(found) == 1 else over_traces([one.values[k] for one in found], groups)
+
+
+def _foreign(result: Result, k: int) -> float:
+    return null_at(result, (k,))[1]
+
+
+def _chance(foreign: Sequence[float]) -> str:
+    if not np.isfinite(foreign).any():
+        return "no other problem has an answer to compare with"
+    return f"the answer of another problem comes up at {in_hundredths(float(np.nanmean(foreign)))}"
+
+
+def _answers(result: Result) -> list[tuple[str, str]]:
+    """What was answered at the first, a middle and the last cut."""
+    cuts, answers = result.axis("cut").labels, result.numbers["answers"]
+    return [
+        (", ".join("none" if answer is None else str(answer) for answer in answers[k]), f"answers after {cuts[k]}")
+        for k in (0, len(cuts) // 2, len(cuts) - 1)
+    ]

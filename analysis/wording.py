@@ -14,6 +14,8 @@ from reasonscope.data.trace import Trace
 
 MOST_ROWS = 10
 MOST_QUOTES = 5
+FEW_QUOTES = 3
+BY_CHANCE = 0.025  # of values that are as good as chance, above a 95 % range of many draws
 _AROUND = 30  # characters on each side of a token
 _LONGEST = 160  # characters of a quoted sentence
 
@@ -31,6 +33,25 @@ def trace_of(result: Result, traces: Sequence[Trace]) -> Trace:
 def sentence_named(sentence: int | str, result: Result, traces: Sequence[Trace]) -> str:
     """`sentence 5`, with its trace if there are several: `sentence 5 of ledger-1/0`."""
     return f"sentence {sentence}" + ("" if len(traces) == 1 else f" of {result.provenance['trace']}")
+
+
+def labelled_sentence(result: Result, i: int, traces: Sequence[Trace]) -> str:
+    """`sentence_named` by the label of sentence `i`: published sentences keep their published numbers."""
+    return sentence_named(result.axes[-1].labels[i], result, traces)
+
+
+def sentence_pairs(found: Sequence[Result]) -> list[tuple[float, tuple[Result, int, int]]]:
+    """Every pair (target, source) of sentences that was measured, with its value."""
+    return [
+        (float(one.values[target, source]), (one, int(target), int(source)))
+        for one in found
+        for target, source in zip(*np.nonzero(np.isfinite(one.values)), strict=True)
+    ]
+
+
+def head_named(at: Sequence[int]) -> str:
+    """`3.5` for head 5 of layer 3."""
+    return f"{at[0]}.{at[1]}"
 
 
 def groups_of(results: Sequence[Result], traces: Sequence[Trace]) -> list[str]:
@@ -68,6 +89,11 @@ def pooled(
 def n_traces(n: int) -> str:
     """`1 trace`, `6 traces`."""
     return f"{n} trace" + ("" if n == 1 else "s")
+
+
+def times(n: int) -> str:
+    """`once`, or `3 times`."""
+    return "once" if n == 1 else f"{n} times"
 
 
 def mean_of(n: int) -> str:
