@@ -1,3 +1,6 @@
+from .ablation.ablation import Ablation as Ablation
+from .ablation.ablation import AblationEffect as AblationEffect
+from .ablation.ablation import ablation_effect as ablation_effect
 from .decoding.budget import BudgetGuidance as BudgetGuidance
 from .decoding.processors import BudgetForcing as BudgetForcing
 from .decoding.processors import CloseTag as CloseTag
@@ -6,9 +9,6 @@ from .decoding.processors import ForcedClose as ForcedClose
 from .decoding.processors import SuppressTokens as SuppressTokens
 from .decoding.processors import ThoughtSwitchPenalty as ThoughtSwitchPenalty
 from .decoding.processors import TokenBias as TokenBias
-from .experiments.ablation import Ablation as Ablation
-from .experiments.ablation import AblationEffect as AblationEffect
-from .experiments.ablation import ablation_effect as ablation_effect
 from .experiments.conditions import Condition as Condition
 from .experiments.decoding_responses import DECODING_METHODS as DECODING_METHODS
 from .experiments.decoding_responses import DecodingResponse as DecodingResponse

@@ -6,7 +6,7 @@ from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.experiments.ablation import (
+from reasonscope.steering.ablation.ablation import (
     Ablation,
     AblationIntervention,
     How,

@@ -403,8 +403,8 @@ def ablate_command(
     from reasonscope.data.progress import tracked
     from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
-    from reasonscope.steering.experiments.ablation import ablation_effect, regenerate_ablated
-    from reasonscope.steering.experiments.ablation_plan import read_plan
+    from reasonscope.steering.ablation.ablation import ablation_effect, regenerate_ablated
+    from reasonscope.steering.ablation.plan import read_plan
     from reasonscope.steering.experiments.held_out import (
         model_of_run,
         sampling_of_run,

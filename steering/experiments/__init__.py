@@ -1,1 +1,1 @@
-"""Controlled experiments: dose responses, ablations, attention knockout and side effects."""
+"""Controlled experiments: dose responses, decoding methods and side effects."""

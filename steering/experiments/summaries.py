@@ -12,7 +12,7 @@ from reasonscope.data.intervals import Estimate
 from reasonscope.data.summary import Summary, in_hundredths, in_percent, in_words, shortest_range
 
 if TYPE_CHECKING:  # they make their summaries here
-    from reasonscope.steering.experiments.ablation import AblationEffect, RegenerationEffect
+    from reasonscope.steering.ablation.ablation import AblationEffect, RegenerationEffect
     from reasonscope.steering.experiments.experiment import Arm
 
 # Methods that people know by capitals.

@@ -61,7 +61,7 @@ from reasonscope.probes.generation.server import ServerWriter
 from reasonscope.probes.models.loading import locate
 from reasonscope.probes.models.model import Model, load_model
 from reasonscope.probes.models.prompting import Prompting, load_prompting
-from reasonscope.steering.experiments.ablation_plan import read_plan
+from reasonscope.steering.ablation.plan import read_plan
 from reasonscope.steering.vectors.vector import SteeringVector
 
 Mutate = Callable[[random.Random, bytes], bytes]

@@ -19,7 +19,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.experiments.attention_knockout import Edges, reading_without
+from reasonscope.steering.ablation.knockout import Edges, reading_without
 from reasonscope.steering.experiments.conditions import Condition
 from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment, estimates_to_dict
 from reasonscope.steering.experiments.side_effects import LogitsFunction, divergences, logits_function

@@ -17,15 +17,15 @@ from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering import Ablation, Scope, ablation_effect
-from reasonscope.steering.experiments import ablation as ablation_module
-from reasonscope.steering.experiments.ablation import (
+from reasonscope.steering.ablation import ablation as ablation_module
+from reasonscope.steering.ablation.ablation import (
     AblationIntervention,
     RandomScope,
     reference_states,
     regenerate_ablated,
 )
-from reasonscope.steering.experiments.ablation_plan import read_plan
-from reasonscope.steering.experiments.attention_knockout import Edges, without_edges
+from reasonscope.steering.ablation.knockout import Edges, without_edges
+from reasonscope.steering.ablation.plan import read_plan
 
 
 @pytest.fixture(scope="module")

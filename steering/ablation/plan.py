@@ -29,8 +29,8 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.storage.untrusted import wrap_errors
 from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.experiments.ablation import Ablation
-from reasonscope.steering.experiments.attention_knockout import Edges
+from reasonscope.steering.ablation.ablation import Ablation
+from reasonscope.steering.ablation.knockout import Edges
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.thinking import single_tokens
 

@@ -1,0 +1,1 @@
+"""Ablation and patching of a run: plans that keep their results, resume, and are drawn."""
