@@ -29,6 +29,14 @@ class SamplingArgument(StrEnum):
     model = "model"
 
 
+class SeedsArgument(StrEnum):
+    """Whether a server gets the seeds of the traces."""
+
+    auto = "auto"
+    send = "send"
+    none = "none"
+
+
 class StopAtArgument(StrEnum):
     """Where a monitor may close the thinking."""
 
@@ -180,6 +188,13 @@ def record_command(
     server_timeout: Annotated[
         float, typer.Option(min=0.1, help="Longest time of one request to the server, in seconds.")
     ] = 600.0,
+    server_seeds: Annotated[
+        SeedsArgument,
+        typer.Option(
+            help="Whether requests carry seeds. auto leaves them out for vLLM on CPUs, which dies of them unless it was started with "
+            "--no-enable-chunked-prefill (then send them); such traces are marked unseeded."
+        ),
+    ] = SeedsArgument.auto,
     ray: Annotated[
         str | None, typer.Option(help="Record with Ray Data: local, auto (the cluster of this machine) or an address.")
     ] = None,
@@ -283,7 +298,14 @@ def record_command(
                 out,
                 sites=expand_sites(sites, loaded.n_layers) if sites else (),
                 shard=_shard(shard),
-                server=server_writer(server, loaded, served_as=served_as, workers=requests, timeout=server_timeout)
+                server=server_writer(
+                    server,
+                    loaded,
+                    served_as=served_as,
+                    workers=requests,
+                    timeout=server_timeout,
+                    seeds=server_seeds.value,  # type: ignore[arg-type]  # the values of Seeds
+                )
                 if server
                 else None,
                 **how,

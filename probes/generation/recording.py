@@ -127,7 +127,7 @@ def record(
         "sampling": asdict(sampling),
         "prompt": {"think": think, "open_tag": open_tag, **model.prompt.to_dict()},
         "thinking": model.thinking.to_dict(),
-        **({"server": {"model": server.model}} if server else {}),
+        **({"server": _served(server, sampling)} if server else {}),
         **({KEY: dict(steered.meta)} if steered else {}),
         **({MONITOR_KEY: dict(monitor.meta)} if monitor and monitor.meta else {}),
     }
@@ -310,6 +310,8 @@ def _run(
     ]
     if steered:
         traces = [replace(trace, meta={**trace.meta, KEY: dict(steered.meta)}) for trace in traces]
+    if server is not None and not server.seeded(sampling):
+        traces = [replace(trace, meta={**trace.meta, "unseeded": True}) for trace in traces]
     if not sites or reader is None:
         return traces, [{} for _ in traces]
     work.detail = "reading activations"
@@ -317,6 +319,11 @@ def _run(
     seen = _read(reader, sequences, sites, steered, [completion.n_prompt_tokens for completion in completions])
     work.detail = ""
     return traces, seen
+
+
+def _served(server: ServerWriter, sampling: Sampling) -> dict[str, Any]:
+    """What the store says of its server: the model, and whether it drew at random without the seeds of the traces."""
+    return {"model": server.model, **({} if server.seeded(sampling) else {"unseeded": True})}
 
 
 def _steered(reader: Model | None, steer: Steers | None, server: ServerWriter | None) -> Steered | None:

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -13,7 +14,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -39,6 +40,8 @@ _KEY = "REASONSCOPE_SERVER_KEY"
 _REPLY, _REPLY_TOKEN = 2**20, 2**10
 _Ask = Callable[[str | list[int], int, Sampling], Awaitable[Mapping[str, Any]]]
 _T = TypeVar("_T")
+# Whether a server gets the seeds of the traces: auto asks it what it is.
+Seeds: TypeAlias = Literal["auto", "send", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,8 @@ class ServerWriter:
         retries: How often a request is repeated, after longer and longer pauses, if the server is busy, fails or does not answer in time.
         key: Sent to a server that asks for a key.
         keep: A folder for the replies; one that is there is not asked for again.
+        seeds: "send" and "none" say whether requests carry seeds; "auto" leaves them out if the server looks like vLLM on CPUs, whose engine
+            dies of a seed once a prompt is read in parts.
     """
 
     url: str
@@ -78,6 +83,7 @@ class ServerWriter:
     retries: int = 6
     key: str | None = None
     keep: Path | None = None
+    seeds: Seeds = "auto"
 
     def __call__(self, token_ids: Sequence[int], branches: Sequence[Branch], sampling: Sampling) -> list[Completion]:
         """As `Writer` says. Raises InputError if the server cannot be reached, refuses, or returns wrong ids."""
@@ -129,6 +135,14 @@ class ServerWriter:
                 return False
             raise
         return True
+
+    def seeded(self, sampling: Sampling) -> bool:
+        """Whether completions follow from their seeds; greedy ones need none, so the seed is sent and changes nothing."""
+        return not sampling.temperature or self._sends_seeds
+
+    @cached_property
+    def _sends_seeds(self) -> bool:
+        return self.seeds == "send" or (self.seeds == "auto" and not runs_vllm_on_cpus(self.url, self.key))
 
     @cached_property
     def _kept(self) -> ResponseCache | None:
@@ -247,7 +261,7 @@ class ServerWriter:
                 raw = await client.completions.with_raw_response.create(
                     model=self.model,
                     prompt=prompt,
-                    seed=seed % 2**31,
+                    **({"seed": seed % 2**31} if self.seeded(sampling) else {}),
                     **_fields(prompt, sampling, self.stop),
                 )
                 found = parse_json(raw.content, address)
@@ -339,6 +353,28 @@ def _bounded(openai: Any, largest: int) -> Any:
     return Bounded()
 
 
+def runs_vllm_on_cpus(url: str, key: str | None = None) -> bool:
+    """Whether the server at `url` looks like vLLM's build for CPUs, by the metrics that it publishes; False if it publishes none.
+
+    That build sets the memory of the keys and values itself, and blocks of 128 tokens, where other builds set 16.
+    """
+    import httpx
+
+    headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
+    lines = bytearray()
+    try:
+        with httpx.stream("GET", f"{url.rstrip('/')}/metrics", headers=headers, timeout=10) as reply:
+            for piece in reply.iter_raw() if reply.status_code == 200 else ():
+                lines += piece
+                if len(lines) > _REPLY:
+                    break
+    except httpx.HTTPError:
+        return False
+    found = re.search(r"^vllm:cache_config_info{(.*)}", lines.decode("utf-8", "replace"), re.MULTILINE)
+    told = dict(re.findall(r'(\w+)="([^"]*)"', found[1])) if found else {}
+    return told.get("block_size") == "128" and told.get("kv_cache_memory_bytes", "None") != "None"
+
+
 def server_writer(
     url: str,
     model: Prompting,
@@ -347,6 +383,7 @@ def server_writer(
     workers: int = 8,
     timeout: float = 600.0,
     keep: Path | None = None,
+    seeds: Seeds = "auto",
 ) -> ServerWriter:
     """The writer for `model` on the server at `url`; see `ServerWriter`.
 
@@ -365,6 +402,7 @@ def server_writer(
         timeout=timeout,
         keep=keep,
         key=os.environ.get(_KEY),
+        seeds=seeds,
     )
 
 

@@ -53,7 +53,7 @@ class Answers(BaseHTTPRequestHandler):
             return self.answer(500, {})
         if self.lie == "busy" and Counter(map(str, self.asked))[str(body)] < 3:
             return self.answer(429, {"error": "busy"}, **{"Retry-After-Ms": "1"})
-        ids = [5, 6, body["seed"] % 7 + 5]
+        ids = [5, 6, body.get("seed", 0) % 7 + 5]
         reply = {"text": self.server.decode(ids), "token_ids": ids, "finish_reason": "length"}
         reply["prompt_token_ids"] = body["prompt"]
         if self.lie == "prompt":
@@ -323,3 +323,36 @@ def test_every_field_of_the_sampling_is_sent(server):
     }  # fmt: skip
     assert (second["top_k"], second["min_p"], second["repetition_penalty"], second["stop"]) == (-1, 0, 1, ["x"])
     assert first["frequency_penalty"] == 0
+
+
+CPU_METRICS = 'vllm:cache_config_info{block_size="128",kv_cache_memory_bytes="1073741824"} 1.0\n'
+
+
+@pytest.mark.parametrize(
+    ("metrics", "seeds", "sent"),
+    [
+        (CPU_METRICS, "auto", False),
+        (CPU_METRICS, "send", True),
+        ("", "none", False),
+        (None, "auto", True),  # a server that publishes nothing
+        (CPU_METRICS.replace("128", "16"), "auto", True),
+        (CPU_METRICS.replace("1073741824", "None"), "auto", True),
+        ("\xff{" * 2**20, "auto", True),
+    ],
+)
+def test_vllm_on_cpus_gets_no_seeds_and_its_traces_say_so(
+    server, model_of, tmp_path, monkeypatch, metrics, seeds, sent
+):
+    def do_get(self):
+        self.send_response(404 if metrics is None else 200)
+        self.end_headers()
+        self.wfile.write((metrics or "").encode())
+
+    monkeypatch.setattr(Answers, "do_GET", do_get, raising=False)
+    drawn, writer = Sampling(temperature=0.6, max_new_tokens=3), replace(server, seeds=seeds)
+    store = record(model_of("qwen3"), PROBLEMS[:1], tmp_path / "store", sampling=drawn, server=writer)
+    assert all(("seed" in body) is sent for body in Answers.asked) and Answers.asked
+    told = store.trace(store.ids[0]).meta.get("unseeded", False), store.meta["server"].get("unseeded", False)
+    assert told == (not sent, not sent)
+    greedy = record(model_of("qwen3"), PROBLEMS[:1], tmp_path / "greedy", sampling=GREEDY, server=writer)
+    assert "unseeded" not in greedy.meta["server"]
