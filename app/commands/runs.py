@@ -304,7 +304,7 @@ def record_command(
                     served_as=served_as,
                     workers=requests,
                     timeout=server_timeout,
-                    seeds=server_seeds.value,  # type: ignore[arg-type]  # the values of Seeds
+                    seeds=server_seeds.value,
                 )
                 if server
                 else None,

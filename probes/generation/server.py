@@ -68,8 +68,8 @@ class ServerWriter:
         retries: How often a request is repeated, after longer and longer pauses, if the server is busy, fails or does not answer in time.
         key: Sent to a server that asks for a key.
         keep: A folder for the replies; one that is there is not asked for again.
-        seeds: "send" and "none" say whether requests carry seeds; "auto" leaves them out if the server looks like vLLM on CPUs, whose engine
-            dies of a seed once a prompt is read in parts.
+        seeds: "send" and "none" say whether requests carry seeds; "auto" leaves them out if the server looks like vLLM on CPUs, which dies
+            of a seed once a prompt is read in parts.
     """
 
     url: str
@@ -261,7 +261,7 @@ class ServerWriter:
                 raw = await client.completions.with_raw_response.create(
                     model=self.model,
                     prompt=prompt,
-                    **({"seed": seed % 2**31} if self.seeded(sampling) else {}),
+                    seed=seed % 2**31 if self.seeded(sampling) else openai.omit,
                     **_fields(prompt, sampling, self.stop),
                 )
                 found = parse_json(raw.content, address)
