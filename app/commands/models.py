@@ -78,9 +78,14 @@ def _evaluate(
 @organism.command("example")
 def _example(
     out: Annotated[Path, typer.Option(help="The folder to write; its contents are replaced.")] = Path("app/example"),
+    begun: Annotated[
+        Path, typer.Option(help="What is finished of it; if interrupted, the same command goes on from there.")
+    ] = Path("runs/example-begun"),
 ) -> None:
     """Make the example run that the app opens if no run is given. Repeat it after the organism was trained again."""
     from reasonscope.app.demo.bundled import write_example
+    from reasonscope.app.interruption import keeping
 
-    write_example(out)
+    with keeping(lambda: f"what is finished is in {begun}; run the same command again to go on."):
+        write_example(out, begun=begun)
     typer.echo(f"{out}: {sum(file.stat().st_size for file in out.rglob('*') if file.is_file()) / 1e6:.2f} MB")

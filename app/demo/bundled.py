@@ -1,13 +1,15 @@
 """The example run that ships: results of the demo, a sweep and the analyses on the organism, for a part of its traces."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from reasonscope.data.progress import tracked
+from reasonscope.data.storage.durable import make_folder
 from reasonscope.data.storage.run_folder import RunFolder, run_folder
 from reasonscope.data.storage.store import TraceStore
 
@@ -39,43 +41,61 @@ _ANALYSES = (
 _OF_MANY = ("mi", "mi_base", "head_kurtosis", "receiver_scores")
 
 
-def write_example(out: Path, *, size: "Size | None" = None, rollouts: int = 20, every: int = SHOWN) -> None:
+def write_example(
+    out: Path, *, begun: Path, size: "Size | None" = None, rollouts: int = 20, every: int = SHOWN
+) -> None:
     """Record, probe, steer and analyse the organism, and write what the app shows to `out`, which is replaced at the end.
 
     The numbers of probes and steering are those of the whole demo. Only one of `every` traces ships; the sweep and the analyses are made on
-    these. The activations, which are most of a run's bytes, are left out, and so are the report and the HTML figures.
+    these. The activations, which are most of a run's bytes, are left out, and so are the report and the HTML figures. Until all is there it
+    is in `begun`, and a call that was interrupted goes on from its last finished step.
     """
     from reasonscope.app.demo.demo import MODES, Size, run_demo
 
-    with TemporaryDirectory() as temporary:
-        run = Path(temporary) / "example"
-        run_demo(run, size=size or Size())
-        where = run_folder(run)
-        n = len(TraceStore.open(where.store))
-        _keep_part(where.store, TraceStore.open(where.store).ids[::every])
-        _measure(where, rollouts=rollouts)
-        store = TraceStore.open(where.store)
-        note = f"{len(store)} of the {n} traces that the numbers are of; the activations were left out"
-        _keep_part(where.store, store.ids, note=note)
-        for numbers in where.numbers.glob("*.json"):
-            text = numbers.read_text(encoding="utf-8")
-            numbers.write_text(text.replace(str(run), "runs/demo"), encoding="utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        shutil.copytree(run, out, ignore=shutil.ignore_patterns("*.html", ".lock", MODES))
+    size, where = size or Size(), run_folder(begun)
+    once = _Once(begun / "finished")
+    once("demo", lambda: run_demo(begun, size=size))
+    once("part", lambda: _keep_part(where.store, TraceStore.open(where.store).ids[::every]))
+    _measure(where, once, rollouts=rollouts)
+    store = TraceStore.open(where.store)
+    note = f"{len(store)} of the {size.ledgers + size.requests} traces that the numbers are of; the activations were left out"
+    once("without activations", lambda: _keep_part(where.store, store.ids, note=note))
+    for numbers in where.numbers.glob("*.json"):
+        text = numbers.read_text(encoding="utf-8")
+        numbers.write_text(text.replace(str(begun), "runs/demo"), encoding="utf-8")
+    if out.exists():
+        shutil.rmtree(out)
+    shutil.copytree(begun, out, ignore=shutil.ignore_patterns("*.html", ".lock", MODES, once.folder.name))
+    shutil.rmtree(begun)
 
 
-def _measure(where: RunFolder, *, rollouts: int) -> None:
+@dataclass(frozen=True)
+class _Once:
+    """Does each step unless an earlier call finished it; `folder` has an empty file for each that is finished."""
+
+    folder: Path
+
+    def __call__(self, name: str, step: Callable[[], object]) -> None:
+        if not (mark := self.folder / name).exists():
+            step()
+            make_folder(self.folder)
+            mark.touch()
+
+
+def _measure(where: RunFolder, once: _Once, *, rollouts: int) -> None:
     """Score, sweep and analyse the run in `where`, whose store has the residual stream after every block."""
     from reasonscope.probes.fitting.linear_probes import LinearProbe
     from reasonscope.probes.properties.scores import write_scores
 
     store = TraceStore.open(where.store)
-    for name in _SCORED:
-        if (kept := where.probes / f"{name}.safetensors").exists():
-            write_scores(LinearProbe.load(kept), store, where.scores / kept.name, name=name)
-    _sweep(where, store)
-    _analyse(where, store, rollouts)
+    for kept in [where.probes / f"{name}.safetensors" for name in _SCORED]:
+        if kept.exists():
+            once(
+                kept.name,
+                partial(write_scores, LinearProbe.load(kept), store, where.scores / kept.name, name=kept.stem),
+            )
+    once("sweep", lambda: _sweep(where, store))
+    _analyse(where, once, store, rollouts)
 
 
 def _sweep(where: RunFolder, store: TraceStore) -> None:
@@ -110,7 +130,7 @@ def _sweep(where: RunFolder, store: TraceStore) -> None:
     save_numbers(where, "sweep", numbers, command=command, seed=0, figures=sweep_figures(responses))
 
 
-def _analyse(where: RunFolder, store: TraceStore, rollouts: int) -> None:
+def _analyse(where: RunFolder, once: _Once, store: TraceStore, rollouts: int) -> None:
     """Every analysis of the app's pages, on the first few ledgers with a right answer and some thinking."""
     from reasonscope.analysis.results import result_path
     from reasonscope.analysis.runs.context import Study
@@ -137,9 +157,10 @@ def _analyse(where: RunFolder, store: TraceStore, rollouts: int) -> None:
         # The longest ledgers take more room than the rollouts of the short ones that are analysed.
         "cliff": {"ablate": True, "asked": 24, "max_new_tokens": 900},
     }
-    for name in tracked(_ANALYSES, "analysing", "analyses", name=str):
+
+    def analyse(name: str) -> None:
         if name == "cliff" and not (where.probes / "refusal.safetensors").exists():
-            continue
+            return
         told = make_options(ANALYSES[name].question.options, options.get(name, {})).for_run(where)
         study = Study(store=store, traces=chosen.get(name, fit), options=told, results=where.analyses)
         for result in ANALYSES[name](study):
@@ -147,11 +168,15 @@ def _analyse(where: RunFolder, store: TraceStore, rollouts: int) -> None:
             if result.method not in _OF_MANY or trace in shown or trace == "all":
                 result.save(result_path(where.analyses, result.method, trace))
 
+    for name in tracked(_ANALYSES, "analysing", "analyses", name=str):
+        once(name, partial(analyse, name))
+
 
 def _keep_part(folder: Path, ids: Sequence[str], *, note: str = "") -> None:
     """Replace the store in `folder` by one with only the traces `ids`. With a `note`, which goes into its card, drop the activations."""
     whole = TraceStore.open(folder)
     part = folder.with_name("part")
+    shutil.rmtree(part, ignore_errors=True)  # what an interrupted call left
     sites = [] if note else list(whole.sites)
     traces = [whole.trace(id) for id in ids]
     meta = {**whole.meta, "note": note} if note else whole.meta
