@@ -13,13 +13,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from reasonscope.analysis.figures import Figure, points, steering_front, write_figure
 from reasonscope.analysis.statistics import result_of_estimates
 from reasonscope.data import Problem, Sampling, load_problems
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.text.steps_and_sentences import steps
 from reasonscope.probes import Model, Site, load_model, record
 from reasonscope.steering import (
     METHODS,
     AdaptiveSteering,
+    Arm,
     Condition,
     DecodingResponse,
     DoseResponse,
@@ -142,17 +148,33 @@ def guided(experiment: SteeringExperiment, source: ExtractionData, name: str, n_
 
 
 def adaptive(experiment: SteeringExperiment, source: ExtractionData, name: str, n_controls: int) -> DecodingResponse:
-    """Adaptive speed on the axis of a forced first word, or of the modes; strengths from −reach/2 to reach in steps of reach/4."""
+    """Adaptive speed on the axis of a forced first word, or of the modes; strengths from −reach/2 to reach in steps of reach/4.
+
+    Beside it the same vector at the one strength that moves a token as far, and random vectors in the place of that.
+    """
     (part,) = METHODS["speed"].parts(source)
     vector, norms = part.vector, part.vector.provenance["stream_norms"]
     if name.endswith("modes"):
         modes = extract_speed_of_modes(source.store, list(vector.directions), read="separators", ids=source.ids)
         vector = replace(vector, directions=modes.directions)
     vector = replace(vector, directions={site: u * norms[str(site)] for site, u in vector.directions.items()})
-    random = [vector.random_like(seed) for seed in range(n_controls)]
-    arms = [adapting(experiment.model, vector, reach, name) for reach in REACHES]
-    chance = [adapting(experiment.model, one, reach, "random") for one in random for reach in REACHES]
-    return responded(experiment, name, "of the norm", arms, chance, "random vectors")
+    conditions = [adapting(experiment.model, vector, reach, name) for reach in REACHES]
+    arms, steady, chance = experiment.arms([condition for condition, _ in conditions]), [], []
+    for reach, (_, steering) in zip(REACHES, conditions, strict=True):
+        drawn = method_conditions(
+            f"{name}, the same strength everywhere", [steering.steady()], 1.0, n_controls=n_controls
+        )
+        constant, *random = [replace(one, multiplier=reach) for one in drawn]
+        steady.append(constant)
+        chance += random
+    return DecodingResponse(
+        name=name,
+        unit="of the norm",
+        base=experiment.base_arm,
+        arms=(*arms, *experiment.arms(steady)),
+        controls=tuple(experiment.arms(chance)),
+        control_name="random vectors that move a token as far",
+    )
 
 
 def responded(
@@ -196,9 +218,17 @@ def added_uses(source: ExtractionData) -> dict[str, tuple[VectorUse, *tuple[floa
     }
     (speed,) = METHODS["speed"].parts(replace(source, ids=plain, sites=[middle, late]))
     moved = replace(seal, directions={middle: seal.directions[early]})
+    later = extract_seal(store, middle, ids=plain)
+    means = step_means(store, early, plain)
+    apart = means["execution"] - means["reflection"] - means["transition"]
+    norm = np.linalg.norm(seal.directions[early])
+    three = replace(seal, directions={early: (apart * norm / np.linalg.norm(apart)).astype(np.float32)})
+    for name, other in (("a block later", later.directions[middle]), ("E − R − T", three.directions[early])):
+        sys.stdout.write(f"cosine of SEAL's vector with that of {name}: {cosine(seal.directions[early], other):.3f}\n")
     return {
         "seal": (VectorUse(vector=seal, scope=separators), 1.0, -1.0, 0.5),
         "seal, added one block later": (VectorUse(vector=moved, scope=separators), 1.0),
+        "seal, E − R − T": (VectorUse(vector=three, scope=separators), 1.0),
         "seal-transition": (VectorUse(vector=transition, scope=separators), 1.0),
         "asc, end of the prompt": (VectorUse(vector=asc["prompt"], scope=prompt), 0.5, -0.5),
         "asc": (VectorUse(vector=asc["end"], scope=each_pass), 0.5),
@@ -206,11 +236,27 @@ def added_uses(source: ExtractionData) -> dict[str, tuple[VectorUse, *tuple[floa
     }
 
 
-def adapting(model: Model, vector: SteeringVector, reach: float, name: str) -> Condition:
+def step_means(store: TraceStore, site: Site, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """The mean state at the separator of each kind of step."""
+    states: dict[str, list[NDArray[np.float64]]] = {}
+    for id in ids:
+        rows = store.activations(id, str(site))
+        for step in steps(store.trace(id)):
+            if step.separator < len(rows):
+                states.setdefault(step.kind, []).append(np.asarray(rows[step.separator], dtype=np.float64))
+    return {kind: np.mean(found, axis=0) for kind, found in states.items()}
+
+
+def cosine(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+
+
+def adapting(model: Model, vector: SteeringVector, reach: float, name: str) -> tuple[Condition, AdaptiveSteering]:
+    """The condition, and what steers in it, which knows afterwards how far it moved a token."""
     steering = AdaptiveSteering(
         model, vector, monitored=range(model.n_layers - 1), lowest=-reach / 2, highest=reach, step=reach / 4
     )
-    return Condition(name=name, multiplier=reach, intervention=steering, processors=(steering,))
+    return Condition(name=name, multiplier=reach, intervention=steering, processors=(steering,)), steering
 
 
 def on_requests(model: Model, run: Path, learn: int, n: int, n_controls: int) -> Iterator[Response]:
@@ -281,7 +327,13 @@ def lines(response: Response) -> Iterator[str]:
         }
         shown |= {name: one for name, one in arm.measures.items() if name.startswith("refused_")}
         numbers = "  ".join(f"{name} {one.value:.3f} ({one.low:.3f} … {one.high:.3f})" for name, one in shown.items())
-        yield f"  {arm.name} at {arm.multiplier:g}: {numbers}  touched {arm.n_edited}, moved by {arm.distance:.0f}"
+        yield f"  {arm.name} at {arm.multiplier:g}: {numbers}  touched {arm.n_edited}, moved by {moved(arm)}"
+
+
+def moved(arm: Arm) -> str:
+    """The distance of an edited token in total, and at each site if there are several."""
+    each = ", ".join(f"{site} {by:.0f}" for site, by in arm.distances.items()) if len(arm.distances) > 1 else ""
+    return f"{arm.distance:.0f}" + (f" ({each})" if each else "")
 
 
 if __name__ == "__main__":

@@ -89,8 +89,11 @@ class Arm:
 
     @property
     def distance(self) -> float:
-        """How far the states of an edited token were moved, summed over sites, in units of the residual stream."""
-        return sum(self.distances.values())
+        """How far the states of an edited token were moved, summed over sites, in units of the residual stream.
+
+        0 if no state was edited, and NaN if states were edited by something that does not measure how far.
+        """
+        return sum(self.distances.values()) if self.distances or not self.n_edited else float("nan")
 
     def to_dict(self) -> dict[str, Any]:
         """Every number with its interval, for JSON."""
@@ -99,7 +102,8 @@ class Arm:
             "multiplier": self.multiplier,
             "n_problems": self.n_problems,
             "n_edited": self.n_edited,
-            "distance": self.distance,
+            "distance": None if np.isnan(self.distance) else self.distance,
+            "distances": {str(site): moved for site, moved in self.distances.items()},
             "change": self.change.to_dict(),
             "measures": estimates_to_dict(self.measures),
             "differences": estimates_to_dict(self.differences),

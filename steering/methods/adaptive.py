@@ -2,9 +2,11 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import fmean, stdev
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
@@ -15,6 +17,9 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.generation.decoding import DecodingStep
 from reasonscope.probes.models.model import Model
+from reasonscope.steering.vectors.application import VectorUse
+from reasonscope.steering.vectors.intervention import MeasuredMoves
+from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import SteeringVector
 
 
@@ -65,11 +70,12 @@ class AdaptiveStrength:
         return self.value
 
 
-class AdaptiveSteering(LogitsProcessor):
+class AdaptiveSteering(LogitsProcessor, MeasuredMoves):
     """Adds α · direction to the newest token of each sequence; α grows while the layers agree and falls back when they disagree.
 
-    Pass `edits` as `write=`, `on_step`, and the object itself as the last of `processors`. It resets with every generation, and
-    `n_edited` counts the tokens steered. The logits of a monitored layer are unembedding(final norm(resid_post)); those of the last layer
+    Pass `edits` as `write=`, `on_step`, and the object itself as the last of `processors`. It resets with every generation, but
+    `n_edited` counts all tokens steered, and `distances` says how far each was moved. Run it beside random directions of `steady()`,
+    which move a token as far. The logits of a monitored layer are unembedding(final norm(resid_post)); those of the last layer
     are the steered model's own. As published, the strength found at a token acts from the next one on.
 
     Args:
@@ -113,6 +119,7 @@ class AdaptiveSteering(LogitsProcessor):
             raise InputError(
                 f"monitored layers {list(monitored)}: give at least one, each from 0 to {model.n_layers - 2}"
             )
+        super().__init__()
         self._model, self._vector, self._variant = model, vector, variant
         self._monitored = [Site("resid_post", layer) for layer in dict.fromkeys(monitored)]
         self._new = partial(AdaptiveStrength, lowest=lowest, highest=highest, step=step, window=window, width=width)
@@ -149,6 +156,22 @@ class AdaptiveSteering(LogitsProcessor):
             self.history[row].append(self._strengths[row].update(difficulty))
         return scores
 
+    def steady(self) -> VectorUse:
+        """The same vector at a constant strength, which moves a newest token as far as it was moved on average so far, at each site.
+
+        Raises InputError before any token was steered.
+        """
+        if not (moves := self.moves):
+            raise InputError(
+                "adaptive steering has not moved any token yet; run it before the controls that move as far"
+            )
+        lengths = {site: np.linalg.norm(u.astype(np.float64)) for site, u in self._vector.directions.items()}
+        scaled = {
+            site: (u * (moves[site] / lengths[site])).astype(np.float32) for site, u in self._vector.directions.items()
+        }
+        newest = Scope(prompt_positions=(-1,), generation_window=(0, None))
+        return VectorUse(vector=replace(self._vector, directions=scaled, norm="raw"), scope=newest)
+
     def _edit(self, site: Site) -> Edit:
         direction = self._vector.directions.get(site)
 
@@ -157,8 +180,10 @@ class AdaptiveSteering(LogitsProcessor):
                 if len(self._rows) != len(activation):
                     raise InputError("adaptive steering follows each sequence; pass its on_step to generate as well")
                 strengths = activation.new_tensor([self._strengths[row].value for row in self._rows])
-                shift = strengths[:, None] * torch.from_numpy(direction).to(activation)
-                activation = torch.cat([activation[:, :-1], (activation[:, -1] + shift)[:, None]], dim=1)
+                along, before = torch.from_numpy(direction).to(activation), activation[:, -1]
+                after = before + strengths[:, None] * along
+                self.note(site, (after.float() - before.float()).detach(), along)
+                activation = torch.cat([activation[:, :-1], after[:, None]], dim=1)
             if site in self._monitored:
                 self._early[site] = activation[:, -1].detach()
             return activation

@@ -53,6 +53,37 @@ class Intervention(Protocol):
         ...
 
 
+class MeasuredMoves:
+    """The half of an intervention that notes how far it moves each token, for arms and for the controls that have to move as far."""
+
+    multiplier = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._distances: dict[Site, list[Tensor]] = {}
+        self._along: dict[Site, float] = {}
+
+    @property
+    def distances(self) -> dict[Site, Values]:
+        """How far each edited token was moved so far (edit,), by site, in units of the residual stream; empty if not measured."""
+        return {site: torch.cat(parts).double().cpu().numpy() for site, parts in self._distances.items()}
+
+    @property
+    def moves(self) -> dict[Site, float]:
+        """The mean distance by site at multiplier 1; negative if the edits together moved tokens against the direction."""
+        along = self._along
+        return {
+            site: float(np.copysign(values.mean(), along[site])) / self.multiplier
+            for site, values in self.distances.items()
+            if len(values)
+        }
+
+    def note(self, site: Site, moves: Tensor, direction: Tensor) -> None:
+        """Remember how far the tokens of `moves` (token, d_model) were moved at `site`, and whether along `direction` or against it."""
+        self._distances.setdefault(site, []).append(moves.norm(dim=-1))
+        self._along[site] = self._along.get(site, 0.0) + float((moves @ direction.to(moves)).sum())
+
+
 class MaskedEdit:
     """Edits the tokens that a scope chooses: the half of an intervention that decides where, not what.
 
@@ -61,6 +92,7 @@ class MaskedEdit:
     """
 
     def __init__(self, scope: Scope) -> None:
+        super().__init__()
         self.scope = scope
         self.n_edited = 0
         self._step: DecodingStep | None = None
@@ -142,7 +174,7 @@ class MaskedEdit:
         return torch.tensor(self._given, device=n_tokens.device)
 
 
-class Steering(MaskedEdit):
+class Steering(MaskedEdit, MeasuredMoves):
     """Applies a steering vector: by default `h + multiplier · direction` at each of its sites, on the tokens of `scope`.
 
     Args:
@@ -176,23 +208,6 @@ class Steering(MaskedEdit):
         super().__init__(scope)
         self.vector, self.multiplier, self.operator = vector, float(multiplier), operator
         self._measure = measure
-        self._distances: dict[Site, list[Tensor]] = {}
-        self._along: dict[Site, float] = {}
-
-    @property
-    def distances(self) -> dict[Site, Values]:
-        """How far each edited token was moved so far (edit,), by site, in units of the residual stream; empty unless `measure`."""
-        return {site: torch.cat(parts).double().cpu().numpy() for site, parts in self._distances.items()}
-
-    @property
-    def moves(self) -> dict[Site, float]:
-        """The mean distance by site at multiplier 1; negative if the edits together moved tokens against the direction."""
-        along = self._along
-        return {
-            site: float(np.copysign(values.mean(), along[site])) / self.multiplier
-            for site, values in self.distances.items()
-            if len(values)
-        }
 
     @property
     def edits(self) -> Mapping[Site, Edit]:
@@ -216,14 +231,10 @@ class Steering(MaskedEdit):
             after = self.operator(states, wide.to(states), self.multiplier).to(before.dtype)
             self._check(before, after, name)
             if self._measure:
-                self._note(site, (after.float() - before.float()).detach(), wide)
+                self.note(site, (after.float() - before.float()).detach(), wide)
             return after
 
         return edit
-
-    def _note(self, site: Site, moves: Tensor, direction: Tensor) -> None:
-        self._distances.setdefault(site, []).append(moves.norm(dim=-1))
-        self._along[site] = self._along.get(site, 0.0) + float((moves @ direction.to(moves)).sum())
 
     def _check(self, before: Tensor, moved: Tensor, name: str) -> None:
         whole = moved.detach().sum(dtype=torch.float32)  # one step that almost always suffices
@@ -272,7 +283,7 @@ class Composed:
         """How far each edited token was moved so far (edit,), by site, by those interventions that measure it."""
         found: dict[Site, list[Values]] = {}
         for intervention in self.interventions:
-            if isinstance(intervention, Steering | Composed):
+            if isinstance(intervention, MeasuredMoves | Composed):
                 for site, values in intervention.distances.items():
                     found.setdefault(site, []).append(values)
         return {site: np.concatenate(parts) for site, parts in found.items()}
@@ -300,14 +311,14 @@ def mean_distances(intervention: Intervention) -> dict[Site, float]:
     """
     found: dict[Site, list[float]] = {}
     for part in _parts(intervention):
-        for site, values in part.distances.items() if isinstance(part, Steering) else ():
+        for site, values in part.distances.items() if isinstance(part, MeasuredMoves) else ():
             found.setdefault(site, []).append(float(values.mean()))
     return {site: float(np.mean(means)) for site, means in found.items()}
 
 
 def mean_moves(intervention: Intervention) -> tuple[Mapping[Site, float], ...]:
-    """`Steering.moves` of each part of an intervention; empty for parts that do not measure it."""
-    return tuple(part.moves if isinstance(part, Steering) else {} for part in _parts(intervention))
+    """`MeasuredMoves.moves` of each part of an intervention; empty for parts that do not measure it."""
+    return tuple(part.moves if isinstance(part, MeasuredMoves) else {} for part in _parts(intervention))
 
 
 def _parts(intervention: Intervention) -> tuple[Intervention, ...]:

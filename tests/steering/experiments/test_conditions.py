@@ -23,6 +23,7 @@ from reasonscope.steering import (
     SteeringExperiment,
     SteeringVector,
     VectorUse,
+    as_intervention,
     clamped,
 )
 from reasonscope.steering.decoding.prefills import prefill
@@ -93,6 +94,49 @@ def test_each_writes_what_it_writes_alone_and_touches_its_own_rows(model, proble
         if acting:
             assert mine.intervention.n_edited == acting.n_edited > 0
     assert together[0].intervention.n_edited > together[5].intervention.n_edited
+
+
+def test_adaptive_steering_tells_how_far_it_moved_each_token_and_its_controls_move_as_far(model, problems, vector):
+    experiment = SteeringExperiment(model, problems, SAMPLING, on_given_text=False)
+    adaptive = AdaptiveSteering(model, vector, monitored=[0, 1], lowest=-1.0, highest=2.0, step=0.5, window=3)
+    with pytest.raises(InputError, match="not moved any token yet"):
+        adaptive.steady()
+    (arm,) = experiment.arms([Condition(name="adaptive", intervention=adaptive, processors=(adaptive,))])
+    for site, direction in vector.directions.items():
+        told, length = adaptive.distances[site], np.linalg.norm(direction)
+        assert len(told) == arm.n_edited
+        assert {1.0, 0.5, 2.0} <= set(np.round(told / length, 3)) <= {0.0, 0.5, 1.0, 1.5, 2.0}
+        assert arm.distances[site] == pytest.approx(told.mean())
+    assert arm.distance == pytest.approx(sum(arm.distances.values()))
+    numbers = arm.to_dict()
+    assert numbers["distance"] == arm.distance
+    assert numbers["distances"] == {str(site): moved for site, moved in arm.distances.items()}
+
+    controls = experiment.arms(method_conditions("steady", [adaptive.steady()], 1.0, n_controls=2))
+    assert [control.name for control in controls] == ["steady", "random 1, steady", "random 2, steady"]
+    for control in controls:
+        assert control.distances == pytest.approx(arm.distances, rel=1e-4)
+    true, *random = [arm.distances.keys() for arm in controls]
+    assert true == random[0] == vector.directions.keys()
+
+
+def test_the_steady_form_of_adaptive_steering_keeps_its_sign_and_its_tokens(model, problems, vector):
+    against = AdaptiveSteering(model, vector, monitored=[0], lowest=-1.5, highest=-1.5)
+    experiment = SteeringExperiment(model, problems, SAMPLING, on_given_text=False)
+    run, steady = experiment.run("against", against, processors=[against]), against.steady()
+    for site, direction in vector.directions.items():
+        np.testing.assert_allclose(steady.vector.directions[site], -1.5 * direction, rtol=1e-3)
+    alike = experiment.run("alike", as_intervention([steady], 1.0))
+    assert [trace.text for trace in alike.traces] == [trace.text for trace in run.traces]
+    assert alike.n_edited == run.n_edited
+
+
+def test_a_distance_that_was_not_measured_is_not_printed_as_zero(model, problems, vector):
+    experiment = SteeringExperiment(model, problems, Sampling(max_new_tokens=4), on_given_text=False)
+    unmeasured = Condition(name="unmeasured", intervention=Steering(vector, 1.0, Scope()))
+    (arm,) = experiment.arms([unmeasured])
+    assert np.isnan(arm.distance) and arm.to_dict()["distance"] is None
+    assert experiment.base_arm.distance == 0 and experiment.base_arm.to_dict()["distances"] == {}
 
 
 def test_an_experiment_runs_the_base_with_the_first_conditions(model, problems, vector, heard):
