@@ -8,15 +8,17 @@ measured once; `--out` keeps its rows, and a second call goes on after them.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from organism_arms import SAMPLING, ledgers, source_of
+from scipy.stats import spearmanr
 from sklearn.linear_model import Ridge
 
 from reasonscope.analysis.anchors.allotment import Allotment
@@ -24,7 +26,8 @@ from reasonscope.analysis.anchors.importance import Convention
 from reasonscope.analysis.anchors.rollouts import anchors_of_trace, resample
 from reasonscope.analysis.attention.receiver_heads import receiver_heads
 from reasonscope.analysis.attention.vertical import top_heads
-from reasonscope.analysis.causal.suppression import Untouched
+from reasonscope.analysis.causal import suppression
+from reasonscope.analysis.causal.suppression import Untouched, suppression_matrix
 from reasonscope.analysis.tokens.forced_answers import decoder
 from reasonscope.analysis.tokens.mi import emitting_rows, gold_text, mi_of_trace, representations
 from reasonscope.analysis.tokens.nocco import EPSILON, SIGMA
@@ -33,10 +36,13 @@ from reasonscope.data import Trace, TraceStore, load_problems
 from reasonscope.data.text.steps_and_sentences import sentences, steps
 from reasonscope.data.variants import Variant
 from reasonscope.probes import Model, Site, load_model, record
+from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.generation.branches import PrefixWriter
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.steering import METHODS, AdaptiveSteering, Arm, Condition, Scope, SteeringExperiment
-from reasonscope.steering.decoding.budget import TRUST, train_predictor
+from reasonscope.steering.decoding.budget import TRUST, LengthPredictor, negative_log_density, train_predictor
+from reasonscope.steering.experiments.ablation import Ablation, AblationIntervention
+from reasonscope.steering.experiments.side_effects import divergences, logits_function
 from reasonscope.steering.methods.adaptive import layer_difference
 from reasonscope.steering.methods.asc import CompletionPair, extract_asc_from_pairs, mode_pairs
 from reasonscope.steering.methods.reasoning_strength import extract_strength
@@ -228,19 +234,7 @@ def budget_guidance(organism: Organism) -> Iterator[Row]:
         published=f"{trained['published'][1]:.2f}",
         ours=f"{trained['ours'][1]:.2f}",
     )
-    states = [
-        np.stack([source.store.activations(trace.id, str(site))[emitting_rows(trace).slice] for site in sites], axis=1)
-        for trace in rows[:40]
-    ]
-    following = np.concatenate(
-        [trace.token_ids[emitting_rows(trace).slice.start + 1 :][: len(emitting_rows(trace))] for trace in rows[:40]]
-    )
-    seen = torch.from_numpy(np.concatenate(states).astype(np.float32))
-    picked = torch.from_numpy(following)[:, None]
-    shares = []
-    for predictor, _ in trained.values():
-        shape, rate = predictor(seen)
-        shares.append(float(TRUST.kept(shape, rate).gather(1, picked).float().mean()))
+    shares = [_trusted(predictor, source.store, sites, rows[:40]) for predictor, _ in trained.values()]
     yield Row(
         departure="the same",
         number="share of the written tokens whose prediction is trusted",
@@ -380,6 +374,8 @@ def anchors(organism: Organism) -> Iterator[Row]:
     traces = [trace for trace in source.traces if trace.correct and 60 < trace.n_thinking_tokens < 200]
     yield _receivers(model, traces[:12])
     yield _suppressed(model, traces[:6])
+    yield from _likeliest_tokens_alone(model, traces[:12])
+    yield _after_the_projection(model, traces[:40])
     cut = [
         [len(sentences(trace, splitter=how)) for trace in source.traces]
         for how in ("thought_anchors_published", "thought_anchors")
@@ -427,6 +423,31 @@ def anchors(organism: Organism) -> Iterator[Row]:
     )
 
 
+def bert_base(organism: Organism) -> Iterator[Row]:
+    """The predictor of budget guidance with the encoder of the paper, trained by its schedule, in bfloat16; half an hour on one core."""
+    source = organism.source("budget-guidance")
+    model, sites = organism.model, [Site.parse(site) for site in source.store.sites]
+    traces = [trace for trace in source.traces if trace.state == "closed"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        large = LengthPredictor(model.d_model, model.vocabulary, width=768, depth=12, heads=12)
+        loss = _one_epoch(large, source.store, sites, traces)
+    small, of_small = train_predictor(
+        source.store, sites, vocabulary=model.vocabulary, ids=source.ids, epochs=1, learning_rate=1e-4, batch_size=200
+    )
+    departure = "the encoder is BERT-base (from random weights), and not two layers of width 128; both by the published schedule"
+    yield Row(
+        departure=departure, number="loss of the predictor, nats", published=f"{loss:.2f}", ours=f"{of_small:.2f}"
+    )
+    shares = [_trusted(one, source.store, sites, traces[:40]) for one in (large.eval(), small)]
+    yield Row(
+        departure="the same",
+        number="share of the written tokens whose prediction is trusted",
+        published=f"{shares[0]:.2f}",
+        ours=f"{shares[1]:.2f}",
+    )
+
+
 METHODS_BESIDE: Mapping[str, Callable[[Organism], Iterator[Row]]] = {
     "SEAL": seal,
     "MI peaks": mi_peaks,
@@ -435,6 +456,7 @@ METHODS_BESIDE: Mapping[str, Callable[[Organism], Iterator[Row]]] = {
     "Thinking speed": speed,
     "ASC": asc,
     "Budget guidance": budget_guidance,
+    "BERT-base": bert_base,
     "Strength planning": strength,
 }
 
@@ -577,6 +599,136 @@ def _suppressed(model: Model, traces: list[Trace]) -> Row:
         published=f"{np.mean(later):.3f}",
         ours=f"{np.mean(ours):.3f}",
     )
+
+
+def _likeliest_tokens_alone(model: Model, traces: list[Trace]) -> Iterator[Row]:
+    """Suppression with the stored logits of the released code in place of whole distributions."""
+    ours = [suppression_matrix(model, trace, n_controls=0) for trace in traces]
+    with patch.object(suppression, "kl_from_hidden", _kl_of_stored_logits):
+        published = [suppression_matrix(model, trace, n_controls=0) for trace in traces]
+    kl = [np.concatenate([one.arrays["kl"][np.isfinite(one.values)] for one in found]) for found in (published, ours)]
+    departure = (
+        "suppression stores the 100 likeliest tokens, at most .9999 of the probability; the others have a logit of −10⁹"
+    )
+    yield Row(
+        departure=departure,
+        number="mean and median KL of two sentences, nats",
+        published=f"{kl[0].mean():.3g}, {np.median(kl[0]):.3g}",
+        ours=f"{kl[1].mean():.3g}, {np.median(kl[1]):.3g}",
+    )
+    alike = [
+        spearmanr(*(one.values[np.isfinite(ours.values)] for one in (theirs, ours)))[0]
+        for theirs, ours in zip(published, ours, strict=True)
+    ]
+    yield Row(
+        departure="the same",
+        number="rank correlation with ours over pairs of sentences, mean of the traces",
+        published=f"{np.mean(alike):.2f}",
+        ours="1",
+    )
+
+
+def _kl_of_stored_logits(
+    unembedding: Unembedding, hidden: torch.Tensor, other: torch.Tensor, *, temperature: float
+) -> torch.Tensor:
+    p, q = (_stored(unembedding.logits(states)).double() / temperature for states in (hidden, other))
+    left, right = p.log_softmax(-1), q.log_softmax(-1)
+    return (left.exp() * (left - right)).sum(-1).clamp(min=0)
+
+
+def _stored(logits: torch.Tensor) -> torch.Tensor:
+    """The logits that the released code keeps of a position, in float16; −10⁹ for all others."""
+    likeliest, order = logits.sort(dim=-1, descending=True)
+    probability = likeliest.softmax(-1)
+    outside = probability.cumsum(-1) - probability >= 0.9999
+    outside[..., 100:] = True
+    kept = likeliest.half().float().masked_fill(outside, -1e9)
+    return torch.empty_like(logits).scatter(-1, order, kept)
+
+
+def _after_the_projection(model: Model, traces: list[Trace]) -> Row:
+    """Four heads zeroed before the output projection, and the slices of its output that the released code takes for them."""
+    heads = top_heads(receiver_heads(model, traces[:12]).values, 4)
+    spans = {"thinking": lambda trace: trace.tokens.thinking}
+    readers = [
+        logits_function(model, _Slices(model, heads)),
+        logits_function(model, AblationIntervention(model, Ablation(name="", heads=tuple(heads)))),
+    ]
+    of_each = [found["thinking"] for found in divergences(model, traces, readers, spans)]
+    published, ours = (found.kl.sum() / found.n_tokens.sum() for found in of_each)
+    return Row(
+        departure="heads are zeroed after the output projection, as slices of its output, and not before it",
+        number=f"KL of the next token without heads {', '.join(map(str, heads))}, nats",
+        published=f"{published:.3f}",
+        ours=f"{ours:.3f}",
+    )
+
+
+class _Slices:
+    """Zeroes the slices of the attention output that have the places of `heads`, as an intervention."""
+
+    def __init__(self, model: Model, heads: Sequence[Head]) -> None:
+        width = model.d_model // model.n_heads
+        self.n_edited = 1
+        self._columns = {
+            Site("attn_out", layer): [slice(h.index * width, (h.index + 1) * width) for h in heads if h.layer == layer]
+            for layer in {head.layer for head in heads}
+        }
+
+    @property
+    def edits(self) -> dict[Site, Callable[[torch.Tensor, object], torch.Tensor]]:
+        return {site: partial(_zeroed, columns=columns) for site, columns in self._columns.items()}
+
+    def on_step(self, step: object) -> None:
+        """Nothing to follow: every token is edited."""
+
+    def begin(self, n_prompt: object) -> None:
+        """Nothing to follow."""
+
+
+def _zeroed(activation: torch.Tensor, _: object, *, columns: list[slice]) -> torch.Tensor:
+    after = activation.clone()
+    for column in columns:
+        after[..., column] = 0
+    return after
+
+
+def _one_epoch(predictor: LengthPredictor, store: TraceStore, sites: Sequence[Site], traces: Sequence[Trace]) -> float:
+    """One trace per step at a rate of 10⁻⁴; the mean loss while it trains, as `train_predictor` says it."""
+    optimiser, total, n = torch.optim.AdamW(predictor.parameters(), lr=1e-4), 0.0, 0
+    for at in torch.randperm(len(traces)).tolist():
+        states, following, left = _to_close(store, sites, traces[at])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            shape, rate = predictor(states)
+        picked = (one.float().gather(1, following[:, None])[:, 0] for one in (shape, rate))
+        loss = negative_log_density(*picked, left).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(predictor.parameters(), 1.0)
+        optimiser.step()
+        total, n = total + float(loss.detach()) * len(left), n + len(left)
+    return total / n
+
+
+def _to_close(
+    store: TraceStore, sites: Sequence[Site], trace: Trace
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The states before each token of the thinking and of its end (token, site, d_model), these tokens, and how many are left from each."""
+    start, stop = trace.tokens.thinking.start, trace.tokens.thinking.stop + 1
+    rows = np.stack([store.activations(trace.id, str(site))[start - 1 : stop - 1] for site in sites], axis=1)
+    left = torch.arange(stop - start, 0, -1, dtype=torch.float32)
+    return torch.from_numpy(rows.astype(np.float32)), torch.from_numpy(trace.token_ids[start:stop]), left
+
+
+def _trusted(predictor: LengthPredictor, store: TraceStore, sites: Sequence[Site], traces: Sequence[Trace]) -> float:
+    """The share of the written tokens whose prediction is trusted."""
+    kept = []
+    for trace in traces:
+        states, following, _ = _to_close(store, sites, trace)
+        with torch.no_grad():
+            shape, rate = predictor(states)
+        kept.append(TRUST.kept(shape, rate).gather(1, following[:, None])[:, 0])
+    return float(torch.cat(kept).float().mean())
 
 
 if __name__ == "__main__":
