@@ -1,4 +1,4 @@
-"""Options with a few named values: which form of a method, which answer to compare with, which tokens to look at."""
+"""Options with a few named values: which form of a method, which answer to compare with, which tokens to look at, how to pack weights."""
 
 from typing import Literal
 
@@ -10,6 +10,8 @@ Variant = Literal["corrected", "published"]
 Gold = Literal["reference", "own"]
 # Tokens of a trace: those of the thinking, or all that were generated.
 Region = Literal["thinking", "generated"]
+# How bitsandbytes packs weights while a model is loaded.
+Quantise = Literal["4bit", "8bit"]
 
 
 def is_published(variant: str) -> bool:

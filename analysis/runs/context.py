@@ -117,7 +117,7 @@ class Study(Generic[Told]):
 
 def _loading(how: LoadsModel) -> dict[str, Any]:
     """The arguments of `load_model`."""
-    names = ("device", "threads", "deterministic", "float32_compute")
+    names = ("device", "dtype", "quantise", "threads", "deterministic", "float32_compute")
     return {name: getattr(how, name) for name in names}
 
 

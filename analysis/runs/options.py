@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar, get_args, get_type_hints
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.run_folder import RunFolder
-from reasonscope.data.variants import Gold, Region
+from reasonscope.data.variants import Gold, Quantise, Region
 
 Told = TypeVar("Told", bound="AnalysisOptions")
 
@@ -64,6 +64,8 @@ class LoadsModel(AnalysisOptions):
 
     model: str | None = _option(None, "The model that wrote the traces, if the run does not say.")
     device: str = "cpu"
+    dtype: str | None = None
+    quantise: Quantise | None = None
     threads: int | None = None
     deterministic: bool = False
     float32_compute: bool = False

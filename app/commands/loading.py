@@ -7,6 +7,8 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from reasonscope.data.variants import Quantise
+
 # The values of these options, by the parameter names of `load_model`.
 Load: TypeAlias = Mapping[str, Any]
 
@@ -16,6 +18,19 @@ def _options(
     device: Annotated[
         str, typer.Option(help="Device that the model runs on: cpu, cuda:0, or auto (all accelerators).")
     ] = "cpu",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="The type of the weights, such as float32 or bfloat16. By default that of the run that is read, otherwise that of the "
+            "checkpoint."
+        ),
+    ] = None,
+    quantise: Annotated[
+        Quantise | None,
+        typer.Option(
+            help="Pack the weights with bitsandbytes while loading; by default as in the run that is read.",
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="CPU threads. By default one for small matrices and all cores for large ones."),
@@ -36,6 +51,8 @@ def _options(
 ) -> Load:
     return {
         "device": device,
+        "dtype": dtype,
+        "quantise": quantise,
         "threads": threads,
         "deterministic": deterministic,
         "float32_compute": float32_compute,

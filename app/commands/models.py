@@ -19,10 +19,6 @@ def verify_command(
     backend: Annotated[
         str, typer.Option(help="What reads and edits activations: hooks, transformer_lens or nnsight.")
     ] = "hooks",
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="The type of the weights, such as float32 or bfloat16; that of the checkpoint if not given."),
-    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write every number as JSON.")] = False,
 ) -> None:
     """Check on your own model that activations are read and edited correctly. Exit status 1 if a check fails."""
@@ -31,7 +27,7 @@ def verify_command(
     from reasonscope.probes.checks.verification import verify as run_checks
     from reasonscope.probes.models.model import load_model
 
-    checks = run_checks(load_model(model, backend=backend, dtype=dtype, **load))
+    checks = run_checks(load_model(model, backend=backend, **load))
     if json_:
         typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:

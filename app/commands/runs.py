@@ -143,10 +143,6 @@ def record_command(
     shard: Annotated[
         str, typer.Option(help="Record part i of n of the problems, written i/n: for array jobs.")
     ] = "1/1",
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="The type of the weights, such as float32 or bfloat16; that of the checkpoint if not given."),
-    ] = None,
     backend: Annotated[
         str, typer.Option(help="What reads and edits activations: hooks, transformer_lens or nnsight.")
     ] = "hooks",
@@ -274,7 +270,6 @@ def record_command(
     loading: dict[str, Any] = {
         "source": model,
         "backend": backend,
-        "dtype": dtype,
         "remote": remote == "ndif" or remote or False,
         **found,
         **load,
@@ -417,10 +412,6 @@ def import_(
     answer_pattern: PatternOption = None,
     template_arg: TemplateOption = None,
     effort: EffortOption = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="The type of the weights, such as float32 or bfloat16; that of the checkpoint if not given."),
-    ] = None,
 ) -> None:
     """Turn traces that you already have into a run. It reads dumps of vLLM, SGLang, OpenAI, OpenRouter, Anthropic, Ollama and
     LM Studio, rollouts of TRL and verl, logs of Inspect and lm-eval, Thought Anchors, and lines of messages or completions."""
@@ -437,7 +428,7 @@ def import_(
     finds = _thinking(thinking, think_tags, answer_pattern)
     prompt = PromptOptions(template_args=_template_args(template_arg or [], effort))
     how = {"thinking": finds, "prompt": prompt}
-    loaded = None if model is None else _reader_of(model, how, {"dtype": dtype, **load} if sites else None)
+    loaded = None if model is None else _reader_of(model, how, load if sites else None)
     found = import_traces(path, kind=kind, turn=_turn(turn), renderer=loaded, thinking=finds)
     meta = {
         "imported": {"from": path.name, "as": list(found.kinds), "report": found.report()},

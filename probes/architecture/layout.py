@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
-from reasonscope.data.errors import ArchitectureError, InputError, SiteError
+from reasonscope.data.errors import ArchitectureError, SiteError
 from reasonscope.probes.architecture.sites import Point, Site
 
 
@@ -251,18 +251,11 @@ class Layout:
         """W_O (head, d_head, d_model) and the bias (d_model,) of the output projection of block `layer`.
 
         Both are multiplied by the scale with which the block adds them to the stream, unless a norm comes between.
-        Raises SiteError if the block has no heads, InputError if accelerate has offloaded the weights or they are quantised.
+        Weights that are packed, or that accelerate keeps elsewhere, are read as what the projection makes of each unit vector.
+        Raises SiteError if the block has no heads.
         """
         projection = hf.get_submodule(self.path(Site("z", layer)))
-        weight, bias = getattr(projection, "weight", None), getattr(projection, "bias", None)
-        reason = _unreadable(weight) if isinstance(weight, Tensor) else "quantised"
-        if not isinstance(weight, Tensor) or reason:
-            raise InputError(
-                f"the output projection of block {layer} is {reason}, so its weights cannot be read; "
-                "load the model without quantisation, on devices with enough memory for it"
-            )
-        if _takes_rows(projection):
-            weight = weight.T  # Linear keeps (out, in), the Conv1D of GPT-2 keeps (in, out)
+        weight, bias = _input_weights(projection, input_device(hf, self), hf.dtype), getattr(projection, "bias", None)
         block = self.of_block[layer]
         scale = 1.0 if block.has_post_norm else block.attn_out[-1].scale
         if scale != 1.0:
@@ -310,6 +303,17 @@ def _within(path: str, parent: str | None) -> bool:
 def _takes_rows(projection: nn.Module) -> bool:
     """Whether the weights of a projection are (out, in); transformers' Conv1D keeps (in, out)."""
     return type(projection).__name__ != "Conv1D"
+
+
+def _input_weights(projection: nn.Module, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The weights of a projection as (in, out), without its bias."""
+    weight = getattr(projection, "weight", None)
+    if isinstance(weight, Tensor) and _unreadable(weight) is None:
+        return weight.T if _takes_rows(projection) else weight
+    width = int(getattr(projection, "in_features", 0)) or (weight.shape[-1] if isinstance(weight, Tensor) else 0)
+    with torch.no_grad():
+        out: Tensor = projection(torch.eye(width, dtype=dtype, device=device))
+        return out if getattr(projection, "bias", None) is None else out - projection(out.new_zeros(1, width))
 
 
 def rounding(dtype: torch.dtype) -> float:

@@ -8,15 +8,18 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from reasonscope.probes.models.packing import packing
+
 _LIBRARIES = ("torch", "transformers", "tokenizers", "reasonscope")
 
 
 def fingerprint(
     hf: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, name: str, revision: str | None
 ) -> dict[str, Any]:
-    """`described`, with the `dtype` and the SHA-256 of the `weights` filled in."""
+    """`described`, with the `dtype`, the SHA-256 of the `weights`, and how these are `quantised` if they are."""
     known = described(hf.config, tokenizer, name=name, revision=revision)
-    return {**known, "dtype": str(hf.dtype).removeprefix("torch."), "weights": weights_hash(hf)}
+    packed = {} if (how := packing(hf.config)) is None else {"quantised": how.name}
+    return {**known, "dtype": str(hf.dtype).removeprefix("torch."), "weights": weights_hash(hf), **packed}
 
 
 def described(

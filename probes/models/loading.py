@@ -6,13 +6,16 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -27,15 +30,19 @@ from transformers.utils.hub import cached_file
 
 from reasonscope.data.errors import InputError, MissingExtraError, ModelLoadError, ReasonscopeError
 from reasonscope.data.progress import working
+from reasonscope.data.variants import Quantise
 from reasonscope.probes.architecture.shrinking import class_for
+from reasonscope.probes.models.packing import bitsandbytes_config
 
 # The models that come with the package.
 SHIPPED = ("organism", "organism-base")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 ADAPTER = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# The token embedding among the weights of an adapter, by the names that families of transformers give it; not a low-rank part of it.
+_EMBEDDING = re.compile(r"\.(embed_tokens|wte|embed_in|word_embeddings)(\.modules_to_save)?\.weight$")
 # How accelerate may spread a model over the devices of this machine.
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
-Quantise = Literal["4bit", "8bit"]
 
 
 def load_pretrained(
@@ -46,15 +53,15 @@ def load_pretrained(
     revision: str | None,
     quantise: Quantise | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The model on `device`, and its tokenizer, from a hub id, a model folder, a GGUF file, or the folder of an adapter.
+    """The model on `device`, and its tokenizer, from a hub id or folder of a model or an adapter, or from a GGUF file.
 
     Raises ModelLoadError, or MissingExtraError for a kind of file that needs a package which is not installed.
     """
     place = locate(source)
     if isinstance(place, Path) and place.suffix == ".gguf":
         return load_gguf(place, device=device, dtype=dtype)
-    if isinstance(place, Path) and (place / ADAPTER).is_file():
-        return load_adapter(place, device=device, dtype=dtype, quantise=quantise)
+    if adapter := find_adapter(place, revision):
+        return load_adapter(adapter, device=device, dtype=dtype, quantise=quantise)
     if isinstance(place, Path):
         _check_folder(place)
     with foreign(source), _shown(source):
@@ -67,7 +74,7 @@ def load_pretrained(
             revision=revision,
             dtype=dtype or "auto",
             device_map=_device_map(device, config, quantise),
-            **_quantisation(quantise),
+            **_quantisation(quantise, dtype, config),
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -102,52 +109,127 @@ def _device_map(device: str | Mapping[str, Any], config: PretrainedConfig, quant
     return {"": device} if packed else None  # a plain model on one device does not need accelerate
 
 
-def _quantisation(quantise: Quantise | None) -> dict[str, BitsAndBytesConfig]:
+def _quantisation(
+    quantise: Quantise | None, dtype: str | torch.dtype | None, config: PretrainedConfig
+) -> dict[str, BitsAndBytesConfig]:
     """The argument for transformers, which takes None for "read packed weights as if they were not"."""
     if quantise is None:
         return {}
-    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=quantise == "4bit", load_in_8bit=quantise == "8bit")}
+    wanted = dtype or config.dtype or "float32"
+    kind: torch.dtype = getattr(torch, wanted, torch.float32) if isinstance(wanted, str) else wanted
+    return {"quantization_config": bitsandbytes_config(quantise, kind)}
 
 
 def load_gguf(
     file: Path, *, device: str | Mapping[str, Any], dtype: str | torch.dtype | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model and tokenizer of a GGUF file. Its weights are unpacked to `dtype`, by default float32."""
+    with foreign(str(file)), _shown(str(file)):
+        config, tokenizer = _gguf_words(file)
+        loaded: Any = class_for(config).from_pretrained(
+            file.parent,
+            dtype=dtype or torch.float32,
+            output_loading_info=True,
+            gguf_file=file.name,
+            trust_remote_code=False,
+        )
+    return _complete(str(file), loaded, device), tokenizer
+
+
+def _gguf_words(file: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerFast]:
+    """The configuration and the tokenizer of a GGUF file. Raises ModelLoadError, or MissingExtraError without gguf."""
     if not file.is_file():
         raise ModelLoadError(f"{file} is not a file")
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError(f'{file.name} needs the gguf package: pip install "reasonscope[gguf]"')
     given = {"gguf_file": file.name, "trust_remote_code": False}
-    with foreign(str(file)), _shown(str(file)):
+    with foreign(str(file)):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **given)
-        config = AutoConfig.from_pretrained(file.parent, **given)
-        loaded: Any = class_for(config).from_pretrained(
-            file.parent, dtype=dtype or torch.float32, output_loading_info=True, **given
-        )
-    return _complete(str(file), loaded, device), fast(tokenizer, str(file))
+        return AutoConfig.from_pretrained(file.parent, **given), fast(tokenizer, str(file))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A PEFT adapter: its name, the folder with its files, and the name and revision of its base model."""
+
+    name: str
+    folder: Path
+    base: str
+    base_revision: str | None
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether it brings a tokenizer of its own, as training with new tokens or another chat template leaves one."""
+        return (self.folder / "tokenizer.json").is_file()
+
+
+def find_adapter(place: Path | str, revision: str | None) -> Adapter | None:
+    """The adapter in a folder or hub repository; None without one. Raises ModelLoadError if it names no base or is pickled."""
+    with foreign(str(place)):
+        told = _cached(place, ADAPTER, revision)
+        if told is None:
+            return None
+        fields = json.loads(told.read_text(encoding="utf-8"))
+        base = fields.get("base_model_name_or_path")
+        weights = _cached(place, _ADAPTER_WEIGHTS, revision)
+        _cached(place, "tokenizer.json", revision)
+    if not isinstance(base, str) or not base:
+        raise ModelLoadError(f"{told} names no base model; add base_model_name_or_path")
+    if weights is None:
+        raise ModelLoadError(f"{place} has no {_ADAPTER_WEIGHTS}; pickled weights are never loaded")
+    return Adapter(name=str(place), folder=weights.parent, base=base, base_revision=fields.get("revision"))
+
+
+def _cached(place: Path | str, file: str, revision: str | None) -> Path | None:
+    """The place of a file of a folder or hub repository on this machine, after a download if need be; None if it does not exist."""
+    if isinstance(place, Path) and not (place / file).is_file():
+        return None
+    found = cached_file(place, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
 
 
 def load_adapter(
-    folder: Path, *, device: str | Mapping[str, Any], dtype: str | torch.dtype | None, quantise: Quantise | None
+    adapter: Adapter, *, device: str | Mapping[str, Any], dtype: str | torch.dtype | None, quantise: Quantise | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The base model of a PEFT adapter with the adapter merged into its weights, and the tokenizer of the base.
+    """The base model of a PEFT adapter with the adapter merged into its weights, and the adapter's tokenizer or else the base's.
 
-    Raises MissingExtraError without peft, ModelLoadError if the adapter does not say what its base is.
+    Raises MissingExtraError without peft.
     """
     if importlib.util.find_spec("peft") is None:
-        raise MissingExtraError(f'{folder} is an adapter, which needs peft: pip install "reasonscope[adapters]"')
-    with foreign(str(folder)):
-        base = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise ModelLoadError(f"{folder / ADAPTER} names no base model; add base_model_name_or_path")
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ModelLoadError(f"{folder} has no adapter_model.safetensors; pickled weights are never loaded")
-    model, tokenizer = load_pretrained(base, device=device, dtype=dtype, revision=None, quantise=quantise)
-    peft = importlib.import_module("peft")  # an extra, which is not installed with the others
-    with foreign(str(folder)):
-        merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
-    merged.config.name_or_path = str(folder)
+        raise MissingExtraError(f'{adapter.name} is an adapter, which needs peft: pip install "reasonscope[adapters]"')
+    model, tokenizer = load_pretrained(
+        adapter.base, device=device, dtype=dtype, revision=adapter.base_revision, quantise=quantise
+    )
+    peft = importlib.import_module("peft")  # not at the top: it is an extra
+    with foreign(adapter.name):
+        if adapter.has_tokenizer:
+            tokenizer = load_tokenizer(adapter.folder, None)
+        if rows := _trained_rows(adapter.folder / _ADAPTER_WEIGHTS):
+            model.resize_token_embeddings(rows, mean_resizing=False)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft's calls, which no user can change
+            merged = peft.PeftModel.from_pretrained(model, adapter.folder).merge_and_unload()
+    merged.config.name_or_path = adapter.name
     return merged, tokenizer
+
+
+def _trained_rows(weights: Path) -> int | None:
+    """The rows of the token embedding that an adapter brings; None if it leaves the base's as it is."""
+    with safe_open(str(weights), framework="pt") as file:
+        shapes = [file.get_slice(key).get_shape() for key in file.keys() if _EMBEDDING.search(key)]  # noqa: SIM118
+    return next((shape[0] for shape in shapes if len(shape) == 2), None)
+
+
+def load_words(source: str, revision: str | None) -> tuple[PretrainedConfig, PreTrainedTokenizerFast]:
+    """The configuration and the tokenizer of anything that `load_pretrained` takes, without weights."""
+    place = locate(source)
+    if isinstance(place, Path) and place.suffix == ".gguf":
+        return _gguf_words(place)
+    if adapter := find_adapter(place, revision):
+        config, tokenizer = load_words(adapter.base, adapter.base_revision)
+        return config, load_tokenizer(adapter.folder, None) if adapter.has_tokenizer else tokenizer
+    with foreign(source):
+        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+        return config, load_tokenizer(place, revision)
 
 
 def load_structure(
@@ -212,6 +294,8 @@ def load_tokenizer(place: Path | str, revision: str | None) -> Any:
 def generation_defaults(source: str, revision: str | None = None) -> dict[str, Any]:
     """The fields of `Sampling` that the model's own generation configuration sets. Raises ModelLoadError, InputError without one."""
     place = locate(source)
+    if adapter := find_adapter(place, revision):
+        return generation_defaults(adapter.base, adapter.base_revision)
     with foreign(source):
         try:
             config = GenerationConfig.from_pretrained(place, revision=revision or "main")

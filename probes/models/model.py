@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.think_tags import ThinkTags
 from reasonscope.data.text.thinking import Thinking
+from reasonscope.data.variants import Quantise
 from reasonscope.probes.architecture.layout import Layout, embedding_rows, input_device
 from reasonscope.probes.backends.base import Backend
 from reasonscope.probes.backends.threads import set_threads
@@ -21,7 +22,7 @@ from reasonscope.probes.models.determinism import compute_in_float32, make_deter
 from reasonscope.probes.models.fingerprint import fingerprint
 from reasonscope.probes.models.layout_check import check_engine, prove_layout, proved
 from reasonscope.probes.models.layout_derivation import derive_layout, layout_of_structure
-from reasonscope.probes.models.loading import Quantise, fast, load_pretrained, load_structure
+from reasonscope.probes.models.loading import fast, load_pretrained, load_structure
 from reasonscope.probes.models.prompting import Prompting, PromptOptions
 from reasonscope.probes.models.tags import chat_template, find_thinking
 

@@ -4,17 +4,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, get_args
 
 import tokenizers
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.think_tags import ThinkTags
 from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Message, Problem
+from reasonscope.data.variants import Quantise
 from reasonscope.probes.models.fingerprint import described
-from reasonscope.probes.models.loading import fast, foreign, load_tokenizer, locate
+from reasonscope.probes.models.loading import fast, load_words
 from reasonscope.probes.models.tags import chat_template, find_thinking, with_tag_open, with_thinking_closed
 
 # The switch has these names in the templates of Qwen3 (enable_thinking), DeepSeek V3.1 and Granite (thinking), minimind and Cohere.
@@ -217,10 +218,7 @@ def load_prompting(
     prompt: PromptOptions | None = None,
 ) -> Prompting:
     """Load tokenizer and configuration of `source` (as in `load_model`), without weights. Raises ModelLoadError and InputError."""
-    place = locate(source)
-    with foreign(source):
-        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
-        tokenizer = load_tokenizer(place, revision)
+    config, tokenizer = load_words(source, revision)
     tokenizer, prompt = fast(tokenizer, source), prompt or PromptOptions()
     prompt.check(chat_template(tokenizer), source)
     found = find_thinking(tokenizer, thinking, name=source)
@@ -230,7 +228,22 @@ def load_prompting(
 def as_recorded(meta: Mapping[str, Any], how: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments for `load_model`, with how a run finds thinking and renders prompts, by the `meta` of its store, if `how` does not say."""
     return {
-        **how,
+        **weights_as_recorded(meta, how),
         "thinking": how.get("thinking") or Thinking.of_meta(meta),
         "prompt": how.get("prompt") or PromptOptions.of_meta(meta),
+    }
+
+
+def weights_as_recorded(meta: Mapping[str, Any], how: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for `load_model`, with the type and the packing of the weights that a run was recorded with, if `how` does not say.
+
+    Otherwise states that an analysis computes would differ from those in the store by the rounding of another type.
+    """
+    written = meta.get("model") or {}
+    packed = written.get("quantised")
+    return {
+        **how,
+        "dtype": how.get("dtype") or written.get("dtype"),
+        "quantise": how.get("quantise") or (packed if packed in get_args(Quantise) else None),
+        "float32_compute": how.get("float32_compute") or written.get("compute") == "float32",
     }

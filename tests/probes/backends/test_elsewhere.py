@@ -71,11 +71,16 @@ def test_a_dispatched_model_is_read_written_and_recorded(dispatched, model_of, t
 
 
 @pytest.mark.filterwarnings("default")
-def test_weights_that_are_held_back_cannot_be_read(tokenizer):
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_weights_that_are_held_back_are_read_as_what_they_do(family, tokenizer):
     accelerate = pytest.importorskip("accelerate")
-    offloaded = load_model(accelerate.cpu_offload(tiny_model("qwen2"), torch.device("cpu")), tokenizer=tokenizer)
-    with pytest.raises(InputError, match="is offloaded"):
-        offloaded.layout.output_weights(offloaded.hf, 0)
+    hf = tiny_model(family)
+    plain = load_model(hf, tokenizer=tokenizer)
+    expected = [None if w is None else w.clone() for w in plain.layout.output_weights(hf, 1)]
+    offloaded = load_model(accelerate.cpu_offload(hf, torch.device("cpu")), tokenizer=tokenizer)
+    weight, bias = offloaded.layout.output_weights(offloaded.hf, 1)
+    torch.testing.assert_close(weight, expected[0], atol=1e-6, rtol=0)
+    assert (bias is None) == (expected[1] is None)
 
 
 class Packed(torch.nn.Module):
@@ -91,7 +96,7 @@ class Packed(torch.nn.Module):
         return rows @ (self.weight * self.scale).T
 
 
-def test_quantised_weights_run_and_are_not_read(tokenizer):
+def test_quantised_weights_run_and_are_read_as_what_they_do(tokenizer):
     hf, plain = tiny_model("qwen3"), tiny_model("qwen3")
     for block, same in zip(hf.model.layers, plain.model.layers, strict=True):
         block.self_attn.o_proj = Packed(block.self_attn.o_proj)
@@ -101,8 +106,8 @@ def test_quantised_weights_run_and_are_not_read(tokenizer):
     outs = [m.backend.forward(IDS, mask=torch.ones_like(IDS), read=SITES, write=write) for m in (model, other)]
     for site in SITES:
         torch.testing.assert_close(outs[0].activations[site], outs[1].activations[site])
-    with pytest.raises(InputError, match="block 0 is quantised"):
-        model.layout.output_weights(model.hf, 0)
+    weights = [m.layout.output_weights(m.hf, 1)[0] for m in (model, other)]
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=0)
     with pytest.raises(InputError, match="the weights are quantised"):
         orthogonalised(model, np.ones(32, np.float32))
 

@@ -1,11 +1,12 @@
 """`verify` passes on every family, and fails where something is wrong: each check has its saboteur."""
 
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 from tokenizers import processors
+from transformers import BitsAndBytesConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from reasonscope.data.text.thinking import Thinking
@@ -75,6 +76,32 @@ def test_bfloat16_passes_within_its_own_tolerance(family, hf_of, tokenizer):
     checks = verify(load_model(deepcopy(hf_of(family)).bfloat16(), tokenizer=tokenizer))
     assert failed(checks) == set()
     assert checks[1].limit == 0.05
+
+
+def packed(model, told):
+    """The same model, whose configuration says that its weights are packed."""
+    hf = copy(model.hf)
+    hf.config = deepcopy(hf.config)
+    hf.config.quantization_config = told
+    return replace(model, hf=hf)
+
+
+@pytest.mark.parametrize(
+    ("told", "limits"),
+    [
+        (None, (1e-4, 1e-3)),
+        ({"quant_method": "gptq"}, (5e-2, 1e-1)),
+        (BitsAndBytesConfig(load_in_4bit=True), (5e-2, 1e-1)),
+        (BitsAndBytesConfig(load_in_8bit=True), (0.3, 0.3)),
+    ],
+)
+def test_packed_weights_are_judged_by_their_rounding(told, limits, model_of):
+    checks = {check.name: check for check in verify(packed(model_of("qwen3"), told))}
+    assert all(check.passed for check in checks.values())
+    assert (checks["head writes"].limit, checks["batch"].limit) == limits
+    assert checks["attention kernels"].limit == (limits[1] if told else 1e-4)
+    # Sums of what was stored, and rows of attention, do not depend on how weights are packed.
+    assert {checks[name].limit for name in ("hidden states", "contributions", "attention rows")} == {1e-4}
 
 
 @pytest.mark.parametrize(
@@ -149,15 +176,17 @@ def rolled(ids, kwargs):
     [
         (unmasked, {"batch", "positions edited"}),
         (noisy, {"strength 0"}),
-        (remembering(), {"independent passes"}),
+        (remembering, {"independent passes"}),
         (overwriting, {"read alone"}),
         (first_pass_only, {"positions edited"}),
         (deaf, {"independent passes", "positions edited"}),
         (rolled, {"positions edited"}),
     ],
 )
-def test_a_backend_that_cheats_fails(change, expected, model_of):
-    model = model_of("llama")
+@pytest.mark.parametrize("told", [None, BitsAndBytesConfig(load_in_4bit=True), BitsAndBytesConfig(load_in_8bit=True)])
+def test_a_backend_that_cheats_fails(change, expected, told, model_of):
+    model = packed(model_of("llama"), told)
+    change = change() if change is remembering else change
     checks = verify(replace(model, backend=Sabotage(model.backend, change)))
     assert expected <= failed(checks)
 

@@ -1,5 +1,6 @@
 """Recording: what is stored, that order and shards do not matter, that an interrupted run resumes to the same bytes."""
 
+from copy import deepcopy
 from dataclasses import replace
 from importlib import import_module
 from unittest.mock import Mock
@@ -20,6 +21,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.recording import as_numpy, in_shard, record
 from reasonscope.probes.generation.rollout import trace_seed
+from reasonscope.probes.models.model import load_model
 from reasonscope.probes.models.prompting import as_recorded
 
 recording = import_module("reasonscope.probes.generation.recording")  # the package calls its function by the same name
@@ -214,6 +216,19 @@ def test_bfloat16_keeps_its_bits():
     array = as_numpy(tensor)
     assert array.dtype == ml_dtypes.bfloat16
     assert np.array_equal(array.astype(np.float32), tensor.float().numpy())
+
+
+def test_the_store_says_in_which_type_and_packing_its_model_ran(model, tmp_path):
+    half = load_model(deepcopy(model.hf).bfloat16(), tokenizer=model.tokenizer)
+    meta = run(half, tmp_path / "run", PROBLEMS[:2]).meta
+    assert as_recorded(meta, {"dtype": None, "quantise": None})["dtype"] == "bfloat16"
+    assert as_recorded(meta, {"dtype": "float32"})["dtype"] == "float32"
+    assert not as_recorded(meta, {})["quantise"] and not as_recorded(meta, {})["float32_compute"]
+    packed = {"model": {**meta["model"], "quantised": "4bit", "compute": "float32"}}
+    assert as_recorded(packed, {"quantise": None})["quantise"] == "4bit"
+    assert as_recorded(packed, {"quantise": "8bit"})["quantise"] == "8bit"
+    assert as_recorded(packed, {"float32_compute": False})["float32_compute"]
+    assert as_recorded({"model": {"quantised": "gptq"}}, {})["quantise"] is None  # the checkpoint itself is packed
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,27 @@
 """Models from other files than a folder of safetensors: GGUF, adapters, packed weights; each needs its package and says so."""
 
 import json
+import shutil
 import sys
+import warnings
+from copy import deepcopy
+from functools import partial
 from types import MappingProxyType
 
 import pytest
 import torch
-from transformers import BitsAndBytesConfig
+from huggingface_hub import constants
+from safetensors.torch import save_file
+from transformers import BitsAndBytesConfig, Qwen2Config
+from transformers.utils import hub
 
 from reasonscope.data.errors import MissingExtraError, ModelLoadError
 from reasonscope.probes.architecture.families import tiny_model, tiny_of
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models import loading
 from reasonscope.probes.models.model import load_model
+from reasonscope.probes.models.packing import Packing, packing
+from reasonscope.probes.models.prompting import load_prompting
 
 gguf = pytest.importorskip("gguf")
 
@@ -90,7 +99,7 @@ def write_adapter(folder, base, *, weights=True):
     settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": 2, "lora_alpha": 4}
     (folder / "adapter_config.json").write_text(json.dumps({**settings, "target_modules": ["q_proj"]}))
     if weights:
-        (folder / "adapter_model.safetensors").write_bytes(b"")
+        save_file({}, folder / "adapter_model.safetensors")
     return str(folder)
 
 
@@ -132,6 +141,72 @@ def test_an_adapter_is_merged_into_its_base(tmp_path, tokenizer, merging):
     model = load_model(write_adapter(tmp_path / "lora", str(tmp_path / "base")))
     assert bool((model.hf.lm_head.weight[0] == 1).all()) and model.name == str(tmp_path / "lora")
     assert model.tokenizer.get_vocab() == tokenizer.get_vocab()
+
+
+@pytest.fixture
+def trained(tmp_path, tokenizer):
+    """A LoRA adapter that peft made for a tiny model, the tokenizer that it was trained with, and the logits that it gives."""
+    peft = pytest.importorskip("peft")
+    hf = tiny_model("qwen2")
+    hf.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    hf = type(hf).from_pretrained(tmp_path / "base")
+
+    def train(*, rows=None, **options):
+        torch.manual_seed(0)
+        if rows:
+            hf.resize_token_embeddings(rows, mean_resizing=False)
+        with warnings.catch_warnings(action="ignore"):  # of what transformers deprecates
+            model = peft.get_peft_model(hf, peft.LoraConfig(target_modules=["q_proj", "down_proj"], r=2, **options))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.05 * torch.randn(parameter.shape) * parameter.requires_grad
+        with warnings.catch_warnings(action="ignore"):
+            model.save_pretrained(tmp_path / "lora")
+        with torch.no_grad():
+            return str(tmp_path / "lora"), model(torch.tensor([[5, 6, 7, 8]])).logits
+
+    return train
+
+
+def logits_of(model):
+    return model.backend.forward(torch.tensor([[5, 6, 7, 8]]), mask=None).logits
+
+
+def test_an_adapter_of_peft_reads_as_it_was_trained(trained, tokenizer, tmp_path):
+    folder, expected = trained()
+    model, base = load_model(folder), load_model(str(tmp_path / "base"))
+    torch.testing.assert_close(logits_of(model), expected, atol=1e-5, rtol=1e-4)
+    assert float((logits_of(base) - expected).abs().max()) > 0.01
+    assert model.fingerprint["weights"] != base.fingerprint["weights"]
+    assert model.tokenizer.get_vocab() == tokenizer.get_vocab()
+
+
+def test_an_adapter_brings_its_tokenizer_and_its_new_tokens(trained, tokenizer, tmp_path):
+    own = deepcopy(tokenizer)
+    own.add_tokens(["<think>", "</think>"], special_tokens=True)
+    folder, expected = trained(rows=270, modules_to_save=["embed_tokens", "lm_head"])
+    own.save_pretrained(folder)
+    model = load_model(folder)
+    assert model.tags is not None and model.vocabulary == 270
+    torch.testing.assert_close(logits_of(model), expected, atol=1e-5, rtol=1e-4)
+    words = load_prompting(folder)
+    assert words.tags == model.tags and words.fingerprint["tokenizer"] == model.fingerprint["tokenizer"]
+
+
+def test_an_adapter_on_the_hub(trained, tmp_path, monkeypatch):
+    folder, expected = trained()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "is_offline_mode", lambda: True)
+    monkeypatch.setattr(hub, "cached_file", partial(hub.cached_file, cache_dir=tmp_path / "cache"))
+    monkeypatch.setattr(loading, "cached_file", hub.cached_file)
+    repository = tmp_path / "cache" / "models--someone--lora"
+    shutil.copytree(folder, repository / "snapshots" / "1234")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("1234")
+    model = load_model("someone/lora")
+    torch.testing.assert_close(logits_of(model), expected, atol=1e-5, rtol=1e-4)
+    assert model.name == "someone/lora"
 
 
 def test_an_adapter_that_is_not_whole(tmp_path, merging):
@@ -177,9 +252,47 @@ def test_how_weights_are_placed(device, config, quantise, expected):
 
 
 def test_how_weights_are_packed():
-    four, eight = (loading._quantisation(bits)["quantization_config"] for bits in ("4bit", "8bit"))
+    config = Qwen2Config(dtype="bfloat16")
+    four, eight = (loading._quantisation(bits, None, config)["quantization_config"] for bits in ("4bit", "8bit"))
     assert isinstance(four, BitsAndBytesConfig) and four.load_in_4bit and not four.load_in_8bit
-    assert eight.load_in_8bit and not eight.load_in_4bit and loading._quantisation(None) == {}
+    assert (four.bnb_4bit_quant_type, four.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
+    given = loading._quantisation("4bit", "float32", config)["quantization_config"]
+    assert given.bnb_4bit_compute_dtype == torch.float32
+    assert eight.load_in_8bit and not eight.load_in_4bit and loading._quantisation(None, None, config) == {}
+
+
+@pytest.mark.parametrize(
+    ("told", "name", "rounds_activations"),
+    [
+        (BitsAndBytesConfig(load_in_4bit=True), "4bit", False),
+        (BitsAndBytesConfig(load_in_8bit=True), "8bit", True),
+        ({"quant_method": "gptq", "bits": 4}, "gptq", False),
+        ({"quant_method": "awq", "bits": 4}, "awq", False),
+        ({"quant_method": "mxfp4"}, "mxfp4", False),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, "fp8", True),
+        (
+            {"quant_method": "compressed-tensors", "config_groups": {"a": {"input_activations": None}}},
+            "compressed-tensors",
+            False,
+        ),
+        (
+            {"quant_method": "compressed-tensors", "config_groups": {"a": {"input_activations": {"num_bits": 8}}}},
+            "compressed-tensors",
+            True,
+        ),
+    ],
+)
+def test_what_a_configuration_says_about_packed_weights(told, name, rounds_activations):
+    config = Qwen2Config()
+    config.quantization_config = told
+    assert packing(config) == Packing(name=name, rounds_activations=rounds_activations)
+
+
+@pytest.mark.parametrize("told", [None, {"quant_method": "gguf"}, {"quant_method": "mxfp4", "dequantize": True}])
+def test_weights_that_were_unpacked_are_plain(told):
+    config = Qwen2Config()
+    config.quantization_config = told
+    assert packing(config) is None
 
 
 def test_packed_weights_without_their_package_say_which(tmp_path, tokenizer, monkeypatch):
