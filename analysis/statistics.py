@@ -14,7 +14,7 @@ from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, drawn_groups, permutation_p, resample_groups, tails
 from reasonscope.data.progress import tracked
-from reasonscope.probes.evaluation.metrics import auroc
+from reasonscope.data.ranks import auroc
 
 
 def serial_correlation(one: Values, other: Values) -> tuple[float, float]:

@@ -28,9 +28,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Con
 from reasonscope.analysis.attention.sentence_attention import sentence_attention
 from reasonscope.analysis.attention.vertical import kurtosis, vertical_scores
 from reasonscope.analysis.causal.suppression import suppression_effect
-from reasonscope.analysis.tokens.vocabulary import Unembedding, kl_from_hidden
 from reasonscope.data.trace import Span
 from reasonscope.probes.models.model import Model, load_model
+from reasonscope.probes.models.unembedding import Unembedding, kl_from_hidden
 
 sys.path.insert(0, str(Path(__file__).parent))
 from goals import verdict

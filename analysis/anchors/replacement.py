@@ -8,8 +8,6 @@ import torch
 
 from reasonscope.analysis.anchors.rollouts import Continuation, continuation
 from reasonscope.analysis.results import Axis, Band, Result, undefined
-from reasonscope.analysis.tokens.forced_answers import Decoder, Encoder
-from reasonscope.analysis.tokens.vocabulary import Unembedding, kl_from_hidden
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.progress import tracked
@@ -17,8 +15,10 @@ from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Sampling, Sentence, Trace
 from reasonscope.probes.generation.branches import Branch, Writer
+from reasonscope.probes.generation.forced_answers import Decoder, Encoder
 from reasonscope.probes.generation.rollout import trace_seed
 from reasonscope.probes.models.model import Model
+from reasonscope.probes.models.unembedding import Unembedding, kl_from_hidden
 
 METHOD, QUANTITY = "replacement", "divergence of a sentence after another was replaced"
 
@@ -83,8 +83,6 @@ def replacement_effects(
     trace: Trace,
     sentences: Sequence[Sentence],
     alternatives: ResampledAlternatives,
-    encode: Encoder,
-    decode: Decoder,
     *,
     temperature: float = 1.0,
     seed: int = 0,
@@ -100,8 +98,6 @@ def replacement_effects(
         trace: The trace, with tokens.
         sentences: Its sentences.
         alternatives: Other texts for each sentence, by index (see `resampled_alternatives`).
-        encode: Text to token ids.
-        decode: Token ids to text.
         temperature: Temperature of the distributions.
         seed: Random seed.
 
@@ -119,9 +115,8 @@ def replacement_effects(
     visible; effects are of sentences on sentences, whereas the paper's default is of sentences on the answer.
 
     Example:
-        from reasonscope.analysis.tokens.forced_answers import decoder, encoder
-        encode, decode = encoder(model.tokenizer), decoder(model.tokenizer)
-        rs.analysis.replacement_effects(model, trace, rs.sentences(trace), {2: ("So x = 5.",)}, encode, decode)
+        found = rs.analysis.replacement_effects(model, trace, rs.sentences(trace), {2: ("So x = 5.",)})
+        found.values[:, 2]  # nats, of each later sentence
     """
     common: dict[str, Any] = {"method": METHOD, "quantity": QUANTITY, "unit": "nats"}
     provenance = {"trace": trace.id, "temperature": temperature, "seed": seed, **cut_provenance(sentences)}
@@ -131,7 +126,7 @@ def replacement_effects(
         return undefined(**common, reason=reason, provenance=provenance)
     if not len(trace.token_ids):
         raise InputError(f"trace {trace.id!r} has no tokens; import it with the model's tokenizer")
-    read = _Reader(model, trace, sentences, encode, decode, temperature)
+    read = _Reader(model, trace, sentences, temperature)
     rng = np.random.default_rng(seed)
     texts = [sentence.text.strip() for sentence in sentences]
     odd = {i: tuple(rng.permutation([t for t in texts if t != texts[i]])[:1]) for i, n in enumerate(counts) if n}
@@ -164,11 +159,9 @@ class _Reader:
         model: Model,
         trace: Trace,
         sentences: Sequence[Sentence],
-        encode: Encoder,
-        decode: Decoder,
         temperature: float,
     ) -> None:
-        self._model, self._encode, self._decode, self._temperature = model, encode, decode, temperature
+        self._model, self._temperature = model, temperature
         self._spans = [sentence.tokens for sentence in sentences]
         self._ids = trace.token_ids[: self._spans[-1].stop].tolist()
         self._unembedding = Unembedding.of(model)
@@ -177,7 +170,7 @@ class _Reader:
     def __call__(self, source: int, text: str) -> Values:
         """(target,) in nats; NaN up to the source."""
         span = self._spans[source]
-        put = _in_place(self._decode(self._ids[span.slice]), text, self._encode)
+        put = _in_place(self._model.decode(self._ids[span.slice]), text, self._model.encode_continuation)
         changed = self._states([*self._ids[: span.start], *put, *self._ids[span.stop :]])
         # The state at t − 1 predicts the token at t.
         behind = len(self._ids) - span.stop + 1

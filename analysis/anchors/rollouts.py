@@ -19,7 +19,6 @@ from reasonscope.analysis.anchors.importance import (
 from reasonscope.analysis.anchors.similarity import Embedder, tfidf
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import null_band
-from reasonscope.analysis.tokens.forced_answers import Decoder, ForcedAnswers
 from reasonscope.data.arrays import Values
 from reasonscope.data.progress import working
 from reasonscope.data.sentence_cut import cut_provenance
@@ -29,6 +28,7 @@ from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Sampling, Sentence, Trace
 from reasonscope.probes.generation.branches import Branch, Writer
 from reasonscope.probes.generation.decoding import Completion
+from reasonscope.probes.generation.forced_answers import Decoder, ForcedAnswers
 from reasonscope.probes.generation.rollout import trace_seed
 
 _ROUNDING = 1e-6  # equal sentences have a cosine of 1 up to rounding, and for a confident model the median is 1

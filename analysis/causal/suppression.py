@@ -14,13 +14,13 @@ from reasonscope.analysis.attention.blocks import AttentionCall, ScoreRule, atte
 from reasonscope.analysis.attention.sentence_attention import ReadSentences, check_spans
 from reasonscope.analysis.attention.vertical import nan_mean
 from reasonscope.analysis.results import Axis, Band, Result, undefined
-from reasonscope.analysis.tokens.vocabulary import Unembedding, kl_from_hidden
 from reasonscope.data.arrays import Values
 from reasonscope.data.progress import tracked, working
 from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.generation.padding import check_sequence
 from reasonscope.probes.models.model import Model
+from reasonscope.probes.models.unembedding import Unembedding, kl_from_hidden
 
 TEMPERATURE = 0.6
 _WASTE = 0.1  # at most this share of a pass's tokens may be unnecessary for a source

@@ -7,8 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reasonscope.analysis.tokens.forced_answers import closing_stub, decoder, encoder, forced_answers
-from reasonscope.analysis.tokens.vocabulary import Unembedding
 from reasonscope.analysis.traces.reflection import find_candidates
 from reasonscope.data.arrays import Values
 from reasonscope.data.sentence_cut import cut_trace
@@ -17,8 +15,10 @@ from reasonscope.data.text.steps_and_sentences import classify_step
 from reasonscope.data.trace import Sampling, Sentence, Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.branches import Writer
+from reasonscope.probes.generation.forced_answers import closing_stub, forced_answers
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.model import Model
+from reasonscope.probes.models.unembedding import Unembedding
 
 _READ_TOKENS = 4096  # of one pass that reads the margin, with padding
 
@@ -117,9 +117,8 @@ def exit_signals(
         signals.spent[signals.right][:1]  # after so many tokens it knew the answer
     """
     points = exit_points(trace, most=most)
-    encode, decode = encoder(model.tokenizer_backend), decoder(model.tokenizer_backend)
-    stub = closing_stub(trace, encode, thinking=model.thinking)
-    forced = forced_answers(writer, trace, points.cuts, stub, decode, sampling=sampling)
+    stub = closing_stub(trace, model.encode_continuation, thinking=model.thinking)
+    forced = forced_answers(writer, trace, points.cuts, stub, model.decode, sampling=sampling)
     answers = tuple(row[0] for row in forced.answers)
     places = trace.thinking_positions
     written = places[places >= trace.n_prompt_tokens]
@@ -159,7 +158,7 @@ def _closing(model: Model, trace: Trace) -> list[int]:
     if model.tags is None:
         return []
     text = trace.text[trace.chars.close.slice].rstrip() if trace.state == "closed" else f"\n{model.tags.close}"
-    return list(encoder(model.tokenizer_backend)(text))
+    return model.encode_continuation(text)
 
 
 def _margins(model: Model, trace: Trace, cuts: Sequence[int], closing: Sequence[int]) -> Values:

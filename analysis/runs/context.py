@@ -63,7 +63,7 @@ class Study(Generic[Told]):
     @cached_property
     def recipe(self) -> Recipe | None:
         """What steered the traces, if anything did."""
-        return recipe_of_run(self.store)
+        return None if self.store.recipe is None else recipe_of_run(self.store)
 
     @cached_property
     def base(self: "Study[LoadsBase]") -> Model:

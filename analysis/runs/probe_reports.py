@@ -11,11 +11,12 @@ from reasonscope.analysis.figures import Figure
 from reasonscope.data.arrays import Rows
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, resample_groups
+from reasonscope.data.ranks import spearman
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import Summary
 from reasonscope.data.trace import Message, Problem, Trace
 from reasonscope.probes.evaluation.comparison import Comparison
-from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, spearman
+from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap
 from reasonscope.probes.fitting.censoring import aft_predictions, concordance_index
 from reasonscope.probes.fitting.held_out import LayerMap
 from reasonscope.probes.fitting.linear_probes import LinearProbe

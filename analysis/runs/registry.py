@@ -51,7 +51,6 @@ from reasonscope.analysis.runs.questions import QUESTIONS, Question
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
 from reasonscope.analysis.tokens.confidence import confidence_of_trace
 from reasonscope.analysis.tokens.entropy import entropy_of_trace
-from reasonscope.analysis.tokens.forced_answers import closing_stub, decoder, encoder, forced_answers
 from reasonscope.analysis.tokens.mi import MOST_OTHERS, mi_of_trace, peak_words, thinking_token_table
 from reasonscope.analysis.tokens.summaries import (
     alternatives_summary,
@@ -82,6 +81,7 @@ from reasonscope.data.text.answers import equivalent
 from reasonscope.data.trace import Sampling, Sentence, Trace
 from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation.forced_answers import closing_stub, forced_answers
 
 
 def _mi(study: Study[MiOptions], trace: Trace) -> Iterator[Result]:
@@ -163,9 +163,9 @@ def _anchors(
     sampling = Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens, seed=options.seed)
     plan = Allotment(least=min(20, options.rollouts), most=options.rollouts, half_width=options.half_width)
     thinking = study.model.thinking
-    decode = decoder(study.model.tokenizer_backend)
+    decode = study.model.decode
     continued = resample(study.writer, trace, known, decode, sampling, allotment=plan, thinking=thinking)
-    stub = closing_stub(trace, encoder(study.model.tokenizer_backend), thinking=thinking)
+    stub = closing_stub(trace, study.model.encode_continuation, thinking=thinking)
     cuts = [s.tokens.start for s in known] + [known[-1].tokens.stop]
     forced = forced_answers(
         study.writer, trace, cuts, stub, decode, samples=min(options.rollouts, 20),
@@ -175,9 +175,8 @@ def _anchors(
     yield _judged(found, "effects", trace, options.seed)
     if options.server is None:  # a server writes, but gives no states
         others = resampled_alternatives(known, continued)
-        codec = encoder(study.model.tokenizer_backend), decode
         yield _judged(
-            replacement_effects(study.model, trace, known, others, *codec, seed=options.seed), "", trace, options.seed
+            replacement_effects(study.model, trace, known, others, seed=options.seed), "", trace, options.seed
         )
 
 
@@ -224,8 +223,8 @@ def _analyse_confidence(study: Study[ConfidenceOptions], trace: Trace) -> Iterat
     yield confidence_of_trace(
         study.writer,
         trace,
-        closing_stub(trace, encoder(study.model.tokenizer_backend), thinking=study.model.thinking),
-        decoder(study.model.tokenizer_backend),
+        closing_stub(trace, study.model.encode_continuation, thinking=study.model.thinking),
+        study.model.decode,
         samples=study.options.samples,
         foreign=_foreign_answer(study, trace),
         sampling=Sampling(temperature=study.options.temperature, max_new_tokens=32, seed=study.options.seed),

@@ -10,12 +10,12 @@ from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from reasonscope.analysis.results import Axis, Band, Result, undefined
-from reasonscope.analysis.tokens.forced_answers import Decoder, forced_answers
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import wilson_interval
 from reasonscope.data.text.answers import equivalent
 from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.generation.branches import Writer
+from reasonscope.probes.generation.forced_answers import Decoder, forced_answers
 
 METHOD = "confidence"
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reasonscope.analysis.tokens.vocabulary import Unembedding
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.padding import check_sequence
 from reasonscope.probes.models.model import Model
+from reasonscope.probes.models.unembedding import Unembedding
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

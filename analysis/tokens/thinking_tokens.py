@@ -10,12 +10,12 @@ from transformers import SuppressTokensLogitsProcessor
 
 from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.analysis.tokens.arm_results import compare_arms, estimates
-from reasonscope.analysis.tokens.forced_answers import closing_stub, decoder, encoder, forced_answers
 from reasonscope.analysis.tokens.mi import THINKING_WORDS
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.answers import equivalent
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.generation.branches import Branch, PrefixWriter
+from reasonscope.probes.generation.forced_answers import closing_stub, forced_answers
 from reasonscope.probes.generation.rollout import as_trace, counting_begun, trace_seed
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.experiments.conditions import Condition
@@ -151,8 +151,8 @@ def _longer(
         current = as_trace(model, trace.problem, trace.sample, whole, replace(sampling, seed=seed))
     if stub and current.state == "closed" and current.final_answer is not None:
         return current.final_answer
-    closing = closing_stub(current, encoder(model.tokenizer_backend), thinking=model.thinking)
-    forced = forced_answers(writer, current, [current.tokens.thinking.stop], closing, decoder(model.tokenizer_backend))
+    closing = closing_stub(current, model.encode_continuation, thinking=model.thinking)
+    forced = forced_answers(writer, current, [current.tokens.thinking.stop], closing, model.decode)
     return forced.answers[0][0]
 
 

@@ -25,9 +25,9 @@ from reasonscope.data import Sampling, Span, Trace, load_problems
 from reasonscope.data.arrays import Values
 from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.organism.truth import true_sentences
+from reasonscope.data.ranks import auroc
 from reasonscope.probes import Model, load_model, rollouts
 from reasonscope.probes.architecture.heads import Head
-from reasonscope.probes.evaluation.metrics import auroc
 
 DRAWS = 20
 Scores = Mapping[str, float]  # "measured", "null" (mean over draws) and baselines, of one trace

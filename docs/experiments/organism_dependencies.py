@@ -29,7 +29,6 @@ from reasonscope.analysis.causal.attention_agreement import attention_agreement
 from reasonscope.analysis.organism import wrong_statements
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
 from reasonscope.analysis.tokens.confidence import confidence_of_trace
-from reasonscope.analysis.tokens.forced_answers import closing_stub, decoder, encoder
 from reasonscope.analysis.tokens.mi import gold_text, mi_of_trace, representations
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.intervals import mean_estimate
@@ -38,6 +37,7 @@ from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.branches import PrefixWriter
+from reasonscope.probes.generation.forced_answers import closing_stub
 from reasonscope.probes.generation.recording import as_numpy
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import Model, load_model
@@ -74,10 +74,7 @@ def main() -> None:
 
 def counterfactual(model: Model, traces: Sequence[Trace], sampling: Sampling, plan: Allotment) -> dict[str, Any]:
     """Effects of sentences on sentences by rollouts and by what they wrote in a sentence's place, and what the allotment spent."""
-    writer, codec = (
-        PrefixWriter(model, batch_size=256),
-        (encoder(model.tokenizer_backend), decoder(model.tokenizer_backend)),
-    )
+    writer, codec = PrefixWriter(model, batch_size=256), (model.encode_continuation, model.decode)
     thinking, effects, truths, spent, fixed = model.thinking, defaultdict(list), [], 0, 0
     for trace in traces:
         known, truth = true_sentences(trace)
@@ -93,7 +90,7 @@ def counterfactual(model: Model, traces: Sequence[Trace], sampling: Sampling, pl
         effects["resampling, as published"].append(exact_effects(own, continued))
         effects["resampling, first sentence differs"].append(exact_effects(own, continued, unlike))
         effects["wrong numbers, following text rewritten"].append(exact_effects(own, continued, behind))
-        read = replacement_effects(model, trace, known, resampled_alternatives(known, continued), *codec)
+        read = replacement_effects(model, trace, known, resampled_alternatives(known, continued))
         effects["resampled sentences, following text read"].append(
             read.values if read.measured else np.full((len(own), len(own)), np.nan)
         )
@@ -128,10 +125,10 @@ def exact_effects(own: Sequence[str], continued: Continued, without: Continued |
 
 def read_behind(model: Model, traces: Sequence[Trace]) -> dict[str, Any]:
     """Effects of wrong numbers on the following sentences, and of any odd sentence in their place."""
-    codec, matrices, truths = (encoder(model.tokenizer_backend), decoder(model.tokenizer_backend)), [], []
+    matrices, truths = [], []
     for trace in traces:
         known, truth = true_sentences(trace)
-        matrices.append(replacement_effects(model, trace, known, wrong_statements(known), *codec).values)
+        matrices.append(replacement_effects(model, trace, known, wrong_statements(known)).values)
         truths.append(truth)
     return {"traces": len(truths), **agreement_numbers(dependency_agreement(matrices, truths))}
 
@@ -156,12 +153,12 @@ def attention(model: Model, traces: Sequence[Trace]) -> dict[str, Any]:
 
 def confidence(model: Model, traces: Sequence[Trace]) -> dict[str, Any]:
     """Mean confidence of right traces at eleven cuts, and how much it rises from the first to the last; the other answer is the null."""
-    writer, decode = PrefixWriter(model, batch_size=128), decoder(model.tokenizer_backend)
+    writer, decode = PrefixWriter(model, batch_size=128), model.decode
     thinking, right = model.thinking, [trace for trace in traces if trace.correct]
     curves, lucky, kinds = [], [], []
     for trace in right:
         foreign = next(t.final_answer for t in right if t.final_answer != trace.final_answer)
-        stub = closing_stub(trace, encoder(model.tokenizer_backend), thinking=thinking)
+        stub = closing_stub(trace, model.encode_continuation, thinking=thinking)
         found = confidence_of_trace(writer, trace, stub, decode, samples=8, foreign=foreign)
         assert found.null is not None
         curves.append(found.values)

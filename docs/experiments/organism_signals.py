@@ -37,9 +37,9 @@ from reasonscope.data import Sampling, Trace, TraceStore, load_problems
 from reasonscope.data.intervals import Estimate, mean_estimate, resample_groups
 from reasonscope.data.organism.reader import read_steps
 from reasonscope.data.organism.truth import true_sentences, truths
+from reasonscope.data.ranks import auroc
 from reasonscope.probes import Model, Site, cluster_bootstrap, load_model, record, rollouts, run_with_cache
 from reasonscope.probes.evaluation.grouped_folds import trace_groups
-from reasonscope.probes.evaluation.metrics import auroc
 from reasonscope.probes.fitting.erasure import guardedness
 from reasonscope.steering import BudgetForcing
 from reasonscope.steering.experiments.decoding_responses import other_tokens

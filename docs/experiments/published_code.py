@@ -28,10 +28,8 @@ from reasonscope.analysis.attention.receiver_heads import receiver_heads
 from reasonscope.analysis.attention.vertical import top_heads
 from reasonscope.analysis.causal import suppression
 from reasonscope.analysis.causal.suppression import Untouched, suppression_matrix
-from reasonscope.analysis.tokens.forced_answers import decoder
 from reasonscope.analysis.tokens.mi import emitting_rows, gold_text, mi_of_trace, representations
 from reasonscope.analysis.tokens.nocco import EPSILON, SIGMA
-from reasonscope.analysis.tokens.vocabulary import Unembedding
 from reasonscope.data import Trace, TraceStore, load_problems
 from reasonscope.data.text.steps_and_sentences import sentences, steps
 from reasonscope.data.variants import Variant
@@ -39,6 +37,7 @@ from reasonscope.probes import Model, Site, load_model, record
 from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.generation.branches import PrefixWriter
 from reasonscope.probes.generation.padding import left_padded
+from reasonscope.probes.models.unembedding import Unembedding
 from reasonscope.steering import METHODS, AdaptiveSteering, Arm, Condition, Scope, SteeringExperiment
 from reasonscope.steering.decoding.budget import TRUST, LengthPredictor, negative_log_density, train_predictor
 from reasonscope.steering.experiments.ablation import Ablation, AblationIntervention
@@ -387,7 +386,7 @@ def anchors(organism: Organism) -> Iterator[Row]:
         ours=f"{sum(cut[1]):,}",
     )
     few = Allotment(least=16, step=16, half_width=0.01, most=16)
-    decode, warm = decoder(model.tokenizer_backend), replace(SAMPLING, temperature=1.0)
+    decode, warm = model.decode, replace(SAMPLING, temperature=1.0)
     tables: dict[str, list[NDArray[np.float64]]] = {"published": [], "corrected": []}
     longest = sorted(source.traces, key=lambda trace: trace.n_thinking_tokens)
     for trace in [trace for trace in longest if trace.correct and trace.n_thinking_tokens < 260][-2:]:

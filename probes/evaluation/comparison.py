@@ -8,10 +8,10 @@ import numpy as np
 
 from reasonscope.data.arrays import Values
 from reasonscope.data.intervals import Estimate, percentile_estimate
+from reasonscope.data.ranks import auroc, spearman
 from reasonscope.data.summary import in_hundredths, in_words
 from reasonscope.probes.evaluation.baselines import BASELINE_WORDS, TEXT_BASELINES
-from reasonscope.probes.evaluation.grouped_folds import Metric, above_best, resampled_scores, spearman
-from reasonscope.probes.evaluation.metrics import auroc
+from reasonscope.probes.evaluation.grouped_folds import Metric, above_best, resampled_scores
 from reasonscope.probes.evaluation.permutation_null import Null
 
 MetricName = Literal["Spearman", "AUROC"]

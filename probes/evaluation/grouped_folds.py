@@ -54,29 +54,6 @@ class NestedFold:
     inner: tuple[Fold, ...]
 
 
-def spearman(targets: Values, predictions: Values) -> float:
-    """Rank correlation; 0 if either side is constant, since a constant orders nothing."""
-    left, right = (ranks(values) - (len(values) + 1) / 2 for values in (targets, predictions))
-    scale = np.sqrt((left @ left) * (right @ right))
-    return float(left @ right / scale) if scale else 0.0
-
-
-def ranks(values: Values) -> Values:
-    """Ranks from 1 of `values` (row,), ties at their mean; NaN if any value is.
-
-    scipy's `rankdata` for one row of numbers: bootstraps ask for thousands of short ones, and its checks take ten times as long.
-    """
-    if np.isnan(values).any():
-        return np.full(len(values), np.nan)
-    order = values.argsort(kind="stable")
-    ordered = values[order]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    ends = np.append(starts[1:], len(values))
-    found = np.empty(len(values))
-    found[order] = np.repeat((starts + 1 + ends) / 2, ends - starts)
-    return found
-
-
 def problem_groups(problems: Sequence[str], groups: Sequence[str] | None = None) -> list[str]:
     """The group of each row, given the problem of each row; without `groups`, every row is its own group.
 

@@ -15,13 +15,13 @@ from sklearn.preprocessing import StandardScaler
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError, MissingExtraError
 from reasonscope.data.intervals import Estimate
+from reasonscope.data.ranks import auroc
 from reasonscope.probes.evaluation.grouped_folds import (
     check_finite,
     cluster_bootstrap,
     grouped_folds,
     grouped_predictions,
 )
-from reasonscope.probes.evaluation.metrics import auroc
 
 if TYPE_CHECKING:
     from concept_erasure import LeaceFitter

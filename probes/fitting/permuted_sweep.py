@@ -14,8 +14,8 @@ from torch import Tensor
 
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.intervals import permutation_p
-from reasonscope.probes.evaluation.grouped_folds import NestedFold, Task, check_finite, nested_folds, spearman
-from reasonscope.probes.evaluation.metrics import auroc
+from reasonscope.data.ranks import auroc, spearman
+from reasonscope.probes.evaluation.grouped_folds import NestedFold, Task, check_finite, nested_folds
 from reasonscope.probes.evaluation.permutation_null import Null, shuffled_targets
 from reasonscope.probes.fitting.sweep import PENALTIES
 

@@ -12,6 +12,7 @@ from torch.nn.functional import softplus
 
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
+from reasonscope.data.ranks import auroc, spearman
 from reasonscope.probes.evaluation.grouped_folds import (
     Fold,
     Metric,
@@ -20,9 +21,7 @@ from reasonscope.probes.evaluation.grouped_folds import (
     check_finite,
     direction_cosines,
     nested_folds,
-    spearman,
 )
-from reasonscope.probes.evaluation.metrics import auroc
 from reasonscope.probes.fitting.solvers import logistic_path, ridge_path
 
 PENALTIES: tuple[float, ...] = tuple(float(penalty) for penalty in 10.0 ** np.arange(-2, 7))

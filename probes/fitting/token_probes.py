@@ -20,11 +20,11 @@ from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import permutation_p
 from reasonscope.data.progress import working
+from reasonscope.data.ranks import auroc, spearman
 from reasonscope.data.storage.safetensors_file import SafetensorsFormat
 from reasonscope.data.storage.untrusted import wrap_errors
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.evaluation.grouped_folds import Task, check_finite, grouped_folds, spearman
-from reasonscope.probes.evaluation.metrics import auroc
+from reasonscope.probes.evaluation.grouped_folds import Task, check_finite, grouped_folds
 from reasonscope.probes.evaluation.permutation_null import Null, shuffled_targets
 from reasonscope.probes.fitting.linear_probes import FittedProbe, LinearProbe
 

@@ -1,7 +1,8 @@
-"""Activations in memory: of one pass, of finished sequences, or of every pass inside a `with` block."""
+"""Activations in memory: of one pass, of finished sequences, or of every pass inside a `with` block; and their means over spans."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +16,6 @@ from reasonscope.probes.backends.base import Edit
 from reasonscope.probes.backends.hooks import eager_attention, hook_site
 from reasonscope.probes.backends.site_hooks import SiteHook
 from reasonscope.probes.generation.padding import check_vocabulary, left_padded
-from reasonscope.probes.generation.span_means import SpanMeans
 from reasonscope.probes.models.model import Model
 
 
@@ -168,6 +168,36 @@ def replay(
         {site: seen[site][row][:, n:, n:] if site.point == "attn_probs" else seen[site][row, n:] for site in sites}
         for row, n in enumerate(padding)
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanMeans:
+    """Means over spans of tokens: (batch, token, …) becomes (span, …), with the spans of the first row first.
+
+    `spans` are (start, stop) columns of the left-padded batch for each row, as plain numbers that can be sent to another machine. A mean
+    is computed in float32 and returned in the dtype of the activations; a span of one token is that token, bit by bit.
+    """
+
+    spans: tuple[tuple[tuple[int, int], ...], ...]
+
+    @classmethod
+    def of(cls, spans: Sequence[Sequence[Span]], padding: Sequence[int]) -> "SpanMeans":
+        """From spans that count from the first token of each sequence, which comes after `padding` columns."""
+        return cls(
+            spans=tuple(
+                tuple((span.start + n, span.stop + n) for span in row) for row, n in zip(spans, padding, strict=True)
+            )
+        )
+
+    def __call__(self, activation: Tensor) -> Tensor:
+        means = [
+            activation[row, start:stop].float().mean(dim=0)
+            for row, kept in enumerate(self.spans)
+            for start, stop in kept
+        ]
+        if not means:
+            return activation[:, 0][:0]
+        return torch.stack(means).to(activation.dtype)
 
 
 def _span_means(

@@ -1,7 +1,7 @@
 """How to ask a model: its tokenizer, chat template and think tags, without its weights."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, get_args
@@ -146,6 +146,14 @@ class Prompting:
         if bos is not None and ids[:1] != [bos] and self.tokenizer.encode("", add_special_tokens=True)[:1] == [bos]:
             ids = [bos, *ids]
         return ids
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """The token ids of a text that follows other text: without special tokens before it."""
+        return list(self.tokenizer_backend.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, with its special tokens."""
+        return str(self.tokenizer_backend.decode(ids, skip_special_tokens=False))
 
     def _render(self, problem: Problem, think: bool, open_tag: bool) -> str:
         if chat_template(self.tokenizer) is None:

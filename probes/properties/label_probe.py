@@ -12,14 +12,15 @@ from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate
 from reasonscope.data.progress import working
+from reasonscope.data.ranks import auroc, spearman
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.baselines import Features, Points, baseline_features, residual_sites
 from reasonscope.probes.evaluation.comparison import N_RESAMPLES, Comparison, compare
-from reasonscope.probes.evaluation.grouped_folds import Metric, Task, cluster_bootstrap, spearman, trace_groups
-from reasonscope.probes.evaluation.metrics import BINARY, Reliability, auroc, r2, reliability
+from reasonscope.probes.evaluation.grouped_folds import Metric, Task, cluster_bootstrap, trace_groups
+from reasonscope.probes.evaluation.metrics import BINARY, Reliability, r2, reliability
 from reasonscope.probes.evaluation.permutation_null import Null
 from reasonscope.probes.fitting.baseline_fits import rank_predictions
 from reasonscope.probes.fitting.held_out import held_out_probes

@@ -14,7 +14,7 @@ from reasonscope.data.progress import working
 from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.generation.batch_size import max_rows_that_fit
+from reasonscope.probes.generation.cache import max_rows_that_fit
 from reasonscope.probes.generation.rollout import Decode, rollouts
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.experiments.conditions import BatchedConditions, Condition

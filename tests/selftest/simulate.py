@@ -61,8 +61,8 @@ from reasonscope.data.intervals import (
     shares_difference,
     wilson_interval,
 )
+from reasonscope.data.ranks import auroc
 from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, difference_to_best
-from reasonscope.probes.evaluation.metrics import auroc
 from reasonscope.probes.evaluation.permutation_null import control_task, permutation_null
 
 Draw = Callable[[np.random.Generator, int], Values]

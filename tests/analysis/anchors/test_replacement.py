@@ -9,7 +9,6 @@ from reasonscope.analysis.anchors.replacement import replacement_effects, resamp
 from reasonscope.analysis.anchors.rollouts import Continuation
 from reasonscope.analysis.organism import wrong_statements
 from reasonscope.analysis.statistics import dependency_agreement
-from reasonscope.analysis.tokens.forced_answers import decoder, encoder
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.organism.problems import ledger_of
@@ -38,8 +37,7 @@ def trace(model):
 
 
 def effects(model, trace, known, alternatives):
-    codec = encoder(model.tokenizer_backend), decoder(model.tokenizer_backend)
-    return replacement_effects(model, trace, known, alternatives, *codec)
+    return replacement_effects(model, trace, known, alternatives)
 
 
 def test_wrong_numbers_find_the_true_dependencies(model, trace):

@@ -10,7 +10,6 @@ from reasonscope.analysis.anchors.rollouts import Continuation, anchors_of_trace
 from reasonscope.analysis.anchors.similarity import tfidf
 from reasonscope.analysis.statistics import dependency_agreement
 from reasonscope.analysis.tokens.confidence import confidence_of_trace
-from reasonscope.analysis.tokens.forced_answers import boxed_answer, closing_stub, forced_answers
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.intervals import wilson_half_width
@@ -18,6 +17,7 @@ from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.generation.branches import PrefixWriter
 from reasonscope.probes.generation.decoding import Completion
+from reasonscope.probes.generation.forced_answers import boxed_answer, closing_stub, forced_answers
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import load_model
 

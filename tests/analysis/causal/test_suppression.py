@@ -6,7 +6,6 @@ import torch
 
 from reasonscope.analysis.causal.suppression import Untouched, normalised, suppression_effect, suppression_matrix
 from reasonscope.analysis.results import Result
-from reasonscope.analysis.tokens.vocabulary import Unembedding, kl_from_hidden
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem, Span
@@ -14,6 +13,7 @@ from reasonscope.probes.architecture.families import FAMILIES
 from reasonscope.probes.backends.hooks import eager_attention
 from reasonscope.probes.evaluation.divergence import kl_divergence
 from reasonscope.probes.models.model import load_model
+from reasonscope.probes.models.unembedding import Unembedding, kl_from_hidden
 
 N = 30
 SPANS = [Span(3, 6), Span(6, 15), Span(16, 18), Span(18, 30)]

@@ -14,7 +14,6 @@ from reasonscope.analysis.exits.run import early_exits
 from reasonscope.analysis.exits.signals import ExitSignals, exit_points, exit_signals
 from reasonscope.analysis.exits.summary import exit_summary
 from reasonscope.analysis.figures import exit_frontier
-from reasonscope.analysis.tokens.forced_answers import boxed_answer
 from reasonscope.app.cli import app
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
@@ -23,6 +22,7 @@ from reasonscope.data.trace import Sampling
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.branches import PrefixWriter
 from reasonscope.probes.generation.decoding import generate
+from reasonscope.probes.generation.forced_answers import boxed_answer
 from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.model import load_model
 

@@ -14,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Resamples, resample_groups
+from reasonscope.data.ranks import auroc, spearman
 from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.evaluation.baselines import BASELINES, Points, residual_sites
@@ -27,10 +28,8 @@ from reasonscope.probes.evaluation.grouped_folds import (
     nested_folds,
     predict,
     problem_groups,
-    spearman,
     trace_groups,
 )
-from reasonscope.probes.evaluation.metrics import auroc
 from reasonscope.probes.evaluation.permutation_null import (
     control_labels,
     control_task,

@@ -14,11 +14,10 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
 from reasonscope.data.errors import InputError
-from reasonscope.probes.evaluation.grouped_folds import ranks, spearman
+from reasonscope.data.ranks import auroc, ranks, spearman
 from reasonscope.probes.evaluation.metrics import (
     BINARY,
     TOKENS,
-    auroc,
     balanced_accuracy,
     calibration_error,
     log_loss,

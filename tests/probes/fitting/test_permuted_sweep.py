@@ -9,8 +9,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from reasonscope.data.errors import InputError
-from reasonscope.probes.evaluation.grouped_folds import spearman
-from reasonscope.probes.evaluation.metrics import auroc
+from reasonscope.data.ranks import auroc, spearman
 from reasonscope.probes.fitting.permuted_sweep import N_PERMUTATIONS, _predicted, permuted_sweep
 from reasonscope.probes.fitting.sweep import sweep
 

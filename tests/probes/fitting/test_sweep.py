@@ -7,8 +7,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from reasonscope.data.errors import InputError
-from reasonscope.probes.evaluation.grouped_folds import grouped_folds, grouped_predictions, spearman
-from reasonscope.probes.evaluation.metrics import auroc
+from reasonscope.data.ranks import auroc, spearman
+from reasonscope.probes.evaluation.grouped_folds import grouped_folds, grouped_predictions
 from reasonscope.probes.fitting import sweep as module
 from reasonscope.probes.fitting.sweep import sweep
 

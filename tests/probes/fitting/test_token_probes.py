@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.ranks import auroc
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.evaluation.metrics import auroc
 from reasonscope.probes.fitting.sweep import sweep
 from reasonscope.probes.fitting.token_probes import TokenProbe, held_out_token_probes, load_probe
 

@@ -3,9 +3,8 @@
 import pytest
 
 from reasonscope.probes.architecture.families import N_LAYERS, VOCAB
-from reasonscope.probes.generation import batch_size as fitting
-from reasonscope.probes.generation.batch_size import SHARE, max_rows_that_fit
-from reasonscope.probes.generation.cache import ROOM
+from reasonscope.probes.generation import cache
+from reasonscope.probes.generation.cache import ROOM, SHARE, max_rows_that_fit
 
 TOKENS = 40
 QWEN3 = N_LAYERS * 2 * 2 * 12 * 4 * (TOKENS + ROOM) + 24 * VOCAB  # keys and values of 2 heads of 12 in float32
@@ -16,7 +15,7 @@ DEEPSEEK = N_LAYERS * (16 + 4) * 4 * (TOKENS + ROOM) + 24 * VOCAB
 @pytest.mark.parametrize(("family", "of_row"), [("qwen3", QWEN3), ("deepseek_v3", DEEPSEEK)])
 def test_rows_are_halved_until_they_fit(family, of_row, model_of, monkeypatch):
     for free, rows in ((32 * of_row, 32), (32 * of_row - 1, 16), (9 * of_row, 8), (0, 1)):
-        monkeypatch.setattr(fitting, "_free", lambda device, free=free: free / SHARE)
+        monkeypatch.setattr(cache, "_free", lambda device, free=free: free / SHARE)
         assert max_rows_that_fit(model_of(family), TOKENS, most=32) == rows
 
 

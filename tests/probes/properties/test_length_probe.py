@@ -9,11 +9,11 @@ from reasonscope import probes
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.corpus import tokenizer_texts
 from reasonscope.data.organism.tokenizer import chat, train_tokenizer
+from reasonscope.data.ranks import spearman
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.evaluation.grouped_folds import spearman
 from reasonscope.probes.properties.length_probe import length_data, text_predictions
 from reasonscope.probes.properties.remaining_probe import thinking_points
 

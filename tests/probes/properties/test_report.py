@@ -16,11 +16,12 @@ from reasonscope.data.organism.corpus import tokenizer_texts
 from reasonscope.data.organism.problems import ledger_of, request_of
 from reasonscope.data.organism.tokenizer import chat, train_tokenizer
 from reasonscope.data.organism.writer import closing_sentence, write_ledger, write_request
+from reasonscope.data.ranks import spearman
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.text.parse import build_trace
 from reasonscope.probes.evaluation.comparison import Comparison, compare
-from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, difference_to_best, spearman
+from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, difference_to_best
 from reasonscope.probes.evaluation.permutation_null import Null
 from reasonscope.probes.properties.refusal_probe import CONTRASTS
 from reasonscope.probes.properties.report import ProbeReport, class_shortage, truncation_notes

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.progress import working
@@ -16,21 +15,11 @@ from reasonscope.probes.generation.branches import Branch, Writer
 from reasonscope.probes.generation.decoding import Completion
 from reasonscope.probes.generation.rollout import trace_seed
 
-FINAL = "The answer is \\boxed{"
+_FINAL = "The answer is \\boxed{"
 
-# From text to token ids without special ones, and from ids to text with them.
+# `Prompting.encode_continuation` and `Prompting.decode`.
 Encoder = Callable[[str], list[int]]
 Decoder = Callable[[list[int]], str]
-
-
-def encoder(tokenizer: Tokenizer) -> Encoder:
-    """Encodes text with this tokenizer, without adding special tokens."""
-    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
-
-
-def decoder(tokenizer: Tokenizer) -> Decoder:
-    """Decodes ids with this tokenizer, keeping special tokens."""
-    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,7 +41,7 @@ class ForcedAnswers:
 
 
 def closing_stub(
-    trace: Trace, encode: Encoder, *, thinking: Thinking | None = None, final: str = FINAL
+    trace: Trace, encode: Encoder, *, thinking: Thinking | None = None, final: str = _FINAL
 ) -> tuple[int, ...]:
     """The tokens that close the thinking and open the answer's box: the trace's own close window if it has one.
 
