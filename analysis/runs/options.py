@@ -33,7 +33,11 @@ def _option(
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisOptions:
-    """The options of an analysis that has none."""
+    """The options that every analysis has."""
+
+    figures: bool = _option(
+        False, "Also draw each result as a page in RUN/figures, with the library that shows it.", flag="--figures"
+    )
 
     def for_run(self, where: RunFolder) -> Self:
         """The options with the defaults that depend on the run, such as the place of its probe."""

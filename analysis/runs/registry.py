@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from reasonscope.analysis import figures
 from reasonscope.analysis.anchors.allotment import Allotment
 from reasonscope.analysis.anchors.published import published_dependencies, published_importances, with_importances
 from reasonscope.analysis.anchors.replacement import replacement_effects, resampled_alternatives
@@ -25,7 +24,6 @@ from reasonscope.analysis.attention.vertical import top_heads
 from reasonscope.analysis.causal.attribution_patching import head_attribution, heads_are_few
 from reasonscope.analysis.causal.summaries import cliff_summary, emergent_heads_summary, suppression_summary
 from reasonscope.analysis.causal.suppression import suppression_matrix
-from reasonscope.analysis.figures import Figure
 from reasonscope.analysis.results import Axis, Band, Result, result_path, undefined
 from reasonscope.analysis.runs.comparisons import (
     analyse_cliff,
@@ -383,11 +381,6 @@ def exportable(traces: Iterable[Trace], folder: Path) -> Iterator[Trace]:
                 f"which; run `reasonscope analyse anchors` again, or move {path} away"
             )
         yield with_importances(trace, known, result) if result.measured else trace
-
-
-def figures_of(result: Result) -> dict[str, Figure]:
-    """The figures of a result by name; no figure if nothing was measured."""
-    return {} if not result.measured else figures.of_result(result)
 
 
 _MOST_VALUES = 1000  # of a result, in JSON; the file beside the run has all of them

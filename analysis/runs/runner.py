@@ -1,6 +1,6 @@
 """Run an analysis over a run, in this process or by workers of Ray. What is finished is noted, so that a killed analysis can be resumed.
 
-    RUN/results/<method>/<trace>.safetensors    results, with their figures in RUN/figures: written as soon as a trace is done
+    RUN/results/<method>/<trace>.safetensors    results, with their figures in RUN/figures if asked for: written as soon as a trace is done
     RUN/unfinished/<name>-<key>/<trace>.json    during the analysis: the files of each finished trace, with their checksums
     RUN/unfinished/<name>-<key>/written/        and what a server wrote for the others
 
@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from reasonscope.analysis.figures import to_html
 from reasonscope.analysis.results import Result, file_name, result_path
 from reasonscope.analysis.runs.context import Study
 from reasonscope.analysis.runs.options import AnalysisOptions, LoadsModel, make_options
 from reasonscope.analysis.runs.per_trace import PerTraceAnalysis
 from reasonscope.analysis.runs.questions import Question
-from reasonscope.analysis.runs.registry import ANALYSES, figures_of
+from reasonscope.analysis.runs.registry import ANALYSES
 from reasonscope.analysis.wording import measured, undefined_result_notes, without_columns
 from reasonscope.data.errors import InputError
 from reasonscope.data.progress import working
@@ -75,7 +74,7 @@ class AnalysisTask:
 
 
 def run_analysis(task: AnalysisTask, *, cluster: Cluster | None = None) -> Iterator[Result]:
-    """Save every result of the analysis with its figures, and give each as it was saved, in the order of the traces.
+    """Save every result of the analysis, with its figures if asked for, and give each as it was saved, in the order of the traces.
 
     With a `cluster` its workers share the traces, and each loads the model once; an analysis that looks at all traces together goes to
     one worker. The files are the same as those of one process. Raises what the analysis raises, and what `work_on` raises.
@@ -112,7 +111,7 @@ def analyse(
         **options: Options of this analysis, such as `sites="resid_post.20"` or `seed=1`: those of the command line, with underscores.
 
     Returns:
-        The results. They are also saved in RUN/results, with their figures in RUN/figures.
+        The results. They are also saved in RUN/results, and with `figures=True` drawn in RUN/figures.
 
     Raises:
         InputError: The analysis, a trace or an option does not exist, or the run lacks what the analysis needs.
@@ -154,7 +153,8 @@ def summarise(task: AnalysisTask, results: Sequence[Result]) -> Summary:
         missing = missing[1:] if len(missing) == 1 else missing
     missing = [*missing, *_steered_note(task)]
     methods = list(dict.fromkeys(result.method for result in results))
-    files = f"Results: {task.where.analyses} ({', '.join(methods)}); figures: {task.where.figures}"
+    drawn = f"; figures: {task.where.figures}" if task.options.figures else ""
+    files = f"Results: {task.where.analyses} ({', '.join(methods)}){drawn}"
     return replace(found, notes=[*found.notes, *missing], files=[files], next_command=_look(task, analysis.question))
 
 
@@ -226,7 +226,7 @@ def _stage(
 
 
 class _Analyst:
-    """Analyses one trace after another with the model loaded once; writes the results of each, their figures and a note."""
+    """Analyses one trace after another with the model loaded once; writes the results of each and a note."""
 
     def __init__(
         self,
@@ -247,7 +247,7 @@ class _Analyst:
 
 
 class _Whole:
-    """Runs an analysis of all traces together; writes its results, their figures and a note."""
+    """Runs an analysis of all traces together; writes its results and a note."""
 
     def __init__(self, task: AnalysisTask, notes: "Notes") -> None:
         self._task, self._notes, self._study = task, notes, task.study()
@@ -316,15 +316,23 @@ def _saved(where: RunFolder, study: Study[Any], result: Result) -> Result:
 
 
 def _save(where: RunFolder, study: Study[Any], result: Result) -> list[Path]:
-    """Write a result and its figures; gives their paths, the result's first."""
+    """Write a result, and its figures if they were asked for; gives their paths, the result's first."""
     trace = str(result.provenance.get("trace", "all"))
     named = result.with_provenance(run=str(study.store.path.name))
-    saved = [named.save(result_path(where.analyses, result.method, trace))]
+    saved = named.save(result_path(where.analyses, result.method, trace))
+    drawn = _draw(where, result, saved.stem) if study.options.figures and result.measured else []
+    return [saved, *drawn]
+
+
+def _draw(where: RunFolder, result: Result, stem: str) -> list[Path]:
+    """Write each figure of a result as a page that needs no network; gives their paths."""
+    from reasonscope.analysis.figures import of_result, to_html
+
     make_folder(where.figures)
-    for kind, figure in figures_of(result).items():
-        saved.append(where.figures / f"{result.method}-{saved[0].stem}-{kind}.html")
-        write_text_durably(saved[-1], to_html(figure, with_library=True))
-    return saved
+    pages = {where.figures / f"{result.method}-{stem}-{kind}.html": each for kind, each in of_result(result).items()}
+    for path, figure in pages.items():
+        write_text_durably(path, to_html(figure, with_library=True))
+    return list(pages)
 
 
 def _key(analysis: Callable[[Study[Any]], Iterator[Result]], study: Study[Any]) -> str:

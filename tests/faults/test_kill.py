@@ -66,7 +66,7 @@ def test_a_record_killed_anywhere_resumes_to_the_same_bytes(command, content, wh
 
 
 def analysed(command, run, **options):
-    return command("analyse", "entropy", "--run", run, **options)
+    return command("analyse", "entropy", "--figures", "--run", run, **options)
 
 
 @pytest.fixture(scope="module")

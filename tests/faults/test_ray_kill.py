@@ -48,7 +48,7 @@ def alone(tmp_path_factory):
 
 
 def task(folder):
-    return AnalysisTask.of(folder, "mi")
+    return AnalysisTask.of(folder, "mi", figures=True)
 
 
 def workers():

@@ -86,9 +86,11 @@ def test_an_interrupted_analysis_says_which_traces_are_finished(run, tmp_path, m
 
 
 @pytest.mark.parametrize("name", ["mi", "entropy", "reflection", "confidence"])
-def test_every_analysis_leaves_results_and_figures_beside_the_store(run, name):
+def test_every_analysis_leaves_results_beside_the_store_and_draws_them_if_asked(run, name):
     options = ["--samples", "2"] if name == "confidence" else []
-    shown = analyse(name, "--run", run, *options)
+    analyse(name, "--run", run, *options)
+    assert not list(run_folder(run).figures.glob(f"{name}-*"))
+    shown = analyse(name, "--run", run, *options, "--figures")
     kept = list(load_results(run_folder(run).analyses, name))
     assert {r.provenance["trace"] for r in kept} == set(shown) and len(shown) >= 2
     for result in kept:
