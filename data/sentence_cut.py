@@ -1,11 +1,11 @@
-"""The one way to cut a trace into sentences: as published, by the organism's grammar, or by our own splitter."""
+"""The one way to cut a trace into sentences: as published, by the grammar of its problem set, or by our own splitter."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 
-from reasonscope.data.organism.truth import true_sentences
+from reasonscope.data.grammars import grammar_of
 from reasonscope.data.text.published_chunks import published_sentences
 from reasonscope.data.text.steps_and_sentences import sentences
 from reasonscope.data.trace import Sentence, Trace
@@ -20,7 +20,7 @@ class CutTrace:
         sentences: Its sentences.
         steps: The step (paragraph) of each sentence.
         labels: Who made the cut: "published", "the grammar's" or "our".
-        depends_on: Of each sentence, the sentences it truly depends on; known only for the organism.
+        depends_on: Of each sentence, the sentences it truly depends on, if a grammar tells; else None.
 
     Example:
         cut = rs.data.cut_trace(trace)
@@ -41,7 +41,7 @@ class CutTrace:
 
 
 def cut_trace(trace: Trace) -> CutTrace:
-    """Cut a trace into its published sentences, if it has any, else those of the organism's grammar, else our own.
+    """Cut a trace into its published sentences, if it has any, else those of its problem set's grammar, else our own.
 
     Args:
         trace: A trace of a store or an import.
@@ -57,8 +57,8 @@ def cut_trace(trace: Trace) -> CutTrace:
     depends_on = None
     if cut := published_sentences(trace):
         labels = "published"
-    elif "ledger" in trace.problem.meta:
-        cut, depends_on = true_sentences(trace)
+    elif grammar := grammar_of(trace.problem):
+        cut, depends_on = grammar.true_sentences(trace)
         labels = "the grammar's"
     else:
         cut, labels = sentences(trace), "our"

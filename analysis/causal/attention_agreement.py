@@ -1,5 +1,5 @@
 """Whether attention finds the true dependencies between sentences: receiver and suppression scores against the
-organism's grammar."""
+grammar of a problem set."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from reasonscope.analysis.results import Axis, Result
 from reasonscope.analysis.statistics import DependencyAgreement, dependency_agreement, null_band
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.organism.truth import true_sentences
+from reasonscope.data.sentence_cut import CutTrace, cut_trace
 from reasonscope.data.trace import Trace
 from reasonscope.probes.models.model import Model
 
@@ -29,21 +29,21 @@ def attention_agreement(
     without the trace on which they are judged; `all heads`: in every head equally; `suppression`: its normalised log
     divergence. Null: each target's scores shuffled among its sources, 95 % of `n_permutations`. Nearness alone is the
     baseline, because most dependencies are near. `numbers` has the p-values. Raises InputError for fewer than two
-    traces with closed thinking about ledgers.
+    traces with closed thinking whose dependencies are known.
     """
-    chosen = [trace for trace in traces if trace.state == "closed" and len(true_sentences(trace)[0]) > 1]
+    chosen = [cut for cut in map(cut_trace, traces) if _is_known(cut)]
     if len(chosen) < 2:
         raise InputError(
-            f"{len(chosen)} of {len(traces)} traces have two sentences or more in their thinking; this needs two such traces"
+            f"{len(chosen)} of {len(traces)} traces have closed thinking of two sentences or more with known dependencies; "
+            "this needs two such traces"
         )
-    read, suppressed, depends = [], [], []
-    for trace in chosen:
-        known, truth = true_sentences(trace)
-        spans = [sentence.tokens for sentence in known]
-        ids = trace.token_ids[: spans[-1].stop].tolist()
+    read, suppressed = [], []
+    for cut in chosen:
+        spans = [sentence.tokens for sentence in cut.sentences]
+        ids = cut.trace.token_ids[: spans[-1].stop].tolist()
         read.append(sentence_attention(model, ids, spans))
         suppressed.append(normalised(suppression_effect(model, ids, spans).log_kl))
-        depends.append(truth)
+    depends = [cut.depends_on or () for cut in chosen]
     scores = {
         "receiver": _by_receivers(read, n_heads),
         "all heads": [one.matrix.mean(axis=(0, 1)) for one in read],
@@ -53,8 +53,12 @@ def attention_agreement(
         name: dependency_agreement(scores[name], depends, n_permutations=n_permutations, seed=seed) for name in METHODS
     }
     return _result(
-        found, {"traces": [trace.id for trace in chosen], "n_heads": n_heads, "draws": n_permutations, "seed": seed}
+        found, {"traces": [cut.trace.id for cut in chosen], "n_heads": n_heads, "draws": n_permutations, "seed": seed}
     )
+
+
+def _is_known(cut: CutTrace) -> bool:
+    return cut.trace.state == "closed" and cut.depends_on is not None and len(cut.sentences) > 1
 
 
 def _by_receivers(read: Sequence[SentenceAttention], n: int) -> list[Values]:

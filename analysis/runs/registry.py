@@ -71,9 +71,8 @@ from reasonscope.analysis.traces.summaries import (
 from reasonscope.analysis.traces.trajectory import segment_length, trajectory_of_trace
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.progress import counted, working
-from reasonscope.data.sentence_cut import cut_hash, trace_sentences
+from reasonscope.data.sentence_cut import cut_hash, cut_trace, trace_sentences
 from reasonscope.data.summary import Summary
 from reasonscope.data.text.answers import equivalent
 from reasonscope.data.trace import Sampling, Sentence, Trace
@@ -180,9 +179,9 @@ def _anchors(
 
 def _judged(found: Result, name: str, trace: Trace, seed: int) -> Result:
     """Add how well the effects (an array, or the values) find the true dependencies, if these are known."""
-    if "ledger" not in trace.problem.meta or not found.measured:
+    truth = cut_trace(trace).depends_on
+    if truth is None or not found.measured:
         return found
-    truth = true_sentences(trace)[1]
     found = found.with_numbers(depends_on=[list(row) for row in truth])
     try:
         agreement = dependency_agreement(np.asarray(found.arrays[name] if name else found.values), truth, seed=seed)
@@ -252,9 +251,8 @@ def _analyse_reflection(study: Study[Seeded], trace: Trace) -> Iterator[Result]:
 
 def _known_dependencies(trace: Trace) -> Sequence[Sequence[int]]:
     """The earlier sentences that each sentence depends on, by the grammar or as published; empty if they are not known."""
-    if "ledger" in trace.problem.meta:
-        return true_sentences(trace)[1]
-    return published_dependencies(trace.meta.get("chunks", ()))
+    known = cut_trace(trace).depends_on
+    return published_dependencies(trace.meta.get("chunks", ())) if known is None else known
 
 
 def _kurtosis(study: Study[ReadsThroughModel], trace: Trace) -> Iterator[Result]:

@@ -1,6 +1,5 @@
 """Where in its thinking a model is close to the answer: MI peaks (arXiv 2506.02867), their tokens, and their null."""
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +12,8 @@ from reasonscope.analysis.statistics import benjamini_hochberg, bootstrap_band, 
 from reasonscope.analysis.tokens.nocco import EPSILON, SIGMA, mutual_information, squared_correlation
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
+from reasonscope.data.grammars import grammar_of
 from reasonscope.data.intervals import mean_estimate, permutation_p
-from reasonscope.data.organism.problems import ledger_of
-from reasonscope.data.organism.writer import write_ledger
 from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.text.align import token_strings
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
@@ -38,8 +36,8 @@ def gold_text(trace: Trace, gold: Gold = "reference") -> str:
     """The text whose last token stands for the answer: the problem's reference solution (the paper), or the model's own
     answer.
 
-    A reference solution is `solution` or `gt_solution` of the problem's meta; for a ledger problem the grammar writes
-    it. Raises InputError if the problem or trace has none.
+    A reference solution is `solution` or `gt_solution` of the problem's meta, or what the grammar of its problem set
+    writes. Raises InputError if the problem or trace has none.
     """
     if gold == "own":
         if not trace.answer_text.strip():
@@ -53,9 +51,8 @@ def _reference_solution(problem: Problem) -> str:
     for key in ("solution", "gt_solution"):
         if problem.meta.get(key):
             return str(problem.meta[key])
-    if "ledger" in problem.meta:
-        written = write_ledger(ledger_of(problem), problem.meta.get("mode", "default"), random.Random(0))
-        return f"{written.thinking}\n\n{written.answer}"
+    if grammar := grammar_of(problem):
+        return grammar.reference_solution(problem)
     raise InputError(
         f"problem {problem.id!r} has no reference solution in its meta (solution, gt_solution); give gold='own', "
         "which compares with the model's own answer"

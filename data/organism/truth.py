@@ -1,10 +1,13 @@
 """What the grammar knows of a trace: the sentences of its thinking, their true tags, and their dependencies."""
 
+import random
+
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.problems import ledger_of, request_of
 from reasonscope.data.organism.reader import SentenceTruth, read_ledger, read_request
+from reasonscope.data.organism.writer import write_ledger
 from reasonscope.data.text.steps_and_sentences import sentences_at
-from reasonscope.data.trace import Sentence, Span, Trace
+from reasonscope.data.trace import Problem, Sentence, Span, Trace
 
 
 def truths(trace: Trace) -> list[SentenceTruth]:
@@ -27,3 +30,9 @@ def true_sentences(trace: Trace) -> tuple[list[Sentence], list[tuple[int, ...]]]
     spans = [Span(base + truth.chars.start, base + truth.chars.stop) for truth in known]
     found = sentences_at(trace, spans, [truth.tag or "unknown" for truth in known])
     return found, [truth.depends_on for truth in known]
+
+
+def reference_solution(problem: Problem) -> str:
+    """The thinking and the answer that the grammar writes for a ledger problem."""
+    written = write_ledger(ledger_of(problem), problem.meta.get("mode", "default"), random.Random(0))
+    return f"{written.thinking}\n\n{written.answer}"
