@@ -358,17 +358,17 @@ def runs_vllm_on_cpus(url: str, key: str | None = None) -> bool:
 
     That build sets the memory of the keys and values itself, and blocks of 128 tokens, where other builds set 16.
     """
-    import httpx
+    import httpx2
 
     headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
     lines = bytearray()
     try:
-        with httpx.stream("GET", f"{url.rstrip('/')}/metrics", headers=headers, timeout=10) as reply:
+        with httpx2.stream("GET", f"{url.rstrip('/')}/metrics", headers=headers, timeout=10) as reply:
             for piece in reply.iter_raw() if reply.status_code == 200 else ():
                 lines += piece
                 if len(lines) > _REPLY:
                     break
-    except httpx.HTTPError:
+    except httpx2.HTTPError:
         return False
     found = re.search(r"^vllm:cache_config_info{(.*)}", lines.decode("utf-8", "replace"), re.MULTILINE)
     told = dict(re.findall(r'(\w+)="([^"]*)"', found[1])) if found else {}
