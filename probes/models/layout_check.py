@@ -21,6 +21,7 @@ from reasonscope.probes.architecture.sites import Point, Site
 from reasonscope.probes.backends.base import Backend, Edit, Positions
 from reasonscope.probes.backends.hooks import HooksBackend
 from reasonscope.probes.models.determinism import at_least_float32
+from reasonscope.probes.models.packing import packing
 
 # Written in this order, each in a row of its own; `attn_probs` cannot be written.
 _WRITTEN: tuple[Point, ...] = (
@@ -180,8 +181,14 @@ def _written_sum(seen: _Seen, layer: int) -> str:
     return " + ".join(point for point in _STREAM[:-1] if seen.has(point, layer))
 
 
+def _packed(seen: _Seen, layer: int) -> bool:
+    """Whether the products of a block cannot be repeated to rounding, so that `verify` alone compares them, by its wider limits."""
+    packed = packing(seen.hf.config)
+    return (packed is not None and packed.rounds_activations) or unreadable(seen.hf, seen.layout, layer) is not None
+
+
 def _heads_fault(seen: _Seen, layer: int) -> str | None:
-    if unreadable(seen.hf, seen.layout, layer):
+    if _packed(seen, layer):
         return None
     with torch.no_grad():
         heads = at_least_float32(
@@ -208,7 +215,7 @@ def _rows_fault(seen: _Seen, layer: int) -> str | None:
 
 
 def _neurons_fault(seen: _Seen, layer: int) -> str | None:
-    if unreadable(seen.hf, seen.layout, layer):
+    if _packed(seen, layer):
         return None
     block, (term,) = seen.layout.block(seen.hf, layer), seen.layout.of_block[layer].mlp_out
     path = seen.layout.of_block[layer].down_proj

@@ -9,6 +9,7 @@ from reasonscope.data.trace import Message, Problem, Sampling, Span
 from reasonscope.probes.architecture.families import tiny_model
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.nnsight import NNsightBackend
+from reasonscope.probes.checks.verification import verify
 from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.recording import record
 from reasonscope.probes.generation.rollout import rollouts
@@ -163,3 +164,27 @@ def test_a_model_elsewhere_brings_its_structure_alone(monkeypatch):
     np.testing.assert_array_equal(one.token_ids, other.token_ids)
     with pytest.raises(InputError, match="remote needs backend='nnsight'"):
         load_model("organism", remote=True)
+
+
+class Rounding(torch.nn.Linear):
+    """A linear layer that rounds what it is given to 8 bits by the largest value of a row, as W8A8 checkpoints do."""
+
+    def forward(self, rows):
+        scale = rows.abs().amax(dim=-1, keepdim=True).clamp(min=1e-9) / 127
+        return super().forward((rows / scale).round() * scale)
+
+
+def test_layers_that_round_their_inputs_keep_heads_and_neurons(tokenizer):
+    hf = tiny_model("qwen3")
+    for block in hf.model.layers:
+        block.self_attn.o_proj.__class__ = block.mlp.down_proj.__class__ = Rounding
+    unsaid = load_model(hf, tokenizer=tokenizer)
+    assert {"z", "mlp_post"} <= unsaid.layout.of_block[0].lacks.keys()  # a product that is not what it seems
+    hf.config.quantization_config = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"all": {"input_activations": {"num_bits": 8}}},
+    }
+    model = load_model(hf, tokenizer=tokenizer)
+    assert model.layout.layers_with("z") == model.layout.layers_with("mlp_post") == (0, 1, 2)
+    checks = {check.name: check for check in verify(model)}
+    assert all(check.passed for check in checks.values()) and checks["head writes"].value > 1e-3
