@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from reasonscope.app.commands import analyse, browser, demo, environment, hub, models, probe, runs, steer
+from reasonscope.app.commands import analyse, browser, demo, environment, hub, models, probe, runs, steer, study
 from reasonscope.app.interruption import interruption_line, sigterm_interrupts
 from reasonscope.app.terminal import printable
 from reasonscope.data.errors import ReasonscopeError
@@ -35,6 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # else [app] in a help text would be taken for a style
 )
 app.command()(demo.demo)
+app.command("study")(study.study_command)
 app.command("record")(runs.record_command)
 app.command()(runs.merge)
 app.command()(runs.check)

@@ -59,16 +59,17 @@ def correctness_along(
     traces: Sequence[Trace] | None = None,
     *,
     labels: Label | None = None,
+    positions: Sequence[Position] = POSITIONS,
     folds: int = 5,
     seed: int = 0,
 ) -> tuple[list[CorrectnessReport], dict[str, str]]:
-    """Reports of `correctness` at six positions from the prompt to the closing tag, and for each that failed why.
+    """Reports of `correctness` at positions from the prompt to the closing tag, and for each that failed why.
 
     Raises InputError, the first of them, if all failed.
     """
     found: list[CorrectnessReport] = []
     failed: dict[Position, InputError] = {}
-    for position in POSITIONS:
+    for position in positions:
         try:
             found.append(correctness(store, traces, labels=labels, position=position, folds=folds, seed=seed))
         except InputError as error:

@@ -1,5 +1,6 @@
 """Problem sets by one call: the organism's own, files in several known forms, and data sets of the Hugging Face hub."""
 
+import csv
 import math
 import random
 import re
@@ -11,7 +12,7 @@ from reasonscope.data.errors import InputError, MissingExtraError
 from reasonscope.data.organism.ledger import MODES, SPLITS, sample_ledger
 from reasonscope.data.organism.problems import ledger_problem, request_problem
 from reasonscope.data.organism.requests import sample_request
-from reasonscope.data.storage.untrusted import json_lines
+from reasonscope.data.storage.untrusted import json_lines, wrap_errors
 from reasonscope.data.text.answers import extract_answer
 from reasonscope.data.trace import Message, Problem
 
@@ -31,7 +32,7 @@ def load_problems(source: str | Path, *, split: str = "test", n: int | None = No
 
     | source | problems |
     |---|---|
-    | a path | JSONL with `messages` or `prompt`, and `id`, `answer`, `group`, `difficulty`, `meta`; or lines as in GSM8K or MATH-500 |
+    | a path | JSONL with `messages` or `prompt`, and `id`, `answer`, `group`, `difficulty`, `meta`; or as in GSM8K, MATH-500, XSTest |
     | `hf:NAME`, `hf:NAME:CONFIG` | a data set of the hub with such rows (needs the extra `datasets`) |
     | `ledger`, `ledger:brief`, `ledger:detail` | `n` ledgers of the organism, of 1 to 8 steps equally often; `meta` has the solution |
     | `requests` | `n`, in turn harmful, benign, harmful with a jailbreak, benign; benign ones use the words of harmful ones |
@@ -112,7 +113,13 @@ def _chosen(problems: list[Problem], n: int | None, seed: int) -> list[Problem]:
 def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     if not path.is_file():
         raise InputError(f"{path} does not exist; give a JSONL file, ledger, requests or hf:NAME")
-    return json_lines(path)
+    return _csv_rows(path) if path.suffix == ".csv" else json_lines(path)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    with wrap_errors(path), path.open(encoding="utf-8", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            yield f"{path}, line {number}", row
 
 
 def _hub_rows(name: str, split: str) -> Iterator[tuple[str, Any]]:
@@ -167,11 +174,25 @@ def _from_prompt(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     }
 
 
+def _from_xstest(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Requests of XSTest. A safe request and the unsafe one of the same wording stay together in a split."""
+    label, kind = row["label"], str(row["type"]).removeprefix("contrast_")
+    if label not in ("safe", "unsafe"):
+        raise InputError(f"{where}: the label of a request must be safe or unsafe, got {label!r:.60}")
+    number = _first(row, "id", "id_v2")
+    given = {"id": f"xstest-{number}"} if number is not None else {}
+    together = {"group": f"{kind}, {row['focus']}"} if row["focus"] else {}
+    meta = {"harmful": label == "unsafe", "type": row["type"]}
+    return {**given, **together, "meta": meta, "messages": _user(row["prompt"], where)}
+
+
 def _from_gsm8k(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     fields = _common(row, where)
     solution = fields.get("answer", "")
     gold = solution.rpartition("####")[2].strip().replace(",", "")
+    steps = solution.count("<<")  # each calculation of a solution of GSM8K is marked so
     return {
+        **({"difficulty": float(steps)} if steps else {}),
         **fields,
         "messages": _user(row["question"], where),
         "answer": gold or None,
@@ -199,6 +220,7 @@ def _from_math(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 _READERS: tuple[tuple[set[str], Callable[[Mapping[str, Any], str], dict[str, Any]]], ...] = (
     ({"messages"}, _from_prompt),
+    ({"prompt", "label", "type", "focus"}, _from_xstest),
     ({"prompt"}, _from_prompt),
     ({"question", "answer"}, _from_gsm8k),
     ({"problem", "answer"}, _from_math),

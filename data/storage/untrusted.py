@@ -49,6 +49,25 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
         raise InputError(f"{path} cannot be read ({error.strerror}); give a JSONL file") from error
 
 
+def parse_yaml(text: str, where: str) -> Any:
+    """The value in a YAML text, without Python objects and without aliases. Raises InputError if it is not YAML."""
+    import yaml
+
+    class WithoutAliases(yaml.SafeLoader):  # type: ignore[misc]  # of a library without types
+        """Refuses aliases: a few aliases of aliases expand to more than any memory holds."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                event = self.peek_event()
+                raise yaml.YAMLError(f"the alias *{event.anchor} {event.start_mark}; write out what it stands for")
+            return super().compose_node(parent, index)
+
+    try:
+        return WithoutAliases(text).get_single_data()
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read the plan {where}: {error}") from error
+
+
 @contextmanager
 def wrap_errors(where: object, kind: type[ReasonscopeError] = InputError) -> Iterator[None]:
     """Inside, a value that is missing or not of the type that the format requires raises `kind`, whose message names

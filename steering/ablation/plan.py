@@ -23,10 +23,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from reasonscope.data.errors import InputError
-from reasonscope.data.storage.untrusted import wrap_errors
+from reasonscope.data.storage.untrusted import parse_yaml, wrap_errors
 from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.ablation.ablation import Ablation
@@ -49,21 +47,11 @@ class Plan:
     seed: int = 0
 
 
-class _WithoutAliases(yaml.SafeLoader):  # type: ignore[misc]  # of a library without types
-    """Refuses aliases: a few aliases of aliases expand to more than any memory holds."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.YAMLError(f"the alias *{event.anchor} {event.start_mark}; write out what it stands for")
-        return super().compose_node(parent, index)
-
-
 def read_plan(path: Path, model: Model) -> Plan:
     """Read a plan. Raises InputError for an invalid one, saying which entry is wrong and what is allowed there."""
     try:
-        content = _WithoutAliases(path.read_text(encoding="utf-8")).get_single_data()
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot read the plan {path}: {error}") from error
     with wrap_errors(path):
         return _plan(content, path, model)

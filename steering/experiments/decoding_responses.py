@@ -102,7 +102,20 @@ class DecodingResponse:
             "base": self.base.to_dict(),
             "arms": [arm.to_dict() for arm in self.arms],
             "random": [arm.to_dict() for arm in self.controls],
+            "control_name": self.control_name,
         }
+
+    @classmethod
+    def from_dict(cls, name: str, known: Mapping[str, Any]) -> "DecodingResponse":
+        """The response of the method `name` that `to_dict` wrote."""
+        return cls(
+            name=name,
+            unit=known["unit"],
+            base=Arm.from_dict(known["base"]),
+            arms=tuple(map(Arm.from_dict, known["arms"])),
+            controls=tuple(map(Arm.from_dict, known["random"])),
+            control_name=known["control_name"],
+        )
 
     def summary(self) -> Summary:
         """What the method does at each value, beside the unchanged model and its random controls."""

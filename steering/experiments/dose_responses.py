@@ -15,7 +15,7 @@ from reasonscope.data.summary import Summary
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.steering.experiments.conditions import Condition
-from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment, estimates_to_dict
+from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment, estimates_from_dict, estimates_to_dict
 from reasonscope.steering.experiments.summaries import ArmRow, response_summary
 from reasonscope.steering.vectors.application import VectorUse, as_intervention, check_uses
 from reasonscope.steering.vectors.matched_controls import needs_a_run, random_uses
@@ -64,6 +64,17 @@ class Dose:
             "excess_over_random": estimates_to_dict(self.excess),
             "beyond_random": self.beyond_random,
         }
+
+    @classmethod
+    def from_dict(cls, known: Mapping[str, Any]) -> "Dose":
+        """The dose that `to_dict` wrote."""
+        return cls(
+            strength=known["strength"],
+            steered=Arm.from_dict(known["steered"]),
+            reversed=Arm.from_dict(known["reversed"]),
+            random=tuple(map(Arm.from_dict, known["random"])),
+            excess=estimates_from_dict(known["excess_over_random"]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +125,17 @@ class DoseResponse:
             "base": self.base.to_dict(),
             "doses": [dose.to_dict() for dose in self.doses],
         }
+
+    @classmethod
+    def from_dict(cls, name: str, known: Mapping[str, Any]) -> "DoseResponse":
+        """The response of the method `name` that `to_dict` wrote."""
+        return cls(
+            name=name,
+            sites=tuple(map(Site.parse, known["sites"])),
+            base=Arm.from_dict(known["base"]),
+            doses=tuple(map(Dose.from_dict, known["doses"])),
+            held_out=known["held_out"],
+        )
 
     def summary(self) -> Summary:
         """What the method does at each strength, beside the unsteered model and the random vectors."""

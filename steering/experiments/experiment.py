@@ -109,6 +109,25 @@ class Arm:
             "differences": estimates_to_dict(self.differences),
         }
 
+    @classmethod
+    def from_dict(cls, known: Mapping[str, Any]) -> "Arm":
+        """The arm that `to_dict` wrote, without its `moves`."""
+        measures = estimates_from_dict(known["measures"])
+        return cls(
+            name=known["name"],
+            multiplier=known["multiplier"],
+            n_problems=known["n_problems"],
+            tokens=measures["tokens"],
+            accuracy=measures.get("accuracy", _UNKNOWN),
+            change=estimates_from_dict({"change": known["change"]})["change"],
+            n_edited=known["n_edited"],
+            measures=measures,
+            differences=estimates_from_dict(known["differences"]),
+            distances={
+                Site.parse(site): float("nan") if moved is None else moved for site, moved in known["distances"].items()
+            },
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArmMeasurements:
@@ -356,6 +375,15 @@ class SteeringExperiment:
 def estimates_to_dict(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
     """Each estimate as `Estimate.to_dict` gives it, by name."""
     return {name: estimate.to_dict() for name, estimate in estimates.items()}
+
+
+def estimates_from_dict(known: Mapping[str, Mapping[str, float | None]]) -> dict[str, Estimate]:
+    """What `estimates_to_dict` gave, also after a way through JSON, which has no NaN."""
+    nan = float("nan")
+    return {
+        name: Estimate(**{end: nan if value is None else value for end, value in ends.items()})
+        for name, ends in known.items()
+    }
 
 
 def _named(conditions: Sequence[Condition]) -> str:

@@ -15,7 +15,8 @@ from reasonscope.data.text.answers import CONTROL
 from reasonscope.data.text.parse import THINK, build_trace
 from reasonscope.data.text.think_tags import regions_from
 from reasonscope.data.trace import Message, Problem, Sampling, Trace
-from reasonscope.probes.generation.rollout import rollouts
+from reasonscope.probes.generation.rollout import as_trace, rollouts, trace_seed
+from reasonscope.probes.generation.server import ServerWriter
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.models.prompting import Prompting
 from reasonscope.steering.methods.asc import CompletionPair
@@ -78,29 +79,31 @@ class MadePairs:
 
 
 def make_pairs(
-    model: Model,
+    model: Prompting,
     problems: Sequence[Problem],
     *,
     concise: str = CONCISE,
     verbose: str = VERBOSE,
     sampling: Sampling | None = None,
     batch_size: int = 32,
+    server: ServerWriter | None = None,
 ) -> MadePairs:
     """Let a model answer each problem under two instructions, for `asc` and `speed` (`ExtractionData.pairs`, or `--pairs FILE`).
 
     Args:
-        model: Any model.
+        model: Any model; with a server a `Prompting` is enough.
         problems: The problems.
         concise: What follows each question for a brief answer.
         verbose: What follows it for a long one.
         sampling: How to sample; greedy with 512 tokens if None.
         batch_size: Answers that are written together.
+        server: Writes the answers in place of the model here.
 
     Returns:
         The pairs of answers that both came to their end.
 
     Raises:
-        InputError: No problem has two such answers.
+        InputError: No problem has two such answers, or there is neither a model with weights nor a server.
 
     Example:
         made = make_pairs(model, rs.load_problems("problems.jsonl", n=50))
@@ -108,7 +111,7 @@ def make_pairs(
     """
     how = sampling or Sampling()
     asked = [instructed(problem, text) for text in (concise, verbose) for problem in problems]
-    written = rollouts(model, asked, how, batch_size=batch_size)
+    written = _written(model, asked, how, batch_size, server)
     sides = list(zip(problems, written[: len(problems)], written[len(problems) :], strict=True))
     ended = [(problem, brief, long) for problem, brief, long in sides if _ended(brief) and _ended(long)]
     if not ended:
@@ -136,6 +139,19 @@ def make_pairs(
         if graded
         else None,
     )
+
+
+def _written(
+    model: Prompting, asked: Sequence[Problem], how: Sampling, batch_size: int, server: ServerWriter | None
+) -> list[Trace]:
+    """The answer to each problem, by the server if there is one."""
+    if server is not None:
+        seeds = [trace_seed(how.seed, f"{problem.id}/0") for problem in asked]
+        written = server.complete([model.encode_prompt(problem) for problem in asked], how, seeds)
+        return [as_trace(model, problem, 0, one, how) for problem, one in zip(asked, written, strict=True)]
+    if not isinstance(model, Model):
+        raise InputError(f"{model.name} was loaded without weights; give a server, or load the model with load_model")
+    return rollouts(model, asked, how, batch_size=batch_size)
 
 
 def instructed(problem: Problem, instruction: str) -> Problem:

@@ -1,0 +1,131 @@
+"""The step that lets the model answer problems and stores its traces: a run, on which other steps work."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from reasonscope.analysis.studies.lab import Lab, sites_of
+from reasonscope.analysis.studies.step import Outcome, Step, Work
+from reasonscope.data.exchange.summaries import check_summary
+from reasonscope.data.storage.durable import make_folder
+from reasonscope.data.storage.manifest import NAME
+from reasonscope.data.text.think_tags import ThinkTags
+from reasonscope.data.text.thinking import Thinking
+from reasonscope.data.trace import Sampling
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation.recording import record
+from reasonscope.probes.models.prompting import Prompting, PromptOptions
+from reasonscope.steering.recipes.files import SUFFIX
+from reasonscope.steering.recipes.recipe import Recipe
+
+_NUMBER_BYTES: Mapping[str, int] = {"bfloat16": 2, "float16": 2}  # else 4
+_TOKEN_BYTES = 64  # of a trace without activations
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordStep(Step):
+    """Let the model answer problems, and store the traces with activations.
+
+    Attributes:
+        problems: Sets of problems, or parts of them (`math.learn`).
+        sites: Activations to store, such as `resid_post.*` or, at half of the depth, `resid_post.50%`; none if empty.
+        samples: Completions of each problem.
+        max_new_tokens: Longest completion.
+        temperature: Sampling temperature; 0 is greedy.
+        sampling: Further fields of `Sampling`, such as `top_p`.
+        batch_size: Completions that are written together.
+        think: false closes the thinking block at once.
+        open_tag: Append the opening tag to every prompt.
+        thinking: How thinking is found: tags, completion or none; by default as the model suggests.
+        think_tags: The opening and the closing tag.
+        answer_pattern: For thinking in the open: a regular expression in the sentence with the final answer.
+        system: A system message for every problem.
+        template_args: Variables of the chat template.
+        steer: The step whose recipe steers the model.
+        folder: `.` for the folder of the study itself.
+    """
+
+    kind: ClassVar[str] = "record"
+
+    problems: tuple[str, ...]
+    sites: tuple[str, ...] = ()
+    samples: int = 1
+    max_new_tokens: int = 1024
+    temperature: float = 0.7
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = field(default=16, metadata={"matters": False})
+    think: bool = True
+    open_tag: bool = False
+    thinking: Literal["tags", "completion", "none"] | None = None
+    think_tags: tuple[str, ...] | None = None
+    answer_pattern: str | None = None
+    system: str | None = None
+    template_args: Mapping[str, Any] = field(default_factory=dict)
+    steer: str | None = None
+    folder: Literal["."] | None = None
+
+    def how(self) -> dict[str, Any]:
+        """The arguments of `load_model` that say how thinking is found and prompts are rendered."""
+        tags = ThinkTags(open=self.think_tags[0], close=self.think_tags[1]) if self.think_tags else None
+        named = "tags" if tags else "completion" if self.answer_pattern is not None else None
+        mode = self.thinking or named
+        found = Thinking(mode=mode, tags=tags, answer_pattern=self.answer_pattern) if mode else None  # type: ignore[arg-type]  # one of three
+        return {"thinking": found, "prompt": PromptOptions(system=self.system, template_args=self.template_args)}
+
+    def expanded(self, model: Prompting) -> tuple[Site, ...]:
+        """The sites to store."""
+        return sites_of(self.sites, model.n_layers)
+
+    def work(self, lab: Lab) -> Work:
+        asked, model = lab.problems(self.problems), lab.prompting(**self.how())
+        rows = len(asked) * self.samples
+        prompts = [len(model.encode_prompt(p, think=self.think, open_tag=self.open_tag)) for p in asked[:20]]
+        tokens = rows * (float(np.mean(prompts)) + self.max_new_tokens)
+        sites = self.expanded(model)
+        width = int(model.config.get_text_config().hidden_size)
+        each = width * _NUMBER_BYTES.get(
+            str(lab.plan.load.get("dtype") or model.config.dtype).removeprefix("torch."), 4
+        )
+        return Work(
+            written=rows * self.max_new_tokens,
+            read=tokens if sites else 0.0,
+            disk=tokens * (_TOKEN_BYTES + each * len(sites)),
+        )
+
+    def execute(self, lab: Lab, name: str) -> Outcome:
+        where = lab.where(name)
+        make_folder(where.results)
+        steer = None if self.steer is None else Recipe.load(lab.out / "vectors" / f"{self.steer}{SUFFIX}")
+        served = lab.server is not None and steer is None
+        model: Prompting = lab.model(**self.how()) if self.sites or not served else lab.prompting(**self.how())
+        store = record(
+            model,
+            lab.problems(self.problems),
+            where.store,
+            sites=self.expanded(model),
+            sampling=self.to_sampling(lab.plan.seed),
+            samples=self.samples,
+            batch_size=self.batch_size,
+            think=self.think,
+            open_tag=self.open_tag,
+            server=lab.writer(model) if served else None,
+            steer=steer,
+        )
+        found = check_summary(str(where.results), store)
+        found = replace(found, finding=f"{len(store)} traces of {', '.join(self.problems)} in {where.results}.")
+        graded = [trace for trace in store if trace.correct is not None]
+        numbers = {
+            "traces": len(store),
+            "sampling": asdict(self.to_sampling(lab.plan.seed)),
+            "right": sum(trace.correct is True for trace in graded),
+            "graded": len(graded),
+            "closed": sum(trace.state == "closed" for trace in store),
+        }
+        return Outcome(summaries=(found,), numbers=numbers, files=(where.store / NAME,))
+
+    def to_sampling(self, seed: int) -> Sampling:
+        """How it samples."""
+        told = {"temperature": self.temperature, **self.sampling}
+        return Sampling(**told, max_new_tokens=self.max_new_tokens, seed=seed)

@@ -1,0 +1,54 @@
+"""`reasonscope study`: a whole study from a plan, resumed and estimated."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reasonscope.app.interruption import keeping
+
+
+def study_command(
+    plan: Annotated[str, typer.Argument(help="A plan in YAML, or the name of a shipped one: gsm8k, demo, demo-quick.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the study, by default studies/NAME; a second call goes on there.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, how long, how much disk, and why; run nothing.")
+    ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A step to run, with those that it needs; may be repeated.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Another model than the plan's.")] = None,
+    problems: Annotated[
+        list[str] | None, typer.Option(metavar="SET=SOURCE", help="Another source of a problem set; may be repeated.")
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(help="A server, http://host:port, that writes the texts; activations are read here afterwards."),
+    ] = None,
+    served_as: Annotated[
+        str | None, typer.Option(help="The name of the model on the server; the same as here if not given.")
+    ] = None,
+    print_: Annotated[
+        bool, typer.Option("--print", help="Print the plan, to copy and change it, and run nothing.")
+    ] = False,
+) -> None:
+    """Run a whole study from a plan: record, probe, steer, analyse, report. The same command again goes on; what holds is skipped."""
+    from reasonscope.analysis.studies.lab import Served
+    from reasonscope.analysis.studies.plan import changed, plan_text, read_plan
+    from reasonscope.analysis.studies.runner import kept, open_lab, outlook_summary, outlooks, study
+    from reasonscope.app.terminal import print_summary
+
+    if print_:
+        typer.echo(plan_text(plan).rstrip())
+        return
+    read = changed(read_plan(plan), model=model, sources=problems or ())
+    served = Served(url=server, served_as=served_as) if server else None
+    lab = open_lab(read, out, served)
+    if dry_run:
+        print_summary(outlook_summary(lab, outlooks(lab, only=only or ())))
+        return
+    with keeping(partial(kept, lab)):
+        print_summary(study(read, lab.out, server=served, only=only or ()).summary())
