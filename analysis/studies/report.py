@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
-from markupsafe import Markup
 
 from reasonscope.analysis.figures import Figure, read_figure, to_html
 from reasonscope.analysis.studies.lab import Lab
@@ -54,7 +53,7 @@ td + td { font-variant-numeric: tabular-nums; }
 {% for note in summary.notes %}<p class="about">{{ note }}</p>{% endfor %}
 {% endfor %}
 {% if section.figures %}<div class="figures">
-{% for figure in section.figures %}<figure>{{ figure }}</figure>
+{% for figure in section.figures %}<figure>{{ figure|safe }}</figure>
 {% endfor %}</div>{% endif %}
 {% endfor %}
 </body>
@@ -67,7 +66,7 @@ class _Section:
     name: str
     about: str
     summaries: Sequence[Summary]
-    figures: Sequence[Markup]
+    figures: Sequence[str]
 
 
 def write_report(lab: Lab, *, story: Sequence[str] = ()) -> Path:
@@ -89,9 +88,9 @@ class _Drawn:
     def __init__(self) -> None:
         self._n = 0
 
-    def __call__(self, figure: Figure) -> Markup:
+    def __call__(self, figure: Figure) -> str:
         self._n += 1
-        return Markup(to_html(figure, with_library=self._n == 1))  # of our own figures, their texts escaped
+        return to_html(figure, with_library=self._n == 1)  # with the texts in it escaped
 
 
 def _section(lab: Lab, name: str, known: Finished, drawn: _Drawn) -> _Section:

@@ -61,7 +61,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, old, new, said):
 
 
 def test_a_file_that_does_not_exist_names_the_shipped_plans():
-    with pytest.raises(InputError, match="one of the shipped plans: .*gsm8k"):
+    with pytest.raises(InputError, match=r"one of the shipped plans: .*gsm8k"):
         read_plan("nowhere.yaml")
 
 
