@@ -49,7 +49,7 @@ def test_a_plan_is_named_after_its_file_and_keeps_the_order_of_its_steps(tmp_pat
         ("sums.learn", "sums.lean", "step run: sums has no part 'lean'; did you mean 'learn'?"),
         ("source: ledger", "sources: ledger", "problems, sums: unknown option 'sources'; did you mean 'source'?"),
         ("probe: length", "analyse: entropi", "unknown analysis 'entropi'; did you mean 'entropy'?"),
-        ("probe: length", "analyse: entropy, options: {sed: 1}", "this analysis does not take 'sed'; it takes seed"),
+        ("probe: length", "analyse: entropy, options: {sed: 1}", "this analysis does not take 'sed'"),
         ("steps:", "steps: 3\nrest:", "steps: write names with values, not 3"),
     ],
 )
