@@ -22,6 +22,7 @@ from reasonscope.data.progress import say, working
 from reasonscope.data.trace import Span
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.hooks import HooksBackend
+from reasonscope.probes.backends.inference import outside_inference
 from reasonscope.probes.generation.padding import check_sequence
 from reasonscope.probes.models.determinism import at_least_float32
 from reasonscope.probes.models.model import Model
@@ -185,9 +186,13 @@ def attending(hf: PreTrainedModel, attend: Callable[[AttentionCall], Tensor]) ->
             window=options.get("sliding_window"),
             sink=options.get("s_aux"),
         )
-        assert isinstance(module.layer_idx, int)
-        call = AttentionCall(layer=module.layer_idx, query=query, key=key, value=value, rule=rule)
-        return attend(call).transpose(1, 2).to(query.dtype), None
+        layer = module.layer_idx
+        assert isinstance(layer, int)
+
+        def answer(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return attend(AttentionCall(layer=layer, query=query, key=key, value=value, rule=rule))
+
+        return outside_inference(answer)(query, key, value).transpose(1, 2).to(query.dtype), None
 
     AttentionInterface.register(name, forward)
     hf.set_attn_implementation(name)

@@ -82,7 +82,7 @@ class Backend(Protocol):
         write: Mapping[Site, Edit] | None = None,
         reduce: Reduce | None = None,
     ) -> Forward:
-        """Run the model on token ids, reading and writing activations at sites. Runs under `grad_mode()`.
+        """Run the model on token ids, reading and writing activations at sites. Without gradients, except inside `gradients()`.
 
         Args:
             ids: Token ids (batch, token), left-padded.
@@ -134,13 +134,14 @@ def gradients() -> Iterator[None]:
         _GRADIENTS.reset(token)
 
 
-def grad_mode() -> AbstractContextManager[object]:
-    """The gradient mode of a backend's forward pass: on inside `gradients()`, off elsewhere.
+def differentiable() -> bool:
+    """Whether this is inside `gradients()`."""
+    return _GRADIENTS.get()
 
-    It is not `torch.inference_mode`, because tensors from it can never enter a backward pass: training a probe on captured activations
-    would fail far from here.
-    """
-    return torch.enable_grad() if _GRADIENTS.get() else torch.no_grad()
+
+def grad_mode() -> AbstractContextManager[object]:
+    """The gradient mode of a backend's forward pass: on inside `gradients()`, off elsewhere."""
+    return torch.enable_grad() if differentiable() else torch.no_grad()
 
 
 def cached(cache: Any) -> int:

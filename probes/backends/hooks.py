@@ -12,8 +12,19 @@ from transformers import PreTrainedModel
 
 from reasonscope.probes.architecture.layout import Layout, Place, Term, rerouted
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.backends.base import Edit, Forward, Pass, Reduce, cached, count_columns, grad_mode, positions
-from reasonscope.probes.backends.site_hooks import SiteHook, activations, keep_activation, site_hooks_for
+from reasonscope.probes.backends.base import (
+    Edit,
+    Forward,
+    Pass,
+    Positions,
+    Reduce,
+    cached,
+    count_columns,
+    differentiable,
+    positions,
+)
+from reasonscope.probes.backends.inference import make_ordinary, ordinary, outside_inference, pass_mode
+from reasonscope.probes.backends.site_hooks import SiteHook, activations, checked_edit
 from reasonscope.probes.backends.threads import threads_for_pass
 
 
@@ -48,8 +59,9 @@ class HooksBackend:
         self, *, read: Sequence[Site] = (), write: Mapping[Site, Edit] | None = None, reduce: Reduce | None = None
     ) -> Iterator[Pass]:
         """See `Backend.passes`. The hooks stay on the model throughout, but do nothing between passes."""
-        now: dict[Site, SiteHook] = {}
+        now: list[Positions] = []  # of the pass that runs
         seen: dict[Site, Tensor] = {}
+        edits = write or {}
 
         def run(
             ids: Tensor,
@@ -61,10 +73,12 @@ class HooksBackend:
         ) -> Forward:
             where = positions(ids, mask, cache)
             n_keys = cached(cache) + ids.shape[1]
+            if differentiable():
+                make_ordinary(cache)
             seen.clear()
-            now.update(site_hooks_for(read, write, where))
+            now.append(where)
             try:
-                with grad_mode(), threads_for_pass(ids, self._d_model):
+                with pass_mode(), threads_for_pass(ids, self._d_model):
                     output = call_model(
                         self._hf,
                         ids,
@@ -76,24 +90,39 @@ class HooksBackend:
                     )
             finally:
                 now.clear()
+            logits = ordinary(output.logits)
             return Forward(
-                logits=output.logits[:, -1:] if last_logits_only else output.logits,
-                activations=activations(read, seen, n_keys, reduce),
+                logits=logits[:, -1:] if last_logits_only else logits,
+                activations=activations(read, {site: ordinary(kept) for site, kept in seen.items()}, n_keys, reduce),
                 cache=count_columns(_cache_of(output), n_keys) if use_cache else None,
             )
 
-        def touch_at(site: Site) -> SiteHook:
+        def reading(site: Site) -> SiteHook:
             def touch(activation: Tensor) -> Tensor:
-                return keep_activation(now[site], site, seen, reduce)(activation) if now else activation
+                if now:
+                    seen[site] = activation if reduce is None else reduce(activation)
+                return activation
 
             return touch
+
+        def writing(edit: Edit, then: SiteHook) -> SiteHook:
+            edited = outside_inference(lambda activation: edit(activation, now[0]))
+            return lambda activation: then(edited(activation)) if now else activation
+
+        def touch_at(site: Site) -> SiteHook:
+            keep = reading(site) if site in read else _same
+            return writing(checked_edit(site, edits[site]), keep) if site in edits else keep
 
         with ExitStack() as stack:
             if any(site.point == "attn_probs" for site in read):
                 stack.enter_context(eager_attention(self._hf))
-            for site in dict.fromkeys((*(write or {}), *read)):
-                stack.enter_context(hook_site(self._hf, self._layout, site, touch_at(site)))
+            for site in dict.fromkeys((*edits, *read)):
+                stack.enter_context(_hooked(self._hf, self._layout, site, touch_at(site)))
             yield run
+
+
+def _same(activation: Tensor) -> Tensor:
+    return activation
 
 
 def call_model(hf: PreTrainedModel, ids: Tensor, mask: Tensor | None, **options: Any) -> Any:
@@ -131,7 +160,12 @@ def hook_site(hf: PreTrainedModel, layout: Layout, site: Site, touch: SiteHook) 
     """A context in which every pass of `hf` hands the activation at `site` to `touch` and goes on with what it returns.
 
     It is a bare handle of torch, which removes its hook on exit: wrapping it in a context of our own would cost as much as a small layer.
+    `touch` gets ordinary tensors, also in passes that run in inference mode.
     """
+    return _hooked(hf, layout, site, outside_inference(touch))
+
+
+def _hooked(hf: PreTrainedModel, layout: Layout, site: Site, touch: SiteHook) -> AbstractContextManager[object]:
     place = layout.place(site)
     module = hf.get_submodule(place.path)
     if place.router:

@@ -22,11 +22,21 @@ def site_hooks_for(read: Sequence[Site], write: Mapping[Site, Edit] | None, wher
 def _site_hook(site: Site, edit: Edit | None, where: Positions) -> SiteHook:
     if edit is None:
         return _leave
-    if site.point == "attn_probs":
-        raise SiteError(f"{site} can be read but not written; write z.{site.layer}, which the heads compute from it")
-    name = str(site)  # the hook may be sent to another machine, so it carries as little as possible
+    checked = checked_edit(site, edit)
 
     def touch(activation: Tensor) -> Tensor:
+        return checked(activation, where)
+
+    return touch
+
+
+def checked_edit(site: Site, edit: Edit) -> Edit:
+    """`edit`, which raises InputError unless shape and dtype stay. Raises SiteError for a site that cannot be written."""
+    if site.point == "attn_probs":
+        raise SiteError(f"{site} can be read but not written; write z.{site.layer}, which the heads compute from it")
+    name = str(site)  # the edit may be sent to another machine, so it carries as little as possible
+
+    def checked(activation: Tensor, where: Positions) -> Tensor:
         after = edit(activation, where)
         if after.shape != activation.shape or after.dtype != activation.dtype:
             raise InputError(
@@ -35,7 +45,7 @@ def _site_hook(site: Site, edit: Edit | None, where: Positions) -> SiteHook:
             )
         return after
 
-    return touch
+    return checked
 
 
 def _leave(activation: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reasonscope.data.errors import ContextError, InputError, SiteError
@@ -117,7 +118,7 @@ def run_with_cache(
         prompt = model.encode_text(prompt)
     ids = torch.as_tensor(prompt, dtype=torch.long, device=model.device)
     ids = ids[None] if ids.dim() == 1 else ids
-    _check(model, ids.tolist())
+    _check(model, ids.cpu().numpy())
     read = tuple(Site.parse(site) for site in sites)
     out = model.backend.forward(ids, mask=torch.ones_like(ids), read=read)
     return out.logits, dict(out.activations)
@@ -216,7 +217,7 @@ def _span_means(
     return SpanMeans.of(spans, padding)
 
 
-def _check(model: Model, sequences: Sequence[Sequence[int]]) -> None:
+def _check(model: Model, sequences: Sequence[Sequence[int]] | NDArray[np.int64]) -> None:
     lengths = [len(sequence) for sequence in sequences]
     if not lengths or min(lengths) < 1:
         raise InputError("a sequence has no token to feed; give at least two tokens, of which the last is not fed")

@@ -4,18 +4,21 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reasonscope.data.errors import ContextError, InputError
 from reasonscope.probes.models.model import Model
 
 
-def check_vocabulary(sequences: Sequence[Sequence[int]], vocabulary: int) -> None:
+def check_vocabulary(sequences: Sequence[Sequence[int]] | NDArray[np.int64], vocabulary: int) -> None:
     """Raise InputError for a token outside a vocabulary of `vocabulary` tokens."""
     for i, sequence in enumerate(sequences):
-        if foreign := [int(token) for token in sequence if not 0 <= token < vocabulary]:
+        ids = np.asarray(sequence)
+        if ids.size and not 0 <= ids.min() <= ids.max() < vocabulary:
+            foreign = ids[(ids < 0) | (ids >= vocabulary)][0]
             raise InputError(
-                f"token {foreign[0]} of prompt {i} is not in the vocabulary of {vocabulary}; encode it with the model's tokenizer"
+                f"token {foreign} of prompt {i} is not in the vocabulary of {vocabulary}; encode it with the model's tokenizer"
             )
 
 

@@ -5,9 +5,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from reasonscope.data.errors import InputError, SiteError
+from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import gradients, positions
 from reasonscope.probes.backends.hooks import HooksBackend
+from reasonscope.probes.generation.activations import capture
+from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.layout_derivation import derive_layout
 
@@ -191,6 +194,43 @@ def test_gradients_flow_only_if_they_are_asked_for(model_of):
     with gradients():
         model.backend.forward(ids, mask=mask, write=write).logits.sum().backward()
     assert strength.grad is not None and strength.grad.abs() > 0
+    model.hf.zero_grad()
+
+
+def test_a_pass_in_inference_mode_leaves_ordinary_tensors(model_of):
+    """Those that are returned, those that an edit or a hook of `capture` sees, and those that decoding records can all be trained on."""
+    model = model_of("qwen3")
+    ids, site = torch.tensor([SEQUENCES[0]]), Site("resid_post", 1)
+    seen = []
+
+    def edit(activation, where):
+        assert not torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
+        activation += 1  # in place, as in a pass without gradients
+        seen.append(activation)
+        return activation
+
+    out = model.backend.forward(ids, mask=None, read=[site, Site("z", 0)], write={site: edit})
+    plain = model.backend.forward(ids, mask=None, read=[site])
+    torch.testing.assert_close(out.activations[site], plain.activations[site] + 1)
+    with capture(model, [site]) as found:
+        (done,) = generate(model, SEQUENCES[:1], Sampling(max_new_tokens=3), seeds=[0], read=[site])
+    leaving = [out.logits, *out.activations.values(), *seen, *found.passes(site), done.activations[site]]
+    assert not any(tensor.is_inference() or tensor.requires_grad for tensor in leaving)
+    probe = torch.nn.Linear(model.d_model, 1)
+    sum(probe(one).sum() for one in (seen[0], found[site], done.activations[site])).backward()
+    assert probe.weight.grad is not None
+
+
+def test_gradients_flow_through_a_pass_that_continues_another(model_of):
+    model = model_of("qwen3")
+    ids, site = torch.tensor([SEQUENCES[0]]), Site("resid_post", 0)
+    before = model.backend.forward(ids[:, :5], mask=None, use_cache=True)
+    strength = torch.ones((), requires_grad=True)
+    with gradients():
+        out = model.backend.forward(ids[:, 5:], mask=None, cache=before.cache, write={site: lambda a, _: a * strength})
+    out.logits.sum().backward()
+    assert strength.grad is not None and strength.grad.abs() > 0
+    torch.testing.assert_close(out.logits.detach(), model.backend.forward(ids, mask=None).logits[:, 5:])
     model.hf.zero_grad()
 
 
