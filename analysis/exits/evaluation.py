@@ -7,20 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from reasonscope.analysis.exits.rules import (
-    FIXED_BUDGET,
-    RULES,
-    ExitRule,
-    Outcomes,
-    outcomes,
-    outcomes_at,
-    stopping_cut,
-    thresholds,
-)
+from reasonscope.analysis.exits.outcomes import Outcomes, outcomes, outcomes_at, thresholds
 from reasonscope.analysis.exits.signals import ExitSignals
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, Resamples, difference_estimate, mean_estimate
+from reasonscope.steering.exits.rules import FIXED_BUDGET, RULES, ExitRule, rule_named, stopping_place
 
 TOLERANCES = (0.0, 0.02, 0.05, 0.1)
 
@@ -105,7 +97,7 @@ class ExitReport:
     n_groups: int
 
     def at(self, tolerance: float) -> list[ExitPoint]:
-        """The rules at one tolerance, with those that have none (live runs)."""
+        """The rules at one tolerance, with those that have none (thresholds that were given, and live runs)."""
         return [point for point in self.points if point.tolerance in (tolerance, None)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,6 +119,7 @@ def exit_report(
     rules: Sequence[ExitRule] = RULES,
     tolerances: Sequence[float] = TOLERANCES,
     live: Mapping[str, Outcomes] | None = None,
+    at: Sequence[tuple[str, float]] = (),
     n_controls: int = 20,
     n_resamples: int = 1000,
     seed: int = 0,
@@ -143,6 +136,7 @@ def exit_report(
         rules: The rules; those without their signal are left out.
         tolerances: Accuracies that a threshold may cost.
         live: What happened to the judged traces while a rule stopped the model, by name, in their order.
+        at: Rules at thresholds that were not chosen here: (name, threshold).
         n_controls: Random assignments of a rule's stops to the traces.
         n_resamples: Resamples of the groups, for the intervals of savings.
         seed: Random seed.
@@ -163,10 +157,11 @@ def exit_report(
         raise InputError("fewer than two groups of problems to calibrate or to judge on; record more problems")
     judge = _Judge(judged, n_controls=n_controls, n_resamples=n_resamples, seed=seed)
     points = []
-    for rule in [rule for rule in (*rules, FIXED_BUDGET) if rule.known(calibrated)]:
+    for rule in [rule for rule in (*rules, FIXED_BUDGET) if _known(rule, calibrated)]:
         for tolerance in tolerances:
             threshold = calibrate(rule, calibrated, tolerance)
             points.append(judge.point(rule, threshold, tolerance))
+    points += [judge.point(rule_named(name), threshold, None, given=f" = {threshold:g}") for name, threshold in at]
     points += [judge.live(name, found) for name, found in (live or {}).items()]
     return ExitReport(
         whole=(judge.mean(judge.whole.right), judge.mean(judge.whole.tokens, shares=False)),
@@ -177,6 +172,11 @@ def exit_report(
         n_judged=len(judged),
         n_groups=len({one.group for one in judged}),
     )
+
+
+def _known(rule: ExitRule, signals: Sequence[ExitSignals]) -> bool:
+    """Whether these traces have what the rule reads."""
+    return any(np.isfinite(rule.statistic(one)).any() for one in signals)
 
 
 def calibrate(rule: ExitRule, signals: Sequence[ExitSignals], tolerance: float) -> float:
@@ -222,12 +222,12 @@ class _Judge:
     def mean(self, values: Values, *, shares: bool = True) -> Estimate:
         return mean_estimate(values, groups=self._groups, shares=shares)
 
-    def point(self, rule: ExitRule, threshold: float, tolerance: float) -> ExitPoint:
-        stops = [stopping_cut(rule.statistic(one), threshold) for one in self._signals]
+    def point(self, rule: ExitRule, threshold: float, tolerance: float | None, *, given: str = "") -> ExitPoint:
+        stops = [stopping_place(rule.statistic(one), threshold) for one in self._signals]
         random = self._random(stops)
         right = [float(one.right.mean()) for one in random]
         return self._point(
-            rule.name,
+            f"{rule.name}{given}",
             outcomes_at(self._signals, stops, rule),
             tolerance=tolerance,
             threshold=threshold,
@@ -293,6 +293,6 @@ class _Judge:
         found = []
         for _ in range(self._n_controls):
             drawn = zip(self._signals, rng.permutation(shares), strict=True)
-            at = [stopping_cut(one.spent / one.total, share) for one, share in drawn]
+            at = [stopping_place(one.spent / one.total, share) for one, share in drawn]
             found.append(outcomes_at(self._signals, at))
         return found

@@ -1,14 +1,17 @@
 """Early exits on a run: force answers along its traces, choose thresholds on some problems, and judge the rules on the others."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from reasonscope.analysis.exits.evaluation import ExitReport, exit_report
+from reasonscope.analysis.exits.kept import KeptSignals
+from reasonscope.analysis.exits.outcomes import Outcomes
 from reasonscope.analysis.exits.probe import ExitProbe, fit_exit_probe, scored
-from reasonscope.analysis.exits.rules import Outcomes
-from reasonscope.analysis.exits.signals import ExitSignals, exit_signals
+from reasonscope.analysis.exits.signals import ExitSignals
 from reasonscope.data.errors import InputError
 from reasonscope.data.progress import tracked
 from reasonscope.data.storage.store import TraceStore
@@ -17,7 +20,12 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.branches import PrefixWriter
 from reasonscope.probes.models.model import Model
+from reasonscope.steering.exits.places import PlaceKind, Places
+from reasonscope.steering.exits.rules import PROBE, slug
+from reasonscope.steering.exits.signals import PlaceReader
 from reasonscope.steering.experiments.held_out import split_run
+from reasonscope.steering.recipes.controls import exit_part
+from reasonscope.steering.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,14 +35,26 @@ class ExitStudy:
     Attributes:
         report: What the rules save and cost.
         judged: The ids of the traces that they are judged on.
+        calibrated: The groups of problems that thresholds come from.
         fitted: The probe that was fitted on the other traces; None if one was given, or none could be.
+        probe: What the rule "probe" read; None without one.
         without_probe: Why no probe could be fitted; empty if one could, or was given.
+        places: After what thinking may stop, and how many tokens these places are apart.
+        seed: The random seed.
+        n_kept: Of how many traces the forced answers were kept from before.
+        n_traces: Traces on both sides.
     """
 
     report: ExitReport
     judged: tuple[str, ...]
+    calibrated: tuple[str, ...]
     fitted: ExitProbe | None
+    probe: LinearProbe | None
     without_probe: str
+    places: tuple[PlaceKind, int]
+    seed: int
+    n_kept: int
+    n_traces: int
 
 
 def early_exits(
@@ -43,10 +63,13 @@ def early_exits(
     *,
     probe: LinearProbe | None = None,
     live: Mapping[str, TraceStore] | None = None,
+    at: Sequence[tuple[str, float]] = (),
     held_out: float = 0.5,
     n: int | None = None,
-    most: int = 16,
+    kind: PlaceKind = "paragraph",
+    every: int = 4,
     batch_size: int = 32,
+    keep: Path | None = None,
     seed: int = 0,
 ) -> ExitStudy:
     """Measure what stopping the thinking early would have saved on a run, by several rules, beside a fixed budget.
@@ -57,17 +80,21 @@ def early_exits(
         probe: What the rule "probe" reads; traces that it learned from are left out. By default a probe of right answers is fitted on the
             problems that are not held out.
         live: Runs of the same problems and samples in which something stopped the model while it wrote, by name.
+        at: Rules at thresholds of your own, judged beside the others: (name, threshold).
         held_out: Share of the groups of problems that the rules are judged on.
         n: At most so many problems to judge on.
-        most: Cuts per trace.
+        kind: Thinking may stop after each "paragraph" or "sentence".
+        every: The fewest tokens of thinking between two places.
         batch_size: Answers that are forced together.
+        keep: A folder for the forced answers, from which another study, or this one after an interruption, goes on.
         seed: Random seed.
 
     Returns:
         The report, with the fitted probe.
 
     Raises:
-        InputError: If there are too few problems with thinking and a gold answer, or a live run lacks one of the traces.
+        InputError: If there are too few problems with thinking and a gold answer, no thinking has a place to stop, or a live run lacks one
+            of the traces.
 
     Example:
         study = early_exits(rs.open_run("runs/mine").store, model)
@@ -79,21 +106,63 @@ def early_exits(
     if probe is not None:
         traces = probe.unseen(traces)
     calibrated, judged = _sides(store, traces, held_out, n, seed)
-    writer = PrefixWriter(model, batch_size=batch_size)
+    places = Places.of(model, kind=kind, every=every)
+    reader = PlaceReader(model, writer=PrefixWriter(model, batch_size=batch_size), seed=seed)
+    kept = KeptSignals(keep, {"model": store.meta.get("model", {}), "places": [kind, every], "seed": seed})
     found = {
-        trace.id: exit_signals(model, writer, trace, most=most)
+        trace.id: kept.of(reader, places, trace)
         for trace in tracked([*calibrated, *judged], "forcing answers", "traces")
     }
+    if not any(len(one.cuts) for one in found.values()):
+        raise InputError(
+            f"no thinking has the end of a {kind} before its own end; choose other places to stop (--places)"
+        )
     learned, tested = ([found[trace.id] for trace in side] for side in (calibrated, judged))
     fitted, why_not = (None, "") if probe else _fitted(store, learned, seed)
     if fitted is not None:
-        learned = [replace(one, score=fitted.held_out.get(one.trace, one.score)) for one in learned]
+        learned = [one.with_score(fitted.held_out.get(one.trace, one.score)) for one in learned]
         tested = scored(fitted.probe, store, tested)
     elif probe is not None:
         learned, tested = scored(probe, store, learned), scored(probe, store, tested)
     watched = {name: live_outcomes(other, judged) for name, other in (live or {}).items()}
-    report = exit_report(learned, tested, live=watched, seed=seed)
-    return ExitStudy(report=report, judged=tuple(trace.id for trace in judged), fitted=fitted, without_probe=why_not)
+    report = exit_report(learned, tested, live=watched, at=at, seed=seed)
+    return ExitStudy(
+        report=report,
+        judged=tuple(trace.id for trace in judged),
+        calibrated=tuple(sorted({trace.problem.group for trace in calibrated})),
+        fitted=fitted,
+        probe=fitted.probe if fitted else probe,
+        without_probe=why_not,
+        places=(kind, every),
+        seed=seed,
+        n_kept=kept.n_found,
+        n_traces=len(found),
+    )
+
+
+def exit_recipes(study: ExitStudy, tolerance: float, *, provenance: Mapping[str, Any] | None = None) -> list[Recipe]:
+    """The rules of a study at one tolerance, and at thresholds of your own, as recipes that stop a model while it writes.
+
+    A rule whose threshold is to stop nowhere has none.
+    """
+    kind, every = study.places
+    recipes = []
+    for point in study.report.at(tolerance):
+        rule, _, given = point.rule.partition(" = ")
+        if not np.isfinite(point.threshold):
+            continue
+        part = exit_part(
+            rule,
+            point.threshold,
+            probe=study.probe if rule == PROBE else None,
+            kind=kind,
+            every=every,
+            seed=study.seed,
+        )
+        name = f"exit-{slug(rule)}" + (f"-{given}" if given else "")
+        about = {"method": name, "groups": list(study.calibrated), **(provenance or {})}
+        recipes.append(Recipe(name=name, controls=(part,), provenance=about))
+    return recipes
 
 
 def live_outcomes(store: TraceStore, judged: Sequence[Trace]) -> Outcomes:

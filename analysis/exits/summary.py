@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from reasonscope.analysis.exits.evaluation import ExitPoint, Thoughts
-from reasonscope.analysis.exits.rules import BUDGET
 from reasonscope.analysis.exits.run import ExitStudy
 from reasonscope.data.intervals import Estimate
 from reasonscope.data.summary import Summary, in_hundredths, in_percent, in_words
+from reasonscope.steering.exits.rules import BUDGET
 
 _COLUMNS = ("rule", "threshold", "tokens", "accuracy", "saved", "random", "n")
 
@@ -33,6 +33,11 @@ def exit_summary(
             "Saved: tokens, against the cheapest fixed budget that is at least as accurate on the same traces, chosen with hindsight.",
             "Random: accuracy if the same stops fall on other traces.",
             *_thoughts(report.thoughts),
+            *(
+                [f"The forced answers of {study.n_kept} of {study.n_traces} traces were kept from before."]
+                if study.n_kept
+                else []
+            ),
             *([f"No probe: {study.without_probe}"] if study.without_probe else []),
         ],
         files=files,

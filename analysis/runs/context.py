@@ -17,6 +17,7 @@ from reasonscope.analysis.runs.options import (
 )
 from reasonscope.analysis.tokens.mi import gold_text, representations
 from reasonscope.data.errors import InputError
+from reasonscope.data.progress import say
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
@@ -85,6 +86,9 @@ class Study(Generic[Told]):
     def _steered_writer(self: "Study[Writes]", recipe: Recipe) -> Writer:
         if self.options.server is not None:
             raise InputError(f"the traces were steered by {recipe.name}, which a server cannot do; leave --server out")
+        if recipe.controls:
+            named = ", ".join(part.name for part in recipe.controls)
+            say(f"Continuations and forced answers are written without the controller of {recipe.name} ({named}).")
         processors = recipe.decoding_condition(self.model).processors
         return SequenceWriter(self.model, batch_size=self.options.batch_size, processors=processors)
 

@@ -1,7 +1,6 @@
 """What thinking does after its first answer: confirming, correcting, breaking (First Try Matters, arXiv 2510.08308),
 and failed steps."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,14 +15,12 @@ from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import permutation_p
 from reasonscope.data.sentence_cut import cut_provenance
-from reasonscope.data.text.answers import equivalent, extract_answer
+from reasonscope.data.text.answers import equivalent, stated_answer
 from reasonscope.data.trace import Sentence, Trace
 
 METHOD = "reflection"
 KINDS = ("confirming", "correcting", "breaking", "changing")
 REVIEW_TAGS = ("self_checking", "uncertainty_management")
-
-_STATES = re.compile(r"\\f?boxed\b|\banswer\b[*_]*\s*(?:is\b|should be\b|must be\b|[:=])|####", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +42,7 @@ def _stated_answer(sentence: Sentence) -> str | None:
     Departure: the paper asks a large model for every line with a candidate. This rule costs nothing and misses
     candidates that are not named as such; pass another `Detector` if you have a better one.
     """
-    return extract_answer(sentence.text) if _STATES.search(sentence.text) else None
+    return stated_answer(sentence.text)
 
 
 def find_candidates(

@@ -46,6 +46,13 @@ BackendOption = Annotated[str, typer.Option(help="hooks, transformer_lens or nns
 JsonOption = Annotated[bool, typer.Option("--json", help="Write every number as JSON.")]
 
 
+class PlaceArgument(StrEnum):
+    """After what thinking may stop."""
+
+    paragraph = "paragraph"
+    sentence = "sentence"
+
+
 class ExitTolerance(StrEnum):
     """Accuracies that `steer exit` chooses thresholds for."""
 
@@ -343,7 +350,15 @@ def _exit(
         ExitTolerance,
         typer.Option(help="Accuracy that a threshold may cost on the problems it is chosen by; JSON has all."),
     ] = ExitTolerance.two,
-    cuts: Annotated[int, typer.Option(min=2, help="Places per trace at which an answer is forced.")] = 16,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(help='A rule at a threshold of your own, such as "fixed budget=120"; may be repeated.'),
+    ] = None,
+    places: Annotated[PlaceArgument, typer.Option(help="After what the thinking may stop.")] = PlaceArgument.paragraph,
+    every: Annotated[int, typer.Option(min=1, help="The fewest tokens of thinking between two such places.")] = 4,
+    recipes: Annotated[
+        Path | None, typer.Option(help="A folder for the rules as recipes; by default RUN/steering.")
+    ] = None,
     n: Annotated[int | None, typer.Option(min=2, help="Held-out problems to judge on; by default all.")] = None,
     held_out: HeldOutOption = 0.5,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers that are forced together.")] = 32,
@@ -351,15 +366,20 @@ def _exit(
     model: ModelName = None,
     json_: JsonOption = False,
 ) -> None:
-    """What would stopping the thinking early save, by a probe, by confidence, by stable answers and by other rules?"""
-    from reasonscope.analysis.exits.run import early_exits
+    """What would stopping the thinking early save, by a probe, by confidence, by stable answers and by other rules?
+
+    The rules are saved as recipes, with which `record --steer` stops the model while it writes. Forced answers are kept.
+    """
+    from reasonscope.analysis.exits.run import early_exits, exit_recipes
     from reasonscope.analysis.exits.summary import exit_summary
     from reasonscope.analysis.figures import exit_frontier
     from reasonscope.analysis.runs.saved_numbers import save_numbers
+    from reasonscope.data.storage.durable import make_folder
     from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
     from reasonscope.probes.fitting.linear_probes import LinearProbe
     from reasonscope.steering.experiments.held_out import model_of_run
+    from reasonscope.steering.recipes.files import SUFFIX
 
     where = run_folder(run)
     store = TraceStore.open(where.store)
@@ -368,27 +388,48 @@ def _exit(
         model_of_run(store, model, **load),
         probe=LinearProbe.load(probe) if probe else None,
         live={f"live: {path.name}": TraceStore.open(run_folder(path).store) for path in live or []},
+        at=[_rule_at(text) for text in at or ()],
         held_out=held_out,
         n=n,
-        most=cuts,
+        kind="sentence" if places is PlaceArgument.sentence else "paragraph",
+        every=every,
         batch_size=batch_size,
+        keep=where.results / "exits",
         seed=seed,
     )
     numbers = study.report.to_dict()
     probes = {"exit": study.fitted.probe} if study.fitted else {}
-    command = f"reasonscope steer exit --run {run} --held-out {held_out} --cuts {cuts} --seed {seed}"
+    command = f"reasonscope steer exit --run {run} --held-out {held_out} --places {places.value} --every {every} --seed {seed}"
     drawn = {"exit_frontier": exit_frontier(study.report)}
     save_numbers(where, "exit", numbers, command=command, seed=seed, figures=drawn, probes=probes)
     files = [f"numbers: {where.numbers / 'exit.json'}; figure: {where.figures / 'exit_frontier.html'}"]
-    saved = probe or where.probes / "exit.safetensors"
-    stops = next((point for point in study.report.at(float(tolerance.value)) if point.rule == "probe"), None)
+    folder = recipes or where.vectors
+    about = {"run": str(run), **{key: store.meta[key] for key in ("model", "prompt", "thinking") if key in store.meta}}
+    made = exit_recipes(study, float(tolerance.value), provenance=about)
+    make_folder(folder)
+    for recipe in made:
+        recipe.save(folder / f"{recipe.name}{SUFFIX}")
+    if made:
+        files.append(f"recipes: {folder} ({', '.join(recipe.name for recipe in made)})")
+    first = next((recipe.name for recipe in made if recipe.name == "exit-probe"), made[0].name if made else None)
     following = (
-        f"reasonscope record --monitor {saved} --stop-above {stops.threshold:.3g} --stop-at paragraph --out stopped"
-        if stops and stops.stopped
-        else f"reasonscope app {run}"
+        f"reasonscope record --steer {folder / first}{SUFFIX} --out stopped" if first else f"reasonscope app {run}"
     )
     summary = exit_summary(study, tolerance=float(tolerance.value), files=files, next_command=following)
     show_summary(summary, numbers, json_)
+
+
+def _rule_at(text: str) -> tuple[str, float]:
+    """Read `fixed budget=120`."""
+    from reasonscope.data.errors import InputError
+    from reasonscope.steering.exits.rules import rule_named
+
+    name, _, number = text.rpartition("=")
+    rule = rule_named(name).name if name else ""
+    try:
+        return rule, float(number if rule else "")
+    except ValueError as error:
+        raise InputError(f"invalid --at {text!r}: write a rule and a threshold, such as fixed budget=120") from error
 
 
 @loads_model

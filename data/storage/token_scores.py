@@ -19,6 +19,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.storage.durable import make_folder, write_durably
 from reasonscope.data.storage.untrusted import check_fields, parse_json, wrap_errors
 
+CONTROL_PREFIX = "control-"  # of the files of what a controller decided, such as control-adaptive-speed.safetensors
 _KEY, _FORMAT, _VERSION = "reasonscope", "token scores", 1
 
 

@@ -10,6 +10,7 @@ _STATED = re.compile(
     r"(?:\b(?:answer|(?:correct|right|best) (?:option|choice))\b[*_]*(?:\s+is\b|\s*[:=])|####)[\s:*_$]*([^\n]+)",
     re.IGNORECASE,
 )
+_STATES = re.compile(r"\\f?boxed\b|\banswer\b[*_]*\s*(?:is\b|should be\b|must be\b|[:=])|####", re.IGNORECASE)
 _CHOICE = re.compile(r"\(([a-z])\)")
 # Tokens that end a turn; nothing else in a model's answer has this form.
 CONTROL = re.compile(r"<[|｜][^<>]*[|｜]>|</?s>|<eos>|<(?:start|end)_of_turn>")
@@ -52,6 +53,11 @@ def extract_answer(text: str) -> str | None:
             return answer
     numbers = _NUMBER.findall(text)
     return numbers[-1] if numbers else None
+
+
+def stated_answer(sentence: str) -> str | None:
+    """The answer that a sentence states explicitly ("the answer is", a box), else None."""
+    return extract_answer(sentence) if _STATES.search(sentence) else None
 
 
 def judge(given: str | None, gold: str) -> bool | None:

@@ -61,11 +61,13 @@ class DecodingStep:
         rows: (batch,), the index of the prompt that each row continues. Finished rows are dropped, so an edit that keeps state per
             sequence has to follow this.
         ids: (batch, token), the tokens that are fed; left-padded if `index` is 0.
+        n_prompt: (batch,), how many tokens each prompt has; known if `index` is 0.
     """
 
     index: int
     rows: Tensor
     ids: Tensor
+    n_prompt: Tensor | None = None
 
 
 class BatchProgress:
@@ -150,9 +152,11 @@ def generate(
         return []
     decoding = _Decoding(model, prompts, limits, sampling, seeds, past)
     with threads_for_pass(decoding.rows, model.d_model), model.backend.passes(read=read, write=write) as run:
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
         for index in range(decoding.longest):
             if on_step is not None:
-                on_step(DecodingStep(index=index, rows=decoding.rows, ids=decoding.feed))
+                n_prompt = None if index else lengths
+                on_step(DecodingStep(index=index, rows=decoding.rows, ids=decoding.feed, n_prompt=n_prompt))
             n_running = len(decoding.rows)
             decoding.advance(index, run, processors)
             count_tokens(n_running)

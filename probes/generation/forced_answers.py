@@ -15,7 +15,7 @@ from reasonscope.probes.generation.branches import Branch, Writer
 from reasonscope.probes.generation.decoding import Completion
 from reasonscope.probes.generation.rollout import trace_seed
 
-_FINAL = "The answer is \\boxed{"
+FINAL = "The answer is \\boxed{"
 
 # `Prompting.encode_continuation` and `Prompting.decode`.
 Encoder = Callable[[str], list[int]]
@@ -41,7 +41,7 @@ class ForcedAnswers:
 
 
 def closing_stub(
-    trace: Trace, encode: Encoder, *, thinking: Thinking | None = None, final: str = _FINAL
+    trace: Trace, encode: Encoder, *, thinking: Thinking | None = None, final: str = FINAL
 ) -> tuple[int, ...]:
     """The tokens that close the thinking and open the answer's box: the trace's own close window if it has one.
 
@@ -82,7 +82,7 @@ def forced_answers(
         for sample in range(samples)
     ]
     done = writer(trace.token_ids.tolist(), branches, sampling)
-    read = [_boxed(c, decode) for c in done]
+    read = [answer_in_box(c, decode) for c in done]
     found = [answer for answer, _ in read]
     sure = [float(np.exp(c.logprobs[:n].mean())) for c, (_, n) in zip(done, read, strict=True)]
     answers = tuple(tuple(found[i * samples : (i + 1) * samples]) for i in range(len(cuts)))
@@ -96,7 +96,7 @@ def forced_answers(
     )
 
 
-def _boxed(completion: Completion, decode: Decoder) -> tuple[str | None, int]:
+def answer_in_box(completion: Completion, decode: Decoder) -> tuple[str | None, int]:
     """The answer in the box that a completion was begun in, and how many tokens it took until the box was closed."""
     ids = completion.token_ids[completion.n_prompt_tokens :].tolist()
     for n in range(1, len(ids) + 1):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reasonscope.data.errors import InputError, SiteError, StoreError
-from reasonscope.data.progress import Work, working
+from reasonscope.data.progress import Work, say, working
 from reasonscope.data.storage.manifest import NAME
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling, Trace
@@ -25,7 +25,7 @@ from reasonscope.probes.generation.decoding import BatchProgress, Completion, De
 from reasonscope.probes.generation.monitored import MONITOR_KEY, Monitor, read_after
 from reasonscope.probes.generation.rollout import as_trace, both, check_fits, trace_seed
 from reasonscope.probes.generation.server import ServerWriter
-from reasonscope.probes.generation.steered import KEY, Steered, Steers, check_steering
+from reasonscope.probes.generation.steered import KEY, Decisions, Steered, Steers, check_steering
 from reasonscope.probes.models.attached import require_plain
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.models.prompting import Prompting
@@ -115,7 +115,7 @@ def record(
             f"{model.name} was loaded without weights; give a server and no sites, or load the model with load_model"
         )
     wanted = _sites(reader, sites) if reader else ()
-    steered = _steered(reader, steer, server)
+    steered = _steered(reader, steer, server, sampling)
     if monitor is not None and (reader is None or server is not None):
         raise InputError(
             "a monitor reads the model that writes, which a server does not show; leave out the server, or the monitor"
@@ -138,19 +138,24 @@ def record(
     n_tasks = sum(map(len, batches))
     left = [rest for batch in batches if (rest := [task for task in batch if task.id not in done])]
     n_left = sum(map(len, left))
-    writer = _Writer(store, wanted)
+    writer, decisions = _Writer(store, wanted), Decisions(steered)
     try:
         with working("recording", total=n_tasks, done=n_tasks - n_left, unit="traces") as work:
             progress = BatchProgress(work, n_left, sampling.max_new_tokens)
             try:
                 for batch in left:
                     writer.append(
-                        *_run(model, reader, server, steered, monitor, batch, wanted, sampling, work, progress)
+                        *_run(
+                            model, reader, server, steered, monitor, decisions, batch, wanted, sampling, work, progress
+                        )
                     )
                     progress.batch_done(len(batch))
             finally:
                 # Finished batches are kept, whatever stopped the run. If that was a full disk, the same error is raised again.
                 writer.flush()
+                decisions.save(store)
+        for line in decisions.told() if left else ():
+            say(line)
     except BaseException:
         with suppress(StoreError):
             store.discard()  # without a trace: an empty store must not refuse the next try
@@ -284,6 +289,7 @@ def _run(
     server: ServerWriter | None,
     steered: Steered | None,
     monitor: Monitor | None,
+    decisions: Decisions,
     tasks: Sequence[_Task],
     sites: Sequence[Site],
     sampling: Sampling,
@@ -302,8 +308,10 @@ def _run(
             if steered or monitor
             else generate(reader, prompts, sampling, seeds=seeds, on_step=progress.on_step)
         )
+        ids = [task.id for task in tasks]
+        decisions.note(ids, [completion.token_ids for completion in completions])
         if monitor:
-            monitor.finish([task.id for task in tasks])
+            monitor.finish(ids)
     traces = [
         as_trace(model, task.problem, task.sample, completion, replace(sampling, seed=seed))
         for task, completion, seed in zip(tasks, completions, seeds, strict=True)
@@ -326,12 +334,14 @@ def _served(server: ServerWriter, sampling: Sampling) -> dict[str, Any]:
     return {"model": server.model, **({} if server.seeded(sampling) else {"unseeded": True})}
 
 
-def _steered(reader: Model | None, steer: Steers | None, server: ServerWriter | None) -> Steered | None:
+def _steered(
+    reader: Model | None, steer: Steers | None, server: ServerWriter | None, sampling: Sampling
+) -> Steered | None:
     if steer is None:
         return None
     if reader is None or server is not None:
         raise InputError("a server cannot be steered; leave out the server, or the recipe")
-    return steer.steered(reader)
+    return steer.steered(reader, sampling)
 
 
 def _written(

@@ -5,10 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import LogitsProcessor
 
 from reasonscope.data.errors import StoreError
+from reasonscope.data.storage.run_folder import run_folder
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.storage.token_scores import CONTROL_PREFIX, TokenScores, read_scores, save_scores
+from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit
 from reasonscope.probes.generation.decoding import DecodingStep
@@ -31,6 +36,23 @@ class Edits(Protocol):
     def begin(self, n_prompt: Sequence[int]) -> None: ...
 
 
+class Follows(Protocol):
+    """A controller, which decides while a model writes."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What its decisions are: `name`, `site`, `unit` and `provenance`, as a file of token scores says them."""
+        ...
+
+    def finish(self, sequences: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+        """A batch is written; what was decided at each token of its sequences but the last, (token,), NaN if nothing was."""
+        ...
+
+    def told(self) -> str:
+        """One line on what it did in all finished batches."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Steered:
     """A model's steering for one recording.
@@ -41,6 +63,7 @@ class Steered:
         edits: Edits of hidden states, or None.
         processors: Edits of the logits.
         prefill: Text that the thinking starts with.
+        controls: What decides while the model writes.
     """
 
     meta: Mapping[str, Any]
@@ -48,6 +71,32 @@ class Steered:
     edits: Edits | None = None
     processors: tuple[LogitsProcessor, ...] = ()
     prefill: str = ""
+    controls: tuple[Follows, ...] = ()
+
+
+class Decisions:
+    """What the controllers of a recording decided, by trace: kept beside the run, in the files by which the app colours tokens."""
+
+    def __init__(self, steered: Steered | None) -> None:
+        self._controls = steered.controls if steered else ()
+        self._kept: list[dict[str, NDArray[np.float32]]] = [{} for _ in self._controls]
+
+    def note(self, ids: Sequence[str], sequences: Sequence[NDArray[np.int64]]) -> None:
+        """A batch is written: these are the traces of its rows, and their tokens."""
+        for kept, control in zip(self._kept, self._controls, strict=True):
+            kept.update(zip(ids, control.finish(sequences), strict=True))
+
+    def save(self, store: TraceStore) -> None:
+        """Write those of stored traces beside the run; those of a recording that this one resumed stay."""
+        for kept, control in zip(self._kept, self._controls, strict=True):
+            path = run_folder(store.path).scores / f"{CONTROL_PREFIX}{control.about['name']}.safetensors"
+            known = {**(read_scores(path).scores if path.exists() else {}), **kept}
+            if found := {id: known[id] for id in store.ids if id in known}:
+                save_scores(TokenScores(scores=found, about=control.about), path)
+
+    def told(self) -> list[str]:
+        """One line per controller on what it did."""
+        return [control.told() for control in self._controls]
 
 
 class Steers(Protocol):
@@ -58,7 +107,7 @@ class Steers(Protocol):
         """Its name and hash, as a store and its traces say them."""
         ...
 
-    def steered(self, model: Model) -> Steered:
+    def steered(self, model: Model, sampling: Sampling) -> Steered:
         """What it does to a model, for one recording."""
         ...
 

@@ -3,9 +3,11 @@
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from transformers import LogitsProcessor
@@ -77,12 +79,32 @@ class LengthPredictor(nn.Module):
 
     def __init__(self, d_model: int, vocabulary: int, *, width: int = 128, depth: int = 2, heads: int = 4) -> None:
         super().__init__()
+        self.heads = heads
         self.project = nn.Linear(d_model, width)
         self.summary = nn.Parameter(torch.zeros(1, 1, width))
         layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True)
         self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.shape = nn.Linear(width, vocabulary, bias=False)
         self.rate = nn.Linear(width, vocabulary, bias=False)
+
+    @classmethod
+    def of_weights(cls, weights: Mapping[str, NDArray[np.float32]], *, heads: int) -> "LengthPredictor":
+        """The predictor with these weights, whose sizes they tell. Raises InputError if they are not those of one."""
+        try:
+            width, d_model = weights["project.weight"].shape
+            depth = sum(name.endswith("norm1.weight") for name in weights)
+            made = cls(d_model, len(weights["shape.weight"]), width=width, depth=depth, heads=heads)
+            made.load_state_dict({name: torch.from_numpy(one.copy()) for name, one in weights.items()})
+        except (KeyError, ValueError, RuntimeError, AssertionError) as error:
+            raise InputError(
+                f"these weights are not those of a predictor of budget guidance: {error!s:.200}"
+            ) from error
+        return made.eval().requires_grad_(False)
+
+    @property
+    def reads(self) -> tuple[int, int]:
+        """The width of the states that it reads, and the size of the vocabulary."""
+        return self.project.in_features, self.shape.out_features
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """(α, λ), each (row, vocab), above 0."""
@@ -204,6 +226,12 @@ class BudgetGuidance(LogitsProcessor):
         self._predictor, self._sites = predictor, tuple(sites)
         self._budget, self._temperature, self._trust = budget, temperature or 1.0, trust
         self._states: dict[Site, Tensor] = {}
+        self._notes: dict[
+            int, list[tuple[int, float]]
+        ] = {}  # of each row, the budget left at the tokens that it acted after
+        self._rows: list[int] = []
+        self._n_prompt: Tensor | None = None
+        self._width = 0
         self.guided = 0  # draws that it has weighted so far, without those for which no prediction was trusted
 
     @property
@@ -216,10 +244,34 @@ class BudgetGuidance(LogitsProcessor):
         return self.guided
 
     def on_step(self, step: DecodingStep) -> None:
-        """Nothing to do: the tokens themselves say what was written."""
+        """Follow a step, to note its decisions by sequence; the tokens themselves say what was written."""
+        self._rows = step.rows.tolist()
+        if step.index == 0:
+            self._notes, self._n_prompt, self._width = {}, step.n_prompt, step.ids.shape[1]
 
     def begin(self, n_prompt: Sequence[int]) -> None:
         """Nothing to do: finished text is read and not guided."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What its decisions are: the budget that was left at each token after which it acted."""
+        site = f"{self._sites[0]} to {self._sites[-1]}"
+        return {"name": "budget-guidance", "site": site, "unit": "tokens left", "provenance": {"budget": self._budget}}
+
+    def finish(self, sequences: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+        """A batch is written; the budget left at each token of its sequences but the last, (token,), NaN if it did not act."""
+        assert self._n_prompt is not None
+        lines = []
+        for row, (ids, n_prompt) in enumerate(zip(sequences, self._n_prompt.tolist(), strict=True)):
+            line = np.full(len(ids) - 1, np.nan, dtype=np.float32)
+            for column, left in self._notes.get(row, ()):
+                line[column - (self._width - n_prompt)] = left
+            lines.append(line)
+        return lines
+
+    def told(self) -> str:
+        """One line on what it did in all finished batches."""
+        return f"budget guidance weighted {self.guided} draws towards {self._budget} tokens"
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         written = self._thinking.written(input_ids)
@@ -231,6 +283,8 @@ class BudgetGuidance(LogitsProcessor):
             shape, rate = (part.double() for part in self._predictor(states.float()))
         logits = scores[at].double()
         budget = remaining_budget(self._budget, written[at])
+        for place, left in zip(at.nonzero()[:, 0].tolist(), budget.tolist(), strict=True) if self._rows else ():
+            self._notes.setdefault(self._rows[place], []).append((input_ids.shape[1] - 1, left))
         weights = guidance_weights(logits, shape, rate, budget, trust=self._trust)
         self.guided += int(self._trust.kept(shape, rate).any(-1).sum())
         guided = scores.clone()

@@ -116,9 +116,10 @@ class BatchedConditions(LogitsProcessor):
         owners = (step.rows // self._share).cpu()
         self._sizes = torch.bincount(owners, minlength=len(self._conditions)).tolist()
         parts = zip(self._conditions, step.rows.split(self._sizes), step.ids.split(self._sizes), strict=True)
-        for number, (condition, rows, ids) in enumerate(parts):
+        lengths = [None] * len(self._sizes) if step.n_prompt is None else step.n_prompt.split(self._sizes)
+        for number, ((condition, rows, ids), n_prompt) in enumerate(zip(parts, lengths, strict=True)):
             if condition.intervention is not None and len(rows):
-                own = DecodingStep(index=step.index, rows=rows - number * self._share, ids=ids)
+                own = DecodingStep(index=step.index, rows=rows - number * self._share, ids=ids, n_prompt=n_prompt)
                 condition.intervention.on_step(own)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

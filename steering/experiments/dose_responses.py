@@ -18,6 +18,7 @@ from reasonscope.steering.experiments.conditions import Condition
 from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment, estimates_from_dict, estimates_to_dict
 from reasonscope.steering.experiments.summaries import ArmRow, response_summary
 from reasonscope.steering.vectors.application import VectorUse, as_intervention, check_uses
+from reasonscope.steering.vectors.intervention import Composed
 from reasonscope.steering.vectors.matched_controls import needs_a_run, random_uses
 from reasonscope.steering.vectors.vector import SteeringVector
 
@@ -196,7 +197,7 @@ def dose_response(
     real = [condition(name, uses, sign * strength) for strength in chosen for sign in (1, -1)]
     waiting = needs_a_run(uses)
     runs = experiment.run_all(real) if waiting else []
-    moves = [run.moves for run in runs[::2]] or [()] * len(chosen)
+    moves = [run.moves[: len(uses)] for run in runs[::2]] or [()] * len(chosen)
     random = [
         condition(f"random {seed + 1}", random_uses(uses, seed, states=states, moves=moved), strength)
         for strength, moved in zip(chosen, moves, strict=True)
@@ -227,8 +228,9 @@ def dose_response(
 
 
 def _condition(beside: Callable[[], Condition], name: str, uses: Sequence[VectorUse], multiplier: float) -> Condition:
-    steering = as_intervention(uses, multiplier)
-    return replace(beside(), name=f"{name} at {multiplier:g}", multiplier=multiplier, intervention=steering)
+    steering, other = as_intervention(uses, multiplier), beside()
+    both = steering if other.intervention is None else Composed(steering, other.intervention)
+    return replace(other, name=f"{name} at {multiplier:g}", multiplier=multiplier, intervention=both)
 
 
 def _check_held_out(vector: SteeringVector, problems: Sequence[Problem]) -> bool:

@@ -179,7 +179,7 @@ class SteeringExperiment:
     ) -> None:
         if not problems:
             raise InputError("no problems to steer on; give at least two")
-        self.model, self.problems, self._sampling = model, tuple(problems), sampling
+        self.model, self.problems, self.sampling = model, tuple(problems), sampling
         self._samples, self._batch_size, self._on_given_text = samples, batch_size, on_given_text
         self._groups = [problem.group for problem in problems for _ in range(samples)]
         self._n_problems, self._resamples = len(set(self._groups)), Resamples(self._groups)
@@ -306,7 +306,7 @@ class SteeringExperiment:
         return [written[i] for i in range(len(conditions))]
 
     def _rollouts(self, rows: int, **how: Any) -> list[Trace]:
-        return rollouts(self.model, self.problems, self._sampling, samples=self._samples, batch_size=rows, **how)
+        return rollouts(self.model, self.problems, self.sampling, samples=self._samples, batch_size=rows, **how)
 
     def _fitting(self, prefills: Sequence[str]) -> int:
         """How many rows fit, each as long as the longest prompt with all that may be written after it."""
@@ -315,7 +315,7 @@ class SteeringExperiment:
             for prefill in set(prefills)
             for problem in self.problems
         )
-        tokens = min(longest + self._sampling.max_new_tokens, self.model.context_length)
+        tokens = min(longest + self.sampling.max_new_tokens, self.model.context_length)
         return max_rows_that_fit(self.model, tokens, most=MOST_ROWS)
 
     def _measured(

@@ -167,7 +167,7 @@ def respond(
         name=name,
         n_controls=n_controls,
         states=states,
-        beside=None if recipe is None else partial(recipe.decoding_condition, source.model),
+        beside=None if recipe is None else partial(recipe.beside, source.model, experiment.sampling),
     )
 
 

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LogitsProcessor
 
@@ -123,7 +125,11 @@ class AdaptiveSteering(LogitsProcessor, MeasuredMoves):
         self._model, self._vector, self._variant = model, vector, variant
         self._monitored = [Site("resid_post", layer) for layer in dict.fromkeys(monitored)]
         self._new = partial(AdaptiveStrength, lowest=lowest, highest=highest, step=step, window=window, width=width)
+        self._lowest = lowest
         self._strengths: dict[int, AdaptiveStrength] = {}
+        self._known: dict[bytes, NDArray[np.float32]] = {}  # of each finished text, the strength at each token
+        self._reads = False
+        self._n_prompt: Tensor | None = None
         self._rows: list[int] = []
         self._early: dict[Site, Tensor] = {}
         self.history: dict[int, list[float]] = {}
@@ -135,17 +141,46 @@ class AdaptiveSteering(LogitsProcessor, MeasuredMoves):
         return {site: self._edit(site) for site in sites}
 
     def begin(self, n_prompt: Sequence[int]) -> None:
-        """Raises InputError: the strength depends on what was just written."""
-        raise InputError(
-            "adaptive steering follows a generation and cannot read finished text; use a vector of fixed strength"
-        )
+        """Read finished text next, each token with the strength that it had: texts that this object followed, after `finish`."""
+        self._reads = True
 
     def on_step(self, step: DecodingStep) -> None:
+        """Follow a step; give this as `on_step` to `generate`."""
         self._rows = [int(row) for row in step.rows.cpu().numpy()]
         self.n_edited += len(self._rows)
         if step.index == 0:
+            self._reads, self._n_prompt = False, step.n_prompt
             self._strengths = {row: self._new() for row in self._rows}
             self.history = {row: [] for row in self._rows}
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What its decisions are: the strength at each token."""
+        site = ", ".join(map(str, self._vector.directions))
+        return {"name": "adaptive-speed", "site": site, "unit": "strength", "provenance": {}}
+
+    def finish(self, sequences: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+        """A batch is written; the strength at each token of its sequences but the last, (token,), NaN before the last of the prompt."""
+        assert self._n_prompt is not None
+        lines = []
+        for row, (ids, n_prompt) in enumerate(zip(sequences, self._n_prompt.tolist(), strict=True)):
+            line = np.full(len(ids) - 1, np.nan, dtype=np.float32)
+            line[n_prompt - 1 :] = [self._lowest, *self.history[row]][: len(line) - n_prompt + 1]
+            self._known[np.asarray(ids[:-1], dtype=np.int64).tobytes()] = line
+            lines.append(line)
+        return lines
+
+    def told(self) -> str:
+        """One line on what it did in all finished batches."""
+        known = [line[np.isfinite(line)] for line in self._known.values()]
+        found = np.concatenate(known) if known else np.zeros(0, dtype=np.float32)
+        share = float((found > self._lowest).mean()) if len(found) else 0.0
+        if not share:
+            return f"adaptive speed stayed at its lowest strength ({self._lowest:g}) in {len(self._known)} answers"
+        return (
+            f"adaptive speed was above its lowest strength ({self._lowest:g}) at {share:.0%} of the tokens, "
+            f"at a mean of {found.mean():.3g}"
+        )
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         norm = self._model.final_norm
@@ -175,7 +210,9 @@ class AdaptiveSteering(LogitsProcessor, MeasuredMoves):
     def _edit(self, site: Site) -> Edit:
         direction = self._vector.directions.get(site)
 
-        def edit(activation: Tensor, _: Positions) -> Tensor:
+        def edit(activation: Tensor, where: Positions) -> Tensor:
+            if self._reads:
+                return activation if direction is None else self._again(activation, where, direction)
             if direction is not None:
                 if len(self._rows) != len(activation):
                     raise InputError("adaptive steering follows each sequence; pass its on_step to generate as well")
@@ -189,3 +226,15 @@ class AdaptiveSteering(LogitsProcessor, MeasuredMoves):
             return activation
 
         return edit
+
+    def _again(self, activation: Tensor, where: Positions, direction: NDArray[np.float32]) -> Tensor:
+        """The activation of finished texts (batch, token, d_model), each token with the strength that it had."""
+        strengths = torch.zeros(where.ids.shape, dtype=torch.float32)
+        for row, (ids, index) in enumerate(zip(where.ids.cpu().numpy(), where.index.cpu().numpy(), strict=True)):
+            line = self._known.get(ids[index >= 0].astype(np.int64).tobytes())
+            if line is None:
+                raise InputError(
+                    "adaptive steering follows a generation and cannot read another text; use a vector of fixed strength"
+                )
+            strengths[row, torch.from_numpy(index >= 0)] = torch.from_numpy(np.nan_to_num(line))
+        return activation + strengths.to(activation)[..., None] * torch.from_numpy(direction).to(activation)

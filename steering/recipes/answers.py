@@ -111,7 +111,7 @@ def answer_with(
         InputError: If the recipe does not fit the model, or edited no token.
     """
     how: dict[str, Any] = {"batch_size": batch_size}
-    condition = recipe.condition(model)
+    condition = recipe.condition(model, sampling=sampling)
     plain = rollouts(model, problems, sampling, on_step=_telling(follow, "plain"), **how)
     if condition.intervention is not None:
         how |= {"write": condition.intervention.edits}

@@ -16,6 +16,7 @@ from reasonscope.steering.vectors.gguf import GGUF_FORMAT, MAGIC
 from reasonscope.steering.vectors.vector import SteeringVector
 
 if TYPE_CHECKING:
+    from reasonscope.steering.recipes.controls import ControlPart
     from reasonscope.steering.recipes.recipe import Recipe, RecipePart
 
 SUFFIX = ".recipe.safetensors"
@@ -46,6 +47,11 @@ def save(recipe: "Recipe", path: Path) -> None:
         for number, part in enumerate(recipe.parts)
         for site, direction in part.vector.directions.items()
     }
+    tensors |= {
+        f"control.{number}.{name}": tensor
+        for number, control in enumerate(recipe.controls)
+        for name, tensor in control.tensors.items()
+    }
     RECIPE_FORMAT.write(path, header_of(recipe), tensors)
 
 
@@ -56,6 +62,7 @@ def header_of(recipe: "Recipe") -> dict[str, Any]:
         "hash": recipe.hash,
         "parts": [_header(part, recipe.provenance) for part in recipe.parts],
         "decoding": [{"name": control.name, "value": control.value} for control in recipe.decoding],
+        **({"controls": [_control_header(one) for one in recipe.controls]} if recipe.controls else {}),
         "prefill": recipe.prefill,
         "provenance": dict(recipe.provenance),
     }
@@ -76,6 +83,7 @@ def load(path: Path) -> "Recipe":
             name=header["name"],
             parts=tuple(_part(path, i, part, header["provenance"], tensors) for i, part in enumerate(header["parts"])),
             decoding=tuple(DecodingPart(name=one["name"], value=float(one["value"])) for one in header["decoding"]),
+            controls=tuple(_control(path, i, one, tensors) for i, one in enumerate(header.get("controls", ()))),
             prefill=header["prefill"],
             provenance=header["provenance"],
         )
@@ -124,6 +132,20 @@ def _header(part: "RecipePart", shared: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _control_header(control: "ControlPart") -> dict[str, Any]:
+    return {"name": control.name, "settings": dict(control.settings), "tensors": sorted(control.tensors)}
+
+
+def _control(path: Path, number: int, header: Any, tensors: Mapping[str, NDArray[Any]]) -> "ControlPart":
+    from reasonscope.steering.recipes.controls import ControlPart
+
+    if not isinstance(header, dict):
+        raise InputError(f"controller {number} of {path} is not a JSON object; restore the file from a copy")
+    check_fields(header, {"name": str, "settings": dict, "tensors": list}, f"controller {number} of {path}")
+    own = {name: tensors[f"control.{number}.{name}"] for name in header["tensors"]}
+    return ControlPart(name=header["name"], settings=header["settings"], tensors=own)
+
+
 def _part(
     path: Path, number: int, header: Any, shared: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]
 ) -> "RecipePart":
@@ -149,6 +171,7 @@ def _part(
 def _as_control_vector(recipe: "Recipe") -> SteeringVector:
     """The recipe as one vector that is added to every token. Raises InputError that names what the format would lose."""
     lost = [f"{control.name} at {control.value:g}" for control in recipe.decoding]
+    lost += [f"the controller {control.name}" for control in recipe.controls]
     lost += [f"the prefill {recipe.prefill!r}"] if recipe.prefill else []
     for number, part in enumerate(recipe.parts, start=1):
         if part.operator["name"] != "add":

@@ -15,6 +15,7 @@ from reasonscope.probes.backends.site_hooks import SiteHook
 from reasonscope.probes.generation.decoding import DecodingStep
 from reasonscope.probes.models.attached import attached
 from reasonscope.probes.models.model import Model
+from reasonscope.steering.recipes.controls import ADAPTIVE
 from reasonscope.steering.recipes.recipe import Recipe
 from reasonscope.steering.vectors.application import as_intervention
 from reasonscope.steering.vectors.intervention import Composed, MaskedEdit
@@ -42,8 +43,14 @@ def follow(model: Model, recipe: Recipe, prompts: Iterable[Sequence[int]]) -> Ex
     sequence that begins with one of `prompts` (token ids) was generated from there on; any other sequence counts as prompt. It acts on
     the Hugging Face model, whatever reads from it. Processors are not applied: a text that is read is not chosen again.
 
-    Raises InputError or SiteError if the recipe does not fit the model; while it runs, for a pass whose earlier tokens are not known.
+    Raises InputError or SiteError if the recipe does not fit the model, or adapts its strength while the model writes; as it runs, for a
+    pass whose earlier tokens are not known.
     """
+    if any(part.name == ADAPTIVE for part in recipe.controls):
+        raise InputError(
+            f"{recipe.name} adapts its strength to what the model has just written, so a finished text cannot be read again as it was "
+            "steered; analyses of what the run stored need no model"
+        )
     uses = recipe.uses(model)
     with ExitStack() as hooks:
         if uses:

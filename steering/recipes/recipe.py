@@ -13,11 +13,13 @@ import numpy as np
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.summary import Summary
+from reasonscope.data.trace import Sampling
 from reasonscope.probes.generation.steered import Steered
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.experiments.conditions import Condition
 from reasonscope.steering.experiments.decoding_responses import decoding_method
 from reasonscope.steering.recipes import files
+from reasonscope.steering.recipes.controls import ControlPart, controls_of
 from reasonscope.steering.recipes.description import (
     check_scope,
     describe_operator,
@@ -105,12 +107,13 @@ class Recipe:
         name: What tables and files call it.
         parts: Vectors in use, applied in this order.
         decoding: Decoding methods, applied in this order.
+        controls: What follows the generation (an exit rule, adaptive speed, budget guidance), after everything else.
         prefill: Text that the thinking starts with.
         provenance: JSON: `groups` of problems that it was learned from, `run`, `model` (a fingerprint), `method`,
             and how that run finds `thinking` and renders prompts (`prompt`).
 
     Raises:
-        InputError: For a recipe that changes nothing, two clamps of one projection, an unknown decoding method, or two prefills.
+        InputError: For a recipe that changes nothing, two clamps of one projection, an unknown decoding method, or two of one name.
 
     Example:
         recipe = Recipe.of(rs.steering.extract("seal", store, model), name="seal")
@@ -121,13 +124,16 @@ class Recipe:
     name: str
     parts: tuple[RecipePart, ...] = ()
     decoding: tuple[DecodingPart, ...] = ()
+    controls: tuple[ControlPart, ...] = ()
     prefill: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not (self.parts or self.decoding or self.prefill):
-            raise InputError(f"recipe {self.name!r} is empty: give it a vector, a decoding method or a prefill")
-        widths = {part.vector.width for part in self.parts}
+        if not (self.parts or self.decoding or self.controls or self.prefill):
+            raise InputError(
+                f"recipe {self.name!r} is empty: give it a vector, a decoding method, a controller or a prefill"
+            )
+        widths = {part.vector.width for part in self.parts}.union(*(control.widths for control in self.controls))
         if len(widths) > 1:
             raise InputError(
                 f"recipe {self.name!r} holds vectors of widths {sorted(widths)}; a recipe needs vectors of one model"
@@ -135,9 +141,9 @@ class Recipe:
         for control in self.decoding:
             if decoding_method(control.name).of_model is None:
                 raise InputError(
-                    f"{control.name} learns from a run, which a recipe cannot hold; use it with `steer sweep`"
+                    f"{control.name} learns from a run; make a recipe of what it learns with `steer extract {control.name}`"
                 )
-        names = [control.name for control in self.decoding]
+        names = [*(one.name for one in self.decoding), *(one.name for one in self.controls)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise InputError(f"recipe {self.name!r} asks for {min(twice)} twice; keep one of them")
         for first, second in combinations(self.parts, 2):
@@ -199,6 +205,11 @@ class Recipe:
                 digest.update(np.ascontiguousarray(direction, dtype="<f4").tobytes())
         _feed(digest, [[control.name, control.value] for control in self.decoding])
         _feed(digest, self.prefill)
+        for follows in self.controls:
+            _feed(digest, [follows.name, dict(follows.settings)])
+            for name, tensor in sorted(follows.tensors.items()):
+                _feed(digest, name)
+                digest.update(np.ascontiguousarray(tensor, dtype="<f4").tobytes())
         return digest.hexdigest()[:12]
 
     @property
@@ -213,13 +224,16 @@ class Recipe:
             check_uses(made, model)
         return made
 
-    def condition(self, model: Model, *, multiplier: float = 1.0, measure: bool = True) -> Condition:
+    def condition(
+        self, model: Model, *, multiplier: float = 1.0, measure: bool = True, sampling: Sampling | None = None
+    ) -> Condition:
         """What the recipe does to a loaded model: a condition for one run; make a new one for the next.
 
         Args:
             model: The model.
             multiplier: Multiplies the strength of every vector; decoding and prefill stay as they are.
             measure: Whether to record how far each edited token is moved.
+            sampling: How the model will sample, which budget guidance undoes; without it, at a temperature of 1.
 
         Returns:
             The condition that `SteeringExperiment`, `record`, `steer apply` and the playground run.
@@ -232,7 +246,7 @@ class Recipe:
             condition = recipe.condition(model)
             (arm,) = SteeringExperiment(model, problems, sampling).arms([condition])
         """
-        decoding = self.decoding_condition(model)
+        decoding = self.beside(model, sampling)
         uses = self.uses(model)
         if not uses:
             return replace(decoding, multiplier=multiplier)
@@ -240,6 +254,13 @@ class Recipe:
         if decoding.intervention is not None:
             steering = Composed(steering, decoding.intervention)
         return replace(decoding, multiplier=multiplier, intervention=steering)
+
+    def beside(self, model: Model, sampling: Sampling | None = None) -> Condition:
+        """Everything but the vectors. Raises as `condition` does."""
+        decoding = self.decoding_condition(model)
+        follow = tuple(part.make(model, self, sampling) for part in self.controls)
+        following = None if not follow else follow[0] if len(follow) == 1 else Composed(*follow)
+        return replace(decoding, processors=(*decoding.processors, *follow), intervention=following)
 
     def decoding_condition(self, model: Model) -> Condition:
         """Decoding methods and prefill alone. Raises InputError if two of them begin the thinking."""
@@ -252,15 +273,16 @@ class Recipe:
         processors = tuple(processor for one in made for processor in one.processors)
         return Condition(name=self.name, processors=processors, prefill="".join(prefills))
 
-    def steered(self, model: Model) -> Steered:
+    def steered(self, model: Model, sampling: Sampling) -> Steered:
         """The recipe as `record` takes it. Raises as `condition` does."""
-        found = self.condition(model, measure=False)
+        found = self.condition(model, measure=False, sampling=sampling)
         return Steered(
             meta=self.meta,
             write=self.save,
             edits=found.intervention,
             processors=found.processors,
             prefill=found.prefill,
+            controls=controls_of(found),
         )
 
     def check(self, model: Model) -> None:
@@ -269,7 +291,8 @@ class Recipe:
 
     def scaled(self, factor: float) -> "Recipe":
         """The same recipe with every strength multiplied by `factor`."""
-        return replace(self, parts=tuple(replace(part, strength=factor * part.strength) for part in self.parts))
+        parts = tuple(replace(part, strength=factor * part.strength) for part in self.parts)
+        return replace(self, parts=parts, controls=tuple(part.scaled(factor) for part in self.controls))
 
     def merged(self, other: "Recipe", *, name: str = "") -> "Recipe":
         """This recipe and then the other, as one.
@@ -294,6 +317,10 @@ class Recipe:
                     raise InputError(
                         f"{self.name} and {other.name} contradict each other: {_contradiction(ours, theirs)}"
                     )
+        for name in sorted({part.name for part in self.controls} & {part.name for part in other.controls}):
+            raise InputError(
+                f"{self.name} and {other.name} contradict each other: both have a controller {name}; leave one out"
+            )
         if self.prefill and other.prefill:
             raise InputError(
                 f"{self.name} and {other.name} contradict each other: both begin the thinking, with {self.prefill!r} and {other.prefill!r}"
@@ -305,6 +332,7 @@ class Recipe:
             name=name or f"{self.name} + {other.name}",
             parts=(*self.parts, *other.parts),
             decoding=(*self.decoding, *other.decoding),
+            controls=(*self.controls, *other.controls),
             prefill=self.prefill or other.prefill,
             provenance={**same, "merged": of, **({"groups": groups} if groups else {})},
         )

@@ -13,10 +13,12 @@ def recipe_summary(recipe: "Recipe") -> Summary:
     """One row per part, in the order in which they act."""
     rows = [_row(part) for part in recipe.parts]
     rows += [(control.name, "logits or prefill", "–", f"{control.value:g}", "–") for control in recipe.decoding]
+    rows += [control.in_words() for control in recipe.controls]
     rows += [("prefill", "begins the thinking", "–", "–", "–")] if recipe.prefill else []
     counted = [
         (len(recipe.parts), "vector"),
         (len(recipe.decoding), "decoding method"),
+        (len(recipe.controls), "controller"),
         (int(bool(recipe.prefill)), "prefill"),
     ]
     holds = " and ".join(f"{n} {noun}{'s' * (n > 1)}" for n, noun in counted if n)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import LogitsProcessor
 
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
@@ -338,8 +339,9 @@ def check_vectors(intervention: Intervention, model: Model) -> None:
 
 
 def require_edits(intervention: Intervention, name: str) -> None:
-    """Raise InputError if an intervention that was run edited no token."""
-    if intervention.n_edited == 0:
+    """Raise InputError if an intervention that was run edited no token; a controller, which may find nothing to do, is left out."""
+    edits = [part for part in _parts(intervention) if not isinstance(part, LogitsProcessor)]
+    if edits and not any(part.n_edited for part in edits):
         raise InputError(f"{name} edited no token: nothing that was given or generated lies in its scope")
 
 

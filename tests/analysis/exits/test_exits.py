@@ -9,22 +9,32 @@ import pytest
 from typer.testing import CliRunner
 
 from reasonscope.analysis.exits.evaluation import calibrate, exit_report, thoughts
-from reasonscope.analysis.exits.rules import FIXED_BUDGET, RULES, Outcomes, outcomes, stopping_cut, thresholds
+from reasonscope.analysis.exits.outcomes import Outcomes, outcomes, thresholds
+from reasonscope.analysis.exits.probe import fit_exit_probe, scored
 from reasonscope.analysis.exits.run import early_exits
-from reasonscope.analysis.exits.signals import ExitSignals, exit_points, exit_signals
+from reasonscope.analysis.exits.signals import ExitSignals, exit_signals
 from reasonscope.analysis.exits.summary import exit_summary
 from reasonscope.analysis.figures import exit_frontier
 from reasonscope.app.cli import app
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.storage.token_scores import read_scores
 from reasonscope.data.text.answers import equivalent
 from reasonscope.data.trace import Sampling
+from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
-from reasonscope.probes.generation.branches import PrefixWriter
+from reasonscope.probes.generation.branches import SequenceWriter
 from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.generation.forced_answers import boxed_answer
 from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.model import load_model
+from reasonscope.steering import SteeringVector
+from reasonscope.steering.exits.places import Places
+from reasonscope.steering.exits.rules import FIXED_BUDGET, PROBE, RULES, rule_named, slug, stopping_place
+from reasonscope.steering.exits.signals import PlaceReader, closing_ids
+from reasonscope.steering.recipes.controls import exit_part
+from reasonscope.steering.recipes.following import follow
+from reasonscope.steering.recipes.recipe import Recipe, RecipePart
 
 BY_NAME = {rule.name: rule for rule in (*RULES, FIXED_BUDGET)}
 
@@ -45,6 +55,7 @@ def signals(i=0, *, known=2, n=5, step=10, finished=True, **more):
         "transition": np.arange(n) % 2 == 0,
         "candidates": right.astype(np.int64),
         "score": np.where(right, 0.9, 0.1),
+        "draw": np.linspace(0.1, 0.9, n),
         "total": step * (n + 1),
         "finished": finished,
     }
@@ -54,6 +65,7 @@ def signals(i=0, *, known=2, n=5, step=10, finished=True, **more):
 def test_each_rule_stops_where_its_signal_says_so():
     one = [signals(known=1)]
     at = {"probe": (0.5, 20), "closing margin": (-1.0, 20), "stated answers": (1.0, 20), "fixed budget": (25.0, 30)}
+    assert outcomes(BY_NAME["random stops"], one, 0.5).tokens.tolist() == [30]
     for name, (threshold, tokens) in at.items():
         found = outcomes(BY_NAME[name], one, threshold)
         assert found.tokens.tolist() == [tokens] and found.right.tolist() == [1.0], name
@@ -68,8 +80,8 @@ def test_each_rule_stops_where_its_signal_says_so():
 
 
 def test_a_rule_never_stops_at_an_undefined_number():
-    assert stopping_cut(np.array([np.nan, 0.2, 0.9]), 0.5) == 2
-    assert stopping_cut(np.array([np.nan]), -1.0) is None
+    assert stopping_place(np.array([np.nan, 0.2, 0.9]), 0.5) == 2
+    assert stopping_place(np.array([np.nan]), -1.0) is None
     assert thresholds(BY_NAME["closing margin"], [signals(margin=np.full(5, np.nan))]) == [float("inf")]
     silent = [signals(i, score=np.full(5, np.nan)) for i in range(4)]
     report = exit_report(silent[:2], silent[2:], n_resamples=50)
@@ -146,10 +158,14 @@ def run(model, tmp_path_factory):
 
 def test_the_signals_of_a_trace_are_what_the_model_says_at_its_cuts(model, run):
     trace = max(run, key=lambda one: one.n_thinking_tokens)
-    points, found = exit_points(trace), exit_signals(model, PrefixWriter(model), trace)
-    assert found.cuts.tolist() == list(points.cuts) and len(points.cuts) >= 2
-    assert all(trace.tokens.thinking.start < cut < trace.tokens.thinking.stop for cut in points.cuts)
-    assert len(exit_points(trace, most=2).cuts) == 2
+    places = Places.of(model)
+    found = exit_signals(PlaceReader(model), places, trace)
+    assert len(found.cuts) >= 2 and found.spent.tolist() == [cut - trace.tokens.thinking.start for cut in found.cuts]
+    assert all(trace.tokens.thinking.start < cut < trace.tokens.thinking.stop for cut in found.cuts)
+    assert all(model.tokenizer.decode(trace.token_ids[:cut]).endswith("\n\n") for cut in found.cuts)
+    assert (np.diff(Places.of(model, every=30).of_trace(trace)[1]) >= 30).all()
+    sentences = Places.of(model, kind="sentence").of_trace(trace)[0]
+    assert set(found.cuts.tolist()) <= set(sentences)
     assert found.total == trace.n_thinking_tokens and (np.diff(found.spent) > 0).all()
     assert ((found.confidence > 0) & (found.confidence <= 1)).all() and (found.margin >= 0).all()
     stub = model.tokenizer.encode("\n</think>\n\nThe answer is \\boxed{", add_special_tokens=False)
@@ -162,7 +178,7 @@ def test_the_signals_of_a_trace_are_what_the_model_says_at_its_cuts(model, run):
 
 
 def test_the_whole_study_runs_on_a_run_and_says_what_it_found(model, run):
-    study = early_exits(run, model, held_out=0.5, most=6, seed=0, live={"live": run})
+    study = early_exits(run, model, held_out=0.5, seed=0, live={"live": run})
     live = study.report.points[-1]
     assert live.saving.value == 0 and live.change.value == 0  # nothing stopped that run
     said = exit_summary(study)
@@ -174,7 +190,7 @@ def test_the_whole_study_runs_on_a_run_and_says_what_it_found(model, run):
         "whole thinking",
         "live",
     }
-    again = early_exits(run, model, held_out=0.5, most=6, seed=0, live={"live": run})
+    again = early_exits(run, model, held_out=0.5, seed=0, live={"live": run})
     assert str(again.report) == str(study.report)
     with pytest.raises(InputError, match="gold answer"):
         bare = [replace(trace, correct=None, problem=replace(trace.problem, answer=None)) for trace in run]
@@ -184,18 +200,96 @@ def test_the_whole_study_runs_on_a_run_and_says_what_it_found(model, run):
 def test_the_command_saves_numbers_a_figure_and_the_probe_for_a_monitor(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run.path, folder / "store")
-    asked = ["steer", "exit", "--run", str(folder), "--cuts", "4"]
+    asked = ["steer", "exit", "--run", str(folder), "--at", "fixed budget=40"]
     done = CliRunner().invoke(app, asked, catch_exceptions=False)
     assert done.exit_code == 0 and "against the best fixed budget" in done.stdout
     kept = json.loads((folder / "numbers" / "exit.json").read_text(encoding="utf-8"))
-    assert {rule["tolerance"] for rule in kept["numbers"]["rules"]} == {0.0, 0.02, 0.05, 0.1}
+    assert {rule["tolerance"] for rule in kept["numbers"]["rules"]} == {None, 0.0, 0.02, 0.05, 0.1}
     assert (folder / "figures" / "exit_frontier.html").exists()
     probe = LinearProbe.load(folder / "probes" / "exit.safetensors")
     judged = {trace.problem.group for trace in run} - set(probe.provenance["learned_from"])
     assert len(judged) == 6  # the half that the rules are judged on
-    by_probe = next(r for r in kept["numbers"]["rules"] if r["rule"] == "probe" and r["tolerance"] == 0.02)
-    said = "".join(done.stdout.split())
-    assert ("--stop-atparagraph" in said) == (by_probe["stopped"] > 0)  # the recording that its threshold is for
+    own = next(r for r in kept["numbers"]["rules"] if r["rule"] == "fixed budget = 40")
+    assert own["threshold"] == 40 and own["tolerance"] is None
+    recipe = Recipe.load(folder / "steering" / "exit-fixed-budget-40.recipe.safetensors")
+    assert recipe.controls[0].settings["threshold"] == 40 and not judged & set(recipe.provenance["groups"])
+    assert "kept from before" not in done.stdout
+    again = CliRunner().invoke(app, asked, catch_exceptions=False)
+    assert "The forced answers of 12 of 12 traces were kept from before" in " ".join(again.stdout.split())
+    same = json.loads((folder / "numbers" / "exit.json").read_text(encoding="utf-8"))
+    assert same["numbers"] == kept["numbers"]
+    wrong = CliRunner().invoke(app, [*asked, "--at", "patience=3"])
+    assert isinstance(wrong.exception, InputError) and "no exit rule is called 'patience'" in str(wrong.exception)
+
+
+@pytest.fixture(scope="module")
+def doubting(model, tmp_path_factory):
+    """Whole ledgers, in which the organism doubts and checks."""
+    path = tmp_path_factory.mktemp("exits") / "doubting"
+    problems = load_problems("ledger", n=8, seed=3)
+    return record(model, problems, path, sites=["resid_post.4"], sampling=Sampling(temperature=0.7, max_new_tokens=200))
+
+
+# Rules that count have a threshold here; that of the others is reached at every fifth place or so.
+COUNTS = {"stable answers": 2, "stated answers": 1, "fixed budget": 45}
+
+
+@pytest.mark.parametrize("rule", [rule.name for rule in (*RULES, FIXED_BUDGET)])
+def test_a_recipe_stops_a_model_at_the_token_at_which_the_rule_stops_the_finished_text(rule, model, doubting, tmp_path):
+    """One evaluator: the model that writes and its finished text are stopped at the same token, whatever the batch."""
+    kind = (
+        "sentence" if rule == "stated answers" else "paragraph"
+    )  # the organism states its answer in the last sentence
+    reader, places, named = PlaceReader(model, seed=3), Places.of(model, kind=kind), rule_named(rule)
+    signals, probe = [exit_signals(reader, places, trace) for trace in doubting], None
+    if rule == PROBE:
+        fitted = fit_exit_probe(doubting, signals, [Site("resid_post", 4)], folds=3)
+        probe, signals = fitted.probe, scored(fitted.probe, doubting, signals)
+    values = np.concatenate([named.statistic(one) for one in signals])
+    threshold = COUNTS.get(rule, float(np.nanquantile(values, 0.8, method="nearest")))
+    recipe = Recipe(name="stop", controls=(exit_part(rule, threshold, probe=probe, kind=kind, seed=3),))
+    recipe.save(tmp_path / "stop.recipe.safetensors")
+    recipe = Recipe.load(tmp_path / "stop.recipe.safetensors")
+    problems = list({trace.problem.id: trace.problem for trace in doubting}.values())
+    sampling = Sampling(temperature=0.7, max_new_tokens=200)
+    live = record(model, problems, tmp_path / "live", sampling=sampling, batch_size=3, steer=recipe)
+    stops = {one.trace: stopping_place(named.statistic(one), threshold) for one in signals}
+    assert sum(at is not None for at in stops.values()) > 1
+    close = list(closing_ids(model))
+    decided = read_scores(tmp_path / "live-results" / "scores" / f"control-exit-{slug(rule)}.safetensors")
+    for one, plain in zip(signals, doubting, strict=True):
+        stopped, at = live.trace(one.trace), stops[one.trace]
+        cut = len(plain.token_ids) if at is None else int(one.cuts[at])
+        assert stopped.token_ids[:cut].tolist() == plain.token_ids[:cut].tolist()
+        assert at is None or stopped.token_ids[cut : cut + len(close)].tolist() == close
+        line, seen = decided.scores[one.trace], one.cuts[: None if at is None else at + 1] - 1
+        told = named.statistic(one)[: len(seen)]
+        known = np.isfinite(told)
+        assert np.flatnonzero(np.isfinite(line)).tolist() == seen[known].tolist()
+        np.testing.assert_allclose(line[seen[known]], told[known], rtol=1e-5)
+
+
+def test_an_exit_rule_and_a_vector_in_one_recipe_force_answers_of_the_steered_model(model, run, tmp_path):
+    drawn = np.random.default_rng(0).standard_normal(model.d_model).astype(np.float32)
+    vector = SteeringVector(directions={Site("resid_post", 3): 8 * drawn}, method="by hand")
+    push = Recipe(name="push", parts=(RecipePart(vector=vector, scope={"on": "think"}),))
+    problems = list({trace.problem.id: trace.problem for trace in run}.values())[:3]
+    sampling = Sampling(temperature=0.7, max_new_tokens=120)
+    steered = record(model, problems, tmp_path / "steered", sampling=sampling, steer=push)
+    both = push.merged(Recipe(name="stop", controls=(exit_part("stable answers", 2),)))
+    stopped = record(model, problems, tmp_path / "both", sampling=sampling, steer=both)
+    places, named = Places.of(model), rule_named("stable answers")
+    for trace in steered:
+        prompt = trace.token_ids[: trace.n_prompt_tokens].tolist()
+        cuts, spent = places.of_trace(trace)
+        ids = trace.token_ids.tolist()
+        with follow(model, push, [prompt]):
+            reader = PlaceReader(model, writer=SequenceWriter(model))
+            found = reader.forced(reader.read(ids, cuts, spent, margins=False), ids, cuts)
+        at = stopping_place(named.statistic(found), 2)
+        cut = len(ids) if at is None else cuts[at]
+        assert stopped.trace(trace.id).token_ids[:cut].tolist() == ids[:cut]
+        assert at is None or stopped.trace(trace.id).token_ids[cut] == closing_ids(model)[0]
 
 
 class FakeStore(list):

@@ -190,7 +190,10 @@ def test_merging_two_prefills_or_one_decoding_method_twice_is_refused(everywhere
     [
         ({"parts": ()}, "recipe 'push' is empty"),
         ({"decoding": (DecodingPart(name="tap", value=1.0),)}, "no decoding method is called 'tap'"),
-        ({"decoding": (DecodingPart(name="budget-guidance", value=60.0),)}, "which a recipe cannot hold"),
+        (
+            {"decoding": (DecodingPart(name="budget-guidance", value=60.0),)},
+            "learns with `steer extract budget-guidance`",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_be_is_one_line(everywhere, change, said):

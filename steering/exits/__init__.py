@@ -1,0 +1,1 @@
+"""The places at which thinking may stop, what a model shows there, and the rules that decide: live and on finished traces."""
