@@ -24,7 +24,7 @@ from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import bootstrap_band, null_band
 from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.trace import Sentence, Trace
-from reasonscope.probes.architecture.heads import Head, random_heads
+from reasonscope.probes.architecture.heads import Head, all_heads, random_heads
 from reasonscope.probes.models.model import Model
 
 _UNIFORM = "uniform attention over all earlier tokens, in closed form"
@@ -211,14 +211,7 @@ def receiver_scores(
         read.matrix, proximity=proximity, depth_control=depth_control, exclude=_sink_sentences(read)
     )
     values = known.spread(receiver_score(vertical, heads))
-    others = random_heads(
-        heads,
-        n_layers=model.n_layers,
-        n_heads=model.n_heads,
-        layers=model.layers_with_heads,
-        n_controls=n_controls,
-        seed=seed,
-    )
+    others = random_heads(heads, all_heads(model.layout), n_controls=n_controls, seed=seed)
     drawn = [known.spread(receiver_score(vertical, other)) for other in others]
     scored = np.isfinite(values)
     return Result(

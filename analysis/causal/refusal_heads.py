@@ -19,7 +19,7 @@ from reasonscope.data.progress import tracked
 from reasonscope.data.random_sets import smallest_p
 from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.trace import Problem, Sampling, Trace
-from reasonscope.probes.architecture.heads import Head, random_heads
+from reasonscope.probes.architecture.heads import Head, all_heads, random_heads
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.positions import has_cliff
 from reasonscope.probes.generation.rollout import rollouts
@@ -136,14 +136,7 @@ def cliff_heads(
     def answers(taken: Sequence[Head]) -> list[Values]:
         return _outcomes(model, trial, edit(taken) if taken else None)
 
-    others = random_heads(
-        heads,
-        n_layers=model.n_layers,
-        n_heads=model.n_heads,
-        layers=model.layers_with_heads,
-        n_controls=n_controls,
-        seed=seed,
-    )
+    others = random_heads(heads, all_heads(model.layout), n_controls=n_controls, seed=seed)
     named = [
         ("with all heads", ()),
         ("without the chosen heads", heads),

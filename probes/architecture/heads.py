@@ -43,13 +43,7 @@ class Head:
 
 
 def random_heads(
-    heads: Sequence[Head],
-    *,
-    n_layers: int,
-    n_heads: int,
-    layers: Sequence[int] | None = None,
-    n_controls: int = 20,
-    seed: int = 0,
+    heads: Sequence[Head], among: Sequence[Head], *, n_controls: int = 20, seed: int = 0
 ) -> list[tuple[Head, ...]]:
     """Random sets of as many other heads: the control of an ablation, or of any score of `heads`.
 
@@ -58,9 +52,7 @@ def random_heads(
 
     Args:
         heads: The heads to compare with; none of them is drawn.
-        n_layers: Blocks of the model.
-        n_heads: Attention heads of each block.
-        layers: The blocks that have heads (`layout.layers_with("z")`); by default all.
+        among: Every head of the model, `all_heads(model.layout)`.
         n_controls: How many sets to draw.
         seed: Seed of the draw.
 
@@ -72,19 +64,14 @@ def random_heads(
 
     Example:
         chosen = [Head(layer=2, index=1)]
-        sets = random_heads(chosen, n_layers=6, n_heads=4)
+        sets = random_heads(chosen, all_heads(model.layout))
         assert len(sets) == 3  # the three other heads of block 2
     """
     chosen = set(heads)
-    free = [
-        head
-        for layer in (range(n_layers) if layers is None else layers)
-        for i in range(n_heads)
-        if (head := Head(layer=layer, index=i)) not in chosen
-    ]
+    free = [head for head in among if head not in chosen]
     if len(free) < len(chosen):
         raise InputError(
-            f"{len(chosen)} of {n_layers * n_heads} heads leave only {len(free)} others to compare with; choose fewer heads"
+            f"{len(chosen)} of {len(among)} heads leave only {len(free)} others to compare with; choose fewer heads"
         )
     return distinct_sets(_pools(chosen, free), n_controls, seed=seed)
 

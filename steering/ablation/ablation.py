@@ -14,7 +14,7 @@ from reasonscope.data.intervals import Estimate, Resamples, permutation_p
 from reasonscope.data.random_sets import Pool, distinct_sets, n_disjoint, smallest_p
 from reasonscope.data.summary import Summary
 from reasonscope.data.trace import Problem, Sampling, Trace
-from reasonscope.probes.architecture.heads import Head, of_same_layers, random_heads
+from reasonscope.probes.architecture.heads import Head, all_heads, of_same_layers, random_heads
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.generation.activations import replay
@@ -418,14 +418,7 @@ def _random_ablations(
     Random tokens differ if they do so in any of `traces`. Raises InputError if too few other heads, MLPs or layers are left.
     """
     if ablation.heads:
-        sets = random_heads(
-            ablation.heads,
-            n_layers=model.n_layers,
-            n_heads=model.n_heads,
-            layers=model.layers_with_heads,
-            n_controls=n_controls,
-            seed=seed,
-        )
+        sets = random_heads(ablation.heads, all_heads(model.layout), n_controls=n_controls, seed=seed)
         return [replace(ablation, heads=tuple(sorted(one))) for one in sets]
     for kind in ("mlps", "layers"):
         if own := set(getattr(ablation, kind)):

@@ -47,7 +47,7 @@ def thinking_trace(hybrid):
 def test_heads_are_those_of_blocks_with_attention(hybrid):
     assert hybrid.n_heads == 4 and hybrid.layers_with_heads == (3,)
     assert all_heads(hybrid.layout) == [Head(layer=3, index=i) for i in range(4)]
-    sets = random_heads([Head(layer=3, index=0)], n_layers=4, n_heads=4, layers=hybrid.layers_with_heads)
+    sets = random_heads([Head(layer=3, index=0)], all_heads(hybrid.layout))
     assert sorted(head.index for (head,) in sets) == [1, 2, 3]
 
 

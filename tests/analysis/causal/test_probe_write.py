@@ -10,7 +10,7 @@ from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.families import FAMILIES
-from reasonscope.probes.architecture.heads import Head, random_heads
+from reasonscope.probes.architecture.heads import Head, all_heads, random_heads
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 
@@ -80,10 +80,10 @@ def test_an_edit_replaces_its_heads_and_no_other(tiny, how):
 
 def test_control_sets_are_different_and_from_the_same_layers_where_there_are_enough(tiny):
     model, heads = tiny("llama"), [Head(layer=1, index=0), Head(layer=2, index=1)]
-    sets = random_heads(heads, n_layers=model.n_layers, n_heads=model.n_heads, n_controls=9)
+    sets = random_heads(heads, all_heads(model.layout), n_controls=9)
     assert len(set(sets)) == 9 and all({head.layer for head in drawn} == {1, 2} for drawn in sets)
     assert not {head for drawn in sets for head in drawn} & set(heads)
-    one = random_heads(heads[:1], n_layers=model.n_layers, n_heads=model.n_heads, n_controls=11)
+    one = random_heads(heads[:1], all_heads(model.layout), n_controls=11)
     assert len(one) == model.n_heads - 1 and {head.layer for (head,) in one} == {1}
 
 
