@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from reasonscope.app.commands import analyse, browser, demo, environment, hub, models, probe, runs, steer, study
+from reasonscope.app.commands import analyse, browser, demo, hub, models, probe, record, runs, steer, study
 from reasonscope.app.interruption import interruption_line, sigterm_interrupts
 from reasonscope.app.terminal import printable
 from reasonscope.data.errors import ReasonscopeError
@@ -36,7 +36,7 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command("study")(study.study_command)
-app.command("record")(runs.record_command)
+app.command("record")(record.record_command)
 app.command()(runs.merge)
 app.command()(runs.check)
 app.command("import")(runs.import_)
@@ -49,8 +49,8 @@ app.command("verify")(models.verify_command)
 app.add_typer(models.organism, name="organism")
 app.add_typer(hub.hub, name="hub")
 app.command("app")(browser.browse)
-app.command()(environment.doctor)
-app.command()(environment.version)
+app.command()(models.doctor)
+app.command()(models.version)
 
 
 def main() -> None:

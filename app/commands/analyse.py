@@ -14,7 +14,7 @@ import typer
 
 from reasonscope.analysis.runs.options import AnalysisOptions
 from reasonscope.analysis.runs.questions import QUESTIONS, Question
-from reasonscope.app.commands.loading import LOADING
+from reasonscope.app.commands.options import Load, RayOptions, options_of, signed
 from reasonscope.app.interruption import keeping
 
 if TYPE_CHECKING:
@@ -29,18 +29,13 @@ def _common(
     trace: Annotated[
         list[str] | None, typer.Option(help="Id of a trace to analyse; may be repeated. All traces if not given.")
     ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            help="Share the traces out by Ray Data: local, auto (the cluster of this machine) or an address. An analysis of all "
-            "traces together goes to one worker."
-        ),
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Workers of Ray; as many as fit if not given.")] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="Accelerators of each worker; give --device too.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Write every number as JSON.")] = False,
 ) -> None:
     """The options that every analysis has."""
+
+
+_COMMON = inspect.signature(_common).parameters
+_LOADING = {one.name: one for one in options_of(Load)}
 
 
 def _parameters(kind: type[AnalysisOptions]) -> Iterator[inspect.Parameter]:
@@ -50,7 +45,7 @@ def _parameters(kind: type[AnalysisOptions]) -> Iterator[inspect.Parameter]:
     for owner in kind.__mro__:
         for name in (name for name in inspect.get_annotations(owner) if name in known):
             told = known.pop(name)
-            annotation = LOADING[name].annotation if name in LOADING else Annotated[hints[name], _option(told)]
+            annotation = _LOADING[name].annotation if name in _LOADING else Annotated[hints[name], _option(told)]
             yield inspect.Parameter(name, _KEYWORD, default=told.default, annotation=annotation)
 
 
@@ -65,15 +60,12 @@ def _option(told: Field[Any]) -> Any:
 
 def _command(name: str, question: Question) -> Callable[..., None]:
     def command(**given: Any) -> None:
-        common = {key: given.pop(key) for key in inspect.signature(_common).parameters}
-        _run(name, question.options(**given), **common)
+        common = {key: given.pop(key) for key in _COMMON}
+        ray = RayOptions(**{each.name: given.pop(each.name) for each in fields(RayOptions)})
+        _run(name, question.options(**given), ray=ray, **common)
 
-    shared = inspect.signature(_common).parameters.values()
-    parameters = [shared_ for shared_ in shared if shared_.name in ("run", "trace")]
-    parameters += [*_parameters(question.options), *(one for one in shared if one.name not in ("run", "trace"))]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return command
+    run, trace, json = _COMMON.values()
+    return signed(command, [run, trace, *_parameters(question.options), *options_of(RayOptions), json])
 
 
 def _help(question: Question) -> str:
@@ -145,21 +137,17 @@ def _run(
     *,
     run: Path,
     trace: list[str] | None,
-    ray: str | None,
-    workers: int | None,
-    gpus: float,
+    ray: RayOptions,
     json: bool,
 ) -> None:
-    """Analyse, by workers of Ray if `ray` names a cluster, and say what was found."""
+    """Analyse, by workers of Ray if one is named, and say what was found."""
     from reasonscope.analysis.runs.registry import numbers_of
     from reasonscope.analysis.runs.runner import AnalysisTask, run_analysis, summarise
     from reasonscope.app.commands.show import show_summary
-    from reasonscope.probes.generation.cluster import Cluster
 
     task = AnalysisTask(run=run, name=name, options=options, traces=tuple(trace) if trace else None)
-    cluster = None if ray is None else Cluster(address=ray, workers=workers, gpus=gpus)
     with keeping(partial(_finished, task)):
-        results = list(run_analysis(task, cluster=cluster))
+        results = list(run_analysis(task, cluster=ray.cluster()))
     numbers: dict[str, Any] = {}
     for result in results:
         of = str(result.provenance.get("trace", "all"))

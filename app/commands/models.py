@@ -1,18 +1,19 @@
-"""Commands on models: verify a model, and measure the organism that the package ships."""
+"""Commands on models and what they need: verify, organism, doctor and version."""
 
 import json
 from dataclasses import asdict
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from reasonscope.app.commands.loading import Load, loads_model
+from reasonscope.app.commands.options import Load, grouped
 
 organism = typer.Typer(help="The small reasoning model that the package ships.", no_args_is_help=True)
 
 
-@loads_model
+@grouped
 def verify_command(
     model: Annotated[str, typer.Argument(help="The model: a Hugging Face id, a folder, organism or organism-base.")],
     load: Load,
@@ -85,3 +86,26 @@ def _example(
     with keeping(lambda: f"what is finished is in {begun}; run the same command again to go on."):
         write_example(out, begun=begun)
     typer.echo(f"{out}: {sum(file.stat().st_size for file in out.rglob('*') if file.is_file()) / 1e6:.2f} MB")
+
+
+def doctor(json_: Annotated[bool, typer.Option("--json", help="Write every number as JSON.")] = False) -> None:
+    """Show which packages, extras, devices and shipped models are there, and what to do about each that is missing.
+
+    Exit status 1 if a required package or a shipped model is missing; extras may be missing.
+    """
+    from reasonscope.app.terminal import print_summary
+    from reasonscope.probes.checks.doctor import examine
+    from reasonscope.probes.checks.summaries import doctor_summary
+
+    examination = examine()
+    if json_:
+        typer.echo(json.dumps({**asdict(examination), "sound": examination.sound}, indent=2))
+    else:
+        print_summary(doctor_summary(examination))
+    if not examination.sound:
+        raise typer.Exit(1)
+
+
+def version() -> None:
+    """Write the version of reasonscope."""
+    typer.echo(installed_version("reasonscope"))

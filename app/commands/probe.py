@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reasonscope.app.commands.loading import Load, loads_model
+from reasonscope.app.commands.options import Load, grouped
 from reasonscope.app.commands.show import show_summary
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _remaining(
 
 
 @probe.command("forecast")
-@loads_model
+@grouped
 def _forecast(
     probe: Annotated[Path, typer.Argument(help="A probe that `probe length` saved: RUN/probes/length.safetensors.")],
     prompts: Annotated[list[str], typer.Argument(help="Questions, as a user asks them.")],

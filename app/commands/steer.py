@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from reasonscope.app.commands.loading import Load, loads_model
+from reasonscope.app.commands.options import Load, grouped
 from reasonscope.app.commands.show import show_summary
 
 steer = typer.Typer(help="Extract steering vectors from a run, and sweep their strength.", no_args_is_help=True)
@@ -63,7 +63,7 @@ class ExitTolerance(StrEnum):
 
 
 @steer.command("extract")
-@loads_model
+@grouped
 def _extract(
     method: Annotated[str, typer.Argument(help="seal, asc, refusal, …; an unknown name lists them all.")],
     run: RunOption,
@@ -157,7 +157,7 @@ def _merge(
 
 
 @steer.command("apply")
-@loads_model
+@grouped
 def _apply(
     recipe: Annotated[Path, typer.Argument(help="The file of a recipe.")],
     load: Load,
@@ -198,7 +198,7 @@ def _apply(
 
 
 @steer.command("pairs")
-@loads_model
+@grouped
 def _pairs(
     problems: Annotated[str, typer.Option(help="A problem file, or hf:NAME, as `record` takes it.")],
     out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
@@ -238,7 +238,7 @@ def _pairs(
 
 
 @steer.command("sweep")
-@loads_model
+@grouped
 def _sweep(
     methods: Annotated[
         list[str],
@@ -332,7 +332,7 @@ def _sweep(
 
 
 @steer.command("exit")
-@loads_model
+@grouped
 def _exit(
     run: RunOption,
     load: Load,
@@ -432,7 +432,7 @@ def _rule_at(text: str) -> tuple[str, float]:
         raise InputError(f"invalid --at {text!r}: write a rule and a threshold, such as fixed budget=120") from error
 
 
-@loads_model
+@grouped
 def ablate_command(
     plan: Annotated[Path, typer.Argument(help="A YAML file of ablations; docs/methods/ablation.md shows one.")],
     run: RunOption,
