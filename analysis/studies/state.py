@@ -163,7 +163,7 @@ def _change(name: str, old: object, new: object) -> str:
 
 
 def _short(value: object) -> str:
-    text = json.dumps(value)
+    text = "the default" if value is None else json.dumps(value)
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -75,8 +75,10 @@ class Step(ABC):
         return tuple(getattr(self, "problems", None) or ())
 
     def settings(self) -> dict[str, Any]:
-        """Everything that its results depend on."""
-        return {told.name: getattr(self, told.name) for told in fields(self) if told.metadata.get("matters", True)}
+        """Everything that its results depend on and that is not at its default: an option that a later version adds changes nothing."""
+        known = {told.name: told for told in fields(self) if told.metadata.get("matters", True)}
+        values = {name: getattr(self, name) for name in known}
+        return {name: value for name, value in values.items() if value != _default(known[name])}
 
     @abstractmethod
     def work(self, lab: "Lab") -> Work:
@@ -85,3 +87,7 @@ class Step(ABC):
     @abstractmethod
     def execute(self, lab: "Lab", name: str) -> Outcome:
         """Do it, and save what comes out. Raises InputError if it cannot be measured."""
+
+
+def _default(told: Field[Any]) -> Any:
+    return told.default_factory() if told.default_factory is not MISSING else told.default
