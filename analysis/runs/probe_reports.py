@@ -25,7 +25,7 @@ from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.properties.correctness_probe import CorrectnessReport, correctness
 from reasonscope.probes.properties.judge import Verdicts, judged, verdicts_of_file
-from reasonscope.probes.properties.label_probe import LabelReport, predicted_words
+from reasonscope.probes.properties.label_reports import LabelReport, predicted_words
 from reasonscope.probes.properties.labels import Label
 from reasonscope.probes.properties.length_probe import LengthReport, forecast, length_data
 from reasonscope.probes.properties.refusal_cliff import mean_trajectory

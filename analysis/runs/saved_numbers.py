@@ -13,7 +13,7 @@ from reasonscope.data.storage.untrusted import parse_json
 
 if TYPE_CHECKING:
     from reasonscope.analysis.figures import Figure
-    from reasonscope.probes.properties.label_probe import AnyProbe
+    from reasonscope.probes.properties.label_reports import AnyProbe
 
 
 def save_numbers(

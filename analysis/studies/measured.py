@@ -10,7 +10,7 @@ from reasonscope.analysis.figures import Figure
 from reasonscope.analysis.runs.saved_numbers import save_numbers
 from reasonscope.data.storage.run_folder import RunFolder
 from reasonscope.data.summary import Summary
-from reasonscope.probes.properties.label_probe import AnyProbe
+from reasonscope.probes.properties.label_reports import AnyProbe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from reasonscope.data.storage.store import TraceStore
     from reasonscope.data.summary import Summary
     from reasonscope.data.trace import Trace
-    from reasonscope.probes.properties.label_probe import AnyProbe
+    from reasonscope.probes.properties.label_reports import AnyProbe
 
 probe = typer.Typer(
     help="Fit probes on a run, judge them on held-out problems, and score tokens with them.", no_args_is_help=True

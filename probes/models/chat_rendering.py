@@ -6,11 +6,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from reasonscope.data.errors import InputError
 from reasonscope.data.text.parse import THINK, ThinkTags
 from reasonscope.data.text.thinking import Thinking
-from reasonscope.probes.models.prompting import Prompting, thinking_switches
-from reasonscope.probes.models.tags import chat_template, with_reasoning, with_thinking_closed
+from reasonscope.probes.models.prompting import Prompting
+from reasonscope.probes.models.tags import with_reasoning, with_thinking_closed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ class TemplateRenderer:
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, think: bool) -> str:
         """The text that the model reads. Without `think` a template that opens the thinking also closes it, since the
         model wrote no thinking."""
-        text = self._render(messages, tools, think=think, add_generation_prompt=True)
+        text = self._render(messages, tools, think=think)
         if not think and text.rstrip().endswith(self.tags.open):
             text = with_thinking_closed(text, self.tags)
         return text
@@ -52,8 +51,8 @@ class TemplateRenderer:
     def reply(self, messages: Sequence[Mapping[str, Any]], said: Mapping[str, Any], tools: Sequence[Any]) -> str | None:
         """What the model wrote, as the template writes a last turn, up to its end token; None if the template leaves
         something out or changes what was before."""
-        prompt = self._render(messages, tools, think=True, add_generation_prompt=True)
-        whole = self._render([*messages, said], tools, think=True, add_generation_prompt=False)
+        prompt = self._render(messages, tools, think=True)
+        whole = self._render([*messages, said], tools, think=True, asks=False)
         written = whole[len(prompt) :]
         told = (said.get("reasoning_content", "").strip(), said["content"].strip())
         if not whole.startswith(prompt) or not all(text in written for text in told):
@@ -70,23 +69,7 @@ class TemplateRenderer:
         return self.model.encode_text(text)
 
     def _render(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, think: bool, add_generation_prompt: bool
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, think: bool, asks: bool = True
     ) -> str:
-        if chat_template(self.model.tokenizer) is None:
-            raise InputError(
-                f"the tokenizer of {self.model.name} has no chat template, but the dump has messages; import it without --model"
-            )
-        try:
-            text = self.model.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tools=list(tools) or None,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **{**thinking_switches(think), **self.model.prompt.template_args},
-            )
-        except Exception as error:  # the template is somebody else's program and may raise anything
-            raise InputError(
-                f"the chat template of {self.model.name} fails ({type(error).__name__}: {error!s:.200})"
-            ) from error
-        assert isinstance(text, str)
-        return text
+        how: dict[str, Any] = {"of": "the dump", "instead": "import it without --model"}
+        return self.model.render(messages, think=think, asks=asks, tools=tools, **how)

@@ -136,7 +136,7 @@ class Prompting:
             raise InputError(
                 f"problem {problem.id!r} has a raw prompt, which no template renders; leave out the system message and template arguments"
             )
-        text = problem.prompt if problem.prompt is not None else self._render(problem, think, open_tag)
+        text = problem.prompt if problem.prompt is not None else self._prompt_text(problem, think, open_tag)
         return self.encode_text(text + prefill)
 
     def encode_text(self, text: str) -> list[int]:
@@ -155,25 +155,43 @@ class Prompting:
         """The text of token ids, with its special tokens."""
         return str(self.tokenizer_backend.decode(ids, skip_special_tokens=False))
 
-    def _render(self, problem: Problem, think: bool, open_tag: bool) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        think: bool,
+        asks: bool = True,
+        tools: Sequence[Any] = (),
+        of: str,
+        instead: str,
+    ) -> str:
+        """Messages as the text that the model reads, by the chat template; if it `asks`, the model's turn is opened.
+
+        Raises InputError, which names `of` and says what to do `instead`, without a template and if it fails.
+        """
         if chat_template(self.tokenizer) is None:
-            raise InputError(
-                f"problem {problem.id!r} has messages, but the tokenizer of {self.name} has no chat template; "
-                "give the problem a prompt instead, or use an instruction-tuned model"
-            )
+            raise InputError(f"{of} has messages, but the tokenizer of {self.name} has no chat template; {instead}")
         try:
             text = self.tokenizer.apply_chat_template(
-                self._messages(problem, think),
+                [dict(message) for message in messages],
+                tools=list(tools) or None,
                 tokenize=False,
-                add_generation_prompt=True,
-                **{**thinking_switches(think), **self.prompt.template_args},
+                add_generation_prompt=asks,
+                **{**_thinking_switches(think), **self.prompt.template_args},
             )
         except Exception as error:  # the template is somebody else's program and may raise anything
-            raise InputError(
-                f"the chat template of {self.name} fails on problem {problem.id!r} ({type(error).__name__}: {error!s:.200}); "
-                "give the problem a prompt instead, or fix the template"
-            ) from error
+            why = f"{type(error).__name__}: {error!s:.200}"
+            raise InputError(f"the chat template of {self.name} fails on {of} ({why}); {instead}") from error
         assert isinstance(text, str)
+        return text
+
+    def _prompt_text(self, problem: Problem, think: bool, open_tag: bool) -> str:
+        text = self.render(
+            self._messages(problem, think),
+            think=think,
+            of=f"problem {problem.id!r}",
+            instead="give the problem a prompt instead, or use an instruction-tuned model",
+        )
         if (think and not open_tag) or (self.thinking.mode == "none" and not open_tag):
             return text
         if self.tags is None:
@@ -198,7 +216,7 @@ class Prompting:
         return [{"role": message.role, "content": message.content} for message in (*system, *others)]
 
 
-def thinking_switches(think: bool) -> dict[str, Any]:
+def _thinking_switches(think: bool) -> dict[str, Any]:
     """What switches thinking on or off, by the names of many templates, which ignore those that they do not know."""
     off: dict[str, Any] = {} if think else {"thinking_budget": 0}  # Seed-OSS
     return {**dict.fromkeys(_SWITCHES, think), **off}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,12 @@ from reasonscope.data.intervals import Estimate
 from reasonscope.data.progress import working
 from reasonscope.data.ranks import auroc, spearman
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.baselines import Features, Points, baseline_features, residual_sites
-from reasonscope.probes.evaluation.comparison import N_RESAMPLES, Comparison, compare
+from reasonscope.probes.evaluation.comparison import N_RESAMPLES, compare
 from reasonscope.probes.evaluation.grouped_folds import Metric, Task, cluster_bootstrap, trace_groups
-from reasonscope.probes.evaluation.metrics import BINARY, Reliability, r2, reliability
+from reasonscope.probes.evaluation.metrics import BINARY, r2, reliability
 from reasonscope.probes.evaluation.permutation_null import Null
 from reasonscope.probes.fitting.baseline_fits import rank_predictions
 from reasonscope.probes.fitting.held_out import held_out_probes
@@ -28,12 +27,11 @@ from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.permuted_sweep import N_PERMUTATIONS, permuted_sweep
 from reasonscope.probes.fitting.positions import Place, mean_states
 from reasonscope.probes.fitting.sweep import sweep
-from reasonscope.probes.fitting.token_probes import N_TOKEN_PERMUTATIONS, TokenKind, TokenProbe, held_out_token_probes
+from reasonscope.probes.fitting.token_probes import N_TOKEN_PERMUTATIONS, TokenKind, held_out_token_probes
+from reasonscope.probes.properties.label_reports import AnyProbe, AppliedReport, LabelReport, ProbeKind, predicted_words
 from reasonscope.probes.properties.labels import Label, Labelled, LabelTask, labelled
-from reasonscope.probes.properties.report import NO_TRACES, class_shortage, probe_numbers, truncation_notes
+from reasonscope.probes.properties.report import NO_TRACES, class_shortage
 
-ProbeKind = Literal["linear", "attention", "multi-max"]
-AnyProbe: TypeAlias = LinearProbe | TokenProbe
 _MOST_LAYERS = 3  # that a probe of all tokens tries by default, since each is a search by gradient descent
 _BASELINES = ("prompt_length", "bag_of_words", "thinking_length", "elapsed_position", "truncated")
 _REMEDY = "label more traces, record more problems, or several samples of each (--samples)"
@@ -42,107 +40,6 @@ _METRICS: Mapping[Task, Mapping[str, Metric]] = {
     "binary": {name: metric for name, metric in BINARY.items() if name != "auroc"},
     "regression": {"r2": r2},
 }
-_ENOUGH = 100  # rows of the negative class, from which on one false positive is allowed at 1 %
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelReport:
-    """How well a label is predicted from one place of a trace, on problems that the probe was not fitted on.
-
-    Attributes:
-        label: What the label is called.
-        positive: The class that is predicted; empty for a regression.
-        place: Where the probe reads.
-        comparison: AUROC (classification) or Spearman (regression) of the probe and its baselines. `metrics` has the recall at 1 % false
-            positives (`tpr_at_1_fpr`), the expected calibration error (`calibration_error`) and more.
-        reliability: Held-out probabilities by what came of them; None for a regression.
-        probe: The probe, fitted on all rows.
-        kind: "linear", "attention" or "multi-max".
-        sites: The sites that were read.
-        by_layer: Score at each of `sites` on rows that were not fitted on, (layer,).
-        counts: Number of traces of each class.
-        n_rows: Rows that were learned from; several per trace for `every:N`.
-        n_negative: Rows of the negative class.
-        n_traces: Traces that were learned from.
-        n_truncated: How many of them were cut off.
-        n_left_out: Traces without a label or without the place.
-        n_groups: Groups of problems.
-    """
-
-    label: str
-    positive: str
-    place: Place
-    comparison: Comparison
-    reliability: Reliability | None
-    probe: AnyProbe
-    kind: ProbeKind
-    sites: tuple[Site, ...]
-    by_layer: Values
-    counts: Mapping[str, int]
-    n_rows: int
-    n_negative: int
-    n_traces: int
-    n_truncated: int
-    n_left_out: int
-    n_groups: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every number, for JSON."""
-        return {
-            "label": self.label,
-            "positive": self.positive or None,
-            "position": self.place.name,
-            "comparison": self.comparison.to_dict(),
-            "kind": self.kind,
-            "probe": probe_numbers(self.probe),
-            "reliability": None
-            if self.reliability is None
-            else {key: getattr(self.reliability, key).tolist() for key in ("predicted", "share", "n")},
-            "by_site": {str(site): float(score) for site, score in zip(self.sites, self.by_layer, strict=True)},
-            "classes": dict(self.counts),
-            "n_rows": self.n_rows,
-            "n_traces": self.n_traces,
-            "n_truncated": self.n_truncated,
-            "n_left_out": self.n_left_out,
-            "n_groups": self.n_groups,
-        }
-
-    def summary(self) -> Summary:
-        """The finding for people, with the scores of the baselines."""
-        classes = ", ".join(f"{n} {word}" for word, n in sorted(self.counts.items(), key=lambda item: -item[1]))
-        left_out = f"; {self.n_left_out} without a label or this position are left out" if self.n_left_out else ""
-        return Summary(
-            finding=self.comparison.finding(self._subject, predicted_words(self.label, self.positive)),
-            columns=self.comparison.columns,
-            rows=self.comparison.rows(),
-            notes=[
-                f"{self.n_rows} rows of {self.n_traces} traces{f' ({classes})' if classes else ''}{left_out}.",
-                *quality_notes(self.comparison.metrics, self.n_negative),
-                *truncation_notes(
-                    self.n_truncated, self.n_traces, "If the label depends on the cut, the probe may predict the cut"
-                ),
-            ],
-        )
-
-    @property
-    def _subject(self) -> str:
-        return self.place.words if self.kind == "linear" else f"A probe of all thinking tokens ({self.kind})"
-
-
-def predicted_words(label: str, positive: str) -> str:
-    """What is predicted, for a sentence."""
-    return f"whether {label} is {positive!r}" if positive else label
-
-
-def quality_notes(metrics: Mapping[str, Estimate], n_negative: int) -> list[str]:
-    """Recall at 1 % false positives and calibration, or R² of a regression."""
-    if "r2" in metrics:
-        return [f"R² {in_hundredths(metrics['r2'])}."]
-    few = f" (none of {n_negative} rows may be one; label {_ENOUGH} or more)" if n_negative < _ENOUGH else ""
-    return [
-        f"Recall at 1 % false positives {in_hundredths(metrics['tpr_at_1_fpr'])}{few}.",
-        f"Expected calibration error {in_hundredths(metrics['calibration_error'])}, Brier score {in_hundredths(metrics['brier'])}.",
-    ]
 
 
 @working("label probe")
@@ -195,8 +92,8 @@ def fit(
     """
     if not store.ids:
         raise InputError(NO_TRACES)
-    given, place = list(store) if traces is None else list(traces), place_of(kind, position)
-    chosen = list(sites) if sites is not None else default_sites(store, kind)
+    given, place = list(store) if traces is None else list(traces), _place_of(kind, position)
+    chosen = list(sites) if sites is not None else _default_sites(store, kind)
     rows = _Rows.of(labelled(label, given, task, positive), place, task, folds, whole=kind != "linear")
     fold = _Folds(folds=folds, seed=seed, n_permutations=n_permutations, n_resamples=n_resamples)
     held = (
@@ -215,7 +112,7 @@ def probe_kind(text: str) -> ProbeKind:
     raise InputError(f"unknown kind {text!r}; choose one of {', '.join(get_args(ProbeKind))}")
 
 
-def place_of(kind: ProbeKind, position: str | float | None) -> Place:
+def _place_of(kind: ProbeKind, position: str | float | None) -> Place:
     """The place that a probe of `kind` reads. Raises InputError for an unknown kind, and for a place that it cannot read."""
     kind = probe_kind(kind)
     place = Place.parse(position if position is not None else "closing" if kind == "linear" else "mean")
@@ -226,7 +123,7 @@ def place_of(kind: ProbeKind, position: str | float | None) -> Place:
     return place
 
 
-def default_sites(store: TraceStore, kind: ProbeKind) -> list[Site]:
+def _default_sites(store: TraceStore, kind: ProbeKind) -> list[Site]:
     """All residual sites of a run; at most three, evenly spread, for a probe of all tokens. Raises InputError for a run without any."""
     sites = residual_sites(store)
     if kind == "linear" or len(sites) <= _MOST_LAYERS:
@@ -416,7 +313,7 @@ def _report(
             rows.groups,
             problems=[trace.problem.id for trace in rows.points.traces],
             shuffled=held.shuffled,
-            metrics=measured(_METRICS[rows.task], rows.targets, values, rows.groups, **resampling),
+            metrics=_measured(_METRICS[rows.task], rows.targets, values, rows.groups, **resampling),
             **resampling,
         ),
         reliability=reliability(rows.targets, values) if binary else None,
@@ -434,7 +331,7 @@ def _report(
     )
 
 
-def measured(
+def _measured(
     metrics: Mapping[str, Metric],
     targets: Values,
     predictions: Values,
@@ -449,54 +346,6 @@ def measured(
         name: cluster_bootstrap(metric, targets, predictions, groups, n_resamples=n, seed=seed)
         for name, metric in metrics.items()
     }
-
-
-@dataclass(frozen=True, kw_only=True)
-class AppliedReport:
-    """How well a saved probe predicts a label on problems that it did not learn from.
-
-    Attributes:
-        label: What the label is called.
-        positive: The class that is predicted; empty for a regression.
-        place: Where the probe reads.
-        metrics: AUROC, recall at 1 % false positives, calibration and more; or Spearman and R².
-        n_traces: Traces that it was judged on.
-        n_seen: Traces with a label whose problems it learned from; they are left out.
-        n_negative: Rows of the negative class.
-        n_groups: Groups of problems.
-    """
-
-    label: str
-    positive: str
-    place: Place
-    metrics: Mapping[str, Estimate]
-    n_traces: int
-    n_seen: int
-    n_negative: int
-    n_groups: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every number, for JSON."""
-        return {
-            "label": self.label,
-            "positive": self.positive or None,
-            "position": self.place.name,
-            "metrics": {name: score.to_dict() for name, score in self.metrics.items()},
-            "n_traces": self.n_traces,
-            "n_seen": self.n_seen,
-            "n_groups": self.n_groups,
-        }
-
-    def notes(self) -> list[str]:
-        """What to print beside the scores of the tokens."""
-        name = "auroc" if "auroc" in self.metrics else "spearman"
-        score = f"{'AUROC' if name == 'auroc' else 'Spearman'} {in_hundredths(self.metrics[name])}"
-        seen = f"; {self.n_seen} traces of problems that it learned from are left out" if self.n_seen else ""
-        return [
-            f"It predicts {predicted_words(self.label, self.positive)} with {score} on {self.n_traces} traces of {self.n_groups} groups "
-            f"of problems that it did not learn from{seen}.",
-            *quality_notes(self.metrics, self.n_negative),
-        ]
 
 
 def judge_on(
@@ -540,7 +389,7 @@ def judge_on(
         label=given.name,
         positive=given.positive,
         place=place,
-        metrics=measured(
+        metrics=_measured(
             {**first, **_METRICS[probe.task]}, targets, values, groups, n_resamples=n_resamples, seed=seed
         ),
         n_traces=len({trace.id for trace in points.traces}),

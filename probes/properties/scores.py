@@ -11,7 +11,8 @@ from reasonscope.data.storage.token_scores import TokenScores, save_scores
 from reasonscope.data.trace import Trace
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.positions import Place
-from reasonscope.probes.properties.label_probe import AnyProbe, span_states
+from reasonscope.probes.properties.label_probe import span_states
+from reasonscope.probes.properties.label_reports import AnyProbe
 from reasonscope.probes.properties.refusal_cliff import token_scores
 
 

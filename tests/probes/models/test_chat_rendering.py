@@ -139,7 +139,7 @@ def test_a_model_without_tags_or_template(tmp_path, renderer_of):
     assert trace.thinking == "So 7."
     with pytest.raises(InputError, match="has no chat template"):
         imported(tmp_path, renderer_of(None), reply({"content": "7"}))
-    with pytest.raises(InputError, match=r"the chat template of tiny fails \(TemplateError: no tools"):
+    with pytest.raises(InputError, match=r"the chat template of tiny fails on the dump \(TemplateError: no tools"):
         imported(tmp_path, renderer_of("{{ raise_exception('no tools') }}"), reply({"content": "7"}))
 
 
