@@ -1,5 +1,6 @@
 """How findings are worded: numbers over traces, ranges of chance, tokens in their context, and why something is undefined."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
@@ -162,24 +163,28 @@ def _one_line(text: str) -> str:
 
 
 def undefined_result_notes(results: Sequence[Result], most: int = 3) -> list[str]:
-    """Why results are undefined: one line per reason, with the traces that it holds for."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """Why results are undefined: one line for all reasons that differ in their numbers only."""
+    found: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         if not result.measured:
-            found.setdefault((result.method, result.reason), []).append(str(result.provenance.get("trace", "all")))
-    lines = [f"Undefined ({method}) for {_named(ids)}: {reason}." for (method, reason), ids in found.items()]
-    return lines[:most] + (
-        [f"{len(lines) - most} more results are undefined; see --json."] if len(lines) > most else []
-    )
+            found.setdefault((result.method, re.sub(r"\d+", "#", result.reason)), []).append(result)
+    lines = [_undefined_line(alike) for alike in found.values()]
+    more = [f"{len(lines) - most} more reasons are in --json."] if len(lines) > most else []
+    return lines[:most] + more
+
+
+def _undefined_line(alike: Sequence[Result]) -> str:
+    first, traces = alike[0], {str(result.provenance.get("trace", "all")): result.reason for result in alike}
+    trace = next(iter(traces))
+    if len(traces) == 1:
+        return f"Undefined ({first.method}) for {trace}: {first.reason}."
+    example = "" if len(set(traces.values())) == 1 else f" {trace}:"
+    return f"Undefined ({first.method}) for {len(traces)} traces:{example} {first.reason}."
 
 
 def left_out(shown: int, of: int, what: str) -> list[str]:
     """A note that a table shows a part."""
     return [f"The table shows {shown} of {of} {what}; --json has all."] if of > shown else []
-
-
-def _named(ids: Sequence[str]) -> str:
-    return ids[0] if len(ids) == 1 else f"{len(ids)} traces"
 
 
 def without_columns(summary: Summary, named: Set[str]) -> Summary:

@@ -149,8 +149,9 @@ def summarise(task: AnalysisTask, results: Sequence[Result]) -> Summary:
         found = analysis.summarise(results, study.traces)
         found = without_columns(found, {"trace"} if len(study.traces) == 1 else set())
     else:
-        found = Summary(finding=f"There is nothing to say: {_why(results)}.")
-        missing = missing[1:] if len(missing) == 1 else missing
+        same = len({result.reason for result in results}) == 1
+        why = results[0].reason if same else f"none of {len(results)} results could be measured"
+        found, missing = Summary(finding=f"There is nothing to say: {why}."), [] if same else missing
     missing = [*missing, *_steered_note(task)]
     methods = list(dict.fromkeys(result.method for result in results))
     drawn = f"; figures: {task.where.figures}" if task.options.figures else ""
@@ -166,12 +167,6 @@ def _steered_note(task: AnalysisTask) -> list[str]:
     name = f"{study.recipe.name} ({study.recipe.hash})"
     again = ", and so is the model that reads them again" if isinstance(task.options, LoadsModel) else ""
     return [f"The traces were steered by {name}{again}."]
-
-
-def _why(results: Sequence[Result]) -> str:
-    """Why nothing was measured: the reason, if all results have the same."""
-    reasons = {result.reason for result in results}
-    return reasons.pop() if len(reasons) == 1 else f"none of {len(results)} results could be measured"
 
 
 def _look(task: AnalysisTask, question: Question) -> str:

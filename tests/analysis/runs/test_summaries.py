@@ -150,9 +150,11 @@ def test_what_could_not_be_measured_says_why_in_one_line(name):
     task = AnalysisTask.of(EXAMPLE, name, traces=ids)
     summary = summarise(task, [nothing(method, id, "the trace has no thinking") for id in ids])
     assert summary.finding == "There is nothing to say: the trace has no thinking." and summary.notes == []
-    summary = summarise(task, [nothing(method, id, f"reason {id}") for id in ids])
-    assert summary.finding.endswith("none of 2 results could be measured.")
-    assert summary.notes == [f"Undefined ({method}) for {id}: reason {id}." for id in ids] and summary.rows == ()
+    summary = summarise(task, [nothing(method, id, f"it has {n} tokens") for n, id in enumerate(ids)])
+    assert summary.finding.endswith("none of 2 results could be measured.") and summary.rows == ()
+    assert summary.notes == [f"Undefined ({method}) for 2 traces: {ids[0]}: it has 0 tokens."]
+    summary = summarise(task, [nothing(method, ids[0], "it is short"), nothing(method, ids[1], "it is long")])
+    assert summary.notes[1] == f"Undefined ({method}) for {ids[1]}: it is long."
 
 
 def test_a_trace_without_a_result_is_named_beside_those_with_one():
