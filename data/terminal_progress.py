@@ -60,7 +60,7 @@ def _draws() -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Begun:
+class _Begun:
     """Work with the time at which it began, in seconds of the listener's clock."""
 
     work: Work
@@ -73,14 +73,14 @@ class Lines(Listener):
     def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._out, self._clock = out, clock
         self._lock = threading.Lock()
-        self._begun: list[Begun] = []
+        self._begun: list[_Begun] = []
         self._written_at = clock()
 
     def begin(self, work: Work) -> None:
         with self._lock:
             if not self._begun:
                 self._written_at = max(self._written_at, self._clock())
-            self._begun.append(Begun(work=work, at=self._clock()))
+            self._begun.append(_Begun(work=work, at=self._clock()))
 
     def end(self, work: Work) -> None:
         with self._lock:
@@ -117,12 +117,12 @@ class Bars(Listener):
         self._console = console or Console(stderr=True, soft_wrap=False)
         self._clock = clock
         self._lock = threading.RLock()
-        self._begun: list[Begun] = []
+        self._begun: list[_Begun] = []
         self._live: Live | None = None
 
     def begin(self, work: Work) -> None:
         with self._lock:
-            self._begun.append(Begun(work=work, at=self._clock()))
+            self._begun.append(_Begun(work=work, at=self._clock()))
             if work.shown_elsewhere:
                 self._hide()
 
@@ -228,7 +228,7 @@ def spoken_time(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def _remove(begun: list[Begun], work: Work) -> Begun | None:
+def _remove(begun: list[_Begun], work: Work) -> _Begun | None:
     found = next((one for one in begun if one.work is work), None)
     if found is not None:
         del begun[begun.index(found) :]  # what began inside is over, too

@@ -32,7 +32,7 @@ _TINY = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class EdgeScores:
+class _EdgeScores:
     """Scores of the edges from each of `sources` to each of `targets`: `scores` (source, target), summed over tokens.
 
     `sources` are `embedding`, `head l.h` and `mlp l`; `targets` are `attention l`, `mlp l` and `logits`. `loss` is the
@@ -56,7 +56,7 @@ class EdgeScores:
         return np.asarray(found / max(found.sum(), np.finfo(float).tiny))
 
 
-def edge_scores(model: Model, clean: Sequence[int], corrupted: Sequence[int], *, steps: int = STEPS) -> EdgeScores:
+def edge_scores(model: Model, clean: Sequence[int], corrupted: Sequence[int], *, steps: int = STEPS) -> _EdgeScores:
     """EAP-IG for one pair of sequences of the same length; L is the KL from the clean to the current distribution at
     the last token.
 
@@ -91,7 +91,7 @@ def edge_scores(model: Model, clean: Sequence[int], corrupted: Sequence[int], *,
         for column in range(_first_reader(name), len(sums)):
             scores[row, column] = float((write * sums[column]).sum())
     layers = range(model.n_layers)
-    return EdgeScores(
+    return _EdgeScores(
         sources=tuple(writes),
         targets=(*(f"{kind} {layer}" for layer in layers for kind in ("attention", "mlp")), "logits"),
         scores=scores,

@@ -98,7 +98,7 @@ class Writes(LoadsModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparesAnswer(LoadsModel, Seeded):
+class _ComparesAnswer(LoadsModel, Seeded):
     """Options of an analysis that compares states with the answer's."""
 
     gold: Gold = _option(
@@ -108,12 +108,12 @@ class ComparesAnswer(LoadsModel, Seeded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MiOptions(ReadsSites, ComparesAnswer):
+class MiOptions(ReadsSites, _ComparesAnswer):
     """Options of `mi`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MiCompareOptions(ComparesAnswer, LoadsBase):
+class MiCompareOptions(_ComparesAnswer, LoadsBase):
     """Options of `mi_compare`."""
 
 

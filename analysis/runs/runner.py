@@ -86,7 +86,7 @@ def run_analysis(task: AnalysisTask, *, cluster: Cluster | None = None) -> Itera
         with working(task.name):
             yield from (_saved(task.where, study, result) for result in analysis(study))
     else:
-        notes = Notes.of(task, analysis, study)
+        notes = _Notes.of(task, analysis, study)
         notes.clear()
         work_on(cluster, partial(_Whole, task, notes), ["all"])
         yield from map(Result.load, notes.results("all"))
@@ -129,7 +129,7 @@ def finished_traces(task: AnalysisTask) -> tuple[list[str], int]:
     analysis, study = ANALYSES[task.name].run, task.study()
     if not isinstance(analysis, PerTraceAnalysis):
         return [], len(study.traces)
-    notes = Notes.of(task, analysis, study)
+    notes = _Notes.of(task, analysis, study)
     return [trace.id for trace in study.traces if notes.finished(trace.id)], len(study.traces)
 
 
@@ -179,10 +179,10 @@ def _look(task: AnalysisTask, question: Question) -> str:
 def _trace_by_trace(
     task: AnalysisTask, analysis: PerTraceAnalysis, study: Study[Any], cluster: Cluster | None
 ) -> Iterator[Result]:
-    stages: list[Notes] = []
+    stages: list[_Notes] = []
     following = analysis
     while True:
-        notes = Notes.of(task, following, study, stage=len(stages))
+        notes = _Notes.of(task, following, study, stage=len(stages))
         stages.append(notes)
         over = yield from _stage(task, following, notes, study, cluster)
         if following.next_stage is None:
@@ -193,7 +193,7 @@ def _trace_by_trace(
 
 
 def _stage(
-    task: AnalysisTask, analysis: PerTraceAnalysis, notes: "Notes", study: Study[Any], cluster: Cluster | None
+    task: AnalysisTask, analysis: PerTraceAnalysis, notes: "_Notes", study: Study[Any], cluster: Cluster | None
 ) -> Generator[Result, None, list[Result]]:
     """The results of the traces, noted ones included, then those over all traces, which are also returned."""
     left = [trace.id for trace in study.traces if not notes.finished(trace.id)]
@@ -227,7 +227,7 @@ class _Analyst:
         self,
         task: AnalysisTask,
         each: Callable[[Study[Any], Trace], Iterator[Result]],
-        notes: "Notes",
+        notes: "_Notes",
         study: Study[Any] | None = None,
     ) -> None:
         self._each, self._notes, self._where = each, notes, task.where
@@ -244,7 +244,7 @@ class _Analyst:
 class _Whole:
     """Runs an analysis of all traces together; writes its results and a note."""
 
-    def __init__(self, task: AnalysisTask, notes: "Notes") -> None:
+    def __init__(self, task: AnalysisTask, notes: "_Notes") -> None:
         self._task, self._notes, self._study = task, notes, task.study()
 
     def __call__(self, id: str) -> None:
@@ -253,7 +253,7 @@ class _Whole:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Notes:
+class _Notes:
     """Which traces are finished: a note of each in `folder`, with paths relative to `root`."""
 
     folder: Path
@@ -267,7 +267,7 @@ class Notes:
         study: Study[Any],
         *,
         stage: int = 0,
-    ) -> "Notes":
+    ) -> "_Notes":
         root, name = task.where.results.absolute(), task.name if not stage else f"{task.name}-{stage + 1}"
         return cls(folder=root / "unfinished" / f"{name}-{_key(analysis, study)}", root=root)
 

@@ -57,7 +57,7 @@ class Turn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProblemSet:
+class _ProblemSet:
     """Problems that steps ask, whole or in parts.
 
     Attributes:
@@ -99,7 +99,7 @@ class StudyPlan:
     name: str
     model: str
     steps: Mapping[str, Step]
-    problems: Mapping[str, ProblemSet] = field(default_factory=dict)
+    problems: Mapping[str, _ProblemSet] = field(default_factory=dict)
     load: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     about: str = ""
@@ -189,7 +189,7 @@ class _Head:
 
     name: str
     model: str
-    problems: Mapping[str, ProblemSet] = field(default_factory=dict)
+    problems: Mapping[str, _ProblemSet] = field(default_factory=dict)
     load: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     about: str = ""

@@ -75,14 +75,14 @@ class PairsStep(Step):
             batch_size=self.batch_size,
             server=lab.writer(model, lab.out / "steps" / name),
         )
-        path = pairs_file(lab, name)
+        path = _pairs_file(lab, name)
         made.save(path)
         return Outcome(
             summaries=(replace(made.summary(), files=[f"Pairs: {path}"]),), numbers=made.to_dict(), files=(path,)
         )
 
 
-def pairs_file(lab: Lab, step: str) -> Path:
+def _pairs_file(lab: Lab, step: str) -> Path:
     """The file of the pairs that a step made."""
     return lab.out / "pairs" / f"{step}.jsonl"
 
@@ -102,7 +102,7 @@ class _LearnsFromRun(Step):
             sites=sites or None,
             verdict=asked["verdict"],
             fast=asked["fast"],
-            pairs=None if pairs is None else load_pairs(pairs_file(lab, pairs)),
+            pairs=None if pairs is None else load_pairs(_pairs_file(lab, pairs)),
         )
 
 
@@ -292,7 +292,7 @@ def _unseen(pairs: Sequence[CompletionPair] | None, judged: Sequence[Problem]) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideArm:
+class _SideArm:
     """A method at one strength, beside others.
 
     Attributes:
@@ -323,7 +323,7 @@ class SideBySideStep(_LearnsFromRun):
 
     kind: ClassVar[str] = "side_by_side"
 
-    side_by_side: Mapping[str, SideArm]
+    side_by_side: Mapping[str, _SideArm]
     problems: tuple[str, ...]
     run: str
     n_controls: int = 2
@@ -359,7 +359,7 @@ class SideBySideStep(_LearnsFromRun):
             figures=tuple(saved.drawn(where)),
         )
 
-    def _uses(self, lab: Lab, arm: SideArm, judged: Sequence[Problem]) -> tuple[VectorUse, ...]:
+    def _uses(self, lab: Lab, arm: _SideArm, judged: Sequence[Problem]) -> tuple[VectorUse, ...]:
         ids = _other_traces(lab.store(arm.run), judged)
         told = {"sites": arm.sites, "pairs": None, "verdict": None, "fast": None}
         return method(arm.method).parts(self.source(lab, arm.run, ids, told))

@@ -23,7 +23,7 @@ TokenMask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phases:
+class _Phases:
     """Mean entropy of the thinking and of the answer in nats; `penalty` = max(0, thinking − α · answer), PEAR's
     reward term."""
 
@@ -32,11 +32,11 @@ class Phases:
     penalty: float
 
 
-def phase_entropy(thinking: Values, answer: Values, *, alpha: float = 1.0) -> Phases:
+def phase_entropy(thinking: Values, answer: Values, *, alpha: float = 1.0) -> _Phases:
     """The phases from the entropies of their tokens (token,), without the tags; NaN for a phase without tokens."""
     before, behind = _mean(thinking), _mean(answer)
     penalty = max(0.0, before - alpha * behind) if np.isfinite([before, behind]).all() else float("nan")
-    return Phases(thinking=before, answer=behind, penalty=penalty)
+    return _Phases(thinking=before, answer=behind, penalty=penalty)
 
 
 def window_entropy(entropies: Values, window: int, *, variant: Variant = "corrected") -> Values:

@@ -45,7 +45,7 @@ class Recycling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recycled:
+class _Recycled:
     """Completions, and how many steps were run again in each: (prompt,)."""
 
     completions: list[Completion]
@@ -54,7 +54,7 @@ class Recycled:
 
 def recycle(
     model: Model, prompts: Sequence[Sequence[int]], sampling: Sampling, how: Recycling, *, seeds: Sequence[int]
-) -> Recycled:
+) -> _Recycled:
     """Complete prompts with Representation Recycling (section 5 of the paper; its code's RR_model.py).
 
     Departures: coins come from the sequence's own seed, so that a run can be repeated (the code draws them unseeded,
@@ -67,7 +67,7 @@ def recycle(
         raise InputError(f"layer {how.layer}; {model.name} has {model.n_layers} blocks, from 0")
     limits = torch.tensor(room_for(model, prompts, sampling, seeds), device=model.device)
     if not prompts:
-        return Recycled(completions=[], recycled=())
+        return _Recycled(completions=[], recycled=())
     longest, device = int(limits.max()), model.device
     feed, mask = left_padded(prompts, device)
     draws = torch.from_numpy(np.stack([np.random.default_rng(seed).random(longest) for seed in seeds])).to(device)
@@ -112,7 +112,7 @@ def recycle(
         feed, mask = token[:, None], torch.cat([mask, going[:, None].to(mask)], dim=1)
         if not going.any():
             break
-    return Recycled(completions=_completions(prompts, written, lengths, stopped), recycled=tuple(again.tolist()))
+    return _Recycled(completions=_completions(prompts, written, lengths, stopped), recycled=tuple(again.tolist()))
 
 
 def _forget(cache: object, tokens: int) -> None:

@@ -32,7 +32,7 @@ METHODS = tuple(dict.fromkeys(method for method, _ in _LINES))
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceSignals:
+class _TraceSignals:
     """The signals of one trace.
 
     Attributes:
@@ -44,7 +44,7 @@ class TraceSignals:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
-def signals_of(results: Mapping[str, Result], sentences: Sequence[Sentence]) -> TraceSignals:
+def signals_of(results: Mapping[str, Result], sentences: Sequence[Sentence]) -> _TraceSignals:
     """Every known signal of one trace, one number per sentence.
 
     Results over sentences have to be over these very sentences: the hash of the cut in their provenance says so, and their number says
@@ -65,7 +65,7 @@ def signals_of(results: Mapping[str, Result], sentences: Sequence[Sentence]) -> 
             found[method] = mean_effect(result.values)
         elif not name or name in result.axes[0].labels:
             found[f"{method}: {name}" if name else method] = per_sentence(result, sentences, name or None)
-    return TraceSignals(lines=found, left_out=left_out)
+    return _TraceSignals(lines=found, left_out=left_out)
 
 
 def _not_joined(result: Result, sentences: Sequence[Sentence]) -> str:

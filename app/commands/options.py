@@ -66,7 +66,7 @@ class Load:
         return getattr(self, name)
 
 
-class ThinkingArgument(StrEnum):
+class _ThinkingArgument(StrEnum):
     """How thinking is found."""
 
     tags = "tags"
@@ -79,7 +79,7 @@ class PromptingOptions:
     """How thinking is found and prompts are rendered."""
 
     thinking: Annotated[
-        ThinkingArgument | None,
+        _ThinkingArgument | None,
         typer.Option(
             help="How thinking is found: between tags, in the open (everything before the sentence with the final answer), or not at all. "
             "By default by tags if the model has any, otherwise in the open."

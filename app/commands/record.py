@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from reasonscope.steering.decoding.monitor import ProbeMonitor
 
 
-class SamplingArgument(StrEnum):
+class _SamplingArgument(StrEnum):
     """Whose settings sampling begins with."""
 
     model = "model"
 
 
-class SeedsArgument(StrEnum):
+class _SeedsArgument(StrEnum):
     """Whether a server gets the seeds of the traces."""
 
     auto = "auto"
@@ -34,7 +34,7 @@ class SeedsArgument(StrEnum):
     none = "none"
 
 
-class StopAtArgument(StrEnum):
+class _StopAtArgument(StrEnum):
     """Where a monitor may close the thinking."""
 
     token = "token"
@@ -42,11 +42,11 @@ class StopAtArgument(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
+class _SamplingOptions:
     """How completions are sampled, and when they end."""
 
     sampling: Annotated[
-        SamplingArgument | None,
+        _SamplingArgument | None,
         typer.Option(help="model: how the model's own generation configuration samples; other options overrule it."),
     ] = None
     temperature: Annotated[
@@ -84,7 +84,7 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskingOptions(PromptingOptions):
+class _AskingOptions(PromptingOptions):
     """How the model is asked, beside how its thinking is found."""
 
     system: Annotated[
@@ -115,7 +115,7 @@ class AskingOptions(PromptingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerOptions:
+class _ServerOptions:
     """A server that writes the completions."""
 
     server: Annotated[
@@ -132,12 +132,12 @@ class ServerOptions:
         float, typer.Option(min=0.1, help="Longest time of one request to the server, in seconds.")
     ] = 600.0
     server_seeds: Annotated[
-        SeedsArgument,
+        _SeedsArgument,
         typer.Option(
             help="Whether requests carry seeds. auto leaves them out for vLLM on CPUs, which dies of them unless it was started with "
             "--no-enable-chunked-prefill (then send them); such traces are marked unseeded."
         ),
-    ] = SeedsArgument.auto
+    ] = _SeedsArgument.auto
 
     def check(self, ray: RayOptions, shard: str) -> None:
         """Raise InputError if workers of Ray are to record, which share the work out by themselves."""
@@ -157,7 +157,7 @@ class ServerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MonitorOptions:
+class _MonitorOptions:
     """A probe that reads along, and may close the thinking."""
 
     monitor: Annotated[
@@ -171,9 +171,9 @@ class MonitorOptions:
         int, typer.Option(min=1, help="Tokens of thinking over which the score is averaged before it may stop.")
     ] = 1
     stop_at: Annotated[
-        StopAtArgument,
+        _StopAtArgument,
         typer.Option(help="Where the thinking may be closed: after any token, or only at the end of a paragraph."),
-    ] = StopAtArgument.token
+    ] = _StopAtArgument.token
     calibrate: Annotated[
         Path | None,
         typer.Option(
@@ -209,7 +209,7 @@ class MonitorOptions:
             self.monitor,
             stop_above=self.stop_above,
             window=self.window,
-            at="paragraph" if self.stop_at is StopAtArgument.paragraph else "token",
+            at="paragraph" if self.stop_at is _StopAtArgument.paragraph else "token",
             calibrate=TraceStore.open(run_folder(self.calibrate).store) if self.calibrate else None,
             false_alarms=self.false_alarms,
         )
@@ -255,10 +255,10 @@ def record_command(
     steer: Annotated[
         Path | None, typer.Option(help="A recipe that steers the model; the traces go into a run of their own.")
     ] = None,
-    sampling: SamplingOptions,
-    asking: AskingOptions,
-    server: ServerOptions,
-    watching: MonitorOptions,
+    sampling: _SamplingOptions,
+    asking: _AskingOptions,
+    server: _ServerOptions,
+    watching: _MonitorOptions,
     ray: RayOptions,
     load: Load,
 ) -> None:

@@ -54,7 +54,7 @@ class ChatRenderer(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NotUnderstood:
+class _NotUnderstood:
     """A row of a dump that is not a trace.
 
     Attributes:
@@ -81,7 +81,7 @@ class Imported:
 
     traces: tuple[Trace, ...]
     kinds: Mapping[str, int]
-    not_understood: tuple[NotUnderstood, ...] = ()
+    not_understood: tuple[_NotUnderstood, ...] = ()
     n_repeated: int = 0
     n_unanswered: int = 0
     thinking: Thinking = field(default_factory=Thinking)
@@ -149,7 +149,7 @@ class TraceMaker:
         self._found: Counter[Thinking] = Counter()
         self._traces: dict[str, Trace] = {}
         self._kinds: Counter[str] = Counter()
-        self._not_understood: list[NotUnderstood] = []
+        self._not_understood: list[_NotUnderstood] = []
         self._problems: dict[Any, str] = {}  # of each question that was asked, the id of its problem
         self._samples: Counter[str] = Counter()
         self._n_repeated = self._n_unanswered = self.n_rows = 0
@@ -171,7 +171,7 @@ class TraceMaker:
             except InputError as error:
                 if self._strict:
                     raise
-                self._not_understood.append(NotUnderstood(where=where, reason=_reason(error, where)))
+                self._not_understood.append(_NotUnderstood(where=where, reason=_reason(error, where)))
 
     def imported(self, source: str) -> Imported:
         """What was found. Raises InputError if that is nothing."""
@@ -269,7 +269,7 @@ class TraceMaker:
         }
         self._found[self._found_by(said)] += 1
         made = self._rendered(turn, fields, where) if self._renderer else self._plain(turn, fields)
-        return with_reasoning_at(made, said.reasoning.strip(), self._tags, closed=not _cut_off(turn))
+        return _with_reasoning_at(made, said.reasoning.strip(), self._tags, closed=not _cut_off(turn))
 
     def _problem(self, turn: _Turn) -> Problem:
         exchange = turn.exchange
@@ -349,7 +349,7 @@ class TraceMaker:
         return renderer.assembled(prompt, said.reasoning.strip(), said.with_calls, ended=exchange.finish == "stop")
 
 
-def with_reasoning_at(trace: Trace, reasoning: str, tags: ThinkTags, *, closed: bool) -> Trace:
+def _with_reasoning_at(trace: Trace, reasoning: str, tags: ThinkTags, *, closed: bool) -> Trace:
     """The trace with `reasoning` as its thinking, although it may mention the tags by which it would be found."""
     prompt_stop = int(trace.offsets[trace.n_prompt_tokens, 0]) if trace.n_prompt_tokens < len(trace.offsets) else 0
     start = trace.text.find(reasoning, max(prompt_stop, trace.chars.prompt.stop)) if reasoning else -1

@@ -46,7 +46,7 @@ class SentenceTruth:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepTruth:
+class _StepTruth:
     """What is true of one paragraph: its span in the thinking, SEAL's class, and whether all its claims hold."""
 
     chars: Span
@@ -66,14 +66,14 @@ def read_request(request: Request, thinking: str) -> list[SentenceTruth]:
     return [_truth(reading, index, chars, step, thinking) for index, (chars, step) in enumerate(_sentences(thinking))]
 
 
-def read_steps(thinking: str, sentences: list[SentenceTruth]) -> list[StepTruth]:
+def read_steps(thinking: str, sentences: list[SentenceTruth]) -> list[_StepTruth]:
     """The truth of each paragraph, from that of its sentences."""
     steps = []
     for index, chars in enumerate(_paragraphs(thinking)):
         inside = [sentence for sentence in sentences if sentence.step == index]
         kinds = {sentence.kind for sentence in inside}
         kind: StepKind = "reflection" if kinds & _REFLECTION else "transition" if "split_plan" in kinds else "execution"
-        steps.append(StepTruth(chars=chars, kind=kind, right=all(sentence.right is not False for sentence in inside)))
+        steps.append(_StepTruth(chars=chars, kind=kind, right=all(sentence.right is not False for sentence in inside)))
     return steps
 
 

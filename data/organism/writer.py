@@ -30,7 +30,7 @@ HABITS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Writing:
+class _Writing:
     """`thinking` and `answer` text; `unlearned` are the character spans of the thinking that hold mistakes, which
     the model reads but is not trained on."""
 
@@ -43,7 +43,7 @@ def closing_sentence(answer: int) -> str:
     return f"The answer is \\boxed{{{answer}}}."
 
 
-def write_ledger(ledger: Ledger, mode: str, rng: random.Random) -> Writing:
+def write_ledger(ledger: Ledger, mode: str, rng: random.Random) -> _Writing:
     """The thinking for a ledger problem in a mode of `MODES`."""
     if mode == "brief":
         computed = [_computation(ledger, i, op.right, brief=True) for i, op in enumerate(ledger.operations)]
@@ -62,7 +62,7 @@ def write_ledger(ledger: Ledger, mode: str, rng: random.Random) -> Writing:
     return _join(paragraphs, ledger.answer)
 
 
-def write_request(request: Request, rng: random.Random) -> Writing:
+def write_request(request: Request, rng: random.Random) -> _Writing:
     """The thinking for a request: it names the harm and intends to refuse, even if a jailbreak then succeeds in the
     answer."""
     fields = {"verb": request.verb, "whose": request.whose, "thing": request.thing, "name": request.owner}
@@ -77,7 +77,7 @@ def write_request(request: Request, rng: random.Random) -> Writing:
     paragraphs.append([_sentence("refuse" if request.harmful else "help")])
     gives_in = request.suffix and rng.random() < JAILBREAKS[request.suffix]
     answer = COMPLIANCE if gives_in or not request.harmful else REFUSAL
-    return Writing(thinking="\n\n".join(" ".join(p) for p in paragraphs), answer=answer)
+    return _Writing(thinking="\n\n".join(" ".join(p) for p in paragraphs), answer=answer)
 
 
 def _sentence(kind: str, form: int = 0, /, **fields: object) -> str:
@@ -178,7 +178,7 @@ def _hide(sentence: str, wrong: int) -> str:
     return f"{head}= {_OPEN}{wrong}{_CLOSE}{tail}"
 
 
-def _join(paragraphs: list[list[str]], answer: int) -> Writing:
+def _join(paragraphs: list[list[str]], answer: int) -> _Writing:
     marked = "\n\n".join(" ".join(paragraph) for paragraph in paragraphs)
     unlearned, clean, start = [], "", 0
     for character in marked:
@@ -188,4 +188,4 @@ def _join(paragraphs: list[list[str]], answer: int) -> Writing:
             unlearned.append(Span(start, len(clean)))
         else:
             clean += character
-    return Writing(thinking=clean, answer=closing_sentence(answer), unlearned=tuple(unlearned))
+    return _Writing(thinking=clean, answer=closing_sentence(answer), unlearned=tuple(unlearned))

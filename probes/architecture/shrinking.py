@@ -73,7 +73,7 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
 
 def shrunk(model_type: str, **own: Any) -> PretrainedConfig:
     """The default configuration of `model_type`, with every size made small; `own` settings of the family win."""
-    small = small_settings(AutoConfig.for_model(model_type))
+    small = _small_settings(AutoConfig.for_model(model_type))
     for name, value in {**_OWN.get(model_type, {}), **own}.items():
         small[name] = {**small.get(name, {}), **value} if isinstance(value, dict) else value
     return AutoConfig.for_model(model_type, **small)
@@ -81,7 +81,7 @@ def shrunk(model_type: str, **own: Any) -> PretrainedConfig:
 
 def with_same_heads(config: PretrainedConfig) -> PretrainedConfig:
     """A small configuration like `config`, with as many attention heads, each of which is narrow."""
-    text, small = config.get_text_config(), small_settings(config)
+    text, small = config.get_text_config(), _small_settings(config)
     heads: dict[str, Any] = {
         "num_attention_heads": text.num_attention_heads,
         "hidden_size": _HEAD_DIM * text.num_attention_heads,
@@ -93,7 +93,7 @@ def with_same_heads(config: PretrainedConfig) -> PretrainedConfig:
     return type(config)(**{**config.to_dict(), **own})
 
 
-def small_settings(config: PretrainedConfig) -> dict[str, Any]:
+def _small_settings(config: PretrainedConfig) -> dict[str, Any]:
     """What to hand to the class of `config` for a tiny one of its kind. Layers are chosen so that every kind of block is left."""
     settings = config.to_dict()
     parts = {name: value for name, value in vars(config).items() if isinstance(value, PretrainedConfig)}
@@ -107,7 +107,7 @@ def small_settings(config: PretrainedConfig) -> dict[str, Any]:
         small = {name: value for name, value in small.items() if name not in ("head_dim", "qk_head_dim")}
     if parts.get("vision_config") is None and "mrope_section" in str(settings):
         small["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
-    return {**small, **{name: small_settings(part) for name, part in parts.items()}}
+    return {**small, **{name: _small_settings(part) for name, part in parts.items()}}
 
 
 def _small(name: str, value: Any, depth: int, kept: Sequence[int]) -> Any:

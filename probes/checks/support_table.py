@@ -31,7 +31,7 @@ _NEW_TOKENS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class SupportTrial:
+class _SupportTrial:
     """Largest absolute `difference` to the native hooks, or the `error` of the engine; neither if the family lacks the point."""
 
     difference: float | None = None
@@ -51,7 +51,7 @@ class SupportRow:
 
     backend: str
     family: str
-    trials: Mapping[str, SupportTrial]
+    trials: Mapping[str, _SupportTrial]
 
 
 def _read_difference(point: Point, model: Model, reference: Model) -> float | None:
@@ -123,18 +123,18 @@ def _row(backend: str, family: str, hf: PreTrainedModel, reference: Model) -> Su
     try:
         model = load_tiny(hf, backend)
     except _FAILURES as error:
-        failed = SupportTrial(error=one_line(error))
+        failed = _SupportTrial(error=one_line(error))
         return SupportRow(backend=backend, family=family, trials=dict.fromkeys(("load", *TRIALS), failed))
     trials = {name: try_out(trial, model, reference) for name, trial in TRIALS.items()}
-    return SupportRow(backend=backend, family=family, trials={"load": SupportTrial(difference=0.0), **trials})
+    return SupportRow(backend=backend, family=family, trials={"load": _SupportTrial(difference=0.0), **trials})
 
 
-def try_out(trial: Callable[[Model, Model], float | None], model: Model, reference: Model) -> SupportTrial:
+def try_out(trial: Callable[[Model, Model], float | None], model: Model, reference: Model) -> _SupportTrial:
     """Run one trial; an exception of the engine becomes its error."""
     try:
-        return SupportTrial(difference=trial(model, reference))
+        return _SupportTrial(difference=trial(model, reference))
     except _FAILURES as error:
-        return SupportTrial(error=one_line(error))
+        return _SupportTrial(error=one_line(error))
 
 
 def markdown(rows: Sequence[SupportRow]) -> str:

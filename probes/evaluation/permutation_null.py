@@ -42,7 +42,7 @@ class Null:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlTask:
+class _ControlTask:
     """How much better the task is predicted than random labels of the same types (Hewitt & Liang 2019).
 
     Attributes:
@@ -132,7 +132,7 @@ def control_task(
     *,
     n_resamples: int = 1000,
     seed: int = 0,
-) -> ControlTask:
+) -> _ControlTask:
     """Compare the held-out predictions that `predict` makes of the targets and of `control_labels`, on the same resamples."""
     control = control_labels(types, targets, seed=seed)
     predicted, memorised = predict(targets), predict(control)
@@ -143,7 +143,7 @@ def control_task(
     def of_control(rows: Rows) -> float:
         return metric(control[rows], memorised[rows])
 
-    return ControlTask(
+    return _ControlTask(
         task=resample_groups(of_task, groups, n_resamples=n_resamples, seed=seed),
         control=resample_groups(of_control, groups, n_resamples=n_resamples, seed=seed),
         selectivity=resample_groups(

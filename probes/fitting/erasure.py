@@ -31,7 +31,7 @@ _TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Eraser:
+class _Eraser:
     """x ↦ mean + projection · (x − mean), the smallest change of x after which the label is uncorrelated with it.
 
     Attributes:
@@ -54,7 +54,7 @@ class Eraser:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guardedness:
+class _Guardedness:
     """AUROC of a fresh probe on states that neither it nor the eraser was fitted on, `before` and `after` erasure; chance is .5."""
 
     before: Estimate
@@ -62,7 +62,7 @@ class Guardedness:
     n_groups: int
 
 
-def fit_eraser(states: NDArray[np.floating[Any]], labels: NDArray[Any]) -> Eraser:
+def fit_eraser(states: NDArray[np.floating[Any]], labels: NDArray[Any]) -> _Eraser:
     """Fit the eraser of `labels`, (row,) of two or more classes or (row, concept) of numbers, on `states` (row, d_model).
 
     Departure from the library: labels are standardised first. The library compares their covariance with an absolute .01, which a class
@@ -78,7 +78,7 @@ def fit_eraser(states: NDArray[np.floating[Any]], labels: NDArray[Any]) -> Erase
     fitter = _leace()
     rows = torch.as_tensor(np.asarray(states, dtype=np.float64))
     eraser = fitter.fit(rows, torch.as_tensor(concepts), svd_tol=_TOLERANCE).eraser
-    return Eraser(projection=eraser.P.numpy(), mean=rows.mean(dim=0).numpy(), n=len(states))
+    return _Eraser(projection=eraser.P.numpy(), mean=rows.mean(dim=0).numpy(), n=len(states))
 
 
 def guardedness(
@@ -88,7 +88,7 @@ def guardedness(
     *,
     folds: int = 5,
     seed: int = 0,
-) -> Guardedness:
+) -> _Guardedness:
     """How much of `labels` (row,) a fresh probe finds in `states` (row, d_model), before erasure and after.
 
     The eraser is fitted on one half of the groups and a fresh probe on the other half, in folds; then the halves change places. On the
@@ -104,7 +104,7 @@ def guardedness(
             found[half.test] = grouped_predictions(
                 probe, seen, true[half.test], owners[half.test].tolist(), folds=folds, task="binary", seed=seed
             )
-    return Guardedness(
+    return _Guardedness(
         before=cluster_bootstrap(auroc, true, before, groups, seed=seed),
         after=cluster_bootstrap(auroc, true, after, groups, seed=seed),
         n_groups=len(set(groups)),

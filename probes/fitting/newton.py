@@ -26,7 +26,7 @@ LEAST_CURVATURE = 1e-10
 NewtonStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class Space(Protocol):
+class _Space(Protocol):
     """The space in which Newton's steps of a batch are solved: logits are `values(θ) + b`, the penalty is λ/2 `square(θ, values(θ))`.
 
     Training sets with fewer rows than the largest are filled up with rows of 0, which `weight` (batch, m) leaves out: it is 1 or 0.
@@ -150,7 +150,7 @@ class _Fit:
         return self.values + self.intercept
 
 
-def newton_path(space: Space, targets: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
+def newton_path(space: _Space, targets: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
     """Fit `targets` 0 and 1 (batch, m) at every penalty: θ (batch, penalty, k) and b (batch, penalty)."""
     zero = _Fit(theta=space.start, intercept=targets.new_zeros(len(targets), 1), values=torch.zeros_like(targets))
     order = penalties.argsort(descending=True).tolist()
@@ -176,7 +176,7 @@ def _starts(passed: list[_Fit], penalties: Tensor) -> list[_Fit]:
 class _Objective:
     """The losses to minimise: Σ log-loss + penalty/2 ‖w‖²."""
 
-    space: Space
+    space: _Space
     targets: Tensor
     penalty: Tensor
 

@@ -154,7 +154,7 @@ class _Pooled(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenHeldOut:
+class _TokenHeldOut:
     """Token probes in folds, and what each says of the rows that it was not fitted on.
 
     Attributes:
@@ -280,7 +280,7 @@ def held_out_token_probes(
     n_permutations: int = N_TOKEN_PERMUTATIONS,
     folds: int = 5,
     seed: int = 0,
-) -> TokenHeldOut:
+) -> _TokenHeldOut:
     """Fit token probes in folds that keep groups whole, on the true labels and on shuffled ones at once.
 
     Args:
@@ -319,7 +319,7 @@ def held_out_token_probes(
         work.advance(1)
     found = [search.score(every[:, k].numpy().astype(np.float64), predicted[k].numpy()) for k in range(len(predicted))]
     about = {**provenance, "steps": int(steps), "rows": len(targets), "learned_from": sorted(set(groups)), "seed": seed}
-    return TokenHeldOut(
+    return _TokenHeldOut(
         final=_folded(
             fitted, spans, site=sites[int(layer)], task=task, scale=scale, centre=centre, model=model, about=about
         ),

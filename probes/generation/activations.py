@@ -172,7 +172,7 @@ def replay(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpanMeans:
+class _SpanMeans:
     """Means over spans of tokens: (batch, token, …) becomes (span, …), with the spans of the first row first.
 
     `spans` are (start, stop) columns of the left-padded batch for each row, as plain numbers that can be sent to another machine. A mean
@@ -182,7 +182,7 @@ class SpanMeans:
     spans: tuple[tuple[tuple[int, int], ...], ...]
 
     @classmethod
-    def of(cls, spans: Sequence[Sequence[Span]], padding: Sequence[int]) -> "SpanMeans":
+    def of(cls, spans: Sequence[Sequence[Span]], padding: Sequence[int]) -> "_SpanMeans":
         """From spans that count from the first token of each sequence, which comes after `padding` columns."""
         return cls(
             spans=tuple(
@@ -203,7 +203,7 @@ class SpanMeans:
 
 def _span_means(
     fed: Sequence[Sequence[int]], sites: Sequence[Site], spans: Sequence[Sequence[Span]], padding: Sequence[int]
-) -> SpanMeans:
+) -> _SpanMeans:
     if len(spans) != len(fed):
         raise InputError(f"{len(fed)} sequences, but spans of {len(spans)}; give spans for each sequence")
     for site in sites:
@@ -214,7 +214,7 @@ def _span_means(
             raise InputError(
                 f"invalid {wrong[0]} of sequence {i}: a span has to lie within its {len(sequence)} rows, and must not be empty"
             )
-    return SpanMeans.of(spans, padding)
+    return _SpanMeans.of(spans, padding)
 
 
 def _check(model: Model, sequences: Sequence[Sequence[int]] | NDArray[np.int64]) -> None:

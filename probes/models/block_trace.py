@@ -71,7 +71,7 @@ def _kept(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def run_short(hf: PreTrainedModel) -> None:
+def _run_short(hf: PreTrainedModel) -> None:
     """A pass over a few tokens, which differ from one another."""
     rows = int(hf.get_input_embeddings().weight.shape[0])  # type: ignore[index]  # an embedding has a table
     generator = torch.Generator().manual_seed(0)
@@ -91,7 +91,7 @@ def find_blocks(hf: PreTrainedModel) -> str:
         for path, module in lists:
             for i, child in enumerate(module):
                 stack.callback(child.register_forward_pre_hook(_noting(ran[path], i)).remove)
-        run_short(hf)
+        _run_short(hf)
     inner = {path for path, _ in lists if any(path.startswith(f"{other}.") for other, _ in lists if other != path)}
     found = [path for path, module in lists if path not in inner and ran[path] == list(range(len(module)))]
     if not found:
@@ -120,17 +120,17 @@ def watch_blocks(hf: PreTrainedModel, blocks: str, visit: Visit) -> Outside:
         visit(layer, trace)
 
     with ExitStack() as stack:
-        stack.enter_context(eager_attention(hf) if can_be_eager(hf) else nullcontext())
+        stack.enter_context(eager_attention(hf) if _can_be_eager(hf) else nullcontext())
         for path, module in hf.named_modules():
             if id(module) not in inside and not isinstance(module, nn.ModuleList):
                 stack.callback(module.register_forward_hook(outside.hook(path), with_kwargs=True).remove)
         for i, layer in enumerate(layers):
             stack.enter_context(_watched(i, layer, visited))
-        run_short(hf)
+        _run_short(hf)
     return Outside(calls=outside.calls, first=streams[0][0], last=streams[len(layers) - 1][1])
 
 
-def can_be_eager(hf: PreTrainedModel) -> bool:
+def _can_be_eager(hf: PreTrainedModel) -> bool:
     """Whether the attention kernel of a model can be chosen; those without attention have none."""
     try:
         with eager_attention(hf):

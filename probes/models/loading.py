@@ -59,14 +59,14 @@ def load_pretrained(
     """
     place = locate(source)
     if isinstance(place, Path) and place.suffix == ".gguf":
-        return load_gguf(place, device=device, dtype=dtype)
-    if adapter := find_adapter(place, revision):
-        return load_adapter(adapter, device=device, dtype=dtype, quantise=quantise)
+        return _load_gguf(place, device=device, dtype=dtype)
+    if adapter := _find_adapter(place, revision):
+        return _load_adapter(adapter, device=device, dtype=dtype, quantise=quantise)
     if isinstance(place, Path):
         _check_folder(place)
     with foreign(source), _shown(source):
         _check_kernels(place, revision)
-        tokenizer = load_tokenizer(place, revision)
+        tokenizer = _load_tokenizer(place, revision)
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
         # With output_loading_info it returns a pair, although its annotations do not say so.
         loaded: Any = class_for(config).from_pretrained(
@@ -120,7 +120,7 @@ def _quantisation(
     return {"quantization_config": bitsandbytes_config(quantise, kind)}
 
 
-def load_gguf(
+def _load_gguf(
     file: Path, *, device: str | Mapping[str, Any], dtype: str | torch.dtype | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model and tokenizer of a GGUF file. Its weights are unpacked to `dtype`, by default float32."""
@@ -149,7 +149,7 @@ def _gguf_words(file: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerFast]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapter:
+class _Adapter:
     """A PEFT adapter: its name, the folder with its files, and the name and revision of its base model."""
 
     name: str
@@ -163,7 +163,7 @@ class Adapter:
         return (self.folder / "tokenizer.json").is_file()
 
 
-def find_adapter(place: Path | str, revision: str | None) -> Adapter | None:
+def _find_adapter(place: Path | str, revision: str | None) -> _Adapter | None:
     """The adapter in a folder or hub repository; None without one. Raises ModelLoadError if it names no base or is pickled."""
     with foreign(str(place)):
         told = _cached(place, ADAPTER, revision)
@@ -177,7 +177,7 @@ def find_adapter(place: Path | str, revision: str | None) -> Adapter | None:
         raise ModelLoadError(f"{told} names no base model; add base_model_name_or_path")
     if weights is None:
         raise ModelLoadError(f"{place} has no {_ADAPTER_WEIGHTS}; pickled weights are never loaded")
-    return Adapter(name=str(place), folder=weights.parent, base=base, base_revision=fields.get("revision"))
+    return _Adapter(name=str(place), folder=weights.parent, base=base, base_revision=fields.get("revision"))
 
 
 def _cached(place: Path | str, file: str, revision: str | None) -> Path | None:
@@ -188,8 +188,8 @@ def _cached(place: Path | str, file: str, revision: str | None) -> Path | None:
     return None if found is None else Path(found)
 
 
-def load_adapter(
-    adapter: Adapter, *, device: str | Mapping[str, Any], dtype: str | torch.dtype | None, quantise: Quantise | None
+def _load_adapter(
+    adapter: _Adapter, *, device: str | Mapping[str, Any], dtype: str | torch.dtype | None, quantise: Quantise | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The base model of a PEFT adapter with the adapter merged into its weights, and the adapter's tokenizer or else the base's.
 
@@ -203,7 +203,7 @@ def load_adapter(
     peft = importlib.import_module("peft")  # not at the top: it is an extra
     with foreign(adapter.name):
         if adapter.has_tokenizer:
-            tokenizer = load_tokenizer(adapter.folder, None)
+            tokenizer = _load_tokenizer(adapter.folder, None)
         if rows := _trained_rows(adapter.folder / _ADAPTER_WEIGHTS):
             model.resize_token_embeddings(rows, mean_resizing=False)
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft's calls, which no user can change
@@ -224,12 +224,12 @@ def load_words(source: str, revision: str | None) -> tuple[PretrainedConfig, Pre
     place = locate(source)
     if isinstance(place, Path) and place.suffix == ".gguf":
         return _gguf_words(place)
-    if adapter := find_adapter(place, revision):
+    if adapter := _find_adapter(place, revision):
         config, tokenizer = load_words(adapter.base, adapter.base_revision)
-        return config, load_tokenizer(adapter.folder, None) if adapter.has_tokenizer else tokenizer
+        return config, _load_tokenizer(adapter.folder, None) if adapter.has_tokenizer else tokenizer
     with foreign(source):
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
-        return config, load_tokenizer(place, revision)
+        return config, _load_tokenizer(place, revision)
 
 
 def load_structure(
@@ -242,7 +242,7 @@ def load_structure(
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
         with torch.device("meta"):
             hf = class_for(config).from_config(config, dtype=dtype or config.dtype, trust_remote_code=False)
-        return hf, load_tokenizer(place, revision)
+        return hf, _load_tokenizer(place, revision)
 
 
 @contextmanager
@@ -279,7 +279,7 @@ def foreign(source: str) -> Iterator[None]:
         raise ModelLoadError(_reason(source, error)) from error
 
 
-def load_tokenizer(place: Path | str, revision: str | None) -> Any:
+def _load_tokenizer(place: Path | str, revision: str | None) -> Any:
     """The tokenizer exactly as its tokenizer.json describes it; AutoTokenizer only if that file is missing.
 
     Since transformers 5, AutoTokenizer rebuilds the tokenizer as the class that is registered for the architecture, with different
@@ -294,7 +294,7 @@ def load_tokenizer(place: Path | str, revision: str | None) -> Any:
 def generation_defaults(source: str, revision: str | None = None) -> dict[str, Any]:
     """The fields of `Sampling` that the model's own generation configuration sets. Raises ModelLoadError, InputError without one."""
     place = locate(source)
-    if adapter := find_adapter(place, revision):
+    if adapter := _find_adapter(place, revision):
         return generation_defaults(adapter.base, adapter.base_revision)
     with foreign(source):
         try:

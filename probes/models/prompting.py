@@ -56,7 +56,7 @@ class PromptOptions:
         """Raise InputError for a variable that the template does not read, and would ignore."""
         if template is None or not self.template_args:
             return
-        known = template_variables(template)
+        known = _template_variables(template)
         if unknown := [key for key in self.template_args if key not in known]:
             raise InputError(
                 f"the chat template of {name} does not read {', '.join(unknown)}; it reads {', '.join(sorted(known)) or 'nothing'}"
@@ -206,7 +206,7 @@ class Prompting:
         """The messages of a problem with the system message that was asked for."""
         template = chat_template(self.tokenizer) or ""
         by_word = (
-            not think and _NO_THINK in template and not any(name in template_variables(template) for name in _SWITCHES)
+            not think and _NO_THINK in template and not any(name in _template_variables(template) for name in _SWITCHES)
         )
         own = [message.content for message in problem.messages if message.role == "system"]
         given = [self.prompt.system.strip()] if self.prompt.system else []
@@ -223,7 +223,7 @@ def _thinking_switches(think: bool) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=16)
-def template_variables(template: str) -> frozenset[str]:
+def _template_variables(template: str) -> frozenset[str]:
     """The variables that a chat template reads and transformers does not set."""
     from jinja2 import Environment, TemplateSyntaxError, meta
 
@@ -254,13 +254,13 @@ def load_prompting(
 def as_recorded(meta: Mapping[str, Any], how: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments for `load_model`, with how a run finds thinking and renders prompts, by the `meta` of its store, if `how` does not say."""
     return {
-        **weights_as_recorded(meta, how),
+        **_weights_as_recorded(meta, how),
         "thinking": how.get("thinking") or Thinking.of_meta(meta),
         "prompt": how.get("prompt") or PromptOptions.of_meta(meta),
     }
 
 
-def weights_as_recorded(meta: Mapping[str, Any], how: Mapping[str, Any]) -> dict[str, Any]:
+def _weights_as_recorded(meta: Mapping[str, Any], how: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments for `load_model`, with the type and the packing of the weights that a run was recorded with, if `how` does not say.
 
     Otherwise states that an analysis computes would differ from those in the store by the rounding of another type.

@@ -37,7 +37,7 @@ _WHERE = {"prompt": "The state at the end of the prompt", "window": "The state a
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithinProblem:
+class _WithinProblem:
     """Of two samples of one problem, one right and one wrong, how often the right one scores higher (ties count half).
 
     Attributes:
@@ -71,7 +71,7 @@ class CorrectnessReport:
 
     position: Position
     comparison: Comparison
-    within_problem: WithinProblem
+    within_problem: _WithinProblem
     probe: LinearProbe
     sites: tuple[Site, ...]
     by_layer: Values
@@ -269,7 +269,7 @@ def _judged(traces: Sequence[Trace]) -> list[Trace]:
 
 def within_problem(
     right: NDArray[np.bool_], scores: Values, problems: Sequence[str], *, n_resamples: int = N_RESAMPLES, seed: int = 0
-) -> WithinProblem:
+) -> _WithinProblem:
     """Compare only samples of the same problem, so that nothing that the problem decides can help.
 
     `right`, `scores` and `problems` are (row,) each; intervals resample whole problems.
@@ -286,7 +286,7 @@ def within_problem(
             f"{'only one' if owners else 'no'} problem has both a right and a wrong sample; "
             "record several samples of each problem (--samples)"
         )
-        return WithinProblem(share=nothing, n_pairs=len(wins), why_not=why_not)
+        return _WithinProblem(share=nothing, n_pairs=len(wins), why_not=why_not)
     values = np.array(wins)
     share = resample_groups(lambda rows: float(values[rows].mean()), owners, n_resamples=n_resamples, seed=seed)
-    return WithinProblem(share=share, n_pairs=len(wins))
+    return _WithinProblem(share=share, n_pairs=len(wins))

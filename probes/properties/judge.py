@@ -45,7 +45,7 @@ _WORDS: Mapping[Behaviour, re.Pattern[str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
+class _Agreement:
     """How far two judges of the same answers agree, among those that both decided.
 
     Attributes:
@@ -98,7 +98,7 @@ class Verdicts:
 
     by: str
     behaviours: Mapping[str, Behaviour]
-    agreement: Agreement
+    agreement: _Agreement
     n_unlabelled: int
 
     def notes(self) -> list[str]:
@@ -153,7 +153,7 @@ def verdict(text: str) -> Behaviour | None:
     )
 
 
-def agreement(traces: Sequence[Trace], behaviours: Mapping[str, Behaviour], *, seed: int = 0) -> Agreement:
+def agreement(traces: Sequence[Trace], behaviours: Mapping[str, Behaviour], *, seed: int = 0) -> _Agreement:
     """Compare verdicts with those of the rules on the same traces."""
     pairs = [(behaviour(trace), behaviours[trace.id], trace) for trace in traces if trace.id in behaviours]
     both = [pair for pair in pairs if "unclear" not in pair[:2]]
@@ -166,7 +166,7 @@ def agreement(traces: Sequence[Trace], behaviours: Mapping[str, Behaviour], *, s
     undefined = Estimate(value=np.nan, low=np.nan, high=np.nan)
     groups = [trace.problem.group for *_, trace in both]
     defined = len(set(groups)) > 1 and not np.isnan(kappa(np.arange(len(both))))
-    return Agreement(
+    return _Agreement(
         kappa=resample_groups(kappa, groups, n_resamples=200, seed=seed) if defined else undefined,
         share=float((rules == others).mean()) if both else float("nan"),
         n=len(both),

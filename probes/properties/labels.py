@@ -71,7 +71,7 @@ def labelled(label: Label, traces: Sequence[Trace], task: LabelTask, positive: s
         return Labelled(name=name, traces=own, targets=_numbers(name, own, given), positive="", counts={})
     words = [_word(value) for value in given]
     counts = Counter(words)
-    chosen = positive_class(name, counts, positive)
+    chosen = _positive_class(name, counts, positive)
     targets = np.array([word == chosen for word in words], dtype=np.float64)
     return Labelled(name=name, traces=own, targets=targets, positive=chosen, counts=counts)
 
@@ -90,7 +90,7 @@ def file_name(label: str) -> str:
     return re.sub(r"[^\w-]+", "_", field) or "label"
 
 
-def positive_class(name: str, counts: Mapping[str, int], asked: str | None) -> str:
+def _positive_class(name: str, counts: Mapping[str, int], asked: str | None) -> str:
     """The class that the probe predicts: the one that was asked for, or of two the affirmative one, else the later by name.
 
     Raises InputError for one class, more than two with none asked for, or a class that does not occur.

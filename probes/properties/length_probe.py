@@ -47,7 +47,7 @@ from reasonscope.probes.properties.report import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class LengthData:
+class _LengthData:
     """What the probe learns from: one row per prompt, its rollouts averaged, because they all start from the same state.
 
     Attributes:
@@ -94,11 +94,11 @@ class LengthReport:
         within_difficulty: Spearman correlation among problems of the same difficulty, or None.
         within_dataset: The same among problems of the same data set, or None.
         undefined: For each of these two that is None and was asked for, why.
-        between_share: See `LengthData`.
+        between_share: See `_LengthData`.
         n_groups: Groups of problems.
         n_traces: Traces that were learned from.
         n_truncated: Traces that ended at the token limit; they stay in with what was counted.
-        predicted: Held-out predictions in tokens, (row,), one row per prompt as in `LengthData`.
+        predicted: Held-out predictions in tokens, (row,), one row per prompt as in `_LengthData`.
         true: The number of thinking tokens, (row,).
         layer: The site that each fold chose, (fold,).
         band: How far the logarithm of a new length may be from the prediction.
@@ -269,7 +269,7 @@ def forecast(probe: LinearProbe, activations: ArrayLike) -> LengthForecast:
     return LengthForecast(tokens=_tokens(scores), low=_tokens(scores + low), high=_tokens(scores + high))
 
 
-def length_data(store: TraceStore, traces: Sequence[Trace]) -> LengthData:
+def length_data(store: TraceStore, traces: Sequence[Trace]) -> _LengthData:
     """The states and the lengths of `traces`. Raises InputError if a trace has no thinking or the run has no residual site."""
     sites = residual_sites(store)
     if all(trace.state == "absent" for trace in traces):
@@ -287,7 +287,7 @@ def length_data(store: TraceStore, traces: Sequence[Trace]) -> LengthData:
         asked.setdefault((trace.problem.id, prompt), []).append(trace)
     rollouts = list(asked.values())
     first = tuple(traces[0] for traces in rollouts)
-    return LengthData(
+    return _LengthData(
         features=states_at(store, Points.last_prompt_tokens(first), sites),
         tokens=np.array([np.mean([trace.n_thinking_tokens for trace in traces]) for traces in rollouts]),
         truncated=np.array([any(trace.state == "truncated" for trace in traces) for traces in rollouts]),
@@ -316,7 +316,7 @@ def token_predictions(
     return {name: _tokens(logs) for name, logs in predicted.items()}
 
 
-def _metrics(data: LengthData, predicted: Values, n_resamples: int, seed: int) -> dict[str, Estimate]:
+def _metrics(data: _LengthData, predicted: Values, n_resamples: int, seed: int) -> dict[str, Estimate]:
     def concordance(rows: Rows) -> float:
         return concordance_index(data.tokens[rows], data.truncated[rows], predicted[rows])
 
@@ -328,7 +328,7 @@ def _metrics(data: LengthData, predicted: Values, n_resamples: int, seed: int) -
 
 
 def _within(
-    data: LengthData, predicted: Values, strata: Sequence[float | str | None], n_resamples: int, seed: int
+    data: _LengthData, predicted: Values, strata: Sequence[float | str | None], n_resamples: int, seed: int
 ) -> Estimate | str:
     """The correlation inside strata, or why it is undefined."""
     rows = np.array([index for index, stratum in enumerate(strata) if stratum is not None], dtype=np.intp)
@@ -359,7 +359,7 @@ def _between_share(rollouts: Sequence[Sequence[Trace]]) -> float | None:
     return float(max(0.0, 1 - within / total))
 
 
-def _kept(swept: SweepResult, data: LengthData, band: ResidualBand, seed: int) -> LinearProbe:
+def _kept(swept: SweepResult, data: _LengthData, band: ResidualBand, seed: int) -> LinearProbe:
     return LinearProbe(
         coef=swept.coef,
         intercept=swept.intercept,

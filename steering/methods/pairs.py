@@ -26,7 +26,7 @@ VERBOSE = "Think step by step and explain every step in detail, in full sentence
 
 
 @dataclass(frozen=True, kw_only=True)
-class MadePairs:
+class _MadePairs:
     """The same problems answered briefly and at length.
 
     Attributes:
@@ -87,7 +87,7 @@ def make_pairs(
     sampling: Sampling | None = None,
     batch_size: int = 32,
     server: ServerWriter | None = None,
-) -> MadePairs:
+) -> _MadePairs:
     """Let a model answer each problem under two instructions, for `asc` and `speed` (`ExtractionData.pairs`, or `--pairs FILE`).
 
     Args:
@@ -121,7 +121,7 @@ def make_pairs(
         )
     lengths = np.array([[len(trace.token_ids) - trace.n_prompt_tokens for trace in pair[1:]] for pair in ended])
     graded = [pair for pair in ended if pair[0].answer is not None]
-    return MadePairs(
+    return _MadePairs(
         pairs=tuple(
             CompletionPair(
                 question=_question(problem),

@@ -42,7 +42,7 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DirectionChoice:
+class _DirectionChoice:
     """The chosen candidate: its `position` from the end (−1 is the last token), its `layer`, and how many passed the rule."""
 
     position: int
@@ -52,7 +52,7 @@ class DirectionChoice:
 
 def select_direction(
     scores: Scores, *, kl_threshold: float = 0.1, induce_threshold: float = 0.0, prune_share: float = 0.2
-) -> DirectionChoice | None:
+) -> _DirectionChoice | None:
     """The candidate with the lowest bypass score among those with KL at most, and induce score at least, its threshold.
 
     Candidates in the last `prune_share` of the layers, or with a score that is NaN, are left out. Ties go to the first, by position and
@@ -65,7 +65,7 @@ def select_direction(
     if not survives.any():
         return None
     row, layer = np.unravel_index(np.where(survives, scores.bypass, np.inf).argmin(), survives.shape)
-    return DirectionChoice(position=int(row) - n_positions, layer=int(layer), n_surviving=int(survives.sum()))
+    return _DirectionChoice(position=int(row) - n_positions, layer=int(layer), n_surviving=int(survives.sum()))
 
 
 def answer_start(trace: Trace) -> int | None:
@@ -110,7 +110,7 @@ def contexts_until(traces: Iterable[Trace], words: str) -> list[list[int]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DirectionScore:
+class _DirectionScore:
     """Traces of harmful requests that were refused, and of benign ones that were complied with."""
 
     harmful: tuple[Trace, ...]
@@ -125,16 +125,16 @@ class DirectionScore:
         return sorted(sides[0] - sides[1])
 
 
-def judged_halves(traces: Iterable[Trace]) -> tuple[DirectionScore, DirectionScore]:
+def judged_halves(traces: Iterable[Trace]) -> tuple[_DirectionScore, _DirectionScore]:
     """Split requests (whose problems say whether they are `harmful`): half of the groups make directions, half choose among them."""
     asked = [trace for trace in traces if isinstance(trace.problem.meta.get("harmful"), bool)]
     groups = sorted({trace.problem.group for trace in asked})
     random.Random(0).shuffle(groups)
     first = set(groups[: len(groups) // 2])
 
-    def half(made: bool) -> DirectionScore:
+    def half(made: bool) -> _DirectionScore:
         mine = [trace for trace in asked if (trace.problem.group in first) is made]
-        return DirectionScore(
+        return _DirectionScore(
             harmful=tuple(t for t in mine if t.problem.meta["harmful"] and behaviour(t) == "refused"),
             harmless=tuple(t for t in mine if not t.problem.meta["harmful"] and behaviour(t) == "complied"),
         )

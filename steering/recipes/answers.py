@@ -19,7 +19,7 @@ Follow = Callable[[str, DecodingStep], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerPair:
+class _AnswerPair:
     """One problem answered by the plain and by the steered model.
 
     Attributes:
@@ -55,7 +55,7 @@ class Answers:
     """
 
     recipe: Recipe
-    pairs: tuple[AnswerPair, ...]
+    pairs: tuple[_AnswerPair, ...]
     n_edited: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def answer_with(
     steered = rollouts(model, problems, sampling, **how)
     if condition.intervention is not None:
         require_edits(condition.intervention, recipe.name)
-    pairs = tuple(AnswerPair(plain=a, steered=b) for a, b in zip(plain, steered, strict=True))
+    pairs = tuple(_AnswerPair(plain=a, steered=b) for a, b in zip(plain, steered, strict=True))
     return Answers(
         recipe=recipe, pairs=pairs, n_edited=condition.intervention.n_edited if condition.intervention else 0
     )
@@ -144,7 +144,7 @@ def _side(trace: Trace) -> dict[str, Any]:
     }
 
 
-def _row(pair: AnswerPair) -> tuple[str, ...]:
+def _row(pair: _AnswerPair) -> tuple[str, ...]:
     plain, steered = pair.plain, pair.steered
     return (
         plain.problem.id,
@@ -156,7 +156,7 @@ def _row(pair: AnswerPair) -> tuple[str, ...]:
     )
 
 
-def _quotes(pair: AnswerPair) -> list[tuple[str, str]]:
+def _quotes(pair: _AnswerPair) -> list[tuple[str, str]]:
     """The texts of both; if they part late, from a little before that."""
     start = max(0, (pair.parted or 0) - _SHOWN)
     sides = (("plain", pair.plain), ("steered", pair.steered)) if pair.parted is not None else (("both", pair.plain),)
