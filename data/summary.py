@@ -1,9 +1,10 @@
 """What a command tells its reader: the finding in one sentence, a small table, the text that matters, and where to look
 next."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
 
 from reasonscope.data.intervals import Estimate
 
@@ -91,3 +92,31 @@ def shortest_range(texts: Sequence[str]) -> str:
 def _minus(text: str) -> str:
     """With a minus sign in place of the hyphen, and no sign before a zero."""
     return text.lstrip("-") if not text.strip("-0.") else text.replace("-", "−")
+
+
+def number_rows(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and value of every number, names dotted: `("seal.tokens_base", "41.2")`.
+
+    A list under `ci` or `…_ci` is an interval, `[0.8, 0.86]`; any other list of three numbers is a value with its interval,
+    `0.572 [0.454, 0.657]`, unless its name begins with `random`; whatever else is in a list stands with commas between, `351, 357`.
+    """
+    for name, value in numbers.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", text) for inner, text in number_rows(value))
+        elif isinstance(value, list):
+            yield name, _list_text(name, value)
+        else:
+            yield name, _number_text(value)
+
+
+def _list_text(name: str, values: Sequence[object]) -> str:
+    texts = list(map(_number_text, values))
+    if name == "ci" or name.endswith("_ci"):
+        return f"[{', '.join(texts)}]"
+    if len(texts) == 3 and not name.startswith("random"):
+        return f"{texts[0]} [{texts[1]}, {texts[2]}]"
+    return ", ".join(texts)
+
+
+def _number_text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

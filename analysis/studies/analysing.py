@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar
 
-from reasonscope.analysis.figures import of_result, to_html, write_figure
-from reasonscope.analysis.results import Result, result_path
+from reasonscope.analysis.figures import of_result, write_figure
+from reasonscope.analysis.results import Result, file_name, result_path
 from reasonscope.analysis.runs.options import LoadsModel, Writes, make_options
 from reasonscope.analysis.runs.questions import QUESTIONS
 from reasonscope.analysis.runs.registry import numbers_of
@@ -15,7 +16,8 @@ from reasonscope.analysis.studies.reading import check_known
 from reasonscope.analysis.studies.step import Outcome, Step, Work
 from reasonscope.analysis.tokens.thinking_tokens import token_suppression
 from reasonscope.data.errors import InputError
-from reasonscope.data.storage.durable import make_folder, write_text_durably
+from reasonscope.data.storage.durable import make_folder
+from reasonscope.data.storage.run_folder import RunFolder
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import Summary, in_words
 from reasonscope.data.trace import Trace
@@ -104,7 +106,8 @@ class AnalyseStep(Step):
             raise InputError(next((result.reason for result in results if result.reason), "no result"))
         numbers = {f"{_of(result)}, {result.method}": numbers_of(result) for result in results}
         files = [result_path(where.analyses, result.method, _of(result)) for result in results]
-        return Outcome(summaries=(summarise(task, results),), numbers=numbers, files=tuple(files))
+        drawn = _drawn(where, results)
+        return Outcome(summaries=(summarise(task, results),), numbers=numbers, files=(*files, *drawn), figures=drawn)
 
     def _loading(self, lab: Lab) -> dict[str, Any]:
         """The options that say how the model is loaded, and which server writes."""
@@ -158,12 +161,7 @@ class SuppressWordsStep(Step):
             seed=lab.plan.seed,
         ).with_numbers(words=list(words))
         paths = [found.save(result_path(where.analyses, found.method, "all"))]
-        make_folder(where.figures)
-        drawn = []
-        for kind, figure in of_result(found).items():
-            drawn.append(where.figures / f"{found.method}-all-{kind}.json")
-            write_figure(figure, drawn[-1])
-            write_text_durably(drawn[-1].with_suffix(".html"), to_html(figure, with_library=True))
+        drawn = _drawn(where, [found])
         return Outcome(
             summaries=(_suppression_summary(found, words),),
             numbers=numbers_of(found),
@@ -196,6 +194,18 @@ def _suppression_summary(found: Result, words: Sequence[str]) -> Summary:
         columns=("arm", *metrics),
         rows=rows,
     )
+
+
+def _drawn(where: RunFolder, results: Sequence[Result]) -> tuple[Path, ...]:
+    """The figures of the first result of each method, written as JSON."""
+    make_folder(where.figures)
+    first = {result.method: result for result in reversed(results) if result.measured}
+    found = []
+    for result in first.values():
+        for kind, figure in of_result(result).items():
+            found.append(where.figures / f"{result.method}-{file_name(_of(result))}-{kind}.json")
+            write_figure(figure, found[-1])
+    return tuple(found)
 
 
 def _of(result: Result) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from reasonscope.analysis.studies.lab import Lab
-from reasonscope.analysis.studies.state import finished
-from reasonscope.analysis.studies.step import Step, Work
+from reasonscope.analysis.studies.state import finished, served
+from reasonscope.analysis.studies.step import Work
 from reasonscope.data.progress import working
 from reasonscope.data.storage.durable import make_folder, write_text_durably
 from reasonscope.data.storage.untrusted import parse_json, wrap_errors
@@ -61,14 +61,6 @@ def seconds_of(lab: Lab, name: str, work: Work, known: Rates | None) -> float | 
         return None
     written = known.served if served(lab, lab.plan.steps[name]) else known.written
     return _LEAST + work.written / written + work.read / known.read
-
-
-def served(lab: Lab, step: Step) -> bool:
-    """Whether the server writes for this step, and not the model here."""
-    analysis = getattr(step, "analyse", None)
-    return lab.server is not None and (
-        step.kind == "pairs" or (step.kind == "record" and not step.needs) or analysis in ("anchors", "confidence")
-    )
 
 
 def _ratio(now: Work, before: Work) -> float:

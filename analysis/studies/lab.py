@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -47,7 +48,7 @@ class Lab:
 
     def __init__(self, plan: "StudyPlan", out: Path, server: Served | None = None) -> None:
         self.plan, self.out, self.server = plan, out, server
-        self._loaded: tuple[Any, Model] | None = None
+        self._loaded: tuple[Mapping[str, Any], Model] | None = None
         self._problems: dict[str, list[Problem]] = {}
         self.load_seconds = 0.0
 
@@ -65,11 +66,12 @@ class Lab:
 
     def model(self, **how: Any) -> Model:
         """The model of the plan, with other arguments of `load_model` if any are given; one at a time is in memory."""
-        told = {**self.plan.load, **{name: value for name, value in how.items() if value is not None}}
-        key = sorted(told.items(), key=str)
-        if self._loaded is None or self._loaded[0] != key:
+        told = {**self.plan.load, **{name: value for name, value in how.items() if value}}
+        if self._loaded is None or not _is_as_asked(*self._loaded, told):
             self.drop_model()
-            self._loaded = key, load_model(self.plan.model, **told)
+            began = time.monotonic()
+            self._loaded = told, load_model(self.plan.model, **told)
+            self.load_seconds += time.monotonic() - began
         return self._loaded[1]
 
     def drop_model(self) -> None:
@@ -161,3 +163,16 @@ def sites_of(names: Sequence[str], n_layers: int) -> tuple[Site, ...]:
         at_share = [Site(share[1], round(float(share[2]) / 100 * (n_layers - 1)))] if share else []  # type: ignore[arg-type]  # checked by the model
         found += at_share or expand_sites(name, n_layers)
     return tuple(dict.fromkeys(found))
+
+
+def _is_as_asked(loaded: Mapping[str, Any], model: Model, told: Mapping[str, Any]) -> bool:
+    """Whether `load_model` would load this model again: what was found by default may also be asked for by name."""
+    found = {
+        "thinking": model.thinking,
+        "prompt": model.prompt,
+        "dtype": str(model.hf.dtype).removeprefix("torch."),
+    }
+    return all(
+        told.get(key) == loaded.get(key) or (key in found and told.get(key) == found[key])
+        for key in loaded.keys() | told.keys()
+    )

@@ -1,19 +1,23 @@
 """The step that lets the model answer problems and stores its traces: a run, on which other steps work."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from reasonscope.analysis.figures import answers_by_request, thinking_by_difficulty, write_figure
 from reasonscope.analysis.studies.lab import Lab, sites_of
 from reasonscope.analysis.studies.step import Outcome, Step, Work
 from reasonscope.data.exchange.summaries import check_summary
 from reasonscope.data.storage.durable import make_folder
 from reasonscope.data.storage.manifest import NAME
+from reasonscope.data.storage.run_folder import RunFolder
+from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.text.think_tags import ThinkTags
 from reasonscope.data.text.thinking import Thinking
-from reasonscope.data.trace import Sampling
+from reasonscope.data.trace import Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.prompting import Prompting, PromptOptions
@@ -123,9 +127,36 @@ class RecordStep(Step):
             "graded": len(graded),
             "closed": sum(trace.state == "closed" for trace in store),
         }
-        return Outcome(summaries=(found,), numbers=numbers, files=(where.store / NAME,))
+        drawn = _drawn(where, list(store))
+        return Outcome(summaries=(found,), numbers=numbers, files=(where.store / NAME, *drawn), figures=drawn)
 
     def to_sampling(self, seed: int) -> Sampling:
         """How it samples."""
         told = {"temperature": self.temperature, **self.sampling}
         return Sampling(**told, max_new_tokens=self.max_new_tokens, seed=seed)
+
+
+def _drawn(where: RunFolder, traces: Sequence[Trace]) -> tuple[Path, ...]:
+    """Thinking by difficulty, if it is known, and the answers to requests, if there are any; written as JSON."""
+    levelled = [trace for trace in traces if trace.problem.difficulty is not None]
+    requests = [trace for trace in traces if "harmful" in trace.problem.meta]
+    found = {}
+    if levelled:
+        found["thinking_by_difficulty"] = thinking_by_difficulty(levelled)
+    if requests:
+        found["answers_by_request"] = answers_by_request(_outcomes(requests))
+    make_folder(where.figures)
+    for name, figure in found.items():
+        write_figure(figure, where.figures / f"{name}.json")
+    return tuple(where.figures / f"{name}.json" for name in found)
+
+
+def _outcomes(requests: Sequence[Trace]) -> dict[str, dict[str, int]]:
+    """How often harmful and benign requests were refused, complied with, or neither, by the rules."""
+    counts: dict[str, dict[str, int]] = {}
+    for trace in requests:
+        meta = trace.problem.meta
+        kind = "benign" if not meta["harmful"] else "harmful, jailbroken" if meta.get("jailbreak") else "harmful"
+        by_outcome = counts.setdefault(kind, dict.fromkeys(("refused", "complied", "unclear"), 0))
+        by_outcome[behaviour(trace)] += 1
+    return counts

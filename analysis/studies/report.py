@@ -11,10 +11,11 @@ from reasonscope.analysis.figures import Figure, read_figure, to_html
 from reasonscope.analysis.studies.lab import Lab
 from reasonscope.analysis.studies.state import Finished, finished
 from reasonscope.data.storage.durable import write_text_durably
-from reasonscope.data.summary import Summary
+from reasonscope.data.summary import Summary, number_rows
 from reasonscope.data.terminal_progress import spoken_time
 
 REPORT = "report.html"
+_MOST = 300  # numbers of a step on the page
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -52,6 +53,10 @@ td + td { font-variant-numeric: tabular-nums; }
 {% for quote, said in summary.quotes %}<p>{{ said }}: <q>{{ quote }}</q></p>{% endfor %}
 {% for note in summary.notes %}<p class="about">{{ note }}</p>{% endfor %}
 {% endfor %}
+{% if section.numbers %}<details><summary>Every number</summary><div class="table"><table>
+{% for name, value in section.numbers %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
+{% endfor %}</table></div>{% if section.more %}<p class="about">{{ section.more }} more are in steps/{{ section.name }}.json.</p>{% endif %}
+</details>{% endif %}
 {% if section.figures %}<div class="figures">
 {% for figure in section.figures %}<figure>{{ figure|safe }}</figure>
 {% endfor %}</div>{% endif %}
@@ -66,7 +71,9 @@ class _Section:
     name: str
     about: str
     summaries: Sequence[Summary]
-    figures: Sequence[str]
+    figures: Sequence[str] = ()
+    numbers: Sequence[tuple[str, str]] = ()
+    more: int = 0
 
 
 def write_report(lab: Lab, *, story: Sequence[str] = ()) -> Path:
@@ -95,12 +102,15 @@ class _Drawn:
 
 def _section(lab: Lab, name: str, known: Finished, drawn: _Drawn) -> _Section:
     if known.failed:
-        return _Section(name=name, about="", summaries=[Summary(finding=f"Not measured: {known.failed}")], figures=[])
+        return _Section(name=name, about="", summaries=[Summary(finding=f"Not measured: {known.failed}")])
+    numbers = list(number_rows(known.numbers))
     return _Section(
         name=name,
         about=f"{lab.plan.steps[name].kind}: {spoken_time(known.seconds)}",
         summaries=known.summaries,
         figures=[drawn(read_figure(lab.out / path)) for path in known.figures],
+        numbers=numbers[:_MOST],
+        more=max(0, len(numbers) - _MOST),
     )
 
 

@@ -10,14 +10,17 @@ from reasonscope.analysis.studies.lab import Lab, Served
 from reasonscope.analysis.studies.plan import StudyPlan, read_plan
 from reasonscope.analysis.studies.reading import check_known
 from reasonscope.analysis.studies.report import write_report
-from reasonscope.analysis.studies.state import Finished, done, finished, inputs_of, why_stale
+from reasonscope.analysis.studies.state import Finished, done, finished, forget_failed, inputs_of, why_stale
 from reasonscope.analysis.studies.step import Work
-from reasonscope.data.errors import ReasonscopeError
+from reasonscope.data.errors import ArchitectureError, ContextError, InputError, SiteError
 from reasonscope.data.progress import say, working
 from reasonscope.data.storage.durable import make_folder
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import Summary
 from reasonscope.data.terminal_progress import spoken_time
+
+# What makes a step impossible; anything else (a full disk, a model that cannot be loaded) ends the study.
+_NOT_MEASURED = (InputError, SiteError, ContextError, ArchitectureError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +30,12 @@ class StudyReport:
     Attributes:
         path: The report, one HTML page.
         steps: What is kept of each step, by name.
+        load_seconds: Seconds in which the model was loaded.
     """
 
     path: Path
     steps: dict[str, Finished]
+    load_seconds: float = 0.0
 
     @property
     def failed(self) -> dict[str, str]:
@@ -79,6 +84,8 @@ def study(
     *,
     server: Served | None = None,
     only: Sequence[str] = (),
+    retry: bool = False,
+    estimate: bool = True,
 ) -> StudyReport:
     """Run a study: every step of its plan whose results do not hold yet.
 
@@ -91,6 +98,8 @@ def study(
         out: The folder of the study; studies/NAME if None.
         server: Writes texts in place of the model here, wherever no steering is involved; activations are read afterwards.
         only: Steps to run, with those that they need; all if empty.
+        retry: Also run steps again that could not be measured.
+        estimate: Measure for some seconds how fast the model is, to say how long the study will take.
 
     Returns:
         The findings of all steps, and the page that shows them.
@@ -104,9 +113,11 @@ def study(
         print(report.summary())
     """
     lab = open_lab(plan, out, server)
+    if retry:
+        forget_failed(lab)
     found: dict[str, Finished] = {}
     todo = [name for name in chosen_steps(lab.plan, only) if why_stale(lab, name)]
-    known = rates(lab) if len(todo) > 1 else rates(lab, measure=False)
+    known = rates(lab, measure=estimate and len(todo) > 1)
     _announce(lab, todo, known)
     with working("study", total=len(todo), unit="steps") as work:
         for name in chosen_steps(lab.plan, only):
@@ -114,7 +125,7 @@ def study(
                 work.detail = name
             found[name] = _run(lab, name)
             work.done = sum(one in found for one in todo)
-    return StudyReport(path=write_report(lab), steps=found)
+    return StudyReport(path=write_report(lab), steps=found, load_seconds=round(lab.load_seconds, 2))
 
 
 def open_lab(plan: StudyPlan | str | Path, out: str | Path | None = None, server: Served | None = None) -> Lab:
@@ -189,13 +200,13 @@ def _run(lab: Lab, name: str) -> Finished:
     began = time.monotonic()
     if lost := [other for other in step.needs if (found := finished(lab, other)) is None or found.failed]:
         failed = f"it reads {lost[0]}, which could not be measured"
-        result = Finished(inputs=inputs_of(lab, name), seconds=0.0, failed=failed)
+        result = Finished(inputs=inputs_of(lab, name), seconds=0.0, failed=failed, lost=lost[0])
     else:
         try:
             with working(name):
                 outcome = step.execute(lab, name)
             result = done(lab, name, outcome, time.monotonic() - began, step.work(lab))
-        except ReasonscopeError as error:
+        except _NOT_MEASURED as error:
             say(f"  not measured: {error}")
             seconds = round(time.monotonic() - began, 2)
             result = Finished(inputs=inputs_of(lab, name), seconds=seconds, failed=str(error))

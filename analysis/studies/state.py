@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonscope.analysis.studies.lab import Lab
-from reasonscope.analysis.studies.step import Outcome, Work
+from reasonscope.analysis.studies.step import Outcome, Step, Work
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.durable import make_folder, sha256_of, write_text_durably
 from reasonscope.data.storage.manifest import NAME
@@ -39,6 +39,7 @@ class Finished:
         files: The checksum of each file that it wrote, by its path below the folder of the study.
         figures: Those of its files that are figures.
         failed: Why it could not be measured; empty if it was.
+        lost: The step that it reads and that could not be measured.
     """
 
     inputs: Mapping[str, Any]
@@ -49,6 +50,7 @@ class Finished:
     files: Mapping[str, str] = field(default_factory=dict)
     figures: Sequence[str] = ()
     failed: str = ""
+    lost: str = ""
 
     def save(self, lab: Lab, name: str) -> None:
         path = _path(lab, name)
@@ -91,8 +93,10 @@ def why_stale(lab: Lab, name: str) -> str:
     known = finished(lab, name)
     if known is None:
         return "has not run yet"
-    if known.failed:
-        return f"could not be measured ({known.failed})"
+    if known.lost and (found := finished(lab, known.lost)) is not None and not found.failed:
+        return f"reads {known.lost}, which is measured now"
+    if known.failed and served(lab, lab.plan.steps[name]):
+        return f"could not be measured ({known.failed})"  # the server may have been away
     for other in lab.plan.steps[name].needs:
         if why_stale(lab, other):
             return f"reads {other}, which has to run"
@@ -105,6 +109,21 @@ def why_stale(lab: Lab, name: str) -> str:
         if sha256_of(path) != digest:
             return f"{path} has changed"
     return ""
+
+
+def forget_failed(lab: Lab) -> None:
+    """Forget the steps that could not be measured, so that they run again."""
+    for name in lab.plan.steps:
+        if (known := finished(lab, name)) is not None and known.failed:
+            _path(lab, name).unlink()
+
+
+def served(lab: Lab, step: Step) -> bool:
+    """Whether the server writes for this step, and not the model here."""
+    analysis = getattr(step, "analyse", None)
+    return lab.server is not None and (
+        step.kind == "pairs" or (step.kind == "record" and not step.needs) or analysis in ("anchors", "confidence")
+    )
 
 
 def inputs_of(lab: Lab, name: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from reasonscope.analysis.exits.run import early_exits
 from reasonscope.analysis.exits.summary import exit_summary
@@ -34,6 +34,7 @@ from reasonscope.steering.recipes.files import SUFFIX
 from reasonscope.steering.recipes.recipe import Recipe
 from reasonscope.steering.vectors.application import VectorUse
 
+_CUTS = 6  # of a trace, for the estimate of early exits
 Response: TypeAlias = DoseResponse | DecodingResponse
 
 
@@ -436,7 +437,8 @@ class ExitStep(Step):
     Attributes:
         exit: The step that recorded the run.
         held_out: Share of the problems that the rules are judged on.
-        cuts: Places per trace at which an answer is forced.
+        places: An answer is forced at the end of each paragraph or sentence.
+        every: Only at every so many of these.
         tolerance: Accuracy that a threshold may cost, for the summary.
         n: At most so many problems to judge on.
         batch_size: Answers that are forced together.
@@ -446,7 +448,8 @@ class ExitStep(Step):
 
     exit: str
     held_out: float = 0.5
-    cuts: int = 16
+    places: Literal["paragraph", "sentence"] = "paragraph"
+    every: int = 4
     tolerance: float = 0.02
     n: int | None = None
     batch_size: int = 32
@@ -458,7 +461,7 @@ class ExitStep(Step):
     def work(self, lab: Lab) -> Work:
         step: Any = lab.plan.steps[self.exit]
         traces = len(lab.problems(step.problems)) * step.samples
-        return Work(written=traces * self.cuts * 16.0, read=traces * self.cuts * step.max_new_tokens / 2.0, disk=10e6)
+        return Work(written=traces * _CUTS * 16.0, read=traces * _CUTS * step.max_new_tokens / 2.0, disk=10e6)
 
     def execute(self, lab: Lab, name: str) -> Outcome:
         where = lab.where(self.exit)
@@ -467,8 +470,10 @@ class ExitStep(Step):
             lab.model_of(self.exit),
             held_out=self.held_out,
             n=self.n,
-            most=self.cuts,
+            kind=self.places,
+            every=self.every,
             batch_size=self.batch_size,
+            keep=lab.out / "steps" / name,
             seed=lab.plan.seed,
         )
         saved = Measured(
@@ -477,7 +482,7 @@ class ExitStep(Step):
             numbers=study.report.to_dict(),
             figures={"exit_frontier": exit_frontier(study.report)},
             probes={"exit": study.fitted.probe} if study.fitted else {},
-            command=f"reasonscope steer exit --run {where.results} --held-out {self.held_out} --cuts {self.cuts}",
+            command=f"reasonscope steer exit --run {where.results} --held-out {self.held_out}",
             seed=lab.plan.seed,
         ).save(where)
         return Outcome(

@@ -18,12 +18,14 @@ def demo(
     from rich.console import Console
     from rich.table import Table
 
-    from reasonscope.app.demo.demo import QUICK, Size, run_demo
-    from reasonscope.app.demo.summary import REPORT, SUMMARY
+    from reasonscope.analysis.studies.plan import read_plan
+    from reasonscope.analysis.studies.report import REPORT
+    from reasonscope.app.demo.demo import run_demo
+    from reasonscope.app.demo.summary import SUMMARY
     from reasonscope.app.terminal import printed_cell
 
     with keeping(lambda: f"recorded traces are kept in {out}; run the same command again to go on."):
-        summary = run_demo(out, size=QUICK if quick else Size())
+        summary = run_demo(read_plan("demo-quick" if quick else "demo"), out)
     told = Table.grid(padding=(0, 1))
     for number, line in enumerate(summary["story"], start=1):
         told.add_row(f"{number}.", printed_cell(line))

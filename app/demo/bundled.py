@@ -1,20 +1,19 @@
 """The example run that ships: results of the demo, a sweep and the analyses on the organism, for a part of its traces."""
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from reasonscope.app.demo.summary import SUMMARY
 from reasonscope.data.progress import tracked
 from reasonscope.data.storage.durable import make_folder
 from reasonscope.data.storage.run_folder import RunFolder, run_folder
 from reasonscope.data.storage.store import TraceStore
-
-if TYPE_CHECKING:
-    from reasonscope.app.demo.demo import Size
 
 EXAMPLE = Path(str(files("reasonscope.app").joinpath("example")))
 SHOWN = 4  # every fourth trace ships
@@ -41,31 +40,30 @@ _ANALYSES = (
 _OF_MANY = ("mi", "mi_base", "head_kurtosis", "receiver_scores")
 
 
-def write_example(
-    out: Path, *, begun: Path, size: "Size | None" = None, rollouts: int = 20, every: int = SHOWN
-) -> None:
+def write_example(out: Path, *, begun: Path, plan: str | Path = "demo", rollouts: int = 20, every: int = SHOWN) -> None:
     """Record, probe, steer and analyse the organism, and write what the app shows to `out`, which is replaced at the end.
 
     The numbers of probes and steering are those of the whole demo. Only one of `every` traces ships; the sweep and the analyses are made on
     these. The activations, which are most of a run's bytes, are left out, and so are the report and the HTML figures. Until all is there it
     is in `begun`, and a call that was interrupted goes on from its last finished step.
     """
-    from reasonscope.app.demo.demo import MODES, Size, run_demo
+    from reasonscope.analysis.studies.plan import read_plan
+    from reasonscope.app.demo.demo import run_demo
 
-    size, where = size or Size(), run_folder(begun)
-    once = _Once(begun / "finished")
-    once("demo", lambda: run_demo(begun, size=size))
+    where, once = run_folder(begun), _Once(begun / "finished")
+    once("demo", lambda: run_demo(read_plan(plan), begun))
     once("part", lambda: _keep_part(where.store, TraceStore.open(where.store).ids[::every]))
     _measure(where, once, rollouts=rollouts)
     store = TraceStore.open(where.store)
-    note = f"{len(store)} of the {size.ledgers + size.requests} traces that the numbers are of; the activations were left out"
+    n = json.loads((begun / SUMMARY).read_text(encoding="utf-8"))["traces"]["n"]
+    note = f"{len(store)} of the {n} traces that the numbers are of; the activations were left out"
     once("without activations", lambda: _keep_part(where.store, store.ids, note=note))
     for numbers in where.numbers.glob("*.json"):
         text = numbers.read_text(encoding="utf-8")
         numbers.write_text(text.replace(str(begun), "runs/demo"), encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)
-    shutil.copytree(begun, out, ignore=shutil.ignore_patterns("*.html", ".lock", MODES, once.folder.name))
+    shutil.copytree(begun, out, ignore=shutil.ignore_patterns("*.html", ".lock", "modes", "steps", once.folder.name))
     shutil.rmtree(begun)
 
 

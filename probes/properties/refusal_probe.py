@@ -146,9 +146,10 @@ class CliffStudy:
         return self.excess.low > float(np.quantile(self.random_excess, 0.975))
 
     def to_dict(self) -> dict[str, Any]:
-        """Every number, for JSON; for random directions the mean and the central 95 %."""
+        """Every number, for JSON; for random directions the mean, the central 95 % and the highest."""
         shown: dict[str, Any] = {" ".join(of): cliff.to_dict() for of, cliff in self.cliffs.items()}
-        shown["random_directions"] = {"drop": _middle(self.random).to_dict(), "n": len(self.random)}
+        highest = float(self.random.max())
+        shown["random_directions"] = {"drop": _middle(self.random).to_dict(), "highest": highest, "n": len(self.random)}
         shown["above_nulls"] = self.above_nulls
         if self.excess is not None and self.random_excess is not None:
             shown["excess_over_benign"] = {

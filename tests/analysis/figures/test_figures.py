@@ -8,7 +8,6 @@ import pytest
 from reasonscope.analysis import figures
 from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.analysis.traces.trajectory import SIGNALS, UNIT
-from reasonscope.app.demo.report import write_report
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate
 from reasonscope.probes.architecture.sites import Site
@@ -145,13 +144,6 @@ def test_cliffs_are_drawn_trace_by_trace_beside_the_null():
     figure = figures.cliff_distribution({"harmful complied": drop}, np.zeros(100), title="t")
     assert list(figure.data[0].y) == pytest.approx([0.7, 0.4])
     assert [box.name for box in figure.data] == ["harmful complied (n = 2)", "random directions (means, n = 100)"]
-
-
-def test_the_report_holds_its_script_once_and_every_number(tmp_path, probe):
-    drawn = [figures.length_scores(probe), figures.length_prediction(probe)]
-    text = write_report(tmp_path, {"a": {"b": 0.25}, "c": [1, 2]}, drawn).read_text(encoding="utf-8")
-    assert "<script src=" not in text and text.count("plotly.js v") == 1
-    assert "a.b" in text and "0.25" in text and "1, 2" in text
 
 
 def test_things_without_an_order_are_points_and_each_metric_has_its_unit():

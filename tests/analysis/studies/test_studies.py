@@ -51,6 +51,7 @@ def test_the_report_has_each_finding_with_its_table(first):
     text = first[1].path.read_text(encoding="utf-8")
     assert text.count("<h2 ") == 5 and "<script src=" not in text
     assert "Not measured: " in text and "shuffled labels" in text and "Plotly.newPlot(" in text
+    assert text.count("plotly.js v") == 1 and "<td>comparison.score.value</td>" in text
 
 
 def test_numbers_are_kept_beside_the_run_and_in_the_step(first):

@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 
 from reasonscope.app import cli
 from reasonscope.app.commands import browser
-from reasonscope.app.demo.summary import summary_rows, table
+from reasonscope.app.demo.summary import table
 from reasonscope.app.server.access import VARIABLE, Guard
 from reasonscope.data.errors import InputError, MissingExtraError, StoreError
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.summary import number_rows
 
 SUMMARY = {
     "traces": {"n": 400, "correct": 201},
@@ -42,7 +43,7 @@ def started(monkeypatch):
 
 
 def test_rows_name_every_number():
-    assert list(summary_rows(SUMMARY)) == [
+    assert list(number_rows(SUMMARY)) == [
         ("traces.n", "400"),
         ("traces.correct", "201"),
         ("length_probe.spearman", "0.8346"),

@@ -6,29 +6,41 @@ import shutil
 
 import pytest
 
-from reasonscope.app.demo.demo import Size, run_demo
+from reasonscope.analysis.studies.plan import plan_text, read_plan
+from reasonscope.app.demo.demo import run_demo
 from reasonscope.data.progress import listening
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.terminal_progress import Lines
 
-TINY = Size(ledgers=24, requests=8, steered=6, briefly=6)
+SIZES = {"n: 240": "n: 24", "n: 160": "n: 8", "judge: 40, modes: 48, rest: 152": "judge: 6, modes: 6, rest: 12"}
+
+
+def tiny(path):
+    """The plan of the demo, on a handful of problems."""
+    text = plan_text("demo")
+    for size, smaller in SIZES.items():
+        assert size in text
+        text = text.replace(size, smaller)
+    path.write_text(text, encoding="utf-8")
+    return read_plan(path)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "demo"
+    plan = tiny(out.with_name("demo.yaml"))
     said = io.StringIO()
     with listening(Lines(said)):
-        summary = run_demo(out, size=TINY)
+        summary = run_demo(plan, out)
     return out, summary, said.getvalue()
 
 
 def test_each_step_says_what_it_does(run):
     for words in (
-        "loading the organism",
-        "recording 32 traces",
-        "how long it will think",
-        "steering held-out problems",
+        "6 of 6 steps to run",
+        "· record",
+        "· length_probe",
+        "· steering",
     ):
         assert words in run[2]
 
@@ -53,6 +65,7 @@ def test_the_summary_has_what_others_read(run):
         "length_probe",
         "refusal_probe",
         "correctness_probe",
+        "modes",
         "steering",
     }
     assert summary["refusal_probe"].startswith("not measured: ")  # 8 requests are too few for five folds
@@ -66,14 +79,14 @@ def test_the_store_is_sound_and_holds_every_layer(run):
 
 def test_the_report_shows_every_figure_without_a_network(run):
     text = (run[0] / "report.html").read_text(encoding="utf-8")
-    assert text.count("Plotly.newPlot(") == 5 and "<script src=" not in text
+    assert text.count("Plotly.newPlot(") == 6 and "<script src=" not in text
 
 
 def test_a_second_run_records_nothing_again(run, tmp_path):
     first, summary, _ = run
     out = shutil.copytree(first, tmp_path / "demo")
     before = {path: path.stat().st_mtime_ns for path in (out / "store").rglob("*") if path.is_file()}
-    again = run_demo(out, size=TINY)
+    again = run_demo(tiny(tmp_path / "demo.yaml"), out)
     after = {path: path.stat().st_mtime_ns for path in (out / "store").rglob("*") if path.is_file()}
     assert before == after
     assert {k: v for k, v in again.items() if k != "timings"} == {k: v for k, v in summary.items() if k != "timings"}
