@@ -58,19 +58,10 @@ def chance_above(n: int) -> float:
 
 
 def null_band(null: ArrayLike, what: str, *, shape: tuple[int, ...] | None = None) -> Band:
-    """The range of the draws of a null, value by value, with the probability that chance leaves it.
+    """The range of the draws of a null, `null` (draw, …), value by value; `what` was drawn, in words. NaN is not a draw.
 
-    The ends are order statistics, so a value that is exchangeable with the n draws lies above the band with probability
-    `chance_above(n)`, and below with the same. (The .975 quantile of 20 draws looks like 2.5 %, but chance exceeds it
-    in 6.4 %.)
-
-    Args:
-        null: (draw, …) values under the null; NaN does not count as a draw.
-        what: What was drawn, in words.
-        shape: Shape of the values to compare, if one band serves them all.
-
-    Returns:
-        The band; its `what` says how many draws it has and how often chance leaves it.
+    The ends are order statistics, so chance lies above the band with probability `chance_above(n)`, and below with the same. (The
+    .975 quantile of 20 draws looks like 2.5 %, but chance exceeds it in 6.4 %.)
     """
     drawn = np.sort(np.asarray(null, dtype=np.float64), axis=0)  # NaN comes last
     n = np.isfinite(drawn).sum(axis=0)

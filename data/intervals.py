@@ -50,28 +50,17 @@ class Estimate:
 
 
 def mean_estimate(values: ArrayLike, *, groups: ArrayLike | None = None, shares: bool = True) -> Estimate:
-    """The mean of `values` with its 95 % interval over rows, or over whole groups of rows.
+    """The mean of `values` (row,) with its 95 % interval over rows, or over whole `groups` of rows.
 
-    A group counts as one unit, by the sum of its residuals from the mean. The interval is chosen by the values:
+    The values choose the interval, unless `shares` is False, which treats nothing as a proportion:
 
-    - In general, Student's t with its skewness removed by a cubic map (Hall, On the removal of skewness by
-      transformation, J. R. Stat. Soc. B 54, 1992). For lengths and other skewed values, bootstrap percentiles and plain
-      t cover the mean of ten .90 of the time, not .95.
-    - If all values lie in 0 to 1 (shares, accuracies): Jeffreys' interval with the effective number of tries that their
-      spread implies, corrected for few units (Korn and Graubard, Survey Methodology 24, 1998).
-    - If each row is its own group and is 0 or 1: the mid-P interval (Berry and Armitage, The Statistician 44, 1995). It
-      stays within 0 to 1 and has a width even if all rows are equal.
+    - In general, Student's t with its skewness removed by a cubic map (Hall, J. R. Stat. Soc. B 54, 1992). For lengths, bootstrap
+      percentiles and plain t cover the mean of ten .90 of the time, not .95.
+    - For values in 0 to 1, Jeffreys' interval with the number of tries that their spread implies (Korn and Graubard, Survey
+      Methodology 24, 1998).
+    - For rows that are 0 or 1, each its own group, the mid-P interval (Berry and Armitage, The Statistician 44, 1995).
 
-    Args:
-        values: (row,), finite.
-        groups: (row,), the group of each row; by default each row is its own.
-        shares: False: do not treat values in 0 to 1 as proportions.
-
-    Returns:
-        The mean with its interval.
-
-    Raises:
-        InputError: For fewer than two groups, or values that are not finite.
+    Raises InputError for fewer than two groups, or values that are not finite.
     """
     rows = np.asarray(values, dtype=np.float64)
     mean, left = _left(rows, groups)
@@ -88,24 +77,11 @@ def mean_estimate(values: ArrayLike, *, groups: ArrayLike | None = None, shares:
 def difference_estimate(
     ours: ArrayLike, theirs: ArrayLike, *, verdicts: bool, groups: ArrayLike | None = None
 ) -> Estimate:
-    """The mean of `ours` − `theirs`, paired, with its 95 % interval over rows, or over whole groups of rows.
+    """The mean of `ours` − `theirs` (row,), paired, with its 95 % interval over rows, or over whole groups of rows.
 
-    For verdicts the interval is that of Agresti and Min (Simple improved confidence intervals for comparing matched
-    proportions, Stat. Med. 24, 2005), which adds two pairs, half a pair for each of the four outcomes, so that a few
-    pairs that agree do not prove that all do. Groups of rows count as many pairs as their spread implies. For anything
-    else it is that of `mean_estimate`, by formula, of the differences.
-
-    Args:
-        ours: (row,), finite.
-        theirs: (row,), finite, paired with `ours`.
-        verdicts: Whether the values are 0 or 1, or means of such.
-        groups: (row,), the group of each row; by default each row is its own.
-
-    Returns:
-        The mean difference with its interval.
-
-    Raises:
-        InputError: For fewer than two groups, or values that are not finite.
+    For `verdicts` (0 or 1, or means of such) the interval is that of Agresti and Min (Stat. Med. 24, 2005), which adds half a pair for
+    each of the four outcomes, so that a few pairs that agree do not prove that all do; groups count as many pairs as their spread
+    implies. Otherwise it is that of `mean_estimate`. Raises InputError for fewer than two groups, or values that are not finite.
     """
     change = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     mean, left = _left(change, groups)

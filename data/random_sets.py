@@ -22,17 +22,8 @@ class Pool(Generic[T]):
 def distinct_sets(pools: Sequence[Pool[T]], n: int, *, seed: int | np.random.Generator = 0) -> list[tuple[T, ...]]:
     """At most `n` different sets, each with as many members of each pool as the pool says; every set is equally likely.
 
-    The first `n_disjoint` of them share no member with one another. A set and controls that are disjoint from it and from one another can
-    stand in for one another, so that a p-value over these is exact. Further controls overlap: if they hold none of a set that is above
-    average, they are all below it together.
-
-    Args:
-        pools: The members to draw from; no member is in two pools.
-        n: How many sets to draw.
-        seed: Seed or generator of the draw.
-
-    Returns:
-        `n` different sets in random order; all sets there are, if that is not more than `n`; none if a pool has too few members.
+    The first `n_disjoint` share no member, so a p-value over these is exact. Further sets overlap: if they hold none of a set that is above
+    average, they are all below it together. All sets come in random order if there are no more than `n`; none if a pool is too small.
     """
     rng = np.random.default_rng(seed)
     found = {frozenset(one): one for one in _partition(pools, rng)[:n]}

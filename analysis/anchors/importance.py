@@ -252,13 +252,10 @@ def sentence_effects(
     *,
     without: Mapping[int, Sequence[Values]] | None = None,
 ) -> Values:
-    """How much keeping sentence j makes sentence i appear later: (target, source), NaN if source ≥ target.
+    """How much keeping sentence j makes sentence i appear later: (target, source), NaN if source ≥ target or without rollouts.
 
-    M = match(i | rollouts after j) − match(i | rollouts that rewrite j) (step_attribution of the published code).
-    `sentences` (sentence, feature) and each rollout's (its sentence, feature) are rows of unit length; one product per
-    rollout replaces the published loops over pairs. A column without rollouts on both sides stays NaN. `without`:
-    rollouts that stand for sentence j rewritten, such as those after a wrong sentence in its place; by default
-    `rollouts`.
+    M = match(i | rollouts after j) − match(i | rollouts that rewrite j), as `step_attribution` of the published code. `without` has the
+    rollouts that stand for sentence j rewritten; by default `rollouts`.
     """
     rates = {i: _match_rates(sentences, rows, threshold) for i, rows in rollouts.items() if len(rows)}
     other = (

@@ -40,17 +40,11 @@ def receiver_heads(
     depth_control: bool = True,
     seed: int = 0,
 ) -> Result:
-    """How unevenly each head's attention falls on sentences: kurtosis of its vertical scores, the mean over traces;
-    axes (layer, head).
+    """Each head's kurtosis of vertical scores, averaged over traces (Thought Anchors, arXiv 2506.19143); axes (layer, head).
 
-    Null: a head that attends equally to everything before it, on the same sentences; without depth control such a head
-    is peaked too. Interval: bootstrap over traces. `numbers`: the `top` heads (without layer 0, which comes before any
-    reasoning), and the split-half reliability of the heads' kurtosis over traces. `arrays`: `sink` (layer, head), mean
-    attention on token 0, and `per_trace` (trace, layer, head).
-
-    Departures from arXiv 2506.19143's code: depth control on, layer 0 excluded, a sentence that holds token 0 left out.
-    Traces with too few sentences for a kurtosis are left out and counted; undefined if none is left. Raises InputError,
-    ContextError.
+    Null: a head that attends equally to everything before it. `numbers` has the `top` heads and their split-half reliability,
+    `arrays` the mean attention on token 0 (`sink`) and the kurtosis `per_trace`. Departures from the published code: depth
+    control is on, layer 0 and a sentence that holds token 0 are left out.
     """
     options: dict[str, Any] = {"proximity": proximity, "depth_control": depth_control}
     return receivers_of([head_kurtosis(model, trace, **options) for trace in traces], top=top, seed=seed)

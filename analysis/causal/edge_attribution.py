@@ -103,12 +103,9 @@ def edge_scores(model: Model, clean: Sequence[int], corrupted: Sequence[int], *,
 def opening_pairs(
     base: Model, reasoner: Model, problems: Sequence[Problem], *, tokens: int = 16
 ) -> list[tuple[list[int], list[int]]]:
-    """Clean and corrupted sequences for `emergent_heads`: each prompt with the opening of the reasoner, and with that
-    of its base.
+    """Clean and corrupted sequences for `emergent_heads`: each prompt with the opening of the reasoner, and with that of its base.
 
-    Both write up to `tokens` greedily after the reasoner's prompt and are cut to the shorter one. A pair without a
-    difference is left out. Departure: the paper exchanges the roles for the base, so that its two circuits answer
-    different questions; here the same pairs go through both. Raises InputError if no pair is left.
+    Both write greedily after the reasoner's prompt and are cut to the shorter one. Departure: the paper exchanges the roles for the base.
     """
     prompts = [reasoner.encode_prompt(problem) for problem in problems]
     sampling = Sampling(temperature=0.0, max_new_tokens=tokens)

@@ -147,19 +147,25 @@ def _bars(values: NDArray[np.float64], band: Band, shape: tuple[int, int], at: i
     return {"type": "data", "symmetric": False, "array": high - values, "arrayminus": values - low, "color": GREY}
 
 
+def _null_boxes(figure: Figure, places: NDArray[np.intp], null: Band | None) -> None:
+    """A grey box from the low to the high end of the null at each place."""
+    if null is None:
+        return
+    for place, low, high in zip(places, null.low[-1], null.high[-1], strict=True):
+        figure.add_scatter(
+            x=[place - 0.35, place + 0.35, place + 0.35, place - 0.35], y=[low, low, high, high], fill="toself", mode="lines",
+            fillcolor="rgba(122,122,122,.3)", line={"width": 1, "color": GREY}, hoverinfo="skip", name=null.what,
+            legendgroup="null", showlegend=bool(place == 0),
+        )  # fmt: skip
+
+
 def arm_outcomes(result: Result) -> Figure:
     """A result over (arm, metric): a point for each arm next to the others, with its interval; grey is the range of
     the null."""
     arms, metrics = (axis.labels for axis in result.axes)
     figure = go.Figure()
     places = np.arange(len(metrics))
-    if result.null is not None:
-        for place, low, high in zip(places, result.null.low[-1], result.null.high[-1], strict=True):
-            figure.add_scatter(
-                x=[place - 0.35, place + 0.35, place + 0.35, place - 0.35], y=[low, low, high, high], fill="toself", mode="lines",
-                fillcolor="rgba(122,122,122,.3)", line={"width": 1, "color": GREY}, hoverinfo="skip", name=result.null.what,
-                legendgroup="null", showlegend=bool(place == 0),
-            )  # fmt: skip
+    _null_boxes(figure, places, result.null)
     spread = np.linspace(-0.15, 0.15, len(arms))
     for i, (arm, colour, symbol) in enumerate(zip(arms, colours_of(len(arms)), cycle(SYMBOLS), strict=False)):
         figure.add_scatter(

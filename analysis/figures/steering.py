@@ -183,15 +183,8 @@ def _region(figure: Figure, x: Sequence[float], y: Sequence[float], name: str) -
         legendgroup=name,
         hoverinfo="skip",
     )
-    figure.add_scatter(
-        x=list(x),
-        y=list(y),
-        mode="markers",
-        marker={"color": GREY, "size": 4},
-        name=name,
-        legendgroup=name,
-        showlegend=False,
-    )
+    points = {"mode": "markers", "marker": {"color": GREY, "size": 4}, "showlegend": False}
+    figure.add_scatter(x=list(x), y=list(y), name=name, legendgroup=name, **points)
 
 
 def _pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -76,6 +76,13 @@ def analyse_cliff(study: Study[CliffOptions]) -> Iterator[Result]:
         )
 
 
+def _random_half(requests: Sequence[Trace], seed: int) -> set[str]:
+    """Half of the groups of problems."""
+    groups = sorted({trace.problem.group for trace in requests})
+    random.Random(seed).shuffle(groups)
+    return set(groups[: len(groups) // 2])
+
+
 def _trial(study: Study[CliffOptions], requests: Sequence[Trace]) -> tuple[Sequence[Trace], HeadTrial]:
     """The traces that choose the heads, and what is asked without these: a file's requests, or half of the run's own.
 
@@ -85,9 +92,7 @@ def _trial(study: Study[CliffOptions], requests: Sequence[Trace]) -> tuple[Seque
     if options.requests:
         chosen_by, asked = requests, load_problems(options.requests)
     else:
-        groups = sorted({trace.problem.group for trace in requests})
-        random.Random(options.seed).shuffle(groups)
-        half = set(groups[: len(groups) // 2])
+        half = _random_half(requests, options.seed)
         chosen_by = [trace for trace in requests if trace.problem.group not in half]
         asked = [problem for problem in by_id.values() if problem.group in half]
     harmful, benign = ([p for p in asked if p.meta.get("harmful") is which][: options.asked] for which in (True, False))

@@ -11,18 +11,14 @@ _CHUNK = 2**16  # coordinates at a time, so that their factors stay in the proce
 
 
 def mutual_information(x: Values, y: Values, *, sigma: float = SIGMA, epsilon: float = EPSILON) -> Values:
-    """Dependence of each row of `x` (row, d_model) on `y` (d_model,) or (target, d_model): (row,), or (row, target),
-    without unit.
+    """Dependence of each row of `x` (row, d_model) on `y` (d_model,) or (target, d_model): (row,), or (row, target), without unit.
 
     The d coordinates are d paired scalar samples (MI-Peaks, arXiv 2506.02867, its code's `hsic_normalized_cca`): K_ij =
-    exp(−(x_i − x_j)² / 2σ²), K̃ = HKH, R = K̃ (K̃ + εd I)⁻¹, value = tr(R_x R_y), which lies between 0 and the smaller
-    effective rank. A Gaussian kernel of scalars has a tiny numerical rank r (3 to 40), so with K = AAᵀ, A centred and c
-    = εd it is tr(G_x⁻¹ C G_y⁻¹ Cᵀ) for G = AᵀA + cI and C = A_xᵀA_y: O(d r²), whereas the dense form takes O(d³).
+    exp(−(x_i − x_j)² / 2σ²), K̃ = HKH, R = K̃ (K̃ + εd I)⁻¹, value = tr(R_x R_y). A Gaussian kernel of scalars has a tiny numerical rank
+    r, so with K = AAᵀ, A centred and c = εd it is tr(G_x⁻¹ C G_y⁻¹ Cᵀ) for G = AᵀA + cI and C = A_xᵀA_y: O(d r²) instead of O(d³).
 
-    Departures: float64 (the published float32 is off by up to .06 at d = 4096); a constant vector gives exactly 0, as
-    it does there in exact arithmetic. The value is not mutual information in nats, and it depends on the scale of
-    activations relative to σ, so values of different layers or models cannot be compared directly. Raises InputError
-    for shapes or values that do not fit.
+    Departures: float64 (the published float32 is off by up to .06 at d = 4096). The value is not mutual information in nats, and depends
+    on the scale of activations relative to σ, so values of different layers or models cannot be compared. Raises InputError.
     """
     rows, targets = np.atleast_2d(np.asarray(x, np.float64)), np.atleast_2d(np.asarray(y, np.float64))
     if rows.ndim != 2 or targets.ndim != 2 or rows.shape[1] != targets.shape[1] or rows.shape[1] < 2:

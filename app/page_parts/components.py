@@ -75,6 +75,12 @@ def show_figure(figure: Figure, *, name: str, command: str, key: str, clickable:
         on_select="rerun" if clickable else "ignore",
         selection_mode="points",
     )
+    _export(figure, name=name, command=command, key=key)
+    return list(event["selection"]["points"]) if clickable else []
+
+
+def _export(figure: Figure, *, name: str, command: str, key: str) -> None:
+    """Offer the data, the page and the picture of a figure, and the command that makes it again."""
     with st.popover("Export", icon=":material/download:"):
         st.download_button("Data (CSV)", lambda: _csv(figures.figure_data(figure)), f"{name}.csv", key=f"{key}-csv")
         page = "<!doctype html><meta charset='utf-8'>"
@@ -83,7 +89,6 @@ def show_figure(figure: Figure, *, name: str, command: str, key: str, clickable:
         st.radio("The camera above the figure saves", ["PNG", "SVG"], key=f"{key}-image", horizontal=True)
         st.caption("Make it again with")
         st.code(command, language="bash", wrap_lines=True)
-    return list(event["selection"]["points"]) if clickable else []
 
 
 def is_new(key: str, picked: object) -> bool:

@@ -3,6 +3,7 @@
 import math
 import shlex
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import streamlit as st
@@ -85,12 +86,7 @@ def _read(run: OpenRun, id: str, colour: str) -> None:
     with components.show_errors():
         colouring = colourings.colouring(run, id, colour)
         other = shown_alternatives(run, id)
-        row = next(row for row in readings.trace_rows(run) if row.id == id)
-        facts = (
-            f"{row.outcome} · answer {row.answer or 'none'} · {readings.length_of(row)} · {len(read.sentences)} sentences"
-            f" · thinking {row.state} · {read.labels} sentence labels"
-        )
-        st.caption(components.as_text(facts))
+        st.caption(components.as_text(_facts(run, read)))
         show_reader(
             read,
             colouring,
@@ -138,6 +134,14 @@ def _value(sentence: Sentence, colouring: Colouring) -> str:
     return ", ".join(said)
 
 
+def _facts(run: OpenRun, read: CutTrace) -> str:
+    row = next(row for row in readings.trace_rows(run) if row.id == read.trace.id)
+    return (
+        f"{row.outcome} · answer {row.answer or 'none'} · {readings.length_of(row)} · {len(read.sentences)} sentences"
+        f" · thinking {row.state} · {read.labels} sentence labels"
+    )
+
+
 def _others(run: OpenRun, read: CutTrace, sentence: Sentence, other: ShownAlternatives | None) -> None:
     """The tokens of a sentence, how likely each was, and what else the model could have written."""
     if not len(sentence.tokens):
@@ -150,14 +154,17 @@ def _others(run: OpenRun, read: CutTrace, sentence: Sentence, other: ShownAltern
         st.caption(
             "From reading the trace again at temperature 1. Hover over a token above, or click on it, to see the same."
         )
-        pieces = token_strings(read.trace.text, read.trace.offsets)
-        rows = [
-            {
-                "token": token,
-                "written": components.visible(pieces[token]),
-                "probability": other.chance(token),
-                "likeliest": "  ".join(f"{components.visible(text)} {share:.1%}" for text, share in other.at(token)),
-            }
-            for token in range(sentence.tokens.start, sentence.tokens.stop)
-        ]
-        st.dataframe(rows, hide_index=True, key="alternatives")
+        st.dataframe(_other_rows(read, sentence, other), hide_index=True, key="alternatives")
+
+
+def _other_rows(read: CutTrace, sentence: Sentence, other: ShownAlternatives) -> list[dict[str, Any]]:
+    pieces = token_strings(read.trace.text, read.trace.offsets)
+    return [
+        {
+            "token": token,
+            "written": components.visible(pieces[token]),
+            "probability": other.chance(token),
+            "likeliest": "  ".join(f"{components.visible(text)} {share:.1%}" for text, share in other.at(token)),
+        }
+        for token in range(sentence.tokens.start, sentence.tokens.stop)
+    ]

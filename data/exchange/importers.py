@@ -136,25 +136,8 @@ def import_jsonl(path: str | Path, *, tokenizer: Tokenizer | None = None, tags: 
 def import_inspect(path: str | Path, *, tokenizer: Tokenizer | None = None, tags: ThinkTags = THINK) -> list[Trace]:
     """The samples of an Inspect log (`.eval`: a zip archive with `samples/*.json`); epochs are samples of one problem.
 
-    A sample that failed before the model wrote anything is skipped. Nothing is unpacked to disk and names in the archive
-    are never used as paths.
-
-    Args:
-        path: The log.
-        tokenizer: Encodes the text; without it the traces have no tokens.
-        tags: What opens and closes thinking.
-
-    Returns:
-        The traces; `meta["scores"]` has the log's scores.
-
-    Raises:
-        InputError: If the log or a sample (which is named) cannot be read; if a sample has more than 64 MiB, or all
-            together more than 512 MiB, unpacked.
-
-    Example:
-        traces = import_inspect("logs/2025-06-01_gpqa.eval")
-        traces[0].meta["scores"]
-        traces[0].thinking
+    A sample that failed before the model wrote anything is skipped. Nothing is unpacked to disk, and names in the archive are never
+    used as paths. Raises InputError for what cannot be read, and above 64 MiB a sample or 512 MiB in all.
     """
     maker = TraceMaker(tokenizer=tokenizer, thinking=None if tags == THINK else Thinking(tags=tags), strict=True)
     maker.add_all((where, row) for where, row in inspect_samples(Path(path)) if not failed_early(row))

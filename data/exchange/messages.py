@@ -77,8 +77,8 @@ class Said:
         return "\n".join([*[self.text] * bool(self.text), *calls])
 
 
-def read_message(value: Any, where: str, role: str | None = None) -> Said:
-    """One message, whose role is `role` if it does not say. Raises InputError if it cannot be understood."""
+def _role_and_content(value: Any, where: str, role: str | None) -> tuple[str, str | list[Any] | None]:
+    """Who speaks, and what; a message may also hold only calls, a refusal or reasoning."""
     if not isinstance(value, Mapping):
         raise InputError(f"{where}: a message must be a JSON object, got {type(value).__name__}")
     role = role or value.get("role") or value.get("from")
@@ -86,6 +86,12 @@ def read_message(value: Any, where: str, role: str | None = None) -> Said:
     told = value.keys() & {"content", "value", "parts", "tool_calls", "refusal", *_REASONING}
     if not isinstance(role, str) or not isinstance(content, str | list | None) or not told:
         raise InputError(f"{where}: a message needs role and content, got {value!s:.80}")
+    return role, content
+
+
+def read_message(value: Any, where: str, role: str | None = None) -> Said:
+    """One message, whose role is `role` if it does not say. Raises InputError if it cannot be understood."""
+    role, content = _role_and_content(value, where, role)
     parts = _Parts(where)
     parts.read(content)
     reasoning, name = _reasoning_beside(value, where)

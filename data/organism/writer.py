@@ -105,22 +105,21 @@ def _computation(ledger: Ledger, i: int, stated: int, *, brief: bool, spoken: bo
     return _sentence("compute", 3 if brief else int(spoken), **fields)
 
 
+def _statement(ledger: Ledger, i: int, operation: Operation, stated: int, *, spoken: bool) -> list[str]:
+    """The line, the balance before if `spoken`, and the computation with the result that is stated."""
+    lead = "First, " if i == 0 else "Next, "
+    line = [lead + ledger.lines[operation.line].text] if _repeats(ledger, i) <= 0 else []
+    before = [_sentence("before", value=operation.left)] if spoken else []
+    return [*line, *before, _computation(ledger, i, stated, brief=False, spoken=spoken)]
+
+
 def _operation(ledger: Ledger, i: int, operation: Operation, habits: _Habits, rng: random.Random) -> list[list[str]]:
     """The paragraphs for one operation: stated and computed, perhaps doubted and checked, perhaps done another way."""
-    spoken = habits.restate == 1.0
     wrong = _mistake(operation, rng) if rng.random() < habits.wrong else None
-    paragraph = []
-    if _repeats(ledger, i) <= 0:
-        line = ledger.lines[operation.line]
-        lead = "First, " if i == 0 else "Next, "
-        paragraph.append(lead + line.text)
-    if spoken:
-        paragraph.append(_sentence("before", value=operation.left))
     stated = operation.right if wrong is None else wrong
-    paragraph.append(_computation(ledger, i, stated, brief=False, spoken=spoken))
+    paragraphs = [_statement(ledger, i, operation, stated, spoken=habits.restate == 1.0)]
     if wrong is not None:
-        paragraph[-1] = _hide(paragraph[-1], wrong)
-    paragraphs = [paragraph]
+        paragraphs[0][-1] = _hide(paragraphs[0][-1], wrong)
     if wrong is not None or rng.random() < (habits.check_hard if _hard(operation) else habits.check_easy):
         paragraphs.append(_check(operation, stated, rng))
     if operation.sign != "*" and operation.a >= 4 and rng.random() < habits.split:

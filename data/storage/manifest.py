@@ -133,6 +133,18 @@ def _seal(values: Mapping[str, Any]) -> bytes:
 
 
 def _unseal(path: Path) -> dict[str, Any]:
+    """The values of a manifest, whose checksum holds."""
+    raw, values = _read(path)
+    values.pop("checksum", None)
+    with wrap_errors(path, StoreError):
+        sealed = _seal(values)
+    if sealed != raw:  # compared byte by byte: not even white space may differ
+        raise StoreError(f"{path} is damaged: its checksum does not match its content; restore it from a copy")
+    return values
+
+
+def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of a manifest, and what they say; in a format and a version that can be read."""
     if look_at(path) is None:
         raise StoreError(
             f"{path.parent} is not a trace store: it has no {NAME}; give the folder that `record` or `import` wrote"
@@ -150,9 +162,4 @@ def _unseal(path: Path) -> dict[str, Any]:
     version = values.get("version")
     if isinstance(version, int) and version > VERSION:
         raise StoreError(f"{path} has version {version}; this reasonscope reads up to {VERSION}: upgrade reasonscope")
-    values.pop("checksum", None)
-    with wrap_errors(path, StoreError):
-        sealed = _seal(values)
-    if sealed != raw:  # compared byte by byte: not even white space may differ
-        raise StoreError(f"{path} is damaged: its checksum does not match its content; restore it from a copy")
-    return values
+    return raw, values

@@ -404,16 +404,20 @@ class TraceStore:
                 )
         return wanted
 
+    def _lock_file(self) -> int:
+        """The descriptor of the file that is locked, unless its folder is a link."""
+        try:
+            if problem := _link_problem(self._folder):
+                raise StoreError(problem)
+            return os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            raise StoreError(f"cannot write in {self.path}: {error}") from error
+
     def _take_lock(self) -> None:
         if self._unlock is not None:
             self._need_lock()
             return
-        try:
-            if problem := _link_problem(self._folder):
-                raise StoreError(problem)
-            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        except OSError as error:
-            raise StoreError(f"cannot write in {self.path}: {error}") from error
+        self._lock = self._lock_file()
         self._unlock = weakref.finalize(self, os.close, self._lock)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process: a dead writer holds nothing

@@ -5,7 +5,7 @@ openai-harmony parses the same markers into messages, but drops their place in t
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reasonscope.data.text.think_tags import GPT_OSS, FoundThinking, regions_from
 from reasonscope.data.trace import Span
@@ -41,13 +41,7 @@ def find_channels(text: str, prompt_stop: int) -> FoundThinking:
         return FoundThinking(regions=absent, state="absent")
     doubts = tuple(_doubts(parts))
     if parts[-1].thinks:
-        start = _first(thoughts).content.start
-        regions = regions_from(thoughts[0].begin, start, len(text), len(text), len(text))
-        blocks = (
-            *(part.content for part in thoughts[:-1] if len(part.content)),
-            Span(thoughts[-1].content.start, len(text)),
-        )
-        return FoundThinking(regions=regions, state="truncated", blocks=blocks, doubts=doubts)
+        return replace(_cut_off(thoughts, len(text)), doubts=doubts)
     first, last = _first(thoughts), [part for part in thoughts if len(part.content)] or thoughts
     stop = last[-1].content.stop
     regions = regions_from(thoughts[0].begin, first.content.start, stop, parts[-1].content.start, len(text))
@@ -55,6 +49,14 @@ def find_channels(text: str, prompt_stop: int) -> FoundThinking:
     return FoundThinking(
         regions=regions, state="closed" if len(regions.thinking) else "empty", blocks=blocks, doubts=doubts
     )
+
+
+def _cut_off(thoughts: Sequence[_Part], stop: int) -> FoundThinking:
+    """Thinking that goes on to the end of the text."""
+    regions = regions_from(thoughts[0].begin, _first(thoughts).content.start, stop, stop, stop)
+    earlier = [part.content for part in thoughts[:-1] if len(part.content)]
+    blocks = (*earlier, Span(thoughts[-1].content.start, stop))
+    return FoundThinking(regions=regions, state="truncated", blocks=blocks)
 
 
 def _first(thoughts: Sequence[_Part]) -> _Part:

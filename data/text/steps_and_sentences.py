@@ -72,11 +72,9 @@ def steps(trace: Trace, *, variant: Variant = "corrected") -> list[Step]:
 def seal_steps(
     pieces: Sequence[str], *, variant: Variant = "corrected", think_only: bool = True, tags: ThinkTags = THINK
 ) -> list[Step]:
-    """The steps from the strings of the tokens, to the letter of the published rule.
+    """The steps from the strings of the tokens, to the letter of the published rule; spans count from their start, joined.
 
-    The region lies strictly between the first token that is the opening tag and the next that is the closing tag, or is
-    the whole text (`think_only=False`); a text without an opening tag has no steps. Character spans count from the
-    start of the joined pieces.
+    The region is strictly between the first opening tag and the next closing tag, or all of it unless `think_only`.
     """
     region = Span(0, len(pieces))
     if think_only:

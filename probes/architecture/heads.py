@@ -45,27 +45,10 @@ class Head:
 def random_heads(
     heads: Sequence[Head], among: Sequence[Head], *, n_controls: int = 20, seed: int = 0
 ) -> list[tuple[Head, ...]]:
-    """Random sets of as many other heads: the control of an ablation, or of any score of `heads`.
+    """Random sets of as many other heads of each layer `among` all heads of the model: the control of a score of `heads`.
 
-    Each set has as many heads of each layer as `heads` has. Layers without enough other heads take what they lack from the other
-    heads of the model.
-
-    Args:
-        heads: The heads to compare with; none of them is drawn.
-        among: Every head of the model, `all_heads(model.layout)`.
-        n_controls: How many sets to draw.
-        seed: Seed of the draw.
-
-    Returns:
-        `n_controls` different sets; all that exist, if these are fewer. Their number bounds the p-value: `smallest_p`.
-
-    Raises:
-        InputError: If the model has fewer other heads than `heads`.
-
-    Example:
-        chosen = [Head(layer=2, index=1)]
-        sets = random_heads(chosen, all_heads(model.layout))
-        assert len(sets) == 3  # the three other heads of block 2
+    Layers without enough other heads take what they lack from other layers. Gives all sets if they are fewer than `n_controls`; their
+    number bounds the p-value (`smallest_p`). Raises InputError if the model has fewer other heads than `heads`.
     """
     chosen = set(heads)
     free = [head for head in among if head not in chosen]

@@ -54,17 +54,9 @@ def ridge_path(
 ) -> LinearPath:
     """Minimise Σ (target − w·x − b)² + penalty ‖w‖², as scikit-learn's `Ridge(alpha=penalty)` does.
 
-    Args:
-        features: (problem, row, d_model) of any float type; a problem is usually a layer at a position.
-        targets: (row,) or (problem, row).
-        penalties: Each above 0.
-        mask: True on the training rows: (problem, row), or (problem, fold, row) for several training sets of every problem, which share
-            what can be shared.
-        standardise: Divide by the standard deviation of the training rows; coefficients are in the units of the features all the same.
-        device: The device that solves, one problem after the other, and that keeps the results; by default the features' own.
-
-    Raises:
-        InputError: A value is NaN, shapes do not fit, or a penalty is not above 0 or smaller than rounding.
+    `features` are (problem, row, d_model), `targets` (row,) or (problem, row), and `mask` (problem, row) or (problem, fold, row) is True on
+    training rows. With `standardise` the penalty is on features of unit deviation, and coefficients are in the units of the features all
+    the same. Raises InputError for NaN, for shapes that do not fit, and for a penalty that is not above 0 or smaller than rounding.
     """
     return _path(_ridge, features, targets, penalties, mask, standardise, device)
 

@@ -1,7 +1,8 @@
 """Many continuations of one sequence: its keys and values are computed once, and every continuation branches off them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -54,23 +55,25 @@ class PrefixWriter:
         if not branches:
             return []
         shared = _keys_and_values(self.model, ids[: max(branch.cut for branch in branches)])
-        # Stubs of the same length together, because the first pass has to end in the same column in every row.
-        order = sorted(range(len(branches)), key=lambda i: (len(branches[i].stub), branches[i].cut))
         done: dict[int, Completion] = {}
         with working("writing", total=len(branches), unit="continuations") as work:
             progress = BatchProgress(work, len(branches), sampling.max_new_tokens)
-            while order:
-                stub = len(branches[order[0]].stub)
-                batch = [i for i in order[: self._batch_size] if len(branches[i].stub) == stub]
-                order = order[len(batch) :]
+            for batch in self._batches(branches):
                 chosen = [branches[i] for i in batch]
                 prompts = [[*ids[: branch.cut], *branch.stub] for branch in chosen]
-                past = _past(shared, [len(prompt) - max(stub, 1) for prompt in prompts])
+                past = _past(shared, [len(prompt) - max(len(chosen[0].stub), 1) for prompt in prompts])
                 seeds = [branch.seed for branch in chosen]
                 completed = generate(self.model, prompts, sampling, seeds=seeds, on_step=progress.on_step, past=past)
                 done |= dict(zip(batch, completed, strict=True))
                 progress.batch_done(len(batch))
         return [done[i] for i in range(len(branches))]
+
+    def _batches(self, branches: Sequence[Branch]) -> Iterator[list[int]]:
+        """Stubs of the same length together, because the first pass has to end in the same column in every row."""
+        order = sorted(range(len(branches)), key=lambda i: (len(branches[i].stub), branches[i].cut))
+        for _, alike in groupby(order, key=lambda i: len(branches[i].stub)):
+            same = list(alike)
+            yield from (same[start : start + self._batch_size] for start in range(0, len(same), self._batch_size))
 
 
 class SequenceWriter:

@@ -117,19 +117,11 @@ class Prompting:
     def encode_prompt(
         self, problem: Problem, *, think: bool = True, open_tag: bool = False, prefill: str = ""
     ) -> list[int]:
-        """The token ids of a prompt for `problem`: messages through the chat template, a raw prompt unchanged.
+        """The token ids of a prompt for `problem`: messages by the chat template, a raw prompt unchanged, with a BOS if one is used.
 
-        A BOS is added if the tokenizer uses one and the rendered text does not start with one.
-
-        Args:
-            problem: The problem to ask.
-            think: False switches thinking off as the template does, and ends the messages with an empty think block if it does not.
-            open_tag: True opens the think tag, unless the template has opened it; otherwise the model opens it.
-            prefill: How the thinking begins; it follows the think tag, which is opened if there is one.
-
-        Raises:
-            InputError: If messages have no chat template to render them, the template fails, or a think tag has to be opened or closed
-                and the model has none.
+        Without `think`, thinking is switched off as the template does, or by an empty think block. `open_tag` opens the think tag
+        unless the template has; `prefill` follows the tag, which is then opened if there is one. Raises InputError if the template is
+        missing or fails, or a tag has to be opened or closed and the model has none.
         """
         open_tag = open_tag or bool(prefill and self.tags)
         if problem.prompt is not None and self.prompt.to_dict():

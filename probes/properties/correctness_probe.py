@@ -270,10 +270,7 @@ def _judged(traces: Sequence[Trace]) -> list[Trace]:
 def within_problem(
     right: NDArray[np.bool_], scores: Values, problems: Sequence[str], *, n_resamples: int = N_RESAMPLES, seed: int = 0
 ) -> _WithinProblem:
-    """Compare only samples of the same problem, so that nothing that the problem decides can help.
-
-    `right`, `scores` and `problems` are (row,) each; intervals resample whole problems.
-    """
+    """Compare only samples of the same problem, so that nothing that the problem decides can help; intervals resample problems."""
     wins, owners = [], []
     for problem in sorted(set(problems)):
         own = np.asarray(problems) == problem

@@ -149,9 +149,8 @@ def extract_asc_from_pairs(
 ) -> SteeringVector:
     """The vector as published: each completion follows the plain question, without a template, and is read at its last token.
 
-    The sign is the paper's: added, it shortens (the released script subtracts what its extractor calls short − long). The released code
-    reads `hidden_states[20]` and adds after block 20, one block later; here a vector is added at the site that was read,
-    Site("resid_pre", 20). Departure: the verbose side holds its question once (there twice). Raises InputError without a pair.
+    Added, it shortens (the released script subtracts short − long). Departures: it is added at the site that was read (the released code
+    adds one block later), and the verbose side holds its question once (there twice). Raises InputError without a pair.
     """
     if not pairs:
         raise InputError("no pairs given; give at least one with a concise and a verbose side")
