@@ -319,6 +319,22 @@ class Trace:
         """The positions of all tokens of thinking, block after block: (thinking token,)."""
         return np.concatenate([np.arange(block.start, block.stop) for block in self.thinking_blocks])
 
+    def without_gaps(self, span: Span) -> NDArray[np.int64]:
+        """The positions of a span of tokens, without those that are written between two blocks of thinking."""
+        places, whole, blocks = np.arange(span.start, span.stop), self.tokens.thinking, self.thinking_positions
+        return places[(places < whole.start) | (places >= whole.stop) | np.isin(places, blocks)]
+
+    def only_thinking(self, values: NDArray[Any]) -> NDArray[Any]:
+        """`values` (…, token) of all tokens, from the first of the thinking to the last; NaN between two blocks of thinking."""
+        kept = np.full(values.shape, np.nan)
+        kept[..., self.thinking_positions] = values[..., self.thinking_positions]
+        return kept[..., self.tokens.thinking.slice]
+
+    @property
+    def written_thinking(self) -> NDArray[np.int64]:
+        """The positions of the thinking that the model wrote itself, after the prompt and its prefill."""
+        return self.thinking_positions[self.thinking_positions >= self.n_prompt_tokens]
+
     @property
     def _has_blocks(self) -> bool:
         told = self.meta.get("thinking")

@@ -110,9 +110,9 @@ def _hits(rows: Sequence[Continuation], gold: str | None) -> int:
 def continuation(done: Completion, decode: Decoder, thinking: Thinking) -> Continuation:
     """The completion cut at the end of its thinking; if that was cut off it never answered."""
     text, found = thinking.continued(decode(done.token_ids[done.n_prompt_tokens :].tolist()), finish=done.finish_reason)
-    thought, answer = text[found.regions.thinking.slice], text[found.regions.answer.slice]
+    thoughts, answer = [text[block.slice] for block in found.blocks], text[found.regions.answer.slice]
     return Continuation(
-        sentences=tuple(thought[span.slice] for span in split_sentences(thought)),
+        sentences=tuple(thought[span.slice] for thought in thoughts for span in split_sentences(thought)),
         answer=None if found.state == "truncated" else found.final or extract_answer(answer),
         n_tokens=len(done.token_ids) - done.n_prompt_tokens,
     )

@@ -77,7 +77,7 @@ def close_attention(model: Model, trace: Trace, sentences: Sequence[Sentence] | 
         reason="a sentence without tokens of its own has no attention" if np.isnan(values).any() else "",
         arrays={
             "heads": heads,
-            "tokens": nan_mean(looked.reshape(-1, looked.shape[-1])[:, trace.tokens.thinking.slice], axis=0),
+            "tokens": trace.only_thinking(nan_mean(looked.reshape(-1, looked.shape[-1]), axis=0)),
         },
         numbers={
             "thinking": [trace.tokens.thinking.start, trace.tokens.thinking.stop],

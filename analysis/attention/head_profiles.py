@@ -64,6 +64,7 @@ class Rhythm:
         *,
         window: int = WINDOW,
         horizon: tuple[int, int | None] = HORIZON,
+        among: NDArray[np.int64] | None = None,
     ) -> None:
         if not len(rows):
             raise InputError("no row of attention to read; a trace needs tokens after its prompt")
@@ -72,6 +73,8 @@ class Rhythm:
                 f"window {window}, horizon {horizon}: the window must be at least 1, and 0 <= nearest <= furthest"
             )
         self._rows, self._window, self._horizon = rows, window, horizon
+        self._looks = np.zeros(rows.stop, dtype=bool)
+        self._looks[rows.slice if among is None else among] = True
         shape = n_layers, n_heads
         kept = ("span", "sink", "previous", "waad")
         self._kept = {name: torch.zeros(*shape, len(rows), dtype=torch.float64) for name in kept}
@@ -100,14 +103,15 @@ class Rhythm:
         far = query[:, None] - key
         nearest, furthest = self._horizon
         inside = (far >= nearest) if furthest is None else (far >= nearest) & (far <= furthest)
+        inside &= torch.from_numpy(self._looks[rows.slice]).to(inside.device)[:, None]
         self._received[block.layer, :, block.keys.slice] += (attention * inside).sum(1).double().cpu()
 
     def result(self) -> HeadRhythm:
-        n = len(self._rows)
-        key = np.arange(self._rows.start, self._rows.stop)
+        key, stop = np.arange(self._rows.start, self._rows.stop), self._rows.stop
         nearest, furthest = self._horizon
-        last = np.full(n, self._rows.stop - 1) if furthest is None else np.minimum(key + furthest, self._rows.stop - 1)
-        seen = np.maximum(last - (key + nearest) + 1, 0)
+        before = np.concatenate([[0], np.cumsum(self._looks)])  # the queries before each token
+        after = np.full_like(key, stop) if furthest is None else np.minimum(key + furthest + 1, stop)
+        seen = np.maximum(before[after] - before[np.minimum(key + nearest, stop)], 0)
         return HeadRhythm(
             rows=self._rows,
             **{name: values.numpy() for name, values in self._kept.items()},
@@ -122,14 +126,16 @@ def head_rhythm(
     *,
     window: int = WINDOW,
     horizon: tuple[int, int | None] = HORIZON,
+    among: NDArray[np.int64] | None = None,
 ) -> HeadRhythm:
     """The rhythm of every head of `model` reading `ids`, in the rows of the response: Attention Illuminates LLM
     Reasoning, section 3.
 
     WAAD_t = Σ_s A[t, s]·min(t − s, `window`); FAI_s = mean of A[t, s] over t from s + nearest to s + furthest of
-    `horizon`, within the response (0 if the response ends before). Raises InputError, ContextError.
+    `horizon`, within the response (0 if the response ends before). Only the tokens `among` look: all of `rows` if not
+    given. Raises InputError, ContextError.
     """
-    reader = Rhythm(rows, model.n_layers, model.n_heads, window=window, horizon=horizon)
+    reader = Rhythm(rows, model.n_layers, model.n_heads, window=window, horizon=horizon, among=among)
     read_attention(model, ids, reader)
     return reader.result()
 
@@ -208,18 +214,19 @@ def head_table(model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *
     rows = trace.tokens.thinking
     if not len(rows):
         return undefined(**common, reason=f"{trace.state} thinking, so no row to read", provenance=provenance)
-    found = head_rhythm(model, trace.token_ids[: rows.stop].tolist(), rows)
-    owner = sentence_of_each(sentences, rows.stop)[rows.slice]
+    found = head_rhythm(model, trace.token_ids[: rows.stop].tolist(), rows, among=trace.thinking_positions)
+    places = trace.thinking_positions
+    owner = sentence_of_each(sentences, rows.stop)[places]
     induction = induction_scores(model, seed=seed)
-    of_trace = np.stack([found.span, found.sink, found.previous, found.waad, found.fai])
+    of_trace = np.stack([found.span, found.sink, found.previous, found.waad, found.fai])[..., places - rows.start]
     values = _beside(of_trace.mean(axis=-1), induction.mean(axis=-1))
     sure = mean_band(of_trace, owner, seed=seed)
-    places = mean_band(induction, np.arange(induction.shape[-1]), unit="places", seed=seed)
-    query = np.arange(rows.start, rows.stop)
+    by_place = mean_band(induction, np.arange(induction.shape[-1]), unit="places", seed=seed)
+    query = places
     alike = 1 / (query + 1)
     uniform = [(query / 2).mean(), alike.mean(), alike.mean(), _uniform_induction(model), *_uniform_rhythm(query)]
     band = np.array(uniform)[:, None, None]
-    local, wide = local_and_global(found.span.mean(axis=-1))
+    local, wide = local_and_global(of_trace[METRICS.index("span")].mean(axis=-1))
     return Result(
         **common,
         axes=(Axis.of("metric", METRICS), Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),
@@ -227,13 +234,13 @@ def head_table(model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *
         reason=model.layout.without_heads,
         null=Band.of(band, band, values.shape, "a head that attends equally to all tokens up to its own"),
         interval=Band(
-            low=_beside(sure.low, places.low),
-            high=_beside(sure.high, places.high),
-            what=f"{sure.what}; induction: {places.what}",
+            low=_beside(sure.low, by_place.low),
+            high=_beside(sure.high, by_place.high),
+            what=f"{sure.what}; induction: {by_place.what}",
         ),
         arrays={
-            "waad": over(found.waad, local),
-            "fai": over(found.fai, wide),
+            "waad": over(_blank_between(found.waad, places - rows.start), local),
+            "fai": over(_blank_between(found.fai, places - rows.start), wide),
             "thinking": np.array([rows.start, rows.stop]),
         },
         numbers={
@@ -243,6 +250,13 @@ def head_table(model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *
         },
         provenance=provenance,
     )
+
+
+def _blank_between(values: Values, places: NDArray[np.int64]) -> Values:
+    """`values` (layer, head, token) at `places`, NaN at the others: the text between two blocks of thinking."""
+    kept = np.full_like(values, np.nan)
+    kept[..., places] = values[..., places]
+    return kept
 
 
 def _beside(of_trace: Values, induction: Values) -> Values:
@@ -260,7 +274,9 @@ def _uniform_rhythm(query: NDArray[np.int64]) -> tuple[float, float]:
     near = np.minimum(query, WINDOW)
     waad = (near * (near + 1) / 2 + WINDOW * (query - near)) / (query + 1)
     nearest, furthest = HORIZON
-    later = [1 / (query[i + nearest : None if furthest is None else i + furthest + 1] + 1) for i in range(len(query))]
+    first = np.searchsorted(query, query + nearest)
+    last = np.searchsorted(query, query + (np.inf if furthest is None else furthest), side="right")
+    later = [1 / (query[a:b] + 1) for a, b in zip(first, last, strict=True)]
     return float(waad.mean()), float(np.mean([shares.mean() if len(shares) else 0.0 for shares in later]))
 
 

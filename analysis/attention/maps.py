@@ -85,6 +85,9 @@ def attention_map(model: Model, trace: Trace, sentences: Sequence[Sentence], *, 
     rows = Span(spans[0].start, spans[-1].stop)
     begins = np.array([span.start for span in spans])
     owner = sentence_of_each(sentences, rows.stop)  # white space after a sentence belongs to it
+    owner[
+        np.setdiff1d(np.arange(rows.stop), trace.thinking_positions)
+    ] = -1  # as what comes between two blocks does not
     strongest = _Strongest(rows, owner, model.n_layers, model.n_heads, min(keys, rows.stop))
     means = SentenceMeans(spans, rows.stop, model.n_layers, model.n_heads)
 
@@ -93,17 +96,18 @@ def attention_map(model: Model, trace: Trace, sentences: Sequence[Sentence], *, 
         strongest(block)
 
     read_attention(model, trace.token_ids[: rows.stop].tolist(), read)
-    row, begin = np.arange(rows.start, rows.stop), begins[owner[rows.slice]]
-    seen = np.stack([np.full(len(row), rows.start), begin - rows.start, row + 1 - begin])
-    chance = (seen / (row + 1)).mean(axis=1)[:, None, None]
-    values = strongest.shares.mean(axis=-1)
+    row = np.flatnonzero(owner >= 0)
+    outside, own = np.cumsum(owner < 0)[row], row + 1 - begins[owner[row]]
+    chance = (np.stack([outside, row + 1 - outside - own, own]) / (row + 1)).mean(axis=1)[:, None, None]
+    shares = strongest.shares[..., row - rows.start]
+    values = shares.mean(axis=-1)
     return Result(
         **common,
         axes=(Axis.of("region", REGIONS), Axis.of("layer", model.n_layers), Axis.of("head", model.n_heads)),
         values=values,
         reason=model.layout.without_heads,
         null=Band.of(chance, chance, values.shape, "a head that attends equally to all tokens up to its own"),
-        interval=mean_band(strongest.shares, owner[rows.slice], seed=seed),
+        interval=mean_band(shares, owner[row], seed=seed),
         arrays={
             "matrix": means.result().matrix.astype(np.float16),
             "key": strongest.key,

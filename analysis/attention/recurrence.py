@@ -41,17 +41,25 @@ class RecurrenceReader:
     numbers per key.
 
     With `shuffle` each query's attention is permuted among the keys that it sees: equally peaked, at meaningless
-    positions.
+    positions. Only the tokens `among` look: all of `rows` if not given.
     """
 
     def __init__(
-        self, rows: Span, n_layers: int, *, alpha: float = ALPHA, shuffle: torch.Generator | None = None
+        self,
+        rows: Span,
+        n_layers: int,
+        *,
+        alpha: float = ALPHA,
+        shuffle: torch.Generator | None = None,
+        among: NDArray[np.int64] | None = None,
     ) -> None:
         if not len(rows) or not 0 <= alpha < 1:
             raise InputError(
                 f"{len(rows)} rows and a threshold of {alpha}: give at least one row, and a threshold from 0 to below 1"
             )
         self._rows, self._alpha, self._shuffle = rows, alpha, shuffle
+        self._looks = torch.zeros(rows.stop, dtype=torch.bool)
+        self._looks[torch.arange(rows.start, rows.stop) if among is None else torch.from_numpy(among)] = True
         self._last = torch.arange(rows.stop).clamp(min=rows.start - 1).repeat(n_layers, 1)
         self._interval = torch.zeros(n_layers, rows.stop, dtype=torch.int64)
 
@@ -63,7 +71,8 @@ class RecurrenceReader:
         mean = block.probabilities.mean(dim=0)[start - block.rows.start : stop - block.rows.start, : len(keys)].cpu()
         if self._shuffle is not None:
             mean = _shuffled(mean, Span(start, stop), keys, self._shuffle)
-        key, row = (mean > self._alpha).T.nonzero().unbind(1)  # key by key, and each key's queries in order
+        attends = (mean > self._alpha) & self._looks[start:stop, None]
+        key, row = attends.T.nonzero().unbind(1)  # key by key, and each key's queries in order
         if not len(key):
             return
         query, key = row + start, key + keys.start
@@ -105,7 +114,10 @@ def recurrence(
     if not len(rows):
         return undefined(**common, reason=f"{trace.state} thinking, so no row to read", provenance=provenance)
     generator = torch.Generator().manual_seed(seed)
-    readers = [RecurrenceReader(rows, model.n_layers, alpha=alpha, shuffle=how) for how in (None, generator)]
+    places = trace.thinking_positions
+    readers = [
+        RecurrenceReader(rows, model.n_layers, alpha=alpha, shuffle=how, among=places) for how in (None, generator)
+    ]
 
     def read(block: AttentionBlock) -> None:
         for reader in readers:
@@ -113,17 +125,17 @@ def recurrence(
 
     read_attention(model, trace.token_ids[: rows.stop].tolist(), read)
     seen, chance = (reader.result() for reader in readers)
-    values, null = (one.interval[:, rows.slice].astype(np.float64) for one in (seen, chance))
+    values, null = (one.interval[:, places].astype(np.float64) for one in (seen, chance))
     values[sorted(set(range(model.n_layers)) - set(model.layout.layers_with("attn_out")))] = np.nan
     low, high = np.quantile(null, [0.025, 0.975], axis=1, keepdims=True)
-    owner = sentence_of_each(sentences, rows.stop)[rows.slice]
+    owner = sentence_of_each(sentences, rows.stop)[places]
     return Result(
         **common,
-        axes=(Axis.of("layer", model.n_layers), Axis.of("token", [str(i) for i in range(rows.start, rows.stop)])),
+        axes=(Axis.of("layer", model.n_layers), Axis.of("token", list(map(str, places.tolist())))),
         values=values,
         reason=model.layout.without_heads,
         null=Band.of(low, high, values.shape, "each query's attention permuted, 95 % of a layer's tokens"),
-        arrays={"last": seen.last[:, rows.slice]},
+        arrays={"last": seen.last[:, places]},
         numbers={"alpha": alpha, "by_layer": _estimated(values, owner, seed), "by_layer_null": _by_layer(null)},
         provenance=provenance,
     )

@@ -175,7 +175,7 @@ def live_outcomes(store: TraceStore, judged: Sequence[Trace]) -> Outcomes:
     pairs = [store.trace(trace.id) for trace in judged]
     return Outcomes(
         right=np.array([float(trace.correct is True) for trace in pairs]),
-        tokens=np.array([float((trace.thinking_positions >= trace.n_prompt_tokens).sum()) for trace in pairs]),
+        tokens=np.array([float(len(trace.written_thinking)) for trace in pairs]),
     )
 
 

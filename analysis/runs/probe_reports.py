@@ -106,7 +106,7 @@ def refusal_figures(
     for name, study in found.cliffs.items():
         curves = {
             " ".join(of): mean_trajectory(
-                [study.scores[id][thinking_to_window(by_id[id]).slice] for id in cliff.ids],
+                [study.scores[id][thinking_to_window(by_id[id])] for id in cliff.ids],
                 groups=[by_id[id].problem.group for id in cliff.ids],
             )
             for of, cliff in study.cliffs.items()

@@ -97,8 +97,11 @@ def confidence_of_trace(
     """
     if reason := _unfit(trace):
         return undefined(method=METHOD, quantity="confidence", unit="1", reason=reason, provenance={"trace": trace.id})
-    start, length = trace.tokens.thinking.start, trace.n_thinking_tokens
-    cuts = [start + cut for cut in cut_points(length, parts)]
+    places = [
+        int(trace.thinking_positions[0]),
+        *(trace.thinking_positions + 1).tolist(),
+    ]  # after 0, 1, … tokens of thinking
+    cuts = [places[cut] for cut in cut_points(trace.n_thinking_tokens, parts)]
     sampling = sampling or Sampling(temperature=1.0, max_new_tokens=32, seed=seed)
     forced = forced_answers(writer, trace, cuts, stub, decode, samples=samples, sampling=sampling)
     own = classify_confidence(forced.own, threshold=threshold)

@@ -17,7 +17,7 @@ from reasonscope.data.intervals import mean_estimate, permutation_p
 from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.text.align import token_strings
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
-from reasonscope.data.trace import Problem, Sentence, Span, Trace
+from reasonscope.data.trace import Problem, Sentence, Trace
 from reasonscope.data.variants import Gold, Region
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.activations import run_with_cache
@@ -68,14 +68,14 @@ def representations(model: Model, texts: Sequence[str], sites: Sequence[Site]) -
     return found
 
 
-def emitting_rows(trace: Trace, region: Region = "thinking") -> Span:
+def emitting_rows(trace: Trace, region: Region = "thinking") -> NDArray[np.int64]:
     """The rows of a trace's activations that emit its thinking (or all generated tokens): row t emits token t + 1."""
-    tokens = Span(trace.n_prompt_tokens, len(trace.token_ids))
+    tokens = np.arange(trace.n_prompt_tokens, len(trace.token_ids))
     if region == "thinking":
         if trace.state not in ("closed", "truncated"):
             raise InputError(f"trace {trace.id!r} has no thinking ({trace.state}); look at region='generated'")
-        tokens = Span(max(trace.tokens.thinking.start, 1), trace.tokens.thinking.stop)
-    return Span(max(tokens.start - 1, 0), max(tokens.stop - 1, 0))
+        tokens = trace.thinking_positions
+    return tokens[tokens > 0] - 1
 
 
 def mi_of_trace(
@@ -141,7 +141,7 @@ def mi_of_trace(
     enough = len(others) >= LEAST_OTHERS
     drawn = np.empty((len(others) if enough else n_permutations, len(sites), len(rows)))
     for i, site in enumerate(sites):
-        states = np.asarray(hidden[site][rows.slice], dtype=np.float64)
+        states = np.asarray(hidden[site][rows], dtype=np.float64)
         foreign = [other[site] for other in others] if enough else []
         foreign = foreign or [rng.permutation(gold[site]) for _ in range(n_permutations)]
         found = mutual_information(states, np.stack([gold[site], *foreign]), sigma=sigma, epsilon=epsilon)
@@ -151,12 +151,12 @@ def mi_of_trace(
     what = "answers of other problems" if enough else WEAKER_NULL
     null = null_band(drawn, what)
     # A row belongs to the token that it emits, the next one.
-    units = sentence_of_each(sentences, rows.stop + 1)[rows.start + 1 :]
+    units = sentence_of_each(sentences, int(rows[-1]) + 2)[rows + 1]
     return Result(
         method=METHOD,
         quantity=QUANTITY,
         unit="1",
-        axes=(Axis.of("site", sites), Axis.of("token", [str(t + 1) for t in range(rows.start, rows.stop)])),
+        axes=(Axis.of("site", sites), Axis.of("token", [str(row + 1) for row in rows])),
         values=values,
         null=null,
         arrays={"r2": r2, "peaks": above, "top": np.stack([top_k(line, top) for line in values])},

@@ -59,15 +59,14 @@ def misalignment_of_trace(
             f"{base.name} and {reasoner.name} have different tokenizers, so their tokens cannot be compared"
         )
     provenance = {"trace": trace.id, "base": base.name, "reasoner": reasoner.name, **cut_provenance(sentences)}
-    first = max(trace.tokens.thinking.start, trace.n_prompt_tokens)
-    n = max(trace.tokens.thinking.stop - first, 0)
+    places = trace.written_thinking
+    n = len(places)
     if not trace.n_prompt_tokens or n < 2 * bins:
         reason = f"{n} tokens of thinking written after a prompt of {trace.n_prompt_tokens}; {bins} bins need 2 each, and a prompt"
         return undefined(method=METHOD, quantity="misaligned tokens", unit="1", reason=reason, provenance=provenance)
-    span = slice(first - trace.n_prompt_tokens, first - trace.n_prompt_tokens + n)
-    found, own = (_greedy_misses(model, trace)[span] for model in (base, reasoner))
+    found, own = (_greedy_misses(model, trace)[places - trace.n_prompt_tokens] for model in (base, reasoner))
     parts, mine = (np.array_split(misses, bins) for misses in (found, own))
-    units = sentence_of_each(sentences, first + n)[first:]
+    units = sentence_of_each(sentences, int(places[-1]) + 1)[places]
     values = np.array([part.mean() for part in parts])
     ends = [_ends(side, worth(misses, units)) for side, misses in ((mine, own), (parts, found))]
     return Result(
@@ -83,7 +82,7 @@ def misalignment_of_trace(
             values.shape,
             "over the effective number of tokens, which are alike within a sentence, 95%",
         ),
-        arrays={"misses": found, "by_index": _by_index(sentences, found, first)},
+        arrays={"misses": found, "by_index": _by_index(sentences, found, places)},
         numbers={"rate": float(found.mean()), "rate_of_reasoner": float(own.mean())},
         provenance=provenance,
     )
@@ -107,15 +106,16 @@ def _ends(parts: Sequence[Values], each: float) -> Values:
     return np.transpose([wilson_interval(part.sum() * each, len(part) * each) for part in parts])
 
 
-def _by_index(sentences: Sequence[Sentence], misses: Values, first: int, places: int = 10) -> Values:
-    """Mean over sentences of the misses, of tokens from `first` on, at their first, second … token; NaN if none was
+def _by_index(sentences: Sequence[Sentence], misses: Values, places: NDArray[np.int64], most: int = 10) -> Values:
+    """Mean over sentences of the misses, of the tokens at `places`, at their first, second … token; NaN if none was
     judged."""
-    judged = np.concatenate([np.full(first, np.nan), misses])
-    rows = np.full((len(sentences), places), np.nan)
+    judged = np.full(int(places[-1]) + 1, np.nan)
+    judged[places] = misses
+    rows = np.full((len(sentences), most), np.nan)
     for row, sentence in enumerate(sentences):
-        inside = judged[sentence.tokens.slice][:places]
+        inside = judged[sentence.tokens.slice][:most]
         rows[row, : len(inside)] = inside
     known = np.isfinite(rows).any(axis=0)
-    means = np.full(places, np.nan)
+    means = np.full(most, np.nan)
     means[known] = np.nanmean(rows[:, known], axis=0)
     return means

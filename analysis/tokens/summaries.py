@@ -240,16 +240,16 @@ def misalignment_summary(results: Sequence[Result], traces: Sequence[Trace]) -> 
 def _misses(result: Result, traces: Sequence[Trace]) -> dict[str, Any]:
     """The share of misses with its interval over the trace's sentences."""
     trace, misses = trace_of(result, traces), np.asarray(result.arrays["misses"])
-    first = trace.tokens.thinking.stop - len(misses)
-    units = sentence_of_each(trace_sentences(trace), first + len(misses))[first:]
+    places = trace.written_thinking
+    units = sentence_of_each(trace_sentences(trace), int(places[-1]) + 1)[places]
     return mean_number(misses, units)
 
 
 def _words_and_misses(result: Result, traces: Sequence[Trace]) -> list[tuple[str, bool]]:
     """Each word of the thinking, and whether the base model would have written another."""
     trace, misses = trace_of(result, traces), np.asarray(result.arrays["misses"])
-    first = trace.tokens.thinking.stop - len(misses)
-    pieces = token_strings(trace.text, trace.offsets)[first:]
+    every = token_strings(trace.text, trace.offsets)
+    pieces = [every[place] for place in trace.written_thinking]
     return [(piece.strip(), bool(miss)) for piece, miss in zip(pieces, misses, strict=False) if piece.strip()]
 
 

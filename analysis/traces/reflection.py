@@ -158,8 +158,10 @@ def _counts(said: Sequence[tuple[int, bool | None]]) -> list[int]:
 
 def _share_behind(trace: Trace, first: Sentence) -> float:
     if trace.n_thinking_tokens:
-        return (trace.tokens.thinking.stop - first.tokens.stop) / trace.n_thinking_tokens
-    return (trace.chars.thinking.stop - first.chars.stop) / max(len(trace.thinking), 1)
+        return float((trace.thinking_positions >= first.tokens.stop).mean())
+    spans = trace.thinking_spans
+    after = sum(max(0, span.stop - max(span.start, first.chars.stop)) for span in spans)
+    return after / max(sum(map(len, spans)), 1)
 
 
 def review_ratio(sentences: Sequence[Sentence], tags: Sequence[str] = REVIEW_TAGS) -> float:

@@ -85,7 +85,7 @@ def early_stop(
             return SelectedTrace(correct=bool(chosen.correct), tokens=_tokens(chosen))
         at = int(above[0])
         unwritten = chosen.n_thinking_tokens * (1 - (at + 1) / len(values))
-        spent = _tokens(chosen) - min(unwritten, max(0, chosen.tokens.thinking.stop - chosen.n_prompt_tokens))
+        spent = _tokens(chosen) - min(unwritten, len(chosen.written_thinking))
         return SelectedTrace(correct=equivalent(answer_at(chosen, at), chosen.problem.answer or ""), tokens=spent)
 
     return rule

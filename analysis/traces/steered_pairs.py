@@ -197,8 +197,8 @@ def _mean_score(probe: LinearProbe, store: TraceStore, trace: Trace) -> float:
     """The mean of what the probe says along the thinking; NaN without thinking."""
     if not trace.n_thinking_tokens:
         return float("nan")
-    span = trace.tokens.thinking
-    return float(token_scores(probe, store, trace)[span.start : span.stop].mean())
+    scores = token_scores(probe, store, trace)
+    return float(scores[trace.thinking_positions[trace.thinking_positions < len(scores)]].mean())
 
 
 def _mean_mi(folder: Path, id: str) -> float:

@@ -153,13 +153,14 @@ def trajectory_of_trace(
     """
     axes = (Axis.of("signal", SIGNALS), Axis.of("site", sites))
     shape = (len(SIGNALS), len(sites))
-    span = Span(trace.tokens.open.start, max(trace.tokens.open.start, trace.tokens.close.stop))
+    places = trace.without_gaps(Span(trace.tokens.open.start, max(trace.tokens.open.start, trace.tokens.close.stop)))
     provenance = {"trace": trace.id, "block": block, "seed": seed}
     reason = ""
     if trace.state not in ("closed", "truncated"):
         reason = f"the trace has no thinking ({trace.state})"
     else:
-        rows = min(span.stop, max(len(trace.token_ids) - 1, 0)) - span.start
+        places = places[places < len(trace.token_ids) - 1]
+        rows = len(places)
         if rows <= block:
             reason = (
                 f"the thinking has {rows} tokens, which is one segment of {block}; ask for shorter segments, such as "
@@ -172,7 +173,7 @@ def trajectory_of_trace(
             reason=reason, provenance=provenance,
         )  # fmt: skip
     cut = blocks(rows, block)
-    means = np.stack([segment_mean(np.asarray(read(site))[span.start : span.start + rows], cut) for site in sites])
+    means = np.stack([segment_mean(np.asarray(read(site))[places], cut) for site in sites])
     null = random_walk(means, n_controls=n_controls, seed=seed)
     values = _stacked(signals(means))
     lengths = np.linalg.norm(np.diff(means, axis=1), axis=2)

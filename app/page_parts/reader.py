@@ -107,11 +107,15 @@ def _blocks(read: CutTrace) -> list[_Block]:
     last = trace.tokens.thinking.stop if tokenised else trace.chars.thinking.stop
     end = len(trace.token_ids) if tokenised else len(trace.text)
     starts = [(sentence.tokens if tokenised else sentence.chars).start for sentence in cut]
+    ends = [span.stop for span in (trace.thinking_blocks if tokenised else trace.thinking_spans)]
     found = [_Block(role="prompt", sentence=None, tag="", step=None, start=0, stop=starts[0] if starts else last)]
-    for sentence, step, start, stop in zip(cut, read.steps, starts, [*starts[1:], last], strict=True):
+    for sentence, step, start, after in zip(cut, read.steps, starts, [*starts[1:], last], strict=True):
+        stop = min([after, *(end for end in ends if end > start)])
         found.append(
             _Block(role="sentence", sentence=sentence.index, tag=sentence.tag, step=step, start=start, stop=stop)
         )
+        # What is written between two blocks of thinking: a first answer, a call of a tool.
+        found.append(_Block(role="answer", sentence=None, tag="", step=None, start=stop, stop=after))
     found.append(_Block(role="answer", sentence=None, tag="", step=None, start=last, stop=end))
     return [block for block in found if block.stop > block.start]
 

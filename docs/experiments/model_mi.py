@@ -34,7 +34,7 @@ def read(model: Model, traces: Sequence[Trace], sites: Sequence[Site]) -> list[d
     found = []
     for trace in tracked(traces, "reading", "traces"):
         (seen,) = replay(model, [trace.token_ids.tolist()], sites)
-        rows = emitting_rows(trace).slice
+        rows = emitting_rows(trace)
         found.append({site: seen[site][rows].float().numpy() for site in sites})
     return found
 

@@ -341,7 +341,7 @@ def mi_peaks(organism: Organism) -> Iterator[Row]:
         hidden = {site: source.store.activations(trace.id, str(site))}
         found = mi_of_trace(trace, hidden, gold, n_permutations=40)
         rows = emitting_rows(trace)
-        dense = _dense_float32(np.asarray(hidden[site][rows.slice], dtype=np.float32)[::10], gold[site])
+        dense = _dense_float32(np.asarray(hidden[site][rows], dtype=np.float32)[::10], gold[site])
         off.append(np.abs(dense - found.values[0, ::10]).max())
         exact.append(np.abs(found.values[0]).mean())
         peaks.append(found.arrays["peaks"][0].mean())
@@ -517,7 +517,7 @@ def _lens(model: Model, trace: Trace, monitored: list[Site]) -> tuple[torch.Tens
     """The next-token logits of the monitored layers (layer, token, vocab) and of the last one (token, vocab), along the thinking."""
     ids, mask = left_padded([trace.token_ids.tolist()], model.device)
     seen = model.backend.forward(ids, mask=mask, read=tuple(monitored))
-    rows = emitting_rows(trace).slice
+    rows = emitting_rows(trace)
     norm, unembedding = model.hf.get_submodule(model.layout.final_norm), Unembedding.of(model)
     with torch.no_grad():
         early = torch.stack([unembedding.logits(norm(seen.activations[site][0, rows])) for site in monitored])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from reasonscope.data.errors import InputError
 from reasonscope.data.progress import tracked
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.trace import Span, Trace
+from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.baselines import Points
 
@@ -35,8 +35,8 @@ Position: TypeAlias = Literal["prompt", "window"] | float
 POSITIONS: tuple[Position, ...] = ("prompt", 0.25, 0.5, 0.75, 1.0, "window")
 
 
-def thinking_to_window(trace: Trace) -> Span:
-    """The rows from the first token of the thinking to the last of the close window.
+def thinking_to_window(trace: Trace) -> NDArray[np.int64]:
+    """The rows of the thinking and of the close window after it, without what is written between two blocks of thinking.
 
     Raises InputError if the thinking is empty or was not closed, or nothing was written after the closing tag.
     """
@@ -45,7 +45,8 @@ def thinking_to_window(trace: Trace) -> Span:
             f"trace {trace.id!r} ({trace.state} thinking, {len(trace.token_ids)} tokens): a cliff needs at least two tokens of thinking, "
             "a closing tag and an answer; leave it out"
         )
-    return Span(trace.tokens.thinking.start, trace.tokens.close_window.stop)
+    window, thinking = trace.tokens.close_window, trace.thinking_positions
+    return np.concatenate([thinking[thinking < window.start], np.arange(window.start, window.stop)])
 
 
 def has_cliff(trace: Trace) -> bool:

@@ -140,13 +140,13 @@ def plateau_and_end(scores: Values, trace: Trace, *, plateau: float = PLATEAU) -
     if not 0 < plateau <= 1:
         raise InputError(f"plateau {plateau} has to be a share of the thinking, above 0 and at most 1")
     rows = thinking_to_window(trace)
-    if len(scores) < rows.stop:
+    if len(scores) <= rows[-1]:
         raise InputError(
             f"trace {trace.id!r}: {len(scores)} scores for {len(trace.token_ids) - 1} rows; give one score per row"
         )
-    length = trace.tokens.close_window.start - rows.start
-    first = trace.tokens.close_window.start - max(1, round(plateau * length))
-    return float(np.median(scores[first : trace.tokens.close_window.start])), float(scores[rows.stop - 1])
+    thinking = rows[rows < trace.tokens.close_window.start]
+    last = thinking[-max(1, round(plateau * len(thinking))) :]
+    return float(np.median(scores[last])), float(scores[rows[-1]])
 
 
 def cliff(
@@ -191,7 +191,7 @@ def random_direction_drops(
     units = np.random.default_rng(seed).standard_normal((n_controls, len(probe.coef)))
     units /= np.linalg.norm(units, axis=1, keepdims=True)
     states = [np.asarray(store.activations(trace.id, str(probe.site)), dtype=np.float64) for trace in traces]
-    chosen = np.concatenate([x[thinking_to_window(t).slice] for x, t in zip(states, traces, strict=True)])
+    chosen = np.concatenate([x[thinking_to_window(t)] for x, t in zip(states, traces, strict=True)])
     own, other = probe.scores(chosen), chosen @ units.T
     spread = own.std() / np.maximum(other.std(axis=0), np.finfo(float).tiny)
     shift = own.mean() - spread * other.mean(axis=0)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
@@ -136,14 +137,14 @@ def remaining(
         print(report.comparison.score, report.within_position)
     """
     if traces is None:
-        traces = [trace for trace in store if _last_state(trace) >= trace.tokens.thinking.start]
+        traces = [trace for trace in store if len(_read_thinking(trace))]
         if not traces:
             raise InputError(without_thinking(list(store)))
     sites = residual_sites(store)
     points = thinking_points(traces, per_trace=per_trace)
     groups = trace_groups(points.traces)
     pairs = list(zip(points.traces, points.tokens, strict=True))
-    true = np.array([trace.tokens.thinking.stop - 1 - token for trace, token in pairs], dtype=np.float64)
+    true = np.array([(trace.thinking_positions > token).sum() for trace, token in pairs], dtype=np.float64)
     elapsed = np.array([token + 1 - trace.n_prompt_tokens for trace, token in pairs], dtype=np.float64)
     truncated = np.array([trace.state == "truncated" for trace in points.traces])
     states = states_at(store, points, sites)
@@ -220,17 +221,17 @@ def thinking_points(traces: Sequence[Trace], *, per_trace: int) -> Points:
         raise InputError(f"{per_trace} positions per trace; ask for at least one")
     chosen: list[tuple[Trace, int]] = []
     for trace in traces:
-        first, last = trace.tokens.thinking.start, _last_state(trace)
-        if last < first:
+        read = _read_thinking(trace)
+        if not len(read):
             raise InputError(
                 f"trace {trace.id!r} has no thinking token with a state (its last token was never read by the model); "
                 "leave it out, or let `remaining` choose the traces"
             )
-        places = np.unique(np.linspace(first, last, per_trace).astype(int))
+        places = read[np.unique(np.linspace(0, len(read) - 1, per_trace).astype(int))]
         chosen += [(trace, int(token)) for token in places]
     return Points(traces=[trace for trace, _ in chosen], tokens=[token for _, token in chosen])
 
 
-def _last_state(trace: Trace) -> int:
-    """The last thinking token that the model read; it never read the last token of a trace, which therefore has no state."""
-    return min(trace.tokens.thinking.stop, len(trace.token_ids) - 1) - 1
+def _read_thinking(trace: Trace) -> NDArray[np.int64]:
+    """The thinking tokens that the model read; it never read the last token of a trace, which therefore has no state."""
+    return trace.thinking_positions[trace.thinking_positions < len(trace.token_ids) - 1]

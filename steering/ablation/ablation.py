@@ -315,7 +315,7 @@ def ablation_effect(
     """
     if n_controls < 20:
         raise InputError(f"n_controls={n_controls}; at least 20 random ablations are needed")
-    read = [trace for trace in traces if len(trace.tokens.answer) and len(trace.tokens.thinking)]
+    read = [trace for trace in traces if len(trace.tokens.answer) and trace.n_thinking_tokens]
     if not read:
         raise InputError(f"none of {len(traces)} traces has both thinking and an answer; record with more tokens")
     drawn = _random_ablations(model, ablation, read, n_controls=n_controls, seed=seed)
@@ -373,7 +373,7 @@ def _measure(
     model: Model, traces: Sequence[Trace], ablations: Sequence[Ablation], bank: ReferenceStates, seeds: Sequence[int]
 ) -> list[_Measured]:
     readers = [_reader(model, one, bank, seed) for one, seed in zip(ablations, seeds, strict=True)]
-    spans = {"answer": lambda trace: trace.tokens.answer, "thinking": lambda trace: trace.tokens.thinking}
+    spans = {"answer": lambda trace: trace.tokens.answer, "thinking": lambda trace: trace.thinking_positions}
     resamples = Resamples([trace.problem.group for trace in traces])
 
     def per_token(sums: Values, n_tokens: Values) -> Estimate:

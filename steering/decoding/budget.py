@@ -167,14 +167,12 @@ def _training_rows(store: TraceStore, sites: Sequence[Site], ids: Iterable[str])
     for trace in (store.trace(id) for id in ids):
         if trace.state != "closed":
             continue
-        start, stop = (
-            trace.tokens.thinking.start,
-            trace.tokens.thinking.stop + 1,
-        )  # with the first token of the closing tag
-        rows = np.stack([store.activations(trace.id, str(site))[start - 1 : stop - 1] for site in sites], axis=1)
+        # With the first token of the closing tag; the text between two blocks of thinking is not learned from.
+        places = np.append(trace.thinking_positions, trace.tokens.thinking.stop)
+        rows = np.stack([store.activations(trace.id, str(site))[places - 1] for site in sites], axis=1)
         states.append(torch.from_numpy(rows.astype(np.float32)))
-        following.append(torch.from_numpy(trace.token_ids[start:stop]))
-        left.append(torch.arange(stop - start, 0, -1, dtype=torch.float32))
+        following.append(torch.from_numpy(trace.token_ids[places]))
+        left.append(torch.arange(len(places), 0, -1, dtype=torch.float32))
     if not states:
         raise InputError("no trace closed its thinking, so no length is known; record with more tokens")
     if not all(torch.isfinite(rows).all() for rows in states):

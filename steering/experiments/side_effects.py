@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reasonscope.data.arrays import Values
@@ -83,12 +84,12 @@ def divergences(
     model: Model,
     traces: Sequence[Trace],
     readers: Sequence[LogitsFunction | None],
-    spans: Mapping[str, Callable[[Trace], Span]],
+    spans: Mapping[str, Callable[[Trace], Span | NDArray[np.int64]]],
 ) -> list[dict[str, Divergence]]:
     """How each reader predicts the tokens of finished traces, compared with the unchanged model.
 
-    `spans` choose tokens of each trace, never its first one; a reader None is the unchanged model itself. One dictionary per reader, by
-    the names of the spans; a trace with an empty span has 0 tokens there.
+    `spans` choose tokens of each trace (a span or positions), never its first one; a reader None is the unchanged model itself. One
+    dictionary per reader, by the names of the spans; a trace with an empty span has 0 tokens there.
     """
     sums = [{name: np.zeros((4, len(traces))) for name in spans} for _ in readers]
     with working("reading again", total=len(traces) * len(readers), unit="texts") as work:
@@ -100,14 +101,18 @@ def divergences(
                 for row, i in enumerate(batch):
                     padding = ids.shape[1] - len(traces[i].token_ids)
                     for name, span in spans.items():
-                        at = slice(padding + span(traces[i]).start, padding + span(traces[i]).stop)
-                        before = slice(at.start - 1, at.stop - 1)  # the position before a token predicts it
-                        of_reader[name][:, i] = _sums(plain[row, before], changed[row, before], ids[row, at])
+                        at = padding + _positions(span(traces[i]))
+                        # The position before a token predicts it.
+                        of_reader[name][:, i] = _sums(plain[row, at - 1], changed[row, at - 1], ids[row, at])
                 work.advance(len(batch))
     return [
         {name: Divergence(nll=a, nll_unchanged=b, kl=c, n_tokens=d) for name, (a, b, c, d) in of_reader.items()}
         for of_reader in sums
     ]
+
+
+def _positions(span: Span | NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(np.arange(span.start, span.stop) if isinstance(span, Span) else span)
 
 
 def _sums(plain: Tensor, changed: Tensor, targets: Tensor) -> tuple[float, float, float, float]:

@@ -69,9 +69,14 @@ def truncated_pair(fast: Trace, slow: Trace, *, n_steps: int = 2) -> SpeedPair |
     if len(cuts_fast) < n_steps or not cuts_slow:
         return None
     stop = cuts_fast[n_steps - 1]
-    length = stop - fast.tokens.thinking.start
-    cut = min(cuts_slow, key=lambda at: abs(at - slow.tokens.thinking.start - length))
+    length = _n_thinking(fast, stop)
+    cut = min(cuts_slow, key=lambda at: abs(_n_thinking(slow, at) - length))
     return SpeedPair(fast=tuple(fast.token_ids[:stop].tolist()), slow=tuple(slow.token_ids[:cut].tolist()))
+
+
+def _n_thinking(trace: Trace, stop: int) -> int:
+    """How many tokens of thinking come before `stop`."""
+    return int((trace.thinking_positions < stop).sum())
 
 
 def _cuts(trace: Trace) -> list[int]:

@@ -66,7 +66,7 @@ def test_a_token_that_carries_the_answer_peaks_above_its_null(traces):
     rows, width = emitting_rows(trace), 64
     hidden = rng.standard_normal((len(trace.token_ids) - 1, width))
     gold = rng.standard_normal(width)
-    hidden[rows.start + 3] = gold + 0.1 * rng.standard_normal(width)
+    hidden[rows[3]] = gold + 0.1 * rng.standard_normal(width)
     others = [{SITE: rng.standard_normal(width)} for _ in range(8)]
     for foreign in (others, []):
         found = mi_of_trace(trace, {SITE: hidden}, {SITE: gold}, foreign)

@@ -108,9 +108,9 @@ def test_the_interval_of_a_mean_holds_in_95_of_100_studies():
 def test_the_end_is_the_state_that_decides_the_first_token_of_the_answer(traces):
     for trace in traces:
         rows = thinking_to_window(trace)
-        assert trace.text[trace.offsets[rows.stop, 0] :] == "Sure, here is how."
+        assert trace.text[trace.offsets[rows[-1] + 1, 0] :] == "Sure, here is how."
         scores = np.zeros(len(trace.token_ids) - 1)
-        scores[rows.stop - 1] = 1.0
+        scores[rows[-1]] = 1.0
         assert plateau_and_end(scores, trace) == (0.0, 1.0)
 
 
