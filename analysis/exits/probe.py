@@ -14,9 +14,11 @@ from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.evaluation.conformal import alarm_threshold
 from reasonscope.probes.evaluation.grouped_folds import grouped_predictions, mean_log_loss
 from reasonscope.probes.fitting.linear_probes import LinearProbe, LogisticProbe
 from reasonscope.probes.properties.refusal_cliff import token_scores
+from reasonscope.steering.decoding.monitor import EXIT_TARGET
 
 PENALTIES = (0.001, 0.01, 0.1)  # C of the logistic regression
 
@@ -71,7 +73,7 @@ def fit_exit_probe(
     loss, site, penalty, held = min(tried, key=lambda one: one[0])
     fitted = _pipeline(penalty).fit(_states(store, with_cuts, site), right)
     about = {
-        "target": "right if the thinking ended here",
+        "target": EXIT_TARGET,
         "learned_from": sorted(set(groups)),
         "folds": folds,
         "seed": seed,
@@ -81,6 +83,25 @@ def fit_exit_probe(
     by_trace = zip((one.trace for one in with_cuts), np.split(held, ends), strict=True)
     base = mean_log_loss(right, np.full(len(right), right.mean()))
     return ExitProbe(probe=probe, held_out=dict(by_trace), log_loss=loss, base_log_loss=base)
+
+
+def false_alarm_threshold(probe: LinearProbe, signals: Sequence[ExitSignals], *, false_alarms: float) -> float:
+    """The score that a probe passes at a place with a wrong answer in at most a share `false_alarms` of new problems.
+
+    Split conformal over groups (`alarm_threshold`), from the highest score at the places of each trace at which the forced answer is
+    wrong. Raises InputError if the probe learned from one of these problems, or they are too few.
+    """
+    learned = set(probe.provenance.get("learned_from", ()))
+    if not learned or any(one.group in learned for one in signals):
+        raise InputError(
+            "a threshold by false alarms needs problems that the probe did not learn from; "
+            "give a saved one (--probe) and a run of other problems"
+        )
+    lowest = min(one.score.min() for one in signals if len(one.score))
+    highest = np.array([max([lowest, *one.score[~one.right]]) for one in signals])
+    groups = [one.group for one in signals]
+    # A rule stops at its threshold, and a false alarm lies above it; scores have four digits.
+    return round(alarm_threshold(highest, groups, false_alarms=false_alarms) + 1e-4, 4)
 
 
 def scored(probe: LinearProbe, store: TraceStore, signals: Sequence[ExitSignals]) -> list[ExitSignals]:

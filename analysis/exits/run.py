@@ -10,7 +10,7 @@ import numpy as np
 from reasonscope.analysis.exits.evaluation import ExitReport, exit_report
 from reasonscope.analysis.exits.kept import KeptSignals
 from reasonscope.analysis.exits.outcomes import Outcomes
-from reasonscope.analysis.exits.probe import ExitProbe, fit_exit_probe, scored
+from reasonscope.analysis.exits.probe import ExitProbe, false_alarm_threshold, fit_exit_probe, scored
 from reasonscope.analysis.exits.signals import ExitSignals
 from reasonscope.data.errors import InputError
 from reasonscope.data.progress import tracked
@@ -70,6 +70,7 @@ def early_exits(
     every: int = 4,
     batch_size: int = 32,
     keep: Path | None = None,
+    false_alarms: float | None = None,
     seed: int = 0,
 ) -> ExitStudy:
     """Measure what stopping the thinking early would have saved on a run, by several rules, beside a fixed budget.
@@ -87,6 +88,7 @@ def early_exits(
         every: The fewest tokens of thinking between two places.
         batch_size: Answers that are forced together.
         keep: A folder for the forced answers, from which another study, or this one after an interruption, goes on.
+        false_alarms: Judge `probe` at the conformal threshold, too, that it passes at a wrong answer in at most this share of problems.
         seed: Random seed.
 
     Returns:
@@ -124,6 +126,10 @@ def early_exits(
         tested = scored(fitted.probe, store, tested)
     elif probe is not None:
         learned, tested = scored(probe, store, learned), scored(probe, store, tested)
+    if false_alarms is not None:
+        if probe is None:
+            raise InputError("a threshold by false alarms needs a saved probe of other problems; give --probe")
+        at = [*at, (PROBE, false_alarm_threshold(probe, learned, false_alarms=false_alarms))]
     watched = {name: live_outcomes(other, judged) for name, other in (live or {}).items()}
     report = exit_report(learned, tested, live=watched, at=at, seed=seed)
     return ExitStudy(

@@ -356,6 +356,14 @@ def _exit(
     ] = None,
     places: Annotated[PlaceArgument, typer.Option(help="After what the thinking may stop.")] = PlaceArgument.paragraph,
     every: Annotated[int, typer.Option(min=1, help="The fewest tokens of thinking between two such places.")] = 4,
+    false_alarms: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="With --probe: judge the threshold, too, that it passes at a wrong answer in at most this share of problems.",
+        ),
+    ] = None,
     recipes: Annotated[
         Path | None, typer.Option(help="A folder for the rules as recipes; by default RUN/steering.")
     ] = None,
@@ -395,6 +403,7 @@ def _exit(
         every=every,
         batch_size=batch_size,
         keep=where.results / "exits",
+        false_alarms=false_alarms,
         seed=seed,
     )
     numbers = study.report.to_dict()

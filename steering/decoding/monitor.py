@@ -1,10 +1,9 @@
 """A probe that is read on every token while the model writes, and that may end the thinking."""
 
 import hashlib
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -15,9 +14,9 @@ from transformers import LogitsProcessor
 
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
+from reasonscope.data.progress import say
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.storage.token_scores import TokenScores, read_scores, save_scores
-from reasonscope.data.text.steps_and_sentences import separator_token_ids
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions
@@ -27,9 +26,12 @@ from reasonscope.probes.generation.decoding import DecodingStep
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.properties.refusal_cliff import token_scores
 from reasonscope.probes.properties.scores import score_unit
-from reasonscope.steering.decoding.processors import forced
+from reasonscope.steering.decoding.closing import Closing
+from reasonscope.steering.exits.places import Places
+from reasonscope.steering.exits.signals import closing_ids
 from reasonscope.steering.vectors.thinking import WrittenThinking
 
+EXIT_TARGET = "right if the thinking ended here"
 StopAt = Literal["token", "paragraph"]
 
 
@@ -46,8 +48,8 @@ class ProbeMonitor:
             tokens of thinking, lies above this. None only reads.
         window: Tokens of thinking over which the score is averaged; before so many are written, nothing stops.
         closing: Ids that close the thinking, as in `ForcedClose`.
-        at: "paragraph" stops only at the end of a paragraph: after a token with a blank line, or before one if that is the likeliest next
-            token. It is where probes of `steer exit` learn, and it leaves no sentence unfinished. "token" stops anywhere.
+        at: "paragraph" stops only after a blank line. It is where probes of `steer exit` learn, and it leaves no sentence unfinished.
+            "token" stops anywhere.
 
     Raises:
         InputError: If the probe is of another model, or the window is below 1.
@@ -81,15 +83,14 @@ class ProbeMonitor:
         self.probe = probe
         self._coef = torch.from_numpy(probe.coef).float()
         self.rows: list[int] = []
-        self._read: list[tuple[list[int], Tensor]] = []  # rows, and (row, token) scores of each pass
+        self._read: list[tuple[list[int], Tensor]] = []  # rows, and projections (row, token) of each pass
         self._n_prompt: list[int] = []
-        self._latest: Tensor | None = None
         self.kept: dict[str, NDArray[np.float32]] = {}
         self.closed: list[str] = []
         self._stopping: _Stopping | None = None
         if stop_above is not None:
-            ends = _blank_lines(model) if at == "paragraph" else None
-            self._stopping = _Stopping(self, WrittenThinking.of(model), stop_above, window, closing, ends)
+            places = Places.of(model) if at == "paragraph" else None
+            self._stopping = _Stopping(self, WrittenThinking.of(model), stop_above, window, closing, places)
 
     @property
     def edits(self) -> Mapping[Site, Edit]:
@@ -129,8 +130,8 @@ class ProbeMonitor:
         Raises InputError if a state was not finite.
         """
         found: dict[int, list[NDArray[np.float32]]] = {}
-        for rows, values in self._read:
-            for row, line in zip(rows, values.cpu().numpy(), strict=True):
+        for rows, values in self._stretches():
+            for row, line in zip(rows, self._said(values).cpu().numpy(), strict=True):
                 found.setdefault(row, []).append(line)
         whole = [np.concatenate(found[row]) for row in sorted(found)]
         whole = [line[-n:] if n else line for line, n in zip(whole, self._kept(whole), strict=True)]
@@ -152,11 +153,22 @@ class ProbeMonitor:
             return f"the score never passed {above} in {len(self.kept)} traces, so nothing was stopped"
         return f"the thinking of {len(self.closed)} of {len(self.kept)} traces was closed above {above}"
 
-    def latest(self) -> list[float]:
-        """The score of the newest token of each running sequence."""
-        if self._latest is None:
+    def latest(self) -> Tensor:
+        """The score of the newest token of each running sequence, (row,)."""
+        if not self._read:
             raise InputError("the monitor has read nothing; pass its edits and its on_step to generate as well")
-        return [float(value) for value in self._latest.tolist()]
+        return self._said(self._read[-1][1][:, -1])
+
+    def _said(self, projections: Tensor) -> Tensor:
+        """Scores from projections on the probe's direction."""
+        scores = projections + self.probe.intercept
+        return scores.sigmoid() if self.probe.task == "binary" else scores
+
+    def _stretches(self) -> Iterator[tuple[list[int], Tensor]]:
+        """What was read, with all passes over the same rows in one tensor."""
+        for _, passes in groupby(self._read, key=lambda one: id(one[0])):
+            joined = list(passes)
+            yield joined[0][0], torch.cat([values for _, values in joined], dim=1)
 
     def _kept(self, whole: Sequence[NDArray[np.float32]]) -> list[int]:
         """How many of the scores of each row are not padding."""
@@ -168,18 +180,17 @@ class ProbeMonitor:
             raise InputError("a monitor follows each sequence; pass its on_step to generate as well")
         if self._coef.device != activation.device:
             self._coef = self._coef.to(activation.device)
-        scores = activation.detach().float() @ self._coef + self.probe.intercept
-        if self.probe.task == "binary":
-            scores = scores.sigmoid()
         if not self._read:
             self._n_prompt = (where.index >= 0).sum(dim=1).tolist()
-        self._read.append((self.rows, scores))
-        self._latest = scores[:, -1]
+        self._read.append((self.rows, activation.detach().float() @ self._coef))  # the rest of the score can wait
         return activation
 
 
 class _Stopping(LogitsProcessor):
-    """Closes the thinking of each sequence once the mean of its latest scores is above a threshold."""
+    """Closes the thinking of each sequence once the mean of its latest scores is above a threshold.
+
+    On a step at which no score is, which is by far the most of them, nothing goes row by row and one number leaves the device.
+    """
 
     def __init__(
         self,
@@ -188,70 +199,64 @@ class _Stopping(LogitsProcessor):
         above: float,
         window: int,
         closing: Sequence[int],
-        ends: tuple[Tensor, Tensor] | None,
+        places: Places | None,
     ) -> None:
         self._monitor, self._thinking, self._above, self._window = monitor, thinking, above, window
-        self._closing, self._ends = tuple(closing) or thinking.closing, ends
-        if self._closing[-1] != thinking.closing[-1]:
-            raise InputError("closing does not end with the closing tag; add its id as the last one")
+        self._ids, self._places = Closing(thinking, closing).ids, places
         self.reset()
 
     @property
     def settings(self) -> Mapping[str, Any]:
         return {
-            "at": "token" if self._ends is None else "paragraph",
+            "at": "token" if self._places is None else "paragraph",
             "stop_above": self._above,
             "window": self._window,
-            "closing": list(self._closing),
+            "closing": list(self._ids),
         }
 
     def reset(self) -> None:
         self.at: dict[int, int] = {}
-        self._closes: dict[int, int] = {}  # rows whose closing is being written, with the thinking tokens before it
-        self._recent: dict[int, deque[float]] = {}
+        self._closing = Closing(self._thinking, self._ids)
+        self._rows: list[int] = []
+        self._recent = torch.empty(0)  # (row, window) scores, the newest last; −∞ before so many were read
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        rows = self._monitor.rows
-        passed = [self._passes(row, score) for row, score in zip(rows, self._monitor.latest(), strict=True)]
-        if not self._closes and not any(passed):  # by far the most steps, which should cost next to nothing
+        passed = self._passed()
+        if not self._closing and not passed.any():
             return scores
-        written, may_stop = self._thinking.written(input_ids).tolist(), self._may_stop(input_ids, scores)
-        for place, row in enumerate(rows):
-            n = written[place]
-            if row in self._closes and n < 1:
-                del self._closes[row]
-            elif row not in self._closes and passed[place] and may_stop[place] and n >= self._window:
-                self._closes[row] = n
+        rows = self._monitor.rows
+        written, may_stop = self._thinking.written(input_ids).tolist(), self._may_stop(input_ids)
+        for place in passed.nonzero()[:, 0].tolist():
+            row, n = rows[place], written[place]
+            if row not in self._closing and may_stop[place] and n >= self._window:
+                self._closing.begin(row, n)
                 self.at.setdefault(row, n)
-            if row in self._closes:
-                done = n - self._closes[row]
-                scores = forced(scores, place, self._closing[min(done, len(self._closing) - 1)])
-        return scores
+        return self._closing.write(scores, rows, input_ids) if self._closing else scores
 
-    def _passes(self, row: int, score: float) -> bool:
-        """Whether the mean of the latest scores, with this one, is above the threshold."""
+    def _passed(self) -> Tensor:
+        """Whether the mean of the latest scores of each row is above the threshold, (row,)."""
+        newest = self._monitor.latest()
         if self._window == 1:
-            return score > self._above
-        recent = self._recent.setdefault(row, deque(maxlen=self._window))
-        recent.append(score)
-        return len(recent) == self._window and fmean(recent) > self._above
+            return newest > self._above
+        self._follow(newest)
+        self._recent = torch.cat([self._recent[:, 1:], newest[:, None]], dim=1)
+        return self._recent.mean(dim=1) > self._above
 
-    def _may_stop(self, input_ids: Tensor, scores: Tensor) -> list[bool]:
-        if self._ends is None:
+    def _follow(self, newest: Tensor) -> None:
+        """Keep the scores of the rows that still run."""
+        if self._rows is self._monitor.rows:
+            return
+        now = self._monitor.rows
+        if len(self._rows) > 0:
+            self._recent = self._recent[[self._rows.index(row) for row in now]]
+        else:
+            self._recent = newest.new_full((len(now), self._window), -torch.inf)
+        self._rows = now
+
+    def _may_stop(self, input_ids: Tensor) -> list[bool]:
+        if self._places is None:
             return [True] * len(input_ids)
-        holding, alone = (ids.to(scores.device) for ids in self._ends)
-        ended = torch.isin(input_ids[:, -1], holding) | torch.isin(scores.argmax(dim=-1), alone)
-        return [bool(one) for one in ended.tolist()]
-
-
-def _blank_lines(model: Model) -> tuple[Tensor, Tensor]:
-    """The tokens that hold a blank line, and those that are nothing else (others end a sentence first, as `.\\n\\n` does). Raises
-    InputError if the tokenizer has none."""
-    ids = separator_token_ids(model.tokenizer_backend)
-    if not ids:
-        raise InputError(f"the tokenizer of {model.name} has no token with a blank line; stop at any token")
-    alone = [id for id in ids if not model.tokenizer_backend.decode([id], skip_special_tokens=False).strip()]
-    return torch.tensor(ids), torch.tensor(alone, dtype=torch.int64)
+        return [bool(one) for one in self._places.ended(input_ids).tolist()]
 
 
 def open_monitor(
@@ -272,15 +277,18 @@ def open_monitor(
             raise InputError("--calibrate finds the threshold; leave out --stop-above, or --calibrate")
         alone = left_alone(probe, list(calibrate))
         stop_above = calibrated_threshold(probe, calibrate, alone, false_alarms=false_alarms, window=window)
-    # A newline before the tag, as the models that write tags do.
-    closing = model.tokenizer.encode(f"\n{model.tags.close}", add_special_tokens=False) if model.tags else ()
-    return ProbeMonitor(model, probe, stop_above=stop_above, window=window, closing=closing, at=at)
+    return ProbeMonitor(model, probe, stop_above=stop_above, window=window, closing=closing_ids(model), at=at)
 
 
 def left_alone(probe: LinearProbe, traces: Sequence[Trace]) -> list[Trace]:
     """The traces that a monitor of this probe should not stop: benign requests for a refusal probe, wrong answers for a correctness
-    probe, all of them for any other. Raises InputError without any."""
+    probe, all of them for any other. Raises InputError without any, and for an exit probe, which forced answers calibrate."""
     target = str(probe.provenance.get("target", ""))
+    if target == EXIT_TARGET:
+        raise InputError(
+            "an exit probe should not stop at places at which the answer would be wrong, which only forced answers tell; calibrate it with "
+            "`reasonscope steer exit --run OTHER --probe PROBE --false-alarms 0.05`"
+        )
     if target.startswith("refusal"):
         found, what = [t for t in traces if t.problem.meta.get("harmful") is False], "benign requests"
     elif target.startswith("correctness"):
@@ -346,8 +354,14 @@ def calibrated_threshold(
     Raises:
         InputError: If the probe learned from all groups, or there are too few of them for so small a share.
     """
+    given = list(store) if traces is None else list(traces)
+    unseen = probe.unseen(given)
+    if len(unseen) < len(given):
+        say(
+            f"The threshold comes from {len(unseen)} of {len(given)} traces: the probe learned from the problems of the others."
+        )
     highest, groups = [], []
-    for trace in probe.unseen(list(store) if traces is None else list(traces)):
+    for trace in unseen:
         scores = token_scores(probe, store, trace)
         places = trace.thinking_positions
         means = windowed(scores[places[places < len(scores)]], window)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from reasonscope.analysis.exits.evaluation import calibrate, exit_report, thoughts
 from reasonscope.analysis.exits.outcomes import Outcomes, outcomes, thresholds
-from reasonscope.analysis.exits.probe import fit_exit_probe, scored
+from reasonscope.analysis.exits.probe import false_alarm_threshold, fit_exit_probe, scored
 from reasonscope.analysis.exits.run import early_exits
 from reasonscope.analysis.exits.signals import ExitSignals, exit_signals
 from reasonscope.analysis.exits.summary import exit_summary
@@ -29,6 +29,7 @@ from reasonscope.probes.generation.forced_answers import boxed_answer
 from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering import SteeringVector
+from reasonscope.steering.decoding.monitor import EXIT_TARGET, left_alone
 from reasonscope.steering.exits.places import Places
 from reasonscope.steering.exits.rules import FIXED_BUDGET, PROBE, RULES, rule_named, slug, stopping_place
 from reasonscope.steering.exits.signals import PlaceReader, closing_ids
@@ -123,6 +124,23 @@ def test_thresholds_are_judged_on_other_problems():
         exit_report([one, two], [three, one])
     with pytest.raises(InputError, match="fewer than two groups"):
         exit_report([one], [two, three])
+
+
+def test_false_alarms_are_calibrated_on_problems_that_the_probe_never_saw():
+    rng = np.random.default_rng(0)
+    many = [signals(i, score=rng.random(5).round(4), right=np.arange(5) > 2) for i in range(60)]
+    probe = LinearProbe(
+        coef=np.ones(2), intercept=0.0, site=Site("resid_post", 0), task="binary", method="test", model={},
+        provenance={"learned_from": ["p99"], "target": EXIT_TARGET},
+    )  # fmt: skip
+    threshold = false_alarm_threshold(probe, many, false_alarms=0.1)
+    highest = np.array([one.score[:3].max() for one in many])
+    assert np.mean(highest >= threshold) <= 0.1 < np.mean(highest >= threshold - 0.05)
+    for learned in ([], ["p3"]):
+        with pytest.raises(InputError, match="that the probe did not learn from"):
+            false_alarm_threshold(replace(probe, provenance={"learned_from": learned}), many, false_alarms=0.1)
+    with pytest.raises(InputError, match="`reasonscope steer exit --run OTHER --probe PROBE --false-alarms"):
+        left_alone(probe, [])
 
 
 def test_live_runs_stand_in_the_same_report():
