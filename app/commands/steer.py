@@ -65,7 +65,12 @@ class ExitTolerance(StrEnum):
 @steer.command("extract")
 @grouped
 def _extract(
-    method: Annotated[str, typer.Argument(help="seal, asc, refusal, …; an unknown name lists them all.")],
+    method: Annotated[
+        str,
+        typer.Argument(
+            help="seal, asc, refusal, …, adaptive-speed or budget-guidance; an unknown name lists them all."
+        ),
+    ],
     run: RunOption,
     load: Load,
     out: Annotated[
@@ -75,7 +80,11 @@ def _extract(
         ),
     ] = None,
     strength: Annotated[
-        float | None, typer.Option(help="The strength of the recipe; by default the middle one of the method's own.")
+        float | None,
+        typer.Option(
+            help="The strength of the recipe, by default the middle one of the method's own; for adaptive-speed its highest strength "
+            "as a share of the state's norm, for budget-guidance the budget in tokens."
+        ),
     ] = None,
     sites: SitesOption = None,
     verdict: Verdict = None,
@@ -97,9 +106,11 @@ def _extract(
     from reasonscope.steering.methods.asc import load_pairs
     from reasonscope.steering.methods.registry import method as by_name
     from reasonscope.steering.recipes.files import SUFFIX
+    from reasonscope.steering.recipes.learned import LEARNED, learned_control
     from reasonscope.steering.recipes.recipe import Recipe
 
-    chosen, where = by_name(method), run_folder(run)
+    where = run_folder(run)
+    chosen = None if method in LEARNED else by_name(method)
     store = TraceStore.open(where.store)
     split = split_run(store, share=held_out, n=None, seed=seed)
     loaded = model_of_run(store, model, backend=backend, **load)
@@ -108,9 +119,18 @@ def _extract(
     source = source_of_run(loaded, store, split, sites=expanded, verdict=verdict, fast=fast, pairs=given_pairs)
     path = out or where.vectors / f"{method}{SUFFIX}"
     make_folder(path.parent)
-    parts, middle = chosen.parts(source), chosen.strengths[len(chosen.strengths) // 2]
     asked = {key: store.meta[key] for key in ("prompt", "thinking") if key in store.meta}
     about = {"method": method, "run": str(run), **asked}
+    if chosen is None:
+        control = learned_control(method, source, strength)
+        known = {"groups": source.groups, "model": dict(loaded.fingerprint)}
+        recipe = Recipe(name=method, controls=(control,), provenance={**about, **known})
+        recipe.save(path)
+        files, following = [f"recipe: {path} (hash {recipe.hash})"], f"reasonscope steer sweep {path} --run {run}"
+        shown_recipe = replace(recipe.summary(), files=files, next_command=following)
+        show_summary(shown_recipe, {"file": str(path), **recipe.to_dict()}, json_)
+        return
+    parts, middle = chosen.parts(source), chosen.strengths[len(chosen.strengths) // 2]
     recipe = Recipe.of(parts, name=method, multiplier=middle if strength is None else strength, provenance=about)
     recipe.save(path)
     vectors = [vector_numbers(part.vector) for part in parts]

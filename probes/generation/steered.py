@@ -49,7 +49,7 @@ class Follows(Protocol):
         ...
 
     def told(self) -> str:
-        """One line on what it did in all finished batches."""
+        """One line on what it did so far."""
         ...
 
 

@@ -268,7 +268,7 @@ class BudgetGuidance(LogitsProcessor):
         return lines
 
     def told(self) -> str:
-        """One line on what it did in all finished batches."""
+        """One line on what it did so far."""
         return f"budget guidance weighted {self.guided} draws towards {self._budget} tokens"
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

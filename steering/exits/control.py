@@ -69,7 +69,7 @@ class ExitControl(LogitsProcessor):
         self._reading = reading or (lambda _: nullcontext())
         self._closing = Closing(self._places.thinking, closing_ids(model))
         self._rows: list[int] = []
-        self._n_finished = self._n_stopped = 0
+        self._n_answers = self._n_stopped = 0
         self._latest: Tensor | None = None
         self._prompts: list[list[int]] = []
         self._begin()
@@ -103,6 +103,7 @@ class ExitControl(LogitsProcessor):
             self._width = step.ids.shape[1]
             self._prompts = [row[len(row) - n :] for row, n in zip(step.ids.tolist(), lengths, strict=True)]
             self._begin()
+            self._n_answers += len(lengths)
         if len(step.rows) != len(self._rows) or step.index == 0:
             self._rows = step.rows.tolist()
 
@@ -131,16 +132,14 @@ class ExitControl(LogitsProcessor):
             for at, value in self._lines.get(row, ()):
                 line[at] = value
             lines.append(line)
-        self._n_finished += len(sequences)
-        self._n_stopped += len(self.stopped)
         return lines
 
     def told(self) -> str:
-        """One line on what it did in all finished batches."""
+        """One line on what it did so far."""
         rule = f"the exit rule “{self.rule.name}”"
         if not self._n_stopped:
-            return f"{rule} never reached {self.threshold:g} in {self._n_finished} answers, so nothing was stopped"
-        return f"{rule} closed the thinking of {self._n_stopped} of {self._n_finished} answers at {self.threshold:g}"
+            return f"{rule} never reached {self.threshold:g} in {self._n_answers} answers, so nothing was stopped"
+        return f"{rule} closed the thinking of {self._n_stopped} of {self._n_answers} answers at {self.threshold:g}"
 
     def _decide(self, row: int, place: int, padded: list[int]) -> None:
         prompt = self._prompts[row]
@@ -160,6 +159,7 @@ class ExitControl(LogitsProcessor):
         self._lines.setdefault(row, []).append((len(ids) - 1, number))
         if number >= self.threshold:
             self.stopped[row] = spent
+            self._n_stopped += 1
             self._closing.begin(row, spent)
 
     def _score(self, place: int) -> float:

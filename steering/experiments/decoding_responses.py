@@ -159,21 +159,35 @@ def decoding_response(
     if not wanted:
         raise InputError(f"no values for {name}; give at least one ({chosen.unit})")
     make = chosen.prepare(source)
-    conditions = [replace(make(value, None), name=name, multiplier=value) for value in wanted]
-    chance = [
-        replace(make(value, seed), name=f"{name}, {chosen.chance} {seed + 1}", multiplier=value)
-        for value in wanted
-        for seed in range(n_controls if chosen.chance else 0)
+    return response_at(experiment, name, wanted, make, unit=chosen.unit, chance=chosen.chance, n_controls=n_controls)
+
+
+def response_at(
+    experiment: SteeringExperiment,
+    name: str,
+    values: Sequence[float],
+    make: ConditionFactory,
+    *,
+    unit: str,
+    chance: str,
+    n_controls: int,
+) -> DecodingResponse:
+    """Run what `make` makes at each value, with `n_controls` random controls of it if it has any (`chance` names them), in one batch."""
+    conditions = [replace(make(value, None), name=name, multiplier=value) for value in values]
+    random = [
+        replace(make(value, seed), name=f"{name}, {chance} {seed + 1}", multiplier=value)
+        for value in values
+        for seed in range(n_controls if chance else 0)
     ]
-    arms = experiment.arms([*conditions, *chance])
+    arms = experiment.arms([*conditions, *random])
     n = len(conditions)
     return DecodingResponse(
         name=name,
-        unit=chosen.unit,
+        unit=unit,
         base=experiment.base_arm,
         arms=tuple(arms[:n]),
         controls=tuple(arms[n:]),
-        control_name=chosen.chance,
+        control_name=chance,
     )
 
 

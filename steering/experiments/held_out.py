@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,13 @@ from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model, load_model
 from reasonscope.probes.models.prompting import as_recorded
-from reasonscope.steering.experiments.decoding_responses import DECODING_METHODS, DecodingResponse, decoding_response
+from reasonscope.steering.experiments.conditions import Condition
+from reasonscope.steering.experiments.decoding_responses import (
+    DECODING_METHODS,
+    DecodingResponse,
+    decoding_response,
+    response_at,
+)
 from reasonscope.steering.experiments.dose_responses import DoseResponse, dose_response
 from reasonscope.steering.experiments.experiment import SteeringExperiment
 from reasonscope.steering.methods.asc import CompletionPair
@@ -156,7 +162,7 @@ def respond(
         parts, own, name = chosen.parts(source), chosen.strengths, asked.name
     else:
         if not recipe.parts:
-            raise InputError(f"{asked.name} holds no vector to sweep; see what it does with `steer apply`")
+            return _controller_response(experiment, recipe, asked.values or strengths, n_controls)
         parts, own, name = recipe.uses(source.model), (1.0,), recipe.name
     sites = [site for part in parts for site in part.vector.directions]
     states = {at: thinking_states(source.store, source.ids, at) for at in sites} if covariance else None
@@ -169,6 +175,30 @@ def respond(
         states=states,
         beside=None if recipe is None else partial(recipe.beside, source.model, experiment.sampling),
     )
+
+
+def _controller_response(
+    experiment: SteeringExperiment, recipe: Recipe, values: Sequence[float] | None, n_controls: int
+) -> DecodingResponse:
+    """A recipe whose one controller is run at several thresholds, budgets or strengths. Raises InputError for any other recipe, and if it
+    learned from one of these problems."""
+    if len(recipe.controls) != 1:
+        raise InputError(
+            f"{recipe.name} holds no vector to sweep, nor one controller; see what it does with `steer apply`"
+        )
+    (part,) = recipe.controls
+    asked = {problem.group for problem in experiment.problems}
+    if seen := sorted(asked & set(recipe.provenance.get("groups", ()))):
+        raise InputError(
+            f"{recipe.name} was made from {len(seen)} of these problems ({seen[0]!r} …); judge it on other problems"
+        )
+
+    def make(value: float, seed: int | None) -> Condition:
+        chosen = part.valued(value) if seed is None else part.valued(value).at_random(seed)
+        return replace(recipe, controls=(chosen,)).condition(experiment.model, sampling=experiment.sampling)
+
+    wanted = sorted(set(values or [part.number]))
+    return response_at(experiment, recipe.name, wanted, make, unit=part.unit, chance=part.chance, n_controls=n_controls)
 
 
 def thinking_states(store: TraceStore, ids: Sequence[str], site: Site) -> NDArray[np.float32]:

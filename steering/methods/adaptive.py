@@ -126,6 +126,8 @@ class AdaptiveSteering(LogitsProcessor, MeasuredMoves):
         self._monitored = [Site("resid_post", layer) for layer in dict.fromkeys(monitored)]
         self._new = partial(AdaptiveStrength, lowest=lowest, highest=highest, step=step, window=window, width=width)
         self._lowest = lowest
+        self._n_decided = self._n_above = 0
+        self._total = 0.0
         self._strengths: dict[int, AdaptiveStrength] = {}
         self._known: dict[bytes, NDArray[np.float32]] = {}  # of each finished text, the strength at each token
         self._reads = False
@@ -171,16 +173,12 @@ class AdaptiveSteering(LogitsProcessor, MeasuredMoves):
         return lines
 
     def told(self) -> str:
-        """One line on what it did in all finished batches."""
-        known = [line[np.isfinite(line)] for line in self._known.values()]
-        found = np.concatenate(known) if known else np.zeros(0, dtype=np.float32)
-        share = float((found > self._lowest).mean()) if len(found) else 0.0
-        if not share:
-            return f"adaptive speed stayed at its lowest strength ({self._lowest:g}) in {len(self._known)} answers"
-        return (
-            f"adaptive speed was above its lowest strength ({self._lowest:g}) at {share:.0%} of the tokens, "
-            f"at a mean of {found.mean():.3g}"
-        )
+        """One line on what it did so far."""
+        lowest = f"its lowest strength ({self._lowest:g})"
+        if not self._n_above:
+            return f"adaptive speed stayed at {lowest}"
+        share, mean = self._n_above / self._n_decided, self._total / self._n_decided
+        return f"adaptive speed was above {lowest} at {share:.0%} of the tokens, at a mean of {mean:.3g}"
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         norm = self._model.final_norm
@@ -188,7 +186,10 @@ class AdaptiveSteering(LogitsProcessor, MeasuredMoves):
         early = torch.stack([unembedding(norm(self._early[site])) for site in self._monitored]).float()
         difficulties = layer_difference(early.to(scores.device), scores.float(), variant=self._variant)
         for row, difficulty in zip(self._rows, difficulties.tolist(), strict=True):
-            self.history[row].append(self._strengths[row].update(difficulty))
+            strength = self._strengths[row].update(difficulty)
+            self.history[row].append(strength)
+            self._n_decided, self._total = self._n_decided + 1, self._total + strength
+            self._n_above += strength > self._lowest
         return scores
 
     def steady(self) -> VectorUse:

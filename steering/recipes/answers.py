@@ -10,6 +10,7 @@ from reasonscope.data.trace import Message, Problem, Sampling, Trace
 from reasonscope.probes.generation.decoding import DecodingStep
 from reasonscope.probes.generation.rollout import both, rollouts
 from reasonscope.probes.models.model import Model
+from reasonscope.steering.recipes.controls import controls_of
 from reasonscope.steering.recipes.recipe import Recipe
 from reasonscope.steering.vectors.intervention import require_edits
 
@@ -52,17 +53,20 @@ class Answers:
         recipe: The recipe.
         pairs: One per problem.
         n_edited: How many tokens were edited.
+        told: What each controller did, in a line.
     """
 
     recipe: Recipe
     pairs: tuple[_AnswerPair, ...]
     n_edited: int
+    told: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Every pair, for JSON."""
         return {
             "recipe": self.recipe.meta,
             "n_edited": self.n_edited,
+            "controllers": list(self.told),
             "answers": [pair.to_dict() for pair in self.pairs],
         }
 
@@ -75,7 +79,8 @@ class Answers:
             rows=[_row(pair) for pair in self.pairs],
             quotes=[quote for pair in self.pairs for quote in _quotes(pair)],
             notes=[
-                f"{self.n_edited} tokens were edited. Single draws with one seed; `steer sweep` measures with controls."
+                *(f"{line[:1].upper()}{line[1:]}." for line in self.told),
+                f"{self.n_edited} tokens were edited. Single draws with one seed; `steer sweep` measures with controls.",
             ],
         )
 
@@ -122,7 +127,10 @@ def answer_with(
         require_edits(condition.intervention, recipe.name)
     pairs = tuple(_AnswerPair(plain=a, steered=b) for a, b in zip(plain, steered, strict=True))
     return Answers(
-        recipe=recipe, pairs=pairs, n_edited=condition.intervention.n_edited if condition.intervention else 0
+        recipe=recipe,
+        pairs=pairs,
+        n_edited=condition.intervention.n_edited if condition.intervention else 0,
+        told=tuple(control.told() for control in controls_of(condition)),
     )
 
 

@@ -21,6 +21,9 @@ from reasonscope.steering.exits.places import KINDS, Places
 from reasonscope.steering.exits.rules import PROBE, rule_named
 from reasonscope.steering.experiments.conditions import Condition
 from reasonscope.steering.methods.adaptive import AdaptiveSteering
+from reasonscope.steering.vectors.application import VectorUse
+from reasonscope.steering.vectors.matched_controls import random_uses
+from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import SteeringVector
 
 if TYPE_CHECKING:
@@ -78,6 +81,23 @@ class ControlPart:
         """The widths of the states that it edits or reads."""
         return _KINDS[self.name].widths(self)
 
+    @property
+    def number(self) -> float:
+        """The number that `valued` replaces."""
+        return {EXIT: self.settings.get("threshold", 1.0), GUIDANCE: self.settings.get("budget", 1.0)}.get(
+            self.name, 1.0
+        )
+
+    @property
+    def unit(self) -> str:
+        """What this number counts."""
+        return _KINDS[self.name].unit
+
+    @property
+    def chance(self) -> str:
+        """What its random control is; empty if it has none."""
+        return _KINDS[self.name].chance
+
     def make(self, model: Model, recipe: "Recipe", sampling: Sampling | None) -> Control:
         """The controller for a loaded model. Raises InputError or SiteError if it does not fit."""
         return _KINDS[self.name].make(self, model, recipe, sampling)
@@ -85,6 +105,25 @@ class ControlPart:
     def in_words(self) -> tuple[str, ...]:
         """What it does, what it acts on, where, its value, and in which unit: a row of the recipe's table."""
         return _KINDS[self.name].row(self)
+
+    def valued(self, value: float) -> "ControlPart":
+        """The same with its one number replaced: a rule's threshold, the budget, or the strength that multiplies the vectors."""
+        if self.name == ADAPTIVE:
+            return self.scaled(value)
+        number = {"threshold": float(value)} if self.name == EXIT else {"budget": whole_budget(value)}
+        return replace(self, settings={**self.settings, **number})
+
+    def at_random(self, seed: int) -> "ControlPart":
+        """Its control: predictions on other tokens, or a random direction of the same length at each site. Raises InputError for an exit
+        rule, whose control is the rule "random stops"."""
+        if self.name == GUIDANCE:
+            predictor = LengthPredictor.of_weights(self.tensors, heads=self.settings["heads"])
+            sites = [Site.parse(site) for site in self.settings["sites"]]
+            return guidance_part(predictor.with_tokens_exchanged(seed), sites, self.settings["budget"])
+        if self.name == ADAPTIVE:
+            (random,) = random_uses([VectorUse(vector=_vector(self), scope=Scope())], seed)
+            return replace(self, tensors={str(site): one for site, one in random.vector.directions.items()})
+        raise InputError("an exit rule has no random control of its own; compare it with the rule “random stops”")
 
     def scaled(self, factor: float) -> "ControlPart":
         """The same with its vectors multiplied; one without vectors stays as it is."""
@@ -95,11 +134,25 @@ class ControlPart:
 
 @dataclass(frozen=True, kw_only=True)
 class _Kind:
+    """How one kind of controller is checked, made and told.
+
+    Attributes:
+        settings: Its settings with their types.
+        check: Raises InputError if settings and tensors do not fit each other.
+        make: Makes it for a model.
+        row: What it does, in words.
+        widths: The widths of the states that it edits or reads.
+        unit: What its one number counts (`ControlPart.valued`).
+        chance: What its random control is; empty if it has none.
+    """
+
     settings: Mapping[str, type | tuple[type, ...]]
     check: Callable[[ControlPart], object]
     make: Callable[[ControlPart, Model, "Recipe", Sampling | None], Control]
     row: Callable[[ControlPart], tuple[str, ...]]
     widths: Callable[[ControlPart], set[int]]
+    unit: str
+    chance: str = ""
 
 
 def exit_part(
@@ -172,6 +225,13 @@ def guidance_part(predictor: LengthPredictor, sites: Sequence[Site], budget: int
     settings = {"budget": int(budget), "sites": [str(site) for site in sites], "heads": predictor.heads}
     weights = {name: one.detach().cpu().numpy().astype(np.float32) for name, one in predictor.state_dict().items()}
     return ControlPart(name=GUIDANCE, settings=settings, tensors=weights)
+
+
+def whole_budget(budget: float) -> int:
+    """A budget in whole tokens. Raises InputError for any other number."""
+    if budget != int(budget) or budget < 1:
+        raise InputError(f"a budget of {budget:g} tokens: give a whole number, at least 1")
+    return int(budget)
 
 
 def _check_exit(part: ControlPart) -> None:
@@ -302,6 +362,7 @@ _KINDS: Mapping[str, _Kind] = MappingProxyType(
             make=_make_exit,
             row=_exit_row,
             widths=lambda part: {len(one) for one in part.tensors.values()},
+            unit="threshold",
         ),
         ADAPTIVE: _Kind(
             settings={
@@ -313,6 +374,8 @@ _KINDS: Mapping[str, _Kind] = MappingProxyType(
             make=_make_adaptive,
             row=_adaptive_row,
             widths=lambda part: {len(one) for one in part.tensors.values()},
+            unit="times its strength",
+            chance="random directions",
         ),
         GUIDANCE: _Kind(
             settings={"budget": int, "sites": list, "heads": int},
@@ -320,6 +383,8 @@ _KINDS: Mapping[str, _Kind] = MappingProxyType(
             make=_make_guidance,
             row=_guidance_row,
             widths=lambda part: {part.tensors["project.weight"].shape[1]},
+            unit="tokens",
+            chance="its weights on other tokens",
         ),
     }
 )
