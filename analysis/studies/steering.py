@@ -438,7 +438,7 @@ class ExitStep(Step):
         exit: The step that recorded the run.
         held_out: Share of the problems that the rules are judged on.
         places: An answer is forced at the end of each paragraph or sentence.
-        every: Only at every so many of these.
+        every: The fewest tokens of thinking between two of these.
         tolerance: Accuracy that a threshold may cost, for the summary.
         n: At most so many problems to judge on.
         batch_size: Answers that are forced together.

@@ -84,9 +84,7 @@ class ControlPart:
     @property
     def number(self) -> float:
         """The number that `valued` replaces."""
-        return {EXIT: self.settings.get("threshold", 1.0), GUIDANCE: self.settings.get("budget", 1.0)}.get(
-            self.name, 1.0
-        )
+        return float(self.settings.get("threshold", self.settings.get("budget", 1.0)))
 
     @property
     def unit(self) -> str:
