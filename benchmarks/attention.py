@@ -4,8 +4,8 @@ Each side of the receiver table runs in its own process, one at a time, so that 
 layer's token × token matrix, block by block keeps one block. The model has as many of 12 layers as fit with all matrices. "Extra" is the
 peak minus the loaded model. Seconds are processor seconds, so that a busy machine changes no ratio.
 
-Suppression: what follows a source depends on it and has to run again for each source; what comes before is shared. The ratio of tokens that
-have to run roughly bounds the speed-up.
+Suppression: what follows a source depends on it and has to run again for each source; what comes before is shared, and so are the
+distributions of the untouched pass. The ratio of tokens that have to run roughly bounds what sharing the prefix alone can gain.
 """
 
 import argparse
@@ -182,8 +182,9 @@ def suppression_report() -> list[str]:
 
 
 def fewer_tokens(n_tokens: int, spans: Sequence[Span]) -> float:
-    """Tokens of whole passes over those that have to run after a shared prefix; the last sentence has no later target."""
-    behind = sum(n_tokens - source.start for source in spans[:-1])
+    """Tokens of whole passes over those that have to run after a shared prefix: of a source its last token, which predicts the first of the
+    next sentence. The last sentence has no later target."""
+    behind = sum(n_tokens - source.stop + 1 for source in spans[:-1])
     return (len(spans) + 1) * n_tokens / (n_tokens + behind)
 
 

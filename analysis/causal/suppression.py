@@ -1,7 +1,7 @@
 """Attention suppression: how far next-token distributions move if no token may attend to a sentence (Thought
 Anchors)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ from reasonscope.probes.models.unembedding import Unembedding, kl_from_hidden
 TEMPERATURE = 0.6
 _WASTE = 0.1  # at most this share of a pass's tokens may be unnecessary for a source
 _FLOOR = 1e-9  # added to a divergence before its logarithm, as published
+_TOGETHER = 32  # sources and tokens that are compared with the untouched distributions at a time
+_HELD = 2**28  # bytes of hidden states that are kept until they are compared
 
 
 def suppression_matrix(
@@ -131,7 +133,8 @@ def suppression_effect(
     check_spans(spans, len(ids))
     untouched = Untouched.of(model, ids)
     members = _members(spans[:-1], len(ids))  # the last has no later target
-    divergences = untouched.divergences(members, temperature=temperature, batch=batch)
+    judged = [span.stop - 1 for span in spans[:-1]]
+    divergences = untouched.divergences(members, temperature=temperature, batch=batch, judged=judged)
     return _by_target(divergences, spans, untouched)
 
 
@@ -163,21 +166,47 @@ class Untouched:
         hidden = _final_states(model, fed[None], 0, attend)[0]
         return cls(model=model, ids=fed, hidden=hidden, keys=tuple(kept[layer] for layer in sorted(kept)))
 
-    def divergences(self, suppressed: Tensor, *, temperature: float, batch: int) -> Values:
+    def divergences(
+        self, suppressed: Tensor, *, temperature: float, batch: int, judged: Sequence[int] | None = None
+    ) -> Values:
         """KL (source, token) in nats of each token's next-token distribution if no token may attend to the tokens of
-        `suppressed` (source, token) bool. Tokens before the first of these are unchanged and not run again: 0."""
-        firsts = suppressed.int().argmax(dim=1)
+        `suppressed` (source, token) bool. Tokens before the first of these are unchanged and not run again: 0. With
+        `judged`, the first token of each source whose divergence is asked for, earlier ones are 0 as well."""
+        first = suppressed.int().argmax(dim=1)
+        asked = first if judged is None else torch.as_tensor(judged)
         found = torch.zeros(suppressed.shape, dtype=torch.float64)
-        unembedding = Unembedding.of(self.model)
+        starts = _starts(suppressed, first, asked)
+        changed: dict[int, Tensor] = {}
         with working("suppressing", total=len(suppressed), unit="sentences") as work:
-            for rows in _alike(firsts.tolist(), suppressed.shape[1], batch):
-                start = int(firsts[rows[0]])
-                changed = self._behind(start, suppressed[rows])
-                with torch.no_grad():
-                    kl = kl_from_hidden(unembedding, self.hidden[start:], changed, temperature=temperature)
-                found[rows, start:] = kl.double().cpu()
+            for rows in _alike(starts, suppressed.shape[1], batch):
+                states = self._behind(starts[rows[0]], suppressed[rows])
+                changed |= zip(rows, states, strict=True)
+                if sum(one.nbytes for one in changed.values()) > _HELD:
+                    self._compare(changed, asked, temperature, found)
+                    changed.clear()
                 work.advance(len(rows))
-        return found.numpy()
+            self._compare(changed, asked, temperature, found)
+        return found.masked_fill_(torch.arange(suppressed.shape[1]) < asked[:, None], 0.0).numpy()
+
+    def _compare(self, changed: Mapping[int, Tensor], asked: Tensor, temperature: float, found: Tensor) -> None:
+        """Put the divergences of the last states of some sources, (token, d_model) by source, into `found`. The
+        distribution of an untouched token is computed once for many sources."""
+        unembedding, n = Unembedding.of(self.model), len(self.hidden)
+        for start in range(int(asked.min()), n, _TOGETHER):
+            here = Span(start, min(start + _TOGETHER, n))
+            rows = [row for row in changed if asked[row] < here.stop]
+            for i in range(0, len(rows), _TOGETHER):
+                some = rows[i : i + _TOGETHER]
+                states = torch.stack([self._within(changed[row], here) for row in some])
+                with torch.no_grad():
+                    kl = kl_from_hidden(unembedding, self.hidden[here.slice], states, temperature=temperature)
+                found[some, here.slice] = kl.double().cpu()
+
+    def _within(self, changed: Tensor, here: Span) -> Tensor:
+        """The states of the tokens `here`; those before the last ones, which are `changed`, are untouched."""
+        first = len(self.hidden) - len(changed)
+        before = self.hidden[here.start : min(first, here.stop)]
+        return torch.cat([before, changed[max(0, here.start - first) : max(0, here.stop - first)]])
 
     def _behind(self, start: int, suppressed: Tensor) -> Tensor:
         """The final hidden states (source, token from `start`, d_model), with the keys and values of the tokens
@@ -193,6 +222,14 @@ class Untouched:
 
         fed = self.ids[start:].expand(len(hidden), -1)
         return _final_states(self.model, fed, start, attend)
+
+
+def _starts(suppressed: Tensor, first: Tensor, asked: Tensor) -> list[int]:
+    """The first token of each source that has to run again: one from its first suppressed token on that another token
+    may attend to, or whose own divergence is asked for."""
+    token = torch.arange(suppressed.shape[1])
+    matters = (token >= first[:, None]) & (~suppressed | (token >= asked[:, None]))
+    return [int(start) for start in matters.int().argmax(dim=1)]
 
 
 def _alike(firsts: Sequence[int], n_tokens: int, batch: int) -> list[list[int]]:
@@ -275,4 +312,6 @@ def _control(
     sets = torch.zeros(len(spans), len(ids), dtype=torch.bool)
     for index, span in enumerate(spans):
         sets[index, rng.choice(np.arange(first, span.stop), size=len(span), replace=False)] = True
-    return _by_target(untouched.divergences(sets, temperature=temperature, batch=batch), spans, untouched).log_kl
+    judged = [span.stop - 1 for span in spans]
+    drawn = untouched.divergences(sets, temperature=temperature, batch=batch, judged=judged)
+    return _by_target(drawn, spans, untouched).log_kl

@@ -20,7 +20,7 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> str:
 
     The file is filled in a folder of its own, PATH.tmp: safetensors and others put temporary files with random names
     next to what they write, and the next write removes the folder with everything a killed writer left in it. The
-    checksum is computed while the disk works, since it takes about as long.
+    checksum is computed while the disk works, since it takes about as long, unless `write` returns it.
 
     Raises StoreError if writing fails (a full disk), and then leaves nothing. Also raises it if `path` is not a regular
     file (a folder, a device, a pipe), which it does not touch.
@@ -32,9 +32,9 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> str:
         remove(folder)
         folder.mkdir()
         temporary = folder / path.name
-        write(temporary)
+        told = write(temporary)
         with temporary.open("rb+") as file, ThreadPoolExecutor(1) as beside:
-            digest = beside.submit(sha256_of, temporary)
+            digest = beside.submit(lambda: told if isinstance(told, str) else sha256_of(temporary))
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)

@@ -19,24 +19,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from reasonscope.data.errors import StoreError
 from reasonscope.data.storage.durable import sha256_of, write_durably
 from reasonscope.data.storage.manifest import Shard, SiteType, StoredFile, look_at
 from reasonscope.data.storage.records import TRACE_SCHEMA, traces_to_table
+from reasonscope.data.storage.safetensors_file import DTYPES, write_arrays
 from reasonscope.data.trace import Trace
 
 # The rows of a trace in every tensor of the shard, and their checksum per site, in the order of the manifest's sites.
 SHARD_SCHEMA = pa.unify_schemas(
     [TRACE_SCHEMA, pa.schema([("row_start", pa.int64()), ("row_stop", pa.int64()), ("crc32", pa.list_(pa.uint32()))])]
 )
-
-# The types that rows may have: numpy's name, and that of safetensors.
-DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
-    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
 
 _HEAD = 2**16  # bytes; more than most headers of shards have
 _HARMLESS = 2**28  # bytes of an unpacked table that are always accepted
@@ -55,16 +49,20 @@ def write_shard(folder: Path, name: str, traces: Sequence[Trace], activations: A
     arrays, table = f"{name}.safetensors", f"{name}.parquet"
     files = {}
     try:
-        with ThreadPoolExecutor(1) as beside:  # computes the checksums while the disk works
-            checksums = beside.submit(_checksums, activations, len(traces))
+        with ThreadPoolExecutor(1) as beside:  # while the disk writes the arrays
+            told = beside.submit(_write_traces, folder / table, traces, activations)
             if activations:
-                files[arrays] = _stored(folder / arrays, partial(_write_arrays, activations))
-        files[table] = _stored(folder / table, partial(_write_table, _table(traces, checksums.result())))
+                files[arrays] = _stored(folder / arrays, partial(write_arrays, arrays=activations))
+            files[table] = told.result()
     except StoreError:
         remove_files(folder, (arrays, table))
         raise
     rows = sum(map(rows_of, traces))
     return Shard(name=name, traces=len(traces), rows=rows, files=dict(sorted(files.items())))
+
+
+def _write_traces(path: Path, traces: Sequence[Trace], activations: Activations) -> StoredFile:
+    return _stored(path, partial(_write_table, _table(traces, _checksums(activations, len(traces)))))
 
 
 def _table(traces: Sequence[Trace], checksums: Sequence[Sequence[int]]) -> pa.Table:
@@ -239,7 +237,3 @@ def _crc32(array: NDArray[Any]) -> int:
 
 def _write_table(table: pa.Table, path: Path) -> None:
     pq.write_table(table, path, compression="zstd")
-
-
-def _write_arrays(activations: Activations, path: Path) -> None:
-    save_file({site: np.concatenate(arrays) for site, arrays in activations.items()}, path)

@@ -27,8 +27,8 @@ from reasonscope.data.progress import tracked
 from reasonscope.data.storage.durable import TEMPORARY, remove
 from reasonscope.data.storage.manifest import NAME, RECIPE, Manifest, Shard, SiteType, look_at, shard_name
 from reasonscope.data.storage.records import traces_of_table
+from reasonscope.data.storage.safetensors_file import DTYPES
 from reasonscope.data.storage.shards import (
-    DTYPES,
     SHARD_SCHEMA,
     Activations,
     content_problem,

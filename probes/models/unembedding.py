@@ -60,32 +60,15 @@ def kl_from_hidden(
     parts = []
     for start in range(0, hidden.shape[0], rows):
         p, q = hidden[start : start + rows], other[..., start : start + rows, :]
-        weighted, left, right = _Sums.over(p), _Sums.over(p), _Sums.over(q)
+        greatest = torch.full(p.shape[:-1], -torch.inf, device=p.device)
+        mass, weighted = torch.zeros_like(greatest), torch.zeros(q.shape[:-1], device=p.device)
+        log_q = torch.full_like(weighted, -torch.inf)
         for entries in unembedding.chunks(chunk):
-            own, their = (unembedding.logits(x, entries) / temperature for x in (p, q))
-            weighted = weighted.adding(own, own - their)
-            left, right = left.adding(own), right.adding(their)
-        parts.append(weighted.total / left.total - left.logsumexp + right.logsumexp)
+            own, their = (unembedding.logits(x, entries).div_(temperature) for x in (p, q))
+            before, greatest = greatest, torch.maximum(greatest, own.amax(dim=-1))
+            kept, weights = (before - greatest).exp(), (own - greatest[..., None]).exp()
+            mass = mass * kept + weights.sum(dim=-1)
+            log_q = torch.logaddexp(log_q, their.logsumexp(dim=-1))
+            weighted = weighted * kept + (own - their).mul_(weights).sum(dim=-1)
+        parts.append(weighted / mass - greatest - mass.log() + log_q)
     return torch.cat(parts, dim=-1).clamp(min=0)  # rounding can make a KL of 0 negative
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sums:
-    """Σ exp(logit − greatest) · weight over the entries so far."""
-
-    greatest: Tensor
-    total: Tensor
-
-    @classmethod
-    def over(cls, hidden: Tensor) -> "_Sums":
-        zero = torch.zeros(hidden.shape[:-1], device=hidden.device)
-        return cls(greatest=zero - torch.inf, total=zero)
-
-    def adding(self, logits: Tensor, weights: Tensor | float = 1.0) -> "_Sums":
-        greatest = torch.maximum(self.greatest, logits.amax(dim=-1))
-        kept = self.total * (self.greatest - greatest).exp()
-        return _Sums(greatest=greatest, total=kept + ((logits - greatest[..., None]).exp() * weights).sum(dim=-1))
-
-    @property
-    def logsumexp(self) -> Tensor:
-        return self.greatest + self.total.log()

@@ -3,12 +3,16 @@
 import json
 import os
 
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.storage.safetensors_file import SafetensorsFormat
+from reasonscope.data.storage import safetensors_file
+from reasonscope.data.storage.durable import sha256_of
+from reasonscope.data.storage.safetensors_file import DTYPES, SafetensorsFormat, write_arrays
 
 KIND = SafetensorsFormat(key="reasonscope.thing", noun="thing", version=2)
 
@@ -69,3 +73,35 @@ def test_headers_lack_nothing_that_their_kind_has():
     for header in ({}, {"n": "1"}, {"n": True}):
         with pytest.raises(InputError, match="thing x is damaged: its n must be int"):
             kind.check("x", header)
+
+
+def test_safetensors_reads_what_was_concatenated(tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors_file, "_PIECE", 64)  # bytes: the disk is told many times
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: [(9 * rng.standard_normal((n, 3, 2))).astype(name) for n in (4, 0, 7)]
+        for name in DTYPES
+        if name != "bfloat16"
+    }
+    arrays["bfloat16"] = [rng.standard_normal((n, 5)).astype(ml_dtypes.bfloat16) for n in (1, 2)]
+    arrays["turned"] = [np.arange(6.0).reshape(2, 3).T]
+    arrays["numbers"] = [np.arange(3), np.arange(2)]
+    arrays["no rows"] = [np.zeros((0, 4), dtype=np.float32)]
+    digest = write_arrays(tmp_path / "x", arrays)
+    assert digest == sha256_of(tmp_path / "x")
+    with safe_open(tmp_path / "x", framework="np") as file:
+        assert set(file.keys()) == set(arrays)
+        for name, parts in arrays.items():
+            found = file.get_tensor(name)
+            assert found.dtype == parts[0].dtype
+            np.testing.assert_array_equal(found, np.concatenate(parts))
+
+
+def test_a_disk_that_takes_few_bytes_at_a_time_gets_all(tmp_path, monkeypatch):
+    write = safetensors_file.os.write
+    monkeypatch.setattr(safetensors_file.os, "write", lambda descriptor, data: write(descriptor, data[:100]))
+    digest = write_arrays(tmp_path / "x", {"a": [np.arange(200)]})
+    assert digest == sha256_of(tmp_path / "x")
+    monkeypatch.setattr(safetensors_file.os, "write", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_arrays(tmp_path / "y", {"a": [np.arange(200)]})
