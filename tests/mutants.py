@@ -63,6 +63,11 @@ TARGETS = {
     "data/trace.py": ["tests/data/test_trace.py", "tests/data/text/test_parse.py"],
     "probes/architecture/heads.py": ["tests/probes/architecture/test_heads.py"],
     "probes/fitting/linear_probes.py": ["tests/probes/fitting/test_linear_probes.py"],
+    "probes/fitting/newton.py": [
+        "tests/probes/fitting/test_baseline_fits.py",
+        "tests/probes/fitting/test_linear_probes.py",
+    ],
+    "probes/fitting/baseline_fits.py": ["tests/probes/fitting/test_baseline_fits.py"],
     "probes/fitting/permuted_sweep.py": ["tests/probes/fitting/test_permuted_sweep.py"],
     "probes/evaluation/baselines.py": [
         "tests/probes/evaluation/test_grouped_folds.py",
@@ -78,12 +83,23 @@ TARGETS = {
     "steering/ablation/ablation.py": ["tests/steering/ablation/test_ablation.py"],
     "steering/experiments/dose_responses.py": ["tests/steering/experiments/test_dose_responses.py"],
     "steering/vectors/matched_controls.py": ["tests/steering/vectors/test_matched_controls.py"],
+    "steering/vectors/intervention.py": [
+        "tests/steering/vectors/test_intervention.py",
+        "tests/steering/vectors/test_matched_controls.py",
+    ],
+    "steering/methods/adaptive.py": [
+        "tests/steering/methods/test_controllers.py",
+        "tests/steering/methods/test_thinking_speed.py",
+        "tests/steering/experiments/test_conditions.py",
+    ],
+    "steering/methods/expert_routing.py": ["tests/steering/methods/test_expert_routing.py"],
     "steering/vectors/vector.py": [
         "tests/steering/vectors/test_vector.py",
         "tests/steering/vectors/test_matched_controls.py",
     ],
     "steering/vectors/operators.py": ["tests/steering/vectors/test_operators.py"],
     "analysis/tokens/nocco.py": ["tests/analysis/tokens/test_nocco.py"],
+    "analysis/causal/attribution_patching.py": ["tests/analysis/causal/test_attribution_patching.py"],
     "analysis/statistics.py": ["tests/analysis/test_statistics.py"],
 }
 # Of each file: survivors as `function: before → after`, and why no test tells them from the original.
