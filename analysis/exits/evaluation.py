@@ -11,7 +11,7 @@ from reasonscope.analysis.exits.outcomes import Outcomes, outcomes, outcomes_at,
 from reasonscope.analysis.exits.signals import ExitSignals
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Estimate, Resamples, difference_estimate, mean_estimate
+from reasonscope.data.intervals import Estimate, Resamples, difference_estimate, mean_estimate, permutation_p
 from reasonscope.steering.exits.rules import FIXED_BUDGET, RULES, ExitRule, rule_named, stopping_place
 
 TOLERANCES = (0.0, 0.02, 0.05, 0.1)
@@ -32,6 +32,8 @@ class ExitPoint:
         saving: Share of the tokens of the whole thinking that it saves.
         budget_saving: Share of the tokens that it saves against the cheapest fixed budget that is at least as accurate, chosen with
             hindsight on the same traces.
+        budget_saving_p: The share of resamples of the problems in which it saves nothing, the rule as it is counted as one of them. Divide
+            .025 by the number of rules that are looked at before you call the best one better.
         budget_change: Accuracy minus that of this budget, paired.
         random: Lowest, mean and highest accuracy if the same shares of the thinking fall to other traces at random.
         random_tokens: Mean tokens of these.
@@ -46,6 +48,7 @@ class ExitPoint:
     change: Estimate
     saving: Estimate
     budget_saving: Estimate
+    budget_saving_p: float
     budget_change: Estimate
     random: tuple[float, float, float]
     random_tokens: float
@@ -249,13 +252,15 @@ class _Judge:
         budget = self.budgets[int(cheapest[0])]
         tokens, whole = self._means(found.tokens), self._means(self.whole.tokens)
         beside = np.take_along_axis(self._budget_tokens, cheapest[None], axis=0)[0]
+        saved = 1 - tokens / beside
         return ExitPoint(
             rule=name,
             accuracy=self.mean(found.right),
             tokens=self.mean(found.tokens, shares=False),
             change=self._difference(found, self.whole),
             saving=self._estimate(1 - tokens / whole),
-            budget_saving=self._estimate(1 - tokens / beside),
+            budget_saving=self._estimate(saved),
+            budget_saving_p=float(permutation_p(0.0, saved[1:], "less")),
             budget_change=self._difference(found, budget),
             **about,
         )

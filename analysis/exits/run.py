@@ -19,6 +19,7 @@ from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.branches import PrefixWriter
+from reasonscope.probes.generation.monitored import LEARNED_FROM, MONITOR_KEY
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.exits.places import PlaceKind, Places
 from reasonscope.steering.exits.rules import PROBE, slug
@@ -166,23 +167,48 @@ def exit_recipes(study: ExitStudy, tolerance: float, *, provenance: Mapping[str,
             seed=study.seed,
         )
         name = f"exit-{slug(rule)}" + (f"-{given}" if given else "")
-        about = {"method": name, "groups": list(study.calibrated), **(provenance or {})}
+        read = study.probe.provenance.get("learned_from", ()) if rule == PROBE and study.probe else ()
+        about = {"method": name, "groups": sorted({*study.calibrated, *read}), **(provenance or {})}
         recipes.append(Recipe(name=name, controls=(part,), provenance=about))
     return recipes
 
 
 def live_outcomes(store: TraceStore, judged: Sequence[Trace]) -> Outcomes:
-    """What happened to these traces in a run in which something stopped the model. Raises InputError if it lacks one of them."""
+    """What happened to these traces in a run in which something stopped the model.
+
+    Raises InputError if it lacks one of them, or if what stopped it learned from one of their problems.
+    """
     known = set(store.ids)
     if missing := [trace.id for trace in judged if trace.id not in known]:
         raise InputError(
             f"{store.path} has no trace {missing[0]!r}; record the same problems and samples with --monitor, or leave the run out"
         )
+    _check_held_out(store, {trace.problem.group for trace in judged})
     pairs = [store.trace(trace.id) for trace in judged]
     return Outcomes(
         right=np.array([float(trace.correct is True) for trace in pairs]),
         tokens=np.array([float(len(trace.written_thinking)) for trace in pairs]),
     )
+
+
+def _check_held_out(store: TraceStore, groups: set[str]) -> None:
+    """Raise InputError if the monitor or the recipe of a run learned from any of these groups of problems, or does not say."""
+    sources: list[Mapping[str, Any]] = []
+    if (monitor := store.meta.get(MONITOR_KEY)) is not None:
+        sources.append({"groups": monitor[LEARNED_FROM]} if LEARNED_FROM in monitor else {})
+    if store.recipe is not None and store.recipe.exists():
+        sources.append(Recipe.load(store.recipe).learned)
+    for learned in sources:
+        if "groups" not in learned:
+            raise InputError(
+                f"what stopped {store.path} does not say which problems it learned from, so it cannot be judged; make it again and "
+                "record the run again"
+            )
+        if seen := sorted(groups & {*learned["groups"]}):
+            raise InputError(
+                f"what stopped {store.path} learned from {len(seen)} of the problems to judge on ({seen[0]!r} …); "
+                "judge the split that it comes from (the same --held-out and --seed), or record other problems"
+            )
 
 
 def _usable(trace: Trace) -> bool:

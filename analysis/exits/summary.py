@@ -10,6 +10,7 @@ from reasonscope.data.intervals import Estimate
 from reasonscope.data.summary import Summary, in_hundredths, in_percent, in_words
 from reasonscope.steering.exits.rules import BUDGET
 
+_LEVEL = 0.025  # one-sided; the rules share it, since the best of them is told
 _COLUMNS = ("rule", "threshold", "tokens", "accuracy", "saved", "random", "n")
 
 
@@ -31,7 +32,8 @@ def exit_summary(
             f"Thresholds come from {report.n_calibrated} other traces, on which they cost at most {tolerance:g} of accuracy; "
             "tokens include those of forced answers.",
             "Saved: tokens, against the cheapest fixed budget that is at least as accurate on the same traces, chosen with hindsight.",
-            "Random: accuracy if the same stops fall on other traces.",
+            f"The best of {len(points) - 1} rules is told, so it has to save in all but {_LEVEL:g} / {len(points) - 1} of the resamples.",
+            "Random: accuracy if the same stops fall on other traces, mean and range of the draws.",
             *_thoughts(report.thoughts),
             *(
                 [f"The forced answers of {study.n_kept} of {study.n_traces} traces were kept from before."]
@@ -46,11 +48,14 @@ def exit_summary(
 
 
 def _finding(points: Sequence[ExitPoint], tolerance: float) -> str:
-    best = max(points, key=lambda point: point.budget_saving.value, default=None)
+    better = [
+        point for point in points if len(points) * point.budget_saving_p <= _LEVEL and point.budget_saving.low > 0
+    ]
+    best = max(better or points, key=lambda point: point.budget_saving.value, default=None)
     if best is None:
         return "No rule has what it reads on these traces."
     saved = in_percent(best.budget_saving)
-    if best.budget_saving.low > 0:
+    if better:
         costs = _costs(best.change)
         return f"{_named(best.rule)} saves {saved} of the tokens against the best fixed budget of equal accuracy, and {costs}."
     return (

@@ -1,6 +1,6 @@
 """A plain run beside a steered one, trace by trace: where the two part, and what changes in length, accuracy and what is read from them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from reasonscope.data.text.align import first_difference, token_strings
 from reasonscope.data.trace import Trace
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.properties.refusal_cliff import token_scores
+from reasonscope.steering.recipes.recipe import Recipe
 
 _SHOWN = 3  # pairs whose first different words the summary quotes
 _BEFORE, _AFTER = 12, 8  # tokens around that place
@@ -117,18 +118,26 @@ def compare_runs(
         plain: The run of the plain model.
         steered: The run of the steered one.
         results: The folders of the saved analyses of both, for their MI.
-        probe: A probe whose mean score over the thinking is compared, fitted on either run or on another.
+        probe: A probe whose mean score over the thinking is compared, on problems that it did not learn from.
         seed: Random seed of the exchanges.
 
     Returns:
-        Partings, lengths and differences, each with its interval over problems and what exchanging the runs gives.
+        Partings and lengths of all pairs; and differences, each with its interval over problems and what exchanging the runs gives, on the
+        problems that the recipe of the steered run did not learn from.
 
     Raises:
-        InputError: If the runs share no trace, or ask different problems under one id.
+        InputError: If the runs share no trace, ask different problems under one id, or the recipe learned from all of the problems.
         SiteError: If a run has no states at the probe's site.
     """
     pairs = _pairs(plain, steered)
     groups = [ours.problem.group for ours, _ in pairs]
+    learned = _learned(steered)
+    unseen = _unseen(groups, learned.get("groups", ()))
+    if not unseen.any():
+        raise InputError(
+            f"the recipe of {steered.path} learned from all {len(set(groups))} problems of both runs, so what it does cannot be judged "
+            "on them; record other problems with it and without"
+        )
     columns: dict[str, tuple[Values, bool]] = {
         "thinking tokens": (_both(pairs, lambda trace: trace.n_thinking_tokens), False),
         "generated tokens": (_both(pairs, lambda trace: len(trace.token_ids) - trace.n_prompt_tokens), False),
@@ -140,12 +149,14 @@ def compare_runs(
         scores = [
             [_mean_score(probe, store, trace) for store, trace in zip(stores, pair, strict=True)] for pair in pairs
         ]
-        columns["mean probe score"] = np.array(scores, dtype=np.float64), False
+        read = np.array(scores, dtype=np.float64)
+        read[~_unseen(groups, probe.provenance.get("learned_from", ()))] = np.nan
+        columns["mean probe score"] = read, False
     mi = np.array([[_mean_mi(folder, t.id) for folder, t in zip(results, pair, strict=True)] for pair in pairs])
     columns["mean MI"] = mi, False
     measures = {}
     for name, (values, verdicts) in columns.items():
-        known: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=1))
+        known: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=1) & unseen)
         if not known.any():
             missing[name] = _WHY[name]
             continue
@@ -160,13 +171,13 @@ def compare_runs(
         outcomes=tuple((ours.correct, theirs.correct) for ours, theirs in pairs),
         measures=measures,
         missing=missing,
-        notes=_notes(plain, steered, len(pairs), probe, groups),
+        notes=(*_notes(plain, steered, len(pairs)), *_unseen_notes(learned, probe, groups, "steered" in steered.meta)),
     )
 
 
 _WHY = {
     "accuracy": "no pair has a gold answer and two answers that could be judged",
-    "mean probe score": "no trace has thinking to score",
+    "mean probe score": "no trace has thinking to score, of a problem that the probe did not learn from",
     "mean MI": "run `reasonscope analyse mi` on both runs first",
 }
 
@@ -221,9 +232,31 @@ def _parting(plain: Trace, steered: Trace) -> Parting:
     return Parting(id=plain.id, token=at, before=before.strip(), plain=after[0], steered=after[1])
 
 
-def _notes(
-    plain: TraceStore, steered: TraceStore, n: int, probe: LinearProbe | None, groups: Sequence[str]
-) -> tuple[str, ...]:
+def _learned(steered: TraceStore) -> Mapping[str, Any]:
+    """The groups of problems that the recipe of a run was learned from (`Recipe.learned`); empty if the run holds none."""
+    if steered.recipe is None or not steered.recipe.exists():
+        return {}
+    return Recipe.load(steered.recipe).learned
+
+
+def _unseen(groups: Sequence[str], learned: Iterable[str]) -> NDArray[np.bool_]:
+    seen = set(learned)
+    return np.array([group not in seen for group in groups])
+
+
+def _unseen_notes(
+    learned: Mapping[str, Any], probe: LinearProbe | None, groups: Sequence[str], steered: bool
+) -> Iterator[str]:
+    """Which problems are left out since something learned from them, and whether that is known."""
+    if seen := {*groups} & {*learned.get("groups", ())}:
+        yield f"The recipe learned from {len(seen)} of these problems; the differences are of the others."
+    if steered and ("groups" not in learned or learned.get("groups_incomplete")):
+        yield "The recipe does not say which problems it learned from: these may be among them."
+    if probe is not None and (seen := {*probe.provenance.get("learned_from", ())} & {*groups}):
+        yield f"The probe learned from {len(seen)} of these problems; its mean score is of the others."
+
+
+def _notes(plain: TraceStore, steered: TraceStore, n: int) -> tuple[str, ...]:
     notes = ["Intervals are over problems; by chance: the runs exchanged problem by problem."]
     ours, theirs = (dict(store.meta.get("sampling", {})) for store in (plain, steered))
     if different := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
@@ -232,8 +265,6 @@ def _notes(
         notes.append(f"{n} traces are in both runs (of {len(plain)} and {len(steered)}).")
     if "steered" not in steered.meta:
         notes.append(f"{_name(steered)} names no recipe: it was not recorded with --steer.")
-    if probe is not None and (seen := {*probe.provenance.get("learned_from", ())} & {*groups}):
-        notes.append(f"The probe learned from {len(seen)} of these problems in one of the runs.")
     return tuple(notes)
 
 

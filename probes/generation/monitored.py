@@ -11,6 +11,7 @@ from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.generation.decoding import DecodingStep
 
 MONITOR_KEY = "monitor"  # in the meta of a store whose thinking a monitor may have closed
+LEARNED_FROM = "learned_from"  # there: the groups of problems that its probe and its threshold come from
 
 
 class Monitor(Protocol):

@@ -23,6 +23,7 @@ from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.evaluation.conformal import alarm_threshold
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.decoding import DecodingStep
+from reasonscope.probes.generation.monitored import LEARNED_FROM
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.properties.refusal_cliff import token_scores
 from reasonscope.probes.properties.scores import score_unit
@@ -50,6 +51,8 @@ class ProbeMonitor:
         closing: Ids that close the thinking, as in `ForcedClose`.
         at: "paragraph" stops only after a blank line. It is where probes of `steer exit` learn, and it leaves no sentence unfinished.
             "token" stops anywhere.
+        calibrated_on: Groups of problems that the threshold was chosen on. With those that the probe learned from they go into the run,
+            which is not judged on them.
 
     Raises:
         InputError: If the probe is of another model, or the window is below 1.
@@ -71,6 +74,7 @@ class ProbeMonitor:
         window: int = 1,
         closing: Sequence[int] = (),
         at: StopAt = "token",
+        calibrated_on: Iterable[str] = (),
     ) -> None:
         if window < 1:
             raise InputError(f"a window of {window} tokens: give 1 or more")
@@ -81,6 +85,7 @@ class ProbeMonitor:
             )
         model.layout.module(model.hf, probe.site)  # raises SiteError if the model lacks the site
         self.probe = probe
+        self._calibrated_on = frozenset(calibrated_on)
         self._coef = torch.from_numpy(probe.coef).float()
         self.rows: list[int] = []
         self._read: list[tuple[list[int], Tensor]] = []  # rows, and projections (row, token) of each pass
@@ -108,7 +113,9 @@ class ProbeMonitor:
         if not self._stopping:
             return None
         coef = hashlib.sha256(self.probe.coef.tobytes()).hexdigest()[:12]
-        return {"probe": coef, "site": str(self.probe.site), **self._stopping.settings}
+        learned = self.probe.provenance.get("learned_from")  # an old probe does not say
+        known = {} if learned is None else {LEARNED_FROM: sorted({*learned, *self._calibrated_on})}
+        return {"probe": coef, "site": str(self.probe.site), **self._stopping.settings, **known}
 
     @property
     def stopped(self) -> dict[int, int]:
@@ -271,13 +278,16 @@ def open_monitor(
 ) -> ProbeMonitor:
     """The monitor of a saved probe, with a threshold or one from a run, as `calibrated_threshold` finds it on the traces that it
     should leave alone (`left_alone`). Raises InputError if both are given."""
-    probe = LinearProbe.load(path)
+    probe, alone = LinearProbe.load(path), list[Trace]()
     if calibrate is not None:
         if stop_above is not None:
             raise InputError("--calibrate finds the threshold; leave out --stop-above, or --calibrate")
         alone = left_alone(probe, list(calibrate))
         stop_above = calibrated_threshold(probe, calibrate, alone, false_alarms=false_alarms, window=window)
-    return ProbeMonitor(model, probe, stop_above=stop_above, window=window, closing=closing_ids(model), at=at)
+    seen = {trace.problem.group for trace in alone}
+    return ProbeMonitor(
+        model, probe, stop_above=stop_above, window=window, closing=closing_ids(model), at=at, calibrated_on=seen
+    )
 
 
 def left_alone(probe: LinearProbe, traces: Sequence[Trace]) -> list[Trace]:

@@ -241,4 +241,4 @@ def _check_held_out(vector: SteeringVector, problems: Sequence[Problem]) -> bool
         raise InputError(
             f"the vector was made from {len(seen)} of these problems ({seen[0]!r} …); judge it on other problems"
         )
-    return True
+    return not vector.provenance.get("groups_incomplete", False)

@@ -13,7 +13,7 @@ from reasonscope.data.storage.untrusted import check_fields, wrap_errors
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.steering.recipes.description import operator_in_words, scope_in_words
 from reasonscope.steering.vectors.gguf import GGUF_FORMAT, MAGIC
-from reasonscope.steering.vectors.vector import SteeringVector
+from reasonscope.steering.vectors.vector import LEARNED, SteeringVector
 
 if TYPE_CHECKING:
     from reasonscope.steering.recipes.controls import ControlPart
@@ -74,7 +74,7 @@ def load(path: Path) -> "Recipe":
 
     if _starts_as_gguf(path):
         vector = SteeringVector.load(path)
-        about = {key: vector.provenance[key] for key in ("groups", "model") if key in vector.provenance}
+        about = {key: vector.provenance[key] for key in (*LEARNED, "model") if key in vector.provenance}
         part = RecipePart(vector=vector)
         return Recipe(name=path.stem, parts=(part,), provenance={"method": vector.method, **about})
     header, tensors = _read(path)
@@ -193,7 +193,7 @@ def _as_control_vector(recipe: "Recipe") -> SteeringVector:
         site: d * np.float32(first.strength) for part in recipe.parts for site, d in part.vector.directions.items()
     }
     unit = first.vector.norm if first.strength == 1 else "raw"
-    about = {**first.vector.provenance, "recipe": {"name": recipe.name, "hash": recipe.hash}}
+    about = {**first.vector.provenance, **recipe.learned, "recipe": {"name": recipe.name, "hash": recipe.hash}}
     sign = first.vector.sign if first.strength >= 0 else ""
     return SteeringVector(directions=directions, method=first.vector.method, norm=unit, sign=sign, provenance=about)
 

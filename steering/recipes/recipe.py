@@ -31,7 +31,7 @@ from reasonscope.steering.recipes.description import (
 from reasonscope.steering.recipes.summaries import recipe_summary
 from reasonscope.steering.vectors.application import VectorUse, as_intervention, check_uses
 from reasonscope.steering.vectors.intervention import Composed
-from reasonscope.steering.vectors.vector import SteeringVector
+from reasonscope.steering.vectors.vector import SteeringVector, learned_groups
 
 # Clamps along directions with a larger cosine set the same projection.
 _SAME_DIRECTION = 0.99
@@ -181,7 +181,8 @@ class Recipe:
         if not uses:
             raise InputError("no vector to make a recipe of; give at least one")
         first = uses[0].vector
-        known = {key: first.provenance[key] for key in ("groups", "model") if key in first.provenance}
+        known = {"model": first.provenance["model"]} if "model" in first.provenance else {}
+        known |= learned_groups(use.vector.provenance for use in uses)
         parts = tuple(
             RecipePart(
                 vector=use.vector,
@@ -211,6 +212,18 @@ class Recipe:
                 _feed(digest, name)
                 digest.update(np.ascontiguousarray(tensor, dtype="<f4").tobytes())
         return digest.hexdigest()[:12]
+
+    @property
+    def learned(self) -> dict[str, Any]:
+        """`groups` of problems that its vectors and controllers come from, `groups_incomplete` if one does not say; empty if none says.
+
+        A recipe without either was learned from no problem.
+        """
+        if not (self.parts or self.controls):
+            return {"groups": []}
+        return learned_groups(
+            [*(part.vector.provenance for part in self.parts), *([self.provenance] if self.controls else [])]
+        )
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -325,7 +338,6 @@ class Recipe:
             raise InputError(
                 f"{self.name} and {other.name} contradict each other: both begin the thinking, with {self.prefill!r} and {other.prefill!r}"
             )
-        groups = sorted({group for one in (self, other) for group in one.provenance.get("groups", ())})
         same = {k: v for k, v in self.provenance.items() if other.provenance.get(k) == v}
         of = [{"name": one.name, "hash": one.hash, "method": one.provenance.get("method")} for one in (self, other)]
         return Recipe(
@@ -334,7 +346,7 @@ class Recipe:
             decoding=(*self.decoding, *other.decoding),
             controls=(*self.controls, *other.controls),
             prefill=self.prefill or other.prefill,
-            provenance={**same, "merged": of, **({"groups": groups} if groups else {})},
+            provenance={**same, "merged": of, **learned_groups([self.learned, other.learned])},
         )
 
     def save(self, path: str | Path) -> None:

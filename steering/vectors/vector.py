@@ -1,6 +1,6 @@
 """A steering vector: directions in the residual stream, with their sites, norms, sign and origin."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from reasonscope.steering.vectors.scope import Scope
 _POINTS: tuple[Point, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 
 # Entries of `provenance`: by site, the mean projections of the two classes on the direction.
+LEARNED = ("groups", "groups_incomplete")  # what a provenance says about what was learned from
 _LEVELS = ("towards", "away")
 
 
@@ -117,8 +118,7 @@ class SteeringVector:
         summed = self._with(lambda site: self.directions[site] + other.directions[site])
         parts = [dict(vector.provenance) for vector in (self, other)]
         same = {key: value for key, value in parts[0].items() if key not in _LEVELS and parts[1].get(key) == value}
-        groups = sorted({group for part in parts for group in part.get("groups", ())})
-        about = {**same, "sum_of": [self.method, other.method], **({"groups": groups} if groups else {})}
+        about = {**same, "sum_of": [self.method, other.method], **learned_groups(parts)}
         return replace(summed, method=f"{self.method} + {other.method}", sign="", provenance=about)
 
     def __sub__(self, other: "SteeringVector") -> "SteeringVector":
@@ -155,7 +155,7 @@ class SteeringVector:
     def as_random(self, drawn: Mapping[Site, NDArray[np.float32]], *, seed: int, matched: str) -> "SteeringVector":
         """A control of this vector with the directions `drawn`; its provenance says what it imitates and what was matched."""
         about = {"like": self.method, "seed": seed, "matched": matched}
-        kept = {key: self.provenance[key] for key in ("model", "groups") if key in self.provenance}
+        kept = {key: self.provenance[key] for key in ("model", *LEARNED) if key in self.provenance}
         return SteeringVector(directions=drawn, method="random", norm=self.norm, provenance={**about, **kept})
 
     def check(self, model: Model) -> None:
@@ -248,6 +248,17 @@ class SteeringVector:
         if self.directions.keys() != other.directions.keys():
             ours, theirs = (", ".join(map(str, sorted(v.directions))) for v in (self, other))
             raise SiteError(f"vectors at {ours} and at {theirs} cannot be added; apply them together with Composed")
+
+
+def learned_groups(sources: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The `groups` of problems that any of these provenances names; `groups_incomplete` if one of them names none."""
+    every = list(sources)
+    known = [one for one in every if "groups" in one]
+    if not known:
+        return {}
+    incomplete = len(known) < len(every) or any(one.get("groups_incomplete") for one in known)
+    groups = sorted({group for one in known for group in one["groups"]})
+    return {"groups": groups, **({"groups_incomplete": True} if incomplete else {})}
 
 
 def rotated_together(directions: Values, rng: np.random.Generator) -> Values:

@@ -11,13 +11,14 @@ from typer.testing import CliRunner
 from reasonscope.analysis.exits.evaluation import calibrate, exit_report, thoughts
 from reasonscope.analysis.exits.outcomes import Outcomes, outcomes, thresholds
 from reasonscope.analysis.exits.probe import false_alarm_threshold, fit_exit_probe, scored
-from reasonscope.analysis.exits.run import early_exits
+from reasonscope.analysis.exits.run import ExitStudy, early_exits, live_outcomes
 from reasonscope.analysis.exits.signals import ExitSignals, exit_signals
 from reasonscope.analysis.exits.summary import exit_summary
 from reasonscope.analysis.figures import exit_frontier
 from reasonscope.app.cli import app
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.intervals import Estimate
 from reasonscope.data.storage.token_scores import read_scores
 from reasonscope.data.text.answers import equivalent
 from reasonscope.data.trace import Sampling
@@ -110,12 +111,51 @@ def test_a_rule_that_knows_saves_tokens_and_one_that_does_not_saves_none():
         probe, budget = (next(p for p in report.at(0.02) if p.rule == name) for name in ("probe", "fixed budget"))
         assert (probe.budget_saving.low > 0.15) == clear
         assert not (budget.budget_saving.low > 0)
+        assert (probe.budget_saving_p < 0.01) == clear
         assert report.whole[0].value == 1 and report.whole[1].value == 90
     report = exit_report(many[:40], many[40:], n_resamples=300)
     probe = next(p for p in report.at(0.0) if p.rule == "probe")
     assert probe.accuracy.value == 1 and probe.change.low <= 0 <= probe.change.high
     assert probe.tokens.value == pytest.approx(np.mean([10 * (k + 1) for k in known[40:]]))
     assert probe.random[1] < 0.8 and probe.random_tokens == pytest.approx(probe.tokens.value)
+
+
+def test_the_best_rule_is_told_only_if_it_saves_whichever_rule_is_looked_at():
+    many = [signals(i, known=1 + i % 3) for i in range(8)]
+    report = exit_report(many[:4], many[4:], n_resamples=100)
+    n = len(report.at(0.02)) - 1  # without the fixed budgets
+
+    def finding(p, low=0.01):
+        points = tuple(
+            replace(
+                one,
+                budget_saving=Estimate(value=0.1, low=low, high=0.2),
+                budget_saving_p=p if one.rule == "probe" else 0.9,
+            )
+            for one in report.points
+        )
+        study = ExitStudy(
+            report=replace(report, points=points),
+            judged=(),
+            calibrated=(),
+            fitted=None,
+            probe=None,
+            without_probe="",
+            places=("paragraph", 4),
+            seed=0,
+            n_kept=0,
+            n_traces=8,
+        )
+        said = exit_summary(study)
+        assert (
+            f"The best of {n} rules is told, so it has to save in all but 0.025 / {n} of the resamples." in said.notes
+        )
+        return said.finding
+
+    assert n == 5
+    assert finding(0.005).startswith("Stopping by “probe” saves 10 %")
+    assert finding(0.0051).startswith("No rule clearly saves tokens")
+    assert finding(0.001, low=0.0).startswith("No rule clearly saves tokens")
 
 
 def test_thresholds_are_judged_on_other_problems():
@@ -213,6 +253,23 @@ def test_the_whole_study_runs_on_a_run_and_says_what_it_found(model, run):
     with pytest.raises(InputError, match="gold answer"):
         bare = [replace(trace, correct=None, problem=replace(trace.problem, answer=None)) for trace in run]
         early_exits(FakeStore(bare), model)
+
+
+def test_a_live_run_is_not_judged_on_problems_that_its_monitor_learned_from(run):
+    judged = list(run)[:2]
+    groups = [trace.problem.group for trace in judged]
+
+    def stopped(**about):
+        store = FakeStore(judged)
+        store.path, store.ids, store.trace = run.path, [trace.id for trace in judged], run.trace
+        store.meta, store.recipe = {"monitor": {"stop_above": 0.5, **about}}, None
+        return store
+
+    assert live_outcomes(stopped(learned_from=["elsewhere"]), judged).tokens.shape == (2,)
+    with pytest.raises(InputError, match=f"learned from 1 of the problems to judge on .'{groups[1]}'"):
+        live_outcomes(stopped(learned_from=groups[1:]), judged)
+    with pytest.raises(InputError, match="does not say which problems it learned from"):
+        live_outcomes(stopped(), judged)
 
 
 def test_the_command_saves_numbers_a_figure_and_the_probe_for_a_monitor(run, tmp_path):

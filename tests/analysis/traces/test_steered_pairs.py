@@ -13,6 +13,9 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.trace import Problem
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.steering import Scope, SteeringVector, VectorUse
+from reasonscope.steering.recipes.recipe import Recipe
 
 WORDS = {"plain": ["one two three four", "a b c d e f"], "steered": ["one two now", "a b c d e f"]}
 ANSWERS = {"plain": ["7", "8"], "steered": ["7", "9"]}
@@ -85,6 +88,35 @@ def test_what_cannot_be_compared_is_said(runs, tokenizer):
             store.append([other if id == "p0/0" else other.__class__(**{**vars(other), "id": id})], {})
         with pytest.raises(InputError, match=said):
             compare_runs(plain, store, results=(nowhere, nowhere))
+
+
+def steered_by(groups):
+    """A recipe of one vector that was learned from these groups; from unknown ones if None."""
+    about = {} if groups is None else {"groups": groups}
+    vector = SteeringVector(
+        directions={Site("resid_post", 1): np.ones(4, dtype=np.float32)}, method="seal", provenance=about
+    )
+    return Recipe.of([VectorUse(vector=vector, scope=Scope())], name="seal")
+
+
+def test_problems_that_the_recipe_or_the_probe_learned_from_are_not_judged(runs):
+    plain, steered = opened(runs)
+    folders = (runs / "plain" / "results", runs / "steered" / "results")
+
+    def compared(groups):
+        steered_by(groups).save(steered.recipe)
+        return compare_runs(plain, steered, results=folders)
+
+    found = compared(["p0", "elsewhere"])
+    assert {one.n for one in found.measures.values()} == {1} and len(found.partings) == len(found.lengths) == 2
+    assert found.measures["accuracy"].difference == -1.0 and found.measures["mean MI"].theirs == 2.0
+    assert "The recipe learned from 1 of these problems; the differences are of the others." in found.notes
+    with pytest.raises(InputError, match="learned from all 2 problems of both runs"):
+        compared(["p0", "p1"])
+    assert all("learned from" not in note for note in compared(["elsewhere"]).notes)
+    unknown = compared(None)
+    assert unknown.measures["accuracy"].n == 2
+    assert "The recipe does not say which problems it learned from: these may be among them." in unknown.notes
 
 
 def test_the_command_says_it_draws_it_and_keeps_the_numbers(runs):

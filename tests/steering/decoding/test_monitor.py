@@ -189,10 +189,16 @@ def test_a_run_that_a_monitor_stops_says_so_and_mixes_with_no_other(model, probe
     monitor = ProbeMonitor(model, probe, stop_above=0.0)
     stopped = record(model, problems, tmp_path / "run", sampling=SAMPLING, monitor=monitor)
     assert stopped.meta["monitor"]["stop_above"] == 0.0 and stopped.meta["monitor"]["site"] == str(SITE)
+    assert stopped.meta["monitor"]["learned_from"] == ["nothing"]
+    unknown = ProbeMonitor(model, replace(probe, provenance={}), stop_above=0.0, calibrated_on={"c"})
+    assert "learned_from" not in unknown.meta
     assert all(trace.n_thinking_tokens <= 1 for trace in stopped)
     assert monitor.told() == "the thinking of 3 of 3 traces was closed above 0"
     with pytest.raises(StoreError, match="monitor"):
         record(model, problems, tmp_path / "run", sampling=SAMPLING)
+    known = replace(probe, provenance={"learned_from": ["b", "a"]})
+    of_both = ProbeMonitor(model, known, stop_above=0.0, calibrated_on={"c", "a"})
+    assert of_both.meta["learned_from"] == ["a", "b", "c"]
     never = ProbeMonitor(model, probe, stop_above=2.0)
     record(model, problems, tmp_path / "other", sampling=SAMPLING, monitor=never)
     assert never.told() == "the score never passed 2 in 3 traces, so nothing was stopped"
