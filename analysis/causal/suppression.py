@@ -56,9 +56,9 @@ def suppression_matrix(
     Returns:
         Axes (target, source): the mean over the target's tokens of log KL (nats) between the distributions that predict
         them, untouched and suppressed, minus the target's mean over its sources. `arrays`: `kl`, the mean divergence in
-        nats, and `log_kl` before normalisation. The null suppresses random sets of single tokens, drawn from the
-        thinking up to the source's end, as many as the source has; one band over all pairs. NaN, with the reason, for
-        target ≤ source and for fewer than two sentences.
+        nats, and `log_kl` before normalisation. The null suppresses as many random single tokens of the thinking before
+        each source, never the source's own; a source with too few tokens before it has no control. One band over all
+        pairs. NaN, with the reason, for target ≤ source and for fewer than two sentences.
 
     Raises:
         InputError: If the trace cannot be fed.
@@ -97,14 +97,19 @@ def suppression_matrix(
     if np.isfinite(chance).any():
         low, high = np.nanquantile(chance, [0.025, 0.975])
         null = Band.of(
-            low, high, values.shape, f"{n_controls} × random sets of as many single tokens, 95 % of all pairs"
+            low,
+            high,
+            values.shape,
+            f"{n_controls} × as many random single tokens before each source, 95 % of all pairs",
         )
     return Result(
         **common,
         axes=(Axis.of("target", axis), Axis.of("source", axis)),
         values=values,
         null=null,
-        null_missing="" if null else "n_controls is 0",
+        null_missing=""
+        if null
+        else "n_controls is 0, or no sentence has as many tokens of the thinking before it as it has itself",
         reason="a target has no effect of itself or of what comes later; the first has a single source and no mean to differ from; "
         "a sentence without tokens of its own has no effect",
         arrays={"kl": known.spread(effect.kl, 2), "log_kl": known.spread(effect.log_kl, 2)},
@@ -307,11 +312,14 @@ def _control(
     temperature: float,
     batch: int,
 ) -> Values:
-    """`log_kl` of random single tokens of the thinking instead of each source, as many as it has."""
+    """`log_kl` of as many random single tokens of the thinking before each source instead of it; NaN for a source with too few."""
     first = spans[0].start
     sets = torch.zeros(len(spans), len(ids), dtype=torch.bool)
     for index, span in enumerate(spans):
-        sets[index, rng.choice(np.arange(first, span.stop), size=len(span), replace=False)] = True
+        if (before := span.start - first) >= len(span):
+            sets[index, first + rng.choice(before, size=len(span), replace=False)] = True
     judged = [span.stop - 1 for span in spans]
     drawn = untouched.divergences(sets, temperature=temperature, batch=batch, judged=judged)
-    return _by_target(drawn, spans, untouched).log_kl
+    found = _by_target(drawn, spans, untouched).log_kl
+    found[:, ~sets.any(dim=1).numpy()] = np.nan
+    return found

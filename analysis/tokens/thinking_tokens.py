@@ -21,6 +21,8 @@ from reasonscope.probes.models.model import Model
 from reasonscope.steering.experiments.conditions import Condition
 from reasonscope.steering.experiments.experiment import SteeringExperiment
 
+_MOST_TRIES = 50  # per control, to find one that forbids other tokens than those before it
+
 
 def token_ids_of(model: Model, words: Sequence[str] = THINKING_WORDS) -> list[int]:
     """Every token of the vocabulary that is one of `words`, apart from white space. Raises InputError if none is."""
@@ -57,6 +59,17 @@ def frequency_matched(
     return chosen
 
 
+def different_controls(thinking: Sequence[int], traces: Sequence[Trace], n: int, seed: int) -> list[list[int]]:
+    """At most `n` controls that forbid different tokens."""
+    found: dict[frozenset[int], list[int]] = {}
+    for draw in range(_MOST_TRIES * n):
+        tokens = frequency_matched(thinking, traces, seed=seed + draw)
+        found.setdefault(frozenset(tokens), tokens)
+        if len(found) == n:
+            break
+    return [*found.values()]
+
+
 def token_suppression(
     model: Model,
     problems: Sequence[Problem],
@@ -75,7 +88,8 @@ def token_suppression(
         problems: Problems with gold answers.
         sampling: How to sample.
         words: The thinking tokens.
-        n_controls: Random arms, each of which forbids as many tokens of about the same frequency.
+        n_controls: Random arms, each of which forbids as many tokens of about the same frequency. They are all different; fewer if
+            fewer exist.
         batch_size: Prompts per batch.
         seed: Random seed.
 
@@ -98,8 +112,9 @@ def token_suppression(
     experiment = SteeringExperiment(model, problems, sampling, batch_size=batch_size, on_given_text=False)
     ids, base = token_ids_of(model, words), experiment.traces
     forbidden = {"thinking": ids}
-    for draw in range(n_controls):
-        forbidden[f"random {draw + 1}"] = frequency_matched(ids, base, seed=seed + draw)
+    forbidden |= {
+        f"random {i}": tokens for i, tokens in enumerate(different_controls(ids, base, n_controls, seed), start=1)
+    }
     conditions = [
         Condition(name=name, processors=(SuppressTokensLogitsProcessor(tokens, device=str(model.device)),))
         for name, tokens in forbidden.items()

@@ -3,6 +3,7 @@ cost in tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -10,10 +11,12 @@ from reasonscope.analysis.results import Axis, Band, Result
 from reasonscope.analysis.tokens.arm_results import estimates
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import permutation_p
 from reasonscope.data.text.answers import equivalent
 from reasonscope.data.trace import Trace
 
 METHOD = "selection"
+_N_EXCHANGES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +98,10 @@ def simulate(traces: Sequence[Trace], rules: dict[str, Rule], *, k: int, repeats
     """Accuracy and tokens of each rule on k stored samples of each problem: axes (rule, metric).
 
     `repeats` random choices of k samples per problem, the same for every rule; the interval is over problems. The null
-    is a single sample, whose accuracy is the band of every rule's, and `numbers` has the share of problems with any
-    right sample (the ceiling). Raises InputError for traces without a gold answer, or with fewer than k samples of a
-    problem.
+    is a single sample, whose accuracy is the band of every rule's. `numbers` has the share of problems with any right
+    sample (the ceiling), and `best`: the most accurate rule, its gain over a single sample, and how often the best of
+    all rules gains as much if rules and single sample are exchanged problem by problem. Raises InputError for traces
+    without a gold answer, or with fewer than k samples of a problem.
     """
     groups: dict[str, list[Trace]] = {}
     for trace in traces:
@@ -113,9 +117,8 @@ def simulate(traces: Sequence[Trace], rules: dict[str, Rule], *, k: int, repeats
     table = np.array(
         [_of_problem(samples, every, k, repeats, seed) for samples in groups.values()]
     )  # problem rule metric
-    values, ends = estimates(
-        dict(zip(every, table.swapaxes(0, 1), strict=True)), [samples[0].problem.group for samples in groups.values()]
-    )
+    of = [samples[0].problem.group for samples in groups.values()]
+    values, ends = estimates(dict(zip(every, table.swapaxes(0, 1), strict=True)), of)
     low, high = (np.broadcast_to(end[:1], values.shape) for end in ends)
     return Result(
         method=METHOD,
@@ -125,9 +128,31 @@ def simulate(traces: Sequence[Trace], rules: dict[str, Rule], *, k: int, repeats
         values=values,
         null=Band.of(low, high, values.shape, "a single sample, 95% over problems"),
         interval=Band.of(ends[0], ends[1], values.shape, f"over {len(groups)} problems, 95%"),
-        numbers={"k": k, "any_right": float(np.mean([any(t.correct for t in g) for g in groups.values()]))},
+        numbers={
+            "k": k,
+            "any_right": float(np.mean([any(t.correct for t in g) for g in groups.values()])),
+            "best": best_rule(list(every), table, of, seed),
+        },
         provenance={"traces": len(traces), "repeats": repeats, "seed": seed},
     )
+
+
+def best_rule(names: Sequence[str], table: Values, of: Sequence[str], seed: int) -> dict[str, Any]:
+    """The most accurate rule of `table` (problem, rule, metric), of equal ones the cheapest, and its gain over the first rule.
+
+    The p-value is that of the best gain of all rules: every exchange of the rules with the single sample, of all
+    problems of a group at once, has a best rule of its own.
+    """
+    _, place = np.unique(list(of), return_inverse=True)
+    right, tokens = table[:, :, 0], table[:, 1:, 1].mean(axis=0)
+    gains = np.zeros((place.max() + 1, len(tokens)))
+    np.add.at(gains, place, right[:, 1:] - right[:, :1])
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(_N_EXCHANGES, len(gains)))
+    observed, chance = gains.sum(axis=0) / len(right), (signs @ gains).max(axis=1) / len(right)
+    best = max(range(len(tokens)), key=lambda rule: (observed[rule], -tokens[rule]))
+    # Sums of the same gains in another order may differ in their last bits.
+    p = permutation_p(observed[best] - 1e-9, chance)
+    return {"rule": names[1 + best], "gain": float(observed[best]), "p_value": float(p)}
 
 
 def _of_problem(samples: Sequence[Trace], rules: dict[str, Rule], k: int, repeats: int, seed: int) -> Values:

@@ -1,6 +1,7 @@
 """What the analyses of whole traces found: trajectories, reflection, rules that choose among samples, and signals side by side."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +28,10 @@ from reasonscope.analysis.wording import (
 )
 from reasonscope.data.intervals import Estimate
 from reasonscope.data.sentence_cut import trace_sentences
-from reasonscope.data.summary import Summary, in_hundredths
+from reasonscope.data.summary import Summary, in_hundredths, in_words
 from reasonscope.data.trace import Trace
+
+_SIGNIFICANT = 0.05
 
 
 def reflection_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
@@ -191,16 +194,16 @@ def _straighter(result: Result) -> bool:
 def selection_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """Which rule to choose samples by."""
     (found,) = measured(results, "selection")
-    rules = found.axis("rule").labels
-    best = max(range(1, len(rules)), key=lambda i: (found.values[i, 0], -found.values[i, 1]))
+    rules, gain = found.axis("rule").labels, found.numbers.get("best") or _most_accurate(found)
+    best = rules.index(gain["rule"])
     single, chosen = value_at(found, (0, 0)), value_at(found, (best, 0))
-    cost = found.values[best, 1] / found.values[0, 1]
+    cost, p = found.values[best, 1] / found.values[0, 1], in_words(gain["p_value"], 2)
     return Summary(
         finding=f"The best rule for {found.numbers['k']} samples is {rules[best]}: {in_hundredths(chosen)} of problems are right, at "
-        f"{cost:.1f} times the tokens of a single sample, which is right for {in_hundredths(single)}."
-        if chosen.value > single.value
-        else f"No rule for {found.numbers['k']} samples is better than a single sample, which is right for {in_hundredths(single)} of "
-        f"problems; {rules[best]} comes to {in_hundredths(chosen)} at {cost:.1f} times its tokens.",
+        f"{cost:.1f} times the tokens of a single sample, which is right for {in_hundredths(single)} (p = {p})."
+        if gain["gain"] > 0 and gain["p_value"] <= _SIGNIFICANT
+        else f"No rule for {found.numbers['k']} samples is clearly better than a single sample, which is right for {in_hundredths(single)} "
+        f"of problems; {rules[best]} comes to {in_hundredths(chosen)} at {cost:.1f} times its tokens (p = {p}).",
         columns=("rule", "accuracy", "tokens", "tokens / single"),
         rows=[
             [
@@ -213,9 +216,17 @@ def selection_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Sum
         ],
         notes=[
             f"A share of {in_hundredths(found.numbers['any_right'])} of the problems has a right sample: no rule can do better.",
-            "Null: a single sample, drawn at random.",
+            "Null: a single sample, drawn at random. p: the best rule is chosen again if rules and single sample are exchanged problem by "
+            "problem.",
         ],
     )
+
+
+def _most_accurate(found: Result) -> dict[str, Any]:
+    """For results of before the best rule had a p-value."""
+    right = found.values[:, 0]
+    best = 1 + int(right[1:].argmax())
+    return {"rule": found.axis("rule").labels[best], "gain": float(right[best] - right[0]), "p_value": float("nan")}
 
 
 def _tokens(found: Result, rule: int) -> Estimate:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-import numpy as np
 from transformers import LogitsProcessor
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.random_sets import Pool, distinct_sets
 from reasonscope.data.summary import Summary
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model
@@ -199,13 +199,20 @@ def decoding_method(name: str) -> DecodingMethod:
 
 
 def other_tokens(model: Model, tokens: Sequence[int], seed: int) -> tuple[int, ...]:
-    """As many random tokens as `tokens`, none of them among these or among the think tags and stop tokens."""
+    """As many random tokens as `tokens`, none of them among these or among the think tags and stop tokens; others for each seed.
+
+    Raises InputError if there are not so many different sets.
+    """
+    if not tokens:
+        return ()
     thinking = WrittenThinking.of(model)
     tags = {token for token in (thinking.opens, thinking.closes) if token is not None}
     kept = {*tokens, *tags, *model.stop_ids}
     others = [token for token in range(model.vocabulary) if token not in kept]
-    drawn = np.random.default_rng(seed).choice(others, size=len(tokens), replace=False)
-    return tuple(int(token) for token in sorted(drawn))
+    drawn = distinct_sets([Pool(members=others, size=len(tokens))], seed + 1)
+    if len(drawn) <= seed:
+        raise InputError(f"{len(others)} other tokens make {len(drawn)} random controls; ask for fewer")
+    return tuple(sorted(drawn[seed]))
 
 
 def _whole(value: float, what: str) -> int:

@@ -7,6 +7,7 @@ import torch
 from reasonscope.analysis.causal.suppression import Untouched, normalised, suppression_effect, suppression_matrix
 from reasonscope.analysis.results import Result
 from reasonscope.data.errors import InputError
+from reasonscope.data.sentence_cut import trace_sentences
 from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem, Span
 from reasonscope.probes.architecture.families import FAMILIES
@@ -79,7 +80,8 @@ def test_a_target_that_every_source_moves_has_a_mean_of_zero():
 @pytest.fixture(scope="module")
 def organism_trace():
     model = load_model("organism")
-    text = "<think>\nOkay, the start is 14. Then 14 + 8 = 22. So it is 22.\n</think>\n\nThe final balance is 22."
+    thinking = "Okay, the start is 14. Then 14 + 8 = 22. So it is 22. Then 22 + 8 = 30. So it is 30. That is all."
+    text = f"<think>\n{thinking}\n</think>\n\nThe final balance is 30."
     prompt = model.encode_text("Question.\n")
     return model, build(model, prompt, text)
 
@@ -104,6 +106,31 @@ def test_the_result_has_its_null_and_survives_a_file(organism_trace, tmp_path):
     assert found.values.shape == (n, n) and n >= 3
     assert found.null is not None and np.isfinite(found.null.high).all()
     assert Result.load(found.save(tmp_path / "s.safetensors")).arrays["kl"].shape == (n, n)
+
+
+def test_controls_hide_other_tokens_before_the_sentence_and_as_many(organism_trace, monkeypatch):
+    model, trace = organism_trace
+    hidden, divergences = [], Untouched.divergences
+
+    def spied(self, suppressed, **how):
+        hidden.append(suppressed)
+        return divergences(self, suppressed, **how)
+
+    monkeypatch.setattr(Untouched, "divergences", spied)
+    found = suppression_matrix(model, trace, n_controls=2)
+    true, *controls = hidden
+    assert len(controls) == 2 and not torch.equal(*controls)
+    start, with_control = int(true[0].int().argmax()), 0
+    for sets in controls:
+        for own, drawn in zip(true, sets, strict=False):
+            first, n = int(own.int().argmax()), int(own.sum())
+            assert not drawn[first:].any() and not drawn[:start].any()
+            assert int(drawn.sum()) == (n if first - start >= n else 0)
+            with_control += int(drawn.any())
+    assert 0 < with_control < 2 * len(true)  # the first sentence has none before it
+    of_two = suppression_matrix(model, trace, sentences=trace_sentences(trace)[:2], n_controls=2)
+    assert found.null is not None
+    assert of_two.null is None and "no sentence has as many tokens" in of_two.null_missing
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from reasonscope.analysis.tokens.mi import (
 )
 from reasonscope.analysis.tokens.recycling import Recycling, recycle, recycling_study
 from reasonscope.analysis.tokens.thinking_tokens import (
+    different_controls,
     frequency_matched,
     think_longer,
     time_scaling,
@@ -206,6 +207,9 @@ def test_forbidden_words_are_not_written_and_the_control_is_as_frequent(model, p
     found = token_suppression(model, problems, SAMPLING, words=("The", "So"), n_controls=2)
     assert found.axis("arm").labels == ("base", "thinking", "random 1", "random 2")
     assert found.null.low.shape == (4, 2) and found.numbers["tokens"] == len(ids)
+    controls = different_controls(ids[:1], traces, 9, 0)
+    assert len(controls) == len({frozenset(one) for one in controls}) == 5  # all of the nearest
+    assert different_controls(ids[:1], traces, 3, 0) == controls[:3]
     with pytest.raises(InputError, match="no token"):
         token_ids_of(model, ["Zzyzx"])
 

@@ -17,7 +17,7 @@ from reasonscope.analysis.traces.reflection import (
     unused_steps,
     within_question_correlation,
 )
-from reasonscope.analysis.traces.selection import best_by, early_stop, majority, short_m, simulate
+from reasonscope.analysis.traces.selection import best_by, best_rule, early_stop, majority, short_m, simulate
 from reasonscope.data.errors import InputError
 from reasonscope.data.sentence_cut import cut_hash
 from reasonscope.data.text.parse import trace_from_text
@@ -125,6 +125,31 @@ def test_rules_choose_as_they_say_and_cost_what_they_generate(samples):
         simulate([unknown], rules, k=1)
     not_decided = [replace(trace, correct=None) if trace is samples[0] else trace for trace in samples]
     assert simulate(not_decided, rules, k=4, repeats=10).numbers["any_right"] == 1  # it counts as wrong
+
+
+def _many(gains, seed=0):
+    """Four samples of each of 40 problems and as many rules, each right as often as a single sample plus its gain."""
+    rng = np.random.default_rng(seed)
+    of = [f"p{i}" for i in range(40)]
+    single = rng.integers(0, 5, size=40) / 4
+    rules = [np.clip(single + rng.normal(gain, 0.2, size=40), -1, 2) for gain in gains]
+    right = np.stack([single, *rules], axis=1)
+    return np.stack([right, np.ones_like(right)], axis=2), of
+
+
+def test_the_best_of_many_rules_has_to_beat_the_best_of_chance():
+    names = ["single", *"abcdefgh"]
+    chance = [best_rule(names, *_many([0.0] * 8, seed), seed=seed)["p_value"] for seed in range(60)]
+    assert 0.3 < np.mean(chance) < 0.7 and np.mean(np.array(chance) <= 0.2) < 0.35
+    alone = [best_rule(names[:2], *_many([0.0], seed), seed=seed)["p_value"] for seed in range(60)]
+    assert 0.3 < np.mean(alone) < 0.7
+    found = best_rule(names, *_many([0.0] * 3 + [0.3] + [0.0] * 4), seed=0)
+    assert found["rule"] == "d" and found["gain"] == pytest.approx(0.3, abs=0.1) and found["p_value"] == 1 / 1001
+    table, of = _many([0.3, 0.3])
+    table[:, 2] = table[:, 1]
+    table[:, 1, 1] = 2.0  # equal, and dearer
+    assert best_rule(names[:3], table, of, 0)["rule"] == "b"
+    assert best_rule(names[:3], table, ["one"] * 40, 0)["p_value"] > 0.4  # problems of a group are exchanged together
 
 
 def test_stopping_early_saves_nothing_that_was_given(samples):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering.decoding.budget import LengthPredictor
@@ -41,6 +42,15 @@ def test_other_tokens_are_as_many_and_never_those_that_open_close_or_stop(source
     drawn = [other_tokens(model, given[:40], seed) for seed in range(20)]
     assert all(len(set(one)) == 40 and not {*one} & {*given[:40], *kept} for one in drawn)
     assert len(set(drawn)) == 20
+    for n in (1, 2):  # as few as often repeat, if each is drawn on its own
+        few = [other_tokens(model, given[:n], seed) for seed in range(60)]
+        assert len({token for one in few for token in one}) == 60 * n
+    free = [token for token in range(model.vocabulary) if token not in kept]
+    assert other_tokens(model, free[:-1][:1], len(free) - 2) and other_tokens(model, (), 3) == ()
+    with pytest.raises(InputError, match="1 other tokens make 0 random controls"):
+        other_tokens(model, free[:-1], 0)
+    with pytest.raises(InputError, match=r"make \d+ random controls"):
+        other_tokens(model, free[:1], len(free) - 1)
 
 
 def test_exchanging_the_tokens_of_a_predictor_deals_out_the_same_predictions():
