@@ -31,6 +31,7 @@ from reasonscope.analysis.wording import (
     value_at,
     word_quoted,
 )
+from reasonscope.data.arrays import Values
 from reasonscope.data.intervals import Estimate
 from reasonscope.data.sentence_cut import trace_sentences
 from reasonscope.data.summary import Summary, in_hundredths
@@ -302,17 +303,17 @@ def steering_shift_summary(results: Sequence[Result], traces: Sequence[Trace]) -
     groups = groups_of(found, traces)
     change = pooled([one.numbers["mean"] for one in found], groups, shares=False)
     outside = pooled([one.numbers["share_outside_null"] for one in found], groups)
-    random = np.quantile(np.mean([one.arrays["random"] for one in found], axis=0), [0.025, 0.975]).tolist()
+    random = _ends(np.mean([one.arrays["random"] for one in found], axis=0))
     about, draws = {**found[0].provenance, **found[0].numbers}, len(found[0].arrays["random"])
     return Summary(
         finding=f"{about['vector']} × {about['multiplier']:g} changes the log-probability of the written tokens by {short(change)} "
-        f"nats each{mean_of(len(found))}; random vectors of the same norm by {span(*random)}.",
+        f"nats each{mean_of(len(found))}; {draws} random vectors of the same norm by {span(*random)}.",
         columns=("trace", "change, nats", "random vectors", "tokens outside their range", "edited tokens"),
         rows=[
             [
                 trace_of(one, traces).id,
                 short(estimate_of(one.numbers["mean"])),
-                span(*np.quantile(one.arrays["random"], [0.025, 0.975]).tolist()),
+                span(*_ends(one.arrays["random"])),
                 in_hundredths(estimate_of(one.numbers["share_outside_null"])),
                 str(one.numbers["touched"]),
             ]
@@ -322,8 +323,26 @@ def steering_shift_summary(results: Sequence[Result], traces: Sequence[Trace]) -
         notes=[
             f"{in_hundredths(outside)} of the tokens are outside the range of {draws} random vectors "
             f"({in_hundredths(float_of(about.get('share_outside_by_chance')))} by chance).",
+            *_learned_from(found),
             *left_out(MOST_ROWS, len(found), "traces"),
         ],
+    )
+
+
+def _ends(draws: Values) -> tuple[float, float]:
+    """The lowest and the highest of a few draws."""
+    return float(draws.min()), float(draws.max())
+
+
+def _learned_from(found: Sequence[Result]) -> list[str]:
+    """A vector may look better on what it was made from; random vectors were made from nothing."""
+    known = [one.numbers.get("learned_from_the_problem") for one in found]
+    if any(known):
+        return [
+            f"The vector was made from the problems of {sum(map(bool, known))} of these traces, among others: look at other traces too."
+        ]
+    return (
+        ["The vector does not say which problems it was made from: these may be among them."] if None in known else []
     )
 
 

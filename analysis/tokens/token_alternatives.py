@@ -25,7 +25,7 @@ from reasonscope.probes.models.model import Model
 from reasonscope.steering.ablation.ablation import Ablation, AblationIntervention
 from reasonscope.steering.vectors.intervention import Intervention, Steering
 from reasonscope.steering.vectors.scope import Scope
-from reasonscope.steering.vectors.vector import SteeringVector
+from reasonscope.steering.vectors.vector import SteeringVector, learned_groups
 
 _ROWS = 256  # tokens per sort of distributions
 
@@ -127,7 +127,8 @@ def steering_shift(
     Returns:
         Axes (token,): steered minus base log-probability of the written token, nats at temperature 1. `arrays`: `kl`
         (token,), of the steered from the unsteered distribution, and `random` (draw,), the mean change of each control.
-        `numbers`: means with intervals. The null is 95 % of the controls. Undefined, with the reason, if the scope has
+        `numbers`: means with intervals, and whether the vector was made from the problem of the trace (None if it does not
+        say). The null is the band of the controls. Undefined, with the reason, if the scope has
         none of the trace's tokens.
 
     Raises:
@@ -166,7 +167,7 @@ def steering_shift(
         control = Steering(vector.random_like(seed + draw), multiplier, scope)
         controls.append(_change(plain, _logits(model, trace, control).float().log_softmax(dim=-1), trace))
     null = null_band(controls, "random vectors of the same norm")
-    owner = _sentence_of(trace, sentences)
+    owner, learned = _sentence_of(trace, sentences), learned_groups([vector.provenance])
     return Result(
         **common,
         axes=(_generated(trace),),
@@ -175,6 +176,7 @@ def steering_shift(
         arrays={"kl": _kl(moved, plain), "random": np.mean(controls, axis=1)},
         numbers={
             "touched": steering.n_edited,
+            "learned_from_the_problem": trace.problem.group in learned["groups"] if learned else None,
             "mean": mean_number(values, owner, seed=seed),
             "share_outside_by_chance": 2 * chance_above(n_controls),
             "share_outside_null": mean_number((values < null.low) | (values > null.high), owner, seed=seed),

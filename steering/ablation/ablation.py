@@ -261,8 +261,7 @@ class AblationEffect:
         return smallest_p(self.n_disjoint)
 
     def to_dict(self) -> dict[str, Any]:
-        """The effect with its interval, the random controls, and the side effects, for JSON."""
-        low, high = np.quantile(self.null, [0.025, 0.975])
+        """The effect with its interval, the range of the random controls, and the side effects, for JSON."""
         return {
             "effect_nats_per_answer_token": self.effect.to_dict(),
             "controls": {
@@ -270,8 +269,8 @@ class AblationEffect:
                 "n": len(self.null),
                 "n_disjoint": self.n_disjoint,
                 "mean": float(np.mean(self.null)),
-                "low": float(low),
-                "high": float(high),
+                "low": min(self.null),
+                "high": max(self.null),
             },
             "p_value": self.p_value,
             "smallest_p": self.smallest_p,

@@ -82,7 +82,7 @@ def ablation_summary(
         (
             name,
             in_words(found.effect),
-            _middle_95(found.null),
+            _middle_and_range(found.null),
             f"{len(found.null)}",
             in_words(found.p_value),
             in_words(found.smallest_p),
@@ -95,7 +95,7 @@ def ablation_summary(
         columns=(
             "ablation",
             "answer, nats per token",
-            "random controls",
+            "random controls (median, range)",
             "how many",
             "p",
             "smallest p",
@@ -233,9 +233,9 @@ def _range(values: Sequence[float]) -> str:
     return shortest_range([in_hundredths(value) for value in sorted(values)]) if values else "–"
 
 
-def _middle_95(null: Sequence[float]) -> str:
-    """The median of the controls and the interval that holds 95 % of them."""
-    middle, low, high = np.quantile(null, [0.5, 0.025, 0.975])
+def _middle_and_range(null: Sequence[float]) -> str:
+    """The median of the controls, the lowest and the highest."""
+    middle, low, high = np.quantile(null, [0.5, 0, 1])
     return in_words(Estimate(value=float(middle), low=float(low), high=float(high)))
 
 
@@ -268,7 +268,7 @@ def _ablation_finding(effects: Mapping[str, AblationEffect]) -> str:
         ((name, found),) = effects.items()
         return (
             f"{name}: the given answers become {_less_likely(found.effect)} per token; {found.control} give "
-            f"{_middle_95(found.null)} (p = {in_words(found.p_value)}, at best {in_words(found.smallest_p)})."
+            f"{_middle_and_range(found.null)} (p = {in_words(found.p_value)}, at best {in_words(found.smallest_p)})."
         )
     found_beyond = [name for name, found in effects.items() if found.p_value <= 0.05]
     which = f": {', '.join(found_beyond)}" if found_beyond else ""

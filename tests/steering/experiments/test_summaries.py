@@ -144,7 +144,7 @@ def test_an_ablation_says_which_p_its_controls_allow():
     found = ablation_summary({"heads": few})
     assert found.finding == (
         "heads: the given answers become 0.3 [0.25, 0.35] nats less likely per token; as many random heads of the same layers give "
-        "0.1 [0.005, 0.195] (p = 0.25, at best 0.25)."
+        "0.1 [0, 0.2] (p = 0.25, at best 0.25)."
     )
     assert len(found.notes) == 1 and "p cannot reach 0.05" in found.notes[0]
     rng = np.random.default_rng(0)
