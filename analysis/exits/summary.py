@@ -10,7 +10,7 @@ from reasonscope.data.intervals import Estimate
 from reasonscope.data.summary import Summary, in_hundredths, in_percent, in_words
 from reasonscope.steering.exits.rules import BUDGET
 
-_LEVEL = 0.025  # one-sided; the rules share it, since the best of them is told
+_LEVEL = 0.025  # one-sided; the rules share it, since the best of them is named
 _COLUMNS = ("rule", "threshold", "tokens", "accuracy", "saved", "random", "n")
 
 
@@ -32,7 +32,7 @@ def exit_summary(
             f"Thresholds come from {report.n_calibrated} other traces, on which they cost at most {tolerance:g} of accuracy; "
             "tokens include those of forced answers.",
             "Saved: tokens, against the cheapest fixed budget that is at least as accurate on the same traces, chosen with hindsight.",
-            f"The best of {len(points) - 1} rules is told, so it has to save in all but {_LEVEL:g} / {len(points) - 1} of the resamples.",
+            f"The best of {len(points) - 1} rules is named, so it has to save in all but {_LEVEL:g} / {len(points) - 1} of the resamples.",
             "Random: accuracy if the same stops fall on other traces, mean and range of the draws.",
             *_thoughts(report.thoughts),
             *(

@@ -179,7 +179,7 @@ def random_direction_drops(
     store: TraceStore,
     traces: Sequence[Trace],
     *,
-    n_controls: int = 199,
+    n_controls: int = 100,
     plateau: float = PLATEAU,
     seed: int = 0,
 ) -> Values:

@@ -136,14 +136,14 @@ class CliffStudy:
         """Whether the interval of the drop lies above that of benign requests and above 97.5 % of the random directions."""
         benign = self.cliffs.get(BENIGN_COMPLIED)
         low = self.cliffs[HARMFUL_COMPLIED].drop.low
-        return benign is not None and low > benign.drop.high and low > _middle(self.random).high
+        return benign is not None and low > benign.drop.high and low > float(np.quantile(self.random, 0.975))
 
     @property
     def excess_above_random(self) -> bool:
         """Whether the interval of the excess lies above 97.5 % of the random directions."""
         if self.excess is None or self.random_excess is None:
             return False
-        return self.excess.low > _middle(self.random_excess).high
+        return self.excess.low > float(np.quantile(self.random_excess, 0.975))
 
     def to_dict(self) -> dict[str, Any]:
         """Every number, for JSON; for random directions the mean, the central 95 % and the highest."""
@@ -276,7 +276,7 @@ def refusal(
     seed: int = 0,
     contrasts: Mapping[str, Contrast] = CONTRASTS,
     plateau: float = PLATEAU,
-    n_controls: int = 199,
+    n_controls: int = 100,
     n_permutations: int = N_PERMUTATIONS,
     n_resamples: int = N_RESAMPLES,
 ) -> RefusalReport:
@@ -490,6 +490,6 @@ def _excess(fell: Cliff, stood: Cliff, traces: Sequence[Trace], sizes: _Sizes) -
 
 
 def _middle(values: Values) -> Estimate:
-    """The mean and the central 95 % of the draws of a null: of 199, an exchangeable value lies above in 5 of 200 cases."""
-    low, high = (np.quantile(values, level, method=how) for level, how in ((0.025, "lower"), (0.975, "higher")))
+    """The mean and the central 95 % of the draws of a null."""
+    low, high = np.quantile(values, [0.025, 0.975])
     return Estimate(value=float(values.mean()), low=float(low), high=float(high))

@@ -120,7 +120,7 @@ def test_a_rule_that_knows_saves_tokens_and_one_that_does_not_saves_none():
     assert probe.random[1] < 0.8 and probe.random_tokens == pytest.approx(probe.tokens.value)
 
 
-def test_the_best_rule_is_told_only_if_it_saves_whichever_rule_is_looked_at():
+def test_the_best_rule_is_named_only_if_it_saves_whichever_rule_is_looked_at():
     many = [signals(i, known=1 + i % 3) for i in range(8)]
     report = exit_report(many[:4], many[4:], n_resamples=100)
     n = len(report.at(0.02)) - 1  # without the fixed budgets
@@ -148,7 +148,7 @@ def test_the_best_rule_is_told_only_if_it_saves_whichever_rule_is_looked_at():
         )
         said = exit_summary(study)
         assert (
-            f"The best of {n} rules is told, so it has to save in all but 0.025 / {n} of the resamples." in said.notes
+            f"The best of {n} rules is named, so it has to save in all but 0.025 / {n} of the resamples." in said.notes
         )
         return said.finding
 

@@ -98,7 +98,7 @@ def test_intent_and_its_cliff_are_found(tmp_path, traces):
     assert (fallen.plateau.low, fallen.end.high) == (pytest.approx(1, abs=0.15), pytest.approx(0, abs=0.15))
     assert study.above_nulls
     assert abs(stood.drop.value) < 0.1
-    assert study.random.shape == study.random_excess.shape == (199,)
+    assert study.random.shape == study.random_excess.shape == (100,)
     assert study.excess.low > 0.7
 
 
