@@ -33,7 +33,7 @@ FINDINGS = {
     "confidence": rf"Before any thinking a share of {N} of the forced answers is the final one, .* another problem comes up at {N}\.",
     "reflection": rf"After its first answer the thinking goes on for {N} of its length \(mean of 2 traces\).*\.",
     "alternatives": rf"The token that was written is the model's first choice at {N} of places .*; {N} are among the least likely .*",
-    "steering_shift": rf"seal × 1 changes the log-probability of the written tokens by {N} nats each .*; random vectors .* by {R}\.",
+    "steering_shift": rf"seal × 1 changes the log-probability of the written tokens by {N} nats each .*; 20 random vectors .* by {R}\.",
     "attention_map": rf"Of its attention the mean head spends {N} on the prompt \({N}\), .* spread evenly over all tokens\.",
     "agreement": rf"Sentence \d+ of \S+ matters most by \d+ signals: its mean rank is {N} \(by chance {R}\); .*",
 }
