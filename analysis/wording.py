@@ -1,7 +1,7 @@
 """How findings are worded: numbers over traces, ranges of chance, tokens in their context, and why something is undefined."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,9 @@ from reasonscope.analysis.results import Result
 from reasonscope.data.intervals import Estimate, mean_estimate
 from reasonscope.data.summary import Summary, in_hundredths, in_words
 from reasonscope.data.trace import Trace
+
+# From the results of an analysis, and the traces that were analysed, to what they tell.
+Summarise = Callable[[Sequence[Result], Sequence[Trace]], Summary]
 
 MOST_ROWS = 10
 MOST_QUOTES = 5

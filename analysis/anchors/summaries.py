@@ -1,6 +1,6 @@
 """What thought anchors were found: the finding, the sentences that matter most, and how far they match known dependencies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from reasonscope.analysis.wording import (
     BY_CHANCE,
     FEW_QUOTES,
     MOST_ROWS,
+    Summarise,
     labelled_sentence,
     left_out,
     measured,
@@ -28,7 +29,7 @@ from reasonscope.data.trace import Trace
 _RANKED = {"resampling_kl": " nats", "counterfactual_kl": " nats", "resampling_accuracy": " of accuracy"}
 
 
-def anchors_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+def _anchors_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """Which sentences the answer depends on."""
     found = measured(results, "anchors")
     metric = _ranked_by(found)
@@ -131,3 +132,8 @@ def _replacement_note(found: Sequence[Result], traces: Sequence[Trace]) -> list[
         f"Replacing {labelled_sentence(one, source, traces)} changes sentence {target} most: {short(float(one.values[target, source]))} "
         f"nats (another sentence in its place: {span(*null_at(one, (target, source)))})."
     ]
+
+
+SUMMARIES: Mapping[str, Summarise] = {
+    "anchors": _anchors_summary,
+}

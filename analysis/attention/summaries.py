@@ -1,6 +1,6 @@
 """What the analyses of heads found: receiver heads, head profiles and attention maps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -8,6 +8,7 @@ from reasonscope.analysis.results import Result
 from reasonscope.analysis.wording import (
     MOST_QUOTES,
     MOST_ROWS,
+    Summarise,
     estimate_of,
     groups_of,
     head_named,
@@ -42,7 +43,7 @@ _REGIONS = ("the prompt", "earlier sentences", "its own sentence")
 _FAR = 4  # sentences: every sentence looks at the last few
 
 
-def receivers_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+def _receivers_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """Which heads look at few sentences only, and at which."""
     (found,) = measured(results, "receivers")
     heads, told = found.numbers["heads"], found.numbers
@@ -106,7 +107,7 @@ def _above(result: Result, i: int) -> float:
     return float(result.values[i]) - null_at(result, (i,))[1]
 
 
-def heads_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+def _heads_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """What heads look at, and what is predicted without them."""
     profiles = measured(results, "heads")
     return Summary(
@@ -214,7 +215,7 @@ def _recurrence_notes(found: Sequence[Result], traces: Sequence[Trace]) -> list[
     ]
 
 
-def attention_map_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+def _attention_map_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """Where heads look: by region, and at which sentences."""
     found = measured(results, "attention_map")
     regions = found[0].axis("region").labels
@@ -255,3 +256,10 @@ def _looked_at(found: Sequence[Result], traces: Sequence[Trace]) -> list[tuple[s
             )
         )
     return quotes
+
+
+SUMMARIES: Mapping[str, Summarise] = {
+    "receivers": _receivers_summary,
+    "heads": _heads_summary,
+    "attention_map": _attention_map_summary,
+}

@@ -1,6 +1,6 @@
 """What interventions found: suppression, heads that write the refusal probe, and emergent heads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from reasonscope.analysis.wording import (
     BY_CHANCE,
     FEW_QUOTES,
     MOST_ROWS,
+    Summarise,
     float_of,
     head_named,
     labelled_sentence,
@@ -42,7 +43,7 @@ _COMPLETE = (0.8, 1.2)  # of an attribution with enough steps
 _OUTCOMES = {"harmful refused": "harmful requests refused", "benign refused": "benign requests refused"}
 
 
-def cliff_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+def _cliff_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """Which heads write the refusal probe, and what the model does without those that lower it."""
     (writes,) = measured(results, "probe_write")
     ablated = measured(results, "cliff")
@@ -102,7 +103,7 @@ def _ablated_summary(
     )
 
 
-def emergent_heads_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+def _emergent_heads_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """Which heads carry more in the reasoner than in its base model."""
     (found,) = measured(results, "emergent_heads")
     assert found.null is not None
@@ -139,7 +140,7 @@ def _completeness(found: Result) -> list[str]:
     return [f"{said}: take the numbers with care."] if (each < low).any() or (each > high).any() else [f"{said}."]
 
 
-def suppression_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+def _suppression_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """What each sentence owes to earlier ones."""
     found = measured(results, "suppression")
     pairs = sentence_pairs(found)
@@ -172,3 +173,10 @@ def suppression_summary(results: Sequence[Result], traces: Sequence[Trace]) -> S
             *left_out(len(best), len(pairs), "pairs"),
         ],
     )
+
+
+SUMMARIES: Mapping[str, Summarise] = {
+    "suppression": _suppression_summary,
+    "cliff": _cliff_summary,
+    "emergent_heads": _emergent_heads_summary,
+}

@@ -19,7 +19,7 @@ from reasonscope.analysis.runs.options import (
     MisalignmentOptions,
     SelectionOptions,
 )
-from reasonscope.analysis.runs.per_trace import PerTraceAnalysis, per_trace_analysis
+from reasonscope.analysis.runs.per_trace import PerTraceAnalysis, Run, per_trace_analysis
 from reasonscope.analysis.tokens.mi import (
     comparison,
     gold_text,
@@ -107,7 +107,7 @@ def _trial(study: Study[CliffOptions], requests: Sequence[Trace]) -> tuple[Seque
     return chosen_by, HeadTrial(harmful=harmful, benign=benign, solved=solved, sampling=sampling)
 
 
-def analyse_emergent_heads(study: Study[EmergentHeadsOptions]) -> Iterator[Result]:
+def _analyse_emergent_heads(study: Study[EmergentHeadsOptions]) -> Iterator[Result]:
     """Which heads carry more in the model than in its base model, on how each of the two opens the run's problems."""
     if study.options.float32_compute:
         raise InputError("edge attribution needs gradients, which --float32-compute blocks; leave the option out")
@@ -153,10 +153,10 @@ def _last(study: Study[MiCompareOptions]) -> Site:
 
 
 # MI of the same traces, read by the base model and by the reasoner.
-analyse_mi_compare = PerTraceAnalysis(per_trace=_read_by_both, aggregate=_compared)
+_analyse_mi_compare = PerTraceAnalysis(per_trace=_read_by_both, aggregate=_compared)
 
 
-def analyse_selection(study: Study[SelectionOptions]) -> Iterator[Result]:
+def _analyse_selection(study: Study[SelectionOptions]) -> Iterator[Result]:
     """Accuracy and tokens of selection rules on the stored samples. Needs several samples of each problem.
 
     With a probe, all rules are judged on the problems that it did not learn from.
@@ -220,6 +220,15 @@ def _straight(study: Study[SelectionOptions], trace: Trace) -> float:
 
 
 @per_trace_analysis
-def analyse_misalignment(study: Study[MisalignmentOptions], trace: Trace) -> Iterator[Result]:
+def _analyse_misalignment(study: Study[MisalignmentOptions], trace: Trace) -> Iterator[Result]:
     """How much of a trace the base model would have written otherwise."""
     yield misalignment_of_trace(study.base, study.model, trace, trace_sentences(trace))
+
+
+COMPARISONS: Mapping[str, Run] = {
+    "cliff": analyse_cliff,
+    "emergent_heads": _analyse_emergent_heads,
+    "mi_compare": _analyse_mi_compare,
+    "selection": _analyse_selection,
+    "misalignment": _analyse_misalignment,
+}

@@ -9,6 +9,9 @@ from reasonscope.analysis.results import Result
 from reasonscope.analysis.runs.context import Study
 from reasonscope.data.trace import Trace
 
+# From an opened run to its results.
+Run = Callable[[Study[Any]], Iterator[Result]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PerTraceAnalysis:

@@ -1,6 +1,6 @@
 """What `reasonscope analyse` runs: each analysis of a run, from its store and, if it needs one, the model."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -10,31 +10,24 @@ from typing import Any
 
 import numpy as np
 
+from reasonscope.analysis.anchors import summaries as anchors
 from reasonscope.analysis.anchors.allotment import Allotment
 from reasonscope.analysis.anchors.published import published_dependencies, published_importances, with_importances
 from reasonscope.analysis.anchors.replacement import replacement_effects, resampled_alternatives
 from reasonscope.analysis.anchors.rollouts import anchors_of_trace, resample
-from reasonscope.analysis.anchors.summaries import anchors_summary
+from reasonscope.analysis.attention import summaries as attention
 from reasonscope.analysis.attention.close_attention import close_attention
 from reasonscope.analysis.attention.head_profiles import head_table
 from reasonscope.analysis.attention.receiver_heads import head_kurtosis, receiver_scores, receivers_of
 from reasonscope.analysis.attention.recurrence import recurrence
-from reasonscope.analysis.attention.summaries import attention_map_summary, heads_summary, receivers_summary
 from reasonscope.analysis.attention.vertical import top_heads
+from reasonscope.analysis.causal import summaries as causal
 from reasonscope.analysis.causal.attribution_patching import head_attribution, heads_are_few
-from reasonscope.analysis.causal.summaries import cliff_summary, emergent_heads_summary, suppression_summary
 from reasonscope.analysis.causal.suppression import suppression_matrix
 from reasonscope.analysis.results import Axis, Band, Result, result_path, undefined
-from reasonscope.analysis.runs.comparisons import (
-    analyse_cliff,
-    analyse_emergent_heads,
-    analyse_mi_compare,
-    analyse_misalignment,
-    analyse_selection,
-    missing_thinking,
-)
+from reasonscope.analysis.runs.comparisons import COMPARISONS, missing_thinking
 from reasonscope.analysis.runs.context import Study, stored
-from reasonscope.analysis.runs.inspections import analyse_alternatives, analyse_attention_map, analyse_steering_shift
+from reasonscope.analysis.runs.inspections import INSPECTIONS
 from reasonscope.analysis.runs.options import (
     AnchorsOptions,
     ConfidenceOptions,
@@ -44,36 +37,23 @@ from reasonscope.analysis.runs.options import (
     Seeded,
     TrajectoryOptions,
 )
-from reasonscope.analysis.runs.per_trace import PerTraceAnalysis, per_trace_analysis
+from reasonscope.analysis.runs.per_trace import PerTraceAnalysis, Run, per_trace_analysis
 from reasonscope.analysis.runs.questions import QUESTIONS, Question
 from reasonscope.analysis.statistics import agreement_numbers, dependency_agreement
+from reasonscope.analysis.tokens import summaries as tokens
 from reasonscope.analysis.tokens.confidence import confidence_of_trace
 from reasonscope.analysis.tokens.entropy import entropy_of_trace
 from reasonscope.analysis.tokens.mi import MOST_OTHERS, mi_of_trace, peak_words, thinking_token_table
-from reasonscope.analysis.tokens.summaries import (
-    alternatives_summary,
-    confidence_summary,
-    entropy_summary,
-    mi_compare_summary,
-    mi_summary,
-    misalignment_summary,
-    steering_shift_summary,
-)
 from reasonscope.analysis.tokens.token_alternatives import head_effects
+from reasonscope.analysis.traces import summaries as traces
 from reasonscope.analysis.traces.agreement import METHODS, signal_agreement, signals_of
 from reasonscope.analysis.traces.reflection import failed_step_fraction, reflection_of_trace, unused_steps
-from reasonscope.analysis.traces.summaries import (
-    agreement_summary,
-    reflection_summary,
-    selection_summary,
-    trajectory_summary,
-)
 from reasonscope.analysis.traces.trajectory import segment_length, trajectory_of_trace
+from reasonscope.analysis.wording import Summarise
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.progress import counted, working
 from reasonscope.data.sentence_cut import cut_hash, cut_trace, trace_sentences
-from reasonscope.data.summary import Summary
 from reasonscope.data.text.answers import equivalent
 from reasonscope.data.trace import Sampling, Sentence, Trace
 from reasonscope.probes.architecture.heads import Head
@@ -120,7 +100,7 @@ def _mi_words(study: Study[MiOptions], results: Sequence[Result]) -> Iterator[Re
 
 
 # MI peaks of each trace, then the words at the peaks of all traces.
-analyse_mi = PerTraceAnalysis(per_trace=_mi, aggregate=_mi_words)
+_analyse_mi = PerTraceAnalysis(per_trace=_mi, aggregate=_mi_words)
 
 
 def _word_table(words: Sequence[tuple[Sequence[str], Any]], study: Study[MiOptions]) -> Result:
@@ -274,7 +254,7 @@ def _receiver_scores(heads: Sequence[Head], study: Study[ReadsThroughModel], tra
 
 
 # How peaked each head is on each trace, then the receiver heads over all traces, then how much these look at each sentence.
-analyse_receivers = PerTraceAnalysis(per_trace=_kurtosis, aggregate=_receivers, next_stage=_looked_at)
+_analyse_receivers = PerTraceAnalysis(per_trace=_kurtosis, aggregate=_receivers, next_stage=_looked_at)
 
 
 @per_trace_analysis
@@ -309,11 +289,7 @@ def _signals(study: Study[Seeded], trace: Trace) -> Iterator[Path]:
 
 
 # The saved signals of each trace, sentence by sentence, and how far they agree.
-analyse_agreement = PerTraceAnalysis(per_trace=_agreement, depends_on=_signals)
-
-
-Run = Callable[[Study[Any]], Iterator[Result]]
-Summarise = Callable[[Sequence[Result], Sequence[Trace]], Summary]
+_analyse_agreement = PerTraceAnalysis(per_trace=_agreement, depends_on=_signals)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,28 +312,27 @@ class Analysis:
         return self.run(study)
 
 
-_ANSWERS: Mapping[str, tuple[Run, Summarise]] = {
-    "mi": (analyse_mi, mi_summary),
-    "anchors": (_analyse_anchors, anchors_summary),
-    "receivers": (analyse_receivers, receivers_summary),
-    "suppression": (_analyse_suppression, suppression_summary),
-    "heads": (_analyse_heads, heads_summary),
-    "cliff": (analyse_cliff, cliff_summary),
-    "emergent_heads": (analyse_emergent_heads, emergent_heads_summary),
-    "mi_compare": (analyse_mi_compare, mi_compare_summary),
-    "selection": (analyse_selection, selection_summary),
-    "misalignment": (analyse_misalignment, misalignment_summary),
-    "trajectory": (_analyse_trajectory, trajectory_summary),
-    "entropy": (_analyse_entropy, entropy_summary),
-    "confidence": (_analyse_confidence, confidence_summary),
-    "reflection": (_analyse_reflection, reflection_summary),
-    "alternatives": (analyse_alternatives, alternatives_summary),
-    "steering_shift": (analyse_steering_shift, steering_shift_summary),
-    "attention_map": (analyse_attention_map, attention_map_summary),
-    "agreement": (analyse_agreement, agreement_summary),
+_RUNS: Mapping[str, Run] = {
+    **COMPARISONS,
+    **INSPECTIONS,
+    "mi": _analyse_mi,
+    "anchors": _analyse_anchors,
+    "receivers": _analyse_receivers,
+    "suppression": _analyse_suppression,
+    "heads": _analyse_heads,
+    "trajectory": _analyse_trajectory,
+    "entropy": _analyse_entropy,
+    "confidence": _analyse_confidence,
+    "reflection": _analyse_reflection,
+    "agreement": _analyse_agreement,
+}
+_SUMMARIES: Mapping[str, Summarise] = {
+    name: summarise
+    for room in (anchors, attention, causal, tokens, traces)
+    for name, summarise in room.SUMMARIES.items()
 }
 ANALYSES: Mapping[str, Analysis] = {
-    name: Analysis(name=name, question=question, run=_ANSWERS[name][0], summarise=_ANSWERS[name][1])
+    name: Analysis(name=name, question=question, run=_RUNS[name], summarise=_SUMMARIES[name])
     for name, question in QUESTIONS.items()
 }
 

@@ -11,6 +11,7 @@ from reasonscope.analysis.statistics import mean_number
 from reasonscope.analysis.wording import (
     MOST_QUOTES,
     MOST_ROWS,
+    Summarise,
     estimate_of,
     float_of,
     groups_of,
@@ -43,7 +44,7 @@ _ENRICHED = 0.05  # the largest q-value of a word that is quoted as enriched
 _COMPARED = {"mean": "mean MI", "aom": "height of the peaks (AOM)", "share_peaks": "share of tokens at peaks"}
 
 
-def mi_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+def _mi_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """The tokens at which the states depend most on the answer, and which words they are."""
     found = [result for result in measured(results, "mi") if result.axes[0].name == "site"]
     site, groups = found[0].axis("site").labels[-1], groups_of(found, traces)
@@ -124,7 +125,7 @@ def _peak_quotes(result: Result, traces: Sequence[Trace]) -> list[tuple[str, str
     ]
 
 
-def mi_compare_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+def _mi_compare_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """Whether the reasoner's states depend more on the answer than its base model's."""
     found = next(iter(measured(results, "mi_compare")))
     labels, n = found.axes[0].labels, found.numbers["traces"]
@@ -151,7 +152,7 @@ def _size(change: Estimate) -> Estimate:
     return Estimate(value=-change.value, low=-change.high, high=-change.low)
 
 
-def entropy_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+def _entropy_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """Where the model was unsure."""
     found = measured(results, "entropy")
     groups = groups_of(found, traces)
@@ -205,7 +206,7 @@ def _forks(result: Result, traces: Sequence[Trace]) -> list[tuple[str, str]]:
     ]
 
 
-def misalignment_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+def _misalignment_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """How much of the thinking the base model would have written otherwise."""
     found = measured(results, "misalignment")
     groups = groups_of(found, traces)
@@ -254,7 +255,7 @@ def _words_and_misses(result: Result, traces: Sequence[Trace]) -> list[tuple[str
     return [(piece.strip(), bool(miss)) for piece, miss in zip(pieces, misses, strict=False) if piece.strip()]
 
 
-def alternatives_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+def _alternatives_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """How likely the tokens that were written are, and what else could have been."""
     found = measured(results, "alternatives")
     groups = groups_of(found, traces)
@@ -297,7 +298,7 @@ def _surprises(found: Sequence[Result], traces: Sequence[Trace]) -> list[tuple[s
     return quotes
 
 
-def steering_shift_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+def _steering_shift_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """How steering changes the probability of what was written."""
     found = measured(results, "steering_shift")
     groups = groups_of(found, traces)
@@ -363,7 +364,7 @@ def _null(result: Result) -> str:
     return result.null.what if result.null is not None else result.null_missing
 
 
-def confidence_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+def _confidence_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """When the model knew its answer."""
     found = measured(results, "confidence")
     groups, cuts = groups_of(found, traces), found[0].axis("cut").labels
@@ -407,3 +408,14 @@ def _answers(result: Result) -> list[tuple[str, str]]:
         (", ".join("none" if answer is None else str(answer) for answer in answers[k]), f"answers after {cuts[k]}")
         for k in (0, len(cuts) // 2, len(cuts) - 1)
     ]
+
+
+SUMMARIES: Mapping[str, Summarise] = {
+    "mi": _mi_summary,
+    "mi_compare": _mi_compare_summary,
+    "misalignment": _misalignment_summary,
+    "entropy": _entropy_summary,
+    "confidence": _confidence_summary,
+    "alternatives": _alternatives_summary,
+    "steering_shift": _steering_shift_summary,
+}

@@ -1,6 +1,6 @@
 """What the analyses of whole traces found: trajectories, reflection, rules that choose among samples, and signals side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from reasonscope.analysis.results import Result
 from reasonscope.analysis.wording import (
     FEW_QUOTES,
     MOST_ROWS,
+    Summarise,
     estimate_of,
     groups_of,
     labelled_sentence,
@@ -34,7 +35,7 @@ from reasonscope.data.trace import Trace
 _SIGNIFICANT = 0.05
 
 
-def reflection_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+def _reflection_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """What the thinking does after its first answer."""
     found = measured(results, "reflection")
     groups = groups_of(found, traces)
@@ -89,7 +90,7 @@ def _first_answer(result: Result, traces: Sequence[Trace]) -> tuple[str, str]:
     return quoted(sentences[result.numbers["first"]].text), f"first answer of {result.provenance['trace']}"
 
 
-def agreement_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+def _agreement_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """Which sentences matter by every signal."""
     found = measured(results, "agreement")
     ranks = [(value, (one, i)) for one in found for i, value in enumerate(one.arrays["mean_rank"].tolist())]
@@ -146,7 +147,7 @@ def _left_out(found: Sequence[Result]) -> dict[str, str]:
 _ALIGNED = "aligned"
 
 
-def trajectory_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+def _trajectory_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """How far and how straight the hidden state moves."""
     found = measured(results, "trajectory")
     groups = groups_of(found, traces)
@@ -191,7 +192,7 @@ def _straighter(result: Result) -> bool:
     return bool(result.numbers["mean_aligned"]["value"] > _walk(result)[1])
 
 
-def selection_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
+def _selection_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """Which rule to choose samples by."""
     (found,) = measured(results, "selection")
     rules, gain = found.axis("rule").labels, found.numbers.get("best") or _most_accurate(found)
@@ -233,3 +234,11 @@ def _tokens(found: Result, rule: int) -> Estimate:
     """The tokens of a rule; the interval of a few skewed lengths can reach below 0, which none can be."""
     tokens = value_at(found, (rule, 1))
     return Estimate(value=tokens.value, low=max(tokens.low, 0.0), high=tokens.high)
+
+
+SUMMARIES: Mapping[str, Summarise] = {
+    "selection": _selection_summary,
+    "trajectory": _trajectory_summary,
+    "reflection": _reflection_summary,
+    "agreement": _agreement_summary,
+}
