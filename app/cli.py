@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from reasonscope.app.commands import analyse, browser, demo, hub, models, probe, record, runs, steer, study
+from reasonscope.app.commands import analyse, browser, claims, demo, hub, models, probe, record, runs, steer, study
 from reasonscope.app.interruption import interruption_line, sigterm_interrupts
 from reasonscope.app.terminal import printable
 from reasonscope.data.errors import ReasonscopeError
@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command("study")(study.study_command)
+app.command("verify-claims")(claims.verify_claims_command)
 app.command("record")(record.record_command)
 app.command()(runs.merge)
 app.command()(runs.check)

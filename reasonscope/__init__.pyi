@@ -7,6 +7,8 @@ from .analysis.runs.opened_run import OpenRun as OpenRun
 from .analysis.runs.opened_run import open_run as open_run
 from .analysis.runs.questions import analyses as analyses
 from .analysis.runs.runner import analyse as analyse
+from .analysis.studies.plan import read_plan as read_plan
+from .analysis.studies.runner import study as study
 from .data.errors import ReasonscopeError as ReasonscopeError
 from .data.exchange.importers import import_jsonl as import_jsonl
 from .data.exchange.problem_sets import load_problems as load_problems

@@ -17,7 +17,8 @@ EXPORTS = {
     "reasonscope": """
         Estimate Head LinearProbe Message Model OpenRun Problem PromptOptions ReasonscopeError Recipe Result Sampling Scope
         Site SteeringVector Thinking Trace TraceStore analyse analyses analysis capture data from_hub generate import_jsonl
-        load_model load_problems open_run probes push_to_hub record sentences show_progress steering steps verify
+        load_model load_problems open_run probes push_to_hub read_plan record sentences show_progress steering steps study
+        verify
     """,
     "reasonscope.data": """
         ArchitectureError ContextError CutTrace Estimate GPT_OSS InputError Message MissingExtraError

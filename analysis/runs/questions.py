@@ -113,7 +113,7 @@ QUESTIONS: Mapping[str, Question] = {
     ),
     "entropy": Question(
         asks="At which tokens was the model unsure, and at which words does the text fork?",
-        options=told.Seeded,
+        options=told.ReadsThroughModel,
         writes={"entropy": "entropies and forking tokens"},
         page="trace",
     ),

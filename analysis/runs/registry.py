@@ -44,7 +44,7 @@ from reasonscope.analysis.tokens import summaries as tokens
 from reasonscope.analysis.tokens.confidence import confidence_of_trace
 from reasonscope.analysis.tokens.entropy import entropy_of_trace
 from reasonscope.analysis.tokens.mi import MOST_OTHERS, mi_of_trace, peak_words, thinking_token_table
-from reasonscope.analysis.tokens.token_alternatives import head_effects
+from reasonscope.analysis.tokens.token_alternatives import head_effects, with_entropies
 from reasonscope.analysis.traces import summaries as traces
 from reasonscope.analysis.traces.agreement import METHODS, signal_agreement, signals_of
 from reasonscope.analysis.traces.reflection import failed_step_fraction, reflection_of_trace, unused_steps
@@ -189,8 +189,11 @@ def _analyse_trajectory(study: Study[TrajectoryOptions], trace: Trace) -> Iterat
 
 
 @per_trace_analysis
-def _analyse_entropy(study: Study[Seeded], trace: Trace) -> Iterator[Result]:
-    """Token entropies of each trace as they were recorded."""
+def _analyse_entropy(study: Study[ReadsThroughModel], trace: Trace) -> Iterator[Result]:
+    """Token entropies of each trace as they were recorded, or as the model reads them if a server wrote the trace."""
+    recorded = trace.entropies is not None and np.isfinite(trace.entropies).any()
+    if not recorded and study.store.meta.get("server"):
+        trace = with_entropies(study.model, trace)
     yield entropy_of_trace(trace, sentences=trace_sentences(trace), seed=study.options.seed)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from reasonscope.analysis.studies.lab import Lab
 from reasonscope.analysis.studies.state import finished, served
-from reasonscope.analysis.studies.step import Work
+from reasonscope.analysis.studies.steps.base import Work
 from reasonscope.data.progress import working
 from reasonscope.data.storage.durable import make_folder, write_text_durably
 from reasonscope.data.storage.untrusted import parse_json, wrap_errors

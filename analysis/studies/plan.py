@@ -22,12 +22,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from reasonscope.analysis.studies.analysing import AnalyseStep, SuppressWordsStep
-from reasonscope.analysis.studies.probing import ProbeStep
 from reasonscope.analysis.studies.reading import build, check_known, mapping
-from reasonscope.analysis.studies.recording import RecordStep
-from reasonscope.analysis.studies.steering import ExitStep, ExtractStep, PairsStep, SideBySideStep, SweepStep
-from reasonscope.analysis.studies.step import Step
+from reasonscope.analysis.studies.steps.analysing import AnalyseStep, SuppressWordsStep
+from reasonscope.analysis.studies.steps.base import Step
+from reasonscope.analysis.studies.steps.probing import ProbeStep
+from reasonscope.analysis.studies.steps.recording import RecordStep
+from reasonscope.analysis.studies.steps.steering import ExitStep, ExtractStep, PairsStep, SideBySideStep, SweepStep
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.untrusted import parse_yaml
 

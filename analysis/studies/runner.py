@@ -11,7 +11,7 @@ from reasonscope.analysis.studies.plan import StudyPlan, read_plan
 from reasonscope.analysis.studies.reading import check_known
 from reasonscope.analysis.studies.report import write_report
 from reasonscope.analysis.studies.state import Finished, done, finished, forget_failed, inputs_of, why_stale
-from reasonscope.analysis.studies.step import Work
+from reasonscope.analysis.studies.steps.base import Work
 from reasonscope.data.errors import ArchitectureError, ContextError, InputError, SiteError
 from reasonscope.data.progress import say, working
 from reasonscope.data.storage.durable import make_folder
@@ -198,7 +198,7 @@ def _run(lab: Lab, name: str) -> Finished:
     make_folder(lab.out)
     say(f"· {name}")
     began = time.monotonic()
-    if lost := [other for other in step.needs if (found := finished(lab, other)) is None or found.failed]:
+    if lost := [other for other in step.reads if (found := finished(lab, other)) is None or found.failed]:
         failed = f"it reads {lost[0]}, which could not be measured"
         result = Finished(inputs=inputs_of(lab, name), seconds=0.0, failed=failed, lost=lost[0])
     else:

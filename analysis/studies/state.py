@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonscope.analysis.studies.lab import Lab
-from reasonscope.analysis.studies.step import Outcome, Step, Work
+from reasonscope.analysis.studies.steps.base import Outcome, Step, Work
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.durable import make_folder, sha256_of, write_text_durably
 from reasonscope.data.storage.manifest import NAME

@@ -2,6 +2,7 @@
 that."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -295,6 +296,18 @@ def _logits(model: Model, trace: Trace, done: Intervention | None = None) -> Ten
         done.begin([trace.n_prompt_tokens])
         logits = model.backend.forward(ids, mask=torch.ones_like(ids), write=done.edits).logits
     return logits[0, trace.n_prompt_tokens - 1 :]
+
+
+def with_entropies(model: Model, trace: Trace) -> Trace:
+    """The trace with the entropy of each token at its sampling temperature, as `model` reads it; a server measures none."""
+    logits = _logits(model, trace)
+    temperature = (trace.sampling.temperature if trace.sampling else 1.0) or 1.0
+    parts = []
+    for start in range(0, len(logits), _ROWS):
+        logprobs = (logits[start : start + _ROWS].float() / temperature).log_softmax(dim=-1)
+        parts.append(-(logprobs.exp() * logprobs).sum(dim=-1))
+    entropies = torch.cat(parts)[: len(trace.token_ids) - trace.n_prompt_tokens]
+    return replace(trace, entropies=entropies.detach().cpu().numpy())
 
 
 def _change(plain: Tensor, moved: Tensor, trace: Trace) -> Values:

@@ -31,6 +31,7 @@ def study_command(
     served_as: Annotated[
         str | None, typer.Option(help="The name of the model on the server; the same as here if not given.")
     ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Run steps again that could not be measured.")] = False,
     print_: Annotated[
         bool, typer.Option("--print", help="Print the plan, to copy and change it, and run nothing.")
     ] = False,
@@ -51,4 +52,4 @@ def study_command(
         print_summary(outlook_summary(lab, outlooks(lab, only=only or ())))
         return
     with keeping(partial(kept, lab)):
-        print_summary(study(read, lab.out, server=served, only=only or ()).summary())
+        print_summary(study(read, lab.out, server=served, only=only or (), retry=retry).summary())

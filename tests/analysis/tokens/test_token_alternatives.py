@@ -1,18 +1,20 @@
 """What else could have been written, what steering makes of what was, and where each token looked: against the plain computation."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from reasonscope.analysis.attention.maps import REGIONS, attention_map
-from reasonscope.analysis.tokens.token_alternatives import alternatives, head_effects, steering_shift
+from reasonscope.analysis.tokens.token_alternatives import alternatives, head_effects, steering_shift, with_entropies
 from reasonscope.data.text.parse import build_trace, trace_from_text
 from reasonscope.data.text.steps_and_sentences import sentences
-from reasonscope.data.trace import Problem
+from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.activations import run_with_cache
+from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import SteeringVector
@@ -125,3 +127,10 @@ def test_the_attention_map_holds_the_strongest_keys_and_shares_that_sum_to_1(mod
     own, source = known[1].tokens, known[0].tokens
     mean = dense[:, own.start - first : own.stop - first, source.slice].mean(dim=(1, 2)).numpy()
     np.testing.assert_allclose(found.arrays["matrix"][1, :, 1, 0], mean, rtol=2e-3)
+
+
+def test_the_entropies_that_a_model_reads_are_those_that_it_wrote_with(model):
+    sampling = Sampling(temperature=0.7, max_new_tokens=12)
+    (written,) = rollouts(model, [Problem(id="p", prompt="3+4?")], sampling)
+    read = with_entropies(model, replace(written, entropies=np.full_like(written.entropies, np.nan)))
+    np.testing.assert_allclose(read.entropies, written.entropies, atol=1e-4)

@@ -55,7 +55,7 @@ class Step(ABC):
     """One step of a plan.
 
     Attributes:
-        after: Steps whose results this one reads, besides the run that it names.
+        after: Steps whose results this one also reads, as far as they could be measured.
     """
 
     kind: ClassVar[str]
@@ -63,11 +63,16 @@ class Step(ABC):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The steps that have to be done before."""
+        """The steps that run before, and whose changes make this one stale."""
+        return tuple(dict.fromkeys([*self.reads, *self.after]))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The steps without whose results this one cannot run."""
         named = [
             value for name in ("run", "plain", "pairs", "steer", "words_of") if (value := getattr(self, name, None))
         ]
-        return tuple(dict.fromkeys([*named, *self.after]))
+        return tuple(dict.fromkeys(named))
 
     @property
     def asks(self) -> tuple[str, ...]:

@@ -18,8 +18,8 @@ from reasonscope.analysis.runs.probe_reports import (
     remaining_figures,
 )
 from reasonscope.analysis.studies.lab import Lab
-from reasonscope.analysis.studies.measured import Measured, command_line
-from reasonscope.analysis.studies.step import Outcome, Step, Work
+from reasonscope.analysis.studies.steps.base import Outcome, Step, Work
+from reasonscope.analysis.studies.steps.measured import Measured, command_line
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import in_hundredths

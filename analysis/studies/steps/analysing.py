@@ -1,7 +1,8 @@
 """Steps that analyse traces: any analysis of `reasonscope analyse` on chosen traces, and the model without the words of MI peaks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,9 +14,10 @@ from reasonscope.analysis.runs.registry import numbers_of
 from reasonscope.analysis.runs.runner import AnalysisTask, run_analysis, summarise
 from reasonscope.analysis.studies.lab import Lab
 from reasonscope.analysis.studies.reading import check_known
-from reasonscope.analysis.studies.step import Outcome, Step, Work
+from reasonscope.analysis.studies.steps.base import Outcome, Step, Work
 from reasonscope.analysis.tokens.thinking_tokens import token_suppression
 from reasonscope.data.errors import InputError
+from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.storage.durable import make_folder
 from reasonscope.data.storage.run_folder import RunFolder
 from reasonscope.data.storage.store import TraceStore
@@ -104,7 +106,8 @@ class AnalyseStep(Step):
         results = list(run_analysis(task))
         if not any(result.measured for result in results):
             raise InputError(next((result.reason for result in results if result.reason), "no result"))
-        numbers = {f"{_of(result)}, {result.method}": numbers_of(result) for result in results}
+        numbers: dict[str, Any] = {f"{_of(result)}, {result.method}": numbers_of(result) for result in results}
+        numbers["mean"] = _over_traces(results, {id: store.trace(id).problem.group for id in chosen})
         files = [result_path(where.analyses, result.method, _of(result)) for result in results]
         drawn = _drawn(where, results)
         return Outcome(summaries=(summarise(task, results),), numbers=numbers, files=(*files, *drawn), figures=drawn)
@@ -206,6 +209,34 @@ def _drawn(where: RunFolder, results: Sequence[Result]) -> tuple[Path, ...]:
             found.append(where.figures / f"{result.method}-{file_name(_of(result))}-{kind}.json")
             write_figure(figure, found[-1])
     return tuple(found)
+
+
+def _over_traces(results: Sequence[Result], groups: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The mean over traces of each number of each method, with its interval over groups of problems, if two groups have it."""
+    values: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    for result in results:
+        if result.measured and _of(result) in groups:
+            for name, number in _scalars(result.numbers):
+                values.setdefault((result.method, name), []).append((groups[_of(result)], number))
+    found: dict[str, dict[str, Any]] = {}
+    for (method, name), pairs in values.items():
+        if len({group for group, _ in pairs}) > 1:
+            mean = mean_estimate([number for _, number in pairs], groups=[group for group, _ in pairs])
+            found.setdefault(method, {})[name] = {**mean.to_dict(), "n": len(pairs)}
+    return found
+
+
+def _scalars(numbers: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The finite numbers by name, such as `resid_post.22 share_above_null`; of an estimate its value."""
+    for key, value in numbers.items():
+        if isinstance(value, Mapping):
+            inner = value.get("value")
+            yield from _scalars(
+                {key: inner} if isinstance(inner, int | float) else value,
+                f"{prefix}{key} " if inner is None else prefix,
+            )
+        elif isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
+            yield f"{prefix}{key}", float(value)
 
 
 def _of(result: Result) -> str:

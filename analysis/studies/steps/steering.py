@@ -11,8 +11,8 @@ from reasonscope.analysis.exits.run import early_exits
 from reasonscope.analysis.exits.summary import exit_summary
 from reasonscope.analysis.figures import exit_frontier, steering_plane, sweep_figures
 from reasonscope.analysis.studies.lab import Lab, sites_of
-from reasonscope.analysis.studies.measured import Measured
-from reasonscope.analysis.studies.step import Outcome, Step, Work
+from reasonscope.analysis.studies.steps.base import Outcome, Step, Work
+from reasonscope.analysis.studies.steps.measured import Measured
 from reasonscope.data.errors import InputError
 from reasonscope.data.progress import tracked
 from reasonscope.data.storage.durable import make_folder, write_text_durably
@@ -330,8 +330,8 @@ class SideBySideStep(_LearnsFromRun):
     n_controls: int = 2
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([*super().needs, *(arm.run for arm in self.side_by_side.values())]))
+    def reads(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([self.run, *(arm.run for arm in self.side_by_side.values())]))
 
     def work(self, lab: Lab) -> Work:
         longest = lab.plan.steps[self.run].max_new_tokens  # type: ignore[attr-defined]  # it records
@@ -455,8 +455,8 @@ class ExitStep(Step):
     batch_size: int = 32
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([self.exit, *self.after]))
+    def reads(self) -> tuple[str, ...]:
+        return (self.exit,)
 
     def work(self, lab: Lab) -> Work:
         step: Any = lab.plan.steps[self.exit]

@@ -9,8 +9,9 @@ import numpy as np
 
 from reasonscope.analysis.figures import answers_by_request, thinking_by_difficulty, write_figure
 from reasonscope.analysis.studies.lab import Lab, sites_of
-from reasonscope.analysis.studies.step import Outcome, Step, Work
+from reasonscope.analysis.studies.steps.base import Outcome, Step, Work
 from reasonscope.data.exchange.summaries import check_summary
+from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.storage.durable import make_folder
 from reasonscope.data.storage.manifest import NAME
 from reasonscope.data.storage.run_folder import RunFolder
@@ -126,6 +127,8 @@ class RecordStep(Step):
             "right": sum(trace.correct is True for trace in graded),
             "graded": len(graded),
             "closed": sum(trace.state == "closed" for trace in store),
+            **_means({"accuracy": [(trace, trace.correct is True) for trace in graded]}),
+            **_means({"thinking_tokens": [(trace, trace.n_thinking_tokens) for trace in store]}),
         }
         drawn = _drawn(where, list(store))
         return Outcome(summaries=(found,), numbers=numbers, files=(where.store / NAME, *drawn), figures=drawn)
@@ -134,6 +137,16 @@ class RecordStep(Step):
         """How it samples."""
         told = {"temperature": self.temperature, **self.sampling}
         return Sampling(**told, max_new_tokens=self.max_new_tokens, seed=seed)
+
+
+def _means(values: Mapping[str, Sequence[tuple[Trace, float]]]) -> dict[str, Any]:
+    """The mean of each with its interval over groups of problems; left out if there are fewer than two."""
+    found = {}
+    for name, pairs in values.items():
+        groups = [trace.problem.group for trace, _ in pairs]
+        if len(set(groups)) > 1:
+            found[name] = mean_estimate([float(value) for _, value in pairs], groups=groups).to_dict()
+    return found
 
 
 def _drawn(where: RunFolder, traces: Sequence[Trace]) -> tuple[Path, ...]:

@@ -1,0 +1,1 @@
+"""The kinds of steps of a study: record, probe, steer, analyse."""
