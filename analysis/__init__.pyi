@@ -1,3 +1,8 @@
+from .ablations.head_names import named_heads as named_heads
+from .ablations.patching import activation_patching as activation_patching
+from .ablations.run import AblationStudy as AblationStudy
+from .ablations.run import ablate as ablate
+from .ablations.run import head_plan as head_plan
 from .anchors.replacement import replacement_effects as replacement_effects
 from .anchors.rollouts import anchors_of_trace as anchors_of_trace
 from .anchors.rollouts import resample as resample

@@ -1,6 +1,6 @@
-from .ablation.ablation import Ablation as Ablation
-from .ablation.ablation import AblationEffect as AblationEffect
-from .ablation.ablation import ablation_effect as ablation_effect
+from .ablation.effects import AblationEffect as AblationEffect
+from .ablation.effects import ablation_effect as ablation_effect
+from .ablation.targets import Ablation as Ablation
 from .decoding.budget import BudgetGuidance as BudgetGuidance
 from .decoding.processors import BudgetForcing as BudgetForcing
 from .decoding.processors import CloseTag as CloseTag

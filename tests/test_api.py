@@ -41,9 +41,10 @@ EXPORTS = {
         cosine_table decoding_response dose_response extract orthogonalised patch
     """,
     "reasonscope.analysis": """
-        ANALYSES Analysis Axis Band Result Study alternatives analyse anchors_of_trace attention_chain
-        attention_map cliff_heads confidence_of_trace emergent_heads entropy_of_trace head_attribution head_effects head_table
-        logit_lens mi_of_trace misalignment_of_trace probe_write_result receiver_scores receivers_of
+        ANALYSES AblationStudy Analysis Axis Band Result Study ablate activation_patching alternatives analyse
+        anchors_of_trace attention_chain attention_map cliff_heads confidence_of_trace emergent_heads
+        entropy_of_trace head_attribution head_effects head_plan head_table
+        logit_lens mi_of_trace misalignment_of_trace named_heads probe_write_result receiver_scores receivers_of
         recycling_study reflection_of_trace replacement_effects resample signal_agreement steering_shift
         suppression_matrix token_suppression trajectory_of_trace vertical_scores
     """,

@@ -6,13 +6,8 @@ from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.ablation.ablation import (
-    Ablation,
-    AblationIntervention,
-    How,
-    ReferenceStates,
-    reference_states,
-)
+from reasonscope.steering.ablation.interventions import AblationIntervention, ReferenceStates, reference_states
+from reasonscope.steering.ablation.targets import Ablation, How
 from reasonscope.steering.vectors.scope import Scope
 
 

@@ -29,7 +29,7 @@ from reasonscope.probes.fitting.positions import Position, has_position, row_at
 from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.ablation.ablation import How
+from reasonscope.steering.ablation.targets import How
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -25,7 +25,8 @@ from reasonscope.probes.fitting.positions import has_cliff
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.properties.refusal_probe import cell
-from reasonscope.steering.ablation.ablation import AblationIntervention, How
+from reasonscope.steering.ablation.interventions import AblationIntervention
+from reasonscope.steering.ablation.targets import How
 from reasonscope.steering.vectors.intervention import Intervention
 from reasonscope.steering.vectors.scope import Scope
 

@@ -23,7 +23,8 @@ from reasonscope.probes.backends.base import Edit
 from reasonscope.probes.evaluation.divergence import kl_divergence
 from reasonscope.probes.generation.padding import check_sequence
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.ablation.ablation import Ablation, AblationIntervention
+from reasonscope.steering.ablation.interventions import AblationIntervention
+from reasonscope.steering.ablation.targets import Ablation
 from reasonscope.steering.vectors.intervention import Intervention, Steering
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import SteeringVector, learned_groups

@@ -1,4 +1,4 @@
-"""`reasonscope steer`: extract vectors from a run and sweep their strength; `reasonscope ablate`: run a plan of ablations."""
+"""`reasonscope steer`: extract vectors from a run and sweep their strength; `reasonscope ablate`: remove parts of the model, or patch."""
 
 from dataclasses import replace
 from enum import StrEnum
@@ -11,6 +11,7 @@ import typer
 
 from reasonscope.app.commands.options import Load, grouped
 from reasonscope.app.commands.show import show_summary
+from reasonscope.app.interruption import keeping
 
 steer = typer.Typer(help="Extract steering vectors from a run, and sweep their strength.", no_args_is_help=True)
 
@@ -60,6 +61,22 @@ class ExitTolerance(StrEnum):
     two = "0.02"
     five = "0.05"
     ten = "0.1"
+
+
+class How(StrEnum):
+    """What `ablate` puts in the place of heads."""
+
+    zero = "zero"
+    mean = "mean"
+    resample = "resample"
+
+
+class Part(StrEnum):
+    """The tokens at which `ablate` removes heads."""
+
+    all = "all"
+    think = "think"
+    answer = "answer"
 
 
 @steer.command("extract")
@@ -463,43 +480,55 @@ def _rule_at(text: str) -> tuple[str, float]:
 
 @grouped
 def ablate_command(
-    plan: Annotated[Path, typer.Argument(help="A YAML file of ablations; docs/methods/ablation.md shows one.")],
     run: RunOption,
     load: Load,
+    plan: Annotated[
+        Path | None, typer.Argument(help="A YAML file of ablations and patches; docs/methods/ablation.md shows one.")
+    ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            help="Heads instead of a plan: do they matter? Written as 2.1,3.0 or as from:analyse/heads@top10, "
+            "which takes the heads that an analysis of the run ranks highest."
+        ),
+    ] = None,
+    how: Annotated[
+        list[How] | None, typer.Option(help="With --heads: what replaces them; may be repeated. By default all three.")
+    ] = None,
+    on: Annotated[Part, typer.Option(help="With --heads: the tokens at which they are removed.")] = Part.all,
+    traces: Annotated[int | None, typer.Option(min=1, help="With --heads: traces to read; by default all.")] = None,
+    problems: Annotated[
+        int, typer.Option(min=0, help="With --heads: problems that the model without them answers again.")
+    ] = 0,
+    n_controls: Annotated[int, typer.Option(min=20, help="With --heads: random sets of as many other heads.")] = 20,
+    n_matched: Annotated[
+        int, typer.Option(min=0, help="With --heads: random directions that move each state as far.")
+    ] = 20,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure everything again; by default what was measured before is kept.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="With --heads: random seed of the controls.")] = 0,
     model: ModelName = None,
     json_: JsonOption = False,
 ) -> None:
-    """Remove heads, MLPs, layers, tokens or attention edges: what it does to the answer and the thinking, beside random ablations."""
-    from reasonscope.data.progress import tracked
-    from reasonscope.data.storage.run_folder import run_folder
-    from reasonscope.data.storage.store import TraceStore
-    from reasonscope.steering.ablation.ablation import ablation_effect, regenerate_ablated
-    from reasonscope.steering.ablation.plan import read_plan
-    from reasonscope.steering.experiments.held_out import (
-        model_of_run,
-        sampling_of_run,
-    )
-    from reasonscope.steering.experiments.summaries import ablation_summary, regeneration_summary
+    """Does it matter causally? Remove heads, neurons, directions, tokens … or patch states, beside random ones of the same size.
 
-    store = TraceStore.open(run_folder(run).store)
-    loaded = model_of_run(store, model, **load)
-    chosen = read_plan(plan, loaded)
-    traces = list(store)[: chosen.traces]
-    problems = list({trace.problem.id: trace.problem for trace in traces}.values())[: chosen.problems]
-    effects, regenerated, not_measured = {}, {}, []
-    for one in tracked(chosen.ablations, "ablating", "ablations", name=attrgetter("name")):
-        effects[one.name] = ablation_effect(loaded, traces, one, n_controls=chosen.n_controls, seed=chosen.seed)
-        if problems and one.edges is not None:
-            not_measured.append(one.name)
-        elif problems:
-            sampling, n_controls = sampling_of_run(store, chosen.seed), chosen.n_regeneration_controls
-            regenerated[one.name] = regenerate_ablated(
-                loaded, one, traces, problems, sampling, n_controls=n_controls, seed=chosen.seed
-            )
-    numbers = {name: found.to_dict() for name, found in effects.items()}
-    for name, found in regenerated.items():
-        numbers[name]["regenerate_ablated"] = found.to_dict()
-    for name in not_measured:
-        numbers[name]["regenerate_ablated"] = "not measured: attention edges are cut in finished text only"
-    second = regeneration_summary(regenerated, not_measured=not_measured)
-    show_summary([ablation_summary(effects), *([second] if second else [])], numbers, json_)
+    Writes into RUN/results: ablation (effects beside their controls), ablation_answers (what the ablated model wrote), patching.
+    """
+    from reasonscope.analysis.ablations.run import HOWS, ablate, ablate_heads
+    from reasonscope.data.errors import InputError
+    from reasonscope.data.storage.run_folder import run_folder
+
+    if (plan is None) == (heads is None):
+        raise InputError("give either the file of a plan or --heads, such as --heads from:analyse/heads@top10")
+    kept = f"what was read is kept in {run_folder(run).results / 'cells'}; run the same command again to go on."
+    numbers = {"traces": traces, "problems": problems, "n_controls": n_controls, "n_matched": n_matched, "seed": seed}
+    with keeping(lambda: kept):
+        if heads is None:
+            assert plan is not None
+            study = ablate(run, plan, model=model, fresh=fresh, **load)
+        else:
+            hows = [one.value for one in how or ()] or HOWS
+            study = ablate_heads(run, heads, hows=hows, on=on.value, model=model, fresh=fresh, load=load, **numbers)
+    shown = study.summaries(next_command=f"reasonscope app {run}  # then open http://127.0.0.1:8501/ablations")
+    show_summary(shown, study.to_dict(), json_)

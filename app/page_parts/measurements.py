@@ -72,6 +72,15 @@ _COMMANDS = {
         "reasonscope probe apply {results}/probes/length.safetensors --run {run}",
     ),
     "numbers/sweep.json": ("steering at each strength", "reasonscope steer sweep seal --run {run}"),
+    "results/ablation/*": (
+        "ablations beside their controls",
+        "reasonscope ablate --heads from:analyse/heads@top10 --run {run}",
+    ),
+    "results/ablation_answers/*": (
+        "what the ablated model writes",
+        "reasonscope ablate --heads from:analyse/heads@top10 --problems 8 --run {run}",
+    ),
+    "results/patching/*": ("activation patching", "reasonscope ablate plan.yaml --run {run}"),
     "numbers/steering.json": ("steering beside its controls", "reasonscope demo --out {run}"),
     **{
         f"results/{method}/*": (

@@ -37,6 +37,8 @@ class Key(StrEnum):
     HEAD = "head"
     HEADS = "heads"
     BLOCK = "block"
+    PLAN = "plan"
+    PATCH = "patch"
     OTHER_RUN = "with"
     OTHER_TRACE = "with_trace"
 

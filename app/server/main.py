@@ -14,7 +14,7 @@ from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.app.page_parts import components, state
 from reasonscope.app.page_parts.runs import confined, find_runs
 from reasonscope.app.page_parts.state import BOUND, Key
-from reasonscope.app.pages import anchors, compare, heads, overview, probes, refusal, steering, traces
+from reasonscope.app.pages import ablations, anchors, compare, heads, overview, probes, refusal, steering, traces
 from reasonscope.app.pages import mi as mi_peaks
 from reasonscope.data.errors import InputError, ReasonscopeError
 
@@ -38,6 +38,7 @@ _VIEWS: tuple[tuple[str, str, str, Callable[[OpenRun], None]], ...] = (
     ("probes", "Probes", ":material/radar:", probes.show),
     ("refusal", "Refusal cliff", ":material/trending_down:", refusal.show),
     ("steering", "Steering", ":material/tune:", steering.show),
+    ("ablations", "Ablations", ":material/content_cut:", ablations.show),
     ("compare", "Compare", ":material/compare_arrows:", compare.show),
 )
 

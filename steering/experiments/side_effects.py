@@ -93,7 +93,7 @@ def divergences(
     """
     sums = [{name: np.zeros((4, len(traces))) for name in spans} for _ in readers]
     with working("reading again", total=len(traces) * len(readers), unit="texts") as work:
-        for batch in _batches(model, traces):
+        for batch in batches(model, traces):
             ids, mask = left_padded([traces[i].token_ids.tolist() for i in batch], model.device)
             plain = model.backend.forward(ids, mask=mask).logits
             for read, of_reader in zip(readers, sums, strict=True):
@@ -123,7 +123,7 @@ def _sums(plain: Tensor, changed: Tensor, targets: Tensor) -> tuple[float, float
         return -float(q.gather(1, at).double().sum()), -float(p.gather(1, at).double().sum()), float(kl), len(targets)
 
 
-def _batches(model: Model, traces: Sequence[Trace]) -> Iterator[list[int]]:
+def batches(model: Model, traces: Sequence[Trace]) -> Iterator[list[int]]:
     """Batches of traces of similar length, as many as their logits allow. Raises InputError for one without prompt or completion."""
     lengths = [len(trace.token_ids) for trace in traces]
     if any(trace.n_prompt_tokens == n or not trace.n_prompt_tokens for trace, n in zip(traces, lengths, strict=True)):

@@ -1,25 +1,22 @@
-"""The findings of extraction, sweeps and ablations in words, with tables that show every number next to its control."""
+"""The findings of extraction and sweeps in words, with tables that show every number next to its control."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from reasonscope.data.intervals import Estimate
 from reasonscope.data.summary import Summary, in_hundredths, in_percent, in_words, shortest_range
 
 if TYPE_CHECKING:  # they make their summaries here
-    from reasonscope.steering.ablation.ablation import AblationEffect, RegenerationEffect
     from reasonscope.steering.experiments.experiment import Arm
 
 # Methods that people know by capitals.
 _CAPITALS = ("seal", "asc", "tip")
 # An answer that is cut off or unreadable this much more often than without steering is worth a line.
 _WORSE_FORM = 0.05
-_REFUSED = {"refused_harmful": "harmful requests", "refused_benign": "benign requests"}
+REFUSED = {"refused_harmful": "harmful requests", "refused_benign": "benign requests"}
 
 
 def method_title(name: str) -> str:
@@ -53,90 +50,33 @@ def response_summary(
     `control` names what the controls are, "" for none. `held_out` says whether the vector is known to come from other problems; None for
     decoding methods, which have no vector.
     """
-    measured = [key for key in ("accuracy", *_REFUSED) if key in base.measures]
+    measured = [key for key in ("accuracy", *REFUSED) if key in base.measures]
     swept = any(row.reversed is not None for row in rows)
-    table = [("unsteered", in_words(base.tokens), "", "", *_measures(base, measured), *(("", "", "") if swept else ()))]
+    table = [
+        (
+            "unsteered",
+            in_words(base.tokens),
+            "",
+            "",
+            *measures_in_words(base, measured),
+            *(("", "", "") if swept else ()),
+        )
+    ]
     for row in rows:
-        changes = in_percent(row.arm.change), _range_of_changes(row.controls)
+        changes = in_percent(row.arm.change), range_of_changes(row.controls)
         more = (
             ()
             if row.reversed is None
             else (_distances(row), in_percent(row.reversed.change), "yes" if row.beyond else "no")
         )
         head = _multiplier(row.arm), in_words(row.arm.tokens)
-        table.append((*head, *changes, *_measures(row.arm, measured), *more))
-    columns = (unit, "thinking tokens", "change", control or "control", *map(_column, measured))
+        table.append((*head, *changes, *measures_in_words(row.arm, measured), *more))
+    columns = (unit, "thinking tokens", "change", control or "control", *map(column, measured))
     return Summary(
         finding=_finding(name, base, rows, control, unit),
         columns=(*columns, "moved by (random)", "reversed", "beyond random?") if swept else columns,
         rows=table,
         notes=[_held_out_note(base, held_out), *_form_notes(base, [row.arm for row in rows])],
-    )
-
-
-def ablation_summary(
-    effects: Mapping[str, AblationEffect], *, files: Sequence[str] = (), next_command: str = ""
-) -> Summary:
-    """How much less likely each ablation makes the given answers, beside random ablations of the same size."""
-    rows = [
-        (
-            name,
-            in_words(found.effect),
-            _middle_and_range(found.null),
-            f"{len(found.null)}",
-            in_words(found.p_value),
-            in_words(found.smallest_p),
-            in_words(found.side_effects["kl_thinking"]),
-        )
-        for name, found in effects.items()
-    ]
-    return Summary(
-        finding=_ablation_finding(effects),
-        columns=(
-            "ablation",
-            "answer, nats per token",
-            "random controls (median, range)",
-            "how many",
-            "p",
-            "smallest p",
-            "KL of the thinking",
-        ),
-        rows=rows,
-        notes=_few_controls(effects),
-        files=files,
-        next_command=next_command,
-    )
-
-
-def regeneration_summary(
-    effects: Mapping[str, RegenerationEffect], *, not_measured: Sequence[str] = (), next_command: str = ""
-) -> Summary | None:
-    """What the ablated model writes when it answers again, beside random ablations; None if no ablation was asked for that."""
-    notes = [
-        f"{name}: attention edges are cut in finished text only, so it did not answer again" for name in not_measured
-    ]
-    if not effects:
-        return None if not notes else Summary(finding="No ablated model answered again.", notes=notes)
-    measured = [name for name in ("accuracy", *_REFUSED) if any(name in one.arm.measures for one in effects.values())]
-    rows = [
-        (
-            name,
-            in_words(one.arm.tokens),
-            in_percent(one.arm.change),
-            _range_of_changes(one.random),
-            *_measures(one.arm, measured),
-            *(_range([arm.measures[key].value for arm in one.random if key in arm.measures]) for key in measured),
-        )
-        for name, one in effects.items()
-    ]
-    of_random = [f"{_column(name)}, random" for name in measured]
-    n = next(iter(effects.values())).arm.n_problems
-    return Summary(
-        finding=f"When the ablated model answers {n} problems again:",
-        columns=("ablation", "thinking tokens", "change", "random", *map(_column, measured), *of_random),
-        rows=rows,
-        notes=notes,
-        next_command=next_command,
     )
 
 
@@ -175,7 +115,7 @@ def _chance_clause(control: str, row: ArmRow) -> str:
     if not row.controls:
         return ", and has no random control"
     what = control if row.reversed is None else f"{control} that move states as far"
-    return f", {what} change it by {_range_of_changes(row.controls)}"
+    return f", {what} change it by {range_of_changes(row.controls)}"
 
 
 def _accuracy_clause(base: Arm, arm: Arm) -> str:
@@ -187,12 +127,12 @@ def _accuracy_clause(base: Arm, arm: Arm) -> str:
 def _refusal_clauses(base: Arm, arm: Arm, random: Sequence[Arm]) -> list[tuple[str, bool]]:
     """What happens to the refusals of each kind of request, and whether anything does."""
     clauses = []
-    for name, what in _REFUSED.items():
+    for name, what in REFUSED.items():
         if name in arm.measures and name in base.measures:
             before, after = base.measures[name], arm.measures[name]
             said = _moved(f"the refused share of {what}", before, after, arm.differences.get(name))
             chance = [other.measures[name].value for other in random if name in other.measures]
-            more = f", with random controls it is {_range(chance)}" if chance else ""
+            more = f", with random controls it is {range_in_words(chance)}" if chance else ""
             clauses.append((said + more, before.value != after.value))
     return clauses
 
@@ -205,7 +145,8 @@ def _moved(what: str, before: Estimate, after: Estimate, difference: Estimate | 
     return f"{what} {verb} from {in_hundredths(before.value)} to {in_hundredths(after.value)}{by}"
 
 
-def _measures(arm: Arm, names: Sequence[str]) -> tuple[str, ...]:
+def measures_in_words(arm: Arm, names: Sequence[str]) -> tuple[str, ...]:
+    """The measures of an arm as a table shows them."""
     return tuple(in_words(arm.measures.get(name)) for name in names)
 
 
@@ -213,8 +154,9 @@ def _multiplier(arm: Arm) -> str:
     return f"{arm.multiplier:g}".replace("-", "−")
 
 
-def _column(name: str) -> str:
-    return f"{_REFUSED[name]} refused" if name in _REFUSED else name
+def column(name: str) -> str:
+    """What a table calls a measure."""
+    return f"{REFUSED[name]} refused" if name in REFUSED else name
 
 
 def _distances(row: ArmRow) -> str:
@@ -223,20 +165,15 @@ def _distances(row: ArmRow) -> str:
     return f"{in_words(row.arm.distance)} ({shortest_range([in_words(end) for end in theirs])})" if theirs else "–"
 
 
-def _range_of_changes(arms: Sequence[Arm]) -> str:
+def range_of_changes(arms: Sequence[Arm]) -> str:
     """`−3 to 1 %`, the lowest and the highest mean of the controls."""
     ends = [in_percent(change) for change in sorted(arm.change.value for arm in arms)]
     return shortest_range(ends).replace(" % to", " to") if ends else "–"
 
 
-def _range(values: Sequence[float]) -> str:
+def range_in_words(values: Sequence[float]) -> str:
+    """The lowest and the highest share, as a table shows them."""
     return shortest_range([in_hundredths(value) for value in sorted(values)]) if values else "–"
-
-
-def _middle_and_range(null: Sequence[float]) -> str:
-    """The median of the controls, the lowest and the highest."""
-    middle, low, high = np.quantile(null, [0.5, 0, 1])
-    return in_words(Estimate(value=float(middle), low=float(low), high=float(high)))
 
 
 def _held_out_note(base: Arm, held_out: bool | None) -> str:
@@ -260,35 +197,4 @@ def _form_notes(base: Arm, arms: Sequence[Arm]) -> list[str]:
         f" ({100 * before:.0f} % unsteered)."
         for arm, share in worse
         if share > before + _WORSE_FORM
-    ]
-
-
-def _ablation_finding(effects: Mapping[str, AblationEffect]) -> str:
-    if len(effects) == 1:
-        ((name, found),) = effects.items()
-        return (
-            f"{name}: the given answers become {_less_likely(found.effect)} per token; {found.control} give "
-            f"{_middle_and_range(found.null)} (p = {in_words(found.p_value)}, at best {in_words(found.smallest_p)})."
-        )
-    found_beyond = [name for name, found in effects.items() if found.p_value <= 0.05]
-    which = f": {', '.join(found_beyond)}" if found_beyond else ""
-    return (
-        f"{len(found_beyond)} of {len(effects)} ablations make the given answers less likely than random ablations"
-        f" of the same size do (p ≤ 0.05){which}."
-    )
-
-
-def _less_likely(effect: Estimate) -> str:
-    more = effect.value < 0
-    turned = Estimate(value=-effect.value, low=-effect.high, high=-effect.low) if more else effect
-    return f"{in_words(turned)} nats {'more' if more else 'less'} likely"
-
-
-def _few_controls(effects: Mapping[str, AblationEffect]) -> list[str]:
-    few = [name for name, found in effects.items() if found.smallest_p > 0.05]
-    if not few:
-        return []
-    return [
-        f"{', '.join(few)}: fewer than 19 other ablations of this size exist, so p cannot reach 0.05 (see “smallest p”); "
-        "look at the effect beside its controls, or use a model with more heads and layers."
     ]

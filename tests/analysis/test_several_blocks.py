@@ -27,7 +27,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.positions import thinking_to_window
 from reasonscope.probes.generation.decoding import Completion
 from reasonscope.probes.properties.refusal_cliff import plateau_and_end
-from reasonscope.steering.ablation.ablation import Ablation, ablation_effect
+from reasonscope.steering import Ablation, ablation_effect
 from reasonscope.steering.decoding.budget import _training_rows
 from reasonscope.steering.methods.seal import extract_seal
 from reasonscope.steering.methods.thinking_speed import truncated_pair
@@ -241,7 +241,7 @@ def test_an_ablation_reads_its_side_effects_in_the_thinking(model, trace, monkey
         seen.update({name: span(traces[0]) for name, span in spans.items()})
         raise StopIteration
 
-    monkeypatch.setattr("reasonscope.steering.ablation.ablation.divergences", divergences)
+    monkeypatch.setattr("reasonscope.steering.ablation.effects.divergences", divergences)
     with pytest.raises(StopIteration):
         ablation_effect(model, [trace, traced(model, 2, *_blocks(trace))], Ablation(name="mlp", mlps=(0,)))
     assert seen["thinking"].tolist() == trace.thinking_positions.tolist()

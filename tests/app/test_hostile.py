@@ -19,7 +19,7 @@ MARKUP = (
     "[more](javascript:window.hacked=1)<a href='http://evil.example/'>more</a>"
     "$\\href{javascript:window.hacked=1}{x}$ $\\includegraphics{http://evil.example/f.png}$"
 )
-VIEWS = ("", "trace", "mi-peaks", "anchors", "heads", "probes", "refusal", "steering", "compare")
+VIEWS = ("", "trace", "mi-peaks", "anchors", "heads", "probes", "refusal", "steering", "ablations", "compare")
 # What would have come of a text that was taken for markup.
 _MADE = """() => [...document.querySelectorAll('*')].flatMap((e) => [e, ...(e.shadowRoot?.querySelectorAll('*') ?? [])])
   .filter((e) => e.hasAttribute('onerror') || e.hasAttribute('onload') || (e.tagName === 'IMG' && !e.src.startsWith('data:'))

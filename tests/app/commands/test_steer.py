@@ -171,6 +171,7 @@ def test_controls_of_the_decoding_are_swept_on_the_same_plane(run):
 PLAN = """
 traces: 2
 problems: 2
+n_matched: 2
 n_regeneration_controls: 2
 ablations:
   - {name: heads, heads: ["1.0", "2.1"]}
@@ -185,9 +186,7 @@ ablations:
 
 
 def test_ablate_runs_a_plan_with_every_kind(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "reasonscope.steering.experiments.held_out.sampling_of_run", lambda *_: Sampling(max_new_tokens=12)
-    )
+    monkeypatch.setattr("reasonscope.analysis.ablations.run.sampling_of_run", lambda *_: Sampling(max_new_tokens=12))
     plan = tmp_path / "plan.yaml"
     plan.write_text(PLAN, encoding="utf-8")
     found = numbers("ablate", plan, "--run", run)
@@ -202,16 +201,35 @@ def test_ablate_runs_a_plan_with_every_kind(run, tmp_path, monkeypatch):
         **dict.fromkeys(("mlp", "layer"), 5),
         **dict.fromkeys(("early", "doubts", "edges"), 20),
     }
-    assert "not measured" in found["edges"]["regenerate_ablated"]
-    anew = {name: one["regenerate_ablated"] for name, one in found.items() if name != "edges"}
-    assert {name: len(one["random"]) for name, one in anew.items()} == {
+    assert {name: one["matched"] and one["matched"]["n"] for name, one in found.items()} == {
+        **dict.fromkeys(("heads", "heads by mean", "heads by draw", "mlp", "layer"), 2),
+        **dict.fromkeys(("early", "doubts", "edges"), None),
+    }
+    written = {name: one["regenerate_ablated"] for name, one in found.items()}
+    assert "no token lies in its scopes" in written.pop("edges")  # twelve tokens do not reach the answer
+    assert {name: len(one["random"]) for name, one in written.items()} == {
         **dict.fromkeys(("heads", "heads by mean", "heads by draw", "mlp", "layer"), 2),
         **dict.fromkeys(("early", "doubts"), 0),
     }
-    assert {"tokens", "well_formed"} <= anew["heads"]["excess_over_random"].keys() and not anew["early"][
-        "excess_over_random"
-    ]
-    assert all(one["n_edited"] > 0 and {"tokens", "well_formed"} <= one["differences"].keys() for one in anew.values())
+    assert {"tokens", "well_formed"} <= written["heads"]["excess_over_random"].keys()
+    assert not written["early"]["excess_over_random"]
+    assert all({"tokens", "well_formed"} <= one["differences"].keys() for one in written.values())
+    assert all(one["n_edited"] > 0 for one in written.values())
+    saved = run / "results"
+    assert {path.parent.name for path in saved.glob("*/plan.safetensors")} == {"ablation", "ablation_answers"}
+    assert list((run / "figures").glob("ablation-plan-arms.html"))
+
+
+def test_ablate_says_what_it_found_and_where_to_look(run, tmp_path):
+    said = CliRunner().invoke(
+        cli.app, ["ablate", "--run", str(run), "--heads", "1.0", "--how", "zero", "--traces", "2", "--n-matched", "1"]
+    )
+    assert said.exit_code == 0, said.output
+    told = " ".join(said.stdout.split())
+    assert "heads, zero: the given answers become" in told and "random heads of the same layers give" in told
+    assert "/ablations" in told
+    both = CliRunner().invoke(cli.app, ["ablate", "plan.yaml", "--run", str(run), "--heads", "1.0"])
+    assert isinstance(both.exception, InputError) and "either the file of a plan or --heads" in str(both.exception)
 
 
 @pytest.mark.parametrize(

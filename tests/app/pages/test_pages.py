@@ -25,7 +25,7 @@ from reasonscope.data.sentence_cut import cut_trace
 from reasonscope.data.storage.run_folder import run_folder
 from reasonscope.data.storage.store import TraceStore
 
-VIEWS = ("overview", "traces", "mi", "anchors", "heads", "probes", "refusal", "steering", "compare")
+VIEWS = ("overview", "traces", "mi", "anchors", "heads", "probes", "refusal", "steering", "ablations", "compare")
 HOSTILE = "<script>alert(1)</script> **bold** $x$ [a](http://evil.example/) ![i](http://evil.example/i.png)"
 
 

@@ -16,7 +16,7 @@ from reasonscope.app.server.serving import serving
 SESSIONS = 50
 SECONDS = float(os.environ.get("REASONSCOPE_SOAK_SECONDS", "30"))
 BOUND = 2**30  # bytes of the server and its children beyond what the first session left
-PAGES = ("", "trace", "mi-peaks", "anchors", "heads", "probes", "refusal", "steering", "compare")
+PAGES = ("", "trace", "mi-peaks", "anchors", "heads", "probes", "refusal", "steering", "ablations", "compare")
 
 
 def rerun(socket, page: str) -> list[str]:

@@ -17,15 +17,12 @@ from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering import Ablation, Scope, ablation_effect
-from reasonscope.steering.ablation import ablation as ablation_module
-from reasonscope.steering.ablation.ablation import (
-    AblationIntervention,
-    RandomScope,
-    reference_states,
-    regenerate_ablated,
-)
+from reasonscope.steering.ablation import effects as ablation_module
+from reasonscope.steering.ablation.controls import RandomScope
+from reasonscope.steering.ablation.interventions import AblationIntervention, reference_states
 from reasonscope.steering.ablation.knockout import Edges, without_edges
 from reasonscope.steering.ablation.plan import read_plan
+from reasonscope.steering.ablation.regeneration import regenerate_ablated
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +145,15 @@ def test_a_head_like_any_other_is_rarely_significant(monkeypatch, n_heads):
     """Under a true null p ≤ .05 comes in at most 5 % of cases, and never where too few other heads exist."""
     rng, found = np.random.default_rng(n_heads), []
     traces = [SimpleNamespace(tokens=SimpleNamespace(answer="answer", thinking="thinking"))]
+    blocks = [SimpleNamespace(n_heads=n_heads)] * 3
+    model = SimpleNamespace(layout=SimpleNamespace(of_block=blocks, layers_with=lambda point: (0, 1, 2)))
+    monkeypatch.setattr(ablation_module, "_splits", lambda *_: {})
     unknown, effects = Estimate(value=0.0, low=0.0, high=0.0), np.zeros(n_heads)
 
-    def measured(model, read, ablations, *_):
-        values = [float(effects[one.heads[0].index]) for one in ablations]
-        return [SimpleNamespace(effect=replace(unknown, value=v), side_effects={}, n_edited=1) for v in values]
+    def measured(model, read, readings, *_):
+        values = [float(effects[one.ablation.heads[0].index]) for one in readings]
+        found = {"side_effects": {}, "n_edited": 1, "distance": None, "losses": {}}
+        return [SimpleNamespace(effect=replace(unknown, value=v), **found) for v in values]
 
     monkeypatch.setattr(ablation_module, "_measure", measured)
     for seed in range(2000):
@@ -160,7 +161,11 @@ def test_a_head_like_any_other_is_rarely_significant(monkeypatch, n_heads):
         one = Ablation(name="one", heads=(Head(layer=0, index=seed % n_heads),))
         found.append(
             ablation_effect(
-                SimpleNamespace(n_layers=3, n_heads=n_heads, layers_with_heads=(0, 1, 2)), traces, one, seed=seed
+                model,
+                traces,
+                one,
+                n_matched=0,
+                seed=seed,
             )
         )
     n_controls = min(20, n_heads - 1)

@@ -1,18 +1,11 @@
-"""The findings of sweeps and ablations read as sentences, and every number has its control."""
+"""The findings of sweeps read as sentences, and every number has its control."""
 
 from dataclasses import replace
 
-import numpy as np
-
 from reasonscope.data.intervals import Estimate
-from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.steering import Ablation, AblationEffect, Arm, DecodingResponse, Dose, DoseResponse
-from reasonscope.steering.experiments.summaries import (
-    ablation_summary,
-    method_title,
-    regeneration_summary,
-)
+from reasonscope.steering import Arm, DecodingResponse, Dose, DoseResponse
+from reasonscope.steering.experiments.summaries import method_title
 
 FLAT = Estimate(value=0.0, low=0.0, high=0.0)
 
@@ -124,39 +117,6 @@ def test_decoding_methods_are_compared_with_their_own_controls():
     )
     assert [row[3] for row in first.rows] == ["", "0 %", "3 %"]
     assert "and has no random control" in last.finding and [row[3] for row in last.rows] == ["", "–", "–"]
-
-
-def effect(value, null, p):
-    return AblationEffect(
-        ablation=Ablation(name="heads", heads=(Head(layer=1, index=0),)),
-        effect=estimate(value, 0.05),
-        null=tuple(null),
-        n_disjoint=len(null),
-        p_value=p,
-        side_effects={"kl_thinking": estimate(0.2, 0.01)},
-        n_edited=10,
-        control="as many random heads of the same layers",
-    )
-
-
-def test_an_ablation_says_which_p_its_controls_allow():
-    few = effect(0.3, [0.0, 0.1, 0.2], 1 / 4)
-    found = ablation_summary({"heads": few})
-    assert found.finding == (
-        "heads: the given answers become 0.3 [0.25, 0.35] nats less likely per token; as many random heads of the same layers give "
-        "0.1 [0, 0.2] (p = 0.25, at best 0.25)."
-    )
-    assert len(found.notes) == 1 and "p cannot reach 0.05" in found.notes[0]
-    rng = np.random.default_rng(0)
-    both = ablation_summary({"heads": few, "mlp": effect(1.0, rng.normal(0, 0.1, 40).tolist(), 1 / 41)})
-    assert both.finding.startswith("1 of 2 ablations") and both.finding.endswith(": mlp.")
-    assert [row[3] for row in both.rows] == ["3", "40"]
-
-
-def test_edges_do_not_answer_again():
-    assert regeneration_summary({}) is None
-    told = regeneration_summary({}, not_measured=["edges"])
-    assert told is not None and told.notes[0].startswith("edges: attention edges are cut in finished text only")
 
 
 def test_titles_of_methods():
