@@ -26,13 +26,13 @@ _METRICS = {
 def ablation_result(
     effects: Mapping[str, AblationEffect], sweeps: Mapping[str, Sweep], provenance: Mapping[str, Any]
 ) -> Result:
-    """Axes (ablation,): nats per answer token, with intervals over problems; the null is the middle 95 % of the random sets.
+    """Axes (ablation,): nats per answer token, with intervals over problems; the null is the range of the random sets.
 
     `arrays` hold every control: `controls` and `matched` (ablation, draw), NaN if there are fewer, and `losses` (ablation, trace).
     """
     found = list(effects.values())
     traces = list(found[0].losses)
-    nulls = [np.quantile(one.null, [0.025, 0.975]) for one in found]
+    nulls = [(min(one.null), max(one.null)) for one in found]
     return Result(
         method=ABLATION,
         quantity="log-likelihood that the given answers lose",
@@ -143,7 +143,7 @@ def _with_shares(raw: Values, found: PatchEffect) -> Values:
 def _what(found: Sequence[AblationEffect]) -> str:
     """The controls in words, if they are the same for all."""
     what = {one.control for one in found}
-    return f"middle 95 % of {what.pop() if len(what) == 1 else 'as many random others'}"
+    return f"range of {what.pop() if len(what) == 1 else 'as many random others'}"
 
 
 def _table(rows: Sequence[Sequence[float]]) -> Values:

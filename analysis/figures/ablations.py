@@ -67,7 +67,7 @@ def ablation_parts(result: Result) -> Figure:
         ends = [(one["controls"].get("low", np.nan), one["controls"].get("high", np.nan)) for one in splits.values()]
         figure.add_scatter(
             x=[x for low, high in ends for x in (low, high, None)], y=[y for label in labels for y in (label,) * 3],
-            mode="lines+markers", line={"color": SHADE, "width": 9}, name="random controls, middle 95 %", hoverinfo="skip",
+            mode="lines+markers", line={"color": SHADE, "width": 9}, name="random controls, their range", hoverinfo="skip",
             marker={"size": 9, "symbol": "line-ns", "line": {"width": 2, "color": GREY}}, showlegend=row == 1, **place,
         )  # fmt: skip
         effects = [one["effect"] for one in splits.values()]
@@ -86,7 +86,7 @@ def ablation_parts(result: Result) -> Figure:
 
 
 def sweep_lines(result: Result, name: str) -> Figure:
-    """A sweep over layers or strengths: the effect with its interval, and the middle 95 % of both kinds of controls."""
+    """A sweep over layers or strengths: the effect with its interval, and the range of both kinds of controls."""
     sweep = result.numbers["sweeps"][name]
     at = [result.axes[0].labels.index(one) for one in sweep["names"]]
     x = np.array(sweep["values"], dtype=np.float64)
@@ -95,12 +95,12 @@ def sweep_lines(result: Result, name: str) -> Figure:
         drawn = np.asarray(result.arrays[key], dtype=np.float64)[at]
         if not np.isfinite(drawn).any():
             continue
-        low, high = np.nanquantile(drawn, [0.025, 0.975], axis=1)
+        low, high = np.nanmin(drawn, axis=1), np.nanmax(drawn, axis=1)
         fill = SHADE if colour == GREY else "rgba(204,121,167,.25)"
         for ends, to in ((low, None), (high, "tonexty")):
             figure.add_scatter(
                 x=x, y=ends, mode="lines", line={"color": colour, "width": 0.5}, fill=to, fillcolor=fill, hoverinfo="skip",
-                name=f"{what}, middle 95 %", legendgroup=key, showlegend=to is not None,
+                name=f"{what}, their range", legendgroup=key, showlegend=to is not None,
             )  # fmt: skip
     figure.add_scatter(
         x=x, y=result.values[at], mode="lines+markers", line={"color": BLUE}, marker={"size": 9}, name=short_label(name),

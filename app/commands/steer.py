@@ -529,6 +529,6 @@ def ablate_command(
             study = ablate(run, plan, model=model, fresh=fresh, **load)
         else:
             hows = [one.value for one in how or ()] or HOWS
-            study = ablate_heads(run, heads, hows=hows, on=on.value, model=model, fresh=fresh, load=load, **numbers)
+            study = ablate_heads(run, heads, hows=hows, on=on.value, model=model, fresh=fresh, load={**load}, **numbers)
     shown = study.summaries(next_command=f"reasonscope app {run}  # then open http://127.0.0.1:8501/ablations")
     show_summary(shown, study.to_dict(), json_)

@@ -71,7 +71,7 @@ class Split:
     def to_dict(self) -> dict[str, Any]:
         """Every number, for JSON."""
         told = {"n_traces": self.n_traces, "effect": self.effect.to_dict(), "p_value": self.p_value}
-        return {**told, "controls": _middle(self.null), "matched": _middle(self.matched)}
+        return {**told, "controls": _range(self.null), "matched": _range(self.matched)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +120,10 @@ class AblationEffect:
 
     def to_dict(self) -> dict[str, Any]:
         """The effect with its interval, the random controls, and the side effects, for JSON."""
-        matched = {"what": MATCHED, **_middle(self.matched), "p_value": self.p_matched} if self.matched else None
+        matched = {"what": MATCHED, **_range(self.matched), "p_value": self.p_matched} if self.matched else None
         return {
             "effect_nats_per_answer_token": self.effect.to_dict(),
-            "controls": {"what": self.control, "n_disjoint": self.n_disjoint, **_middle(self.null)},
+            "controls": {"what": self.control, "n_disjoint": self.n_disjoint, **_range(self.null)},
             "p_value": self.p_value,
             "smallest_p": self.smallest_p,
             "matched": matched,
@@ -431,9 +431,8 @@ def parts_of(traces: Sequence[Trace]) -> Iterator[tuple[str, Rows]]:
         yield "thinking off", np.flatnonzero(~thinks)
 
 
-def _middle(null: Sequence[float]) -> dict[str, Any]:
-    """The mean of the controls, and the range that holds 95 % of them."""
+def _range(null: Sequence[float]) -> dict[str, Any]:
+    """The mean of the controls, the lowest and the highest."""
     if not len(null):
         return {"n": 0}
-    low, high = np.quantile(null, [0.025, 0.975])
-    return {"n": len(null), "mean": float(np.mean(null)), "low": float(low), "high": float(high)}
+    return {"n": len(null), "mean": float(np.mean(null)), "low": min(null), "high": max(null)}

@@ -30,10 +30,10 @@ def ablation_summary(
     rows = []
     for name, found in effects.items():
         sure = f"{in_words(found.p_value)} (least {in_words(found.smallest_p)})"
-        own = (name, in_words(found.effect), f"{middle_95(found.null)}, n = {len(found.null)}", sure)
-        far = (middle_95(found.matched), in_words(found.p_matched)) if moves else ()
+        own = (name, in_words(found.effect), f"{middle_and_range(found.null)}, n = {len(found.null)}", sure)
+        far = (middle_and_range(found.matched), in_words(found.p_matched)) if moves else ()
         rows.append((*own, *far, in_words(found.side_effects.get("kl_thinking"))))
-    columns = ("ablation", "nats per answer token", "random others", "p")
+    columns = ("ablation", "nats per answer token", "random others (median, range)", "p")
     return Summary(
         finding=_ablation_finding(effects),
         columns=(*columns, *(("moved as far", "its p") if moves else ()), "KL of the thinking"),
@@ -47,7 +47,7 @@ def ablation_summary(
 def split_summary(effects: Mapping[str, AblationEffect]) -> Summary | None:
     """The same on parts of the traces; None if these do not differ in difficulty or in whether they think."""
     rows = [
-        (name, part, f"{one.n_traces}", in_words(one.effect), middle_95(one.null), in_words(one.p_value))
+        (name, part, f"{one.n_traces}", in_words(one.effect), middle_and_range(one.null), in_words(one.p_value))
         for name, found in effects.items()
         for part, one in found.splits.items()
     ]
@@ -57,7 +57,7 @@ def split_summary(effects: Mapping[str, AblationEffect]) -> Summary | None:
     said = f"beyond their controls: {', '.join(beyond)}" if beyond else "none is beyond its controls"
     return Summary(
         finding=f"On parts of the traces, {len(beyond)} of {len(rows)} effects are beyond chance (p ≤ 0.05); {said}.",
-        columns=("ablation", "traces", "n", "nats per answer token", "random others", "p"),
+        columns=("ablation", "traces", "n", "nats per answer token", "random others (median, range)", "p"),
         rows=rows,
     )
 
@@ -99,11 +99,11 @@ def regeneration_summary(
     )
 
 
-def middle_95(null: Sequence[float]) -> str:
-    """The median of the controls and the interval that holds 95 % of them; a dash without any."""
+def middle_and_range(null: Sequence[float]) -> str:
+    """The median of the controls, the lowest and the highest; a dash without any."""
     if not len(null):
         return "–"
-    middle, low, high = np.quantile(null, [0.5, 0.025, 0.975])
+    middle, low, high = np.quantile(null, [0.5, 0, 1])
     return in_words(Estimate(value=float(middle), low=float(low), high=float(high)))
 
 
@@ -112,7 +112,7 @@ def _ablation_finding(effects: Mapping[str, AblationEffect]) -> str:
         ((name, found),) = effects.items()
         return (
             f"{name}: the given answers become {_less_likely(found.effect)} per token; {found.control} give "
-            f"{middle_95(found.null)} (p = {in_words(found.p_value)}, at best {in_words(found.smallest_p)})."
+            f"{middle_and_range(found.null)} (p = {in_words(found.p_value)}, at best {in_words(found.smallest_p)})."
         )
     found_beyond = [name for name, found in effects.items() if found.p_value <= 0.05]
     which = f": {', '.join(found_beyond)}" if found_beyond else ""

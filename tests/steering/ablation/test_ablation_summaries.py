@@ -34,7 +34,7 @@ def test_an_ablation_says_which_p_its_controls_allow():
     found = ablation_summary({"heads": few})
     assert found.finding == (
         "heads: the given answers become 0.3 [0.25, 0.35] nats less likely per token; as many random heads of the same layers give "
-        "0.1 [0.005, 0.195] (p = 0.25, at best 0.25)."
+        "0.1 [0, 0.2] (p = 0.25, at best 0.25)."
     )
     assert "p cannot reach 0.05" in found.notes[0]
     assert found.notes[1:] == ["Over 2 traces. Random controls: as many random heads of the same layers."]
@@ -48,7 +48,7 @@ def test_an_ablation_says_which_p_its_controls_allow():
 def test_moves_as_far_have_a_column_of_their_own():
     found = replace(effect(0.3, [0.0, 0.1, 0.2], 1 / 4), matched=(0.4, 0.1, 0.0))
     (row,) = ablation_summary({"heads": found}).rows
-    assert row[4:6] == ("0.1 [0.005, 0.385]", "0.5")
+    assert row[4:6] == ("0.1 [0, 0.4]", "0.5")
 
 
 def test_parts_of_the_traces_stand_beside_their_own_controls():
