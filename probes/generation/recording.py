@@ -20,13 +20,13 @@ from reasonscope.data.storage.manifest import NAME
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site, expand_sites
+from reasonscope.probes.backends.attached import require_plain
 from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.decoding import BatchProgress, Completion, DecodingStep, generate
 from reasonscope.probes.generation.monitored import MONITOR_KEY, Monitor, read_after
 from reasonscope.probes.generation.rollout import as_trace, both, check_fits, trace_seed
 from reasonscope.probes.generation.server import ServerWriter
 from reasonscope.probes.generation.steered import KEY, Decisions, Steered, Steers, check_steering
-from reasonscope.probes.models.attached import require_plain
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.models.prompting import Prompting
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.probes.backends.attached import attached
 from reasonscope.probes.backends.base import Edit, Positions, cached, positions
 from reasonscope.probes.backends.hooks import hook_site
 from reasonscope.probes.backends.site_hooks import SiteHook
 from reasonscope.probes.generation.decoding import DecodingStep
-from reasonscope.probes.models.attached import attached
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.recipes.controls import ADAPTIVE
 from reasonscope.steering.recipes.recipe import Recipe
