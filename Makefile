@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := runs/demo
 
 .PHONY: demo test test-slow test-real test-browser screenshots chromium test-wheel lint prose types docs figures notebooks bench bench-gpu sizing \
-  example support ci constraints clean check audit faults fuzz selftest soak mutants lock locked
+  example example-real support ci constraints clean check audit faults fuzz selftest soak mutants lock locked
 
 demo: $(VENV)/installed-all
 	$(BIN)/reasonscope demo --out $(DEMO)
@@ -97,6 +97,10 @@ sizing: $(VENV)/installed-all
 # The run that the app opens by default; record it again after training the organism again.
 example: $(VENV)/installed-all
 	$(BIN)/reasonscope organism example --out app/example
+
+# The real example, from the folder of the study of a real model: make example-real STUDY=studies/gsm8k LICENCE=path/to/GSM8K/LICENSE
+example-real: $(VENV)/installed-all
+	$(BIN)/reasonscope study-example $(STUDY) --licence $(LICENCE) --out app
 
 ci:
 	.ci/run

@@ -37,6 +37,7 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command("study")(study.study_command)
 app.command("verify-claims")(claims.verify_claims_command)
+app.command("study-example", hidden=True)(study.example_command)
 app.command("record")(record.record_command)
 app.command()(runs.merge)
 app.command()(runs.check)

@@ -107,13 +107,16 @@ class Lab:
         return f"{folder.name} {sha256(told.encode()).hexdigest()[:12]}"
 
     def problems_identity(self, asked: Sequence[str]) -> Mapping[str, Any]:
-        """What the problems depend on: the sets, and the content of files."""
-        names = dict.fromkeys(name.partition(".")[0] for name in asked)
-        found = {}
-        for name in names:
+        """What the problems depend on: the sets, the parts up to the one that is asked, and the content of files."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, part in (name.partition(".")[::2] for name in asked):
             told, path = self.plan.problems[name], Path(self.plan.problems[name].source)
             source = sha256_of(path)[:12] if path.is_file() else told.source
-            found[name] = {**vars(told), "source": source, "before": [vars(turn) for turn in told.before]}
+            names = list(told.parts)
+            known = found.get(name, {}).get("parts", {})
+            parts = {of: told.parts[of] for of in names[: names.index(part) + 1]} if part else {}
+            before = [vars(turn) for turn in told.before]
+            found[name] = {**vars(told), "source": source, "before": before, "parts": {**known, **parts}}
         return found
 
     def _of_set(self, name: str) -> list[Problem]:

@@ -53,3 +53,18 @@ def study_command(
         return
     with keeping(partial(kept, lab)):
         print_summary(study(read, lab.out, server=served, only=only or (), retry=retry).summary())
+
+
+def example_command(
+    study: Annotated[Path, typer.Argument(help="The folder of a study of gsm8k.")],
+    licence: Annotated[Path, typer.Option(help="The licence of the problems, which goes into the examples.")],
+    out: Annotated[Path, typer.Option(help="The folder that gets the examples.")] = Path("app"),
+) -> None:
+    """Make the real examples that the app opens first."""
+    from reasonscope.app.demo.real_example import REAL, STEERED, write_real_example
+
+    for line in write_real_example(study, out, licence=licence):
+        typer.echo(f"left out, too large: {line}")
+    for name in (REAL, STEERED):
+        size = sum(file.stat().st_size for file in (out / name).rglob("*") if file.is_file())
+        typer.echo(f"{out / name}: {size / 1e6:.2f} MB")

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import streamlit as st
 
 from reasonscope.analysis.runs.opened_run import OpenRun, open_run
-from reasonscope.app.demo.bundled import EXAMPLE
+from reasonscope.app.demo.real_example import EXAMPLES
 from reasonscope.app.page_parts import components, state
 from reasonscope.app.page_parts.runs import confined, find_runs
 from reasonscope.app.page_parts.state import BOUND, Key
@@ -24,7 +24,7 @@ _ICON = (
     "%3Ccircle cx='7' cy='7' r='5' fill='none' stroke='%230072B2' stroke-width='2'/%3E"
     "%3Cpath d='M11 11l4 4' stroke='%23E69F00' stroke-width='2'/%3E%3C/svg%3E"
 )
-_EXAMPLE, _UPLOAD = "example", "uploaded"
+_UPLOAD = "uploaded"
 _MOST_LINES = 2_000  # of an upload: a short line is cheap to send, but becomes a trace to parse, store and show
 _UPLOADED, _FILE, _PROBLEM = "reasonscope uploaded run", "reasonscope file", "reasonscope problem of the file"
 
@@ -73,12 +73,12 @@ def _choose(run: str, root: Path) -> Path | None:
     runs: dict[str, Path] = {}
     with components.show_errors():
         runs = {name: confined(root, name) for name in dict.fromkeys([*([run] if run else []), *find_runs(root)])}
-    if EXAMPLE.is_dir():
-        runs.setdefault(_EXAMPLE, EXAMPLE)
+    examples = {name: folder for name, folder in EXAMPLES.items() if folder.is_dir()}
+    runs = {**examples, **runs}
     if _UPLOADED in st.session_state:
         runs[_UPLOAD] = Path(st.session_state[_UPLOADED].name) / _UPLOAD
-    if not run and _EXAMPLE in runs:  # the run that opens by default comes first
-        runs = {_EXAMPLE: runs[_EXAMPLE], **runs}
+    if run:  # the examples come first only if no run was given
+        runs = dict(sorted(runs.items(), key=lambda item: item[0] in examples))
     state.offer_runs(runs)
     if not runs:
         st.info("No run here yet.")

@@ -1,5 +1,6 @@
 """Scores of a probe for every token of a run, saved beside its store."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,16 @@ from reasonscope.probes.properties.label_reports import AnyProbe
 from reasonscope.probes.properties.refusal_cliff import token_scores
 
 
-def write_scores(probe: AnyProbe, store: TraceStore, path: Path, *, name: str) -> int:
-    """Score every token of every trace of `store` into `path`, replace the file that is there, and return the number of traces.
+def write_scores(
+    probe: AnyProbe, store: TraceStore, path: Path, *, name: str, ids: Collection[str] | None = None
+) -> int:
+    """Score every token of the traces of `store`, or of those named by `ids`, into `path`, and return how many traces that were.
 
-    Traces without tokens (imported text) get no scores. Raises SiteError and InputError as `token_scores` does.
+    A file that is there is replaced. Traces without tokens (imported text) get no scores. Raises SiteError and InputError as
+    `token_scores` does.
     """
-    traces = [trace for trace in store if len(trace.token_ids) > 1]
+    chosen = store if ids is None else map(store.trace, ids)
+    traces = [trace for trace in chosen if len(trace.token_ids) > 1]
     scored = tracked(traces, "scoring tokens", "traces")
     found = {trace.id: _scores(probe, store, trace).astype(np.float32) for trace in scored}
     about = {
