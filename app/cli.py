@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from reasonscope.app.commands import analyse, browser, claims, demo, hub, models, probe, record, runs, steer, study
+from reasonscope.app.commands import analyse, browser, claims, hub, models, probe, record, runs, steer, study
 from reasonscope.app.interruption import interruption_line, sigterm_interrupts
 from reasonscope.app.terminal import printable
 from reasonscope.data.errors import ReasonscopeError
@@ -34,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # an unexpected error is a bug: its plain traceback belongs in the report of it
     rich_markup_mode=None,  # else [app] in a help text would be taken for a style
 )
-app.command()(demo.demo)
+app.command()(study.demo)
 app.command("study")(study.study_command)
 app.command("verify-claims")(claims.verify_claims_command)
 app.command("study-example", hidden=True)(study.example_command)

@@ -23,12 +23,12 @@ def study_summaries(
     found = [ablation_summary(effects), split_summary(effects)] if effects else []
     found += [
         regeneration_summary(regenerated, not_measured=unwritten),
-        *(patch_summary(name, one) for name, one in patched.items()),
+        *(_patch_summary(name, one) for name, one in patched.items()),
     ]
     return [one for one in found if one is not None]
 
 
-def patch_summary(name: str, result: Result) -> Summary:
+def _patch_summary(name: str, result: Result) -> Summary:
     """The places at which patching gives most of the clean text's answer back, beside the states of unrelated texts at the same place."""
     recovered, axis = result.values[0], result.axes[-1]
     if not np.isfinite(recovered).any():

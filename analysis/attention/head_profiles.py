@@ -32,7 +32,7 @@ UNITS = ("tokens", "share of attention", "share of attention", "share of attenti
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class HeadRhythm:
+class _HeadRhythm:
     """The behaviour of every head over one sequence, for the tokens of `rows`; all arrays are (layer, head, token).
 
     Attributes:
@@ -54,7 +54,7 @@ class HeadRhythm:
 
 
 class Rhythm:
-    """A reader for `read_attention` that collects, for every head, the fields of `HeadRhythm`."""
+    """A reader for `read_attention` that collects, for every head, the fields of `_HeadRhythm`."""
 
     def __init__(
         self,
@@ -106,13 +106,13 @@ class Rhythm:
         inside &= torch.from_numpy(self._looks[rows.slice]).to(inside.device)[:, None]
         self._received[block.layer, :, block.keys.slice] += (attention * inside).sum(1).double().cpu()
 
-    def result(self) -> HeadRhythm:
+    def result(self) -> _HeadRhythm:
         key, stop = np.arange(self._rows.start, self._rows.stop), self._rows.stop
         nearest, furthest = self._horizon
         before = np.concatenate([[0], np.cumsum(self._looks)])  # the queries before each token
         after = np.full_like(key, stop) if furthest is None else np.minimum(key + furthest + 1, stop)
         seen = np.maximum(before[after] - before[np.minimum(key + nearest, stop)], 0)
-        return HeadRhythm(
+        return _HeadRhythm(
             rows=self._rows,
             **{name: values.numpy() for name, values in self._kept.items()},
             fai=self._received[..., self._rows.start :].numpy() / np.maximum(seen, 1),
@@ -127,7 +127,7 @@ def head_rhythm(
     window: int = WINDOW,
     horizon: tuple[int, int | None] = HORIZON,
     among: NDArray[np.int64] | None = None,
-) -> HeadRhythm:
+) -> _HeadRhythm:
     """The rhythm of every head of `model` reading `ids`, in the rows of the response: Attention Illuminates LLM
     Reasoning, section 3.
 

@@ -24,7 +24,7 @@ ALPHA = 0.01  # share of a layer's mean attention; the paper's threshold depends
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Recurrence:
+class _Recurrence:
     """When each key is attended to, by layer: both (layer, key), in tokens.
 
     `last`: the last query that attended to it (its TS). `interval`: the longest time between two such queries (its
@@ -83,9 +83,9 @@ class RecurrenceReader:
         interval.scatter_reduce_(0, key, query - before, "amax")
         last.scatter_reduce_(0, key, query, "amax")
 
-    def result(self) -> Recurrence:
+    def result(self) -> _Recurrence:
         """What was collected over all rows."""
-        return Recurrence(last=self._last.numpy(), interval=self._interval.numpy())
+        return _Recurrence(last=self._last.numpy(), interval=self._interval.numpy())
 
 
 def recurrence(

@@ -33,7 +33,7 @@ from reasonscope.steering.ablation.targets import How
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ProbeWrites:
+class _ProbeWrites:
     """Shares of a probe's logit at one token of each trace, in its unit (logits for a binary probe).
 
     `heads` (trace, layer, head), `mlps` and `biases` (trace, layer; of the output projections), `embedding` and `logit`
@@ -56,7 +56,7 @@ class ProbeWrites:
 
 def probe_writes(
     model: Model, probe: LinearProbe, traces: Sequence[Trace], *, position: Position = "window"
-) -> ProbeWrites:
+) -> _ProbeWrites:
     """The direct effects on `probe` at `position` of each trace (by default the last token of the close window).
 
     After a post-norm (Gemma, OLMo 2) a head's share is taken at the scale that the norm had for the whole. Departures
@@ -70,7 +70,7 @@ def probe_writes(
         raise InputError("no traces on which to decompose the probe's logit; give at least one")
     probe.check(probe.site, model.fingerprint)
     found = [_of_trace(model, probe, trace, _row(trace, position), last) for trace in traces]
-    return ProbeWrites(
+    return _ProbeWrites(
         intercept=probe.intercept,
         **{name: np.stack([one[name] for one in found]) for name in ("heads", "mlps", "biases", "embedding", "logit")},
     )

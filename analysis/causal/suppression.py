@@ -119,7 +119,7 @@ def suppression_matrix(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SuppressionEffect:
+class _SuppressionEffect:
     """Means over the tokens of each target of the divergence (`kl`, nats) and of its logarithm (`log_kl`), both
     (target, source).
 
@@ -133,7 +133,7 @@ class SuppressionEffect:
 
 def suppression_effect(
     model: Model, ids: Sequence[int], spans: Sequence[Span], *, temperature: float = TEMPERATURE, batch: int = 8
-) -> SuppressionEffect:
+) -> _SuppressionEffect:
     """The matrices of `suppression_matrix` for any `spans` of tokens; NaN for target ≤ source."""
     check_spans(spans, len(ids))
     untouched = Untouched.of(model, ids)
@@ -292,7 +292,7 @@ def _members(spans: Sequence[Span], n_tokens: int) -> Tensor:
     return members
 
 
-def _by_target(divergences: Values, spans: Sequence[Span], untouched: Untouched) -> SuppressionEffect:
+def _by_target(divergences: Values, spans: Sequence[Span], untouched: Untouched) -> _SuppressionEffect:
     """Means over the positions that predict each target's tokens, one before each of them."""
     kl = np.full((len(spans), len(spans)), np.nan)
     log_kl = kl.copy()
@@ -300,7 +300,7 @@ def _by_target(divergences: Values, spans: Sequence[Span], untouched: Untouched)
         predicting = divergences[:i, max(0, target.start - 1) : target.stop - 1]
         kl[i, :i] = predicting.mean(axis=1)
         log_kl[i, :i] = np.log(predicting + _FLOOR).mean(axis=1)
-    return SuppressionEffect(kl=kl, log_kl=log_kl, untouched=untouched)
+    return _SuppressionEffect(kl=kl, log_kl=log_kl, untouched=untouched)
 
 
 def _control(

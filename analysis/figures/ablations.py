@@ -22,15 +22,15 @@ _CONTROLS = {
 def ablation_figures(result: Result) -> dict[str, Figure]:
     """The figures of a result of `reasonscope ablate`, by name."""
     if result.method == "patching":
-        return {"map": patch_map(result)}
+        return {"map": _patch_map(result)}
     if result.method == "ablation_answers":
         return {"points": points(result)}
-    swept = {f"sweep-{i}": sweep_lines(result, name) for i, name in enumerate(result.numbers.get("sweeps", {}))}
-    parts = {"parts": ablation_parts(result)} if any(one["splits"] for one in _told(result).values()) else {}
-    return {"arms": ablation_arms(result), **swept, **parts}
+    swept = {f"sweep-{i}": _sweep_lines(result, name) for i, name in enumerate(result.numbers.get("sweeps", {}))}
+    parts = {"parts": _ablation_parts(result)} if any(one["splits"] for one in _told(result).values()) else {}
+    return {"arms": _ablation_arms(result), **swept, **parts}
 
 
-def ablation_arms(result: Result) -> Figure:
+def _ablation_arms(result: Result) -> Figure:
     """One row per ablation: its effect with the interval over problems, and every control of it."""
     names = list(result.axes[0].labels)
     figure = go.Figure()
@@ -55,7 +55,7 @@ def ablation_arms(result: Result) -> Figure:
     return figure.update_yaxes(range=[len(names) - 0.35, -0.5]).update_layout(height=240 + 70 * len(names))
 
 
-def ablation_parts(result: Result) -> Figure:
+def _ablation_parts(result: Result) -> Figure:
     """The effect on parts of the traces, each beside its own controls: a panel for each ablation."""
     told = {name: one["splits"] for name, one in _told(result).items() if one["splits"]}
     figure = make_subplots(
@@ -85,7 +85,7 @@ def ablation_parts(result: Result) -> Figure:
     return figure.update_yaxes(automargin=True).update_xaxes(title="nats per answer token", row=len(told), col=1)
 
 
-def sweep_lines(result: Result, name: str) -> Figure:
+def _sweep_lines(result: Result, name: str) -> Figure:
     """A sweep over layers or strengths: the effect with its interval, and the range of both kinds of controls."""
     sweep = result.numbers["sweeps"][name]
     at = [result.axes[0].labels.index(one) for one in sweep["names"]]
@@ -111,7 +111,7 @@ def sweep_lines(result: Result, name: str) -> Figure:
     return figure.update_xaxes(tickvals=x) if len(x) <= 30 else figure
 
 
-def patch_map(result: Result) -> Figure:
+def _patch_map(result: Result) -> Figure:
     """The recovered logit difference by layer and token (or head); a cross marks what no unrelated text's states recover."""
     across = result.axes[-1]
     values = result.values[0]

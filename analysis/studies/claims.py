@@ -60,7 +60,7 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class _Claim:
     """A claim of a paper, and what was found.
 
     Attributes:
@@ -77,7 +77,7 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckedModel:
+class _CheckedModel:
     """A model of the table.
 
     Attributes:
@@ -100,8 +100,8 @@ class Findings:
         claims: The claims by key, in the order of the rows.
     """
 
-    models: Mapping[str, CheckedModel]
-    claims: Mapping[str, Claim] = field(default_factory=dict)
+    models: Mapping[str, _CheckedModel]
+    claims: Mapping[str, _Claim] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +294,7 @@ def _measured(known: Finding, numbers: _Numbers) -> Finding:
     return replace(known, value=value, low=low, high=high, n=known.n if n is None else n)
 
 
-def _claim_to_dict(claim: Claim) -> dict[str, Any]:
+def _claim_to_dict(claim: _Claim) -> dict[str, Any]:
     default = asdict(Finding(number=""))
     found = {
         key: {name: value for name, value in asdict(one).items() if value != default[name]}

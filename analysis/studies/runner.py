@@ -62,7 +62,7 @@ class StudyReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
+class _Outlook:
     """What a step would do.
 
     Attributes:
@@ -116,11 +116,11 @@ def study(
     if retry:
         forget_failed(lab)
     found: dict[str, Finished] = {}
-    todo = [name for name in chosen_steps(lab.plan, only) if why_stale(lab, name)]
+    todo = [name for name in _chosen_steps(lab.plan, only) if why_stale(lab, name)]
     known = rates(lab, measure=estimate and len(todo) > 1)
     _announce(lab, todo, known)
     with working("study", total=len(todo), unit="steps") as work:
-        for name in chosen_steps(lab.plan, only):
+        for name in _chosen_steps(lab.plan, only):
             if name in todo:
                 work.detail = name
             found[name] = _run(lab, name)
@@ -134,18 +134,18 @@ def open_lab(plan: StudyPlan | str | Path, out: str | Path | None = None, server
     return Lab(read, Path(out) if out is not None else Path("studies") / read.name, server)
 
 
-def outlooks(lab: Lab, *, only: Sequence[str] = (), measure: bool = True) -> list[Outlook]:
+def outlooks(lab: Lab, *, only: Sequence[str] = (), measure: bool = True) -> list[_Outlook]:
     """What each step would do, how long it would take, and why it has to run; nothing is run but a short trial of the rate."""
-    why = {name: why_stale(lab, name) for name in chosen_steps(lab.plan, only)}
+    why = {name: why_stale(lab, name) for name in _chosen_steps(lab.plan, only)}
     known = rates(lab, measure=measure and any(why.values()))
     found = []
     for name, reason in why.items():
         work = lab.plan.steps[name].work(lab)
-        found.append(Outlook(name=name, why=reason, work=work, seconds=seconds_of(lab, name, work, known)))
+        found.append(_Outlook(name=name, why=reason, work=work, seconds=seconds_of(lab, name, work, known)))
     return found
 
 
-def outlook_summary(lab: Lab, found: Sequence[Outlook]) -> Summary:
+def outlook_summary(lab: Lab, found: Sequence[_Outlook]) -> Summary:
     """What would run, how long it takes, how much disk it needs, and why."""
     todo = [one for one in found if one.why]
     seconds = [one.seconds for one in todo]
@@ -214,7 +214,7 @@ def _run(lab: Lab, name: str) -> Finished:
     return result
 
 
-def chosen_steps(plan: StudyPlan, only: Sequence[str]) -> list[str]:
+def _chosen_steps(plan: StudyPlan, only: Sequence[str]) -> list[str]:
     """The names of the steps to run, with those that they need, in order. Raises InputError for an unknown step."""
     for name in only:
         check_known(name, plan.steps, "the plan has no step")

@@ -21,7 +21,7 @@ METHOD = "confidence"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConfidenceClass:
+class _ConfidenceClass:
     """`spearman` correlation of confidence with the position of the cut; `kind` stays None if the curve is constant."""
 
     spearman: float
@@ -36,13 +36,13 @@ def cut_points(length: int, parts: int) -> list[int]:
     return [round(length * k / parts) for k in range(parts + 1)]
 
 
-def classify_confidence(confidence: ArrayLike, *, threshold: float = 0.4) -> ConfidenceClass:
+def classify_confidence(confidence: ArrayLike, *, threshold: float = 0.4) -> _ConfidenceClass:
     """Progressive if confidence (cut,) rises with the cut, Spearman above `threshold`; else premature."""
     values = np.asarray(confidence, dtype=np.float64)
     if len(values) < 2 or np.isnan(values).any() or np.ptp(values) == 0:
-        return ConfidenceClass(spearman=float("nan"), kind=None)
+        return _ConfidenceClass(spearman=float("nan"), kind=None)
     rho = float(np.corrcoef(rankdata(values), np.arange(len(values)))[0, 1])
-    return ConfidenceClass(spearman=rho, kind="progressive" if rho > threshold else "premature")
+    return _ConfidenceClass(spearman=rho, kind="progressive" if rho > threshold else "premature")
 
 
 def overconfidence(pass_rate: ArrayLike) -> float:

@@ -220,7 +220,7 @@ def _summary(values: Values, peaks: NDArray[np.bool_]) -> dict[str, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenRow:
+class _TokenRow:
     """How often a word is a peak: `at_peaks` of its `count` occurrences; `enrichment` relative to the share of all
     tokens that are peaks.
 
@@ -244,7 +244,7 @@ def thinking_token_table(
     least: int = 3,
     n_permutations: int = 2000,
     seed: int = 0,
-) -> list[TokenRow]:
+) -> list[_TokenRow]:
     """The words at peaks, most frequent first; `words` and `peaks` (token,), one of each per trace. Only words of
     letters count.
 
@@ -272,7 +272,7 @@ def thinking_token_table(
     q_values = benjamini_hochberg(p_values)
     listed = {word.lower() for word in THINKING_WORDS}
     rows = [
-        TokenRow(
+        _TokenRow(
             word=vocabulary[i],
             count=int(counts[:, i].sum()),
             at_peaks=int(hits[i]),

@@ -202,7 +202,7 @@ def unused_steps(depends_on: Sequence[Sequence[int]], final: int = -1) -> NDArra
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithinCorrelation:
+class _WithinCorrelation:
     """Rank correlation within problems: `value`, its `p_value` (two-sided) and the `null` (draw,) from shuffling
     within problems."""
 
@@ -214,7 +214,7 @@ class WithinCorrelation:
 
 def within_question_correlation(
     x: Sequence[float], y: Sequence[float], problems: Sequence[str], *, n_resamples: int = 1000, seed: int = 0
-) -> WithinCorrelation:
+) -> _WithinCorrelation:
     """Correlation of a measure with another (such as correctness) among traces of the SAME problem: ranks, minus each
     problem's mean.
 
@@ -240,4 +240,4 @@ def within_question_correlation(
         null[i] = sides[0] @ mixed / norm
     value = float(sides[0] @ sides[1] / norm)
     p_value = float(permutation_p(value, null, "two-sided"))
-    return WithinCorrelation(value=value, p_value=p_value, null=null, n=len(labels))
+    return _WithinCorrelation(value=value, p_value=p_value, null=null, n=len(labels))

@@ -20,7 +20,7 @@ _N_EXCHANGES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectedTrace:
+class _SelectedTrace:
     """The outcome of a rule on the samples of one problem: whether its answer is right, and how many tokens were
     generated for it."""
 
@@ -28,16 +28,16 @@ class SelectedTrace:
     tokens: float
 
 
-Rule = Callable[[Sequence[Trace], np.random.Generator], SelectedTrace]
+Rule = Callable[[Sequence[Trace], np.random.Generator], _SelectedTrace]
 
 
-def _single(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
+def _single(samples: Sequence[Trace], rng: np.random.Generator) -> _SelectedTrace:
     """One sample at random: what every rule has to beat."""
     chosen = samples[int(rng.integers(len(samples)))]
-    return SelectedTrace(correct=bool(chosen.correct), tokens=_tokens(chosen))
+    return _SelectedTrace(correct=bool(chosen.correct), tokens=_tokens(chosen))
 
 
-def majority(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
+def majority(samples: Sequence[Trace], rng: np.random.Generator) -> _SelectedTrace:
     """The answer that most samples give, ties by chance; all samples are generated."""
     return _vote(samples, sum(map(_tokens, samples)), rng)
 
@@ -49,7 +49,7 @@ def short_m(m: int) -> Rule:
     The cost is the tokens that all k had written by then.
     """
 
-    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
+    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> _SelectedTrace:
         ended = sorted(samples, key=_tokens)[: min(m, len(samples))]
         longest = _tokens(ended[-1])
         return _vote(ended, sum(min(_tokens(sample), longest) for sample in samples), rng, shortest=True)
@@ -61,10 +61,10 @@ def best_by(score: Callable[[Trace], float]) -> Rule:
     """The sample with the highest score (a latent-trajectory signal, a probe); all are generated. NaN is the lowest
     score."""
 
-    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
+    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> _SelectedTrace:
         scores = [float(score(sample)) for sample in samples]
         chosen = samples[int(np.argmax([-np.inf if np.isnan(value) else value for value in scores]))]
-        return SelectedTrace(correct=bool(chosen.correct), tokens=sum(map(_tokens, samples)))
+        return _SelectedTrace(correct=bool(chosen.correct), tokens=sum(map(_tokens, samples)))
 
     return rule
 
@@ -80,16 +80,16 @@ def early_stop(
     not a prefill, plus everything that the trace wrote after its thinking, because an answer costs as much there.
     """
 
-    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> SelectedTrace:
+    def rule(samples: Sequence[Trace], rng: np.random.Generator) -> _SelectedTrace:
         chosen = samples[int(rng.integers(len(samples)))]
         values = scores(chosen)
         above = np.flatnonzero(values > threshold)
         if not len(above):
-            return SelectedTrace(correct=bool(chosen.correct), tokens=_tokens(chosen))
+            return _SelectedTrace(correct=bool(chosen.correct), tokens=_tokens(chosen))
         at = int(above[0])
         unwritten = chosen.n_thinking_tokens * (1 - (at + 1) / len(values))
         spent = _tokens(chosen) - min(unwritten, len(chosen.written_thinking))
-        return SelectedTrace(correct=equivalent(answer_at(chosen, at), chosen.problem.answer or ""), tokens=spent)
+        return _SelectedTrace(correct=equivalent(answer_at(chosen, at), chosen.problem.answer or ""), tokens=spent)
 
     return rule
 
@@ -169,7 +169,7 @@ def _of_problem(samples: Sequence[Trace], rules: dict[str, Rule], k: int, repeat
 
 def _vote(
     samples: Sequence[Trace], tokens: float, rng: np.random.Generator, *, shortest: bool = False
-) -> SelectedTrace:
+) -> _SelectedTrace:
     """The largest set of samples with equal answers; a sample without an answer does not vote."""
     parties: list[list[Trace]] = []
     for sample in samples:
@@ -182,11 +182,11 @@ def _vote(
         else:
             parties.append([sample])
     if not parties:
-        return SelectedTrace(correct=False, tokens=tokens)
+        return _SelectedTrace(correct=False, tokens=tokens)
     most = max(map(len, parties))
     tied = [party for party in parties if len(party) == most]
     chosen = min(tied, key=lambda party: min(map(_tokens, party))) if shortest else tied[int(rng.integers(len(tied)))]
-    return SelectedTrace(correct=bool(chosen[0].correct), tokens=tokens)
+    return _SelectedTrace(correct=bool(chosen[0].correct), tokens=tokens)
 
 
 def _tokens(trace: Trace) -> float:

@@ -26,7 +26,7 @@ _BEFORE, _AFTER = 12, 8  # tokens around that place
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parting:
+class _Parting:
     """Where the steered trace leaves the plain one.
 
     Attributes:
@@ -45,7 +45,7 @@ class Parting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunComparison:
+class _RunComparison:
     """Two runs of the same problems, paired by trace.
 
     Attributes:
@@ -61,7 +61,7 @@ class RunComparison:
 
     names: tuple[str, str]
     steered_by: str
-    partings: tuple[Parting, ...]
+    partings: tuple[_Parting, ...]
     lengths: Values
     outcomes: tuple[tuple[bool | None, bool | None], ...]
     measures: Mapping[str, PairedDifference]
@@ -111,7 +111,7 @@ def compare_runs(
     results: tuple[Path, Path],
     probe: LinearProbe | None = None,
     seed: int = 0,
-) -> RunComparison:
+) -> _RunComparison:
     """Pair the traces of two runs by problem and sample, and compare them.
 
     Args:
@@ -163,7 +163,7 @@ def compare_runs(
         of = [group for group, there in zip(groups, known, strict=True) if there]
         measures[name] = paired_difference(values[known, 1], values[known, 0], of, verdicts=verdicts, seed=seed)
     about = steered.meta.get("steered")
-    return RunComparison(
+    return _RunComparison(
         names=(_name(plain), _name(steered)),
         steered_by=f"{about['name']} ({about['hash']})" if about else "",
         partings=tuple(_parting(*pair) for pair in pairs),
@@ -221,15 +221,15 @@ def _mean_mi(folder: Path, id: str) -> float:
     return float(np.nanmean(found.values[-1])) if found.measured else float("nan")
 
 
-def _parting(plain: Trace, steered: Trace) -> Parting:
+def _parting(plain: Trace, steered: Trace) -> _Parting:
     ids = [trace.token_ids[trace.n_prompt_tokens :].tolist() for trace in (plain, steered)]
     at = first_difference(*ids)
     if at is None:
-        return Parting(id=plain.id, token=None)
+        return _Parting(id=plain.id, token=None)
     pieces = [token_strings(trace.text, trace.offsets)[trace.n_prompt_tokens :] for trace in (plain, steered)]
     before = "".join(pieces[0][max(0, at - _BEFORE) : at])
     after = ["".join(of[at : at + _AFTER]).strip() or "(ends)" for of in pieces]
-    return Parting(id=plain.id, token=at, before=before.strip(), plain=after[0], steered=after[1])
+    return _Parting(id=plain.id, token=at, before=before.strip(), plain=after[0], steered=after[1])
 
 
 def _learned(steered: TraceStore) -> Mapping[str, Any]:

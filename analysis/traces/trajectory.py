@@ -20,7 +20,7 @@ SIGNALS = ("net", "cumulative", "aligned")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TrajectorySignals:
+class _TrajectorySignals:
     """`net` and `cumulative` in units of the residual stream, `aligned` a cosine: (layer,), NaN for fewer than two
     segments."""
 
@@ -62,7 +62,7 @@ def segment_mean(chunks: Iterable[NDArray[np.generic]] | NDArray[np.generic], sp
     return np.asarray(sums / lengths.reshape(-1, *[1] * (sums.ndim - 1)), dtype=np.float64)
 
 
-def signals(segment_means: Values) -> TrajectorySignals:
+def signals(segment_means: Values) -> _TrajectorySignals:
     """The three signals of `segment_means` (layer, segment, d_model).
 
     net = ‖h_N − h_1‖ / (N − 1); cumulative = Σ ‖h_n − h_{n−1}‖; aligned = mean_n cos(h_n − h_{n−1}, h_N − h_1), where a
@@ -72,14 +72,14 @@ def signals(segment_means: Values) -> TrajectorySignals:
     n_layers, n, _ = segment_means.shape
     if n < 2:
         nothing = np.full(n_layers, np.nan)
-        return TrajectorySignals(net=nothing, cumulative=nothing.copy(), aligned=nothing.copy())
+        return _TrajectorySignals(net=nothing, cumulative=nothing.copy(), aligned=nothing.copy())
     steps = np.diff(segment_means, axis=1)
     drift = segment_means[:, -1] - segment_means[:, 0]
     lengths, reach = np.linalg.norm(steps, axis=2), np.linalg.norm(drift, axis=1)
     products = np.einsum("lnd,ld->ln", steps, drift)
     norms = lengths * reach[:, None]
     cosines = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
-    return TrajectorySignals(net=reach / (n - 1), cumulative=lengths.sum(axis=1), aligned=cosines.mean(axis=1))
+    return _TrajectorySignals(net=reach / (n - 1), cumulative=lengths.sum(axis=1), aligned=cosines.mean(axis=1))
 
 
 def random_walk(segment_means: Values, *, n_controls: int, seed: int = 0) -> Values:
@@ -103,7 +103,7 @@ def _walk(steps: Values) -> Values:
     return np.concatenate([np.zeros_like(steps[:, :1]), np.cumsum(steps, axis=1)], axis=1)
 
 
-def _stacked(found: TrajectorySignals) -> Values:
+def _stacked(found: _TrajectorySignals) -> Values:
     """(signal, layer)."""
     return np.stack([found.net, found.cumulative, found.aligned])
 

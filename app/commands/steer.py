@@ -47,14 +47,14 @@ BackendOption = Annotated[str, typer.Option(help="hooks, transformer_lens or nns
 JsonOption = Annotated[bool, typer.Option("--json", help="Write every number as JSON.")]
 
 
-class PlaceArgument(StrEnum):
+class _PlaceArgument(StrEnum):
     """After what thinking may stop."""
 
     paragraph = "paragraph"
     sentence = "sentence"
 
 
-class ExitTolerance(StrEnum):
+class _ExitTolerance(StrEnum):
     """Accuracies that `steer exit` chooses thresholds for."""
 
     none = "0"
@@ -71,7 +71,7 @@ class How(StrEnum):
     resample = "resample"
 
 
-class Part(StrEnum):
+class _Part(StrEnum):
     """The tokens at which `ablate` removes heads."""
 
     all = "all"
@@ -384,14 +384,16 @@ def _exit(
         typer.Option(help="A run of the same problems and samples that record --monitor stopped; may be repeated."),
     ] = None,
     tolerance: Annotated[
-        ExitTolerance,
+        _ExitTolerance,
         typer.Option(help="Accuracy that a threshold may cost on the problems it is chosen by; JSON has all."),
-    ] = ExitTolerance.two,
+    ] = _ExitTolerance.two,
     at: Annotated[
         list[str] | None,
         typer.Option(help='A rule at a threshold of your own, such as "fixed budget=120"; may be repeated.'),
     ] = None,
-    places: Annotated[PlaceArgument, typer.Option(help="After what the thinking may stop.")] = PlaceArgument.paragraph,
+    places: Annotated[
+        _PlaceArgument, typer.Option(help="After what the thinking may stop.")
+    ] = _PlaceArgument.paragraph,
     every: Annotated[int, typer.Option(min=1, help="The fewest tokens of thinking between two such places.")] = 4,
     false_alarms: Annotated[
         float | None,
@@ -436,7 +438,7 @@ def _exit(
         at=[_rule_at(text) for text in at or ()],
         held_out=held_out,
         n=n,
-        kind="sentence" if places is PlaceArgument.sentence else "paragraph",
+        kind="sentence" if places is _PlaceArgument.sentence else "paragraph",
         every=every,
         batch_size=batch_size,
         keep=where.results / "exits",
@@ -495,7 +497,7 @@ def ablate_command(
     how: Annotated[
         list[How] | None, typer.Option(help="With --heads: what replaces them; may be repeated. By default all three.")
     ] = None,
-    on: Annotated[Part, typer.Option(help="With --heads: the tokens at which they are removed.")] = Part.all,
+    on: Annotated[_Part, typer.Option(help="With --heads: the tokens at which they are removed.")] = _Part.all,
     traces: Annotated[int | None, typer.Option(min=1, help="With --heads: traces to read; by default all.")] = None,
     problems: Annotated[
         int, typer.Option(min=0, help="With --heads: problems that the model without them answers again.")

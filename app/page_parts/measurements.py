@@ -51,7 +51,7 @@ def fitted_labels(run: OpenRun) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunMeasurement:
+class _RunMeasurement:
     """Something that can be measured on a run: how many results there are, and the command that makes them."""
 
     name: str
@@ -108,10 +108,10 @@ def command_of(run: OpenRun, method: str) -> str:
     )
 
 
-def run_measurements(run: OpenRun) -> list[RunMeasurement]:
+def run_measurements(run: OpenRun) -> list[_RunMeasurement]:
     """What can be measured on a run and whether it was; results of other methods come last."""
     found = [
-        RunMeasurement(
+        _RunMeasurement(
             name=name, title=title, there=len(list(run.where.results.glob(name))), command=command_for(run, name)
         )
         for name, (title, _) in _COMMANDS.items()
@@ -119,7 +119,7 @@ def run_measurements(run: OpenRun) -> list[RunMeasurement]:
     for folder in sorted(folder for folder in run.where.analyses.glob("*") if folder.is_dir()):
         if f"results/{folder.name}/*" not in _COMMANDS:
             n = len(list(folder.glob("*.safetensors")))
-            found.append(RunMeasurement(name=folder.name, title=folder.name.replace("_", " "), there=n, command=""))
+            found.append(_RunMeasurement(name=folder.name, title=folder.name.replace("_", " "), there=n, command=""))
     return found
 
 

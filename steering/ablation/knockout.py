@@ -70,7 +70,7 @@ def reading_without(model: Model, edges: Edges, count: Callable[[int], None] = l
     return read
 
 
-class RunningCut:
+class _RunningCut:
     """Cuts edges while a model writes: follows the text of each row, and masks the keys of each pass. `count` is how many it has cut."""
 
     def __init__(self, edges: Edges) -> None:
@@ -113,13 +113,13 @@ class RunningCut:
 
 
 @contextmanager
-def writing_without(model: Model, edges: Edges) -> Iterator[RunningCut]:
+def writing_without(model: Model, edges: Edges) -> Iterator[_RunningCut]:
     """Inside the block, `generate` with `on_step=cut.on_step` writes without `edges`, which are cut as `without_edges` cuts them.
 
     Raises InputError for a backend other than the native hooks, SiteError for a layer that the model does not have.
     """
     _check_backend(model)
-    cut = RunningCut(edges)
+    cut = _RunningCut(edges)
     with ExitStack() as stack:
         stack.enter_context(eager_attention(model.hf))
         stack.callback(model.hf.register_forward_pre_hook(cut.begin_pass, with_kwargs=True).remove)

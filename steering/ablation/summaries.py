@@ -30,8 +30,8 @@ def ablation_summary(
     rows = []
     for name, found in effects.items():
         sure = f"{in_words(found.p_value)} (least {in_words(found.smallest_p)})"
-        own = (name, in_words(found.effect), f"{middle_and_range(found.null)}, n = {len(found.null)}", sure)
-        far = (middle_and_range(found.matched), in_words(found.p_matched)) if moves else ()
+        own = (name, in_words(found.effect), f"{_middle_and_range(found.null)}, n = {len(found.null)}", sure)
+        far = (_middle_and_range(found.matched), in_words(found.p_matched)) if moves else ()
         rows.append((*own, *far, in_words(found.side_effects.get("kl_thinking"))))
     columns = ("ablation", "nats per answer token", "random others (median, range)", "p")
     return Summary(
@@ -47,7 +47,7 @@ def ablation_summary(
 def split_summary(effects: Mapping[str, AblationEffect]) -> Summary | None:
     """The same on parts of the traces; None if these do not differ in difficulty or in whether they think."""
     rows = [
-        (name, part, f"{one.n_traces}", in_words(one.effect), middle_and_range(one.null), in_words(one.p_value))
+        (name, part, f"{one.n_traces}", in_words(one.effect), _middle_and_range(one.null), in_words(one.p_value))
         for name, found in effects.items()
         for part, one in found.splits.items()
     ]
@@ -99,7 +99,7 @@ def regeneration_summary(
     )
 
 
-def middle_and_range(null: Sequence[float]) -> str:
+def _middle_and_range(null: Sequence[float]) -> str:
     """The median of the controls, the lowest and the highest; a dash without any."""
     if not len(null):
         return "–"
@@ -112,7 +112,7 @@ def _ablation_finding(effects: Mapping[str, AblationEffect]) -> str:
         ((name, found),) = effects.items()
         return (
             f"{name}: the given answers become {_less_likely(found.effect)} per token; {found.control} give "
-            f"{middle_and_range(found.null)} (p = {in_words(found.p_value)}, at best {in_words(found.smallest_p)})."
+            f"{_middle_and_range(found.null)} (p = {in_words(found.p_value)}, at best {in_words(found.smallest_p)})."
         )
     found_beyond = [name for name, found in effects.items() if found.p_value <= 0.05]
     which = f": {', '.join(found_beyond)}" if found_beyond else ""

@@ -42,7 +42,7 @@ _RANDOM_TOKENS = "random tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodingMethod:
+class _DecodingMethod:
     """A way to change the thinking by decoding alone: logits, forced tokens or a prefill.
 
     Attributes:
@@ -191,7 +191,7 @@ def response_at(
     )
 
 
-def decoding_method(name: str) -> DecodingMethod:
+def decoding_method(name: str) -> _DecodingMethod:
     """A method by name. Raises InputError for an unknown one."""
     if name not in DECODING_METHODS:
         raise InputError(f"no decoding method is called {name!r}; choose from {', '.join(DECODING_METHODS)}")
@@ -283,12 +283,12 @@ def _budget_guidance(source: ExtractionData) -> ConditionFactory:
     return condition
 
 
-def _begun(name: str, chance: str = _RANDOM_TOKENS) -> DecodingMethod:
+def _begun(name: str, chance: str = _RANDOM_TOKENS) -> _DecodingMethod:
     def prepare(model: Model) -> ConditionFactory:
         text = prefill(name, model)
         return lambda _, seed: Condition(name="", prefill=text if seed is None else _other_words(model, text, seed))
 
-    return DecodingMethod(
+    return _DecodingMethod(
         summary=f"the thinking begins as {name} makes it",
         unit="as published",
         values=(1.0,),
@@ -304,9 +304,9 @@ def _other_words(model: Model, text: str, seed: int) -> str:
     return model.tokenizer_backend.decode(list(drawn), skip_special_tokens=False) + text[len(line) :]
 
 
-DECODING_METHODS: Mapping[str, DecodingMethod] = MappingProxyType(
+DECODING_METHODS: Mapping[str, _DecodingMethod] = MappingProxyType(
     {
-        "tip": DecodingMethod(
+        "tip": _DecodingMethod(
             summary="a penalty on words that switch thoughts, early in each thought (TIP, arXiv 2501.18585)",
             unit="logits",
             values=(3.0,),
@@ -315,7 +315,7 @@ DECODING_METHODS: Mapping[str, DecodingMethod] = MappingProxyType(
                 lambda thinking, tokens, value: ThoughtSwitchPenalty(thinking=thinking, tokens=tokens, penalty=value),
             ),
         ),
-        "cyclic-reflex": DecodingMethod(
+        "cyclic-reflex": _DecodingMethod(
             summary="a triangle wave on words of reflection (CyclicReflex, arXiv 2506.11077), period 100",
             unit="logits",
             values=(3.0,),
@@ -326,7 +326,7 @@ DECODING_METHODS: Mapping[str, DecodingMethod] = MappingProxyType(
                 ),
             ),
         ),
-        "reflection-bias": DecodingMethod(
+        "reflection-bias": _DecodingMethod(
             summary="a constant on words that open a check or another approach (SEAL's baseline: −3)",
             unit="logits",
             values=(-3.0, -1.0),
@@ -334,32 +334,32 @@ DECODING_METHODS: Mapping[str, DecodingMethod] = MappingProxyType(
                 _WAITING, lambda thinking, tokens, value: TokenBias(thinking=thinking, tokens=tokens, bias=value)
             ),
         ),
-        "suppress": DecodingMethod(
+        "suppress": _DecodingMethod(
             summary="words that open a check or another approach cannot be written while thinking (MI-Peaks, arXiv 2506.02867)",
             unit="as published",
             values=(1.0,),
             of_model=_on(_WAITING, lambda thinking, tokens, _: SuppressTokens(thinking=thinking, tokens=tokens)),
         ),
-        "close-bias": DecodingMethod(
+        "close-bias": _DecodingMethod(
             summary="the closing tag made likelier (TS, arXiv 2505.07961)",
             unit="logits",
             values=(2.0, 4.0, 8.0),
             of_model=_close_bias,
         ),
-        "forced-close": DecodingMethod(
+        "forced-close": _DecodingMethod(
             summary="the thinking is closed at a budget (s1, arXiv 2501.19393)",
             unit="tokens",
             values=(60.0, 120.0),
             of_model=_forced_close,
             chance="",
         ),
-        "budget-forcing": DecodingMethod(
+        "budget-forcing": _DecodingMethod(
             summary="the first times that it would close, it writes Wait instead (s1, arXiv 2501.19393)",
             unit="rounds",
             values=(1.0,),
             of_model=_budget_forcing,
         ),
-        "budget-guidance": DecodingMethod(
+        "budget-guidance": _DecodingMethod(
             summary="each token weighted by the chance to fit into a budget (arXiv 2506.13752); the predictor learns from the run",
             unit="tokens",
             values=(60.0, 120.0),

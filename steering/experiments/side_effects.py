@@ -27,7 +27,7 @@ LogitsFunction: TypeAlias = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Divergence:
+class _Divergence:
     """How an intervention changes the prediction of given tokens; sums over the tokens of each trace, all (trace,).
 
     Attributes:
@@ -85,7 +85,7 @@ def divergences(
     traces: Sequence[Trace],
     readers: Sequence[LogitsFunction | None],
     spans: Mapping[str, Callable[[Trace], Span | NDArray[np.int64]]],
-) -> list[dict[str, Divergence]]:
+) -> list[dict[str, _Divergence]]:
     """How each reader predicts the tokens of finished traces, compared with the unchanged model.
 
     `spans` choose tokens of each trace (a span or positions), never its first one; a reader None is the unchanged model itself. One
@@ -106,7 +106,7 @@ def divergences(
                         of_reader[name][:, i] = _sums(plain[row, at - 1], changed[row, at - 1], ids[row, at])
                 work.advance(len(batch))
     return [
-        {name: Divergence(nll=a, nll_unchanged=b, kl=c, n_tokens=d) for name, (a, b, c, d) in of_reader.items()}
+        {name: _Divergence(nll=a, nll_unchanged=b, kl=c, n_tokens=d) for name, (a, b, c, d) in of_reader.items()}
         for of_reader in sums
     ]
 

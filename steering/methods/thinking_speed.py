@@ -23,14 +23,14 @@ STRENGTHS = (-4.0, -2.0, 0.0, 2.0, 4.0, 8.0)  # the paper's usable range; above 
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedAxis:
+class _SpeedAxis:
     """`direction` (d_model,) of length 1 towards fast, and the `mean` (d_model,) of the differences that it was found on."""
 
     direction: NDArray[np.float64]
     mean: NDArray[np.float64]
 
 
-def speed_axis(fast: States, slow: States, *, fast_first: Sequence[bool] | None = None) -> SpeedAxis:
+def speed_axis(fast: States, slow: States, *, fast_first: Sequence[bool] | None = None) -> _SpeedAxis:
     """The first principal component of ±(fast − slow) of `fast`, `slow` (pair, d_model), pointed towards fast.
 
     Half of the differences are reversed (those with `fast_first` false; by default every second one), as in representation engineering: if
@@ -48,18 +48,18 @@ def speed_axis(fast: States, slow: States, *, fast_first: Sequence[bool] | None 
     mean = differences.mean(axis=0)
     direction = np.linalg.svd(differences - mean, full_matrices=False)[2][0]
     higher = np.sign((fast - slow) @ direction).sum()
-    return SpeedAxis(direction=-direction if higher < 0 else direction, mean=mean)
+    return _SpeedAxis(direction=-direction if higher < 0 else direction, mean=mean)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedPair:
+class _SpeedPair:
     """The token ids of a prompt followed by a fast, and by a slow, begin of the thinking; states are read at the last token of each."""
 
     fast: tuple[int, ...]
     slow: tuple[int, ...]
 
 
-def truncated_pair(fast: Trace, slow: Trace, *, n_steps: int = 2) -> SpeedPair | None:
+def truncated_pair(fast: Trace, slow: Trace, *, n_steps: int = 2) -> _SpeedPair | None:
     """The first `n_steps` steps of the fast thinking, and the slow thinking cut at the end of the step that is nearest in length.
 
     Steps are what is between blank lines, the opening one included. None if the fast thinking has fewer steps, or the slow one has no blank
@@ -71,7 +71,7 @@ def truncated_pair(fast: Trace, slow: Trace, *, n_steps: int = 2) -> SpeedPair |
     stop = cuts_fast[n_steps - 1]
     length = _n_thinking(fast, stop)
     cut = min(cuts_slow, key=lambda at: abs(_n_thinking(slow, at) - length))
-    return SpeedPair(fast=tuple(fast.token_ids[:stop].tolist()), slow=tuple(slow.token_ids[:cut].tolist()))
+    return _SpeedPair(fast=tuple(fast.token_ids[:stop].tolist()), slow=tuple(slow.token_ids[:cut].tolist()))
 
 
 def _n_thinking(trace: Trace, stop: int) -> int:
@@ -92,7 +92,7 @@ def fast_slow_pairs(
     first: str,
     n_steps: int = 2,
     batch_size: int = 32,
-) -> list[SpeedPair]:
+) -> list[_SpeedPair]:
     """Answer each problem as it is, and with the thinking forced to begin with `first`; keep the problems that are right both times.
 
     The paper forces "To" on the R1 distillations; which word makes a model fast depends on the model. Raises InputError if none is kept.
@@ -102,7 +102,7 @@ def fast_slow_pairs(
     return speed_pairs(zip(fast, slow, strict=True), n_steps=n_steps)
 
 
-def speed_pairs(pairs: Iterable[tuple[Trace, Trace]], *, n_steps: int = 2) -> list[SpeedPair]:
+def speed_pairs(pairs: Iterable[tuple[Trace, Trace]], *, n_steps: int = 2) -> list[_SpeedPair]:
     """The truncated pairs of (fast, slow) traces that are both right and both closed. Raises InputError without any."""
     given = list(pairs)
     both = [pair for pair in given if all(trace.correct and trace.state == "closed" for trace in pair)]
@@ -116,7 +116,7 @@ def speed_pairs(pairs: Iterable[tuple[Trace, Trace]], *, n_steps: int = 2) -> li
 
 
 def extract_speed(
-    model: Model, pairs: Sequence[SpeedPair], sites: Sequence[Site], *, batch_size: int = 8
+    model: Model, pairs: Sequence[_SpeedPair], sites: Sequence[Site], *, batch_size: int = 8
 ) -> SteeringVector:
     """The axis at each of `sites`, of length 1 as published: h ← h + α·u with α from −4 to 8; α > 0 is faster.
 
@@ -177,7 +177,7 @@ def _axis_of_states(states: Mapping[Site, tuple[States, States]], about: Mapping
     return SteeringVector(directions=directions, method="speed", norm="unit", provenance=provenance)
 
 
-def begun_pairs(pairs: Sequence[tuple[Trace, Trace]], *, n_steps: int = 2) -> list[SpeedPair]:
+def begun_pairs(pairs: Sequence[tuple[Trace, Trace]], *, n_steps: int = 2) -> list[_SpeedPair]:
     """The truncated pairs of (fast, slow) traces; if no fast one has `n_steps` steps, cut after its first.
 
     Raises InputError for fewer than 2 pairs.

@@ -30,7 +30,7 @@ _ANSWER = 24  # tokens of a forced answer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class _Choice:
     """Which traces to analyse, in the order of their ids.
 
     Attributes:
@@ -75,7 +75,7 @@ class AnalyseStep(Step):
 
     analyse: str
     run: str
-    traces: Choice = Choice()
+    traces: _Choice = _Choice()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
