@@ -37,11 +37,24 @@ _CONTROL = {
 }
 
 
-def control_words(ablation: Ablation, drawn: Sequence[Ablation]) -> str:
-    """What the controls are."""
+def control_words(ablation: Ablation, drawn: Sequence[Ablation], traces: Sequence[Trace]) -> str:
+    """What the controls are, and whether they are weaker than they should be."""
     if ablation.heads and not all(of_same_layers(ablation.heads, one.heads) for one in drawn):
         return "as many random heads, of other layers too"
-    return _CONTROL[ablation.kind]
+    said = _CONTROL[ablation.kind]
+    scope, *others = (one.tokens or (one.edges.read if one.edges else None) for one in (ablation, *drawn))
+    if scope and any(other and _share_tokens(scope, other, traces) for other in others):
+        return f"{said}, removed ones among them if too few others are left"
+    return said
+
+
+def _share_tokens(scope: Scope, other: Scope, traces: Sequence[Trace]) -> bool:
+    """Whether both name the same token of any trace."""
+    for trace in traces:
+        ids, n_prompt = torch.from_numpy(trace.token_ids[None]), torch.tensor([trace.n_prompt_tokens])
+        if (scope.mask(ids, n_prompt=n_prompt) & other.mask(ids, n_prompt=n_prompt)).any():
+            return True
+    return False
 
 
 def random_ablations(

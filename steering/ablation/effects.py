@@ -205,7 +205,7 @@ def ablation_effect(
         p_value=float(permutation_p(measured.effect.value, null[:counted])),
         side_effects=measured.side_effects,
         n_edited=measured.n_edited,
-        control=control_words(ablation, [one.ablation for one in drawn]),
+        control=control_words(ablation, [one.ablation for one in drawn], read),
         matched=matched if drawn else (),
         distance=measured.distance,
         splits=_splits(read, measured, sets or moves, moves if drawn else [], counted),

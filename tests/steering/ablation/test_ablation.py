@@ -272,6 +272,13 @@ def test_where_a_region_has_too_few_other_tokens_any_of_the_text_are_drawn():
     assert drawn_tokens(few, [1, 1, 1, 0, 2, -1]) == {0, 1, 2, 3, 4}
 
 
+def test_controls_that_hold_removed_tokens_are_called_so(model, traces):
+    """Of a text, all that was generated is more than half, so that as many others are not left."""
+    few, most = (Ablation(name="t", tokens=Scope(generation_window=(0, end))) for end in (3, None))
+    assert ablation_effect(model, traces[:2], few).control == "as many random tokens of the same traces"
+    assert "removed ones among them" in ablation_effect(model, traces[:2], most).control
+
+
 def test_what_was_written_again_is_kept_with_its_controls(model, traces):
     sampling = Sampling(temperature=0.0, max_new_tokens=4)
     problems = [trace.problem for trace in traces]
