@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from reasonscope.probes.generation.server import ServerWriter
     from reasonscope.probes.models.prompting import Prompting
     from reasonscope.steering.decoding.monitor import ProbeMonitor
+    from reasonscope.steering.recipes.recipe import Recipe
 
 
 class _SamplingArgument(StrEnum):
@@ -131,6 +132,13 @@ class _ServerOptions:
     server_timeout: Annotated[
         float, typer.Option(min=0.1, help="Longest time of one request to the server, in seconds.")
     ] = 600.0
+    trust_server: Annotated[
+        bool,
+        typer.Option(
+            "--trust-server",
+            help="With --backend vllm and --steer: send the recipe, which travels as code, to a server on another machine.",
+        ),
+    ] = False
     server_seeds: Annotated[
         _SeedsArgument,
         typer.Option(
@@ -139,21 +147,31 @@ class _ServerOptions:
         ),
     ] = _SeedsArgument.auto
 
-    def check(self, ray: RayOptions, shard: str) -> None:
-        """Raise InputError if workers of Ray are to record, which share the work out by themselves."""
+    def check(self, ray: RayOptions, shard: str, backend: str) -> None:
+        """Raise InputError if workers of Ray are to record, which share the work out by themselves, or an engine has no address."""
         if ray.ray is not None and (self.server is not None or shard != "1/1"):
             raise InputError("--ray shares the work out by itself; leave out --server and --shard")
+        if backend == "vllm" and self.server is None:
+            raise InputError("--backend vllm needs --server, the address at which vLLM runs with vllm-lens")
 
-    def writer(self, model: "Prompting") -> "ServerWriter | None":
-        """What writes on the server; None if the model here writes."""
+    def writer(self, model: "Prompting", recipe: "Recipe | None", *, engine: bool) -> "ServerWriter | None":
+        """What writes on the server: any server, or vLLM as an engine, which a recipe may steer; None if the model here writes."""
         from reasonscope.probes.generation.server import server_writer
+        from reasonscope.probes.vllm.writer import vllm_writer
+        from reasonscope.steering.engine.in_engine import in_engine
 
         if not self.server:
             return None
-        return server_writer(
-            self.server, model, served_as=self.served_as, workers=self.requests, timeout=self.server_timeout,
-            seeds=self.server_seeds.value,
-        )  # fmt: skip
+        how: dict[str, Any] = {
+            "served_as": self.served_as,
+            "workers": self.requests,
+            "timeout": self.server_timeout,
+            "seeds": self.server_seeds.value,
+        }
+        if not engine:
+            return server_writer(self.server, model, **how)
+        steering = in_engine(recipe, model) if recipe else None
+        return vllm_writer(self.server, model, steering=steering, trusted=self.trust_server, **how)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +262,11 @@ def record_command(
         str, typer.Option(help="Record part i of n of the problems, written i/n: for array jobs.")
     ] = "1/1",
     backend: Annotated[
-        str, typer.Option(help="What reads and edits activations: hooks, transformer_lens or nnsight.")
+        str,
+        typer.Option(
+            help="What reads and edits activations: hooks, transformer_lens or nnsight; vllm for a --server of vLLM with vllm-lens, which "
+            "gives activations while it writes, and takes recipes."
+        ),
     ] = "hooks",
     remote: Annotated[
         str | None,
@@ -271,7 +293,8 @@ def record_command(
     from reasonscope.steering.recipes.recipe import Recipe
 
     watching.check(ray)
-    server.check(ray, shard)
+    server.check(ray, shard, backend)
+    engine = backend == "vllm"
     asked, watches = load_problems(problems, split=split, n=n, seed=seed), None
     how: dict[str, Any] = {
         "sampling": sampling.of(model, seed),
@@ -288,10 +311,11 @@ def record_command(
         if cluster := ray.cluster():
             store = record_on(cluster, Job(load=loading, sites=sites, **how), asked, out)
         else:
-            loaded = load_model(**loading) if sites or server.server is None else load_prompting(model, **found)
+            bare = engine or (server.server is not None and not sites)
+            loaded = load_prompting(model, **found) if bare else load_model(**loading)
             watches = watching.open(loaded)
             store = record_traces(
-                loaded, asked, out, sites=sites or (), shard=_shard(shard), server=server.writer(loaded),
+                loaded, asked, out, sites=sites or (), shard=_shard(shard), server=server.writer(loaded, how["steer"], engine=engine),
                 monitor=watches, **how,
             )  # fmt: skip
     by = f", steered by {steered['name']} ({steered['hash']})" if (steered := store.meta.get("steered")) else ""

@@ -29,9 +29,13 @@ from reasonscope.probes.generation.server import ServerWriter
 from reasonscope.probes.generation.steered import KEY, Decisions, Steered, Steers, check_steering
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.models.prompting import Prompting
+from reasonscope.probes.vllm.identity import Watch
+from reasonscope.probes.vllm.verified import verified
+from reasonscope.probes.vllm.writer import VllmWriter
 
 _SHARD_BYTES = 64 * 2**20  # at most this is lost when the process is killed, and held in memory before it is stored
 _BYTES_PER_TOKEN = 64  # of a trace without activations, roughly: id, offsets, text, log-probability, entropy
+_ANSWERED = "answered"  # in the `server` of a store's meta
 _READ_TOKENS = 4096  # of one pass that reads activations, with padding
 
 
@@ -105,7 +109,8 @@ def record(
         print(len(store), store.trace(store.ids[0]).text)
     """
     sampling = sampling or Sampling()
-    if not sites and server is not None:
+    engine = server if isinstance(server, VllmWriter) else None
+    if server is not None and (engine or not sites):
         reader = None
     elif isinstance(model, Model):
         reader = model
@@ -114,7 +119,7 @@ def record(
         raise InputError(
             f"{model.name} was loaded without weights; give a server and no sites, or load the model with load_model"
         )
-    wanted = _sites(reader, sites) if reader else ()
+    wanted = _sites(reader, sites) if reader else _engine_sites(engine, sites)
     steered = _steered(reader, steer, server, sampling)
     if monitor is not None and (reader is None or server is not None):
         raise InputError(
@@ -122,12 +127,13 @@ def record(
         )
     prefill = steered.prefill if steered else ""
     batches = list(_batches(_tasks(model, problems, samples, shard, think, open_tag, prefill), batch_size))
+    watch = Watch(engine, _answered(Path(path)) if resume else None) if engine else None
     meta = {
         "model": dict(model.fingerprint),
         "sampling": asdict(sampling),
         "prompt": {"think": think, "open_tag": open_tag, **model.prompt.to_dict()},
         "thinking": model.thinking.to_dict(),
-        **({"server": _served(server, sampling)} if server else {}),
+        **({"server": _served(server, sampling, watch, Path(path))} if server else {}),
         **({KEY: dict(steered.meta)} if steered else {}),
         **({MONITOR_KEY: dict(monitor.meta)} if monitor and monitor.meta else {}),
     }
@@ -142,14 +148,18 @@ def record(
     try:
         with working("recording", total=n_tasks, done=n_tasks - n_left, unit="traces") as work:
             progress = BatchProgress(work, n_left, sampling.max_new_tokens)
+            groups = (
+                _streamed(model, engine, watch, steered, left, wanted, sampling)
+                if engine and watch
+                else (
+                    _run(model, reader, server, steered, monitor, decisions, batch, wanted, sampling, work, progress)
+                    for batch in left
+                )
+            )
             try:
-                for batch in left:
-                    writer.append(
-                        *_run(
-                            model, reader, server, steered, monitor, decisions, batch, wanted, sampling, work, progress
-                        )
-                    )
-                    progress.batch_done(len(batch))
+                for traces, seen in groups:
+                    writer.append(traces, seen)
+                    progress.batch_done(len(traces))
             finally:
                 # Finished batches are kept, whatever stopped the run. If that was a full disk, the same error is raised again.
                 writer.flush()
@@ -313,13 +323,9 @@ def _run(
         if monitor:
             monitor.finish(ids)
     traces = [
-        as_trace(model, task.problem, task.sample, completion, replace(sampling, seed=seed))
+        _trace(model, server, steered, task, completion, replace(sampling, seed=seed))
         for task, completion, seed in zip(tasks, completions, seeds, strict=True)
     ]
-    if steered:
-        traces = [replace(trace, meta={**trace.meta, KEY: dict(steered.meta)}) for trace in traces]
-    if server is not None and not server.seeded(sampling):
-        traces = [replace(trace, meta={**trace.meta, "unseeded": True}) for trace in traces]
     if not sites or reader is None:
         return traces, [{} for _ in traces]
     work.detail = "reading activations"
@@ -329,19 +335,84 @@ def _run(
     return traces, seen
 
 
-def _served(server: ServerWriter, sampling: Sampling) -> dict[str, Any]:
+def _streamed(
+    model: Prompting,
+    engine: VllmWriter,
+    watch: Watch,
+    steered: Steered | None,
+    batches: Sequence[Sequence[_Task]],
+    sites: Sequence[Site],
+    sampling: Sampling,
+) -> Iterator[tuple[list[Trace], list[dict[Site, Tensor]]]]:
+    """What an engine writes, with the activations that it had meanwhile, as it is finished: no batch waits for its longest trace."""
+    tasks = [task for batch in batches for task in batch]
+    seeds = [trace_seed(sampling.seed, task.id) for task in tasks]
+    for group in verified(engine, watch, [task.prompt for task in tasks], sampling, seeds, sites):
+        traces = [
+            _trace(model, engine, steered, tasks[i], completion, replace(sampling, seed=seeds[i]))
+            for i, completion, _ in group
+        ]
+        yield traces, [states for _, _, states in group]
+
+
+def _trace(
+    model: Prompting,
+    server: ServerWriter | None,
+    steered: Steered | None,
+    task: _Task,
+    completion: Completion,
+    sampling: Sampling,
+) -> Trace:
+    trace = as_trace(model, task.problem, task.sample, completion, sampling)
+    more: dict[str, Any] = {KEY: dict(steered.meta)} if steered else {}
+    more |= {"unseeded": True} if server is not None and not server.seeded(sampling) else {}
+    return replace(trace, meta={**trace.meta, **more}) if more else trace
+
+
+def _served(server: ServerWriter, sampling: Sampling, watch: Watch | None, path: Path) -> dict[str, Any]:
     """What the store says of its server: the model, and whether it drew at random without the seeds of the traces."""
-    return {"model": server.model, **({} if server.seeded(sampling) else {"unseeded": True})}
+    unseeded = {} if server.seeded(sampling) else {"unseeded": True}
+    return {"model": server.model, **unseeded, **({_ANSWERED: _answered(path) or watch.states} if watch else {})}
+
+
+def _answered(path: Path) -> list[float] | None:
+    """What the model of an engine made of a fixed sequence when the store in `path` was begun."""
+    if not (path / NAME).exists():
+        return None
+    found = TraceStore.open(path).meta.get("server", {}).get(_ANSWERED)
+    return [float(value) for value in found] if isinstance(found, list) else None
+
+
+def _engine_sites(engine: VllmWriter | None, names: str | Sequence[Site | str]) -> tuple[Site, ...]:
+    if engine is None or not names:
+        return ()
+    listed = expand_sites(names, engine.n_layers) if isinstance(names, str) else map(Site.parse, names)
+    sites = tuple(dict.fromkeys(listed))
+    engine.layers(sites)  # raises SiteError for a site that it does not read
+    return sites
 
 
 def _steered(
     reader: Model | None, steer: Steers | None, server: ServerWriter | None, sampling: Sampling
 ) -> Steered | None:
+    if isinstance(server, VllmWriter):
+        return _steered_in_engine(server, steer)
     if steer is None:
         return None
     if reader is None or server is not None:
-        raise InputError("a server cannot be steered; leave out the server, or the recipe")
+        raise InputError(
+            "this server cannot be steered; use vLLM with vllm-lens (--backend vllm), or leave out the server or the recipe"
+        )
     return steer.steered(reader, sampling)
+
+
+def _steered_in_engine(engine: VllmWriter, steer: Steers | None) -> Steered | None:
+    there, wanted = engine.steering, None if steer is None else steer.meta
+    if (there and there.meta["hash"]) != (wanted and wanted["hash"]):
+        raise InputError("the writer is steered otherwise than the run; make it with steering=recipe.in_engine(model)")
+    if steer is None or there is None:
+        return None
+    return Steered(meta=steer.meta, write=steer.save, prefill=there.prefill)
 
 
 def _written(

@@ -38,7 +38,7 @@ _REASONING = ("reasoning_content", "reasoning")
 _KEY = "REASONSCOPE_SERVER_KEY"
 # The largest reply in bytes: this much, and as much again for each token (its id, and a text made of escapes only).
 _REPLY, _REPLY_TOKEN = 2**20, 2**10
-_Ask = Callable[[str | list[int], int, Sampling], Awaitable[Mapping[str, Any]]]
+_Ask = Callable[[str | list[int], int, Sampling, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
 _T = TypeVar("_T")
 # Whether a server gets the seeds of the traces: auto asks it what it is.
 Seeds: TypeAlias = Literal["auto", "send", "none"]
@@ -103,7 +103,7 @@ class ServerWriter:
 
             async def one(i: int) -> None:
                 async with room:
-                    known[i] = found = self._checked(asked[i], await ask(sent[i], seeds[i], sampling), sampling)
+                    known[i] = found = await self._one(ask, asked[i], sent[i], seeds[i], sampling)
                 work.advance()
                 count_tokens(len(found[0]))
                 if self._kept:
@@ -117,7 +117,12 @@ class ServerWriter:
         if todo:
             with working("asking the server", total=len(todo), unit="completions") as work:
                 _run(all_written(work))
-        return [_completion(prompt, *found) for prompt, found in zip(asked, known, strict=True) if found is not None]
+        return [completion(prompt, *found) for prompt, found in zip(asked, known, strict=True) if found is not None]
+
+    async def _one(
+        self, ask: _Ask, prompt: list[int], sent: str | list[int], seed: int, sampling: Sampling
+    ) -> tuple[list[int], FinishReason]:
+        return self._checked(prompt, await ask(sent, seed, sampling, {}), sampling)
 
     @cached_property
     def takes_ids(self) -> bool:
@@ -126,7 +131,7 @@ class ServerWriter:
 
         async def once() -> None:
             async with self._client(2) as ask:
-                await ask([0], 0, Sampling(temperature=0, max_new_tokens=1))
+                await ask([0], 0, Sampling(temperature=0, max_new_tokens=1), {})
 
         try:
             _run(once())
@@ -155,8 +160,13 @@ class ServerWriter:
             name: fields.pop(name) for name in ("top_k", "min_p", "repetition_penalty", "presence_penalty", "stop")
         }
         unlike = {name: value for name, value in later.items() if value != getattr(Sampling(), name)}
-        asked = json.dumps([self.model, prompt, {**fields, **unlike}, seed])
+        asked = json.dumps([self.model, prompt, {**fields, **unlike}, seed, *self._setting])
         return hashlib.sha256(asked.encode()).hexdigest()
+
+    @property
+    def _setting(self) -> tuple[str, ...]:
+        """What else changes the replies."""
+        return ()
 
     def _checked(
         self, prompt: list[int], reply: Mapping[str, Any], sampling: Sampling | None = None
@@ -245,24 +255,31 @@ class ServerWriter:
             raise MissingExtraError(f'a server needs openai ({error}): pip install "reasonscope[scale]"') from error
         address = f"{self.url.rstrip('/')}/v1"
 
-        async def ask(prompt: str | list[int], seed: int, sampling: Sampling) -> Mapping[str, Any]:
+        async def ask(
+            prompt: str | list[int], seed: int, sampling: Sampling, more: Mapping[str, Any]
+        ) -> Mapping[str, Any]:
             for _ in range(1 + self.retries):
                 # The time limit of the library is between two bytes, so a server that sends one per second never reaches it.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self.timeout):
-                        return await answered(prompt, seed, sampling)
+                        return await answered(prompt, seed, sampling, more)
             raise InputError(
                 f"{address} gave no complete answer within {self.timeout:g} seconds in {1 + self.retries} tries; give it more time, "
                 "fewer requests at once, or fewer tokens to write"
             )
 
-        async def answered(prompt: str | list[int], seed: int, sampling: Sampling) -> Mapping[str, Any]:
+        async def answered(
+            prompt: str | list[int], seed: int, sampling: Sampling, more: Mapping[str, Any]
+        ) -> Mapping[str, Any]:
+            fields = _fields(prompt, sampling, self.stop)
+            if more:
+                fields["extra_body"] = {**(fields["extra_body"] or {}), **more}
             try:
                 raw = await client.completions.with_raw_response.create(
                     model=self.model,
                     prompt=prompt,
                     seed=seed % 2**31 if self.seeded(sampling) else openai.omit,
-                    **_fields(prompt, sampling, self.stop),
+                    **fields,
                 )
                 found = parse_json(raw.content, address)
             except openai.APIStatusError as error:
@@ -353,11 +370,8 @@ def _bounded(openai: Any, largest: int) -> Any:
     return Bounded()
 
 
-def runs_vllm_on_cpus(url: str, key: str | None = None) -> bool:
-    """Whether the server at `url` looks like vLLM's build for CPUs, by the metrics that it publishes; False if it publishes none.
-
-    That build sets the memory of the keys and values itself, and blocks of 128 tokens, where other builds set 16.
-    """
+def metrics(url: str, key: str | None = None) -> str:
+    """What the server at `url` publishes about itself for Prometheus, up to a bound; empty if it does not."""
     import httpx2
 
     headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
@@ -369,8 +383,16 @@ def runs_vllm_on_cpus(url: str, key: str | None = None) -> bool:
                 if len(lines) > _REPLY:
                     break
     except httpx2.HTTPError:
-        return False
-    found = re.search(r"^vllm:cache_config_info{(.*)}", lines.decode("utf-8", "replace"), re.MULTILINE)
+        return ""
+    return lines.decode("utf-8", "replace")
+
+
+def runs_vllm_on_cpus(url: str, key: str | None = None) -> bool:
+    """Whether the server at `url` looks like vLLM's build for CPUs, by the metrics that it publishes; False if it publishes none.
+
+    That build sets the memory of the keys and values itself, and blocks of 128 tokens, where other builds set 16.
+    """
+    found = re.search(r"^vllm:cache_config_info{(.*)}", metrics(url, key), re.MULTILINE)
     told = dict(re.findall(r'(\w+)="([^"]*)"', found[1])) if found else {}
     return told.get("block_size") == "128" and told.get("kv_cache_memory_bytes", "None") != "None"
 
@@ -488,7 +510,7 @@ async def _reply(client: Any, address: str, served_as: str, question: str, max_t
     return content if isinstance(content, str) else ""
 
 
-def _completion(prompt: list[int], written: list[int], finish: FinishReason) -> Completion:
+def completion(prompt: list[int], written: list[int], finish: FinishReason) -> Completion:
     return Completion(
         token_ids=np.asarray([*prompt, *written], dtype=np.int64),
         n_prompt_tokens=len(prompt),

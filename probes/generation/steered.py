@@ -111,6 +111,10 @@ class Steers(Protocol):
         """What it does to a model, for one recording."""
         ...
 
+    def save(self, path: Path) -> None:
+        """Write a copy of it, for the store."""
+        ...
+
 
 def check_steering(store: TraceStore, wanted: Mapping[str, Any] | None) -> None:
     """Raise StoreError if the traces of a store were steered in another way than `wanted` (None is the plain model)."""

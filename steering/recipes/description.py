@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reasonscope.data.errors import InputError
-from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.operators import OPERATORS, Clamp, Operator
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.token_regions import ThinkTokenIds
+
+if TYPE_CHECKING:
+    from reasonscope.probes.models.prompting import Prompting
 
 _CLAMP = "clamp"
 _REGIONS = {"think": "the thinking", "close_window": "the closing tag", "answer": "the answer"}
@@ -23,11 +25,14 @@ def describe_scope(scope: Scope) -> dict[str, Any]:
     return {name: _plain(value) for name, value in set_.items()}
 
 
-def scope_for(description: Mapping[str, Any], model: Model) -> Scope:
+def scope_for(description: Mapping[str, Any], model: "Prompting") -> Scope:
     """The scope that a description means for `model`. Raises InputError if it needs think tags that the model lacks."""
-    known = _fields(description)
-    marks = ThinkTokenIds.of(model) if needs_tags(description) else None
-    return Scope(**known, marks=marks)
+    return scope_with(description, ThinkTokenIds.of(model) if needs_tags(description) else None)
+
+
+def scope_with(description: Mapping[str, Any], marks: ThinkTokenIds | None) -> Scope:
+    """The scope that a description means with these tags and separators."""
+    return Scope(**_fields(description), marks=marks)
 
 
 def check_scope(description: Mapping[str, Any]) -> None:

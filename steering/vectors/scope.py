@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -12,8 +12,10 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.text.steps_and_sentences import classify_step
 from reasonscope.data.trace import StepKind
 from reasonscope.data.variants import Variant, is_published
-from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.token_regions import ThinkTokenIds, TokenRegions, last_seen
+
+if TYPE_CHECKING:
+    from reasonscope.probes.models.model import Model
 
 Window: TypeAlias = tuple[int, int | None]
 Region = Literal["all", "think", "close_window", "answer"]
@@ -100,7 +102,7 @@ class Scope:
                 )
 
     @classmethod
-    def of(cls, model: Model, *, on: Region = "all", steps: Steps | None = None, **fields: object) -> "Scope":
+    def of(cls, model: "Model", *, on: Region = "all", steps: Steps | None = None, **fields: object) -> "Scope":
         """A scope with the think tags and separators of `model`, and any other fields.
 
         Raises InputError for a model that is read without thinking (`Thinking(mode="none")`).
@@ -108,7 +110,7 @@ class Scope:
         return cls(on=on, steps=steps, marks=ThinkTokenIds.of(model), **fields)  # type: ignore[arg-type]  # the caller's own types
 
     @classmethod
-    def thinking(cls, model: Model, *, at_separators: bool = False) -> "Scope":
+    def thinking(cls, model: "Model", *, at_separators: bool = False) -> "Scope":
         """Every token of the thinking, or only its separators, where SEAL reads and writes. Raises as `of`."""
         return cls.of(model, on="think", steps="separators" if at_separators else None)
 

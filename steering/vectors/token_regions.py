@@ -7,6 +7,7 @@ that ends reasoning in the open are found in the text of the tokens so far.
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Tokenizer
@@ -18,7 +19,9 @@ from reasonscope.data.text.final_answer import CUE, compiled
 from reasonscope.data.text.steps_and_sentences import newline_token_ids, separator_token_ids
 from reasonscope.data.text.think_tags import opener_in_prompt
 from reasonscope.data.text.thinking import Thinking
-from reasonscope.probes.models.model import Model
+
+if TYPE_CHECKING:
+    from reasonscope.probes.models.prompting import Prompting
 
 # What byte-level (Ċ, Ġ …) and sentencepiece (▁) vocabularies write for white space.
 _WHITE = str.maketrans({"Ċ": " ", "Ġ": " ", "ĉ": " ", "č": " ", "▁": " "})
@@ -47,7 +50,7 @@ class ThinkTokenIds:
     by_text: Thinking | None = None
 
     @classmethod
-    def of(cls, model: Model) -> "ThinkTokenIds":
+    def of(cls, model: "Prompting") -> "ThinkTokenIds":
         """Those of a model. Raises InputError for a model whose thinking is not looked for."""
         if model.thinking.mode == "none":
             raise InputError(

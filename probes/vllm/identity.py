@@ -1,0 +1,81 @@
+"""Which model answers at an address: what it makes of a fixed sequence of tokens, and since when its process runs."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reasonscope.data.errors import StoreError
+from reasonscope.data.trace import Sampling
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation.server import metrics
+from reasonscope.probes.vllm.writer import VllmWriter
+
+# A fixed sequence, and how much of its last state is compared. Weights that differ by fine-tuning change it by far more than rounding does.
+_LENGTH, _NUMBERS, _TOLERANCE = 12, 24, 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """A model as it answers.
+
+    Attributes:
+        states: Numbers of its last residual stream on the fixed sequence, in units of their root mean square.
+        started: When its process started, in seconds; None if it does not say.
+    """
+
+    states: tuple[float, ...]
+    started: float | None = None
+
+    def same_model(self, states: Sequence[float]) -> bool:
+        """Whether the numbers differ by rounding at most."""
+        if len(states) != len(self.states):
+            return False
+        return max(abs(a - b) for a, b in zip(self.states, states, strict=True)) <= _TOLERANCE
+
+
+def identity(writer: VllmWriter) -> Identity:
+    """The model that answers `writer` now. Raises InputError if it does not answer, or has no vllm-lens."""
+    size = writer.tokenizer.get_vocab_size(with_added_tokens=True)
+    ids = [(7919 * i + 101) % size for i in range(_LENGTH)]
+    site = Site("resid_post", writer.n_layers - 1)
+    plain = writer.plain
+    ((_, _, found),) = plain.stream([ids], Sampling(temperature=0, max_new_tokens=1), [0], [site])
+    last = found[site][_LENGTH - 1].double()
+    scaled = (last[:_NUMBERS] / last.square().mean().sqrt()).tolist()
+    return Identity(states=tuple(round(value, 5) for value in scaled), started=_started(writer))
+
+
+class Watch:
+    """Makes sure that what a run stores was written by one model, although its server may be restarted at any time."""
+
+    def __init__(self, writer: VllmWriter, known: Sequence[float] | None = None) -> None:
+        self._writer = writer
+        self._now = identity(writer)
+        if known is not None and not self._now.same_model(known):
+            raise StoreError(_changed(writer))
+
+    @property
+    def states(self) -> list[float]:
+        return list(self._now.states)
+
+    def restarted(self) -> bool:
+        """Whether the server was restarted since the last call, so that what it wrote since then is to be written again.
+
+        Raises StoreError if another model answers now, InputError if none does.
+        """
+        before, self._now = self._now, identity(self._writer)
+        if not before.same_model(self._now.states):
+            raise StoreError(_changed(self._writer))
+        return before.started != self._now.started
+
+
+def _changed(writer: VllmWriter) -> str:
+    return (
+        f"another model answers at {writer.url} under the name {writer.model}, so nothing that it wrote was stored; serve the model "
+        "that the run began with, or give another folder"
+    )
+
+
+def _started(writer: VllmWriter) -> float | None:
+    found = re.search(r"^process_start_time_seconds ([\d.e+]+)", metrics(writer.url, writer.key), re.MULTILINE)
+    return float(found[1]) if found else None
