@@ -46,8 +46,10 @@ class Growth:
         return float(np.polyfit(sizes, seconds, 1)[0])
 
 
-def fastest(run: Callable[[], object], times: int) -> float:
-    run()
+def fastest(run: Callable[[], object], times: int, *, warm: bool = True) -> float:
+    """Processor seconds of the fastest of so many runs, after one that is not timed unless `warm` is False."""
+    if warm:
+        run()
     seconds = []
     for _ in range(times):
         started = time.process_time()

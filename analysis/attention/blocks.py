@@ -21,6 +21,7 @@ from reasonscope.data.errors import ArchitectureError
 from reasonscope.data.progress import say, working
 from reasonscope.data.trace import Span
 from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.backends.compiled import eagerly_if_compiled
 from reasonscope.probes.backends.hooks import HooksBackend
 from reasonscope.probes.backends.inference import outside_inference
 from reasonscope.probes.generation.padding import check_sequence
@@ -197,7 +198,8 @@ def attending(hf: PreTrainedModel, attend: Callable[[AttentionCall], Tensor]) ->
     AttentionInterface.register(name, forward)
     hf.set_attn_implementation(name)
     try:
-        yield
+        with eagerly_if_compiled(hf):
+            yield
     finally:
         hf.set_attn_implementation(before)
         AttentionInterface._global_mapping.pop(name, None)  # register has no inverse

@@ -23,6 +23,7 @@ from reasonscope.probes.backends.base import (
     differentiable,
     positions,
 )
+from reasonscope.probes.backends.compiled import eagerly, eagerly_if_compiled
 from reasonscope.probes.backends.inference import make_ordinary, ordinary, outside_inference, pass_mode
 from reasonscope.probes.backends.site_hooks import SiteHook, activations, checked_edit
 from reasonscope.probes.backends.threads import threads_for_pass
@@ -114,6 +115,7 @@ class HooksBackend:
             return writing(checked_edit(site, edits[site]), keep) if site in edits else keep
 
         with ExitStack() as stack:
+            stack.enter_context(eagerly_if_compiled(self._hf))
             if any(site.point == "attn_probs" for site in read):
                 stack.enter_context(eager_attention(self._hf))
             for site in dict.fromkeys((*edits, *read)):
@@ -159,13 +161,16 @@ def eager_attention(hf: PreTrainedModel) -> Iterator[None]:
 def hook_site(hf: PreTrainedModel, layout: Layout, site: Site, touch: SiteHook) -> AbstractContextManager[object]:
     """A context in which every pass of `hf` hands the activation at `site` to `touch` and goes on with what it returns.
 
-    It is a bare handle of torch, which removes its hook on exit: wrapping it in a context of our own would cost as much as a small layer.
-    `touch` gets ordinary tensors, also in passes that run in inference mode.
+    `touch` gets ordinary tensors, also in passes that run in inference mode. What is compiled runs eagerly inside, or it would not call it.
     """
-    return _hooked(hf, layout, site, outside_inference(touch))
+    with ExitStack() as stack:
+        stack.enter_context(_hooked(hf, layout, site, outside_inference(touch)))
+        stack.enter_context(eagerly())
+        return stack.pop_all()
 
 
 def _hooked(hf: PreTrainedModel, layout: Layout, site: Site, touch: SiteHook) -> AbstractContextManager[object]:
+    """A bare handle of torch, which removes its hook on exit: wrapping it in a context of our own costs as much as a small layer."""
     place = layout.place(site)
     module = hf.get_submodule(place.path)
     if place.router:

@@ -12,11 +12,13 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.progress import say
 from reasonscope.data.text.think_tags import ThinkTags
 from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.variants import Quantise
 from reasonscope.probes.architecture.layout import Layout, embedding_rows, input_device
 from reasonscope.probes.backends.base import Backend
+from reasonscope.probes.backends.compiled import eagerly_if_compiled, is_compiled, is_wrapped, uncompiled
 from reasonscope.probes.backends.threads import set_threads
 from reasonscope.probes.models.determinism import compute_in_float32, make_deterministic
 from reasonscope.probes.models.fingerprint import fingerprint
@@ -175,6 +177,7 @@ def load_model(
     if threads is not None:
         set_threads(threads)
     elsewhere = bool(remote) and remote != "local"
+    source = _uncompiled(source, backend)
     if isinstance(source, PreTrainedModel):
         if tokenizer is None:
             raise InputError("a loaded model needs its tokenizer: load_model(model, tokenizer=…)")
@@ -191,7 +194,8 @@ def load_model(
     hf.train(False)
     if float32_compute:
         compute_in_float32(hf)
-    found = layout or (layout_of_structure(hf) if elsewhere else proved(hf, derive_layout(hf)))
+    with eagerly_if_compiled(hf):
+        found = layout or (layout_of_structure(hf) if elsewhere else proved(hf, derive_layout(hf)))
     module, _, factory = _BACKENDS[backend].partition(":")
     make = getattr(importlib.import_module(module), factory)
     engine: Backend = make(hf, found, remote=remote) if remote else make(hf, found)
@@ -211,3 +215,20 @@ def load_model(
         prompt=prompt,
         float32_compute=float32_compute,
     )
+
+
+def _uncompiled(source: str | PreTrainedModel, backend: str) -> str | PreTrainedModel:
+    """`source` without what `torch.compile` put around it. Raises InputError for compiled models that cannot be read."""
+    found: Any = uncompiled(source)
+    if not isinstance(found, PreTrainedModel) or not (found is not source or is_compiled(found)):
+        return source
+    if is_wrapped(found):
+        raise InputError(
+            "torch.compile has replaced some modules of the model, so they have other names; compile them in place, by block.compile()"
+        )
+    if backend != "hooks":
+        raise InputError(
+            f"backend={backend!r} cannot read a compiled model; use backend='hooks', or load it uncompiled"
+        )
+    say("the model is compiled; it runs uncompiled while it is read or edited")
+    return found
