@@ -75,10 +75,15 @@ def _truncated(points: Points) -> Features:
 
 
 def _difficulty(points: Points) -> Features:
-    """The difficulty that the problem set states (row, 1). Raises InputError if a problem states none."""
-    if unknown := [trace.problem.id for trace in points.traces if trace.problem.difficulty is None]:
-        raise InputError(f"problem {unknown[0]!r} states no difficulty; leave this baseline out")
-    return np.array([[trace.problem.difficulty] for trace in points.traces], dtype=np.float64)
+    """The difficulty that the problem set states, and whether it states one (row, 2). Raises InputError if no problem states one.
+
+    A problem without a difficulty gets the mean of the others.
+    """
+    stated = np.array([trace.problem.difficulty for trace in points.traces], dtype=np.float64)
+    known = np.isfinite(stated)
+    if not known.any():
+        raise InputError("no problem states a difficulty; leave this baseline out")
+    return np.stack([np.where(known, stated, stated[known].mean()), known], axis=1)
 
 
 def _bag_of_words(points: Points) -> Features:
@@ -157,13 +162,15 @@ BASELINE_WORDS: Mapping[str, str] = {
 def baseline_features(points: Points, store: TraceStore, names: Sequence[str]) -> dict[str, Features]:
     """Features of the baselines `names` and of those that the run allows: difficulty, first layer, entropy of the next token."""
     found = {name: BASELINES[name](points) for name in names}
-    if all(trace.problem.difficulty is not None for trace in points.traces):
+    if any(trace.problem.difficulty is not None for trace in points.traces):
         found["difficulty"] = _difficulty(points)
     first = _embedding_site(store)
     if first.layer == 0:
         found["embedding" if first.point == "resid_pre" else "first_layer"] = _embedding(points, store)
     if all(trace.entropies is not None and trace.logprobs is not None for trace in points.traces):
-        found["next_token"] = _next_token(points)
+        next_token = _next_token(points)
+        if np.isfinite(next_token).all():  # what another program wrote has none
+            found["next_token"] = next_token
     return found
 
 

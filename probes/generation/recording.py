@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from reasonscope.probes.generation.server import ServerWriter
 from reasonscope.probes.generation.steered import KEY, Decisions, Steered, Steers, check_steering
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.models.prompting import Prompting
+from reasonscope.probes.models.unembedding import Unembedding, token_scores
 from reasonscope.probes.vllm.identity import Watch
 from reasonscope.probes.vllm.verified import verified
 from reasonscope.probes.vllm.writer import VllmWriter
@@ -186,7 +187,8 @@ def record_written(
 ) -> TraceStore:
     """Store traces that were written elsewhere, such as imported ones, with the activations that `model` has as it reads them.
 
-    Every finished shard is kept if this is interrupted, and the same call again goes on from there.
+    Log-probabilities and entropies of their tokens are measured in the same pass, if they are missing. Every finished shard is kept if
+    this is interrupted, and the same call again goes on from there.
 
     Args:
         model: The model that wrote them, by whose tokenizer they are encoded.
@@ -218,7 +220,7 @@ def record_written(
         with working("reading activations", total=len(traces), done=len(done), unit="traces") as work:
             for start in range(0, len(left), batch_size):
                 batch = left[start : start + batch_size]
-                writer.append(batch, _read(model, [trace.token_ids.tolist() for trace in batch], wanted))
+                writer.append(*_read(model, batch, wanted))
                 work.advance(len(batch))
             writer.flush()
     except BaseException:
@@ -329,8 +331,7 @@ def _run(
     if not sites or reader is None:
         return traces, [{} for _ in traces]
     work.detail = "reading activations"
-    sequences = [completion.token_ids.tolist() for completion in completions]
-    seen = _read(reader, sequences, sites, steered, [completion.n_prompt_tokens for completion in completions])
+    traces, seen = _read(reader, traces, sites, steered)
     work.detail = ""
     return traces, seen
 
@@ -441,34 +442,80 @@ def _written(
 
 
 def _read(
-    reader: Model,
-    sequences: Sequence[Sequence[int]],
-    sites: Sequence[Site],
-    steered: Steered | None = None,
-    n_prompt: Sequence[int] = (),
-) -> list[dict[Site, Tensor]]:
-    """Read sequences of similar length together, and so few that neither padding nor memory grows with the batch.
+    reader: Model, traces: Sequence[Trace], sites: Sequence[Site], steered: Steered | None = None
+) -> tuple[list[Trace], list[dict[Site, Tensor]]]:
+    """Read traces of similar length together, and so few that neither padding nor memory grows with the batch.
 
-    A steered model is steered as it was while it wrote: it sees the same tokens, of which `n_prompt` were prompt, so the same ones are
-    edited.
+    A steered model is steered as it was while it wrote: it sees the same tokens, so the same ones are edited. Traces that were written
+    elsewhere come back with the log-probabilities and entropies that `reader` has at their tokens.
     """
     edits = steered.edits if steered else None
+    found: dict[int, tuple[Trace, dict[Site, Tensor]]] = {}
 
-    def read(group: Sequence[int]) -> Iterator[tuple[int, dict[Site, Tensor]]]:
+    def read(group: Sequence[int]) -> None:
+        chosen = [traces[j] for j in group]
         if edits:
-            edits.begin([n_prompt[j] for j in group])
-        write = edits.edits if edits else None
-        return zip(group, replay(reader, [sequences[j] for j in group], sites, write=write), strict=True)
+            edits.begin([trace.n_prompt_tokens for trace in chosen])
+        with _final_states(reader, chosen) as kept:
+            seen = replay(
+                reader,
+                [trace.token_ids.tolist() for trace in chosen],
+                sites,
+                write=edits.edits if edits else None,
+            )
+        scored = _scored(reader, chosen, kept)
+        found.update(zip(group, zip(scored, seen, strict=True), strict=True))
 
-    seen: dict[int, dict[Site, Tensor]] = {}
     group: list[int] = []
-    for i in sorted(range(len(sequences)), key=lambda i: len(sequences[i])):
-        if group and (len(group) + 1) * len(sequences[i]) > _READ_TOKENS:
-            seen |= read(group)
+    for i in sorted(range(len(traces)), key=lambda i: len(traces[i].token_ids)):
+        if group and (len(group) + 1) * len(traces[i].token_ids) > _READ_TOKENS:
+            read(group)
             group = []
         group.append(i)
-    seen |= read(group)
-    return [seen[i] for i in range(len(sequences))]
+    read(group)
+    return [found[i][0] for i in range(len(traces))], [found[i][1] for i in range(len(traces))]
+
+
+@contextmanager
+def _final_states(reader: Model, traces: Sequence[Trace]) -> Iterator[list[Tensor]]:
+    """Inside, keep what the last norm gives (batch, token, d_model) and the last logits (batch, vocab) of the pass.
+
+    Nothing is kept if the traces have the scores of their tokens already, or if the weights are elsewhere.
+    """
+    kept: list[Tensor] = []
+    norm = reader.layout.final_norm
+    scored = all(trace.entropies is not None and np.isfinite(trace.entropies).all() for trace in traces)
+    if scored or norm is None or reader.backend.name != "hooks":
+        yield kept
+        return
+    with ExitStack() as hooks:
+        for module in (reader.hf.get_submodule(norm), reader.hf):
+            handle = module.register_forward_hook(
+                lambda _module, _given, out: kept.append(out if isinstance(out, Tensor) else out.logits[:, -1])
+            )
+            hooks.callback(handle.remove)
+        yield kept
+
+
+@torch.inference_mode()
+def _scored(reader: Model, traces: Sequence[Trace], kept: Sequence[Tensor]) -> list[Trace]:
+    """The traces with log-probabilities and entropies of their tokens; unchanged if the model does more than unembed (a scale)."""
+    if not kept:
+        return list(traces)
+    states, logits = kept
+    unembedding = Unembedding.of(reader)
+    if not torch.allclose(unembedding.logits(states[:, -1]), logits.float(), rtol=1e-2, atol=1e-2):
+        return list(traces)
+    return [_with_scores(unembedding, trace, row) for trace, row in zip(traces, states, strict=True)]
+
+
+def _with_scores(unembedding: Unembedding, trace: Trace, states: Tensor) -> Trace:
+    ids = torch.as_tensor(trace.token_ids[trace.n_prompt_tokens :], device=states.device)
+    if not len(ids):
+        return trace
+    temperature = trace.sampling.temperature if trace.sampling else 1.0
+    logprobs, entropies = token_scores(unembedding, states[-len(ids) :], ids, temperature=temperature)
+    return replace(trace, logprobs=logprobs.numpy(force=True), entropies=entropies.numpy(force=True))
 
 
 def _open(path: Path, meta: Mapping[str, Any], sites: Sequence[str], resume: bool) -> TraceStore:

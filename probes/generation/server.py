@@ -52,7 +52,8 @@ class ServerWriter:
     does not know that option, its text is encoded with `tokenizer`, and `stop` is appended to a completion that ended by itself. A server
     that refuses ids (transformers serve) gets the prompt as text, if that text encodes to the same ids again. Replies are checked: it is
     an error if the prompt that the server read has other ids or another length, or if ids lie outside the vocabulary or do not spell the
-    text. A reply that is compressed or far too long is not read. Log-probabilities and entropies are NaN, because they are not measured.
+    text. A reply that is compressed or far too long is not read. Log-probabilities and entropies are NaN: `record` measures them as it
+    reads the activations.
 
     Departures: ids that are encoded from text are those of the tokenizer; the model may have sampled another spelling.
 

@@ -72,3 +72,28 @@ def kl_from_hidden(
             weighted = weighted * kept + (own - their).mul_(weights).sum(dim=-1)
         parts.append(weighted / mass - greatest - mass.log() + log_q)
     return torch.cat(parts, dim=-1).clamp(min=0)  # rounding can make a KL of 0 negative
+
+
+def token_scores(
+    unembedding: Unembedding, hidden: Tensor, ids: Tensor, *, temperature: float, chunk: int = CHUNK, rows: int = ROWS
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of the tokens `ids` (token,) and entropy (token,), in nats, after the states `hidden` (token, d_model).
+
+    Both are of softmax(logits / temperature), at temperature 1 if it is 0, as `generate` keeps them: with logits l, log Z = log Σ exp l,
+    log-probability l − log Z, entropy log Z − Σ l exp(l − log Z). One pass over the vocabulary.
+    """
+    logprobs, entropies = [], []
+    for start in range(0, len(ids), rows):
+        states, wanted = hidden[start : start + rows], ids[start : start + rows]
+        log_z = torch.full(wanted.shape, -torch.inf, device=states.device)
+        mean, chosen = torch.zeros_like(log_z), torch.zeros_like(log_z)
+        for entries in unembedding.chunks(chunk):
+            logits = unembedding.logits(states, entries).div_(temperature or 1.0)
+            before, log_z = log_z, torch.logaddexp(log_z, logits.logsumexp(dim=-1))
+            mean = mean * (before - log_z).exp() + ((logits - log_z[:, None]).exp() * logits).sum(dim=-1)
+            inside = (wanted >= entries.start) & (wanted < entries.start + logits.shape[-1])
+            column = (wanted - entries.start).clamp(0, logits.shape[-1] - 1)
+            chosen = torch.where(inside, logits.gather(-1, column[:, None])[:, 0], chosen)
+        logprobs.append(chosen - log_z)
+        entropies.append((log_z - mean).clamp(min=0))  # rounding can make an entropy of 0 negative
+    return torch.cat(logprobs), torch.cat(entropies)

@@ -19,7 +19,7 @@ from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.activations import replay
-from reasonscope.probes.generation.recording import as_numpy, in_shard, record
+from reasonscope.probes.generation.recording import as_numpy, in_shard, record, record_written
 from reasonscope.probes.generation.rollout import trace_seed
 from reasonscope.probes.models.model import load_model
 from reasonscope.probes.models.prompting import as_recorded
@@ -57,6 +57,34 @@ def test_what_is_stored(model, tmp_path):
         assert stored.shape[0] == len(trace.token_ids) - 1
         np.testing.assert_allclose(stored, seen[Site.parse(site)].numpy(), atol=2e-5)
     assert store.trace("p3/0").token_ids.tolist() != trace.token_ids.tolist()
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gemma2", "phi3"])
+@pytest.mark.parametrize("sampling", [HOT, replace(HOT, temperature=0.7), replace(HOT, temperature=0.0)])
+def test_what_was_written_elsewhere_gets_the_scores_of_its_tokens(model_of, tmp_path, family, sampling):
+    """What the reading pass measures is what decoding kept."""
+    model = model_of(family)
+    written = run(model, tmp_path / "run", PROBLEMS[:5], sites="resid_post.0", sampling=sampling)
+    traces = [written.trace(id) for id in written.ids]
+    unknown = [
+        replace(trace, logprobs=np.full_like(trace.logprobs, np.nan), entropies=np.full_like(trace.entropies, np.nan))
+        for trace in traces
+    ]
+    unknown[0] = replace(unknown[0], logprobs=None, entropies=None)
+    read = record_written(model, unknown, tmp_path / "read", sites="resid_post.0", batch_size=3)
+    for trace in traces:
+        np.testing.assert_allclose(read.trace(trace.id).logprobs, trace.logprobs, atol=2e-4)
+        np.testing.assert_allclose(read.trace(trace.id).entropies, trace.entropies, atol=2e-4)
+
+
+def test_a_model_that_scales_its_logits_leaves_the_scores_unknown(model, tmp_path, monkeypatch):
+    written = run(model, tmp_path / "run", PROBLEMS[:1], sites="resid_post.0")
+    (trace,) = (replace(written.trace(id), logprobs=None, entropies=None) for id in written.ids)
+    monkeypatch.setattr(recording, "require_plain", lambda *_: None)
+    handle = model.hf.register_forward_hook(lambda _module, _given, out: out.__setattr__("logits", out.logits * 3))
+    read = record_written(model, [trace], tmp_path / "read", sites="resid_post.0")
+    handle.remove()
+    assert read.trace(trace.id).entropies is None
 
 
 def test_neither_order_nor_batches_nor_shards_change_a_trace(model, tmp_path):
