@@ -59,7 +59,7 @@ def correctness_along(
     traces: Sequence[Trace] | None = None,
     *,
     labels: Label | None = None,
-    positions: Sequence[Position] = POSITIONS,
+    positions: Sequence[Position] | None = None,
     folds: int = 5,
     seed: int = 0,
 ) -> tuple[list[CorrectnessReport], dict[str, str]]:
@@ -69,7 +69,7 @@ def correctness_along(
     """
     found: list[CorrectnessReport] = []
     failed: dict[Position, InputError] = {}
-    for position in positions:
+    for position in positions or POSITIONS:
         try:
             found.append(correctness(store, traces, labels=labels, position=position, folds=folds, seed=seed))
         except InputError as error:

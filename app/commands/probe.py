@@ -1,7 +1,5 @@
 """`reasonscope probe`: fit probes on a run, judge them on held-out problems, save them, and score every token with one."""
 
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +10,8 @@ from reasonscope.app.commands.options import Load, grouped
 from reasonscope.app.commands.show import show_summary
 
 if TYPE_CHECKING:
-    from reasonscope.analysis.figures import Figure
+    from reasonscope.analysis.studies.steps.measured import Measured
     from reasonscope.data.storage.store import TraceStore
-    from reasonscope.data.summary import Summary
-    from reasonscope.data.trace import Trace
-    from reasonscope.probes.properties.label_reports import AnyProbe
 
 probe = typer.Typer(
     help="Fit probes on a run, judge them on held-out problems, and score tokens with them.", no_args_is_help=True
@@ -42,26 +37,9 @@ def _length(
     json_: JsonOption = False,
 ) -> None:
     """How long will the model think? Reads the last token of each prompt. Requests (see refusal) are left out."""
-    from reasonscope import probes
-    from reasonscope.analysis.runs.probe_reports import aft_scores, choose_traces, length_figures
-    from reasonscope.data.summary import in_hundredths
+    from reasonscope.analysis.studies.steps.probing import measure_length
 
-    store = _store(run)
-    traces = choose_traces(store, "problems")
-    found = probes.length(store, traces, folds=folds, seed=seed)
-    numbers, summary = found.to_dict(), found.summary()
-    if aft:
-        scores = aft_scores(store, traces, found, folds=folds, seed=seed)
-        numbers["aft"] = {name: score.to_dict() for name, score in scores.items()}
-        rows = [
-            (f"accelerated failure time, {name}", in_hundredths(score), str(found.comparison.n_problems))
-            for name, score in scores.items()
-        ]
-        summary = replace(summary, rows=[*summary.rows, *rows])
-    saved = _save(
-        "length", run, numbers, length_figures(found), {"length": found.probe}, aft=aft, folds=folds, seed=seed
-    )
-    show_summary(_with_files(summary, saved, run), numbers, json_)
+    _show(measure_length(_store(run), aft=aft, folds=folds, seed=seed), run, json_)
 
 
 @probe.command("remaining")
@@ -73,15 +51,9 @@ def _remaining(
     json_: JsonOption = False,
 ) -> None:
     """How much thinking is left? Reads positions all along the thinking; the position itself is a baseline."""
-    from reasonscope import probes
-    from reasonscope.analysis.runs.probe_reports import choose_traces, remaining_figures
+    from reasonscope.analysis.studies.steps.probing import measure_remaining
 
-    store = _store(run)
-    found = probes.remaining(store, choose_traces(store, "problems"), per_trace=per_trace, folds=folds, seed=seed)
-    numbers, fitted = found.to_dict(), {"remaining": found.probe}
-    options = {"per_trace": per_trace, "folds": folds, "seed": seed}
-    saved = _save("remaining", run, numbers, remaining_figures(found), fitted, **options)
-    show_summary(_with_files(found.summary(), saved, run), numbers, json_)
+    _show(measure_remaining(_store(run), per_trace=per_trace, folds=folds, seed=seed), run, json_)
 
 
 @probe.command("forecast")
@@ -128,29 +100,20 @@ def _refusal(
     json_: JsonOption = False,
 ) -> None:
     """Does the model mean to refuse? Reads requests: problems whose meta says whether they are harmful."""
-    from reasonscope import probes
-    from reasonscope.analysis.runs.probe_reports import choose_traces, refusal_figures, refusal_verdicts
+    from reasonscope.analysis.studies.steps.probing import measure_refusal
     from reasonscope.data.storage.run_folder import run_folder
-    from reasonscope.probes.properties.refusal_probe import refusal_maps
 
-    store = _store(run)
-    traces = choose_traces(store, "requests")
-    verdicts = refusal_verdicts(traces, labels, judge, run_folder(run).results / "judge")
-    found = probes.refusal(
-        store, traces, verdicts=verdicts, plateau=plateau, n_controls=directions, folds=folds, seed=seed
+    found = measure_refusal(
+        _store(run),
+        keep=run_folder(run).results / "judge",
+        plateau=plateau,
+        directions=directions,
+        labels=labels,
+        judge=judge,
+        folds=folds,
+        seed=seed,
     )
-    maps = refusal_maps(store, traces, verdicts=verdicts, contrasts=found.contrasts, folds=folds, seed=seed)
-    numbers, drawn = found.to_dict(), refusal_figures(found, traces, maps)
-    options = {
-        "plateau": plateau,
-        "directions": directions,
-        "labels": quote(str(labels)) if labels else False,
-        "judge": " ".join(map(quote, judge)) if judge else False,
-        "folds": folds,
-        "seed": seed,
-    }
-    saved = _save("refusal", run, numbers, drawn, found.probes, **options)
-    show_summary(_with_files(found.summary(), saved, run), numbers, json_)
+    _show(found, run, json_)
 
 
 @probe.command("correctness")
@@ -171,28 +134,9 @@ def _correctness(
     json_: JsonOption = False,
 ) -> None:
     """Will the answer be right? Reads problems with a gold answer, at six positions from the prompt to the end of the thinking."""
-    from reasonscope.analysis.runs.probe_reports import correctness_along, correctness_figures
-    from reasonscope.probes.fitting.positions import position_name
-    from reasonscope.probes.properties.correctness_probe import positions_summary
+    from reasonscope.analysis.studies.steps.probing import measure_correctness
 
-    store = _store(run)
-    traces = _not_held_out(store, held_out, seed)
-    found, undefined = correctness_along(store, traces, labels=labels, folds=folds, seed=seed)
-    numbers: dict[str, Any] = {position_name(one.position): one.to_dict() for one in found}
-    numbers["undefined"] = undefined
-    fitted = {"correctness": found[-1].probe}
-    saved = _save(
-        "correctness",
-        run,
-        numbers,
-        correctness_figures(found),
-        fitted,
-        held_out=held_out,
-        labels=quote(str(labels)) if labels else False,
-        folds=folds,
-        seed=seed,
-    )
-    show_summary(_with_files(positions_summary(found, undefined), saved, run), numbers, json_)
+    _show(measure_correctness(_store(run), held_out=held_out, labels=labels, folds=folds, seed=seed), run, json_)
 
 
 @probe.command("fit")
@@ -235,40 +179,22 @@ def _fit(
     json_: JsonOption = False,
 ) -> None:
     """Can any label of yours be read from the states? Reads one place of each trace, or every N-th token of the thinking."""
-    from reasonscope import probes
-    from reasonscope.analysis.runs.probe_reports import label_figures
-    from reasonscope.probes.architecture.sites import Site, expand_sites
-    from reasonscope.probes.properties.label_probe import probe_kind
-    from reasonscope.probes.properties.labels import file_name, label_task
+    from reasonscope.analysis.studies.steps.probing import measure_label
 
-    store = _store(run)
-    n_layers = 1 + max((Site.parse(site).layer for site in store.sites), default=0)
-    found = probes.fit(
-        store,
+    found = measure_label(
+        _store(run),
         label,
-        _not_held_out(store, held_out, seed),
         position=position,
-        task=label_task(task),
+        kind=kind,
+        sites=sites,
+        task=task,
         positive=positive,
-        kind=probe_kind(kind),
-        sites=expand_sites(sites, n_layers) if sites else None,
+        name=name,
+        held_out=held_out,
         folds=folds,
         seed=seed,
     )
-    numbers, called = found.to_dict(), name or file_name(label)
-    options = {
-        "label": quote(label),
-        "position": found.place.name,
-        "kind": kind,
-        "task": task,
-        "sites": quote(sites) if sites else False,
-        "positive": quote(positive) if positive else False,
-        "name": quote(name) if name else False,
-        "held_out": held_out or False,
-    }
-    drawn, probed = label_figures(found, called), {called: found.probe}
-    saved = _save(called, run, numbers, drawn, probed, "fit", **options, folds=folds, seed=seed)
-    show_summary(_with_files(found.summary(), saved, run), numbers, json_)
+    _show(found, run, json_)
 
 
 @probe.command("apply")
@@ -320,51 +246,12 @@ def _store(run: Path) -> "TraceStore":
     return TraceStore.open(run_folder(run).store)
 
 
-def _not_held_out(store: "TraceStore", share: float, seed: int) -> "list[Trace] | None":
-    """The traces of all problems but a `share`; None, for all, if nothing is held out."""
-    from reasonscope.steering.experiments.held_out import split_run
-
-    if not share:
-        return None
-    return [store.trace(id) for id in split_run(store, share=share, n=None, seed=seed).ids]
-
-
-def _save(
-    name: str,
-    run: Path,
-    numbers: Mapping[str, Any],
-    drawn: "Mapping[str, Figure]",
-    probes: "Mapping[str, AnyProbe]",
-    command: str | None = None,
-    /,
-    **options: float | str,
-) -> list[str]:
-    """Save probes, numbers and figures beside the store, with the command that measures the same again; return a line for each."""
-    from reasonscope.analysis.runs.saved_numbers import save_numbers
+def _show(found: "Measured", run: Path, as_json: bool) -> None:
+    """Save what was measured beside the store, and say it."""
     from reasonscope.data.storage.run_folder import run_folder
 
-    where = run_folder(run)
-    named = {f"--{key.replace('_', '-')}": value for key, value in options.items()}
-    given = [key if value is True else f"{key} {value}" for key, value in named.items() if value is not False]
-    line = " ".join([f"reasonscope probe {command or name} --run {run}", *given])
-    save_numbers(where, name, numbers, command=line, seed=int(options["seed"]), figures=drawn, probes=probes)
-    return [
-        f"Probes: {_listed(where.probes, [f'{saved}.safetensors' for saved in probes])}",
-        f"Figures: {_listed(where.figures, [f'{figure}.html' for figure in drawn])}",
-        f"Numbers: {where.numbers / f'{name}.json'}",
-    ]
-
-
-def _listed(folder: Path, names: list[str]) -> str:
-    """The path of one file, or a folder with the names of its files, of which the first four are shown."""
-    if len(names) == 1:
-        return str(folder / names[0])
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return f"{folder} ({', '.join(names[:4])}{more})"
-
-
-def _with_files(summary: "Summary", files: list[str], run: Path) -> "Summary":
-    return replace(summary, files=files, next_command=_app(run))
+    saved = found.save(run_folder(run), next_command=_app(run))
+    show_summary(saved.summaries, saved.numbers, as_json)
 
 
 def _app(run: Path) -> str:

@@ -190,7 +190,8 @@ def _from_gsm8k(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     fields = _common(row, where)
     solution = fields.get("answer", "")
     gold = solution.rpartition("####")[2].strip().replace(",", "")
-    steps = solution.count("<<")  # each calculation of a solution of GSM8K is marked so
+    # Each calculation of a solution of GSM8K is marked by <<, and if none is, each line is a step.
+    steps = solution.count("<<") or len([line for line in solution.partition("####")[0].splitlines() if line.strip()])
     return {
         **({"difficulty": float(steps)} if steps else {}),
         **fields,

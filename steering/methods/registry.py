@@ -204,8 +204,9 @@ def _efficiency(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector
 
 
 def _strength(source: ExtractionData, sites: Sequence[Site]) -> SteeringVector:
-    """From the problems that have a gold answer: requests in the same run have no difficulty to learn from."""
-    ids = [trace.id for trace in source.traces if trace.problem.answer is not None]
+    """From the problems that state a difficulty; requests in the same run have none. If no problem has, the error names one."""
+    solved = [trace for trace in source.traces if trace.problem.answer is not None]
+    ids = [trace.id for trace in solved if trace.problem.difficulty is not None] or [trace.id for trace in solved]
     return extract_strength(source.store, sites, ids=ids)
 
 

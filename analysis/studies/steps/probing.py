@@ -33,7 +33,7 @@ from reasonscope.probes.properties.refusal_probe import CONTRASTS, refusal_maps
 from reasonscope.steering.experiments.held_out import split_run
 
 
-def _measure_length(store: TraceStore, *, aft: bool = False, folds: int = 5, seed: int = 0) -> Measured:
+def measure_length(store: TraceStore, *, aft: bool = False, folds: int = 5, seed: int = 0) -> Measured:
     """How long the model will think, from the last token of each prompt; requests are left out."""
     traces = choose_traces(store, "problems")
     found = probes.length(store, traces, folds=folds, seed=seed)
@@ -57,7 +57,7 @@ def _measure_length(store: TraceStore, *, aft: bool = False, folds: int = 5, see
     )
 
 
-def _measure_remaining(store: TraceStore, *, per_trace: int = 8, folds: int = 5, seed: int = 0) -> Measured:
+def measure_remaining(store: TraceStore, *, per_trace: int = 8, folds: int = 5, seed: int = 0) -> Measured:
     """How much thinking is left, at positions all along it."""
     found = probes.remaining(store, choose_traces(store, "problems"), per_trace=per_trace, folds=folds, seed=seed)
     return Measured(
@@ -71,7 +71,7 @@ def _measure_remaining(store: TraceStore, *, per_trace: int = 8, folds: int = 5,
     )
 
 
-def _measure_refusal(
+def measure_refusal(
     store: TraceStore,
     *,
     keep: Path,
@@ -102,12 +102,12 @@ def _measure_refusal(
     )
 
 
-def _measure_correctness(
+def measure_correctness(
     store: TraceStore,
     *,
     held_out: float = 0.0,
     labels: Path | None = None,
-    positions: Sequence[Position] = POSITIONS,
+    positions: Sequence[Position] | None = None,
     folds: int = 5,
     seed: int = 0,
 ) -> Measured:
@@ -126,7 +126,7 @@ def _measure_correctness(
     )
 
 
-def _measure_label(
+def measure_label(
     store: TraceStore,
     label: str,
     *,
@@ -231,8 +231,8 @@ class ProbeStep(Step):
         store, where = lab.store(self.run), lab.where(self.run)
         common = {"folds": self.folds, "seed": lab.plan.seed}
         measure: Mapping[str, Callable[[], Measured]] = {
-            "length": lambda: _measure_length(store, aft=self.aft, **common),
-            "remaining": lambda: _measure_remaining(store, per_trace=self.per_trace, **common),
+            "length": lambda: measure_length(store, aft=self.aft, **common),
+            "remaining": lambda: measure_remaining(store, per_trace=self.per_trace, **common),
             "refusal": lambda: self._refusal(store, where.results / "judge", common),
             "correctness": lambda: self._correctness(store, common),
             "fit": lambda: self._label(store, common),
@@ -249,17 +249,17 @@ class ProbeStep(Step):
         judge = (self.judge[0], self.judge[1]) if self.judge else None
         told: dict[str, Any] = {"plateau": self.plateau, "directions": self.directions, "maps": self.maps}
         chosen = self.contrasts or tuple(CONTRASTS)
-        return _measure_refusal(store, keep=keep, labels=self.labels, judge=judge, contrasts=chosen, **told, **common)
+        return measure_refusal(store, keep=keep, labels=self.labels, judge=judge, contrasts=chosen, **told, **common)
 
     def _correctness(self, store: TraceStore, common: Mapping[str, Any]) -> Measured:
         known = {position_name(position): position for position in POSITIONS}
         if wrong := [name for name in self.positions if name not in known]:
             raise InputError(f"unknown position {wrong[0]!r}; choose from {', '.join(known)}")
-        chosen = [known[name] for name in self.positions] or POSITIONS
-        return _measure_correctness(store, held_out=self.held_out, labels=self.labels, positions=chosen, **common)
+        chosen = [known[name] for name in self.positions] or None
+        return measure_correctness(store, held_out=self.held_out, labels=self.labels, positions=chosen, **common)
 
     def _label(self, store: TraceStore, common: Mapping[str, Any]) -> Measured:
         if not self.label:
             raise InputError("a probe of a label of your own needs label: meta.FIELD, or a file")
         told: dict[str, Any] = {"position": self.position, "sites": self.sites, "name": self.name}
-        return _measure_label(store, self.label, held_out=self.held_out, **told, **common)
+        return measure_label(store, self.label, held_out=self.held_out, **told, **common)

@@ -184,3 +184,15 @@ def test_runs_without_residuals_and_traces_without_thinking_are_refused(tmp_path
         probes.length(store, [replace(traces[0], state="absent"), *traces[1:]])
     with pytest.raises(InputError, match="none of the 1 traces has thinking"):
         probes.length(store, [replace(traces[0], state="absent")])
+
+
+def test_traces_that_a_server_wrote_are_judged_without_the_baseline_of_the_output(tmp_path, traces):
+    def said(trace, value):
+        written = np.full(len(trace.token_ids) - trace.n_prompt_tokens, value, dtype=np.float32)
+        return replace(trace, entropies=written, logprobs=-written)
+
+    for value, expected in ((1.0, True), (np.nan, False)):  # a server measures neither entropies nor log-probabilities
+        told = [said(trace, value) for trace in traces]
+        store = stored(tmp_path / f"{value}", told, informed=True)
+        found = probes.length(store, told, n_permutations=5, n_resamples=20)
+        assert ("next_token" in found.comparison.baselines) is expected
