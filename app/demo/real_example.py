@@ -11,8 +11,6 @@ from reasonscope.data.storage.durable import make_folder
 from reasonscope.data.storage.run_folder import RunFolder, run_folder
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
-from reasonscope.probes.fitting.linear_probes import LinearProbe
-from reasonscope.probes.properties.scores import write_scores
 
 REAL, STEERED = "example-gsm8k", "example-gsm8k-steered"
 # By the name that the app shows, the one that it opens first.
@@ -124,6 +122,9 @@ def _copy(paths: Iterator[Path] | Sequence[Path], folder: Path) -> None:
 
 def _write_scores(store: TraceStore, where: RunFolder, folder: Path, traces: Sequence[Trace]) -> None:
     """What the probes say at every token of the traces."""
+    from reasonscope.probes.fitting.linear_probes import LinearProbe
+    from reasonscope.probes.properties.scores import write_scores
+
     for name in _SCORED:
         if (kept := where.probes / f"{name}.safetensors").exists():
             make_folder(folder / "scores")
