@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from reasonscope.analysis.figures.ablations import LEAST_SHARE
 from reasonscope.analysis.results import Result
 from reasonscope.data.summary import Summary, in_hundredths, shortest_range
 from reasonscope.steering.ablation.effects import AblationEffect
@@ -68,4 +69,5 @@ def _beyond(result: Result) -> str:
     n = int(np.isfinite(values).sum())
     if result.null is None:
         return f"{n} places, without a control."
-    return f"{int((values > result.null.high[0]).sum())} of {n} places recover more than the {result.null.what}."
+    beyond = int((values > np.maximum(result.null.high[0], LEAST_SHARE)).sum())
+    return f"{beyond} of {n} places recover at least .01 and more than the {result.null.what}."

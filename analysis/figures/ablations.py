@@ -13,6 +13,8 @@ from reasonscope.analysis.figures.theme import BLUE, GREY, ORANGE, PURPLE, SHADE
 from reasonscope.analysis.results import Result
 from reasonscope.data.arrays import Values
 
+# Of the logit difference: unrelated states often turn the answer round, and then a patch that does nothing is above them.
+LEAST_SHARE = 0.01
 _CONTROLS = {
     "controls": ("random others of the same size", GREY, "line-ns-open"),
     "matched": ("random directions, as far", PURPLE, "x-thin-open"),
@@ -117,7 +119,7 @@ def _patch_map(result: Result) -> Figure:
     values = result.values[0]
     pieces = result.numbers.get("pieces")
     labels = (
-        [f"{label} {piece}".strip() for label, piece in zip(across.labels, pieces, strict=True)]
+        [f"{label} {piece!r}" for label, piece in zip(across.labels, pieces, strict=True)]
         if pieces
         else list(across.labels)
     )
@@ -129,7 +131,7 @@ def _patch_map(result: Result) -> Figure:
         customdata=_patch_hover(result, labels), hovertemplate="%{customdata}<extra></extra>",
     )  # fmt: skip
     if result.null is not None:
-        down, right = np.nonzero(values > result.null.high[0])
+        down, right = np.nonzero(values > np.maximum(result.null.high[0], LEAST_SHARE))
         figure.add_scatter(
             x=right, y=down, mode="markers", hoverinfo="skip", name=f"above the {result.null.what}", showlegend=True,
             marker={"symbol": "x", "size": 5, "color": ORANGE, "line": {"width": 1, "color": "black"}},

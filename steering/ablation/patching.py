@@ -183,7 +183,7 @@ def _patched(model: Model, pair: PatchPair, source: Ids, site: Site, window: int
     return [[float(x) for part in parts for x in part[i]] for i in range(2)]
 
 
-def _tokens_put(states: Tensor, places: range) -> Edit:
+def _tokens_put(states: Tensor, places: Sequence[int]) -> Edit:
     """An edit that puts one token's state into each row."""
 
     def edit(activation: Tensor, where: Positions) -> Tensor:

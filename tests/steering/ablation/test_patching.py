@@ -6,12 +6,15 @@ import torch
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.families import tiny_model
+from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering.ablation.effects import Forgetful
-from reasonscope.steering.ablation.patching import PatchPair, patch_activations
+from reasonscope.steering.ablation.patching import PatchPair, _tokens_put, patch_activations
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +132,39 @@ def test_texts_that_cannot_be_paired_are_refused(organism):
         patch_activations(organism, pair, at="nowhere", last=2)
     with pytest.raises(InputError, match="do not differ in a token"):
         PatchPair.of_texts(organism, long, long, (" 12", " 12"))
+
+
+def test_a_number_comes_back_from_the_sentence_that_it_depends_on(organism):
+    """Of two changed numbers, one in a sentence that the grammar says a later result depends on, the other elsewhere."""
+    model, found, rng = organism, [], np.random.default_rng(0)
+    digits = [i for i in range(model.vocabulary) if model.tokenizer.decode([i]).strip().isdigit()]
+    for trace in rollouts(model, load_problems("ledger", n=12, seed=5), Sampling(max_new_tokens=200)):
+        known, depends = true_sentences(trace)
+        places = [
+            [p for p in range(one.tokens.start, one.tokens.stop) if trace.token_ids[p] in digits] for one in known
+        ]
+        for target, sources in enumerate(depends):
+            true = [i for i in sources if places[i]]
+            other = [i for i in range(target) if places[i] and i not in sources]
+            if not (true and other and places[target]):
+                continue
+            end, at = places[target][-1], [places[one[-1]][-1] for one in (true, other)]
+            clean = trace.token_ids[:end].tolist()
+            corrupted = [int(rng.choice(digits)) if i in at else id for i, id in enumerate(clean)]
+            logits = model.backend.forward(torch.tensor([clean, corrupted]), mask=None, last_logits_only=True).logits[
+                :, -1
+            ]
+            right, wrong = logits.argmax(dim=-1).tolist()
+            if right != trace.token_ids[end] or wrong == right:
+                continue
+            site = Site("resid_pre", 2)
+            states = run_with_cache(model, clean, [site])[1][site][0]
+            write = {site: _tokens_put(states, at)}
+            patched = model.backend.forward(
+                torch.tensor([corrupted] * 2), mask=None, last_logits_only=True, write=write
+            )
+            difference = [float(row[right] - row[wrong]) for row in (*logits, *patched.logits[:, -1])]
+            found.append([(one - difference[1]) / (difference[0] - difference[1]) for one in difference[2:]])
+    true, other = np.array(found).T
+    assert len(found) >= 6
+    assert (true > other).all() and np.median(true) > 0.1 and np.abs(other).max() < 0.05
