@@ -39,8 +39,9 @@ from reasonscope.probes.generation.branches import PrefixWriter
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.unembedding import Unembedding
 from reasonscope.steering import METHODS, AdaptiveSteering, Arm, Condition, Scope, SteeringExperiment
+from reasonscope.steering.ablation.interventions import AblationIntervention
+from reasonscope.steering.ablation.targets import Ablation
 from reasonscope.steering.decoding.budget import TRUST, LengthPredictor, negative_log_density, train_predictor
-from reasonscope.steering.experiments.ablation import Ablation, AblationIntervention
 from reasonscope.steering.experiments.side_effects import divergences, logits_function
 from reasonscope.steering.methods.adaptive import layer_difference
 from reasonscope.steering.methods.asc import CompletionPair, extract_asc_from_pairs, mode_pairs
