@@ -14,10 +14,10 @@ from reasonscope.analysis.runs.opened_run import OpenRun
 from reasonscope.app.page_parts.measurements import stamp, trace_results
 from reasonscope.app.page_parts.readings import cut_of, places_of
 from reasonscope.data.sentence_cut import CutTrace
-from reasonscope.data.storage.token_scores import read_scores
+from reasonscope.data.storage.token_scores import CONTROL_PREFIX, read_scores
 from reasonscope.data.trace import Trace
 
-_PROBE = "probe: "
+_PROBE, _CONTROL = "probe: ", "controller: "
 _NAMES = {
     "entropy": "entropy, forking tokens",
     "steering_shift": "steered − base",
@@ -78,7 +78,7 @@ def colouring_names(run: OpenRun, id: str) -> list[str]:
     trace = cut_of(run, id).trace
     measured = {"entropy": trace.entropies, "surprise": trace.logprobs}
     names = ["kind", *(name for name, values in measured.items() if values is not None)]
-    names += [f"{_PROBE}{path.stem}" for path in sorted(run.where.scores.glob("*.safetensors"))]
+    names += [_score_name(path) for path in sorted(run.where.scores.glob("*.safetensors"))]
     for result in map(_over_sources, trace_results(run, id)):
         names += [name for name, _ in _lines(result)]
     return list(dict.fromkeys(names))
@@ -91,8 +91,9 @@ def colouring(run: OpenRun, id: str, name: str) -> Colouring | None:
         return _generated(trace, name, "entropy of the next token", trace.entropies)
     if name == "surprise" and trace.logprobs is not None:
         return _generated(trace, name, "surprise (−log probability)", -trace.logprobs)
-    if name.startswith(_PROBE):
-        path = run.where.scores / f"{Path(name.removeprefix(_PROBE)).name}.safetensors"
+    if name.startswith((_PROBE, _CONTROL)):
+        stem = Path(name.removeprefix(_PROBE).replace(_CONTROL, CONTROL_PREFIX)).name
+        path = run.where.scores / f"{stem}.safetensors"
         return _score(trace, path, stamp(path)) if path.exists() else None
     for result in map(_over_sources, trace_results(run, id)):
         for found, index in _lines(result):
@@ -110,6 +111,21 @@ def _generated(trace: Trace, name: str, title: str, measured: NDArray[np.floatin
     return Colouring(name=name, title=title, unit="nats", per="token", values=values, about=about, bottom=0.0)
 
 
+def _held(values: NDArray[np.float64], stop: int) -> NDArray[np.float64]:
+    """Values (token,), each kept until the next one and up to `stop`."""
+    known = np.isfinite(values)
+    last = np.maximum.accumulate(np.where(known, np.arange(len(values)), -1))
+    last[max(stop, int(last.max()) + 1) :] = -1
+    return np.where(known | (last < 0), values, values[last])
+
+
+def _score_name(path: Path) -> str:
+    """`probe: correctness`, or `controller: adaptive-speed` for what a controller decided while the model wrote."""
+    if path.stem.startswith(CONTROL_PREFIX):
+        return f"{_CONTROL}{path.stem.removeprefix(CONTROL_PREFIX)}"
+    return f"{_PROBE}{path.stem}"
+
+
 @lru_cache(maxsize=64)
 def _score(trace: Trace, path: Path, mtime: int) -> Colouring | None:
     found = read_scores(path, [trace.id])
@@ -117,9 +133,15 @@ def _score(trace: Trace, path: Path, mtime: int) -> Colouring | None:
     scored = found.scores[trace.id]
     values[: len(scored)] = scored
     unit = str(found.about.get("unit", "")).removeprefix("1")
-    about = f"probe at {found.about.get('site')}; n = {len(scored)} tokens; the last token is never fed back"
     bottom, top = (0.0, 1.0) if unit == "probability" else (None, None)
-    name = f"{_PROBE}{path.stem}"
+    name, n = _score_name(path), int(np.isfinite(scored).sum())
+    about = f"probe at {found.about.get('site')}; n = {n} tokens; the last token is never fed back"
+    if name.startswith(_CONTROL):
+        site = f" at {found.about['site']}" if found.about.get("site") else ""
+        about = f"what the controller decided{site} while the model wrote, until it decided again; n = {n} decisions"
+        values = _held(values, trace.tokens.thinking.stop)
+        if n:
+            bottom, top = float(np.nanmin(values)), float(np.nanmax(values))
     return Colouring(name=name, title=name, unit=unit, per="token", values=values, about=about, bottom=bottom, top=top)
 
 

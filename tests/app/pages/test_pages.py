@@ -24,6 +24,7 @@ from reasonscope.data.exchange.importers import import_jsonl, import_thought_anc
 from reasonscope.data.sentence_cut import cut_trace
 from reasonscope.data.storage.run_folder import run_folder
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.storage.token_scores import TokenScores, save_scores
 
 VIEWS = ("overview", "traces", "mi", "anchors", "heads", "probes", "refusal", "steering", "ablations", "compare")
 HOSTILE = "<script>alert(1)</script> **bold** $x$ [a](http://evil.example/) ![i](http://evil.example/i.png)"
@@ -280,6 +281,30 @@ def test_a_result_over_sentences_colours_the_trace(imported):
     assert name in colourings.colouring_names(run, "plain")
     found = colourings.colouring(run, "plain", name)
     assert found.per == "sentence" and found.null.shape == (2, 3) and "seed 0" in found.about
+
+
+def test_what_a_controller_decided_colours_the_trace_until_it_decides_again(tmp_path):
+    run = tmp_path / "example"
+    shutil.copytree(EXAMPLE, run)
+    trace = cut_of_first(open_run(run))
+    start = trace.tokens.thinking.start
+    line = np.full(len(trace.token_ids) - 1, np.nan, dtype=np.float32)
+    line[[start + 3, start + 9]] = [0.25, 0.75]
+    about = {"name": "exit-probe", "site": "resid_post.4", "unit": "score", "provenance": {}}
+    (run / "scores").mkdir(exist_ok=True)
+    save_scores(TokenScores(scores={trace.id: line}, about=about), run / "scores" / "control-exit-probe.safetensors")
+    opened = open_run(run)
+    assert "controller: exit-probe" in colourings.colouring_names(opened, trace.id)
+    found = colourings.colouring(opened, trace.id, "controller: exit-probe")
+    assert np.isnan(found.values[: start + 3]).all() and (found.values[start + 3 : start + 9] == 0.25).all()
+    stop = trace.tokens.thinking.stop
+    assert (found.values[start + 9 : stop] == 0.75).all() and np.isnan(found.values[stop:]).all()
+    assert "n = 2 decisions" in found.about and "resid_post.4" in found.about
+
+
+def cut_of_first(run):
+    """The first trace of a run."""
+    return readings.cut_of(run, readings.trace_rows(run)[0].id).trace
 
 
 def test_the_blocks_of_the_reader_are_the_whole_text():
