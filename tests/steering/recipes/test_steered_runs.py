@@ -11,12 +11,17 @@ import torch
 from reasonscope.analysis.causal.suppression import Untouched
 from reasonscope.analysis.runs.runner import AnalysisTask, analyse, summarise
 from reasonscope.analysis.tokens.token_alternatives import steering_shift
+from reasonscope.app.page_parts.playground import duel
+from reasonscope.app.page_parts.playground import mixed as mixed_in_the_app
 from reasonscope.data.errors import InputError, StoreError
+from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.sentence_cut import trace_sentences
 from reasonscope.data.storage.manifest import RECIPE
 from reasonscope.data.storage.merge import merge_stores
 from reasonscope.data.storage.store import TraceStore, check_store
 from reasonscope.data.storage.token_scores import read_scores
+from reasonscope.data.text.align import token_strings
+from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.activations import replay
@@ -28,9 +33,10 @@ from reasonscope.probes.generation.rollout import trace_seed
 from reasonscope.probes.models.model import load_model
 from reasonscope.probes.properties.scores import write_scores
 from reasonscope.steering import Scope, SteeringExperiment
-from reasonscope.steering.recipes.answers import answer_with
+from reasonscope.steering.recipes.answers import answer_with, question
 from reasonscope.steering.recipes.following import follow, recipe_of_run
-from reasonscope.steering.recipes.recipe import DecodingPart, Recipe
+from reasonscope.steering.recipes.recipe import DecodingPart, Recipe, RecipePart
+from reasonscope.steering.vectors.operators import OPERATORS
 
 SITES = ["resid_post.1", "resid_post.3", "resid_post.5"]
 
@@ -252,3 +258,48 @@ def test_the_shift_of_a_recipe_is_that_of_its_vector_at_its_strength_and_tokens(
     mixed.save(path)
     with pytest.raises(InputError, match="does more than add one vector; compare what it does"):
         analyse("steering_shift", plain.path, vector=path, **how)
+
+
+# The fields of scopes that recipes know, alone and together, with what a vector may do to a state there.
+SCOPES = (
+    {},
+    {"on": "think"},
+    {"on": "close_window"},
+    {"on": "answer"},
+    {"on": "think", "steps": "separators"},
+    {"on": "think", "steps": "execution", "variant": "published"},
+    {"prompt_positions": [-1], "generation_window": [0, None]},
+    {"prompt_window": [2, 9], "exclude_generation_window": [0, 5]},
+    {"on": "think", "exclude_generation_tokens": [11, 12]},
+)
+
+
+@pytest.mark.parametrize("operator", [*({"name": name} for name in OPERATORS), {"name": "clamp", "to": -2.5}], ids=str)
+def test_a_saved_recipe_writes_the_same_tokens_wherever_it_is_used(operator, model, vector_at, tmp_path):
+    """A file keeps operator and scope: the sweep, `record`, `steer apply` and the app's playground write the same tokens."""
+    first, other = load_problems("ledger:brief", n=2, seed=1)
+    text = first.messages[0].content
+    asked, sampling = question(text), Sampling(temperature=0.7, max_new_tokens=36, seed=5)
+    vector, saved = vector_at(model, 3, length=300.0), {}
+    for number, scope in enumerate(SCOPES):
+        path = tmp_path / f"{number}.recipe.safetensors"
+        part = RecipePart(vector=vector, operator=operator, scope=scope, strength=0.5)
+        Recipe(name="saved", parts=(part,)).save(path)
+        saved[path] = Recipe.load(path)
+        assert (saved[path].parts[0].operator, saved[path].parts[0].scope) == (operator, scope)
+    experiment = SteeringExperiment(model, [asked, other], sampling)
+    runs = experiment.run_all([replace(one.condition(model), name=str(path)) for path, one in saved.items()])
+    for (path, recipe), run in zip(saved.items(), runs, strict=True):
+        swept = run.traces[0].token_ids.tolist()
+        store = record(model, [asked], tmp_path / path.stem, sampling=sampling, steer=recipe)
+        assert store.trace(store.ids[0]).token_ids.tolist() == swept, recipe.parts[0].scope
+        applied = answer_with(recipe, model, [asked], sampling)
+        assert applied.pairs[0].steered.token_ids.tolist() == swept, recipe.parts[0].scope
+        assert mixed_in_the_app({path: 1.0}, "every token of the thinking").hash == recipe.hash
+    shown = duel(model, text, saved[path], sampling=sampling, tell=_ignore)
+    trace = runs[-1].traces[0]
+    assert shown.steered.tokens == tuple(token_strings(trace.text, trace.offsets)[trace.n_prompt_tokens :])
+
+
+def _ignore(side, index):
+    """Nobody looks at the progress."""
