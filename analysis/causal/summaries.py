@@ -75,6 +75,11 @@ def _cliff_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summar
     return _ablated_summary(ablated[0], heads, written, notes, unit)
 
 
+def _sets(n: int) -> str:
+    """`3 sets (left by chance in 2 of 4 cases)`: how little the range of so few says."""
+    return f"{n} set{'s' * (n > 1)} (left by chance in 2 of {n + 1} cases)"
+
+
 def _ablated_summary(
     found: Result, heads: Sequence[Sequence[str]], written: str, notes: Sequence[str], unit: str
 ) -> Summary:
@@ -83,8 +88,8 @@ def _ablated_summary(
     before, after, chance = value_at(found, (0, 0)), value_at(found, (1, 0)), null_at(found, (1, 0))
     return Summary(
         finding=f"Without the heads that lower refusal most ({chosen}) the model refuses {in_hundredths(after)} of harmful requests "
-        f"instead of {in_hundredths(before)}, {side_of(after.value, *chance)} the range without as many other heads "
-        f"({span(*chance, share=True)}).",
+        f"instead of {in_hundredths(before)}, {side_of(after.value, *chance)} the range of {_sets(told['n_controls'])} of as many other "
+        f"heads ({span(*chance, share=True)}).",
         columns=("outcome", "all heads", "without them", "without other heads", "beyond every random set"),
         rows=[
             [

@@ -25,7 +25,7 @@ FINDINGS = {
     "suppression": rf"\d+ of \d+ pairs of sentences \({N}; 0\.03 by chance\) depend on each other more than on as many random tokens, .*",
     "heads": rf"Head \d\.\d matters most .* change by {N} nats of KL \(mean of 2 traces\); .* random directions changes them by {R}\.",
     "cliff": rf"Without the heads that lower refusal most \(.+\) the model refuses {N} of harmful requests instead of {N}, "
-    rf"(?:inside|outside) the range without as many other heads \({R}\)\.",
+    rf"(?:inside|outside) the range of \d+ sets \(left by chance in 2 of \d+ cases\) of as many other heads \({R}\)\.",
     "mi_compare": rf"The reasoner's mean MI is {N} (?:higher|lower) than its base model's on the same 30 traces, "
     rf"(?:inside|outside) the range of exchanged models \({R}\)\.",
     "trajectory": rf"The hidden state moves (?:less straight|straighter) than a random walk: .* at {N} \(mean of 2 traces\); .* at {N}\.",
