@@ -87,6 +87,8 @@ TARGETS = {
     "steering/vectors/intervention.py": [
         "tests/steering/vectors/test_intervention.py",
         "tests/steering/vectors/test_matched_controls.py",
+        "tests/steering/vectors/test_scope.py",
+        "tests/steering/vectors/test_patching.py",
     ],
     "steering/methods/adaptive.py": [
         "tests/steering/methods/test_controllers.py",
@@ -97,6 +99,7 @@ TARGETS = {
     "steering/vectors/vector.py": [
         "tests/steering/vectors/test_vector.py",
         "tests/steering/vectors/test_matched_controls.py",
+        "tests/steering/vectors/test_patching.py",
     ],
     "steering/vectors/operators.py": ["tests/steering/vectors/test_operators.py"],
     "analysis/tokens/nocco.py": ["tests/analysis/tokens/test_nocco.py"],

@@ -39,6 +39,7 @@ def test_sets_are_different_and_never_hold_a_chosen_head(n_heads):
     assert len({frozenset(one) for one in sets}) == len(sets) == min(20, {4: 3}.get(n_heads, 20))
     assert not {head for one in sets for head in one} & set(chosen)
     assert all(of_same_layers(chosen, one) for one in sets)
+    assert random_heads(chosen, grid(3, n_heads)) == random_heads(chosen, grid(3, n_heads), n_controls=20, seed=0)
 
 
 def test_a_layer_without_enough_other_heads_takes_from_others():

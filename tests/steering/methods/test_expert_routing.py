@@ -11,6 +11,7 @@ from reasonscope.data.errors import ArchitectureError, InputError
 from reasonscope.probes.architecture.families import tiny_model
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering.methods.expert_routing import (
+    WEIGHTS,
     Expert,
     ExpertCounts,
     cognitive_experts,
@@ -65,8 +66,17 @@ def test_experts_are_counted_and_turned_up(load):
 def test_a_dense_model_and_counts_that_cannot_be_are_refused(load):
     with pytest.raises(ArchitectureError, match="mixture of experts"):
         count_experts(load("qwen3"), SEQUENCES, {"six": 6})
-    with pytest.raises(InputError, match="counts of a part"):
-        npmi(5, 4, 10, 100)
+    for counts in (
+        (5, 4, 10, 100),
+        (5, 20, 100, 100),
+        (5, 20, 4, 100),
+        (-1, 20, 10, 100),
+        (5, 101, 10, 100),
+        (0, 0, 0, 9),
+    ):
+        with pytest.raises(InputError, match="counts of a part"):
+            npmi(*counts)
+    assert WEIGHTS == {"<think>": 1.0, "</think>": -1.0, "Alternatively": -1.0}  # the paper's
 
 
 def test_experts_that_no_marker_met_are_not_candidates(load):

@@ -50,6 +50,20 @@ def test_the_random_control_has_the_norm_and_not_the_direction(vector):
     assert all(control.norms[SITE] == pytest.approx(5.0) for control in drawn)
     assert not np.allclose(drawn[0].directions[SITE], drawn[1].directions[SITE])
     np.testing.assert_array_equal(vector.random_like(0).directions[SITE], drawn[0].directions[SITE])
+    states = {SITE: np.random.default_rng(1).standard_normal((20, 3)).astype(np.float32)}
+    told = [vector.random_like(0, states=one).provenance["matched"] for one in (None, states)]
+    assert told == ["norm and cosines", "norm and covariance"]
+
+
+def test_a_sum_knows_what_all_of_its_parts_were_learned_from(vector):
+    first, second = (replace(vector, provenance={"groups": groups}) for groups in (["b", "a"], ["c"]))
+    assert (first + second).provenance["groups"] == ["a", "b", "c"]
+    assert "groups_incomplete" not in (first + second).provenance
+    partly = first + vector  # which does not say
+    assert partly.provenance["groups"] == ["a", "b"] and partly.provenance["groups_incomplete"]
+    assert (partly + second).provenance["groups_incomplete"] and (partly + second).provenance["groups"][-1] == "c"
+    assert partly.random_like(0).provenance["groups_incomplete"]
+    assert not {"groups", "groups_incomplete"} & (vector + vector).provenance.keys()
 
 
 def test_a_vector_is_read_whatever_the_length_of_its_header(vector, tmp_path):
