@@ -23,6 +23,7 @@ from reasonscope.data.storage.plain_json import plain
 from reasonscope.data.storage.untrusted import parse_json, wrap_errors
 from reasonscope.data.summary import Summary
 
+_SOON = 60.0  # a step that failed after so few seconds is tried again by the next call
 _ELSEWHERE = ("device", "threads")  # arguments of `load_model` that change no result
 
 
@@ -95,8 +96,9 @@ def why_stale(lab: Lab, name: str) -> str:
         return "has not run yet"
     if known.lost and (found := finished(lab, known.lost)) is not None and not found.failed:
         return f"reads {known.lost}, which is measured now"
-    if known.failed and served(lab, lab.plan.steps[name]):
-        return f"could not be measured ({known.failed})"  # the server may have been away
+    # Cheap to try again, or the server may have been away.
+    if known.failed and not known.lost and (known.seconds < _SOON or served(lab, lab.plan.steps[name])):
+        return f"could not be measured ({known.failed})"
     for other in lab.plan.steps[name].needs:
         if why_stale(lab, other):
             return f"reads {other}, which has to run"

@@ -42,7 +42,7 @@ def first(plan, tmp_path_factory):
 def test_every_step_is_measured_or_says_why_not(first):
     _, report = first
     assert set(report.failed) == {"requests", "cliff"}
-    assert report.failed["cliff"] == "it reads requests, which could not be measured"
+    assert "refusal.safetensors does not exist" in report.failed["cliff"]
     assert report.steps["run"].numbers["traces"] == 16
     assert "3 of 5 steps were measured" in report.summary().finding
 
