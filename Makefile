@@ -81,7 +81,8 @@ figures: $(VENV)/installed-dev
 notebooks: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --nbmake docs/notebooks
 
-# Writes docs/benchmarks.md, in about forty minutes on two idle cores; BENCH=--small only tries the scripts (build/benchmarks.md).
+# Writes docs/benchmarks.md, in about forty minutes on two idle cores; BENCH=--small only tries the scripts (build/benchmarks.md), and
+# BENCH='--only files suppression' measures these parts again and keeps the other sections. Every finished part is written at once.
 # The scripts in docs/experiments measure findings, not speed; they take arguments and more time, as docs/analysis.md says.
 bench: $(VENV)/installed-all-test chromium
 	$(BIN)/python benchmarks/page.py $(BENCH)

@@ -147,13 +147,18 @@ def beside(tokens: int, layers: int) -> list[str]:
     ]
 
 
+def _doc(part: int) -> str:
+    """A paragraph of what this file says of itself, after its first line."""
+    return (__doc__ or "").split("\n\n")[1 + part].strip()
+
+
 def receiver_report(sizes: Sequence[int], layers: int | None) -> list[str]:
     few = [child(side, 512, layers or LAYERS) for side in ("blocks", "matrices")]
     gap = np.abs(np.subtract(few[0]["vertical"], few[1]["vertical"])).max()
     return [
         "## Attention without matrices",
         "",
-        (__doc__ or "").split("\n\n", 1)[1].strip(),
+        _doc(0),
         "",
         f"Random Qwen3 of width {WIDTH} (0.1 B with {LAYERS} layers), sentences of 25; {torch.get_num_threads()} thread(s).",
         "",
@@ -172,7 +177,11 @@ def suppression_report() -> list[str]:
     behind, shared = timed(lambda: suppression_effect(model, ids, spans).kl)
     whole, dense = timed(lambda: full_passes(model, ids, spans))
     return [
-        f"Suppression of {len(spans)} sentences in {len(ids)} tokens (6 layers × 384), processor seconds:",
+        "## Suppression after a shared prefix",
+        "",
+        _doc(1),
+        "",
+        f"{len(spans)} sentences in {len(ids)} tokens (6 layers × 384), processor seconds; {torch.get_num_threads()} thread(s).",
         "",
         "| | whole passes | after a shared prefix | times faster | goal | | times fewer tokens run | largest difference |",
         "|---|---|---|---|---|---|---|---|",
@@ -193,13 +202,16 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="1,024 tokens, 4 layers")
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 4096])
     parser.add_argument("--layers", type=int, help=f"of the model, {LAYERS} or what fits by default")
+    parser.add_argument("--part", choices=("receivers", "suppression"), help="both by default")
     parser.add_argument("--receiver", choices=("blocks", "matrices"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.receiver:
         receiver(arguments.receiver, arguments.tokens[0], arguments.layers or LAYERS)
         return
     sizes, layers = ([1024], 4) if arguments.small else (arguments.tokens, arguments.layers)
-    sys.stdout.write("\n".join([*receiver_report(sizes, layers), *suppression_report()]) + "\n")
+    lines = receiver_report(sizes, layers) if arguments.part != "suppression" else []
+    lines += suppression_report() if arguments.part != "receivers" else []
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

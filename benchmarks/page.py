@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,33 +16,40 @@ from goals import MET, MISSED, NOISE
 
 HERE = Path(__file__).parent
 ONE_FORM = ("under_cap", "with_gpu")  # no small one
-SCRIPTS = (
-    "peers",
-    "recording",
-    "under_cap",
-    "attention",
-    "mi_low_rank",
-    "rollouts",
-    "monitor",
-    "probe_sweep",
-    "app",
-    "growth",
-    "with_gpu",
-)
+# The parts of the page in its order, each with its script and arguments. `--only` measures some of them again.
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "peers-organism": ("peers", "--model", "organism"),
+    "peers-random": ("peers", "--model", "random"),
+    "recording": ("recording", "--part", "runs"),
+    "files": ("recording", "--part", "files"),
+    "under_cap": ("under_cap",),
+    "attention": ("attention", "--part", "receivers"),
+    "suppression": ("attention", "--part", "suppression"),
+    "real_model": ("real_model",),
+    "mi_low_rank": ("mi_low_rank",),
+    "rollouts": ("rollouts",),
+    "monitor": ("monitor",),
+    "probe_sweep": ("probe_sweep",),
+    "app": ("app",),
+    "growth": ("growth",),
+    "analyses_growth": ("analyses_growth",),
+    "with_gpu": ("with_gpu",),
+}
 
 
-def section(script: str, small: bool) -> tuple[str, bool]:
-    """The output of a script with time and place, and whether it finished; otherwise a line says that it failed."""
-    arguments = ["--small"] if small and script not in ONE_FORM else []
+def section(part: str, small: bool) -> tuple[str, bool]:
+    """The output of a part with time and place, and whether it finished; otherwise a line says that it failed."""
+    script, *arguments = PARTS[part]
+    arguments += ["--small"] if small and script not in ONE_FORM else []
     began, where = time.perf_counter(), machine()
     done = subprocess.run([sys.executable, str(HERE / f"{script}.py"), *arguments], stdout=subprocess.PIPE, text=True)
     printed = done.stdout.strip()
     if done.returncode:
         printed += f"\n\n**`benchmarks/{script}.py` failed** (exit status {done.returncode}); what it was to measure is missing here."
     if not printed.startswith("## "):
-        printed = f"## {script}\n\n{printed.strip()}"
+        printed = f"## {part}\n\n{printed.strip()}"
     seconds = time.perf_counter() - began
-    sys.stderr.write(f"{script}: {seconds:.0f} s{', failed' if done.returncode else ''}\n")
+    sys.stderr.write(f"{part}: {seconds:.0f} s{', failed' if done.returncode else ''}\n")
     return f"{printed}\n\n*{where}; {seconds:.0f} s.*", not done.returncode
 
 
@@ -99,17 +106,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="the small form of every script")
     parser.add_argument("--out", type=Path, help="docs/benchmarks.md, of small forms build/benchmarks.md")
-    parser.add_argument("--only", nargs="+", choices=SCRIPTS, help="the other sections stay as they are")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="parts; the other sections stay as they are")
     given = parser.parse_args()
     out = given.out or HERE.parent / ("build" if given.small else "docs") / "benchmarks.md"
     out.parent.mkdir(exist_ok=True)
     found, ended = sections(out.read_text(encoding="utf-8")) if given.only and out.exists() else {}, []
-    for script in given.only or SCRIPTS:
-        text, whole = section(script, given.small)
+    for part in given.only or PARTS:
+        text, whole = section(part, given.small)
         found |= sections(text)
         ended.append(whole)
-    body = "\n\n".join(found.values())
-    out.write_text(f"{head(given.small, body)}\n\n{body}\n", encoding="utf-8")
+        body = "\n\n".join(found.values())  # written after every part, so that an interruption loses one at most
+        out.write_text(f"{head(given.small, body)}\n\n{body}\n", encoding="utf-8")
     sys.exit(not all(ended))
 
 

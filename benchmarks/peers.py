@@ -305,22 +305,24 @@ def main() -> None:
     parser.add_argument("--turns", type=int, help="by default 9 on the organism and 5 on 0.1 B")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="", help="workloads, with commas")
+    parser.add_argument("--model", choices=("organism", "random"), help="both by default")
     given = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
-    say("## Capture and steering compared with other tools\n")
-    say(__doc__.split("\n\n", 1)[1].strip() + "\n")
-    for i, (label, folder, strength, size) in enumerate(models(given.small)):
+    for i, (label, folder, strength, size) in enumerate(models(given.small, given.model)):
+        name = label.split(" (")[0]
+        say(f"## Capture and steering compared with other tools, on {name}\n")
+        if not i:
+            say(__doc__.split("\n\n", 1)[1].strip() + "\n")
         size = replace(size, turns=given.turns or size.turns)
         with children(folder, given.threads, strength) as tools:
-            if not i:
-                say(f"{given.threads} thread(s), load {os.getloadavg()[0]:.1f}. {versions(tools)}.\n")
+            say(f"{given.threads} thread(s), load {os.getloadavg()[0]:.1f}. {versions(tools)}.\n")
             say(f"{size.turns} turns on {label}:\n")
             for workload in workloads(size):
                 if not given.only or workload.name in given.only.split(","):
-                    say(table(workload, label.split(" (")[0], *compare(workload, tools, size.turns)))
+                    say(table(workload, name, *compare(workload, tools, size.turns)))
 
 
-def models(small: bool) -> tuple[tuple[str, Path, float, Size], ...]:
+def models(small: bool, only: str | None = None) -> Iterator[tuple[str, Path, float, Size]]:
     """A label, the folder, the strength of steering and how much is run."""
     sizes = (
         Size(prefill=512, times=10, new=512, batch_new=64, turns=9),
@@ -331,15 +333,11 @@ def models(small: bool) -> tuple[tuple[str, Path, float, Size], ...]:
             Size(prefill=128, times=10, new=64, batch_new=8, turns=3),
             Size(prefill=128, times=1, new=4, batch_new=2, turns=1),
         )
-    return (
-        (
-            "the organism (6 layers × 128: a pass costs little, so the tool's own work shows)",
-            organism_folder(),
-            30.0,
-            sizes[0],
-        ),
-        ("0.1 B (a random Qwen3 of 12 layers × 768: a pass costs much)", random_folder(), 1.0, sizes[1]),
-    )
+    if only != "random":
+        label = "the organism (6 layers × 128: a pass costs little, so the tool's own work shows)"
+        yield label, organism_folder(), 30.0, sizes[0]
+    if only != "organism":
+        yield "0.1 B (a random Qwen3 of 12 layers × 768: a pass costs much)", random_folder(), 1.0, sizes[1]
 
 
 def say(text: str) -> None:

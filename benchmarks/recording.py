@@ -3,10 +3,11 @@
 W3 records the organism's residual stream after every block to disk, in a process that may take 1 GiB more than after loading the model
 (RLIMIT_DATA), and captures the same while decoding into memory, as in W2. A shard is filled before it is written, so memory is compared
 for many traces, which fill more than one full shard: it is flat if twice as many traces take at most a tenth more. W7 kills the process
-(SIGKILL) once half of the traces are stored, and starts it again; seconds are processor seconds, from when a process begins to record. W12
-writes arrays as a store and as plain safetensors files, both flushed to the disk. It then reads single traces at one site in random order
-after the page cache was told to drop the files, compared with plain reads of as many bytes (the speed of the disk), and reads everything
-once.
+(SIGKILL) once half of the traces are stored, and starts it again; seconds are processor seconds, from when a process begins to record.
+
+W12 writes arrays as a store and as plain safetensors files, both flushed to the disk. It then reads single traces at one site in random
+order after the page cache was told to drop the files, compared with plain reads of as many bytes (the speed of the disk), and reads
+everything once.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,7 @@ def mib(n: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="few problems, one turn, 1 GiB of files")
+    parser.add_argument("--part", choices=["runs", "files"], help="both by default")
     parser.add_argument("--child", choices=["memory", "record"], help=argparse.SUPPRESS)
     parser.add_argument("--problems", type=int, default=48)
     parser.add_argument("--gigabytes", type=float, default=10)
@@ -288,9 +290,16 @@ def main() -> None:
         return
     n, turns, gigabytes = (24, 1, 1.0) if given.small else (given.problems, given.turns, given.gigabytes)
     BUILD.mkdir(parents=True, exist_ok=True)
-    sys.stdout.write(f"## What a store costs\n\n{__doc__.split(chr(10) * 2, 1)[1].strip()}\n\n")
-    sys.stdout.write("| | goal | measured | |\n|---|---|---|---|\n")
-    for part in (lambda: to_disk(n, turns), lambda: killed(4 * n), lambda: files(gigabytes)):
+    _, runs_doc, files_doc = __doc__.strip().split("\n\n")
+    if given.part != "files":
+        _table("## What a store costs", runs_doc, (lambda: to_disk(n, turns), lambda: killed(4 * n)))
+    if given.part != "runs":
+        _table("## Files of a store", files_doc, (lambda: files(gigabytes),))
+
+
+def _table(heading: str, told: str, parts: Sequence[Callable[[], list[str]]]) -> None:
+    sys.stdout.write(f"{heading}\n\n{told}\n\n| | goal | measured | |\n|---|---|---|---|\n")
+    for part in parts:
         sys.stdout.write("\n".join(part()) + "\n")
         sys.stdout.flush()
 
