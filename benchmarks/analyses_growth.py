@@ -12,8 +12,8 @@ sizes; fixed costs bend a curve at its small end.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -132,20 +132,21 @@ def one(analysis: str, size: Size, most: float) -> tuple[float, int]:
     return first if first > most else min(first, fastest(run, 2, warm=False)), extra
 
 
-def measured(analysis: str, quantity: str, sizes: Sequence[int], most: float) -> Line:
-    """While one quantity grows. A run of more than `most` seconds is not repeated; after four times as many the next size is left out."""
-    seconds: dict[int, float] = {}
-    extra: dict[int, int] = {}
-    base = getattr(Size(), quantity)
-    for times in sizes:
+def measured(before: Line, sizes: Sequence[int], most: float) -> Iterator[Line]:
+    """A line with each further size of its quantity. A run of more than `most` seconds is not repeated; after four times as many the next
+    size is left out."""
+    seconds, extra = dict(before.seconds), dict(before.extra)
+    base = getattr(Size(), before.quantity)
+    unit = ROWS if (before.analysis, before.quantity) == ("probes", "traces") else 1
+    for times in sizes[len(seconds) :]:
         if seconds and list(seconds.values())[-1] > 4 * most:
             break
         with get_context("fork").Pool(1) as pool:  # a process of its own, with memory that nothing else has used before
-            spent, held = pool.apply(one, (analysis, Size(**{quantity: base * times}), most))
-        name = base * times * (ROWS if (analysis, quantity) == ("probes", "traces") else 1)
+            spent, held = pool.apply(one, (before.analysis, Size(**{before.quantity: base * times}), most))
+        name = base * times * unit
         seconds[name], extra[name] = spent, held
-        sys.stderr.write(f"{analysis}, {name} {quantity}: {spent:.2f} s, {held / 2**20:.0f} MiB\n")
-    return Line(analysis=analysis, quantity=quantity, seconds=seconds, extra=extra)
+        sys.stderr.write(f"{before.analysis}, {name} {before.quantity}: {spent:.2f} s, {held / 2**20:.0f} MiB\n")
+        yield replace(before, seconds=dict(seconds), extra=dict(extra))
 
 
 def drawn(lines: Sequence[Line]) -> Figure:
@@ -240,13 +241,15 @@ def main() -> None:
     )
     given = parser.parse_args()
     torch.set_num_threads(1)
-    sizes, most = ([1, 2], 0.0) if given.small else ([1, 2, 4, 8], 4.0)
+    sizes, most = ([1, 2], 0.0) if given.small else ([1, 2, 4, 8], 2.0)
     lines = {(line.analysis, line.quantity): line for line in saved(given.kept)}
     for analysis, quantity in WANTED:
-        if analysis in given.only and (analysis, quantity) not in lines:
-            lines[analysis, quantity] = measured(analysis, quantity, sizes, most)
-            if given.kept:
-                given.kept.write_text(json.dumps([asdict(line) for line in lines.values()]))
+        if analysis in given.only:
+            begun = lines.get((analysis, quantity), Line(analysis=analysis, quantity=quantity, seconds={}, extra={}))
+            for line in measured(begun, sizes, most):
+                lines[analysis, quantity] = line
+                if given.kept:
+                    given.kept.write_text(json.dumps([asdict(line) for line in lines.values()]))
     found = [lines[one] for one in WANTED if one in lines]
     if not given.small and len(found) == len(WANTED):
         save_image(drawn(found), IMAGES / "analyses-growth.png")

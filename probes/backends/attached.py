@@ -21,9 +21,14 @@ def attached(hf: PreTrainedModel) -> Iterator[None]:
         _ATTACHED[hf] -= 1
 
 
+def is_attached(hf: PreTrainedModel) -> bool:
+    """Whether something edits `hf`."""
+    return _ATTACHED.get(hf, 0) > 0
+
+
 def require_plain(hf: PreTrainedModel, doing: str) -> None:
     """Raise InputError if something is attached to `hf`: traces of an edited model would pass for those of the plain one."""
-    if _ATTACHED.get(hf, 0):
+    if is_attached(hf):
         raise InputError(
             f"a steering vector is attached to the model; {doing} would mix steered traces with plain ones. "
             "Leave the `apply` block, or call `remove()` on the handle, first"

@@ -13,10 +13,11 @@ from torch import Tensor
 from reasonscope.data.errors import ContextError, InputError, SiteError
 from reasonscope.data.trace import Span
 from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.backends.attached import is_attached
 from reasonscope.probes.backends.base import Edit
 from reasonscope.probes.backends.hooks import eager_attention, hook_site
 from reasonscope.probes.backends.site_hooks import SiteHook
-from reasonscope.probes.generation.padding import check_vocabulary, left_padded
+from reasonscope.probes.generation.padding import check_vocabulary, left_padded, right_padded
 from reasonscope.probes.models.model import Model
 
 
@@ -156,18 +157,23 @@ def replay(
     """
     fed = [sequence[:-1] for sequence in sequences]
     _check(model, fed)
-    ids, mask = left_padded(fed, model.device)
-    padding = [ids.shape[1] - len(sequence) for sequence in fed]
-    reduce = None if spans is None else _span_means(fed, sites, spans, padding)
+    lengths = [len(sequence) for sequence in fed]
+    if write or is_attached(model.hf):  # edits tell tokens from padding by the mask
+        ids, mask = left_padded(fed, model.device)
+        starts = [ids.shape[1] - n for n in lengths]
+    else:
+        ids, mask, starts = right_padded(fed, model.device), None, [0] * len(fed)
+    reduce = None if spans is None else _span_means(fed, sites, spans, starts)
     seen = model.backend.forward(
         ids, mask=mask, last_logits_only=True, read=sites, write=write, reduce=reduce
     ).activations
     if reduce is not None:
         ends = np.cumsum([0, *map(len, reduce.spans)]).tolist()
         return [{site: seen[site][a:b] for site in sites} for a, b in pairwise(ends)]
+    own = [slice(start, start + n) for start, n in zip(starts, lengths, strict=True)]
     return [
-        {site: seen[site][row][:, n:, n:] if site.point == "attn_probs" else seen[site][row, n:] for site in sites}
-        for row, n in enumerate(padding)
+        {site: seen[site][row][:, at, at] if site.point == "attn_probs" else seen[site][row, at] for site in sites}
+        for row, at in enumerate(own)
     ]
 
 
@@ -175,7 +181,7 @@ def replay(
 class _SpanMeans:
     """Means over spans of tokens: (batch, token, …) becomes (span, …), with the spans of the first row first.
 
-    `spans` are (start, stop) columns of the left-padded batch for each row, as plain numbers that can be sent to another machine. A mean
+    `spans` are (start, stop) columns of the batch for each row, as plain numbers that can be sent to another machine. A mean
     is computed in float32 and returned in the dtype of the activations; a span of one token is that token, bit by bit.
     """
 
