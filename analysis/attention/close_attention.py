@@ -56,9 +56,7 @@ def close_attention(model: Model, trace: Trace, sentences: Sequence[Sentence] | 
     common: dict[str, Any] = {"method": "close_attention", "quantity": "attention of the close window", "unit": "1"}
     provenance = {"trace": trace.id}
     if trace.state != "closed":
-        return undefined(
-            **common, reason=f"{trace.state} thinking has no closing tag to look back", provenance=provenance
-        )
+        return undefined(**common, reason=f"{trace.state} thinking has no end to look back from", provenance=provenance)
     known, rows = ReadSentences.of(trace, sentences), trace.tokens.close_window
     provenance |= cut_provenance(known.sentences)
     if not known.places:

@@ -185,7 +185,7 @@ def _highest(values: Values) -> tuple[int, ...]:
 
 
 def _closing(found: Sequence[Result], traces: Sequence[Trace]) -> list[tuple[str, str]]:
-    """The sentences that the closing tag looks at most."""
+    """The sentences that the end of the thinking looks at most."""
     scores = [(value / null_at(one, (i,))[0], (one, i)) for one in found for i, value in enumerate(one.values.tolist())]
     quotes = []
     for one, i in strongest(scores, 3):
@@ -193,7 +193,7 @@ def _closing(found: Sequence[Result], traces: Sequence[Trace]) -> list[tuple[str
         quotes.append(
             (
                 quoted(one.numbers["texts"][i]),
-                f"the closing tag looks at {sentence_named(i, one, traces)} {times:.1f} times as much as evenly",
+                f"the end of the thinking looks at {sentence_named(i, one, traces)} {times:.1f} times as much as evenly",
             )
         )
     return quotes

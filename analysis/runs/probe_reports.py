@@ -100,7 +100,9 @@ def refusal_figures(
     by_id = {trace.id: trace for trace in traces}
     drawn = {}
     for name, comparison in found.comparisons.items():
-        drawn[f"{name}_scores"] = _scores(f"The {name} probe at the closing tag", {name: comparison.score}, comparison)
+        drawn[f"{name}_scores"] = _scores(
+            f"The {name} probe at the end of the thinking", {name: comparison.score}, comparison
+        )
     for name, shown in (maps or {}).items():
         drawn[f"{name}_layers"] = _map(shown, f"Where {name} can be read")
     for name, study in found.cliffs.items():

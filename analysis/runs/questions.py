@@ -61,13 +61,13 @@ QUESTIONS: Mapping[str, Question] = {
         page="anchors",
     ),
     "heads": Question(
-        asks="What does each head look at, what changes without it, and what do the closing tag and later tokens look back at?",
+        asks="What does each head look at, what changes without it, and what do the end of the thinking and later tokens look back at?",
         options=told.HeadsOptions,
         writes={
             "heads": "attention heads",
             "head_effects": "next tokens without a head",
             "head_attribution": "written tokens without a head",
-            "close_attention": "what the closing tag looks at",
+            "close_attention": "what the end of the thinking looks at",
             "recurrence": "tokens looked at again",
         },
         page="heads",

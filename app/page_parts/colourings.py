@@ -25,7 +25,7 @@ _NAMES = {
     "suppression": "suppression effect",
     "replacement": "replacement effect",
     "receiver_scores": "attention received",
-    "close_attention": "attention of the closing tag",
+    "close_attention": "attention at the end of the thinking",
     "recurrence": "longest pause before a look",
     "mi": "MI",
     "mi_base": "MI of the base model",

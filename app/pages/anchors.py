@@ -21,7 +21,7 @@ from reasonscope.data.sentence_cut import CutTrace
 _NAME = "results/anchors/*"
 # The sources of a sentence's importance and their labels: effects of sentences on later ones, and numbers per sentence.
 _EFFECTS = {"suppression": "suppression", "replacement": "replacement"}
-_RECEIVED = {"receiver_scores": "attention received", "close_attention": "attention of the closing tag"}
+_RECEIVED = {"receiver_scores": "attention received", "close_attention": "attention at the end of the thinking"}
 _METHODS = {"anchors": "rollouts", **_EFFECTS, **_RECEIVED}
 
 

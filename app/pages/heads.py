@@ -143,7 +143,7 @@ def _scores(grids: Mapping[str, _Grid], chosen: Mapping[str, tuple[int, int]]) -
 
 
 def _of_trace(run: OpenRun) -> None:
-    """One trace: what the chosen heads attend to, what its closing tag attends to, and which tokens are attended to
+    """One trace: what the chosen heads attend to, what the end of its thinking attends to, and which tokens are attended to
     again after a pause."""
     kept = {method: measurements.results(run, method) for method in (_MAP, _CLOSE, _AGAIN)}
     chosen = _places(state.recall(Key.HEAD), st.session_state.get(Key.HEADS) or ())
@@ -152,7 +152,8 @@ def _of_trace(run: OpenRun) -> None:
     if not ids:
         components.missing("where heads look", measurements.command_of(run, _MAP))
         components.missing(
-            "what the closing tag attends to, and what is attended to again", measurements.command_for(run, _NAME)
+            "what the end of the thinking attends to, and what is attended to again",
+            measurements.command_for(run, _NAME),
         )
         return
     id = st.selectbox("Trace", ids, key=Key.TRACE, bind=BOUND)
@@ -170,7 +171,7 @@ def _on(run: OpenRun, method: str, id: str) -> str:
 
 def _closing(run: OpenRun, id: str, result: Result | None, chosen: Mapping[str, tuple[int, int]]) -> None:
     """How much the end of the thinking attends to each of its sentences: all heads together, and the chosen ones."""
-    st.subheader("What the closing tag attends to", anchor=False)
+    st.subheader("What the end of the thinking attends to", anchor=False)
     if not _there(run, id, result, _CLOSE) or result is None:
         return
     heads = np.asarray(result.arrays["heads"], dtype=np.float64)

@@ -13,7 +13,7 @@ def show(run: OpenRun) -> None:
     """Show the refusal cliff of the run."""
     components.heading(
         "Refusal cliff",
-        "The probe's score along the thinking, counted back from the closing tag; a mean is over the traces that are that long, "
+        "The probe's score along the thinking, counted back from its end; a mean is over the traces that are that long, "
         "shaded is its 95 % interval over problems.",
     )
     kept = measurements.numbers(run, "refusal")

@@ -133,6 +133,8 @@ def call_model(hf: PreTrainedModel, ids: Tensor, mask: Tensor | None, **options:
     given = {"attention_mask": mask, "use_cache": False, **options}
     if "cache_params" in known:  # what state-space models call their cache
         given["cache_params"] = given.pop("past_key_values", None)
+        # They multiply what is fed by its own mask, where attention needs that of all tokens so far.
+        given["attention_mask"] = None if mask is None else mask[:, -ids.shape[1] :]
     return hf(input_ids=ids, **{name: value for name, value in given.items() if takes_any or name in known})
 
 

@@ -42,8 +42,8 @@ def thinking_to_window(trace: Trace) -> NDArray[np.int64]:
     """
     if not has_cliff(trace):
         raise InputError(
-            f"trace {trace.id!r} ({trace.state} thinking, {len(trace.token_ids)} tokens): a cliff needs at least two tokens of thinking, "
-            "a closing tag and an answer; leave it out"
+            f"trace {trace.id!r} ({trace.state} thinking, {len(trace.token_ids)} tokens): a cliff needs at least two tokens of thinking "
+            "and an answer after it; leave it out"
         )
     window, thinking = trace.tokens.close_window, trace.thinking_positions
     return np.concatenate([thinking[thinking < window.start], np.arange(window.start, window.stop)])

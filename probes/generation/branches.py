@@ -39,7 +39,8 @@ class PrefixWriter:
     """Writes branches with a model of this process. The completions are those of `generate` on every prefix, up to rounding.
 
     The sequence runs once, up to the last cut. Each branch copies the keys and values of its prefix, so a batch takes `batch_size` times
-    the memory of the cache of the whole sequence, but no prefix is computed twice.
+    the memory of the cache of the whole sequence, but no prefix is computed twice. A model with recurrent or convolutional states, which
+    tell nothing of an earlier cut, feeds every prefix whole.
     """
 
     def __init__(self, model: Model, *, batch_size: int = 32) -> None:
@@ -55,6 +56,8 @@ class PrefixWriter:
         if not branches:
             return []
         shared = _keys_and_values(self.model, ids[: max(branch.cut for branch in branches)])
+        if shared is None:
+            return SequenceWriter(self.model, batch_size=self._batch_size)(ids, branches, sampling)
         done: dict[int, Completion] = {}
         with working("writing", total=len(branches), unit="continuations") as work:
             progress = BatchProgress(work, len(branches), sampling.max_new_tokens)
@@ -121,16 +124,18 @@ def _check(ids: Sequence[int], branches: Sequence[Branch], model: Model) -> None
             )
 
 
-def _keys_and_values(model: Model, ids: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values (1, kv_head, token, d_head) of each layer. A cache without configuration keeps every token of windowed layers,
-    too: branches at an early cut need them, and the mask holds the window."""
+def _keys_and_values(model: Model, ids: Sequence[int]) -> list[tuple[Tensor, Tensor]] | None:
+    """Keys and values (1, kv_head, token, d_head) of each layer; None if a layer has other states. A cache without configuration keeps
+    every token of windowed layers, too: branches at an early cut need them, and the mask holds the window."""
+    if model.layout.layers_with("mixer_out"):
+        return None
     fed = torch.tensor([list(ids)], device=model.device)
     out = model.backend.forward(
         fed, mask=torch.ones_like(fed), cache=DynamicCache(), use_cache=True, last_logits_only=True
     )
     layers = getattr(out.cache, "layers", [])
     if not layers or any(getattr(layer, "keys", None) is None for layer in layers):
-        raise InputError(f"{model.name} keeps no keys and values by layer; continue its prefixes with `generate`")
+        return None
     return [(layer.keys, layer.values) for layer in layers]
 
 

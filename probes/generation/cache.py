@@ -4,7 +4,7 @@ import psutil
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from reasonscope.probes.models.model import Model
 
@@ -21,11 +21,23 @@ def growing_cache(config: PreTrainedConfig | None = None) -> DynamicCache:
 
     Without a configuration every layer keeps all tokens.
     """
-    cache = DynamicCache(config=config)
+    cache = _GrowingCache(config=config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]  # type: ignore[no-untyped-call]
     if not cache.layers:
         cache.layer_class_to_replicate = GrowingLayer
     return cache
+
+
+class _GrowingCache(DynamicCache):
+    """A `DynamicCache` that also keeps rows of recurrent and convolutional states, of which that of transformers cannot choose rows."""
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows `indices`."""
+        for layer in self.layers:
+            if isinstance(layer, LinearAttentionCacheLayerMixin):
+                layer.reorder_cache(indices)  # which selects rows of whatever the layer keeps
+            else:
+                layer.batch_select_indices(indices)
 
 
 class GrowingLayer(DynamicLayer):
@@ -95,11 +107,17 @@ def max_rows_that_fit(model: Model, tokens: int, *, most: int) -> int:
 def _row_bytes(model: Model, tokens: int) -> dict[torch.device, int]:
     """Bytes of a row on each device. A windowed layer counts as if its window were the whole text."""
     fed = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-    out = model.backend.forward(fed, mask=None, cache=growing_cache(), use_cache=True, last_logits_only=True)
+    cache = growing_cache(model.hf.config)
+    out = model.backend.forward(fed, mask=None, cache=cache, use_cache=True, last_logits_only=True)
     found = {out.logits.device: _LOGITS * out.logits.shape[-1]}
     for layer in getattr(out.cache, "layers", ()):
-        for kept in (layer.keys, layer.values):
-            found[kept.device] = found.get(kept.device, 0) + kept.nbytes * (tokens + ROOM)
+        for kept in (getattr(layer, "keys", None), getattr(layer, "values", None)):
+            if kept is not None:
+                found[kept.device] = found.get(kept.device, 0) + kept.nbytes * (tokens + ROOM)
+        # Recurrent and convolutional states do not grow with the text.
+        for states in (getattr(layer, "conv_states", {}), getattr(layer, "recurrent_states", {})):
+            for state in (one for one in states.values() if one is not None):
+                found[state.device] = found.get(state.device, 0) + state.nbytes
     return found
 
 

@@ -1,6 +1,7 @@
 """How to ask a model: its tokenizer, chat template and think tags, without its weights."""
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -20,6 +21,8 @@ from reasonscope.probes.models.tags import chat_template, find_thinking, with_ta
 
 # The switch has these names in the templates of Qwen3 (enable_thinking), DeepSeek V3.1 and Granite (thinking), minimind and Cohere.
 _SWITCHES = ("enable_thinking", "thinking", "open_thinking", "reasoning")
+# What configurations call the longest sequence.
+_LENGTHS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions", "seq_length")
 _FUNCTIONS = frozenset({"raise_exception", "strftime_now", "tojson", "range", "namespace"})
 _NO_THINK = "/no_think"  # in the system message of Nemotron
 
@@ -94,8 +97,10 @@ class Prompting:
 
     @property
     def context_length(self) -> int:
-        """The longest sequence in tokens, prompt and completion together."""
-        return int(self.config.get_text_config().max_position_embeddings)
+        """The longest sequence in tokens, prompt and completion together; boundless for a model without positions, such as Mamba."""
+        config = self.config.get_text_config()
+        known = (getattr(config, name, None) for name in _LENGTHS)
+        return next((int(length) for length in known if length), sys.maxsize)
 
     @property
     def hints(self) -> Mapping[str, str]:

@@ -93,7 +93,7 @@ def not_closed(traces: Sequence[Trace], noun: str) -> str:
     reasons = {
         "were cut off at the token limit": states["truncated"],
         "have no thinking": without,
-        "end at the closing tag": states["closed"],
+        "end with their thinking": states["closed"],
     }
     counted = ", ".join(f"{n} {why}" for why, n in reasons.items() if n)
     remedy = (

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from reasonscope.probes.models.prompting import Prompting
 
 _CLAMP = "clamp"
-_REGIONS = {"think": "the thinking", "close_window": "the closing tag", "answer": "the answer"}
+_REGIONS = {"think": "the thinking", "close_window": "the end of the thinking", "answer": "the answer"}
 _FIELDS = {field.name: field.default for field in fields(Scope) if field.name != "marks"}
 # A scope cannot be made without the ids of the tags; these stand in for them while a description is checked.
 _ANY = ThinkTokenIds(opens=(0,), closes=(1,))

@@ -133,7 +133,7 @@ def test_recurrence_is_counted_in_the_thinking_by_layer(organism):
 
 
 def test_what_has_no_close_or_no_thinking_is_a_state(organism):
-    assert "no closing tag" in close_attention(organism, told(organism, THINKING, close="")).reason
+    assert "no end to look back from" in close_attention(organism, told(organism, THINKING, close="")).reason
     assert not recurrence(organism, told(organism, "")).measured
     for wrong in (lambda: RowMeans(Span(3, 3), 1, 1), lambda: RecurrenceReader(Span(0, 3), 1, alpha=1.0)):
         with pytest.raises(InputError):

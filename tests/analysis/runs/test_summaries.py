@@ -1,6 +1,8 @@
 """Each analysis answers its question in a sentence with its control, a small table and text of the traces; or says why it cannot."""
 
+import ast
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from reasonscope.analysis.wording import in_context, over_traces, short, span, w
 from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import Summary
+
+ROOT = Path(__file__).parents[3]
 
 N = r"(?:[<>] )?−?[0-9.]+(?: \[[^\]]+\])?"
 R = rf"{N}(?: to {N})?"
@@ -202,3 +206,18 @@ def test_a_token_is_shown_in_its_context():
     before, token, after = re.fullmatch("…(.*)»(.+)«(.*)…", shown).groups()
     assert token == trace.text[slice(*trace.offsets[trace.n_prompt_tokens + 10])].strip()
     assert before + token + after in trace.text.replace("\n", " ")
+
+
+def test_what_users_read_speaks_of_the_end_of_the_thinking_which_every_run_has():
+    """Reasoning in the open has no closing tag, so pages, summaries, questions and reports of runs do not speak of one."""
+    places = [*(ROOT / "app" / "pages").glob("*.py"), *(ROOT / "app" / "page_parts").glob("*.py")]
+    places += [*(ROOT / "analysis").rglob("summaries.py"), *(ROOT / "analysis" / "runs").glob("*.py")]
+    places += [*(ROOT / "probes" / "properties").glob("*.py")]
+    said = [
+        f"{place.name}:{node.lineno}"
+        for place in places
+        for node in ast.walk(ast.parse(place.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "closing tag" in node.value
+        if "\n" not in node.value and not node.value[0].isupper()  # not a docstring
+    ]
+    assert said == []

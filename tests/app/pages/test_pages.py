@@ -482,10 +482,10 @@ def test_what_a_sentence_passes_on_is_a_metric_with_its_chance():
 
 
 def test_the_metrics_of_thought_anchors_name_the_closing_tag_and_what_is_missing(imported):
-    assert "attention of the closing tag" in page("anchors", EXAMPLE, trace=analysed()).selectbox[1].options
+    assert "attention at the end of the thinking" in page("anchors", EXAMPLE, trace=analysed()).selectbox[1].options
     test = page("anchors", imported)
     (missing,) = [one.label for one in test.expander if one.label.startswith("Not measured")]
-    assert "replacement" in missing and "attention of the closing tag" in missing and "rollouts" not in missing
+    assert "replacement" in missing and "attention at the end of the thinking" in missing and "rollouts" not in missing
     lines = {code.value.split(" --run")[0] for code in test.code if "--trace plain" in code.value}
     assert {"reasonscope analyse heads", "reasonscope analyse anchors", "reasonscope analyse suppression"} <= lines
 
@@ -493,9 +493,10 @@ def test_the_metrics_of_thought_anchors_name_the_closing_tag_and_what_is_missing
 def test_the_heads_page_shows_the_closing_tag_and_recurrence():
     test = page("heads", EXAMPLE, trace=analysed(), head="3.2", layer="3")
     said = words(test)
-    assert not test.exception and {"What the closing tag attends to", "What is attended to again after a pause"} <= set(
-        said.split("\n")
-    )
+    assert not test.exception and {
+        "What the end of the thinking attends to",
+        "What is attended to again after a pause",
+    } <= set(said.split("\n"))
     (table,) = [frame.value for frame in test.dataframe if "tokens that come back" in frame.value.columns]
     measured = measurements.results(open_run(EXAMPLE), "recurrence")[analysed()].numbers
     assert table["layer"].tolist() == list("012345")
@@ -527,7 +528,7 @@ def test_a_trace_is_coloured_by_attention_of_the_closing_tag_and_by_pauses():
         low, high = colourings.colouring(run, id, name).interval[:, 6]
         assert "chance " in said and "nan" not in said.split()
         assert (f"95 % interval {low:.3g} … {high:.3g}, chance " in said) == bool(np.isfinite(low))
-    assert "attention of the closing tag" in colourings.colouring_names(run, id)
+    assert "attention at the end of the thinking" in colourings.colouring_names(run, id)
 
 
 @pytest.mark.parametrize("method", ["recurrence", "confidence", "agreement"])

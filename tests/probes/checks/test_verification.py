@@ -57,7 +57,10 @@ def test_every_family_passes_with_both_attention_kernels(family, model_of, kerne
     assert all(check.value < 1e-5 for check in checks[:7])
 
 
-@pytest.mark.parametrize("family", ["qwen3_next", "falcon_h1", "nemotron_h", "granitemoehybrid", "cohere2", "qwen3_vl"])
+@pytest.mark.parametrize(
+    "family",
+    ["qwen3_next", "falcon_h1", "nemotron_h", "granitemoehybrid", "cohere2", "qwen3_vl", "mamba", "falcon_mamba"],
+)
 def test_other_kinds_of_blocks_pass_too(family, tokenizer):
     """Linear and full attention in turn, side by side, one part per block, multipliers, parallel blocks, a text tower."""
     checks = verify(load_model(tiny_of(family), tokenizer=tokenizer))

@@ -5,14 +5,25 @@ import pytest
 
 from reasonscope.data.errors import ContextError, InputError
 from reasonscope.data.trace import Sampling
+from reasonscope.probes.architecture.families import tiny_of
 from reasonscope.probes.generation.branches import Branch, PrefixWriter
 from reasonscope.probes.generation.decoding import generate
+from reasonscope.probes.models.model import load_model
 
 SEQUENCE = [1, 5, 9, 13, 17, 21, 25, 29, 33, 37, 41, 45]
 
 
 def test_branches_equal_generating_from_each_prefix(family, model_of):
-    model = model_of(family)
+    check_branches(model_of(family))
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "falcon_h1", "mamba"])
+def test_branches_of_a_model_with_recurrent_states(family, tokenizer):
+    """Its cache at the last cut tells nothing of an earlier one."""
+    check_branches(load_model(tiny_of(family), tokenizer=tokenizer))
+
+
+def check_branches(model):
     sampling = Sampling(temperature=0.8, max_new_tokens=5)
     branches = [
         Branch(cut=cut, stub=stub, seed=10 * cut + sample)

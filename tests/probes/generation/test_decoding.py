@@ -17,9 +17,11 @@ from transformers import (
 
 from reasonscope.data.errors import ContextError, InputError, SiteError
 from reasonscope.data.trace import Sampling
+from reasonscope.probes.architecture.families import tiny_of
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.decoding import generate, sample
+from reasonscope.probes.models.model import load_model
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15, 16], [20], [33, 34, 35, 36, 37]]
 HOT = Sampling(temperature=1.0, max_new_tokens=24)
@@ -200,6 +202,20 @@ def test_a_stop_token_ends_a_sequence_and_the_others_go_on(model_of):
         assert after.token_ids[after.n_prompt_tokens :].tolist() == generated[:length]
         assert after.finish_reason == ("stop" if stop in generated else "length")
         assert len(after.logprobs) == len(after.entropies) == length
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["qwen3_next", "qwen3_5", "falcon_h1", "jamba", "nemotron_h", "granitemoehybrid", "lfm2", "mamba", "falcon_mamba"],
+)
+def test_a_row_that_ends_leaves_the_recurrent_states_of_the_others(family, tokenizer):
+    model = without_stop(load_model(tiny_of(family), tokenizer=tokenizer))
+    model.__dict__["stop_ids"] = frozenset({int(run(model)[0].token_ids[len(PROMPTS[0]) + 2])})
+    together = run(model)
+    alone = [run(model, [prompt], seeds=[i])[0] for i, prompt in enumerate(PROMPTS)]
+    assert len({len(done.token_ids) - done.n_prompt_tokens for done in together}) > 1
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one.token_ids, other.token_ids)
 
 
 def test_a_full_context_ends_a_sequence(model_of):
