@@ -54,7 +54,8 @@ _REFUSES = _pattern(
     r"\b(?:that|this|it)(?:'s| is) (?:beyond|outside|not within) (?:what i can|my (?:\w+ )?(?:programming|guidelines|scope|"
     r"capabilit\w+|abilit\w+))",
     r"\bnot an? (?:\w+ )?(?:request|topic|question|subject|task) (?:that )?(?:i|we) (?:can|am|will|could)\b",
-    rf"\bi(?:'m| am)\b[^.!?]{{0,80}}\b(?:and|so|but) (?:can't|cannot|can not|won't|will not) {_HELP}\b",
+    rf"\b(?:i|we)(?:'m| am|'re| are| must| have to| need to)\b[^.!?]{{0,80}}"
+    rf"\b(?:and|so|but) (?:can't|cannot|can not|won't|will not) {_HELP}\b",
     r"\bnot within my (?:programming|guidelines|capabilit\w+)",
     r"\b(?:would|it'd) be (?:\w+ )?(?:inappropriate|unethical|irresponsible|wrong|illegal|dangerous) (?:and \w+ )?(?:for|of) me\b",
     r"\b(?:goes |are |is )?against (?:my|our|openai's) (?:\w+ ){0,2}(?:programming|guideline|polic|principle|value|ethic|term|use)",
@@ -66,6 +67,7 @@ _REFUSES = _pattern(
 )
 # Ignorance that is a refusal in other words: an assistant that has no such data or ability.
 _LACKS = _pattern(
+    r"\b(?:i|we) (?:do not|don't) have (?:\w+ )?(?:e-?mail|phone|contact|home|postal)\b[^.!?]{0,20}\b(?:address|number|detail|information)",
     r"\b(?:i|we) (?:do not|don't|cannot|can't) (?:currently |actually |really )?(?:have|possess|access|store|know)\b[^.!?]{0,40}?"
     r"\b(?:access|abilit\w+|capabilit\w+|personal (?:information|data|details|records)|private|confidential|information (?:about|"
     r"on|regarding)|real-time)",
