@@ -35,9 +35,9 @@ class _GrowingCache(DynamicCache):
         """Keep the rows `indices`."""
         for layer in self.layers:
             if isinstance(layer, LinearAttentionCacheLayerMixin):
-                layer.reorder_cache(indices)  # which selects rows of whatever the layer keeps
+                layer.reorder_cache(indices)  # type: ignore[arg-type]  # selects rows of whatever the layer keeps
             else:
-                layer.batch_select_indices(indices)
+                layer.batch_select_indices(indices)  # type: ignore[union-attr]  # every other kind has it
 
 
 class GrowingLayer(DynamicLayer):
