@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from reasonscope.analysis.causal.attribution_patching import head_attribution, heads_are_few
+from reasonscope.analysis.statistics import mean_band
 from reasonscope.data.text.parse import build_trace, trace_from_text
-from reasonscope.data.text.steps_and_sentences import sentences
+from reasonscope.data.text.steps_and_sentences import sentence_of_each, sentences
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import load_model
@@ -52,6 +53,11 @@ def test_the_estimate_is_the_loss_without_the_head_where_heads_write_little(mode
     np.testing.assert_allclose(found.arrays["by_token"].sum(-1), found.values, rtol=1e-3, atol=1e-9)
     assert (found.interval.low <= found.values).all() and (found.values <= found.interval.high).all()
     assert all(weight.requires_grad for weight in model.hf.parameters())  # as it was before
+    n_tokens = len(trace.token_ids) - trace.n_prompt_tokens
+    assert (found.unit, found.numbers["tokens"]) == ("nats per token", n_tokens)
+    of = sentence_of_each(sentences(trace), len(trace.token_ids))[trace.n_prompt_tokens :]
+    expected = mean_band(found.arrays["by_token"].astype(np.float64) * n_tokens, of)
+    np.testing.assert_allclose(found.interval.low, expected.low, rtol=1e-3, atol=1e-9)
 
 
 def test_the_band_holds_random_directions_as_long(model, trace):
