@@ -96,7 +96,7 @@ class Engine:
         hidden = output[0] if isinstance(output, tuple) else output
         request, states = worker.now, hidden[0]
         for vector in request.vectors:
-            if layer in vector["layer_indices"]:
+            if layer in vector["layer_indices"] and self.lie != "no vectors":
                 add = vector["values"][vector["layer_indices"].index(layer)] * vector.get("scale", 1.0)
                 states = states + add
         states = worker.run(layer, states, pre=False)

@@ -25,6 +25,9 @@ from reasonscope.probes.generation.branches import PrefixWriter, SequenceWriter,
 from reasonscope.probes.generation.server import server_writer
 from reasonscope.probes.models.model import Model, load_model
 from reasonscope.probes.models.prompting import as_recorded
+from reasonscope.probes.vllm.identity import check_vectors
+from reasonscope.probes.vllm.writer import vllm_writer
+from reasonscope.steering.engine.in_engine import in_engine
 from reasonscope.steering.recipes.following import follow, recipe_of_run
 from reasonscope.steering.recipes.recipe import Recipe
 
@@ -85,12 +88,22 @@ class Study(Generic[Told]):
 
     def _steered_writer(self: "Study[Writes]", recipe: Recipe) -> Writer:
         if self.options.server is not None:
-            raise InputError(f"the traces were steered by {recipe.name}, which a server cannot do; leave --server out")
+            return self._steered_server(recipe, self.options.server)
         if recipe.controls:
             named = ", ".join(part.name for part in recipe.controls)
             say(f"Continuations and forced answers are written without the controller of {recipe.name} ({named}).")
         processors = recipe.decoding_condition(self.model).processors
         return SequenceWriter(self.model, batch_size=self.options.batch_size, processors=processors)
+
+    def _steered_server(self: "Study[Writes]", recipe: Recipe, url: str) -> Writer:
+        """vLLM with vllm-lens, which steers continuations as the traces were steered."""
+        told = self.options
+        prompts = (trace.token_ids[: trace.n_prompt_tokens].tolist() for trace in self.store)
+        steering = in_engine(recipe, self.model, prompts)
+        how = {"served_as": told.served_as, "timeout": told.server_timeout, "keep": self.kept}
+        writer = vllm_writer(url, self.model, steering=steering, trusted=told.trust_server, **how)
+        check_vectors(writer)
+        return writer
 
     @property
     def sites(self: "Study[ReadsSites]") -> tuple[Site, ...]:

@@ -91,6 +91,11 @@ class Writes(LoadsModel):
     server: str | None = _option(None, "http://host:port of a server of this model that writes the continuations.")
     served_as: str | None = _option(None, "The server's name for the model; the same as here if not given.")
     server_timeout: float = _option(600.0, "Seconds that a request to the server may take.", least=0.1, matters=False)
+    trust_server: bool = _option(
+        False,
+        "Send a recipe as code to a server of vLLM on another machine, to steer as the run was steered.",
+        matters=False,
+    )
 
     def key(self) -> dict[str, Any]:
         """Which server writes makes no difference; whether one does, does."""

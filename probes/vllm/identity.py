@@ -4,7 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reasonscope.data.errors import StoreError
+import torch
+
+from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.server import metrics
@@ -45,12 +47,35 @@ def identity(writer: VllmWriter) -> Identity:
     return Identity(states=tuple(round(value, 5) for value in scaled), started=_started(writer))
 
 
+def check_vectors(writer: VllmWriter) -> None:
+    """Raise InputError if the vectors of the writer's recipe do not move the states of the server by what they are.
+
+    A vector leaves no other trace than what it changes; a server without vllm-lens takes the field and ignores it.
+    """
+    if writer.steering is None or not writer.steering.vectors:
+        return
+    moved = writer.steering.moved_first()
+    size = writer.tokenizer.get_vocab_size(with_added_tokens=True)
+    ids, site = [(7919 * i + 101) % size for i in range(_LENGTH)], Site("resid_post", moved[0])
+    steered, plain = (
+        next(one.stream([ids], Sampling(temperature=0, max_new_tokens=1), [0], [site]))[2][site].float()
+        for one in (writer, writer.plain)
+    )
+    expected = torch.tensor(moved[1])
+    apart = (steered - plain - expected).norm(dim=1).min()
+    if apart > 0.05 * expected.norm():
+        raise InputError(
+            f"{writer.url} does not add the vector of {writer.steering.meta['name']} at {site}; is vllm-lens 1.3 active there?"
+        )
+
+
 class Watch:
     """Makes sure that what a run stores was written by one model, although its server may be restarted at any time."""
 
     def __init__(self, writer: VllmWriter, known: Sequence[float] | None = None) -> None:
         self._writer = writer
         self._now = identity(writer)
+        check_vectors(writer)
         if known is not None and not self._now.same_model(known):
             raise StoreError(_changed(writer))
 

@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from reasonscope.data.errors import InputError
+from reasonscope.probes.vllm.wire import decode, inline
 
 
 class Shipped:
@@ -46,6 +49,16 @@ class InEngine:
         """How many of the tokens that a request sends are prompt; the rest was written before."""
         lengths = sorted({len(prompt) for prompt in self.prompts}, reverse=True)
         return next((n for n in lengths if tuple(ids[:n]) in self.prompts), len(ids))
+
+    def moved_first(self) -> tuple[int, list[float]]:
+        """The first layer that vectors move, and by what: their sum there."""
+        layer = min(layer for vector in self.vectors for layer in vector["layer_indices"])
+        sums = [
+            vector["scale"] * decode(told, inline(told, ""), told["shape"], "")[vector["layer_indices"].index(layer)]
+            for vector in self.vectors
+            if (told := vector["activations"]) and layer in vector["layer_indices"]
+        ]
+        return layer, torch.stack(sums).sum(dim=0).tolist()
 
     def fields(self, prompt: list[int]) -> dict[str, str]:
         """What `vllm_xargs` gets for a request with this prompt."""

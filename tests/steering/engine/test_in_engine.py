@@ -12,17 +12,20 @@ import pytest
 import torch
 from fake_vllm import Engine, serving
 
+from reasonscope.analysis.runs.runner import AnalysisTask
 from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.activations import replay
+from reasonscope.probes.generation.branches import Branch
 from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.loading import locate
 from reasonscope.probes.models.model import load_model
 from reasonscope.probes.models.prompting import load_prompting
 from reasonscope.probes.vllm.address import check_address
+from reasonscope.probes.vllm.identity import check_vectors
 from reasonscope.probes.vllm.steering import Shipped
 from reasonscope.probes.vllm.writer import vllm_writer
 from reasonscope.steering.engine.in_engine import in_engine
@@ -143,6 +146,28 @@ def test_a_continuation_of_a_steered_text_knows_what_was_prompt(address, model, 
     cut = len(prompt) + 8
     rest = again.complete([whole.token_ids[:cut].tolist()], replace(GREEDY, max_new_tokens=32), [0])[0]
     assert rest.token_ids.tolist() == whole.token_ids[: len(rest.token_ids)].tolist()
+
+
+def test_rollouts_of_a_steered_run_are_written_by_the_steered_engine(address, model, tmp_path):
+    one = RECIPES["thinking"]
+    how = {"sampling": replace(GREEDY, max_new_tokens=24), "steer": one}
+    store = record(model, PROBLEMS, tmp_path / "run" / "store", sites=(), **how)
+    told = {"traces": [store.ids[0]], "server": address, "served_as": "m"}
+    writer = AnalysisTask.of(tmp_path / "run", "anchors", **told).study().writer
+    trace = store.trace(store.ids[0])
+    cut = trace.n_prompt_tokens + 8
+    (done,) = writer(trace.token_ids, [Branch(cut=cut, seed=0)], replace(GREEDY, max_new_tokens=16))
+    assert done.token_ids.tolist() == trace.token_ids.tolist()
+
+
+def test_a_server_that_ignores_vectors_is_noticed(address, engine, bare, tmp_path):
+    """Without vllm-lens, vLLM takes the field and does nothing with it."""
+    one = RECIPES["static"]
+    writer = vllm_writer(address, bare, steering=in_engine(one, bare), served_as="m")
+    check_vectors(writer)
+    engine.lie = "no vectors"
+    with pytest.raises(InputError, match=r"does not add the vector of tried at resid_post\.2"):
+        record(bare, PROBLEMS, tmp_path / "run", sampling=GREEDY, server=writer, steer=one)
 
 
 @pytest.mark.parametrize(

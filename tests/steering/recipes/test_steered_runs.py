@@ -205,7 +205,7 @@ def test_forced_answers_and_rollouts_are_written_by_the_steered_model_here(steer
     study = AnalysisTask.of(steered.path, "anchors", traces=[steered.ids[0]], rollouts=2, max_new_tokens=8).study()
     assert isinstance(study.writer, SequenceWriter)
     assert list(analyse("anchors", steered.path, traces=[steered.ids[0]], rollouts=2, max_new_tokens=8))
-    with pytest.raises(InputError, match="steered by mixed, which a server cannot do"):
+    with pytest.raises(InputError, match="how tokens are chosen"):
         AnalysisTask.of(steered.path, "confidence", server="http://127.0.0.1:1").study().writer  # noqa: B018
 
 
