@@ -12,8 +12,9 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.server import metrics
 from reasonscope.probes.vllm.writer import VllmWriter
 
-# A fixed sequence, and how much of its last state is compared. Weights that differ by fine-tuning change it by far more than rounding does.
-_LENGTH, _NUMBERS, _TOLERANCE = 12, 24, 0.02
+# Plain text, because what follows random ids may not be a whole character, and how much of its last state is compared. Weights that
+# differ by fine-tuning change it by far more than rounding does.
+_TEXT, _NUMBERS, _TOLERANCE = "One and two are three; four and five are nine.", 24, 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,10 @@ class Identity:
 
 def identity(writer: VllmWriter) -> Identity:
     """The model that answers `writer` now. Raises InputError if it does not answer, or has no vllm-lens."""
-    size = writer.tokenizer.get_vocab_size(with_added_tokens=True)
-    ids = [(7919 * i + 101) % size for i in range(_LENGTH)]
-    site = Site("resid_post", writer.n_layers - 1)
+    ids, site = _ids(writer), Site("resid_post", writer.n_layers - 1)
     plain = writer.plain
     ((_, _, found),) = plain.stream([ids], Sampling(temperature=0, max_new_tokens=1), [0], [site])
-    last = found[site][_LENGTH - 1].double()
+    last = found[site][len(ids) - 1].double()
     scaled = (last[:_NUMBERS] / last.square().mean().sqrt()).tolist()
     return Identity(states=tuple(round(value, 5) for value in scaled), started=_started(writer))
 
@@ -55,8 +54,7 @@ def check_vectors(writer: VllmWriter) -> None:
     if writer.steering is None or not writer.steering.vectors:
         return
     moved = writer.steering.moved_first()
-    size = writer.tokenizer.get_vocab_size(with_added_tokens=True)
-    ids, site = [(7919 * i + 101) % size for i in range(_LENGTH)], Site("resid_post", moved[0])
+    ids, site = _ids(writer), Site("resid_post", moved[0])
     steered, plain = (
         next(one.stream([ids], Sampling(temperature=0, max_new_tokens=1), [0], [site]))[2][site].float()
         for one in (writer, writer.plain)
@@ -92,6 +90,10 @@ class Watch:
         if not before.same_model(self._now.states):
             raise StoreError(_changed(self._writer))
         return before.started != self._now.started
+
+
+def _ids(writer: VllmWriter) -> list[int]:
+    return [int(token) for token in writer.tokenizer.encode(_TEXT, add_special_tokens=False).ids]
 
 
 def _changed(writer: VllmWriter) -> str:

@@ -32,6 +32,7 @@ from reasonscope.probes.generation.recording import record
 from reasonscope.probes.generation.rollout import trace_seed
 from reasonscope.probes.models.model import load_model
 from reasonscope.probes.properties.scores import write_scores
+from reasonscope.probes.vllm.writer import VllmWriter
 from reasonscope.steering import Scope, SteeringExperiment
 from reasonscope.steering.recipes.answers import answer_with, question
 from reasonscope.steering.recipes.following import follow, recipe_of_run
@@ -205,8 +206,10 @@ def test_forced_answers_and_rollouts_are_written_by_the_steered_model_here(steer
     study = AnalysisTask.of(steered.path, "anchors", traces=[steered.ids[0]], rollouts=2, max_new_tokens=8).study()
     assert isinstance(study.writer, SequenceWriter)
     assert list(analyse("anchors", steered.path, traces=[steered.ids[0]], rollouts=2, max_new_tokens=8))
-    with pytest.raises(InputError, match="how tokens are chosen"):
-        AnalysisTask.of(steered.path, "confidence", server="http://127.0.0.1:1").study().writer  # noqa: B018
+    engine = AnalysisTask.of(steered.path, "confidence", server="http://127.0.0.1:1").study().writer
+    assert isinstance(engine, VllmWriter)
+    assert engine.steering is not None
+    assert engine.steering.meta["hash"] == steered.meta["steered"]["hash"]
 
 
 def test_a_probe_of_the_plain_run_scores_the_steered_one(steered, model, tmp_path):
