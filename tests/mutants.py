@@ -81,7 +81,10 @@ TARGETS = {
         "tests/steering/methods/test_controllers.py::test_a_budget_is_learned_from_a_run_and_guides",
     ],
     "steering/ablation/controls.py": ["tests/steering/ablation/test_ablation.py"],
-    "steering/ablation/effects.py": ["tests/steering/ablation/test_ablation.py", "tests/analysis/ablations/test_ablations_of_runs.py"],
+    "steering/ablation/effects.py": [
+        "tests/steering/ablation/test_ablation.py",
+        "tests/analysis/ablations/test_ablations_of_runs.py",
+    ],
     "steering/experiments/dose_responses.py": ["tests/steering/experiments/test_dose_responses.py"],
     "steering/vectors/matched_controls.py": ["tests/steering/vectors/test_matched_controls.py"],
     "steering/vectors/intervention.py": [

@@ -39,6 +39,8 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("data", "probes", "steering", "analysis", "app")
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
+# It writes hooks for a trusted server, which takes them so: it may call `dumps` and no more.
+WRITES_PICKLES = ROOT / "probes" / "vllm" / "steering.py"
 
 
 def sources():
@@ -51,12 +53,14 @@ def test_nothing_of_ours_unpickles_or_runs_text():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name.split(".")[0] for alias in node.names] if isinstance(node, ast.Import) else []
             names += [(node.module or "").split(".")[0]] if isinstance(node, ast.ImportFrom) else []
-            found += [(path.name, name) for name in names if name in UNSAFE_MODULES]
+            allowed = {"pickle"} if path == WRITES_PICKLES and isinstance(node, ast.Import) else set()
+            found += [(path.name, name) for name in names if name in UNSAFE_MODULES - allowed]
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)
             keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
             unsafe = called in UNSAFE_CALLS or called in ("yaml.load", "os.system")
+            unsafe |= called.startswith("pickle.") and called != "pickle.dumps"
             unsafe |= called == "torch.load" and keywords.get("weights_only") != "True"
             unsafe |= keywords.get("allow_pickle") == "True" or keywords.get("shell") == "True"
             unsafe |= keywords.get("trust_remote_code") == "True"

@@ -24,7 +24,7 @@ def test_every_question_has_an_answer_and_a_page():
 
 
 def test_an_analysis_takes_no_option_of_another(tmp_path):
-    with pytest.raises(InputError, match="does not take 'block'; it takes figures, seed"):
+    with pytest.raises(InputError, match="does not take 'block'; it takes deterministic, device"):
         analyse("entropy", tmp_path, block=3)
     with pytest.raises(InputError, match="unknown analysis 'entropi'; choose one of mi, anchors"):
         analyse("entropi", tmp_path)
