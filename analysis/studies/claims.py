@@ -175,7 +175,11 @@ def findings_table(found: Findings) -> str:
     """The table in Markdown: a row for each claim, and for each model its number, its control and the verdict."""
     head = ["claim", "measure", *(model.name for model in found.models.values())]
     rows = [
-        [f"{claim.claim} ({claim.paper})", claim.measure, *(_cell(claim.found.get(key)) for key in found.models)]
+        [
+            f"{claim.claim} ({claim.paper})" if claim.paper else claim.claim,
+            claim.measure,
+            *(_cell(claim.found.get(key)) for key in found.models),
+        ]
         for claim in found.claims.values()
     ]
     lines = [head, ["---"] * len(head), *rows]

@@ -123,12 +123,13 @@ class RecordStep(Step):
         graded = [trace for trace in store if trace.correct is not None]
         numbers = {
             "traces": len(store),
+            "n_problems": len(_problems(list(store))),
             "sampling": asdict(self.to_sampling(lab.plan.seed)),
             "right": sum(trace.correct is True for trace in graded),
             "graded": len(graded),
             "closed": sum(trace.state == "closed" for trace in store),
-            **_means({"accuracy": [(trace, trace.correct is True) for trace in graded]}),
-            **_means({"thinking_tokens": [(trace, trace.n_thinking_tokens) for trace in store]}),
+            **_means({"accuracy": [(trace, trace.correct is True) for trace in _problems(graded)]}),
+            **_means({"thinking_tokens": [(trace, trace.n_thinking_tokens) for trace in _problems(list(store))]}),
         }
         drawn = _drawn(where, list(store))
         return Outcome(summaries=(found,), numbers=numbers, files=(where.store / NAME, *drawn), figures=drawn)
@@ -137,6 +138,11 @@ class RecordStep(Step):
         """How it samples."""
         told = {"temperature": self.temperature, **self.sampling}
         return Sampling(**told, max_new_tokens=self.max_new_tokens, seed=seed)
+
+
+def _problems(traces: Sequence[Trace]) -> Sequence[Trace]:
+    """The traces that solve a problem, without those that answer a request; all of them if there are only requests."""
+    return [trace for trace in traces if "harmful" not in trace.problem.meta] or traces
 
 
 def _means(values: Mapping[str, Sequence[tuple[Trace, float]]]) -> dict[str, Any]:
