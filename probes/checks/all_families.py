@@ -149,6 +149,7 @@ def _ids(rows: int, tokens: int, seed: int = 0) -> Tensor:
 
 
 FAMILIES_HEADING = "## All families of transformers"
+_PACKED_HEADING = "## Packed weights and adapters"
 
 
 def families_markdown(trials: Sequence[FamilyTrial]) -> str:
@@ -220,5 +221,8 @@ def _cells(cells: Sequence[str]) -> str:
 
 if __name__ == "__main__":
     trials = [try_family(family) for family in tracked(all_families(), "trying", "families")]
-    document = f"{markdown(support_table())}\n{families_markdown(trials)}"
-    Path(*(sys.argv[1:] or ["docs/support.md"])).write_text(document, encoding="utf-8")
+    page = Path(*(sys.argv[1:] or ["docs/support.md"]))
+    before = page.read_text(encoding="utf-8") if page.is_file() else ""
+    by_hand = "".join(before.partition(_PACKED_HEADING)[1:])  # measured where the packages are
+    document = f"{markdown(support_table())}\n{families_markdown(trials)}\n{by_hand}"
+    page.write_text(document, encoding="utf-8")

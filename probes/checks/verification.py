@@ -171,11 +171,14 @@ def _blocks(model: Model, layers: Sequence[int]) -> str:
 
 
 def _batch(model: Model) -> Check:
-    """A sequence reads the same alone and left-padded in a batch with longer ones."""
+    """A sequence reads the same alone and in a batch with longer ones: left-padded as it writes, padded after it as it reads."""
     sequences, sites = _sequences(model), _all(model, "resid_post")
-    together = replay(model, sequences, sites)
     alone = [replay(model, [sequence], sites)[0] for sequence in sequences]
-    value = max(_gap(a[site], b[site]) for a, b in zip(together, alone, strict=True) for site in sites)
+    ids, mask = left_padded([sequence[:-1] for sequence in sequences], model.device)
+    padded = model.backend.forward(ids, mask=mask, last_logits_only=True, read=sites).activations
+    rows = [{site: padded[site][row, real == 1] for site in sites} for row, real in enumerate(mask)]
+    together = [*zip(rows, alone, strict=True), *zip(replay(model, sequences, sites), alone, strict=True)]
+    value = max(_gap(a[site], b[site]) for a, b in together for site in sites)
     return _measured(
         "batch", f"ragged batch of {len(sequences)}, left-padded == one by one", value, _other_limit(model)
     )

@@ -456,7 +456,7 @@ def _read(
         chosen = [traces[j] for j in group]
         if edits:
             edits.begin([trace.n_prompt_tokens for trace in chosen])
-        with _final_states(reader, chosen) as kept:
+        with _final_states(reader, [] if edits else chosen) as kept:
             seen = replay(
                 reader,
                 [trace.token_ids.tolist() for trace in chosen],
@@ -514,7 +514,8 @@ def _with_scores(unembedding: Unembedding, trace: Trace, states: Tensor) -> Trac
     if not len(ids):
         return trace
     temperature = trace.sampling.temperature if trace.sampling else 1.0
-    logprobs, entropies = token_scores(unembedding, states[-len(ids) :], ids, temperature=temperature)
+    before = states[trace.n_prompt_tokens - 1 : len(trace.token_ids) - 1]  # `replay` pads after the tokens
+    logprobs, entropies = token_scores(unembedding, before, ids, temperature=temperature)
     return replace(trace, logprobs=logprobs.numpy(force=True), entropies=entropies.numpy(force=True))
 
 

@@ -25,7 +25,7 @@ WANTED = """
 def read(document: str) -> tuple[dict[str, list[str]], dict[str, str]]:
     """The rows of proved families, and the reasons of refused ones."""
     proved, refused = {}, {}
-    for line in document.partition(FAMILIES_HEADING)[2].splitlines():
+    for line in document.partition(FAMILIES_HEADING)[2].partition("\n## ")[0].splitlines():
         if line.startswith("| ") and not line.startswith(("| family", "| ---")):
             name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
             proved[name] = cells
