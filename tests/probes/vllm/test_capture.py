@@ -135,7 +135,8 @@ def test_another_model_under_the_same_name_mixes_nothing(writer, engine, model, 
     reply, swap_after = engine.reply, len(engine.asked) + 4
 
     def swapped(body):
-        engine.hf = base.hf if len(engine.asked) > swap_after else model.hf
+        with engine.lock:  # not while it writes for another request
+            engine.hf = base.hf if len(engine.asked) > swap_after else model.hf
         return reply(body)
 
     engine.reply = swapped
