@@ -314,6 +314,8 @@ def record_command(
             bare = engine or (server.server is not None and not sites)
             loaded = load_prompting(model, **found) if bare else load_model(**loading)
             watches = watching.open(loaded)
+            if note := loaded.unrendered(asked):
+                typer.echo(note, err=True)
             store = record_traces(
                 loaded, asked, out, sites=sites or (), shard=_shard(shard), server=server.writer(loaded, how["steer"], engine=engine),
                 monitor=watches, **how,

@@ -136,6 +136,16 @@ class Prompting:
         text = problem.prompt if problem.prompt is not None else self._prompt_text(problem, think, open_tag)
         return self.encode_text(text + prefill)
 
+    def unrendered(self, problems: Sequence[Problem]) -> str:
+        """How many problems skip the chat template that this model has, as a line; "" if none does."""
+        raw = sum(problem.prompt is not None for problem in problems)
+        if not raw or chat_template(self.tokenizer) is None:
+            return ""
+        return (
+            f"{raw} of {len(problems)} problems have a raw `prompt`, which is given to the model without its chat template; "
+            "write `question` and `answer`, or `messages`, to ask it as a chat"
+        )
+
     def encode_text(self, text: str) -> list[int]:
         """The token ids of a text, starting with one BOS if the tokenizer uses one."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
