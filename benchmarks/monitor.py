@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config
 
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
@@ -24,20 +23,9 @@ from reasonscope.steering.decoding.monitor import ProbeMonitor
 
 sys.path.insert(0, str(Path(__file__).parent))
 from goals import quartiles, verdict
+from rollouts import random_model
 
 GOAL = 1.03
-
-
-def random_model(layers: int, width: int) -> Model:
-    """A random Qwen3 with the organism's tokenizer."""
-    tokenizer = load_model("organism").tokenizer
-    config = Qwen3Config(
-        vocab_size=768, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, head_dim=64,
-        num_attention_heads=width // 64, num_key_value_heads=width // 128, max_position_embeddings=4096,
-        bos_token_id=None, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return load_model(AutoModelForCausalLM.from_config(config), tokenizer=tokenizer)
 
 
 def random_probe(model: Model) -> LinearProbe:
@@ -91,7 +79,7 @@ def main() -> None:
     torch.set_num_threads(1)
     say(f"## A probe that is read while the model writes\n\n{tokens} tokens, {turns} turns, one thread.\n")
     say("| | ratio to generation without it, median (quartiles) | µs per step | goal | |\n|---|---|---|---|---|")
-    models = {"organism": load_model("organism"), "random Qwen3, 12 layers × 768": random_model(12, 768)}
+    models = {"organism": load_model("organism"), "random Qwen3, 12 layers × 768": random_model(12, 768, head_dim=64)}
     for name, model in models.items():
         for rows in (1, 16):
             report(name, model, rows, tokens, turns)

@@ -36,12 +36,12 @@ from goals import verdict
 BATCH, SENTENCES = 32, 20
 
 
-def random_model(layers: int, width: int) -> Model:
-    """A random Qwen3 with the organism's tokenizer."""
+def random_model(layers: int, width: int, head_dim: int = 32) -> Model:
+    """A random Qwen3 with the organism's tokenizer; pairs of heads share keys and values."""
     tokenizer = load_model("organism").tokenizer
     config = Qwen3Config(
-        vocab_size=768, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, head_dim=32,
-        num_attention_heads=width // 32, num_key_value_heads=width // 64, max_position_embeddings=16_384,
+        vocab_size=768, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, head_dim=head_dim,
+        num_attention_heads=width // head_dim, num_key_value_heads=width // (2 * head_dim), max_position_embeddings=16_384,
         bos_token_id=None, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
