@@ -85,7 +85,7 @@ def _extract(
     method: Annotated[
         str,
         typer.Argument(
-            help="seal, asc, refusal, …, adaptive-speed or budget-guidance; an unknown name lists them all."
+            help="seal, asc, refusal, …, adaptive-speed, budget-guidance, or a decoding method; an unknown name lists them all."
         ),
     ],
     run: RunOption,
@@ -100,7 +100,7 @@ def _extract(
         float | None,
         typer.Option(
             help="The strength of the recipe, by default the middle one of the method's own; for adaptive-speed its highest strength "
-            "as a share of the state's norm, for budget-guidance the budget in tokens."
+            "as a share of the state's norm, for budget-guidance the budget in tokens, for a decoding method its value."
         ),
     ] = None,
     sites: SitesOption = None,
@@ -113,7 +113,10 @@ def _extract(
     backend: BackendOption = "hooks",
     json_: JsonOption = False,
 ) -> None:
-    """Make a recipe from the problems of a run that are not held out: vectors with their tokens, operators and strength."""
+    """Make a recipe from the problems of a run that are not held out: vectors with their tokens, operators and strength.
+
+    A decoding method learns nothing, and its recipe holds its name and its value.
+    """
     from reasonscope.data.storage.durable import make_folder
     from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
@@ -121,13 +124,15 @@ def _extract(
     from reasonscope.steering.experiments.extraction import extraction_summary, vector_numbers
     from reasonscope.steering.experiments.held_out import model_of_run, source_of_run, split_run
     from reasonscope.steering.methods.asc import load_pairs
-    from reasonscope.steering.methods.registry import method as by_name
+    from reasonscope.steering.methods.registry import METHODS
     from reasonscope.steering.recipes.files import SUFFIX
-    from reasonscope.steering.recipes.learned import LEARNED, learned_control
+    from reasonscope.steering.recipes.learned import check_without_vectors, recipe_without_vectors
     from reasonscope.steering.recipes.recipe import Recipe
 
     where = run_folder(run)
-    chosen = None if method in LEARNED else by_name(method)
+    chosen = METHODS.get(method)
+    if chosen is None:
+        check_without_vectors(method)
     store = TraceStore.open(where.store)
     split = split_run(store, share=held_out, n=None, seed=seed)
     loaded = model_of_run(store, model, backend=backend, **load)
@@ -139,9 +144,7 @@ def _extract(
     asked = {key: store.meta[key] for key in ("prompt", "thinking") if key in store.meta}
     about = {"method": method, "run": str(run), **asked}
     if chosen is None:
-        control = learned_control(method, source, strength)
-        known = {"groups": source.groups, "model": dict(loaded.fingerprint)}
-        recipe = Recipe(name=method, controls=(control,), provenance={**about, **known})
+        recipe = recipe_without_vectors(method, source, strength, provenance=about)
         recipe.save(path)
         files, following = [f"recipe: {path} (hash {recipe.hash})"], f"reasonscope steer sweep {path} --run {run}"
         shown_recipe = replace(recipe.summary(), files=files, next_command=following)

@@ -161,6 +161,11 @@ def respond(
         chosen = method(asked.name)
         parts, own, name = chosen.parts(source), chosen.strengths, asked.name
     else:
+        if not recipe.parts and len(recipe.decoding) == 1 and not (recipe.controls or recipe.prefill):
+            (part,) = recipe.decoding
+            values = asked.values or (part.value,)
+            found = decoding_response(experiment, source, part.name, values, n_controls=n_controls)
+            return replace(found, name=recipe.name)
         if not recipe.parts:
             return _controller_response(experiment, recipe, asked.values or strengths, n_controls)
         parts, own, name = recipe.uses(source.model), (1.0,), recipe.name
@@ -184,7 +189,7 @@ def _controller_response(
     learned from one of these problems."""
     if len(recipe.controls) != 1:
         raise InputError(
-            f"{recipe.name} holds no vector to sweep, nor one controller; see what it does with `steer apply`"
+            f"{recipe.name} holds no vector to sweep, nor one controller or decoding method; see what it does with `steer apply`"
         )
     (part,) = recipe.controls
     asked = {problem.group for problem in experiment.problems}

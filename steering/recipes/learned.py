@@ -1,14 +1,16 @@
-"""Controllers that learn from a run: `steer extract` makes recipes of them."""
+"""Recipes without a vector: controllers that learn from a run, and decoding methods at a value."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from reasonscope.data.errors import InputError
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.steering.decoding.budget import train_predictor
-from reasonscope.steering.methods.registry import ExtractionData, method
+from reasonscope.steering.experiments.decoding_responses import DECODING_METHODS, decoding_method
+from reasonscope.steering.methods.registry import METHODS, ExtractionData, method
 from reasonscope.steering.recipes.controls import (
     ADAPTIVE,
     GUIDANCE,
@@ -17,18 +19,40 @@ from reasonscope.steering.recipes.controls import (
     guidance_part,
     whole_budget,
 )
+from reasonscope.steering.recipes.recipe import DecodingPart, Recipe
 
 # How far adaptive speed goes at most, as a share of the state's norm; the paper's α fits the paper's models alone.
 _REACH = 0.1
 
 
-def learned_control(name: str, source: ExtractionData, strength: float | None) -> ControlPart:
-    """The controller of that name (one of `LEARNED`), from what the source holds.
+def check_without_vectors(name: str) -> None:
+    """Raise InputError unless a controller or a decoding method has that name."""
+    if name not in LEARNED and name not in DECODING_METHODS:
+        raise InputError(
+            f"no steering method is called {name!r}; choose one of {', '.join(METHODS)}; a controller: {', '.join(LEARNED)}; "
+            f"or a decoding method: {', '.join(one for one in DECODING_METHODS if one not in LEARNED)}"
+        )
 
-    `strength` is the highest strength of adaptive speed, as a share of the state's norm, or the budget in tokens; by default .1, or half
-    of the mean thinking. Raises InputError for a strength that it cannot take, and as its extraction does.
+
+def recipe_without_vectors(
+    name: str, source: ExtractionData, strength: float | None, *, provenance: Mapping[str, Any]
+) -> Recipe:
+    """A controller that learns from the source, or a decoding method, which learns nothing, as a recipe.
+
+    `strength` is the highest strength of adaptive speed, as a share of the state's norm; the budget in tokens; or the value of the
+    decoding method. By default it is .1, half of the mean thinking, or the middle one of the method's own. Raises InputError for an
+    unknown name or a strength that it cannot take, and as the extraction does.
     """
-    return LEARNED[name](source, strength)
+    check_without_vectors(name)
+    model = {"model": dict(source.model.fingerprint)}
+    if name in LEARNED:
+        known = {"groups": source.groups, **model}
+        return Recipe(name=name, controls=(LEARNED[name](source, strength),), provenance={**provenance, **known})
+    own = decoding_method(name).values
+    part = DecodingPart(name=name, value=own[len(own) // 2] if strength is None else strength)
+    recipe = Recipe(name=name, decoding=(part,), provenance={**provenance, **model})
+    recipe.check(source.model)
+    return recipe
 
 
 def _adaptive(source: ExtractionData, strength: float | None) -> ControlPart:

@@ -22,6 +22,7 @@ from reasonscope.steering.methods.registry import ExtractionData
 from reasonscope.steering.recipes.answers import answer_with
 from reasonscope.steering.recipes.controls import ControlPart, adaptive_part, controls_of, exit_part, guidance_part
 from reasonscope.steering.recipes.following import follow
+from reasonscope.steering.recipes.learned import recipe_without_vectors
 from reasonscope.steering.recipes.recipe import Recipe
 
 SITES = [Site("resid_post", layer) for layer in range(3)]
@@ -165,6 +166,27 @@ def test_controllers_are_swept_beside_their_random_controls(recipes, model, prob
         assert [arm.multiplier for arm in found.arms] == values and len(found.controls) == n
 
 
+def test_a_recipe_of_a_decoding_method_is_swept_as_the_method_is(model, problems, tmp_path):
+    sampling = Sampling(temperature=0.7, max_new_tokens=30, seed=5)
+    store = record(model, load_problems("ledger", n=2, seed=9), tmp_path / "run", sampling=sampling)
+    experiment, source = SteeringExperiment(model, problems, sampling), ExtractionData(model=model, store=store, ids=())
+    path = tmp_path / "tip.recipe.safetensors"
+    recipe_without_vectors("tip", source, None, provenance={"method": "tip"}).save(path)
+    told = {"strengths": None, "n_controls": 2, "covariance": False}
+    by_file, by_name = (respond(experiment, source, Asked(name=name), **told) for name in (str(path), "tip"))
+    assert by_file.to_dict() == by_name.to_dict() and len(by_file.controls) == 2
+    assert Recipe.load(path).learned == {"groups": []}
+    (more,) = respond(experiment, source, Asked(name=str(path), values=(9.0,)), **told).arms
+    assert more.multiplier == 9
+    with pytest.raises(InputError, match="nor one controller or decoding method"):
+        Recipe(name="begun", prefill="Okay.").save(path)
+        respond(experiment, source, Asked(name=str(path)), **told)
+    with pytest.raises(InputError, match="a whole number"):
+        recipe_without_vectors("forced-close", source, 1.5, provenance={})
+    with pytest.raises(InputError, match=r"called 'soap'.*adaptive-speed.*forced-close"):
+        recipe_without_vectors("soap", source, None, provenance={})
+
+
 def test_the_commands_extract_controllers_and_record_with_them(tmp_path):
     run = tmp_path / "run"
 
@@ -174,6 +196,11 @@ def test_the_commands_extract_controllers_and_record_with_them(tmp_path):
         return " ".join(done.stdout.split())
 
     said("record", "--problems", "ledger", "--n", "6", "--max-new-tokens", "160", "--out", str(run))
+    said("steer", "extract", "forced-close", "--run", str(run), "--strength", "9")
+    swept = said(
+        "steer", "sweep", str(tmp_path / "run-results/steering/forced-close.recipe.safetensors"), "--run", str(run)
+    )
+    assert "forced-close" in swept and "9 tokens" in swept
     for name, strength in (("adaptive-speed", "0.2"), ("budget-guidance", "40")):
         recipe = tmp_path / f"{name}.recipe.safetensors"
         told = said("steer", "extract", name, "--run", str(run), "--strength", strength, "--out", str(recipe))
