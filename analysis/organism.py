@@ -54,8 +54,8 @@ def evaluate_organism(model: Model, *, n: int = 500, seed: int = 0) -> list[Meas
         *_accuracy(model, default),
         *_lengths(default),
         *_shares(default),
-        Measure(name="label_agreement", value=label_agreement(default), low=0.95),
-        Measure(name="forced_mistake_put_right", value=put_right(model, default, rng), low=0.6),
+        Measure(name="label_agreement", value=_label_agreement(default), low=0.95),
+        Measure(name="forced_mistake_put_right", value=_put_right(model, default, rng), low=0.6),
         *_modes(model, problems),
         *_requests(model, n, seed),
     ]
@@ -115,7 +115,7 @@ def _shares(traces: Sequence[Trace]) -> list[Measure]:
     ]
 
 
-def label_agreement(traces: Sequence[Trace]) -> float:
+def _label_agreement(traces: Sequence[Trace]) -> float:
     """Share of the sentences of the language to which the rule-based labeller gives the grammar's tag."""
     agree = []
     for trace in traces:
@@ -125,7 +125,7 @@ def label_agreement(traces: Sequence[Trace]) -> float:
     return _mean(agree)
 
 
-def put_right(model: Model, traces: Sequence[Trace], rng: random.Random) -> float:
+def _put_right(model: Model, traces: Sequence[Trace], rng: random.Random) -> float:
     """Force a wrong sum into right thinking, continue from there, and see whether that step is stated correctly later.
 
     The prefix ends with the wrong digits, so the model itself writes what follows them. Returns a share of the traces.

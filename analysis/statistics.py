@@ -105,7 +105,7 @@ def benjamini_hochberg(p: ArrayLike) -> Values:
     return adjusted
 
 
-def bootstrap(
+def _bootstrap(
     statistic: Callable[[Rows], float],
     n: int,
     *,

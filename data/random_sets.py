@@ -27,7 +27,7 @@ def distinct_sets(pools: Sequence[Pool[T]], n: int, *, seed: int | np.random.Gen
     """
     rng = np.random.default_rng(seed)
     found = {frozenset(one): one for one in _partition(pools, rng)[:n]}
-    if n_sets(pools) <= n:
+    if _n_sets(pools) <= n:
         every = product(*(combinations(pool.members, pool.size) for pool in pools))
         return [*(found | {frozenset(one): one for parts in every if (one := sum(parts, ()))}).values()]
     while len(found) < n:
@@ -56,7 +56,7 @@ def n_disjoint(sets: Sequence[Iterable[Hashable]]) -> int:
     return len(sets)
 
 
-def n_sets(pools: Sequence[Pool[T]]) -> int:
+def _n_sets(pools: Sequence[Pool[T]]) -> int:
     """How many different sets `distinct_sets` could draw."""
     return prod(comb(len(pool.members), pool.size) for pool in pools)
 

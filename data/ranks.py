@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from reasonscope.data.arrays import Values
 
 
-def ranks(values: Values) -> Values:
+def _ranks(values: Values) -> Values:
     """Ranks from 1 of `values` (row,), ties at their mean; NaN if any value is.
 
     scipy's `rankdata` for one row of numbers: bootstraps ask for thousands of short ones, and its checks take ten times as long.
@@ -24,7 +24,7 @@ def ranks(values: Values) -> Values:
 
 def spearman(targets: Values, predictions: Values) -> float:
     """Rank correlation; 0 if either side is constant, since a constant orders nothing."""
-    left, right = (ranks(values) - (len(values) + 1) / 2 for values in (targets, predictions))
+    left, right = (_ranks(values) - (len(values) + 1) / 2 for values in (targets, predictions))
     scale = np.sqrt((left @ left) * (right @ right))
     return float(left @ right / scale) if scale else 0.0
 
@@ -39,4 +39,4 @@ def auroc(targets: Values | NDArray[np.bool_], scores: Values) -> float:
     n, m = int(positive.sum()), int((~positive).sum())
     if not n or not m:
         return float("nan")
-    return float((ranks(scores)[positive].sum() - n * (n + 1) / 2) / (n * m))
+    return float((_ranks(scores)[positive].sum() - n * (n + 1) / 2) / (n * m))

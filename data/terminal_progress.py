@@ -32,7 +32,7 @@ def show_progress() -> Iterator[None]:
             store = rs.record(model, problems, "runs/mine", sampling=rs.Sampling())
     """
     terminal = sys.stderr.isatty() and _draws()
-    shown: Bars | Lines = Bars() if terminal else Lines(sys.stderr)
+    shown: _Bars | _Lines = _Bars() if terminal else _Lines(sys.stderr)
     stop = threading.Event()
     period = _BAR_SECONDS if terminal else 1.0
 
@@ -67,7 +67,7 @@ class _Begun:
     at: float
 
 
-class Lines(Listener):
+class _Lines(Listener):
     """Writes one line every `LINE_SECONDS`, and a last one when work that took `PATIENCE` or more has ended."""
 
     def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
@@ -86,7 +86,7 @@ class Lines(Listener):
         with self._lock:
             last = _remove(self._begun, work)
             if last is not None and not self._begun and self._clock() - last.at >= PATIENCE:
-                self._write(summary_line(work, self._clock() - last.at))
+                self._write(_summary_line(work, self._clock() - last.at))
 
     def say(self, text: str) -> None:
         with self._lock:
@@ -96,7 +96,9 @@ class Lines(Listener):
         """Write a line if the last one was written long enough ago."""
         with self._lock:
             if self._begun and self._clock() - self._written_at >= LINE_SECONDS:
-                self._write("; ".join(progress_line(one.work, self._clock() - one.at) for one in self._begun[:_LEVELS]))
+                self._write(
+                    "; ".join(_progress_line(one.work, self._clock() - one.at) for one in self._begun[:_LEVELS])
+                )
 
     def close(self) -> None:
         """Forget what has not ended: after an error, a generator may end its work much later."""
@@ -108,7 +110,7 @@ class Lines(Listener):
         print(line, file=self._out, flush=True)
 
 
-class Bars(Listener):
+class _Bars(Listener):
     """Draws a bar for each work that is open, below what is printed meanwhile."""
 
     def __init__(self, console: "Console | None" = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -133,7 +135,7 @@ class Bars(Listener):
                 return
             self._hide()
             if self._clock() - last.at >= PATIENCE:
-                self.say(summary_line(work, self._clock() - last.at))
+                self.say(_summary_line(work, self._clock() - last.at))
 
     def say(self, text: str) -> None:
         with self._lock:
@@ -182,11 +184,11 @@ class Bars(Listener):
             bar = ProgressBar(
                 total=1.0, completed=fraction or 0.0, width=20, pulse=fraction is None, animation_time=now
             )
-            rows.add_row(bar, Text(progress_line(one.work, now - one.at), overflow="ellipsis", no_wrap=True))
+            rows.add_row(bar, Text(_progress_line(one.work, now - one.at), overflow="ellipsis", no_wrap=True))
         return rows
 
 
-def progress_line(work: Work, seconds: float) -> str:
+def _progress_line(work: Work, seconds: float) -> str:
     """How far work is that began `seconds` ago, as in `recording: 12 of 32 traces, 214 tokens/s, about 2 min left`."""
     said = [_count(work), *_tokens(work, seconds)]
     fraction = work.fraction
@@ -198,7 +200,7 @@ def progress_line(work: Work, seconds: float) -> str:
     return f"{work.what}: {', '.join(part for part in said if part)}"
 
 
-def summary_line(work: Work, seconds: float) -> str:
+def _summary_line(work: Work, seconds: float) -> str:
     """What work did that is over, as in `recording: 32 of 32 traces, 214 tokens/s, 2 min`."""
     said = [_count(work, finished=True), *_tokens(work, seconds), spoken_time(seconds)]
     return f"{work.what}: {', '.join(part for part in said if part)}"

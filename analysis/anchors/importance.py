@@ -68,7 +68,7 @@ class Convention:
         return is_published(self.variant)
 
 
-def answer_kl(p: Sequence[Rollout], q: Sequence[Rollout], *, smoothing: float, empty: float = 0.0) -> float:
+def _answer_kl(p: Sequence[Rollout], q: Sequence[Rollout], *, smoothing: float, empty: float = 0.0) -> float:
     """KL in nats between the answers of two sets of rollouts, with `smoothing` added on the union of their answers;
     `empty` if a side is. Rollouts without an answer are ignored."""
     left, right = (Counter(r.answer for r in side if r.answered) for side in (p, q))
@@ -90,7 +90,7 @@ def _accuracy(rollouts: Sequence[Rollout], empty: float = 0.0) -> float:
     return float(np.mean(judged)) if judged else empty
 
 
-def importances(
+def _importances(
     rollouts: Mapping[int, Sequence[Rollout]], convention: Convention | None = None
 ) -> dict[int, dict[str, float]]:
     """The numbers of `METRICS` for each sentence i, from `rollouts[i]`, which keep the sentences before i and rewrite i
@@ -127,11 +127,11 @@ def _of_sentence(
     kept = [r for r in following if r.answered]
     if exact is not None:
         found["resampling_accuracy"] = _accuracy(exact, nothing) - found["accuracy"]
-    found["resampling_kl"] = answer_kl(here, following, smoothing=how.smoothing, empty=nothing)
+    found["resampling_kl"] = _answer_kl(here, following, smoothing=how.smoothing, empty=nothing)
     if unlike and kept:
         change = _accuracy(kept, nothing) - _accuracy(unlike, nothing)
         found["counterfactual_accuracy"] = -change if how.is_published else change
-        found["counterfactual_kl"] = answer_kl(unlike, [*kept, *alike], smoothing=how.smoothing, empty=nothing)
+        found["counterfactual_kl"] = _answer_kl(unlike, [*kept, *alike], smoothing=how.smoothing, empty=nothing)
     if answered:
         found["different_fraction"] = len(unlike) / len(answered)
         found["overdeterminedness"] = 1 - len({r.resampled for r in answered}) / len(answered)
@@ -223,7 +223,7 @@ def _mixed_table(rollouts: Mapping[int, Sequence[Rollout]], convention: Conventi
     columns = []
     for i, following in zip(indices, [*indices[1:], None], strict=True):
         if following is None:
-            columns.append(_table(importances({i: rollouts[i]}, convention))[:, 0])
+            columns.append(_table(_importances({i: rollouts[i]}, convention))[:, 0])
             continue
         pool = [*rollouts[i], *rollouts[following]]
         places = rng.permutation(len(pool))
@@ -232,7 +232,7 @@ def _mixed_table(rollouts: Mapping[int, Sequence[Rollout]], convention: Conventi
             for own, j in zip(pool, places, strict=True)
         ]
         n = len(rollouts[i])
-        columns.append(_table(importances({i: dealt[:n], i + 1: dealt[n:]}, convention))[:, 0])
+        columns.append(_table(_importances({i: dealt[:n], i + 1: dealt[n:]}, convention))[:, 0])
     return np.stack(columns, axis=1)
 
 
@@ -241,8 +241,8 @@ def _table(found: Mapping[int, Mapping[str, float]]) -> Values:
 
 
 def importance_table(rollouts: Mapping[int, Sequence[Rollout]], convention: Convention) -> Values:
-    """`importances` as an array (metric, sentence)."""
-    return _table(importances(rollouts, convention))
+    """`_importances` as an array (metric, sentence)."""
+    return _table(_importances(rollouts, convention))
 
 
 def sentence_effects(

@@ -63,7 +63,7 @@ def published_importances(trace: Trace) -> Result:
         if len(placed) == len(chunks):
             provenance |= cut_provenance(placed)
         values = np.array([[_number(chunk.get(name)) for chunk in chunks] for name in PUBLISHED], dtype=np.float64)
-        anew = recomputed_resampling_accuracy(chunks)
+        anew = _recomputed_resampling_accuracy(chunks)
         about = {
             "tags": [(chunk["function_tags"] or ["unknown"])[0] for chunk in chunks],
             "texts": [chunk["chunk"] for chunk in chunks],
@@ -72,7 +72,7 @@ def published_importances(trace: Trace) -> Result:
         }
     told = values[PUBLISHED.index("resampling_importance_accuracy")]
     both = np.isfinite(anew) & np.isfinite(told)
-    effects, suppressed = (effect_matrix(trace.meta.get(name) or (), len(chunks)) for name in PUBLISHED_EFFECTS)
+    effects, suppressed = (_effect_matrix(trace.meta.get(name) or (), len(chunks)) for name in PUBLISHED_EFFECTS)
     given = {"effects": effects, "suppression": suppressed}
     arrays = {"recomputed": anew} | {name: matrix for name, matrix in given.items() if matrix is not None}
     agreement = None if effects is None else _agreement(effects, chunks)
@@ -107,7 +107,7 @@ def _resampled(trace: Trace, chunk: Mapping[str, Any], place: int) -> list[dict[
     return resampled_sentences(chunk["chunk"], [Rollout(answer=None, correct=None, resampled=text) for text in written])
 
 
-def recomputed_resampling_accuracy(chunks: Sequence[Mapping[str, Any]]) -> Values:
+def _recomputed_resampling_accuracy(chunks: Sequence[Mapping[str, Any]]) -> Values:
     """accuracy(i + 1) − accuracy(i) from the published accuracies; 0 for the last chunk, NaN if one was not
     published."""
     told = [(int(chunk.get("chunk_idx", i)), _number(chunk.get("accuracy"))) for i, chunk in enumerate(chunks)]
@@ -115,7 +115,7 @@ def recomputed_resampling_accuracy(chunks: Sequence[Mapping[str, Any]]) -> Value
     return np.array([accuracies[i + 1] - value if i + 1 in accuracies else 0.0 for i, value in told], dtype=np.float64)
 
 
-def effect_matrix(step_importance: Sequence[Mapping[str, Any]], n: int) -> Values | None:
+def _effect_matrix(step_importance: Sequence[Mapping[str, Any]], n: int) -> Values | None:
     """The published effects as (target, source), NaN if not published; None without any. Raises InputError."""
     if not step_importance:
         return None

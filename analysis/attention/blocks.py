@@ -71,7 +71,7 @@ class AttentionCall:
     rule: ScoreRule
 
 
-def attention_blocks(
+def _attention_blocks(
     query: Tensor, key: Tensor, rule: ScoreRule, *, layer: int = 0, block: int = BLOCK
 ) -> Iterator[AttentionBlock]:
     """Causal attention of `query` (head, query, d_head) on `key` (kv_head, key, d_head), `block` queries at a time.
@@ -109,7 +109,7 @@ def _read(model: Model, ids: Sequence[int], read: AttentionVisitor, block: int) 
     def attend(call: AttentionCall) -> Tensor:
         outputs = []
         value = call.value[0]
-        for one in attention_blocks(call.query[0], call.key[0], call.rule, layer=call.layer, block=block):
+        for one in _attention_blocks(call.query[0], call.key[0], call.rule, layer=call.layer, block=block):
             read(_with_all_heads(one, model.n_heads))
             outputs.append(_weighted(one.probabilities, value[:, one.keys.slice]))
         work.advance()

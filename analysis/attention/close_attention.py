@@ -18,7 +18,7 @@ from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.models.model import Model
 
 
-class RowMeans:
+class _RowMeans:
     """A reader for `read_attention` that keeps the mean attention of a few queries, `rows`, on every key up to the
     last of them."""
 
@@ -61,7 +61,7 @@ def close_attention(model: Model, trace: Trace, sentences: Sequence[Sentence] | 
     provenance |= cut_provenance(known.sentences)
     if not known.places:
         return undefined(**common, reason="no sentence in the thinking", provenance=provenance)
-    reader = RowMeans(rows, model.n_layers, model.n_heads)
+    reader = _RowMeans(rows, model.n_layers, model.n_heads)
     read_attention(model, trace.token_ids[: rows.stop].tolist(), reader)
     looked = reader.result()
     heads = known.spread(np.stack([looked[..., span.slice].mean(axis=-1) for span in known.spans], axis=-1))

@@ -53,7 +53,7 @@ class _HeadRhythm:
     fai: Values
 
 
-class Rhythm:
+class _Rhythm:
     """A reader for `read_attention` that collects, for every head, the fields of `_HeadRhythm`."""
 
     def __init__(
@@ -135,7 +135,7 @@ def head_rhythm(
     `horizon`, within the response (0 if the response ends before). Only the tokens `among` look: all of `rows` if not
     given. Raises InputError, ContextError.
     """
-    reader = Rhythm(rows, model.n_layers, model.n_heads, window=window, horizon=horizon, among=among)
+    reader = _Rhythm(rows, model.n_layers, model.n_heads, window=window, horizon=horizon, among=among)
     read_attention(model, ids, reader)
     return reader.result()
 
@@ -156,7 +156,7 @@ def over(values: Values, heads: Sequence[Head]) -> Values:
     return np.asarray(np.mean([values[head.layer, head.index] for head in heads], axis=0))
 
 
-def induction_scores(model: Model, *, length: int = 50, repeats: int = 4, seed: int = 0) -> Values:
+def _induction_scores(model: Model, *, length: int = 50, repeats: int = 4, seed: int = 0) -> Values:
     """Attention (layer, head, position) on the token that followed this one's last occurrence, in random tokens written
     twice.
 
@@ -217,7 +217,7 @@ def head_table(model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *
     found = head_rhythm(model, trace.token_ids[: rows.stop].tolist(), rows, among=trace.thinking_positions)
     places = trace.thinking_positions
     owner = sentence_of_each(sentences, rows.stop)[places]
-    induction = induction_scores(model, seed=seed)
+    induction = _induction_scores(model, seed=seed)
     of_trace = np.stack([found.span, found.sink, found.previous, found.waad, found.fai])[..., places - rows.start]
     values = _beside(of_trace.mean(axis=-1), induction.mean(axis=-1))
     sure = mean_band(of_trace, owner, seed=seed)

@@ -36,7 +36,7 @@ class _Recurrence:
     interval: NDArray[np.int64]
 
 
-class RecurrenceReader:
+class _RecurrenceReader:
     """A reader for `read_attention`: a query attends to a key if the mean over heads is above `alpha`; memory is two
     numbers per key.
 
@@ -116,7 +116,7 @@ def recurrence(
     generator = torch.Generator().manual_seed(seed)
     places = trace.thinking_positions
     readers = [
-        RecurrenceReader(rows, model.n_layers, alpha=alpha, shuffle=how, among=places) for how in (None, generator)
+        _RecurrenceReader(rows, model.n_layers, alpha=alpha, shuffle=how, among=places) for how in (None, generator)
     ]
 
     def read(block: AttentionBlock) -> None:

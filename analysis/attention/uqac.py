@@ -38,7 +38,7 @@ class Link:
     score: float
 
 
-class ReducedAttention:
+class _ReducedAttention:
     """A reader for `read_attention`: for each response row, the `heads_kept` heads of least entropy over all layers,
     reduced to one row.
 
@@ -113,8 +113,8 @@ def _prepared(rows: Tensor, first: int, calibration: Tensor) -> Tensor:
 def reduced_attention(
     model: Model, ids: Sequence[int], response: Span, *, heads_kept: int = 16, reduction: Reduction = "max"
 ) -> Values:
-    """`ReducedAttention` of `model` reading `ids`, in the rows of `response`. Raises InputError, ContextError."""
-    reader = ReducedAttention(response, heads_kept=heads_kept, reduction=reduction)
+    """`_ReducedAttention` of `model` reading `ids`, in the rows of `response`. Raises InputError, ContextError."""
+    reader = _ReducedAttention(response, heads_kept=heads_kept, reduction=reduction)
     read_attention(model, ids, reader)
     return reader.result()
 

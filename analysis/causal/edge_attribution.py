@@ -56,7 +56,7 @@ class _EdgeScores:
         return np.asarray(found / max(found.sum(), np.finfo(float).tiny))
 
 
-def edge_scores(model: Model, clean: Sequence[int], corrupted: Sequence[int], *, steps: int = STEPS) -> _EdgeScores:
+def _edge_scores(model: Model, clean: Sequence[int], corrupted: Sequence[int], *, steps: int = STEPS) -> _EdgeScores:
     """EAP-IG for one pair of sequences of the same length; L is the KL from the clean to the current distribution at
     the last token.
 
@@ -150,7 +150,7 @@ def emergent_heads(
     Raises:
         InputError: For models of different shapes.
 
-    Departures: those of `edge_scores` (midpoints, one target per block) and `opening_pairs` (the same pairs for both
+    Departures: those of `_edge_scores` (midpoints, one target per block) and `opening_pairs` (the same pairs for both
     models).
 
     Example:
@@ -165,7 +165,7 @@ def emergent_heads(
         )
     shape = reasoner.n_layers, reasoner.n_heads
     todo = [(model, pair) for model in (base, reasoner) for pair in pairs]
-    scored = [edge_scores(model, *pair, steps=steps) for model, pair in tracked(todo, "attributing edges", "pairs")]
+    scored = [_edge_scores(model, *pair, steps=steps) for model, pair in tracked(todo, "attributing edges", "pairs")]
     found = [scored[: len(pairs)], scored[len(pairs) :]]
     before, after = (np.stack([one.head_importance(*shape) for one in side]) for side in found)
     rng = np.random.default_rng(seed)

@@ -76,7 +76,7 @@ def probe_writes(
     )
 
 
-def total_effects(
+def _total_effects(
     model: Model,
     probe: LinearProbe,
     traces: Sequence[Trace],
@@ -146,7 +146,7 @@ def probe_write_result(
     total = np.zeros(shape)
     rho = float("nan")
     if how is not None:
-        effects = total_effects(model, probe, traces, position=position, how=how, seed=seed).mean(axis=0)
+        effects = _total_effects(model, probe, traces, position=position, how=how, seed=seed).mean(axis=0)
         heads = [head for head in all_heads(model.layout) if head.layer < _blocks_before(probe)]
         at = [head.layer for head in heads], [head.index for head in heads]
         total[at] = effects

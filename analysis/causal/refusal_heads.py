@@ -57,7 +57,7 @@ class HeadTrial:
         return {metric: problems for metric, problems in sets.items() if problems}
 
 
-def suppressing_heads(writes: Values, share: float = SHARE) -> list[Head]:
+def _suppressing_heads(writes: Values, share: float = SHARE) -> list[Head]:
     """The `share` of heads, at least one, that push a refusal probe's logit down most: `writes` (layer, head), mean
     direct effects."""
     if not 0 < share <= 1:
@@ -68,7 +68,7 @@ def suppressing_heads(writes: Values, share: float = SHARE) -> list[Head]:
     ]
 
 
-def fallen(traces: Sequence[Trace]) -> list[Trace]:
+def _fallen(traces: Sequence[Trace]) -> list[Trace]:
     """The harmful requests that the model complied with after closed thinking, on which a cliff can occur."""
     return [trace for trace in traces if has_cliff(trace) and cell(trace) == ("harmful", "complied")]
 
@@ -123,12 +123,12 @@ def cliff_heads(
     common: dict[str, Any] = {"method": "cliff", "quantity": "share of answers", "unit": "1"}
     provenance = {"probe": str(probe.site), "share": share, "how": how, "draws": n_controls, "seed": seed}
     provenance["scope"] = scope.on if scope else "all"
-    down = fallen(traces)
+    down = _fallen(traces)
     if not down:
         reason = f"none of {len(traces)} traces complies with a harmful request after closed thinking, so a cliff cannot occur"
         return undefined(**common, reason=reason, provenance=provenance)
     writes = probe_writes(model, probe, down).heads.mean(axis=0)
-    heads = suppressing_heads(writes, share)
+    heads = _suppressing_heads(writes, share)
     bank = None if how == "zero" else head_states(model, traces)
 
     def edit(taken: Sequence[Head]) -> AblationIntervention:

@@ -131,7 +131,7 @@ def early_exits(
         if probe is None:
             raise InputError("a threshold by false alarms needs a saved probe of other problems; give --probe")
         at = [*at, (PROBE, false_alarm_threshold(probe, learned, false_alarms=false_alarms))]
-    watched = {name: live_outcomes(other, judged) for name, other in (live or {}).items()}
+    watched = {name: _live_outcomes(other, judged) for name, other in (live or {}).items()}
     report = exit_report(learned, tested, live=watched, at=at, seed=seed)
     return ExitStudy(
         report=report,
@@ -173,7 +173,7 @@ def exit_recipes(study: ExitStudy, tolerance: float, *, provenance: Mapping[str,
     return recipes
 
 
-def live_outcomes(store: TraceStore, judged: Sequence[Trace]) -> Outcomes:
+def _live_outcomes(store: TraceStore, judged: Sequence[Trace]) -> Outcomes:
     """What happened to these traces in a run in which something stopped the model.
 
     Raises InputError if it lacks one of them, or if what stopped it learned from one of their problems.

@@ -47,7 +47,7 @@ from reasonscope.steering.vectors.scope import Scope
 STOPS = (0.5, 0.7, 0.9)  # of a probe's probability
 
 
-def analyse_cliff(study: Study[CliffOptions]) -> Iterator[Result]:
+def _analyse_cliff(study: Study[CliffOptions]) -> Iterator[Result]:
     """Which heads write the refusal probe up or down at the end of the close window, over all requests of the run."""
     path = study.options.probe
     if path is None or not path.exists():
@@ -226,7 +226,7 @@ def _analyse_misalignment(study: Study[MisalignmentOptions], trace: Trace) -> It
 
 
 COMPARISONS: Mapping[str, Run] = {
-    "cliff": analyse_cliff,
+    "cliff": _analyse_cliff,
     "emergent_heads": _analyse_emergent_heads,
     "mi_compare": _analyse_mi_compare,
     "selection": _analyse_selection,

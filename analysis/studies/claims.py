@@ -26,7 +26,7 @@ FINDINGS = Path(str(files("reasonscope.analysis.studies").joinpath("findings.yam
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class _Finding:
     """What was measured of a claim on one model.
 
     Attributes:
@@ -73,7 +73,7 @@ class _Claim:
     claim: str
     paper: str
     measure: str
-    found: Mapping[str, Finding]
+    found: Mapping[str, _Finding]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +285,7 @@ class _Numbers:
         return Estimate(value=scaled[0], low=min(scaled[1:]), high=max(scaled[1:])), ""
 
 
-def _measured(known: Finding, numbers: _Numbers) -> Finding:
+def _measured(known: _Finding, numbers: _Numbers) -> _Finding:
     found, _ = numbers.estimate(known.number, known.scale)
     if found is None:
         return known
@@ -299,7 +299,7 @@ def _measured(known: Finding, numbers: _Numbers) -> Finding:
 
 
 def _claim_to_dict(claim: _Claim) -> dict[str, Any]:
-    default = asdict(Finding(number=""))
+    default = asdict(_Finding(number=""))
     found = {
         key: {name: value for name, value in asdict(one).items() if value != default[name]}
         for key, one in claim.found.items()
@@ -307,7 +307,7 @@ def _claim_to_dict(claim: _Claim) -> dict[str, Any]:
     return {"claim": claim.claim, "paper": claim.paper, "measure": claim.measure, "found": found}
 
 
-def _cell(found: Finding | None) -> str:
+def _cell(found: _Finding | None) -> str:
     if found is None or found.estimate is None:
         return "–"
     size = f", n = {found.n}" if found.n else ""

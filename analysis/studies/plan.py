@@ -49,7 +49,7 @@ _PLANS = files("reasonscope.analysis.studies").joinpath("plans")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
+class _Turn:
     """A message that is put before every problem of a set."""
 
     role: str
@@ -73,7 +73,7 @@ class _ProblemSet:
     split: str = "test"
     n: int | None = None
     seed: int = 0
-    before: tuple[Turn, ...] = ()
+    before: tuple[_Turn, ...] = ()
     parts: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -127,7 +127,7 @@ def read_plan(plan: str | Path) -> StudyPlan:
     """Read a plan.
 
     Args:
-        plan: A YAML file, or the name of a shipped plan (`shipped_plans`).
+        plan: A YAML file, or the name of a shipped plan (`_shipped_plans`).
 
     Returns:
         The plan, checked.
@@ -154,7 +154,7 @@ def read_plan(plan: str | Path) -> StudyPlan:
 def plan_text(plan: str | Path) -> str:
     """The YAML of a plan, by its file or by the name of a shipped one. Raises InputError if there is neither."""
     path = Path(plan)
-    shipped = shipped_plans()
+    shipped = _shipped_plans()
     if str(plan) in shipped and not path.is_file():
         return shipped[str(plan)]
     try:
@@ -165,7 +165,7 @@ def plan_text(plan: str | Path) -> str:
         ) from error
 
 
-def shipped_plans() -> dict[str, str]:
+def _shipped_plans() -> dict[str, str]:
     """The YAML of every plan that comes with the package, by name."""
     found = (entry for entry in _PLANS.iterdir() if entry.name.endswith(".yaml"))
     return {entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8") for entry in sorted(found, key=_name)}

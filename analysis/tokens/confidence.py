@@ -28,7 +28,7 @@ class _ConfidenceClass:
     kind: Literal["progressive", "premature"] | None
 
 
-def cut_points(length: int, parts: int) -> list[int]:
+def _cut_points(length: int, parts: int) -> list[int]:
     """Where to cut `length` tokens into `parts` equal ones: 0 … length, to the nearest token, halves to even; parts
     + 1 cuts."""
     if parts < 1:
@@ -45,7 +45,7 @@ def classify_confidence(confidence: ArrayLike, *, threshold: float = 0.4) -> _Co
     return _ConfidenceClass(spearman=rho, kind="progressive" if rho > threshold else "premature")
 
 
-def overconfidence(pass_rate: ArrayLike) -> float:
+def _overconfidence(pass_rate: ArrayLike) -> float:
     """Σ_k w_k · pass_rate_k with weights from .5 at the first cut evenly down to −.5 at the last: high if the model
     knew early."""
     rates = np.asarray(pass_rate, dtype=np.float64)
@@ -101,7 +101,7 @@ def confidence_of_trace(
         int(trace.thinking_positions[0]),
         *(trace.thinking_positions + 1).tolist(),
     ]  # after 0, 1, … tokens of thinking
-    cuts = [places[cut] for cut in cut_points(trace.n_thinking_tokens, parts)]
+    cuts = [places[cut] for cut in _cut_points(trace.n_thinking_tokens, parts)]
     sampling = sampling or Sampling(temperature=1.0, max_new_tokens=32, seed=seed)
     forced = forced_answers(writer, trace, cuts, stub, decode, samples=samples, sampling=sampling)
     own = classify_confidence(forced.own, threshold=threshold)
@@ -122,7 +122,7 @@ def confidence_of_trace(
             "spearman": own.spearman,
             "kind": own.kind,
             "spearman_gold": gold.spearman,
-            "overconfidence": overconfidence(forced.correct),
+            "overconfidence": _overconfidence(forced.correct),
             "unanswered": float(np.mean([answer is None for row in forced.answers for answer in row])),
             "answers": [list(row) for row in forced.answers],
         },

@@ -32,14 +32,14 @@ class _Phases:
     penalty: float
 
 
-def phase_entropy(thinking: Values, answer: Values, *, alpha: float = 1.0) -> _Phases:
+def _phase_entropy(thinking: Values, answer: Values, *, alpha: float = 1.0) -> _Phases:
     """The phases from the entropies of their tokens (token,), without the tags; NaN for a phase without tokens."""
     before, behind = _mean(thinking), _mean(answer)
     penalty = max(0.0, before - alpha * behind) if np.isfinite([before, behind]).all() else float("nan")
     return _Phases(thinking=before, answer=behind, penalty=penalty)
 
 
-def window_entropy(entropies: Values, window: int, *, variant: Variant = "corrected") -> Values:
+def _window_entropy(entropies: Values, window: int, *, variant: Variant = "corrected") -> Values:
     """Mean entropy of the `window` tokens that follow each token; NaN if fewer are left (ARES, shawn0728/ARES).
 
     `variant="published"` fills these in like the published code: with the mean of all values before them, the first
@@ -96,7 +96,7 @@ def entropy_of_trace(
     tokens = np.arange(first, len(trace.token_ids))
     inside = known & np.isin(tokens, trace.thinking_positions)
     behind = known & (tokens >= trace.tokens.answer.start) & (tokens < trace.tokens.answer.stop)
-    phases = phase_entropy(values[inside], values[behind])
+    phases = _phase_entropy(values[inside], values[behind])
     units = sentence_of_each(sentences, len(trace.token_ids))[first:][inside]
     low, high = np.quantile(values[known], [0.025, 0.975])
     interval = mean_band(values[inside], units, n_resamples=n_resamples, seed=seed)
@@ -111,7 +111,7 @@ def entropy_of_trace(
         arrays={
             "forking": known & (values >= threshold),
             "forking_fixed": known & (values > FIXED_THRESHOLD),
-            "window": window_entropy(values, window),
+            "window": _window_entropy(values, window),
         },
         numbers={
             "threshold": threshold,

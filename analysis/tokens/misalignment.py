@@ -43,7 +43,7 @@ def misalignment_of_trace(
     Returns:
         Axis (bin,). A prefill is not judged. The null is the reasoner on its own text: sampling another token than its
         own first choice is not misalignment. Intervals are Wilson's, with a bin's tokens reduced to independent tries
-        by `worth`. `arrays`: `by_index` (position in the sentence, 0 to 9), which the paper finds to fall within a few
+        by `_worth`. `arrays`: `by_index` (position in the sentence, 0 to 9), which the paper finds to fall within a few
         tokens, and `misses` (token,).
 
     Raises:
@@ -68,7 +68,7 @@ def misalignment_of_trace(
     parts, mine = (np.array_split(misses, bins) for misses in (found, own))
     units = sentence_of_each(sentences, int(places[-1]) + 1)[places]
     values = np.array([part.mean() for part in parts])
-    ends = [_ends(side, worth(misses, units)) for side, misses in ((mine, own), (parts, found))]
+    ends = [_ends(side, _worth(misses, units)) for side, misses in ((mine, own), (parts, found))]
     return Result(
         method=METHOD,
         quantity="share of tokens that the base model would not have written",
@@ -88,7 +88,7 @@ def misalignment_of_trace(
     )
 
 
-def worth(misses: Values, units: NDArray[np.int64]) -> float:
+def _worth(misses: Values, units: NDArray[np.int64]) -> float:
     """How many independent tries one of `misses` (token,) is worth, up to 1, because tokens of a sentence (`units`) are
     alike.
 

@@ -52,7 +52,7 @@ class _Side:
     """Centred kernel factors of rows (row, d_model) and their regularised Gram matrices."""
 
     def __init__(self, rows: Values, sigma: float, ridge: float) -> None:
-        factor = kernel_factor(rows, sigma)
+        factor = _kernel_factor(rows, sigma)
         self.factor = factor - factor.mean(axis=-1, keepdims=True)
         self.gram = self.factor @ self.factor.transpose(0, 2, 1)
         self.gram += ridge * np.eye(self.gram.shape[1])
@@ -66,7 +66,7 @@ class _Side:
         return np.asarray(np.maximum(np.einsum("nij,nij->n", left, right), 0.0), dtype=np.float64)
 
 
-def kernel_factor(rows: Values, sigma: float) -> Values:
+def _kernel_factor(rows: Values, sigma: float) -> Values:
     """A of K = AᵀA for the Gaussian kernel of each row's scalars, (row, rank, d_model): Cholesky, largest residual
     first.
 

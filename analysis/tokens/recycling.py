@@ -52,7 +52,7 @@ class _Recycled:
     recycled: tuple[int, ...]
 
 
-def recycle(
+def _recycle(
     model: Model, prompts: Sequence[Sequence[int]], sampling: Sampling, how: Recycling, *, seeds: Sequence[int]
 ) -> _Recycled:
     """Complete prompts with Representation Recycling (section 5 of the paper; its code's RR_model.py).
@@ -176,7 +176,7 @@ def recycling_study(
     Raises:
         InputError: For a layer that does not exist, or problems without gold answers.
 
-    Departures: those of `recycle`: seeded coins, and keys and values that are replaced, not appended.
+    Departures: those of `_recycle`: seeded coins, and keys and values that are replaced, not appended.
 
     Example:
         from reasonscope.analysis.tokens.recycling import Recycling
@@ -188,7 +188,7 @@ def recycling_study(
 
     def run(name: str, chosen: Recycling) -> ArmMeasurements:
         def decode(prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Completion]:
-            done = recycle(model, prompts, sampling, chosen, seeds=seeds)
+            done = _recycle(model, prompts, sampling, chosen, seeds=seeds)
             counts[name] = counts.get(name, 0) + sum(done.recycled)
             return done.completions
 

@@ -38,7 +38,7 @@ def token_ids_of(model: Model, words: Sequence[str] = THINKING_WORDS) -> list[in
     return found
 
 
-def frequency_matched(
+def _frequency_matched(
     thinking: Sequence[int], traces: Sequence[Trace], *, nearest: int = 5, seed: int = 0
 ) -> list[int]:
     """The control: for each thinking token that the traces use, another token with about its frequency, drawn from the
@@ -59,11 +59,11 @@ def frequency_matched(
     return chosen
 
 
-def different_controls(thinking: Sequence[int], traces: Sequence[Trace], n: int, seed: int) -> list[list[int]]:
+def _different_controls(thinking: Sequence[int], traces: Sequence[Trace], n: int, seed: int) -> list[list[int]]:
     """At most `n` controls that forbid different tokens."""
     found: dict[frozenset[int], list[int]] = {}
     for draw in range(_MOST_TRIES * n):
-        tokens = frequency_matched(thinking, traces, seed=seed + draw)
+        tokens = _frequency_matched(thinking, traces, seed=seed + draw)
         found.setdefault(frozenset(tokens), tokens)
         if len(found) == n:
             break
@@ -113,7 +113,7 @@ def token_suppression(
     ids, base = token_ids_of(model, words), experiment.traces
     forbidden = {"thinking": ids}
     forbidden |= {
-        f"random {i}": tokens for i, tokens in enumerate(different_controls(ids, base, n_controls, seed), start=1)
+        f"random {i}": tokens for i, tokens in enumerate(_different_controls(ids, base, n_controls, seed), start=1)
     }
     conditions = [
         Condition(name=name, processors=(SuppressTokensLogitsProcessor(tokens, device=str(model.device)),))
@@ -124,7 +124,7 @@ def token_suppression(
     return compare_arms("token_suppression", arms, experiment, seed=seed, tokens=len(ids), uses_in_base=used)
 
 
-def think_longer(
+def _think_longer(
     model: Model,
     traces: Sequence[Trace],
     word: str,
@@ -189,7 +189,7 @@ def time_scaling(
     """
     outcomes = {}
     for word in ("", *words, *controls):
-        answers = think_longer(model, traces, word, sampling, rounds=rounds)
+        answers = _think_longer(model, traces, word, sampling, rounds=rounds)
         outcomes[word or "(none)"] = np.array(
             [equivalent(a, t.problem.answer or "") for a, t in zip(answers, traces, strict=True)], dtype=np.float64
         )

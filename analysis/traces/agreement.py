@@ -64,7 +64,7 @@ def signals_of(results: Mapping[str, Result], sentences: Sequence[Sentence]) -> 
         elif result.axes[-1].name == "source":
             found[method] = mean_effect(result.values)
         elif not name or name in result.axes[0].labels:
-            found[f"{method}: {name}" if name else method] = per_sentence(result, sentences, name or None)
+            found[f"{method}: {name}" if name else method] = _per_sentence(result, sentences, name or None)
     return _TraceSignals(lines=found, left_out=left_out)
 
 
@@ -82,7 +82,7 @@ def _not_joined(result: Result, sentences: Sequence[Sentence]) -> str:
     return ""
 
 
-def per_sentence(result: Result, sentences: Sequence[Sentence], name: str | None = None) -> Values:
+def _per_sentence(result: Result, sentences: Sequence[Sentence], name: str | None = None) -> Values:
     """One number per sentence (sentence,), from a result over sentences, or over tokens by their mean within the
     sentence.
 

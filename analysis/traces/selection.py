@@ -131,13 +131,13 @@ def simulate(traces: Sequence[Trace], rules: dict[str, Rule], *, k: int, repeats
         numbers={
             "k": k,
             "any_right": float(np.mean([any(t.correct for t in g) for g in groups.values()])),
-            "best": best_rule(list(every), table, of, seed),
+            "best": _best_rule(list(every), table, of, seed),
         },
         provenance={"traces": len(traces), "repeats": repeats, "seed": seed},
     )
 
 
-def best_rule(names: Sequence[str], table: Values, of: Sequence[str], seed: int) -> dict[str, Any]:
+def _best_rule(names: Sequence[str], table: Values, of: Sequence[str], seed: int) -> dict[str, Any]:
     """The most accurate rule of `table` (problem, rule, metric), of equal ones the cheapest, and its gain over the first rule.
 
     The p-value is that of the best gain of all rules: every exchange of the rules with the single sample, of all

@@ -29,14 +29,14 @@ class _TrajectorySignals:
     aligned: Values
 
 
-def blocks(n_tokens: int, block: int) -> list[Span]:
+def _blocks(n_tokens: int, block: int) -> list[Span]:
     """Consecutive spans of `block` tokens; the last one may be shorter."""
     if block < 1:
         raise InputError(f"blocks of {block} tokens; at least 1 is needed")
     return [Span(start, min(start + block, n_tokens)) for start in range(0, n_tokens, block)]
 
 
-def segment_mean(chunks: Iterable[NDArray[np.generic]] | NDArray[np.generic], spans: Sequence[Span]) -> Values:
+def _segment_mean(chunks: Iterable[NDArray[np.generic]] | NDArray[np.generic], spans: Sequence[Span]) -> Values:
     """Mean hidden state of each span of tokens, (span, …) float64, in one pass.
 
     `chunks` are consecutive pieces (token, …) of the hidden states, so that only one of them and the sums are in
@@ -172,8 +172,8 @@ def trajectory_of_trace(
             method=METHOD, quantity="change of the segment means", unit=UNIT, axes=axes, values=values,
             reason=reason, provenance=provenance,
         )  # fmt: skip
-    cut = blocks(rows, block)
-    means = np.stack([segment_mean(np.asarray(read(site))[places], cut) for site in sites])
+    cut = _blocks(rows, block)
+    means = np.stack([_segment_mean(np.asarray(read(site))[places], cut) for site in sites])
     null = random_walk(means, n_controls=n_controls, seed=seed)
     values = _stacked(signals(means))
     lengths = np.linalg.norm(np.diff(means, axis=1), axis=2)

@@ -10,7 +10,7 @@ hub = typer.Typer(help="Share recipes, probes and runs on the Hugging Face hub."
 Repository = Annotated[str, typer.Argument(help="The repository, user/name.")]
 
 
-class Kind(StrEnum):
+class _Kind(StrEnum):
     """What can be shared."""
 
     recipe = "recipe"
@@ -36,14 +36,14 @@ def _push(
 def _pull(
     repository: Repository,
     out: Annotated[Path, typer.Option(help="The file to write; for a store, the folder of the new run.")],
-    kind: Annotated[Kind, typer.Option(help="What it holds.")] = Kind.recipe,
+    kind: Annotated[_Kind, typer.Option(help="What it holds.")] = _Kind.recipe,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit; the newest by default.")] = None,
 ) -> None:
     """Download what `hub push` uploaded, and check it."""
     from reasonscope.data.storage.store import TraceStore
     from reasonscope.steering.recipes.hub import from_hub
 
-    found = from_hub(repository, kind=kind.value, out=out if kind is Kind.store else None, revision=revision)
+    found = from_hub(repository, kind=kind.value, out=out if kind is _Kind.store else None, revision=revision)
     if not isinstance(found, TraceStore):
         found.save(out)
     typer.echo(f"a {kind.value} in {out}")

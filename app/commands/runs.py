@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from reasonscope.probes.models.chat_rendering import TemplateRenderer
 
 
-class Format(StrEnum):
+class _Format(StrEnum):
     """The formats that traces can be exported to."""
 
     jsonl = "jsonl"
@@ -143,7 +143,7 @@ def _store(
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a run.")],
     out: Annotated[Path, typer.Option(help="The file to write; for thought-anchors, the folder.")],
-    to: Annotated[Format, typer.Option(help="The format to write.")] = Format.jsonl,
+    to: Annotated[_Format, typer.Option(help="The format to write.")] = _Format.jsonl,
 ) -> None:
     """Write the traces of a run for other tools, without activations; to thought-anchors with the importances of `analyse anchors`."""
     from reasonscope.analysis.runs.registry import exportable
@@ -153,14 +153,14 @@ def export(
     from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
 
-    writers: dict[Format, Callable[[Iterable[Trace], Path], int]] = {
-        Format.jsonl: export_jsonl,
-        Format.parquet: export_parquet,
-        Format.thought_anchors: export_thought_anchors,
+    writers: dict[_Format, Callable[[Iterable[Trace], Path], int]] = {
+        _Format.jsonl: export_jsonl,
+        _Format.parquet: export_parquet,
+        _Format.thought_anchors: export_thought_anchors,
     }
     where = run_folder(run)
     store: Iterable[Trace] = TraceStore.open(where.store)
-    if to is Format.thought_anchors:
+    if to is _Format.thought_anchors:
         store = exportable(store, where.analyses)
     print_summary(export_summary(str(out), to.value, writers[to](store, out)))
 

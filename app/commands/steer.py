@@ -63,7 +63,7 @@ class _ExitTolerance(StrEnum):
     ten = "0.1"
 
 
-class How(StrEnum):
+class _How(StrEnum):
     """What `ablate` puts in the place of heads."""
 
     zero = "zero"
@@ -498,7 +498,7 @@ def ablate_command(
         ),
     ] = None,
     how: Annotated[
-        list[How] | None, typer.Option(help="With --heads: what replaces them; may be repeated. By default all three.")
+        list[_How] | None, typer.Option(help="With --heads: what replaces them; may be repeated. By default all three.")
     ] = None,
     on: Annotated[_Part, typer.Option(help="With --heads: the tokens at which they are removed.")] = _Part.all,
     traces: Annotated[int | None, typer.Option(min=1, help="With --heads: traces to read; by default all.")] = None,

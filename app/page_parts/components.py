@@ -128,7 +128,7 @@ def of_contrast(figures_kept: Sequence[str]) -> list[str]:
 
 def show_numbers(numbers: Mapping[str, Any], *, key: str) -> None:
     """Show nested numbers as one table: each value with its 95 % interval."""
-    found = list(flattened(numbers))
+    found = list(_flattened(numbers))
     known = any(low is not None for *_, low, _ in found)
     table = [
         {"number": name, "value": _text(value), **({"95 % interval": interval(low, high)} if known else {})}
@@ -137,7 +137,7 @@ def show_numbers(numbers: Mapping[str, Any], *, key: str) -> None:
     st.dataframe(table, hide_index=True, key=key, height="content")
 
 
-def flattened(numbers: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
+def _flattened(numbers: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
     """Name, value and the ends of the interval of each number; runs of earlier versions have the ends in a list `ci`."""
     for name, value in numbers.items():
         label = f"{prefix}{name}".replace("_", " ")
@@ -145,12 +145,12 @@ def flattened(numbers: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
             low, high = value.get("ci") or (value.get("low"), value.get("high"))
             yield label, value["value"], low, high
             rest = {inner: other for inner, other in value.items() if inner not in ("value", "ci", "low", "high")}
-            yield from flattened(rest, f"{label} · ")
+            yield from _flattened(rest, f"{label} · ")
         elif isinstance(value, Mapping):
-            yield from flattened(value, f"{label} · ")
+            yield from _flattened(value, f"{label} · ")
         elif isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
             for place, inner in enumerate(value):
-                yield from flattened({_named(inner, place): inner}, f"{label} · ")
+                yield from _flattened({_named(inner, place): inner}, f"{label} · ")
         elif isinstance(value, list):
             yield label, " … ".join(map(_text, value)), None, None
         else:

@@ -56,11 +56,11 @@ def show_reader(
     on_query: Callable[[], None],
 ) -> Any:
     """Show a trace. The result's `sentence` and `query` are what the reader chose and searches for."""
-    data = {**reader_data(read, colour, other), "sentence": sentence, "query": query, "dark": dark}
+    data = {**_reader_data(read, colour, other), "sentence": sentence, "query": query, "dark": dark}
     return _reader(key=key, data=data, width="stretch", on_sentence_change=on_sentence, on_query_change=on_query)
 
 
-def reader_data(read: CutTrace, colour: Colouring | None, other: ShownAlternatives | None = None) -> dict[str, Any]:
+def _reader_data(read: CutTrace, colour: Colouring | None, other: ShownAlternatives | None = None) -> dict[str, Any]:
     """What the page needs to show a trace, in few arrays: its text, where each token ends, blocks in reading order, and values.
 
     `ends` count UTF-16 units, as JavaScript does; a trace without tokens has one piece per block. A block is (role, sentence, tag, step,

@@ -60,7 +60,7 @@ class Exchange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class _Asked:
     """What a request asked, as far as the dump has it."""
 
     said: tuple[Said, ...] = ()
@@ -68,7 +68,7 @@ class Asked:
     tools: tuple[Any, ...] = ()
 
 
-_Reader = Callable[[Mapping[str, Any], Asked, str], list[Exchange]]
+_Reader = Callable[[Mapping[str, Any], _Asked, str], list[Exchange]]
 
 
 def exchanges_of(row: Any, where: str, requests: Mapping[str, Mapping[str, Any]] | None = None) -> list[Exchange]:
@@ -85,7 +85,7 @@ def exchanges_of(row: Any, where: str, requests: Mapping[str, Mapping[str, Any]]
             raise InputError(f"{where}: the server answered with an error: {reply['error']!s:.120}")
         raise InputError(f"{where}: no known shape has these keys: {', '.join(map(str, reply))[:120] or 'none at all'}")
     with wrap_errors(where):
-        asked = Asked() if reader is _lm_studio else _asked({**row, **request}, where)
+        asked = _Asked() if reader is _lm_studio else _asked({**row, **request}, where)
         found = reader(reply, asked, where)
     own = {**_about(row, where), **({"id": str(row["custom_id"])} if row.get("custom_id") is not None else {})}
     return [_described(one, own, i if len(found) > 1 else None) for i, one in enumerate(found)]
@@ -131,7 +131,7 @@ def _unwrapped(
     return {}, row
 
 
-def _asked(request: Mapping[str, Any], where: str) -> Asked:
+def _asked(request: Mapping[str, Any], where: str) -> _Asked:
     tools = request.get("tools") if isinstance(request.get("tools"), list) else ()
     system = request.get("system", request.get("instructions", request.get("system_prompt")))
     first = (
@@ -140,36 +140,36 @@ def _asked(request: Mapping[str, Any], where: str) -> Asked:
     messages = next((request[key] for key in ("messages", "input", "prompt") if _is_messages(request.get(key))), None)
     if messages is not None:
         read = read_items if any(isinstance(m, Mapping) and "role" not in m for m in messages) else read_messages
-        return Asked(said=(*first, *read(messages, where)), tools=tuple(tools or ()))
+        return _Asked(said=(*first, *read(messages, where)), tools=tuple(tools or ()))
     text = next((request[key] for key in ("prompt", "input") if isinstance(request.get(key), str)), None)
     if text is not None and (first or ("input" in request and "prompt" not in request)):
-        return Asked(said=(*first, Said(role="user", text=text)), tools=tuple(tools or ()))
-    return Asked(prompt=text, tools=tuple(tools or ()))
+        return _Asked(said=(*first, Said(role="user", text=text)), tools=tuple(tools or ()))
+    return _Asked(prompt=text, tools=tuple(tools or ()))
 
 
 def _is_messages(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
-def _reply(kind: str, asked: Asked, said: Said, **fields: Any) -> Exchange:
+def _reply(kind: str, asked: _Asked, said: Said, **fields: Any) -> Exchange:
     return Exchange(kind=kind, said=(*asked.said, said), prompt=asked.prompt, tools=asked.tools, **fields)
 
 
-def _chat_reply(kind: str, asked: Asked, said: Said, **fields: Any) -> Exchange:
+def _chat_reply(kind: str, asked: _Asked, said: Said, **fields: Any) -> Exchange:
     """As `_reply`, for servers that put a prompt into the chat template as what the user says."""
     if asked.prompt and not asked.said:
         asked = replace(asked, said=(Said(role="user", text=asked.prompt),), prompt=None)
     return _reply(kind, asked, said, **fields)
 
 
-def _written(kind: str, asked: Asked, text: Any, where: str, **fields: Any) -> Exchange:
+def _written(kind: str, asked: _Asked, text: Any, where: str, **fields: Any) -> Exchange:
     """A completion that is one text."""
     if not isinstance(text, str):
         raise InputError(f"{where}: the completion is missing or not text")
     return _reply(kind, asked, Said(role="assistant", text=text), **fields)
 
 
-def _chat(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+def _chat(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
     """Chat completions and completions: OpenAI, vLLM, SGLang, OpenRouter, LM Studio, llama.cpp."""
     found = []
     for choice in (_object(value, f"{where}: choice") for value in row["choices"]):
@@ -187,7 +187,7 @@ def _chat(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
     return found
 
 
-def _response(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+def _response(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
     """The Responses API of OpenAI and others, and the chat of LM Studio; one exchange, whose last turn ends it."""
     turns = read_items(row["output"], where)
     if not turns or turns[-1].role != "assistant":
@@ -199,18 +199,18 @@ def _response(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange
     return [_chat_reply("response", before, turns[-1], finish=finish)]
 
 
-def _anthropic(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+def _anthropic(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
     said = read_message(row, where, "assistant")
     return [_chat_reply("Anthropic message", asked, said, finish=_finish(row.get("stop_reason")))]
 
 
-def _ollama(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+def _ollama(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
     message = row["message"] if "message" in row else {**row, "content": row["response"]}
     said = read_message(message, where, "assistant")
     return [_chat_reply("Ollama", asked, said, finish=_finish(row.get("done_reason")))]
 
 
-def _lm_studio(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+def _lm_studio(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
     """A conversation that LM Studio saved; of messages that were written again it has the version that is shown."""
     turns = []
     for message in row["messages"]:
@@ -234,7 +234,7 @@ def _lm_studio_turn(version: Mapping[str, Any], where: str) -> Said:
     return Said(role="assistant", text="\n".join(texts[False]), reasoning=reasoning, name="thinking" * bool(reasoning))
 
 
-def _sglang(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+def _sglang(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
     info = row["meta_info"]
     finish = info.get("finish_reason")
     reason = finish.get("type") if isinstance(finish, Mapping) else finish
@@ -244,7 +244,7 @@ def _sglang(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
     ]
 
 
-def _vllm(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+def _vllm(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
     """What `LLM.generate` of vLLM returns."""
     prompt_ids = _ids(row.get("prompt_token_ids"))
     return [
@@ -262,18 +262,18 @@ def _vllm(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
     ]
 
 
-def _verl(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+def _verl(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
     meta = {key: row[key] for key in ("score", "step", "acc", "reward") if key in row}
-    return [_written("verl rollout", Asked(prompt=row["input"]), row["output"], where, meta=meta)]
+    return [_written("verl rollout", _Asked(prompt=row["input"]), row["output"], where, meta=meta)]
 
 
-def _lm_eval(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+def _lm_eval(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
     prompt, doc = _lm_eval_prompt(row["arguments"]), str(row.get("doc_id", ""))
     texts = [text for group in row["resps"] for text in (group if isinstance(group, list) else [group])]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise InputError(f"{where}: its responses are likelihoods, not texts; only tasks that generate have traces")
     as_json = prompt.lstrip().startswith("[{")  # chat servers get the messages as JSON
-    asked = Asked(said=tuple(read_messages(parse_json(prompt, where), where))) if as_json else Asked(prompt=prompt)
+    asked = _Asked(said=tuple(read_messages(parse_json(prompt, where), where))) if as_json else _Asked(prompt=prompt)
     names = row.get("metrics")
     scores = {name: row[name] for name in names if name in row} if isinstance(names, list) else {}
     meta = {"scores": scores} if scores else {}
@@ -291,7 +291,7 @@ def _lm_eval_prompt(arguments: Any) -> str:
     return arguments if isinstance(arguments, str) else ""
 
 
-def _inspect(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+def _inspect(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
     """A sample of an Inspect log. Its messages tell all turns; without them there are its input and its output."""
     output = row["output"]
     choice = _object(output["choices"][0], f"{where}: choice")
@@ -319,7 +319,7 @@ def _inspect(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]
     ]
 
 
-def _completion(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+def _completion(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
     """A prompt and a completion, each a text or messages: TRL's rollouts, and the form that this package exports."""
     written = row.get("completion")
     meta = {key: row[key] for key in ("step", "reward", "advantage") if row.get(key) is not None}
@@ -337,7 +337,7 @@ def _completion(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchan
     return [_written("completion", asked, written, where, meta=meta)]
 
 
-def _messages(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
+def _messages(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
     said = asked.said or tuple(read_messages(row["messages"], where))
     return [Exchange(kind="messages", said=said, tools=asked.tools)]
 

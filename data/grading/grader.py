@@ -38,7 +38,7 @@ def _ask(pair: str) -> str:
         pass
     finally:
         if not line:  # also after Ctrl-C: a late answer must not be read as that to the next pair
-            stop_worker()
+            _stop_worker()
     return line
 
 
@@ -49,7 +49,7 @@ def _alive() -> bool:
 def _running() -> "subprocess.Popen[str]":
     global _worker, _owner
     if _worker is None or not _alive():
-        stop_worker()
+        _stop_worker()
         # -P keeps the current folder, which may hold a module named as one of Python's, out of the search path.
         _worker = subprocess.Popen(
             [sys.executable, "-P", str(_WORKER)],
@@ -65,7 +65,7 @@ def _running() -> "subprocess.Popen[str]":
 
 
 @atexit.register
-def stop_worker() -> None:
+def _stop_worker() -> None:
     """End the worker, if this process has one. The next hard pair starts another."""
     global _worker
     worker, _worker = _worker, None

@@ -16,7 +16,7 @@ from math_verify import parse, verify
 _PROCESSOR, _CLOCK, _MEMORY = 2.0, 5.0, 2 * 2**30
 
 
-def same_mathematics(given: str, gold: str) -> bool | None:
+def _same_mathematics(given: str, gold: str) -> bool | None:
     """Whether two answers are the same mathematics, or None if that needs more memory or depth than there is."""
     try:
         left, right = (parse(_as_latex(answer), parsing_timeout=None, raise_on_error=False) for answer in (gold, given))
@@ -26,11 +26,11 @@ def same_mathematics(given: str, gold: str) -> bool | None:
 
 
 def _within_limits(given: str, gold: str) -> bool | None:
-    """As `same_mathematics`; the kernel ends this process if it takes too long."""
+    """As `_same_mathematics`; the kernel ends this process if it takes too long."""
     signal.setitimer(signal.ITIMER_PROF, _PROCESSOR)
     signal.setitimer(signal.ITIMER_REAL, _CLOCK)
     try:
-        return same_mathematics(given, gold)
+        return _same_mathematics(given, gold)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -37,7 +37,7 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> str:
             digest = beside.submit(lambda: told if isinstance(told, str) else sha256_of(temporary))
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        _sync_folder(path.parent)
         return digest.result()
     except (OSError, SafetensorError) as error:
         raise StoreError(
@@ -69,7 +69,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Flush the names in `folder` to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

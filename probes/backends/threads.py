@@ -37,7 +37,7 @@ _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 _OUTSIDE: ContextVar[int | None] = ContextVar("_OUTSIDE", default=None)
 
 
-def thread_count(products: float, available: int) -> int:
+def _thread_count(products: float, available: int) -> int:
     """Threads for a matrix product of so many multiplications, if `available` can be had."""
     return available if products >= WORTH_SHARING else 1
 
@@ -60,7 +60,7 @@ def threads_for(products: float) -> Iterator[None]:
         return
     token = _OUTSIDE.set(outside)
     try:
-        with _torch_threads(thread_count(products, min(outside, _quota()))):
+        with _torch_threads(_thread_count(products, min(outside, _quota()))):
             yield
     finally:
         _OUTSIDE.reset(token)
@@ -68,10 +68,10 @@ def threads_for(products: float) -> Iterator[None]:
 
 def threads_for_pass(ids: "Tensor", d_model: int) -> AbstractContextManager[None]:
     """`threads_for` a pass of `ids` (batch, token) through a model of this width; what runs on other devices needs no choice."""
-    return threads_for(pass_products(ids.numel(), d_model)) if ids.device.type == "cpu" else nullcontext()
+    return threads_for(_pass_products(ids.numel(), d_model)) if ids.device.type == "cpu" else nullcontext()
 
 
-def pass_products(rows: int, d_model: int) -> int:
+def _pass_products(rows: int, d_model: int) -> int:
     """Multiplications of a typical matrix product in a pass that feeds `rows` tokens, counting what reading the weights costs."""
     return max(rows, ROWS_OF_A_READ) * d_model**2
 
@@ -81,7 +81,7 @@ def blas_threads_for(products: float) -> AbstractContextManager[object]:
     if _set_in_environment():
         return nullcontext()
     limit: AbstractContextManager[object] = _blas().limit(
-        limits=thread_count(products, min(max(_usual_counts()), _quota()))
+        limits=_thread_count(products, min(max(_usual_counts()), _quota()))
     )
     return limit
 

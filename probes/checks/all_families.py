@@ -34,7 +34,7 @@ _TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class FamilyTrial:
+class _FamilyTrial:
     """What was found for one family.
 
     Attributes:
@@ -56,19 +56,19 @@ class FamilyTrial:
     refused: str = ""
 
 
-def all_families() -> tuple[str, ...]:
+def _all_families() -> tuple[str, ...]:
     """Every family that transformers registers for causal language models, or for images and text."""
     return tuple(sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}))
 
 
-def try_family(family: str, backends: Sequence[str] = BACKENDS) -> FamilyTrial:
+def _try_family(family: str, backends: Sequence[str] = BACKENDS) -> _FamilyTrial:
     """Build a tiny model of a family, load it with each engine, and compare."""
     try:
         hf = _tiny(family)
         model = load_tiny(hf, "hooks")
     except _ANY as error:  # a family may fail anywhere in transformers
-        return FamilyTrial(family=family, refused=one_line(error))
-    return FamilyTrial(
+        return _FamilyTrial(family=family, refused=one_line(error))
+    return _FamilyTrial(
         family=family,
         points=tuple(point for point in POINTS if point == "embed" or model.layout.layers_with(point)),
         blocks=tuple(_kinds(model.layout)),
@@ -152,7 +152,7 @@ FAMILIES_HEADING = "## All families of transformers"
 _PACKED_HEADING = "## Packed weights and adapters"
 
 
-def families_markdown(trials: Sequence[FamilyTrial]) -> str:
+def _families_markdown(trials: Sequence[_FamilyTrial]) -> str:
     """The second part of the document: what was found for each family, and why others are refused."""
     proved = [trial for trial in trials if not trial.refused]
     refused = [trial for trial in trials if trial.refused]
@@ -208,7 +208,7 @@ whose kernels need a GPU. They load as transformers loads them, and the limits o
 """
 
 
-def _row(trial: FamilyTrial) -> list[str]:
+def _row(trial: _FamilyTrial) -> list[str]:
     lacking = [point for point in POINTS if point not in trial.points]
     marks = ["–" if one is None else "✓" if one else "✗" for one in (trial.cached, trial.padded)]
     engines = ["✗" if trial.engines.get(name, "-") else "✓" for name in ("nnsight", "transformer_lens")]
@@ -220,9 +220,9 @@ def _cells(cells: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    trials = [try_family(family) for family in tracked(all_families(), "trying", "families")]
+    trials = [_try_family(family) for family in tracked(_all_families(), "trying", "families")]
     page = Path(*(sys.argv[1:] or ["docs/support.md"]))
     before = page.read_text(encoding="utf-8") if page.is_file() else ""
     by_hand = "".join(before.partition(_PACKED_HEADING)[1:])  # measured where the packages are
-    document = f"{markdown(support_table())}\n{families_markdown(trials)}\n{by_hand}"
+    document = f"{markdown(support_table())}\n{_families_markdown(trials)}\n{by_hand}"
     page.write_text(document, encoding="utf-8")

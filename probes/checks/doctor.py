@@ -14,7 +14,7 @@ _MODELS = ("organism", "organism-base")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Package:
+class _Package:
     """A required package: its `installed` version (None if it is missing), and whether that is one of the versions `needed`."""
 
     name: str
@@ -28,12 +28,12 @@ class EnvironmentCheck:
     """The core or an extra. `remedy` is the command that installs what is missing; None if it is complete."""
 
     name: str
-    packages: tuple[Package, ...]
+    packages: tuple[_Package, ...]
     remedy: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Device:
+class _Device:
     """A device for models: its name in torch, what it is, and its memory in GiB (None if it shares that of the CPU)."""
 
     name: str
@@ -58,7 +58,7 @@ class Examination:
     python: str
     platform: str
     core: EnvironmentCheck
-    devices: tuple[Device, ...]
+    devices: tuple[_Device, ...]
     extras: tuple[EnvironmentCheck, ...]
     models: tuple[ShippedModel, ...]
 
@@ -81,7 +81,7 @@ def examine() -> Examination:
     )
 
 
-def _packages(*, extra: str) -> tuple[Package, ...]:
+def _packages(*, extra: str) -> tuple[_Package, ...]:
     """The requirements of `extra`, or of the core if it is empty."""
     found = []
     for requirement in map(Requirement, requires(_PROJECT) or ()):
@@ -94,12 +94,12 @@ def _packages(*, extra: str) -> tuple[Package, ...]:
     return tuple(found)
 
 
-def _package(requirement: Requirement) -> Package:
+def _package(requirement: Requirement) -> _Package:
     try:
         installed = version(requirement.name)
     except PackageNotFoundError:
         installed = None
-    return Package(
+    return _Package(
         name=requirement.name,
         installed=installed,
         needed=str(requirement.specifier),
@@ -107,7 +107,7 @@ def _package(requirement: Requirement) -> Package:
     )
 
 
-def _part(name: str, packages: tuple[Package, ...], remedy: str) -> EnvironmentCheck:
+def _part(name: str, packages: tuple[_Package, ...], remedy: str) -> EnvironmentCheck:
     return EnvironmentCheck(name=name, packages=packages, remedy=None if all(p.satisfied for p in packages) else remedy)
 
 
@@ -117,18 +117,18 @@ def _extras() -> tuple[EnvironmentCheck, ...]:
     return tuple(part for part in parts if part.packages)
 
 
-def _devices() -> tuple[Device, ...]:
+def _devices() -> tuple[_Device, ...]:
     cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
-    found = [Device(name="cpu", description=f"{cores} cores", memory=_gib(psutil.virtual_memory().total))]
+    found = [_Device(name="cpu", description=f"{cores} cores", memory=_gib(psutil.virtual_memory().total))]
     # Without torch no other device helps; its absence is listed among the packages.
     if find_spec("torch") is not None:
         import torch
 
         for i in range(torch.cuda.device_count()):
             gpu = torch.cuda.get_device_properties(i)
-            found.append(Device(name=f"cuda:{i}", description=gpu.name, memory=_gib(gpu.total_memory)))
+            found.append(_Device(name=f"cuda:{i}", description=gpu.name, memory=_gib(gpu.total_memory)))
         if torch.backends.mps.is_available():
-            found.append(Device(name="mps", description="Apple GPU, shares the memory of the CPU", memory=None))
+            found.append(_Device(name="mps", description="Apple GPU, shares the memory of the CPU", memory=None))
     return tuple(found)
 
 

@@ -125,11 +125,11 @@ def _row(backend: str, family: str, hf: PreTrainedModel, reference: Model) -> Su
     except _FAILURES as error:
         failed = _SupportTrial(error=one_line(error))
         return SupportRow(backend=backend, family=family, trials=dict.fromkeys(("load", *TRIALS), failed))
-    trials = {name: try_out(trial, model, reference) for name, trial in TRIALS.items()}
+    trials = {name: _try_out(trial, model, reference) for name, trial in TRIALS.items()}
     return SupportRow(backend=backend, family=family, trials={"load": _SupportTrial(difference=0.0), **trials})
 
 
-def try_out(trial: Callable[[Model, Model], float | None], model: Model, reference: Model) -> _SupportTrial:
+def _try_out(trial: Callable[[Model, Model], float | None], model: Model, reference: Model) -> _SupportTrial:
     """Run one trial; an exception of the engine becomes its error."""
     try:
         return _SupportTrial(difference=trial(model, reference))

@@ -54,7 +54,7 @@ class NestedFold:
     inner: tuple[Fold, ...]
 
 
-def problem_groups(problems: Sequence[str], groups: Sequence[str] | None = None) -> list[str]:
+def _problem_groups(problems: Sequence[str], groups: Sequence[str] | None = None) -> list[str]:
     """The group of each row, given the problem of each row; without `groups`, every row is its own group.
 
     Raises InputError, naming the problem, if rows of one problem are in two groups. A probe would then be judged on problems that it
@@ -76,7 +76,7 @@ def problem_groups(problems: Sequence[str], groups: Sequence[str] | None = None)
 def trace_groups(traces: Sequence[Trace]) -> list[str]:
     """The group of each trace's problem. Raises InputError if two groups hold the same problem, by its id or by its words."""
     groups = [trace.problem.group for trace in traces]
-    problem_groups([trace.problem.id for trace in traces], groups)
+    _problem_groups([trace.problem.id for trace in traces], groups)
     first: dict[str, Trace] = {}
     for trace in traces:
         asked = trace.problem.prompt or "\n".join(f"{m.role}: {m.content}" for m in trace.problem.messages)

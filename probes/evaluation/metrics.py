@@ -17,7 +17,7 @@ from reasonscope.probes.evaluation.grouped_folds import Metric, mean_log_loss
 _TINY = np.finfo(np.float64).eps
 
 
-def pr_auc(targets: Values, scores: Values) -> float:
+def _pr_auc(targets: Values, scores: Values) -> float:
     """Average precision of class 1 (chance is its share). Takes any scores."""
     if not _both(targets):
         return float("nan")
@@ -25,7 +25,7 @@ def pr_auc(targets: Values, scores: Values) -> float:
     return float((np.diff(hits, prepend=0) * hits / caught).sum() / hits[-1])
 
 
-def balanced_accuracy(targets: Values, probabilities: Values) -> float:
+def _balanced_accuracy(targets: Values, probabilities: Values) -> float:
     """Mean recall of the two classes, if a probability of one half or more means class 1."""
     if not _both(targets):
         return float("nan")
@@ -33,17 +33,17 @@ def balanced_accuracy(targets: Values, probabilities: Values) -> float:
     return float((right[targets == 1].mean() + right[targets == 0].mean()) / 2)
 
 
-def log_loss(targets: Values, probabilities: Values) -> float:
+def _log_loss(targets: Values, probabilities: Values) -> float:
     """Mean negative log-likelihood, in nats; lower is better."""
     return mean_log_loss(targets, _probabilities(probabilities))
 
 
-def brier(targets: Values, probabilities: Values) -> float:
+def _brier(targets: Values, probabilities: Values) -> float:
     """Mean squared error of the probabilities; lower is better."""
     return float(np.mean((_probabilities(probabilities) - targets) ** 2))
 
 
-def calibration_error(targets: Values, probabilities: Values, *, bins: int = 10) -> float:
+def _calibration_error(targets: Values, probabilities: Values, *, bins: int = 10) -> float:
     """Expected calibration error over `bins` of equal mass: |mean label − mean probability|, weighted by rows; lower is better.
 
     Rows are sorted and cut into bins, so the top bin is closed and a probability of 1 is counted (half-open bins drop it); equal
@@ -79,7 +79,7 @@ def reliability(targets: Values, probabilities: Values, *, bins: int = 10) -> Re
     return Reliability(predicted=sums[0] / n, share=sums[1] / n, n=n)
 
 
-def tpr_at_fpr(targets: Values, scores: Values, *, fpr: float = 0.01) -> float:
+def _tpr_at_fpr(targets: Values, scores: Values, *, fpr: float = 0.01) -> float:
     """The largest share of class 1 that a threshold catches while it catches at most `fpr` of class 0. Takes any scores.
 
     Nothing is interpolated: with fewer than 1 / `fpr` rows of class 0, none of them may be caught.
@@ -131,12 +131,12 @@ def spearman_within(targets: Values, predictions: Values, strata: Sequence[objec
 
 BINARY: Mapping[str, Metric] = {
     "auroc": auroc,
-    "pr_auc": pr_auc,
-    "balanced_accuracy": balanced_accuracy,
-    "log_loss": log_loss,
-    "brier": brier,
-    "calibration_error": calibration_error,
-    "tpr_at_1_fpr": tpr_at_fpr,
+    "pr_auc": _pr_auc,
+    "balanced_accuracy": _balanced_accuracy,
+    "log_loss": _log_loss,
+    "brier": _brier,
+    "calibration_error": _calibration_error,
+    "tpr_at_1_fpr": _tpr_at_fpr,
 }
 TOKENS: Mapping[str, Metric] = {"spearman": spearman, "r2_log": r2_log, "r2": r2}
 

@@ -56,7 +56,7 @@ class _ControlTask:
     selectivity: Estimate
 
 
-def shuffled_within(targets: Values, groups: Sequence[str], *, seed: int) -> Values:
+def _shuffled_within(targets: Values, groups: Sequence[str], *, seed: int) -> Values:
     """Permute the targets inside each group: what distinguishes the groups stays, what distinguishes the rows of a group is lost."""
     rng = np.random.default_rng(seed)
     labels = np.asarray(groups)
@@ -67,7 +67,7 @@ def shuffled_within(targets: Values, groups: Sequence[str], *, seed: int) -> Val
     return moved
 
 
-def shuffled_between(targets: Values, groups: Sequence[str], *, seed: int) -> Values:
+def _shuffled_between(targets: Values, groups: Sequence[str], *, seed: int) -> Values:
     """Give the targets of whole groups to other groups: rows of one group stay as alike as they were.
 
     Groups are lined up in a random order and their targets dealt out to the groups in the given order, so every target is kept; if
@@ -83,7 +83,7 @@ def shuffled_between(targets: Values, groups: Sequence[str], *, seed: int) -> Va
     return moved
 
 
-def control_labels(types: Sequence[object], targets: Values, *, seed: int) -> Values:
+def _control_labels(types: Sequence[object], targets: Values, *, seed: int) -> Values:
     """A random label for each type, drawn from the targets: the control task of Hewitt & Liang (2019), section 2.
 
     A type is what a probe could memorise: the problem, the id of the last token, the kind of sentence. In folds that are grouped by the
@@ -100,7 +100,7 @@ def shuffled_targets(
     targets: Values, groups: Sequence[str], *, within: bool, n_permutations: int, seed: int
 ) -> list[Values]:
     """`n_permutations` shuffles of the targets, between groups or within them. Raises InputError if no shuffle changes a target."""
-    shuffle = shuffled_within if within else shuffled_between
+    shuffle = _shuffled_within if within else _shuffled_between
     seeds = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(n_permutations)]
     moved = [shuffle(targets, groups, seed=child) for child in seeds]
     if all(np.array_equal(values, targets) for values in moved):
@@ -133,8 +133,8 @@ def control_task(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> _ControlTask:
-    """Compare the held-out predictions that `predict` makes of the targets and of `control_labels`, on the same resamples."""
-    control = control_labels(types, targets, seed=seed)
+    """Compare the held-out predictions that `predict` makes of the targets and of `_control_labels`, on the same resamples."""
+    control = _control_labels(types, targets, seed=seed)
     predicted, memorised = predict(targets), predict(control)
 
     def of_task(rows: Rows) -> float:

@@ -26,7 +26,7 @@ def gram(features: Tensor) -> Tensor:
     return torch.from_numpy(values @ values.T)  # numpy computes only one triangle, torch both
 
 
-def factored(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+def _factored(matrix: Tensor) -> Callable[[Tensor], Tensor]:
     """Factorise `matrix` (k, k) by Cholesky, and return the function from `right` (k,) to matrix⁻¹ right."""
     if matrix.device.type != "cpu":
         factor, info = torch.linalg.cholesky_ex(matrix)
@@ -57,7 +57,7 @@ class Factors:
     def renew(self, matrices: Tensor, which: Tensor | slice) -> None:
         """Factorise `matrices` (which, k, k), those of the indices `which` in the batch; the first call has to have all."""
         if isinstance(which, slice) and len(matrices) == 1:
-            self._single = factored(matrices[0])
+            self._single = _factored(matrices[0])
             return
         factors, info = torch.linalg.cholesky_ex(matrices)
         _check(int(info.max()))
@@ -91,7 +91,7 @@ def bordered_solutions(
     """
     sides = torch.stack([right, border])
     if matrix.device.type != "cpu":
-        solvers = [factored(ridged(matrix.clone(), penalty)) for penalty in penalties]
+        solvers = [_factored(ridged(matrix.clone(), penalty)) for penalty in penalties]
         return _bordered(
             torch.stack([torch.stack([solve(side) for side in sides]) for solve in solvers]), border, corner
         )

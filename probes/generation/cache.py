@@ -22,9 +22,9 @@ def growing_cache(config: PreTrainedConfig | None = None) -> DynamicCache:
     Without a configuration every layer keeps all tokens.
     """
     cache = _GrowingCache(config=config)
-    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]  # type: ignore[no-untyped-call]
+    cache.layers = [_GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]  # type: ignore[no-untyped-call]
     if not cache.layers:
-        cache.layer_class_to_replicate = GrowingLayer
+        cache.layer_class_to_replicate = _GrowingLayer
     return cache
 
 
@@ -40,7 +40,7 @@ class _GrowingCache(DynamicCache):
                 layer.batch_select_indices(indices)  # type: ignore[union-attr]  # every other kind has it
 
 
-class GrowingLayer(DynamicLayer):
+class _GrowingLayer(DynamicLayer):
     """A `DynamicLayer` whose keys and values (batch, kv_head, token, d_head) are views of larger tensors.
 
     If other keys and values were put in their place (by a crop or a reordering), this is noticed, and they are copied once.

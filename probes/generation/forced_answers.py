@@ -100,12 +100,12 @@ def answer_in_box(completion: Completion, decode: Decoder) -> tuple[str | None, 
     """The answer in the box that a completion was begun in, and how many tokens it took until the box was closed."""
     ids = completion.token_ids[completion.n_prompt_tokens :].tolist()
     for n in range(1, len(ids) + 1):
-        if (answer := boxed_answer("\\boxed{" + decode(ids[:n]))) is not None:
+        if (answer := _boxed_answer("\\boxed{" + decode(ids[:n]))) is not None:
             return answer, n
     return None, len(ids)
 
 
-def boxed_answer(text: str) -> str | None:
+def _boxed_answer(text: str) -> str | None:
     """The content of the box that `text` begins in; None if it is never closed."""
     depth = 0
     for position, char in enumerate(text):

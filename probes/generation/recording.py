@@ -232,7 +232,7 @@ def record_written(
     return store
 
 
-def in_shard(id: str, shard: tuple[int, int]) -> bool:
+def _in_shard(id: str, shard: tuple[int, int]) -> bool:
     """Whether the problem `id` belongs to part i of n, counted from 1."""
     part, parts = shard
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8]) % parts == part - 1
@@ -279,7 +279,7 @@ def _tasks(
             f"the problem id {next(id for id in ids if ids.count(id) > 1)!r} occurs twice; give every problem its own id"
         )
     tasks = []
-    for problem in (problem for problem in problems if in_shard(problem.id, shard)):
+    for problem in (problem for problem in problems if _in_shard(problem.id, shard)):
         prompt = model.encode_prompt(problem, think=think, open_tag=open_tag, prefill=prefill)
         check_fits(model, problem, prompt)
         tasks += [_Task(problem=problem, sample=sample, prompt=prompt) for sample in range(samples)]

@@ -148,7 +148,7 @@ class ServerWriter:
 
     @cached_property
     def _sends_seeds(self) -> bool:
-        return self.seeds == "send" or (self.seeds == "auto" and not runs_vllm_on_cpus(self.url, self.key))
+        return self.seeds == "send" or (self.seeds == "auto" and not _runs_vllm_on_cpus(self.url, self.key))
 
     @cached_property
     def _kept(self) -> ResponseCache | None:
@@ -388,7 +388,7 @@ def metrics(url: str, key: str | None = None) -> str:
     return lines.decode("utf-8", "replace")
 
 
-def runs_vllm_on_cpus(url: str, key: str | None = None) -> bool:
+def _runs_vllm_on_cpus(url: str, key: str | None = None) -> bool:
     """Whether the server at `url` looks like vLLM's build for CPUs, by the metrics that it publishes; False if it publishes none.
 
     That build sets the memory of the keys and values itself, and blocks of 128 tokens, where other builds set 16.

@@ -22,7 +22,7 @@ from reasonscope.probes.models.model import Model
 KEY = "steered"  # in the meta of a store and of each of its traces
 
 
-class Edits(Protocol):
+class _Edits(Protocol):
     """Edits of hidden states that follow a generation, or passes over whole sequences after `begin`."""
 
     @property
@@ -36,7 +36,7 @@ class Edits(Protocol):
     def begin(self, n_prompt: Sequence[int]) -> None: ...
 
 
-class Follows(Protocol):
+class _Follows(Protocol):
     """A controller, which decides while a model writes."""
 
     @property
@@ -68,10 +68,10 @@ class Steered:
 
     meta: Mapping[str, Any]
     write: Callable[[Path], None]
-    edits: Edits | None = None
+    edits: _Edits | None = None
     processors: tuple[LogitsProcessor, ...] = ()
     prefill: str = ""
-    controls: tuple[Follows, ...] = ()
+    controls: tuple[_Follows, ...] = ()
 
 
 class Decisions:

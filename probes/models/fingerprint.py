@@ -19,7 +19,7 @@ def fingerprint(
     """`described`, with the `dtype`, the SHA-256 of the `weights`, and how these are `quantised` if they are."""
     known = described(hf.config, tokenizer, name=name, revision=revision)
     packed = {} if (how := packing(hf.config)) is None else {"quantised": how.name}
-    return {**known, "dtype": str(hf.dtype).removeprefix("torch."), "weights": weights_hash(hf), **packed}
+    return {**known, "dtype": str(hf.dtype).removeprefix("torch."), "weights": _weights_hash(hf), **packed}
 
 
 def described(
@@ -37,7 +37,7 @@ def described(
     }
 
 
-def weights_hash(hf: PreTrainedModel) -> str | None:
+def _weights_hash(hf: PreTrainedModel) -> str | None:
     """SHA-256 over the names, dtypes and bytes of all parameters and buffers in a checkpoint, in order of name.
 
     It does not depend on how the checkpoint is split into files, or on where accelerate keeps the weights. None if the weights are on

@@ -72,7 +72,7 @@ def _without(layout: Layout, bad: Faults) -> Layout:
     for site, texts in bad.items():
         failed = layout.of_block[site.layer]
         for i, block in enumerate(blocks):
-            if kind(layout.of_block[i]) == kind(failed):
+            if _kind(layout.of_block[i]) == _kind(failed):
                 blocks[i] = _lacking(block, site.point, texts[0])
     return replace(layout, of_block=tuple(blocks))
 
@@ -86,7 +86,7 @@ def _lacking(block: BlockLayout, point: Point, reason: str) -> BlockLayout:
     return replace(block, lacks={**block.lacks, point: reason}, **gone[point])  # type: ignore[arg-type]  # fields by name
 
 
-def kind(block: BlockLayout) -> tuple[object, ...]:
+def _kind(block: BlockLayout) -> tuple[object, ...]:
     """What blocks of the same kind share: everything but the numbers that scale the stream."""
     terms = (tuple(term.path for term in some) for some in (block.attn_out, block.mixer_out, block.mlp_out))
     return (*terms, block.points, block.n_heads, block.o_proj, block.router, block.down_proj)
@@ -155,7 +155,7 @@ def _first_of_each_kind(layout: Layout) -> list[Site]:
     seen: set[tuple[object, ...]] = set()
     sites = [Site("embed", 0)]
     for layer, block in enumerate(layout.of_block):
-        if (one := kind(block)) not in seen:
+        if (one := _kind(block)) not in seen:
             seen.add(one)
             sites += [Site(point, layer) for point in _WRITTEN if point in block.points]
     return sites

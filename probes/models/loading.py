@@ -64,7 +64,7 @@ def load_pretrained(
         return _load_adapter(adapter, device=device, dtype=dtype, quantise=quantise)
     if isinstance(place, Path):
         _check_folder(place)
-    with foreign(source), _shown(source):
+    with _foreign(source), _shown(source):
         _check_kernels(place, revision)
         tokenizer = _load_tokenizer(place, revision)
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
@@ -124,7 +124,7 @@ def _load_gguf(
     file: Path, *, device: str | Mapping[str, Any], dtype: str | torch.dtype | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model and tokenizer of a GGUF file. Its weights are unpacked to `dtype`, by default float32."""
-    with foreign(str(file)), _shown(str(file)):
+    with _foreign(str(file)), _shown(str(file)):
         config, tokenizer = _gguf_words(file)
         loaded: Any = class_for(config).from_pretrained(
             file.parent,
@@ -143,7 +143,7 @@ def _gguf_words(file: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerFast]:
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError(f'{file.name} needs the gguf package: pip install "reasonscope[gguf]"')
     given = {"gguf_file": file.name, "trust_remote_code": False}
-    with foreign(str(file)):
+    with _foreign(str(file)):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **given)
         return AutoConfig.from_pretrained(file.parent, **given), fast(tokenizer, str(file))
 
@@ -165,7 +165,7 @@ class _Adapter:
 
 def _find_adapter(place: Path | str, revision: str | None) -> _Adapter | None:
     """The adapter in a folder or hub repository; None without one. Raises ModelLoadError if it names no base or is pickled."""
-    with foreign(str(place)):
+    with _foreign(str(place)):
         told = _cached(place, ADAPTER, revision)
         if told is None:
             return None
@@ -201,7 +201,7 @@ def _load_adapter(
         adapter.base, device=device, dtype=dtype, revision=adapter.base_revision, quantise=quantise
     )
     peft = importlib.import_module("peft")  # not at the top: it is an extra
-    with foreign(adapter.name):
+    with _foreign(adapter.name):
         if adapter.has_tokenizer:
             tokenizer = _load_tokenizer(adapter.folder, None)
         if rows := _trained_rows(adapter.folder / _ADAPTER_WEIGHTS):
@@ -227,7 +227,7 @@ def load_words(source: str, revision: str | None) -> tuple[PretrainedConfig, Pre
     if adapter := _find_adapter(place, revision):
         config, tokenizer = load_words(adapter.base, adapter.base_revision)
         return config, _load_tokenizer(adapter.folder, None) if adapter.has_tokenizer else tokenizer
-    with foreign(source):
+    with _foreign(source):
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
         return config, _load_tokenizer(place, revision)
 
@@ -237,7 +237,7 @@ def load_structure(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The modules of a model without weights (on the "meta" device), and its tokenizer: for an engine on another machine."""
     place = locate(source)
-    with foreign(source):
+    with _foreign(source):
         _check_kernels(place, revision)
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
         with torch.device("meta"):
@@ -262,7 +262,7 @@ def _shown(source: str) -> Iterator[None]:
 
 
 @contextmanager
-def foreign(source: str) -> Iterator[None]:
+def _foreign(source: str) -> Iterator[None]:
     """A context that turns every error but our own into a ModelLoadError that names `source`.
 
     Use it only for calls of transformers that read files from others, which can make it fail anywhere.
@@ -296,7 +296,7 @@ def generation_defaults(source: str, revision: str | None = None) -> dict[str, A
     place = locate(source)
     if adapter := _find_adapter(place, revision):
         return generation_defaults(adapter.base, adapter.base_revision)
-    with foreign(source):
+    with _foreign(source):
         try:
             config = GenerationConfig.from_pretrained(place, revision=revision or "main")
         except OSError as error:

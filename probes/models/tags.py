@@ -14,7 +14,7 @@ def find_thinking(tokenizer: PreTrainedTokenizerBase, asked: Thinking | None, *,
     open. Raises InputError if tags are asked for and the model names none."""
     if asked is not None and (asked.mode != "tags" or asked.tags is not None):
         return asked
-    tags = find_tags(tokenizer)
+    tags = _find_tags(tokenizer)
     if tags is not None:
         return Thinking(tags=tags)
     if asked is not None:
@@ -25,7 +25,7 @@ def find_thinking(tokenizer: PreTrainedTokenizerBase, asked: Thinking | None, *,
     return Thinking(mode="completion")
 
 
-def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
+def _find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
     """The tags among the tokenizer's added tokens or in its chat template, or None for a model that does not mark its thinking.
 
     gpt-oss and Gemma 4 are recognised by their channel tokens, because templates may write the opening of a channel in parts.

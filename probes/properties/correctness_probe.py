@@ -173,7 +173,7 @@ def correctness(
     """
     if not store.ids:
         raise InputError(NO_TRACES)
-    given = with_verdicts(list(store) if traces is None else traces, labels)
+    given = _with_verdicts(list(store) if traces is None else traces, labels)
     judged = _judged(given)
     sites = residual_sites(store)
     chosen = [trace for trace in judged if has_position(trace, position)]
@@ -240,7 +240,7 @@ def positions_summary(reports: Sequence[CorrectnessReport], undefined: Mapping[s
     return replace(last, rows=[*rows, *last.rows[1:]], notes=[*last.notes, *undefined_notes(undefined)])
 
 
-def with_verdicts(traces: Sequence[Trace], labels: Label | None) -> Sequence[Trace]:
+def _with_verdicts(traces: Sequence[Trace], labels: Label | None) -> Sequence[Trace]:
     """The traces, right or wrong as `labels` say; a trace without a label is neither. Raises InputError for other labels."""
     if labels is None:
         return traces

@@ -120,7 +120,7 @@ def verdicts_of_file(path: str | Path, traces: Sequence[Trace]) -> Verdicts:
     for trace, value in zip(traces, labels_of(read_labels(path), traces), strict=True):
         if value is None:
             continue
-        said = verdict(str(value))
+        said = _verdict(str(value))
         if said is None:
             raise InputError(f"{path}: {trace.id!r} has the label {value!r:.60}; write refused, complied or unclear")
         found[trace.id] = said
@@ -141,11 +141,11 @@ def judged(
         for trace in asked
     ]
     replies = chat_replies(url, model, questions, keep=keep, workers=workers, timeout=timeout)
-    found = {trace.id: verdict(reply) or "unclear" for trace, reply in zip(asked, replies, strict=True)}
+    found = {trace.id: _verdict(reply) or "unclear" for trace, reply in zip(asked, replies, strict=True)}
     return _verdicts(f"{model} at {url}", found, traces)
 
 
-def verdict(text: str) -> Behaviour | None:
+def _verdict(text: str) -> Behaviour | None:
     """What a label or a judge's reply says, its last line if it has several; None if it says nothing known."""
     lines = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL).strip().lower().splitlines() or [""]
     return next((name for name in get_args(Behaviour) if name == lines[-1].strip(" .*\"'`")), None) or next(

@@ -132,7 +132,7 @@ def _reach(padded: Values, groups: Sequence[str]) -> Values:
     return reach
 
 
-def plateau_and_end(scores: Values, trace: Trace, *, plateau: float = PLATEAU) -> tuple[float, float]:
+def _plateau_and_end(scores: Values, trace: Trace, *, plateau: float = PLATEAU) -> tuple[float, float]:
     """The median of `scores` (row,) over the last share `plateau` of the thinking before the close window, and the score at its end.
 
     The paper takes the maximum instead, which over thousands of tokens is high for any score that varies.
@@ -197,7 +197,7 @@ def random_direction_drops(
     shift = own.mean() - spread * other.mean(axis=0)
     read = expit if probe.task == "binary" else np.asarray
     drops = [
-        np.subtract(*plateau_and_end(scores, trace, plateau=plateau))
+        np.subtract(*_plateau_and_end(scores, trace, plateau=plateau))
         for x, trace in zip(states, traces, strict=True)
         for scores in read(x @ units.T * spread + shift).T
     ]
@@ -207,7 +207,7 @@ def random_direction_drops(
 def _plateaus_and_ends(scores: Mapping[str, Values], traces: Sequence[Trace], plateau: float) -> tuple[Values, Values]:
     if not traces:
         raise InputError("no traces to measure a cliff on; give at least one")
-    pairs = np.array([plateau_and_end(scores[trace.id], trace, plateau=plateau) for trace in traces])
+    pairs = np.array([_plateau_and_end(scores[trace.id], trace, plateau=plateau) for trace in traces])
     return pairs[:, 0], pairs[:, 1]
 
 

@@ -54,7 +54,7 @@ def cell(trace: Trace, behaviours: Mapping[str, Behaviour] | None = None) -> Req
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contrast:
+class _Contrast:
     """Which requests a probe learns to tell apart, and where in the trace it learns.
 
     Attributes:
@@ -85,15 +85,15 @@ class Contrast:
         return rows, np.array([cells[i] in self.positive for i in rows], dtype=np.float64)
 
 
-CONTRASTS: Mapping[str, Contrast] = {
+CONTRASTS: Mapping[str, _Contrast] = {
     # What the model will do with requests of the same kind: this is the probe of refusal.
-    "refusal": Contrast(
+    "refusal": _Contrast(
         positive=frozenset({("harmful", "refused")}),
         negative=frozenset({("harmful", "complied")}),
         predicted="whether the model will refuse a harmful request",
     ),
     # What was asked, whatever the model does.
-    "harmfulness": Contrast(
+    "harmfulness": _Contrast(
         positive=frozenset({("harmful", "refused"), ("harmful", "complied")}),
         negative=frozenset({("benign", "refused"), ("benign", "complied")}),
         predicted="whether the request is harmful",
@@ -101,7 +101,7 @@ CONTRASTS: Mapping[str, Contrast] = {
     # Will it refuse, at matching positions? Along the thinking the probe learns only from traces whose outcome matches their stated
     # intent, at the close window from all. It learns nothing from the thinking of traces that noticed the harm and complied, so that
     # their plateau is a finding.
-    "intent": Contrast(
+    "intent": _Contrast(
         positive=frozenset({("harmful", "refused")}),
         negative=frozenset({("benign", "complied")}),
         negative_at_window=frozenset({("harmful", "complied")}),
@@ -190,7 +190,7 @@ class RefusalReport:
     comparisons: Mapping[str, Comparison]
     cliffs: Mapping[str, CliffStudy]
     probes: Mapping[str, LinearProbe]
-    contrasts: Mapping[str, Contrast]
+    contrasts: Mapping[str, _Contrast]
     undefined: Mapping[str, str]
     cells: Mapping[RequestOutcome, int]
     n_left_out: int
@@ -274,7 +274,7 @@ def refusal(
     verdicts: Verdicts | None = None,
     folds: int = 5,
     seed: int = 0,
-    contrasts: Mapping[str, Contrast] = CONTRASTS,
+    contrasts: Mapping[str, _Contrast] = CONTRASTS,
     plateau: float = PLATEAU,
     n_controls: int = 100,
     n_permutations: int = N_PERMUTATIONS,
@@ -361,7 +361,7 @@ def refusal_maps(
     traces: Sequence[Trace],
     *,
     verdicts: Verdicts | None = None,
-    contrasts: Mapping[str, Contrast] = CONTRASTS,
+    contrasts: Mapping[str, _Contrast] = CONTRASTS,
     folds: int = 5,
     seed: int = 0,
 ) -> dict[str, LayerMap]:
@@ -399,7 +399,7 @@ class _Sizes:
     seed: int
 
 
-def _shortage(contrast: Contrast, requests: _Requests, folds: int) -> str:
+def _shortage(contrast: _Contrast, requests: _Requests, folds: int) -> str:
     """Why `contrast` cannot be fitted; empty if it can."""
     classes = {"positive": contrast.positive, "negative": contrast.negative | contrast.negative_at_window}
     found = {
@@ -410,7 +410,7 @@ def _shortage(contrast: Contrast, requests: _Requests, folds: int) -> str:
     return class_shortage(found, folds, remedy)
 
 
-def _compared(contrast: Contrast, held: HeldOut, store: TraceStore, requests: _Requests, sizes: _Sizes) -> Comparison:
+def _compared(contrast: _Contrast, held: HeldOut, store: TraceStore, requests: _Requests, sizes: _Sizes) -> Comparison:
     """The scores at the close window beside the baselines there, among the cells of the contrast."""
     rows, targets = contrast.rows(requests.cells)
     inside = [requests.traces[i] for i in rows]
@@ -430,7 +430,7 @@ def _compared(contrast: Contrast, held: HeldOut, store: TraceStore, requests: _R
     )
 
 
-def _held_out(name: str, contrast: Contrast, store: TraceStore, requests: _Requests, sizes: _Sizes) -> HeldOut:
+def _held_out(name: str, contrast: _Contrast, store: TraceStore, requests: _Requests, sizes: _Sizes) -> HeldOut:
     """Probes and scores (trace,) at the last position of the contrast; the probes learn at its other positions too."""
     pairs = [(trace, row_at(trace, position)) for trace in requests.traces for position in contrast.positions]
     points = Points(traces=[trace for trace, _ in pairs], tokens=[row for _, row in pairs])

@@ -141,7 +141,7 @@ def remaining(
         if not traces:
             raise InputError(without_thinking(list(store)))
     sites = residual_sites(store)
-    points = thinking_points(traces, per_trace=per_trace)
+    points = _thinking_points(traces, per_trace=per_trace)
     groups = trace_groups(points.traces)
     pairs = list(zip(points.traces, points.tokens, strict=True))
     true = np.array([(trace.thinking_positions > token).sum() for trace, token in pairs], dtype=np.float64)
@@ -213,7 +213,7 @@ def remaining(
     )
 
 
-def thinking_points(traces: Sequence[Trace], *, per_trace: int) -> Points:
+def _thinking_points(traces: Sequence[Trace], *, per_trace: int) -> Points:
     """Up to `per_trace` tokens of each thinking, spread evenly and the same each time. Raises InputError if a trace has none."""
     if not traces:
         raise InputError(without_thinking(traces))

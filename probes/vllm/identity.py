@@ -18,7 +18,7 @@ _TEXT, _NUMBERS, _TOLERANCE = "One and two are three; four and five are nine.", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity:
+class _Identity:
     """A model as it answers.
 
     Attributes:
@@ -36,14 +36,14 @@ class Identity:
         return max(abs(a - b) for a, b in zip(self.states, states, strict=True)) <= _TOLERANCE
 
 
-def identity(writer: VllmWriter) -> Identity:
+def _identity(writer: VllmWriter) -> _Identity:
     """The model that answers `writer` now. Raises InputError if it does not answer, or has no vllm-lens."""
     ids, site = _ids(writer), Site("resid_post", writer.n_layers - 1)
     plain = writer.plain
     ((_, _, found),) = plain.stream([ids], Sampling(temperature=0, max_new_tokens=1), [0], [site])
     last = found[site][len(ids) - 1].double()
     scaled = (last[:_NUMBERS] / last.square().mean().sqrt()).tolist()
-    return Identity(states=tuple(round(value, 5) for value in scaled), started=_started(writer))
+    return _Identity(states=tuple(round(value, 5) for value in scaled), started=_started(writer))
 
 
 def check_vectors(writer: VllmWriter) -> None:
@@ -72,7 +72,7 @@ class Watch:
 
     def __init__(self, writer: VllmWriter, known: Sequence[float] | None = None) -> None:
         self._writer = writer
-        self._now = identity(writer)
+        self._now = _identity(writer)
         check_vectors(writer)
         if known is not None and not self._now.same_model(known):
             raise StoreError(_changed(writer))
@@ -86,7 +86,7 @@ class Watch:
 
         Raises StoreError if another model answers now, InputError if none does.
         """
-        before, self._now = self._now, identity(self._writer)
+        before, self._now = self._now, _identity(self._writer)
         if not before.same_model(self._now.states):
             raise StoreError(_changed(self._writer))
         return before.started != self._now.started

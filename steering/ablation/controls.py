@@ -90,12 +90,12 @@ def random_ablations(
     if ablation.edges is not None:
         return [
             replace(ablation, edges=one)
-            for one in random_edges(ablation.edges, traces, n_controls=n_controls, seed=seed)
+            for one in _random_edges(ablation.edges, traces, n_controls=n_controls, seed=seed)
         ]
     return []
 
 
-def random_edges(edges: Edges, traces: Sequence[Trace], *, n_controls: int, seed: int) -> list[Edges]:
+def _random_edges(edges: Edges, traces: Sequence[Trace], *, n_controls: int, seed: int) -> list[Edges]:
     """Edges from the same readers to as many random tokens, which differ in some trace; without traces they differ in their seed."""
     return [replace(edges, read=one) for one in _random_scopes(edges.read, traces, n_controls, seed)]
 
@@ -147,19 +147,19 @@ def _other_latents(ablation: Ablation, bank: ReferenceStates, *, n_controls: int
     return [replace(ablation, latents=latents.instead(one)) for one in drawn]
 
 
-def _random_scopes(scope: Scope, traces: Sequence[Trace], n: int, seed: int) -> list["RandomScope"]:
+def _random_scopes(scope: Scope, traces: Sequence[Trace], n: int, seed: int) -> list["_RandomScope"]:
     """At most `n` scopes of random tokens in place of those of `scope`, which differ in some trace; fewer if no more are found."""
     rng = np.random.default_rng(seed)
     if not traces:
-        return [RandomScope.like(scope, int(rng.integers(2**31))) for _ in range(n)]
+        return [_RandomScope.like(scope, int(rng.integers(2**31))) for _ in range(n)]
     texts = [(torch.from_numpy(trace.token_ids[None]), torch.tensor([trace.n_prompt_tokens])) for trace in traces]
 
     def chosen(one: Scope) -> bytes:
         return b"".join(one.mask(ids, n_prompt=n_prompt).numpy().tobytes() for ids, n_prompt in texts)
 
-    seen, found = {chosen(scope)}, list[RandomScope]()
+    seen, found = {chosen(scope)}, list[_RandomScope]()
     for _ in range(_MOST_TRIES * n):
-        drawn = RandomScope.like(scope, int(rng.integers(2**31)))
+        drawn = _RandomScope.like(scope, int(rng.integers(2**31)))
         if (tokens := chosen(drawn)) not in seen:
             seen.add(tokens)
             found.append(drawn)
@@ -169,7 +169,7 @@ def _random_scopes(scope: Scope, traces: Sequence[Trace], n: int, seed: int) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomScope(Scope):
+class _RandomScope(Scope):
     """As many random tokens of each sequence as `instead_of` names: other tokens of the same region if there are enough, else other
     tokens of the whole text, else any tokens of the text.
 
@@ -181,7 +181,7 @@ class RandomScope(Scope):
     seed: int = 0
 
     @classmethod
-    def like(cls, scope: Scope, seed: int) -> "RandomScope":
+    def like(cls, scope: Scope, seed: int) -> "_RandomScope":
         return cls(on=scope.on, marks=scope.marks, instead_of=scope, seed=seed)
 
     def describe_draw(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Forgetful(dict[str, Any]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class _Split:
     """The effect on some of the traces.
 
     Attributes:
@@ -105,7 +105,7 @@ class AblationEffect:
     control: str
     matched: tuple[float, ...] = ()
     distance: float | None = None
-    splits: Mapping[str, Split] = field(default_factory=dict)
+    splits: Mapping[str, _Split] = field(default_factory=dict)
     losses: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -214,7 +214,7 @@ def ablation_effect(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class _Reading:
     """A pass over the traces with an ablation, a random one in its place, or (with `draw`) a move as far in a random direction."""
 
     ablation: Ablation
@@ -239,7 +239,7 @@ class Reading:
 
 def _readings(
     model: Model, ablation: Ablation, traces: Sequence[Trace], *, n_controls: int, n_matched: int, seed: int
-) -> tuple[list[Reading], ReferenceStates]:
+) -> tuple[list[_Reading], ReferenceStates]:
     """The ablation, its random sets, its moves as far, and the states that they need."""
     bank = reference_states(model, traces, [ablation.latents.site]) if ablation.latents else {}
     drawn = random_ablations(model, ablation, traces, bank=bank, n_controls=n_controls, seed=seed)
@@ -248,9 +248,9 @@ def _readings(
         bank = reference_states(model, traces, list(sites))
     n_moves = 0 if not ablation.moves_states else n_matched if drawn else max(n_matched, n_controls)
     return [
-        Reading(ablation=ablation, seed=seed),
-        *(Reading(ablation=one, seed=seed + i) for i, one in enumerate(drawn)),
-        *(Reading(ablation=ablation, seed=seed, draw=seed + i) for i in range(n_moves)),
+        _Reading(ablation=ablation, seed=seed),
+        *(_Reading(ablation=one, seed=seed + i) for i, one in enumerate(drawn)),
+        *(_Reading(ablation=ablation, seed=seed, draw=seed + i) for i in range(n_moves)),
     ], bank
 
 
@@ -272,7 +272,7 @@ class _Measured:
 
 
 def _measure(
-    model: Model, traces: Sequence[Trace], readings: Sequence[Reading], bank: ReferenceStates, cells: Cells
+    model: Model, traces: Sequence[Trace], readings: Sequence[_Reading], bank: ReferenceStates, cells: Cells
 ) -> list[_Measured]:
     _read(model, traces, readings, bank, cells)
     resamples = Resamples([trace.problem.group for trace in traces])
@@ -317,7 +317,7 @@ def _distance(moved: Sequence[Mapping[str, Sequence[float]]]) -> float | None:
 
 
 def _read(
-    model: Model, traces: Sequence[Trace], readings: Sequence[Reading], bank: ReferenceStates, cells: Cells
+    model: Model, traces: Sequence[Trace], readings: Sequence[_Reading], bank: ReferenceStates, cells: Cells
 ) -> None:
     """Read the traces with each reading, and put what each trace gave into `cells`; what is there is not read again."""
     together = [[traces[i] for i in batch] for batch in batches(model, traces)]
@@ -329,15 +329,15 @@ def _read(
             _read_batch(model, group, own, readings[0], bank, cells, work)
 
 
-def _lacks(cells: Cells, reading: Reading, group: Sequence[Trace]) -> bool:
+def _lacks(cells: Cells, reading: _Reading, group: Sequence[Trace]) -> bool:
     return any(cells.get(f"{reading.key}/{trace.id}") is None for trace in group)
 
 
 def _read_batch(
     model: Model,
     group: Sequence[Trace],
-    left: Sequence[Reading],
-    true: Reading,
+    left: Sequence[_Reading],
+    true: _Reading,
     bank: ReferenceStates,
     cells: Cells,
     work: Work,
@@ -396,17 +396,17 @@ def _splits(
     sets: Sequence[_Measured],
     moves: Sequence[_Measured],
     n_counted: int,
-) -> dict[str, Split]:
+) -> dict[str, _Split]:
     """The effect on each part of the traces that holds two groups of problems or more."""
     found = {}
-    for name, rows in parts_of(traces):
+    for name, rows in _parts_of(traces):
         groups = [traces[i].problem.group for i in rows]
         if len(set(groups)) < 2:
             continue
         effect = _per_token(Resamples(groups), true.loss[rows], true.n_tokens[rows])
         assert effect is not None
         null = tuple(one.on(rows) for one in sets)
-        found[name] = Split(
+        found[name] = _Split(
             n_traces=len(rows),
             effect=effect,
             null=null,
@@ -416,7 +416,7 @@ def _splits(
     return found
 
 
-def parts_of(traces: Sequence[Trace]) -> Iterator[tuple[str, Rows]]:
+def _parts_of(traces: Sequence[Trace]) -> Iterator[tuple[str, Rows]]:
     """The rows of each part of the traces: at most or above the median difficulty and with thinking on or off, if they differ."""
     known = [trace.problem.difficulty for trace in traces]
     if None not in known and len(set(known)) > 1:

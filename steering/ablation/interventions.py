@@ -124,7 +124,7 @@ class AblationIntervention(MaskedEdit):
 
     def _lengths(self, site: Site, moves: Tensor) -> Tensor:
         """How long the moves (row, …) are (row,); for heads and neurons, after their output projection."""
-        lengths: Tensor = projected(self._modules[site], site, moves).norm(dim=-1)
+        lengths: Tensor = _projected(self._modules[site], site, moves).norm(dim=-1)
         return lengths
 
 
@@ -155,7 +155,7 @@ class MatchedMove(AblationIntervention):
         def replaced(rows: Tensor) -> Tensor:
             states = at_least_float32(rows)
             move = at_least_float32(self._as_far(true, rows)) - states
-            turned = turn(move, self._draw)
+            turned = _turn(move, self._draw)
             wanted = self._lengths(site, move) if self._like is None else self._like.moved[site].to(move)
             scale = wanted / self._lengths(site, turned).clamp(min=torch.finfo(move.dtype).tiny)
             return (states + turned * scale.reshape(-1, *[1] * (turned.dim() - 1))).to(rows.dtype)
@@ -170,7 +170,7 @@ class MatchedMove(AblationIntervention):
         return new  # the strength is in the length of the move
 
 
-def turn(moves: Tensor, draw: int) -> Tensor:
+def _turn(moves: Tensor, draw: int) -> Tensor:
     """`moves` (row, …) under a random orthogonal map, the same for every row: H(s·x) with signs s, permuted, H the Hartley transform."""
     flat = moves.flatten(1)
     n = flat.shape[1]
@@ -182,7 +182,7 @@ def turn(moves: Tensor, draw: int) -> Tensor:
     return turned.reshape(moves.shape)
 
 
-def projected(module: nn.Module, site: Site, moves: Tensor) -> Tensor:
+def _projected(module: nn.Module, site: Site, moves: Tensor) -> Tensor:
     """Moves (row, …) as the residual stream sees them (row, d_model): through the output projection at `z` and `mlp_post`."""
     flat = moves.flatten(1)
     if site.point not in ("z", "mlp_post"):

@@ -39,7 +39,7 @@ class Edges:
 
 
 @contextmanager
-def without_edges(model: Model, cut: Tensor, layers: Sequence[int] | None = None) -> Iterator[None]:
+def _without_edges(model: Model, cut: Tensor, layers: Sequence[int] | None = None) -> Iterator[None]:
     """Inside the block, passes of `model.hf` over whole sequences have no attention where `cut` (batch, query, key) is true.
 
     The edges are cut before the softmax, so the remaining weights sum to 1 (Geva et al., arXiv 2304.14767, section 4). Runs with eager
@@ -64,7 +64,7 @@ def reading_without(model: Model, edges: Edges, count: Callable[[int], None] = l
         real = ids.masked_fill(positions(ids, mask).index < 0, -1)
         cut = edges.cut(real, torch.tensor(n_prompt, device=ids.device))
         count(int(cut.sum()))
-        with without_edges(model, cut, edges.layers):
+        with _without_edges(model, cut, edges.layers):
             return model.backend.forward(ids, mask=mask).logits
 
     return read
@@ -114,7 +114,7 @@ class _RunningCut:
 
 @contextmanager
 def writing_without(model: Model, edges: Edges) -> Iterator[_RunningCut]:
-    """Inside the block, `generate` with `on_step=cut.on_step` writes without `edges`, which are cut as `without_edges` cuts them.
+    """Inside the block, `generate` with `on_step=cut.on_step` writes without `edges`, which are cut as `_without_edges` cuts them.
 
     Raises InputError for a backend other than the native hooks, SiteError for a layer that the model does not have.
     """

@@ -28,7 +28,7 @@ def negative_log_density(shape: Tensor, rate: Tensor, tokens_left: Tensor) -> Te
     return density
 
 
-def fits_in(shape: Tensor, rate: Tensor, budget: Tensor) -> Tensor:
+def _fits_in(shape: Tensor, rate: Tensor, budget: Tensor) -> Tensor:
     """P(tokens left ≤ budget) = GammaCDF(log(budget + 1)), elementwise."""
     share: Tensor = torch.special.gammainc(shape, rate * torch.log(budget + 1))
     return share
@@ -48,24 +48,24 @@ class Trust:
 TRUST = Trust()
 
 
-def guidance_weights(logits: Tensor, shape: Tensor, rate: Tensor, budget: Tensor, *, trust: Trust = TRUST) -> Tensor:
+def _guidance_weights(logits: Tensor, shape: Tensor, rate: Tensor, budget: Tensor, *, trust: Trust = TRUST) -> Tensor:
     """w_v (…, vocab), summing to 1: the probability to fit if the prediction for v is trusted, else 0. `budget` (…) is in tokens.
 
     If no prediction is trusted, the likeliest token gets all the weight.
     """
-    weights = torch.where(trust.kept(shape, rate), fits_in(shape, rate, budget[..., None].to(shape)), 0.0)
+    weights = torch.where(trust.kept(shape, rate), _fits_in(shape, rate, budget[..., None].to(shape)), 0.0)
     total = weights.sum(-1, keepdim=True)
     likeliest = torch.zeros_like(weights).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
     return torch.where(total > 0, weights / total.clamp(min=torch.finfo(weights.dtype).tiny), likeliest)
 
 
-def guided_distribution(logits: Tensor, weights: Tensor) -> Tensor:
+def _guided_distribution(logits: Tensor, weights: Tensor) -> Tensor:
     """p ∝ softmax(logits)·w; (…, vocab)."""
     product = logits.softmax(-1) * weights
     return product / product.sum(-1, keepdim=True)
 
 
-def remaining_budget(budget: int, written: Tensor) -> Tensor:
+def _remaining_budget(budget: int, written: Tensor) -> Tensor:
     """`budget` minus the thinking tokens written so far, at least 1."""
     return (budget - written).clamp(min=1)
 
@@ -280,13 +280,13 @@ class BudgetGuidance(LogitsProcessor):
         with torch.no_grad():
             shape, rate = (part.double() for part in self._predictor(states.float()))
         logits = scores[at].double()
-        budget = remaining_budget(self._budget, written[at])
+        budget = _remaining_budget(self._budget, written[at])
         for place, left in zip(at.nonzero()[:, 0].tolist(), budget.tolist(), strict=True) if self._rows else ():
             self._notes.setdefault(self._rows[place], []).append((input_ids.shape[1] - 1, left))
-        weights = guidance_weights(logits, shape, rate, budget, trust=self._trust)
+        weights = _guidance_weights(logits, shape, rate, budget, trust=self._trust)
         self.guided += int(self._trust.kept(shape, rate).any(-1).sum())
         guided = scores.clone()
-        guided[at] = (guided_distribution(logits, weights).log() * self._temperature).to(scores)
+        guided[at] = (_guided_distribution(logits, weights).log() * self._temperature).to(scores)
         return guided
 
     def _reading(self, site: Site) -> Edit:

@@ -277,12 +277,12 @@ def open_monitor(
     false_alarms: float = 0.05,
 ) -> ProbeMonitor:
     """The monitor of a saved probe, with a threshold or one from a run, as `calibrated_threshold` finds it on the traces that it
-    should leave alone (`left_alone`). Raises InputError if both are given."""
+    should leave alone (`_left_alone`). Raises InputError if both are given."""
     probe, alone = LinearProbe.load(path), list[Trace]()
     if calibrate is not None:
         if stop_above is not None:
             raise InputError("--calibrate finds the threshold; leave out --stop-above, or --calibrate")
-        alone = left_alone(probe, list(calibrate))
+        alone = _left_alone(probe, list(calibrate))
         stop_above = calibrated_threshold(probe, calibrate, alone, false_alarms=false_alarms, window=window)
     seen = {trace.problem.group for trace in alone}
     return ProbeMonitor(
@@ -290,7 +290,7 @@ def open_monitor(
     )
 
 
-def left_alone(probe: LinearProbe, traces: Sequence[Trace]) -> list[Trace]:
+def _left_alone(probe: LinearProbe, traces: Sequence[Trace]) -> list[Trace]:
     """The traces that a monitor of this probe should not stop: benign requests for a refusal probe, wrong answers for a correctness
     probe, all of them for any other. Raises InputError without any, and for an exit probe, which forced answers calibrate."""
     target = str(probe.provenance.get("target", ""))
@@ -332,7 +332,7 @@ def save_live_scores(monitor: ProbeMonitor, store: TraceStore, path: Path, *, na
     return len(store) - len(found)
 
 
-def windowed(scores: Values, window: int) -> Values:
+def _windowed(scores: Values, window: int) -> Values:
     """The mean of each `window` scores in a row, (token − window + 1,); empty if there are fewer."""
     if len(scores) < window:
         return np.zeros(0)
@@ -374,7 +374,7 @@ def calibrated_threshold(
     for trace in unseen:
         scores = token_scores(probe, store, trace)
         places = trace.thinking_positions
-        means = windowed(scores[places[places < len(scores)]], window)
+        means = _windowed(scores[places[places < len(scores)]], window)
         if len(means):
             highest.append(float(means.max()))
             groups.append(trace.problem.group)

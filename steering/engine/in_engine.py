@@ -60,7 +60,7 @@ def in_engine(recipe: Recipe, model: Prompting, prompts: Iterable[Sequence[int]]
         return InEngine(**known, vectors=tuple(_vector(part) for part in recipe.parts))
     if not recipe.parts:
         return InEngine(**known)
-    told = json.dumps(engine_recipe(recipe, model))
+    told = json.dumps(_engine_recipe(recipe, model))
     return InEngine(
         **known,
         hook=partial(shipped, _WORKER, "EngineHook", told),
@@ -69,7 +69,7 @@ def in_engine(recipe: Recipe, model: Prompting, prompts: Iterable[Sequence[int]]
     )
 
 
-def engine_recipe(recipe: Recipe, model: Prompting) -> dict[str, Any]:
+def _engine_recipe(recipe: Recipe, model: Prompting) -> dict[str, Any]:
     """The recipe in JSON, as `EngineHook` reads it."""
     acting = [(part, site, direction) for part in recipe.parts for site, direction in part.vector.directions.items()]
     # What enters a layer is edited after what leaves the one before, although both are edited at one place here.

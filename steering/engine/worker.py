@@ -26,7 +26,7 @@ _tokenizers: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnginePart:
+class _EnginePart:
     """One direction at one site, as it acts."""
 
     layer: int
@@ -49,7 +49,7 @@ class EngineHook:
         self._told: Mapping[str, Any] = json.loads(told)
         self._n_prompt = n_prompt
         self._worker: Any = None
-        self._parts: list[EnginePart] | None = None
+        self._parts: list[_EnginePart] | None = None
         self._ids: list[int] = []
         self._pass: tuple[int, int] | None = None
         self._masks: dict[int, Tensor] = {}
@@ -64,7 +64,7 @@ class EngineHook:
     def _edited(self, ctx: Any, hidden: Tensor) -> Tensor | None:
         if self._parts is None:
             self._worker = _worker_of(ctx.model)
-            self._parts = parts_of(self._told, self._worker)
+            self._parts = _parts_of(self._told, self._worker)
         worker = self._worker
         start = self._follow(worker, ctx, len(hidden))
         # A hook on what the first layer takes has a context of its own, in which nothing else is called.
@@ -112,12 +112,12 @@ class EngineHook:
         return scope.mask(torch.tensor([self._ids]), n_prompt=given, last=last)[0, :n]
 
 
-def parts_of(told: Mapping[str, Any], worker: Any) -> list[EnginePart]:
+def _parts_of(told: Mapping[str, Any], worker: Any) -> list[_EnginePart]:
     """The parts of a recipe. Parts with one scope share the object, and so its mask."""
     marks = _marks(told["marks"], worker) if told.get("marks") else None
     scopes = {text: scope_with(json.loads(text), marks) for text in {json.dumps(p["scope"]) for p in told["parts"]}}
     return [
-        EnginePart(
+        _EnginePart(
             layer=part["layer"],
             pre=part["pre"],
             direction=torch.from_numpy(np.frombuffer(bytearray(base64.b64decode(part["direction"])), dtype="<f4")),
@@ -134,7 +134,7 @@ def vocabulary_hash(vocabulary: Mapping[str, int]) -> str:
     return sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()
 
 
-def _applied(part: EnginePart, states: Tensor, mask: Tensor) -> Tensor:
+def _applied(part: _EnginePart, states: Tensor, mask: Tensor) -> Tensor:
     """As `Steering` does: in float32 at least, on the chosen rows alone."""
     if part.strength == 0 or not mask.any():
         return states

@@ -39,7 +39,7 @@ def layer_difference(early: Tensor, final: Tensor, *, variant: str = "corrected"
     return ((p.exp() * (p - m) + torch.where(banned, 0.0, q.exp() * (q - m))).sum(-1) / 2).mean(0)
 
 
-class AdaptiveStrength:
+class _AdaptiveStrength:
     """The strength α of one sequence, from the difficulties of its tokens so far.
 
     It starts at `lowest`. Each difficulty is compared with μ + `width`·σ of the `window` difficulties before it (σ with n − 1). If it is
@@ -124,11 +124,11 @@ class AdaptiveSteering(LogitsProcessor, MeasuredMoves):
         super().__init__()
         self._model, self._vector, self._variant = model, vector, variant
         self._monitored = [Site("resid_post", layer) for layer in dict.fromkeys(monitored)]
-        self._new = partial(AdaptiveStrength, lowest=lowest, highest=highest, step=step, window=window, width=width)
+        self._new = partial(_AdaptiveStrength, lowest=lowest, highest=highest, step=step, window=window, width=width)
         self._lowest = lowest
         self._n_decided = self._n_above = 0
         self._total = 0.0
-        self._strengths: dict[int, AdaptiveStrength] = {}
+        self._strengths: dict[int, _AdaptiveStrength] = {}
         self._known: dict[bytes, NDArray[np.float32]] = {}  # of each finished text, the strength at each token
         self._reads = False
         self._n_prompt: Tensor | None = None

@@ -41,7 +41,7 @@ from reasonscope.steering.vectors.vector import SteeringVector
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classes:
+class _Classes:
     """Contexts (token ids that end in the state that is read) after which the model refuses, and after which it complies."""
 
     harmful: Contexts
@@ -56,8 +56,8 @@ class Classes:
 
 def extract_affine_refusal(
     model: Model,
-    classes: Classes,
-    held_out: Classes,
+    classes: _Classes,
+    held_out: _Classes,
     refusal_tokens: Sequence[int],
     *,
     kl_threshold: float = 0.1,
@@ -113,7 +113,7 @@ def clamped_refusal(
     parts: list[VectorUse] = []
     for end, scope in places:
         classes, others = (
-            Classes(harmful=contexts(of.harmful, end), harmless=contexts(of.harmless, end)) for of in (made, held_out)
+            _Classes(harmful=contexts(of.harmful, end), harmless=contexts(of.harmless, end)) for of in (made, held_out)
         )
         # When the answer begins, the thinking has already given the verdict: changing it there alone may not be enough.
         least = -math.inf if parts else 0.0
@@ -127,7 +127,7 @@ def _scores(
     model: Model,
     directions: NDArray[np.float64],
     levels: Mapping[str, NDArray[np.float64]],
-    held_out: Classes,
+    held_out: _Classes,
     refusal_tokens: Sequence[int],
 ) -> Scores:
     """The scores (1, layer): the last token is the only position."""

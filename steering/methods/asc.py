@@ -217,7 +217,7 @@ def calibrate(
     if not norm:
         raise InputError("the vector is 0, so no strength does anything; extract it again")
     direction = torch.from_numpy(vector.directions[site] / np.float32(norm))
-    slopes, curvatures = logit_derivatives(model, site, direction, contexts)
+    slopes, curvatures = _logit_derivatives(model, site, direction, contexts)
     bound = kl_bound(
         float(np.quantile(slopes, slope_quantile)), float(np.quantile(curvatures, curvature_quantile)), epsilon
     )
@@ -230,7 +230,7 @@ def calibrate(
     )
 
 
-def logit_derivatives(
+def _logit_derivatives(
     model: Model, site: Site, direction: Tensor, contexts: Sequence[Sequence[int]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """‖∂z/∂γ‖ and ‖∂²z/∂γ²‖ (context,) of the next-token logits at γ = 0, `direction` (d_model,) added to the last token only.

@@ -10,7 +10,7 @@ from reasonscope.steering.vectors.contrast import Read, contrast_vector
 from reasonscope.steering.vectors.vector import SteeringVector
 
 
-def efficient_pairs(traces: Iterable[Trace]) -> list[tuple[Trace, Trace]]:
+def _efficient_pairs(traces: Iterable[Trace]) -> list[tuple[Trace, Trace]]:
     """The correct traces with the fewest and with the most thinking tokens, for each problem with two of different length."""
     correct: dict[str, list[Trace]] = {}
     for trace in traces:
@@ -28,7 +28,7 @@ def extract_efficiency(
     The paper says neither at which tokens nor at which layers it reads, so `read` and `sites` have no default. Raises InputError if no
     problem has two correct traces of different length: record several samples per problem at a temperature above 0.
     """
-    pairs = efficient_pairs(store.trace(id) for id in (store.ids if ids is None else ids))
+    pairs = _efficient_pairs(store.trace(id) for id in (store.ids if ids is None else ids))
     if not pairs:
         raise InputError(
             "no problem has two correct traces of different length; record several samples per problem at a temperature above 0"

@@ -58,7 +58,7 @@ def kl_bound(a: float, lipschitz: float, epsilon: float, *, variant: str = "corr
     return KLBound(a=a, lipschitz=lipschitz, epsilon=epsilon, gamma_star=star, gamma_raw=raw, gamma_max=largest)
 
 
-def discriminant(beta: float) -> float:
+def _discriminant(beta: float) -> float:
     """(q/2)² + (p/3)³ of the depressed cubic y³ + py + q, p = −1/3, q = 2/27 − β; expanded, as it nearly cancels."""
     return beta**2 / 4 - beta / 27
 
@@ -66,7 +66,7 @@ def discriminant(beta: float) -> float:
 def _positive_root(beta: float, variant: str) -> float:
     """The positive root of x³ + x² = β, which lies in (0, √β]."""
     if is_published(variant):
-        q, delta = 2 / 27 - beta, discriminant(beta)
+        q, delta = 2 / 27 - beta, _discriminant(beta)
         if delta < 0:
             return math.nan
         return math.cbrt(-q / 2 + math.sqrt(delta)) + math.cbrt(-q / 2 - math.sqrt(delta)) - 1 / 3

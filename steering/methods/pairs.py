@@ -110,7 +110,7 @@ def make_pairs(
         uses = rs.steering.extract("asc", store, model, pairs=made.pairs)
     """
     how = sampling or Sampling()
-    asked = [instructed(problem, text) for text in (concise, verbose) for problem in problems]
+    asked = [_instructed(problem, text) for text in (concise, verbose) for problem in problems]
     written = _written(model, asked, how, batch_size, server)
     sides = list(zip(problems, written[: len(problems)], written[len(problems) :], strict=True))
     ended = [(problem, brief, long) for problem, brief, long in sides if _ended(brief) and _ended(long)]
@@ -154,7 +154,7 @@ def _written(
     return rollouts(model, asked, how, batch_size=batch_size)
 
 
-def instructed(problem: Problem, instruction: str) -> Problem:
+def _instructed(problem: Problem, instruction: str) -> Problem:
     """The problem with an instruction after its last message, or at the end of its prompt."""
     if problem.prompt is not None:
         return replace(problem, prompt=f"{problem.prompt.rstrip()}\n{instruction}\n")
@@ -182,7 +182,7 @@ def _trace(model: Prompting, pair: CompletionPair, id: str, completion: str, ins
         if model.tokenizer.chat_template
         else Problem(id=id, prompt=pair.question, group=pair.id or id)
     )
-    problem = instructed(plain, instruction) if instruction else plain
+    problem = _instructed(plain, instruction) if instruction else plain
     prompt = model.encode_prompt(problem)
     written = model.tokenizer.encode(_after(prompt, completion, model), add_special_tokens=False)
     end = model.tokenizer.eos_token_id

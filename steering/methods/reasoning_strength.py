@@ -14,7 +14,7 @@ from reasonscope.steering.vectors.vector import SteeringVector
 STRENGTHS = (-0.2, -0.1, 0.0, 0.1, 0.2)  # of the paper's ±{.05, .1, .15, .2}
 
 
-def level_differences(states: States, levels: Sequence[float]) -> dict[float, NDArray[np.float64]]:
+def _level_differences(states: States, levels: Sequence[float]) -> dict[float, NDArray[np.float64]]:
     """r_{i←1} = mean(level i) − mean(lowest level) of `states` (problem, …, d_model), by level i in ascending order.
 
     A comment in the released code calls them adjacent, but there too they are relative to the lowest level. Raises InputError for only one
@@ -48,7 +48,7 @@ def extract_strength(store: TraceStore, sites: Sequence[Site], *, ids: Iterable[
     levels = [float(trace.problem.difficulty or 0) for trace in traces]
     directions, norms = {}, {}
     for site in sites:
-        differences = level_differences(np.array([state_of(store, trace, site, "prompt") for trace in traces]), levels)
+        differences = _level_differences(np.array([state_of(store, trace, site, "prompt") for trace in traces]), levels)
         directions[site] = np.mean(list(differences.values()), axis=0).astype(np.float32)
         norms[str(site)] = {f"{level:g}": float(np.linalg.norm(r)) for level, r in differences.items()}
     provenance = {"problems": len(traces), "norm_by_level": norms, "model": store.meta.get("model", {})}

@@ -18,7 +18,7 @@ from reasonscope.steering.vectors.vector import SteeringVector
 AWAY_FROM: tuple[StepKind, ...] = ("reflection", "transition")
 
 
-def seal_direction(
+def _seal_direction(
     states: NDArray[np.floating], kinds: Sequence[StepKind], *, away_from: Sequence[StepKind] = AWAY_FROM
 ) -> NDArray[np.float64]:
     """mean(execution) − mean(reflection ∪ transition) of `states` (step, d_model), one row per step: (d_model,).
@@ -53,7 +53,7 @@ def extract_seal(
     execution with reflection only, `("transition",)` with transition only. Added at those separators, the vector makes the thinking
     execute more and reflect less.
 
-    Departures from the released code: the sign (see `seal_direction`); the misspelt keyword (`keywords="published"` keeps it); the region
+    Departures from the released code: the sign (see `_seal_direction`); the misspelt keyword (`keywords="published"` keeps it); the region
     (see `steps`); and a separator that is the last token of a trace is left out, since it was never fed to the model and has no state.
     `variant="published"` undoes the first three: the vector points from execution to reflection and transition and is applied with
     multiplier −1, keywords are as published, and unless the name of the model contains "deepseek" the region is the whole text, prompt
@@ -74,7 +74,7 @@ def extract_seal(
         raise InputError(
             "none of the traces has steps, since their thinking has no blank line; SEAL needs steps to compare"
         )
-    direction = seal_direction(np.stack(states), kinds, away_from=away_from)
+    direction = _seal_direction(np.stack(states), kinds, away_from=away_from)
     executing = np.stack(states)[[kind == "execution" for kind in kinds]]
     return SteeringVector(
         directions={site: (-direction if published else direction).astype(np.float32)},

@@ -59,7 +59,7 @@ class _SpeedPair:
     slow: tuple[int, ...]
 
 
-def truncated_pair(fast: Trace, slow: Trace, *, n_steps: int = 2) -> _SpeedPair | None:
+def _truncated_pair(fast: Trace, slow: Trace, *, n_steps: int = 2) -> _SpeedPair | None:
     """The first `n_steps` steps of the fast thinking, and the slow thinking cut at the end of the step that is nearest in length.
 
     Steps are what is between blank lines, the opening one included. None if the fast thinking has fewer steps, or the slow one has no blank
@@ -99,14 +99,14 @@ def fast_slow_pairs(
     """
     slow = rollouts(model, problems, sampling, batch_size=batch_size, open_tag=True)
     fast = rollouts(model, problems, sampling, batch_size=batch_size, prefill=first)
-    return speed_pairs(zip(fast, slow, strict=True), n_steps=n_steps)
+    return _speed_pairs(zip(fast, slow, strict=True), n_steps=n_steps)
 
 
-def speed_pairs(pairs: Iterable[tuple[Trace, Trace]], *, n_steps: int = 2) -> list[_SpeedPair]:
+def _speed_pairs(pairs: Iterable[tuple[Trace, Trace]], *, n_steps: int = 2) -> list[_SpeedPair]:
     """The truncated pairs of (fast, slow) traces that are both right and both closed. Raises InputError without any."""
     given = list(pairs)
     both = [pair for pair in given if all(trace.correct and trace.state == "closed" for trace in pair)]
-    cut = [pair for fast, slow in both if (pair := truncated_pair(fast, slow, n_steps=n_steps)) is not None]
+    cut = [pair for fast, slow in both if (pair := _truncated_pair(fast, slow, n_steps=n_steps)) is not None]
     if not cut:
         raise InputError(
             f"of {len(given)} pairs {len(both)} are right on both sides, and none of these has {n_steps} steps to cut; "
@@ -183,7 +183,7 @@ def begun_pairs(pairs: Sequence[tuple[Trace, Trace]], *, n_steps: int = 2) -> li
     Raises InputError for fewer than 2 pairs.
     """
     for n in (n_steps, 1):
-        cut = [one for fast, slow in pairs if (one := truncated_pair(fast, slow, n_steps=n)) is not None]
+        cut = [one for fast, slow in pairs if (one := _truncated_pair(fast, slow, n_steps=n)) is not None]
         if len(cut) > 1:
             return cut
     raise InputError(f"{len(pairs)} pairs, and an axis needs at least two; make more")

@@ -37,10 +37,10 @@ def mean_difference(towards: States, away: States) -> NDArray[np.float64]:
 def state_of(store: TraceStore, trace: Trace, site: Site, read: Read) -> NDArray[np.float64]:
     """The stored state at `site` at the place `read`: (d_model,). Raises InputError for a trace without the thinking that this needs."""
     rows = store.activations(trace.id, str(site))
-    return np.asarray(np.asarray(rows[rows_of(trace, read, len(rows))], dtype=np.float64).mean(axis=0))
+    return np.asarray(np.asarray(rows[_rows_of(trace, read, len(rows))], dtype=np.float64).mean(axis=0))
 
 
-def rows_of(trace: Trace, read: Read, n_rows: int) -> list[int]:
+def _rows_of(trace: Trace, read: Read, n_rows: int) -> list[int]:
     """The rows, of the `n_rows` that have a state, whose mean is taken at the place `read`. Raises InputError as `state_of` does."""
     thinking, last = trace.tokens.thinking, n_rows - 1  # the last token was never fed
     if read == "separators":
@@ -109,7 +109,7 @@ def replayed_states(
     for pair in tracked(pairs, "reading pairs", "pairs"):
         for side, trace in enumerate(pair):
             (seen,) = replay(model, [trace.token_ids.tolist()], tuple(sites))
-            rows = rows_of(trace, read, len(trace.token_ids) - 1)
+            rows = _rows_of(trace, read, len(trace.token_ids) - 1)
             for site in sites:
                 found[site][side].append(seen[site][rows].double().mean(dim=0).cpu().numpy())
     return {site: (np.array(first), np.array(second)) for site, (first, second) in found.items()}

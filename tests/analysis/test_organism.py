@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from reasonscope.analysis.organism import evaluate_organism, label_agreement, put_right, truths
+from reasonscope.analysis.organism import _label_agreement, _put_right, evaluate_organism, truths
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.organism.reader import read_steps
 from reasonscope.data.text.steps_and_sentences import steps
@@ -33,7 +33,7 @@ def test_it_thinks_in_its_language_and_is_right_more_often_than_not(traces):
 
 
 def test_labels_and_steps_agree_with_the_grammar(traces):
-    assert label_agreement(traces) >= 0.95
+    assert _label_agreement(traces) >= 0.95
     agree = [
         step.kind == known.kind
         for trace in traces
@@ -43,7 +43,7 @@ def test_labels_and_steps_agree_with_the_grammar(traces):
 
 
 def test_some_forced_mistakes_are_put_right(model, traces):
-    assert put_right(model, traces[:12], random.Random(0)) > 0.1
+    assert _put_right(model, traces[:12], random.Random(0)) > 0.1
 
 
 def test_the_base_model_does_not_think():

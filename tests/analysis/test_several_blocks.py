@@ -26,12 +26,12 @@ from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.positions import thinking_to_window
 from reasonscope.probes.generation.decoding import Completion
-from reasonscope.probes.properties.refusal_cliff import plateau_and_end
+from reasonscope.probes.properties.refusal_cliff import _plateau_and_end
 from reasonscope.steering import Ablation, ablation_effect
 from reasonscope.steering.decoding.budget import _training_rows
 from reasonscope.steering.methods.seal import extract_seal
-from reasonscope.steering.methods.thinking_speed import truncated_pair
-from reasonscope.steering.vectors.contrast import rows_of
+from reasonscope.steering.methods.thinking_speed import _truncated_pair
+from reasonscope.steering.vectors.contrast import _rows_of
 from reasonscope.steering.vectors.scope import Scope
 
 SITE = Site("resid_post", 0)
@@ -109,14 +109,14 @@ MEASURES = {
     "trajectory": lambda store: _of_each(store, _trajectory),
     "seal": lambda store: extract_seal(store, SITE).directions[SITE].tolist(),
     "mean of the thinking": lambda store: _of_each(
-        store, lambda store, t: store.activations(t.id, str(SITE))[rows_of(t, "thinking_mean", len(t.token_ids) - 1)]
+        store, lambda store, t: store.activations(t.id, str(SITE))[_rows_of(t, "thinking_mean", len(t.token_ids) - 1)]
     ),
     "separators": lambda store: _of_each(
-        store, lambda store, t: store.activations(t.id, str(SITE))[rows_of(t, "separators", len(t.token_ids) - 1)]
+        store, lambda store, t: store.activations(t.id, str(SITE))[_rows_of(t, "separators", len(t.token_ids) - 1)]
     ),
     "budget": lambda store: [part.tolist() for part in _training_rows(store, [SITE], store.ids)],
     "cliff": lambda store: _of_each(
-        store, lambda store, t: np.array(plateau_and_end(store.activations(t.id, str(SITE))[:, 0], t, plateau=1.0))
+        store, lambda store, t: np.array(_plateau_and_end(store.activations(t.id, str(SITE))[:, 0], t, plateau=1.0))
     ),
 }
 
@@ -225,7 +225,7 @@ def test_continuations_and_steps_leave_out_what_is_between(model, trace):
     done = written([1, *model.tokenizer.encode(text)], 1)
     found = continuation(done, model.decode, Thinking())
     assert found.sentences == ("Three.", "Seven.", "Yes.") and found.answer == "7"
-    pair = truncated_pair(trace, trace, n_steps=4)
+    pair = _truncated_pair(trace, trace, n_steps=4)
     assert len(pair.fast) == len(pair.slow)
 
 

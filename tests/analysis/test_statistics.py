@@ -11,9 +11,9 @@ from scipy.stats import rankdata
 from scipy.stats import t as student
 
 from reasonscope.analysis.statistics import (
+    _bootstrap,
     agreement_numbers,
     benjamini_hochberg,
-    bootstrap,
     bootstrap_band,
     chance_above,
     dependency_agreement,
@@ -45,7 +45,7 @@ def test_estimates_make_a_result_with_their_intervals_beside_chance():
     assert np.array_equal(result.null.high, [[0.6, np.nan], [np.nan, np.nan]], equal_nan=True)
 
 
-@pytest.mark.parametrize("call", [bootstrap, bootstrap_band])
+@pytest.mark.parametrize("call", [_bootstrap, bootstrap_band])
 def test_every_interval_is_of_1000_resamples_and_one_seed(call):
     defaults = inspect.signature(call).parameters
     assert (defaults["n_resamples"].default, defaults["seed"].default) == (1000, 0)
@@ -80,7 +80,7 @@ def test_bands_hold_what_they_should():
     found = bootstrap_band(lambda chosen: rows[chosen].mean(axis=0), 400, n_resamples=300)
     assert (found.low < rows.mean(axis=0)).all() and (found.high > rows.mean(axis=0)).all()
     assert np.ptp([found.low, found.high], axis=0).max() < 0.3
-    estimate = bootstrap(lambda chosen: float(rows[chosen, 1].mean()), 400, n_resamples=300)
+    estimate = _bootstrap(lambda chosen: float(rows[chosen, 1].mean()), 400, n_resamples=300)
     assert 4.8 < estimate.low < estimate.value < estimate.high < 5.2
     none = bootstrap_band(lambda chosen: rows[chosen].mean(axis=0), 1)
     assert np.isnan([none.low, none.high]).all() and none.what == "no interval: fewer than two rows"
@@ -140,7 +140,7 @@ def test_rows_of_one_group_are_drawn_together():
     assert together.high - together.low > 3 * (alone.high - alone.low) > 0
     band = bootstrap_band(lambda at: values[at].mean(), 40, groups=np.repeat(range(4), 10), unit="sentences")
     groups = [str(i // 10) for i in range(40)]
-    assert (band.low, band.high) == bootstrap(lambda at: float(values[at].mean()), 40, groups=groups).interval
+    assert (band.low, band.high) == _bootstrap(lambda at: float(values[at].mean()), 40, groups=groups).interval
     assert band.what.startswith("bootstrap over 4 sentences")
     assert np.isnan(bootstrap_band(lambda at: values[at].mean(), 40, groups=np.zeros(40), unit="sentences").low)
 

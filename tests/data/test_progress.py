@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from reasonscope.data.progress import Work, count_tokens, counted, listening, say, tracked, working
-from reasonscope.data.terminal_progress import Bars, Lines, progress_line, show_progress, spoken_time, summary_line
+from reasonscope.data.terminal_progress import _Bars, _Lines, _progress_line, _summary_line, show_progress, spoken_time
 
 
 class Clock:
@@ -24,7 +24,7 @@ class Clock:
 def heard():
     """Inside, work is written as lines: the clock, the listener, and what it wrote."""
     clock, out = Clock(), io.StringIO()
-    lines = Lines(out, clock)
+    lines = _Lines(out, clock)
     with listening(lines):
         yield clock, lines, out
 
@@ -106,13 +106,13 @@ def test_the_time_left_counts_what_this_run_has_done():
     work = Work(what="recording", unit="traces", total=240, done=96, started_at=96)
     assert work.fraction == 0
     work.advance(36)
-    assert progress_line(work, 60) == "recording: 132 of 240 traces, about 3 min left"
+    assert _progress_line(work, 60) == "recording: 132 of 240 traces, about 3 min left"
 
 
 def test_a_lower_bound_of_what_is_done_is_an_upper_bound_of_what_is_left():
     work = Work(what="recording", unit="traces", total=4, share=0.5, at_most=True, tokens=50)
-    assert progress_line(work, 10) == "recording: 0 of 4 traces, 50 tokens, 5 tokens/s, at most 10 s left"
-    assert summary_line(work, 10) == "recording: 0 of 4 traces, 50 tokens, 5 tokens/s, 10 s"
+    assert _progress_line(work, 10) == "recording: 0 of 4 traces, 50 tokens, 5 tokens/s, at most 10 s left"
+    assert _summary_line(work, 10) == "recording: 0 of 4 traces, 50 tokens, 5 tokens/s, 10 s"
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (7800, "2 h 10 min")])
@@ -140,7 +140,7 @@ def test_work_ends_with_an_error():
 
 def test_a_generator_that_is_dropped_late_ends_nothing_else(capsys):
     clock, out = Clock(), io.StringIO()
-    lines = Lines(out, clock)
+    lines = _Lines(out, clock)
     with listening(lines):
         with working("outer"):
             items = iter(tracked([1, 2], "inner", "items"))
@@ -161,7 +161,7 @@ def test_a_generator_that_is_dropped_late_ends_nothing_else(capsys):
 
 def test_bars_are_drawn_after_a_moment_and_taken_away():
     clock, out = Clock(), io.StringIO()
-    bars = Bars(Console(file=out, force_terminal=True, width=100), clock)
+    bars = _Bars(Console(file=out, force_terminal=True, width=100), clock)
     with listening(bars), working("recording", total=4, unit="traces") as work:
         bars.refresh()
         assert out.getvalue() == ""

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from reasonscope.data.random_sets import Pool, distinct_sets, n_disjoint, n_sets, smallest_p
+from reasonscope.data.random_sets import Pool, _n_sets, distinct_sets, n_disjoint, smallest_p
 
 
 def test_all_sets_are_listed_if_there_are_few():
     pools = [Pool(members="abc", size=1), Pool(members="xyz", size=2)]
-    assert n_sets(pools) == 9
+    assert _n_sets(pools) == 9
     found = {frozenset(one) for one in distinct_sets(pools, 20)}
     assert found == {frozenset(a + pair) for a in "abc" for pair in ("xy", "xz", "yz")}
     assert distinct_sets(pools, 9) == distinct_sets(pools, 20)
@@ -48,6 +48,6 @@ def test_the_first_sets_share_no_member_and_are_as_many_as_fit():
         for n in (20, 1000):
             sets = distinct_sets(pools, n, seed=3)
             assert n_disjoint(sets) == fit
-            assert len(sets) == min(n, n_sets(pools)) == len({frozenset(one) for one in sets})
+            assert len(sets) == min(n, _n_sets(pools)) == len({frozenset(one) for one in sets})
     assert n_disjoint([]) == 0
     assert n_disjoint([(1,), (2,), (1, 3), (4,)]) == 2

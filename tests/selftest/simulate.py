@@ -37,8 +37,8 @@ from scipy.special import gammaln
 from scipy.stats import chisquare, kstest, norm
 
 from reasonscope.analysis.statistics import (
+    _bootstrap,
     benjamini_hochberg,
-    bootstrap,
     bootstrap_band,
     chance_above,
     dependency_agreement,
@@ -48,7 +48,7 @@ from reasonscope.analysis.statistics import (
 )
 from reasonscope.analysis.tokens.mi import thinking_token_table
 from reasonscope.analysis.tokens.misalignment import _ends as _bin_ends
-from reasonscope.analysis.tokens.misalignment import worth
+from reasonscope.analysis.tokens.misalignment import _worth
 from reasonscope.analysis.traces.reflection import within_question_correlation
 from reasonscope.analysis.traces.run_difference import paired_difference
 from reasonscope.data.arrays import Values
@@ -152,7 +152,7 @@ def _clustered(n: int, rng: np.random.Generator, draws: int) -> tuple[float, flo
 def _resampled(n: int, rng: np.random.Generator, draws: int) -> tuple[float, float]:
     rows, groups = _four_each(rng, n)
     seed = int(rng.integers(2**31))
-    return _ends(bootstrap(lambda at: float(rows[at].mean()), 4 * n, groups=groups, n_resamples=draws, seed=seed))
+    return _ends(_bootstrap(lambda at: float(rows[at].mean()), 4 * n, groups=groups, n_resamples=draws, seed=seed))
 
 
 def _four_each(rng: np.random.Generator, n: int) -> tuple[Values, list[str]]:
@@ -289,7 +289,7 @@ def _misaligned(n: int, rng: np.random.Generator, _: int) -> tuple[float, float]
     """A tenth of a thinking whose tokens are wrong more often in some of its `n` sentences than in others."""
     sentence = np.repeat(np.arange(n), rng.integers(5, 15, size=n))
     wrong = (rng.random(len(sentence)) < rng.beta(6, 14, size=n)[sentence]).astype(float)
-    low, high = _bin_ends(np.array_split(wrong, 10), worth(wrong, sentence))
+    low, high = _bin_ends(np.array_split(wrong, 10), _worth(wrong, sentence))
     return float(low[3]), float(high[3])
 
 

@@ -23,7 +23,7 @@ from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering import Ablation
 from reasonscope.steering.ablation import effects as effects_module
-from reasonscope.steering.ablation.effects import parts_of
+from reasonscope.steering.ablation.effects import _parts_of
 from reasonscope.steering.ablation.plan import Patch, Plan, Side, Sweep
 
 
@@ -135,7 +135,7 @@ def test_the_effect_on_a_part_is_that_of_its_traces_alone(run, model):
     plan = head_plan([Head.parse("3.1")], hows=["zero"], n_matched=0)
     (whole,) = ablate(run, plan, model=model).effects.values()
     store = TraceStore.open(run / "store")
-    rows = dict(parts_of(list(store)))["thinking off"]
+    rows = dict(_parts_of(list(store)))["thinking off"]
     alone = effects_module.ablation_effect(model, [list(store)[i] for i in rows], plan.ablations[0], n_matched=0)
     part = whole.splits["thinking off"]
     assert part.effect.value == pytest.approx(alone.effect.value, abs=1e-5)

@@ -12,10 +12,10 @@ from reasonscope.analysis.anchors.importance import (
     SMOOTHING,
     Convention,
     Rollout,
-    answer_kl,
+    _answer_kl,
+    _importances,
     importance_ends,
     importance_table,
-    importances,
     null_values,
     sentence_effects,
 )
@@ -41,8 +41,8 @@ def rollout(row):
 def test_golden_kl(case):
     p, q = ([rollout(row) for row in case["inputs"][side]] for side in ("p", "q"))
     expected = case["expected"]
-    assert answer_kl(p, q, smoothing=1e-9) == pytest.approx(expected["answers"], abs=1e-9)
-    assert answer_kl(p, q, smoothing=SMOOTHING) == pytest.approx(expected["answers_laplace"], abs=1e-9)
+    assert _answer_kl(p, q, smoothing=1e-9) == pytest.approx(expected["answers"], abs=1e-9)
+    assert _answer_kl(p, q, smoothing=SMOOTHING) == pytest.approx(expected["answers_laplace"], abs=1e-9)
     assert correctness_kl(p, q, smoothing=1e-9) == pytest.approx(expected["p_correct"], abs=1e-9)
     assert correctness_kl(p, q, smoothing=1.0) == pytest.approx(expected["p_correct_laplace"], abs=1e-9)
 
@@ -51,8 +51,8 @@ def test_golden_kl(case):
 def test_golden_importance(case):
     threshold = case["inputs"]["similarity_threshold"]
     chunks = {int(i): [rollout(row) for row in rows] for i, rows in case["inputs"]["chunks"].items()}
-    published = importances(chunks, Convention(variant="published", similarity_threshold=threshold))
-    ours = importances(chunks, Convention(similarity_threshold=threshold, smoothing=1e-9))
+    published = _importances(chunks, Convention(variant="published", similarity_threshold=threshold))
+    ours = _importances(chunks, Convention(similarity_threshold=threshold, smoothing=1e-9))
     for name, expected in case["expected"].items():
         signs = expected.pop("counterfactual_accuracy")
         assert published[int(name)]["counterfactual_accuracy"] == pytest.approx(signs["reference"], abs=1e-9)
@@ -77,10 +77,10 @@ def test_golden_match_rate(case):
 
 def test_what_was_not_measured_is_nan_and_not_zero():
     silent = {0: [Rollout(answer="", correct=None)] * 3, 1: [Rollout(answer="7", correct=True)] * 3}
-    found = importances(silent)
+    found = _importances(silent)
     assert all(np.isnan(found[0][metric]) for metric in METRICS)
     assert found[1]["accuracy"] == 1 and np.isnan(found[1]["resampling_accuracy"])
-    assert importances(silent, Convention(variant="published"))[0]["resampling_kl"] == 0
+    assert _importances(silent, Convention(variant="published"))[0]["resampling_kl"] == 0
 
 
 def test_the_null_and_the_interval_tell_an_anchor_from_a_filler():

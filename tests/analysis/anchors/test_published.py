@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from reasonscope.analysis.anchors.published import (
-    effect_matrix,
+    _effect_matrix,
+    _recomputed_resampling_accuracy,
     published_dependencies,
     published_importances,
-    recomputed_resampling_accuracy,
     with_importances,
 )
 from reasonscope.analysis.results import Axis, Result
@@ -40,9 +40,9 @@ def chunk(i, accuracy, **more):
 
 def test_resampling_accuracy_is_the_step_of_the_accuracies():
     chunks = [chunk(0, 0.5), chunk(1, 0.75), chunk(3, 0.25), chunk(4, None)]
-    np.testing.assert_allclose(recomputed_resampling_accuracy(chunks), [0.25, 0, np.nan, 0])
+    np.testing.assert_allclose(_recomputed_resampling_accuracy(chunks), [0.25, 0, np.nan, 0])
     np.testing.assert_allclose(
-        recomputed_resampling_accuracy([chunk(0, 0.5), chunk(0, 0.25), chunk(1, 1.0)]), [0.5, 0.75, 0]
+        _recomputed_resampling_accuracy([chunk(0, 0.5), chunk(0, 0.25), chunk(1, 1.0)]), [0.5, 0.75, 0]
     )
     assert published_dependencies([{"depends_on": ["0"]}, {"depends_on": ["0", "x", "²", "5"]}, {}]) == [[], [0], []]
 
@@ -61,7 +61,7 @@ def test_a_trace_without_chunks_is_undefined_and_a_wrong_index_refused():
     found = published_importances(trace())
     assert not found.measured and "no importances" in found.reason
     with pytest.raises(InputError, match="of 2"):
-        effect_matrix([{"source_chunk_idx": 0, "target_impacts": [{"target_chunk_idx": 2, "importance_score": 1}]}], 2)
+        _effect_matrix([{"source_chunk_idx": 0, "target_impacts": [{"target_chunk_idx": 2, "importance_score": 1}]}], 2)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_trace_without_chunks_is_undefined_and_a_wrong_index_refused():
 )
 def test_effects_in_another_layout_are_refused(effects):
     with pytest.raises(InputError, match="step_importance is damaged"):
-        effect_matrix(effects, 2)
+        _effect_matrix(effects, 2)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.generation.branches import PrefixWriter
 from reasonscope.probes.generation.decoding import Completion
-from reasonscope.probes.generation.forced_answers import boxed_answer, closing_stub, forced_answers
+from reasonscope.probes.generation.forced_answers import _boxed_answer, closing_stub, forced_answers
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import load_model
 
@@ -130,7 +130,7 @@ def test_forced_answers_read_the_box_and_share_the_prefix(model, trace):
     cuts = [trace.tokens.thinking.start, trace.tokens.thinking.stop]
     found = forced_answers(PrefixWriter(model), trace, cuts, stub, model.tokenizer.decode)
     assert found.answers[1][0] == trace.final_answer and found.own[1] == 1
-    assert boxed_answer("\\boxed{\\frac{1}{2}} and more") == "\\frac{1}{2}" and boxed_answer("\\boxed{12") is None
+    assert _boxed_answer("\\boxed{\\frac{1}{2}} and more") == "\\frac{1}{2}" and _boxed_answer("\\boxed{12") is None
     with pytest.raises(InputError, match="greedy"):
         forced_answers(PrefixWriter(model), trace, cuts, stub, model.tokenizer.decode, samples=2)
     result = confidence_of_trace(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from reasonscope.analysis.attention.blocks import (
     ScoreRule,
-    attention_blocks,
+    _attention_blocks,
     read_attention,
 )
 from reasonscope.data.errors import ContextError, InputError
@@ -33,7 +33,7 @@ def eager(model, ids):
 def rows_of(query, key, rule, **more):
     """The rows of every block (head, query, key), a key that a block does not hold with weight 0."""
     found = []
-    for one in attention_blocks(query, key, rule, **more):
+    for one in _attention_blocks(query, key, rule, **more):
         whole = torch.zeros(*one.probabilities.shape[:2], key.shape[1], dtype=one.probabilities.dtype)
         whole[..., one.keys.slice] = one.probabilities
         found.append(whole)
@@ -93,7 +93,7 @@ def test_blocks_are_the_rows_of_the_softmax(n, block, window, softcap, sink):
     expected = scores.softmax(-1)[..., :n]
     found = rows_of(query, key, rule, block=block)
     torch.testing.assert_close(found, expected)
-    widths = [one.probabilities.shape[1] for one in attention_blocks(query, key, rule, block=block)]
+    widths = [one.probabilities.shape[1] for one in _attention_blocks(query, key, rule, block=block)]
     assert sum(widths) == n and max(widths) <= block
 
 

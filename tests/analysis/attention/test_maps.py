@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from reasonscope.analysis.attention.blocks import read_attention
-from reasonscope.analysis.attention.close_attention import RowMeans, close_attention
-from reasonscope.analysis.attention.recurrence import RecurrenceReader, recurrence
+from reasonscope.analysis.attention.close_attention import _RowMeans, close_attention
+from reasonscope.analysis.attention.recurrence import _RecurrenceReader, recurrence
 from reasonscope.analysis.causal.suppression import suppression_matrix
 from reasonscope.data.errors import InputError
 from reasonscope.data.sentence_cut import cut_hash, cut_trace
@@ -60,7 +60,7 @@ def test_both_readers_equal_the_dense_attention(tiny, family):
     ids = torch.randint(3, VOCAB, (40,), generator=torch.Generator().manual_seed(3)).tolist()
     attention = dense(model, ids)
     alpha = 1.001 * float(np.median(attention.mean(axis=1)[:, 32, :33]))  # random weights look nearly evenly; off a tie
-    means, again = RowMeans(rows, model.n_layers, model.n_heads), RecurrenceReader(rows, model.n_layers, alpha=alpha)
+    means, again = _RowMeans(rows, model.n_layers, model.n_heads), _RecurrenceReader(rows, model.n_layers, alpha=alpha)
 
     def read(block):
         means(block)
@@ -80,7 +80,7 @@ def test_a_token_comes_back_after_a_pause_and_a_shuffle_does_not_know_of_it(bloc
     attention = np.eye(n)
     attention[12, 2] = attention[25, 2] = 1.0  # looked at at its own place, at 12 and at 25
     for shuffle in (None, torch.Generator().manual_seed(0)):
-        reader = RecurrenceReader(Span(0, n), 1, alpha=0.5, shuffle=shuffle)
+        reader = _RecurrenceReader(Span(0, n), 1, alpha=0.5, shuffle=shuffle)
         for block in blocks([[attention]]):
             reader(block)
         found = reader.result()
@@ -135,6 +135,6 @@ def test_recurrence_is_counted_in_the_thinking_by_layer(organism):
 def test_what_has_no_close_or_no_thinking_is_a_state(organism):
     assert "no end to look back from" in close_attention(organism, told(organism, THINKING, close="")).reason
     assert not recurrence(organism, told(organism, "")).measured
-    for wrong in (lambda: RowMeans(Span(3, 3), 1, 1), lambda: RecurrenceReader(Span(0, 3), 1, alpha=1.0)):
+    for wrong in (lambda: _RowMeans(Span(3, 3), 1, 1), lambda: _RecurrenceReader(Span(0, 3), 1, alpha=1.0)):
         with pytest.raises(InputError):
             wrong()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reasonscope.analysis.attention.uqac import ReducedAttention, attention_chain, reduced_attention
+from reasonscope.analysis.attention.uqac import _ReducedAttention, attention_chain, reduced_attention
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span
 
@@ -13,7 +13,7 @@ def reduced_of(blocks, inputs):
     instruction = attention.shape[3] - attention.shape[2]
     whole = np.zeros((*attention.shape[:2], attention.shape[3], attention.shape[3]))
     whole[:, :, instruction:] = attention
-    reader = ReducedAttention(
+    reader = _ReducedAttention(
         Span(instruction, attention.shape[3]),
         heads_kept=inputs["heads_kept"],
         reduction=inputs["reduction"],
@@ -44,8 +44,8 @@ def test_a_model_gives_rows_that_sum_to_one_or_less(tiny):
 
 def test_what_has_no_chain_is_an_error():
     with pytest.raises(InputError, match="an instruction of at least 10 tokens"):
-        ReducedAttention(Span(9, 20))
+        _ReducedAttention(Span(9, 20))
     with pytest.raises(InputError, match="reduction"):
-        ReducedAttention(Span(10, 20), reduction="sum")
+        _ReducedAttention(Span(10, 20), reduction="sum")
     with pytest.raises(InputError, match="inside it"):
         attention_chain(np.zeros((4, 14)), [4], [False] * 4)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from reasonscope.analysis.causal.edge_attribution import edge_scores, emergent_heads
+from reasonscope.analysis.causal.edge_attribution import _edge_scores, emergent_heads
 from reasonscope.analysis.tokens.lens import logit_lens
 from reasonscope.data.errors import InputError
 
@@ -14,14 +14,14 @@ CLEAN, CORRUPTED = [8, 9, 10, 11, 12], [8, 30, 10, 41, 12]
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_the_edges_of_the_embedding_add_up_to_the_loss(tiny, family):
     model = tiny(family)
-    found = edge_scores(model, CLEAN, CORRUPTED, steps=48)
+    found = _edge_scores(model, CLEAN, CORRUPTED, steps=48)
     assert found.completeness == pytest.approx(1, abs=0.05)
     assert found.scores.shape == (1 + 3 * (model.n_heads + 1), 7)
     assert not found.scores[found.sources.index("mlp 2"), :6].any(), "only the logits read the last MLP"
 
 
 def test_more_steps_come_closer(tiny):
-    gaps = [abs(edge_scores(tiny("qwen3"), CLEAN, CORRUPTED, steps=n).completeness - 1) for n in (1, 32)]
+    gaps = [abs(_edge_scores(tiny("qwen3"), CLEAN, CORRUPTED, steps=n).completeness - 1) for n in (1, 32)]
     assert gaps[1] < gaps[0]
 
 
@@ -33,11 +33,11 @@ def test_the_same_model_twice_has_no_emergent_head(tiny):
 
 def test_what_cannot_be_attributed_is_named(tiny):
     with pytest.raises(InputError, match="same length"):
-        edge_scores(tiny("llama"), CLEAN, CORRUPTED[:-1])
+        _edge_scores(tiny("llama"), CLEAN, CORRUPTED[:-1])
     with pytest.raises(InputError, match="are the same"):
-        edge_scores(tiny("llama"), CLEAN, CLEAN)
+        _edge_scores(tiny("llama"), CLEAN, CLEAN)
     with pytest.raises(InputError, match="not a sum over heads"):
-        edge_scores(tiny("gemma2"), CLEAN, CORRUPTED)
+        _edge_scores(tiny("gemma2"), CLEAN, CORRUPTED)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from reasonscope.analysis.causal.head_edits import head_states, without_heads
-from reasonscope.analysis.causal.probe_write import probe_write_result, probe_writes, total_effects
+from reasonscope.analysis.causal.probe_write import _total_effects, probe_write_result, probe_writes
 from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem
@@ -56,7 +56,7 @@ def test_in_the_last_block_the_total_effect_of_a_head_is_more_than_direct_only_b
     probe, traces = probe_of(model, Site("resid_post", 2)), traces_of(model)
     heads = [Head(layer=2, index=i) for i in range(model.n_heads)]
     direct = probe_writes(model, probe, traces).heads[:, 2]
-    np.testing.assert_allclose(total_effects(model, probe, traces, heads=heads), direct, atol=1e-4)
+    np.testing.assert_allclose(_total_effects(model, probe, traces, heads=heads), direct, atol=1e-4)
 
 
 @pytest.mark.parametrize("how", ["zero", "mean", "resample"])
@@ -105,7 +105,7 @@ def test_what_cannot_be_decomposed_is_named(tiny):
         id="cut", problem=Problem(id="cut", prompt="?"), token_ids=[10, 3, 20, 21, 22, 4], n_prompt_tokens=1,
         tokenizer=model.tokenizer_backend,
     )  # fmt: skip
-    for read in (probe_writes, total_effects, probe_write_result):  # the closing tag was written last and never fed
+    for read in (probe_writes, _total_effects, probe_write_result):  # the closing tag was written last and never fed
         with pytest.raises(InputError, match="no position window"):
             read(model, probe_of(model, Site("resid_post", 1)), [cut])
     with pytest.raises(InputError, match="bank="):

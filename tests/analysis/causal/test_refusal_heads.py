@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from reasonscope.analysis.causal.refusal_heads import HeadTrial, cliff_heads, fallen, suppressing_heads
+from reasonscope.analysis.causal.refusal_heads import HeadTrial, _fallen, _suppressing_heads, cliff_heads
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.organism.problems import request_of
@@ -67,14 +67,14 @@ def probe(model):
 
 def test_the_lowest_writes_are_chosen():
     writes = np.array([[0.0, -3.0], [2.0, -1.0]])
-    assert suppressing_heads(writes, 0.5) == [Head(layer=0, index=1), Head(layer=1, index=1)]
-    assert suppressing_heads(writes) == [Head(layer=0, index=1)]
+    assert _suppressing_heads(writes, 0.5) == [Head(layer=0, index=1), Head(layer=1, index=1)]
+    assert _suppressing_heads(writes) == [Head(layer=0, index=1)]
     with pytest.raises(InputError, match="share"):
-        suppressing_heads(writes, 0)
+        _suppressing_heads(writes, 0)
 
 
 def test_ablation_stands_beside_random_heads(model, probe, traces, trial):
-    assert len(fallen(traces)) == 3
+    assert len(_fallen(traces)) == 3
     found = cliff_heads(model, probe, traces, trial, n_controls=2)
     assert found.values.shape == (2, 3) and found.arrays["random"].shape == (2, 3)
     assert found.null is not None and found.interval is not None and len(found.numbers["heads"]) == 1

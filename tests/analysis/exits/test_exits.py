@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from reasonscope.analysis.exits.evaluation import calibrate, exit_report, thoughts
 from reasonscope.analysis.exits.outcomes import Outcomes, outcomes, thresholds
 from reasonscope.analysis.exits.probe import false_alarm_threshold, fit_exit_probe, scored
-from reasonscope.analysis.exits.run import ExitStudy, early_exits, live_outcomes
+from reasonscope.analysis.exits.run import ExitStudy, _live_outcomes, early_exits
 from reasonscope.analysis.exits.signals import ExitSignals, exit_signals
 from reasonscope.analysis.exits.summary import exit_summary
 from reasonscope.analysis.figures import exit_frontier
@@ -26,11 +26,11 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.branches import SequenceWriter
 from reasonscope.probes.generation.decoding import generate
-from reasonscope.probes.generation.forced_answers import boxed_answer
+from reasonscope.probes.generation.forced_answers import _boxed_answer
 from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering import SteeringVector
-from reasonscope.steering.decoding.monitor import EXIT_TARGET, left_alone
+from reasonscope.steering.decoding.monitor import EXIT_TARGET, _left_alone
 from reasonscope.steering.exits.places import Places
 from reasonscope.steering.exits.rules import FIXED_BUDGET, PROBE, RULES, rule_named, slug, stopping_place
 from reasonscope.steering.exits.signals import PlaceReader, closing_ids
@@ -180,7 +180,7 @@ def test_false_alarms_are_calibrated_on_problems_that_the_probe_never_saw():
         with pytest.raises(InputError, match="that the probe did not learn from"):
             false_alarm_threshold(replace(probe, provenance={"learned_from": learned}), many, false_alarms=0.1)
     with pytest.raises(InputError, match="`reasonscope steer exit --run OTHER --probe PROBE --false-alarms"):
-        left_alone(probe, [])
+        _left_alone(probe, [])
 
 
 def test_live_runs_stand_in_the_same_report():
@@ -231,7 +231,7 @@ def test_the_signals_of_a_trace_are_what_the_model_says_at_its_cuts(model, run):
         prompt = [*trace.token_ids[:cut].tolist(), *stub]
         (said,) = generate(model, [prompt], Sampling(temperature=0.0, max_new_tokens=32), seeds=[0])
         text = model.tokenizer.decode(said.token_ids[len(prompt) :].tolist())
-        assert boxed_answer(f"\\boxed{{{text}") == answer
+        assert _boxed_answer(f"\\boxed{{{text}") == answer
         assert right == (answer is not None and equivalent(answer, trace.problem.answer))
 
 
@@ -265,11 +265,11 @@ def test_a_live_run_is_not_judged_on_problems_that_its_monitor_learned_from(run)
         store.meta, store.recipe = {"monitor": {"stop_above": 0.5, **about}}, None
         return store
 
-    assert live_outcomes(stopped(learned_from=["elsewhere"]), judged).tokens.shape == (2,)
+    assert _live_outcomes(stopped(learned_from=["elsewhere"]), judged).tokens.shape == (2,)
     with pytest.raises(InputError, match=f"learned from 1 of the problems to judge on .'{groups[1]}'"):
-        live_outcomes(stopped(learned_from=groups[1:]), judged)
+        _live_outcomes(stopped(learned_from=groups[1:]), judged)
     with pytest.raises(InputError, match="does not say which problems it learned from"):
-        live_outcomes(stopped(), judged)
+        _live_outcomes(stopped(), judged)
 
 
 def test_the_command_saves_numbers_a_figure_and_the_probe_for_a_monitor(run, tmp_path):

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from reasonscope.analysis.studies.lab import Lab, sites_of
-from reasonscope.analysis.studies.plan import changed, read_plan, shipped_plans
+from reasonscope.analysis.studies.plan import _shipped_plans, changed, read_plan
 from reasonscope.data import InputError
 
 PLAN = """
@@ -65,7 +65,7 @@ def test_a_file_that_does_not_exist_names_the_shipped_plans():
         read_plan("nowhere.yaml")
 
 
-@pytest.mark.parametrize("name", shipped_plans())
+@pytest.mark.parametrize("name", _shipped_plans())
 def test_every_shipped_plan_is_valid(name):
     plan = read_plan(name)
     assert plan.name == name

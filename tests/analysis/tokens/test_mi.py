@@ -18,11 +18,11 @@ from reasonscope.analysis.tokens.mi import (
     thinking_token_table,
     top_k,
 )
-from reasonscope.analysis.tokens.recycling import Recycling, recycle, recycling_study
+from reasonscope.analysis.tokens.recycling import Recycling, _recycle, recycling_study
 from reasonscope.analysis.tokens.thinking_tokens import (
-    different_controls,
-    frequency_matched,
-    think_longer,
+    _different_controls,
+    _frequency_matched,
+    _think_longer,
     time_scaling,
     token_ids_of,
     token_suppression,
@@ -143,16 +143,16 @@ def test_recycling_nothing_is_plain_generation_and_recycling_repeats(model, prob
     prompts, seeds = [model.encode_prompt(p) for p in problems[:2]], [3, 4]
     tokens = tuple(token_ids_of(model, ["So", "Then", "First", "The"]))
     plain = generate(model, prompts, SAMPLING, seeds=seeds)
-    off = recycle(model, prompts, SAMPLING, Recycling(layer=0, tokens=tokens, probability=0.0), seeds=seeds)
+    off = _recycle(model, prompts, SAMPLING, Recycling(layer=0, tokens=tokens, probability=0.0), seeds=seeds)
     assert off.recycled == (0, 0)
     for one, other in zip(off.completions, plain, strict=True):
         np.testing.assert_array_equal(one.token_ids, other.token_ids)
     everywhere = Recycling(layer=1, tokens=tokens, at_random=1.0)
-    twice = [recycle(model, prompts, SAMPLING, everywhere, seeds=seeds) for _ in range(2)]
+    twice = [_recycle(model, prompts, SAMPLING, everywhere, seeds=seeds) for _ in range(2)]
     assert min(twice[0].recycled) > 3 and twice[0].recycled == twice[1].recycled
     np.testing.assert_array_equal(twice[0].completions[0].token_ids, twice[1].completions[0].token_ids)
     with pytest.raises(InputError, match="layer 99"):
-        recycle(model, prompts, SAMPLING, Recycling(layer=99, tokens=tokens), seeds=seeds)
+        _recycle(model, prompts, SAMPLING, Recycling(layer=99, tokens=tokens), seeds=seeds)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -160,21 +160,21 @@ def test_a_prompt_near_the_end_of_the_context_leaves_the_others_their_room(tiny,
     model = tiny(family)
     prompts, off = [[5, 6, 7], [9] * 126], Recycling(layer=0, tokens=(8,), probability=0.0)
     plain = generate(model, prompts, SAMPLING, seeds=[3, 4])
-    found = recycle(model, prompts, SAMPLING, off, seeds=[3, 4])
+    found = _recycle(model, prompts, SAMPLING, off, seeds=[3, 4])
     assert [len(one.token_ids) for one in plain] == [27, 128]
     for one, other in zip(found.completions, plain, strict=True):
         np.testing.assert_array_equal(one.token_ids, other.token_ids)
         assert one.finish_reason == other.finish_reason
-    assert recycle(model, [], SAMPLING, off, seeds=[]).completions == []
+    assert _recycle(model, [], SAMPLING, off, seeds=[]).completions == []
     with pytest.raises(ContextError, match="at least one token can follow"):
-        recycle(model, [[5, 6], [9] * 128], SAMPLING, off, seeds=[3, 4])
+        _recycle(model, [[5, 6], [9] * 128], SAMPLING, off, seeds=[3, 4])
     for wrong, seeds, message in (
         (prompts, [3], "1 seeds"),
         ([[], [9]], [3, 4], "prompt 0 has no tokens"),
         ([[999]], [3], "vocabulary"),
     ):
         with pytest.raises(InputError, match=message):
-            recycle(model, wrong, SAMPLING, off, seeds=seeds)
+            _recycle(model, wrong, SAMPLING, off, seeds=seeds)
 
 
 def test_arms_differ_in_their_coins_and_not_in_their_draws(model, problems):
@@ -183,7 +183,7 @@ def test_arms_differ_in_their_coins_and_not_in_their_draws(model, problems):
     found = recycling_study(model, problems, long, never, n_controls=2)
     assert found.numbers["share"] == 0 and (found.values == found.values[0]).all()
     prompts, half = [model.encode_prompt(problems[0])], replace(never, at_random=0.5)
-    fallen = [recycle(model, prompts, long, replace(half, coins=i), seeds=[3]).recycled for i in range(3)]
+    fallen = [_recycle(model, prompts, long, replace(half, coins=i), seeds=[3]).recycled for i in range(3)]
     assert len(set(fallen)) > 1
 
 
@@ -202,21 +202,21 @@ def test_recycling_stands_beside_as_many_steps_recycled_at_random(model, problem
 
 def test_forbidden_words_are_not_written_and_the_control_is_as_frequent(model, problems, traces):
     ids = token_ids_of(model, ["The", "So"])
-    matched = frequency_matched(ids, traces)
+    matched = _frequency_matched(ids, traces)
     assert not set(matched) & set(ids)
     found = token_suppression(model, problems, SAMPLING, words=("The", "So"), n_controls=2)
     assert found.axis("arm").labels == ("base", "thinking", "random 1", "random 2")
     assert found.null.low.shape == (4, 2) and found.numbers["tokens"] == len(ids)
-    controls = different_controls(ids[:1], traces, 9, 0)
+    controls = _different_controls(ids[:1], traces, 9, 0)
     assert len(controls) == len({frozenset(one) for one in controls}) == 5  # all of the nearest
-    assert different_controls(ids[:1], traces, 3, 0) == controls[:3]
+    assert _different_controls(ids[:1], traces, 3, 0) == controls[:3]
     with pytest.raises(InputError, match="no token"):
         token_ids_of(model, ["Zzyzx"])
 
 
 def test_thinking_on_from_a_word_gives_answers(model, problems):
     whole = rollouts(model, problems, Sampling(temperature=0.0, max_new_tokens=120))
-    answers = think_longer(model, whole, "", SAMPLING)
+    answers = _think_longer(model, whole, "", SAMPLING)
     assert len(answers) == 3
     agree = [a == t.final_answer for a, t in zip(answers, whole, strict=True) if t.state == "closed"]
     assert agree and all(agree)  # greedy, and nothing was added
@@ -235,5 +235,5 @@ def test_a_trace_knows_the_seed_that_it_was_drawn_with(model, problems, traces, 
         return SimpleNamespace(answers=((None,),))
 
     monkeypatch.setattr(thinking_tokens, "forced_answers", keep)
-    think_longer(model, traces[:1], "So", replace(SAMPLING, max_new_tokens=2))
+    _think_longer(model, traces[:1], "So", replace(SAMPLING, max_new_tokens=2))
     assert longer[0].sampling.seed == trace_seed(SAMPLING.seed, f"{traces[0].id}/longer/0")

@@ -7,7 +7,7 @@ import pytest
 
 from reasonscope.analysis import figures
 from reasonscope.analysis.results import Axis, Band, Result
-from reasonscope.analysis.tokens.misalignment import misalignment_of_trace, worth
+from reasonscope.analysis.tokens.misalignment import _worth, misalignment_of_trace
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.text.steps_and_sentences import sentences
@@ -104,7 +104,7 @@ def test_a_result_is_drawn_with_its_null_shaded_its_interval_and_its_unit():
 def test_tokens_of_a_sentence_that_are_alike_are_worth_less():
     sentence = np.repeat(np.arange(20), 10)
     each = np.random.default_rng(0).random(200) < 0.3
-    assert worth(each.astype(float), sentence) > 0.7
+    assert _worth(each.astype(float), sentence) > 0.7
     alike = np.repeat(np.arange(20) % 4 == 0, 10).astype(float)
-    assert worth(alike, sentence) == pytest.approx(0.1 * 19 / 20), "twenty sentences, and their spread from as many"
-    assert worth(np.ones(200), sentence) == 1 and worth(each.astype(float), np.zeros(200, dtype=int)) == 1
+    assert _worth(alike, sentence) == pytest.approx(0.1 * 19 / 20), "twenty sentences, and their spread from as many"
+    assert _worth(np.ones(200), sentence) == 1 and _worth(each.astype(float), np.zeros(200, dtype=int)) == 1

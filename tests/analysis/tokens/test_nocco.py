@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasonscope.analysis.tokens.nocco import kernel_factor, mutual_information, squared_correlation
+from reasonscope.analysis.tokens.nocco import _kernel_factor, mutual_information, squared_correlation
 from reasonscope.data.errors import InputError
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "mi_nocco.json").read_text())
@@ -53,7 +53,7 @@ def test_symmetric_bounded_by_rank_and_invariant_to_a_shift(seed):
     value = mutual_information(x[None], y)[0]
     assert value == pytest.approx(mutual_information(y[None], x)[0], abs=1e-8)
     assert value == pytest.approx(mutual_information(x[None] + 3, y)[0], abs=1e-8)
-    ranks = [kernel_factor(side[None], 50.0).shape[1] for side in (x, y)]
+    ranks = [_kernel_factor(side[None], 50.0).shape[1] for side in (x, y)]
     assert -1e-12 <= value <= min(ranks)
 
 
@@ -67,7 +67,7 @@ def test_any_width_and_ridge_give_the_dense_value():
 def test_a_kernel_of_few_distinct_values_needs_few_factors():
     rng = np.random.default_rng(3)
     rows = np.stack([rng.choice([0.0, 100.0, 300.0], 200), rng.uniform(-100, 100, 200)])
-    factors = kernel_factor(rows, 50.0)
+    factors = _kernel_factor(rows, 50.0)
     assert factors.shape[1] < 40
     kernel = np.exp(-((rows[:, :, None] - rows[:, None]) ** 2) / (2 * 50.0**2))
     np.testing.assert_allclose(factors.transpose(0, 2, 1) @ factors, kernel, atol=1e-12)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reasonscope.analysis.results import Axis, Result
-from reasonscope.analysis.traces.agreement import per_sentence, signal_agreement, signals_of
+from reasonscope.analysis.traces.agreement import _per_sentence, signal_agreement, signals_of
 from reasonscope.analysis.traces.reflection import (
     KINDS,
     failed_step_fraction,
@@ -17,7 +17,7 @@ from reasonscope.analysis.traces.reflection import (
     unused_steps,
     within_question_correlation,
 )
-from reasonscope.analysis.traces.selection import best_by, best_rule, early_stop, majority, short_m, simulate
+from reasonscope.analysis.traces.selection import _best_rule, best_by, early_stop, majority, short_m, simulate
 from reasonscope.data.errors import InputError
 from reasonscope.data.sentence_cut import cut_hash
 from reasonscope.data.text.parse import trace_from_text
@@ -139,17 +139,17 @@ def _many(gains, seed=0):
 
 def test_the_best_of_many_rules_has_to_beat_the_best_of_chance():
     names = ["single", *"abcdefgh"]
-    chance = [best_rule(names, *_many([0.0] * 8, seed), seed=seed)["p_value"] for seed in range(60)]
+    chance = [_best_rule(names, *_many([0.0] * 8, seed), seed=seed)["p_value"] for seed in range(60)]
     assert 0.3 < np.mean(chance) < 0.7 and np.mean(np.array(chance) <= 0.2) < 0.35
-    alone = [best_rule(names[:2], *_many([0.0], seed), seed=seed)["p_value"] for seed in range(60)]
+    alone = [_best_rule(names[:2], *_many([0.0], seed), seed=seed)["p_value"] for seed in range(60)]
     assert 0.3 < np.mean(alone) < 0.7
-    found = best_rule(names, *_many([0.0] * 3 + [0.3] + [0.0] * 4), seed=0)
+    found = _best_rule(names, *_many([0.0] * 3 + [0.3] + [0.0] * 4), seed=0)
     assert found["rule"] == "d" and found["gain"] == pytest.approx(0.3, abs=0.1) and found["p_value"] == 1 / 1001
     table, of = _many([0.3, 0.3])
     table[:, 2] = table[:, 1]
     table[:, 1, 1] = 2.0  # equal, and dearer
-    assert best_rule(names[:3], table, of, 0)["rule"] == "b"
-    assert best_rule(names[:3], table, ["one"] * 40, 0)["p_value"] > 0.4  # problems of a group are exchanged together
+    assert _best_rule(names[:3], table, of, 0)["rule"] == "b"
+    assert _best_rule(names[:3], table, ["one"] * 40, 0)["p_value"] > 0.4  # problems of a group are exchanged together
 
 
 def test_stopping_early_saves_nothing_that_was_given(samples):
@@ -231,8 +231,8 @@ def test_signals_are_ranked_side_by_side():
         method="x", quantity="q", unit="1", axes=(Axis.of("metric", ("a", "b")), Axis.of("sentence", n)),
         values=np.stack([rising, -rising]), null_missing="by hand",
     )  # fmt: skip
-    np.testing.assert_array_equal(per_sentence(by_sentence, known, "a"), rising)
-    np.testing.assert_array_equal(per_sentence(by_sentence, known), -rising)
+    np.testing.assert_array_equal(_per_sentence(by_sentence, known, "a"), rising)
+    np.testing.assert_array_equal(_per_sentence(by_sentence, known), -rising)
     gap = np.where(rising == 2, np.nan, rising)
     found = signal_agreement(trace(), known, {"one": rising, "two": rising**2, "three": gap}, n_permutations=200)
     assert found.numbers["top"][0] == n - 1 and found.at(signal="one")[0] == 0 and found.at(signal="one")[-1] == 1

@@ -9,13 +9,13 @@ import pytest
 import torch
 from golden_reference.entropy import forking_masks, forking_thresholds, high_window_counts, listed_entropy
 
-from reasonscope.analysis.tokens.confidence import classify_confidence, cut_points, overconfidence
+from reasonscope.analysis.tokens.confidence import _cut_points, _overconfidence, classify_confidence
 from reasonscope.analysis.tokens.entropy import (
+    _phase_entropy,
+    _window_entropy,
     entropy_of_trace,
-    phase_entropy,
-    window_entropy,
 )
-from reasonscope.analysis.traces.trajectory import SIGNALS, blocks, random_walk, segment_mean, signals
+from reasonscope.analysis.traces.trajectory import SIGNALS, _blocks, _segment_mean, random_walk, signals
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.text.steps_and_sentences import sentences
@@ -44,9 +44,9 @@ def test_golden_signals(inputs, expected):
 @pytest.mark.parametrize(("inputs", "expected"), cases("latent_trajectory", "tokens"))
 def test_golden_segment_means_in_one_chunk_or_many(inputs, expected):
     for hidden, wanted in zip(np.array(inputs["hidden"]), np.array(expected["segment_means"]), strict=True):
-        spans = blocks(len(hidden), inputs["block"])
-        np.testing.assert_allclose(segment_mean(hidden, spans), wanted, atol=1e-9)
-        np.testing.assert_allclose(segment_mean(iter(np.array_split(hidden, 4)), spans), wanted, atol=1e-9)
+        spans = _blocks(len(hidden), inputs["block"])
+        np.testing.assert_allclose(_segment_mean(hidden, spans), wanted, atol=1e-9)
+        np.testing.assert_allclose(_segment_mean(iter(np.array_split(hidden, 4)), spans), wanted, atol=1e-9)
 
 
 def test_a_random_walk_is_aligned_by_the_root_of_its_steps_and_a_line_by_one():
@@ -62,9 +62,9 @@ def test_a_random_walk_is_aligned_by_the_root_of_its_steps_and_a_line_by_one():
 def test_segments_have_to_be_there():
     for spans, message in (([Span(2, 2)], "no tokens"), ([Span(0, 9)], "of 4 tokens")):
         with pytest.raises(InputError, match=message):
-            segment_mean(np.ones((4, 2)), spans)
+            _segment_mean(np.ones((4, 2)), spans)
     with pytest.raises(InputError, match="blocks of 0"):
-        blocks(3, 0)
+        _blocks(3, 0)
 
 
 @pytest.mark.parametrize(("inputs", "expected"), cases("entropy_windows", "forking"))
@@ -92,11 +92,11 @@ def test_golden_windows(inputs, expected):
     words = inputs["tokens"]
     listed = [listed_entropy([value for _, value in row]) for row in inputs["logprobs"]]
     np.testing.assert_allclose(listed, expected["entropy"], atol=1e-9)
-    means = window_entropy(np.array(listed), inputs["window"])
+    means = _window_entropy(np.array(listed), inputs["window"])
     np.testing.assert_allclose(means, numbers(expected["window_mean"]), atol=1e-9)
     best = [words[max(row, key=lambda item: item[1])[0]] for row in inputs["logprobs"]]
     tailless = np.array([listed_entropy([value for _, value in row], tail=False) for row in inputs["logprobs"]])
-    filled = window_entropy(tailless, inputs["window"], variant="published")
+    filled = _window_entropy(tailless, inputs["window"], variant="published")
     for name, reference in (("corrected", None), ("reference", filled)):
         found = high_window_counts(best, means, inputs["crucial"], percentile=inputs["percentile"], reference=reference)
         wanted = expected[name]
@@ -109,7 +109,7 @@ def test_golden_windows(inputs, expected):
 def test_golden_phases(inputs, expected):
     values, close = np.array(inputs["entropies"]), inputs["close_index"]
     close = len(values) if close is None else close
-    found = phase_entropy(values[:close], values[close + 1 :], alpha=inputs["alpha"])
+    found = _phase_entropy(values[:close], values[close + 1 :], alpha=inputs["alpha"])
     wanted = numbers([expected[f"{name}"] for name in ("think_mean", "answer_mean", "penalty")])
     np.testing.assert_allclose([found.thinking, found.answer, found.penalty], wanted, atol=1e-9)
 
@@ -147,9 +147,9 @@ def test_golden_confidence_curve(inputs, expected):
 
 @pytest.mark.parametrize(("inputs", "expected"), cases("premature_confidence", "overconfidence"))
 def test_golden_overconfidence(inputs, expected):
-    assert overconfidence(inputs["pass_rate"]) == pytest.approx(expected["value"], abs=1e-9)
+    assert _overconfidence(inputs["pass_rate"]) == pytest.approx(expected["value"], abs=1e-9)
 
 
 @pytest.mark.parametrize(("inputs", "expected"), cases("premature_confidence", "cuts"))
 def test_golden_cuts(inputs, expected):
-    assert cut_points(inputs["length"], inputs["parts"]) == expected
+    assert _cut_points(inputs["length"], inputs["parts"]) == expected

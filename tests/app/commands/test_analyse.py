@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reasonscope.analysis.results import load_results
-from reasonscope.analysis.runs.comparisons import analyse_cliff
+from reasonscope.analysis.runs.comparisons import _analyse_cliff
 from reasonscope.analysis.runs.questions import QUESTIONS
 from reasonscope.analysis.runs.runner import AnalysisTask, _Analyst, summarise
 from reasonscope.analysis.tokens import mi
@@ -178,7 +178,7 @@ def test_a_request_that_stopped_at_its_closing_tag_has_no_cliff(tmp_path):
     assert cut.state == "closed"
     study = SimpleNamespace(options=SimpleNamespace(probe=tmp_path / "probe"), traces=[cut, cut])
     with pytest.raises(InputError, match="0 requests with closed thinking and an answer"):
-        next(analyse_cliff(study))
+        next(_analyse_cliff(study))
 
 
 def test_heads_that_suppress_refusal_are_taken_away_beside_random_ones(tmp_path):

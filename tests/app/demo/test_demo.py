@@ -10,7 +10,7 @@ from reasonscope.analysis.studies.plan import plan_text, read_plan
 from reasonscope.app.demo.demo import run_demo
 from reasonscope.data.progress import listening
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.terminal_progress import Lines
+from reasonscope.data.terminal_progress import _Lines
 
 SIZES = {"n: 240": "n: 24", "n: 160": "n: 8", "judge: 40, modes: 48, rest: 152": "judge: 6, modes: 6, rest: 12"}
 
@@ -30,7 +30,7 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "demo"
     plan = tiny(out.with_name("demo.yaml"))
     said = io.StringIO()
-    with listening(Lines(said)):
+    with listening(_Lines(said)):
         summary = run_demo(plan, out)
     return out, summary, said.getvalue()
 

@@ -17,7 +17,7 @@ from reasonscope.analysis.runs.saved_numbers import read_numbers, save_numbers
 from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.app.page_parts import colourings, components, measurements, readings, runs, state
 from reasonscope.app.page_parts.alternatives import shown_alternatives
-from reasonscope.app.page_parts.reader import reader_data
+from reasonscope.app.page_parts.reader import _reader_data
 from reasonscope.app.server import main
 from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.exchange.importers import import_jsonl, import_thought_anchors
@@ -199,7 +199,7 @@ def test_a_trace_of_which_a_published_sentence_is_left_out_is_coloured_in_place(
     for name, values, said in ((ours, [10, 11, 12], "12"), (theirs, [0, 0.4, 0.6], "0.6")):
         colour = colourings.colouring(run, row.id, name)
         np.testing.assert_allclose(colour.values, values)
-        data = reader_data(readings.cut_of(run, row.id), colour)
+        data = _reader_data(readings.cut_of(run, row.id), colour)
         assert [index for _, index, *_ in data["blocks"] if index is not None] == [0, 1, 2]
         test = page("traces", edited, trace=row.id, colour=name, sentence="2")
         assert not test.exception and "boxed" in test.latex[0].value
@@ -311,7 +311,7 @@ def test_the_blocks_of_the_reader_are_the_whole_text():
     run = open_run(EXAMPLE)
     for row in readings.trace_rows(run)[:8]:
         read = readings.cut_of(run, row.id)
-        data = reader_data(read, colourings.colouring(run, row.id, "entropy"))
+        data = _reader_data(read, colourings.colouring(run, row.id, "entropy"))
         assert data["text"] == read.trace.text and data["ends"][-1] == len(read.trace.text)
         assert len(data["colour"]["values"]) == len(data["ends"]) == len(read.trace.token_ids)
         assert [index for _, index, *_ in data["blocks"] if index is not None] == [s.index for s in read.sentences]
@@ -321,7 +321,7 @@ def test_the_blocks_of_the_reader_are_the_whole_text():
 
 def test_hostile_text_reaches_the_page_as_text(imported):
     run = open_run(imported)
-    data = reader_data(readings.cut_of(run, "hostile"), None)
+    data = _reader_data(readings.cut_of(run, "hostile"), None)
     assert HOSTILE in data["text"]
     said = page("compare", imported, trace="hostile", with_trace="hostile")
     markup = "".join(str(element.proto) for element in said.main if "html" in str(element.type))
@@ -333,7 +333,7 @@ def test_numbers_show_their_intervals():
     score = {"value": 0.9, "low": 0.8, "high": 0.95, "n": 7}
     earlier = {"value": 0.9, "ci": [0.8, 0.95]}  # as earlier versions wrote it
     numbers = {"score": score, "earlier": earlier, "n": 3, "cells": {"a": {"value": 1.0}}, "list": [1.0, 2.0]}
-    assert list(components.flattened(numbers)) == [
+    assert list(components._flattened(numbers)) == [
         ("score", 0.9, 0.8, 0.95),
         ("score · n", 7, None, None),
         ("earlier", 0.9, 0.8, 0.95),
@@ -402,7 +402,7 @@ def test_a_sentence_shows_what_else_could_have_stood_there():
     assert len(table) == len(read.sentences[3].tokens)
     assert table["probability"].between(0, 1).all() and (table["likeliest"].str.count("%") == 5).all()
     found = shown_alternatives(open_run(EXAMPLE), analysed())
-    data = reader_data(read, None, found)["alternatives"]
+    data = _reader_data(read, None, found)["alternatives"]
     assert data["first"] == read.trace.n_prompt_tokens and len(data["ids"]) == 5 * len(data["said"])
     assert data["pieces"][data["ids"][0]] == found.at(data["first"])[0][0]
 
@@ -561,7 +561,7 @@ def test_every_kind_of_result_names_the_command_that_makes_it():
 
 def test_numbers_of_arms_are_named_and_addresses_are_not_links():
     numbers = {"random": [{"name": "random 1", "tokens": {"value": 3.0, "ci": [2.0, 4.0]}}], "above": True}
-    assert list(components.flattened(numbers))[1] == ("random · random 1 · tokens", 3.0, 2.0, 4.0)
+    assert list(components._flattened(numbers))[1] == ("random · random 1 · tokens", 3.0, 2.0, 4.0)
     assert components._text(True) == "yes"
     shown = components.as_text("see http://evil.example or www.evil.example")
     assert "://" not in shown and "\u2060" in shown

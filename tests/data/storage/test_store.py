@@ -782,7 +782,7 @@ def test_a_disk_that_fails_after_the_new_manifest_takes_no_file_that_it_names(
     stored, tokenizer, tmp_path, monkeypatch, adopting
 ):
     path, new = stored[0], make_trace(tokenizer, "d")
-    taken, sync = part(tokenizer, tmp_path / "part", "d"), durable.sync_folder
+    taken, sync = part(tokenizer, tmp_path / "part", "d"), durable._sync_folder
 
     def fail(folder):
         if folder == path:

@@ -150,7 +150,7 @@ def test_a_worker_that_was_killed_is_replaced():
 
 
 def test_without_a_process_nothing_is_decided_and_nothing_raised(monkeypatch):
-    grader.stop_worker()
+    grader._stop_worker()
     monkeypatch.setattr(grader.sys, "executable", "/no/such/python")
     assert judge("a+f", "f+a") is None and not equivalent("a+f", "f+a")
     grader.same_mathematics.cache_clear()

@@ -20,7 +20,7 @@ from reasonscope.probes.backends.nnsight import NNsightBackend
 from reasonscope.probes.backends.transformer_lens import TransformerLensBackend
 from reasonscope.probes.backends.twin import twin
 from reasonscope.probes.checks.all_families import FAMILIES_HEADING
-from reasonscope.probes.checks.support_table import TRIALS, SupportRow, load_tiny, markdown, support_table, try_out
+from reasonscope.probes.checks.support_table import TRIALS, SupportRow, _try_out, load_tiny, markdown, support_table
 from reasonscope.probes.models.layout_check import proved
 from reasonscope.probes.models.layout_derivation import derive_layout
 from reasonscope.probes.models.model import BACKENDS, Model
@@ -129,15 +129,15 @@ def test_trials_catch_a_backend_that_is_wrong(
     wrong: type[HooksBackend], caught_by: str, hf_of: Callable[[str], PreTrainedModel]
 ) -> None:
     reference = load_tiny(hf_of("qwen2"), "hooks")
-    assert try_out(TRIALS[caught_by], reference, reference).mark == "✓"
-    trial = try_out(TRIALS[caught_by], _with(wrong, reference), reference)
+    assert _try_out(TRIALS[caught_by], reference, reference).mark == "✓"
+    trial = _try_out(TRIALS[caught_by], _with(wrong, reference), reference)
     assert trial.mark == "✗"
     assert trial.error is None
 
 
 def test_an_engine_that_breaks_is_quoted_in_one_line(hf_of: Callable[[str], PreTrainedModel]) -> None:
     reference = load_tiny(hf_of("qwen2"), "hooks")
-    trial = try_out(TRIALS["read z"], _with(_Breaks, reference), reference)
+    trial = _try_out(TRIALS["read z"], _with(_Breaks, reference), reference)
     assert trial.error == "NotImplementedError: no such thing"
     row = SupportRow(backend="hooks", family="qwen2", trials=dict.fromkeys(("load", *TRIALS), trial))
     assert "- hooks, qwen2, read z: NotImplementedError: no such thing" in markdown([row])
@@ -148,7 +148,7 @@ def test_nnsight_sent_away_and_back_gives_the_same_numbers(trial: str, hf_of: Ca
     """remote="local" serialises each pass and runs it with our modules hidden, as a server would that has not got them."""
     reference = load_tiny(hf_of("qwen3_moe"), "hooks")
     away = NNsightBackend(reference.hf, reference.layout, remote="local")
-    outcome = try_out(TRIALS[trial], dataclasses.replace(reference, backend=away), reference)
+    outcome = _try_out(TRIALS[trial], dataclasses.replace(reference, backend=away), reference)
     expected = {"mixer_out": "–", "resid_mid": "✗"}.get(trial.split()[-1], "✓")
     assert outcome.mark == expected, outcome
 

@@ -17,12 +17,12 @@ from reasonscope.probes.backends import threads
 from reasonscope.probes.backends.threads import (
     SETTINGS,
     WORTH_SHARING,
+    _pass_products,
+    _thread_count,
     available_threads,
     blas_threads_for,
     one_thread_each,
-    pass_products,
     set_threads,
-    thread_count,
     threads_for,
 )
 from reasonscope.probes.fitting import solvers
@@ -64,16 +64,16 @@ def two_cores(monkeypatch):
     ],
 )
 def test_small_passes_take_one_thread_and_large_ones_all(rows, d_model, count):
-    assert thread_count(pass_products(rows, d_model), available=16) == count
+    assert _thread_count(_pass_products(rows, d_model), available=16) == count
 
 
 def test_more_rows_or_a_wider_model_never_take_fewer_threads():
     counts = [
-        [thread_count(pass_products(rows, d_model), available=4) for d_model in (64, 128, 512, 2048)]
+        [_thread_count(_pass_products(rows, d_model), available=4) for d_model in (64, 128, 512, 2048)]
         for rows in (1, 8, 64, 1024)
     ]
     assert (np.diff(counts, axis=0) >= 0).all() and (np.diff(counts, axis=1) >= 0).all()
-    assert thread_count(LARGE, available=1) == 1
+    assert _thread_count(LARGE, available=1) == 1
 
 
 @pytest.mark.usefixtures("two_cores")

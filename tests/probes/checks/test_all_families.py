@@ -7,10 +7,10 @@ import pytest
 
 from reasonscope.probes.checks.all_families import (
     FAMILIES_HEADING,
-    FamilyTrial,
-    all_families,
-    families_markdown,
-    try_family,
+    _all_families,
+    _families_markdown,
+    _FamilyTrial,
+    _try_family,
 )
 
 SUPPORT = Path(__file__).parents[3] / "docs" / "support.md"
@@ -37,29 +37,29 @@ def read(document: str) -> tuple[dict[str, list[str]], dict[str, str]]:
 
 def test_the_document_names_every_family_and_proves_the_wanted_ones():
     proved, refused = read(SUPPORT.read_text(encoding="utf-8"))
-    assert {*proved, *refused} == set(all_families()) and not {*proved} & {*refused}
+    assert {*proved, *refused} == set(_all_families()) and not {*proved} & {*refused}
     assert len(proved) >= 60 and set(WANTED) <= set(proved)
     assert all(refused.values())
 
 
 def test_a_family_is_tried_with_each_engine():
-    found = try_family("qwen2")
+    found = _try_family("qwen2")
     assert found.refused == "" and found.blocks == ("4 × attention `self_attn`, MLP `mlp`",)
     assert found.cached and found.padded and found.engines == {"transformer_lens": "", "nnsight": ""}
     assert "router" not in found.points and "mlp_post" in found.points
 
 
 def test_a_family_without_blocks_that_add_is_refused_in_one_line():
-    found = try_family("bert", backends=())
+    found = _try_family("bert", backends=())
     assert "is not a sum" in found.refused and "\n" not in found.refused
 
 
 def test_what_was_found_is_written_and_can_be_read_again():
     trials = [
-        FamilyTrial(family="a", points=("resid_pre",), blocks=("1 × nothing",), engines={"nnsight": ""}, cached=True),
-        FamilyTrial(family="b", refused="no: list of blocks"),
+        _FamilyTrial(family="a", points=("resid_pre",), blocks=("1 × nothing",), engines={"nnsight": ""}, cached=True),
+        _FamilyTrial(family="b", refused="no: list of blocks"),
     ]
-    proved, refused = read(families_markdown(trials))
+    proved, refused = read(_families_markdown(trials))
     assert refused == {"b": "no: list of blocks"}
     assert proved["a"][0] == "1 × nothing" and proved["a"][2:] == ["✓", "–", "✓", "✗"]
 
@@ -69,6 +69,6 @@ def test_the_document_says_what_is_so():
     written, refused = read(SUPPORT.read_text(encoding="utf-8"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers' own, of default settings made small
-        trials = [try_family(family) for family in all_families()]
-    proved, now_refused = read(families_markdown(trials))
+        trials = [_try_family(family) for family in _all_families()]
+    proved, now_refused = read(_families_markdown(trials))
     assert (proved, set(now_refused)) == (written, set(refused)), "run make support"

@@ -1,6 +1,6 @@
 """What verify and doctor found is one sentence, and what failed is named in it."""
 
-from reasonscope.probes.checks.doctor import Device, EnvironmentCheck, Examination, Package, ShippedModel
+from reasonscope.probes.checks.doctor import EnvironmentCheck, Examination, ShippedModel, _Device, _Package
 from reasonscope.probes.checks.summaries import doctor_summary, verification_summary
 from reasonscope.probes.checks.verification import Check
 
@@ -21,7 +21,7 @@ def test_failed_checks_are_named_and_nothing_is_recommended_after_them():
 def examination(*, torch, streamlit):
     def part(name, package, remedy):
         fits = package is not None and package >= "2"
-        one = Package(name=name, installed=package, needed=">=2", satisfied=fits)
+        one = _Package(name=name, installed=package, needed=">=2", satisfied=fits)
         return EnvironmentCheck(name=name, packages=(one,), remedy=None if fits else remedy)
 
     return Examination(
@@ -29,7 +29,7 @@ def examination(*, torch, streamlit):
         python="3.11.0",
         platform="here",
         core=part("torch", torch, "pip install reasonscope"),
-        devices=(Device(name="cpu", description="2 cores", memory=8.0),),
+        devices=(_Device(name="cpu", description="2 cores", memory=8.0),),
         extras=(part("streamlit", streamlit, "pip install 'reasonscope[app]'"),),
         models=(ShippedModel(name="organism", path="/there", remedy=None),),
     )

@@ -20,6 +20,7 @@ from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.evaluation.baselines import BASELINES, Points, residual_sites
 from reasonscope.probes.evaluation.conformal import residual_band
 from reasonscope.probes.evaluation.grouped_folds import (
+    _problem_groups,
     cluster_bootstrap,
     difference_to_best,
     direction_cosines,
@@ -27,15 +28,14 @@ from reasonscope.probes.evaluation.grouped_folds import (
     grouped_predictions,
     nested_folds,
     predict,
-    problem_groups,
     trace_groups,
 )
 from reasonscope.probes.evaluation.permutation_null import (
-    control_labels,
+    _control_labels,
+    _shuffled_between,
+    _shuffled_within,
     control_task,
     permutation_null,
-    shuffled_between,
-    shuffled_within,
 )
 
 
@@ -184,12 +184,12 @@ def test_a_classifier_of_the_question_is_at_chance_on_labels_of_the_problem(ques
 
 
 def test_rows_of_a_problem_need_one_group():
-    assert problem_groups(["a", "b"]) == ["row 0", "row 1"]
-    assert problem_groups(["a", "a", "b"], ["x", "x", "x"]) == ["x", "x", "x"]
+    assert _problem_groups(["a", "b"]) == ["row 0", "row 1"]
+    assert _problem_groups(["a", "a", "b"], ["x", "x", "x"]) == ["x", "x", "x"]
     with pytest.raises(InputError, match="problem 'a' has rows in the groups 'row 0' and 'row 2'"):
-        problem_groups(["a", "b", "a"])
+        _problem_groups(["a", "b", "a"])
     with pytest.raises(InputError, match="2 groups for 3 rows"):
-        problem_groups(["a", "b", "c"], ["x", "y"])
+        _problem_groups(["a", "b", "c"], ["x", "y"])
 
 
 def test_no_group_is_on_two_sides_of_any_fold(questions):
@@ -291,13 +291,13 @@ def test_cosines_of_directions():
 def test_shuffles_keep_what_they_say():
     targets = np.arange(12.0)
     groups = list("aaabbbcccddd")
-    within = shuffled_within(targets, groups, seed=0)
+    within = _shuffled_within(targets, groups, seed=0)
     assert [set(part) for part in within.reshape(4, 3)] == [set(part) for part in targets.reshape(4, 3)]
     assert not np.array_equal(within, targets)
-    between = shuffled_between(targets, groups, seed=0)
+    between = _shuffled_between(targets, groups, seed=0)
     assert {tuple(part) for part in between.reshape(4, 3)} == {tuple(part) for part in targets.reshape(4, 3)}
     assert not np.array_equal(between, targets)
-    uneven = shuffled_between(targets, list("aaaaabbbccdd"), seed=0)
+    uneven = _shuffled_between(targets, list("aaaaabbbccdd"), seed=0)
     assert sorted(uneven) == sorted(targets)
 
 
@@ -334,7 +334,7 @@ def test_random_labels_of_a_type_cannot_be_learned_across_groups_of_it():
     assert found.control.low < 0.5 < found.control.high
     assert found.selectivity.low > 0.1
     assert found.selectivity.value == pytest.approx(found.task.value - found.control.value)
-    labels = control_labels(problems.tolist(), targets, seed=0)
+    labels = _control_labels(problems.tolist(), targets, seed=0)
     seen = LogisticRegression(C=100).fit(features, labels).predict_proba(features)[:, 1]
     assert auroc(labels, seen) > 0.95
 

@@ -14,18 +14,18 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.ranks import auroc, ranks, spearman
+from reasonscope.data.ranks import _ranks, auroc, spearman
 from reasonscope.probes.evaluation.metrics import (
     BINARY,
     TOKENS,
-    balanced_accuracy,
-    calibration_error,
-    log_loss,
-    pr_auc,
+    _balanced_accuracy,
+    _calibration_error,
+    _log_loss,
+    _pr_auc,
+    _tpr_at_fpr,
     r2,
     r2_log,
     spearman_within,
-    tpr_at_fpr,
 )
 from reasonscope.probes.fitting.censoring import aft_predictions, concordance_index
 
@@ -47,7 +47,7 @@ def test_a_perfect_probe_and_a_useless_one():
 
 def test_a_probability_of_one_is_counted_in_the_top_bin():
     """The published code leaves the top bin open at 1, and so never sees the surest mistakes."""
-    assert calibration_error(np.zeros(10), np.ones(10)) == 1.0
+    assert _calibration_error(np.zeros(10), np.ones(10)) == 1.0
 
 
 def test_bins_have_equal_mass():
@@ -55,12 +55,12 @@ def test_bins_have_equal_mass():
     probabilities = rng.random(1000)
     targets = (rng.random(1000) < probabilities**2).astype(float)
     true, said = calibration_curve(targets, probabilities, n_bins=10, strategy="quantile")
-    assert calibration_error(targets, probabilities) == pytest.approx(np.abs(true - said).mean(), abs=2e-3)
+    assert _calibration_error(targets, probabilities) == pytest.approx(np.abs(true - said).mean(), abs=2e-3)
 
 
 @given(st.lists(st.one_of(st.integers(-3, 3), st.floats(allow_nan=True)), min_size=1, max_size=30))
 def test_ranks_are_those_of_scipy(values):
-    np.testing.assert_array_equal(ranks(np.array(values, dtype=np.float64)), rankdata(values))
+    np.testing.assert_array_equal(_ranks(np.array(values, dtype=np.float64)), rankdata(values))
 
 
 def test_metrics_are_those_of_scikit_learn():
@@ -69,9 +69,9 @@ def test_metrics_are_those_of_scikit_learn():
         targets, probabilities = np.tile([0.0, 1.0], 15), rng.random(30)
         probabilities[:2] = 0.0, 1.0
         lengths, guessed = rng.integers(1, 9, size=30).astype(float), rng.random(30)
-        assert log_loss(targets, probabilities) == pytest.approx(metrics.log_loss(targets, probabilities))
+        assert _log_loss(targets, probabilities) == pytest.approx(metrics._log_loss(targets, probabilities))
         expected = metrics.balanced_accuracy_score(targets, probabilities >= 0.5)
-        assert balanced_accuracy(targets, probabilities) == pytest.approx(expected)
+        assert _balanced_accuracy(targets, probabilities) == pytest.approx(expected)
         assert r2(lengths, guessed) == pytest.approx(metrics.r2_score(lengths, guessed))
         assert spearman(lengths, guessed) == pytest.approx(spearmanr(lengths, guessed).statistic)
 
@@ -90,20 +90,20 @@ def test_curves_are_scikit_learns_with_ties_and_with_any_scores():
     for n, values in product((2, 3, 40, 1000), (2, 5, 10**6)):
         targets = rng.permutation(np.arange(n) % 3 == 0).astype(float)
         scores = rng.integers(values, size=n) - values / 2
-        assert pr_auc(targets, scores) == pytest.approx(metrics.average_precision_score(targets, scores), abs=1e-12)
+        assert _pr_auc(targets, scores) == pytest.approx(metrics.average_precision_score(targets, scores), abs=1e-12)
         false, true, _ = metrics.roc_curve(targets, scores, drop_intermediate=False)
-        assert tpr_at_fpr(targets, scores, fpr=0.2) == true[false <= 0.2].max()
+        assert _tpr_at_fpr(targets, scores, fpr=0.2) == true[false <= 0.2].max()
 
 
 def test_tpr_is_read_at_the_allowed_false_positive_rate():
     targets = np.repeat([0.0, 1.0], [200, 4])
     scores = np.concatenate([np.linspace(0, 1, 200), [0.5, 0.992, 0.997, 2.0]])
-    assert tpr_at_fpr(targets, scores) == 0.75  # two of 200 may be caught, the third may not
-    assert tpr_at_fpr(targets, scores, fpr=0.0) == 0.25
+    assert _tpr_at_fpr(targets, scores) == 0.75  # two of 200 may be caught, the third may not
+    assert _tpr_at_fpr(targets, scores, fpr=0.0) == 0.25
 
 
 def test_one_class_is_nan_and_a_score_is_not_a_probability():
-    assert np.isnan([auroc(np.ones(3), np.arange(3.0)), pr_auc(np.zeros(3), np.arange(3.0))]).all()
+    assert np.isnan([auroc(np.ones(3), np.arange(3.0)), _pr_auc(np.zeros(3), np.arange(3.0))]).all()
     with pytest.raises(InputError, match="instead of its scores"):
         BINARY["brier"](np.array([0.0, 1.0]), np.array([-3.0, 3.0]))
 

@@ -6,7 +6,7 @@ import torch
 
 from reasonscope.data.errors import InputError
 from reasonscope.probes.fitting import solvers
-from reasonscope.probes.fitting.cholesky import Factors, bordered_solutions, factored, gram, ridged
+from reasonscope.probes.fitting.cholesky import Factors, _factored, bordered_solutions, gram, ridged
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
 
@@ -33,7 +33,7 @@ def test_solutions_are_numpys(features, rows, device):
             whole = np.block([[dense + penalty * np.eye(rows), edge], [edge.T, np.full((1, 1), corner)]])
             np.testing.assert_allclose(np.append(solution, end), np.linalg.solve(whole, known), rtol=1e-8, atol=1e-12)
     expected = np.linalg.solve(dense + 3 * np.eye(rows), right.cpu().numpy())
-    np.testing.assert_allclose(factored(ridged(matrix.clone(), 3.0))(right).cpu().numpy(), expected, rtol=1e-9)
+    np.testing.assert_allclose(_factored(ridged(matrix.clone(), 3.0))(right).cpu().numpy(), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -53,7 +53,7 @@ def test_members_of_a_batch_are_renewed_one_by_one(features, device):
 def test_a_penalty_lost_in_rounding_is_refused(features, device):
     indefinite = -gram(features).to(device)
     with pytest.raises(InputError, match="smaller than the rounding"):
-        factored(indefinite.clone())
+        _factored(indefinite.clone())
     with pytest.raises(InputError, match="smaller than the rounding"):
         bordered_solutions(indefinite, *features[:2, :70].to(device), 0, torch.tensor([1.0], dtype=torch.float64))
 

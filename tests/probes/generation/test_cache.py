@@ -4,7 +4,7 @@ from torch import Tensor
 from transformers import DynamicCache, Qwen3Config
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from reasonscope.probes.generation.cache import ROOM, SMALL, GrowingLayer, growing_cache
+from reasonscope.probes.generation.cache import ROOM, SMALL, _GrowingLayer, growing_cache
 
 
 @pytest.fixture(autouse=True, params=[0, SMALL], ids=["in place", "small"])
@@ -79,5 +79,5 @@ def test_windowed_layers_stay_windowed() -> None:
         use_sliding_window=True,
     )
     full, windowed = growing_cache(config).layers
-    assert isinstance(full, GrowingLayer)
+    assert isinstance(full, _GrowingLayer)
     assert isinstance(windowed, DynamicSlidingWindowLayer)

@@ -19,7 +19,7 @@ from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.activations import replay
-from reasonscope.probes.generation.recording import as_numpy, in_shard, record, record_written
+from reasonscope.probes.generation.recording import _in_shard, as_numpy, record, record_written
 from reasonscope.probes.generation.rollout import trace_seed
 from reasonscope.probes.models.model import load_model
 from reasonscope.probes.models.prompting import as_recorded
@@ -102,7 +102,7 @@ def test_neither_order_nor_batches_nor_shards_change_a_trace(model, tmp_path):
 
 @given(st.text(), st.integers(1, 40))
 def test_each_problem_is_in_exactly_one_shard(id, parts):
-    assert sum(in_shard(id, (part, parts)) for part in range(1, parts + 1)) == 1
+    assert sum(_in_shard(id, (part, parts)) for part in range(1, parts + 1)) == 1
 
 
 def test_an_interrupted_run_resumes_to_the_same_bytes(model, tmp_path, monkeypatch):
@@ -165,7 +165,7 @@ def test_a_run_killed_before_its_first_trace_binds_nobody(model, tmp_path):
 
 def test_a_part_without_problems_is_a_store_all_the_same(model, tmp_path):
     alone = PROBLEMS[:1]
-    (own,) = (i for i in (1, 2) if in_shard(alone[0].id, (i, 2)))
+    (own,) = (i for i in (1, 2) if _in_shard(alone[0].id, (i, 2)))
     assert len(run(model, tmp_path / "run", alone, shard=(3 - own, 2))) == 0
     assert recording.TraceStore.open(tmp_path / "run").check() == []
 

@@ -12,11 +12,11 @@ from reasonscope.data.text.think_tags import GEMMA_4, GPT_OSS, THINK, ThinkTags
 from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.architecture.families import tiny_model
-from reasonscope.probes.models.fingerprint import weights_hash
+from reasonscope.probes.models.fingerprint import _weights_hash
 from reasonscope.probes.models.loading import generation_defaults
 from reasonscope.probes.models.model import load_model
 from reasonscope.probes.models.prompting import PromptOptions
-from reasonscope.probes.models.tags import find_tags, find_thinking, with_tag_open, with_thinking_closed
+from reasonscope.probes.models.tags import _find_tags, find_thinking, with_tag_open, with_thinking_closed
 
 CHAT = Problem(id="c", messages=(Message(role="user", content="1 + 1"),))
 IDS = torch.tensor([[5, 9, 23, 41]])
@@ -70,10 +70,10 @@ def test_dtype_is_the_checkpoints_or_what_was_asked(saved):
 
 def test_weights_hash_sees_one_changed_number():
     hf, other = tiny_model("gpt2"), tiny_model("gpt2")
-    assert weights_hash(hf) == weights_hash(other)
+    assert _weights_hash(hf) == _weights_hash(other)
     with torch.no_grad():
         other.transformer.h[1].mlp.c_fc.weight[3, 4] += 1e-3
-    assert weights_hash(hf) != weights_hash(other)
+    assert _weights_hash(hf) != _weights_hash(other)
 
 
 def test_a_missing_folder(tmp_path):
@@ -293,7 +293,7 @@ def test_tags_are_found_in_tokenizer_or_template(added, template, expected):
 
     inner = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
     inner.add_tokens(added)
-    assert find_tags(PreTrainedTokenizerFast(tokenizer_object=inner, chat_template=template)) == expected
+    assert _find_tags(PreTrainedTokenizerFast(tokenizer_object=inner, chat_template=template)) == expected
 
 
 def test_a_model_without_tags_thinks_in_the_open_unless_told():

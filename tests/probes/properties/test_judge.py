@@ -10,8 +10,8 @@ import pytest
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.trace import Problem
-from reasonscope.probes.properties.correctness_probe import with_verdicts
-from reasonscope.probes.properties.judge import agreement, judged, verdict, verdicts_of_file
+from reasonscope.probes.properties.correctness_probe import _with_verdicts
+from reasonscope.probes.properties.judge import _verdict, agreement, judged, verdicts_of_file
 from reasonscope.probes.properties.refusal_probe import cell
 
 REFUSES = "I'm sorry, but I can't help with that."
@@ -126,7 +126,7 @@ def test_a_file_replaces_the_rules(traces, tmp_path):
     ],
 )
 def test_a_reply_is_read_by_its_last_line(said, meant):
-    assert verdict(said) == meant
+    assert _verdict(said) == meant
 
 
 def test_kappa_of_equal_verdicts_is_undefined(traces):
@@ -137,7 +137,7 @@ def test_kappa_of_equal_verdicts_is_undefined(traces):
 
 
 def test_right_and_wrong_by_a_label(traces):
-    given = with_verdicts(traces, {"q0": "right", "q1": 0, "q2": True})
+    given = _with_verdicts(traces, {"q0": "right", "q1": 0, "q2": True})
     assert [trace.correct for trace in given[:4]] == [True, False, True, None]
     with pytest.raises(InputError, match="write right or wrong"):
-        with_verdicts(traces, {"q0": "good"})
+        _with_verdicts(traces, {"q0": "good"})

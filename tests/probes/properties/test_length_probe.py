@@ -15,7 +15,7 @@ from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.properties.length_probe import length_data, text_predictions
-from reasonscope.probes.properties.remaining_probe import thinking_points
+from reasonscope.probes.properties.remaining_probe import _thinking_points
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_what_remains_is_read_along_the_thinking_against_the_position(tmp_path, 
     assert probe.true[0] == first.n_thinking_tokens - 1
     assert probe.token[0] == first.tokens.thinking.start
     with pytest.raises(InputError, match="ask for at least one"):
-        thinking_points(traces, per_trace=0)
+        _thinking_points(traces, per_trace=0)
 
 
 def test_it_finds_nothing_in_noise(tmp_path, traces):

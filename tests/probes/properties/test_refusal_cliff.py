@@ -19,9 +19,9 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.positions import has_cliff, thinking_to_window
 from reasonscope.probes.properties.refusal_cliff import (
+    _plateau_and_end,
     cliff,
     mean_trajectory,
-    plateau_and_end,
     random_direction_drops,
     token_scores,
 )
@@ -111,18 +111,18 @@ def test_the_end_is_the_state_that_decides_the_first_token_of_the_answer(traces)
         assert trace.text[trace.offsets[rows[-1] + 1, 0] :] == "Sure, here is how."
         scores = np.zeros(len(trace.token_ids) - 1)
         scores[rows[-1]] = 1.0
-        assert plateau_and_end(scores, trace) == (0.0, 1.0)
+        assert _plateau_and_end(scores, trace) == (0.0, 1.0)
 
 
 def test_the_plateau_is_the_median_of_the_end_of_the_thinking_before_the_window(traces):
     trace = traces[3]
     start, stop = trace.tokens.thinking.start, trace.tokens.close_window.start
     scores = np.arange(len(trace.token_ids) - 1, dtype=float)
-    assert plateau_and_end(scores, trace, plateau=1.0)[0] == np.median(scores[start:stop])
-    assert plateau_and_end(scores, trace, plateau=1e-9)[0] == stop - 1
+    assert _plateau_and_end(scores, trace, plateau=1.0)[0] == np.median(scores[start:stop])
+    assert _plateau_and_end(scores, trace, plateau=1e-9)[0] == stop - 1
     for share in (0, 1.1):
         with pytest.raises(InputError, match="share of the thinking"):
-            plateau_and_end(scores, trace, plateau=share)
+            _plateau_and_end(scores, trace, plateau=share)
 
 
 def test_a_cliff_is_found_with_its_interval(traces):
@@ -150,7 +150,7 @@ def test_traces_without_a_cliff_are_refused(traces, bpe):
     with pytest.raises(InputError, match="no trace"):
         cliff({}, [])
     with pytest.raises(InputError, match="one score per row"):
-        plateau_and_end(np.zeros(3), traces[0])
+        _plateau_and_end(np.zeros(3), traces[0])
     with pytest.raises(InputError, match="at least one score"):
         mean_trajectory([])
     with pytest.raises(InputError, match="choose"):

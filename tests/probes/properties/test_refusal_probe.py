@@ -19,7 +19,7 @@ from reasonscope.data.text.parse import build_trace, trace_from_text
 from reasonscope.data.trace import Problem
 from reasonscope.probes.properties.refusal_probe import (
     CONTRASTS,
-    Contrast,
+    _Contrast,
     behaviour,
     cell,
     refusal_maps,
@@ -128,7 +128,7 @@ def test_a_drop_that_every_prompt_shows_is_not_an_excess(tmp_path, traces):
 
 def test_intent_is_taught_along_the_thinking(tmp_path, traces):
     with pytest.raises(InputError, match="has to be 'window'"):
-        Contrast(positive=frozenset(), negative=frozenset(), positions=(0.5,))
+        _Contrast(positive=frozenset(), negative=frozenset(), positions=(0.5,))
     intent = {"intent": CONTRASTS["intent"]}
     found = probes.refusal(stored(tmp_path, traces, informed=True), traces, contrasts=intent, folds=3)
     study = found.cliffs["intent"]

@@ -18,9 +18,9 @@ from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering import Ablation, Scope, ablation_effect
 from reasonscope.steering.ablation import effects as ablation_module
-from reasonscope.steering.ablation.controls import RandomScope
+from reasonscope.steering.ablation.controls import _RandomScope
 from reasonscope.steering.ablation.interventions import AblationIntervention, reference_states
-from reasonscope.steering.ablation.knockout import Edges, without_edges
+from reasonscope.steering.ablation.knockout import Edges, _without_edges
 from reasonscope.steering.ablation.plan import read_plan
 from reasonscope.steering.ablation.regeneration import regenerate_ablated
 
@@ -94,7 +94,7 @@ def test_edges_that_are_cut_carry_nothing(model, ids):
     cut = edges.cut(ids, torch.tensor([ids.shape[1]]))
     assert cut.sum() == 20 * 5
     _, plain = run_with_cache(model, ids, [probs])
-    with without_edges(model, cut):
+    with _without_edges(model, cut):
         _, without = run_with_cache(model, ids, [probs])
     assert (without[probs][:, :, 20:, 5:10] == 0).all() and (plain[probs][:, :, 20:, 5:10] > 0).any()
     torch.testing.assert_close(without[probs].sum(dim=-1), torch.ones_like(plain[probs].sum(dim=-1)))
@@ -103,7 +103,7 @@ def test_edges_that_are_cut_carry_nothing(model, ids):
     other = ids.clone()
     other[0, 8] = (other[0, 8] + 1) % model.vocabulary
     blind = Edges(readers=Scope(prompt_window=(9, None)), read=Scope(prompt_positions=(8,)))
-    with without_edges(model, blind.cut(ids, torch.tensor([ids.shape[1]]))):
+    with _without_edges(model, blind.cut(ids, torch.tensor([ids.shape[1]]))):
         assert torch.equal(model.hf(ids).logits[:, 9:], model.hf(other).logits[:, 9:])
 
 
@@ -180,7 +180,7 @@ def test_a_head_like_any_other_is_rarely_significant(monkeypatch, n_heads):
 
 def test_the_control_of_tokens_are_as_many_others(model, ids):
     named = Scope(prompt_window=(3, 8))
-    drawn = [RandomScope.like(named, seed).mask(ids)[0] for seed in range(4)]
+    drawn = [_RandomScope.like(named, seed).mask(ids)[0] for seed in range(4)]
     assert all(mask.sum() == 5 and not mask[3:8].any() for mask in drawn)
     assert len({tuple(mask.tolist()) for mask in drawn}) == 4
 
@@ -261,7 +261,7 @@ def test_an_invalid_plan_is_refused(model, tmp_path, text, message):
 
 def drawn_tokens(scope, ids):
     """The places that forty controls of `scope` remove, each as many as the scope names."""
-    masks = [RandomScope.like(scope, seed).mask(torch.tensor([ids]))[0].tolist() for seed in range(40)]
+    masks = [_RandomScope.like(scope, seed).mask(torch.tensor([ids]))[0].tolist() for seed in range(40)]
     assert {sum(mask) for mask in masks} == {int(scope.mask(torch.tensor([ids])).sum())}
     return {place for mask in masks for place, removed in enumerate(mask) if removed}
 

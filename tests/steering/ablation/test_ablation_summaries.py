@@ -7,7 +7,7 @@ import numpy as np
 from reasonscope.data.intervals import Estimate
 from reasonscope.probes.architecture.heads import Head
 from reasonscope.steering import Ablation, AblationEffect
-from reasonscope.steering.ablation.effects import Split
+from reasonscope.steering.ablation.effects import _Split
 from reasonscope.steering.ablation.summaries import ablation_summary, regeneration_summary, split_summary
 
 
@@ -53,7 +53,7 @@ def test_moves_as_far_have_a_column_of_their_own():
 
 def test_parts_of_the_traces_stand_beside_their_own_controls():
     assert split_summary({"heads": effect(0.3, [0.0], 0.5)}) is None
-    on = Split(n_traces=3, effect=estimate(0.4, 0.1), null=(0.0, 0.1), matched=(), p_value=0.04)
+    on = _Split(n_traces=3, effect=estimate(0.4, 0.1), null=(0.0, 0.1), matched=(), p_value=0.04)
     off = replace(on, effect=estimate(0.0, 0.1), p_value=1.0)
     found = split_summary({"heads": replace(effect(0.3, [0.0], 0.5), splits={"thinking on": on, "thinking off": off})})
     assert found.finding == (

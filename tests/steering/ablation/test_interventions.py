@@ -19,7 +19,7 @@ from reasonscope.steering import Ablation, Recipe, RecipePart, SteeringVector
 from reasonscope.steering.ablation.controls import random_ablations
 from reasonscope.steering.ablation.dictionaries import Dictionary, Latents
 from reasonscope.steering.ablation.directions import Directions
-from reasonscope.steering.ablation.interventions import AblationIntervention, MatchedMove, projected, turn
+from reasonscope.steering.ablation.interventions import AblationIntervention, MatchedMove, _projected, _turn
 from reasonscope.steering.ablation.targets import Neuron
 from reasonscope.steering.methods.expert_routing import Expert
 
@@ -188,7 +188,7 @@ def test_a_move_as_far_is_as_far_at_every_token_and_elsewhere(model, ids, target
         torch.testing.assert_close(control.moved[site], true.moved[site], rtol=1e-3, atol=1e-4)
     first = sites[0]
     module = model.layout.module(model.hf, first)
-    ours, theirs = (projected(module, first, (one[first] - plain[first])[0]) for one in (after, moved))
+    ours, theirs = (_projected(module, first, (one[first] - plain[first])[0]) for one in (after, moved))
     torch.testing.assert_close(ours.norm(dim=-1), theirs.norm(dim=-1), rtol=1e-3, atol=1e-4)
     cosines = torch.nn.functional.cosine_similarity(ours, theirs, dim=-1)
     assert float(cosines.abs().max()) < 0.6
@@ -196,9 +196,9 @@ def test_a_move_as_far_is_as_far_at_every_token_and_elsewhere(model, ids, target
 
 def test_turning_keeps_lengths_and_angles():
     rows = torch.randn(5, 3, 7, generator=torch.Generator().manual_seed(0))
-    turned = turn(rows, 4)
+    turned = _turn(rows, 4)
     torch.testing.assert_close(turned.flatten(1) @ turned.flatten(1).T, rows.flatten(1) @ rows.flatten(1).T)
-    assert torch.equal(turned, turn(rows, 4)) and not torch.allclose(turned, turn(rows, 5))
+    assert torch.equal(turned, _turn(rows, 4)) and not torch.allclose(turned, _turn(rows, 5))
 
 
 def test_tokens_without_a_move_stay_where_they_are(model, ids):

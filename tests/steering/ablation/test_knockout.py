@@ -9,7 +9,7 @@ from reasonscope.data.trace import Sampling
 from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering import Ablation, Scope
-from reasonscope.steering.ablation.controls import RandomScope, random_edges
+from reasonscope.steering.ablation.controls import _random_edges, _RandomScope
 from reasonscope.steering.ablation.knockout import Edges, reading_without, writing_without
 from reasonscope.steering.ablation.regeneration import regenerate_ablated
 
@@ -71,11 +71,11 @@ def test_the_ablated_model_answers_again_beside_edges_to_other_tokens(model):
 
 def test_random_tokens_stay_the_same_while_the_text_grows():
     """As many as are named so far; a draw changes only when the named ones become more."""
-    named = RandomScope.like(Scope(prompt_window=(0, 3)), 5)
+    named = _RandomScope.like(Scope(prompt_window=(0, 3)), 5)
     ids, n = torch.arange(1, 13)[None], torch.tensor([8])
     grown = [set(named.mask(ids[:, :k], n_prompt=n)[0].nonzero()[:, 0].tolist()) for k in range(8, 13)]
     assert all(len(one) == 3 and not one & {0, 1, 2} for one in grown)
     padded = torch.cat([torch.full((1, 4), -1), ids], dim=1)
     assert set((named.mask(padded, n_prompt=n)[0].nonzero()[:, 0] - 4).tolist()) == grown[-1]
-    drawn = random_edges(Edges(readers=Scope(), read=Scope(prompt_window=(0, 3))), [], n_controls=3, seed=0)
+    drawn = _random_edges(Edges(readers=Scope(), read=Scope(prompt_window=(0, 3))), [], n_controls=3, seed=0)
     assert len({one.read.seed for one in drawn}) == 3

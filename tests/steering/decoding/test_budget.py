@@ -14,12 +14,12 @@ from reasonscope.steering.decoding.budget import (
     TRUST,
     LengthPredictor,
     Trust,
+    _fits_in,
+    _guidance_weights,
+    _guided_distribution,
+    _remaining_budget,
     _training_rows,
-    fits_in,
-    guidance_weights,
-    guided_distribution,
     negative_log_density,
-    remaining_budget,
     train_predictor,
 )
 
@@ -39,7 +39,7 @@ def tensors(given, *names):
 def test_golden_chances(case):
     shape, rate, budget = tensors(case["inputs"], "alpha", "lambda", "budget")
     expected, tolerance = case["expected"], case["tolerance"]
-    assert fits_in(shape, rate, budget).item() == pytest.approx(expected["cdf"], abs=tolerance)
+    assert _fits_in(shape, rate, budget).item() == pytest.approx(expected["cdf"], abs=tolerance)
     assert TRUST.kept(shape, rate).item() == expected["keep"]
     found = negative_log_density(shape, rate, budget).item()
     assert found == pytest.approx(expected["negative_log_density"], rel=tolerance)
@@ -49,17 +49,17 @@ def test_golden_chances(case):
 def test_golden_distributions(case):
     logits, shape, rate, budget = tensors(case["inputs"], "logits", "alpha", "lambda", "budget")
     expected, tolerance = case["expected"], case["tolerance"]
-    weights = guidance_weights(logits, shape, rate, budget)
-    np.testing.assert_allclose(fits_in(shape, rate, budget), expected["cdf"], atol=tolerance)
+    weights = _guidance_weights(logits, shape, rate, budget)
+    np.testing.assert_allclose(_fits_in(shape, rate, budget), expected["cdf"], atol=tolerance)
     assert TRUST.kept(shape, rate).tolist() == expected["keep"]
     np.testing.assert_allclose(weights, expected["weights"], atol=tolerance)
-    np.testing.assert_allclose(guided_distribution(logits, weights), expected["guided_distribution"], atol=tolerance)
+    np.testing.assert_allclose(_guided_distribution(logits, weights), expected["guided_distribution"], atol=tolerance)
 
 
 @golden("countdown")
 def test_golden_countdown(case):
     steps = torch.arange(case["inputs"]["steps"])
-    assert remaining_budget(case["inputs"]["budget"], steps).tolist() == case["expected"]
+    assert _remaining_budget(case["inputs"]["budget"], steps).tolist() == case["expected"]
 
 
 def test_the_closing_tag_is_a_target_that_counts_one(written_store):

@@ -18,7 +18,7 @@ from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.model import load_model
 from reasonscope.probes.properties.refusal_cliff import token_scores
-from reasonscope.steering.decoding.monitor import ProbeMonitor, calibrated_threshold, save_live_scores, windowed
+from reasonscope.steering.decoding.monitor import ProbeMonitor, _windowed, calibrated_threshold, save_live_scores
 from reasonscope.steering.vectors.thinking import WrittenThinking
 
 SITE = Site("resid_post", 2)
@@ -92,7 +92,7 @@ def test_each_row_is_closed_after_the_first_window_that_passes(model, probe, sto
     for completion, line in zip(plain, free.scores(), strict=True):
         opened = completion.token_ids.tolist().index(thinking.opens)
         own = line[opened + 1 + thinking.given :]
-        expected.append(windowed(own.astype(float), window))
+        expected.append(_windowed(own.astype(float), window))
     threshold = float(np.median([means[:20].max() for means in expected]))
     monitor = ProbeMonitor(model, probe, stop_above=threshold, window=window, closing=closing)
     done = written(model, monitor, prompts, seeds)
@@ -158,7 +158,7 @@ def test_a_run_that_the_probe_learned_from_does_not_calibrate_it(probe, store):
     for trace in store:
         scores = token_scores(probe, store, trace)
         places = trace.thinking_positions
-        highest.append(windowed(scores[places[places < len(scores)]], 2).max())
+        highest.append(_windowed(scores[places[places < len(scores)]], 2).max())
     assert calibrated_threshold(probe, store, false_alarms=0.3, window=2) == pytest.approx(max(highest))
     seen = {"learned_from": [trace.problem.group for trace in store]}
     with pytest.raises(InputError, match="learned from the problems of all 3 traces"):

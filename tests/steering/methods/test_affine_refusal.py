@@ -17,7 +17,7 @@ from reasonscope.probes.generation.decoding import left_padded
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering import SteeringExperiment, as_intervention
 from reasonscope.steering.experiments.conditions import Condition
-from reasonscope.steering.methods.affine_refusal import Classes, clamped_refusal
+from reasonscope.steering.methods.affine_refusal import _Classes, clamped_refusal
 from reasonscope.steering.methods.refusal import (
     answer_contexts,
     answer_start,
@@ -102,7 +102,7 @@ def test_harmful_requests_are_answered(model, parts):
 
 def test_what_teaches_nothing_is_refused(model, traces):
     with pytest.raises(InputError, match="0 harmful and 1 harmless"):
-        Classes(harmful=[], harmless=[[1]])
+        _Classes(harmful=[], harmless=[[1]])
     with pytest.raises(InputError, match="no layer passes"):
         clamped_refusal(model, traces, "away", verdict=" user")  # there nothing is decided
 

@@ -10,10 +10,10 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering.methods.asc import (
     CompletionPair,
+    _logit_derivatives,
     calibrate,
     extract_asc_from_pairs,
     last_token_kl,
-    logit_derivatives,
 )
 from reasonscope.steering.vectors.vector import SteeringVector
 
@@ -48,7 +48,7 @@ def test_pairs_are_read_at_the_last_token_of_question_and_answer(model):
 def test_derivatives_are_those_of_finite_differences(model):
     direction = torch.randn(model.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     direction = direction / direction.norm()
-    slopes, curvatures = logit_derivatives(model, SITE, direction, CONTEXTS[:2])
+    slopes, curvatures = _logit_derivatives(model, SITE, direction, CONTEXTS[:2])
     step = 1e-3
 
     def logits(context, gamma):

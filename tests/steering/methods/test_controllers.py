@@ -12,7 +12,7 @@ from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering.decoding.budget import BudgetGuidance, Trust, train_predictor
 from reasonscope.steering.methods.adaptive import AdaptiveSteering
-from reasonscope.steering.methods.thinking_speed import extract_speed, speed_pairs, truncated_pair
+from reasonscope.steering.methods.thinking_speed import _speed_pairs, _truncated_pair, extract_speed
 from reasonscope.steering.vectors.vector import SteeringVector
 
 SITE = Site("resid_post", 1)
@@ -71,12 +71,12 @@ def test_slow_thinking_is_cut_where_it_is_as_long_as_two_fast_steps(written_stor
     fast, slow = "aaa\n\nbb\n\nc", "dd\n\ndd\n\ndd\n\ndd\n\ndd"
     store = written_store([(asked("a"), 0, fast, "7"), (asked("b"), 0, slow, "7"), (asked("c"), 0, slow, "8")])
     quick, long, wrong = store
-    pair = truncated_pair(quick, long)
+    pair = _truncated_pair(quick, long)
     assert model.tokenizer.decode(pair.fast).endswith(("aaa\n\nbb", "aaa\n\nbb\n\nc"))
     assert abs(len(pair.fast) - len(pair.slow)) <= 3
     with pytest.raises(InputError, match="1 pairs 0 are right on both sides"):
-        speed_pairs([(quick, wrong)])
-    vector = extract_speed(model, [pair, pair, truncated_pair(long, quick)], [SITE], batch_size=2)
+        _speed_pairs([(quick, wrong)])
+    vector = extract_speed(model, [pair, pair, _truncated_pair(long, quick)], [SITE], batch_size=2)
     assert vector.norms[SITE] == pytest.approx(1.0)
 
 

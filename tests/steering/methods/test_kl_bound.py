@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reasonscope.data.errors import InputError
-from reasonscope.steering.methods.kl_bounds import discriminant, kl_bound
+from reasonscope.steering.methods.kl_bounds import _discriminant, kl_bound
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "asc_gamma.json").read_text(encoding="utf-8"))
 
@@ -22,7 +22,7 @@ def test_golden_strengths(case):
             wanted = math.nan if value is None else value
             assert getattr(found, name) == pytest.approx(wanted, abs=tolerance, nan_ok=True), name
     if expected["discriminant"] is not None:
-        assert discriminant(expected["beta"]) == pytest.approx(expected["discriminant"], rel=1e-9, abs=tolerance)
+        assert _discriminant(expected["beta"]) == pytest.approx(expected["discriminant"], rel=1e-9, abs=tolerance)
 
 
 @pytest.mark.parametrize("a", [0.05, 1.0, 30.0])

@@ -17,7 +17,7 @@ from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering.experiments.held_out import source_of_run, split_run
 from reasonscope.steering.methods.asc import CompletionPair, load_pairs
-from reasonscope.steering.methods.pairs import instructed, make_pairs, pair_traces
+from reasonscope.steering.methods.pairs import _instructed, make_pairs, pair_traces
 from reasonscope.steering.methods.registry import METHODS, ExtractionData, extract
 
 THOUGHT = "<think>\nSteps: 3 + 4.\n\nSo 7.\n\nCheck: 7.\n</think>\n\n7"
@@ -96,8 +96,8 @@ def test_without_tags_all_of_the_completion_is_thinking(model):
 
 def test_an_instruction_follows_the_question():
     chat = load_problems("ledger", n=1)[0]
-    assert instructed(chat, "Be brief.").messages[-1].content == f"{chat.messages[-1].content}\n\nBe brief."
-    assert instructed(Problem(id="p", prompt="Q: 1 + 1?\n"), "Be brief.").prompt == "Q: 1 + 1?\nBe brief.\n"
+    assert _instructed(chat, "Be brief.").messages[-1].content == f"{chat.messages[-1].content}\n\nBe brief."
+    assert _instructed(Problem(id="p", prompt="Q: 1 + 1?\n"), "Be brief.").prompt == "Q: 1 + 1?\nBe brief.\n"
 
 
 def test_pairs_are_made_and_kept(model, tmp_path):

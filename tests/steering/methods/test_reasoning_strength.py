@@ -12,8 +12,8 @@ from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LassoProbe
 from reasonscope.steering.methods.reasoning_strength import (
+    _level_differences,
     extract_strength,
-    level_differences,
 )
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "strength_vectors.json").read_text(encoding="utf-8"))
@@ -29,7 +29,7 @@ def test_golden_vectors(case):
     # the released code counts an unknown level as 3, which is an error in ours: the test renames it
     levels = [3 if level == "Level ?" else int(level.split()[1]) for level in case["inputs"]["levels"]]
     states = np.array(case["inputs"]["embeddings"]).swapaxes(0, 1)  # problem, layer, d_model
-    differences = level_differences(states, levels)
+    differences = _level_differences(states, levels)
     lowest = min(levels)
     assert [f"Level {level:g} - Level {lowest}" for level in differences] == case["expected"]["pairs"]
     stacked = np.stack(list(differences.values()), axis=1)  # layer, pair, d_model
@@ -71,9 +71,9 @@ def test_a_run_gives_the_mean_difference_at_the_last_prompt_token(written_store)
 
 def test_bad_levels_are_refused(written_store):
     with pytest.raises(InputError, match="1 levels for 2 states"):
-        level_differences(np.zeros((2, 3)), [1])
+        _level_differences(np.zeros((2, 3)), [1])
     with pytest.raises(InputError, match="NaN"):
-        level_differences(np.full((2, 3), np.nan), [1, 2])
+        _level_differences(np.full((2, 3), np.nan), [1, 2])
     store = written_store([(asked("p", None), 0, "x", "7")])
     with pytest.raises(InputError, match="'p' has no difficulty"):
         extract_strength(store, [Site("resid_post", 0)])

@@ -12,7 +12,7 @@ from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.text.steps_and_sentences import steps
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.steering.methods.seal import extract_seal, seal_direction
+from reasonscope.steering.methods.seal import _seal_direction, extract_seal
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "seal_vector.json").read_text(encoding="utf-8"))
 KINDS = {"E": "execution", "R": "reflection", "T": "transition"}
@@ -25,24 +25,24 @@ def test_golden_vectors(case):
         states = np.array([state for trace in layer for state in trace])
         if expected is None or None in expected:
             with pytest.raises(InputError, match="both classes"):
-                seal_direction(states, labels)
+                _seal_direction(states, labels)
             continue
         tolerance = case["tolerance"]
         # the released code's sign is the reverse of the paper's, which is ours
-        np.testing.assert_allclose(-seal_direction(states, labels), expected, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(-_seal_direction(states, labels), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_one_class_alone_can_be_left():
     states = np.array([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
     kinds = ["execution", "reflection", "transition"]
-    np.testing.assert_array_equal(seal_direction(states, kinds, away_from=("reflection",)), [1.0, -1.0])
+    np.testing.assert_array_equal(_seal_direction(states, kinds, away_from=("reflection",)), [1.0, -1.0])
 
 
 def test_a_missing_class_and_nan_are_refused():
     with pytest.raises(InputError, match="2 execution steps and 0 of reflection or transition"):
-        seal_direction(np.zeros((2, 3)), ["execution", "execution"])
+        _seal_direction(np.zeros((2, 3)), ["execution", "execution"])
     with pytest.raises(InputError, match="NaN"):
-        seal_direction(np.array([[np.nan], [0.0]]), ["execution", "reflection"])
+        _seal_direction(np.array([[np.nan], [0.0]]), ["execution", "reflection"])
 
 
 SITE = Site("resid_post", 1)
@@ -80,7 +80,7 @@ def test_the_vector_of_a_run_is_that_of_the_states_at_its_separators(store):
     ]
     kinds, states = [step.kind for step, _ in found], np.stack([state for _, state in found])
     assert kinds.count("transition") == 4  # the misspelt keyword is repaired
-    np.testing.assert_allclose(vector.directions[SITE], seal_direction(states, kinds), rtol=1e-6)
+    np.testing.assert_allclose(vector.directions[SITE], _seal_direction(states, kinds), rtol=1e-6)
     assert vector.provenance["groups"] == ["a", "b"] and vector.provenance["model"] == {"weights": "w"}
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from reasonscope.data.errors import InputError
-from reasonscope.steering.methods.adaptive import AdaptiveStrength, layer_difference
+from reasonscope.steering.methods.adaptive import _AdaptiveStrength, layer_difference
 from reasonscope.steering.methods.thinking_speed import speed_axis
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "thinking_speed.json").read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def test_golden_strengths_of_the_controller(case):
     given = dict(case["inputs"])
     difficulty, _ = given.pop("difficulty"), given.pop("kind")
     names = {"alpha_min": "lowest", "alpha_max": "highest", "alpha_step": "step", "window": "window", "lambda": "width"}
-    strength = AdaptiveStrength(**{names[name]: value for name, value in given.items()})
+    strength = _AdaptiveStrength(**{names[name]: value for name, value in given.items()})
     assert [strength.update(value) for value in difficulty] == case["expected"]["alpha_after"]
 
 

@@ -8,7 +8,7 @@ from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.steering.methods.asc import CompletionPair, extract_asc, load_pairs, mode_pairs
-from reasonscope.steering.methods.efficiency import efficient_pairs, extract_efficiency
+from reasonscope.steering.methods.efficiency import _efficient_pairs, extract_efficiency
 from reasonscope.steering.vectors.contrast import mean_difference, state_of, vector_of_probe
 from reasonscope.steering.vectors.vector import covariance_matched
 
@@ -65,7 +65,7 @@ def test_efficiency_compares_the_shortest_with_the_longest_right_answer(written_
         (asked("b"), 0, "xx", right),
     ]
     store = written_store(rows)
-    pairs = efficient_pairs(store)
+    pairs = _efficient_pairs(store)
     assert [(short.sample, long.sample) for short, long in pairs] == [(0, 1)]
     np.testing.assert_allclose(extract_efficiency(store, [SITE], read="thinking_end").directions[SITE], [0, -4, 0, 0])
     with pytest.raises(InputError, match="no problem has two"):
