@@ -139,15 +139,17 @@ def inputs_of(lab: Lab, name: str) -> dict[str, Any]:
         "load": load,
         "seed": plan.seed,
         "problems": lab.problems_identity(step.asks),
-        "reads": {other: _key_of(lab, other) for other in step.needs},
+        "reads": {other: key_of(lab, other) for other in step.needs},
         "runs": {other: _stamp(lab, other) for other in step.needs if plan.steps[other].kind == "record"},
     }
     return json.loads(json.dumps(plain(_by_name(told)), default=str))  # type: ignore[no-any-return]
 
 
-def _key_of(lab: Lab, name: str) -> str:
-    """A hash of what the results of a step depend on."""
-    return hashlib.sha256(json.dumps(inputs_of(lab, name), sort_keys=True).encode()).hexdigest()[:16]
+def key_of(lab: Lab, name: str, *, without: str | None = None) -> str:
+    """A hash of what the results of a step depend on, or of all of it but the option `without`."""
+    inputs = inputs_of(lab, name)
+    inputs["options"].pop(without, None)
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _stamp(lab: Lab, run: str) -> str:

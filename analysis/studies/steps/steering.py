@@ -11,6 +11,7 @@ from reasonscope.analysis.exits.run import early_exits
 from reasonscope.analysis.exits.summary import exit_summary
 from reasonscope.analysis.figures import exit_frontier, steering_plane, sweep_figures
 from reasonscope.analysis.studies.lab import Lab, sites_of
+from reasonscope.analysis.studies.state import key_of
 from reasonscope.analysis.studies.steps.base import Outcome, Step, Work
 from reasonscope.analysis.studies.steps.measured import Measured
 from reasonscope.data.errors import InputError
@@ -227,7 +228,7 @@ class SweepStep(_LearnsFromRun):
         experiment = SteeringExperiment(
             source.model, judged, sampling, samples=self.samples, batch_size=self.batch_size
         )
-        kept = lab.out / "steps" / name
+        kept = lab.out / "steps" / name / key_of(lab, name, without="methods")
         found = [
             self._response(experiment, source, one, kept / f"{text.replace(':', ' ')}.json")
             for one, text in tracked(list(zip(asked, self.methods, strict=True)), "sweeping", "methods", name=_of_asked)

@@ -10,7 +10,10 @@ from reasonscope.analysis.studies import runner
 from reasonscope.analysis.studies.plan import read_plan
 from reasonscope.analysis.studies.runner import kept, open_lab, outlook_summary, outlooks, study
 from reasonscope.analysis.studies.state import finished, why_stale
+from reasonscope.analysis.studies.steps import steering
+from reasonscope.analysis.studies.steps.steering import SweepStep
 from reasonscope.probes.properties import length_probe
+from reasonscope.steering.experiments.held_out import respond
 
 PLAN = """
 name: tiny
@@ -130,3 +133,18 @@ def test_only_some_steps_run_with_those_that_they_need(plan, tmp_path, monkeypat
     assert list(study(plan, tmp_path, only=["entropy"]).steps) == ["run", "entropy"]
     with pytest.raises(Exception, match=re.escape("the plan has no step 'entropi'; did you mean 'entropy'?")):
         study(plan, tmp_path, only=["entropi"])
+
+
+def test_an_interrupted_sweep_goes_on_and_a_changed_one_is_measured_again(first, plan, monkeypatch):
+    """Its finished methods are kept, but only for the options that they were measured with."""
+    out, _ = first
+    sweep = SweepStep(methods=("tip:3",), run="run", problems=("sums.judge",), n=2, max_new_tokens=40, n_controls=5)
+    planned = replace(plan, steps={"run": plan.steps["run"], "sweep": sweep})
+    monkeypatch.setattr(runner, "rates", lambda *_, **__: None)
+    measured = study(planned, out).steps["sweep"].numbers
+    (out / "steps" / "sweep.json").unlink()  # as if it had been interrupted after its last method
+    asked = []
+    monkeypatch.setattr(steering, "respond", lambda *told, **_: asked.append(told[2].name) or respond(*told, **_))
+    assert study(planned, out).steps["sweep"].numbers == measured and asked == []
+    longer = replace(planned, steps={**planned.steps, "sweep": replace(sweep, max_new_tokens=60)})
+    assert study(longer, out).steps["sweep"].numbers != measured and asked == ["tip"]
