@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
+from reasonscope.data.arrays import Values
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.organism.forms import recognise
 from reasonscope.data.organism.reader import SentenceTruth
@@ -22,9 +23,11 @@ from reasonscope.data.progress import working
 from reasonscope.data.text.sentence_labels import label_sentences
 from reasonscope.data.text.steps_and_sentences import steps
 from reasonscope.data.trace import Problem, Sampling, Sentence, Trace
+from reasonscope.probes.evaluation.baselines import BASELINES, TEXT_BASELINES, Points
+from reasonscope.probes.evaluation.grouped_folds import trace_groups
 from reasonscope.probes.generation.rollout import continuations, rollouts
 from reasonscope.probes.models.model import Model
-from reasonscope.probes.properties.length_probe import text_predictions
+from reasonscope.probes.properties.length_probe import token_predictions
 
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=900, seed=0)
 
@@ -89,13 +92,21 @@ def _lengths(traces: Sequence[Trace]) -> list[Measure]:
     tokens = np.array([trace.n_thinking_tokens for trace in traces], dtype=np.float64)
     needed = [trace.problem.difficulty for trace in traces]
     prompt = [trace.n_prompt_tokens for trace in traces]
-    words = text_predictions(list(traces))["bag_of_words"]
+    words = _text_predictions(list(traces))["bag_of_words"]
     return [
         Measure(name="thinking_tokens", value=float(tokens.mean())),
         Measure(name="spearman_tokens_needed_steps", value=float(spearmanr(tokens, needed).statistic), low=0.85),
         Measure(name="spearman_tokens_prompt_length", value=float(spearmanr(tokens, prompt).statistic), high=0.5),
         Measure(name="spearman_tokens_bag_of_words", value=float(spearmanr(tokens, words).statistic), high=0.8),
     ]
+
+
+def _text_predictions(traces: Sequence[Trace], *, folds: int = 5, seed: int = 0) -> dict[str, Values]:
+    """Held-out predictions of thinking tokens, (trace,), by each baseline that knows only the text: no model is needed."""
+    points = Points.last_prompt_tokens(traces)
+    features = {name: BASELINES[name](points) for name in TEXT_BASELINES}
+    tokens = np.array([trace.n_thinking_tokens for trace in traces], dtype=np.float64)
+    return token_predictions(features, tokens, trace_groups(traces), folds=folds, seed=seed)
 
 
 def _shares(traces: Sequence[Trace]) -> list[Measure]:

@@ -81,15 +81,6 @@ def over_traces(values: ArrayLike, groups: Sequence[str], *, shares: bool = True
     return Estimate(value=mean, low=float("nan"), high=float("nan"))
 
 
-def pooled(
-    numbers: Sequence[Mapping[str, Any]], groups: Sequence[str], *, shares: bool = True, least: float = -np.inf
-) -> Estimate:
-    """A number of each trace over all of them; that of a single trace keeps its own interval."""
-    if len(numbers) == 1:
-        return estimate_of(numbers[0])
-    return over_traces([float_of(number["value"]) for number in numbers], groups, shares=shares, least=least)
-
-
 def n_traces(n: int) -> str:
     """`1 trace`, `6 traces`."""
     return f"{n} trace" + ("" if n == 1 else "s")
@@ -144,11 +135,6 @@ def quoted(text: str) -> str:
     """A text in quotation marks on one line, shortened."""
     line = " ".join(text.split())
     return f"“{line if len(line) <= _LONGEST else line[: _LONGEST - 1].rstrip() + '…'}”"
-
-
-def word_quoted(text: str) -> str:
-    """A token in quotation marks; white space is shown as such."""
-    return f"“{text.strip() or text.encode('unicode_escape').decode()}”"
 
 
 def in_context(trace: Trace, token: int) -> str:

@@ -15,13 +15,14 @@ from reasonscope.analysis.attention.vertical import (
     PROXIMITY,
     kurtosis,
     nan_mean,
-    receiver_score,
     split_half_reliability,
     top_heads,
     vertical_scores,
 )
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import bootstrap_band, null_band
+from reasonscope.data.arrays import Values
+from reasonscope.data.errors import InputError
 from reasonscope.data.sentence_cut import cut_provenance
 from reasonscope.data.trace import Sentence, Trace
 from reasonscope.probes.architecture.heads import Head, all_heads, random_heads
@@ -204,9 +205,9 @@ def receiver_scores(
     vertical = vertical_scores(
         read.matrix, proximity=proximity, depth_control=depth_control, exclude=_sink_sentences(read)
     )
-    values = known.spread(receiver_score(vertical, heads))
+    values = known.spread(_receiver_score(vertical, heads))
     others = random_heads(heads, all_heads(model.layout), n_controls=n_controls, seed=seed)
-    drawn = [known.spread(receiver_score(vertical, other)) for other in others]
+    drawn = [known.spread(_receiver_score(vertical, other)) for other in others]
     scored = np.isfinite(values)
     return Result(
         **common,
@@ -217,6 +218,13 @@ def receiver_scores(
         arrays={"matrix": known.spread(np.mean([read.matrix[head.layer, head.index] for head in heads], axis=0), 2)},
         provenance=provenance,
     )
+
+
+def _receiver_score(vertical: Values, heads: Sequence[Head]) -> Values:
+    """Mean vertical score (sentence,) of `vertical` (layer, head, sentence) over `heads`."""
+    if not heads:
+        raise InputError("no receiver head to score sentences by; give at least one")
+    return np.asarray(np.mean([vertical[head.layer, head.index] for head in heads], axis=0))
 
 
 def _sink_sentences(read: SentenceAttention) -> tuple[int, ...]:

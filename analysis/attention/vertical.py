@@ -74,13 +74,6 @@ def top_heads(scores: Values, n: int | None = None, *, from_layer: int = 0) -> l
     return [Head(layer=i // scores.shape[1], index=i % scores.shape[1]) for i in order[:n]]
 
 
-def receiver_score(vertical: Values, heads: Sequence[Head]) -> Values:
-    """Mean vertical score (sentence,) of `vertical` (layer, head, sentence) over `heads`."""
-    if not heads:
-        raise InputError("no receiver head to score sentences by; give at least one")
-    return np.asarray(np.mean([vertical[head.layer, head.index] for head in heads], axis=0))
-
-
 def split_half_reliability(scores: Values, *, splits: int = 100, seed: int = 0) -> float:
     """Mean correlation over heads of `scores` (trace, layer, head) averaged over two random halves of the traces.
 

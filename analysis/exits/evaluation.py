@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from reasonscope.analysis.exits.outcomes import Outcomes, outcomes, outcomes_at, thresholds
+from reasonscope.analysis.exits.outcomes import Outcomes, outcomes_at, thresholds
 from reasonscope.analysis.exits.signals import ExitSignals
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
@@ -182,10 +182,15 @@ def _known(rule: ExitRule, signals: Sequence[ExitSignals]) -> bool:
     return any(np.isfinite(rule.statistic(one)).any() for one in signals)
 
 
+def _outcomes(rule: ExitRule, signals: Sequence[ExitSignals], threshold: float) -> Outcomes:
+    """What the rule does to each trace at a threshold."""
+    return outcomes_at(signals, [stopping_place(rule.statistic(one), threshold) for one in signals], rule)
+
+
 def calibrate(rule: ExitRule, signals: Sequence[ExitSignals], tolerance: float) -> float:
     """The threshold with the fewest tokens whose accuracy is at most `tolerance` below that of the whole thinking."""
     least = np.mean([one.finished for one in signals]) - tolerance - 1e-9
-    tried = [(outcomes(rule, signals, threshold), threshold) for threshold in thresholds(rule, signals)]
+    tried = [(_outcomes(rule, signals, threshold), threshold) for threshold in thresholds(rule, signals)]
     fit = [(found.tokens.mean(), threshold) for found, threshold in tried if found.right.mean() >= least]
     return float(min(fit)[1])  # infinity always fits
 
@@ -220,7 +225,7 @@ class _Judge:
         self._groups = [one.group for one in signals]
         self._resamples = Resamples(self._groups, n_resamples=n_resamples, seed=seed)
         self.whole = outcomes_at(signals, [None] * len(signals))
-        self.budgets = [outcomes(FIXED_BUDGET, signals, at) for at in thresholds(FIXED_BUDGET, signals)]
+        self.budgets = [_outcomes(FIXED_BUDGET, signals, at) for at in thresholds(FIXED_BUDGET, signals)]
 
     def mean(self, values: Values, *, shares: bool = True) -> Estimate:
         return mean_estimate(values, groups=self._groups, shares=shares)

@@ -7,7 +7,7 @@ import numpy as np
 
 from reasonscope.analysis.exits.signals import ExitSignals
 from reasonscope.data.arrays import Values
-from reasonscope.steering.exits.rules import ExitRule, stopping_place
+from reasonscope.steering.exits.rules import ExitRule
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -16,11 +16,6 @@ class Outcomes:
 
     right: Values
     tokens: Values
-
-
-def outcomes(rule: ExitRule, signals: Sequence[ExitSignals], threshold: float) -> Outcomes:
-    """What the rule does to each trace at a threshold."""
-    return outcomes_at(signals, [stopping_place(rule.statistic(one), threshold) for one in signals], rule)
 
 
 def outcomes_at(signals: Sequence[ExitSignals], stops: Sequence[int | None], rule: ExitRule | None = None) -> Outcomes:

@@ -17,7 +17,6 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.conformal import alarm_threshold
 from reasonscope.probes.evaluation.grouped_folds import grouped_predictions, mean_log_loss
 from reasonscope.probes.fitting.linear_probes import LinearProbe, LogisticProbe
-from reasonscope.probes.properties.refusal_cliff import token_scores
 from reasonscope.steering.decoding.monitor import EXIT_TARGET
 
 PENALTIES = (0.001, 0.01, 0.1)  # C of the logistic regression
@@ -102,14 +101,6 @@ def false_alarm_threshold(probe: LinearProbe, signals: Sequence[ExitSignals], *,
     groups = [one.group for one in signals]
     # A rule stops at its threshold, and a false alarm lies above it; scores have four digits.
     return round(alarm_threshold(highest, groups, false_alarms=false_alarms) + 1e-4, 4)
-
-
-def scored(probe: LinearProbe, store: TraceStore, signals: Sequence[ExitSignals]) -> list[ExitSignals]:
-    """The signals with what the probe says after the last token before each cut."""
-    return [
-        one.with_score(token_scores(probe, store, store.trace(one.trace))[one.cuts - 1]) if len(one.cuts) else one
-        for one in signals
-    ]
 
 
 def _pipeline(penalty: float) -> Pipeline:

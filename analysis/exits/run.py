@@ -10,7 +10,7 @@ import numpy as np
 from reasonscope.analysis.exits.evaluation import ExitReport, exit_report
 from reasonscope.analysis.exits.kept import KeptSignals
 from reasonscope.analysis.exits.outcomes import Outcomes
-from reasonscope.analysis.exits.probe import ExitProbe, false_alarm_threshold, fit_exit_probe, scored
+from reasonscope.analysis.exits.probe import ExitProbe, false_alarm_threshold, fit_exit_probe
 from reasonscope.analysis.exits.signals import ExitSignals
 from reasonscope.data.errors import InputError
 from reasonscope.data.progress import tracked
@@ -21,6 +21,7 @@ from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.branches import PrefixWriter
 from reasonscope.probes.generation.monitored import LEARNED_FROM, MONITOR_KEY
 from reasonscope.probes.models.model import Model
+from reasonscope.probes.properties.refusal_cliff import token_scores
 from reasonscope.steering.exits.places import PlaceKind, Places
 from reasonscope.steering.exits.rules import PROBE, slug
 from reasonscope.steering.exits.signals import PlaceReader
@@ -124,9 +125,9 @@ def early_exits(
     fitted, why_not = (None, "") if probe else _fitted(store, learned, seed)
     if fitted is not None:
         learned = [one.with_score(fitted.held_out.get(one.trace, one.score)) for one in learned]
-        tested = scored(fitted.probe, store, tested)
+        tested = _scored(fitted.probe, store, tested)
     elif probe is not None:
-        learned, tested = scored(probe, store, learned), scored(probe, store, tested)
+        learned, tested = _scored(probe, store, learned), _scored(probe, store, tested)
     if false_alarms is not None:
         if probe is None:
             raise InputError("a threshold by false alarms needs a saved probe of other problems; give --probe")
@@ -145,6 +146,14 @@ def early_exits(
         n_kept=kept.n_found,
         n_traces=len(found),
     )
+
+
+def _scored(probe: LinearProbe, store: TraceStore, signals: Sequence[ExitSignals]) -> list[ExitSignals]:
+    """The signals with what the probe says after the last token before each cut."""
+    return [
+        one.with_score(token_scores(probe, store, store.trace(one.trace))[one.cuts - 1]) if len(one.cuts) else one
+        for one in signals
+    ]
 
 
 def exit_recipes(study: ExitStudy, tolerance: float, *, provenance: Mapping[str, Any] | None = None) -> list[Recipe]:

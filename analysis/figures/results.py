@@ -21,7 +21,6 @@ from reasonscope.analysis.figures.theme import (
     Figure,
     colours_of,
     panel_gap,
-    panel_titles,
     short_label,
     styled,
     titled,
@@ -73,7 +72,7 @@ def along(
     chosen = [name for name in first if not only or name in only]
     rows = {name: np.reshape(result.values, (len(first), -1))[first.index(name)] for name in chosen}
     figure = make_subplots(
-        rows=len(rows), cols=1, shared_xaxes=True, subplot_titles=panel_titles(list(rows), result),
+        rows=len(rows), cols=1, shared_xaxes=True, subplot_titles=_panel_titles(list(rows), result),
         vertical_spacing=panel_gap(len(rows), 180),
     )  # fmt: skip
     numbered = all(place.isdigit() for place in places)
@@ -119,7 +118,7 @@ def points(result: Result) -> Figure:
     things = result.axes[0].labels
     panels = result.axes[1].labels if len(result.axes) == 2 else (result.quantity,)
     shape = len(things), len(panels)
-    figure = make_subplots(rows=1, cols=len(panels), shared_yaxes=True, subplot_titles=panel_titles(panels, result))
+    figure = make_subplots(rows=1, cols=len(panels), shared_yaxes=True, subplot_titles=_panel_titles(panels, result))
     for at, name in enumerate(panels):
         place, values = {"row": 1, "col": at + 1}, np.reshape(result.values, shape)[:, at]
         if result.null is not None:
@@ -140,6 +139,15 @@ def points(result: Result) -> Figure:
     for at, name in enumerate(panels):
         figure.update_xaxes(title=result.unit_of(name), row=1, col=at + 1)
     return figure.update_yaxes(autorange="reversed", automargin=True)
+
+
+def _panel_titles(names: Sequence[str], result: Result) -> list[str]:
+    """The title of each panel; a plain number gets the name of what it counts. A single panel has no title, since
+    the figure has one."""
+    counted = result.axes[0].name if len(result.axes) > 1 else ""
+    return (
+        [] if list(names) == [result.quantity] else [f"{counted} {name}" if name.isdigit() else name for name in names]
+    )
 
 
 def _bars(values: NDArray[np.float64], band: Band, shape: tuple[int, int], at: int) -> dict[str, object]:

@@ -77,15 +77,6 @@ def titled(result: Result) -> str:
     return result.quantity if trace in (None, "all") else f"{result.quantity}, {trace}"
 
 
-def panel_titles(names: Sequence[str], result: Result) -> list[str]:
-    """The title of each panel; a plain number gets the name of what it counts. A single panel has no title, since
-    the figure has one."""
-    counted = result.axes[0].name if len(result.axes) > 1 else ""
-    return (
-        [] if list(names) == [result.quantity] else [f"{counted} {name}" if name.isdigit() else name for name in names]
-    )
-
-
 def panel_gap(panels: int, height: float) -> float:
     """The share of a figure between two of its panels of `height` pixels each, so that titles and ticks fit."""
     return 60 / (panels * (height + 60)) if panels > 1 else 0.0

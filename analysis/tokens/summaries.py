@@ -22,7 +22,6 @@ from reasonscope.analysis.wording import (
     n_traces,
     null_at,
     over_traces,
-    pooled,
     short,
     side_of,
     span,
@@ -30,7 +29,6 @@ from reasonscope.analysis.wording import (
     times,
     trace_of,
     value_at,
-    word_quoted,
 )
 from reasonscope.data.arrays import Values
 from reasonscope.data.intervals import Estimate
@@ -48,8 +46,8 @@ def _mi_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """The tokens at which the states depend most on the answer, and which words they are."""
     found = [result for result in measured(results, "mi") if result.axes[0].name == "site"]
     site, groups = found[0].axis("site").labels[-1], groups_of(found, traces)
-    above = pooled([one.numbers[site]["share_above_null"] for one in found], groups)
-    peaks = pooled([one.numbers[site]["share_peaks"] for one in found], groups)
+    above = _pooled([one.numbers[site]["share_above_null"] for one in found], groups)
+    peaks = _pooled([one.numbers[site]["share_peaks"] for one in found], groups)
     sites = found[0].axis("site").labels if len(found) == 1 else (site,)
     chance = np.mean([_by_chance(one.numbers[site].get("share_above_by_chance")) for one in found])
     rows = [_mi_row(one, at, traces, named=len(found) > 1) for one in found[:MOST_ROWS] for at in sites]
@@ -98,7 +96,7 @@ def _most_at(words: Sequence[dict[str, Any]]) -> str:
     best = [row for row in words if row["q_value"] <= _ENRICHED][:2]
     if not best:
         return ""
-    named = " and ".join(word_quoted(row["word"]) for row in best)
+    named = " and ".join(_word_quoted(row["word"]) for row in best)
     times = " and ".join(f"{row['enrichment']:.1f}" for row in best)
     return f", most often at {named} ({times} times as often as chance)"
 
@@ -106,7 +104,7 @@ def _most_at(words: Sequence[dict[str, Any]]) -> str:
 def _enriched(words: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     return [
         (
-            word_quoted(row["word"]),
+            _word_quoted(row["word"]),
             f"{row['at_peaks']} of {row['count']} at peaks, {row['enrichment']:.1f} × chance, q = {short(row['q_value'])}",
         )
         for row in [row for row in words if row["q_value"] <= _ENRICHED][:MOST_QUOTES]
@@ -156,7 +154,7 @@ def _entropy_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summ
     """Where the model was unsure."""
     found = measured(results, "entropy")
     groups = groups_of(found, traces)
-    thinking = pooled([one.numbers["thinking"] for one in found], groups, shares=False, least=0)
+    thinking = _pooled([one.numbers["thinking"] for one in found], groups, shares=False, least=0)
     answer = over_traces([float_of(one.numbers["answer"]) for one in found], groups, shares=False, least=0)
     words = _forking_words(found, traces)
     at = f"; it forks most at {' and '.join(word for word, _ in words[:2])}" if words else ""
@@ -195,7 +193,7 @@ def _forking_words(found: Sequence[Result], traces: Sequence[Trace]) -> list[tup
     least = 1 if len(found) == 1 else min(3, max(map(len, entropies.values()), default=0))
     kept = {word: float(np.mean(values)) for word, values in entropies.items() if len(values) >= least}
     best = sorted(kept, key=lambda word: -kept[word])[:MOST_QUOTES]
-    return [(word_quoted(word), f"{short(kept[word])} nats at forks, {times(len(entropies[word]))}") for word in best]
+    return [(_word_quoted(word), f"{short(kept[word])} nats at forks, {times(len(entropies[word]))}") for word in best]
 
 
 def _forks(result: Result, traces: Sequence[Trace]) -> list[tuple[str, str]]:
@@ -210,7 +208,7 @@ def _misalignment_summary(results: Sequence[Result], traces: Sequence[Trace]) ->
     """How much of the thinking the base model would have written otherwise."""
     found = measured(results, "misalignment")
     groups = groups_of(found, traces)
-    base = pooled([_misses(one, traces) for one in found], groups)
+    base = _pooled([_misses(one, traces) for one in found], groups)
     own = over_traces([one.numbers["rate_of_reasoner"] for one in found], groups)
     words = [pair for one in found for pair in _words_and_misses(one, traces)]
     missed, total = Counter(word for word, miss in words if miss), Counter(word for word, _ in words)
@@ -230,7 +228,7 @@ def _misalignment_summary(results: Sequence[Result], traces: Sequence[Trace]) ->
             for one in found[:MOST_ROWS]
         ],
         quotes=[
-            (word_quoted(word), f"missed {n} of {total[word]} times") for word, n in missed.most_common(MOST_QUOTES)
+            (_word_quoted(word), f"missed {n} of {total[word]} times") for word, n in missed.most_common(MOST_QUOTES)
         ],
         notes=[
             "Null: the reasoner on its own text, whose first choice is not always what was sampled.",
@@ -259,7 +257,7 @@ def _alternatives_summary(results: Sequence[Result], traces: Sequence[Trace]) ->
     """How likely the tokens that were written are, and what else could have been."""
     found = measured(results, "alternatives")
     groups = groups_of(found, traces)
-    first = pooled([one.numbers["first_choice"] for one in found], groups)
+    first = _pooled([one.numbers["first_choice"] for one in found], groups)
     unlikely = over_traces([_unlikely(one) for one in found], groups)
     return Summary(
         finding=f"The token that was written is the model's first choice at {in_hundredths(first)} of places"
@@ -293,17 +291,22 @@ def _surprises(found: Sequence[Result], traces: Sequence[Trace]) -> list[tuple[s
         best = one.numbers["pieces"][str(int(one.arrays["ids"][i, 0]))]
         likely = float(np.exp(one.arrays["logprobs"][i, 0]))
         text = in_context(trace_of(one, traces), int(one.axes[0].labels[i]))
-        said = f"p = {short(float(np.exp(one.values[i])))}; {word_quoted(best)} has {short(likely)}"
+        said = f"p = {short(float(np.exp(one.values[i])))}; {_word_quoted(best)} has {short(likely)}"
         quotes.append((text, said))
     return quotes
+
+
+def _word_quoted(text: str) -> str:
+    """A token in quotation marks; white space is shown as such."""
+    return f"“{text.strip() or text.encode('unicode_escape').decode()}”"
 
 
 def _steering_shift_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     """How steering changes the probability of what was written."""
     found = measured(results, "steering_shift")
     groups = groups_of(found, traces)
-    change = pooled([one.numbers["mean"] for one in found], groups, shares=False)
-    outside = pooled([one.numbers["share_outside_null"] for one in found], groups)
+    change = _pooled([one.numbers["mean"] for one in found], groups, shares=False)
+    outside = _pooled([one.numbers["share_outside_null"] for one in found], groups)
     random = _ends(np.mean([one.arrays["random"] for one in found], axis=0))
     about, draws = {**found[0].provenance, **found[0].numbers}, len(found[0].arrays["random"])
     return Summary(
@@ -328,6 +331,15 @@ def _steering_shift_summary(results: Sequence[Result], traces: Sequence[Trace]) 
             *left_out(MOST_ROWS, len(found), "traces"),
         ],
     )
+
+
+def _pooled(
+    numbers: Sequence[Mapping[str, Any]], groups: Sequence[str], *, shares: bool = True, least: float = -np.inf
+) -> Estimate:
+    """A number of each trace over all of them; that of a single trace keeps its own interval."""
+    if len(numbers) == 1:
+        return estimate_of(numbers[0])
+    return over_traces([float_of(number["value"]) for number in numbers], groups, shares=shares, least=least)
 
 
 def _ends(draws: Values) -> tuple[float, float]:

@@ -91,16 +91,6 @@ def exchanges_of(row: Any, where: str, requests: Mapping[str, Mapping[str, Any]]
     return [_described(one, own, i if len(found) > 1 else None) for i, one in enumerate(found)]
 
 
-def is_request(row: Any) -> bool:
-    """Whether a row is a request of a batch, whose answer stands elsewhere."""
-    return (
-        isinstance(row, Mapping)
-        and row.get("custom_id") is not None
-        and (isinstance(row.get("body"), Mapping) or isinstance(row.get("params"), Mapping))
-        and not row.keys() & {"response", "result"}
-    )
-
-
 def _described(one: Exchange, own: Mapping[str, Any], number: int | None) -> Exchange:
     """With what the row says about itself, unless the shape's reader knew better, and the number of a sample in its id."""
     given = {name: value for name, value in own.items() if getattr(one, name) in ("", None, {}, "unknown")}
@@ -424,11 +414,3 @@ def _object(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise InputError(f"{where}: must be a JSON object, got {type(value).__name__}")
     return value
-
-
-def failed_early(row: Any) -> bool:
-    """Whether a sample of an Inspect log ended before the model wrote anything."""
-    output = row.get("output") if isinstance(row, Mapping) else None
-    return (isinstance(output, Mapping) and output.get("choices") in (None, [])) or (
-        isinstance(row, Mapping) and not output
-    )

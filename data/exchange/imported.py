@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from tokenizers import Tokenizer
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.exchange.dump_shapes import Exchange, exchanges_of, is_request
+from reasonscope.data.exchange.dump_shapes import Exchange, exchanges_of
 from reasonscope.data.exchange.messages import Said
 from reasonscope.data.text.answers import extract_answer, judge
 from reasonscope.data.text.parse import THINK, ThinkTags, build_trace, regions_over_tokens, trace_from_text
@@ -130,6 +130,16 @@ class _Turn:
     id: str
 
 
+def _is_request(row: Any) -> bool:
+    """Whether a row is a request of a batch, whose answer stands elsewhere."""
+    return (
+        isinstance(row, Mapping)
+        and row.get("custom_id") is not None
+        and (isinstance(row.get("body"), Mapping) or isinstance(row.get("params"), Mapping))
+        and not row.keys() & {"response", "result"}
+    )
+
+
 class TraceMaker:
     """Makes traces of rows, one dump at a time. With `strict` the first row that is not understood is an error."""
 
@@ -158,7 +168,7 @@ class TraceMaker:
         """Make traces of `rows`. The requests of a batch may come before or after their answers."""
         found, requests = [], {}
         for where, row in rows:
-            if is_request(row):
+            if _is_request(row):
                 requests[str(row["custom_id"])] = row.get("body") or row.get("params")
             else:
                 found.append((where, row))

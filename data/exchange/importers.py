@@ -9,7 +9,6 @@ from tokenizers import Tokenizer
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.dump_files import dump_rows, inspect_samples
-from reasonscope.data.exchange.dump_shapes import failed_early
 from reasonscope.data.exchange.imported import ChatRenderer, Imported, TraceMaker
 from reasonscope.data.exchange.streams import join_streams
 from reasonscope.data.storage.untrusted import json_lines, parse_json
@@ -140,10 +139,18 @@ def import_inspect(path: str | Path, *, tokenizer: Tokenizer | None = None, tags
     used as paths. Raises InputError for what cannot be read, and above 64 MiB a sample or 512 MiB in all.
     """
     maker = TraceMaker(tokenizer=tokenizer, thinking=None if tags == THINK else Thinking(tags=tags), strict=True)
-    maker.add_all((where, row) for where, row in inspect_samples(Path(path)) if not failed_early(row))
+    maker.add_all((where, row) for where, row in inspect_samples(Path(path)) if not _failed_early(row))
     if not maker.n_rows:
         raise InputError(f"{path} has no sample with an output")
     return list(maker.imported(str(path)).traces)
+
+
+def _failed_early(row: Any) -> bool:
+    """Whether a sample of an Inspect log ended before the model wrote anything."""
+    output = row.get("output") if isinstance(row, Mapping) else None
+    return (isinstance(output, Mapping) and output.get("choices") in (None, [])) or (
+        isinstance(row, Mapping) and not output
+    )
 
 
 def _anchor_trace(folder: Path, root: Path, tokenizer: Tokenizer | None) -> Trace:

@@ -64,12 +64,6 @@ def all_heads(layout: "Layout") -> list[Head]:
     return [Head(layer=i, index=j) for i in layout.layers_with("z") for j in range(layout.of_block[i].n_heads)]
 
 
-def of_same_layers(heads: Sequence[Head], others: Sequence[Head]) -> bool:
-    """Whether two sets have as many heads of each layer."""
-    counts = (Counter(head.layer for head in one) for one in (set(heads), set(others)))
-    return next(counts) == next(counts)
-
-
 def _pools(chosen: set[Head], free: Sequence[Head]) -> list[Pool[Head]]:
     """One pool per layer that has enough other heads, and one of all other layers for the rest."""
     of_layer = {layer: [head for head in free if head.layer == layer] for layer in {head.layer for head in free}}

@@ -24,9 +24,14 @@ from reasonscope.probes.backends.base import (
     positions,
 )
 from reasonscope.probes.backends.compiled import eagerly, eagerly_if_compiled
-from reasonscope.probes.backends.inference import make_ordinary, ordinary, outside_inference, pass_mode
+from reasonscope.probes.backends.inference import make_ordinary, ordinary, outside_inference
 from reasonscope.probes.backends.site_hooks import SiteHook, activations, checked_edit
 from reasonscope.probes.backends.threads import threads_for_pass
+
+
+def _pass_mode() -> AbstractContextManager[object]:
+    """The mode of a native pass: gradients inside `gradients()`, inference elsewhere."""
+    return torch.enable_grad() if differentiable() else torch.inference_mode()
 
 
 class HooksBackend:
@@ -79,7 +84,7 @@ class HooksBackend:
             seen.clear()
             now.append(where)
             try:
-                with pass_mode(), threads_for_pass(ids, self._d_model):
+                with _pass_mode(), threads_for_pass(ids, self._d_model):
                     output = call_model(
                         self._hf,
                         ids,

@@ -5,21 +5,13 @@ the model sees one: what a pass returns, and what an edit or a hook is given, ar
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]  # documented, but not exported
 
-from reasonscope.probes.backends.base import differentiable
-
 _SHARED = ("cpu", "cuda")  # devices on which a tensor can be handed over without a copy
-
-
-def pass_mode() -> AbstractContextManager[object]:
-    """The mode of a native pass: gradients inside `gradients()`, inference elsewhere."""
-    return torch.enable_grad() if differentiable() else torch.inference_mode()
 
 
 def ordinary(tensor: Tensor) -> Tensor:

@@ -52,17 +52,6 @@ def _leave(activation: Tensor) -> Tensor:
     return activation
 
 
-def keep_activation(touch: SiteHook, site: Site, seen: dict[Site, Tensor], reduce: Reduce | None = None) -> SiteHook:
-    """`touch`, which also puts the activation after it into `seen`, reduced if `reduce` is given."""
-
-    def record(activation: Tensor) -> Tensor:
-        after = touch(activation)
-        seen[site] = after if reduce is None else reduce(after)
-        return after
-
-    return record
-
-
 def activations(
     read: Sequence[Site], seen: Mapping[Site, Tensor], n_keys: int, reduce: Reduce | None = None
 ) -> dict[Site, Tensor]:

@@ -17,7 +17,7 @@ from reasonscope.data.errors import ArchitectureError, MissingExtraError, SiteEr
 from reasonscope.probes.architecture.layout import Layout, rerouted
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Forward, PassByPass, Reduce, full_mask, grad_mode, positions
-from reasonscope.probes.backends.site_hooks import SiteHook, activations, keep_activation, site_hooks_for
+from reasonscope.probes.backends.site_hooks import SiteHook, activations, site_hooks_for
 from reasonscope.probes.backends.threads import threads_for_pass
 from reasonscope.probes.backends.twin import twin
 
@@ -33,6 +33,17 @@ _HOOKS = {
 
 # The name of a hook point, and the function that the bridge calls there with (activation, hook=point).
 _Hook = tuple[str, Callable[..., Tensor | None]]
+
+
+def _keep_activation(touch: SiteHook, site: Site, seen: dict[Site, Tensor], reduce: Reduce | None = None) -> SiteHook:
+    """`touch`, which also puts the activation after it into `seen`, reduced if `reduce` is given."""
+
+    def record(activation: Tensor) -> Tensor:
+        after = touch(activation)
+        seen[site] = after if reduce is None else reduce(after)
+        return after
+
+    return record
 
 
 class TransformerLensBackend(PassByPass):
@@ -65,7 +76,7 @@ class TransformerLensBackend(PassByPass):
         hooks = [
             hook
             for site, touch in site_hooks_for(read, write, where).items()
-            for hook in self._hooks(site, keep_activation(touch, site, seen, reduce), ids.shape)
+            for hook in self._hooks(site, _keep_activation(touch, site, seen, reduce), ids.shape)
         ]
         with grad_mode(), threads_for_pass(ids, self._d_model), self._bridge.hooks(fwd_hooks=hooks):
             logits, cache = self._bridge(

@@ -17,7 +17,7 @@ from reasonscope.probes.backends.attached import is_attached
 from reasonscope.probes.backends.base import Edit
 from reasonscope.probes.backends.hooks import eager_attention, hook_site
 from reasonscope.probes.backends.site_hooks import SiteHook
-from reasonscope.probes.generation.padding import check_vocabulary, left_padded, right_padded
+from reasonscope.probes.generation.padding import check_vocabulary, left_padded
 from reasonscope.probes.models.model import Model
 
 
@@ -162,7 +162,7 @@ def replay(
         ids, mask = left_padded(fed, model.device)
         starts = [ids.shape[1] - n for n in lengths]
     else:
-        ids, mask, starts = right_padded(fed, model.device), None, [0] * len(fed)
+        ids, mask, starts = _right_padded(fed, model.device), None, [0] * len(fed)
     reduce = None if spans is None else _span_means(fed, sites, spans, starts)
     seen = model.backend.forward(
         ids, mask=mask, last_logits_only=True, read=sites, write=write, reduce=reduce
@@ -175,6 +175,15 @@ def replay(
         {site: seen[site][row][:, at, at] if site.point == "attn_probs" else seen[site][row, at] for site in sites}
         for row, at in enumerate(own)
     ]
+
+
+def _right_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """`sequences` as one batch (batch, token) with 0 after the shorter ones. No real token attends to what comes after it, so a pass over
+    whole sequences needs no mask, and kernels are faster without."""
+    ids = np.zeros((len(sequences), max(map(len, sequences))), dtype=np.int64)
+    for row, sequence in zip(ids, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return torch.from_numpy(ids).to(device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,15 +33,6 @@ def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tup
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
 
-def right_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """`sequences` as one batch (batch, token) with 0 after the shorter ones. No real token attends to what comes after it, so a pass over
-    whole sequences needs no mask, and kernels are faster without."""
-    ids = np.zeros((len(sequences), max(map(len, sequences))), dtype=np.int64)
-    for row, sequence in zip(ids, sequences, strict=True):
-        row[: len(sequence)] = sequence
-    return torch.from_numpy(ids).to(device)
-
-
 def check_sequence(model: Model, ids: Sequence[int]) -> None:
     """Raise InputError or ContextError if `model` cannot read `ids` in one pass."""
     if not len(ids):

@@ -16,7 +16,6 @@ from reasonscope.data.summary import Summary, in_hundredths
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.baselines import (
-    BASELINES,
     TEXT_BASELINES,
     Features,
     Points,
@@ -298,14 +297,6 @@ def length_data(store: TraceStore, traces: Sequence[Trace]) -> _LengthData:
         n_truncated=sum(trace.state == "truncated" for trace in traces),
         between_share=_between_share(rollouts),
     )
-
-
-def text_predictions(traces: Sequence[Trace], *, folds: int = 5, seed: int = 0) -> dict[str, Values]:
-    """Held-out predictions of thinking tokens, (trace,), by each baseline that knows only the text: no model is needed."""
-    points = Points.last_prompt_tokens(traces)
-    features = {name: BASELINES[name](points) for name in TEXT_BASELINES}
-    tokens = np.array([trace.n_thinking_tokens for trace in traces], dtype=np.float64)
-    return token_predictions(features, tokens, trace_groups(traces), folds=folds, seed=seed)
 
 
 def token_predictions(

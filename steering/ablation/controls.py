@@ -12,7 +12,7 @@ from torch import Tensor
 from reasonscope.data.errors import InputError
 from reasonscope.data.random_sets import Pool, distinct_sets
 from reasonscope.data.trace import Trace
-from reasonscope.probes.architecture.heads import all_heads, of_same_layers, random_heads
+from reasonscope.probes.architecture.heads import Head, all_heads, random_heads
 from reasonscope.probes.architecture.sites import Point, Site
 from reasonscope.probes.models.determinism import at_least_float32
 from reasonscope.probes.models.model import Model
@@ -39,13 +39,19 @@ _CONTROL = {
 
 def control_words(ablation: Ablation, drawn: Sequence[Ablation], traces: Sequence[Trace]) -> str:
     """What the controls are, and whether they are weaker than they should be."""
-    if ablation.heads and not all(of_same_layers(ablation.heads, one.heads) for one in drawn):
+    if ablation.heads and not all(_of_same_layers(ablation.heads, one.heads) for one in drawn):
         return "as many random heads, of other layers too"
     said = _CONTROL[ablation.kind]
     scope, *others = (one.tokens or (one.edges.read if one.edges else None) for one in (ablation, *drawn))
     if scope and any(other and _share_tokens(scope, other, traces) for other in others):
         return f"{said}, removed ones among them if too few others are left"
     return said
+
+
+def _of_same_layers(heads: Sequence[Head], others: Sequence[Head]) -> bool:
+    """Whether two sets have as many heads of each layer."""
+    counts = (Counter(head.layer for head in one) for one in (set(heads), set(others)))
+    return next(counts) == next(counts)
 
 
 def _share_tokens(scope: Scope, other: Scope, traces: Sequence[Trace]) -> bool:

@@ -5,14 +5,9 @@ import pytest
 import torch
 
 from reasonscope.analysis.attention.blocks import AttentionBlock
+from reasonscope.analysis.attention.receiver_heads import _receiver_score
 from reasonscope.analysis.attention.sentence_attention import SentenceMeans, sentence_attention, uniform_attention
-from reasonscope.analysis.attention.vertical import (
-    kurtosis,
-    receiver_score,
-    split_half_reliability,
-    top_heads,
-    vertical_scores,
-)
+from reasonscope.analysis.attention.vertical import kurtosis, split_half_reliability, top_heads, vertical_scores
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span
 from reasonscope.probes.architecture.heads import Head
@@ -50,7 +45,7 @@ def test_golden_sentence_attention(golden, blocks):
             np.testing.assert_allclose(peaked, numbers(expected["kurtosis" + name]), atol=1e-9)
             heads = top_heads(peaked, inputs["top"])
             assert [[head.layer, head.index] for head in heads] == expected["top_heads" + name]
-            score = receiver_score(vertical, heads)
+            score = _receiver_score(vertical, heads)
             np.testing.assert_allclose(score, numbers(expected["receiver_score" + name]), atol=1e-9)
 
 
@@ -127,7 +122,7 @@ def test_a_sentence_without_tokens_is_not_a_number_and_no_sentence_is_an_error(b
     with pytest.raises(InputError, match="proximity"):
         vertical_scores(found, proximity=0)
     with pytest.raises(InputError, match="receiver head"):
-        receiver_score(np.ones((1, 1, 3)), [])
+        _receiver_score(np.ones((1, 1, 3)), [])
 
 
 def test_blocks_of_a_window_carry_the_place_of_their_keys():

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from reasonscope.analysis.exits.evaluation import calibrate, exit_report, thoughts
-from reasonscope.analysis.exits.outcomes import Outcomes, outcomes, thresholds
-from reasonscope.analysis.exits.probe import false_alarm_threshold, fit_exit_probe, scored
-from reasonscope.analysis.exits.run import ExitStudy, _live_outcomes, early_exits
+from reasonscope.analysis.exits.evaluation import _outcomes, calibrate, exit_report, thoughts
+from reasonscope.analysis.exits.outcomes import Outcomes, thresholds
+from reasonscope.analysis.exits.probe import false_alarm_threshold, fit_exit_probe
+from reasonscope.analysis.exits.run import ExitStudy, _live_outcomes, _scored, early_exits
 from reasonscope.analysis.exits.signals import ExitSignals, exit_signals
 from reasonscope.analysis.exits.summary import exit_summary
 from reasonscope.analysis.figures import exit_frontier
@@ -67,17 +67,17 @@ def signals(i=0, *, known=2, n=5, step=10, finished=True, **more):
 def test_each_rule_stops_where_its_signal_says_so():
     one = [signals(known=1)]
     at = {"probe": (0.5, 20), "closing margin": (-1.0, 20), "stated answers": (1.0, 20), "fixed budget": (25.0, 30)}
-    assert outcomes(BY_NAME["random stops"], one, 0.5).tokens.tolist() == [30]
+    assert _outcomes(BY_NAME["random stops"], one, 0.5).tokens.tolist() == [30]
     for name, (threshold, tokens) in at.items():
-        found = outcomes(BY_NAME[name], one, threshold)
+        found = _outcomes(BY_NAME[name], one, threshold)
         assert found.tokens.tolist() == [tokens] and found.right.tolist() == [1.0], name
-    doubt = outcomes(BY_NAME["confidence before a doubt"], one, 0.9)
+    doubt = _outcomes(BY_NAME["confidence before a doubt"], one, 0.9)
     assert doubt.tokens.tolist() == [30 + 2 * 3]  # only at cuts 0 and 2 a doubt follows, and both tries are paid
-    stable = outcomes(BY_NAME["stable answers"], one, 2.0)
+    stable = _outcomes(BY_NAME["stable answers"], one, 2.0)
     assert stable.tokens.tolist() == [30 + 3 * 3]  # the same answer twice, at cuts 1 and 2
-    never = outcomes(BY_NAME["probe"], one, float("inf"))
+    never = _outcomes(BY_NAME["probe"], one, float("inf"))
     assert never.tokens.tolist() == [60] and never.right.tolist() == [1.0]
-    tried = outcomes(BY_NAME["stable answers"], one, float("inf"))
+    tried = _outcomes(BY_NAME["stable answers"], one, float("inf"))
     assert tried.tokens.tolist() == [60 + 5 * 3]
 
 
@@ -89,7 +89,7 @@ def test_a_rule_never_stops_at_an_undefined_number():
     report = exit_report(silent[:2], silent[2:], n_resamples=50)
     assert "probe" not in {point.rule for point in report.points}
     without = signals(answers=(None, None, "7", None, "7"))
-    assert outcomes(BY_NAME["stable answers"], [without], 1.0).tokens.tolist() == [30 + 3 * 3]
+    assert _outcomes(BY_NAME["stable answers"], [without], 1.0).tokens.tolist() == [30 + 3 * 3]
 
 
 def test_the_threshold_is_the_cheapest_that_keeps_the_accuracy():
@@ -319,7 +319,7 @@ def test_a_recipe_stops_a_model_at_the_token_at_which_the_rule_stops_the_finishe
     signals, probe = [exit_signals(reader, places, trace) for trace in doubting], None
     if rule == PROBE:
         fitted = fit_exit_probe(doubting, signals, [Site("resid_post", 4)], folds=3)
-        probe, signals = fitted.probe, scored(fitted.probe, doubting, signals)
+        probe, signals = fitted.probe, _scored(fitted.probe, doubting, signals)
     values = np.concatenate([named.statistic(one) for one in signals])
     threshold = COUNTS.get(rule, float(np.nanquantile(values, 0.8, method="nearest")))
     recipe = Recipe(name="stop", controls=(exit_part(rule, threshold, probe=probe, kind=kind, seed=3),))

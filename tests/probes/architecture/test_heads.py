@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 
 from reasonscope.data.errors import InputError
-from reasonscope.probes.architecture.heads import Head, of_same_layers, random_heads
+from reasonscope.probes.architecture.heads import Head, random_heads
+from reasonscope.steering.ablation.controls import _of_same_layers
 
 
 def heads(*names):
@@ -38,14 +39,14 @@ def test_sets_are_different_and_never_hold_a_chosen_head(n_heads):
     sets = random_heads(chosen, grid(3, n_heads), n_controls=20, seed=5)
     assert len({frozenset(one) for one in sets}) == len(sets) == min(20, {4: 3}.get(n_heads, 20))
     assert not {head for one in sets for head in one} & set(chosen)
-    assert all(of_same_layers(chosen, one) for one in sets)
+    assert all(_of_same_layers(chosen, one) for one in sets)
     assert random_heads(chosen, grid(3, n_heads)) == random_heads(chosen, grid(3, n_heads), n_controls=20, seed=0)
 
 
 def test_a_layer_without_enough_other_heads_takes_from_others():
     chosen = heads("0.0", "0.1", "0.2", "1.0")
     sets = random_heads(chosen, grid(3, 4))
-    assert len(sets) == 20 and not any(of_same_layers(chosen, one) for one in sets)
+    assert len(sets) == 20 and not any(_of_same_layers(chosen, one) for one in sets)
     assert all(Counter(head.layer for head in one)[1] == 1 for one in sets)  # layer 1 has enough
     (all_others,) = random_heads(heads("0.0", "0.1", "0.2", "1.0"), grid(2, 4))
     assert set(all_others) == set(heads("0.3", "1.1", "1.2", "1.3"))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reasonscope import probes
+from reasonscope.analysis.organism import _text_predictions
 from reasonscope.data.errors import InputError
 from reasonscope.data.organism.corpus import tokenizer_texts
 from reasonscope.data.organism.tokenizer import chat, train_tokenizer
@@ -14,7 +15,7 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.properties.length_probe import length_data, text_predictions
+from reasonscope.probes.properties.length_probe import length_data
 from reasonscope.probes.properties.remaining_probe import _thinking_points
 
 
@@ -60,7 +61,7 @@ def test_it_finds_the_layer_that_knows(tmp_path, traces):
     assert found.baselines.keys() == {"prompt_length", "bag_of_words", "first_layer"}
     assert all(abs(score.value) < 0.5 for score in found.baselines.values())
     assert (probe.n_groups, probe.n_truncated) == (60, 0)
-    text = text_predictions(traces)
+    text = _text_predictions(traces)
     assert text.keys() == {"prompt_length", "bag_of_words"}
     assert {name: spearman(probe.true, values) for name, values in text.items()} == pytest.approx(
         {name: found.baselines[name].value for name in text}
