@@ -295,7 +295,7 @@ def _sweep(
     n_controls: Annotated[
         int,
         typer.Option(
-            min=5, help="Random controls at each strength: vectors that move states as far, or random tokens."
+            help="Random controls at each strength, at least 5: vectors that move states as far, or random tokens."
         ),
     ] = 5,
     covariance: Annotated[
@@ -303,6 +303,9 @@ def _sweep(
     ] = False,
     n: Annotated[int | None, typer.Option(min=2, help="Held-out problems to judge on; by default all.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Completions per problem.")] = 1,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest completion, in tokens; by default that of the run.")
+    ] = None,
     sites: SitesOption = None,
     verdict: Verdict = None,
     fast: Fast = None,
@@ -324,6 +327,7 @@ def _sweep(
     from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
     from reasonscope.probes.architecture.sites import expand_sites
+    from reasonscope.steering.experiments.dose_responses import check_controls
     from reasonscope.steering.experiments.experiment import SteeringExperiment
     from reasonscope.steering.experiments.held_out import (
         Asked,
@@ -339,6 +343,7 @@ def _sweep(
 
     asked = [Asked.parse(text) for text in methods]
     check_titles(asked)
+    check_controls(n_controls)
     given, where = numbers_from(strengths) if strengths else None, run_folder(run)
     store = TraceStore.open(where.store)
     split = split_run(store, share=held_out, n=n, seed=seed)
@@ -346,9 +351,10 @@ def _sweep(
     expanded = expand_sites(sites, loaded.n_layers) if sites else None
     given_pairs = load_pairs(pairs) if pairs else None
     source = source_of_run(loaded, store, split, sites=expanded, verdict=verdict, fast=fast, pairs=given_pairs)
-    experiment = SteeringExperiment(
-        loaded, split.held_out, sampling_of_run(store, seed), samples=samples, batch_size=batch_size
-    )
+    sampling = sampling_of_run(store, seed)
+    if max_new_tokens is not None:
+        sampling = replace(sampling, max_new_tokens=max_new_tokens)
+    experiment = SteeringExperiment(loaded, split.held_out, sampling, samples=samples, batch_size=batch_size)
     responses = [
         respond(
             experiment,
@@ -361,8 +367,9 @@ def _sweep(
         for one in tracked(asked, "steering", "methods", name=attrgetter("name"))
     ]
     numbers = {response.name: response.to_dict() for response in responses}
-    paired = f" --pairs {quote(str(pairs))}" if pairs else ""
-    command = f"reasonscope steer sweep {' '.join(methods)} --run {run}{paired} --n-controls {n_controls} --seed {seed}"
+    named = {"strengths": strengths, "n": n, "sites": sites, "pairs": pairs, "max-new-tokens": max_new_tokens}
+    more = "".join(f" --{name} {quote(str(value))}" for name, value in named.items() if value is not None)
+    command = f"reasonscope steer sweep {' '.join(methods)} --run {run}{more} --n-controls {n_controls} --seed {seed}"
     drawn = sweep_figures(responses)
     save_numbers(where, "sweep", numbers, command=command, seed=seed, figures=drawn)
     files = [f"numbers: {where.numbers / 'sweep.json'}; figures: {where.figures} ({', '.join(drawn)})"]

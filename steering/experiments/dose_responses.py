@@ -147,6 +147,15 @@ class DoseResponse:
         return response_summary(self.name, self.base, rows, control=self.control_name, held_out=self.held_out)
 
 
+def check_controls(n_controls: int) -> None:
+    """Raise InputError for too few random controls."""
+    if n_controls < 5:
+        raise InputError(
+            f"{n_controls} random controls are too few to say what chance does, and an effect is called one only beyond them: "
+            "take at least 5, and fewer problems or strengths if that takes too long"
+        )
+
+
 def dose_response(
     experiment: SteeringExperiment,
     uses: Sequence[VectorUse],
@@ -188,8 +197,7 @@ def dose_response(
         raise InputError(
             f"strengths {list(strengths)}: give finite numbers other than 0, which is always run as the base"
         )
-    if n_controls < 5:
-        raise InputError(f"n_controls={n_controls}; at least 5 random vectors are needed to say what chance does")
+    check_controls(n_controls)
     check_uses(uses, experiment.model)
     held_out = [_check_held_out(use.vector, experiment.problems) for use in uses]
     name = name or uses[0].vector.method

@@ -12,9 +12,14 @@ from reasonscope.data.text.steps_and_sentences import seal_steps, steps
 from reasonscope.data.trace import Step, StepKind, Trace
 from reasonscope.data.variants import Variant, is_published
 from reasonscope.probes.architecture.sites import Site
+from reasonscope.steering.methods.asc import PAIRS
 from reasonscope.steering.vectors.contrast import projection
 from reasonscope.steering.vectors.vector import SteeringVector
 
+_WAYS_OUT = (
+    "Record more or longer traces, or take another method: length-probe learns from this run, asc and speed from pairs "
+    f"({PAIRS})"
+)
 AWAY_FROM: tuple[StepKind, ...] = ("reflection", "transition")
 
 
@@ -32,7 +37,8 @@ def _seal_direction(
     left = np.array([kind in away_from for kind in kinds], dtype=bool)
     if not kept.any() or not left.any():
         raise InputError(
-            f"{kept.sum()} execution steps and {left.sum()} of {' or '.join(away_from)}: both classes are needed; record more traces"
+            f"{kept.sum()} execution steps and {left.sum()} of {' or '.join(away_from)}: both classes are needed. "
+            f"Steps are told apart by words such as “wait”, “let me check” and “another way”. {_WAYS_OUT}"
         )
     wide = states.astype(np.float64)
     return np.asarray(wide[kept].mean(axis=0) - wide[left].mean(axis=0))
@@ -72,7 +78,7 @@ def extract_seal(
                 kinds.append(step.kind)
     if not states:
         raise InputError(
-            "none of the traces has steps, since their thinking has no blank line; SEAL needs steps to compare"
+            f"none of the traces has steps: a step begins after a blank line, and their thinking has none. {_WAYS_OUT}"
         )
     direction = _seal_direction(np.stack(states), kinds, away_from=away_from)
     executing = np.stack(states)[[kind == "execution" for kind in kinds]]

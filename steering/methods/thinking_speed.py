@@ -15,7 +15,7 @@ from reasonscope.probes.evaluation.grouped_folds import check_finite
 from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.methods.asc import mode_pairs
+from reasonscope.steering.methods.asc import PAIRS, mode_pairs
 from reasonscope.steering.vectors.contrast import Read, States, paired_states, projection, replayed_states
 from reasonscope.steering.vectors.vector import SteeringVector
 
@@ -110,7 +110,7 @@ def _speed_pairs(pairs: Iterable[tuple[Trace, Trace]], *, n_steps: int = 2) -> l
     if not cut:
         raise InputError(
             f"of {len(given)} pairs {len(both)} are right on both sides, and none of these has {n_steps} steps to cut; "
-            "give more problems, or another first word"
+            f"record more or easier problems, take another first word (--fast), or pairs that are not graded: {PAIRS}"
         )
     return cut
 

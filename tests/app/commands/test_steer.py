@@ -101,6 +101,10 @@ def test_sweep_shows_every_strength_beside_its_controls(run):
         "steered"
     ]["measures"].keys()
     assert (run / "figures" / "steering_front.html").exists()
+    short = numbers("steer", "sweep", "seal", *args, "--max-new-tokens", 50)["seal"]
+    assert short["base"]["measures"]["tokens"]["value"] <= 50 < found["base"]["measures"]["tokens"]["value"]
+    with pytest.raises(InputError, match=r"4 random controls are too few .* at least 5, and fewer problems"):
+        numbers("steer", "sweep", "seal", *args, "--n-controls", 4)
 
 
 def test_a_recipe_gives_the_same_tokens_in_the_sweep_in_apply_and_in_the_playground(run, tmp_path):
