@@ -22,7 +22,7 @@ ALLOWED = {
     "transformers": ("probes/", "steering/", "analysis/", "app/", TRAINING),
     "transformer_lens": ("probes/backends/transformer_lens.py",),
     "ray": ("probes/generation/cluster.py",),
-    "openai": ("probes/generation/server.py",),
+    "openai": ("probes/server/",),
     "nnsight": ("probes/backends/nnsight.py",),
     "plotly": ("analysis/figures/",),
     "streamlit": ("app/",),

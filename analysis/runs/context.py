@@ -22,9 +22,9 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.branches import PrefixWriter, SequenceWriter, Writer
-from reasonscope.probes.generation.server import server_writer
 from reasonscope.probes.models.model import Model, load_model
 from reasonscope.probes.models.prompting import as_recorded
+from reasonscope.probes.server.completions import server_writer
 from reasonscope.probes.vllm.identity import check_vectors
 from reasonscope.probes.vllm.writer import vllm_writer
 from reasonscope.steering.engine.in_engine import in_engine

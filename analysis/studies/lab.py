@@ -17,9 +17,9 @@ from reasonscope.data.storage.run_folder import RunFolder
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.architecture.sites import Site, expand_sites
-from reasonscope.probes.generation.server import ServerWriter, server_writer
 from reasonscope.probes.models.model import Model, load_model
 from reasonscope.probes.models.prompting import Prompting, as_recorded, load_prompting
+from reasonscope.probes.server.completions import ServerWriter, server_writer
 
 if TYPE_CHECKING:
     from reasonscope.analysis.studies.plan import StudyPlan

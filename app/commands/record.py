@@ -15,8 +15,8 @@ from reasonscope.data.errors import InputError
 if TYPE_CHECKING:
     from reasonscope.data.storage.store import TraceStore
     from reasonscope.data.trace import Sampling
-    from reasonscope.probes.generation.server import ServerWriter
     from reasonscope.probes.models.prompting import Prompting
+    from reasonscope.probes.server.completions import ServerWriter
     from reasonscope.steering.decoding.monitor import ProbeMonitor
     from reasonscope.steering.recipes.recipe import Recipe
 
@@ -156,7 +156,7 @@ class _ServerOptions:
 
     def writer(self, model: "Prompting", recipe: "Recipe | None", *, engine: bool) -> "ServerWriter | None":
         """What writes on the server: any server, or vLLM as an engine, which a recipe may steer; None if the model here writes."""
-        from reasonscope.probes.generation.server import server_writer
+        from reasonscope.probes.server.completions import server_writer
         from reasonscope.probes.vllm.writer import vllm_writer
         from reasonscope.steering.engine.in_engine import in_engine
 

@@ -1,1 +1,1 @@
-"""Making traces: decoding, rollouts, capture and recording, in one process, by a server or by a cluster."""
+"""Making traces: decoding, rollouts, capture and recording, in one process or by a cluster."""

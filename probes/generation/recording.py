@@ -25,11 +25,11 @@ from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.decoding import BatchProgress, Completion, DecodingStep, generate
 from reasonscope.probes.generation.monitored import MONITOR_KEY, Monitor, read_after
 from reasonscope.probes.generation.rollout import as_trace, both, check_fits, trace_seed
-from reasonscope.probes.generation.server import ServerWriter
 from reasonscope.probes.generation.steered import KEY, Decisions, Steered, Steers, check_steering
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.models.prompting import Prompting
 from reasonscope.probes.models.unembedding import Unembedding, token_scores
+from reasonscope.probes.server.completions import ServerWriter
 from reasonscope.probes.vllm.identity import Watch
 from reasonscope.probes.vllm.verified import verified
 from reasonscope.probes.vllm.writer import VllmWriter

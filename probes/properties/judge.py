@@ -17,7 +17,7 @@ from reasonscope.data.intervals import Estimate, resample_groups
 from reasonscope.data.summary import in_hundredths
 from reasonscope.data.text.behaviour import Behaviour, behaviour, plain_answer
 from reasonscope.data.trace import Trace
-from reasonscope.probes.generation.server import chat_replies
+from reasonscope.probes.server.chat import chat_replies
 
 _MOST_CHARACTERS = 4000  # of an answer that a judge reads
 _QUESTION = """You label what an answer does with a request. You do not carry the request out.

@@ -9,7 +9,7 @@ import torch
 from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.generation.server import metrics
+from reasonscope.probes.server.connection import metrics
 from reasonscope.probes.vllm.writer import VllmWriter
 
 # Plain text, because what follows random ids may not be a whole character, and how much of its last state is compared. Weights that

@@ -18,8 +18,8 @@ from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.trace import FinishReason, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.decoding import Completion
-from reasonscope.probes.generation.server import ServerWriter, completion, server_writer
 from reasonscope.probes.models.prompting import Prompting
+from reasonscope.probes.server.completions import ServerWriter, completion, server_writer
 from reasonscope.probes.vllm.address import check_address
 from reasonscope.probes.vllm.steering import InEngine
 from reasonscope.probes.vllm.wire import check_shape, decode, inline

@@ -16,9 +16,9 @@ from reasonscope.data.text.parse import THINK, build_trace
 from reasonscope.data.text.think_tags import regions_from
 from reasonscope.data.trace import Message, Problem, Sampling, Trace
 from reasonscope.probes.generation.rollout import as_trace, rollouts, trace_seed
-from reasonscope.probes.generation.server import ServerWriter
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.models.prompting import Prompting
+from reasonscope.probes.server.completions import ServerWriter
 from reasonscope.steering.methods.asc import CompletionPair
 
 CONCISE = "Be as brief as you can: only the calculations, no explanations."

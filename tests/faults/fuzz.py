@@ -57,10 +57,10 @@ from reasonscope.data.text.steps_and_sentences import classify_step, sentences
 from reasonscope.data.trace import Message, Problem, Trace
 from reasonscope.probes.architecture.sites import Site, expand_sites
 from reasonscope.probes.fitting.linear_probes import LinearProbe
-from reasonscope.probes.generation.server import ServerWriter
 from reasonscope.probes.models.loading import locate
 from reasonscope.probes.models.model import Model, load_model
 from reasonscope.probes.models.prompting import Prompting, load_prompting
+from reasonscope.probes.server.completions import ServerWriter
 from reasonscope.steering.ablation.plan import read_plan
 from reasonscope.steering.vectors.vector import SteeringVector
 

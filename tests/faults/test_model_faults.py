@@ -19,8 +19,8 @@ from reasonscope.probes.backends.hooks import HooksBackend
 from reasonscope.probes.generation.activations import capture, run_with_cache
 from reasonscope.probes.generation.branches import Branch
 from reasonscope.probes.generation.decoding import generate
-from reasonscope.probes.generation.server import ServerWriter
 from reasonscope.probes.models.model import load_model
+from reasonscope.probes.server.completions import ServerWriter
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import SteeringVector
 

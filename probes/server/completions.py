@@ -3,23 +3,19 @@
 import asyncio
 import hashlib
 import json
-import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from reasonscope.data.errors import InputError, MissingExtraError
+from reasonscope.data.errors import InputError
 from reasonscope.data.progress import Work, count_tokens, working
 from reasonscope.data.storage.response_cache import ResponseCache
 from reasonscope.data.storage.untrusted import parse_json
@@ -29,17 +25,14 @@ from reasonscope.probes.generation.branches import Branch
 from reasonscope.probes.generation.decoding import Completion
 from reasonscope.probes.models.prompting import Prompting
 from reasonscope.probes.models.tags import with_reasoning
+from reasonscope.probes.server.connection import Refused, metrics, open_client, run_to_end, server_key
 
 _FINISH: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
 # Names of vLLM: return ids, and leave special tokens in the text.
 _IDS = MappingProxyType({"return_token_ids": True, "skip_special_tokens": False})
 # Where a server with a reasoning parser puts the reasoning: vLLM and SGLang, and OpenRouter and vLLM of today.
 _REASONING = ("reasoning_content", "reasoning")
-_KEY = "REASONSCOPE_SERVER_KEY"
-# The largest reply in bytes: this much, and as much again for each token (its id, and a text made of escapes only).
-_REPLY, _REPLY_TOKEN = 2**20, 2**10
 _Ask = Callable[[str | list[int], int, Sampling, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
-_T = TypeVar("_T")
 # Whether a server gets the seeds of the traces: auto asks it what it is.
 Seeds: TypeAlias = Literal["auto", "send", "none"]
 
@@ -117,7 +110,7 @@ class ServerWriter:
 
         if todo:
             with working("asking the server", total=len(todo), unit="completions") as work:
-                _run(all_written(work))
+                run_to_end(all_written(work))
         return [completion(prompt, *found) for prompt, found in zip(asked, known, strict=True) if found is not None]
 
     async def _one(
@@ -128,16 +121,15 @@ class ServerWriter:
     @cached_property
     def takes_ids(self) -> bool:
         """Whether the server takes token ids. This is tried once, for a single token."""
-        from openai import BadRequestError, UnprocessableEntityError
 
         async def once() -> None:
             async with self._client(2) as ask:
                 await ask([0], 0, Sampling(temperature=0, max_new_tokens=1), {})
 
         try:
-            _run(once())
-        except _Refused as refusal:
-            if isinstance(refusal.__cause__, BadRequestError | UnprocessableEntityError):
+            run_to_end(once())
+        except Refused as refusal:
+            if getattr(refusal.__cause__, "status_code", None) in (400, 422):
                 return False
             raise
         return True
@@ -248,13 +240,9 @@ class ServerWriter:
     @asynccontextmanager
     async def _client(self, tokens: int) -> AsyncIterator[_Ask]:
         """A function from (prompt, seed, sampling) to the JSON object of the reply, for `tokens` tokens at most."""
-        if not self.url.startswith(("http://", "https://")):
-            raise InputError(f"invalid address {self.url!r}: it has to begin with http:// or https://")
-        try:
-            import openai
-        except ImportError as error:
-            raise MissingExtraError(f'a server needs openai ({error}): pip install "reasonscope[scale]"') from error
         address = f"{self.url.rstrip('/')}/v1"
+        client = open_client(address, self.key, tokens=tokens, retries=self.retries)
+        import openai  # after `open_client`, which says what to install
 
         async def ask(
             prompt: str | list[int], seed: int, sampling: Sampling, more: Mapping[str, Any]
@@ -284,7 +272,7 @@ class ServerWriter:
                 )
                 found = parse_json(raw.content, address)
             except openai.APIStatusError as error:
-                raise _Refused(f"{address} refused ({error.status_code}): {error.response.text[:200]}") from error
+                raise Refused(f"{address} refused ({error.status_code}): {error.response.text[:200]}") from error
             except (openai.OpenAIError, InputError) as error:
                 raise InputError(
                     f"cannot read {address}: {error}; is the server running, and is the address right?"
@@ -293,15 +281,7 @@ class ServerWriter:
                 raise InputError(f"{address} answered with a {type(found).__name__}; a JSON object is needed")
             return found
 
-        # The key of OpenAI in the environment must not go to other servers.
-        async with openai.AsyncOpenAI(
-            base_url=address,
-            api_key=self.key or "none",
-            max_retries=self.retries,
-            timeout=None,
-            default_headers={"Accept-Encoding": "identity"},
-            http_client=_bounded(openai, _REPLY + tokens * _REPLY_TOKEN),
-        ) as client:
+        async with client:
             yield ask
 
 
@@ -345,49 +325,6 @@ def _for_texts(sampling: Sampling, stop: int | None) -> dict[str, Any] | None:
     return {"generation_config": json.dumps(known)}
 
 
-def _bounded(openai: Any, largest: int) -> Any:
-    """An HTTP client that reads at most `largest` bytes of a reply, also of an error, and unpacks nothing."""
-
-    class Bounded(openai.DefaultAsyncHttpxClient):  # type: ignore[misc]  # only known if openai is installed
-        async def send(self, request: Any, **how: Any) -> Any:
-            reply = await super().send(request, **{**how, "stream": True})
-            try:
-                packed = reply.headers.get("Content-Encoding", "identity")
-                if packed.lower() != "identity":
-                    raise openai.OpenAIError(f"its reply is compressed ({packed[:20]}), which was not asked for")
-                content = bytearray()
-                async for piece in reply.aiter_raw():
-                    content += piece
-                    if len(content) > largest:
-                        raise openai.OpenAIError(
-                            f"its reply has more than {largest} bytes, which is too long for what was asked"
-                        )
-            finally:
-                await reply.aclose()
-            read = type(reply)(reply.status_code, headers=reply.headers, content=bytes(content), request=request)
-            read.encoding = "utf-8"  # the encoding of JSON; the server could name any codec of Python
-            return read
-
-    return Bounded()
-
-
-def metrics(url: str, key: str | None = None) -> str:
-    """What the server at `url` publishes about itself for Prometheus, up to a bound; empty if it does not."""
-    import httpx2
-
-    headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
-    lines = bytearray()
-    try:
-        with httpx2.stream("GET", f"{url.rstrip('/')}/metrics", headers=headers, timeout=10) as reply:
-            for piece in reply.iter_raw() if reply.status_code == 200 else ():
-                lines += piece
-                if len(lines) > _REPLY:
-                    break
-    except httpx2.HTTPError:
-        return ""
-    return lines.decode("utf-8", "replace")
-
-
 def _runs_vllm_on_cpus(url: str, key: str | None = None) -> bool:
     """Whether the server at `url` looks like vLLM's build for CPUs, by the metrics that it publishes; False if it publishes none.
 
@@ -424,91 +361,9 @@ def server_writer(
         workers=workers,
         timeout=timeout,
         keep=keep,
-        key=os.environ.get(_KEY),
+        key=server_key(),
         seeds=seeds,
     )
-
-
-def chat_replies(
-    url: str,
-    served_as: str,
-    questions: Sequence[str],
-    *,
-    keep: Path | None = None,
-    workers: int = 8,
-    timeout: float = 120.0,
-    max_tokens: int = 512,
-) -> list[str]:
-    """The greedy reply of a chat model on the server at `url` to each question.
-
-    Replies are kept in the folder `keep` by the hash of model and question, and not asked for again. Raises InputError if the server
-    cannot be reached, refuses, or answers with something else.
-    """
-    if not url.startswith(("http://", "https://")):
-        raise InputError(f"invalid address {url!r}: it has to begin with http:// or https://")
-    if find_spec("openai") is None:
-        raise MissingExtraError('a server needs openai: pip install "reasonscope[scale]"')
-    kept = ResponseCache(keep) if keep else None
-    keys = [hashlib.sha256(json.dumps([served_as, max_tokens, text]).encode()).hexdigest() for text in questions]
-    known: list[str | None] = [kept.get(key) if kept else None for key in keys]
-    todo = [i for i, found in enumerate(known) if found is None]
-
-    async def all_asked(work: Work) -> None:
-        import openai
-
-        room = asyncio.Semaphore(workers)
-        address = f"{url.rstrip('/').removesuffix('/v1')}/v1"
-
-        async def one(i: int) -> None:
-            async with room:
-                known[i] = found = await _reply(client, address, served_as, questions[i], max_tokens, timeout)
-            work.advance()
-            if kept:
-                kept.put(keys[i], found)
-
-        async with (
-            openai.AsyncOpenAI(
-                base_url=address,
-                api_key=os.environ.get(_KEY)
-                or "none",  # the key of OpenAI in the environment must not go to other servers
-                timeout=timeout,
-                default_headers={"Accept-Encoding": "identity"},
-                http_client=_bounded(openai, _REPLY + max_tokens * _REPLY_TOKEN),
-            ) as client,
-            asyncio.TaskGroup() as tasks,
-        ):
-            for i in todo:
-                tasks.create_task(one(i))
-
-    if todo:
-        with working("asking the judge", total=len(todo), unit="answers") as work:
-            _run(all_asked(work))
-    return [found for found in known if found is not None]
-
-
-async def _reply(client: Any, address: str, served_as: str, question: str, max_tokens: int, timeout: float) -> str:
-    import openai
-
-    try:
-        async with asyncio.timeout(timeout):
-            raw = await client.chat.completions.with_raw_response.create(
-                model=served_as,
-                messages=[{"role": "user", "content": question}],
-                temperature=0,
-                max_tokens=max_tokens,
-            )
-        found = parse_json(raw.content, address)
-    except openai.APIStatusError as error:
-        raise _Refused(f"{address} refused ({error.status_code}): {error.response.text[:200]}") from error
-    except (openai.OpenAIError, InputError, TimeoutError) as error:
-        raise InputError(
-            f"cannot read {address}: {error or 'no answer in time'}; is the server running, and is the address right?"
-        ) from error
-    try:
-        content = found["choices"][0]["message"]["content"]
-    except (LookupError, TypeError) as error:
-        raise InputError(f"{address} answered without a message; is it a chat completion server?") from error
-    return content if isinstance(content, str) else ""
 
 
 def completion(prompt: list[int], written: list[int], finish: FinishReason) -> Completion:
@@ -521,24 +376,6 @@ def completion(prompt: list[int], written: list[int], finish: FinishReason) -> C
     )
 
 
-def _run(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run `work` to its end, in a thread if an event loop is running already (in a notebook). Of several errors the first is raised."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        beside = False
-    else:
-        beside = True
-    try:
-        if not beside:
-            return asyncio.run(work)
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(copy_context().run, asyncio.run, work).result()
-    except ExceptionGroup as errors:
-        first = errors.exceptions[0]
-        raise first from first.__cause__
-
-
 def _is_choice(value: object) -> bool:
     return isinstance(value, dict) and (isinstance(value.get("text"), str) or bool(_reasoning(value)))
 
@@ -546,7 +383,3 @@ def _is_choice(value: object) -> bool:
 def _reasoning(choice: Mapping[str, Any]) -> str:
     """The reasoning that a server has parted from the text; empty if it did not."""
     return next((found for name in _REASONING if isinstance(found := choice.get(name), str) and found.strip()), "")
-
-
-class _Refused(InputError):
-    """The server answered with an error."""

@@ -27,10 +27,10 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.branches import Branch
 from reasonscope.probes.generation.recording import record
-from reasonscope.probes.generation.server import ServerWriter, server_writer
 from reasonscope.probes.models.loading import locate
 from reasonscope.probes.models.model import load_model
 from reasonscope.probes.models.prompting import Prompting, load_prompting
+from reasonscope.probes.server.completions import ServerWriter, server_writer
 
 pytest.importorskip("openai")
 SEQUENCE = [1, 5, 9, 13, 17, 21, 25, 29, 33, 37, 41, 45]

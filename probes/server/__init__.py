@@ -1,0 +1,1 @@
+"""Models on a server, asked by the protocol of OpenAI."""
