@@ -70,8 +70,10 @@ TARGETS = {
     "probes/fitting/baseline_fits.py": ["tests/probes/fitting/test_baseline_fits.py"],
     "probes/fitting/permuted_sweep.py": ["tests/probes/fitting/test_permuted_sweep.py"],
     "probes/evaluation/baselines.py": [
-        "tests/probes/evaluation/test_grouped_folds.py",
-        "tests/probes/properties/test_report.py",
+        "tests/probes/evaluation/test_baselines.py",
+        "tests/probes/evaluation/test_grouped_folds.py::test_baselines_that_need_no_activations_by_hand",
+        "tests/probes/evaluation/test_grouped_folds.py::test_points_and_sites_are_checked",
+        "tests/probes/properties/test_report.py::test_the_finding_is_one_sentence_with_its_verdict",
     ],
     "probes/evaluation/comparison.py": ["tests/probes/properties/test_report.py"],
     "probes/evaluation/permutation_null.py": ["tests/probes/evaluation/test_grouped_folds.py"],

@@ -32,7 +32,7 @@ from reasonscope.steering import (
     SteeringExperiment,
 )
 from reasonscope.steering.decoding.budget import BudgetGuidance, LengthPredictor, Trust, train_predictor
-from reasonscope.steering.experiments.conditions import method_conditions
+from reasonscope.steering.experiments.conditions import method_conditions, random_conditions
 from reasonscope.steering.experiments.held_out import Asked, respond
 from reasonscope.steering.methods.asc import extract_asc
 from reasonscope.steering.methods.registry import ExtractionData
@@ -199,9 +199,16 @@ def responded(
 def added(experiment: SteeringExperiment, source: ExtractionData, n_controls: int) -> Iterator[DecodingResponse]:
     """SEAL, ASC and speed without clamps, and what becomes of SEAL one block later, with random vectors for the first strength of each."""
     for name, (use, *strengths) in added_uses(source).items():
-        first, *more = [method_conditions(name, [use], strength)[0] for strength in strengths]
-        chance = method_conditions(name, [use], strengths[0], n_controls=n_controls)[1:]
-        yield responded(experiment, name, "strength", [first, *more], chance, "random vectors")
+        arms = experiment.arms([method_conditions(name, [use], strength)[0] for strength in strengths])
+        chance = random_conditions(name, [use], strengths[0], n_controls=n_controls, moves=arms[0].moves)
+        yield DecodingResponse(
+            name=name,
+            unit="strength",
+            base=experiment.base_arm,
+            arms=tuple(arms),
+            controls=tuple(experiment.arms(chance)),
+            control_name="random vectors that move a token as far",
+        )
 
 
 def added_uses(source: ExtractionData) -> dict[str, tuple[VectorUse, *tuple[float, ...]]]:

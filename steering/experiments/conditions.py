@@ -64,7 +64,7 @@ def method_conditions(
 ) -> list[Condition]:
     """A steering method at one multiplier, then `n_controls` random vectors in its place (`random 1, NAME` …).
 
-    Leave the controls of clamps and projections to `random_conditions`: how far these move states is known after their run.
+    Leave the controls of all but added vectors to `random_conditions`: how far other edits move states is known after their run.
     """
     steered = Condition(name=name, multiplier=multiplier, intervention=as_intervention(uses, multiplier))
     return [steered, *random_conditions(name, uses, multiplier, n_controls=n_controls)]

@@ -3,8 +3,9 @@
 Two things make a random direction an unfair control. Vectors at several blocks agree with one another (neighbouring cosines of .7 to .85),
 and independent draws do not, so that their effects cancel: here one random rotation turns all directions together. And a clamp moves a
 state only by what is missing, which depends on what the model made of the edits before it: a model that has taken the hint needs little
-more, and one that was pushed anywhere else needs much. So the control of such an edit adds, at each place, the mean distance by which the
-real edit moved states there in its run (`moves`). Before that run, it can only assume that blocks carry edits on unchanged.
+more, and one that was pushed anywhere else needs much. A share of a state's norm depends on the norm that earlier edits left. So the
+control of such an edit moves states, at each place, by the mean distance by which the real edit moved them there in its run (`moves`).
+Before that run, it can only assume that blocks carry edits on unchanged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,9 @@ from reasonscope.steering.vectors.operators import (
     ablate,
     add,
     orthogonal_add,
+    rotate,
+    scaled_add,
+    turn_by,
 )
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import covariance_matched, rotated_together
@@ -47,7 +51,7 @@ def random_uses(
         states: (row, d_model) by site: draw from their covariance instead of evenly. The same rows (tokens) at every site keep the
             directions of the sites in step.
         moves: For each use how far it moved a token, by site, in a run at the multiplier of the control: `moves` of its arm. Edits whose
-            size depends on the state (a clamp, `ablate`, `orthogonal_add`) then get a control that moves every token by that distance.
+            size depends on the state (all but `add`) then get a control that moves every token by that distance.
             Without it, the control moves states by what the edit would if blocks carried edits on unchanged; over several blocks of a
             real model that is too far.
 
@@ -119,7 +123,7 @@ def _chains(uses: Sequence[VectorUse]) -> dict[tuple[int, Site], tuple[int, bool
 
 
 def _depends_on_the_state(operator: Operator) -> bool:
-    return operator in (ablate, orthogonal_add) or isinstance(operator, Clamp)
+    return operator in (scaled_add, ablate, orthogonal_add, rotate) or isinstance(operator, Clamp)
 
 
 def _matched(
@@ -139,11 +143,12 @@ def _in_step(use: VectorUse, site: Site, chain: int, opens: bool) -> Operator:
 
 
 def _by(use: VectorUse, site: Site, distance: float) -> VectorUse:
-    """One site of a use, which adds `distance` along its direction at multiplier 1."""
+    """One site of a use, which moves states by `distance` along its direction at multiplier 1, or turns them as far."""
     direction = use.vector.directions[site]
     length = np.linalg.norm(direction.astype(np.float64))
     scaled = (direction * (distance / length)).astype(np.float32)
-    return replace(use, vector=replace(use.vector, directions={site: scaled}, norm="raw"), operator=add)
+    moving = turn_by if use.operator is rotate else add
+    return replace(use, vector=replace(use.vector, directions={site: scaled}, norm="raw"), operator=moving)
 
 
 def _at(use: VectorUse, site: Site, operator: Operator) -> VectorUse:
