@@ -12,10 +12,12 @@ this script.
 import argparse
 import ast
 import gc
+import hashlib
 import importlib.abc
 import importlib.util
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -63,10 +65,7 @@ TARGETS = {
     "data/trace.py": ["tests/data/test_trace.py", "tests/data/text/test_parse.py"],
     "probes/architecture/heads.py": ["tests/probes/architecture/test_heads.py"],
     "probes/fitting/linear_probes.py": ["tests/probes/fitting/test_linear_probes.py"],
-    "probes/fitting/newton.py": [
-        "tests/probes/fitting/test_baseline_fits.py",
-        "tests/probes/fitting/test_linear_probes.py",
-    ],
+    "probes/fitting/newton.py": ["tests/probes/fitting/test_newton.py"],
     "probes/fitting/baseline_fits.py": ["tests/probes/fitting/test_baseline_fits.py"],
     "probes/fitting/permuted_sweep.py": ["tests/probes/fitting/test_permuted_sweep.py"],
     "probes/evaluation/baselines.py": [
@@ -87,7 +86,10 @@ TARGETS = {
         "tests/steering/ablation/test_ablation.py",
         "tests/analysis/ablations/test_ablations_of_runs.py",
     ],
-    "steering/experiments/dose_responses.py": ["tests/steering/experiments/test_dose_responses.py"],
+    "steering/experiments/dose_responses.py": [
+        "tests/steering/experiments/test_summaries.py",
+        "tests/steering/experiments/test_dose_responses.py",
+    ],
     "steering/vectors/matched_controls.py": ["tests/steering/vectors/test_matched_controls.py"],
     "steering/vectors/intervention.py": [
         "tests/steering/vectors/test_intervention.py",
@@ -96,8 +98,8 @@ TARGETS = {
         "tests/steering/vectors/test_patching.py",
     ],
     "steering/methods/adaptive.py": [
-        "tests/steering/methods/test_controllers.py",
         "tests/steering/methods/test_thinking_speed.py",
+        "tests/steering/methods/test_controllers.py",
         "tests/steering/experiments/test_conditions.py",
     ],
     "steering/methods/expert_routing.py": ["tests/steering/methods/test_expert_routing.py"],
@@ -366,20 +368,26 @@ def tests_fail(file: str, tree: ast.Module | None, seconds: float) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Survivor:
-    """A mutant that no test noticed, what it changed, and why none can, where that is known."""
+    """A mutant that no test noticed: where, and what it changed."""
 
-    mutant: Mutant
+    file: str
+    line: int
     what: str
-    reason: str | None
+
+    @property
+    def reason(self) -> str | None:
+        """Why no test can notice it, if that is known."""
+        return REASONS.get(self.file, {}).get(self.what)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """Of one file: how many mutants there are and were tried, and which survived."""
+    """Of one file: how many mutants there are and were tried, which survived, and the name of the sample."""
 
     file: str
     there: int
     tried: int
+    sample: str
     survivors: tuple[Survivor, ...]
 
     @property
@@ -391,21 +399,42 @@ class Tally:
         return sum(survivor.reason is not None for survivor in self.survivors)
 
 
-def judge(file: str, sample: int, seed: int) -> Tally:
-    there = mutants(file)
-    chosen = there if sample >= len(there) else random.Random(f"{file} {seed}").sample(there, sample)
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """The mutants of a file that are tried, of `there` in all."""
+
+    chosen: tuple[Mutant, ...]
+    there: int
+
+    @classmethod
+    def of(cls, file: str, n: int, seed: int) -> "Sample":
+        there = mutants(file)
+        chosen = there if n >= len(there) else random.Random(f"{file} {seed}").sample(there, n)
+        return cls(chosen=tuple(sorted(chosen, key=lambda mutant: (mutant.line, mutant.index))), there=len(there))
+
+    @property
+    def name(self) -> str:
+        """The same for as long as the same changes would be tried."""
+        whole = "\n".join(sorted(changed(mutant).what for mutant in self.chosen))
+        return hashlib.sha256(whole.encode()).hexdigest()[:8]
+
+
+def judge(file: str, n: int, seed: int) -> Tally:
+    sample = Sample.of(file, n, seed)
     before = _children_computed()
     if tests_fail(file, None, 600):
         raise SystemExit(f"the tests of {file} fail without any mutant: {' '.join(TARGETS[file])}")
     limit = 3 * (_children_computed() - before) + 5
-    reasons, survivors = REASONS.get(file, {}), []
-    for mutant in sorted(chosen, key=lambda mutant: (mutant.line, mutant.index)):
+    survivors = []
+    for mutant in sample.chosen:
         change = changed(mutant)
         if not tests_fail(file, change.tree, limit):
-            survivors.append(Survivor(mutant=mutant, what=change.what, reason=reasons.get(change.what)))
+            survivors.append(Survivor(file=file, line=mutant.line, what=change.what))
             sys.stdout.write(f"  {file}:{mutant.line} {change.what}: {survivors[-1].reason or '?'}\n")
             sys.stdout.flush()
-    return Tally(file=file, there=len(there), tried=len(chosen), survivors=tuple(survivors))
+    return Tally(
+        file=file, there=sample.there, tried=len(sample.chosen), sample=sample.name, survivors=tuple(survivors)
+    )
 
 
 def _children_computed() -> float:
@@ -422,25 +451,46 @@ def outcome(tallies: Sequence[Tally]) -> str:
     )
 
 
-def markdown(tallies: Sequence[Tally], seed: int) -> str:
+def markdown(tallies: Sequence[Tally], n: int, seed: int) -> str:
+    """The page; it names the files whose sample would be another today, and those that were not tried."""
+    tried = {tally.file: tally for tally in tallies}
+    stale = [f"`{t.file}`" for t in tallies if t.file in TARGETS and Sample.of(t.file, n, seed).name != t.sample]
+    missing = [f"`{file}`" for file in TARGETS if file not in tried]
     lines = [
         "# Which mistakes the tests would notice", "",
         "A mutant is the code with one operator, comparison, constant, word, condition or returned value changed. It is killed where",
         "a test of its file fails or computes three times as long. Written by `make mutants`, from a random sample "
         f"(seed {seed}) of {sum(t.there for t in tallies)}:",
         f"{outcome(tallies)}.", "",
-        "| file | mutants | tried | killed | survived with a reason | survived |", "|---|---|---|---|---|---|",
+        f"Changed since, so that other mutants would be tried today: {', '.join(stale) or 'none'}.", "",
+        f"Not tried yet: {', '.join(missing) or 'none'}.", "",
+        "| file | mutants | tried | killed | survived with a reason | survived | sample |", "|---|---|---|---|---|---|---|",
         *(
-            f"| `{t.file}` | {t.there} | {t.tried} | {t.killed} | {t.explained} | {t.tried - t.killed - t.explained} |"
+            f"| `{t.file}` | {t.there} | {t.tried} | {t.killed} | {t.explained} | {t.tried - t.killed - t.explained} | {t.sample} |"
             for t in tallies
         ),
         "", "## Survivors", "",
+        *(f"- `{s.file}:{s.line}` `{s.what}`: {s.reason or 'no test notices'}" for t in tallies for s in t.survivors),
     ]  # fmt: skip
-    for tally in tallies:
-        lines += [
-            f"- `{tally.file}:{s.mutant.line}` `{s.what}`: {s.reason or 'no test notices'}" for s in tally.survivors
-        ]
     return "\n".join(lines) + "\n"
+
+
+def tallies_of(page: str) -> dict[str, Tally]:
+    """What a page says of each file, in its order."""
+    survivors: dict[str, list[Survivor]] = {}
+    for file, line, what in re.findall(r"^- `([^`]+):(\d+)` `(.*?)`: ", page, re.MULTILINE):
+        survivors.setdefault(file, []).append(Survivor(file=file, line=int(line), what=what))
+    rows = re.findall(r"^\| `([^`]+)` \| (\d+) \| (\d+) \|.*\| (\w*) \|$", page, re.MULTILINE)
+    return {
+        file: Tally(
+            file=file,
+            there=int(there),
+            tried=int(tried),
+            sample=sample,
+            survivors=tuple(survivors.get(file, ())),
+        )
+        for file, there, tried, sample in rows
+    }
 
 
 def _warm_up() -> None:
@@ -462,7 +512,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="Files whose path holds this.")
     parser.add_argument("--least", type=float, default=0.85, help="The share killed below which this fails.")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--out", type=Path, help="The page to write; with --only, the other files keep what it says of them."
+    )
     given = parser.parse_args()
     _warm_up()
     tallies = []
@@ -472,7 +524,10 @@ def main() -> int:
         sys.stdout.write(f"{file}: {tally.killed} of {tally.tried} killed\n")
         sys.stdout.flush()
     if given.out:
-        given.out.write_text(markdown(tallies, given.seed), encoding="utf-8")
+        kept = tallies_of(given.out.read_text(encoding="utf-8")) if given.only and given.out.exists() else {}
+        kept |= {tally.file: tally for tally in tallies}
+        page = markdown([kept[file] for file in TARGETS if file in kept], given.sample, given.seed)
+        given.out.write_text(page, encoding="utf-8")
     sys.stdout.write(f"{outcome(tallies)}\n")
     killed = sum(t.killed for t in tallies)
     return 0 if killed >= given.least * sum(t.tried for t in tallies) else 1

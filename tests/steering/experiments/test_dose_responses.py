@@ -109,6 +109,9 @@ def test_a_dose_response_has_its_controls(experiment, vector, heard):
     assert len(found.arms) == 2 * (1 + 1 + 5) + 1
     for dose in found.doses:
         assert dose.reversed.multiplier == -dose.strength
+        against = Condition(name="", intervention=Steering(vector, -dose.strength, Scope()))
+        (run,) = experiment.run_all([against])
+        assert experiment.arm(dose.reversed.name, -dose.strength, run).measures == dose.reversed.measures
         changes = [arm.differences["tokens"].value for arm in dose.random]
         assert dose.excess["tokens"].value == pytest.approx(dose.steered.differences["tokens"].value - np.mean(changes))
         assert len({arm.measures["kl"].value for arm in dose.random}) == 5

@@ -1,6 +1,10 @@
 """The findings of sweeps read as sentences, and every number has its control."""
 
+import json
 from dataclasses import replace
+
+import numpy as np
+import pytest
 
 from reasonscope.data.intervals import Estimate
 from reasonscope.probes.architecture.sites import Site
@@ -121,3 +125,36 @@ def test_decoding_methods_are_compared_with_their_own_controls():
 
 def test_titles_of_methods():
     assert [method_title(name) for name in ("seal-clamp", "asc", "speed")] == ["SEAL-clamp", "ASC", "speed"]
+
+
+@pytest.mark.parametrize("k", [5, 12])
+def test_a_random_direction_is_rarely_beyond_random(k):
+    """It leaves Student's interval for one more of k draws in 5 %, if its problems agree; and never if they do not."""
+    rng = np.random.default_rng(k)
+    beyond = {True: 0, False: 0}
+    for value, *random in rng.normal(size=(4000, 1 + k)):
+        for agree in beyond:
+            excess = estimate(value, abs(value) / 2 if agree else abs(value) + 1)
+            beyond[agree] += dose(1.0, value, 0.8, random, excess=excess).beyond_random
+    assert beyond[True] / 4000 == pytest.approx(0.05, abs=0.011) and beyond[False] == 0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "beyond"), [(0.0, 9.0, False), (-9.0, 0.0, False), (1.0, 9.0, True), (-9.0, -1.0, True)]
+)
+def test_an_excess_that_reaches_nothing_is_not_beyond_random(low, high, beyond):
+    far = dose(1.0, -0.27, 0.68, NOISE, excess=Estimate(value=0.0, low=low, high=high))
+    assert far.beyond_random is beyond
+
+
+def test_a_sweep_comes_back_from_its_file():
+    whole = response(dose(0.5, -0.01, 0.83, NOISE, excess=estimate(-3, 20)), STRONG)
+    known = json.loads(json.dumps(whole.to_dict()))
+    assert DoseResponse.from_dict("seal", known) == whole
+    assert known["n_problems"] == 40 and known["held_out"] is True and known["sites"] == ["resid_post.4"]
+    assert [one["beyond_random"] for one in known["doses"]] == [False, True]
+    assert known["doses"][1]["excess_over_random"] == {"tokens": {"value": -90, "low": -110, "high": -70}}
+    assert [arm.name for arm in whole.arms[:4]] == ["base", "seal", "seal reversed", "random 0"]
+    assert whole.controls == tuple(arm for one in whole.doses for arm in one.random)
+    assert list(whole.curves) == ["seal", "seal reversed"]
+    assert [arm.multiplier for arm in whole.curves["seal reversed"]] == [-0.5, -1.0]
