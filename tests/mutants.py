@@ -81,7 +81,7 @@ TARGETS = {
         "tests/steering/decoding/test_budget.py",
         "tests/steering/methods/test_controllers.py::test_a_budget_is_learned_from_a_run_and_guides",
     ],
-    "steering/ablation/controls.py": ["tests/steering/ablation/test_ablation.py"],
+    "steering/ablation/controls.py": ["tests/steering/ablation/test_controls.py"],
     "steering/ablation/effects.py": [
         "tests/steering/ablation/test_ablation.py",
         "tests/analysis/ablations/test_ablations_of_runs.py",
