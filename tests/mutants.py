@@ -108,7 +108,10 @@ TARGETS = {
         "tests/steering/vectors/test_matched_controls.py",
         "tests/steering/vectors/test_patching.py",
     ],
-    "steering/vectors/operators.py": ["tests/steering/vectors/test_operators.py"],
+    "steering/vectors/operators.py": [
+        "tests/steering/vectors/test_operators.py",
+        "tests/steering/vectors/test_matched_controls.py",
+    ],
     "analysis/tokens/nocco.py": ["tests/analysis/tokens/test_nocco.py"],
     "analysis/causal/attribution_patching.py": ["tests/analysis/causal/test_attribution_patching.py"],
     "analysis/statistics.py": ["tests/analysis/test_statistics.py"],

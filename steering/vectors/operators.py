@@ -126,7 +126,8 @@ class MatchedEdit:
         if self.like is rotate:
             return _turned(states, direction, _angle(states, size)) - states
         across = _orthogonal(direction, states) if self.like is orthogonal_add else direction.expand_as(states)
-        return size * torch.nn.functional.normalize(across, dim=-1)
+        step: Tensor = size * torch.nn.functional.normalize(across, dim=-1)
+        return step
 
     def __call__(self, states: Tensor, direction: Tensor, strength: float) -> Tensor:
         moved: Tensor = self.within({})(states, direction, strength)
