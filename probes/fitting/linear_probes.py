@@ -20,6 +20,7 @@ from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.storage.safetensors_file import SafetensorsFormat
 from reasonscope.data.storage.untrusted import wrap_errors
 from reasonscope.data.trace import Trace
+from reasonscope.probes.architecture.identity import differences
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.solvers import LinearPath, logistic_path, ridge_path
 
@@ -30,8 +31,6 @@ _KIND = SafetensorsFormat(
     fields={"site": str, "task": str, "method": str, "model": dict, "provenance": dict},
 )
 Task = Literal["regression", "binary"]
-# What makes two models the same: paths, names and library versions may differ.
-IDENTITY = ("weights", "tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class FittedProbe:
         """Raise SiteError for activations from another site, InputError for another model (its weights or tokenizer)."""
         if site != self.site:
             raise SiteError(f"activations of {site}; the probe reads {self.site}: record that site or fit a new probe")
-        if other := [part for part in IDENTITY if self.model.get(part) != model.get(part)]:
+        if other := differences(self.model, model, ("weights", "tokenizer")):
             raise InputError(
                 f"activations of {model.get('name')!r}, which differs in {' and '.join(other)} from {self.model.get('name')!r} "
                 "that the probe was fitted on; fit a new probe"

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Sampling
+from reasonscope.probes.architecture.identity import PARTS
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.fitting.linear_probes import IDENTITY, LinearProbe
+from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.branches import SequenceWriter
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.decoding.budget import BudgetGuidance, LengthPredictor
@@ -180,7 +181,7 @@ def exit_part(
         raise InputError(f"the exit rule {named} {'needs' if named == PROBE else 'reads no'} probe")
     about: dict[str, Any] = {}
     if probe is not None:
-        model = {key: probe.model.get(key) for key in (*IDENTITY, "name")}
+        model = {key: probe.model.get(key) for key in (*PARTS, "name")}
         about = {"site": str(probe.site), "task": probe.task, "intercept": float(probe.intercept), "model": model}
     settings = {
         "rule": named,

@@ -14,6 +14,7 @@ from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.storage.durable import write_durably
 from reasonscope.data.storage.untrusted import wrap_errors
+from reasonscope.probes.architecture.identity import differences
 from reasonscope.probes.architecture.sites import Point, Site
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.gguf import GGUF_FORMAT, MAGIC, read_gguf, write_gguf
@@ -171,10 +172,7 @@ class SteeringVector:
             model.layout.module(model.hf, site)
         if not (there := self.provenance.get("model") or {}):
             return
-        here = model.fingerprint
-        same_dtype = there.get("dtype", here["dtype"]) == here["dtype"]  # weights of another dtype have other bytes
-        parts = ("architecture", "weights") if same_dtype else ("architecture",)
-        if differs := [part for part in parts if part in there and there[part] != here[part]]:
+        if differs := differences(there, model.fingerprint, ("architecture", "weights")):
             raise InputError(
                 f"the vector was made from {there.get('name', there.get('architecture'))!r}, which differs in {' and '.join(differs)} "
                 f"from {model.name!r}; extract it again, or use vector.for_any_model()"

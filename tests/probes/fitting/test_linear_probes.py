@@ -349,6 +349,8 @@ def test_another_site_model_width_or_nan_is_refused(kept):
         kept.check(SITE, {**MODEL, "weights": "other"})
     with pytest.raises(InputError, match="differs in tokenizer from"):
         kept.check(SITE, {**MODEL, "tokenizer": "other"})
+    with pytest.raises(InputError, match="differs in weights from"):
+        kept.check(SITE, {"name": "a server's text, of which nothing is known"} | {"tokenizer": MODEL["tokenizer"]})
     with pytest.raises(InputError, match="last axis of this probe is 3"):
         kept.scores(np.zeros((2, 4)))
     with pytest.raises(InputError, match="last axis of this probe is 3"):
@@ -411,3 +413,14 @@ def test_files_that_are_not_probes_are_refused(kept, tmp_path):
     refused("NaN")
     path.write_bytes(whole[:-8])
     refused("is not a probe")
+
+
+def test_a_probe_reads_the_same_weights_in_another_dtype(kept):
+    """Their bytes differ, and so does the hash; what else is known has to agree."""
+    here = {**MODEL, "architecture": "qwen2"}
+    probe = replace(kept, model={**here, "dtype": "float32"})
+    probe.check(SITE, {**here, "dtype": "bfloat16", "weights": "the same in 16 bits"})
+    with pytest.raises(InputError, match="differs in architecture from"):
+        probe.check(SITE, {**here, "dtype": "bfloat16", "architecture": "llama"})
+    with pytest.raises(InputError, match="differs in weights from"):
+        probe.check(SITE, {**here, "dtype": "float32", "weights": "others"})

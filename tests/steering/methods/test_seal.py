@@ -41,7 +41,9 @@ def test_one_class_alone_can_be_left():
 def test_a_missing_class_and_nan_are_refused():
     with pytest.raises(InputError, match="2 execution steps and 0 of reflection or transition"):
         _seal_direction(np.zeros((2, 3)), ["execution", "execution"])
-    with pytest.raises(InputError, match=r"such as “wait”.*length-probe learns from this run, asc and speed from pairs"):
+    with pytest.raises(
+        InputError, match=r"such as “wait”.*length-probe learns from this run, asc and speed from pairs"
+    ):
         _seal_direction(np.zeros((2, 3)), ["execution", "execution"])
     with pytest.raises(InputError, match="NaN"):
         _seal_direction(np.array([[np.nan], [0.0]]), ["execution", "reflection"])
