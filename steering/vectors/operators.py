@@ -161,7 +161,8 @@ def _turned(states: Tensor, direction: Tensor, angle: Tensor) -> Tensor:
 def _angle(states: Tensor, distance: Tensor) -> Tensor:
     """The angle (row, 1) by which a turn moves each state by `distance`; at most half a turn, which moves it by twice its norm."""
     diameter = 2 * states.norm(dim=-1, keepdim=True)
-    return 2 * (distance / diameter.clamp(min=torch.finfo(diameter.dtype).tiny)).clamp(-1, 1).asin()
+    half: Tensor = (distance / diameter.clamp(min=torch.finfo(diameter.dtype).tiny)).clamp(-1, 1).asin()
+    return 2 * half
 
 
 def _orthogonal(direction: Tensor, states: Tensor) -> Tensor:
