@@ -49,6 +49,24 @@ def tokenizer() -> Tokenizer:
     return tok
 
 
+@pytest.fixture(scope="module")
+def model():
+    """The organism; most files of tests have another model by this name."""
+    from reasonscope.probes.models.model import load_model  # here, so that tests of data do not wait for torch
+
+    return load_model("organism", dtype="float32")
+
+
+@pytest.fixture
+def engine(model):
+    """A stand-in for vLLM that serves the organism."""
+    from fake_vllm import Engine
+
+    from reasonscope.probes.models.loading import locate
+
+    return Engine(model.hf, model.tokenizer, str(locate("organism")))
+
+
 class Heard:
     """A listener that keeps all work and all lines in the order in which they came."""
 

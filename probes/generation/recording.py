@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -21,14 +21,13 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site, expand_sites
 from reasonscope.probes.backends.attached import require_plain
-from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.decoding import BatchProgress, Completion, DecodingStep, generate
 from reasonscope.probes.generation.monitored import MONITOR_KEY, Monitor, read_after
+from reasonscope.probes.generation.reading_pass import read_traces
 from reasonscope.probes.generation.rollout import as_trace, both, check_fits, trace_seed
 from reasonscope.probes.generation.steered import KEY, Decisions, Steered, Steers, check_steering
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.models.prompting import Prompting
-from reasonscope.probes.models.unembedding import Unembedding, token_scores
 from reasonscope.probes.server.completions import ServerWriter
 from reasonscope.probes.vllm.identity import Watch
 from reasonscope.probes.vllm.verified import verified
@@ -37,7 +36,10 @@ from reasonscope.probes.vllm.writer import VllmWriter
 _SHARD_BYTES = 64 * 2**20  # at most this is lost when the process is killed, and held in memory before it is stored
 _BYTES_PER_TOKEN = 64  # of a trace without activations, roughly: id, offsets, text, log-probability, entropy
 _ANSWERED = "answered"  # in the `server` of a store's meta
-_READ_TOKENS = 4096  # of one pass that reads activations, with padding
+
+
+# Traces, and the activations of each.
+_Group: TypeAlias = tuple[list[Trace], list[dict[Site, Tensor]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,34 +147,27 @@ def record(
     n_tasks = sum(map(len, batches))
     left = [rest for batch in batches if (rest := [task for task in batch if task.id not in done])]
     n_left = sum(map(len, left))
-    writer, decisions = _Writer(store, wanted), Decisions(steered)
-    try:
+    recording = _Recording(
+        model=model,
+        reader=reader,
+        server=server,
+        steered=steered,
+        monitor=monitor,
+        decisions=Decisions(steered),
+        sites=wanted,
+        sampling=sampling,
+    )
+    with _closed(store):
         with working("recording", total=n_tasks, done=n_tasks - n_left, unit="traces") as work:
             progress = BatchProgress(work, n_left, sampling.max_new_tokens)
             groups = (
-                _streamed(model, engine, watch, steered, left, wanted, sampling)
+                recording.streamed(engine, watch, left)
                 if engine and watch
-                else (
-                    _run(model, reader, server, steered, monitor, decisions, batch, wanted, sampling, work, progress)
-                    for batch in left
-                )
+                else (recording.written(batch, work, progress) for batch in left)
             )
-            try:
-                for traces, seen in groups:
-                    writer.append(traces, seen)
-                    progress.batch_done(len(traces))
-            finally:
-                # Finished batches are kept, whatever stopped the run. If that was a full disk, the same error is raised again.
-                writer.flush()
-                decisions.save(store)
-        for line in decisions.told() if left else ():
+            recording.store(groups, store, progress)
+        for line in recording.decisions.told() if left else ():
             say(line)
-    except BaseException:
-        with suppress(StoreError):
-            store.discard()  # without a trace: an empty store must not refuse the next try
-        raise
-    finally:
-        store.close()
     return store
 
 
@@ -216,20 +211,26 @@ def record_written(
     done = set(store.ids)
     left = [trace for trace in traces if trace.id not in done]
     writer = _Writer(store, wanted)
+    with _closed(store), working("reading activations", total=len(traces), done=len(done), unit="traces") as work:
+        for start in range(0, len(left), batch_size):
+            batch = left[start : start + batch_size]
+            writer.append(*read_traces(model, batch, wanted))
+            work.advance(len(batch))
+        writer.flush()
+    return store
+
+
+@contextmanager
+def _closed(store: TraceStore) -> Iterator[None]:
+    """Close the store at the end. After an error one without a trace is discarded, so that it does not refuse the next try."""
     try:
-        with working("reading activations", total=len(traces), done=len(done), unit="traces") as work:
-            for start in range(0, len(left), batch_size):
-                batch = left[start : start + batch_size]
-                writer.append(*_read(model, batch, wanted))
-                work.advance(len(batch))
-            writer.flush()
+        yield
     except BaseException:
         with suppress(StoreError):
-            store.discard()  # without a trace: an empty store must not refuse the next try
+            store.discard()
         raise
     finally:
         store.close()
-    return store
 
 
 def _in_shard(id: str, shard: tuple[int, int]) -> bool:
@@ -295,79 +296,85 @@ def _batches(tasks: Sequence[_Task], size: int) -> Iterator[list[_Task]]:
         yield ordered[start : start + size]
 
 
-def _run(
-    model: Prompting,
-    reader: Model | None,
-    server: ServerWriter | None,
-    steered: Steered | None,
-    monitor: Monitor | None,
-    decisions: Decisions,
-    tasks: Sequence[_Task],
-    sites: Sequence[Site],
-    sampling: Sampling,
-    work: Work,
-    progress: BatchProgress,
-) -> tuple[list[Trace], list[dict[Site, Tensor]]]:
-    """Generate without recording, which is fast, then read the activations of the finished sequences in one pass."""
-    seeds = [trace_seed(sampling.seed, task.id) for task in tasks]
-    prompts = [task.prompt for task in tasks]
-    if server is not None:
-        completions = server.complete(prompts, sampling, seeds)
-    else:
-        assert reader is not None  # without a server there are weights
-        completions = (
-            _written(reader, prompts, sampling, steered, monitor, seeds=seeds, on_step=progress.on_step)
-            if steered or monitor
-            else generate(reader, prompts, sampling, seeds=seeds, on_step=progress.on_step)
+@dataclass(frozen=True, kw_only=True)
+class _Recording:
+    """Who writes the traces of a run, what happens to the model meanwhile, and what is read of it."""
+
+    model: Prompting
+    reader: Model | None
+    server: ServerWriter | None
+    steered: Steered | None
+    monitor: Monitor | None
+    decisions: Decisions
+    sites: tuple[Site, ...]
+    sampling: Sampling
+
+    def store(self, groups: Iterable[_Group], store: TraceStore, progress: BatchProgress) -> None:
+        """Keep finished groups, whatever stops the run. If that is a full disk, the same error is raised again."""
+        writer = _Writer(store, self.sites)
+        try:
+            for traces, seen in groups:
+                writer.append(traces, seen)
+                progress.batch_done(len(traces))
+        finally:
+            writer.flush()
+            self.decisions.save(store)
+
+    def written(self, tasks: Sequence[_Task], work: Work, progress: BatchProgress) -> _Group:
+        """Generate without recording, which is fast, then read the activations of the finished sequences in one pass."""
+        seeds, prompts = self._seeds(tasks), [task.prompt for task in tasks]
+        if self.server is not None:
+            completions = self.server.complete(prompts, self.sampling, seeds)
+        else:
+            completions = self._generated(prompts, seeds, progress.on_step)
+            ids = [task.id for task in tasks]
+            self.decisions.note(ids, [completion.token_ids for completion in completions])
+            if self.monitor:
+                self.monitor.finish(ids)
+        traces = [self._trace(*one) for one in zip(tasks, completions, seeds, strict=True)]
+        if not self.sites or self.reader is None:
+            return traces, [{} for _ in traces]
+        work.detail = "reading activations"
+        traces, seen = read_traces(self.reader, traces, self.sites, self.steered)
+        work.detail = ""
+        return traces, seen
+
+    def streamed(self, engine: VllmWriter, watch: Watch, batches: Sequence[Sequence[_Task]]) -> Iterator[_Group]:
+        """What an engine writes, with the activations that it had meanwhile, as it is finished: no batch waits for its longest trace."""
+        tasks = [task for batch in batches for task in batch]
+        seeds = self._seeds(tasks)
+        for group in verified(engine, watch, [task.prompt for task in tasks], self.sampling, seeds, self.sites):
+            traces = [self._trace(tasks[i], completion, seeds[i]) for i, completion, _ in group]
+            yield traces, [states for _, _, states in group]
+
+    def _seeds(self, tasks: Sequence[_Task]) -> list[int]:
+        return [trace_seed(self.sampling.seed, task.id) for task in tasks]
+
+    def _generated(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], on_step: Callable[[DecodingStep], None]
+    ) -> list[Completion]:
+        """What the model writes, steered and monitored if it is."""
+        assert self.reader is not None  # without a server there are weights
+        steered, monitor = self.steered, self.monitor
+        edits = steered.edits if steered else None
+        write = edits.edits if edits else None
+        follow = both(edits.on_step if edits else None, on_step)
+        return generate(
+            self.reader,
+            prompts,
+            self.sampling,
+            seeds=seeds,
+            write=read_after(write, monitor) if monitor else write,
+            on_step=both(monitor.on_step if monitor else None, follow),
+            processors=(*(steered.processors if steered else ()), *(monitor.processors if monitor else ())),
         )
-        ids = [task.id for task in tasks]
-        decisions.note(ids, [completion.token_ids for completion in completions])
-        if monitor:
-            monitor.finish(ids)
-    traces = [
-        _trace(model, server, steered, task, completion, replace(sampling, seed=seed))
-        for task, completion, seed in zip(tasks, completions, seeds, strict=True)
-    ]
-    if not sites or reader is None:
-        return traces, [{} for _ in traces]
-    work.detail = "reading activations"
-    traces, seen = _read(reader, traces, sites, steered)
-    work.detail = ""
-    return traces, seen
 
-
-def _streamed(
-    model: Prompting,
-    engine: VllmWriter,
-    watch: Watch,
-    steered: Steered | None,
-    batches: Sequence[Sequence[_Task]],
-    sites: Sequence[Site],
-    sampling: Sampling,
-) -> Iterator[tuple[list[Trace], list[dict[Site, Tensor]]]]:
-    """What an engine writes, with the activations that it had meanwhile, as it is finished: no batch waits for its longest trace."""
-    tasks = [task for batch in batches for task in batch]
-    seeds = [trace_seed(sampling.seed, task.id) for task in tasks]
-    for group in verified(engine, watch, [task.prompt for task in tasks], sampling, seeds, sites):
-        traces = [
-            _trace(model, engine, steered, tasks[i], completion, replace(sampling, seed=seeds[i]))
-            for i, completion, _ in group
-        ]
-        yield traces, [states for _, _, states in group]
-
-
-def _trace(
-    model: Prompting,
-    server: ServerWriter | None,
-    steered: Steered | None,
-    task: _Task,
-    completion: Completion,
-    sampling: Sampling,
-) -> Trace:
-    trace = as_trace(model, task.problem, task.sample, completion, sampling)
-    more: dict[str, Any] = {KEY: dict(steered.meta)} if steered else {}
-    more |= {"unseeded": True} if server is not None and not server.seeded(sampling) else {}
-    return replace(trace, meta={**trace.meta, **more}) if more else trace
+    def _trace(self, task: _Task, completion: Completion, seed: int) -> Trace:
+        sampling = replace(self.sampling, seed=seed)
+        trace = as_trace(self.model, task.problem, task.sample, completion, sampling)
+        more: dict[str, Any] = {KEY: dict(self.steered.meta)} if self.steered else {}
+        more |= {"unseeded": True} if self.server is not None and not self.server.seeded(sampling) else {}
+        return replace(trace, meta={**trace.meta, **more}) if more else trace
 
 
 def _served(server: ServerWriter, sampling: Sampling, watch: Watch | None, path: Path) -> dict[str, Any]:
@@ -414,109 +421,6 @@ def _steered_in_engine(engine: VllmWriter, steer: Steers | None) -> Steered | No
     if steer is None or there is None:
         return None
     return Steered(meta=steer.meta, write=steer.save, prefill=there.prefill)
-
-
-def _written(
-    reader: Model,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    steered: Steered | None,
-    monitor: Monitor | None,
-    *,
-    seeds: Sequence[int],
-    on_step: Callable[[DecodingStep], None],
-) -> list[Completion]:
-    """What the steered or monitored model writes."""
-    edits = steered.edits if steered else None
-    write = edits.edits if edits else None
-    follow = both(edits.on_step if edits else None, on_step)
-    return generate(
-        reader,
-        prompts,
-        sampling,
-        seeds=seeds,
-        write=read_after(write, monitor) if monitor else write,
-        on_step=both(monitor.on_step if monitor else None, follow),
-        processors=(*(steered.processors if steered else ()), *(monitor.processors if monitor else ())),
-    )
-
-
-def _read(
-    reader: Model, traces: Sequence[Trace], sites: Sequence[Site], steered: Steered | None = None
-) -> tuple[list[Trace], list[dict[Site, Tensor]]]:
-    """Read traces of similar length together, and so few that neither padding nor memory grows with the batch.
-
-    A steered model is steered as it was while it wrote: it sees the same tokens, so the same ones are edited. Traces that were written
-    elsewhere come back with the log-probabilities and entropies that `reader` has at their tokens.
-    """
-    edits = steered.edits if steered else None
-    found: dict[int, tuple[Trace, dict[Site, Tensor]]] = {}
-
-    def read(group: Sequence[int]) -> None:
-        chosen = [traces[j] for j in group]
-        if edits:
-            edits.begin([trace.n_prompt_tokens for trace in chosen])
-        with _final_states(reader, [] if edits else chosen) as kept:
-            seen = replay(
-                reader,
-                [trace.token_ids.tolist() for trace in chosen],
-                sites,
-                write=edits.edits if edits else None,
-            )
-        scored = _scored(reader, chosen, kept)
-        found.update(zip(group, zip(scored, seen, strict=True), strict=True))
-
-    group: list[int] = []
-    for i in sorted(range(len(traces)), key=lambda i: len(traces[i].token_ids)):
-        if group and (len(group) + 1) * len(traces[i].token_ids) > _READ_TOKENS:
-            read(group)
-            group = []
-        group.append(i)
-    read(group)
-    return [found[i][0] for i in range(len(traces))], [found[i][1] for i in range(len(traces))]
-
-
-@contextmanager
-def _final_states(reader: Model, traces: Sequence[Trace]) -> Iterator[list[Tensor]]:
-    """Inside, keep what the last norm gives (batch, token, d_model) and the last logits (batch, vocab) of the pass.
-
-    Nothing is kept if the traces have the scores of their tokens already, or if the weights are elsewhere.
-    """
-    kept: list[Tensor] = []
-    norm = reader.layout.final_norm
-    scored = all(trace.entropies is not None and np.isfinite(trace.entropies).all() for trace in traces)
-    if scored or norm is None or reader.backend.name != "hooks":
-        yield kept
-        return
-    with ExitStack() as hooks:
-        for module in (reader.hf.get_submodule(norm), reader.hf):
-            handle = module.register_forward_hook(
-                lambda _module, _given, out: kept.append(out if isinstance(out, Tensor) else out.logits[:, -1])
-            )
-            hooks.callback(handle.remove)
-        yield kept
-
-
-@torch.inference_mode()
-def _scored(reader: Model, traces: Sequence[Trace], kept: Sequence[Tensor]) -> list[Trace]:
-    """The traces with log-probabilities and entropies of their tokens; unchanged if the model does more than unembed (a scale)."""
-    if not kept:
-        return list(traces)
-    states, logits = kept
-    unembedding = Unembedding.of(reader)
-    if not torch.allclose(unembedding.logits(states[:, -1]), logits.float(), rtol=1e-2, atol=1e-2):
-        return list(traces)
-    return [_with_scores(unembedding, trace, row) for trace, row in zip(traces, states, strict=True)]
-
-
-def _with_scores(unembedding: Unembedding, trace: Trace, states: Tensor) -> Trace:
-    ids = torch.as_tensor(trace.token_ids[trace.n_prompt_tokens :], device=states.device)
-    if not len(ids):
-        return trace
-    temperature = trace.sampling.temperature if trace.sampling else 1.0
-    before = states[trace.n_prompt_tokens - 1 : len(trace.token_ids) - 1]  # `replay` pads after the tokens
-    logprobs, entropies = token_scores(unembedding, before, ids, temperature=temperature)
-    return replace(trace, logprobs=logprobs.numpy(force=True), entropies=entropies.numpy(force=True))
 
 
 def _open(path: Path, meta: Mapping[str, Any], sites: Sequence[str], resume: bool) -> TraceStore:

@@ -24,6 +24,8 @@ from reasonscope.steering.vectors.intervention import MeasuredMoves
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import SteeringVector
 
+WINDOW, WIDTH = 8, 2.0  # of the paper: difficulties to compare with, and standard deviations above their mean
+
 
 def layer_difference(early: Tensor, final: Tensor, *, variant: str = "corrected") -> Tensor:
     """How much early layers' next-token distributions differ from the last one's: mean over layers of JS(p‖q), (…), in nats.
@@ -113,8 +115,8 @@ class AdaptiveSteering(LogitsProcessor, MeasuredMoves):
         lowest: float = -4.0,
         highest: float = 8.0,
         step: float = 2.0,
-        window: int = 8,
-        width: float = 2.0,
+        window: int = WINDOW,
+        width: float = WIDTH,
         variant: str = "corrected",
     ) -> None:
         if not monitored or not all(0 <= layer < model.n_layers - 1 for layer in monitored):

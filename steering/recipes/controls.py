@@ -21,7 +21,7 @@ from reasonscope.steering.exits.control import ExitControl
 from reasonscope.steering.exits.places import KINDS, Places
 from reasonscope.steering.exits.rules import PROBE, rule_named
 from reasonscope.steering.experiments.conditions import Condition
-from reasonscope.steering.methods.adaptive import AdaptiveSteering
+from reasonscope.steering.methods.adaptive import WIDTH, WINDOW, AdaptiveSteering
 from reasonscope.steering.vectors.application import VectorUse
 from reasonscope.steering.vectors.matched_controls import random_uses
 from reasonscope.steering.vectors.scope import Scope
@@ -199,11 +199,11 @@ def adaptive_part(
     vector: SteeringVector,
     monitored: Sequence[int],
     *,
-    lowest: float = -4.0,
-    highest: float = 8.0,
-    step: float = 2.0,
-    window: int = 8,
-    width: float = 2.0,
+    lowest: float,
+    highest: float,
+    step: float,
+    window: int = WINDOW,
+    width: float = WIDTH,
 ) -> ControlPart:
     """Adaptive thinking speed: `vector` with a strength that grows while the layers agree; see `AdaptiveSteering`."""
     settings = {

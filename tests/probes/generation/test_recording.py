@@ -18,6 +18,7 @@ from reasonscope.data.text.think_tags import ThinkTags
 from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation import reading_pass
 from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.recording import _in_shard, as_numpy, record, record_written
 from reasonscope.probes.generation.rollout import trace_seed
@@ -108,7 +109,7 @@ def test_each_problem_is_in_exactly_one_shard(id, parts):
 def test_an_interrupted_run_resumes_to_the_same_bytes(model, tmp_path, monkeypatch):
     monkeypatch.setattr(recording, "_SHARD_BYTES", 1)  # a shard a batch
     whole = run(model, tmp_path / "whole")
-    batches, replayed = [], recording.replay
+    batches, replayed = [], reading_pass.replay
 
     def interrupted(*args, **kwargs):
         batches.append(args)
@@ -116,10 +117,10 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(model, tmp_path, monkeypat
             raise KeyboardInterrupt
         return replayed(*args, **kwargs)
 
-    monkeypatch.setattr(recording, "replay", interrupted)
+    monkeypatch.setattr(reading_pass, "replay", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(model, tmp_path / "run")
-    monkeypatch.setattr(recording, "replay", replayed)
+    monkeypatch.setattr(reading_pass, "replay", replayed)
     resumed = run(model, tmp_path / "run")
     assert len(whole.ids) == 8 and resumed.ids == whole.ids
     files = [{p.name: p.read_bytes() for p in (tmp_path / name / "shards").iterdir()} for name in ("whole", "run")]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fake_vllm import Engine, serving
+from fake_vllm import serving
 
 from reasonscope.data.errors import InputError, SiteError, StoreError
 from reasonscope.data.exchange.problem_sets import load_problems
@@ -17,7 +17,6 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.generation.recording import record
-from reasonscope.probes.models.loading import locate
 from reasonscope.probes.models.model import load_model
 from reasonscope.probes.models.prompting import load_prompting
 from reasonscope.probes.vllm.writer import _begins_again, vllm_writer
@@ -26,16 +25,6 @@ pytest.importorskip("openai")
 GREEDY = Sampling(temperature=0, max_new_tokens=6)
 SITES = [Site("resid_post", 1), Site("resid_pre", 3), Site("resid_post", 5)]
 PROBLEMS = load_problems("ledger", n=5)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load_model("organism", dtype="float32")
-
-
-@pytest.fixture
-def engine(model):
-    return Engine(model.hf, model.tokenizer, str(locate("organism")))
 
 
 @pytest.fixture

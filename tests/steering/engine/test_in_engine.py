@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fake_vllm import Engine, serving
+from fake_vllm import serving
 
 from reasonscope.analysis.runs.runner import AnalysisTask
 from reasonscope.data.errors import InputError, SiteError
@@ -21,8 +21,6 @@ from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.branches import Branch
 from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.generation.recording import record
-from reasonscope.probes.models.loading import locate
-from reasonscope.probes.models.model import load_model
 from reasonscope.probes.models.prompting import load_prompting
 from reasonscope.probes.vllm.address import check_address
 from reasonscope.probes.vllm.identity import check_vectors
@@ -67,16 +65,6 @@ RECIPES = {
     ),
     "prefill": recipe(RecipePart(vector=vector("resid_post.2"), scope={"on": "think"}), prefill="First"),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load_model("organism", dtype="float32")
-
-
-@pytest.fixture
-def engine(model):
-    return Engine(model.hf, model.tokenizer, str(locate("organism")))
 
 
 @pytest.fixture
