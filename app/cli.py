@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from reasonscope.app.commands import analyse, browser, claims, hub, models, probe, record, runs, steer, study
+from reasonscope.app.commands import ablate, analyse, browser, hub, models, probe, record, runs, steer, study
 from reasonscope.app.interruption import interruption_line, sigterm_interrupts
 from reasonscope.app.terminal import printable
 from reasonscope.data.errors import ReasonscopeError
@@ -36,7 +36,7 @@ app = typer.Typer(
 )
 app.command()(study.demo)
 app.command("study")(study.study_command)
-app.command("verify-claims")(claims.verify_claims_command)
+app.command("verify-claims")(study.verify_claims_command)
 app.command("study-example", hidden=True)(study.example_command)
 app.command("record")(record.record_command)
 app.command()(runs.merge)
@@ -45,7 +45,7 @@ app.command("import")(runs.import_)
 app.command()(runs.export)
 app.add_typer(probe.probe, name="probe")
 app.add_typer(steer.steer, name="steer")
-app.command("ablate")(steer.ablate_command)
+app.command("ablate")(ablate.ablate_command)
 app.add_typer(analyse.analyse, name="analyse")
 app.command("verify")(models.verify_command)
 app.add_typer(models.organism, name="organism")

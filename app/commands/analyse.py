@@ -14,7 +14,7 @@ import typer
 
 from reasonscope.analysis.runs.options import AnalysisOptions
 from reasonscope.analysis.runs.questions import QUESTIONS, Question
-from reasonscope.app.commands.options import Load, RayOptions, options_of, signed
+from reasonscope.app.commands.options import JsonOption, Load, RayOptions, options_of, signed
 from reasonscope.app.interruption import keeping
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _common(
     trace: Annotated[
         list[str] | None, typer.Option(help="Id of a trace to analyse; may be repeated. All traces if not given.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Write every number as JSON.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """The options that every analysis has."""
 
@@ -87,7 +87,7 @@ def _compare(
         Path | None, typer.Option(help="A probe whose mean score over the thinking is compared as well.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    json_: Annotated[bool, typer.Option("--json", help="Write every number as JSON.")] = False,
+    json_: JsonOption = False,
 ) -> None:
     """What does steering change? Pairs the traces of two runs: the first token that differs, length, accuracy, and what a probe and MI say.
 

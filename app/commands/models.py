@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from reasonscope.app.commands.options import Load, grouped
+from reasonscope.app.commands.options import JsonOption, Load, grouped
 
 organism = typer.Typer(help="The small reasoning model that the package ships.", no_args_is_help=True)
 
@@ -20,7 +20,7 @@ def verify_command(
     backend: Annotated[
         str, typer.Option(help="What reads and edits activations: hooks, transformer_lens or nnsight.")
     ] = "hooks",
-    json_: Annotated[bool, typer.Option("--json", help="Write every number as JSON.")] = False,
+    json_: JsonOption = False,
 ) -> None:
     """Check on your own model that activations are read and edited correctly. Exit status 1 if a check fails."""
     from reasonscope.app.terminal import print_summary
@@ -42,7 +42,7 @@ def _evaluate(
     model: Annotated[str, typer.Option(help="The organism, or the folder of one that you trained.")] = "organism",
     n: Annotated[int, typer.Option(min=20, help="How many held-out problems.")] = 500,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    json_: Annotated[bool, typer.Option("--json", help="Write every number as JSON.")] = False,
+    json_: JsonOption = False,
     card: Annotated[
         Path | None, typer.Option(help="Write the model card of MODEL and of MODEL-base to this file, too.")
     ] = None,
@@ -88,7 +88,7 @@ def _example(
     typer.echo(f"{out}: {sum(file.stat().st_size for file in out.rglob('*') if file.is_file()) / 1e6:.2f} MB")
 
 
-def doctor(json_: Annotated[bool, typer.Option("--json", help="Write every number as JSON.")] = False) -> None:
+def doctor(json_: JsonOption = False) -> None:
     """Show which packages, extras, devices and shipped models are there, and what to do about each that is missing.
 
     Exit status 1 if a required package or a shipped model is missing; extras may be missing.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -19,6 +20,12 @@ from reasonscope.data.variants import Quantise
 if TYPE_CHECKING:
     from reasonscope.data.text.thinking import Thinking
     from reasonscope.probes.generation.cluster import Cluster
+
+RunOption = Annotated[Path, typer.Option(help="The folder of a run, or of the demo.")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="The model to steer; by default the one that wrote the run.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write every number as JSON.")]
 
 
 @dataclass(frozen=True, kw_only=True)

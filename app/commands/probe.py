@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reasonscope.app.commands.options import Load, grouped
+from reasonscope.app.commands.options import JsonOption, Load, grouped
 from reasonscope.app.commands.show import show_summary
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ probe = typer.Typer(
 RunOption = Annotated[Path, typer.Option(help="The folder of a run, as `record` or the demo wrote it.")]
 Folds = Annotated[int, typer.Option(min=2, help="Number of folds; a problem is never in two of them.")]
 SeedOption = Annotated[int, typer.Option(help="Random seed.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print every number as JSON instead of a summary.")]
 
 
 @probe.command("length")

@@ -1,9 +1,12 @@
 """Traces and their activations on disk, in a form that a kill cannot corrupt and that opens without this package.
 
-    run/ manifest.json            the content, with a checksum of every file and of itself shards/ 000000.parquet
-    one row per trace (see `records.TRACE_SCHEMA`), with `row_start`, `row_stop` and `crc32` 000000.safetensors     one
-    tensor per site, (row, …): the rows of all traces of the shard, trace after trace 000001.parquet … .lock
-    held by the writer until its process ends
+    run/
+      manifest.json            the content, with a checksum of every file and of itself
+      shards/
+        000000.parquet         one row per trace (see `records.TRACE_SCHEMA`), with `row_start`, `row_stop` and `crc32`
+        000000.safetensors     one tensor per site, (row, …): the rows of all traces of the shard, trace after trace
+        000001.parquet …
+      .lock                    held by the writer until its process ends
 
 Row r of a trace is the activation at its token r. The last token is never fed back, so a trace of n tokens has n − 1
 rows. Without this package: `pyarrow.parquet.read_table` and `safetensors.safe_open` (numpy reads bfloat16 after `import
@@ -234,11 +237,6 @@ class TraceStore:
     def sites(self) -> tuple[str, ...]:
         """The sites whose activations are stored."""
         return tuple(self._manifest.sites)
-
-    @property
-    def site_types(self) -> Mapping[str, SiteType | None]:
-        """Type and shape of a row of each site; None until something is stored."""
-        return self._manifest.sites
 
     @property
     def ids(self) -> tuple[str, ...]:
