@@ -9,6 +9,7 @@ Variant = Literal["corrected", "published"]
 # The answer that states are compared with: the problem's reference solution, or the model's own answer.
 Gold = Literal["reference", "own"]
 # Tokens of a trace: those of the thinking, or all that were generated.
+AttentionBackend = Literal["hooks", "vllm"]
 Region = Literal["thinking", "generated"]
 # How bitsandbytes packs weights while a model is loaded.
 Quantise = Literal["4bit", "8bit"]

@@ -9,7 +9,7 @@ import json
 import pickle
 import secrets
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,32 @@ import numpy as np
 import torch
 import zstandard
 from transformers import DynamicCache
+
+from reasonscope.analysis.attention.blocks import attending
+from reasonscope.analysis.attention.rows.block import attention_blocks
+
+
+class Attention(torch.nn.Module):
+    """vLLM's attention of a layer, which is given the queries and keys of all requests."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_size = config.hidden_size // self.num_heads
+        self.impl = SimpleNamespace(
+            scale=self.head_size**-0.5, logits_soft_cap=0.0, sliding_window=(-1, -1), alibi_slopes=None
+        )
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor) -> None:
+        assert query.shape[1] == self.num_heads * self.head_size
+        assert key.shape[1] == self.num_kv_heads * self.head_size
+
+
+class LogitsProcessor(torch.nn.Module):
+    """Where vLLM makes the logits of all requests."""
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits
 
 
 class Worker:
@@ -28,7 +54,21 @@ class Worker:
         self._hook_contexts: dict[str, dict[int, Any]] = {}
         self._hook_data: dict[str, list[Any]] = {}
         self.now: Any = None  # the request of the pass
+        self.attentions = {i: Attention(hf.config) for i in range(hf.config.num_hidden_layers)}
         self.model_runner = SimpleNamespace(model=hf, input_batch=None)
+
+    def _select_qk_attention_modules(self) -> dict[int, Attention]:
+        return self.attentions
+
+    def attend(self, call: Any) -> torch.Tensor:
+        """One layer's attention of the tokens of this pass, of which another request has the first three."""
+        n = call.query.shape[2]
+        flat = [states[0, :, -n:].transpose(0, 1).flatten(1) for states in (call.query, call.key)]
+        self.attentions[call.layer](*(torch.cat([states.new_zeros(3, states.shape[1]), states]) for states in flat))
+        blocks = attention_blocks(call.query[0], call.key[0], call.rule)
+        groups = len(call.query[0]) // len(call.value[0])
+        value = call.value[0].repeat_interleave(groups, dim=0)
+        return torch.cat([one.probabilities @ value[:, one.keys.slice] for one in blocks], dim=1)[None]
 
     def begin(self, request: Any, start: int, ids: list[int]) -> None:
         other = 3  # another request comes first in the batch, so rows and offsets are not 0
@@ -74,6 +114,7 @@ class Engine:
     def hooked(self) -> Any:
         """vllm-lens' hooks on every layer; their closures know the worker, as the real ones' do."""
         handles, worker = [], self.worker
+        self.hf.logits_processor = LogitsProcessor()
         for layer, block in enumerate(self.hf.model.layers):
 
             def after(_: Any, __: Any, output: Any, layer: int = layer) -> Any:
@@ -91,6 +132,7 @@ class Engine:
         finally:
             for handle in handles:
                 handle.remove()
+            del self.hf.logits_processor
 
     def _after(self, worker: Worker, layer: int, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
@@ -124,7 +166,8 @@ class Engine:
             raw = np.frombuffer(base64.b64decode(vector["activations"]["data"]), dtype=np.float32)
             vector["values"] = torch.from_numpy(raw.reshape(vector["activations"]["shape"]).copy())
         self.worker._hook_data[name] = [SimpleNamespace(pre=hook["pre"]) for hook in hooks]
-        with self.lock, torch.no_grad(), self.hooked():
+        reads = attending(self.hf, self.worker.attend) if any(hook["pre"] for hook in hooks) else nullcontext()
+        with self.lock, torch.no_grad(), self.hooked(), reads:
             self._generate(request, body["max_tokens"])
         request.saved = {str(i): ctx.saved for i, ctx in self.worker._hook_contexts.pop(request.name, {}).items()}
         self.worker._hook_data.pop(name)
@@ -134,14 +177,16 @@ class Engine:
         cache, start, end = DynamicCache(config=self.hf.config), 0, request.n_prompt + most
         while len(request.ids) < end:
             fed = request.ids[start : min(start + self.chunk, len(request.ids))]
-            if self.lie == "preempted" and start == request.n_prompt + 2:
+            at = {"preempted": request.n_prompt + 2, "preempted early": 2 * self.chunk}.get(self.lie)
+            if start == at:
                 self.lie, cache, start = "", DynamicCache(config=self.hf.config), 0
                 continue
             self.worker.begin(request, start, fed)
             logits = self.hf(input_ids=torch.tensor([fed]), past_key_values=cache, use_cache=True).logits
             start += len(fed)
             if start == len(request.ids):
-                request.ids.append(int(logits[0, -1].argmax()))
+                every = torch.stack([torch.zeros_like(logits[0, -1]), logits[0, -1]])  # the other request comes first
+                request.ids.append(int(self.hf.logits_processor(every)[1].argmax()))
                 if request.ids[-1] == self.tokenizer.eos_token_id:
                     return
 
@@ -185,8 +230,20 @@ class Engine:
         if request.rows and self.lie != "no lens":
             found["activations"] = self.tensors(request, body["vllm_xargs"].get("activations_transport", ""))
         if request.hooks and self.lie != "no lens":
-            found["hook_results"] = request.saved
+            found["hook_results"] = {place: _in_json(saved) for place, saved in request.saved.items()}
         return found
+
+
+def _in_json(saved: dict[str, Any]) -> dict[str, Any]:
+    """What a hook saved, as vllm-lens sends it."""
+    return {key: _tensor(value) if isinstance(value, torch.Tensor) else value for key, value in saved.items()}
+
+
+def _tensor(value: torch.Tensor) -> dict[str, Any]:
+    packed = zstandard.ZstdCompressor(level=1).compress(value.contiguous().numpy().tobytes())
+    kind = str(value.dtype)
+    told = {"dtype": kind.removeprefix("torch."), "original_dtype": kind, "shape": list(value.shape)}
+    return {"__type__": "tensor", "data": base64.b64encode(packed).decode(), "compression": "zstd", **told}
 
 
 class Answers(BaseHTTPRequestHandler):

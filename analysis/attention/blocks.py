@@ -17,6 +17,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from reasonscope.analysis.attention.rows.block import (
+    BLOCK,
+    AttentionBlock,
+    AttentionVisitor,
+    ScoreRule,
+    attention_blocks,
+)
+from reasonscope.analysis.attention.rows.served import ServedModel
 from reasonscope.data.errors import ArchitectureError
 from reasonscope.data.progress import say, working
 from reasonscope.data.trace import Span
@@ -25,38 +33,7 @@ from reasonscope.probes.backends.compiled import eagerly_if_compiled
 from reasonscope.probes.backends.hooks import HooksBackend
 from reasonscope.probes.backends.inference import outside_inference
 from reasonscope.probes.generation.padding import check_sequence
-from reasonscope.probes.models.determinism import at_least_float32
 from reasonscope.probes.models.model import Model
-
-BLOCK = 128  # queries
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreRule:
-    """How a layer turns products of queries and keys into attention.
-
-    `scaling` of the products; `softcap` · tanh(x / `softcap`) unless None; `window` of keys that a query sees (itself
-    the last; None: all before it); `sink` (head,) the logit that takes attention away from every key (gpt-oss).
-    """
-
-    scaling: float
-    softcap: float | None = None
-    window: int | None = None
-    sink: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionBlock:
-    """Attention of the queries `rows` on the keys `keys`, `probabilities` (head, row, key); on any other key it is
-    0."""
-
-    layer: int
-    rows: Span
-    keys: Span
-    probabilities: Tensor
-
-
-AttentionVisitor = Callable[[AttentionBlock], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,32 +48,21 @@ class AttentionCall:
     rule: ScoreRule
 
 
-def _attention_blocks(
-    query: Tensor, key: Tensor, rule: ScoreRule, *, layer: int = 0, block: int = BLOCK
-) -> Iterator[AttentionBlock]:
-    """Causal attention of `query` (head, query, d_head) on `key` (kv_head, key, d_head), `block` queries at a time.
-
-    Heads share keys in groups, as in grouped-query attention; the queries are the last of the keys' tokens.
-    """
-    kv_heads, n_keys, _ = key.shape
-    n_queries, offset = query.shape[1], n_keys - query.shape[1]
-    for start in range(0, n_queries, block):
-        stop = min(start + block, n_queries)
-        rows = Span(offset + start, offset + stop)
-        keys = Span(0 if rule.window is None else max(0, rows.start - rule.window + 1), rows.stop)
-        grouped = query[:, start:stop].reshape(kv_heads, -1, query.shape[-1])
-        scores = (grouped @ key[:, keys.slice].mT).view(len(query), stop - start, len(keys))
-        yield AttentionBlock(layer=layer, rows=rows, keys=keys, probabilities=_softmax(scores, rows, keys, rule))
-
-
-def read_attention(model: Model, ids: Sequence[int], read: AttentionVisitor, *, block: int = BLOCK) -> None:
+def read_attention(
+    model: Model | ServedModel, ids: Sequence[int], read: AttentionVisitor, *, block: int = BLOCK
+) -> None:
     """Run `model` over `ids` once and pass the attention of every layer to `read`, block by block, in the order of the
-    layers.
+    layers. A model in vLLM does this there, and gives the sums.
 
     Softmax in float32. Raises InputError for no tokens or a foreign one, ContextError if the context is too short,
     ArchitectureError if the attention of this family cannot be read in this way.
     """
     check_sequence(model, ids)
+    if isinstance(model, ServedModel):
+        for layer in _without_heads(model, len(ids)):
+            read(layer)
+        model.read(ids, read)
+        return
     if model.hf not in _PROVED:
         _prove_reading(model)
         _PROVED.add(model.hf)
@@ -109,7 +75,7 @@ def _read(model: Model, ids: Sequence[int], read: AttentionVisitor, block: int) 
     def attend(call: AttentionCall) -> Tensor:
         outputs = []
         value = call.value[0]
-        for one in _attention_blocks(call.query[0], call.key[0], call.rule, layer=call.layer, block=block):
+        for one in attention_blocks(call.query[0], call.key[0], call.rule, layer=call.layer, block=block):
             read(_with_all_heads(one, model.n_heads))
             outputs.append(_weighted(one.probabilities, value[:, one.keys.slice]))
         work.advance()
@@ -120,7 +86,7 @@ def _read(model: Model, ids: Sequence[int], read: AttentionVisitor, block: int) 
         HooksBackend(model.hf, model.layout).forward(fed, mask=torch.ones_like(fed), last_logits_only=True)
 
 
-def _without_heads(model: Model, n_tokens: int) -> Iterator[AttentionBlock]:
+def _without_heads(model: Model | ServedModel, n_tokens: int) -> Iterator[AttentionBlock]:
     """NaN in the place of the attention of blocks that have none, so that no analysis counts them."""
     if skipped := model.layout.without_heads:
         say(f"{model.name}: {skipped}")
@@ -203,26 +169,6 @@ def attending(hf: PreTrainedModel, attend: Callable[[AttentionCall], Tensor]) ->
     finally:
         hf.set_attn_implementation(before)
         AttentionInterface._global_mapping.pop(name, None)  # register has no inverse
-
-
-def _softmax(scores: Tensor, rows: Span, keys: Span, rule: ScoreRule) -> Tensor:
-    scores = at_least_float32(scores).mul_(rule.scaling)
-    if rule.softcap is not None:
-        scores = scores.div_(rule.softcap).tanh_().mul_(rule.softcap)
-    _hide(scores, rows, keys, rule.window)
-    if rule.sink is None:
-        return scores.softmax(dim=-1)
-    sink = rule.sink.to(scores).view(-1, 1, 1).expand(-1, scores.shape[1], 1)
-    return torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1]
-
-
-def _hide(scores: Tensor, rows: Span, keys: Span, window: int | None) -> None:
-    """Set to −∞ what a query may not see; without a window only the last keys have such entries."""
-    seen = keys if window is not None else Span(rows.start, keys.stop)
-    query = torch.arange(rows.start, rows.stop, device=scores.device)[:, None]
-    key = torch.arange(seen.start, seen.stop, device=scores.device)
-    hidden = key > query if window is None else (key > query) | (key <= query - window)
-    scores[..., -len(seen) :].masked_fill_(hidden, -torch.inf)
 
 
 def _weighted(probabilities: Tensor, value: Tensor) -> Tensor:

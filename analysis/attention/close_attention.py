@@ -5,43 +5,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from reasonscope.analysis.attention.blocks import AttentionBlock, read_attention
+from reasonscope.analysis.attention.blocks import read_attention
+from reasonscope.analysis.attention.rows.functionals import RowMeans
+from reasonscope.analysis.attention.rows.served import ServedModel
 from reasonscope.analysis.attention.sentence_attention import ReadSentences
 from reasonscope.analysis.attention.vertical import nan_mean
 from reasonscope.analysis.results import Axis, Band, Result, undefined
-from reasonscope.data.arrays import Values
-from reasonscope.data.errors import InputError
 from reasonscope.data.sentence_cut import cut_provenance
-from reasonscope.data.trace import Sentence, Span, Trace
+from reasonscope.data.trace import Sentence, Trace
 from reasonscope.probes.models.model import Model
 
 
-class _RowMeans:
-    """A reader for `read_attention` that keeps the mean attention of a few queries, `rows`, on every key up to the
-    last of them."""
-
-    def __init__(self, rows: Span, n_layers: int, n_heads: int) -> None:
-        if not len(rows):
-            raise InputError("no row of attention to read; name the tokens that attend")
-        self._rows = rows
-        self._sums = torch.zeros(n_layers, n_heads, rows.stop, dtype=torch.float64)
-
-    def __call__(self, block: AttentionBlock) -> None:
-        start, stop = max(block.rows.start, self._rows.start), min(block.rows.stop, self._rows.stop)
-        if start >= stop:
-            return
-        keys = Span(block.keys.start, min(block.keys.stop, self._rows.stop))
-        looked = block.probabilities[:, start - block.rows.start : stop - block.rows.start, : len(keys)]
-        self._sums[block.layer, :, keys.slice] += looked.sum(dim=1).double().cpu()
-
-    def result(self) -> Values:
-        """Attention (layer, head, key)."""
-        return np.asarray((self._sums / len(self._rows)).numpy())
-
-
-def close_attention(model: Model, trace: Trace, sentences: Sequence[Sentence] | None = None) -> Result:
+def close_attention(model: Model | ServedModel, trace: Trace, sentences: Sequence[Sentence] | None = None) -> Result:
     """Mean attention of the close window's tokens on the tokens of each sentence of the thinking: axis (sentence,),
     shares of attention.
 
@@ -61,7 +37,7 @@ def close_attention(model: Model, trace: Trace, sentences: Sequence[Sentence] | 
     provenance |= cut_provenance(known.sentences)
     if not known.places:
         return undefined(**common, reason="no sentence in the thinking", provenance=provenance)
-    reader = _RowMeans(rows, model.n_layers, model.n_heads)
+    reader = RowMeans(rows, model.n_layers, model.n_heads)
     read_attention(model, trace.token_ids[: rows.stop].tolist(), reader)
     looked = reader.result()
     heads = known.spread(np.stack([looked[..., span.slice].mean(axis=-1) for span in known.spans], axis=-1))

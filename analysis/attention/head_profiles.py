@@ -2,15 +2,14 @@
 others)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from reasonscope.analysis.attention.blocks import AttentionBlock, read_attention
+from reasonscope.analysis.attention.blocks import read_attention
+from reasonscope.analysis.attention.rows.functionals import HORIZON, WINDOW, HeadRhythm, Rhythm, SecondTime
+from reasonscope.analysis.attention.rows.served import ServedModel
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import mean_band
 from reasonscope.data.arrays import Values
@@ -21,113 +20,20 @@ from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.models.model import Model
 
-WINDOW = 10  # tokens, for WAAD
-HORIZON: tuple[int, int | None] = (
-    10,
-    50,
-)  # tokens after a key, for FAI; (0, None) is the paper's other setting: to the end
 SHARE = 0.3  # of all heads count as the most local, and as many as the most global
 METRICS = ("span", "sink", "previous", "induction", "waad", "fai")
 UNITS = ("tokens", "share of attention", "share of attention", "share of attention", "tokens", "share of attention")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _HeadRhythm:
-    """The behaviour of every head over one sequence, for the tokens of `rows`; all arrays are (layer, head, token).
-
-    Attributes:
-        rows: The tokens.
-        span: Mean distance attended to, in tokens.
-        sink: Attention on token 0.
-        previous: Attention on the token before.
-        waad: Windowed average attention distance. Like `fai` it is linear in the attention, so that of a set of heads
-            is their mean.
-        fai: Future attention influence.
-    """
-
-    rows: Span
-    span: Values
-    sink: Values
-    previous: Values
-    waad: Values
-    fai: Values
-
-
-class _Rhythm:
-    """A reader for `read_attention` that collects, for every head, the fields of `_HeadRhythm`."""
-
-    def __init__(
-        self,
-        rows: Span,
-        n_layers: int,
-        n_heads: int,
-        *,
-        window: int = WINDOW,
-        horizon: tuple[int, int | None] = HORIZON,
-        among: NDArray[np.int64] | None = None,
-    ) -> None:
-        if not len(rows):
-            raise InputError("no row of attention to read; a trace needs tokens after its prompt")
-        if window < 1 or horizon[0] < 0 or (horizon[1] is not None and horizon[1] < horizon[0]):
-            raise InputError(
-                f"window {window}, horizon {horizon}: the window must be at least 1, and 0 <= nearest <= furthest"
-            )
-        self._rows, self._window, self._horizon = rows, window, horizon
-        self._looks = np.zeros(rows.stop, dtype=bool)
-        self._looks[rows.slice if among is None else among] = True
-        shape = n_layers, n_heads
-        kept = ("span", "sink", "previous", "waad")
-        self._kept = {name: torch.zeros(*shape, len(rows), dtype=torch.float64) for name in kept}
-        self._received = torch.zeros(*shape, rows.stop, dtype=torch.float64)
-
-    def __call__(self, block: AttentionBlock) -> None:
-        start = max(block.rows.start, self._rows.start)
-        if start >= min(block.rows.stop, self._rows.stop):
-            return
-        rows = Span(start, min(block.rows.stop, self._rows.stop))
-        attention = block.probabilities[:, rows.start - block.rows.start : rows.stop - block.rows.start]
-        query = torch.arange(rows.start, rows.stop, device=attention.device)
-        key = torch.arange(block.keys.start, block.keys.stop, device=attention.device)
-        looked = attention @ torch.stack([torch.ones_like(key), key], dim=1).to(attention)
-        mass, place = looked.double().unbind(-1)
-        near = _diagonals(attention, rows, block.keys, self._window).double()
-        weights = torch.arange(self._window, 0, -1, device=attention.device, dtype=torch.float64)
-        found = {"span": mass * query - place, "previous": near[..., 1] if self._window > 1 else mass * 0}
-        if block.keys.start == 0:
-            found["sink"] = attention[..., 0].double()
-        # A row sums to its mass, so Σ A·min(t − s, W) = W·mass − Σ over δ < W of (W − δ)·A[t, t − δ].
-        found["waad"] = self._window * mass - (near * weights).sum(-1)
-        at = slice(rows.start - self._rows.start, rows.stop - self._rows.start)
-        for name, values in found.items():
-            self._kept[name][block.layer, :, at] = values.cpu()
-        far = query[:, None] - key
-        nearest, furthest = self._horizon
-        inside = (far >= nearest) if furthest is None else (far >= nearest) & (far <= furthest)
-        inside &= torch.from_numpy(self._looks[rows.slice]).to(inside.device)[:, None]
-        self._received[block.layer, :, block.keys.slice] += (attention * inside).sum(1).double().cpu()
-
-    def result(self) -> _HeadRhythm:
-        key, stop = np.arange(self._rows.start, self._rows.stop), self._rows.stop
-        nearest, furthest = self._horizon
-        before = np.concatenate([[0], np.cumsum(self._looks)])  # the queries before each token
-        after = np.full_like(key, stop) if furthest is None else np.minimum(key + furthest + 1, stop)
-        seen = np.maximum(before[after] - before[np.minimum(key + nearest, stop)], 0)
-        return _HeadRhythm(
-            rows=self._rows,
-            **{name: values.numpy() for name, values in self._kept.items()},
-            fai=self._received[..., self._rows.start :].numpy() / np.maximum(seen, 1),
-        )
-
-
 def head_rhythm(
-    model: Model,
+    model: Model | ServedModel,
     ids: Sequence[int],
     rows: Span,
     *,
     window: int = WINDOW,
     horizon: tuple[int, int | None] = HORIZON,
     among: NDArray[np.int64] | None = None,
-) -> _HeadRhythm:
+) -> HeadRhythm:
     """The rhythm of every head of `model` reading `ids`, in the rows of the response: Attention Illuminates LLM
     Reasoning, section 3.
 
@@ -135,7 +41,7 @@ def head_rhythm(
     `horizon`, within the response (0 if the response ends before). Only the tokens `among` look: all of `rows` if not
     given. Raises InputError, ContextError.
     """
-    reader = _Rhythm(rows, model.n_layers, model.n_heads, window=window, horizon=horizon, among=among)
+    reader = Rhythm(rows, model.n_layers, model.n_heads, window=window, horizon=horizon, among=among)
     read_attention(model, ids, reader)
     return reader.result()
 
@@ -156,7 +62,7 @@ def over(values: Values, heads: Sequence[Head]) -> Values:
     return np.asarray(np.mean([values[head.layer, head.index] for head in heads], axis=0))
 
 
-def _induction_scores(model: Model, *, length: int = 50, repeats: int = 4, seed: int = 0) -> Values:
+def _induction_scores(model: Model | ServedModel, *, length: int = 50, repeats: int = 4, seed: int = 0) -> Values:
     """Attention (layer, head, position) on the token that followed this one's last occurrence, in random tokens written
     twice.
 
@@ -165,25 +71,22 @@ def _induction_scores(model: Model, *, length: int = 50, repeats: int = 4, seed:
     """
     rng = np.random.default_rng(seed)
     length = min(length, model.context_length // 2)
-    found = torch.zeros(model.n_layers, model.n_heads, repeats, length, dtype=torch.float64)
-
-    def read(block: AttentionBlock) -> None:
-        for row in range(max(block.rows.start, length), block.rows.stop):
-            if (key := row - length + 1) >= block.keys.start:
-                seen = block.probabilities[:, row - block.rows.start, key - block.keys.start]
-                found[block.layer, :, repeat, row - length] = seen.double().cpu()
-
-    for repeat in range(repeats):  # noqa: B007 - `read` writes there
+    found = []
+    for _ in range(repeats):
         half = rng.integers(model.vocabulary, size=length).tolist()
-        read_attention(model, half * 2, read)
-    return found.flatten(2).numpy()
+        reader = SecondTime(length, model.n_layers, model.n_heads)
+        read_attention(model, half * 2, reader)
+        found.append(reader.result())
+    return np.concatenate(found, axis=-1)
 
 
-def head_table(model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *, seed: int = 0) -> Result:
+def head_table(
+    model: Model | ServedModel, trace: Trace, sentences: Sequence[Sentence] = (), *, seed: int = 0
+) -> Result:
     """What every head attends to (Attention Illuminates LLM Reasoning, arXiv 2510.13554, section 3, and induction).
 
     Args:
-        model: A native model.
+        model: A native model, or one in vLLM (`served_model`).
         trace: The trace, with tokens.
         sentences: Its sentences, over which intervals are resampled (at least two).
         seed: Random seed.
@@ -264,7 +167,7 @@ def _beside(of_trace: Values, induction: Values) -> Values:
     return np.insert(of_trace, METRICS.index("induction"), induction, axis=0)
 
 
-def _uniform_induction(model: Model, length: int = 50) -> float:
+def _uniform_induction(model: Model | ServedModel, length: int = 50) -> float:
     length = min(length, model.context_length // 2)
     return float((1 / np.arange(length + 1, 2 * length + 1)).mean())
 
@@ -278,11 +181,3 @@ def _uniform_rhythm(query: NDArray[np.int64]) -> tuple[float, float]:
     last = np.searchsorted(query, query + (np.inf if furthest is None else furthest), side="right")
     later = [1 / (query[a:b] + 1) for a, b in zip(first, last, strict=True)]
     return float(waad.mean()), float(np.mean([shares.mean() if len(shares) else 0.0 for shares in later]))
-
-
-def _diagonals(attention: Tensor, rows: Span, keys: Span, width: int) -> Tensor:
-    """Attention on the token itself and the `width` − 1 before it (head, row, distance), 0 before the first token."""
-    query = torch.arange(rows.start, rows.stop, device=attention.device)[:, None]
-    place = query - torch.arange(width, device=attention.device) - keys.start
-    gathered = attention.gather(2, place.clamp(min=0).expand(len(attention), -1, -1))
-    return gathered.masked_fill(place < 0, 0.0)

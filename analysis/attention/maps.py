@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reasonscope.analysis.attention.blocks import AttentionBlock, read_attention
-from reasonscope.analysis.attention.sentence_attention import SentenceMeans
+from reasonscope.analysis.attention.blocks import read_attention
+from reasonscope.analysis.attention.rows.block import AttentionBlock
+from reasonscope.analysis.attention.rows.functionals import SentenceMeans
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import mean_band
 from reasonscope.data.sentence_cut import cut_provenance

@@ -5,12 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from reasonscope.analysis.attention.sentence_attention import (
-    ReadSentences,
-    SentenceAttention,
-    sentence_attention,
-    uniform_attention,
-)
+from reasonscope.analysis.attention.rows.functionals import SentenceAttention
+from reasonscope.analysis.attention.rows.served import ServedModel
+from reasonscope.analysis.attention.sentence_attention import ReadSentences, sentence_attention, uniform_attention
 from reasonscope.analysis.attention.vertical import (
     PROXIMITY,
     kurtosis,
@@ -33,7 +30,7 @@ _ALIKE = "a head whose vertical scores are all equal has no kurtosis"
 
 
 def receiver_heads(
-    model: Model,
+    model: Model | ServedModel,
     traces: Sequence[Trace],
     *,
     top: int | None = None,
@@ -52,7 +49,7 @@ def receiver_heads(
 
 
 def head_kurtosis(
-    model: Model,
+    model: Model | ServedModel,
     trace: Trace,
     *,
     proximity: int = PROXIMITY,
@@ -145,7 +142,7 @@ def receivers_of(found: Sequence[Result], *, top: int | None = None, seed: int =
 
 
 def receiver_scores(
-    model: Model,
+    model: Model | ServedModel,
     trace: Trace,
     heads: Sequence[Head],
     *,
@@ -159,7 +156,7 @@ def receiver_scores(
     2506.19143, section 4).
 
     Args:
-        model: A native model.
+        model: A native model, or one in vLLM (`served_model`).
         trace: The trace, with tokens.
         heads: The receiver heads.
         proximity: Only targets at least so many sentences later count.
@@ -232,7 +229,7 @@ def _sink_sentences(read: SentenceAttention) -> tuple[int, ...]:
     return tuple(index for index, span in enumerate(read.spans) if 0 in span)
 
 
-def _read(model: Model, trace: Trace, known: ReadSentences) -> SentenceAttention | None:
+def _read(model: Model | ServedModel, trace: Trace, known: ReadSentences) -> SentenceAttention | None:
     if not known.places:
         return None
     return sentence_attention(model, trace.token_ids[: known.spans[-1].stop].tolist(), known.spans)

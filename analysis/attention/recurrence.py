@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reasonscope.analysis.attention.blocks import AttentionBlock, read_attention
+from reasonscope.analysis.attention.blocks import read_attention
+from reasonscope.analysis.attention.rows.block import AttentionBlock
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import bootstrap_band
 from reasonscope.data.arrays import Rows, Values

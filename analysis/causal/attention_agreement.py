@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reasonscope.analysis.attention.sentence_attention import SentenceAttention, sentence_attention
+from reasonscope.analysis.attention.rows.functionals import SentenceAttention
+from reasonscope.analysis.attention.sentence_attention import sentence_attention
 from reasonscope.analysis.attention.vertical import kurtosis, nan_mean, top_heads, vertical_scores
 from reasonscope.analysis.causal.suppression import normalised, suppression_effect
 from reasonscope.analysis.results import Axis, Result

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from reasonscope.analysis.attention.blocks import AttentionCall, ScoreRule, attending
-from reasonscope.analysis.attention.sentence_attention import ReadSentences, check_spans
+from reasonscope.analysis.attention.blocks import AttentionCall, attending
+from reasonscope.analysis.attention.rows.block import ScoreRule
+from reasonscope.analysis.attention.rows.functionals import check_spans
+from reasonscope.analysis.attention.sentence_attention import ReadSentences
 from reasonscope.analysis.attention.vertical import nan_mean
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.data.arrays import Values

@@ -8,11 +8,13 @@ from typing import Any, Generic, TypeVar
 
 from numpy.typing import NDArray
 
+from reasonscope.analysis.attention.rows.served import ServedModel, served_model
 from reasonscope.analysis.runs.options import (
     AnalysisOptions,
     LoadsBase,
     LoadsModel,
     ReadsSites,
+    ReceiversOptions,
     Writes,
 )
 from reasonscope.analysis.tokens.mi import gold_text, representations
@@ -23,8 +25,9 @@ from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.branches import PrefixWriter, SequenceWriter, Writer
 from reasonscope.probes.models.model import Model, load_model
-from reasonscope.probes.models.prompting import as_recorded
+from reasonscope.probes.models.prompting import as_recorded, load_prompting
 from reasonscope.probes.server.completions import server_writer
+from reasonscope.probes.vllm.address import check_address
 from reasonscope.probes.vllm.identity import check_vectors
 from reasonscope.probes.vllm.writer import vllm_writer
 from reasonscope.steering.engine.in_engine import in_engine
@@ -56,10 +59,7 @@ class Study(Generic[Told]):
     @cached_property
     def model(self: "Study[LoadsModel]") -> Model:
         """The model that wrote the traces, steered as it was then."""
-        name = self.options.model or self.store.meta.get("model", {}).get("name")
-        if not name:
-            raise InputError(f"{self.store.path} does not say which model wrote it; name one with --model")
-        model = load_model(str(name), **as_recorded(self.store.meta, _loading(self.options)))
+        model = load_model(self._name, **as_recorded(self.store.meta, _loading(self.options)))
         if self.recipe is not None:
             follow(model, self.recipe, (trace.token_ids[: trace.n_prompt_tokens].tolist() for trace in self.store))
         return model
@@ -100,10 +100,32 @@ class Study(Generic[Told]):
         told = self.options
         prompts = (trace.token_ids[: trace.n_prompt_tokens].tolist() for trace in self.store)
         steering = in_engine(recipe, self.model, prompts)
-        how = {"served_as": told.served_as, "timeout": told.server_timeout, "keep": self.kept}
+        how: dict[str, Any] = {"served_as": told.served_as, "timeout": told.server_timeout, "keep": self.kept}
         writer = vllm_writer(url, self.model, steering=steering, trusted=told.trust_server, **how)
         check_vectors(writer)
         return writer
+
+    @cached_property
+    def attention(self: "Study[ReceiversOptions]") -> Model | ServedModel:
+        """The model whose attention is read, steered as it was: here, or in vLLM."""
+        told = self.options
+        if told.server is None:
+            return self.model
+        loading = as_recorded(self.store.meta, {})
+        bare = load_prompting(self._name, thinking=loading["thinking"], prompt=loading["prompt"])
+        prompts = (trace.token_ids[: trace.n_prompt_tokens].tolist() for trace in self.store)
+        steering = None if self.recipe is None else in_engine(self.recipe, bare, prompts)
+        check_address(told.server, trusted=told.trust_server)
+        writer = vllm_writer(
+            told.server,
+            bare,
+            steering=steering,
+            trusted=told.trust_server,
+            served_as=told.served_as,
+            timeout=told.server_timeout,
+        )
+        check_vectors(writer)
+        return served_model(bare, writer)
 
     @property
     def sites(self: "Study[ReadsSites]") -> tuple[Site, ...]:
@@ -125,6 +147,13 @@ class Study(Generic[Told]):
             text = gold_text(trace, self.options.gold)
             (self._golds[trace.id],) = representations(self.model, [text], self.sites)
         return self._golds[trace.id]
+
+    @property
+    def _name(self: "Study[LoadsModel]") -> str:
+        name = self.options.model or self.store.meta.get("model", {}).get("name")
+        if not name:
+            raise InputError(f"{self.store.path} does not say which model wrote it; name one with --model")
+        return str(name)
 
     @property
     def has_model(self: "Study[LoadsModel]") -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar, get_args, get_type_hints
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.run_folder import RunFolder
-from reasonscope.data.variants import Gold, Quantise, Region
+from reasonscope.data.variants import AttentionBackend, Gold, Quantise, Region
 
 Told = TypeVar("Told", bound="AnalysisOptions")
 
@@ -198,10 +198,41 @@ class SelectionOptions(TrajectoryOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadsOptions(ReadsThroughModel):
+class ReceiversOptions(ReadsThroughModel):
+    """Options of an analysis of attention that vLLM can reduce: `receivers`, and `heads` in part."""
+
+    backend: AttentionBackend = _option(
+        "hooks",
+        "What reads attention: the model here (hooks), or a server of vLLM with vllm-lens, which gives sums alone.",
+    )
+    server: str | None = _option(None, "http://host:port of that server, which holds this model.")
+    served_as: str | None = _option(None, "The server's name for the model; the same as here if not given.")
+    server_timeout: float = _option(600.0, "Seconds that a request to the server may take.", least=0.1, matters=False)
+    trust_server: bool = _option(
+        False, "Send the code that reduces attention to a server on another machine.", matters=False
+    )
+
+    def __post_init__(self) -> None:
+        if (self.backend == "vllm") != (self.server is not None):
+            raise InputError("attention is read in vLLM by --backend vllm and --server together; give both or neither")
+
+    def key(self) -> dict[str, Any]:
+        """Which server reads makes no difference; whether one does, does."""
+        return {**super().key(), "server": self.server is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadsOptions(ReceiversOptions):
     """Options of `heads`."""
 
     exact: bool = _option(False, "Take out every head in a pass of its own, also if this takes hours.", flag="--exact")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.exact and self.server is not None:
+            raise InputError(
+                "heads are taken out one by one with the weights here; leave out --exact, or --backend vllm and --server"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ QUESTIONS: Mapping[str, Question] = {
     ),
     "receivers": Question(
         asks="Which heads look at a few sentences only (receiver heads), and which sentences are those?",
-        options=told.ReadsThroughModel,
+        options=told.ReceiversOptions,
         writes={
             "receivers": "receiver heads",
             "head_kurtosis": "how peaked each head is",

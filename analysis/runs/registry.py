@@ -34,6 +34,7 @@ from reasonscope.analysis.runs.options import (
     HeadsOptions,
     MiOptions,
     ReadsThroughModel,
+    ReceiversOptions,
     Seeded,
     TrajectoryOptions,
 )
@@ -52,7 +53,7 @@ from reasonscope.analysis.traces.trajectory import segment_length, trajectory_of
 from reasonscope.analysis.wording import Summarise
 from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.progress import counted, working
+from reasonscope.data.progress import counted, say, working
 from reasonscope.data.sentence_cut import cut_hash, cut_trace, trace_sentences
 from reasonscope.data.text.answers import equivalent
 from reasonscope.data.trace import Sampling, Sentence, Trace
@@ -238,11 +239,11 @@ def _known_dependencies(trace: Trace) -> Sequence[Sequence[int]]:
     return published_dependencies(trace.meta.get("chunks", ())) if known is None else known
 
 
-def _kurtosis(study: Study[ReadsThroughModel], trace: Trace) -> Iterator[Result]:
-    yield head_kurtosis(study.model, trace)
+def _kurtosis(study: Study[ReceiversOptions], trace: Trace) -> Iterator[Result]:
+    yield head_kurtosis(study.attention, trace)
 
 
-def _receivers(study: Study[ReadsThroughModel], results: Sequence[Result]) -> Iterator[Result]:
+def _receivers(study: Study[ReceiversOptions], results: Sequence[Result]) -> Iterator[Result]:
     yield receivers_of(results, seed=study.options.seed)
 
 
@@ -251,9 +252,9 @@ def _looked_at(found: Sequence[Result]) -> PerTraceAnalysis:
     return PerTraceAnalysis(per_trace=partial(_receiver_scores, heads))
 
 
-def _receiver_scores(heads: Sequence[Head], study: Study[ReadsThroughModel], trace: Trace) -> Iterator[Result]:
+def _receiver_scores(heads: Sequence[Head], study: Study[ReceiversOptions], trace: Trace) -> Iterator[Result]:
     if heads:
-        yield receiver_scores(study.model, trace, heads, seed=study.options.seed)
+        yield receiver_scores(study.attention, trace, heads, seed=study.options.seed)
 
 
 # How peaked each head is on each trace, then the receiver heads over all traces, then how much these look at each sentence.
@@ -270,13 +271,28 @@ def _analyse_suppression(study: Study[ReadsThroughModel], trace: Trace) -> Itera
 def _analyse_heads(study: Study[HeadsOptions], trace: Trace) -> Iterator[Result]:
     """What each head looks at and what is predicted without it; what the closing tag looks at, and what is looked at again."""
     known = trace_sentences(trace)
-    yield head_table(study.model, trace, known, seed=study.options.seed)
+    yield head_table(study.attention, trace, known, seed=study.options.seed)
+    if study.options.server is None:
+        yield _without_heads(study, trace, known)
+    yield close_attention(study.attention, trace)
+    if study.options.server is None:
+        yield recurrence(study.model, trace, known, seed=study.options.seed)
+    elif trace.id == study.traces[0].id:
+        say(_NOT_IN_ENGINE)
+
+
+def _without_heads(study: Study[HeadsOptions], trace: Trace, known: Sequence[Sentence]) -> Result:
+    """What is predicted without each head: exactly if they are few, or if that is asked for."""
     if study.options.exact or heads_are_few(study.model, trace):
-        yield head_effects(study.model, trace, known, seed=study.options.seed)
-    else:
-        yield head_attribution(study.model, trace, known)
-    yield close_attention(study.model, trace)
-    yield recurrence(study.model, trace, known, seed=study.options.seed)
+        return head_effects(study.model, trace, known, seed=study.options.seed)
+    return head_attribution(study.model, trace, known)
+
+
+# What `heads` leaves out if vLLM reads.
+_NOT_IN_ENGINE = (
+    "vLLM reads what heads look at. What changes without a head (head_effects, head_attribution) needs the weights, and tokens that are "
+    "looked at again (recurrence) need all heads together; both take --backend hooks."
+)
 
 
 def _agreement(study: Study[Seeded], trace: Trace) -> Iterator[Result]:

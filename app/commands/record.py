@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from reasonscope.probes.models.prompting import Prompting
     from reasonscope.probes.server.completions import ServerWriter
     from reasonscope.steering.decoding.monitor import ProbeMonitor
+    from reasonscope.steering.engine.monitor import EngineMonitor
     from reasonscope.steering.recipes.recipe import Recipe
 
 
@@ -154,7 +155,14 @@ class _ServerOptions:
         if backend == "vllm" and self.server is None:
             raise InputError("--backend vllm needs --server, the address at which vLLM runs with vllm-lens")
 
-    def writer(self, model: "Prompting", recipe: "Recipe | None", *, engine: bool) -> "ServerWriter | None":
+    def writer(
+        self,
+        model: "Prompting",
+        recipe: "Recipe | None",
+        watches: "ProbeMonitor | EngineMonitor | None",
+        *,
+        engine: bool,
+    ) -> "ServerWriter | None":
         """What writes on the server: any server, or vLLM as an engine, which a recipe may steer; None if the model here writes."""
         from reasonscope.probes.server.completions import server_writer
         from reasonscope.probes.vllm.writer import vllm_writer
@@ -171,7 +179,8 @@ class _ServerOptions:
         if not engine:
             return server_writer(self.server, model, **how)
         steering = in_engine(recipe, model) if recipe else None
-        return vllm_writer(self.server, model, steering=steering, trusted=self.trust_server, **how)
+        look = getattr(watches, "look", None)
+        return vllm_writer(self.server, model, steering=steering, look=look, trusted=self.trust_server, **how)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,20 +218,21 @@ class _MonitorOptions:
         if self.monitor is not None and ray.ray is not None:
             raise InputError("--monitor watches a model of this process; leave out --ray")
 
-    def open(self, loaded: "Prompting") -> "ProbeMonitor | None":
-        """The monitor of this model; None if no probe reads along."""
+    def open(self, loaded: "Prompting", *, engine: bool) -> "ProbeMonitor | EngineMonitor | None":
+        """The monitor of this model, here or in vLLM; None if no probe reads along."""
         from reasonscope.data.storage.run_folder import run_folder
         from reasonscope.data.storage.store import TraceStore
         from reasonscope.probes.models.model import Model
-        from reasonscope.steering.decoding.monitor import open_monitor
+        from reasonscope.steering.decoding.monitor import ProbeMonitor, monitor_options
+        from reasonscope.steering.engine.monitor import EngineMonitor
 
         if self.monitor is None:
             return None
-        if not isinstance(loaded, Model):
+        if not engine and not isinstance(loaded, Model):
             raise InputError(
-                "--monitor watches the model that writes, which a server does not show; leave out --server"
+                "--monitor watches the model that writes, which this server does not show; add --backend vllm, or leave out --server"
             )
-        return open_monitor(
+        probe, how = monitor_options(
             loaded,
             self.monitor,
             stop_above=self.stop_above,
@@ -231,6 +241,9 @@ class _MonitorOptions:
             calibrate=TraceStore.open(run_folder(self.calibrate).store) if self.calibrate else None,
             false_alarms=self.false_alarms,
         )
+        if isinstance(loaded, Model) and not engine:
+            return ProbeMonitor(loaded, probe, **how)
+        return EngineMonitor(loaded, probe, **how)
 
 
 @grouped
@@ -313,12 +326,12 @@ def record_command(
         else:
             bare = engine or (server.server is not None and not sites)
             loaded = load_prompting(model, **found) if bare else load_model(**loading)
-            watches = watching.open(loaded)
+            watches = watching.open(loaded, engine=engine)
             if note := loaded.unrendered(asked):
                 typer.echo(note, err=True)
             store = record_traces(
-                loaded, asked, out, sites=sites or (), shard=_shard(shard), server=server.writer(loaded, how["steer"], engine=engine),
-                monitor=watches, **how,
+                loaded, asked, out, sites=sites or (), shard=_shard(shard), monitor=watches,
+                server=server.writer(loaded, how["steer"], watches, engine=engine), **how,
             )  # fmt: skip
     by = f", steered by {steered['name']} ({steered['hash']})" if (steered := store.meta.get("steered")) else ""
     typer.echo(f"{len(store)} traces in {out}{by}; to verify every byte: reasonscope check {out}")
@@ -326,7 +339,7 @@ def record_command(
         typer.echo(_watched(watches, store, out, watching.monitor.stem))
 
 
-def _watched(monitor: "ProbeMonitor", store: "TraceStore", out: Path, name: str) -> str:
+def _watched(monitor: "ProbeMonitor | EngineMonitor", store: "TraceStore", out: Path, name: str) -> str:
     """Save what the monitor read, and say it in a line."""
     from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.steering.decoding.monitor import save_live_scores

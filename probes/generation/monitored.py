@@ -1,14 +1,15 @@
 """What watches a model while it is recorded: it reads hidden states at every token, and may end the thinking."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from transformers import LogitsProcessor
 
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions
-from reasonscope.probes.generation.decoding import DecodingStep
+from reasonscope.probes.generation.decoding import Completion, DecodingStep
+from reasonscope.probes.vllm.steering import Look
 
 MONITOR_KEY = "monitor"  # in the meta of a store whose thinking a monitor may have closed
 LEARNED_FROM = "learned_from"  # there: the groups of problems that its probe and its threshold come from
@@ -36,6 +37,25 @@ class Monitor(Protocol):
 
     def finish(self, ids: Sequence[str]) -> None:
         """A batch is written; these are the traces of its rows."""
+        ...
+
+
+@runtime_checkable
+class EngineReads(Protocol):
+    """A probe that an engine reads while it writes."""
+
+    @property
+    def look(self) -> Look:
+        """The hook that reads it."""
+        ...
+
+    @property
+    def meta(self) -> Mapping[str, Any] | None:
+        """What may change the traces, as a store says it; None if nothing does."""
+        ...
+
+    def note(self, id: str, completion: Completion) -> None:
+        """A trace is written."""
         ...
 
 

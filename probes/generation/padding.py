@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reasonscope.data.errors import ContextError, InputError
-from reasonscope.probes.models.model import Model
+from reasonscope.probes.models.prompting import Prompting
 
 
 def check_vocabulary(sequences: Sequence[Sequence[int]] | NDArray[np.int64], vocabulary: int) -> None:
@@ -33,7 +33,7 @@ def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tup
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
 
-def check_sequence(model: Model, ids: Sequence[int]) -> None:
+def check_sequence(model: Prompting, ids: Sequence[int]) -> None:
     """Raise InputError or ContextError if `model` cannot read `ids` in one pass."""
     if not len(ids):
         raise InputError("no tokens to feed; tokenise a trace first that was imported as text")

@@ -22,7 +22,7 @@ from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site, expand_sites
 from reasonscope.probes.backends.attached import require_plain
 from reasonscope.probes.generation.decoding import BatchProgress, Completion, DecodingStep, generate
-from reasonscope.probes.generation.monitored import MONITOR_KEY, Monitor, read_after
+from reasonscope.probes.generation.monitored import MONITOR_KEY, EngineReads, Monitor, read_after
 from reasonscope.probes.generation.reading_pass import read_traces
 from reasonscope.probes.generation.rollout import as_trace, both, check_fits, trace_seed
 from reasonscope.probes.generation.steered import KEY, Decisions, Steered, Steers, check_steering
@@ -71,7 +71,7 @@ def record(
     leave_out: Collection[str] = (),
     server: ServerWriter | None = None,
     steer: Steers | None = None,
-    monitor: Monitor | None = None,
+    monitor: Monitor | EngineReads | None = None,
 ) -> TraceStore:
     """Let a model answer problems, and store the traces with their activations.
 
@@ -95,7 +95,8 @@ def record(
         server: Writes the completions, a batch at a time; `model` then only reads activations.
         steer: A recipe that steers every completion and the pass that reads activations. The store holds a copy of it, and every trace
             its hash.
-        monitor: A probe that is read on every token while the model writes, and that may close its thinking; see `ProbeMonitor`.
+        monitor: A probe that is read on every token while the model writes, and that may close its thinking; see `ProbeMonitor`, and
+            `EngineMonitor` for vLLM.
 
     Returns:
         The store.
@@ -124,10 +125,7 @@ def record(
         )
     wanted = _sites(reader, sites) if reader else _engine_sites(engine, sites)
     steered = _steered(reader, steer, server, sampling)
-    if monitor is not None and (reader is None or server is not None):
-        raise InputError(
-            "a monitor reads the model that writes, which a server does not show; leave out the server, or the monitor"
-        )
+    watches, reads = _monitors(monitor, reader, server)
     prefill = steered.prefill if steered else ""
     batches = list(_batches(_tasks(model, problems, samples, shard, think, open_tag, prefill), batch_size))
     watch = Watch(engine, _answered(Path(path)) if resume else None) if engine else None
@@ -152,7 +150,8 @@ def record(
         reader=reader,
         server=server,
         steered=steered,
-        monitor=monitor,
+        monitor=watches,
+        reads=reads,
         decisions=Decisions(steered),
         sites=wanted,
         sampling=sampling,
@@ -305,6 +304,7 @@ class _Recording:
     server: ServerWriter | None
     steered: Steered | None
     monitor: Monitor | None
+    reads: EngineReads | None
     decisions: Decisions
     sites: tuple[Site, ...]
     sampling: Sampling
@@ -345,6 +345,9 @@ class _Recording:
         seeds = self._seeds(tasks)
         for group in verified(engine, watch, [task.prompt for task in tasks], self.sampling, seeds, self.sites):
             traces = [self._trace(tasks[i], completion, seeds[i]) for i, completion, _ in group]
+            if self.reads is not None:
+                for i, completion, _ in group:
+                    self.reads.note(tasks[i].id, completion)
             yield traces, [states for _, _, states in group]
 
     def _seeds(self, tasks: Sequence[_Task]) -> list[int]:
@@ -412,6 +415,24 @@ def _steered(
             "this server cannot be steered; use vLLM with vllm-lens (--backend vllm), or leave out the server or the recipe"
         )
     return steer.steered(reader, sampling)
+
+
+def _monitors(
+    monitor: Monitor | EngineReads | None, reader: Model | None, server: ServerWriter | None
+) -> tuple[Monitor | None, EngineReads | None]:
+    """The monitor as one that follows a model here, or one that an engine reads."""
+    there = server.look if isinstance(server, VllmWriter) else None
+    if isinstance(monitor, EngineReads):
+        if there is not monitor.look:
+            raise InputError("vLLM reads this monitor if it writes; make the writer with look=monitor.look")
+        return None, monitor
+    if there is not None:
+        raise InputError("the writer reads along, and nobody takes what it reads; give record its monitor as well")
+    if monitor is not None and (reader is None or server is not None):
+        raise InputError(
+            "this monitor reads a model of this process; with --backend vllm use EngineMonitor, or leave out the server, or the monitor"
+        )
+    return monitor, None
 
 
 def _steered_in_engine(engine: VllmWriter, steer: Steers | None) -> Steered | None:

@@ -103,6 +103,11 @@ class Prompting:
         return next((int(length) for length in known if length), sys.maxsize)
 
     @property
+    def vocabulary(self) -> int:
+        """Number of token ids that can be fed, as the configuration says."""
+        return int(self.config.get_text_config().vocab_size)
+
+    @property
     def hints(self) -> Mapping[str, str]:
         """What is known of this model alone, under `reasonscope` in its config.json.
 

@@ -15,7 +15,8 @@ def check_address(url: str, *, trusted: bool = False) -> None:
     if trusted or host == "localhost" or _is_loopback(host):
         return
     raise InputError(
-        f"a recipe that depends on tokens travels as code that {host or url!r} would run; forward its port to this machine "
+        f"this travels as code (a recipe that depends on tokens, a monitor, statistics of attention), which {host or url!r} would run; "
+        "forward its port to this machine "
         "(ssh -L 8000:localhost:8000), or add --trust-server if the server and the network between are yours"
     )
 

@@ -3,7 +3,7 @@
 import base64
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,41 @@ class Shipped:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Look:
+    """A hook that reads along and changes no state: a probe on every token, or what rows of attention are reduced to.
+
+    Attributes:
+        what: What it does, for messages.
+        hook: The hook's expression for a request with this many tokens of prompt.
+        post: Layers whose output it is given.
+        pre: Layers whose input it is given.
+        reply_bytes: How long what it reports may be, beyond a few bytes for each token.
+    """
+
+    what: str
+    hook: Callable[[int], str]
+    post: tuple[int, ...] = ()
+    pre: tuple[int, ...] = ()
+    reply_bytes: int = 0
+
+    def hooks(self, n_prompt: int) -> list[dict[str, Any]]:
+        """The hooks of a request, as vllm-lens takes them."""
+        return _hooks(self.hook(n_prompt), [(self.post, False), (self.pre, True)])
+
+    def report(self, results: Any, n_before: int, url: str) -> dict[str, Any]:
+        """What it reported, if `n_before` hooks come before it. Raises InputError if it failed, or was not run."""
+        own = range(n_before, n_before + bool(self.post) + bool(self.pre))
+        said = {key: value for one in _saved(results, own) for key, value in one.items()}
+        if error := said.get("error"):
+            raise InputError(f"{url} could not {self.what}: {error!s:.300}")
+        if not said:
+            raise InputError(
+                f"{url} did not {self.what}; is vllm-lens active there (VLLM_LENS_DISABLE), and does it know this model?"
+            )
+        return said
+
+
+@dataclass(frozen=True, kw_only=True)
 class InEngine:
     """A recipe in the engine.
 
@@ -34,6 +69,7 @@ class InEngine:
         post: Layers whose output the hook edits.
         pre: Whether the hook edits what the first layer takes.
         prefill: Text that the thinking starts with.
+        stops: Hooks that may close the thinking.
         prompts: For continuations: what was prompt when the sequences were written.
     """
 
@@ -43,6 +79,7 @@ class InEngine:
     post: tuple[int, ...] = ()
     pre: bool = False
     prefill: str = ""
+    stops: tuple[Look, ...] = ()
     prompts: frozenset[tuple[int, ...]] = frozenset()
 
     def n_prompt(self, ids: list[int]) -> int:
@@ -60,24 +97,43 @@ class InEngine:
         ]
         return layer, torch.stack(sums).sum(dim=0).tolist()
 
-    def fields(self, prompt: list[int]) -> dict[str, str]:
-        """What `vllm_xargs` gets for a request with this prompt."""
-        found = {"apply_steering_vectors": json.dumps(list(self.vectors))} if self.vectors else {}
+    @property
+    def fields(self) -> dict[str, str]:
+        """What `vllm_xargs` gets with each request, besides hooks."""
+        return {"apply_steering_vectors": json.dumps(list(self.vectors))} if self.vectors else {}
+
+    def hooks(self, prompt: list[int]) -> list[dict[str, Any]]:
+        """The hooks of a request with this prompt, as vllm-lens takes them."""
+        n_prompt = self.n_prompt(prompt)
+        stops = [hook for stop in self.stops for hook in stop.hooks(n_prompt)]
         if self.hook is None:
-            return found
-        packed = base64.b64encode(pickle.dumps(Shipped(self.hook(self.n_prompt(prompt))))).decode()
-        places = [(list(self.post), False)] * bool(self.post) + [([0], True)] * self.pre
-        hooks = [{"fn": {"cloudpickle": packed}, "layer_indices": at, "pre": pre} for at, pre in places]
-        return {**found, "apply_hooks": json.dumps(hooks)}
+            return stops
+        return _hooks(self.hook(n_prompt), [(self.post, False), ((0,) * self.pre, True)]) + stops
+
+    @property
+    def n_hooks(self) -> int:
+        """How many hooks a request has."""
+        return self._n_edits + len(self.stops)
+
+    @property
+    def is_code(self) -> bool:
+        """Whether hooks travel, which the server runs as code."""
+        return self.n_hooks > 0
+
+    @property
+    def _n_edits(self) -> int:
+        return 0 if self.hook is None else bool(self.post) + self.pre
 
     def check(self, results: Any, rows: int, url: str) -> int:
         """How many tokens the hook edited. Raises InputError if it failed, or did not see all `rows` at each of its layers.
 
         vllm-lens logs errors of hooks and goes on without them, so a text that nobody edited would look like any other.
         """
+        for place, stop in enumerate(self.stops):
+            stop.report(results, self._n_edits + place, url)
         if self.hook is None:
             return 0
-        saved = [one for one in results.values() if isinstance(one, dict)] if isinstance(results, dict) else []
+        saved = _saved(results, range(self._n_edits))
         for one in saved:
             if error := one.get("error"):
                 raise InputError(f"{url} could not steer by {self.meta.get('name')}: {error!s:.300}")
@@ -89,3 +145,16 @@ class InEngine:
                 "is vllm-lens active there (VLLM_LENS_DISABLE), and does it know this model?"
             )
         return max((value for key, value in seen.items() if key.startswith("edited.")), default=0)
+
+
+def _hooks(expression: str, places: Iterable[tuple[tuple[int, ...], bool]]) -> list[dict[str, Any]]:
+    packed = base64.b64encode(pickle.dumps(Shipped(expression))).decode()
+    return [
+        {"fn": {"cloudpickle": packed}, "layer_indices": list(layers), "pre": pre} for layers, pre in places if layers
+    ]
+
+
+def _saved(results: Any, places: Iterable[int]) -> list[dict[str, Any]]:
+    """What the hooks at these places of a request's list saved."""
+    found = (results.get(str(place)) for place in places) if isinstance(results, dict) else ()
+    return [one for one in found if isinstance(one, dict)]

@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -21,7 +21,7 @@ from reasonscope.probes.generation.decoding import Completion
 from reasonscope.probes.models.prompting import Prompting
 from reasonscope.probes.server.completions import ServerWriter, completion, server_writer
 from reasonscope.probes.vllm.address import check_address
-from reasonscope.probes.vllm.steering import InEngine
+from reasonscope.probes.vllm.steering import InEngine, Look
 from reasonscope.probes.vllm.wire import check_shape, decode, inline
 
 # A finished completion: its number, its tokens, and its activations by site.
@@ -30,6 +30,13 @@ _ByLayer: TypeAlias = tuple[int, Completion, dict[int, Tensor]]
 _HANDLE = re.compile(r"[\w-]{1,200}")
 _PAUSE = 0.005  # seconds between two looks at a full queue
 _LONGEST_PAUSE = 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen(Completion):
+    """A completion with what a hook that read along reported, in JSON."""
+
+    report: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +51,13 @@ class VllmWriter(ServerWriter):
         n_layers: Layers of the model.
         width: Width of its residual stream.
         steering: A recipe in the engine, or None.
+        look: A hook that reads along, or None; what it reports is that of the completion.
     """
 
     n_layers: int
     width: int
     steering: InEngine | None = None
+    look: Look | None = None
 
     def stream(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], sites: Sequence[Site] = ()
@@ -64,6 +73,8 @@ class VllmWriter(ServerWriter):
         if not asked:
             return
         tokens = max(map(len, asked)) + sampling.max_new_tokens
+        if self.look is not None:
+            tokens += self.look.reply_bytes // 1024
 
         async def written(put: Callable[[_ByLayer], Any]) -> None:
             room = asyncio.Semaphore(self.workers)
@@ -94,8 +105,8 @@ class VllmWriter(ServerWriter):
 
     @property
     def plain(self) -> "VllmWriter":
-        """The same writer without a recipe."""
-        return replace(self, steering=None)
+        """The same writer without a recipe, and with nothing that reads along."""
+        return replace(self, steering=None, look=None)
 
     @cached_property
     def takes_ids(self) -> bool:
@@ -116,11 +127,24 @@ class VllmWriter(ServerWriter):
 
     def _more(self, prompt: list[int], layers: Sequence[int]) -> dict[str, Any]:
         """What a request says besides OpenAI's fields."""
-        told: dict[str, str] = {} if self.steering is None else self.steering.fields(prompt)
+        told: dict[str, str] = {} if self.steering is None else self.steering.fields
+        if hooks := self._hooks(prompt):
+            told = {**told, "apply_hooks": json.dumps(hooks)}
         if layers:
             told |= {"output_residual_stream": json.dumps(sorted(set(layers))), "activations_transport": "binary"}
         salt = {} if self.steering is None else {"cache_salt": f"reasonscope {self.steering.meta['hash']}"}
         return {**({"vllm_xargs": told} if told else {}), **salt}
+
+    def _hooks(self, prompt: list[int]) -> list[dict[str, Any]]:
+        steering = [] if self.steering is None else self.steering.hooks(prompt)
+        return steering + ([] if self.look is None else self.look.hooks(len(prompt)))
+
+    def _reported(self, reply: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the hook that reads along reports."""
+        if self.look is None:
+            return {}
+        n_before = 0 if self.steering is None else self.steering.n_hooks
+        return self.look.report(reply.get("hook_results"), n_before, self.url)
 
     def _check_steering(self, reply: Mapping[str, Any], rows: int) -> None:
         if self.steering is not None:
@@ -139,7 +163,7 @@ class VllmWriter(ServerWriter):
             written, finish = self._checked(prompt, reply, sampling)
             rows = len(prompt) + len(written) - 1
             self._check_steering(reply, rows)
-            done = completion(prompt, written, finish)
+            done = _seen(completion(prompt, written, finish), self._reported(reply))
             if not wanted:
                 return done, {}
             try:
@@ -198,6 +222,7 @@ def vllm_writer(
     model: Prompting,
     *,
     steering: InEngine | None = None,
+    look: Look | None = None,
     trusted: bool = False,
     **how: Any,
 ) -> VllmWriter:
@@ -207,6 +232,7 @@ def vllm_writer(
         url: Address of the server, without /v1.
         model: What is known of the model here; its weights are not needed.
         steering: A recipe in the engine.
+        look: A hook that reads along.
         trusted: Send hooks, which the server runs as code, to an address that is not of this machine.
         **how: Options of `server_writer`.
 
@@ -214,14 +240,19 @@ def vllm_writer(
         A writer.
 
     Raises:
-        InputError: For an address outside this machine, if `steering` sends code and it is not `trusted`.
+        InputError: For an address outside this machine, if `steering` or `look` sends code and it is not `trusted`.
     """
-    if steering is not None and steering.hook is not None:
+    if look is not None or (steering is not None and steering.is_code):
         check_address(url, trusted=trusted)
     plain = server_writer(url, model, **how)
     text = model.config.get_text_config()
     known = {name: getattr(plain, name) for name in plain.__dataclass_fields__}
-    return VllmWriter(**known, n_layers=model.n_layers, width=int(text.hidden_size), steering=steering)
+    return VllmWriter(**known, n_layers=model.n_layers, width=int(text.hidden_size), steering=steering, look=look)
+
+
+def _seen(done: Completion, report: Mapping[str, Any]) -> Completion:
+    known = {told.name: getattr(done, told.name) for told in fields(done)}
+    return Seen(**known, report=report) if report else done
 
 
 class _LostError(Exception):

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from reasonscope.data.errors import InputError
-from reasonscope.steering.decoding.processors import forced
 from reasonscope.steering.vectors.thinking import WrittenThinking
 
 
@@ -38,13 +38,27 @@ class Closing:
         """Close a row that has written so many tokens of thinking."""
         self._closes[row] = written
 
+    def due(self, row: int, written: int) -> int | None:
+        """The next token of the closing of a row that has written so many tokens of thinking; None if it is not being closed (any more)."""
+        if row not in self._closes:
+            return None
+        if written < 1:
+            del self._closes[row]
+            return None
+        return self.ids[min(written - self._closes[row], len(self.ids) - 1)]
+
     def write(self, scores: Tensor, rows: Sequence[int], ids: Tensor) -> Tensor:
         """`scores` (batch, vocab) that leave no choice but the next token of the closing, in the rows that are being closed."""
         written = self._thinking.written(ids).tolist()
         for place, row in enumerate(rows):
-            if row in self._closes and written[place] < 1:
-                del self._closes[row]
-            elif row in self._closes:
-                done = written[place] - self._closes[row]
-                scores = forced(scores, place, self.ids[min(done, len(self.ids) - 1)])
+            if (token := self.due(row, written[place])) is not None:
+                scores = forced(scores, place, token)
         return scores
+
+
+def forced(scores: Tensor, row: int, token: int) -> Tensor:
+    """`scores` (batch, vocab) that leave no choice but `token` in one row."""
+    changed = scores.clone()
+    changed[row] = -torch.inf
+    changed[row, token] = 0.0
+    return changed

@@ -1,10 +1,10 @@
 """A probe that is read on every token while the model writes, and that may end the thinking."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -25,12 +25,16 @@ from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.decoding import DecodingStep
 from reasonscope.probes.generation.monitored import LEARNED_FROM
 from reasonscope.probes.models.model import Model
+from reasonscope.probes.models.prompting import Prompting
 from reasonscope.probes.properties.refusal_cliff import token_scores
 from reasonscope.probes.properties.scores import score_unit
 from reasonscope.steering.decoding.closing import Closing
 from reasonscope.steering.exits.places import Places
 from reasonscope.steering.exits.signals import closing_ids
 from reasonscope.steering.vectors.thinking import WrittenThinking
+
+if TYPE_CHECKING:
+    from reasonscope.steering.engine.monitor import EngineMonitor
 
 EXIT_TARGET = "right if the thinking ended here"
 StopAt = Literal["token", "paragraph"]
@@ -110,12 +114,7 @@ class ProbeMonitor:
     @property
     def meta(self) -> Mapping[str, Any] | None:
         """How it closes the thinking, as a store says it; None if it only reads."""
-        if not self._stopping:
-            return None
-        coef = hashlib.sha256(self.probe.coef.tobytes()).hexdigest()[:12]
-        learned = self.probe.provenance.get("learned_from")  # an old probe does not say
-        known = {} if learned is None else {LEARNED_FROM: sorted({*learned, *self._calibrated_on})}
-        return {"probe": coef, "site": str(self.probe.site), **self._stopping.settings, **known}
+        return monitor_meta(self.probe, self._stopping.settings if self._stopping else None, self._calibrated_on)
 
     @property
     def stopped(self) -> dict[int, int]:
@@ -153,12 +152,7 @@ class ProbeMonitor:
 
     def told(self) -> str:
         """One line on what it did in the batches that are finished."""
-        if not self._stopping:
-            return f"the probe was read on every token of {len(self.kept)} traces"
-        above = f"{self._stopping.settings['stop_above']:.4g}"
-        if not self.closed:
-            return f"the score never passed {above} in {len(self.kept)} traces, so nothing was stopped"
-        return f"the thinking of {len(self.closed)} of {len(self.kept)} traces was closed above {above}"
+        return monitor_told(self._stopping.settings if self._stopping else None, len(self.kept), len(self.closed))
 
     def latest(self) -> Tensor:
         """The score of the newest token of each running sequence, (row,)."""
@@ -266,8 +260,30 @@ class _Stopping(LogitsProcessor):
         return [bool(one) for one in self._places.ended(input_ids).tolist()]
 
 
-def open_monitor(
-    model: Model,
+def monitor_meta(
+    probe: LinearProbe, settings: Mapping[str, Any] | None, calibrated_on: Collection[str]
+) -> Mapping[str, Any] | None:
+    """How a probe closes the thinking, as a store says it; None without `settings`, if it only reads."""
+    if settings is None:
+        return None
+    coef = hashlib.sha256(probe.coef.tobytes()).hexdigest()[:12]
+    learned = probe.provenance.get("learned_from")  # an old probe does not say
+    known = {} if learned is None else {LEARNED_FROM: sorted({*learned, *calibrated_on})}
+    return {"probe": coef, "site": str(probe.site), **settings, **known}
+
+
+def monitor_told(settings: Mapping[str, Any] | None, n_traces: int, n_closed: int) -> str:
+    """One line on what a monitor did."""
+    if settings is None:
+        return f"the probe was read on every token of {n_traces} traces"
+    above = f"{settings['stop_above']:.4g}"
+    if not n_closed:
+        return f"the score never passed {above} in {n_traces} traces, so nothing was stopped"
+    return f"the thinking of {n_closed} of {n_traces} traces was closed above {above}"
+
+
+def monitor_options(
+    model: Prompting,
     path: Path,
     *,
     stop_above: float | None = None,
@@ -275,9 +291,9 @@ def open_monitor(
     at: StopAt = "token",
     calibrate: TraceStore | None = None,
     false_alarms: float = 0.05,
-) -> ProbeMonitor:
-    """The monitor of a saved probe, with a threshold or one from a run, as `calibrated_threshold` finds it on the traces that it
-    should leave alone (`_left_alone`). Raises InputError if both are given."""
+) -> tuple[LinearProbe, dict[str, Any]]:
+    """A saved probe, and the options of a monitor that reads it: with a threshold, or one from a run, as `calibrated_threshold` finds it
+    on the traces that it should leave alone (`_left_alone`). Raises InputError if both are given."""
     probe, alone = LinearProbe.load(path), list[Trace]()
     if calibrate is not None:
         if stop_above is not None:
@@ -285,9 +301,8 @@ def open_monitor(
         alone = _left_alone(probe, list(calibrate))
         stop_above = calibrated_threshold(probe, calibrate, alone, false_alarms=false_alarms, window=window)
     seen = {trace.problem.group for trace in alone}
-    return ProbeMonitor(
-        model, probe, stop_above=stop_above, window=window, closing=closing_ids(model), at=at, calibrated_on=seen
-    )
+    how = {"stop_above": stop_above, "window": window, "at": at, "calibrated_on": seen}
+    return probe, {**how, "closing": closing_ids(model)}
 
 
 def _left_alone(probe: LinearProbe, traces: Sequence[Trace]) -> list[Trace]:
@@ -312,7 +327,7 @@ def _left_alone(probe: LinearProbe, traces: Sequence[Trace]) -> list[Trace]:
     return found
 
 
-def save_live_scores(monitor: ProbeMonitor, store: TraceStore, path: Path, *, name: str) -> int:
+def save_live_scores(monitor: "ProbeMonitor | EngineMonitor", store: TraceStore, path: Path, *, name: str) -> int:
     """Write the scores that were read while the traces of `store` were written, in the file that `probe apply` writes.
 
     Scores of a recording that this one resumed stay. Returns the number of traces without any: those that were written before the

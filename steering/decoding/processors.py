@@ -13,6 +13,7 @@ from transformers import LogitsProcessor
 from reasonscope.data.errors import InputError
 from reasonscope.data.variants import is_published
 from reasonscope.probes.models.model import Model
+from reasonscope.steering.decoding.closing import forced
 from reasonscope.steering.vectors.thinking import WrittenThinking, single_tokens
 
 # The reflection words of CyclicReflex (its code and section 4) and the switch words of TIP (whose list has more alternatives).
@@ -316,14 +317,6 @@ def _one(scores: Tensor, row: int, value: float) -> Tensor:
     bonus = scores.new_zeros(scores.shape[0])
     bonus[row] = value
     return bonus
-
-
-def forced(scores: Tensor, row: int, token: int) -> Tensor:
-    """`scores` (batch, vocab) that leave no choice but `token` in one row."""
-    changed = scores.clone()
-    changed[row] = -torch.inf
-    changed[row, token] = 0.0
-    return changed
 
 
 def _within(t: Tensor, windows: tuple[tuple[int, int], ...]) -> Tensor:

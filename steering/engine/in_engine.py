@@ -3,7 +3,6 @@
 import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -16,13 +15,12 @@ from reasonscope.probes.models.prompting import Prompting
 from reasonscope.probes.vllm.steering import InEngine
 from reasonscope.probes.vllm.wire import encode
 from reasonscope.steering.engine.shipping import shipped
-from reasonscope.steering.engine.worker import vocabulary_hash
+from reasonscope.steering.engine.stops import exit_look, marks_told
+from reasonscope.steering.recipes.controls import EXIT
 from reasonscope.steering.recipes.description import needs_tags
 from reasonscope.steering.recipes.recipe import Recipe, RecipePart
-from reasonscope.steering.vectors.token_regions import ThinkTokenIds
 
 _WORKER = "reasonscope.steering.engine.worker"
-_KINDS = ("execution", "reflection", "transition")
 
 
 def in_engine(recipe: Recipe, model: Prompting, prompts: Iterable[Sequence[int]] = ()) -> InEngine:
@@ -37,7 +35,8 @@ def in_engine(recipe: Recipe, model: Prompting, prompts: Iterable[Sequence[int]]
         What each request carries.
 
     Raises:
-        InputError: For decoding methods and controllers, which vLLM does not take by HTTP, and for a vector of another model.
+        InputError: For decoding methods, controllers, and exit rules that need passes of their own, which vLLM does not take by HTTP, and
+            for a vector or a probe of another model.
         SiteError: For a site other than resid_post and resid_pre.
 
     Example:
@@ -45,7 +44,7 @@ def in_engine(recipe: Recipe, model: Prompting, prompts: Iterable[Sequence[int]]
         writer = vllm_writer("http://127.0.0.1:8000", model, steering=steering)
         store = rs.record(model, problems, "runs/seal", server=writer, steer=recipe, sites="resid_post.12")
     """
-    if others := [*(part.name for part in recipe.decoding), *(part.name for part in recipe.controls)]:
+    if others := [*(part.name for part in recipe.decoding), *(one.name for one in recipe.controls if one.name != EXIT)]:
         names = ", ".join(others)
         raise InputError(
             f"recipe {recipe.name!r} changes how tokens are chosen ({names}), which vLLM does not do by HTTP; use --backend hooks"
@@ -54,7 +53,13 @@ def in_engine(recipe: Recipe, model: Prompting, prompts: Iterable[Sequence[int]]
         _check(part, model)
     static = bool(recipe.parts) and all(part.operator == {"name": "add"} and not part.scope for part in recipe.parts)
     prefill = recipe.prefill
-    known: dict[str, Any] = {"meta": recipe.meta, "prefill": prefill, "prompts": frozenset(map(_ids, prompts))}
+    stops = tuple(exit_look(part, model) for part in recipe.controls)
+    known: dict[str, Any] = {
+        "stops": stops,
+        "meta": recipe.meta,
+        "prefill": prefill,
+        "prompts": frozenset(map(_ids, prompts)),
+    }
     places = [_place(site) for part in recipe.parts for site in part.vector.directions]
     if static and not any(pre for _, pre in places):
         return InEngine(**known, vectors=tuple(_vector(part) for part in recipe.parts))
@@ -77,7 +82,7 @@ def _engine_recipe(recipe: Recipe, model: Prompting) -> dict[str, Any]:
     scopes = [part.scope for part in recipe.parts]
     return {
         "parts": [_part(part, site, direction) for part, site, direction in acting],
-        "marks": _marks(model, scopes) if any(map(needs_tags, scopes)) else None,
+        "marks": marks_told(model, scopes) if any(map(needs_tags, scopes)) else None,
     }
 
 
@@ -127,21 +132,6 @@ def _check(part: RecipePart, model: Prompting) -> None:
     there = (part.vector.provenance.get("model") or {}).get("architecture", model.config.model_type)
     if there != model.config.model_type:
         raise InputError(f"the vector was made from a {there}, and {model.name} is a {model.config.model_type}")
-
-
-def _marks(model: Prompting, scopes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    marks = ThinkTokenIds.of(model)
-    by_text = None if marks.by_text is None else asdict(marks.by_text)
-    return {
-        "opens": marks.opens,
-        "closes": marks.closes,
-        "separators": sorted(marks.separators),
-        "newlines": sorted(marks.newlines),
-        "blanks": sorted(marks.blanks),
-        "by_text": by_text,
-        "reads_text": by_text is not None or any(scope.get("steps") in _KINDS for scope in scopes),
-        "vocabulary": vocabulary_hash(model.tokenizer_backend.get_vocab(with_added_tokens=True)),
-    }
 
 
 def _ids(prompt: Sequence[int]) -> tuple[int, ...]:

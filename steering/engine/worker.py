@@ -6,7 +6,7 @@ It reads the tokens of each pass from the worker's own batch, which every rank h
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from reasonscope.data.text.think_tags import ThinkTags
 from reasonscope.data.text.thinking import Thinking
+from reasonscope.probes.vllm.in_worker import Here, Pass
 from reasonscope.steering.recipes.description import operator_for, scope_with
 from reasonscope.steering.vectors.operators import Operator
 from reasonscope.steering.vectors.scope import Scope
@@ -48,8 +49,8 @@ class EngineHook:
     def __init__(self, told: str, n_prompt: int) -> None:
         self._told: Mapping[str, Any] = json.loads(told)
         self._n_prompt = n_prompt
-        self._worker: Any = None
-        self._parts: list[_EnginePart] | None = None
+        self._here: Here | None = None
+        self._parts: list[_EnginePart] = []
         self._ids: list[int] = []
         self._pass: tuple[int, int] | None = None
         self._masks: dict[int, Tensor] = {}
@@ -58,17 +59,16 @@ class EngineHook:
         try:
             return self._edited(ctx, hidden)
         except Exception as error:  # noqa: BLE001  # vllm-lens would log it and go on unsteered; the client reads it instead
-            ctx.saved["error"] = f"{type(error).__name__}: {error}"
+            ctx.saved.setdefault("error", f"{type(error).__name__}: {error}")
             return None
 
     def _edited(self, ctx: Any, hidden: Tensor) -> Tensor | None:
-        if self._parts is None:
-            self._worker = _worker_of(ctx.model)
-            self._parts = _parts_of(self._told, self._worker)
-        worker = self._worker
-        start = self._follow(worker, ctx, len(hidden))
+        if self._here is None:
+            self._here = Here.of(ctx)
+            self._parts = _parts_of(self._told, self._here.worker, hidden)
+        start = self._follow(self._here.now(len(hidden)))
         # A hook on what the first layer takes has a context of its own, in which nothing else is called.
-        pre = bool(ctx.saved.get("pre", ctx.layer_idx == 0 and _is_pre(worker, ctx)))
+        pre = bool(ctx.saved.get("pre", ctx.layer_idx == 0 and self._here.is_pre(ctx)))
         ctx.saved["pre"] = pre
         place = "pre" if pre else str(ctx.layer_idx)
         _count(ctx, f"rows.{place}", len(hidden))
@@ -81,25 +81,16 @@ class EngineHook:
         _count(ctx, f"edited.{place}", n_edited)
         return None if after is hidden else after
 
-    def _follow(self, worker: Any, ctx: Any, n: int) -> int:
+    def _follow(self, now: Pass) -> int:
         """Note the tokens of this pass; gives the position of the first."""
-        runner = worker.model_runner
-        batch = runner.input_batch
-        row = batch.req_id_to_index[_request_of(worker, ctx)]
-        start, given = int(batch.num_computed_tokens_cpu[row]), int(batch.num_prompt_tokens[row])
-        known = max(given, start)
-        if len(self._ids) < known:
-            self._ids = [int(token) for token in batch.token_ids_cpu[row, :known]]
-        if start + n > len(self._ids):
-            first = int(runner.query_start_loc.np[row])
-            self._ids[start:] = [int(token) for token in runner.input_ids.gpu[first : first + n].tolist()]
-        if self._pass != (start, n):
-            self._pass, self._masks = (start, n), {}
-        return start
+        if self._pass != (now.start, now.n):
+            self._pass, self._masks = (now.start, now.n), {}
+            self._ids = now.followed(self._ids)
+        return now.start
 
     def _mask(self, i: int, scope: Scope, start: int, n: int) -> Tensor:
         if i not in self._masks:
-            same = next((j for j in self._masks if self._parts and self._parts[j].scope is scope), None)
+            same = next((j for j in self._masks if self._parts[j].scope is scope), None)
             self._masks[i] = self._masks[same] if same is not None else self._chosen(scope, start, n)
         return self._masks[i]
 
@@ -112,15 +103,15 @@ class EngineHook:
         return scope.mask(torch.tensor([self._ids]), n_prompt=given, last=last)[0, :n]
 
 
-def _parts_of(told: Mapping[str, Any], worker: Any) -> list[_EnginePart]:
-    """The parts of a recipe. Parts with one scope share the object, and so its mask."""
-    marks = _marks(told["marks"], worker) if told.get("marks") else None
+def _parts_of(told: Mapping[str, Any], worker: Any, states: Tensor) -> list[_EnginePart]:
+    """The parts of a recipe, with directions where `states` are. Parts with one scope share the object, and so its mask."""
+    marks = think_token_ids(told["marks"], worker) if told.get("marks") else None
     scopes = {text: scope_with(json.loads(text), marks) for text in {json.dumps(p["scope"]) for p in told["parts"]}}
     return [
         _EnginePart(
             layer=part["layer"],
             pre=part["pre"],
-            direction=torch.from_numpy(np.frombuffer(bytearray(base64.b64decode(part["direction"])), dtype="<f4")),
+            direction=_direction(part["direction"]).to(_wide(states)),
             operator=operator_for(part["operator"]),
             scope=scopes[json.dumps(part["scope"])],
             strength=float(part["strength"]),
@@ -139,9 +130,7 @@ def _applied(part: _EnginePart, states: Tensor, mask: Tensor) -> Tensor:
     if part.strength == 0 or not mask.any():
         return states
     chosen = mask.to(states.device)
-    before = states[chosen]
-    wide = before if before.dtype == torch.float64 else before.float()
-    moved = part.operator(wide, part.direction.to(wide), part.strength).to(states.dtype)
+    moved = part.operator(_wide(states[chosen]), part.direction, part.strength).to(states.dtype)
     if not moved.isfinite().all():
         raise ValueError(f"a strength of {part.strength:g} takes layer {part.layer} beyond what {states.dtype} holds")
     after = states.clone()
@@ -149,7 +138,15 @@ def _applied(part: _EnginePart, states: Tensor, mask: Tensor) -> Tensor:
     return after
 
 
-def _marks(told: Mapping[str, Any], worker: Any) -> ThinkTokenIds:
+def _wide(states: Tensor) -> Tensor:
+    return states if states.dtype == torch.float64 else states.float()
+
+
+def _direction(packed: str) -> Tensor:
+    return torch.from_numpy(np.frombuffer(bytearray(base64.b64decode(packed)), dtype="<f4"))
+
+
+def think_token_ids(told: Mapping[str, Any], worker: Any) -> ThinkTokenIds:
     by_text = told.get("by_text")
     tags = ThinkTags(**by_text["tags"]) if by_text and by_text.get("tags") else None
     return ThinkTokenIds(
@@ -175,32 +172,6 @@ def _tokenizer(worker: Any, expected: str) -> Any:
             raise ValueError(f"the server's tokenizer {config.tokenizer} has another vocabulary than the client's")
         _tokenizers[expected] = backend
     return _tokenizers[expected]
-
-
-def _worker_of(model: Any) -> Any:
-    """The worker of vLLM, which vllm-lens' hooks on the layers know; hooks themselves are given the model only."""
-    for module in model.modules():
-        for hook in module._forward_hooks.values():
-            for cell in getattr(hook, "__closure__", None) or ():
-                if hasattr(cell.cell_contents, "model_runner") and hasattr(cell.cell_contents, "_hook_contexts"):
-                    return cell.cell_contents
-    raise RuntimeError("no hook of vllm-lens knows the worker; this version of vllm-lens is not known")
-
-
-def _request_of(worker: Any, ctx: Any) -> str:
-    """The request whose context this is."""
-    for request, contexts in worker._hook_contexts.items():
-        if any(known is ctx for known in contexts.values()):
-            return str(request)
-    raise RuntimeError("the request of this context is not known to the worker")
-
-
-def _is_pre(worker: Any, ctx: Any) -> bool:
-    """Whether the context belongs to a hook on the input of a layer."""
-    request = _request_of(worker, ctx)
-    place = next(i for i, known in worker._hook_contexts[request].items() if known is ctx)
-    hooks: Sequence[Any] = next((h for key, h in worker._hook_data.items() if request.startswith(f"{key}-")), ())
-    return bool(hooks and hooks[place].pre)
 
 
 def _count(ctx: Any, name: str, n: int) -> None:

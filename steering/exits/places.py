@@ -3,15 +3,17 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Trace
-from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.thinking import WrittenThinking
+
+if TYPE_CHECKING:
+    from reasonscope.probes.models.prompting import Prompting
 
 PlaceKind = Literal["paragraph", "sentence"]
 KINDS: tuple[PlaceKind, ...] = ("paragraph", "sentence")
@@ -41,7 +43,7 @@ class Places:
     kind: PlaceKind
 
     @classmethod
-    def of(cls, model: Model, *, kind: PlaceKind = "paragraph", every: int = 4) -> "Places":
+    def of(cls, model: "Prompting", *, kind: PlaceKind = "paragraph", every: int = 4) -> "Places":
         """Those of a model. Raises InputError for an unknown kind, or a tokenizer in which no token ends a thought."""
         if kind not in KINDS or every < 1:
             raise InputError(

@@ -18,6 +18,7 @@ from reasonscope.probes.generation.branches import Branch, PrefixWriter, Writer
 from reasonscope.probes.generation.forced_answers import FINAL, answer_in_box
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.model import Model
+from reasonscope.probes.models.prompting import Prompting
 from reasonscope.steering.vectors.thinking import FINAL_ANSWER
 
 # Words with which a thought doubts, checks or tries another way.
@@ -66,7 +67,7 @@ class PlaceSignals:
         return replace(self, **joined)
 
 
-def closing_ids(model: Model) -> tuple[int, ...]:
+def closing_ids(model: Prompting) -> tuple[int, ...]:
     """The tokens that close the thinking: a newline and the tag, as models that write tags do; in the open, the words that state an
     answer."""
     text = f"\n{model.tags.close}" if model.tags else FINAL_ANSWER

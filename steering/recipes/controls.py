@@ -247,10 +247,10 @@ def _check_exit(part: ControlPart) -> None:
     if bool(probe) != (named == PROBE) or (named == PROBE) != (part.tensors.keys() == {"coef"}):
         raise InputError(f"the exit rule {named} {'needs' if named == PROBE else 'reads no'} probe")
     if probe:
-        _probe(part)
+        exit_probe(part)
 
 
-def _probe(part: ControlPart) -> LinearProbe:
+def exit_probe(part: ControlPart) -> LinearProbe:
     about = part.settings["probe"]
     try:
         site, model = Site.parse(about["site"]), dict(about["model"])
@@ -264,7 +264,7 @@ def _probe(part: ControlPart) -> LinearProbe:
 def _make_exit(part: ControlPart, model: Model, recipe: "Recipe", _: Sampling | None) -> ExitControl:
     settings = part.settings
     rule = rule_named(settings["rule"])
-    probe = _probe(part) if settings["probe"] else None
+    probe = exit_probe(part) if settings["probe"] else None
     if probe is not None and len(probe.coef) != model.d_model:
         raise InputError(
             f"the probe reads {len(probe.coef)} numbers and the model has {model.d_model}; fit a new probe"

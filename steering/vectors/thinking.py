@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Message, Problem
-from reasonscope.probes.models.model import Model
 from reasonscope.probes.models.tags import chat_template
 from reasonscope.steering.vectors.token_regions import ThinkTokenIds, written_states
+
+if TYPE_CHECKING:
+    from reasonscope.probes.models.prompting import Prompting
 
 _QUESTION = "xyzzy"
 _ASKED = Problem(id="template", messages=(Message(role="user", content=_QUESTION),))
@@ -49,7 +51,7 @@ class WrittenThinking:
             object.__setattr__(self, "closing", (self.closes,))
 
     @classmethod
-    def of(cls, model: Model) -> Self:
+    def of(cls, model: "Prompting") -> Self:
         """Those of a model. Raises InputError for a model whose thinking is not looked for, or without a template to show its turns."""
         marks = ThinkTokenIds.of(model)
         if len(marks.opens) == len(marks.closes) == 1:
@@ -105,14 +107,14 @@ def _ends_open(begun: Sequence[int], marks: ThinkTokenIds) -> bool:
     )
 
 
-def _given(model: Model, opens: int) -> int:
+def _given(model: "Prompting", opens: int) -> int:
     """The tokens that the template puts after the opening tag."""
     if chat_template(model.tokenizer) is None:
         return 0
     return model.encode_prompt(_ASKED, open_tag=True)[::-1].index(opens)
 
 
-def _header(model: Model) -> tuple[int, ...]:
+def _header(model: "Prompting") -> tuple[int, ...]:
     """The ids that follow a question in the prompt. Raises InputError without a chat template."""
     if chat_template(model.tokenizer) is None:
         raise InputError(
@@ -133,7 +135,7 @@ def _after_last(row: Sequence[int], header: Sequence[int]) -> int | None:
 
 
 def single_tokens(
-    model: Model, words: Sequence[str], *, spaced: bool = True, skip_longer: bool = False
+    model: "Prompting", words: Sequence[str], *, spaced: bool = True, skip_longer: bool = False
 ) -> tuple[int, ...]:
     """The ids of `words` that are one token, with (`spaced`) and without a leading space; ascending.
 

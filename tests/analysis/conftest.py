@@ -12,7 +12,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from reasonscope.analysis.attention.blocks import AttentionBlock
+from reasonscope.analysis.attention.rows.block import AttentionBlock
 from reasonscope.data.trace import Span
 from reasonscope.probes.architecture.families import VOCAB, tiny_model
 from reasonscope.probes.models.model import Model, load_model

@@ -5,11 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasonscope.analysis.attention.blocks import (
-    ScoreRule,
-    _attention_blocks,
-    read_attention,
-)
+from reasonscope.analysis.attention.blocks import read_attention
+from reasonscope.analysis.attention.rows.block import ScoreRule, attention_blocks
 from reasonscope.data.errors import ContextError, InputError
 from reasonscope.probes.architecture.families import FAMILIES, VOCAB
 from reasonscope.probes.architecture.sites import Site
@@ -33,7 +30,7 @@ def eager(model, ids):
 def rows_of(query, key, rule, **more):
     """The rows of every block (head, query, key), a key that a block does not hold with weight 0."""
     found = []
-    for one in _attention_blocks(query, key, rule, **more):
+    for one in attention_blocks(query, key, rule, **more):
         whole = torch.zeros(*one.probabilities.shape[:2], key.shape[1], dtype=one.probabilities.dtype)
         whole[..., one.keys.slice] = one.probabilities
         found.append(whole)
@@ -93,7 +90,7 @@ def test_blocks_are_the_rows_of_the_softmax(n, block, window, softcap, sink):
     expected = scores.softmax(-1)[..., :n]
     found = rows_of(query, key, rule, block=block)
     torch.testing.assert_close(found, expected)
-    widths = [one.probabilities.shape[1] for one in _attention_blocks(query, key, rule, block=block)]
+    widths = [one.probabilities.shape[1] for one in attention_blocks(query, key, rule, block=block)]
     assert sum(widths) == n and max(widths) <= block
 
 

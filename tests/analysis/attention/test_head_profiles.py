@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from reasonscope.analysis.attention.head_profiles import _induction_scores, _Rhythm, head_rhythm, local_and_global, over
+from reasonscope.analysis.attention.head_profiles import _induction_scores, head_rhythm, local_and_global, over
+from reasonscope.analysis.attention.rows.functionals import Rhythm
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span
 from reasonscope.probes.architecture.sites import Site
@@ -12,7 +13,7 @@ from reasonscope.probes.architecture.sites import Site
 
 def rhythm(blocks, attention, start, window=10, horizon=(10, 50)):
     layers, heads, tokens = np.shape(attention)[:3]
-    reader = _Rhythm(Span(start, tokens), layers, heads, window=window, horizon=tuple(horizon))
+    reader = Rhythm(Span(start, tokens), layers, heads, window=window, horizon=tuple(horizon))
     for block in blocks(attention):
         reader(block)
     return reader.result()
@@ -74,6 +75,6 @@ def test_no_head_of_random_weights_inducts(tiny):
 def test_empty_rows_and_impossible_windows_are_errors(tiny):
     for options in ({"rows": Span(3, 3)}, {"rows": Span(0, 3), "window": 0}, {"rows": Span(0, 3), "horizon": (5, 2)}):
         with pytest.raises(InputError):
-            _Rhythm(options.pop("rows"), 1, 1, **options)
+            Rhythm(options.pop("rows"), 1, 1, **options)
     with pytest.raises(InputError, match="rounds to 0"):
         local_and_global(np.ones((1, 2)))

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from reasonscope.analysis.attention.blocks import read_attention
-from reasonscope.analysis.attention.close_attention import _RowMeans, close_attention
+from reasonscope.analysis.attention.close_attention import close_attention
 from reasonscope.analysis.attention.recurrence import _RecurrenceReader, recurrence
+from reasonscope.analysis.attention.rows.functionals import RowMeans
 from reasonscope.analysis.causal.suppression import suppression_matrix
 from reasonscope.data.errors import InputError
 from reasonscope.data.sentence_cut import cut_hash, cut_trace
@@ -60,7 +61,7 @@ def test_both_readers_equal_the_dense_attention(tiny, family):
     ids = torch.randint(3, VOCAB, (40,), generator=torch.Generator().manual_seed(3)).tolist()
     attention = dense(model, ids)
     alpha = 1.001 * float(np.median(attention.mean(axis=1)[:, 32, :33]))  # random weights look nearly evenly; off a tie
-    means, again = _RowMeans(rows, model.n_layers, model.n_heads), _RecurrenceReader(rows, model.n_layers, alpha=alpha)
+    means, again = RowMeans(rows, model.n_layers, model.n_heads), _RecurrenceReader(rows, model.n_layers, alpha=alpha)
 
     def read(block):
         means(block)
@@ -135,6 +136,6 @@ def test_recurrence_is_counted_in_the_thinking_by_layer(organism):
 def test_what_has_no_close_or_no_thinking_is_a_state(organism):
     assert "no end to look back from" in close_attention(organism, told(organism, THINKING, close="")).reason
     assert not recurrence(organism, told(organism, "")).measured
-    for wrong in (lambda: _RowMeans(Span(3, 3), 1, 1), lambda: _RecurrenceReader(Span(0, 3), 1, alpha=1.0)):
+    for wrong in (lambda: RowMeans(Span(3, 3), 1, 1), lambda: _RecurrenceReader(Span(0, 3), 1, alpha=1.0)):
         with pytest.raises(InputError):
             wrong()

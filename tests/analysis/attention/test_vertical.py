@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from reasonscope.analysis.attention.blocks import AttentionBlock
 from reasonscope.analysis.attention.receiver_heads import _receiver_score
-from reasonscope.analysis.attention.sentence_attention import SentenceMeans, sentence_attention, uniform_attention
-from reasonscope.analysis.attention.vertical import kurtosis, split_half_reliability, top_heads, vertical_scores
+from reasonscope.analysis.attention.rows.block import AttentionBlock
+from reasonscope.analysis.attention.rows.functionals import SentenceMeans
+from reasonscope.analysis.attention.sentence_attention import sentence_attention, uniform_attention
+from reasonscope.analysis.attention.vertical import (
+    kurtosis,
+    split_half_reliability,
+    top_heads,
+    vertical_scores,
+)
 from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span
 from reasonscope.probes.architecture.heads import Head
