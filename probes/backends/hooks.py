@@ -15,6 +15,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import (
     Edit,
     Forward,
+    Look,
     Pass,
     Positions,
     Reduce,
@@ -115,9 +116,20 @@ class HooksBackend:
             edited = outside_inference(lambda activation: edit(activation, now[0]))
             return lambda activation: then(edited(activation)) if now else activation
 
+        def looking(look: Look, then: SiteHook) -> SiteHook:
+            def touch(activation: Tensor) -> Tensor:
+                if now:
+                    look.see(activation, now[0])
+                return then(activation)
+
+            return touch
+
         def touch_at(site: Site) -> SiteHook:
             keep = reading(site) if site in read else _same
-            return writing(checked_edit(site, edits[site]), keep) if site in edits else keep
+            if site not in edits:
+                return keep
+            edit, checked = edits[site], checked_edit(site, edits[site])
+            return looking(edit, keep) if isinstance(edit, Look) else writing(checked, keep)
 
         with ExitStack() as stack:
             stack.enter_context(eagerly_if_compiled(self._hf))

@@ -1,6 +1,7 @@
 """A probe that is read on every token while the model writes, and that may end the thinking."""
 
 import hashlib
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 from transformers import LogitsProcessor
 
 from reasonscope.data.arrays import Values
@@ -19,7 +21,7 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.storage.token_scores import TokenScores, read_scores, save_scores
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.backends.base import Edit, Positions
+from reasonscope.probes.backends.base import Edit, Look, Positions
 from reasonscope.probes.evaluation.conformal import alarm_threshold
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.decoding import DecodingStep
@@ -90,21 +92,26 @@ class ProbeMonitor:
         model.layout.module(model.hf, probe.site)  # raises SiteError if the model lacks the site
         self.probe = probe
         self._calibrated_on = frozenset(calibrated_on)
-        self._coef = torch.from_numpy(probe.coef).float()
+        self._coef = torch.from_numpy(probe.coef).float()[None]
         self.rows: list[int] = []
         self._read: list[tuple[list[int], Tensor]] = []  # rows, and projections (row, token) of each pass
         self._n_prompt: list[int] = []
         self.kept: dict[str, NDArray[np.float32]] = {}
         self.closed: list[str] = []
         self._stopping: _Stopping | None = None
+        self._bar, self._near = (
+            math.inf,
+            0,
+        )  # what a projection has to pass, and for how many more passes a score may be high
         if stop_above is not None:
+            self._bar, self._window = _bar(probe, stop_above), window
             places = Places.of(model) if at == "paragraph" else None
             self._stopping = _Stopping(self, WrittenThinking.of(model), stop_above, window, closing, places)
 
     @property
     def edits(self) -> Mapping[Site, Edit]:
         """What reads the site; it changes nothing."""
-        return {self.probe.site: self._look}
+        return {self.probe.site: Look(see=self._look)}
 
     @property
     def processors(self) -> tuple[LogitsProcessor, ...]:
@@ -124,7 +131,7 @@ class ProbeMonitor:
     def on_step(self, step: DecodingStep) -> None:
         """Follow a step; give this as `on_step` to `generate`."""
         if step.index == 0:
-            self._read = []
+            self._read, self._near = [], 0
             if self._stopping:
                 self._stopping.reset()
         if not self._read or len(step.rows) != len(self.rows):
@@ -154,11 +161,23 @@ class ProbeMonitor:
         """One line on what it did in the batches that are finished."""
         return monitor_told(self._stopping.settings if self._stopping else None, len(self.kept), len(self.closed))
 
-    def latest(self) -> Tensor:
-        """The score of the newest token of each running sequence, (row,)."""
+    def latest(self, window: int = 1) -> Tensor:
+        """The scores of the newest tokens of each running sequence, (row, window), or fewer if not so many were read."""
         if not self._read:
             raise InputError("the monitor has read nothing; pass its edits and its on_step to generate as well")
-        return self._said(self._read[-1][1][:, -1])
+        found, missing = list[Tensor](), window
+        for rows, values in reversed(self._read):
+            mine = values if rows is self.rows else values[[rows.index(row) for row in self.rows]]
+            found.insert(0, mine[:, -missing:])
+            missing -= found[0].shape[1]
+            if missing == 0:
+                break
+        return self._said(torch.cat(found, dim=1))
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the mean of the latest scores of some row may be above the threshold. At most steps this is all that is asked."""
+        return self._near > 0
 
     def _said(self, projections: Tensor) -> Tensor:
         """Scores from projections on the probe's direction."""
@@ -176,22 +195,35 @@ class ProbeMonitor:
         width = self._read[0][1].shape[1] if self._read else 0
         return [len(line) - width + n for line, n in zip(whole, self._n_prompt, strict=True)]
 
-    def _look(self, activation: Tensor, where: Positions) -> Tensor:
+    def _look(self, activation: Tensor, where: Positions) -> None:
+        """Runs at every step, so it computes no more than it must; the rest of the scores can wait."""
+        if not self._read:
+            self._begin(activation, where)
+        states = activation.detach() if activation.requires_grad else activation
+        projections = functional.linear(states.float(), self._coef).squeeze(-1)  # `@` takes twice as long here
+        self._read.append((self.rows, projections))
+        if self._stopping is not None:
+            highest = max(map(max, projections.tolist()))  # torch takes longer for so few
+            self._near = self._window if highest > self._bar else self._near - 1
+
+    def _begin(self, activation: Tensor, where: Positions) -> None:
         if len(self.rows) != len(activation):
             raise InputError("a monitor follows each sequence; pass its on_step to generate as well")
-        if self._coef.device != activation.device:
-            self._coef = self._coef.to(activation.device)
-        if not self._read:
-            self._n_prompt = (where.index >= 0).sum(dim=1).tolist()
-        self._read.append((self.rows, activation.detach().float() @ self._coef))  # the rest of the score can wait
-        return activation
+        self._coef = self._coef.to(activation.device)
+        self._n_prompt = (where.index >= 0).sum(dim=1).tolist()
+
+
+def _bar(probe: LinearProbe, above: float) -> float:
+    """What the projection of every score above `above` is surely above: a little lower than exact, because scores are rounded."""
+    if probe.task == "binary":
+        if not 1e-6 < above < 1:
+            return -math.inf if above < 1 else math.inf
+        above = math.log((above - 1e-6) / (1 - above + 1e-6))
+    return above - probe.intercept - 1e-3 * (1 + abs(above) + abs(probe.intercept))
 
 
 class _Stopping(LogitsProcessor):
-    """Closes the thinking of each sequence once the mean of its latest scores is above a threshold.
-
-    On a step at which no score is, which is by far the most of them, nothing goes row by row and one number leaves the device.
-    """
+    """Closes the thinking of each sequence once the mean of its latest scores is above a threshold."""
 
     def __init__(
         self,
@@ -218,14 +250,11 @@ class _Stopping(LogitsProcessor):
     def reset(self) -> None:
         self.at: dict[int, int] = {}
         self._closing = Closing(self._thinking, self._ids)
-        self._rows: list[int] = []
-        self._recent = torch.empty(0)  # (row, window) scores, the newest last; −∞ before so many were read
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        passed = self._passed()
-        if not self._closing and not passed.any():
+        if not self._closing and not self._monitor.may_pass:
             return scores
-        rows = self._monitor.rows
+        rows, passed = self._monitor.rows, self._passed()
         written, may_stop = self._thinking.written(input_ids).tolist(), self._may_stop(input_ids)
         for place in passed.nonzero()[:, 0].tolist():
             row, n = rows[place], written[place]
@@ -236,23 +265,8 @@ class _Stopping(LogitsProcessor):
 
     def _passed(self) -> Tensor:
         """Whether the mean of the latest scores of each row is above the threshold, (row,)."""
-        newest = self._monitor.latest()
-        if self._window == 1:
-            return newest > self._above
-        self._follow(newest)
-        self._recent = torch.cat([self._recent[:, 1:], newest[:, None]], dim=1)
-        return self._recent.mean(dim=1) > self._above
-
-    def _follow(self, newest: Tensor) -> None:
-        """Keep the scores of the rows that still run."""
-        if self._rows is self._monitor.rows:
-            return
-        now = self._monitor.rows
-        if len(self._rows) > 0:
-            self._recent = self._recent[[self._rows.index(row) for row in now]]
-        else:
-            self._recent = newest.new_full((len(now), self._window), -torch.inf)
-        self._rows = now
+        recent = self._monitor.latest(self._window)
+        return (recent.mean(dim=1) > self._above) & (recent.shape[1] == self._window)
 
     def _may_stop(self, input_ids: Tensor) -> list[bool]:
         if self._places is None:

@@ -12,7 +12,7 @@ from transformers import LogitsProcessor
 
 from reasonscope.data.errors import InputError
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.backends.base import Edit, Positions
+from reasonscope.probes.backends.base import Edit, Look, Positions
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.branches import Writer
 from reasonscope.probes.generation.decoding import DecodingStep
@@ -85,7 +85,7 @@ class ExitControl(LogitsProcessor):
     @property
     def edits(self) -> Mapping[Site, Edit]:
         """What reads the probe's site; it changes nothing."""
-        return {self._probe.site: self._look} if self._probe is not None else {}
+        return {self._probe.site: Look(see=self._look)} if self._probe is not None else {}
 
     @property
     def n_edited(self) -> int:
@@ -169,6 +169,5 @@ class ExitControl(LogitsProcessor):
         value = value + self._probe.intercept
         return round(float(value.sigmoid() if self._probe.task == "binary" else value), 4)
 
-    def _look(self, activation: Tensor, _: Positions) -> Tensor:
+    def _look(self, activation: Tensor, _: Positions) -> None:
         self._latest = activation[:, -1].detach()
-        return activation

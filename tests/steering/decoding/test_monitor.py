@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from reasonscope.app.cli import app
@@ -18,7 +19,13 @@ from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.model import load_model
 from reasonscope.probes.properties.refusal_cliff import token_scores
-from reasonscope.steering.decoding.monitor import ProbeMonitor, _windowed, calibrated_threshold, save_live_scores
+from reasonscope.steering.decoding.monitor import (
+    ProbeMonitor,
+    _bar,
+    _windowed,
+    calibrated_threshold,
+    save_live_scores,
+)
 from reasonscope.steering.vectors.thinking import WrittenThinking
 
 SITE = Site("resid_post", 2)
@@ -226,3 +233,19 @@ def test_the_command_records_with_a_monitor(probe, tmp_path):
     assert len(read_scores(tmp_path / "run-results" / "scores" / "mine.safetensors").scores) == 2
     with pytest.raises(InputError, match="need --monitor"):
         CliRunner().invoke(app, [*asked, "--stop-above", "2"], catch_exceptions=False)
+
+
+def test_a_step_is_passed_over_only_if_no_score_can_be_above_the_threshold(probe):
+    rng = np.random.default_rng(0)
+    for task in ("binary", "regression"):
+        for intercept, spread in ((0.5, 1.0), (-30.0, 20.0), (0.0, 1e-4)):
+            one = replace(probe, task=task, intercept=intercept)
+            projections = torch.from_numpy(rng.standard_normal(4000) * spread - intercept).float()
+            scores = projections + intercept
+            scores = scores.sigmoid() if task == "binary" else scores
+            for above in (*scores[:20].tolist(), 0.0, 1.0, 1e-7, 1 - 1e-7):  # a calibrated threshold is a score
+                bar = _bar(one, above)
+                assert not ((scores > above) & (projections <= bar)).any()
+                if task == "regression" or 0.01 < above < 0.99:
+                    clearly = scores < above - 0.01 * (1 + abs(intercept))
+                    assert not (clearly & (projections > bar)).any()
