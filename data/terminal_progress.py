@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-LINE_SECONDS = 10.0  # between two plain lines
+_LINE_SECONDS = 10.0  # between two plain lines
 PATIENCE = 2.0  # work that takes less than this is not mentioned
 _BAR_SECONDS = 0.25  # between two drawings of the bars
 _LEVELS = 3  # of work inside work
@@ -68,7 +68,7 @@ class _Begun:
 
 
 class _Lines(Listener):
-    """Writes one line every `LINE_SECONDS`, and a last one when work that took `PATIENCE` or more has ended."""
+    """Writes one line every `_LINE_SECONDS`, and a last one when work that took `PATIENCE` or more has ended."""
 
     def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._out, self._clock = out, clock
@@ -95,7 +95,7 @@ class _Lines(Listener):
     def refresh(self) -> None:
         """Write a line if the last one was written long enough ago."""
         with self._lock:
-            if self._begun and self._clock() - self._written_at >= LINE_SECONDS:
+            if self._begun and self._clock() - self._written_at >= _LINE_SECONDS:
                 self._write(
                     "; ".join(_progress_line(one.work, self._clock() - one.at) for one in self._begun[:_LEVELS])
                 )

@@ -14,7 +14,7 @@ from reasonscope.steering.ablation.patching import PatchEffect, PatchPair
 from reasonscope.steering.ablation.plan import Sweep
 from reasonscope.steering.ablation.regeneration import RegenerationEffect
 
-ABLATION, ANSWERS, PATCHING = "ablation", "ablation_answers", "patching"
+_ABLATION, ANSWERS, _PATCHING = "ablation", "ablation_answers", "patching"
 _METRICS = {
     "recovered logit difference": "share",
     "recovered probability": "share",
@@ -34,7 +34,7 @@ def ablation_result(
     traces = list(found[0].losses)
     nulls = [(min(one.null), max(one.null)) for one in found]
     return Result(
-        method=ABLATION,
+        method=_ABLATION,
         quantity="log-likelihood that the given answers lose",
         unit="nats per answer token",
         axes=(Axis.of("ablation", effects),),
@@ -110,7 +110,7 @@ def patching_result(model: Model, found: PatchEffect, pair: PatchPair, provenanc
         what = f"range of the states of {len(by_chance)} unrelated texts at the same place"
         null = Band(low=by_chance.min(axis=0), high=by_chance.max(axis=0), what=what)
     return Result(
-        method=PATCHING,
+        method=_PATCHING,
         quantity=f"the answer given back by the clean text's {'heads' if found.at == 'heads' else found.at}",
         unit="1",
         axes=(Axis.of("metric", _METRICS), Axis.of("layer", shape[0]), Axis.of(last, found.places)),

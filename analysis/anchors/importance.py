@@ -14,7 +14,7 @@ from reasonscope.data.intervals import shares_difference, wilson_interval
 from reasonscope.data.progress import tracked
 from reasonscope.data.variants import Variant, is_published
 
-PUBLISHED_SMOOTHING, SMOOTHING = 1e-9, 1.0
+_PUBLISHED_SMOOTHING, SMOOTHING = 1e-9, 1.0
 METRICS = (
     "accuracy",
     "resampling_accuracy",
@@ -61,7 +61,7 @@ class Convention:
 
     def __post_init__(self) -> None:
         if np.isnan(self.smoothing):
-            object.__setattr__(self, "smoothing", PUBLISHED_SMOOTHING if self.is_published else SMOOTHING)
+            object.__setattr__(self, "smoothing", _PUBLISHED_SMOOTHING if self.is_published else SMOOTHING)
 
     @property
     def is_published(self) -> bool:

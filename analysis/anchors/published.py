@@ -18,8 +18,8 @@ from reasonscope.data.text.published_chunks import published_sentences
 from reasonscope.data.trace import Sentence, Trace
 
 METHOD = "anchors"
-NEAR = 5  # sentences; the paper reports these pairs separately
-PUBLISHED = (
+_NEAR = 5  # sentences; the paper reports these pairs separately
+_PUBLISHED = (
     "accuracy",
     "resampling_importance_accuracy",
     "resampling_importance_kl",
@@ -62,7 +62,7 @@ def published_importances(trace: Trace) -> Result:
         placed = published_sentences(trace)
         if len(placed) == len(chunks):
             provenance |= cut_provenance(placed)
-        values = np.array([[_number(chunk.get(name)) for chunk in chunks] for name in PUBLISHED], dtype=np.float64)
+        values = np.array([[_number(chunk.get(name)) for chunk in chunks] for name in _PUBLISHED], dtype=np.float64)
         anew = _recomputed_resampling_accuracy(chunks)
         about = {
             "tags": [(chunk["function_tags"] or ["unknown"])[0] for chunk in chunks],
@@ -70,7 +70,7 @@ def published_importances(trace: Trace) -> Result:
             "depends_on": published_dependencies(chunks),
             "resampled": [_resampled(trace, chunk, i) for i, chunk in enumerate(chunks)],
         }
-    told = values[PUBLISHED.index("resampling_importance_accuracy")]
+    told = values[_PUBLISHED.index("resampling_importance_accuracy")]
     both = np.isfinite(anew) & np.isfinite(told)
     effects, suppressed = (_effect_matrix(trace.meta.get(name) or (), len(chunks)) for name in PUBLISHED_EFFECTS)
     given = {"effects": effects, "suppression": suppressed}
@@ -81,7 +81,7 @@ def published_importances(trace: Trace) -> Result:
         quantity="published importance of a sentence",
         unit="1 (accuracy), nats (kl)",
         axes=(
-            Axis.of("metric", [_OURS.get(name, name) for name in PUBLISHED]),
+            Axis.of("metric", [_OURS.get(name, name) for name in _PUBLISHED]),
             Axis.of("sentence", [str(chunk.get("chunk_idx", i)) for i, chunk in enumerate(chunks)]),
         ),
         values=values,
@@ -138,7 +138,7 @@ def with_importances(trace: Trace, sentences: Sequence[Sentence], result: Result
     A number that we do not have is null, and depends_on is empty, because nobody labelled dependencies.
     """
     ours = result.axis("metric").labels
-    rows = {name: _OURS.get(name, name) for name in PUBLISHED if _OURS.get(name, name) in ours}
+    rows = {name: _OURS.get(name, name) for name in _PUBLISHED if _OURS.get(name, name) in ours}
     chunks = [
         {
             "chunk": sentence.text,
@@ -185,10 +185,10 @@ def _agreement(effects: Values, chunks: Sequence[Mapping[str, Any]]) -> Dependen
 def _correlations(effects: Values, suppressed: Values) -> dict[str, float | None]:
     """Pearson correlation of the two matrices (target, source), over all pairs that both have and over near ones;
     None if too few."""
-    near = np.subtract.outer(np.arange(len(effects)), np.arange(len(effects))) <= NEAR
+    near = np.subtract.outer(np.arange(len(effects)), np.arange(len(effects))) <= _NEAR
     both = np.isfinite(effects) & np.isfinite(suppressed)
     found: dict[str, float | None] = {}
-    for name, pairs in (("all", both), (f"up to {NEAR} apart", both & near)):
+    for name, pairs in (("all", both), (f"up to {_NEAR} apart", both & near)):
         x, y = effects[pairs], suppressed[pairs]
         found[name] = float(np.corrcoef(x, y)[0, 1]) if len(x) > 2 and np.ptp(x) and np.ptp(y) else None
     return found

@@ -21,7 +21,7 @@ from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Sentence, Span, Trace
 from reasonscope.probes.models.model import Model
 
-ALPHA = 0.01  # share of a layer's mean attention; the paper's threshold depends on its models
+_ALPHA = 0.01  # share of a layer's mean attention; the paper's threshold depends on its models
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +50,7 @@ class _RecurrenceReader:
         rows: Span,
         n_layers: int,
         *,
-        alpha: float = ALPHA,
+        alpha: float = _ALPHA,
         shuffle: torch.Generator | None = None,
         among: NDArray[np.int64] | None = None,
     ) -> None:
@@ -90,7 +90,7 @@ class _RecurrenceReader:
 
 
 def recurrence(
-    model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *, alpha: float = ALPHA, seed: int = 0
+    model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *, alpha: float = _ALPHA, seed: int = 0
 ) -> Result:
     """The longest pause before each token of the thinking is attended to again: axes (layer, token), in tokens (arXiv
     2506.15969, section 3).

@@ -21,7 +21,7 @@ from reasonscope.probes.models.model import Model
 Reduction = Literal["max", "mean"]
 
 # The factors for weights on the token 1, 2, … 10 before, by which the released code compensates for nearness.
-CALIBRATION = (
+_CALIBRATION = (
     0.16644488, 0.20938152, 0.32959151, 0.46061748, 0.59304059, 0.67549127, 0.73914525, 0.81274293, 0.87378443, 0.93925344,
 )  # fmt: skip
 _TINY = 1e-12
@@ -53,7 +53,7 @@ class _ReducedAttention:
         *,
         heads_kept: int = 16,
         reduction: Reduction = "max",
-        calibration: Sequence[float] = CALIBRATION,
+        calibration: Sequence[float] = _CALIBRATION,
     ) -> None:
         if reduction not in get_args(Reduction):
             raise InputError(f"unknown reduction {reduction!r}; choose {', '.join(get_args(Reduction))}")

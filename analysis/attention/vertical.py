@@ -11,7 +11,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.probes.architecture.heads import Head
 
 PROXIMITY = 4  # sentences; a nearer target attends to anything just before it
-TOP_HEADS = 20  # of the paper's 1,920; a small model has fewer to choose from
+_TOP_HEADS = 20  # of the paper's 1,920; a small model has fewer to choose from
 
 
 def vertical_scores(
@@ -68,7 +68,7 @@ def top_heads(scores: Values, n: int | None = None, *, from_layer: int = 0) -> l
 
     The default `n` is the paper's 20, but at most a sixth of all heads, so that others are left for comparison.
     """
-    n = min(TOP_HEADS, max(1, scores.size // 6)) if n is None else n
+    n = min(_TOP_HEADS, max(1, scores.size // 6)) if n is None else n
     flat = np.where(np.arange(len(scores))[:, None] >= from_layer, scores, np.nan).ravel()
     order = [int(i) for i in np.argsort(-flat, kind="stable") if np.isfinite(flat[i])]
     return [Head(layer=i // scores.shape[1], index=i % scores.shape[1]) for i in order[:n]]

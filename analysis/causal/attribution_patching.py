@@ -26,7 +26,7 @@ from reasonscope.probes.backends.base import Edit, gradients
 from reasonscope.probes.generation.padding import check_sequence
 from reasonscope.probes.models.model import Model
 
-MOST_OPERATIONS = 1e13  # of all passes together: some minutes on two processor cores
+_MOST_OPERATIONS = 1e13  # of all passes together: some minutes on two processor cores
 
 
 def head_attribution(model: Model, trace: Trace, sentences: Sequence[Sentence] = (), *, n_checked: int = 3) -> Result:
@@ -94,7 +94,9 @@ def head_attribution(model: Model, trace: Trace, sentences: Sequence[Sentence] =
 
 def heads_are_few(model: Model, trace: Trace) -> bool:
     """Whether `head_effects`, with a pass for each head and control, takes minutes rather than hours."""
-    return 2.0 * model.hf.num_parameters() * len(trace.token_ids) * model.n_layers * model.n_heads * 6 < MOST_OPERATIONS
+    return (
+        2.0 * model.hf.num_parameters() * len(trace.token_ids) * model.n_layers * model.n_heads * 6 < _MOST_OPERATIONS
+    )
 
 
 class _Passes:

@@ -27,7 +27,7 @@ from reasonscope.probes.evaluation.divergence import kl_divergence
 from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.models.model import Model
 
-STEPS = 8
+_STEPS = 8
 _TINY = 1e-6
 
 
@@ -56,7 +56,7 @@ class _EdgeScores:
         return np.asarray(found / max(found.sum(), np.finfo(float).tiny))
 
 
-def _edge_scores(model: Model, clean: Sequence[int], corrupted: Sequence[int], *, steps: int = STEPS) -> _EdgeScores:
+def _edge_scores(model: Model, clean: Sequence[int], corrupted: Sequence[int], *, steps: int = _STEPS) -> _EdgeScores:
     """EAP-IG for one pair of sequences of the same length; L is the KL from the clean to the current distribution at
     the last token.
 
@@ -127,7 +127,7 @@ def emergent_heads(
     reasoner: Model,
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,
-    steps: int = STEPS,
+    steps: int = _STEPS,
     seed: int = 0,
 ) -> Result:
     """How much more each head carries in a reasoning model than in its base (Thinking Sparks, arXiv 2509.25758).

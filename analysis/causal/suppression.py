@@ -24,7 +24,7 @@ from reasonscope.probes.generation.padding import check_sequence
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.models.unembedding import Unembedding, kl_from_hidden
 
-TEMPERATURE = 0.6
+_TEMPERATURE = 0.6
 _WASTE = 0.1  # at most this share of a pass's tokens may be unnecessary for a source
 _FLOOR = 1e-9  # added to a divergence before its logarithm, as published
 _TOGETHER = 32  # sources and tokens that are compared with the untouched distributions at a time
@@ -36,7 +36,7 @@ def suppression_matrix(
     trace: Trace,
     *,
     sentences: Sequence[Sentence] | None = None,
-    temperature: float = TEMPERATURE,
+    temperature: float = _TEMPERATURE,
     n_controls: int = 1,
     batch: int = 8,
     seed: int = 0,
@@ -134,7 +134,7 @@ class _SuppressionEffect:
 
 
 def suppression_effect(
-    model: Model, ids: Sequence[int], spans: Sequence[Span], *, temperature: float = TEMPERATURE, batch: int = 8
+    model: Model, ids: Sequence[int], spans: Sequence[Span], *, temperature: float = _TEMPERATURE, batch: int = 8
 ) -> _SuppressionEffect:
     """The matrices of `suppression_matrix` for any `spans` of tokens; NaN for target ≤ source."""
     check_spans(spans, len(ids))

@@ -14,7 +14,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, Resamples, difference_estimate, mean_estimate, permutation_p
 from reasonscope.steering.exits.rules import FIXED_BUDGET, RULES, ExitRule, rule_named, stopping_place
 
-TOLERANCES = (0.0, 0.02, 0.05, 0.1)
+_TOLERANCES = (0.0, 0.02, 0.05, 0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def exit_report(
     judged: Sequence[ExitSignals],
     *,
     rules: Sequence[ExitRule] = RULES,
-    tolerances: Sequence[float] = TOLERANCES,
+    tolerances: Sequence[float] = _TOLERANCES,
     live: Mapping[str, Outcomes] | None = None,
     at: Sequence[tuple[str, float]] = (),
     n_controls: int = 20,

@@ -44,7 +44,7 @@ from reasonscope.probes.models.model import Model
 from reasonscope.probes.properties.refusal_cliff import token_scores
 from reasonscope.steering.vectors.scope import Scope
 
-STOPS = (0.5, 0.7, 0.9)  # of a probe's probability
+_STOPS = (0.5, 0.7, 0.9)  # of a probe's probability
 
 
 def _analyse_cliff(study: Study[CliffOptions]) -> Iterator[Result]:
@@ -202,8 +202,8 @@ def _early_stops(study: Study[SelectionOptions], probe: LinearProbe) -> dict[str
 
         return early_stop(told, threshold, lambda trace, at: answers[trace.id][at])
 
-    rules = {f"stop above {threshold}": stop(threshold, {id: id for id in ids}) for threshold in STOPS}
-    return rules | {f"stop above {threshold}, another trace's scores": stop(threshold, other) for threshold in STOPS}
+    rules = {f"stop above {threshold}": stop(threshold, {id: id for id in ids}) for threshold in _STOPS}
+    return rules | {f"stop above {threshold}, another trace's scores": stop(threshold, other) for threshold in _STOPS}
 
 
 def _straight(study: Study[SelectionOptions], trace: Trace) -> float:

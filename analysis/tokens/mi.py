@@ -28,7 +28,7 @@ METHOD, QUANTITY = "mi", "dependence on the answer's representation (NOCCO)"
 # The words at the peaks of R1-Distill-Llama-8B (the paper's figure 4).
 LEAST_OTHERS = 5  # answers of other problems: with fewer the null is a weaker one
 MOST_OTHERS = 39  # with as many, chance lies above the band in 1 of 40
-WEAKER_NULL = f"permuted coordinates (a weaker null: the run has fewer than {LEAST_OTHERS} other problems)"
+_WEAKER_NULL = f"permuted coordinates (a weaker null: the run has fewer than {LEAST_OTHERS} other problems)"
 THINKING_WORDS = tuple("So Let Hmm I Okay First Wait But Now Then Since Therefore If Maybe To".split())
 
 
@@ -148,7 +148,7 @@ def mi_of_trace(
         values[i], drawn[:, i] = found[:, 0], found[:, 1:].T
         r2[i] = squared_correlation(states, gold[site])
     above = np.stack([find_peaks(line, tau=tau) for line in values])
-    what = "answers of other problems" if enough else WEAKER_NULL
+    what = "answers of other problems" if enough else _WEAKER_NULL
     null = null_band(drawn, what)
     # A row belongs to the token that it emits, the next one.
     units = sentence_of_each(sentences, int(rows[-1]) + 2)[rows + 1]

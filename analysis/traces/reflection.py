@@ -20,7 +20,7 @@ from reasonscope.data.trace import Sentence, Trace
 
 METHOD = "reflection"
 KINDS = ("confirming", "correcting", "breaking", "changing")
-REVIEW_TAGS = ("self_checking", "uncertainty_management")
+_REVIEW_TAGS = ("self_checking", "uncertainty_management")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ def _share_behind(trace: Trace, first: Sentence) -> float:
     return after / max(sum(map(len, spans)), 1)
 
 
-def review_ratio(sentences: Sequence[Sentence], tags: Sequence[str] = REVIEW_TAGS) -> float:
+def review_ratio(sentences: Sequence[Sentence], tags: Sequence[str] = _REVIEW_TAGS) -> float:
     """Share of the characters that are in reviewing sentences (What Characterizes Effective Reasoning?, arXiv
     2509.19284).
 

@@ -16,12 +16,12 @@ from reasonscope.data.storage.run_folder import RunFolder, run_folder
 from reasonscope.data.storage.store import TraceStore
 
 EXAMPLE = Path(str(files("reasonscope.app").joinpath("example")))
-SHOWN = 4  # every fourth trace ships
-ANALYSED = 2  # traces that are analysed sentence by sentence
+_SHOWN = 4  # every fourth trace ships
+_ANALYSED = 2  # traces that are analysed sentence by sentence
 MANY = 30  # traces whose words at peaks and receiver heads are looked at together
 KEPT = 6  # as many of these ship with curves of their own
-SWEPT = ("seal", "length-probe")
-JUDGED = 20  # held-out problems of the sweep
+_SWEPT = ("seal", "length-probe")
+_JUDGED = 20  # held-out problems of the sweep
 _SCORED = ("length", "intent", "correctness")
 _ANALYSES = (
     *(
@@ -40,7 +40,9 @@ _ANALYSES = (
 _OF_MANY = ("mi", "mi_base", "head_kurtosis", "receiver_scores")
 
 
-def write_example(out: Path, *, begun: Path, plan: str | Path = "demo", rollouts: int = 20, every: int = SHOWN) -> None:
+def write_example(
+    out: Path, *, begun: Path, plan: str | Path = "demo", rollouts: int = 20, every: int = _SHOWN
+) -> None:
     """Record, probe, steer and analyse the organism, and write what the app shows to `out`, which is replaced at the end.
 
     The numbers of probes and steering are those of the whole demo. Only one of `every` traces ships; the sweep and the analyses are made on
@@ -114,16 +116,16 @@ def _sweep(where: RunFolder, store: TraceStore) -> None:
     from reasonscope.steering.recipes.recipe import Recipe
 
     model = model_of_run(store, None)
-    split = split_run(store, share=0.5, n=JUDGED, seed=0)
+    split = split_run(store, share=0.5, n=_JUDGED, seed=0)
     source = source_of_run(model, store, split)
     experiment = SteeringExperiment(model, split.held_out, sampling_of_run(store, 0))
     responses = []
-    for name in SWEPT:
+    for name in _SWEPT:
         recipe = Recipe.of(method(name).parts(source), name=name, provenance={"method": name, "run": "runs/demo"})
         recipe.save(where.vectors / f"{name}{SUFFIX}")
         asked = Asked(name=name)
         responses.append(respond(experiment, source, asked, strengths=None, n_controls=5, covariance=False))
-    command = f"reasonscope steer sweep {' '.join(SWEPT)} --run runs/demo --n {JUDGED}"
+    command = f"reasonscope steer sweep {' '.join(_SWEPT)} --run runs/demo --n {_JUDGED}"
     numbers = {response.name: response.to_dict() for response in responses}
     save_numbers(where, "sweep", numbers, command=command, seed=0, figures=sweep_figures(responses))
 
@@ -136,7 +138,7 @@ def _analyse(where: RunFolder, once: _Once, store: TraceStore, rollouts: int) ->
     from reasonscope.analysis.runs.registry import ANALYSES
 
     ledgers = [trace for trace in store if trace.problem.answer is not None]
-    fit = [trace for trace in ledgers if trace.correct and 100 <= trace.n_thinking_tokens <= 250][:ANALYSED]
+    fit = [trace for trace in ledgers if trace.correct and 100 <= trace.n_thinking_tokens <= 250][:_ANALYSED]
     many = list({trace.id: trace for trace in [*fit, *ledgers[:MANY]]}.values())
     shown = {trace.id for trace in many[:KEPT]}
     requests = [trace for trace in store if "harmful" in trace.problem.meta]

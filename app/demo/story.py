@@ -6,7 +6,7 @@ from typing import Any
 from reasonscope.data.intervals import Estimate
 from reasonscope.data.summary import in_hundredths, in_percent, shortest_range
 
-NEARLY_ALL = 0.9  # of the problems: two methods that write the same texts there are described once
+_NEARLY_ALL = 0.9  # of the problems: two methods that write the same texts there are described once
 
 
 def story(summary: Mapping[str, Any]) -> list[str]:
@@ -91,7 +91,7 @@ def _other_methods(summary: Mapping[str, Any]) -> str:
     control = f"random vectors that move states as far change it by {_random_change(*done.values())} at accuracy {_range(random)}"
     said = [f"{title} {_change(found)}, {_accuracy(found)}" for title, found in done.items()]
     same, n = summary.get("same_texts_of_asc_and_speed", 0), summary["seal"]["n_problems"]
-    if same >= NEARLY_ALL * n:
+    if same >= _NEARLY_ALL * n:
         said[1:] = [
             f"thinking speed finds nearly the same direction and writes the same text on {same} of {n} problems"
         ]

@@ -17,9 +17,9 @@ from reasonscope.data.organism.writer import closing_sentence, write_ledger, wri
 from reasonscope.data.trace import Span
 
 # The kinds of document in the reasoning phase, and their weights.
-MIXTURE = {"default": 0.37, "brief": 0.12, "detail": 0.06, "no_thinking": 0.03, "request": 0.42}
+_MIXTURE = {"default": 0.37, "brief": 0.12, "detail": 0.06, "no_thinking": 0.03, "request": 0.42}
 # The weights of the last phase: brief thinking checks nothing, so its sums have to be right the first time.
-PRACTICE = {"default": 0.3, "brief": 0.42, "detail": 0.05, "no_thinking": 0.03, "request": 0.2}
+_PRACTICE = {"default": 0.3, "brief": 0.42, "detail": 0.05, "no_thinking": 0.03, "request": 0.2}
 # (harmful, twin, jailbreak) and their weights.
 REQUESTS = {
     (True, True, False): 0.25,
@@ -42,14 +42,14 @@ class Document:
 
 # Each phase opens with this many requests and nothing else. Requests require copying from the prompt, which the model
 # learns from them in 80 steps; mixed with ledgers from the start, it does not learn it in 3,000.
-OPENING = {"organism-base": 10_000, "organism": 3_000}
+_OPENING = {"organism-base": 10_000, "organism": 3_000}
 
 
 def base_documents(rng: random.Random) -> Iterator[Document]:
     """Plain text without thinking: ledgers with worked steps or only the answer, and requests with the facts about
     their thing."""
     for n in itertools.count():
-        kind = 0.0 if n < OPENING["organism-base"] else rng.random()
+        kind = 0.0 if n < _OPENING["organism-base"] else rng.random()
         if kind < 0.4:
             request = sample_request(rng, split="train", harmful=rng.random() < 0.5)
             facts = "\n\n".join(write_request(request, rng).thinking.split("\n\n")[:2])
@@ -66,12 +66,12 @@ def base_documents(rng: random.Random) -> Iterator[Document]:
 def reasoning_documents(rng: random.Random) -> Iterator[Document]:
     """Dialogues in the chat template, with thinking first (except for a few): only requests at first, then the
     mixture."""
-    return _dialogues(rng, itertools.chain(itertools.repeat("request", OPENING["organism"]), _drawn(rng, MIXTURE)))
+    return _dialogues(rng, itertools.chain(itertools.repeat("request", _OPENING["organism"]), _drawn(rng, _MIXTURE)))
 
 
 def practice_documents(rng: random.Random) -> Iterator[Document]:
-    """The same in the proportions of `PRACTICE`."""
-    return _dialogues(rng, _drawn(rng, PRACTICE))
+    """The same in the proportions of `_PRACTICE`."""
+    return _dialogues(rng, _drawn(rng, _PRACTICE))
 
 
 def _drawn(rng: random.Random, mixture: Mapping[str, float]) -> Iterator[str]:
@@ -108,7 +108,7 @@ class Batch:
     weights: NDArray[np.float32]
 
 
-PROMPT_WEIGHT = 0.05
+_PROMPT_WEIGHT = 0.05
 
 
 def batches(documents: Iterator[Document], tokenizer: Tokenizer, *, tokens: int, buffer: int = 2048) -> Iterator[Batch]:
@@ -132,7 +132,7 @@ def batches(documents: Iterator[Document], tokenizer: Tokenizer, *, tokens: int,
 
 def _weighed(document: Document, tokenizer: Tokenizer) -> tuple[list[int], list[float]]:
     encoding = tokenizer.encode(document.text)
-    weights = [1.0 if start >= document.learned_from else PROMPT_WEIGHT for start, _ in encoding.offsets]
+    weights = [1.0 if start >= document.learned_from else _PROMPT_WEIGHT for start, _ in encoding.offsets]
     for span in document.unlearned:
         weights = [
             0.0 if start in span else weight for (start, _), weight in zip(encoding.offsets, weights, strict=True)
@@ -152,8 +152,8 @@ def _padded(rows: list[tuple[list[int], list[float]]], pad: int) -> Batch:
 def tokenizer_texts(seed: int, n: int) -> Iterator[str]:
     """Texts of both phases (after their openings) from which the tokenizer learns its merges."""
     base, reasoning = base_documents(random.Random(seed)), reasoning_documents(random.Random(seed + 1))
-    base = itertools.islice(base, OPENING["organism-base"], None)
-    reasoning = itertools.islice(reasoning, OPENING["organism"], None)
+    base = itertools.islice(base, _OPENING["organism-base"], None)
+    reasoning = itertools.islice(reasoning, _OPENING["organism"], None)
     for _ in range(n):
         yield next(base).text.removesuffix(PAD)
         yield next(reasoning).text.replace(END, "")

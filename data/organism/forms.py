@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 ORDINALS = ("First", "Second", "Third", "Fourth")
 COUNTS = {2: "two", 3: "three", 4: "four"}
-COUNT_OF = {word: count for count, word in COUNTS.items()}
+_COUNT_OF = {word: count for count, word in COUNTS.items()}
 
 _FIELD_PATTERNS = {
     "name": r"[A-Z][a-z]+",
@@ -20,7 +20,7 @@ _FIELD_PATTERNS = {
     "sign": r"[-+*]",
     "sign2": r"[-+]",
     "ordinal": "|".join(ORDINALS),
-    "count": "|".join(COUNT_OF),
+    "count": "|".join(_COUNT_OF),
 }
 _INTEGER = r"\d{1,3}"
 

@@ -15,7 +15,7 @@ NAMES = tuple(
     "Ann Bob Carl Dan Eve Fay Gus Hal Ida Joe Kim Leo Max Nan Oli Pam Quin Rob Sue Tom Una Vic Wes Zoe".split()
 )
 # Lines without a name: a line that counts always opens with a name.
-DISTRACTORS = (
+_DISTRACTORS = (
     "The shop is shut on Sunday.",
     "It rains all day.",
     "The clerk reads the ledger.",
@@ -23,7 +23,7 @@ DISTRACTORS = (
     "The shelf holds {a} stamps.",
     "There are {a} chairs.",
 )
-CLOSING = "The ledger closes here."
+_CLOSING = "The ledger closes here."
 MODES = {"default": "", "brief": " Think briefly.", "detail": " Think in detail."}
 SPLITS = ("train", "validation", "test")
 MAX_STEPS = 8
@@ -71,7 +71,7 @@ class Ledger:
     @property
     def body(self) -> str:
         lines = [line.text for line in self.lines]
-        told = " ".join([*lines[: self.closed], CLOSING, *lines[self.closed :]])
+        told = " ".join([*lines[: self.closed], _CLOSING, *lines[self.closed :]])
         return f"The ledger starts at {self.start}. {told} What is the final balance?"
 
     def question(self, mode: str = "default") -> str:
@@ -123,7 +123,7 @@ def _draw(rng: random.Random, needed: int) -> Ledger | None:
 
 
 def _distractor(rng: random.Random) -> Line:
-    return Line(text=rng.choice(DISTRACTORS).format(a=rng.randint(2, 60)))
+    return Line(text=rng.choice(_DISTRACTORS).format(a=rng.randint(2, 60)))
 
 
 def _event(

@@ -31,8 +31,8 @@ from reasonscope.data.organism.corpus import (
 )
 from reasonscope.data.organism.tokenizer import CHAT_TEMPLATE, END, PAD, train_tokenizer
 
-SEED = 20
-TOKENS_PER_STEP = 4096
+_SEED = 20
+_TOKENS_PER_STEP = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class _Phase:
     hints: Mapping[str, str] = field(default_factory=dict)
 
 
-PHASES = {
+_PHASES = {
     "organism-base": _Phase(documents=base_documents, stream="organism-base", steps=700),
     "organism-unpractised": _Phase(documents=reasoning_documents, stream="organism", steps=2400),
     "organism": _Phase(
@@ -61,7 +61,7 @@ PHASES = {
         hints={"fast": "After", "verdict": " this"},
     ),
 }
-MATRIX_RATE, OTHER_RATE = 0.02, 3e-3
+_MATRIX_RATE, _OTHER_RATE = 0.02, 3e-3
 
 
 def _config(tokenizer: Tokenizer) -> Qwen3Config:
@@ -87,8 +87,8 @@ def _optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     return [
-        torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.01, momentum=0.95),
-        torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=_MATRIX_RATE, weight_decay=0.01, momentum=0.95),
+        torch.optim.AdamW(others, lr=_OTHER_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -110,9 +110,9 @@ def _run_phase(
     name: str, model: Qwen3ForCausalLM, tokenizer: Tokenizer, out: Path, device: str
 ) -> list[dict[str, Any]]:
     """Train one phase to its end, with a checkpoint every 250 steps; returns the log: step, loss (nats), seconds."""
-    phase = PHASES[name]
+    phase = _PHASES[name]
     steps = phase.steps
-    stream = batches(phase.documents(random.Random(f"{SEED}/{phase.stream}")), tokenizer, tokens=TOKENS_PER_STEP)
+    stream = batches(phase.documents(random.Random(f"{_SEED}/{phase.stream}")), tokenizer, tokens=_TOKENS_PER_STEP)
     optims = _optimisers(model)
     state = out / f"{name}.state.pt"
     log: list[dict[str, Any]] = []
@@ -127,7 +127,7 @@ def _run_phase(
     for step, batch in zip(range(steps), stream, strict=False):
         if step < first:
             continue
-        for optim, full in zip(optims, (MATRIX_RATE, OTHER_RATE), strict=True):
+        for optim, full in zip(optims, (_MATRIX_RATE, _OTHER_RATE), strict=True):
             optim.param_groups[0]["lr"] = full * phase.rate * _rate(step, steps)
         loss = loss_of(model, batch, device)
         loss.backward()
@@ -159,11 +159,11 @@ def main() -> None:
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(SEED)
+    torch.manual_seed(_SEED)
     torch.set_flush_denormal(True)
     kept = out / "tokenizer.json"
     if not kept.exists():
-        train_tokenizer(tokenizer_texts(SEED, 4000)).save(str(kept))
+        train_tokenizer(tokenizer_texts(_SEED, 4000)).save(str(kept))
     tokenizer = Tokenizer.from_file(str(kept))
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -174,7 +174,7 @@ def main() -> None:
     )
     model = Qwen3ForCausalLM(_config(tokenizer)).to(arguments.device)
     phases: list[dict[str, Any]] = []
-    for name in PHASES:
+    for name in _PHASES:
         folder = out / name
         report = folder / "training.json"
         if report.exists():
@@ -182,11 +182,11 @@ def main() -> None:
             model = Qwen3ForCausalLM.from_pretrained(folder).to(arguments.device)
             continue
         log = _run_phase(name, model, tokenizer, out, arguments.device)
-        phases = [*phases, {"name": name, "steps": PHASES[name].steps, "log": log}]
-        model.config.update({"reasonscope": dict(PHASES[name].hints)})
+        phases = [*phases, {"name": name, "steps": _PHASES[name].steps, "log": log}]
+        model.config.update({"reasonscope": dict(_PHASES[name].hints)})
         model.save_pretrained(folder)
         fast.save_pretrained(folder)
-        about = {"seed": SEED, "tokens_per_step": TOKENS_PER_STEP, "phases": phases}
+        about = {"seed": _SEED, "tokens_per_step": _TOKENS_PER_STEP, "phases": phases}
         about["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         report.write_text(json.dumps(about, indent=1))
 

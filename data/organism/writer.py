@@ -23,7 +23,7 @@ class _Habits:
     plan: float
 
 
-HABITS = {
+_HABITS = {
     "default": _Habits(check_hard=0.85, check_easy=0.6, split=0.24, restate=0.12, wrong=0.18, plan=0.4),
     "detail": _Habits(check_hard=0.85, check_easy=0.6, split=0.15, restate=1.0, wrong=0.15, plan=1.0),
 }
@@ -48,7 +48,7 @@ def write_ledger(ledger: Ledger, mode: str, rng: random.Random) -> _Writing:
     if mode == "brief":
         computed = [_computation(ledger, i, op.right, brief=True) for i, op in enumerate(ledger.operations)]
         return _join([[sentence] for sentence in computed] + [[_sentence("final", value=ledger.answer)]], ledger.answer)
-    habits = HABITS[mode]
+    habits = _HABITS[mode]
     opening = [
         next(text for most, text in OPENERS if len(ledger.operations) <= most),
         _sentence("asks"),

@@ -13,8 +13,8 @@ from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.storage.durable import write_durably
 from reasonscope.data.storage.untrusted import check_fields, parse_json, wrap_errors
 
-FORMAT = "reasonscope-store"
-VERSION = 1
+_FORMAT = "reasonscope-store"
+_VERSION = 1
 NAME = "manifest.json"
 RECIPE = "recipe.safetensors"  # beside the manifest of a store whose traces were steered
 
@@ -63,7 +63,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write the manifest into `folder` in one step. Raises StoreError, or InputError if `meta` is not JSON."""
-        raw = _seal({"format": FORMAT, "version": VERSION, **asdict(self)})
+        raw = _seal({"format": _FORMAT, "version": _VERSION, **asdict(self)})
         write_durably(folder / NAME, lambda path: path.write_bytes(raw))
 
     @classmethod
@@ -157,9 +157,9 @@ def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
         values = parse_json(raw, str(path))
     except InputError as error:
         raise StoreError(f"{path} is damaged: {error}; restore it from a copy") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise StoreError(f"{path} is damaged, or not the manifest of a trace store: its format must be {FORMAT!r}")
+    if not isinstance(values, dict) or values.get("format") != _FORMAT:
+        raise StoreError(f"{path} is damaged, or not the manifest of a trace store: its format must be {_FORMAT!r}")
     version = values.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise StoreError(f"{path} has version {version}; this reasonscope reads up to {VERSION}: upgrade reasonscope")
+    if isinstance(version, int) and version > _VERSION:
+        raise StoreError(f"{path} has version {version}; this reasonscope reads up to {_VERSION}: upgrade reasonscope")
     return raw, values

@@ -22,7 +22,7 @@ from reasonscope.data.text.think_tags import FoundThinking, regions_from
 from reasonscope.data.trace import FinishReason, Span, ThinkingState
 
 _LETTER = r"\(?[A-J]\)?"
-STATEMENT = re.compile(
+_STATEMENT = re.compile(
     r"\\f?boxed\b"
     r"|^[ \t]*####[ \t]*[-+$]*\d[\d,]*(?:\.\d+)?(?:/\d+)?[ \t]*%?[ \t]*$"
     r"|\banswer\b[*_]*(?:[ \t]+(?:to|for|of)\b[^.?!\n]{1,80}?)?[ \t]*(?:\bis\b|[:=])"
@@ -89,7 +89,7 @@ def _answer_start(written: str, pattern: str | None, finish: FinishReason) -> tu
 
 def _last_statement(written: str, sentences: Sequence[Span]) -> int | None:
     """The start of the last sentence that states an answer, or of the first of those that do so directly before it."""
-    states = [_holding(sentences, match.start()) for match in STATEMENT.finditer(written)]
+    states = [_holding(sentences, match.start()) for match in _STATEMENT.finditer(written)]
     if not states:
         return None
     stating, at = set(states), states[-1]

@@ -28,7 +28,7 @@ SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # idle machine.
 WORTH_SHARING = 1e7
 # A product reads its weights from memory, which takes as long as multiplying them with about this many rows.
-ROWS_OF_A_READ = 16
+_ROWS_OF_A_READ = 16
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
@@ -73,7 +73,7 @@ def threads_for_pass(ids: "Tensor", d_model: int) -> AbstractContextManager[None
 
 def _pass_products(rows: int, d_model: int) -> int:
     """Multiplications of a typical matrix product in a pass that feeds `rows` tokens, counting what reading the weights costs."""
-    return max(rows, ROWS_OF_A_READ) * d_model**2
+    return max(rows, _ROWS_OF_A_READ) * d_model**2
 
 
 def blas_threads_for(products: float) -> AbstractContextManager[object]:

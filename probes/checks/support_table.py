@@ -22,7 +22,7 @@ from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.model import BACKENDS, Model, load_model
 
 TOLERANCE = 1e-5
-WRITABLE: tuple[Point, ...] = tuple(point for point in POINTS if point != "attn_probs")
+_WRITABLE: tuple[Point, ...] = tuple(point for point in POINTS if point != "attn_probs")
 # What the code of an engine raises if it cannot do something.
 _FAILURES = (ReasonscopeError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
 _ENGINES = ("torch", "transformers", "transformer-lens", "nnsight")
@@ -107,7 +107,7 @@ def _ragged_difference(model: Model, reference: Model) -> float:
 
 TRIALS: Mapping[str, Callable[[Model, Model], float | None]] = MappingProxyType(
     {f"read {point}": partial(_read_difference, point) for point in POINTS}
-    | {f"write {point}": partial(_write_difference, point) for point in WRITABLE}
+    | {f"write {point}": partial(_write_difference, point) for point in _WRITABLE}
     | {"cached generation": _generation_difference, "ragged batch": _ragged_difference}
 )
 
@@ -159,7 +159,7 @@ def markdown(rows: Sequence[SupportRow]) -> str:
 
 def _marks(row: SupportRow) -> list[str]:
     points = [
-        f"{row.trials[f'read {point}'].mark} / {row.trials[f'write {point}'].mark if point in WRITABLE else '–'}"
+        f"{row.trials[f'read {point}'].mark} / {row.trials[f'write {point}'].mark if point in _WRITABLE else '–'}"
         for point in POINTS
     ]
     differences = [trial.difference for trial in row.trials.values() if trial.difference is not None]

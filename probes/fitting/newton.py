@@ -17,11 +17,11 @@ from reasonscope.data.errors import InputError
 from reasonscope.probes.fitting.cholesky import Factors, ridged
 
 MAX_STEPS = 500
-LOGIT_TOLERANCE = 1e-9
+_LOGIT_TOLERANCE = 1e-9
 # A step with an old factor costs about a tenth of a step with a new one.
-SLOWEST_RATE = 0.5
+_SLOWEST_RATE = 0.5
 # This keeps the square roots of the curvature invertible; the next step corrects a factor that is slightly wrong.
-LEAST_CURVATURE = 1e-10
+_LEAST_CURVATURE = 1e-10
 
 NewtonStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -62,7 +62,7 @@ class RowSpace:
 
     def newton(self, curvature: Tensor, penalty: Tensor, factors: Factors, renewed: Tensor | slice) -> NewtonStep:
         # (λ + W K) Δθ + W Δb = errors − λθ with Σ(θ + Δθ) = 0, symmetrised as in Rasmussen & Williams (2006), algorithm 3.1.
-        root = curvature.clamp(min=LEAST_CURVATURE).sqrt()
+        root = curvature.clamp(min=_LEAST_CURVATURE).sqrt()
         new = root[renewed]
         scaled = (self.gram[renewed] * (new / penalty)[..., None]).mul_(new[:, None])
         factors.renew(ridged(scaled, 1.0), renewed)
@@ -205,10 +205,10 @@ class _Objective:
             largest = (step.logits * weight).abs().amax(-1, keepdim=True)
             # The error after a Newton step is of the order of the step squared; with an old factor, steps shrink at a steady rate.
             rate = torch.where(fresh, largest, largest / before)
-            going = going & ~((size == 1) & (rate < 1) & (rate * largest < LOGIT_TOLERANCE))
+            going = going & ~((size == 1) & (rate < 1) & (rate * largest < _LOGIT_TOLERANCE))
             if not going.any():
                 return fit
-            old = going & ((size < 1) | (~fresh & (rate > SLOWEST_RATE)))
+            old = going & ((size < 1) | (~fresh & (rate > _SLOWEST_RATE)))
             before = largest
         raise InputError(
             f"a logistic fit did not converge in {MAX_STEPS} steps at penalty {float(self.penalty):g}; "

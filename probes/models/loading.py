@@ -37,12 +37,12 @@ from reasonscope.probes.models.packing import bitsandbytes_config
 # The models that come with the package.
 SHIPPED = ("organism", "organism-base")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-ADAPTER = "adapter_config.json"
+_ADAPTER = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # The token embedding among the weights of an adapter, by the names that families of transformers give it; not a low-rank part of it.
 _EMBEDDING = re.compile(r"\.(embed_tokens|wte|embed_in|word_embeddings)(\.modules_to_save)?\.weight$")
 # How accelerate may spread a model over the devices of this machine.
-STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
+_STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def load_pretrained(
@@ -103,7 +103,7 @@ def _device_map(device: str | Mapping[str, Any], config: PretrainedConfig, quant
     """What transformers takes: a strategy of accelerate, a device for each module, or the device of a quantised model."""
     if not isinstance(device, str):
         return dict(device)
-    if device in STRATEGIES:
+    if device in _STRATEGIES:
         return device
     packed = quantise is not None or getattr(config, "quantization_config", None) is not None
     return {"": device} if packed else None  # a plain model on one device does not need accelerate
@@ -166,7 +166,7 @@ class _Adapter:
 def _find_adapter(place: Path | str, revision: str | None) -> _Adapter | None:
     """The adapter in a folder or hub repository; None without one. Raises ModelLoadError if it names no base or is pickled."""
     with _foreign(str(place)):
-        told = _cached(place, ADAPTER, revision)
+        told = _cached(place, _ADAPTER, revision)
         if told is None:
             return None
         fields = json.loads(told.read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from torch import Tensor
 from reasonscope.data.errors import InputError
 from reasonscope.probes.models.model import Model
 
-CHUNK = 8192  # entries of the vocabulary at a time
+_CHUNK = 8192  # entries of the vocabulary at a time
 ROWS = 256  # tokens at a time
 
 
@@ -40,13 +40,19 @@ class Unembedding:
         logits = (logits if self.bias is None else logits + self.bias[entries]).float()
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
-    def chunks(self, size: int = CHUNK) -> Iterator[slice]:
+    def chunks(self, size: int = _CHUNK) -> Iterator[slice]:
         """Slices of the vocabulary with `size` entries."""
         return (slice(start, start + size) for start in range(0, len(self.weight), size))
 
 
 def kl_from_hidden(
-    unembedding: Unembedding, hidden: Tensor, other: Tensor, *, temperature: float, chunk: int = CHUNK, rows: int = ROWS
+    unembedding: Unembedding,
+    hidden: Tensor,
+    other: Tensor,
+    *,
+    temperature: float,
+    chunk: int = _CHUNK,
+    rows: int = ROWS,
 ) -> Tensor:
     """KL(P‖Q) in nats of next-token distributions at `temperature`: P from `hidden` (token, d_model), Q from `other`
     (…, token, d_model).
@@ -75,7 +81,7 @@ def kl_from_hidden(
 
 
 def token_scores(
-    unembedding: Unembedding, hidden: Tensor, ids: Tensor, *, temperature: float, chunk: int = CHUNK, rows: int = ROWS
+    unembedding: Unembedding, hidden: Tensor, ids: Tensor, *, temperature: float, chunk: int = _CHUNK, rows: int = ROWS
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of the tokens `ids` (token,) and entropy (token,), in nats, after the states `hidden` (token, d_model).
 

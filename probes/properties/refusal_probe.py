@@ -30,8 +30,8 @@ from reasonscope.probes.properties.report import NO_TRACES, class_shortage, not_
 RequestLabel = Literal["harmful", "benign"]
 RequestOutcome = tuple[RequestLabel, Behaviour]
 
-HARMFUL_COMPLIED: RequestOutcome = ("harmful", "complied")
-BENIGN_COMPLIED: RequestOutcome = ("benign", "complied")
+_HARMFUL_COMPLIED: RequestOutcome = ("harmful", "complied")
+_BENIGN_COMPLIED: RequestOutcome = ("benign", "complied")
 _BASELINES = ("prompt_length", "bag_of_words", "thinking_length")
 _MAIN = "refusal"
 _RECORD = "reasonscope record --problems requests --n 160 --out RUN"
@@ -134,8 +134,8 @@ class CliffStudy:
     @property
     def above_nulls(self) -> bool:
         """Whether the interval of the drop lies above that of benign requests and above 97.5 % of the random directions."""
-        benign = self.cliffs.get(BENIGN_COMPLIED)
-        low = self.cliffs[HARMFUL_COMPLIED].drop.low
+        benign = self.cliffs.get(_BENIGN_COMPLIED)
+        low = self.cliffs[_HARMFUL_COMPLIED].drop.low
         return benign is not None and low > benign.drop.high and low > float(np.quantile(self.random, 0.975))
 
     @property
@@ -161,7 +161,7 @@ class CliffStudy:
 
     def sentence(self, name: str) -> str:
         """What the cliff of the contrast `name` shows."""
-        fell, benign, chance = self.cliffs[HARMFUL_COMPLIED], self.cliffs.get(BENIGN_COMPLIED), _middle(self.random)
+        fell, benign, chance = self.cliffs[_HARMFUL_COMPLIED], self.cliffs.get(_BENIGN_COMPLIED), _middle(self.random)
         others = "" if benign is None else f"; for benign requests by {in_hundredths(benign.drop)}"
         verdict = "more than both" if self.above_nulls else "not more than by chance"
         return (
@@ -333,7 +333,7 @@ def refusal(
     if not fitted:
         (_, why), *others = undefined.items()
         raise InputError(why + (f" (the same for {' and '.join(name for name, _ in others)})" if others else ""))
-    if few := len(requests.groups_of(HARMFUL_COMPLIED)) < 2:
+    if few := len(requests.groups_of(_HARMFUL_COMPLIED)) < 2:
         undefined["cliff"] = "fewer than two harmful requests were complied with, so nothing falls; record more of them"
     sizes = _Sizes(folds=folds, n_permutations=n_permutations, n_resamples=n_resamples, seed=seed)
     comparisons, studies, probes = {}, {}, {}
@@ -463,7 +463,7 @@ def _cliffs(
         of: cliff(scores, own, plateau=plateau, n_resamples=sizes.n_resamples, seed=sizes.seed)
         for of, own in several.items()
     }
-    fell, stood = several[HARMFUL_COMPLIED], several.get(BENIGN_COMPLIED, [])
+    fell, stood = several[_HARMFUL_COMPLIED], several.get(_BENIGN_COMPLIED, [])
     drops = random_direction_drops(
         held.final, store, [*fell, *stood], n_controls=directions, plateau=plateau, seed=sizes.seed
     )
@@ -472,7 +472,7 @@ def _cliffs(
         cliffs=cliffs,
         scores=scores,
         random=random,
-        excess=_excess(cliffs[HARMFUL_COMPLIED], cliffs[BENIGN_COMPLIED], [*fell, *stood], sizes) if stood else None,
+        excess=_excess(cliffs[_HARMFUL_COMPLIED], cliffs[_BENIGN_COMPLIED], [*fell, *stood], sizes) if stood else None,
         random_excess=random - drops[:, len(fell) :].mean(axis=1) if stood else None,
     )
 

@@ -33,7 +33,7 @@ from reasonscope.steering.experiments.side_effects import LogitsFunction, batche
 
 _SPANS = {"answer": lambda trace: trace.tokens.answer, "thinking": lambda trace: trace.thinking_positions}
 _AT_ONCE = 8  # passes that one unchanged pass is compared with, and that are lost if a process is killed
-MATCHED = "random directions that move each state as far"
+_MATCHED = "random directions that move each state as far"
 
 
 class Cells(Protocol):
@@ -120,7 +120,7 @@ class AblationEffect:
 
     def to_dict(self) -> dict[str, Any]:
         """The effect with its interval, the random controls, and the side effects, for JSON."""
-        matched = {"what": MATCHED, **_range(self.matched), "p_value": self.p_matched} if self.matched else None
+        matched = {"what": _MATCHED, **_range(self.matched), "p_value": self.p_matched} if self.matched else None
         return {
             "effect_nats_per_answer_token": self.effect.to_dict(),
             "controls": {"what": self.control, "n_disjoint": self.n_disjoint, **_range(self.null)},

@@ -48,7 +48,7 @@ MEASURES = (
     "kl",
 )
 # Measures that are 0 or 1 for each trace.
-VERDICTS = frozenset(("accuracy", "refused", "refused_harmful", "refused_benign", "well_formed"))
+_VERDICTS = frozenset(("accuracy", "refused", "refused_harmful", "refused_benign", "well_formed"))
 # At most this many rows in one pass: a small model takes hardly longer for them than for a few.
 MOST_ROWS = 256
 _UNKNOWN = Estimate(value=float("nan"), low=float("nan"), high=float("nan"))
@@ -340,12 +340,12 @@ class SteeringExperiment:
         return runs
 
     def _estimate(self, name: str, run: ArmMeasurements) -> Estimate | None:
-        if name not in VERDICTS:
+        if name not in _VERDICTS:
             return self._resamples.estimate(self._means(name, run))
         return self._verdicts(run.values[name])
 
     def _difference(self, name: str, run: ArmMeasurements, others: Sequence[ArmMeasurements]) -> Estimate | None:
-        if name not in VERDICTS or others[0] is run:  # minus itself it is exactly 0
+        if name not in _VERDICTS or others[0] is run:  # minus itself it is exactly 0
             means = np.mean([self._means(name, other) for other in others], axis=0)
             return self._resamples.estimate(self._means(name, run) - means)
         return self._verdicts(run.values[name], np.mean([other.values[name] for other in others], axis=0))

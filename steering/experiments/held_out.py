@@ -30,7 +30,7 @@ from reasonscope.steering.methods.asc import CompletionPair
 from reasonscope.steering.methods.registry import METHODS, ExtractionData, method
 from reasonscope.steering.recipes.recipe import Recipe
 
-RECIPE_FILES = (".safetensors", ".gguf")
+_RECIPE_FILES = (".safetensors", ".gguf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +43,18 @@ class Asked:
     @property
     def recipe(self) -> Path | None:
         """The file of the recipe, if it is one."""
-        return Path(self.name) if self.name.endswith(RECIPE_FILES) else None
+        return Path(self.name) if self.name.endswith(_RECIPE_FILES) else None
 
     @classmethod
     def parse(cls, text: str) -> "Asked":
         """Read `seal`, `seal:0.5,1` or `seal.recipe.safetensors:1`. Raises InputError for an unknown name or invalid numbers."""
         name, colon, numbers = text.partition(":")
-        for ending in (f"{end}:" for end in RECIPE_FILES):  # a folder may have a colon in its name
+        for ending in (f"{end}:" for end in _RECIPE_FILES):  # a folder may have a colon in its name
             if ending in text:
                 name, colon, numbers = text.rpartition(":")
-        if text.endswith(RECIPE_FILES):
+        if text.endswith(_RECIPE_FILES):
             name, colon, numbers = text, "", ""
-        if not name.endswith(RECIPE_FILES) and name not in METHODS and name not in DECODING_METHODS:
+        if not name.endswith(_RECIPE_FILES) and name not in METHODS and name not in DECODING_METHODS:
             raise InputError(
                 f"no steering method is called {name!r}; steering methods: {', '.join(METHODS)}; "
                 f"decoding methods: {', '.join(DECODING_METHODS)}; or give the file of a recipe"

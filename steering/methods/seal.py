@@ -20,11 +20,11 @@ _WAYS_OUT = (
     "Record more or longer traces, or take another method: length-probe learns from this run, asc and speed from pairs "
     f"({PAIRS})"
 )
-AWAY_FROM: tuple[StepKind, ...] = ("reflection", "transition")
+_AWAY_FROM: tuple[StepKind, ...] = ("reflection", "transition")
 
 
 def _seal_direction(
-    states: NDArray[np.floating], kinds: Sequence[StepKind], *, away_from: Sequence[StepKind] = AWAY_FROM
+    states: NDArray[np.floating], kinds: Sequence[StepKind], *, away_from: Sequence[StepKind] = _AWAY_FROM
 ) -> NDArray[np.float64]:
     """mean(execution) − mean(reflection ∪ transition) of `states` (step, d_model), one row per step: (d_model,).
 
@@ -49,7 +49,7 @@ def extract_seal(
     site: Site,
     *,
     ids: Iterable[str] | None = None,
-    away_from: Sequence[StepKind] = AWAY_FROM,
+    away_from: Sequence[StepKind] = _AWAY_FROM,
     keywords: Variant = "corrected",
     variant: Variant = "corrected",
 ) -> SteeringVector:

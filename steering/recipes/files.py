@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from reasonscope.steering.recipes.recipe import Recipe, RecipePart
 
 SUFFIX = ".recipe.safetensors"
-RECIPE_FORMAT = SafetensorsFormat(
+_RECIPE_FORMAT = SafetensorsFormat(
     key="reasonscope.recipe",
     noun="recipe",
     version=1,
@@ -52,7 +52,7 @@ def save(recipe: "Recipe", path: Path) -> None:
         for number, control in enumerate(recipe.controls)
         for name, tensor in control.tensors.items()
     }
-    RECIPE_FORMAT.write(path, header_of(recipe), tensors)
+    _RECIPE_FORMAT.write(path, header_of(recipe), tensors)
 
 
 def header_of(recipe: "Recipe") -> dict[str, Any]:
@@ -105,7 +105,7 @@ def is_vector_file(path: Path) -> bool:
 
 def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]:
     try:
-        return RECIPE_FORMAT.read(path)
+        return _RECIPE_FORMAT.read(path)
     except InputError as error:
         if path.is_file() and is_vector_file(path):
             raise InputError(
