@@ -14,7 +14,7 @@ demo: $(VENV)/installed-all
 	@echo "To look at it in the browser: $(BIN)/reasonscope app $(DEMO)"
 
 test: $(VENV)/installed-all-test chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+	REASONSCOPE_EXTRAS=all,test OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
 test-slow: $(VENV)/installed-all-test chromium
 	$(BIN)/python -m pytest -m slow

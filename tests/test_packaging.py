@@ -4,7 +4,7 @@ import os
 import re
 import sysconfig
 import tomllib
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.resources import files
 from pathlib import Path
 
@@ -107,3 +107,14 @@ def test_every_dependency_is_pinned_and_locked():
     assert {name for name, _ in locked ^ pinned} == installer
     lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     assert sum(bool(re.search(r" --hash=sha256:[0-9a-f]{64}$", line)) for line in lines) == len(locked)
+
+
+@pytest.mark.skipif("REASONSCOPE_EXTRAS" not in os.environ, reason="only `make test` says which extras it installed")
+def test_no_test_is_skipped_for_want_of_a_package_that_make_installs():
+    missing = []
+    for name in dependencies(f"reasonscope[{os.environ['REASONSCOPE_EXTRAS']}]"):
+        try:
+            version(name)
+        except PackageNotFoundError:
+            missing.append(name)
+    assert not missing

@@ -40,6 +40,7 @@ class Exchange:
         prompt_ids: Token ids of the prompt, if the server returned them.
         token_ids: Token ids of what it wrote, if the server returned them.
         meta: Further fields, in JSON.
+        about: Those of them that the line itself calls `meta`; they are the problem's, too.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Exchange:
     prompt_ids: tuple[int, ...] = ()
     token_ids: tuple[int, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,8 @@ def exchanges_of(row: Any, where: str, requests: Mapping[str, Mapping[str, Any]]
 def _described(one: Exchange, own: Mapping[str, Any], number: int | None) -> Exchange:
     """With what the row says about itself, unless the shape's reader knew better, and the number of a sample in its id."""
     given = {name: value for name, value in own.items() if getattr(one, name) in ("", None, {}, "unknown")}
-    named = replace(one, **{**given, "meta": {**one.meta, **own.get("meta", {})}})
+    about = own.get("meta", {})
+    named = replace(one, **{**given, "meta": {**one.meta, **about}, "about": about})
     if number is None:
         return named
     return replace(named, id=f"{named.id}/{number}" if named.id else "", sample=number)

@@ -140,7 +140,7 @@ def _flat(trace: Trace) -> dict[str, Any]:
         "n_thinking_tokens": trace.n_thinking_tokens,
         "sampling": None if trace.sampling is None else asdict(trace.sampling),
         "model": dict(trace.model),
-        "meta": dict(trace.meta),
+        "meta": {**trace.problem.meta, **trace.meta},
     }
 
 

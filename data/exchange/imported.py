@@ -128,6 +128,7 @@ class _Turn:
     asked: tuple[Said, ...]
     said: Said
     id: str
+    answers: bool = True  # a turn that calls a tool and goes on is not an answer
 
 
 def _is_request(row: Any) -> bool:
@@ -242,6 +243,7 @@ class TraceMaker:
                 ),
                 asked=said[:end],
                 said=said[end],
+                answers=last or not said[end].calls,
                 id=f"{id}/turn-{number}" if self._turn == "all" and len(all_ends) > 1 else id,
             )
 
@@ -294,9 +296,10 @@ class TraceMaker:
             id=id,
             messages=tuple(Message(role=one.role, content=one.text) for one in turn.asked) if plain else (),
             prompt=None if plain else _plain_prompt(turn),
-            answer=exchange.gold,
+            answer=exchange.gold if turn.answers else None,
             group=exchange.group,
             difficulty=exchange.difficulty,
+            meta=exchange.about,
         )
 
     def _plain(self, turn: _Turn, fields: dict[str, Any]) -> Trace:

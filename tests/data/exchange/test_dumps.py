@@ -363,6 +363,8 @@ def test_tool_calls_are_turns(tmp_path):
     assert first.meta["tool_calls"] == [{"name": "add", "arguments": {"a": 3, "b": 4}}] and "tool: 7" not in first.text
     both = read(tmp_path, row, turn="all").traces
     assert [one.id for one in both] == ["x/turn-1", "x/turn-2"] and {one.problem.group for one in both} == {"x"}
+    graded = read(tmp_path, {**row, "answer": "7"}, turn="all").traces
+    assert [one.problem.answer for one in graded] == [None, "7"]  # a call is not an answer
     with pytest.raises(InputError, match="has 2 turns of the assistant, and turn 3 was asked for"):
         read(tmp_path, row, turn=3)
 
