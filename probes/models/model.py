@@ -164,6 +164,11 @@ def load_model(
         >>> model.n_layers, model.d_model
         (6, 128)
     """
+    if backend == "vllm":
+        raise InputError(
+            "vLLM holds the model on a server: `record`, `analyse receivers` and `analyse heads` take --backend vllm with --server; "
+            "what needs the weights here (sweeps of doses, effects, gradients) takes hooks"
+        )
     if backend not in _BACKENDS:
         raise InputError(f"unknown backend {backend!r}; choose from {', '.join(BACKENDS)}")
     if remote and backend != "nnsight":

@@ -109,11 +109,11 @@ def test_attention_that_is_reduced_there(model, bare, how, prompts):
 
 def test_monitors_and_exit_rules(model, bare, how, tmp_path):
     probe = LinearProbe(
-        coef=np.random.default_rng(0).standard_normal(model.d_model) / 50, intercept=0.0, site=Site("resid_post", 5),
+        coef=np.random.default_rng(0).standard_normal(model.d_model) / 500, intercept=0.0, site=Site("resid_post", 5),
         task="binary", method="test", model=model.fingerprint, provenance={},
     )  # fmt: skip
     there, here = (
-        kind(one, probe, stop_above=0.5, window=2) for kind, one in ((EngineMonitor, bare), (ProbeMonitor, model))
+        kind(one, probe, stop_above=0.0, window=2) for kind, one in ((EngineMonitor, bare), (ProbeMonitor, model))
     )
     writer = vllm_writer(ADDRESS, bare, look=there.look, **how)
     found = record(bare, PROBLEMS[:8], tmp_path / "there", server=writer, monitor=there, sampling=GREEDY)
