@@ -422,16 +422,18 @@ class Sample:
         return hashlib.sha256(whole.encode()).hexdigest()[:8]
 
 
-def judge(file: str, n: int, seed: int) -> Tally:
+def judge(file: str, n: int, seed: int, before: Tally | None = None) -> Tally:
+    """Try the mutants of a file; those alone that survived `before`, if the sample is the same."""
     sample = Sample.of(file, n, seed)
-    before = _children_computed()
+    left = {survivor.what for survivor in before.survivors} if before and before.sample == sample.name else None
+    used = _children_computed()
     if tests_fail(file, None, 600):
         raise SystemExit(f"the tests of {file} fail without any mutant: {' '.join(TARGETS[file])}")
-    limit = 3 * (_children_computed() - before) + 5
+    limit = 3 * (_children_computed() - used) + 5
     survivors = []
     for mutant in sample.chosen:
         change = changed(mutant)
-        if not tests_fail(file, change.tree, limit):
+        if (left is None or change.what in left) and not tests_fail(file, change.tree, limit):
             survivors.append(Survivor(file=file, line=mutant.line, what=change.what))
             sys.stdout.write(f"  {file}:{mutant.line} {change.what}: {survivors[-1].reason or '?'}\n")
             sys.stdout.flush()
@@ -514,6 +516,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=12, help="Mutants of a file, at most.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="Files whose path holds this.")
+    parser.add_argument("--again", action="store_true", help="Only what survived on the page, if the sample is still the same.")
     parser.add_argument("--least", type=float, default=0.85, help="The share killed below which this fails.")
     parser.add_argument(
         "--out", type=Path, help="The page to write; with --only, the other files keep what it says of them."
@@ -521,14 +524,14 @@ def main() -> int:
     given = parser.parse_args()
     _warm_up()
     tallies = []
+    known = tallies_of(given.out.read_text(encoding="utf-8")) if given.out and given.out.exists() else {}
     for file in (file for file in TARGETS if given.only in file):
-        tally = judge(file, given.sample, given.seed)
+        tally = judge(file, given.sample, given.seed, known.get(file) if given.again else None)
         tallies.append(tally)
         sys.stdout.write(f"{file}: {tally.killed} of {tally.tried} killed\n")
         sys.stdout.flush()
     if given.out:
-        kept = tallies_of(given.out.read_text(encoding="utf-8")) if given.only and given.out.exists() else {}
-        kept |= {tally.file: tally for tally in tallies}
+        kept = (known if given.only else {}) | {tally.file: tally for tally in tallies}
         page = markdown([kept[file] for file in TARGETS if file in kept], given.sample, given.seed)
         given.out.write_text(page, encoding="utf-8")
     sys.stdout.write(f"{outcome(tallies)}\n")
