@@ -516,7 +516,9 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=12, help="Mutants of a file, at most.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="Files whose path holds this.")
-    parser.add_argument("--again", action="store_true", help="Only what survived on the page, if the sample is still the same.")
+    parser.add_argument(
+        "--again", action="store_true", help="Only what survived on the page, if the sample is still the same."
+    )
     parser.add_argument("--least", type=float, default=0.85, help="The share killed below which this fails.")
     parser.add_argument(
         "--out", type=Path, help="The page to write; with --only, the other files keep what it says of them."

@@ -120,6 +120,17 @@ def test_a_dose_response_has_its_controls(experiment, vector, heard):
     assert found.doses[1].steered.measures["kl"].value > found.doses[0].steered.measures["kl"].value
 
 
+@pytest.mark.parametrize(
+    ("provenance", "held_out"),
+    [({}, False), ({"groups": ["elsewhere"]}, True), ({"groups": ["elsewhere"], "groups_incomplete": True}, False)],
+)
+def test_only_a_vector_that_names_all_its_problems_is_held_out(experiment, vector, provenance, held_out):
+    use = VectorUse(
+        vector=SteeringVector(directions=vector.directions, method="x", provenance=provenance), scope=Scope()
+    )
+    assert dose_response(experiment, [use], [1.0]).held_out is held_out
+
+
 def test_random_clamps_move_states_as_far_as_the_clamp_in_its_run(experiment, model):
     """The blocks of a real model answer to an edit, so that a clamp needs less at later blocks; its controls move no farther."""
     shared, rng = 20 * np.random.default_rng(1).standard_normal(model.d_model), np.random.default_rng(2)
