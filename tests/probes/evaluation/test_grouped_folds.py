@@ -21,6 +21,7 @@ from reasonscope.probes.evaluation.baselines import BASELINES, Points, residual_
 from reasonscope.probes.evaluation.conformal import residual_band
 from reasonscope.probes.evaluation.grouped_folds import (
     _problem_groups,
+    above_best,
     cluster_bootstrap,
     difference_to_best,
     direction_cosines,
@@ -49,6 +50,22 @@ def test_every_interval_is_of_1000_resamples_and_one_seed(call):
 def test_every_split_is_in_five_of_a_regression(call):
     defaults = inspect.signature(call).parameters
     assert [defaults[name].default for name in ("folds", "seed", "task")] == [5, 0, "regression"]
+
+
+def test_a_quantity_that_never_varies_is_split_and_a_class_is_not():
+    groups = [str(i) for i in range(10)]
+    assert len(grouped_folds(np.zeros(10), groups)) == 5
+    with pytest.raises(InputError, match="class"):
+        grouped_folds(np.zeros(10), groups, task="binary")
+
+
+def test_the_difference_to_the_best_is_that_of_the_rows_themselves():
+    """The first row of the scores is of all groups; the best baseline is another one in each row."""
+    ours = np.array([0.9, *np.linspace(0.5, 0.6, 1000)])
+    theirs = np.stack([np.full(1001, 0.3), np.array([0.2, *np.full(1000, 0.4)])], axis=1)
+    found = above_best(ours, theirs, 40)
+    assert found.value == pytest.approx(0.6)
+    assert 0.09 < found.low < 0.11 and 0.19 < found.high < 0.21
 
 
 def test_a_label_that_only_the_group_knows_cannot_be_predicted():
