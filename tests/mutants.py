@@ -100,7 +100,8 @@ TARGETS = {
     "steering/methods/adaptive.py": [
         "tests/steering/methods/test_thinking_speed.py",
         "tests/steering/methods/test_controllers.py",
-        "tests/steering/experiments/test_conditions.py",
+        "tests/steering/experiments/test_conditions.py::test_adaptive_steering_tells_how_far_it_moved_each_token_and_its_controls_move_as_far",
+        "tests/steering/experiments/test_conditions.py::test_the_steady_form_of_adaptive_steering_keeps_its_sign_and_its_tokens",
     ],
     "steering/methods/expert_routing.py": ["tests/steering/methods/test_expert_routing.py"],
     "steering/vectors/vector.py": [

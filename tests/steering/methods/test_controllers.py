@@ -63,6 +63,62 @@ def test_the_strength_of_a_sequence_does_not_depend_on_its_batch(model, vector):
         AdaptiveSteering(model, vector, monitored=[2])
 
 
+def adapted(model, vector, prompts, **how):
+    """What an adaptive steering did on these prompts, and what was written."""
+    chosen = {"monitored": [0, 1], "lowest": -1.0, "highest": 1.0, "step": 0.5, "width": 0.5, "window": 3} | how
+    adaptive = AdaptiveSteering(model, vector, **chosen)
+    seeds = range(len(prompts))
+    done = generate(
+        model, prompts, SAMPLING, seeds=seeds, write=adaptive.edits, on_step=adaptive.on_step, processors=[adaptive]
+    )
+    return adaptive, done
+
+
+def test_an_adaptive_steering_says_how_strong_it_was(model, vector):
+    adaptive, _ = adapted(model, vector, [[5, 6, 7], [8, 9, 10, 11]])
+    strengths = np.concatenate(list(adaptive.history.values()))
+    share, mean = (strengths > -1).mean(), strengths.mean()
+    assert 0 < share < 1
+    assert adaptive.told() == (
+        f"adaptive speed was above its lowest strength (-1) at {share:.0%} of the tokens, at a mean of {mean:.3g}"
+    )
+    stayed, _ = adapted(model, vector, [[5, 6, 7]], step=0.0)
+    assert stayed.told() == "adaptive speed stayed at its lowest strength (-1)"
+    assert adaptive.about == {"name": "adaptive-speed", "site": "resid_post.1", "unit": "strength", "provenance": {}}
+
+
+def test_finished_text_is_read_with_the_strengths_that_it_was_written_with(model, vector):
+    adaptive, done = adapted(model, vector, [[5, 6, 7], [8, 9, 10, 11]])
+    lines = adaptive.finish([completion.token_ids for completion in done])
+    for row, (completion, line) in enumerate(zip(done, lines, strict=True)):
+        assert len(line) == len(completion.token_ids) - 1
+        n = completion.n_prompt_tokens
+        assert np.isnan(line[: n - 1]).all() and line[n - 1] == -1
+        np.testing.assert_array_equal(line[n:], adaptive.history[row][: len(line) - n])
+    adaptive.begin([])
+    for completion, line in zip(done, lines, strict=True):
+        ids = torch.from_numpy(completion.token_ids[None, :-1])
+        read = {"mask": torch.ones_like(ids), "read": [SITE]}
+        plain = model.backend.forward(ids, **read).activations[SITE]
+        moved = model.backend.forward(ids, **read, write=adaptive.edits).activations[SITE]
+        expected = torch.from_numpy(np.nan_to_num(line))[:, None] * torch.from_numpy(vector.directions[SITE])
+        torch.testing.assert_close((moved - plain)[0], expected, atol=1e-5, rtol=1e-4)
+        with pytest.raises(InputError, match="cannot read another text"):
+            model.backend.forward(ids + 1, mask=torch.ones_like(ids), write=adaptive.edits)
+    again, _ = adapted(model, vector, [[5, 6, 7], [8, 9, 10, 11]])
+    seeds, steered = [0, 1], {"write": adaptive.edits, "on_step": adaptive.on_step, "processors": [adaptive]}
+    n_edited = adaptive.n_edited
+    generate(model, [[5, 6, 7], [8, 9, 10, 11]], SAMPLING, seeds=seeds, **steered)  # it begins afresh
+    assert adaptive.history == again.history and adaptive.n_edited == 2 * n_edited
+
+
+def test_the_monitored_layers_are_counted_once_each(model, vector):
+    twice, _ = adapted(model, vector, [[5, 6, 7]], monitored=[0, 1, 1, 0])
+    once, _ = adapted(model, vector, [[5, 6, 7]], monitored=[0, 1])
+    published, _ = adapted(model, vector, [[5, 6, 7]], variant="published")
+    assert twice.history == once.history != published.history
+
+
 def asked(name):
     return Problem(id=name, prompt="q", answer="7")
 

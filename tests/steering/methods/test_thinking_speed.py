@@ -50,6 +50,22 @@ def test_golden_strengths_of_the_controller(case):
     assert [strength.update(value) for value in difficulty] == case["expected"]["alpha_after"]
 
 
+def test_strengths_are_the_published_ones_unless_said():
+    """From -4 to 8 by 2, over 8 tokens and two standard deviations; alike tokens are not easier than their mean."""
+    given, named = _AdaptiveStrength(), _AdaptiveStrength(lowest=-4.0, highest=8.0, step=2.0, window=8, width=2.0)
+    rng = np.random.default_rng(0)
+    for value in rng.normal(size=60):
+        assert given.update(value) == named.update(value)
+    assert given.value in range(-4, 9, 2)
+    flat = _AdaptiveStrength(window=2)
+    assert [flat.update(1.0) for _ in range(6)] == [-4.0] * 6
+    rising = _AdaptiveStrength(window=2, lowest=0.0, highest=0.0, step=0.0)
+    assert rising.update(1.0) == 0.0
+    for wrong in ({"window": 1}, {"lowest": 9.0}, {"step": -1.0}):
+        with pytest.raises(InputError, match="give a window of at least 2"):
+            _AdaptiveStrength(**wrong)
+
+
 def test_invalid_pairs_are_refused():
     with pytest.raises(InputError, match="pairs or more"):
         speed_axis(np.zeros((1, 3)), np.zeros((1, 3)))
