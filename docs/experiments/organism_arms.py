@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +33,15 @@ from reasonscope.steering import (
     SteeringExperiment,
 )
 from reasonscope.steering.decoding.budget import BudgetGuidance, LengthPredictor, Trust, train_predictor
-from reasonscope.steering.experiments.conditions import method_conditions, random_conditions
+from reasonscope.steering.experiments.conditions import method_conditions
+from reasonscope.steering.experiments.dose_responses import Moves, run_controls
 from reasonscope.steering.experiments.held_out import Asked, respond
 from reasonscope.steering.methods.asc import extract_asc
 from reasonscope.steering.methods.registry import ExtractionData
 from reasonscope.steering.methods.seal import extract_seal
 from reasonscope.steering.methods.thinking_speed import extract_speed_of_modes
-from reasonscope.steering.vectors.application import VectorUse
+from reasonscope.steering.vectors.application import VectorUse, as_intervention
+from reasonscope.steering.vectors.matched_controls import random_uses
 from reasonscope.steering.vectors.operators import scaled_add
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import SteeringVector
@@ -200,15 +203,23 @@ def added(experiment: SteeringExperiment, source: ExtractionData, n_controls: in
     """SEAL, ASC and speed without clamps, and what becomes of SEAL one block later, with random vectors for the first strength of each."""
     for name, (use, *strengths) in added_uses(source).items():
         arms = experiment.arms([method_conditions(name, [use], strength)[0] for strength in strengths])
-        chance = random_conditions(name, [use], strengths[0], n_controls=n_controls, moves=arms[0].moves)
+        controls = [partial(random_like, name, use, strengths[0], i, arms[0].moves) for i in range(1, n_controls + 1)]
+        runs = run_controls(experiment, controls, [arms[0]] * n_controls)
+        chance = [experiment.arm(f"random {i}, {name}", strengths[0], run) for i, run in enumerate(runs, start=1)]
         yield DecodingResponse(
             name=name,
             unit="strength",
             base=experiment.base_arm,
             arms=tuple(arms),
-            controls=tuple(experiment.arms(chance)),
+            controls=tuple(chance),
             control_name="random vectors that move a token as far",
         )
+
+
+def random_like(name: str, use: VectorUse, strength: float, seed: int, moves: Moves, pilot: Moves) -> Condition:
+    """A random vector in place of `use`."""
+    drawn = as_intervention(random_uses([use], seed, moves=moves, pilot=pilot), strength)
+    return Condition(name=f"random {seed}, {name}", multiplier=strength, intervention=drawn)
 
 
 def added_uses(source: ExtractionData) -> dict[str, tuple[VectorUse, *tuple[float, ...]]]:

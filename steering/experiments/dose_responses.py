@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,21 @@ from reasonscope.data.summary import Summary
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.steering.experiments.conditions import Condition
-from reasonscope.steering.experiments.experiment import Arm, SteeringExperiment, estimates_from_dict, estimates_to_dict
+from reasonscope.steering.experiments.experiment import (
+    Arm,
+    ArmMeasurements,
+    SteeringExperiment,
+    estimates_from_dict,
+    estimates_to_dict,
+)
 from reasonscope.steering.experiments.summaries import ArmRow, response_summary
 from reasonscope.steering.vectors.application import VectorUse, as_intervention, check_uses
 from reasonscope.steering.vectors.intervention import Composed
-from reasonscope.steering.vectors.matched_controls import needs_a_run, random_uses
+from reasonscope.steering.vectors.matched_controls import is_a_share, needs_a_run, random_uses
 from reasonscope.steering.vectors.vector import SteeringVector
+
+Moves: TypeAlias = Sequence[Mapping[Site, float]]  # of each vector of an arm, see `Arm.moves`
+_AGAIN = 3  # runs at most in which a control is brought to the distance of the real edit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +178,8 @@ def dose_response(
     """Steer with a method at several strengths, with its reverse and with random vectors, and with the same seeds.
 
     All share one batch, unless an edit depends on the state, as a clamp does: then the random vectors wait for the run of the method, to
-    move states as far as it did at that strength.
+    move states as far as it did at that strength. If it moves states by a share of their norm, a random vector runs again until it
+    moves them as far at every site, to 1 %.
 
     Args:
         experiment: The problems and seeds. The problems have to be others than the vectors were made from.
@@ -206,12 +216,17 @@ def dose_response(
     waiting = needs_a_run(uses)
     runs = experiment.run_all(real) if waiting else []
     moves = [run.moves[: len(uses)] for run in runs[::2]] or [()] * len(chosen)
-    random = [
-        condition(f"random {seed + 1}", random_uses(uses, seed, states=states, moves=moved), strength)
-        for strength, moved in zip(chosen, moves, strict=True)
-        for seed in range(n_controls)
-    ]
-    runs += experiment.run_all(random if waiting else [*real, *random])
+
+    def drawn(seed: int, i: int, pilot: Moves) -> Condition:
+        random = random_uses(uses, seed, states=states, moves=moves[i], pilot=pilot)
+        return condition(f"random {seed + 1}", random, chosen[i])
+
+    random = [partial(drawn, seed, i) for i in range(len(chosen)) for seed in range(n_controls)]
+    if waiting:
+        again = _AGAIN if any(map(is_a_share, uses)) else 0
+        runs += run_controls(experiment, random, [one for one in runs[::2] for _ in range(n_controls)], again=again)
+    else:
+        runs = experiment.run_all([*real, *(one(()) for one in random)])
     doses = []
     for i, strength in enumerate(chosen):
         steered, back = runs[2 * i : 2 * i + 2]
@@ -233,6 +248,32 @@ def dose_response(
         doses=tuple(doses),
         held_out=all(held_out),
     )
+
+
+def run_controls(
+    experiment: SteeringExperiment,
+    controls: Sequence[Callable[[Moves], Condition]],
+    real: Sequence[ArmMeasurements],
+    *,
+    again: int = _AGAIN,
+) -> list[ArmMeasurements]:
+    """Run each control, made from its `pilot` (see `random_uses`), beside its real run.
+
+    A control that moves a token 1 % farther or less far at some site runs `again` with its own moves as the pilot, so many times at most.
+    """
+    runs = experiment.run_all([one(()) for one in controls])
+    for _ in range(again):
+        off = [i for i, run in enumerate(runs) if not _as_far(run, real[i])]
+        if not off:
+            break
+        for i, run in zip(off, experiment.run_all([controls[i](runs[i].moves) for i in off]), strict=True):
+            runs[i] = run
+    return runs
+
+
+def _as_far(control: ArmMeasurements, real: ArmMeasurements) -> bool:
+    """Whether a control moved a token as far as the real edit did at every site, to a hundredth."""
+    return all(np.isclose(control.distances[site], moved, rtol=0.01) for site, moved in real.distances.items())
 
 
 def _condition(beside: Callable[[], Condition], name: str, uses: Sequence[VectorUse], multiplier: float) -> Condition:

@@ -3,13 +3,17 @@
 Two things make a random direction an unfair control. Vectors at several blocks agree with one another (neighbouring cosines of .7 to .85),
 and independent draws do not, so that their effects cancel: here one random rotation turns all directions together. And a clamp moves a
 state only by what is missing, which depends on what the model made of the edits before it: a model that has taken the hint needs little
-more, and one that was pushed anywhere else needs much. A share of a state's norm depends on the norm that earlier edits left. So the
-control of such an edit moves states, at each place, by the mean distance by which the real edit moved them there in its run (`moves`).
-Before that run, it can only assume that blocks carry edits on unchanged.
+more, and one that was pushed anywhere else needs much. So the control of such an edit adds, at each place, the mean distance by which the
+real edit moved states there in its run (`moves`). Before that run, it can only assume that blocks carry edits on unchanged.
+
+An edit by a share of each state's norm (`scaled_add`, `rotate`) has a control by a share of it too, so that both move large states
+farther. Norms depend on what was edited and written before, so the same share moves states of the control a few per cent farther or less
+far. A run of the control (`pilot`) says by how much, and its share is scaled by that at each site.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,7 +32,6 @@ from reasonscope.steering.vectors.operators import (
     orthogonal_add,
     rotate,
     scaled_add,
-    turn_by,
 )
 from reasonscope.steering.vectors.scope import Scope
 from reasonscope.steering.vectors.vector import covariance_matched, rotated_together
@@ -42,6 +45,7 @@ def random_uses(
     *,
     states: Mapping[Site, NDArray[Any]] | None = None,
     moves: Sequence[Mapping[Site, float]] = (),
+    pilot: Sequence[Mapping[Site, float]] = (),
 ) -> tuple[VectorUse, ...]:
     """Draw the control of `uses`: random directions that move each state as far, with the same scopes.
 
@@ -51,12 +55,14 @@ def random_uses(
         states: (row, d_model) by site: draw from their covariance instead of evenly. The same rows (tokens) at every site keep the
             directions of the sites in step.
         moves: For each use how far it moved a token, by site, in a run at the multiplier of the control: `moves` of its arm. Edits whose
-            size depends on the state (all but `add`) then get a control that moves every token by that distance.
+            size depends on the state (a clamp, `ablate`, `orthogonal_add`) then get a control that moves every token by that distance.
             Without it, the control moves states by what the edit would if blocks carried edits on unchanged; over several blocks of a
             real model that is too far.
+        pilot: The `moves` of this control in a run, itself drawn with a pilot or without: `scaled_add` and `rotate` are scaled so that they
+            move a token as far as the real ones did, at each site. Without it, they keep the share.
 
     Returns:
-        As many uses; one that depends on the state at several sites is split into one for each.
+        As many uses; one whose sites need different operators or strengths is split into one for each.
 
     Raises:
         SiteError: A site has no states to draw from.
@@ -80,17 +86,38 @@ def random_uses(
     random = [
         replace(use, vector=use.vector.as_random(by_use[i], seed=seed, matched=matched)) for i, use in enumerate(uses)
     ]
-    chains, moved = _chains(uses), [*moves] or [{}] * len(uses)
-    return tuple(
-        one
-        for i, use in enumerate(random)
-        for one in _matched(uses[i], use, {at: c for (n, at), c in chains.items() if n == i}, moved[i])
-    )
+    chains, moved, tried = _chains(uses), [*moves] or [{}] * len(uses), iter(pilot)
+    found = list[VectorUse]()
+    for i, use in enumerate(random):
+        if is_a_share(use):
+            own = {site: by for one in islice(tried, len(use.vector.directions)) for site, by in one.items()}
+            found += _scaled(use, moved[i], own)
+        else:
+            parts = _matched(uses[i], use, {at: c for (n, at), c in chains.items() if n == i}, moved[i])
+            found += parts
+            next(islice(tried, len(parts), len(parts)), None)  # what these moved says nothing about shares
+    return tuple(found)
 
 
 def needs_a_run(uses: Sequence[VectorUse]) -> bool:
-    """Whether it takes a run of `uses` to know how far they move states: whether any edit depends on what the blocks did before it."""
-    return any(_depends_on_the_state(use.operator) for use in uses)
+    """Whether it takes a run of `uses` to know how far they move states: whether any edit depends on what was done before it."""
+    return any(_depends_on_the_state(use.operator) or is_a_share(use) for use in uses)
+
+
+def is_a_share(use: VectorUse) -> bool:
+    """Whether it moves a state by a share of its norm, so that its control needs a pilot."""
+    return use.operator in (scaled_add, rotate)
+
+
+def _scaled(random: VectorUse, moves: Mapping[Site, float], own: Mapping[Site, float]) -> list[VectorUse]:
+    """A use for each site, whose share is scaled from what a control moves at multiplier 1, if it is known, to what the real edit moves."""
+    return [
+        replace(
+            _at(random, site, random.operator),
+            strength=random.strength * (abs(moves[site] / own[site]) if site in own else 1.0),
+        )
+        for site in random.vector.directions
+    ]
 
 
 def _in_covariance(
@@ -123,7 +150,7 @@ def _chains(uses: Sequence[VectorUse]) -> dict[tuple[int, Site], tuple[int, bool
 
 
 def _depends_on_the_state(operator: Operator) -> bool:
-    return operator in (scaled_add, ablate, orthogonal_add, rotate) or isinstance(operator, Clamp)
+    return operator in (ablate, orthogonal_add) or isinstance(operator, Clamp)
 
 
 def _matched(
@@ -143,12 +170,11 @@ def _in_step(use: VectorUse, site: Site, chain: int, opens: bool) -> Operator:
 
 
 def _by(use: VectorUse, site: Site, distance: float) -> VectorUse:
-    """One site of a use, which moves states by `distance` along its direction at multiplier 1, or turns them as far."""
+    """One site of a use, which adds `distance` along its direction at multiplier 1."""
     direction = use.vector.directions[site]
     length = np.linalg.norm(direction.astype(np.float64))
     scaled = (direction * (distance / length)).astype(np.float32)
-    moving = turn_by if use.operator is rotate else add
-    return replace(use, vector=replace(use.vector, directions={site: scaled}, norm="raw"), operator=moving)
+    return replace(use, vector=replace(use.vector, directions={site: scaled}, norm="raw"), operator=add)
 
 
 def _at(use: VectorUse, site: Site, operator: Operator) -> VectorUse:

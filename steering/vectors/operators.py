@@ -57,12 +57,11 @@ def rotate(states: Tensor, direction: Tensor, strength: float) -> Tensor:
 
     A state parallel to v stays as it is. At strengths above its angle to v, a state is turned past v.
     """
-    return _turned(states, direction, torch.tensor(strength))
-
-
-def turn_by(states: Tensor, direction: Tensor, strength: float) -> Tensor:
-    """Turns each state towards v, or away from it, until it has moved by s·‖v‖, and keeps its norm: how a control of `rotate` moves."""
-    return _turned(states, direction, _angle(states, strength * direction.norm()))
+    across = _orthogonal(direction, states)
+    length, angle = across.norm(dim=-1, keepdim=True), torch.tensor(strength)
+    towards = states.norm(dim=-1, keepdim=True) * across / length.clamp(min=torch.finfo(length.dtype).tiny)
+    turned = angle.cos() * states + angle.sin() * towards
+    return torch.where(length > 1e-6 * direction.norm(), turned, states)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,12 +85,11 @@ class Clamp:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MatchedEdit:
-    """The control of an edit whose size depends on the state (any but `add`): as far, along another direction.
+    """The control of an edit whose size depends on the state (a clamp, `ablate`, `orthogonal_add`): as far, along another direction.
 
     Such an edit acts on a state that the edits of earlier blocks have already moved. So the control keeps track of D, by how much it has
     moved each state so far in this pass, and of T, by how much the true edits would have moved it. It tries the true edit on h − D + T
-    and moves the state along û (for `rotate`, turns it towards û) by the length of that edit, with the sign of its part along the true
-    direction.
+    and moves the state along û by the length of that edit, with the sign of its part along the true direction.
 
     Attributes:
         like: The operator of the true edit.
@@ -115,19 +113,12 @@ class MatchedEdit:
             shadow = states - ours + theirs
             edit = self.like(shadow, true, strength) - shadow
             size = edit.norm(dim=-1, keepdim=True) * (edit @ true).sign()[..., None]
-            step = self._step(states, direction, size)
+            across = _orthogonal(direction, states) if self.like is orthogonal_add else direction.expand_as(states)
+            step: Tensor = size * torch.nn.functional.normalize(across, dim=-1)
             moved[self.chain] = ours + step, theirs + edit
             return states + step
 
         return operator
-
-    def _step(self, states: Tensor, direction: Tensor, size: Tensor) -> Tensor:
-        """A move along `direction` of length `size` (row, 1), negative against it: (row, d_model)."""
-        if self.like is rotate:
-            return _turned(states, direction, _angle(states, size)) - states
-        across = _orthogonal(direction, states) if self.like is orthogonal_add else direction.expand_as(states)
-        step: Tensor = size * torch.nn.functional.normalize(across, dim=-1)
-        return step
 
     def __call__(self, states: Tensor, direction: Tensor, strength: float) -> Tensor:
         moved: Tensor = self.within({})(states, direction, strength)
@@ -148,21 +139,6 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
 
 def _moved_to(states: Tensor, direction: Tensor, projection: float, strength: float, read: Tensor) -> Tensor:
     return states + strength * (projection - states @ _unit(read))[..., None] * _unit(direction)
-
-
-def _turned(states: Tensor, direction: Tensor, angle: Tensor) -> Tensor:
-    """Each state turned by `angle` towards v; a state parallel to v has no plane to turn in, and stays."""
-    across = _orthogonal(direction, states)
-    length = across.norm(dim=-1, keepdim=True)
-    towards = states.norm(dim=-1, keepdim=True) * across / length.clamp(min=torch.finfo(length.dtype).tiny)
-    return torch.where(length > 1e-6 * direction.norm(), angle.cos() * states + angle.sin() * towards, states)
-
-
-def _angle(states: Tensor, distance: Tensor) -> Tensor:
-    """The angle (row, 1) by which a turn moves each state by `distance`; at most half a turn, which moves it by twice its norm."""
-    diameter = 2 * states.norm(dim=-1, keepdim=True)
-    half: Tensor = (distance / diameter.clamp(min=torch.finfo(diameter.dtype).tiny)).clamp(-1, 1).asin()
-    return 2 * half
 
 
 def _orthogonal(direction: Tensor, states: Tensor) -> Tensor:

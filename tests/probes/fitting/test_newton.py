@@ -84,3 +84,34 @@ def test_a_fit_that_does_not_end_is_an_error(monkeypatch):
     features, targets, weight = drawn()
     with pytest.raises(InputError, match="did not converge in 2 steps at penalty 100"):
         newton_path(space_of("columns", features, weight), targets, torch.tensor(PENALTIES))
+
+
+def fit(value):
+    """A point of a path of one member, all of whose numbers are `value`."""
+    one = torch.full((1, 1), value, dtype=torch.float64)
+    return newton._Fit(theta=one, intercept=one, values=one)
+
+
+def test_a_penalty_starts_from_the_last_fit_and_where_a_line_through_the_last_two_leads():
+    penalties = torch.tensor([100.0, 10.0, 1.0, 0.001])
+    first, second, third = fit(1.0), fit(3.0), fit(4.0)
+    assert newton._starts([], penalties) == []
+    assert newton._starts([first], penalties) == [first]
+    last, ahead = newton._starts([first, second], penalties)
+    assert last is second and ahead.theta.item() == pytest.approx(5.0)  # 1, 3, 5 for 100, 10, 1
+    _, farther = newton._starts([first, second, third], penalties)
+    assert farther.theta.item() == pytest.approx(7.0)  # three decades further by one a decade
+
+
+def test_a_step_that_raises_the_loss_is_halved_until_it_does_not():
+    features, targets, weight = drawn()
+    objective = newton._Objective(
+        space=space_of("columns", features, weight), targets=targets, penalty=torch.tensor(1.0)
+    )
+    zero = newton._Fit(theta=features.new_zeros(2, 8), intercept=features.new_zeros(2, 1), values=weight * 0)
+    theta = ((targets - weight / 2)[:, None] @ features)[:, 0] * 20
+    step = newton._Fit(theta=theta, intercept=zero.intercept, values=objective.space.values(theta))
+    loss, going = objective.at(zero), torch.tensor([[True], [False]])
+    size, ahead, lower = objective._lower(zero, step, loss, going)
+    assert 0 < size[0] < 1 and size[1] == 0 and torch.equal(ahead.theta[1], zero.theta[1])
+    assert lower[0] <= loss[0] < objective.at(zero.plus(2 * size, step))[0]

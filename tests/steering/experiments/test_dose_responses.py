@@ -33,6 +33,7 @@ from reasonscope.steering.experiments.side_effects import (
     repeated_ngrams,
 )
 from reasonscope.steering.vectors.matched_controls import random_uses
+from reasonscope.steering.vectors.operators import scaled_add
 from reasonscope.steering.vectors.thinking import WrittenThinking
 
 SITE = Site("resid_post", 2)
@@ -147,6 +148,20 @@ def test_random_clamps_move_states_as_far_as_the_clamp_in_its_run(experiment, mo
     unmeasured = as_intervention(random_uses(uses, 0), 1.0)
     (run,) = experiment.run_all([Condition(name="unmeasured", intervention=unmeasured)])
     assert run.distances != pytest.approx(found.doses[1].steered.distances, rel=0.02)
+
+
+def test_random_shares_of_the_norm_move_states_as_far(experiment, model):
+    """Norms differ after what was edited before, so the share is scaled by what one control moved; large states still move farther."""
+    rng = np.random.default_rng(2)
+    sites = [Site("resid_post", layer) for layer in (2, 3, 4, 5)]
+    directions = {site: rng.standard_normal(model.d_model).astype(np.float32) for site in sites}
+    vector = SteeringVector(directions=directions, method="test", provenance={"groups": ["elsewhere"]})
+    uses = [VectorUse(vector=vector, scope=Scope(generation_window=(0, None)), operator=scaled_add)]
+    (dose,) = dose_response(experiment, uses, [0.2]).doses
+    for arm in dose.random:
+        assert arm.distances == pytest.approx(dose.steered.distances, rel=0.01)
+    (run,) = experiment.run_all([Condition(name="unscaled", intervention=as_intervention(random_uses(uses, 0), 0.2))])
+    assert run.distances != pytest.approx(dose.steered.distances, rel=0.01)
 
 
 def test_what_would_not_be_held_out_or_controlled_is_refused(experiment, model, problems, vector):

@@ -1,5 +1,7 @@
 """What steers while it watches: the adaptive strength and budget guidance on a tiny model, and speed pairs cut from traces."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,12 @@ def test_finished_text_is_read_with_the_strengths_that_it_was_written_with(model
     n_edited = adaptive.n_edited
     generate(model, [[5, 6, 7], [8, 9, 10, 11]], SAMPLING, seeds=seeds, **steered)  # it begins afresh
     assert adaptive.history == again.history and adaptive.n_edited == 2 * n_edited
+
+
+def test_the_strengths_are_the_published_ones_unless_said():
+    defaults = inspect.signature(AdaptiveSteering).parameters
+    published = {"lowest": -4.0, "highest": 8.0, "step": 2.0, "window": 8, "width": 2.0, "variant": "corrected"}
+    assert {name: defaults[name].default for name in published} == published
 
 
 def test_the_monitored_layers_are_counted_once_each(model, vector):

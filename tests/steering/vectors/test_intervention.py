@@ -62,7 +62,12 @@ def test_one_pass_moves_the_tokens_of_the_scope_by_the_vector(model, vector):
 
 def test_generation_touches_what_a_pass_over_the_finished_text_would(model, vector):
     prompts = [model.encode_prompt(problem()), model.encode_prompt(problem("Ann adds 3."))]
-    for scope in (Scope(), Scope.thinking(model), Scope.thinking(model, at_separators=True)):
+    for scope in (
+        Scope(),
+        Scope(generation_window=(1, 3)),
+        Scope.thinking(model),
+        Scope.thinking(model, at_separators=True),
+    ):
         steering = Steering(vector, 0.5, scope)
         done = generate(model, prompts, SAMPLING, seeds=[1, 2], write=steering.edits, on_step=steering.on_step)
         fed = [torch.from_numpy(completion.token_ids[None, :-1]) for completion in done]

@@ -57,12 +57,15 @@ def test_a_control_moves_states_as_far_at_every_block(name, strength):
     for seed in range(3):
         control = walked(random_uses(uses_of(name), seed), strength)
         assert control.keys() == true.keys()
-        for site in SITES:  # token by token: they do not depend on where the state was moved to
-            np.testing.assert_allclose(control[site], true[site], rtol=1e-4, atol=1e-4)
+        exact = name in ("add", "clamp", "ablate", "orthogonal_add")
+        for site in SITES:
+            if exact:  # token by token: they do not depend on where the state was moved to
+                np.testing.assert_allclose(control[site], true[site], rtol=1e-4, atol=1e-4)
+            assert control[site].mean() == pytest.approx(true[site].mean(), rel=0.2)
 
 
 @pytest.mark.parametrize("multiplier", [1.0, 0.5, -1.0])
-@pytest.mark.parametrize("name", ["scaled_add", "ablate", "orthogonal_add", "rotate", "clamp"])
+@pytest.mark.parametrize("name", ["ablate", "orthogonal_add", "clamp"])
 def test_with_measured_moves_a_control_moves_states_as_far_whatever_the_blocks_do(name, multiplier):
     """Here blocks undo nearly all of an edit along the true directions, and double any other: without measuring, the control is too far."""
     true = torch.from_numpy(np.stack(list(vector().directions.values())))
@@ -85,14 +88,30 @@ def test_with_measured_moves_a_control_moves_states_as_far_whatever_the_blocks_d
             assert before != pytest.approx(told, rel=0.1)
 
 
-def test_a_control_of_a_rotation_keeps_the_norms_of_states():
-    uses = uses_of("rotate")
-    for moves in ((), mean_moves(walk(uses))):
-        edits = as_intervention(random_uses(uses, 0, moves=moves), 1.0).edits
-        for site, states in zip(SITES, STREAM, strict=True):
-            after = edits[site](states, WHERE)
-            torch.testing.assert_close(after.norm(dim=-1), states.norm(dim=-1))
-            assert (after - states).norm(dim=-1).min() > 0
+@pytest.mark.parametrize("multiplier", [0.3, -0.3])
+@pytest.mark.parametrize("name", ["scaled_add", "rotate"])
+def test_shares_of_the_norm_are_scaled_by_what_one_control_moved(name, multiplier):
+    """Blocks carry on less of what is along the true directions; large states are still moved farther than small ones."""
+    true = torch.from_numpy(np.stack(list(vector().directions.values())))
+    basis = torch.linalg.qr(true.T)[0]
+
+    def respond(moved):
+        along = moved @ basis @ basis.T
+        return 0.8 * along + 1.05 * (moved - along)
+
+    clamps, uses = clamped(vector(1), Scope(prompt_positions=(0,))), uses_of(name)
+    for given in (uses, (*clamps, *uses)):
+        moves = mean_moves(real := walk(given, multiplier, respond))
+        pilot = walk(random_uses(given, 0, moves=moves), multiplier, respond)
+        assert mean_distances(pilot) != pytest.approx(mean_distances(real), rel=0.05)
+        for seed in range(3):
+            pilot = walk(random_uses(given, seed, moves=moves), multiplier, respond)
+            for _ in range(3):
+                drawn = random_uses(given, seed, moves=moves, pilot=mean_moves(pilot))
+                pilot = walk(drawn, multiplier, respond)
+            assert mean_distances(pilot) == pytest.approx(mean_distances(real), rel=0.01)
+        spread = [values.std() / values.mean() for values in pilot.distances.values()]
+        assert min(spread) > 0.02
 
 
 def test_measured_controls_keep_the_signs_of_the_moves():

@@ -6,7 +6,7 @@ import torch
 
 from reasonscope.data.errors import InputError
 from reasonscope.steering import OPERATORS, Clamp
-from reasonscope.steering.vectors.operators import MatchedEdit, ablate, add, orthogonal_add, rotate, scaled_add, turn_by
+from reasonscope.steering.vectors.operators import MatchedEdit, ablate, add, orthogonal_add, rotate, scaled_add
 
 STATES = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
 EAST = torch.tensor([2.0, 0.0])
@@ -80,15 +80,3 @@ def test_invariants():
 def test_a_direction_without_length_points_nowhere():
     with pytest.raises(InputError, match="length 0"):
         ablate(STATES, torch.zeros(2), 1.0)
-
-
-def test_a_turn_by_a_distance_moves_each_state_that_far_and_no_farther_than_it_can():
-    states, direction = torch.randn(4, 16), 3 * torch.randn(16)
-    for strength in (0.1, -0.2):
-        turned = turn_by(states, direction, strength)
-        distance = (turned - states).norm(dim=-1)
-        torch.testing.assert_close(distance, (abs(strength) * direction.norm()).expand(4))
-        torch.testing.assert_close(turned.norm(dim=-1), states.norm(dim=-1))
-        assert ((turned - states) @ direction * strength > 0).all()
-    torch.testing.assert_close(turn_by(states, direction, 1000.0), -states)
-    assert (turn_by(torch.zeros(1, 16), direction, 1.0) == 0).all()
