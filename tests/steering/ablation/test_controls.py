@@ -12,7 +12,7 @@ from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering import Ablation, Scope
-from reasonscope.steering.ablation.controls import RandomScope, control_words, random_ablations, random_edges
+from reasonscope.steering.ablation.controls import _random_edges, _RandomScope, control_words, random_ablations
 from reasonscope.steering.ablation.dictionaries import Dictionary, Latents
 from reasonscope.steering.ablation.directions import Directions
 from reasonscope.steering.ablation.knockout import Edges
@@ -146,20 +146,20 @@ def masks_of(scope, traces):
 
 def test_without_traces_random_edges_differ_in_their_seed():
     edges = Edges(readers=Scope(), read=Scope(prompt_window=(0, 3)), layers=(1,))
-    drawn = random_edges(edges, [], n_controls=3, seed=0)
+    drawn = _random_edges(edges, [], n_controls=3, seed=0)
     assert len({one.read.seed for one in drawn}) == 3 and {one.layers for one in drawn} == {(1,)}
     assert drawn[0].read.describe_draw() == {"seed": drawn[0].read.seed, "instead_of": {"prompt_window": [0, 3]}}
 
 
 def test_every_other_token_is_drawn_as_often():
     named, ids = Scope(prompt_positions=(2,)), torch.arange(1, 9)[None]
-    places = [int(RandomScope.like(named, seed).mask(ids)[0].nonzero()) for seed in range(1400)]
+    places = [int(_RandomScope.like(named, seed).mask(ids)[0].nonzero()) for seed in range(1400)]
     counts = np.bincount(places, minlength=8)
     assert counts[2] == 0 and abs(counts[[0, 1, 3, 4, 5, 6, 7]] - 200).max() < 45
 
 
 def test_the_last_columns_of_a_draw_are_those_of_the_whole():
-    drawn, ids = RandomScope.like(Scope(prompt_positions=(2, 3)), 0), torch.arange(1, 9)[None]
+    drawn, ids = _RandomScope.like(Scope(prompt_positions=(2, 3)), 0), torch.arange(1, 9)[None]
     whole = drawn.mask(ids)
     for last in (1, 3, 8):
         assert torch.equal(drawn.mask(ids, last=last), whole[:, -last:])
@@ -188,7 +188,7 @@ def test_a_control_is_named_for_what_it_is():
     ):
         ablation = Ablation(name="t", tokens=Scope(generation_window=(0, few)))
         traces = texts(8)
-        drawn = [Ablation(name="r", tokens=RandomScope.like(ablation.tokens, 0))]
+        drawn = [Ablation(name="r", tokens=_RandomScope.like(ablation.tokens, 0))]
         assert control_words(ablation, drawn, traces).endswith(said)
         edges = Ablation(name="e", edges=Edges(readers=Scope(), read=ablation.tokens))
         cut = [Ablation(name="r", edges=Edges(readers=Scope(), read=drawn[0].tokens))]
