@@ -317,6 +317,8 @@ def record_command(
         "open_tag": asking.open_tag,
         "steer": None if steer is None else Recipe.load(steer),
     }
+    if ray.ray is not None and how["steer"] is not None:
+        _check_spread(how["steer"])
     prompt = PromptOptions(system=asking.system_message(), template_args=asking.template_args())
     found: dict[str, Any] = {"thinking": asking.finds(), "prompt": prompt}
     loading = {"source": model, "backend": backend, "remote": remote == "ndif" or remote or False, **found, **load}
@@ -337,6 +339,15 @@ def record_command(
     typer.echo(f"{len(store)} traces in {out}{by}; to verify every byte: reasonscope check {out}")
     if watches is not None and watching.monitor is not None:
         typer.echo(_watched(watches, store, out, watching.monitor.stem))
+
+
+def _check_spread(recipe: "Recipe") -> None:
+    """Raise InputError for a controller, whose decisions workers would keep on their own machines, where nothing reads them."""
+    if recipe.controls:
+        raise InputError(
+            f"{recipe.name} holds the controller {recipe.controls[0].name}, whose decisions workers of Ray cannot hand back; "
+            "leave out --ray, and share the work out by --shard if it is too much for one machine"
+        )
 
 
 def _watched(monitor: "ProbeMonitor | EngineMonitor", store: "TraceStore", out: Path, name: str) -> str:

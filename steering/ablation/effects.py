@@ -417,12 +417,14 @@ def _splits(
 
 
 def _parts_of(traces: Sequence[Trace]) -> Iterator[tuple[str, Rows]]:
-    """The rows of each part of the traces: at most or above the median difficulty and with thinking on or off, if they differ."""
-    known = [trace.problem.difficulty for trace in traces]
-    if None not in known and len(set(known)) > 1:
-        level = np.array(known, dtype=np.float64)
-        cut = float(np.median(level))
-        cut = cut if cut < level.max() else float(level[level < level.max()].max())
+    """The rows of each part of the traces: up to or above the median difficulty, with thinking on or off, if they differ."""
+    level = np.array(
+        [trace.problem.difficulty for trace in traces], dtype=np.float64
+    )  # NaN for None, which is on neither side
+    known = level[~np.isnan(level)]
+    if len(set(known.tolist())) > 1:
+        cut = float(np.median(known))
+        cut = cut if cut < known.max() else float(known[known < known.max()].max())
         yield f"difficulty up to {cut:g}", np.flatnonzero(level <= cut)
         yield f"difficulty above {cut:g}", np.flatnonzero(level > cut)
     thinks = np.array([trace.n_thinking_tokens > 0 for trace in traces])

@@ -14,6 +14,8 @@ import pytest
 
 from reasonscope.app.cli import main
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.steering.recipes.controls import exit_part
+from reasonscope.steering.recipes.recipe import Recipe
 
 
 def cli(*arguments, cwd):
@@ -219,5 +221,11 @@ def test_shards_are_merged_and_record_refuses_what_does_not_go_together(tmp_path
     refused(cli("merge", "parts/3", "--out", "run", cwd=tmp_path), "not a trace store")
     both = cli("record", *how, "--ray", "local", "--server", "http://127.0.0.1:9", "--out", "other", cwd=tmp_path)
     refused(both, "leave out --server and --shard")
+    stopping = Recipe(name="short", controls=(exit_part("fixed budget", 60),))
+    stopping.save(tmp_path / "short.recipe.safetensors")
+    spread = cli(
+        "record", *how, "--ray", "local", "--steer", "short.recipe.safetensors", "--out", "other", cwd=tmp_path
+    )
+    refused(spread, "the controller exit, whose decisions workers of Ray cannot hand back")
     refused(cli("record", *how, "--server", "nowhere", "--out", "other", cwd=tmp_path), "has to begin with http")
     refused(cli("record", *how, "--remote", "local", "--out", "other", cwd=tmp_path), "remote needs backend='nnsight'")

@@ -303,3 +303,14 @@ def test_the_effect_is_the_loss_of_the_answer(model, traces):
         n.append(len(at))
     assert found.effect.value == pytest.approx(sum(losses) / sum(n), rel=1e-3, abs=1e-5)
     assert found.control == "as many random other MLPs"
+
+
+def test_traces_without_a_difficulty_are_on_neither_side_of_a_split():
+    def traces(*difficulties):
+        return [SimpleNamespace(problem=SimpleNamespace(difficulty=one), n_thinking_tokens=9) for one in difficulties]
+
+    found = {name: rows.tolist() for name, rows in ablation_module._parts_of(traces(1.0, None, 3.0, 2.0))}
+    assert found == {"difficulty up to 2": [0, 3], "difficulty above 2": [2]}
+    assert not dict(ablation_module._parts_of(traces(None, None))) and not dict(
+        ablation_module._parts_of(traces(1.0, None, 1.0))
+    )
