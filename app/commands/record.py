@@ -342,7 +342,7 @@ def record_command(
 
 
 def _check_spread(recipe: "Recipe") -> None:
-    """Raise InputError for a controller, whose decisions workers would keep on their own machines, where nothing reads them."""
+    """Raise InputError for a controller, whose decisions would stay on the machines of the workers."""
     if recipe.controls:
         raise InputError(
             f"{recipe.name} holds the controller {recipe.controls[0].name}, whose decisions workers of Ray cannot hand back; "
