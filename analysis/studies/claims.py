@@ -172,16 +172,9 @@ def write_findings(found: Findings, path: Path) -> None:
 
 
 def findings_table(found: Findings) -> str:
-    """The table in Markdown: a row for each claim, and for each model its number, its control and the verdict."""
-    head = ["claim", "measure", *(model.name for model in found.models.values())]
-    rows = [
-        [
-            f"{claim.claim} ({claim.paper})" if claim.paper else claim.claim,
-            claim.measure,
-            *(_cell(claim.found.get(key)) for key in found.models),
-        ]
-        for claim in found.claims.values()
-    ]
+    """The table in Markdown: for each claim a row per model that was measured, with its number, its control and the verdict."""
+    head = ["claim", "model", "number [95 %], n", "control", "verdict"]
+    rows = [row for claim in found.claims.values() for row in _rows(claim, found.models)]
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
@@ -307,8 +300,13 @@ def _claim_to_dict(claim: _Claim) -> dict[str, Any]:
     return {"claim": claim.claim, "paper": claim.paper, "measure": claim.measure, "found": found}
 
 
-def _cell(found: _Finding | None) -> str:
-    if found is None or found.estimate is None:
-        return "–"
-    size = f", n = {found.n}" if found.n else ""
-    return ". ".join(part for part in (f"{in_words(found.estimate)}{size}", found.control, found.verdict) if part)
+def _rows(claim: _Claim, models: Mapping[str, _CheckedModel]) -> Iterator[list[str]]:
+    """The claim with what is measured in the first row, and a row per model."""
+    told = f"**{claim.claim}**{f' ({claim.paper})' if claim.paper else ''}: {claim.measure}"
+    measured = [key for key in models if key in claim.found and claim.found[key].estimate is not None]
+    for i, key in enumerate(measured):
+        one = claim.found[key]
+        size = f", n = {one.n}" if one.n else ""
+        yield ["" if i else told, models[key].name, f"{in_words(one.estimate)}{size}", one.control, one.verdict]
+    if not measured:
+        yield [told, "–", "not measured yet", "", ""]

@@ -65,13 +65,13 @@ def test_a_table_is_filled_from_a_study_and_read_again(table, tmp_path):
     assert found.claims["dose"].found["organism"].estimate == estimate(12.0, 4.0, 20.0)  # scaled by −1
     write_findings(found, tmp_path / "again.yaml")
     assert read_findings(tmp_path / "again.yaml") == found
-    assert "0.9 [0.8, 0.95], n = 240. text .35" in findings_table(found)
-    assert "| Steering / shortens (another) | tokens | 12 [4, 20] |" in findings_table(found)
+    assert "| 0.9 [0.8, 0.95], n = 240 | text .35 |" in findings_table(found)
+    assert "**Steering / shortens** (another): tokens | the organism |" in findings_table(found)
 
 
 def test_what_a_study_lacks_stays_as_it_was(table, tmp_path):
     assert filled(table, "organism", tmp_path) == table
-    assert findings_table(table).count("–") == 2
+    assert findings_table(table).count("| – | not measured yet |") == 2
 
 
 def test_a_small_study_is_compared_number_by_number(table, tmp_path):
