@@ -186,7 +186,12 @@ def ablate_heads(
     """What `reasonscope ablate --heads` does: `head_plan` for heads that are written out or named after a result of the run."""
     where = run_folder(Path(run))
     name, chosen = heads_of(where, heads)
-    loaded = model_of_run(TraceStore.open(where.store), model, **(load or {}))
+    store = TraceStore.open(where.store)
+    if on == "think" and not any(trace.n_thinking_tokens for trace in store):
+        raise InputError(
+            f"no trace of {store.path} thinks, so there is no thinking to remove heads from; leave out --on think"
+        )
+    loaded = model_of_run(store, model, **(load or {}))
     scope = scope_for({} if on == "all" else {"on": on}, loaded)
     plan = head_plan(chosen, name=name, hows=hows, scope=scope, **numbers)  # type: ignore[arg-type]  # checked by Ablation
     told = "".join(f" --{key.replace('_', '-')} {value}" for key, value in numbers.items() if value is not None)

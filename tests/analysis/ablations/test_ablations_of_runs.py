@@ -20,6 +20,7 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.parse import build_trace
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.heads import Head
+from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering import Ablation
 from reasonscope.steering.ablation import effects as effects_module
@@ -231,3 +232,10 @@ def test_patching_from_python_takes_texts_ids_and_traces(model):
     assert by_ids.null is None and by_ids.null_missing
     with pytest.raises(InputError, match="answers="):
         activation_patching(model, clean, corrupted)
+
+
+def test_heads_cannot_be_removed_from_thinking_that_is_switched_off(model, tmp_path):
+    problems = load_problems("ledger", n=2)
+    record(model, problems, tmp_path / "off", sampling=Sampling(max_new_tokens=4), think=False)
+    with pytest.raises(InputError, match="leave out --on think"):
+        ablate_heads(tmp_path / "off", "2.1", on="think")
