@@ -79,7 +79,7 @@ TARGETS = {
     "probes/evaluation/grouped_folds.py": ["tests/probes/evaluation/test_grouped_folds.py"],
     "steering/decoding/budget.py": [
         "tests/steering/decoding/test_budget.py",
-        "tests/steering/methods/test_controllers.py::test_a_budget_is_learned_from_a_run_and_guides",
+        "tests/steering/methods/test_controllers.py",
     ],
     "steering/ablation/controls.py": ["tests/steering/ablation/test_controls.py"],
     "steering/ablation/effects.py": [

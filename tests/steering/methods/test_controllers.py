@@ -12,7 +12,7 @@ from reasonscope.probes.architecture.families import tiny_model
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.decoding import generate
 from reasonscope.probes.models.model import load_model
-from reasonscope.steering.decoding.budget import BudgetGuidance, Trust, train_predictor
+from reasonscope.steering.decoding.budget import BudgetGuidance, LengthPredictor, Trust, train_predictor
 from reasonscope.steering.methods.adaptive import AdaptiveSteering
 from reasonscope.steering.methods.thinking_speed import _speed_pairs, _truncated_pair, extract_speed
 from reasonscope.steering.vectors.vector import SteeringVector
@@ -163,3 +163,37 @@ def test_a_budget_is_learned_from_a_run_and_guides(written_store, model):
         train_predictor(store, sites, vocabulary=model.vocabulary, ids=["cut/0"])
     with pytest.raises(InputError, match="at least 1"):
         BudgetGuidance(model, predictor, sites, budget=0)
+
+
+def test_guidance_acts_after_newlines_of_the_thinking_and_notes_what_is_left(model):
+    sites = [Site("resid_pre", 0), SITE]
+    torch.manual_seed(0)
+    predictor = LengthPredictor(model.d_model, model.vocabulary, width=16, depth=1).eval()
+    guidance = BudgetGuidance(model, predictor, sites, budget=9, trust=Trust(rate=0.0, mode=-1.0))
+    texts = ("q<think>\n", "a question<think>\nab\n", "q<think>\nab", "q\n")  # the last two have no place to act
+    prompts = [model.encode_prompt(Problem(id="x", prompt=text)) for text in texts]
+    done = generate(
+        model, prompts, SAMPLING, seeds=range(4), write=guidance.edits, on_step=guidance.on_step, processors=[guidance]
+    )
+    lines = guidance.finish([one.token_ids for one in done])
+    newlines = [i for i in range(model.vocabulary) if "\n" in model.tokenizer.decode([i])]
+    for one, prompt, line, acts in zip(done, prompts, lines, (True, True, False, False), strict=True):
+        assert len(line) == len(one.token_ids) - 1 and np.isnan(line[: len(prompt) - 1]).all()
+        assert np.isfinite(line[len(prompt) - 1]) == acts
+        assert np.isin(one.token_ids[:-1][np.isfinite(line)], newlines).all()
+    n_written = len(model.tokenizer("ab\n", add_special_tokens=False)["input_ids"])
+    assert lines[0][len(prompts[0]) - 1] == 9 and lines[1][len(prompts[1]) - 1] == 9 - n_written
+    assert guidance.n_edited == guidance.guided == sum(np.isfinite(line).sum() for line in lines)
+    assert guidance.told() == f"budget guidance weighted {guidance.guided} draws towards 9 tokens"
+    about = {"name": "budget-guidance", "site": "resid_pre.0 to resid_post.1", "unit": "tokens left"}
+    assert guidance.about == about | {"provenance": {"budget": 9}}
+
+
+def test_where_guidance_has_no_place_the_scores_are_the_very_ones(model):
+    predictor = LengthPredictor(model.d_model, model.vocabulary, width=16, depth=1).eval()
+    guidance = BudgetGuidance(model, predictor, [SITE], budget=9, trust=Trust(rate=0.0, mode=-1.0))
+    scores = torch.randn(1, model.vocabulary)
+    for text, same in (("q<think>\n", False), ("q<think>\na", True), ("q\n", True)):
+        ids = torch.tensor([model.encode_prompt(Problem(id="x", prompt=text))])
+        guidance.edits[SITE](torch.randn(1, ids.shape[1], model.d_model), None)
+        assert (guidance(ids, scores) is scores) == same
