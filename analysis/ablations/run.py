@@ -189,7 +189,7 @@ def ablate_heads(
     store = TraceStore.open(where.store)
     if on == "think" and not any(trace.n_thinking_tokens for trace in store):
         raise InputError(
-            f"no trace of {store.path} thinks, so there is no thinking to remove heads from; leave out --on think"
+            f"no trace of {store.path} thinks, so heads cannot be removed from the thinking; leave out --on think"
         )
     loaded = model_of_run(store, model, **(load or {}))
     scope = scope_for({} if on == "all" else {"on": on}, loaded)

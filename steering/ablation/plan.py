@@ -158,7 +158,9 @@ class _Reader:
                 f"{self.path} has no ablations; list at least one under `ablations:`, or one under `patches:`"
             )
         known = {
-            name: _integer(entries[name], f"{self.path}, {name}") for name in _NUMBERS if entries.get(name) is not None
+            name: _count(entries[name], f"{self.path}, {name}", least=1 if name == "traces" else 0)
+            for name in _NUMBERS
+            if entries.get(name) is not None
         }
         ablations, sweeps = list[Ablation](), dict[str, Sweep]()
         for i, entry in enumerate(_listed(entries.get("ablations") or [], f"{self.path}, ablations"), start=1):
@@ -299,7 +301,7 @@ def _patch(entry: object, where: str) -> Patch:
     if (clean.trace is None) != (corrupted.trace is None):
         raise InputError(f"{where}: give a trace on both sides, or a text on both")
     more: dict[str, Any] = {**given, "name": str(given["name"])}
-    more |= {key: _integer(given[key], f"{where}, {key}") for key in ("last", "n_controls") if key in given}
+    more |= {key: _count(given[key], f"{where}, {key}") for key in ("last", "n_controls") if key in given}
     return Patch(clean=clean, corrupted=corrupted, **more)
 
 
@@ -383,6 +385,14 @@ def _integer(value: object, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
         raise InputError(f"{where}: {value!r:.60} is not a whole number")
     return value
+
+
+def _count(value: object, where: str, *, least: int = 0) -> int:
+    """A number of something, or a seed."""
+    found = _integer(value, where)
+    if found < least:
+        raise InputError(f"{where}: {found}; give {least} or more")
+    return found
 
 
 def _listed(value: object, where: str) -> list[Any]:
