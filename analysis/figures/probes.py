@@ -51,10 +51,10 @@ def length_scores(probe: LengthReport) -> Figure:
 
 
 def probe_scores(scores: Mapping[str, Estimate], *, title: str, measure: str, chance: float) -> Figure:
-    """A probe, first, and its baselines: each with its 95 % interval, and the line of chance."""
+    """A probe, first, and its baselines: each with its 95 % interval, and the line of chance; further ones are called "probe, …"."""
     figure = go.Figure()
-    colours = [BLUE, *[GREY] * (len(scores) - 1)]
-    for (name, score), colour in zip(scores.items(), colours, strict=True):
+    for place, (name, score) in enumerate(scores.items()):
+        colour = BLUE if place == 0 or name.startswith("probe") else GREY
         figure.add_scatter(
             x=[score.value],
             y=[name.replace("_", " ")],
