@@ -381,7 +381,8 @@ class Survivor:
     @property
     def reason(self) -> str | None:
         """Why no test can notice it, if that is known."""
-        return REASONS.get(self.file, {}).get(self.what)
+        known = {_bare(what): why for what, why in REASONS.get(self.file, {}).items()}
+        return known.get(_bare(self.what))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -419,8 +420,13 @@ class Sample:
     @property
     def name(self) -> str:
         """The same for as long as the same changes would be tried."""
-        whole = "\n".join(sorted(changed(mutant).what for mutant in self.chosen))
+        whole = "\n".join(sorted(_bare(changed(mutant).what) for mutant in self.chosen))
         return hashlib.sha256(whole.encode()).hexdigest()[:8]
+
+
+def _bare(what: str) -> str:
+    """A change in words that stay the same when a name gets a leading underscore or loses it."""
+    return re.sub(r"\b_+(?=\w)", "", what)
 
 
 def judge(file: str, n: int, seed: int, before: Tally | None = None) -> Tally:

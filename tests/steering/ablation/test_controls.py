@@ -134,6 +134,7 @@ def test_random_tokens_differ_in_some_trace_and_are_as_many():
     assert len(only) == 3
     assert len(random_ablations(None, Ablation(name="t", tokens=named), traces, n_controls=4)) == 4
     assert random_ablations(None, Ablation(name="t", tokens=Scope()), traces) == []
+    assert len(random_ablations(None, Ablation(name="t", tokens=named), texts(60), n_controls=70)) == 70
 
 
 def masks_of(scope, traces):
