@@ -166,6 +166,16 @@ def test_the_last_columns_of_a_draw_are_those_of_the_whole():
         assert torch.equal(drawn.mask(ids, last=last), whole[:, -last:])
 
 
+def test_a_draw_is_the_same_in_any_batch():
+    """The first text has other tokens of the region left, the second has not."""
+    scope = Scope(tokens=frozenset({1}))
+    ids = torch.tensor([[1, 5, 6, 7, 1, 8], [1, 1, 1, 1, 9, 1]])
+    for seed in range(5):
+        drawn = _RandomScope.like(scope, seed)
+        alone = torch.cat([drawn.mask(row[None]) for row in ids])
+        assert torch.equal(drawn.mask(ids), alone) and alone.sum(dim=1).tolist() == [2, 5]
+
+
 def test_a_control_is_named_for_what_it_is():
     """Heads of other layers, or tokens that were removed too, make a weaker control, and its name says so."""
     heads = Ablation(name="h", heads=(Head(layer=0, index=0), Head(layer=1, index=0)))
