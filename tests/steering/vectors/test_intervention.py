@@ -70,8 +70,11 @@ def test_generation_touches_what_a_pass_over_the_finished_text_would(model, vect
     ):
         steering = Steering(vector, 0.5, scope)
         done = generate(model, prompts, SAMPLING, seeds=[1, 2], write=steering.edits, on_step=steering.on_step)
-        fed = [torch.from_numpy(completion.token_ids[None, :-1]) for completion in done]
-        assert steering.n_edited == sum(int(scope.mask(ids).sum()) for ids in fed)
+        read = [
+            scope.mask(torch.from_numpy(one.token_ids[None, :-1]), n_prompt=torch.tensor([one.n_prompt_tokens]))
+            for one in done
+        ]
+        assert steering.n_edited == sum(int(mask.sum()) for mask in read)
 
 
 def test_strength_zero_changes_no_bit(model, vector):
