@@ -64,7 +64,7 @@ def test_generation_touches_what_a_pass_over_the_finished_text_would(model, vect
     prompts = [model.encode_prompt(problem()), model.encode_prompt(problem("Ann adds 3."))]
     for scope in (
         Scope(),
-        Scope(generation_window=(1, 3)),
+        Scope(generation_window=(0, 1)),
         Scope.thinking(model),
         Scope.thinking(model, at_separators=True),
     ):
