@@ -82,7 +82,7 @@ def position_name(position: Position) -> str:
 
 
 # What a probe of any label can read: one token, every N-th token of the thinking (`every:N`), or the mean over the thinking.
-_PLACES = ("last_prompt", "first_thinking", "closing", "last", "mean")
+PLACES = ("last_prompt", "first_thinking", "closing", "last", "mean")
 _ALIASES = {"prompt": "last_prompt", "window": "closing", "thinking": "mean"}
 _PLACE_WORDS = {
     "last_prompt": "The state at the end of the prompt",
@@ -98,7 +98,7 @@ class Place:
     """Where a probe of a label reads.
 
     Attributes:
-        name: One of `_PLACES`, `every:N`, or a share of the thinking such as `0.5`.
+        name: One of `PLACES`, `every:N`, or a share of the thinking such as `0.5`.
         every: N of `every:N`, else 0.
         share: The share of the thinking, or None.
     """
@@ -112,7 +112,7 @@ class Place:
         """Read the name of a place. Raises InputError for any other text."""
         name = _ALIASES.get(str(text), str(text))
         kind, _, number = name.replace(" ", ":").partition(":")
-        if name in _PLACES:
+        if name in PLACES:
             return cls(name=name)
         if kind == "every" and number.isdigit() and int(number) > 0:
             return cls(name=f"every:{int(number)}", every=int(number))
@@ -120,7 +120,7 @@ class Place:
             if 0 <= (share := float(name)) <= 1:
                 return cls(name=f"{share:g}", share=share)
         raise InputError(
-            f"unknown position {str(text)!r}: write {', '.join(_PLACES)}, every:N, or a share of the thinking from 0.0 to 1.0"
+            f"unknown position {str(text)!r}: write {', '.join(PLACES)}, every:N, or a share of the thinking from 0.0 to 1.0"
         )
 
     @property

@@ -793,7 +793,7 @@ def test_a_disk_that_fails_after_the_new_manifest_takes_no_file_that_it_names(
 
     with TraceStore.open(path) as store:
         with monkeypatch.context() as patch:
-            patch.setattr(durable, "sync_folder", fail)
+            patch.setattr(durable, "_sync_folder", fail)
             with pytest.raises(StoreError, match="input/output error"):
                 store.adopt(taken) if adopting else store.append([new], make_arrays([new]))
         assert check_store(path) == [] and store.ids == TraceStore.open(path).ids == (*"abcd",)
