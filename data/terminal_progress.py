@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
@@ -67,6 +67,11 @@ class _Begun:
     at: float
 
 
+def _shown(begun: Sequence[_Begun]) -> list[_Begun]:
+    """The outermost work, and the innermost: at most `_LEVELS` in all."""
+    return [*begun[:1], *begun[1:][1 - _LEVELS :]]
+
+
 class _Lines(Listener):
     """Writes one line every `_LINE_SECONDS`, and a last one when work that took `PATIENCE` or more has ended."""
 
@@ -96,9 +101,7 @@ class _Lines(Listener):
         """Write a line if the last one was written long enough ago."""
         with self._lock:
             if self._begun and self._clock() - self._written_at >= _LINE_SECONDS:
-                self._write(
-                    "; ".join(_progress_line(one.work, self._clock() - one.at) for one in self._begun[:_LEVELS])
-                )
+                self._write("; ".join(_progress_line(one.work, self._clock() - one.at) for one in _shown(self._begun)))
 
     def close(self) -> None:
         """Forget what has not ended: after an error, a generator may end its work much later."""
@@ -179,7 +182,7 @@ class _Bars(Listener):
 
         rows = Table.grid(padding=(0, 1))
         now = self._clock()
-        for one in self._begun[:_LEVELS]:
+        for one in _shown(self._begun):
             fraction = one.work.fraction
             bar = ProgressBar(
                 total=1.0, completed=fraction or 0.0, width=20, pulse=fraction is None, animation_time=now

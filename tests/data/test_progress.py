@@ -182,3 +182,14 @@ def test_nothing_is_written_to_standard_output(capsys, monkeypatch):
     with show_progress(), working("reading", total=3, unit="files"):
         say("a line")
     assert capsys.readouterr() == ("", "a line\nreading: 0 of 3 files, 0 s\n")
+
+
+def test_deep_work_shows_the_outermost_and_what_is_in_hand():
+    """A study says which text it reads, though four kinds of work are open."""
+    with heard() as (clock, lines, out):
+        levels = working("study"), working("sweeping"), working("steering")
+        with levels[0], levels[1], levels[2], working("reading again", total=96, unit="texts") as work:
+            work.done = 24
+            pass_seconds(clock, lines, 10)
+        told = out.getvalue().splitlines()[0]
+    assert told == "study: 10 s so far; steering: 10 s so far; reading again: 24 of 96 texts, about 30 s left"
