@@ -169,7 +169,7 @@ def test_files_that_are_linked_exist(document):
 
 
 def test_the_command_reference_is_up_to_date():
-    """`make docs` writes it anew."""
+    """`make docs` writes it again."""
     command = typer.main.get_command(app)
     written = get_docs_for_click(obj=command, ctx=typer.Context(command), name="reasonscope", title="Command line")
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == f"{written.strip()}\n"
