@@ -67,6 +67,15 @@ def engine(model):
     return Engine(model.hf, model.tokenizer, str(locate("organism")))
 
 
+@pytest.fixture
+def address(engine):
+    """Where that stand-in answers."""
+    from fake_vllm import serving
+
+    with serving(engine) as url:
+        yield url
+
+
 class Heard:
     """A listener that keeps all work and all lines in the order in which they came."""
 

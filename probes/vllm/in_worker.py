@@ -1,8 +1,18 @@
 """What a hook of vllm-lens finds out inside a worker of vLLM. Its source travels to the server, so it imports nothing from here."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+
+@contextmanager
+def reported(saved: dict[str, Any]) -> Iterator[None]:
+    """Inside, the first error goes into `saved`, where the client reads it: vllm-lens would log it and go on."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  # whatever a hook raises on a server is told to its client
+        saved.setdefault("error", f"{type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reasonscope.probes.vllm.in_worker import Here, Pass
+from reasonscope.probes.vllm.in_worker import Here, Pass, reported
 from reasonscope.steering.decoding.closing import Closing, forced
 from reasonscope.steering.engine.worker import think_token_ids
 from reasonscope.steering.exits.places import Places
@@ -41,13 +41,11 @@ class StopHook:
         self._decided = 0  # tokens after which was decided; what is read again after a preemption is not decided again
 
     def __call__(self, ctx: Any, hidden: Tensor) -> None:
-        try:
+        with reported(ctx.saved):
             if self._here is None:
                 self._here = Here.of(ctx)
                 self._stop = _stop_of(self._told, self._here.worker)
             self._read(ctx.saved, self._here.now(len(hidden)), hidden)
-        except Exception as error:  # noqa: BLE001  # vllm-lens would log it; the client reads it instead
-            ctx.saved.setdefault("error", f"{type(error).__name__}: {error}")
 
     def _read(self, saved: dict[str, Any], now: Pass, hidden: Tensor) -> None:
         rank = int(getattr(now.worker, "rank", 0))  # vllm-lens would join lists of the same name

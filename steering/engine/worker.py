@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reasonscope.data.text.think_tags import ThinkTags
 from reasonscope.data.text.thinking import Thinking
-from reasonscope.probes.vllm.in_worker import Here, Pass
+from reasonscope.probes.vllm.in_worker import Here, Pass, reported
 from reasonscope.steering.recipes.description import operator_for, scope_with
 from reasonscope.steering.vectors.operators import Operator
 from reasonscope.steering.vectors.scope import Scope
@@ -56,11 +56,9 @@ class EngineHook:
         self._masks: dict[int, Tensor] = {}
 
     def __call__(self, ctx: Any, hidden: Tensor) -> Tensor | None:
-        try:
+        with reported(ctx.saved):
             return self._edited(ctx, hidden)
-        except Exception as error:  # noqa: BLE001  # vllm-lens would log it and go on unsteered; the client reads it instead
-            ctx.saved.setdefault("error", f"{type(error).__name__}: {error}")
-            return None
+        return None
 
     def _edited(self, ctx: Any, hidden: Tensor) -> Tensor | None:
         if self._here is None:

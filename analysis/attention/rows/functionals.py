@@ -1,5 +1,6 @@
 """What rows of attention are reduced to: numbers for each head, gathered block by block. Its source travels to vLLM."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ HORIZON: tuple[int, int | None] = (
 _BY_ROW = ("span", "sink", "previous", "waad")
 
 
-class RowFunctional:
+class RowFunctional(ABC):
     """A reader for `read_attention` that adds up what it needs of each head alone, so that heads may be read in several processes.
 
     Attributes:
@@ -33,9 +34,9 @@ class RowFunctional:
     sums: dict[str, Tensor]
     told: dict[str, Any]
 
+    @abstractmethod
     def __call__(self, block: AttentionBlock) -> None:
         """Add the rows of a block."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

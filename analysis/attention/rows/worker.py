@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reasonscope.analysis.attention.rows.block import ScoreRule, attention_blocks
 from reasonscope.analysis.attention.rows.functionals import RowFunctional, made
-from reasonscope.probes.vllm.in_worker import Here, Pass
+from reasonscope.probes.vllm.in_worker import Here, Pass, reported
 
 
 class RowsHook:
@@ -34,25 +34,21 @@ class RowsHook:
         self._keys: dict[int, Tensor] = {}
 
     def __call__(self, ctx: Any, hidden: Tensor) -> None:
-        try:
+        with reported(ctx.saved):
             if self._here is None:
                 self._here = Here.of(ctx)
                 self._attentions = self._here.worker._select_qk_attention_modules()
             if ctx.layer_idx in self._attentions:
                 self._look_once(ctx, ctx.layer_idx, self._here.now(len(hidden)))
-        except Exception as error:  # noqa: BLE001  # vllm-lens would log it; the client reads it instead
-            ctx.saved.setdefault("error", f"{type(error).__name__}: {error}")
 
     def _look_once(self, ctx: Any, layer: int, now: Pass) -> None:
         attention, saved = self._attentions[layer], ctx.saved
 
         def look(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             handle.remove()
-            try:
+            with reported(saved):
                 query, key = kwargs.get("query", args[0] if args else None), kwargs.get("key", (*args, None, None)[1])
                 self._read(saved, layer, now, _heads(query, attention.num_heads), _heads(key, attention.num_kv_heads))
-            except Exception as error:  # noqa: BLE001
-                saved.setdefault("error", f"{type(error).__name__}: {error}")
 
         handle = attention.register_forward_pre_hook(look, with_kwargs=True)
 

@@ -5,7 +5,6 @@ import base64
 import numpy as np
 import pytest
 import torch
-from fake_vllm import Engine, serving
 
 from reasonscope.analysis.attention.close_attention import close_attention
 from reasonscope.analysis.attention.head_profiles import head_rhythm, head_table
@@ -21,30 +20,12 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Sampling, Span
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.recording import record
-from reasonscope.probes.models.loading import locate
-from reasonscope.probes.models.model import load_model
 from reasonscope.probes.models.prompting import load_prompting
 from reasonscope.probes.vllm.writer import vllm_writer
 from reasonscope.steering.recipes.recipe import Recipe, RecipePart
 from reasonscope.steering.vectors.vector import SteeringVector
 
 pytest.importorskip("openai")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load_model("organism", dtype="float32")
-
-
-@pytest.fixture
-def engine(model):
-    return Engine(model.hf, model.tokenizer, str(locate("organism")))
-
-
-@pytest.fixture
-def address(engine):
-    with serving(engine) as url:
-        yield url
 
 
 @pytest.fixture

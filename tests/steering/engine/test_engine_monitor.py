@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_vllm import Engine, serving
 from typer.testing import CliRunner
 
 from reasonscope.app.cli import app
@@ -17,8 +16,6 @@ from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.recording import record
-from reasonscope.probes.models.loading import locate
-from reasonscope.probes.models.model import load_model
 from reasonscope.probes.models.prompting import load_prompting
 from reasonscope.probes.vllm.writer import vllm_writer
 from reasonscope.steering.decoding.monitor import ProbeMonitor
@@ -35,24 +32,8 @@ PROBLEMS = load_problems("ledger", n=2)
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load_model("organism", dtype="float32")
-
-
-@pytest.fixture(scope="module")
 def bare():
     return load_prompting("organism")
-
-
-@pytest.fixture
-def engine(model):
-    return Engine(model.hf, model.tokenizer, str(locate("organism")))
-
-
-@pytest.fixture
-def address(engine):
-    with serving(engine) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fake_vllm import serving
 
 from reasonscope.analysis.runs.runner import AnalysisTask
 from reasonscope.data.errors import InputError, SiteError
@@ -65,12 +64,6 @@ RECIPES = {
     ),
     "prefill": recipe(RecipePart(vector=vector("resid_post.2"), scope={"on": "think"}), prefill="First"),
 }  # fmt: skip
-
-
-@pytest.fixture
-def address(engine):
-    with serving(engine) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")
