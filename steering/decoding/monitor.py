@@ -99,10 +99,8 @@ class ProbeMonitor:
         self.kept: dict[str, NDArray[np.float32]] = {}
         self.closed: list[str] = []
         self._stopping: _Stopping | None = None
-        self._bar, self._near = (
-            math.inf,
-            0,
-        )  # what a projection has to pass, and for how many more passes a score may be high
+        self._bar = math.inf  # what a projection has to pass
+        self._near = 0  # for how many more passes a score may be high
         if stop_above is not None:
             self._bar, self._window = _bar(probe, stop_above), window
             places = Places.of(model) if at == "paragraph" else None

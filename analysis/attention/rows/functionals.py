@@ -16,10 +16,8 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Span
 
 WINDOW = 10  # tokens, for WAAD
-HORIZON: tuple[int, int | None] = (
-    10,
-    50,
-)  # tokens after a key, for FAI; (0, None) is the paper's other setting: to the end
+# Tokens after a key, for FAI; (0, None) is the paper's other setting: to the end.
+HORIZON: tuple[int, int | None] = (10, 50)
 _BY_ROW = ("span", "sink", "previous", "waad")
 
 
@@ -187,8 +185,7 @@ class SentenceMeans(RowFunctional):
 
 
 class RowMeans(RowFunctional):
-    """The mean attention of a few queries, `rows`, on every key up to the
-    last of them."""
+    """The mean attention of a few queries, `rows`, on every key up to the last of them."""
 
     def __init__(self, rows: Span, n_layers: int, n_heads: int) -> None:
         if not len(rows):
