@@ -11,10 +11,9 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reasonscope.data.arrays import Values
+from reasonscope.data.arrays import Values, plain
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.durable import make_folder
-from reasonscope.data.storage.plain_json import plain
 from reasonscope.data.storage.safetensors_file import SafetensorsFormat
 from reasonscope.data.storage.untrusted import wrap_errors
 

@@ -17,8 +17,8 @@ from .intervals import Estimate as Estimate
 from .sentence_cut import CutTrace as CutTrace
 from .sentence_cut import cut_trace as cut_trace
 from .storage.run_folder import RunFolder as RunFolder
+from .storage.soundness import check_store as check_store
 from .storage.store import TraceStore as TraceStore
-from .storage.store import check_store as check_store
 from .text.answers import equivalent as equivalent
 from .text.answers import extract_answer as extract_answer
 from .text.parse import build_trace as build_trace

@@ -26,7 +26,8 @@ from reasonscope.data.exchange.export import export_thought_anchors
 from reasonscope.data.exchange.importers import import_inspect, import_jsonl, import_thought_anchors
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.storage.manifest import NAME, _seal
-from reasonscope.data.storage.store import TraceStore, check_store
+from reasonscope.data.storage.soundness import check_store
+from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.storage.token_scores import read_scores
 from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.trace import Message, Problem

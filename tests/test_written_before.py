@@ -7,7 +7,8 @@ import pytest
 
 from reasonscope.analysis.results import Result
 from reasonscope.analysis.runs.saved_numbers import read_numbers
-from reasonscope.data.storage.store import TraceStore, check_store
+from reasonscope.data.storage.soundness import check_store
+from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.storage.token_scores import read_scores
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reasonscope.data.arrays import plain
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.durable import make_folder, write_text_durably
-from reasonscope.data.storage.plain_json import plain
 from reasonscope.data.storage.run_folder import RunFolder
 from reasonscope.data.storage.untrusted import parse_json
 

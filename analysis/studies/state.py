@@ -16,10 +16,10 @@ from typing import Any
 
 from reasonscope.analysis.studies.lab import Lab
 from reasonscope.analysis.studies.steps.base import Outcome, Step, Work
+from reasonscope.data.arrays import plain
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.durable import make_folder, sha256_of, write_text_durably
 from reasonscope.data.storage.manifest import NAME
-from reasonscope.data.storage.plain_json import plain
 from reasonscope.data.storage.untrusted import parse_json, wrap_errors
 from reasonscope.data.summary import Summary
 

@@ -32,7 +32,7 @@ def merge(
     out: Annotated[Path, typer.Option(help="The folder of the whole run; traces that it already has are left out.")],
 ) -> None:
     """Join the parts of a run that an array of jobs recorded. The parts stay; their files are linked rather than copied."""
-    from reasonscope.data.storage.merge import merge_stores
+    from reasonscope.data.storage.store import merge_stores
 
     with keeping(
         lambda: (
@@ -46,7 +46,8 @@ def check(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> 
     """Verify every byte of a run against its checksums, and list what is wrong. Exit status 2 if anything is."""
     from reasonscope.app.terminal import print_summary, printable
     from reasonscope.data.exchange.summaries import check_summary
-    from reasonscope.data.storage.store import TraceStore, check_store
+    from reasonscope.data.storage.soundness import check_store
+    from reasonscope.data.storage.store import TraceStore
 
     problems = check_store(run)
     for problem in problems:

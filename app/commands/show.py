@@ -17,7 +17,7 @@ def _show(numbers: Mapping[str, Any], as_json: bool) -> None:
     from rich.console import Console
 
     from reasonscope.app.demo.summary import table
-    from reasonscope.data.storage.plain_json import plain
+    from reasonscope.data.arrays import plain
 
     if as_json:
         typer.echo(json.dumps(plain(numbers), indent=2, allow_nan=False))

@@ -16,6 +16,8 @@ from reasonscope.data.storage.untrusted import check_fields, parse_json, wrap_er
 _FORMAT = "reasonscope-store"
 _VERSION = 1
 NAME = "manifest.json"
+SHARDS = "shards"
+LOCK = ".lock"
 RECIPE = "recipe.safetensors"  # beside the manifest of a store whose traces were steered
 
 

@@ -13,9 +13,7 @@ rows. Without this package: `pyarrow.parquet.read_table` and `safetensors.safe_o
 ml_dtypes`).
 """
 
-import fcntl
-import os
-import weakref
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,15 +24,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from reasonscope.data.errors import InputError, ReasonscopeError, SiteError, StoreError
-from reasonscope.data.progress import tracked
 from reasonscope.data.storage.durable import TEMPORARY, remove
-from reasonscope.data.storage.manifest import NAME, RECIPE, Manifest, Shard, SiteType, look_at, shard_name
+from reasonscope.data.storage.manifest import LOCK, NAME, RECIPE, SHARDS, Manifest, Shard, SiteType, look_at, shard_name
 from reasonscope.data.storage.records import traces_of_table
 from reasonscope.data.storage.safetensors_file import DTYPES
 from reasonscope.data.storage.shards import (
     SHARD_SCHEMA,
     Activations,
-    content_problem,
     length_problem,
     link_shard,
     read_rows,
@@ -43,11 +39,10 @@ from reasonscope.data.storage.shards import (
     rows_of,
     write_shard,
 )
+from reasonscope.data.storage.soundness import check_store, link_problem, need_blank
 from reasonscope.data.storage.untrusted import wrap_errors
+from reasonscope.data.storage.writer_lock import WriterLock
 from reasonscope.data.trace import Trace
-
-_FOLDER = "shards"
-_LOCK = ".lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +78,13 @@ class TraceStore:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
-        self._folder = path / _FOLDER
+        self._folder = path / SHARDS
         self._manifest = manifest
         self._places: dict[str, _Place] | None = None
         self._recent: tuple[str, pa.Table] | None = (
             None  # the last table that was read, as traces are mostly read in order
         )
-        self._lock = -1  # the descriptor; valid until `_unlock` closes it
-        self._unlock: weakref.finalize[..., Any] | None = None
+        self._lock = WriterLock(path)
 
     @classmethod
     def create(
@@ -113,16 +107,16 @@ class TraceStore:
         folder = Path(path)
         if len(set(sites)) != len(sites):
             raise InputError(f"sites {list(sites)} contain a duplicate; name each site once")
-        _need_blank(folder)
+        need_blank(folder)
         try:
-            (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
+            (folder / SHARDS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make {folder}: {error}") from error
         manifest = Manifest(meta=dict(meta or {}), sites=dict.fromkeys(sites))
         store = cls(folder, manifest)
         store._take_lock()
         try:
-            _need_blank(folder)  # again, since another writer may have come before we held the lock
+            need_blank(folder)  # again, since another writer may have come before we held the lock
             for begun in store._folder.iterdir():  # a shard that was never finished
                 remove(begun)
             store._write(manifest)
@@ -149,7 +143,7 @@ class TraceStore:
                 is missing, unreadable, a link, or of another length than before.
         """
         store = cls(Path(path), Manifest.read(Path(path)))
-        if problem := _link_problem(store._folder):
+        if problem := link_problem(store._folder):
             raise StoreError(problem)
         for shard in store._manifest.shards:
             for name, file in shard.files.items():
@@ -200,9 +194,7 @@ class TraceStore:
 
     def close(self) -> None:
         """Release the writer's lock, if held. Reading still works."""
-        if self._unlock is not None:
-            self._unlock()
-            self._unlock = None
+        self._lock.release()
 
     def discard(self) -> None:
         """Remove the store if it has no traces, and its folder if nothing else is in it. Raises StoreError if
@@ -214,7 +206,7 @@ class TraceStore:
             for begun in self._folder.iterdir():
                 remove(begun)
             # The manifest goes before the lock: a kill in between leaves a folder that `create` takes.
-            for path in (self.path / NAME, self.path / RECIPE, self._folder, self.path / _LOCK):
+            for path in (self.path / NAME, self.path / RECIPE, self._folder, self.path / LOCK):
                 remove(path)
         except OSError as error:
             raise StoreError(f"cannot write in {self.path}: {error}") from error
@@ -345,7 +337,7 @@ class TraceStore:
             self._index().update(self._places_in(shard))
 
     def _write(self, manifest: Manifest) -> None:
-        self._need_lock()
+        self._lock.need()
         manifest.write(self.path)
         self._manifest = manifest
 
@@ -355,10 +347,10 @@ class TraceStore:
         The files stay if that manifest names them after all (its write failed at the very end), or if they may be
         another writer's.
         """
-        if self._unlock is None:
+        if not self._lock.held:
             return
         with suppress(StoreError):
-            self._need_lock()
+            self._lock.need()
             self._manifest, self._places = Manifest.read(self.path), None
             named = {name for shard in self._manifest.shards for name in shard.files}
             for shard in shards:
@@ -402,46 +394,16 @@ class TraceStore:
                 )
         return wanted
 
-    def _lock_file(self) -> int:
-        """The descriptor of the file that is locked, unless its folder is a link."""
-        try:
-            if problem := _link_problem(self._folder):
-                raise StoreError(problem)
-            return os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        except OSError as error:
-            raise StoreError(f"cannot write in {self.path}: {error}") from error
-
     def _take_lock(self) -> None:
-        if self._unlock is not None:
-            self._need_lock()
+        if self._lock.held:
+            self._lock.need()
             return
-        self._lock = self._lock_file()
-        self._unlock = weakref.finalize(self, os.close, self._lock)
+        self._lock.take()
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process: a dead writer holds nothing
-        except OSError as error:
-            self.close()
-            raise StoreError(
-                f"{self.path} is being written by another process; wait for it, or give another folder"
-            ) from error
-        try:
-            self._need_lock()
             self._start()
         except StoreError:
             self.close()
             raise
-
-    def _need_lock(self) -> None:
-        """Raise StoreError, and release the lock, unless it is the one that another writer would find."""
-        held, found = os.fstat(self._lock), None
-        with suppress(OSError):
-            found = (self.path / _LOCK).lstat()
-        if found is None or not os.path.samestat(held, found):
-            self.close()
-            raise StoreError(
-                f"the lock {self.path / _LOCK} was removed while it was held, so another process may write; what was "
-                f"stored is intact: end the other process, and run it again"
-            )
 
     def _start(self) -> None:
         """Remove what a killed writer left, and load what another one wrote since we read the manifest."""
@@ -484,88 +446,20 @@ class TraceStore:
         return read_table(self._folder, shard, columns)
 
 
-def _need_blank(folder: Path) -> None:
-    """Raise StoreError unless a folder is new, empty, or holds only what a writer leaves if it is killed before its
-    first trace."""
-    left = {folder / _LOCK, folder / _FOLDER, folder / RECIPE}
-    try:
-        there = folder.exists()
-        empty = _empty_manifest(folder)
-        if empty is not None:
-            left.add(folder / NAME)
-        blank = folder.is_dir() and all(
-            path in left or _is_temporary(path, folder) or (empty is not None and _is_unfinished(path, folder, empty))
-            for path in folder.rglob("*")
-        )
-    except OSError as error:
-        raise StoreError(f"cannot make {folder}: {error}") from error
-    if there and not blank:
-        raise StoreError(f"{folder} exists and is not empty; give another folder, or open the store in it")
+def merge_stores(parts: Sequence[str | Path], path: str | Path) -> TraceStore:
+    """Copy the traces of all `parts` into the store at `path`, which is made if it does not exist; the parts do not
+    change.
 
-
-def _empty_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a store without traces; None for any other folder."""
-    if look_at(folder / NAME) is None:
-        return None
-    try:
-        manifest = Manifest.read(folder)
-    except StoreError:  # a damaged store may hold traces
-        return None
-    return None if manifest.shards else manifest
-
-
-def check_store(path: str | Path) -> list[str]:
-    """Everything that is wrong with the store in `path` after reading every byte of it.
-
-    Shards that a writer began and did not enter in the manifest are fine: nobody reads them, and the next ones replace
-    them.
-
-    Args:
-        path: The folder of a store.
-
-    Returns:
-        One sentence per fault; empty if the store is sound.
-
-    Example:
-        problems = rs.data.check_store("runs/mine/store")
-        for problem in problems:
-            print(problem)
+    Files are hard-linked if the file system allows it, so that nothing is stored twice. Traces that `path` already has
+    are skipped, so a second merge completes one that was killed. Raises InputError if the parts were not recorded alike
+    or share some traces, StoreError.
     """
-    folder = Path(path)
-    try:
-        manifest = Manifest.read(folder)
-    except StoreError as error:
-        return [str(error)]
-    files = {folder / _FOLDER / name: file for shard in manifest.shards for name, file in shard.files.items()}
-    found = [problem for name in (_FOLDER, _LOCK) if (problem := _link_problem(folder / name))]
-    if not (folder / _FOLDER).is_symlink():
-        read = tracked(list(files.items()), "reading every byte", "files")
-        found += [problem for name, file in read if (problem := content_problem(name, file))]
-    if "steered" in manifest.meta and not (folder / RECIPE).is_file():
-        found.append(f"{folder / RECIPE} is missing: the traces were steered by it; restore it from a copy")
-    known = {*files, folder / NAME, folder / _LOCK, folder / _FOLDER, folder / RECIPE}
-    present = (
-        Path(at, name) for at, folders, files in os.walk(folder) for name in (*folders, *files)
-    )  # a writer may remove some meanwhile
-    strays = sorted(name for name in present if name not in known and not _is_unfinished(name, folder, manifest))
-    return found + [f"{name} does not belong to the store and may be removed" for name in strays]
-
-
-def _link_problem(path: Path) -> str | None:
-    return (
-        f"{path} is a link, which could lead out of the store; put the file itself there" if path.is_symlink() else None
-    )
-
-
-def _is_temporary(path: Path, folder: Path) -> bool:
-    """Whether `path` is, or lies in, a file that a writer fills before it is renamed."""
-    return any(part.endswith(TEMPORARY) for part in path.relative_to(folder).parts)
-
-
-def _is_unfinished(path: Path, folder: Path, manifest: Manifest) -> bool:
-    """Whether `path` belongs to a shard that a writer was about to add; it still writes, or was killed and the next
-    shards replace it."""
-    number = int(path.stem) if path.stem.isdecimal() else -1
-    named = path.stem == shard_name(number) and path.suffix in (".parquet", ".safetensors")
-    coming = path.parent == folder / _FOLDER and named and number >= len(manifest.shards)
-    return coming or _is_temporary(path, folder)
+    if not parts:
+        raise InputError("nothing to merge; give the folder of at least one store")
+    stores = [TraceStore.open(part) for part in parts]
+    with TraceStore.open_or_create(path, meta=stores[0].meta, sites=stores[0].sites) as whole:
+        for store in stores:
+            whole.adopt(store)
+        if whole.recipe is not None and not whole.recipe.exists():
+            shutil.copyfile(stores[0].path / whole.recipe.name, whole.recipe)
+    return whole

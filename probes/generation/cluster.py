@@ -24,8 +24,7 @@ from reasonscope.data import errors
 from reasonscope.data.errors import InputError, MissingExtraError, ReasonscopeError, StoreError
 from reasonscope.data.progress import counted, working
 from reasonscope.data.storage.manifest import NAME
-from reasonscope.data.storage.merge import merge_stores
-from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.storage.store import TraceStore, merge_stores
 from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.architecture.sites import expand_sites
 from reasonscope.probes.generation.recording import record

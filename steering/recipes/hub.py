@@ -12,7 +12,8 @@ from huggingface_hub.errors import HFValidationError
 
 from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.storage.run_folder import run_folder
-from reasonscope.data.storage.store import TraceStore, check_store
+from reasonscope.data.storage.soundness import check_store
+from reasonscope.data.storage.store import TraceStore
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.steering.recipes.cards import card_of
 from reasonscope.steering.recipes.recipe import Recipe

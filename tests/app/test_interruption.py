@@ -10,7 +10,8 @@ import pytest
 
 from reasonscope.app.interruption import NOTHING_KEPT, interruption_line, keeping, sigterm_interrupts
 from reasonscope.data.errors import StoreError
-from reasonscope.data.storage.store import TraceStore, check_store
+from reasonscope.data.storage.soundness import check_store
+from reasonscope.data.storage.store import TraceStore
 
 # A shard a batch, so that there is something to see while it runs; a shell may have told its children to ignore Ctrl-C.
 MAIN = """

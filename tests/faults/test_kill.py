@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from reasonscope.data.storage.manifest import NAME
-from reasonscope.data.storage.store import TraceStore, check_store
+from reasonscope.data.storage.soundness import check_store
+from reasonscope.data.storage.store import TraceStore
 
 RECORD = (
     *("record", "--n", 4, "--batch-size", 1, "--sites", "resid_post.2,z.1", "--temperature", 0),

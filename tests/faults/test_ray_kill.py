@@ -14,7 +14,8 @@ from reasonscope.analysis.runs.runner import AnalysisTask, run_analysis
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.storage.manifest import NAME
 from reasonscope.data.storage.run_folder import run_folder
-from reasonscope.data.storage.store import TraceStore, check_store
+from reasonscope.data.storage.soundness import check_store
+from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.generation.cluster import Cluster, Job, record_on
 from reasonscope.probes.generation.recording import record

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reasonscope.data.errors import ReasonscopeError, StoreError
-from reasonscope.data.storage.store import TraceStore, check_store
+from reasonscope.data.storage.soundness import check_store
+from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.parse import build_trace, trace_from_text
 from reasonscope.data.trace import Problem
 from reasonscope.steering.vectors.vector import Site, SteeringVector

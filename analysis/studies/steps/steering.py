@@ -14,10 +14,10 @@ from reasonscope.analysis.studies.lab import Lab, sites_of
 from reasonscope.analysis.studies.state import key_of
 from reasonscope.analysis.studies.steps.base import Outcome, Step, Work
 from reasonscope.analysis.studies.steps.measured import Measured
+from reasonscope.data.arrays import plain
 from reasonscope.data.errors import InputError
 from reasonscope.data.progress import tracked
 from reasonscope.data.storage.durable import make_folder, write_text_durably
-from reasonscope.data.storage.plain_json import plain
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.storage.untrusted import parse_json, wrap_errors
 from reasonscope.data.summary import Summary, in_hundredths, in_percent, in_words

@@ -19,7 +19,8 @@ from reasonscope.app import cli
 from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.storage.run_folder import run_folder
-from reasonscope.data.storage.store import TraceStore, check_store
+from reasonscope.data.storage.soundness import check_store
+from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.trace import Problem, Sampling
 from reasonscope.probes.architecture.sites import Site

@@ -19,7 +19,8 @@ from reasonscope.data.organism.problems import ledger_of, request_of
 from reasonscope.data.organism.tokenizer import chat, train_tokenizer
 from reasonscope.data.organism.writer import closing_sentence, write_ledger, write_request
 from reasonscope.data.storage.run_folder import run_folder
-from reasonscope.data.storage.store import TraceStore, check_store
+from reasonscope.data.storage.soundness import check_store
+from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.storage.token_scores import read_scores
 from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.text.parse import build_trace

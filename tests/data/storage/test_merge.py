@@ -3,8 +3,7 @@
 import pytest
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.storage.merge import merge_stores
-from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.storage.store import TraceStore, merge_stores
 from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.trace import Problem
 

@@ -20,7 +20,8 @@ from reasonscope.data.storage import durable, shards
 from reasonscope.data.storage import store as store_module
 from reasonscope.data.storage.durable import write_text_durably
 from reasonscope.data.storage.manifest import Manifest, StoredFile
-from reasonscope.data.storage.store import TraceStore, check_store
+from reasonscope.data.storage.soundness import check_store
+from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.parse import build_trace, trace_from_text
 from reasonscope.data.trace import Message, Problem, Sampling, Trace
 

@@ -17,8 +17,8 @@ from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.sentence_cut import trace_sentences
 from reasonscope.data.storage.manifest import RECIPE
-from reasonscope.data.storage.merge import merge_stores
-from reasonscope.data.storage.store import TraceStore, check_store
+from reasonscope.data.storage.soundness import check_store
+from reasonscope.data.storage.store import TraceStore, merge_stores
 from reasonscope.data.storage.token_scores import read_scores
 from reasonscope.data.text.align import token_strings
 from reasonscope.data.trace import Sampling

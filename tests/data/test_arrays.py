@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from reasonscope.data.storage.plain_json import plain
+from reasonscope.data.arrays import plain
 
 
 def test_numpy_numbers_and_keys_become_pythons_own_and_what_json_lacks_becomes_none():
